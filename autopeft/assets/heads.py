@@ -1,0 +1,48 @@
+"""Task heads of transformers models: which modules they are, and a start that depends on the seed alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+__all__ = ["head_names", "reset_head"]
+
+
+def head_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """Names of the modules beside the base model that hold parameters (`classifier`; `score`; …)."""
+    base = model.base_model
+    return tuple(
+        name
+        for name, child in model.named_children()
+        if child is not base and name != "autopeft" and any(True for _ in child.parameters())
+    )
+
+
+@torch.no_grad()
+def reset_head(model: PreTrainedModel, seed: int) -> None:
+    """Start the head anew, in place: weights from N(0, `initializer_range`²), biases 0, norms the identity.
+
+    Drawn on the CPU in fp32 from a generator of its own: the same seed gives the same head on every device
+        and in every process, and torch's global generator is not touched. A configuration without
+        `initializer_range` counts as 0.02.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    std = float(getattr(model.config.get_text_config(), "initializer_range", 0.02))
+    for name in head_names(model):
+        for module in model.get_submodule(name).modules():
+            own = list(module.named_parameters(recurse=False))
+            if any(parameter.ndim >= 2 for _, parameter in own):
+                for kind, parameter in own:
+                    _draw(parameter, 0.0 if kind == "bias" else std, generator)
+            else:
+                for kind, parameter in own:
+                    nn.init.constant_(parameter, 0.0 if kind == "bias" else 1.0)
+
+
+def _draw(parameter: nn.Parameter, std: float, generator: torch.Generator) -> None:
+    if std == 0.0:
+        parameter.zero_()
+        return
+    drawn = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
+    parameter.copy_(drawn)

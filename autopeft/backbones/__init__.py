@@ -1,0 +1,20 @@
+"""Where the sites of each model family are."""
+
+from __future__ import annotations
+
+from autopeft.backbones.maps import FAMILIES, FamilyMap, StackMap
+from autopeft.backbones.places import Layout, Place, StackPlaces, base_model_of, layout_of
+from autopeft.backbones.spec_of import spec_of, spec_of_model
+
+__all__ = [
+    "FAMILIES",
+    "FamilyMap",
+    "Layout",
+    "Place",
+    "StackMap",
+    "StackPlaces",
+    "base_model_of",
+    "layout_of",
+    "spec_of",
+    "spec_of_model",
+]

@@ -1,0 +1,114 @@
+"""The generic resolver: finds the sites of a family that has no map, by the names its modules go by.
+
+It looks for the list of layers and, inside a layer, for linear maps and norms under the names that model
+code uses for them.
+What it cannot be sure of it leaves out (a method that needs such a site is then refused, never misplaced).
+"""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from autopeft.backbones.maps import FAMILIES, FamilyMap, Linear, Norm, Region, StackMap
+from autopeft.errors import SiteError
+
+__all__ = ["generic_map"]
+
+_NAMES: dict[str, tuple[str, ...]] = {
+    "q": ("q_proj", "query", "q_lin", "q", "query_proj"),
+    "k": ("k_proj", "key", "k_lin", "k", "key_proj"),
+    "v": ("v_proj", "value", "v_lin", "v", "value_proj"),
+    "qkv": ("qkv", "query_key_value", "qkv_proj", "Wqkv"),
+    "o": ("o_proj", "out_proj", "out_lin", "o", "c_proj", "dense"),
+    "up": ("up_proj", "fc1", "lin1", "wi_1", "wi", "c_fc", "dense_h_to_4h", "ffn"),
+    "gate_proj": ("gate_proj", "wi_0"),
+    "down": ("down_proj", "fc2", "lin2", "wo", "dense_4h_to_h", "ffn_output"),
+}
+
+
+def generic_map(base: PreTrainedModel) -> FamilyMap:
+    """Read a site map off a base model of an unknown family.
+
+    Raises:
+        SiteError: the model is an encoder-decoder, has no list of layers, or no attention projections in it.
+    """
+    family = base.config.model_type
+    known = ", ".join(sorted(FAMILIES))
+    if getattr(base.config, "is_encoder_decoder", False):
+        raise SiteError(
+            f"There is no site map for the encoder-decoder family {family!r}; families with a map: {known}."
+        )
+    lists = [
+        (name, m)
+        for name, m in base.named_modules()
+        if isinstance(m, nn.ModuleList)
+        and len(m) > 0
+        and len({type(x) for x in m}) == 1
+        and _find(m[0], "q", "qkv")
+    ]
+    if not lists:
+        raise SiteError(
+            f"There is no site map for {family!r}, and no list of layers with attention projections under a "
+            f"known name "
+            f"({', '.join(_NAMES['q'])}, …) was found in {type(base).__name__}; families with a map: {known}."
+        )
+    path, layers = min(lists, key=lambda item: item[0].count("."))
+    embeddings = base.get_input_embeddings()
+    where = next((n for n, m in base.named_modules() if m is embeddings), None)
+    if where is None:
+        raise SiteError(
+            f"{type(base).__name__} of the family {family!r} has no input embeddings in the base model."
+        )
+    causal = _is_causal(layers[0])
+    stack = StackMap("decoder" if causal else "encoder", "", path, _sites(layers[0]), where, causal=causal)
+    return FamilyMap((stack,))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def _find(layer: nn.Module, *sites: str) -> str | None:
+    path: str
+    for site in sites:
+        for name in _NAMES[site]:
+            for path, module in layer.named_modules():
+                if _is_linear(module) and path.rsplit(".", 1)[-1] == name:
+                    return path
+    return None
+
+
+def _is_causal(layer: nn.Module) -> bool:
+    return any(getattr(m, "is_causal", False) is True for m in layer.modules())
+
+
+def _dispatches(module: nn.Module) -> bool:
+    """Whether a module's forward hands on keyword arguments and calls transformers' attention interface."""
+    source = inspect.getsource(type(module))
+    return "ALL_ATTENTION_FUNCTIONS" in source and "**kwargs" in source
+
+
+def _sites(layer: nn.Module) -> dict[str, Linear | Norm | Region]:
+    sites: dict[str, Linear | Norm | Region] = {"layer": Region("", "")}
+    found = {site: path for site in _NAMES if (path := _find(layer, site)) is not None}
+    projection = found.get("q") or found.get("qkv")
+    if projection is not None and "." in projection:
+        inside = projection.rsplit(".", 1)[0]
+        output = found.get("o")
+        attends = _dispatches(layer.get_submodule(inside))
+        if output is None or output.split(".")[0] != inside.split(".")[0]:
+            found.pop("o", None)
+        else:
+            sites["attention"] = Region(inside, output, attends=attends)
+    up, down = found.get("up"), found.get("down")
+    if up is not None and down is not None:
+        shared = (
+            up.rsplit(".", 1)[0] if "." in up and up.rsplit(".", 1)[0] == down.rsplit(".", 1)[0] else None
+        )
+        sites["ffn"] = Region(shared, shared) if shared else Region(up, down)
+    sites.update({site: Linear(path) for site, path in found.items()})
+    return sites

@@ -1,0 +1,201 @@
+"""Places: where each site is on a given (live or meta) base model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from autopeft.backbones.generic import generic_map
+from autopeft.backbones.maps import FAMILIES, FamilyMap, Linear, Norm, Region, StackMap
+from autopeft.errors import SiteError
+from autopeft.spec import Site
+
+__all__ = ["Layout", "Place", "StackPlaces", "base_model_of", "layout_of"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A site on a live model; module paths are relative to the base model.
+
+    Attributes:
+        site: the site.
+        entry: path of the module whose input is x.
+        exit: path of the module whose output is y.
+        out_slice: for a part of a fused projection, (start, stop) of its output features.
+        transposed: the weight is stored (in, out), as Conv1D does.
+        norm: path of the region's norm.
+        attends: `entry` dispatches to an attention function.
+    """
+
+    site: Site
+    entry: str
+    exit: str
+    out_slice: tuple[int, int] | None = None
+    transposed: bool = False
+    norm: str | None = None
+    attends: bool = False
+
+
+@dataclass(frozen=True)
+class StackPlaces:
+    """A stack on a live model: its root (takes the public inputs), layers, input embeddings and places."""
+
+    map: StackMap
+    layers: tuple[str, ...]
+    hidden: int
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Everything found on a base model."""
+
+    family: FamilyMap
+    stacks: tuple[StackPlaces, ...]
+    generic: bool
+
+    def places(self) -> Iterator[Place]:
+        for stack in self.stacks:
+            yield from stack.places
+
+
+def base_model_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The transformer without its task head (`model` itself where there is none)."""
+    return cast(PreTrainedModel, model.base_model)
+
+
+def _get(module: nn.Module, path: str) -> nn.Module | None:
+    for part in path.split(".") if path else []:
+        child = module._modules.get(part)
+        if child is None:
+            return None
+        module = child
+    return module
+
+
+def _linear_shape(module: nn.Module) -> tuple[int, int, bool]:
+    """(in, out, transposed) of a linear map.
+
+    Raises:
+        SiteError: the module has no two-dimensional weight.
+    """
+    weight = getattr(module, "weight", None)
+    if weight is None or weight.ndim != 2:
+        raise SiteError(
+            f"{type(module).__name__} is not a linear map; the site map of this family is out of date."
+        )
+    transposed = isinstance(module, Conv1D)
+    out_features, in_features = weight.shape[::-1] if transposed else weight.shape
+    return int(in_features), int(out_features), transposed
+
+
+def _linear_place(
+    stack: StackMap, index: int, name: str, entry: Linear, layer: nn.Module, path: str
+) -> Place | None:
+    where = next((p for p in (entry.path, entry.instead) if p and _get(layer, p) is not None), None)
+    if where is None:
+        return None
+    module = cast(nn.Module, _get(layer, where))
+    n_in, n_out, transposed = _linear_shape(module)
+    width = n_out // entry.parts
+    part = (entry.part * width, (entry.part + 1) * width) if entry.parts > 1 else None
+    bias = getattr(module, "bias", None) is not None
+    site = Site(stack.name, index, name, "linear", n_in, width, bias=bias)
+    full = f"{path}.{where}"
+    return Place(site, full, full, out_slice=part, transposed=transposed)
+
+
+def _norm_place(
+    stack: StackMap, index: int, name: str, entry: Norm, layer: nn.Module, path: str
+) -> Place | None:
+    module = _get(layer, entry.path)
+    weight = getattr(module, "weight", None)
+    if module is None or weight is None:
+        return None
+    width = int(weight.numel())
+    site = Site(stack.name, index, name, "norm", width, width, bias=getattr(module, "bias", None) is not None)
+    full = f"{path}.{entry.path}"
+    return Place(site, full, full)
+
+
+def _region_place(
+    stack: StackMap, index: int, name: str, region: Region, layer: nn.Module, path: str, hidden: int, kv: int
+) -> Place | None:
+    if _get(layer, region.entry) is None or _get(layer, region.exit) is None:
+        return None
+    pre = None if region.order is None else region.order == "pre"
+    site = Site(stack.name, index, name, "region", hidden, hidden, kv_features=kv, pre_norm=pre)
+
+    def full(inner: str) -> str:
+        return f"{path}.{inner}" if inner else path
+
+    norm = full(region.norm) if region.norm is not None and _get(layer, region.norm) is not None else None
+    return Place(site, full(region.entry), full(region.exit), norm=norm, attends=region.attends)
+
+
+def _layer_places(stack: StackMap, index: int, layer: nn.Module, path: str, hidden: int) -> list[Place]:
+    linears = {
+        name: linear
+        for name, entry in stack.sites.items()
+        if isinstance(entry, Linear)
+        and (linear := _linear_place(stack, index, name, entry, layer, path)) is not None
+    }
+    found: list[Place] = []
+    for name, entry in stack.sites.items():
+        if isinstance(entry, Linear):
+            place = linears.get(name)
+        elif isinstance(entry, Norm):
+            place = _norm_place(stack, index, name, entry, layer, path)
+        else:
+            key = "cross_k" if name == "cross_attention" else "k"
+            kv = linears[key].site.out_features if entry.attends and key in linears else 0
+            place = _region_place(stack, index, name, entry, layer, path, hidden, kv)
+        if place is not None:
+            found.append(place)
+    return found
+
+
+def _embedding_width(module: nn.Module, hidden: int) -> int:
+    weight = getattr(module, "weight", None)
+    return int(weight.shape[1]) if weight is not None and weight.ndim == 2 else hidden
+
+
+def _stack_places(base: nn.Module, stack: StackMap, hidden: int) -> StackPlaces | None:
+    layers = _get(base, stack.layers)
+    embeddings = _get(base, stack.embeddings)
+    if layers is None or embeddings is None or not isinstance(layers, nn.ModuleList) or len(layers) == 0:
+        return None
+    width = _embedding_width(embeddings, hidden)
+    site = Site(stack.name, None, "embeddings", "embeddings", width, width)
+    places = [Place(site, stack.embeddings, stack.embeddings)]
+    paths = tuple(f"{stack.layers}.{i}" for i in range(len(layers)))
+    for i, path in enumerate(paths):
+        places += _layer_places(stack, i, layers[i], path, hidden)
+    return StackPlaces(stack, paths, hidden, tuple(places))
+
+
+def layout_of(base: PreTrainedModel) -> Layout:
+    """Find every site of a base model, by its family's map or else by the generic resolver.
+
+    Raises:
+        SiteError: neither finds a list of layers with the places it needs; the message names what was looked
+        for.
+    """
+    family = FAMILIES.get(base.config.model_type)
+    generic = family is None
+    if family is None:
+        family = generic_map(base)
+    hidden = int(base.config.hidden_size)
+    stacks = [s for m in family.stacks if (s := _stack_places(base, m, hidden)) is not None]
+    if not stacks:
+        raise SiteError(
+            f"The site map of {base.config.model_type!r} finds no layers on {type(base).__name__}; families "
+            f"with a map: "
+            f"{', '.join(sorted(FAMILIES))}."
+        )
+    return Layout(family, tuple(stacks), generic)

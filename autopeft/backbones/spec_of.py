@@ -1,0 +1,150 @@
+"""BackboneSpec from a config alone, or from a live model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from autopeft.backbones.places import Layout, Place, base_model_of, layout_of
+from autopeft.spec import BackboneSpec, Site, StackName, StackSpec, TensorRole, TensorSpec
+
+__all__ = ["spec_of", "spec_of_model"]
+
+
+def spec_of(config: PreTrainedConfig, auto_class: Any = None) -> BackboneSpec:
+    """Everything that checking and counting need, from a config: the base model is laid out on the meta
+    device.
+
+    No weights are read or allocated. Cached by the config's content.
+
+    Args:
+        config: of any supported family.
+        auto_class: the transformers auto class that the model will be loaded with
+            (`AutoModelForSequenceClassification`), since some
+            of them leave the pooler away; default: the whole base model.
+
+    Raises:
+        SiteError: no site map fits the family.
+    """
+    text = config.to_json_string(use_diff=False)
+    spec = _spec_of_json(config.model_type, text)
+    return spec if auto_class is None else _spec_in_class(config.model_type, text, auto_class)
+
+
+@lru_cache(maxsize=32)
+def _spec_of_json(model_type: str, text: str) -> BackboneSpec:
+    base = _on_meta(model_type, text, AutoModel)
+    return _spec(base, layout_of(base))
+
+
+@lru_cache(maxsize=32)
+def _spec_in_class(model_type: str, text: str, auto_class: Any) -> BackboneSpec:
+    base = base_model_of(_on_meta(model_type, text, auto_class))
+    return _cut(_spec_of_json(model_type, text), base, layout_of(base))
+
+
+def _on_meta(model_type: str, text: str, auto_class: Any) -> PreTrainedModel:
+    values = json.loads(text)
+    values.pop("model_type", None)
+    config = AutoConfig.for_model(model_type, **values)
+    with torch.device("meta"):
+        return cast(PreTrainedModel, auto_class.from_config(config))
+
+
+def spec_of_model(model: PreTrainedModel) -> tuple[BackboneSpec, Layout]:
+    """Spec and layout of a live model: what a share is of is that of its config, sites and tensors are those
+    that it has."""
+    base = base_model_of(model)
+    layout = layout_of(base)
+    return _cut(spec_of(model.config), base, layout), layout
+
+
+def _cut(spec: BackboneSpec, base: PreTrainedModel, layout: Layout) -> BackboneSpec:
+    """The spec without what this base model lacks: a pooler, a decoder."""
+    sites = {p.site.key for p in layout.places()}
+    names = {name for name, _ in base.named_parameters(remove_duplicate=False)}
+    return replace(
+        spec,
+        stacks=tuple(s for s in spec.stacks if any(x.map.name == s.name for x in layout.stacks)),
+        sites=tuple(s for s in spec.sites if s.key in sites),
+        tensors=tuple(t for t in spec.tensors if t.name in names),
+        pooler=_has_pooler(base, layout),
+    )
+
+
+def _has_pooler(base: PreTrainedModel, layout: Layout) -> bool:
+    return getattr(base, layout.family.pooler or "", None) is not None
+
+
+def _max_positions(config: PreTrainedConfig, layout: Layout) -> int | None:
+    if layout.family.modality == "vision" or config.model_type in {"t5"}:
+        return None
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None:
+        return None
+    if layout.family.position_offset == "padding":
+        return int(limit) - int(config.pad_token_id or 0) - 1
+    return int(limit)
+
+
+def _spec(base: PreTrainedModel, layout: Layout) -> BackboneSpec:
+    config = base.config
+    stacks = tuple(StackSpec(s.map.name, len(s.layers), s.hidden, s.map.causal) for s in layout.stacks)
+    vision = layout.family.modality == "vision"
+    tensors = _tensors(base, layout)
+    return BackboneSpec(
+        family=config.model_type,
+        stacks=stacks,
+        sites=tuple(p.site for p in layout.places()),
+        tensors=tensors,
+        parameters=sum(t.size for t in tensors),
+        modality=layout.family.modality,
+        max_positions=_max_positions(config, layout),
+        prompt_side="right" if vision else "left",
+        pooler=_has_pooler(base, layout),
+        generic=layout.generic,
+    )
+
+
+def _role(owner: nn.Module, name: str) -> TensorRole:
+    if isinstance(owner, nn.Embedding):
+        return "embedding"
+    if "Norm" in type(owner).__name__:
+        return "norm_bias" if name == "bias" else "norm_weight"
+    if name == "bias":
+        return "bias"
+    return "weight" if name == "weight" else "other"
+
+
+def _tensors(base: PreTrainedModel, layout: Layout) -> tuple[TensorSpec, ...]:
+    owners: dict[str, Place] = {}
+    for place in layout.places():
+        if place.site.kind in {"linear", "norm"} and place.out_slice is None:
+            owners.setdefault(place.exit, place)
+    found = []
+    for name, parameter in base.named_parameters(remove_duplicate=True):
+        path, _, leaf = name.rpartition(".")
+        owner = owners.get(path)
+        site: Site | None = owner.site if owner is not None else None
+        stack, layer = (site.stack, site.layer) if site is not None else _layer_of(name, layout)
+        found.append(
+            TensorSpec(
+                name, tuple(parameter.shape), _role(base.get_submodule(path), leaf), stack, layer,
+                site.name if site is not None else None,
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+def _layer_of(name: str, layout: Layout) -> tuple[StackName | None, int | None]:
+    for stack in layout.stacks:
+        for i, path in enumerate(stack.layers):
+            if name.startswith(f"{path}."):
+                return stack.map.name, i
+    return None, None

@@ -1,0 +1,122 @@
+"""The `autopeft` command: the table of commands, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+import typer.main
+
+from autopeft.cli import count, evaluate, export, methods, predict, runs, search, show, spaces, tasks, train
+from autopeft.errors import AutoPEFTError, UsageError
+
+__all__ = ["app", "main"]
+
+DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+# Typer carries its own copy of click from some version on: its bases are found through the public names.
+_BAD_COMMAND_LINE: Any = typer.BadParameter.__mro__[1]
+_COMMAND_LINE_ERROR: Any = typer.BadParameter.__mro__[2]
+
+_COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
+    ("search", search.search, "Find"),
+    ("train", train.train, "Reuse"),
+    ("evaluate", evaluate.evaluate, "Reuse"),
+    ("predict", predict.predict, "Reuse"),
+    ("export", export.export, "Reuse"),
+    ("show", show.show, "Look"),
+    ("count", count.count, "Look"),
+    ("runs", runs.runs, "Look"),
+    ("methods", methods.methods, "Look"),
+    ("spaces", spaces.spaces, "Look"),
+    ("tasks", tasks.tasks, "Look"),
+)
+
+app = typer.Typer(
+    name="autopeft",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"autopeft {version('autopeft')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Search, compose and reuse hybrids of parameter-efficient fine-tuning methods under a parameter budget.
+
+    Start here:
+
+    \b
+      autopeft search --budget 0.5% --task sst2     find the best hybrid under 0.5 % of the backbone
+      autopeft methods                              what hybrids are made of
+      autopeft show mam                             a fixed recipe, drawn and counted
+
+    Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted. AUTOPEFT_DEBUG=1 shows tracebacks.
+    """
+
+
+for _name, _function, _panel in _COMMANDS:
+    app.command(_name, rich_help_panel=_panel, no_args_is_help=False)(_function)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed, 2 bad usage, 130 interrupted.
+
+    Errors are one sentence on stderr; `AUTOPEFT_DEBUG=1` shows the traceback as well.
+    """
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(
+            args=None if argv is None else list(argv), prog_name="autopeft", standalone_mode=False
+        )
+    except _COMMAND_LINE_ERROR as error:
+        message = error.format_message()
+        bad = isinstance(error, _BAD_COMMAND_LINE)
+        if not message:
+            return BAD_USAGE if bad else DONE
+        return _fail(message, error, BAD_USAGE if bad else FAILED)
+    except AutoPEFTError as error:
+        return _fail(str(error), error, BAD_USAGE if isinstance(error, UsageError) else FAILED)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        return _fail("interrupted.", error, INTERRUPTED)
+    except BrokenPipeError:
+        _silence_stdout()
+        return FAILED
+    except Exception as error:
+        hint = "" if _debug() else " Set AUTOPEFT_DEBUG=1 to see where."
+        return _fail(f"{type(error).__name__}: {error}{hint}", error, FAILED)
+    return code if isinstance(code, int) else DONE
+
+
+def _debug() -> bool:
+    return os.environ.get("AUTOPEFT_DEBUG", "") not in ("", "0")
+
+
+def _fail(message: str, error: BaseException, code: int) -> int:
+    if _debug():
+        traceback.print_exception(error, file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _silence_stdout() -> None:
+    """Let the interpreter's last flush of a closed pipe go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,60 @@
+"""Where the commands write: results to stdout, notices to stderr, JSON alone when asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autopeft.report.sheet import Sheet
+
+__all__ = ["notify", "say", "say_json", "say_sheet", "terminal"]
+
+
+def terminal() -> bool:
+    """Whether stdout is a terminal (a live table and colours) or a pipe (plain lines)."""
+    return sys.stdout.isatty()
+
+
+def say(text: str = "") -> None:
+    """A line of the result."""
+    print(text, flush=True)
+
+
+def notify(text: str) -> None:
+    """A notice that is not part of the result: to stderr, so that pipes stay clean."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def say_sheet(sheet: Sheet) -> None:
+    """A table: drawn on a terminal, aligned plain text in a pipe."""
+    if not terminal():
+        say(sheet.plain())
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(sheet.rich())
+
+
+def say_json(value: Any) -> None:
+    """One JSON document on stdout; figures that are not finite become null, so that any parser reads it."""
+    say(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(v) for v in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
+    if isinstance(value, Path):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    return value

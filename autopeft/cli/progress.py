@@ -1,0 +1,208 @@
+"""What a search shows while it runs: a live table on a terminal, plain lines in a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+from autopeft.report.text import duration, number, percent, score
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+
+    from autopeft.search.jobs import CountTable, Job, SearchInfo, TrialRecord
+
+__all__ = ["LiveReporter", "PlainReporter", "brief", "watch"]
+
+_PHASES = {
+    "search": "Search",
+    "confirm": "Finalists with fresh seeds",
+    "baseline": "Baselines at the same budget",
+    "test": "Test of the winner",
+}
+_ROWS = 12
+
+
+def brief(recipe: Mapping[str, Any]) -> str:
+    """The methods of a recipe in one line: `lora + prefix_tuning`."""
+    found: dict[str, None] = {}
+
+    def walk(items: Any) -> None:
+        for item in items or ():
+            if isinstance(item, str):
+                found[item] = None
+                continue
+            name, body = next(iter(item.items()))
+            if name in ("sum", "chain", "gate"):
+                walk(body["children"] if isinstance(body, Mapping) else body)
+            else:
+                found[name] = None
+
+    for block in recipe.get("layers", ()):
+        walk(block["attach"])
+    walk(recipe.get("model", ()))
+    return " + ".join(found) or "head only"
+
+
+def opening(info: SearchInfo) -> list[str]:
+    """What a search is about to do. That data stand in for others was said when they were read."""
+    low, high = info.limits
+    limit = f"{high:,}" if low == 0 else f"{low:,} to {high:,}"
+    return [
+        f"task {info.task} ({info.metric}), backbone {info.model}, space {info.space}, "
+        f"budget {info.budget}: {limit} parameters",
+        f"{info.trials} trials of {info.steps} steps, {info.jobs} training runs in all, "
+        f"{info.workers} workers, about {duration(info.estimated_seconds)}",
+        f"run folder {info.run}",
+    ]
+
+
+def _outcome(record: TrialRecord) -> str:
+    if record.state == "failed":
+        return f"failed: {record.error}"
+    if record.state == "duplicate":
+        return f"{score(record.score)} (same as trial {record.duplicate_of})"
+    return score(record.scores.get("test", record.score) if record.kind == "test" else record.score)
+
+
+def _size(counts: CountTable | None) -> str:
+    return "–" if counts is None else f"{number(counts['deployed'])} ({percent(counts['share'])})"
+
+
+class PlainReporter:
+    """One line for each event worth keeping in a log; steps are not."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+
+    def _say(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
+    def on_start(self, info: SearchInfo) -> None:
+        """Print what will be done."""
+        for line in opening(info):
+            self._say(line)
+
+    def on_phase(self, name: str, jobs: int) -> None:
+        """Print the phase's name."""
+        self._say(f"{_PHASES.get(name, name)}: {jobs} runs")
+
+    def on_trial_start(self, job: Job, counts: CountTable | None) -> None:
+        """Nothing: the line comes at the end."""
+
+    def on_step(self, job: Job, step: int, loss: float, remaining: float | None) -> None:
+        """Nothing: a pipe has no use for progress."""
+
+    def on_trial_end(self, record: TrialRecord, best: float | None, remaining: float | None) -> None:
+        """Print the run's outcome, the best so far and the time left."""
+        self._say(
+            f"{record.label}: {_outcome(record)}  {_size(record.counts)}  {brief(record.recipe)}  "
+            f"{duration(record.seconds)}  best {score(best)}  left {duration(remaining)}"
+        )
+
+
+class LiveReporter:
+    """A table of the latest runs that redraws itself, with the progress of running ones and the time left."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+        self._done: list[tuple[str, str, str, str]] = []
+        self._running: dict[str, tuple[Job, CountTable | None, int, float]] = {}
+        self._phase, self._jobs, self._ended = "", 0, 0
+        self._best: float | None = None
+        self._remaining: float | None = None
+
+    @contextmanager
+    def showing(self) -> Iterator[None]:
+        """Keep the table on the screen; what is printed meanwhile scrolls above it."""
+        from rich.live import Live
+
+        with Live(
+            self._draw(),
+            console=self._console,
+            refresh_per_second=4,
+            transient=False,
+            vertical_overflow="crop",
+        ) as live:
+            self._live = live
+            yield
+            live.update(self._draw(), refresh=True)
+        self._live = None
+
+    def on_start(self, info: SearchInfo) -> None:
+        """Print what will be done above the table."""
+        for line in opening(info):
+            self._console.print(line, markup=False, highlight=False)
+        self._remaining = info.estimated_seconds
+        self._refresh()
+
+    def on_phase(self, name: str, jobs: int) -> None:
+        """Start counting the runs of a new phase."""
+        self._phase, self._jobs, self._ended = _PHASES.get(name, name), jobs, 0
+        self._refresh()
+
+    def on_trial_start(self, job: Job, counts: CountTable | None) -> None:
+        """Add a running row."""
+        self._running[job.id] = (job, counts, 0, float("nan"))
+        self._refresh()
+
+    def on_step(self, job: Job, step: int, loss: float, remaining: float | None) -> None:
+        """Move a running row on."""
+        _, counts, _, _ = self._running.get(job.id, (job, None, 0, 0.0))
+        self._running[job.id] = (job, counts, step, loss)
+        self._remaining = remaining if remaining is not None else self._remaining
+        self._refresh()
+
+    def on_trial_end(self, record: TrialRecord, best: float | None, remaining: float | None) -> None:
+        """Turn the running row into a finished one."""
+        for key, (job, *_) in list(self._running.items()):
+            if job.label == record.label:
+                del self._running[key]
+        self._done.append((record.label, brief(record.recipe), _size(record.counts), _outcome(record)))
+        self._ended += 1
+        self._best = best if best is not None else self._best
+        self._remaining = remaining if remaining is not None else self._remaining
+        self._refresh()
+
+    def _refresh(self) -> None:
+        if self._live is not None:
+            self._live.update(self._draw())
+
+    def _draw(self) -> RenderableType:
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+        from rich.text import Text
+
+        left = duration(self._remaining)
+        title = f"{self._phase}  {self._ended}/{self._jobs}   best {score(self._best)}   left {left}"
+        table = Table(
+            box=SIMPLE_HEAD, title=Text(title if self._phase else "starting …"), title_justify="left"
+        )
+        for header in ("run", "methods", "deployed", "score"):
+            table.add_column(header, overflow="ellipsis", no_wrap=header != "methods")
+        for row in self._done[-_ROWS:]:
+            table.add_row(*(Text(cell) for cell in row))
+        for job, counts, step, loss in self._running.values():
+            done = f"{step}/{job.steps} steps" if job.steps else "scoring"
+            progress = done if loss != loss else f"{done}, loss {loss:.3f}"
+            table.add_row(
+                *(Text(c, style="dim") for c in (job.label, brief(job.recipe), _size(counts), progress))
+            )
+        return table
+
+
+@contextmanager
+def watch(*, live: bool, stream: TextIO | None = None) -> Iterator[PlainReporter | LiveReporter]:
+    """A reporter that writes to `stream` (default: stdout): the live table, or plain lines."""
+    if not live:
+        yield PlainReporter(stream)
+        return
+    from rich.console import Console
+
+    reporter = LiveReporter(Console(file=stream))
+    with reporter.showing():
+        yield reporter

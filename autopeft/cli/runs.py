@@ -1,0 +1,62 @@
+"""`autopeft runs`: what has been run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autopeft.cli.console import say_json, say_sheet
+from autopeft.cli.options import Json
+
+__all__ = ["runs"]
+
+
+def runs(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="Show this run's trials; left out, all runs are listed."),
+    ] = None,
+    root: Annotated[Path, typer.Option("--root", help="Folder that holds the runs.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """List the runs, newest first, or show one: every trial, the finals and the front.
+
+    \b
+      autopeft runs
+      autopeft runs latest
+      autopeft runs latest --json
+    """
+    from autopeft.report.runs import front_sheet, runs_sheet, trials_sheet
+    from autopeft.search.runfolder import list_runs, load_run
+
+    if run is None:
+        found = [folder.summary() for folder in list_runs(root)]
+        if as_json:
+            say_json(found)
+        else:
+            say_sheet(runs_sheet(found, str(root)))
+        return
+    folder = load_run(run, root=root)
+    trials, finals = folder.lines("trials.jsonl"), folder.lines("finals.jsonl")
+    front = folder.front() if (folder.path / "front.json").exists() else []
+    if as_json:
+        result = folder.result() if (folder.path / "result.json").exists() else None
+        say_json(
+            {
+                "manifest": folder.manifest(),
+                "result": result,
+                "trials": trials,
+                "finals": finals,
+                "front": front,
+            }
+        )
+        return
+    for sheet in (
+        runs_sheet([folder.summary()], str(root)),
+        trials_sheet([*trials, *finals]),
+        front_sheet(front),
+    ):
+        if sheet.rows:
+            say_sheet(sheet)

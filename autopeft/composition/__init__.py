@@ -1,0 +1,12 @@
+"""How modules act together: `sum`, `chain`, `gate`."""
+
+from __future__ import annotations
+
+from autopeft.composition.chain import Chain
+from autopeft.composition.contract import Child, ChildSpec, Composition, Way
+from autopeft.composition.gate import Gate
+from autopeft.composition.sums import Sum
+
+__all__ = ["COMPOSITIONS", "Chain", "Child", "ChildSpec", "Composition", "Gate", "Sum", "Way"]
+
+COMPOSITIONS: dict[str, type[Sum] | type[Chain] | type[Gate]] = {c.kind: c for c in (Sum, Chain, Gate)}

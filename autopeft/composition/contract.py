@@ -1,0 +1,80 @@
+"""What a composition is: children that act together at a site.
+
+A composition is an `nn.Module` (most have no parameters) with one fold for each way in. Its children are
+`Child` objects: a method's module bound
+to the site, or another composition. A fold returns what a single module would: a delta, keys and values, or
+a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol
+
+from torch import Tensor, nn
+
+from autopeft.method import Call, ParameterCount, WeightTarget
+from autopeft.spec import Site
+
+__all__ = ["Child", "ChildSpec", "Composition", "Way"]
+
+Way = Literal["hook", "weight", "kv", "prompt"]
+
+
+class Child(Protocol):
+    """A child at one site (see `HookModule`, `WeightModule` and `KeyValueModule` for shapes)."""
+
+    name: str
+
+    def delta(self, x: Tensor, y: Tensor, call: Call) -> Tensor: ...
+
+    def reads(self, x: Tensor, y: Tensor, call: Call) -> Tensor: ...
+
+    def weight(self, target: WeightTarget, original: Tensor, current: Tensor) -> Tensor: ...
+
+    def key_value(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class ChildSpec:
+    """What a composition knows of a child before anything is built.
+
+    Attributes:
+        name: the entry's or the inner composition's name.
+        label: how messages call it (`lora`, `gate(lora, bitfit)`).
+        ways: how it acts.
+        sites: where.
+    """
+
+    name: str
+    label: str
+    ways: frozenset[Way]
+    sites: tuple[Site, ...] = field(default=())
+
+
+class Composition(Protocol):
+    """The contract of `sum`, `chain`, `gate` and what comes after them."""
+
+    kind: ClassVar[str]
+
+    @classmethod
+    def check(cls, children: Sequence[ChildSpec]) -> None:
+        """Raise CompositionError where these children cannot act together, saying why and what would work."""
+        ...
+
+    @classmethod
+    def parameter_count(cls, children: Sequence[ChildSpec]) -> ParameterCount: ...
+
+    @classmethod
+    def build(cls, children: Sequence[ChildSpec], options: dict[str, object]) -> nn.Module: ...
+
+    def delta(self, site: Site, children: Sequence[Child], x: Tensor, y: Tensor, call: Call) -> Tensor: ...
+
+    def weight(
+        self, target: WeightTarget, children: Sequence[Child], original: Tensor, current: Tensor
+    ) -> Tensor: ...
+
+    def key_value(
+        self, site: Site, children: Sequence[Child], x: Tensor, call: Call
+    ) -> tuple[Tensor, Tensor]: ...

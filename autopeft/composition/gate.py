@@ -1,0 +1,122 @@
+"""`gate`: each child at each site behind a learned, input-dependent gate (UniPELT)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from autopeft.composition.contract import Child, ChildSpec
+from autopeft.errors import CompositionError
+from autopeft.method import Call, ParameterCount, WeightTarget
+from autopeft.nn import PerSite
+from autopeft.spec import Site
+
+__all__ = ["Gate"]
+
+
+class Gate(nn.Module):
+    """δ = Σ gᵢ·δᵢ with gᵢ = mean over real positions of σ(wᵢ·u + bᵢ), one scalar for each example, child and
+    site.
+
+    u is what the child reads: the site's input, or for a serial adapter what it transforms. A gate takes the
+        place of a child's
+    own constant scale (LoRA's α/r), and multiplies a prefix's keys and values (a zero gate leaves zeroed
+    keys, which still
+    take attention). w is N(0, 0.02), b is zero. Mao et al. 2022, arXiv:2110.07577, §3.2. Their mean runs
+    over padding too, so that results depend on the
+    padding's length; here it is masked, and `masked: false` gives theirs. width + 1 parameters for each
+    child and site.
+    """
+
+    kind: ClassVar[str] = "gate"
+
+    def __init__(self, children: Sequence[ChildSpec], masked: bool) -> None:
+        super().__init__()
+        self.masked = masked
+        self.gates = nn.ModuleDict(
+            {c.name: PerSite({s.key: self._linear(s) for s in c.sites}) for c in children}
+        )
+
+    @staticmethod
+    def _linear(site: Site) -> nn.Linear:
+        linear = nn.Linear(site.in_features, 1)
+        nn.init.normal_(linear.weight, std=0.02)
+        nn.init.zeros_(linear.bias)
+        return linear
+
+    @classmethod
+    def check(cls, children: Sequence[ChildSpec]) -> None:
+        for child in children:
+            if "weight" in child.ways:
+                raise CompositionError(
+                    f"A gate depends on the input, but {child.label} alters weights, which are the same for "
+                    f"every example; "
+                    "list it beside the gate, or gate a module that acts on activations (lora, "
+                    "serial_adapter, ia3, …)."
+                )
+            if "prompt" in child.ways:
+                raise CompositionError(
+                    f"{child.label} adds rows to the sequence before any layer could feed a gate; list it "
+                    f"under `model:`, outside the gate."
+                )
+
+    @classmethod
+    def parameter_count(cls, children: Sequence[ChildSpec]) -> ParameterCount:
+        n = sum(s.in_features + 1 for c in children for s in c.sites)
+        return ParameterCount(n, n)
+
+    @classmethod
+    def build(cls, children: Sequence[ChildSpec], options: dict[str, object]) -> Gate:
+        return cls(children, masked=bool(options.get("masked", True)))
+
+    def value(self, site: Site, name: str, u: Tensor, call: Call) -> Tensor:
+        """g for every example: (batch, 1, 1) from u (batch, positions, width).
+
+        Raises:
+            CompositionError: keys and values come from a cache, so that earlier positions cannot be pooled.
+        """
+        if call.context.cached:
+            raise CompositionError(
+                "A gate pools over the whole sequence, but a decoding step with a cache sees only the new "
+                "token; "
+                "generate with use_cache=False."
+            )
+        linear = cast("PerSite[nn.Linear]", self.gates[name])[site]
+        g: Tensor = torch.sigmoid(linear(u.to(linear.weight.dtype))).to(u.dtype)
+        mask = call.context.mask
+        if self.masked and mask is not None and mask.shape[1] == u.shape[1]:
+            weights = mask.to(g.dtype).unsqueeze(-1)
+            return (g * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)
+        return g.mean(1, keepdim=True)
+
+    def delta(self, site: Site, children: Sequence[Child], x: Tensor, y: Tensor, call: Call) -> Tensor:
+        inner = replace(call, gated=True)
+        total: Tensor | None = None
+        for child in children:
+            gate = self.value(site, child.name, child.reads(x, y, call), call)
+            term = gate * child.delta(x, y, inner)
+            total = term if total is None else total + term
+        if total is None:
+            raise CompositionError("A gate has no child here.")
+        return total
+
+    def weight(
+        self, target: WeightTarget, children: Sequence[Child], original: Tensor, current: Tensor
+    ) -> Tensor:
+        raise CompositionError("A gate holds no weight methods.")
+
+    def key_value(
+        self, site: Site, children: Sequence[Child], x: Tensor, call: Call
+    ) -> tuple[Tensor, Tensor]:
+        inner = replace(call, gated=True)
+        keys, values = [], []
+        for child in children:
+            gate = self.value(site, child.name, x, call)
+            k, v = child.key_value(x, inner)
+            keys.append(gate * k)
+            values.append(gate * v)
+        return torch.cat(keys, dim=1), torch.cat(values, dim=1)

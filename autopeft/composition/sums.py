@@ -1,0 +1,58 @@
+"""`sum`: every child reads the same x and y₀; their deltas add."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from autopeft.composition.contract import Child, ChildSpec
+from autopeft.method import Call, ParameterCount, WeightTarget
+from autopeft.spec import Site
+
+__all__ = ["Sum"]
+
+
+class Sum(nn.Module):
+    """y = y₀ + Σ δᵢ(x, y₀). Weights: W₀ + Σ ΔWᵢ, each read off W₀. Prefixes: one after the other, in file
+    order."""
+
+    kind: ClassVar[str] = "sum"
+
+    @classmethod
+    def check(cls, children: Sequence[ChildSpec]) -> None:
+        """Anything adds up."""
+
+    @classmethod
+    def parameter_count(cls, children: Sequence[ChildSpec]) -> ParameterCount:
+        return ParameterCount(0, 0)
+
+    @classmethod
+    def build(cls, children: Sequence[ChildSpec], options: dict[str, object]) -> Sum:
+        return cls()
+
+    def delta(self, site: Site, children: Sequence[Child], x: Tensor, y: Tensor, call: Call) -> Tensor:
+        total = children[0].delta(x, y, call)
+        for child in children[1:]:
+            total = total + child.delta(x, y, call)
+        return total
+
+    def weight(
+        self, target: WeightTarget, children: Sequence[Child], original: Tensor, current: Tensor
+    ) -> Tensor:
+        for child in children:
+            current = child.weight(target, original, current)
+        return current
+
+    def key_value(
+        self, site: Site, children: Sequence[Child], x: Tensor, call: Call
+    ) -> tuple[Tensor, Tensor]:
+        pairs = [child.key_value(x, call) for child in children]
+        if len(pairs) == 1:
+            return pairs[0]
+        batch = max(k.shape[0] for k, _ in pairs)
+        keys = torch.cat([k.expand(batch, -1, -1) for k, _ in pairs], dim=1)
+        values = torch.cat([v.expand(batch, -1, -1) for _, v in pairs], dim=1)
+        return keys, values

@@ -1,0 +1,121 @@
+"""Budgets, and the one function that counts.
+
+`deployed` is what inference needs and training set: the budget's figure. `trained` adds what is thrown away
+after training (reparameterisation
+MLPs). The head is trained always and counted apart. A share is of the base model's unique parameters,
+embeddings and pooler
+included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autopeft.errors import BudgetError, UsageError
+from autopeft.graph import CompositionGraph, build_graph
+from autopeft.quantity import Quantity, parse_quantity
+from autopeft.recipe import Recipe
+from autopeft.spec import BackboneSpec
+
+__all__ = ["Budget", "Counts", "count"]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The four figures of a hybrid.
+
+    Attributes:
+        deployed: parameters that inference needs and training set, head left out.
+        trained: parameters that the optimizer holds, head left out.
+        head: parameters of the task head (0 where no head is known).
+        backbone: unique parameters of the base model.
+    """
+
+    deployed: int
+    trained: int
+    head: int
+    backbone: int
+
+    @property
+    def share(self) -> float:
+        """Deployed over backbone."""
+        return self.deployed / self.backbone
+
+    @property
+    def share_with_modules(self) -> float:
+        """Deployed over backbone and modules together."""
+        return self.deployed / (self.backbone + self.deployed)
+
+    def to_dict(self) -> dict[str, int | float]:
+        return {
+            "deployed": self.deployed,
+            "trained": self.trained,
+            "head": self.head,
+            "backbone": self.backbone,
+            "share": self.share,
+            "share_with_modules": self.share_with_modules,
+        }
+
+
+def count(what: Recipe | CompositionGraph, spec: BackboneSpec, *, head: int = 0) -> Counts:
+    """Count a recipe (or its graph) on a backbone in closed form.
+
+    Raises:
+        UsageError: the recipe does not fit the backbone.
+    """
+    graph = what if isinstance(what, CompositionGraph) else build_graph(what, spec)
+    total = graph.parameter_count()
+    return Counts(total.deployed, total.trained, head, spec.parameters)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit on deployed parameters: an upper one, and with a range a lower one too.
+
+    Shares are of the backbone's parameters and rounded down: MiniLM (22,713,216) at 0.5 % is 113,566.
+    """
+
+    upper: Quantity
+    lower: Quantity | None = None
+
+    @classmethod
+    def parse(cls, text: str | int) -> Budget:
+        """Read `0.5%`, `300k`, `1.2M`, `0.1%..1%` or `100k..300k`.
+
+        Raises:
+            BudgetError: `text` is none of these, or the range is empty.
+        """
+        low, dots, high = str(text).partition("..")
+        try:
+            if not dots:
+                return cls(parse_quantity(low))
+            lower, upper = parse_quantity(low), parse_quantity(high)
+        except UsageError as error:
+            raise BudgetError(f"Budget {text!r}: {error} A range is written '0.1%..1%'.") from error
+        if lower.share == upper.share and lower.value > upper.value:
+            raise BudgetError(f"Budget {text!r} runs backwards; write '{upper}..{lower}'.")
+        return cls(upper, lower)
+
+    def limits(self, spec: BackboneSpec) -> tuple[int, int]:
+        """(least, most) deployed parameters on this backbone.
+
+        Raises:
+            BudgetError: the range is empty here, or not even one parameter fits.
+        """
+        most = self.upper.of(spec.parameters)
+        least = 0 if self.lower is None else self.lower.of(spec.parameters)
+        if most < 1:
+            raise BudgetError(f"A budget of {self} of {spec.parameters:,} parameters leaves none; raise it.")
+        if least > most:
+            raise BudgetError(
+                f"A budget of {self} is empty on this backbone: {least:,} to {most:,} parameters."
+            )
+        return least, most
+
+    def admits(self, deployed: int, spec: BackboneSpec) -> bool:
+        """Whether a deployed count lies within the limits."""
+        least, most = self.limits(spec)
+        return least <= deployed <= most
+
+    def __str__(self) -> str:
+        return str(self.upper) if self.lower is None else f"{self.lower}..{self.upper}"

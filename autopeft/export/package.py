@@ -1,0 +1,212 @@
+"""A trained hybrid in a folder of its own: everything another process or another machine needs to use it.
+
+```
+recipe.yaml            the recipe                manifest.json   backbone, its hash, task, labels, length
+*.safetensors, …       weights, head included    README.md       a short model card
+peft/                  the same in Hugging Face peft's format, where it can be said
+```
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autopeft.errors import AutoPEFTError, UsageError
+from autopeft.export.files import read_json, write_atomic, write_json
+from autopeft.search.runfolder import load_run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from autopeft.hybrid import Hybrid
+    from autopeft.tasks import Kind
+
+__all__ = ["Card", "Saved", "find_saved", "load_saved", "write_package"]
+
+_MANIFEST = "manifest.json"
+_WEIGHTS = "winner"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a trained hybrid was made from, as its manifest tells.
+
+    Attributes:
+        model: the backbone as it was named.
+        backbone: where it came from, with its `sha256` where it is known.
+        data: the task's own description (name, kind, labels, metric, source).
+        max_length: longest text in tokens.
+        result: counts and scores, where they are known.
+    """
+
+    model: str
+    backbone: Mapping[str, Any]
+    data: Mapping[str, Any]
+    max_length: int
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> Card:
+        """The card of a run folder or an exported folder.
+
+        Raises:
+            UsageError: the manifest is absent or damaged.
+        """
+        manifest = read_json(folder / _MANIFEST)
+        result = manifest.get("result")
+        if result is None and (folder / "result.json").is_file():
+            result = read_json(folder / "result.json")
+        try:
+            card = cls(
+                model=str(manifest["model"]),
+                backbone=dict(manifest["backbone"]),
+                data=dict(manifest["data"]),
+                max_length=int(manifest["training"]["max_length"]),
+                result=dict(result or {}),
+            )
+            known = card.kind in ("classification", "regression") and isinstance(card.labels, tuple)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"{folder / _MANIFEST} is not a manifest of a trained hybrid: {error!r}."
+            ) from error
+        if not known:
+            raise UsageError(f"{folder / _MANIFEST} names the unknown kind of task {card.kind!r}.")
+        return card
+
+    @property
+    def kind(self) -> Kind:
+        kind: Kind = self.data["kind"]
+        return kind
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(str(label) for label in self.data["labels"])
+
+    @property
+    def metric(self) -> str:
+        return str(self.data["metric"])
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of the head."""
+        return len(self.labels) if self.kind == "classification" else 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest of an exported folder."""
+        return {
+            "task": self.data.get("name"),
+            "model": self.model,
+            "backbone": dict(self.backbone),
+            "data": dict(self.data),
+            "training": {"max_length": self.max_length},
+            "result": dict(self.result),
+        }
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A trained hybrid on disk: its `folder` (a run or an export), where the `weights` are, its `card`."""
+
+    folder: Path
+    weights: Path
+    card: Card
+
+
+def find_saved(ref: str | Path, *, runs: str | Path = "runs") -> Saved:
+    """The trained hybrid that `ref` means: an exported folder, a run folder, a run's name, or `latest`.
+
+    Raises:
+        UsageError: there is none, or the run has no trained weights.
+    """
+    folder = Path(ref).expanduser()
+    if not (folder / _MANIFEST).is_file():
+        if folder.is_dir():
+            raise UsageError(f"{folder} has no {_MANIFEST}: it is neither a run nor an exported hybrid.")
+        folder = load_run(ref, root=runs).path
+    weights = folder / _WEIGHTS if (folder / _WEIGHTS).is_dir() else folder
+    if not any(weights.glob("*.safetensors")):
+        raise UsageError(f"{folder} holds no trained weights: the run did not come that far.")
+    return Saved(folder, weights, Card.read(folder))
+
+
+def load_saved(
+    saved: Saved, *, model: str | None = None, notify: Callable[[str], None] | None = None
+) -> tuple[Hybrid, PreTrainedTokenizerBase]:
+    """The hybrid on its backbone, ready to predict, and the tokenizer. `model` is where the backbone is now.
+
+    Raises:
+        UsageError: the backbone is not the one that the hybrid was trained on, or the weights do not fit.
+    """
+    from autopeft.assets import load_model, load_tokenizer, resolve_model
+    from autopeft.hybrid import load
+
+    card = saved.card
+    source = resolve_model(model or card.model, notify=notify)
+    trained_on = card.backbone.get("sha256")
+    if trained_on and source.sha256 and trained_on != source.sha256:
+        raise UsageError(
+            f"The backbone {model or card.model!r} is not the one that this hybrid was trained on (sha256 "
+            f"{source.sha256[:12]}…, but {str(trained_on)[:12]}… is needed); name the right one with --model."
+        )
+    live = load_model(source, card.kind, card.num_labels)
+    hybrid = load(live, saved.weights)
+    hybrid.model.eval()
+    return hybrid, load_tokenizer(source)
+
+
+def write_package(saved: Saved, folder: str | Path) -> Path:
+    """Copy a trained hybrid into a new or empty folder, with manifest and model card; returns the folder.
+
+    Raises:
+        UsageError: the folder is not empty.
+        AutoPEFTError: it cannot be written.
+    """
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} exists and is not an empty folder; choose another -o, or remove it.")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        names = [p.name for p in sorted(saved.weights.iterdir()) if p.is_file()]
+        for name in names:
+            shutil.copyfile(saved.weights / name, target / name)
+        if not (target / "recipe.yaml").exists():
+            shutil.copyfile(saved.folder / "recipe.yaml", target / "recipe.yaml")
+    except OSError as error:
+        raise AutoPEFTError(f"Cannot write {str(target)!r}: {error.strerror}.") from error
+    write_json(target / _MANIFEST, saved.card.to_dict())
+    write_atomic(target / "README.md", model_card(saved.card))
+    return target
+
+
+def model_card(card: Card) -> str:
+    """A short model card in Markdown, with which data the scores are from."""
+    source = card.data.get("source") or {}
+    lines = [
+        f"# A hybrid for {card.data.get('name')}",
+        "",
+        f"A parameter-efficient hybrid on the frozen backbone `{card.model}`; `recipe.yaml` says what it is.",
+        "",
+        f"- Labels: {', '.join(card.labels) or 'a real number'}; at most {card.max_length} tokens.",
+        f"- Data: {source.get('name')} ({source.get('origin')})."
+        + (f" {source['notice']}" if source.get("notice") else ""),
+    ]
+    if card.result.get("test_mean") is not None:
+        sd = card.result.get("test_sd")
+        spread = "" if sd is None else f" ± {sd:.4f}"
+        lines.append(f"- {card.metric} on the test split: {card.result['test_mean']:.4f}{spread}.")
+    counts = card.result.get("counts") or {}
+    if "deployed" in counts:
+        lines.append(f"- Deployed parameters: {int(counts['deployed']):,}, head left out.")
+    lines += [
+        "",
+        "```bash",
+        'autopeft predict . --text "…"',
+        "autopeft train --recipe recipe.yaml --task …",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,316 @@
+"""A hybrid in the format of Hugging Face peft, where that format can say it.
+
+The folder holds `adapter_config.json` and `adapter_model.safetensors` and loads with
+`peft.PeftModel.from_pretrained`; logits are equal, head included. It is written directly, so peft need not be
+installed. What peft cannot say is refused with one sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from autopeft.assets import head_names
+from autopeft.backbones import Place, base_model_of, spec_of_model
+from autopeft.errors import AutoPEFTError
+from autopeft.export.files import write_atomic, write_json
+from autopeft.export.rope import rotate_keys
+from autopeft.graph import Entry, Leaf, Tree
+from autopeft.method import Call, Context
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from autopeft.hybrid import Hybrid
+
+__all__ = ["NotExpressible", "PeftAdapter", "peft_adapter", "to_peft"]
+
+_TASKS = (
+    ("ForSequenceClassification", "SEQ_CLS"),
+    ("ForTokenClassification", "TOKEN_CLS"),
+    ("ForQuestionAnswering", "QUESTION_ANS"),
+    ("ForConditionalGeneration", "SEQ_2_SEQ_LM"),
+    ("ForCausalLM", "CAUSAL_LM"),
+    ("LMHeadModel", "CAUSAL_LM"),
+)
+_PREFIX = "base_model.model."
+_HOW = "Export the recipe and weights instead: `autopeft train --recipe` and `autopeft.load` read them."
+
+
+class NotExpressible(AutoPEFTError):  # noqa: N818
+    """Hugging Face peft has no words for this hybrid; the message says why."""
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """What the two files hold: `config` as JSON and `tensors` by peft's key."""
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Hybrid:
+    """A live hybrid with its places by site key; `prefix` leads from the model to its base model."""
+
+    live: Hybrid
+    places: Mapping[str, Place]
+    prefix: str
+
+    def path(self, key: str) -> str:
+        return self.prefix + self.places[key].exit
+
+
+def to_peft(hybrid: Hybrid, folder: str | Path, *, base_model: str | None = None) -> Path:
+    """Write `hybrid` to `folder` in peft's format; returns the folder.
+
+    `base_model` names the backbone in the config (default: what the model was loaded from).
+
+    Raises:
+        NotExpressible: peft cannot say this hybrid.
+        AutoPEFTError: the folder cannot be written.
+    """
+    adapter = peft_adapter(hybrid)
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    name = base_model or hybrid.model.config._name_or_path or None
+    write_json(target / "adapter_config.json", {**adapter.config, "base_model_name_or_path": name})
+    write_atomic(target / "adapter_model.safetensors", save(dict(adapter.tensors), metadata={"format": "pt"}))
+    return target
+
+
+def peft_adapter(hybrid: Hybrid) -> PeftAdapter:
+    """Config and tensors of `hybrid` in peft's words.
+
+    Raises:
+        NotExpressible: peft cannot say this hybrid.
+    """
+    entries = _single_method(hybrid)
+    method = entries[0].method.name
+    if method not in _WRITERS:
+        raise NotExpressible(f"Hugging Face peft has no method that equals {method}. {_HOW}")
+    model = hybrid.model
+    base = base_model_of(model)
+    prefix = "" if base is model else f"{model.base_model_prefix}."
+    _, layout = spec_of_model(model)
+    known = _Hybrid(hybrid, {p.site.key: p for p in layout.places()}, prefix)
+    config, tensors = _WRITERS[method](known, entries)
+    heads = _head_tensors(model)
+    common = {
+        "task_type": _task_type(model),
+        "inference_mode": True,
+        "modules_to_save": list(head_names(model)) if heads else None,
+    }
+    found = {key: t.detach().cpu().contiguous().clone() for key, t in {**tensors, **heads}.items()}
+    return PeftAdapter({**config, **common}, found)
+
+
+def _task_type(model: PreTrainedModel) -> str:
+    name = type(model).__name__
+    return next((kind for end, kind in _TASKS if name.endswith(end)), "FEATURE_EXTRACTION")
+
+
+def _single_method(hybrid: Hybrid) -> list[Entry]:
+    """The entries, if they are of one method and act side by side at different sites."""
+    graph = hybrid.graph
+    entries = list(graph.entries.values())
+    if not entries:
+        raise NotExpressible(f"This recipe has no entries: it trains the head alone. {_HOW}")
+    methods = sorted({entry.method.name for entry in entries})
+    if len(methods) > 1:
+        raise NotExpressible(
+            f"Hugging Face peft holds one method, but this hybrid has {', '.join(methods)}. {_HOW}"
+        )
+    _check_plain(graph.trees)
+    seen: set[str] = set()
+    for entry in entries:
+        twice = next((site.path for site in entry.sites if site.key in seen), None)
+        if twice is not None:
+            raise NotExpressible(
+                f"Two {methods[0]} entries share the site {twice}, which peft cannot say. {_HOW}"
+            )
+        seen |= {site.key for site in entry.sites}
+    return entries
+
+
+def _check_plain(trees: tuple[Tree, ...]) -> None:
+    for tree in trees:
+        if isinstance(tree, Leaf):
+            continue
+        if tree.kind != "sum":
+            raise NotExpressible(f"Hugging Face peft knows no composition like {tree.kind!r}. {_HOW}")
+        _check_plain(tree.children)
+
+
+def _head_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The trained head; a tied or frozen one (a language model's) is the backbone's and stays there."""
+    return {
+        f"{_PREFIX}{name}.{key}": parameter
+        for name in head_names(model)
+        for key, parameter in model.get_submodule(name).named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def _linear_places(known: _Hybrid, entries: list[Entry]) -> list[Place]:
+    """The places of all entries, which must be whole modules stored in one way."""
+    places = [known.places[site.key] for entry in entries for site in entry.sites]
+    for place in places:
+        if place.out_slice is not None:
+            raise NotExpressible(
+                f"{place.site.path} is a part of the fused projection {place.exit}, and Hugging Face peft "
+                "adapts whole modules; put the method on 'qkv' instead."
+            )
+    if len({place.transposed for place in places}) > 1:
+        raise NotExpressible(f"The sites mix both weight layouts, which one peft config cannot say. {_HOW}")
+    return places
+
+
+def _low_rank(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """LoRA and DoRA; ranks and scales that differ go into patterns by full module path."""
+    places = _linear_places(known, entries)
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for entry in entries:
+        module = cast(Any, known.live.modules[entry.name])
+        for site in entry.sites:
+            pair, path = module[site], known.path(site.key)
+            ranks[path] = int(pair.A.shape[0])
+            alphas[path] = float(module.scale) * ranks[path]
+            tensors[f"{_PREFIX}{path}.lora_A.weight"] = pair.A
+            tensors[f"{_PREFIX}{path}.lora_B.weight"] = pair.B
+            if hasattr(pair, "magnitude"):
+                tensors[f"{_PREFIX}{path}.lora_magnitude_vector"] = pair.magnitude
+    first = next(iter(ranks))
+    rank, alpha = ranks[first], alphas[first]
+    config = {
+        "peft_type": "LORA",
+        "target_modules": list(ranks),
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {_exact(p): r for p, r in ranks.items() if r != rank},
+        "alpha_pattern": {_exact(p): a for p, a in alphas.items() if a != alpha},
+        "lora_dropout": max(float(getattr(e.method.config, "dropout", 0.0)) for e in entries),
+        "fan_in_fan_out": places[0].transposed,
+        "use_dora": entries[0].method.name == "dora",
+        "use_rslora": False,
+        "bias": "none",
+    }
+    return config, tensors
+
+
+def _exact(path: str) -> str:
+    """A module path as a pattern that matches it alone (peft reads patterns as regular expressions)."""
+    return "^" + path.replace(".", r"\.")
+
+
+def _ia3(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    places = _linear_places(known, entries)
+    tensors: dict[str, Tensor] = {}
+    inputs: list[str] = []
+    for entry in entries:
+        module = cast(Any, known.live.modules[entry.name])
+        for site in entry.sites:
+            path, factors = known.path(site.key), module[site].factors
+            on_input = module.side(site) == "input"
+            inputs += [path] if on_input else []
+            tensors[f"{_PREFIX}{path}.ia3_l"] = factors[None, :] if on_input else factors[:, None]
+    config = {
+        "peft_type": "IA3",
+        "target_modules": [known.path(p.site.key) for p in places],
+        "feedforward_modules": inputs,
+        "fan_in_fan_out": places[0].transposed,
+    }
+    return config, tensors
+
+
+def _language_model(known: _Hybrid, method: str) -> PreTrainedModel:
+    model = known.live.model
+    if _task_type(model) != "CAUSAL_LM":
+        raise NotExpressible(
+            f"Hugging Face peft's {method} counts its rows as text where {type(model).__name__} reads its "
+            f"head, which this hybrid does not; it can be said for causal language models only. {_HOW}"
+        )
+    return model
+
+
+@torch.no_grad()
+def _prompt(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    model = _language_model(known, "prompt tuning")
+    if len(entries) > 1:
+        raise NotExpressible(
+            f"Hugging Face peft holds one prompt, but this hybrid has {len(entries)}. {_HOW}"
+        )
+    entry = entries[0]
+    module = cast(Any, known.live.modules[entry.name])
+    rows = module.prompt(entry.sites[0], Call(Context()))[0]
+    config = {
+        "peft_type": "PROMPT_TUNING",
+        "num_virtual_tokens": int(rows.shape[0]),
+        "token_dim": int(rows.shape[1]),
+        **_decoder_shape(model),
+    }
+    return config, {"prompt_embeddings": rows}
+
+
+@torch.no_grad()
+def _prefix(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Keys and values, layer by layer; under RoPE the keys are turned to where peft reads them from."""
+    model = _language_model(known, "prefix tuning")
+    shape = _decoder_shape(model)
+    rows: dict[int, tuple[Tensor, Tensor]] = {}
+    for entry in entries:
+        module = known.live.modules[entry.name]
+        was = module.training
+        module.eval()
+        for site in entry.sites:
+            keys, values = cast(Any, module).key_value(site, torch.empty(0), Call(Context()))
+            rows[int(site.layer or 0)] = (keys[0], values[0])
+        module.train(was)
+    lengths = {int(keys.shape[0]) for keys, _ in rows.values()}
+    if len(lengths) > 1 or len(rows) != shape["num_layers"]:
+        raise NotExpressible(
+            f"Hugging Face peft's prefix has one length in all layers; this one has not. {_HOW}"
+        )
+    heads = int(getattr(model.config, "num_key_value_heads", None) or shape["num_attention_heads"])
+    length = lengths.pop()
+    try:
+        turned = {i: (rotate_keys(model, keys, heads, length), v) for i, (keys, v) in rows.items()}
+    except ValueError as error:
+        raise NotExpressible(f"{error} {_HOW}") from error
+    table = torch.cat([t for i in sorted(turned) for t in turned[i]], dim=-1)
+    config = {
+        "peft_type": "PREFIX_TUNING",
+        "num_virtual_tokens": length,
+        **shape,
+        "token_dim": int(rows[0][0].shape[-1]),
+        "num_attention_heads": heads,
+        "prefix_projection": False,
+        "encoder_hidden_size": None,
+    }
+    return config, {"prompt_embeddings": table}
+
+
+def _decoder_shape(model: PreTrainedModel) -> dict[str, int]:
+    return {
+        "num_layers": int(model.config.num_hidden_layers),
+        "num_attention_heads": int(model.config.num_attention_heads),
+        "num_transformer_submodules": 1,
+    }
+
+
+_Writer = Callable[[_Hybrid, list[Entry]], tuple[dict[str, Any], dict[str, Tensor]]]
+_WRITERS: dict[str, _Writer] = {
+    "lora": _low_rank,
+    "dora": _low_rank,
+    "ia3": _ia3,
+    "prompt_tuning": _prompt,
+    "prefix_tuning": _prefix,
+}

@@ -1,0 +1,343 @@
+"""The composition graph: a recipe resolved on a backbone, checked before anything is built.
+
+The graph knows every entry with its sites and parameters and how entries act together at each site. It is
+the only thing that
+counting, injection and drawing look at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import networkx as nx
+
+from autopeft.composition import COMPOSITIONS, ChildSpec, Way
+from autopeft.errors import CompositionError, SiteError, near
+from autopeft.graph import drawing
+from autopeft.method import ParameterCount, Traits, get_method
+from autopeft.recipe import CompositionItem, EntryItem, Item, Recipe
+from autopeft.spec import BackboneSpec, Site
+
+__all__ = ["CompositionGraph", "Entry", "Leaf", "Node", "Tree", "build_graph"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A recipe entry on this backbone: its configured `method`, its `sites` and its parameters."""
+
+    name: str
+    method: Any
+    sites: tuple[Site, ...]
+    count: ParameterCount
+
+    @property
+    def traits(self) -> Traits:
+        traits: Traits = self.method.traits
+        return traits
+
+    @property
+    def ways(self) -> frozenset[Way]:
+        """How the entry acts; a method with a side effect on weights says so by `also_weights`."""
+        if self.traits.changes_length:
+            return frozenset({"prompt"})
+        ways: set[Way] = set()
+        if self.traits.injection in {"hook", "weight", "kv"}:
+            ways.add(self.traits.injection)  # type: ignore[arg-type]
+        if getattr(self.method, "also_weights", False):
+            ways.add("weight")
+        return frozenset(ways)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One entry."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """A composition over children."""
+
+    name: str
+    kind: str
+    children: tuple[Tree, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    count: ParameterCount = ParameterCount(0, 0)  # noqa: RUF009 (frozen)
+
+
+Tree = Leaf | Node
+
+
+@dataclass(frozen=True)
+class CompositionGraph:
+    """Entries, and the trees in which they act (file order). Trees act side by side: their deltas add."""
+
+    recipe: Recipe
+    spec: BackboneSpec
+    entries: Mapping[str, Entry]
+    trees: tuple[Tree, ...]
+
+    def parameter_count(self) -> ParameterCount:
+        """Parameters of all entries and compositions."""
+        total = ParameterCount(0, 0)
+        for entry in self.entries.values():
+            total = total + entry.count
+        for node in self.nodes():
+            total = total + node.count
+        return total
+
+    def nodes(self) -> Iterator[Node]:
+        """Every composition, parents first."""
+        stack = list(self.trees)
+        while stack:
+            tree = stack.pop(0)
+            if isinstance(tree, Node):
+                yield tree
+                stack[:0] = tree.children
+
+    def leaves(self, tree: Tree) -> Iterator[Entry]:
+        """The entries under a tree, in file order."""
+        if isinstance(tree, Leaf):
+            yield self.entries[tree.name]
+            return
+        for child in tree.children:
+            yield from self.leaves(child)
+
+    def child_spec(self, tree: Tree) -> ChildSpec:
+        """What a composition above `tree` knows of it."""
+        return child_spec(self.entries, tree)
+
+    def sites(self) -> tuple[Site, ...]:
+        """Every site that some entry sits at, in the spec's order."""
+        used = {s.key for e in self.entries.values() for s in e.sites}
+        return tuple(s for s in self.spec.sites if s.key in used)
+
+    def trees_at(self, site: Site) -> tuple[Tree, ...]:
+        """The trees cut down to what touches `site`."""
+        cut = (self._cut(tree, site.key) for tree in self.trees)
+        return tuple(t for t in cut if t is not None)
+
+    def _cut(self, tree: Tree, key: str) -> Tree | None:
+        if isinstance(tree, Leaf):
+            return tree if any(s.key == key for s in self.entries[tree.name].sites) else None
+        children = tuple(c for child in tree.children if (c := self._cut(child, key)) is not None)
+        return Node(tree.name, tree.kind, children, tree.options, tree.count) if children else None
+
+    @cached_property
+    def digraph(self) -> nx.DiGraph[Any]:
+        """Nodes `site:…`, `module:…` (an entry at a site), `composition:…`; an edge points along the flow of
+        data.
+
+        Modules feed their composition at the site, which feeds the site; sites are chained in the order of
+        the forward pass.
+        """
+        graph: nx.DiGraph[Any] = nx.DiGraph()
+        previous: dict[str, str] = {}
+        for site in self.sites():
+            at = f"site:{site.path}"
+            graph.add_node(at, kind="site", label=site.path)
+            if site.stack in previous:
+                graph.add_edge(previous[site.stack], at)
+            previous[site.stack] = at
+            for tree in self.trees_at(site):
+                self._draw(graph, tree, site, at)
+        return graph
+
+    def _draw(self, graph: nx.DiGraph[Any], tree: Tree, site: Site, parent: str) -> None:
+        if isinstance(tree, Leaf):
+            name = f"module:{site.path}.{tree.name}"
+            graph.add_node(name, kind="module", label=tree.name)
+        else:
+            name = f"composition:{site.path}.{tree.name}"
+            graph.add_node(name, kind="composition", label=tree.kind)
+            for child in tree.children:
+                self._draw(graph, child, site, name)
+        graph.add_edge(name, parent)
+
+    def canonical(self) -> Any:
+        """The structure without names and file order: equal for recipes that mean the same on this
+        backbone."""
+        return sorted((self._canonical(t) for t in self.trees), key=_json)
+
+    def _canonical(self, tree: Tree) -> Any:
+        if isinstance(tree, Leaf):
+            entry = self.entries[tree.name]
+            config = entry.method.config.model_dump(mode="json", exclude={"sites"})
+            return {
+                "method": entry.method.name,
+                "config": config,
+                "sites": sorted(s.key for s in entry.sites),
+            }
+        children = [self._canonical(c) for c in tree.children]
+        if tree.kind != "chain":
+            children.sort(key=_json)
+        return {"composition": tree.kind, "options": dict(tree.options), "children": children}
+
+    def text(self) -> str:
+        """The graph as lines for a terminal."""
+        return drawing.text(self)
+
+    def mermaid(self) -> str:
+        """The graph as a Mermaid flowchart."""
+        return drawing.mermaid(self)
+
+    def svg(self) -> str:
+        """The graph as a stand-alone SVG."""
+        return drawing.svg(self)
+
+    def hash(self) -> str:
+        """SHA-256 of the canonical structure."""
+        return hashlib.sha256(_json(self.canonical()).encode()).hexdigest()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def child_spec(entries: Mapping[str, Entry], tree: Tree) -> ChildSpec:
+    """What a composition knows of a child: its ways in and its sites; those of an inner composition are its
+    children's together."""
+    if isinstance(tree, Leaf):
+        entry = entries[tree.name]
+        return ChildSpec(tree.name, entry.name, entry.ways, entry.sites)
+    inner = [child_spec(entries, c) for c in tree.children]
+    sites = {s.key: s for c in inner for s in c.sites}
+    ways: frozenset[Way] = frozenset(w for c in inner for w in c.ways)
+    label = f"{tree.kind}({', '.join(c.label for c in inner)})"
+    return ChildSpec(tree.name, label, ways, tuple(sites.values()))
+
+
+def build_graph(recipe: Recipe, spec: BackboneSpec) -> CompositionGraph:
+    """Resolve and check a recipe on a backbone.
+
+    Raises:
+        SiteError: a site does not exist on this backbone, or no named site does.
+        CompositionError: methods cannot act together; the message says why and what would work.
+        RecipeError: a layer does not exist.
+    """
+    builder = _Builder(recipe, spec)
+    trees = tuple(builder.trees())
+    graph = CompositionGraph(recipe, spec, builder.entries, trees)
+    _check_directions(graph)
+    return graph
+
+
+_Places = Sequence[tuple[str, int]]
+
+
+class _Builder:
+    def __init__(self, recipe: Recipe, spec: BackboneSpec) -> None:
+        self.recipe, self.spec = recipe, spec
+        self.entries: dict[str, Entry] = {}
+        self._names = iter([ref.name for ref in recipe.entries()])
+        self._kinds: dict[str, int] = {}
+
+    def trees(self) -> Iterator[Tree]:
+        for block in self.recipe.layers:
+            places = [
+                (stack.name, layer)
+                for stack in self.spec.stacks
+                if block.stack in ("all", stack.name)
+                for layer in block.layer_indices(stack.layers)
+            ]
+            if not places:
+                self.spec.stack(block.stack)
+            for item in block.attach:
+                yield self._tree(item, places)
+        for item in self.recipe.model:
+            yield self._tree(item, None)
+
+    def _tree(self, item: Item, places: _Places | None) -> Tree:
+        if isinstance(item, EntryItem):
+            return self._leaf(item, places)
+        children = tuple(self._tree(child, places) for child in item.children)
+        specs = [child_spec(self.entries, c) for c in children]
+        composition = COMPOSITIONS[item.kind]
+        composition.check(specs)
+        return Node(
+            self._name(item), item.kind, children, dict(item.options), composition.parameter_count(specs)
+        )
+
+    def _name(self, item: CompositionItem) -> str:
+        if item.alias is not None:
+            return item.alias
+        n = self._kinds[item.kind] = self._kinds.get(item.kind, 0) + 1
+        return item.kind if n == 1 else f"{item.kind}_{n}"
+
+    def _leaf(self, item: EntryItem, places: _Places | None) -> Leaf:
+        name = next(self._names)
+        method = get_method(item.method)(item.method_config())
+        _check_needs(name, method.traits, self.spec)
+        sites = self._sites(name, method, places)
+        self.entries[name] = Entry(name, method, sites, method.parameter_count(sites, self.spec))
+        return Leaf(name)
+
+    def _sites(self, name: str, method: Any, places: _Places | None) -> tuple[Site, ...]:
+        traits: Traits = method.traits
+        asked: tuple[str, ...] | None = method.config.sites
+        default = getattr(method, "default_sites", traits.default_sites)
+        wanted = asked if asked is not None else default
+        for site in asked or ():
+            if site not in traits.sites:
+                raise SiteError(
+                    f"{name} cannot sit at {site!r}.{near(site, traits.sites)} It takes: "
+                    f"{', '.join(traits.sites) or 'no sites'}."
+                )
+            self.spec.require_name(site)
+        if not traits.sites:
+            return ()
+        found = [s for s in self._candidates(places) if s.name in wanted]
+        if traits.changes_length:
+            found = found[
+                :1
+            ]  # prompts go to the stack that reads the input; a decoder behind an encoder has none
+        if not found:
+            raise SiteError(
+                f"{name} finds none of its sites ({', '.join(wanted)}) on {self.spec.family!r} in the "
+                f"layers it is attached to; there are: "
+                f"{', '.join(self.spec.site_names())}."
+            )
+        return tuple(found)
+
+    def _candidates(self, places: _Places | None) -> Iterable[Site]:
+        if places is None:
+            return self.spec.sites
+        chosen = set(places)
+        return (s for s in self.spec.sites if s.layer is not None and (s.stack, s.layer) in chosen)
+
+
+def _check_needs(name: str, traits: Traits, spec: BackboneSpec) -> None:
+    causal = any(s.causal for s in spec.stacks)
+    if "text" in traits.needs and spec.modality != "text":
+        raise CompositionError(
+            f"{name} needs text input, but {spec.family!r} reads images; use a method of layers instead."
+        )
+    if "decoder" in traits.needs and not causal:
+        raise CompositionError(
+            f"{name} needs a decoder, but {spec.family!r} is an encoder; use a decoder such as smollm2-135m."
+        )
+    if "seq2seq" in traits.needs and not spec.encoder_decoder:
+        raise CompositionError(
+            f"{name} needs an encoder and a decoder, but {spec.family!r} has one stack; use a T5-like model."
+        )
+
+
+def _check_directions(graph: CompositionGraph) -> None:
+    owner: dict[str, str] = {}
+    for entry in graph.entries.values():
+        if not entry.traits.direction:
+            continue
+        for site in entry.sites:
+            if site.key in owner:
+                raise CompositionError(
+                    f"{owner[site.key]} and {entry.name} both replace the direction of the weight at "
+                    f"{site.path}, which has only one; "
+                    "keep one of them there, or use lora, whose deltas add."
+                )
+            owner[site.key] = entry.name

@@ -1,0 +1,8 @@
+"""A graph on a live model: attach, detach, save, load, merge."""
+
+from __future__ import annotations
+
+from autopeft.hybrid.hybrid import Hybrid, attach
+from autopeft.hybrid.store import deployed_state, load
+
+__all__ = ["Hybrid", "attach", "deployed_state", "load"]

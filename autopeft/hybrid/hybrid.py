@@ -1,0 +1,317 @@
+"""A recipe on a live model: attach, train, detach without a trace."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from autopeft.backbones import base_model_of, spec_of_model
+from autopeft.composition import COMPOSITIONS
+from autopeft.counting import Counts, count
+from autopeft.errors import RecipeError, UsageError
+from autopeft.graph import CompositionGraph, build_graph
+from autopeft.injection import Injection, Part, new_token
+from autopeft.method import Objective, WeightTarget
+from autopeft.recipe import Recipe
+from autopeft.spec import BackboneSpec
+
+__all__ = ["Hybrid", "attach"]
+
+_ROOT = "autopeft"
+
+
+class Root(nn.Module):
+    """Owner of everything that a hybrid trains, registered once on the model as `autopeft`."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            if hasattr(self, name) or hasattr(nn.ModuleDict(), name):
+                raise RecipeError(f"{name!r} cannot name an entry: torch uses it; choose another `as:`.")
+            self.add_module(name, module)
+
+
+def attach(model: PreTrainedModel, recipe: Recipe, *, seed: int | None = None) -> Hybrid:
+    """Put a recipe's modules on a model and freeze its backbone; the task head and the modules train.
+
+    Args:
+        model: any supported model, with or without a task head.
+        recipe: the hybrid.
+        seed: where the modules' random init starts; the global generator is left alone then. Without it, the
+            global generator is used.
+
+    Raises:
+        UsageError: the recipe does not fit the model, or a hybrid is attached already. The model is then
+        unchanged.
+    """
+    if hasattr(model, _ROOT):
+        raise UsageError(f"{type(model).__name__} has a hybrid attached already; call detach() on it first.")
+    spec, layout = spec_of_model(model)
+    graph = build_graph(recipe, spec)
+    with _seeded(seed):
+        modules = _build_modules(graph)
+    hybrid = Hybrid(model, recipe, graph, Root(modules))
+    base = base_model_of(model)
+    hybrid.injection = Injection(model, base, layout, graph, modules, new_token())
+    try:
+        with _seeded(seed):
+            hybrid._enter()
+    except BaseException:
+        hybrid.detach()
+        raise
+    return hybrid
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Draw from `seed` and leave torch's global CPU generator as it was (modules are made on the CPU)."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _build_modules(graph: CompositionGraph) -> dict[str, nn.Module]:
+    modules = {name: entry.method.build(entry.sites, graph.spec) for name, entry in graph.entries.items()}
+    for node in graph.nodes():
+        specs = [graph.child_spec(c) for c in node.children]
+        modules[node.name] = COMPOSITIONS[node.kind].build(specs, dict(node.options))
+    return modules
+
+
+class Hybrid:
+    """A recipe attached to a model. Made by `attach`; a context manager that detaches at its end.
+
+    Attributes:
+        model: the model, with the modules registered as `model.autopeft`.
+        recipe: what is attached.
+        graph: the recipe resolved on this backbone.
+    """
+
+    injection: Injection
+
+    def __init__(self, model: PreTrainedModel, recipe: Recipe, graph: CompositionGraph, root: Root) -> None:
+        self.model, self.recipe, self.graph = model, recipe, graph
+        self._root = root
+        self._attached = False
+        self._requires_grad = [(p, p.requires_grad) for p in model.parameters()]
+        self._configs = [(c, copy.deepcopy(c.__dict__)) for c in _configs(model)]
+
+    # Life
+    # -----------------------------------------------------------------------------------------------------
+
+    def _enter(self) -> None:
+        base = base_model_of(self.model)
+        head = {id(p) for p in self.head_parameters()}
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(id(parameter) in head)
+        self._root.to(next(base.parameters()).device)
+        self.model.add_module(_ROOT, self._root)
+        self._attached = True
+        self._initialise(base)
+        self.injection.install()
+
+    def _initialise(self, base: PreTrainedModel) -> None:
+        """Hand the modules what their init reads off the backbone."""
+        for name, entry in self.graph.entries.items():
+            module: Any = self._root.get_submodule(name)
+            if hasattr(module, "initialise_prompt") and self.spec.modality == "text":
+                module.initialise_prompt(cast(Tensor, base.get_input_embeddings().weight).detach())
+            if hasattr(module, "initialise") and "weight" in entry.ways:
+                for target, weight in self._weights_of(module):
+                    module.initialise(target, weight.detach())
+
+    def _weights_of(self, module: Any) -> Iterator[tuple[WeightTarget, Tensor]]:
+        for target in module.weight_targets():
+            if target.site is None:
+                yield target, self.injection.base.get_parameter(target.tensor)
+            else:
+                place = self.injection.places[target.site.key]
+                part = Part(place.transposed, place.out_slice)
+                yield target, part.of(self.injection.base.get_parameter(f"{place.exit}.weight"))
+
+    def detach(self) -> None:
+        """Take everything off: every parameter, buffer, hook, flag and config value is as it was before
+        `attach`.
+
+        The modules live on in `self.modules` and can be read; detaching twice does nothing.
+        """
+        if not self._attached:
+            return
+        self._attached = False
+        self.injection.remove()
+        self.model._modules.pop(_ROOT, None)
+        for parameter, flag in self._requires_grad:
+            parameter.requires_grad_(flag)
+            if not flag:
+                parameter.grad = None
+        for config, values in self._configs:
+            config.__dict__.clear()
+            config.__dict__.update(copy.deepcopy(values))
+
+    def __enter__(self) -> Hybrid:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    @property
+    def attached(self) -> bool:
+        return self._attached
+
+    # What it holds
+    # --------------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> BackboneSpec:
+        return self.graph.spec
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Modules of entries and compositions, by name."""
+        return dict(self._root.named_children())
+
+    @property
+    def root(self) -> nn.Module:
+        """The module that owns them all."""
+        return self._root
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the task head: what lies beside the base model, unless it is a pretrained
+        language-model head."""
+        if self.model.get_output_embeddings() is not None:
+            return []
+        base = base_model_of(self.model)
+        inside = {id(p) for p in (*base.parameters(), *self._root.parameters())}
+        return [p for p in self.model.parameters() if id(p) not in inside]
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Everything that training changes: modules, then the head."""
+        return [*(p for p in self._root.parameters() if p.requires_grad), *self.head_parameters()]
+
+    def counts(self) -> Counts:
+        """The four figures, in closed form."""
+        return count(self.graph, self.spec, head=sum(p.numel() for p in self.head_parameters()))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimizer groups: one for each entry and composition with parameters, and the head; dicts with
+        `name`, `params`, `lr`, `weight_decay`.
+
+        Settings come from the recipe's training section: a group named like the entry, else like its method,
+        else the section's own.
+        """
+        groups = []
+        for name, module in self._root.named_children():
+            parameters = [p for p in module.parameters() if p.requires_grad]
+            entry = self.graph.entries.get(name)
+            kind = entry.method.name if entry is not None else self._kind(name)
+            own: Callable[[], list[dict[str, Any]]] | None = getattr(module, "parameter_groups", None)
+            settings = self._settings(name, kind)
+            if own is not None:
+                groups += [{**settings, "name": name, **group} for group in own()]
+            elif parameters:
+                groups.append({"name": name, "params": parameters, **settings})
+        head = self.head_parameters()
+        if head:
+            groups.append({"name": "head", "params": head, **self._settings("head", "head")})
+        return groups
+
+    def _kind(self, name: str) -> str:
+        return next(n.kind for n in self.graph.nodes() if n.name == name)
+
+    def _settings(self, name: str, kind: str) -> dict[str, float]:
+        training = self.recipe.training
+        found = training.groups.get(name) or training.groups.get(kind)
+        lr = found.learning_rate if found is not None else None
+        decay = found.weight_decay if found is not None else None
+        return {
+            "lr": training.learning_rate if lr is None else lr,
+            "weight_decay": training.weight_decay if decay is None else decay,
+        }
+
+    # Training
+    # -------------------------------------------------------------------------------------------------
+
+    @property
+    def needs_prepare(self) -> bool:
+        """Whether some method wants calibration batches before training."""
+        return any("calibration" in e.traits.needs for e in self.graph.entries.values())
+
+    def prepare(self, batches: Iterable[dict[str, Tensor]], objective: Objective) -> None:
+        """Let the methods that need it look at data: single-example batches, and the loss as a function of
+        one.
+
+        Every backbone parameter requires grad meanwhile; afterwards nothing of it has one.
+        """
+        wanting = [n for n, e in self.graph.entries.items() if "calibration" in e.traits.needs]
+        if not wanting:
+            return
+        rows = batches if len(wanting) == 1 else list(batches)
+        base = self.injection.base
+        frozen = [p for p in base.parameters() if not p.requires_grad]
+        try:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+            for name in wanting:
+                module: Any = self._root.get_submodule(name)
+                module.calibrate(base, rows, objective)
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+            self.model.zero_grad(set_to_none=True)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Install the weight deltas anew, after their targets changed."""
+        self.injection.refresh_weights()
+
+    def callback(self) -> Any:
+        """A `transformers.TrainerCallback` that fires the events of the methods inside
+        `transformers.Trainer`."""
+        from autopeft.hybrid.callback import HybridCallback
+
+        return HybridCallback(self)
+
+    # Keeping
+    # --------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> Path:
+        """Write recipe, weights (deployed form, head included) and manifest; see `autopeft.hybrid.store`."""
+        from autopeft.hybrid.store import save
+
+        return save(self, folder)
+
+    def merge(self) -> PreTrainedModel:
+        """Fold every module into the backbone's own weights and detach; the model then needs nothing of ours.
+
+        Raises:
+            CompositionError: some module cannot be merged; nothing has changed then.
+        """
+        from autopeft.hybrid.merging import merge
+
+        return merge(self)
+
+    def __repr__(self) -> str:
+        state = "attached" if self._attached else "detached"
+        return f"Hybrid({self.recipe.name!r}, {', '.join(self.graph.entries)}; {state})"
+
+
+def _configs(model: PreTrainedModel) -> list[Any]:
+    found: dict[int, Any] = {}
+    for module in model.modules():
+        for name in ("config", "generation_config"):
+            config = module.__dict__.get(name)
+            if config is not None and hasattr(config, "to_dict"):
+                found[id(config)] = config
+    return list(found.values())

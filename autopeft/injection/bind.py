@@ -1,0 +1,105 @@
+"""Trees of the composition graph bound to live modules at one site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from autopeft.composition import Child
+from autopeft.graph import CompositionGraph, Leaf, Tree
+from autopeft.method import Call, WeightTarget
+from autopeft.spec import Site
+
+__all__ = ["BoundComposition", "BoundModule", "bind"]
+
+Role = Literal["input", "output", "kv", "weight", "prompt"]
+
+
+class BoundModule:
+    """An entry's module at one site. Computes in the module's own dtype and hands back the site's."""
+
+    def __init__(self, name: str, module: Any, site: Site) -> None:
+        self.name, self.module, self.site = name, module, site
+
+    def delta(self, x: Tensor, y: Tensor, call: Call) -> Tensor:
+        dtype = _dtype(self.module)
+        if dtype is None or dtype == y.dtype or torch.is_autocast_enabled(y.device.type):
+            delta: Tensor = self.module.delta(self.site, x, y, call)
+            return delta
+        return self.module.delta(self.site, x.to(dtype), y.to(dtype), call).to(y.dtype)  # type: ignore[no-any-return]
+
+    def reads(self, x: Tensor, y: Tensor, call: Call) -> Tensor:
+        reads = getattr(self.module, "reads", None)
+        return x if reads is None else reads(self.site, x, y, call)
+
+    def weight(self, target: WeightTarget, original: Tensor, current: Tensor) -> Tensor:
+        weight: Tensor = self.module.weight(target, original, current)
+        return weight
+
+    def key_value(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        keys, values = self.module.key_value(self.site, x, call)
+        return keys.to(x.dtype), values.to(x.dtype)
+
+    def prompt(self, call: Call, dtype: torch.dtype) -> Tensor:
+        """(1 or batch, length, hidden) rows for the reserved positions."""
+        rows: Tensor = self.module.prompt(self.site, call)
+        return rows.to(dtype)
+
+
+class BoundComposition:
+    """A composition at one site over its bound children."""
+
+    def __init__(self, name: str, module: Any, site: Site, children: Sequence[Child]) -> None:
+        self.name, self.module, self.site, self.children = name, module, site, tuple(children)
+
+    def delta(self, x: Tensor, y: Tensor, call: Call) -> Tensor:
+        delta: Tensor = self.module.delta(self.site, self.children, x, y, call)
+        return delta
+
+    def reads(self, x: Tensor, y: Tensor, call: Call) -> Tensor:
+        return x
+
+    def weight(self, target: WeightTarget, original: Tensor, current: Tensor) -> Tensor:
+        weight: Tensor = self.module.weight(target, self.children, original, current)
+        return weight
+
+    def key_value(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        pair: tuple[Tensor, Tensor] = self.module.key_value(self.site, self.children, x, call)
+        return pair
+
+
+def _dtype(module: nn.Module) -> torch.dtype | None:
+    first = next(module.parameters(), None)
+    return None if first is None else first.dtype
+
+
+def _plays(graph: CompositionGraph, name: str, module: Any, site: Site, role: Role) -> bool:
+    entry = graph.entries[name]
+    if all(s.key != site.key for s in entry.sites):
+        return False
+    if role in ("input", "output"):
+        return "hook" in entry.ways and module.side(site) == role
+    return role in entry.ways and (
+        role != "weight"
+        or any(t.site is not None and t.site.key == site.key for t in module.weight_targets())
+    )
+
+
+def bind(
+    graph: CompositionGraph, modules: Mapping[str, nn.Module], site: Site, role: Role
+) -> list[BoundModule | BoundComposition]:
+    """What acts at `site` in a role, in file order; trees are cut down to the children that play it."""
+
+    def walk(tree: Tree) -> BoundModule | BoundComposition | None:
+        if isinstance(tree, Leaf):
+            module = modules[tree.name]
+            return (
+                BoundModule(tree.name, module, site) if _plays(graph, tree.name, module, site, role) else None
+            )
+        children = [c for child in tree.children if (c := walk(child)) is not None]
+        return BoundComposition(tree.name, modules[tree.name], site, children) if children else None
+
+    return [b for tree in graph.trees_at(site) if (b := walk(tree)) is not None]

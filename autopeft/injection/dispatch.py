@@ -1,0 +1,183 @@
+"""hook(site): one dispatcher for each site folds what acts there, as the graph says.
+
+Hook order alone cannot express composition (pre-hooks always come first), so every site has a
+`SiteDispatcher` with the bound trees of
+its input and of its output side, and every backbone module at most one pair of hooks that serve all sites on
+it, inner sites
+before outer ones. Hooks are bound methods: they survive `deepcopy` and pickling and hold no parameters of
+their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autopeft.backbones import Place
+from autopeft.composition import Child
+from autopeft.errors import CompositionError
+from autopeft.injection.bind import BoundModule
+from autopeft.injection.frames import frames
+from autopeft.method import Call
+
+__all__ = ["ModuleHooks", "SiteDispatcher"]
+
+_DEPTH = {"linear": 0, "norm": 1, "embeddings": 1, "region": 2}
+
+
+def _first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    value: Tensor = args[0] if args else kwargs["hidden_states"]
+    return value
+
+
+def _with_input(
+    args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if args:
+        return (x, *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": x}
+
+
+@dataclass
+class SiteDispatcher:
+    """Everything that acts on activations at one site.
+
+    Attributes:
+        place: the site and where it is.
+        token: the hybrid's.
+        inputs, outputs: bound trees of each side, in file order.
+        prompts: what fills the reserved rows (embeddings only).
+        norm: the region's norm module, where there is one.
+        right: reserved rows lie at the end (vision).
+    """
+
+    place: Place
+    token: int
+    inputs: Sequence[Child] = ()
+    outputs: Sequence[Child] = ()
+    prompts: Sequence[BoundModule] = ()
+    norm: nn.Module | None = None
+    right: bool = False
+
+    def __post_init__(self) -> None:
+        if self.inputs and self.place.out_slice is not None:
+            raise CompositionError(
+                f"{self.place.site.path} is a part of a fused projection and shares its input with the "
+                f"other parts, so nothing can "
+                "scale the input of it alone; use the site 'qkv'."
+            )
+
+    @property
+    def spans(self) -> bool:
+        """Whether x and y are seen at different modules."""
+        return self.place.entry != self.place.exit
+
+    def _call(self, x: Tensor) -> Call:
+        site = self.place.site
+        context = frames.context(self.token, site.stack)
+        if site.kind != "region":
+            return Call(context)
+        if site.pre_norm:
+            residual = frames.captured.get((self.token, site.key, "residual"))
+            return Call(context, residual=residual)
+        return Call(context, residual=x, norm=self.norm if site.pre_norm is False else None)
+
+    def capture_residual(self, x: Tensor) -> None:
+        """Keep the residual stream that a pre-norm region starts from."""
+        frames.captured[(self.token, self.place.site.key, "residual")] = x
+
+    def enter(self, x: Tensor) -> Tensor:
+        """The site's input with its input side applied; kept for the exit where that is another module."""
+        if self.inputs:
+            call = self._call(x)
+            delta = self.inputs[0].delta(x, x, call)
+            for child in self.inputs[1:]:
+                delta = delta + child.delta(x, x, call)
+            x = x + delta
+        if self.spans and self.outputs:
+            frames.captured[(self.token, self.place.site.key, "x")] = x
+        return x
+
+    def leave(self, x: Tensor | None, y: Tensor) -> Tensor:
+        """The site's output with its output side (and, at the embeddings, the prompts) applied."""
+        site = self.place.site
+        if self.outputs:
+            if self.spans:
+                x = frames.captured.pop((self.token, site.key, "x"))
+            if x is None:
+                raise CompositionError(
+                    f"The input of {site.path} was not seen; the site map of this family is out of date."
+                )
+            y = self._fold(x, y)
+            frames.captured.pop((self.token, site.key, "residual"), None)
+        return self._fill(y) if self.prompts else y
+
+    def _fold(self, x: Tensor, y: Tensor) -> Tensor:
+        part = self.place.out_slice
+        inner = y if part is None else y[..., part[0] : part[1]]
+        call = self._call(x)
+        delta = self.outputs[0].delta(x, inner, call)
+        for child in self.outputs[1:]:
+            delta = delta + child.delta(x, inner, call)
+        if part is None:
+            return y + delta
+        width = y.shape[-1]
+        return y + nn.functional.pad(delta, (part[0], width - part[1]))
+
+    def _fill(self, y: Tensor) -> Tensor:
+        context = frames.context(self.token, self.place.site.stack)
+        if context.reserved == 0:
+            return y
+        call = Call(context)
+        rows = [p.prompt(call, y.dtype).expand(y.shape[0], -1, -1) for p in self.prompts]
+        pieces = [y, *rows] if self.right else [*rows, y[:, context.reserved :]]
+        return torch.cat(pieces, dim=1)
+
+
+@dataclass
+class ModuleHooks:
+    """The hooks of one backbone module.
+
+    `residuals` are dispatchers that want this module's input as their residual stream, `entries` those that
+    begin and
+    `exits` those that end here.
+    """
+
+    residuals: list[SiteDispatcher] = field(default_factory=list)
+    entries: list[SiteDispatcher] = field(default_factory=list)
+    exits: list[SiteDispatcher] = field(default_factory=list)
+
+    def sort(self) -> None:
+        """Outer sites first on the way in, inner sites first on the way out."""
+
+        def depth(dispatcher: SiteDispatcher) -> tuple[int, bool]:
+            site = dispatcher.place.site
+            return _DEPTH[site.kind], site.name == "layer"
+
+        self.entries.sort(key=depth, reverse=True)
+        self.exits.sort(key=depth)
+
+    def before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        x = _first_input(args, kwargs)
+        for dispatcher in self.residuals:
+            dispatcher.capture_residual(x)
+        new = x
+        for dispatcher in self.entries:
+            new = dispatcher.enter(new)
+        return (args, kwargs) if new is x else _with_input(args, kwargs, new)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        y: Tensor = output[0] if isinstance(output, tuple) else output
+        new = y
+        for dispatcher in self.exits:
+            x = None if dispatcher.spans or not dispatcher.outputs else _first_input(args, kwargs)
+            new = dispatcher.leave(x, new)
+        if new is y:
+            return output
+        return (new, *output[1:]) if isinstance(output, tuple) else new

@@ -1,0 +1,270 @@
+"""Puts a graph's modules onto a live model, and takes them off again without a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from autopeft.backbones import Layout, Place, StackPlaces
+from autopeft.errors import CompositionError, SiteError
+from autopeft.graph import CompositionGraph
+from autopeft.injection.attention import DELEGATES, AttentionHooks
+from autopeft.injection.bind import BoundModule, bind
+from autopeft.injection.dispatch import ModuleHooks, SiteDispatcher
+from autopeft.injection.frames import frames
+from autopeft.injection.sequence import PoolerHooks, RootHooks
+from autopeft.injection.weights import ParameterPatch, Part, WeightHooks
+from autopeft.method import WeightTarget
+
+__all__ = ["Injection"]
+
+
+class Injection:
+    """All hooks of one hybrid on one model.
+
+    Args:
+        model: the model, task head included.
+        base: its base model; places are relative to it.
+        layout: where the sites are.
+        graph: what acts where.
+        modules: entries' and compositions' modules by name.
+        token: the hybrid's number.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        base: PreTrainedModel,
+        layout: Layout,
+        graph: CompositionGraph,
+        modules: Mapping[str, nn.Module],
+        token: int,
+    ) -> None:
+        self.model, self.base, self.layout = model, base, layout
+        self.graph, self.modules, self.token = graph, modules, token
+        self.places: dict[str, Place] = {p.site.key: p for p in layout.places()}
+        self._handles: list[RemovableHandle] = []
+        self._weight_handles: list[RemovableHandle] = []
+
+    def install(self) -> None:
+        """Register every hook.
+
+        Raises:
+            SiteError: the model lacks a site that the graph uses.
+            CompositionError: the model's attention does not dispatch, so that prefixes would be ignored.
+        """
+        missing = [s.path for s in self.graph.sites() if s.key not in self.places]
+        if missing:
+            raise SiteError(
+                f"{type(self.model).__name__} lacks {', '.join(missing[:5])}; load the whole model, or "
+                f"leave these sites out."
+            )
+        self.refresh_weights()
+        self._install_sites()
+        prefixed = self._install_attention()
+        if prefixed:
+            self._dispatch_to_ours(prefixed)
+        self._install_roots()
+
+    def remove(self) -> None:
+        """Take every hook off. Configs are restored by the hybrid, which keeps them whole."""
+        for handle in (*self._handles, *self._weight_handles):
+            handle.remove()
+        self._handles, self._weight_handles = [], []
+        frames.clear(self.token)
+
+    # Weights
+    # --------------------------------------------------------------------------------------------------
+
+    def refresh_weights(self) -> None:
+        """Register the weight hooks anew: which tensors a mask touches is known only after calibration."""
+        for handle in self._weight_handles:
+            handle.remove()
+        self._weight_handles = []
+        owners = self._owners()
+        hooks: dict[nn.Module, WeightHooks] = {}
+        for name, patch in self.patches().items():
+            for module, leaf in owners[id(self.base.get_parameter(name))]:
+                hooks.setdefault(module, WeightHooks()).patches[leaf] = patch
+        for module, hook in hooks.items():
+            self._weight_handles.append(module.register_forward_pre_hook(hook.before, prepend=True))
+            self._weight_handles.append(module.register_forward_hook(hook.after, always_call=True))
+
+    def patches(self) -> dict[str, ParameterPatch]:
+        """What alters which parameter of the base model, by name."""
+        found: dict[str, ParameterPatch] = {}
+        for name, entry in self.graph.entries.items():
+            module: Any = self.modules[name]
+            if "weight" not in entry.ways:
+                continue
+            for target in module.weight_targets():
+                if target.tensor is not None:
+                    child = BoundModule(name, module, self.graph.spec.sites[0])
+                    found.setdefault(self.canonical_name(target.tensor), ParameterPatch()).whole.append(
+                        (target, child)
+                    )
+        for site in self.graph.sites():
+            children = bind(self.graph, self.modules, site, "weight")
+            if children:
+                place = self.places[site.key]
+                part = Part(place.transposed, place.out_slice)
+                patch = found.setdefault(self.canonical_name(f"{place.exit}.weight"), ParameterPatch())
+                patch.parts.append((WeightTarget(site=site), part, children))
+        return found
+
+    def canonical_name(self, name: str) -> str:
+        """The first name of the parameter's storage: tied tensors have one patch."""
+        parameter = self.base.get_parameter(name)
+        return next(n for n, p in self.base.named_parameters() if p is parameter)
+
+    def _owners(self) -> dict[int, list[tuple[nn.Module, str]]]:
+        owners: dict[int, list[tuple[nn.Module, str]]] = {}
+        for module in self.model.modules():
+            for leaf, parameter in module._parameters.items():
+                if parameter is not None:
+                    owners.setdefault(id(parameter), []).append((module, leaf))
+        return owners
+
+    # Activations
+    # ----------------------------------------------------------------------------------------------
+
+    def _install_sites(self) -> None:
+        hooks: dict[str, ModuleHooks] = {}
+        for site in self.graph.sites():
+            dispatcher = self._dispatcher(self.places[site.key])
+            if dispatcher is None:
+                continue
+            place = dispatcher.place
+            hooks.setdefault(place.entry, ModuleHooks()).entries.append(dispatcher)
+            hooks.setdefault(place.exit, ModuleHooks()).exits.append(dispatcher)
+            if place.site.pre_norm and place.norm is not None and dispatcher.outputs:
+                hooks.setdefault(place.norm, ModuleHooks()).residuals.append(dispatcher)
+        for path, hook in hooks.items():
+            hook.sort()
+            module = self.base.get_submodule(path)
+            if hook.entries or hook.residuals:
+                self._handles.append(module.register_forward_pre_hook(hook.before, with_kwargs=True))
+            if hook.exits:
+                self._handles.append(module.register_forward_hook(hook.after, with_kwargs=True))
+
+    def _dispatcher(self, place: Place) -> SiteDispatcher | None:
+        inputs = bind(self.graph, self.modules, place.site, "input")
+        outputs = bind(self.graph, self.modules, place.site, "output")
+        prompts = self._prompts(place) if place.site.name == "embeddings" else ()
+        if not (inputs or outputs or prompts):
+            return None
+        norm = self.base.get_submodule(place.norm) if place.norm is not None else None
+        right = self.graph.spec.prompt_side == "right"
+        return SiteDispatcher(place, self.token, inputs, outputs, prompts, norm, right)
+
+    def _prompts(self, place: Place) -> tuple[BoundModule, ...]:
+        bound = bind(self.graph, self.modules, place.site, "prompt")
+        flat = [b for b in bound if isinstance(b, BoundModule)]
+        if len(flat) < len(bound):
+            raise CompositionError(
+                "Prompts stand side by side and cannot be composed; list each under `model:` by itself."
+            )
+        return tuple(flat)
+
+    # Attention
+    # ------------------------------------------------------------------------------------------------
+
+    def _install_attention(self) -> list[Place]:
+        prefixed = []
+        for place in self.places.values():
+            if not place.attends:
+                continue
+            prefixes = bind(self.graph, self.modules, place.site, "kv")
+            if prefixes:
+                prefixed.append(place)
+            hook = AttentionHooks(place, self.token, prefixes)
+            module = self.base.get_submodule(place.entry)
+            # Before the site's own hooks: they read the context that this one lays down.
+            self._handles.append(
+                module.register_forward_pre_hook(hook.before, with_kwargs=True, prepend=True)
+            )
+            if prefixes:
+                self._handles.append(module.register_forward_hook(hook.after, with_kwargs=True))
+        lost = [
+            s.path
+            for s in self.graph.sites()
+            if bind(self.graph, self.modules, s, "kv") and not self.places[s.key].attends
+        ]
+        if lost:
+            raise CompositionError(
+                f"The attention of {type(self.base).__name__} does not dispatch to a replaceable function, "
+                f"so a prefix at {lost[0]} would be "
+                "ignored; use lora, adapters or prompt_tuning on this family."
+            )
+        return prefixed
+
+    def _dispatch_to_ours(self, prefixed: list[Place]) -> None:
+        stacks = {p.site.stack for p in prefixed}
+        for config in configs_of(self.base, [s for s in self.layout.stacks if s.map.name in stacks]):
+            now = config._attn_implementation or "eager"
+            if now not in DELEGATES:
+                raise CompositionError(
+                    f"Prefixes work with the attention implementations {', '.join(DELEGATES)}, but the "
+                    f"model uses {now!r}; load it with "
+                    "attn_implementation='sdpa'."
+                )
+            config._attn_implementation = {"": DELEGATES[now]}
+
+    # Roots
+    # ----------------------------------------------------------------------------------------------------
+
+    def _install_roots(self) -> None:
+        used = {s.stack for s in self.graph.sites()}
+        two = len(self.layout.stacks) > 1
+        source_rows = 0
+        for stack in self.layout.stacks:
+            prompts = self._prompts(self.places[f"{stack.map.name}-embeddings"])
+            root = self._root(stack, prompts, two, source_rows)
+            if two and stack.map.name == "encoder":
+                source_rows = root.rows
+            if stack.map.name not in used and not root.source_rows:
+                continue
+            module = self.base.get_submodule(stack.map.root)
+            self._handles.append(module.register_forward_pre_hook(root.before, with_kwargs=True))
+            if root.rows and not root.keep:
+                self._handles.append(module.register_forward_hook(root.after, with_kwargs=True))
+                self._install_pooler(stack, root)
+            self._handles.append(module.register_forward_hook(root.cleanup, always_call=True))
+
+    def _root(
+        self, stack: StackPlaces, prompts: tuple[BoundModule, ...], two: bool, source_rows: int
+    ) -> RootHooks:
+        pad_id = getattr(self.base.config, "pad_token_id", None)
+        first = (int(pad_id or 0) + 1) if self.layout.family.position_offset == "padding" else 0
+        return RootHooks(
+            stack.map,
+            self.graph.spec,
+            self.token,
+            prompts,
+            keep=two and stack.map.name == "encoder",
+            source_rows=source_rows if stack.map.name == "decoder" else 0,
+            dummy_id=1 if pad_id == 0 else 0,
+            first_position=first,
+        )
+
+    def _install_pooler(self, stack: StackPlaces, root: RootHooks) -> None:
+        pooler = getattr(self.base, self.layout.family.pooler or "", None)
+        if isinstance(pooler, nn.Module):
+            hook = PoolerHooks(stack.map.name, self.token, root.spec.prompt_side == "right")
+            self._handles.append(pooler.register_forward_pre_hook(hook.before))
+
+
+def configs_of(base: nn.Module, stacks: list[StackPlaces]) -> list[PreTrainedConfig]:
+    """Every config object that the attention modules and the roots of these stacks read, once each."""
+    modules = [base.get_submodule(s.map.root) for s in stacks]
+    modules += [base.get_submodule(p.entry) for s in stacks for p in s.places if p.attends]
+    found: dict[int, PreTrainedConfig] = {}
+    for module in modules:
+        config = getattr(module, "config", None)
+        if isinstance(config, PreTrainedConfig):
+            found[id(config)] = config
+    return list(found.values())

@@ -1,0 +1,93 @@
+"""weight(module): deltas on backbone tensors, swapped in for the length of a module's forward.
+
+A pre-hook puts new tensors into `module._parameters`, a post-hook that is always called puts the originals
+back, so state-dict keys never
+change, recomputation under gradient checkpointing sees the same tensors, and an exception leaves the
+backbone as it was.
+(`parametrize` renames keys; `functional_call` loses gradients under reentrant checkpointing.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autopeft.composition import Child
+from autopeft.method import WeightTarget
+
+__all__ = ["ParameterPatch", "Part", "WeightHooks"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a site's (out, in) weight lies in a stored tensor: transposed (Conv1D) and as a slice of its
+    outputs."""
+
+    transposed: bool = False
+    out_slice: tuple[int, int] | None = None
+
+    def of(self, stored: Tensor) -> Tensor:
+        """The site's weight, (out, in), as a view."""
+        weight = stored.t() if self.transposed else stored
+        return weight if self.out_slice is None else weight[self.out_slice[0] : self.out_slice[1]]
+
+    def put(self, stored: Tensor, weight: Tensor) -> Tensor:
+        """`stored` with the site's part replaced by `weight` (a new tensor)."""
+        if self.out_slice is not None:
+            whole = stored.t() if self.transposed else stored
+            start, stop = self.out_slice
+            weight = torch.cat([whole[:start], weight, whole[stop:]], dim=0)
+        return weight.t() if self.transposed else weight
+
+
+@dataclass
+class ParameterPatch:
+    """What alters one parameter: `whole` by the tensor as it is stored, `parts` by a site's (out, in)
+    weight."""
+
+    whole: list[tuple[WeightTarget, Child]] = field(default_factory=list)
+    parts: list[tuple[WeightTarget, Part, Sequence[Child]]] = field(default_factory=list)
+
+    def new(self, original: Tensor) -> Tensor:
+        """The tensor to compute with: every delta is read off the original, and all of them add."""
+        current = original
+        for target, child in self.whole:
+            current = child.weight(target, original, current)
+        for target, part, children in self.parts:
+            before, now = part.of(original), part.of(current)
+            for child in children:
+                now = child.weight(target, before, now)
+            current = part.put(current, now)
+        return current
+
+
+class WeightHooks:
+    """Swaps the patched parameters of one module around its forward."""
+
+    def __init__(self) -> None:
+        self.patches: dict[str, ParameterPatch] = {}
+        self._kept: list[dict[str, nn.Parameter | None]] = []
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        originals = {name: module._parameters[name] for name in self.patches}
+        # All new tensors are made before the first is swapped in: a failing patch leaves the module
+        # untouched.
+        new = {name: patch.new(_present(originals[name], name)) for name, patch in self.patches.items()}
+        self._kept.append(originals)
+        module._parameters.update(new)  # type: ignore[arg-type]
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._kept:
+            module._parameters.update(self._kept.pop())
+
+
+def _present(parameter: nn.Parameter | None, name: str) -> Tensor:
+    if parameter is None:
+        raise RuntimeError(
+            f"The module has no parameter {name!r} any more; detach the hybrid before changing the model."
+        )
+    return parameter

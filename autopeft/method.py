@@ -1,0 +1,361 @@
+"""The method contract and its open registry.
+
+A **method** is a small class: a strict config, its `Traits`, a closed-form `parameter_count` and `build`,
+which is called once
+per recipe entry and returns one `nn.Module` that owns what the entry trains at all its sites. How that
+module acts is told by
+the injection way of its traits and the protocol of the same name below (`HookModule`, `WeightModule`,
+`KeyValueModule`,
+`PromptModule`). Everything else is optional and found by its presence (`Prepares`, `Deploys`, `Merges`, the
+events):
+
+| member of the module | called |
+|---|---|
+| `initialise(target, weight)`, `initialise_prompt(embedding)` | at attach, with what the init reads off the
+backbone |
+| `calibrate(base, batches, objective)` (`Prepares`) | once before training, with calibration batches |
+| `loss_terms() -> Tensor or None` | each step, added to the loss |
+| `before_step(step, total)`, `after_backward(step, total)`, `after_step(step, total)`, `finish()` | by the
+loop |
+| `parameter_groups() -> list[dict]` | when the optimizer is built |
+| `up_parameters() -> list[Parameter]` | by policies that treat the zero-initialised factor apart (LoRA+) |
+| `deploy()` | drops what only training needed (a prefix MLP) |
+| `reads(site, x, y, call)` | what a gate in front of it reads (default: the site's input x) |
+
+The method class itself may have `size_field` (the config field whose zero means absent), `default_sites`
+(where they depend on the
+config) and `also_weights` (true where a module that acts on activations alters weights too).
+
+Methods in other packages register through the entry-point group `autopeft.methods`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from autopeft.errors import MethodError, near
+from autopeft.spec import SITE_NAMES, BackboneSpec, Site
+
+__all__ = [
+    "COMPOSITION_NAMES",
+    "Call",
+    "Context",
+    "HookModule",
+    "KeyValueModule",
+    "Merges",
+    "Method",
+    "MethodConfig",
+    "Objective",
+    "ParameterCount",
+    "Prepares",
+    "PromptModule",
+    "Traits",
+    "WeightModule",
+    "WeightTarget",
+    "get_method",
+    "method_names",
+    "register",
+]
+
+COMPOSITION_NAMES = ("sum", "chain", "gate", "route", "fuse")
+Injection = Literal["hook", "weight", "kv", "training"]
+Need = Literal["calibration", "decoder", "seq2seq", "several_tasks", "artefacts", "text"]
+
+
+class MethodConfig(BaseModel):
+    """Base of every method's config: unknown keys, wrong types and values out of range are errors.
+
+    `sites` names where the method sits; left out, it takes the method's default sites that exist.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    sites: tuple[str, ...] | None = Field(default=None, description="site names; default: the method's own")
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Parameters of one entry: `deployed` at inference, `trained` while training (at least as many)."""
+
+    deployed: int
+    trained: int
+
+    def __add__(self, other: ParameterCount) -> ParameterCount:
+        return ParameterCount(self.deployed + other.deployed, self.trained + other.trained)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a method declares of itself; the graph checks it before anything is built.
+
+    Attributes:
+        injection: the way in (`training` for policies that place nothing).
+        sites: site names it may take.
+        default_sites: where it sits when the recipe names none; those that a backbone lacks are left out.
+        level: `layers` (listed under `layers:`), `model` (under `model:`) or `training` (under `policies:`).
+        needs: what must be there: calibration batches, a decoder, two stacks, several tasks, artefacts, text
+            input.
+        mergeable: can be folded into the backbone's weights exactly.
+        changes_length: lengthens the sequence.
+        stochastic: draws random numbers while training.
+        identity: leaves the backbone's function exactly as it is before training.
+        direction: replaces the direction of a weight (DoRA): at most one for each weight.
+        gateable: a gate may stand in front of it.
+        padding_invariant, cacheable: what holds for generation and batches of unequal length.
+    """
+
+    injection: Injection
+    sites: tuple[str, ...] = ()
+    default_sites: tuple[str, ...] = ()
+    level: Literal["layers", "model", "training"] = "layers"
+    needs: frozenset[Need] = field(default_factory=frozenset)
+    mergeable: bool = False
+    changes_length: bool = False
+    stochastic: bool = False
+    identity: bool = True
+    direction: bool = False
+    gateable: bool = True
+
+    def __post_init__(self) -> None:
+        unknown = [s for s in (*self.sites, *self.default_sites) if s not in SITE_NAMES]
+        if unknown:
+            raise MethodError(f"Unknown sites {unknown} in traits; sites are: {', '.join(SITE_NAMES)}.")
+
+
+@dataclass(frozen=True)
+class Context:
+    """Data of one forward of a stack, the same for all its sites.
+
+    Attributes:
+        mask: (batch, positions), 1 for real positions and 0 for padding, reserved rows included; `None`
+            where no mask was given.
+        task_id: (batch,) or `None`.
+        reserved: rows at the front (or, for vision, at the end) that prompts fill.
+        cached: whether keys and values of earlier positions come from a cache (a decoding step).
+        hybrid: token of the hybrid that this forward belongs to.
+    """
+
+    mask: Tensor | None = None
+    task_id: Tensor | None = None
+    reserved: int = 0
+    cached: bool = False
+    hybrid: int = 0
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a site: the stack's context and what the region around the site offers.
+
+    Attributes:
+        context: see `Context`.
+        gated: a gate stands in front and replaces the module's own constant scale (UniPELT drops LoRA's α/r).
+        residual: for regions, the residual stream that the region's output is added to, (batch, positions,
+            hidden).
+        norm: for regions of post-norm layers, the frozen norm that follows the residual add.
+    """
+
+    context: Context
+    gated: bool = False
+    residual: Tensor | None = None
+    norm: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class WeightTarget:
+    """A backbone tensor that a weight method alters: the weight of a linear `site`, or a `tensor` by name.
+
+    For a site the weight is handed over as (out, in), whatever the backbone's layout (Conv1D, fused
+    projections); for a tensor as
+    it is stored.
+    """
+
+    site: Site | None = None
+    tensor: str | None = None
+
+    @property
+    def key(self) -> str:
+        return self.site.key if self.site is not None else str(self.tensor)
+
+
+class HookModule(Protocol):
+    """Acts on activations. `side(site)` says whether it alters the site's input or its output.
+
+    `delta(site, x, y, call)` returns what is added, in the shape of the altered tensor: of y (batch, …, out)
+    on the
+    output side, of x on the input side (where y is x).
+    """
+
+    def side(self, site: Site) -> Literal["input", "output"]: ...
+
+    def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor: ...
+
+
+class WeightModule(Protocol):
+    """Alters backbone tensors. `weight` returns the new tensor.
+
+    `original` is the backbone's tensor, `current` what earlier weight methods made of it; an additive method
+    returns
+    current + Δ, a direction method current + (f(original) − original).
+    """
+
+    def weight_targets(self) -> Sequence[WeightTarget]: ...
+
+    def weight(self, target: WeightTarget, original: Tensor, current: Tensor) -> Tensor: ...
+
+
+class KeyValueModule(Protocol):
+    """Prepends keys and values to an attention region.
+
+    Returns two tensors (1 or batch, length, kv_features).
+    """
+
+    def key_value(self, site: Site, x: Tensor, call: Call) -> tuple[Tensor, Tensor]: ...
+
+
+class PromptModule(Protocol):
+    """Fills reserved rows at the embeddings. `prompt` returns (1 or batch, length, hidden)."""
+
+    length: int
+
+    def prompt(self, site: Site, call: Call) -> Tensor: ...
+
+
+class Objective(Protocol):
+    """What calibration may ask of the model: the task's loss and the scores behind it, both differentiable.
+
+    `objective(batch)` is the mean loss over the batch (a scalar), `objective.logits(batch)` the model's
+    output scores
+    (batch, classes), or (batch, 1) for regression. Both run one forward of the attached model on a batch
+    with labels.
+    """
+
+    def __call__(self, batch: dict[str, Tensor]) -> Tensor: ...
+
+    def logits(self, batch: dict[str, Tensor]) -> Tensor: ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """Needs calibration before training (`needs` holds `calibration`).
+
+    `calibrate` gets the base model (tensor names of the spec are relative to it) of an attached hybrid, an
+    iterator
+    over batches of training examples with labels, and the task's `Objective`; it must leave the model as it
+    was: values, gradients
+    and what requires grad.
+    """
+
+    def calibrate(
+        self, base: nn.Module, batches: Iterable[dict[str, Tensor]], objective: Objective
+    ) -> None: ...
+
+
+@runtime_checkable
+class Merges(Protocol):
+    """Can be folded into a linear site: returns the new (out, in) weight and bias for this site."""
+
+    def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]: ...
+
+
+class Method(Protocol):
+    """The contract: see the module's docstring. The class docstring holds formula, paper and shapes."""
+
+    name: ClassVar[str]
+    traits: ClassVar[Traits]
+    Config: ClassVar[type[MethodConfig]]
+    config: Any
+
+    def __init__(self, config: Any) -> None: ...
+
+    def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount: ...
+
+    def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module: ...
+
+
+_REGISTRY: dict[str, type[Any]] = {}
+_LOADED = False
+_C = TypeVar("_C", bound=type)
+
+
+def register(name: str) -> Callable[[_C], _C]:
+    """Class decorator that enters a method under `name`.
+
+    Raises:
+        MethodError: the name is taken, reserved for a composition or malformed, or the class lacks a part of
+        the contract.
+    """
+
+    def enter(cls: _C) -> _C:
+        if name in COMPOSITION_NAMES:
+            raise MethodError(f"{name!r} is reserved for a composition; choose another method name.")
+        if not name.isidentifier() or name != name.lower():
+            raise MethodError(f"A method name is a lower-case identifier, but got {name!r}.")
+        if name in _REGISTRY and _REGISTRY[name].__qualname__ != cls.__qualname__:
+            raise MethodError(f"The method name {name!r} is taken by {_REGISTRY[name].__module__}.")
+        traits = getattr(cls, "traits", None)
+        policy = traits is not None and traits.level == "training"
+        required = ("traits", "Config", *(("adjust",) if policy else ("parameter_count", "build")))
+        missing = [m for m in required if not hasattr(cls, m)]
+        if missing:
+            raise MethodError(f"Method {name!r} ({cls.__qualname__}) lacks {', '.join(missing)}.")
+        cls.name = name  # type: ignore[attr-defined]
+        _REGISTRY[name] = cls
+        return cls
+
+    return enter
+
+
+def _load_all() -> None:
+    """Import the built-in methods and those of installed packages, once."""
+    global _LOADED
+    if _LOADED:
+        return
+    _LOADED = True
+    package = importlib.import_module("autopeft.methods")
+    for module in _walk(package.__path__, "autopeft.methods."):
+        importlib.import_module(module)
+    for point in entry_points(group="autopeft.methods"):
+        point.load()
+
+
+def _walk(path: Iterable[str], prefix: str) -> Iterator[str]:
+    for info in sorted(pkgutil.walk_packages(path, prefix), key=lambda i: i.name):
+        if not info.ispkg:
+            yield info.name
+
+
+def get_method(name: str) -> type[Any]:
+    """The method class registered under `name`.
+
+    Raises:
+        MethodError: there is none; the message names near matches.
+    """
+    _load_all()
+    if name not in _REGISTRY:
+        raise MethodError(
+            f"There is no method {name!r}.{near(name, _REGISTRY)} `autopeft methods` lists all "
+            f"{len(_REGISTRY)}; one from another "
+            "package registers through the entry-point group 'autopeft.methods'."
+        )
+    return _REGISTRY[name]
+
+
+def method_names() -> tuple[str, ...]:
+    """Names of all registered methods, sorted."""
+    _load_all()
+    return tuple(sorted(_REGISTRY))
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters live (CPU for one without any)."""
+    first = next(module.parameters(), None)
+    return torch.device("cpu") if first is None else first.device

@@ -1,0 +1,68 @@
+"""The bottleneck of adapters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ACTIVATIONS", "Activation", "Bottleneck"]
+
+Activation = Literal["relu", "gelu", "swish", "tanh"]
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "relu": nn.functional.relu,
+    "gelu": nn.functional.gelu,
+    "swish": nn.functional.silu,
+    "tanh": torch.tanh,
+}
+Init = Literal["bert", "houlsby", "lora"]
+
+
+class Bottleneck(nn.Module):
+    """f(x) = dropout(φ(x·W_dnᵀ + b_dn))·W_upᵀ + b_up, shapes (…, d) → (…, d), without residual or scale.
+
+    `init`: `bert` is N(0, 0.02) on both weights, `houlsby` a normal of std 1e-3 truncated at two deviations,
+    `lora` Kaiming-uniform(a = √5) below and zero above (the identity at init). Biases start at zero;
+    `bias=False` has none.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        bottleneck: int,
+        *,
+        activation: Activation = "relu",
+        init: Init = "bert",
+        bias: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, bottleneck, bias=bias)
+        self.up = nn.Linear(bottleneck, width, bias=bias)
+        self.activation = ACTIVATIONS[activation]
+        self.dropout = dropout
+        for linear in (self.down, self.up):
+            if init == "houlsby":
+                nn.init.trunc_normal_(linear.weight, std=1e-3, a=-2e-3, b=2e-3)
+            elif init == "bert":
+                nn.init.normal_(linear.weight, std=0.02)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+        if init == "lora":
+            nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+            nn.init.zeros_(self.up.weight)
+
+    @staticmethod
+    def size(width: int, bottleneck: int, *, bias: bool = True) -> int:
+        """Parameters of one bottleneck: 2·d·m, and m + d with biases."""
+        return 2 * width * bottleneck + (width + bottleneck if bias else 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.activation(self.down(x))
+        if self.dropout:
+            inner = nn.functional.dropout(inner, self.dropout, self.training)
+        out: Tensor = self.up(inner)
+        return out

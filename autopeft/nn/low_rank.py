@@ -1,0 +1,33 @@
+"""The low-rank pair B·A."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["LowRankPair"]
+
+
+class LowRankPair(nn.Module):
+    """x ↦ B·A·dropout(x) with A (rank × in) Kaiming-uniform(a = √5) and B (out × rank) zero.
+
+    Shapes: (…, in) → (…, out).
+    """
+
+    def __init__(self, in_features: int, out_features: int, rank: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.empty(rank, in_features))
+        self.B = nn.Parameter(torch.zeros(out_features, rank))
+        self.dropout = dropout
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.dropout:
+            x = nn.functional.dropout(x, self.dropout, self.training)
+        return nn.functional.linear(nn.functional.linear(x, self.A), self.B)
+
+    def product(self) -> Tensor:
+        """B·A, (out × in)."""
+        return self.B @ self.A

@@ -1,0 +1,82 @@
+"""A trainable sparse change of backbone tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from autopeft.spec import TensorSpec
+
+__all__ = ["SparseDelta"]
+
+
+class SparseDelta(nn.Module):
+    """θ = θ₀ + scatter(index, values) over several tensors at once.
+
+    `values` (k,) starts at zero and is the only parameter; `index` (k,) holds sorted positions in the
+    concatenation of the flattened tensors. Entries outside the index stay untouched exactly. Until `select`
+    is called, or a selection is loaded, nothing is selected (`index` is −1).
+    """
+
+    index: Tensor
+
+    def __init__(self, tensors: Sequence[TensorSpec], k: int) -> None:
+        super().__init__()
+        self.tensors = tuple(tensors)
+        self.offsets: dict[str, tuple[int, int]] = {}
+        start = 0
+        for t in self.tensors:
+            self.offsets[t.name] = (start, start + t.size)
+            start += t.size
+        self.total = start
+        self.values = nn.Parameter(torch.zeros(k))
+        self.register_buffer("index", torch.full((k,), -1, dtype=torch.int64))
+        self._spans: tuple[Tensor, int, dict[str, tuple[int, int]]] | None = None
+
+    def select(self, index: Tensor) -> None:
+        """Choose the k entries: distinct positions in the concatenation, in any order.
+
+        Raises:
+            ValueError: another number of positions, positions outside the tensors, or a position twice.
+        """
+        if index.shape != self.index.shape:
+            raise ValueError(f"select() needs {tuple(self.index.shape)} positions, got {tuple(index.shape)}.")
+        ordered = index.sort().values
+        if len(ordered) and (int(ordered[0]) < 0 or int(ordered[-1]) >= self.total):
+            raise ValueError(f"Positions must lie in [0, {self.total}), got {ordered[0]} to {ordered[-1]}.")
+        if bool((ordered[1:] == ordered[:-1]).any()):
+            raise ValueError("select() got the same position twice.")
+        self.index.copy_(ordered)
+
+    def selected(self) -> list[str]:
+        """Names of the tensors in which at least one entry is selected, in order."""
+        return [name for name, (lo, hi) in self.spans().items() if lo < hi]
+
+    def spans(self) -> dict[str, tuple[int, int]]:
+        """For each tensor the range of `index` (and `values`) that lies in it.
+
+        Finding it waits for the device, so it is kept until `index` is replaced or written to, by whomever.
+        """
+        index = self.index
+        version = -1 if index.is_inference() else index._version
+        if self._spans is not None and self._spans[0] is index and self._spans[1] == version:
+            return self._spans[2]
+        edges = torch.tensor([self.offsets[t.name][0] for t in self.tensors] + [self.total])
+        cuts = torch.searchsorted(index, edges.to(index.device)).tolist()
+        spans = {t.name: (cuts[i], cuts[i + 1]) for i, t in enumerate(self.tensors)}
+        self._spans = (index, version, spans)
+        return spans
+
+    def apply_to(self, name: str, current: Tensor) -> Tensor:
+        """`current` with this tensor's selected values added: a new tensor, differentiable in `values`.
+
+        Where nothing of this tensor is selected, `current` itself.
+        """
+        lo, hi = self.spans()[name]
+        if lo == hi:
+            return current
+        place = self.index[lo:hi] - self.offsets[name][0]
+        flat = current.reshape(-1).index_add(0, place, self.values[lo:hi].to(current.dtype))
+        return flat.view(current.shape)

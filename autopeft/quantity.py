@@ -1,0 +1,62 @@
+"""Quantities as people write them: `0.5%`, `300k`, `1.2M`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from decimal import ROUND_FLOOR, Decimal
+
+from autopeft.errors import UsageError
+
+__all__ = ["Quantity", "parse_quantity"]
+
+_PATTERN = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?(?:[eE][+-]?\d{1,2})?)\s*(?P<unit>%|[kKmM]?)\s*")
+_UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number of parameters, absolute or as a share of a whole.
+
+    `value` is a count when `share` is false and a fraction (0.005 for `0.5%`) when it is true. Exact
+    decimals are
+    kept, so that `0.1%` of a whole never loses a parameter to binary rounding.
+    """
+
+    value: Decimal
+    share: bool
+    text: str
+
+    def of(self, whole: int) -> int:
+        """The absolute count, rounded down; a share is taken of `whole`."""
+        exact = self.value * whole if self.share else self.value
+        return int(exact.to_integral_value(ROUND_FLOOR))
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_quantity(value: str | int | float) -> Quantity:
+    """Read `0.5%`, `300k`, `1.2M` or a plain count.
+
+    Raises:
+        UsageError: `value` is none of these, is zero or negative, or is a share above 100 %.
+    """
+    text = str(value)
+    match = _PATTERN.fullmatch(text) if not isinstance(value, bool) else None
+    if match is None:
+        raise UsageError(
+            f"{text!r} is not a quantity; write a share such as '0.5%' or a count such as '300k' or '1.2M'."
+        )
+    number, unit = Decimal(match["number"]), match["unit"].lower()
+    share = unit == "%"
+    exact = number / 100 if share else number * _UNITS[unit]
+    if exact <= 0:
+        raise UsageError(f"A quantity must be positive, but got {text!r}.")
+    if share and exact > 1:
+        raise UsageError(
+            f"A share is at most 100%, but got {text!r}; write a count such as '300k' for absolute sizes."
+        )
+    if not share and exact != exact.to_integral_value():
+        raise UsageError(f"{text!r} is not a whole number of parameters; for a share write '{number}%'.")
+    return Quantity(exact, share, text.strip())

@@ -1,0 +1,197 @@
+"""`Recipe`: a hybrid as data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from autopeft.errors import RecipeError
+from autopeft.recipe.models import (
+    CompositionItem,
+    EntryItem,
+    Item,
+    LayerBlock,
+    TrainingSection,
+    entry_items,
+)
+from autopeft.recipe.parse import SCHEMA_VERSION, named_entries, read_fields
+from autopeft.recipe.problems import Problems
+from autopeft.recipe.yaml_text import dump_yaml, read_text, read_yaml
+
+__all__ = ["EmptyRecipe", "EntryRef", "Recipe"]
+
+
+class EmptyRecipe(RecipeError):  # noqa: N818
+    """A point of a search space left no entry at all."""
+
+
+@dataclass(frozen=True)
+class EntryRef:
+    """One entry of a recipe.
+
+    Attributes:
+        name: unique in the recipe.
+        item: the entry.
+        level: whether it stands under `layers:` or `model:`.
+        block: index of its layer block, `None` under `model:`.
+        path: its position in the list of items, then in the children of each composition around it.
+    """
+
+    name: str
+    item: EntryItem
+    level: Literal["layers", "model"]
+    block: int | None
+    path: tuple[int, ...]
+
+    @property
+    def method(self) -> str:
+        return self.item.method
+
+
+class Recipe(BaseModel):
+    """A hybrid as data: which methods sit where, and how they train. Frozen; equal recipes are equal data.
+
+    A recipe without entries is valid and trains the head alone. `from_yaml` reads with line numbers, `load`
+    a file or a built-in recipe.
+
+    Example:
+        >>> recipe = Recipe.from_dict({"name": "small", "layers": [{"attach": [{"lora": {"rank": 4}}]}]})
+        >>> [entry.name for entry in recipe.entries()]
+        ['lora']
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    autopeft: int = SCHEMA_VERSION
+    name: str = "hybrid"
+    reference: str | None = None
+    layers: tuple[LayerBlock, ...] = ()
+    model: tuple[Item, ...] = ()
+    training: TrainingSection = Field(default_factory=TrainingSection)
+
+    @classmethod
+    def from_dict(cls, tree: Any, source: str = "recipe") -> Recipe:
+        """Read plain data of the form that `to_dict` gives.
+
+        Raises:
+            RecipeError: the data is no recipe; the message has one line for each problem.
+        """
+        problems = Problems(tree, source)
+        fields = read_fields(tree, problems)
+        problems.check()
+        return cls(**fields)
+
+    @classmethod
+    def from_yaml(cls, text: str, source: str = "recipe") -> Recipe:
+        """Read a YAML 1.2 document; `source` names it in messages.
+
+        Raises:
+            RecipeError: the text is no recipe; the message has one line `source:line: …` for each problem.
+        """
+        return cls.from_dict(read_yaml(text, source), source)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Recipe:
+        """Read a YAML file.
+
+        Raises:
+            RecipeError: the file cannot be read or is no recipe.
+        """
+        return cls.from_yaml(read_text(Path(path)), str(path))
+
+    @classmethod
+    def named(cls, name: str) -> Recipe:
+        """The built-in recipe of that name (see `autopeft.recipe.recipe_names`).
+
+        Raises:
+            RecipeError: there is none; the message names near matches.
+        """
+        from autopeft.recipe.library import built_in
+
+        text, source = built_in(name)
+        return cls.from_yaml(text, source)
+
+    @classmethod
+    def load(cls, ref: str | Path) -> Recipe:
+        """The recipe in a file, or the built-in one of that name.
+
+        Raises:
+            RecipeError: there is neither; the message names near matches.
+        """
+        from autopeft.recipe.library import find_text
+
+        text, source = find_text(ref)
+        return cls.from_yaml(text, source)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able data in the form of a file, defaults left out."""
+        data: dict[str, Any] = {"autopeft": self.autopeft, "name": self.name}
+        if self.reference is not None:
+            data["reference"] = self.reference
+        if self.layers:
+            data["layers"] = [block.to_data() for block in self.layers]
+        if self.model:
+            data["model"] = [item.to_data() for item in self.model]
+        training = self.training.to_data()
+        if training:
+            data["training"] = training
+        return data
+
+    def to_yaml(self) -> str:
+        """The recipe as a YAML file; `from_yaml` gives back an equal recipe."""
+        return dump_yaml(self.to_dict())
+
+    @cached_property
+    def _entries(self) -> tuple[EntryRef, ...]:
+        names = iter(name for name, _ in named_entries(self.layers, self.model))
+        found = [
+            EntryRef(next(names), item, "layers", i, path)
+            for i, block in enumerate(self.layers)
+            for path, item in entry_items(block.attach)
+        ]
+        found += [EntryRef(next(names), item, "model", None, path) for path, item in entry_items(self.model)]
+        return tuple(found)
+
+    def entries(self) -> list[EntryRef]:
+        """All entries in file order, each with a unique name: its alias, or `lora`, `lora_2`, `lora_3`, …"""
+        return list(self._entries)
+
+    def structure_hash(self) -> str:
+        """Hash of what is attached where, 64 hex digits.
+
+        Names, reference, training and whether a default is written out do not change it.
+        """
+        return _digest(self._structure())
+
+    def hash(self) -> str:
+        """Hash of the structure and of how it trains."""
+        groups = self.training.groups
+        settings = [groups.get(e.name, groups.get(e.method)) for e in self._entries]
+        training = self.training.model_dump(mode="json", exclude={"groups", "policies"})
+        training["entries"] = [None if s is None else s.model_dump(mode="json") for s in settings]
+        training["head"] = groups["head"].model_dump(mode="json") if "head" in groups else None
+        training["policies"] = [
+            [p.method, p.method_config().model_dump(mode="json")] for p in self.training.policies
+        ]
+        return _digest([self._structure(), training])
+
+    def _structure(self) -> Any:
+        blocks = [[block.at, block.stack, [_canonical(i) for i in block.attach]] for block in self.layers]
+        return [blocks, [_canonical(i) for i in self.model]]
+
+
+def _canonical(item: Item) -> Any:
+    if isinstance(item, CompositionItem):
+        return [item.kind, item.options, [_canonical(child) for child in item.children]]
+    return [item.method, item.method_config().model_dump(mode="json")]
+
+
+def _digest(data: Any) -> str:
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,426 @@
+"""From the tree of a file to the parts of a recipe, gathering every problem on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from autopeft.errors import AutoPEFTError, RecipeError, near
+from autopeft.method import COMPOSITION_NAMES, get_method, method_names
+from autopeft.recipe.layers import normalise_at
+from autopeft.recipe.models import (
+    OPTIONS,
+    CompositionItem,
+    EntryItem,
+    Item,
+    LayerBlock,
+    PolicyItem,
+    TrainingSection,
+    entry_items,
+    validate_config,
+)
+from autopeft.recipe.problems import Path, Problems
+from autopeft.spec import SITE_NAMES
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "check_groups",
+    "check_keys",
+    "check_names",
+    "kind_of",
+    "migrate",
+    "named_entries",
+    "read_fields",
+    "read_item",
+    "read_training",
+]
+
+SCHEMA_VERSION = 1
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""`MIGRATIONS[n]` turns a tree of schema n into one of schema n + 1."""
+
+_TOP_KEYS = ("autopeft", "name", "reference", "layers", "model", "training")
+_BLOCK_KEYS = ("at", "stack", "attach")
+_LATER = ("route", "fuse")
+_LEVEL_PLACE = {
+    "layers": "under 'layers:', in a block's 'attach:'",
+    "model": "under 'model:'",
+    "training": "under 'training:', in 'policies:'",
+}
+
+
+def migrate(tree: dict[str, Any], problems: Problems) -> dict[str, Any]:
+    """The tree brought to `SCHEMA_VERSION`; a version that cannot be read is a problem at once.
+
+    Raises:
+        RecipeError: the version is not a number of a known schema.
+    """
+    version = tree.get("autopeft", SCHEMA_VERSION)
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        problems.add(("autopeft",), f"{version!r} is no schema version; write 'autopeft: {SCHEMA_VERSION}'.")
+    elif version > SCHEMA_VERSION:
+        problems.add(
+            ("autopeft",),
+            f"this file is of schema {version}, but this AutoPEFT reads schemas up to {SCHEMA_VERSION}; "
+            "upgrade AutoPEFT to read it.",
+        )
+    problems.check()
+    for step in range(version, SCHEMA_VERSION):
+        tree = MIGRATIONS[step](tree)
+    return tree
+
+
+def read_fields(tree: Any, problems: Problems) -> dict[str, Any]:
+    """The fields of a `Recipe`. What is wrong goes to `problems`; with any found, the fields are partial.
+
+    Raises:
+        RecipeError: the tree is no mapping, or of a schema that cannot be read.
+    """
+    if not isinstance(tree, dict):
+        problems.add(
+            (), f"a recipe is a mapping with the keys {', '.join(_TOP_KEYS)}, but this is {kind_of(tree)}."
+        )
+        problems.check()
+    tree = migrate(tree, problems)
+    problems.tree = tree
+    check_keys(tree, (), _TOP_KEYS, "a recipe", problems)
+    fields: dict[str, Any] = {"autopeft": SCHEMA_VERSION}
+    name = _text(tree, "name", problems)
+    if name is not None:
+        fields["name"] = name
+    fields["reference"] = _text(tree, "reference", problems)
+    blocks = [_block(b, ("layers", i), problems) for i, b in enumerate(_list(tree, "layers", (), problems))]
+    fields["layers"] = tuple(b for b in blocks if b is not None)
+    places: list[Path] = [("layers", i, "attach") for i, b in enumerate(blocks) if b is not None]
+    fields["model"] = _items(tree, "model", (), "model", problems)
+    check_names(places, fields, problems)
+    fields["training"] = read_training(tree, problems)
+    if not problems.found:
+        check_groups(fields, problems)
+    return fields
+
+
+def check_keys(
+    tree: Mapping[str, Any], path: Path, known: Iterable[str], what: str, problems: Problems
+) -> None:
+    """Report keys of `tree` that are not `known`."""
+    known = tuple(known)
+    for key in tree:
+        if key not in known:
+            problems.add(
+                (*path, key), f"unknown key {key!r}.{near(str(key), known)} {what} takes: {', '.join(known)}."
+            )
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in the words of a file."""
+    if value is None:
+        return "empty"
+    kinds = {
+        dict: "a mapping",
+        list: "a list",
+        str: "text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
+    return next(
+        (word for kind, word in kinds.items() if isinstance(value, kind)), f"a {type(value).__name__}"
+    )
+
+
+def _text(tree: Mapping[str, Any], key: str, problems: Problems) -> str | None:
+    value = tree.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip() or len(value) > 200 or not value.isprintable():
+        problems.add((key,), f"{key!r} is one line of text, at most 200 characters, but got {value!r:.80}.")
+        return None
+    return value
+
+
+def _list(tree: Mapping[str, Any], key: str, path: Path, problems: Problems) -> list[Any]:
+    value = tree.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, (list, tuple)):
+        problems.add(
+            (*path, key), f"{key!r} is a list, but got {kind_of(value)}; put '- ' before each element."
+        )
+        return []
+    return list(value)
+
+
+def _block(tree: Any, path: Path, problems: Problems) -> LayerBlock | None:
+    if not isinstance(tree, dict):
+        problems.add(
+            path, f"a block is a mapping with the keys {', '.join(_BLOCK_KEYS)}, but this is {kind_of(tree)}."
+        )
+        return None
+    before = len(problems.found)
+    check_keys(tree, path, _BLOCK_KEYS, "a block", problems)
+    at: Any = "all"
+    try:
+        at = normalise_at(tree.get("at", "all"))
+    except RecipeError as error:
+        problems.add((*path, "at"), str(error))
+    stack = tree.get("stack", "all")
+    if stack not in ("all", "encoder", "decoder"):
+        hint = near(str(stack), ("all", "encoder", "decoder"))
+        problems.add((*path, "stack"), f"{stack!r} is no stack.{hint} Write all, encoder or decoder.")
+    attach = _items(tree, "attach", path, "layers", problems)
+    if not attach and len(problems.found) == before:
+        problems.add(
+            path, "a block attaches at least one method; list them under 'attach:' or leave the block out."
+        )
+    return LayerBlock(at=at, stack=stack, attach=attach) if len(problems.found) == before else None
+
+
+def _items(tree: Mapping[str, Any], key: str, path: Path, level: str, problems: Problems) -> tuple[Item, ...]:
+    found = [
+        read_item(v, (*path, key, i), level, problems) for i, v in enumerate(_list(tree, key, path, problems))
+    ]
+    return tuple(item for item in found if item is not None)
+
+
+def _split(tree: Any, path: Path, what: str, problems: Problems) -> tuple[str, Any, str | None] | None:
+    """The name, body and alias of an item `name`, `{name: body}` or `{name: body, as: alias}`."""
+    if isinstance(tree, str):
+        return tree, None, None
+    if not isinstance(tree, dict):
+        problems.add(path, f"{what} is a name or {{name: {{options}}}}, but this is {kind_of(tree)}.")
+        return None
+    names = [k for k in tree if k != "as"]
+    if len(names) != 1:
+        some = f"{len(names)} keys ({', '.join(map(repr, names))})" if names else "no name"
+        problems.add(
+            path,
+            f"{what} has one name, but this has {some}; give each a list element of its own.",
+        )
+        return None
+    alias = tree.get("as")
+    if alias is not None and (not isinstance(alias, str) or not alias.isidentifier() or len(alias) > 64):
+        problems.add(
+            (*path, "as"), f"{alias!r} is no name; write letters, digits and '_', not starting with a digit."
+        )
+        alias = None
+    return names[0], tree[names[0]], alias
+
+
+def read_item(tree: Any, path: Path, level: str, problems: Problems) -> Item | None:
+    """One item of an `attach:`, `model:` or `children:` list; `None` where something is wrong with it."""
+    parts = _split(tree, path, "an item", problems)
+    if parts is None:
+        return None
+    name, body, alias = parts
+    if name in _LATER:
+        problems.add((*path, name), f"{name!r} is not available yet in this version; use sum, chain or gate.")
+        return None
+    if name in COMPOSITION_NAMES:
+        return _composition(name, body, alias, (*path, name), level, problems)
+    config = _config(name, body, (*path, name), level, problems)
+    return None if config is None else EntryItem(method=name, config=config, alias=alias)
+
+
+def _composition(
+    kind: str, body: Any, alias: str | None, path: Path, level: str, problems: Problems
+) -> CompositionItem | None:
+    before = len(problems.found)
+    options = dict(OPTIONS[kind])
+    tree: dict[str, Any] = body if isinstance(body, dict) else {"children": body}
+    place = path if isinstance(body, dict) else path[:-1]
+    key = "children" if isinstance(body, dict) else kind
+    if isinstance(body, dict):
+        check_keys(body, path, ("children", *options), kind, problems)
+        for option in options:
+            value = body.get(option, options[option])
+            if not isinstance(value, bool):
+                problems.add((*path, option), f"{option!r} is true or false, but got {value!r}.")
+            options[option] = value
+    children = _items({key: tree.get("children")}, key, place, level, problems)
+    if not children and len(problems.found) == before:
+        problems.add(
+            path, f"{kind!r} holds at least one child; write {{{kind}: [{{lora: {{rank: 8}}}}, …]}}."
+        )
+    if len(problems.found) > before:
+        return None
+    return CompositionItem.model_validate(
+        {"kind": kind, "children": children, "alias": alias, "options": options}
+    )
+
+
+def _method(name: str, path: Path, level: str, problems: Problems) -> type[Any] | None:
+    """The method of that name if it belongs to `level`."""
+    if name not in method_names():
+        known = (*method_names(), *(n for n in COMPOSITION_NAMES if n not in _LATER and level != "training"))
+        hint = near(name, known) or f" There are: {', '.join(method_names())}."
+        problems.add(path, f"there is no method {name!r}.{hint} `autopeft methods` explains them.")
+        return None
+    method = get_method(name)
+    if method.traits.level != level:
+        right = _LEVEL_PLACE[method.traits.level]
+        problems.add(path, f"{name!r} does not belong here; list it {right}.")
+        return None
+    return method
+
+
+def _config(name: str, body: Any, path: Path, level: str, problems: Problems) -> dict[str, Any] | None:
+    """The config of a method as a file says it, checked."""
+    method = _method(name, path, level, problems)
+    if method is None:
+        return None
+    body = {} if body is None else body
+    if not isinstance(body, dict):
+        problems.add(
+            path, f"the options of {name!r} are a mapping, but got {kind_of(body)}; write {{{name}: {{…}}}}."
+        )
+        return None
+    try:
+        config = validate_config(name, body)
+    except ValidationError as error:
+        _add_validation(error, path, name, method.Config, problems)
+        return None
+    except AutoPEFTError as error:
+        problems.add(path, str(error))
+        return None
+    except (TypeError, ValueError) as error:
+        problems.add(path, f"the options of {name!r} are not plain data: {error}.")
+        return None
+    return (
+        config.model_dump(mode="json", exclude_unset=True) if _sites(config, method, path, problems) else None
+    )
+
+
+def _sites(config: Any, method: type[Any], path: Path, problems: Problems) -> bool:
+    """Whether the sites that a config names exist and suit the method."""
+    allowed = method.traits.sites
+    fine = True
+    for i, site in enumerate(config.sites or ()):
+        if site not in allowed:
+            known = allowed if site in SITE_NAMES else SITE_NAMES
+            what = (
+                f"{method.name!r} cannot sit at {site!r}."
+                if site in SITE_NAMES
+                else f"there is no site {site!r}."
+            )
+            takes = ", ".join(allowed) or "no sites"
+            problems.add((*path, "sites", i), f"{what}{near(site, known)} {method.name!r} takes: {takes}.")
+            fine = False
+    return fine
+
+
+def _add_validation(
+    error: ValidationError, path: Path, what: str, model: type[BaseModel], problems: Problems
+) -> None:
+    """Report pydantic's findings in the words and places of the file."""
+    for detail in error.errors():
+        where: Path = (*path, *detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            key, known = str(detail["loc"][-1]), _known_keys(model, detail["loc"])
+            problems.add(where, f"unknown key {key!r}.{near(key, known)} {what} takes: {', '.join(known)}.")
+            continue
+        got = detail.get("input")
+        message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+        shown = "" if isinstance(got, (dict, list)) else f", but got {got!r:.80}"
+        problems.add(where, f"{message.rstrip('.')}{shown}.")
+
+
+def _known_keys(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[str, ...]:
+    if loc and loc[0] == "groups" and len(loc) > 2:
+        return ("learning_rate", "weight_decay")
+    return tuple(f.alias or name for name, f in model.model_fields.items())
+
+
+def check_names(places: list[Path], fields: dict[str, Any], problems: Problems) -> None:
+    """Report aliases that collide, or that would be mistaken for something else."""
+    seen: set[str] = set()
+    automatic = {
+        name for name, item in named_entries(fields["layers"], fields["model"]) if item.alias is None
+    }
+    for path, item in _aliased(fields["layers"], fields["model"], places):
+        alias = str(item.alias)
+        if alias in seen or alias in automatic:
+            problems.add(path, f"the name {alias!r} is taken by another entry; choose another after 'as:'.")
+        elif alias in ("head", *COMPOSITION_NAMES) or alias in method_names():
+            problems.add(path, f"{alias!r} already means something else; choose another name after 'as:'.")
+        seen.add(alias)
+
+
+def _aliased(
+    blocks: tuple[LayerBlock, ...], model: tuple[Item, ...], places: list[Path]
+) -> list[tuple[Path, Item]]:
+    found: list[tuple[Path, Item]] = []
+
+    def walk(items: tuple[Item, ...], path: Path) -> None:
+        for i, item in enumerate(items):
+            if item.alias is not None:
+                found.append(((*path, i, "as"), item))
+            if isinstance(item, CompositionItem):
+                walk(item.children, (*path, i, item.kind))
+
+    for block, path in zip(blocks, places, strict=False):
+        walk(block.attach, path)
+    walk(model, ("model",))
+    return found
+
+
+def named_entries(blocks: Iterable[LayerBlock], model: tuple[Item, ...]) -> list[tuple[str, EntryItem]]:
+    """Entries in file order with their names: the alias, or the method, then `method_2`, `method_3`, …"""
+    counts: dict[str, int] = {}
+    named = []
+    groups = [*(block.attach for block in blocks), model]
+    for _, item in (pair for items in groups for pair in entry_items(items)):
+        if item.alias is not None:
+            named.append((item.alias, item))
+            continue
+        counts[item.method] = counts.get(item.method, 0) + 1
+        n = counts[item.method]
+        named.append((item.method if n == 1 else f"{item.method}_{n}", item))
+    return named
+
+
+def read_training(tree: Mapping[str, Any], problems: Problems) -> TrainingSection:
+    """The `training:` section of a recipe's tree."""
+    body = tree.get("training")
+    if body is None:
+        return TrainingSection()
+    path: Path = ("training",)
+    if not isinstance(body, dict):
+        problems.add(path, f"'training' is a mapping, but got {kind_of(body)}.")
+        return TrainingSection()
+    policies = [
+        _policy(p, (*path, "policies", i), problems)
+        for i, p in enumerate(_list(body, "policies", path, problems))
+    ]
+    section = TrainingSection()
+    try:
+        plain = TrainingSection.model_validate({k: v for k, v in body.items() if k != "policies"})
+        section = plain.model_copy(update={"policies": tuple(p for p in policies if p is not None)})
+    except ValidationError as error:
+        _add_validation(error, path, "'training'", TrainingSection, problems)
+    return section
+
+
+def check_groups(fields: dict[str, Any], problems: Problems) -> None:
+    """Report groups of the training section that name neither an entry nor a method of one, nor the head."""
+    named = named_entries(fields["layers"], fields["model"])
+    known = {"head", *(name for name, _ in named), *(item.method for _, item in named)}
+    for group in fields["training"].groups:
+        if group not in known:
+            problems.add(
+                ("training", "groups", group),
+                f"no entry is called {group!r}.{near(group, known)} There are: {', '.join(sorted(known))}.",
+            )
+
+
+def _policy(tree: Any, path: Path, problems: Problems) -> PolicyItem | None:
+    parts = _split(tree, path, "a policy", problems)
+    if parts is None:
+        return None
+    name, body, alias = parts
+    if alias is not None:
+        problems.add((*path, "as"), "a policy takes no name; leave 'as:' out.")
+    config = _config(name, body, (*path, name), "training", problems)
+    return None if config is None else PolicyItem(method=name, config=config)

@@ -1,0 +1,228 @@
+"""YAML 1.2 text to marked trees and back, with everything that surprises people refused.
+
+The text is read event by event with the core schema of YAML 1.2: `1e-3` is a number, `on` is a word, and
+there are no dates. Duplicate keys, anchors, aliases, tags and further documents are errors, as is text
+beyond the bounds on size and nesting.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path as FilePath
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import (
+    AliasEvent,
+    DocumentStartEvent,
+    Event,
+    MappingEndEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+)
+from ruamel.yaml.representer import SafeRepresenter
+
+from autopeft.errors import RecipeError
+from autopeft.recipe.problems import MarkedDict, MarkedList, Problem, Problems
+
+__all__ = ["MAX_BYTES", "MAX_NESTING", "dump_yaml", "read_text", "read_yaml"]
+
+MAX_BYTES = 256 * 1024
+MAX_NESTING = 20
+
+_NULL = re.compile(r"~|null|Null|NULL|")
+_TRUE = re.compile(r"true|True|TRUE")
+_FALSE = re.compile(r"false|False|FALSE")
+_INT = re.compile(r"[-+]?[0-9]{1,300}")
+_BASED = re.compile(r"0o[0-7]{1,100}|0x[0-9a-fA-F]{1,100}")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_INFINITY = re.compile(r"([-+]?)\.(inf|Inf|INF)")
+_NAN = re.compile(r"\.(nan|NaN|NAN)")
+
+
+class _TooDeepError(Exception):
+    """Nesting went beyond the bound; reading stops."""
+
+
+class _Reader:
+    """Builds a marked tree from YAML events and gathers what is refused."""
+
+    def __init__(self, events: Iterator[Event], problems: Problems) -> None:
+        self.events = events
+        self.problems = problems
+
+    def document(self) -> Any:
+        """The first document's tree; `None` for an empty text."""
+        tree: Any = None
+        documents = 0
+        for event in self.events:
+            if isinstance(event, DocumentStartEvent):
+                documents += 1
+                if documents == 2:
+                    self.refuse(event, "a second document starts here; write one document per file.")
+                    break
+            elif isinstance(event, (MappingStartEvent, SequenceStartEvent, ScalarEvent, AliasEvent)):
+                tree = self.node(event, 1)
+        return tree
+
+    def node(self, event: Event, depth: int) -> Any:
+        if depth > MAX_NESTING:
+            self.refuse(event, f"nested more than {MAX_NESTING} levels deep; flatten it.")
+            raise _TooDeepError
+        if isinstance(event, AliasEvent):
+            self.refuse(
+                event,
+                f"alias '*{getattr(event, 'anchor', '')}': aliases are not allowed; write the value out.",
+            )
+            return None
+        anchor = getattr(event, "anchor", None)
+        if anchor:
+            self.refuse(event, f"anchor '&{anchor}': anchors are not allowed; write the value out.")
+        tag = getattr(event, "tag", None)
+        if tag:
+            self.refuse(event, f"tag {str(tag)!r}: tags are not allowed; write the plain value.")
+        if isinstance(event, MappingStartEvent):
+            return self.mapping(event, depth)
+        if isinstance(event, SequenceStartEvent):
+            return self.sequence(event, depth)
+        return _scalar(str(getattr(event, "value", "")), plain=getattr(event, "style", None) is None)
+
+    def mapping(self, start: Event, depth: int) -> MarkedDict:
+        tree = MarkedDict(line=_line(start))
+        for event in self.events:
+            if isinstance(event, MappingEndEvent):
+                break
+            key = self.node(event, depth + 1)
+            value = self.node(next(self.events), depth + 1)
+            if isinstance(key, (MarkedDict, MarkedList)):
+                self.refuse(event, "a key must be a word, not a list or a mapping.")
+                continue
+            word = key if isinstance(key, str) else str(getattr(event, "value", key))
+            if word == "<<":
+                self.refuse(event, "merge key '<<': not allowed; write the keys out.")
+            elif word in tree:
+                self.refuse(
+                    event, f"duplicate key {word!r} (first on line {tree.lines[word]}); keep one of them."
+                )
+            else:
+                tree[word] = value
+                tree.lines[word] = _line(event)
+        return tree
+
+    def sequence(self, start: Event, depth: int) -> MarkedList:
+        tree = MarkedList(line=_line(start))
+        for event in self.events:
+            if isinstance(event, SequenceEndEvent):
+                break
+            tree.lines.append(_line(event))
+            tree.append(self.node(event, depth + 1))
+        return tree
+
+    def refuse(self, event: Event, message: str) -> None:
+        self.problems.found.append(Problem((), message, _line(event)))
+
+
+def _line(event: Event) -> int:
+    return int(event.start_mark.line) + 1
+
+
+def _scalar(text: str, *, plain: bool) -> Any:
+    """A scalar by the core schema of YAML 1.2; quoted and block scalars are strings."""
+    if not plain:
+        return text
+    if _NULL.fullmatch(text):
+        return None
+    if _TRUE.fullmatch(text) or _FALSE.fullmatch(text):
+        return bool(_TRUE.fullmatch(text))
+    if _INT.fullmatch(text):
+        return int(text)
+    if _BASED.fullmatch(text):
+        return int(text[2:], 8 if text[1] == "o" else 16)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    infinite = _INFINITY.fullmatch(text)
+    if infinite:
+        return float(f"{infinite[1]}inf")
+    return float("nan") if _NAN.fullmatch(text) else text
+
+
+def read_yaml(text: str, source: str) -> Any:
+    """The tree of the one document in `text`.
+
+    Raises:
+        RecipeError: the text is not YAML, too large, too deeply nested, or uses what is refused: one line
+            `source:line: …` for each problem.
+    """
+    problems = Problems(None, source)
+    size = len(text.encode("utf-8", errors="surrogatepass"))
+    if size > MAX_BYTES:
+        raise RecipeError(f"{source}: {size} bytes; at most {MAX_BYTES // 1024} KiB are read.")
+    tree: Any = None
+    try:
+        parser = YAML(typ="safe", pure=True)
+        tree = _Reader(iter(parser.parse(io.StringIO(text))), problems).document()
+    except _TooDeepError:
+        tree = None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = None if mark is None else int(mark.line) + 1
+        what = " ".join(str(part) for part in (error.context, error.problem) if part)
+        problems.found.append(Problem((), f"not valid YAML: {what}.", line))
+    except YAMLError as error:
+        problems.found.append(Problem((), f"not valid YAML: {' '.join(str(error).split())}"))
+    problems.check()
+    return tree
+
+
+def read_text(path: FilePath) -> str:
+    """The text of a file of at most `MAX_BYTES`, as UTF-8.
+
+    Raises:
+        RecipeError: the file cannot be read, is too large or is not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    if len(data) > MAX_BYTES:
+        raise RecipeError(f"{path}: larger than {MAX_BYTES // 1024} KiB, which is the most that is read.")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9_]([\w ./%+-]*[\w%])?", re.ASCII)
+
+
+class _Representer(SafeRepresenter):
+    """Writes shared values out, and quotes every text that is not plainly one word or a few."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_str(self, data: Any) -> Any:
+        style = None if _PLAIN.fullmatch(data) else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Representer.add_representer(str, _Representer.represent_str)
+
+
+def dump_yaml(tree: Any) -> str:
+    """YAML text of plain data: keys in their order, innermost containers on one line."""
+    writer: Any = YAML(typ="safe", pure=True)
+    writer.default_flow_style = None
+    writer.sort_base_mapping_type_on_output = False
+    writer.allow_unicode = True
+    writer.width = 110
+    writer.Representer = _Representer
+    stream = io.StringIO()
+    writer.dump(tree, stream)
+    return stream.getvalue()

@@ -1,0 +1,128 @@
+"""The methods as a table, and one method explained."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from autopeft.method import get_method, method_names
+from autopeft.report.sheet import Sheet
+
+__all__ = ["config_sheet", "describe_method", "explain_method", "methods_sheet"]
+
+_BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "max_length": "length ≤"}
+
+
+def taxonomy(method: type[Any]) -> str:
+    """Where the method lies in the taxonomy (`selective/structured`), or the package that it comes from."""
+    parts = method.__module__.split(".")
+    return "/".join(parts[2:-1]) if parts[:2] == ["autopeft", "methods"] else parts[0]
+
+
+def summary(method: type[Any]) -> str:
+    """The first sentence of the module's docstring, which says the method's name in words."""
+    doc = inspect.getdoc(inspect.getmodule(method)) or inspect.getdoc(method) or ""
+    return doc.split("\n\n")[0].replace("\n", " ").rstrip(".")
+
+
+def methods_sheet() -> Sheet:
+    """All registered methods: name, what it is, the way in, default sites, and what it needs."""
+    rows = []
+    for name in method_names():
+        method = get_method(name)
+        traits = method.traits
+        rows.append(
+            (
+                name,
+                summary(method),
+                taxonomy(method),
+                traits.injection,
+                ", ".join(traits.default_sites) or "–",
+                "yes" if traits.mergeable else "no",
+                ", ".join(sorted(traits.needs)) or "–",
+            )
+        )
+    return Sheet(
+        ("method", "what it is", "kind", "way in", "default sites", "merges", "needs"),
+        tuple(rows),
+        notes=("`autopeft methods NAME` explains one.",),
+    )
+
+
+def config_sheet(method: type[Any]) -> Sheet:
+    """The config of a method: every key with its type, default, range and meaning."""
+    rows = []
+    for key, info in method.Config.model_fields.items():
+        default = "required" if info.is_required() else _value(info.get_default(call_default_factory=True))
+        bounds = [
+            f"{sign} {_value(getattr(m, attribute))}"
+            for m in info.metadata
+            for attribute, sign in _BOUNDS.items()
+            if getattr(m, attribute, None) is not None
+        ]
+        rows.append((key, _type(info.annotation), default, ", ".join(bounds), info.description or ""))
+    return Sheet(("key", "type", "default", "range", "meaning"), tuple(rows), title="Config")
+
+
+def explain_method(name: str) -> str:
+    """One method in words: formula and paper from its docstring, where it may sit, what it needs and offers.
+
+    Raises:
+        MethodError: there is no such method.
+    """
+    method = get_method(name)
+    traits = method.traits
+    facts = [
+        ("kind", taxonomy(method)),
+        ("way in", traits.injection),
+        ("sites", ", ".join(traits.sites) or "–"),
+        ("default sites", ", ".join(traits.default_sites) or "–"),
+        ("listed under", {"layers": "layers:", "model": "model:", "training": "policies:"}[traits.level]),
+        ("needs", ", ".join(sorted(traits.needs)) or "nothing"),
+        ("mergeable", "yes" if traits.mergeable else "no"),
+        ("lengthens the sequence", "yes" if traits.changes_length else "no"),
+        ("identity before training", "yes" if traits.identity else "no"),
+    ]
+    width = max(len(key) for key, _ in facts)
+    lines = [f"{name} — {summary(method)}", "", inspect.getdoc(method) or "", ""]
+    lines += [f"{key.ljust(width)}  {value}" for key, value in facts]
+    return "\n".join(lines)
+
+
+def describe_method(name: str) -> dict[str, Any]:
+    """The same as data, with the config as a JSON schema.
+
+    Raises:
+        MethodError: there is no such method.
+    """
+    method = get_method(name)
+    traits = method.traits
+    return {
+        "name": name,
+        "summary": summary(method),
+        "kind": taxonomy(method),
+        "injection": traits.injection,
+        "level": traits.level,
+        "sites": list(traits.sites),
+        "default_sites": list(traits.default_sites),
+        "needs": sorted(traits.needs),
+        "mergeable": traits.mergeable,
+        "changes_length": traits.changes_length,
+        "stochastic": traits.stochastic,
+        "identity": traits.identity,
+        "doc": inspect.getdoc(method) or "",
+        "config": method.Config.model_json_schema(),
+    }
+
+
+def _type(annotation: Any) -> str:
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    for prefix in ("typing.", "Literal", "autopeft.method."):
+        text = text.replace(prefix, "")
+    return text.replace("NoneType", "None")
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:g}" if isinstance(value, float) else str(value)

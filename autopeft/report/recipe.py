@@ -1,0 +1,160 @@
+"""A recipe on a backbone, as tables: which entries sit where, layer by layer, and the four counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from autopeft.counting import Counts
+from autopeft.graph import CompositionGraph, Entry, Leaf, Tree
+from autopeft.report.sheet import Sheet
+from autopeft.report.text import number, percent
+
+__all__ = ["counts_sheet", "describe_graph", "entries_sheet", "layers_sheet", "ranges"]
+
+
+def ranges(layers: Iterable[int]) -> str:
+    """Layer indices in short: `0-5, 8`."""
+    runs: list[list[int]] = []
+    for i in sorted(set(layers)):
+        if runs and i == runs[-1][1] + 1:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def _names(entry: Entry) -> str:
+    return ", ".join(dict.fromkeys(site.name for site in entry.sites)) or "tensors"
+
+
+def _layers(entry: Entry) -> str:
+    stacks: dict[str, list[int]] = {}
+    for site in entry.sites:
+        if site.layer is not None:
+            stacks.setdefault(site.stack, []).append(site.layer)
+    parts = [f"{stack} {ranges(found)}" for stack, found in stacks.items()]
+    return "; ".join(parts) or "model"
+
+
+def _config(entry: Entry) -> str:
+    given: dict[str, Any] = entry.method.config.model_dump(
+        mode="json", exclude={"sites"}, exclude_defaults=True
+    )
+    return ", ".join(f"{k}={v}" for k, v in given.items()) or "defaults"
+
+
+def entries_sheet(graph: CompositionGraph) -> Sheet:
+    """Every entry with method, sites, layers, settings and size; compositions that have parameters too."""
+    rows = []
+    for name, entry in graph.entries.items():
+        count = entry.count
+        rows.append(
+            (
+                name,
+                entry.method.name,
+                _names(entry),
+                _layers(entry),
+                _config(entry),
+                number(count.deployed),
+                number(count.trained),
+            )
+        )
+    for node in graph.nodes():
+        if node.count.trained:
+            rows.append(
+                (
+                    node.name,
+                    node.kind,
+                    "–",
+                    "–",
+                    "–",
+                    number(node.count.deployed),
+                    number(node.count.trained),
+                )
+            )
+    return Sheet(
+        ("entry", "method", "sites", "layers", "settings", "deployed", "trained"),
+        tuple(rows),
+        right=frozenset({"deployed", "trained"}),
+        notes=() if rows else ("No entries: this recipe trains the head alone.",),
+    )
+
+
+def _tree_text(graph: CompositionGraph, tree: Tree) -> str:
+    if isinstance(tree, Leaf):
+        return tree.name
+    return f"{tree.kind}({', '.join(_tree_text(graph, child) for child in tree.children)})"
+
+
+def _layer_rows(graph: CompositionGraph) -> Iterator[tuple[str, int | None, tuple[str, ...]]]:
+    """(stack, layer, what sits at each site) in the order of the forward pass."""
+    cells: dict[tuple[str, int | None], list[str]] = {}
+    for site in graph.sites():
+        acting = " + ".join(_tree_text(graph, tree) for tree in graph.trees_at(site))
+        cells.setdefault((site.stack, site.layer), []).append(f"{site.name}: {acting}")
+    for (stack, layer), texts in cells.items():
+        yield stack, layer, tuple(texts)
+
+
+def layers_sheet(graph: CompositionGraph) -> Sheet:
+    """What acts at each site, layer by layer; neighbouring layers that are the same share a row."""
+    grouped: list[tuple[str, list[int], tuple[str, ...]]] = []
+    for stack, layer, texts in _layer_rows(graph):
+        if layer is None:
+            grouped.append((stack, [], texts))
+        elif grouped and grouped[-1][0] == stack and grouped[-1][2] == texts and grouped[-1][1]:
+            grouped[-1][1].append(layer)
+        else:
+            grouped.append((stack, [layer], texts))
+    rows = tuple((stack, ranges(layers) or "–", "   ".join(texts)) for stack, layers, texts in grouped)
+    return Sheet(("stack", "layers", "what acts at each site"), rows)
+
+
+def counts_sheet(counts: Counts, *, budget: str | None = None) -> Sheet:
+    """The four counts: deployed, trained, head, and both shares of the deployed figure."""
+    rows = [
+        (
+            "deployed",
+            number(counts.deployed),
+            percent(counts.share),
+            "what inference needs and training set: the budget's figure",
+        ),
+        ("trained", number(counts.trained), "", "what the optimizer holds, head left out"),
+        ("head", number(counts.head), "", "the task head, always trained, counted apart"),
+        (
+            "with modules",
+            number(counts.backbone + counts.deployed),
+            percent(counts.share_with_modules),
+            "backbone and modules; the share is deployed of this",
+        ),
+        ("backbone", number(counts.backbone), "", "unique parameters of the frozen base model"),
+    ]
+    notes = () if budget is None else (f"Budget: {budget}.",)
+    return Sheet(
+        ("figure", "parameters", "share", "meaning"),
+        tuple(rows),
+        notes=notes,
+        right=frozenset({"parameters", "share"}),
+    )
+
+
+def describe_graph(graph: CompositionGraph, counts: Counts) -> dict[str, Any]:
+    """The same as data: the recipe, its entries and the counts."""
+    return {
+        "recipe": graph.recipe.to_dict(),
+        "family": graph.spec.family,
+        "hash": graph.hash(),
+        "counts": counts.to_dict(),
+        "entries": [
+            {
+                "name": name,
+                "method": entry.method.name,
+                "sites": [site.path for site in entry.sites],
+                "config": entry.method.config.model_dump(mode="json"),
+                "deployed": entry.count.deployed,
+                "trained": entry.count.trained,
+            }
+            for name, entry in graph.entries.items()
+        ],
+    }

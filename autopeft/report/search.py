@@ -1,0 +1,142 @@
+"""The end of a search in words and tables, and what a dry run found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autopeft.graph import CompositionGraph
+from autopeft.report.sheet import Sheet
+from autopeft.report.text import duration, mean_sd, number, percent
+from autopeft.search.api import DryRun, SearchResult
+
+__all__ = ["dry_run_data", "dry_run_sheets", "ending", "outcome_sheet", "winner_text"]
+
+_GIB = 1 << 30
+
+
+def _row(
+    name: str, counts: Mapping[str, float], select: Sequence[float], test: Sequence[float]
+) -> tuple[str, ...]:
+    return (
+        name,
+        number(counts.get("deployed")),
+        percent(counts.get("share")),
+        mean_sd(select),
+        mean_sd(test),
+    )
+
+
+def outcome_sheet(result: SearchResult, data: Mapping[str, Any], budget: str) -> Sheet:
+    """The winner beside the baselines: deployed share, select and test as mean ± sd over fresh seeds.
+
+    `data` is the run's description of its task (`Task.describe()`): the table says which data it shows.
+    """
+    select = result.select or (result.search_score,)
+    rows = [_row("winner", result.counts, select, result.test)]
+    rows += [_row(b.name, b.counts, b.select, b.test) for b in result.baselines]
+    headers = ("hybrid", "deployed", "share", "select", "test")
+    seeds = len(result.test)
+    source = data.get("source") or {}
+    asked = source.get("stand_in_for")
+    instead = f", the stand-in for {asked}" if asked else ""
+    notes = [
+        f"Budget {budget}; higher is better; {seeds} fresh seeds, all trained alike; test touched once."
+        if seeds
+        else "Not retrained with fresh seeds: the score is the search's own, on select; test not touched.",
+    ]
+    if asked:
+        notes.insert(0, f"These figures are not comparable with those of {asked}.")
+    return Sheet(
+        headers,
+        tuple(rows),
+        title=f"{data.get('name')}{instead}: {result.metric}, mean ± sd",
+        notes=tuple(notes),
+        right=frozenset(headers[1:]),
+    )
+
+
+def winner_text(result: SearchResult, graph: CompositionGraph, drawing: str) -> str:
+    """The winner's graph and recipe."""
+    methods = dict.fromkeys(entry.method.name for entry in graph.entries.values())
+    share = percent(result.counts["share"])
+    size = f"{int(result.counts['deployed']):,} deployed parameters, {share} of the backbone"
+    return "\n".join(
+        (
+            f"Winner: trial {result.number} ({' + '.join(methods) or 'head only'}), {size}",
+            "",
+            drawing.rstrip("\n"),
+            "",
+            result.winner.to_yaml().rstrip("\n"),
+        )
+    )
+
+
+def ending(result: SearchResult) -> str:
+    """Why the search ended early, if it did, and how long it took."""
+    trained = sum(t.state == "complete" for t in result.trials)
+    failed = sum(t.state == "failed" for t in result.trials)
+    why = [
+        text
+        for flag, text in (
+            (result.interrupted, "interrupted: this is the best so far"),
+            (result.exhausted, "the space has no further recipe under this budget"),
+            (result.out_of_time, "out of time"),
+        )
+        if flag
+    ]
+    beside = f", {failed} failed" if failed else ""
+    return f"{trained} trials{beside} in {duration(result.seconds)}" + (f" ({'; '.join(why)})" if why else "")
+
+
+def dry_run_sheets(found: DryRun, size: str) -> list[Sheet]:
+    """What a search would do: size of the space, feasible share, samples with counts, time and memory."""
+    ready = found.prepared
+    effort, estimate = ready.effort, found.estimate
+    facts: list[tuple[str, str]] = [
+        ("task", f"{ready.task.name} ({ready.task.metric})"),
+        ("data", ready.task.source.notice or f"{ready.task.source.name} ({ready.task.source.origin})"),
+        ("rows", ", ".join(f"{name} {len(split):,}" for name, split in ready.task.splits.items())),
+        ("backbone", f"{ready.arguments.model}: {ready.spec.parameters:,} parameters"),
+        ("budget", f"{ready.budget}: {ready.limits[0]:,} to {ready.limits[1]:,} deployed parameters"),
+        ("space", f"{ready.space_name}: {size} recipes"),
+        ("fit without repair", percent(found.feasible, 1)),
+        (
+            "trials",
+            f"{effort.trials} of {effort.steps} steps, then {effort.top} finalists with {effort.seeds} seeds",
+        ),
+        ("baselines", ", ".join(b.name for b in found.baselines) or "none fits"),
+        ("time, about", duration(estimate.seconds)),
+        ("memory, about", f"{estimate.memory / _GIB:.1f} GiB"),
+    ]
+    samples = tuple(
+        (
+            str(i + 1),
+            " + ".join(dict.fromkeys(e.method for e in s.recipe.entries())) or "head only",
+            number(s.counts.deployed),
+            percent(s.counts.share),
+            number(s.counts.trained),
+        )
+        for i, s in enumerate(found.samples)
+    )
+    headers = ("sample", "methods", "deployed", "share", "trained")
+    right = frozenset({"deployed", "share", "trained"})
+    return [
+        Sheet(("fact", "value"), tuple(facts), title="Dry run: nothing was started"),
+        Sheet(headers, samples, title="Recipes that it could try", right=right),
+    ]
+
+
+def dry_run_data(found: DryRun) -> dict[str, Any]:
+    """A dry run as data."""
+    ready = found.prepared
+    return {
+        "manifest": ready.manifest(),
+        "cardinality": found.cardinality,
+        "feasible": found.feasible,
+        "samples": [{"recipe": s.recipe.to_dict(), "counts": s.counts.to_dict()} for s in found.samples],
+        "baselines": [{"name": b.name, "counts": dict(b.counts)} for b in found.baselines],
+        "seconds": found.estimate.seconds,
+        "trial_seconds": found.estimate.trial_seconds,
+        "memory_bytes": found.estimate.memory,
+    }

@@ -1,0 +1,63 @@
+"""Search spaces as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from autopeft.report.sheet import Sheet
+from autopeft.report.text import number
+from autopeft.search.space import Parameter, Space
+from autopeft.spec import BackboneSpec
+
+__all__ = ["describe_space", "parameters_sheet", "size_text", "spaces_sheet"]
+
+
+def size_text(space: Space, spec: BackboneSpec) -> str:
+    """How many recipes the space holds; continuous parameters, which have no number, are named."""
+    bound = space.bind(spec)
+    continuous = bound.continuous
+    beside = f", times the continuous {', '.join(continuous)}" if continuous else ""
+    return f"{number(bound.cardinality())}{beside}"
+
+
+def spaces_sheet(spaces: Sequence[Space], spec: BackboneSpec, model: str) -> Sheet:
+    """Every space with its size on this backbone."""
+    rows = tuple(
+        (s.name, str(len(s.bind(spec).parameters)), size_text(s, spec), s.reference or "") for s in spaces
+    )
+    return Sheet(
+        ("space", "parameters", f"recipes on {model}", "reference"),
+        rows,
+        notes=("`autopeft spaces NAME` shows one; `--space FILE` takes your own.",),
+        right=frozenset({"parameters"}),
+    )
+
+
+def _values(parameter: Parameter) -> str:
+    if parameter.kind == "categorical":
+        return ", ".join("none" if c is None else str(c) for c in parameter.choices)
+    scale = ", logarithmic" if parameter.log else ""
+    return f"{parameter.low:g} to {parameter.high:g}{scale}"
+
+
+def parameters_sheet(space: Space, spec: BackboneSpec, model: str) -> Sheet:
+    """The flat list of parameters of one space."""
+    rows = tuple((p.name, p.kind, _values(p)) for p in space.bind(spec).parameters)
+    return Sheet(
+        ("parameter", "kind", "values"),
+        rows,
+        title=f"{space.name} on {model}: {size_text(space, spec)} recipes",
+    )
+
+
+def describe_space(space: Space, spec: BackboneSpec) -> dict[str, Any]:
+    """The same as data."""
+    bound = space.bind(spec)
+    return {
+        "name": space.name,
+        "reference": space.reference,
+        "cardinality": bound.cardinality(),
+        "continuous": list(bound.continuous),
+        "parameters": [vars(p) for p in bound.parameters],
+    }

@@ -1,0 +1,34 @@
+"""Tasks as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from autopeft.report.sheet import Sheet
+from autopeft.report.text import number
+from autopeft.tasks import Source, TaskInfo
+
+__all__ = ["data_line", "tasks_sheet"]
+
+
+def tasks_sheet(tasks: Iterable[TaskInfo]) -> Sheet:
+    """The tasks that have a name."""
+    rows = tuple(
+        (t.name, t.origin, number(t.rows), str(t.classes), t.metric, t.summary, t.licence) for t in tasks
+    )
+    return Sheet(
+        ("task", "from", "rows", "classes", "metric", "what it is", "licence"),
+        rows,
+        notes=("A CSV, JSONL or Parquet file, or a folder in the hub's layout, is a task as well.",),
+        right=frozenset({"rows", "classes"}),
+    )
+
+
+def data_line(source: Source) -> str:
+    """Which data the scores belong to; every score table shows it."""
+    if source.stand_in_for is not None:
+        return (
+            f"Data: {source.name}, the packaged stand-in for {source.stand_in_for}; not comparable with "
+            f"figures of {source.stand_in_for}."
+        )
+    return f"Data: {source.name} ({source.origin})."

@@ -1,0 +1,99 @@
+"""How much a search spends: presets by name, and what the user overrides."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from autopeft.errors import UsageError, near
+
+__all__ = ["EFFORTS", "Effort", "choose_effort", "parse_duration"]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a search spends.
+
+    Attributes:
+        trials: recipes that are trained in the search.
+        steps: optimizer steps of each training run.
+        train_rows, select_rows, test_rows: rows taken of each split (stratified); `None` for all.
+        top: finalists that are retrained with fresh seeds.
+        seeds: fresh seeds for each finalist and baseline.
+        rates: learning rates tried for each baseline, on *select*.
+    """
+
+    name: str
+    trials: int
+    steps: int
+    train_rows: int | None
+    select_rows: int | None
+    test_rows: int | None
+    top: int
+    seeds: int
+    rates: int = 3
+
+    @property
+    def finals(self) -> int:
+        """Training runs after the search: finalists and two baselines, with their sweeps."""
+        return self.seeds * (self.top + 2) + 2 * self.rates
+
+
+EFFORTS: dict[str, Effort] = {
+    e.name: e
+    for e in (
+        Effort("quick", 12, 60, 2000, 500, 1000, top=2, seeds=3),
+        Effort("normal", 40, 200, 8000, 1000, None, top=3, seeds=3),
+        Effort("thorough", 150, 500, None, 2000, None, top=5, seeds=5),
+    )
+}
+_POSITIVE = ("trials", "steps", "train_rows", "select_rows", "test_rows", "top", "seeds", "rates")
+
+
+def choose_effort(name: str | None = None, *, gpu: bool = False, **overrides: Any) -> Effort:
+    """The preset `name` (default: quick on a CPU, normal on a GPU) with every override that is not `None`.
+
+    Raises:
+        UsageError: the name is unknown, or a number is not positive.
+    """
+    name = name or ("normal" if gpu else "quick")
+    if name not in EFFORTS:
+        raise UsageError(f"There is no effort {name!r}.{near(name, EFFORTS)} Efforts: {', '.join(EFFORTS)}.")
+    known = {f.name for f in fields(Effort)} - {"name"}
+    unknown = sorted(set(overrides) - known)
+    if unknown:
+        raise UsageError(f"An effort has no {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
+    given = {k: v for k, v in overrides.items() if v is not None}
+    wrong = [f"{k}={given[k]}" for k in _POSITIVE if k in given and given[k] < 1]
+    if wrong:
+        raise UsageError(f"Efforts are positive whole numbers, but got {', '.join(wrong)}.")
+    return replace(EFFORTS[name], **given)
+
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 60.0}
+
+
+def parse_duration(text: str | float | int | None) -> float | None:
+    """Seconds of `90s`, `30m`, `2h`, `1h30m`, `1d`; a bare number means seconds in Python and minutes as text.
+
+    Raises:
+        UsageError: it cannot be read or is not positive.
+    """
+    if text is None:
+        return None
+    if isinstance(text, (int, float)):
+        seconds = float(text)
+    else:
+        clean = text.strip().lower()
+        parts = re.findall(r"(\d+(?:\.\d+)?)\s*([smhd]?)", clean)
+        lone = len(parts) == 1
+        readable = "".join(n + u for n, u in parts) == clean.replace(" ", "") and all(
+            u or lone for _, u in parts
+        )
+        if not parts or not readable:
+            raise UsageError(f"{text!r} is not a duration; write '90s', '30m', '2h' or '1h30m'.")
+        seconds = sum(float(n) * _UNITS[u] for n, u in parts)
+    if not 0 < seconds < 1e9:
+        raise UsageError(f"A duration must be positive, but got {text!r}.")
+    return seconds

@@ -1,0 +1,323 @@
+"""The run folder: everything a search leaves behind, written atomically and read with care.
+
+```
+runs/2026-01-31-142233-sst2-1a2b3c/
+  manifest.json   versions, seeds, data source and hash, arguments, backbone, budget in parameters
+  journal.log     the Optuna journal: the one source of truth of the search
+  trials.jsonl    every finished trial: recipe, counts, scores, seconds, error
+  finals.jsonl    the runs after the search: finalists and baselines with fresh seeds, tests
+  recipe.yaml     the winner's recipe        front.csv, front.json   size against score
+  result.json     the outcome in numbers     winner/                 the winner's weights, head included
+```
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from autopeft.errors import AutoPEFTError, UsageError, near
+
+__all__ = ["RunFolder", "list_runs", "load_run", "write_atomic"]
+
+_MAX_JSON = 64 << 20
+_MAX_LINE = 4 << 20
+_MAX_LINES = 1_000_000
+_NEEDED = 100 << 20
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write to a temporary name in the same folder, flush to disk, then rename: never a half file under `path`.
+
+    Raises:
+        AutoPEFTError: the disk is full, or the folder is read-only or gone.
+    """
+    raw = data.encode() if isinstance(data, str) else data
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise AutoPEFTError(
+            f"Cannot write {str(path)!r}: {error.strerror}. What was written before is intact."
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    """A value as strict JSON can hold it: dataclasses to dicts, paths to text, NaN and infinities to null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return str(value)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        size = path.stat().st_size
+        if size > _MAX_JSON:
+            raise UsageError(f"{str(path)!r} has {size} bytes; at most {_MAX_JSON} are read.")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{str(path.parent)!r} has no {path.name}: this run did not come that far."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{str(path)!r} is not valid JSON: {error}.") from error
+
+
+class RunFolder:
+    """One run on disk. Make a new one with `create`, open a finished one with `load_run`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(
+        cls, task: str, key: str, *, root: Path | str = "runs", out: Path | str | None = None
+    ) -> RunFolder:
+        """Make `root/<date-time>-<task>-<key>`, or `out`, which must be new or empty.
+
+        Raises:
+            UsageError: `out` holds something already.
+            AutoPEFTError: the folder cannot be made, or the disk has less than 100 MB left.
+        """
+        slug = (
+            re.sub(r"[^A-Za-z0-9._-]+", "-", Path(task).stem if os.sep in task else task).strip("-.")[:40]
+            or "task"
+        )
+        stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
+        path = Path(out) if out is not None else Path(root) / f"{stamp}-{slug}-{key[:6]}"
+        path = Path(os.path.abspath(path))
+        try:
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise UsageError(
+                    f"{str(path)!r} exists and is not an empty folder; choose another --out, or remove it."
+                )
+            path.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(path).free
+        except OSError as error:
+            raise AutoPEFTError(f"Cannot make the run folder {str(path)!r}: {error.strerror}.") from error
+        if free < _NEEDED:
+            raise AutoPEFTError(
+                f"{str(path)!r} lies on a disk with {free >> 20} MB left; a run needs {_NEEDED >> 20} MB."
+            )
+        return cls(path)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "journal.log"
+
+    @property
+    def winner(self) -> Path:
+        """Folder of the winner's weights."""
+        return self.path / "winner"
+
+    @property
+    def scratch(self) -> Path:
+        """Hidden folder for what only a running search needs."""
+        return self.path / ".scratch"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process.
+
+        Raises:
+            UsageError: another process holds it.
+        """
+        file = self.path / ".lock"
+        lock = FileLock(str(file))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UsageError(
+                f"Another search is running in {str(self.path)!r}; wait for it, or choose another --out."
+            ) from error
+        except OSError as error:
+            raise AutoPEFTError(f"Cannot lock {str(self.path)!r}: {error.strerror}.") from error
+        try:
+            yield
+        finally:
+            lock.release()
+            file.unlink(missing_ok=True)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write `name` atomically as strict JSON."""
+        write_atomic(self.path / name, json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write `name` atomically."""
+        write_atomic(self.path / name, text)
+
+    def append_line(self, name: str, value: Any) -> None:
+        """Append one JSON line to `name` and flush it to disk.
+
+        Raises:
+            AutoPEFTError: the disk is full, or the folder is read-only or gone.
+        """
+        line = json.dumps(_plain(value), ensure_ascii=False) + "\n"
+        try:
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise AutoPEFTError(f"Cannot write {str(self.path / name)!r}: {error.strerror}.") from error
+
+    def write_lines(self, name: str, values: list[Any]) -> None:
+        """Write `name` atomically as JSON lines."""
+        write_atomic(
+            self.path / name, "".join(json.dumps(_plain(v), ensure_ascii=False) + "\n" for v in values)
+        )
+
+    def write_winner(self, files: Mapping[str, bytes]) -> None:
+        """Replace the winner's folder by these files (plain file names)."""
+        new, old = self.path / ".winner-new", self.path / ".winner-old"
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            new.mkdir()
+            for name, data in files.items():
+                if Path(name).name != name:
+                    raise AutoPEFTError(f"A saved hybrid holds plain files, but one is named {name!r}.")
+                write_atomic(new / name, data)
+            if self.winner.exists():
+                self.winner.rename(old)
+            new.rename(self.winner)
+        except OSError as error:
+            raise AutoPEFTError(f"Cannot write {str(self.winner)!r}: {error.strerror}.") from error
+        shutil.rmtree(old, ignore_errors=True)
+
+    def manifest(self) -> dict[str, Any]:
+        """What is needed to understand and repeat the run."""
+        return self._table("manifest.json")
+
+    def result(self) -> dict[str, Any]:
+        """The outcome in numbers.
+
+        Raises:
+            UsageError: the run has no result (yet).
+        """
+        return self._table("result.json")
+
+    def _table(self, name: str) -> dict[str, Any]:
+        value = _read_json(self.path / name)
+        if not isinstance(value, dict):
+            raise UsageError(f"{str(self.path / name)!r} does not hold a table.")
+        return value
+
+    def front(self) -> list[dict[str, Any]]:
+        """The Pareto front, by size."""
+        value = _read_json(self.path / "front.json")
+        if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
+            raise UsageError(f"{str(self.path / 'front.json')!r} does not hold a list of tables.")
+        return value
+
+    def lines(self, name: str = "trials.jsonl") -> list[dict[str, Any]]:
+        """Records of a JSON-lines file; empty where it does not exist. A torn last line is left out.
+
+        Raises:
+            UsageError: a line is too long or not a JSON table, or there are too many.
+        """
+        path = self.path / name
+        if not path.exists():
+            return []
+        records: list[dict[str, Any]] = []
+        with path.open("rb") as file:
+            while line := file.readline(_MAX_LINE + 1):
+                if not line.endswith(b"\n") and len(line) <= _MAX_LINE:
+                    break
+                if len(line) > _MAX_LINE or len(records) >= _MAX_LINES:
+                    raise UsageError(
+                        f"{str(path)!r} is too large: a line or the number of lines is over the limit."
+                    )
+                records.append(self._line(path, line))
+        return records
+
+    @staticmethod
+    def _line(path: Path, line: bytes) -> dict[str, Any]:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{str(path)!r} holds a line that is not JSON: {error}.") from error
+        if not isinstance(value, dict):
+            raise UsageError(f"{str(path)!r} holds a line that is not a table.")
+        return value
+
+    def summary(self) -> dict[str, Any]:
+        """One row for a list of runs: name, task, budget, state, and scores where there are any."""
+        row: dict[str, Any] = {"run": self.name, "path": str(self.path), "state": "unfinished"}
+        manifest = self.manifest()
+        row.update({k: manifest.get(k) for k in ("created", "task", "model", "budget", "space")})
+        if (self.path / "result.json").exists():
+            result = self.result()
+            row["state"] = "interrupted" if result.get("interrupted") else "finished"
+            row.update({k: result.get(k) for k in ("metric", "select_mean", "test_mean", "test_sd")})
+            row["share"] = (result.get("counts") or {}).get("share")
+        return row
+
+
+def list_runs(root: Path | str = "runs") -> list[RunFolder]:
+    """Runs under `root`, newest first. Folders without a manifest are left out."""
+    base = Path(root)
+    if not base.is_dir():
+        return []
+    found = [RunFolder(Path(os.path.abspath(p))) for p in base.iterdir() if (p / "manifest.json").is_file()]
+    return sorted(
+        found, key=lambda run: ((run.path / "manifest.json").stat().st_mtime_ns, run.name), reverse=True
+    )
+
+
+def load_run(ref: str | Path, *, root: Path | str = "runs") -> RunFolder:
+    """The run that `ref` means: a path, a name under `root`, an unambiguous part of one, or `latest`.
+
+    Raises:
+        UsageError: there is none, or several match; the message names near matches.
+    """
+    text = str(ref)
+    direct = Path(text)
+    if (direct / "manifest.json").is_file():
+        return RunFolder(Path(os.path.abspath(direct)))
+    runs = list_runs(root)
+    if text == "latest":
+        if not runs:
+            raise UsageError(f"There is no run under {str(root)!r} yet; `autopeft search` makes one.")
+        return runs[0]
+    named = [r for r in runs if r.name == text] or [r for r in runs if text and text in r.name]
+    if len(named) == 1:
+        return named[0]
+    if named:
+        raise UsageError(
+            f"{text!r} matches several runs: {', '.join(r.name for r in named[:5])}; write more of the name."
+        )
+    hint = near(text, [r.name for r in runs]) or (f" Newest: {runs[0].name}." if runs else "")
+    raise UsageError(f"There is no run {text!r} (neither a run folder nor a name under {str(root)!r}).{hint}")

@@ -1,0 +1,137 @@
+"""Search spaces: recipes with choices in place of values.
+
+A space file is a recipe file in which
+
+- `{choice: [a, b]}` takes one of the options, `{int: [low, high]}` and `{float: [low, high]}` a number
+  in between (both ends included; `log: true` draws it on a logarithmic scale), and `{optional: item}`
+  is there or not;
+- `vars:` declares a choice once, and `$name` uses it in several places;
+- a choice under `attach:` is shared by the layers of its block; a block with `each_layer:` in its place
+  draws every choice for each layer, as does `vars: {name: {each_layer: {choice: […]}}}` under one name;
+- `at: {of: all, from: $first_layer, switch: $on}` takes, of the layers `of` (default all), those from a
+  first layer on (a number or `last`), and of these those that a switch drawn for each layer leaves on;
+- `hidden/16` is the backbone's width divided (rounded down, at least 1), `last` the index of the last
+  layer;
+- an option `null` in a list of items, and a size of 0 (rank, bottleneck, length, keep), mean that the
+  item is absent. So is one that the backbone cannot take: sites that it lacks are left out here, while
+  in a recipe they are errors.
+
+A space compiles to one flat, static list of parameters. Inactive parameters are drawn all the same.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from autopeft.errors import RecipeError, near
+from autopeft.recipe import Recipe
+from autopeft.recipe.problems import Problems
+from autopeft.recipe.yaml_text import read_text, read_yaml
+from autopeft.search.space_bound import BoundSpace, Parameter
+from autopeft.search.space_check import check_templates
+from autopeft.search.space_compile import Templates, compile_space
+from autopeft.spec import BackboneSpec
+
+__all__ = ["BoundSpace", "Parameter", "Space", "space_names"]
+
+_PACKAGE = "autopeft.search_spaces"
+
+
+def space_names() -> tuple[str, ...]:
+    """Names of the built-in spaces, sorted."""
+    return tuple(
+        sorted(f.name.removesuffix(".yaml") for f in files(_PACKAGE).iterdir() if f.name.endswith(".yaml"))
+    )
+
+
+class Space:
+    """A search space as it stands in its file. `bind` it to a backbone for its parameters."""
+
+    def __init__(self, templates: Templates, text: str) -> None:
+        self.text = text
+        self._templates = templates
+        self._bound: BoundSpace | None = None
+
+    @property
+    def name(self) -> str:
+        return self._templates.name
+
+    @property
+    def reference(self) -> str | None:
+        return self._templates.reference
+
+    @classmethod
+    def from_yaml(cls, text: str, source: str = "space") -> Space:
+        """Read a YAML 1.2 document; `source` names it in messages.
+
+        Raises:
+            RecipeError: the text is no space; the message has one line `source:line: …` for each problem.
+        """
+        problems = Problems(None, source)
+        problems.tree = read_yaml(text, source)
+        templates = compile_space(problems.tree, problems)
+        problems.check()
+        check_templates(templates, problems)
+        problems.check()
+        return cls(templates, text)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Space:
+        """Read a YAML file.
+
+        Raises:
+            RecipeError: the file cannot be read or is no space.
+        """
+        return cls.from_yaml(read_text(Path(path)), str(path))
+
+    @classmethod
+    def named(cls, name: str) -> Space:
+        """The built-in space of that name (see `space_names`).
+
+        Raises:
+            RecipeError: there is none; the message names near matches.
+        """
+        names = space_names()
+        if name not in names:
+            raise RecipeError(
+                f"There is no search space {name!r}.{near(name, names)} Built in: {', '.join(names)}."
+            )
+        return cls.from_yaml(
+            files(_PACKAGE).joinpath(f"{name}.yaml").read_text(encoding="utf-8"), f"{name}.yaml"
+        )
+
+    @classmethod
+    def load(cls, ref: str | Path) -> Space:
+        """The built-in space of that name, or the one in a file.
+
+        Raises:
+            RecipeError: there is neither; the message names near matches.
+        """
+        text, names = str(ref), space_names()
+        if text not in names and Path(text).expanduser().is_file():
+            return cls.from_file(Path(text).expanduser())
+        if text in names or not (Path(text).suffix or len(Path(text).parts) > 1):
+            return cls.named(text)
+        raise RecipeError(f"There is no search space file {text!r}. Built in: {', '.join(names)}.")
+
+    def bind(self, spec: BackboneSpec) -> BoundSpace:
+        """The space on a backbone."""
+        if self._bound is None or self._bound.spec is not spec:
+            self._bound = BoundSpace(self._templates, spec)
+        return self._bound
+
+    def cardinality(self, spec: BackboneSpec) -> int:
+        """See `BoundSpace.cardinality`."""
+        return self.bind(spec).cardinality()
+
+    def materialize(self, values: Mapping[str, Any], spec: BackboneSpec) -> Recipe:
+        """See `BoundSpace.materialize`."""
+        return self.bind(spec).materialize(values)
+
+    def sample(self, rng: random.Random, spec: BackboneSpec) -> dict[str, Any]:
+        """See `BoundSpace.sample`."""
+        return self.bind(spec).sample(rng)

@@ -1,0 +1,391 @@
+"""A search space on a backbone: its flat list of parameters, and the recipes that their values stand for."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.errors import CompositionError, MethodError, RecipeError, SiteError, near
+from autopeft.graph import build_graph
+from autopeft.recipe import CompositionItem, EmptyRecipe, Item, LayerBlock, Recipe, resolve_layers
+from autopeft.recipe.layers import At, normalise_at
+from autopeft.recipe.parse import check_groups, check_names, read_item, read_training
+from autopeft.recipe.problems import Problems
+from autopeft.search.space_compile import BlockTemplate, ItemTemplate, Templates, options_of
+from autopeft.search.space_nodes import ABSENT, Context, Kind, Slot
+from autopeft.search.space_prune import drop_groups, number_alias, prune
+from autopeft.spec import BackboneSpec
+
+__all__ = ["BoundSpace", "Parameter", "Unit"]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One dimension of a bound space.
+
+    Attributes:
+        name: unique and stable (`lora.rank`, `layer_3.on`, `learning_rate`).
+        kind: `categorical` (one of `choices`), `int` or `float` (from `low` to `high`, both included).
+        choices: values in file order: `None`, bool, int, float or str.
+        log: drawn on a logarithmic scale.
+        sizes: for choices that are all numbers or shares of the width, what each of them amounts to here.
+    """
+
+    name: str
+    kind: Kind
+    choices: tuple[Any, ...] = ()
+    low: float = 0
+    high: float = 0
+    log: bool = False
+    sizes: tuple[float, ...] = ()
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the values have an order: numbers, or choices whose sizes rise or fall."""
+        return self.kind != "categorical" or (
+            len(self.sizes) > 1 and list(self.sizes) in (sorted(self.sizes), sorted(self.sizes, reverse=True))
+        )
+
+    @property
+    def cardinality(self) -> int:
+        """Number of values; 1 for a continuous parameter."""
+        if self.kind == "categorical":
+            return len(self.choices)
+        return int(self.high) - int(self.low) + 1 if self.kind == "int" else 1
+
+    def check(self, value: Any) -> None:
+        """Raise `RecipeError` unless `value` belongs to the parameter."""
+        if self.kind == "categorical":
+            if not any(value == c and isinstance(value, bool) == isinstance(c, bool) for c in self.choices):
+                raise RecipeError(f"{self.name}={value!r} is not one of {list(self.choices)}.")
+            return
+        fits = isinstance(value, int if self.kind == "int" else (int, float)) and not isinstance(value, bool)
+        if not fits or not self.low <= value <= self.high:
+            what = "a whole number" if self.kind == "int" else "a number"
+            raise RecipeError(f"{self.name}={value!r} is not {what} from {self.low} to {self.high}.")
+
+    def sample(self, rng: random.Random) -> Any:
+        """A value drawn uniformly, or log-uniformly."""
+        if self.kind == "categorical":
+            return rng.choice(self.choices)
+        if not self.log:
+            return (
+                rng.randint(int(self.low), int(self.high))
+                if self.kind == "int"
+                else rng.uniform(self.low, self.high)
+            )
+        low, high = (self.low - 0.5, self.high + 0.5) if self.kind == "int" else (self.low, self.high)
+        drawn = math.exp(rng.uniform(math.log(low), math.log(high)))
+        bounded = min(max(drawn, self.low), self.high)
+        return round(bounded) if self.kind == "int" else bounded
+
+    @property
+    def middle(self) -> Any:
+        """The value in the middle of the range or of the list of choices; a switch is on."""
+        if self.kind == "categorical":
+            on = any(choice is True for choice in self.choices)
+            return True if on else self.choices[len(self.choices) // 2]
+        mean = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+        return int(mean) if self.kind == "int" else mean
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """An item of the space, there or not as a whole: at its block's layers, in one layer, or in the model.
+
+    `item_parameters` decide what it is, `place_parameters` where it is; `size_parameters`, some of the
+    former, are numbers in its config.
+    """
+
+    index: int
+    template: ItemTemplate
+    block: BlockTemplate | None
+    layer: int | None
+    item_parameters: tuple[str, ...]
+    place_parameters: tuple[str, ...]
+    size_parameters: tuple[str, ...]
+
+
+class BoundSpace:
+    """A space on a backbone.
+
+    Attributes:
+        parameters: the flat, static list: shared ones in file order, then those of each layer.
+        units: what the parameters put in or leave out.
+        left_out: methods that this backbone cannot take, with the reason, as far as they were asked for.
+    """
+
+    def __init__(self, templates: Templates, spec: BackboneSpec) -> None:
+        self.templates = templates
+        self.spec = spec
+        self._hidden = spec.stacks[0].hidden
+        self._layers = max(stack.layers for stack in spec.stacks)
+        self._depths: dict[str, int] = {stack.name: stack.layers for stack in spec.stacks}
+        self._repeated = self._layers_of_slots()
+        self.parameters = tuple(self._parameters())
+        self._by_name = {p.name: p for p in self.parameters}
+        self.units = tuple(self._units())
+        self._groups: dict[tuple[BlockTemplate | None, int | None], list[Unit]] = {}
+        for unit in self.units:
+            self._groups.setdefault((unit.block, unit.layer), []).append(unit)
+        self._places_of = {block: self._place_parameters(block, None) for block in templates.blocks}
+        self._items: dict[Any, Item | None] = {}
+        self._places: dict[Any, At | None] = {}
+        self.left_out: dict[str, str] = {}
+
+    @property
+    def name(self) -> str:
+        return self.templates.name
+
+    def parameter(self, name: str) -> Parameter:
+        """The parameter of that name."""
+        return self._by_name[name]
+
+    def cardinality(self) -> int:
+        """Number of combinations of the discrete parameters, exact; `continuous` names the others."""
+        return math.prod(p.cardinality for p in self.parameters)
+
+    @property
+    def continuous(self) -> tuple[str, ...]:
+        """Names of the continuous parameters."""
+        return tuple(p.name for p in self.parameters if p.kind == "float" and p.low < p.high)
+
+    def sample(self, rng: random.Random) -> dict[str, Any]:
+        """Values drawn independently; the recipe that they stand for may be empty."""
+        return {p.name: p.sample(rng) for p in self.parameters}
+
+    def middle(self) -> dict[str, Any]:
+        """The mid-point of the space."""
+        return {p.name: p.middle for p in self.parameters}
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Check that `values` are one allowed value for each parameter.
+
+        Raises:
+            RecipeError: one is missing, unknown or not allowed.
+        """
+        for parameter in self.parameters:
+            if parameter.name not in values:
+                raise RecipeError(f"Parameter {parameter.name!r} of space {self.name!r} has no value.")
+            parameter.check(values[parameter.name])
+        for name in values:
+            if name not in self._by_name:
+                raise RecipeError(
+                    f"Space {self.name!r} has no parameter {name!r}.{near(name, self._by_name)}"
+                )
+
+    def materialize(self, values: Mapping[str, Any]) -> Recipe:
+        """The recipe that `values` stand for.
+
+        Raises:
+            EmptyRecipe: they leave no entry at all.
+            RecipeError: a value is missing, unknown or not allowed.
+        """
+        self.check(values)
+        blocks: list[LayerBlock] = []
+        for (block, layer), units in self._groups.items():
+            items = tuple(item for u in units if (item := self.item(u, values)) is not None)
+            if block is not None and items:
+                blocks.extend(self._attach(block, layer, items, values))
+        model = tuple(
+            item for u in self.units if u.block is None and (item := self.item(u, values)) is not None
+        )
+        if not blocks and not model:
+            raise EmptyRecipe(
+                f"These values of space {self.name!r} leave no method at all; switch something on."
+            )
+        fields: dict[str, Any] = {"name": self.name, "layers": tuple(blocks), "model": model}
+        training = self.templates.training.fill(self._context(values, None))
+        tree = {"training": drop_groups(training, fields["layers"], model)}
+        problems = Problems(tree, f"space {self.name!r}")
+        fields["training"] = read_training(tree, problems)
+        check_names([("layers", i, "attach") for i in range(len(blocks))], fields, problems)
+        if not problems.found:
+            check_groups(fields, problems)
+        problems.check()
+        return Recipe(reference=self.templates.reference, **fields)
+
+    def _attach(
+        self, block: BlockTemplate, layer: int | None, items: tuple[Item, ...], values: Mapping[str, Any]
+    ) -> Iterator[LayerBlock]:
+        stack = block.stack.fill(self._context(values, None))
+        at = self._at(block, values)
+        if at is None:
+            return
+        if layer is not None and layer not in (at if isinstance(at, tuple) else self._indices(at, stack)):
+            return
+        at = at if layer is None else (layer,)
+        stacks = self._stacks(stack)
+        if isinstance(at, str) or len({self._depths[s] for s in stacks}) == 1:
+            yield LayerBlock(at=at, stack=stack, attach=items)
+            return
+        for name in stacks:
+            inside = tuple(i for i in at if i < self._depths[name])
+            if inside:
+                yield LayerBlock.model_validate({"at": inside, "stack": name, "attach": items})
+
+    def item(self, unit: Unit, values: Mapping[str, Any]) -> Item | None:
+        """What a unit attaches, or `None` where it is absent or the backbone cannot take it."""
+        key = (unit.index, *(values[name] for name in unit.item_parameters))
+        if key not in self._items:
+            self._items[key] = self._read(unit, values)
+        return self._items[key]
+
+    def _read(self, unit: Unit, values: Mapping[str, Any]) -> Item | None:
+        context = self._context(values, unit.layer)
+        stacks: tuple[str, ...] | None = None
+        if unit.block is not None:
+            stacks = self._stacks(unit.block.stack.fill(self._context(values, None)))
+        tree = prune(unit.template.node.fill(context), self.spec, stacks)
+        if tree is ABSENT:
+            return None
+        if unit.layer is not None:
+            tree = number_alias(tree, unit.layer)
+        problems = Problems(tree, f"space {self.name!r}")
+        item = read_item(tree, (), unit.template.level, problems)
+        problems.check()
+        return None if item is None else self._offered(item, unit.block, stacks)
+
+    def _offered(
+        self, item: Item, block: BlockTemplate | None, stacks: tuple[str, ...] | None
+    ) -> Item | None:
+        """An item without entries that this backbone cannot take; `left_out` keeps the reasons."""
+        if isinstance(item, CompositionItem):
+            children = tuple(
+                c for child in item.children if (c := self._offered(child, block, stacks)) is not None
+            )
+            return item.model_copy(update={"children": children}) if children else None
+        if stacks == ():
+            return None
+        stack = "all" if stacks is None or len(stacks) > 1 else stacks[0]
+        layers = () if block is None else (LayerBlock.model_validate({"stack": stack, "attach": (item,)}),)
+        try:
+            build_graph(Recipe(layers=layers, model=() if block is not None else (item,)), self.spec)
+        except (CompositionError, MethodError, SiteError) as error:
+            self.left_out[item.method] = str(error)
+            return None
+        return item
+
+    def place(self, unit: Unit, values: Mapping[str, Any]) -> tuple[LayerBlock, ...] | None:
+        """The unit alone as blocks of a recipe, `()` for one of the model, `None` where it is absent."""
+        item = self.item(unit, values)
+        if item is None:
+            return None
+        if unit.block is None:
+            return ()
+        return tuple(self._attach(unit.block, unit.layer, (item,), values)) or None
+
+    def _context(self, values: Mapping[str, Any], layer: int | None) -> Context:
+        return Context(values, self._hidden, self._layers - 1, layer)
+
+    def _stacks(self, stack: str) -> tuple[str, ...]:
+        """The stacks that this backbone has of those that a block covers."""
+        return tuple(name for name in self._depths if stack in ("all", name))
+
+    def _at(self, block: BlockTemplate, values: Mapping[str, Any]) -> At | None:
+        """Where a block lies, in canonical form; `None` where no layer is left."""
+        key = (block.path, *(values[name] for name in self._places_of[block]))
+        if key not in self._places:
+            self._places[key] = self._find_at(block, values)
+        return self._places[key]
+
+    def _find_at(self, block: BlockTemplate, values: Mapping[str, Any]) -> At | None:
+        context = self._context(values, None)
+        stack = block.stack.fill(context)
+        stacks = self._stacks(stack)
+        if not stacks:
+            return None
+        of = normalise_at(block.of.fill(context))
+        if block.start is None and block.switch is None:
+            return of
+        start: Any = 0 if block.start is None else block.start.fill(context)
+        first = self._layers - 1 if start == "last" else min(int(start), self._layers - 1)
+        chosen = [
+            i
+            for i in self._indices(of, stack)
+            if i >= first and (block.switch is None or block.switch.fill(self._context(values, i)))
+        ]
+        if len(chosen) == max(self._depths[s] for s in stacks):
+            return "all"
+        return tuple(chosen) or None
+
+    def _indices(self, at: At, stack: str) -> tuple[int, ...]:
+        """Layers of any covered stack that `at` means."""
+        return tuple(sorted({i for s in self._stacks(stack) for i in resolve_layers(at, self._depths[s])}))
+
+    def _parameters(self) -> Iterator[Parameter]:
+        context = self._context({}, None)
+        for slot in self.templates.slots:
+            if not slot.per_layer:
+                yield _parameter(slot, context, None)
+        for layer in range(self._layers):
+            for slot in self.templates.slots:
+                if slot.per_layer and layer in self._repeated.get(slot, ()):
+                    yield _parameter(slot, context, layer)
+
+    def _reach(self, block: BlockTemplate) -> tuple[int, ...]:
+        """Layers that a block may come to lie in, whatever the values."""
+        stacks = [s.fill(self._context({}, None)) for s in options_of(block.stack)]
+        sets = [normalise_at(of.fill(self._context({}, None))) for of in options_of(block.of)]
+        return tuple(sorted({i for stack in stacks for at in sets for i in self._indices(at, stack)}))
+
+    def _layers_of_slots(self) -> dict[Slot, set[int]]:
+        """The layers for which each slot that is drawn per layer is needed."""
+        needed: dict[Slot, set[int]] = {}
+        for block in self.templates.blocks:
+            nodes = [] if block.switch is None else [block.switch]
+            nodes += [item.node for item in block.items if block.each_layer]
+            for slot in (s for node in nodes for s in node.slots() if s.per_layer):
+                needed.setdefault(slot, set()).update(self._reach(block))
+        return needed
+
+    def _place_parameters(self, block: BlockTemplate, layer: int | None) -> tuple[str, ...]:
+        shared = [node for node in (block.of, block.stack, block.start) if node is not None]
+        names = [slot.parameter(None) for node in shared for slot in node.slots()]
+        if block.switch is not None:
+            layers = self._reach(block) if layer is None else (layer,)
+            names += [slot.parameter(i) for i in layers for slot in block.switch.slots()]
+        return tuple(dict.fromkeys(names))
+
+    def _units(self) -> Iterator[Unit]:
+        index = 0
+        for block in self.templates.blocks:
+            layers: tuple[int | None, ...] = self._reach(block) if block.each_layer else (None,)
+            for layer in layers:
+                place = self._place_parameters(block, layer)
+                for template in block.items:
+                    yield self._unit(index, template, block, layer, place)
+                    index += 1
+        for template in self.templates.model:
+            yield self._unit(index, template, None, None, ())
+            index += 1
+
+    def _unit(
+        self,
+        index: int,
+        template: ItemTemplate,
+        block: BlockTemplate | None,
+        layer: int | None,
+        place: tuple[str, ...],
+    ) -> Unit:
+        slots = list(dict.fromkeys(template.node.slots()))
+        item = [slot.parameter(layer) for slot in slots]
+        if block is not None:
+            item += [slot.parameter(None) for slot in block.stack.slots()]
+        sizes = tuple(slot.parameter(layer) for slot in slots if slot.numeric or slot.kind != "categorical")
+        return Unit(index, template, block, layer, tuple(dict.fromkeys(item)), place, sizes)
+
+
+def _parameter(slot: Slot, context: Context, layer: int | None) -> Parameter:
+    """A slot's parameter in one layer, or shared."""
+    name = slot.parameter(layer)
+    if slot.kind == "categorical":
+        sizes = tuple(node.fill(context) for node in slot.options.values()) if slot.numeric else ()
+        return Parameter(name, slot.kind, choices=tuple(slot.options), sizes=sizes)
+    low, high = slot.low.fill(context), slot.high.fill(context)
+    if low > high:
+        raise RecipeError(f"The range of {name!r} is empty on this backbone: {low} to {high}; widen it.")
+    return Parameter(name, slot.kind, low=low, high=high, log=slot.log)

@@ -1,0 +1,420 @@
+"""From the tree of a space file to slots and templates, gathering every problem on the way."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from autopeft.errors import RecipeError, near
+from autopeft.recipe.layers import normalise_at
+from autopeft.recipe.parse import check_keys, kind_of, migrate
+from autopeft.recipe.problems import Path, Problems
+from autopeft.search.space_nodes import (
+    ABSENT,
+    Const,
+    Hidden,
+    Kind,
+    Last,
+    Listed,
+    Mapped,
+    Node,
+    Optional,
+    Ref,
+    Slot,
+)
+
+__all__ = ["BlockTemplate", "ItemTemplate", "Templates", "compile_space", "options_of"]
+
+_TOP_KEYS = ("autopeft", "name", "reference", "vars", "layers", "model", "training")
+_BLOCK_KEYS = ("at", "stack", "attach", "each_layer")
+_AT_KEYS = ("of", "from", "switch")
+_CHOICES = ("choice", "int", "float", "optional")
+_HIDDEN = re.compile(r"hidden/([1-9]\d{0,5})")
+_MAX_OPTIONS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class ItemTemplate:
+    """An item of the space and where it stands in the file."""
+
+    node: Node
+    path: Path
+    level: str
+
+
+@dataclass(frozen=True, eq=False)
+class BlockTemplate:
+    """A layer block: of the layers `of` those from `start` on, of these those that `switch` leaves on."""
+
+    of: Node
+    start: Node | None
+    switch: Node | None
+    stack: Node
+    items: tuple[ItemTemplate, ...]
+    each_layer: bool
+    path: Path
+
+
+@dataclass
+class Templates:
+    """A compiled space."""
+
+    name: str = "space"
+    reference: str | None = None
+    slots: list[Slot] = field(default_factory=list)
+    blocks: list[BlockTemplate] = field(default_factory=list)
+    model: list[ItemTemplate] = field(default_factory=list)
+    training: Node = field(default_factory=lambda: Const({}))
+
+
+def compile_space(tree: Any, problems: Problems) -> Templates:
+    """The templates of a space. What is wrong goes to `problems`; with any found, they are partial.
+
+    Raises:
+        RecipeError: the tree is no mapping, or of a schema that cannot be read.
+    """
+    if not isinstance(tree, dict):
+        problems.add(
+            (),
+            f"a search space is a mapping with the keys {', '.join(_TOP_KEYS)}, but this is {kind_of(tree)}.",
+        )
+        problems.check()
+    tree = migrate(tree, problems)
+    problems.tree = tree
+    return _Compiler(problems).space(tree)
+
+
+class _Compiler:
+    def __init__(self, problems: Problems) -> None:
+        self.problems = problems
+        self.out = Templates()
+        self.vars: dict[str, Slot] = {}
+        self.used: set[str] = set()
+        self.taken: dict[str, int] = {}
+        self.layerwise = False
+
+    def space(self, tree: dict[str, Any]) -> Templates:
+        check_keys(tree, (), _TOP_KEYS, "a search space", self.problems)
+        for key in ("name", "reference"):
+            value = tree.get(key)
+            if value is not None and not (isinstance(value, str) and value.strip() and value.isprintable()):
+                self.problems.add((key,), f"{key!r} is one line of text, but got {value!r:.80}.")
+            elif value is not None:
+                setattr(self.out, key, value)
+        self.declare(tree.get("vars"))
+        for i, block in enumerate(self.listed(tree.get("layers"), ("layers",))):
+            self.block(block, ("layers", i))
+        for i, item in enumerate(self.listed(tree.get("model"), ("model",))):
+            self.out.model.append(self.item(item, ("model", i), "model"))
+        training = tree.get("training")
+        if training is not None:
+            self.out.training = self.node(training, ("training",), "", item=False)
+        for name in self.vars:
+            if name not in self.used:
+                self.problems.add(("vars", name), f"{name!r} is never used; write ${name} where it belongs.")
+        if not self.out.blocks and not self.out.model and not self.problems.found:
+            self.problems.add((), "a search space offers at least one method, under 'layers:' or 'model:'.")
+        return self.out
+
+    def listed(self, value: Any, path: Path) -> list[Any]:
+        if value is None:
+            return []
+        if isinstance(value, list):
+            return value
+        self.problems.add(
+            path, f"{path[-1]!r} is a list, but got {kind_of(value)}; put '- ' before each element."
+        )
+        return []
+
+    def declare(self, tree: Any) -> None:
+        if tree is None:
+            return
+        if not isinstance(tree, dict):
+            self.problems.add(("vars",), f"'vars' maps names to choices, but got {kind_of(tree)}.")
+            return
+        for name, body in tree.items():
+            path: Path = ("vars", name)
+            if not str(name).isidentifier():
+                self.problems.add(path, f"{name!r} is no name; write letters, digits and '_'.")
+                continue
+            each = isinstance(body, dict) and set(body) == {"each_layer"}
+            inner, place = (body["each_layer"], (*path, "each_layer")) if each else (body, path)
+            slot = self.choice(inner, place, name, item=True, per_layer=each) if _is_choice(inner) else None
+            if slot is None or _is_optional(inner):
+                self.problems.add(
+                    path,
+                    f"{name!r} declares a choice; write {{choice: […]}}, {{int: [low, high]}} or "
+                    "{float: [low, high]}, or one of them under each_layer.",
+                )
+                continue
+            self.vars[name] = slot
+
+    def block(self, tree: Any, path: Path) -> None:
+        if not isinstance(tree, dict):
+            self.problems.add(
+                path,
+                f"a block is a mapping with the keys {', '.join(_BLOCK_KEYS)}, but this is {kind_of(tree)}.",
+            )
+            return
+        check_keys(tree, path, _BLOCK_KEYS, "a block of a space", self.problems)
+        if ("attach" in tree) == ("each_layer" in tree):
+            self.problems.add(
+                path,
+                "a block has either 'attach' (its layers share choices) or 'each_layer' (drawn per layer).",
+            )
+            return
+        key = "attach" if "attach" in tree else "each_layer"
+        of, start, switch = self.at(tree.get("at", "all"), (*path, "at"))
+        stack = self.node(tree.get("stack", "all"), (*path, "stack"), "stack", item=False)
+        self.layerwise = key == "each_layer"
+        listed = self.listed(tree[key], (*path, key))
+        items = tuple(self.item(item, (*path, key, i), "layers") for i, item in enumerate(listed))
+        self.layerwise = False
+        if not listed:
+            self.problems.add((*path, key), "a block attaches at least one method; list them here.")
+        self.out.blocks.append(BlockTemplate(of, start, switch, stack, items, key == "each_layer", path))
+
+    def at(self, tree: Any, path: Path) -> tuple[Node, Node | None, Node | None]:
+        """The three parts of a block's `at`."""
+        if not isinstance(tree, dict) or _is_choice(tree):
+            return self.layer_set(tree, path), None, None
+        check_keys(tree, path, _AT_KEYS, "'at' of a space", self.problems)
+        of = self.layer_set(tree.get("of", "all"), (*path, "of"))
+        start = switch = None
+        if "from" in tree:
+            start = self.node(tree["from"], (*path, "from"), "first_layer", item=False)
+            self.expect(
+                start, (*path, "from"), _is_layer, "'from' is the index of a layer, from 0, or 'last'"
+            )
+        if "switch" in tree:
+            self.layerwise = True
+            switch = self.node(tree["switch"], (*path, "switch"), "on", item=False)
+            self.layerwise = False
+            self.expect(switch, (*path, "switch"), _is_bool, "'switch' chooses between true and false")
+        return of, start, switch
+
+    def layer_set(self, tree: Any, path: Path) -> Node:
+        node = self.node(tree, path, "at", item=False)
+        for option in options_of(node):
+            try:
+                normalise_at(option.fill(_PROBE))
+            except RecipeError as error:
+                self.problems.add(path, str(error))
+        return node
+
+    def expect(self, node: Node, path: Path, test: Callable[[Any], bool], what: str) -> None:
+        if not all(test(value) for option in options_of(node) for value in _bounds(option)):
+            self.problems.add(path, f"{what}.")
+
+    def item(self, tree: Any, path: Path, level: str) -> ItemTemplate:
+        return ItemTemplate(self.node(tree, path, _item_name(tree), item=True), path, level)
+
+    def node(self, tree: Any, path: Path, name: str, *, item: bool) -> Node:
+        """The template of a tree: `name` is what a choice here is called, `item` says it is a list item."""
+        if isinstance(tree, str):
+            return self.word(tree, path)
+        if _is_choice(tree):
+            slot = self.choice(tree, path, name, item=item, per_layer=self.layerwise)
+            if slot is None:
+                return Const(None)
+            if not _is_optional(tree):
+                return Ref(slot)
+            inner = self.node(tree["optional"], (*path, "optional"), name.removesuffix(".on"), item=item)
+            return Optional(slot, inner)
+        if isinstance(tree, dict):
+            nodes: dict[str, Node] = {}
+            for key, value in tree.items():
+                below = (
+                    name if item or key in ("groups", "policies") else f"{name}.{key}" if name else str(key)
+                )
+                nested = isinstance(value, list) and (key in _COMPOSITIONS or key in ("children", "policies"))
+                nodes[key] = (
+                    self.items(value, (*path, key))
+                    if nested
+                    else self.node(value, (*path, key), below, item=False)
+                )
+            return Mapped(nodes, tree)
+        if isinstance(tree, list):
+            return Listed(tuple(self.node(v, (*path, i), name, item=False) for i, v in enumerate(tree)))
+        return Const(tree)
+
+    def items(self, tree: list[Any], path: Path) -> Node:
+        return Listed(tuple(self.node(v, (*path, i), _item_name(v), item=True) for i, v in enumerate(tree)))
+
+    def word(self, text: str, path: Path) -> Node:
+        if text.startswith("$"):
+            slot = self.vars.get(text[1:])
+            if slot is None:
+                known = ["$" + name for name in self.vars]
+                self.problems.add(path, f"{text!r} is not declared under 'vars:'.{near(text, known)}")
+                return Const(None)
+            if slot.per_layer and not self.layerwise:
+                self.problems.add(
+                    path, f"{text!r} is drawn for each layer; use it under 'switch:' or 'each_layer:'."
+                )
+            self.used.add(slot.name)
+            return Ref(slot)
+        hidden = _HIDDEN.fullmatch(text)
+        if hidden:
+            return Hidden(int(hidden[1]))
+        return Const(text)
+
+    def bound(self, value: Any, path: Path) -> Node:
+        """One end of a range."""
+        return Last() if value == "last" else self.node(value, path, "", item=False)
+
+    def choice(self, tree: Any, path: Path, name: str, *, item: bool, per_layer: bool) -> Slot | None:
+        """A new slot for a choice, or `None` where it is malformed."""
+        key = next(k for k in _CHOICES if k in tree)
+        check_keys(
+            tree,
+            path,
+            (key, "log") if key in ("int", "float") else (key,),
+            f"a choice by {key!r}",
+            self.problems,
+        )
+        before = len(self.problems.found)
+        place = (*path, key)
+        if key == "optional":
+            options: dict[Any, Node] = {True: Const(True), False: Const(False)}
+            return self.add(
+                Slot(self.unique(f"{name}.on" if name else "on"), "categorical", per_layer, options)
+            )
+        if key == "choice":
+            slot = self.choices(tree[key], place, name, item, per_layer)
+        else:
+            slot = self.range(tree, key, place, name, per_layer)
+        return slot if len(self.problems.found) == before else None
+
+    def choices(self, tree: Any, path: Path, name: str, item: bool, per_layer: bool) -> Slot | None:
+        if not isinstance(tree, list) or not 1 <= len(tree) <= _MAX_OPTIONS:
+            self.problems.add(
+                path, f"'choice' is a list of 1 to {_MAX_OPTIONS} options, but got {kind_of(tree)}."
+            )
+            return None
+        slot = self.add(Slot(self.unique(name or "choice"), "categorical", per_layer))
+        for i, option in enumerate(tree):
+            label = _label(option)
+            if label in slot.options:
+                if not isinstance(option, (dict, list)):
+                    self.problems.add((*path, i), f"{option!r} is offered twice; keep one of them.")
+                label = f"{label}#{i + 1}"
+            structured = isinstance(option, dict)
+            below = _item_name(option) if item and structured else slot.name
+            node = self.node(option, (*path, i), below, item=item)
+            slot.options[label] = Const(ABSENT) if item and option is None else node
+        slot.numeric = all(_is_number(node) for node in slot.options.values())
+        return slot
+
+    def range(self, tree: Any, key: str, path: Path, name: str, per_layer: bool) -> Slot | None:
+        bounds, log = tree[key], tree.get("log", False)
+        kind: Kind = "int" if key == "int" else "float"
+        if not isinstance(log, bool):
+            self.problems.add((*path[:-1], "log"), f"'log' is true or false, but got {log!r}.")
+        if not isinstance(bounds, list) or len(bounds) != 2:
+            self.problems.add(path, f"{key!r} takes [low, high], but got {bounds!r:.80}.")
+            return None
+        low, high = (self.bound(v, (*path, i)) for i, v in enumerate(bounds))
+        fits = _is_integer if kind == "int" else _is_finite
+        values = (
+            [low.fill(_PROBE), high.fill(_PROBE)]
+            if isinstance(low, _PLAIN) and isinstance(high, _PLAIN)
+            else []
+        )
+        if not values or not all(fits(v) for v in values):
+            numbers = "whole numbers, 'last' or 'hidden/n'" if kind == "int" else "finite numbers"
+            self.problems.add(path, f"{key!r} takes two {numbers}, but got {list(bounds)!r:.80}.")
+        elif isinstance(low, Const) and isinstance(high, Const) and low.value > high.value:
+            self.problems.add(path, f"{list(bounds)!r} runs backwards; write [{high.value}, {low.value}].")
+        elif log is True and values[0] <= 0:
+            self.problems.add(path, f"a logarithmic range starts above 0, but got {list(bounds)!r}.")
+        return self.add(Slot(self.unique(name or key), kind, per_layer, low=low, high=high, log=log is True))
+
+    def add(self, slot: Slot) -> Slot:
+        self.out.slots.append(slot)
+        return slot
+
+    def unique(self, name: str) -> str:
+        n = self.taken[name] = self.taken.get(name, 0) + 1
+        return name if n == 1 else f"{name}_{n}"
+
+
+_COMPOSITIONS = ("sum", "chain", "gate")
+_PLAIN = (Const, Hidden, Last)
+
+
+class _Probe:
+    """Stands for a backbone while a file is read: wide and deep enough for any bound."""
+
+    hidden = 1 << 20
+    last = 1 << 20
+    layer = 0
+    values: dict[str, Any] = {}  # noqa: RUF012
+
+
+_PROBE: Any = _Probe()
+
+
+def _is_choice(tree: Any) -> bool:
+    return isinstance(tree, dict) and any(k in tree for k in _CHOICES)
+
+
+def _is_optional(tree: Any) -> bool:
+    return isinstance(tree, dict) and "optional" in tree
+
+
+def _item_name(tree: Any) -> str:
+    """What choices inside an item are called after: its alias, else its method."""
+    if isinstance(tree, str):
+        return tree
+    if _is_optional(tree):
+        return _item_name(tree["optional"])
+    if not isinstance(tree, dict) or _is_choice(tree):
+        return "method"
+    alias = tree.get("as")
+    return alias if isinstance(alias, str) else next((str(k) for k in tree if k != "as"), "method")
+
+
+def _label(option: Any) -> Any:
+    """The value that stands for an option: itself where it is a scalar, else a word."""
+    if isinstance(option, list):
+        return "+".join(str(_label(v)) for v in option) or "none"
+    if isinstance(option, dict):
+        return _item_name(option)
+    return option
+
+
+def options_of(node: Node) -> list[Node]:
+    """What a node may become: the options of a choice, the slot of a range, or the node itself."""
+    if isinstance(node, Ref) and node.slot.kind == "categorical":
+        return list(node.slot.options.values())
+    return [node]
+
+
+def _bounds(node: Node) -> list[Any]:
+    if isinstance(node, Ref):
+        return [] if node.slot.kind == "float" else [node.slot.low.fill(_PROBE), node.slot.high.fill(_PROBE)]
+    return [node.fill(_PROBE)] if isinstance(node, _PLAIN) else [None]
+
+
+def _is_number(node: Node) -> bool:
+    return isinstance(node, Hidden) or (isinstance(node, Const) and _is_finite(node.value))
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_layer(value: Any) -> bool:
+    return value == "last" or (_is_integer(value) and value >= 0)
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)

@@ -1,0 +1,119 @@
+"""What is left of a filled template: items of zero size are absent, as are sites that a backbone lacks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from autopeft.method import COMPOSITION_NAMES, get_method, method_names
+from autopeft.recipe import Item, LayerBlock
+from autopeft.recipe.parse import named_entries
+from autopeft.recipe.problems import MarkedDict, copy_lines
+from autopeft.search.space_nodes import ABSENT
+from autopeft.spec import SITE_NAMES, BackboneSpec
+
+__all__ = ["drop_groups", "is_zero", "number_alias", "prune", "size_field"]
+
+_SIZES = ("rank", "bottleneck", "length", "keep")
+
+
+def size_field(method: type[Any]) -> str | None:
+    """The config key of a method's size: its `size_field`, else rank, bottleneck, length or keep."""
+    named = getattr(method, "size_field", None)
+    if isinstance(named, str):
+        return named
+    return next((key for key in _SIZES if key in method.Config.model_fields), None)
+
+
+def is_zero(value: Any) -> bool:
+    """Whether a size is zero: `0`, `0.0`, `"0"` or `"0%"`."""
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, str):
+        return re.fullmatch(r"\s*0+(\.0*)?\s*[%kKmM]?\s*", value) is not None
+    return isinstance(value, (int, float)) and value == 0
+
+
+def prune(tree: Any, spec: BackboneSpec | None, stacks: Sequence[str] | None) -> Any:
+    """An item's data without what is absent, or `ABSENT`.
+
+    `stacks` are those that the item's block covers, `None` for an item of the model. Without a spec only zero
+    sizes count. Data that is no item is left as it is, for the reader of recipes to refuse.
+    """
+    if tree is ABSENT:
+        return ABSENT
+    if isinstance(tree, str):
+        return _prune_entry(tree, {}, tree, spec, stacks)
+    names = [key for key in tree if key != "as"] if isinstance(tree, dict) else []
+    if len(names) != 1:
+        return tree
+    name, body = names[0], tree[names[0]]
+    if name in COMPOSITION_NAMES:
+        return _prune_composition(name, body, tree, spec, stacks)
+    return _prune_entry(name, body or {}, tree, spec, stacks) if isinstance(body or {}, dict) else tree
+
+
+def _prune_composition(
+    name: str, body: Any, tree: dict[str, Any], spec: BackboneSpec | None, stacks: Sequence[str] | None
+) -> Any:
+    children = body.get("children") if isinstance(body, dict) else body
+    if not isinstance(children, list) or not children:
+        return tree
+    left = [child for c in children if (child := prune(c, spec, stacks)) is not ABSENT]
+    if not left:
+        return ABSENT
+    inner = copy_lines(body, MarkedDict({**body, "children": left})) if isinstance(body, dict) else left
+    return copy_lines(tree, MarkedDict({**tree, name: inner}))
+
+
+def _prune_entry(
+    name: str, config: dict[str, Any], tree: Any, spec: BackboneSpec | None, stacks: Sequence[str] | None
+) -> Any:
+    if name not in method_names():
+        return tree
+    method = get_method(name)
+    field = size_field(method)
+    if field is not None and is_zero(config.get(field)):
+        return ABSENT
+    if spec is None:
+        return tree
+    sites, have = config.get("sites"), spec.site_names(stacks)
+    if not isinstance(sites, (list, tuple)):
+        return tree
+    left = [site for site in sites if site in have or site not in SITE_NAMES]
+    if not left and sites:
+        return ABSENT
+    inner = copy_lines(config, MarkedDict({**config, "sites": left}))
+    return copy_lines(tree, MarkedDict({**tree, name: inner}))
+
+
+def number_alias(tree: Any, layer: int) -> Any:
+    """An item drawn for one layer, with the layer's number behind each alias, so that names stay unique."""
+    if not isinstance(tree, dict):
+        return tree
+    numbered = MarkedDict(tree)
+    for key, body in tree.items():
+        if key == "as" and isinstance(body, str):
+            numbered[key] = f"{body}_{layer}"
+        elif key in COMPOSITION_NAMES:
+            children = body.get("children") if isinstance(body, dict) else body
+            if isinstance(children, list):
+                inner = [number_alias(child, layer) for child in children]
+                numbered[key] = MarkedDict({**body, "children": inner}) if isinstance(body, dict) else inner
+    return copy_lines(tree, numbered)
+
+
+def drop_groups(training: Any, layers: tuple[LayerBlock, ...], model: tuple[Item, ...]) -> Any:
+    """The training section without groups of absent entries; an alias drawn per layer names all of them."""
+    if not isinstance(training, dict) or not isinstance(training.get("groups"), dict):
+        return training
+    entries = named_entries(layers, model)
+    names = {"head", *(name for name, _ in entries), *(item.method for _, item in entries)}
+    aliases = {str(item.alias) for _, item in entries if item.alias is not None}
+    groups: dict[str, Any] = {}
+    for group, section in training["groups"].items():
+        numbered = [a for a in sorted(aliases) if re.fullmatch(rf"{re.escape(group)}_\d+", a)]
+        for name in [group] if group in names else numbered:
+            groups[name] = section
+    return MarkedDict({**training, "groups": groups})

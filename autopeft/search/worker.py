@@ -1,0 +1,170 @@
+"""What a worker does with a job, whoever runs the worker: one backbone and one encoded task for its whole life."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autopeft.assets import ModelSource, load_model, load_tokenizer, resolve_model
+from autopeft.errors import AutoPEFTError
+from autopeft.hybrid import Hybrid
+from autopeft.hybrid import load as load_hybrid
+from autopeft.recipe import Recipe
+from autopeft.search.jobs import FailureKind, Job, JobResult
+from autopeft.tasks.encode import EncodedTask, encode
+from autopeft.tasks.task import Task
+from autopeft.training import NonFiniteLoss, OutOfMemory, TrainingPlan, evaluate, run_trial
+
+__all__ = ["WorkerSetup", "execute"]
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What all jobs of a run share.
+
+    Attributes:
+        model, source: the backbone as it was named, and where the driver found it.
+        task: the rows to train on and to score.
+        plan: how to train; each job sets its own steps and seed.
+        threads: CPU threads of one job.
+        key: names this setup; a worker loads backbone and data once for each key.
+    """
+
+    model: str
+    source: ModelSource
+    task: Task
+    plan: TrainingPlan
+    threads: int
+    key: str
+
+
+@dataclass
+class _World:
+    model: Any
+    data: EncodedTask
+
+
+_WORLDS: dict[str, _World] = {}
+
+
+def _world(setup: WorkerSetup) -> _World:
+    if setup.key not in _WORLDS:
+        _WORLDS.clear()
+        source = setup.source
+        if source.origin != "hub" and not Path(source.path).exists():
+            source = resolve_model(setup.model)
+        model = load_model(source, setup.task.kind, setup.task.num_labels, seed=setup.plan.seed)
+        data = encode(setup.task, load_tokenizer(source), setup.plan.max_length)
+        _WORLDS[setup.key] = _World(model, data)
+    return _WORLDS[setup.key]
+
+
+class _Stopped(Exception):  # noqa: N818
+    """Leaves a training at the next step; the trial cleans up on its way out."""
+
+
+def execute(
+    setup: WorkerSetup, job: Job, on_step: Callable[[int, float], None], should_stop: Callable[[], bool]
+) -> JobResult:
+    """Run a job and say what came of it; errors of the job are part of the result and never raised.
+
+    After an error that is not the recipe's own, backbone and data are loaded anew for the next job.
+    """
+    torch.set_num_threads(setup.threads)
+    start = time.perf_counter()
+    try:
+        result = _run(setup, job, on_step, should_stop)
+    except _Stopped:
+        result = _failed(job, "The search was stopped while this ran.", "stopped")
+    except NonFiniteLoss as error:
+        result = _failed(job, str(error), "non_finite")
+    except (OutOfMemory, torch.OutOfMemoryError, MemoryError) as error:
+        _WORLDS.clear()
+        result = _failed(job, f"Out of memory: {error} Lower --batch-size or set --micro-batch.", "memory")
+    except AutoPEFTError as error:
+        result = _failed(job, str(error), "failed")
+    except Exception as error:
+        _WORLDS.clear()
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{type(error).__name__}: {error} (at {Path(where.filename).name}:{where.lineno})"
+        result = _failed(job, text, "failed")
+    result.seconds = time.perf_counter() - start
+    result.worker = f"{os.uname().nodename}:{os.getpid()}"
+    return result
+
+
+def _failed(job: Job, error: str, failure: FailureKind) -> JobResult:
+    return JobResult(job.id, error=error, failure=failure)
+
+
+def _run(
+    setup: WorkerSetup, job: Job, on_step: Callable[[int, float], None], should_stop: Callable[[], bool]
+) -> JobResult:
+    world = _world(setup)
+    if job.kind == "test":
+        return _test(world, setup, job)
+    files: dict[str, bytes] = {}
+
+    def step(number: int, loss: float) -> None:
+        on_step(number, loss)
+        if should_stop():
+            raise _Stopped
+
+    def keep(hybrid: Hybrid, scores: Mapping[str, float]) -> None:
+        first = next(iter(scores.values()))
+        if job.keep_above is not None and first > job.keep_above:
+            files.update(_saved(hybrid))
+
+    outcome = run_trial(
+        world.model,
+        Recipe.from_dict(dict(job.recipe)),
+        world.data,
+        replace(setup.plan, steps=job.steps, seed=job.seed),
+        splits=job.splits,
+        on_step=step,
+        keep=keep,
+    )
+    scores = {k: float(v) for k, v in outcome.scores.items()}
+    bad = [f"{k}={v}" for k, v in scores.items() if not math.isfinite(v)]
+    if bad:
+        return _failed(job, f"The score is not finite: {', '.join(bad)}.", "non_finite")
+    return JobResult(
+        job.id, scores, train_loss=outcome.train_loss, counts=outcome.counts.to_dict(), files=files
+    )
+
+
+def _test(world: _World, setup: WorkerSetup, job: Job) -> JobResult:
+    """Score the saved hybrid that came with the job."""
+    if job.files is None:
+        return _failed(job, "The trained weights of this run are gone.", "failed")
+    with tempfile.TemporaryDirectory(prefix="autopeft-") as folder:
+        for name, data in job.files.items():
+            (Path(folder) / Path(name).name).write_bytes(data)
+        with load_hybrid(world.model, folder) as hybrid:
+            scores = {
+                split: evaluate(
+                    hybrid.model,
+                    world.data.splits[split],  # type: ignore[index]  # a job names splits that tasks have
+                    setup.task.metric,
+                    batch_size=setup.plan.eval_batch_size,
+                    device=setup.plan.torch_device(),
+                    precision=setup.plan.precision,
+                )
+                for split in job.splits
+            }
+            return JobResult(job.id, scores, counts=hybrid.counts().to_dict())
+
+
+def _saved(hybrid: Hybrid) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory(prefix="autopeft-") as folder:
+        hybrid.save(folder)
+        return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.is_file()}

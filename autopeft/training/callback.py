@@ -1,0 +1,90 @@
+"""The events of a hybrid's modules inside `transformers.Trainer`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import TrainerCallback
+
+from autopeft.errors import UsageError
+from autopeft.training.events import event_names, finish, fire, loss_terms
+
+__all__ = ["HybridCallback"]
+
+
+class _Attached(Protocol):
+    @property
+    def modules(self) -> Mapping[str, nn.Module]: ...
+
+
+class HybridCallback(TrainerCallback):
+    """Fires `before_step`, `after_backward`, `after_step` and `finish` on a hybrid's modules.
+
+    A callback cannot add to the Trainer's loss: where a module has loss terms, hand over `callback.loss`
+    too. The Trainer clips gradients before `after_backward`, our own loop after it; methods that mask
+    gradients see their norm counted with the masked part. Calibration (`hybrid.prepare`) comes before the
+    Trainer.
+
+    Example:
+        >>> callback = hybrid.callback()                                              # doctest: +SKIP
+        >>> Trainer(model, args, train_dataset=rows, callbacks=[callback], compute_loss_func=callback.loss)
+
+    Raises:
+        UsageError: a module trains in phases of its own, which the Trainer cannot run; or, at the first
+            step, a module has loss terms and `callback.loss` is not used.
+    """
+
+    def __init__(self, hybrid: _Attached) -> None:
+        self.hybrid = hybrid
+        self._asked = False
+        phased = [name for name, module in hybrid.modules.items() if hasattr(module, "phases")]
+        if phased:
+            raise UsageError(
+                f"{', '.join(phased)} trains in phases, which `transformers.Trainer` cannot run; "
+                "use `autopeft.training.train`."
+            )
+
+    def loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """The task's loss plus the modules' terms, as the Trainer's `compute_loss_func`.
+
+        Cross-entropy over integer labels (rows,), mean squared error for real ones; sums are divided by
+        `num_items_in_batch`, so that gradient accumulation equals the large batch.
+        """
+        self._asked = True
+        logits = (outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]).float()
+        if labels.ndim != 1:
+            raise UsageError(
+                f"`callback.loss` takes one label per row, but got labels of shape {tuple(labels.shape)}."
+            )
+        rows = labels.shape[0]
+        items = rows if num_items_in_batch is None else num_items_in_batch
+        if labels.is_floating_point():
+            total = F.mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
+        else:
+            total = F.cross_entropy(logits, labels, reduction="sum")
+        terms = loss_terms(self.hybrid.modules.values())
+        return total / items if terms is None else (total + terms * rows) / items
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._asked = False
+        fire("before_step", self.hybrid.modules.values(), state.global_step, state.max_steps)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self._asked and "loss_terms" in event_names(self.hybrid.modules.values()):
+            raise UsageError(
+                "A module of this hybrid adds terms to the loss, which the Trainer leaves out; pass "
+                "`compute_loss_func=callback.loss` with `callback = hybrid.callback()`."
+            )
+        fire("after_backward", self.hybrid.modules.values(), state.global_step, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # The Trainer has counted the step by now.
+        fire("after_step", self.hybrid.modules.values(), state.global_step - 1, state.max_steps)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        with torch.no_grad():
+            finish(self.hybrid.modules.values())

@@ -1,0 +1,32 @@
+"""What can go wrong while a valid trial runs."""
+
+from __future__ import annotations
+
+from autopeft.errors import AutoPEFTError
+
+__all__ = ["NonFiniteLoss", "OutOfMemory", "PhaseError"]
+
+
+class NonFiniteLoss(AutoPEFTError):  # noqa: N818
+    """The loss or its gradient became NaN or infinite.
+
+    Attributes:
+        step: the step (1-based) at which it happened.
+        learning_rate: the highest learning rate of any group at that step.
+    """
+
+    def __init__(self, what: str, value: float, step: int, learning_rate: float) -> None:
+        self.step = step
+        self.learning_rate = learning_rate
+        super().__init__(
+            f"The {what} is {value} at step {step} (highest learning rate {learning_rate:.3g}). "
+            "Lower the learning rate, lengthen the warm-up, or train in fp32."
+        )
+
+
+class OutOfMemory(AutoPEFTError):  # noqa: N818
+    """The accelerator's memory did not suffice, even for smaller micro-batches."""
+
+
+class PhaseError(AutoPEFTError):
+    """The phases that methods declare cannot be run together, or name what does not exist."""

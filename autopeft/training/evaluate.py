@@ -1,0 +1,85 @@
+"""Predictions and scores of a model on a split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from autopeft.errors import UsageError
+from autopeft.tasks.encode import EncodedSplit
+from autopeft.tasks.metrics import compute
+from autopeft.training.errors import OutOfMemory
+from autopeft.training.losses import logits_of
+from autopeft.training.modes import autocast, evaluation_mode
+
+__all__ = ["evaluate", "predict", "scores"]
+
+
+def predict(
+    model: nn.Module,
+    split: EncodedSplit,
+    *,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    precision: str = "fp32",
+) -> NDArray[np.float32]:
+    """Logits (rows, classes) in the split's own order of rows.
+
+    Runs in eval mode without gradients; every `training` flag is as before afterwards. `device` defaults to
+    the model's; a model that lies elsewhere is moved there.
+
+    Raises:
+        UsageError: the split has no rows.
+        OutOfMemory: a batch does not fit the accelerator.
+    """
+    if not len(split):
+        raise UsageError("Nothing to predict: the split has no rows.")
+    place = next(model.parameters()).device if device is None else torch.device(device)
+    model.to(place)
+    parts = []
+    with evaluation_mode(model):
+        for batch in split.batches(batch_size, shuffle=False, device=place):
+            try:
+                with autocast(precision, place):
+                    parts.append(logits_of(model, batch).float().cpu())
+            except torch.OutOfMemoryError as error:
+                raise OutOfMemory(
+                    f"Evaluation ran out of memory with {batch_size} rows at once; "
+                    "lower `eval_batch_size` or `max_length`."
+                ) from error
+    outputs = torch.cat(parts).numpy()
+    restored = np.empty_like(outputs)
+    restored[split.order()] = outputs
+    return restored
+
+
+def scores(model: nn.Module, split: EncodedSplit, metrics: Sequence[str], **options: Any) -> dict[str, float]:
+    """Several scores from one pass; the options are those of `predict`.
+
+    Raises:
+        UsageError: the split has no labels.
+        TaskError: a metric is unknown or does not fit.
+    """
+    if split.labels is None:
+        raise UsageError("Nothing to score against: the split has no labels.")
+    logits = predict(model, split, **options)
+    return {metric: compute(metric, logits, split.labels) for metric in metrics}
+
+
+def evaluate(
+    model: nn.Module,
+    split: EncodedSplit,
+    metric: str,
+    *,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    precision: str = "fp32",
+) -> float:
+    """One score, higher is better; see `predict` and `scores`."""
+    found = scores(model, split, [metric], batch_size=batch_size, device=device, precision=precision)
+    return found[metric]

@@ -1,0 +1,50 @@
+"""Events of the loop, found on the modules of a hybrid by their presence.
+
+A module takes part in an event by having a method of its name (see `autopeft.method`); the loop knows no
+method by name. Order of one step: `before_step`, forward and backward (with `loss_terms`),
+`after_backward`, clipping, the optimizer, `after_step`; `finish` once at the end of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["STEP_EVENTS", "event_names", "finish", "fire", "loss_terms"]
+
+STEP_EVENTS = ("before_step", "after_backward", "after_step")
+
+
+def fire(event: str, modules: Iterable[nn.Module], step: int, total: int) -> None:
+    """Call `event(step, total)` on every module that has it; `step` is 0-based."""
+    for module in modules:
+        handler: Any = getattr(module, event, None)
+        if handler is not None:
+            handler(step, total)
+
+
+def loss_terms(modules: Iterable[nn.Module]) -> Tensor | None:
+    """Sum of the modules' own loss terms, or `None` where there are none."""
+    total: Tensor | None = None
+    for module in modules:
+        handler: Any = getattr(module, "loss_terms", None)
+        term = None if handler is None else handler()
+        if term is not None:
+            total = term if total is None else total + term
+    return total
+
+
+def finish(modules: Iterable[nn.Module]) -> None:
+    """Call `finish()` on every module that has it."""
+    for module in modules:
+        handler: Any = getattr(module, "finish", None)
+        if handler is not None:
+            handler()
+
+
+def event_names(modules: Iterable[nn.Module]) -> frozenset[str]:
+    """Names of all events that any of the modules takes part in."""
+    names = (*STEP_EVENTS, "loss_terms", "finish")
+    return frozenset(name for module in modules for name in names if hasattr(module, name))

@@ -1,0 +1,74 @@
+"""Full fine-tuning as a baseline: every weight trains, and comes back afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from autopeft.assets.heads import head_names
+from autopeft.counting import Counts
+from autopeft.recipe import Recipe, TrainingSection
+
+__all__ = ["FullFineTuning"]
+
+
+class FullFineTuning:
+    """A model whose backbone and head both train. `detach` puts every tensor and flag back as it was.
+
+    A copy of all tensors is kept meanwhile on their device.
+
+    Args:
+        model: the model with its head.
+        training: rates by group; the groups are `backbone` and `head`.
+    """
+
+    needs_prepare = False
+
+    def __init__(self, model: PreTrainedModel, training: TrainingSection) -> None:
+        self.model = model
+        self.recipe = Recipe(name="full-fine-tuning", training=training)
+        self.modules: dict[str, nn.Module] = {}
+        self._flags = [(p, p.requires_grad) for p in model.parameters()]
+        self._kept = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+
+    def prepare(self, batches: Iterable[dict[str, Tensor]], loss_fn: Any) -> None:
+        """Nothing needs calibration."""
+
+    def _parts(self) -> dict[str, list[nn.Parameter]]:
+        heads = [self.model.get_submodule(name) for name in head_names(self.model)]
+        head = {id(p) for module in heads for p in module.parameters()}
+        parts: dict[str, list[nn.Parameter]] = {"backbone": [], "head": []}
+        for parameter in self.model.parameters():
+            parts["head" if id(parameter) in head else "backbone"].append(parameter)
+        return parts
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Two optimizer groups."""
+        training = self.recipe.training
+        groups = []
+        for name, parameters in self._parts().items():
+            own = training.groups.get(name)
+            rate = training.learning_rate if own is None or own.learning_rate is None else own.learning_rate
+            decay = training.weight_decay if own is None or own.weight_decay is None else own.weight_decay
+            groups.append({"name": name, "params": parameters, "lr": rate, "weight_decay": decay})
+        return groups
+
+    def counts(self) -> Counts:
+        """The whole backbone is deployed and trained."""
+        sizes = {name: sum(p.numel() for p in part) for name, part in self._parts().items()}
+        return Counts(sizes["backbone"], sizes["backbone"], sizes["head"], sizes["backbone"])
+
+    @torch.no_grad()
+    def detach(self) -> None:
+        """Every tensor and flag as before."""
+        for name, tensor in self.model.state_dict().items():
+            tensor.copy_(self._kept[name])
+        for parameter, flag in self._flags:
+            parameter.requires_grad_(flag)
+            parameter.grad = None

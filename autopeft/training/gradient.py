@@ -1,0 +1,88 @@
+"""The gradient of one step: micro-batches that add up to the whole batch, and the way out of full memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from autopeft.training.errors import OutOfMemory
+from autopeft.training.events import loss_terms
+from autopeft.training.losses import TaskLoss, logits_of, slice_rows
+from autopeft.training.modes import autocast, generator_state, restore_generator
+
+__all__ = ["Gradient"]
+
+RETRIES = 3
+
+
+class Gradient:
+    """Forward and backward over a batch.
+
+    Attributes:
+        micro_rows: rows at once; halved when the accelerator's memory does not suffice.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: TaskLoss, *, micro_rows: int, precision: str, device: torch.device
+    ) -> None:
+        self.model = model
+        self.loss = loss
+        self.micro_rows = micro_rows
+        self.precision = precision
+        self.device = device
+
+    def accumulate(
+        self,
+        batch: Mapping[str, Tensor],
+        modules: Sequence[nn.Module],
+        parameters: Sequence[nn.Parameter],
+    ) -> float:
+        """Add the batch's gradient to the parameters' (which hold none before); returns the loss.
+
+        When memory runs out, the step starts again from the same random state with half as many rows at
+        once, up to three times.
+
+        Raises:
+            OutOfMemory: it did not suffice even then.
+        """
+        state = generator_state(self.device)
+        for attempt in range(RETRIES + 1):
+            try:
+                return self._pass(batch, modules)
+            except torch.OutOfMemoryError as error:
+                if attempt == RETRIES or self.micro_rows == 1:
+                    raise OutOfMemory(
+                        f"Training ran out of memory even with {self.micro_rows} rows at once; lower "
+                        "`max_length`, train in bf16, or turn on gradient checkpointing."
+                    ) from error
+            # Past the handler the failed pass's frames are gone, and what they held can be freed.
+            for parameter in parameters:
+                parameter.grad = None
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.micro_rows = max(1, min(self.micro_rows, _rows(batch)) // 2)
+            restore_generator(state, self.device)
+        raise AssertionError("unreachable")
+
+    def _pass(self, batch: Mapping[str, Tensor], modules: Sequence[nn.Module]) -> float:
+        rows = _rows(batch)
+        weight = self.loss.weight(batch["labels"])
+        total = torch.zeros((), device=self.device)
+        for start in range(0, rows, self.micro_rows):
+            part = slice_rows(batch, start, start + self.micro_rows)
+            with autocast(self.precision, self.device):
+                logits = logits_of(self.model, part)
+            loss = self.loss.total(logits, part["labels"]) / weight
+            # A term of the parameters alone counts once in all, one of the activations as the mean over rows.
+            terms = loss_terms(modules)
+            if terms is not None:
+                loss = loss + terms * (_rows(part) / rows)
+            loss.backward()
+            total += loss.detach()
+        return float(total)
+
+
+def _rows(batch: Mapping[str, Tensor]) -> int:
+    return int(batch["labels"].shape[0])

@@ -1,0 +1,256 @@
+"""The training loop: phases of AdamW steps over a hybrid's parameter groups, with its modules' events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autopeft.errors import UsageError
+from autopeft.tasks.encode import EncodedSplit, EncodedTask
+from autopeft.training.calibration import prepare
+from autopeft.training.contracts import Trainable
+from autopeft.training.errors import NonFiniteLoss, PhaseError
+from autopeft.training.evaluate import evaluate
+from autopeft.training.events import finish, fire
+from autopeft.training.gradient import Gradient
+from autopeft.training.losses import TaskLoss
+from autopeft.training.modes import generator_state, restore_generator, seeded, training_mode
+from autopeft.training.optimizer import PhaseOptimizer, apply_policies
+from autopeft.training.phases import Phase, phases_of, steps_of, trained_groups, trained_modules
+from autopeft.training.plan import TrainingPlan
+from autopeft.training.stopping import BestState
+
+__all__ = ["OnScore", "OnStep", "ShouldStop", "TrainResult", "batch_stream", "train"]
+
+OnStep = Callable[[int, float], None]
+OnScore = Callable[[int, float], None]
+ShouldStop = Callable[[], bool]
+
+
+@dataclass
+class TrainResult:
+    """What came of a training.
+
+    Attributes:
+        losses: loss of every step, the modules' own terms included.
+        scores: (step, score on *select*) of every score taken while training.
+        seconds: wall time.
+        stopped: `done` after all steps, `asked` when `should_stop` said so, `patience` when scores had
+            stopped rising.
+        micro_rows: rows that went through the model at once in the end.
+        outputs: what each phase left, by name.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    scores: list[tuple[int, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    stopped: Literal["done", "asked", "patience"] = "done"
+    micro_rows: int = 0
+    outputs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Steps taken."""
+        return len(self.losses)
+
+    @property
+    def final_loss(self) -> float:
+        """Mean loss of the last tenth of the steps, at least one."""
+        tail = self.losses[-max(1, len(self.losses) // 10) :]
+        return float(np.mean(tail)) if tail else float("nan")
+
+
+def train(
+    hybrid: Trainable,
+    data: EncodedTask,
+    plan: TrainingPlan,
+    *,
+    on_step: OnStep | None = None,
+    on_score: OnScore | None = None,
+    should_stop: ShouldStop | None = None,
+    calibrate: bool = True,
+) -> TrainResult:
+    """Train what a hybrid holds (modules and head) on a task's training rows.
+
+    Methods that look at data first (FISH masks) are calibrated before the first step, which starts them anew;
+    `calibrate=False` goes on from where an earlier training ended.
+
+    The same seed gives bitwise the same losses on the same machine with the same number of threads. Torch's
+    generators, `training` flags, dropout and `requires_grad` are as before afterwards, also after an
+    exception; the model is left on the plan's device. `on_step(step, loss)` is called after each step
+    (1-based), `on_score` after each score of `plan.eval_every`, `should_stop()` after each step.
+
+    Raises:
+        NonFiniteLoss: the loss or its gradient is NaN or infinite.
+        OutOfMemory: the accelerator's memory does not suffice for smaller micro-batches either.
+        PhaseError: the phases of the modules cannot be run.
+    """
+    started = time.perf_counter()
+    device = plan.torch_device()
+    hybrid.model.to(device)
+    dropout = hybrid.recipe.training.dropout if plan.dropout is None else plan.dropout
+    if calibrate:
+        prepare(hybrid, data, plan)
+    run = _Run(hybrid, data, plan, device, on_step, on_score, should_stop)
+    with seeded(plan.seed, device), training_mode(hybrid.model, hybrid.modules.values(), dropout=dropout):
+        run.all_phases()
+    run.result.micro_rows = run.gradient.micro_rows
+    run.result.seconds = time.perf_counter() - started
+    return run.result
+
+
+class _Run:
+    """One training under way."""
+
+    def __init__(
+        self,
+        hybrid: Trainable,
+        data: EncodedTask,
+        plan: TrainingPlan,
+        device: torch.device,
+        on_step: OnStep | None,
+        on_score: OnScore | None,
+        should_stop: ShouldStop | None,
+    ) -> None:
+        self.hybrid, self.data, self.plan, self.device = hybrid, data, plan, device
+        self.on_step, self.on_score, self.should_stop = on_step, on_score, should_stop
+        self.result = TrainResult()
+        self.gradient = Gradient(
+            hybrid.model,
+            TaskLoss(data.task.kind, data.task.class_weights),
+            micro_rows=plan.micro_rows,
+            precision=plan.precision,
+            device=device,
+        )
+
+    def all_phases(self) -> None:
+        modules = self.hybrid.modules
+        owner, phases = phases_of(modules)
+        for phase, steps in zip(phases, steps_of(phases, self.plan.steps), strict=True):
+            if phase.begin is not None:
+                phase.begin()
+            self.phase(phase, owner, steps)
+            if phase.output is not None:
+                with torch.no_grad():
+                    self.result.outputs[phase.name] = phase.output()
+            if self.result.stopped == "asked":
+                break
+        with torch.no_grad():
+            finish(modules.values())
+
+    def phase(self, phase: Phase, owner: str | None, steps: int) -> None:
+        """Run a phase with an optimizer of its own."""
+        training = self.hybrid.recipe.training
+        everything = self.hybrid.parameter_groups()
+        # Policies may rename what they split off, so they act on groups that are already chosen.
+        groups = trained_groups(phase, owner, everything)
+        optimizer = PhaseOptimizer(apply_policies(groups, training, self.hybrid.modules), training, steps)
+        modules = trained_modules(phase, owner, self.hybrid.modules)
+        patience = self.plan.patience
+        best = None if patience is None else BestState(optimizer.parameters, patience)
+        stream = batch_stream(self._split(phase), self.plan.batch_size, self.plan.seed, self.device)
+        self.result.stopped = "done"
+        with _only_these_learn(everything, optimizer.parameters):
+            try:
+                for local, batch in zip(range(steps), stream, strict=False):
+                    self.step(batch, local, optimizer, modules)
+                    if self._is_over(best):
+                        break
+            finally:
+                optimizer.zero_grad()
+        if best is not None:
+            best.restore()
+
+    def step(
+        self, batch: dict[str, Tensor], local: int, optimizer: PhaseOptimizer, modules: Sequence[nn.Module]
+    ) -> None:
+        """One optimizer step; `local` counts within the phase, events and callbacks over all phases."""
+        step, total = len(self.result.losses), self.plan.steps
+        optimizer.schedule(local)
+        fire("before_step", modules, step, total)
+        loss = self.gradient.accumulate(batch, modules, optimizer.parameters)
+        if not np.isfinite(loss):
+            raise NonFiniteLoss("loss", loss, step + 1, optimizer.highest_rate)
+        fire("after_backward", modules, step, total)
+        optimizer.clip(step)
+        optimizer.step()
+        fire("after_step", modules, step, total)
+        optimizer.zero_grad()
+        self.result.losses.append(loss)
+        if self.on_step is not None:
+            self.on_step(step + 1, loss)
+
+    def _is_over(self, best: BestState | None) -> bool:
+        """Score where it is due, and tell whether to end before all steps are done."""
+        done = self.result.steps
+        every = self.plan.eval_every
+        if every is not None and done % every == 0:
+            score = self._score()
+            self.result.scores.append((done, score))
+            if self.on_score is not None:
+                self.on_score(done, score)
+            if best is not None and best.update(score):
+                self.result.stopped = "patience"
+        if self.should_stop is not None and self.should_stop():
+            self.result.stopped = "asked"
+        return self.result.stopped != "done"
+
+    def _score(self) -> float:
+        state = generator_state(self.device)
+        score = evaluate(
+            self.hybrid.model,
+            self.data.select,
+            self.data.task.metric,
+            batch_size=self.plan.eval_batch_size,
+            device=self.device,
+            precision=self.plan.precision,
+        )
+        restore_generator(state, self.device)
+        return score
+
+    def _split(self, phase: Phase) -> EncodedSplit:
+        splits: dict[str, EncodedSplit] = {str(k): v for k, v in self.data.splits.items()}
+        if phase.split not in splits or phase.split == "test":
+            raise PhaseError(
+                f"Phase {phase.name!r} wants to train on split {phase.split!r}; "
+                "it may train on 'train' or 'select'."
+            )
+        return splits[phase.split]
+
+
+def batch_stream(
+    split: EncodedSplit, batch_size: int, seed: int, device: torch.device
+) -> Iterator[dict[str, Tensor]]:
+    """Batches without end: every row once in each epoch, in a new order each time.
+
+    Raises:
+        UsageError: the split has no rows or no labels.
+    """
+    if not len(split) or split.labels is None:
+        raise UsageError("Training needs labelled rows, but the split has none.")
+    epoch = 0
+    while True:
+        order = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+        yield from split.batches(batch_size, shuffle=True, seed=order, device=device)
+        epoch += 1
+
+
+@contextmanager
+def _only_these_learn(groups: Sequence[dict[str, Any]], trained: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Within, of all parameters in `groups` only those in `trained` require gradients."""
+    wanted = {id(p) for p in trained}
+    flags = [(p, p.requires_grad) for g in groups for p in g["params"]]
+    for parameter, _ in flags:
+        parameter.requires_grad_(id(parameter) in wanted)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)

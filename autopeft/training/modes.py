@@ -1,0 +1,103 @@
+"""Global state that training changes, and its exact restoration: train/eval flags and random generators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["autocast", "evaluation_mode", "generator_state", "restore_generator", "seeded", "training_mode"]
+
+
+@contextmanager
+def _flags_kept(model: nn.Module) -> Iterator[None]:
+    """Put every module's `training` flag back as it was; flags may differ between modules."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextmanager
+def training_mode(model: nn.Module, modules: Iterable[nn.Module], *, dropout: bool) -> Iterator[None]:
+    """Train mode for the modules; the backbone trains with its own dropout or without.
+
+    Without dropout the model is in eval mode, which turns off every random part at once (`nn.Dropout`,
+    functional attention dropout, LayerDrop), the classifier's dropout included; only the modules are in
+    train mode. Layers with gradient checkpointing ask for their own `training` flag, so it is set on them
+    alone, with their own float dropout rates at zero meanwhile. Flags and rates are restored on leaving,
+    also after an exception.
+    """
+    with _flags_kept(model):
+        if dropout:
+            model.train()
+            yield
+            return
+        model.eval()
+        rates = _enable_checkpointing(model)
+        for module in modules:
+            module.train()
+        try:
+            yield
+        finally:
+            for owner, name, rate in rates:
+                setattr(owner, name, rate)
+
+
+def _enable_checkpointing(model: nn.Module) -> list[tuple[nn.Module, str, float]]:
+    """Set the flag of checkpointed layers, zero the rates that they read themselves, return the old rates."""
+    rates = []
+    for module in model.modules():
+        if not getattr(module, "gradient_checkpointing", False):
+            continue
+        module.training = True
+        for name, value in list(vars(module).items()):
+            if ("dropout" in name or name == "layerdrop") and isinstance(value, float):
+                rates.append((module, name, value))
+                setattr(module, name, 0.0)
+    return rates
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; every `training` flag is restored on leaving."""
+    with _flags_kept(model), torch.no_grad():
+        model.eval()
+        yield
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's global generators (CPU and the device's) start from `seed`; restored on leaving."""
+    devices = [_index(device)] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def generator_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """State of the global generators, to draw the same numbers again."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), cuda
+
+
+def restore_generator(state: tuple[torch.Tensor, torch.Tensor | None], device: torch.device) -> None:
+    """Back to a state that `generator_state` returned."""
+    cpu, cuda = state
+    torch.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state(cuda, device)
+
+
+def autocast(precision: str, device: torch.device) -> Any:
+    """A context in which the forward runs in the plan's precision."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -1,0 +1,109 @@
+"""How long and in what portions one trial trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from autopeft.errors import UsageError, near
+
+__all__ = ["Precision", "TrainingPlan"]
+
+Precision = Literal["fp32", "bf16"]
+_DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """Everything of a trial's training that is not part of its recipe.
+
+    Learning rates, schedule, clipping and policies belong to the recipe; the plan holds what all trials of
+    a study share.
+
+    Attributes:
+        steps: optimizer steps, all phases together.
+        batch_size: rows of one step.
+        micro_batch: rows that go through the model at once; the gradients of a step's micro-batches add up
+            to that of the whole batch. `None` means the whole batch.
+        eval_batch_size: rows at once in evaluation.
+        max_length: longest sequence in tokens that the data is encoded to.
+        precision: `bf16` runs forward and backward under autocast; parameters and optimizer stay as they are.
+        seed: of the new head and modules, the order of the data and the draws of stochastic methods.
+        device: `auto` takes CUDA where there is one.
+        dropout: the backbone's own dropout; `None` leaves it to the recipe (off by default).
+        eval_every: score every so many steps while training.
+        patience: stop after so many scores in a row without a new best one, and return to the best state.
+
+    Raises:
+        UsageError: a value is out of range; the message lists every such value.
+    """
+
+    steps: int
+    batch_size: int = 32
+    micro_batch: int | None = None
+    eval_batch_size: int = 64
+    max_length: int = 128
+    precision: Precision = "fp32"
+    seed: int = 0
+    device: str = "auto"
+    dropout: bool | None = None
+    eval_every: int | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        problems = [*self._number_problems(), *self._choice_problems()]
+        if problems:
+            raise UsageError(" ".join(problems))
+
+    def _number_problems(self) -> list[str]:
+        lowest = {
+            "steps": 1, "batch_size": 1, "micro_batch": 1, "eval_batch_size": 1,
+            "max_length": 2, "seed": 0, "eval_every": 1, "patience": 1,
+        }  # fmt: skip
+        optional = ("micro_batch", "eval_every", "patience")
+        problems = []
+        for name, low in lowest.items():
+            value = getattr(self, name)
+            if value is None and name in optional:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                problems.append(f"`{name}` must be an integer of at least {low}, but got {name}={value!r}.")
+        return problems
+
+    def _choice_problems(self) -> list[str]:
+        problems = []
+        if self.precision not in ("fp32", "bf16"):
+            hint = near(str(self.precision), ("fp32", "bf16"))
+            problems.append(
+                f"`precision` must be 'fp32' or 'bf16', but got precision={self.precision!r}.{hint}"
+            )
+        if str(self.device).split(":")[0] not in _DEVICES:
+            hint = near(str(self.device), _DEVICES)
+            problems.append(
+                f"`device` must be one of {', '.join(_DEVICES)}, but got device={self.device!r}.{hint}"
+            )
+        if self.patience is not None and self.eval_every is None:
+            problems.append("`patience` counts scores taken while training: set `eval_every` as well.")
+        return problems
+
+    @property
+    def micro_rows(self) -> int:
+        """Rows that go through the model at once: `micro_batch`, at most `batch_size`."""
+        return self.batch_size if self.micro_batch is None else min(self.micro_batch, self.batch_size)
+
+    def torch_device(self) -> torch.device:
+        """The device to train on.
+
+        Raises:
+            UsageError: CUDA is asked for and there is none.
+        """
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(self.device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise UsageError(
+                f"device={self.device!r} needs a CUDA device and there is none here; take 'auto' or 'cpu'."
+            )
+        return device

@@ -1,0 +1,182 @@
+"""One trial: a recipe on a backbone, trained and scored, and the backbone as if nothing had happened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from autopeft.assets.heads import head_names, reset_head
+from autopeft.counting import Counts
+from autopeft.errors import UsageError, near
+from autopeft.hybrid import Hybrid, attach
+from autopeft.recipe import Recipe, TrainingSection
+from autopeft.tasks.encode import EncodedSplit, EncodedTask
+from autopeft.training.contracts import Trainable
+from autopeft.training.evaluate import evaluate
+from autopeft.training.full import FullFineTuning
+from autopeft.training.loop import OnScore, OnStep, ShouldStop, TrainResult, train
+from autopeft.training.plan import TrainingPlan
+
+__all__ = ["TrialOutcome", "full_fine_tuning", "head_only", "run_trial"]
+
+
+@dataclass(frozen=True)
+class TrialOutcome:
+    """What came of a trial.
+
+    Attributes:
+        scores: the task's metric on each split that was asked for, in that order.
+        counts: parameters of the hybrid.
+        seconds: wall time of the whole trial: attaching, calibration, training, scoring.
+        train: the training's result.
+    """
+
+    scores: Mapping[str, float]
+    counts: Counts
+    seconds: float
+    train: TrainResult = field(repr=False)
+
+    @property
+    def score(self) -> float:
+        """Score on the first split, higher is better."""
+        return next(iter(self.scores.values()))
+
+    @property
+    def train_loss(self) -> float:
+        """Mean training loss of the last tenth of the steps."""
+        return self.train.final_loss
+
+
+def run_trial(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    data: EncodedTask,
+    plan: TrainingPlan,
+    *,
+    splits: Sequence[str] = ("select",),
+    on_step: OnStep | None = None,
+    on_score: OnScore | None = None,
+    should_stop: ShouldStop | None = None,
+    keep: Callable[[Hybrid, Mapping[str, float]], Any] | None = None,
+) -> TrialOutcome:
+    """Start head and modules from the plan's seed, calibrate, train, score, take everything off again.
+
+    Afterwards, also after an exception, backbone and head are bitwise what they were. A recipe without
+    entries trains the head alone.
+
+    Args:
+        splits: splits to score, at least one.
+        keep: called with the trained hybrid, while it is still attached, and its scores; it may save the
+            hybrid.
+
+    Raises:
+        UsageError: the recipe does not fit the model, or a split does not exist.
+        NonFiniteLoss, OutOfMemory, PhaseError: see `train`.
+    """
+
+    def finished(hybrid: Trainable, scores: Mapping[str, float]) -> None:
+        if keep is not None and isinstance(hybrid, Hybrid):
+            keep(hybrid, scores)
+
+    make = lambda: attach(model, recipe, seed=plan.seed)  # noqa: E731
+    return _trial(model, make, data, plan, splits, on_step, on_score, should_stop, finished)
+
+
+def head_only(
+    model: PreTrainedModel,
+    data: EncodedTask,
+    plan: TrainingPlan,
+    *,
+    training: TrainingSection | None = None,
+    **options: Any,
+) -> TrialOutcome:
+    """The baseline without any module; options are those of `run_trial`."""
+    recipe = Recipe(name="head-only", training=training or TrainingSection())
+    return run_trial(model, recipe, data, plan, **options)
+
+
+def full_fine_tuning(
+    model: PreTrainedModel,
+    data: EncodedTask,
+    plan: TrainingPlan,
+    *,
+    training: TrainingSection | None = None,
+    splits: Sequence[str] = ("select",),
+    on_step: OnStep | None = None,
+    on_score: OnScore | None = None,
+    should_stop: ShouldStop | None = None,
+) -> TrialOutcome:
+    """The baseline in which every weight trains (default rate 5e-5); afterwards the model is as before."""
+    section = training or TrainingSection(learning_rate=5e-5)
+    make = lambda: FullFineTuning(model, section)  # noqa: E731
+    return _trial(model, make, data, plan, splits, on_step, on_score, should_stop, lambda _h, _s: None)
+
+
+def _trial(
+    model: PreTrainedModel,
+    make: Callable[[], Trainable],
+    data: EncodedTask,
+    plan: TrainingPlan,
+    splits: Sequence[str],
+    on_step: OnStep | None,
+    on_score: OnScore | None,
+    should_stop: ShouldStop | None,
+    finished: Callable[[Trainable, Mapping[str, float]], None],
+) -> TrialOutcome:
+    started = time.perf_counter()
+    wanted = _wanted(data, splits)
+    device = plan.torch_device()
+    model.to(device)  # type: ignore[arg-type]
+    with _head_kept(model):
+        reset_head(model, plan.seed)
+        hybrid = make()
+        try:
+            result = train(hybrid, data, plan, on_step=on_step, on_score=on_score, should_stop=should_stop)
+            scores = {name: _score(model, split, data, plan) for name, split in wanted.items()}
+            counts = hybrid.counts()
+            finished(hybrid, scores)
+        finally:
+            hybrid.detach()
+    return TrialOutcome(scores, counts, time.perf_counter() - started, result)
+
+
+def _wanted(data: EncodedTask, splits: Sequence[str]) -> dict[str, EncodedSplit]:
+    known: dict[str, EncodedSplit] = {str(k): v for k, v in data.splits.items()}
+    if not splits or isinstance(splits, str):
+        raise UsageError(f"`splits` lists at least one of {', '.join(known)}, but got {splits=}.")
+    for name in splits:
+        if name not in known:
+            raise UsageError(f"There is no split {name!r}.{near(name, known)} Splits: {', '.join(known)}.")
+    return {name: known[name] for name in splits}
+
+
+def _score(model: PreTrainedModel, split: EncodedSplit, data: EncodedTask, plan: TrainingPlan) -> float:
+    return evaluate(
+        model,
+        split,
+        data.task.metric,
+        batch_size=plan.eval_batch_size,
+        device=plan.torch_device(),
+        precision=plan.precision,
+    )
+
+
+@contextmanager
+def _head_kept(model: PreTrainedModel) -> Iterator[None]:
+    """Put the head's tensors back as they were."""
+    heads = [model.get_submodule(name) for name in head_names(model)]
+    kept = [(tensor, tensor.detach().clone()) for head in heads for tensor in head.state_dict().values()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, before in kept:
+                tensor.copy_(before)
+        for head in heads:
+            head.zero_grad(set_to_none=True)

@@ -1,0 +1,100 @@
+"""The scaled parallel adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
+from autopeft.nn import Activation, Bottleneck, PerSite
+from autopeft.spec import BackboneSpec, Site
+
+__all__ = ["ParallelAdapter"]
+
+
+class ScaledBottleneck(Bottleneck):
+    """A bottleneck with a learned factor, one at init, where `learned`."""
+
+    def __init__(self, width: int, bottleneck: int, config: ParallelAdapter.Config) -> None:
+        super().__init__(
+            width,
+            bottleneck,
+            activation=config.activation,
+            init="lora",
+            bias=config.bias,
+            dropout=config.dropout,
+        )
+        self.scale = nn.Parameter(torch.ones(1)) if config.scale == "learned" else None
+
+
+class ParallelAdapterModule(PerSite[ScaledBottleneck]):
+    """A bottleneck for each site, fed by what the frozen sub-layer reads."""
+
+    def __init__(self, children: dict[str, ScaledBottleneck], scale: float) -> None:
+        super().__init__(children)
+        self.scale = scale
+
+    def side(self, site: Site) -> Literal["input", "output"]:
+        return "output"
+
+    def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
+        adapter = self[site]
+        out: Tensor = adapter(x)
+        if adapter.scale is not None:
+            return out * adapter.scale
+        return out if call.gated else out * self.scale
+
+    def up_parameters(self) -> list[nn.Parameter]:
+        return [p for adapter in self.children_by_site() for p in adapter.up.parameters()]
+
+
+@register("parallel_adapter")
+class ParallelAdapter:
+    """y = F(x) + s·(φ(x·W_dnᵀ + b_dn)·W_upᵀ + b_up), where x is what the frozen sub-layer F consumes.
+
+    He et al. 2022, arXiv:2110.04366 (scaled PA). W_dn (m × d) is Kaiming-uniform (a = √5), W_up (d ×
+    m) and both biases are zero: the identity at init. s is a constant (4 in the paper's generation tasks, 2
+    in its classification tasks) or `learned`, one at init. Behind a gate the gate takes the place of a
+    constant s. Not mergeable. 2dm + m + d parameters for each site (2dm without biases), and 1 for a learned
+    s.
+    """
+
+    traits = Traits(
+        injection="hook",
+        sites=("ffn", "attention", "cross_attention"),
+        default_sites=("ffn",),
+        stochastic=True,
+    )
+    size_field: ClassVar[str] = "bottleneck"
+
+    class Config(MethodConfig):
+        bottleneck: int = Field(default=64, ge=1, le=16384, description="m")
+        scale: float | Literal["learned"] = Field(default=4.0, description="s, above 0 and at most 100")
+        activation: Activation = "relu"
+        bias: bool = True
+        dropout: float = Field(default=0.0, ge=0, lt=1, description="after the activation")
+
+        @field_validator("scale")
+        @classmethod
+        def _in_range(cls, value: float | str) -> float | str:
+            if not isinstance(value, str) and not 0 < value <= 100:
+                raise ValueError(f"scale must be above 0 and at most 100, or 'learned', but got {value}")
+            return value
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
+        c = self.config
+        own = int(c.scale == "learned")
+        n = sum(Bottleneck.size(s.in_features, c.bottleneck, bias=c.bias) + own for s in sites)
+        return ParameterCount(n, n)
+
+    def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
+        c = self.config
+        adapters = {s.key: ScaledBottleneck(s.in_features, c.bottleneck, c) for s in sites}
+        return ParallelAdapterModule(adapters, 1.0 if c.scale == "learned" else c.scale)

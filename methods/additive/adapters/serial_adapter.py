@@ -1,0 +1,143 @@
+"""The serial (bottleneck) adapter, Houlsby's and Pfeiffer's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from autopeft.errors import CompositionError
+from autopeft.method import Call, MethodConfig, ParameterCount, Traits, WeightTarget, register
+from autopeft.nn import Activation, Bottleneck, PerSite, TensorDeltas
+from autopeft.spec import BackboneSpec, Site, TensorSpec
+
+__all__ = ["SerialAdapter"]
+
+Variant = Literal["houlsby", "pfeiffer"]
+
+
+class SerialAdapterModule(PerSite[Bottleneck]):
+    """A bottleneck for each site, fed by the sub-layer's output, and deltas of the norms that it trains."""
+
+    def __init__(
+        self, children: dict[str, Bottleneck], norms: Sequence[TensorSpec], scale: float, variant: Variant
+    ) -> None:
+        super().__init__(children)
+        self.norms = TensorDeltas(norms)
+        self.scale = scale
+        self.variant = variant
+
+    def side(self, site: Site) -> Literal["input", "output"]:
+        return "output"
+
+    def reads(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
+        """What the adapter is fed: y (Houlsby) or u = norm(y + residual) (Pfeiffer; pre-norm: no norm)."""
+        if self.variant == "houlsby":
+            return y
+        if call.residual is None:
+            raise CompositionError(
+                f"serial_adapter (variant pfeiffer) reads the residual stream around {site}, which this "
+                "backbone does not offer; variant houlsby reads the sub-layer's output alone."
+            )
+        u = y.to(call.residual.dtype) + call.residual
+        return (u if call.norm is None else call.norm(u)).to(y.dtype)
+
+    def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
+        out: Tensor = self[site](self.reads(site, x, y, call))
+        return out if call.gated or self.scale == 1 else out * self.scale
+
+    def weight_targets(self) -> Sequence[WeightTarget]:
+        return [WeightTarget(tensor=name) for name in self.norms.names]
+
+    def weight(self, target: WeightTarget, original: Tensor, current: Tensor) -> Tensor:
+        return self.norms.apply_to(str(target.tensor), current)
+
+
+@register("serial_adapter")
+class SerialAdapter:
+    """z' = z + s·f(u), f(u) = φ(u·W_dnᵀ + b_dn)·W_upᵀ + b_up; z is a sub-layer's output, before the residual.
+
+    `houlsby` (2019, arXiv:1902.00751): u = z, after attention, cross-attention and FFN; weights from a normal
+    of std 1e-3 truncated at two deviations, GELU; gains and biases of all norms of its layers are trained too
+    (`train_norms`), as zero-initialised deltas. `pfeiffer` (AdapterFusion 2021, arXiv:2005.00247), the
+    default: after the FFN only, u = LN(z + h) with h the residual stream and LN the layer's own frozen norm,
+    u = z + h on pre-norm layers; N(0, 0.02), ReLU. Biases start at zero. Close to the identity at init, not
+    exactly. Behind a gate the gate takes the place of s. Not mergeable.
+
+    W_dn (m × d), W_up (d × m): 2dm + m + d parameters for each site (2dm without biases), and those of the
+    trained norms: 2·2d in a layer of BERT, 2d in one of Llama (RMSNorm has no bias).
+    """
+
+    traits = Traits(
+        injection="hook",
+        sites=("attention", "cross_attention", "ffn"),
+        default_sites=("ffn",),
+        stochastic=True,
+        identity=False,
+    )
+    size_field: ClassVar[str] = "bottleneck"
+
+    class Config(MethodConfig):
+        variant: Variant = "pfeiffer"
+        bottleneck: int = Field(default=64, ge=1, le=16384, description="m")
+        scale: float = Field(default=1.0, gt=0, le=100, description="s")
+        activation: Activation | None = Field(
+            default=None, description="default: gelu (houlsby), relu (pfeiffer)"
+        )
+        bias: bool = True
+        dropout: float = Field(default=0.0, ge=0, lt=1, description="after the activation")
+        train_norms: bool | None = Field(default=None, description="default: only in variant houlsby")
+
+        @model_validator(mode="after")
+        def _pfeiffer_sits_on_ffn(self) -> SerialAdapter.Config:
+            others = [s for s in self.sites or () if s != "ffn"]
+            if self.variant == "pfeiffer" and others:
+                raise ValueError(
+                    f"variant 'pfeiffer' sits on 'ffn' only, but got sites {others}; 'houlsby' takes them"
+                )
+            return self
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @property
+    def default_sites(self) -> tuple[str, ...]:
+        """Where this variant sits when the recipe names no sites."""
+        return self.traits.sites if self.config.variant == "houlsby" else self.traits.default_sites
+
+    @property
+    def also_weights(self) -> bool:
+        """Whether the norms of its layers are trained besides."""
+        c = self.config
+        return c.variant == "houlsby" if c.train_norms is None else c.train_norms
+
+    def _norms(self, sites: Sequence[Site], spec: BackboneSpec) -> list[TensorSpec]:
+        if not self.also_weights:
+            return []
+        layers = {(s.stack, s.layer) for s in sites}
+        roles = {"norm_weight", "norm_bias"}
+        return [t for t in spec.tensors if t.role in roles and (t.stack, t.layer) in layers]
+
+    def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
+        c = self.config
+        n = sum(Bottleneck.size(s.in_features, c.bottleneck, bias=c.bias) for s in sites)
+        n += sum(t.size for t in self._norms(sites, spec))
+        return ParameterCount(n, n)
+
+    def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
+        c = self.config
+        houlsby = c.variant == "houlsby"
+        adapters = {
+            s.key: Bottleneck(
+                s.in_features,
+                c.bottleneck,
+                activation=c.activation or ("gelu" if houlsby else "relu"),
+                init="houlsby" if houlsby else "bert",
+                bias=c.bias,
+                dropout=c.dropout,
+            )
+            for s in sites
+        }
+        return SerialAdapterModule(adapters, self._norms(sites, spec), c.scale, c.variant)

@@ -1,0 +1,78 @@
+"""(IA)³: infused adapter by inhibiting and amplifying inner activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
+from autopeft.nn import PerSite
+from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
+
+__all__ = ["IA3"]
+
+
+def _side(site: Site) -> Literal["input", "output"]:
+    return "input" if site.name == "down" else "output"
+
+
+def _width(site: Site) -> int:
+    return site.in_features if _side(site) == "input" else site.out_features
+
+
+class Scale(nn.Module):
+    """A vector of factors, ones at init."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.factors = nn.Parameter(torch.ones(width))
+
+
+class IA3Module(PerSite[Scale]):
+    """One vector l for each site; δ = (l − 1)·y, on the input of `down` and the output of the others."""
+
+    def side(self, site: Site) -> Literal["input", "output"]:
+        return _side(site)
+
+    def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
+        return (self[site].factors - 1) * y
+
+    def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        factors = self[site].factors.to(weight.dtype)
+        if _side(site) == "input":
+            return weight * factors, bias
+        return weight * factors[:, None], None if bias is None else bias * factors
+
+
+@register("ia3")
+class IA3:
+    """softmax(Q·(l_k ⊙ K)ᵀ/√d_h)·(l_v ⊙ V), and (l_ff ⊙ φ(x·W₁))·W₂ in the FFN (its gated product alike).
+
+    Liu et al. 2022, arXiv:2205.05638. Factors start at one: the identity at init. On `down` the
+    input is scaled, on every other site the output, so k, v, cross_k, cross_v and down are the paper's set.
+    Mergeable: rows of weight and bias, or columns on the input side. One parameter for each scaled feature:
+    2a + d_ff in a layer, 4a + d_ff with cross-attention (a is the width of keys and values).
+    """
+
+    traits = Traits(
+        injection="hook",
+        sites=LINEAR_SITES,
+        default_sites=("k", "v", "cross_k", "cross_v", "down"),
+        mergeable=True,
+    )
+
+    class Config(MethodConfig):
+        pass
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
+        n = sum(map(_width, sites))
+        return ParameterCount(n, n)
+
+    def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
+        return IA3Module({s.key: Scale(_width(s)) for s in sites})

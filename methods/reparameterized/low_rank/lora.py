@@ -1,0 +1,78 @@
+"""LoRA: low-rank adaptation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
+from autopeft.nn import LowRankPair, PerSite
+from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
+
+__all__ = ["LoRA"]
+
+
+class LoRAModule(PerSite[LowRankPair]):
+    """A low-rank pair for each site; δ = s·B·A·dropout(x) with s = α/r, or 1 behind a gate."""
+
+    def __init__(self, children: dict[str, LowRankPair], scale: float) -> None:
+        super().__init__(children)
+        self.scale = scale
+
+    def side(self, site: Site) -> Literal["input", "output"]:
+        return "output"
+
+    def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
+        pair: Tensor = self[site](x)
+        return pair if call.gated else pair * self.scale
+
+    def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight + self.scale * self[site].product(), bias
+
+    def up_parameters(self) -> list[nn.Parameter]:
+        return [pair.B for pair in self.children_by_site()]
+
+
+@register("lora")
+class LoRA:
+    """y = W₀x + b₀ + s·B·A·dropout(x), s = α/r (α/√r with `rank_stabilized`).
+
+    Hu et al. 2022, arXiv:2106.09685, eq. 3; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732. A (r × in) is
+    Kaiming-uniform
+    (a = √5), B (out × r) is zero: the identity at init. Behind a gate the gate takes the place of s
+    (UniPELT).
+    Mergeable. r·(in + out) parameters for each site.
+    """
+
+    traits = Traits(
+        injection="hook", sites=LINEAR_SITES, default_sites=("q", "v"), mergeable=True, stochastic=True
+    )
+
+    size_field: ClassVar[str] = "rank"
+
+    class Config(MethodConfig):
+        rank: int = Field(default=8, ge=1, le=1024)
+        alpha: float | None = Field(default=None, gt=0, le=4096, description="α; default 2·rank")
+        dropout: float = Field(default=0.0, ge=0, lt=1)
+        rank_stabilized: bool = False
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @property
+    def scale(self) -> float:
+        c = self.config
+        alpha = 2.0 * c.rank if c.alpha is None else c.alpha
+        return float(alpha / (c.rank**0.5 if c.rank_stabilized else c.rank))
+
+    def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
+        n = sum(self.config.rank * (s.in_features + s.out_features) for s in sites)
+        return ParameterCount(n, n)
+
+    def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
+        c = self.config
+        pairs = {s.key: LowRankPair(s.in_features, s.out_features, c.rank, dropout=c.dropout) for s in sites}
+        return LoRAModule(pairs, self.scale)

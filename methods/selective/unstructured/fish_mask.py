@@ -1,0 +1,188 @@
+"""FISH mask: train the entries of largest Fisher information."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from autopeft.errors import AutoPEFTError, MethodError, UsageError
+from autopeft.method import MethodConfig, Objective, ParameterCount, Traits, WeightTarget, register
+from autopeft.nn import SparseDelta
+from autopeft.quantity import parse_quantity
+from autopeft.spec import BackboneSpec, Site
+
+__all__ = ["FishMask", "fisher", "largest"]
+
+Example = dict[str, Tensor]
+_POWER: dict[str, Callable[[Tensor], Tensor]] = {"square": torch.square, "absolute": torch.abs}
+
+
+def _examples(batches: Iterable[Example]) -> Iterator[Example]:
+    """One example at a time: the square of a batch's gradient is not the sum of the squares."""
+    for batch in batches:
+        for i in range(len(next(iter(batch.values())))):
+            yield {name: value[i : i + 1] for name, value in batch.items()}
+
+
+def _terms(objective: Objective, example: Example, mode: str) -> Iterator[tuple[Tensor, float]]:
+    """Losses to differentiate, each with its weight."""
+    if mode == "label":
+        yield objective(example), 1.0
+        return
+    logits = objective.logits(example)
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise MethodError(
+            "fish_mask with mode 'expect' needs scores of two classes or more, but the model gives shape "
+            f"{tuple(logits.shape)}; use mode 'label'."
+        )
+    log_p = torch.log_softmax(logits[0].float(), dim=-1)
+    for label, p in enumerate(log_p.detach().exp().tolist()):
+        yield -log_p[label], p
+
+
+def fisher(
+    parameters: Mapping[str, nn.Parameter],
+    examples: Iterable[Example],
+    objective: Objective,
+    *,
+    grad_type: Literal["square", "absolute"] = "square",
+    mode: Literal["label", "expect"] = "label",
+) -> dict[str, Tensor]:
+    """Empirical diagonal Fisher information of each parameter, summed over single examples (not averaged).
+
+    `label`: Σₙ (∂loss(xₙ, yₙ)/∂θ)², `expect`: Σₙ Σ_y p(y|xₙ)·(∂−log p(y|xₙ)/∂θ)²; with `absolute` the
+    absolute value stands for the square. Parameters that a loss does not reach get no score from it.
+    Gradients already held and `requires_grad` stay as they were.
+
+    Raises:
+        UsageError: there is no example.
+        MethodError: mode `expect` on a model that does not classify.
+    """
+    power = _POWER[grad_type]
+    scores = {n: torch.zeros(p.shape, dtype=torch.float32, device=p.device) for n, p in parameters.items()}
+    required = {n: p.requires_grad for n, p in parameters.items()}
+    seen = 0
+    try:
+        for p in parameters.values():
+            p.requires_grad_(True)
+        for example in examples:
+            seen += 1
+            for loss, share in _terms(objective, example, mode):
+                grads = torch.autograd.grad(
+                    loss, list(parameters.values()), retain_graph=mode == "expect", allow_unused=True
+                )
+                for name, grad in zip(parameters, grads, strict=True):
+                    if grad is not None:
+                        scores[name].add_(power(grad.float()), alpha=share)
+    finally:
+        for name, p in parameters.items():
+            p.requires_grad_(required[name])
+    if not seen:
+        raise UsageError("fish_mask needs at least one training example to calibrate on, but got none.")
+    return scores
+
+
+def largest(scores: Iterable[Tensor], k: int) -> Tensor:
+    """Positions (k,) of the k largest entries in the concatenated flattened tensors; on ties exactly k.
+
+    Raises:
+        AutoPEFTError: a score is not finite.
+    """
+    values, positions, start = [], [], 0
+    for score in scores:
+        top = score.flatten().topk(min(k, score.numel()))
+        values.append(top.values)
+        positions.append(top.indices + start)
+        start += score.numel()
+    best = torch.cat(values)
+    if not bool(torch.isfinite(best).all()):
+        raise AutoPEFTError(
+            "fish_mask got gradients that are not finite; calibrate in fp32 and check the training data."
+        )
+    return torch.cat(positions)[best.topk(k).indices]
+
+
+class FishMaskModule(nn.Module):
+    """Values at k entries of the backbone, chosen once by `calibrate`."""
+
+    def __init__(self, delta: SparseDelta, config: FishMask.Config) -> None:
+        super().__init__()
+        self.entries = delta
+        self.config = config
+
+    def weight_targets(self) -> Sequence[WeightTarget]:
+        """The tensors with a chosen entry; all of them before calibration."""
+        names = self.entries.selected() or [t.name for t in self.entries.tensors]
+        return [WeightTarget(tensor=name) for name in names]
+
+    def weight(self, target: WeightTarget, original: Tensor, current: Tensor) -> Tensor:
+        return self.entries.apply_to(str(target.tensor), current)
+
+    def calibrate(self, base: nn.Module, batches: Iterable[Example], objective: Objective) -> None:
+        """Score every entry on up to `samples` examples and select the k best; values return to zero."""
+        c = self.config
+        named = dict(base.named_parameters())
+        parameters = {t.name: named[t.name] for t in self.entries.tensors}
+        examples = islice(_examples(batches), c.samples)
+        scores = fisher(parameters, examples, objective, grad_type=c.grad_type, mode=c.mode)
+        k = len(self.entries.values)
+        self.entries.select(largest(scores.values(), k).to(self.entries.index.device))
+        nn.init.zeros_(self.entries.values)
+
+
+@register("fish_mask")
+class FishMask:
+    """θ = θ₀ + scatter(idx, v), idx the k entries of largest F = Σₙ (∂loss(xₙ, yₙ)/∂θ)², v (k) zero at init.
+
+    Sung et al. 2021, arXiv:2111.09839. F is measured at θ₀ with the fresh head on `samples` training
+    examples, one gradient for each; `mode: expect` takes the expectation over the model's own labels,
+    `grad_type: absolute` sums absolute values. The k largest are taken over all tensors of the base model at
+    once, embeddings included. `keep` is k, or a share of the base model. The head is trained whole and
+    counted apart; the authors' code takes its size off the budget, this does not. Mergeable. k parameters
+    (and k indices, which are storage).
+    """
+
+    traits = Traits(
+        injection="weight", level="model", needs=frozenset({"calibration"}), mergeable=True, gateable=False
+    )
+    size_field: ClassVar[str] = "keep"
+
+    class Config(MethodConfig):
+        keep: int | str = Field(default="0.5%", description="a share such as '0.1%' or a count such as '30k'")
+        samples: int = Field(default=1024, ge=1, le=1_000_000)
+        grad_type: Literal["square", "absolute"] = "square"
+        mode: Literal["label", "expect"] = "label"
+
+        @field_validator("keep")
+        @classmethod
+        def _is_quantity(cls, value: int | str) -> int | str:
+            try:
+                parse_quantity(value)
+            except UsageError as error:
+                raise ValueError(str(error)) from error
+            return value
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def _k(self, spec: BackboneSpec) -> int:
+        entries = sum(t.size for t in spec.tensors)
+        k = parse_quantity(self.config.keep).of(spec.parameters)
+        if not 1 <= k <= entries:
+            raise MethodError(
+                f"fish_mask with keep={self.config.keep!r} selects {k:,} entries of {spec.family!r}, "
+                f"which has {entries:,}; choose from 1 to that many."
+            )
+        return k
+
+    def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
+        k = self._k(spec)
+        return ParameterCount(k, k)
+
+    def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
+        return FishMaskModule(SparseDelta(spec.tensors, self._k(spec)), self.config)

@@ -1,0 +1,127 @@
+"""Specs from configs alone: sites, shapes and counts of every family."""
+
+from __future__ import annotations
+
+import pytest
+from support.tiny import ARCHITECTURES, tiny_config, tiny_model
+from transformers import (
+    AlbertConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BartConfig,
+    BertConfig,
+    GPTNeoXConfig,
+    OPTConfig,
+    RobertaConfig,
+    T5Config,
+    T5EncoderModel,
+)
+
+from autopeft.backbones import layout_of, spec_of, spec_of_model
+from autopeft.errors import SiteError
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_parameters_are_those_of_the_real_base_model(name: str) -> None:
+    config = tiny_config(name)
+    base = AutoModel.from_config(config)
+    spec = spec_of(config)
+    assert spec.parameters == sum(p.numel() for p in base.parameters())
+    assert sum(t.size for t in spec.tensors) == spec.parameters
+    named = dict(base.named_parameters())
+    assert all(tuple(named[t.name].shape) == t.shape for t in spec.tensors)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_layer_has_the_sites_of_its_stack(name: str) -> None:
+    spec = spec_of(tiny_config(name))
+    for stack in spec.stacks:
+        assert stack.layers == 3
+        first = {s.name for s in spec.sites if s.stack == stack.name and s.layer == 0}
+        assert {
+            "q",
+            "k",
+            "v",
+            "o",
+            "up",
+            "down",
+            "attention",
+            "ffn",
+            "layer",
+            "attention_norm",
+            "ffn_norm",
+        } <= first
+        assert all(
+            {s.name for s in spec.sites if s.stack == stack.name and s.layer == i} == first for i in (1, 2)
+        )
+
+
+def test_known_sizes() -> None:
+    minilm = BertConfig(num_hidden_layers=6, hidden_size=384, num_attention_heads=12, intermediate_size=1536)
+    assert spec_of(minilm).parameters == 22_713_216
+    assert spec_of(BertConfig()).parameters == 109_482_240
+
+
+def test_grouped_query_attention_has_narrow_keys() -> None:
+    spec = spec_of(tiny_config("llama"))
+    assert spec.find("decoder", 0, "k").out_features == 16  # type: ignore[union-attr]
+    assert spec.find("decoder", 0, "q").out_features == 32  # type: ignore[union-attr]
+    assert spec.find("decoder", 0, "attention").kv_features == 16  # type: ignore[union-attr]
+
+
+def test_fused_projection_has_parts_and_a_whole() -> None:
+    layout = layout_of(tiny_model("gpt2").base_model)
+    places = {p.site.name: p for p in layout.stacks[0].places if p.site.layer == 0}
+    assert [places[n].out_slice for n in ("q", "k", "v", "qkv")] == [(0, 32), (32, 64), (64, 96), None]
+    assert all(places[n].transposed for n in ("q", "o", "up", "down"))
+    assert places["qkv"].site.out_features == 96
+
+
+def test_gated_t5_has_a_gate_projection() -> None:
+    assert "gate_proj" not in spec_of(T5Config()).site_names()
+    gated = spec_of(T5Config(feed_forward_proj="gated-gelu"))
+    assert gated.find("encoder", 0, "gate_proj") is not None
+    assert gated.find("decoder", 0, "up") is not None
+
+
+def test_a_task_model_without_pooler_keeps_the_share_and_loses_the_tensors() -> None:
+    config = RobertaConfig()
+    whole, task = spec_of(config), spec_of(config, AutoModelForSequenceClassification)
+    assert whole.pooler
+    assert not task.pooler
+    assert task.parameters == whole.parameters
+    assert {t.name for t in whole.tensors} - {t.name for t in task.tensors} == {
+        "pooler.dense.weight",
+        "pooler.dense.bias",
+    }
+
+
+def test_encoder_without_its_decoder() -> None:
+    spec, _ = spec_of_model(T5EncoderModel(tiny_config("t5")))
+    assert [s.name for s in spec.stacks] == ["encoder"]
+    assert spec.parameters == spec_of(tiny_config("t5")).parameters
+
+
+@pytest.mark.parametrize(
+    ("config", "sites"),
+    [
+        (OPTConfig(num_hidden_layers=2), {"q", "k", "v", "o", "up", "down", "attention", "ffn"}),
+        (GPTNeoXConfig(num_hidden_layers=2), {"qkv", "o", "up", "down", "attention", "ffn"}),
+        (AlbertConfig(hidden_size=64, num_attention_heads=4, intermediate_size=96), {"q", "v", "up", "down"}),
+    ],
+)
+def test_generic_resolver(config: object, sites: set[str]) -> None:
+    spec = spec_of(config)  # type: ignore[arg-type]
+    assert spec.generic
+    assert sites <= set(spec.site_names())
+    assert all(s.pre_norm is None for s in spec.sites)
+
+
+def test_a_family_without_map_is_refused_with_what_has_one() -> None:
+    with pytest.raises(SiteError, match=r"no site map for the encoder-decoder family 'bart'.*bert.*t5"):
+        spec_of(BartConfig())
+
+
+def test_misspelt_site_names_near_matches() -> None:
+    with pytest.raises(SiteError, match="Did you mean 'attention'"):
+        spec_of(BertConfig()).require_name("atention")

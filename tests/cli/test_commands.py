@@ -1,0 +1,177 @@
+"""The commands from outside: what they print, what they leave behind, and that processes agree."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.saved_model import save_backbone, write_reviews
+
+from autopeft.cli import main
+from autopeft.cli.app import app
+
+RECIPE = """\
+autopeft: 1
+name: pair
+layers:
+  - at: all
+    attach:
+      - lora: {rank: 4, sites: [q, v, up]}
+training: {learning_rate: 2.0e-2}
+"""
+
+
+def run(*argv: str, cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "autopeft", *argv], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    save_backbone(folder / "bert")
+    write_reviews(folder / "reviews.csv")
+    (folder / "pair.yaml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path) -> dict[str, Any]:
+    """`autopeft train` in a process of its own."""
+    out = run(
+        *("train", "--recipe", "pair.yaml", "--task", "reviews.csv", "--label", "verdict", "--text", "body"),
+        *("--model", "bert", "--steps", "40", "--max-length", "24", "-o", "run", "--json"),
+        cwd=place,
+    )
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def test_help_is_there_before_torch_is(tmp_path: Path) -> None:
+    """The command line answers at once: nothing heavy is imported before a command runs."""
+    probe = (
+        "import sys; from autopeft.cli import main; main(['--help']); "
+        "print([m for m in ('torch', 'transformers', 'ray', 'optuna', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", [c.name for c in app.registered_commands])
+def test_every_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    usage, _, rest = capsys.readouterr().out.partition(f"autopeft {command}")
+    assert "Usage:" in usage
+    assert f"autopeft {command}" in rest
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("autopeft 0.")
+
+
+def test_training_learns_and_leaves_a_run(place: Path, trained: dict[str, Any]) -> None:
+    assert trained["test_mean"] > 0.8
+    assert trained["counts"]["deployed"] == 3 * 4 * (64 + 64 + 96)
+    names = {p.name for p in (place / "run").iterdir()}
+    assert {"manifest.json", "recipe.yaml", "result.json", "winner"} <= names
+    described = json.loads((place / "run" / "manifest.json").read_text())
+    assert described["data"]["labels"] == ["no", "yes"]
+    assert len(described["backbone"]["sha256"]) == 64
+
+
+def test_another_process_scores_and_predicts_the_same(place: Path, trained: dict[str, Any]) -> None:
+    found = json.loads(run("evaluate", "run", "--json", cwd=place))
+    assert found["score"] == pytest.approx(trained["test_mean"], abs=1e-9)
+    first = json.loads(run("predict", "run", "--text", "the film was good", "--json", cwd=place))
+    run("export", "run", "-o", "winner", cwd=place)
+    again = json.loads(run("predict", "winner", "--text", "the film was good", "--json", cwd=place))
+    assert again == first
+    assert first[0]["label"] == "yes"
+
+
+def test_the_exported_recipe_trains_again(
+    place: Path, trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    assert main(["export", "run", "-o", "again", "--json"]) == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert {"recipe.yaml", "weights.safetensors", "manifest.json", "peft/adapter_config.json"} <= set(files)
+    argv = ["train", "--recipe", "again/recipe.yaml", "--task", "reviews.csv", "--label", "verdict"]
+    assert main([*argv, "--text", "body", "--model", "bert", "--steps", "2", "-o", "second"]) == 0
+    assert "Data: reviews.csv (file)." in capsys.readouterr().out
+
+
+def test_labels_that_the_head_does_not_know_are_refused(
+    place: Path, trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    rows = "\n".join(
+        f"the film {'good ' * (i % 5)}{'bad ' * (i // 5)},{'maybe' if i % 2 else 'no'}" for i in range(60)
+    )
+    (place / "other.csv").write_text(f"body,verdict\n{rows}\n")
+    argv = ["evaluate", "run", "--task", "other.csv", "--text", "body", "--label", "verdict"]
+    assert main(argv) == 2
+    assert "does not know: maybe" in capsys.readouterr().err
+
+
+def test_show_draws_and_counts(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    show = ["show", "pair.yaml", "--model", "bert"]
+    assert main(show) == 0
+    out = capsys.readouterr().out
+    for word in ("encoder", "0-2", "deployed", "trained", "head", "backbone", "2,688"):
+        assert word in out
+    assert main([*show, "--format", "mermaid"]) == 0
+    assert "lora" in capsys.readouterr().out
+    assert main([*show, "--format", "svg"]) == 0
+    assert capsys.readouterr().out.lstrip().startswith("<svg")
+    assert main([*show, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["counts"]["deployed"] == sum(e["deployed"] for e in data["entries"])
+
+
+def test_lists_are_data_too(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    for argv, key in (
+        (["methods"], "lora"),
+        (["tasks"], "trec"),
+        (["spaces", "--model", "bert"], "autopeft"),
+    ):
+        assert main([*argv, "--json"]) == 0
+        assert key in {row["name"] for row in json.loads(capsys.readouterr().out)}
+    assert main(["methods", "lora", "--json"]) == 0
+    schema = json.loads(capsys.readouterr().out)["config"]
+    assert schema["properties"]["rank"]["minimum"] == 1
+
+
+def test_runs_lists_what_was_trained(
+    place: Path, trained: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["runs", "--root", str(place), "--json"]) == 0
+    rows = {row["run"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["run"]["state"] == "finished"
+    assert rows["run"]["test_mean"] == trained["test_mean"]
+    assert main(["runs", "--root", str(place / "empty")]) == 0
+    assert "No runs under" in capsys.readouterr().out
+
+
+def test_an_interrupt_is_exit_code_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def press(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("autopeft.report.methods.methods_sheet", press)
+    assert main(["methods"]) == 130

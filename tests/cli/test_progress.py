@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from autopeft.cli.progress import LiveReporter, PlainReporter, brief
+from autopeft.search.jobs import Job, SearchInfo, TrialRecord
+
+LORA: dict[str, Any] = {"layers": [{"attach": [{"lora": {"rank": 2}}]}]}
+COUNTS = {"deployed": 1234, "share": 0.00432}
+INFO = SearchInfo(
+    task="trec",
+    model="minilm",
+    space="default",
+    budget="0.5%",
+    limits=(0, 113_566),
+    metric="accuracy",
+    trials=3,
+    steps=60,
+    jobs=12,
+    workers=2,
+    estimated_seconds=125,
+    notice=None,
+    run="runs/x",
+)
+
+
+def record(**more: Any) -> TrialRecord:
+    base: dict[str, Any] = {
+        "kind": "trial",
+        "label": "trial 0",
+        "state": "complete",
+        "recipe": LORA,
+        "counts": COUNTS,
+        "score": 0.75,
+        "scores": {"select": 0.75},
+        "seconds": 12.0,
+    }
+    return TrialRecord(**{**base, **more})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "text"),
+    [
+        (LORA, "lora"),
+        ({}, "head only"),
+        (
+            {
+                "layers": [
+                    {
+                        "attach": [
+                            {"gate": ["lora", {"chain": {"children": ["ia3", {"lora": {}, "as": "b"}]}}]}
+                        ]
+                    }
+                ]
+            },
+            "lora + ia3",
+        ),
+        ({"layers": LORA["layers"], "model": [{"fish_mask": {"keep": "1%"}}]}, "lora + fish_mask"),
+    ],
+)
+def test_brief_names_each_method_once(recipe: dict[str, Any], text: str) -> None:
+    assert brief(recipe) == text
+
+
+def test_plain_lines_tell_what_came_of_each_run() -> None:
+    out = io.StringIO()
+    watcher = PlainReporter(out)
+    watcher.on_start(INFO)
+    watcher.on_phase("search", 3)
+    watcher.on_step(Job("t0", "trial", "trial 0", LORA), 1, 0.5, None)
+    watcher.on_trial_end(record(), 0.75, 130)
+    watcher.on_trial_end(
+        record(label="trial 1", state="failed", error="no memory", score=None, counts=None), 0.75, None
+    )
+    watcher.on_trial_end(record(label="trial 2", state="duplicate", duplicate_of=0), 0.75, 9)
+    watcher.on_trial_end(record(kind="test", label="test", scores={"test": 0.5}), 0.75, 0)
+    lines = out.getvalue().splitlines()
+    assert "113,566" in lines[0]
+    assert "2 min 05 s" in lines[1]
+    assert lines[3] == "Search: 3 runs"
+    assert lines[4] == "trial 0: 0.7500  1,234 (0.432 %)  lora  12 s  best 0.7500  left 2 min 10 s"
+    assert "failed: no memory" in lines[5]
+    assert "same as trial 0" in lines[6]
+    assert lines[7].startswith("test: 0.5000")
+    assert len(lines) == 8
+
+
+def test_the_live_table_shows_running_and_finished_rows() -> None:
+    out = io.StringIO()
+    watcher = LiveReporter(Console(file=out, force_terminal=True, width=110, height=40))
+    job = Job("t0", "trial", "trial 0", LORA, steps=60)
+    with watcher.showing():
+        watcher.on_start(INFO)
+        watcher.on_phase("search", 3)
+        watcher.on_trial_start(job, COUNTS)
+        watcher.on_step(job, 20, 0.5, 100)
+        running = io.StringIO()
+        Console(file=running, width=110).print(watcher._draw())
+        watcher.on_trial_end(record(error="[/] is no markup", state="failed"), 0.75, 60)
+    assert "20/60 steps, loss 0.500" in running.getvalue()
+    assert "left 1 min 40 s" in running.getvalue()
+    final = io.StringIO()
+    Console(file=final, width=110).print(watcher._draw())
+    assert "20/60" not in final.getvalue()
+    assert "failed: [/] is no markup" in final.getvalue()
+    assert "1/3" in final.getvalue()

@@ -1,0 +1,93 @@
+"""The main job from outside, on a backbone so small that Ray's start is most of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.saved_model import save_backbone, write_reviews
+
+pytestmark = pytest.mark.slow
+
+DATA = ["--task", "reviews.csv", "--text", "body", "--label", "verdict"]
+SEARCH = [
+    *(sys.executable, "-m", "autopeft", "search", *DATA, "--model", "bert", "--space", "lora"),
+    *("--budget", "20%", "--max-length", "24", "--workers", "1", "-o", "run"),
+]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    save_backbone(tmp_path / "bert")
+    write_reviews(tmp_path / "reviews.csv")
+    return tmp_path
+
+
+def environment(place: Path) -> dict[str, str]:
+    return {**os.environ, "AUTOPEFT_CACHE": str(place / "cache")}
+
+
+def test_it_finds_compares_and_says_what_to_type_next(place: Path) -> None:
+    done = subprocess.run(
+        [*SEARCH, "--trials", "3", "--steps", "10"],
+        cwd=place,
+        env=environment(place),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    out = done.stdout
+    for word in (
+        "Winner: trial",
+        "LoRA rank",
+        "head only",
+        "±",
+        "reviews.csv: accuracy",
+        "autopeft export run",
+    ):
+        assert word in out
+    result = json.loads((place / "run" / "result.json").read_text())
+    assert result["counts"]["share"] <= 0.2
+    assert len(result["test"]) == 3
+    for argv in (
+        ["export", "run", "-o", "winner"],
+        ["train", "--recipe", "winner/recipe.yaml", *DATA, "--model", "bert", "--steps", "2", "-o", "again"],
+        ["predict", "winner", "--text", "a great film"],
+    ):
+        step = subprocess.run(
+            [sys.executable, "-m", "autopeft", *argv],
+            cwd=place,
+            env=environment(place),
+            capture_output=True,
+            text=True,
+        )
+        assert step.returncode == 0, step.stderr
+
+
+def test_ctrl_c_keeps_and_prints_the_best_so_far(place: Path) -> None:
+    process = subprocess.Popen(
+        [*SEARCH, "--trials", "500", "--steps", "10"],
+        cwd=place,
+        env=environment(place),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("trial 1:"):
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "interrupted: this is the best so far" in out
+    assert "Winner: trial" in out
+    assert "test not touched" in out
+    assert (place / "run" / "recipe.yaml").is_file()
+    assert json.loads((place / "run" / "result.json").read_text())["interrupted"] is True

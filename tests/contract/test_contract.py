@@ -1,0 +1,289 @@
+"""What holds for every method on every architecture. A new method gets all of it by one row in `CASES`."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from support.tiny import (
+    ARCHITECTURES,
+    DECODERS,
+    LogitsObjective,
+    logits,
+    randomise,
+    snapshot,
+    tiny_inputs,
+    tiny_model,
+)
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from autopeft.errors import UsageError
+from autopeft.hybrid import Hybrid, attach, load
+from autopeft.method import get_method, method_names
+from autopeft.recipe import Recipe
+
+# name → (level, item); every registered method that places something has at least one row.
+CASES: dict[str, tuple[str, Any]] = {
+    "lora": ("layers", {"lora": {"rank": 3}}),
+    "lora-all": ("layers", {"lora": {"rank": 2, "sites": ["q", "k", "v", "o", "up", "down"]}}),
+    "dora": ("layers", {"dora": {"rank": 3}}),
+    "ia3": ("layers", "ia3"),
+    "serial-pfeiffer": ("layers", {"serial_adapter": {"bottleneck": 4, "variant": "pfeiffer"}}),
+    "serial-houlsby": ("layers", {"serial_adapter": {"bottleneck": 4, "variant": "houlsby"}}),
+    "parallel": ("layers", {"parallel_adapter": {"bottleneck": 4}}),
+    "parallel-attention": ("layers", {"parallel_adapter": {"bottleneck": 4, "sites": ["attention"]}}),
+    "prefix": ("layers", {"prefix_tuning": {"length": 3}}),
+    "prefix-mlp": ("layers", {"prefix_tuning": {"length": 3, "reparameterization": 8}}),
+    "prompt": ("model", {"prompt_tuning": {"length": 4}}),
+    "bitfit": ("model", "bitfit"),
+    "fish": ("model", {"fish_mask": {"keep": "2%", "samples": 4}}),
+    "gate": (
+        "layers",
+        {
+            "gate": [
+                {"lora": {"rank": 2}},
+                {"prefix_tuning": {"length": 2}},
+                {"serial_adapter": {"bottleneck": 12}},
+            ]
+        },
+    ),
+    "chain": (
+        "layers",
+        {"chain": [{"serial_adapter": {"bottleneck": 12}}, {"parallel_adapter": {"bottleneck": 12}}]},
+    ),
+}
+# (case, architecture) → a word of the refusal: the catalogue says that it cannot apply.
+REFUSED = {("bitfit", "llama"): "bias", ("bitfit", "t5"): "bias"}
+PAIRS = [(c, a) for c in CASES for a in ARCHITECTURES if (c, a) not in REFUSED]
+ON_DECODERS = [(c, a) for c, a in PAIRS if a in DECODERS and c != "gate"]
+LENGTH = 7
+
+
+def recipe_of(case: str) -> Recipe:
+    level, item = CASES[case]
+    body: dict[str, Any] = {"autopeft": 1, "name": case}
+    body[level] = [{"at": "all", "attach": [item]}] if level == "layers" else [item]
+    return Recipe.from_dict(body)
+
+
+def _labelled(name: str, n: int) -> list[dict[str, Tensor]]:
+    rows = []
+    for seed in range(n):
+        rows.append({**tiny_inputs(name, batch=1, seed=seed), "labels": torch.tensor([seed % 2])})
+    return rows
+
+
+def attached(case: str, name: str, **kwargs: Any) -> tuple[PreTrainedModel, Hybrid]:
+    model = tiny_model(name, **kwargs)
+    hybrid = attach(model, recipe_of(case), seed=0)
+    if hybrid.needs_prepare:
+        hybrid.prepare(_labelled(name, 4), LogitsObjective(model))
+    return model, hybrid
+
+
+def test_every_method_has_a_row() -> None:
+    used = {key for _, item in CASES.values() for key in _names(item)}
+    placed = {n for n in method_names() if get_method(n).traits.level != "training"}
+    assert placed <= used
+
+
+def _names(item: Any) -> set[str]:
+    if isinstance(item, str):
+        return {item}
+    return set(item) | {n for v in item.values() if isinstance(v, list) for c in v for n in _names(c)}
+
+
+@pytest.mark.parametrize(("case", "name"), PAIRS)
+def test_identity_at_init(case: str, name: str) -> None:
+    model = tiny_model(name)
+    inputs = tiny_inputs(name, pad=2)
+    before = logits(model, inputs, length=LENGTH)
+    hybrid = attach(model, recipe_of(case), seed=0)
+    after = logits(model, inputs, length=LENGTH)
+    if all(e.traits.identity and _claims_identity(e.method) for e in hybrid.graph.entries.values()):
+        torch.testing.assert_close(after, before, atol=2e-6, rtol=1e-6)
+    else:
+        assert not torch.equal(after, before)
+
+
+def _claims_identity(method: Any) -> bool:
+    return bool(getattr(method, "identity", True))
+
+
+@pytest.mark.parametrize(("case", "name"), PAIRS)
+def test_every_parameter_gets_a_gradient_and_the_count_is_real(case: str, name: str) -> None:
+    model, hybrid = attached(case, name)
+    randomise(hybrid.root)
+    out = logits(model, tiny_inputs(name, pad=2), length=LENGTH)
+    (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(3))).sum().backward()
+    dead = [n for n, p in hybrid.root.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert dead == []
+    assert hybrid.counts().trained == sum(p.numel() for p in hybrid.root.parameters())
+    base = {id(p) for p in model.parameters()} - {id(p) for p in hybrid.trainable_parameters()}
+    assert all(p.grad is None for p in model.parameters() if id(p) in base)
+
+
+@pytest.mark.parametrize(("case", "name"), PAIRS)
+def test_backbone_is_bit_identical_after_training(case: str, name: str) -> None:
+    reference = tiny_model(name)
+    inputs = tiny_inputs(name, pad=2)
+    expected, before = logits(reference, inputs), snapshot(reference)
+    model, hybrid = attached(case, name)
+    head = {n for n, p in model.named_parameters() if any(p is q for q in hybrid.head_parameters())}
+    optimizer = torch.optim.AdamW(hybrid.root.parameters(), lr=1e-2, weight_decay=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        logits(model, inputs).pow(2).sum().backward()
+        optimizer.step()
+    trained = logits(model, inputs)
+    assert not torch.allclose(trained, expected)
+    assert [
+        k
+        for k, v in model.state_dict().items()
+        if not k.startswith("autopeft.") and not torch.equal(v, before[k])
+    ] == []
+    hybrid.detach()
+    assert model.state_dict().keys() == before.keys()
+    assert head <= set(before)
+    assert torch.equal(logits(model, inputs), expected)
+
+
+@pytest.mark.parametrize(("case", "name"), PAIRS)
+def test_save_and_load_round_trip(case: str, name: str, tmp_path: Any) -> None:
+    model, hybrid = attached(case, name)
+    randomise(hybrid.root)
+    with torch.no_grad():
+        for parameter in hybrid.head_parameters():
+            parameter.add_(0.1)
+    inputs = tiny_inputs(name, pad=2)
+    expected = logits(model, inputs)
+    hybrid.save(tmp_path)
+    assert hybrid.counts().deployed == sum(
+        v.numel()
+        for k, v in _saved(tmp_path).items()
+        if not k.startswith("head.") and not k.endswith("index")
+    )
+    fresh = tiny_model(name)
+    load(fresh, tmp_path)
+    torch.testing.assert_close(logits(fresh, inputs), expected, atol=1e-6, rtol=1e-6)
+
+
+def _saved(folder: Any) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "weights.safetensors")
+
+
+@pytest.mark.parametrize(("case", "name"), [(c, a) for c, a in PAIRS if a != "vit"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_padding_does_not_change_results(case: str, name: str, attention: str) -> None:
+    model, hybrid = attached(case, name, attention=attention)
+    randomise(hybrid.root)
+    bare = logits(model, tiny_inputs(name), length=LENGTH)
+    padded = logits(model, tiny_inputs(name, pad=5), length=LENGTH)
+    torch.testing.assert_close(padded, bare, atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("case", "name"), ON_DECODERS)
+def test_generate_with_and_without_cache(case: str, name: str) -> None:
+    model, hybrid = attached(case, name)
+    randomise(hybrid.root)
+    inputs = {k: v for k, v in tiny_inputs(name, length=5).items() if k != "decoder_input_ids"}
+    if name != "t5":  # left padding, as decoders want it
+        inputs["attention_mask"][0, :2] = 0
+        inputs["input_ids"][0, :2] = 0
+    kwargs: dict[str, Any] = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
+    cached = model.generate(**inputs, use_cache=True, **kwargs)
+    plain = model.generate(**inputs, use_cache=False, **kwargs)
+    assert torch.equal(cached, plain)
+    beams = model.generate(**inputs, use_cache=True, num_beams=2, **kwargs)
+    assert torch.equal(beams, model.generate(**inputs, use_cache=False, num_beams=2, **kwargs))
+
+
+@pytest.mark.parametrize(("case", "name"), PAIRS)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients(case: str, name: str, reentrant: bool) -> None:
+    model, hybrid = attached(case, name)
+    randomise(hybrid.root)
+    inputs = tiny_inputs(name, pad=2)
+    _zero_dropout(model)
+    plain = _gradients(model, hybrid, inputs)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    if reentrant:
+        model.enable_input_require_grads()
+    again = _gradients(model, hybrid, inputs)
+    for key, value in plain.items():
+        torch.testing.assert_close(again[key], value, atol=2e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def _zero_dropout(model: PreTrainedModel) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for key, value in vars(module).items():
+            if "dropout" in key and isinstance(value, float):
+                setattr(module, key, 0.0)
+    model.train()
+
+
+def _gradients(model: PreTrainedModel, hybrid: Hybrid, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Two forwards are open at once, the second with other data: state shared between them would show."""
+    hybrid.root.zero_grad()
+    other = {k: v.clone() for k, v in inputs.items()}
+    if "attention_mask" in other:
+        other["attention_mask"][:, 4:] = 0
+    first, second = model(**inputs).logits, model(**other).logits
+    (first.pow(2).mean() + 0.5 * second.sin().mean()).backward()
+    return {n: p.grad.clone() for n, p in hybrid.root.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("case", "name"), [(c, a) for c, a in PAIRS if a in ("bert", "llama")])
+def test_deepcopy_is_independent(case: str, name: str) -> None:
+    model, hybrid = attached(case, name)
+    randomise(hybrid.root)
+    inputs = tiny_inputs(name, pad=2)
+    expected = logits(model, inputs)
+    twin = copy.deepcopy(model)
+    torch.testing.assert_close(logits(twin, inputs), expected, atol=1e-6, rtol=1e-6)
+    randomise(hybrid.root, std=0.3, seed=9)
+    torch.testing.assert_close(logits(twin, inputs), expected, atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(logits(model, inputs), expected)
+
+
+@pytest.mark.parametrize(("case", "name"), [p for p in PAIRS if p[0] not in ("gate", "chain")])
+def test_merge_equals_unmerged(case: str, name: str) -> None:
+    model, hybrid = attached(case, name)
+    randomise(hybrid.root)
+    inputs = tiny_inputs(name, pad=2)
+    expected = logits(model, inputs, length=LENGTH)
+    if not all(e.traits.mergeable for e in hybrid.graph.entries.values()):
+        with pytest.raises(UsageError, match="cannot be folded"):
+            hybrid.merge()
+        torch.testing.assert_close(logits(model, inputs, length=LENGTH), expected, atol=1e-6, rtol=1e-6)
+        return
+    merged = hybrid.merge()
+    assert not any(k.startswith("autopeft.") for k in merged.state_dict())
+    torch.testing.assert_close(logits(merged, inputs, length=LENGTH), expected, atol=3e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("case", "name"), sorted(REFUSED))
+def test_refused_with_a_reason(case: str, name: str) -> None:
+    model = tiny_model(name)
+    before = set(model.state_dict())
+    with pytest.raises(UsageError, match=REFUSED[case, name]):
+        attach(model, recipe_of(case))
+    assert set(model.state_dict()) == before
+
+
+def test_gate_is_refused_in_cached_generation() -> None:
+    model, _ = attached("gate", "llama")
+    with pytest.raises(UsageError, match="use_cache=False"):
+        model.generate(**tiny_inputs("llama"), max_new_tokens=3, use_cache=True)

@@ -1,0 +1,132 @@
+"""The graph: resolution, checks before building, canonical hash."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import networkx as nx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.tiny import tiny_config
+
+from autopeft.backbones import spec_of
+from autopeft.errors import UsageError
+from autopeft.graph import build_graph
+from autopeft.recipe import Recipe
+
+BERT, T5, LLAMA = (spec_of(tiny_config(n)) for n in ("bert", "t5", "llama"))
+
+
+def recipe(*items: Any, at: Any = "all", model: Any = (), stack: str = "all") -> Recipe:
+    layers = [{"at": at, "stack": stack, "attach": list(items)}] if items else []
+    return Recipe.from_dict({"autopeft": 1, "name": "x", "layers": layers, "model": list(model)})
+
+
+def test_default_sites_that_a_backbone_lacks_are_left_out() -> None:
+    graph = build_graph(recipe("ia3"), BERT)
+    assert {s.name for s in graph.entries["ia3"].sites} == {"k", "v", "down"}
+    graph = build_graph(recipe("ia3"), T5)
+    assert {s.name for s in graph.entries["ia3"].sites} == {"k", "v", "cross_k", "cross_v", "down"}
+
+
+def test_stack_and_layers_choose_the_places() -> None:
+    graph = build_graph(recipe("lora", at="last 2", stack="decoder"), T5)
+    assert {(s.stack, s.layer) for s in graph.entries["lora"].sites} == {("decoder", 1), ("decoder", 2)}
+
+
+def test_a_prompt_goes_to_the_stack_that_reads_the_input() -> None:
+    graph = build_graph(recipe(model=[{"prompt_tuning": {"length": 2}}]), T5)
+    assert [s.path for s in graph.entries["prompt_tuning"].sites] == ["encoder.embeddings"]
+
+
+@pytest.mark.parametrize(
+    ("items", "options", "spec", "says"),
+    [
+        ([{"lora": {"sites": ["ffn"]}}], {}, BERT, "cannot sit at 'ffn'"),
+        ([{"lora": {"sites": ["gate_proj"]}}], {}, BERT, "has no site 'gate_proj'"),
+        ([{"lora": {"sites": ["qq"]}}], {}, BERT, "Did you mean 'q'"),
+        (["lora"], {"at": [0, 9]}, BERT, "Layer 9"),
+        (["lora"], {"stack": "decoder"}, BERT, "no stack 'decoder'"),
+        ([{"dora": {}}, {"dora": {"sites": ["v"]}}], {}, BERT, "only one"),
+        ([{"gate": ["dora"]}], {}, BERT, "alters weights"),
+        ([{"chain": ["lora"]}], {}, BERT, "at least two"),
+        ([{"chain": ["lora", "prefix_tuning"]}], {}, BERT, "beside the chain"),
+        ([{"chain": ["lora", "serial_adapter"]}], {}, BERT, "share no site"),
+        ([{"chain": [{"lora": {}}, {"dora": {"sites": ["q"]}}]}], {}, BERT, "put dora before lora"),
+        ([{"gate": [{"serial_adapter": {"variant": "houlsby"}}]}], {}, BERT, "alters weights"),
+        ([], {"model": ["bitfit"]}, LLAMA, "bias"),
+    ],
+)
+def test_impossible_compositions_are_refused_with_the_way_out(
+    items: list[Any], options: dict[str, Any], spec: Any, says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        build_graph(recipe(*items, **options), spec)
+
+
+def test_overlapping_blocks_add_and_compositions_nest() -> None:
+    made = Recipe.from_dict(
+        {
+            "autopeft": 1,
+            "name": "x",
+            "layers": [
+                {
+                    "at": "all",
+                    "attach": [{"sum": [{"gate": ["lora", {"chain": ["ia3", {"lora": {"sites": ["k"]}}]}]}]}],
+                },
+                {"at": [1], "attach": [{"lora": {"rank": 2}}]},
+            ],
+        }
+    )
+    graph = build_graph(made, BERT)
+    assert list(graph.entries) == ["lora", "ia3", "lora_2", "lora_3"]
+    assert [n.kind for n in graph.nodes()] == ["sum", "gate", "chain"]
+    at_q = graph.trees_at(BERT.find("encoder", 1, "q"))  # type: ignore[arg-type]
+    assert len(at_q) == 2
+    assert nx.is_directed_acyclic_graph(graph.digraph)
+    assert graph.digraph.has_node("module:encoder.1.q.lora_3")
+    assert not graph.digraph.has_node("module:encoder.0.q.lora_3")
+
+
+def test_the_hash_is_of_the_structure() -> None:
+    a = build_graph(recipe("lora", "ia3"), BERT).hash()
+    assert build_graph(recipe("ia3", {"lora": {"rank": 8}, "as": "mine"}, at="0-2"), BERT).hash() == a
+    assert build_graph(recipe("lora", "ia3", at="0-1"), BERT).hash() != a
+    assert build_graph(recipe({"lora": {"rank": 4}}, "ia3"), BERT).hash() != a
+    assert build_graph(recipe({"gate": ["lora", "ia3"]}), BERT).hash() != a
+    first, second = {"serial_adapter": {"bottleneck": 2}}, {"parallel_adapter": {"bottleneck": 2}}
+    chained = build_graph(recipe({"chain": [first, second]}), BERT).hash()
+    assert build_graph(recipe({"chain": [second, first]}), BERT).hash() != chained
+    summed = build_graph(recipe({"sum": [first, second]}), BERT).hash()
+    assert build_graph(recipe({"sum": [second, first]}), BERT).hash() == summed
+
+
+ENTRIES = st.sampled_from(
+    [
+        {"lora": {"rank": 1}},
+        {"lora": {"sites": ["up"]}},
+        "ia3",
+        {"serial_adapter": {"bottleneck": 2}},
+        {"prefix_tuning": {"length": 2}},
+    ]
+)
+
+
+TREES = st.recursive(
+    ENTRIES,
+    lambda inner: st.builds(
+        lambda k, c: {k: c}, st.sampled_from(["sum", "gate"]), st.lists(inner, min_size=1, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(items=st.lists(TREES, min_size=1, max_size=3))
+def test_recipe_to_graph_to_recipe_is_the_identity(items: list[Any]) -> None:
+    made = recipe(*items)
+    graph = build_graph(made, BERT)
+    again = Recipe.from_yaml(graph.recipe.to_yaml())
+    assert again == made
+    assert build_graph(again, BERT).hash() == graph.hash()
+    assert graph.parameter_count() == build_graph(again, BERT).parameter_count()

@@ -1,0 +1,62 @@
+"""Drawings of the graph."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+from support.tiny import tiny_config
+
+from autopeft.backbones import spec_of
+from autopeft.graph import build_graph
+from autopeft.recipe import Recipe
+
+BERT = spec_of(tiny_config("bert"))
+
+
+def graph(alias: str = "mine") -> object:
+    return build_graph(
+        Recipe.from_dict(
+            {
+                "autopeft": 1,
+                "name": "x",
+                "layers": [
+                    {
+                        "at": "0-1",
+                        "attach": [
+                            {"gate": [{"lora": {"rank": 3}, "as": alias}, {"prefix_tuning": {"length": 2}}]}
+                        ],
+                    },
+                    {"at": [2], "attach": ["ia3"]},
+                ],
+                "model": [{"prompt_tuning": {"length": 4}}, {"fish_mask": {"keep": "1%"}}],
+            }
+        ),
+        BERT,
+    )
+
+
+def test_text_draws_equal_layers_once() -> None:
+    text = graph().text()  # type: ignore[attr-defined]
+    assert text.count("encoder · layers 0-1") == 1
+    assert "encoder · layer 2" in text
+    assert "gate(mine[rank 3])" in text
+    assert "prompt_tuning[length 4]" in text
+    assert "fish_mask[keep 1%]" in text
+
+
+def test_an_empty_recipe_says_so() -> None:
+    empty = build_graph(Recipe.from_dict({"autopeft": 1, "name": "x"}), BERT)
+    assert empty.text() == "(no modules: the head alone trains)"
+
+
+def test_svg_is_well_formed() -> None:
+    root = ET.fromstring(graph().svg())  # type: ignore[attr-defined]
+    texts = [t.text or "" for t in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert any("gate(mine[rank 3])" in t for t in texts)
+
+
+def test_mermaid_quotes_every_label() -> None:
+    drawn = graph().mermaid()  # type: ignore[attr-defined]
+    assert drawn.startswith("flowchart BT")
+    assert "gate(mine&#91;rank 3&#93;)" in drawn
+    assert drawn.count("subgraph") == drawn.count("\n  end")

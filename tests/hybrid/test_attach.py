@@ -1,0 +1,206 @@
+"""attach and detach as exact inverses, inside and outside of transformers' own machinery."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from support.tiny import ARCHITECTURES, LogitsObjective, logits, randomise, tiny_inputs, tiny_model
+from transformers import PreTrainedModel
+
+from autopeft.errors import UsageError
+from autopeft.hybrid import attach
+from autopeft.recipe import Recipe
+
+ITEMS: list[Any] = [
+    {"lora": {"rank": 2}},
+    {"lora": {"rank": 1, "sites": ["down"]}, "as": "second"},
+    {"dora": {"rank": 2, "sites": ["o"]}},
+    {"prefix_tuning": {"length": 2}},
+    {"serial_adapter": {"bottleneck": 2}},
+    {"parallel_adapter": {"bottleneck": 2}},
+    "ia3",
+    {
+        "gate": [
+            {"lora": {"rank": 1, "sites": ["k"]}, "as": "gated"},
+            {"parallel_adapter": {"bottleneck": 1}, "as": "gated2"},
+        ]
+    },
+]
+
+
+def hybrid_recipe(number: int) -> Recipe:
+    """A different hybrid for every number: each bit switches one item."""
+    chosen = [item for i, item in enumerate(ITEMS) if (number * 37 + 11) >> i & 1] or [ITEMS[0]]
+    model: list[Any] = [{"prompt_tuning": {"length": 2}}] if number % 3 == 0 else []
+    if number % 4 == 1:
+        model.append({"fish_mask": {"keep": "1%", "samples": 2}})
+    return Recipe.from_dict(
+        {
+            "autopeft": 1,
+            "name": f"h{number}",
+            "layers": [{"at": [0, number % 2 + 1], "attach": chosen}],
+            "model": model,
+        }
+    )
+
+
+def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
+    """Everything that attach may touch: tensors bitwise, flags, hooks, module names, configs."""
+    found: dict[str, Any] = {k: v.clone() for k, v in model.state_dict().items()}
+    for name, module in model.named_modules():
+        found[f"module {name}"] = type(module)
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._forward_hooks_always_called)
+        found[f"hooks {name}"] = sum(len(h) for h in hooks)
+        found[f"mode {name}"] = module.training
+        if hasattr(module, "config"):
+            found[f"config {name}"] = repr(sorted(module.config.__dict__.items(), key=lambda i: i[0]))
+    for name, parameter in model.named_parameters():
+        found[f"grad {name}"] = (parameter.requires_grad, parameter.grad, id(parameter))
+    return found
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    keys = set(a) ^ set(b)
+    return sorted(keys) + [
+        k
+        for k in a
+        if k in b and not (torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k])
+    ]
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])
+def test_fifty_hybrids_in_a_row_leave_no_trace(name: str) -> None:
+    model = tiny_model(name)
+    inputs = tiny_inputs(name, pad=2)
+    before, expected = fingerprint(model), logits(model, inputs).detach()
+    live: list[int] = []
+    for number in range(50):
+        hybrid = attach(model, hybrid_recipe(number), seed=number)
+        if hybrid.needs_prepare:
+            rows = [{**tiny_inputs(name, batch=1, seed=s), "labels": torch.tensor([s])} for s in range(2)]
+            hybrid.prepare(rows, LogitsObjective(model))
+        logits(model, inputs).pow(2).sum().backward()
+        torch.optim.SGD(hybrid.trainable_parameters(), lr=0.0).step()
+        for parameter in hybrid.head_parameters():
+            parameter.grad = None
+        hybrid.detach()
+        assert same(before, fingerprint(model)) == [], f"hybrid {number}"
+        del hybrid
+        gc.collect()
+        live.append(sum(1 for o in gc.get_objects() if isinstance(o, torch.Tensor)))
+    assert torch.equal(logits(model, inputs), expected)
+    assert live[-1] <= live[5] + 5, "tensors of earlier hybrids are still alive"
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_failed_attach_changes_nothing(name: str) -> None:
+    model = tiny_model(name)
+    before = fingerprint(model)
+    recipe = Recipe.from_dict({"autopeft": 1, "name": "x", "layers": [{"at": [0, 7], "attach": ["lora"]}]})
+    with pytest.raises(UsageError, match="Layer 7"):
+        attach(model, recipe)
+    assert same(before, fingerprint(model)) == []
+
+
+def test_attached_twice_is_refused() -> None:
+    model = tiny_model("bert")
+    recipe = hybrid_recipe(1)
+    with attach(model, recipe, seed=0), pytest.raises(UsageError, match="attached already"):
+        attach(model, recipe)
+    attach(model, recipe, seed=0).detach()
+
+
+def test_the_seed_decides_the_init_and_leaves_the_global_generator_alone() -> None:
+    model = tiny_model("bert")
+    recipe = Recipe.from_dict(
+        {
+            "autopeft": 1,
+            "name": "x",
+            "layers": [{"at": "all", "attach": ["lora"]}],
+            "model": [{"prompt_tuning": {"length": 3, "init": "vocabulary"}}],
+        }
+    )
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    states = []
+    for seed in (1, 1, 2):
+        with attach(model, recipe, seed=seed) as hybrid:
+            states.append({k: v.clone() for k, v in hybrid.root.state_dict().items()})
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    assert not torch.equal(states[0]["lora.at.encoder-0-q.A"], states[2]["lora.at.encoder-0-q.A"])
+    assert not torch.equal(states[0]["prompt_tuning.table"], states[2]["prompt_tuning.table"])
+
+
+def test_config_that_a_labelled_forward_writes_is_restored() -> None:
+    model = tiny_model("bert")
+    before = dict(model.config.__dict__)
+    with attach(model, hybrid_recipe(1), seed=0):
+        model(**tiny_inputs("bert"), labels=torch.tensor([0, 1]))
+        model.config.use_cache = False
+        assert model.config.problem_type == "single_label_classification"
+    assert model.config.__dict__ == before
+
+
+def test_base_keys_never_change_and_added_ones_start_with_autopeft() -> None:
+    model = tiny_model("llama")
+    before = set(model.state_dict())
+    with attach(model, hybrid_recipe(3), seed=0):
+        after = set(model.state_dict())
+        assert before <= after
+        assert all(k.startswith("autopeft.") for k in after - before)
+        assert len(after) > len(before)
+
+
+def test_pickle_of_an_attached_model() -> None:
+    model = tiny_model("bert")
+    hybrid = attach(model, hybrid_recipe(2), seed=0)
+    randomise(hybrid.root)
+    inputs = tiny_inputs("bert")
+    twin = pickle.loads(pickle.dumps(model))
+    torch.testing.assert_close(logits(twin, inputs), logits(model, inputs))
+
+
+def test_parameter_groups_follow_the_recipe() -> None:
+    recipe = Recipe.from_dict(
+        {
+            "autopeft": 1,
+            "name": "x",
+            "layers": [{"at": "all", "attach": ["lora", {"lora": {"sites": ["up"]}, "as": "up"}]}],
+            "model": [{"prompt_tuning": {"length": 2}}],
+            "training": {
+                "learning_rate": 2e-3,
+                "weight_decay": 0.01,
+                "groups": {
+                    "prompt_tuning": {"learning_rate": 3e-2},
+                    "head": {"learning_rate": 1e-3},
+                    "up": {"weight_decay": 0.5},
+                },
+            },
+        }
+    )
+    with attach(tiny_model("bert"), recipe, seed=0) as hybrid:
+        groups = {g["name"]: (g["lr"], g["weight_decay"]) for g in hybrid.parameter_groups()}
+        held = [id(p) for g in hybrid.parameter_groups() for p in g["params"]]
+        assert groups == {
+            "lora": (2e-3, 0.01),
+            "up": (2e-3, 0.5),
+            "prompt_tuning": (3e-2, 0.01),
+            "head": (1e-3, 0.01),
+        }
+        assert sorted(held) == sorted(id(p) for p in hybrid.trainable_parameters())
+
+
+def test_bf16_backbone_with_fp32_modules() -> None:
+    model = tiny_model("bert").to(torch.bfloat16)
+    with attach(model, hybrid_recipe(4), seed=0) as hybrid:
+        randomise(hybrid.root)
+        out = logits(model, tiny_inputs("bert"))
+        assert out.dtype == torch.bfloat16
+        out.float().pow(2).sum().backward()
+        assert all(p.dtype == torch.float32 and p.grad is not None for p in hybrid.root.parameters())

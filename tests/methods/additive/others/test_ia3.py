@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from support.tiny import randomise
+from support.toy import CALL, build, counted, toy_spec, toy_specs
+
+from autopeft.spec import BackboneSpec
+
+
+@given(toy_specs)
+def test_count_is_what_it_holds(spec: BackboneSpec) -> None:
+    deployed, trained, held, held_trained = counted("ia3", spec)
+    layer = {s.name: s for s in spec.sites if s.layer == 0}
+    closed = spec.stacks[0].layers * (2 * layer["k"].out_features + layer["down"].in_features)
+    assert deployed == trained == held == held_trained == closed
+
+
+@pytest.mark.parametrize("name", ["k", "v", "down"])
+def test_scales_what_the_side_says_and_merges_exactly(name: str) -> None:
+    module, sites = build("ia3", toy_spec())
+    site = next(s for s in sites if s.name == name)
+    layer = torch.nn.Linear(site.in_features, site.out_features)
+    x = torch.randn(4, site.in_features)
+    moved = x if module.side(site) == "input" else layer(x)
+    assert module.side(site) == ("input" if name == "down" else "output")
+    assert not module.delta(site, moved, moved, CALL).any()
+
+    randomise(module)
+    scaled = moved + module.delta(site, moved, moved, CALL)
+    torch.testing.assert_close(scaled, moved * module[site].factors)
+    out = layer(scaled) if name == "down" else scaled
+    weight, bias = module.merged(site, layer.weight, layer.bias)
+    torch.testing.assert_close(torch.nn.functional.linear(x, weight, bias), out, atol=1e-5, rtol=1e-5)
+    assert module.merged(site, layer.weight, None)[1] is None

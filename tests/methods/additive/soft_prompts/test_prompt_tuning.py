@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.tiny import tiny_inputs, tiny_model
+from support.toy import CALL, build, configured, counted, sites_of, toy_spec, toy_specs
+
+from autopeft.errors import MethodError
+from autopeft.hybrid import attach
+from autopeft.recipe import Recipe
+from autopeft.spec import BackboneSpec
+
+
+@given(toy_specs, st.integers(1, 9))
+def test_count_is_what_it_holds(spec: BackboneSpec, length: int) -> None:
+    deployed, trained, held, held_trained = counted("prompt_tuning", spec, length=length)
+    assert deployed == trained == held == held_trained == length * spec.stacks[0].hidden
+
+
+def test_inits() -> None:
+    spec = toy_spec(hidden=64)
+    uniform, sites = build("prompt_tuning", spec, length=50)
+    normal, _ = build("prompt_tuning", spec, length=50, init="normal")
+    assert uniform.prompt(sites[0], CALL).shape == (1, 50, 64)
+    assert 0.4 < uniform.table.abs().max() <= 0.5
+    assert normal.table.std().item() == pytest.approx(0.02, rel=0.1)
+    before = uniform.table.detach().clone()
+    uniform.initialise_prompt(torch.ones(11, 64))
+    assert torch.equal(uniform.table, before)
+
+
+def test_vocabulary_copies_distinct_rows_of_frequent_tokens_and_follows_the_seed() -> None:
+    embedding = torch.arange(6000.0)[:, None].expand(-1, 6)
+    torch.manual_seed(3)
+    module, _ = build("prompt_tuning", toy_spec(), length=200, init="vocabulary")
+    module.initialise_prompt(embedding)
+    rows = module.table[:, 0]
+    assert len(set(rows.tolist())) == 200
+    assert rows.max() < 5000
+    torch.manual_seed(3)
+    twin, _ = build("prompt_tuning", toy_spec(), length=200, init="vocabulary")
+    torch.manual_seed(4)
+    twin.initialise_prompt(embedding)
+    assert torch.equal(twin.table, module.table)
+    other, _ = build("prompt_tuning", toy_spec(), length=200, init="vocabulary")
+    other.initialise_prompt(embedding)
+    assert not torch.equal(other.table, module.table)
+
+
+def test_vocabulary_smaller_than_the_prompt_repeats_rows() -> None:
+    module, _ = build("prompt_tuning", toy_spec(), length=10, init="vocabulary")
+    module.initialise_prompt(torch.arange(4.0)[:, None].expand(-1, 6))
+    assert set(module.table[:, 0].tolist()) == {0, 1, 2, 3}
+
+
+def test_vision_has_no_vocabulary() -> None:
+    spec = replace(toy_spec(), modality="vision")
+    method = configured("prompt_tuning", init="vocabulary")
+    with pytest.raises(MethodError, match="'uniform'"):
+        method.parameter_count(sites_of(method, spec), spec)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_prompt_of_real_embeddings_is_feeding_those_tokens(name: str) -> None:
+    model = tiny_model(name)
+    inputs = tiny_inputs(name)
+    words = torch.tensor([[5, 9, 17]])
+    ids = torch.cat([words.expand(2, -1), inputs["input_ids"]], dim=1)
+    expected = model(input_ids=ids).logits[:, 3:]
+    recipe = Recipe.from_dict({"autopeft": 1, "name": "p", "model": [{"prompt_tuning": {"length": 3}}]})
+    hybrid = attach(model, recipe)
+    table = hybrid.root.get_parameter("prompt_tuning.table")
+    with torch.no_grad():
+        table.copy_(model.get_input_embeddings().weight[words[0]])
+    torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-5, rtol=1e-5)

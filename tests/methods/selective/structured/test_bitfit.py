@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from pydantic import ValidationError
+from support.tiny import randomise, tiny_config, tiny_model
+from support.toy import build, configured, counted, toy_spec, toy_specs
+from transformers import BertConfig
+
+from autopeft.backbones import spec_of
+from autopeft.errors import MethodError
+from autopeft.hybrid import attach
+from autopeft.recipe import Recipe
+from autopeft.spec import BackboneSpec
+
+
+@given(toy_specs)
+def test_count_is_what_it_holds(spec: BackboneSpec) -> None:
+    deployed, trained, held, held_trained = counted("bitfit", spec)
+    assert deployed == trained == held == held_trained
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, 102_912),
+        ({"pooler": False}, 102_144),
+        ({"terms": "partial"}, 46_080),
+        ({"terms": ["pooler"]}, 768),
+    ],
+)
+def test_counts_on_bert_base(config: dict[str, object], expected: int) -> None:
+    spec = spec_of(BertConfig())
+    assert configured("bitfit", **config).parameter_count((), spec).deployed == expected
+
+
+def test_targets_are_the_biases_and_nothing_else() -> None:
+    spec = toy_spec(layers=1)
+    module, _ = build("bitfit", spec)
+    assert {str(t.tensor) for t in module.weight_targets()} == {
+        t.name for t in spec.tensors if "bias" in t.role
+    }
+    partial, _ = build("bitfit", spec, terms="partial")
+    assert {str(t.tensor) for t in partial.weight_targets()} == {"layers.0.q.bias", "layers.0.up.bias"}
+    target = module.weight_targets()[0]
+    bias = torch.randn(6)
+    assert torch.equal(module.weight(target, bias, bias), bias)
+
+
+def test_backbones_without_biases_are_refused_with_a_way_out() -> None:
+    with pytest.raises(MethodError, match="ia3"):
+        configured("bitfit").parameter_count((), toy_spec(bias=False))
+
+
+def test_a_site_without_bias_is_named_with_those_that_have_one() -> None:
+    with pytest.raises(MethodError, match=r"\['q'\].*qkv"):
+        configured("bitfit", terms="partial").parameter_count((), spec_of(tiny_config("gpt2")))
+
+
+def test_a_misspelt_site_gets_near_matches() -> None:
+    with pytest.raises(ValidationError, match="'down'"):
+        configured("bitfit", terms=["dwon"])
+
+
+def test_of_a_model_only_biases_change() -> None:
+    model = tiny_model("bert")
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    hybrid = attach(model, Recipe.from_dict({"autopeft": 1, "name": "b", "model": ["bitfit"]}))
+    randomise(hybrid.root)
+    merged = hybrid.merge()
+    changed = {n for n, p in merged.named_parameters() if not torch.equal(p, before[n])}
+    assert changed == {n for n in before if n.endswith(".bias") and not n.startswith("classifier")}

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from autopeft.methods.selective.unstructured.fish_mask import FishMaskModule, fisher, largest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from support.tiny import LogitsObjective, randomise, tiny_inputs, tiny_model
+from support.toy import configured, counted, toy_spec, toy_specs
+from torch import Tensor, nn
+
+from autopeft.errors import AutoPEFTError, MethodError, UsageError
+from autopeft.hybrid import attach
+from autopeft.recipe import Recipe
+from autopeft.spec import BackboneSpec, StackSpec, TensorSpec
+
+
+class TwoLayers(nn.Module):
+    """A two-layer net, its head beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5))
+        self.head = nn.Linear(5, 3)
+
+
+class Objective:
+    def __init__(self, net: TwoLayers, temperature: float = 1.0) -> None:
+        self.net, self.temperature = net, temperature
+
+    def logits(self, batch: dict[str, Tensor]) -> Tensor:
+        out: Tensor = self.net.head(self.net.base(batch["x"])) * self.temperature
+        return out
+
+    def __call__(self, batch: dict[str, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(self.logits(batch), batch["labels"])
+
+
+def _net() -> TwoLayers:
+    torch.manual_seed(0)
+    net = TwoLayers()
+    net.base.requires_grad_(False)
+    return net
+
+
+def _batches(n: int = 6, size: int = 2) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    x, labels = torch.randn(n, 4, generator=generator), torch.randint(3, (n,), generator=generator)
+    return [{"x": x[i : i + size], "labels": labels[i : i + size]} for i in range(0, n, size)]
+
+
+def _examples(batches: list[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    for batch in batches:
+        for i in range(len(batch["labels"])):
+            yield {k: v[i : i + 1] for k, v in batch.items()}
+
+
+def _spec(net: TwoLayers) -> BackboneSpec:
+    tensors = tuple(TensorSpec(n, tuple(p.shape), "weight") for n, p in net.base.named_parameters())
+    return BackboneSpec(
+        "toy", (StackSpec("encoder", 1, 4, False),), (), tensors, sum(t.size for t in tensors)
+    )
+
+
+def _module(net: TwoLayers, **config: object) -> FishMaskModule:
+    module = configured("fish_mask", **config).build((), _spec(net))
+    assert isinstance(module, FishMaskModule)
+    return module
+
+
+def _squares(net: TwoLayers, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Σ (∂loss/∂θ)² by an explicit loop over whatever batches are given."""
+    twin = TwoLayers()
+    twin.load_state_dict(net.state_dict())
+    total = {n: torch.zeros_like(p) for n, p in twin.base.named_parameters()}
+    for batch in batches:
+        twin.zero_grad()
+        Objective(twin)(batch).backward()
+        for name, p in twin.base.named_parameters():
+            assert p.grad is not None
+            total[name] += p.grad**2
+    return total
+
+
+@given(toy_specs, st.sampled_from(["1%", "50%", "100%", 1, 7]))
+def test_count_is_what_it_holds(spec: BackboneSpec, keep: str | int) -> None:
+    if keep == "1%" and spec.parameters < 100:
+        return
+    deployed, trained, held, held_trained = counted("fish_mask", spec, keep=keep)
+    assert deployed == trained == held == held_trained
+
+
+def test_fisher_is_the_sum_of_single_squares_not_the_square_of_the_batch() -> None:
+    net, batches = _net(), _batches()
+    parameters = dict(net.base.named_parameters())
+    scores = fisher(parameters, _examples(batches), Objective(net))
+    expected = _squares(net, list(_examples(batches)))
+    batched = _squares(net, batches)
+    for name, score in scores.items():
+        torch.testing.assert_close(score, expected[name])
+        assert not torch.allclose(score, batched[name], rtol=0.05)
+
+
+def test_expect_equals_label_when_the_model_is_certain_of_the_label() -> None:
+    net = _net()
+    objective = Objective(net, temperature=1e3)
+    batch = _batches(1, 1)[0]
+    batch["labels"] = objective.logits(batch).argmax(-1)
+    net.head.bias.data[batch["labels"]] += 100
+    parameters = dict(net.base.named_parameters())
+    label = fisher(parameters, [batch], objective)
+    expect = fisher(parameters, [batch], objective, mode="expect")
+    for name in label:
+        torch.testing.assert_close(expect[name], label[name])
+
+
+def test_expect_is_the_mean_over_the_models_own_labels() -> None:
+    net, batch = _net(), _batches(1, 1)[0]
+    objective = Objective(net)
+    parameters = dict(net.base.named_parameters())
+    p = objective.logits(batch).softmax(-1)[0].tolist()
+    by_label = [fisher(parameters, [{**batch, "labels": torch.tensor([y])}], objective) for y in range(3)]
+    expect = fisher(parameters, [batch], objective, mode="expect")
+    for name, score in expect.items():
+        torch.testing.assert_close(score, sum(w * f[name] for w, f in zip(p, by_label, strict=True)))
+
+
+def test_absolute_sums_absolute_values() -> None:
+    net, batch = _net(), _batches(1, 1)
+    parameters = dict(net.base.named_parameters())
+    square = fisher(parameters, batch, Objective(net))
+    absolute = fisher(parameters, batch, Objective(net), grad_type="absolute")
+    for name in square:
+        torch.testing.assert_close(absolute[name] ** 2, square[name])
+
+
+@given(st.integers(1, 24), st.booleans())
+def test_exactly_k_also_on_ties(k: int, ties: bool) -> None:
+    flat = torch.ones(24) if ties else torch.rand(24, generator=torch.Generator().manual_seed(k))
+    chosen = largest([flat[:9].view(3, 3), flat[9:10], flat[10:]], k)
+    assert len(set(chosen.tolist())) == k
+    assert torch.equal(flat[chosen].sort().values, flat.sort().values[-k:])
+
+
+def test_calibration_selects_globally_and_leaves_the_model_as_it_was() -> None:
+    net, batches = _net(), _batches()
+    before = {n: p.clone() for n, p in net.named_parameters()}
+    module = _module(net, keep=20)
+    module.calibrate(net.base, iter(batches), Objective(net))
+    scores = torch.cat([s.flatten() for s in _squares(net, list(_examples(batches))).values()])
+    assert set(module.entries.index.tolist()) == set(scores.topk(20).indices.tolist())
+    assert {n: p.requires_grad for n, p in net.named_parameters()} == {n: "head" in n for n in before}
+    assert all(p.grad is None for p in net.parameters())
+    assert all(torch.equal(p, before[n]) for n, p in net.named_parameters())
+    assert not module.entries.values.any()
+    names = [t.name for t in _spec(net).tensors]
+    assert [str(t.tensor) for t in module.weight_targets()] == [
+        n for n in names if n in module.entries.selected()
+    ]
+
+
+def test_uses_no_more_than_the_given_number_of_examples() -> None:
+    net, batches = _net(), _batches()
+    few, many = _module(net, keep=10, samples=2), _module(net, keep=10, samples=6)
+    few.calibrate(net.base, batches, Objective(net))
+    many.calibrate(net.base, batches[:1], Objective(net))
+    assert torch.equal(few.entries.index, many.entries.index)
+
+
+def test_refusals() -> None:
+    net = _net()
+    with pytest.raises(UsageError, match="at least one"):
+        _module(net, keep=3).calibrate(net.base, [], Objective(net))
+    with pytest.raises(MethodError, match="which has"):
+        configured("fish_mask", keep=10**6).parameter_count((), toy_spec())
+    with pytest.raises(MethodError, match="selects 0"):
+        configured("fish_mask", keep="0.0001%").parameter_count((), toy_spec())
+    with pytest.raises(ValidationError, match="not a quantity"):
+        configured("fish_mask", keep="some")
+    with pytest.raises(AutoPEFTError, match="finite"):
+        largest([torch.tensor([1.0, float("nan")])], 1)
+
+
+def test_expect_needs_classes() -> None:
+    net = _net()
+    net.head = nn.Linear(5, 1)
+    parameters = dict(net.base.named_parameters())
+    with pytest.raises(MethodError, match="'label'"):
+        fisher(parameters, _batches(1, 1), Objective(net), mode="expect")
+
+
+def test_exactly_k_entries_of_a_model_differ_and_the_mask_stays() -> None:
+    model = tiny_model("bert")
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    hybrid = attach(
+        model, Recipe.from_dict({"autopeft": 1, "name": "f", "model": [{"fish_mask": {"keep": 50}}]})
+    )
+    labelled = [{**tiny_inputs("bert", batch=1, seed=i), "labels": torch.tensor([i % 2])} for i in range(4)]
+    hybrid.prepare(labelled, LogitsObjective(model))
+    module = hybrid.modules["fish_mask"]
+    assert isinstance(module, FishMaskModule)
+    index = module.entries.index.clone()
+    assert len(module.entries.selected()) < len(module.entries.tensors)
+    optimizer = torch.optim.AdamW(hybrid.root.parameters(), lr=1e-2, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        LogitsObjective(model)(labelled[0]).backward()
+        optimizer.step()
+    assert torch.equal(module.entries.index, index)
+    randomise(hybrid.root)
+    merged = hybrid.merge()
+    changed = sum(int((p != before[n]).sum()) for n, p in merged.named_parameters())
+    assert changed == 50

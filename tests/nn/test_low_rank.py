@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import torch
+
+from autopeft.nn import LowRankPair
+
+
+def test_starts_at_zero_and_is_the_product_of_its_factors() -> None:
+    pair = LowRankPair(6, 4, 2)
+    x = torch.randn(3, 5, 6)
+    assert torch.equal(pair(x), torch.zeros(3, 5, 4))
+    torch.nn.init.normal_(pair.B)
+    torch.testing.assert_close(pair(x), x @ pair.product().T)
+    assert torch.linalg.matrix_rank(pair.product()) == 2
+    assert pair.A.abs().max() <= 6**-0.5  # Kaiming-uniform(a = √5) is bounded by 1/√in
+
+
+def test_dropout_only_while_training() -> None:
+    pair = LowRankPair(64, 4, 2, dropout=0.5)
+    torch.nn.init.normal_(pair.B)
+    x = torch.randn(1, 64)
+    torch.manual_seed(0)
+    assert torch.equal(pair.eval()(x), pair(x))
+    assert not torch.equal(pair.train()(x), pair(x))

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from autopeft.nn import SparseDelta
+from autopeft.spec import TensorSpec
+
+TENSORS = (
+    TensorSpec("a", (3, 4), "weight"),
+    TensorSpec("b", (5,), "bias"),
+    TensorSpec("c", (2, 2), "weight"),
+)
+TOTAL = 21
+
+
+def _selected(positions: list[int]) -> SparseDelta:
+    delta = SparseDelta(TENSORS, len(positions))
+    delta.select(torch.tensor(positions, dtype=torch.int64))
+    return delta
+
+
+def _originals() -> dict[str, Tensor]:
+    return {t.name: torch.randn(t.shape) for t in TENSORS}
+
+
+@given(st.sets(st.integers(0, TOTAL - 1), max_size=TOTAL))
+def test_adds_values_at_the_selected_places_and_nowhere_else(positions: set[int]) -> None:
+    delta = _selected(sorted(positions, reverse=True))
+    with torch.no_grad():
+        delta.values.copy_(torch.arange(1.0, len(positions) + 1))
+    originals = _originals()
+    changed = torch.cat([delta.apply_to(n, w).flatten() for n, w in originals.items()])
+    before = torch.cat([w.flatten() for w in originals.values()])
+    expected = before.clone()
+    for value, place in enumerate(sorted(positions), start=1):
+        expected[place] += value
+    assert torch.equal(changed, expected)
+
+
+def test_names_only_tensors_that_it_touches_and_hands_back_the_others() -> None:
+    delta = _selected([13, 20])
+    assert delta.selected() == ["b", "c"]
+    weight = torch.randn(3, 4)
+    assert delta.apply_to("a", weight) is weight
+
+
+def test_before_selection_nothing_is_selected() -> None:
+    assert SparseDelta(TENSORS, 3).selected() == []
+
+
+def test_gradient_reaches_the_values() -> None:
+    delta = _selected([0, 7, 12])
+    weight = torch.randn(3, 4)
+    upstream = torch.randn(3, 4)
+    (delta.apply_to("a", weight) * upstream).sum().backward()
+    assert delta.values.grad is not None
+    assert torch.equal(delta.values.grad, torch.stack([upstream[0, 0], upstream[1, 3], torch.tensor(0.0)]))
+
+
+@pytest.mark.parametrize("positions", [[0, 0, 1], [-1, 2, 3], [1, 2, TOTAL], [1, 2]])
+def test_refuses_a_bad_selection(positions: list[int]) -> None:
+    with pytest.raises(ValueError):
+        SparseDelta(TENSORS, 3).select(torch.tensor(positions))
+
+
+def test_a_selection_that_is_loaded_or_copied_into_place_counts() -> None:
+    source = _selected([0, 14])
+    torch.nn.init.ones_(source.values)
+    loaded, filled = SparseDelta(TENSORS, 2), SparseDelta(TENSORS, 2)
+    assert loaded.selected() == filled.selected() == []
+    loaded.load_state_dict(source.state_dict())
+    for key, target in filled.state_dict().items():
+        target.copy_(source.state_dict()[key])
+    twin = copy.deepcopy(filled)
+    filled.select(torch.tensor([1, 2]))
+    assert loaded.selected() == twin.selected() == ["a", "b"]
+    assert filled.selected() == ["a"]
+    assert twin.apply_to("b", torch.zeros(5)).tolist() == [0, 0, 1, 0, 0]

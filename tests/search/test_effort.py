@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+
+from autopeft.errors import UsageError
+from autopeft.search.effort import EFFORTS, choose_effort, parse_duration
+
+
+def test_the_default_follows_the_machine() -> None:
+    assert choose_effort() == EFFORTS["quick"]
+    assert choose_effort(gpu=True) == EFFORTS["normal"]
+
+
+def test_overrides_win_and_none_does_not() -> None:
+    effort = choose_effort("quick", trials=3, steps=None)
+    assert (effort.trials, effort.steps) == (3, EFFORTS["quick"].steps)
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(UsageError, match="'thorough'"):
+        choose_effort("thorogh")
+    with pytest.raises(UsageError, match="trials=0, steps=-1"):
+        choose_effort("quick", trials=0, steps=-1)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90s", 90),
+        ("30m", 1800),
+        ("2h", 7200),
+        ("1h30m", 5400),
+        ("1.5h", 5400),
+        ("5", 300),
+        (7, 7),
+        (None, None),
+    ],
+)
+def test_durations(text: str | int | None, seconds: float | None) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "1h30", "-3m", "0s", "3 parsecs", "1e99d", 0])
+def test_what_is_no_duration(text: str | int) -> None:
+    with pytest.raises(UsageError):
+        parse_duration(text)

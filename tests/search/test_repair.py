@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import random
+from itertools import product
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from transformers import BertConfig, T5Config
+
+from autopeft.backbones import spec_of
+from autopeft.counting import Budget, count
+from autopeft.errors import BudgetError
+from autopeft.recipe import EmptyRecipe
+from autopeft.recipe.yaml_text import dump_yaml
+from autopeft.search.repair import Infeasible, check_feasible, feasible_share, repair, smallest
+from autopeft.search.space import BoundSpace, Space, space_names
+from autopeft.spec import BackboneSpec
+
+MINILM = spec_of(
+    BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+)
+TINY = spec_of(
+    BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64
+    )
+)
+T5 = spec_of(
+    T5Config(vocab_size=50, d_model=32, num_layers=3, num_decoder_layers=2, d_ff=64, d_kv=8, num_heads=4)
+)
+
+
+def space(body: str, spec: BackboneSpec = TINY) -> BoundSpace:
+    return Space.from_yaml("name: s\n" + body).bind(spec)
+
+
+@pytest.mark.parametrize("name", space_names())
+@pytest.mark.parametrize("budget", ["0.5%", "0.1%", "0.3%..0.5%", "9300"])
+def test_built_in_spaces_are_repaired_into_the_budget(name: str, budget: str) -> None:
+    bound, limit = Space.named(name).bind(MINILM), Budget.parse(budget)
+    rng = random.Random(0)
+    for _ in range(25):
+        values = bound.sample(rng)
+        done = repair(bound, values, limit)
+        assert limit.admits(done.counts.deployed, MINILM)
+        assert count(done.recipe, MINILM) == done.counts
+        assert bound.materialize(done.values) == done.recipe
+        again = repair(bound, done.values, limit)
+        assert not again.changed
+        assert again.values == done.values
+
+
+def test_the_half_percent_of_minilm() -> None:
+    bound = Space.named("autopeft").bind(MINILM)
+    largest = {p.name: p.choices[0] for p in bound.parameters}
+    done = repair(bound, largest, Budget.parse("0.5%"))
+    assert 113_566 // 2 < done.counts.deployed <= 113_566
+    sizes = {done.values[f"{m}"] for m in ("serial_adapter.bottleneck", "parallel_adapter.bottleneck")}
+    assert sizes <= {"hidden/32", "hidden/64"}
+    assert all(done.values[f"layer_{i}.on"] for i in range(6))
+
+
+def test_what_fits_stays_and_what_trains_stays() -> None:
+    bound = Space.named("default").bind(MINILM)
+    rng = random.Random(3)
+    for _ in range(30):
+        values = bound.sample(rng)
+        done = repair(bound, values, Budget.parse("0.5%"))
+        for name in ("learning_rate", "prompt_learning_rate", "parallel_adapter.scale"):
+            assert done.values[name] == values[name]
+        if not done.changed:
+            assert done.values == values
+
+
+def test_sizes_shrink_before_layers_are_switched_off() -> None:
+    bound = space(
+        """
+layers:
+  - at: {switch: {choice: [true, false]}}
+    attach:
+      - lora: {rank: {choice: [0, 1, 2, 4]}, sites: [q]}
+      - serial_adapter: {bottleneck: {choice: [0, 1, 8]}, variant: pfeiffer, bias: false}
+"""
+    )
+    on = {f"layer_{i}.on": True for i in range(3)}
+    values = {"lora.rank": 4, "serial_adapter.bottleneck": 8, **on}
+    unit = 3 * 64
+    for most, rank, bottleneck, layers in [(12, 4, 8, 3), (11, 4, 1, 3), (4, 2, 1, 3), (2, 1, 1, 3)]:
+        done = repair(bound, values, Budget.parse(most * unit))
+        expected = (rank, bottleneck, layers)
+        got = (
+            done.values["lora.rank"],
+            done.values["serial_adapter.bottleneck"],
+            sum(done.values[n] for n in on),
+        )
+        assert got == expected
+    done = repair(bound, values, Budget.parse(64))
+    assert done.counts.deployed == 64
+
+
+def test_empty_points_come_to_life() -> None:
+    bound = space("layers: [{attach: [{lora: {rank: {choice: [0, 1, 2]}}}, {optional: ia3}]}]")
+    done = repair(bound, {"lora.rank": 0, "ia3.on": False}, Budget.parse("10k"))
+    assert done.recipe.entries()
+    assert done.changed
+
+
+def test_lower_limit_grows() -> None:
+    bound = Space.named("lora").bind(MINILM)
+    values = {"lora.rank": 1, "lora.sites": "q+v", "learning_rate": 1e-3}
+    done = repair(bound, values, Budget.parse("90k..120k"))
+    assert done.counts.deployed >= 90_000
+    assert done.values["learning_rate"] == 1e-3
+
+
+def test_budgets_that_nothing_fits_name_the_smallest() -> None:
+    bound = Space.named("lora").bind(MINILM)
+    least = smallest(bound).counts.deployed
+    assert least == 6 * 2 * 768
+    check_feasible(bound, Budget.parse(least))
+    with pytest.raises(Infeasible, match=f"{least:,}"):
+        check_feasible(bound, Budget.parse(least - 1))
+    with pytest.raises(BudgetError, match=f"{least:,}"):
+        repair(bound, bound.middle(), Budget.parse(least - 1))
+    assert repair(bound, bound.middle(), Budget.parse(least)).counts.deployed == least
+    with pytest.raises(Infeasible, match="finer sizes"):
+        repair(bound, bound.middle(), Budget.parse(f"{least + 1}..{least + 2}"))
+
+
+def test_a_space_that_this_backbone_cannot_take() -> None:
+    bound = space("layers: [{stack: decoder, attach: [lora]}]")
+    with pytest.raises(EmptyRecipe, match="nothing that this backbone"):
+        smallest(bound)
+
+
+def test_feasible_share() -> None:
+    bound = space("layers: [{attach: [{lora: {rank: {choice: [1, 2, 3, 4]}, sites: [q]}}]}]")
+    one = 3 * 64
+    assert feasible_share(bound, Budget.parse(4 * one), n=50) == 1
+    assert feasible_share(bound, Budget.parse(one - 1), n=50) == 0
+    assert 0.4 < feasible_share(bound, Budget.parse(f"{one}..{2 * one}"), n=400) < 0.6
+
+
+SIZES = st.lists(st.integers(0, 6), min_size=1, max_size=4, unique=True).map(lambda s: {"choice": s})
+RANGE = st.tuples(st.integers(0, 2), st.integers(2, 9)).map(lambda t: {"int": list(t)})
+SIZE = st.one_of(SIZES, RANGE, st.integers(1, 5))
+LEAF = st.one_of(
+    st.builds(
+        lambda r, s: {"lora": {"rank": r, "sites": s}},
+        SIZE,
+        st.sampled_from([["q"], {"choice": [["q"], ["q", "v", "up"]]}]),
+    ),
+    st.builds(lambda b: {"serial_adapter": {"bottleneck": b, "variant": "pfeiffer"}}, SIZE),
+    st.builds(lambda n: {"prefix_tuning": {"length": n}}, SIZE),
+    st.just("ia3"),
+)
+OFFER = st.one_of(
+    LEAF,
+    LEAF.map(lambda i: {"optional": i}),
+    st.lists(LEAF, min_size=1, max_size=2, unique_by=str).map(lambda items: {"choice": [*items, None]}),
+    st.lists(LEAF, min_size=1, max_size=2).map(lambda items: {"sum": items}),
+)
+AT = st.sampled_from(
+    [
+        "all",
+        "first 2",
+        {"switch": {"choice": [True, False]}},
+        {"from": {"int": [0, "last"]}},
+        {"choice": ["all", [1], "last 1"]},
+    ]
+)
+BLOCK = st.builds(
+    lambda at, key, items: {"at": at, key: items},
+    AT,
+    st.sampled_from(["attach", "each_layer"]),
+    st.lists(OFFER, min_size=1, max_size=2),
+)
+MODEL = st.lists(
+    st.sampled_from([{"optional": "bitfit"}, {"prompt_tuning": {"length": {"choice": [0, 1, 3]}}}]),
+    max_size=2,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    tree=st.fixed_dictionaries({"layers": st.lists(BLOCK, min_size=1, max_size=2), "model": MODEL}),
+    spec=st.sampled_from([TINY, T5]),
+    most=st.integers(1, 6000),
+    floor=st.sampled_from([0.0, 0.0, 0.5]),
+    seed=st.integers(0, 3),
+)
+def test_repair_never_leaves_the_budget(
+    tree: dict[str, Any], spec: BackboneSpec, most: int, floor: float, seed: int
+) -> None:
+    bound = Space.from_yaml(dump_yaml({"name": "s", **tree})).bind(spec)
+    values = bound.sample(random.Random(seed))
+    budget = Budget.parse(f"{max(1, int(most * floor))}..{most}" if floor else most)
+    try:
+        done = repair(bound, values, budget)
+    except Infeasible:
+        assume(not floor)
+        assert smallest(bound).counts.deployed > most
+        return
+    except EmptyRecipe:
+        return
+    assert budget.admits(count(done.recipe, spec).deployed, spec)
+    assert repair(bound, values, budget).values == done.values
+
+
+@settings(max_examples=25, deadline=None)
+@given(offers=st.lists(OFFER, min_size=1, max_size=2), at=AT)
+def test_the_smallest_member_is_the_smallest(offers: list[Any], at: Any) -> None:
+    bound = Space.from_yaml(dump_yaml({"name": "s", "layers": [{"at": at, "attach": offers}]})).bind(TINY)
+    assume(bound.cardinality() <= 400)
+    domains = [p.choices or range(int(p.low), int(p.high) + 1) for p in bound.parameters]
+    counts = []
+    for combination in product(*domains):
+        try:
+            values = dict(zip((p.name for p in bound.parameters), combination, strict=True))
+            counts.append(count(bound.materialize(values), TINY).deployed)
+        except EmptyRecipe:
+            continue
+    assume(counts)
+    assert smallest(bound).counts.deployed == min(counts)

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autopeft.errors import AutoPEFTError, UsageError
+from autopeft.search import runfolder
+from autopeft.search.jobs import TrialRecord
+from autopeft.search.runfolder import RunFolder, list_runs, load_run, write_atomic
+
+
+def make(root: Path, name: str, **manifest: Any) -> RunFolder:
+    run = RunFolder.create("sst2", "abcdef123", root=root, out=root / name)
+    run.write_json("manifest.json", {"task": "sst2", **manifest})
+    return run
+
+
+def test_names_are_safe_and_new(tmp_path: Path) -> None:
+    run = RunFolder.create("../weird dir/my data.csv", "abcdef123", root=tmp_path)
+    assert run.path.parent == tmp_path and run.path.is_dir()
+    assert run.name.endswith("-my-data-abcdef")
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    RunFolder.create("t", "k", out=tmp_path / "x")
+    (tmp_path / "x" / "precious.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not an empty folder"):
+        RunFolder.create("t", "k", out=tmp_path / "x")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "a.json"
+    write_atomic(target, "old")
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(AutoPEFTError, match="No space left"):
+        write_atomic(target, "new")
+    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+
+
+def test_a_vanished_folder_is_a_clear_error(tmp_path: Path) -> None:
+    run = make(tmp_path, "a")
+    for path in run.path.iterdir():
+        path.unlink()
+    run.path.rmdir()
+    with pytest.raises(AutoPEFTError, match="Cannot write"):
+        run.append_line("trials.jsonl", {})
+    with pytest.raises(AutoPEFTError, match="Cannot write"):
+        run.write_winner({"a": b""})
+
+
+def _hold(path: str, ready: Any, leave: Any) -> None:
+    with RunFolder(Path(path)).locked():
+        ready.set()
+        leave.wait(30)
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    run = make(tmp_path, "a")
+    context = multiprocessing.get_context("spawn")
+    ready, leave = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(str(run.path), ready, leave))
+    process.start()
+    try:
+        assert ready.wait(60)
+        with pytest.raises(UsageError, match="Another search"), run.locked():
+            pass
+    finally:
+        leave.set()
+        process.join(30)
+    with run.locked():
+        pass
+
+
+def test_records_are_strict_json_and_come_back(tmp_path: Path) -> None:
+    run = make(tmp_path, "a")
+    record = TrialRecord(
+        "trial",
+        "trial 0",
+        "failed",
+        {"name": "x"},
+        number=0,
+        train_loss=math.nan,
+        scores={"select": math.inf},
+    )
+    run.append_line("trials.jsonl", record)
+    text = (run.path / "trials.jsonl").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert run.lines()[0]["recipe"] == {"name": "x"} and run.lines()[0]["train_loss"] is None
+
+
+def test_a_torn_last_line_is_left_out_and_a_bad_one_refused(tmp_path: Path) -> None:
+    run = make(tmp_path, "a")
+    run.append_line("trials.jsonl", {"number": 0})
+    with (run.path / "trials.jsonl").open("a") as file:
+        file.write('{"number": 1, "sc')
+    assert run.lines() == [{"number": 0}]
+    (run.path / "trials.jsonl").write_text("[1]\n")
+    with pytest.raises(UsageError, match="not a table"):
+        run.lines()
+
+
+def test_foreign_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(tmp_path, "a")
+    monkeypatch.setattr(runfolder, "_MAX_JSON", 10)
+    monkeypatch.setattr(runfolder, "_MAX_LINE", 10)
+    with pytest.raises(UsageError, match="at most 10"):
+        run.manifest()
+    run.append_line("trials.jsonl", {"a": "b" * 20})
+    with pytest.raises(UsageError, match="too large"):
+        run.lines()
+    monkeypatch.setattr(runfolder, "_MAX_JSON", 1 << 20)
+    (run.path / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(UsageError, match="not valid JSON"):
+        run.manifest()
+
+
+def test_the_winner_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    run = make(tmp_path, "a")
+    run.write_winner({"a": b"1", "b": b"2"})
+    run.write_winner({"a": b"3"})
+    assert {p.name: p.read_bytes() for p in run.winner.iterdir()} == {"a": b"3"}
+    assert not list(run.path.glob(".winner*"))
+    with pytest.raises(AutoPEFTError, match="plain files"):
+        run.write_winner({"../evil": b""})
+    assert (run.winner / "a").exists()
+
+
+def test_runs_are_found_by_path_name_part_and_latest(tmp_path: Path) -> None:
+    one, two = make(tmp_path, "2026-01-01-sst2-aa"), make(tmp_path, "2026-01-02-trec-bb")
+    os.utime(one.path / "manifest.json", (1, 1))
+    (tmp_path / "stray").mkdir()
+    assert [r.name for r in list_runs(tmp_path)] == [two.name, one.name]
+    assert load_run("latest", root=tmp_path).path == two.path
+    assert load_run(one.path).path == one.path
+    assert load_run("sst2", root=tmp_path).path == one.path
+    with pytest.raises(UsageError, match="several"):
+        load_run("2026", root=tmp_path)
+    with pytest.raises(UsageError, match="Did you mean '2026-01-02-trec-bb'"):
+        load_run("2026-01-02-trek-bb", root=tmp_path)
+    with pytest.raises(UsageError, match="no run under"):
+        load_run("latest", root=tmp_path / "none")
+
+
+def test_a_summary_tells_how_far_a_run_came(tmp_path: Path) -> None:
+    run = make(tmp_path, "a", budget="0.5%")
+    assert run.summary()["state"] == "unfinished"
+    with pytest.raises(UsageError, match="did not come that far"):
+        run.result()
+    run.write_json("result.json", {"interrupted": True, "counts": {"share": 0.004}, "metric": "accuracy"})
+    assert (run.summary()["state"], run.summary()["share"], run.summary()["budget"]) == (
+        "interrupted",
+        0.004,
+        "0.5%",
+    )

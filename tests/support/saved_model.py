@@ -1,0 +1,61 @@
+"""A tiny backbone with a tokenizer in a folder, and a data file that it can learn."""
+
+from __future__ import annotations
+
+import csv
+import random
+from pathlib import Path
+
+import torch
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+GOOD, BAD, NEUTRAL = ("good", "fine", "great"), ("bad", "poor", "dull"), ("film", "the", "a", "story", "was")
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+
+
+def save_backbone(folder: Path, *, seed: int = 0) -> Path:
+    """Write a BERT of 3 layers with a word-level tokenizer; returns the folder."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = {word: i for i, word in enumerate((*_SPECIAL, *GOOD, *BAD, *NEUTRAL))}
+    inner = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=32,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = BertForSequenceClassification(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_reviews(path: Path, rows: int = 120) -> Path:
+    """Write a CSV with the columns `body` and `verdict`; the verdict follows from one word of the body."""
+    draw = random.Random(0)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["body", "verdict"])
+        for i in range(rows):
+            words = [*draw.choices(NEUTRAL, k=draw.randint(2, 6)), draw.choice(GOOD if i % 2 else BAD)]
+            draw.shuffle(words)
+            writer.writerow(
+                [f"{' '.join(words)} {'the ' * (i % 7)}{'film ' * (i // 7 % 11)}", "yes" if i % 2 else "no"]
+            )
+    return path

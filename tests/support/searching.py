@@ -1,0 +1,94 @@
+"""Doubles that several tests of the search share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from autopeft.counting import Counts
+from autopeft.recipe import Recipe
+from autopeft.search.director import Director
+from autopeft.search.effort import Effort
+from autopeft.search.jobs import CountTable, Job, JobResult, SearchInfo, TrialRecord
+from autopeft.search.study import Repaired
+
+EFFORT = Effort("tiny", 5, 10, None, None, None, top=2, seeds=2, rates=2)
+
+
+def lora(rank: int, rate: float = 1e-3) -> Recipe:
+    return Recipe.from_dict(
+        {"layers": [{"attach": [{"lora": {"rank": rank}}]}], "training": {"learning_rate": rate}}
+    )
+
+
+def to_lora(values: dict[str, Any]) -> Repaired:
+    return Repaired(lora(values["rank"]), Counts(values["rank"] * 10, values["rank"] * 10, 0, 10_000))
+
+
+def rank_of(job: Job) -> int:
+    return int(job.recipe["layers"][0]["attach"][0]["lora"]["rank"])
+
+
+@dataclass
+class Events:
+    """A reporter that remembers."""
+
+    seen: list[tuple[Any, ...]] = field(default_factory=list)
+    records: list[TrialRecord] = field(default_factory=list)
+
+    def on_start(self, info: SearchInfo) -> None:
+        self.seen.append(("start", info))
+
+    def on_phase(self, name: str, jobs: int) -> None:
+        self.seen.append(("phase", name, jobs))
+
+    def on_trial_start(self, job: Job, counts: CountTable | None) -> None:
+        self.seen.append(("begin", job.id, counts))
+
+    def on_step(self, job: Job, step: int, loss: float, remaining: float | None) -> None:
+        self.seen.append(("step", job.id, step, remaining))
+
+    def on_trial_end(self, record: TrialRecord, best: float | None, remaining: float | None) -> None:
+        self.seen.append(("end", record.label, best, remaining))
+        self.records.append(record)
+
+
+class MemoryVault:
+    def __init__(self) -> None:
+        self.held: dict[str, dict[str, bytes]] = {}
+
+    def put(self, key: str, files: Mapping[str, bytes]) -> None:
+        self.held[key] = dict(files)
+
+    def get(self, key: str) -> Mapping[str, bytes] | None:
+        return self.held.get(key)
+
+
+Outcome = Callable[[Job], JobResult]
+
+
+@dataclass
+class Stage:
+    """A director on a small space of LoRA ranks, and everything it talks to."""
+
+    director: Director
+    events: Events
+    vault: MemoryVault
+    records: list[TrialRecord]
+    jobs: list[Job] = field(default_factory=list)
+
+    def play(self, outcome: Outcome, *, workers: int = 2, limit: int = 1000) -> None:
+        """Run jobs as an executor with `workers` slots would; each finishes in the order it began."""
+        running: list[Job] = []
+        for _ in range(limit):
+            job = self.director.next() if len(running) < workers else None
+            if isinstance(job, Job):
+                self.jobs.append(job)
+                running.append(job)
+                continue
+            if not running:
+                assert job is not None, "the director waits for nothing"
+                return
+            self.director.complete(outcome(running.pop(0)))
+        raise AssertionError("the director never ends")

@@ -1,0 +1,159 @@
+"""Tokens and batches: every row once, bucketed, padded right, cached by content, mapped back to rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
+
+from autopeft.assets import cache_dir, load_tokenizer, resolve_model
+from autopeft.errors import UsageError
+from autopeft.tasks import Source, Split, Task
+from autopeft.tasks.encode import EncodedSplit, encode, encode_texts
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return load_tokenizer(resolve_model("minilm"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """An empty cache (the tokenizer comes first, from the common one)."""
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def ragged(lengths: list[int]) -> EncodedSplit:
+    """A split whose row i holds `lengths[i]` times the token i + 1."""
+    ids = np.repeat(np.arange(1, len(lengths) + 1), lengths).astype(np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    labels = np.arange(len(lengths))
+    return EncodedSplit(ids, offsets, None, labels, "classification", 0, 0, 64)
+
+
+def small_task(texts: list[str], pairs: list[str] | None = None, kind: str = "classification") -> Task:
+    labels = (
+        [i % 2 for i in range(len(texts))] if kind == "classification" else [i / 7 for i in range(len(texts))]
+    )
+    split = Split(texts, pairs, labels)  # type: ignore[arg-type]
+    splits = {"train": split, "select": split, "test": split}
+    names = ("a", "b") if kind == "classification" else ()
+    return Task("t", kind, names, splits, "accuracy", None, Source("file", "t", ""))  # type: ignore[arg-type]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=300),
+    st.integers(1, 9),
+    st.booleans(),
+    st.integers(0, 3),
+)
+def test_every_row_is_served_once(lengths: list[int], batch_size: int, shuffle: bool, seed: int) -> None:
+    split = ragged(lengths)
+    batches = list(split.batches(batch_size, shuffle=shuffle, seed=seed))
+    rows = torch.cat([batch["labels"] for batch in batches])
+    assert sorted(rows.tolist()) == list(range(len(lengths)))
+    for batch in batches:
+        widths = batch["attention_mask"].sum(dim=1)
+        assert widths.tolist() == [lengths[i] for i in batch["labels"]]
+        assert batch["input_ids"].shape[1] == widths.max()
+        expected = (batch["labels"] + 1)[:, None] * batch["attention_mask"]
+        assert torch.equal(batch["input_ids"], expected)
+        assert batch["task_id"].tolist() == [0] * len(widths)
+    indices = split.batch_indices(batch_size, shuffle=shuffle, seed=seed)
+    assert [batch["labels"].tolist() for batch in batches] == [rows.tolist() for rows in indices]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=100), st.integers(1, 9))
+def test_outputs_map_back_to_rows(lengths: list[int], batch_size: int) -> None:
+    split = ragged(lengths)
+    outputs = torch.cat([b["input_ids"][:, 0] for b in split.batches(batch_size, shuffle=False)]).numpy()
+    restored = np.empty_like(outputs)
+    restored[split.order()] = outputs
+    assert restored.tolist() == list(range(1, len(lengths) + 1))
+
+
+def test_batches_are_bucketed_and_differ_by_seed() -> None:
+    lengths = np.random.default_rng(0).integers(4, 64, size=2_000).tolist()
+    split = ragged(lengths)
+
+    def padding(seed: int) -> float:
+        batches = list(split.batches(32, shuffle=True, seed=seed))
+        return 1 - sum(lengths) / sum(b["input_ids"].numel() for b in batches)
+
+    assert padding(0) < 0.05
+    orders = [np.concatenate(split.batch_indices(32, shuffle=True, seed=s)).tolist() for s in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    widths = [lengths[rows[0]] for rows in split.batch_indices(32, shuffle=True, seed=0)]
+    assert widths != sorted(widths)
+
+
+def test_drop_last_leaves_out_the_short_batch_only() -> None:
+    split = ragged([5] * 70)
+    for shuffle in (False, True):
+        assert [len(rows) for rows in split.batch_indices(32, shuffle=shuffle, drop_last=True)] == [32, 32]
+    with pytest.raises(UsageError, match="batch_size=0"):
+        split.batch_indices(0)
+
+
+@pytest.mark.usefixtures("cache")
+def test_tokens_are_those_of_the_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = ["A fine film.", "Short", "word " * 100]
+    pairs = ["Really?", "a longer second text", "x"]
+    task = small_task(texts, pairs)
+    encoded = encode(task, tokenizer, 16)
+    batch = encoded.test.collate([2, 0, 1])
+    theirs = tokenizer(
+        [texts[i] for i in (2, 0, 1)], [pairs[i] for i in (2, 0, 1)],
+        truncation=True, max_length=16, padding=True, return_tensors="pt",
+    )  # fmt: skip
+    for key in ("input_ids", "attention_mask", "token_type_ids"):
+        assert torch.equal(batch[key], theirs[key])
+    assert batch["labels"].tolist() == [0, 0, 1]
+    assert batch["labels"].dtype == torch.int64
+    assert encoded.train.collate([0])["input_ids"].shape == (1, int(encoded.train.lengths[0]))
+    assert (
+        encode(small_task(texts, kind="regression"), tokenizer, 16).test.collate([1])["labels"].dtype
+        == torch.float32
+    )
+
+
+def test_the_cache_is_read_and_named_by_content(
+    cache: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["one text", "another text"]
+    first = encode_texts(texts, None, tokenizer, 16)
+    folders = list((cache / "encoded").iterdir())
+    assert [p.name[:1] != "." for p in folders] == [True]
+    encode_texts(texts, None, tokenizer, 32)
+    encode_texts(texts, ["a", "b"], tokenizer, 16)
+    assert len(list((cache / "encoded").iterdir())) == 3
+    monkeypatch.setattr("autopeft.tasks.encode._tokenise", lambda *_: pytest.fail("tokenised again"))
+    again = encode_texts(texts, None, tokenizer, 16)
+    assert np.array_equal(first.ids, again.ids)
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_damaged_cache_is_made_again(tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = ["one text", "another text"]
+    first = encode_texts(texts, None, tokenizer, 16)
+    expected = np.array(first.ids)
+    for damage in (b"", b"\x93NUMPY damaged"):
+        (next((cache_dir() / "encoded").iterdir()) / "ids.npy").write_bytes(damage)
+        assert np.array_equal(encode_texts(texts, None, tokenizer, 16).ids, expected)
+    np.save(next((cache_dir() / "encoded").iterdir()) / "offsets.npy", np.array([0, 1]))
+    assert np.array_equal(encode_texts(texts, None, tokenizer, 16).ids, expected)
+
+
+def test_lengths_that_do_not_fit_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UsageError, match="max_length=1024 does not fit"):
+        encode_texts(["a"], None, tokenizer, 1024)
+    with pytest.raises(UsageError, match="max_length=2 does not fit"):
+        encode_texts(["a"], None, tokenizer, 2)

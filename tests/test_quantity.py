@@ -1,0 +1,40 @@
+"""Quantities as people write them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autopeft.errors import UsageError
+from autopeft.quantity import parse_quantity
+
+
+@pytest.mark.parametrize(
+    ("text", "of_million"),
+    [
+        ("0.5%", 5_000),
+        ("100%", 1_000_000),
+        ("300k", 300_000),
+        ("1.2M", 1_200_000),
+        ("7", 7),
+        (" 2 K ", 2_000),
+        ("1e3", 1_000),
+    ],
+)
+def test_of(text: str, of_million: int) -> None:
+    assert parse_quantity(text).of(1_000_000) == of_million
+
+
+@pytest.mark.parametrize(
+    "text", ["", "%", "k", "1,5%", "0", "0%", "-1", "101%", "1.5", "1e999", "inf", "5 %%", True]
+)
+def test_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_quantity(text)
+
+
+@given(whole=st.integers(1, 10**12), numerator=st.integers(1, 10**6))
+def test_a_share_is_the_exact_floor(whole: int, numerator: int) -> None:
+    text = f"{numerator / 10**4:.4f}%"
+    assert parse_quantity(text).of(whole) == whole * numerator // 10**6

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support.training import Bag, FakeHybrid, assert_same_state, encoded_task, snapshot, tiny_bert
+from torch import nn
+from torch.nn import functional as F
+
+from autopeft.hybrid import attach
+from autopeft.recipe import Recipe
+from autopeft.training.calibration import TaskObjective, prepare, single_examples
+from autopeft.training.loop import train
+from autopeft.training.losses import TaskLoss
+from autopeft.training.plan import TrainingPlan
+
+CPU = torch.device("cpu")
+PLAN = TrainingPlan(steps=2, seed=5, device="cpu")
+
+
+def test_every_row_comes_once_and_alone_in_an_order_of_the_seed() -> None:
+    split = encoded_task(train=30).train
+    orders = []
+    for seed in (1, 1, 2):
+        batches = list(single_examples(split, seed, CPU))
+        assert {len(b["labels"]) for b in batches} == {1}
+        assert all(bool(b["attention_mask"].all()) for b in batches)
+        orders.append([tuple(b["input_ids"][0].tolist()) for b in batches])
+    expected = [tuple(split.ids[split.offsets[i] : split.offsets[i + 1]].tolist()) for i in range(len(split))]
+    assert sorted(orders[0]) == sorted(expected)
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_the_objective_is_the_training_loss() -> None:
+    bert, data = tiny_bert(), encoded_task()
+    batch = data.train.collate([0, 1, 2])
+    objective = TaskObjective(bert, TaskLoss("classification", [1.0, 3.0]))
+    logits = objective.logits(batch)
+    expected = F.cross_entropy(logits, batch["labels"], weight=torch.tensor([1.0, 3.0]))
+    assert torch.allclose(objective(batch), expected)
+    assert logits.requires_grad
+
+
+def test_a_hybrid_that_needs_nothing_sees_nothing() -> None:
+    fake = FakeHybrid(Bag())
+    prepare(fake, encoded_task(), PLAN)
+    assert fake.seen == []
+    fake.needs_prepare = True
+    prepare(fake, encoded_task(), PLAN)
+    assert len(fake.seen) == 48
+
+
+def test_training_calibrates_first_unless_it_goes_on() -> None:
+    data = encoded_task()
+    with attach(tiny_bert(), mask_recipe(), seed=0) as hybrid:
+        entries = hybrid.modules["fish_mask"].entries
+        train(hybrid, data, PLAN)
+        chosen = entries.index.clone()
+        values = entries.values.detach().clone()
+        assert int(chosen.min()) >= 0
+        assert bool(values.abs().sum() > 0)
+        train(hybrid, data, TrainingPlan(steps=1, seed=99, device="cpu"), calibrate=False)
+        assert torch.equal(entries.index, chosen)
+        assert float((entries.values.detach() - values).abs().max()) < float(values.abs().max())
+
+
+def mask_recipe(**config: Any) -> Recipe:
+    return Recipe.from_dict({"name": "m", "model": [{"fish_mask": {"keep": 40, "samples": 12, **config}}]})
+
+
+def test_fish_mask_scores_single_examples_of_the_deterministic_model() -> None:
+    """The chosen entries are those of an explicit loop over the first rows of the seed's order."""
+    data, bert = encoded_task(), tiny_bert(hidden_dropout_prob=0.5).train()
+    before = snapshot(bert)
+    scores = {name: torch.zeros_like(p) for name, p in bert.bert.named_parameters()}
+    bert.eval()
+    for batch, _ in zip(single_examples(data.train, PLAN.seed, CPU), range(12), strict=False):
+        bert.zero_grad()
+        logits = bert(batch["input_ids"], batch["attention_mask"]).logits
+        F.cross_entropy(logits, batch["labels"]).backward()
+        for name, parameter in bert.bert.named_parameters():
+            if parameter.grad is not None:
+                scores[name] += parameter.grad.square()
+    bert.zero_grad()
+    bert.train()
+    expected = torch.cat([s.flatten() for s in scores.values()]).topk(40).indices.sort().values
+    with attach(bert, mask_recipe(), seed=0) as hybrid:
+        prepare(hybrid, data, PLAN)
+        assert hybrid.modules["fish_mask"].entries.index.tolist() == expected.tolist()
+        assert bert.training
+        assert [n for n, p in bert.bert.named_parameters() if p.requires_grad] == []
+    assert_same_state(bert, before)
+
+
+def test_after_calibration_the_hooks_follow_the_mask() -> None:
+    """A mask that was chosen after attaching must act in the next forward."""
+    data, bert = encoded_task(), tiny_bert()
+    batch = data.train.collate([0, 1])
+    with attach(bert, mask_recipe(), seed=0) as hybrid:
+        prepare(hybrid, data, PLAN)
+        plain = bert(batch["input_ids"], batch["attention_mask"]).logits
+        nn.init.constant_(hybrid.modules["fish_mask"].entries.values, 0.5)
+        moved = bert(batch["input_ids"], batch["attention_mask"]).logits
+    assert not torch.allclose(plain, moved, atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", [5, 6])
+def test_the_mask_depends_on_the_seed_alone(seed: int) -> None:
+    chosen = []
+    for noise in (0, 1):
+        torch.manual_seed(noise)
+        bert = tiny_bert()
+        with attach(bert, mask_recipe(), seed=0) as hybrid:
+            prepare(hybrid, encoded_task(), TrainingPlan(steps=2, seed=seed, device="cpu"))
+            chosen.append(hybrid.modules["fish_mask"].entries.index.tolist())
+    assert chosen[0] == chosen[1]

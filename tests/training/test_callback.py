@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.training import encoded_task, tiny_bert
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Trainer, TrainingArguments
+
+from autopeft.errors import UsageError
+from autopeft.hybrid import attach
+from autopeft.recipe import Recipe
+from autopeft.training.callback import HybridCallback
+
+LORA = Recipe.from_dict({"name": "r", "layers": [{"attach": [{"lora": {"rank": 2}}]}]})
+
+
+class _Spy(nn.Module):
+    """Listens to all events, beside a hybrid's own modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[Any] = []
+
+    def before_step(self, step: int, total: int) -> None:
+        self.log.append(("before", step, total))
+
+    def after_backward(self, step: int, total: int) -> None:
+        self.log.append(("backward", step, total))
+
+    def after_step(self, step: int, total: int) -> None:
+        self.log.append(("after", step, total))
+
+    def finish(self) -> None:
+        self.log.append("finish")
+
+
+class _Penalty(_Spy):
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def loss_terms(self) -> Tensor:
+        return self.weight.square().sum()
+
+
+class _Carrier:
+    """A hybrid's modules and one more."""
+
+    def __init__(self, modules: dict[str, nn.Module], more: nn.Module) -> None:
+        self.modules = {**modules, "spy": more}
+
+
+def rows(n: int) -> list[dict[str, Any]]:
+    batch = encoded_task(train=n).train.collate(range(n))
+    return [{name: batch[name][i] for name in ("input_ids", "attention_mask", "labels")} for i in range(n)]
+
+
+def trainer(
+    tmp_path: Path, model: Any, callback: HybridCallback, *, batch: int = 8, **options: Any
+) -> Trainer:
+    args = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=2,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=8 // batch,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        seed=1,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    data: Any = rows(8)
+    return Trainer(model=model, args=args, train_dataset=data, callbacks=[callback], **options)
+
+
+def test_events_fire_in_order_inside_the_trainer(tmp_path: Path) -> None:
+    bert = tiny_bert()
+    with attach(bert, LORA, seed=0) as hybrid:
+        spy = _Spy()
+        before = hybrid.modules["lora"].state_dict()["at.encoder-0-q.B"].clone()
+        trainer(tmp_path, bert, HybridCallback(_Carrier(hybrid.modules, spy))).train()
+        assert not torch.equal(hybrid.modules["lora"].state_dict()["at.encoder-0-q.B"], before)
+    once = [("before", 0, 2), ("backward", 0, 2), ("after", 0, 2)]
+    assert spy.log == [*once, *[(name, 1, 2) for name, _, _ in once], "finish"]
+
+
+def test_loss_terms_need_the_callback_s_loss(tmp_path: Path) -> None:
+    bert = tiny_bert()
+    with attach(bert, LORA, seed=0) as hybrid:
+        callback = HybridCallback(_Carrier(hybrid.modules, _Penalty(bert.classifier.weight)))
+        with pytest.raises(UsageError, match=r"compute_loss_func=callback\.loss"):
+            trainer(tmp_path, bert, callback).train()
+
+
+@pytest.mark.parametrize("batch", [8, 2])
+def test_gradients_are_those_of_loss_and_terms_also_when_they_accumulate(tmp_path: Path, batch: int) -> None:
+    """Eight rows in all, so that the first step's gradient does not depend on the Trainer's order."""
+    bert = tiny_bert(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    weight = bert.classifier.weight
+    together = encoded_task(train=8).train.collate(range(8))
+    loss = F.cross_entropy(bert(together["input_ids"], together["attention_mask"]).logits, together["labels"])
+    (expected,) = torch.autograd.grad(loss + weight.square().sum(), weight)
+    grads: list[Tensor] = []
+
+    class Watch(_Penalty):
+        def after_backward(self, step: int, total: int) -> None:
+            assert self.weight.grad is not None
+            grads.append(self.weight.grad.clone())
+
+    with attach(bert, LORA, seed=0) as hybrid:
+        callback = HybridCallback(_Carrier(hybrid.modules, Watch(weight)))
+        run = trainer(tmp_path, bert, callback, batch=batch, compute_loss_func=callback.loss)
+        run.args.max_grad_norm = 0.0
+        run.train()
+    assert len(grads) == 2
+    assert torch.allclose(grads[0], expected, atol=1e-6)
+
+
+def test_loss_of_real_labels_is_the_squared_error() -> None:
+    callback = HybridCallback(_Carrier({}, nn.Identity()))
+    loss = callback.loss({"logits": torch.tensor([[1.0], [4.0]])}, torch.tensor([3.0, 3.0]))
+    assert float(loss) == pytest.approx(2.5)
+    with pytest.raises(UsageError, match="one label per row"):
+        callback.loss({"logits": torch.zeros(2, 3, 4)}, torch.zeros(2, 3))
+
+
+def test_phases_are_refused_at_once() -> None:
+    class Phased(nn.Module):
+        def phases(self) -> list[Any]:
+            return []
+
+    with pytest.raises(UsageError, match=r"cannot run; use `autopeft\.training\.train`"):
+        HybridCallback(_Carrier({}, Phased()))

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from autopeft.training.events import event_names, finish, fire, loss_terms
+
+
+class _Listener(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[object] = []
+
+    def before_step(self, step: int, total: int) -> None:
+        self.heard.append(("before_step", step, total))
+
+    def finish(self) -> None:
+        self.heard.append("finish")
+
+
+class _Term(nn.Module):
+    def __init__(self, term: Tensor | None) -> None:
+        super().__init__()
+        self.term = term
+
+    def loss_terms(self) -> Tensor | None:
+        return self.term
+
+
+def test_events_reach_the_modules_that_have_them() -> None:
+    listener = _Listener()
+    modules = [nn.Linear(1, 1), listener]
+    fire("before_step", modules, 3, 9)
+    fire("after_step", modules, 3, 9)
+    finish(modules)
+    assert listener.heard == [("before_step", 3, 9), "finish"]
+
+
+def test_terms_add_up_and_none_is_no_term() -> None:
+    assert loss_terms([nn.Linear(1, 1), _Term(None)]) is None
+    total = loss_terms([_Term(torch.tensor(2.0)), _Term(None), _Term(torch.tensor(0.5))])
+    assert total is not None
+    assert float(total) == 2.5
+
+
+def test_names_of_the_events_in_use() -> None:
+    assert event_names([nn.Linear(1, 1)]) == frozenset()
+    assert event_names([_Listener(), _Term(None)]) == {"before_step", "finish", "loss_terms"}
