@@ -17,6 +17,7 @@ backbone |
 | `loss_terms() -> Tensor or None` | each step, added to the loss |
 | `before_step(step, total)`, `after_backward(step, total)`, `after_step(step, total)`, `finish()` | by the
 loop |
+| `phases() -> list[Phase]` | before training, by a module that trains in stages |
 | `parameter_groups() -> list[dict]` | when the optimizer is built |
 | `up_parameters() -> list[Parameter]` | by policies that treat the zero-initialised factor apart (LoRA+) |
 | `deploy()` | drops what only training needed (a prefix MLP) |
@@ -56,6 +57,8 @@ __all__ = [
     "MethodConfig",
     "Objective",
     "ParameterCount",
+    "Phase",
+    "PhasePart",
     "Prepares",
     "PromptModule",
     "Traits",
@@ -68,6 +71,7 @@ __all__ = [
 
 COMPOSITION_NAMES = ("sum", "chain", "gate", "route", "fuse")
 Injection = Literal["hook", "weight", "kv", "training"]
+PhasePart = Literal["own", "others", "head"]
 Need = Literal["calibration", "decoder", "seq2seq", "several_tasks", "artefacts", "text"]
 
 
@@ -264,6 +268,32 @@ class Merges(Protocol):
     """Can be folded into a linear site: returns the new (out, in) weight and bias for this site."""
 
     def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]: ...
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stage. A module that needs stages returns them, in order, from `phases()`.
+
+    Each phase starts a new optimizer and schedule over its own steps. Events fire only on the modules that
+    the phase trains, with steps counted over the whole training.
+
+    Attributes:
+        name: unique in the training; names the output.
+        share: its part of the plan's steps, relative to the other phases' shares.
+        split: name of the data split it trains on.
+        trains: which parameters: the declaring module's `own`, the `others` (all other entries, gates
+            included) and the `head`.
+        begin: called before the first step.
+        output: called without gradients after the last step; what it returns is the phase's output (a mask,
+            a prompt).
+    """
+
+    name: str
+    share: float = 1.0
+    split: str = "train"
+    trains: frozenset[PhasePart] = frozenset(("own", "others", "head"))
+    begin: Callable[[], None] | None = None
+    output: Callable[[], Any] | None = None
 
 
 class Method(Protocol):

@@ -37,6 +37,7 @@ def count(
     from autopeft.errors import AutoPEFTError
     from autopeft.recipe import Recipe
     from autopeft.report.recipe import counts_sheet
+    from autopeft.report.text import limits_text
 
     parsed = Recipe.load(recipe)
     limit = None if budget is None else Budget.parse(budget)
@@ -47,10 +48,10 @@ def count(
     if as_json:
         say_json({"recipe": parsed.name, "model": model, "family": spec.family, **counts.to_dict()})
     else:
-        text = None if limits is None else f"{limit}, {limits[0]:,} to {limits[1]:,} deployed parameters here"
+        text = None if limits is None else f"{limit}, {limits_text(limits)} deployed parameters here"
         say_sheet(counts_sheet(counts, budget=text))
     if limits is not None and not limits[0] <= counts.deployed <= limits[1]:
         raise AutoPEFTError(
-            f"{parsed.name!r} deploys {counts.deployed:,} parameters, outside the budget {limit} ("
-            f"{limits[0]:,} to {limits[1]:,})."
+            f"{parsed.name!r} deploys {counts.deployed:,} parameters, outside the budget {limit} "
+            f"({limits_text(limits)})."
         )

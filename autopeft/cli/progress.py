@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from autopeft.report.text import duration, number, percent, score
+from autopeft.report.text import duration, limits_text, number, percent, score
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -49,11 +49,9 @@ def brief(recipe: Mapping[str, Any]) -> str:
 
 def opening(info: SearchInfo) -> list[str]:
     """What a search is about to do. That data stand in for others was said when they were read."""
-    low, high = info.limits
-    limit = f"{high:,}" if low == 0 else f"{low:,} to {high:,}"
     return [
         f"task {info.task} ({info.metric}), backbone {info.model}, space {info.space}, "
-        f"budget {info.budget}: {limit} parameters",
+        f"budget {info.budget}: {limits_text(info.limits)} parameters",
         f"{info.trials} trials of {info.steps} steps, {info.jobs} training runs in all, "
         f"{info.workers} workers, about {duration(info.estimated_seconds)}",
         f"run folder {info.run}",

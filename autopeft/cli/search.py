@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from autopeft.cli.console import notify, say, say_json, say_sheet, terminal
 from autopeft.cli.options import (
@@ -28,60 +26,38 @@ from autopeft.cli.options import (
     TextPair,
     class_weights_of,
 )
+from autopeft.cli.search_options import (
+    Address,
+    Budget,
+    CpusPerTrial,
+    DryRun,
+    Effort,
+    GpusPerTrial,
+    Sampler,
+    Space,
+    Time,
+    Trials,
+    Workers,
+)
 
 if TYPE_CHECKING:
-    from autopeft.search.api import DryRun, SearchResult
+    from autopeft.search.api import SearchResult
 
 __all__ = ["search"]
 
-_SEARCH, _WORKERS = "Search", "Workers"
+_NOT_PASSED_ON = ("as_json", "dry_run", "no_stand_in", "class_weights")
 
 
 def search(
     task: Task,
-    budget: Annotated[
-        str, typer.Option("--budget", "-b", help="Limit on deployed parameters: 0.5%, 300k, 1.2M, 0.1%..1%.")
-    ],
+    budget: Budget,
     model: Model = "minilm",
-    space: Annotated[
-        str,
-        typer.Option(
-            "--space", "-s", help="A space (`autopeft spaces`) or a YAML file.", rich_help_panel=_SEARCH
-        ),
-    ] = "default",
-    effort: Annotated[
-        str | None,
-        typer.Option(
-            "--effort",
-            help="quick, normal or thorough: trials, steps, rows, fresh seeds. Default: quick on a CPU.",
-            rich_help_panel=_SEARCH,
-            show_default=False,
-        ),
-    ] = None,
-    trials: Annotated[
-        int | None,
-        typer.Option(
-            "--trials", min=1, help="Recipes to train.", rich_help_panel=_SEARCH, show_default=False
-        ),
-    ] = None,
-    time: Annotated[
-        str | None,
-        typer.Option(
-            "--time", help="Time for everything: 90s, 30m, 2h.", rich_help_panel=_SEARCH, show_default=False
-        ),
-    ] = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option("--sampler", help="gp, tpe or random.", rich_help_panel=_SEARCH, show_default=False),
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Show size, feasible share, sample recipes, time and memory; start nothing.",
-            rich_help_panel=_SEARCH,
-        ),
-    ] = False,
+    space: Space = "default",
+    effort: Effort = None,
+    trials: Trials = None,
+    time: Time = None,
+    sampler: Sampler = None,
+    dry_run: DryRun = False,
     steps: Steps = None,
     seed: Seed = 0,
     max_length: MaxLength = None,
@@ -94,34 +70,10 @@ def search(
     metric: Metric = None,
     class_weights: ClassWeights = None,
     no_stand_in: NoStandIn = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers", min=1, help="Trials at a time.", rich_help_panel=_WORKERS, show_default=False
-        ),
-    ] = None,
-    cpus_per_trial: Annotated[
-        int, typer.Option("--cpus-per-trial", min=1, help="CPUs of one trial.", rich_help_panel=_WORKERS)
-    ] = 1,
-    gpus_per_trial: Annotated[
-        float | None,
-        typer.Option(
-            "--gpus-per-trial",
-            min=0.0,
-            help="GPUs of one trial; 0.25 lets four share one.",
-            rich_help_panel=_WORKERS,
-            show_default=False,
-        ),
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            "--address",
-            help="Join this Ray cluster; default: a private one on this machine.",
-            rich_help_panel=_WORKERS,
-            show_default=False,
-        ),
-    ] = None,
+    workers: Workers = None,
+    cpus_per_trial: CpusPerTrial = 1,
+    gpus_per_trial: GpusPerTrial = None,
+    address: Address = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
@@ -135,38 +87,14 @@ def search(
       autopeft search --budget 0.1%..1% --task trec --effort normal --workers 4
       autopeft search --budget 0.5% --task sst2 --space autopeft --dry-run
     """
-    arguments: dict[str, Any] = {
-        "task": task,
-        "budget": budget,
-        "model": model,
-        "space": space,
-        "effort": effort,
-        "trials": trials,
-        "steps": steps,
-        "time": time,
-        "seed": seed,
-        "sampler": sampler,
-        "max_length": max_length,
-        "batch_size": batch_size,
-        "micro_batch": micro_batch,
-        "precision": precision,
-        "text": text,
-        "text_pair": text_pair,
-        "label": label,
-        "metric": metric,
-        "class_weights": class_weights_of(class_weights),
-        "stand_in": not no_stand_in,
-        "workers": workers,
-        "cpus_per_trial": cpus_per_trial,
-        "gpus_per_trial": gpus_per_trial,
-        "address": address,
-        "out": out,
-    }
-    given = {key: value for key, value in arguments.items() if value is not None}
+    # Options are named like the arguments of `autopeft.search`; what was left out takes its default there.
+    arguments = {k: v for k, v in locals().items() if k not in _NOT_PASSED_ON and v is not None}
+    arguments["stand_in"] = not no_stand_in
+    arguments["class_weights"] = class_weights_of(class_weights)
     if dry_run:
-        _show_plan(given, as_json)
+        _show_plan(arguments, as_json)
     else:
-        _show_result(given, as_json)
+        _show_result(arguments, as_json)
 
 
 def _show_plan(arguments: dict[str, Any], as_json: bool) -> None:
@@ -176,7 +104,7 @@ def _show_plan(arguments: dict[str, Any], as_json: bool) -> None:
     from autopeft.search.api import plan
 
     quiet_libraries()
-    found: DryRun = plan(notify=notify, **arguments)
+    found = plan(notify=notify, **arguments)
     if as_json:
         say_json(dry_run_data(found))
         return

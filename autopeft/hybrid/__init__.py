@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from autopeft.hybrid.callback import HybridCallback
 from autopeft.hybrid.hybrid import Hybrid, attach
 from autopeft.hybrid.store import deployed_state, load
 
-__all__ = ["Hybrid", "attach", "deployed_state", "load"]
+__all__ = ["Hybrid", "HybridCallback", "attach", "deployed_state", "load"]

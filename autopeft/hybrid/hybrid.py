@@ -18,6 +18,7 @@ from autopeft.composition import COMPOSITIONS
 from autopeft.counting import Counts, count
 from autopeft.errors import RecipeError, UsageError
 from autopeft.graph import CompositionGraph, build_graph
+from autopeft.hybrid.callback import HybridCallback
 from autopeft.injection import Injection, Part, new_token
 from autopeft.method import Objective, WeightTarget
 from autopeft.recipe import Recipe
@@ -276,11 +277,9 @@ class Hybrid:
         """Install the weight deltas anew, after their targets changed."""
         self.injection.refresh_weights()
 
-    def callback(self) -> Any:
+    def callback(self) -> HybridCallback:
         """A `transformers.TrainerCallback` that fires the events of the methods inside
         `transformers.Trainer`."""
-        from autopeft.hybrid.callback import HybridCallback
-
         return HybridCallback(self)
 
     # Keeping

@@ -7,7 +7,7 @@ from typing import Any
 
 from autopeft.graph import CompositionGraph
 from autopeft.report.sheet import Sheet
-from autopeft.report.text import duration, mean_sd, number, percent
+from autopeft.report.text import duration, limits_text, mean_sd, number, percent
 from autopeft.search.api import DryRun, SearchResult
 
 __all__ = ["dry_run_data", "dry_run_sheets", "ending", "outcome_sheet", "winner_text"]
@@ -98,8 +98,8 @@ def dry_run_sheets(found: DryRun, size: str) -> list[Sheet]:
         ("data", ready.task.source.notice or f"{ready.task.source.name} ({ready.task.source.origin})"),
         ("rows", ", ".join(f"{name} {len(split):,}" for name, split in ready.task.splits.items())),
         ("backbone", f"{ready.arguments.model}: {ready.spec.parameters:,} parameters"),
-        ("budget", f"{ready.budget}: {ready.limits[0]:,} to {ready.limits[1]:,} deployed parameters"),
-        ("space", f"{ready.space_name}: {size} recipes"),
+        ("budget", f"{ready.budget}: {limits_text(ready.limits)} deployed parameters"),
+        ("space", f"{ready.space_name}: {size}"),
         ("fit without repair", percent(found.feasible, 1)),
         (
             "trials",

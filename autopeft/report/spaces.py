@@ -18,7 +18,7 @@ def size_text(space: Space, spec: BackboneSpec) -> str:
     bound = space.bind(spec)
     continuous = bound.continuous
     beside = f", times the continuous {', '.join(continuous)}" if continuous else ""
-    return f"{number(bound.cardinality())}{beside}"
+    return f"{number(bound.cardinality())} recipes{beside}"
 
 
 def spaces_sheet(spaces: Sequence[Space], spec: BackboneSpec, model: str) -> Sheet:
@@ -27,7 +27,7 @@ def spaces_sheet(spaces: Sequence[Space], spec: BackboneSpec, model: str) -> She
         (s.name, str(len(s.bind(spec).parameters)), size_text(s, spec), s.reference or "") for s in spaces
     )
     return Sheet(
-        ("space", "parameters", f"recipes on {model}", "reference"),
+        ("space", "parameters", f"size on {model}", "reference"),
         rows,
         notes=("`autopeft spaces NAME` shows one; `--space FILE` takes your own.",),
         right=frozenset({"parameters"}),
@@ -47,7 +47,7 @@ def parameters_sheet(space: Space, spec: BackboneSpec, model: str) -> Sheet:
     return Sheet(
         ("parameter", "kind", "values"),
         rows,
-        title=f"{space.name} on {model}: {size_text(space, spec)} recipes",
+        title=f"{space.name} on {model}: {size_text(space, spec)}",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["duration", "mean_sd", "number", "percent", "score"]
+__all__ = ["duration", "limits_text", "mean_sd", "number", "percent", "score"]
 
 
 def number(value: float | None) -> str:
@@ -49,3 +49,9 @@ def duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def limits_text(limits: tuple[int, int]) -> str:
+    """A budget in parameters: `at most 113,566`, or `1,000 to 113,566` with a lower limit."""
+    low, high = limits
+    return f"{low:,} to {high:,}" if low else f"at most {high:,}"

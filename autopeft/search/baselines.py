@@ -54,7 +54,8 @@ def _lora(rank: int, sites: list[str] | None, at: str) -> dict[str, Any]:
 
 
 def lora_baseline(spec: BackboneSpec, limits: tuple[int, int], rates: int) -> Baseline | None:
-    """LoRA of the largest rank that fits the budget, on q and v of every layer, or of the last layers where rank 1 is too large.
+    """LoRA of the largest rank that fits the budget, on q and v of every layer, or of the last layers
+    where rank 1 is too large.
 
     `None` where even one layer at rank 1 is over the budget, or the backbone has no attention to put LoRA on.
     """

@@ -1,7 +1,8 @@
-"""Decides what runs next: trials of the search, then finalists and baselines with fresh seeds, then the test of the winner.
+"""Decides what runs next: trials of the search, then finalists and baselines with fresh seeds, then the
+test of the winner.
 
-It knows neither Ray nor training: an executor asks it for jobs and brings results back. Phases overlap where nothing
-forbids it, so that no worker waits: baseline sweeps fill the time while the last trials end.
+It knows neither Ray nor training: an executor asks it for jobs and brings results back. Phases overlap
+where nothing forbids it, so that no worker waits: baseline sweeps fill the time while the last trials end.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The executor: jobs on Ray Tune workers that live through many jobs. The only file that imports Ray.
 
-Tune runs, places and restarts; what to run and what came of it is the job source's business, and nothing is ever read
-from Tune's own results. A worker trains in a thread of its own and reports about once a second, so that progress,
-stopping and a dead worker are seen at once.
+Tune runs, places and restarts; what to run and what came of it is the job source's business, and nothing
+is ever read from Tune's own results. A worker trains in a thread of its own and reports about once a
+second, so that progress, stopping and a dead worker are seen at once.
 """
 
 from __future__ import annotations

@@ -95,7 +95,8 @@ def estimate(
 ) -> Estimate:
     """Estimate a whole search.
 
-    `speed` is in floating-point operations per second of one worker, and measured where it is `None`; a GPU's is a guess.
+    `speed` is in floating-point operations per second of one worker, and measured where it is `None`; a
+    GPU's is a guess.
     """
     rate = _EFFICIENCY * (speed or (_GPU_SPEED if gpu else gemm_speed()))
     score = select_rows * work.forward / rate

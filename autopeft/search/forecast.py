@@ -16,8 +16,8 @@ _RELATIVE = {"trial": 1.0, "confirm": 1.0, "baseline": 0.8, "test": 0.2}
 class Forecast:
     """Time left and whether another trial still fits into the time budget, from the seconds of finished jobs.
 
-    The work after the search is planned for: a trial is refused when finalists and baselines would no longer fit.
-    At least two trials are always allowed.
+    The work after the search is planned for: a trial is refused when finalists and baselines would no
+    longer fit. At least two trials are always allowed.
     """
 
     def __init__(

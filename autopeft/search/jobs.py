@@ -35,7 +35,8 @@ class Job:
 
     Attributes:
         id: unique in a run.
-        kind: a search `trial`, a `confirm` run of a finalist, a `baseline` run, or the `test` of trained weights.
+        kind: a search `trial`, a `confirm` run of a finalist, a `baseline` run, or the `test` of trained
+            weights.
         label: what a table shows (`trial 3`, `LoRA seed 2`).
         recipe: canonical recipe dict.
         seed: seeds head, modules and data order.
@@ -122,7 +123,8 @@ class TrialRecord:
     """One finished piece of work, as it is written to `trials.jsonl` and `finals.jsonl`.
 
     Attributes:
-        state: `complete`, `failed`, or `duplicate` (the score of an earlier trial was reused, nothing trained).
+        state: `complete`, `failed`, or `duplicate` (the score of an earlier trial was reused, nothing
+            trained).
         hash: canonical hash of the recipe, training included.
         duplicate_of: number of the trial whose score was reused.
         values: the sampler's raw parameters, before repair.

@@ -39,7 +39,8 @@ _NEEDED = 100 << 20
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write to a temporary name in the same folder, flush to disk, then rename: never a half file under `path`.
+    """Write to a temporary name in the same folder, flush to disk, then rename: never a half file under
+    `path`.
 
     Raises:
         AutoPEFTError: the disk is full, or the folder is read-only or gone.

@@ -37,7 +37,8 @@ def default_sampler() -> str:
 
 
 def make_sampler(name: str, *, seed: int, trials: int) -> BaseSampler:
-    """A sampler for a study of about `trials` trials; a third of them, at most 10, are drawn before it models.
+    """A sampler for a study of about `trials` trials; a third of them, at most 10, are drawn before it
+    models.
 
     Raises:
         UsageError: there is no sampler of this name, or a package that it needs is missing.

@@ -116,6 +116,7 @@ class _Field:
     def take(self, result: JobResult) -> None:
         run = self.runs[result.job]
         run.error = result.error
+        self.counts = result.counts or self.counts
         if result.error is None:
             run.select, run.test = result.scores.get("select"), result.scores.get("test")
 

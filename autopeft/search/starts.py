@@ -12,10 +12,11 @@ __all__ = ["starting_points"]
 
 
 def starting_points(space: BoundSpace, count: int) -> list[dict[str, Any]]:
-    """At most `count` points of a space, to be repaired into the budget: all methods together, then one at a time.
+    """At most `count` points of a space, to be repaired into the budget: all methods together, then one at
+    a time.
 
-    Every layer is on, sizes and learning rates are in the middle of their range, of unordered choices the first is
-    taken. In the default space the second point
+    Every layer is on, sizes and learning rates are in the middle of their range, of unordered choices the
+    first is taken. In the default space the second point
     is LoRA at the budget, the third and fourth are a serial and a parallel adapter.
     """
     base = _all_layers(space)

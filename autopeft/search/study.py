@@ -1,8 +1,9 @@
 """The search's memory: an Optuna study in a journal file, with repair, duplicates and failures handled by us.
 
-The journal is the only source of truth: whatever is not in it did not happen. A proposal is asked from the sampler, mapped to
-a recipe, repaired into the budget and hashed; a recipe that was already scored is told its known score and never
-trained again. The sampler is told its *raw* parameters with the repaired recipe's score.
+The journal is the only source of truth: whatever is not in it did not happen. A proposal is asked from the
+sampler, mapped to a recipe, repaired into the budget and hashed; a recipe that was already scored is told
+its known score and never trained again. The sampler is told its *raw* parameters with the repaired
+recipe's score.
 """
 
 from __future__ import annotations
@@ -98,16 +99,18 @@ class Codec:
 class SearchStudy:
     """Proposals and results of one search, in `journal`.
 
-    Opening an existing journal turns trials that were running into failed ones (their process is gone), cuts a
-    torn last line, and moves the sampler's seed on by the number of trials, so that it does not replay.
+    Opening an existing journal turns trials that were running into failed ones (their process is gone),
+    cuts a torn last line, and moves the sampler's seed on by the number of trials, so that it does not
+    replay.
 
     Args:
         journal: file of the Optuna journal; made if it does not exist. One process at a time may write it.
         parameters: the space's flat parameters.
-        repair: maps the space's values to a recipe inside the budget; raises `AutoPEFTError` where none exists.
+        repair: maps the space's values to a recipe inside the budget; raises `AutoPEFTError` where none
+            exists.
         first: values tried before the sampler's own, on a new study.
-        patience: proposals in a row that may be known already before the space counts as exhausted; those after the first
-            ten are drawn at random, for samplers that settle on one point.
+        patience: proposals in a row that may be known already before the space counts as exhausted; those
+            after the first ten are drawn at random, for samplers that settle on one point.
     """
 
     def __init__(
@@ -133,7 +136,7 @@ class SearchStudy:
         _mend(journal)
         self._storage = JournalStorage(JournalFileBackend(str(journal), JournalFileOpenLock(str(journal))))
         level = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(max(level, optuna.logging.WARNING))
+        optuna.logging.set_verbosity(max(level, optuna.logging.ERROR))
         self.study = optuna.create_study(
             storage=self._storage, study_name=_NAME, direction="maximize", load_if_exists=True
         )
@@ -214,7 +217,8 @@ class SearchStudy:
             self._waiting.setdefault(original.user_attrs["hash"], []).append(number)
 
     def record(self, number: int, result: JobResult) -> bool:
-        """Store what came of a proposal; a second call for the same number changes nothing and returns `False`.
+        """Store what came of a proposal; a second call for the same number changes nothing and returns
+        `False`.
 
         A failed job and a score that is not finite become a failed trial.
         """

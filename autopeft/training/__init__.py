@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from autopeft.training.calibration import prepare
-from autopeft.training.callback import HybridCallback
 from autopeft.training.errors import NonFiniteLoss, OutOfMemory, PhaseError
 from autopeft.training.evaluate import evaluate, predict, scores
 from autopeft.training.loop import TrainResult, train
@@ -12,7 +11,6 @@ from autopeft.training.plan import TrainingPlan
 from autopeft.training.trial import TrialOutcome, full_fine_tuning, head_only, run_trial
 
 __all__ = [
-    "HybridCallback",
     "NonFiniteLoss",
     "OutOfMemory",
     "Phase",

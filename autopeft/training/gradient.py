@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from autopeft.hybrid.events import loss_terms
 from autopeft.training.errors import OutOfMemory
-from autopeft.training.events import loss_terms
 from autopeft.training.losses import TaskLoss, logits_of, slice_rows
 from autopeft.training.modes import autocast, generator_state, restore_generator
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from autopeft.errors import UsageError
+from autopeft.hybrid.events import finish, fire
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.training.calibration import prepare
 from autopeft.training.contracts import Trainable
 from autopeft.training.errors import NonFiniteLoss, PhaseError
 from autopeft.training.evaluate import evaluate
-from autopeft.training.events import finish, fire
 from autopeft.training.gradient import Gradient
 from autopeft.training.losses import TaskLoss
 from autopeft.training.modes import generator_state, restore_generator, seeded, training_mode

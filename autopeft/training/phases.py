@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
+from autopeft.method import Phase, PhasePart
 from autopeft.training.contracts import Modules
 from autopeft.training.errors import PhaseError
 
-__all__ = ["Part", "Phase", "phases_of", "steps_of", "trained_groups", "trained_modules"]
-
-Part = Literal["own", "others", "head"]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One stage. A module that needs stages returns them, in order, from `phases()`.
-
-    Each phase starts a new optimizer and schedule over its own steps. Events fire only on the modules that
-    the phase trains, with steps counted over the whole training.
-
-    Attributes:
-        name: unique in the training; names the output.
-        share: its part of the plan's steps, relative to the other phases' shares.
-        split: name of the data split it trains on.
-        trains: which parameters: the declaring module's `own`, the `others` (all other entries, gates
-            included) and the `head`.
-        begin: called before the first step.
-        output: called without gradients after the last step; what it returns is the phase's output (a mask,
-            a prompt).
-    """
-
-    name: str
-    share: float = 1.0
-    split: str = "train"
-    trains: frozenset[Part] = frozenset(("own", "others", "head"))
-    begin: Callable[[], None] | None = None
-    output: Callable[[], Any] | None = None
+__all__ = ["Phase", "phases_of", "steps_of", "trained_groups", "trained_modules"]
 
 
 def phases_of(modules: Modules) -> tuple[str | None, list[Phase]]:
@@ -120,7 +92,7 @@ def trained_modules(phase: Phase, owner: str | None, modules: Modules) -> list[n
     return [module for name, module in modules.items() if part_of(name, owner) in phase.trains]
 
 
-def part_of(name: str, owner: str | None) -> Part:
+def part_of(name: str, owner: str | None) -> PhasePart:
     """Where a group or module of that name stands from the declaring entry's view.
 
     A module with several groups names them `<entry>.<group>`.

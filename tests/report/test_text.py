@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopeft.report.text import duration, mean_sd, number, percent, score
+from autopeft.report.text import duration, limits_text, mean_sd, number, percent, score
 
 
 @given(st.integers(0, 10**9), st.integers(1, 10**9))
@@ -55,3 +55,8 @@ def test_number_and_score() -> None:
     assert number(None) == "–"
     assert score(math.nan) == "–"
     assert score(0.81234) == "0.8123"
+
+
+def test_limits() -> None:
+    assert limits_text((0, 113_566)) == "at most 113,566"
+    assert limits_text((1_000, 113_566)) == "1,000 to 113,566"

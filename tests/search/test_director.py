@@ -114,7 +114,8 @@ def test_when_all_trials_fail_nothing_more_is_trained(make_stage: Make) -> None:
     assert stage.director.first_error == "boom trial-0"
     assert {j.kind for j in stage.jobs} <= {"trial", "baseline"}
     assert 5 <= sum(j.kind == "trial" for j in stage.jobs) <= 6, "a search that only fails should stop early"
-    assert stage.director.baselines() == [] and stage.director.winner is None
+    assert stage.director.baselines() == []
+    assert stage.director.winner is None
 
 
 def test_finalists_that_all_fail_leave_no_winner(make_stage: Make) -> None:
@@ -139,7 +140,8 @@ def test_a_finalist_that_fails_on_one_seed_loses(make_stage: Make) -> None:
 
     stage.play(outcome)
     winner = stage.director.winner
-    assert winner is not None and len(winner.good) == 2
+    assert winner is not None
+    assert len(winner.good) == 2
 
 
 def test_an_exhausted_space_goes_on_to_the_finals(make_stage: Make) -> None:
@@ -154,7 +156,8 @@ def test_duplicates_are_recorded_but_not_trained(make_stage: Make) -> None:
     stage = make_stage(ranks=(1, 2))
     stage.play(honest)
     duplicates = [r for r in stage.records if r.state == "duplicate"]
-    assert duplicates and all(r.duplicate_of is not None for r in duplicates)
+    assert duplicates
+    assert all(r.duplicate_of is not None for r in duplicates)
 
 
 def test_the_weights_of_the_best_trial_so_far_are_kept(make_stage: Make) -> None:
@@ -163,22 +166,26 @@ def test_the_weights_of_the_best_trial_so_far_are_kept(make_stage: Make) -> None
     best = max((j for j in stage.jobs if j.kind == "trial"), key=rank_of)
     assert stage.vault.held["best"] == {"w": best.id.encode()}
     thresholds = [j.keep_above for j in stage.jobs if j.kind == "trial"]
-    assert all(t is not None for t in thresholds) and thresholds == sorted(thresholds, key=lambda t: t or 0.0)
+    assert all(t is not None for t in thresholds)
+    assert thresholds == sorted(thresholds, key=lambda t: t or 0.0)
 
 
 def test_an_interruption_keeps_what_was_finished(make_stage: Make) -> None:
     stage = make_stage()
     director = stage.director
     first, second = director.next(), director.next()
-    assert isinstance(first, Job) and isinstance(second, Job)
+    assert isinstance(first, Job)
+    assert isinstance(second, Job)
     director.complete(honest(first))
     director.interrupt()
-    assert director.stopped and director.next() is DONE
+    assert director.stopped
+    assert director.next() is DONE
     director.abandon()
     records = {r.number: r for r in stage.records}
     assert records[0].state == "complete"
     assert (records[1].state, records[1].failure) == ("failed", "stopped")
-    assert director.first_error is None and stage.vault.held["best"]
+    assert director.first_error is None
+    assert stage.vault.held["best"]
 
 
 def test_results_that_came_already_change_nothing(make_stage: Make) -> None:
@@ -217,7 +224,8 @@ def test_the_time_budget_leaves_room_for_the_finals(make_stage: Make, seconds: f
 def test_progress_reports_time_left(make_stage: Make) -> None:
     stage = make_stage()
     one, two = stage.director.next(), stage.director.next()
-    assert isinstance(one, Job) and isinstance(two, Job)
+    assert isinstance(one, Job)
+    assert isinstance(two, Job)
     stage.director.progress(one.id, 5, 0.7)
     stage.director.complete(honest(one))
     stage.director.progress(two.id, 1, 0.7)

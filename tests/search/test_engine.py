@@ -87,7 +87,8 @@ def test_workers_live_through_jobs_and_a_dead_one_costs_its_job_alone(
     run_jobs(source, make_runner(), {"score": 0.25}, Pool(2), tmp_path / "ray")
     assert set(source.results) == {j.id for j in jobs}
     lost = source.results.pop("dies")
-    assert lost.failure == "lost" and lost.error
+    assert lost.failure == "lost"
+    assert lost.error
     assert all(r.score == 0.25 for r in source.results.values())
     assert source.most == source.workers == 2
     assert len({r.worker for r in source.results.values()}) <= 4, "workers were not reused"

@@ -35,7 +35,8 @@ def test_the_front_is_exactly_what_is_not_dominated(points: list[tuple[int, int]
     expected = {
         (d, s) for d, s in points if not any((e <= d and t >= s and (e, t) != (d, s)) for e, t in points)
     }
-    assert kept == expected and len(front) == len(expected)
+    assert kept == expected
+    assert len(front) == len(expected)
     assert [p.deployed for p in front] == sorted(p.deployed for p in front)
 
 

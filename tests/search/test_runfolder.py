@@ -23,7 +23,8 @@ def make(root: Path, name: str, **manifest: Any) -> RunFolder:
 
 def test_names_are_safe_and_new(tmp_path: Path) -> None:
     run = RunFolder.create("../weird dir/my data.csv", "abcdef123", root=tmp_path)
-    assert run.path.parent == tmp_path and run.path.is_dir()
+    assert run.path.parent == tmp_path
+    assert run.path.is_dir()
     assert run.name.endswith("-my-data-abcdef")
 
 
@@ -45,7 +46,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(AutoPEFTError, match="No space left"):
         write_atomic(target, "new")
-    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_a_vanished_folder_is_a_clear_error(tmp_path: Path) -> None:
@@ -96,7 +98,8 @@ def test_records_are_strict_json_and_come_back(tmp_path: Path) -> None:
     run.append_line("trials.jsonl", record)
     text = (run.path / "trials.jsonl").read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert run.lines()[0]["recipe"] == {"name": "x"} and run.lines()[0]["train_loss"] is None
+    assert run.lines()[0]["recipe"] == {"name": "x"}
+    assert run.lines()[0]["train_loss"] is None
 
 
 def test_a_torn_last_line_is_left_out_and_a_bad_one_refused(tmp_path: Path) -> None:

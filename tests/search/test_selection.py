@@ -11,7 +11,8 @@ from autopeft.search.selection import choose_finalists, mean_sd
 def test_mean_and_sample_deviation() -> None:
     values = [0.8, 0.82, 0.79]
     mean, sd = mean_sd(values)
-    assert mean == pytest.approx(statistics.mean(values)) and sd == pytest.approx(statistics.stdev(values))
+    assert mean == pytest.approx(statistics.mean(values))
+    assert sd == pytest.approx(statistics.stdev(values))
     assert mean_sd([0.5]) == (0.5, None)
     assert mean_sd([]) == (None, None)
 

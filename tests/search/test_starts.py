@@ -9,7 +9,11 @@ from autopeft.search.repair import repair
 from autopeft.search.space import Space
 from autopeft.search.starts import starting_points
 
-SPEC = spec_of(BertConfig(hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128, vocab_size=500))
+SPEC = spec_of(
+    BertConfig(
+        hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128, vocab_size=500
+    )
+)
 
 
 def methods(name: str, count: int = 10, budget: str = "5%") -> list[list[str]]:

@@ -63,7 +63,8 @@ def test_duplicates_are_told_the_known_score_with_raw_parameters(tmp_path: Path)
     duplicates = [r for r in study.records() if r.state == "duplicate"]
     assert duplicates
     for record in duplicates:
-        assert record.duplicate_of is not None and record.values is not None
+        assert record.duplicate_of is not None
+        assert record.values is not None
         assert record.score == study.get(record.duplicate_of).score
         assert study.study.trials[record.number].state == TrialState.COMPLETE
     raw = {r.values["rank"] for r in study.records() if r.values}
@@ -74,11 +75,13 @@ def test_a_duplicate_of_a_running_trial_waits_for_its_score(tmp_path: Path) -> N
     one = (Parameter("rank", "categorical", (4, 8), sizes=(4, 8)),)
     study = open_study(tmp_path, space=one, repair=lambda v: repair({**v, "site": "q"}), patience=6)
     first = study.propose()
-    assert first is not None and study.propose() is None
+    assert first is not None
+    assert study.propose() is None
     assert all(t.state == TrialState.RUNNING for t in study.study.trials)
     study.record(first.number, done(first.number, 0.7))
     assert [t.value for t in study.study.trials] == [0.7] * 7
-    assert len(study.take_duplicates()) == 6 and study.take_duplicates() == []
+    assert len(study.take_duplicates()) == 6
+    assert study.take_duplicates() == []
     assert study.trained == 1
 
 
@@ -107,7 +110,8 @@ def test_a_score_that_is_not_finite_fails_the_trial(tmp_path: Path, bad: float) 
 def test_reopening_fails_orphans_keeps_results_and_moves_the_seed(tmp_path: Path) -> None:
     study = open_study(tmp_path)
     first, second = study.propose(), study.propose()
-    assert first is not None and second is not None
+    assert first is not None
+    assert second is not None
     study.record(first.number, done(first.number, 0.5))
     again = open_study(tmp_path)
     assert again.get(first.number).score == 0.5

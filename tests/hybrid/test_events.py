@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from autopeft.training.events import event_names, finish, fire, loss_terms
+from autopeft.hybrid.events import event_names, finish, fire, loss_terms
 
 
 class _Listener(nn.Module):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from autopeft.errors import UsageError
-from autopeft.training.events import event_names, finish, fire, loss_terms
+from autopeft.hybrid.events import event_names, finish, fire, loss_terms
 
 __all__ = ["HybridCallback"]
 

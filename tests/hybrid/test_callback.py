@@ -12,8 +12,8 @@ from transformers import Trainer, TrainingArguments
 
 from autopeft.errors import UsageError
 from autopeft.hybrid import attach
+from autopeft.hybrid.callback import HybridCallback
 from autopeft.recipe import Recipe
-from autopeft.training.callback import HybridCallback
 
 LORA = Recipe.from_dict({"name": "r", "layers": [{"attach": [{"lora": {"rank": 2}}]}]})
 

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from support.tiny import tiny_config
+
+from autopeft.backbones import spec_of
+from autopeft.graph import build_graph
+from autopeft.recipe import Recipe
+from autopeft.report.runs import front_sheet, runs_sheet, trials_sheet
+from autopeft.report.search import ending, outcome_sheet, winner_text
+from autopeft.report.train import next_steps
+from autopeft.search.api import SearchResult
+from autopeft.search.jobs import TrialRecord
+from autopeft.search.selection import Contender
+
+RECIPE = Recipe.from_dict({"name": "w", "layers": [{"attach": ["lora", "ia3"]}]})
+COUNTS = {"deployed": 113_566.0, "trained": 113_566.0, "head": 770.0, "share": 113_566 / 22_713_216}
+DATA: dict[str, Any] = {"name": "movie-sentences", "source": {"stand_in_for": "sst2"}}
+
+
+def result(**more: Any) -> SearchResult:
+    base: dict[str, Any] = {
+        "winner": RECIPE,
+        "counts": COUNTS,
+        "number": 7,
+        "metric": "accuracy",
+        "select": (0.7, 0.8),
+        "test": (0.6, 0.8),
+        "search_score": 0.81,
+        "confirmed": True,
+        "baselines": (Contender("LoRA rank 12", {}, COUNTS, (0.7, 0.7), (0.5, 0.5)),),
+        "front": (),
+        "trials": (
+            TrialRecord("trial", "trial 0", "complete", {}),
+            TrialRecord("trial", "trial 1", "failed", {}),
+        ),
+        "run": Path("runs/x"),
+        "interrupted": False,
+        "exhausted": False,
+        "out_of_time": False,
+        "notice": None,
+        "seconds": 185.0,
+    }
+    return SearchResult(**{**base, **more})
+
+
+def test_the_score_table_says_which_data_it_is() -> None:
+    text = outcome_sheet(result(), DATA, "0.5%").plain()
+    assert "movie-sentences, the stand-in for sst2" in text
+    assert "not comparable with those of sst2" in text
+    own = outcome_sheet(result(), {"name": "trec", "source": {"stand_in_for": None}}, "0.5%").plain()
+    assert "trec: accuracy" in own
+    assert "stand-in" not in own
+
+
+def test_winner_and_baselines_stand_side_by_side() -> None:
+    rows = outcome_sheet(result(), DATA, "0.5%").rows
+    assert rows[0] == ("winner", "113,566", "0.499 %", "0.7500 ± 0.0707", "0.7000 ± 0.1414")
+    assert rows[1][0] == "LoRA rank 12"
+    assert rows[1][4] == "0.5000 ± 0.0000"
+
+
+def test_an_unconfirmed_winner_claims_nothing_of_the_test_split() -> None:
+    sheet = outcome_sheet(result(select=(), test=(), baselines=(), confirmed=False), DATA, "0.5%")
+    assert sheet.rows[0][3:] == ("0.8100 (one seed)", "–")
+    assert "test not touched" in sheet.notes[-1]
+
+
+def test_why_it_ended() -> None:
+    assert ending(result()) == "1 trials, 1 failed in 3 min 05 s"
+    assert "interrupted" in ending(result(interrupted=True))
+    assert "out of time" in ending(result(out_of_time=True))
+
+
+def test_the_winner_is_shown_with_its_recipe() -> None:
+    graph = build_graph(RECIPE, spec_of(tiny_config("bert")))
+    text = winner_text(result(), graph, graph.text())
+    assert text.startswith("Winner: trial 7 (lora + ia3), 113,566 deployed parameters, 0.499 %")
+    assert RECIPE.to_yaml().strip() in text
+
+
+def test_the_next_commands_name_the_run() -> None:
+    text = next_steps("runs/x", other="trec")
+    assert "autopeft export runs/x -o winner" in text
+    assert "--task trec" in text
+
+
+def test_run_tables_take_files_as_they_come() -> None:
+    """Run folders may be old, cut short or edited: missing and odd values show as dashes."""
+    odd = [
+        {
+            "label": None,
+            "counts": "many",
+            "scores": [1],
+            "score": True,
+            "seconds": math.inf,
+            "state": "failed",
+        }
+    ]
+    assert trials_sheet(odd).rows[0] == ("–", "failed", "–", "–", "–", "–", "–", "–")
+    assert runs_sheet([{"run": "a"}], "runs").rows[0][0] == "a"
+    assert front_sheet([{}]).rows == (("–", "–", "–", "–", "–"),)
+    assert "No runs" in runs_sheet([], "runs").notes[0]

@@ -1,0 +1,233 @@
+"""A whole search for real: tiny BERT, a CSV file, Ray, and every file it leaves."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.saved_model import save_backbone, write_reviews
+from support.searching import Events
+
+from autopeft.assets import load_model
+from autopeft.errors import AutoPEFTError, BudgetError, UsageError
+from autopeft.hybrid import load
+from autopeft.recipe import Recipe
+from autopeft.search.api import plan, search
+from autopeft.search.jobs import SearchInfo
+from autopeft.search.runfolder import load_run
+
+SPACE = """
+autopeft: 1
+name: small
+layers:
+  - at: all
+    attach:
+      - lora: {rank: {choice: [0, 1, 2, 4, 8]}}
+      - serial_adapter: {bottleneck: {choice: [0, 1, 2, 4]}}
+training:
+  learning_rate: {float: [1.0e-3, 1.0e-2], log: true}
+"""
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
+    model = save_backbone(tmp_path / "model")
+    data = write_reviews(tmp_path / "data.csv")
+    (tmp_path / "space.yaml").write_text(SPACE)
+    return {
+        "task": str(data),
+        "text": "body",
+        "label": "verdict",
+        "budget": "5%",
+        "space": str(tmp_path / "space.yaml"),
+        "model": str(model),
+        "trials": 3,
+        "steps": 5,
+        "confirm": 2,
+        "confirm_seeds": 2,
+        "workers": 2,
+        "max_length": 16,
+        "batch_size": 8,
+        "out": str(tmp_path / "run"),
+    }
+
+
+def test_a_search_end_to_end(arguments: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    events = Events()
+    result = search(reporter=events, **arguments)
+    out, err = capfd.readouterr()
+    assert out == "" and "Traceback" not in err, "Ray is not quiet"
+
+    # The outcome
+    assert result.confirmed
+    assert not result.interrupted
+    least, most = next(e[1].limits for e in events.seen if e[0] == "start")
+    assert all(least <= t.counts["deployed"] <= most for t in result.trials if t.counts)
+    assert sum(t.state == "complete" for t in result.trials) == 3
+    assert len(result.select) == len(result.test) == 2
+    assert result.test_sd is not None
+    assert [b.name.split()[0] for b in result.baselines] == ["LoRA", "head"]
+    assert all(len(b.test) == 2 for b in result.baselines)
+    assert [e[1] for e in events.seen if e[0] == "phase"] == ["search", "confirm", "test"]
+
+    # The run folder
+    run = load_run(arguments["out"])
+    names = {p.name for p in run.path.iterdir()}
+    files = {
+        "manifest.json",
+        "journal.log",
+        "trials.jsonl",
+        "finals.jsonl",
+        "recipe.yaml",
+        "result.json",
+        "front.csv",
+        "front.json",
+    }
+    assert names == files | {"winner"}
+    assert Recipe.from_file(run.path / "recipe.yaml") == result.winner
+    manifest = run.manifest()
+    assert manifest["limits"] == {"least": least, "most": most}
+    assert manifest["data"]["source"]["sha256"]
+    assert manifest["backbone"]["sha256"]
+    assert manifest["versions"]["ray"]
+    assert len(run.lines("trials.jsonl")) == len(result.trials)
+    assert len(run.lines("finals.jsonl")) == 4 + 2 * (3 + 2) + 2
+    assert run.result()["test_mean"] == pytest.approx(result.test_mean)
+    assert run.summary()["state"] == "finished"
+
+    # The winner's weights, in a model that knows nothing of the search
+    model = load_model(arguments["model"], "classification", 2, seed=7)
+    with load(model, run.winner) as hybrid, torch.no_grad():
+        assert hybrid.recipe == result.winner
+        logits = hybrid.model(input_ids=torch.tensor([[1, 2, 3, 4]])).logits
+    assert torch.isfinite(logits).all()
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_search(arguments: dict[str, Any], tmp_path: Path) -> None:
+    options = {**arguments, "confirm": 1, "confirm_seeds": 1, "workers": 1}
+    first = search(**{**options, "out": tmp_path / "a"})
+    second = search(**{**options, "out": tmp_path / "b"})
+    assert [t.hash for t in first.trials] == [t.hash for t in second.trials]
+    assert [t.score for t in first.trials] == [t.score for t in second.trials]
+    assert first.test == second.test
+
+
+SCRIPT = """
+import sys, json
+from autopeft.search.api import search
+from autopeft.search.jobs import SilentReporter
+
+class Loud(SilentReporter):
+    def on_trial_end(self, record, best, remaining):
+        print("end", record.label, flush=True)
+
+if __name__ == "__main__":
+    result = search(reporter=Loud(), **json.loads(sys.argv[1]))
+    print(json.dumps([result.interrupted, result.confirmed, result.search_score, len(result.trials)]),
+    flush=True)
+"""
+
+
+def test_ctrl_c_keeps_the_best_so_far(arguments: dict[str, Any], tmp_path: Path) -> None:
+    script = tmp_path / "go.py"
+    script.write_text(SCRIPT)
+    options = json.dumps({**arguments, "trials": 500, "steps": 20})
+    process = subprocess.Popen(
+        [sys.executable, str(script), options], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().startswith("end trial")
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read().splitlines()
+        assert process.wait(120) == 0
+    finally:
+        process.kill()
+        process.wait()
+    interrupted, confirmed, score, trials = json.loads(rest[-1])
+    assert interrupted
+    assert not confirmed
+    assert score > 0
+    assert trials < 500
+    run = load_run(arguments["out"])
+    assert run.summary()["state"] == "interrupted"
+    best = max(t["score"] for t in run.lines() if t["state"] == "complete")
+    assert run.result()["search_score"] == best == score
+    assert run.result()["test"] == []
+    assert (run.winner / "weights.safetensors").is_file()
+    assert (run.path / "front.csv").is_file()
+    model = load_model(arguments["model"], "classification", 2)
+    with load(model, run.winner) as hybrid:
+        assert hybrid.recipe == Recipe.from_file(run.path / "recipe.yaml")
+
+
+def test_when_every_trial_fails_the_first_cause_is_told(arguments: dict[str, Any]) -> None:
+    class Saboteur(Events):
+        def on_start(self, info: SearchInfo) -> None:
+            (Path(arguments["model"]) / "model.safetensors").write_bytes(b"junk")
+
+    with pytest.raises(AutoPEFTError, match=r"All 3 trials failed\. The first failure: .*(Safetensor|model)"):
+        search(reporter=Saboteur(), **arguments)
+    records = load_run(arguments["out"]).lines()
+    assert [(r["state"], r["failure"]) for r in records] == [("failed", "failed")] * 3
+
+
+def test_a_dry_run_starts_and_writes_nothing(arguments: dict[str, Any], tmp_path: Path) -> None:
+    ray_before = "ray" in sys.modules
+    found = plan(**arguments)
+    assert not (tmp_path / "run").exists()
+    assert ray_before or "ray" not in sys.modules
+    assert len(found.samples) == 5
+    assert all(s.counts.deployed <= found.prepared.limits[1] for s in found.samples)
+    assert found.cardinality == 20
+    assert 0 < found.feasible <= 1
+    assert found.estimate.seconds > 0
+    assert found.estimate.memory > 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"budget": "3"}, BudgetError),
+        ({"budget": "lots"}, UsageError),
+        ({"effort": "quik"}, UsageError),
+        ({"sampler": "gpp"}, UsageError),
+        ({"workers": 0}, UsageError),
+        ({"time": "soon"}, UsageError),
+        ({"precision": "fp8"}, UsageError),
+        ({"gpus_per_trial": 1.5}, UsageError),
+        ({"space": "defualt"}, UsageError),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_written(
+    arguments: dict[str, Any], tmp_path: Path, wrong: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        search(**{**arguments, **wrong})
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_start_event_tells_what_a_display_needs(arguments: dict[str, Any]) -> None:
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    class Once(Events):
+        def on_start(self, info: SearchInfo) -> None:
+            super().on_start(info)
+            raise Stop
+
+    events = Once()
+    with pytest.raises(Stop):
+        search(reporter=events, **arguments)
+    info = events.seen[0][1]
+    assert (info.trials, info.steps, info.workers) == (3, 5, 2)
+    assert info.jobs == 3 + 2 * 2 + 2 * (3 + 2)
+    assert info.estimated_seconds > 0
