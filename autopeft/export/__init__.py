@@ -1,0 +1,1 @@
+"""Trained hybrids in folders of their own, and in the format of Hugging Face peft."""

@@ -1,40 +1,17 @@
-"""Files that are either complete or absent."""
+"""JSON files: written whole or not at all, read with a bound on their size."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from autopeft.errors import AutoPEFTError, UsageError
+from autopeft.errors import UsageError
+from autopeft.search.runfolder import write_atomic
 
-__all__ = ["read_json", "write_atomic", "write_json"]
+__all__ = ["read_json", "write_json"]
 
 _MAX_JSON = 16 << 20
-
-
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write to a temporary name in the same folder, flush to disk, then rename.
-
-    Raises:
-        AutoPEFTError: the disk is full, or the folder is read-only or gone.
-    """
-    raw = data.encode() if isinstance(data, str) else data
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise AutoPEFTError(f"Cannot write {str(path)!r}: {error.strerror}.") from error
 
 
 def write_json(path: Path, value: Any) -> None:

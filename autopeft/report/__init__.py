@@ -1,0 +1,1 @@
+"""Recipes, methods, runs and scores as tables and text."""

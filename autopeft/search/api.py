@@ -192,10 +192,8 @@ def _run(ready: Prepared, folder: RunFolder, reporter: Reporter) -> Director:
     reporter.on_start(_info(ready, folder, rivals))
     setup = WorkerSetup(a.model, ready.source, ready.task, ready.plan, a.cpus_per_trial, ready.key())
     pool = Pool(ready.workers, a.cpus_per_trial, ready.gpus, a.address)
-    try:
-        run_jobs(director, execute, setup, pool, folder.scratch / "ray")
-    finally:
-        director.abandon()
+    run_jobs(director, execute, setup, pool, folder.scratch / "ray")
+    director.abandon()
     return director
 
 

@@ -1,4 +1,4 @@
-"""Baselines at the same budget: LoRA on queries and values, and the head alone, each with a small sweep of its learning rate."""
+"""Baselines at the same budget: LoRA on queries and values, and the head alone, with swept learning rates."""
 
 from __future__ import annotations
 

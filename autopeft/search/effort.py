@@ -22,6 +22,8 @@ class Effort:
         top: finalists that are retrained with fresh seeds.
         seeds: fresh seeds for each finalist and baseline.
         rates: learning rates tried for each baseline, on *select*.
+        seconds: time budget that holds where neither a time nor numbers of trials and steps are given: a slow
+            machine then tries fewer recipes. `None` for no limit.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Effort:
     top: int
     seeds: int
     rates: int = 3
+    seconds: float | None = None
 
     @property
     def finals(self) -> int:
@@ -43,7 +46,7 @@ class Effort:
 EFFORTS: dict[str, Effort] = {
     e.name: e
     for e in (
-        Effort("quick", 12, 60, 2000, 500, 1000, top=2, seeds=3),
+        Effort("quick", 12, 60, 2000, 400, 1000, top=2, seeds=3, seconds=510.0),
         Effort("normal", 40, 200, 8000, 1000, None, top=3, seeds=3),
         Effort("thorough", 150, 500, None, 2000, None, top=5, seeds=5),
     )
@@ -60,7 +63,7 @@ def choose_effort(name: str | None = None, *, gpu: bool = False, **overrides: An
     name = name or ("normal" if gpu else "quick")
     if name not in EFFORTS:
         raise UsageError(f"There is no effort {name!r}.{near(name, EFFORTS)} Efforts: {', '.join(EFFORTS)}.")
-    known = {f.name for f in fields(Effort)} - {"name"}
+    known = {f.name for f in fields(Effort)} - {"name", "seconds"}
     unknown = sorted(set(overrides) - known)
     if unknown:
         raise UsageError(f"An effort has no {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
@@ -68,7 +71,9 @@ def choose_effort(name: str | None = None, *, gpu: bool = False, **overrides: An
     wrong = [f"{k}={given[k]}" for k in _POSITIVE if k in given and given[k] < 1]
     if wrong:
         raise UsageError(f"Efforts are positive whole numbers, but got {', '.join(wrong)}.")
-    return replace(EFFORTS[name], **given)
+    exact = gpu or "trials" in given or "steps" in given
+    effort = replace(EFFORTS[name], **given)
+    return replace(effort, seconds=None) if exact else effort
 
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 60.0}

@@ -47,10 +47,10 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _OBJECT_STORE = 256 << 20
 _REPORT_SECONDS = 1.0
+_FINISHED: str = Searcher.FINISHED
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class _SourceSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self.fatal is not None:
-            return Searcher.FINISHED
+            return _FINISHED
         if len(self._jobs) >= self._workers:
             return None
         with self._guard():
@@ -133,8 +133,7 @@ class _SourceSearcher(Searcher):
                 return {"job": job}
             if job is None:
                 return None
-        finished: str = Searcher.FINISHED
-        return finished
+        return _FINISHED
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if trial_id in self._jobs and not result.get("done"):
@@ -189,7 +188,8 @@ def run_jobs(source: JobSource, runner: Runner, setup: Any, pool: Pool, scratch:
     interrupt the source once; a second one ends the process as usual. `scratch` is a folder for Tune's files.
 
     Raises:
-        AutoPEFTError: Ray cannot be started or joined, or the pool is larger than the cluster.
+        AutoPEFTError: Ray cannot be started or joined or fails, the pool is larger than the cluster, or the
+            source cannot write any more.
     """
     with _environment(), _quiet(), _cluster(pool), _signals(source):
         workers = _room(pool)
@@ -220,7 +220,16 @@ def _tune(source: JobSource, runner: Runner, setup: Any, pool: Pool, workers: in
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except Exception as error:
+        if searcher.fatal is None:
+            first = str(error).strip().rpartition("\n")[2]
+            raise AutoPEFTError(f"Ray ended the search: {first or type(error).__name__}") from error
+    if isinstance(searcher.fatal, OSError):
+        raise AutoPEFTError(
+            f"The run folder cannot be used any more: {searcher.fatal}. What was written before is intact."
+        ) from searcher.fatal
     if searcher.fatal is not None:
         raise searcher.fatal
 
@@ -262,7 +271,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _cluster(pool: Pool) -> Iterator[None]:
-    """Join the cluster at `pool.address`, use the one that this process has joined already, or start a private one."""
+    """The cluster at `pool.address`, the one that this process has joined already, or a private one."""
     if ray.is_initialized():
         yield
         return
@@ -329,7 +338,7 @@ def _room(pool: Pool) -> int:
         room = min(room, int(gpus / pool.gpus + 1e-6))
     if room < 1:
         raise AutoPEFTError(
-            f"A job needs {pool.cpus} CPUs and {pool.gpus:g} GPUs, but Ray has {cpus:g} CPUs and {gpus:g} GPUs; "
+            f"A job needs {pool.cpus} CPUs and {pool.gpus:g} GPUs, but Ray has {cpus:g} and {gpus:g}; "
             "lower --cpus-per-trial or --gpus-per-trial."
         )
     return room if pool.workers is None else min(room, pool.workers)

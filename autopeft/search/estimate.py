@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Estimate", "Work", "estimate", "gemm_speed"]
 
+# Of a matrix product's speed, over mixed hybrids; LoRA and head-only cost about half of one.
 _EFFICIENCY = 0.55
+_BASELINE = 0.45
 _START_SECONDS = 12.0
 _PROCESS_BYTES = 450 << 20
 _GPU_SPEED = 2e13
@@ -65,18 +67,21 @@ class Estimate:
     memory: int
 
 
-def gemm_speed(threads: int = 1) -> float:
-    """Floating-point operations per second of a matrix product of transformer shape, measured for about 0.1 s."""
+def gemm_speed() -> float:
+    """Operations per second of processor time of a matrix product on one thread, measured for about 0.1 s.
+
+    Processor time, so that other programs on the machine do not make it look slow.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     try:
         a, b = torch.randn(512, 768), torch.randn(768, 768)
         torch.mm(a, b)
-        count, start = 0, time.perf_counter()
-        while time.perf_counter() - start < 0.1:
+        count, start = 0, time.process_time()
+        while time.process_time() - start < 0.1:
             torch.mm(a, b)
             count += 1
-        return count * 2.0 * 512 * 768 * 768 / (time.perf_counter() - start)
+        return count * 2.0 * 512 * 768 * 768 / (time.process_time() - start)
     finally:
         torch.set_num_threads(before)
 
@@ -103,7 +108,8 @@ def estimate(
     training = effort.steps * batch_size * work.step / rate
     trial = training + score
     test = test_rows * work.forward / rate
-    runs = effort.trials + effort.top * effort.seeds + baselines * (effort.rates + effort.seeds)
+    runs = float(effort.trials + effort.top * effort.seeds)
+    runs += _BASELINE * baselines * (effort.rates + effort.seeds)
     tests = effort.seeds * (1 + baselines)
     seconds = _START_SECONDS + (runs * trial + tests * test) / max(workers, 1)
     activations = int(34 * batch_size * work.tokens * work.hidden * work.layers * 4)

@@ -1,4 +1,4 @@
-"""How long a search will take: from its own timings while it runs, from the machine's speed before it starts."""
+"""How long a search will take, from the timings of its own jobs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from autopeft.search.jobs import Job
 
 __all__ = ["Forecast"]
 
-_RELATIVE = {"trial": 1.0, "confirm": 1.0, "baseline": 0.8, "test": 0.2}
+_RELATIVE = {"trial": 1.0, "confirm": 1.0, "baseline": 0.5, "test": 0.2}
 
 
 class Forecast:

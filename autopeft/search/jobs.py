@@ -1,4 +1,4 @@
-"""What travels between the search, its workers and whoever watches: jobs, their results, records and events."""
+"""What travels between the search, its workers and whoever watches: jobs, results, records and events."""
 
 from __future__ import annotations
 

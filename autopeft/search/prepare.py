@@ -1,4 +1,4 @@
-"""From arguments to a search that can start: everything is read, checked and counted here, and nothing is trained."""
+"""From arguments to a search that can start: all is read, checked and counted here, nothing trained."""
 
 from __future__ import annotations
 
@@ -166,6 +166,7 @@ def prepare(arguments: Arguments, notify: Callable[[str], None] | None = None) -
         max_length=a.max_length,
         precision=a.precision,  # type: ignore[arg-type]  # checked by the plan itself
         seed=a.seed,
+        device="cuda" if cheap.gpus else "cpu",
     )
     budget = Budget.parse(a.budget)
     space = a.space if isinstance(a.space, Space) else Space.load(a.space)
@@ -188,7 +189,7 @@ def prepare(arguments: Arguments, notify: Callable[[str], None] | None = None) -
         sampler=cheap.sampler,
         workers=_workers(a, cheap.gpus),
         gpus=cheap.gpus,
-        seconds=cheap.seconds,
+        seconds=cheap.seconds or effort.seconds,
     )
 
 
@@ -217,7 +218,8 @@ def _check(a: Arguments) -> _Cheap:
         raise UsageError(f"gpus_per_trial is a share below 1 or a whole number, but got {gpus}.")
     if gpus and a.address is None and torch.cuda.device_count() < math.ceil(gpus):
         raise UsageError(
-            f"gpus_per_trial={gpus:g} asks for {math.ceil(gpus)} GPUs, and this machine has {torch.cuda.device_count()}; "
+            f"gpus_per_trial={gpus:g} asks for {math.ceil(gpus)} GPUs, and this machine has "
+            f"{torch.cuda.device_count()}; "
             "leave it out to train on the CPU, or join a cluster with --address."
         )
     return _Cheap(sampler, gpus, parse_duration(a.time))
@@ -235,7 +237,7 @@ def _task(a: Arguments, effort: Effort, notify: Callable[[str], None] | None) ->
         stand_in=a.stand_in,
         notify=notify,
     )
-    rows = {name: len(split) for name, split in task.splits.items()}
+    rows = {str(name): len(split) for name, split in task.splits.items()}
     wanted = {"train": effort.train_rows, "select": effort.select_rows, "test": effort.test_rows}
     return task.subset(**wanted, seed=a.seed), rows
 

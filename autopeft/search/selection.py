@@ -1,4 +1,4 @@
-"""Who wins: finalists with fresh seeds ranked on *select*; *test* is for the winner and the baselines alone."""
+"""Who wins: finalists with fresh seeds ranked on *select*; *test* is for winner and baselines alone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def fresh_seeds(seed: int, count: int) -> list[int]:
 
 @dataclass
 class FreshRun:
-    """One training run with a fresh seed; scores are `None` until known, `error` tells why they never will be."""
+    """One training run with a fresh seed; scores are `None` until known, `error` tells why they never are."""
 
     job: str
     seed: int
@@ -158,7 +158,7 @@ class Finalist(_Field):
 
 
 class BaselineRace(_Field):
-    """A baseline: a sweep of the learning rate on *select*, then fresh seeds at the best rate, scored on *test* as well."""
+    """A baseline: a sweep of the learning rate on *select*, then fresh seeds at the best one."""
 
     def __init__(self, index: int, baseline: Baseline) -> None:
         super().__init__(baseline.name, "baseline")
@@ -218,7 +218,7 @@ def choose_finalists(records: Iterable[TrialRecord], top: int) -> list[TrialReco
 
 
 def choose_winner(finalists: Sequence[Finalist]) -> Finalist | None:
-    """The finalist with the best mean on *select*; one whose runs partly failed comes after all that did not."""
+    """The finalist with the best mean on *select*; one whose runs partly failed comes after the others."""
     scored = [f for f in finalists if f.good]
     if not scored:
         return None

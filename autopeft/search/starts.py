@@ -1,4 +1,4 @@
-"""Where a search starts: the middle of its space, and each method of the space alone, as large as the budget allows."""
+"""Where a search starts: the middle of its space, and each method alone, as large as the budget allows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from autopeft.search.space_bound import BoundSpace, Unit
 
 __all__ = ["starting_points"]
+
+# Short trainings want learning rates in the upper half of what a space allows.
+_RATE_QUANTILE = 0.75
 
 
 def starting_points(space: BoundSpace, count: int) -> list[dict[str, Any]]:
@@ -42,7 +45,9 @@ class _Switch:
 def _all_layers(space: BoundSpace) -> dict[str, Any]:
     base = space.middle()
     for p in space.parameters:
-        if not p.ordered:
+        if p.kind == "float" and p.log:
+            base[p.name] = p.low * (p.high / p.low) ** _RATE_QUANTILE
+        elif not p.ordered:
             base[p.name] = True if True in p.choices else p.choices[0]
     for name in {name for unit in space.units for name in unit.place_parameters}:
         parameter = space.parameter(name)

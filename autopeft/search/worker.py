@@ -1,4 +1,4 @@
-"""What a worker does with a job, whoever runs the worker: one backbone and one encoded task for its whole life."""
+"""What a worker does with a job: one backbone and one encoded task for its whole life."""
 
 from __future__ import annotations
 
@@ -97,6 +97,8 @@ def execute(
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {error} (at {Path(where.filename).name}:{where.lineno})"
         result = _failed(job, text, "failed")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     result.seconds = time.perf_counter() - start
     result.worker = f"{os.uname().nodename}:{os.getpid()}"
     return result

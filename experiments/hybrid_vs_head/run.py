@@ -55,13 +55,20 @@ def measure(
                 outcome = run_trial(model, recipe, data, plan, splits=("test",))
                 rows.append(
                     {
-                        "key": key, "task": name, "what": label, "seed": seed, "steps": steps,
-                        "test": outcome.scores["test"], "deployed": outcome.counts.deployed, "seconds": round(outcome.seconds, 1),
+                        "key": key,
+                        "task": name,
+                        "what": label,
+                        "seed": seed,
+                        "steps": steps,
+                        "test": outcome.scores["test"],
+                        "deployed": outcome.counts.deployed,
+                        "seconds": round(outcome.seconds, 1),
                     }
-                )  # fmt: skip
+                )
                 results.write_text(json.dumps(rows, indent=1) + "\n")
                 print(
-                    f"{name:16} seed {seed} {label:10} test {outcome.scores['test']:.4f}  {outcome.seconds:.0f} s",
+                    f"{name:16} seed {seed} {label:10} test {outcome.scores['test']:.4f}  "
+                    f"{outcome.seconds:.0f} s",
                     flush=True,
                 )
     return rows

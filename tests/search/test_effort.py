@@ -16,6 +16,12 @@ def test_overrides_win_and_none_does_not() -> None:
     assert (effort.trials, effort.steps) == (3, EFFORTS["quick"].steps)
 
 
+def test_exact_numbers_lift_the_time_limit_of_quick() -> None:
+    assert choose_effort("quick").seconds
+    assert choose_effort("quick", trials=12).seconds is None
+    assert choose_effort("quick", train_rows=100).seconds
+
+
 def test_mistakes_are_named() -> None:
     with pytest.raises(UsageError, match="'thorough'"):
         choose_effort("thorogh")

@@ -116,7 +116,7 @@ def test_a_pool_larger_than_the_machine_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_cluster_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(AutoPEFTError, match="Cannot join the Ray cluster at '127.0.0.1:1'"):
+    with pytest.raises(AutoPEFTError, match=r"Cannot join the Ray cluster at '127\.0\.0\.1:1'"):
         run_jobs(Source([]), make_runner(), {}, Pool(1, address="127.0.0.1:1"), tmp_path / "ray")
 
 

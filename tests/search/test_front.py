@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ POINTS = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=30
 def record(number: int, deployed: int, score: float | None, **more: object) -> TrialRecord:
     state = "complete" if score is not None else "failed"
     counts: dict[str, int | float] = {"deployed": deployed, "share": deployed / 1e4}
-    fields: dict[str, object] = {"state": state, "name": 'a,"b"', **more}
+    fields: dict[str, Any] = {"state": state, "name": 'a,"b"', **more}
     return TrialRecord(
         "trial",
         "t",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from autopeft.errors import AutoPEFTError, BudgetError, UsageError
 from autopeft.hybrid import load
 from autopeft.recipe import Recipe
 from autopeft.search.api import plan, search
-from autopeft.search.jobs import SearchInfo
+from autopeft.search.jobs import SearchInfo, TrialRecord
 from autopeft.search.runfolder import load_run
 
 SPACE = """
@@ -63,7 +64,8 @@ def test_a_search_end_to_end(arguments: dict[str, Any], capfd: pytest.CaptureFix
     events = Events()
     result = search(reporter=events, **arguments)
     out, err = capfd.readouterr()
-    assert out == "" and "Traceback" not in err, "Ray is not quiet"
+    assert out == ""
+    assert "Traceback" not in err
 
     # The outcome
     assert result.confirmed
@@ -178,6 +180,15 @@ def test_when_every_trial_fails_the_first_cause_is_told(arguments: dict[str, Any
         search(reporter=Saboteur(), **arguments)
     records = load_run(arguments["out"]).lines()
     assert [(r["state"], r["failure"]) for r in records] == [("failed", "failed")] * 3
+
+
+def test_a_run_folder_that_vanishes_is_a_clear_error(arguments: dict[str, Any]) -> None:
+    class Thief(Events):
+        def on_trial_end(self, record: TrialRecord, best: float | None, remaining: float | None) -> None:
+            shutil.rmtree(arguments["out"])
+
+    with pytest.raises(AutoPEFTError, match=r"run folder cannot be used|Cannot write"):
+        search(reporter=Thief(), **{**arguments, "trials": 50})
 
 
 def test_a_dry_run_starts_and_writes_nothing(arguments: dict[str, Any], tmp_path: Path) -> None:

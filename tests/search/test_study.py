@@ -38,7 +38,7 @@ def done(number: int, score: float, **more: Any) -> JobResult:
 
 
 def run_all(study: SearchStudy, limit: int = 100) -> list[str]:
-    hashes = []
+    hashes: list[str] = []
     while len(hashes) < limit and (proposal := study.propose()) is not None:
         hashes.append(proposal.hash)
         study.record(proposal.number, done(proposal.number, proposal.counts["deployed"] / 100))
@@ -66,6 +66,7 @@ def test_duplicates_are_told_the_known_score_with_raw_parameters(tmp_path: Path)
         assert record.duplicate_of is not None
         assert record.values is not None
         assert record.score == study.get(record.duplicate_of).score
+        assert record.number is not None
         assert study.study.trials[record.number].state == TrialState.COMPLETE
     raw = {r.values["rank"] for r in study.records() if r.values}
     assert 8 in raw  # not the repaired 4

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.saved_model import save_backbone, write_reviews
+
+from autopeft.assets import resolve_model
+from autopeft.search import worker
+from autopeft.search.jobs import Job, JobResult
+from autopeft.search.worker import WorkerSetup, execute
+from autopeft.tasks import load_task
+from autopeft.training import TrainingPlan
+
+LORA = {"name": "x", "layers": [{"attach": [{"lora": {"rank": 2}}]}], "training": {"learning_rate": 0.01}}
+
+
+@pytest.fixture
+def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkerSetup:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
+    model = str(save_backbone(tmp_path / "model"))
+    task = load_task(str(write_reviews(tmp_path / "data.csv")), text="body", label="verdict")
+    plan = TrainingPlan(steps=1, batch_size=8, max_length=32)
+    return WorkerSetup(model, resolve_model(model), task, plan, threads=1, key=str(tmp_path))
+
+
+def run(setup: WorkerSetup, **more: Any) -> JobResult:
+    fields: dict[str, Any] = {"id": "j", "kind": "trial", "label": "x", "recipe": LORA, "steps": 4, **more}
+    return execute(setup, Job(**fields), lambda step, loss: None, lambda: False)
+
+
+def backbone(setup: WorkerSetup) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in worker._WORLDS[setup.key].model.state_dict().items()}
+
+
+def test_a_trial_trains_scores_and_leaves_no_trace(setup: WorkerSetup) -> None:
+    first = run(setup, splits=("select", "test"))
+    before = backbone(setup)
+    second = run(setup, splits=("select", "test"))
+    assert first.error is None
+    assert first.scores == second.scores
+    assert first.scores.keys() == {"select", "test"}
+    assert first.counts is not None
+    assert first.counts["head"] > 0
+    after = backbone(setup)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_kept_weights_score_the_same_when_they_come_back(setup: WorkerSetup) -> None:
+    trained = run(setup, steps=150, splits=("select", "test"), keep_above=-math.inf)
+    assert "weights.safetensors" in trained.files
+    again = run(setup, kind="test", steps=0, splits=("test", "select"), files=trained.files, seed=99)
+    assert again.error is None
+    assert again.scores == pytest.approx(trained.scores)
+    assert again.scores["select"] > 0.6, "nothing was learnt, so that equal scores mean little"
+
+
+def test_weights_are_kept_only_above_the_threshold(setup: WorkerSetup) -> None:
+    assert run(setup, keep_above=1.0).files == {}
+    assert run(setup, keep_above=None).files == {}
+
+
+def test_a_job_without_its_weights_says_so(setup: WorkerSetup) -> None:
+    assert "weights of this run are gone" in str(run(setup, kind="test", files=None).error)
+
+
+def test_a_bad_recipe_fails_its_job_alone(setup: WorkerSetup) -> None:
+    bad = run(setup, recipe={"name": "x", "layers": [{"attach": [{"lora": {"sites": ["qq"]}}]}]})
+    assert bad.failure == "failed"
+    assert "qq" in str(bad.error)
+    assert run(setup).error is None
+
+
+def test_divergence_is_told_apart(setup: WorkerSetup) -> None:
+    wild = {**LORA, "training": {"learning_rate": 10.0, "warmup": 0.0}}
+    wild["layers"] = [{"attach": [{"lora": {"rank": 8, "alpha": 4096.0}}]}]
+    result = run(setup, recipe=wild, steps=200)
+    if result.error is not None:  # a tiny model may survive it, but must never answer with what is not finite
+        assert result.failure == "non_finite"
+    assert all(math.isfinite(s) for s in result.scores.values())
+    assert run(setup).error is None
+
+
+def test_memory_and_unknown_errors_are_results_and_reload_the_backbone(
+    setup: WorkerSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(setup).error is None
+    for error, failure in ((MemoryError("no room"), "memory"), (RuntimeError("boom"), "failed")):
+        with monkeypatch.context() as patch:
+
+            def explode(*args: Any, error: BaseException = error, **kwargs: Any) -> None:
+                raise error
+
+            patch.setattr(worker, "run_trial", explode)
+            result = run(setup)
+        assert result.failure == failure
+        assert str(error) in str(result.error)
+        assert setup.key not in worker._WORLDS
+    assert run(setup).error is None
+
+
+def test_stopping_ends_a_job_at_the_next_step(setup: WorkerSetup) -> None:
+    seen: list[int] = []
+    job = Job("j", "trial", "x", LORA, steps=1000)
+    result = execute(setup, job, lambda step, loss: seen.append(step), lambda: len(seen) >= 3)
+    assert (result.failure, seen) == ("stopped", [1, 2, 3])
+    assert run(setup).error is None
+
+
+def test_non_finite_scores_are_failures(setup: WorkerSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Outcome:
+        scores = {"select": math.nan}  # noqa: RUF012
+
+    monkeypatch.setattr(worker, "run_trial", lambda *a, **k: Outcome())
+    assert run(setup).failure == "non_finite"
