@@ -110,13 +110,14 @@ class Hybrid:
     # -----------------------------------------------------------------------------------------------------
 
     def _enter(self) -> None:
+        self._attached = True  # from here on detach() has something to undo
         base = base_model_of(self.model)
         head = {id(p) for p in self.head_parameters()}
         for parameter in self.model.parameters():
             parameter.requires_grad_(id(parameter) in head)
-        self._root.to(next(base.parameters()).device)
+        # In the model's own mode: a loaded model is in eval mode, where no dropout of ours may act.
+        self._root.to(next(base.parameters()).device).train(self.model.training)
         self.model.add_module(_ROOT, self._root)
-        self._attached = True
         self._initialise(base)
         self.injection.install()
 

@@ -184,8 +184,16 @@ def _drop(output: Any, reserved: int, *, right: bool) -> Any:
     """The output without its reserved rows: last hidden state, and all hidden states where they were asked
     for."""
     if isinstance(output, tuple):
-        return (_rows(output[0], reserved, right), *output[1:])
+        return (
+            _rows(output[0], reserved, right),
+            *(tuple(_rows(h, reserved, right) for h in x) if _hidden_states(x) else x for x in output[1:]),
+        )
     output.last_hidden_state = _rows(output.last_hidden_state, reserved, right)
     if getattr(output, "hidden_states", None) is not None:
         output.hidden_states = tuple(_rows(h, reserved, right) for h in output.hidden_states)
     return output
+
+
+def _hidden_states(value: Any) -> bool:
+    """Whether an element of a tuple output is all hidden states (attentions have four dimensions)."""
+    return isinstance(value, tuple) and all(isinstance(h, Tensor) and h.ndim == 3 for h in value)

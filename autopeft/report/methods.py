@@ -8,7 +8,7 @@ from typing import Any
 from autopeft.method import get_method, method_names
 from autopeft.report.sheet import Sheet
 
-__all__ = ["config_sheet", "describe_method", "explain_method", "methods_sheet"]
+__all__ = ["config_sheet", "describe_method", "explain_method", "flowing", "methods_sheet"]
 
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "max_length": "length ≤"}
 
@@ -64,6 +64,16 @@ def config_sheet(method: type[Any]) -> Sheet:
     return Sheet(("key", "type", "default", "range", "meaning"), tuple(rows), title="Config")
 
 
+def flowing(doc: str) -> str:
+    """A docstring with each paragraph on one line, so that the reader's own width breaks it; lists and code
+    keep their lines."""
+    paragraphs = doc.split("\n\n")
+    plain = [
+        not any(line.startswith((" ", "-", "*", "|", ">")) for line in p.splitlines()) for p in paragraphs
+    ]
+    return "\n\n".join(" ".join(p.split()) if flat else p for p, flat in zip(paragraphs, plain, strict=True))
+
+
 def explain_method(name: str) -> str:
     """One method in words: formula and paper from its docstring, where it may sit, what it needs and offers.
 
@@ -84,7 +94,7 @@ def explain_method(name: str) -> str:
         ("identity before training", "yes" if traits.identity else "no"),
     ]
     width = max(len(key) for key, _ in facts)
-    lines = [f"{name} — {summary(method)}", "", inspect.getdoc(method) or "", ""]
+    lines = [f"{name} — {summary(method)}", "", flowing(inspect.getdoc(method) or ""), ""]
     lines += [f"{key.ljust(width)}  {value}" for key, value in facts]
     return "\n".join(lines)
 

@@ -1,6 +1,7 @@
 """The search: spaces, repair, the study, the Ray engine, the run folder.
 
-`autopeft.search` is this room and also, called, the public function `autopeft.search(...)`: importing a submodule binds the
+`autopeft.search` is this room and also, called, the public function `autopeft.search(...)`: importing a
+submodule binds the
 package's attribute to the module, whatever stood there before, so the module itself answers the call.
 """
 

@@ -229,6 +229,7 @@ class Director:
         trials_run = any(j.kind == "trial" for j in self._running.values())
         if not self._finals_open and not trials_run:
             self._open_finals()
+        # After the finals have opened: the time left may have taken seeds away.
         seeds = fresh_seeds(self._seed, self.effort.seeds)
         for race in self.races:
             if race.swept and not race.started and self._finals_open:
@@ -243,6 +244,8 @@ class Director:
 
     def _open_finals(self) -> None:
         self._finals_open = True
+        sweeps = sum(j.kind == "baseline" for j in (*self._queue, *self._running.values()))
+        self.effort = self.forecast.shrink(self.effort, sweeps)
         chosen = choose_finalists(self.study.best(2 * self.effort.top), self.effort.top)
         if not chosen:
             self._queue.clear()

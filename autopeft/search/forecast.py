@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from autopeft.search.effort import Effort
 from autopeft.search.jobs import Job
 
 __all__ = ["Forecast"]
 
+_SEARCH_SHARE = 0.5
 _RELATIVE = {"trial": 1.0, "confirm": 1.0, "baseline": 0.5, "test": 0.2}
 
 
 class Forecast:
     """Time left and whether another trial still fits into the time budget, from the seconds of finished jobs.
 
-    The work after the search is planned for: a trial is refused when finalists and baselines would no
-    longer fit. At least two trials are always allowed.
+    Half of the time budget is the search's; from then on a trial is refused when finalists and baselines
+    would no longer fit. At least two trials are always allowed. Where even that leaves too little for the
+    finals,
+    `shrink` takes finalists and seeds away, down to one finalist with two seeds.
     """
 
     def __init__(
@@ -29,12 +33,17 @@ class Forecast:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._effort, self.workers, self._budget, self._clock = effort, max(workers, 1), seconds, clock
+        self._baselines = baselines
         self._start = clock()
         self._steps: dict[str, int] = {}
         self._sums: dict[str, tuple[float, int]] = {}
-        self._left = {
+        self._left = self._finals(effort, baselines * effort.rates)
+
+    def _finals(self, effort: Effort, sweeps: int) -> dict[str, int]:
+        """Jobs after the search, of which `sweeps` belong to sweeps of the baselines."""
+        return {
             "confirm": effort.top * effort.seeds,
-            "baseline": baselines * (effort.rates + effort.seeds),
+            "baseline": sweeps + self._baselines * effort.seeds,
             "test": effort.seeds,
         }
 
@@ -60,29 +69,46 @@ class Forecast:
             return _RELATIVE[kind] * total / count
         return None
 
-    def _after_search(self) -> float | None:
-        means = {kind: self.mean(kind) for kind in self._left}
+    def _work(self, jobs: dict[str, int]) -> float | None:
+        """Seconds of work in so many jobs of each kind, or `None` before the first trial has finished."""
+        means = {kind: self.mean(kind) for kind in jobs}
         if any(m is None for m in means.values()):
             return None
-        return sum((means[kind] or 0.0) * n for kind, n in self._left.items())
+        return sum((means[kind] or 0.0) * n for kind, n in jobs.items())
 
     def allows_trial(self, launched: int, running: int) -> bool:
         """Whether the time budget has room for another trial and all that follows."""
         if self._budget is None or launched < 2:
             return True
         elapsed = self._clock() - self._start
-        trial, after = self.mean("trial"), self._after_search()
+        trial, after = self.mean("trial"), self._work(self._left)
         if trial is None or after is None:
             return elapsed < self._budget / 4
+        if elapsed + trial / 2 <= _SEARCH_SHARE * self._budget:
+            return True
         work = (running + 1) * trial + after
         return elapsed + work / self.workers <= self._budget
+
+    def shrink(self, effort: Effort, sweeps: int) -> Effort:
+        """The effort with as many finalists and seeds as the time left allows; `sweeps` jobs are still to
+        end."""
+        if self._budget is None:
+            return effort
+        left = (self._budget - (self._clock() - self._start)) * self.workers
+        fewer = [replace(effort, top=top) for top in range(effort.top, 0, -1)]
+        fewer += [replace(effort, top=1, seeds=seeds) for seeds in range(effort.seeds - 1, 1, -1)]
+        for smaller in fewer:
+            self._effort, self._left = smaller, self._finals(smaller, sweeps)
+            if (self._work(self._left) or 0.0) <= left:
+                break
+        return self._effort
 
     def remaining(self, launched: int, running: Sequence[Job], searching: bool) -> float | None:
         """Seconds left, or `None` before the first trial has finished.
 
         With a time budget it is never more than what is left of it.
         """
-        trial, after = self.mean("trial"), self._after_search()
+        trial, after = self.mean("trial"), self._work(self._left)
         if trial is None or after is None:
             return None
         work = after

@@ -15,12 +15,11 @@ _RATE_QUANTILE = 0.75
 
 
 def starting_points(space: BoundSpace, count: int) -> list[dict[str, Any]]:
-    """At most `count` points of a space, to be repaired into the budget: all methods together, then one at
-    a time.
+    """At most `count` points, to be repaired into the budget: all methods together, then one at a time.
 
-    Every layer is on, sizes and learning rates are in the middle of their range, of unordered choices the
-    first is taken. In the default space the second point
-    is LoRA at the budget, the third and fourth are a serial and a parallel adapter.
+    Every layer is on; sizes are in the middle of their range, learning rates (logarithmic numbers) three
+    quarters up; of unordered choices the first is taken. In the default space the second point is LoRA at the
+    budget, the third and fourth are a serial and a parallel adapter.
     """
     base = _all_layers(space)
     switches = [_switch(space, units, base) for units in _by_template(space.units)]

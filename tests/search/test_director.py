@@ -204,7 +204,7 @@ def replace_score(result: JobResult, score: float) -> JobResult:
     return result
 
 
-@pytest.mark.parametrize(("seconds", "trials"), [(1e6, 5), (40.0, 2), (1.0, 2)])
+@pytest.mark.parametrize(("seconds", "trials"), [(1e6, 5), (30.0, 4), (1.0, 2)])
 def test_the_time_budget_leaves_room_for_the_finals(make_stage: Make, seconds: float, trials: int) -> None:
     now = [0.0]
     stage = make_stage(seconds=seconds, clock=lambda: now[0])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from support.searching import EFFORT
 
@@ -51,3 +53,25 @@ def test_a_time_budget_bounds_the_forecast() -> None:
     assert forecast.remaining(1, [], True) == pytest.approx(10.0)
     now[0] = 50.0
     assert forecast.remaining(1, [], True) == 0.0
+
+
+def test_finals_shrink_to_what_the_time_allows() -> None:
+    effort = replace(EFFORT, top=3, seeds=4)
+    found = []
+    for seconds in (1e6, 260.0, 130.0, 1.0):
+        forecast = Forecast(effort, 1, 1, seconds=seconds, clock=lambda: 0.0)
+        forecast.finished(job(), 10.0)
+        smaller = forecast.shrink(effort, sweeps=2)
+        found.append((smaller.top, smaller.seeds))
+    # 10 for each finalist's run, 5 for each of the baseline's (2 sweeps), 2 for each test
+    assert found == [(3, 4), (3, 4), (2, 4), (1, 2)]
+    assert Forecast(effort, 1, 1).shrink(effort, 2) == effort
+
+
+def test_half_of_the_time_is_the_searchs_even_where_finals_do_not_fit() -> None:
+    now = [0.0]
+    forecast = Forecast(EFFORT, 1, 1, seconds=100.0, clock=lambda: now[0])
+    forecast.finished(job(), 10.0)
+    assert forecast.allows_trial(2, 0)
+    now[0] = 60.0
+    assert not forecast.allows_trial(2, 0)
