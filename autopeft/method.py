@@ -142,17 +142,22 @@ class Context:
     Attributes:
         mask: (batch, positions), 1 for real positions and 0 for padding, reserved rows included; `None`
             where no mask was given.
+        source_mask: of a decoder behind an encoder, the same for what cross-attention reads.
         task_id: (batch,) or `None`.
         reserved: rows at the front (or, for vision, at the end) that prompts fill.
         cached: whether keys and values of earlier positions come from a cache (a decoding step).
         hybrid: token of the hybrid that this forward belongs to.
+        lost: nothing is known of the forward: a layer is recomputed after it, and its family does not hand
+            the context on.
     """
 
     mask: Tensor | None = None
+    source_mask: Tensor | None = None
     task_id: Tensor | None = None
     reserved: int = 0
     cached: bool = False
     hybrid: int = 0
+    lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -327,8 +332,10 @@ def register(name: str) -> Callable[[_C], _C]:
     def enter(cls: _C) -> _C:
         if name in COMPOSITION_NAMES:
             raise MethodError(f"{name!r} is reserved for a composition; choose another method name.")
-        if not name.isidentifier() or name != name.lower():
-            raise MethodError(f"A method name is a lower-case identifier, but got {name!r}.")
+        if not name.isidentifier() or name != name.lower() or hasattr(nn.ModuleDict(), name):
+            raise MethodError(
+                f"A method name is a lower-case identifier that torch's modules leave free, but got {name!r}."
+            )
         if name in _REGISTRY and _REGISTRY[name].__qualname__ != cls.__qualname__:
             raise MethodError(f"The method name {name!r} is taken by {_REGISTRY[name].__module__}.")
         traits = getattr(cls, "traits", None)

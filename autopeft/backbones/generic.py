@@ -8,8 +8,9 @@ What it cannot be sure of it leaves out (a method that needs such a site is then
 from __future__ import annotations
 
 import inspect
+from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -57,33 +58,78 @@ def generic_map(base: PreTrainedModel) -> FamilyMap:
             f"({', '.join(_NAMES['q'])}, …) was found in {type(base).__name__}; families with a map: {known}."
         )
     path, layers = min(lists, key=lambda item: item[0].count("."))
+    hidden = getattr(base.config, "hidden_size", None)
+    if hidden is None or _count(layers[0], "q", "qkv") > 1:
+        raise SiteError(
+            f"There is no site map for {family!r}, and {type(base).__name__} is not one stack of layers with "
+            f"one attention each; families with a map: {known}."
+        )
+    vision = base.main_input_name != "input_ids"
+    causal = _is_causal(layers[0])
+    stack = StackMap(
+        "decoder" if causal else "encoder",
+        "",
+        path,
+        _sites(layers[0], int(hidden)),
+        None if vision else _embeddings(base),
+        causal=causal,
+    )
+    return FamilyMap((stack,), modality="vision" if vision else "text")
+
+
+def _embeddings(base: PreTrainedModel) -> str:
     embeddings = base.get_input_embeddings()
-    where = next((n for n, m in base.named_modules() if m is embeddings), None)
+    where: str | None = next((n for n, m in base.named_modules() if m is embeddings), None)
     if where is None:
         raise SiteError(
-            f"{type(base).__name__} of the family {family!r} has no input embeddings in the base model."
+            f"{type(base).__name__} of the family {base.config.model_type!r} has no input embeddings in the "
+            f"base model."
         )
-    causal = _is_causal(layers[0])
-    stack = StackMap("decoder" if causal else "encoder", "", path, _sites(layers[0]), where, causal=causal)
-    return FamilyMap((stack,))
+    return where
 
 
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, Conv1D))
 
 
+def _paths(layer: nn.Module, name: str) -> list[str]:
+    """Linear maps that go by `name`; an expert sees some of the tokens only, so that it is no layer's FFN."""
+    return [
+        path
+        for path, module in layer.named_modules()
+        if _is_linear(module) and path.rsplit(".", 1)[-1] == name and "expert" not in path
+    ]
+
+
 def _find(layer: nn.Module, *sites: str) -> str | None:
-    path: str
     for site in sites:
         for name in _NAMES[site]:
-            for path, module in layer.named_modules():
-                if _is_linear(module) and path.rsplit(".", 1)[-1] == name:
-                    return path
+            paths = _paths(layer, name)
+            if paths:
+                return paths[0]
     return None
+
+
+def _count(layer: nn.Module, *sites: str) -> int:
+    """How many maps go by the name that `_find` finds."""
+    path = _find(layer, *sites)
+    return 0 if path is None else len(_paths(layer, path.rsplit(".", 1)[-1]))
+
+
+def _shape(layer: nn.Module, path: str) -> tuple[int, int]:
+    """(in, out) of a linear map."""
+    module = layer.get_submodule(path)
+    rows, columns = cast(Tensor, module.weight).shape
+    return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
 
 
 def _is_causal(layer: nn.Module) -> bool:
     return any(getattr(m, "is_causal", False) is True for m in layer.modules())
+
+
+def _spans(layer: nn.Module, first: str, last: str, hidden: int) -> bool:
+    """Whether a sub-layer from one map to another reads and yields the width of the stack."""
+    return _shape(layer, first)[0] == hidden and _shape(layer, last)[1] == hidden
 
 
 def _dispatches(module: nn.Module) -> bool:
@@ -92,9 +138,12 @@ def _dispatches(module: nn.Module) -> bool:
     return "ALL_ATTENTION_FUNCTIONS" in source and "**kwargs" in source
 
 
-def _sites(layer: nn.Module) -> dict[str, Linear | Norm | Region]:
+def _sites(layer: nn.Module, hidden: int) -> dict[str, Linear | Norm | Region]:
     sites: dict[str, Linear | Norm | Region] = {"layer": Region("", "")}
     found = {site: path for site in _NAMES if (path := _find(layer, site)) is not None}
+    for site in ("up", "gate_proj", "down"):
+        if _count(layer, site) > 1:
+            del found[site]
     projection = found.get("q") or found.get("qkv")
     if projection is not None and "." in projection:
         inside = projection.rsplit(".", 1)[0]
@@ -102,13 +151,12 @@ def _sites(layer: nn.Module) -> dict[str, Linear | Norm | Region]:
         attends = _dispatches(layer.get_submodule(inside))
         if output is None or output.split(".")[0] != inside.split(".")[0]:
             found.pop("o", None)
-        else:
+        elif _spans(layer, projection, output, hidden):
             sites["attention"] = Region(inside, output, attends=attends)
     up, down = found.get("up"), found.get("down")
-    if up is not None and down is not None:
-        shared = (
-            up.rsplit(".", 1)[0] if "." in up and up.rsplit(".", 1)[0] == down.rsplit(".", 1)[0] else None
-        )
-        sites["ffn"] = Region(shared, shared) if shared else Region(up, down)
+    if up is not None and down is not None and _spans(layer, up, down, hidden):
+        inside = up.rpartition(".")[0]
+        own = "" != inside == down.rpartition(".")[0] and not str(projection).startswith(f"{inside}.")
+        sites["ffn"] = Region(inside, inside) if own else Region(up, down)
     sites.update({site: Linear(path) for site, path in found.items()})
     return sites

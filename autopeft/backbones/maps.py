@@ -52,13 +52,16 @@ class Region:
 
 @dataclass(frozen=True)
 class StackMap:
-    """One stack: `root` is the module whose forward takes the public inputs, `layers` its layer list."""
+    """One stack: `root` is the module whose forward takes the public inputs, `layers` its layer list.
+
+    `embeddings` is `None` where the resolver does not know what a prompt could be put beside.
+    """
 
     name: StackName
     root: str
     layers: str
     sites: Mapping[str, Linear | Norm | Region]
-    embeddings: str
+    embeddings: str | None
     causal: bool = False
 
 

@@ -167,12 +167,16 @@ def _embedding_width(module: nn.Module, hidden: int) -> int:
 
 def _stack_places(base: nn.Module, stack: StackMap, hidden: int) -> StackPlaces | None:
     layers = _get(base, stack.layers)
-    embeddings = _get(base, stack.embeddings)
-    if layers is None or embeddings is None or not isinstance(layers, nn.ModuleList) or len(layers) == 0:
+    if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
         return None
-    width = _embedding_width(embeddings, hidden)
-    site = Site(stack.name, None, "embeddings", "embeddings", width, width)
-    places = [Place(site, stack.embeddings, stack.embeddings)]
+    places: list[Place] = []
+    if stack.embeddings is not None:
+        embeddings = _get(base, stack.embeddings)
+        if embeddings is None:
+            return None
+        width = _embedding_width(embeddings, hidden)
+        site = Site(stack.name, None, "embeddings", "embeddings", width, width)
+        places.append(Place(site, stack.embeddings, stack.embeddings))
     paths = tuple(f"{stack.layers}.{i}" for i in range(len(layers)))
     for i, path in enumerate(paths):
         places += _layer_places(stack, i, layers[i], path, hidden)

@@ -17,6 +17,8 @@ from autopeft.spec import Site
 
 __all__ = ["Gate"]
 
+_OF_THE_SOURCE = ("cross_k", "cross_v")  # their input is what the encoder yields
+
 
 class Gate(nn.Module):
     """δ = Σ gᵢ·δᵢ with gᵢ = mean over real positions of σ(wᵢ·u + bᵢ), one scalar for each example, child and
@@ -77,8 +79,14 @@ class Gate(nn.Module):
         """g for every example: (batch, 1, 1) from u (batch, positions, width).
 
         Raises:
-            CompositionError: keys and values come from a cache, so that earlier positions cannot be pooled.
+            CompositionError: keys and values come from a cache, so that earlier positions cannot be pooled;
+                or the sequence is not there as a whole; or the layer is recomputed without its context.
         """
+        if call.context.lost:
+            raise CompositionError(
+                f"A gate at {site.path} does not know its forward: this family hands nothing on to layers "
+                "that are recomputed; train without gradient checkpointing."
+            )
         if call.context.cached:
             raise CompositionError(
                 "A gate pools over the whole sequence, but a decoding step with a cache sees only the new "
@@ -87,8 +95,15 @@ class Gate(nn.Module):
             )
         linear = cast("PerSite[nn.Linear]", self.gates[name])[site]
         g: Tensor = torch.sigmoid(linear(u.to(linear.weight.dtype))).to(u.dtype)
-        mask = call.context.mask
-        if self.masked and mask is not None and mask.shape[1] == u.shape[1]:
+        context = call.context
+        mask = context.source_mask if site.name in _OF_THE_SOURCE else context.mask
+        length = u.shape[1] if mask is None else mask.shape[1]
+        if u.ndim != 3 or u.shape[1] != length:
+            raise CompositionError(
+                f"A gate at {site.path} pools over (batch, {length}, width), but this model hands on "
+                f"{tuple(u.shape)}, in chunks or flattened; gate another site."
+            )
+        if self.masked and mask is not None:
             weights = mask.to(g.dtype).unsqueeze(-1)
             return (g * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)
         return g.mean(1, keepdim=True)

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, count
 from typing import Any
 
 import networkx as nx
@@ -231,12 +232,22 @@ def build_graph(recipe: Recipe, spec: BackboneSpec) -> CompositionGraph:
 _Places = Sequence[tuple[str, int]]
 
 
+def _aliases(items: Iterable[Item]) -> Iterator[str]:
+    """The `as:` of every composition among `items` and below."""
+    for item in items:
+        if isinstance(item, CompositionItem):
+            if item.alias is not None:
+                yield item.alias
+            yield from _aliases(item.children)
+
+
 class _Builder:
     def __init__(self, recipe: Recipe, spec: BackboneSpec) -> None:
         self.recipe, self.spec = recipe, spec
         self.entries: dict[str, Entry] = {}
-        self._names = iter([ref.name for ref in recipe.entries()])
-        self._kinds: dict[str, int] = {}
+        names = [ref.name for ref in recipe.entries()]
+        self._names = iter(names)
+        self._taken = {*names, *_aliases((*(i for b in recipe.layers for i in b.attach), *recipe.model))}
 
     def trees(self) -> Iterator[Tree]:
         for block in self.recipe.layers:
@@ -267,8 +278,10 @@ class _Builder:
     def _name(self, item: CompositionItem) -> str:
         if item.alias is not None:
             return item.alias
-        n = self._kinds[item.kind] = self._kinds.get(item.kind, 0) + 1
-        return item.kind if n == 1 else f"{item.kind}_{n}"
+        numbered = chain([item.kind], (f"{item.kind}_{n}" for n in count(2)))
+        name = next(name for name in numbered if name not in self._taken)
+        self._taken.add(name)
+        return name
 
     def _leaf(self, item: EntryItem, places: _Places | None) -> Leaf:
         name = next(self._names)
@@ -329,15 +342,18 @@ def _check_needs(name: str, traits: Traits, spec: BackboneSpec) -> None:
 
 
 def _check_directions(graph: CompositionGraph) -> None:
-    owner: dict[str, str] = {}
+    owner: dict[tuple[str, int | None, str], str] = {}
     for entry in graph.entries.values():
         if not entry.traits.direction:
             continue
         for site in entry.sites:
-            if site.key in owner:
-                raise CompositionError(
-                    f"{owner[site.key]} and {entry.name} both replace the direction of the weight at "
-                    f"{site.path}, which has only one; "
-                    "keep one of them there, or use lora, whose deltas add."
-                )
-            owner[site.key] = entry.name
+            # A fused projection holds the weights of its parts.
+            parts = ("q", "k", "v") if site.name == "qkv" else (site.name,)
+            for place in ((site.stack, site.layer, part) for part in parts):
+                if place in owner:
+                    raise CompositionError(
+                        f"{owner[place]} and {entry.name} both replace the direction of the weight at "
+                        f"{site.path}, which has only one; "
+                        "keep one of them there, or use lora, whose deltas add."
+                    )
+                owner[place] = entry.name

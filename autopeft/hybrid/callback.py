@@ -18,6 +18,9 @@ __all__ = ["HybridCallback"]
 
 class _Attached(Protocol):
     @property
+    def needs_prepare(self) -> bool: ...
+
+    @property
     def modules(self) -> Mapping[str, nn.Module]: ...
 
 
@@ -34,8 +37,9 @@ class HybridCallback(TrainerCallback):
         >>> Trainer(model, args, train_dataset=rows, callbacks=[callback], compute_loss_func=callback.loss)
 
     Raises:
-        UsageError: a module trains in phases of its own, which the Trainer cannot run; or, at the first
-            step, a module has loss terms and `callback.loss` is not used.
+        UsageError: a module trains in phases of its own, which the Trainer cannot run; or, when training
+            starts, a module wants calibration and had none; or, at the first step, a module has loss terms
+            and `callback.loss` is not used.
     """
 
     def __init__(self, hybrid: _Attached) -> None:
@@ -68,6 +72,13 @@ class HybridCallback(TrainerCallback):
             total = F.cross_entropy(logits, labels, reduction="sum")
         terms = loss_terms(self.hybrid.modules.values())
         return total / items if terms is None else (total + terms * rows) / items
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.hybrid.needs_prepare:
+            raise UsageError(
+                "A module of this hybrid is not calibrated yet and would train nothing; call "
+                "`hybrid.prepare(batches, objective)` before the Trainer's train()."
+            )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._asked = False

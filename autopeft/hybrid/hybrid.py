@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from autopeft.backbones import base_model_of, spec_of_model
 from autopeft.composition import COMPOSITIONS
 from autopeft.counting import Counts, count
-from autopeft.errors import RecipeError, UsageError
+from autopeft.errors import UsageError
 from autopeft.graph import CompositionGraph, build_graph
 from autopeft.hybrid.callback import HybridCallback
 from autopeft.injection import Injection, Part, new_token
@@ -35,8 +35,6 @@ class Root(nn.Module):
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         super().__init__()
         for name, module in modules.items():
-            if hasattr(self, name) or hasattr(nn.ModuleDict(), name):
-                raise RecipeError(f"{name!r} cannot name an entry: torch uses it; choose another `as:`.")
             self.add_module(name, module)
 
 
@@ -53,7 +51,7 @@ def attach(model: PreTrainedModel, recipe: Recipe, *, seed: int | None = None) -
         UsageError: the recipe does not fit the model, or a hybrid is attached already. The model is then
         unchanged.
     """
-    if hasattr(model, _ROOT):
+    if any(isinstance(m, Root) for m in model.modules()):
         raise UsageError(f"{type(model).__name__} has a hybrid attached already; call detach() on it first.")
     spec, layout = spec_of_model(model)
     graph = build_graph(recipe, spec)
@@ -95,6 +93,7 @@ class Hybrid:
         model: the model, with the modules registered as `model.autopeft`.
         recipe: what is attached.
         graph: the recipe resolved on this backbone.
+        prepared: whether calibration was done, by `prepare` or before the hybrid was saved.
     """
 
     injection: Injection
@@ -103,6 +102,7 @@ class Hybrid:
         self.model, self.recipe, self.graph = model, recipe, graph
         self._root = root
         self._attached = False
+        self.prepared = False
         self._requires_grad = [(p, p.requires_grad) for p in model.parameters()]
         self._configs = [(c, copy.deepcopy(c.__dict__)) for c in _configs(model)]
 
@@ -246,8 +246,8 @@ class Hybrid:
 
     @property
     def needs_prepare(self) -> bool:
-        """Whether some method wants calibration batches before training."""
-        return any("calibration" in e.traits.needs for e in self.graph.entries.values())
+        """Whether some method still wants calibration batches before training."""
+        return not self.prepared and any("calibration" in e.traits.needs for e in self.graph.entries.values())
 
     def prepare(self, batches: Iterable[dict[str, Tensor]], objective: Objective) -> None:
         """Let the methods that need it look at data: single-example batches, and the loss as a function of
@@ -273,6 +273,7 @@ class Hybrid:
                 parameter.grad = None
             self.model.zero_grad(set_to_none=True)
         self.refresh()
+        self.prepared = True
 
     def refresh(self) -> None:
         """Install the weight deltas anew, after their targets changed."""

@@ -114,7 +114,6 @@ def load(model: PreTrainedModel, folder: str | Path) -> Hybrid:
     hybrid = attach(model, recipe, seed=0)
     try:
         _fill(hybrid, path / WEIGHTS, shapes)
-        hybrid.refresh()
     except BaseException:
         hybrid.detach()
         raise
@@ -144,13 +143,14 @@ def _check_size(
 
 
 def _fill(hybrid: Hybrid, file: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    targets: dict[str, Tensor] = {}
+    own: dict[str, Tensor] = {}
     for name, module in hybrid.modules.items():
         deploy: Any = getattr(module, "deploy", None)
         if deploy is not None:
             deploy()
-        targets.update({saved_key(f"{name}.{k}"): v for k, v in module.state_dict().items()})
-    targets.update({f"head.{k}": p for k, p in _head(hybrid).items()})
+        own.update({saved_key(f"{name}.{k}"): v for k, v in module.state_dict().items()})
+    head = {f"head.{k}": p for k, p in _head(hybrid).items()}
+    targets: dict[str, Tensor] = {**own, **head}
     wrong = [
         f"{k}: {shapes.get(k, 'missing')} in the file, {tuple(targets[k].shape) if k in targets else 'not'} "
         f"in the model"
@@ -164,5 +164,9 @@ def _fill(hybrid: Hybrid, file: Path, shapes: Mapping[str, tuple[int, ...]]) -> 
             f"number of labels it was saved with."
         )
     with safe_open(file, framework="pt") as handle, torch.no_grad():
-        for key, target in targets.items():
+        for key, target in own.items():
             target.copy_(handle.get_tensor(key))
+        hybrid.refresh()  # refuses a damaged mask, while the model's head is still its own
+        for key, parameter in head.items():
+            parameter.copy_(handle.get_tensor(key))
+    hybrid.prepared = True

@@ -79,12 +79,12 @@ class SiteDispatcher:
     def _call(self, x: Tensor) -> Call:
         site = self.place.site
         context = frames.context(self.token, site.stack)
-        if site.kind != "region":
+        if site.kind != "region" or site.pre_norm is None:
             return Call(context)
         if site.pre_norm:
             residual = frames.captured.get((self.token, site.key, "residual"))
             return Call(context, residual=residual)
-        return Call(context, residual=x, norm=self.norm if site.pre_norm is False else None)
+        return Call(context, residual=x, norm=self.norm)
 
     def capture_residual(self, x: Tensor) -> None:
         """Keep the residual stream that a pre-norm region starts from."""
@@ -129,9 +129,12 @@ class SiteDispatcher:
         return y + nn.functional.pad(delta, (part[0], width - part[1]))
 
     def _fill(self, y: Tensor) -> Tensor:
-        context = frames.context(self.token, self.place.site.stack)
-        if context.reserved == 0:
+        stack = (self.token, self.place.site.stack)
+        context = frames.context(*stack)
+        # Once in a forward: GPT-2 looks its token types up in the same table.
+        if context.reserved == 0 or stack in frames.filled:
             return y
+        frames.filled.add(stack)
         call = Call(context)
         rows = [p.prompt(call, y.dtype).expand(y.shape[0], -1, -1) for p in self.prompts]
         pieces = [y, *rows] if self.right else [*rows, y[:, context.reserved :]]

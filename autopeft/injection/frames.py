@@ -38,15 +38,17 @@ def new_token() -> int:
 
 
 class Frames(threading.local):
-    """Contexts by (hybrid, stack), and what regions captured on their way in by (hybrid, site, name)."""
+    """Contexts by (hybrid, stack), what regions captured on their way in by (hybrid, site, name), and the
+    (hybrid, stack) whose reserved rows hold their prompts already."""
 
     def __init__(self) -> None:
         self.contexts: dict[tuple[int, str], Context] = {}
         self.captured: dict[tuple[int, str, str], Tensor] = {}
+        self.filled: set[tuple[int, str]] = set()
 
     def context(self, token: int, stack: str) -> Context:
-        """The context laid down last, or an empty one."""
-        return self.contexts.get((token, stack)) or Context(hybrid=token)
+        """The context laid down last, or one that says that it is lost."""
+        return self.contexts.get((token, stack)) or Context(hybrid=token, lost=True)
 
     def forget_captured(self, token: int) -> None:
         """Drop what a recomputation that stopped early left captured (it would keep activations alive)."""
@@ -55,6 +57,7 @@ class Frames(threading.local):
     def clear(self, token: int) -> None:
         """Forget everything of a hybrid."""
         self.contexts = {k: v for k, v in self.contexts.items() if k[0] != token}
+        self.filled = {k for k in self.filled if k[0] != token}
         self.forget_captured(token)
 
 

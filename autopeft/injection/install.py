@@ -222,7 +222,8 @@ class Injection:
         two = len(self.layout.stacks) > 1
         source_rows = 0
         for stack in self.layout.stacks:
-            prompts = self._prompts(self.places[f"{stack.map.name}-embeddings"])
+            place = self.places.get(f"{stack.map.name}-embeddings")
+            prompts = () if place is None else self._prompts(place)
             root = self._root(stack, prompts, two, source_rows)
             if two and stack.map.name == "encoder":
                 source_rows = root.rows

@@ -73,14 +73,20 @@ class RootHooks:
         reserved = 0 if cached else rows
         if self.spec.modality == "vision":
             mask = None
+        source = inputs.get("encoder_attention_mask")
         context = Context(
             mask=mask if isinstance(mask, Tensor) and mask.ndim == 2 else None,
+            source_mask=source if isinstance(source, Tensor) and source.ndim == 2 else None,
             task_id=task_id,
             reserved=reserved,
             cached=cached,
             hybrid=self.token,
         )
         frames.contexts[(self.token, self.stack.name)] = context
+        if rows and inputs.get("inputs_embeds") is not None:
+            frames.filled.add((self.token, self.stack.name))
+        else:
+            frames.filled.discard((self.token, self.stack.name))
         if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
             inputs[CONTEXT] = context
         return (), inputs

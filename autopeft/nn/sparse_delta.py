@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from autopeft.errors import DataError
 from autopeft.spec import TensorSpec
 
 __all__ = ["SparseDelta"]
@@ -58,11 +59,21 @@ class SparseDelta(nn.Module):
         """For each tensor the range of `index` (and `values`) that lies in it.
 
         Finding it waits for the device, so it is kept until `index` is replaced or written to, by whomever.
+
+        Raises:
+            DataError: `index` was written to by another than `select`, and is no selection.
         """
         index = self.index
         version = -1 if index.is_inference() else index._version
         if self._spans is not None and self._spans[0] is index and self._spans[1] == version:
             return self._spans[2]
+        chosen = index if bool((index != -1).any()) else index[:0]
+        inside = (chosen >= 0) & (chosen < self.total)
+        if not bool(inside.all()) or bool((chosen[1:] <= chosen[:-1]).any()):
+            raise DataError(
+                f"The {len(index):,} positions of a sparse delta must rise and lie in [0, {self.total:,}), "
+                "but they do not; the file that they were loaded from is damaged."
+            )
         edges = torch.tensor([self.offsets[t.name][0] for t in self.tensors] + [self.total])
         cuts = torch.searchsorted(index, edges.to(index.device)).tolist()
         spans = {t.name: (cuts[i], cuts[i + 1]) for i, t in enumerate(self.tensors)}

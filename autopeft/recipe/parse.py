@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from torch import nn
 
 from autopeft.errors import AutoPEFTError, RecipeError, near
 from autopeft.method import COMPOSITION_NAMES, get_method, method_names
@@ -40,6 +41,9 @@ __all__ = [
 SCHEMA_VERSION = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """`MIGRATIONS[n]` turns a tree of schema n into one of schema n + 1."""
+
+_MODULES = nn.ModuleDict()
+"""Entries become modules in one of these: what it has as an attribute can name none of them."""
 
 _TOP_KEYS = ("autopeft", "name", "reference", "layers", "model", "training")
 _BLOCK_KEYS = ("at", "stack", "attach")
@@ -345,6 +349,8 @@ def check_names(places: list[Path], fields: dict[str, Any], problems: Problems) 
             problems.add(path, f"the name {alias!r} is taken by another entry; choose another after 'as:'.")
         elif alias in ("head", *COMPOSITION_NAMES) or alias in method_names():
             problems.add(path, f"{alias!r} already means something else; choose another name after 'as:'.")
+        elif hasattr(_MODULES, alias):
+            problems.add(path, f"{alias!r} is a name that torch uses itself; choose another after 'as:'.")
         seen.add(alias)
 
 

@@ -20,8 +20,7 @@ class Forecast:
 
     Half of the time budget is the search's; from then on a trial is refused when finalists and baselines
     would no longer fit. At least two trials are always allowed. Where even that leaves too little for the
-    finals,
-    `shrink` takes finalists and seeds away, down to one finalist with two seeds.
+    finals, `shrink` takes finalists and seeds away, down to one finalist with two seeds.
     """
 
     def __init__(

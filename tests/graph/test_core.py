@@ -15,7 +15,7 @@ from autopeft.errors import UsageError
 from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
 
-BERT, T5, LLAMA = (spec_of(tiny_config(n)) for n in ("bert", "t5", "llama"))
+BERT, T5, LLAMA, GPT2 = (spec_of(tiny_config(n)) for n in ("bert", "t5", "llama", "gpt2"))
 
 
 def recipe(*items: Any, at: Any = "all", model: Any = (), stack: str = "all") -> Recipe:
@@ -49,6 +49,7 @@ def test_a_prompt_goes_to_the_stack_that_reads_the_input() -> None:
         (["lora"], {"at": [0, 9]}, BERT, "Layer 9"),
         (["lora"], {"stack": "decoder"}, BERT, "no stack 'decoder'"),
         ([{"dora": {}}, {"dora": {"sites": ["v"]}}], {}, BERT, "only one"),
+        ([{"dora": {"sites": ["qkv"]}}, {"dora": {"sites": ["v"]}}], {}, GPT2, "only one"),
         ([{"gate": ["dora"]}], {}, BERT, "alters weights"),
         ([{"chain": ["lora"]}], {}, BERT, "at least two"),
         ([{"chain": ["lora", "prefix_tuning"]}], {}, BERT, "beside the chain"),
@@ -63,6 +64,12 @@ def test_impossible_compositions_are_refused_with_the_way_out(
 ) -> None:
     with pytest.raises(UsageError, match=says):
         build_graph(recipe(*items, **options), spec)
+
+
+def test_a_composition_never_takes_the_name_of_an_entry() -> None:
+    items: list[Any] = [{"gate": ["lora"]}, {"ia3": {}, "as": "gate_2"}, {"gate": [{"lora": {"rank": 2}}]}]
+    graph = build_graph(recipe(*items), BERT)
+    assert [n.name for n in graph.nodes()] == ["gate", "gate_3"]
 
 
 def test_overlapping_blocks_add_and_compositions_nest() -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gc
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.tiny import ARCHITECTURES, LogitsObjective, logits, randomise, tiny_inputs, tiny_model
 from transformers import PreTrainedModel
 
-from autopeft.errors import UsageError
-from autopeft.hybrid import attach
+from autopeft.errors import DataError, UsageError
+from autopeft.hybrid import attach, load
 from autopeft.recipe import Recipe
 
 ITEMS: list[Any] = [
@@ -204,3 +206,76 @@ def test_bf16_backbone_with_fp32_modules() -> None:
         assert out.dtype == torch.bfloat16
         out.float().pow(2).sum().backward()
         assert all(p.dtype == torch.float32 and p.grad is not None for p in hybrid.root.parameters())
+
+
+def test_modules_start_in_the_mode_of_the_model() -> None:
+    """A loaded model is in eval mode: dropout of a module must not act there."""
+    model, inputs = tiny_model("bert"), tiny_inputs("bert")
+    recipe = Recipe.from_dict({"name": "x", "layers": [{"attach": [{"lora": {"dropout": 0.5}}]}]})
+    with attach(model, recipe, seed=0) as hybrid:
+        randomise(hybrid.root)
+        assert torch.equal(logits(model, inputs), logits(model, inputs))
+    with attach(model.train(), recipe, seed=0) as hybrid:
+        assert hybrid.root.training
+
+
+def test_a_device_that_fails_in_attach_leaves_the_flags_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("bert")
+    before = fingerprint(model)
+
+    def fail(self: Any, *args: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("autopeft.hybrid.hybrid.Root.to", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        attach(model, hybrid_recipe(1), seed=0)
+    assert same(before, fingerprint(model)) == []
+
+
+def test_a_base_model_with_a_hybrid_is_attached_already() -> None:
+    model = tiny_model("bert")
+    with (
+        attach(model.base_model, hybrid_recipe(1), seed=0),
+        pytest.raises(UsageError, match="attached already"),
+    ):
+        attach(model, hybrid_recipe(1), seed=0)
+
+
+def test_calibration_is_wanted_once(tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    recipe = Recipe.from_dict({"name": "x", "model": [{"fish_mask": {"keep": 20, "samples": 1}}]})
+    with attach(model, recipe, seed=0) as hybrid:
+        assert hybrid.needs_prepare
+        with pytest.raises(UsageError, match="not calibrated"):
+            hybrid.callback().on_train_begin(None, None, None)
+        rows = [{**tiny_inputs("bert", batch=1), "labels": torch.tensor([1])}]
+        hybrid.prepare(rows, LogitsObjective(model))
+        assert not hybrid.needs_prepare
+        hybrid.save(tmp_path)
+    with load(model, tmp_path) as hybrid:
+        assert not hybrid.needs_prepare
+
+
+@pytest.mark.parametrize("damage", ["beyond", "below", "twice", "turned"])
+def test_a_damaged_mask_is_refused_and_the_model_keeps_its_head(damage: str, tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    recipe = Recipe.from_dict({"name": "x", "model": [{"fish_mask": {"keep": 20, "samples": 1}}]})
+    with attach(model, recipe, seed=0) as hybrid:
+        rows = [{**tiny_inputs("bert", batch=1), "labels": torch.tensor([1])}]
+        hybrid.prepare(rows, LogitsObjective(model))
+        hybrid.save(tmp_path)
+    file = tmp_path / "weights.safetensors"
+    held = {k: v.clone() for k, v in load_file(file).items()}
+    index = held["model.fish_mask.entries.index"]
+    if damage == "turned":
+        index.copy_(index.flip(0).clone())
+    else:
+        index[{"beyond": -1, "below": 0, "twice": 1}[damage]] = {"beyond": 10**9, "below": -3}.get(
+            damage, int(index[0])
+        )
+    held["head.classifier.weight"] += 1
+    save_file(held, file)
+    before = fingerprint(model)
+    with pytest.raises(DataError, match="damaged"):
+        load(model, tmp_path)
+    assert same(before, fingerprint(model)) == []

@@ -50,6 +50,8 @@ class _Penalty(_Spy):
 class _Carrier:
     """A hybrid's modules and one more."""
 
+    needs_prepare = False
+
     def __init__(self, modules: dict[str, nn.Module], more: nn.Module) -> None:
         self.modules = {**modules, "spy": more}
 

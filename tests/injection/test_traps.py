@@ -12,9 +12,13 @@ from torch import Tensor
 from transformers import (
     BertConfig,
     BertModel,
+    BloomConfig,
+    BloomModel,
     DynamicCache,
     Gemma2Config,
     Gemma2Model,
+    OPTConfig,
+    OPTModel,
     PreTrainedModel,
     T5ForConditionalGeneration,
 )
@@ -155,8 +159,22 @@ def test_an_unknown_attention_implementation_is_refused() -> None:
     assert not hasattr(model, "autopeft")
 
 
+def test_a_family_without_map_is_not_given_a_residual_stream_that_was_guessed() -> None:
+    config = OPTConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=64,
+        word_embed_proj_dim=32,
+    )
+    item = {"serial_adapter": {"bottleneck": 4}}
+    recipe = Recipe.from_dict({"autopeft": 1, "name": "x", "layers": [{"at": "all", "attach": [item]}]})
+    with pytest.raises(CompositionError, match="no site map that says where its norms are"):
+        attach(OPTModel(config), recipe)
+
+
 # Reserved rows
-# ------------------------------------------------------------------------------------------------
 
 
 def embeddings_of(name: str, model: PreTrainedModel, ids: Tensor) -> Tensor:
@@ -281,7 +299,6 @@ def test_unmasked_gate_depends_on_padding_as_the_authors_does() -> None:
 
 
 # Weights
-# ------------------------------------------------------------------------------------------------------
 
 
 def test_weights_are_back_after_an_exception_inside_the_forward() -> None:
@@ -373,3 +390,68 @@ def test_a_context_of_another_forward_is_never_read() -> None:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for a, b in zip(plain, gradients(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+# Found in review
+
+
+@pytest.mark.parametrize("source", [5, 7])
+@pytest.mark.parametrize("item", ["ia3", {"lora": {"rank": 2, "sites": ["cross_k", "cross_v"]}}])
+def test_a_gate_on_cross_attention_pools_the_source_by_its_own_mask(item: Any, source: int) -> None:
+    """Also where source and target are of one length, so that the target's mask would fit."""
+    model = tiny_model("t5")
+    recipe = Recipe.from_dict({"name": "x", "layers": [{"attach": [{"gate": [item]}]}]})
+    randomise(attach(model, recipe, seed=0).root, std=0.5)
+    bare, padded = tiny_inputs("t5", length=source), tiny_inputs("t5", length=source, pad=3)
+    torch.testing.assert_close(logits(model, padded), logits(model, bare), atol=1e-5, rtol=1e-4)
+
+
+def test_a_gate_refuses_a_sequence_in_chunks() -> None:
+    model = tiny_model("bert", chunk_size_feed_forward=2)
+    recipe = Recipe.from_dict(
+        {"name": "x", "layers": [{"attach": [{"gate": [{"parallel_adapter": {"bottleneck": 2}}]}]}]}
+    )
+    attach(model, recipe, seed=0)
+    with pytest.raises(CompositionError, match="in chunks"):
+        logits(model, tiny_inputs("bert", length=8))
+
+
+def test_a_gate_refuses_a_recomputation_that_lost_its_forward() -> None:
+    """BLOOM hands no keyword arguments on: the mask would be missing at recomputation, in silence."""
+    model = BloomModel(BloomConfig(vocab_size=50, hidden_size=32, n_layer=2, n_head=4)).train()
+    item = {"gate": [{"lora": {"rank": 2, "sites": ["up"]}}]}
+    hybrid = attach(model, Recipe.from_dict({"name": "x", "layers": [{"attach": [item]}]}), seed=0)
+    randomise(hybrid.root)
+    inputs = tiny_inputs("bert", pad=2)
+    model(**inputs).last_hidden_state.sum().backward()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    model.enable_input_require_grads()
+    with pytest.raises(CompositionError, match="without gradient checkpointing"):
+        model(**inputs).last_hidden_state.sum().backward()
+
+
+def test_a_prompt_fills_its_rows_once_where_token_types_share_the_embeddings() -> None:
+    model = tiny_model("gpt2")
+    hybrid = attach(model, prompt_recipe(3), seed=0)
+    randomise(hybrid.root, std=0.5)
+    inputs = tiny_inputs("gpt2")
+    types = torch.full_like(inputs["input_ids"], 4)
+    got = model(**inputs, token_type_ids=types).logits
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    by_embeds = model(inputs_embeds=embeds, token_type_ids=types).logits
+    table = next(hybrid.root.parameters()).detach()
+    hybrid.detach()
+    full = torch.cat([table.expand(2, -1, -1), embeds.detach()], dim=1)
+    types = torch.cat([types.new_zeros(2, 3), types], dim=1)
+    expected = model(inputs_embeds=full, token_type_ids=types).logits[:, 3:]
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(by_embeds, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_hidden_states_of_a_tuple_lose_the_reserved_rows_too() -> None:
+    model = tiny_model("bert", attention="eager")
+    attach(model, prompt_recipe(3), seed=0)
+    asked = {"output_hidden_states": True, "output_attentions": True}
+    out = base_model_of(model)(**tiny_inputs("bert"), **asked, return_dict=False)
+    assert [h.shape[1] for h in out[2]] == [7] * 4
+    assert {a.shape for a in out[3]} == {(2, 4, 10, 10)}

@@ -56,7 +56,7 @@ def test_entries_have_unique_names_in_file_order() -> None:
     assert [r.block for r in refs] == [0, 0, 0, 1, None]
 
 
-@pytest.mark.parametrize("alias", ["lora", "lora_2", "head", "gate", "dora", "two words", "a.b"])
+@pytest.mark.parametrize("alias", ["lora", "lora_2", "head", "gate", "dora", "keys", "two words", "a.b"])
 def test_alias_that_collides_or_misleads_is_refused(alias: str) -> None:
     assert "as" in message({"layers": [{"attach": ["lora", "lora", {"lora": {}, "as": alias}]}]})
 

@@ -122,6 +122,13 @@ class SerialAdapter:
 
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         c = self.config
+        unknown = next((s for s in sites if s.pre_norm is None), None)
+        if c.variant == "pfeiffer" and unknown is not None:
+            raise CompositionError(
+                f"serial_adapter (variant pfeiffer) reads the residual stream around {unknown}, and "
+                f"{spec.family!r} has no "
+                "site map that says where its norms are; use variant houlsby, or parallel_adapter."
+            )
         n = sum(Bottleneck.size(s.in_features, c.bottleneck, bias=c.bias) for s in sites)
         n += sum(t.size for t in self._norms(sites, spec))
         return ParameterCount(n, n)

@@ -8,6 +8,7 @@ from typing import ClassVar, cast
 from pydantic import Field
 from torch import Tensor, nn
 
+from autopeft.errors import MethodError
 from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
 from autopeft.nn import PerSite, PromptEncoder, PromptRows
 from autopeft.spec import BackboneSpec, Site
@@ -91,6 +92,12 @@ class PrefixTuning:
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         c = self.config
         mid = c.reparameterization
+        unknown = next((s for s in sites if not s.kv_features), None)
+        if unknown is not None:
+            raise MethodError(
+                f"prefix_tuning needs the width of keys and values at {unknown}, and {spec.family!r} has no "
+                "site map that tells its k and v apart; use lora on 'qkv', adapters or prompt_tuning."
+            )
         deployed = sum(PromptRows.size(c.length, 2 * s.kv_features) for s in sites)
         if mid is None:
             return ParameterCount(deployed, deployed)
