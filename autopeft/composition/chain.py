@@ -36,7 +36,7 @@ class Chain(nn.Module):
                     "(listed modules act together) instead of into it."
                 )
         for first, second in pairwise(children):
-            if "hook" in first.ways and "weight" in second.ways and "weight" not in first.ways:
+            if "hook" in first.ways and second.ways == {"weight"}:
                 raise CompositionError(
                     f"In this chain {first.label} acts on outputs before {second.label} alters weights, but "
                     f"weights act first; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -12,11 +13,15 @@ from transformers import TrainerCallback
 
 from autopeft.errors import UsageError
 from autopeft.hybrid.events import event_names, finish, fire, loss_terms
+from autopeft.recipe import Recipe
 
 __all__ = ["HybridCallback"]
 
 
 class _Attached(Protocol):
+    @property
+    def recipe(self) -> Recipe: ...
+
     @property
     def needs_prepare(self) -> bool: ...
 
@@ -28,7 +33,8 @@ class HybridCallback(TrainerCallback):
     """Fires `before_step`, `after_backward`, `after_step` and `finish` on a hybrid's modules.
 
     A callback cannot add to the Trainer's loss: where a module has loss terms, hand over `callback.loss`
-    too. The Trainer clips gradients before `after_backward`, our own loop after it; methods that mask
+    too; where the recipe has learning rates or policies of its own, `optimizers=(hybrid.optimizer(), None)`.
+    The Trainer clips gradients before `after_backward`, our own loop after it; methods that mask
     gradients see their norm counted with the masked part. Calibration (`hybrid.prepare`) comes before the
     Trainer.
 
@@ -78,6 +84,15 @@ class HybridCallback(TrainerCallback):
             raise UsageError(
                 "A module of this hybrid is not calibrated yet and would train nothing; call "
                 "`hybrid.prepare(batches, objective)` before the Trainer's train()."
+            )
+        training, optimizer = self.hybrid.recipe.training, kwargs.get("optimizer")
+        named = optimizer is not None and any("name" in g for g in optimizer.param_groups)
+        if (training.groups or training.policies) and not named:
+            warnings.warn(
+                "This recipe has learning rates or policies of its own, and the Trainer's optimizer knows "
+                "none of "
+                "them; pass `optimizers=(hybrid.optimizer(), None)`.",
+                stacklevel=2,
             )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

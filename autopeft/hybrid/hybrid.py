@@ -19,6 +19,7 @@ from autopeft.counting import Counts, count
 from autopeft.errors import UsageError
 from autopeft.graph import CompositionGraph, build_graph
 from autopeft.hybrid.callback import HybridCallback
+from autopeft.hybrid.policies import apply_policies
 from autopeft.injection import Injection, Part, new_token
 from autopeft.method import Objective, WeightTarget
 from autopeft.recipe import Recipe
@@ -240,6 +241,12 @@ class Hybrid:
             "lr": training.learning_rate if lr is None else lr,
             "weight_decay": training.weight_decay if decay is None else decay,
         }
+
+    def optimizer(self, **options: Any) -> torch.optim.AdamW:
+        """AdamW over `parameter_groups()` after the recipe's policies, for a loop of one's own or
+        `transformers.Trainer(optimizers=(hybrid.optimizer(), None))`; options are AdamW's."""
+        groups = apply_policies(self.parameter_groups(), self.recipe.training, self.modules)
+        return torch.optim.AdamW(groups, **options)
 
     # Training
     # -------------------------------------------------------------------------------------------------

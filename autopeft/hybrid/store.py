@@ -37,6 +37,7 @@ __all__ = ["MANIFEST", "RECIPE", "WEIGHTS", "deployed_state", "load", "save"]
 
 RECIPE, WEIGHTS, MANIFEST = "recipe.yaml", "weights.safetensors", "hybrid.json"
 _FORMAT = 1
+_SCAFFOLDING = 50_000_000  # parameters of reparameterisations that loading may allocate for a moment
 _SITE = re.compile(r"^(?P<name>[^.]+)\.(?P<front>(?:.*\.)?)at\.(?P<site>[^.]+)\.(?P<rest>.+)$")
 
 
@@ -132,7 +133,14 @@ def _check_size(
     recipe: Recipe, spec: BackboneSpec, shapes: Mapping[str, tuple[int, ...]], path: Path
 ) -> None:
     """Compare the recipe's closed-form count with what the file holds, before modules are allocated."""
-    deployed = build_graph(recipe, spec).parameter_count().deployed
+    counted = build_graph(recipe, spec).parameter_count()
+    deployed, thrown_away = counted.deployed, counted.trained - counted.deployed
+    if thrown_away > max(spec.parameters, _SCAFFOLDING):
+        raise DataError(
+            f"{path / RECIPE} asks for {thrown_away:,} parameters that only training needs, more than the "
+            f"backbone has; set a "
+            "smaller `reparameterization`, or none, as the saved weights do without."
+        )
     held = sum(torch.Size(s).numel() for k, s in shapes.items() if not k.startswith("head."))
     if deployed > held:
         raise DataError(

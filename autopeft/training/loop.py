@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from autopeft.errors import UsageError
 from autopeft.hybrid.events import finish, fire
+from autopeft.hybrid.policies import apply_policies
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.training.calibration import prepare
 from autopeft.training.contracts import Trainable
@@ -22,7 +23,7 @@ from autopeft.training.evaluate import evaluate
 from autopeft.training.gradient import Gradient
 from autopeft.training.losses import TaskLoss
 from autopeft.training.modes import generator_state, restore_generator, seeded, training_mode
-from autopeft.training.optimizer import PhaseOptimizer, apply_policies
+from autopeft.training.optimizer import PhaseOptimizer
 from autopeft.training.phases import Phase, phases_of, steps_of, trained_groups, trained_modules
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.stopping import BestState

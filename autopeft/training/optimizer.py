@@ -1,29 +1,18 @@
-"""The optimizer of a phase: parameter groups, training policies, schedule and clipping."""
+"""The optimizer of a phase: parameter groups, schedule and clipping."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from autopeft.method import get_method
 from autopeft.recipe import TrainingSection
 from autopeft.training.errors import NonFiniteLoss
 from autopeft.training.schedule import factor, warmup_steps
 
-__all__ = ["PhaseOptimizer", "apply_policies"]
-
-
-def apply_policies(
-    groups: list[dict[str, Any]], training: TrainingSection, modules: Mapping[str, nn.Module] | nn.ModuleDict
-) -> list[dict[str, Any]]:
-    """The groups after every policy of the recipe, in order."""
-    for item in training.policies:
-        policy = get_method(item.method)(item.method_config())
-        groups = policy.adjust(groups, modules)
-    return groups
+__all__ = ["PhaseOptimizer"]
 
 
 class PhaseOptimizer:

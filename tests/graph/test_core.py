@@ -72,6 +72,15 @@ def test_a_composition_never_takes_the_name_of_an_entry() -> None:
     assert [n.name for n in graph.nodes()] == ["gate", "gate_3"]
 
 
+def test_a_chain_takes_a_module_that_trains_norms_besides() -> None:
+    adapters = [
+        {"parallel_adapter": {"bottleneck": 2}},
+        {"serial_adapter": {"bottleneck": 2, "variant": "houlsby"}},
+    ]
+    graph = build_graph(recipe({"chain": adapters}), BERT)
+    assert [n.kind for n in graph.nodes()] == ["chain"]
+
+
 def test_overlapping_blocks_add_and_compositions_nest() -> None:
     made = Recipe.from_dict(
         {

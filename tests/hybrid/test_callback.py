@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from support.training import encoded_task, tiny_bert
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from autopeft.errors import UsageError
 from autopeft.hybrid import attach
@@ -51,6 +52,7 @@ class _Carrier:
     """A hybrid's modules and one more."""
 
     needs_prepare = False
+    recipe = Recipe(name="carried")
 
     def __init__(self, modules: dict[str, nn.Module], more: nn.Module) -> None:
         self.modules = {**modules, "spy": more}
@@ -139,3 +141,29 @@ def test_phases_are_refused_at_once() -> None:
 
     with pytest.raises(UsageError, match=r"cannot run; use `autopeft\.training\.train`"):
         HybridCallback(_Carrier({}, Phased()))
+
+
+def test_rates_of_the_recipe_reach_the_trainer_or_it_says_so() -> None:
+    model = tiny_bert()
+    recipe = Recipe.from_dict(
+        {
+            "name": "x",
+            "layers": [{"attach": ["lora"]}],
+            "training": {
+                "groups": {"lora": {"learning_rate": 0.02}},
+                "policies": [{"lora_plus": {"ratio": 4}}],
+            },
+        }
+    )
+    hybrid = attach(model, recipe, seed=0)
+    rates = {g["name"]: g["lr"] for g in hybrid.optimizer().param_groups}
+    assert rates == {"lora": 0.02, "lora.up": 0.08, "head": 1e-3}
+    callback = hybrid.callback()
+    state, control = TrainerState(), TrainerControl()
+    with pytest.warns(UserWarning, match="hybrid.optimizer"):
+        callback.on_train_begin(
+            None, state, control, optimizer=torch.optim.AdamW(hybrid.trainable_parameters())
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        callback.on_train_begin(None, state, control, optimizer=hybrid.optimizer())

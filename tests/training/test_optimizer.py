@@ -8,10 +8,11 @@ from support.training import Bag, FakeHybrid, encoded_task, tiny_bert
 from torch import nn
 
 from autopeft.hybrid import attach
+from autopeft.hybrid.policies import apply_policies
 from autopeft.recipe import Recipe
 from autopeft.training.errors import NonFiniteLoss
 from autopeft.training.loop import train
-from autopeft.training.optimizer import PhaseOptimizer, apply_policies
+from autopeft.training.optimizer import PhaseOptimizer
 from autopeft.training.plan import TrainingPlan
 
 
