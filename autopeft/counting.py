@@ -1,10 +1,8 @@
 """Budgets, and the one function that counts.
 
 `deployed` is what inference needs and training set: the budget's figure. `trained` adds what is thrown away
-after training (reparameterisation
-MLPs). The head is trained always and counted apart. A share is of the base model's unique parameters,
-embeddings and pooler
-included.
+after training (reparameterisation MLPs). The head is trained always and counted apart. A share is of the
+base model's unique parameters, embeddings and pooler included.
 """
 
 from __future__ import annotations

@@ -1,13 +1,10 @@
 """The method contract and its open registry.
 
 A **method** is a small class: a strict config, its `Traits`, a closed-form `parameter_count` and `build`,
-which is called once
-per recipe entry and returns one `nn.Module` that owns what the entry trains at all its sites. How that
-module acts is told by
-the injection way of its traits and the protocol of the same name below (`HookModule`, `WeightModule`,
-`KeyValueModule`,
-`PromptModule`). Everything else is optional and found by its presence (`Prepares`, `Deploys`, `Merges`, the
-events):
+which is called once per recipe entry and returns one `nn.Module` that owns what the entry trains at all its
+sites. How that module acts is told by the injection way of its traits and the protocol of the same name
+below (`HookModule`, `WeightModule`, `KeyValueModule`, `PromptModule`). Everything else is optional and
+found by its presence (`Prepares`, `Deploys`, `Merges`, the events):
 
 | member of the module | called |
 |---|---|
@@ -24,8 +21,8 @@ loop |
 | `reads(site, x, y, call)` | what a gate in front of it reads (default: the site's input x) |
 
 The method class itself may have `size_field` (the config field whose zero means absent), `default_sites`
-(where they depend on the
-config) and `also_weights` (true where a module that acts on activations alters weights too).
+(where they depend on the config) and `also_weights` (true where a module that acts on activations alters
+weights too).
 
 Methods in other packages register through the entry-point group `autopeft.methods`.
 """
@@ -183,8 +180,7 @@ class WeightTarget:
     """A backbone tensor that a weight method alters: the weight of a linear `site`, or a `tensor` by name.
 
     For a site the weight is handed over as (out, in), whatever the backbone's layout (Conv1D, fused
-    projections); for a tensor as
-    it is stored.
+    projections); for a tensor as it is stored.
     """
 
     site: Site | None = None
@@ -198,9 +194,8 @@ class WeightTarget:
 class HookModule(Protocol):
     """Acts on activations. `side(site)` says whether it alters the site's input or its output.
 
-    `delta(site, x, y, call)` returns what is added, in the shape of the altered tensor: of y (batch, …, out)
-    on the
-    output side, of x on the input side (where y is x).
+    `delta(site, x, y, call)` returns what is added, in the shape of the altered tensor: of y (batch, …,
+    out) on the output side, of x on the input side (where y is x).
     """
 
     def side(self, site: Site) -> Literal["input", "output"]: ...
@@ -211,9 +206,8 @@ class HookModule(Protocol):
 class WeightModule(Protocol):
     """Alters backbone tensors. `weight` returns the new tensor.
 
-    `original` is the backbone's tensor, `current` what earlier weight methods made of it; an additive method
-    returns
-    current + Δ, a direction method current + (f(original) − original).
+    `original` is the backbone's tensor, `current` what earlier weight methods made of it; an additive
+    method returns current + Δ, a direction method current + (f(original) − original).
     """
 
     def weight_targets(self) -> Sequence[WeightTarget]: ...
@@ -242,9 +236,8 @@ class Objective(Protocol):
     """What calibration may ask of the model: the task's loss and the scores behind it, both differentiable.
 
     `objective(batch)` is the mean loss over the batch (a scalar), `objective.logits(batch)` the model's
-    output scores
-    (batch, classes), or (batch, 1) for regression. Both run one forward of the attached model on a batch
-    with labels.
+    output scores (batch, classes), or (batch, 1) for regression. Both run one forward of the attached model
+    on a batch with labels.
     """
 
     def __call__(self, batch: dict[str, Tensor]) -> Tensor: ...
@@ -257,10 +250,8 @@ class Prepares(Protocol):
     """Needs calibration before training (`needs` holds `calibration`).
 
     `calibrate` gets the base model (tensor names of the spec are relative to it) of an attached hybrid, an
-    iterator
-    over batches of training examples with labels, and the task's `Objective`; it must leave the model as it
-    was: values, gradients
-    and what requires grad.
+    iterator over batches of training examples with labels, and the task's `Objective`; it must leave the
+    model as it was: values, gradients and what requires grad.
     """
 
     def calibrate(

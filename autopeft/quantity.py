@@ -19,8 +19,7 @@ class Quantity:
     """A number of parameters, absolute or as a share of a whole.
 
     `value` is a count when `share` is false and a fraction (0.005 for `0.5%`) when it is true. Exact
-    decimals are
-    kept, so that `0.1%` of a whole never loses a parameter to binary rounding.
+    decimals are kept, so that `0.1%` of a whole never loses a parameter to binary rounding.
     """
 
     value: Decimal

@@ -1,8 +1,7 @@
 """What a backbone is, for checking and counting: stacks, layers, sites and tensors, without any weights.
 
 A `BackboneSpec` is read from a config alone (see `autopeft.backbones.spec_of`). Everything below the
-injection
-room (methods, graph, counting) knows a backbone only through it.
+injection room (methods, graph, counting) knows a backbone only through it.
 """
 
 from __future__ import annotations
@@ -54,8 +53,7 @@ class Site:
         bias: whether a linear site or a norm has a bias.
         kv_features: for attention regions the width of keys and values (all KV heads together), else 0.
         pre_norm: for regions, whether the norm comes before the sub-layer (GPT-2, Llama, T5, ViT) or after
-            the
-            residual is added (BERT); `None` where it is not known.
+            the residual is added (BERT); `None` where it is not known.
     """
 
     stack: StackName
@@ -126,8 +124,7 @@ class BackboneSpec:
         sites: every site, in order of stack, layer and depth.
         tensors: every parameter tensor of the base model that is there to be altered, once per storage.
         parameters: unique parameters of the family's whole base model, embeddings and pooler included, head
-            left out: what a
-            share is of, also where a task's model leaves the pooler away.
+            left out: what a share is of, also where a task's model leaves the pooler away.
         modality: `text` or `vision`.
         max_positions: longest sequence that the position embeddings allow, or `None` where there is no limit.
         prompt_side: where reserved rows go: `left` for text, `right` for vision.

@@ -1,8 +1,8 @@
 """The generic resolver: finds the sites of a family that has no map, by the names its modules go by.
 
 It looks for the list of layers and, inside a layer, for linear maps and norms under the names that model
-code uses for them.
-What it cannot be sure of it leaves out (a method that needs such a site is then refused, never misplaced).
+code uses for them. What it cannot be sure of it leaves out (a method that needs such a site is then
+refused, never misplaced).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Site maps as data: where the sites of each model family are.
 
-A map is a table of module paths. Paths of a layer's sites are relative to the layer; families
-whose stacks differ (T5's decoder has cross-attention in between) have one `StackMap` each.
+A map is a table of module paths. Paths of a layer's sites are relative to the layer; families whose stacks
+differ (T5's decoder has cross-attention in between) have one `StackMap` each.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ def spec_of(config: PreTrainedConfig, auto_class: Any = None) -> BackboneSpec:
     Args:
         config: of any supported family.
         auto_class: the transformers auto class that the model will be loaded with
-            (`AutoModelForSequenceClassification`), since some
-            of them leave the pooler away; default: the whole base model.
+            (`AutoModelForSequenceClassification`), since some of them leave the pooler away; default: the
+            whole base model.
 
     Raises:
         SiteError: no site map fits the family.

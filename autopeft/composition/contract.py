@@ -1,9 +1,8 @@
 """What a composition is: children that act together at a site.
 
 A composition is an `nn.Module` (most have no parameters) with one fold for each way in. Its children are
-`Child` objects: a method's module bound
-to the site, or another composition. A fold returns what a single module would: a delta, keys and values, or
-a weight.
+`Child` objects: a method's module bound to the site, or another composition. A fold returns what a single
+module would: a delta, keys and values, or a weight.
 """
 
 from __future__ import annotations

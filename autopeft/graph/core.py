@@ -1,8 +1,7 @@
 """The composition graph: a recipe resolved on a backbone, checked before anything is built.
 
 The graph knows every entry with its sites and parameters and how entries act together at each site. It is
-the only thing that
-counting, injection and drawing look at.
+the only thing that counting, injection and drawing look at.
 """
 
 from __future__ import annotations

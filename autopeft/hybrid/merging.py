@@ -22,8 +22,7 @@ def merge(hybrid: Hybrid) -> PreTrainedModel:
     """Fold every module into the weights and detach. Exact up to rounding (1e-5 in fp32).
 
     Weight methods first (they alter W before activations see it), then the output side of each site, whose
-    changes add as their deltas do,
-    then its input side.
+    changes add as their deltas do, then its input side.
 
     Raises:
         CompositionError: a module is not mergeable, or sits behind a gate; nothing has changed then.

@@ -1,10 +1,9 @@
 """Hybrids on disk: `recipe.yaml`, `weights.safetensors` and `hybrid.json` in one folder.
 
 Weights are saved in deployed form (a prefix without its MLP) under
-`<stack>.<layer>.<site>.<name>.<parameter>`, or
-`model.<name>.<parameter>` for what belongs to no single site; the head's under `head.<parameter name>`.
-Folders come from strangers: sizes
-are compared with what the recipe says before anything is allocated.
+`<stack>.<layer>.<site>.<name>.<parameter>`, or `model.<name>.<parameter>` for what belongs to no single
+site; the head's under `head.<parameter name>`. Folders come from strangers: sizes are compared with what
+the recipe says before anything is allocated.
 """
 
 from __future__ import annotations
@@ -98,8 +97,7 @@ def load(model: PreTrainedModel, folder: str | Path) -> Hybrid:
 
     Raises:
         DataError: files are missing, damaged, or do not belong to this recipe and backbone. The model is
-        then unchanged.
-        UsageError: the recipe does not fit the model.
+        then unchanged. UsageError: the recipe does not fit the model.
     """
     path = Path(folder)
     missing = [n for n in (RECIPE, WEIGHTS) if not (path / n).is_file()]

@@ -1,12 +1,11 @@
 """kv(attention): keys and values prepended inside the attention function.
 
 Our functions are registered with transformers' `AttentionInterface` and, under the same names, with its
-`AttentionMaskInterface` (a name that is
-not there gets no mask at all: padding would be attended to). They take the prefix of this call as a keyword
+`AttentionMaskInterface` (a name that is not there gets no mask at all: padding would be attended to). They
+take the prefix of this call as a keyword
     argument, pad what
 has a column for each key (mask, T5's position bias), and hand on to the function that the model would have
-used. Past keys are never touched,
-so a prefix is in no cache and works in training and generation alike.
+used. Past keys are never touched, so a prefix is in no cache and works in training and generation alike.
 
 Prefix keys are used as they are: under rotary positions they are not rotated.
 """

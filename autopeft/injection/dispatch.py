@@ -1,11 +1,9 @@
 """hook(site): one dispatcher for each site folds what acts there, as the graph says.
 
 Hook order alone cannot express composition (pre-hooks always come first), so every site has a
-`SiteDispatcher` with the bound trees of
-its input and of its output side, and every backbone module at most one pair of hooks that serve all sites on
-it, inner sites
-before outer ones. Hooks are bound methods: they survive `deepcopy` and pickling and hold no parameters of
-their own.
+`SiteDispatcher` with the bound trees of its input and of its output side, and every backbone module at most
+one pair of hooks that serve all sites on it, inner sites before outer ones. Hooks are bound methods: they
+survive `deepcopy` and pickling and hold no parameters of their own.
 """
 
 from __future__ import annotations
@@ -146,8 +144,7 @@ class ModuleHooks:
     """The hooks of one backbone module.
 
     `residuals` are dispatchers that want this module's input as their residual stream, `entries` those that
-    begin and
-    `exits` those that end here.
+    begin and `exits` those that end here.
     """
 
     residuals: list[SiteDispatcher] = field(default_factory=list)

@@ -1,18 +1,14 @@
 """Per-call data on its way to the sites.
 
 The `Context` of a forward travels as the keyword argument `autopeft_context` from the root of a stack down
-to the attention module of
-each layer, where it is laid down for the sites that take no extra argument (a Linear in the FFN).
-transformers checkpoints a
-layer's `forward`, not its `__call__`: hooks of the layer itself do not run again at recomputation, those of
-modules inside it do, and
-the keyword arguments are kept with the checkpoint. So laying it down at the attention module is what makes
-recomputation read the
-context of its own forward, also when several forwards of one model are open.
+to the attention module of each layer, where it is laid down for the sites that take no extra argument (a
+Linear in the FFN). transformers checkpoints a layer's `forward`, not its `__call__`: hooks of the layer
+itself do not run again at recomputation, those of modules inside it do, and the keyword arguments are kept
+with the checkpoint. So laying it down at the attention module is what makes recomputation read the context
+of its own forward, also when several forwards of one model are open.
 
 What is laid down is thread-local, and overwritten rather than stacked: a recomputation that stops early
-leaves nothing behind that
-could be mistaken for the data of the next.
+leaves nothing behind that could be mistaken for the data of the next.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """Longer sequences by reservation, and the start of every context.
 
 The hooks sit on the root of a stack (the module whose forward takes the public inputs). On the way in, ids,
-mask, token types and
-positions are extended by P rows, which the embeddings then overwrite with prompts; on the way out, and
-before a pooler, the rows
-are dropped again. Nothing between the two knows of it. Images have no ids: their rows are appended to the
-embeddings' output, on the right.
+mask, token types and positions are extended by P rows, which the embeddings then overwrite with prompts; on
+the way out, and before a pooler, the rows are dropped again. Nothing between the two knows of it. Images
+have no ids: their rows are appended to the embeddings' output, on the right.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """weight(module): deltas on backbone tensors, swapped in for the length of a module's forward.
 
 A pre-hook puts new tensors into `module._parameters`, a post-hook that is always called puts the originals
-back, so state-dict keys never
-change, recomputation under gradient checkpointing sees the same tensors, and an exception leaves the
-backbone as it was.
-(`parametrize` renames keys; `functional_call` loses gradients under reentrant checkpointing.)
+back, so state-dict keys never change, recomputation under gradient checkpointing sees the same tensors, and
+an exception leaves the backbone as it was. (`parametrize` renames keys; `functional_call` loses gradients
+under reentrant checkpointing.)
 """
 
 from __future__ import annotations

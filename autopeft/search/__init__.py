@@ -1,8 +1,8 @@
 """The search: spaces, repair, the study, the Ray engine, the run folder.
 
 `autopeft.search` is this room and also, called, the public function `autopeft.search(...)`: importing a
-submodule binds the
-package's attribute to the module, whatever stood there before, so the module itself answers the call.
+submodule binds the package's attribute to the module, whatever stood there before, so the module itself
+answers the call.
 """
 
 from __future__ import annotations

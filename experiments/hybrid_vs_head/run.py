@@ -3,10 +3,9 @@
     python experiments/hybrid_vs_head/run.py
 
 Trains `hybrid.yaml` (LoRA, prefix, serial adapter, (IA)³ and a FISH mask at once) and the head alone, on
-1,600 rows of each task for 150 steps
-of 32, with three seeds; prints accuracy on the test split and writes `results.json`. Finished runs are kept
-by (task, recipe hash, seed, plan) and
-not repeated. Learning rates were set beforehand and are not tuned here.
+1,600 rows of each task for 150 steps of 32, with three seeds; prints accuracy on the test split and writes
+`results.json`. Finished runs are kept by (task, recipe hash, seed, plan) and not repeated. Learning rates
+were set beforehand and are not tuned here.
 """
 
 from __future__ import annotations

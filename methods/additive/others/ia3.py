@@ -51,8 +51,8 @@ class IA3Module(PerSite[Scale]):
 class IA3:
     """softmax(Q·(l_k ⊙ K)ᵀ/√d_h)·(l_v ⊙ V), and (l_ff ⊙ φ(x·W₁))·W₂ in the FFN (its gated product alike).
 
-    Liu et al. 2022, arXiv:2205.05638. Factors start at one: the identity at init. On `down` the
-    input is scaled, on every other site the output, so k, v, cross_k, cross_v and down are the paper's set.
+    Liu et al. 2022, arXiv:2205.05638. Factors start at one: the identity at init. On `down` the input is
+    scaled, on every other site the output, so k, v, cross_k, cross_v and down are the paper's set.
     Mergeable: rows of weight and bias, or columns on the input side. One parameter for each scaled feature:
     2a + d_ff in a layer, 4a + d_ff with cross-attention (a is the width of keys and values).
     """

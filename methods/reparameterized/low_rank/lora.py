@@ -41,10 +41,8 @@ class LoRA:
     """y = W₀x + b₀ + s·B·A·dropout(x), s = α/r (α/√r with `rank_stabilized`).
 
     Hu et al. 2022, arXiv:2106.09685, eq. 3; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732. A (r × in) is
-    Kaiming-uniform
-    (a = √5), B (out × r) is zero: the identity at init. Behind a gate the gate takes the place of s
-    (UniPELT).
-    Mergeable. r·(in + out) parameters for each site.
+    Kaiming-uniform (a = √5), B (out × r) is zero: the identity at init. Behind a gate the gate takes the
+    place of s (UniPELT). Mergeable. r·(in + out) parameters for each site.
     """
 
     traits = Traits(
