@@ -45,6 +45,7 @@ def outcome_sheet(result: SearchResult, data: Mapping[str, Any], budget: str) ->
         if seeds
         else "Not retrained with fresh seeds: the score is the search's own, on select; test not touched.",
     ]
+    notes += _against_the_best(result)
     if asked:
         notes.insert(0, f"These figures are not comparable with those of {asked}.")
     return Sheet(
@@ -54,6 +55,25 @@ def outcome_sheet(result: SearchResult, data: Mapping[str, Any], budget: str) ->
         notes=tuple(notes),
         right=frozenset(headers[1:]),
     )
+
+
+def _against_the_best(result: SearchResult) -> list[str]:
+    """One sentence where a baseline does as well on *test*, or the difference lies within the deviations."""
+    measured = [b for b in result.baselines if b.test_mean is not None]
+    if result.test_mean is None or not measured:
+        return []
+    best = max(measured, key=lambda b: b.test_mean or 0.0)
+    difference = result.test_mean - (best.test_mean or 0.0)
+    noise = (result.test_sd or 0.0) + (best.test_sd or 0.0)
+    if difference > noise:
+        return []
+    if difference < -noise:
+        return [
+            f"{best.name} does better here by {-difference:.4f}: use it, or search longer (--effort normal)."
+        ]
+    return [
+        f"The difference from {best.name}, {difference:+.4f}, lies within the deviations: neither is shown to be better."
+    ]
 
 
 def winner_text(result: SearchResult, graph: CompositionGraph, drawing: str) -> str:

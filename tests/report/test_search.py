@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.tiny import tiny_config
 
 from autopeft.backbones import spec_of
@@ -63,10 +64,26 @@ def test_winner_and_baselines_stand_side_by_side() -> None:
     assert rows[1][4] == "0.5000 ± 0.0000"
 
 
+@pytest.mark.parametrize(
+    ("winner", "says"),
+    [
+        ((0.9, 0.91), None),
+        ((0.51, 0.49), "within the deviations"),
+        ((0.3, 0.3), "does better here by 0.2000"),
+    ],
+)
+def test_a_winner_that_does_not_win_is_said_to(winner: tuple[float, ...], says: str | None) -> None:
+    notes = " ".join(outcome_sheet(result(test=winner), DATA, "0.5%").notes)
+    if says is None:
+        assert "LoRA" not in notes
+    else:
+        assert says in notes
+
+
 def test_an_unconfirmed_winner_claims_nothing_of_the_test_split() -> None:
     sheet = outcome_sheet(result(select=(), test=(), baselines=(), confirmed=False), DATA, "0.5%")
     assert sheet.rows[0][3:] == ("0.8100 (one seed)", "–")
-    assert "test not touched" in sheet.notes[-1]
+    assert "test not touched" in sheet.notes[1]
 
 
 def test_why_it_ended() -> None:
