@@ -14,7 +14,9 @@ __all__ = ["apply_policies"]
 
 
 def apply_policies(
-    groups: list[dict[str, Any]], training: TrainingSection, modules: Mapping[str, nn.Module]
+    groups: list[dict[str, Any]],
+    training: TrainingSection,
+    modules: Mapping[str, nn.Module] | nn.ModuleDict,
 ) -> list[dict[str, Any]]:
     """The groups after every policy of the recipe, in order."""
     for item in training.policies:

@@ -72,7 +72,8 @@ def _against_the_best(result: SearchResult) -> list[str]:
             f"{best.name} does better here by {-difference:.4f}: use it, or search longer (--effort normal)."
         ]
     return [
-        f"The difference from {best.name}, {difference:+.4f}, lies within the deviations: neither is shown to be better."
+        f"The difference from {best.name}, {difference:+.4f}, lies within the deviations: "
+        "neither is shown to be better."
     ]
 
 
