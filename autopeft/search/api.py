@@ -264,7 +264,12 @@ def _finish(ready: Prepared, folder: RunFolder, director: Director, seconds: flo
         chosen = study.get(winner.number)
         files = director.vault.get(winner.good[0].job)
     else:
-        winner, files = None, director.vault.get("best")
+        winner, files = None, None
+        kept = None if director.kept is None else study.get(director.kept)
+        if kept is not None and kept.score == chosen.score:
+            # Of equal trials the one whose weights were kept, so that recipe and weights are of the same
+            # hybrid.
+            chosen, files = kept, director.vault.get("best")
     final = None if winner is None else winner.contender()
     recipe = Recipe.from_dict(dict(chosen.recipe))
     front = pareto_front(records)

@@ -87,6 +87,7 @@ class Director:
         self.exhausted = False
         self.out_of_time = False
         self._best_kept = -math.inf
+        self.kept: int | None = None
         self._failures_in_row = 0
         self.first_error: str | None = None
 
@@ -168,7 +169,7 @@ class Director:
             self._failures_in_row = 0
             if record.score > self._best_kept and result.files:
                 self.vault.put("best", result.files)
-                self._best_kept = record.score
+                self._best_kept, self.kept = record.score, number
         elif not self.interrupted:
             self._failures_in_row += 1
             self.first_error = self.first_error or record.error

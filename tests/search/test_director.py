@@ -3,12 +3,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support.searching import EFFORT, Stage, rank_of
 
+from autopeft.search.api import _finish
 from autopeft.search.jobs import DONE, Job, JobResult
+from autopeft.search.runfolder import RunFolder
 
 Make = Callable[..., Stage]
 
@@ -233,3 +237,23 @@ def test_progress_reports_time_left(make_stage: Make) -> None:
     steps: list[Any] = [e for e in stage.events.seen if e[0] == "step"]
     assert steps[0][3] is None
     assert 0 < steps[2][3] < steps[1][3]
+
+
+def test_of_equal_trials_recipe_and_weights_are_of_the_same_one(make_stage: Make, tmp_path: Path) -> None:
+    """The first of two equal trials keeps its weights; the study would rank the smaller, later one first."""
+    stage = make_stage(ranks=(9, 2))
+    director = stage.director
+    first, second = director.next(), director.next()
+    assert isinstance(first, Job)
+    assert isinstance(second, Job)
+    for job in sorted((first, second), key=rank_of, reverse=True):
+        director.complete(replace_score(honest(job), 0.5))
+    director.interrupt()
+    director.abandon()
+    kept = director.study.get(director.kept or 0)
+    assert director.study.best()[0].number != kept.number
+    ready: Any = SimpleNamespace(task=SimpleNamespace(metric="accuracy", source=SimpleNamespace(notice=None)))
+    folder = RunFolder.create("t", "key", root=tmp_path / "runs", out=None)
+    result = _finish(ready, folder, director, 1.0)
+    assert result.winner.to_dict() == kept.recipe
+    assert (folder.winner / "w").read_bytes() == f"trial-{kept.number}".encode()
