@@ -119,7 +119,7 @@ def _ia3(name: str) -> Pair:
     return Pair(ours, hybrid, theirs, pairs)
 
 
-def _same(pair: Pair, ours: Callable[[], Tensor], theirs: Callable[[], Tensor]) -> None:
+def assert_same(pair: Pair, ours: Callable[[], Tensor], theirs: Callable[[], Tensor]) -> None:
     """Equal outputs and, of every copied parameter, equal gradients."""
     _copy(pair.parameters)
     a, b = ours(), theirs()
@@ -141,7 +141,7 @@ def test_weights_and_scales(name: str, method: str) -> None:
     pair = _ia3(name) if method == "ia3" else _low_rank(name, dora=method == "dora")
     inputs = tiny_inputs(name, pad=2)
     bare = tiny_model(name)(**inputs).logits
-    _same(pair, lambda: pair.ours(**inputs).logits, lambda: pair.theirs(**inputs).logits)
+    assert_same(pair, lambda: pair.ours(**inputs).logits, lambda: pair.theirs(**inputs).logits)
     assert not torch.allclose(pair.ours(**inputs).logits, bare, atol=1e-2)
 
 
@@ -164,7 +164,8 @@ def _prompted(name: str, ours: PreTrainedModel, theirs_base: PreTrainedModel, ta
 def test_prompt_tuning_on_causal_models(name: str) -> None:
     inputs = tiny_inputs(name, pad=2)
     pair = _prompted(name, tiny_model(name), tiny_model(name), "CAUSAL_LM")
-    _same(pair, lambda: pair.ours(**inputs).logits, lambda: pair.theirs(**inputs).logits[:, LENGTH:])
+    assert_same(pair, lambda: pair.ours(**inputs).logits, lambda: pair.theirs(**inputs).logits[:, LENGTH:])
+    assert not torch.allclose(pair.ours(**inputs).logits, tiny_model(name)(**inputs).logits, atol=1e-2)
 
 
 def test_prompt_tuning_on_an_encoder() -> None:
@@ -173,7 +174,7 @@ def test_prompt_tuning_on_an_encoder() -> None:
     bases = [tiny_model("bert").base_model for _ in range(2)]
     pair = _prompted("bert", bases[0], bases[1], "FEATURE_EXTRACTION")
     real = inputs["attention_mask"][..., None]
-    _same(
+    assert_same(
         pair,
         lambda: pair.ours(**inputs).last_hidden_state * real,
         lambda: pair.theirs(**inputs).last_hidden_state[:, LENGTH:] * real,
@@ -207,7 +208,7 @@ def test_prefix_tuning_on_causal_models(name: str, mid: int | None) -> None:
             other[part].copy_(own)
     inputs = tiny_inputs(name, pad=2)
     positions = torch.arange(LENGTH, LENGTH + inputs["input_ids"].shape[1])[None].expand(2, -1)
-    _same(
+    assert_same(
         Pair(ours, hybrid, theirs, whole),
         lambda: ours(**inputs, position_ids=positions).logits,
         lambda: theirs(**inputs).logits,
