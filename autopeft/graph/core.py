@@ -7,19 +7,21 @@ the only thing that counting, injection and drawing look at.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain, count
+from itertools import chain
+from itertools import count as numbers
 from typing import Any
 
 import networkx as nx
 
 from autopeft.composition import COMPOSITIONS, ChildSpec, Way
-from autopeft.errors import CompositionError, SiteError, near
+from autopeft.errors import CompositionError
 from autopeft.graph import drawing
-from autopeft.method import ParameterCount, Traits, get_method
+from autopeft.graph.parts import canonical_json, parts_of, ways_of, weight_places
+from autopeft.graph.places import WHOLE
+from autopeft.method import ParameterCount, Traits
 from autopeft.recipe import CompositionItem, EntryItem, Item, Recipe
 from autopeft.spec import BackboneSpec, Site
 
@@ -43,14 +45,7 @@ class Entry:
     @property
     def ways(self) -> frozenset[Way]:
         """How the entry acts; a method with a side effect on weights says so by `also_weights`."""
-        if self.traits.changes_length:
-            return frozenset({"prompt"})
-        ways: set[Way] = set()
-        if self.traits.injection in {"hook", "weight", "kv"}:
-            ways.add(self.traits.injection)  # type: ignore[arg-type]
-        if getattr(self.method, "also_weights", False):
-            ways.add("weight")
-        return frozenset(ways)
+        return ways_of(self.method)
 
 
 @dataclass(frozen=True)
@@ -163,21 +158,36 @@ class CompositionGraph:
     def canonical(self) -> Any:
         """The structure without names and file order: equal for recipes that mean the same on this
         backbone."""
-        return sorted((self._canonical(t) for t in self.trees), key=_json)
+        return sorted((self._canonical(t) for t in self.trees), key=canonical_json)
 
-    def _canonical(self, tree: Tree) -> Any:
+    def _canonical(self, tree: Tree, *, training: bool = False) -> dict[str, Any]:
         if isinstance(tree, Leaf):
             entry = self.entries[tree.name]
             config = entry.method.config.model_dump(mode="json", exclude={"sites"})
-            return {
+            data = {
                 "method": entry.method.name,
                 "config": config,
                 "sites": sorted(s.key for s in entry.sites),
             }
-        children = [self._canonical(c) for c in tree.children]
+            return {**data, "training": self._settings(tree.name, entry.method.name)} if training else data
+        children = [self._canonical(c, training=training) for c in tree.children]
         if tree.kind != "chain":
-            children.sort(key=_json)
-        return {"composition": tree.kind, "options": dict(tree.options), "children": children}
+            children.sort(key=canonical_json)
+        data = {"composition": tree.kind, "options": dict(tree.options), "children": children}
+        if training and tree.count.trained:
+            data["training"] = self._settings(tree.name, tree.kind)
+        return data
+
+    def _settings(self, name: str, kind: str) -> list[float]:
+        """Learning rate and weight decay of an entry, a composition or the head."""
+        training = self.recipe.training
+        group = training.groups.get(name) or training.groups.get(kind)
+        rate = None if group is None else group.learning_rate
+        decay = None if group is None else group.weight_decay
+        return [
+            training.learning_rate if rate is None else rate,
+            training.weight_decay if decay is None else decay,
+        ]
 
     def text(self) -> str:
         """The graph as lines for a terminal."""
@@ -193,11 +203,21 @@ class CompositionGraph:
 
     def hash(self) -> str:
         """SHA-256 of the canonical structure."""
-        return hashlib.sha256(_json(self.canonical()).encode()).hexdigest()
+        return hashlib.sha256(canonical_json(self.canonical()).encode()).hexdigest()
 
+    def trial_hash(self) -> str:
+        """SHA-256 of the canonical structure and of how each part of it trains.
 
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+        Equal for recipes whose training differs in nothing but names and file order.
+        """
+        trees = sorted((self._canonical(t, training=True) for t in self.trees), key=canonical_json)
+        section = self.recipe.training
+        shared = section.model_dump(
+            mode="json", exclude={"learning_rate", "weight_decay", "groups", "policies"}
+        )
+        policies = [[p.method, p.method_config().model_dump(mode="json")] for p in section.policies]
+        data = [trees, shared, policies, self._settings("head", "head")]
+        return hashlib.sha256(canonical_json(data).encode()).hexdigest()
 
 
 def child_spec(entries: Mapping[str, Entry], tree: Tree) -> ChildSpec:
@@ -228,9 +248,6 @@ def build_graph(recipe: Recipe, spec: BackboneSpec) -> CompositionGraph:
     return graph
 
 
-_Places = Sequence[tuple[str, int]]
-
-
 def _aliases(items: Iterable[Item]) -> Iterator[str]:
     """The `as:` of every composition among `items` and below."""
     for item in items:
@@ -242,7 +259,7 @@ def _aliases(items: Iterable[Item]) -> Iterator[str]:
 
 class _Builder:
     def __init__(self, recipe: Recipe, spec: BackboneSpec) -> None:
-        self.recipe, self.spec = recipe, spec
+        self.recipe, self._parts = recipe, parts_of(spec)
         self.entries: dict[str, Entry] = {}
         names = [ref.name for ref in recipe.entries()]
         self._names = iter(names)
@@ -250,23 +267,16 @@ class _Builder:
 
     def trees(self) -> Iterator[Tree]:
         for block in self.recipe.layers:
-            places = [
-                (stack.name, layer)
-                for stack in self.spec.stacks
-                if block.stack in ("all", stack.name)
-                for layer in block.layer_indices(stack.layers)
-            ]
-            if not places:
-                self.spec.stack(block.stack)
+            mask = self._parts.places.mask(block.at, block.stack)
             for item in block.attach:
-                yield self._tree(item, places)
+                yield self._tree(item, mask)
         for item in self.recipe.model:
-            yield self._tree(item, None)
+            yield self._tree(item, WHOLE)
 
-    def _tree(self, item: Item, places: _Places | None) -> Tree:
+    def _tree(self, item: Item, mask: int) -> Tree:
         if isinstance(item, EntryItem):
-            return self._leaf(item, places)
-        children = tuple(self._tree(child, places) for child in item.children)
+            return self._leaf(item, mask)
+        children = tuple(self._tree(child, mask) for child in item.children)
         specs = [child_spec(self.entries, c) for c in children]
         composition = COMPOSITIONS[item.kind]
         composition.check(specs)
@@ -277,67 +287,17 @@ class _Builder:
     def _name(self, item: CompositionItem) -> str:
         if item.alias is not None:
             return item.alias
-        numbered = chain([item.kind], (f"{item.kind}_{n}" for n in count(2)))
+        numbered = chain([item.kind], (f"{item.kind}_{n}" for n in numbers(2)))
         name = next(name for name in numbered if name not in self._taken)
         self._taken.add(name)
         return name
 
-    def _leaf(self, item: EntryItem, places: _Places | None) -> Leaf:
+    def _leaf(self, item: EntryItem, mask: int) -> Leaf:
         name = next(self._names)
-        method = get_method(item.method)(item.method_config())
-        _check_needs(name, method.traits, self.spec)
-        sites = self._sites(name, method, places)
-        self.entries[name] = Entry(name, method, sites, method.parameter_count(sites, self.spec))
+        shape = self._parts.leaf(item, name)
+        count = ParameterCount(*shape.count(mask, name))
+        self.entries[name] = Entry(name, shape.method(shape.config), shape.sites(mask), count)
         return Leaf(name)
-
-    def _sites(self, name: str, method: Any, places: _Places | None) -> tuple[Site, ...]:
-        traits: Traits = method.traits
-        asked: tuple[str, ...] | None = method.config.sites
-        default = getattr(method, "default_sites", traits.default_sites)
-        wanted = asked if asked is not None else default
-        for site in asked or ():
-            if site not in traits.sites:
-                raise SiteError(
-                    f"{name} cannot sit at {site!r}.{near(site, traits.sites)} It takes: "
-                    f"{', '.join(traits.sites) or 'no sites'}."
-                )
-            self.spec.require_name(site)
-        if not traits.sites:
-            return ()
-        found = [s for s in self._candidates(places) if s.name in wanted]
-        if traits.changes_length:
-            found = found[
-                :1
-            ]  # prompts go to the stack that reads the input; a decoder behind an encoder has none
-        if not found:
-            raise SiteError(
-                f"{name} finds none of its sites ({', '.join(wanted)}) on {self.spec.family!r} in the "
-                f"layers it is attached to; there are: "
-                f"{', '.join(self.spec.site_names())}."
-            )
-        return tuple(found)
-
-    def _candidates(self, places: _Places | None) -> Iterable[Site]:
-        if places is None:
-            return self.spec.sites
-        chosen = set(places)
-        return (s for s in self.spec.sites if s.layer is not None and (s.stack, s.layer) in chosen)
-
-
-def _check_needs(name: str, traits: Traits, spec: BackboneSpec) -> None:
-    causal = any(s.causal for s in spec.stacks)
-    if "text" in traits.needs and spec.modality != "text":
-        raise CompositionError(
-            f"{name} needs text input, but {spec.family!r} reads images; use a method of layers instead."
-        )
-    if "decoder" in traits.needs and not causal:
-        raise CompositionError(
-            f"{name} needs a decoder, but {spec.family!r} is an encoder; use a decoder such as smollm2-135m."
-        )
-    if "seq2seq" in traits.needs and not spec.encoder_decoder:
-        raise CompositionError(
-            f"{name} needs an encoder and a decoder, but {spec.family!r} has one stack; use a T5-like model."
-        )
 
 
 def _check_directions(graph: CompositionGraph) -> None:
@@ -346,9 +306,7 @@ def _check_directions(graph: CompositionGraph) -> None:
         if not entry.traits.direction:
             continue
         for site in entry.sites:
-            # A fused projection holds the weights of its parts.
-            parts = ("q", "k", "v") if site.name == "qkv" else (site.name,)
-            for place in ((site.stack, site.layer, part) for part in parts):
+            for place in weight_places(site):
                 if place in owner:
                     raise CompositionError(
                         f"{owner[place]} and {entry.name} both replace the direction of the weight at "

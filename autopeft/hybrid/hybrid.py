@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,28 @@ from autopeft.method import Objective, WeightTarget
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 
-__all__ = ["Hybrid", "attach"]
+__all__ = [
+    "ROOT",
+    "Hybrid",
+    "Measurements",
+    "Root",
+    "Untouched",
+    "attach",
+    "build_modules",
+    "head_of",
+    "refuse_attached",
+    "seeded",
+]
 
-_ROOT = "autopeft"
+ROOT = "autopeft"  # the name under which a model holds what is attached
+
+
+class Measurements(Protocol):
+    """What methods measured before, by method and `measurement()` (see `autopeft.method.Prepares`)."""
+
+    def get(self, method: str, measurement: Mapping[str, Any]) -> dict[str, Tensor] | None: ...
+
+    def put(self, method: str, measurement: Mapping[str, Any], measured: Mapping[str, Tensor]) -> None: ...
 
 
 class Root(nn.Module):
@@ -52,17 +71,16 @@ def attach(model: PreTrainedModel, recipe: Recipe, *, seed: int | None = None) -
         UsageError: the recipe does not fit the model, or a hybrid is attached already. The model is then
         unchanged.
     """
-    if any(isinstance(m, Root) for m in model.modules()):
-        raise UsageError(f"{type(model).__name__} has a hybrid attached already; call detach() on it first.")
+    refuse_attached(model)
     spec, layout = spec_of_model(model)
     graph = build_graph(recipe, spec)
-    with _seeded(seed):
-        modules = _build_modules(graph)
-    hybrid = Hybrid(model, recipe, graph, Root(modules))
+    with seeded(seed):
+        modules = build_modules(graph)
+    hybrid = Hybrid(model, recipe, graph, Root(modules), Untouched(model))
     base = base_model_of(model)
     hybrid.injection = Injection(model, base, layout, graph, modules, new_token())
     try:
-        with _seeded(seed):
+        with seeded(seed):
             hybrid._enter()
     except BaseException:
         hybrid.detach()
@@ -70,8 +88,14 @@ def attach(model: PreTrainedModel, recipe: Recipe, *, seed: int | None = None) -
     return hybrid
 
 
+def refuse_attached(model: PreTrainedModel) -> None:
+    """Raise UsageError if the model has a hybrid."""
+    if any(isinstance(m, Root) for m in model.modules()):
+        raise UsageError(f"{type(model).__name__} has a hybrid attached already; call detach() on it first.")
+
+
 @contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
+def seeded(seed: int | None) -> Iterator[None]:
     """Draw from `seed` and leave torch's global CPU generator as it was (modules are made on the CPU)."""
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
@@ -79,12 +103,41 @@ def _seeded(seed: int | None) -> Iterator[None]:
         yield
 
 
-def _build_modules(graph: CompositionGraph) -> dict[str, nn.Module]:
+def build_modules(graph: CompositionGraph) -> dict[str, nn.Module]:
+    """The modules of a graph's entries and compositions, by name."""
     modules = {name: entry.method.build(entry.sites, graph.spec) for name, entry in graph.entries.items()}
     for node in graph.nodes():
         specs = [graph.child_spec(c) for c in node.children]
         modules[node.name] = COMPOSITIONS[node.kind].build(specs, dict(node.options))
     return modules
+
+
+def head_of(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Parameters of a model's task head by name: what lies beside the base model, unless it is a pretrained
+    language-model head."""
+    if model.get_output_embeddings() is not None:
+        return {}
+    base = base_model_of(model)
+    inside = {id(p) for owner in (base, model._modules.get(ROOT)) if owner for p in owner.parameters()}
+    return {name: p for name, p in model.named_parameters() if id(p) not in inside}
+
+
+class Untouched:
+    """What attaching alters on a model beside its modules and hooks: which parameters train, and configs."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._requires_grad = [(p, p.requires_grad) for p in model.parameters()]
+        self._configs = [(c, copy.deepcopy(c.__dict__)) for c in _configs(model)]
+
+    def restore(self) -> None:
+        """Put flags and config values back as they were; parameters frozen then keep no gradient."""
+        for parameter, flag in self._requires_grad:
+            parameter.requires_grad_(flag)
+            if not flag:
+                parameter.grad = None
+        for config, values in self._configs:
+            config.__dict__.clear()
+            config.__dict__.update(copy.deepcopy(values))
 
 
 class Hybrid:
@@ -99,13 +152,19 @@ class Hybrid:
 
     injection: Injection
 
-    def __init__(self, model: PreTrainedModel, recipe: Recipe, graph: CompositionGraph, root: Root) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        recipe: Recipe,
+        graph: CompositionGraph,
+        root: Root,
+        untouched: Untouched,
+    ) -> None:
         self.model, self.recipe, self.graph = model, recipe, graph
         self._root = root
         self._attached = False
         self.prepared = False
-        self._requires_grad = [(p, p.requires_grad) for p in model.parameters()]
-        self._configs = [(c, copy.deepcopy(c.__dict__)) for c in _configs(model)]
+        self._untouched = untouched
 
     # Life
     # -----------------------------------------------------------------------------------------------------
@@ -118,11 +177,11 @@ class Hybrid:
             parameter.requires_grad_(id(parameter) in head)
         # In the model's own mode: a loaded model is in eval mode, where no dropout of ours may act.
         self._root.to(next(base.parameters()).device).train(self.model.training)
-        self.model.add_module(_ROOT, self._root)
-        self._initialise(base)
+        self.model.add_module(ROOT, self._root)
+        self.initialise(base)
         self.injection.install()
 
-    def _initialise(self, base: PreTrainedModel) -> None:
+    def initialise(self, base: PreTrainedModel) -> None:
         """Hand the modules what their init reads off the backbone."""
         for name, entry in self.graph.entries.items():
             module: Any = self._root.get_submodule(name)
@@ -151,14 +210,8 @@ class Hybrid:
             return
         self._attached = False
         self.injection.remove()
-        self.model._modules.pop(_ROOT, None)
-        for parameter, flag in self._requires_grad:
-            parameter.requires_grad_(flag)
-            if not flag:
-                parameter.grad = None
-        for config, values in self._configs:
-            config.__dict__.clear()
-            config.__dict__.update(copy.deepcopy(values))
+        self.model._modules.pop(ROOT, None)
+        self._untouched.restore()
 
     def __enter__(self) -> Hybrid:
         return self
@@ -189,14 +242,13 @@ class Hybrid:
         """The module that owns them all."""
         return self._root
 
+    def head(self) -> dict[str, nn.Parameter]:
+        """Parameters of the task head by their name in the model (see `head_of`)."""
+        return head_of(self.model)
+
     def head_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the task head: what lies beside the base model, unless it is a pretrained
-        language-model head."""
-        if self.model.get_output_embeddings() is not None:
-            return []
-        base = base_model_of(self.model)
-        inside = {id(p) for p in (*base.parameters(), *self._root.parameters())}
-        return [p for p in self.model.parameters() if id(p) not in inside]
+        """The parameters of the task head."""
+        return list(self.head().values())
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Everything that training changes: modules, then the head."""
@@ -256,31 +308,58 @@ class Hybrid:
         """Whether some method still wants calibration batches before training."""
         return not self.prepared and any("calibration" in e.traits.needs for e in self.graph.entries.values())
 
-    def prepare(self, batches: Iterable[dict[str, Tensor]], objective: Objective) -> None:
+    def prepare(
+        self,
+        batches: Iterable[dict[str, Tensor]],
+        objective: Objective,
+        *,
+        kept: Measurements | None = None,
+    ) -> None:
         """Let the methods that need it look at data: single-example batches, and the loss as a function of
         one.
 
-        Every backbone parameter requires grad meanwhile; afterwards nothing of it has one.
+        They see the backbone and its head bare, whatever else the recipe attaches: what they measure is then
+        the same for every recipe. Every backbone parameter requires grad meanwhile; afterwards nothing of it
+        has one. `kept` holds what was measured before, and is given what was not.
         """
         wanting = [n for n, e in self.graph.entries.items() if "calibration" in e.traits.needs]
         if not wanting:
             return
         rows = batches if len(wanting) == 1 else list(batches)
-        base = self.injection.base
-        frozen = [p for p in base.parameters() if not p.requires_grad]
+        for name in wanting:
+            module: Any = self._root.get_submodule(name)
+            method, measurement = self.graph.entries[name].method.name, module.measurement()
+            measured = None if kept is None else kept.get(method, measurement)
+            if measured is None:
+                with self._bare(), self._unfrozen():
+                    measured = module.measure(self.injection.base, rows, objective)
+                if kept is not None:
+                    kept.put(method, measurement, measured)
+            module.settle(measured)
+        self.refresh()
+        self.prepared = True
+
+    @contextmanager
+    def _bare(self) -> Iterator[None]:
+        """Within, nothing that is attached acts."""
+        self.injection.remove()
+        try:
+            yield
+        finally:
+            self.injection.install()
+
+    @contextmanager
+    def _unfrozen(self) -> Iterator[None]:
+        frozen = [p for p in self.injection.base.parameters() if not p.requires_grad]
         try:
             for parameter in frozen:
                 parameter.requires_grad_(True)
-            for name in wanting:
-                module: Any = self._root.get_submodule(name)
-                module.calibrate(base, rows, objective)
+            yield
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)
                 parameter.grad = None
             self.model.zero_grad(set_to_none=True)
-        self.refresh()
-        self.prepared = True
 
     def refresh(self) -> None:
         """Install the weight deltas anew, after their targets changed."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from autopeft.backbones import spec_of_model
@@ -60,14 +60,9 @@ def deployed_state(hybrid: Hybrid) -> dict[str, Tensor]:
             module.deploy()  # type: ignore[operator]
         for key, value in module.state_dict().items():
             state[saved_key(f"{name}.{key}")] = value.detach().cpu().contiguous().clone()
-    for name, parameter in _head(hybrid).items():
+    for name, parameter in hybrid.head().items():
         state[f"head.{name}"] = parameter.detach().cpu().contiguous().clone()
     return state
-
-
-def _head(hybrid: Hybrid) -> dict[str, nn.Parameter]:
-    head = {id(p) for p in hybrid.head_parameters()}
-    return {name: p for name, p in hybrid.model.named_parameters() if id(p) in head}
 
 
 def save(hybrid: Hybrid, folder: str | Path) -> Path:
@@ -155,7 +150,7 @@ def _fill(hybrid: Hybrid, file: Path, shapes: Mapping[str, tuple[int, ...]]) -> 
         if deploy is not None:
             deploy()
         own.update({saved_key(f"{name}.{k}"): v for k, v in module.state_dict().items()})
-    head = {f"head.{k}": p for k, p in _head(hybrid).items()}
+    head = {f"head.{k}": p for k, p in hybrid.head().items()}
     targets: dict[str, Tensor] = {**own, **head}
     wrong = [
         f"{k}: {shapes.get(k, 'missing')} in the file, {tuple(targets[k].shape) if k in targets else 'not'} "

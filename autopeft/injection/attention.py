@@ -2,10 +2,10 @@
 
 Our functions are registered with transformers' `AttentionInterface` and, under the same names, with its
 `AttentionMaskInterface` (a name that is not there gets no mask at all: padding would be attended to). They
-take the prefix of this call as a keyword
-    argument, pad what
-has a column for each key (mask, T5's position bias), and hand on to the function that the model would have
-used. Past keys are never touched, so a prefix is in no cache and works in training and generation alike.
+take the prefix of this call as a keyword argument, pad what has a column for each key (mask, T5's position
+bias), and hand on to the function that the model would have used. Past keys are never touched, so a prefix is
+in no cache and works in training and generation alike. Where a call says that one position of each row is
+all that will be read, they ask for that one alone.
 
 Prefix keys are used as they are: under rotary positions they are not rotated.
 """
@@ -27,22 +27,30 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from autopeft.backbones import Place
 from autopeft.composition import Child
 from autopeft.errors import CompositionError
-from autopeft.injection.frames import CONTEXT, PREFIX, frames
+from autopeft.injection.dispatch import first_input
+from autopeft.injection.frames import CONTEXT, PREFIX, READ, frames
+from autopeft.injection.positions import Position, spread, take
 from autopeft.method import Call, Context
 
-__all__ = ["DELEGATES", "AttentionHooks", "Prefix"]
+__all__ = ["DELEGATES", "AttentionHooks", "Prefix", "attention_behind"]
 
 # Names hold neither "sdpa" nor "flash": model code looks for those words.
 DELEGATES = {"eager": "autopeft_plain", "sdpa": "autopeft_fused"}
+_BEHIND = {ours: name for name, ours in DELEGATES.items()}
 
 
 @dataclass
 class Prefix:
     """Keys and values for one call of one attention, (1 or batch, length, width); `used` once a function
-    took them."""
+    took them.
+
+    `visible` (batch, length) tells which columns each example sees where prefixes differ in length; default:
+    all of them.
+    """
 
     keys: Tensor
     values: Tensor
+    visible: Tensor | None = None
     used: bool = False
 
 
@@ -53,18 +61,36 @@ def _heads(rows: Tensor, like: Tensor) -> Tensor:
     return split.expand(batch, -1, -1, -1)
 
 
-def _padded_mask(mask: Tensor | None, length: int, query: Tensor, keys: int, causal: bool) -> Tensor | None:
-    """The mask with `length` visible columns on the left.
+def _padded_mask(
+    mask: Tensor | None, prefix: Prefix, query: Tensor, keys: int, *, causal: bool, fused: bool
+) -> Tensor | None:
+    """The mask with the prefix's columns on the left, visible except where the prefix says otherwise.
 
     Without a mask a fused causal attention aligns queries with the first keys, which would be the prefix:
-    then the mask is made.
+    then the mask is made. So it is where columns of the prefix are to be hidden.
     """
+    length, visible = prefix.keys.shape[1], prefix.visible
     if mask is None:
         queries = query.shape[2]
-        if not causal or queries == 1:
+        causal = causal and queries > 1
+        if not causal and visible is None:
             return None
-        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device).tril()
-    return pad(mask, (length, 0), value=True if mask.dtype == torch.bool else 0.0)
+        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device)
+        mask = mask.tril() if causal else mask
+        mask = mask if fused else _additive(mask, query.dtype)
+    if visible is None:
+        return pad(mask, (length, 0), value=True if mask.dtype == torch.bool else 0.0)
+    front = visible[:, None, None, :]
+    front = front if mask.dtype == torch.bool else _additive(front, mask.dtype)
+    batch = visible.shape[0]
+    front = front.expand(batch, mask.shape[1], mask.shape[2], length)
+    return torch.cat([front, mask.expand(batch, -1, -1, -1)], dim=3)
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """A boolean mask as what an eager attention adds to its scores: zero, or the lowest number."""
+    zeros = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return zeros.masked_fill(~visible, torch.finfo(dtype).min)
 
 
 def _attend(delegate: Callable[..., Any], fused: bool) -> Callable[..., Any]:
@@ -77,21 +103,45 @@ def _attend(delegate: Callable[..., Any], fused: bool) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         prefix = cast("Prefix | None", kwargs.pop(PREFIX, None))
+        read = cast("Position | None", kwargs.pop(READ, None))
         kwargs.pop(CONTEXT, None)
-        if prefix is None:
-            return delegate(module, query, key, value, attention_mask, **kwargs)
-        prefix.used = True
-        length = prefix.keys.shape[1]
         given = kwargs.get("is_causal")
         causal = fused and bool(getattr(module, "is_causal", True) if given is None else given)
-        mask = _padded_mask(attention_mask, length, query, key.shape[2], causal)
-        key = torch.cat([_heads(prefix.keys, key), key], dim=2)
-        value = torch.cat([_heads(prefix.values, value), value], dim=2)
-        if kwargs.get("position_bias") is not None:
-            kwargs["position_bias"] = pad(kwargs["position_bias"], (length, 0))
-        return delegate(module, query, key, value, mask, **kwargs)
+        mask = attention_mask
+        if prefix is not None:
+            prefix.used = True
+            mask = _padded_mask(mask, prefix, query, key.shape[2], causal=causal, fused=fused)
+            key = torch.cat([_heads(prefix.keys, key), key], dim=2)
+            value = torch.cat([_heads(prefix.values, value), value], dim=2)
+            if kwargs.get("position_bias") is not None:
+                kwargs["position_bias"] = pad(kwargs["position_bias"], (prefix.keys.shape[1], 0))
+        if read is None:
+            return delegate(module, query, key, value, mask, **kwargs)
+        queries = query.shape[2]
+        if mask is None and causal:
+            mask = torch.ones(1, 1, queries, key.shape[2], dtype=torch.bool, device=query.device).tril()
+        kwargs["position_bias"] = _row(kwargs.get("position_bias"), read)
+        output, weights = delegate(
+            module, take(query, read, 2), key, value, _row(mask, read), **_given(kwargs, "position_bias")
+        )
+        return spread(output, read, queries, 1), weights
 
     return attend
+
+
+def _row(columns: Tensor | None, read: Position) -> Tensor | None:
+    """The read query's row of what is (1 or batch, heads, queries, keys); one row that serves all is kept."""
+    return columns if columns is None or columns.shape[2] == 1 else take(columns, read, 2)
+
+
+def _given(kwargs: dict[str, Any], name: str) -> dict[str, Any]:
+    """Without `name` where it is `None`: not every function knows it."""
+    return kwargs if kwargs[name] is not None else {k: v for k, v in kwargs.items() if k != name}
+
+
+def attention_behind(name: str | None) -> str:
+    """The attention implementation that one of ours hands on to; any other is itself."""
+    return _BEHIND.get(name or "eager", name or "eager")
 
 
 def _own_eager(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -125,15 +175,18 @@ class AttentionHooks:
             frames.contexts[(self.token, stack)] = context
         if not self.prefixes:
             return args, kwargs
-        x: Tensor = args[0] if args else kwargs["hidden_states"]
-        call = Call(frames.context(self.token, stack))
+        return args, {**kwargs, PREFIX: Prefix(*self.key_values(first_input(args, kwargs)))}
+
+    def key_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all prefixes here, (1 or batch, length, width), for the attention's input x."""
+        call = Call(frames.context(self.token, self.place.site.stack))
         pairs = [child.key_value(x, call) for child in self.prefixes]
-        keys, values = pairs[0]
-        if len(pairs) > 1:
-            batch = max(k.shape[0] for k, _ in pairs)
-            keys = torch.cat([k.expand(batch, -1, -1) for k, _ in pairs], dim=1)
-            values = torch.cat([v.expand(batch, -1, -1) for _, v in pairs], dim=1)
-        return args, {**kwargs, PREFIX: Prefix(keys, values)}
+        if len(pairs) == 1:
+            return pairs[0]
+        batch = max(k.shape[0] for k, _ in pairs)
+        keys = torch.cat([k.expand(batch, -1, -1) for k, _ in pairs], dim=1)
+        values = torch.cat([v.expand(batch, -1, -1) for _, v in pairs], dim=1)
+        return keys, values
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         prefix = kwargs.get(PREFIX)

@@ -22,19 +22,21 @@ from autopeft.injection.bind import BoundModule
 from autopeft.injection.frames import frames
 from autopeft.method import Call
 
-__all__ = ["ModuleHooks", "SiteDispatcher"]
+__all__ = ["ModuleHooks", "SiteDispatcher", "first_input", "with_input"]
 
 _DEPTH = {"linear": 0, "norm": 1, "embeddings": 1, "region": 2}
 
 
-def _first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The x of a module's call."""
     value: Tensor = args[0] if args else kwargs["hidden_states"]
     return value
 
 
-def _with_input(
+def with_input(
     args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A module's arguments with another x."""
     if args:
         return (x, *args[1:]), kwargs
     return args, {**kwargs, "hidden_states": x}
@@ -164,20 +166,32 @@ class ModuleHooks:
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        x = _first_input(args, kwargs)
+        x = first_input(args, kwargs)
+        new = self.enter(x)
+        return (args, kwargs) if new is x else with_input(args, kwargs, new)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """The module's input with everything applied that begins here."""
         for dispatcher in self.residuals:
             dispatcher.capture_residual(x)
-        new = x
         for dispatcher in self.entries:
-            new = dispatcher.enter(new)
-        return (args, kwargs) if new is x else _with_input(args, kwargs, new)
+            x = dispatcher.enter(x)
+        return x
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         y: Tensor = output[0] if isinstance(output, tuple) else output
-        new = y
-        for dispatcher in self.exits:
-            x = None if dispatcher.spans or not dispatcher.outputs else _first_input(args, kwargs)
-            new = dispatcher.leave(x, new)
+        new = self.leave(first_input(args, kwargs) if self.reads_input else None, y)
         if new is y:
             return output
         return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    @property
+    def reads_input(self) -> bool:
+        """Whether something that ends here wants the module's input (regions have captured theirs)."""
+        return any(d.outputs and not d.spans for d in self.exits)
+
+    def leave(self, x: Tensor | None, y: Tensor) -> Tensor:
+        """The module's output with everything applied that ends here."""
+        for dispatcher in self.exits:
+            y = dispatcher.leave(x, y)
+        return y

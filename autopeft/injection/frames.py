@@ -9,21 +9,28 @@ of its own forward, also when several forwards of one model are open.
 
 What is laid down is thread-local, and overwritten rather than stacked: a recomputation that stops early
 leaves nothing behind that could be mistaken for the data of the next.
+
+Where several hybrids share a model, how the rows of the batch are divided among them is laid down beside
+their contexts (see `autopeft.injection.lanes`). Norms in front of the attention need it too, so there it is
+kept with the checkpoint of the whole layer.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from autopeft.method import Context
 
-__all__ = ["CONTEXT", "PREFIX", "Frames", "frames", "new_token"]
+__all__ = ["CONTEXT", "PREFIX", "Frames", "Kept", "Split", "frames", "new_token"]
 
 CONTEXT = "autopeft_context"
 PREFIX = "autopeft_prefix"
+READ = "autopeft_read"
 
 _tokens = itertools.count(1)
 
@@ -33,14 +40,51 @@ def new_token() -> int:
     return next(_tokens)
 
 
+@dataclass(frozen=True)
+class Split:
+    """How many consecutive rows of a batch each of several hybrids has; 0 where it takes no part."""
+
+    sizes: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """All rows of the batch."""
+        return sum(self.sizes)
+
+    def active(self) -> list[int]:
+        """Indices of the hybrids that have rows."""
+        return [i for i, n in enumerate(self.sizes) if n]
+
+    @staticmethod
+    def alone(index: int, count: int, total: int) -> Split:
+        """All `total` rows for one of `count` hybrids."""
+        return Split(tuple(total if i == index else 0 for i in range(count)))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What was laid down for some hybrids at one moment of a forward, and how the batch was split."""
+
+    contexts: dict[tuple[int, str], Context]
+    token: int
+    split: Split | None
+
+
 class Frames(threading.local):
     """Contexts by (hybrid, stack), what regions captured on their way in by (hybrid, site, name), and the
-    (hybrid, stack) whose reserved rows hold their prompts already."""
+    (hybrid, stack) whose reserved rows hold their prompts already.
+
+    Of hybrids that share a model, by the token they have in common: how the batch of this forward is split,
+    whether the forward of the whole model is open, and which hybrid has whole batches to itself.
+    """
 
     def __init__(self) -> None:
         self.contexts: dict[tuple[int, str], Context] = {}
         self.captured: dict[tuple[int, str, str], Tensor] = {}
         self.filled: set[tuple[int, str]] = set()
+        self.splits: dict[int, Split] = {}
+        self.open: set[int] = set()
+        self.alone: dict[int, int] = {}
 
     def context(self, token: int, stack: str) -> Context:
         """The context laid down last, or one that says that it is lost."""
@@ -50,8 +94,23 @@ class Frames(threading.local):
         """Drop what a recomputation that stopped early left captured (it would keep activations alive)."""
         self.captured = {k: v for k, v in self.captured.items() if k[0] != token}
 
+    def keep(self, token: int, hybrids: Iterable[int]) -> Kept:
+        """What is laid down now for these hybrids and their common token."""
+        wanted = set(hybrids)
+        contexts = {k: v for k, v in self.contexts.items() if k[0] in wanted}
+        return Kept(contexts, token, self.splits.get(token))
+
+    def lay(self, kept: Kept) -> None:
+        """Lay down again what was kept."""
+        self.contexts.update(kept.contexts)
+        if kept.split is not None:
+            self.splits[kept.token] = kept.split
+
     def clear(self, token: int) -> None:
         """Forget everything of a hybrid."""
+        self.splits.pop(token, None)
+        self.open.discard(token)
+        self.alone.pop(token, None)
         self.contexts = {k: v for k, v in self.contexts.items() if k[0] != token}
         self.filled = {k for k in self.filled if k[0] != token}
         self.forget_captured(token)

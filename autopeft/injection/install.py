@@ -20,7 +20,7 @@ from autopeft.injection.sequence import PoolerHooks, RootHooks
 from autopeft.injection.weights import ParameterPatch, Part, WeightHooks
 from autopeft.method import WeightTarget
 
-__all__ = ["Injection"]
+__all__ = ["Injection", "owners_of"]
 
 
 class Injection:
@@ -57,18 +57,20 @@ class Injection:
             SiteError: the model lacks a site that the graph uses.
             CompositionError: the model's attention does not dispatch, so that prefixes would be ignored.
         """
+        self.check_places()
+        self.refresh_weights()
+        self._install_sites()
+        self._install_attention()
+        self._install_roots()
+
+    def check_places(self) -> None:
+        """Raise SiteError if the model lacks a site that the graph uses."""
         missing = [s.path for s in self.graph.sites() if s.key not in self.places]
         if missing:
             raise SiteError(
                 f"{type(self.model).__name__} lacks {', '.join(missing[:5])}; load the whole model, or "
                 f"leave these sites out."
             )
-        self.refresh_weights()
-        self._install_sites()
-        prefixed = self._install_attention()
-        if prefixed:
-            self._dispatch_to_ours(prefixed)
-        self._install_roots()
 
     def remove(self) -> None:
         """Take every hook off. Configs are restored by the hybrid, which keeps them whole."""
@@ -85,14 +87,18 @@ class Injection:
         for handle in self._weight_handles:
             handle.remove()
         self._weight_handles = []
-        owners = self._owners()
+        for module, hook in self.weight_hooks().items():
+            self._weight_handles.append(module.register_forward_pre_hook(hook.before, prepend=True))
+            self._weight_handles.append(module.register_forward_hook(hook.after, always_call=True))
+
+    def weight_hooks(self) -> dict[nn.Module, WeightHooks]:
+        """What alters the parameters of which module."""
+        owners = owners_of(self.model)
         hooks: dict[nn.Module, WeightHooks] = {}
         for name, patch in self.patches().items():
             for module, leaf in owners[id(self.base.get_parameter(name))]:
                 hooks.setdefault(module, WeightHooks()).patches[leaf] = patch
-        for module, hook in hooks.items():
-            self._weight_handles.append(module.register_forward_pre_hook(hook.before, prepend=True))
-            self._weight_handles.append(module.register_forward_hook(hook.after, always_call=True))
+        return hooks
 
     def patches(self) -> dict[str, ParameterPatch]:
         """What alters which parameter of the base model, by name."""
@@ -121,18 +127,19 @@ class Injection:
         parameter = self.base.get_parameter(name)
         return next(n for n, p in self.base.named_parameters() if p is parameter)
 
-    def _owners(self) -> dict[int, list[tuple[nn.Module, str]]]:
-        owners: dict[int, list[tuple[nn.Module, str]]] = {}
-        for module in self.model.modules():
-            for leaf, parameter in module._parameters.items():
-                if parameter is not None:
-                    owners.setdefault(id(parameter), []).append((module, leaf))
-        return owners
-
     # Activations
     # ----------------------------------------------------------------------------------------------
 
     def _install_sites(self) -> None:
+        for path, hook in self.site_hooks().items():
+            module = self.base.get_submodule(path)
+            if hook.entries or hook.residuals:
+                self._handles.append(module.register_forward_pre_hook(hook.before, with_kwargs=True))
+            if hook.exits:
+                self._handles.append(module.register_forward_hook(hook.after, with_kwargs=True))
+
+    def site_hooks(self) -> dict[str, ModuleHooks]:
+        """What acts on the activations of which module, by its path."""
         hooks: dict[str, ModuleHooks] = {}
         for site in self.graph.sites():
             dispatcher = self._dispatcher(self.places[site.key])
@@ -143,13 +150,9 @@ class Injection:
             hooks.setdefault(place.exit, ModuleHooks()).exits.append(dispatcher)
             if place.site.pre_norm and place.norm is not None and dispatcher.outputs:
                 hooks.setdefault(place.norm, ModuleHooks()).residuals.append(dispatcher)
-        for path, hook in hooks.items():
+        for hook in hooks.values():
             hook.sort()
-            module = self.base.get_submodule(path)
-            if hook.entries or hook.residuals:
-                self._handles.append(module.register_forward_pre_hook(hook.before, with_kwargs=True))
-            if hook.exits:
-                self._handles.append(module.register_forward_hook(hook.after, with_kwargs=True))
+        return hooks
 
     def _dispatcher(self, place: Place) -> SiteDispatcher | None:
         inputs = bind(self.graph, self.modules, place.site, "input")
@@ -173,22 +176,24 @@ class Injection:
     # Attention
     # ------------------------------------------------------------------------------------------------
 
-    def _install_attention(self) -> list[Place]:
-        prefixed = []
-        for place in self.places.values():
-            if not place.attends:
-                continue
-            prefixes = bind(self.graph, self.modules, place.site, "kv")
-            if prefixes:
-                prefixed.append(place)
-            hook = AttentionHooks(place, self.token, prefixes)
-            module = self.base.get_submodule(place.entry)
+    def _install_attention(self) -> None:
+        hooks = self.attention_hooks()
+        for hook in hooks:
+            module = self.base.get_submodule(hook.place.entry)
             # Before the site's own hooks: they read the context that this one lays down.
             self._handles.append(
                 module.register_forward_pre_hook(hook.before, with_kwargs=True, prepend=True)
             )
-            if prefixes:
+            if hook.prefixes:
                 self._handles.append(module.register_forward_hook(hook.after, with_kwargs=True))
+        self.dispatch_to_ours([h.place for h in hooks if h.prefixes])
+
+    def attention_hooks(self) -> list[AttentionHooks]:
+        """One for each attention that dispatches, with the prefixes there.
+
+        Raises:
+            CompositionError: there is a prefix at an attention that does not dispatch.
+        """
         lost = [
             s.path
             for s in self.graph.sites()
@@ -200,12 +205,23 @@ class Injection:
                 f"so a prefix at {lost[0]} would be "
                 "ignored; use lora, adapters or prompt_tuning on this family."
             )
-        return prefixed
+        return [
+            AttentionHooks(place, self.token, bind(self.graph, self.modules, place.site, "kv"))
+            for place in self.places.values()
+            if place.attends
+        ]
 
-    def _dispatch_to_ours(self, prefixed: list[Place]) -> None:
+    def dispatch_to_ours(self, prefixed: list[Place]) -> None:
+        """Let the stacks of these attentions call our functions.
+
+        Raises:
+            CompositionError: the model uses an attention implementation that has none of ours.
+        """
         stacks = {p.site.stack for p in prefixed}
         for config in configs_of(self.base, [s for s in self.layout.stacks if s.map.name in stacks]):
             now = config._attn_implementation or "eager"
+            if now in DELEGATES.values():
+                continue  # installed again after it was taken off for a while
             if now not in DELEGATES:
                 raise CompositionError(
                     f"Prefixes work with the attention implementations {', '.join(DELEGATES)}, but the "
@@ -219,14 +235,7 @@ class Injection:
 
     def _install_roots(self) -> None:
         used = {s.stack for s in self.graph.sites()}
-        two = len(self.layout.stacks) > 1
-        source_rows = 0
-        for stack in self.layout.stacks:
-            place = self.places.get(f"{stack.map.name}-embeddings")
-            prompts = () if place is None else self._prompts(place)
-            root = self._root(stack, prompts, two, source_rows)
-            if two and stack.map.name == "encoder":
-                source_rows = root.rows
+        for stack, root in zip(self.layout.stacks, self.root_hooks(), strict=True):
             if stack.map.name not in used and not root.source_rows:
                 continue
             module = self.base.get_submodule(stack.map.root)
@@ -235,6 +244,17 @@ class Injection:
                 self._handles.append(module.register_forward_hook(root.after, with_kwargs=True))
                 self._install_pooler(stack, root)
             self._handles.append(module.register_forward_hook(root.cleanup, always_call=True))
+
+    def root_hooks(self) -> list[RootHooks]:
+        """One for each stack of the backbone, in order."""
+        two = len(self.layout.stacks) > 1
+        hooks: list[RootHooks] = []
+        for stack in self.layout.stacks:
+            place = self.places.get(f"{stack.map.name}-embeddings")
+            prompts = () if place is None else self._prompts(place)
+            source_rows = next((r.rows for r in hooks if r.keep), 0)
+            hooks.append(self._root(stack, prompts, two, source_rows))
+        return hooks
 
     def _root(
         self, stack: StackPlaces, prompts: tuple[BoundModule, ...], two: bool, source_rows: int
@@ -253,10 +273,25 @@ class Injection:
         )
 
     def _install_pooler(self, stack: StackPlaces, root: RootHooks) -> None:
-        pooler = getattr(self.base, self.layout.family.pooler or "", None)
-        if isinstance(pooler, nn.Module):
+        pooler = self.pooler()
+        if pooler is not None:
             hook = PoolerHooks(stack.map.name, self.token, root.spec.prompt_side == "right")
             self._handles.append(pooler.register_forward_pre_hook(hook.before))
+
+    def pooler(self) -> nn.Module | None:
+        """The module that reads the first row, where this base model has one."""
+        pooler = getattr(self.base, self.layout.family.pooler or "", None)
+        return pooler if isinstance(pooler, nn.Module) else None
+
+
+def owners_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """By a parameter's id, the modules that hold it and the name that it has there."""
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append((module, leaf))
+    return owners
 
 
 def configs_of(base: nn.Module, stacks: list[StackPlaces]) -> list[PreTrainedConfig]:

@@ -9,6 +9,7 @@ have no ids: their rows are appended to the embeddings' output, on the right.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from autopeft.injection.frames import CONTEXT, frames
 from autopeft.method import Call, Context
 from autopeft.spec import BackboneSpec
 
-__all__ = ["PoolerHooks", "RootHooks"]
+__all__ = ["PoolerHooks", "RootHooks", "cut_output", "cut_rows", "is_cached", "named_inputs"]
 
 
 @dataclass
@@ -57,11 +58,18 @@ class RootHooks:
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        frames.forget_captured(self.token)
         signature = inspect.signature(module.forward)
-        inputs = _named(signature, args, kwargs)
+        inputs = named_inputs(signature, args, kwargs)
+        context = self.enter(inputs)
+        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
+            inputs[CONTEXT] = context
+        return (), inputs
+
+    def enter(self, inputs: dict[str, Any]) -> Context:
+        """Extend a forward's named inputs in place, and lay down its context."""
+        frames.forget_captured(self.token)
         task_id = inputs.pop("task_id", None)
-        cached = _cached(inputs)
+        cached = is_cached(inputs)
         rows = self.rows
         if self.source_rows:
             self._pad_source(inputs)
@@ -85,9 +93,7 @@ class RootHooks:
             frames.filled.add((self.token, self.stack.name))
         else:
             frames.filled.discard((self.token, self.stack.name))
-        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
-            inputs[CONTEXT] = context
-        return (), inputs
+        return context
 
     def _pad_source(self, inputs: dict[str, Any]) -> None:
         states, mask = inputs.get("encoder_hidden_states"), inputs.get("encoder_attention_mask")
@@ -143,7 +149,8 @@ class RootHooks:
         reserved = frames.context(self.token, self.stack.name).reserved
         if not reserved or self.keep:
             return output
-        return _drop(output, reserved, right=self.spec.prompt_side == "right")
+        right = self.spec.prompt_side == "right"
+        return cut_output(output, lambda states: cut_rows(states, reserved, right))
 
     def cleanup(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forget the context, also after an exception."""
@@ -162,10 +169,12 @@ class PoolerHooks:
         reserved = frames.context(self.token, self.stack).reserved
         if not reserved:
             return None
-        return (_rows(args[0], reserved, self.right), *args[1:])
+        return (cut_rows(args[0], reserved, self.right), *args[1:])
 
 
-def _named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def named_inputs(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
     """All arguments by name: BERT's heads pass some by position."""
     names = [
         n for n, p in signature.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.POSITIONAL_ONLY)
@@ -173,28 +182,30 @@ def _named(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def _cached(inputs: dict[str, Any]) -> bool:
+def is_cached(inputs: dict[str, Any]) -> bool:
+    """Whether keys and values of earlier positions come from a cache."""
     cache = inputs.get("cache")
     if cache is None:
         cache = inputs.get("past_key_values")
     return cache is not None and int(cache.get_seq_length()) > 0
 
 
-def _rows(states: Tensor, reserved: int, right: bool) -> Tensor:
+def cut_rows(states: Tensor, reserved: int, right: bool) -> Tensor:
+    """Hidden states (batch, positions, hidden) without their reserved rows."""
     return states[:, :-reserved] if right else states[:, reserved:]
 
 
-def _drop(output: Any, reserved: int, *, right: bool) -> Any:
+def cut_output(output: Any, cut: Callable[[Tensor], Tensor]) -> Any:
     """The output without its reserved rows: last hidden state, and all hidden states where they were asked
     for."""
     if isinstance(output, tuple):
         return (
-            _rows(output[0], reserved, right),
-            *(tuple(_rows(h, reserved, right) for h in x) if _hidden_states(x) else x for x in output[1:]),
+            cut(output[0]),
+            *(tuple(cut(h) for h in x) if _hidden_states(x) else x for x in output[1:]),
         )
-    output.last_hidden_state = _rows(output.last_hidden_state, reserved, right)
+    output.last_hidden_state = cut(output.last_hidden_state)
     if getattr(output, "hidden_states", None) is not None:
-        output.hidden_states = tuple(_rows(h, reserved, right) for h in output.hidden_states)
+        output.hidden_states = tuple(cut(h) for h in output.hidden_states)
     return output
 
 

@@ -8,9 +8,10 @@ under reentrant checkpointing.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from autopeft.composition import Child
 from autopeft.method import WeightTarget
 
-__all__ = ["ParameterPatch", "Part", "WeightHooks"]
+__all__ = ["ParameterPatch", "Part", "Replacement", "WeightHooks"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,23 @@ class Part:
             start, stop = self.out_slice
             weight = torch.cat([whole[:start], weight, whole[stop:]], dim=0)
         return weight.t() if self.transposed else weight
+
+
+class Patch(Protocol):
+    """Makes the tensor that a module computes with in place of one of its parameters."""
+
+    def new(self, original: Tensor) -> Tensor: ...
+
+
+@dataclass
+class Replacement:
+    """Computes with another parameter altogether."""
+
+    parameter: nn.Parameter
+
+    def new(self, original: Tensor) -> Tensor:
+        """The other parameter."""
+        return self.parameter
 
 
 @dataclass
@@ -68,7 +86,7 @@ class WeightHooks:
     """Swaps the patched parameters of one module around its forward."""
 
     def __init__(self) -> None:
-        self.patches: dict[str, ParameterPatch] = {}
+        self.patches: dict[str, Patch] = {}
         self._kept: list[dict[str, nn.Parameter | None]] = []
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -82,6 +100,15 @@ class WeightHooks:
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._kept:
             module._parameters.update(self._kept.pop())
+
+    @contextmanager
+    def swapped(self, module: nn.Module) -> Iterator[None]:
+        """The patched parameters in place, for a forward that is called without its hooks."""
+        self.before(module, ())
+        try:
+            yield
+        finally:
+            self.after(module, (), None)
 
 
 def _present(parameter: nn.Parameter | None, name: str) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 
 from autopeft.counting import Counts
 from autopeft.errors import AutoPEFTError
+from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
 from autopeft.search.baselines import Baseline, baselines
 from autopeft.search.director import Director
@@ -146,7 +147,9 @@ def search(
         sampler: `gp`, `tpe` or `random`.
         workers, cpus_per_trial, gpus_per_trial: jobs at a time, and what each takes.
         address: an existing Ray cluster; default a private, local one.
-        max_length, batch_size, micro_batch, precision: of training.
+        max_length, batch_size, micro_batch: of training.
+        precision: of the backbone while recipes are tried: `fp32`, or `bf16`, which is faster and rougher;
+            finalists and baselines are trained in fp32.
         text, text_pair, label, metric, class_weights, stand_in: of the task (see `autopeft.tasks.load_task`).
         out, runs: the run folder, or the folder to make it in.
 
@@ -190,7 +193,9 @@ def _run(ready: Prepared, folder: RunFolder, reporter: Reporter) -> Director:
         seconds=ready.seconds,
     )
     reporter.on_start(_info(ready, folder, rivals))
-    setup = WorkerSetup(a.model, ready.source, ready.task, ready.plan, a.cpus_per_trial, ready.key())
+    setup = WorkerSetup(
+        a.model, ready.source, ready.task, ready.plan, a.cpus_per_trial, ready.key(), a.precision
+    )
     pool = Pool(ready.workers, a.cpus_per_trial, ready.gpus, a.address)
     run_jobs(director, execute, setup, pool, folder.scratch / "ray")
     director.abandon()
@@ -200,7 +205,7 @@ def _run(ready: Prepared, folder: RunFolder, reporter: Reporter) -> Director:
 def _study(ready: Prepared, journal: Path) -> SearchStudy:
     def mend(values: dict[str, Any]) -> Repaired:
         found = repair(ready.space, values, ready.budget, ready.spec)
-        return Repaired(found.recipe, found.counts)
+        return Repaired(found.recipe, found.counts, build_graph(found.recipe, ready.spec).trial_hash())
 
     bound = ready.space.bind(ready.spec)
     return SearchStudy(
@@ -349,7 +354,8 @@ def plan(*, samples: int = 5, notify: Callable[[str], None] | None = None, **arg
         if len(found) >= samples:
             break
         fixed = repair(ready.space, ready.space.sample(rng, ready.spec), ready.budget, ready.spec)
-        found.setdefault(fixed.recipe.hash(), Sample(fixed.recipe, fixed.counts))
+        trial = build_graph(fixed.recipe, ready.spec).trial_hash()
+        found.setdefault(trial, Sample(fixed.recipe, fixed.counts))
     rivals = baselines(ready.spec, ready.limits, ready.effort.rates)
     return DryRun(
         prepared=ready,

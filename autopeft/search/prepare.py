@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from autopeft.assets import ModelSource, load_config, resolve_model
+from autopeft.assets import ModelSource, dtype_of, load_config, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.errors import UsageError
@@ -164,7 +164,6 @@ def prepare(arguments: Arguments, notify: Callable[[str], None] | None = None) -
         batch_size=a.batch_size,
         micro_batch=a.micro_batch,
         max_length=a.max_length,
-        precision=a.precision,  # type: ignore[arg-type]  # checked by the plan itself
         seed=a.seed,
         device="cuda" if cheap.gpus else "cpu",
     )
@@ -204,6 +203,7 @@ def _check(a: Arguments) -> _Cheap:
     """Check what needs neither data nor backbone."""
     sampler = a.sampler or default_sampler()
     make_sampler(sampler, seed=a.seed, trials=1)
+    dtype_of(a.precision)
     wrong = [
         f"{name}={value}"
         for name, value in (("workers", a.workers), ("cpus_per_trial", a.cpus_per_trial))

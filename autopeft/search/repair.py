@@ -10,17 +10,18 @@ found by counting, so this works on any space.
 from __future__ import annotations
 
 import itertools
+import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from autopeft.counting import Budget, Counts, count
+from autopeft.counting import Budget, Counts
 from autopeft.errors import BudgetError
 from autopeft.recipe import EmptyRecipe, Recipe
 from autopeft.search.space import Space
 from autopeft.search.space_bound import BoundSpace, Parameter, Unit
+from autopeft.search.space_counts import counter_of
 from autopeft.spec import BackboneSpec
 
 __all__ = ["Infeasible", "Repaired", "check_feasible", "feasible_share", "repair", "smallest"]
@@ -53,27 +54,26 @@ def repair(
         RecipeError: a value is missing, unknown or not allowed.
     """
     ledger = _ledger(space, spec)
-    ledger.bound.check(values)
-    least, most = budget.limits(ledger.bound.spec)
-    point = dict(values)
-    if not ledger.present(point):
-        ledger.revive(point)
-    if ledger.total(point) > most:
-        ledger.shrink(point, most)
-    if ledger.total(point) > most:
+    bound = ledger.bound
+    bound.check(values)
+    least, most = budget.limits(bound.spec)
+    point = ledger.at(values)
+    if not point.present:
+        point = ledger.revive(point)
+    if point.total > most:
+        point = ledger.shrink(point, most)
+    if point.total > most:
         _check_smallest(ledger, budget)
-        start, _ = ledger.smallest
-        point.update(ledger.structural(start))
-    if ledger.total(point) < least:
-        ledger.grow(point, least, most)
-    recipe = ledger.bound.materialize(point)
-    counts = count(recipe, ledger.bound.spec)
+        point = ledger.moved(point, ledger.structural(ledger.smallest[0]))
+    if point.total < least:
+        point = ledger.grow(point, least, most)
+    recipe, counts = bound.materialize(point.values), ledger.counter.count(point.values)
     if not least <= counts.deployed <= most:
         raise Infeasible(
-            f"Repair found no member of space {ledger.bound.name!r} with {least:,} to {most:,} parameters "
+            f"Repair found no member of space {bound.name!r} with {least:,} to {most:,} parameters "
             f"(budget {budget}): it came to {counts.deployed:,}. Widen the budget, or offer finer sizes."
         )
-    return Repaired(point, recipe, counts, changed=point != dict(values))
+    return Repaired(point.values, recipe, counts, changed=point.values != dict(values))
 
 
 def smallest(space: Space | BoundSpace, spec: BackboneSpec | None = None) -> Repaired:
@@ -87,7 +87,7 @@ def smallest(space: Space | BoundSpace, spec: BackboneSpec | None = None) -> Rep
     ledger = _ledger(space, spec)
     values = dict(ledger.smallest[0])
     recipe = ledger.bound.materialize(values)
-    return Repaired(values, recipe, count(recipe, ledger.bound.spec), changed=False)
+    return Repaired(values, recipe, ledger.counter.count(values), changed=False)
 
 
 def check_feasible(space: Space | BoundSpace, budget: Budget, spec: BackboneSpec | None = None) -> None:
@@ -122,173 +122,186 @@ def feasible_share(
     ledger = _ledger(space, spec)
     least, most = budget.limits(ledger.bound.spec)
     rng = random.Random(seed)
-    points = (ledger.bound.sample(rng) for _ in range(n))
-    return sum(ledger.present(p) and least <= ledger.total(p) <= most for p in points) / n
+    points = (ledger.at(ledger.bound.sample(rng)) for _ in range(n))
+    return sum(p.present and least <= p.total <= most for p in points) / n
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """Values of the space, what each unit costs there (`None` where it is absent), and the sum."""
+
+    values: dict[str, Any]
+    costs: tuple[int | None, ...]
+    total: int
+
+    @property
+    def present(self) -> bool:
+        """Whether anything is attached."""
+        return any(cost is not None for cost in self.costs)
 
 
 class _Ledger:
-    """What every unit of a space costs at given values, remembered, and moves along single parameters."""
+    """What every unit of a space costs at given values, and moves along single parameters."""
 
     def __init__(self, bound: BoundSpace) -> None:
         self.bound = bound
-        self._costs: dict[Any, int | None] = {}
-        self._by_recipe: dict[str, int] = {}
-        self._keys = [tuple(dict.fromkeys((*u.item_parameters, *u.place_parameters))) for u in bound.units]
+        self.counter = counter_of(bound)
         self.touched: dict[str, list[Unit]] = {}
-        for unit, names in zip(bound.units, self._keys, strict=True):
-            for name in names:
+        for unit in bound.units:
+            for name in dict.fromkeys((*unit.item_parameters, *unit.place_parameters)):
                 self.touched.setdefault(name, []).append(unit)
         self.parameters = [p for p in bound.parameters if p.name in self.touched]
         self.sized = {name for unit in bound.units for name in unit.size_parameters}
+        self.choices = {p.name: _values(p) for p in self.parameters}
         self._smallest: tuple[dict[str, Any], int] | None = None
 
-    def structural(self, point: Mapping[str, Any]) -> dict[str, Any]:
+    def structural(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values that decide what is attached; learning rates and the like are left out."""
-        return {p.name: point[p.name] for p in self.parameters}
+        return {p.name: values[p.name] for p in self.parameters}
 
-    def cost(self, unit: Unit, point: Mapping[str, Any]) -> int | None:
-        """Deployed parameters of a unit, `None` where it is absent."""
-        key = (unit.index, *(point[name] for name in self._keys[unit.index]))
-        if key not in self._costs:
-            self._costs[key] = self._count(unit, point)
-        return self._costs[key]
+    def at(self, values: Mapping[str, Any]) -> _Point:
+        """The point with these values."""
+        costs = self.counter.costs(self.bound.units, values)
+        return _Point(dict(values), tuple(costs), sum(c or 0 for c in costs))
 
-    def _count(self, unit: Unit, point: Mapping[str, Any]) -> int | None:
-        blocks = self.bound.place(unit, point)
-        item = self.bound.item(unit, point)
-        if blocks is None or item is None:
-            return None
-        recipe = Recipe(layers=blocks, model=() if blocks else (item,))
-        key = repr((blocks, item))
-        if key not in self._by_recipe:
-            self._by_recipe[key] = count(recipe, self.bound.spec).deployed
-        return self._by_recipe[key]
+    def moved(self, point: _Point, changes: Mapping[str, Any]) -> _Point:
+        """The point after changes of some parameters."""
+        values = {**point.values, **changes}
+        costs = list(point.costs)
+        units = {unit.index: unit for name in changes for unit in self.touched[name]}
+        for unit, cost in zip(units.values(), self.counter.costs(units.values(), values), strict=True):
+            costs[unit.index] = cost
+        return _Point(values, tuple(costs), sum(c or 0 for c in costs))
 
-    def total(self, point: Mapping[str, Any]) -> int:
-        return sum(self.cost(unit, point) or 0 for unit in self.bound.units)
-
-    def present(self, point: Mapping[str, Any]) -> bool:
-        """Whether anything is attached."""
-        return any(self.cost(unit, point) is not None for unit in self.bound.units)
-
-    def share(self, name: str, point: Mapping[str, Any]) -> int:
+    def share(self, name: str, point: _Point) -> int:
         """Parameters of the units that a parameter takes part in."""
-        return sum(self.cost(unit, point) or 0 for unit in self.touched[name])
+        return sum([point.costs[unit.index] or 0 for unit in self.touched[name]])
 
-    def moves(self, p: Parameter, point: Mapping[str, Any], total: int) -> Iterator[tuple[Any, int]]:
+    def trials(
+        self, name: str, point: _Point, skip: Collection[Any] = ()
+    ) -> Iterator[tuple[Any, list[int | None]]]:
+        """Every other value of a parameter, with what the units that it takes part in would cost."""
+        now, units = point.values[name], self.touched[name]
+        there = dict(point.values)
+        for value in self.choices[name]:
+            same = value == now and isinstance(value, bool) == isinstance(now, bool)
+            if not same and value not in skip:
+                there[name] = value
+                yield value, self.counter.costs(units, there)
+
+    def moves(self, name: str, point: _Point, skip: Collection[Any] = ()) -> Iterator[tuple[Any, int]]:
         """Every other value of a parameter with the total it would give, where something stays attached."""
-        rest = total - self.share(p.name, point)
-        for value in _values(p):
-            if value != point[p.name] or isinstance(value, bool) != isinstance(point[p.name], bool):
-                there = {**point, p.name: value}
-                costs = [self.cost(unit, there) for unit in self.touched[p.name]]
-                if any(c is not None for c in costs) or self._others(p.name, point):
-                    yield value, rest + sum(c or 0 for c in costs)
-
-    def _others(self, name: str, point: Mapping[str, Any]) -> bool:
+        rest = point.total - self.share(name, point)
         touched = {unit.index for unit in self.touched[name]}
-        return any(u.index not in touched and self.cost(u, point) is not None for u in self.bound.units)
+        others = any(cost is not None for i, cost in enumerate(point.costs) if i not in touched)
+        for value, costs in self.trials(name, point, skip):
+            if others or any(cost is not None for cost in costs):
+                yield value, rest + sum([cost or 0 for cost in costs])
 
-    def shrink(self, point: dict[str, Any], most: int) -> None:
+    def shrink(self, point: _Point, most: int) -> _Point:
         """Lower the total to `most` or as far as single moves lead."""
-        total = self.total(point)
-        while total > most:
-            step = self._smaller_size(point, total) or self._switch_off(point, total, most)
+        while point.total > most:
+            step = self._smaller_size(point) or self._switch_off(point, most)
             if step is None:
-                return
-            name, value, total = step
-            point[name] = value
+                break
+            point = self.moved(point, step)
+        return point
 
-    def _smaller_size(self, point: dict[str, Any], total: int) -> tuple[str, Any, int] | None:
+    def _smaller_size(self, point: _Point) -> dict[str, Any] | None:
         """The size with the largest share, at its next smaller choice that is not zero."""
-        best: tuple[int, str, Any, int] | None = None
+        best: tuple[int, dict[str, Any]] | None = None
         for p in self.parameters:
             if p.name not in self.sized:
                 continue
             share = self.share(p.name, point)
             if best is not None and share <= best[0]:
                 continue
-            present = [self.cost(u, point) is not None for u in self.touched[p.name]]
-            for value, reached in _falling(self.moves(p, point, total), total):
-                there = {**point, p.name: value}
-                if [self.cost(u, there) is not None for u in self.touched[p.name]] == present:
-                    best = (share, p.name, value, reached)
-                    break
-        return None if best is None else best[1:]
+            value = self._next_smaller(p.name, point)
+            if value is not None:
+                best = (share, {p.name: value[0]})
+        return None if best is None else best[1]
 
-    def _switch_off(self, point: dict[str, Any], total: int, most: int) -> tuple[str, Any, int] | None:
+    def _next_smaller(self, name: str, point: _Point) -> tuple[Any] | None:
+        """The value that lowers the total least and leaves the same units there."""
+        now = [point.costs[unit.index] for unit in self.touched[name]]
+        present, share = [cost is not None for cost in now], sum([cost or 0 for cost in now])
+        best: tuple[int, Any] | None = None
+        for value, costs in self.trials(name, point):
+            reached = sum([cost or 0 for cost in costs])
+            if (
+                reached < share
+                and (best is None or reached > best[0])
+                and [cost is not None for cost in costs] == present
+            ):
+                best = (reached, value)
+        return None if best is None else (best[1],)
+
+    def _switch_off(self, point: _Point, most: int) -> dict[str, Any] | None:
         """The change that leaves the most within `most`; if none gets there, the one that takes off most."""
         options = [
             (name, value, reached)
-            for p in self.parameters
-            for name, (value, reached) in ((p.name, m) for m in self.moves(p, point, total))
-            if reached < total
+            for name in self.choices
+            for value, reached in self.moves(name, point)
+            if reached < point.total
         ]
         fitting = [o for o in options if o[2] <= most]
-        if fitting:
-            return max(fitting, key=lambda o: o[2])
-        return min(options, key=lambda o: o[2], default=None)
+        best = max(fitting, key=lambda o: o[2]) if fitting else min(options, key=lambda o: o[2], default=None)
+        return None if best is None else {best[0]: best[1]}
 
-    def grow(self, point: dict[str, Any], least: int, most: int) -> None:
+    def grow(self, point: _Point, least: int, most: int) -> _Point:
         """Raise the total to `least` without passing `most`, as far as one or two moves at a time lead."""
-        total = self.total(point)
-        while total < least:
-            step = self._larger(point, total, most) or self._exchange(point, total, least, most)
+        while point.total < least:
+            step = self._larger(point, most) or self._exchange(point, least, most)
             if step is None:
-                return
-            point.update(step[0])
-            total = step[1]
+                break
+            point = self.moved(point, step)
+        return point
 
-    def _larger(self, point: dict[str, Any], total: int, most: int) -> tuple[dict[str, Any], int] | None:
+    def _larger(self, point: _Point, most: int) -> dict[str, Any] | None:
         """The size in use with the smallest share at its next larger choice; else the cheapest addition."""
-        best: tuple[tuple[bool, int, int], str, Any, int] | None = None
-        for p in self.parameters:
-            share = self.share(p.name, point)
-            rising = sorted(
-                (
-                    (value, reached)
-                    for value, reached in self.moves(p, point, total)
-                    if total < reached <= most
-                ),
-                key=lambda m: m[1],
-            )
+        best: tuple[tuple[bool, int, int], dict[str, Any]] | None = None
+        for name in self.choices:
+            share = self.share(name, point)
+            unused = name not in self.sized or share == 0
+            if best is not None and (unused, share) > best[0][:2]:
+                continue
+            rising = [m for m in self.moves(name, point) if point.total < m[1] <= most]
             if rising:
-                value, reached = rising[0]
-                rank = (p.name not in self.sized or share == 0, share, reached)
+                value, reached = min(rising, key=lambda m: m[1])
+                rank = (unused, share, reached)
                 if best is None or rank < best[0]:
-                    best = (rank, p.name, value, reached)
-        return None if best is None else ({best[1]: best[2]}, best[3])
+                    best = (rank, {name: value})
+        return None if best is None else best[1]
 
-    def _exchange(
-        self, point: dict[str, Any], total: int, least: int, most: int
-    ) -> tuple[dict[str, Any], int] | None:
+    def _exchange(self, point: _Point, least: int, most: int) -> dict[str, Any] | None:
         """Two changes together that land nearest above `least`, still inside."""
         best: tuple[int, dict[str, Any]] | None = None
-        for p in self.parameters:
-            for value, reached in self.moves(p, point, total):
-                there = {**point, p.name: value}
-                for q in self.parameters:
-                    if q.name == p.name:
-                        continue
-                    for other, end in self.moves(q, there, reached):
+        firsts: dict[str, set[Any]] = {}
+        for name in self.choices:
+            values = [value for value, _ in self.moves(name, point)]
+            for value in values:
+                there = self.moved(point, {name: value})
+                for other in self.choices:
+                    # Two changes were seen together already if the other one could come first.
+                    ends = () if other == name else self.moves(other, there, firsts.get(other, ()))
+                    for second, end in ends:
                         if least <= end <= most and (best is None or end < best[0]):
-                            best = (end, {p.name: value, q.name: other})
-        return None if best is None else (best[1], best[0])
+                            best = (end, {name: value, other: second})
+            firsts[name] = set(values)
+        return None if best is None else best[1]
 
-    def revive(self, point: dict[str, Any]) -> None:
+    def revive(self, point: _Point) -> _Point:
         """Switch on the cheapest single thing in an empty point; failing that, take the smallest member."""
         start, _ = self.smallest
-        options = []
-        for p in self.parameters:
-            for value in _values(p):
-                there = {**point, p.name: value}
-                if self.present(there):
-                    options.append((self.total(there), p.name, value))
+        options = [
+            there
+            for name in self.choices
+            for value in self.choices[name]
+            if (there := self.moved(point, {name: value})).present
+        ]
         if options:
-            best = min(options, key=lambda o: o[0])
-            point[best[1]] = best[2]
-        else:
-            point.update(self.structural(start))
+            return min(options, key=lambda there: there.total)
+        return self.moved(point, self.structural(start))
 
     @property
     def smallest(self) -> tuple[dict[str, Any], int]:
@@ -299,49 +312,42 @@ class _Ledger:
 
     def _find_smallest(self) -> tuple[dict[str, Any], int]:
         usual = {p.name: p.middle for p in self.bound.parameters}
-        lists = [list(_values(p)) for p in self.parameters]
-        size = 1
-        for values in lists:
-            size *= len(values)
-        names = [p.name for p in self.parameters]
-        if size <= _BRUTE_FORCE:
-            points = ({**usual, **dict(zip(names, c, strict=True))} for c in itertools.product(*lists))
+        if math.prod(map(len, self.choices.values())) <= _BRUTE_FORCE:
+            combinations = itertools.product(*self.choices.values())
+            points = [self.at({**usual, **dict(zip(self.choices, c, strict=True))}) for c in combinations]
         else:
-            points = (p for unit in self.bound.units if (p := self._least_with(unit, usual)) is not None)
-        found = [(self.total(p), p) for p in points if self.present(p)]
-        if not found:
+            found = (self._least_with(unit, usual) for unit in self.bound.units)
+            points = [point for point in found if point is not None]
+        smallest = min((p for p in points if p.present), key=lambda p: p.total, default=None)
+        if smallest is None:
             reasons = "".join(f" {reason}" for reason in self.bound.left_out.values())
             raise EmptyRecipe(
                 f"Space {self.bound.name!r} offers nothing that this backbone can take.{reasons}"
             )
-        n, point = min(found, key=lambda f: f[0])
-        return point, n
+        return smallest.values, smallest.total
 
-    def _least_with(self, unit: Unit, usual: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _least_with(self, unit: Unit, usual: Mapping[str, Any]) -> _Point | None:
         """Descent one parameter at a time from a point that holds `unit`, which stays attached throughout."""
-        point = dict(usual)
-        for p in self.parameters:
-            point[p.name] = max(_values(p), key=lambda v, p=p: self._size_with({**point, p.name: v}, unit))  # type: ignore[misc]
-        if self.cost(unit, point) is None:
+        values = dict(usual)
+        for name, choices in self.choices.items():
+            sizes = [self._size(unit, {**values, name: value}) for value in choices]
+            values[name] = choices[sizes.index(max(sizes))]
+        if self._size(unit, values) < 0:
             return None
-        total = self.total(point)
+        point = self.at(values)
         changed = True
         while changed:
             changed = False
-            for p in self.parameters:
-                for value, reached in self.moves(p, point, total):
-                    if reached < total and self.cost(unit, {**point, p.name: value}) is not None:
-                        point[p.name], total, changed = value, reached, True
+            for name in self.choices:
+                for value, reached in list(self.moves(name, point)):
+                    if reached < point.total and self._size(unit, {**point.values, name: value}) >= 0:
+                        point, changed = self.moved(point, {name: value}), True
         return point
 
-    def _size_with(self, point: dict[str, Any], unit: Unit) -> int:
-        cost = self.cost(unit, point)
+    def _size(self, unit: Unit, values: Mapping[str, Any]) -> int:
+        """What a unit costs, −1 where it is absent."""
+        (cost,) = self.counter.costs((unit,), values)
         return -1 if cost is None else cost
-
-
-def _falling(moves: Iterator[tuple[Any, int]], total: int) -> list[tuple[Any, int]]:
-    """Moves that lower the total, the smallest step first."""
-    return sorted((m for m in moves if m[1] < total), key=lambda m: -m[1])
 
 
 def _values(p: Parameter) -> list[Any]:
@@ -358,9 +364,6 @@ def _values(p: Parameter) -> list[Any]:
     return sorted({min(max(round(v), int(low)), int(high)) for v in raw})
 
 
-_LEDGERS: WeakKeyDictionary[BoundSpace, _Ledger] = WeakKeyDictionary()
-
-
 def _ledger(space: Space | BoundSpace, spec: BackboneSpec | None) -> _Ledger:
     if isinstance(space, Space):
         if spec is None:
@@ -368,7 +371,8 @@ def _ledger(space: Space | BoundSpace, spec: BackboneSpec | None) -> _Ledger:
                 "A space without a backbone has no counts; give repair the spec, or a bound space."
             )
         space = space.bind(spec)
-    ledger = _LEDGERS.get(space)
+    ledger = space.kept.get(_Ledger)
     if ledger is None:
-        ledger = _LEDGERS[space] = _Ledger(space)
+        ledger = space.kept[_Ledger] = _Ledger(space)
+    assert isinstance(ledger, _Ledger)
     return ledger

@@ -8,18 +8,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from autopeft.counting import count
 from autopeft.errors import CompositionError, MethodError, RecipeError, SiteError, near
-from autopeft.graph import build_graph
-from autopeft.recipe import CompositionItem, EmptyRecipe, Item, LayerBlock, Recipe, resolve_layers
-from autopeft.recipe.layers import At, normalise_at
+from autopeft.graph import Memo
+from autopeft.recipe import CompositionItem, EmptyRecipe, Item, LayerBlock, Recipe
 from autopeft.recipe.parse import check_groups, check_names, read_item, read_training
 from autopeft.recipe.problems import Problems
-from autopeft.search.space_compile import BlockTemplate, ItemTemplate, Templates, options_of
+from autopeft.search.space_compile import BlockTemplate, ItemTemplate, Templates
 from autopeft.search.space_nodes import ABSENT, Context, Kind, Slot
+from autopeft.search.space_places import BlockPlaces, Where, key_of, row_of
 from autopeft.search.space_prune import drop_groups, number_alias, prune
 from autopeft.spec import BackboneSpec
 
 __all__ = ["BoundSpace", "Parameter", "Unit"]
+
+_ITEMS = 1 << 12
+_UNREAD: Any = object()
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,10 @@ class Parameter:
             what = "a whole number" if self.kind == "int" else "a number"
             raise RecipeError(f"{self.name}={value!r} is not {what} from {self.low} to {self.high}.")
 
+    def own_values(self) -> Mapping[Any, type[Any]] | _Between:
+        """What gives the type of each allowed value, and a `KeyError` for others."""
+        return {c: type(c) for c in self.choices} if self.kind == "categorical" else _Between(self)
+
     def sample(self, rng: random.Random) -> Any:
         """A value drawn uniformly, or log-uniformly."""
         if self.kind == "categorical":
@@ -90,6 +98,20 @@ class Parameter:
             return True if on else self.choices[len(self.choices) // 2]
         mean = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
         return int(mean) if self.kind == "int" else mean
+
+
+class _Between:
+    """The numbers of a range, as a table of their types."""
+
+    def __init__(self, parameter: Parameter) -> None:
+        self._low, self._high = parameter.low, parameter.high
+        self._types = (int,) if parameter.kind == "int" else (int, float)
+
+    def __getitem__(self, value: Any) -> type[Any]:
+        kind: type[Any] = value.__class__
+        if kind not in self._types or not self._low <= value <= self._high:
+            raise KeyError(value)
+        return kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +138,7 @@ class BoundSpace:
         parameters: the flat, static list: shared ones in file order, then those of each layer.
         units: what the parameters put in or leave out.
         left_out: methods that this backbone cannot take, with the reason, as far as they were asked for.
+        kept: what others remember of the space, for as long as it lives.
     """
 
     def __init__(self, templates: Templates, spec: BackboneSpec) -> None:
@@ -123,18 +146,20 @@ class BoundSpace:
         self.spec = spec
         self._hidden = spec.stacks[0].hidden
         self._layers = max(stack.layers for stack in spec.stacks)
-        self._depths: dict[str, int] = {stack.name: stack.layers for stack in spec.stacks}
+        self._places = {block: BlockPlaces(block, spec, self._context) for block in templates.blocks}
         self._repeated = self._layers_of_slots()
         self.parameters = tuple(self._parameters())
         self._by_name = {p.name: p for p in self.parameters}
+        self._row = row_of(self._by_name)
+        self._own = [p.own_values() for p in self.parameters]
         self.units = tuple(self._units())
         self._groups: dict[tuple[BlockTemplate | None, int | None], list[Unit]] = {}
         for unit in self.units:
             self._groups.setdefault((unit.block, unit.layer), []).append(unit)
-        self._places_of = {block: self._place_parameters(block, None) for block in templates.blocks}
-        self._items: dict[Any, Item | None] = {}
-        self._places: dict[Any, At | None] = {}
+        self._keys = [key_of(unit.item_parameters) for unit in self.units]
+        self._items: Memo[Any, Item | None] = Memo(_ITEMS)
         self.left_out: dict[str, str] = {}
+        self.kept: dict[type[Any], Any] = {}
 
     @property
     def name(self) -> str:
@@ -167,6 +192,8 @@ class BoundSpace:
         Raises:
             RecipeError: one is missing, unknown or not allowed.
         """
+        if self._plain(values):
+            return
         for parameter in self.parameters:
             if parameter.name not in values:
                 raise RecipeError(f"Parameter {parameter.name!r} of space {self.name!r} has no value.")
@@ -176,6 +203,17 @@ class BoundSpace:
                 raise RecipeError(
                     f"Space {self.name!r} has no parameter {name!r}.{near(name, self._by_name)}"
                 )
+
+    def _plain(self, values: Mapping[str, Any]) -> bool:
+        """Whether every value is at first sight one of its parameter's own."""
+        try:
+            row = self._row(values)
+            for own, value in zip(self._own, row, strict=True):
+                if own[value] is not value.__class__:
+                    return False
+        except (KeyError, TypeError):
+            return False
+        return len(values) == len(row)
 
     def materialize(self, values: Mapping[str, Any]) -> Recipe:
         """The recipe that `values` stand for.
@@ -211,34 +249,20 @@ class BoundSpace:
     def _attach(
         self, block: BlockTemplate, layer: int | None, items: tuple[Item, ...], values: Mapping[str, Any]
     ) -> Iterator[LayerBlock]:
-        stack = block.stack.fill(self._context(values, None))
-        at = self._at(block, values)
-        if at is None:
-            return
-        if layer is not None and layer not in (at if isinstance(at, tuple) else self._indices(at, stack)):
-            return
-        at = at if layer is None else (layer,)
-        stacks = self._stacks(stack)
-        if isinstance(at, str) or len({self._depths[s] for s in stacks}) == 1:
-            yield LayerBlock(at=at, stack=stack, attach=items)
-            return
-        for name in stacks:
-            inside = tuple(i for i in at if i < self._depths[name])
-            if inside:
-                yield LayerBlock.model_validate({"at": inside, "stack": name, "attach": items})
+        for at, stack in self._places[block].where(values, layer):
+            yield LayerBlock.model_validate({"at": at, "stack": stack, "attach": items})
 
     def item(self, unit: Unit, values: Mapping[str, Any]) -> Item | None:
         """What a unit attaches, or `None` where it is absent or the backbone cannot take it."""
-        key = (unit.index, *(values[name] for name in unit.item_parameters))
-        if key not in self._items:
-            self._items[key] = self._read(unit, values)
-        return self._items[key]
+        key = (unit.index, self._keys[unit.index](values))
+        found = self._items.get(key, _UNREAD)
+        return self._items.keep(key, self._read(unit, values)) if found is _UNREAD else found
 
     def _read(self, unit: Unit, values: Mapping[str, Any]) -> Item | None:
         context = self._context(values, unit.layer)
         stacks: tuple[str, ...] | None = None
         if unit.block is not None:
-            stacks = self._stacks(unit.block.stack.fill(self._context(values, None)))
+            stacks = self._places[unit.block].stacks(values)
         tree = prune(unit.template.node.fill(context), self.spec, stacks)
         if tree is ABSENT:
             return None
@@ -263,58 +287,18 @@ class BoundSpace:
         stack = "all" if stacks is None or len(stacks) > 1 else stacks[0]
         layers = () if block is None else (LayerBlock.model_validate({"stack": stack, "attach": (item,)}),)
         try:
-            build_graph(Recipe(layers=layers, model=() if block is not None else (item,)), self.spec)
+            count(Recipe(layers=layers, model=() if block is not None else (item,)), self.spec)
         except (CompositionError, MethodError, SiteError) as error:
             self.left_out[item.method] = str(error)
             return None
         return item
 
-    def place(self, unit: Unit, values: Mapping[str, Any]) -> tuple[LayerBlock, ...] | None:
-        """The unit alone as blocks of a recipe, `()` for one of the model, `None` where it is absent."""
-        item = self.item(unit, values)
-        if item is None:
-            return None
-        if unit.block is None:
-            return ()
-        return tuple(self._attach(unit.block, unit.layer, (item,), values)) or None
+    def where(self, unit: Unit, values: Mapping[str, Any]) -> Where | None:
+        """`at` and `stack` of the recipe's blocks that a unit stands in, `None` for one of the model."""
+        return None if unit.block is None else self._places[unit.block].where(values, unit.layer)
 
     def _context(self, values: Mapping[str, Any], layer: int | None) -> Context:
         return Context(values, self._hidden, self._layers - 1, layer)
-
-    def _stacks(self, stack: str) -> tuple[str, ...]:
-        """The stacks that this backbone has of those that a block covers."""
-        return tuple(name for name in self._depths if stack in ("all", name))
-
-    def _at(self, block: BlockTemplate, values: Mapping[str, Any]) -> At | None:
-        """Where a block lies, in canonical form; `None` where no layer is left."""
-        key = (block.path, *(values[name] for name in self._places_of[block]))
-        if key not in self._places:
-            self._places[key] = self._find_at(block, values)
-        return self._places[key]
-
-    def _find_at(self, block: BlockTemplate, values: Mapping[str, Any]) -> At | None:
-        context = self._context(values, None)
-        stack = block.stack.fill(context)
-        stacks = self._stacks(stack)
-        if not stacks:
-            return None
-        of = normalise_at(block.of.fill(context))
-        if block.start is None and block.switch is None:
-            return of
-        start: Any = 0 if block.start is None else block.start.fill(context)
-        first = self._layers - 1 if start == "last" else min(int(start), self._layers - 1)
-        chosen = [
-            i
-            for i in self._indices(of, stack)
-            if i >= first and (block.switch is None or block.switch.fill(self._context(values, i)))
-        ]
-        if len(chosen) == max(self._depths[s] for s in stacks):
-            return "all"
-        return tuple(chosen) or None
-
-    def _indices(self, at: At, stack: str) -> tuple[int, ...]:
-        """Layers of any covered stack that `at` means."""
-        return tuple(sorted({i for s in self._stacks(stack) for i in resolve_layers(at, self._depths[s])}))
 
     def _parameters(self) -> Iterator[Parameter]:
         context = self._context({}, None)
@@ -326,12 +310,6 @@ class BoundSpace:
                 if slot.per_layer and layer in self._repeated.get(slot, ()):
                     yield _parameter(slot, context, layer)
 
-    def _reach(self, block: BlockTemplate) -> tuple[int, ...]:
-        """Layers that a block may come to lie in, whatever the values."""
-        stacks = [s.fill(self._context({}, None)) for s in options_of(block.stack)]
-        sets = [normalise_at(of.fill(self._context({}, None))) for of in options_of(block.of)]
-        return tuple(sorted({i for stack in stacks for at in sets for i in self._indices(at, stack)}))
-
     def _layers_of_slots(self) -> dict[Slot, set[int]]:
         """The layers for which each slot that is drawn per layer is needed."""
         needed: dict[Slot, set[int]] = {}
@@ -339,23 +317,15 @@ class BoundSpace:
             nodes = [] if block.switch is None else [block.switch]
             nodes += [item.node for item in block.items if block.each_layer]
             for slot in (s for node in nodes for s in node.slots() if s.per_layer):
-                needed.setdefault(slot, set()).update(self._reach(block))
+                needed.setdefault(slot, set()).update(self._places[block].reach)
         return needed
-
-    def _place_parameters(self, block: BlockTemplate, layer: int | None) -> tuple[str, ...]:
-        shared = [node for node in (block.of, block.stack, block.start) if node is not None]
-        names = [slot.parameter(None) for node in shared for slot in node.slots()]
-        if block.switch is not None:
-            layers = self._reach(block) if layer is None else (layer,)
-            names += [slot.parameter(i) for i in layers for slot in block.switch.slots()]
-        return tuple(dict.fromkeys(names))
 
     def _units(self) -> Iterator[Unit]:
         index = 0
         for block in self.templates.blocks:
-            layers: tuple[int | None, ...] = self._reach(block) if block.each_layer else (None,)
+            layers: tuple[int | None, ...] = self._places[block].reach if block.each_layer else (None,)
             for layer in layers:
-                place = self._place_parameters(block, layer)
+                place = self._places[block].parameters_in(layer)
                 for template in block.items:
                     yield self._unit(index, template, block, layer, place)
                     index += 1

@@ -78,9 +78,10 @@ def _prune_entry(
         return ABSENT
     if spec is None:
         return tree
-    sites, have = config.get("sites"), spec.site_names(stacks)
+    sites = config.get("sites")
     if not isinstance(sites, (list, tuple)):
         return tree
+    have = spec.site_names(stacks)
     left = [site for site in sites if site in have or site not in SITE_NAMES]
     if not left and sites:
         return ABSENT

@@ -45,10 +45,11 @@ _MODELLED = 10
 
 @dataclass(frozen=True)
 class Repaired:
-    """What the study needs of a repaired suggestion."""
+    """What the study needs of a repaired suggestion: `hash` is equal for recipes that train the same."""
 
     recipe: Recipe
     counts: Counts
+    hash: str
 
 
 @dataclass(frozen=True)
@@ -180,11 +181,11 @@ class SearchStudy:
                 self.study.tell(number, state=TrialState.FAIL)
                 continue
             counts, recipe = repaired.counts.to_dict(), repaired.recipe.to_dict()
-            self._set(number, recipe=recipe, hash=repaired.recipe.hash(), counts=counts)
-            twin = self._known.get(repaired.recipe.hash())
+            self._set(number, recipe=recipe, hash=repaired.hash, counts=counts)
+            twin = self._known.get(repaired.hash)
             if twin is None:
-                self._known[repaired.recipe.hash()] = number
-                return Proposal(number, recipe, repaired.recipe.hash(), counts)
+                self._known[repaired.hash] = number
+                return Proposal(number, recipe, repaired.hash, counts)
             self._set(number, duplicate_of=twin)
             self._tell_duplicate(number, twin)
         return None

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from autopeft.assets import ModelSource, load_model, load_tokenizer, resolve_model
+from autopeft.assets import ModelSource, dtype_of, load_model, load_tokenizer, map_weights, resolve_model
 from autopeft.errors import AutoPEFTError
 from autopeft.hybrid import Hybrid
 from autopeft.hybrid import load as load_hybrid
@@ -37,6 +37,7 @@ class WorkerSetup:
         plan: how to train; each job sets its own steps and seed.
         threads: CPU threads of one job.
         key: names this setup; a worker loads backbone and data once for each key.
+        precision: of the backbone in search trials; everything else is in fp32.
     """
 
     model: str
@@ -45,12 +46,23 @@ class WorkerSetup:
     plan: TrainingPlan
     threads: int
     key: str
+    precision: str = "fp32"
 
 
 @dataclass
 class _World:
-    model: Any
+    models: dict[str, Any]
+    source: ModelSource
     data: EncodedTask
+
+    def backbone(self, setup: WorkerSetup, precision: str = "fp32") -> Any:
+        """The backbone in a precision, loaded when it is first needed."""
+        if precision not in self.models:
+            kind, labels = setup.task.kind, setup.task.num_labels
+            model = load_model(self.source, kind, labels, seed=setup.plan.seed, dtype=dtype_of(precision))
+            map_weights(model)
+            self.models[precision] = model
+        return self.models[precision]
 
 
 _WORLDS: dict[str, _World] = {}
@@ -62,9 +74,8 @@ def _world(setup: WorkerSetup) -> _World:
         source = setup.source
         if source.origin != "hub" and not Path(source.path).exists():
             source = resolve_model(setup.model)
-        model = load_model(source, setup.task.kind, setup.task.num_labels, seed=setup.plan.seed)
         data = encode(setup.task, load_tokenizer(source), setup.plan.max_length)
-        _WORLDS[setup.key] = _World(model, data)
+        _WORLDS[setup.key] = _World({}, source, data)
     return _WORLDS[setup.key]
 
 
@@ -127,7 +138,7 @@ def _run(
             files.update(_saved(hybrid))
 
     outcome = run_trial(
-        world.model,
+        world.backbone(setup, setup.precision if job.kind == "trial" else "fp32"),
         Recipe.from_dict(dict(job.recipe)),
         world.data,
         replace(setup.plan, steps=job.steps, seed=job.seed),
@@ -151,7 +162,7 @@ def _test(world: _World, setup: WorkerSetup, job: Job) -> JobResult:
     with tempfile.TemporaryDirectory(prefix="autopeft-") as folder:
         for name, data in job.files.items():
             (Path(folder) / Path(name).name).write_bytes(data)
-        with load_hybrid(world.model, folder) as hybrid:
+        with load_hybrid(world.backbone(setup), folder) as hybrid:
             scores = {
                 split: evaluate(
                     hybrid.model,
@@ -159,7 +170,6 @@ def _test(world: _World, setup: WorkerSetup, job: Job) -> JobResult:
                     setup.task.metric,
                     batch_size=setup.plan.eval_batch_size,
                     device=setup.plan.torch_device(),
-                    precision=setup.plan.precision,
                 )
                 for split in job.splits
             }

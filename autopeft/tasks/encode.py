@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from autopeft.assets import cache_dir, cache_folder
+from autopeft.assets import cache_dir, cache_folder, publish
 from autopeft.errors import UsageError
 from autopeft.tasks.task import SPLIT_NAMES, Kind, SplitName, Task
 
@@ -52,6 +51,15 @@ class EncodedSplit:
     def lengths(self) -> Indices:
         """Tokens of each row, special tokens included, shape (N,)."""
         return np.diff(self.offsets)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the tokens of all rows; labels are left out."""
+        digest = hashlib.sha256()
+        for array in (self.ids, self.offsets, *(() if self.types is None else (self.types,))):
+            digest.update(str((array.dtype, array.shape)).encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     def batch_indices(
         self, batch_size: int, *, shuffle: bool = False, seed: int = 0, drop_last: bool = False
@@ -97,6 +105,17 @@ class EncodedSplit:
         for rows in self.batch_indices(batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last):
             yield self.collate(rows, device=device)
 
+    def layout(self, rows: Indices, device: str | torch.device = "cpu") -> tuple[Indices, NDArray[np.bool_]]:
+        """Where the tokens of a batch come from and go to: the tokens' positions in `ids`, one row after the
+        other, and which places of the padded batch (B, L) hold a token."""
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        width = int(lengths.max())
+        if torch.device(device).type != "cpu":
+            width = max(width, min(-(-width // 8) * 8, self.max_length))
+        inside = np.arange(width)[None, :] < lengths[:, None]
+        starts = np.repeat(self.offsets[rows] - np.cumsum(lengths) + lengths, lengths)
+        return starts + np.arange(len(starts)), inside
+
     def collate(
         self, rows: Sequence[int] | Indices, *, device: str | torch.device = "cpu"
     ) -> dict[str, Tensor]:
@@ -107,12 +126,7 @@ class EncodedSplit:
             longest row's length, on accelerators rounded up to a multiple of 8 within `max_length`.
         """
         chosen = np.asarray(rows, dtype=np.int64)
-        lengths = self.lengths[chosen]
-        width = int(lengths.max())
-        if torch.device(device).type != "cpu":
-            width = max(width, min(-(-width // 8) * 8, self.max_length))
-        inside = np.arange(width)[None, :] < lengths[:, None]
-        flat = np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in chosen])
+        flat, inside = self.layout(chosen, device)
         ids = np.full(inside.shape, self.pad_id, dtype=np.int64)
         ids[inside] = self.ids[flat]
         batch = {
@@ -278,24 +292,9 @@ def _read(folder: Path, rows: int) -> dict[str, NDArray[Any]] | None:
 
 
 def _write(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Put arrays under a name that exists only when they are complete; the first of several writers wins."""
-    cache_folder("encoded")
-    scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
-    try:
+    def fill(scratch: Path) -> None:
         for name, array in arrays.items():
             np.save(scratch / f"{name}.npy", array, allow_pickle=False)
-        if folder.exists() and _read(folder, len(arrays["offsets"]) - 1) is None:
-            shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            _publish(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
-
-def _publish(scratch: Path, folder: Path) -> None:
-    try:
-        scratch.rename(folder)
-    except OSError:
-        # Another process published the same content in between; anything else is a real failure.
-        if not folder.is_dir():
-            raise
+    cache_folder("encoded")
+    publish(folder, fill, lambda made: _read(made, len(arrays["offsets"]) - 1) is not None)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.training.contracts import Trainable
 from autopeft.training.losses import TaskLoss, logits_of
+from autopeft.training.measurements import KeptMeasurements
 from autopeft.training.modes import seeded, training_mode
 from autopeft.training.plan import TrainingPlan
 
@@ -42,8 +43,9 @@ def single_examples(split: EncodedSplit, seed: int, device: torch.device) -> Ite
 def prepare(hybrid: Trainable, data: EncodedTask, plan: TrainingPlan) -> None:
     """Let the methods that need it calibrate on training rows; nothing happens where none does.
 
-    Runs in fp32 and eval mode: the gradients are those of the deterministic model. Class weights count, as
-    they do in training. Generators and flags are as before afterwards.
+    Runs in eval mode: the gradients are those of the deterministic model. Class weights count, as they do
+    in training. What was measured is kept for later trials (`plan.shortcuts`). Generators and flags are as
+    before afterwards.
     """
     if not hybrid.needs_prepare:
         return
@@ -51,4 +53,5 @@ def prepare(hybrid: Trainable, data: EncodedTask, plan: TrainingPlan) -> None:
     hybrid.model.to(device)
     objective = TaskObjective(hybrid.model, TaskLoss(data.task.kind, data.task.class_weights))
     with seeded(plan.seed, device), training_mode(hybrid.model, (), dropout=False):
-        hybrid.prepare(single_examples(data.train, plan.seed, device), objective)
+        kept = KeptMeasurements(hybrid.model, data, plan)
+        hybrid.prepare(single_examples(data.train, plan.seed, device), objective, kept=kept)

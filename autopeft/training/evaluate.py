@@ -14,8 +14,8 @@ from autopeft.errors import UsageError
 from autopeft.tasks.encode import EncodedSplit
 from autopeft.tasks.metrics import compute
 from autopeft.training.errors import OutOfMemory
-from autopeft.training.losses import logits_of
-from autopeft.training.modes import autocast, evaluation_mode
+from autopeft.training.forward import Forward
+from autopeft.training.modes import evaluation_mode
 
 __all__ = ["evaluate", "predict", "scores"]
 
@@ -26,12 +26,12 @@ def predict(
     *,
     batch_size: int = 64,
     device: str | torch.device | None = None,
-    precision: str = "fp32",
+    forward: Forward | None = None,
 ) -> NDArray[np.float32]:
     """Logits (rows, classes) in the split's own order of rows.
 
     Runs in eval mode without gradients; every `training` flag is as before afterwards. `device` defaults to
-    the model's; a model that lies elsewhere is moved there.
+    the model's; a model that lies elsewhere is moved there. `forward` defaults to the model's plain one.
 
     Raises:
         UsageError: the split has no rows.
@@ -42,11 +42,11 @@ def predict(
     place = next(model.parameters()).device if device is None else torch.device(device)
     model.to(place)
     parts = []
+    way = Forward(model) if forward is None else forward
     with evaluation_mode(model):
-        for batch in split.batches(batch_size, shuffle=False, device=place):
+        for batch in way.batches(split, batch_size, shuffle=False, device=place):
             try:
-                with autocast(precision, place):
-                    parts.append(logits_of(model, batch).float().cpu())
+                parts.append(way(batch).float().cpu())
             except torch.OutOfMemoryError as error:
                 raise OutOfMemory(
                     f"Evaluation ran out of memory with {batch_size} rows at once; "
@@ -75,11 +75,11 @@ def evaluate(
     model: nn.Module,
     split: EncodedSplit,
     metric: str,
-    *,
-    batch_size: int = 64,
-    device: str | torch.device | None = None,
-    precision: str = "fp32",
+    **options: Any,
 ) -> float:
-    """One score, higher is better; see `predict` and `scores`."""
-    found = scores(model, split, [metric], batch_size=batch_size, device=device, precision=precision)
-    return found[metric]
+    """One score, higher is better; options are those of `predict`.
+
+    Raises:
+        UsageError, TaskError, OutOfMemory: see `scores` and `predict`.
+    """
+    return scores(model, split, [metric], **options)[metric]

@@ -37,7 +37,7 @@ class FullFineTuning:
         for parameter in model.parameters():
             parameter.requires_grad_(True)
 
-    def prepare(self, batches: Iterable[dict[str, Tensor]], loss_fn: Any) -> None:
+    def prepare(self, batches: Iterable[dict[str, Tensor]], objective: Any, *, kept: Any = None) -> None:
         """Nothing needs calibration."""
 
     def _parts(self) -> dict[str, list[nn.Parameter]]:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from autopeft.hybrid.events import loss_terms
 from autopeft.training.errors import OutOfMemory
-from autopeft.training.losses import TaskLoss, logits_of, slice_rows
-from autopeft.training.modes import autocast, generator_state, restore_generator
+from autopeft.training.forward import Forward
+from autopeft.training.losses import TaskLoss, slice_rows
+from autopeft.training.modes import generator_state, restore_generator
 
 __all__ = ["Gradient"]
 
@@ -24,13 +25,10 @@ class Gradient:
         micro_rows: rows at once; halved when the accelerator's memory does not suffice.
     """
 
-    def __init__(
-        self, model: nn.Module, loss: TaskLoss, *, micro_rows: int, precision: str, device: torch.device
-    ) -> None:
-        self.model = model
+    def __init__(self, forward: Forward, loss: TaskLoss, *, micro_rows: int, device: torch.device) -> None:
+        self.forward = forward
         self.loss = loss
         self.micro_rows = micro_rows
-        self.precision = precision
         self.device = device
 
     def accumulate(
@@ -55,7 +53,7 @@ class Gradient:
                 if attempt == RETRIES or self.micro_rows == 1:
                     raise OutOfMemory(
                         f"Training ran out of memory even with {self.micro_rows} rows at once; lower "
-                        "`max_length`, train in bf16, or turn on gradient checkpointing."
+                        "`max_length`, take a backbone in bf16, or turn on gradient checkpointing."
                     ) from error
             # Past the handler the failed pass's frames are gone, and what they held can be freed.
             for parameter in parameters:
@@ -72,8 +70,7 @@ class Gradient:
         total = torch.zeros((), device=self.device)
         for start in range(0, rows, self.micro_rows):
             part = slice_rows(batch, start, start + self.micro_rows)
-            with autocast(self.precision, self.device):
-                logits = logits_of(self.model, part)
+            logits = self.forward(part)
             loss = self.loss.total(logits, part["labels"]) / weight
             # A term of the parameters alone counts once in all, one of the activations as the mean over rows.
             terms = loss_terms(modules)

@@ -20,6 +20,7 @@ from autopeft.training.calibration import prepare
 from autopeft.training.contracts import Trainable
 from autopeft.training.errors import NonFiniteLoss, PhaseError
 from autopeft.training.evaluate import evaluate
+from autopeft.training.forward import Forward, shortest_forward
 from autopeft.training.gradient import Gradient
 from autopeft.training.losses import TaskLoss
 from autopeft.training.modes import generator_state, restore_generator, seeded, training_mode
@@ -96,10 +97,11 @@ def train(
     started = time.perf_counter()
     device = plan.torch_device()
     hybrid.model.to(device)
-    dropout = hybrid.recipe.training.dropout if plan.dropout is None else plan.dropout
+    dropout = plan.trains_with_dropout(hybrid.recipe.training)
     if calibrate:
         prepare(hybrid, data, plan)
-    run = _Run(hybrid, data, plan, device, on_step, on_score, should_stop)
+    forward = shortest_forward(hybrid, data, plan, dropout=dropout)
+    run = _Run(hybrid, data, plan, forward, device, on_step, on_score, should_stop)
     with seeded(plan.seed, device), training_mode(hybrid.model, hybrid.modules.values(), dropout=dropout):
         run.all_phases()
     run.result.micro_rows = run.gradient.micro_rows
@@ -115,6 +117,7 @@ class _Run:
         hybrid: Trainable,
         data: EncodedTask,
         plan: TrainingPlan,
+        forward: Forward,
         device: torch.device,
         on_step: OnStep | None,
         on_score: OnScore | None,
@@ -123,11 +126,11 @@ class _Run:
         self.hybrid, self.data, self.plan, self.device = hybrid, data, plan, device
         self.on_step, self.on_score, self.should_stop = on_step, on_score, should_stop
         self.result = TrainResult()
+        self.forward = forward
         self.gradient = Gradient(
-            hybrid.model,
+            forward,
             TaskLoss(data.task.kind, data.task.class_weights),
             micro_rows=plan.micro_rows,
-            precision=plan.precision,
             device=device,
         )
 
@@ -156,7 +159,9 @@ class _Run:
         modules = trained_modules(phase, owner, self.hybrid.modules)
         patience = self.plan.patience
         best = None if patience is None else BestState(optimizer.parameters, patience)
-        stream = batch_stream(self._split(phase), self.plan.batch_size, self.plan.seed, self.device)
+        stream = batch_stream(
+            self._split(phase), self.plan.batch_size, self.plan.seed, self.device, self.forward
+        )
         self.result.stopped = "done"
         with _only_these_learn(everything, optimizer.parameters):
             try:
@@ -211,7 +216,7 @@ class _Run:
             self.data.task.metric,
             batch_size=self.plan.eval_batch_size,
             device=self.device,
-            precision=self.plan.precision,
+            forward=self.forward,
         )
         restore_generator(state, self.device)
         return score
@@ -227,9 +232,9 @@ class _Run:
 
 
 def batch_stream(
-    split: EncodedSplit, batch_size: int, seed: int, device: torch.device
+    split: EncodedSplit, batch_size: int, seed: int, device: torch.device, forward: Forward
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches without end: every row once in each epoch, in a new order each time.
+    """Batches for `forward` without end: every row once in each epoch, in a new order each time.
 
     Raises:
         UsageError: the split has no rows or no labels.
@@ -239,7 +244,7 @@ def batch_stream(
     epoch = 0
     while True:
         order = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
-        yield from split.batches(batch_size, shuffle=True, seed=order, device=device)
+        yield from forward.batches(split, batch_size, shuffle=True, seed=order, device=device)
         epoch += 1
 
 

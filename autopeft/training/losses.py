@@ -6,7 +6,8 @@ Labels never reach the model's forward: a labelled Hugging Face forward writes `
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -54,18 +55,26 @@ def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
     `task_id` goes to models with modules on them, whose forward takes further keyword arguments.
     """
-    inputs = {k: v for k, v in batch.items() if k not in ("labels", "task_id")}
-    if "task_id" in batch and _takes_task_id(model):
+    inputs: dict[str, Any] = {k: v for k, v in batch.items() if k not in ("labels", "task_id")}
+    names = _parameters(type(model).forward)
+    if "task_id" in batch and None in names and _has_modules(model):
         inputs["task_id"] = batch["task_id"]
+    if "use_cache" in names:
+        inputs["use_cache"] = False  # nobody generates: keys and values would be kept for nothing
     output: Any = model(**inputs)
     logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
     return logits
 
 
-def _takes_task_id(model: nn.Module) -> bool:
-    if not any(True for _ in getattr(model, "autopeft", nn.Module()).children()):
-        return False
-    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values())
+@lru_cache(maxsize=64)
+def _parameters(forward: Callable[..., Any]) -> frozenset[str | None]:
+    """Names of a forward's parameters, and `None` where it takes further keywords."""
+    found = inspect.signature(forward).parameters.values()
+    return frozenset(None if p.kind is p.VAR_KEYWORD else p.name for p in found)
+
+
+def _has_modules(model: nn.Module) -> bool:
+    return any(True for _ in getattr(model, "autopeft", nn.Module()).children())
 
 
 def slice_rows(batch: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["autocast", "evaluation_mode", "generator_state", "restore_generator", "seeded", "training_mode"]
+__all__ = ["evaluation_mode", "generator_state", "restore_generator", "seeded", "training_mode"]
 
 
 @contextmanager
@@ -96,8 +95,3 @@ def restore_generator(state: tuple[torch.Tensor, torch.Tensor | None], device: t
     torch.set_rng_state(cpu)
     if cuda is not None:
         torch.cuda.set_rng_state(cuda, device)
-
-
-def autocast(precision: str, device: torch.device) -> Any:
-    """A context in which the forward runs in the plan's precision."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from autopeft.errors import UsageError, near
+from autopeft.recipe import TrainingSection
 
-__all__ = ["Precision", "TrainingPlan"]
+__all__ = ["TrainingPlan"]
 
-Precision = Literal["fp32", "bf16"]
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
 
@@ -29,10 +28,11 @@ class TrainingPlan:
             to that of the whole batch. `None` means the whole batch.
         eval_batch_size: rows at once in evaluation.
         max_length: longest sequence in tokens that the data is encoded to.
-        precision: `bf16` runs forward and backward under autocast; parameters and optimizer stay as they are.
         seed: of the new head and modules, the order of the data and the draws of stochastic methods.
         device: `auto` takes CUDA where there is one.
         dropout: the backbone's own dropout; `None` leaves it to the recipe (off by default).
+        shortcuts: leave out what need not be computed: untouched layers come from stored states (fp16), the
+            last layer serves only the positions that the head reads. No effect with the backbone's dropout.
         eval_every: score every so many steps while training.
         patience: stop after so many scores in a row without a new best one, and return to the best state.
 
@@ -45,10 +45,10 @@ class TrainingPlan:
     micro_batch: int | None = None
     eval_batch_size: int = 64
     max_length: int = 128
-    precision: Precision = "fp32"
     seed: int = 0
     device: str = "auto"
     dropout: bool | None = None
+    shortcuts: bool = True
     eval_every: int | None = None
     patience: int | None = None
 
@@ -74,11 +74,6 @@ class TrainingPlan:
 
     def _choice_problems(self) -> list[str]:
         problems = []
-        if self.precision not in ("fp32", "bf16"):
-            hint = near(str(self.precision), ("fp32", "bf16"))
-            problems.append(
-                f"`precision` must be 'fp32' or 'bf16', but got precision={self.precision!r}.{hint}"
-            )
         if str(self.device).split(":")[0] not in _DEVICES:
             hint = near(str(self.device), _DEVICES)
             problems.append(
@@ -92,6 +87,10 @@ class TrainingPlan:
     def micro_rows(self) -> int:
         """Rows that go through the model at once: `micro_batch`, at most `batch_size`."""
         return self.batch_size if self.micro_batch is None else min(self.micro_batch, self.batch_size)
+
+    def trains_with_dropout(self, training: TrainingSection) -> bool:
+        """Whether the backbone's own dropout acts: as the plan says, else the recipe."""
+        return training.dropout if self.dropout is None else self.dropout
 
     def torch_device(self) -> torch.device:
         """The device to train on.

@@ -19,6 +19,7 @@ from autopeft.recipe import Recipe, TrainingSection
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.training.contracts import Trainable
 from autopeft.training.evaluate import evaluate
+from autopeft.training.forward import Forward, shortest_forward
 from autopeft.training.full import FullFineTuning
 from autopeft.training.loop import OnScore, OnStep, ShouldStop, TrainResult, train
 from autopeft.training.plan import TrainingPlan
@@ -138,7 +139,13 @@ def _trial(
         hybrid = make()
         try:
             result = train(hybrid, data, plan, on_step=on_step, on_score=on_score, should_stop=should_stop)
-            scores = {name: _score(model, split, data, plan) for name, split in wanted.items()}
+            dropout = plan.trains_with_dropout(hybrid.recipe.training)
+            forward = shortest_forward(hybrid, data, plan, dropout=dropout)
+            scores = {
+                # The test rows are scored once, by the model as it will be used.
+                name: _score(Forward(model) if name == "test" else forward, split, data, plan)
+                for name, split in wanted.items()
+            }
             counts = hybrid.counts()
             finished(hybrid, scores)
         finally:
@@ -156,14 +163,14 @@ def _wanted(data: EncodedTask, splits: Sequence[str]) -> dict[str, EncodedSplit]
     return {name: known[name] for name in splits}
 
 
-def _score(model: PreTrainedModel, split: EncodedSplit, data: EncodedTask, plan: TrainingPlan) -> float:
+def _score(forward: Forward, split: EncodedSplit, data: EncodedTask, plan: TrainingPlan) -> float:
     return evaluate(
-        model,
+        forward.model,
         split,
         data.task.metric,
         batch_size=plan.eval_batch_size,
         device=plan.torch_device(),
-        precision=plan.precision,
+        forward=forward,
     )
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from support.tiny import tiny_config
 
 from autopeft.backbones import spec_of
+from autopeft.counting import Counter
 from autopeft.errors import UsageError
 from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
@@ -50,6 +51,7 @@ def test_a_prompt_goes_to_the_stack_that_reads_the_input() -> None:
         (["lora"], {"stack": "decoder"}, BERT, "no stack 'decoder'"),
         ([{"dora": {}}, {"dora": {"sites": ["v"]}}], {}, BERT, "only one"),
         ([{"dora": {"sites": ["qkv"]}}, {"dora": {"sites": ["v"]}}], {}, GPT2, "only one"),
+        ([{"dora": {"sites": ["qkv", "v"]}}], {}, GPT2, "only one"),
         ([{"gate": ["dora"]}], {}, BERT, "alters weights"),
         ([{"chain": ["lora"]}], {}, BERT, "at least two"),
         ([{"chain": ["lora", "prefix_tuning"]}], {}, BERT, "beside the chain"),
@@ -62,8 +64,12 @@ def test_a_prompt_goes_to_the_stack_that_reads_the_input() -> None:
 def test_impossible_compositions_are_refused_with_the_way_out(
     items: list[Any], options: dict[str, Any], spec: Any, says: str
 ) -> None:
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(UsageError, match=says) as caught:
         build_graph(recipe(*items, **options), spec)
+    for call in (Counter(spec).measure, Counter(spec).count, Counter(spec).hash):
+        with pytest.raises(type(caught.value)) as counted:
+            call(recipe(*items, **options))
+        assert str(counted.value) == str(caught.value)
 
 
 def test_a_composition_never_takes_the_name_of_an_entry() -> None:
@@ -116,6 +122,39 @@ def test_the_hash_is_of_the_structure() -> None:
     assert build_graph(recipe({"chain": [second, first]}), BERT).hash() != chained
     summed = build_graph(recipe({"sum": [first, second]}), BERT).hash()
     assert build_graph(recipe({"sum": [second, first]}), BERT).hash() == summed
+
+
+def trained(*items: Any, **training: Any) -> str:
+    made = Recipe.from_dict({"layers": [{"attach": list(items)}], "training": training})
+    return build_graph(made, BERT).trial_hash()
+
+
+def test_the_hash_of_a_trial_is_of_the_structure_and_of_how_each_part_trains() -> None:
+    one = trained("lora", "ia3", learning_rate=1e-3)
+    assert trained("ia3", {"lora": {}, "as": "mine"}, learning_rate=1e-3) == one
+    assert trained("lora", "ia3", groups={"lora": {"learning_rate": 1e-3}}) == one
+    assert trained("lora", "ia3", learning_rate=2e-3) != one
+    assert trained("lora", "ia3", groups={"ia3": {"learning_rate": 2e-3}}) != one
+    assert trained("lora", "ia3", groups={"head": {"weight_decay": 0.1}}) != one
+    assert trained("lora", "ia3", warmup=0.5) != one
+    assert trained("lora", "ia3", policies=["lora_plus"]) != one
+    assert trained({"lora": {"rank": 4}}, "ia3") != one
+
+
+def test_rates_that_nothing_uses_make_no_other_trial() -> None:
+    both = {name: {"learning_rate": 1e-3} for name in ("lora", "head")}
+    assert trained("lora", learning_rate=1e-2, groups=both) == trained("lora", groups=both)
+    summed, gated = {"sum": ["lora"]}, {"gate": ["lora"]}
+    assert trained(summed, learning_rate=1e-2, groups=both) == trained(summed, groups=both)
+    assert trained(gated, learning_rate=1e-2, groups=both) != trained(gated, groups=both), "gates use it"
+
+
+def test_which_of_two_entries_has_which_rate_counts_and_their_order_does_not() -> None:
+    small, large = {"lora": {"rank": 1}}, {"lora": {"rank": 8}}
+    groups = {"lora": {"learning_rate": 1e-2}, "lora_2": {"learning_rate": 1e-4}}
+    swapped = {"lora": groups["lora_2"], "lora_2": groups["lora"]}
+    assert trained(small, large, groups=groups) == trained(large, small, groups=swapped)
+    assert trained(small, large, groups=groups) != trained(small, large, groups=swapped)
 
 
 ENTRIES = st.sampled_from(

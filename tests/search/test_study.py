@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 from optuna.trial import TrialState
+from support.tiny import tiny_config
 
-from autopeft.counting import Counts
+from autopeft.backbones import spec_of
+from autopeft.counting import Counts, count
 from autopeft.errors import BudgetError, UsageError
+from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
 from autopeft.search.jobs import JobResult
+from autopeft.search.space import Space
 from autopeft.search.space_bound import Parameter
 from autopeft.search.study import Codec, Repaired, SearchStudy
 
@@ -23,7 +27,7 @@ def repair(values: dict[str, Any], cap: int = 4) -> Repaired:
     """Shrinks the rank to the cap, as a budget would."""
     rank = min(values["rank"], cap)
     recipe = Recipe.from_dict({"layers": [{"attach": [{"lora": {"sites": [values["site"]], "rank": rank}}]}]})
-    return Repaired(recipe, Counts(rank * 10, rank * 10, 0, 1000))
+    return Repaired(recipe, Counts(rank * 10, rank * 10, 0, 1000), recipe.hash())
 
 
 def open_study(path: Path, **more: Any) -> SearchStudy:
@@ -50,6 +54,23 @@ def test_an_exhausted_space_ends_the_search_and_nothing_is_trained_twice(tmp_pat
     hashes = run_all(study)
     assert len(hashes) == len(set(hashes)) == 6  # ranks 4 and 8 are one recipe after repair
     assert study.propose() is None
+
+
+def test_points_that_mean_the_same_are_trained_once(tmp_path: Path) -> None:
+    text = """
+layers:
+  - at: {choice: [all, "0-2", "first 2"]}
+    attach: [{choice: [{sum: [lora, ia3]}, {sum: [ia3, lora]}]}]
+"""
+    bound = Space.from_yaml(text).bind(spec_of(tiny_config("bert")))
+
+    def as_it_is(values: dict[str, Any]) -> Repaired:
+        graph = build_graph(bound.materialize(values), bound.spec)
+        return Repaired(graph.recipe, count(graph, bound.spec), graph.trial_hash())
+
+    study = open_study(tmp_path, space=bound.parameters, repair=as_it_is)
+    assert len(run_all(study)) == 2 < bound.cardinality() == 6
+    assert study.take_duplicates()
 
 
 @pytest.mark.parametrize("sampler", ["gp", "tpe", "random"])

@@ -33,7 +33,7 @@ def run(setup: WorkerSetup, **more: Any) -> JobResult:
 
 
 def backbone(setup: WorkerSetup) -> dict[str, torch.Tensor]:
-    return {k: v.clone() for k, v in worker._WORLDS[setup.key].model.state_dict().items()}
+    return {k: v.clone() for k, v in worker._WORLDS[setup.key].backbone(setup).state_dict().items()}
 
 
 def test_a_trial_trains_scores_and_leaves_no_trace(setup: WorkerSetup) -> None:

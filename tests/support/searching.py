@@ -23,7 +23,8 @@ def lora(rank: int, rate: float = 1e-3) -> Recipe:
 
 
 def to_lora(values: dict[str, Any]) -> Repaired:
-    return Repaired(lora(values["rank"]), Counts(values["rank"] * 10, values["rank"] * 10, 0, 10_000))
+    recipe = lora(values["rank"])
+    return Repaired(recipe, Counts(values["rank"] * 10, values["rank"] * 10, 0, 10_000), recipe.hash())
 
 
 def rank_of(job: Job) -> int:

@@ -97,7 +97,11 @@ class FakeHybrid:
         self.detached = 0
 
     def prepare(
-        self, batches: Iterable[dict[str, Tensor]], loss_fn: Callable[[dict[str, Tensor]], Tensor]
+        self,
+        batches: Iterable[dict[str, Tensor]],
+        objective: Callable[[dict[str, Tensor]], Tensor],
+        *,
+        kept: Any = None,
     ) -> None:
         self.seen = list(batches)
 

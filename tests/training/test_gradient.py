@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from support.training import Bag, FakeHybrid, encoded_task
 from torch import Tensor, nn
 
 from autopeft.training.errors import OutOfMemory
+from autopeft.training.forward import Forward
 from autopeft.training.gradient import Gradient
 from autopeft.training.loop import train
 from autopeft.training.losses import TaskLoss
@@ -32,7 +31,10 @@ def gradients(micro_rows: int, weights: list[float] | None = None) -> tuple[floa
     batch = next(encoded_task().train.batches(10, shuffle=True, seed=1))
     batch.pop("task_id")
     gradient = Gradient(
-        model, TaskLoss("classification", weights), micro_rows=micro_rows, precision="fp32", device=CPU
+        Forward(model),
+        TaskLoss("classification", weights),
+        micro_rows=micro_rows,
+        device=CPU,
     )
     learned = [*model.adapter.parameters(), *model.head.parameters(), penalty.weight]
     loss = gradient.accumulate(batch, [penalty], learned)
@@ -89,14 +91,3 @@ def test_after_three_halvings_it_says_what_to_do() -> None:
         train(FakeHybrid(hungry), encoded_task(), TrainingPlan(steps=3, batch_size=16, device="cpu"))
     assert hungry.tried == [16, 8, 4, 2]
     assert all(p.grad is None for p in hungry.parameters())
-
-
-def test_bf16_runs_the_forward_under_autocast() -> None:
-    seen: list[Any] = []
-    model = Bag()
-    model.head.register_forward_hook(lambda _m, _a, out: seen.append(out.dtype))
-    plan = TrainingPlan(steps=2, batch_size=8, precision="bf16", device="cpu")
-    result = train(FakeHybrid(model), encoded_task(), plan)
-    assert seen == [torch.bfloat16, torch.bfloat16]
-    assert model.head.weight.dtype == torch.float32
-    assert all(torch.isfinite(torch.tensor(result.losses)))

@@ -15,6 +15,7 @@ from autopeft.recipe import Recipe
 from autopeft.tasks.encode import EncodedTask
 from autopeft.training.errors import NonFiniteLoss
 from autopeft.training.evaluate import evaluate
+from autopeft.training.forward import Forward
 from autopeft.training.loop import batch_stream, train
 from autopeft.training.plan import TrainingPlan
 
@@ -217,7 +218,7 @@ def test_patience_returns_to_the_best_state(data: EncodedTask) -> None:
 def test_every_epoch_holds_every_row_once_in_a_new_order() -> None:
     split = encoded_split(50, seed=0)
     rows = [tuple(split.ids[a:b].tolist()) for a, b in zip(split.offsets, split.offsets[1:], strict=False)]
-    stream = batch_stream(split, 16, seed=4, device=CPU)
+    stream = batch_stream(split, 16, 4, CPU, Forward(Bag()))
     epochs: list[list[tuple[int, ...]]] = []
     for _ in range(2):
         seen: list[tuple[int, ...]] = []

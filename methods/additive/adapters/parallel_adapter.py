@@ -68,6 +68,7 @@ class ParallelAdapter:
         sites=("ffn", "attention", "cross_attention"),
         default_sites=("ffn",),
         stochastic=True,
+        rowwise=True,
     )
     size_field: ClassVar[str] = "bottleneck"
 

@@ -75,6 +75,7 @@ class SerialAdapter:
         sites=("attention", "cross_attention", "ffn"),
         default_sites=("ffn",),
         stochastic=True,
+        rowwise=True,
         identity=False,
     )
     size_field: ClassVar[str] = "bottleneck"

@@ -62,6 +62,7 @@ class IA3:
         sites=LINEAR_SITES,
         default_sites=("k", "v", "cross_k", "cross_v", "down"),
         mergeable=True,
+        rowwise=True,
     )
 
     class Config(MethodConfig):

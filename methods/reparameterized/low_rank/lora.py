@@ -46,7 +46,12 @@ class LoRA:
     """
 
     traits = Traits(
-        injection="hook", sites=LINEAR_SITES, default_sites=("q", "v"), mergeable=True, stochastic=True
+        injection="hook",
+        sites=LINEAR_SITES,
+        default_sites=("q", "v"),
+        mergeable=True,
+        stochastic=True,
+        rowwise=True,
     )
 
     size_field: ClassVar[str] = "rank"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -19,6 +19,7 @@ from autopeft.spec import BackboneSpec, Site
 __all__ = ["FishMask", "fisher", "largest"]
 
 Example = dict[str, Tensor]
+_RANKED = 1 << 17
 _POWER: dict[str, Callable[[Tensor], Tensor]] = {"square": torch.square, "absolute": torch.abs}
 
 
@@ -88,7 +89,9 @@ def fisher(
 
 
 def largest(scores: Iterable[Tensor], k: int) -> Tensor:
-    """Positions (k,) of the k largest entries in the concatenated flattened tensors; on ties exactly k.
+    """Positions (k,) of the k largest entries in the concatenated flattened tensors, the largest first.
+
+    On ties exactly k.
 
     Raises:
         AutoPEFTError: a score is not finite.
@@ -108,7 +111,7 @@ def largest(scores: Iterable[Tensor], k: int) -> Tensor:
 
 
 class FishMaskModule(nn.Module):
-    """Values at k entries of the backbone, chosen once by `calibrate`."""
+    """Values at k entries of the backbone, chosen once by calibration."""
 
     def __init__(self, delta: SparseDelta, config: FishMask.Config) -> None:
         super().__init__()
@@ -123,15 +126,26 @@ class FishMaskModule(nn.Module):
     def weight(self, target: WeightTarget, original: Tensor, current: Tensor) -> Tensor:
         return self.entries.apply_to(str(target.tensor), current)
 
-    def calibrate(self, base: nn.Module, batches: Iterable[Example], objective: Objective) -> None:
-        """Score every entry on up to `samples` examples and select the k best; values return to zero."""
+    def measurement(self) -> dict[str, Any]:
+        """The config without `keep`, and how many of the best entries are ranked: far more than are kept, so
+        that masks of many sizes share one ranking."""
+        k = max(len(self.entries.values), _RANKED)
+        reach = min(self.entries.total, 1 << (k - 1).bit_length())
+        return {"reach": reach, **self.config.model_dump(include={"samples", "grad_type", "mode"})}
+
+    def measure(self, base: nn.Module, batches: Iterable[Example], objective: Objective) -> dict[str, Tensor]:
+        """Score every entry on up to `samples` examples; `ranking` (reach,) holds the best positions."""
         c = self.config
         named = dict(base.named_parameters())
         parameters = {t.name: named[t.name] for t in self.entries.tensors}
         examples = islice(_examples(batches), c.samples)
         scores = fisher(parameters, examples, objective, grad_type=c.grad_type, mode=c.mode)
-        k = len(self.entries.values)
-        self.entries.select(largest(scores.values(), k).to(self.entries.index.device))
+        return {"ranking": largest(scores.values(), self.measurement()["reach"])}
+
+    def settle(self, measured: Mapping[str, Tensor]) -> None:
+        """Select the k best entries; values return to zero."""
+        best = measured["ranking"][: len(self.entries.values)]
+        self.entries.select(best.to(self.entries.index.device))
         nn.init.zeros_(self.entries.values)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -145,11 +146,28 @@ def test_exactly_k_also_on_ties(k: int, ties: bool) -> None:
     assert torch.equal(flat[chosen].sort().values, flat.sort().values[-k:])
 
 
+def calibrate(module: Any, net: Any, batches: Any) -> None:
+    module.settle(module.measure(net.base, batches, Objective(net)))
+
+
+def test_masks_of_all_sizes_share_a_ranking() -> None:
+    net, batches = _net(), _batches()
+    small, large = _module(net, keep=3), _module(net, keep=20)
+    assert small.measurement() == large.measurement() != _module(net, keep=3, samples=5).measurement()
+    measured = large.measure(net.base, batches, Objective(net))
+    small.settle(measured)
+    large.settle(measured)
+    alone = _module(net, keep=3)
+    calibrate(alone, net, batches)
+    assert torch.equal(small.entries.index, alone.entries.index)
+    assert set(small.entries.index.tolist()) < set(large.entries.index.tolist())
+
+
 def test_calibration_selects_globally_and_leaves_the_model_as_it_was() -> None:
     net, batches = _net(), _batches()
     before = {n: p.clone() for n, p in net.named_parameters()}
     module = _module(net, keep=20)
-    module.calibrate(net.base, iter(batches), Objective(net))
+    calibrate(module, net, iter(batches))
     scores = torch.cat([s.flatten() for s in _squares(net, list(_examples(batches))).values()])
     assert set(module.entries.index.tolist()) == set(scores.topk(20).indices.tolist())
     assert {n: p.requires_grad for n, p in net.named_parameters()} == {n: "head" in n for n in before}
@@ -165,15 +183,15 @@ def test_calibration_selects_globally_and_leaves_the_model_as_it_was() -> None:
 def test_uses_no_more_than_the_given_number_of_examples() -> None:
     net, batches = _net(), _batches()
     few, many = _module(net, keep=10, samples=2), _module(net, keep=10, samples=6)
-    few.calibrate(net.base, batches, Objective(net))
-    many.calibrate(net.base, batches[:1], Objective(net))
+    calibrate(few, net, batches)
+    calibrate(many, net, batches[:1])
     assert torch.equal(few.entries.index, many.entries.index)
 
 
 def test_refusals() -> None:
     net = _net()
     with pytest.raises(UsageError, match="at least one"):
-        _module(net, keep=3).calibrate(net.base, [], Objective(net))
+        calibrate(_module(net, keep=3), net, [])
     with pytest.raises(MethodError, match="which has"):
         configured("fish_mask", keep=10**6).parameter_count((), toy_spec())
     with pytest.raises(MethodError, match="selects 0"):

@@ -1,0 +1,120 @@
+"""A backbone's weights: their fingerprint, and one copy of them for all processes of a machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from autopeft.assets.cache import SPARE_DISK, cache_folder, publish
+from autopeft.errors import AssetError
+
+__all__ = ["backbone_fingerprint", "map_weights"]
+
+_log = logging.getLogger("autopeft")
+_ALIGNMENT = 64
+_LARGEST = 4 << 30
+_FINGERPRINTS: WeakKeyDictionary[nn.Module, tuple[Any, str]] = WeakKeyDictionary()
+_NOT_STRUCTURE = {"id2label", "label2id", "num_labels", "problem_type", "architectures", "use_cache"}
+
+
+def _tensors(model: PreTrainedModel) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers of the base model; modules that are attached to it are left out."""
+    found = model.base_model.state_dict(keep_vars=True)
+    return [(name, tensor) for name, tensor in found.items() if not name.startswith("autopeft.")]
+
+
+def backbone_fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 of the base model: its class, configuration and every weight. Remembered until one changes."""
+    tensors = _tensors(model)
+    now = [(t.data_ptr(), t._version, t.dtype) for _, t in tensors]
+    kept = _FINGERPRINTS.get(model)
+    if kept is not None and kept[0] == now:
+        return kept[1]
+    base = cast(PreTrainedModel, model.base_model)
+    config = {
+        k: v for k, v in base.config.to_dict().items() if k not in _NOT_STRUCTURE and not k.startswith("_")
+    }
+    digest = hashlib.sha256(json.dumps([type(base).__name__, config], sort_keys=True, default=str).encode())
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor).data)
+    _FINGERPRINTS[model] = (now, digest.hexdigest())
+    return _FINGERPRINTS[model][1]
+
+
+def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
+    flat: NDArray[np.uint8] = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return flat
+
+
+def map_weights(model: PreTrainedModel) -> bool:
+    """Let the base model's parameters lie in a file of the cache that every process maps; whether they do.
+
+    What is written to them stays in this process. The values are compared before they are exchanged. Weights
+    on accelerators, above 4 GiB or without room on the disk stay where they are.
+    """
+    places = list(_places(model))
+    total = places[-1][2] if places else 0
+    if not total or total > _LARGEST or any(p.device.type != "cpu" for p, _, _ in places):
+        return False
+    try:
+        folder = cache_folder("weights") / backbone_fingerprint(model)
+        file = folder / "tensors"
+        if not _has(file, total):
+            if shutil.disk_usage(folder.parent).free < total + SPARE_DISK:
+                return False
+            publish(
+                folder,
+                lambda made: _write(made / "tensors", places, total),
+                lambda made: _has(made / "tensors", total),
+            )
+        mapped = np.memmap(file, dtype=np.uint8, mode="c", shape=(total,))
+    except (OSError, AssetError) as error:
+        _log.warning("the backbone's weights are not shared between processes: %s", error)
+        return False
+    found = [(p, _view(mapped, start, stop, p)) for p, start, stop in places]
+    if not all(torch.equal(p.detach(), tensor) for p, tensor in found):
+        _log.warning("%s is damaged and was removed", file)
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+    for parameter, tensor in found:
+        parameter.data = tensor
+    return True
+
+
+def _places(model: PreTrainedModel) -> Iterator[tuple[nn.Parameter, int, int]]:
+    """Every parameter of the base model, once, with its first and last byte in the file."""
+    stop = 0
+    for name, parameter in model.base_model.named_parameters():
+        if not name.startswith("autopeft."):
+            start = -(-stop // _ALIGNMENT) * _ALIGNMENT
+            stop = start + parameter.numel() * parameter.element_size()
+            yield parameter, start, stop
+
+
+def _view(mapped: NDArray[np.uint8], start: int, stop: int, like: Tensor) -> Tensor:
+    return torch.from_numpy(mapped[start:stop]).view(like.dtype).view(like.shape)
+
+
+def _has(file: Path, total: int) -> bool:
+    return file.is_file() and file.stat().st_size == total
+
+
+def _write(file: Path, places: list[tuple[nn.Parameter, int, int]], total: int) -> None:
+    with file.open("wb") as out:
+        for parameter, start, _ in places:
+            out.seek(start)
+            out.write(_bytes(parameter).data)
+        out.truncate(total)

@@ -1,0 +1,361 @@
+"""What items are on a backbone, remembered: their sites, their parameters and their canonical text.
+
+A search counts the same configurations at the same places over and over. A `Shape` is an item checked once
+for each configuration; it knows its parameters and its text at any layers (a mask, see `places`). A *part* is
+a shape with a mask. The parameters of a recipe are the sum of its parts', and its hash is that of their
+texts: equal to what `build_graph` gives, without a graph.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+from autopeft.composition import COMPOSITIONS, ChildSpec, Way
+from autopeft.errors import CompositionError, RecipeError, SiteError, near
+from autopeft.graph.memo import Memo
+from autopeft.graph.places import WHOLE, Places, key_text
+from autopeft.method import MethodConfig, ParameterCount, Traits, get_method
+from autopeft.recipe import CompositionItem, EntryItem, Item, Recipe
+from autopeft.recipe.models import validate_config
+from autopeft.spec import BackboneSpec, Site
+
+__all__ = [
+    "LeafShape",
+    "NodeShape",
+    "Part",
+    "Parts",
+    "Shape",
+    "hash_of",
+    "parts_of",
+    "total_of",
+    "ways_of",
+    "weight_places",
+]
+
+_SHAPES = 1 << 12
+_RESULTS = 1 << 16
+_SPECS = 8
+
+V = TypeVar("V")
+Direction = tuple[str, int | None, str]
+"""A weight whose direction is replaced: stack, layer and site name."""
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and without spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def ways_of(method: Any) -> frozenset[Way]:
+    """How a configured method acts; one with a side effect on weights says so by `also_weights`."""
+    traits: Traits = method.traits
+    if traits.changes_length:
+        return frozenset({"prompt"})
+    ways: set[Way] = set()
+    if traits.injection in {"hook", "weight", "kv"}:
+        ways.add(traits.injection)  # type: ignore[arg-type]
+    if getattr(method, "also_weights", False):
+        ways.add("weight")
+    return frozenset(ways)
+
+
+def weight_places(site: Site) -> tuple[Direction, ...]:
+    """The weights of a site; a fused projection holds those of its parts."""
+    names = ("q", "k", "v") if site.name == "qkv" else (site.name,)
+    return tuple((site.stack, site.layer, name) for name in names)
+
+
+class Shape(ABC):
+    """An item, configured: what it is at any layers.
+
+    Attributes:
+        label: how messages call it.
+        ways: how it acts.
+        directed: whether an entry of it replaces the direction of weights.
+        may_clash: whether its own entries might replace one direction twice.
+    """
+
+    label: str
+    ways: frozenset[Way]
+    directed: bool
+    may_clash: bool
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        parts.enter(self)
+        self._counts: dict[int, tuple[int, int]] = {}
+        self._texts: dict[int, str] = {}
+
+    def count(self, mask: int, name: str | None = None) -> tuple[int, int]:
+        """Deployed and trained parameters at the layers of `mask`; `name` is what errors call an entry.
+
+        Raises:
+            SiteError: none of its sites is there.
+            CompositionError: methods cannot act together.
+            MethodError: the method cannot be counted on this backbone.
+        """
+        found = self._counts.get(mask)
+        if found is None:
+            count = self._count(mask, name or self.label)
+            found = self._parts.keep(self._counts, mask, (count.deployed, count.trained))
+        return found
+
+    def text(self, mask: int) -> str:
+        """The canonical structure at the layers of `mask`, as JSON."""
+        return self._texts.get(mask) or self._parts.keep(self._texts, mask, self._text(mask))
+
+    def forget(self) -> None:
+        """Forget what it is at all masks."""
+        self._counts.clear()
+        self._texts.clear()
+
+    @abstractmethod
+    def sites(self, mask: int) -> tuple[Site, ...]:
+        """Where its entries sit: in the spec's order for one entry, one entry after the other for several."""
+
+    @abstractmethod
+    def directions(self, mask: int) -> list[Direction]:
+        """The weights whose direction its entries replace, once for each entry."""
+
+    @abstractmethod
+    def _count(self, mask: int, name: str) -> ParameterCount: ...
+
+    @abstractmethod
+    def _text(self, mask: int) -> str: ...
+
+
+class LeafShape(Shape):
+    """An entry, configured."""
+
+    def __init__(self, parts: Parts, name: str, method: type[Any], item: EntryItem) -> None:
+        super().__init__(parts)
+        self.method = method
+        self.label = str(method.name)
+        self.config: MethodConfig = validate_config(item.method, item.config)
+        self._example = method(self.config)
+        self._traits: Traits = self._example.traits
+        check_needs(name, self._traits, parts.spec)
+        self.ways = ways_of(self._example)
+        self.directed = self._traits.direction
+        self._names = self._named_sites(name)
+        # A fused projection holds the weights of its parts.
+        self.may_clash = self.directed and "qkv" in self._names and len(self._names) > 1
+        self._spread = parts.places.spread(frozenset(self._names))
+        config = canonical_json(self.config.model_dump(mode="json", exclude={"sites"}))
+        self._head = f'{{"config":{config},"method":{json.dumps(self.label)},"sites":['
+
+    def _named_sites(self, name: str) -> tuple[str, ...]:
+        asked, traits = self.config.sites, self._traits
+        for site in asked or ():
+            if site not in traits.sites:
+                raise SiteError(
+                    f"{name} cannot sit at {site!r}.{near(site, traits.sites)} It takes: "
+                    f"{', '.join(traits.sites) or 'no sites'}."
+                )
+            self._parts.spec.require_name(site)
+        default: tuple[str, ...] = getattr(self._example, "default_sites", traits.default_sites)
+        return asked if asked is not None else default
+
+    def sites(self, mask: int) -> tuple[Site, ...]:
+        if not self._traits.sites:
+            return ()
+        found = self._spread.sites(mask)
+        # Prompts go to the stack that reads the input; a decoder behind an encoder has none.
+        return found[:1] if self._traits.changes_length else found
+
+    def directions(self, mask: int) -> list[Direction]:
+        return [place for s in self.sites(mask) for place in weight_places(s)] if self.directed else []
+
+    def _count(self, mask: int, name: str) -> ParameterCount:
+        spec, sites = self._parts.spec, self.sites(mask)
+        if self._traits.sites and not sites:
+            raise SiteError(
+                f"{name} finds none of its sites ({', '.join(self._names)}) on {spec.family!r} in the layers "
+                f"it is attached to; there are: {', '.join(spec.site_names())}."
+            )
+        count: ParameterCount = self._example.parameter_count(sites, spec)
+        return count
+
+    def _text(self, mask: int) -> str:
+        whole = self._traits.sites and not self._traits.changes_length
+        return f"{self._head}{self._spread.text(mask) if whole else key_text(self.sites(mask))}]}}"
+
+
+class NodeShape(Shape):
+    """A composition over shapes."""
+
+    def __init__(self, parts: Parts, kind: str, options: dict[str, Any], children: tuple[Shape, ...]) -> None:
+        super().__init__(parts)
+        self._kind, self._children = kind, children
+        self.label = f"{kind}({', '.join(c.label for c in children)})"
+        self.ways = frozenset(w for c in children for w in c.ways)
+        directed = [c for c in children if c.directed]
+        self.directed = bool(directed)
+        self.may_clash = len(directed) > 1 or any(c.may_clash for c in directed)
+        self._tail = f'],"composition":{json.dumps(kind)},"options":{canonical_json(options)}}}'
+
+    def sites(self, mask: int) -> tuple[Site, ...]:
+        return tuple({s.key: s for c in self._children for s in c.sites(mask)}.values())
+
+    def directions(self, mask: int) -> list[Direction]:
+        return [place for c in self._children for place in c.directions(mask)]
+
+    def _count(self, mask: int, name: str) -> ParameterCount:
+        counts = [ParameterCount(*c.count(mask)) for c in self._children]
+        specs = [ChildSpec(c.label, c.label, c.ways, c.sites(mask)) for c in self._children]
+        composition = COMPOSITIONS[self._kind]
+        composition.check(specs)
+        return sum(counts, composition.parameter_count(specs))
+
+    def _text(self, mask: int) -> str:
+        texts = [c.text(mask) for c in self._children]
+        if self._kind != "chain":
+            texts.sort()
+        return f'{{"children":[{",".join(texts)}{self._tail}'
+
+
+Part = tuple[Shape, int]
+"""A shape and the mask of its layers."""
+
+
+class Parts:
+    """The shapes of one backbone. Memory is bounded.
+
+    Methods are taken to count alike whenever they are asked with the same configuration and sites. Errors are
+    raised each time and name the method; `build_graph` gives them with the recipe's own names.
+    """
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        self.spec = spec
+        self.places = Places(spec)
+        self._shapes: Memo[Any, Shape] = Memo(_SHAPES)
+        self._living: WeakSet[Shape] = WeakSet()
+        self._held = 0
+
+    def enter(self, shape: Shape) -> None:
+        """Told once of every shape, whose memory counts from then on."""
+        self._living.add(shape)
+
+    def keep(self, memory: dict[int, V], mask: int, value: V) -> V:
+        """Remember a shape's result. When there are too many, those of all shapes are forgotten first."""
+        if self._held >= _RESULTS:
+            for shape in list(self._living):
+                shape.forget()
+            self._held = 0
+        self._held += 1
+        memory[mask] = value
+        return value
+
+    def leaf(self, item: EntryItem, name: str) -> LeafShape:
+        """The shape of an entry; `name` is what errors call it.
+
+        Raises:
+            SiteError: it names a site that its method does not take or the backbone does not have.
+            CompositionError: the backbone lacks what the method needs.
+            pydantic.ValidationError: its config does not fit.
+        """
+        method = get_method(item.method)
+        key = (method, repr(item.config))
+        found = self._shapes.get(key)
+        if found is None:
+            found = self._shapes.keep(key, LeafShape(self, name, method, item))
+        assert isinstance(found, LeafShape)
+        return found
+
+    def shape(self, item: Item) -> Shape:
+        """The shape of an item (errors: see `leaf`)."""
+        if isinstance(item, EntryItem):
+            return self.leaf(item, item.method)
+        children = tuple(self.shape(child) for child in item.children)
+        key = (item.kind, repr(item.options), children)
+        found = self._shapes.get(key)
+        return found or self._shapes.keep(key, NodeShape(self, item.kind, item.options, children))
+
+    def of(self, recipe: Recipe) -> list[Part]:
+        """The parts of a recipe, in file order.
+
+        Raises:
+            RecipeError: two entries have one name (data that was read as a recipe never has).
+            UsageError: an item does not fit the backbone (see `leaf` and `Shape.count`).
+        """
+        found: list[Part] = []
+        named = False
+        for block in recipe.layers:
+            mask = self.places.mask(block.at, block.stack)
+            for item in block.attach:
+                named = named or item.alias is not None or isinstance(item, CompositionItem)
+                found.append((self.shape(item), mask))
+        for item in recipe.model:
+            named = named or item.alias is not None or isinstance(item, CompositionItem)
+            found.append((self.shape(item), WHOLE))
+        if named:
+            _check_unique([entry.name for entry in recipe.entries()])
+        return found
+
+
+_RECENT: Memo[int, Parts] = Memo(_SPECS)
+
+
+def parts_of(spec: BackboneSpec) -> Parts:
+    """The parts of a backbone; those of the last few backbones are kept."""
+    found = _RECENT.get(id(spec))
+    if found is None:
+        found = _RECENT.keep(id(spec), Parts(spec))
+    return found
+
+
+def total_of(parts: Iterable[Part]) -> tuple[int, int]:
+    """Deployed and trained parameters of parts together (errors: see `Shape.count`)."""
+    deployed = trained = 0
+    for shape, mask in parts:
+        count = shape.count(mask)
+        deployed += count[0]
+        trained += count[1]
+    return deployed, trained
+
+
+def hash_of(parts: Iterable[Part]) -> str:
+    """The hash of the structure that consists of these parts (see `CompositionGraph.hash`)."""
+    texts = sorted([shape.text(mask) for shape, mask in parts])
+    return hashlib.sha256(f"[{','.join(texts)}]".encode()).hexdigest()
+
+
+def clash(parts: Iterable[Part]) -> bool:
+    """Whether two entries replace the direction of one weight."""
+    directed = [(shape, mask) for shape, mask in parts if shape.directed]
+    if not directed or (len(directed) == 1 and not directed[0][0].may_clash):
+        return False
+    places = [place for shape, mask in directed for place in shape.directions(mask)]
+    return len(set(places)) < len(places)
+
+
+def _check_unique(names: Sequence[str]) -> None:
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    if twice:
+        raise RecipeError(f"Two entries are called {twice[0]!r}; choose another name after 'as:'.")
+
+
+def check_needs(name: str, traits: Traits, spec: BackboneSpec) -> None:
+    """Check that the backbone has what a method needs.
+
+    Raises:
+        CompositionError: it has not.
+    """
+    causal = any(s.causal for s in spec.stacks)
+    if "text" in traits.needs and spec.modality != "text":
+        raise CompositionError(
+            f"{name} needs text input, but {spec.family!r} reads images; use a method of layers instead."
+        )
+    if "decoder" in traits.needs and not causal:
+        raise CompositionError(
+            f"{name} needs a decoder, but {spec.family!r} is an encoder; use a decoder such as smollm2-135m."
+        )
+    if "seq2seq" in traits.needs and not spec.encoder_decoder:
+        raise CompositionError(
+            f"{name} needs an encoder and a decoder, but {spec.family!r} has one stack; use a T5-like model."
+        )

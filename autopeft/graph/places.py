@@ -1,0 +1,115 @@
+"""The layers of a backbone as the bits of an integer, and the sites that lie in them.
+
+A set of layers is a *mask*: one bit for each layer of each stack. Bits follow the order of the sites' keys
+as text (`encoder-1-…` before `encoder-10-…` before `encoder-2-…`), so that the sorted keys of any mask are
+its layers' sorted keys put one after the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from autopeft.graph.memo import Memo
+from autopeft.recipe.layers import At, resolve_layers
+from autopeft.spec import BackboneSpec, Site, StackSpec
+
+__all__ = ["WHOLE", "Places", "Spread", "key_text"]
+
+WHOLE = -1
+"""The mask of an item of the model: every layer, and what lies in none."""
+
+_MASKS = 1024
+_SPREADS = 256
+
+
+def key_text(sites: Iterable[Site]) -> str:
+    """The sites' keys, sorted, as the inside of a JSON list."""
+    return ",".join(json.dumps(key) for key in sorted(s.key for s in sites))
+
+
+class Spread:
+    """The sites of certain names, by layer. The last mask asked for is remembered.
+
+    Args:
+        everywhere: all of them, in the spec's order.
+        layers: each layer's bit and sites, in the spec's order.
+    """
+
+    def __init__(self, everywhere: tuple[Site, ...], layers: list[tuple[int, tuple[Site, ...]]]) -> None:
+        self._everywhere = everywhere
+        self._layers = layers
+        self._texts = sorted((bit, key_text(sites)) for bit, sites in layers)
+        self._last: tuple[int, tuple[Site, ...]] = (WHOLE, everywhere)
+        self._written: tuple[int, str] = (WHOLE, key_text(everywhere))
+
+    def sites(self, mask: int) -> tuple[Site, ...]:
+        """The sites in the layers of `mask`, in the spec's order."""
+        last = self._last
+        if mask != last[0]:
+            inside = [s for bit, sites in self._layers if mask & bit for s in sites]
+            last = self._last = (mask, self._everywhere if mask == WHOLE else tuple(inside))
+        return last[1]
+
+    def text(self, mask: int) -> str:
+        """The sorted keys of `sites(mask)`, as the inside of a JSON list."""
+        last = self._written
+        if mask != last[0]:
+            inside = [text for bit, text in self._texts if mask & bit]
+            last = self._written = (mask, key_text(self._everywhere) if mask == WHOLE else ",".join(inside))
+        return last[1]
+
+
+class Places:
+    """Masks and sites of one backbone."""
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        self.spec = spec
+        layers = [(stack.name, i) for stack in spec.stacks for i in range(stack.layers)]
+        by_key = sorted(layers, key=lambda place: f"{place[0]}-{place[1]}-")
+        self.bits = {place: 1 << n for n, place in enumerate(by_key)}
+        self._inside: dict[int, list[Site]] = {}
+        for site in spec.sites:
+            if site.layer is not None and (site.stack, site.layer) in self.bits:
+                self._inside.setdefault(self.bits[site.stack, site.layer], []).append(site)
+        self._tables = {stack: self._table(stack) for stack in ("all", *(s.name for s in spec.stacks))}
+        self._masks: Memo[tuple[str, str], int] = Memo(_MASKS)
+        self._spreads: Memo[frozenset[str], Spread] = Memo(_SPREADS)
+
+    def _covered(self, stack: str) -> list[StackSpec]:
+        return [s for s in self.spec.stacks if stack in ("all", s.name)]
+
+    def _table(self, stack: str) -> list[int]:
+        """The mask of each layer that all stacks of this choice have."""
+        covered = self._covered(stack)
+        depth = min(s.layers for s in covered)
+        return [sum(self.bits[s.name, i] for s in covered) for i in range(depth)]
+
+    def mask(self, at: At, stack: str) -> int:
+        """The layers that a block with this `at` and `stack` covers.
+
+        Raises:
+            SiteError: there is no such stack.
+            RecipeError: there is no such layer.
+        """
+        table = self._tables[stack if stack in self._tables else self.spec.stack(stack).name]
+        if isinstance(at, tuple):
+            if at[-1] < len(table):
+                return sum([table[i] for i in at])
+            return self._resolved(at, stack)
+        found = self._masks.get((at, stack))
+        return self._masks.keep((at, stack), self._resolved(at, stack)) if found is None else found
+
+    def _resolved(self, at: At, stack: str) -> int:
+        return sum(self.bits[s.name, i] for s in self._covered(stack) for i in resolve_layers(at, s.layers))
+
+    def spread(self, names: frozenset[str]) -> Spread:
+        """The sites of these names."""
+        found = self._spreads.get(names)
+        if found is None:
+            layers = [
+                (bit, tuple(s for s in sites if s.name in names)) for bit, sites in self._inside.items()
+            ]
+            everywhere = tuple(s for s in self.spec.sites if s.name in names)
+            found = self._spreads.keep(names, Spread(everywhere, [(b, s) for b, s in layers if s]))
+        return found

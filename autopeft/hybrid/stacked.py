@@ -1,0 +1,279 @@
+"""Several recipes on one live model at once, each acting on its own rows of every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, NoReturn
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from autopeft.backbones import base_model_of, spec_of_model
+from autopeft.composition import Gate
+from autopeft.errors import CompositionError, UsageError
+from autopeft.graph import CompositionGraph, build_graph
+from autopeft.hybrid.hybrid import (
+    ROOT,
+    Hybrid,
+    Root,
+    Untouched,
+    build_modules,
+    head_of,
+    refuse_attached,
+    seeded,
+)
+from autopeft.injection import LaneInjection, StackedInjection, new_token, split_rows
+from autopeft.injection.frames import frames
+from autopeft.recipe import Recipe
+from autopeft.spec import BackboneSpec
+
+__all__ = ["Stack", "StackedHybrid", "stack"]
+
+
+def stack(
+    model: PreTrainedModel, recipes: Sequence[Recipe], *, seeds: Sequence[int | None] | None = None
+) -> Stack:
+    """Put several recipes on a model at once: hybrid i acts on the i-th slice of each batch's rows only.
+
+    A batch of K·B rows holds B rows for each of K hybrids, in order; a forward may give other sizes:
+    `model(**inputs, rows=(2, 3, 3))`. All share the frozen backbone. Each hybrid has its own copy of the task
+    head. Logits and gradients of a hybrid equal those that it has alone on its rows, up to rounding (and to
+    other draws of dropout), and no hybrid's rows depend on another's, so a loss that is the sum over the
+    slices gives each hybrid its own gradients.
+
+    Args:
+        model: any supported model, with or without a task head.
+        recipes: one for each hybrid.
+        seeds: where each hybrid's random init starts, as in `attach`.
+
+    Raises:
+        UsageError: a recipe does not fit the model, recipes cannot stand in one batch, or something is
+            attached already. The model is then unchanged.
+
+    Example:
+        >>> together = stack(model, [first, second], seeds=[0, 1])             # doctest: +SKIP
+        >>> logits = model(**batch).logits                                     # doctest: +SKIP
+        >>> for hybrid, rows in zip(together.hybrids, together.rows(len(logits))):  # doctest: +SKIP
+        ...     loss += cross_entropy(logits[rows], labels[rows])              # doctest: +SKIP
+    """
+    refuse_attached(model)
+    recipes = list(recipes)
+    starts = [None] * len(recipes) if seeds is None else list(seeds)
+    if not recipes or len(starts) != len(recipes):
+        raise UsageError(
+            f"A stack needs at least one recipe and one seed for each, but got {len(recipes)} recipes and "
+            f"{len(starts)} seeds."
+        )
+    spec, layout = spec_of_model(model)
+    graphs = [_graph(number, recipe, spec) for number, recipe in enumerate(recipes, start=1)]
+    roots = []
+    for graph, seed in zip(graphs, starts, strict=True):
+        with seeded(seed):
+            roots.append(Root(build_modules(graph)))
+    _check_together(graphs, roots)
+    together = Stack(model)
+    base = base_model_of(model)
+    for recipe, graph, root in zip(recipes, graphs, roots, strict=True):
+        hybrid = StackedHybrid(together, recipe, graph, root)
+        hybrid.lane = LaneInjection(model, base, layout, graph, hybrid.modules, new_token())
+        hybrid.injection = hybrid.lane
+        together.hybrids += (hybrid,)
+    try:
+        together._enter(starts)
+    except BaseException:
+        together.detach()
+        raise
+    return together
+
+
+def _graph(number: int, recipe: Recipe, spec: BackboneSpec) -> CompositionGraph:
+    try:
+        return build_graph(recipe, spec)
+    except UsageError as error:
+        raise type(error)(f"Recipe {number} of the stack, {recipe.name!r}: {error}") from error
+
+
+def _check_together(graphs: Sequence[CompositionGraph], roots: Sequence[Root]) -> None:
+    """Raise where prompts of different length would not be exact in one batch."""
+    lengths = [_reserved(graph, root) for graph, root in zip(graphs, roots, strict=True)]
+    if len(set(lengths)) == 1:
+        return
+    what = f"Prompts of {', '.join(map(str, lengths))} rows cannot stand in one batch here"
+    way_out = "stack recipes whose prompts have the same length, or attach them one at a time."
+    if graphs[0].spec.modality != "text":
+        raise CompositionError(
+            f"{what}: the padding that evens them out needs a mask, and a {graphs[0].spec.modality} backbone "
+            f"takes none; {way_out}"
+        )
+    if any(isinstance(m, Gate) and not m.masked for root in roots for m in root.modules()):
+        raise CompositionError(
+            f"{what}: a gate with `masked: false` counts the padding that evens them out; use the masked "
+            f"gate, {way_out}"
+        )
+
+
+def _reserved(graph: CompositionGraph, root: Root) -> int:
+    modules: Mapping[str, Any] = dict(root.named_children())
+    return sum(int(modules[name].length) for name, entry in graph.entries.items() if "prompt" in entry.ways)
+
+
+class HeadCopy(nn.Module):
+    """A copy of a task head's parameters, by their names in the model."""
+
+    def __init__(self, head: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        self.names = tuple(head)
+        self.copies = nn.ParameterList(nn.Parameter(p.detach().clone()) for p in head.values())
+
+    def named(self) -> dict[str, nn.Parameter]:
+        return dict(zip(self.names, self.copies, strict=True))
+
+
+class Stack:
+    """Hybrids that share a model. Made by `stack`; a context manager that detaches at its end.
+
+    Attributes:
+        model: the model, with all modules registered as `model.autopeft`.
+        hybrids: what `attach` gives, for each recipe: `parameter_groups()`, `modules`, `recipe`, `save()` …
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.hybrids: tuple[StackedHybrid, ...] = ()
+        self._injection: StackedInjection | None = None
+        self._attached = False
+        self._token = new_token()
+        self.untouched = Untouched(model)
+
+    def _enter(self, seeds: Sequence[int | None]) -> None:
+        self._attached = True  # from here on detach() has something to undo
+        base, head = base_model_of(self.model), head_of(self.model)
+        children: dict[str, nn.Module] = {f"h{i}": hybrid.root for i, hybrid in enumerate(self.hybrids)}
+        for i, hybrid in enumerate(self.hybrids):
+            hybrid.own_head = children[f"head{i}"] = HeadCopy(head)
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+        root = Root(children).to(next(base.parameters()).device).train(self.model.training)
+        self.model.add_module(ROOT, root)
+        for hybrid, seed in zip(self.hybrids, seeds, strict=True):
+            hybrid._attached = True
+            with seeded(seed):
+                hybrid.initialise(base)
+        self._injection = StackedInjection(
+            [hybrid.lane for hybrid in self.hybrids], [hybrid.head() for hybrid in self.hybrids], self._token
+        )
+        self._injection.install()
+
+    def detach(self) -> None:
+        """Take all hybrids off: every parameter, buffer, hook, flag and config value is as it was before
+        `stack`, the model's own head included.
+
+        Modules and heads live on in `hybrids`; detaching twice does nothing.
+        """
+        if not self._attached:
+            return
+        self._attached = False
+        if self._injection is not None:
+            self._injection.remove()
+        self.model._modules.pop(ROOT, None)
+        self.untouched.restore()
+        for hybrid in self.hybrids:
+            hybrid._attached = False
+
+    def __enter__(self) -> Stack:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    @property
+    def attached(self) -> bool:
+        return self._attached
+
+    def rows(self, total: int, sizes: Sequence[int] | None = None) -> tuple[slice, ...]:
+        """Which of `total` rows are whose: equal slices, or slices of these sizes.
+
+        Raises:
+            UsageError: they cannot be divided so.
+        """
+        found, start = [], 0
+        for size in split_rows(total, len(self.hybrids), sizes).sizes:
+            found.append(slice(start, start + size))
+            start += size
+        return tuple(found)
+
+    @contextmanager
+    def alone(self, index: int) -> Iterator[StackedHybrid]:
+        """Give hybrid `index` all rows of the forwards inside (to evaluate it, say), in this thread."""
+        hybrid = self.hybrids[index]
+        before = frames.alone.get(self._token)
+        frames.alone[self._token] = range(len(self.hybrids))[index]
+        try:
+            yield hybrid
+        finally:
+            frames.alone.pop(self._token, None)
+            if before is not None:
+                frames.alone[self._token] = before
+
+    @contextmanager
+    def bare(self, index: int) -> Iterator[None]:
+        """Within, nothing of the stack acts, and the model has the head of hybrid `index` for its own."""
+        injection, alone = self._injection, frames.alone.get(self._token)
+        assert injection is not None
+        injection.remove()
+        try:
+            with injection.head_of(index):
+                yield
+        finally:
+            injection.install()
+            if alone is not None:
+                frames.alone[self._token] = alone
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Everything that training changes, hybrid by hybrid."""
+        return [p for hybrid in self.hybrids for p in hybrid.trainable_parameters()]
+
+    def __repr__(self) -> str:
+        state = "attached" if self._attached else "detached"
+        return f"Stack({', '.join(repr(h.recipe.name) for h in self.hybrids)}; {state})"
+
+
+class StackedHybrid(Hybrid):
+    """One hybrid of a stack: what `Hybrid` is, with a task head of its own.
+
+    It comes and goes with the stack, and cannot be merged into weights that others share.
+
+    Attributes:
+        stack: the stack that it belongs to.
+        lane: its part of the stack's injection.
+    """
+
+    own_head: HeadCopy
+    lane: LaneInjection
+
+    def __init__(self, together: Stack, recipe: Recipe, graph: CompositionGraph, root: Root) -> None:
+        super().__init__(together.model, recipe, graph, root, together.untouched)
+        self.stack = together
+
+    def head(self) -> dict[str, nn.Parameter]:
+        """Its own copy of the task head, by the names that the parameters have in the model."""
+        return self.own_head.named()
+
+    @contextmanager
+    def _bare(self) -> Iterator[None]:
+        """Within, nothing of the whole stack acts, and the model has this hybrid's head."""
+        with self.stack.bare(self.stack.hybrids.index(self)):
+            yield
+
+    def detach(self) -> NoReturn:
+        raise UsageError("This hybrid is part of a stack and goes with it; call detach() on the stack.")
+
+    def merge(self) -> NoReturn:
+        raise UsageError(
+            "A hybrid of a stack shares its backbone with others, so it cannot be folded into the weights; "
+            "save() it and load it on a model of its own."
+        )

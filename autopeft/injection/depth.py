@@ -1,0 +1,48 @@
+"""How deep the untouched part of a backbone reaches: the layers below everything that a hybrid alters."""
+
+from __future__ import annotations
+
+from autopeft.injection.install import Injection
+from autopeft.spec import StackName
+
+__all__ = ["trunk_depths"]
+
+
+def trunk_depths(injection: Injection) -> dict[StackName, int]:
+    """For each stack, how many of its first layers compute what the bare backbone computes.
+
+    Derived from what is attached: from the sites at which modules act and from the tensors that weight
+    methods alter (after calibration only those that a mask has chosen). Prompts, embeddings and tensors of
+    unknown place make the depth 0; a prefix at layer l makes it l; poolers and final norms come after all
+    layers. A decoder that reads an encoder has a depth only if nothing in the encoder is altered.
+    """
+    depths: dict[StackName, int] = {s.map.name: len(s.layers) for s in injection.layout.stacks}
+    for site in injection.graph.sites():
+        depths[site.stack] = min(depths[site.stack], site.layer or 0)
+    untouched = {s.map.name for s in injection.layout.stacks} - {s.stack for s in injection.graph.sites()}
+    tensors = {t.name: t for t in injection.graph.spec.tensors}
+    for name in injection.patches():
+        tensor = tensors.get(name)
+        if tensor is not None and tensor.stack is not None and tensor.layer is not None:
+            depths[tensor.stack] = min(depths[tensor.stack], tensor.layer)
+            untouched.discard(tensor.stack)
+            continue
+        after = _comes_after(injection, name)
+        if after is None:
+            return dict.fromkeys(depths, 0)
+        untouched -= after
+    if len(depths) > 1 and "encoder" not in untouched:
+        depths["decoder"] = 0
+    return depths
+
+
+def _comes_after(injection: Injection, name: str) -> set[StackName] | None:
+    """The stacks whose output a tensor behind their layers alters; `None` where its place is not known."""
+    pooler = injection.layout.family.pooler
+    if pooler is not None and name.startswith(f"{pooler}."):
+        return set()
+    for stack in injection.layout.stacks:
+        norm = stack.map.norm
+        if norm is not None and name.startswith(f"{norm}."):
+            return {stack.map.name}
+    return None

@@ -1,0 +1,313 @@
+"""Several hybrids on one model, each on rows of its own.
+
+The rows of a batch are divided into consecutive slices, one for each hybrid: its **lane**. What a hybrid does
+at a module is what it does alone (`ModuleHooks`, `WeightHooks`, `AttentionHooks`), on the slice of the
+module's input and output; here the slices are cut and put together again, once for all hybrids of a module.
+So a hybrid alone on a model pays nothing for it.
+
+Which rows are whose is a `Split`, made anew for every forward and laid down beside the contexts (see
+`autopeft.injection.frames`).
+
+Tensors that a weight method alters cannot be swapped in for the whole batch: the module's forward runs once
+with the backbone's own, and for the slice of each such hybrid again with its tensors. Prefixes of different
+length are filled up on the left with columns that the mask hides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from autopeft.errors import CompositionError
+from autopeft.injection.attention import AttentionHooks, Prefix
+from autopeft.injection.dispatch import ModuleHooks, first_input, with_input
+from autopeft.injection.frames import PREFIX, Kept, Split, frames
+from autopeft.injection.weights import WeightHooks
+
+__all__ = ["BiasHooks", "Lane", "LaneAttentionHooks", "LaneHooks", "LayerHooks"]
+
+_FUNCTION = "_gradient_checkpointing_func"  # where transformers keeps what it checkpoints a layer with
+
+
+def _split_of(token: int, module: nn.Module, tensor: Tensor) -> Split:
+    """How this forward's rows are split, checked against a tensor (batch, …) that a module handles.
+
+    Raises:
+        CompositionError: no forward of the model is under way, or the tensor has other rows than its batch.
+    """
+    split = frames.splits.get(token)
+    if split is None:
+        raise CompositionError(
+            f"{type(module).__name__} was called outside a forward of the model, so that it is not known "
+            "which rows belong to which hybrid; call the model, or detach the stack."
+        )
+    if tensor.shape[0] != split.total:
+        raise CompositionError(
+            f"{type(module).__name__} handles {tuple(tensor.shape)} where the batch has {split.total} rows, "
+            "in chunks or flattened, so that the rows of the hybrids cannot be told apart; attach them one "
+            "at a time."
+        )
+    return split
+
+
+@contextmanager
+def _inside(token: int, split: Split, index: int) -> Iterator[None]:
+    """Give all rows to one hybrid while it acts: it may call modules of the backbone (an adapter the norm
+    behind it), which have hooks of all hybrids."""
+    frames.splits[token] = Split.alone(index, len(split.sizes), split.sizes[index])
+    try:
+        yield
+    finally:
+        frames.splits[token] = split
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
+
+
+@dataclass
+class Lane:
+    """What one hybrid does at one module."""
+
+    sites: ModuleHooks = field(default_factory=ModuleHooks)
+    weights: WeightHooks | None = None
+
+
+class LaneHooks:
+    """The hooks of one backbone module for all hybrids of a stack.
+
+    Args:
+        token: the one that the hybrids have in common.
+        count: how many hybrids.
+        rowless: the module's call knows of no batch (a table of relative positions).
+    """
+
+    def __init__(self, token: int, count: int, *, rowless: bool = False) -> None:
+        self.token, self.rowless = token, rowless
+        self.lanes = [Lane() for _ in range(count)]
+
+    @property
+    def enters(self) -> bool:
+        """Whether a hybrid acts on the input."""
+        return any(lane.sites.entries or lane.sites.residuals for lane in self.lanes)
+
+    @property
+    def leaves(self) -> bool:
+        """Whether a hybrid acts on the output, or on the parameters behind it."""
+        return any(lane.sites.exits or lane.weights is not None for lane in self.lanes)
+
+    def before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        x = first_input(args, kwargs)
+        split = _split_of(self.token, module, x)
+        active = split.active()
+        old = x.split(split.sizes)
+        new: dict[int, Tensor] = {}
+        for i in active:
+            with _inside(self.token, split, i):
+                new[i] = self.lanes[i].sites.enter(old[i])
+        if all(new[i] is old[i] for i in active):
+            return args, kwargs
+        return with_input(args, kwargs, _joined([new[i] for i in active]))
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        y: Tensor = output[0] if isinstance(output, tuple) else output
+        if not isinstance(y, Tensor):
+            raise _rowless(module)
+        shared = self._shared(y)
+        split = frames.splits[self.token] if shared else _split_of(self.token, module, y)
+        active = split.active()
+        old = [y] * len(split.sizes) if shared else list(y.split(split.sizes))
+        new = self._patched(module, args, kwargs, output, split, shared)
+        reads = any(self.lanes[i].sites.reads_input for i in active)
+        inputs = first_input(args, kwargs).split(split.sizes) if reads else [None] * len(split.sizes)
+        for i in active:
+            if not self.lanes[i].sites.exits:
+                continue
+            with _inside(self.token, split, i):
+                new[i] = self.lanes[i].sites.leave(inputs[i], new.get(i, old[i]))
+        if all(new.get(i, old[i]) is old[i] for i in active):
+            return output
+        pieces = [new.get(i, old[i]) for i in active]
+        if shared:
+            pieces = [p.expand(split.sizes[i], *p.shape[1:]) for i, p in zip(active, pieces, strict=True)]
+        joined = _joined(pieces)
+        return (joined, *output[1:]) if isinstance(output, tuple) else joined
+
+    def _shared(self, y: Tensor) -> bool:
+        """Whether the module yields one row for all examples (position embeddings)."""
+        split = frames.splits.get(self.token)
+        return split is not None and y.shape[0] == 1 != split.total
+
+    def _patched(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+        split: Split,
+        shared: bool,
+    ) -> dict[int, Tensor]:
+        """The module's output for the slices of the hybrids that alter its parameters."""
+        active = [i for i in split.active() if self.lanes[i].weights is not None]
+        if not active:
+            return {}
+        self._check_rows(module, args, output)
+        sliced = _slices(args, kwargs, split, shared)
+        found: dict[int, Tensor] = {}
+        for i in active:
+            weights = cast(WeightHooks, self.lanes[i].weights)
+            with _inside(self.token, split, i), weights.swapped(module):
+                found[i] = module.forward(*sliced[i][0], **sliced[i][1])
+        return found
+
+    def _check_rows(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Raise where rows cannot be told apart, rather than cut where there are none."""
+        flat = isinstance(module, nn.Embedding) and bool(args) and args[0].ndim < 2
+        if self.rowless or flat or isinstance(output, tuple):
+            raise _rowless(module)
+
+
+def _rowless(module: nn.Module) -> CompositionError:
+    return CompositionError(
+        f"A hybrid alters parameters of {type(module).__name__}, whose call has no rows of a batch that "
+        "could be divided among hybrids; attach that hybrid by itself."
+    )
+
+
+def _slices(
+    args: tuple[Any, ...], kwargs: dict[str, Any], split: Split, shared: bool
+) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """A module's arguments for each lane: tensors of the batch cut to its rows, all else as it is."""
+    count = len(split.sizes)
+
+    def cut(value: Any) -> Sequence[Any]:
+        of_batch = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == split.total
+        return value.split(split.sizes) if of_batch and not shared else [value] * count
+
+    positional = [cut(value) for value in args]
+    named = {name: cut(value) for name, value in kwargs.items()}
+    return [(tuple(v[i] for v in positional), {n: v[i] for n, v in named.items()}) for i in range(count)]
+
+
+class LaneAttentionHooks:
+    """Hands an attention the prefixes of all hybrids of a stack, filled up to the longest."""
+
+    def __init__(self, token: int, lanes: Sequence[AttentionHooks]) -> None:
+        self.token, self.lanes = token, tuple(lanes)
+
+    def before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        x = first_input(args, kwargs)
+        split = _split_of(self.token, module, x)
+        pieces = x.split(split.sizes)
+        pairs: dict[int, tuple[Tensor, Tensor]] = {}
+        for i in split.active():
+            if self.lanes[i].prefixes:
+                with _inside(self.token, split, i):
+                    pairs[i] = self.lanes[i].key_values(pieces[i])
+        return (args, {**kwargs, PREFIX: _side_by_side(pairs, split)}) if pairs else (args, kwargs)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        next(lane for lane in self.lanes if lane.prefixes).after(module, args, kwargs, output)
+
+
+def _side_by_side(pairs: dict[int, tuple[Tensor, Tensor]], split: Split) -> Prefix:
+    """One prefix for the whole batch: (rows, longest, width) with hidden columns on the left."""
+    longest = max(keys.shape[1] for keys, _ in pairs.values())
+    like = next(iter(pairs.values()))[0]
+    keys, values, visible = [], [], []
+    for i in split.active():
+        rows = split.sizes[i]
+        none = like.new_zeros(rows, 0, like.shape[2])
+        k, v = pairs.get(i, (none, none))
+        missing = longest - k.shape[1]
+        keys.append(pad(k.expand(rows, -1, -1), (0, 0, missing, 0)))
+        values.append(pad(v.expand(rows, -1, -1), (0, 0, missing, 0)))
+        seen = torch.ones(rows, k.shape[1], dtype=torch.bool, device=like.device)
+        visible.append(pad(seen, (missing, 0), value=False))
+    even = len(pairs) == len(visible) and len({k.shape[1] for k, _ in pairs.values()}) == 1
+    return Prefix(_joined(keys), _joined(values), None if even else _joined(visible))
+
+
+class BiasHooks:
+    """Hands T5's attention a position bias for each row, where a hybrid of a stack alters the bias's table.
+
+    The model makes one bias, (1, heads, queries, keys), for all rows and layers, by a lookup that knows of no
+    batch. A bias that is handed over is used and passed on instead.
+    """
+
+    def __init__(self, token: int, weights: Sequence[WeightHooks | None]) -> None:
+        self.token, self.weights = token, tuple(weights)
+
+    @staticmethod
+    def fits(module: nn.Module) -> bool:
+        """Whether a module is an attention that makes its bias in the way that this class knows."""
+        return hasattr(module, "compute_bias") and hasattr(module, "relative_attention_bias")
+
+    def before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if kwargs.get("position_bias") is not None:
+            return args, kwargs
+        x = first_input(args, kwargs)
+        split = _split_of(self.token, module, x)
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))
+        attention = cast(Any, module)
+        past = 0 if cache is None else cache.get_seq_length(attention.layer_idx)
+        plain = partial(attention.compute_bias, x.shape[1], x.shape[1] + past, x.device, past)
+        biases = []
+        for i in split.active():
+            weights = self.weights[i]
+            if weights is None:
+                bias = plain()
+            else:
+                with weights.swapped(attention.relative_attention_bias):
+                    bias = plain()
+            biases.append(bias.expand(split.sizes[i], -1, -1, -1))
+        return args, {**kwargs, "position_bias": _joined(biases)}
+
+
+@dataclass
+class Checkpointed:
+    """A checkpointing function that lays down what its forward had laid down before the layer runs again."""
+
+    function: Callable[..., Any]
+    kept: Kept
+
+    def __call__(self, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self.function(partial(self._run, layer), *args, **kwargs)
+
+    def _run(self, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        frames.lay(self.kept)
+        return layer(*args, **kwargs)
+
+
+class LayerHooks:
+    """Keeps split and contexts of a forward with the checkpoint of a layer.
+
+    Recomputation runs the layer's forward and neither its hooks nor the root's, and starts with modules that
+    see no keyword arguments (a norm in front of the attention), while other forwards may have begun since.
+    """
+
+    def __init__(self, token: int, hybrids: Sequence[int]) -> None:
+        self.token, self.hybrids = token, tuple(hybrids)
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        function = module.__dict__.get(_FUNCTION)
+        if function is not None and module.training and torch.is_grad_enabled():
+            module.__dict__[_FUNCTION] = Checkpointed(function, frames.keep(self.token, self.hybrids))
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        function = module.__dict__.get(_FUNCTION)
+        if isinstance(function, Checkpointed):
+            module.__dict__[_FUNCTION] = function.function

@@ -1,0 +1,33 @@
+"""One position of each row of a batch: taken out, and spread out again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["Position", "spread", "take"]
+
+Position = int | Tensor  # the same for all rows, or one for each, (batch,)
+
+
+def take(x: Tensor, position: Position, dim: int) -> Tensor:
+    """x (1 or batch, …) at one position of dimension `dim`, which becomes 1 long."""
+    if isinstance(position, int):
+        return x.narrow(dim, position, 1).contiguous()  # a strided one makes slow products
+    x = x.expand(len(position), *x.shape[1:])
+    return x.gather(dim, _index(position, x, dim))
+
+
+def spread(y: Tensor, position: Position, length: int, dim: int) -> Tensor:
+    """The inverse of `take`: `length` long in dimension `dim`, zero elsewhere."""
+    if isinstance(position, int):
+        behind = [0, 0] * (y.ndim - 1 - dim)
+        return torch.nn.functional.pad(y, [*behind, position, length - position - 1])
+    full = y.new_zeros(*y.shape[:dim], length, *y.shape[dim + 1 :])
+    return full.scatter(dim, _index(position, y, dim), y)
+
+
+def _index(position: Tensor, like: Tensor, dim: int) -> Tensor:
+    shape = [*like.shape]
+    shape[dim] = 1
+    return position.view(-1, *[1] * (like.ndim - 1)).expand(shape)

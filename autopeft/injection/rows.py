@@ -1,0 +1,195 @@
+"""The last layer for the rows that the head reads, where nothing else needs the others.
+
+A classification head reads one position of each row of the batch (the first, or the last token). Behind the
+last layer's keys and values the other positions serve nobody: the query, the output projection and the FFN
+are computed for the read position alone and spread out again with zeros elsewhere, which is exact for what
+the head sees, and for its gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from autopeft.backbones import Place, StackPlaces
+from autopeft.graph import CompositionGraph
+from autopeft.injection.attention import DELEGATES, attention_behind
+from autopeft.injection.dispatch import first_input, with_input
+from autopeft.injection.frames import READ
+from autopeft.injection.install import configs_of
+from autopeft.injection.positions import Position, spread, take
+
+__all__ = ["ReadRows", "Reader", "last_layer_is_rowwise", "reader_of"]
+
+Reader = Literal["first", "last"]
+_LINEARS = ("q", "o", "cross_q", "cross_o")
+
+
+def last_layer_is_rowwise(graph: CompositionGraph, stack: StackPlaces) -> bool:
+    """Whether everything that acts in the last layer does so position by position.
+
+    Weight methods and prefixes always do; a gate averages over the positions.
+    """
+    last = len(stack.layers) - 1
+    for site in graph.sites():
+        if (site.stack, site.layer) != (stack.map.name, last):
+            continue
+        for tree in graph.trees_at(site):
+            if any("hook" in e.ways and not e.traits.rowwise for e in graph.leaves(tree)):
+                return False
+            if any(node.kind not in ("sum", "chain") for node in _nodes(tree)):
+                return False
+    return True
+
+
+def _nodes(tree: Any) -> Iterator[Any]:
+    if hasattr(tree, "children"):
+        yield tree
+        for child in tree.children:
+            yield from _nodes(child)
+
+
+class ReadRows:
+    """Narrows the last layer of a stack to one position of each row.
+
+    Args:
+        base: the base model.
+        stack: the stack that the head reads.
+        reader: which position: the `first` or the `last` token.
+        reserved: prompt rows in front of the text.
+    """
+
+    def __init__(self, base: nn.Module, stack: StackPlaces, reader: Reader, reserved: int) -> None:
+        self.reader, self.reserved = reader, reserved
+        self._narrowed: list[tuple[nn.Module, nn.Module, _Narrow]] = []
+        self._attentions: list[nn.Module] = []
+        last = len(stack.layers) - 1
+        for place in stack.places:
+            if place.site.layer == last and _serves_itself(place):
+                pair = base.get_submodule(place.entry), base.get_submodule(place.exit)
+                self._narrowed.append((*pair, _Narrow()))
+            if place.site.layer == last and place.attends:
+                self._attentions.append(base.get_submodule(place.entry))
+        self._configs = configs_of(base, [stack])
+
+    @contextmanager
+    def of(self, mask: Tensor) -> Iterator[None]:
+        """Within, forwards of a batch with this mask (B, L) are narrowed.
+
+        Inside the sites' own hooks: what acts on a site sees full tensors, as ever.
+        """
+        position: Position = self.reserved
+        if self.reader == "last":
+            positions = torch.arange(mask.shape[1], device=mask.device)
+            position = (mask * positions).argmax(dim=1) + self.reserved
+        handles = []
+        for entry, exit_, narrow in self._narrowed:
+            narrow.position = position
+            handles.append(entry.register_forward_pre_hook(narrow.enter, with_kwargs=True))
+            handles.append(exit_.register_forward_hook(narrow.leave, prepend=True))
+        with _our_attention(self._configs) as ours:
+            for attention in self._attentions if ours else ():
+                ask = partial(_ask, position)
+                handles.append(attention.register_forward_pre_hook(ask, with_kwargs=True))
+            try:
+                yield
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+
+def _ask(
+    position: Position, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, {**kwargs, READ: position}
+
+
+@contextmanager
+def _our_attention(configs: Sequence[Any]) -> Iterator[bool]:
+    """Within, the stack's attention goes through our functions; whether it does."""
+    before = [config._attn_implementation for config in configs]
+    ours = [DELEGATES.get(attention_behind(name)) for name in before]
+    try:
+        for config, name in zip(configs, ours, strict=True):
+            if None not in ours:
+                config._attn_implementation = {"": name}
+        yield None not in ours
+    finally:
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation = {"": name}
+
+
+def _serves_itself(place: Place) -> bool:
+    """Whether a place's output at a position depends on its input at that position alone, and can be had
+    apart from what shares its module (a fused projection also makes keys and values)."""
+    return place.site.name == "ffn" or (place.site.name in _LINEARS and place.out_slice is None)
+
+
+class _Narrow:
+    """From all positions to the read one at the entry, back again at the exit."""
+
+    def __init__(self) -> None:
+        self.position: Position = 0
+        self._length = 0
+
+    def enter(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        x = first_input(args, kwargs)
+        self._length = x.shape[1]
+        return with_input(args, kwargs, take(x, self.position, 1))
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        y: Tensor = output[0] if isinstance(output, tuple) else output
+        full = spread(y, self.position, self._length, 1)
+        return (full, *output[1:]) if isinstance(output, tuple) else full
+
+
+def reader_of(layer: nn.Module, logits: Any, mask: Tensor, reserved: int) -> Reader | None:
+    """Which position of a layer's output the head reads, found from the gradient of the logits.
+
+    Args:
+        layer: the last layer of the stack that the head reads.
+        logits: computes the logits of a batch with `mask`; called once.
+        mask: (B, L), rows of different lengths, padded on the right.
+        reserved: prompt rows in front of the text.
+    """
+    seen: list[Tensor] = []
+
+    def watch(module: nn.Module, args: Any, output: Any) -> Any:
+        hidden = (output[0] if isinstance(output, tuple) else output).detach().requires_grad_(True)
+        seen.append(hidden)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    handle = layer.register_forward_hook(watch)
+    try:
+        with torch.enable_grad():
+            scores: Tensor = logits()
+            weights = torch.arange(1, scores.shape[-1] + 1, dtype=scores.dtype, device=scores.device)
+            (gradient,) = torch.autograd.grad((scores * weights).sum(), seen[-1:], allow_unused=True)
+    finally:
+        handle.remove()
+    if gradient is None:
+        return None
+    read = gradient.abs().sum(-1) != 0
+    return _matches(read, mask, reserved)
+
+
+def _matches(read: Tensor, mask: Tensor, reserved: int) -> Reader | None:
+    rows = torch.arange(len(mask), device=mask.device)
+    lengths = mask.sum(1)
+    candidates: Sequence[tuple[Reader, Tensor]] = (
+        ("first", torch.zeros_like(lengths)),
+        ("last", lengths - 1),
+    )
+    for name, position in candidates:
+        only = torch.zeros_like(read)
+        only[rows, position + reserved] = True
+        if torch.equal(read, only):
+            return name
+    return None

@@ -1,0 +1,194 @@
+"""Installs several hybrids on one model, each on its own rows of every batch (see `lanes`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from autopeft.backbones import Place
+from autopeft.injection.frames import frames
+from autopeft.injection.install import Injection, owners_of
+from autopeft.injection.lanes import BiasHooks, LaneAttentionHooks, LaneHooks, LayerHooks
+from autopeft.injection.stacked_roots import ModelHooks, StackedRootHooks
+from autopeft.injection.weights import Replacement, WeightHooks
+
+__all__ = ["LaneInjection", "StackedInjection"]
+
+_TABLE = "relative_attention_bias"  # looked up by (queries, keys), which knows of no batch
+
+
+class LaneInjection(Injection):
+    """One hybrid's part of a stack: it says what acts where, the stack installs it."""
+
+    host: StackedInjection
+
+    def refresh_weights(self) -> None:
+        """Register the weight hooks of the whole stack anew."""
+        self.host.refresh_weights()
+
+
+class StackedInjection:
+    """All hooks of several hybrids on one model.
+
+    Args:
+        lanes: each hybrid's injection, none of them installed.
+        heads: for each hybrid, its own parameter in place of a parameter of the task head, by the latter's
+            name in the model.
+        token: a number of its own.
+    """
+
+    def __init__(
+        self, lanes: Sequence[LaneInjection], heads: Sequence[Mapping[str, nn.Parameter]], token: int
+    ) -> None:
+        self.lanes, self.heads, self.token = tuple(lanes), tuple(heads), token
+        first = self.lanes[0]
+        self.model, self.base, self.layout = first.model, first.base, first.layout
+        self._handles: list[RemovableHandle] = []
+        self._lane_handles: list[RemovableHandle] = []
+        self._sites: dict[nn.Module, LaneHooks] = {}
+        self._tables = {m for name, m in self.base.named_modules() if name.endswith(_TABLE)}
+        for lane in self.lanes:
+            lane.host = self
+
+    def install(self) -> None:
+        """Register every hook; raises what `Injection.install` raises."""
+        for lane in self.lanes:
+            lane.check_places()
+        model = ModelHooks(self.token, len(self.lanes))
+        self._handles.append(self.model.register_forward_pre_hook(model.before, with_kwargs=True))
+        self._install_attention()
+        self._install_layers()
+        self._install_roots()
+        # Last: where the model has no head it is a root too, whose hooks read the split.
+        self._handles.append(self.model.register_forward_hook(model.after, always_call=True))
+        self._sites = self._site_hooks()
+        self.refresh_weights()
+
+    def remove(self) -> None:
+        """Take every hook off."""
+        for handle in (*self._handles, *self._lane_handles):
+            handle.remove()
+        self._handles, self._lane_handles = [], []
+        for token in (self.token, *(lane.token for lane in self.lanes)):
+            frames.clear(token)
+
+    # Modules
+    # --------------------------------------------------------------------------------------------------
+
+    def _site_hooks(self) -> dict[nn.Module, LaneHooks]:
+        hooks: dict[nn.Module, LaneHooks] = {}
+        for i, lane in enumerate(self.lanes):
+            for path, hook in lane.site_hooks().items():
+                self._at(hooks, self.base.get_submodule(path)).lanes[i].sites = hook
+        return hooks
+
+    def _at(self, hooks: dict[nn.Module, LaneHooks], module: nn.Module) -> LaneHooks:
+        if module not in hooks:
+            hooks[module] = LaneHooks(self.token, len(self.lanes), rowless=module in self._tables)
+        return hooks[module]
+
+    def refresh_weights(self) -> None:
+        """Register the hooks of modules anew: which tensors a mask touches is known only after
+        calibration."""
+        for handle in self._lane_handles:
+            handle.remove()
+        self._lane_handles = []
+        hooks = dict(self._sites)
+        for hook in hooks.values():
+            for lane in hook.lanes:
+                lane.weights = None
+        for i, weights in enumerate(self._weights()):
+            for module, weight in weights.items():
+                self._at(hooks, module).lanes[i].weights = weight
+        self._lift_biases(hooks)
+        for module, hooked in hooks.items():
+            if hooked.enters:
+                self._lane_handles.append(module.register_forward_pre_hook(hooked.before, with_kwargs=True))
+            if hooked.leaves:
+                self._lane_handles.append(module.register_forward_hook(hooked.after, with_kwargs=True))
+
+    def _weights(self) -> list[dict[nn.Module, WeightHooks]]:
+        """For each hybrid, what alters the parameters of which module: its deltas, and its own head."""
+        found = []
+        for i, lane in enumerate(self.lanes):
+            hooks = lane.weight_hooks()
+            for module, leaf, parameter in self._head(i):
+                hooks.setdefault(module, WeightHooks()).patches[leaf] = Replacement(parameter)
+            found.append(hooks)
+        return found
+
+    def _head(self, index: int) -> list[tuple[nn.Module, str, nn.Parameter]]:
+        """Where each parameter of a hybrid's head stands in for the model's own."""
+        owners, own = owners_of(self.model), dict(self.model.named_parameters())
+        return [
+            (module, leaf, parameter)
+            for name, parameter in self.heads[index].items()
+            for module, leaf in owners[id(own[name])]
+        ]
+
+    @contextmanager
+    def head_of(self, index: int) -> Iterator[None]:
+        """Within, the model has a hybrid's head for its own, for all rows; no hooks may be installed."""
+        places = self._head(index)
+        before = [module._parameters[leaf] for module, leaf, _ in places]
+        try:
+            for module, leaf, parameter in places:
+                module._parameters[leaf] = parameter
+            yield
+        finally:
+            for (module, leaf, _), own in zip(places, before, strict=True):
+                module._parameters[leaf] = own
+
+    def _lift_biases(self, hooks: dict[nn.Module, LaneHooks]) -> None:
+        """Move deltas of T5's table of relative positions to the attention that reads it."""
+        for attention in self.base.modules():
+            if BiasHooks.fits(attention):
+                hooked = hooks.pop(attention.get_submodule(_TABLE), None)
+                if hooked is not None:
+                    bias = BiasHooks(self.token, [lane.weights for lane in hooked.lanes])
+                    self._lane_handles.append(
+                        attention.register_forward_pre_hook(bias.before, with_kwargs=True)
+                    )
+
+    # Attention, layers, roots
+    # ----------------------------------------------------------------------------------------------------
+
+    def _install_attention(self) -> None:
+        prefixed: list[Place] = []
+        for hooks in zip(*(lane.attention_hooks() for lane in self.lanes), strict=True):
+            place = hooks[0].place
+            if not any(hook.prefixes for hook in hooks):
+                continue
+            prefixed.append(place)
+            module, together = self.base.get_submodule(place.entry), LaneAttentionHooks(self.token, hooks)
+            self._handles += [
+                module.register_forward_pre_hook(together.before, with_kwargs=True, prepend=True),
+                module.register_forward_hook(together.after, with_kwargs=True),
+            ]
+        self.lanes[0].dispatch_to_ours(prefixed)
+
+    def _install_layers(self) -> None:
+        hook = LayerHooks(self.token, [lane.token for lane in self.lanes])
+        for module in {self.base.get_submodule(path) for s in self.layout.stacks for path in s.layers}:
+            self._handles += [
+                module.register_forward_pre_hook(hook.before),
+                module.register_forward_hook(hook.after, always_call=True),
+            ]
+
+    def _install_roots(self) -> None:
+        pooler = self.lanes[0].pooler()
+        for stack, lanes in zip(
+            self.layout.stacks, zip(*(lane.root_hooks() for lane in self.lanes), strict=True), strict=True
+        ):
+            root = StackedRootHooks(self.token, lanes)
+            module = self.base.get_submodule(stack.map.root)
+            self._handles += [
+                module.register_forward_pre_hook(root.before, with_kwargs=True),
+                module.register_forward_hook(root.after, with_kwargs=True),
+                module.register_forward_hook(root.cleanup, always_call=True),
+            ]
+            if pooler is not None and not root.keep:
+                self._handles.append(pooler.register_forward_pre_hook(root.pooled))

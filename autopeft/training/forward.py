@@ -1,0 +1,208 @@
+"""Logits by the shortest way: untouched layers from the store, the last layer for what the head reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from autopeft.backbones import StackPlaces, base_model_of
+from autopeft.hybrid import Hybrid
+from autopeft.injection.depth import trunk_depths
+from autopeft.injection.rows import Reader, ReadRows, last_layer_is_rowwise, reader_of
+from autopeft.tasks.encode import EncodedSplit, EncodedTask
+from autopeft.training.contracts import Trainable
+from autopeft.training.losses import logits_of
+from autopeft.training.modes import evaluation_mode
+from autopeft.training.plan import TrainingPlan
+from autopeft.training.trunk import Level, Trunk
+
+__all__ = ["Forward", "shortest_forward"]
+
+_PREFIX = "trunk_"
+# Of the largest logit; the same arithmetic on other shapes rounds differently.
+_TOLERANCE = 1e-5
+_ROUGH_TOLERANCE = 5e-2  # of backbones in 16 bits
+
+
+class Forward:
+    """What turns batches into logits. Without arguments beyond the model, the model's plain forward.
+
+    Attributes:
+        trunk: answers untouched layers; `None` computes them.
+        rows: narrows the last layer to the positions that the head reads; `None` computes all of them.
+    """
+
+    def __init__(self, model: nn.Module, *, trunk: Trunk | None = None, rows: ReadRows | None = None) -> None:
+        self.model, self.trunk, self.rows = model, trunk, rows
+
+    def batches(
+        self, split: EncodedSplit, batch_size: int, *, shuffle: bool, seed: int = 0, device: torch.device
+    ) -> Iterator[dict[str, Tensor]]:
+        """The batches of `EncodedSplit.batches`, with the stored states of untouched layers."""
+        for rows in split.batch_indices(batch_size, shuffle=shuffle, seed=seed):
+            batch = split.collate(rows, device=device)
+            states = None if self.trunk is None else self.trunk.states(split, np.asarray(rows), device)
+            for stack, tensor in (states or {}).items():
+                batch[_PREFIX + stack] = tensor
+            yield batch
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits (rows, classes) of a batch or of some of its rows."""
+        states = {k.removeprefix(_PREFIX): v for k, v in batch.items() if k.startswith(_PREFIX)}
+        plain = {k: v for k, v in batch.items() if not k.startswith(_PREFIX)} if states else batch
+        trunk: AbstractContextManager[Any] = nullcontext()
+        if states and self.trunk is not None:
+            trunk = self.trunk.laid(states)
+        rows: AbstractContextManager[Any] = nullcontext()
+        if self.rows is not None:
+            rows = self.rows.of(batch["attention_mask"])
+        with trunk, rows:
+            return logits_of(self.model, plain)
+
+
+def shortest_forward(hybrid: Trainable, data: EncodedTask, plan: TrainingPlan, *, dropout: bool) -> Forward:
+    """The way to train and score an attached hybrid that computes least, checked against the plain one.
+
+    With the backbone's dropout on, nothing is left out: its draws belong to the training. What does not
+    reproduce the plain logits of two rows is not used.
+    """
+    plain = Forward(hybrid.model)
+    if dropout or not plan.shortcuts or not isinstance(hybrid, Hybrid) or not len(data.train):
+        return plain
+    # The draws of calibration and training go on from where they are.
+    with torch.random.fork_rng(devices=[]):
+        return _Shortcuts(hybrid, data.train).forward()
+
+
+_READERS: WeakKeyDictionary[nn.Module, Reader | None] = WeakKeyDictionary()
+_CHECKED: WeakKeyDictionary[nn.Module, dict[Any, tuple[bool, dict[str, bool]]]] = WeakKeyDictionary()
+
+
+class _Shortcuts:
+    """Finds what can be left out for one hybrid, and tries it on two rows."""
+
+    def __init__(self, hybrid: Hybrid, split: EncodedSplit) -> None:
+        self.hybrid = hybrid
+        self.model: PreTrainedModel = hybrid.model
+        self.layout = hybrid.injection.layout
+        self.device = next(self.model.parameters()).device
+        lengths = split.lengths
+        pair = [int(lengths.argmin()), int(lengths.argmax())]
+        self.batch = split.collate(pair, device=self.device)
+        self._plain: Tensor | None = None
+
+    def forward(self) -> Forward:
+        trunk = self._trunk()
+        whole = trunk is not None and any(
+            len(level.layers) == len(self.layout.stacks[-1].layers)
+            for level in trunk.levels
+            if level.stack == self.layout.stacks[-1].map.name
+        )
+        rows = None if whole else self._rows()
+        return Forward(self.model, trunk=trunk, rows=rows)
+
+    def _logits(self) -> Tensor:
+        return logits_of(self.model, self.batch).float()
+
+    def plain(self) -> Tensor:
+        """Logits of the two rows; to be asked for before a shortcut is in place."""
+        if self._plain is None:
+            with evaluation_mode(self.model):
+                self._plain = self._logits()
+        return self._plain
+
+    def _equal(self, logits: Tensor, plain: Tensor) -> bool:
+        first = next(base_model_of(self.model).parameters())
+        tolerance = _TOLERANCE if first.dtype.itemsize >= 4 else _ROUGH_TOLERANCE
+        limit = tolerance * max(1.0, float(plain.abs().max()))
+        return bool((logits - plain).abs().max() <= limit)
+
+    # The trunk
+    # ------------------------------------------------------------------------------------------------
+
+    def _trunk(self) -> Trunk | None:
+        depths = trunk_depths(self.hybrid.injection)
+        base = base_model_of(self.model)
+        levels = [
+            Level.of(base, stack, depths[stack.map.name])
+            for stack in self.layout.stacks
+            if depths[stack.map.name] > 0
+        ]
+        # A reentrant checkpoint gives no gradient where no input requires one, and stored states do not.
+        if not levels or any(_reentrant(m) for m in self._checkpointed()):
+            return None
+        trunk = Trunk(self.model, levels, lambda batch: logits_of(self.model, batch))
+        key = ("trunk", tuple(sorted(trunk.depths.items())))
+        sound, tuples = self._remembered(key, lambda: self._try_trunk(trunk))
+        trunk.tuples.update(tuples)
+        return trunk if sound else None
+
+    def _try_trunk(self, trunk: Trunk) -> tuple[bool, dict[str, bool]]:
+        with evaluation_mode(self.model):
+            plain, states = self.plain(), trunk.compute(self.batch)
+            if len(states) < len(trunk.levels):
+                return False, {}
+            with trunk.laid(states):
+                return self._equal(self._logits(), plain), dict(trunk.tuples)
+
+    def _remembered(
+        self, key: Any, attempt: Callable[[], tuple[bool, dict[str, bool]]]
+    ) -> tuple[bool, dict[str, bool]]:
+        known = _CHECKED.setdefault(self.model, {})
+        if key not in known:
+            known[key] = attempt()
+        return known[key]
+
+    # The last layer
+    # ------------------------------------------------------------------------------------------------
+
+    def _rows(self) -> ReadRows | None:
+        stack = self.layout.stacks[-1]
+        graph = self.hybrid.graph
+        # Recomputation runs the layer again when the batch's positions are no longer at hand.
+        if not last_layer_is_rowwise(graph, stack) or self._checkpointed():
+            return None
+        reserved = self._reserved(stack)
+        if self.model not in _READERS:
+            layer = base_model_of(self.model).get_submodule(stack.layers[-1])
+            with evaluation_mode(self.model):
+                mask = self.batch["attention_mask"]
+                _READERS[self.model] = reader_of(layer, self._logits, mask, reserved)
+        reader = _READERS[self.model]
+        if reader is None:
+            return None
+        rows = ReadRows(base_model_of(self.model), stack, reader, reserved)
+        kinds = sorted({e.method.name for e in graph.entries.values()})
+        sound, _ = self._remembered(("rows", reserved > 0, *kinds), lambda: (self._try_rows(rows), {}))
+        return rows if sound else None
+
+    def _try_rows(self, rows: ReadRows) -> bool:
+        plain = self.plain()
+        with evaluation_mode(self.model), rows.of(self.batch["attention_mask"]):
+            return self._equal(self._logits(), plain)
+
+    def _checkpointed(self) -> list[nn.Module]:
+        return [m for m in self.model.modules() if getattr(m, "gradient_checkpointing", False)]
+
+    def _reserved(self, stack: StackPlaces) -> int:
+        """Prompt rows in front of the text in the stack that the head reads."""
+        prompts = [
+            e.name
+            for e in self.hybrid.graph.entries.values()
+            if "prompt" in e.ways and any(s.stack == stack.map.name for s in e.sites)
+        ]
+        modules: Any = self.hybrid.modules
+        return sum(int(modules[name].length) for name in prompts)
+
+
+def _reentrant(module: nn.Module) -> bool:
+    """Whether a module's gradient checkpointing is of the reentrant kind (torch's own default)."""
+    function: Any = getattr(module, "_gradient_checkpointing_func", None)
+    return function is not None and bool(getattr(function, "keywords", {}).get("use_reentrant", True))

@@ -1,0 +1,109 @@
+"""What methods measured before training (Fisher rankings and the like), kept on disk for later trials."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from autopeft.assets import backbone_fingerprint, cache_folder, head_names, make_room
+from autopeft.errors import AssetError
+from autopeft.tasks.encode import EncodedTask
+from autopeft.training.plan import TrainingPlan
+
+__all__ = ["KeptMeasurements"]
+
+_LIMIT = 1 << 30
+_FORMAT = 1
+_log = logging.getLogger("autopeft")
+
+
+class KeptMeasurements:
+    """Measurements on one backbone, head, data and seed, in files named by all that they depend on.
+
+    Trouble with the disk is logged, and costs no more than measuring again.
+    """
+
+    def __init__(self, model: nn.Module, data: EncodedTask, plan: TrainingPlan) -> None:
+        self.identity: dict[str, Any] | None = None
+        labels = data.train.labels
+        if not isinstance(model, PreTrainedModel) or labels is None or not plan.shortcuts:
+            return
+        self.identity = {
+            "format": _FORMAT,
+            "backbone": backbone_fingerprint(model),
+            "head": _digest({n: t for h in head_names(model) for n, t in _named(model, h).items()}),
+            "rows": data.train.fingerprint,
+            "labels": hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest(),
+            "loss": [data.task.kind, data.task.class_weights],
+            "seed": plan.seed,
+            "device": plan.torch_device().type,
+            "versions": [torch.__version__, transformers.__version__],
+        }
+
+    def get(self, method: str, measurement: Mapping[str, Any]) -> dict[str, Tensor] | None:
+        """What was measured before, or `None`."""
+        file = self._file(method, measurement)
+        if file is None or not file.is_file():
+            return None
+        try:
+            if file.stat().st_size > _LIMIT:
+                return None
+            os.utime(file)
+            return load_file(file)
+        except (OSError, SafetensorError) as error:
+            _log.warning("a kept measurement cannot be read and is made anew: %s", error)
+            return None
+
+    def put(self, method: str, measurement: Mapping[str, Any], measured: Mapping[str, Tensor]) -> None:
+        """Keep what was measured."""
+        file = self._file(method, measurement)
+        size = sum(t.numel() * t.element_size() for t in measured.values())
+        if file is None or not make_room(file.parent, size, _LIMIT):
+            return
+        try:
+            handle, scratch = tempfile.mkstemp(prefix=".new-", dir=file.parent)
+            os.close(handle)
+            try:
+                save_file({k: v.detach().cpu().contiguous() for k, v in measured.items()}, scratch)
+                os.replace(scratch, file)
+            finally:
+                Path(scratch).unlink(missing_ok=True)
+        except OSError as error:
+            _log.warning("a measurement is not kept: %s", error)
+
+    def _file(self, method: str, measurement: Mapping[str, Any]) -> Path | None:
+        if self.identity is None:
+            return None
+        text = json.dumps([self.identity, method, dict(measurement)], sort_keys=True)
+        try:
+            folder = cache_folder("measured")
+        except AssetError as error:
+            _log.warning("measurements are not kept: %s", error)
+            return None
+        return folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
+
+
+def _named(model: PreTrainedModel, head: str) -> dict[str, Tensor]:
+    return {f"{head}.{n}": t for n, t in model.get_submodule(head).state_dict().items()}
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

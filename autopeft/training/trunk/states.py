@@ -1,0 +1,253 @@
+"""The cached trunk: the layers below everything that a hybrid alters, answered from stored hidden states.
+
+With the backbone's dropout off, these states are the same in every epoch and every trial, so each row's are
+computed once for each backbone, split and depth. The skipped layers get an instance-level `forward`, which is
+exact for every family (cutting the layer list is not: T5's relative bias lives in its first layer, and is
+still taken from there). States are stored in fp16, so gradients differ by about 3e-4 from those without the
+cache.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from autopeft.assets import backbone_fingerprint
+from autopeft.backbones import StackPlaces, base_model_of
+from autopeft.injection.attention import attention_behind
+from autopeft.tasks.encode import EncodedSplit
+from autopeft.training.trunk.store import StateStore, Unstorable, open_store
+
+__all__ = ["Level", "Trunk"]
+
+States = Mapping[str, Tensor]
+_KEPT_OPEN = 16
+
+
+@dataclass(frozen=True)
+class Level:
+    """The untouched layers of one stack; the states behind the last of them are stored.
+
+    `embeddings` makes the first layer's input, which then nobody reads (`None` where it is no module of its
+    own).
+    """
+
+    stack: str
+    layers: tuple[nn.Module, ...]
+    width: int
+    embeddings: nn.Module | None = None
+
+    @classmethod
+    def of(cls, base: nn.Module, stack: StackPlaces, depth: int) -> Level:
+        layers = tuple(base.get_submodule(p) for p in stack.layers[:depth])
+        return cls(stack.map.name, layers, stack.hidden, _embeddings(base, stack))
+
+
+def _embeddings(base: nn.Module, stack: StackPlaces) -> nn.Module | None:
+    """The module around the table of a stack's embeddings that adds positions and normalises.
+
+    Its output counts as the first layer's input only where nothing could lie in between: the widths agree.
+    """
+    table = next((p for p in stack.places if p.site.name == "embeddings"), None)
+    if table is None or table.site.out_features != stack.hidden:
+        return None
+    around, dot, _ = table.exit.rpartition(".")
+    return base.get_submodule(around) if dot and around != stack.map.root else None
+
+
+class _Reached(Exception):  # noqa: N818
+    """The last state that was asked for is there; the rest of the forward is not needed."""
+
+
+class Trunk:
+    """Untouched layers of a model, and the stores of their states.
+
+    Args:
+        model: the model, with whatever is attached to it above the levels.
+        levels: in the order in which the model runs them, none of them empty.
+        forward: logits of a plain batch; it is left once the states are there.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        levels: Sequence[Level],
+        forward: Callable[[Mapping[str, Tensor]], Tensor],
+    ) -> None:
+        self.model, self.levels, self.forward = model, tuple(levels), forward
+        first = next(base_model_of(model).parameters())
+        self.device, self.dtype = first.device, first.dtype
+        self.tuples: dict[str, bool] = {}
+        self._stores: dict[int, dict[str, StateStore] | None] = {}
+
+    @property
+    def depths(self) -> dict[str, int]:
+        """Layers answered from the store, by stack."""
+        return {level.stack: len(level.layers) for level in self.levels}
+
+    # Computing
+    # ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def compute(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The states (B, L, width) of a batch, by stack, from the model's own layers."""
+        found: dict[str, Tensor] = {}
+
+        def watched(level: Level) -> Callable[..., Any]:
+            layer = level.layers[-1]
+
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                output = type(layer).forward(layer, *args, **kwargs)
+                found[level.stack] = output[0] if isinstance(output, tuple) else output
+                self.tuples[level.stack] = isinstance(output, tuple)
+                if level is self.levels[-1]:
+                    raise _Reached
+                return output
+
+            return forward
+
+        watching = {level.layers[-1]: watched(level) for level in self.levels}
+        with _instead(watching), suppress(_Reached):
+            self.forward(batch)
+        return found
+
+    # Answering
+    # ------------------------------------------------------------------------------------------------
+
+    def states(
+        self, split: EncodedSplit, rows: NDArray[np.int64], device: torch.device
+    ) -> dict[str, Tensor] | None:
+        """States (B, L, width) for the batch that `split.collate(rows)` makes, by stack; `None` where they
+        cannot be stored. Rows seen for the first time are computed and kept."""
+        stores = self._open(split)
+        if stores is None:
+            return None
+        try:
+            self._fill(split, rows, stores)
+        except Unstorable:
+            self._stores[id(split)] = None
+            return None
+        flat, inside = split.layout(rows, device)
+        return {stack: store.gather(flat, inside).to(device, self.dtype) for stack, store in stores.items()}
+
+    def _fill(self, split: EncodedSplit, rows: NDArray[np.int64], stores: dict[str, StateStore]) -> None:
+        """Rows of one length together, without padding: what is stored must not depend on the batch that a
+        row was first seen in, or a trial would depend on those before it. Without padding a row's arithmetic
+        is the same in any company of its length."""
+        wanted = np.unique(np.concatenate([store.missing(rows) for store in stores.values()]))
+        lengths = split.offsets[wanted + 1] - split.offsets[wanted]
+        for length in np.unique(lengths):
+            alike = wanted[lengths == length]
+            batch = split.collate(alike)
+            found = self.compute({k: v.to(self.device) for k, v in batch.items()})
+            for stack, store in stores.items():
+                for row, states in zip(alike, found[stack], strict=True):
+                    store.put(int(row), states)
+
+    def _open(self, split: EncodedSplit) -> dict[str, StateStore] | None:
+        if id(split) not in self._stores:
+            opened = {level.stack: _store(split, self._identity(level), level.width) for level in self.levels}
+            whole = {stack: store for stack, store in opened.items() if store is not None}
+            self._stores[id(split)] = whole if len(whole) == len(opened) else None
+        return self._stores[id(split)]
+
+    def _identity(self, level: Level) -> dict[str, Any]:
+        return {
+            "backbone": backbone_fingerprint(self.model),
+            "stack": level.stack,
+            "depth": len(level.layers),
+            "device": self.device.type,
+            "attention": attention_behind(self.model.config._attn_implementation),
+            "versions": [torch.__version__, transformers.__version__],
+        }
+
+    @contextmanager
+    def laid(self, states: States) -> Iterator[None]:
+        """Within, the untouched layers of every stack in `states` answer with them."""
+        swaps: dict[nn.Module, Callable[..., Any]] = {}
+        for level in self.levels:
+            if level.stack in states:
+                if level.embeddings is not None:
+                    swaps[level.embeddings] = partial(_constant, states[level.stack])
+                last = len(level.layers) - 1
+                for i, layer in enumerate(level.layers):
+                    answer = states[level.stack] if i == last else None
+                    swaps[layer] = _answer(layer, answer, self.tuples[level.stack])
+        with _instead(swaps):
+            yield
+
+
+def _constant(states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return states
+
+
+def _answer(layer: nn.Module, states: Tensor | None, tuples: bool) -> Callable[..., Any]:
+    """A forward that returns `states` (or what came in) in place of the layer's hidden states.
+
+    What a layer returns beside them (T5's relative bias) does not depend on the row: the layer makes it from
+    the first row alone.
+    """
+
+    def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        answer = hidden if states is None else states
+        if not tuples:
+            return answer
+        rows = len(hidden)
+        with torch.no_grad():
+            output = type(layer).forward(
+                layer,
+                hidden[:1],
+                *(_first(a, rows) for a in args),
+                **{name: _first(value, rows) for name, value in kwargs.items()},
+            )
+        return (answer, *output[1:])
+
+    return forward
+
+
+def _first(value: Any, rows: int) -> Any:
+    """The first row of what has one for each row of the batch."""
+    return value[:1] if isinstance(value, Tensor) and value.ndim and len(value) == rows else value
+
+
+@contextmanager
+def _instead(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Give modules a forward of their own; taken off again on leaving."""
+    for module, forward in forwards.items():
+        module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        for module in forwards:
+            module.__dict__.pop("forward", None)
+
+
+# Stores stay open between trials: each row's checksum is compared once in a process.
+_OPEN: OrderedDict[tuple[str, str], StateStore] = OrderedDict()
+
+
+def _store(split: EncodedSplit, identity: dict[str, Any], width: int) -> StateStore | None:
+    key = (split.fingerprint, json.dumps(identity, sort_keys=True))
+    if key in _OPEN and not _OPEN[key].folder.exists():
+        del _OPEN[key]  # removed meanwhile to make room: what would be added to it is lost
+    if key not in _OPEN:
+        store = open_store(split, identity, width)
+        if store is None:
+            return None
+        _OPEN[key] = store
+    _OPEN.move_to_end(key)
+    while len(_OPEN) > _KEPT_OPEN:
+        _OPEN.popitem(last=False)
+    return _OPEN[key]

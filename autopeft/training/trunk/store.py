@@ -1,0 +1,160 @@
+"""Hidden states on disk, filled row by row, mapped by every process that needs them.
+
+A store is a sparse file of fp16 vectors, one for each token of a split, and a checksum for each row. A row is
+written before its checksum, and a checksum is compared when a process first reads the row: a row torn by a
+crash, or not yet visible, counts as absent and is computed again. Writers need no lock, since a row's states
+do not depend on who computes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autopeft.assets import cache_folder, make_room, publish
+from autopeft.errors import UsageError
+from autopeft.quantity import parse_bytes
+from autopeft.tasks.encode import EncodedSplit
+
+__all__ = ["LIMIT_VARIABLE", "StateStore", "Unstorable", "open_store", "size_limit"]
+
+LIMIT_VARIABLE = "AUTOPEFT_TRUNK_LIMIT"
+_DEFAULT_LIMIT = "10GB"
+_FORMAT = 1
+_log = logging.getLogger("autopeft")
+Rows = NDArray[np.int64]
+
+
+class Unstorable(Exception):  # noqa: N818
+    """A hidden state is beyond the range of fp16."""
+
+
+def size_limit() -> int:
+    """Bytes that all stores together may take: `AUTOPEFT_TRUNK_LIMIT`, by default 10 GB; 0 turns them off.
+
+    Raises:
+        UsageError: the variable is no size.
+    """
+    text = os.environ.get(LIMIT_VARIABLE, _DEFAULT_LIMIT)
+    try:
+        return parse_bytes(text)
+    except UsageError as error:
+        raise UsageError(f"{LIMIT_VARIABLE}: {error}") from error
+
+
+class StateStore:
+    """The states behind one layer of a backbone for every row of a split. Made by `open_store`."""
+
+    def __init__(self, folder: Path, offsets: Rows, width: int) -> None:
+        self.folder, self.offsets, self.width = folder, offsets, width
+        shape = (int(offsets[-1]), width)
+        self._states = np.memmap(folder / "states", dtype=np.float16, mode="r+", shape=shape)
+        self._sums = np.memmap(folder / "sums", dtype=np.uint32, mode="r+", shape=(len(offsets) - 1,))
+        self._trusted = np.zeros(len(offsets) - 1, dtype=bool)
+        self._tensor = torch.from_numpy(self._states)
+        os.utime(folder)
+
+    def missing(self, rows: Rows) -> Rows:
+        """Those of `rows` that are not stored, or not soundly."""
+        doubtful = rows[~self._trusted[rows]]
+        for row in doubtful:
+            found = int(self._sums[row])
+            if found and found == self._checksum(int(row)):
+                self._trusted[row] = True
+        return rows[~self._trusted[rows]]
+
+    def _checksum(self, row: int) -> int:
+        content = self._states[self.offsets[row] : self.offsets[row + 1]]
+        return zlib.crc32(content.tobytes()) or 1  # 0 says that the row is absent
+
+    def put(self, row: int, states: Tensor) -> None:
+        """Store the states (tokens, width) of a row.
+
+        Raises:
+            Unstorable: a value is not finite in fp16; the store is marked, and will not be opened again.
+        """
+        half = states.detach().to("cpu", torch.float16)
+        if not bool(torch.isfinite(half).all()):
+            (self.folder / "refused").touch()
+            raise Unstorable
+        self._states[self.offsets[row] : self.offsets[row + 1]] = half.numpy()
+        self._sums[row] = self._checksum(row)
+        self._trusted[row] = True
+
+    def gather(self, flat: Rows, inside: NDArray[np.bool_]) -> Tensor:
+        """States (rows, positions, width) in fp32, zero at padding.
+
+        Args:
+            flat: the tokens of all rows, one row after the other.
+            inside: (rows, positions), true where a token is.
+        """
+        found = self._tensor.index_select(0, torch.from_numpy(flat)).float()
+        if inside.all():
+            return found.view(*inside.shape, self.width)
+        padded = torch.zeros(*inside.shape, self.width)
+        padded[torch.from_numpy(inside)] = found
+        return padded
+
+
+def open_store(split: EncodedSplit, identity: dict[str, Any], width: int) -> StateStore | None:
+    """The store of a split's states, made where there is none; `None` where there is no room for one.
+
+    Stores that were not used for longest are removed where the limit asks for it; who has them mapped keeps
+    them.
+
+    Args:
+        split: the rows.
+        identity: all that the states depend on beside the rows.
+        width: values of one state.
+
+    Raises:
+        AssetError: the cache folder cannot be made.
+        UsageError: the limit is no size.
+    """
+    limit = size_limit()
+    size = int(split.offsets[-1]) * width * 2 + len(split) * 4
+    if not limit:
+        return None
+    text = json.dumps([_FORMAT, width, split.fingerprint, identity], sort_keys=True)
+    root = cache_folder("trunk")
+    folder = root / hashlib.sha256(text.encode()).hexdigest()
+    if not _sound(folder, split, width) and not make_room(root, size, limit):
+        _log.info("no room for %d MB of hidden states; they are computed anew", size >> 20)
+        return None
+    try:
+        if not _sound(folder, split, width):
+            publish(folder, lambda made: _fill(made, split, width), lambda made: _sound(made, split, width))
+        if (folder / "refused").exists():
+            return None
+        return StateStore(folder, split.offsets, width)
+    except OSError as error:
+        # A full disk, or a store that another process removed in between: training does not need it.
+        _log.warning("hidden states are not kept: %s", error)
+        return None
+
+
+def _fill(folder: Path, split: EncodedSplit, width: int) -> None:
+    for name, size in _sizes(split, width).items():
+        with (folder / name).open("wb") as file:
+            file.truncate(size)  # sparse: takes room as rows come in
+
+
+def _sound(folder: Path, split: EncodedSplit, width: int) -> bool:
+    try:
+        return all((folder / n).stat().st_size == size for n, size in _sizes(split, width).items())
+    except OSError:
+        return False
+
+
+def _sizes(split: EncodedSplit, width: int) -> dict[str, int]:
+    return {"states": int(split.offsets[-1]) * width * 2, "sums": len(split) * 4}

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support.classifiers import FAMILIES, LAYERS, classifier, encoded_rows
+from support.tiny import randomise
+from torch import Tensor, nn
+
+from autopeft.hybrid import Hybrid, attach
+from autopeft.injection.rows import ReadRows, last_layer_is_rowwise, reader_of
+from autopeft.recipe import Recipe
+from autopeft.training.losses import logits_of
+
+ALL_LINEARS = {"lora": {"rank": 2, "sites": ["q", "k", "v", "o", "up", "down"]}}
+CASES: dict[str, list[Any]] = {
+    "lora": [ALL_LINEARS],
+    "dora": [{"dora": {"rank": 2, "sites": ["q", "o", "up", "down"]}}],
+    "adapters": [{"serial_adapter": {"bottleneck": 3}}, {"parallel_adapter": {"bottleneck": 3}}],
+    "houlsby": [{"serial_adapter": {"bottleneck": 3, "variant": "houlsby"}}],
+    "prefix-ia3": [{"prefix_tuning": {"length": 2}}, "ia3"],
+    "chain": [{"chain": [{"serial_adapter": {"bottleneck": 3}}, {"parallel_adapter": {"bottleneck": 3}}]}],
+    "nothing": [],
+}
+
+
+def recipe(items: list[Any], model: list[Any] | None = None) -> Recipe:
+    layers = [{"at": "all", "attach": items}] if items else []
+    return Recipe.from_dict({"autopeft": 1, "name": "r", "layers": layers, "model": model or []})
+
+
+def attached(name: str, made: Recipe) -> Hybrid:
+    hybrid = attach(classifier(name), made, seed=0)
+    randomise(hybrid.root)
+    return hybrid
+
+
+def reader(name: str) -> str:
+    return "last" if name in ("gpt2", "llama", "gemma2", "t5") else "first"
+
+
+def gradients(hybrid: Hybrid, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    hybrid.model.zero_grad()
+    logits = logits_of(hybrid.model, batch)
+    torch.nn.functional.cross_entropy(logits, batch["labels"]).backward()
+    return logits.detach(), {
+        n: p.grad.clone() for n, p in hybrid.model.named_parameters() if p.grad is not None
+    }
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("case", CASES)
+def test_what_the_head_sees_is_exact(name: str, case: str) -> None:
+    prompts = [{"prompt_tuning": {"length": 3}}] if case == "lora" and name != "t5" else []
+    if name == "gemma2" and case in ("adapters", "chain"):
+        case = "houlsby"  # the resolver does not know where its norms are, which the pfeiffer variant reads
+    hybrid = attached(name, recipe(CASES[case], prompts))
+    batch = encoded_rows(name).collate(list(range(12)))
+    stack = hybrid.injection.layout.stacks[-1]
+    assert last_layer_is_rowwise(hybrid.graph, stack)
+    rows = ReadRows(hybrid.injection.base, stack, reader(name), 3 if prompts else 0)  # type: ignore[arg-type]
+    logits, expected = gradients(hybrid, batch)
+    with rows.of(batch["attention_mask"]):
+        narrow, got = gradients(hybrid, batch)
+    torch.testing.assert_close(narrow, logits, atol=1e-6, rtol=1e-5)
+    assert got.keys() == expected.keys()
+    for parameter, gradient in expected.items():
+        torch.testing.assert_close(got[parameter], gradient, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(logits_of(hybrid.model, batch), logits, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_less_is_computed(name: str) -> None:
+    hybrid = attached(name, recipe([]))
+    stack = hybrid.injection.layout.stacks[-1]
+    last = {p.site.name: p for p in stack.places if p.site.layer == LAYERS - 1}
+    down = hybrid.injection.base.get_submodule(last["down"].exit)
+    seen: list[int] = []
+    down.register_forward_hook(lambda module, args, output: seen.append(output.numel() // output.shape[-1]))
+    batch = encoded_rows(name).collate(list(range(12)))
+    logits_of(hybrid.model, batch)
+    with ReadRows(hybrid.injection.base, stack, reader(name), 0).of(batch["attention_mask"]):  # type: ignore[arg-type]
+        logits_of(hybrid.model, batch)
+    assert seen == [batch["input_ids"].numel(), 12]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_reader_is_found_from_the_gradient(name: str) -> None:
+    hybrid = attached(name, recipe([], [] if name == "t5" else [{"prompt_tuning": {"length": 2}}]))
+    batch = encoded_rows(name).collate(list(range(12)))
+    layer = hybrid.injection.base.get_submodule(hybrid.injection.layout.stacks[-1].layers[-1])
+    reserved = 0 if name == "t5" else 2
+    found = reader_of(layer, lambda: logits_of(hybrid.model, batch), batch["attention_mask"], reserved)
+    assert found == reader(name)
+
+
+def test_a_head_that_averages_reads_no_single_position() -> None:
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores: Tensor = self.head(self.layer(x).mean(1))
+            return scores
+
+    model, x = Mean(), torch.randn(2, 5, 4)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    assert reader_of(model.layer, lambda: model(x), mask, 0) is None
+
+
+@pytest.mark.parametrize("at", ["all", "first 2"])
+def test_a_gate_in_the_last_layer_needs_all_rows(at: str) -> None:
+    gate = {"gate": [{"lora": {"rank": 2}}, {"serial_adapter": {"bottleneck": 2}}]}
+    made = Recipe.from_dict({"autopeft": 1, "name": "g", "layers": [{"at": at, "attach": [gate]}]})
+    hybrid = attached("bert", made)
+    assert last_layer_is_rowwise(hybrid.graph, hybrid.injection.layout.stacks[-1]) == (at != "all")

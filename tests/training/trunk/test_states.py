@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.classifiers import FAMILIES, LAYERS, classifier, encoded_rows, encoded_rows_task
+from support.tiny import randomise
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from autopeft.assets import backbone_fingerprint
+from autopeft.hybrid import Hybrid, attach
+from autopeft.injection.depth import trunk_depths
+from autopeft.recipe import Recipe
+from autopeft.tasks.encode import EncodedSplit, EncodedTask
+from autopeft.training import TrainingPlan, run_trial
+from autopeft.training.forward import Forward, shortest_forward
+from autopeft.training.trunk import Trunk
+from autopeft.training.trunk import states as trunk_states
+
+CPU = torch.device("cpu")
+PLAN = TrainingPlan(steps=6, batch_size=8, max_length=16)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path))
+    monkeypatch.setattr(trunk_states, "_OPEN", type(trunk_states._OPEN)())
+
+
+def recipe(*items: Any, at: Any = (LAYERS - 1,), model: list[Any] | None = None) -> Recipe:
+    layers = [{"at": at if isinstance(at, str) else list(at), "attach": list(items)}] if items else []
+    return Recipe.from_dict({"autopeft": 1, "name": "r", "layers": layers, "model": model or []})
+
+
+LORA = {"lora": {"rank": 3, "sites": ["q", "v"]}}
+
+
+def hybrid_on(name: str, made: Recipe, **kwargs: Any) -> Hybrid:
+    hybrid = attach(classifier(name, **kwargs), made, seed=0)
+    randomise(hybrid.root)
+    return hybrid
+
+
+def task_of(split: EncodedSplit, name: str) -> EncodedTask:
+    return EncodedTask(encoded_rows_task(name).task, {"train": split, "select": split, "test": split}, 16)
+
+
+def gradients(hybrid: Hybrid, forward: Forward, split: EncodedSplit) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits of all rows and the gradients of their cross-entropy."""
+    hybrid.model.zero_grad()
+    (batch,) = forward.batches(split, len(split), shuffle=False, device=CPU)
+    logits = forward(batch)
+    torch.nn.functional.cross_entropy(logits, batch["labels"]).backward()
+    found = {n: p.grad.clone() for n, p in hybrid.model.named_parameters() if p.grad is not None}
+    return logits.detach(), found
+
+
+def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], relative: float) -> None:
+    assert ours.keys() == theirs.keys()
+    got, expected = (torch.cat([g[n].flatten() for n in theirs]) for g in (ours, theirs))
+    assert float((got - expected).norm() / expected.norm()) <= relative
+
+
+# Depth
+# ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("made", "depth"),
+    [
+        (recipe(), 3),
+        (recipe(LORA, at=[2]), 2),
+        (recipe(LORA, at="0-2"), 0),
+        (recipe({"dora": {"rank": 2}}, at="1-2"), 1),
+        (recipe({"prefix_tuning": {"length": 2}}, at=[1]), 1),
+        (recipe({"serial_adapter": {"bottleneck": 2}}, at=[2]), 2),
+        (recipe({"gate": [LORA, {"prefix_tuning": {"length": 2}}]}, at="1-2"), 1),
+        (recipe("ia3", at=[2]), 2),
+        (recipe(LORA, at=[2], model=[{"prompt_tuning": {"length": 2}}]), 0),
+        (recipe(LORA, at=[2], model=["bitfit"]), 0),
+    ],
+)
+def test_the_depth_is_what_the_recipe_leaves_alone(made: Recipe, depth: int) -> None:
+    with attach(classifier("bert"), made, seed=0) as hybrid:
+        assert trunk_depths(hybrid.injection) == {"encoder": depth}
+
+
+def test_a_mask_reaches_as_low_as_the_entries_that_it_chose() -> None:
+    with attach(classifier("bert"), recipe(model=[{"fish_mask": {"keep": 3}}]), seed=0) as hybrid:
+        assert trunk_depths(hybrid.injection)["encoder"] == 0  # before calibration: anything
+        module: Any = hybrid.modules["fish_mask"]
+        start = 0
+        for tensor in module.entries.tensors:
+            if tensor.layer == 1 and tensor.site == "down":
+                module.entries.select(torch.arange(start, start + 3))
+            start += tensor.size
+        hybrid.refresh()
+        assert trunk_depths(hybrid.injection)["encoder"] == 1
+
+
+@pytest.mark.parametrize(
+    ("made", "depths"),
+    [
+        (recipe(LORA, at=[2]), {"encoder": 2, "decoder": 0}),
+        (
+            Recipe.from_dict(
+                {"autopeft": 1, "name": "r", "layers": [{"at": [1], "stack": "decoder", "attach": [LORA]}]}
+            ),
+            {"encoder": 3, "decoder": 1},
+        ),
+        (recipe(), {"encoder": 3, "decoder": 3}),
+    ],
+)
+def test_a_decoder_is_untouched_only_behind_an_untouched_encoder(made: Recipe, depths: Any) -> None:
+    with attach(classifier("t5"), made, seed=0) as hybrid:
+        assert trunk_depths(hybrid.injection) == depths
+
+
+# Exactness
+# ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("made", [recipe(LORA), recipe(LORA, at="1-2"), recipe()], ids=["2", "1", "all"])
+def test_cached_and_plain_agree(name: str, made: Recipe) -> None:
+    split = encoded_rows(name)
+    hybrid = hybrid_on(name, made)
+    forward = shortest_forward(hybrid, task_of(split, name), PLAN, dropout=False)
+    assert forward.trunk is not None, "the trunk did not reproduce the plain logits"
+    expected, wanted = gradients(hybrid, Forward(hybrid.model), split)
+    for _ in range(2):  # computed, then read
+        logits, got = gradients(hybrid, forward, split)
+        torch.testing.assert_close(logits, expected, atol=2e-3, rtol=1e-3)
+        assert_close(got, wanted, 1e-3)
+    assert not any("forward" in m.__dict__ for m in hybrid.model.modules())
+
+
+def test_a_decoder_behind_an_untouched_encoder_is_cached_too() -> None:
+    made = Recipe.from_dict(
+        {"autopeft": 1, "name": "r", "layers": [{"at": [2], "stack": "decoder", "attach": [LORA]}]}
+    )
+    split = encoded_rows("t5")
+    hybrid = hybrid_on("t5", made)
+    forward = shortest_forward(hybrid, task_of(split, "t5"), PLAN, dropout=False)
+    assert forward.trunk is not None
+    assert forward.trunk.depths == {"encoder": 3, "decoder": 2}
+    expected, wanted = gradients(hybrid, Forward(hybrid.model), split)
+    logits, got = gradients(hybrid, forward, split)
+    torch.testing.assert_close(logits, expected, atol=2e-3, rtol=1e-3)
+    assert_close(got, wanted, 1e-3)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_it_holds_under_gradient_checkpointing(reentrant: bool) -> None:
+    split = encoded_rows("llama")
+    hybrid = hybrid_on("llama", recipe(LORA, at="1-2"))
+    hybrid.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    for module in hybrid.model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
+    if reentrant:  # such a checkpoint needs an input that requires a gradient
+        hybrid.model.enable_input_require_grads()
+    forward = shortest_forward(hybrid, task_of(split, "llama"), PLAN, dropout=False)
+    assert (forward.trunk is None) == reentrant
+    assert forward.rows is None
+    _, wanted = gradients(hybrid, Forward(hybrid.model), split)
+    assert any("encoder-1" in n or "decoder-1" in n for n in wanted)
+    _, got = gradients(hybrid, forward, split)
+    assert_close(got, wanted, 1e-3)
+
+
+def test_what_does_not_reproduce_the_logits_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    hybrid = hybrid_on("distilbert", recipe(LORA))
+    inner = trunk_states._answer
+
+    def skewed(layer: Any, states: Tensor | None, tuples: bool) -> Any:
+        return inner(layer, None if states is None else states + 0.1, tuples)
+
+    monkeypatch.setattr(trunk_states, "_answer", skewed)
+    split = encoded_rows("distilbert")
+    assert shortest_forward(hybrid, task_of(split, "distilbert"), PLAN, dropout=False).trunk is None
+
+
+def test_dropout_and_the_plan_turn_it_off() -> None:
+    hybrid = hybrid_on("bert", recipe(LORA))
+    task = task_of(encoded_rows("bert"), "bert")
+    off = TrainingPlan(steps=1, shortcuts=False)
+    for plan, dropout in ((PLAN, True), (off, False)):
+        forward = shortest_forward(hybrid, task, plan, dropout=dropout)
+        assert forward.trunk is None
+        assert forward.rows is None
+
+
+# Trials
+# ----------------------------------------------------------------------------------------------------
+
+
+def losses(model: PreTrainedModel, task: EncodedTask, made: Recipe, **plan: Any) -> list[float]:
+    chosen = TrainingPlan(**{**vars(PLAN), **plan})
+    return run_trial(model, made, task, chosen).train.losses
+
+
+def test_a_trial_does_not_depend_on_those_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = encoded_rows_task("bert")
+    model = classifier("bert")
+    first = losses(model, task, recipe(LORA))
+    again = losses(model, task, recipe(LORA))
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "other"))
+    trunk_states._OPEN.clear()
+    losses(model, task, recipe(LORA), seed=7, batch_size=3)  # the store is filled in another order
+    assert first == again == losses(model, task, recipe(LORA))
+    plain = losses(model, task, recipe(LORA), shortcuts=False)
+    np.testing.assert_allclose(first, plain, atol=2e-3)
+
+
+def test_a_changed_backbone_is_another_backbone() -> None:
+    task = encoded_rows_task("bert")
+    model = classifier("bert")
+    before, mark = losses(model, task, recipe(LORA)), backbone_fingerprint(model)
+    weight = model.base_model.get_parameter("encoder.layer.0.output.dense.weight")
+    with torch.no_grad():
+        weight.mul_(1.5)
+    assert backbone_fingerprint(model) != mark
+    changed = losses(model, task, recipe(LORA))
+    np.testing.assert_allclose(changed, losses(model, task, recipe(LORA), shortcuts=False), atol=2e-3)
+    assert not np.allclose(changed, before, atol=1e-3)
+    with torch.no_grad():
+        weight.copy_(classifier("bert").base_model.get_parameter("encoder.layer.0.output.dense.weight"))
+    assert backbone_fingerprint(model) == mark
+
+
+def test_states_beyond_fp16_are_computed_every_time() -> None:
+    task = encoded_rows_task("llama")
+    model = classifier("llama")
+    with torch.no_grad():
+        for layer in range(LAYERS):
+            model.base_model.get_parameter(f"layers.{layer}.mlp.down_proj.weight").mul_(1e6)
+    got = losses(model, task, recipe(LORA))
+    assert got == losses(model, task, recipe(LORA))
+    np.testing.assert_allclose(got, losses(model, task, recipe(LORA), shortcuts=False), rtol=1e-4)
+
+
+def test_micro_batches_take_their_own_states() -> None:
+    task = encoded_rows_task("bert")
+    model = classifier("bert")
+    whole = losses(model, task, recipe(LORA))
+    np.testing.assert_allclose(losses(model, task, recipe(LORA), micro_batch=3), whole, rtol=1e-4)
+
+
+def test_the_trunk_stops_the_forward_once_the_states_are_there() -> None:
+    hybrid = hybrid_on("bert", recipe(LORA))
+    forward = shortest_forward(hybrid, task_of(encoded_rows("bert"), "bert"), PLAN, dropout=False)
+    trunk = forward.trunk
+    assert isinstance(trunk, Trunk)
+    reached: list[str] = []
+    last = hybrid.model.base_model.get_submodule("encoder.layer.2")
+    handle = last.register_forward_hook(lambda *_: reached.append("2"))
+    states = trunk.compute(encoded_rows("bert").collate([0, 1]))
+    handle.remove()
+    assert reached == []
+    assert list(states) == ["encoder"]
+    assert not any("forward" in m.__dict__ for m in hybrid.model.modules())
