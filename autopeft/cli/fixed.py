@@ -45,6 +45,7 @@ class FixedRun:
     batch_size: int
     micro_batch: int | None
     precision: str
+    shortcuts: bool
     columns: Mapping[str, str | None]
     metric: str | None
     class_weights: ClassWeights
@@ -127,6 +128,7 @@ def _task_and_plan(
         steps=effort.steps,
         batch_size=run.batch_size,
         micro_batch=run.micro_batch,
+        shortcuts=run.shortcuts,
         max_length=max_length,
         seed=run.seed,
     )

@@ -138,6 +138,15 @@ Precision = Annotated[
         rich_help_panel=_TRAINING,
     ),
 ]
+Shortcuts = Annotated[
+    bool,
+    typer.Option(
+        "--shortcuts/--no-shortcuts",
+        help="Leave out what need not be computed: layers below everything that a recipe alters are answered "
+        "from stored states (fp16), the last layer serves only the position that the head reads.",
+        rich_help_panel=_TRAINING,
+    ),
+]
 Recipe = Annotated[
     str,
     typer.Option("--recipe", "-r", help="A recipe file, or the name of a fixed recipe (mam, unipelt, …)."),

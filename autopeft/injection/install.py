@@ -49,6 +49,7 @@ class Injection:
         self.places: dict[str, Place] = {p.site.key: p for p in layout.places()}
         self._handles: list[RemovableHandle] = []
         self._weight_handles: list[RemovableHandle] = []
+        self.revision = 0  # rises whenever other tensors may be altered than before
 
     def install(self) -> None:
         """Register every hook.
@@ -84,6 +85,7 @@ class Injection:
 
     def refresh_weights(self) -> None:
         """Register the weight hooks anew: which tensors a mask touches is known only after calibration."""
+        self.revision += 1
         for handle in self._weight_handles:
             handle.remove()
         self._weight_handles = []

@@ -150,6 +150,8 @@ def search(
         max_length, batch_size, micro_batch: of training.
         precision: of the backbone while recipes are tried: `fp32`, or `bf16`, which is faster and rougher;
             finalists and baselines are trained in fp32.
+        shortcuts: whether layers below everything that a recipe alters come from stored states (fp16), and
+            the last layer serves only what the head reads.
         text, text_pair, label, metric, class_weights, stand_in: of the task (see `autopeft.tasks.load_task`).
         out, runs: the run folder, or the folder to make it in.
 

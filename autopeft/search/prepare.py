@@ -56,6 +56,7 @@ class Arguments:
     batch_size: int = 32
     micro_batch: int | None = None
     precision: str = "fp32"
+    shortcuts: bool = True
     text: str | None = None
     text_pair: str | None = None
     label: str | None = None
@@ -163,6 +164,7 @@ def prepare(arguments: Arguments, notify: Callable[[str], None] | None = None) -
         steps=effort.steps,
         batch_size=a.batch_size,
         micro_batch=a.micro_batch,
+        shortcuts=a.shortcuts,
         max_length=a.max_length,
         seed=a.seed,
         device="cuda" if cheap.gpus else "cpu",

@@ -37,10 +37,18 @@ class Forward:
     Attributes:
         trunk: answers untouched layers; `None` computes them.
         rows: narrows the last layer to the positions that the head reads; `None` computes all of them.
+        untouched: whether the trunk's layers still are; asked before each batch.
     """
 
-    def __init__(self, model: nn.Module, *, trunk: Trunk | None = None, rows: ReadRows | None = None) -> None:
-        self.model, self.trunk, self.rows = model, trunk, rows
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        trunk: Trunk | None = None,
+        rows: ReadRows | None = None,
+        untouched: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.model, self.trunk, self.rows, self.untouched = model, trunk, rows, untouched
 
     def batches(
         self, split: EncodedSplit, batch_size: int, *, shuffle: bool, seed: int = 0, device: torch.device
@@ -48,9 +56,9 @@ class Forward:
         """The batches of `EncodedSplit.batches`, with the stored states of untouched layers."""
         for rows in split.batch_indices(batch_size, shuffle=shuffle, seed=seed):
             batch = split.collate(rows, device=device)
-            states = None if self.trunk is None else self.trunk.states(split, np.asarray(rows), device)
-            for stack, tensor in (states or {}).items():
-                batch[_PREFIX + stack] = tensor
+            if self.trunk is not None and self.untouched():
+                states = self.trunk.states(split, np.asarray(rows), device)
+                batch.update({_PREFIX + stack: tensor for stack, tensor in (states or {}).items()})
             yield batch
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -106,7 +114,10 @@ class _Shortcuts:
             if level.stack == self.layout.stacks[-1].map.name
         )
         rows = None if whole else self._rows()
-        return Forward(self.model, trunk=trunk, rows=rows)
+        injection, revision = self.hybrid.injection, self.hybrid.injection.revision
+        # A method that moves its mask while it trains may reach further down than it did.
+        untouched = lambda: injection.revision == revision  # noqa: E731
+        return Forward(self.model, trunk=trunk, rows=rows, untouched=untouched)
 
     def _logits(self) -> Tensor:
         return logits_of(self.model, self.batch).float()

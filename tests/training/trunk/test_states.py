@@ -195,6 +195,17 @@ def test_dropout_and_the_plan_turn_it_off() -> None:
         assert forward.rows is None
 
 
+def test_a_mask_that_moves_while_it_trains_ends_it() -> None:
+    hybrid = hybrid_on("bert", recipe({"dora": {"rank": 2}}))
+    split = encoded_rows("bert")
+    forward = shortest_forward(hybrid, task_of(split, "bert"), PLAN, dropout=False)
+    kept = [set(b) for b in forward.batches(split, 4, shuffle=False, device=CPU)]
+    hybrid.refresh()
+    after = [set(b) for b in forward.batches(split, 4, shuffle=False, device=CPU)]
+    assert all("trunk_encoder" in keys for keys in kept)
+    assert not any("trunk_encoder" in keys for keys in after)
+
+
 # Trials
 # ----------------------------------------------------------------------------------------------------
 
