@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from autopeft.counting import Budget, Counts, count
     from autopeft.errors import AutoPEFTError, UsageError
     from autopeft.graph import CompositionGraph, build_graph
-    from autopeft.hybrid import Hybrid, attach, load
+    from autopeft.hybrid import Hybrid, Stack, attach, load, stack
     from autopeft.method import get_method, method_names, register
     from autopeft.recipe import Recipe
     from autopeft.search.api import SearchResult, search
@@ -31,6 +31,7 @@ _HOMES = {
     "Hybrid": "hybrid",
     "Recipe": "recipe",
     "SearchResult": "search.api",
+    "Stack": "hybrid",
     "Task": "tasks",
     "UsageError": "errors",
     "attach": "hybrid",
@@ -42,6 +43,7 @@ _HOMES = {
     "method_names": "method",
     "register": "method",
     "spec_of": "backbones",
+    "stack": "hybrid",
 }
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "Hybrid",
     "Recipe",
     "SearchResult",
+    "Stack",
     "Task",
     "UsageError",
     "__version__",
@@ -65,6 +68,7 @@ __all__ = [
     "register",
     "search",
     "spec_of",
+    "stack",
 ]
 
 

@@ -210,6 +210,7 @@ def encode_texts(
         arrays = _tokenise(texts, pairs, tokenizer, max_length)
         if cached:
             _write(folder, arrays)
+            arrays = _read(folder, len(texts)) or arrays  # mapped: processes share them
     return EncodedSplit(
         ids=arrays["ids"],
         offsets=arrays["offsets"],

@@ -11,6 +11,7 @@ over the repeats, in which the sides take turns. `--profile` also profiles steps
 
 Ours starts from an empty cache. What it computes once and keeps for all later trials (hidden states below k)
 falls into a first run that is not counted; what that run cost more than the others stands in the last column.
+The sides `plain` (no shortcuts) and `bf16` (a backbone in bf16; first run not counted either) are ours too.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from autopeft.tasks import Task
 from autopeft.tasks.encode import EncodedTask, encode
 from autopeft.training import TrainingPlan, run_trial
 
-SIDES = ("ours", "dynamic", "pad", "bare", "grouped")
+SIDES = ("ours", "plain", "bf16", "dynamic", "pad", "bare", "grouped")
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Bench:
     layers: int
     tokenizer: Any
     model: Any = field(repr=False)
+    half: Any = field(repr=False)
     data: EncodedTask = field(repr=False)
     rows: dict[int | None, Any] = field(repr=False)
 
@@ -97,10 +99,15 @@ class Bench:
         o = self.options
         return Training(steps=o.steps + o.drop, batch_size=o.batch_size, learning_rate=1e-3, seed=o.seed)
 
-    def plan(self, steps: int) -> TrainingPlan:
+    def plan(self, steps: int, *, shortcuts: bool = True) -> TrainingPlan:
         o = self.options
         return TrainingPlan(
-            steps=steps, batch_size=o.batch_size, max_length=o.max_length, seed=o.seed, device="cpu"
+            steps=steps,
+            batch_size=o.batch_size,
+            max_length=o.max_length,
+            seed=o.seed,
+            device="cpu",
+            shortcuts=shortcuts,
         )
 
 
@@ -111,6 +118,9 @@ def make_bench(options: argparse.Namespace) -> Bench:
     task = load_task(options.task, notify=note).subset(train=options.rows, select=32, test=32)
     tokenizer = load_tokenizer(source)
     model = load_model(source, task.kind, task.num_labels)
+    half = None
+    if "bf16" in options.sides:
+        half = load_model(source, task.kind, task.num_labels, dtype=torch.bfloat16)
     rows = {pad: _rows(task, tokenizer, pad, options.max_length) for pad in (None, options.pad)}
     return Bench(
         options,
@@ -119,6 +129,7 @@ def make_bench(options: argparse.Namespace) -> Bench:
         model.config.num_hidden_layers,
         tokenizer,
         model,
+        half,
         encode(task, tokenizer, options.max_length),
         rows,
     )
@@ -150,16 +161,16 @@ def recipe_at(bench: Bench, k: int | None) -> Recipe:
     return Recipe.from_dict({"name": o.recipe, "layers": [{"at": at, "attach": [items[o.recipe]]}]})
 
 
-def ours(bench: Bench, k: int | None) -> Run:
-    """A trial of ours on the model that stays loaded."""
+def ours(bench: Bench, k: int | None, *, half: bool = False, shortcuts: bool = True) -> Run:
+    """A trial of ours on the model that stays loaded, or on its half-precision twin."""
     training = bench.training
     ticks: list[float] = []
     start = time.process_time()
     outcome = run_trial(
-        bench.model,
+        bench.half if half else bench.model,
         recipe_at(bench, k),
         bench.data,
-        bench.plan(training.steps),
+        bench.plan(training.steps, shortcuts=shortcuts),
         on_step=lambda step, loss: ticks.append(time.process_time()),
     )
     return Run.of(start, ticks, bench.options.drop, statistics.fmean(outcome.train.losses))
@@ -227,6 +238,8 @@ def sides_of(bench: Bench, k: int | None) -> dict[str, Callable[[], Run]]:
     o = bench.options
     known: dict[str, Callable[[], Run]] = {
         "ours": partial(ours, bench, k),
+        "plain": partial(ours, bench, k, shortcuts=False),
+        "bf16": partial(ours, bench, k, half=True),
         "dynamic": partial(trainer, bench, k),
         "pad": partial(trainer, bench, k, padding=o.pad, steps=o.pad_steps + o.drop),
         "bare": partial(bare, bench, k),
@@ -240,6 +253,8 @@ def label(side: str, options: argparse.Namespace) -> str:
     modules = {"lora": "peft", "serial_adapter": "hand-injected"}.get(options.recipe, "our modules")
     return {
         "ours": "ours",
+        "plain": "ours, without shortcuts",
+        "bf16": "ours, backbone in bf16",
         "dynamic": f"Trainer + {modules}, dynamic padding",
         "pad": f"Trainer + {modules}, padded to {options.pad}",
         "bare": f"bare loop + {modules}, dynamic padding",
@@ -257,6 +272,8 @@ def measure(bench: Bench, k: int | None) -> dict[str, Any]:
     variants = sides_of(bench, k)
     where = "recipe" if k is None else f"k={k}"
     first = ours(bench, k) if "ours" in variants else None
+    if "bf16" in variants:
+        ours(bench, k, half=True)
     tell = lambda name, repeat, run: note(f"{where} repeat {repeat} {name}: {run.mean:.1f} ms/step")  # noqa: E731
     runs = interleave(variants, options.repeats, tell)
     found: dict[str, Any] = {"k": k, "sides": {}}

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from autopeft.errors import UsageError
 from autopeft.hybrid import Hybrid, attach, load
-from autopeft.method import get_method, method_names
+from autopeft.method import Call, Context, get_method, method_names
 from autopeft.recipe import Recipe
 
 # name → (level, item); every registered method that places something has at least one row.
@@ -287,3 +287,29 @@ def test_gate_is_refused_in_cached_generation() -> None:
     model, _ = attached("gate", "llama")
     with pytest.raises(UsageError, match="use_cache=False"):
         model.generate(**tiny_inputs("llama"), max_new_tokens=3, use_cache=True)
+
+
+@pytest.mark.parametrize(("case", "name"), PAIRS)
+def test_what_says_that_it_acts_position_by_position_does(case: str, name: str) -> None:
+    """The last layer is computed for one position alone where everything in it is `rowwise`."""
+    _, hybrid = attached(case, name)
+    randomise(hybrid.root)
+    hybrid.root.eval()
+    generator = torch.Generator().manual_seed(4)
+    for entry in hybrid.graph.entries.values():
+        if not (entry.traits.rowwise and "hook" in entry.ways):
+            continue
+        module: Any = hybrid.modules[entry.name]
+        for site in entry.sites[:4]:
+            output = module.side(site) == "output"
+            x = torch.randn(2, 5, site.in_features, generator=generator)
+            y = torch.randn(2, 5, site.out_features, generator=generator) if output else x
+            call = Call(Context(mask=torch.ones(2, 5)), residual=x, norm=torch.nn.Identity())
+            before = module.delta(site, x, y, call)
+            x, y = x.clone(), y.clone()
+            x[:, 3] += 1.0
+            y[:, 3] += 1.0
+            call = Call(Context(mask=torch.ones(2, 5)), residual=x, norm=torch.nn.Identity())
+            after = module.delta(site, x, y if output else x, call)
+            others = [0, 1, 2, 4]
+            torch.testing.assert_close(after[:, others], before[:, others], atol=1e-6, rtol=1e-5)

@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.saved_model import save_backbone, write_reviews
 
+from autopeft.assets import resolve_model
 from autopeft.errors import AutoPEFTError
 from autopeft.search.engine import Pool, run_jobs
 from autopeft.search.jobs import DONE, Done, Job, JobResult
+from autopeft.search.worker import WorkerSetup, execute
+from autopeft.tasks import load_task
+from autopeft.training import TrainingPlan
 
 
 class Source:
@@ -175,3 +180,35 @@ def _alive(session: int) -> list[int]:
             if int(fields[3]) == session and fields[0] != "Z":
                 found.append(int(entry.name))
     return found
+
+
+def test_losses_are_the_same_with_one_worker_and_with_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever fills the stores first, and in whatever order: other seeds come in between."""
+    layers = [
+        [{"at": [1], "attach": [{"lora": {"rank": 2}}]}],
+        [{"at": "all", "attach": [{"serial_adapter": {"bottleneck": 4}}]}],
+        [{"at": [1], "attach": [{"prefix_tuning": {"length": 2}}]}],
+    ]
+    recipes: list[dict[str, Any]] = [{"autopeft": 1, "name": "r", "layers": block} for block in layers]
+    recipes.append({"autopeft": 1, "name": "r", "model": [{"fish_mask": {"keep": 40, "samples": 4}}]})
+    jobs = [
+        Job(f"{seed}-{i}", "trial", "x", recipe, seed=seed, steps=4)
+        for seed in (0, 1)
+        for i, recipe in enumerate(recipes)
+    ]
+    found = []
+    for workers in (1, 2):
+        monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / f"cache-{workers}"))
+        model = str(save_backbone(tmp_path / f"model-{workers}"))
+        task = load_task(str(write_reviews(tmp_path / "data.csv")), text="body", label="verdict")
+        plan = TrainingPlan(steps=4, batch_size=8, max_length=32, device="cpu")
+        setup = WorkerSetup(model, resolve_model(model), task, plan, threads=1, key=str(workers))
+        source = Source(jobs)
+        run_jobs(source, execute, setup, Pool(workers), tmp_path / f"ray-{workers}")
+        assert [r.error for r in source.results.values()] == [None] * len(jobs)
+        found.append({job: (r.train_loss, r.scores) for job, r in source.results.items()})
+        assert list((tmp_path / f"cache-{workers}" / "trunk").iterdir())
+    assert found[0] == found[1]
+    assert len({loss for loss, _ in found[0].values()}) == len(jobs)

@@ -10,6 +10,7 @@ cache.
 from __future__ import annotations
 
 import json
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +35,7 @@ __all__ = ["Level", "Trunk"]
 
 States = Mapping[str, Tensor]
 _KEPT_OPEN = 16
+_log = logging.getLogger("autopeft")
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ class Trunk:
             return None
         try:
             self._fill(split, rows, stores)
-        except Unstorable:
+        except (Unstorable, OSError) as error:
+            _log.info("hidden states are not kept any more: %s", error or "they are beyond fp16")
             self._stores[id(split)] = None
             return None
         flat, inside = split.layout(rows, device)

@@ -3,7 +3,8 @@
 A store is a sparse file of fp16 vectors, one for each token of a split, and a checksum for each row. A row is
 written before its checksum, and a checksum is compared when a process first reads the row: a row torn by a
 crash, or not yet visible, counts as absent and is computed again. Writers need no lock, since a row's states
-do not depend on who computes them.
+do not depend on who computes them. They write to the file, not to the mapping: on a full disk the one raises
+an error, the other kills the process.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class StateStore:
         shape = (int(offsets[-1]), width)
         self._states = np.memmap(folder / "states", dtype=np.float16, mode="r+", shape=shape)
         self._sums = np.memmap(folder / "sums", dtype=np.uint32, mode="r+", shape=(len(offsets) - 1,))
+        self._out = (folder / "states").open("r+b", buffering=0), (folder / "sums").open("r+b", buffering=0)
         self._trusted = np.zeros(len(offsets) - 1, dtype=bool)
         self._tensor = torch.from_numpy(self._states)
         os.utime(folder)
@@ -69,26 +71,25 @@ class StateStore:
         doubtful = rows[~self._trusted[rows]]
         for row in doubtful:
             found = int(self._sums[row])
-            if found and found == self._checksum(int(row)):
+            if found and found == _checksum(self._states[self.offsets[row] : self.offsets[row + 1]]):
                 self._trusted[row] = True
         return rows[~self._trusted[rows]]
-
-    def _checksum(self, row: int) -> int:
-        content = self._states[self.offsets[row] : self.offsets[row + 1]]
-        return zlib.crc32(content.tobytes()) or 1  # 0 says that the row is absent
 
     def put(self, row: int, states: Tensor) -> None:
         """Store the states (tokens, width) of a row.
 
         Raises:
             Unstorable: a value is not finite in fp16; the store is marked, and will not be opened again.
+            OSError: the disk is full.
         """
         half = states.detach().to("cpu", torch.float16)
         if not bool(torch.isfinite(half).all()):
             (self.folder / "refused").touch()
             raise Unstorable
-        self._states[self.offsets[row] : self.offsets[row + 1]] = half.numpy()
-        self._sums[row] = self._checksum(row)
+        content = half.contiguous().numpy()
+        states_file, sums_file = self._out
+        _write_at(states_file, content.tobytes(), int(self.offsets[row]) * self.width * 2)
+        _write_at(sums_file, np.uint32(_checksum(content)).tobytes(), row * 4)
         self._trusted[row] = True
 
     def gather(self, flat: Rows, inside: NDArray[np.bool_]) -> Tensor:
@@ -104,6 +105,16 @@ class StateStore:
         padded = torch.zeros(*inside.shape, self.width)
         padded[torch.from_numpy(inside)] = found
         return padded
+
+
+def _checksum(content: NDArray[np.float16]) -> int:
+    return zlib.crc32(content.tobytes()) or 1  # 0 says that the row is absent
+
+
+def _write_at(file: Any, content: bytes, offset: int) -> None:
+    while content:
+        written = os.pwrite(file.fileno(), content, offset)
+        content, offset = content[written:], offset + written
 
 
 def open_store(split: EncodedSplit, identity: dict[str, Any], width: int) -> StateStore | None:

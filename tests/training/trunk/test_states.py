@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from autopeft.recipe import Recipe
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.training import TrainingPlan, run_trial
 from autopeft.training.forward import Forward, shortest_forward
-from autopeft.training.trunk import Trunk
+from autopeft.training.trunk import Trunk, store
 from autopeft.training.trunk import states as trunk_states
 
 CPU = torch.device("cpu")
@@ -253,6 +254,17 @@ def test_states_beyond_fp16_are_computed_every_time() -> None:
     got = losses(model, task, recipe(LORA))
     assert got == losses(model, task, recipe(LORA))
     np.testing.assert_allclose(got, losses(model, task, recipe(LORA), shortcuts=False), rtol=1e-4)
+
+
+def test_a_disk_that_fills_up_costs_no_more_than_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Any, content: bytes, offset: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    task = encoded_rows_task("bert")
+    model = classifier("bert")
+    plain = losses(model, task, recipe(LORA), shortcuts=False)
+    monkeypatch.setattr(store, "_write_at", full)
+    np.testing.assert_allclose(losses(model, task, recipe(LORA)), plain, rtol=1e-5)
 
 
 def test_micro_batches_take_their_own_states() -> None:
