@@ -60,6 +60,12 @@ def test_masks_of_all_sizes_and_companions_are_measured_once(tmp_path: Path) -> 
     assert len(list(tmp_path.glob("measured/*.safetensors"))) == 1
 
 
+def test_it_is_measured_on_the_bare_backbone() -> None:
+    model, off = classifier("bert"), TrainingPlan(steps=2, max_length=16, seed=5, shortcuts=False)
+    prefix = {"at": "all", "attach": [{"prefix_tuning": {"length": 3}}, {"lora": {"rank": 2}}]}
+    assert mask(model, recipe(layers=[prefix]), off) == mask(model, recipe(), off)
+
+
 def test_what_it_depends_on_is_measured_anew() -> None:
     model = classifier("bert")
     passes = Passes(model)
