@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Estimate", "Work", "estimate", "gemm_speed"]
 
-# Of a matrix product's speed, over hybrids of the default space, shortcuts included. LoRA costs as much as such a
-# hybrid, the head alone next to nothing.
+# Of a matrix product's speed, over hybrids of the default space, shortcuts included.
 _EFFICIENCY = 0.7
+# Of a hybrid's time, over the two baselines: LoRA costs as much, the head alone next to nothing.
 _BASELINE = 0.55
 _START_SECONDS = 12.0
 _PROCESS_BYTES = 450 << 20
