@@ -166,11 +166,13 @@ def check(
     inputs: dict[str, Tensor] | None = None,
     sizes: Sequence[int] | None = None,
     *,
-    logits: float = 1e-6,
-    grads: float = 1e-5,
+    logits: float = 5e-6,
+    grads: float = 3e-5,
 ) -> None:
     """Fail unless stacked equals alone; tolerances are relative to the largest number of a tensor, as are
-    those of gradients in double precision (in fp32 to the hybrid's largest gradient: sums cancel)."""
+    those of gradients in double precision (in fp32 to the hybrid's largest gradient: sums cancel). In fp32
+    products of other row counts round differently, the more so on several threads; what is exact is shown in
+    double precision."""
     inputs = inputs_of(name, len(recipes)) if inputs is None else inputs
     sizes = [B] * len(recipes) if sizes is None else sizes
     ends = torch.tensor(sizes).cumsum(0).tolist()
