@@ -47,14 +47,6 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "0",
-    # Ray's own services idle while a trial runs: these lower what they cost from 3 % of a core to 2 %.
-    "RAY_enable_timeline": "0",
-    "RAY_event_stats": "0",
-    "RAY_memory_monitor_refresh_ms": "1000",
-    "RAY_metrics_report_interval_ms": "60000",
-    "RAY_raylet_report_resources_period_milliseconds": "1000",
-    "RAY_task_events_report_interval_ms": "0",
-    "LOG_NAME_UPDATE_INTERVAL_S": "60",
 }
 _OBJECT_STORE = 256 << 20
 _REPORT_SECONDS = 1.0
