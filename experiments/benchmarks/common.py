@@ -232,7 +232,9 @@ def _cpu_model() -> str:
 def write_json(path: Path, payload: Mapping[str, Any]) -> None:
     """Write `payload` with the environment and the command line, all at once or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    full = {"command": [Path(sys.argv[0]).name, *sys.argv[1:]], "environment": environment(), **payload}
+    settings = {k: v for k, v in payload.get("settings", {}).items() if k != "out"}  # a path says nothing
+    rest = {**payload, "settings": settings} if settings else dict(payload)
+    full = {"command": [Path(sys.argv[0]).name, *sys.argv[1:]], "environment": environment(), **rest}
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(json.dumps(full, indent=1) + "\n")
