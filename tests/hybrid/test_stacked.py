@@ -17,10 +17,10 @@ from support.stacking import (
     STACKS,
     WITH_BIASES,
     B,
-    check,
+    assert_equals_alone,
+    assert_near,
     checkpointed,
     classifier,
-    close,
     cut,
     gradients,
     inputs_of,
@@ -35,29 +35,26 @@ from support.tiny import tiny_inputs, tiny_model
 from autopeft.hybrid import attach, stack
 
 
+def rounding(name: str) -> dict[str, float]:
+    """What remains in double precision comes from norms that compute in fp32 (Llama's, T5's)."""
+    norms = name in ("llama", "t5")
+    return {"logits": 1e-7 if norms else 1e-12, "grads": 1e-5 if norms else 1e-10}
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("which", [*STACKS, *PROMPTS])
 def test_stacked_equals_alone(name: str, which: str) -> None:
-    """In double precision what remains comes from norms that compute in fp32 (Llama's, T5's)."""
-    norms = name in ("llama", "t5")
-    recipes = (STACKS | PROMPTS)[which]
-    check(
-        classifier(name).double(),
-        name,
-        recipes,
-        logits=1e-7 if norms else 1e-12,
-        grads=1e-5 if norms else 1e-10,
-    )
+    assert_equals_alone(classifier(name).double(), name, (STACKS | PROMPTS)[which], **rounding(name))
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_stacked_equals_alone_where_biases_are_trained(name: str) -> None:
-    check(classifier(name).double(), name, WITH_BIASES, logits=1e-12, grads=1e-10)
+    assert_equals_alone(classifier(name).double(), name, WITH_BIASES, logits=1e-12, grads=1e-10)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_stacked_equals_alone_in_single_precision(name: str) -> None:
-    check(classifier(name), name, STACKS["lora+prefix, houlsby+dora, gate"])
+    assert_equals_alone(classifier(name), name, STACKS["lora+prefix, houlsby+dora, gate"])
 
 
 @pytest.mark.parametrize("name", ["roberta", "distilbert", "vit"])
@@ -65,7 +62,7 @@ def test_stacked_equals_alone_on_the_other_families(name: str) -> None:
     mixed = [recipe(HOULSBY, PREFIX, model=["bitfit"]), recipe("dora", LORA, model=[FISH]), recipe(GATE)]
     prompts = PROMPTS["prompts of one length" if name == "vit" else "prompts of three lengths"]
     for recipes in (mixed, prompts):
-        check(classifier(name).double(), name, recipes, logits=1e-12, grads=1e-10)
+        assert_equals_alone(classifier(name).double(), name, recipes, logits=1e-12, grads=1e-10)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -75,13 +72,13 @@ def test_stacked_equals_alone_without_a_mask(name: str, attention: str) -> None:
     for which in ("prefixes of three lengths", "prompts of three lengths"):
         inputs = inputs_of(name)
         del inputs["attention_mask"]
-        check(classifier(name, attention=attention), name, (STACKS | PROMPTS)[which], inputs)
+        assert_equals_alone(classifier(name, attention=attention), name, (STACKS | PROMPTS)[which], inputs)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_hybrids_may_have_different_numbers_of_rows(name: str) -> None:
     recipes = [recipe(PREFIX, GATE, "dora"), recipe(LORA), recipe(HOULSBY)]
-    check(classifier(name), name, recipes, sizes=(1, 3, 2))
+    assert_equals_alone(classifier(name).double(), name, recipes, sizes=(1, 3, 2), **rounding(name))
 
 
 def test_positions_and_token_types_given_by_the_caller_move_with_each_prompt() -> None:
@@ -91,7 +88,7 @@ def test_positions_and_token_types_given_by_the_caller_move_with_each_prompt() -
         inputs["position_ids"] = torch.arange(first, first + 7).repeat(6, 1)
         if name == "bert":
             inputs["token_type_ids"] = torch.arange(7).ge(3).long().repeat(6, 1)
-        check(classifier(name), name, PROMPTS["prompts of three lengths"], inputs)
+        assert_equals_alone(classifier(name), name, PROMPTS["prompts of three lengths"], inputs)
 
 
 @pytest.mark.parametrize("which", PROMPTS)
@@ -107,7 +104,7 @@ def test_prompts_of_three_lengths_stand_before_embeddings_too() -> None:
     for name in ("bert", "llama"):
         model, inputs = classifier(name), inputs_of(name)
         inputs["inputs_embeds"] = model.get_input_embeddings()(inputs.pop("input_ids")).detach()
-        check(model, name, PROMPTS["prompts of three lengths"], inputs)
+        assert_equals_alone(model, name, PROMPTS["prompts of three lengths"], inputs)
 
 
 # Gradient checkpointing
@@ -134,14 +131,14 @@ def test_recomputation_divides_the_rows_of_its_own_forward(name: str, reentrant:
             model.zero_grad()
     largest = max(float(g.abs().max()) for g in results[0])
     for n, (plain, recomputed) in enumerate(zip(*results, strict=True)):
-        close(recomputed, plain, 1e-9, f"gradient {n}", floor=1e-3 * largest)
+        assert_near(recomputed, plain, 1e-9, f"gradient {n}", floor=1e-3 * largest)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_stacked_equals_alone_under_checkpointing(name: str) -> None:
     model = without_dropout(classifier(name))
     checkpointed(model, reentrant=False)
-    check(model, name, STACKS["lora+prefix, houlsby+dora, gate"])
+    assert_equals_alone(model, name, STACKS["lora+prefix, houlsby+dora, gate"])
 
 
 def test_the_checkpointing_function_of_a_layer_is_back_after_its_forward() -> None:
