@@ -12,7 +12,17 @@ from autopeft.composition.contract import Child, ChildSpec
 from autopeft.method import Call, ParameterCount, WeightTarget
 from autopeft.spec import Site
 
-__all__ = ["Sum"]
+__all__ = ["Sum", "one_after_the_other"]
+
+
+def one_after_the_other(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Keys and values (1 or batch, length, width) of several prefixes as those of one."""
+    if len(pairs) == 1:
+        return pairs[0]
+    batch = max(k.shape[0] for k, _ in pairs)
+    keys = torch.cat([k.expand(batch, -1, -1) for k, _ in pairs], dim=1)
+    values = torch.cat([v.expand(batch, -1, -1) for _, v in pairs], dim=1)
+    return keys, values
 
 
 class Sum(nn.Module):
@@ -49,10 +59,4 @@ class Sum(nn.Module):
     def key_value(
         self, site: Site, children: Sequence[Child], x: Tensor, call: Call
     ) -> tuple[Tensor, Tensor]:
-        pairs = [child.key_value(x, call) for child in children]
-        if len(pairs) == 1:
-            return pairs[0]
-        batch = max(k.shape[0] for k, _ in pairs)
-        keys = torch.cat([k.expand(batch, -1, -1) for k, _ in pairs], dim=1)
-        values = torch.cat([v.expand(batch, -1, -1) for _, v in pairs], dim=1)
-        return keys, values
+        return one_after_the_other([child.key_value(x, call) for child in children])

@@ -25,7 +25,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from autopeft.backbones import Place
-from autopeft.composition import Child
+from autopeft.composition import Child, one_after_the_other
 from autopeft.errors import CompositionError
 from autopeft.injection.dispatch import first_input
 from autopeft.injection.frames import CONTEXT, PREFIX, READ, frames
@@ -180,13 +180,7 @@ class AttentionHooks:
     def key_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all prefixes here, (1 or batch, length, width), for the attention's input x."""
         call = Call(frames.context(self.token, self.place.site.stack))
-        pairs = [child.key_value(x, call) for child in self.prefixes]
-        if len(pairs) == 1:
-            return pairs[0]
-        batch = max(k.shape[0] for k, _ in pairs)
-        keys = torch.cat([k.expand(batch, -1, -1) for k, _ in pairs], dim=1)
-        values = torch.cat([v.expand(batch, -1, -1) for _, v in pairs], dim=1)
-        return keys, values
+        return one_after_the_other([child.key_value(x, call) for child in self.prefixes])
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         prefix = kwargs.get(PREFIX)
