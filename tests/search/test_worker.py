@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +118,20 @@ def test_non_finite_scores_are_failures(setup: WorkerSetup, monkeypatch: pytest.
 
     monkeypatch.setattr(worker, "run_trial", lambda *a, **k: Outcome())
     assert run(setup).failure == "non_finite"
+
+
+def test_bf16_is_for_search_trials_alone(setup: WorkerSetup) -> None:
+    half = replace(setup, precision="bf16", key=f"{setup.key}-half")
+    trial = run(half, keep_above=-math.inf, splits=("select",))
+    assert trial.error is None
+    assert "weights.safetensors" in trial.files
+    world = worker._WORLDS[half.key]
+    assert set(world.models) == {"bf16"}
+    assert next(world.models["bf16"].base_model.parameters()).dtype == torch.bfloat16
+    confirmed = run(half, kind="confirm")
+    assert set(world.models) == {"bf16", "fp32"}
+    plain = run(setup)
+    assert confirmed.train_loss == plain.train_loss != trial.train_loss
+    assert trial.train_loss == pytest.approx(plain.train_loss, abs=0.02)
+    again = run(half, kind="test", steps=0, splits=("select",), files=trial.files)
+    assert again.error is None
