@@ -62,13 +62,19 @@ class EncodedSplit:
         return digest.hexdigest()
 
     def batch_indices(
-        self, batch_size: int, *, shuffle: bool = False, seed: int = 0, drop_last: bool = False
+        self,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        among: Indices | None = None,
     ) -> list[Indices]:
         """The rows of each batch that `batches` yields for the same arguments, in order.
 
         With `shuffle`, rows are permuted, sorted by length within windows of 50 batches, and the batches
-        permuted; without, all rows are sorted, longest first. `drop_last` leaves out a batch with fewer
-        rows.
+        permuted, of the rows `among` where they are given; without, all rows are sorted, longest first.
+        `drop_last` leaves out a batch with fewer rows.
         """
         if batch_size < 1:
             raise UsageError(f"batch_size must be positive, but got {batch_size=}.")
@@ -78,7 +84,7 @@ class EncodedSplit:
             found = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
         else:
             rng = np.random.default_rng(seed)
-            rows = rng.permutation(len(lengths))
+            rows = rng.permutation(len(lengths) if among is None else among)
             window = WINDOW_BATCHES * batch_size
             found = []
             for start in range(0, len(rows), window):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autopeft.training.calibration import prepare
+from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.errors import NonFiniteLoss, OutOfMemory, PhaseError
 from autopeft.training.evaluate import evaluate, predict, scores
 from autopeft.training.loop import TrainResult, train
@@ -11,6 +12,7 @@ from autopeft.training.plan import TrainingPlan
 from autopeft.training.trial import TrialOutcome, full_fine_tuning, head_only, run_trial
 
 __all__ = [
+    "Checkpoint",
     "NonFiniteLoss",
     "OutOfMemory",
     "Phase",

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -51,10 +52,19 @@ class Forward:
         self.model, self.trunk, self.rows, self.untouched = model, trunk, rows, untouched
 
     def batches(
-        self, split: EncodedSplit, batch_size: int, *, shuffle: bool, seed: int = 0, device: torch.device
+        self,
+        split: EncodedSplit,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        device: torch.device,
+        among: NDArray[np.int64] | None = None,
+        skip: int = 0,
     ) -> Iterator[dict[str, Tensor]]:
-        """The batches of `EncodedSplit.batches`, with the stored states of untouched layers."""
-        for rows in split.batch_indices(batch_size, shuffle=shuffle, seed=seed):
+        """The batches of `EncodedSplit.batch_indices`, with the stored states of untouched layers; the first
+        `skip` are left out."""
+        for rows in split.batch_indices(batch_size, shuffle=shuffle, seed=seed, among=among)[skip:]:
             batch = split.collate(rows, device=device)
             if self.trunk is not None and self.untouched():
                 states = self.trunk.states(split, np.asarray(rows), device)

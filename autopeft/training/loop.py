@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autopeft.errors import UsageError
+from autopeft.errors import DataError, UsageError
+from autopeft.hybrid import Hybrid
 from autopeft.hybrid.events import finish, fire
 from autopeft.hybrid.policies import apply_policies
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.training.calibration import prepare
+from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.contracts import Trainable
 from autopeft.training.errors import NonFiniteLoss, PhaseError
 from autopeft.training.evaluate import evaluate
@@ -45,17 +47,20 @@ class TrainResult:
         scores: (step, score on *select*) of every score taken while training.
         seconds: wall time.
         stopped: `done` after all steps, `asked` when `should_stop` said so, `patience` when scores had
-            stopped rising.
+            stopped rising, `paused` at `until`.
         micro_rows: rows that went through the model at once in the end.
         outputs: what each phase left, by name.
+        checkpoint: of a paused training, to go on from; `None` where it can only be started anew (modules
+            with phases of their own).
     """
 
     losses: list[float] = field(default_factory=list)
     scores: list[tuple[int, float]] = field(default_factory=list)
     seconds: float = 0.0
-    stopped: Literal["done", "asked", "patience"] = "done"
+    stopped: Literal["done", "asked", "patience", "paused"] = "done"
     micro_rows: int = 0
     outputs: dict[str, Any] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = field(default=None, repr=False)
 
     @property
     def steps(self) -> int:
@@ -78,11 +83,17 @@ def train(
     on_score: OnScore | None = None,
     should_stop: ShouldStop | None = None,
     calibrate: bool = True,
+    until: int | None = None,
+    resume: Checkpoint | None = None,
 ) -> TrainResult:
     """Train what a hybrid holds (modules and head) on a task's training rows.
 
     Methods that look at data first (FISH masks) are calibrated before the first step, which starts them anew;
     `calibrate=False` goes on from where an earlier training ended.
+
+    `until` pauses before the plan's steps are done; its checkpoint, given as `resume` with the same plan (in
+    which `train_share` may have grown), goes on bitwise as if it had not paused. `finish` events come at the
+    end alone.
 
     The same seed gives bitwise the same losses on the same machine with the same number of threads. Torch's
     generators, `training` flags, dropout and `requires_grad` are as before afterwards, also after an
@@ -90,18 +101,24 @@ def train(
     (1-based), `on_score` after each score of `plan.eval_every`, `should_stop()` after each step.
 
     Raises:
+        UsageError: `until` lies outside the training, or the plan stops early by itself.
+        DataError: the checkpoint belongs to another hybrid.
         NonFiniteLoss: the loss or its gradient is NaN or infinite.
         OutOfMemory: the accelerator's memory does not suffice for smaller micro-batches either.
         PhaseError: the phases of the modules cannot be run.
     """
     started = time.perf_counter()
+    _check_pause(hybrid, plan, until, resume)
     device = plan.torch_device()
     hybrid.model.to(device)
     dropout = plan.trains_with_dropout(hybrid.recipe.training)
-    if calibrate:
+    if isinstance(hybrid, Hybrid) and resume is not None:
+        resume.fill(hybrid)
+    elif calibrate:
         prepare(hybrid, data, plan)
     forward = shortest_forward(hybrid, data, plan, dropout=dropout)
     run = _Run(hybrid, data, plan, forward, device, on_step, on_score, should_stop)
+    run.until, run.resume = until, resume
     with seeded(plan.seed, device), training_mode(hybrid.model, hybrid.modules.values(), dropout=dropout):
         run.all_phases()
     run.result.micro_rows = run.gradient.micro_rows
@@ -109,8 +126,23 @@ def train(
     return run.result
 
 
+def _check_pause(hybrid: Trainable, plan: TrainingPlan, until: int | None, resume: Checkpoint | None) -> None:
+    start = 0 if resume is None else resume.step
+    if until is not None and not start < until <= plan.steps:
+        raise UsageError(f"A training of {plan.steps} steps at step {start} cannot pause at {until=}.")
+    if resume is not None and not start < plan.steps:
+        raise UsageError(f"This checkpoint is at step {start} of {plan.steps}: nothing is left to train.")
+    if resume is not None and not isinstance(hybrid, Hybrid):
+        raise UsageError(f"Only an attached recipe goes on from a checkpoint, not {type(hybrid).__name__}.")
+    if plan.patience is not None and (until is not None or resume is not None):
+        raise UsageError("A training with `patience` does not pause: what it waits for is not kept.")
+
+
 class _Run:
     """One training under way."""
+
+    until: int | None = None
+    resume: Checkpoint | None = None
 
     def __init__(
         self,
@@ -137,6 +169,8 @@ class _Run:
     def all_phases(self) -> None:
         modules = self.hybrid.modules
         owner, phases = phases_of(modules)
+        if self.resume is not None and len(phases) > 1:
+            raise DataError("A training in several phases cannot go on from a checkpoint.")
         for phase, steps in zip(phases, steps_of(phases, self.plan.steps), strict=True):
             if phase.begin is not None:
                 phase.begin()
@@ -144,10 +178,11 @@ class _Run:
             if phase.output is not None:
                 with torch.no_grad():
                     self.result.outputs[phase.name] = phase.output()
-            if self.result.stopped == "asked":
+            if self.result.stopped in ("asked", "paused"):
                 break
-        with torch.no_grad():
-            finish(modules.values())
+        if self.result.stopped != "paused":
+            with torch.no_grad():
+                finish(modules.values())
 
     def phase(self, phase: Phase, owner: str | None, steps: int) -> None:
         """Run a phase with an optimizer of its own."""
@@ -159,20 +194,41 @@ class _Run:
         modules = trained_modules(phase, owner, self.hybrid.modules)
         patience = self.plan.patience
         best = None if patience is None else BestState(optimizer.parameters, patience)
+        first, since = self._go_on(optimizer)
         stream = batch_stream(
-            self._split(phase), self.plan.batch_size, self.plan.seed, self.device, self.forward
+            self._split(phase), self.plan, self.device, self.forward, since=since, skip=first - since
         )
         self.result.stopped = "done"
         with _only_these_learn(everything, optimizer.parameters):
             try:
-                for local, batch in zip(range(steps), stream, strict=False):
+                for local, batch in zip(range(first, steps), stream, strict=False):
                     self.step(batch, local, optimizer, modules)
                     if self._is_over(best):
                         break
             finally:
                 optimizer.zero_grad()
+        self._keep(optimizer, steps, since)
         if best is not None:
             best.restore()
+
+    def _keep(self, optimizer: PhaseOptimizer, steps: int, since: int) -> None:
+        """Make the checkpoint of a training that was paused in its only phase."""
+        hybrid, result = self.hybrid, self.result
+        if result.stopped == "paused" and steps == self.plan.steps and isinstance(hybrid, Hybrid):
+            rows, share = self.gradient.micro_rows, self.plan.train_share
+            result.checkpoint = Checkpoint.of(
+                hybrid, optimizer, result.losses, rows, self.device, share, since
+            )
+
+    def _go_on(self, optimizer: PhaseOptimizer) -> tuple[int, int]:
+        """Return to the checkpoint; the phase's first step, and the one from which its rows were drawn."""
+        if self.resume is None:
+            return 0, 0
+        self.resume.rewind(optimizer, self.device)
+        self.result.losses = list(self.resume.losses)
+        self.gradient.micro_rows = min(self.gradient.micro_rows, self.resume.micro_rows)
+        first = self.resume.step
+        return first, self.resume.since if self.resume.share == self.plan.train_share else first
 
     def step(
         self, batch: dict[str, Tensor], local: int, optimizer: PhaseOptimizer, modules: Sequence[nn.Module]
@@ -204,6 +260,8 @@ class _Run:
                 self.on_score(done, score)
             if best is not None and best.update(score):
                 self.result.stopped = "patience"
+        if done == self.until and done < self.plan.steps:
+            self.result.stopped = "paused"
         if self.should_stop is not None and self.should_stop():
             self.result.stopped = "asked"
         return self.result.stopped != "done"
@@ -232,20 +290,34 @@ class _Run:
 
 
 def batch_stream(
-    split: EncodedSplit, batch_size: int, seed: int, device: torch.device, forward: Forward
+    split: EncodedSplit,
+    plan: TrainingPlan,
+    device: torch.device,
+    forward: Forward,
+    *,
+    since: int = 0,
+    skip: int = 0,
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches for `forward` without end: every row once in each epoch, in a new order each time.
+    """Batches for `forward` without end: every row of the plan's share once in each epoch, in a new order
+    each time. `since` is the step at which this share began; the first `skip` batches are left out.
 
     Raises:
         UsageError: the split has no rows or no labels.
     """
     if not len(split) or split.labels is None:
         raise UsageError("Training needs labelled rows, but the split has none.")
-    epoch = 0
+    among, rows = None, len(split)
+    if plan.train_share < 1:
+        rows = max(1, round(plan.train_share * rows))
+        among = np.random.default_rng(plan.seed).permutation(len(split))[:rows]
+    epoch, skip = divmod(skip, -(-rows // plan.batch_size))
+    entropy = (plan.seed, since) if since else (plan.seed,)
     while True:
-        order = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
-        yield from forward.batches(split, batch_size, shuffle=True, seed=order, device=device)
-        epoch += 1
+        order = int(np.random.SeedSequence((*entropy, epoch)).generate_state(1)[0])
+        yield from forward.batches(
+            split, plan.batch_size, shuffle=True, seed=order, device=device, among=among, skip=skip
+        )
+        epoch, skip = epoch + 1, 0
 
 
 @contextmanager

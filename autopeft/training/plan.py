@@ -35,6 +35,7 @@ class TrainingPlan:
             last layer serves only the positions that the head reads. No effect with the backbone's dropout.
         eval_every: score every so many steps while training.
         patience: stop after so many scores in a row without a new best one, and return to the best state.
+        train_share: train on this share of the training rows; smaller shares lie inside larger ones.
 
     Raises:
         UsageError: a value is out of range; the message lists every such value.
@@ -51,6 +52,7 @@ class TrainingPlan:
     shortcuts: bool = True
     eval_every: int | None = None
     patience: int | None = None
+    train_share: float = 1.0
 
     def __post_init__(self) -> None:
         problems = [*self._number_problems(), *self._choice_problems()]
@@ -79,6 +81,8 @@ class TrainingPlan:
             problems.append(
                 f"`device` must be one of {', '.join(_DEVICES)}, but got device={self.device!r}.{hint}"
             )
+        if not 0 < self.train_share <= 1:
+            problems.append(f"`train_share` lies above 0, at most 1, but got {self.train_share!r}.")
         if self.patience is not None and self.eval_every is None:
             problems.append("`patience` counts scores taken while training: set `eval_every` as well.")
         return problems

@@ -17,6 +17,7 @@ from autopeft.errors import UsageError, near
 from autopeft.hybrid import Hybrid, attach
 from autopeft.recipe import Recipe, TrainingSection
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
+from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.contracts import Trainable
 from autopeft.training.evaluate import evaluate
 from autopeft.training.forward import Forward, shortest_forward
@@ -65,6 +66,8 @@ def run_trial(
     on_score: OnScore | None = None,
     should_stop: ShouldStop | None = None,
     keep: Callable[[Hybrid, Mapping[str, float]], Any] | None = None,
+    until: int | None = None,
+    resume: Checkpoint | None = None,
 ) -> TrialOutcome:
     """Start head and modules from the plan's seed, calibrate, train, score, take everything off again.
 
@@ -75,6 +78,7 @@ def run_trial(
         splits: splits to score, at least one.
         keep: called with the trained hybrid, while it is still attached, and its scores; it may save the
             hybrid.
+        until, resume: pause after so many steps, and go on from `outcome.train.checkpoint`; see `train`.
 
     Raises:
         UsageError: the recipe does not fit the model, or a split does not exist.
@@ -86,7 +90,8 @@ def run_trial(
             keep(hybrid, scores)
 
     make = lambda: attach(model, recipe, seed=plan.seed)  # noqa: E731
-    return _trial(model, make, data, plan, splits, on_step, on_score, should_stop, finished)
+    options: dict[str, Any] = {"on_step": on_step, "on_score": on_score, "should_stop": should_stop}
+    return _trial(model, make, data, plan, splits, finished, until=until, resume=resume, **options)
 
 
 def head_only(
@@ -116,7 +121,8 @@ def full_fine_tuning(
     """The baseline in which every weight trains (default rate 5e-5); afterwards the model is as before."""
     section = training or TrainingSection(learning_rate=5e-5)
     make = lambda: FullFineTuning(model, section)  # noqa: E731
-    return _trial(model, make, data, plan, splits, on_step, on_score, should_stop, lambda _h, _s: None)
+    options: dict[str, Any] = {"on_step": on_step, "on_score": on_score, "should_stop": should_stop}
+    return _trial(model, make, data, plan, splits, lambda _h, _s: None, **options)
 
 
 def _trial(
@@ -125,10 +131,8 @@ def _trial(
     data: EncodedTask,
     plan: TrainingPlan,
     splits: Sequence[str],
-    on_step: OnStep | None,
-    on_score: OnScore | None,
-    should_stop: ShouldStop | None,
     finished: Callable[[Trainable, Mapping[str, float]], None],
+    **options: Any,
 ) -> TrialOutcome:
     started = time.perf_counter()
     wanted = _wanted(data, splits)
@@ -138,7 +142,7 @@ def _trial(
         reset_head(model, plan.seed)
         hybrid = make()
         try:
-            result = train(hybrid, data, plan, on_step=on_step, on_score=on_score, should_stop=should_stop)
+            result = train(hybrid, data, plan, **options)
             dropout = plan.trains_with_dropout(hybrid.recipe.training)
             forward = shortest_forward(hybrid, data, plan, dropout=dropout)
             scores = {

@@ -1,4 +1,4 @@
-"""What holds for every method on every architecture. A new method gets all of it by one row in `CASES`."""
+"""What holds for every method on every architecture; a row in `support.cases` gives a method all of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.cases import CASES, recipe_of
 from support.tiny import (
     ARCHITECTURES,
     DECODERS,
@@ -23,50 +24,12 @@ from transformers import PreTrainedModel
 from autopeft.errors import UsageError
 from autopeft.hybrid import Hybrid, attach, load
 from autopeft.method import Call, Context, get_method, method_names
-from autopeft.recipe import Recipe
 
-# name → (level, item); every registered method that places something has at least one row.
-CASES: dict[str, tuple[str, Any]] = {
-    "lora": ("layers", {"lora": {"rank": 3}}),
-    "lora-all": ("layers", {"lora": {"rank": 2, "sites": ["q", "k", "v", "o", "up", "down"]}}),
-    "dora": ("layers", {"dora": {"rank": 3}}),
-    "ia3": ("layers", "ia3"),
-    "serial-pfeiffer": ("layers", {"serial_adapter": {"bottleneck": 4, "variant": "pfeiffer"}}),
-    "serial-houlsby": ("layers", {"serial_adapter": {"bottleneck": 4, "variant": "houlsby"}}),
-    "parallel": ("layers", {"parallel_adapter": {"bottleneck": 4}}),
-    "parallel-attention": ("layers", {"parallel_adapter": {"bottleneck": 4, "sites": ["attention"]}}),
-    "prefix": ("layers", {"prefix_tuning": {"length": 3}}),
-    "prefix-mlp": ("layers", {"prefix_tuning": {"length": 3, "reparameterization": 8}}),
-    "prompt": ("model", {"prompt_tuning": {"length": 4}}),
-    "bitfit": ("model", "bitfit"),
-    "fish": ("model", {"fish_mask": {"keep": "2%", "samples": 4}}),
-    "gate": (
-        "layers",
-        {
-            "gate": [
-                {"lora": {"rank": 2}},
-                {"prefix_tuning": {"length": 2}},
-                {"serial_adapter": {"bottleneck": 12}},
-            ]
-        },
-    ),
-    "chain": (
-        "layers",
-        {"chain": [{"serial_adapter": {"bottleneck": 12}}, {"parallel_adapter": {"bottleneck": 12}}]},
-    ),
-}
 # (case, architecture) → a word of the refusal: the catalogue says that it cannot apply.
 REFUSED = {("bitfit", "llama"): "bias", ("bitfit", "t5"): "bias"}
 PAIRS = [(c, a) for c in CASES for a in ARCHITECTURES if (c, a) not in REFUSED]
 ON_DECODERS = [(c, a) for c, a in PAIRS if a in DECODERS and c != "gate"]
 LENGTH = 7
-
-
-def recipe_of(case: str) -> Recipe:
-    level, item = CASES[case]
-    body: dict[str, Any] = {"autopeft": 1, "name": case}
-    body[level] = [{"at": "all", "attach": [item]}] if level == "layers" else [item]
-    return Recipe.from_dict(body)
 
 
 def _labelled(name: str, n: int) -> list[dict[str, Tensor]]:

@@ -218,7 +218,7 @@ def test_patience_returns_to_the_best_state(data: EncodedTask) -> None:
 def test_every_epoch_holds_every_row_once_in_a_new_order() -> None:
     split = encoded_split(50, seed=0)
     rows = [tuple(split.ids[a:b].tolist()) for a, b in zip(split.offsets, split.offsets[1:], strict=False)]
-    stream = batch_stream(split, 16, 4, CPU, Forward(Bag()))
+    stream = batch_stream(split, replace(PLAN, batch_size=16, seed=4), CPU, Forward(Bag()))
     epochs: list[list[tuple[int, ...]]] = []
     for _ in range(2):
         seen: list[tuple[int, ...]] = []

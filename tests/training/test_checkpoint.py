@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.cases import CASES, recipe_of
+from support.training import assert_same_state, encoded_task, snapshot, tiny_bert
+
+from autopeft.errors import DataError, UsageError
+from autopeft.recipe import Recipe
+from autopeft.training import Checkpoint, TrainingPlan, full_fine_tuning, run_trial
+
+PLAN = TrainingPlan(steps=9, batch_size=16, micro_batch=8, seed=2, device="cpu")
+ALL: dict[str, Recipe] = {
+    "mixed": Recipe.from_dict(
+        {
+            "name": "mixed",
+            "layers": [
+                {"attach": [{"lora": {"rank": 2, "dropout": 0.3}}, {"prefix_tuning": {"length": 2}}, "ia3"]}
+            ],
+            "model": [{"fish_mask": {"keep": 20, "samples": 8}}],
+            "training": {
+                "learning_rate": 1e-2, "schedule": "cosine", "warmup": 0.3, "dropout": True,
+                "policies": [{"lora_plus": {"ratio": 4}}],
+            },
+        }
+    )
+}  # fmt: skip
+ALL.update({case: recipe_of(case) for case in CASES})
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_paused_training_goes_on_bitwise_as_if_it_had_not_stopped(name: str) -> None:
+    model, data, recipe = tiny_bert(), encoded_task(), ALL[name]
+    saved: list[dict[str, torch.Tensor]] = []
+    keep: Any = lambda hybrid, scores: saved.append(snapshot(hybrid.model))  # noqa: E731
+    whole = run_trial(model, recipe, data, PLAN, keep=keep)
+    before = snapshot(model)
+    first = run_trial(model, recipe, data, PLAN, until=4)
+    assert (first.train.stopped, first.train.steps) == ("paused", 4)
+    assert first.train.checkpoint is not None
+    assert_same_state(model, before)
+    torch.manual_seed(99)  # another process starts from another state
+    kept = Checkpoint.from_bytes(first.train.checkpoint.to_bytes())
+    second = run_trial(model, recipe, data, PLAN, until=7, resume=kept)
+    assert second.train.checkpoint is not None
+    kept = Checkpoint.from_bytes(second.train.checkpoint.to_bytes())
+    last = run_trial(model, recipe, data, PLAN, resume=kept, keep=keep)
+    assert last.train.losses == whole.train.losses
+    assert (last.train.stopped, last.train.checkpoint) == ("done", None)
+    assert last.scores == whole.scores
+    assert saved[0].keys() == saved[1].keys()
+    assert all(torch.equal(saved[0][k], saved[1][k]) for k in saved[0])
+
+
+def test_equal_states_give_equal_bytes() -> None:
+    model, data = tiny_bert(), encoded_task()
+    one, two = (run_trial(model, ALL["mixed"], data, PLAN, until=3).train.checkpoint for _ in range(2))
+    assert one is not None
+    assert two is not None
+    assert one.to_bytes() == two.to_bytes()
+    other = run_trial(model, ALL["mixed"], data, replace(PLAN, seed=3), until=3).train.checkpoint
+    assert other is not None
+    assert other.to_bytes() != one.to_bytes()
+
+
+def test_a_growing_share_of_the_rows_goes_on_from_what_was_learnt() -> None:
+    model, data = tiny_bert(), encoded_task()
+    small = replace(PLAN, train_share=0.25)
+    first = run_trial(model, ALL["lora"], data, small, until=4).train
+    assert first.checkpoint is not None
+    same = run_trial(model, ALL["lora"], data, small, resume=first.checkpoint).train
+    grown = run_trial(model, ALL["lora"], data, PLAN, resume=first.checkpoint).train
+    assert grown.losses[:4] == same.losses[:4] == first.losses
+    assert grown.losses[4] != same.losses[4]
+    assert same.losses == run_trial(model, ALL["lora"], data, small).train.losses
+    # A second pause after the share has grown keeps to the new share's own order of rows.
+    again = run_trial(model, ALL["lora"], data, PLAN, resume=first.checkpoint, until=6).train
+    assert again.checkpoint is not None
+    assert run_trial(model, ALL["lora"], data, PLAN, resume=again.checkpoint).train.losses == grown.losses
+
+
+def test_a_checkpoint_of_another_recipe_is_refused_and_the_model_is_as_before() -> None:
+    model, data = tiny_bert(), encoded_task()
+    before = snapshot(model)
+    kept = run_trial(model, ALL["lora"], data, PLAN, until=3).train.checkpoint
+    with pytest.raises(DataError, match="does not fit the modules"):
+        run_trial(model, ALL["dora"], data, PLAN, resume=kept)
+    with pytest.raises(DataError, match="does not fit the head"):
+        run_trial(tiny_bert(num_labels=3), ALL["lora"], encoded_task(), PLAN, resume=kept)
+    assert_same_state(model, before)
+
+
+def test_pauses_that_make_no_sense_are_refused() -> None:
+    model, data = tiny_bert(), encoded_task()
+    kept = run_trial(model, ALL["lora"], data, PLAN, until=3).train.checkpoint
+    for until, resume, text in ((0, None, "pause"), (10, None, "pause"), (3, kept, "pause")):
+        with pytest.raises(UsageError, match=text):
+            run_trial(model, ALL["lora"], data, PLAN, until=until, resume=resume)
+    with pytest.raises(UsageError, match="nothing is left"):
+        run_trial(model, ALL["lora"], data, replace(PLAN, steps=3), resume=kept)
+    with pytest.raises(UsageError, match="patience"):
+        run_trial(model, ALL["lora"], data, replace(PLAN, eval_every=1, patience=2), until=3)
+    assert run_trial(model, ALL["lora"], data, PLAN, until=9).train.stopped == "done"
+    assert full_fine_tuning(model, data, PLAN).train.stopped == "done"
+
+
+@given(st.binary(max_size=200) | st.integers(0, 3000))
+def test_damaged_bytes_are_an_error_and_nothing_else(damage: bytes | int) -> None:
+    if isinstance(damage, int):
+        whole = Checkpoint({"module.a": torch.ones(3)}, (0.5,), 8).to_bytes()
+        damage = whole[: damage % len(whole)]
+    with pytest.raises(DataError):
+        Checkpoint.from_bytes(damage)
