@@ -11,7 +11,20 @@ from typing import Annotated, Any
 import typer
 import typer.main
 
-from autopeft.cli import count, evaluate, export, methods, predict, runs, search, show, spaces, tasks, train
+from autopeft.cli import (
+    count,
+    evaluate,
+    export,
+    methods,
+    predict,
+    report,
+    runs,
+    search,
+    show,
+    spaces,
+    tasks,
+    train,
+)
 from autopeft.errors import AutoPEFTError, UsageError
 
 __all__ = ["app", "main"]
@@ -31,6 +44,7 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("show", show.show, "Look"),
     ("count", count.count, "Look"),
     ("runs", runs.runs, "Look"),
+    ("report", report.report, "Look"),
     ("methods", methods.methods, "Look"),
     ("spaces", spaces.spaces, "Look"),
     ("tasks", tasks.tasks, "Look"),

@@ -63,6 +63,9 @@ def _outcome(record: TrialRecord) -> str:
         return f"failed: {record.error}"
     if record.state == "duplicate":
         return f"{score(record.score)} (same as trial {record.duplicate_of})"
+    if record.state in ("paused", "stopped"):
+        words = {"paused": "so far", "stopped": "stopped"}[record.state]
+        return f"{score(record.rungs.get(str(record.steps)))} at step {record.steps}, {words}"
     return score(record.scores.get("test", record.score) if record.kind == "test" else record.score)
 
 

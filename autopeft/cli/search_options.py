@@ -8,12 +8,19 @@ import typer
 
 __all__ = [
     "Address",
+    "Baselines",
     "Budget",
     "CpusPerTrial",
     "DryRun",
     "Effort",
+    "Fidelity",
+    "FreshBaselines",
+    "From",
     "GpusPerTrial",
+    "Objective",
+    "Resume",
     "Sampler",
+    "SearchTask",
     "Space",
     "Time",
     "Trials",
@@ -23,7 +30,32 @@ __all__ = [
 _SEARCH, _WORKERS = "Search", "Workers"
 
 Budget = Annotated[
-    str, typer.Option("--budget", "-b", help="Limit on deployed parameters: 0.5%, 300k, 1.2M, 0.1%..1%.")
+    str | None,
+    typer.Option(
+        "--budget",
+        "-b",
+        help="Limit on deployed parameters: 0.5%, 300k, 1.2M, 0.1%..1%.",
+        show_default=False,
+    ),
+]
+SearchTask = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        "-t",
+        help="A name (see `autopeft tasks`), a CSV, JSONL or Parquet file, or a folder in the hub's layout.",
+        rich_help_panel="Data",
+        show_default=False,
+    ),
+]
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        "--resume",
+        metavar="RUN",
+        help="Go on with a run that was cut off (a folder, a name, or `latest`), as it was begun.",
+        show_default=False,
+    ),
 ]
 Space = Annotated[
     str,
@@ -52,7 +84,56 @@ Time = Annotated[
 ]
 Sampler = Annotated[
     str | None,
-    typer.Option("--sampler", help="gp, tpe or random.", rich_help_panel=_SEARCH, show_default=False),
+    typer.Option(
+        "--sampler",
+        help="What proposes recipes: gp, tpe, nsga2, evolution, linear or random.",
+        rich_help_panel=_SEARCH,
+        show_default=False,
+    ),
+]
+Fidelity = Annotated[
+    str,
+    typer.Option(
+        "--fidelity",
+        help="Let only the better third of the trials go on from rung to rung, by steps, or by steps and "
+        "rows (data); none trains all to the end. The first rung is at 40 steps or more.",
+        rich_help_panel=_SEARCH,
+    ),
+]
+Objective = Annotated[
+    str,
+    typer.Option(
+        "--objective",
+        help="score, or score,params to look for small recipes as well as for good ones.",
+        rich_help_panel=_SEARCH,
+    ),
+]
+From = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--from",
+        metavar="RUN|RECIPE",
+        help="Begin with what another run found, or with a recipe; may be repeated.",
+        rich_help_panel=_SEARCH,
+        show_default=False,
+    ),
+]
+Baselines = Annotated[
+    str | None,
+    typer.Option(
+        "--baselines",
+        help="all, none, or some of lora,single,random,middle,head; quick takes lora,head, others all.",
+        rich_help_panel=_SEARCH,
+        show_default=False,
+    ),
+]
+FreshBaselines = Annotated[
+    bool,
+    typer.Option(
+        "--fresh-baselines",
+        help="Train the baselines again, whatever an earlier search has kept of them.",
+        rich_help_panel=_SEARCH,
+    ),
 ]
 DryRun = Annotated[
     bool,

@@ -9,6 +9,7 @@ from autopeft.graph import CompositionGraph
 from autopeft.report.sheet import Sheet
 from autopeft.report.text import duration, limits_text, mean_sd, number, percent
 from autopeft.search.api import DryRun, SearchResult
+from autopeft.search.comparison import uncorrected
 
 __all__ = ["dry_run_data", "dry_run_sheets", "ending", "outcome_sheet", "winner_text"]
 
@@ -45,7 +46,7 @@ def outcome_sheet(result: SearchResult, data: Mapping[str, Any], budget: str) ->
         if seeds
         else "Not retrained with fresh seeds: the score is the search's own, on select; test not touched.",
     ]
-    notes += _against_the_best(result)
+    notes += _compared(result)
     if asked:
         notes.insert(0, f"These figures are not comparable with those of {asked}.")
     return Sheet(
@@ -57,24 +58,11 @@ def outcome_sheet(result: SearchResult, data: Mapping[str, Any], budget: str) ->
     )
 
 
-def _against_the_best(result: SearchResult) -> list[str]:
-    """One sentence where a baseline does as well on *test*, or the difference lies within the deviations."""
-    measured = [b for b in result.baselines if b.test_mean is not None]
-    if result.test_mean is None or not measured:
-        return []
-    best = max(measured, key=lambda b: b.test_mean or 0.0)
-    difference = result.test_mean - (best.test_mean or 0.0)
-    noise = (result.test_sd or 0.0) + (best.test_sd or 0.0)
-    if difference > noise:
-        return []
-    if difference < -noise:
-        return [
-            f"{best.name} does better here by {-difference:.4f}: use it, or search longer (--effort normal)."
-        ]
-    return [
-        f"The difference from {best.name}, {difference:+.4f}, lies within the deviations: "
-        "neither is shown to be better."
-    ]
+def _compared(result: SearchResult) -> list[str]:
+    """Each comparison in a sentence, what the intervals do not say, and the selection bias."""
+    said = [c.sentence() for c in result.comparisons]
+    warning = uncorrected(result.comparisons)
+    return [*said, *([warning] if warning else []), *([result.bias.sentence()] if result.bias else [])]
 
 
 def winner_text(result: SearchResult, graph: CompositionGraph, drawing: str) -> str:
@@ -96,6 +84,7 @@ def winner_text(result: SearchResult, graph: CompositionGraph, drawing: str) -> 
 def ending(result: SearchResult) -> str:
     """Why the search ended early, if it did, and how long it took."""
     trained = sum(t.state == "complete" for t in result.trials)
+    stopped = sum(t.state in ("stopped", "paused") for t in result.trials)
     failed = sum(t.state == "failed" for t in result.trials)
     why = [
         text
@@ -106,7 +95,8 @@ def ending(result: SearchResult) -> str:
         )
         if flag
     ]
-    beside = f", {failed} failed" if failed else ""
+    beside = f", {stopped} stopped early" if stopped else ""
+    beside += f", {failed} failed" if failed else ""
     return f"{trained} trials{beside} in {duration(result.seconds)}" + (f" ({'; '.join(why)})" if why else "")
 
 

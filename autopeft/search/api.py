@@ -1,140 +1,50 @@
-"""`search` and `plan`: the whole of a search as one call, and what it would do."""
+"""`search`: the whole of a search as one call."""
 
 from __future__ import annotations
 
-import math
-import random
 import shutil
 import time as clock
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autopeft.counting import Counts
-from autopeft.errors import AutoPEFTError
 from autopeft.graph import build_graph
-from autopeft.recipe import Recipe
-from autopeft.search.baselines import Baseline, baselines
+from autopeft.search.baseline_cache import BaselineCache, RunKeys
+from autopeft.search.baselines import Baseline
 from autopeft.search.director import Director
-from autopeft.search.estimate import Estimate, Work, estimate
-from autopeft.search.front import FrontPoint, front_csv, front_json, pareto_front
-from autopeft.search.jobs import CountTable, Reporter, SearchInfo, SilentReporter, TrialRecord
+from autopeft.search.dryrun import DryRun, Sample, estimate_of, plan
+from autopeft.search.jobs import Reporter, SearchInfo, SilentReporter, TrialRecord
+from autopeft.search.keeping import Clock, FolderVault, KeptRuns, PastFinals
+from autopeft.search.outcome import finish
 from autopeft.search.prepare import Arguments, Prepared, prepare
-from autopeft.search.repair import feasible_share, repair
-from autopeft.search.runfolder import RunFolder, write_atomic
-from autopeft.search.selection import Contender, mean_sd
+from autopeft.search.repair import repair
+from autopeft.search.result import SearchResult
+from autopeft.search.resume import SPACE, prepare_again
+from autopeft.search.runfolder import RunFolder, load_run
 from autopeft.search.starts import starting_points
 from autopeft.search.study import Repaired, SearchStudy
+from autopeft.search.transfer import points_from
 
 __all__ = ["DryRun", "Sample", "SearchResult", "plan", "search"]
 
-_PROBE = 200
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search found; the same is in its run folder.
-
-    Attributes:
-        winner: the best recipe inside the budget.
-        counts: its four counts and shares.
-        number: its trial.
-        select, test: its scores with fresh seeds; empty where they were not measured.
-        search_score: what it scored in the search itself, with the search's seed.
-        confirmed: whether it was retrained with fresh seeds.
-        baselines: at the same budget, trained the same way, with fresh seeds.
-        front: deployed parameters against the score on *select*.
-        trials: every trial.
-        interrupted, exhausted, out_of_time: why it ended before the planned number of trials, if it did.
-        notice: one line where the data stand in for others.
-    """
-
-    winner: Recipe
-    counts: CountTable
-    number: int
-    metric: str
-    select: tuple[float, ...]
-    test: tuple[float, ...]
-    search_score: float
-    confirmed: bool
-    baselines: tuple[Contender, ...]
-    front: tuple[FrontPoint, ...]
-    trials: tuple[TrialRecord, ...] = field(repr=False)
-    run: Path
-    interrupted: bool
-    exhausted: bool
-    out_of_time: bool
-    notice: str | None
-    seconds: float
-
-    @property
-    def select_mean(self) -> float | None:
-        return mean_sd(self.select)[0]
-
-    @property
-    def select_sd(self) -> float | None:
-        return mean_sd(self.select)[1]
-
-    @property
-    def test_mean(self) -> float | None:
-        return mean_sd(self.test)[0]
-
-    @property
-    def test_sd(self) -> float | None:
-        return mean_sd(self.test)[1]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The outcome in numbers, JSON-able; trials and front are in files of their own."""
-        skipped = ("winner", "baselines", "front", "trials")
-        data: dict[str, Any] = {k: v for k, v in vars(self).items() if k not in skipped}
-        data["run"] = str(self.run)
-        data.update(
-            recipe=self.winner.to_dict(),
-            select_mean=self.select_mean,
-            select_sd=self.select_sd,
-            test_mean=self.test_mean,
-            test_sd=self.test_sd,
-            baselines=[_contender_dict(c) for c in self.baselines],
-            trials={
-                state: sum(t.state == state for t in self.trials)
-                for state in ("complete", "failed", "duplicate")
-            },
-        )
-        return data
-
-
-def _contender_dict(c: Contender) -> dict[str, Any]:
-    means = {k: getattr(c, k) for k in ("select_mean", "select_sd", "test_mean", "test_sd")}
-    return {**vars(c), **means}
-
-
-class _FolderVault:
-    """Saved hybrids in the run's scratch folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def put(self, key: str, files: Mapping[str, bytes]) -> None:
-        target = self._folder / key
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-        for name, data in files.items():
-            write_atomic(target / Path(name).name, data)
-
-    def get(self, key: str) -> Mapping[str, bytes] | None:
-        target = self._folder / key
-        return {p.name: p.read_bytes() for p in sorted(target.iterdir())} if target.is_dir() else None
+Notify = Callable[[str], None] | None
 
 
 def search(
-    *, reporter: Reporter | None = None, notify: Callable[[str], None] | None = None, **arguments: Any
+    *,
+    reporter: Reporter | None = None,
+    notify: Notify = None,
+    resume: str | Path | None = None,
+    **arguments: Any,
 ) -> SearchResult:
     """Find the best hybrid under a budget.
 
     Args:
         reporter: is told of every event (see `Reporter`).
         notify: takes one line where data are fetched or stand in for others.
+        resume: a run that was cut off (a path, a name under `runs`, or `latest`), to go on with; beside it
+            only `workers`, `cpus_per_trial`, `gpus_per_trial`, `address`, `time` and `runs` may be given.
         task: a task's name, or a data file or folder.
         budget: limit on deployed parameters: `"0.5%"`, `"300k"`, `"0.1%..1%"`.
         space: a space's name, a YAML file or a `Space`.
@@ -144,8 +54,15 @@ def search(
             (`confirm` is the number of finalists).
         time: time budget of the whole run, seconds or `"30m"`.
         seed: of sampler, heads, modules, data order and splits.
-        sampler: `gp`, `tpe` or `random`.
+        sampler: `gp`, `tpe`, `nsga2`, `evolution`, `linear` or `random`.
+        fidelity: what a trial has less of before it is worth more: `steps`, `data` (steps and training rows),
+            or `none`. There are rungs at a third, a ninth … of the steps, down to 40.
+        objective: `score`, or `score,params` to look for small recipes as well as for good ones.
         workers, cpus_per_trial, gpus_per_trial: jobs at a time, and what each takes.
+        warm_start: runs and recipes to begin with: paths, names under `runs`, `latest`.
+        baselines: `all`, `none`, or some of `lora,single,random,middle,head`; default LoRA and the head in
+            `quick`, else all. Each is trained once per task and budget and kept; `fresh_baselines` trains
+            them again.
         address: an existing Ray cluster; default a private, local one.
         max_length, batch_size, micro_batch: of training.
         precision: of the backbone while recipes are tried: `fp32`, or `bf16`, which is faster and rougher;
@@ -155,43 +72,77 @@ def search(
         text, text_pair, label, metric, class_weights, stand_in: of the task (see `autopeft.tasks.load_task`).
         out, runs: the run folder, or the folder to make it in.
 
-    Ctrl-C ends the search with the best found so far; it is then not retrained, and `test` is empty.
+    Ctrl-C ends the search with the best found so far; it is then not retrained, and `test` is empty. `resume`
+    goes on from there, or from whatever a crash left.
 
     Raises:
         UsageError: an argument is wrong, or nothing in the space fits the budget.
         AutoPEFTError: every trial failed, or Ray could not be started.
     """
     start = clock.monotonic()
+    if resume is not None:
+        folder = load_run(resume, root=arguments.pop("runs", "runs"))
+        with folder.locked():
+            return _go(prepare_again(folder, arguments, notify), folder, reporter, notify, start)
     ready = prepare(Arguments(**arguments), notify)
     a = ready.arguments
     folder = RunFolder.create(a.task, ready.key(), root=a.runs, out=a.out)
     with folder.locked():
         folder.write_json("manifest.json", ready.manifest())
-        try:
-            director = _run(ready, folder, reporter or SilentReporter())
-            return _finish(ready, folder, director, clock.monotonic() - start)
-        finally:
-            shutil.rmtree(folder.scratch, ignore_errors=True)
+        folder.write_text(SPACE, ready.space.text)
+        return _go(ready, folder, reporter, notify, start)
 
 
-def _run(ready: Prepared, folder: RunFolder, reporter: Reporter) -> Director:
+def _go(
+    ready: Prepared, folder: RunFolder, reporter: Reporter | None, notify: Notify, start: float
+) -> SearchResult:
+    folder.state.mkdir(exist_ok=True)
+    spent = Clock(folder.state / "clock.json")
+    if ready.seconds is not None:
+        ready = replace(ready, seconds=max(1.0, ready.seconds - spent.before))
+    try:
+        director = _run(ready, folder, reporter or SilentReporter(), notify, spent, start)
+        result = finish(ready, folder, director, spent.before + clock.monotonic() - start)
+    finally:
+        shutil.rmtree(folder.scratch, ignore_errors=True)
+    if director.finished:
+        shutil.rmtree(folder.state, ignore_errors=True)
+    return result
+
+
+def _run(
+    ready: Prepared, folder: RunFolder, reporter: Reporter, notify: Notify, spent: Clock, start: float
+) -> Director:
     # Ray takes seconds to import, and a dry run never needs it.
     from autopeft.search.engine import Pool, run_jobs
     from autopeft.search.worker import WorkerSetup, execute
 
-    a, effort = ready.arguments, ready.effort
-    rivals = baselines(ready.spec, ready.limits, effort.rates)
+    a, effort, rivals = ready.arguments, ready.effort, ready.rivals()
+    study = _study(ready, folder.journal, notify)
+    vault = FolderVault(folder.state / "files")
+    past = PastFinals(folder, vault)
+    keys = RunKeys(ready.task, ready.source, ready.spec, ready.plan)
+    kept = KeptRuns(past, keys, BaselineCache(reuse=not a.fresh_baselines))
+    folder.write_lines("trials.jsonl", study.records())
+
+    def keep(record: TrialRecord) -> None:
+        if record.kind == "trial":
+            folder.append_line("trials.jsonl", record)
+        elif record.job not in past:
+            folder.append_line("finals.jsonl", record)
+            kept.remember(record)
+        spent.write(clock.monotonic() - start)
+
     director = Director(
-        _study(ready, folder.journal),
+        study,
         effort,
         rivals,
         reporter,
-        _FolderVault(folder.scratch / "hybrids"),
-        lambda record: folder.append_line(
-            "trials.jsonl" if record.kind == "trial" else "finals.jsonl", record
-        ),
+        vault,
+        keep,
         seed=a.seed,
         workers=ready.workers or 1,
+        recall=kept.recall,
         seconds=ready.seconds,
     )
     reporter.on_start(_info(ready, folder, rivals))
@@ -204,10 +155,11 @@ def _run(ready: Prepared, folder: RunFolder, reporter: Reporter) -> Director:
     return director
 
 
-def _study(ready: Prepared, journal: Path) -> SearchStudy:
+def _study(ready: Prepared, journal: Path, notify: Notify) -> SearchStudy:
     def mend(values: dict[str, Any]) -> Repaired:
         found = repair(ready.space, values, ready.budget, ready.spec)
-        return Repaired(found.recipe, found.counts, build_graph(found.recipe, ready.spec).trial_hash())
+        trial = build_graph(found.recipe, ready.spec).trial_hash()
+        return Repaired(found.recipe, found.counts, trial, found.values)
 
     bound = ready.space.bind(ready.spec)
     return SearchStudy(
@@ -217,8 +169,20 @@ def _study(ready: Prepared, journal: Path) -> SearchStudy:
         sampler=ready.sampler,
         seed=ready.arguments.seed,
         trials=ready.effort.trials,
-        first=starting_points(bound, max(1, min(6, ready.effort.trials // 3))),
+        rungs=ready.rungs,
+        objectives=ready.objectives,
+        first=[] if journal.exists() else _first(ready, notify),
     )
+
+
+def _first(ready: Prepared, notify: Notify) -> list[dict[str, Any]]:
+    """What other runs found, then known hybrids at the budget."""
+    bound = ready.space.bind(ready.spec)
+    found, notices = points_from(ready.arguments.warm_start, bound, runs=ready.arguments.runs)
+    for line in notices:
+        if notify is not None:
+            notify(line)
+    return [*found, *starting_points(bound, max(1, min(6, ready.effort.trials // 3)))]
 
 
 def _info(ready: Prepared, folder: RunFolder, rivals: list[Baseline]) -> SearchInfo:
@@ -232,138 +196,11 @@ def _info(ready: Prepared, folder: RunFolder, rivals: list[Baseline]) -> SearchI
         metric=ready.task.metric,
         trials=effort.trials,
         steps=effort.steps,
-        jobs=effort.trials + effort.top * effort.seeds + len(rivals) * (effort.rates + effort.seeds),
+        jobs=effort.trials
+        + effort.top * effort.seeds
+        + sum(b.sweep_runs + b.fresh_runs(effort.seeds) for b in rivals),
         workers=ready.workers or 1,
-        estimated_seconds=_estimate(ready, len(rivals)).seconds,
+        estimated_seconds=estimate_of(ready, rivals).seconds,
         notice=ready.task.source.notice,
         run=str(folder.path),
-    )
-
-
-def _estimate(ready: Prepared, rivals: int) -> Estimate:
-    texts = ready.task.splits["train"].texts[:_PROBE]
-    pairs = (ready.task.splits["train"].pairs or [])[:_PROBE]
-    words = sum(len(t.split()) for t in (*texts, *pairs)) / max(1, len(texts))
-    tokens = min(float(ready.plan.max_length), 2.0 + 1.35 * words)
-    found = estimate(
-        Work.of(ready.spec, tokens),
-        ready.effort,
-        batch_size=ready.plan.batch_size,
-        select_rows=len(ready.task.splits["select"]),
-        test_rows=len(ready.task.splits["test"]),
-        workers=ready.workers or 1,
-        baselines=rivals,
-        gpu=ready.gpus > 0,
-    )
-    if ready.seconds is not None and ready.seconds < found.seconds:
-        return Estimate(ready.seconds, found.trial_seconds, found.memory)
-    return found
-
-
-def _finish(ready: Prepared, folder: RunFolder, director: Director, seconds: float) -> SearchResult:
-    study = director.study
-    records = study.records()
-    best = study.best()
-    if not best:
-        raise AutoPEFTError(_nothing(director, records))
-    winner, chosen = director.winner, best[0]
-    if winner is not None and winner.number is not None and winner.good:
-        chosen = study.get(winner.number)
-        files = director.vault.get(winner.good[0].job)
-    else:
-        winner, files = None, None
-        kept = None if director.kept is None else study.get(director.kept)
-        if kept is not None and kept.score == chosen.score:
-            # Of equal trials the one whose weights were kept, so that recipe and weights are of the same
-            # hybrid.
-            chosen, files = kept, director.vault.get("best")
-    final = None if winner is None else winner.contender()
-    recipe = Recipe.from_dict(dict(chosen.recipe))
-    front = pareto_front(records)
-    result = SearchResult(
-        winner=recipe,
-        counts=chosen.counts or {},
-        number=chosen.number if chosen.number is not None else -1,
-        metric=ready.task.metric,
-        select=final.select if final else (),
-        test=final.test if final else (),
-        search_score=chosen.score if chosen.score is not None else math.nan,
-        confirmed=final is not None,
-        baselines=tuple(director.baselines()),
-        front=tuple(front),
-        trials=tuple(records),
-        run=folder.path,
-        interrupted=director.interrupted,
-        exhausted=director.exhausted,
-        out_of_time=director.out_of_time,
-        notice=ready.task.source.notice,
-        seconds=seconds,
-    )
-    if files is not None:
-        folder.write_winner(files)
-    folder.write_lines("trials.jsonl", list(records))
-    folder.write_text("recipe.yaml", recipe.to_yaml())
-    folder.write_text("front.csv", front_csv(front))
-    folder.write_text("front.json", front_json(front))
-    folder.write_json("result.json", result.to_dict())
-    return result
-
-
-def _nothing(director: Director, records: list[TrialRecord]) -> str:
-    failed = [r for r in records if r.state == "failed" and r.failure != "stopped"]
-    if director.interrupted and not failed:
-        return "Stopped before the first trial had finished: there is nothing to keep."
-    cause = director.first_error or next((r.error for r in failed if r.error), "the space gave no recipe")
-    return f"All {len(failed)} trials failed. The first failure: {cause}"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A recipe that a search could try, and its counts."""
-
-    recipe: Recipe
-    counts: Counts
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """What a search would do.
-
-    Attributes:
-        cardinality: recipes of the space before the budget; infinite where it has a continuous parameter.
-        feasible: share of random members that fit the budget without repair.
-        estimate: time and memory.
-    """
-
-    prepared: Prepared
-    cardinality: int | float
-    feasible: float
-    samples: tuple[Sample, ...]
-    baselines: tuple[Baseline, ...]
-    estimate: Estimate
-
-
-def plan(*, samples: int = 5, notify: Callable[[str], None] | None = None, **arguments: Any) -> DryRun:
-    """Say what `search` with these arguments would do, without starting anything.
-
-    Raises:
-        UsageError: an argument is wrong, or nothing in the space fits the budget.
-    """
-    ready = prepare(Arguments(**arguments), notify)
-    rng = random.Random(ready.arguments.seed)
-    found: dict[str, Sample] = {}
-    for _ in range(20 * samples):
-        if len(found) >= samples:
-            break
-        fixed = repair(ready.space, ready.space.sample(rng, ready.spec), ready.budget, ready.spec)
-        trial = build_graph(fixed.recipe, ready.spec).trial_hash()
-        found.setdefault(trial, Sample(fixed.recipe, fixed.counts))
-    rivals = baselines(ready.spec, ready.limits, ready.effort.rates)
-    return DryRun(
-        prepared=ready,
-        cardinality=ready.space.cardinality(ready.spec),
-        feasible=feasible_share(ready.space, ready.budget, ready.spec, n=_PROBE, seed=ready.arguments.seed),
-        samples=tuple(found.values()),
-        baselines=tuple(rivals),
-        estimate=_estimate(ready, len(rivals)),
     )

@@ -1,46 +1,254 @@
-"""Baselines at the same budget: LoRA on queries and values, and the head alone, with swept learning rates."""
+"""What a winner is compared with: baselines at the same budget, each with as good a learning rate as it can
+get.
+
+| kind | candidates | what *select* chooses |
+|---|---|---|
+| `lora` | the largest LoRA that fits: on q and v, all of attention, every linear map | place, rate |
+| `single` | each method of the space alone, as large as the budget allows | method, rate |
+| `random` | random members of the space | nothing: each is a run of its own |
+| `middle` | the mid-point of the space, everything on | rate |
+| `head` | the task head on the frozen backbone | rate |
+
+All but the head lie inside the budget. With a range, those that reach its lower limit go before others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from autopeft.counting import count
-from autopeft.errors import AutoPEFTError, SiteError
+from autopeft.counting import Budget, Counts, count
+from autopeft.errors import AutoPEFTError, SiteError, UsageError, near
 from autopeft.recipe import Recipe
+from autopeft.search.baseline_points import Member, middle, random_hybrids, single_methods
 from autopeft.search.jobs import CountTable
+from autopeft.search.space import Space
+from autopeft.spec import LINEAR_SITES
 
 if TYPE_CHECKING:
+    from autopeft.search.space_bound import BoundSpace
     from autopeft.spec import BackboneSpec
 
-__all__ = ["Baseline", "baselines", "head_only", "lora_baseline"]
+__all__ = [
+    "BASELINE_KINDS",
+    "Baseline",
+    "BaselineKind",
+    "baselines",
+    "default_kinds",
+    "head_only",
+    "lora_baseline",
+    "parse_kinds",
+]
+
+BaselineKind = Literal["lora", "single", "random", "middle", "head"]
+BASELINE_KINDS: tuple[BaselineKind, ...] = get_args(BaselineKind)
+# The others would cost as much again as the whole search of this effort.
+_QUICK: tuple[BaselineKind, ...] = ("lora", "head")
+# Places of the LoRA sweep, and learning rates of each method alone, where an effort has fewer than the most.
+_PLACES = {"quick": 1}
+_SINGLE_RATES = {"quick": 1, "normal": 2}
 
 _LORA_RATES = (5e-4, 1.5e-3, 4.5e-3)
 _HEAD_RATES = (1e-3, 5e-3, 2e-2)
+_MAX_RANK = 1024
 # The head learns as it does in the default space, so that what differs is the modules.
 _HEAD: dict[str, Any] = {"training": {"groups": {"head": {"learning_rate": 1e-3}}}}
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A fixed structure with several learning rates, of which *select* chooses one.
+    """Recipes that stand for one way to do without a search.
 
     Attributes:
-        candidates: recipe dicts that differ in the learning rate alone.
+        name: what it is called before *select* has chosen.
+        candidates: recipe dicts, of which *select* chooses one.
+        counts: those of the first candidate; with `each` the means.
+        each: every candidate is a run of its own, with a fresh seed of its own, and the baseline is their
+            mean: there is no sweep and nothing to choose.
+        titles, tables: name and counts of each candidate, where they differ.
     """
 
     name: str
     candidates: tuple[Mapping[str, Any], ...] = field(repr=False)
     counts: CountTable
+    kind: BaselineKind = "lora"
+    each: bool = False
+    titles: tuple[str, ...] = field(default=(), repr=False)
+    tables: tuple[CountTable, ...] = field(default=(), repr=False)
+
+    @property
+    def sweep_runs(self) -> int:
+        """Training runs that it takes to choose: none where there is no choice."""
+        return 0 if self.each or len(self.candidates) == 1 else len(self.candidates)
+
+    def fresh_runs(self, seeds: int) -> int:
+        """Training runs with fresh seeds, where each choice is trained with `seeds` of them."""
+        return len(self.candidates) if self.each else seeds
+
+    def title(self, index: int) -> str:
+        """What the baseline is called with that candidate chosen."""
+        return self.titles[index] if self.titles else self.name
+
+    def counts_of(self, index: int) -> CountTable:
+        """Counts of a candidate."""
+        return self.tables[index] if self.tables else self.counts
+
+    def label(self, index: int) -> str:
+        """What a sweep's table shows of a candidate: what it is, and its learning rate."""
+        training = Recipe.from_dict(dict(self.candidates[index])).training
+        rates = {g.learning_rate for name, g in training.groups.items() if name != "head"} - {None}
+        rate = rates.pop() if len(rates) == 1 else training.learning_rate
+        return f"{self.title(index)}, learning rate {rate:.3g}"
 
 
-def _spread(rates: Sequence[float], count: int) -> list[float]:
-    """`count` learning rates spread geometrically over the range of `rates`; one alone is the middle."""
-    if count == 1:
-        return [rates[len(rates) // 2]]
-    low, high = rates[0], rates[-1]
-    return [float(f"{low * (high / low) ** (i / (count - 1)):.3g}") for i in range(count)]
+def default_kinds(effort: str) -> tuple[BaselineKind, ...]:
+    """The kinds that an effort pays for: LoRA and the head in `quick`, all of them in any other."""
+    return _QUICK if effort == "quick" else BASELINE_KINDS
+
+
+def parse_kinds(text: str | Sequence[str] | None, effort: str) -> tuple[BaselineKind, ...]:
+    """Read `all`, `none` or a list such as `lora,head`; `None` means what the effort pays for.
+
+    Raises:
+        UsageError: a kind is unknown.
+    """
+    if text is None:
+        return default_kinds(effort)
+    words = text.split(",") if isinstance(text, str) else list(text)
+    asked = [word.strip().lower() for word in words]
+    if asked in (["all"], ["none"]):
+        return BASELINE_KINDS if asked == ["all"] else ()
+    for word in asked:
+        if word not in BASELINE_KINDS:
+            raise UsageError(
+                f"There is no baseline {word!r}.{near(word, BASELINE_KINDS)} "
+                f"Write all, none, or some of {', '.join(BASELINE_KINDS)}, separated by commas."
+            )
+    return tuple(kind for kind in BASELINE_KINDS if kind in asked)
+
+
+def baselines(
+    space: Space | BoundSpace,
+    spec: BackboneSpec,
+    budget: Budget,
+    *,
+    rates: int,
+    seed: int,
+    effort: str = "normal",
+    kinds: Sequence[str] | None = None,
+    hybrids: int = 3,
+) -> list[Baseline]:
+    """Every baseline that exists for this space, backbone and budget, in the order of `BASELINE_KINDS`.
+
+    Args:
+        rates: learning rates tried for each structure. In `quick` LoRA has one place and each method alone
+            one rate, in `normal` two.
+        seed: of the random hybrids.
+        effort: name of the effort.
+        kinds: which ones; `None` for those that the effort pays for (see `parse_kinds`).
+        hybrids: number of random hybrids, one run each.
+
+    Raises:
+        UsageError: a kind is unknown.
+        AutoPEFTError: a number is not positive.
+    """
+    if rates < 1 or hybrids < 1:
+        raise AutoPEFTError(
+            f"A baseline needs at least one learning rate and one run, but got {rates=}, {hybrids=}."
+        )
+    wanted = parse_kinds(kinds, effort)
+    bound = space.bind(spec) if isinstance(space, Space) else space
+    found: list[Baseline | None] = []
+    for kind in wanted:
+        if kind == "lora":
+            found.append(lora_baseline(spec, budget.limits(spec), rates, places=_PLACES.get(effort, 3)))
+        elif kind == "single":
+            members = single_methods(bound, budget, min(rates, _SINGLE_RATES.get(effort, rates)))
+            found.append(_from_space("best single method", kind, members))
+        elif kind == "random":
+            found.append(_random(random_hybrids(bound, budget, hybrids, seed)))
+        elif kind == "middle":
+            found.append(_from_space("mid-point of the space", kind, middle(bound, budget, rates)))
+        else:
+            found.append(head_only(spec, rates))
+    return [baseline for baseline in found if baseline is not None]
+
+
+def lora_baseline(
+    spec: BackboneSpec, limits: tuple[int, int], rates: int, *, places: int = 1
+) -> Baseline | None:
+    """LoRA of the largest rank that fits the budget, at the first `places` of: q and v, the whole attention,
+    every linear map.
+
+    It sits on every layer, or on the last layers where rank 1 is too large, or where their higher rank
+    reaches a lower limit that all layers miss.
+
+    `None` where even one layer at rank 1 is over the budget, or the backbone has no attention to put LoRA on.
+    """
+    fitting: list[tuple[str, dict[str, Any], Counts]] = []
+    for place, sites in _lora_places(spec, places):
+        size = _largest_lora(spec, limits, sites)
+        if size is None:
+            continue
+        rank, at = size
+        base = _lora(rank, sites, at)
+        layers = {"all": "all layers", "last 1": "the last layer"}.get(at, f"the {at} layers")
+        fitting.append(
+            (f"LoRA rank {rank} on {place} of {layers}", base, count(Recipe.from_dict(base), spec))
+        )
+    inside = [f for f in fitting if f[2].deployed >= limits[0]] or fitting
+    members = [
+        Member(title, recipe, counts)
+        for title, base, counts in inside
+        for recipe in _with_rates(base, _spread(_LORA_RATES, rates))
+    ]
+    return _assemble("LoRA rank sweep" if len(inside) > 1 else None, "lora", members)
+
+
+def head_only(spec: BackboneSpec, rates: int) -> Baseline:
+    """The task head on the frozen backbone."""
+    base: dict[str, Any] = {"autopeft": 1, "name": "head-only"}
+    counts = count(Recipe.from_dict(base), spec)
+    members = [Member("head only", r, counts) for r in _with_rates(base, _spread(_HEAD_RATES, rates))]
+    found = _assemble(None, "head", members)
+    assert found is not None
+    return found
+
+
+def _lora_places(spec: BackboneSpec, places: int) -> Iterator[tuple[str, list[str] | None]]:
+    """Names of places for LoRA, and their sites; `None` stands for the method's own, q and v."""
+    have = spec.site_names()
+    # A fused projection is named by its parts where the backbone tells them apart.
+    linear = [s for s in LINEAR_SITES if s in have and not (s == "qkv" and "q" in have)]
+    attention: list[str] = [s for s in ("q", "k", "v", "qkv", "o") if s in linear]
+    fused = "qkv" in linear
+    first = ("qkv", ["qkv"]) if fused else ("q, v", None)
+    yield first
+    if places > 1 and len(attention) > (1 if fused else 2):
+        yield ", ".join(attention), attention
+    if places > 2 and len(linear) > len(attention):
+        yield "every linear map", linear
+
+
+def _largest_lora(
+    spec: BackboneSpec, limits: tuple[int, int], sites: list[str] | None
+) -> tuple[int, str] | None:
+    """Rank and layers of the largest LoRA: on as many layers as rank 1 and the lower limit allow."""
+    least, most = limits
+    shallow = min(s.layers for s in spec.stacks)
+    fallback: tuple[int, str] | None = None
+    for at in ("all", *(f"last {k}" for k in range(shallow, 0, -1))):
+        try:
+            unit = count(Recipe.from_dict(_lora(1, sites, at)), spec).deployed
+        except SiteError:
+            return None
+        rank = min(most // unit, _MAX_RANK, min(s.hidden for s in spec.stacks)) if unit else 0
+        if rank and rank * unit >= least:
+            return rank, at
+        if rank and fallback is None:
+            fallback = rank, at
+    return fallback
 
 
 def _lora(rank: int, sites: list[str] | None, at: str) -> dict[str, Any]:
@@ -53,55 +261,55 @@ def _lora(rank: int, sites: list[str] | None, at: str) -> dict[str, Any]:
     }
 
 
-def lora_baseline(spec: BackboneSpec, limits: tuple[int, int], rates: int) -> Baseline | None:
-    """LoRA of the largest rank that fits the budget, on q and v of every layer, or of the last layers
-    where rank 1 is too large.
-
-    `None` where even one layer at rank 1 is over the budget, or the backbone has no attention to put LoRA on.
-    """
-    upper = limits[1]
-    for sites in (None, ["qkv"]):
-        try:
-            unit = count(Recipe.from_dict(_lora(1, sites, "all")), spec).deployed
-        except SiteError:
-            continue
-        if unit == 0:
-            continue
-        layers = min(s.layers for s in spec.stacks)
-        rank, at = min(upper // unit, 1024, min(s.hidden for s in spec.stacks)), "all"
-        if rank == 0:
-            keep = max(upper * layers // unit, 0)
-            if keep == 0:
-                return None
-            rank, at = 1, f"last {keep}"
-        base = _lora(rank, sites, at)
-        counts = count(Recipe.from_dict(base), spec).to_dict()
-        if counts["deployed"] > upper:
-            return None
-        place = "all layers" if at == "all" else f"the {at} layers"
-        name = f"LoRA rank {rank} on {'q, v' if sites is None else 'qkv'} of {place}"
-        return Baseline(name, _with_rates(base, _spread(_LORA_RATES, rates)), counts)
-    return None
+def _spread(rates: Sequence[float], count: int) -> list[float]:
+    """`count` learning rates spread geometrically over the range of `rates`; one alone is the middle."""
+    if count == 1:
+        return [rates[len(rates) // 2]]
+    low, high = rates[0], rates[-1]
+    return [float(f"{low * (high / low) ** (i / (count - 1)):.3g}") for i in range(count)]
 
 
-def head_only(spec: BackboneSpec, rates: int) -> Baseline:
-    """The task head on the frozen backbone."""
-    base: dict[str, Any] = {"autopeft": 1, "name": "head-only"}
-    counts = count(Recipe.from_dict(base), spec).to_dict()
-    return Baseline("head only", _with_rates(base, _spread(_HEAD_RATES, rates)), counts)
-
-
-def _with_rates(base: Mapping[str, Any], rates: Sequence[float]) -> tuple[Mapping[str, Any], ...]:
+def _with_rates(base: Mapping[str, Any], rates: Sequence[float]) -> list[Recipe]:
     training = base.get("training", {})
-    return tuple(
-        Recipe.from_dict({**base, "training": {**training, "learning_rate": lr}}).to_dict() for lr in rates
+    return [Recipe.from_dict({**base, "training": {**training, "learning_rate": lr}}) for lr in rates]
+
+
+def _assemble(name: str | None, kind: BaselineKind, members: Sequence[Member]) -> Baseline | None:
+    """A baseline of these candidates, called after the first where it has no name; `None` without any."""
+    if not members:
+        return None
+    return Baseline(
+        name or members[0].title,
+        tuple(m.recipe.to_dict() for m in members),
+        members[0].counts.to_dict(),
+        kind=kind,
+        titles=tuple(m.title for m in members),
+        tables=tuple(m.counts.to_dict() for m in members),
     )
 
 
-def baselines(spec: BackboneSpec, limits: tuple[int, int], rates: int) -> list[Baseline]:
-    """Every baseline that exists for this backbone and budget."""
-    found = [lora_baseline(spec, limits, rates), head_only(spec, rates)]
-    present = [b for b in found if b is not None]
-    if any(len(b.candidates) == 0 for b in present):
-        raise AutoPEFTError("A baseline needs at least one learning rate.")
-    return present
+def _from_space(name: str, kind: BaselineKind, members: Sequence[Member]) -> Baseline | None:
+    titled = [m if m.title == name else m._replace(title=f"{name}: {m.title}") for m in members]
+    return _assemble(name, kind, titled)
+
+
+def _random(members: Sequence[Member]) -> Baseline | None:
+    if not members:
+        return None
+    size = len(members)
+    head, backbone = members[0].counts.head, members[0].counts.backbone
+    means = Counts(
+        round(sum(m.counts.deployed for m in members) / size),
+        round(sum(m.counts.trained for m in members) / size),
+        head,
+        backbone,
+    )
+    return Baseline(
+        "random hybrid" if size == 1 else f"{size} random hybrids",
+        tuple(m.recipe.to_dict() for m in members),
+        means.to_dict(),
+        kind="random",
+        each=True,
+        titles=tuple(m.title for m in members),
+        tables=tuple(m.counts.to_dict() for m in members),
+    )

@@ -1,5 +1,4 @@
-"""Decides what runs next: trials of the search, then finalists and baselines with fresh seeds, then the
-test of the winner.
+"""Decides what runs next: trials of the search from rung to rung, then what `finals` asks for.
 
 It knows neither Ray nor training: an executor asks it for jobs and brings results back. Phases overlap
 where nothing forbids it, so that no worker waits: baseline sweeps fill the time while the last trials end.
@@ -16,41 +15,45 @@ from typing import Protocol
 
 from autopeft.search.baselines import Baseline
 from autopeft.search.effort import Effort
+from autopeft.search.finals import Finals, retried
 from autopeft.search.forecast import Forecast
 from autopeft.search.jobs import DONE, Done, Job, JobResult, Reporter, TrialRecord
-from autopeft.search.selection import (
-    BaselineRace,
-    Contender,
-    Finalist,
-    choose_finalists,
-    choose_winner,
-    fresh_seeds,
-)
+from autopeft.search.rungs import Entry, Ladder
 from autopeft.search.study import SearchStudy
 
 __all__ = ["Director", "Vault"]
 
 _STUCK = 5
+# A worker that dies with a job may have been killed by chance; one that dies three times was not.
+_ATTEMPTS = 3
 
 
 class Vault(Protocol):
-    """Keeps the saved hybrids that may still be needed, by key."""
+    """Keeps the files that may still be needed, by key: saved hybrids, and checkpoints of paused trials."""
 
     def put(self, key: str, files: Mapping[str, bytes]) -> None: ...
 
     def get(self, key: str) -> Mapping[str, bytes] | None: ...
+
+    def drop(self, key: str) -> None: ...
+
+
+def _unknown(job: Job) -> JobResult | None:
+    return None
 
 
 class Director:
     """A `JobSource` for one search.
 
     Args:
-        study: proposals and their results.
+        study: proposals and their results; one that was opened anew goes on.
         effort: numbers of trials, steps and seeds.
         baselines: what the winner is compared with.
         reporter: is told of everything that happens.
-        vault: takes trained weights: `best` for the best trial so far, else by job.
+        vault: takes trained weights: `best` for the best trial so far, else by job; `trial-<n>` for the
+            checkpoint of a paused trial.
         on_record: stores a record; called once for each finished trial and final run.
+        recall: the result of a final run that need not be repeated.
         seconds: time budget of the whole run, or `None`.
         workers: jobs that run at a time, for the forecast.
         clock: monotonic seconds.
@@ -67,80 +70,137 @@ class Director:
         *,
         seed: int,
         workers: int,
+        recall: Callable[[Job], JobResult | None] = _unknown,
         seconds: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.study, self.effort = study, effort
-        self._reporter, self.vault, self._on_record = reporter, vault, on_record
+        self._reporter, self.vault, self._on_record, self._recall = reporter, vault, on_record, recall
         self._seed = seed
-        self.forecast = Forecast(effort, len(baselines), workers, seconds, clock)
-        self.races = [BaselineRace(i, b) for i, b in enumerate(baselines)]
-        self.finalists: list[Finalist] = []
-        self.winner: Finalist | None = None
+        self.forecast = Forecast(effort, baselines, workers, seconds, study.rungs, clock)
+        self.finals = Finals(baselines, effort, seed, reporter.on_phase)
+        self.ladder = Ladder(study.rungs, effort.trials, objectives=study.objectives, least=effort.top)
         self._running: dict[str, Job] = {}
-        self._queue: deque[Job] = deque()
+        self._again: deque[Job] = deque()
         self._launched = study.trained
-        self._searching = True
-        self._finals_open = False
-        self._tests_open = False
-        self.interrupted = False
-        self.exhausted = False
-        self.out_of_time = False
+        self._searching, self._closing, self._announced = True, False, False
+        self.interrupted = self.exhausted = self.out_of_time = False
         self._best_kept = -math.inf
         self.kept: int | None = None
         self._failures_in_row = 0
         self.first_error: str | None = None
+        self._climb()
+
+    def _climb(self) -> None:
+        """Put the trials of an earlier process on the rungs that they had reached."""
+        for record in [*self.study.records(), *self.study.paused.values()]:
+            if record.state in ("complete", "paused") and record.number is not None:
+                reached = sorted(map(int, record.rungs))
+                for step, after in zip(reached, [*reached[1:], None], strict=True):
+                    self._reach(record, step)
+                    if after is not None:
+                        self.ladder.promote(record.number, step)
+
+    def _reach(self, record: TrialRecord, step: int) -> None:
+        size = int((record.counts or {}).get("deployed", 0))
+        self.ladder.reach(Entry(record.number or 0, record.rungs[str(step)], size), step)
+
+    # Giving out
+    # ---------------------------------------------------------------------------------------------------
 
     def next(self) -> Job | Done | None:
         """See `JobSource`."""
-        if self.interrupted:
-            return DONE
-        job = self._next_trial() if self._searching else None
-        if job is None and not self._searching and self._queue:
-            job = self._queue.popleft()
+        while not self.interrupted:
+            job = self._again.popleft() if self._again else None
+            if job is None and self._searching:
+                job = self._next_trial()
+            if job is None and (self._closing or not self._searching):
+                job = self.finals.next()
+            if job is None:
+                return None if self._running or self._searching else DONE
             if job.kind == "test":
                 job = replace(job, files=self.vault.get(job.id.removeprefix("test-")))
-        if job is None:
-            return None if self._running or self._searching else DONE
-        self._running[job.id] = job
-        counts = self.study.get(job.number).counts if job.kind == "trial" and job.number is not None else None
-        self._reporter.on_trial_start(job, counts)
-        return job
+            known = None if job.kind == "trial" else self._recall(job)
+            if known is not None:
+                self._complete_final(job, known, kept=True)
+                continue
+            self._running[job.id] = job
+            trial = job.kind == "trial" and job.number is not None
+            counts = self.study.get(job.number or 0).counts if trial else None
+            self._reporter.on_trial_start(job, counts)
+            return job
+        return DONE
 
     def _next_trial(self) -> Job | None:
-        if not self._running and self._launched == 0:
+        """A trial that goes on, a new one, or `None`, also while running ones may still be outdone."""
+        if not self._announced:
+            self._announced = True
             self._reporter.on_phase("search", self.effort.trials)
+        found = self.ladder.candidate(closing=self._closing)
+        if found is None and not self._closing:
+            job = self._new_trial()
+            if job is not None:
+                return job
+            self._closing = True
+            found = self.ladder.candidate(closing=True)
+        if found is not None:
+            return self._continued(*found)
+        if any(job.kind == "trial" for job in self._running.values()):
+            self.finals.sweep()
+            return None
+        self._end_search()
+        return None
+
+    def _new_trial(self) -> Job | None:
         if self._launched >= self.effort.trials or self._failures_in_row >= _STUCK:
-            self._end_search()
             return None
         if not self.forecast.allows_trial(self._launched, len(self._running)):
             self.out_of_time = True
-            self._end_search()
             return None
         proposal = self.study.propose()
         self._tell_duplicates()
         if proposal is None:
             self.exhausted = True
-            self._end_search()
             return None
         self._launched += 1
+        return self._leg(proposal.number, proposal.recipe, 0)
+
+    def _continued(self, number: int, step: int) -> Job:
+        self.ladder.promote(number, step)
+        files = self.vault.get(f"trial-{number}")
+        return replace(self._leg(number, self.study.get(number).recipe, step), files=files)
+
+    def _leg(self, number: int, recipe: Mapping[str, object], step: int) -> Job:
+        """The part of a trial from one rung (or the start, step 0) to the next."""
+        rungs = self.study.rungs
+        level = 0 if step == 0 else rungs.steps.index(step) + 1
+        last = level == len(rungs.steps) - 1
         return Job(
-            id=f"trial-{proposal.number}",
+            id=f"trial-{number}" if last and level == 0 else f"trial-{number}-{rungs.steps[level]}",
             kind="trial",
-            label=f"trial {proposal.number}",
-            recipe=proposal.recipe,
+            label=f"trial {number}",
+            recipe=recipe,
             seed=self._seed,
-            steps=self.effort.steps,
-            keep_above=self._best_kept,
-            number=proposal.number,
+            steps=rungs.full,
+            until=None if last else rungs.steps[level],
+            share=rungs.shares[level],
+            keep_above=self._best_kept if last else None,
+            number=number,
         )
 
     def _end_search(self) -> None:
         self._searching = False
-        if self._running or self.study.best():
-            for race in self.races:
-                self._queue.extend(race.sweep_jobs(self._seed, self.effort.steps))
-        self._advance()
+        for number in list(self.study.paused):
+            self.vault.drop(f"trial-{number}")
+            self._announce(replace(self.study.stop(number), seed=self._seed))
+        self._tell_duplicates()
+        if self.study.best():
+            self.finals.sweep()
+        self.effort = self.forecast.shrink(self.effort, self.finals.sweeps_left)
+        self.finals.open(self.study.best(2 * self.effort.top), self.effort)
+
+    # Taking back
+    # --------------------------------------------------------------------------------------------------
 
     def progress(self, job: str, step: int, loss: float) -> None:
         """See `JobSource`."""
@@ -149,137 +209,78 @@ class Director:
             self._reporter.on_step(self._running[job], step, loss, self._remaining())
 
     def complete(self, result: JobResult) -> None:
-        """See `JobSource`. A result that came already, or of a job that was never given, changes nothing."""
+        """See `JobSource`. A result that came already, or of a job that was never given, changes nothing.
+
+        A job whose worker died is given out again, twice at most.
+        """
         job = self._running.pop(result.job, None)
         if job is None:
             return
         if result.error is None:
             self.forecast.finished(job, result.seconds)
-        if job.kind == "trial" and job.number is not None:
-            self._complete_trial(job.number, result)
+        if result.failure == "lost" and job.attempt + 1 < _ATTEMPTS and not self.interrupted:
+            self._again.append(retried(job))
+        elif job.kind == "trial" and job.number is not None:
+            self._complete_trial(job, job.number, result)
         else:
-            self._complete_final(job, result)
-        self._advance()
+            self._complete_final(job, result, kept=False)
 
-    def _complete_trial(self, number: int, result: JobResult) -> None:
+    def _complete_trial(self, job: Job, number: int, result: JobResult) -> None:
+        if result.failure == "stopped" and number in self.study.paused:
+            return  # it waits on its rung for a search that goes on
+        if result.paused and job.until is not None:
+            self._pause(job.until, number, result)
+            return
         if not self.study.record(number, result):
             return
-        record = replace(self.study.get(number), seed=self._seed, steps=self.effort.steps)
+        self.vault.drop(f"trial-{number}")
+        record = replace(self.study.get(number), seed=self._seed)
         if record.state == "complete" and record.score is not None:
             self._failures_in_row = 0
+            self._reach(record, self.study.rungs.full)
             if record.score > self._best_kept and result.files:
                 self.vault.put("best", result.files)
                 self._best_kept, self.kept = record.score, number
-        elif not self.interrupted:
-            self._failures_in_row += 1
-            self.first_error = self.first_error or record.error
+        else:
+            self.ladder.drop(number)
+            if not self.interrupted:
+                self._failures_in_row += 1
+                self.first_error = self.first_error or record.error
         self._announce(record)
         self._tell_duplicates()
 
-    def _complete_final(self, job: Job, result: JobResult) -> None:
+    def _pause(self, step: int, number: int, result: JobResult) -> None:
+        # The checkpoint first: a trial that the journal has on a rung can then go on from it.
+        self.vault.put(f"trial-{number}", result.files)
+        if not self.study.pause(number, step, result):
+            return
+        self._failures_in_row = 0
+        record = self.study.get(number)
+        self._reach(record, step)
+        for hopeless in self.ladder.hopeless():
+            self.vault.drop(f"trial-{hopeless}")
+        self._report(replace(record, seed=self._seed))
+
+    def _complete_final(self, job: Job, result: JobResult, *, kept: bool) -> None:
         if result.files:
             self.vault.put(job.id, result.files)
-        for race in self.races:
-            if job.id in race.sweep:
-                race.take_sweep(result)
-            elif job.id in race.runs:
-                race.take(result)
-        for finalist in self.finalists:
-            if job.id in finalist.runs:
-                finalist.take(result)
-        if job.kind == "test":
-            self._take_test(job, result)
-        self._announce(
-            TrialRecord(
-                kind=job.kind,
-                label=job.label,
-                state="complete" if result.error is None else "failed",
-                recipe=job.recipe,
-                number=job.number,
-                seed=job.seed,
-                steps=job.steps,
-                counts=result.counts,
-                score=result.score,
-                scores=dict(result.scores),
-                seconds=result.seconds,
-                train_loss=result.train_loss,
-                error=result.error,
-                failure=result.failure,
-                worker=result.worker,
-            )
-        )
-
-    def _take_test(self, job: Job, result: JobResult) -> None:
-        if self.winner is not None:
-            run = self.winner.runs[job.id.removeprefix("test-")]
-            run.test, run.error = result.scores.get("test"), result.error or run.error
+        self.finals.take(job, result)
+        self._announce(self.finals.record(job, result, kept=kept))
 
     def _announce(self, record: TrialRecord) -> None:
         self._on_record(record)
+        self._report(record)
+
+    def _report(self, record: TrialRecord) -> None:
         best = self.study.best()
         self._reporter.on_trial_end(record, best[0].score if best else None, self._remaining())
 
     def _tell_duplicates(self) -> None:
         for record in self.study.take_duplicates():
-            self._announce(replace(record, seed=self._seed, steps=self.effort.steps))
+            self._announce(replace(record, seed=self._seed))
 
-    def _advance(self) -> None:
-        """Open what has become possible."""
-        if self.interrupted or self._searching:
-            return
-        trials_run = any(j.kind == "trial" for j in self._running.values())
-        if not self._finals_open and not trials_run:
-            self._open_finals()
-        # After the finals have opened: the time left may have taken seeds away.
-        seeds = fresh_seeds(self._seed, self.effort.seeds)
-        for race in self.races:
-            if race.swept and not race.started and self._finals_open:
-                self._queue.extend(race.jobs(seeds, self.effort.steps))
-        if (
-            self._finals_open
-            and not self._tests_open
-            and self.finalists
-            and all(f.complete for f in self.finalists)
-        ):
-            self._open_tests()
-
-    def _open_finals(self) -> None:
-        self._finals_open = True
-        sweeps = sum(j.kind == "baseline" for j in (*self._queue, *self._running.values()))
-        self.effort = self.forecast.shrink(self.effort, sweeps)
-        chosen = choose_finalists(self.study.best(2 * self.effort.top), self.effort.top)
-        if not chosen:
-            self._queue.clear()
-            for race in self.races:
-                race.started = True
-            return
-        self.finalists = [Finalist(r) for r in chosen]
-        seeds = fresh_seeds(self._seed, self.effort.seeds)
-        jobs = [job for f in self.finalists for job in f.jobs(seeds, self.effort.steps)]
-        self._queue.extendleft(reversed(jobs))
-        self._reporter.on_phase(
-            "confirm", len(jobs) + len(self.races) * (self.effort.rates + self.effort.seeds)
-        )
-
-    def _open_tests(self) -> None:
-        self._tests_open = True
-        self.winner = choose_winner(self.finalists)
-        if self.winner is None:
-            return
-        jobs = [
-            Job(
-                id=f"test-{run.job}",
-                kind="test",
-                label=f"test of {self.winner.name}, seed {run.seed}",
-                recipe=self.winner.recipe,
-                seed=run.seed,
-                splits=("test",),
-                number=self.winner.number,
-            )
-            for run in self.winner.good
-        ]
-        self._reporter.on_phase("test", len(jobs))
-        self._queue.extend(jobs)
+    # The end
+    # ------------------------------------------------------------------------------------------------------
 
     def scale(self, workers: int) -> None:
         """See `JobSource`."""
@@ -288,7 +289,8 @@ class Director:
     def interrupt(self) -> None:
         """End as soon as possible, with what was found so far."""
         self.interrupted = True
-        self._queue.clear()
+        self._again.clear()
+        self.finals.clear()
 
     @property
     def stopped(self) -> bool:
@@ -300,15 +302,16 @@ class Director:
         """Jobs that were given out and have not come back."""
         return len(self._running)
 
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return not (self.interrupted or self._searching or self._running)
+
     def abandon(self) -> None:
-        """Fail the trials that were still running when the executor ended."""
+        """Fail the trials that were still running when the executor ended, but those that stand on a rung."""
         for job in list(self._running.values()):
             stopped = JobResult(job.id, error="The search was stopped while this ran.", failure="stopped")
             self.complete(stopped)
-
-    def baselines(self) -> list[Contender]:
-        """Every baseline that has at least one run with a fresh seed."""
-        return [race.contender() for race in self.races if race.runs]
 
     def _remaining(self) -> float | None:
         return self.forecast.remaining(self._launched, list(self._running.values()), self._searching)

@@ -37,11 +37,6 @@ class Effort:
     rates: int = 3
     seconds: float | None = None
 
-    @property
-    def finals(self) -> int:
-        """Training runs after the search: finalists and two baselines, with their sweeps."""
-        return self.seeds * (self.top + 2) + 2 * self.rates
-
 
 EFFORTS: dict[str, Effort] = {
     e.name: e

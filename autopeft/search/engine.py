@@ -3,6 +3,9 @@
 Tune runs, places and restarts; what to run and what came of it is the job source's business, and nothing
 is ever read from Tune's own results. A worker trains in a thread of its own and reports about once a
 second, so that progress, stopping and a dead worker are seen at once.
+
+Ray's calls block when Ray itself is gone, and a minute later Ray ends the process. So Tune has a thread of
+its own; the caller's thread serves the source, watches Ray, and leaves in time.
 """
 
 from __future__ import annotations
@@ -11,62 +14,51 @@ import contextlib
 import logging
 import os
 import shutil
-import signal
-import socket
-import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
-from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.exceptions import RayError
+from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.search import Searcher
-from ray.tune.stopper import Stopper
+from ray.tune.stopper import NoopStopper, Stopper
 
 from autopeft.errors import AutoPEFTError
 from autopeft.search.jobs import Job, JobResult, JobSource
+from autopeft.search.office import Crew, Office, Pool, Resources
+from autopeft.search.relay import Relay
+from autopeft.search.surroundings import (
+    CHDIR,
+    environment,
+    quiet,
+    short_tempdir,
+    signals,
+    tighten_token,
+    token_hint,
+)
+from autopeft.search.watch import Place, RayEndedError, Watch, greet
+
+if TYPE_CHECKING:
+    # It needs torch and transformers, which not every worker does.
+    from autopeft.search.shipping import Cargo
 
 __all__ = ["Pool", "run_jobs"]
 
 Runner = Callable[[Any, Job, Callable[[int, float], None], Callable[[], bool]], JobResult]
 
-_ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
-    "TUNE_MAX_PENDING_TRIALS_PG": "1",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "TUNE_WARN_THRESHOLD_S": "3600",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_DEDUP_LOGS": "0",
-}
 _OBJECT_STORE = 256 << 20
 _REPORT_SECONDS = 1.0
+_IDLE_SECONDS = 0.25
+_LEAVE_SECONDS = 20.0
+_KNOCK_SECONDS = 10.0
 _FINISHED: str = Searcher.FINISHED
-
-
-@dataclass(frozen=True)
-class Pool:
-    """The workers of a search.
-
-    Attributes:
-        workers: jobs at a time; `None` for as many as the cluster has room for.
-        cpus, gpus: what each job takes; `gpus` may be a fraction.
-        address: an existing Ray cluster, or `None` for a private, local one.
-    """
-
-    workers: int | None
-    cpus: int = 1
-    gpus: float = 0.0
-    address: str | None = None
 
 
 class _Worker(tune.Trainable):
@@ -75,91 +67,94 @@ class _Worker(tune.Trainable):
     Errors of a job come back as its result, so that they cost neither the process nor what it has loaded.
     """
 
-    def setup(self, config: dict[str, Any], runner: Runner, setup: Any) -> None:
-        self._runner, self._setup = runner, setup
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="autopeft-job")
-        self._begin(config["job"])
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        os.environ[CHDIR] = "0"  # the driver's environment is not that of other machines
+        super().__init__(*args, **kwargs)
 
-    def _begin(self, job: Job) -> None:
-        self._job, self._news, self._halt = job, (0, float("nan")), threading.Event()
-        halt = self._halt
+    def setup(self, config: dict[str, Any], runner: Runner, setup: Any, travelled: _Travelled | None) -> None:
+        self._runner, self._setup = runner, setup
+        if travelled is not None:
+            travelled.announce()
+        self._node = ray.get_runtime_context().get_node_id()[:6]
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="autopeft-job")
+        self._future: Future[JobResult] | None = None
+        self._halt, self._greeted = threading.Event(), False
+
+    def give(self, job: Job) -> None:
+        """Begin a job; the one before has ended."""
+        self._news = (0, float("nan"))
 
         def on_step(step: int, loss: float) -> None:
             self._news = (step, loss)
 
-        self._future: Future[JobResult] = self._thread.submit(
-            self._runner, self._setup, job, on_step, halt.is_set
-        )
+        self._future = self._thread.submit(self._runner, self._setup, job, on_step, self._halt.is_set)
 
     def step(self) -> dict[str, Any]:
+        if not self._greeted:
+            self._greeted = True
+            return {"handle": ray.get_runtime_context().current_actor}
+        if self._future is None:
+            time.sleep(_IDLE_SECONDS)
+            return {}
         wait([self._future], timeout=_REPORT_SECONDS)
-        step, loss = self._news
         if not self._future.done():
-            return {"at": step, "loss": loss, "done": False}
-        return {"at": step, "loss": loss, "done": True, "outcome": self._future.result()}
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._end()
-        self._begin(new_config["job"])
-        return True
-
-    def _end(self) -> None:
-        self._halt.set()
-        wait([self._future])
+            return {"news": self._news}
+        outcome, self._future = self._future.result(), None
+        outcome.worker = f"{outcome.worker}@{self._node}"
+        return {"outcome": outcome}
 
     def cleanup(self) -> None:
-        self._end()
+        self._halt.set()
         self._thread.shutdown()
+        folder = Path(self.logdir)
+        _remove_empty(folder, *list(folder.parents)[:3])
 
 
-class _SourceSearcher(Searcher):
-    """Tune's view of a job source. What the source raises ends the run and is kept for the caller."""
+def _remove_empty(*folders: Path) -> None:
+    """Remove folders, from the innermost on, as long as they are empty.
 
-    def __init__(self, source: JobSource, workers: int) -> None:
+    Tune makes them on every machine: the worker's, and around it the run's, which goes with the last worker.
+    """
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+@dataclass(frozen=True)
+class _Travelled:
+    """A cargo in the object store; the reference is in a tuple, where Ray does not follow it by itself."""
+
+    path: str
+    files: dict[str, tuple[int, str]]
+    reference: tuple[Any]
+
+    @staticmethod
+    def of(cargo: Cargo) -> _Travelled:
+        return _Travelled(cargo.path, cargo.files, (ray.put(dict(cargo.contents)),))
+
+    def announce(self) -> None:
+        """In a worker: say what there is; nothing is brought before it is needed."""
+        from autopeft.search.shipping import Hold, receive
+
+        receive(Hold(self.path, self.files, lambda: ray.get(self.reference[0])))
+
+
+class _Searcher(Searcher):
+    """To Tune, a worker is a trial: it asks here for more of them."""
+
+    def __init__(self, office: Office) -> None:
         super().__init__()
-        self._source, self._workers = source, workers
-        self._jobs: dict[str, Job] = {}
-        self.fatal: Exception | None = None
+        self._office = office
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self.fatal is not None:
+        if self._office.stop():
             return _FINISHED
-        if len(self._jobs) >= self._workers:
-            return None
-        with self._guard():
-            job = self._source.next()
-            if isinstance(job, Job):
-                self._jobs[trial_id] = job
-                return {"job": job}
-            if job is None:
-                return None
-        return _FINISHED
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if trial_id in self._jobs and not result.get("done"):
-            with self._guard():
-                self._source.progress(self._jobs[trial_id].id, result["at"], result["loss"])
+        return {"worker": trial_id} if self._office.hire(trial_id) else None
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        job = self._jobs.pop(trial_id, None)
-        if job is None:
-            return
-        outcome = (result or {}).get("outcome")
-        if not isinstance(outcome, JobResult):
-            text = "The worker process ended before the job did (killed, or out of memory)."
-            outcome = JobResult(job.id, error=text, failure="lost")
-        with self._guard():
-            self._source.complete(outcome)
-        outcome.files.clear()
-
-    @contextlib.contextmanager
-    def _guard(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self.fatal = self.fatal or error
+        """Nothing to learn: the source hears of jobs."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the study's journal holds everything."""
@@ -167,71 +162,137 @@ class _SourceSearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore: the study's journal holds everything."""
 
+    def __reduce__(self) -> tuple[type[Searcher], tuple[()]]:
+        # Tune writes it to the disk for a run that is restored, which ours never is.
+        return Searcher, ()
 
-class _SourceStopper(Stopper):
-    """Ends the run at once when the source was stopped, or failed."""
 
-    def __init__(self, source: JobSource, searcher: _SourceSearcher) -> None:
-        self._source, self._searcher = source, searcher
+class _Stopper(Stopper):
+    """Passes results on before Tune keeps them, and ends the run when the office says so."""
+
+    def __init__(self, office: Office) -> None:
+        self._office = office
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        self._office.hear(trial_id, result)
         return False
 
     def stop_all(self) -> bool:
-        return self._source.stopped or self._searcher.fatal is not None
+        return self._office.stop()
+
+    def __reduce__(self) -> tuple[type[Stopper], tuple[()]]:
+        # As the searcher's.
+        return NoopStopper, ()
 
 
-def run_jobs(source: JobSource, runner: Runner, setup: Any, pool: Pool, scratch: Path) -> None:
+class _Events(Callback):
+    """Hears of workers that ended, and in the end removes what Tune wrote on the driver's machine.
+
+    That lies in Ray's own folder, and would outlive the run on a cluster that was joined.
+    """
+
+    def __init__(self, office: Office) -> None:
+        self._office = office
+        self._folder: Path | None = None
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._folder = Path(trial.local_path).parents[2]
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        lines = Path(trial.error_file).read_text(encoding="utf-8", errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip()]
+        self._office.lose(trial.trial_id, said[-1] if said else "no reason is known")
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __reduce__(self) -> tuple[type[Callback], tuple[()]]:
+        # As the searcher's.
+        return Callback, ()
+
+
+def run_jobs(
+    source: JobSource,
+    runner: Runner,
+    setup: Any,
+    pool: Pool,
+    scratch: Path,
+    *,
+    cargo: Cargo | None = None,
+    resume: str = "autopeft search --resume RUN",
+) -> None:
     """Run every job of `source` on `pool` until it has no more or is stopped.
 
     `runner(setup, job, on_step, should_stop)` is called in the workers and must not raise. Ctrl-C and SIGTERM
-    interrupt the source once; a second one ends the process as usual. `scratch` is a folder for Tune's files.
+    interrupt the source once; a second one ends the process as usual. The source is called in this thread.
+
+    A job whose worker or machine is lost comes back with failure `lost`; machines that join are used.
+
+    Args:
+        scratch: a folder for Tune's files.
+        cargo: files that workers on other machines may need (see `autopeft.search.shipping`).
+        resume: the command that continues the run, for the message where Ray ends.
 
     Raises:
+        RayEndedError: Ray's own processes ended, within a minute of that.
         AutoPEFTError: Ray cannot be started or joined or fails, the pool is larger than the cluster, or the
             source cannot write any more.
     """
-    with _environment(), _quiet(), _cluster(pool), _signals(source):
-        workers = _room(pool)
-        source.scale(workers)
-        _tune(source, runner, setup, pool, workers, scratch)
+    with environment(), quiet(), Relay() as relay, _cluster(pool, resume) as watch, signals(source):
+        crew = Crew(pool, _nodes, resume=resume)
+        source.scale(crew.size)
+        office = Office(source, crew, relay, watch, _give)
+        travelled = None if cargo is None else _Travelled.of(cargo)
+        tuner = _tuner(office, {"runner": runner, "setup": setup, "travelled": travelled}, pool, scratch)
+        try:
+            relay.run(tuner.fit, watch.check)
+        except RayEndedError:
+            raise
+        except Exception as error:
+            watch.settle()
+            if office.fatal is None:
+                first = str(error).strip().rpartition("\n")[2]
+                raise AutoPEFTError(f"Ray ended the search: {first or type(error).__name__}") from error
+    if isinstance(office.fatal, OSError):
+        raise AutoPEFTError(
+            f"The run folder cannot be used any more: {office.fatal}. What was written before is intact."
+        ) from office.fatal
+    if office.fatal is not None:
+        raise office.fatal
 
 
-def _tune(source: JobSource, runner: Runner, setup: Any, pool: Pool, workers: int, scratch: Path) -> None:
-    searcher = _SourceSearcher(source, workers)
+def _nodes() -> list[Resources]:
+    """What each machine that is there has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _give(handle: Any, job: Job) -> None:
+    handle.give.remote(job)
+
+
+def _tuner(office: Office, parameters: dict[str, Any], pool: Pool, scratch: Path) -> Tuner:
     resources = {"cpu": pool.cpus, **({"gpu": pool.gpus} if pool.gpus else {})}
-    trainable = tune.with_resources(tune.with_parameters(_Worker, runner=runner, setup=setup), resources)
+    trainable = tune.with_resources(tune.with_parameters(_Worker, **parameters), resources)
     scratch.mkdir(parents=True, exist_ok=True)
-    tuner = Tuner(
+    return Tuner(
         trainable,
         tune_config=TuneConfig(
-            search_alg=searcher,
+            search_alg=_Searcher(office),
             num_samples=-1,
-            reuse_actors=True,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
         ),
         run_config=RunConfig(
             name="tune",
             storage_path=str(scratch),
-            stop=_SourceStopper(source, searcher),
+            stop=_Stopper(office),
+            callbacks=[_Events(office)],
             failure_config=FailureConfig(max_failures=0),
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
         ),
     )
-    try:
-        tuner.fit()
-    except Exception as error:
-        if searcher.fatal is None:
-            first = str(error).strip().rpartition("\n")[2]
-            raise AutoPEFTError(f"Ray ended the search: {first or type(error).__name__}") from error
-    if isinstance(searcher.fatal, OSError):
-        raise AutoPEFTError(
-            f"The run folder cannot be used any more: {searcher.fatal}. What was written before is intact."
-        ) from searcher.fatal
-    if searcher.fatal is not None:
-        raise searcher.fatal
 
 
 def _trial_name(trial: Any) -> str:
@@ -239,52 +300,36 @@ def _trial_name(trial: Any) -> str:
 
 
 @contextlib.contextmanager
-def _environment() -> Iterator[None]:
-    """Set what Ray reads from the environment, and put back what was there."""
-    before = {k: os.environ.get(k) for k in _ENVIRONMENT}
-    os.environ.update(_ENVIRONMENT)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Ray's own log lines off the terminal: what matters is reported by the source."""
-    loggers = [
-        logging.getLogger(name) for name in ("ray", "ray.tune", "ray.air", "ray.train", "ray._private")
-    ]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _cluster(pool: Pool) -> Iterator[None]:
+def _cluster(pool: Pool, resume: str) -> Iterator[Watch]:
     """The cluster at `pool.address`, the one that this process has joined already, or a private one."""
-    if ray.is_initialized():
-        yield
-        return
+    joined, temporary = ray.is_initialized(), None
+    try:
+        if not joined:
+            temporary = None if pool.address else tempfile.mkdtemp(prefix="apf-", dir=short_tempdir())
+            _init(pool, temporary)
+            tighten_token()
+        yield _watch(resume, private=temporary is not None)
+    except RayEndedError:
+        joined = False  # there is nothing left to stay with, and Ray would end the process
+        raise
+    finally:
+        if not joined:
+            leaving = threading.Thread(target=ray.shutdown, daemon=True)
+            leaving.start()
+            leaving.join(_LEAVE_SECONDS)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _init(pool: Pool, temporary: str | None) -> None:
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.CRITICAL,
         "configure_logging": True,
     }
-    temporary: str | None = None
-    if pool.address is not None:
+    if temporary is None:
         options["address"] = pool.address
     else:
-        temporary = tempfile.mkdtemp(prefix="apf-", dir=_short_tempdir())
         options.update(
             address="local",
             num_cpus=(pool.workers or 1) * pool.cpus,
@@ -292,74 +337,39 @@ def _cluster(pool: Pool) -> Iterator[None]:
             object_store_memory=_OBJECT_STORE,
             _temp_dir=temporary,
         )
+    where = (
+        "start Ray on this machine" if pool.address is None else f"join the Ray cluster at {pool.address!r}"
+    )
     try:
-        try:
-            _knock(pool.address)
-            ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
-            where = (
-                f"join the Ray cluster at {pool.address!r}" if pool.address else "start Ray on this machine"
-            )
-            raise AutoPEFTError(f"Cannot {where}: {error}") from error
-        _tighten_token()
-        yield
-    finally:
-        ray.shutdown()
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        _knock(pool.address)
+    except OSError as error:
+        raise AutoPEFTError(f"Cannot {where}: {error}.") from error
+    try:
+        ray.init(**options)
+    except (RayError, RuntimeError, ValueError, OSError) as error:
+        hint = "" if pool.address is None else f" {token_hint()}"
+        raise AutoPEFTError(f"Cannot {where}: {error}{hint}") from error
 
 
 def _knock(address: str | None) -> None:
-    """Fail at once where nobody listens at `host:port`; Ray itself would try for minutes."""
+    """Fail at once where no Ray listens at `host:port`; Ray itself would try for minutes.
+
+    Raises:
+        OSError: nobody listens, or something else does.
+    """
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+    if colon and port.isdigit() and not greet(host.strip("[]"), int(port), _KNOCK_SECONDS):
+        raise OSError("something listens there that does not answer as Ray does")
 
 
-def _short_tempdir() -> str:
-    """A temporary folder short enough for Ray's sockets (a socket path holds 107 bytes)."""
-    folder = tempfile.gettempdir()
-    return folder if len(folder) <= 24 or not os.access("/tmp", os.W_OK) else "/tmp"
-
-
-def _tighten_token() -> None:
-    """Ray writes its token readable by everyone; make it readable by its owner alone."""
-    token = Path.home() / ".ray" / "auth_token"
-    if token.is_file() and token.stat().st_uid == os.getuid() and stat.S_IMODE(token.stat().st_mode) & 0o077:
-        token.chmod(0o600)
-
-
-def _room(pool: Pool) -> int:
-    """Jobs at a time: what was asked for, within what the cluster has room for."""
-    have = ray.cluster_resources()
-    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
-    room = int(cpus / pool.cpus)
-    if pool.gpus:
-        room = min(room, int(gpus / pool.gpus + 1e-6))
-    if room < 1:
-        raise AutoPEFTError(
-            f"A job needs {pool.cpus} CPUs and {pool.gpus:g} GPUs, but Ray has {cpus:g} and {gpus:g}; "
-            "lower --cpus-per-trial or --gpus-per-trial."
-        )
-    return room if pool.workers is None else min(room, pool.workers)
-
-
-@contextlib.contextmanager
-def _signals(source: JobSource) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into an interruption of the source; only the main thread can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        source.interrupt()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    for number in before:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _watch(resume: str, *, private: bool) -> Watch:
+    """Watch the raylet of this process's node and the head; only a cluster's head may come back."""
+    mine = ray.get_runtime_context().get_node_id()
+    places = [
+        Place("the raylet of this machine", node["NodeManagerAddress"], node["NodeManagerPort"], 3.0)
+        for node in ray.nodes()
+        if node["NodeID"] == mine
+    ]
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    places.append(Place("the head", host.strip("[]"), int(port), 3.0 if private else 20.0))
+    return Watch(places, resume=resume)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from autopeft.search.baselines import Baseline
 from autopeft.search.effort import Effort
+from autopeft.search.rungs import Rungs
 
 if TYPE_CHECKING:
     from autopeft.spec import BackboneSpec
@@ -17,8 +20,8 @@ __all__ = ["Estimate", "Work", "estimate", "gemm_speed"]
 
 # Of a matrix product's speed, over hybrids of the default space, shortcuts included.
 _EFFICIENCY = 0.7
-# Of a hybrid's time, over the two baselines: LoRA costs as much, the head alone next to nothing.
-_BASELINE = 0.55
+# Of a hybrid's time: the head alone costs next to nothing.
+_HEAD = 0.1
 _START_SECONDS = 12.0
 _PROCESS_BYTES = 450 << 20
 _GPU_SPEED = 2e13
@@ -91,11 +94,12 @@ def estimate(
     work: Work,
     effort: Effort,
     *,
+    rungs: Rungs | None = None,
     batch_size: int,
     select_rows: int,
     test_rows: int,
     workers: int,
-    baselines: int = 2,
+    baselines: Sequence[Baseline],
     speed: float | None = None,
     gpu: bool = False,
 ) -> Estimate:
@@ -109,9 +113,13 @@ def estimate(
     training = effort.steps * batch_size * work.step / rate
     trial = training + score
     test = test_rows * work.forward / rate
-    runs = float(effort.trials + effort.top * effort.seeds)
-    runs += _BASELINE * baselines * (effort.rates + effort.seeds)
-    tests = effort.seeds * (1 + baselines)
+    share = 1.0 if rungs is None else rungs.expected / rungs.full
+    runs = effort.trials * share + effort.top * effort.seeds
+    tests = effort.seeds
+    for b in baselines:
+        fresh = b.fresh_runs(effort.seeds)
+        runs += (b.sweep_runs + fresh) * (_HEAD if b.kind == "head" else 1.0)
+        tests += fresh
     seconds = _START_SECONDS + (runs * trial + tests * test) / max(workers, 1)
     activations = int(34 * batch_size * work.tokens * work.hidden * work.layers * 4)
     memory = workers * (_PROCESS_BYTES + 4 * work.parameters + activations)

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from autopeft.search.baselines import Baseline
 from autopeft.search.effort import Effort
 from autopeft.search.jobs import Job
+from autopeft.search.rungs import Rungs
 
 __all__ = ["Forecast"]
 
@@ -18,6 +20,8 @@ _RELATIVE = {"trial": 1.0, "confirm": 1.0, "baseline": 0.5, "test": 0.2}
 class Forecast:
     """Time left and whether another trial still fits into the time budget, from the seconds of finished jobs.
 
+    Seconds of a trial are those of its steps, as many as a trial takes on average over the rungs.
+
     Half of the time budget is the search's; from then on a trial is refused when finalists and baselines
     would no longer fit. At least two trials are always allowed. Where even that leaves too little for the
     finals, `shrink` takes finalists and seeds away, down to one finalist with two seeds.
@@ -26,23 +30,26 @@ class Forecast:
     def __init__(
         self,
         effort: Effort,
-        baselines: int,
+        baselines: Sequence[Baseline],
         workers: int,
         seconds: float | None = None,
+        rungs: Rungs | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._effort, self.workers, self._budget, self._clock = effort, max(workers, 1), seconds, clock
         self._baselines = baselines
+        self._rungs = rungs or Rungs.of(effort.steps, "none")
+        self._climbed = 0  # steps above the first rung
         self._start = clock()
         self._steps: dict[str, int] = {}
         self._sums: dict[str, tuple[float, int]] = {}
-        self._left = self._finals(effort, baselines * effort.rates)
+        self._left = self._finals(effort, sum(b.sweep_runs for b in baselines))
 
     def _finals(self, effort: Effort, sweeps: int) -> dict[str, int]:
         """Jobs after the search, of which `sweeps` belong to sweeps of the baselines."""
         return {
             "confirm": effort.top * effort.seeds,
-            "baseline": sweeps + self._baselines * effort.seeds,
+            "baseline": sweeps + sum(b.fresh_runs(effort.seeds) for b in self._baselines),
             "test": effort.seeds,
         }
 
@@ -53,19 +60,29 @@ class Forecast:
     def finished(self, job: Job, seconds: float) -> None:
         """Note how long a job took."""
         total, count = self._sums.get(job.kind, (0.0, 0))
-        self._sums[job.kind] = (total + seconds, count + 1)
+        start, steps = self._leg(job) if job.kind == "trial" else (0, 1)
+        self._sums[job.kind] = (total + seconds, count + steps)
+        self._climbed += steps if start > 0 else 0
         self._steps.pop(job.id, None)
         if job.kind in self._left:
             self._left[job.kind] = max(0, self._left[job.kind] - 1)
 
+    def _leg(self, job: Job) -> tuple[int, int]:
+        """The first step of a trial's part, and its number of steps."""
+        end = job.until or job.steps
+        start = max((s for s in self._rungs.steps if s < end), default=0)
+        return start, end - start
+
     def mean(self, kind: str) -> float | None:
-        """Mean seconds of a kind of job; where none of it has finished, a share of a trial's."""
-        if kind in self._sums:
+        """Mean seconds of a kind of job, of a trial over the rungs; where none of it has finished, a share of
+        a full trial's."""
+        if kind != "trial" and kind in self._sums:
             total, count = self._sums[kind]
             return total / count
         if "trial" in self._sums:
             total, count = self._sums["trial"]
-            return _RELATIVE[kind] * total / count
+            each = total / count
+            return each * (self._rungs.expected if kind == "trial" else _RELATIVE[kind] * self._rungs.full)
         return None
 
     def _work(self, jobs: dict[str, int]) -> float | None:
@@ -112,11 +129,19 @@ class Forecast:
             return None
         work = after
         if searching:
-            work += max(0, self._effort.trials - launched) * trial
+            first = self._rungs.steps[0]
+            steps = self._effort.trials * self._rungs.expected - launched * first - self._climbed
+            work += max(0.0, steps) / self._rungs.expected * trial
         for job in running:
             mean = self.mean(job.kind) or 0.0
-            done = self._steps.get(job.id, 0) / job.steps if job.steps else 0.0
-            work += mean * (1.0 - min(done, 1.0)) - (mean if job.kind in self._left else 0.0)
+            start, steps = self._leg(job) if job.kind == "trial" else (0, job.steps)
+            done = min(1.0, (self._steps.get(job.id, start) - start) / steps) if steps else 0.0
+            if job.kind == "trial":
+                # What goes on to a higher rung is in the expected steps already, what begins is not.
+                mean *= steps / self._rungs.expected
+                work += mean * (1.0 - done) - (mean if searching and start > 0 else 0.0)
+            else:
+                work -= mean * done
         left = max(0.0, work) / self.workers
         if self._budget is not None:
             left = min(left, max(0.0, self._budget - (self._clock() - self._start)))

@@ -24,7 +24,7 @@ __all__ = [
 
 JobKind = Literal["trial", "confirm", "baseline", "test"]
 FailureKind = Literal["non_finite", "memory", "failed", "lost", "stopped"]
-RecordState = Literal["complete", "failed", "duplicate"]
+RecordState = Literal["complete", "stopped", "paused", "failed", "duplicate"]
 CountTable = dict[str, int | float]
 Progress = Callable[[int, float], None]
 
@@ -40,11 +40,15 @@ class Job:
         label: what a table shows (`trial 3`, `LoRA seed 2`).
         recipe: canonical recipe dict.
         seed: seeds head, modules and data order.
-        steps: optimizer steps; 0 for `test`.
+        steps: optimizer steps of the whole training; 0 for `test`.
+        until: pause at this step and return a checkpoint; `None` to train to the end.
+        share: of the training rows, to draw from.
         splits: splits to score after training.
         keep_above: return the trained weights if the first score exceeds this; `None` for never.
         number: the study's trial number, for kind `trial`.
-        files: saved hybrid (file name to bytes) to load instead of training, for kind `test`.
+        files: saved hybrid (file name to bytes) to load instead of training, for kind `test`; for a trial
+            that had paused, its `checkpoint`.
+        attempt: how often the job was lost with its worker before; it then takes fewer rows at once.
     """
 
     id: str
@@ -57,6 +61,9 @@ class Job:
     keep_above: float | None = None
     number: int | None = None
     files: Mapping[str, bytes] | None = field(default=None, repr=False)
+    until: int | None = None
+    share: float = 1.0
+    attempt: int = 0
 
     def __str__(self) -> str:
         return self.id
@@ -69,7 +76,8 @@ class JobResult:
     Attributes:
         scores: split name to score.
         seconds: wall seconds in the worker, training and scoring.
-        files: the saved hybrid, where the job asked to keep it.
+        files: the saved hybrid, where the job asked to keep it, or the `checkpoint` of a paused trial.
+        paused: whether the training stands at the job's `until`.
     """
 
     job: str
@@ -81,6 +89,7 @@ class JobResult:
     failure: FailureKind | None = None
     files: dict[str, bytes] = field(default_factory=dict, repr=False)
     worker: str = ""
+    paused: bool = False
 
     @property
     def score(self) -> float | None:
@@ -123,11 +132,17 @@ class TrialRecord:
     """One finished piece of work, as it is written to `trials.jsonl` and `finals.jsonl`.
 
     Attributes:
-        state: `complete`, `failed`, or `duplicate` (the score of an earlier trial was reused, nothing
-            trained).
+        state: `complete`, `stopped` (at a rung, before all steps: never compared with full runs), `paused`
+            (the same while it may still go on), `failed`, or `duplicate` (the score of an earlier trial was
+            reused, nothing trained).
+        job: the job's id, of runs after the search.
+        score: on *select* after all steps.
+        rungs: step to score on *select*, for each rung that a trial reached.
+        steps: that were trained.
         hash: canonical hash of the recipe, training included.
         duplicate_of: number of the trial whose score was reused.
         values: the sampler's raw parameters, before repair.
+        kept: the scores come from an earlier run, nothing was trained for this one.
     """
 
     kind: JobKind
@@ -148,6 +163,9 @@ class TrialRecord:
     duplicate_of: int | None = None
     values: Mapping[str, Any] | None = field(default=None, repr=False)
     worker: str = ""
+    rungs: Mapping[str, float] = field(default_factory=dict)
+    job: str = ""
+    kept: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,17 +19,20 @@ import torch
 from autopeft.assets import ModelSource, dtype_of, load_config, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
-from autopeft.errors import UsageError
+from autopeft.errors import UsageError, near
+from autopeft.search.baselines import Baseline, baselines, parse_kinds
 from autopeft.search.effort import Effort, choose_effort, parse_duration
 from autopeft.search.repair import check_feasible
+from autopeft.search.rungs import Rungs
 from autopeft.search.samplers import default_sampler, make_sampler
 from autopeft.search.space import Space
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import ClassWeights, Task, load_task
 from autopeft.training import TrainingPlan
 
-__all__ = ["Arguments", "Prepared", "available_cpus", "prepare"]
+__all__ = ["OBJECTIVES", "Arguments", "Prepared", "available_cpus", "prepare"]
 
+OBJECTIVES = {"score": 1, "score,params": 2}
 _PACKAGES = ("autopeft", "torch", "transformers", "datasets", "optuna", "ray", "numpy", "scipy")
 _GPU_SHARE = 0.25
 
@@ -48,6 +51,11 @@ class Arguments:
     time: str | float | None = None
     seed: int = 0
     sampler: str | None = None
+    fidelity: str = "steps"
+    objective: str = "score"
+    warm_start: tuple[str, ...] = ()
+    baselines: str | None = None
+    fresh_baselines: bool = False
     workers: int | None = None
     cpus_per_trial: int = 1
     gpus_per_trial: float | None = None
@@ -94,6 +102,8 @@ class Prepared:
     effort: Effort
     plan: TrainingPlan
     sampler: str
+    rungs: Rungs
+    objectives: int
     workers: int | None
     gpus: float
     seconds: float | None
@@ -102,7 +112,24 @@ class Prepared:
     @property
     def space_name(self) -> str:
         """The space as the user named it."""
-        return str(self.arguments.space if isinstance(self.arguments.space, (str, Path)) else "custom")
+        space = self.arguments.space
+        return str(space) if isinstance(space, (str, Path)) else space.name
+
+    def rivals(self) -> list[Baseline]:
+        """What the winner is compared with."""
+        a, effort = self.arguments, self.effort
+        kinds = parse_kinds(a.baselines, effort.name)
+        return baselines(
+            self.space,
+            self.spec,
+            self.budget,
+            rates=effort.rates,
+            seed=a.seed,
+            effort=effort.name,
+            kinds=kinds,
+            # As many as there are seeds, so that they can be compared seed by seed.
+            hybrids=max(3, min(5, effort.seeds)),
+        )
 
     def key(self) -> str:
         """Short hash of all that decides the outcome."""
@@ -126,6 +153,8 @@ class Prepared:
             "platform": {"system": platform.platform(), "cpus": available_cpus(), "gpu": _gpu_name()},
             "seed": self.arguments.seed,
             "sampler": self.sampler,
+            "rungs": asdict(self.rungs),
+            "objective": self.arguments.objective,
             "effort": asdict(self.effort),
             "training": vars(self.plan) | {"steps": self.effort.steps},
             "data": self.task.describe() | {"rows_before_limits": self.full_rows},
@@ -139,8 +168,10 @@ class Prepared:
         }
 
 
-def prepare(arguments: Arguments, notify: Callable[[str], None] | None = None) -> Prepared:
-    """Read, check and count everything a search needs.
+def prepare(
+    arguments: Arguments, notify: Callable[[str], None] | None = None, effort: Effort | None = None
+) -> Prepared:
+    """Read, check and count everything a search needs; `effort` is that of a run that goes on.
 
     Raises:
         UsageError: an argument is wrong, or nothing in the space fits the budget.
@@ -149,7 +180,7 @@ def prepare(arguments: Arguments, notify: Callable[[str], None] | None = None) -
     a = arguments
     cheap = _check(a)
     gpu = torch.cuda.is_available()
-    effort = choose_effort(
+    effort = effort or choose_effort(
         a.effort,
         gpu=gpu,
         trials=a.trials,
@@ -188,6 +219,8 @@ def prepare(arguments: Arguments, notify: Callable[[str], None] | None = None) -
         effort=effort,
         plan=plan,
         sampler=cheap.sampler,
+        rungs=Rungs.of(effort.steps, a.fidelity),
+        objectives=OBJECTIVES[a.objective],
         workers=_workers(a, cheap.gpus),
         gpus=cheap.gpus,
         seconds=cheap.seconds or effort.seconds,
@@ -204,7 +237,14 @@ class _Cheap:
 def _check(a: Arguments) -> _Cheap:
     """Check what needs neither data nor backbone."""
     sampler = a.sampler or default_sampler()
-    make_sampler(sampler, seed=a.seed, trials=1)
+    if a.objective not in OBJECTIVES:
+        raise UsageError(
+            f"There is no objective {a.objective!r}.{near(a.objective, OBJECTIVES)} "
+            f"Objectives: {'; '.join(OBJECTIVES)}."
+        )
+    make_sampler(sampler, seed=a.seed, trials=1, objectives=OBJECTIVES[a.objective])
+    Rungs.of(1, a.fidelity)
+    parse_kinds(a.baselines, "quick")
     dtype_of(a.precision)
     wrong = [
         f"{name}={value}"

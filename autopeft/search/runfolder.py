@@ -8,6 +8,7 @@ runs/2026-01-31-142233-sst2-1a2b3c/
   finals.jsonl    the runs after the search: finalists and baselines with fresh seeds, tests
   recipe.yaml     the winner's recipe        front.csv, front.json   size against score
   result.json     the outcome in numbers     winner/                 the winner's weights, head included
+  space.yaml      the search space           .state/                 until the end: what it can go on from
 ```
 """
 
@@ -147,6 +148,11 @@ class RunFolder:
     def scratch(self) -> Path:
         """Hidden folder for what only a running search needs."""
         return self.path / ".scratch"
+
+    @property
+    def state(self) -> Path:
+        """Hidden folder for what is needed to go on: checkpoints, weights of finalists, seconds spent."""
+        return self.path / ".state"
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -55,6 +55,7 @@ class Contender:
 
     Attributes:
         select, test: scores of each fresh seed.
+        by_seed: score on *test* of each fresh seed, `None` where it failed.
         number: the study's trial, for a search's finalist.
     """
 
@@ -65,6 +66,7 @@ class Contender:
     test: tuple[float, ...] = ()
     number: int | None = None
     errors: tuple[str, ...] = ()
+    by_seed: Mapping[int, float | None] = field(default_factory=dict, repr=False)
 
     @property
     def select_mean(self) -> float | None:
@@ -116,7 +118,8 @@ class _Field:
     def take(self, result: JobResult) -> None:
         run = self.runs[result.job]
         run.error = result.error
-        self.counts = result.counts or self.counts
+        if self.recipe:
+            self.counts = result.counts or self.counts
         if result.error is None:
             run.select, run.test = result.scores.get("select"), result.scores.get("test")
 
@@ -142,6 +145,7 @@ class _Field:
             test=tuple(r.test for r in runs if r.test is not None),
             number=self.number,
             errors=tuple(r.error for r in runs if r.error is not None),
+            by_seed={r.seed: r.test for r in runs},
         )
 
 
@@ -158,30 +162,32 @@ class Finalist(_Field):
 
 
 class BaselineRace(_Field):
-    """A baseline: a sweep of the learning rate on *select*, then fresh seeds at the best one."""
+    """A baseline: a sweep of its candidates on *select* with the search's own seed, then fresh seeds of the
+    best; where each candidate is a run of its own, one fresh seed for each."""
 
     def __init__(self, index: int, baseline: Baseline) -> None:
         super().__init__(baseline.name, "baseline")
         self.counts = baseline.counts
         self._index, self._baseline = index, baseline
-        self.sweep: dict[str, tuple[Mapping[str, Any], float | None]] = {}
+        self.sweep: dict[str, float | None] = {}
         self._open: set[str] = set()
+        self._given = baseline.sweep_runs == 0
         self.started = False
 
     def sweep_jobs(self, seed: int, steps: int) -> list[Job]:
-        """One run for each learning rate, with the search's own seed."""
+        """One run for each candidate; none where there is nothing to choose."""
+        self._given = True
         jobs = []
-        for i, recipe in enumerate(self._baseline.candidates):
-            rate = recipe.get("training", {}).get("learning_rate", "default")
+        for i, recipe in enumerate(self._baseline.candidates[: self._baseline.sweep_runs]):
             job = Job(
-                id=f"baseline-{self._index}-lr{i}",
+                id=f"baseline-{self._index}-sweep{i}",
                 kind="baseline",
-                label=f"{self.name}, learning rate {rate}",
+                label=self._baseline.label(i),
                 recipe=recipe,
                 seed=seed,
                 steps=steps,
             )
-            self.sweep[job.id] = (recipe, None)
+            self.sweep[job.id] = None
             self._open.add(job.id)
             jobs.append(job)
         return jobs
@@ -189,21 +195,41 @@ class BaselineRace(_Field):
     def take_sweep(self, result: JobResult) -> None:
         """Store one run of the sweep."""
         self._open.discard(result.job)
-        self.sweep[result.job] = (self.sweep[result.job][0], result.score)
+        self.sweep[result.job] = result.score
+
+    @property
+    def open(self) -> int:
+        """Runs of the sweep that have not ended."""
+        return len(self._open)
 
     @property
     def swept(self) -> bool:
-        """Whether the whole sweep has ended."""
-        return not self._open
+        """Whether the whole sweep has been given out and has ended."""
+        return self._given and not self._open
 
-    def jobs(self, seeds: Iterable[int], steps: int) -> list[Job]:
-        """Runs with fresh seeds at the best learning rate; none where the whole sweep failed."""
+    def later(self, seeds: int) -> int:
+        """Runs with fresh seeds that are still to come."""
+        return 0 if self.started else self._baseline.fresh_runs(seeds)
+
+    def jobs(self, seeds: Sequence[int], steps: int) -> list[Job]:
+        """Runs with fresh seeds of the chosen candidate, or of each; none where the whole sweep failed."""
         self.started = True
-        scored = [(score, recipe) for recipe, score in self.sweep.values() if score is not None]
-        if not scored:
+        prefix, splits = f"baseline-{self._index}", ("select", "test")
+        if self._baseline.each:
+            fresh = fresh_seeds(seeds[0] - _SEED_STRIDE, len(self._baseline.candidates))
+            jobs = []
+            for i, recipe in enumerate(self._baseline.candidates):
+                self.recipe = recipe
+                jobs += self.final_jobs(f"{prefix}-{i}", fresh[i : i + 1], steps, splits, keep=False)
+            self.recipe = {}  # there is not one; the counts stay those of the baseline, their mean
+            return jobs
+        scored = [(score, i) for i, score in enumerate(self.sweep.values()) if score is not None]
+        if self.sweep and not scored:
             return []
-        self.recipe = max(scored, key=lambda pair: pair[0])[1]
-        return self.final_jobs(f"baseline-{self._index}", seeds, steps, ("select", "test"), keep=False)
+        chosen = max(scored, key=lambda pair: (pair[0], -pair[1]))[1] if scored else 0
+        self.recipe, self.name = self._baseline.candidates[chosen], self._baseline.title(chosen)
+        self.counts = self._baseline.counts_of(chosen)
+        return self.final_jobs(prefix, seeds, steps, splits, keep=False)
 
 
 def choose_finalists(records: Iterable[TrialRecord], top: int) -> list[TrialRecord]:

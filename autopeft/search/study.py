@@ -1,55 +1,54 @@
-"""The search's memory: an Optuna study in a journal file, with repair, duplicates and failures handled by us.
+"""The search's memory: an Optuna study in a journal file, with repair, duplicates, rungs and failures handled
+by us.
 
 The journal is the only source of truth: whatever is not in it did not happen. A proposal is asked from the
 sampler, mapped to a recipe, repaired into the budget and hashed; a recipe that was already scored is told
-its known score and never trained again. The sampler is told its *raw* parameters with the repaired
-recipe's score.
+its known score and never trained again. The sampler sees the history through a view (`autopeft.search.view`),
+with its *raw* parameters and the repaired recipe's score. A trial that has reached a rung is RUNNING in the
+journal until it goes on to the end (COMPLETE) or the search ends without it (PRUNED).
 """
 
 from __future__ import annotations
 
 import math
-import os
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autopeft.errors import AutoPEFTError
-from autopeft.search.jobs import CountTable, JobResult, RecordState, TrialRecord
-from autopeft.search.samplers import make_sampler
+from autopeft.errors import AutoPEFTError, DataError
+from autopeft.search.codec import Codec
+from autopeft.search.jobs import CountTable, JobResult, TrialRecord
+from autopeft.search.journal import NAME, open_journal
+from autopeft.search.rungs import Rungs
+from autopeft.search.samplers import Point, make_sampler
+from autopeft.search.view import DIRECTIONS, Seen, ask, view_of
 
 if TYPE_CHECKING:
     from autopeft.counting import Counts
     from autopeft.recipe import Recipe
     from autopeft.search.space_bound import Parameter
 
-__all__ = ["Codec", "Proposal", "Repaired", "SearchStudy"]
+__all__ = ["Proposal", "Repaired", "SearchStudy"]
 
-_NAME = "autopeft"
 _NOT_ITS_FAULT = ("lost", "stopped")
 _MODELLED = 10
 
 
 @dataclass(frozen=True)
 class Repaired:
-    """What the study needs of a repaired suggestion: `hash` is equal for recipes that train the same."""
+    """What the study needs of a repaired suggestion: `hash` is equal for recipes that train the same; `point`
+    holds the space's values after repair."""
 
     recipe: Recipe
     counts: Counts
     hash: str
+    point: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -62,56 +61,26 @@ class Proposal:
     counts: CountTable
 
 
-class Codec:
-    """Maps a space's parameters to Optuna distributions and back.
-
-    Choices with an order become an index, so that samplers see it; other choices stay categorical.
-    """
-
-    def __init__(self, parameters: Sequence[Parameter]) -> None:
-        self.distributions: dict[str, BaseDistribution] = {}
-        self._indexed: dict[str, tuple[Any, ...]] = {}
-        for p in parameters:
-            self.distributions[p.name] = self._distribution(p)
-
-    def _distribution(self, p: Parameter) -> BaseDistribution:
-        if p.kind == "int":
-            return IntDistribution(int(p.low), int(p.high), log=bool(p.log))
-        if p.kind == "float":
-            return FloatDistribution(float(p.low), float(p.high), log=bool(p.log))
-        if p.ordered:
-            self._indexed[p.name] = p.choices
-            return IntDistribution(0, len(p.choices) - 1)
-        return CategoricalDistribution(p.choices)
-
-    def decode(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Optuna's parameters as the space's values."""
-        return {k: self._indexed[k][v] if k in self._indexed else v for k, v in params.items()}
-
-    def encode(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The space's values as Optuna's parameters."""
-        return {
-            k: self._indexed[k].index(v) if k in self._indexed else v
-            for k, v in values.items()
-            if k in self.distributions
-        }
-
-
 class SearchStudy:
     """Proposals and results of one search, in `journal`.
 
-    Opening an existing journal turns trials that were running into failed ones (their process is gone),
-    cuts a torn last line, and moves the sampler's seed on by the number of trials, so that it does not
-    replay.
+    Opening an existing journal goes on where it ended: trials that had reached a rung wait there, others
+    that were running fail (their process is gone) and their points are proposed again, and the sampler's seed
+    moves on by the number of trials, so that it does not replay.
 
     Args:
         journal: file of the Optuna journal; made if it does not exist. One process at a time may write it.
         parameters: the space's flat parameters.
         repair: maps the space's values to a recipe inside the budget; raises `AutoPEFTError` where none
             exists.
+        rungs: steps at which trials are scored.
+        objectives: 1 for the score, 2 for score and size.
         first: values tried before the sampler's own, on a new study.
         patience: proposals in a row that may be known already before the space counts as exhausted; those
             after the first ten are drawn at random, for samplers that settle on one point.
+
+    Raises:
+        DataError: the journal belongs to another space or to other objectives.
     """
 
     def __init__(
@@ -123,99 +92,218 @@ class SearchStudy:
         sampler: str,
         seed: int,
         trials: int,
+        rungs: Rungs,
+        objectives: int = 1,
         first: Iterable[Mapping[str, Any]] = (),
         patience: int = 100,
     ) -> None:
-        self._codec = Codec(parameters)
-        self._repair = repair
-        self._patience = patience
-        self._sampler_name, self._planned = sampler, trials
-        self._waiting: dict[str, list[int]] = {}
+        self._codec, self._repair = Codec(parameters), repair
+        self._patience, self._trials = patience, trials
+        self.rungs, self.objectives = rungs, objectives
+        self._seen: list[Seen] = []
+        self._records: dict[int, TrialRecord] = {}
+        self._open: dict[int, TrialRecord] = {}
         self._known: dict[str, int] = {}
+        self._twins: dict[int, list[int]] = {}
         self._fresh: list[int] = []
-        make_sampler(sampler, seed=seed, trials=trials)
-        _mend(journal)
-        self._storage = JournalStorage(JournalFileBackend(str(journal), JournalFileOpenLock(str(journal))))
-        level = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(max(level, optuna.logging.ERROR))
-        self.study = optuna.create_study(
-            storage=self._storage, study_name=_NAME, direction="maximize", load_if_exists=True
-        )
-        self._study_id = self._storage.get_study_id_from_name(_NAME)
+        self._storage = open_journal(journal)
+        self.study = self._study()
+        self._study_id = self._storage.get_study_id_from_name(NAME)
         past = self.study.get_trials(deepcopy=False)
-        self._adopt(past)
-        self._seed = seed + len(past)
-        self.study.sampler = make_sampler(sampler, seed=self._seed, trials=trials)
         if not past:
+            points = [self._codec.encode(values) for values in first]
             self.study.set_user_attr("seed", seed)
             self.study.set_user_attr("sampler", sampler)
-            for values in first:
-                self.study.enqueue_trial(self._codec.encode(values), skip_if_exists=True)
+            self.study.set_user_attr("first", points)
+        self._pending = deque(self._adopt(past))
+        self._seed = seed + len(past)
+        self._sampler = make_sampler(
+            sampler,
+            seed=self._seed,
+            trials=trials,
+            objectives=objectives,
+            repaired=self._point,
+            parameters=parameters,
+        )
 
-    def _adopt(self, past: Sequence[FrozenTrial]) -> None:
+    def _study(self) -> optuna.Study:
+        directions = DIRECTIONS[: self.objectives]
+        study = optuna.create_study(
+            storage=self._storage, study_name=NAME, directions=directions, load_if_exists=True
+        )
+        if len(study.directions) != self.objectives:
+            raise DataError(
+                f"This journal has {len(study.directions)} objectives and the search {self.objectives}."
+            )
+        if self.objectives == 2 and study.metric_names is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.set_metric_names(["score", "deployed parameters"])
+        return study
+
+    # Coming back
+    # --------------------------------------------------------------------------------------------------
+
+    def _adopt(self, past: Sequence[FrozenTrial]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Take in the trials of an earlier process; returns points to propose first, with their marks."""
+        lost: dict[int, dict[str, Any]] = {}
+        used: set[int] = set()
         for t in past:
-            if t.state == TrialState.RUNNING:
-                self._set(
-                    t.number, error="The process that ran this trial ended before it did.", failure="lost"
-                )
-                self.study.tell(t.number, state=TrialState.FAIL)
-            elif "hash" in t.user_attrs and not _forgettable(t):
-                self._known.setdefault(t.user_attrs["hash"], t.number)
+            if set(t.params) != set(self._codec.distributions):
+                raise DataError("This journal belongs to another search space.")
+            a = t.user_attrs
+            used.add(a.get("first", -1))
+            lost.pop(a.get("again", -1), None)
+            self._seen.append(self._as_seen(t))
+            if t.state == TrialState.RUNNING and "rungs" not in a and "duplicate_of" not in a:
+                self._end(t.number, "The process that ran this trial ended before it did.", "lost")
+            else:
+                self._place(t)
+            record = self._records.get(t.number)
+            if record is not None and record.failure in _NOT_ITS_FAULT:
+                lost[t.number] = dict(t.params)
+        for number in [n for n in self._twins if n in self._records]:
+            self._tell_twins(self._records[number])
+        points = self.study.user_attrs.get("first", [])
+        again = [(params, {"again": number}) for number, params in lost.items()]
+        return again + [(p, {"first": i}) for i, p in enumerate(points) if i not in used]
 
-    def _set(self, number: int, **attributes: Any) -> None:
-        trial_id = self._trial_id(number)
-        for key, value in attributes.items():
-            self._storage.set_trial_user_attr(trial_id, key, value)
+    def _place(self, t: FrozenTrial) -> None:
+        record, twin = self.as_record(t), t.user_attrs.get("duplicate_of")
+        if t.state == TrialState.RUNNING:
+            self._open[t.number] = record
+            if twin is not None:
+                self._twins.setdefault(twin, []).append(t.number)
+        elif "recipe" in t.user_attrs:
+            self._records[t.number] = record
+        if twin is None and record.hash and record.failure not in _NOT_ITS_FAULT:
+            self._known.setdefault(record.hash, t.number)
 
-    def _trial_id(self, number: int) -> int:
-        return int(self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number))
+    def _as_seen(self, t: FrozenTrial) -> Seen:
+        a = t.user_attrs
+        outcome = a.get("outcome", {})
+        rungs = {int(k): float(v) for k, v in a.get("rungs", {}).items()}
+        if t.state == TrialState.COMPLETE:
+            rungs[self.rungs.full] = t.values[0]
+        failed = t.state == TrialState.FAIL or outcome.get("error") is not None
+        deployed = int(a.get("counts", {}).get("deployed", 0))
+        return Seen(t.params, a.get("point", {}), deployed, rungs, failed, a.get("hash", ""))
+
+    @property
+    def paused(self) -> dict[int, TrialRecord]:
+        """Trials that wait on a rung, by number."""
+        return {n: r for n, r in self._open.items() if r.rungs and r.state != "duplicate"}
+
+    # Proposals
+    # ----------------------------------------------------------------------------------------------------
 
     def propose(self) -> Proposal | None:
         """The next recipe to train, or `None` when the space holds nothing new (within `patience` tries)."""
         for attempt in range(self._patience):
-            number, params = self._ask(at_random=attempt >= min(_MODELLED, self._patience // 2))
+            params, marks = self._suggest(at_random=attempt >= min(_MODELLED, self._patience // 2))
             try:
                 repaired = self._repair(self._codec.decode(params))
             except AutoPEFTError as error:
-                self._set(number, error=str(error), failure="infeasible")
-                self.study.tell(number, state=TrialState.FAIL)
+                marks["outcome"] = {"error": str(error), "failure": "infeasible"}
+                self._create(params, marks, TrialState.FAIL)
                 continue
             counts, recipe = repaired.counts.to_dict(), repaired.recipe.to_dict()
-            self._set(number, recipe=recipe, hash=repaired.hash, counts=counts)
+            marks |= {
+                "recipe": recipe,
+                "hash": repaired.hash,
+                "counts": counts,
+                "point": dict(repaired.point),
+            }
             twin = self._known.get(repaired.hash)
-            if twin is None:
-                self._known[repaired.hash] = number
-                return Proposal(number, recipe, repaired.hash, counts)
-            self._set(number, duplicate_of=twin)
-            self._tell_duplicate(number, twin)
+            if twin is not None:
+                self._copy(params, {**marks, "duplicate_of": twin}, twin)
+                continue
+            number = self._create(params, marks, TrialState.RUNNING)
+            self._known[repaired.hash] = number
+            return Proposal(number, recipe, repaired.hash, counts)
         return None
 
-    def _ask(self, *, at_random: bool) -> tuple[int, dict[str, Any]]:
-        keep = self.study.sampler
+    def _suggest(self, *, at_random: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+        if self._pending:
+            params, marks = self._pending.popleft()
+            return params, dict(marks)
+        sampler = self._sampler
         if at_random:
-            count = len(self.study.get_trials(deepcopy=False))
-            self.study.sampler = make_sampler("random", seed=self._seed + count, trials=self._planned)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                trial = self.study.ask(self._codec.distributions)
-        finally:
-            self.study.sampler = keep
-        return trial.number, dict(trial.params)
+            sampler = make_sampler("random", seed=self._seed + len(self._seen), trials=self._trials)
+        steps = self.rungs.steps
+        view = view_of(self._seen, self._codec.distributions, steps, sampler, objectives=self.objectives)
+        return ask(view, self._codec.distributions), {}
 
-    def _tell_duplicate(self, number: int, twin: int) -> None:
-        original = self._trial(twin)
-        if original.state == TrialState.COMPLETE:
-            self.study.tell(number, original.value)
-            self._fresh.append(number)
-        elif original.state == TrialState.FAIL:
-            self._set(
-                number, error=original.user_attrs.get("error"), failure=original.user_attrs.get("failure")
-            )
-            self.study.tell(number, state=TrialState.FAIL)
-            self._fresh.append(number)
-        else:
-            self._waiting.setdefault(original.user_attrs["hash"], []).append(number)
+    def _point(self, params: dict[str, Any]) -> Point | None:
+        """A suggestion repaired, for samplers that look ahead; `None` where there is nothing to repair to."""
+        try:
+            found = self._repair(self._codec.decode(params))
+        except AutoPEFTError:
+            return None
+        return Point(found.point, found.counts.deployed, found.hash)
+
+    def _create(
+        self,
+        params: Mapping[str, Any],
+        attributes: Mapping[str, Any],
+        state: TrialState,
+        values: Sequence[float] | None = None,
+    ) -> int:
+        template = create_trial(
+            state=state,
+            values=values,
+            params=dict(params),
+            distributions=self._codec.distributions,
+            user_attrs=dict(attributes),
+        )
+        trial_id = self._storage.create_new_trial(self._study_id, template)
+        trial = self._storage.get_trial(trial_id)
+        self._seen.append(self._as_seen(trial))
+        self._place(trial)
+        return int(trial.number)
+
+    def _copy(self, params: Mapping[str, Any], marks: Mapping[str, Any], twin: int) -> None:
+        """A trial of a recipe that is known: told its score at once, or once it is there."""
+        original = self._records.get(twin)
+        if original is None:
+            self._create(params, marks, TrialState.RUNNING)
+            return
+        state, values, outcome = self._told(original)
+        self._fresh.append(self._create(params, {**marks, "outcome": outcome}, state, values))
+
+    def _told(self, original: TrialRecord) -> tuple[TrialState, list[float] | None, dict[str, Any]]:
+        outcome = {"error": original.error, "failure": original.failure}
+        if original.state == "complete":
+            return TrialState.COMPLETE, self._values(original), outcome
+        stopped = original.state == "stopped"
+        return (TrialState.PRUNED if stopped else TrialState.FAIL), None, outcome
+
+    def _values(self, record: TrialRecord) -> list[float]:
+        size = float((record.counts or {}).get("deployed", 0))
+        return [record.score or 0.0, size][: self.objectives]
+
+    # Results
+    # ------------------------------------------------------------------------------------------------------
+
+    def pause(self, number: int, step: int, result: JobResult) -> bool:
+        """Store the score of a trial that waits on the rung at `step`; `False` where it is known already."""
+        record = self._open.get(number)
+        score = result.score
+        if record is None or str(step) in record.rungs:
+            return False
+        if score is None or not math.isfinite(score):
+            raise AutoPEFTError(f"Trial {number} paused at step {step} without a score.")
+        rungs = {**record.rungs, str(step): score}
+        seconds = record.seconds + result.seconds
+        trial_id = self._trial_id(number)
+        self._storage.set_trial_user_attr(trial_id, "seconds", seconds)
+        if self.objectives == 1:
+            self._storage.set_trial_intermediate_value(trial_id, step, score)
+        # Last: from here on the trial counts as paused.
+        self._storage.set_trial_user_attr(trial_id, "rungs", rungs)
+        self._seen[number].rungs[step] = score
+        self._open[number] = self.as_record(self._storage.get_trial(trial_id))
+        return True
 
     def record(self, number: int, result: JobResult) -> bool:
         """Store what came of a proposal; a second call for the same number changes nothing and returns
@@ -223,111 +311,129 @@ class SearchStudy:
 
         A failed job and a score that is not finite become a failed trial.
         """
-        trial = self._trial(number)
-        if trial.state.is_finished():
+        if number not in self._open:
             return False
-        score = result.score
-        error, failure = result.error, result.failure
+        score, error, failure = result.score, result.error, result.failure
         if error is None and (score is None or not math.isfinite(score)):
             error, failure = f"The score is not finite: {score}.", "non_finite"
-        self._set(
-            number,
-            scores={k: v for k, v in result.scores.items() if math.isfinite(v)},
-            seconds=result.seconds,
-            train_loss=result.train_loss if math.isfinite(result.train_loss or 0.0) else None,
-            worker=result.worker,
-            error=error,
-            failure=failure,
-            **({"counts": result.counts} if result.counts is not None else {}),
-        )
+        before = self._open[number]
+        outcome = {
+            "scores": {k: v for k, v in result.scores.items() if math.isfinite(v)},
+            "seconds": before.seconds + result.seconds,
+            "train_loss": result.train_loss if math.isfinite(result.train_loss or 0.0) else None,
+            "worker": result.worker,
+            "error": error,
+            "failure": failure,
+        }
+        trial_id = self._trial_id(number)
+        if result.counts is not None:
+            self._storage.set_trial_user_attr(trial_id, "counts", result.counts)
+        self._storage.set_trial_user_attr(trial_id, "outcome", outcome)
+        state, values = TrialState.FAIL, None
         if error is None:
-            self.study.tell(number, score)
-        else:
-            self.study.tell(number, state=TrialState.FAIL)
-        if failure in _NOT_ITS_FAULT:
-            self._known.pop(trial.user_attrs["hash"], None)
-        for twin in self._waiting.pop(trial.user_attrs["hash"], ()):
-            self._tell_duplicate(twin, number)
+            state, values = TrialState.COMPLETE, self._values(replace(before, score=score))
+        self._finish(number, state, values)
         return True
 
-    def _trial(self, number: int) -> FrozenTrial:
-        return self._storage.get_trial(self._trial_id(number))
+    def stop(self, number: int) -> TrialRecord:
+        """End a paused trial that will not go on: it is recorded as stopped at its rung."""
+        self._finish(number, TrialState.PRUNED, None)
+        return self._records[number]
+
+    def _end(self, number: int, error: str, failure: str) -> None:
+        trial_id = self._trial_id(number)
+        self._storage.set_trial_user_attr(trial_id, "outcome", {"error": error, "failure": failure})
+        self._finish(number, TrialState.FAIL, None)
+
+    def _finish(self, number: int, state: TrialState, values: list[float] | None) -> None:
+        trial_id = self._trial_id(number)
+        self._storage.set_trial_state_values(trial_id, state, values)
+        self._open.pop(number, None)
+        trial = self._storage.get_trial(trial_id)
+        self._seen[number] = self._as_seen(trial)
+        record = self._records[number] = self.as_record(trial)
+        if record.failure in _NOT_ITS_FAULT:
+            self._known.pop(record.hash, None)
+        self._tell_twins(record)
+
+    def _tell_twins(self, record: TrialRecord) -> None:
+        """Tell the duplicates that waited for a trial what came of it."""
+        for twin in self._twins.pop(record.number or 0, ()):
+            told, copied, outcome = self._told(record)
+            self._storage.set_trial_user_attr(self._trial_id(twin), "outcome", outcome)
+            self._fresh.append(twin)
+            self._finish(twin, told, copied)
+
+    def _trial_id(self, number: int) -> int:
+        return int(self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number))
+
+    # Reading
+    # ------------------------------------------------------------------------------------------------------
 
     def take_duplicates(self) -> list[TrialRecord]:
         """Records of duplicates that were told since the last call."""
         fresh, self._fresh = self._fresh, []
-        return [self.as_record(self._trial(n)) for n in fresh]
+        return [self._records[n] for n in fresh]
 
     def get(self, number: int) -> TrialRecord:
         """The record of one trial."""
-        return self.as_record(self._trial(number))
+        return self._records[number] if number in self._records else self._open[number]
 
     def records(self) -> list[TrialRecord]:
         """Every finished trial that has a recipe, by number."""
-        trials = self.study.get_trials(deepcopy=False)
-        return [self.as_record(t) for t in trials if t.state.is_finished() and "recipe" in t.user_attrs]
+        return [self._records[n] for n in sorted(self._records)]
 
     def best(self, count: int = 1) -> list[TrialRecord]:
-        """The best trained recipes by score; of equal scores the smaller, then the earlier one."""
-        done = [r for r in self.records() if r.state == "complete" and r.score is not None]
+        """The best recipes that were trained to the end, by score; of equal scores the smaller, then the
+        earlier one."""
+        done = [r for r in self._records.values() if r.state == "complete" and r.score is not None]
         return sorted(done, key=lambda r: (-(r.score or 0.0), (r.counts or {}).get("deployed", 0), r.number))[
             :count
         ]
 
     @property
     def trained(self) -> int:
-        """Trials that were handed out for training and have ended, well or not."""
-        return sum(r.state != "duplicate" for r in self.records())
+        """Trials that count towards the planned number: finished ones, well or not, and those on a rung. Not
+        those that were lost with their process, or stopped with the search."""
+        ended = sum(
+            r.state != "duplicate" and r.failure not in _NOT_ITS_FAULT for r in self._records.values()
+        )
+        return ended + len(self.paused)
 
     def as_record(self, trial: FrozenTrial) -> TrialRecord:
-        """A finished trial as a record."""
+        """A trial as a record."""
         a = trial.user_attrs
+        outcome = a.get("outcome", {})
         duplicate = a.get("duplicate_of")
-        state: RecordState = "failed"
-        if duplicate is not None:
-            state = "duplicate"
-        elif trial.state == TrialState.COMPLETE:
-            state = "complete"
-        value = trial.value if trial.state == TrialState.COMPLETE else None
+        rungs = {str(k): float(v) for k, v in a.get("rungs", {}).items()}
+        score = trial.values[0] if trial.state == TrialState.COMPLETE else None
+        if duplicate is None and score is not None:
+            rungs[str(self.rungs.full)] = score
         return TrialRecord(
             kind="trial",
             label=f"trial {trial.number}",
-            state=state,
+            state="duplicate" if duplicate is not None else _STATES[trial.state],
             recipe=a.get("recipe", {}),
             number=trial.number,
             hash=a.get("hash", ""),
             counts=a.get("counts"),
-            score=value,
-            scores=a.get("scores", {}) if duplicate is None else {},
-            seconds=a.get("seconds", 0.0),
-            train_loss=a.get("train_loss"),
-            error=a.get("error"),
-            failure=a.get("failure"),
+            score=score,
+            scores=outcome.get("scores", {}) if duplicate is None else {},
+            rungs=rungs,
+            steps=max(map(int, rungs), default=None),
+            seconds=outcome.get("seconds", a.get("seconds", 0.0)),
+            train_loss=outcome.get("train_loss"),
+            error=outcome.get("error"),
+            failure=outcome.get("failure"),
             duplicate_of=duplicate,
             values=self._codec.decode(trial.params),
-            worker=a.get("worker", ""),
+            worker=outcome.get("worker", ""),
         )
 
 
-def _forgettable(trial: FrozenTrial) -> bool:
-    """Whether a trial says nothing about its recipe: a copy, or one whose worker was lost or stopped."""
-    a = trial.user_attrs
-    return a.get("duplicate_of") is not None or a.get("failure") in _NOT_ITS_FAULT
-
-
-def _mend(journal: Path) -> None:
-    """Make a journal that a killed process left readable: drop a torn last line and a stale lock.
-
-    The caller holds the run folder's lock, so nobody else is writing.
-    """
-    lock = Path(f"{journal}.lock")
-    lock.unlink(missing_ok=True)
-    if not journal.exists():
-        return
-    with journal.open("rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        tail = min(size, 1 << 20)
-        file.seek(size - tail)
-        data = file.read(tail)
-        if data and not data.endswith(b"\n"):
-            file.truncate(size - tail + data.rfind(b"\n") + 1)
+_STATES: dict[TrialState, Any] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "stopped",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "paused",
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import tempfile
@@ -15,14 +16,21 @@ from typing import Any
 import torch
 
 from autopeft.assets import ModelSource, dtype_of, load_model, load_tokenizer, map_weights, resolve_model
-from autopeft.errors import AutoPEFTError
+from autopeft.errors import AutoPEFTError, DataError
 from autopeft.hybrid import Hybrid
 from autopeft.hybrid import load as load_hybrid
 from autopeft.recipe import Recipe
 from autopeft.search.jobs import FailureKind, Job, JobResult
 from autopeft.tasks.encode import EncodedTask, encode
 from autopeft.tasks.task import Task
-from autopeft.training import NonFiniteLoss, OutOfMemory, TrainingPlan, evaluate, run_trial
+from autopeft.training import (
+    Checkpoint,
+    NonFiniteLoss,
+    OutOfMemory,
+    TrainingPlan,
+    evaluate,
+    run_trial,
+)
 
 __all__ = ["WorkerSetup", "execute"]
 
@@ -93,7 +101,7 @@ def execute(
     torch.set_num_threads(setup.threads)
     start = time.perf_counter()
     try:
-        result = _run(setup, job, on_step, should_stop)
+        result = _retried(setup, job, on_step, should_stop)
     except _Stopped:
         result = _failed(job, "The search was stopped while this ran.", "stopped")
     except NonFiniteLoss as error:
@@ -113,6 +121,28 @@ def execute(
     result.seconds = time.perf_counter() - start
     result.worker = f"{os.uname().nodename}:{os.getpid()}"
     return result
+
+
+def _retried(
+    setup: WorkerSetup, job: Job, on_step: Callable[[int, float], None], should_stop: Callable[[], bool]
+) -> JobResult:
+    """Run a job; where memory does not suffice, once more with a quarter of the rows at once."""
+    try:
+        return _run(setup, job, on_step, should_stop)
+    except (OutOfMemory, torch.OutOfMemoryError, MemoryError):
+        if job.kind == "test" or micro_rows(setup.plan, job.attempt) == 1:
+            raise
+    # Past the handler, the frames that held the memory are gone.
+    _WORLDS.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return _run(setup, replace(job, attempt=job.attempt + 1), on_step, should_stop)
+
+
+def micro_rows(plan: TrainingPlan, attempt: int) -> int:
+    """Rows at once in the given attempt: a quarter of those of the attempt before."""
+    return int(max(1, plan.micro_rows // 4**attempt))
 
 
 def _failed(job: Job, error: str, failure: FailureKind) -> JobResult:
@@ -137,22 +167,43 @@ def _run(
         if job.keep_above is not None and first > job.keep_above:
             files.update(_saved(hybrid))
 
+    plan = replace(setup.plan, steps=job.steps, seed=job.seed, train_share=job.share)
+    if job.attempt:
+        plan = replace(plan, micro_batch=micro_rows(setup.plan, job.attempt))
     outcome = run_trial(
         world.backbone(setup, setup.precision if job.kind == "trial" else "fp32"),
         Recipe.from_dict(dict(job.recipe)),
         world.data,
-        replace(setup.plan, steps=job.steps, seed=job.seed),
+        plan,
         splits=job.splits,
         on_step=step,
         keep=keep,
+        until=job.until,
+        resume=_checkpoint(job),
     )
     scores = {k: float(v) for k, v in outcome.scores.items()}
     bad = [f"{k}={v}" for k, v in scores.items() if not math.isfinite(v)]
     if bad:
         return _failed(job, f"The score is not finite: {', '.join(bad)}.", "non_finite")
+    if outcome.train.checkpoint is not None:
+        files = {"checkpoint": outcome.train.checkpoint.to_bytes()}
     return JobResult(
-        job.id, scores, train_loss=outcome.train_loss, counts=outcome.counts.to_dict(), files=files
+        job.id,
+        scores,
+        train_loss=outcome.train_loss,
+        counts=outcome.counts.to_dict(),
+        files=files,
+        paused=outcome.train.stopped == "paused",
     )
+
+
+def _checkpoint(job: Job) -> Checkpoint | None:
+    """Where a paused trial goes on from; `None` (from the start) where its checkpoint is gone or damaged."""
+    data = (job.files or {}).get("checkpoint")
+    try:
+        return None if data is None else Checkpoint.from_bytes(data)
+    except DataError:
+        return None
 
 
 def _test(world: _World, setup: WorkerSetup, job: Job) -> JobResult:

@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pytest
 from support.tiny import tiny_config
 
 from autopeft.backbones import spec_of
@@ -14,6 +13,7 @@ from autopeft.report.runs import front_sheet, runs_sheet, trials_sheet
 from autopeft.report.search import ending, outcome_sheet, winner_text
 from autopeft.report.train import next_steps
 from autopeft.search.api import SearchResult
+from autopeft.search.comparison import ScoredSplit, compare, selection_bias
 from autopeft.search.jobs import TrialRecord
 from autopeft.search.selection import Contender
 
@@ -64,20 +64,22 @@ def test_winner_and_baselines_stand_side_by_side() -> None:
     assert rows[1][4] == "0.5000 ± 0.0000"
 
 
-@pytest.mark.parametrize(
-    ("winner", "says"),
-    [
-        ((0.9, 0.91), None),
-        ((0.51, 0.49), "within the deviations"),
-        ((0.3, 0.3), "does better here by 0.2000"),
-    ],
-)
-def test_a_winner_that_does_not_win_is_said_to(winner: tuple[float, ...], says: str | None) -> None:
-    notes = " ".join(outcome_sheet(result(test=winner), DATA, "0.5%").notes)
-    if says is None:
-        assert "LoRA" not in notes
-    else:
-        assert says in notes
+def test_every_baseline_is_compared_in_a_sentence() -> None:
+    split = ScoredSplit("accuracy", 1000, (500, 500))
+    winner = {1: 0.70, 2: 0.71, 3: 0.69}
+    against = [
+        compare(winner, {1: 0.70, 2: 0.69, 3: 0.72}, split, name="LoRA rank 12"),
+        compare(winner, {1: 0.50, 2: 0.51, 3: 0.50}, split, name="head only"),
+    ]
+    bias = selection_bias(0.8, 0.7)
+    notes = outcome_sheet(result(comparisons=tuple(against), bias=bias), DATA, "0.5%").notes
+    text = " ".join(notes)
+    assert "below LoRA rank 12" in text
+    assert "within noise" in text
+    assert "above head only" in text
+    assert "more than noise explains" in text
+    assert "not corrected for the others" in text
+    assert "Selection bias, select minus test: +10.0 points" in text
 
 
 def test_an_unconfirmed_winner_claims_nothing_of_the_test_split() -> None:
@@ -88,6 +90,8 @@ def test_an_unconfirmed_winner_claims_nothing_of_the_test_split() -> None:
 
 def test_why_it_ended() -> None:
     assert ending(result()) == "1 trials, 1 failed in 3 min 05 s"
+    early = (*result().trials, TrialRecord("trial", "trial 2", "stopped", {}))
+    assert ending(result(trials=early)).startswith("1 trials, 1 stopped early, 1 failed in")
     assert "interrupted" in ending(result(interrupted=True))
     assert "out of time" in ending(result(out_of_time=True))
 

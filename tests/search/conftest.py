@@ -11,6 +11,7 @@ from autopeft.search.baselines import Baseline
 from autopeft.search.director import Director
 from autopeft.search.effort import Effort
 from autopeft.search.jobs import TrialRecord
+from autopeft.search.rungs import Rungs
 from autopeft.search.space_bound import Parameter
 from autopeft.search.study import SearchStudy
 
@@ -25,6 +26,8 @@ def make_stage(tmp_path: Path) -> Callable[..., Stage]:
             sampler="random",
             seed=0,
             trials=effort.trials,
+            rungs=more.pop("rungs", Rungs.of(effort.steps, "none")),
+            objectives=more.pop("objectives", 1),
         )
         rivals = more.pop(
             "rivals",

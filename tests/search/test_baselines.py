@@ -1,38 +1,97 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, GPT2Config, T5Config
 
 from autopeft.backbones import spec_of
-from autopeft.counting import count
+from autopeft.counting import Budget, count
+from autopeft.errors import AutoPEFTError, UsageError
+from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
-from autopeft.search.baselines import baselines, head_only, lora_baseline
+from autopeft.search.baseline_points import single_methods
+from autopeft.search.baselines import (
+    BASELINE_KINDS,
+    Baseline,
+    baselines,
+    head_only,
+    lora_baseline,
+    parse_kinds,
+)
+from autopeft.search.repair import repair
+from autopeft.search.space import Space
+from autopeft.search.starts import starting_points
+from autopeft.spec import BackboneSpec
 
 BERT = spec_of(
     BertConfig(
         hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128, vocab_size=500
     )
 )
+MINILM = spec_of(
+    BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+)
 SPECS = {
     "bert": BERT,
     "gpt2": spec_of(GPT2Config(n_embd=64, n_layer=3, n_head=4, vocab_size=500, n_positions=64)),
     "t5": spec_of(T5Config(d_model=64, num_layers=2, num_heads=4, d_kv=16, d_ff=128, vocab_size=500)),
+    "minilm": MINILM,
 }
+SPACES = {name: Space.named(name) for name in ("default", "autopeft", "lora")}
+BOUND = {(s, f): SPACES[s].bind(SPECS[f]) for f in SPECS for s in SPACES}
+PER_LAYER = Space.from_yaml(
+    """
+autopeft: 1
+name: per-layer
+layers:
+  - at: all
+    each_layer:
+      - lora: {rank: {choice: [0, 1, 2, 4, 8, 16, 32]}}
+      - serial_adapter: {bottleneck: {choice: [0, 1, 2, 4, 8, 16, 32]}}
+"""
+)
+TOGETHER = Space.from_yaml(
+    """
+autopeft: 1
+name: together
+layers:
+  - attach:
+      - gate:
+          - lora: {rank: {choice: [1, 2, 4]}}
+          - serial_adapter: {bottleneck: {choice: [1, 2, 4]}}
+"""
+)
+
+
+def found(spec: BackboneSpec, budget: str, space: str | Space = "default", **more: Any) -> list[Baseline]:
+    chosen = SPACES[space] if isinstance(space, str) else space
+    return baselines(chosen, spec, Budget.parse(budget), **{"rates": 2, "seed": 0, **more})
+
+
+def deployed(spec: BackboneSpec, recipe: Any) -> int:
+    return count(Recipe.from_dict(dict(recipe)), spec).deployed
+
+
+def methods(recipe: Any) -> set[str]:
+    return {entry.method for entry in Recipe.from_dict(dict(recipe)).entries()}
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(sorted(SPECS)), st.integers(1, 60_000))
 def test_lora_is_the_largest_that_fits(family: str, most: int) -> None:
     spec = SPECS[family]
-    found = lora_baseline(spec, (0, most), rates=3)
-    if found is None:
-        assert most < 64 * 2 * 2 * len(spec.stacks), "something would have fitted"
+    baseline = lora_baseline(spec, (0, most), rates=3)
+    if baseline is None:
+        width = min(s.hidden for s in spec.stacks)
+        assert most < width * 2 * 2 * len(spec.stacks), "something would have fitted"
         return
-    for recipe in found.candidates:
-        assert 0 < count(Recipe.from_dict(dict(recipe)), spec).deployed == found.counts["deployed"] <= most
-    layers = found.candidates[0]["layers"][0]
+    for recipe in baseline.candidates:
+        assert 0 < deployed(spec, recipe) == baseline.counts["deployed"] <= most
+    layers = baseline.candidates[0]["layers"][0]
     config = layers["attach"][0]["lora"]
     if layers.get("at", "all") == "all" and config["rank"] < 64:
         more = {"layers": [{"attach": [{"lora": {**config, "rank": config["rank"] + 1}}]}]}
@@ -40,18 +99,231 @@ def test_lora_is_the_largest_that_fits(family: str, most: int) -> None:
 
 
 def test_known_size() -> None:
-    minilm = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
-    found = lora_baseline(spec_of(minilm), (0, 113_566), rates=3)
-    assert found is not None
-    assert found.counts["deployed"] == 110_592
-    assert found.name == "LoRA rank 12 on q, v of all layers"
+    baseline = lora_baseline(MINILM, (0, 113_566), rates=3)
+    assert baseline is not None
+    assert baseline.counts["deployed"] == 110_592
+    assert baseline.name == "LoRA rank 12 on q, v of all layers"
 
 
-@pytest.mark.parametrize("rates", [1, 2, 3, 5])
-def test_learning_rates_are_all_different(rates: int) -> None:
-    for baseline in baselines(BERT, (0, 10_000), rates):
-        assert len({Recipe.from_dict(dict(c)).hash() for c in baseline.candidates}) == rates
+@pytest.mark.parametrize("rates", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("space", "effort"), [("default", "quick"), ("default", "thorough"), ("autopeft", "thorough")]
+)
+def test_no_candidate_comes_twice(rates: int, space: str, effort: str) -> None:
+    for baseline in found(BERT, "10000", space, rates=rates, effort=effort, kinds=BASELINE_KINDS):
+        hashes = {build_graph(Recipe.from_dict(dict(c)), BERT).trial_hash() for c in baseline.candidates}
+        assert len(hashes) == len(baseline.candidates)
 
 
 def test_head_only_deploys_nothing() -> None:
     assert head_only(BERT, 2).counts["deployed"] == 0
+
+
+LIMITS = st.tuples(st.integers(1, 300_000), st.integers(1, 300_000), st.booleans())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(sorted(BOUND)), LIMITS, st.integers(0, 5))
+@example(("default", "minilm"), (90_852, 113_566, True), 0)
+@example(("default", "minilm"), (111_000, 113_566, True), 0)
+@example(("autopeft", "t5"), (2, 1, True), 0)
+def test_all_but_the_head_lie_inside_the_budget(
+    where: tuple[str, str], limits: tuple[int, int, bool], seed: int
+) -> None:
+    low, high, ranged = min(limits[:2]), max(limits[:2]), limits[2]
+    spec, budget = SPECS[where[1]], Budget.parse(f"{low}..{high}" if ranged else high)
+    least, most = budget.limits(spec)
+    several = baselines(BOUND[where], spec, budget, rates=2, seed=seed, effort="thorough")
+    assert {b.kind for b in several} <= set(BASELINE_KINDS)
+    assert [b.kind for b in several][-1] == "head"
+    for baseline in several[:-1]:
+        sizes = [deployed(spec, c) for c in baseline.candidates]
+        assert sizes == [baseline.counts_of(i)["deployed"] for i in range(len(sizes))]
+        assert all(0 < size <= most for size in sizes)
+        if baseline.kind in ("random", "middle"):
+            assert all(size >= least for size in sizes)
+        else:
+            assert all(size >= least for size in sizes) or all(size < least for size in sizes)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_lora_reaches_a_range_that_any_lora_on_its_sites_reaches(data: st.DataObject) -> None:
+    spec = SPECS[data.draw(st.sampled_from(sorted(SPECS)))]
+    last = data.draw(st.integers(1, min(s.layers for s in spec.stacks)))
+    rank = data.draw(st.integers(1, 64))
+    there = {"at": f"last {last}", "attach": [{"lora": {"rank": rank}}]}
+    size = deployed(spec, {"layers": [there]})
+    low, high = size - data.draw(st.integers(0, 500)), size + data.draw(st.integers(0, 500))
+    baseline = lora_baseline(spec, (low, high), rates=1)
+    assert baseline is not None
+    assert low <= baseline.counts["deployed"] <= high
+
+
+def test_lora_goes_from_place_to_place() -> None:
+    baseline = lora_baseline(MINILM, (0, 113_566), rates=2, places=3)
+    assert baseline is not None
+    assert baseline.name == "LoRA rank sweep"
+    assert [baseline.title(i) for i in (0, 2, 4)] == [
+        "LoRA rank 12 on q, v of all layers",
+        "LoRA rank 6 on q, k, v, o of all layers",
+        "LoRA rank 2 on every linear map of all layers",
+    ]
+    assert baseline.sweep_runs == 6
+    assert baseline.fresh_runs(4) == 4
+    assert baseline.label(1) == "LoRA rank 12 on q, v of all layers, learning rate 0.0045"
+
+
+def test_a_fused_projection_is_taken_whole_only_where_it_has_no_parts() -> None:
+    gpt2 = SPECS["gpt2"]
+    parts = lora_baseline(gpt2, (0, 20_000), rates=1, places=3)
+    assert parts is not None
+    assert [parts.title(i).split(" on ")[1] for i in range(3)] == [
+        "q, v of all layers",
+        "q, k, v, o of all layers",
+        "every linear map of all layers",
+    ]
+    assert "qkv" not in parts.candidates[2]["layers"][0]["attach"][0]["lora"]["sites"]
+    whole = replace(gpt2, sites=tuple(s for s in gpt2.sites if s.name not in ("q", "k", "v")))
+    fused = lora_baseline(whole, (0, 20_000), rates=1, places=3)
+    assert fused is not None
+    assert [fused.title(i).split(" on ")[1] for i in range(3)] == [
+        "qkv of all layers",
+        "qkv, o of all layers",
+        "every linear map of all layers",
+    ]
+    assert lora_baseline(replace(gpt2, sites=()), (0, 20_000), rates=1, places=3) is None
+
+
+def test_lora_that_misses_the_range_gives_way_to_one_that_reaches_it() -> None:
+    baseline = lora_baseline(MINILM, (100_000, 113_566), rates=1, places=3)
+    assert baseline is not None
+    assert [baseline.title(i) for i in range(3)][2] == "LoRA rank 3 on every linear map of the last 5 layers"
+    narrow = lora_baseline(MINILM, (4_700, 6_500), rates=1, places=3)
+    assert narrow is not None
+    assert [table["deployed"] for table in narrow.tables] == [6_144, 6_144]
+    assert narrow.title(0) == "LoRA rank 1 on q, v of the last 4 layers"
+
+
+def test_every_method_of_the_space_stands_alone() -> None:
+    (baseline,) = found(MINILM, "0.5%", kinds=["single"], effort="quick")
+    alone = [methods(recipe) for recipe in baseline.candidates]
+    assert all(len(names) == 1 for names in alone)
+    assert {name for names in alone for name in names} == {
+        "lora", "dora", "serial_adapter", "parallel_adapter", "prefix_tuning", "ia3", "prompt_tuning",
+        "bitfit", "fish_mask",
+    }  # fmt: skip
+    sizes = {name: baseline.counts_of(i)["deployed"] for i, names in enumerate(alone) for name in names}
+    assert sizes["lora"] == 110_592
+    assert sizes["serial_adapter"] == sizes["parallel_adapter"] == 113_040
+    assert sizes["prompt_tuning"] == 32 * 384, "the longest prompt of the space"
+    assert baseline.title(0) == "best single method: lora"
+
+
+def test_a_method_alone_is_where_the_search_starts() -> None:
+    bound, budget = SPACES["default"].bind(MINILM), Budget.parse("0.5%")
+    starts = {
+        build_graph(repair(bound, p, budget).recipe, MINILM).trial_hash() for p in starting_points(bound, 5)
+    }
+    alone = {build_graph(m.recipe, MINILM).trial_hash() for m in single_methods(bound, budget, 1)}
+    assert len(starts & alone) == 4, "LoRA, both adapters and the prefix, with the same learning rates"
+
+
+def test_a_range_does_not_mix_methods_into_one_alone() -> None:
+    (baseline,) = found(MINILM, "0.4%..0.5%", kinds=["single"])
+    assert all(len(methods(recipe)) == 1 for recipe in baseline.candidates)
+    assert all(table["deployed"] >= 90_852 for table in baseline.tables)
+    (far,) = found(MINILM, "10%..20%", kinds=["single"])
+    assert all(len(methods(recipe)) == 1 for recipe in far.candidates)
+    assert max(table["deployed"] for table in far.tables) < 2_271_321, "no method alone is as large"
+
+
+def test_a_space_of_lora_alone_has_no_second_lora_baseline() -> None:
+    kinds = [b.kind for b in found(MINILM, "0.5%", "lora", effort="thorough")]
+    assert kinds == ["lora", "random", "middle", "head"]
+
+
+def test_methods_that_only_come_together_do_not_stand_alone() -> None:
+    kinds = [b.kind for b in found(BERT, "5000", TOGETHER)]
+    assert kinds == ["lora", "random", "middle", "head"]
+
+
+def test_a_space_with_choices_in_each_layer() -> None:
+    (baseline,) = found(BERT, "3000", PER_LAYER, kinds=["single"])
+    assert {name for recipe in baseline.candidates for name in methods(recipe)} == {"lora", "serial_adapter"}
+    assert all(0 < table["deployed"] <= 3000 for table in baseline.tables)
+
+
+def test_random_hybrids_follow_the_seed_and_train_as_the_search_starts() -> None:
+    (first,) = found(MINILM, "0.5%", kinds=["random"], hybrids=5, seed=1)
+    (again,) = found(MINILM, "0.5%", kinds=["random"], hybrids=5, seed=1)
+    (other,) = found(MINILM, "0.5%", kinds=["random"], hybrids=5, seed=2)
+    assert first == again
+    assert first.candidates != other.candidates
+    assert first.name == "5 random hybrids"
+    assert first.each
+    assert first.sweep_runs == 0
+    assert first.fresh_runs(3) == 5, "one for each, however many seeds"
+    sizes = [table["deployed"] for table in first.tables]
+    assert first.counts["deployed"] == round(sum(sizes) / 5)
+    (start,) = starting_points(SPACES["default"].bind(MINILM), 1)
+    rates = {c["training"]["learning_rate"] for c in first.candidates}
+    assert rates == {start["learning_rate"]}
+
+
+def test_the_mid_point_has_everything_on() -> None:
+    (baseline,) = found(MINILM, "0.5%", kinds=["middle"], rates=3)
+    assert baseline.sweep_runs == 3
+    for recipe in baseline.candidates:
+        assert len(methods(recipe)) >= 5
+    rates = [c["training"]["learning_rate"] for c in baseline.candidates]
+    assert rates == sorted(rates)
+    assert 3e-4 <= rates[0] < rates[2] <= 1e-2
+
+
+def test_an_effort_pays_for_what_it_can() -> None:
+    assert [b.kind for b in found(MINILM, "0.5%", effort="quick")] == ["lora", "head"]
+    assert [b.kind for b in found(MINILM, "0.5%", effort="normal")] == list(BASELINE_KINDS)
+    runs = {
+        effort: sum(b.sweep_runs for b in found(MINILM, "0.5%", effort=effort, rates=3))
+        for effort in ("quick", "normal", "thorough")
+    }
+    assert runs == {"quick": 6, "normal": 33, "thorough": 42}
+
+
+def test_one_candidate_needs_no_sweep() -> None:
+    assert head_only(BERT, 1).sweep_runs == 0
+
+
+def test_the_smallest_budgets_leave_the_head() -> None:
+    assert [b.kind for b in found(BERT, "1", "autopeft")] == ["head"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        (None, ("lora", "head")),
+        ("all", BASELINE_KINDS),
+        ("none", ()),
+        (" head, LoRA", ("lora", "head")),
+        (["single", "single"], ("single",)),
+        ([], ()),
+    ],
+)
+def test_kinds_are_read(text: Any, kinds: tuple[str, ...]) -> None:
+    assert parse_kinds(text, "quick") == kinds
+
+
+@pytest.mark.parametrize("text", ["lroa", "lora,,head", "all,lora", ""])
+def test_unknown_kinds_are_named(text: str) -> None:
+    with pytest.raises(UsageError, match="There is no baseline"):
+        parse_kinds(text, "quick")
+    with pytest.raises(UsageError, match="Did you mean 'lora'"):
+        parse_kinds("lroa", "quick")
+
+
+def test_numbers_are_positive() -> None:
+    with pytest.raises(AutoPEFTError, match="rates=0"):
+        found(BERT, "5000", rates=0)
+    with pytest.raises(AutoPEFTError, match="hybrids=0"):
+        found(BERT, "5000", hybrids=0)

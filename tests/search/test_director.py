@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from support.searching import EFFORT, Stage, rank_of
 
-from autopeft.search.api import _finish
 from autopeft.search.jobs import DONE, Job, JobResult
+from autopeft.search.outcome import finish
 from autopeft.search.runfolder import RunFolder
+from autopeft.search.rungs import Rungs
 
 Make = Callable[..., Stage]
 
@@ -38,7 +39,7 @@ def test_a_whole_search_runs_every_job_once(make_stage: Make) -> None:
 def test_only_the_winner_and_the_baselines_see_test_and_once(make_stage: Make) -> None:
     stage = make_stage()
     stage.play(honest)
-    winner = stage.director.winner
+    winner = stage.director.finals.winner
     assert winner is not None
     tested = [job for job in stage.jobs if "test" in job.splits]
     assert Counter((job.kind, job.seed) for job in tested) == Counter(
@@ -47,7 +48,7 @@ def test_only_the_winner_and_the_baselines_see_test_and_once(make_stage: Make) -
     assert all(job.recipe == winner.recipe for job in tested if job.kind == "test")
     contender = winner.contender()
     assert len(contender.select) == len(contender.test) == 2
-    assert [len(b.test) for b in stage.director.baselines()] == [2]
+    assert [len(b.test) for b in stage.director.finals.baselines()] == [2]
 
 
 def test_the_winner_is_the_best_on_fresh_seeds_not_in_the_search(make_stage: Make) -> None:
@@ -62,7 +63,7 @@ def test_the_winner_is_the_best_on_fresh_seeds_not_in_the_search(make_stage: Mak
         return result
 
     stage.play(flattering)
-    winner = stage.director.winner
+    winner = stage.director.finals.winner
     assert winner is not None
     assert winner.recipe["layers"][0]["attach"][0]["lora"]["rank"] == min(champion) < max(champion)
 
@@ -109,7 +110,7 @@ def test_a_failed_trial_is_recorded_and_the_search_goes_on(make_stage: Make) -> 
     stage.play(outcome)
     failed = [r for r in stage.records if r.state == "failed"]
     assert [(r.number, r.error) for r in failed] == [(1, "boom")]
-    assert stage.director.winner is not None
+    assert stage.director.finals.winner is not None
 
 
 def test_when_all_trials_fail_nothing_more_is_trained(make_stage: Make) -> None:
@@ -118,8 +119,8 @@ def test_when_all_trials_fail_nothing_more_is_trained(make_stage: Make) -> None:
     assert stage.director.first_error == "boom trial-0"
     assert {j.kind for j in stage.jobs} <= {"trial", "baseline"}
     assert 5 <= sum(j.kind == "trial" for j in stage.jobs) <= 6, "a search that only fails should stop early"
-    assert stage.director.baselines() == []
-    assert stage.director.winner is None
+    assert stage.director.finals.baselines() == []
+    assert stage.director.finals.winner is None
 
 
 def test_finalists_that_all_fail_leave_no_winner(make_stage: Make) -> None:
@@ -127,7 +128,7 @@ def test_finalists_that_all_fail_leave_no_winner(make_stage: Make) -> None:
     stage.play(
         lambda j: JobResult(j.id, error="boom", failure="failed") if j.kind == "confirm" else honest(j)
     )
-    assert stage.director.winner is None
+    assert stage.director.finals.winner is None
     assert stage.director.study.best()
 
 
@@ -143,7 +144,7 @@ def test_a_finalist_that_fails_on_one_seed_loses(make_stage: Make) -> None:
         return honest(job)
 
     stage.play(outcome)
-    winner = stage.director.winner
+    winner = stage.director.finals.winner
     assert winner is not None
     assert len(winner.good) == 2
 
@@ -153,7 +154,7 @@ def test_an_exhausted_space_goes_on_to_the_finals(make_stage: Make) -> None:
     stage.play(honest)
     assert stage.director.exhausted
     assert Counter(j.kind for j in stage.jobs)["trial"] == 2
-    assert stage.director.winner is not None
+    assert stage.director.finals.winner is not None
 
 
 def test_duplicates_are_recorded_but_not_trained(make_stage: Make) -> None:
@@ -222,7 +223,7 @@ def test_the_time_budget_leaves_room_for_the_finals(make_stage: Make, seconds: f
     stage.play(slow)
     assert Counter(j.kind for j in stage.jobs)["trial"] == trials
     assert stage.director.out_of_time == (trials < 5)
-    assert stage.director.winner is not None
+    assert stage.director.finals.winner is not None
 
 
 def test_progress_reports_time_left(make_stage: Make) -> None:
@@ -252,8 +253,164 @@ def test_of_equal_trials_recipe_and_weights_are_of_the_same_one(make_stage: Make
     director.abandon()
     kept = director.study.get(director.kept or 0)
     assert director.study.best()[0].number != kept.number
-    ready: Any = SimpleNamespace(task=SimpleNamespace(metric="accuracy", source=SimpleNamespace(notice=None)))
+    ready: Any = SimpleNamespace(
+        task=SimpleNamespace(metric="accuracy", source=SimpleNamespace(notice=None)),
+        limits=(0, 1000),
+        arguments=SimpleNamespace(seed=0),
+    )
     folder = RunFolder.create("t", "key", root=tmp_path / "runs", out=None)
-    result = _finish(ready, folder, director, 1.0)
+    result = finish(ready, folder, director, 1.0)
     assert result.winner.to_dict() == kept.recipe
     assert (folder.winner / "w").read_bytes() == f"trial-{kept.number}".encode()
+
+
+RUNGS = Rungs((2, 5, 10), (0.2, 0.5, 1.0))
+
+
+def climbing(job: Job) -> JobResult:
+    """`honest`, but a trial pauses where it is told to, with a checkpoint that says how far it came."""
+    result = honest(job)
+    if job.until is not None:
+        result.paused, result.files = True, {"checkpoint": f"{job.number}@{job.until}".encode()}
+    return result
+
+
+def test_trials_climb_from_their_checkpoints_and_only_the_best_reach_the_end(make_stage: Make) -> None:
+    effort = replace(EFFORT, trials=12, top=2)
+    stage = make_stage(effort=effort, rungs=RUNGS)
+    stage.play(climbing)
+    legs = [j for j in stage.jobs if j.kind == "trial"]
+    first = [j for j in legs if j.until == 2]
+    assert len(first) == 12
+    assert all(j.files is None and j.share == 0.2 and j.keep_above is None for j in first)
+    for job in legs:
+        if job.until == 5:
+            assert job.files == {"checkpoint": f"{job.number}@2".encode()}
+        if job.until is None:
+            assert job.files == {"checkpoint": f"{job.number}@5".encode()}
+            assert (job.share, job.steps) == (1.0, 10)
+            assert job.keep_above is not None
+    full = [j for j in legs if j.until is None]
+    assert 2 <= len(full) < len([j for j in legs if j.until == 5]) < 12
+    states = Counter(r.state for r in stage.records if r.kind == "trial")
+    assert states == {"complete": len(full), "stopped": 12 - len(full)}
+    assert {j.number for j in stage.jobs if j.kind == "confirm"} <= {j.number for j in full}
+    # No checkpoint is left behind.
+    assert not [k for k in stage.vault.held if k.startswith("trial-")]
+
+
+def test_checkpoints_that_can_never_be_used_are_not_kept(make_stage: Make) -> None:
+    effort = replace(EFFORT, trials=30, top=1)
+    stage = make_stage(effort=effort, rungs=RUNGS)
+    most = 0
+
+    def counting(job: Job) -> JobResult:
+        nonlocal most
+        most = max(most, sum(k.startswith("trial-") for k in stage.vault.held))
+        return climbing(job)
+
+    stage.play(counting)
+    assert 0 < most <= 30 // 3 + 30 // 9 + 2
+
+
+def test_a_search_goes_on_where_it_was_cut_off(make_stage: Make) -> None:
+    effort = replace(EFFORT, trials=12, top=2)
+    whole = make_stage(effort=effort, rungs=RUNGS)
+    for _ in range(9):
+        job = whole.director.next()
+        assert isinstance(job, Job)
+        whole.jobs.append(job)
+        whole.director.complete(climbing(job))
+    lost = whole.director.next()  # and here the process is killed
+    assert isinstance(lost, Job)
+    finished = {(j.number, j.until) for j in whole.jobs}
+
+    again = make_stage(effort=effort, rungs=RUNGS)
+    again.vault.held.update(whole.vault.held)
+    again.play(climbing)
+    redone = {(j.number, j.until) for j in again.jobs if j.kind == "trial"}
+    assert not redone & finished
+    counted = [r for r in again.director.study.records() if r.failure != "lost" and r.state != "duplicate"]
+    assert len(counted) == 12
+    assert {r.state for r in counted} == {"complete", "stopped"}
+    for job in again.jobs:
+        if job.kind == "trial" and job.until != 2:
+            assert job.files is not None
+    hashes = [r.hash for r in counted]
+    assert len(set(hashes)) == 12
+
+
+def test_a_trial_whose_checkpoint_is_gone_starts_anew(make_stage: Make) -> None:
+    stage = make_stage(effort=replace(EFFORT, trials=3, top=1), rungs=RUNGS)
+    for _ in range(3):
+        job = stage.director.next()
+        assert isinstance(job, Job)
+        stage.director.complete(climbing(job))
+    stage.vault.held.clear()
+    job = stage.director.next()
+    assert isinstance(job, Job)
+    assert (job.until, job.files) == (5, None)
+
+
+def test_a_lost_job_is_given_out_again_and_fails_in_the_end(make_stage: Make) -> None:
+    stage = make_stage(effort=replace(EFFORT, trials=2))
+    attempts: Counter[str] = Counter()
+
+    def fragile(job: Job) -> JobResult:
+        attempts[job.id] += 1
+        if job.id == "trial-0" or (job.kind == "confirm" and attempts[job.id] < 3):
+            return JobResult(job.id, error="The worker died.", failure="lost")
+        return honest(job)
+
+    stage.play(fragile)
+    assert attempts["trial-0"] == 3
+    assert [j.attempt for j in stage.jobs if j.id == "trial-0"] == [0, 1, 2]
+    failed = [r for r in stage.records if r.state == "failed"]
+    assert [(r.label, r.failure) for r in failed] == [("trial 0", "lost")]
+    winner = stage.director.finals.winner
+    assert winner is not None
+    assert len(winner.contender().select) == 2
+
+
+def test_what_an_earlier_process_finished_after_the_search_is_not_run_again(make_stage: Make) -> None:
+    first = make_stage()
+    first.play(honest)
+    kept = {j.id: honest(j) for j in first.jobs if j.kind != "trial"}
+    del kept["baseline-0-s1001"]
+    again = make_stage(recall=lambda job: kept.get(job.id))
+    again.play(honest)
+    assert [j.id for j in again.jobs] == ["baseline-0-s1001"]
+    before, after = first.director.finals, again.director.finals
+    assert before.winner is not None
+    assert after.winner is not None
+    assert after.winner.contender() == before.winner.contender()
+    assert after.baselines() == before.baselines()
+    assert [r.kept for r in again.records if r.kind != "trial"].count(False) == 1
+
+
+def test_an_interrupted_climb_waits_on_its_rungs(make_stage: Make) -> None:
+    stage = make_stage(effort=replace(EFFORT, trials=3, top=1), rungs=RUNGS)
+    for _ in range(3):
+        job = stage.director.next()
+        assert isinstance(job, Job)
+        stage.director.complete(climbing(job))
+    running = stage.director.next()
+    assert isinstance(running, Job)
+    assert running.until == 5
+    stage.director.interrupt()
+    stage.director.abandon()
+    assert not stage.director.finished
+    assert len(stage.director.study.paused) == 3
+    assert stage.records == []
+
+
+def test_two_objectives_keep_small_recipes_climbing(make_stage: Make, tmp_path: Path) -> None:
+    effort = replace(EFFORT, trials=12, top=1)
+    numbers = []
+    for objectives in (1, 2):
+        stage = make_stage(effort=effort, rungs=RUNGS, objectives=objectives)
+        stage.play(climbing)
+        full = [rank_of(j) for j in stage.jobs if j.kind == "trial" and j.until is None]
+        numbers.append(min(full))
+        (tmp_path / "journal.log").unlink()
+    assert numbers[1] < numbers[0]

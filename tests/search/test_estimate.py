@@ -21,7 +21,7 @@ def test_a_forward_pass_is_two_operations_for_each_weight_and_token() -> None:
 
 
 def test_more_workers_take_less_time_and_more_memory() -> None:
-    options = {"batch_size": 32, "select_rows": 500, "test_rows": 1000, "speed": 1e11}
+    options = {"baselines": (), "batch_size": 32, "select_rows": 500, "test_rows": 1000, "speed": 1e11}
     one = estimate(Work.of(MINILM, 27), EFFORT, workers=1, **options)  # type: ignore[arg-type]
     two = estimate(Work.of(MINILM, 27), EFFORT, workers=2, **options)  # type: ignore[arg-type]
     assert two.seconds < one.seconds

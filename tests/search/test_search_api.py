@@ -84,6 +84,7 @@ def test_a_search_end_to_end(arguments: dict[str, Any], capfd: pytest.CaptureFix
     names = {p.name for p in run.path.iterdir()}
     files = {
         "manifest.json",
+        "space.yaml",
         "journal.log",
         "trials.jsonl",
         "finals.jsonl",

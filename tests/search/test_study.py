@@ -11,14 +11,18 @@ from support.tiny import tiny_config
 
 from autopeft.backbones import spec_of
 from autopeft.counting import Counts, count
-from autopeft.errors import BudgetError, UsageError
+from autopeft.errors import BudgetError, DataError, UsageError
 from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
+from autopeft.search.codec import Codec
 from autopeft.search.jobs import JobResult
+from autopeft.search.rungs import Rungs
 from autopeft.search.space import Space
 from autopeft.search.space_bound import Parameter
-from autopeft.search.study import Codec, Repaired, SearchStudy
+from autopeft.search.study import Repaired, SearchStudy
+from autopeft.search.view import view_of
 
+RUNGS = Rungs.of(10, "none")
 RANKS = (1, 2, 4, 8)
 SPACE = (Parameter("rank", "categorical", RANKS, sizes=RANKS), Parameter("site", "categorical", ("q", "v")))
 
@@ -27,11 +31,11 @@ def repair(values: dict[str, Any], cap: int = 4) -> Repaired:
     """Shrinks the rank to the cap, as a budget would."""
     rank = min(values["rank"], cap)
     recipe = Recipe.from_dict({"layers": [{"attach": [{"lora": {"sites": [values["site"]], "rank": rank}}]}]})
-    return Repaired(recipe, Counts(rank * 10, rank * 10, 0, 1000), recipe.hash())
+    return Repaired(recipe, Counts(rank * 10, rank * 10, 0, 1000), recipe.hash(), {**values, "rank": rank})
 
 
 def open_study(path: Path, **more: Any) -> SearchStudy:
-    options: dict[str, Any] = {"sampler": "random", "seed": 0, "trials": 10, **more}
+    options: dict[str, Any] = {"sampler": "random", "seed": 0, "trials": 10, "rungs": RUNGS, **more}
     return SearchStudy(
         path / "journal.log", options.pop("space", SPACE), options.pop("repair", repair), **options
     )
@@ -66,7 +70,7 @@ layers:
 
     def as_it_is(values: dict[str, Any]) -> Repaired:
         graph = build_graph(bound.materialize(values), bound.spec)
-        return Repaired(graph.recipe, count(graph, bound.spec), graph.trial_hash())
+        return Repaired(graph.recipe, count(graph, bound.spec), graph.trial_hash(), values)
 
     study = open_study(tmp_path, space=bound.parameters, repair=as_it_is)
     assert len(run_all(study)) == 2 < bound.cardinality() == 6
@@ -201,3 +205,142 @@ def test_best_prefers_small_among_equals(tmp_path: Path) -> None:
         study.record(p.number, done(p.number, 0.5))
         sizes.append(p.counts["deployed"])
     assert [r.counts["deployed"] for r in study.best(6) if r.counts] == sorted(sizes)
+
+
+CLIMB = Rungs((2, 5, 10), (1.0, 1.0, 1.0))
+
+
+def test_a_trial_on_a_rung_waits_and_goes_on_in_another_process(tmp_path: Path) -> None:
+    study = open_study(tmp_path, rungs=CLIMB)
+    one, two = study.propose(), study.propose()
+    assert one is not None
+    assert two is not None
+    assert study.pause(one.number, 2, done(one.number, 0.4, paused=True))
+    assert not study.pause(one.number, 2, done(one.number, 0.9, paused=True))
+    assert study.records() == []
+    assert (study.trained, study.best()) == (1, [])
+
+    again = open_study(tmp_path, rungs=CLIMB)
+    assert {n: dict(r.rungs) for n, r in again.paused.items()} == {one.number: {"2": 0.4}}
+    assert again.get(two.number).failure == "lost"
+    assert again.trained == 1
+    # What was lost with its process is proposed again, once.
+    third = again.propose()
+    assert third is not None
+    assert third.hash == two.hash
+    assert again.pause(one.number, 5, done(one.number, 0.5, paused=True))
+    assert again.record(one.number, done(one.number, 0.6))
+    record = again.get(one.number)
+    assert (record.state, record.score, record.steps) == ("complete", 0.6, 10)
+    assert dict(record.rungs) == {"2": 0.4, "5": 0.5, "10": 0.6}
+    assert record.seconds == 4.5
+    frozen = again.study.trials[one.number]
+    assert frozen.intermediate_values == {2: 0.4, 5: 0.5}
+    last = open_study(tmp_path, rungs=CLIMB)
+    assert next(iter(last.propose, None)).hash == two.hash  # lost a second time
+    last.record(4, done(4, 0.3))
+    final = open_study(tmp_path, rungs=CLIMB)
+    assert final.take_duplicates() == []
+    assert final.propose() is not None
+    assert final.take_duplicates() == []
+
+
+def test_what_is_stopped_at_a_rung_is_never_among_the_best(tmp_path: Path) -> None:
+    study = open_study(tmp_path, rungs=CLIMB)
+    one, two = study.propose(), study.propose()
+    assert one is not None
+    assert two is not None
+    study.pause(one.number, 2, done(one.number, 0.9, paused=True))
+    study.record(two.number, done(two.number, 0.1))
+    stopped = study.stop(one.number)
+    assert (stopped.state, stopped.score, stopped.steps) == ("stopped", None, 2)
+    assert [r.number for r in study.best(5)] == [two.number]
+    assert study.study.trials[one.number].state == TrialState.PRUNED
+    assert study.trained == 2
+    reopened = open_study(tmp_path, rungs=CLIMB)
+    assert reopened.get(one.number) == stopped
+    assert reopened.paused == {}
+
+
+def test_duplicates_of_a_stopped_trial_are_stopped_too(tmp_path: Path) -> None:
+    one = (Parameter("rank", "categorical", (4, 8), sizes=(4, 8)),)
+    options: dict[str, Any] = {"space": one, "repair": lambda v: repair({**v, "site": "q"}), "patience": 3}
+    study = open_study(tmp_path, rungs=CLIMB, **options)
+    first = study.propose()
+    assert first is not None
+    study.pause(first.number, 2, done(first.number, 0.4, paused=True))
+    assert study.propose() is None
+    reopened = open_study(tmp_path, rungs=CLIMB, **options)
+    assert list(reopened.paused) == [first.number]
+    reopened.stop(first.number)
+    assert [r.state for r in reopened.take_duplicates()] == ["duplicate"] * 3
+    assert {t.state for t in reopened.study.trials} == {TrialState.PRUNED}
+
+
+def test_two_objectives_are_told_score_and_size(tmp_path: Path) -> None:
+    for sampler in ("tpe", "nsga2"):
+        (tmp_path / sampler).mkdir()
+        study = open_study(tmp_path / sampler, objectives=2, sampler=sampler)
+        assert len(set(run_all(study))) == 6
+        for trial in study.study.trials:
+            assert trial.values == [trial.values[0], trial.values[0] * 100]
+        assert len(open_study(tmp_path / sampler, objectives=2).records()) == len(study.records())
+        with pytest.raises(DataError, match="objectives"):
+            open_study(tmp_path / sampler)
+
+
+def test_a_journal_of_another_space_is_refused(tmp_path: Path) -> None:
+    run_all(open_study(tmp_path))
+    with pytest.raises(DataError, match="another search space"):
+        open_study(tmp_path, space=SPACE[:1])
+
+
+def test_first_points_that_were_not_tried_are_tried_after_a_crash(tmp_path: Path) -> None:
+    first = [{"rank": 1, "site": "q"}, {"rank": 2, "site": "v"}, {"rank": 4, "site": "v"}]
+    study = open_study(tmp_path, first=first)
+    tried = study.propose()
+    assert tried is not None
+    study.record(tried.number, done(tried.number, 0.5))
+    again = open_study(tmp_path)
+    values = []
+    for _ in range(2):
+        proposal = again.propose()
+        assert proposal is not None
+        values.append(again.get(proposal.number).values)
+    assert values == first[1:]
+    assert again.take_duplicates() == []
+
+
+def test_samplers_see_what_waits_on_a_rung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = open_study(tmp_path, rungs=CLIMB)
+    one = study.propose()
+    assert one is not None
+    study.pause(one.number, 2, done(one.number, 0.4, paused=True))
+    shown: list[Any] = []
+    monkeypatch.setattr(
+        "autopeft.search.study.view_of", lambda seen, *a, **k: shown.extend(seen) or view_of(seen, *a, **k)
+    )
+    study.propose()
+    assert shown[0].rungs == {2: 0.4}
+
+
+def test_a_lost_recipe_may_come_again_in_the_same_process(tmp_path: Path) -> None:
+    one = (Parameter("rank", "categorical", (4,)),)
+    study = open_study(tmp_path, space=one, repair=lambda v: repair({**v, "site": "q"}), patience=3)
+    first = study.propose()
+    assert first is not None
+    study.record(first.number, JobResult("x", error="The worker died.", failure="lost"))
+    second = study.propose()
+    assert second is not None
+    assert second.hash == first.hash
+
+
+def test_copies_that_waited_for_a_lost_trial_do_not_wait_for_ever(tmp_path: Path) -> None:
+    one = (Parameter("rank", "categorical", (4, 8), sizes=(4, 8)),)
+    options: dict[str, Any] = {"space": one, "repair": lambda v: repair({**v, "site": "q"}), "patience": 3}
+    study = open_study(tmp_path, **options)
+    assert study.propose() is not None
+    assert study.propose() is None
+    reopened = open_study(tmp_path, **options)
+    assert all(t.state.is_finished() for t in reopened.study.trials)
+    assert reopened.propose() is not None

@@ -24,7 +24,9 @@ def lora(rank: int, rate: float = 1e-3) -> Recipe:
 
 def to_lora(values: dict[str, Any]) -> Repaired:
     recipe = lora(values["rank"])
-    return Repaired(recipe, Counts(values["rank"] * 10, values["rank"] * 10, 0, 10_000), recipe.hash())
+    return Repaired(
+        recipe, Counts(values["rank"] * 10, values["rank"] * 10, 0, 10_000), recipe.hash(), dict(values)
+    )
 
 
 def rank_of(job: Job) -> int:
@@ -64,6 +66,9 @@ class MemoryVault:
 
     def get(self, key: str) -> Mapping[str, bytes] | None:
         return self.held.get(key)
+
+    def drop(self, key: str) -> None:
+        self.held.pop(key, None)
 
 
 Outcome = Callable[[Job], JobResult]

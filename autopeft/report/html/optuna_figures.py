@@ -1,0 +1,215 @@
+"""The plots that `optuna.visualization` has: history, timeline, rungs, importances, slices."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from html import unescape
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import TrialState
+
+from autopeft.report.html.figure import BLUE, GREEN, GREY, ORANGE, RED, Figure, Missing, figure, log_ticks
+from autopeft.report.html.journal import History
+from autopeft.report.html.values import plotly_text
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = [
+    "ENOUGH",
+    "history_figure",
+    "importance_figure",
+    "rungs_figure",
+    "slice_figures",
+    "timeline_figure",
+]
+
+ENOUGH = 10
+_FEW = 40
+_SLICES = 6
+_LINES = 300
+# Of the trials with a score, the share that counts as good. The library's tenth is one or two trials of a
+# short search; a quarter ranked the truly important parameters higher at 20, 40 and 100 trials.
+_GOOD = 0.25
+_STATES: Mapping[str, tuple[str, str, str]] = {
+    "COMPLETE": ("trained to the end", BLUE, ""),
+    "PRUNED": ("stopped at a rung", ORANGE, "/"),
+    "FAIL": ("failed", RED, "x"),
+    "RUNNING": ("not ended", GREEN, "."),
+    "WAITING": ("waiting", GREY, "-"),
+}
+
+# How the line of a trial that was not trained to the end finishes: words, colour, mark.
+_ENDS: Mapping[TrialState, tuple[str, str, str]] = {
+    TrialState.PRUNED: (", stopped", ORANGE, "x"),
+    TrialState.RUNNING: (", not ended", GREEN, "circle-open"),
+}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's notices on what the page itself says in words."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(level, optuna.logging.ERROR))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)
+
+
+def _draw(plot: Callable[..., go.Figure], *args: Any, **more: Any) -> go.Figure:
+    with _quiet():
+        return plot(*args, **more)
+
+
+def history_figure(history: History, metric: str) -> Figure | Missing:
+    """Score of every trial, and the best so far."""
+    if not history.complete:
+        return Missing("No trial has been trained to the end yet, so that there is no history to draw.")
+    drawn = _draw(
+        optuna.visualization.plot_optimization_history, history.study, target_name=plotly_text(metric, 24)
+    )
+    # Kinds of trials of which there are none (infeasible ones) leave an empty trace.
+    drawn.data = [trace for trace in drawn.data if len(trace.x or ())]
+    for trace, name, color in zip(drawn.data, ("a trial", "best so far"), (BLUE, ORANGE), strict=False):
+        trace.update(name=name, marker={"color": color, "size": 8}, line={"color": color, "shape": "hv"})
+    drawn.update_xaxes(title="trial")
+    drawn.update_yaxes(title=f"{plotly_text(metric, 24)} on select")
+    return figure(
+        "history",
+        "History",
+        "Every trial that was trained to the end, and the best score so far. A recipe that was proposed "
+        "again appears with its known score. Stopped trials are left out: they were trained for less.",
+        drawn,
+    )
+
+
+def timeline_figure(history: History) -> Figure | Missing:
+    """When each trial ran."""
+    if not any(t.datetime_start for t in history.study.get_trials(deepcopy=False)):
+        return Missing("No trial has been started yet, so that there is no timeline to draw.")
+    drawn = _draw(optuna.visualization.plot_timeline, history.study)
+    for trace in drawn.data:
+        name, color, pattern = _STATES.get(str(trace.name), (str(trace.name).lower(), GREY, ""))
+        trace.update(
+            name=name,
+            marker={
+                "color": color,
+                "pattern": {"shape": pattern, "fillmode": "overlay", "fgcolor": "#ffffff", "solidity": 0.4},
+            },
+            hovertemplate=f"%{{text}}<extra>{name}</extra>",
+        )
+    drawn.update_xaxes(title="time")
+    drawn.update_yaxes(title="trial", autorange="reversed")
+    return figure(
+        "timeline",
+        "Timeline",
+        "From the start of each trial to its end, the time that it waited on a rung included.",
+        drawn,
+    )
+
+
+def rungs_figure(history: History, metric: str) -> Figure | Missing:
+    """Scores at the rungs; the line of a trial that was stopped, or waits, is dotted and ends in a mark."""
+    trials = history.study.get_trials(deepcopy=False)
+    with_rungs = [t for t in trials if t.intermediate_values]
+    if len({step for t in with_rungs for step in t.intermediate_values}) < 2:
+        return Missing("No trial was scored before its end: this search had no rungs, or none was reached.")
+    drawn = _draw(optuna.visualization.plot_intermediate_values, history.study)
+    drawn.data = drawn.data[-_LINES:]
+    state = {f"Trial{t.number}": t.state for t in with_rungs}
+    for trace in drawn.data:
+        number = str(trace.name).removeprefix("Trial")
+        word, color, mark = _ENDS.get(state[trace.name], ("", BLUE, "circle"))
+        trace.update(
+            name=f"trial {number}{word}",
+            line={"dash": "dot" if word else "solid", "color": color},
+            marker={"symbol": ["circle"] * (len(trace.x) - 1) + [mark], "color": color, "size": 8},
+        )
+    stopped, waiting = (
+        sum(s == wanted for s in state.values()) for wanted in (TrialState.PRUNED, TrialState.RUNNING)
+    )
+    last = f" The last {_LINES} are drawn." if len(with_rungs) > _LINES else ""
+    wait = f"{waiting} have not ended (dotted, open circle); " if waiting else ""
+    drawn.update_xaxes(title="step")
+    drawn.update_yaxes(title=f"{plotly_text(metric, 24)} on select")
+    return figure(
+        "rungs-plot",
+        "Scores at the rungs",
+        f"{stopped} of {len(with_rungs)} trials were stopped at a rung (dotted, ending in a cross); {wait}"
+        f"the others went on (solid).{last}",
+        drawn,
+    )
+
+
+def _too_few(history: History) -> str | None:
+    done, varied = len(history.complete), len(history.parameters)
+    if done < ENOUGH:
+        return f"{done} trials were trained to the end; with fewer than {ENOUGH} nothing can be said of this."
+    return None if varied else "No parameter took more than one value."
+
+
+def _importances(history: History) -> dict[str, float]:
+    with _quiet():
+        return get_param_importances(
+            history.study,
+            evaluator=PedAnovaImportanceEvaluator(target_quantile=_GOOD),
+            params=history.parameters,
+        )
+
+
+def importance_figure(history: History) -> Figure | Missing:
+    """Which parameters of the space decide whether a trial is among the best quarter (PED-ANOVA)."""
+    reason = _too_few(history)
+    if reason:
+        return Missing(reason)
+    drawn = _draw(
+        optuna.visualization.plot_param_importances,
+        history.study,
+        evaluator=PedAnovaImportanceEvaluator(target_quantile=_GOOD),
+        params=history.parameters,
+    )
+    drawn.update_traces(marker_color=BLUE)
+    # Room for the figures at the ends of the bars.
+    most = max((max(trace.x) for trace in drawn.data), default=1.0)
+    drawn.update_xaxes(title="share of the importance", range=[0, 1.25 * most])
+    drawn.update_yaxes(title=None)
+    done = len(history.complete)
+    caution = f" {done} trials are few: read it as a hint." if done < _FEW else ""
+    return figure(
+        "importances",
+        "Importance of the parameters",
+        "How much each parameter of the space decides whether a trial is among the best quarter (PED-ANOVA, "
+        f"Watanabe et al. 2023), over {done} trials.{caution}",
+        drawn,
+        height=max(240, 90 + 22 * len(history.parameters)),
+    )
+
+
+def slice_figures(history: History, metric: str) -> list[Figure] | Missing:
+    """Score against each of the most important parameters."""
+    reason = _too_few(history)
+    if reason:
+        return Missing(reason)
+    found = []
+    for i, name in enumerate(list(_importances(history))[:_SLICES]):
+        drawn = _draw(
+            optuna.visualization.plot_slice, history.study, params=[name], target_name=plotly_text(metric, 24)
+        )
+        drawn.update_traces(marker={"color": BLUE, "showscale": False, "colorbar": None, "opacity": 0.7})
+        labels = history.labels.get(name, {})
+        if labels:
+            drawn.update_xaxes(tickvals=sorted(labels), ticktext=[labels[k] for k in sorted(labels)])
+        elif drawn.layout.xaxis.type == "log":
+            drawn.update_xaxes(**log_ticks([x for trace in drawn.data for x in trace.x]))
+        # The heading says it; outside plotly the name is escaped by the page.
+        drawn.update_xaxes(title=None)
+        drawn.update_yaxes(title=plotly_text(metric, 24))
+        found.append(figure(f"slice-{i}", unescape(name), "", drawn, height=260))
+    return found

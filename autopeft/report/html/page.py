@@ -1,0 +1,202 @@
+"""The page: everything about a run put together, and written as one file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from autopeft.errors import UsageError
+from autopeft.report.html import optuna_figures, own_figures, words
+from autopeft.report.html.figure import Figure, Missing
+from autopeft.report.html.heat import Heat, heat_of
+from autopeft.report.html.journal import History, read_history
+from autopeft.report.html.load import Run, read_run
+from autopeft.report.html.trials import finals_table, trials_table
+from autopeft.report.html.values import mapping, real, shown
+from autopeft.report.html.winner import Winner, winner_of
+from autopeft.report.text import mean_sd, number, percent, score
+from autopeft.search.runfolder import RunFolder, write_atomic
+
+__all__ = ["render_report", "write_report"]
+
+_PACKAGE = "autopeft.report.html"
+_LONGEST = 200_000
+
+
+@dataclass(frozen=True)
+class _Studied:
+    """What the journal gives."""
+
+    history: Figure | Missing
+    timeline: Figure | Missing
+    rungs: Figure | Missing
+    importances: Figure | Missing
+    slices: list[Figure] | Missing
+    unfinished: tuple[Mapping[str, Any], ...] = ()
+    objectives: int = 1
+
+
+def write_report(
+    folder: RunFolder,
+    out: Path | None = None,
+    *,
+    model: str | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> Path:
+    """Write the report of a run, `report.html` in its folder where `out` is not given; returns the file.
+
+    Args:
+        model: where the run's backbone is now, if not where the manifest says.
+        notify: takes one line where a packaged backbone is fetched for its configuration.
+
+    Raises:
+        UsageError: it is no run, or `out` is a folder.
+        AutoPEFTError: the file cannot be written.
+    """
+    target = out if out is not None else folder.path / "report.html"
+    if target.is_dir():
+        raise UsageError(f"{str(target)!r} is a folder; name a file with --out, such as report.html.")
+    # Text of strangers may hold halves of surrogate pairs, which no file can.
+    write_atomic(target, render_report(folder, model=model, notify=notify).encode("utf-8", "replace"))
+    return target
+
+
+def render_report(
+    folder: RunFolder, *, model: str | None = None, notify: Callable[[str], None] | None = None
+) -> str:
+    """The page as text (arguments and errors: see `write_report`)."""
+    run = read_run(folder)
+    winner = winner_of(run, model, notify)
+    studied = _studied(run)
+    plotly, script = get_plotlyjs(), _resource("report.js")
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            policy=_policy(plotly, script),
+            style=Markup(_resource("report.css")),
+            plotly=Markup(plotly),
+            script=Markup(script),
+            headline=words.headline(run),
+            remarks=words.remarks(run),
+            facts=words.facts(run, studied.unfinished),
+            comparisons=words.comparisons(run),
+            reproduction=words.reproduction(run),
+            winner=winner,
+            heat=_heat(winner),
+            front=own_figures.front_figure(run),
+            hypervolume=own_figures.hypervolume_figure(run),
+            baselines=own_figures.baseline_figure(run),
+            differences=own_figures.difference_figure(run),
+            rivals=([run.winner] if run.winner else []) + run.baselines,
+            studied=studied,
+            trials=trials_table(run.trials, studied.unfinished),
+            finals=finals_table(run.finals),
+            manifest=list(_flat(run.manifest)),
+            manifest_text=json.dumps(run.manifest, indent=2, ensure_ascii=False, default=str),
+        )
+    )
+
+
+def _heat(winner: Winner) -> Heat | Missing:
+    if winner.graph is None:
+        return Missing(winner.reason)
+    found = heat_of(winner.graph)
+    return found or Missing("This hybrid has no parameters beside the head.")
+
+
+def _studied(run: Run) -> _Studied:
+    if run.fixed:
+        return _nothing("This run trained a fixed recipe: there was no search.")
+    try:
+        history = read_history(run.folder.journal, run.trials)
+    except UsageError as error:
+        return _nothing(str(error))
+    return _Studied(
+        history=_drawn(lambda: optuna_figures.history_figure(history, run.metric)),
+        timeline=_drawn(lambda: optuna_figures.timeline_figure(history)),
+        rungs=_drawn(lambda: optuna_figures.rungs_figure(history, run.metric)),
+        importances=_drawn(lambda: optuna_figures.importance_figure(history)),
+        slices=_slices(history, run.metric),
+        unfinished=history.unfinished,
+        objectives=history.objectives,
+    )
+
+
+def _slices(history: History, metric: str) -> list[Figure] | Missing:
+    try:
+        return optuna_figures.slice_figures(history, metric)
+    except ValueError as error:
+        return Missing(f"Optuna could not draw this: {shown(error, 300)}")
+
+
+def _drawn(draw: Callable[[], Figure | Missing]) -> Figure | Missing:
+    """A plot of Optuna's, or its reason where a study from elsewhere holds what it does not take."""
+    try:
+        return draw()
+    except ValueError as error:
+        return Missing(f"Optuna could not draw this: {shown(error, 300)}")
+
+
+def _nothing(reason: str) -> _Studied:
+    missing = Missing(reason)
+    return _Studied(missing, missing, missing, missing, missing)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader(_PACKAGE, "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else shown(value, _LONGEST),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=lambda v: number(real(v)),
+        percent=lambda v: percent(real(v)),
+        score=lambda v: score(real(v)),
+        spread=mean_sd,
+    )
+    return environment
+
+
+def _resource(name: str) -> str:
+    return (files(_PACKAGE) / "templates" / name).read_text(encoding="utf-8")
+
+
+def _policy(*scripts: str) -> str:
+    """A content security policy: no network at all, and no script but these, by their hashes.
+
+    plotly sets styles on its elements, so that styles are allowed inline; `blob:` images are how it makes a
+    picture of a plot for saving.
+    """
+    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+    allowed = " ".join(f"'sha256-{h}'" for h in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "", depth: int = 3) -> Iterator[tuple[str, str]]:
+    """(dotted key, value as text) of what a nested table holds."""
+    for key, value in table.items():
+        name = f"{prefix}{shown(key, 80)}"
+        if isinstance(value, Mapping) and value and depth:
+            yield from _flat(mapping(value), f"{name}.", depth - 1)
+        elif isinstance(value, (list, Mapping)):
+            yield name, shown(json.dumps(value, ensure_ascii=False, default=str), 500)
+        elif value is not None:
+            yield name, shown(value, 500)

@@ -1,0 +1,162 @@
+"""Training runs as rows of sortable tables."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from autopeft.errors import UsageError
+from autopeft.recipe import Recipe
+from autopeft.report.html.values import mapping, real, shown, whole
+from autopeft.report.text import duration, number, percent, score
+
+__all__ = ["Cell", "Row", "Table", "finals_table", "methods_of", "trials_table"]
+
+_MOST = 2000
+# Trained for fewer steps than others: stopped, or waiting on a rung to go on.
+_PARTLY = ("stopped", "paused")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell: the text, and the number that it sorts by (`None` for texts and for nothing)."""
+
+    text: str
+    sort: float | None = None
+    flush: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row, with what unfolds under it: the recipe as YAML, an error."""
+
+    cells: tuple[Cell, ...]
+    state: str
+    recipe: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under headers; `left_out` tells how many more there are."""
+
+    id: str
+    headers: tuple[tuple[str, bool], ...]
+    rows: tuple[Row, ...]
+    left_out: int = 0
+
+
+@lru_cache(maxsize=4096)
+def _read(text: str) -> tuple[str, str]:
+    """(methods, YAML) of a recipe given as JSON."""
+    tree = json.loads(text)
+    try:
+        recipe = Recipe.from_dict(tree)
+    except UsageError as error:
+        return "unreadable recipe", f"# {shown(error, 300)}\n{text[:4000]}"
+    counted: dict[str, int] = {}
+    for entry in recipe.entries():
+        counted[entry.method] = counted.get(entry.method, 0) + 1
+    names = " + ".join(name if n == 1 else f"{n} × {name}" for name, n in counted.items())
+    return names or "head only", recipe.to_yaml()
+
+
+def _recipe(value: Any) -> tuple[str, str]:
+    if not isinstance(value, Mapping) or not value:
+        return "–", ""
+    return _read(json.dumps(value, default=str))
+
+
+def methods_of(recipe: Any) -> str:
+    """The methods of a recipe (`lora + 2 × serial_adapter`), `head only`, or that it cannot be read."""
+    return _recipe(recipe)[0]
+
+
+def _number(value: float | None, text: str) -> Cell:
+    return Cell(text, value, flush=True)
+
+
+def _rungs_text(record: Mapping[str, Any]) -> str:
+    rungs = [
+        (int(step), value) for step, value in mapping(record.get("rungs")).items() if str(step).isdigit()
+    ]
+    return ", ".join(f"{step}: {score(real(value))}" for step, value in sorted(rungs))
+
+
+def _state(record: Mapping[str, Any]) -> str:
+    state = shown(record.get("state"), 40)
+    if state in _PARTLY:
+        steps = whole(record.get("steps"))
+        return f"{state} at a rung" if steps is None else f"{state} at step {steps}"
+    if state == "duplicate":
+        return f"duplicate of {shown(record.get('duplicate_of'), 20)}"
+    if state == "failed" and record.get("failure"):
+        return f"failed: {shown(record.get('failure'), 40)}"
+    return state
+
+
+def _row(record: Mapping[str, Any], *, final: bool) -> Row:
+    counts, scores = mapping(record.get("counts")), mapping(record.get("scores"))
+    methods, yaml = _recipe(record.get("recipe"))
+    state = shown(record.get("state"), 40)
+    # What a stopped trial scored is of fewer steps: its rungs show it, the column of full scores does not.
+    select = None if state in _PARTLY else real(record.get("score"))
+    deployed, share = real(counts.get("deployed")), real(counts.get("share"))
+    seconds, steps, test = real(record.get("seconds")), real(record.get("steps")), real(scores.get("test"))
+    n = whole(record.get("number"))
+    first: tuple[Cell, ...]
+    if final:
+        first = (
+            Cell(shown(record.get("label"), 120)),
+            Cell(shown(record.get("seed"), 20), real(record.get("seed"))),
+        )
+    else:
+        first = (_number(None if n is None else float(n), "–" if n is None else str(n)),)
+    cells = [
+        *first,
+        Cell(_state(record)),
+        Cell(methods),
+        _number(deployed, number(deployed)),
+        _number(share, percent(share)),
+        _number(select, score(select)),
+    ]
+    if final:
+        cells.append(_number(test, score(test)))
+    else:
+        cells.append(Cell(_rungs_text(record) or "–"))
+    cells += [_number(steps, number(steps)), _number(seconds, duration(seconds))]
+    error = shown(record.get("error")) if record.get("error") else ""
+    return Row(tuple(cells), state, yaml, error)
+
+
+def _table(
+    id: str, headers: tuple[tuple[str, bool], ...], records: list[Mapping[str, Any]], *, final: bool
+) -> Table:
+    rows = tuple(_row(r, final=final) for r in records[:_MOST])
+    return Table(id, headers, rows, max(0, len(records) - _MOST))
+
+
+def trials_table(records: Iterable[Mapping[str, Any]], unfinished: Iterable[Mapping[str, Any]] = ()) -> Table:
+    """Every trial of the search by number, with those that had not ended when the journal was read."""
+    found = list(records)
+    known = {whole(r.get("number")) for r in found}
+    found += [r for r in unfinished if r.get("number") not in known]
+    found.sort(key=lambda r: n if (n := real(r.get("number"))) is not None else math.inf)
+    headers = (
+        ("trial", True), ("state", False), ("methods", False), ("deployed", True), ("share", True),
+        ("select", True), ("rungs", False), ("steps", True), ("time", True),
+    )  # fmt: skip
+    return _table("trials-table", headers, found, final=False)
+
+
+def finals_table(records: Iterable[Mapping[str, Any]]) -> Table:
+    """The runs after the search: finalists and baselines with fresh seeds, tests."""
+    headers = (
+        ("run", False), ("seed", True), ("state", False), ("methods", False), ("deployed", True),
+        ("share", True), ("select", True), ("test", True), ("steps", True), ("time", True),
+    )  # fmt: skip
+    return _table("finals-table", headers, list(records), final=True)

@@ -1,0 +1,57 @@
+"""Values of a stranger's file: numbers and texts as they may be shown, or nothing."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["mapping", "numbers", "plotly_text", "real", "shown", "whole"]
+
+_TEXT = 2000
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
+
+
+def real(value: Any) -> float | None:
+    """A finite number, or `None` for anything else (also for integers beyond what a float holds)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def whole(value: Any) -> int | None:
+    """A finite number cut to an integer, or `None`."""
+    number = real(value)
+    return None if number is None else int(number)
+
+
+def numbers(value: Any) -> list[float]:
+    """The finite numbers of a list; empty for anything else."""
+    found = [real(v) for v in value] if isinstance(value, (list, tuple)) else []
+    return [v for v in found if v is not None]
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """A table, or an empty one for anything else."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def shown(value: Any, limit: int = _TEXT) -> str:
+    """A value as text of bounded length; control, format and surrogate characters, which could hide or
+    reorder what stands there, become `�` (tabs and line ends stay)."""
+    text = "–" if value is None else str(value)
+    cut = text if len(text) <= limit else text[: limit - 1] + "…"
+    return "".join(c if c in "\t\n" or unicodedata.category(c) not in _UNSEEN else "�" for c in cut)
+
+
+def plotly_text(value: Any, limit: int = 60) -> str:
+    """A text for a plot. plotly draws a few tags (links among them) inside texts, so that these are escaped;
+    a `%{…}` would be read as a template, so that it is broken up."""
+    text = " ".join(shown(value, limit).split())
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return escaped.replace("%{", "% {")

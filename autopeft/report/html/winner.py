@@ -1,0 +1,104 @@
+"""The winner (or the best trial so far) on its backbone: graph, drawing, tables, recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from markupsafe import Markup
+
+from autopeft.assets import ModelSource, load_config, resolve_model
+from autopeft.backbones import spec_of
+from autopeft.counting import count
+from autopeft.errors import AutoPEFTError, UsageError
+from autopeft.graph import CompositionGraph, build_graph
+from autopeft.recipe import Recipe
+from autopeft.report.html.drawing import draw_graph
+from autopeft.report.html.load import Run
+from autopeft.report.html.values import mapping, shown, whole
+from autopeft.report.recipe import counts_sheet, entries_sheet
+from autopeft.report.sheet import Sheet
+from autopeft.spec import BackboneSpec
+
+__all__ = ["Winner", "winner_of"]
+
+
+@dataclass(frozen=True)
+class Winner:
+    """What is shown of the winner.
+
+    Attributes:
+        title: `winner`, or what it is instead.
+        yaml: the recipe, empty where there is none.
+        graph: `None` where it cannot be built here; `reason` says why.
+    """
+
+    title: str
+    yaml: str = ""
+    graph: CompositionGraph | None = None
+    svg: Markup | None = None
+    sheets: tuple[Sheet, ...] = ()
+    reason: str = ""
+
+
+def winner_of(run: Run, model: str | None, notify: Callable[[str], None] | None) -> Winner:
+    """The winner's recipe and graph, as far as they can be had."""
+    title = _title(run)
+    if run.recipe is None:
+        return Winner(title, reason="No trial has been trained to the end yet: there is no recipe to draw.")
+    try:
+        recipe = Recipe.from_dict(run.recipe)
+    except UsageError as error:
+        return Winner(title, reason=f"The recipe cannot be read: {shown(error)}")
+    yaml = recipe.to_yaml()
+    try:
+        spec = _spec(run, model, notify)
+        graph = build_graph(recipe, spec)
+    except AutoPEFTError as error:
+        reason = f"The graph cannot be drawn here: {shown(error)} --model says where the backbone is."
+        return Winner(title, yaml, reason=reason)
+    head = whole(mapping(_counts(run)).get("head")) or 0
+    sheets = (entries_sheet(graph), counts_sheet(count(graph, spec, head=head)))
+    # Every text of the drawing was escaped where it was drawn.
+    return Winner(title, yaml, graph, Markup(draw_graph(graph)), sheets)
+
+
+def _counts(run: Run) -> object:
+    return run.result.get("counts") or (run.best or {}).get("counts")
+
+
+def _title(run: Run) -> str:
+    if run.fixed:
+        return "The recipe"
+    if run.result:
+        n = whole(run.result.get("number"))
+        return "The winner" if n is None else f"The winner: trial {n}"
+    return (
+        "The best so far"
+        if run.best is None
+        else f"The best so far: trial {shown(run.best.get('number'), 20)}"
+    )
+
+
+def _spec(run: Run, model: str | None, notify: Callable[[str], None] | None) -> BackboneSpec:
+    """The backbone's shapes; only its configuration is read.
+
+    Raises:
+        UsageError: it is not here, or is not the one of the run.
+    """
+    backbone = mapping(run.manifest.get("backbone"))
+    name = model or shown(run.manifest.get("model"), 500)
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        # resolve_model would read all weights for their hash.
+        source = ModelSource(str(folder), None, "folder", None)
+    else:
+        source = resolve_model(name, notify=notify)
+    spec = spec_of(load_config(source))
+    trained = whole(backbone.get("parameters"))
+    if trained is not None and trained != spec.parameters:
+        raise UsageError(
+            f"The backbone {name!r} has {spec.parameters:,} parameters, but that of the run had {trained:,}."
+        )
+    return spec

@@ -1,0 +1,248 @@
+"""Scores of baseline runs, kept between searches: a baseline is trained once per task and budget.
+
+A run is known by all that decides its scores (`RunKey`): rows, backbone, recipe, seed, training plan, the
+package's own code and the versions of what it is built on. The budget is not among them: it has decided the
+recipe already, and the head alone serves every budget.
+
+A kept score on *test* may be read again without touching *test* again: it is the figure of the one time that
+this run was scored, and nothing is chosen by it. *Select* alone chooses, also among kept runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from autopeft.assets import ModelSource, cache_folder, make_room
+from autopeft.errors import AutoPEFTError
+from autopeft.graph import build_graph
+from autopeft.method import get_method
+from autopeft.recipe import Recipe
+from autopeft.search.runfolder import write_atomic
+from autopeft.spec import BackboneSpec
+from autopeft.tasks import METRICS
+from autopeft.tasks.task import SPLIT_NAMES, Task, rows_sha256
+from autopeft.training import TrainingPlan
+
+__all__ = ["BaselineCache", "RunKey", "RunKeys"]
+
+_FORMAT = 1
+_LIMIT = 32 << 20  # bytes on disk: some 8,000 runs
+_MAX_FILE = 1 << 14
+_BLOCK = 4096
+_PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
+# What shows, stores or plans a run does not change its scores.
+_OUTSIDE = ("cli", "report", "export", "search", "__main__.py")
+_METHODS = "autopeft.methods"
+_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/?$")
+_log = logging.getLogger("autopeft")
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """All that decides the scores of a run.
+
+    Attributes:
+        data: hash of the rows of every split and of how they are scored.
+        metric: the score's name.
+        backbone: hash of its weights.
+        recipe: trial hash of the recipe.
+        seed, steps: of the run.
+        plan: the rest of the training plan, as canonical JSON.
+        precision: of the backbone.
+        versions: of the packages it is built on, and a hash of this package's own code, as canonical JSON.
+    """
+
+    data: str
+    metric: str
+    backbone: str
+    recipe: str
+    seed: int
+    steps: int
+    plan: str
+    precision: str
+    versions: str
+
+    def digest(self) -> str:
+        """SHA-256 of the whole key."""
+        return hashlib.sha256(_canonical(asdict(self)).encode()).hexdigest()
+
+
+class RunKeys:
+    """Makes the keys of a search's runs.
+
+    Args:
+        plan: its seed and steps are replaced by those of each run.
+        precision: of the backbone in the runs: baselines are trained in fp32.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        source: ModelSource,
+        spec: BackboneSpec,
+        plan: TrainingPlan,
+        precision: str = "fp32",
+    ) -> None:
+        self._spec, self._metric, self._precision = spec, task.metric, precision
+        self._data, self._backbone = _data_hash(task), _backbone_id(source)
+        self._plan = _canonical({k: v for k, v in asdict(plan).items() if k not in ("seed", "steps")})
+
+    def of(self, recipe: Mapping[str, Any], seed: int, steps: int) -> RunKey | None:
+        """The key of a run, or `None` where its scores cannot be kept.
+
+        That is so for a backbone without a known hash (reached on the hub, or a folder above 2 GiB) and for
+        methods of other packages, whose code may change unseen.
+        """
+        parsed = Recipe.from_dict(dict(recipe))
+        if self._backbone is None or not all(_is_own(e.method) for e in parsed.entries()):
+            return None
+        trial = build_graph(parsed, self._spec).trial_hash()
+        return RunKey(
+            self._data,
+            self._metric,
+            self._backbone,
+            trial,
+            seed,
+            steps,
+            self._plan,
+            self._precision,
+            _versions(),
+        )
+
+
+class BaselineCache:
+    """Scores by run, one small JSON file each.
+
+    Several processes may share a folder. Of two that store the same run at once the later one stays, which at
+    worst costs a split's score. What was unused for longest goes where the folder gets too large. Nothing
+    that fails here stops a search: it is logged, and the run is trained.
+
+    Args:
+        folder: where the files lie; default the folder `baselines` of the user's cache.
+        reuse: `False` to find nothing, so that every run is trained and stored anew.
+        limit: bytes on disk that all files together may take.
+    """
+
+    def __init__(self, folder: Path | None = None, *, reuse: bool = True, limit: int = _LIMIT) -> None:
+        self._folder, self._reuse, self._limit = folder, reuse, limit
+
+    def get(self, key: RunKey | None) -> dict[str, float] | None:
+        """Score of each split that is known of this run; `None` where nothing is, or nothing sound."""
+        if key is None or not self._reuse:
+            return None
+        try:
+            path = self._path(key)
+            scores = _read(path, key)
+            if scores is not None:
+                os.utime(path)
+        except (OSError, AutoPEFTError) as error:
+            _log.info("a kept baseline run cannot be read: %s", error)
+            return None
+        return scores
+
+    def put(self, key: RunKey | None, scores: Mapping[str, float], seconds: float) -> None:
+        """Keep the scores of a run, beside those of other splits that are known already.
+
+        Scores that are not finite, or not possible for the metric, are not kept.
+        """
+        if key is None or not scores or not _sound(scores, key.metric):
+            return
+        known = {**(self.get(key) or {}), **scores}
+        content = {"format": _FORMAT, "key": asdict(key), "scores": known, "seconds": round(seconds, 3)}
+        text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+        try:
+            path = self._path(key)
+            if path.exists() or make_room(path.parent, max(len(text), _BLOCK), self._limit):
+                write_atomic(path, text)
+        except (OSError, AutoPEFTError) as error:
+            _log.warning("a baseline run is not kept for later searches: %s", error)
+
+    def _path(self, key: RunKey) -> Path:
+        folder = cache_folder("baselines") if self._folder is None else self._folder
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{key.digest()}.json"
+
+
+def _read(path: Path, key: RunKey) -> dict[str, float] | None:
+    """The scores in a file, or `None` where it is missing or not wholly as `put` writes it."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        raw = file.read(_MAX_FILE + 1)
+    if len(raw) > _MAX_FILE:
+        return None
+    try:
+        content = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict) or content.get("format") != _FORMAT or content.get("key") != asdict(key):
+        return None
+    scores = content.get("scores")
+    if not isinstance(scores, dict) or not scores or not _sound(scores, key.metric):
+        return None
+    return {str(split): float(score) for split, score in scores.items()}
+
+
+def _sound(scores: Mapping[Any, Any], metric: str) -> bool:
+    """Whether every score is a finite number that the metric can give, of a split that exists."""
+    bounds = METRICS[metric]
+    return all(
+        split in SPLIT_NAMES
+        and isinstance(score, (int, float))
+        and not isinstance(score, bool)
+        and bounds.low <= score <= bounds.high
+        and math.isfinite(score)
+        for split, score in scores.items()
+    )
+
+
+def _data_hash(task: Task) -> str:
+    described = [task.kind, list(task.labels), task.metric, task.class_weights]
+    rows = [rows_sha256(s.texts, s.pairs, s.labels) for s in (task.splits[name] for name in SPLIT_NAMES)]
+    return hashlib.sha256(_canonical([described, rows]).encode()).hexdigest()
+
+
+def _backbone_id(source: ModelSource) -> str | None:
+    if source.sha256 is not None:
+        return f"{source.alias or 'folder'} {source.sha256}"
+    snapshot = _SNAPSHOT.search(Path(source.path).as_posix())
+    return None if snapshot is None else f"hub {snapshot[1]}"
+
+
+def _is_own(method: str) -> bool:
+    return str(get_method(method).__module__).startswith(f"{_METHODS}.")
+
+
+@cache
+def _versions() -> str:
+    found = {package: version(package) for package in _PACKAGES}
+    return _canonical({**found, "autopeft": _code_hash()})
+
+
+def _code_hash() -> str:
+    """SHA-256 of this package's code that takes part in a run: scores of other code are other scores."""
+    root = Path(__file__).parent.parent
+    methods = Path(next(iter(importlib.import_module(_METHODS).__path__)))
+    own = [p for p in root.rglob("*.py") if p.relative_to(root).parts[0] not in _OUTSIDE]
+    named = {p.relative_to(root).as_posix(): p for p in (*own, root / "search" / "worker.py")}
+    named |= {f"methods/{p.relative_to(methods).as_posix()}": p for p in methods.rglob("*.py")}
+    digest = hashlib.sha256()
+    for name, path in sorted(named.items()):
+        digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

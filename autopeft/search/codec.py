@@ -1,0 +1,53 @@
+"""A space's parameters as Optuna's distributions, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+if TYPE_CHECKING:
+    from autopeft.search.space_bound import Parameter
+
+__all__ = ["Codec"]
+
+
+class Codec:
+    """Maps a space's parameters to Optuna distributions and back.
+
+    Choices with an order become an index, so that samplers see it; other choices stay categorical.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter]) -> None:
+        self.distributions: dict[str, BaseDistribution] = {}
+        self._indexed: dict[str, tuple[Any, ...]] = {}
+        for p in parameters:
+            self.distributions[p.name] = self._distribution(p)
+
+    def _distribution(self, p: Parameter) -> BaseDistribution:
+        if p.kind == "int":
+            return IntDistribution(int(p.low), int(p.high), log=bool(p.log))
+        if p.kind == "float":
+            return FloatDistribution(float(p.low), float(p.high), log=bool(p.log))
+        if p.ordered:
+            self._indexed[p.name] = p.choices
+            return IntDistribution(0, len(p.choices) - 1)
+        return CategoricalDistribution(p.choices)
+
+    def decode(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Optuna's parameters as the space's values."""
+        return {k: self._indexed[k][v] if k in self._indexed else v for k, v in params.items()}
+
+    def encode(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The space's values as Optuna's parameters."""
+        return {
+            k: self._indexed[k].index(v) if k in self._indexed else v
+            for k, v in values.items()
+            if k in self.distributions
+        }

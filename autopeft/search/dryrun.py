@@ -1,0 +1,94 @@
+"""What a search would do, without starting anything."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.counting import Counts
+from autopeft.graph import build_graph
+from autopeft.recipe import Recipe
+from autopeft.search.baselines import Baseline
+from autopeft.search.estimate import Estimate, Work, estimate
+from autopeft.search.prepare import Arguments, Prepared, prepare
+from autopeft.search.repair import feasible_share, repair
+
+__all__ = ["DryRun", "Sample", "estimate_of", "plan"]
+
+_PROBE = 200
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A recipe that a search could try, and its counts."""
+
+    recipe: Recipe
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a search would do.
+
+    Attributes:
+        cardinality: recipes of the space before the budget; infinite where it has a continuous parameter.
+        feasible: share of random members that fit the budget without repair.
+        estimate: time and memory.
+    """
+
+    prepared: Prepared
+    cardinality: int | float
+    feasible: float
+    samples: tuple[Sample, ...]
+    baselines: tuple[Baseline, ...]
+    estimate: Estimate
+
+
+def plan(*, samples: int = 5, notify: Callable[[str], None] | None = None, **arguments: Any) -> DryRun:
+    """Say what `search` with these arguments would do, without starting anything.
+
+    Raises:
+        UsageError: an argument is wrong, or nothing in the space fits the budget.
+    """
+    ready = prepare(Arguments(**arguments), notify)
+    rng = random.Random(ready.arguments.seed)
+    found: dict[str, Sample] = {}
+    for _ in range(20 * samples):
+        if len(found) >= samples:
+            break
+        fixed = repair(ready.space, ready.space.sample(rng, ready.spec), ready.budget, ready.spec)
+        trial = build_graph(fixed.recipe, ready.spec).trial_hash()
+        found.setdefault(trial, Sample(fixed.recipe, fixed.counts))
+    rivals = ready.rivals()
+    return DryRun(
+        prepared=ready,
+        cardinality=ready.space.cardinality(ready.spec),
+        feasible=feasible_share(ready.space, ready.budget, ready.spec, n=_PROBE, seed=ready.arguments.seed),
+        samples=tuple(found.values()),
+        baselines=tuple(rivals),
+        estimate=estimate_of(ready, rivals),
+    )
+
+
+def estimate_of(ready: Prepared, rivals: Sequence[Baseline]) -> Estimate:
+    """Time and memory of a search with these baselines."""
+    texts = ready.task.splits["train"].texts[:_PROBE]
+    pairs = (ready.task.splits["train"].pairs or [])[:_PROBE]
+    words = sum(len(t.split()) for t in (*texts, *pairs)) / max(1, len(texts))
+    tokens = min(float(ready.plan.max_length), 2.0 + 1.35 * words)
+    found = estimate(
+        Work.of(ready.spec, tokens),
+        ready.effort,
+        rungs=ready.rungs,
+        batch_size=ready.plan.batch_size,
+        select_rows=len(ready.task.splits["select"]),
+        test_rows=len(ready.task.splits["test"]),
+        workers=ready.workers or 1,
+        baselines=rivals,
+        gpu=ready.gpus > 0,
+    )
+    if ready.seconds is not None and ready.seconds < found.seconds:
+        return Estimate(ready.seconds, found.trial_seconds, found.memory)
+    return found

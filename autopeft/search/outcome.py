@@ -1,0 +1,146 @@
+"""From a search that has ended to its result, and every file that it leaves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from autopeft.errors import AutoPEFTError
+from autopeft.recipe import Recipe
+from autopeft.search.comparison import (
+    Comparison,
+    ScoredSplit,
+    SelectionBias,
+    compare,
+    selection_bias,
+)
+from autopeft.search.director import Director
+from autopeft.search.front import front_csv, front_json, pareto_front
+from autopeft.search.hypervolume import hypervolume_course
+from autopeft.search.jobs import TrialRecord
+from autopeft.search.result import SearchResult
+from autopeft.search.runfolder import RunFolder
+from autopeft.search.selection import Contender
+
+if TYPE_CHECKING:
+    from autopeft.search.prepare import Prepared
+
+__all__ = ["course", "finish", "trained_steps"]
+
+
+def finish(ready: Prepared, folder: RunFolder, director: Director, seconds: float) -> SearchResult:
+    """Write winner, front, trials and result of a search that has ended or was interrupted.
+
+    Raises:
+        AutoPEFTError: no trial was trained to the end; the message gives the first failure, or the way to go
+            on.
+    """
+    study = director.study
+    records = sorted([*study.records(), *study.paused.values()], key=lambda r: r.number or 0)
+    best = study.best()
+    if not best:
+        raise AutoPEFTError(_nothing(director, records, folder))
+    winner, chosen = director.finals.winner, best[0]
+    if winner is not None and winner.number is not None and winner.good:
+        chosen = study.get(winner.number)
+        files = director.vault.get(winner.good[0].job)
+    else:
+        winner, files = None, None
+        kept = None if director.kept is None else study.get(director.kept)
+        if kept is not None and kept.score == chosen.score:
+            # Of equal trials the one whose weights were kept, so that recipe and weights are of the same
+            # hybrid.
+            chosen, files = kept, director.vault.get("best")
+    final = None if winner is None else winner.contender()
+    recipe, rivals = Recipe.from_dict(dict(chosen.recipe)), director.finals.baselines()
+    front = pareto_front(records)
+    result = SearchResult(
+        winner=recipe,
+        counts=chosen.counts or {},
+        number=chosen.number if chosen.number is not None else -1,
+        metric=ready.task.metric,
+        select=final.select if final else (),
+        test=final.test if final else (),
+        search_score=chosen.score if chosen.score is not None else math.nan,
+        confirmed=final is not None,
+        baselines=tuple(rivals),
+        front=tuple(front),
+        trials=tuple(replace(r, seed=ready.arguments.seed) for r in records),
+        run=folder.path,
+        interrupted=director.interrupted,
+        exhausted=director.exhausted,
+        out_of_time=director.out_of_time,
+        notice=ready.task.source.notice,
+        seconds=seconds,
+        steps=sum(map(trained_steps, records)),
+        hypervolume=tuple(course(records, ready.limits[1])),
+        comparisons=_comparisons(ready, final, rivals),
+        bias=_bias(ready, final),
+    )
+    if files is not None:
+        folder.write_winner(files)
+    folder.write_lines("trials.jsonl", list(result.trials))
+    folder.write_text("recipe.yaml", recipe.to_yaml())
+    folder.write_text("front.csv", front_csv(front))
+    folder.write_text("front.json", front_json(front))
+    folder.write_json("result.json", result.to_dict())
+    return result
+
+
+def _comparisons(
+    ready: Prepared, winner: Contender | None, rivals: list[Contender]
+) -> tuple[Comparison, ...]:
+    if winner is None:
+        return ()
+    split = ScoredSplit.of(ready.task)
+    return tuple(compare(winner.by_seed, rival.by_seed, split, name=rival.name) for rival in rivals)
+
+
+def _bias(ready: Prepared, winner: Contender | None) -> SelectionBias | None:
+    if winner is None:
+        return None
+    select, test = ScoredSplit.of(ready.task, "select"), ScoredSplit.of(ready.task)
+    return selection_bias(winner.select_mean, winner.test_mean, select, test)
+
+
+def trained_steps(record: TrialRecord) -> int:
+    """Steps that a trial was trained for, as far as a rung or the end shows."""
+    return 0 if record.state == "duplicate" else max(map(int, record.rungs), default=0)
+
+
+def course(records: Iterable[TrialRecord], limit: int) -> list[dict[str, float]]:
+    """How the front of fully trained recipes grew: for each, in the order of the trials, the training steps
+    spent until then (stopped trials included) and the hypervolume in (score, deployed parameters).
+
+    The reference point is `limit` parameters and the lowest score of all, so the last value depends on the
+    run: it shows a run's progress and compares no two runs.
+    """
+    ordered = sorted(records, key=lambda r: r.number or 0)
+    full = [r for r in ordered if r.state == "complete" and r.score is not None and r.counts is not None]
+    if not full:
+        return []
+    points = [(r.score or 0.0, float((r.counts or {})["deployed"])) for r in full]
+    reference = (min(score for score, _ in points), float(limit) + 1.0)
+    reached = dict(zip((r.number for r in full), hypervolume_course(points, reference), strict=True))
+    steps, found = 0, []
+    for record in ordered:
+        steps += trained_steps(record)
+        if record.number in reached:
+            found.append({"trial": record.number or 0, "steps": steps, "hypervolume": reached[record.number]})
+    return found
+
+
+def _nothing(director: Director, records: list[TrialRecord], folder: RunFolder) -> str:
+    failed = [r for r in records if r.state == "failed" and r.failure != "stopped"]
+    waiting = len(director.study.paused)
+    if director.interrupted and waiting:
+        return (
+            f"Stopped before any trial was trained to the end; {waiting} wait on a rung. Go on with: "
+            f"autopeft search --resume {folder.path}"
+        )
+    if director.interrupted and not failed:
+        return "Stopped before the first trial had finished: there is nothing to keep."
+    cause = director.first_error or next((r.error for r in failed if r.error), "the space gave no recipe")
+    return f"All {len(failed)} trials failed. The first failure: {cause}"

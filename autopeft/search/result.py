@@ -1,0 +1,103 @@
+"""What a search found."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autopeft.recipe import Recipe
+from autopeft.search.comparison import Comparison, SelectionBias
+from autopeft.search.front import FrontPoint
+from autopeft.search.jobs import CountTable, TrialRecord
+from autopeft.search.selection import Contender, mean_sd
+
+__all__ = ["SearchResult"]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found; the same is in its run folder.
+
+    Attributes:
+        winner: the best recipe inside the budget.
+        counts: its four counts and shares.
+        number: its trial.
+        select, test: its scores with fresh seeds; empty where they were not measured.
+        search_score: what it scored in the search itself, with the search's seed.
+        confirmed: whether it was retrained with fresh seeds.
+        baselines: at the same budget, trained the same way, with fresh seeds.
+        front: deployed parameters against the score on *select*.
+        trials: every trial.
+        steps: training steps of the search, rungs included, without finals.
+        hypervolume: how the front grew, trial by trial (see `autopeft.search.outcome`).
+        comparisons: the winner against each baseline on *test*, with intervals.
+        bias: how much better the winner looks on *select*, which chose it, than on *test*.
+        interrupted, exhausted, out_of_time: why it ended before the planned number of trials, if it did.
+        notice: one line where the data stand in for others.
+    """
+
+    winner: Recipe
+    counts: CountTable
+    number: int
+    metric: str
+    select: tuple[float, ...]
+    test: tuple[float, ...]
+    search_score: float
+    confirmed: bool
+    baselines: tuple[Contender, ...]
+    front: tuple[FrontPoint, ...]
+    trials: tuple[TrialRecord, ...] = field(repr=False)
+    run: Path
+    interrupted: bool
+    exhausted: bool
+    out_of_time: bool
+    notice: str | None
+    seconds: float
+    steps: int = 0
+    hypervolume: tuple[dict[str, float], ...] = field(default=(), repr=False)
+    comparisons: tuple[Comparison, ...] = ()
+    bias: SelectionBias | None = None
+
+    @property
+    def select_mean(self) -> float | None:
+        return mean_sd(self.select)[0]
+
+    @property
+    def select_sd(self) -> float | None:
+        return mean_sd(self.select)[1]
+
+    @property
+    def test_mean(self) -> float | None:
+        return mean_sd(self.test)[0]
+
+    @property
+    def test_sd(self) -> float | None:
+        return mean_sd(self.test)[1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The outcome in numbers, JSON-able; trials and front are in files of their own."""
+        skipped = ("winner", "baselines", "front", "trials", "comparisons", "bias")
+        data: dict[str, Any] = {k: v for k, v in vars(self).items() if k not in skipped}
+        data["run"] = str(self.run)
+        data.update(
+            recipe=self.winner.to_dict(),
+            select_mean=self.select_mean,
+            select_sd=self.select_sd,
+            test_mean=self.test_mean,
+            test_sd=self.test_sd,
+            comparisons=[{**asdict(c), "text": c.sentence()} for c in self.comparisons],
+            selection_bias=None if self.bias is None else self.bias.value,
+            selection_bias_text=None if self.bias is None else self.bias.sentence(),
+            baselines=[_contender_dict(c) for c in self.baselines],
+            trials={
+                state: sum(t.state == state for t in self.trials)
+                for state in ("complete", "stopped", "paused", "failed", "duplicate")
+            },
+        )
+        return data
+
+
+def _contender_dict(c: Contender) -> dict[str, Any]:
+    means = {k: getattr(c, k) for k in ("select_mean", "select_sd", "test_mean", "test_sd")}
+    return {**vars(c), **means}

@@ -1,0 +1,129 @@
+"""Whether the processes that a Ray driver depends on still answer: the raylet of its node, and the head.
+
+Without them Ray's calls block, and after a minute Ray ends the whole process.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from autopeft.errors import AutoPEFTError
+
+__all__ = ["Place", "RayEndedError", "Watch", "greet"]
+
+# What a client of HTTP/2, on which gRPC stands, says first; a server answers with its settings, frame type 4.
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+_SETTINGS = 4
+_HEADER = 9
+_GREET_SECONDS = 3.0
+_EVERY = 1.0
+_FROZEN_SECONDS = 40.0
+
+
+class RayEndedError(AutoPEFTError):
+    """Ray itself ended during a run; what was finished before is on disk."""
+
+
+@dataclass
+class Place:
+    """A gRPC server that must answer.
+
+    Attributes:
+        patience: seconds that it may be gone before it counts as dead.
+    """
+
+    name: str
+    host: str
+    port: int
+    patience: float
+
+
+def greet(host: str, port: int, timeout: float = _GREET_SECONDS) -> bool:
+    """Whether a gRPC server answers at `host:port`; `False` if something else does, or only accepts.
+
+    Raises:
+        OSError: nobody listens there.
+    """
+    with socket.create_connection((host, port), timeout=timeout) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") not in ("", "0", "false", "False"):
+            return True  # it speaks only after a handshake
+        connection.sendall(_PREFACE)
+        found = b""
+        try:
+            while len(found) < _HEADER:
+                part = connection.recv(_HEADER - len(found))
+                if not part:
+                    return False
+                found += part
+        except OSError:
+            return False
+    return found[3] == _SETTINGS
+
+
+class Watch:
+    """Watches the places that answered when it was made.
+
+    A place that refuses is dead after its patience, one that only is silent after 40 s: the machine may be
+    busy.
+    """
+
+    def __init__(
+        self, places: Sequence[Place], *, resume: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock, self._resume = clock, resume
+        self._places = [place for place in places if _state(place) is None]
+        self._gone: dict[int, float] = {}
+        self._next = clock()
+
+    def check(self) -> None:
+        """Look about once a second.
+
+        Raises:
+            RayEndedError: a place is dead.
+        """
+        if self._clock() >= self._next:
+            self.answers()
+
+    def answers(self) -> bool:
+        """Look now; whether every place answers.
+
+        Raises:
+            RayEndedError: a place is dead.
+        """
+        states = [_state(place) for place in self._places]
+        now = self._clock()
+        self._next = now + _EVERY
+        for i, (place, state) in enumerate(zip(self._places, states, strict=True)):
+            if state is None:
+                self._gone.pop(i, None)
+                continue
+            since = self._gone.setdefault(i, now)
+            if now - since >= (place.patience if state == "gone" else max(_FROZEN_SECONDS, place.patience)):
+                raise RayEndedError(
+                    f"Ray ended during the search: {place.name} at {place.host}:{place.port} is {state}. "
+                    f"Everything that had finished is on disk; go on with `{self._resume}`."
+                )
+        return all(state is None for state in states)
+
+    def settle(self) -> None:
+        """Come back once every place answers.
+
+        Raises:
+            RayEndedError: one is dead.
+        """
+        while not self.answers():
+            time.sleep(_EVERY / 4)
+
+
+def _state(place: Place) -> str | None:
+    """What is wrong with a place, if anything."""
+    try:
+        return None if greet(place.host, place.port) else "silent"
+    except ConnectionRefusedError:
+        return "gone"
+    except OSError:
+        return "silent"

@@ -1,0 +1,95 @@
+"""The study of a search opens in optuna-dashboard."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.searching import to_lora
+
+from autopeft.search.jobs import JobResult
+from autopeft.search.rungs import Rungs
+from autopeft.search.space_bound import Parameter
+from autopeft.search.study import SearchStudy
+
+RANKS = tuple(range(1, 33))
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    """What a real search leaves behind: three scored trials, one that waits on a rung, and a failed one."""
+    parameters = [Parameter("rank", "categorical", RANKS, sizes=RANKS)]
+    path = tmp_path / "journal.log"
+    study = SearchStudy(path, parameters, to_lora, sampler="random", seed=0, trials=5, rungs=Rungs.of(180))
+    for score in (0.5, 0.6, 0.7, None, "rung"):
+        proposal = study.propose()
+        assert proposal is not None
+        job = f"trial-{proposal.number}"
+        if score is None:
+            study.record(proposal.number, JobResult(job, error="broke down", failure="failed"))
+        elif score == "rung":
+            study.pause(proposal.number, 60, JobResult(job, scores={"select": 0.4}, paused=True))
+        else:
+            study.record(proposal.number, JobResult(job, scores={"select": float(score)}))
+    return path
+
+
+@pytest.fixture
+def dashboard(journal: Path, tmp_path: Path) -> Iterator[str]:
+    """The command that the report names, on a copy of the journal."""
+    pytest.importorskip("optuna_dashboard")
+    command = Path(sys.executable).with_name("optuna-dashboard")
+    copy = tmp_path / "study.log"
+    shutil.copyfile(journal, copy)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = ["--storage-class", "JournalFileStorage", "--port", str(port), "--server", "wsgiref"]
+    with subprocess.Popen(
+        [str(command), *arguments, str(copy)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+def fetch(url: str, *, patience: float = 60.0) -> bytes:
+    until = time.monotonic() + patience
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                body: bytes = answer.read()
+                return body
+        except urllib.error.URLError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_the_dashboard_shows_the_study(dashboard: str, journal: Path) -> None:
+    before = journal.read_bytes()
+    page = fetch(f"{dashboard}/dashboard/").decode()
+    assert "<html" in page.lower()
+    (summary,) = json.loads(fetch(f"{dashboard}/api/studies"))["study_summaries"]
+    assert summary["study_name"] == "autopeft"
+    study: dict[str, Any] = json.loads(fetch(f"{dashboard}/api/studies/{summary['study_id']}"))
+    trials = study["trials"]
+    # A recipe that was drawn twice is a trial with the known score.
+    fresh = [t for t in trials if not any(a["key"] == "duplicate_of" for a in t["user_attrs"])]
+    assert [t["state"] for t in fresh] == ["Complete", "Complete", "Complete", "Fail", "Running"]
+    assert [t["values"][0] for t in fresh[:3]] == [0.5, 0.6, 0.7]
+    assert [v["value"] for v in fresh[4]["intermediate_values"]] == [0.4]
+    assert [p["name"] for p in study["trials"][0]["params"]] == ["rank"]
+    assert journal.read_bytes() == before

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from autopeft.errors import UsageError
+from autopeft.report.html.journal import copy_journal, read_history
+from autopeft.search.runfolder import RunFolder
+
+Make = Callable[..., RunFolder]
+
+
+def test_the_study_of_a_run(make_run: Make) -> None:
+    folder = make_run(trials=12)
+    history = read_history(folder.journal, folder.lines())
+    trials = history.study.get_trials(deepcopy=False)
+    assert [t.number for t in trials] == list(range(12))
+    assert trials[3].state == TrialState.FAIL
+    assert trials[6].state == TrialState.PRUNED
+    assert trials[6].intermediate_values == {20: pytest.approx(folder.lines()[6]["rungs"]["20"])}
+    assert trials[4].value == folder.lines()[4]["score"]
+    assert all(not t.user_attrs for t in trials)
+    assert history.labels == {"rank": {i: str(r) for i, r in enumerate((1, 2, 4, 8, 16))}}
+    assert sorted(history.parameters) == ["kind", "learning_rate", "rank"]
+
+
+def test_two_objectives_become_the_score_alone_and_rungs_come_from_the_records(make_run: Make) -> None:
+    folder = make_run(trials=12, objectives=2)
+    history = read_history(folder.journal, folder.lines())
+    assert history.objectives == 2
+    assert len(history.study.directions) == 1
+    assert history.complete[0].values == [folder.lines()[0]["score"]]
+    assert 20 in history.study.get_trials(deepcopy=False)[6].intermediate_values
+
+
+def test_reading_leaves_the_folder_as_it_was(make_run: Make) -> None:
+    folder = make_run(trials=5, finished=False)
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.path.iterdir()}
+    folder.path.chmod(0o555)
+    try:
+        history = read_history(folder.journal, folder.lines())
+    finally:
+        folder.path.chmod(0o755)
+    assert [r["number"] for r in history.unfinished] == [4]
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.path.iterdir()} == before
+
+
+@pytest.mark.parametrize("size", [0, 10, 1 << 20, (1 << 20) + 1])
+def test_only_whole_lines_are_copied(tmp_path: Path, size: int) -> None:
+    journal, copy = tmp_path / "journal.log", tmp_path / "copy.log"
+    line = b"x" * size + b"\n"
+    journal.write_bytes(line * 3 + b'{"op_code": 4, "wor')
+    copy_journal(journal, copy)
+    assert copy.read_bytes() == line * 3
+
+
+def test_a_journal_without_a_whole_line_is_empty(tmp_path: Path) -> None:
+    journal, copy = tmp_path / "journal.log", tmp_path / "copy.log"
+    journal.write_bytes(b"torn")
+    copy_journal(journal, copy)
+    assert copy.read_bytes() == b""
+    with pytest.raises(UsageError, match="holds no study"):
+        read_history(journal)
+
+
+def test_a_journal_beyond_the_bound_is_not_read(tmp_path: Path) -> None:
+    journal = tmp_path / "journal.log"
+    journal.write_bytes(b"x\n" * 5000)
+    with pytest.raises(UsageError, match="more than"):
+        copy_journal(journal, tmp_path / "copy.log", limit=9999)
+    copy_journal(journal, tmp_path / "copy.log", limit=10_000)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [{"op_code": 5, "worker_id": "w", "trial_id": 7, "param_name": "x"}],
+        [{"op_code": 99}],
+        [{}],
+        [[1, 2]],
+    ],
+)
+def test_a_damaged_journal_is_one_sentence(tmp_path: Path, lines: list[object]) -> None:
+    journal = tmp_path / "journal.log"
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UsageError, match=r"journal\.log"):
+        read_history(journal)
+
+
+def test_no_journal(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no journal"):
+        read_history(tmp_path / "journal.log")
+
+
+def test_names_are_safe_for_plots_and_stay_apart(make_run: Make) -> None:
+    words = "<b>" + "long " * 20
+    folder = make_run(trials=4, words=words)
+    history = read_history(folder.journal, folder.lines())
+    trial = history.study.get_trials(deepcopy=False)[0]
+    assert all("<" not in name and len(name) < 60 for name in trial.params)
+    assert len(trial.params) == 3
+    (kind,) = [v for k, v in trial.params.items() if k.startswith("kind")]
+    assert "<" not in str(kind)
+    assert set(history.labels) <= set(trial.params)

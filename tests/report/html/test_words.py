@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autopeft.report.html.load import read_run
+from autopeft.report.html.words import comparisons, facts, headline, remarks, reproduction
+from autopeft.search.runfolder import RunFolder
+
+Make = Callable[..., RunFolder]
+Edit = Callable[[Path, Callable[[Any], Any]], None]
+
+
+def test_the_headline_says_what_won_and_by_how_much(make_run: Make) -> None:
+    first, second = headline(read_run(make_run(trials=6)))
+    assert "scored accuracy 0.7100 ± 0.0100 on test, over 3 seeds" in first
+    assert "parameters" in first
+    assert second.startswith("The best baseline, LoRA rank 4 with 1,536 parameters")
+    assert second.endswith("the difference is +0.0133 (95 % interval -0.0040 to +0.0310): within noise.")
+
+
+@pytest.mark.parametrize(
+    ("test", "verdict"),
+    [
+        ([0.68, 0.70, 0.71], "within noise: neither is shown to be better"),
+        ([0.90, 0.91, 0.92], "it does better here by 0.2000"),
+        ([0.20, 0.21, 0.22], "the difference, +0.1600, is more than the deviations together"),
+        ([0.69], "+0.0200, and one seed tells nothing of the noise"),
+    ],
+)
+def test_without_intervals_the_deviations_decide(make_run: Make, test: list[float], verdict: str) -> None:
+    def rivals(folder: RunFolder) -> None:
+        result = folder.result()
+        result["baselines"][0]["test"] = test
+        del result["comparisons"]
+        folder.write_json("result.json", result)
+
+    folder = make_run(trials=1)
+    rivals(folder)
+    assert verdict in headline(read_run(folder))[1]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(-0.1, 0.1, "within noise"), (0.01, 0.1, "the winner is better"), (-0.1, -0.01, "it is better")],
+)
+def test_an_interval_that_holds_zero_is_noise(make_run: Make, low: float, high: float, verdict: str) -> None:
+    rows = [{"baseline": "LoRA rank 4", "difference": (low + high) / 2, "low": low, "high": high}]
+    run = read_run(make_run(trials=1, result={"comparisons": rows}))
+    ((name, text),) = comparisons(run)
+    assert name == "LoRA rank 4"
+    assert text.endswith(verdict)
+
+
+def test_the_searchs_own_sentence_is_quoted(make_run: Make) -> None:
+    text = "The winner is 1.3 points above LoRA rank 4 (…): the difference is within noise."
+    rows = [{"baseline": "LoRA rank 4", "difference": 0.013, "low": -0.1, "high": 0.2, "text": text}]
+    run = read_run(make_run(trials=1, result={"comparisons": rows}))
+    assert headline(run)[2] == text
+    assert comparisons(run) == [("", text)]
+
+
+def test_an_unfinished_run_claims_nothing_of_test(make_run: Make) -> None:
+    (text,) = headline(read_run(make_run(trials=5, finished=False)))
+    assert "not finished" in text
+    assert "test has not been touched" in text
+    assert headline(read_run(make_run(trials=0, finished=False))) == [
+        "No trial has been trained to the end yet."
+    ]
+
+
+def test_a_winner_that_was_not_retrained_says_so(make_run: Make) -> None:
+    run = read_run(make_run(trials=1, result={"test": [], "select": [], "interrupted": True}))
+    assert headline(run) == [headline(run)[0]]
+    assert "It was not retrained" in headline(run)[0]
+    assert any("interrupted" in r for r in remarks(run))
+
+
+def test_what_a_reader_must_know(make_run: Make) -> None:
+    run = read_run(make_run(trials=1, words="SST-2", result={"exhausted": True}))
+    text = " ".join(remarks(run))
+    assert "not comparable with those of SST-2" in text
+    assert "Select minus test of the winner: +0.0100" in text
+    assert "no further recipe" in text
+
+
+def test_facts_count_the_states(make_run: Make) -> None:
+    found = dict(facts(read_run(make_run(trials=8))))
+    assert found["trials"] == "5 complete, 1 duplicate, 1 failed, 1 stopped (planned: 8)"
+    assert found["run"] == "search, finished"
+    assert found["budget"] == "2% (at most 902 parameters)"
+
+
+def test_the_command_is_safe_to_paste(make_run: Make) -> None:
+    words = "$(touch pwned); 'q' \"d\" `x`"
+    folder = make_run(trials=1, words=words)
+    blocks = dict(reproduction(read_run(folder)))
+    parts = shlex.split(blocks["Search again"])
+    assert parts[:2] == ["autopeft", "search"]
+    assert parts[parts.index("--task") + 1] == f"toy {words}"
+    assert "--seed" not in parts  # a default
+    assert "Go on with it" not in blocks
+    namespace: dict[str, Any] = {}
+    call = blocks["The same in Python"].replace("import autopeft\n\nautopeft.search", "found = dict")
+    exec(call, namespace)
+    assert namespace["found"] == {"task": f"toy {words}", "budget": "2%", "trials": 1}
+
+
+def test_arguments_that_only_python_takes_are_not_put_on_a_command_line(make_run: Make, edit: Edit) -> None:
+    folder = make_run(trials=1)
+    edit(
+        folder.path / "manifest.json",
+        lambda m: m | {"arguments": {"task": "trec", "train_rows": 20, "stand_in": False, "evil": "x"}},
+    )
+    blocks = dict(reproduction(read_run(folder)))
+    assert "Search again" not in blocks
+    assert "train_rows=20" in blocks["The same in Python"]
+    assert "evil" not in blocks["The same in Python"]
+    edit(folder.path / "manifest.json", lambda m: m | {"arguments": {"task": "trec", "stand_in": False}})
+    assert dict(reproduction(read_run(folder)))["Search again"] == "autopeft search --task trec --no-stand-in"
+
+
+def test_a_run_that_was_cut_off_can_go_on(make_run: Make) -> None:
+    folder = make_run(trials=3, finished=False)
+    what, line = reproduction(read_run(folder))[0]
+    assert (what, line) == ("Go on with it", f"autopeft search --resume runs/{folder.name}")
+
+
+def test_options_that_repeat_and_flags(make_run: Make, edit: Edit) -> None:
+    folder = make_run(trials=1)
+    arguments = {"task": "t", "warm_start": ["a b", "c"], "fresh_baselines": True, "space": "custom"}
+    edit(folder.path / "manifest.json", lambda m: m | {"arguments": arguments})
+    parts = shlex.split(dict(reproduction(read_run(folder)))["Search again"])
+    assert parts[2:] == [
+        *("--task", "t", "--from", "a b", "--from", "c", "--fresh-baselines"),
+        *("--space", f"{folder.path}/space.yaml"),
+    ]
+    edit(folder.path / "manifest.json", lambda m: m | {"arguments": {"task": "t", "warm_start": []}})
+    assert dict(reproduction(read_run(folder)))["Search again"] == "autopeft search --task t"
+
+
+def test_a_fixed_recipe_is_trained_again(make_run: Make, edit: Edit) -> None:
+    folder = make_run(trials=1)
+    arguments = {"recipe": "mam", "task": "data.csv", "columns": {"text": "body", "label": None}, "seed": 3}
+    edit(folder.path / "manifest.json", lambda m: m | {"kind": "train", "arguments": arguments})
+    blocks = dict(reproduction(read_run(folder)))
+    assert blocks["Train the recipe again"] == (
+        "autopeft train --recipe mam --task data.csv --seed 3 --text body"
+    )
+    assert not any("optuna" in text for text in blocks.values())

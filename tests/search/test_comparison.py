@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from autopeft.search.comparison import (
+    Comparison,
+    ScoredSplit,
+    compare,
+    selection_bias,
+    uncorrected,
+)
+from autopeft.tasks import METRICS
+from autopeft.tasks.task import Source, Split, Task
+
+TEST = ScoredSplit("accuracy", 1000, (500, 500))
+ENDLESS = ScoredSplit("accuracy", 10**15)
+
+
+def seeded(values: Any) -> dict[int, float]:
+    return {1000 + i: float(v) for i, v in enumerate(values)}
+
+
+def against(winner: Any, baseline: Any, split: ScoredSplit = TEST) -> Comparison:
+    return compare(seeded(winner), seeded(baseline), split, name="LoRA rank 12")
+
+
+def test_with_endless_rows_it_is_the_paired_t_interval() -> None:
+    a, b = [0.81, 0.85, 0.83, 0.84], [0.80, 0.82, 0.83, 0.79]
+    found = against(a, b, ENDLESS)
+    expected = stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert found.paired
+    assert found.difference == pytest.approx(np.mean(a) - np.mean(b))
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_with_other_seeds_it_is_welchs_t_interval() -> None:
+    a, b = [0.81, 0.85, 0.83], [0.80, 0.82]
+    found = against(a, b, ENDLESS)
+    expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert not found.paired
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    shifted = compare({1: 0.8, 2: 0.9}, {2: 0.8, 3: 0.9}, ENDLESS, name="x")
+    assert not shifted.paired
+
+
+def test_seeds_are_paired_by_seed_and_not_by_order() -> None:
+    winner, baseline = {1: 0.80, 2: 0.90}, {2: 0.89, 1: 0.79}
+    found = compare(winner, baseline, ENDLESS, name="x")
+    assert found.low == pytest.approx(0.01, abs=1e-6)
+    assert found.within_noise is False
+
+
+def test_equal_seeds_leave_the_noise_of_the_rows() -> None:
+    found = against([0.9, 0.9, 0.9], [0.88, 0.88, 0.88])
+    p, q = 901 / 1002, 881 / 1002
+    half = stats.norm.ppf(0.975) * math.sqrt(p * (1 - p) / 1000 + q * (1 - q) / 1000)
+    assert (found.low, found.high) == pytest.approx((0.02 - half, 0.02 + half))
+    assert found.within_noise is True, "three lucky seeds prove nothing on 1,000 rows"
+
+
+def test_a_clear_difference_is_no_noise() -> None:
+    found = against([0.91, 0.90, 0.92], [0.70, 0.71, 0.69])
+    assert found.within_noise is False
+    assert found.sentence() == (
+        "The winner is 21.0 points above LoRA rank 12 (95 % interval +15.0 to +27.0, 3 seeds each): "
+        "more than noise explains."
+    )
+    worse = against([0.70, 0.71, 0.69], [0.91, 0.90, 0.92])
+    assert worse.sentence("serial_adapter").startswith("serial_adapter is 21.0 points below LoRA rank 12")
+    assert (worse.low, worse.high) == pytest.approx((-(found.high or 0), -(found.low or 0)))
+
+
+def test_a_small_one_is() -> None:
+    found = against([0.850, 0.842, 0.858], [0.860, 0.853, 0.858])
+    assert found.sentence("serial_adapter") == (
+        "serial_adapter is 0.7 points below LoRA rank 12 (95 % interval −4.2 to +2.8, 3 seeds each): "
+        "the difference is within noise."
+    )
+
+
+def test_equal_scores_and_hundredths_of_a_point() -> None:
+    same = against([0.1, 0.2, 0.3], [0.3, 0.1, 0.2])
+    assert same.difference == 0
+    assert same.sentence().startswith("The winner scores as LoRA rank 12 does (95 % interval −")
+    close = against([0.8500, 0.8504], [0.85, 0.85])
+    assert close.sentence().startswith("The winner is 0.02 points above LoRA rank 12 (95 % interval −3.1")
+
+
+def test_one_seed_has_no_interval() -> None:
+    far = against([0.95], [0.70])
+    assert (far.low, far.high, far.within_noise) == (None, None, None)
+    assert far.sentence() == (
+        "The winner is 25.0 points above LoRA rank 12 (one seed each): "
+        "with so few seeds the noise is not known."
+    )
+    near = against([0.85, 0.86, 0.85], [0.85])
+    assert near.low is None
+    assert near.within_noise is True
+    assert near.sentence().endswith("(3 and one seed): 1,000 test rows alone cannot tell this from noise.")
+
+
+def test_failed_runs_are_left_out() -> None:
+    winner = {1: 0.9, 2: None, 3: math.nan, 4: 0.91, 5: math.inf}
+    found = compare(winner, {1: 0.8, 2: 0.81, 3: 0.82}, ENDLESS, name="x")
+    assert found.seeds == (2, 3)
+    assert not found.paired
+    assert found.difference == pytest.approx(0.905 - 0.81)
+    assert "(95 % interval" in found.sentence()
+    assert "2 and 3 seeds" in found.sentence()
+
+
+@pytest.mark.parametrize(
+    ("winner", "baseline", "missing"), [({}, {1: 0.5}, "The winner"), ({1: 0.5}, {1: math.nan}, "x")]
+)
+def test_a_side_without_a_score(winner: dict[int, float], baseline: dict[int, float], missing: str) -> None:
+    found = compare(winner, baseline, TEST, name="x")
+    assert found.difference is None
+    assert found.within_noise is None
+    assert found.sentence() == f"The winner cannot be compared with x: {missing} has no score on test."
+
+
+@given(
+    st.lists(st.floats(0, 1) | st.just(math.nan), max_size=6),
+    st.lists(st.floats(0, 1) | st.just(math.nan), max_size=6),
+    st.integers(1, 10**6),
+    st.sampled_from(sorted(METRICS)),
+)
+def test_any_scores_give_a_sentence(a: list[float], b: list[float], rows: int, metric: str) -> None:
+    split = ScoredSplit(metric, rows, (rows // 3, rows - rows // 3))
+    found = against(a, b, split)
+    assert found.sentence().endswith(".")
+    assert "nan" not in found.sentence()
+    if found.low is not None and found.high is not None and found.difference is not None:
+        assert found.low < found.difference < found.high
+        assert found.within_noise is (found.low <= 0 <= found.high)
+        back = against(b, a, split)
+        assert (back.low, back.high) == pytest.approx((-found.high, -found.low))
+
+
+def _claims(rng: Any, *, seeds: int, rows: int, sd: float, gap: float = 0.0, shared: bool = True) -> float:
+    """How often a difference is claimed. Rows are drawn once for all seeds of a side, or for each seed."""
+    size = 1500
+    split = ScoredSplit("accuracy", rows)
+    draws = (size, 2, 1 if shared else seeds)
+    skill = np.clip(0.85 + np.array([[gap], [0.0]]) + np.zeros(draws), 0, 1)
+    scores = rng.binomial(rows, skill) / rows + rng.normal(0, sd, (size, 2, seeds))
+    made = [against(a, b, split) for a, b in np.clip(scores, 0, 1)]
+    return sum(c.within_noise is False for c in made) / size
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("sd", [0.0, 0.008, 0.04])
+@pytest.mark.parametrize("shared", [True, False])
+def test_equal_models_are_rarely_told_apart(seeds: int, sd: float, shared: bool) -> None:
+    rate = _claims(np.random.default_rng(0), seeds=seeds, rows=500, sd=sd, shared=shared)
+    # Three standard errors of 1,500 draws above 5 %.
+    assert rate <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1500)
+
+
+def test_rows_matter_also_with_many_seeds() -> None:
+    """A paired t over the seeds alone would claim a difference most of the time here."""
+    rng = np.random.default_rng(1)
+    scores = rng.binomial(500, 0.85, (400, 2, 1)) / 500 + rng.normal(0, 0.002, (400, 2, 3))
+    naive = np.mean([stats.ttest_rel(a, b).pvalue < 0.05 for a, b in scores])
+    honest = np.mean([against(a, b, ScoredSplit("accuracy", 500)).within_noise is False for a, b in scores])
+    assert naive > 0.4
+    assert honest < 0.08
+
+
+def test_real_differences_are_found() -> None:
+    rng = np.random.default_rng(2)
+    assert _claims(rng, seeds=3, rows=1000, sd=0.005, gap=0.06) > 0.85
+    assert _claims(rng, seeds=5, rows=5000, sd=0.005, gap=0.025) > 0.85
+    assert _claims(rng, seeds=3, rows=1000, sd=0.005, gap=0.005) < 0.1
+
+
+def test_every_metric_has_a_variance() -> None:
+    for name, metric in METRICS.items():
+        split = ScoredSplit(name, 300, (100, 200))
+        for score in np.linspace(metric.low, metric.high, 21):
+            assert 0 < split.variance(float(score)) < 0.05
+        assert ScoredSplit(name, 30_000, (10_000, 20_000)).variance(0.5) < split.variance(0.5) / 50
+        assert ScoredSplit(name, 1).variance(0.5) > 0
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "macro_f1", "matthews"])
+@pytest.mark.parametrize(("prevalence", "wrong"), [(0.5, 0.2), (0.5, 0.05), (0.3, 0.2), (0.1, 0.05)])
+def test_variances_are_near_those_of_drawn_rows_and_not_below(
+    metric: str, prevalence: float, wrong: float
+) -> None:
+    rng, rows = np.random.default_rng(3), 600
+    labels = rng.random((100, rows)) < prevalence
+    positive = np.where(labels, 1 - wrong / (2 * prevalence), wrong / (2 * (1 - prevalence)))
+    predictions = rng.random(labels.shape) < positive
+    scores = [METRICS[metric].score(p, y) for p, y in zip(predictions, labels, strict=True)]
+    ones = round(rows * prevalence)
+    found = math.sqrt(ScoredSplit(metric, rows, (rows - ones, ones)).variance(float(np.mean(scores))))
+    assert 0.85 * np.std(scores) <= found <= 1.5 * np.std(scores)
+
+
+@pytest.mark.parametrize("metric", ["pearson", "spearman"])
+@pytest.mark.parametrize("r", [0.0, 0.5, 0.9])
+def test_variances_of_correlations(metric: str, r: float) -> None:
+    rng = np.random.default_rng(4)
+    drawn = rng.multivariate_normal([0, 0], [[1, r], [r, 1]], size=(100, 200))
+    scores = [METRICS[metric].score(d[:, 0], d[:, 1]) for d in drawn]
+    found = math.sqrt(ScoredSplit(metric, 200).variance(float(np.mean(scores))))
+    assert 0.85 * np.std(scores) <= found <= 1.5 * np.std(scores)
+
+
+def test_a_split_of_a_task() -> None:
+    split = Split(["a", "b", "c", "d"], None, [2, 0, 2, 2])
+    task = Task(
+        "t", "classification", ("x", "y", "z"), {"train": split, "select": split, "test": split.take([0, 1])},
+        "macro_f1", None, Source("file", "t", "0"),
+    )  # fmt: skip
+    assert ScoredSplit.of(task) == ScoredSplit("macro_f1", 2, (1, 0, 1))
+    assert ScoredSplit.of(task, "select") == ScoredSplit("macro_f1", 4, (1, 0, 3))
+    assert math.isfinite(ScoredSplit.of(task).variance(0.0))
+    numbers = Split(["a", "b"], None, [0.5, 1.5])
+    graded = Task(
+        "t", "regression", (), {"train": numbers, "select": numbers, "test": numbers}, "pearson", None,
+        Source("file", "t", "0"),
+    )  # fmt: skip
+    assert ScoredSplit.of(graded) == ScoredSplit("pearson", 2)
+
+
+def test_several_comparisons_are_said_to_be_uncorrected() -> None:
+    one, other = against([0.9, 0.9], [0.8, 0.8]), against([0.9], [0.8])
+    assert uncorrected([one, other]) is None
+    assert str(uncorrected([one, one, other])).startswith("Each of the 2 intervals stands for itself")
+
+
+def test_selection_bias() -> None:
+    found = selection_bias(0.862, 0.850)
+    assert found is not None
+    assert found.value == pytest.approx(0.012)
+    assert found.sentence() == "Selection bias, select minus test: +1.2 points."
+    select = ScoredSplit("accuracy", 400)
+    noisy = selection_bias(0.862, 0.850, select, TEST)
+    assert noisy is not None
+    assert noisy.noise == pytest.approx(1.96 * math.sqrt(0.862 * 0.138 / 400 + 0.85 * 0.15 / 1000), rel=0.01)
+    assert noisy.sentence().endswith("+1.2 points; the choice of rows alone moves this by up to ±4.1.")
+    large = selection_bias(0.95, 0.85, select, TEST)
+    assert large is not None
+    assert large.sentence().endswith(", so it is more than chance.")
+
+
+@pytest.mark.parametrize("means", [(None, 0.5), (0.5, None), (math.nan, 0.5), (0.5, math.inf)])
+def test_no_bias_without_both_means(means: tuple[Any, Any]) -> None:
+    assert selection_bias(*means) is None
