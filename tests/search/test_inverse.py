@@ -1,0 +1,470 @@
+"""From recipes to points of a space."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from itertools import product
+from typing import Any
+
+import pytest
+from autopeft.backbones import spec_of
+from autopeft.errors import RecipeError
+from autopeft.graph import build_graph
+from autopeft.recipe import EmptyRecipe, Recipe
+from autopeft.search.space import BoundSpace, Space, space_names
+from autopeft.spec import BackboneSpec
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from support.tiny import tiny_config
+from transformers import BertConfig, LlamaConfig, T5Config
+
+from autopeft.search import inverse
+from autopeft.search.cells import Comparison
+from autopeft.search.inverse import values_of
+from autopeft.search.members import members_of
+
+SMALL: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+TINY = spec_of(tiny_config("bert"))
+TWO = spec_of(BertConfig(**SMALL, num_hidden_layers=2))
+SIX = spec_of(BertConfig(**SMALL, num_hidden_layers=6))
+MINILM = spec_of(
+    BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+)
+BERT = spec_of(BertConfig())
+LLAMA = spec_of(LlamaConfig(**SMALL, num_hidden_layers=3, num_key_value_heads=2))
+T5 = spec_of(
+    T5Config(vocab_size=50, d_model=32, num_layers=4, num_decoder_layers=2, d_ff=64, d_kv=8, num_heads=4)
+)
+SPECS = {"tiny": TINY, "minilm": MINILM, "llama": LLAMA, "t5": T5}
+EACH = """
+name: each
+layers:
+  - each_layer:
+      - {lora: {rank: {choice: [0, 1, 2, 4]}, sites: {choice: [[q], [q, v], [up, down]]}}}
+      - choice: [{gate: [{lora: {rank: {choice: [1, 2]}}}, {parallel_adapter: {bottleneck: 4}}]}, ia3, null]
+  - at: {from: {int: [0, last]}}
+    attach:
+      - optional: {prefix_tuning: {length: {int: [1, 400], log: true}}}
+training:
+  learning_rate: {float: [1.0e-4, 1.0e-2], log: true}
+  groups: {lora: {learning_rate: {float: [1.0e-4, 1.0e-2], log: true}}}
+  policies: [{lora_plus: {ratio: {int: [2, 32]}}}]
+"""
+SHARED = """
+name: shared
+vars: {size: {choice: [0, 1, 2]}}
+layers:
+  - at: {from: {int: [0, last]}, switch: {choice: [true, false]}}
+    each_layer:
+      - optional: {lora: {rank: $size, sites: {choice: [[q], [q, v]]}}, as: low}
+      - choice: [{sum: [ia3, {serial_adapter: {bottleneck: $size, variant: pfeiffer}}]}, null]
+  - at: all
+    attach:
+      - gate: [{lora: {rank: {int: [1, 6]}}}, {optional: {prefix_tuning: {length: $size}}}]
+model: [{optional: bitfit}, {prompt_tuning: {length: $size}}]
+training:
+  groups: {low: {learning_rate: {float: [1.0e-4, 1.0e-2], log: true}, weight_decay: 0.1}}
+"""
+SPLIT = """
+name: split
+layers:
+  - attach:
+      - {lora: {sites: {choice: [[q], [q, v]]}}}
+      - optional: {lora: {sites: [v]}}
+"""
+LORAS = """
+name: loras
+layers:
+  - at: all
+    attach:
+      - {lora: {rank: {choice: [2, 8]}, sites: [q, v]}}
+      - {lora: {rank: {choice: [4, 16]}, sites: [q, v]}, as: big}
+training:
+  learning_rate: {float: [1.0e-4, 1.0e-2], log: true}
+  groups: {big: {learning_rate: {float: [1.0e-4, 1.0e-2], log: true}}}
+"""
+
+
+def bound_to(name: str, spec: BackboneSpec = BERT) -> BoundSpace:
+    return Space.named(name).bind(spec)
+
+
+def space(text: str, spec: BackboneSpec = TINY) -> BoundSpace:
+    return Space.from_yaml(text).bind(spec)
+
+
+def recipe(*items: Any, at: Any = "all", model: Iterable[Any] = (), **training: Any) -> Recipe:
+    layers = [{"at": at, "attach": list(items)}] if items else []
+    return Recipe.from_dict({"name": "r", "layers": layers, "model": list(model), "training": training})
+
+
+def trial_hash(found: Recipe, spec: BackboneSpec) -> str:
+    return build_graph(found, spec).trial_hash()
+
+
+def points(bound: BoundSpace) -> st.SearchStrategy[dict[str, Any]]:
+    kinds = {}
+    for p in bound.parameters:
+        if p.kind == "categorical":
+            kinds[p.name] = st.sampled_from(p.choices)
+        elif p.kind == "int":
+            kinds[p.name] = st.integers(int(p.low), int(p.high))
+        else:
+            kinds[p.name] = st.floats(p.low, p.high)
+    return st.fixed_dictionaries(kinds)
+
+
+def assert_inverse(bound: BoundSpace, values: dict[str, Any]) -> None:
+    try:
+        wanted = bound.materialize(values)
+    except EmptyRecipe:
+        assume(False)
+    match = values_of(wanted, bound)
+    assert trial_hash(bound.materialize(match.values), bound.spec) == trial_hash(wanted, bound.spec)
+    assert (match.exact, match.missing, match.distance, match.overlap) == (True, [], 0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", space_names())
+@pytest.mark.parametrize("spec", SPECS)
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_the_inverse_of_materialize_in_built_in_spaces(name: str, spec: str, data: st.DataObject) -> None:
+    bound = bound_to(name, SPECS[spec])
+    assert_inverse(bound, data.draw(points(bound)))
+
+
+@pytest.mark.parametrize("text", [EACH, SHARED, LORAS], ids=["each", "shared", "loras"])
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_the_inverse_of_materialize_in_other_spaces(text: str, data: st.DataObject) -> None:
+    bound = space(text)
+    assert_inverse(bound, data.draw(points(bound)))
+
+
+def test_aliases_decide_on_learning_rates() -> None:
+    bound = space(LORAS)
+    values = {"lora.rank": 8, "big.rank": 16, "learning_rate": 2e-3, "big.learning_rate": 5e-3}
+    assert values_of(bound.materialize(values), bound).values == values
+
+
+def test_the_same_recipe_gives_the_same_point_whatever_came_before() -> None:
+    wanted = Recipe.named("unipelt")
+    fresh = values_of(wanted, bound_to("default", TINY))
+    used = bound_to("default", TINY)
+    values_of(Recipe.named("mam"), used)
+    assert values_of(wanted, used) == fresh
+
+
+def test_mam_in_the_default_space() -> None:
+    match = values_of(Recipe.named("mam"), bound_to("default"))
+    assert not match.exact
+    assert sorted(match.missing) == [
+        "learning rate of parallel_adapter 0.0001 became 0.0003",
+        "learning rate of prefix_tuning, head 0.0001 became 0.001",
+        "parallel_adapter bias False became True",
+        "prefix_tuning reparameterization 800 became unset",
+        "weight decay of parallel_adapter, prefix_tuning, head 0.1 became 0",
+    ]
+    found = bound_to("default").materialize(match.values)
+    assert not found.model
+    assert [block.to_data() for block in found.layers] == [
+        {
+            "at": "all",
+            "attach": [
+                {"parallel_adapter": {"sites": ["ffn"], "bottleneck": 16, "scale": 2.0}},
+                {"prefix_tuning": {"length": 16}},
+            ],
+        }
+    ]
+
+
+def test_unipelt_in_the_default_space() -> None:
+    match = values_of(Recipe.named("unipelt"), bound_to("default"))
+    assert match.missing[0] == "gate at attention, q, v, ffn in layers 0-11 is left out"
+    assert {"prefix_tuning length 10 became 12", "lora alpha 16 became unset"} < set(match.missing)
+    found = bound_to("default").materialize(match.values)
+    assert [(e.method, e.item.config) for e in found.entries()] == [
+        ("lora", {"rank": 8, "sites": ["q", "v"]}),
+        ("serial_adapter", {"bottleneck": 48, "variant": "pfeiffer"}),
+        ("prefix_tuning", {"length": 12}),
+    ]
+
+
+def test_a_fixed_hybrid_that_is_a_member() -> None:
+    match = values_of(Recipe.named("sapa-prefix"), bound_to("autopeft"))
+    assert match.exact
+    assert match.values["serial_adapter.bottleneck"] == "hidden/32"
+    assert all(match.values[f"layer_{i}.on"] for i in range(12))
+
+
+def missing(wanted: Recipe, name: str = "lora", spec: BackboneSpec = SIX) -> tuple[list[str], Recipe]:
+    """What a space cannot say of a recipe, and the nearest member."""
+    bound = bound_to(name, spec)
+    match = values_of(wanted, bound)
+    assert not match.exact
+    return match.missing, bound.materialize(match.values)
+
+
+HEAD: dict[str, Any] = {"groups": {"head": {"learning_rate": 1e-3}}}
+
+
+@pytest.mark.parametrize(("rank", "nearest"), [(3, 4), (5, 4), (100, 128), (512, 128)])
+def test_a_size_between_two_choices(rank: int, nearest: int) -> None:
+    words, found = missing(recipe({"lora": {"rank": rank}}, **HEAD))
+    assert words == [f"lora rank {rank} became {nearest}"]
+    assert found.entries()[0].item.config["rank"] == nearest
+
+
+@pytest.mark.parametrize(("rate", "nearest"), [(1.0, 0.01), (1e-6, 0.0001)])
+def test_a_learning_rate_outside_of_the_range(rate: float, nearest: float) -> None:
+    words, found = missing(recipe("lora", learning_rate=rate, **HEAD))
+    assert words == [f"learning rate of lora {rate:.4g} became {nearest:.4g}"]
+    assert found.training.learning_rate == nearest
+
+
+def test_a_number_that_differs_by_one_bit_is_told() -> None:
+    words, _ = missing(recipe("lora", groups={"head": {"learning_rate": 0.0010000000000000002}}))
+    assert words == ["learning rate of head 0.0010000000000000002 became 0.001"]
+
+
+@pytest.mark.parametrize("keep", [10**400, "9" * 400, "1e99"])
+def test_numbers_beyond_all_measure(keep: Any) -> None:
+    wanted = recipe("lora", model=[{"fish_mask": {"keep": keep}}], learning_rate=5e-324, **HEAD)
+    words, found = missing(wanted)
+    assert words[0].startswith("fish_mask is left out")
+    assert words[1:] == ["learning rate of lora 4.941e-324 became 0.0001"]
+    assert [e.method for e in found.entries()] == ["lora"]
+
+
+def test_another_method_of_the_same_kind_stands_in() -> None:
+    words, found = missing(recipe({"dora": {"rank": 4}}, **HEAD))
+    assert words == ["dora rank 4 became lora rank 4"]
+    assert found.layers[0].at == "all"
+
+
+def test_what_else_of_the_training_the_space_cannot_say() -> None:
+    words, _ = missing(recipe("lora", policies=["lora_plus"], schedule="cosine", **HEAD))
+    assert words == ["training schedule cosine became linear", "lora_plus is left out"]
+
+
+def test_what_a_space_adds() -> None:
+    words, _ = missing(recipe({"lora": {"sites": ["q", "o", "k"]}}, **HEAD))
+    assert words == ["lora rank 8 at v in layers 0-5 is added"]
+
+
+def test_entries_that_are_split_differently_are_not_exact() -> None:
+    blocks = [{"at": [0, 1], "attach": ["lora"]}, {"at": [2, 3, 4, 5], "attach": ["lora"]}]
+    words, _ = missing(Recipe.from_dict({"layers": blocks, "training": HEAD}))
+    assert words == ["the same methods at the same sites, as other entries"]
+
+
+def test_nothing_in_common() -> None:
+    bound = bound_to("lora", SIX)
+    match = values_of(Recipe.named("mam"), bound)
+    assert match.overlap == 0
+    assert match.distance >= 1
+    bound.check(match.values)
+
+
+NEAREST = """
+name: nearest
+layers:
+  - at: {from: {int: [0, last]}, switch: {choice: [true, false]}}
+    attach:
+      - choice: [{lora: {rank: {choice: [0, 2, 6]}}}, {dora: {rank: 4, sites: [q]}}]
+      - optional: {serial_adapter: {bottleneck: {int: [1, 3]}, variant: pfeiffer}}
+model: [{optional: bitfit}]
+"""
+FAR = {
+    "size": recipe({"lora": {"rank": 5, "sites": ["q"]}}, at=[1]),
+    "sites": recipe({"lora": {"rank": 1, "sites": ["q", "k", "v"]}}, "ia3", model=["bitfit"]),
+    "relative": recipe({"dora": {"rank": 1}}, {"parallel_adapter": {"bottleneck": 2, "sites": ["ffn"]}}),
+    "setting": recipe({"serial_adapter": {"bottleneck": 9, "variant": "houlsby"}}, at=[0]),
+    "gate": recipe({"gate": [{"lora": {"rank": 3}}, {"serial_adapter": {"bottleneck": 2}}]}, "prefix_tuning"),
+    "model": recipe(model=["bitfit", {"prompt_tuning": {"length": 3}}]),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_the_nearest_of_all_members(name: str) -> None:
+    bound = space(NEAREST, TWO)
+    members = members_of(bound)
+    bag, _ = members.read(FAR[name])
+    names = [p.name for p in bound.parameters]
+    distances = []
+    for chosen in product(*(p.choices or range(int(p.low), int(p.high) + 1) for p in bound.parameters)):
+        values = dict(zip(names, chosen, strict=True))
+        try:
+            bound.materialize(values)
+        except EmptyRecipe:
+            continue
+        distances.append(members.comparison.distance(members.at(values), bag)[0])
+    assert len(distances) > 400
+    assert values_of(FAR[name], bound).distance == pytest.approx(min(distances), abs=1e-12)
+
+
+def test_the_work_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    whole = Comparison.distance
+
+    def counted(self: Any, ours: Any, wanted: Any) -> tuple[float, int]:
+        found = whole(self, ours, wanted)
+        steps.append(found[1])
+        return found
+
+    monkeypatch.setattr(inverse, "_EVALUATIONS", 1500)
+    monkeypatch.setattr(Comparison, "distance", counted)
+    match = values_of(Recipe.named("unipelt"), bound_to("default", TINY))
+    assert 1000 < sum(steps) < 1700
+    assert match.overlap > 0.4
+
+
+def test_a_recipe_with_too_many_entries_is_refused() -> None:
+    with pytest.raises(RecipeError, match="1001 entries; at most 1000"):
+        values_of(recipe(*["ia3"] * 1001), bound_to("lora"))
+
+
+@pytest.mark.parametrize("text", [EACH, SHARED], ids=["each", "shared"])
+def test_the_inverse_where_choices_are_drawn_for_each_of_many_layers(text: str) -> None:
+    bound = space(text, SIX)
+    for seed in range(6):
+        wanted = bound.materialize(bound.sample(random.Random(seed)))
+        assert values_of(wanted, bound).exact
+
+
+@pytest.mark.parametrize("chosen", [("q", True), ("q+v", False)])
+def test_the_same_cells_in_other_entries_are_told_apart(chosen: tuple[str, bool]) -> None:
+    bound = space(SPLIT)
+    values = dict(zip([p.name for p in bound.parameters], chosen, strict=True))
+    assert values_of(bound.materialize(values), bound).values == values
+
+
+ALIKE = """
+name: alike
+layers:
+  - attach:
+      - {lora: {rank: {choice: [2, 4]}, sites: [q]}}
+      - gate: [{lora: {rank: {choice: [2, 4]}, sites: [q]}}, ia3]
+"""
+
+
+def test_what_stands_in_a_composition_is_told_from_what_stands_alone() -> None:
+    bound = space(ALIKE)
+    alone, gated = (p.name for p in bound.parameters)
+    members = members_of(bound)
+    bag, swapped = (members.at({alone: r, gated: 6 - r}) for r in (2, 4))
+    assert members.comparison.distance(bag, bag)[0] == 0
+    assert members.comparison.distance(swapped, bag)[0] > 0.01
+
+
+SWAPPED = """
+name: swapped
+layers:
+  - {at: {choice: [[0], [1]]}, attach: [{lora: {rank: 2}}]}
+  - {at: {choice: [[0], [1]]}, attach: [{lora: {rank: 4}}]}
+"""
+
+
+def test_pairs_lead_on_where_single_parameters_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = space(SWAPPED)
+    first, second = (p.name for p in bound.parameters)
+    stuck, wanted = {first: "1", second: "0"}, {first: "0", second: "1"}
+    monkeypatch.setattr(inverse._Descent, "_starts", lambda self: iter([stuck]))
+    assert values_of(bound.materialize(wanted), bound).values == wanted
+
+
+TWICE = """
+name: twice
+layers:
+  - attach:
+      - optional: {dora: {sites: [q], rank: 2}}
+      - optional: {dora: {sites: [q], rank: 4}}
+      - optional: ia3
+"""
+
+
+def test_the_nearest_member_always_holds_together() -> None:
+    bound = space(TWICE)
+    wanted = recipe({"dora": {"sites": ["q"], "rank": 2}}, {"dora": {"sites": ["q"], "rank": 4}}, "ia3")
+    match = values_of(wanted, bound)
+    assert not match.exact
+    assert match.values["ia3.on"]
+    assert sorted([match.values["dora.on"], match.values["dora.on_2"]]) == [False, True]
+
+
+@pytest.mark.parametrize("name", space_names())
+@pytest.mark.parametrize("wanted", ["mam", "unipelt"])
+def test_points_are_recipes_that_can_be_built(name: str, wanted: str) -> None:
+    bound = bound_to(name, TINY)
+    match = values_of(Recipe.named(wanted), bound)
+    assert build_graph(bound.materialize(match.values), TINY).entries
+
+
+# Other backbones
+
+
+@pytest.mark.parametrize(
+    ("at", "layers"), [("all", "all"), ("last 2", (4, 5)), ("first 1", (0,)), ("g2", (1, 2))]
+)
+def test_words_for_layers_adapt_by_themselves(at: str, layers: Any) -> None:
+    bound = bound_to("default", SIX)
+    match = values_of(recipe("lora", at=at, **HEAD), bound)
+    assert match.exact
+    assert bound.materialize(match.values).layers[0].at == layers
+
+
+@pytest.mark.parametrize(
+    ("at", "asked", "left", "layers"),
+    [
+        ([2, 7, 11], "2, 7, 11", "2", (2,)),
+        ("4-11", "4-11", "4-5", (4, 5)),
+        ("first 8", "first 8", "0-5", "all"),
+        ("last 8", "last 8", "0-5", "all"),
+    ],
+)
+def test_layers_beyond_the_last_are_left_out(at: Any, asked: str, left: str, layers: Any) -> None:
+    words, found = missing(recipe("lora", at=at, **HEAD), "default")
+    assert words == [f"lora in layers {asked}: only {left} exist in this encoder of 6"]
+    assert found.layers[0].at == layers
+
+
+def test_stacks_of_unequal_depth_keep_the_layers_that_they_have() -> None:
+    words, found = missing(recipe("lora", at=[1, 3], **HEAD), "default", T5)
+    assert words == ["lora in layers 1, 3: only 1 exist in this decoder of 2"]
+    assert {(block.stack, block.at) for block in found.layers} == {("encoder", (1, 3)), ("decoder", (1,))}
+
+
+def test_what_the_backbone_lacks_is_left_out() -> None:
+    words, found = missing(recipe({"lora": {"sites": ["q", "v", "gate_proj"]}}, **HEAD))
+    assert words == ["lora is left out of gate_proj, which this backbone lacks"]
+    assert found.entries()[0].item.config["sites"] == ["q", "v"]
+    words, _ = missing(recipe("lora", model=["bitfit"], **HEAD), "default", LLAMA)
+    assert len(words) == 1
+    assert words[0].startswith("bitfit is left out: bitfit trains biases")
+    blocks = [{"stack": "decoder", "attach": ["ia3"]}, {"attach": ["lora"]}]
+    words, found = missing(Recipe.from_dict({"layers": blocks, "training": HEAD}), "default")
+    assert words == ["ia3 is left out, since there is no decoder"]
+    assert [e.method for e in found.entries()] == ["lora"]
+
+
+def test_settings_follow_their_entry_where_others_are_left_out() -> None:
+    groups = {"lora_2": {"learning_rate": 5e-3}, "head": {"learning_rate": 1e-3}}
+    blocks = [{"at": [7], "attach": [{"lora": {"rank": 2}}]}, {"attach": [{"lora": {"rank": 8}}]}]
+    _, found = missing(Recipe.from_dict({"layers": blocks, "training": {"groups": groups}}))
+    assert found.entries()[0].item.config["rank"] == 8
+    assert found.training.learning_rate == 5e-3
+
+
+@pytest.mark.parametrize(
+    ("wanted", "why"),
+    [
+        (recipe("lora", at=[7]), "lora in layers 7: none exist in this encoder of 3"),
+        (recipe("lora", at="g1"), "lora in layers g1: none exist"),
+        (recipe({"lora": {"sites": ["cross_q"]}}), "lora is left out of cross_q"),
+        (recipe(), "it has no entries"),
+    ],
+)
+def test_nothing_of_a_recipe_fits_the_backbone(wanted: Recipe, why: str) -> None:
+    with pytest.raises(RecipeError, match=why):
+        values_of(wanted, bound_to("default", TINY))
