@@ -20,11 +20,10 @@ from autopeft.recipe import (
     recipe_names,
 )
 from autopeft.search.front import pareto_front
+from autopeft.search.inverse import Match, values_of
 from autopeft.search.jobs import CountTable, TrialRecord
 from autopeft.search.runfolder import RunFolder, list_runs, load_run
 from autopeft.search.space_bound import BoundSpace
-
-from autopeft.search.inverse import Match, values_of
 
 __all__ = ["Match", "points_from", "values_of"]
 

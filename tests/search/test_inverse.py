@@ -8,21 +8,21 @@ from itertools import product
 from typing import Any
 
 import pytest
-from autopeft.backbones import spec_of
-from autopeft.errors import RecipeError
-from autopeft.graph import build_graph
-from autopeft.recipe import EmptyRecipe, Recipe
-from autopeft.search.space import BoundSpace, Space, space_names
-from autopeft.spec import BackboneSpec
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from support.tiny import tiny_config
 from transformers import BertConfig, LlamaConfig, T5Config
 
+from autopeft.backbones import spec_of
+from autopeft.errors import RecipeError
+from autopeft.graph import build_graph
+from autopeft.recipe import EmptyRecipe, Recipe
 from autopeft.search import inverse
 from autopeft.search.cells import Comparison
 from autopeft.search.inverse import values_of
 from autopeft.search.members import members_of
+from autopeft.search.space import BoundSpace, Space, space_names
+from autopeft.spec import BackboneSpec
 
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
 TINY = spec_of(tiny_config("bert"))

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from autopeft.backbones import spec_of
-from autopeft.errors import RecipeError, UsageError
-from autopeft.recipe import Recipe
-from autopeft.search.jobs import TrialRecord
-from autopeft.search.runfolder import RunFolder
-from autopeft.search.space import BoundSpace, Space
-from autopeft.spec import BackboneSpec
 from support.tiny import tiny_config
 from transformers import BertConfig, LlamaConfig, T5Config
 
+from autopeft.backbones import spec_of
+from autopeft.errors import RecipeError, UsageError
+from autopeft.recipe import Recipe
 from autopeft.search import transfer
+from autopeft.search.jobs import TrialRecord
+from autopeft.search.runfolder import RunFolder
+from autopeft.search.space import BoundSpace, Space
 from autopeft.search.transfer import points_from
+from autopeft.spec import BackboneSpec
 
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
 TINY = spec_of(tiny_config("bert"))
