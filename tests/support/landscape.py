@@ -50,7 +50,6 @@ class Landscape:
         self.space, self.codec, self.noise = space, Codec(space.parameters), noise
         self.distributions = self.codec.distributions
         self._budget = Budget.parse(budget)
-        self._rng = np.random.default_rng(1000 + seed)
         rng = np.random.default_rng(seed)
         layers = sum(p.name.endswith(".on") and p.name.startswith("layer_") for p in space.parameters)
         self._gain = rng.gamma(1.0, 0.15 / layers, (layers, 3))
@@ -83,8 +82,8 @@ class Landscape:
             total += 0.02 * (values["parallel_adapter.scale"] == 2.0) * there[1]
         return total
 
-    def measure(self, values: Mapping[str, Any]) -> float:
-        return self.truth(values) + float(self._rng.normal(0.0, self.noise))
+    def measure(self, values: Mapping[str, Any], rng: np.random.Generator) -> float:
+        return self.truth(values) + float(rng.normal(0.0, self.noise))
 
     def best(self, draws: int = 300) -> float:
         """The highest true score that a long climb finds."""
@@ -153,11 +152,12 @@ class Run:
             repaired=land.repaired,
             parameters=land.space.parameters,
         )
+        noise = np.random.default_rng(1000 + seed)
         for _ in range(trials):
             params = view(self.trials, sampler, objectives).ask(dict(land.distributions)).params
             point = land.repaired(params)
             assert point is not None
-            score = land.measure(point.values)
+            score = land.measure(point.values, noise)
             self.points.append(point)
             self.trials.append(trial_of(land, params, score, objectives=objectives))
 

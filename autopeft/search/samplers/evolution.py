@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from autopeft.search.codec import Codec
 from autopeft.search.hypervolume import front_of, hypervolume
-from autopeft.search.samplers.history import History, Repair
+from autopeft.search.samplers.history import History, Outcome, Repair
 from autopeft.search.samplers.moves import Distributions, mutate
 from autopeft.search.samplers.whole import WholeSampler
+
+if TYPE_CHECKING:
+    from autopeft.search.space_bound import Parameter
 
 __all__ = ["EvolutionSampler", "ranking"]
 
@@ -22,13 +27,25 @@ class EvolutionSampler(WholeSampler):
     """Mutates the winner of a tournament among the latest trials; age alone removes a trial.
 
     The population is the last `population` finished trials; half of it, drawn without replacement, meets in a
-    tournament. The winner gets one to three of its parameters, as they were before repair, changed until the
-    recipe is a new one.
+    tournament. The winner gets one to three of its parameters changed, until the recipe is a new one.
+
+    Args:
+        parameters: of the space; needed for two objectives, where the repaired recipe is changed.
     """
 
-    def __init__(self, *, seed: int, startup: int, population: int, repair: Repair | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        seed: int,
+        startup: int,
+        population: int,
+        repair: Repair | None = None,
+        parameters: Sequence[Parameter] = (),
+    ) -> None:
         super().__init__(seed=seed, startup=startup, repair=repair)
         self._population = population
+        # Without repair the values of a trial are Optuna's parameters already.
+        self._codec = Codec(() if repair is None else parameters)
 
     def propose(self, history: History, space: Distributions) -> dict[str, Any] | None:
         """A mutant of a tournament's winner."""
@@ -36,15 +53,23 @@ class EvolutionSampler(WholeSampler):
         entrants = min(len(population), max(2, round(len(population) * _SHARE)))
         drawn = self._rng.choice(len(population), size=entrants, replace=False)
         place = ranking([o.objectives for o in population])
-        winner = population[min(drawn, key=lambda i: place[i])].params
-        return self.fresh(lambda: mutate(winner, space, self._rng), history)
+        genes = self._genes(population[min(drawn, key=lambda i: place[i])])
+        return self.fresh(lambda: mutate(genes, space, self._rng), history)
+
+    def _genes(self, winner: Outcome) -> Mapping[str, Any]:
+        """Under a budget alone, raw parameters are better parents: what repair took away comes back with the
+        next change. They may lie far above the budget, though, where a change leads to no smaller recipe."""
+        if len(winner.objectives) == 1:
+            return winner.params
+        return {**winner.params, **self._codec.encode(winner.values)}
 
 
 def ranking(objectives: Sequence[Sequence[float]]) -> list[int]:
     """Place of each point, 0 for the best.
 
     One objective: by value, the later one first among equals. Two (score up, size down): by front, as in
-    NSGA-II; within a front by what the hypervolume would lose without the point, the ends first.
+    NSGA-II; within a front by what its hypervolume would lose without the point, down to the lowest score and
+    the largest size of all.
     """
     n = len(objectives)
     if n and len(objectives[0]) == 1:
@@ -57,14 +82,12 @@ def ranking(objectives: Sequence[Sequence[float]]) -> list[int]:
     return places
 
 
-def _two_objectives(points: np.ndarray[Any, np.dtype[np.float64]]) -> list[int]:
+def _two_objectives(points: NDArray[np.float64]) -> list[int]:
     left, order = list(range(len(points))), []
     while left:
         front = {tuple(p) for p in front_of(points[left]).tolist()}
         members = [i for i in left if tuple(points[i].tolist()) in front]
-        # Beyond both ends, so that the ends of a front are worth most.
-        scores, sizes = points[members, 0], points[members, 1]
-        reference = (2 * scores.min() - scores.max() - 1.0, 2 * sizes.max() - sizes.min() + 1.0)
+        reference = (float(points[:, 0].min()), float(points[:, 1].max()))
         whole = hypervolume(points[members], reference)
         loss = {i: whole - hypervolume(points[[j for j in members if j != i]], reference) for i in members}
         order += sorted(members, key=lambda i: (-loss[i], -i))

@@ -136,7 +136,7 @@ class _Pool:
         that add nothing, minus what they lack."""
         if self._objectives == 1:
             return self._drawn
-        sizes = np.log([max(m.deployed, 1.0) for m in self._members])
+        sizes = np.sqrt([m.deployed for m in self._members])
         points = np.column_stack([self._drawn, sizes])
         known = points[: self._known]
         reference = (float(known[:, 0].min()), float(sizes.max()) + _MARGIN)

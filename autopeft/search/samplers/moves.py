@@ -38,12 +38,18 @@ def mutate(params: Mapping[str, Any], space: Distributions, rng: np.random.Gener
     changed = {names[i] for i in rng.choice(len(names), size=count, replace=False)} if names else set()
     child: dict[str, Any] = {}
     for name, d in space.items():
-        value = params.get(name)
-        if name not in params or not d._contains(d.to_internal_repr(value)):
+        if not _holds(d, params.get(name)):
             child[name] = _draw(d, rng)
         else:
-            child[name] = _moved(d, value, rng) if name in changed else value
+            child[name] = _moved(d, params[name], rng) if name in changed else params[name]
     return child
+
+
+def _holds(d: BaseDistribution, value: Any) -> bool:
+    try:
+        return bool(d._contains(d.to_internal_repr(value)))
+    except (ValueError, TypeError):
+        return False
 
 
 def _draw(d: BaseDistribution, rng: np.random.Generator) -> Any:

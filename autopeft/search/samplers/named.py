@@ -49,7 +49,9 @@ def _nsga2(s: _Setting) -> BaseSampler:
 
 def _evolution(s: _Setting) -> BaseSampler:
     population = max(6, min(30, s.trials // 3))
-    return EvolutionSampler(seed=s.seed, startup=s.startup, population=population, repair=s.repair)
+    return EvolutionSampler(
+        seed=s.seed, startup=s.startup, population=population, repair=s.repair, parameters=s.parameters
+    )
 
 
 def _linear(s: _Setting) -> BaseSampler:
@@ -98,8 +100,8 @@ def make_sampler(
         repaired: maps Optuna's parameters of a suggestion to the repaired point, `None` where there is none.
             With it `linear` and `evolution` propose no recipe twice; without it they take
             parameters as they are.
-        parameters: of the space; `linear` reads sizes in them, and without them sees the parameters before
-            repair.
+        parameters: of the space. Without them `linear`, and `evolution` with two objectives, see parameters
+            as they were before repair.
 
     Raises:
         UsageError: there is no sampler of this name, or a package that it needs is missing.

@@ -20,7 +20,7 @@ __all__ = ["WholeSampler"]
 _Key = tuple[tuple[str, type[Any], Any], ...]
 
 _TRIES = 64
-_REMEMBERED = 1 << 14
+_REMEMBERED = 1 << 12
 
 
 class WholeSampler(BaseSampler):

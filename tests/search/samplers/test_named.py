@@ -1,0 +1,270 @@
+"""What every sampler owes the search, on the views that a search makes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from support.landscape import Landscape, Run, bound_space, view
+
+from autopeft.errors import UsageError
+from autopeft.search.codec import Codec
+from autopeft.search.samplers import SAMPLERS, Point, default_sampler, make_sampler
+from autopeft.search.samplers.moves import draw
+from autopeft.search.space_bound import Parameter
+
+MIXED = (
+    Parameter("kind", "categorical", ("a", "b", None)),
+    Parameter("on", "categorical", (True, False)),
+    Parameter("size", "categorical", (0, 1, "hidden/4", "hidden/1"), sizes=(0, 1, 8, 32)),
+    Parameter("width", "int", low=1, high=64, log=True),
+    Parameter("rate", "float", low=1e-4, high=1e-1, log=True),
+    Parameter("fixed", "categorical", ("x",)),
+)
+CODEC = Codec(MIXED)
+OF_BOTH = pytest.mark.parametrize("objectives", [1, 2])
+EACH = pytest.mark.parametrize("name", list(SAMPLERS))
+
+
+def repaired(params: dict[str, Any]) -> Point | None:
+    """Caps the width at 32; nothing that is off and has no size is a recipe."""
+    values = CODEC.decode(params)
+    values["width"] = min(values["width"], 32)
+    if not values["on"] and values["size"] == 0:
+        return None
+    return Point(values, values["width"] * 10, repr(sorted(values.items())))
+
+
+def scored(params: dict[str, Any]) -> float:
+    off = abs(math.log10(params["rate"] / 1e-2))
+    return (
+        0.5
+        + 0.1 * params["on"]
+        + 0.05 * math.log2(params["width"])
+        - 0.1 * off
+        + 0.1 * (params["kind"] == "b")
+    )
+
+
+def finished(params: dict[str, Any], score: float, objectives: int = 1, rung: int = 100) -> FrozenTrial:
+    point = repaired(params)
+    deployed = point.deployed if point else 1
+    return create_trial(
+        values=[score, float(deployed)][:objectives],
+        params=params,
+        distributions=CODEC.distributions,
+        user_attrs={
+            "point": dict(point.values) if point else {},
+            "deployed": deployed,
+            "hash": point.hash if point else "",
+            "rung": rung,
+            "full": rung == 100,
+            "score": score,
+        },
+    )
+
+
+def unfinished(params: dict[str, Any], state: TrialState) -> FrozenTrial:
+    return create_trial(state=state, params=params, distributions=CODEC.distributions)
+
+
+def some(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    found: list[dict[str, Any]] = []
+    while len(found) < count:
+        params = draw(CODEC.distributions, rng)
+        if repaired(params) is not None:
+            found.append(params)
+    return found
+
+
+def sampler_of(name: str, seed: int = 0, objectives: int = 1, trials: int = 24) -> BaseSampler:
+    return make_sampler(
+        name, seed=seed, trials=trials, objectives=objectives, repaired=repaired, parameters=MIXED
+    )
+
+
+def ask(trials: list[FrozenTrial], sampler: BaseSampler, objectives: int = 1) -> dict[str, Any]:
+    params = view(trials, sampler, objectives).ask(dict(CODEC.distributions)).params
+    assert params.keys() == CODEC.distributions.keys()
+    for key, d in CODEC.distributions.items():
+        assert d._contains(d.to_internal_repr(params[key]))
+        assert not isinstance(params[key], float) or math.isfinite(params[key])
+    return params
+
+
+def histories(objectives: int) -> dict[str, list[FrozenTrial]]:
+    points = some(12)
+    done = [finished(p, scored(p), objectives) for p in points]
+    return {
+        "empty": [],
+        "one": done[:1],
+        "failed": [unfinished(p, TrialState.FAIL) for p in points],
+        "running": [unfinished(p, TrialState.RUNNING) for p in points],
+        "one and many running": done[:1] + [unfinished(p, TrialState.RUNNING) for p in points[1:]],
+        "constant": [finished(p, 0.5, objectives) for p in points],
+        "one point only": [finished(points[0], 0.5, objectives)] * 12,
+        "all": [*done, *(unfinished(p, TrialState.RUNNING) for p in some(3, 1))],
+    }
+
+
+@OF_BOTH
+@EACH
+def test_any_history_gives_parameters_within_their_distributions(name: str, objectives: int) -> None:
+    for trials in histories(objectives).values():
+        sampler = sampler_of(name, objectives=objectives)
+        ask(trials, sampler, objectives)
+        if name != "gp":
+            ask(trials, sampler, objectives)
+
+
+TRIALS = st.lists(
+    st.tuples(
+        st.integers(0, 2**16),
+        st.sampled_from(["done", "stopped", "failed", "running"]),
+        st.sampled_from([0.0, 0.5, 0.9, -1e6, 1e9]),
+    ),
+    max_size=16,
+)
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsga2", "evolution", "linear"])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(TRIALS, st.integers(0, 99), st.sampled_from([1, 2]))
+def test_any_odd_history_does_too(
+    name: str, made: list[tuple[int, str, float]], seed: int, objectives: int
+) -> None:
+    trials = []
+    for number, state, score in made:
+        (params,) = some(1, number)
+        if state in ("done", "stopped"):
+            trials.append(finished(params, score, objectives, 100 if state == "done" else 30))
+        else:
+            trials.append(unfinished(params, TrialState.FAIL if state == "failed" else TrialState.RUNNING))
+    ask(trials, sampler_of(name, seed, objectives), objectives)
+
+
+@OF_BOTH
+@EACH
+def test_same_seed_and_history_same_suggestions(name: str, objectives: int) -> None:
+    trials = histories(objectives)["all"]
+
+    def suggestions(seed: int) -> list[dict[str, Any]]:
+        sampler = sampler_of(name, seed, objectives)
+        return [ask(trials, sampler, objectives) for _ in range(2)]
+
+    first = suggestions(5)
+    assert first == suggestions(5)
+    assert first != suggestions(6)
+    assert len({str(s) for s in first}) > 1, "a sampler whose suggestion was of no use must move on"
+
+
+@pytest.mark.parametrize("name", ["linear", "evolution"])
+def test_no_recipe_is_suggested_twice_until_the_space_is_exhausted(name: str) -> None:
+    small = (MIXED[1], MIXED[2])  # eight members, seven of them recipes
+    codec = Codec(small)
+
+    def fix(params: dict[str, Any]) -> Point | None:
+        values = codec.decode(params)
+        return Point(values, 1, str(values)) if values["on"] or values["size"] else None
+
+    sampler = make_sampler(name, seed=0, trials=24, repaired=fix, parameters=small)
+    trials: list[FrozenTrial] = []
+    hashes = []
+    for i in range(12):
+        params = view(trials, sampler).ask(dict(codec.distributions)).params
+        point = fix(params)
+        if point is not None:
+            hashes.append(point.hash)
+            trials.append(create_trial(value=i / 10, params=params, distributions=codec.distributions))
+    assert len(set(hashes[:7])) == 7
+    assert len(hashes) > 7
+
+
+@EACH
+def test_a_space_of_one_member_ends(name: str) -> None:
+    codec = Codec([MIXED[5], Parameter("n", "int", low=3, high=3)])
+    sampler = make_sampler(
+        name, seed=0, trials=9, repaired=lambda p: Point(p, 1, "one"), parameters=[MIXED[5]]
+    )
+    trials: list[FrozenTrial] = []
+    for _ in range(6):
+        params = view(trials, sampler).ask(dict(codec.distributions)).params
+        assert params == {"fixed": "x", "n": 3}
+        trials.append(create_trial(value=0.5, params=params, distributions=codec.distributions))
+
+
+@pytest.mark.parametrize("name", ["linear", "evolution"])
+def test_nothing_to_repair_to_ends(name: str) -> None:
+    sampler = make_sampler(name, seed=0, trials=9, repaired=lambda p: None, parameters=MIXED)
+    ask([finished(p, 0.5) for p in some(6)], sampler)
+
+
+@pytest.mark.parametrize("name", ["linear", "evolution"])
+def test_without_repair_and_parameters_optunas_own_count(name: str) -> None:
+    def best(sampler: str) -> float:
+        found = []
+        for seed in range(4):
+            study = optuna.create_study(
+                direction="maximize", sampler=make_sampler(sampler, seed=seed, trials=9)
+            )
+            study.optimize(lambda t: -abs(t.suggest_float("x", -1, 1) - 0.5) - t.suggest_int("n", 0, 5), 40)
+            found.append(study.best_value)
+        return float(np.mean(found))
+
+    assert best(name) > best("random") + 0.1
+
+
+def test_two_objectives_without_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="repair"):
+        make_sampler("linear", seed=0, trials=9, objectives=2)
+
+
+def test_unknown_names_are_refused_with_near_ones() -> None:
+    with pytest.raises(UsageError, match=r"'evolutoin'.*evolution.*Samplers: gp, tpe"):
+        make_sampler("evolutoin", seed=0, trials=9)
+
+
+def test_the_default_is_one_of_them() -> None:
+    assert default_sampler() in SAMPLERS
+    assert isinstance(make_sampler("tpe", seed=0, trials=9), TPESampler)
+
+
+@pytest.fixture(scope="module")
+def lands() -> list[tuple[Landscape, float]]:
+    """Three synthetic searches, with the highest true score of each."""
+    space = bound_space(layers=6)
+    found = [Landscape(space, "1%", seed) for seed in range(3)]
+    return [(land, land.best(60)) for land in found]
+
+
+@pytest.mark.parametrize(
+    ("name", "trials"),
+    [("linear", 32), ("evolution", 80), ("tpe", 80), pytest.param("gp", 40, marks=pytest.mark.slow)],
+)
+def test_models_find_better_recipes_than_chance(
+    name: str, trials: int, lands: list[tuple[Landscape, float]]
+) -> None:
+    def regret(sampler: str) -> float:
+        runs = [(Run(land, sampler, trials, seed), best) for seed, (land, best) in enumerate(lands)]
+        return float(np.mean([run.regret(best) for run, best in runs]))
+
+    assert regret(name) < 0.6 * regret("random")
+
+
+@pytest.mark.parametrize(("name", "trials"), [("linear", 32), ("evolution", 80), ("tpe", 80)])
+def test_two_objectives_give_a_better_front_than_chance(
+    name: str, trials: int, lands: list[tuple[Landscape, float]]
+) -> None:
+    def volume(sampler: str) -> float:
+        runs = [Run(land, sampler, trials, seed, objectives=2) for seed, (land, _) in enumerate(lands)]
+        return float(np.mean([run.volume() for run in runs]))
+
+    assert volume(name) > 1.08 * volume("random")
