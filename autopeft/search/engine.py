@@ -10,11 +10,11 @@ its own; the caller's thread serves the source, watches Ray, and leaves in time.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,13 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ray
-from ray import tune
-from ray.exceptions import RayError
-from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
-from ray.tune.search import Searcher
-from ray.tune.stopper import NoopStopper, Stopper
-
 from autopeft.errors import AutoPEFTError
 from autopeft.search.jobs import Job, JobResult, JobSource
 from autopeft.search.office import Crew, Office, Pool, Resources
@@ -37,13 +30,21 @@ from autopeft.search.relay import Relay
 from autopeft.search.surroundings import (
     CHDIR,
     environment,
+    private_folder,
     quiet,
-    short_tempdir,
     signals,
     tighten_token,
     token_hint,
 )
 from autopeft.search.watch import Place, RayEndedError, Watch, greet
+
+with environment(importing=True):
+    import ray
+    from ray import tune
+    from ray.exceptions import RayError
+    from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+    from ray.tune.search import Searcher
+    from ray.tune.stopper import NoopStopper, Stopper
 
 if TYPE_CHECKING:
     # It needs torch and transformers, which not every worker does.
@@ -56,7 +57,7 @@ Runner = Callable[[Any, Job, Callable[[int, float], None], Callable[[], bool]], 
 _OBJECT_STORE = 256 << 20
 _REPORT_SECONDS = 1.0
 _IDLE_SECONDS = 0.25
-_LEAVE_SECONDS = 20.0
+_LEAVE_SECONDS = 15.0
 _KNOCK_SECONDS = 10.0
 _FINISHED: str = Searcher.FINISHED
 
@@ -239,7 +240,7 @@ def run_jobs(
         AutoPEFTError: Ray cannot be started or joined or fails, the pool is larger than the cluster, or the
             source cannot write any more.
     """
-    with environment(), quiet(), Relay() as relay, _cluster(pool, resume) as watch, signals(source):
+    with environment(), quiet(), Relay() as relay, _cluster(pool, resume, relay) as watch, signals(source):
         crew = Crew(pool, _nodes, resume=resume)
         source.scale(crew.size)
         office = Office(source, crew, relay, watch, _give)
@@ -300,34 +301,44 @@ def _trial_name(trial: Any) -> str:
 
 
 @contextlib.contextmanager
-def _cluster(pool: Pool, resume: str) -> Iterator[Watch]:
+def _cluster(pool: Pool, resume: str, relay: Relay) -> Iterator[Watch]:
     """The cluster at `pool.address`, the one that this process has joined already, or a private one."""
-    joined, temporary = ray.is_initialized(), None
-    try:
-        if not joined:
-            temporary = None if pool.address else tempfile.mkdtemp(prefix="apf-", dir=short_tempdir())
-            _init(pool, temporary)
-            tighten_token()
-        yield _watch(resume, private=temporary is not None)
-    except RayEndedError:
-        joined = False  # there is nothing left to stay with, and Ray would end the process
-        raise
-    finally:
-        if not joined:
-            leaving = threading.Thread(target=ray.shutdown, daemon=True)
-            leaving.start()
-            leaving.join(_LEAVE_SECONDS)
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+    joined = ray.is_initialized()
+    private = not joined and pool.address is None
+    with private_folder() if private else contextlib.nullcontext() as folder:
+        try:
+            if not joined:
+                _init(pool, folder)
+                tighten_token()
+            yield _watch(resume, private=private)
+        except RayEndedError:
+            joined = False  # there is nothing left to stay with, and Ray would end the process
+            raise
+        finally:
+            if not joined and not _left():
+                relay.strand()
 
 
-def _init(pool: Pool, temporary: str | None) -> None:
+def _left() -> bool:
+    """Disconnect from Ray, in 15 s at most; `False` where it does not answer."""
+    leaving = threading.Thread(target=ray.shutdown, daemon=True)
+    leaving.start()
+    leaving.join(_LEAVE_SECONDS)
+    if leaving.is_alive():
+        # At the end of the process, these would wait for an answer.
+        atexit.unregister(ray.shutdown)
+        atexit.unregister(tune.registry._unregister_all)
+    return not leaving.is_alive()
+
+
+def _init(pool: Pool, folder: Path | None) -> None:
+    """Start a private Ray in a folder, or join the pool's cluster."""
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.CRITICAL,
         "configure_logging": True,
     }
-    if temporary is None:
+    if folder is None:
         options["address"] = pool.address
     else:
         options.update(
@@ -335,7 +346,7 @@ def _init(pool: Pool, temporary: str | None) -> None:
             num_cpus=(pool.workers or 1) * pool.cpus,
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE,
-            _temp_dir=temporary,
+            _temp_dir=str(folder),
         )
     where = (
         "start Ray on this machine" if pool.address is None else f"join the Ray cluster at {pool.address!r}"

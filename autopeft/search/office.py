@@ -68,15 +68,20 @@ class Crew:
                 f"and {gpus:g} in all; lower --cpus-per-trial or --gpus-per-trial."
             )
 
+    @property
+    def due(self) -> bool:
+        """Whether `look` will ask about the machines: every 2 s."""
+        return self._clock() >= self._next
+
     def look(self) -> bool:
-        """Whether the size has changed; the machines are looked at every 2 s.
+        """Whether the size has changed.
 
         Raises:
             AutoPEFTError: there has been no room for any job for a minute.
         """
-        now = self._clock()
-        if now < self._next:
+        if not self.due:
             return False
+        now = self._clock()
         before, self.size, self._next = self.size, self._count(), now + _LOOK_SECONDS
         self._empty_since = float("inf") if self.size else min(self._empty_since, now)
         if now - self._empty_since > _EMPTY_SECONDS:
@@ -181,6 +186,9 @@ class Office:
         """Whether the run ends now. Called all the time, so that the crew's size is kept up here."""
         self._relay.pause()
         with self._guard():
+            if self._crew.due or self._watch.doubt:
+                # Where Ray is gone, a call of it would never come back.
+                self._relay.call(self._watch.settle)
             if self._crew.look():
                 self._relay.call(self._source.scale, self._crew.size)
         return self._done or self._source.stopped or self.fatal is not None

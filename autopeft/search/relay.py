@@ -15,7 +15,7 @@ from autopeft.search.watch import RayEndedError
 __all__ = ["Relay"]
 
 _TICK = 0.5
-_JOIN_SECONDS = 10.0
+_JOIN_SECONDS = 5.0
 T = TypeVar("T")
 
 
@@ -31,12 +31,15 @@ class Relay:
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._closed, self._released = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
+        self._stranded = False
 
     def __enter__(self) -> Relay:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._closed.set()
+        if self._stranded:
+            return
         self._released.set()
         if self._thread is not None:
             self._thread.join(_JOIN_SECONDS)
@@ -62,6 +65,10 @@ class Relay:
         finally:
             self._closed.set()
         outcome.result()
+
+    def strand(self) -> None:
+        """Let the second thread rest for ever, as what it would put away on its way out cannot be."""
+        self._stranded = True
 
     # In the second thread
     # ------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import stat
 import tempfile
@@ -13,12 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from filelock import FileLock, Timeout
+
 from autopeft.search.jobs import JobSource
 
-__all__ = ["CHDIR", "environment", "quiet", "short_tempdir", "signals", "tighten_token", "token_hint"]
+__all__ = ["CHDIR", "environment", "private_folder", "quiet", "signals", "tighten_token", "token_hint"]
 
 CHDIR = "RAY_CHDIR_TO_TRIAL_DIR"
 _TOKEN = "~/.ray/auth_token"
+_PREFIX, _LOCK = "apf-", "in-use"
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -30,17 +34,18 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "0",
-    # A process that has not reached the head for so long is ended by Ray, by default after a minute and even
-    # if it has left by then. When to give up is decided here.
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "100000",
 }
+# A process that has not reached Ray's head for so long is ended by Ray, by default after a minute and even if
+# it has left by then. When to give up is decided here. Ray's own processes keep the default.
+_AT_IMPORT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "100000"}
 
 
 @contextlib.contextmanager
-def environment() -> Iterator[None]:
-    """Set what Ray reads from the environment, and put back what was there."""
-    before = {k: os.environ.get(k) for k in _ENVIRONMENT}
-    os.environ.update(_ENVIRONMENT)
+def environment(*, importing: bool = False) -> Iterator[None]:
+    """Set what Ray reads from the environment, at import or when it runs; put back what was there."""
+    wanted = _AT_IMPORT if importing else _ENVIRONMENT
+    before = {k: os.environ.get(k) for k in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:
@@ -67,10 +72,24 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def short_tempdir() -> str:
-    """A temporary folder short enough for Ray's sockets (a socket path holds 107 bytes)."""
-    folder = tempfile.gettempdir()
-    return folder if len(folder) <= 24 or not os.access("/tmp", os.W_OK) else "/tmp"
+@contextlib.contextmanager
+def private_folder() -> Iterator[Path]:
+    """A temporary folder for a Ray of one's own; those that killed processes have left are removed as well.
+
+    Its path is short, as Ray's sockets lie in it and the path of a socket holds 107 bytes.
+    """
+    root = Path(tempfile.gettempdir())
+    if len(str(root)) > 24 and os.access("/tmp", os.W_OK):
+        root = Path("/tmp")
+    for lock in root.glob(f"{_PREFIX}*/{_LOCK}"):
+        with contextlib.suppress(OSError, Timeout), FileLock(lock, timeout=0):
+            shutil.rmtree(lock.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
+    try:
+        with FileLock(folder / _LOCK):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def tighten_token() -> None:

@@ -21,7 +21,7 @@ _SETTINGS = 4
 _HEADER = 9
 _GREET_SECONDS = 3.0
 _EVERY = 1.0
-_FROZEN_SECONDS = 40.0
+_FROZEN_SECONDS = 30.0
 
 
 class RayEndedError(AutoPEFTError):
@@ -67,7 +67,7 @@ def greet(host: str, port: int, timeout: float = _GREET_SECONDS) -> bool:
 class Watch:
     """Watches the places that answered when it was made.
 
-    A place that refuses is dead after its patience, one that only is silent after 40 s: the machine may be
+    A place that refuses is dead after its patience, one that only is silent after 30 s: the machine may be
     busy.
     """
 
@@ -78,6 +78,11 @@ class Watch:
         self._places = [place for place in places if _state(place) is None]
         self._gone: dict[int, float] = {}
         self._next = clock()
+
+    @property
+    def doubt(self) -> bool:
+        """Whether a place did not answer when it was last looked at."""
+        return bool(self._gone)
 
     def check(self) -> None:
         """Look about once a second.
