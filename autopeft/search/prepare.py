@@ -242,7 +242,7 @@ def _check(a: Arguments) -> _Cheap:
             f"There is no objective {a.objective!r}.{near(a.objective, OBJECTIVES)} "
             f"Objectives: {'; '.join(OBJECTIVES)}."
         )
-    make_sampler(sampler, seed=a.seed, trials=1, objectives=OBJECTIVES[a.objective])
+    make_sampler(sampler, seed=a.seed, trials=1)
     Rungs.of(1, a.fidelity)
     parse_kinds(a.baselines, "quick")
     dtype_of(a.precision)

@@ -78,3 +78,10 @@ def test_a_folder_without_its_space_cannot_go_on(begun: RunFolder) -> None:
     (begun.path / SPACE).unlink()
     with pytest.raises(UsageError, match=r"space\.yaml"):
         prepare_again(begun, {})
+
+
+@pytest.mark.parametrize("sampler", ["linear", "evolution", "gp", "tpe", "nsga2", "random"])
+def test_every_sampler_goes_with_two_objectives(begun: RunFolder, sampler: str) -> None:
+    arguments = {**begun.manifest()["arguments"], "sampler": sampler, "space": "lora"}
+    arguments["warm_start"] = ()
+    assert prepare(Arguments(**arguments)).sampler == sampler

@@ -85,7 +85,7 @@ class Landscape:
     def measure(self, values: Mapping[str, Any], rng: np.random.Generator) -> float:
         return self.truth(values) + float(rng.normal(0.0, self.noise))
 
-    def best(self, draws: int = 300) -> float:
+    def best(self, draws: int) -> float:
         """The highest true score that a long climb finds."""
         rng = random.Random(0)
         found = -math.inf

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autopeft.search.codec import Codec
 from autopeft.search.hypervolume import front_of, hypervolume
-from autopeft.search.samplers.history import History, Outcome, Repair
+from autopeft.search.samplers.history import History, Repair
 from autopeft.search.samplers.moves import Distributions, mutate
 from autopeft.search.samplers.whole import WholeSampler
 
@@ -28,9 +27,6 @@ class EvolutionSampler(WholeSampler):
 
     The population is the last `population` finished trials; half of it, drawn without replacement, meets in a
     tournament. The winner gets one to three of its parameters changed, until the recipe is a new one.
-
-    Args:
-        parameters: of the space; needed for two objectives, where the repaired recipe is changed.
     """
 
     def __init__(
@@ -41,11 +37,12 @@ class EvolutionSampler(WholeSampler):
         population: int,
         repair: Repair | None = None,
         parameters: Sequence[Parameter] = (),
+        objectives: int = 1,
     ) -> None:
-        super().__init__(seed=seed, startup=startup, repair=repair)
+        super().__init__(
+            seed=seed, startup=startup, repair=repair, parameters=parameters, objectives=objectives
+        )
         self._population = population
-        # Without repair the values of a trial are Optuna's parameters already.
-        self._codec = Codec(() if repair is None else parameters)
 
     def propose(self, history: History, space: Distributions) -> dict[str, Any] | None:
         """A mutant of a tournament's winner."""
@@ -53,15 +50,9 @@ class EvolutionSampler(WholeSampler):
         entrants = min(len(population), max(2, round(len(population) * _SHARE)))
         drawn = self._rng.choice(len(population), size=entrants, replace=False)
         place = ranking([o.objectives for o in population])
-        genes = self._genes(population[min(drawn, key=lambda i: place[i])])
+        winner = population[min(drawn, key=lambda i: place[i])]
+        genes = self.genes(winner.params, winner.values)
         return self.fresh(lambda: mutate(genes, space, self._rng), history)
-
-    def _genes(self, winner: Outcome) -> Mapping[str, Any]:
-        """Under a budget alone, raw parameters are better parents: what repair took away comes back with the
-        next change. They may lie far above the budget, though, where a change leads to no smaller recipe."""
-        if len(winner.objectives) == 1:
-            return winner.params
-        return {**winner.params, **self._codec.encode(winner.values)}
 
 
 def ranking(objectives: Sequence[Sequence[float]]) -> list[int]:

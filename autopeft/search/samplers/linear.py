@@ -27,7 +27,8 @@ _RANDOM = 96
 _ROUNDS = 4
 _PARENTS = 10
 _CHILDREN = 64
-_MARGIN = 0.1
+# By how much the root of the reference's size exceeds that of the largest recipe.
+_MARGIN = 0.05
 
 
 class LinearSampler(WholeSampler):
@@ -54,11 +55,11 @@ class LinearSampler(WholeSampler):
         parameters: Sequence[Parameter] = (),
         objectives: int = 1,
     ) -> None:
-        super().__init__(seed=seed, startup=startup, repair=repair)
         if objectives > 1 and repair is None:
             raise ValueError("Two objectives need `repair`, which knows the sizes of candidates.")
-        self._parameters = tuple(parameters)
-        self._objectives = objectives
+        super().__init__(
+            seed=seed, startup=startup, repair=repair, parameters=parameters, objectives=objectives
+        )
 
     def propose(self, history: History, space: Distributions) -> dict[str, Any] | None:
         """The best of the candidates under one draw, `None` if none is new."""
@@ -89,12 +90,12 @@ class LinearSampler(WholeSampler):
         return new
 
     def _member(self, params: Mapping[str, Any], values: Mapping[str, Any], deployed: float) -> _Member:
-        return _Member(params, values if self._parameters else params, deployed)
+        return _Member(self.genes(params, values), values if self._parameters else params, deployed)
 
 
 @dataclass(frozen=True)
 class _Member:
-    """A recipe: its parameters as suggested, and the values that its features are read from."""
+    """A recipe: its parameters, as suggested and as a parent's, and the values of its features."""
 
     params: Mapping[str, Any]
     values: Mapping[str, Any]
@@ -136,9 +137,10 @@ class _Pool:
         that add nothing, minus what they lack."""
         if self._objectives == 1:
             return self._drawn
+        # Roots: plain sizes leave small recipes unexplored, logarithms spend half of the search on them.
         sizes = np.sqrt([m.deployed for m in self._members])
         points = np.column_stack([self._drawn, sizes])
         known = points[: self._known]
-        reference = (float(known[:, 0].min()), float(sizes.max()) + _MARGIN)
+        reference = (float(known[:, 0].min()), float(sizes.max()) * (1 + _MARGIN))
         gain = improvement(points, known, reference)
         return np.where(gain > 0, gain, -shortfall(points, known))

@@ -60,7 +60,7 @@ def _draw(d: BaseDistribution, rng: np.random.Generator) -> Any:
 
 
 def _moved(d: BaseDistribution, value: Any, rng: np.random.Generator) -> Any:
-    """Another value; only a float that ends up where it was may stay."""
+    """Another value."""
     if isinstance(d, CategoricalDistribution):
         others = [c for c in d.choices if c is not value and c != value]
         return others[int(rng.integers(len(others)))] if others else value
@@ -74,10 +74,11 @@ def _moved(d: BaseDistribution, value: Any, rng: np.random.Generator) -> Any:
 
 
 def _neighbour(d: BaseDistribution, value: Any, rng: np.random.Generator) -> Any:
-    """The next step up or down; a float without steps stays."""
+    """The next step up or down; without steps, where a move led beyond the end that it came from, any
+    value."""
     step = getattr(d, "step", None)
     if not step:
-        return value
+        return _draw(d, rng)
     ends = [v for v in (value - step, value + step) if d.low <= v <= d.high]  # type: ignore[attr-defined]
     return ends[int(rng.integers(len(ends)))] if ends else value
 

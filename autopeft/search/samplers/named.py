@@ -44,13 +44,18 @@ def _tpe(s: _Setting) -> BaseSampler:
 
 
 def _nsga2(s: _Setting) -> BaseSampler:
-    return OrderedNSGAIISampler(seed=s.seed, population_size=max(8, min(50, s.trials // 4)))
+    # Some eight generations; half as many find less with 60 trials and with 150.
+    return OrderedNSGAIISampler(seed=s.seed, population_size=max(8, min(50, s.trials // 8)))
 
 
 def _evolution(s: _Setting) -> BaseSampler:
-    population = max(6, min(30, s.trials // 3))
     return EvolutionSampler(
-        seed=s.seed, startup=s.startup, population=population, repair=s.repair, parameters=s.parameters
+        seed=s.seed,
+        startup=s.startup,
+        population=max(6, min(30, s.trials // 3)),
+        repair=s.repair,
+        parameters=s.parameters,
+        objectives=s.objectives,
     )
 
 

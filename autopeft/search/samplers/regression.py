@@ -20,7 +20,13 @@ _NOISE = np.geomspace(1e-3, 1e2, 26)
 
 @dataclass(frozen=True)
 class _Fit:
-    """One setting of the grid: log evidence, variances of weights and noise, and eigenvectors at hand."""
+    """One setting of the grid.
+
+    Attributes:
+        pairs: variance of the pairs' weights as a share of that of single ones.
+        ridge: variance of the noise as a share of that of single weights.
+        variance: of single weights, with scores scaled to unit deviation.
+    """
 
     evidence: float
     pairs: float

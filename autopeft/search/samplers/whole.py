@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -12,8 +12,12 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from autopeft.search.codec import Codec
 from autopeft.search.samplers.history import History, Point, Repair
 from autopeft.search.samplers.moves import Distributions, draw
+
+if TYPE_CHECKING:
+    from autopeft.search.space_bound import Parameter
 
 __all__ = ["WholeSampler"]
 
@@ -33,12 +37,26 @@ class WholeSampler(BaseSampler):
         startup: trials, of any state, before `propose` is asked.
         repair: maps Optuna's parameters to the repaired point, `None` where there is none; without it
             parameters are taken as they are.
+        parameters: of the space; without them `genes` are always those before repair.
+        objectives: 1 (score), or 2 (score, deployed parameters).
     """
 
-    def __init__(self, *, seed: int, startup: int, repair: Repair | None) -> None:
+    def __init__(
+        self,
+        *,
+        seed: int,
+        startup: int,
+        repair: Repair | None = None,
+        parameters: Sequence[Parameter] = (),
+        objectives: int = 1,
+    ) -> None:
         self._rng = np.random.default_rng(seed)
         self._startup = startup
         self._repair = repair or _as_it_is
+        # Without repair the values of a point are Optuna's parameters already.
+        self._parameters = () if repair is None else tuple(parameters)
+        self._codec = Codec(self._parameters)
+        self._objectives = objectives
         self._points: dict[_Key, Point | None] = {}
         self._proposed: set[str] = set()
 
@@ -75,6 +93,15 @@ class WholeSampler(BaseSampler):
     ) -> Any:
         """A random value."""
         return draw({param_name: param_distribution}, self._rng)[param_name]
+
+    def genes(self, params: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        """What a child of a recipe is made from: Optuna's parameters before repair, or the repaired ones.
+
+        Where the score alone counts, those before repair are better parents: what repair took away comes
+        back with the next change. Where the size counts too they are not: they may lie so far above the
+        budget that no change leads to a smaller recipe.
+        """
+        return dict(params) if self._objectives == 1 else {**params, **self._codec.encode(values)}
 
     def fresh(self, make: Callable[[], dict[str, Any]], history: History) -> dict[str, Any] | None:
         """The first made point whose recipe is new, `None` if a few dozen are all known."""

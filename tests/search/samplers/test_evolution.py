@@ -63,7 +63,14 @@ def test_two_objectives_mutate_the_recipe_after_repair() -> None:
     raw = dict.fromkeys(space, 90)
     for objectives, expected in ((1, 90), (2, 60)):
         done = create_trial(values=[0.5, 40.0][:objectives], params=raw, distributions=space)
-        sampler = EvolutionSampler(seed=0, startup=1, population=6, repair=repair, parameters=parameters)
+        sampler = EvolutionSampler(
+            seed=0,
+            startup=1,
+            population=6,
+            repair=repair,
+            parameters=parameters,
+            objectives=objectives,
+        )
         # Every mutant of the raw point is repaired to the known recipe unless it falls below 60.
         child = view([done], sampler, objectives).ask(dict(space)).params
         assert parent_of(child) == expected

@@ -92,10 +92,10 @@ def test_optunas_own_bookkeeping_is_lost_in_a_view() -> None:
 def test_it_optimises() -> None:
     def run(name: str) -> float:
         bests = []
-        for seed in range(3):
-            sampler = make_sampler(name, seed=seed, trials=100)
+        for seed in range(2):
+            sampler = make_sampler(name, seed=seed, trials=80)
             trials: list[FrozenTrial] = []
-            for _ in range(100):
+            for _ in range(80):
                 params = view(trials, sampler).ask(dict(SPACE)).params
                 score = (params["kind"] == "b") - sum((params[f"x{i}"] - 0.7) ** 2 for i in range(6))
                 trials.append(create_trial(value=score, params=params, distributions=SPACE))
@@ -105,7 +105,7 @@ def test_it_optimises() -> None:
     assert run("nsga2") > run("random") + 0.02
 
 
-@pytest.mark.parametrize(("trials", "population"), [(1, 8), (40, 10), (400, 50)])
+@pytest.mark.parametrize(("trials", "population"), [(1, 8), (80, 10), (800, 50)])
 def test_the_population_suits_the_number_of_trials(trials: int, population: int) -> None:
     sampler = make_sampler("nsga2", seed=0, trials=trials)
     assert isinstance(sampler, OrderedNSGAIISampler)

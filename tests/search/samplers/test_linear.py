@@ -111,7 +111,7 @@ def test_two_objectives_fill_the_gap_in_the_front() -> None:
 
 def test_a_suggestion_takes_the_space_as_it_is_repaired() -> None:
     land = Landscape(bound_space("default"), "2%", 0)
-    run = Run(land, "linear", 20, 0)
+    run = Run(land, "linear", 8, 0)
     assert run.duplicates == 0
     assert all(p.deployed <= land.limit for p in run.points)
 

@@ -49,6 +49,12 @@ def test_draws_and_mutants_lie_within_their_distributions(seed: int, generations
         params = child
 
 
+def test_a_float_at_its_end_moves_too() -> None:
+    rng = np.random.default_rng(0)
+    space = {"rate": SPACE["rate"]}
+    assert all(mutate({"rate": 1e-1}, space, rng)["rate"] < 1e-1 for _ in range(100))
+
+
 def test_a_mutant_of_what_does_not_fit_fits() -> None:
     rng = np.random.default_rng(0)
     assert lies_within(mutate({"index": 11, "rate": -1.0, "kind": "z", "gone": 1}, SPACE, rng))
