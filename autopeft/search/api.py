@@ -115,6 +115,7 @@ def _run(
 ) -> Director:
     # Ray takes seconds to import, and a dry run never needs it.
     from autopeft.search.engine import Pool, run_jobs
+    from autopeft.search.shipping import pack
     from autopeft.search.worker import WorkerSetup, execute
 
     a, effort, rivals = ready.arguments, ready.effort, ready.rivals()
@@ -150,7 +151,15 @@ def _run(
         a.model, ready.source, ready.task, ready.plan, a.cpus_per_trial, ready.key(), a.precision
     )
     pool = Pool(ready.workers, a.cpus_per_trial, ready.gpus, a.address)
-    run_jobs(director, execute, setup, pool, folder.scratch / "ray")
+    run_jobs(
+        director,
+        execute,
+        setup,
+        pool,
+        folder.scratch / "ray",
+        cargo=pack(ready.source) if a.address else None,
+        resume=f"autopeft search --resume {folder.path}",
+    )
     director.abandon()
     return director
 

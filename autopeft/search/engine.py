@@ -1,8 +1,10 @@
 """The executor: jobs on Ray Tune workers that live through many jobs. The only file that imports Ray.
 
-Tune runs, places and restarts; what to run and what came of it is the job source's business, and nothing
-is ever read from Tune's own results. A worker trains in a thread of its own and reports about once a
-second, so that progress, stopping and a dead worker are seen at once.
+Tune starts workers, places them and notices when they die; what to run and what came of it is the job
+source's business. To Tune a worker is a trial, and jobs are handed to it: what Tune keeps of its trials does
+not grow with the jobs, and workers that are slow to come up are waited for however short the jobs are. A
+worker trains in a thread of its own and reports about once a second, so that progress, stopping and death are
+seen at once.
 
 Ray's calls block when Ray itself is gone, and a minute later Ray ends the process. So Tune has a thread of
 its own; the caller's thread serves the source, watches Ray, and leaves in time.
@@ -54,6 +56,7 @@ __all__ = ["Pool", "run_jobs"]
 
 Runner = Callable[[Any, Job, Callable[[int, float], None], Callable[[], bool]], JobResult]
 
+_log = logging.getLogger("autopeft")
 _OBJECT_STORE = 256 << 20
 _REPORT_SECONDS = 1.0
 _IDLE_SECONDS = 0.25
@@ -131,7 +134,19 @@ class _Travelled:
 
     @staticmethod
     def of(cargo: Cargo) -> _Travelled:
-        return _Travelled(cargo.path, cargo.files, (ray.put(dict(cargo.contents)),))
+        """Put it there.
+
+        Raises:
+            AutoPEFTError: there is no room for it.
+        """
+        try:
+            reference = ray.put(dict(cargo.contents))
+        except RayError as error:
+            raise AutoPEFTError(
+                f"Ray cannot hold the files of {cargo.path!r} ({error}): start the head with a larger "
+                "--object-store-memory, or put the model on the hub."
+            ) from error
+        return _Travelled(cargo.path, cargo.files, (reference,))
 
     def announce(self) -> None:
         """In a worker: say what there is; nothing is brought before it is needed."""
@@ -200,9 +215,11 @@ class _Events(Callback):
         self._folder = Path(trial.local_path).parents[2]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        lines = Path(trial.error_file).read_text(encoding="utf-8", errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip()]
-        self._office.lose(trial.trial_id, said[-1] if said else "no reason is known")
+        said = ["no reason is known"]
+        with contextlib.suppress(OSError, TypeError):  # no file, or no name of one
+            text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
+            said += [line.strip() for line in text.split("\n") if line.strip()]
+        self._office.lose(trial.trial_id, said[-1])
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         if self._folder is not None:
@@ -240,7 +257,14 @@ def run_jobs(
         AutoPEFTError: Ray cannot be started or joined or fails, the pool is larger than the cluster, or the
             source cannot write any more.
     """
-    with environment(), quiet(), Relay() as relay, _cluster(pool, resume, relay) as watch, signals(source):
+    with (
+        environment(),
+        quiet(),
+        _mute(),
+        Relay() as relay,
+        _cluster(pool, resume, relay) as watch,
+        signals(source),
+    ):
         crew = Crew(pool, _nodes, resume=resume)
         source.scale(crew.size)
         office = Office(source, crew, relay, watch, _give)
@@ -275,6 +299,7 @@ def _give(handle: Any, job: Job) -> None:
 def _tuner(office: Office, parameters: dict[str, Any], pool: Pool, scratch: Path) -> Tuner:
     resources = {"cpu": pool.cpus, **({"gpu": pool.gpus} if pool.gpus else {})}
     trainable = tune.with_resources(tune.with_parameters(_Worker, **parameters), resources)
+    trainable.__qualname__ = _Worker.__qualname__  # the name of its processes
     scratch.mkdir(parents=True, exist_ok=True)
     return Tuner(
         trainable,
@@ -286,7 +311,7 @@ def _tuner(office: Office, parameters: dict[str, Any], pool: Pool, scratch: Path
         ),
         run_config=RunConfig(
             name="tune",
-            storage_path=str(scratch),
+            storage_path=str(scratch.absolute()),
             stop=_Stopper(office),
             callbacks=[_Events(office)],
             failure_config=FailureConfig(max_failures=0),
@@ -298,6 +323,20 @@ def _tuner(office: Office, parameters: dict[str, Any], pool: Pool, scratch: Path
 
 def _trial_name(trial: Any) -> str:
     return str(trial.trial_id)
+
+
+@contextlib.contextmanager
+def _mute() -> Iterator[None]:
+    """Keep what Ray tells off standard output, where results are written; log levels do not cover that."""
+    module, name = ray._private.worker, "print_to_stdstream"
+    before = getattr(module, name, None)
+    if before is not None:
+        setattr(module, name, lambda data, ignore_prefix: _log.debug("\n".join(data["lines"])))
+    try:
+        yield
+    finally:
+        if before is not None:
+            setattr(module, name, before)
 
 
 @contextlib.contextmanager

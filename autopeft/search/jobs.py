@@ -118,7 +118,8 @@ class JobSource(Protocol):
     def interrupt(self) -> None: ...
 
     def scale(self, workers: int) -> None:
-        """Told once how many jobs run at a time, before the first is asked for."""
+        """Told how many jobs run at a time: before the first is asked for, and when a cluster grows or
+        shrinks."""
         ...
 
     @property

@@ -20,7 +20,7 @@ _LOOK_SECONDS = 2.0
 _EMPTY_SECONDS = 60.0
 _STARTS = 4
 _LONGEST_WAIT = 60.0
-_LOST = "The worker process ended before the job did: killed, out of memory, or its machine is gone."
+_LOST = "The worker process ended before the job did: killed, out of memory, or its machine is gone"
 Resources = Mapping[str, float]
 
 
@@ -177,7 +177,7 @@ class Office:
         member = self._members.pop(name)
         with self._guard():
             if member.job is not None:
-                outcome = JobResult(member.job, error=_LOST, failure="lost")
+                outcome = JobResult(member.job, error=_lost(reason), failure="lost")
                 self._relay.call(self._complete_lost, outcome)
             elif member.handle is None and self._clock() >= self._hire_from:
                 self._start_failed(reason)
@@ -191,9 +191,13 @@ class Office:
                 self._relay.call(self._watch.settle)
             if self._crew.look():
                 self._relay.call(self._source.scale, self._crew.size)
-        return self._done or self._source.stopped or self.fatal is not None
+        if self._source.stopped or self.fatal is not None:
+            return True
+        return self._done and not self._held and all(m.job is None for m in self._members.values())
 
     def _ask(self) -> Job | None:
+        if self._done:
+            return None
         with self._guard():
             job = self._relay.call(self._source.next)
             self._done = isinstance(job, Done)
@@ -220,3 +224,10 @@ class Office:
             yield
         except Exception as error:
             self.fatal = self.fatal or error
+
+
+def _lost(reason: str) -> str:
+    """What to tell of a lost job; Ray's own reasons are long, and speak of actors."""
+    if reason.startswith("The actor"):
+        return f"{_LOST} (Ray: {reason.partition('.')[0]})."
+    return f"The worker failed: {reason}"

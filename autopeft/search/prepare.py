@@ -198,7 +198,8 @@ def prepare(
         shortcuts=a.shortcuts,
         max_length=a.max_length,
         seed=a.seed,
-        device="cuda" if cheap.gpus else "cpu",
+        # On a cluster GPUs may be logical: each worker sees what it has.
+        device="cpu" if not cheap.gpus else "cuda" if a.address is None else "auto",
     )
     budget = Budget.parse(a.budget)
     space = a.space if isinstance(a.space, Space) else Space.load(a.space)

@@ -19,6 +19,10 @@ _JOIN_SECONDS = 5.0
 T = TypeVar("T")
 
 
+class _AbandonedError(BaseException):
+    """Takes an abandoned thread through Ray's code, which handles no such thing."""
+
+
 class Relay:
     """Lets a second thread have functions called in the first, one at a time.
 
@@ -90,17 +94,18 @@ class Relay:
     def _work(self, work: Callable[[], None], outcome: Future[None]) -> None:
         try:
             _resolve(work, outcome)
+        except _AbandonedError:
+            pass
         except BaseException as error:
             # Ray raises SystemExit in threads that wait for it when it ends.
             outcome.set_exception(RuntimeError(f"{type(error).__name__} in Ray's thread"))
-            raise
         finally:
             self._calls.put((lambda: None, Future()))
 
     def _rest(self) -> NoReturn:
         """Touch nothing of Ray any more; end once the context is left."""
         self._released.wait()
-        raise SystemExit
+        raise _AbandonedError
 
 
 def _resolve(work: Callable[[], Any], outcome: Future[Any]) -> None:

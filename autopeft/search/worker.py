@@ -21,6 +21,7 @@ from autopeft.hybrid import Hybrid
 from autopeft.hybrid import load as load_hybrid
 from autopeft.recipe import Recipe
 from autopeft.search.jobs import FailureKind, Job, JobResult
+from autopeft.search.shipping import local_source
 from autopeft.tasks.encode import EncodedTask, encode
 from autopeft.tasks.task import Task
 from autopeft.training import (
@@ -79,7 +80,7 @@ _WORLDS: dict[str, _World] = {}
 def _world(setup: WorkerSetup) -> _World:
     if setup.key not in _WORLDS:
         _WORLDS.clear()
-        source = setup.source
+        source = local_source(setup.source)
         if source.origin != "hub" and not Path(source.path).exists():
             source = resolve_model(setup.model)
         data = encode(setup.task, load_tokenizer(source), setup.plan.max_length)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.cluster import command_of, processes
+from support.driving import Driver
 from support.saved_model import save_backbone, write_reviews
 
 from autopeft.assets import resolve_model
 from autopeft.errors import AutoPEFTError
+from autopeft.search import engine
 from autopeft.search.engine import Pool, run_jobs
 from autopeft.search.jobs import DONE, Done, Job, JobResult
 from autopeft.search.worker import WorkerSetup, execute
@@ -96,12 +103,62 @@ def test_workers_live_through_jobs_and_a_dead_one_costs_its_job_alone(
     assert lost.error
     assert all(r.score == 0.25 for r in source.results.values())
     assert source.most == source.workers == 2
-    assert len({r.worker for r in source.results.values()}) <= 4, "workers were not reused"
+    workers = {r.worker for r in source.results.values()}
+    assert len(workers) <= 3, "workers were not reused"
+    assert all(re.fullmatch(r"\d+@[0-9a-f]{6}", worker) for worker in workers), "process and node"
     assert any(name == "long" and 0 < step < 50 and loss == 0.5 for name, step, loss in source.steps)
     assert source.files["files"] == {"w": b"123"}
     out, err = capfd.readouterr()
-    chatter = [line for line in (out + err).splitlines() if "(raylet)" not in line]
-    assert chatter == [], "only the death of a worker may be told"
+    assert (out, err) == ("", ""), "not even the death of a worker may be told on standard output"
+
+
+def test_what_jobs_carry_is_not_kept(tmp_path: Path) -> None:
+    """A megabyte there and one back: Tune keeps every result and configuration of its trials."""
+    megabyte, held = 1 << 20, list[int]()
+
+    class Heavy(Source):
+        def next(self) -> Job | Done | None:
+            found = super().next()
+            return replace(found, files={"in": os.urandom(megabyte)}) if isinstance(found, Job) else found
+
+        def complete(self, result: JobResult) -> None:
+            assert len(result.files["in"]) == megabyte
+            self.results[result.job] = replace(result, files={})
+            self.open.discard(result.job)
+            if len(self.results) in (20, 60):
+                gc.collect()
+                held.append(_own_memory())
+
+    source = Heavy([job(f"j{i}", steps=0) for i in range(61)])
+    run_jobs(source, make_runner(), {"score": 0.5}, Pool(2), tmp_path / "ray")
+    assert len(source.results) == 61
+    assert held[1] - held[0] < 40 * megabyte // 4, "the driver's memory grows with the jobs"
+    written = sum(p.stat().st_size for p in (tmp_path / "ray").rglob("*") if p.is_file())
+    assert written < megabyte
+
+
+def _own_memory() -> int:
+    """Bytes of this process that it shares with no other."""
+    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["RssAnon"].split()[0]) << 10
+
+
+@pytest.mark.parametrize("part", ["raylet/raylet", pytest.param("gcs/gcs_server", marks=pytest.mark.slow)])
+def test_a_private_ray_that_is_killed_ends_the_run_with_the_way_out(tmp_path: Path, part: str) -> None:
+    driver = Driver.start(os.environ, folder=tmp_path / "ray", address=None, workers=2, jobs=100, seconds=0.5)
+    try:
+        driver.wait_for("done", 3)
+        victims = [pid for pid in processes(driver.process.pid) if part in command_of(pid)]
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+        (raised,) = driver.wait_for("raised", seconds=60)
+        assert raised["kind"] == "RayEndedError"
+        assert "autopeft search --resume" in raised["text"]
+        assert all(event["failure"] is None for event in driver.of("done")), "no job may be blamed for it"
+        assert driver.finish(seconds=30) == 0
+    finally:
+        for pid in processes(driver.process.pid):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_an_error_of_the_source_ends_the_run_and_is_raised(tmp_path: Path) -> None:
@@ -125,11 +182,20 @@ def test_a_cluster_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
         run_jobs(Source([]), make_runner(), {}, Pool(1, address="127.0.0.1:1"), tmp_path / "ray")
 
 
+def test_what_is_no_ray_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_KNOCK_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(AutoPEFTError, match="does not answer as Ray does"):
+            run_jobs(Source([]), make_runner(), {}, Pool(1, address=address), tmp_path / "ray")
+
+
 SCRIPT = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from search.test_engine import Source, job, make_runner
+from autopeft.search import engine
 from autopeft.search.engine import Pool, run_jobs
 
 class Loud(Source):
@@ -163,23 +229,9 @@ def test_ctrl_c_ends_the_run_and_the_program_goes_on(tmp_path: Path, whole_group
         process.kill()
         process.wait()
     deadline = time.monotonic() + 30
-    while _alive(process.pid) and time.monotonic() < deadline:
+    while processes(process.pid) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not _alive(process.pid), "processes of Ray were left behind"
-
-
-def _alive(session: int) -> list[int]:
-    """Processes of a session that still run."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[3]) == session and fields[0] != "Z":
-                found.append(int(entry.name))
-    return found
+    assert not processes(process.pid), "processes of Ray were left behind"
 
 
 def test_losses_are_the_same_with_one_worker_and_with_two(

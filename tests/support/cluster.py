@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Node", "RayCluster", "processes", "ray_cluster"]
+__all__ = ["Node", "RayCluster", "command_of", "processes", "ray_cluster"]
 
 _START_SECONDS = 120
 _STORE = 80 << 20
@@ -35,7 +35,7 @@ class Node:
 
     def pids(self, part: str = "") -> list[int]:
         """Its living processes whose command line contains `part`."""
-        return [pid for pid in processes(self.process.pid) if part in _command(pid)]
+        return [pid for pid in processes(self.process.pid) if part in command_of(pid)]
 
     def kill(self, part: str = "") -> None:
         """SIGKILL its processes whose command line contains `part`; by default all, as if the power went."""
@@ -167,7 +167,8 @@ def processes(session: int) -> list[int]:
     return found
 
 
-def _command(pid: int) -> str:
+def command_of(pid: int) -> str:
+    """Its command line; empty where it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     except OSError:

@@ -1,0 +1,360 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autopeft.errors import AutoPEFTError
+from autopeft.search.jobs import DONE, Done, Job, JobResult
+from autopeft.search.office import Crew, Office, Pool
+
+T = TypeVar("T")
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Source:
+    """Gives what is in `left`; `None` where that is empty and something is running."""
+
+    def __init__(self, *jobs: str) -> None:
+        self.left: list[str] = list(jobs)
+        self.open, self.results = set[str](), list[JobResult]()
+        self.steps: list[tuple[str, int, float]] = []
+        self.scales: list[int] = []
+        self.stopped = False
+
+    def next(self) -> Job | Done | None:
+        if not self.left:
+            return None if self.open else DONE
+        self.open.add(self.left[0])
+        return Job(self.left.pop(0), "trial", "x", {"name": "r"}, steps=1)
+
+    def progress(self, job: str, step: int, loss: float) -> None:
+        self.steps.append((job, step, loss))
+
+    def complete(self, result: JobResult) -> None:
+        self.open.discard(result.job)
+        self.results.append(result)
+
+    def scale(self, workers: int) -> None:
+        self.scales.append(workers)
+
+    def interrupt(self) -> None:
+        self.stopped = True
+
+
+class Direct:
+    """A relay of one thread."""
+
+    def call(self, function: Callable[..., T], *args: Any) -> T:
+        return function(*args)
+
+    def pause(self) -> None:
+        pass
+
+
+@dataclass
+class Calm:
+    doubt: bool = False
+    settled: int = 0
+
+    def settle(self) -> None:
+        self.settled += 1
+
+
+@dataclass
+class Stage:
+    """An office with machines of CPUs only."""
+
+    source: Source
+    machines: list[int]
+    workers: int | None = None
+    given: list[tuple[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.clock, self.watch = Clock(), Calm()
+        crew = Crew(
+            Pool(self.workers),
+            lambda: [{"CPU": float(n)} for n in self.machines],
+            resume="r",
+            clock=self.clock,
+        )
+        self.office = Office(
+            self.source,
+            crew,
+            Direct(),  # type: ignore[arg-type]
+            self.watch,  # type: ignore[arg-type]
+            lambda handle, job: self.given.append((handle, job.id)),
+            clock=self.clock,
+        )
+
+    def up(self, *names: str) -> None:
+        """Hire workers and let them come up."""
+        for name in names:
+            assert self.office.hire(name)
+        for name in names:
+            self.office.hear(name, {"handle": name})
+
+    def finish(self, name: str, job: str) -> None:
+        self.office.hear(name, {"outcome": JobResult(job, {"select": 1.0}, files={"w": b"x"})})
+
+
+def test_workers_are_hired_as_long_as_there_is_room_and_work() -> None:
+    stage = Stage(Source("a", "b", "c"), [1, 1])
+    assert stage.office.hire("one")
+    assert stage.office.hire("two")
+    assert not stage.office.hire("three"), "no room"
+    assert stage.source.left == ["c"], "a job is asked for each worker, and no more"
+    few = Stage(Source("a"), [4])
+    assert few.office.hire("one")
+    assert not few.office.hire("two"), "no work"
+
+
+def test_who_is_free_first_takes_what_others_were_hired_for() -> None:
+    """Else short jobs would keep a crew small for ever: its workers take longer to come up."""
+    stage = Stage(Source("a", "b", "c", "d"), [2])
+    assert stage.office.hire("quick")
+    assert stage.office.hire("slow")
+    stage.office.hear("quick", {"handle": "quick"})
+    stage.finish("quick", "a")
+    assert stage.given == [("quick", "a"), ("quick", "b")]
+    stage.office.hear("slow", {"handle": "slow"})
+    assert stage.given[-1] == ("slow", "c")
+    assert not stage.office.stop()
+
+
+def test_results_and_news_reach_the_source_and_leave_nothing_with_tune() -> None:
+    stage = Stage(Source("a", "b"), [1])
+    stage.up("one")
+    news, last = (
+        {"news": (3, 0.5), "kept": 1},
+        {"outcome": JobResult("a", {"select": 1.0}, files={"w": b"x"})},
+    )
+    stage.office.hear("one", news)
+    stage.office.hear("one", last)
+    assert stage.source.steps == [("a", 3, 0.5)]
+    assert [r.job for r in stage.source.results] == ["a"]
+    assert stage.source.results[0].files == {"w": b"x"}
+    assert (news, last) == ({"kept": 1}, {})
+
+
+def test_the_run_ends_when_the_source_is_done() -> None:
+    stage = Stage(Source("a", "b"), [2])
+    stage.up("one", "two")
+    stage.finish("one", "a")
+    assert not stage.office.stop(), "a job still runs"
+    stage.office.hear("one", {})
+    stage.finish("two", "b")
+    assert stage.office.stop()
+    assert len(stage.given) == 2
+
+
+def test_a_source_may_be_done_while_its_jobs_run() -> None:
+    stage = Stage(Source("a", "b"), [2])
+    stage.source.next = lambda: Source.next(stage.source) if stage.source.left else DONE  # type: ignore[method-assign]
+    stage.up("one")
+    assert stage.office.hire("two"), "for b"
+    stage.office.hear("one", {})
+    stage.finish("one", "a")
+    assert not stage.office.stop(), "b was given to who was free, and runs"
+    assert stage.given == [("one", "a"), ("one", "b")]
+    stage.office.hear("two", {"handle": "two"})
+    stage.finish("one", "b")
+    assert stage.office.stop()
+
+
+def test_an_idle_worker_gets_what_comes_later() -> None:
+    stage = Stage(Source("a", "b"), [2])
+    stage.up("one", "two")
+    stage.finish("one", "a")
+    stage.source.left.append("late")
+    stage.office.hear("one", {})
+    assert stage.given[-1] == ("one", "late")
+
+
+def test_a_lost_worker_costs_its_job_and_is_replaced() -> None:
+    stage = Stage(Source("a", "b", "c"), [2])
+    stage.up("one", "two")
+    stage.office.lose("two", "The actor died because its node has died. Node Id: 0. And much more.")
+    (lost,) = stage.source.results
+    assert (lost.job, lost.failure) == ("b", "lost")
+    assert str(lost.error).endswith("(Ray: The actor died because its node has died).")
+    assert stage.watch.settled == 1, "Ray itself was looked at first"
+    assert stage.office.hire("three")
+    stage.office.hear("three", {"handle": "three"})
+    assert stage.given[-1] == ("three", "c")
+
+
+def test_a_worker_that_fails_says_why() -> None:
+    stage = Stage(Source("a"), [1])
+    stage.up("one")
+    stage.office.lose("one", "ValueError: oh no")
+    assert stage.source.results[0].error == "The worker failed: ValueError: oh no"
+
+
+def test_an_idle_worker_that_is_lost_costs_nothing() -> None:
+    stage = Stage(Source("a", "b"), [2])
+    stage.up("one", "two")
+    stage.finish("one", "a")
+    stage.office.lose("one", "killed")
+    assert [r.failure for r in stage.source.results] == [None]
+
+
+def test_a_worker_lost_while_it_comes_up_costs_no_job() -> None:
+    stage = Stage(Source("a", "b"), [1, 1])
+    stage.up("one")
+    assert stage.office.hire("two")
+    stage.office.lose("two", "no such module")
+    assert stage.source.results == []
+    assert not stage.office.hire("three"), "not at once"
+    stage.clock.now = 2.0
+    assert stage.office.hire("three")
+    assert stage.source.left == [], "its job is still there, and no other was asked for"
+    stage.office.hear("three", {"handle": "three"})
+    assert stage.given[-1] == ("three", "b")
+
+
+def test_a_machine_where_workers_cannot_start_does_not_stop_the_others() -> None:
+    stage = Stage(Source(*"abcdefgh"), [1, 1])
+    stage.up("good")
+    waits = []
+    for i in range(9):
+        begin = stage.clock.now
+        while not stage.office.hire(f"bad-{i}"):
+            stage.clock.now += 0.5
+        waits.append(stage.clock.now - begin)
+        stage.office.lose(f"bad-{i}", "no such module")
+    assert waits == [0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
+    assert not stage.office.stop()
+
+
+def test_a_run_where_no_worker_can_start_ends_with_the_reason() -> None:
+    stage = Stage(Source(*"abcdefgh"), [4])
+    for wave in range(4):
+        assert not stage.office.stop()
+        stage.clock.now += 60.0
+        names = [f"{wave}-{i}" for i in range(4)]
+        assert all(stage.office.hire(name) for name in names)
+        for name in names:  # workers that fail together count once
+            stage.office.lose(name, "ModuleNotFoundError: No module named 'autopeft'")
+    assert stage.office.stop()
+    assert "tried 4 times" in str(stage.office.fatal)
+    assert "No module named 'autopeft'" in str(stage.office.fatal)
+
+
+def test_what_the_source_raises_ends_the_run() -> None:
+    stage = Stage(Source("a", "b"), [1])
+    stage.up("one")
+
+    def full(result: JobResult) -> None:
+        raise OSError("the disk is full")
+
+    stage.source.complete = full  # type: ignore[method-assign]
+    stage.finish("one", "a")
+    assert stage.office.stop()
+    assert str(stage.office.fatal) == "the disk is full"
+    assert stage.given == [("one", "a")]
+
+
+def test_a_stopped_source_ends_the_run() -> None:
+    stage = Stage(Source("a", "b"), [1])
+    stage.up("one")
+    stage.source.interrupt()
+    assert stage.office.stop()
+    stage.finish("one", "a")
+    assert stage.given == [("one", "a")]
+
+
+def test_machines_that_come_and_go_change_the_crew() -> None:
+    stage = Stage(Source(*"abcdefgh"), [1, 2])
+    stage.up("one", "two", "three")
+    stage.machines = [1, 2, 2]
+    assert not stage.office.hire("four"), "it is looked at every 2 s"
+    stage.clock.now = 2.0
+    assert not stage.office.stop()
+    assert stage.source.scales == [5]
+    assert stage.office.hire("four")
+    stage.machines = [1]
+    stage.clock.now = 4.0
+    stage.office.stop()
+    assert stage.source.scales == [5, 1]
+    assert not stage.office.hire("five")
+
+
+def test_no_more_workers_than_were_asked_for() -> None:
+    stage = Stage(Source(*"abcdefgh"), [8], workers=2)
+    stage.up("one", "two")
+    assert not stage.office.hire("three")
+    stage.clock.now = 2.0
+    stage.office.stop()
+    assert stage.source.scales == []
+
+
+def test_a_cluster_without_machines_ends_the_run_after_a_minute() -> None:
+    stage = Stage(Source("a", "b"), [1])
+    stage.machines = []
+    for now in (2.0, 30.0, 61.0):
+        stage.clock.now = now
+        assert not stage.office.stop()
+    stage.machines = [1]
+    stage.clock.now = 63.0
+    assert not stage.office.stop()
+    stage.machines = []
+    for now in (65.0, 120.0):
+        stage.clock.now = now
+        assert not stage.office.stop(), "the minute begins anew"
+    stage.clock.now = 126.0
+    assert stage.office.stop()
+    assert "room for a job for a minute" in str(stage.office.fatal)
+
+
+def test_ray_is_asked_nothing_while_it_is_in_doubt() -> None:
+    asked = []
+    stage = Stage(Source("a"), [1])
+    stage.watch.settle = lambda: asked.append("settle")  # type: ignore[method-assign]
+    stage.office._crew._nodes = lambda: asked.append("nodes") or [{"CPU": 1.0}]  # type: ignore[func-returns-value]
+    stage.clock.now = 2.0
+    stage.office.stop()
+    assert asked == ["settle", "nodes"]
+    stage.watch.doubt = True
+    stage.office.stop()
+    assert asked == ["settle", "nodes", "settle"]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 64), st.integers(0, 8)), min_size=1, max_size=5),
+    st.integers(1, 8),
+    st.sampled_from([0.0, 0.1, 0.25, 1 / 3, 0.4, 0.5, 0.7, 1.0, 2.0]),
+)
+def test_a_crew_fits_its_machines(machines: list[tuple[int, int]], cpus: int, gpus: float) -> None:
+    """As many as each machine holds, counted one by one: a job's share of a GPU lies on one GPU."""
+
+    def holds(have: tuple[int, int]) -> int:
+        left, shares = have[0], [1.0] * have[1]
+        jobs = 0
+        while left >= cpus:
+            free = [i for i, share in enumerate(shares) if share >= min(gpus, 1.0) - 1e-6]
+            wanted = int(gpus) if gpus >= 1 else min(1, int(gpus > 0))
+            if len(free) < wanted:
+                break
+            for i in free[:wanted]:
+                shares[i] -= min(gpus, 1.0)
+            left, jobs = left - cpus, jobs + 1
+        return jobs
+
+    nodes = [{"CPU": float(c), "GPU": float(g)} for c, g in machines]
+    expected = sum(map(holds, machines))
+    if expected:
+        assert Crew(Pool(None, cpus, gpus), lambda: nodes, resume="r").size == expected
+    else:
+        with pytest.raises(AutoPEFTError, match="lower --cpus-per-trial or --gpus-per-trial"):
+            Crew(Pool(None, cpus, gpus), lambda: nodes, resume="r")
