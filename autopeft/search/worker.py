@@ -27,9 +27,9 @@ from autopeft.tasks.task import Task
 from autopeft.training import (
     Checkpoint,
     NonFiniteLoss,
-    OutOfMemory,
     TrainingPlan,
     evaluate,
+    ran_out_of_memory,
     run_trial,
 )
 
@@ -107,21 +107,27 @@ def execute(
         result = _failed(job, "The search was stopped while this ran.", "stopped")
     except NonFiniteLoss as error:
         result = _failed(job, str(error), "non_finite")
-    except (OutOfMemory, torch.OutOfMemoryError, MemoryError) as error:
-        _WORLDS.clear()
-        result = _failed(job, f"Out of memory: {error} Lower --batch-size or set --micro-batch.", "memory")
-    except AutoPEFTError as error:
-        result = _failed(job, str(error), "failed")
     except Exception as error:
-        _WORLDS.clear()
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        text = f"{type(error).__name__}: {error} (at {Path(where.filename).name}:{where.lineno})"
-        result = _failed(job, text, "failed")
+        result = _explained(job, error)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     result.seconds = time.perf_counter() - start
     result.worker = f"{os.uname().nodename}:{os.getpid()}"
     return result
+
+
+def _explained(job: Job, error: Exception) -> JobResult:
+    """The result of a job that an error ended."""
+    short = ran_out_of_memory(error)
+    if short or not isinstance(error, AutoPEFTError):
+        _WORLDS.clear()
+    if short:
+        return _failed(job, f"Out of memory: {error} Lower --batch-size or set --micro-batch.", "memory")
+    if isinstance(error, AutoPEFTError):
+        return _failed(job, str(error), "failed")
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    text = f"{type(error).__name__}: {error} (at {Path(where.filename).name}:{where.lineno})"
+    return _failed(job, text, "failed")
 
 
 def _retried(
@@ -130,8 +136,8 @@ def _retried(
     """Run a job; where memory does not suffice, once more with a quarter of the rows at once."""
     try:
         return _run(setup, job, on_step, should_stop)
-    except (OutOfMemory, torch.OutOfMemoryError, MemoryError):
-        if job.kind == "test" or micro_rows(setup.plan, job.attempt) == 1:
+    except Exception as error:
+        if not ran_out_of_memory(error) or job.kind == "test" or micro_rows(setup.plan, job.attempt) == 1:
             raise
     # Past the handler, the frames that held the memory are gone.
     _WORLDS.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autopeft.training.calibration import prepare
 from autopeft.training.checkpoint import Checkpoint
-from autopeft.training.errors import NonFiniteLoss, OutOfMemory, PhaseError
+from autopeft.training.errors import NonFiniteLoss, OutOfMemory, PhaseError, ran_out_of_memory
 from autopeft.training.evaluate import evaluate, predict, scores
 from autopeft.training.loop import TrainResult, train
 from autopeft.training.phases import Phase
@@ -25,6 +25,7 @@ __all__ = [
     "head_only",
     "predict",
     "prepare",
+    "ran_out_of_memory",
     "run_trial",
     "scores",
     "train",

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import torch
+
 from autopeft.errors import AutoPEFTError
 
-__all__ = ["NonFiniteLoss", "OutOfMemory", "PhaseError"]
+__all__ = ["NonFiniteLoss", "OutOfMemory", "PhaseError", "ran_out_of_memory"]
+
+# On a CPU torch raises a plain RuntimeError, and its libraries let C++'s own error through.
+_CPU_SAYS = ("DefaultCPUAllocator: can't allocate memory", "std::bad_alloc")
 
 
 class NonFiniteLoss(AutoPEFTError):  # noqa: N818
@@ -25,8 +30,15 @@ class NonFiniteLoss(AutoPEFTError):  # noqa: N818
 
 
 class OutOfMemory(AutoPEFTError):  # noqa: N818
-    """The accelerator's memory did not suffice, even for smaller micro-batches."""
+    """Memory did not suffice, even for smaller micro-batches."""
 
 
 class PhaseError(AutoPEFTError):
     """The phases that methods declare cannot be run together, or name what does not exist."""
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory did not suffice, an accelerator's or the machine's own."""
+    if isinstance(error, RuntimeError) and any(said in str(error) for said in _CPU_SAYS):
+        return True
+    return isinstance(error, (OutOfMemory, torch.OutOfMemoryError, MemoryError))

@@ -13,7 +13,7 @@ from torch import nn
 from autopeft.errors import UsageError
 from autopeft.tasks.encode import EncodedSplit
 from autopeft.tasks.metrics import compute
-from autopeft.training.errors import OutOfMemory
+from autopeft.training.errors import OutOfMemory, ran_out_of_memory
 from autopeft.training.forward import Forward
 from autopeft.training.modes import evaluation_mode
 
@@ -35,7 +35,7 @@ def predict(
 
     Raises:
         UsageError: the split has no rows.
-        OutOfMemory: a batch does not fit the accelerator.
+        OutOfMemory: memory does not suffice for a batch.
     """
     if not len(split):
         raise UsageError("Nothing to predict: the split has no rows.")
@@ -47,7 +47,9 @@ def predict(
         for batch in way.batches(split, batch_size, shuffle=False, device=place):
             try:
                 parts.append(way(batch).float().cpu())
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out_of_memory(error):
+                    raise
                 raise OutOfMemory(
                     f"Evaluation ran out of memory with {batch_size} rows at once; "
                     "lower `eval_batch_size` or `max_length`."

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from autopeft.hybrid.events import loss_terms
-from autopeft.training.errors import OutOfMemory
+from autopeft.training.errors import OutOfMemory, ran_out_of_memory
 from autopeft.training.forward import Forward
 from autopeft.training.losses import TaskLoss, slice_rows
 from autopeft.training.modes import generator_state, restore_generator
@@ -22,7 +22,7 @@ class Gradient:
     """Forward and backward over a batch.
 
     Attributes:
-        micro_rows: rows at once; halved when the accelerator's memory does not suffice.
+        micro_rows: rows at once; halved when memory does not suffice.
     """
 
     def __init__(self, forward: Forward, loss: TaskLoss, *, micro_rows: int, device: torch.device) -> None:
@@ -49,7 +49,9 @@ class Gradient:
         for attempt in range(RETRIES + 1):
             try:
                 return self._pass(batch, modules)
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out_of_memory(error):
+                    raise
                 if attempt == RETRIES or self.micro_rows == 1:
                     raise OutOfMemory(
                         f"Training ran out of memory even with {self.micro_rows} rows at once; lower "

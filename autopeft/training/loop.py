@@ -104,7 +104,7 @@ def train(
         UsageError: `until` lies outside the training, or the plan stops early by itself.
         DataError: the checkpoint belongs to another hybrid.
         NonFiniteLoss: the loss or its gradient is NaN or infinite.
-        OutOfMemory: the accelerator's memory does not suffice for smaller micro-batches either.
+        OutOfMemory: memory does not suffice for smaller micro-batches either.
         PhaseError: the phases of the modules cannot be run.
     """
     started = time.perf_counter()

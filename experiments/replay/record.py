@@ -5,8 +5,8 @@
 
 `samplers` is the default space on `movie-sentences` at 0.5 %, `autopeft` that paper's own space on 1,000 rows
 of `trec`; each takes some three hours of one core. Interrupt and go on at any time: what stands in
-`trials.jsonl` of the experiment's folder is not trained again. The backbone is in bf16, as in a search with
-`--precision bf16`.
+`trials.jsonl` of the experiment's folder is not trained again. Two processes share the work with `--part 0/2`
+and `--part 1/2`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("experiment", choices=sorted(SETTINGS))
-    name = parser.parse_args().experiment
+    parser.add_argument(
+        "--part", default="0/1", metavar="K/N", help="take every N-th recipe, from the K-th on"
+    )
+    arguments = parser.parse_args()
+    part, parts = map(int, arguments.part.split("/"))
     torch.set_num_threads(1)
-    Recording(FOLDERS[name] / "trials.jsonl", SETTINGS[name]).run()
+    name = arguments.experiment
+    Recording(FOLDERS[name] / "trials.jsonl", SETTINGS[name]).run(part, parts)
 
 
 if __name__ == "__main__":

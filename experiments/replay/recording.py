@@ -1,14 +1,15 @@
 """Recorded trials: recipes of a space inside a budget, trained and scored on *select* at several steps.
 
-A recording is a JSON-lines file, one trained recipe a line, with the space's values that led to it. It is
-resumed by recipe hash and seed: what stands in the file is never trained again. The first recipes are drawn
-at random; the others change a few values of the best so far, so that the region where searches spend their
-time is covered too. Some recipes are trained again with other seeds, for the noise.
+A recording is a JSON-lines file, one trained recipe a line, with the space's values that led to it. What
+stands in the file is never trained again, and several processes may add to it, each its own part. The first
+recipes are drawn at random; the others change a few values of the best so far, so that the region where
+searches spend their time is covered too. Some recipes are trained again with other seeds, for the noise.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from autopeft.tasks import Rows
 from autopeft.tasks.encode import encode
 from autopeft.training import TrainingPlan, run_trial
 
-__all__ = ["Recording", "Setting", "front_of"]
+__all__ = ["Recording", "Setting", "front_of", "read_rows"]
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,14 @@ class Recording:
     def __init__(self, path: Path, setting: Setting) -> None:
         self.path, self.setting = path, setting
         self.space, self.budget = Space.named(setting.space), Budget.parse(setting.budget)
-        self.rows: list[dict[str, Any]] = _read(path)
+        self.rows: list[dict[str, Any]] = read_rows(path)
         self._done = {(row["hash"], row["seed"]) for row in self.rows}
+        self._part, self._parts = 0, 1
 
-    def run(self) -> None:
-        """Train what is missing; each trial is on disk before the next begins."""
-        s = self.setting
+    def run(self, part: int = 0, parts: int = 1) -> None:
+        """Train what is missing, or of every `parts` recipes the one that is this part's; each trial is on
+        disk before the next begins."""
+        s, self._part, self._parts = self.setting, part, parts
         source = resolve_model(s.model, notify=print)
         spec = spec_of(load_config(source))
         task = load_task(s.task, rows=s.rows, notify=print)
@@ -82,13 +85,13 @@ class Recording:
         plan = TrainingPlan(
             steps=s.steps, batch_size=32, max_length=s.max_length, eval_every=s.every, device="auto"
         )
-        for origin, values, point, seed in self._missing(spec):
+        for origin, index, values, point, seed in self._missing(spec):
             recipe = self.recipe_of(point.recipe)
             scores: dict[str, float] = {}
             row = {
                 "hash": build_graph(recipe, spec).trial_hash(), "seed": seed, "origin": origin,
-                "values": values, "deployed": point.counts.deployed, "share": point.counts.share,
-                "recipe": recipe.to_dict(),
+                "index": index, "values": values, "deployed": point.counts.deployed,
+                "share": point.counts.share, "precision": s.precision, "recipe": recipe.to_dict(),
             }  # fmt: skip
             started = time.process_time()
             try:
@@ -111,21 +114,35 @@ class Recording:
             update={"training": recipe.training.model_copy(update={"learning_rate": rate})}
         )
 
-    def _missing(self, spec: BackboneSpec) -> Iterator[tuple[str, dict[str, Any], Repaired, int]]:
-        """What is still to be trained: (origin, values, repaired point, seed)."""
+    def _missing(self, spec: BackboneSpec) -> Iterator[tuple[str, int, dict[str, Any], Repaired, int]]:
+        """What is still to be trained: (origin, index in it, values, repaired point, seed)."""
         s = self.setting
         for origin, wanted in (("random", s.random), ("mutant", s.mutants)):
-            while (have := sum(row["origin"] == origin for row in self.rows)) < wanted:
-                rng = random.Random(f"{s.space}/{origin}/{have}")
-                yield origin, *self._new(rng, origin, spec), 0
-        first = [row for row in self.rows if row["seed"] == 0 and row["scores"]]
+            for index in range(self._part, wanted, self._parts):
+                self._reload()
+                if not any(row["origin"] == origin and row["index"] == index for row in self.rows):
+                    rng = random.Random(f"{s.space}/{origin}/{index}")
+                    yield origin, index, *self._new(rng, origin, spec), 0
+        while len(first := self._first()) < s.random + s.mutants:
+            time.sleep(10.0)  # which recipes are repeated depends on all of them
+            self._reload()
         by_score = sorted(first, key=lambda row: -row["scores"][str(s.steps)] if _finished(row, s) else 1.0)
-        for i in range(s.repeats):
+        for index in range(self._part, s.repeats, self._parts):
             # Evenly over the ranks, so that noise is known for good recipes and for bad ones.
-            row = by_score[i * (len(by_score) - 1) // max(1, s.repeats - 1)]
+            row = by_score[index * (len(by_score) - 1) // max(1, s.repeats - 1)]
             for seed in range(1, s.seeds):
                 if (row["hash"], seed) not in self._done:
-                    yield "repeat", row["values"], repair(self.space, row["values"], self.budget, spec), seed
+                    point = repair(self.space, row["values"], self.budget, spec)
+                    yield "repeat", index, row["values"], point, seed
+
+    def _first(self) -> list[dict[str, Any]]:
+        """Every recipe's first training."""
+        return [row for row in self.rows if row["seed"] == 0]
+
+    def _reload(self) -> None:
+        """Read what other processes have added."""
+        self.rows = read_rows(self.path)
+        self._done = {(row["hash"], row["seed"]) for row in self.rows}
 
     def _new(self, rng: random.Random, origin: str, spec: BackboneSpec) -> tuple[dict[str, Any], Repaired]:
         """A point that was not trained yet."""
@@ -141,7 +158,7 @@ class Recording:
                 return values, point
 
     def _best(self) -> list[dict[str, Any]]:
-        done = [row for row in self.rows if row["seed"] == 0 and _finished(row, self.setting)]
+        done = [row for row in self._first() if _finished(row, self.setting)]
         if self.setting.two_objectives:
             return front_of(done, str(self.setting.steps))
         return sorted(done, key=lambda row: -row["scores"][str(self.setting.steps)])[: max(5, len(done) // 8)]
@@ -149,8 +166,7 @@ class Recording:
     def _add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         self._done.add((row["hash"], row["seed"]))
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        _append(self.path, row)
         shown = " ".join(f"{step}: {score:.4f}" for step, score in row["scores"].items())
         print(
             f"{len(self.rows):4} {row['origin']:7} {row['deployed']:>9,}  {shown or row.get('error')}",
@@ -171,12 +187,21 @@ def _finished(row: Mapping[str, Any], setting: Setting) -> bool:
     return str(setting.steps) in row["scores"]
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a recording; a line that was cut off is dropped from the file."""
+def _append(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a line, after one that a killed process left cut off."""
+    with path.open("ab+") as file:
+        if size := file.seek(0, os.SEEK_END):
+            file.seek(size - 1)
+            if file.read(1) != b"\n":
+                data = path.read_bytes()
+                file.truncate(data.rfind(b"\n") + 1)
+        file.write((json.dumps(row) + "\n").encode())
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a recording, without a last line that is not whole."""
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
     return [json.loads(line) for line in whole.splitlines()]

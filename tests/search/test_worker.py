@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +106,59 @@ def test_memory_and_unknown_errors_are_results_and_reload_the_backbone(
         assert str(error) in str(result.error)
         assert setup.key not in worker._WORLDS
     assert run(setup).error is None
+
+
+SHORT_OF_MEMORY = """
+import gc, json, resource, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from autopeft.assets import resolve_model
+from autopeft.search.jobs import Job
+from autopeft.search.worker import WorkerSetup, execute
+from autopeft.tasks import load_task
+from autopeft.training import TrainingPlan
+
+folder, rows, room = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+task = load_task(str(folder / "data.csv"), text="body", label="verdict")
+plan = TrainingPlan(steps=1, batch_size=rows, eval_batch_size=8, max_length=32, device="cpu")
+setup = WorkerSetup("model", resolve_model(str(folder / "model")), task, plan, threads=1, key="k")
+recipe = {"name": "x", "layers": [{"attach": [{"lora": {"rank": 2}}]}]}
+
+def run(batch):
+    job = Job("j", "trial", "x", recipe, steps=1)
+    return execute(replace(setup, plan=replace(plan, batch_size=batch)), job, lambda *a: None, lambda: False)
+
+assert run(8).error is None
+gc.collect()
+taken = int(next(l.split()[1] for l in open("/proc/self/status") if l.startswith("VmSize"))) << 10
+resource.setrlimit(resource.RLIMIT_AS, (taken + (room << 20),) * 2)
+found = run(rows)
+print(json.dumps([found.error, found.failure, found.scores]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and limits the address space")
+@pytest.mark.parametrize(("room", "suffices"), [(48, True), (1, False)])
+def test_where_memory_is_really_short_fewer_rows_are_taken_at_once(
+    tmp_path: Path, room: int, suffices: bool
+) -> None:
+    """The process may address so many more MiB; a batch at once wants some 150."""
+    save_backbone(tmp_path / "model")
+    write_reviews(tmp_path / "data.csv", rows=4000)
+    environment = {**os.environ, "AUTOPEFT_CACHE": str(tmp_path / "cache"), "MALLOC_ARENA_MAX": "1"}
+    found = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY, str(tmp_path), "2048", str(room)],
+        env=environment, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    error, failure, scores = json.loads(found.stdout.splitlines()[-1])
+    if suffices:
+        assert error is None
+        assert scores.keys() == {"select"}
+    else:
+        assert failure == "memory"
+        assert "Out of memory" in error
 
 
 def test_stopping_ends_a_job_at_the_next_step(setup: WorkerSetup) -> None:

@@ -58,11 +58,14 @@ def test_terms_of_the_modules_count_once() -> None:
 
 
 class _Hungry(Bag):
-    """Runs out of memory for more than `limit` rows, after it has drawn random numbers."""
+    """Runs out of memory for more than `limit` rows, after it has drawn random numbers.
 
-    def __init__(self, limit: int) -> None:
+    With `really`, it asks for more bytes than a process can address.
+    """
+
+    def __init__(self, limit: int, *, really: bool = False) -> None:
         super().__init__()
-        self.limit = limit
+        self.limit, self.really = limit, really
         self.draws: list[float] = []
         self.tried: list[int] = []
 
@@ -70,13 +73,16 @@ class _Hungry(Bag):
         self.draws.append(float(torch.rand(1)))
         self.tried.append(len(input_ids))
         if len(input_ids) > self.limit:
+            if self.really:
+                torch.empty(1 << 46)
             raise torch.OutOfMemoryError("not enough")
         return super().forward(input_ids, attention_mask)
 
 
-def test_a_step_that_runs_out_of_memory_starts_again_with_half_the_rows() -> None:
+@pytest.mark.parametrize("really", [False, True])
+def test_a_step_that_runs_out_of_memory_starts_again_with_half_the_rows(really: bool) -> None:
     plan = TrainingPlan(steps=3, batch_size=16, device="cpu")
-    hungry = _Hungry(limit=5)
+    hungry = _Hungry(limit=5, really=really)
     result = train(FakeHybrid(hungry), encoded_task(), plan)
     expected = train(FakeHybrid(Bag()), encoded_task(), plan)
     assert hungry.tried[:3] == [16, 8, 4]
@@ -91,3 +97,12 @@ def test_after_three_halvings_it_says_what_to_do() -> None:
         train(FakeHybrid(hungry), encoded_task(), TrainingPlan(steps=3, batch_size=16, device="cpu"))
     assert hungry.tried == [16, 8, 4, 2]
     assert all(p.grad is None for p in hungry.parameters())
+
+
+def test_other_errors_of_a_step_are_passed_on() -> None:
+    class Broken(Bag):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
+            raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        train(FakeHybrid(Broken()), encoded_task(), TrainingPlan(steps=1, batch_size=4, device="cpu"))

@@ -1,0 +1,117 @@
+"""Every sampler on a surrogate of recorded trials: which is the simplest that is not worse than the best?
+
+    python experiments/replay/samplers.py
+
+Each searches `default` on `movie-sentences` at 0.5 % as `autopeft search` does, for 60 trials of 80 steps,
+with ten seeds; scores come from a regression on `samplers/trials.jsonl`, with the noise that its repeats
+showed. Once for the score alone (regret: what the recipe of the highest measured score lacks, without noise,
+to the best recipe that a long climb or any of the searches found), once for score and size (hypervolume of
+what was found, without noise). It goes on where it stopped (`samplers/results.json`), and prints its tables.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from common import Kept, Recorded, interval, mean_of
+from replay import Ground, Trained, replay
+from settings import FOLDERS, SETTINGS
+
+from autopeft.search.hypervolume import hypervolume
+from autopeft.search.rungs import Rungs
+
+__all__ = ["main"]
+
+# From the simplest on: what Optuna has and needs nothing, what it has and needs scipy, what is ours.
+SAMPLERS = ("random", "tpe", "nsga2", "gp", "evolution", "linear")
+SEEDS, TRIALS, MARKS = range(10), 60, (12, 30, 60)
+REGRESSIONS = 2
+
+
+def course(found: Sequence[Trained], base: float, limit: float) -> dict[str, Any]:
+    """What a search had after so many trials."""
+    after = {}
+    for mark in MARKS:
+        part = found[:mark]
+        chosen = max(part, key=lambda t: (t.measured, -t.deployed))
+        volume = hypervolume([(t.true, t.deployed / limit) for t in part], (base, 1.0))
+        after[str(mark)] = {
+            "true": chosen.true, "measured": chosen.measured, "volume": volume,
+            "highest": max(t.true for t in part),
+        }  # fmt: skip
+    return after
+
+
+def compare(recorded: Recorded, kept: Kept) -> dict[str, float]:
+    """Run what is missing; returns the best true score for each regression."""
+    setting, bests = SETTINGS["samplers"], {}
+    base = min(r["scores"][str(setting.steps)] for r in recorded.rows if r["scores"])
+    for model in [f.model for f in recorded.fits[:REGRESSIONS]]:
+        ground = Ground(setting.space, setting.budget, recorded.spec, recorded.surrogate(model))
+        best = kept.get(f"{model}/best", ground.best)
+        for sampler, objectives, seed in itertools.product(SAMPLERS, (1, 2), SEEDS):
+            run = partial(_run, ground, sampler, objectives, seed, setting.steps, base)
+            result = kept.get(f"{model}/{sampler}/{objectives}/{seed}", run)
+            best = max(best, result[str(TRIALS)]["highest"])
+            print(model, sampler, objectives, seed, result[str(TRIALS)], flush=True)
+        bests[model] = best
+    return bests
+
+
+def _run(ground: Ground, sampler: str, objectives: int, seed: int, steps: int, base: float) -> dict[str, Any]:
+    rungs, limit = Rungs.of(steps), ground.budget.limits(ground.spec)[1]
+    found = replay(ground, sampler=sampler, seed=seed, trials=TRIALS, rungs=rungs, objectives=objectives)
+    return course(found, base, limit)
+
+
+def tables(recorded: Recorded, kept: Kept, bests: dict[str, float]) -> str:
+    """Markdown: the regressions, then for each of those used what the samplers came to."""
+    lines = ["| regression | rank correlation | better half | R² |", "|---|---|---|---|"]
+    lines += [f"| {f.model} | {f.rank:.2f} | {f.top:.2f} | {f.r2:.2f} |" for f in recorded.fits]
+    noise = ", ".join(
+        f"{100 * s:.2f} at step {k}" for k, s in zip(recorded.steps, recorded.noise, strict=True)
+    )
+    lines += ["", f"Standard deviation between seeds, points: {noise}.", ""]
+    for model, best in bests.items():
+        for objectives, what, sign in ((1, "regret × 100", -1.0), (2, "hypervolume × 100", 1.0)):
+            values = {s: _values(kept, model, s, objectives, best) for s in SAMPLERS}
+            lines += _table(f"{model}, {what}", values, sign)
+    return "\n".join(lines)
+
+
+def _values(kept: Kept, model: str, sampler: str, objectives: int, best: float) -> dict[str, list[float]]:
+    found = [kept.results[f"{model}/{sampler}/{objectives}/{seed}"] for seed in SEEDS]
+    if objectives == 2:
+        return {str(m): [100 * r[str(m)]["volume"] for r in found] for m in MARKS}
+    return {str(m): [100 * (best - r[str(m)]["true"]) for r in found] for m in MARKS}
+
+
+def _table(title: str, values: dict[str, dict[str, list[float]]], sign: float) -> list[str]:
+    last = str(TRIALS)
+    best = max(SAMPLERS, key=lambda s: sign * interval(values[s][last])[0])
+    lines = [f"| {title} | " + " | ".join(f"after {m}" for m in MARKS) + f" | less than {best} by |"]
+    lines.append("|---" * (len(MARKS) + 2) + "|")
+    for sampler in SAMPLERS:
+        behind = [sign * (b - v) for b, v in zip(values[best][last], values[sampler][last], strict=True)]
+        worse, half = interval(behind)
+        verdict = f"{worse:.2f} ± {half:.2f}" + ("" if worse > half else " (not worse)")
+        cells = [mean_of(values[sampler][str(m)]) for m in MARKS]
+        lines.append(f"| {sampler} | " + " | ".join(cells) + f" | {verdict if sampler != best else ''} |")
+    return [*lines, ""]
+
+
+def main() -> None:
+    recorded = Recorded("samplers")
+    kept = Kept(FOLDERS["samplers"] / "results.json", recorded.to_dict())
+    print(recorded.to_dict(), flush=True)
+    if not recorded.usable:
+        sys.exit("No regression ranks unseen recipes well enough: nothing can be concluded from a replay.")
+    print(tables(recorded, kept, compare(recorded, kept)))
+
+
+if __name__ == "__main__":
+    main()

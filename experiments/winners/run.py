@@ -1,0 +1,101 @@
+"""Five searches on each of two tasks, and what their winners are worth on the other one.
+
+    python experiments/winners/run.py            # goes on where it stopped; some 80 minutes on two cores
+    python experiments/winners/run.py --tables
+
+Each search tries 15 recipes of `default` at 0.5 % with a seed of its own (which also splits the data),
+retrains the best two with three fresh seeds and compares the winner on *test* with every baseline. Then the
+winner is trained as a fixed recipe on the other task, on the rows, splits and seeds of the search there,
+beside whose baselines it is put.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from tables import TASKS, tables
+
+from autopeft.search.api import search
+from autopeft.search.jobs import Job
+from autopeft.search.prepare import Arguments, prepare
+from autopeft.search.selection import fresh_seeds
+from autopeft.search.worker import WorkerSetup, execute
+
+HERE = Path(__file__).parent
+RESULTS, RUNS = HERE / "results.json", HERE / "runs"
+SEEDS = range(5)
+SETTING: dict[str, Any] = {"budget": "0.5%", "trials": 15, "baselines": "all"}
+
+
+def searched(task: str, seed: int) -> dict[str, Any]:
+    """The outcome of a search, run or taken up where that is needed."""
+    out = RUNS / f"{task}-{seed}"
+    if not (out / "result.json").exists():
+        if (out / "manifest.json").exists():
+            search(resume=out)
+        else:
+            search(task=task, seed=seed, out=out, **SETTING)
+    found = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    kept = (
+        "recipe",
+        "counts",
+        "select",
+        "test",
+        "comparisons",
+        "selection_bias",
+        "baselines",
+        "trials",
+        "seconds",
+    )
+    return {key: found[key] for key in kept}
+
+
+def transferred(recipe: dict[str, Any], task: str, seed: int) -> list[float]:
+    """Test scores of a fixed recipe on a task, with the fresh seeds of the search there."""
+    ready = prepare(Arguments(task=task, seed=seed, **SETTING))
+    setup = WorkerSetup(ready.arguments.model, ready.source, ready.task, ready.plan, 1, ready.key())
+    scores = []
+    for fresh in fresh_seeds(seed, ready.effort.seeds):
+        job = Job(f"s{fresh}", "baseline", "transfer", recipe, fresh, ready.effort.steps, splits=("test",))
+        result = execute(setup, job, lambda step, loss: None, lambda: False)
+        if result.error is not None:
+            raise RuntimeError(result.error)
+        scores.append(result.scores["test"])
+    return scores
+
+
+def run(results: dict[str, Any]) -> None:
+    """Everything that is missing; each outcome is written before the next begins."""
+    for seed in SEEDS:
+        for task in TASKS:
+            if f"{task}/{seed}" not in results:
+                results[f"{task}/{seed}"] = searched(task, seed)
+                _write(results)
+        for task, other in (TASKS, TASKS[::-1]):
+            if "transfer" not in (found := results[f"{task}/{seed}"]):
+                found["transfer"] = transferred(found["recipe"], other, seed)
+                _write(results)
+
+
+def _write(results: dict[str, Any]) -> None:
+    new = RESULTS.with_suffix(".new")
+    new.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    new.replace(RESULTS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tables", action="store_true", help="print what there is, run nothing")
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    if not parser.parse_args().tables:
+        run(results)
+    print(tables(results))
+
+
+if __name__ == "__main__":
+    main()
