@@ -26,6 +26,9 @@ __all__ = ["Director", "Vault"]
 _STUCK = 5
 # A worker that dies with a job may have been killed by chance; one that dies three times was not.
 _ATTEMPTS = 3
+# Bytes that checkpoints of paused trials may take: for each planned trial, and in all at least; and how many
+# are kept whatever they take.
+_ROOM_EACH, _ROOM, _KEPT = 400_000, 40_000_000, 3
 
 
 class Vault(Protocol):
@@ -36,6 +39,11 @@ class Vault(Protocol):
     def get(self, key: str) -> Mapping[str, bytes] | None: ...
 
     def drop(self, key: str) -> None: ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of everything that is held."""
+        ...
 
 
 def _unknown(job: Job) -> JobResult | None:
@@ -259,7 +267,18 @@ class Director:
         self._reach(record, step)
         for hopeless in self.ladder.hopeless():
             self.vault.drop(f"trial-{hopeless}")
+        self._make_room()
         self._report(replace(record, seed=self._seed))
+
+    def _make_room(self) -> None:
+        """Let go of checkpoints of the trials least likely to go on; one that does all the same begins
+        anew."""
+        room = max(_ROOM, _ROOM_EACH * self.effort.trials)
+        if self.vault.size > room:
+            for number in reversed(self.ladder.queue()[_KEPT:]):
+                self.vault.drop(f"trial-{number}")
+                if self.vault.size <= room:
+                    return
 
     def _complete_final(self, job: Job, result: JobResult, *, kept: bool) -> None:
         if result.files:

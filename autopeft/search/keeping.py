@@ -41,6 +41,11 @@ class FolderVault:
         """Hold nothing under `key`."""
         shutil.rmtree(self._folder / key, ignore_errors=True)
 
+    @property
+    def size(self) -> int:
+        """Bytes of everything that is held."""
+        return sum(p.stat().st_size for p in self._folder.glob("*/*"))
+
 
 class PastFinals:
     """Final runs of an earlier process, by job, from `finals.jsonl`.

@@ -167,6 +167,16 @@ class Ladder:
                 found |= {e.number for e in order[most:]} - self._gone[level]
         return found
 
+    def queue(self) -> list[int]:
+        """Paused trials, from those likely to go on to those that are not: the best of each rung, then the
+        next of each."""
+        found: list[tuple[int, int, int]] = []
+        for level, (entries, gone) in enumerate(zip(self._entries[:-1], self._gone[:-1], strict=True)):
+            order = ranked(entries.values(), objectives=self._objectives)
+            waiting = [e.number for e in order if e.number not in gone]
+            found += [(place, -level, number) for place, number in enumerate(waiting)]
+        return [number for _, _, number in sorted(found)]
+
     @property
     def waiting(self) -> Mapping[int, int]:
         """Paused trials: number and the step that they stand at."""

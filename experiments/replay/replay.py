@@ -100,6 +100,8 @@ class Ground:
 class _NoFiles:
     """A vault for a search that has no weights."""
 
+    size = 0
+
     def put(self, key: str, files: Mapping[str, bytes]) -> None:
         pass
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support.searching import EFFORT, Stage, rank_of
 
+from autopeft.search import director
 from autopeft.search.jobs import DONE, Job, JobResult
 from autopeft.search.outcome import finish
 from autopeft.search.runfolder import RunFolder
@@ -243,23 +244,23 @@ def test_progress_reports_time_left(make_stage: Make) -> None:
 def test_of_equal_trials_recipe_and_weights_are_of_the_same_one(make_stage: Make, tmp_path: Path) -> None:
     """The first of two equal trials keeps its weights; the study would rank the smaller, later one first."""
     stage = make_stage(ranks=(9, 2))
-    director = stage.director
-    first, second = director.next(), director.next()
+    chief = stage.director
+    first, second = chief.next(), chief.next()
     assert isinstance(first, Job)
     assert isinstance(second, Job)
     for job in sorted((first, second), key=rank_of, reverse=True):
-        director.complete(replace_score(honest(job), 0.5))
-    director.interrupt()
-    director.abandon()
-    kept = director.study.get(director.kept or 0)
-    assert director.study.best()[0].number != kept.number
+        chief.complete(replace_score(honest(job), 0.5))
+    chief.interrupt()
+    chief.abandon()
+    kept = chief.study.get(chief.kept or 0)
+    assert chief.study.best()[0].number != kept.number
     ready: Any = SimpleNamespace(
         task=SimpleNamespace(metric="accuracy", source=SimpleNamespace(notice=None)),
         limits=(0, 1000),
         arguments=SimpleNamespace(seed=0),
     )
     folder = RunFolder.create("t", "key", root=tmp_path / "runs", out=None)
-    result = finish(ready, folder, director, 1.0)
+    result = finish(ready, folder, chief, 1.0)
     assert result.winner.to_dict() == kept.recipe
     assert (folder.winner / "w").read_bytes() == f"trial-{kept.number}".encode()
 
@@ -311,6 +312,32 @@ def test_checkpoints_that_can_never_be_used_are_not_kept(make_stage: Make) -> No
 
     stage.play(counting)
     assert 0 < most <= 30 // 3 + 30 // 9 + 2
+
+
+@pytest.mark.parametrize("room", [60, 0])
+def test_checkpoints_take_no_more_room_than_they_may(
+    make_stage: Make, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """Ten bytes each: six may lie there, or the three that are kept in any case, which mostly suffices."""
+    monkeypatch.setattr(director, "_ROOM", room)
+    monkeypatch.setattr(director, "_ROOM_EACH", 0)
+    effort = replace(EFFORT, trials=60, top=1)
+    stage = make_stage(effort=effort, rungs=RUNGS)
+    most, anew = 0, 0
+
+    def counting(job: Job) -> JobResult:
+        nonlocal most, anew
+        most = max(most, sum(k.startswith("trial-") for k in stage.vault.held))
+        anew += job.kind == "trial" and job.until != 2 and job.files is None
+        result = climbing(job)
+        result.files = dict.fromkeys(result.files, b"ten bytes.")
+        return result
+
+    stage.play(counting, workers=1)
+    assert most == (6 if room else 3)
+    legs = [j for j in stage.jobs if j.kind == "trial" and j.until != 2]
+    assert anew <= len(legs) // 4
+    assert len(stage.jobs) > 60
 
 
 def test_a_search_goes_on_where_it_was_cut_off(make_stage: Make) -> None:

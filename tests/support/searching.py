@@ -70,6 +70,10 @@ class MemoryVault:
     def drop(self, key: str) -> None:
         self.held.pop(key, None)
 
+    @property
+    def size(self) -> int:
+        return sum(len(data) for files in self.held.values() for data in files.values())
+
 
 Outcome = Callable[[Job], JobResult]
 

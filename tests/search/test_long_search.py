@@ -1,0 +1,98 @@
+"""A long search, trained by nobody: what it leaves in the driver's memory and in its folder."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import BertConfig
+
+from autopeft.backbones import spec_of
+from autopeft.counting import Budget
+from autopeft.graph import build_graph
+from autopeft.search.director import Director
+from autopeft.search.effort import Effort
+from autopeft.search.jobs import Job, JobResult, SilentReporter, TrialRecord
+from autopeft.search.keeping import FolderVault
+from autopeft.search.repair import repair
+from autopeft.search.runfolder import RunFolder
+from autopeft.search.rungs import Rungs
+from autopeft.search.space import Space
+from autopeft.search.study import Repaired, SearchStudy
+
+# Of a 0.5 % hybrid on a backbone of 22.7 M parameters: modules and head, thrice (AdamW), in fp32.
+CHECKPOINT = 3_100_000
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def own_memory() -> int:
+    """Bytes of this process that it shares with no other."""
+    gc.collect()
+    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["RssAnon"].split()[0]) << 10
+
+
+def size_of(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def search(folder: RunFolder, trials: int, checkpoint: int, after: Callable[[int], None]) -> SearchStudy:
+    """Run the trials of a search of `default` at 0.5 %; `after` is called with the number of first legs."""
+    config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+    spec, budget = spec_of(config), Budget.parse("0.5%")
+    space, rungs = Space.named("default").bind(spec), Rungs.of(360)
+
+    def mend(values: dict[str, object]) -> Repaired:
+        found = repair(space, values, budget)
+        return Repaired(
+            found.recipe, found.counts, build_graph(found.recipe, spec).trial_hash(), found.values
+        )
+
+    study = SearchStudy(
+        folder.journal, space.parameters, mend, sampler="random", seed=0, trials=trials, rungs=rungs
+    )
+    vault = FolderVault(folder.state / "files")
+    effort = Effort("long", trials, 360, None, None, None, top=2, seeds=2)
+
+    def keep(record: TrialRecord) -> None:
+        folder.append_line("trials.jsonl", record)
+
+    director = Director(study, effort, [], SilentReporter(), vault, keep, seed=0, workers=1)
+    first = 0
+    while isinstance(job := director.next(), Job) and job.kind == "trial":
+        digest = hashlib.sha256(f"{job.number}".encode()).digest()
+        files = {} if job.until is None else {"checkpoint": digest[:1] * checkpoint}
+        director.complete(
+            JobResult(job.id, {"select": digest[0] / 256}, 1.0, 0.5, files=files, paused=bool(files))
+        )
+        first += job.until == rungs.steps[0]
+        after(first)
+    return study
+
+
+def test_a_folder_stays_under_fifty_megabytes_for_a_hundred_trials(tmp_path: Path) -> None:
+    folder, most = RunFolder.create("t", "key", root=tmp_path, out=None), 0
+
+    def measure(first: int) -> None:
+        nonlocal most
+        most = max(most, size_of(folder.path))
+
+    study = search(folder, 100, CHECKPOINT, measure)
+    assert len(study.records()) >= 100
+    assert most < 50e6
+    assert size_of(folder.path) - size_of(folder.state) < 5e6
+
+
+def test_the_drivers_memory_grows_by_little_for_each_trial(tmp_path: Path) -> None:
+    folder, at = RunFolder.create("t", "key", root=tmp_path, out=None), dict[int, int]()
+
+    def measure(first: int) -> None:
+        if first in (60, 260) and first not in at:
+            at[first] = own_memory()
+
+    search(folder, 260, 1000, measure)
+    assert (at[260] - at[60]) / 200 < 60_000
