@@ -32,7 +32,7 @@ from autopeft.spec import BackboneSpec
 __all__ = ["MODELS", "Fit", "Surrogate", "features", "fit", "means", "noise_of"]
 
 Array = NDArray[np.float64]
-_FOLDS, _ROUNDS, _NEIGHBOURS = 10, 3, 8
+_FOLDS, _ROUNDS, _NEIGHBOURS = 10, 3, 24
 
 
 def _gp(width: int) -> RegressorMixin:
@@ -166,19 +166,26 @@ def noise_of(rows: Sequence[Mapping[str, Any]], steps: Sequence[int]) -> list[fl
     return [float(s) for s in np.sqrt((residuals**2).mean(axis=0))]
 
 
-def fit(rows: Sequence[Mapping[str, Any]], step: int, spec: BackboneSpec) -> list[Fit]:
+def fit(
+    rows: Sequence[Mapping[str, Any]],
+    step: int,
+    spec: BackboneSpec,
+    *,
+    folds: int = _FOLDS,
+    rounds: int = _ROUNDS,
+) -> list[Fit]:
     """Every regression under cross-validation, the best one first."""
     recipes, scores = means(rows, [step])
     x = DictVectorizer(sparse=False).fit_transform([features(recipe, spec) for recipe in recipes])
-    found = [_validated(name, x, scores[:, 0]) for name in MODELS]
+    found = [_validated(name, x, scores[:, 0], folds, rounds) for name in MODELS]
     return sorted(found, key=lambda f: -f.rank)
 
 
-def _validated(name: str, x: Array, y: Array) -> Fit:
+def _validated(name: str, x: Array, y: Array, folds: int, rounds: int) -> Fit:
     numbers = []
-    for round_ in range(_ROUNDS):
+    for round_ in range(rounds):
         predicted = np.empty_like(y)
-        for train, test in KFold(_FOLDS, shuffle=True, random_state=round_).split(x):
+        for train, test in KFold(folds, shuffle=True, random_state=round_).split(x):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 predicted[test] = MODELS[name](x.shape[1]).fit(x[train], y[train]).predict(x[test])

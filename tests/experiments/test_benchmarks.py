@@ -7,7 +7,7 @@ import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,21 +23,6 @@ from autopeft.hybrid import attach
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "benchmarks"
 Import = Callable[[str], Any]
-
-
-@pytest.fixture(scope="module")
-def load() -> Iterator[Import]:
-    """Imports a script of the benchmarks, which find each other as neighbours; forgotten afterwards."""
-    own = {path.stem for path in FOLDER.glob("*.py")}
-    hidden = {name: sys.modules.pop(name) for name in own if name in sys.modules}
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield importlib.import_module
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in own:
-            sys.modules.pop(name, None)
-        sys.modules.update(hidden)
 
 
 def tiny_bert() -> BertForSequenceClassification:
