@@ -39,6 +39,7 @@ from autopeft.cli.search_options import (
     FreshBaselines,
     From,
     GpusPerTrial,
+    Log,
     Objective,
     Resume,
     Sampler,
@@ -92,6 +93,7 @@ def search(
     cpus_per_trial: CpusPerTrial = 1,
     gpus_per_trial: GpusPerTrial = None,
     address: Address = None,
+    log: Log = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:

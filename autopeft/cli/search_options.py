@@ -17,6 +17,7 @@ __all__ = [
     "FreshBaselines",
     "From",
     "GpusPerTrial",
+    "Log",
     "Objective",
     "Resume",
     "Sampler",
@@ -165,6 +166,15 @@ Address = Annotated[
     typer.Option(
         "--address",
         help="Join this Ray cluster; default: a private one on this machine.",
+        rich_help_panel=_WORKERS,
+        show_default=False,
+    ),
+]
+Log = Annotated[
+    str | None,
+    typer.Option(
+        "--log",
+        help="Log trials and final runs with trackers: some of tensorboard,mlflow,wandb, or none.",
         rich_help_panel=_WORKERS,
         show_default=False,
     ),

@@ -24,11 +24,13 @@ from autopeft.search.resume import SPACE, prepare_again
 from autopeft.search.runfolder import RunFolder, load_run
 from autopeft.search.starts import starting_points
 from autopeft.search.study import Repaired, SearchStudy
+from autopeft.search.tracking import Tracking, parse_trackers, track
 from autopeft.search.transfer import points_from
 
 __all__ = ["DryRun", "Sample", "SearchResult", "plan", "search"]
 
 Notify = Callable[[str], None] | None
+_HASTE = 5.0
 
 
 def search(
@@ -42,9 +44,10 @@ def search(
 
     Args:
         reporter: is told of every event (see `Reporter`).
-        notify: takes one line where data are fetched or stand in for others.
+        notify: takes one line where data are fetched or stand in for others, or a tracker fails.
         resume: a run that was cut off (a path, a name under `runs`, or `latest`), to go on with; beside it
-            only `workers`, `cpus_per_trial`, `gpus_per_trial`, `address`, `time` and `runs` may be given.
+            only `workers`, `cpus_per_trial`, `gpus_per_trial`, `address`, `time`, `log` and `runs` may be
+            given.
         task: a task's name, or a data file or folder.
         budget: limit on deployed parameters: `"0.5%"`, `"300k"`, `"0.1%..1%"`.
         space: a space's name, a YAML file or a `Space`.
@@ -70,6 +73,9 @@ def search(
         shortcuts: whether layers below everything that a recipe alters come from stored states (fp16), and
             the last layer serves only what the head reads.
         text, text_pair, label, metric, class_weights, stand_in: of the task (see `autopeft.tasks.load_task`).
+        log: `none`, or some of `tensorboard,mlflow,wandb`: has every trial, and every run after the search,
+            logged there, by default in the run folder (see `autopeft.search.trackers`). A tracker that fails
+            is named to `notify`, and the search goes on without it.
         out, runs: the run folder, or the folder to make it in.
 
     Ctrl-C ends the search with the best found so far; it is then not retrained, and `test` is empty. `resume`
@@ -100,10 +106,12 @@ def _go(
     spent = Clock(folder.state / "clock.json")
     if ready.seconds is not None:
         ready = replace(ready, seconds=max(1.0, ready.seconds - spent.before))
+    told = track(parse_trackers(ready.arguments.log), folder, reporter or SilentReporter(), notify)
     try:
-        director = _run(ready, folder, reporter or SilentReporter(), notify, spent, start)
+        director = _run(ready, folder, told, notify, spent, start)
         result = finish(ready, folder, director, spent.before + clock.monotonic() - start)
     finally:
+        told.close(_HASTE)  # it is closed, unless something failed
         shutil.rmtree(folder.scratch, ignore_errors=True)
     if director.finished:
         shutil.rmtree(folder.state, ignore_errors=True)
@@ -111,7 +119,7 @@ def _go(
 
 
 def _run(
-    ready: Prepared, folder: RunFolder, reporter: Reporter, notify: Notify, spent: Clock, start: float
+    ready: Prepared, folder: RunFolder, reporter: Tracking, notify: Notify, spent: Clock, start: float
 ) -> Director:
     # Ray takes seconds to import, and a dry run never needs it.
     from autopeft.search.engine import Pool, run_jobs
@@ -146,6 +154,11 @@ def _run(
         recall=kept.recall,
         seconds=ready.seconds,
     )
+
+    def ending() -> None:
+        director.abandon()
+        reporter.close()
+
     reporter.on_start(_info(ready, folder, rivals))
     setup = WorkerSetup(
         a.model, ready.source, ready.task, ready.plan, a.cpus_per_trial, ready.key(), a.precision
@@ -158,9 +171,9 @@ def _run(
         pool,
         folder.scratch / "ray",
         cargo=pack(ready.source) if a.address else None,
+        ending=ending,
         resume=f"autopeft search --resume {folder.path}",
     )
-    director.abandon()
     return director
 
 

@@ -1,4 +1,4 @@
-"""The executor: jobs on Ray Tune workers that live through many jobs. The only file that imports Ray.
+"""The executor: jobs on Ray Tune workers that live through many jobs. With `trackers`, all that imports Ray.
 
 Tune starts workers, places them and notices when they die; what to run and what came of it is the job
 source's business. To Tune a worker is a trial, and jobs are handed to it: what Tune keeps of its trials does
@@ -238,6 +238,7 @@ def run_jobs(
     scratch: Path,
     *,
     cargo: Cargo | None = None,
+    ending: Callable[[], None] | None = None,
     resume: str = "autopeft search --resume RUN",
 ) -> None:
     """Run every job of `source` on `pool` until it has no more or is stopped.
@@ -250,6 +251,7 @@ def run_jobs(
     Args:
         scratch: a folder for Tune's files.
         cargo: files that workers on other machines may need (see `autopeft.search.shipping`).
+        ending: is called in this thread when no job runs any more, while Ray is still there.
         resume: the command that continues the run, for the message where Ray ends.
 
     Raises:
@@ -263,28 +265,35 @@ def run_jobs(
         _mute(),
         Relay() as relay,
         _cluster(pool, resume, relay) as watch,
-        signals(source),
     ):
-        crew = Crew(pool, _nodes, resume=resume)
-        source.scale(crew.size)
-        office = Office(source, crew, relay, watch, _give)
-        travelled = None if cargo is None else _Travelled.of(cargo)
-        tuner = _tuner(office, {"runner": runner, "setup": setup, "travelled": travelled}, pool, scratch)
-        try:
-            relay.run(tuner.fit, watch.check)
-        except RayEndedError:
-            raise
-        except Exception as error:
-            watch.settle()
-            if office.fatal is None:
-                first = str(error).strip().rpartition("\n")[2]
-                raise AutoPEFTError(f"Ray ended the search: {first or type(error).__name__}") from error
+        with signals(source):
+            crew = Crew(pool, _nodes, resume=resume)
+            source.scale(crew.size)
+            office = Office(source, crew, relay, watch, _give)
+            travelled = None if cargo is None else _Travelled.of(cargo)
+            tuner = _tuner(office, {"runner": runner, "setup": setup, "travelled": travelled}, pool, scratch)
+            _fit(tuner, office, relay, watch)
+        if ending is not None and office.fatal is None:
+            ending()
     if isinstance(office.fatal, OSError):
         raise AutoPEFTError(
             f"The run folder cannot be used any more: {office.fatal}. What was written before is intact."
         ) from office.fatal
     if office.fatal is not None:
         raise office.fatal
+
+
+def _fit(tuner: Tuner, office: Office, relay: Relay, watch: Watch) -> None:
+    """Let Tune run until the office ends it; what the source raised is in `office.fatal`."""
+    try:
+        relay.run(tuner.fit, watch.check)
+    except RayEndedError:
+        raise
+    except Exception as error:
+        watch.settle()
+        if office.fatal is None:
+            first = str(error).strip().rpartition("\n")[2]
+            raise AutoPEFTError(f"Ray ended the search: {first or type(error).__name__}") from error
 
 
 def _nodes() -> list[Resources]:

@@ -26,6 +26,7 @@ from autopeft.search.repair import check_feasible
 from autopeft.search.rungs import Rungs
 from autopeft.search.samplers import default_sampler, make_sampler
 from autopeft.search.space import Space
+from autopeft.search.tracking import parse_trackers
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import ClassWeights, Task, load_task
 from autopeft.training import TrainingPlan
@@ -76,6 +77,7 @@ class Arguments:
     test_rows: int | None = None
     confirm: int | None = None
     confirm_seeds: int | None = None
+    log: str | None = None
     out: str | Path | None = None
     runs: str | Path = "runs"
 
@@ -132,10 +134,10 @@ class Prepared:
         )
 
     def key(self) -> str:
-        """Short hash of all that decides the outcome."""
-        return hashlib.sha256(json.dumps(self.manifest(), sort_keys=True, default=str).encode()).hexdigest()[
-            :12
-        ]
+        """Short hash of all that decides the outcome; where it is logged does not."""
+        told = self.manifest()
+        del told["arguments"]["log"]
+        return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
     def manifest(self) -> dict[str, Any]:
         """What is needed to understand and repeat the run."""
@@ -246,6 +248,7 @@ def _check(a: Arguments) -> _Cheap:
     make_sampler(sampler, seed=a.seed, trials=1)
     Rungs.of(1, a.fidelity)
     parse_kinds(a.baselines, "quick")
+    parse_trackers(a.log)
     dtype_of(a.precision)
     wrong = [
         f"{name}={value}"

@@ -15,8 +15,8 @@ from autopeft.search.space import Space
 __all__ = ["CHANGEABLE", "SPACE", "prepare_again"]
 
 SPACE = "space.yaml"
-# What may differ from the process before: where the work is done, and for how long.
-CHANGEABLE = ("workers", "cpus_per_trial", "gpus_per_trial", "address", "time")
+# What may differ from the process before: where the work is done, for how long, and where it is logged.
+CHANGEABLE = ("workers", "cpus_per_trial", "gpus_per_trial", "address", "time", "log")
 
 
 def prepare_again(

@@ -22,6 +22,7 @@ __all__ = ["CHDIR", "environment", "private_folder", "quiet", "signals", "tighte
 
 CHDIR = "RAY_CHDIR_TO_TRIAL_DIR"
 _TOKEN = "~/.ray/auth_token"
+_RAY = ("ray", "ray.tune", "ray.air", "ray.train", "ray._private")
 _PREFIX, _LOCK = "apf-", "in-use"
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -57,11 +58,9 @@ def environment(*, importing: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep Ray's own log lines off the terminal: what matters is reported by the source."""
-    loggers = [
-        logging.getLogger(name) for name in ("ray", "ray.tune", "ray.air", "ray.train", "ray._private")
-    ]
+def quiet(*names: str) -> Iterator[None]:
+    """Keep log lines off the terminal, by default Ray's own: what matters is reported by the source."""
+    loggers = [logging.getLogger(name) for name in names or _RAY]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)

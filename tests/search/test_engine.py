@@ -112,6 +112,17 @@ def test_workers_live_through_jobs_and_a_dead_one_costs_its_job_alone(
     assert (out, err) == ("", ""), "not even the death of a worker may be told on standard output"
 
 
+def test_the_ending_comes_after_the_last_job_and_before_ray_ends(tmp_path: Path) -> None:
+    source, seen = Source([job("a")]), list[tuple[bool, int]]()
+
+    def ending() -> None:
+        seen.append((engine.ray.is_initialized(), len(source.results)))
+
+    run_jobs(source, make_runner(), {"score": 0.5}, Pool(1), tmp_path / "ray", ending=ending)
+    assert seen == [(True, 1)]
+    assert not engine.ray.is_initialized()
+
+
 def test_what_jobs_carry_is_not_kept(tmp_path: Path) -> None:
     """A megabyte there and one back: Tune keeps every result and configuration of its trials."""
     megabyte, held = 1 << 20, list[int]()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,22 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
 
 
 def test_it_goes_on_as_it_was_begun(begun: RunFolder) -> None:
-    before, again = begun.manifest(), prepare_again(begun, {"workers": 3, "time": None})
+    before, again = begun.manifest(), prepare_again(begun, {"workers": 3, "time": None, "log": "none"})
     now = json.loads(json.dumps(again.manifest()))
     for name in ("effort", "rungs", "objective", "sampler", "seed", "training", "data", "limits", "backbone"):
         assert now[name] == before[name]
     assert again.workers == 3
+    assert again.arguments.log == "none"
     assert again.space.text == Space.named("lora").text
     assert again.rungs.steps == (43, 130)
+
+
+def test_where_a_search_is_logged_does_not_decide_its_outcome(begun: RunFolder) -> None:
+    ready = prepare_again(begun, {})
+    logged = replace(ready, arguments=replace(ready.arguments, log="tensorboard"))
+    assert logged.key() == ready.key()
+    assert logged.manifest()["arguments"]["log"] == "tensorboard"
+    assert replace(ready, sampler="random").key() != ready.key()
 
 
 def test_what_decides_the_outcome_may_not_change(begun: RunFolder) -> None:

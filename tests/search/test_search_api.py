@@ -215,6 +215,7 @@ def test_a_dry_run_starts_and_writes_nothing(arguments: dict[str, Any], tmp_path
         ({"workers": 0}, UsageError),
         ({"time": "soon"}, UsageError),
         ({"precision": "fp8"}, UsageError),
+        ({"log": "tensorbord"}, UsageError),
         ({"gpus_per_trial": 1.5}, UsageError),
         ({"space": "defualt"}, UsageError),
     ],

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,15 @@ class Standing:
 class Searching:
     """One run folder, and the process that works on it at present."""
 
-    def __init__(self, place: Path, *, trials: int = 6, steps: int = 120, workers: int = 1) -> None:
+    def __init__(
+        self,
+        place: Path,
+        *,
+        trials: int = 6,
+        steps: int = 120,
+        workers: int = 1,
+        more: Sequence[str] = (),
+    ) -> None:
         self.place, self.trials, self.run = place, trials, place / "run"
         save_backbone(place / "bert")
         write_reviews(place / "reviews.csv")
@@ -75,7 +83,7 @@ class Searching:
             *("--task", "reviews.csv", "--text", "body", "--label", "verdict", "--model", "bert"),
             *("--space", "space.yaml", "--budget", "20%", "--max-length", "24", "--batch-size", "8"),
             *("--trials", str(trials), "--steps", str(steps), "--workers", str(workers), "--out", "run"),
-            *("--sampler", "random", "--baselines", "head"),
+            *("--sampler", "random", "--baselines", "head", *more),
         ]
         self.process: subprocess.Popen[str] | None = None
         self._mark = ""
