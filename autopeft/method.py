@@ -16,14 +16,18 @@ training, with calibration batches |
 | `before_step(step, total)`, `after_backward(step, total)`, `after_step(step, total)`, `finish()` | by the
 loop |
 | `phases() -> list[Phase]` | before training, by a module that trains in stages |
-| `parameter_groups() -> list[dict]` | when the optimizer is built |
+| `parameter_groups() -> list[dict]` | when the optimizer is built: `params`, settings of their own, and a
+`name` that comes behind the entry's |
 | `up_parameters() -> list[Parameter]` | by policies that treat the zero-initialised factor apart (LoRA+) |
 | `deploy()` | drops what only training needed (a prefix MLP) |
+| `resize(shapes)` (`Resizes`) | at loading, by methods whose deployed size training settles |
+| `members`, `choose(member)` (`Ensembles`) | by predictions, when one hybrid stands for several models |
 | `reads(site, x, y, call)` | what a gate in front of it reads (default: the site's input x) |
 
 The method class itself may have `size_field` (the config field whose zero means absent), `default_sites`
 (where they depend on the config) and `also_weights` (true where a module that acts on activations alters
-weights too).
+weights too). A configured method may narrow its class's `traits` by some of its own: a variant that has fewer
+sites, or cannot be merged.
 
 Methods in other packages register through the entry-point group `autopeft.methods`.
 """
@@ -48,6 +52,7 @@ __all__ = [
     "COMPOSITION_NAMES",
     "Call",
     "Context",
+    "Ensembles",
     "HookModule",
     "KeyValueModule",
     "Merges",
@@ -59,6 +64,7 @@ __all__ = [
     "PhasePart",
     "Prepares",
     "PromptModule",
+    "Resizes",
     "Traits",
     "WeightModule",
     "WeightTarget",
@@ -86,7 +92,11 @@ class MethodConfig(BaseModel):
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Parameters of one entry: `deployed` at inference, `trained` while training (at least as many)."""
+    """Parameters of one entry: `deployed` at inference, `trained` while training (fewer only where a small
+    adapter makes a whole weight, as HiWi's does).
+
+    Of a `data_dependent` method `deployed` is a bound for what a training leaves that has ended.
+    """
 
     deployed: int
     trained: int
@@ -113,6 +123,9 @@ class Traits:
         direction: replaces the direction of a weight (DoRA): at most one for each weight.
         gateable: a gate may stand in front of it.
         rowwise: what it adds at a position depends on that position's x and y alone (hook methods).
+        data_dependent: its deployed size is settled at the end of training: by the data, for which
+            `parameter_count` gives an upper bound, or by a choice afterwards, for which it gives the default.
+            That figure is what a budget counts; the module `Resizes`.
     """
 
     injection: Injection
@@ -127,6 +140,7 @@ class Traits:
     direction: bool = False
     gateable: bool = True
     rowwise: bool = False
+    data_dependent: bool = False
 
     def __post_init__(self) -> None:
         unknown = [s for s in (*self.sites, *self.default_sites) if s not in SITE_NAMES]
@@ -272,10 +286,42 @@ class Prepares(Protocol):
 
 
 @runtime_checkable
+class Resizes(Protocol):
+    """Has a deployed size that training settles (`data_dependent`): ranks that are pruned, say.
+
+    `deploy()` keeps exactly what acts, so that the module's function stays as it was. `resize` is called on
+    the deployed form of a fresh module before saved tensors are filled in. `shapes` holds the saved shape for
+    each key of its state, with the number of dimensions that the tensor has; the module then has tensors of
+    these shapes, with any values. What its config forbids it leaves as it is, and loading is refused.
+    """
+
+    def deploy(self) -> None: ...
+
+    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None: ...
+
+
+@runtime_checkable
 class Merges(Protocol):
-    """Can be folded into a linear site: returns the new (out, in) weight and bias for this site."""
+    """Can be folded into a linear site: returns the new (out, in) weight and bias for this site.
+
+    At a norm the weight is its gain (out,). A bias may also come back where the backbone has none: a linear
+    map then gets one, and what is added behind a norm goes into the biases of the maps that read it.
+    """
 
     def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]: ...
+
+
+@runtime_checkable
+class Ensembles(Protocol):
+    """Stands for several models at test time, whose output distributions are averaged.
+
+    `members` is how many (0: one, alone). After `choose(i)` the module acts in eval mode as member i, for any
+    i ≥ 0, the same in every forward; after `choose(None)` as without an ensemble.
+    """
+
+    members: int
+
+    def choose(self, member: int | None) -> None: ...
 
 
 @dataclass(frozen=True)

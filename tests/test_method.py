@@ -39,4 +39,11 @@ def test_every_method_with_a_size_names_a_field_of_its_config() -> None:
     assert {
         n: f for n, f in fields.items() if f is not None and f not in get_method(n).Config.model_fields
     } == {}
-    assert {n for n, f in fields.items() if f is None} <= {"bitfit", "ia3", "lora_plus", "lora"}
+    assert {n for n, f in fields.items() if f is None} <= {
+        "bitfit",
+        "ia3",
+        "krona",
+        "ssf",
+        "lora_plus",
+        "lora",
+    }

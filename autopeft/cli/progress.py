@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from autopeft.method import COMPOSITION_NAMES
 from autopeft.report.text import duration, limits_text, number, percent, score
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def brief(recipe: Mapping[str, Any]) -> str:
                 found[item] = None
                 continue
             name, body = next(iter(item.items()))
-            if name in ("sum", "chain", "gate"):
+            if name in COMPOSITION_NAMES:
                 walk(body["children"] if isinstance(body, Mapping) else body)
             else:
                 found[name] = None

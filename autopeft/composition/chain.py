@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -22,7 +22,7 @@ class Chain(nn.Module):
     kind: ClassVar[str] = "chain"
 
     @classmethod
-    def check(cls, children: Sequence[ChildSpec]) -> None:
+    def check(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:
         if len(children) < 2:
             raise CompositionError(
                 f"A chain needs at least two children, but has {len(children)}; list it alone instead."
@@ -55,7 +55,7 @@ class Chain(nn.Module):
         return ParameterCount(0, 0)
 
     @classmethod
-    def build(cls, children: Sequence[ChildSpec], options: dict[str, object]) -> Chain:
+    def build(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> Chain:
         return cls()
 
     def delta(self, site: Site, children: Sequence[Child], x: Tensor, y: Tensor, call: Call) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -53,12 +53,16 @@ class ChildSpec:
 
 
 class Composition(Protocol):
-    """The contract of `sum`, `chain`, `gate` and what comes after them."""
+    """The contract of `sum`, `chain`, `gate`, `route` and what comes after them.
+
+    It may take part in the events of the training loop, as a method's module does. `options` are those of the
+    recipe's item, complete.
+    """
 
     kind: ClassVar[str]
 
     @classmethod
-    def check(cls, children: Sequence[ChildSpec]) -> None:
+    def check(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:
         """Raise CompositionError where these children cannot act together, saying why and what would work."""
         ...
 
@@ -66,7 +70,7 @@ class Composition(Protocol):
     def parameter_count(cls, children: Sequence[ChildSpec]) -> ParameterCount: ...
 
     @classmethod
-    def build(cls, children: Sequence[ChildSpec], options: dict[str, object]) -> nn.Module: ...
+    def build(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> nn.Module: ...
 
     def delta(self, site: Site, children: Sequence[Child], x: Tensor, y: Tensor, call: Call) -> Tensor: ...
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from autopeft.composition.contract import Child, ChildSpec
+from autopeft.composition.pooling import mean_over_positions
 from autopeft.errors import CompositionError
 from autopeft.method import Call, ParameterCount, WeightTarget
 from autopeft.nn import PerSite
 from autopeft.spec import Site
 
 __all__ = ["Gate"]
-
-_OF_THE_SOURCE = ("cross_k", "cross_v")  # their input is what the encoder yields
 
 
 class Gate(nn.Module):
@@ -51,7 +50,7 @@ class Gate(nn.Module):
         return linear
 
     @classmethod
-    def check(cls, children: Sequence[ChildSpec]) -> None:
+    def check(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:
         for child in children:
             if "weight" in child.ways:
                 raise CompositionError(
@@ -72,41 +71,18 @@ class Gate(nn.Module):
         return ParameterCount(n, n)
 
     @classmethod
-    def build(cls, children: Sequence[ChildSpec], options: dict[str, object]) -> Gate:
+    def build(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> Gate:
         return cls(children, masked=bool(options.get("masked", True)))
 
     def value(self, site: Site, name: str, u: Tensor, call: Call) -> Tensor:
         """g for every example: (batch, 1, 1) from u (batch, positions, width).
 
         Raises:
-            CompositionError: keys and values come from a cache, so that earlier positions cannot be pooled;
-                or the sequence is not there as a whole; or the layer is recomputed without its context.
+            CompositionError: the sequence cannot be pooled (see `mean_over_positions`).
         """
-        if call.context.lost:
-            raise CompositionError(
-                f"A gate at {site.path} does not know its forward: this family hands nothing on to layers "
-                "that are recomputed; train without gradient checkpointing."
-            )
-        if call.context.cached:
-            raise CompositionError(
-                "A gate pools over the whole sequence, but a decoding step with a cache sees only the new "
-                "token; "
-                "generate with use_cache=False."
-            )
         linear = cast("PerSite[nn.Linear]", self.gates[name])[site]
         g: Tensor = torch.sigmoid(linear(u.to(linear.weight.dtype))).to(u.dtype)
-        context = call.context
-        mask = context.source_mask if site.name in _OF_THE_SOURCE else context.mask
-        length = u.shape[1] if mask is None else mask.shape[1]
-        if u.ndim != 3 or u.shape[1] != length:
-            raise CompositionError(
-                f"A gate at {site.path} pools over (batch, {length}, width), but this model hands on "
-                f"{tuple(u.shape)}, in chunks or flattened; gate another site."
-            )
-        if self.masked and mask is not None:
-            weights = mask.to(g.dtype).unsqueeze(-1)
-            return (g * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)
-        return g.mean(1, keepdim=True)
+        return mean_over_positions(g, site, call, "A gate", masked=self.masked)
 
     def delta(self, site: Site, children: Sequence[Child], x: Tensor, y: Tensor, call: Call) -> Tensor:
         inner = replace(call, gated=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class Sum(nn.Module):
     kind: ClassVar[str] = "sum"
 
     @classmethod
-    def check(cls, children: Sequence[ChildSpec]) -> None:
+    def check(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:
         """Anything adds up."""
 
     @classmethod
@@ -40,7 +40,7 @@ class Sum(nn.Module):
         return ParameterCount(0, 0)
 
     @classmethod
-    def build(cls, children: Sequence[ChildSpec], options: dict[str, object]) -> Sum:
+    def build(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> Sum:
         return cls()
 
     def delta(self, site: Site, children: Sequence[Child], x: Tensor, y: Tensor, call: Call) -> Tensor:

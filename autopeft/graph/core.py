@@ -279,7 +279,7 @@ class _Builder:
         children = tuple(self._tree(child, mask) for child in item.children)
         specs = [child_spec(self.entries, c) for c in children]
         composition = COMPOSITIONS[item.kind]
-        composition.check(specs)
+        composition.check(specs, dict(item.options))
         return Node(
             self._name(item), item.kind, children, dict(item.options), composition.parameter_count(specs)
         )

@@ -191,7 +191,7 @@ class NodeShape(Shape):
 
     def __init__(self, parts: Parts, kind: str, options: dict[str, Any], children: tuple[Shape, ...]) -> None:
         super().__init__(parts)
-        self._kind, self._children = kind, children
+        self._kind, self._options, self._children = kind, options, children
         self.label = f"{kind}({', '.join(c.label for c in children)})"
         self.ways = frozenset(w for c in children for w in c.ways)
         directed = [c for c in children if c.directed]
@@ -209,7 +209,7 @@ class NodeShape(Shape):
         counts = [ParameterCount(*c.count(mask)) for c in self._children]
         specs = [ChildSpec(c.label, c.label, c.ways, c.sites(mask)) for c in self._children]
         composition = COMPOSITIONS[self._kind]
-        composition.check(specs)
+        composition.check(specs, self._options)
         return sum(counts, composition.parameter_count(specs))
 
     def _text(self, mask: int) -> str:

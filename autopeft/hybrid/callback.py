@@ -107,9 +107,9 @@ class HybridCallback(TrainerCallback):
             )
         fire("after_backward", self.hybrid.modules.values(), state.global_step, state.max_steps)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # The Trainer has counted the step by now.
-        fire("after_step", self.hybrid.modules.values(), state.global_step - 1, state.max_steps)
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Not at the step's end: the Trainer has dropped the gradients by then.
+        fire("after_step", self.hybrid.modules.values(), state.global_step, state.max_steps)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         with torch.no_grad():

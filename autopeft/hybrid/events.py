@@ -2,7 +2,8 @@
 
 A module takes part in an event by having a method of its name (see `autopeft.method`); the loop knows no
 method by name. Order of one step: `before_step`, forward and backward (with `loss_terms`),
-`after_backward`, clipping, the optimizer, `after_step`; `finish` once at the end of training.
+`after_backward`, clipping, the optimizer, `after_step`, in which the gradients are still there; `finish` once
+at the end of training.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, cast
@@ -33,6 +34,7 @@ __all__ = [
     "Untouched",
     "attach",
     "build_modules",
+    "deployed_form",
     "head_of",
     "refuse_attached",
     "seeded",
@@ -110,6 +112,15 @@ def build_modules(graph: CompositionGraph) -> dict[str, nn.Module]:
         specs = [graph.child_spec(c) for c in node.children]
         modules[node.name] = COMPOSITIONS[node.kind].build(specs, dict(node.options))
     return modules
+
+
+def deployed_form(module: nn.Module) -> nn.Module:
+    """A copy of a module without what only training needed; a module that has nothing such, itself."""
+    if not hasattr(module, "deploy"):
+        return module
+    copied: Any = copy.deepcopy(module)
+    copied.deploy()
+    return cast(nn.Module, copied)
 
 
 def head_of(model: PreTrainedModel) -> dict[str, nn.Parameter]:
@@ -255,12 +266,18 @@ class Hybrid:
         return [*(p for p in self._root.parameters() if p.requires_grad), *self.head_parameters()]
 
     def counts(self) -> Counts:
-        """The four figures, in closed form."""
-        return count(self.graph, self.spec, head=sum(p.numel() for p in self.head_parameters()))
+        """The four figures, in closed form; of a `data_dependent` method what would be saved now."""
+        counts = count(self.graph, self.spec, head=sum(p.numel() for p in self.head_parameters()))
+        deployed = counts.deployed
+        for name, entry in self.graph.entries.items():
+            if entry.traits.data_dependent:
+                held = deployed_form(self._root.get_submodule(name))
+                deployed += sum(p.numel() for p in held.parameters()) - entry.count.deployed
+        return replace(counts, deployed=deployed)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups: one for each entry and composition with parameters, and the head; dicts with
-        `name`, `params`, `lr`, `weight_decay`.
+        """Optimizer groups: one for each entry and composition with parameters, or those of its module's own
+        `parameter_groups()`, and the head; dicts with `name`, `params`, `lr`, `weight_decay`.
 
         Settings come from the recipe's training section: a group named like the entry, else like its method,
         else the section's own.
@@ -273,7 +290,9 @@ class Hybrid:
             own: Callable[[], list[dict[str, Any]]] | None = getattr(module, "parameter_groups", None)
             settings = self._settings(name, kind)
             if own is not None:
-                groups += [{**settings, "name": name, **group} for group in own()]
+                for group in own():
+                    suffix = f".{group['name']}" if "name" in group else ""
+                    groups.append({**settings, **group, "name": f"{name}{suffix}"})
             elif parameters:
                 groups.append({"name": name, "params": parameters, **settings})
         head = self.head_parameters()

@@ -12,6 +12,7 @@ from autopeft.backbones import Place
 from autopeft.errors import CompositionError
 from autopeft.graph import Leaf, Tree
 from autopeft.hybrid.hybrid import Hybrid
+from autopeft.hybrid.new_biases import add_biases
 from autopeft.injection import Part
 from autopeft.spec import Site
 
@@ -22,10 +23,13 @@ def merge(hybrid: Hybrid) -> PreTrainedModel:
     """Fold every module into the weights and detach. Exact up to rounding (1e-5 in fp32).
 
     Weight methods first (they alter W before activations see it), then the output side of each site, whose
-    changes add as their deltas do, then its input side.
+    changes add as their deltas do, then its input side. A linear map without a bias that needs one gets it
+    (see `new_biases`); where a norm has none (RMSNorm), what is added behind it goes into the biases of the
+    maps that read it.
 
     Raises:
-        CompositionError: a module is not mergeable, or sits behind a gate; nothing has changed then.
+        CompositionError: a module is not mergeable, or sits behind a gate, or adds something that no bias
+            can hold; nothing has changed then.
     """
     for tree in hybrid.graph.trees:
         _check(hybrid, tree)
@@ -34,13 +38,17 @@ def merge(hybrid: Hybrid) -> PreTrainedModel:
         new = {
             name: patch.new(base.get_parameter(name)) for name, patch in hybrid.injection.patches().items()
         }
-        for site in hybrid.graph.sites():
-            _merge_site(hybrid, site, new)
+        shifts = [(site, _merge_site(hybrid, site, new)) for site in hybrid.graph.sites()]
+        for site, shift in shifts:
+            if shift is not None:
+                _hand_on(hybrid, site, shift, new)
         finished = {name: value.detach().clone() for name, value in new.items()}
     hybrid.detach()
+    own = dict(base.named_parameters())
     with torch.no_grad():
-        for name, value in finished.items():
-            base.get_parameter(name).copy_(value)
+        for name in finished.keys() & own.keys():
+            own[name].copy_(finished[name])
+    add_biases(hybrid.model, base, {n: v for n, v in finished.items() if n not in own})
     return hybrid.model
 
 
@@ -61,32 +69,82 @@ def _check(hybrid: Hybrid, tree: Tree) -> None:
 
 
 _Pair = tuple[Tensor, Tensor | None]
+_READS = {"attention": ("q", "k", "v", "qkv"), "cross_attention": ("cross_q",), "ffn": ("up", "gate_proj")}
 
 
-def _merge_site(hybrid: Hybrid, site: Site, new: dict[str, Tensor]) -> None:
+def _merge_site(hybrid: Hybrid, site: Site, new: dict[str, Tensor]) -> Tensor | None:
+    """Enter what becomes of a site's weight and bias; what is added behind a norm without a bias is
+    returned."""
     place = hybrid.injection.places[site.key]
-    if site.kind != "linear":
-        return
+    if site.kind not in ("linear", "norm"):
+        return None
     stored, bias, names = _tensors(hybrid, place, new)
     part, bias_part = Part(place.transposed, place.out_slice), Part(out_slice=place.out_slice)
     pair: _Pair = (part.of(stored), None if bias is None else bias_part.of(bias))
     for side in ("output", "input"):
         pair = _sum(hybrid, hybrid.graph.trees_at(site), site, side, pair)
     new[names[0]] = part.put(stored, pair[0])
-    if bias is not None and pair[1] is not None:
-        new[names[1]] = bias_part.put(bias, pair[1])
+    if pair[1] is None:
+        return None
+    if bias is None and site.kind == "norm":
+        return pair[1]
+    whole = _new_bias(hybrid, place) if bias is None else bias
+    new[names[1]] = bias_part.put(whole, pair[1])
+    return None
+
+
+def _new_bias(hybrid: Hybrid, place: Place) -> Tensor:
+    """Zeros for a map without a bias.
+
+    Raises:
+        CompositionError: its kind is not known to take one.
+    """
+    owner = hybrid.injection.base.get_submodule(place.exit)
+    if not isinstance(owner, nn.Linear):
+        raise CompositionError(
+            f"{place.site.path} has no bias, and a {type(owner).__name__} is not known to take one; keep the "
+            "hybrid attached."
+        )
+    return owner.weight.new_zeros(owner.out_features)
+
+
+def _hand_on(hybrid: Hybrid, norm: Site, shift: Tensor, new: dict[str, Tensor]) -> None:
+    """Fold what is added behind a norm into the biases of the maps that read it, as merged: b + W·shift.
+
+    Raises:
+        CompositionError: it is not known that these maps alone read the norm.
+    """
+    region = norm.name.removesuffix("_norm")
+    own = hybrid.spec.find(norm.stack, norm.layer, region)
+    places = {
+        place.exit: place
+        for place in hybrid.injection.places.values()
+        if (place.site.stack, place.site.layer) == (norm.stack, norm.layer)
+        and place.site.name in _READS[region]
+    }
+    if own is None or not own.pre_norm or not places:
+        raise CompositionError(
+            f"{norm.path} has no bias, and what is added behind it cannot go into the maps that read it, "
+            "which are not known on this family; keep the hybrid attached."
+        )
+    for place in places.values():
+        stored, bias, names = _tensors(hybrid, place, new)
+        before = _new_bias(hybrid, place) if bias is None else bias
+        weight = Part(place.transposed).of(stored)
+        new[names[1]] = before + (weight.to(shift.dtype) @ shift).to(before.dtype)
 
 
 def _sum(hybrid: Hybrid, trees: tuple[Tree, ...], site: Site, side: str, pair: _Pair) -> _Pair:
-    """What deltas that add make of (weight, bias): W + Σ (Wᵢ − W)."""
+    """What deltas that add make of (weight, bias): W + Σ (Wᵢ − W); a bias that is not there counts as 0."""
     weight, bias = pair
     for tree in trees:
         changed = _changed(hybrid, tree, site, side, pair)
         if changed is None:
             continue
         weight = weight + (changed[0] - pair[0])
-        if bias is not None and pair[1] is not None and changed[1] is not None:
-            bias = bias + (changed[1] - pair[1])
+        if changed[1] is not None:
+            added = changed[1] if pair[1] is None else changed[1] - pair[1]
+            bias = added if bias is None else bias + added
     return weight, bias
 
 
@@ -108,12 +166,14 @@ def _changed(hybrid: Hybrid, tree: Tree, site: Site, side: str, pair: _Pair) -> 
 def _tensors(
     hybrid: Hybrid, place: Place, new: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor | None, tuple[str, str]]:
-    """The stored weight and bias as merged so far, and their names."""
+    """The stored weight and bias as merged so far, and their names; a bias may be there that the module does
+    not have yet."""
     injection = hybrid.injection
     owner: nn.Module = injection.base.get_submodule(place.exit)
     name = injection.canonical_name(f"{place.exit}.weight")
     weight = new.get(name, injection.base.get_parameter(name))
+    bias_name = f"{place.exit}.bias"
     if getattr(owner, "bias", None) is None:
-        return weight, None, (name, "")
-    bias_name = injection.canonical_name(f"{place.exit}.bias")
+        return weight, new.get(bias_name), (name, bias_name)
+    bias_name = injection.canonical_name(bias_name)
     return weight, new.get(bias_name, injection.base.get_parameter(bias_name)), (name, bias_name)

@@ -8,7 +8,6 @@ the recipe says before anything is allocated.
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import re
@@ -20,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from autopeft.backbones import spec_of_model
 from autopeft.errors import DataError
 from autopeft.graph import build_graph
-from autopeft.hybrid.hybrid import Hybrid, attach
+from autopeft.hybrid.hybrid import Hybrid, attach, deployed_form
 from autopeft.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -54,11 +53,7 @@ def deployed_state(hybrid: Hybrid) -> dict[str, Tensor]:
     changed."""
     state: dict[str, Tensor] = {}
     for name, module in hybrid.modules.items():
-        deploy = getattr(module, "deploy", None)
-        if deploy is not None:
-            module = copy.deepcopy(module)
-            module.deploy()  # type: ignore[operator]
-        for key, value in module.state_dict().items():
+        for key, value in deployed_form(module).state_dict().items():
             state[saved_key(f"{name}.{key}")] = value.detach().cpu().contiguous().clone()
     for name, parameter in hybrid.head().items():
         state[f"head.{name}"] = parameter.detach().cpu().contiguous().clone()
@@ -126,13 +121,17 @@ def _check_size(
     recipe: Recipe, spec: BackboneSpec, shapes: Mapping[str, tuple[int, ...]], path: Path
 ) -> None:
     """Compare the recipe's closed-form count with what the file holds, before modules are allocated."""
-    counted = build_graph(recipe, spec).parameter_count()
-    deployed, thrown_away = counted.deployed, counted.trained - counted.deployed
+    graph = build_graph(recipe, spec)
+    counted = graph.parameter_count()
+    # Of what training may have pruned nothing need be in the file.
+    pruned = sum(e.count.deployed for e in graph.entries.values() if e.traits.data_dependent)
+    deployed = counted.deployed - pruned
+    thrown_away = counted.trained - deployed
     if thrown_away > max(spec.parameters, _SCAFFOLDING):
         raise DataError(
             f"{path / RECIPE} asks for {thrown_away:,} parameters that only training needs, more than the "
             f"backbone has; set a "
-            "smaller `reparameterization`, or none, as the saved weights do without."
+            "smaller `reparameterization` or rank, as the saved weights do without."
         )
     held = sum(torch.Size(s).numel() for k, s in shapes.items() if not k.startswith("head."))
     if deployed > held:
@@ -143,12 +142,22 @@ def _check_size(
         )
 
 
+def _resize(name: str, module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give a module of data-dependent size the saved shapes, as far as they can be its own."""
+    resize: Any = getattr(module, "resize", None)
+    held = module.state_dict()
+    saved = {k: shapes.get(saved_key(f"{name}.{k}"), ()) for k in held}
+    if resize is not None and all(len(saved[k]) == held[k].ndim for k in held):
+        resize(saved)
+
+
 def _fill(hybrid: Hybrid, file: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     own: dict[str, Tensor] = {}
     for name, module in hybrid.modules.items():
         deploy: Any = getattr(module, "deploy", None)
         if deploy is not None:
             deploy()
+        _resize(name, module, shapes)
         own.update({saved_key(f"{name}.{k}"): v for k, v in module.state_dict().items()})
     head = {f"head.{k}": p for k, p in hybrid.head().items()}
     targets: dict[str, Tensor] = {**own, **head}

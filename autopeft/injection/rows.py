@@ -33,7 +33,7 @@ _LINEARS = ("q", "o", "cross_q", "cross_o")
 def last_layer_is_rowwise(graph: CompositionGraph, stack: StackPlaces) -> bool:
     """Whether everything that acts in the last layer does so position by position.
 
-    Weight methods and prefixes always do; a gate averages over the positions.
+    Weight methods and prefixes always do; a gate averages over the positions, as a route may.
     """
     last = len(stack.layers) - 1
     for site in graph.sites():

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from autopeft.nn.bottleneck import Activation, Bottleneck
+from autopeft.nn.bottleneck import ACTIVATIONS, Activation, Bottleneck
+from autopeft.nn.fastfood import Fastfood
+from autopeft.nn.hadamard import walsh_hadamard
+from autopeft.nn.kronecker import LowRankKronecker, kronecker_sum, require_blocks
 from autopeft.nn.low_rank import LowRankPair
+from autopeft.nn.masked_copies import MaskedCopies, Masks
 from autopeft.nn.per_site import PerSite
 from autopeft.nn.prompt_encoder import PromptEncoder, PromptRows
+from autopeft.nn.router import Router
+from autopeft.nn.seeds import generator_of
+from autopeft.nn.sensitivity import Sensitivity
 from autopeft.nn.sparse_delta import SparseDelta
 from autopeft.nn.tensor_deltas import TensorDeltas
 
 __all__ = [
+    "ACTIVATIONS",
     "Activation",
     "Bottleneck",
+    "Fastfood",
+    "LowRankKronecker",
     "LowRankPair",
+    "MaskedCopies",
+    "Masks",
     "PerSite",
     "PromptEncoder",
     "PromptRows",
+    "Router",
+    "Sensitivity",
     "SparseDelta",
     "TensorDeltas",
+    "generator_of",
+    "kronecker_sum",
+    "require_blocks",
+    "walsh_hadamard",
 ]

@@ -28,6 +28,10 @@ class LowRankPair(nn.Module):
             x = nn.functional.dropout(x, self.dropout, self.training)
         return nn.functional.linear(nn.functional.linear(x, self.A), self.B)
 
+    def hold(self, a: Tensor, b: Tensor) -> None:
+        """Consist of copies of these factors from now on, whatever their rank."""
+        self.A, self.B = nn.Parameter(a.detach().clone()), nn.Parameter(b.detach().clone())
+
     def product(self) -> Tensor:
         """B·A, (out × in)."""
         return self.B @ self.A

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from autopeft.method import MethodConfig, get_method
 from autopeft.recipe.layers import At, normalise_at, resolve_layers
@@ -24,7 +24,7 @@ __all__ = [
     "validate_config",
 ]
 
-CompositionKind = Literal["sum", "chain", "gate"]
+CompositionKind = Literal["sum", "chain", "gate", "route"]
 StackChoice = Literal["all", "encoder", "decoder"]
 
 
@@ -64,7 +64,7 @@ class EntryItem(_Part):
 class CompositionItem(_Part):
     """Children that act together.
 
-    `options` are complete: those of `gate` are `masked` (the gate's mean leaves padding out).
+    `options` are complete (see `OPTION_MODELS`).
     """
 
     kind: CompositionKind
@@ -80,7 +80,38 @@ class CompositionItem(_Part):
         return {self.kind: body} if self.alias is None else {self.kind: body, "as": self.alias}
 
 
-OPTIONS: dict[str, dict[str, Any]] = {"sum": {}, "chain": {}, "gate": {"masked": True}}
+class NoOptions(_Part):
+    """`sum` and `chain` have none."""
+
+
+class GateOptions(_Part):
+    """`masked`: the gate's mean leaves padding out."""
+
+    masked: bool = True
+
+
+class RouteOptions(_Part):
+    """See `autopeft.composition.route`."""
+
+    level: Literal["token", "sequence"] = "token"
+    top_k: int | None = Field(default=None, ge=1, le=64)
+    renormalize: bool = True
+    balance: float = Field(default=0.0, ge=0, le=10)
+
+    @model_validator(mode="after")
+    def _balance_needs_a_choice(self) -> RouteOptions:
+        if self.balance and self.top_k is None:
+            raise ValueError("'balance' is for routes that choose; set 'top_k', or leave it out")
+        return self
+
+
+OPTION_MODELS: dict[str, type[BaseModel]] = {
+    "sum": NoOptions,
+    "chain": NoOptions,
+    "gate": GateOptions,
+    "route": RouteOptions,
+}
+OPTIONS: dict[str, dict[str, Any]] = {kind: model().model_dump() for kind, model in OPTION_MODELS.items()}
 
 Item = EntryItem | CompositionItem
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from autopeft.errors import AutoPEFTError, RecipeError, near
 from autopeft.method import COMPOSITION_NAMES, get_method, method_names
 from autopeft.recipe.layers import normalise_at
 from autopeft.recipe.models import (
+    OPTION_MODELS,
     OPTIONS,
     CompositionItem,
     EntryItem,
@@ -47,7 +49,8 @@ _MODULES = nn.ModuleDict()
 
 _TOP_KEYS = ("autopeft", "name", "reference", "layers", "model", "training")
 _BLOCK_KEYS = ("at", "stack", "attach")
-_LATER = ("route", "fuse")
+_LATER = ("fuse",)
+_MOST_COPIES = 64
 _LEVEL_PLACE = {
     "layers": "under 'layers:', in a block's 'attach:'",
     "model": "under 'model:'",
@@ -220,7 +223,8 @@ def read_item(tree: Any, path: Path, level: str, problems: Problems) -> Item | N
         return None
     name, body, alias = parts
     if name in _LATER:
-        problems.add((*path, name), f"{name!r} is not available yet in this version; use sum, chain or gate.")
+        known = "sum, chain, gate or route"
+        problems.add((*path, name), f"{name!r} is not available yet in this version; use {known}.")
         return None
     if name in COMPOSITION_NAMES:
         return _composition(name, body, alias, (*path, name), level, problems)
@@ -232,27 +236,49 @@ def _composition(
     kind: str, body: Any, alias: str | None, path: Path, level: str, problems: Problems
 ) -> CompositionItem | None:
     before = len(problems.found)
-    options = dict(OPTIONS[kind])
     tree: dict[str, Any] = body if isinstance(body, dict) else {"children": body}
     place = path if isinstance(body, dict) else path[:-1]
     key = "children" if isinstance(body, dict) else kind
-    if isinstance(body, dict):
-        check_keys(body, path, ("children", *options), kind, problems)
-        for option in options:
-            value = body.get(option, options[option])
-            if not isinstance(value, bool):
-                problems.add((*path, option), f"{option!r} is true or false, but got {value!r}.")
-            options[option] = value
+    options = _options(kind, tree, path, problems)
     children = _items({key: tree.get("children")}, key, place, level, problems)
     if not children and len(problems.found) == before:
         problems.add(
             path, f"{kind!r} holds at least one child; write {{{kind}: [{{lora: {{rank: 8}}}}, …]}}."
         )
+    children = _copies(children, tree.get("copies", 1), path, problems)
     if len(problems.found) > before:
         return None
     return CompositionItem.model_validate(
         {"kind": kind, "children": children, "alias": alias, "options": options}
     )
+
+
+def _options(kind: str, tree: Mapping[str, Any], path: Path, problems: Problems) -> dict[str, Any]:
+    """The complete options of a composition."""
+    model = OPTION_MODELS[kind]
+    beside = ("children", "copies") if kind == "route" else ("children",)
+    check_keys(tree, path, (*beside, *model.model_fields), kind, problems)
+    own = {k: v for k, v in tree.items() if k in model.model_fields}
+    try:
+        return model.model_validate_json(json.dumps(own), strict=True).model_dump()
+    except ValidationError as error:
+        _add_validation(error, path, kind, model, problems)
+    except (TypeError, ValueError):
+        problems.add(path, f"an option of {kind!r} is not plain text, a number, or true or false.")
+    return dict(OPTIONS[kind])
+
+
+def _copies(children: tuple[Item, ...], copies: Any, path: Path, problems: Problems) -> tuple[Item, ...]:
+    """`children`, or so many of its only one: the experts of a route."""
+    if isinstance(copies, bool) or not isinstance(copies, int) or not 1 <= copies <= _MOST_COPIES:
+        problems.add(
+            (*path, "copies"), f"'copies' is a whole number from 1 to {_MOST_COPIES}, but got {copies!r:.80}."
+        )
+    elif copies > 1 and (len(children) > 1 or any(item.alias for item in children)):
+        problems.add((*path, "copies"), "'copies' is for a route with one child, which has no 'as:'.")
+    else:
+        return children * copies
+    return children
 
 
 def _method(name: str, path: Path, level: str, problems: Problems) -> type[Any] | None:
@@ -327,6 +353,7 @@ def _add_validation(
             continue
         got = detail.get("input")
         message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+        message = message.replace("a valid boolean", "true or false")
         shown = "" if isinstance(got, (dict, list)) else f", but got {got!r:.80}"
         problems.add(where, f"{message.rstrip('.')}{shown}.")
 

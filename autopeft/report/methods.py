@@ -92,6 +92,10 @@ def explain_method(name: str) -> str:
         ("mergeable", "yes" if traits.mergeable else "no"),
         ("lengthens the sequence", "yes" if traits.changes_length else "no"),
         ("identity before training", "yes" if traits.identity else "no"),
+        (
+            "deployed size",
+            "settled at the end of training" if traits.data_dependent else "as counted",
+        ),
     ]
     width = max(len(key) for key, _ in facts)
     lines = [f"{name} — {summary(method)}", "", flowing(inspect.getdoc(method) or ""), ""]
@@ -120,6 +124,7 @@ def describe_method(name: str) -> dict[str, Any]:
         "changes_length": traits.changes_length,
         "stochastic": traits.stochastic,
         "identity": traits.identity,
+        "data_dependent": traits.data_dependent,
         "doc": inspect.getdoc(method) or "",
         "config": method.Config.model_json_schema(),
     }

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autopeft.errors import RecipeError, near
+from autopeft.method import COMPOSITION_NAMES
 from autopeft.recipe.layers import normalise_at
 from autopeft.recipe.parse import check_keys, kind_of, migrate
 from autopeft.recipe.problems import Path, Problems
@@ -230,7 +231,8 @@ class _Compiler:
                 below = (
                     name if item or key in ("groups", "policies") else f"{name}.{key}" if name else str(key)
                 )
-                nested = isinstance(value, list) and (key in _COMPOSITIONS or key in ("children", "policies"))
+                listed = (*COMPOSITION_NAMES, "children", "policies")
+                nested = isinstance(value, list) and key in listed
                 nodes[key] = (
                     self.items(value, (*path, key))
                     if nested
@@ -342,7 +344,6 @@ class _Compiler:
         return name if n == 1 else f"{name}_{n}"
 
 
-_COMPOSITIONS = ("sum", "chain", "gate")
 _PLAIN = (Const, Hidden, Last)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from autopeft.errors import UsageError
+from autopeft.hybrid import ensembled
 from autopeft.tasks.encode import EncodedSplit
 from autopeft.tasks.metrics import compute
 from autopeft.training.errors import OutOfMemory, ran_out_of_memory
@@ -28,7 +30,7 @@ def predict(
     device: str | torch.device | None = None,
     forward: Forward | None = None,
 ) -> NDArray[np.float32]:
-    """Logits (rows, classes) in the split's own order of rows.
+    """Logits (rows, classes) in the split's own order of rows; an ensemble's are of its mean distribution.
 
     Runs in eval mode without gradients; every `training` flag is as before afterwards. `device` defaults to
     the model's; a model that lies elsewhere is moved there. `forward` defaults to the model's plain one.
@@ -46,7 +48,7 @@ def predict(
     with evaluation_mode(model):
         for batch in way.batches(split, batch_size, shuffle=False, device=place):
             try:
-                parts.append(way(batch).float().cpu())
+                parts.append(ensembled(model, partial(way, batch)).float().cpu())
             except (RuntimeError, MemoryError) as error:
                 if not ran_out_of_memory(error):
                     raise

@@ -21,14 +21,22 @@ from support.tiny import (
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from autopeft.counting import count
 from autopeft.errors import UsageError
 from autopeft.hybrid import Hybrid, attach, load
+from autopeft.hybrid.events import finish, fire, loss_terms
 from autopeft.method import Call, Context, get_method, method_names
 
 # (case, architecture) → a word of the refusal: the catalogue says that it cannot apply.
-REFUSED = {("bitfit", "llama"): "bias", ("bitfit", "t5"): "bias"}
+REFUSED = {
+    ("bitfit", "llama"): "bias",
+    ("bitfit", "t5"): "bias",
+    ("hiwi", "llama"): "bias",
+    ("hiwi", "t5"): "bias",
+}
 PAIRS = [(c, a) for c in CASES for a in ARCHITECTURES if (c, a) not in REFUSED]
-ON_DECODERS = [(c, a) for c, a in PAIRS if a in DECODERS and c != "gate"]
+ON_DECODERS = [(c, a) for c, a in PAIRS if a in DECODERS and c not in ("gate", "route-sequence")]
+COMPOSED = ("gate", "chain", "route", "route-sequence")
 LENGTH = 7
 
 
@@ -56,7 +64,8 @@ def test_every_method_has_a_row() -> None:
 def _names(item: Any) -> set[str]:
     if isinstance(item, str):
         return {item}
-    return set(item) | {n for v in item.values() if isinstance(v, list) for c in v for n in _names(c)}
+    bodies = [v.get("children", v) if isinstance(v, dict) else v for v in item.values()]
+    return set(item) | {n for v in bodies if isinstance(v, list) for c in v for n in _names(c)}
 
 
 @pytest.mark.parametrize(("case", "name"), PAIRS)
@@ -132,6 +141,40 @@ def test_save_and_load_round_trip(case: str, name: str, tmp_path: Any) -> None:
     fresh = tiny_model(name)
     load(fresh, tmp_path)
     torch.testing.assert_close(logits(fresh, inputs), expected, atol=1e-6, rtol=1e-6)
+
+
+def _data_dependent(case: str) -> bool:
+    placed = _names(CASES[case][1]) & set(method_names())
+    return any(get_method(n).traits.data_dependent for n in placed)
+
+
+@pytest.mark.parametrize(
+    ("case", "name"), [(c, a) for c, a in PAIRS if a in ("bert", "t5") and _data_dependent(c)]
+)
+def test_what_training_leaves_fits_the_closed_form_and_is_saved(case: str, name: str, tmp_path: Any) -> None:
+    """Where the deployed size depends on the data, the closed form is an upper bound for what is left."""
+    model, hybrid = attached(case, name)
+    inputs, modules = tiny_inputs(name, pad=2), list(hybrid.modules.values())
+    hybrid.root.train()
+    optimizer = hybrid.optimizer()
+    for step in range(10):
+        fire("before_step", modules, step, 10)
+        optimizer.zero_grad()
+        loss, terms = logits(model, inputs).pow(2).mean(), loss_terms(modules)
+        (loss if terms is None else loss + terms).backward()
+        fire("after_backward", modules, step, 10)
+        optimizer.step()
+        fire("after_step", modules, step, 10)
+    finish(modules)
+    hybrid.root.eval()
+    expected = logits(model, inputs)
+    hybrid.save(tmp_path)
+    held = sum(v.numel() for k, v in _saved(tmp_path).items() if not k.startswith("head."))
+    assert held == hybrid.counts().deployed <= count(hybrid.graph, hybrid.spec).deployed
+    fresh = tiny_model(name)
+    again = load(fresh, tmp_path)
+    assert again.counts().deployed == held
+    torch.testing.assert_close(logits(fresh, inputs), expected, atol=1e-5, rtol=1e-5)
 
 
 def _saved(folder: Any) -> dict[str, Tensor]:
@@ -221,7 +264,9 @@ def test_deepcopy_is_independent(case: str, name: str) -> None:
     assert not torch.allclose(logits(model, inputs), expected)
 
 
-@pytest.mark.parametrize(("case", "name"), [p for p in PAIRS if p[0] not in ("gate", "chain")])
+@pytest.mark.parametrize(
+    ("case", "name"), [p for p in PAIRS if p[0] not in ("gate", "chain", "route", "route-sequence")]
+)
 def test_merge_equals_unmerged(case: str, name: str) -> None:
     model, hybrid = attached(case, name)
     randomise(hybrid.root)
@@ -246,8 +291,9 @@ def test_refused_with_a_reason(case: str, name: str) -> None:
     assert set(model.state_dict()) == before
 
 
-def test_gate_is_refused_in_cached_generation() -> None:
-    model, _ = attached("gate", "llama")
+@pytest.mark.parametrize("case", ["gate", "route-sequence"])
+def test_what_pools_the_sequence_is_refused_in_cached_generation(case: str) -> None:
+    model, _ = attached(case, "llama")
     with pytest.raises(UsageError, match="use_cache=False"):
         model.generate(**tiny_inputs("llama"), max_new_tokens=3, use_cache=True)
 

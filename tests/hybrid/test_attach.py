@@ -168,6 +168,23 @@ def test_pickle_of_an_attached_model() -> None:
     torch.testing.assert_close(logits(twin, inputs), logits(model, inputs))
 
 
+def test_a_module_s_own_groups_take_its_settings_and_stand_behind_its_name() -> None:
+    recipe = Recipe.from_dict(
+        {
+            "name": "x",
+            "layers": [{"attach": ["lora"]}],
+            "training": {"groups": {"lora": {"learning_rate": 2e-2, "weight_decay": 0.3}}},
+        }
+    )
+    with attach(tiny_model("bert"), recipe, seed=0) as hybrid:
+        module: Any = hybrid.modules["lora"]
+        first, *rest = module.parameters()
+        own = [{"params": rest}, {"name": "first", "params": [first], "weight_decay": 0.0}]
+        module.parameter_groups = lambda: own
+        groups = {g["name"]: (g["lr"], g["weight_decay"]) for g in hybrid.parameter_groups()}
+    assert groups == {"lora": (2e-2, 0.3), "lora.first": (2e-2, 0.0), "head": (1e-3, 0.0)}
+
+
 def test_parameter_groups_follow_the_recipe() -> None:
     recipe = Recipe.from_dict(
         {

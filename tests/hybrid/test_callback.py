@@ -94,6 +94,22 @@ def test_events_fire_in_order_inside_the_trainer(tmp_path: Path) -> None:
     assert spy.log == [*once, *[(name, 1, 2) for name, _, _ in once], "finish"]
 
 
+def test_gradients_are_still_there_after_the_step(tmp_path: Path) -> None:
+    bert = tiny_bert()
+    seen: list[tuple[Tensor, Tensor]] = []
+    with attach(bert, LORA, seed=0) as hybrid:
+        weight: Any = hybrid.modules["lora"].get_parameter("at.encoder-0-q.B")
+
+        class Watch(_Spy):
+            def after_step(self, step: int, total: int) -> None:
+                seen.append((weight.detach().clone(), weight.grad.clone()))
+
+        trainer(tmp_path, bert, HybridCallback(_Carrier(hybrid.modules, Watch()))).train()
+        assert torch.equal(seen[-1][0], weight)
+    assert len(seen) == 2
+    assert all(bool(value.any()) and bool(grad.any()) for value, grad in seen)
+
+
 def test_loss_terms_need_the_callback_s_loss(tmp_path: Path) -> None:
     bert = tiny_bert()
     with attach(bert, LORA, seed=0) as hybrid:

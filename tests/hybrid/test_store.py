@@ -131,6 +131,51 @@ def test_folders_that_do_not_fit_are_refused_and_the_model_is_unchanged(
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+PRUNED = Recipe.from_dict({"name": "x", "layers": [{"attach": [{"sora": {"rank": 4, "sites": ["q", "v"]}}]}]})
+
+
+@pytest.fixture
+def pruned(tmp_path: Path) -> Path:
+    """A saved hybrid of which training left less than the recipe allows."""
+    hybrid = attach(tiny_model("bert"), PRUNED, seed=0)
+    randomise(hybrid.root)
+    module: Any = hybrid.modules["sora"]
+    with torch.no_grad():
+        for i, gate in enumerate(module.gates()):
+            gate[: i % 5] = 0.0
+    return hybrid.save(tmp_path / "pruned")
+
+
+def test_what_was_pruned_is_loaded_with_the_size_that_was_saved(pruned: Path) -> None:
+    hybrid = load(tiny_model("bert"), pruned)
+    held = sum(v.numel() for k, v in load_file(pruned / "weights.safetensors").items() if "sora" in k)
+    counts = json.loads((pruned / "hybrid.json").read_text())["counts"]
+    assert held == hybrid.counts().deployed == counts["deployed"] < hybrid.graph.parameter_count().deployed
+    assert hybrid.counts().trained == hybrid.graph.parameter_count().trained
+
+
+@pytest.mark.parametrize("key", ["encoder.0.q.sora.A", "encoder.0.q.sora.B"])
+@pytest.mark.parametrize("shape", [(5, 32), (32, 5), (2, 32), (4, 0), (0, 0), (10**9, 0), (4,), ()])
+def test_saved_sizes_that_cannot_be_are_refused(pruned: Path, key: str, shape: tuple[int, ...]) -> None:
+    file = pruned / "weights.safetensors"
+    state = load_file(file)
+    if tuple(state[key].shape) == shape:
+        return
+    save_file({**state, key: torch.zeros(shape)}, file)
+    model = tiny_model("bert")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(DataError, match="does not fit this model"):
+        load(model, pruned)
+    assert model.state_dict().keys() == before.keys()
+
+
+def test_a_small_file_cannot_ask_for_large_ranks(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autopeft.hybrid.store._SCAFFOLDING", 1000)
+    _broken(pruned, "rank: 4→rank: 1000")
+    with pytest.raises(DataError, match="smaller `reparameterization` or rank"):
+        load(tiny_model("bert"), pruned)
+
+
 def test_a_small_file_cannot_ask_for_a_large_scaffold(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autopeft.hybrid.store._SCAFFOLDING", 1000)
     _broken(saved, "reparameterization: 6→reparameterization: 8192")

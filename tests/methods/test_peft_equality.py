@@ -119,6 +119,43 @@ def _ia3(name: str) -> Pair:
     return Pair(ours, hybrid, theirs, pairs)
 
 
+def _vera(name: str) -> Pair:
+    """Sites of different widths share the largest pair; drawn from the same key it is peft's own."""
+    paths = LINEARS[name]
+    ours, hybrid = _attached(name, "layers", "vera", {"sites": list(paths), "rank": 6, "seed": 3})
+    randomise(hybrid.root, std=0.5)
+    settings = peft.VeraConfig(
+        r=6,
+        projection_prng_key=3,
+        target_modules=_layers(name, paths),
+        fan_in_fan_out=name == "gpt2",
+    )
+    theirs = peft.get_peft_model(tiny_model(name), settings).eval()
+    module: Any = next(iter(hybrid.modules.values()))
+    pairs = []
+    for site in next(iter(hybrid.graph.entries.values())).sites:
+        layer = _module_at(theirs, site, paths)
+        assert torch.equal(layer.vera_A["default"], module.A)
+        assert torch.equal(layer.vera_B["default"], module.B)
+        own = module[site]
+        pairs += [(own.d, layer.vera_lambda_d["default"]), (own.b, layer.vera_lambda_b["default"])]
+    return Pair(ours, hybrid, theirs, pairs)
+
+
+def _krona(name: str) -> Pair:
+    """peft's LoKr with full factors (rank at least their size) and α = r is KronA with s = 1."""
+    paths = LINEARS[name]
+    ours, hybrid = _attached(name, "layers", "krona", {"sites": list(paths), "a1": 4, "a2": 4})
+    settings = peft.LoKrConfig(r=64, alpha=64, decompose_factor=4, target_modules=_layers(name, paths))
+    theirs = peft.get_peft_model(tiny_model(name), settings).eval()
+    module: Any = next(iter(hybrid.modules.values()))
+    pairs = []
+    for site in next(iter(hybrid.graph.entries.values())).sites:
+        layer, own = _module_at(theirs, site, paths), module[site]
+        pairs += [(own.A, layer.lokr_w1["default"]), (own.B, layer.lokr_w2["default"])]
+    return Pair(ours, hybrid, theirs, pairs)
+
+
 def assert_same(pair: Pair, ours: Callable[[], Tensor], theirs: Callable[[], Tensor]) -> None:
     """Equal outputs and, of every copied parameter, equal gradients."""
     _copy(pair.parameters)
@@ -139,6 +176,18 @@ def assert_same(pair: Pair, ours: Callable[[], Tensor], theirs: Callable[[], Ten
 @pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
 def test_weights_and_scales(name: str, method: str) -> None:
     pair = _ia3(name) if method == "ia3" else _low_rank(name, dora=method == "dora")
+    inputs = tiny_inputs(name, pad=2)
+    bare = tiny_model(name)(**inputs).logits
+    assert_same(pair, lambda: pair.ours(**inputs).logits, lambda: pair.theirs(**inputs).logits)
+    assert not torch.allclose(pair.ours(**inputs).logits, bare, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [(_vera, "bert"), (_vera, "llama"), (_vera, "gpt2"), (_krona, "bert"), (_krona, "llama")],
+)
+def test_shared_vectors_and_kronecker_products(make: Callable[[str], Pair], name: str) -> None:
+    pair = make(name)
     inputs = tiny_inputs(name, pad=2)
     bare = tiny_model(name)(**inputs).logits
     assert_same(pair, lambda: pair.ours(**inputs).logits, lambda: pair.theirs(**inputs).logits)

@@ -22,3 +22,15 @@ def test_dropout_only_while_training() -> None:
     torch.manual_seed(0)
     assert torch.equal(pair.eval()(x), pair(x))
     assert not torch.equal(pair.train()(x), pair(x))
+
+
+def test_it_can_hold_factors_of_another_rank() -> None:
+    pair = LowRankPair(4, 5, 3)
+    a, b = torch.randn(2, 4), torch.randn(5, 2)
+    pair.hold(a, b)
+    assert all(p.requires_grad for p in pair.parameters())
+    torch.testing.assert_close(pair.product(), b @ a)
+    a.zero_()
+    assert bool(pair.A.any())
+    pair.hold(torch.empty(0, 4), torch.empty(5, 0))
+    assert torch.equal(pair(torch.randn(3, 4)), torch.zeros(3, 5))

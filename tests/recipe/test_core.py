@@ -77,7 +77,7 @@ def test_two_equal_aliases_are_refused() -> None:
         ({"layers": [{"attach": [{"lora": {"rank": 0}}]}]}, "greater than or equal to 1"),
         ({"layers": [{"attach": [{"lora": {"sites": ["atention"]}}]}]}, "no site 'atention'"),
         ({"layers": [{"attach": [{"lora": {"sites": ["ffn_norm"]}}]}]}, "cannot sit at 'ffn_norm'"),
-        ({"layers": [{"attach": [{"route": ["lora"]}]}]}, "not available yet"),
+        ({"layers": [{"attach": [{"route": {"children": ["lora"], "top_k": 0}}]}]}, "greater than or equal"),
         ({"layers": [{"attach": [{"fuse": ["lora"]}]}]}, "not available yet"),
         ({"layers": [{"attach": [{"gate": []}]}]}, "at least one child"),
         ({"layers": [{"attach": [{"gate": {"children": ["lora"], "maskd": True}}]}]}, "'masked'"),

@@ -23,6 +23,31 @@ CASES: dict[str, tuple[str, Any]] = {
     "prompt": ("model", {"prompt_tuning": {"length": 4}}),
     "bitfit": ("model", "bitfit"),
     "fish": ("model", {"fish_mask": {"keep": "2%", "samples": 4}}),
+    "vera": ("layers", {"vera": {"rank": 6}}),
+    "vera-mixed": ("layers", {"vera": {"rank": 5, "sites": ["q", "k", "v", "o", "up", "down"]}}),
+    "krona": ("layers", {"krona": {"sites": ["q", "v", "down"]}}),
+    "krona-parallel": ("layers", {"krona": {"variant": "parallel", "a1": 8, "scale": "learned"}}),
+    "krona-residual": ("layers", {"krona": {"variant": "parallel_residual", "scale": 2}}),
+    "moslora": ("layers", {"moslora": {"rank": 3}}),
+    "lora-dropout": ("layers", {"lora_dropout": {"rank": 3, "expected": True}}),
+    "capaboost": ("layers", {"capaboost": {"rank": 3, "copies": 3, "density": 0.4}}),
+    "capaboost-2:4": ("layers", {"capaboost": {"rank": 4, "pattern": "2:4", "sites": ["q", "down"]}}),
+    "ssf": ("layers", "ssf"),
+    "ssf-some": ("layers", {"ssf": {"sites": ["q", "down", "ffn_norm"]}}),
+    "compacter": ("layers", {"compacter": {"bottleneck": 8, "rank": 2}}),
+    "compacter++": ("layers", {"compacter": {"variant": "compacter_plus_plus", "bottleneck": 8}}),
+    "kadaptation": ("layers", {"kadaptation": {"phm_dim": 4, "scale": 8}}),
+    "kadaptation-full": (
+        "layers",
+        {"kadaptation": {"phm_dim": 4, "rank": 2, "rules": "full", "sites": ["q", "k", "v", "down"]}},
+    ),
+    "dylora": ("layers", {"dylora": {"rank": 3}}),
+    "adalora": ("layers", {"adalora": {"rank": 2, "interval": 1}}),
+    "sora": ("layers", {"sora": {"rank": 3, "threshold": 0.01}}),
+    "hiwi": ("layers", {"hiwi": {"rank": 3}}),
+    "hiwi-weight": ("layers", {"hiwi": {"rank": 2, "target": "weight", "sites": ["q", "up", "down"]}}),
+    "said": ("model", {"intrinsic_said": {"dimension": 120}}),
+    "said-some": ("model", {"intrinsic_said": {"dimension": 40, "tensors": ["up", "down"]}}),
     "gate": (
         "layers",
         {
@@ -31,6 +56,16 @@ CASES: dict[str, tuple[str, Any]] = {
                 {"prefix_tuning": {"length": 2}},
                 {"serial_adapter": {"bottleneck": 12}},
             ]
+        },
+    ),
+    "route": ("layers", {"route": {"children": [{"lora": {"rank": 2}}], "copies": 3}}),
+    "route-sequence": (
+        "layers",
+        {
+            "route": {
+                "children": [{"prefix_tuning": {"length": 2}}, {"lora": {"rank": 2}}, {"ia3": {}}],
+                "level": "sequence",
+            }
         },
     ),
     "chain": (

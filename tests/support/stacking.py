@@ -42,6 +42,16 @@ STACKS: dict[str, list[Recipe]] = {
         recipe({"parallel_adapter": {"bottleneck": 4, "sites": ["attention"]}}, "ia3"),
         recipe(LORA),
     ],
+    "vera+krona, moslora+capaboost, krona beside the ffn+lora dropout": [
+        recipe({"vera": {"rank": 5}}, {"krona": {"sites": ["up", "down"]}}),
+        recipe("moslora", {"capaboost": {"rank": 3}}),
+        recipe({"krona": {"variant": "parallel_residual"}}, "lora_dropout", LORA),
+    ],
+    "ssf+pfeiffer, compacter, kadaptation": [
+        recipe("ssf", PFEIFFER),
+        recipe({"compacter": {"bottleneck": 8}}, LORA),
+        recipe({"kadaptation": {"phm_dim": 4, "scale": 8}}, PREFIX),
+    ],
 }
 PROMPTS = {
     "prompts of one length": [

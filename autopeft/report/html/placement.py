@@ -118,12 +118,13 @@ def _by_tensor(entry: Entry, spec: BackboneSpec) -> list[_Piece]:
 
 
 def _of_node(graph: CompositionGraph, node: Node) -> Iterator[_Piece]:
-    """Parameters of a composition itself (a gate's), asked for one child at one site."""
+    """Parameters of a composition itself (a gate's, a router's), asked for one site."""
     if not node.count.deployed:
         return
     found: list[_Piece] = []
-    for child in map(graph.child_spec, node.children):
-        for site in child.sites:
-            count = COMPOSITIONS[node.kind].parameter_count([replace(child, sites=(site,))])
-            found.append((site.name, (site.stack, site.layer), count.deployed))
+    children = [graph.child_spec(child) for child in node.children]
+    for site in {s.key: s for child in children for s in child.sites}.values():
+        here = [replace(c, sites=(site,)) for c in children if any(s.key == site.key for s in c.sites)]
+        count = COMPOSITIONS[node.kind].parameter_count(here)
+        found.append((site.name, (site.stack, site.layer), count.deployed))
     yield from _split(found, node.count.deployed)

@@ -1,0 +1,158 @@
+"""`route`: children as experts, mixed by weights that depend on the input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from autopeft.composition.contract import Child, ChildSpec
+from autopeft.composition.pooling import mean_over_positions, real_positions
+from autopeft.errors import CompositionError
+from autopeft.method import Call, ParameterCount, WeightTarget
+from autopeft.nn import PerSite, Router
+from autopeft.spec import Site
+
+__all__ = ["Route"]
+
+
+class Route(nn.Module):
+    """δ = Σₑ pₑ·δₑ with p = softmax(W·x) over the children, one router for each site (see `nn.Router`).
+
+    `level: token` routes each position by its own x, `level: sequence` the whole sequence by the mean of x
+    over its real positions (then prefixes may be routed too: their keys and values are multiplied by p).
+    `top_k` keeps the k largest weights, which `renormalize` makes sum to 1; `balance` is the factor of the
+    load-balance loss, summed over the sites. A site with one child has no router. Children keep their own
+    scales (LoRA's α/r). All of them are computed, also those whose weight is 0. Soft mixing: Zadouri et al.
+    2024, arXiv:2309.05444 (over LoRAs, MoLORA); top-k: Li et al. 2024, arXiv:2404.15159. E·width parameters
+    for each site with E > 1 children.
+    """
+
+    kind: ClassVar[str] = "route"
+
+    def __init__(self, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:
+        super().__init__()
+        self.level, self.balance = options["level"], float(options["balance"])
+        sites, self.experts = _by_site(children)
+        self.routers: PerSite[Router] = PerSite(
+            {
+                key: Router(
+                    site.in_features,
+                    len(self.experts[key]),
+                    top_k=options["top_k"],
+                    renormalize=options["renormalize"],
+                    balanced=self.balance > 0,
+                )
+                for key, site in sites.items()
+                if len(self.experts[key]) > 1
+            }
+        )
+
+    @classmethod
+    def check(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:
+        for child in children:
+            if "weight" in child.ways:
+                raise CompositionError(
+                    f"A route depends on the input, but {child.label} alters weights, which are the same for "
+                    "every example; list it beside the route, or route modules that act on activations "
+                    "(lora, serial_adapter, ia3, …)."
+                )
+            if "prompt" in child.ways:
+                raise CompositionError(
+                    f"{child.label} adds rows to the sequence before any layer could feed a router; list it "
+                    "under `model:`, outside the route."
+                )
+            if "kv" in child.ways and options["level"] == "token":
+                raise CompositionError(
+                    f"{child.label} prepends keys and values, which all positions of a sequence share, so "
+                    "no position can choose its own; write `level: sequence`, or take a gate."
+                )
+        top_k = options["top_k"] or 0
+        sites, experts = _by_site(children)
+        for key, names in experts.items():
+            if top_k > len(names):
+                raise CompositionError(
+                    f"This route keeps {top_k} experts, but has {len(names)} at {sites[key].path}; lower "
+                    "`top_k`, or give all experts the same sites."
+                )
+
+    @classmethod
+    def parameter_count(cls, children: Sequence[ChildSpec]) -> ParameterCount:
+        sites, experts = _by_site(children)
+        n = sum(Router.size(sites[k].in_features, len(e)) for k, e in experts.items() if len(e) > 1)
+        return ParameterCount(n, n)
+
+    @classmethod
+    def build(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> Route:
+        return cls(children, options)
+
+    def weights(self, site: Site, x: Tensor, call: Call) -> Tensor:
+        """p of every expert: (batch, positions or 1, experts) from x (batch, positions, width), or (1,) where
+        there is only one, which needs no router.
+
+        Raises:
+            CompositionError: the sequence cannot be pooled (see `mean_over_positions`), or its load-balance
+                loss would get no gradient.
+        """
+        if len(self.experts[site.key]) == 1:
+            return x.new_ones(1)
+        router, mask = self.routers[site], None
+        if self.level == "sequence":
+            x = mean_over_positions(x, site, call, "A route by sequence")
+        elif router.balanced and not call.context.lost:
+            mask = _fitting(real_positions(site, call), x)
+        if router.balanced and self.training and not torch.is_grad_enabled():
+            raise CompositionError(
+                "The load-balance loss of a route gets no gradient under reentrant checkpointing; use "
+                "use_reentrant=False, or `balance: 0`."
+            )
+        p: Tensor = router(x, mask)
+        return p.to(x.dtype)
+
+    def delta(self, site: Site, children: Sequence[Child], x: Tensor, y: Tensor, call: Call) -> Tensor:
+        p, order = self.weights(site, x, call), self.experts[site.key]
+        terms = [_column(p, order.index(child.name)) * child.delta(x, y, call) for child in children]
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        return total
+
+    def weight(
+        self, target: WeightTarget, children: Sequence[Child], original: Tensor, current: Tensor
+    ) -> Tensor:
+        raise CompositionError("A route holds no weight methods.")
+
+    def key_value(
+        self, site: Site, children: Sequence[Child], x: Tensor, call: Call
+    ) -> tuple[Tensor, Tensor]:
+        p, order = self.weights(site, x, call), self.experts[site.key]
+        keys, values = [], []
+        for child in children:
+            k, v = child.key_value(x, call)
+            column = _column(p, order.index(child.name))
+            keys.append(column * k)
+            values.append(column * v)
+        return torch.cat(keys, dim=1), torch.cat(values, dim=1)
+
+    def loss_terms(self) -> Tensor | None:
+        """`balance` times the load-balance losses of the last forward, summed over the sites."""
+        losses = [router.take_loss() for router in self.routers.children_by_site()]
+        found = [loss for loss in losses if loss is not None]
+        return self.balance * torch.stack(found).sum() if found else None
+
+
+def _by_site(children: Sequence[ChildSpec]) -> tuple[dict[str, Site], dict[str, list[str]]]:
+    """Every site, and the names of the children that sit there, in their order; both by the site's key."""
+    sites = {s.key: s for c in children for s in c.sites}
+    return sites, {k: [c.name for c in children if any(s.key == k for s in c.sites)] for k in sites}
+
+
+def _column(p: Tensor, index: int) -> Tensor:
+    return p[..., index : index + 1]
+
+
+def _fitting(mask: Tensor | None, x: Tensor) -> Tensor | None:
+    """The mask where it belongs to these positions: not to those of a cache, nor to chunks."""
+    return mask if mask is not None and mask.shape == x.shape[:-1] else None

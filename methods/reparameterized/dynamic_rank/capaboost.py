@@ -1,0 +1,127 @@
+"""CapaBoost: several masked copies of one pair of LoRA factors, of a higher rank at no further parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
+from autopeft.nn import MaskedCopies, Masks, PerSite
+from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
+
+__all__ = ["CapaBoost"]
+
+
+class BoostedPair(nn.Module):
+    """x ↦ Σᵢ (B ⊙ M_Bᵢ)·(A ⊙ M_Aᵢ)·dropout(x), (…, in) → (…, out), as one pair of rank copies·rank."""
+
+    def __init__(self, a: Masks, b: Masks, dropout: float) -> None:
+        super().__init__()
+        start = torch.empty(a.rows, a.columns)
+        nn.init.kaiming_uniform_(start, a=math.sqrt(5))
+        self.A = MaskedCopies(a, start)
+        self.B = MaskedCopies(b, torch.zeros(b.rows, b.columns))
+        self.dropout = dropout
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """The copies side by side: A (copies·rank, in) and B (out, copies·rank)."""
+        return self.A().flatten(0, 1), self.B().movedim(0, 1).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.dropout:
+            x = nn.functional.dropout(x, self.dropout, self.training)
+        a, b = self.factors()
+        return nn.functional.linear(nn.functional.linear(x, a), b)
+
+
+class CapaBoostModule(PerSite[BoostedPair]):
+    """Boosted factors for each site; δ is their output times s = α/r, or 1 behind a gate."""
+
+    def __init__(self, children: dict[str, BoostedPair], scale: float) -> None:
+        super().__init__(children)
+        self.scale = scale
+
+    def side(self, site: Site) -> Literal["input", "output"]:
+        return "output"
+
+    def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
+        out: Tensor = self[site](x)
+        return out if call.gated else out * self.scale
+
+    def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        a, b = self[site].factors()
+        return weight + self.scale * (b @ a), bias
+
+    def up_parameters(self) -> list[nn.Parameter]:
+        return [pair.B.values for pair in self.children_by_site()]
+
+
+@register("capaboost")
+class CapaBoost:
+    """y = W₀x + b₀ + s·Σᵢ (B ⊙ M_Bᵢ)·(A ⊙ M_Aᵢ)·dropout(x), i = 1…D, s = α/r: one A (r × in) and B (out × r)
+    in D masked copies.
+
+    Song et al. 2024, arXiv:2407.01320, on the host LoRA (adapters and prefixes as hosts are not built). Each
+    mask has exactly ⌊ρ·size⌋ ones at random places (`density` ρ), or two in each four entries of a row
+    (`pattern: 2:4`), independent for each factor, copy and site; they come from `seed`, stay fixed and are
+    not saved. ΔW has rank up to D·r. A is Kaiming-uniform (a = √5), B zero: the identity at init; with D =
+    ρ = 1 it is LoRA. An entry in no mask does not exist. Behind a gate the gate takes the place of s.
+    Mergeable.
+
+    Parameters: the entries in at least one mask, exactly, about (1 − (1 − ρ)ᴰ)·r·(in + out) for each site.
+    """
+
+    traits = Traits(
+        injection="hook",
+        sites=LINEAR_SITES,
+        default_sites=("q", "v"),
+        mergeable=True,
+        stochastic=True,
+        rowwise=True,
+    )
+    size_field: ClassVar[str] = "rank"
+
+    class Config(MethodConfig):
+        rank: int = Field(default=8, ge=1, le=1024)
+        alpha: float | None = Field(default=None, gt=0, le=4096, description="α; default 2·rank")
+        copies: int = Field(default=2, ge=1, le=16, description="D")
+        density: float = Field(default=0.5, gt=0, le=1, description="ρ, the share of ones in each mask")
+        pattern: Literal["random", "2:4"] = "random"
+        dropout: float = Field(default=0.0, ge=0, lt=1)
+        seed: int = Field(default=0, ge=0, lt=2**32, description="where the masks are drawn from")
+
+        @model_validator(mode="after")
+        def _pattern_has_its_density(self) -> CapaBoost.Config:
+            if self.pattern == "2:4" and self.density != 0.5:
+                raise ValueError(f"pattern '2:4' has density 0.5, but got {self.density}; leave density out")
+            return self
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @property
+    def scale(self) -> float:
+        c = self.config
+        return 2.0 if c.alpha is None else float(c.alpha / c.rank)
+
+    def _masks(self, site: Site) -> tuple[Masks, Masks]:
+        """Of A and B at a site."""
+        c = self.config
+        rest = (c.copies, c.density, c.pattern)
+        return (
+            Masks(c.seed, site.path, "A", c.rank, site.in_features, *rest),
+            Masks(c.seed, site.path, "B", site.out_features, c.rank, *rest),
+        )
+
+    def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
+        n = sum(masks.used() for site in sites for masks in self._masks(site))
+        return ParameterCount(n, n)
+
+    def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
+        pairs = {s.key: BoostedPair(*self._masks(s), self.config.dropout) for s in sites}
+        return CapaBoostModule(pairs, self.scale)

@@ -1,0 +1,192 @@
+"""DyLoRA: one training for all ranks up to the largest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from autopeft.errors import MethodError
+from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
+from autopeft.nn import PerSite
+from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
+
+__all__ = ["DyLoRA"]
+
+
+class NestedPair(nn.Module):
+    """Factors whose first b rows and columns are a pair of rank b.
+
+    Each row of A (R × in) and each column of B (out × R) is a parameter of its own, so that the optimizer
+    passes over those that a step does not train, their moments and weight decay included. The deployed form
+    holds A (b × in) and B (out × b) whole.
+    """
+
+    A: nn.ParameterList | nn.Parameter
+    B: nn.ParameterList | nn.Parameter
+
+    def __init__(self, in_features: int, out_features: int, rank: int, *, dropout: float) -> None:
+        super().__init__()
+        rows = torch.empty(rank, in_features)
+        nn.init.kaiming_uniform_(rows, a=math.sqrt(5))
+        self.A = nn.ParameterList(row.clone() for row in rows)
+        self.B = nn.ParameterList(torch.zeros(out_features) for _ in range(rank))
+        self.dropout = dropout
+
+    def factors(self, rank: int, *, only_last: bool = False) -> tuple[Tensor, Tensor]:
+        """A (rank × in) and B (out × rank); with `only_last` gradients reach their last row and column
+        alone."""
+        if isinstance(self.A, nn.Parameter) and isinstance(self.B, nn.Parameter):
+            return self.A[:rank], self.B[:, :rank]
+        rows: list[Tensor] = list(self.A)[:rank]
+        columns: list[Tensor] = list(self.B)[:rank]
+        if only_last:
+            rows = [*(row.detach() for row in rows[:-1]), rows[-1]]
+            columns = [*(column.detach() for column in columns[:-1]), columns[-1]]
+        return torch.stack(rows), torch.stack(columns, dim=1)
+
+    def forward(self, x: Tensor, rank: int, *, only_last: bool = False) -> Tensor:
+        a, b = self.factors(rank, only_last=only_last)
+        if self.dropout:
+            x = nn.functional.dropout(x, self.dropout, self.training)
+        return nn.functional.linear(nn.functional.linear(x, a), b)
+
+    def hold(self, a: Tensor, b: Tensor) -> None:
+        """Keep these factors whole, in place of the rows and columns."""
+        self.A, self.B = nn.Parameter(a.detach().clone()), nn.Parameter(b.detach().clone())
+
+
+class DyLoRAModule(PerSite[NestedPair]):
+    """Nested pairs for each site, all at one rank at a time.
+
+    Attributes:
+        rank: the rank in use outside of training steps: of evaluation, merging and `deploy()`; see `use`.
+        drawn: the rank that this step trains, `None` between steps.
+    """
+
+    def __init__(self, children: dict[str, NestedPair], config: DyLoRA.Config) -> None:
+        super().__init__(children)
+        self.config = config
+        self.rank = config.rank if config.deployed_rank is None else config.deployed_rank
+        self.largest = config.rank
+        self.drawn: int | None = None
+        self.whole = False
+
+    def use(self, rank: int) -> None:
+        """From now on evaluate, merge and deploy at `rank`: any rank is there after the one training.
+
+        Raises:
+            MethodError: there is no such rank.
+        """
+        if not 1 <= rank <= self.largest:
+            raise MethodError(f"This DyLoRA holds the ranks 1 to {self.largest}, but got {rank=}.")
+        self.rank = rank
+
+    def scale(self, rank: int, *, gated: bool = False) -> float:
+        """α/b; a gate takes the place of α/R and leaves R/b."""
+        return (self.config.rank if gated else self.config.scale * self.config.rank) / rank
+
+    def side(self, site: Site) -> Literal["input", "output"]:
+        return "output"
+
+    def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
+        drawn = self.drawn if self.training else None
+        rank = self.rank if drawn is None else drawn
+        pair: Tensor = self[site](x, rank, only_last=drawn is not None and self.config.frozen)
+        return pair * self.scale(rank, gated=call.gated)
+
+    def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        a, b = self[site].factors(self.rank)
+        return weight + self.scale(self.rank) * (b @ a), bias
+
+    def before_step(self, step: int, total: int) -> None:
+        if not self.whole:
+            self.drawn = 1 + int(torch.multinomial(self.config.chances(), 1))
+
+    def after_step(self, step: int, total: int) -> None:
+        self.drawn = None
+
+    def up_parameters(self) -> list[nn.Parameter]:
+        return [p for pair in self.children_by_site() for n, p in pair.named_parameters() if n[0] == "B"]
+
+    def deploy(self) -> None:
+        """Keep the first `rank` rows of each A and columns of each B: a LoRA of that rank."""
+        for pair in self.children_by_site():
+            pair.hold(*pair.factors(self.rank))
+        self.largest, self.whole = self.rank, True
+
+    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        rank = max(1, min(self.config.rank, *(shapes[f"at.{key}.A"][0] for key in self.at)))
+        for pair in self.children_by_site():
+            a, b = pair.factors(1)
+            pair.hold(a.new_zeros(rank, a.shape[1]), b.new_zeros(b.shape[0], rank))
+        self.rank = self.largest = rank
+
+
+@register("dylora")
+class DyLoRA:
+    """y = W₀x + b₀ + (α/b)·B[:, :b]·A[:b]·dropout(x), b drawn from 1…R before each step, once for all sites.
+
+    Valipour et al. 2023, arXiv:2210.07558. `frozen` (the default, as in the authors' code): a step trains row
+    b of A (R × in) and column b of B (out × R) alone, and the first b − 1 take part as constants; else it
+    trains the first b. What a step does not train stays bitwise as it is (as the paper has it; in the
+    authors' code Adam's momentum and weight decay go on). `sampling`: `uniform`, as in their code, or
+    `geometric`, P(b) ∝ (1 − p)^(b−1), which the paper compares (from memory). A is Kaiming-uniform (a = √5),
+    B zero: the identity at init.
+
+    Evaluation, merging and deployment use `deployed_rank`, R by default; the module's `use(b)` reads out any
+    other rank afterwards, which is saved and loaded as such. Behind a gate the gate takes the place of α/R,
+    and R/b remains. Mergeable. Trained: R·(in + out) for each site; deployed: b·(in + out).
+    """
+
+    traits = Traits(
+        injection="hook",
+        sites=LINEAR_SITES,
+        default_sites=("q", "v"),
+        mergeable=True,
+        stochastic=True,
+        rowwise=True,
+        data_dependent=True,
+    )
+    size_field: ClassVar[str] = "rank"
+
+    class Config(MethodConfig):
+        rank: int = Field(default=8, ge=1, le=256, description="R, the largest rank")
+        deployed_rank: int | None = Field(default=None, ge=1, le=256, description="b; default R")
+        alpha: float | None = Field(default=None, gt=0, le=4096, description="α; default 2·rank")
+        dropout: float = Field(default=0.0, ge=0, lt=1)
+        frozen: bool = Field(default=True, description="train only the last of the drawn rows and columns")
+        sampling: Literal["uniform", "geometric"] = "uniform"
+        p: float = Field(default=0.15, gt=0, lt=1, description="of the geometric distribution")
+
+        @model_validator(mode="after")
+        def _is_held(self) -> DyLoRA.Config:
+            if self.deployed_rank is not None and self.deployed_rank > self.rank:
+                raise ValueError(f"deployed_rank={self.deployed_rank} is above rank={self.rank}")
+            return self
+
+        @property
+        def scale(self) -> float:
+            return 2.0 if self.alpha is None else self.alpha / self.rank
+
+        def chances(self) -> Tensor:
+            """Weights (R,) of the ranks 1…R."""
+            keep = 1.0 if self.sampling == "uniform" else 1 - self.p
+            return keep ** torch.arange(self.rank, dtype=torch.float64)
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
+        c = self.config
+        features = sum(s.in_features + s.out_features for s in sites)
+        return ParameterCount((c.deployed_rank or c.rank) * features, c.rank * features)
+
+    def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
+        c = self.config
+        pairs = {s.key: NestedPair(s.in_features, s.out_features, c.rank, dropout=c.dropout) for s in sites}
+        return DyLoRAModule(pairs, c)

@@ -1,0 +1,219 @@
+"""SoRA: sparse low-rank adaptation, gated ranks that go out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from autopeft.method import Call, MethodConfig, ParameterCount, Phase, Traits, register
+from autopeft.nn import LowRankPair, PerSite
+from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
+
+__all__ = ["SoRA", "shrunk"]
+
+Map = Callable[[float], float]
+_SCALES: dict[str, tuple[Map, Map]] = {
+    "linear": (float, float),
+    "log": (math.exp, math.log),
+    "exp": (math.log, math.exp),
+}
+
+
+def shrunk(gate: Tensor, threshold: float, *, reference: bool = False) -> Tensor:
+    """The proximal step of ξ·‖g‖₁: sign(g)·max(|g| − ξ, 0), elementwise.
+
+    With `reference`, as the authors' code has it: what is left below ξ after shrinking is zeroed too, so that
+    everything under 2ξ goes.
+    """
+    left = nn.functional.softshrink(gate, threshold)
+    return left.masked_fill(left.abs() < threshold, 0.0) if reference else left
+
+
+class GatedPair(LowRankPair):
+    """x ↦ B·(g ⊙ A·dropout(x)) with g (rank) from N(0, 1); the deployed form has g's non-zeros in A."""
+
+    gate: nn.Parameter | None
+
+    def __init__(self, in_features: int, out_features: int, rank: int, *, dropout: float) -> None:
+        super().__init__(in_features, out_features, rank, dropout=dropout)
+        self.gate = nn.Parameter(torch.randn(rank))
+
+    def folded(self) -> Tensor:
+        """diag(g)·A, (rank × in)."""
+        return self.A if self.gate is None else self.gate[:, None] * self.A
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.dropout:
+            x = nn.functional.dropout(x, self.dropout, self.training)
+        return nn.functional.linear(nn.functional.linear(x, self.folded()), self.B)
+
+    def product(self) -> Tensor:
+        """B·diag(g)·A, (out × in)."""
+        return self.B @ self.folded()
+
+    @property
+    def rank(self) -> int:
+        """How many ranks act."""
+        return len(self.A) if self.gate is None else int(self.gate.count_nonzero())
+
+    def deploy(self) -> None:
+        """Fold the gate into A and drop its zeros."""
+        if self.gate is not None:
+            acts = self.gate != 0
+            self.hold(self.folded()[acts], self.B[:, acts])
+            self.gate = None
+
+
+class SoRAModule(PerSite[GatedPair]):
+    """A gated pair for each site; δ = s·B·(g ⊙ A·dropout(x)) with s = α/r, or 1 behind another gate.
+
+    Attributes:
+        threshold: ξ at present.
+    """
+
+    def __init__(self, children: dict[str, GatedPair], config: SoRA.Config) -> None:
+        super().__init__(children)
+        self.config = config
+        self.threshold = config.threshold
+
+    def gates(self) -> list[nn.Parameter]:
+        """The gates of all sites; none once deployed."""
+        return [pair.gate for pair in self.children_by_site() if pair.gate is not None]
+
+    def ranks(self) -> dict[str, int]:
+        """How many ranks act at each site (`encoder.0.q`)."""
+        return {key.replace("-", "."): self.at[key].rank for key in self.at}  # type: ignore[misc]
+
+    def side(self, site: Site) -> Literal["input", "output"]:
+        return "output"
+
+    def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
+        out: Tensor = self[site](x)
+        return out if call.gated else out * self.config.scale
+
+    def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight + self.config.scale * self[site].product(), bias
+
+    def loss_terms(self) -> Tensor | None:
+        """λ times the mean of |g| over all gates."""
+        gates: list[Tensor] = [*self.gates()]
+        return self.config.penalty * torch.cat(gates).abs().mean() if gates and self.config.penalty else None
+
+    @torch.no_grad()
+    def after_step(self, step: int, total: int) -> None:
+        for gate in self.gates():
+            gate.copy_(shrunk(gate, self.threshold, reference=self.config.reference_threshold))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The factors, and the gates without weight decay."""
+        gates = self.gates()
+        ids = {id(g) for g in gates}
+        factors = [p for p in self.parameters() if id(p) not in ids]
+        groups: list[dict[str, Any]] = [{"params": factors}]
+        return [*groups, {"name": "gates", "params": gates, "weight_decay": 0.0}] if gates else groups
+
+    def up_parameters(self) -> list[nn.Parameter]:
+        return [pair.B for pair in self.children_by_site()]
+
+    def deploy(self) -> None:
+        """Drop the ranks whose gate is zero and fold the other gates into A: what is left are LoRAs."""
+        for pair in self.children_by_site():
+            pair.deploy()
+
+    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        for key, pair in zip(self.at, self.children_by_site(), strict=True):
+            rank, a, b = min(self.config.rank, shapes[f"at.{key}.A"][0]), pair.A, pair.B
+            pair.hold(a.new_zeros(rank, a.shape[1]), b.new_zeros(len(b), rank))
+
+
+class ScheduledSoRAModule(SoRAModule):
+    """Trains in stages, each from where the one before ended and with a higher threshold."""
+
+    def phases(self) -> list[Phase]:
+        """One for each threshold; the output of each is `ranks()`."""
+        return [
+            Phase(f"threshold-{i}", begin=partial(setattr, self, "threshold", threshold), output=self.ranks)
+            for i, threshold in enumerate(self.config.thresholds(), start=1)
+        ]
+
+
+@register("sora")
+class SoRA:
+    """y = W₀x + b₀ + s·B·(g ⊙ A·dropout(x)), s = α/r; after every step g ← sign(g)·max(|g| − ξ, 0).
+
+    Ding et al. 2023, arXiv:2311.11696. g (r) has a parameter group of its own without weight decay, and the
+    loss gets λ·mean|g|, both as in the authors' code. ξ does not follow the learning rate (there neither;
+    their second version multiplies the two). A gate that is zero stays so until a step of the optimizer moves
+    it by more than ξ. A is Kaiming-uniform (a = √5), B zero, g from N(0, 1): the identity at init. That the
+    authors train the LayerNorms as well is left to the recipe.
+
+    `stages` K > 1 is the paper's schedule: K trainings of equal length, each from the weights of the one
+    before, with ξ rising to `final_threshold`; such a training cannot pause. Another gate in front takes the
+    place of s. Mergeable. Trained: r·(in + out + 1) for each site; deployed, with g folded into A:
+    nnz(g)·(in + out), which depends on the data: a budget counts r·(in + out).
+    """
+
+    traits = Traits(
+        injection="hook",
+        sites=LINEAR_SITES,
+        default_sites=tuple(s for s in LINEAR_SITES if s != "qkv"),
+        mergeable=True,
+        stochastic=True,
+        rowwise=True,
+        data_dependent=True,
+    )
+    size_field: ClassVar[str] = "rank"
+
+    class Config(MethodConfig):
+        rank: int = Field(default=8, ge=1, le=1024, description="r, the largest rank")
+        alpha: float | None = Field(default=None, gt=0, le=4096, description="α; default 2·rank")
+        dropout: float = Field(default=0.0, ge=0, lt=1)
+        threshold: float = Field(default=3e-4, ge=0, le=1, description="ξ")
+        penalty: float = Field(default=0.1, ge=0, le=1000, description="λ")
+        reference_threshold: bool = Field(
+            default=False, description="zero gates below 2ξ, as the authors' code"
+        )
+        stages: int = Field(default=1, ge=1, le=64, description="K, trainings one after the other")
+        final_threshold: float | None = Field(default=None, gt=0, le=1, description="ξ of the last stage")
+        schedule: Literal["linear", "log", "exp"] = Field(default="linear", description="how ξ rises")
+
+        @model_validator(mode="after")
+        def _rises(self) -> SoRA.Config:
+            if (self.stages > 1) != (self.final_threshold is not None):
+                raise ValueError("stages above 1 and final_threshold go together")
+            if self.final_threshold is not None and self.final_threshold < self.threshold:
+                raise ValueError(f"final_threshold is below threshold={self.threshold}")
+            if self.stages > 1 and self.schedule == "exp" and not self.threshold:
+                raise ValueError("an exp schedule starts from a threshold above 0")
+            return self
+
+        @property
+        def scale(self) -> float:
+            return 2.0 if self.alpha is None else self.alpha / self.rank
+
+        def thresholds(self) -> list[float]:
+            """ξ of each stage: equally spaced themselves, in their exp (`log`) or in their log (`exp`)."""
+            if self.final_threshold is None:
+                return [self.threshold]
+            there, back = _SCALES[self.schedule]
+            low, high = there(self.threshold), there(self.final_threshold)
+            return [back(low + (high - low) * k / (self.stages - 1)) for k in range(self.stages)]
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
+        r = self.config.rank
+        n = sum(r * (s.in_features + s.out_features) for s in sites)
+        return ParameterCount(n, n + r * len(sites))
+
+    def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
+        c = self.config
+        pairs = {s.key: GatedPair(s.in_features, s.out_features, c.rank, dropout=c.dropout) for s in sites}
+        return SoRAModule(pairs, c) if c.stages == 1 else ScheduledSoRAModule(pairs, c)

@@ -1,0 +1,126 @@
+"""LoRA Dropout: random input and output features of LoRA's change are left out while training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
+from autopeft.nn import LowRankPair, PerSite, generator_of
+from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
+
+__all__ = ["LoRADropout"]
+
+
+class LoRADropoutModule(PerSite[LowRankPair]):
+    """A low-rank pair for each site; δ = s·m_B ⊙ B·A·(m_A ⊙ x) while training and as one of the ensemble.
+
+    Else δ = s·f·B·A·x with f = (1 − p)² where `expected`, else 1. Masks while training are drawn from torch's
+    global generator at each call of a site, so that recomputation under checkpointing draws them again.
+    """
+
+    def __init__(self, children: dict[str, LowRankPair], scale: float, config: LoRADropout.Config) -> None:
+        super().__init__(children)
+        self.scale = scale
+        self.dropout = config.dropout
+        self.expected = config.expected
+        self.members, self.seed = config.ensemble, config.seed
+        self._member: int | None = None
+
+    def choose(self, member: int | None) -> None:
+        """Act, in eval mode, with the masks of one member of the ensemble; `None`: without masks."""
+        self._member = member
+
+    def side(self, site: Site) -> Literal["input", "output"]:
+        return "output"
+
+    def masks(self, site: Site, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """What is kept of the site's features, m_A (in) and m_B (out), both bool; `None`: all of them."""
+        if not self.dropout:
+            return None
+        generator, place = None, device
+        if not self.training:
+            if self._member is None:
+                return None
+            # The same masks for the whole test set and on every device.
+            generator, place = generator_of(self.seed, site.path, self._member), torch.device("cpu")
+        kept = torch.rand(site.in_features + site.out_features, generator=generator, device=place)
+        m_a, m_b = (kept >= self.dropout).to(device).split([site.in_features, site.out_features])
+        return m_a, m_b
+
+    def _full(self) -> float:
+        """The factor f of the unmasked change."""
+        return (1 - self.dropout) ** 2 if self.expected else 1.0
+
+    def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
+        masks = self.masks(site, x.device)
+        pair: Tensor = self[site](x if masks is None else x * masks[0])
+        pair = pair * self._full() if masks is None else pair * masks[1]
+        return pair if call.gated else pair * self.scale
+
+    def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return weight + self.scale * self._full() * self[site].product(), bias
+
+    def up_parameters(self) -> list[nn.Parameter]:
+        return [pair.B for pair in self.children_by_site()]
+
+
+@register("lora_dropout")
+class LoRADropout:
+    """y = W₀x + b₀ + s·diag(m_B)·B·A·diag(m_A)·x, s = α/r; each entry of m_A (in) and m_B (out) is 0 with
+    probability p.
+
+    Lin et al. 2024, arXiv:2404.09610. The masks are drawn once for each site and forward pass and hold for
+    all its tokens and rows, so that a (1 − p)² share of the entries of ΔW acts. The rank is never dropped,
+    and nothing is rescaled by 1/(1 − p) (the paper's formula, as far as known: there is no official code). A
+    is Kaiming-uniform (a = √5), B zero: the identity at init. The paper averages the loss of several draws in
+    a step; here each forward is one draw, and micro-batches have draws of their own.
+
+    Evaluation is deterministic and without masks; with `expected`, ΔW is then (1 − p)² of itself, its mean
+    under the masks. With `ensemble: N`, predictions and scores are the mean of the output distributions of N
+    masked models, whose masks come from `seed` (N forward passes; a bare forward and `generate` know nothing
+    of it, see `autopeft.hybrid.ensembled`). Behind a gate the gate takes the place of s. Mergeable without an
+    ensemble. r·(in + out) parameters for each site.
+    """
+
+    traits = Traits(
+        injection="hook",
+        sites=LINEAR_SITES,
+        default_sites=("q", "v"),
+        mergeable=True,
+        stochastic=True,
+        rowwise=True,
+    )
+    size_field: ClassVar[str] = "rank"
+
+    class Config(MethodConfig):
+        rank: int = Field(default=8, ge=1, le=1024)
+        alpha: float | None = Field(default=None, gt=0, le=4096, description="α; default 2·rank")
+        dropout: float = Field(default=0.5, ge=0, lt=1, description="p")
+        expected: bool = Field(default=False, description="evaluate and merge with (1 − p)²·ΔW")
+        ensemble: int = Field(default=0, ge=0, le=64, description="N masked models at test time; 0: none")
+        seed: int = Field(default=0, ge=0, lt=2**32, description="where the ensemble's masks are drawn from")
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        if config.ensemble:
+            self.traits = replace(self.traits, mergeable=False)
+
+    @property
+    def scale(self) -> float:
+        c = self.config
+        return 2.0 if c.alpha is None else float(c.alpha / c.rank)
+
+    def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
+        n = sum(self.config.rank * (s.in_features + s.out_features) for s in sites)
+        return ParameterCount(n, n)
+
+    def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
+        c = self.config
+        pairs = {s.key: LowRankPair(s.in_features, s.out_features, c.rank) for s in sites}
+        return LoRADropoutModule(pairs, self.scale, c)
