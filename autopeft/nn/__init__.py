@@ -11,6 +11,7 @@ from autopeft.nn.masked_copies import MaskedCopies, Masks
 from autopeft.nn.per_site import PerSite
 from autopeft.nn.prompt_encoder import PromptEncoder, PromptRows
 from autopeft.nn.router import Router
+from autopeft.nn.scaled_maps import ScaledMaps, ScaledPairs
 from autopeft.nn.seeds import generator_of
 from autopeft.nn.sensitivity import Sensitivity
 from autopeft.nn.sparse_delta import SparseDelta
@@ -29,6 +30,8 @@ __all__ = [
     "PromptEncoder",
     "PromptRows",
     "Router",
+    "ScaledMaps",
+    "ScaledPairs",
     "Sensitivity",
     "SparseDelta",
     "TensorDeltas",

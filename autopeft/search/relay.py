@@ -95,7 +95,7 @@ class Relay:
         try:
             _resolve(work, outcome)
         except _AbandonedError:
-            pass
+            pass  # raised by `_rest` to end this very thread; nobody waits for its outcome any more
         except BaseException as error:
             # Ray raises SystemExit in threads that wait for it when it ends.
             outcome.set_exception(RuntimeError(f"{type(error).__name__} in Ray's thread"))

@@ -103,13 +103,13 @@ class _NoFiles:
     size = 0
 
     def put(self, key: str, files: Mapping[str, bytes]) -> None:
-        pass
+        """There is nothing to keep."""
 
     def get(self, key: str) -> Mapping[str, bytes] | None:
         return None
 
     def drop(self, key: str) -> None:
-        pass
+        """There is nothing to let go."""
 
 
 def replay(

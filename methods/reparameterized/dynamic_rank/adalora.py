@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
-from autopeft.nn import PerSite, Sensitivity
+from autopeft.method import MethodConfig, ParameterCount, Traits, register
+from autopeft.nn import ScaledMaps, Sensitivity
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
 __all__ = ["AdaLoRA", "triplets_at"]
@@ -54,7 +54,7 @@ class Triplets(nn.Module):
         self.P, self.E, self.Q = (nn.Parameter(t.detach().clone()) for t in (p, e, q))
 
 
-class AdaLoRAModule(PerSite[Triplets]):
+class AdaLoRAModule(ScaledMaps[Triplets]):
     """Triplets for each site, and the one budget that they share.
 
     The buffer `kept` (n × r₀) is the latest allocation, `None` in the deployed form, as is `sensitivity`.
@@ -64,21 +64,11 @@ class AdaLoRAModule(PerSite[Triplets]):
     kept: Tensor | None
 
     def __init__(self, children: dict[str, Triplets], config: AdaLoRA.Config) -> None:
-        super().__init__(children)
+        super().__init__(children, config.scale)
         self.config = config
         entries = sum(p.numel() for p in self.parameters())
         self.sensitivity = Sensitivity(entries, config.beta1, config.beta2)
         self.register_buffer("kept", torch.ones(len(children), config.first, dtype=torch.bool))
-
-    def side(self, site: Site) -> Literal["input", "output"]:
-        return "output"
-
-    def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
-        out: Tensor = self[site](x)
-        return out if call.gated else out * self.config.scale
-
-    def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return weight + self.config.scale * self[site].product(), bias
 
     def loss_terms(self) -> Tensor | None:
         """γ times the mean over all P and Q of ‖PᵀP − I‖_F and ‖QQᵀ − I‖_F."""

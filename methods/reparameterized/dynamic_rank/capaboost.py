@@ -10,8 +10,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
-from autopeft.nn import MaskedCopies, Masks, PerSite
+from autopeft.method import MethodConfig, ParameterCount, Traits, register
+from autopeft.nn import MaskedCopies, Masks, ScaledMaps
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
 __all__ = ["CapaBoost"]
@@ -38,24 +38,14 @@ class BoostedPair(nn.Module):
         a, b = self.factors()
         return nn.functional.linear(nn.functional.linear(x, a), b)
 
+    def product(self) -> Tensor:
+        """Σᵢ (B ⊙ M_Bᵢ)·(A ⊙ M_Aᵢ), (out × in)."""
+        a, b = self.factors()
+        return b @ a
 
-class CapaBoostModule(PerSite[BoostedPair]):
-    """Boosted factors for each site; δ is their output times s = α/r, or 1 behind a gate."""
 
-    def __init__(self, children: dict[str, BoostedPair], scale: float) -> None:
-        super().__init__(children)
-        self.scale = scale
-
-    def side(self, site: Site) -> Literal["input", "output"]:
-        return "output"
-
-    def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
-        out: Tensor = self[site](x)
-        return out if call.gated else out * self.scale
-
-    def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        a, b = self[site].factors()
-        return weight + self.scale * (b @ a), bias
+class CapaBoostModule(ScaledMaps[BoostedPair]):
+    """Boosted factors for each site."""
 
     def up_parameters(self) -> list[nn.Parameter]:
         return [pair.B.values for pair in self.children_by_site()]

@@ -11,8 +11,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from autopeft.method import Call, MethodConfig, ParameterCount, Phase, Traits, register
-from autopeft.nn import LowRankPair, PerSite
+from autopeft.method import MethodConfig, ParameterCount, Phase, Traits, register
+from autopeft.nn import LowRankPair, ScaledPairs
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
 __all__ = ["SoRA", "shrunk"]
@@ -70,7 +70,7 @@ class GatedPair(LowRankPair):
             self.gate = None
 
 
-class SoRAModule(PerSite[GatedPair]):
+class SoRAModule(ScaledPairs[GatedPair]):
     """A gated pair for each site; δ = s·B·(g ⊙ A·dropout(x)) with s = α/r, or 1 behind another gate.
 
     Attributes:
@@ -78,7 +78,7 @@ class SoRAModule(PerSite[GatedPair]):
     """
 
     def __init__(self, children: dict[str, GatedPair], config: SoRA.Config) -> None:
-        super().__init__(children)
+        super().__init__(children, config.scale)
         self.config = config
         self.threshold = config.threshold
 
@@ -89,16 +89,6 @@ class SoRAModule(PerSite[GatedPair]):
     def ranks(self) -> dict[str, int]:
         """How many ranks act at each site (`encoder.0.q`)."""
         return {key.replace("-", "."): self.at[key].rank for key in self.at}  # type: ignore[misc]
-
-    def side(self, site: Site) -> Literal["input", "output"]:
-        return "output"
-
-    def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
-        out: Tensor = self[site](x)
-        return out if call.gated else out * self.config.scale
-
-    def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return weight + self.config.scale * self[site].product(), bias
 
     def loss_terms(self) -> Tensor | None:
         """λ times the mean of |g| over all gates."""
@@ -117,9 +107,6 @@ class SoRAModule(PerSite[GatedPair]):
         factors = [p for p in self.parameters() if id(p) not in ids]
         groups: list[dict[str, Any]] = [{"params": factors}]
         return [*groups, {"name": "gates", "params": gates, "weight_decay": 0.0}] if gates else groups
-
-    def up_parameters(self) -> list[nn.Parameter]:
-        return [pair.B for pair in self.children_by_site()]
 
     def deploy(self) -> None:
         """Drop the ranks whose gate is zero and fold the other gates into A: what is left are LoRAs."""

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
-from autopeft.nn import LowRankPair, PerSite, generator_of
+from autopeft.nn import LowRankPair, ScaledPairs, generator_of
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
 __all__ = ["LoRADropout"]
 
 
-class LoRADropoutModule(PerSite[LowRankPair]):
+class LoRADropoutModule(ScaledPairs[LowRankPair]):
     """A low-rank pair for each site; δ = s·m_B ⊙ B·A·(m_A ⊙ x) while training and as one of the ensemble.
 
     Else δ = s·f·B·A·x with f = (1 − p)² where `expected`, else 1. Masks while training are drawn from torch's
@@ -25,8 +25,7 @@ class LoRADropoutModule(PerSite[LowRankPair]):
     """
 
     def __init__(self, children: dict[str, LowRankPair], scale: float, config: LoRADropout.Config) -> None:
-        super().__init__(children)
-        self.scale = scale
+        super().__init__(children, scale)
         self.dropout = config.dropout
         self.expected = config.expected
         self.members, self.seed = config.ensemble, config.seed
@@ -35,9 +34,6 @@ class LoRADropoutModule(PerSite[LowRankPair]):
     def choose(self, member: int | None) -> None:
         """Act, in eval mode, with the masks of one member of the ensemble; `None`: without masks."""
         self._member = member
-
-    def side(self, site: Site) -> Literal["input", "output"]:
-        return "output"
 
     def masks(self, site: Site, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """What is kept of the site's features, m_A (in) and m_B (out), both bool; `None`: all of them."""
@@ -65,9 +61,6 @@ class LoRADropoutModule(PerSite[LowRankPair]):
 
     def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight + self.scale * self._full() * self[site].product(), bias
-
-    def up_parameters(self) -> list[nn.Parameter]:
-        return [pair.B for pair in self.children_by_site()]
 
 
 @register("lora_dropout")

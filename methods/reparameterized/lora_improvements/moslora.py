@@ -10,8 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
-from autopeft.nn import LowRankPair, PerSite
+from autopeft.method import MethodConfig, ParameterCount, Traits, register
+from autopeft.nn import LowRankPair, ScaledPairs
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
 __all__ = ["MoSLoRA"]
@@ -41,27 +41,6 @@ class MixedPair(LowRankPair):
     def product(self) -> Tensor:
         """B·M·A, (out × in)."""
         return self.B @ (self.M @ self.A)
-
-
-class MoSLoRAModule(PerSite[MixedPair]):
-    """A mixed pair for each site; δ = s·B·M·A·dropout(x) with s = α/r, or 1 behind a gate."""
-
-    def __init__(self, children: dict[str, MixedPair], scale: float) -> None:
-        super().__init__(children)
-        self.scale = scale
-
-    def side(self, site: Site) -> Literal["input", "output"]:
-        return "output"
-
-    def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
-        pair: Tensor = self[site](x)
-        return pair if call.gated else pair * self.scale
-
-    def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return weight + self.scale * self[site].product(), bias
-
-    def up_parameters(self) -> list[nn.Parameter]:
-        return [pair.B for pair in self.children_by_site()]
 
 
 @register("moslora")
@@ -108,4 +87,4 @@ class MoSLoRA:
             s.key: MixedPair(s.in_features, s.out_features, c.rank, mixer=c.mixer, dropout=c.dropout)
             for s in sites
         }
-        return MoSLoRAModule(pairs, self.scale)
+        return ScaledPairs(pairs, self.scale)

@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
-from autopeft.nn import LowRankPair, PerSite
+from autopeft.method import MethodConfig, ParameterCount, Traits, register
+from autopeft.nn import LowRankPair, ScaledPairs
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
 __all__ = ["LoRA"]
-
-
-class LoRAModule(PerSite[LowRankPair]):
-    """A low-rank pair for each site; δ = s·B·A·dropout(x) with s = α/r, or 1 behind a gate."""
-
-    def __init__(self, children: dict[str, LowRankPair], scale: float) -> None:
-        super().__init__(children)
-        self.scale = scale
-
-    def side(self, site: Site) -> Literal["input", "output"]:
-        return "output"
-
-    def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
-        pair: Tensor = self[site](x)
-        return pair if call.gated else pair * self.scale
-
-    def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return weight + self.scale * self[site].product(), bias
-
-    def up_parameters(self) -> list[nn.Parameter]:
-        return [pair.B for pair in self.children_by_site()]
 
 
 @register("lora")
@@ -78,4 +57,4 @@ class LoRA:
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         c = self.config
         pairs = {s.key: LowRankPair(s.in_features, s.out_features, c.rank, dropout=c.dropout) for s in sites}
-        return LoRAModule(pairs, self.scale)
+        return ScaledPairs(pairs, self.scale)
