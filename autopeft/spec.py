@@ -105,13 +105,14 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class StackSpec:
-    """A list of layers of the same shape: `name`, number of `layers`, width `hidden`, and whether it is
-    `causal`."""
+    """A list of layers of the same shape: `name`, number of `layers`, width `hidden`, whether it is `causal`,
+    and `head_dim`, the width of one attention head (`None` where it is not known)."""
 
     name: StackName
     layers: int
     hidden: int
     causal: bool
+    head_dim: int | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from autopeft.backbones.places import Layout, Place, base_model_of, layout_of
+from autopeft.backbones.places import Layout, Place, StackPlaces, base_model_of, layout_of
 from autopeft.spec import BackboneSpec, Site, StackName, StackSpec, TensorRole, TensorSpec
 
 __all__ = ["spec_of", "spec_of_model"]
@@ -95,7 +95,10 @@ def _max_positions(config: PreTrainedConfig, layout: Layout) -> int | None:
 
 def _spec(base: PreTrainedModel, layout: Layout) -> BackboneSpec:
     config = base.config
-    stacks = tuple(StackSpec(s.map.name, len(s.layers), s.hidden, s.map.causal) for s in layout.stacks)
+    stacks = tuple(
+        StackSpec(s.map.name, len(s.layers), s.hidden, s.map.causal, _head_dim(base, s))
+        for s in layout.stacks
+    )
     vision = layout.family.modality == "vision"
     tensors = _tensors(base, layout)
     return BackboneSpec(
@@ -110,6 +113,17 @@ def _spec(base: PreTrainedModel, layout: Layout) -> BackboneSpec:
         pooler=_has_pooler(base, layout),
         generic=layout.generic,
     )
+
+
+def _head_dim(base: PreTrainedModel, stack: StackPlaces) -> int | None:
+    """Width of a head, as the attention of the first layer has it under one of the library's names."""
+    widths = {p.site.out_features for p in stack.places if p.site.name in ("k", "v")}
+    for module in base.get_submodule(stack.layers[0]).modules() if stack.layers else ():
+        for name in ("head_dim", "attention_head_size", "key_value_proj_dim"):
+            width = getattr(module, name, None)
+            if isinstance(width, int) and widths and all(w % width == 0 for w in widths):
+                return width
+    return None
 
 
 def _role(owner: nn.Module, name: str) -> TensorRole:

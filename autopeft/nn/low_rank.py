@@ -23,6 +23,11 @@ class LowRankPair(nn.Module):
         self.dropout = dropout
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
+    def reset(self) -> None:
+        """Start from the init again."""
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        nn.init.zeros_(self.B)
+
     def forward(self, x: Tensor) -> Tensor:
         if self.dropout:
             x = nn.functional.dropout(x, self.dropout, self.training)

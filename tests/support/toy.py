@@ -34,7 +34,7 @@ def toy_spec(
     tensors.append(TensorSpec("pooler.weight", (hidden, hidden), "weight"))
     if bias:
         tensors.append(TensorSpec("pooler.bias", (hidden,), "bias"))
-    stack = StackSpec("encoder", layers, hidden, causal=False)
+    stack = StackSpec("encoder", layers, hidden, causal=False, head_dim=kv if kv % 2 else kv // 2)
     size = sum(t.size for t in tensors)
     return BackboneSpec("toy", (stack,), tuple(sites), tuple(tensors), size, pooler=True)
 
