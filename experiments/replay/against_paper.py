@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ __all__ = ["main"]
 REFERENCE = (0.7, 26.0)
 TRIALS, OURS = 200, 100
 QUARTER = 0.25
+_SIZES = ("serial_adapter.bottleneck", "parallel_adapter.bottleneck", "prefix_tuning.length")
 
 
 def courses(found: Sequence[Trained]) -> dict[str, list[float]]:
@@ -54,8 +55,8 @@ def ours(ground: Ground, rungs: Rungs, sampler: str, trials: int, seed: int) -> 
     return courses(replay(ground, sampler=sampler, seed=seed, trials=trials, rungs=rungs, objectives=2))
 
 
-def papers(ground: Ground, steps: int, seed: int) -> dict[str, list[float]]:
-    """The paper's search."""
+def papers(ground: Ground, steps: int, seed: int, first: Sequence[Code] = ()) -> dict[str, list[float]]:
+    """The paper's search, its random part from `first` as far as that goes."""
     from paper import Paper  # BoTorch, for this alone
 
     rng, found = np.random.default_rng(seed), list[Trained]()
@@ -70,7 +71,7 @@ def papers(ground: Ground, steps: int, seed: int) -> dict[str, list[float]]:
         return 100 * counts.share, measured
 
     layers = sum(p.name.startswith("layer_") for p in ground.space.parameters)
-    for done in Paper(layers, evaluate, seed=seed).run():
+    for done in Paper(layers, evaluate, seed=seed, first=first).run():
         if done % 20 == 0:
             print(f"  paper, seed {seed}: {done} recipes", flush=True)
     return courses(found)
@@ -78,9 +79,15 @@ def papers(ground: Ground, steps: int, seed: int) -> dict[str, list[float]]:
 
 def values_of(code: Code, ground: Ground) -> dict[str, Any]:
     """A code of the paper as the space's values: the choices stand in the order of its codes."""
-    sizes = ("serial_adapter.bottleneck", "parallel_adapter.bottleneck", "prefix_tuning.length")
-    values = {name: ground.space.parameter(name).choices[k] for name, k in zip(sizes, code, strict=False)}
+    values = {name: ground.space.parameter(name).choices[k] for name, k in zip(_SIZES, code, strict=False)}
     return values | {f"layer_{i}.on": left_out == 0 for i, left_out in enumerate(code[3:])}
+
+
+def code_of(values: Mapping[str, Any], ground: Ground) -> Code:
+    """The reverse of `values_of`."""
+    sizes = [list(ground.space.parameter(name).choices).index(values[name]) for name in _SIZES]
+    layers = sum(p.name.startswith("layer_") for p in ground.space.parameters)
+    return (*sizes, *(int(not values[f"layer_{i}.on"]) for i in range(layers)))
 
 
 def run(recorded: Recorded, kept: Kept) -> None:

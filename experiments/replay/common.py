@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import statistics
@@ -32,7 +33,7 @@ class Recorded:
         self.rows = read_rows(FOLDERS[name] / "trials.jsonl")
         self.spec: BackboneSpec = spec_of(load_config(resolve_model(setting.model, notify=print)))
         self.steps = tuple(range(setting.every, setting.steps + 1, setting.every))
-        self.fits: list[Fit] = fit(self.rows, setting.steps, self.spec)
+        self.fits = _fits(self.rows, setting.steps, self.spec, FOLDERS[name])
         self.noise = noise_of(self.rows, self.steps)
 
     @property
@@ -52,6 +53,18 @@ class Recorded:
             "seed_noise": dict(zip(map(str, self.steps), self.noise, strict=True)),
             "fits": [vars(f) for f in self.fits],
         }
+
+
+def _fits(rows: list[dict[str, Any]], step: int, spec: BackboneSpec, folder: Path) -> list[Fit]:
+    """Every regression under cross-validation, which takes minutes and is kept beside the recording."""
+    digest = hashlib.sha256((folder / "trials.jsonl").read_bytes()).hexdigest()
+    path = folder / "fits.json"
+    if path.exists() and (kept := json.loads(path.read_text(encoding="utf-8")))["of"] == digest:
+        return [Fit(**f) for f in kept["fits"]]
+    fits = fit(rows, step, spec)
+    text = json.dumps({"of": digest, "fits": [vars(f) for f in fits]}, indent=1)
+    path.write_text(text + "\n", encoding="utf-8")
+    return fits
 
 
 class Kept:

@@ -63,6 +63,7 @@ class Paper:
     Args:
         layers: of the backbone.
         evaluate: share of parameters (in percent) and score of a point.
+        first: random points that are there already and are taken before others are drawn.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class Paper:
         *,
         seed: int,
         settings: Settings = Settings(),
+        first: Sequence[Code] = (),
     ) -> None:
+        self._first = list(reversed(first))
         self._layers, self._evaluate, self._settings = layers, evaluate, settings
         self._rng = np.random.default_rng(seed)
         self.codes: list[Code] = []
@@ -96,6 +99,8 @@ class Paper:
             yield len(self.codes)
 
     def _draw(self) -> Code:
+        if self._first:
+            return self._first.pop()
         while True:
             code = tuple(
                 [int(k) for k in self._rng.integers(0, SIZES, 3)]

@@ -30,7 +30,7 @@ from autopeft.tasks import Rows
 from autopeft.tasks.encode import encode
 from autopeft.training import TrainingPlan, run_trial
 
-__all__ = ["Recording", "Setting", "front_of", "read_rows"]
+__all__ = ["Recording", "Setting", "Trainer", "append_row", "front_of", "read_rows"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,37 @@ class Setting:
     two_objectives: bool = False
 
 
+class Trainer:
+    """Trains recipes as a setting says."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        source = resolve_model(setting.model, notify=print)
+        self.spec: BackboneSpec = spec_of(load_config(source))
+        task = load_task(setting.task, rows=setting.rows, notify=print)
+        self._data = encode(task, load_tokenizer(source), setting.max_length)
+        self._model = load_model(source, task.kind, task.num_labels, dtype=dtype_of(setting.precision))
+        self._plan = TrainingPlan(
+            steps=setting.steps, batch_size=32, max_length=setting.max_length, eval_every=setting.every,
+            device="auto",
+        )  # fmt: skip
+
+    def train(self, recipe: Recipe, seed: int) -> dict[str, Any]:
+        """`scores` on *select* by step, `cpu_seconds`, and the last `loss`, or the `error` that ended it."""
+        scores: dict[str, float] = {}
+        row: dict[str, Any] = {}
+        started = time.process_time()
+        try:
+            outcome = run_trial(
+                self._model, recipe, self._data, replace(self._plan, seed=seed),
+                on_score=lambda step, score: scores.__setitem__(str(step), score),
+            )  # fmt: skip
+            row["loss"] = outcome.train_loss
+        except AutoPEFTError as error:
+            row["error"] = str(error)
+        return row | {"scores": scores, "cpu_seconds": round(time.process_time() - started, 2)}
+
+
 class Recording:
     """A file of trained recipes, and how to add to it."""
 
@@ -77,33 +108,15 @@ class Recording:
         """Train what is missing, or of every `parts` recipes the one that is this part's; each trial is on
         disk before the next begins."""
         s, self._part, self._parts = self.setting, part, parts
-        source = resolve_model(s.model, notify=print)
-        spec = spec_of(load_config(source))
-        task = load_task(s.task, rows=s.rows, notify=print)
-        data = encode(task, load_tokenizer(source), s.max_length)
-        model = load_model(source, task.kind, task.num_labels, dtype=dtype_of(s.precision))
-        plan = TrainingPlan(
-            steps=s.steps, batch_size=32, max_length=s.max_length, eval_every=s.every, device="auto"
-        )
-        for origin, index, values, point, seed in self._missing(spec):
+        trainer = Trainer(s)
+        for origin, index, values, point, seed in self._missing(trainer.spec):
             recipe = self.recipe_of(point.recipe)
-            scores: dict[str, float] = {}
             row = {
-                "hash": build_graph(recipe, spec).trial_hash(), "seed": seed, "origin": origin,
+                "hash": build_graph(recipe, trainer.spec).trial_hash(), "seed": seed, "origin": origin,
                 "index": index, "values": values, "deployed": point.counts.deployed,
                 "share": point.counts.share, "precision": s.precision, "recipe": recipe.to_dict(),
             }  # fmt: skip
-            started = time.process_time()
-            try:
-                outcome = run_trial(
-                    model, recipe, data, replace(plan, seed=seed),
-                    on_score=lambda step, score, kept=scores: kept.__setitem__(str(step), score),
-                )  # fmt: skip
-                row["loss"] = outcome.train_loss
-            except AutoPEFTError as error:
-                row["error"] = str(error)
-            row.update(scores=scores, cpu_seconds=round(time.process_time() - started, 2))
-            self._add(row)
+            self._add(row | trainer.train(recipe, seed))
 
     def recipe_of(self, recipe: Recipe) -> Recipe:
         """The recipe as it is trained here: at the setting's learning rate, where it has one."""
@@ -166,7 +179,7 @@ class Recording:
     def _add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         self._done.add((row["hash"], row["seed"]))
-        _append(self.path, row)
+        append_row(self.path, row)
         shown = " ".join(f"{step}: {score:.4f}" for step, score in row["scores"].items())
         print(
             f"{len(self.rows):4} {row['origin']:7} {row['deployed']:>9,}  {shown or row.get('error')}",
@@ -187,8 +200,8 @@ def _finished(row: Mapping[str, Any], setting: Setting) -> bool:
     return str(setting.steps) in row["scores"]
 
 
-def _append(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a line, after one that a killed process left cut off."""
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a line to a recording, after one that a killed process left cut off."""
     with path.open("ab+") as file:
         if size := file.seek(0, os.SEEK_END):
             file.seek(size - 1)

@@ -205,11 +205,11 @@ def test_repeats_lie_evenly_over_the_ranks(record: Callable[..., Any]) -> None:
 
 def test_a_line_that_was_cut_off_is_neither_read_nor_kept(load: Import, tmp_path: Path) -> None:
     module, path = load("recording"), tmp_path / "trials.jsonl"
-    module._append(path, {"a": 1})
+    module.append_row(path, {"a": 1})
     with path.open("a") as file:
         file.write('{"a": 2, "b"')
     assert module.read_rows(path) == [{"a": 1}]
-    module._append(path, {"a": 3})
+    module.append_row(path, {"a": 3})
     assert module.read_rows(path) == [{"a": 1}, {"a": 3}]
     assert module.read_rows(tmp_path / "none.jsonl") == []
 
@@ -219,7 +219,9 @@ def test_a_line_that_was_cut_off_is_neither_read_nor_kept(load: Import, tmp_path
 
 
 def test_a_code_of_the_paper_is_a_member_of_the_space(load: Import, ground: Any) -> None:
-    values = load("against_paper").values_of((0, 9, 10, 0, 1, 0), ground)
+    against = load("against_paper")
+    values = against.values_of((0, 9, 10, 0, 1, 0), ground)
+    assert against.code_of(values, ground) == (0, 9, 10, 0, 1, 0)
     assert values == {
         "serial_adapter.bottleneck": "hidden/1",
         "parallel_adapter.bottleneck": 1,
@@ -262,3 +264,55 @@ def test_the_papers_search_stays_in_its_space(load: Import) -> None:
     assert set(near) == {(9, 9, 10, 0, 1, 1), (10, 8, 10, 0, 1, 1), (10, 9, 9, 0, 1, 1),
                          (10, 9, 10, 0, 0, 1), (10, 9, 10, 0, 1, 0)}  # fmt: skip
     assert all(search.allowed(search._draw()) for _ in range(50))
+    given = [(0, 1, 2, 0, 0, 0), (3, 4, 5, 0, 0, 0)]
+    again = paper.Paper(3, lambda code: (1.0, 0.5), seed=0, first=given)
+    assert next(again.run()) == 4
+    assert again.codes[:2] == given
+
+
+class _Counting:
+    """A trainer that trains nothing."""
+
+    def __init__(self, setting: Any) -> None:
+        self.setting, self.trained = setting, 0
+
+    def train(self, recipe: Any, seed: int) -> dict[str, Any]:
+        self.trained += 1
+        return {"scores": {} if self.trained == 3 else {"40": 0.1, "80": 0.2}, "cpu_seconds": 1.0}
+
+
+def test_a_real_run_trains_what_nobody_has_trained(load: Import, tmp_path: Path) -> None:
+    confirm, path = load("confirm"), tmp_path / "confirmed.jsonl"
+    recipe = ROWS[0]["recipe"]
+    known = [
+        {"hash": "a", "seed": 0, "precision": "fp32", "scores": {"40": 0.5, "80": 0.6}},
+        {"hash": "b", "seed": 0, "precision": "bf16", "scores": {"40": 0.5, "80": 0.6}},
+        {"hash": "c", "seed": 1, "precision": "fp32", "scores": {"40": 0.5, "80": 0.6}},
+    ]
+    trainer = _Counting(load("settings").SETTINGS["autopeft"])
+    real = confirm.Real(path, known, trainer)
+    assert real.steps == (40, 80)
+    assert real.score(recipe, "a") == {40: 0.5, 80: 0.6}
+    assert trainer.trained == 0
+    assert [real.score(recipe, key)[80] for key in ("b", "c", "b", "d")] == [0.2, 0.2, 0.2, 0.0]
+    assert trainer.trained == 3
+    again = confirm.Real(path, known, trainer)
+    assert again.measured(recipe, "b", np.random.default_rng(0)) == {40: 0.1, 80: 0.2}
+    assert trainer.trained == 3
+
+
+def test_cross_validation_is_kept_for_the_recording_it_belongs_to(
+    load: Import, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common, path = load("common"), tmp_path / "trials.jsonl"
+    calls: list[int] = []
+
+    def fit(rows: Any, step: int, spec: Any) -> list[Any]:
+        calls.append(len(rows))
+        return [common.Fit("trees", 0.7, 0.4, 0.5)]
+
+    monkeypatch.setattr(common, "fit", fit)
+    for text, expected in (("a\n", [1]), ("a\n", [1]), ("a\nb\n", [1, 1])):
+        path.write_text(text)
+        assert common._fits([{}], 80, SPACE.spec, tmp_path) == [common.Fit("trees", 0.7, 0.4, 0.5)]
+        assert calls == expected
