@@ -21,7 +21,9 @@ loop |
 | `up_parameters() -> list[Parameter]` | by policies that treat the zero-initialised factor apart (LoRA+) |
 | `deploy()` | drops what only training needed (a prefix MLP) |
 | `resize(shapes)` (`Resizes`) | at loading, by methods whose deployed size training settles |
+| `conclude(batches, objective)` (`Concludes`) | once after training, with the rows that were trained on |
 | `members`, `choose(member)` (`Ensembles`) | by predictions, when one hybrid stands for several models |
+| `samples`, `recording()`, `covariance(logits)` (`Posterior`) | by predictions, under a posterior |
 | `reads(site, x, y, call)` | what a gate in front of it reads (default: the site's input x) |
 
 The method class itself may have `size_field` (the config field whose zero means absent), `default_sites`
@@ -37,6 +39,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
@@ -51,6 +54,7 @@ from autopeft.spec import SITE_NAMES, BackboneSpec, Site
 __all__ = [
     "COMPOSITION_NAMES",
     "Call",
+    "Concludes",
     "Context",
     "Ensembles",
     "HookModule",
@@ -59,9 +63,11 @@ __all__ = [
     "Method",
     "MethodConfig",
     "Objective",
+    "OuterStep",
     "ParameterCount",
     "Phase",
     "PhasePart",
+    "Posterior",
     "Prepares",
     "PromptModule",
     "Resizes",
@@ -93,7 +99,7 @@ class MethodConfig(BaseModel):
 @dataclass(frozen=True)
 class ParameterCount:
     """Parameters of one entry: `deployed` at inference, `trained` while training (fewer only where a small
-    adapter makes a whole weight, as HiWi's does).
+    adapter makes a whole weight, as HiWi's does, or where stages leave one after the other what stays).
 
     Of a `data_dependent` method `deployed` is a bound for what a training leaves that has ended.
     """
@@ -324,12 +330,77 @@ class Ensembles(Protocol):
     def choose(self, member: int | None) -> None: ...
 
 
+@runtime_checkable
+class Concludes(Protocol):
+    """Learns something more when training has ended, `finish` included: the curvature at what was found.
+
+    `conclude` gets an iterator over batches that hold each row of *train* that was trained on once, and the
+    task's `Objective`, in eval mode. It starts from any earlier state, leaves values, gradients and what
+    requires grad of the model as they were, and keeps what it learned in buffers of a fixed shape, which are
+    saved and do not count as parameters. A training that was paused or was asked to stop is not concluded;
+    `before_step` tells of one that goes on.
+    """
+
+    def conclude(self, batches: Iterable[dict[str, Tensor]], objective: Objective) -> None: ...
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """Has a normal distribution over parameters, under which the logits of the linearised model are normal.
+
+    `samples` is how many draws of the logits a prediction averages (0: there is none yet, or none wanted).
+    `covariance` gives J·Σ·Jᵀ (rows, classes, classes) for the logits (rows, classes) of a forward in eval
+    mode within `recording()`, gradients on, and may be asked once for it.
+    """
+
+    @property
+    def samples(self) -> int: ...
+
+    def recording(self) -> AbstractContextManager[None]: ...
+
+    def covariance(self, logits: Tensor) -> Tensor: ...
+
+
+class OuterStep(Protocol):
+    """One step of a bilevel problem, as a phase's `outer` sees it.
+
+    The lower level is what the phase trains, on the rows that it does not hold out. The upper level are
+    parameters that the declaring module leaves out of its `parameter_groups()` and trains itself, with an
+    optimizer of its own, on the rows that are held out. Gradients come as lists, one tensor for each of the
+    `wanted` parameters, zeros where the loss does not depend on it; their `.grad` is empty afterwards. They
+    are of whole batches, however many rows go through the model at once.
+
+    Attributes:
+        parameters: of the lower level. `outer` may alter their values and must put them back.
+        rates: the present learning rate of each.
+    """
+
+    @property
+    def parameters(self) -> Sequence[nn.Parameter]: ...
+
+    @property
+    def rates(self) -> Sequence[float]: ...
+
+    def lower(self, wanted: Sequence[nn.Parameter]) -> list[Tensor]:
+        """Gradient of the loss of the batch that this step trains on, the modules' `loss_terms` included.
+
+        All calls within a step draw the same random numbers.
+        """
+
+    def upper(self, wanted: Sequence[nn.Parameter]) -> list[Tensor]:
+        """Gradient of the task's loss of a batch of held-out rows, which the next step has another of.
+
+        All calls within a step draw the same random numbers, others than those of `lower`.
+        """
+
+
 @dataclass(frozen=True)
 class Phase:
     """One stage. A module that needs stages returns them, in order, from `phases()`.
 
     Each phase starts a new optimizer and schedule over its own steps. Events fire only on the modules that
-    the phase trains, with steps counted over the whole training.
+    the phase trains, with steps counted over the whole training, or from the latest phase that starts `anew`
+    up to the next one.
 
     Attributes:
         name: unique in the training; names the output.
@@ -337,7 +408,12 @@ class Phase:
         split: name of the data split it trains on.
         trains: which parameters: the declaring module's `own`, the `others` (all other entries, gates
             included) and the `head`.
+        held_out: share of the split's rows, drawn with the plan's seed, that it does not train on.
+        anew: what it trains starts from the values that it had before the first phase, buffers of the
+            modules included. What `begin` makes of them stays.
         begin: called before the first step.
+        outer: called in each step, between `before_step` and the lower level's own forward, with the step's
+            bilevel problem; needs `held_out`.
         output: called without gradients after the last step; what it returns is the phase's output (a mask,
             a prompt).
     """
@@ -346,7 +422,10 @@ class Phase:
     share: float = 1.0
     split: str = "train"
     trains: frozenset[PhasePart] = frozenset(("own", "others", "head"))
+    held_out: float = 0.0
+    anew: bool = False
     begin: Callable[[], None] | None = None
+    outer: Callable[[OuterStep], None] | None = None
     output: Callable[[], Any] | None = None
 
 

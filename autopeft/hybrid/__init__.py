@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from autopeft.hybrid.callback import HybridCallback
-from autopeft.hybrid.ensemble import ensembled
 from autopeft.hybrid.hybrid import Hybrid, attach
+from autopeft.hybrid.prediction import predictive
 from autopeft.hybrid.stacked import Stack, stack
 from autopeft.hybrid.store import deployed_state, load
 
-__all__ = ["Hybrid", "HybridCallback", "Stack", "attach", "deployed_state", "ensembled", "load", "stack"]
+__all__ = ["Hybrid", "HybridCallback", "Stack", "attach", "deployed_state", "load", "predictive", "stack"]

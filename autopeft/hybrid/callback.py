@@ -36,7 +36,7 @@ class HybridCallback(TrainerCallback):
     too; where the recipe has learning rates or policies of its own, `optimizers=(hybrid.optimizer(), None)`.
     The Trainer clips gradients before `after_backward`, our own loop after it; methods that mask
     gradients see their norm counted with the masked part. Calibration (`hybrid.prepare`) comes before the
-    Trainer.
+    Trainer, and what a module concludes (`module.conclude`) after it.
 
     Example:
         >>> callback = hybrid.callback()                                              # doctest: +SKIP

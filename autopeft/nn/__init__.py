@@ -6,6 +6,7 @@ from autopeft.nn.bottleneck import ACTIVATIONS, Activation, Bottleneck
 from autopeft.nn.fastfood import Fastfood
 from autopeft.nn.hadamard import walsh_hadamard
 from autopeft.nn.kronecker import LowRankKronecker, kronecker_sum, require_blocks
+from autopeft.nn.kronecker_curvature import KroneckerCurvature, fit_precision, log_evidence, softmax_root
 from autopeft.nn.low_rank import LowRankPair
 from autopeft.nn.masked_copies import MaskedCopies, Masks
 from autopeft.nn.per_site import PerSite
@@ -16,12 +17,14 @@ from autopeft.nn.seeds import generator_of
 from autopeft.nn.sensitivity import Sensitivity
 from autopeft.nn.sparse_delta import SparseDelta
 from autopeft.nn.tensor_deltas import TensorDeltas
+from autopeft.nn.uncertain_pair import SeenPair, UncertainPair, joined
 
 __all__ = [
     "ACTIVATIONS",
     "Activation",
     "Bottleneck",
     "Fastfood",
+    "KroneckerCurvature",
     "LowRankKronecker",
     "LowRankPair",
     "MaskedCopies",
@@ -32,11 +35,17 @@ __all__ = [
     "Router",
     "ScaledMaps",
     "ScaledPairs",
+    "SeenPair",
     "Sensitivity",
     "SparseDelta",
     "TensorDeltas",
+    "UncertainPair",
+    "fit_precision",
     "generator_of",
+    "joined",
     "kronecker_sum",
+    "log_evidence",
     "require_blocks",
+    "softmax_root",
     "walsh_hadamard",
 ]

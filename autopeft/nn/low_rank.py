@@ -31,7 +31,11 @@ class LowRankPair(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.dropout:
             x = nn.functional.dropout(x, self.dropout, self.training)
-        return nn.functional.linear(nn.functional.linear(x, self.A), self.B)
+        return nn.functional.linear(nn.functional.linear(x, self.down()), self.B)
+
+    def down(self) -> Tensor:
+        """A, or A with what a kind of pair puts between the factors, (rank × in)."""
+        return self.A
 
     def hold(self, a: Tensor, b: Tensor) -> None:
         """Consist of copies of these factors from now on, whatever their rank."""
@@ -39,4 +43,4 @@ class LowRankPair(nn.Module):
 
     def product(self) -> Tensor:
         """B·A, (out × in)."""
-        return self.B @ self.A
+        return self.B @ self.down()

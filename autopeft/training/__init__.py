@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autopeft.training.calibration import prepare
+from autopeft.training.calibration import conclude, prepare
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.errors import NonFiniteLoss, OutOfMemory, PhaseError, ran_out_of_memory
 from autopeft.training.evaluate import evaluate, predict, scores
@@ -20,6 +20,7 @@ __all__ = [
     "TrainResult",
     "TrainingPlan",
     "TrialOutcome",
+    "conclude",
     "evaluate",
     "full_fine_tuning",
     "head_only",

@@ -1,29 +1,42 @@
-"""Calibration before training: single training examples and the loss, for methods that look at data first."""
+"""Stages beside the training, for methods that look at data: calibration before it, the conclusion after."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autopeft.method import Concludes
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.training.contracts import Trainable
+from autopeft.training.errors import OutOfMemory, ran_out_of_memory
+from autopeft.training.forward import Forward
 from autopeft.training.losses import TaskLoss, logits_of
 from autopeft.training.measurements import KeptMeasurements
-from autopeft.training.modes import seeded, training_mode
+from autopeft.training.modes import evaluation_mode, seeded, training_mode
 from autopeft.training.plan import TrainingPlan
+from autopeft.training.rows import rows_of
 
-__all__ = ["TaskObjective", "prepare", "single_examples"]
+__all__ = ["TaskObjective", "conclude", "prepare", "single_examples"]
 
 
 class TaskObjective:
-    """The loss and the logits of a batch, as `autopeft.method.Objective` asks for them."""
+    """The loss and the logits of a batch, as `autopeft.method.Objective` asks for them.
 
-    def __init__(self, model: nn.Module, loss: TaskLoss) -> None:
+    `forward` is what turns batches into logits, where it is not the model's plain one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: TaskLoss,
+        forward: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
+    ) -> None:
         self.model = model
         self.loss = loss
+        self.forward = forward
 
     def __call__(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean loss of a labelled batch, differentiable."""
@@ -31,7 +44,7 @@ class TaskObjective:
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         """Logits (rows, classes), differentiable."""
-        return logits_of(self.model, batch)
+        return logits_of(self.model, batch) if self.forward is None else self.forward(batch)
 
 
 def single_examples(split: EncodedSplit, seed: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
@@ -55,3 +68,54 @@ def prepare(hybrid: Trainable, data: EncodedTask, plan: TrainingPlan) -> None:
     with seeded(plan.seed, device), training_mode(hybrid.model, (), dropout=False):
         kept = KeptMeasurements(hybrid.model, data, plan)
         hybrid.prepare(single_examples(data.train, plan.seed, device), objective, kept=kept)
+
+
+def conclude(
+    hybrid: Trainable,
+    data: EncodedTask,
+    plan: TrainingPlan,
+    *,
+    forward: Forward | None = None,
+    micro_rows: int | None = None,
+) -> None:
+    """Let the methods that do learn what they learn after training, from the rows that were trained on;
+    nothing happens where none does. `train` ends with it.
+
+    Runs in eval mode with gradients; generators and flags are as before afterwards. `forward` defaults to the
+    model's plain one, `micro_rows`, the rows at once, to the plan's; they are halved where memory does not
+    suffice, and all starts again.
+
+    Raises:
+        OutOfMemory: it does not suffice for single rows.
+    """
+    concluding = [m for m in hybrid.modules.values() if isinstance(m, Concludes)]
+    if not concluding:
+        return
+    device = plan.torch_device()
+    hybrid.model.to(device)
+    way = Forward(hybrid.model) if forward is None else forward
+    objective = TaskObjective(hybrid.model, TaskLoss(data.task.kind, data.task.class_weights), way)
+    at_once = plan.micro_rows if micro_rows is None else micro_rows
+    while True:
+        try:
+            for module in concluding:
+                batches = way.batches(
+                    data.train,
+                    at_once,
+                    shuffle=True,
+                    seed=plan.seed,
+                    device=device,
+                    among=rows_of(data.train, plan),
+                )
+                with seeded(plan.seed, device), evaluation_mode(hybrid.model), torch.enable_grad():
+                    module.conclude(batches, objective)
+            return
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            if at_once == 1:
+                raise OutOfMemory(
+                    "What comes after training ran out of memory even with single rows; lower `max_length`, "
+                    "or take a backbone in bf16."
+                ) from error
+        at_once = max(1, at_once // 2)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from autopeft.errors import UsageError
-from autopeft.hybrid import ensembled
+from autopeft.hybrid import predictive
 from autopeft.tasks.encode import EncodedSplit
 from autopeft.tasks.metrics import compute
 from autopeft.training.errors import OutOfMemory, ran_out_of_memory
@@ -30,10 +30,12 @@ def predict(
     device: str | torch.device | None = None,
     forward: Forward | None = None,
 ) -> NDArray[np.float32]:
-    """Logits (rows, classes) in the split's own order of rows; an ensemble's are of its mean distribution.
+    """Logits (rows, classes) in the split's own order of rows; those of an ensemble, or under a posterior,
+    are of the mean distribution (see `autopeft.hybrid.predictive`).
 
-    Runs in eval mode without gradients; every `training` flag is as before afterwards. `device` defaults to
-    the model's; a model that lies elsewhere is moved there. `forward` defaults to the model's plain one.
+    Runs in eval mode and leaves no gradients; every `training` flag is as before afterwards. `device`
+    defaults to the model's; a model that lies elsewhere is moved there. `forward` defaults to the model's
+    plain one.
 
     Raises:
         UsageError: the split has no rows.
@@ -48,7 +50,7 @@ def predict(
     with evaluation_mode(model):
         for batch in way.batches(split, batch_size, shuffle=False, device=place):
             try:
-                parts.append(ensembled(model, partial(way, batch)).float().cpu())
+                parts.append(predictive(model, partial(way, batch)).float().cpu())
             except (RuntimeError, MemoryError) as error:
                 if not ran_out_of_memory(error):
                     raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,7 +16,8 @@ from autopeft.hybrid import Hybrid
 from autopeft.hybrid.events import finish, fire
 from autopeft.hybrid.policies import apply_policies
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
-from autopeft.training.calibration import prepare
+from autopeft.training.bilevel import Outer
+from autopeft.training.calibration import conclude, prepare
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.contracts import Trainable
 from autopeft.training.errors import NonFiniteLoss, PhaseError
@@ -25,10 +25,19 @@ from autopeft.training.evaluate import evaluate
 from autopeft.training.forward import Forward, shortest_forward
 from autopeft.training.gradient import Gradient
 from autopeft.training.losses import TaskLoss
-from autopeft.training.modes import generator_state, restore_generator, seeded, training_mode
+from autopeft.training.modes import generator_state, learning, restore_generator, seeded, training_mode
 from autopeft.training.optimizer import PhaseOptimizer
-from autopeft.training.phases import Phase, phases_of, steps_of, trained_groups, trained_modules
+from autopeft.training.phases import (
+    FirstValues,
+    Phase,
+    phases_of,
+    spans_of,
+    steps_of,
+    trained_groups,
+    trained_modules,
+)
 from autopeft.training.plan import TrainingPlan
+from autopeft.training.rows import Rows, rows_apart, rows_of
 from autopeft.training.stopping import BestState
 
 __all__ = ["OnScore", "OnStep", "ShouldStop", "TrainResult", "batch_stream", "train"]
@@ -93,7 +102,7 @@ def train(
 
     `until` pauses before the plan's steps are done; its checkpoint, given as `resume` with the same plan (in
     which `train_share` may have grown), goes on bitwise as if it had not paused. `finish` events come at the
-    end alone.
+    end alone, and then, unless `should_stop` ended it, what methods conclude from the rows.
 
     The same seed gives bitwise the same losses on the same machine with the same number of threads. Torch's
     generators, `training` flags, dropout and `requires_grad` are as before afterwards, also after an
@@ -122,6 +131,8 @@ def train(
     with seeded(plan.seed, device), training_mode(hybrid.model, hybrid.modules.values(), dropout=dropout):
         run.all_phases()
     run.result.micro_rows = run.gradient.micro_rows
+    if run.result.stopped in ("done", "patience"):
+        conclude(hybrid, data, plan, forward=forward, micro_rows=run.result.micro_rows)
     run.result.seconds = time.perf_counter() - started
     return run.result
 
@@ -143,6 +154,7 @@ class _Run:
 
     until: int | None = None
     resume: Checkpoint | None = None
+    begun, span = 0, 0  # the step that events count from, and their total
 
     def __init__(
         self,
@@ -171,7 +183,16 @@ class _Run:
         owner, phases = phases_of(modules)
         if self.resume is not None and len(phases) > 1:
             raise DataError("A training in several phases cannot go on from a checkpoint.")
-        for phase, steps in zip(phases, steps_of(phases, self.plan.steps), strict=True):
+        first = None
+        if any(phase.anew for phase in phases):
+            first = FirstValues(modules, self.hybrid.parameter_groups())
+        lengths = steps_of(phases, self.plan.steps)
+        for phase, steps, self.span in zip(phases, lengths, spans_of(phases, lengths), strict=True):
+            if phase.anew and first is not None:
+                self.begun = self.result.steps
+                altered = first.restore(phase, owner, modules, self.hybrid.parameter_groups())
+                if altered and isinstance(self.hybrid, Hybrid):
+                    self.hybrid.refresh()
             if phase.begin is not None:
                 phase.begin()
             self.phase(phase, owner, steps)
@@ -195,19 +216,26 @@ class _Run:
         patience = self.plan.patience
         best = None if patience is None else BestState(optimizer.parameters, patience)
         first, since = self._go_on(optimizer)
-        stream = batch_stream(
-            self._split(phase), self.plan, self.device, self.forward, since=since, skip=first - since
-        )
+        trained_on, held_out = rows_apart(self._split(phase), self.plan, phase)
+        stream = self._batches(phase, trained_on, since=since, skip=first - since)
+        # A module may hold parameters back from its groups, to train them itself.
+        learners = [p for g in everything for p in g["params"]]
+        learners += [p for module in self.hybrid.modules.values() for p in module.parameters()]
+        outer = None
+        if phase.outer is not None:
+            batches = self._batches(phase, held_out)
+            outer = Outer(phase.outer, self.gradient, modules, optimizer, batches, learners)
         self.result.stopped = "done"
-        with _only_these_learn(everything, optimizer.parameters):
+        with learning(learners, optimizer.parameters):
             try:
                 for local, batch in zip(range(first, steps), stream, strict=False):
-                    self.step(batch, local, optimizer, modules)
+                    self.step(batch, local, optimizer, modules, outer)
                     if self._is_over(best):
                         break
             finally:
                 optimizer.zero_grad()
-        self._keep(optimizer, steps, since)
+        if outer is None:  # what the upper level remembers is not kept
+            self._keep(optimizer, steps, since)
         if best is not None:
             best.restore()
 
@@ -231,23 +259,31 @@ class _Run:
         return first, self.resume.since if self.resume.share == self.plan.train_share else first
 
     def step(
-        self, batch: dict[str, Tensor], local: int, optimizer: PhaseOptimizer, modules: Sequence[nn.Module]
+        self,
+        batch: dict[str, Tensor],
+        local: int,
+        optimizer: PhaseOptimizer,
+        modules: Sequence[nn.Module],
+        outer: Outer | None,
     ) -> None:
-        """One optimizer step; `local` counts within the phase, events and callbacks over all phases."""
-        step, total = len(self.result.losses), self.plan.steps
+        """One optimizer step; `local` counts within the phase, events over the span, callbacks over all."""
+        taken, total = len(self.result.losses), self.span
+        step = taken - self.begun
         optimizer.schedule(local)
         fire("before_step", modules, step, total)
+        if outer is not None:
+            outer(batch, taken)
         loss = self.gradient.accumulate(batch, modules, optimizer.parameters)
         if not np.isfinite(loss):
-            raise NonFiniteLoss("loss", loss, step + 1, optimizer.highest_rate)
+            raise NonFiniteLoss("loss", loss, taken + 1, optimizer.highest_rate)
         fire("after_backward", modules, step, total)
-        optimizer.clip(step)
+        optimizer.clip(taken)
         optimizer.step()
         fire("after_step", modules, step, total)
         optimizer.zero_grad()
         self.result.losses.append(loss)
         if self.on_step is not None:
-            self.on_step(step + 1, loss)
+            self.on_step(taken + 1, loss)
 
     def _is_over(self, best: BestState | None) -> bool:
         """Score where it is due, and tell whether to end before all steps are done."""
@@ -288,6 +324,12 @@ class _Run:
             )
         return splits[phase.split]
 
+    def _batches(
+        self, phase: Phase, among: Rows | None, *, since: int = 0, skip: int = 0
+    ) -> Iterator[dict[str, Tensor]]:
+        split, plan = self._split(phase), self.plan
+        return batch_stream(split, plan, self.device, self.forward, since=since, skip=skip, among=among)
+
 
 def batch_stream(
     split: EncodedSplit,
@@ -297,19 +339,19 @@ def batch_stream(
     *,
     since: int = 0,
     skip: int = 0,
+    among: Rows | None = None,
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches for `forward` without end: every row of the plan's share once in each epoch, in a new order
-    each time. `since` is the step at which this share began; the first `skip` batches are left out.
+    """Batches for `forward` without end: every row of the plan's share, or of those `among`, once in each
+    epoch, in a new order each time. `since` is the step at which this share began; the first `skip` batches
+    are left out.
 
     Raises:
         UsageError: the split has no rows or no labels.
     """
     if not len(split) or split.labels is None:
         raise UsageError("Training needs labelled rows, but the split has none.")
-    among, rows = None, len(split)
-    if plan.train_share < 1:
-        rows = max(1, round(plan.train_share * rows))
-        among = np.random.default_rng(plan.seed).permutation(len(split))[:rows]
+    among = rows_of(split, plan) if among is None else among
+    rows = len(split) if among is None else len(among)
     epoch, skip = divmod(skip, -(-rows // plan.batch_size))
     entropy = (plan.seed, since) if since else (plan.seed,)
     while True:
@@ -318,17 +360,3 @@ def batch_stream(
             split, plan.batch_size, shuffle=True, seed=order, device=device, among=among, skip=skip
         )
         epoch, skip = epoch + 1, 0
-
-
-@contextmanager
-def _only_these_learn(groups: Sequence[dict[str, Any]], trained: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Within, of all parameters in `groups` only those in `trained` require gradients."""
-    wanted = {id(p) for p in trained}
-    flags = [(p, p.requires_grad) for g in groups for p in g["params"]]
-    for parameter, _ in flags:
-        parameter.requires_grad_(id(parameter) in wanted)
-    try:
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)

@@ -1,14 +1,14 @@
-"""Global state that training changes, and its exact restoration: train/eval flags and random generators."""
+"""Global state that training changes, and its exact restoration: flags and random generators."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-__all__ = ["evaluation_mode", "generator_state", "restore_generator", "seeded", "training_mode"]
+__all__ = ["evaluation_mode", "generator_state", "learning", "restore_generator", "seeded", "training_mode"]
 
 
 @contextmanager
@@ -68,6 +68,20 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     with _flags_kept(model), torch.no_grad():
         model.eval()
         yield
+
+
+@contextmanager
+def learning(parameters: Sequence[nn.Parameter], wanted: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Within, of all `parameters` only those `wanted` require gradients."""
+    ids = {id(p) for p in wanted}
+    flags = [(p, p.requires_grad) for p in parameters]
+    for parameter, _ in flags:
+        parameter.requires_grad_(id(parameter) in ids)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
 
 
 @contextmanager

@@ -38,6 +38,11 @@ class PhaseOptimizer:
         """The highest learning rate of any group at present."""
         return max(float(g["lr"]) for g in self.adamw.param_groups)
 
+    @property
+    def rates(self) -> list[float]:
+        """The present learning rate of each parameter."""
+        return [float(g["lr"]) for g in self.adamw.param_groups for _ in g["params"]]
+
     def zero_grad(self) -> None:
         self.adamw.zero_grad(set_to_none=True)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from autopeft.method import Phase, PhasePart
 from autopeft.training.contracts import Modules
 from autopeft.training.errors import PhaseError
 
-__all__ = ["Phase", "phases_of", "steps_of", "trained_groups", "trained_modules"]
+__all__ = ["FirstValues", "Phase", "phases_of", "spans_of", "steps_of", "trained_groups", "trained_modules"]
 
 
 def phases_of(modules: Modules) -> tuple[str | None, list[Phase]]:
@@ -52,6 +53,12 @@ def _check(owner: str, phases: Sequence[Phase]) -> None:
                 f"`trains` of phase {phase.name!r} names at least one of own, others, head, "
                 f"but got {set(phase.trains)}."
             )
+        if not 0 <= phase.held_out < 1:
+            raise PhaseError(
+                f"`held_out` of phase {phase.name!r} lies from 0 to below 1, but got {phase.held_out!r}."
+            )
+        if phase.outer is not None and not phase.held_out:
+            raise PhaseError(f"Phase {phase.name!r} has an upper level, which needs `held_out` above 0.")
 
 
 def steps_of(phases: Sequence[Phase], total: int) -> list[int]:
@@ -70,6 +77,16 @@ def steps_of(phases: Sequence[Phase], total: int) -> list[int]:
     for i in by_rest[: total - sum(steps)]:
         steps[i] += 1
     return steps
+
+
+def spans_of(phases: Sequence[Phase], steps: Sequence[int]) -> list[int]:
+    """For each phase, the steps that events count: those of all phases from the latest that starts anew, or
+    the first, to the next that does."""
+    begins = [i for i, phase in enumerate(phases) if phase.anew or i == 0]
+    spans: list[int] = []
+    for first, end in zip(begins, [*begins[1:], len(phases)], strict=True):
+        spans += [sum(steps[first:end])] * (end - first)
+    return spans
 
 
 def trained_groups(phase: Phase, owner: str | None, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -100,3 +117,38 @@ def part_of(name: str, owner: str | None) -> PhasePart:
     if name == "head":
         return "head"
     return "own" if owner is None or name == owner or name.startswith(f"{owner}.") else "others"
+
+
+class FirstValues:
+    """Copies of what a training starts from, for phases that start anew.
+
+    Parameters and buffers of the modules are found again by name; those that have changed shape are left.
+    """
+
+    def __init__(self, modules: Modules, groups: Sequence[dict[str, Any]]) -> None:
+        self._kept = {key: tensor.detach().clone() for key, tensor in _values(modules, groups)}
+
+    @torch.no_grad()
+    def restore(
+        self, phase: Phase, owner: str | None, modules: Modules, groups: Sequence[dict[str, Any]]
+    ) -> bool:
+        """Put what `phase` trains back to its first values; whether some buffer had others."""
+        chosen = {id(p) for g in trained_groups(phase, owner, groups) for p in g["params"]}
+        buffers = {id(b) for module in trained_modules(phase, owner, modules) for b in module.buffers()}
+        altered = False
+        for key, tensor in _values(modules, groups):
+            kept = self._kept.get(key)
+            if id(tensor) not in chosen | buffers or kept is None or kept.shape != tensor.shape:
+                continue
+            altered = altered or (id(tensor) in buffers and not torch.equal(tensor, kept))
+            tensor.copy_(kept)
+        return altered
+
+
+def _values(modules: Modules, groups: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[str, str], Tensor]]:
+    """Every parameter and buffer of the modules, and the head's parameters, by owner and name."""
+    for owner, module in modules.items():
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            yield (owner, name), tensor
+    head = [p for g in groups if g["name"] == "head" for p in g["params"]]
+    yield from ((("head", str(i)), p) for i, p in enumerate(head))

@@ -142,6 +142,38 @@ def _vera(name: str) -> Pair:
     return Pair(ours, hybrid, theirs, pairs)
 
 
+def _autolora(name: str) -> Pair:
+    """What AutoLoRA's search ends with: LoRAs of the ranks that it has found, all with the same scale."""
+    paths = LINEARS[name]
+    model = tiny_model(name)
+    hybrid = attach(model, _recipe("layers", "autolora", {"sites": list(paths), "rank": 4, "alpha": 12.0}))
+    module: Any = next(iter(hybrid.modules.values()))
+    randomise(hybrid.root, std=1.0, seed=2)
+    module.restart()
+    randomise(hybrid.root)
+    base, ranks = tiny_model(name), {}
+    for site in next(iter(hybrid.graph.entries.values())).sites:
+        path = paths[site.name].split(")")[-1]
+        (full,) = [n for n, _ in base.named_modules() if n.endswith(f".{site.layer}.{path}")]
+        ranks[full] = len(module[site].A)
+    assert len(set(ranks.values())) > 1
+    settings = peft.LoraConfig(
+        r=4,
+        lora_alpha=12,
+        lora_dropout=0.0,
+        target_modules=list(ranks),
+        rank_pattern={f"^{n}": r for n, r in ranks.items()},
+        alpha_pattern={f"^{n}": 3 * r for n, r in ranks.items()},
+        fan_in_fan_out=name == "gpt2",
+    )
+    theirs = peft.get_peft_model(base, settings).eval()
+    pairs = []
+    for site in next(iter(hybrid.graph.entries.values())).sites:
+        layer, own = _module_at(theirs, site, paths), module[site]
+        pairs += [(own.A, layer.lora_A["default"].weight), (own.B, layer.lora_B["default"].weight)]
+    return Pair(model, hybrid, theirs, pairs)
+
+
 def _krona(name: str) -> Pair:
     """peft's LoKr with full factors (rank at least their size) and α = r is KronA with s = 1."""
     paths = LINEARS[name]
@@ -184,9 +216,18 @@ def test_weights_and_scales(name: str, method: str) -> None:
 
 @pytest.mark.parametrize(
     ("make", "name"),
-    [(_vera, "bert"), (_vera, "llama"), (_vera, "gpt2"), (_krona, "bert"), (_krona, "llama")],
+    [
+        (_vera, "bert"),
+        (_vera, "llama"),
+        (_vera, "gpt2"),
+        (_krona, "bert"),
+        (_krona, "llama"),
+        (_autolora, "bert"),
+        (_autolora, "llama"),
+        (_autolora, "gpt2"),
+    ],
 )
-def test_shared_vectors_and_kronecker_products(make: Callable[[str], Pair], name: str) -> None:
+def test_shared_vectors_kronecker_products_and_found_ranks(make: Callable[[str], Pair], name: str) -> None:
     pair = make(name)
     inputs = tiny_inputs(name, pad=2)
     bare = tiny_model(name)(**inputs).logits

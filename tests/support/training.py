@@ -112,7 +112,7 @@ class FakeHybrid:
         return [
             {
                 "name": name,
-                "params": list(module.parameters()),
+                "params": _trained_by_groups(module),
                 "lr": rates.get(name) or training.learning_rate,
                 "weight_decay": training.weight_decay,
             }
@@ -124,6 +124,11 @@ class FakeHybrid:
 
     def detach(self) -> None:
         self.detached += 1
+
+
+def _trained_by_groups(module: nn.Module) -> list[nn.Parameter]:
+    own: Any = getattr(module, "parameter_groups", None)
+    return list(module.parameters()) if own is None else [p for g in own() for p in g["params"]]
 
 
 def tiny_bert(num_labels: int = 2, **options: Any) -> BertForSequenceClassification:

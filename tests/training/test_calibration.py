@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
-from autopeft.training.calibration import TaskObjective, prepare, single_examples
+from autopeft.training.calibration import TaskObjective, conclude, prepare, single_examples
+from autopeft.training.errors import OutOfMemory
+from autopeft.training.forward import Forward
 from autopeft.training.loop import train
 from autopeft.training.losses import TaskLoss
 from autopeft.training.plan import TrainingPlan
@@ -115,3 +117,111 @@ def test_the_mask_depends_on_the_seed_alone(seed: int) -> None:
             prepare(hybrid, encoded_task(), TrainingPlan(steps=2, seed=seed, device="cpu"))
             chosen.append(hybrid.modules["fish_mask"].entries.index.tolist())
     assert chosen[0] == chosen[1]
+
+
+# What comes after training
+
+
+class Concluding(nn.Linear):
+    """Looks at all rows after training, one forward for each batch."""
+
+    def __init__(self, most: int = 100) -> None:
+        super().__init__(6, 6)
+        self.most = most
+        self.calls: list[list[dict[str, torch.Tensor]]] = []
+        self.log: list[str] = []
+        self.draws: list[float] = []
+
+    def conclude(self, batches: Any, objective: Any) -> None:
+        self.log.append("conclude")
+        self.calls.append([])
+        self.draws.append(float(torch.rand(())))
+        for batch in batches:
+            if len(batch["labels"]) > self.most:
+                raise torch.OutOfMemoryError("full")
+            assert objective.logits(batch).requires_grad
+            assert not self.training
+            assert torch.allclose(
+                objective(batch), F.cross_entropy(objective.logits(batch), batch["labels"]), atol=1e-6
+            )
+            self.calls[-1].append(batch)
+
+    def after_step(self, step: int, total: int) -> None:
+        self.log.append("step")
+
+    def finish(self) -> None:
+        self.log.append("finish")
+
+    def rows(self) -> list[tuple[int, ...]]:
+        return sorted(tuple(i[m.bool()].tolist()) for b in self.calls[-1] for i, m in _texts(b))
+
+
+def _texts(batch: dict[str, torch.Tensor]) -> Any:
+    return zip(batch["input_ids"], batch["attention_mask"], strict=True)
+
+
+def _concluding(**options: Any) -> tuple[FakeHybrid, Concluding]:
+    bag = Bag()
+    bag.adapter = Concluding(**options)
+    return FakeHybrid(bag), bag.adapter
+
+
+def test_training_is_concluded_once_at_its_end_with_every_row() -> None:
+    fake, module = _concluding()
+    data = encoded_task(train=30)
+    state = torch.get_rng_state()
+    fake.model.train()
+    flags = [m.training for m in fake.model.modules()]
+    train(fake, data, TrainingPlan(steps=3, batch_size=7, micro_batch=4, device="cpu"))
+    assert module.log == ["step"] * 3 + ["finish", "conclude"]
+    assert max(len(b["labels"]) for b in module.calls[0]) == 4
+    split = data.train
+    texts = [tuple(split.ids[split.offsets[i] : split.offsets[i + 1]].tolist()) for i in range(30)]
+    assert module.rows() == sorted(texts)
+    assert [m.training for m in fake.model.modules()] == flags
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_training_that_was_stopped_or_paused_is_not_concluded() -> None:
+    data = encoded_task()
+    fake, module = _concluding()
+    train(fake, data, PLAN, should_stop=lambda: True)
+    assert train(fake, data, PLAN, until=1).stopped == "paused"
+    assert "conclude" not in module.log
+    train(fake, data, TrainingPlan(steps=4, device="cpu", eval_every=1, patience=1))
+    assert module.log[-1] == "conclude"
+
+
+def test_a_training_on_a_share_is_concluded_on_that_share() -> None:
+    fake, module = _concluding()
+    conclude(fake, encoded_task(train=30), TrainingPlan(steps=1, train_share=0.4, device="cpu"))
+    assert len(module.rows()) == 12
+    small = set(module.rows())
+    conclude(fake, encoded_task(train=30), TrainingPlan(steps=1, train_share=0.8, device="cpu"))
+    assert small <= set(module.rows())
+    assert module.draws[0] == module.draws[1], "draws come from the plan's seed"
+
+
+def test_full_memory_halves_the_rows_until_there_is_one() -> None:
+    fake, module = _concluding(most=3)
+    conclude(fake, encoded_task(train=30), TrainingPlan(steps=1, batch_size=16, device="cpu"))
+    assert len(module.calls) == 4
+    assert max(len(b["labels"]) for b in module.calls[-1]) == 2
+    assert len(module.rows()) == 30
+    fake, module = _concluding(most=0)
+    with pytest.raises(OutOfMemory, match="single rows; lower `max_length`"):
+        conclude(fake, encoded_task(), PLAN)
+
+
+def test_what_concludes_goes_the_given_way() -> None:
+    fake, module = _concluding()
+    seen = []
+
+    class Way(Forward):
+        def __call__(self, batch: Any) -> torch.Tensor:
+            seen.append(len(batch["labels"]))
+            return super().__call__(batch)
+
+    conclude(fake, encoded_task(train=6), PLAN, forward=Way(fake.model), micro_rows=4)
+    assert seen == [4, 4, 4, 2, 2, 2]
+    assert len(module.rows()) == 6

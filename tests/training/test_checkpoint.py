@@ -31,7 +31,7 @@ ALL: dict[str, Recipe] = {
     )
 }  # fmt: skip
 # Trainings in stages can only be started anew.
-STAGED = ("periodic-lora",)
+STAGED = ("periodic-lora", "autolora")
 ALL.update({case: recipe_of(case) for case in CASES})
 
 

@@ -6,7 +6,7 @@ from support.training import tiny_bert
 from torch import nn
 from transformers import BartConfig, BartForSequenceClassification
 
-from autopeft.training.modes import evaluation_mode, seeded, training_mode
+from autopeft.training.modes import evaluation_mode, learning, seeded, training_mode
 
 
 def mixed_flags(model: nn.Module) -> dict[str, bool]:
@@ -85,3 +85,18 @@ def test_seeded_repeats_and_leaves_the_generator_alone() -> None:
         second = torch.rand(3)
     assert torch.equal(first, second)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_only_what_is_wanted_learns_until_the_end() -> None:
+    parameters = [nn.Parameter(torch.zeros(1), requires_grad=flag) for flag in (True, False, True)]
+
+    def inside() -> None:
+        assert [p.requires_grad for p in parameters] == [True, True, False]
+        with learning([*parameters, *parameters], parameters[2:]):
+            assert [p.requires_grad for p in parameters] == [False, False, True]
+        assert [p.requires_grad for p in parameters] == [True, True, False]
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"), learning(parameters, parameters[:2]):
+        inside()
+    assert [p.requires_grad for p in parameters] == [True, False, True]

@@ -35,6 +35,8 @@ def test_each_group_keeps_its_rate_under_the_schedule() -> None:
     assert seen == [pytest.approx([0.1 * f, 0.004 * f]) for f in factors]
     assert [group["weight_decay"] for group in optimizer.adamw.param_groups] == [0.0, 0.1]
     assert optimizer.highest_rate == pytest.approx(0.05)
+    assert optimizer.rates == pytest.approx([0.05, 0.002])
+    assert len(optimizer.rates) == len(optimizer.parameters)
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(1.0, [0.6, 0.8]), (0.0, [3.0, 4.0]), (10.0, [3.0, 4.0])])

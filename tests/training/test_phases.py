@@ -11,7 +11,7 @@ from torch import nn
 
 from autopeft.training.errors import PhaseError
 from autopeft.training.loop import train
-from autopeft.training.phases import Phase, phases_of, steps_of, trained_groups
+from autopeft.training.phases import Phase, phases_of, spans_of, steps_of, trained_groups
 from autopeft.training.plan import TrainingPlan
 
 
@@ -125,6 +125,9 @@ def test_groups_of_an_entry_are_its_own() -> None:
         ((Phase("a", trains=frozenset({"all"})),), "at least one of own, others, head"),  # type: ignore[arg-type]
         ((Phase("a", split="test"),), "may train on 'train' or 'select'"),
         ((Phase("a", split="valid"),), "may train on 'train' or 'select'"),
+        ((Phase("a", held_out=1.0),), "from 0 to below 1"),
+        ((Phase("a", held_out=-0.1),), "from 0 to below 1"),
+        ((Phase("a", outer=lambda step: None),), "needs `held_out` above 0"),
     ],
 )
 def test_malformed_phases_are_refused(phases: tuple[Phase, ...], said: str) -> None:
@@ -155,3 +158,98 @@ def test_steps_follow_the_shares_and_add_up(shares: list[float], spare: int) -> 
 def test_too_few_steps_for_the_phases() -> None:
     with pytest.raises(PhaseError, match="2 phases need at least 2 steps"):
         steps_of([Phase("a"), Phase("b")], 1)
+
+
+# Phases that start anew
+# ---------------------------------------------------------------------------------------------------
+
+
+class Anew(TwoPhases):
+    """Has a buffer that every step moves, and a vector that it does not give to the optimizer."""
+
+    def __init__(self, *phases: Phase) -> None:
+        super().__init__(*phases)
+        self.seen: list[dict[str, torch.Tensor]] = []
+        self.held = nn.Parameter(torch.zeros(6))
+        self.register_buffer("moved", torch.zeros(1))
+        self.moved: torch.Tensor
+        self.model: list[nn.Module] = []
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": [self.weight]}]
+
+    def look(self) -> None:
+        self.seen.append({k: v.detach().clone() for k, v in self.model[0].state_dict().items()})
+
+    def after_step(self, step: int, total: int) -> None:
+        self.moved = self.moved + 1
+        with torch.no_grad():
+            self.held += 1
+
+
+def run_anew(trains: frozenset[Any], steps: int = 6, **options: Any) -> tuple[Anew, dict[str, torch.Tensor]]:
+    """A phase of everything and then one that starts anew; the values before the first."""
+    phased = Anew()
+    every = frozenset({"own", "others", "head"})
+    phased.own = (Phase("a", trains=every), Phase("b", trains=trains, anew=True, begin=phased.look))
+    fake = hybrid(phased, learning_rate=0.05)
+    phased.model.append(fake.model)
+    start = {name: t.detach().clone() for name, t in fake.model.state_dict().items()}
+    plan = TrainingPlan(steps=steps, batch_size=16, device="cpu", **options)
+    train(fake, encoded_task(), plan)
+    return phased, start
+
+
+def test_a_phase_that_starts_anew_has_the_first_values_of_all_that_it_trains() -> None:
+    phased, start = run_anew(frozenset({"own", "others", "head"}))
+    (seen,) = phased.seen
+    changed = {name for name in start if not torch.equal(seen[name], start[name])}
+    assert changed == {"phased.held"}, "what the module trains itself is its own to keep"
+    end = phased.model[0].state_dict()
+    assert not torch.equal(end["head.weight"], start["head.weight"])
+    assert not torch.equal(end["adapter.weight"], start["adapter.weight"])
+
+
+def test_what_it_does_not_train_stays_where_the_phase_before_left_it() -> None:
+    phased, start = run_anew(frozenset({"others"}))
+    (seen,) = phased.seen
+    changed = {name for name in start if not torch.equal(seen[name], start[name])}
+    assert changed == {"phased.weight", "phased.held", "phased.moved", "head.weight", "head.bias"}
+
+
+def test_it_trains_as_if_nothing_had_come_before() -> None:
+    """From the first values, with a new optimizer and schedule, and the rows in their first order."""
+    phased = Anew()
+    phased.own = (Phase("a"), Phase("b", anew=True))
+    losses = train(hybrid(phased), encoded_task(), TrainingPlan(steps=10, batch_size=16, device="cpu")).losses
+    assert losses[5:] == losses[:5]
+
+
+def test_events_count_from_the_phase_that_starts_anew() -> None:
+    phased, _ = run_anew(frozenset({"own"}))
+    assert phased.log == [(0, 3), (1, 3), (2, 3)] * 2
+    stopped, _ = run_anew(frozenset({"own"}), steps=12, eval_every=1, patience=1)
+    counted = [step for step, _ in stopped.log]
+    assert counted.count(0) == 2
+    assert len(counted) < 12
+
+
+def test_spans() -> None:
+    phases = [Phase("a"), Phase("b"), Phase("c", anew=True), Phase("d"), Phase("e", anew=True)]
+    assert spans_of(phases, [1, 2, 3, 4, 5]) == [3, 3, 7, 7, 5]
+    assert spans_of(phases[2:], [3, 4, 5]) == [7, 7, 5]
+
+
+def test_what_begin_puts_in_place_is_kept() -> None:
+    phased = Anew()
+
+    def grow() -> None:
+        phased.weight = nn.Parameter(torch.ones(1))
+
+    phased.own = (Phase("a"), Phase("b", anew=True, begin=grow), Phase("c", anew=True, begin=phased.look))
+    fake = hybrid(phased)
+    phased.model.append(fake.model)
+    train(fake, encoded_task(), TrainingPlan(steps=6, batch_size=16, device="cpu"))
+    # Of another shape than at first, it has no first value to go back to.
+    assert phased.seen[0]["phased.weight"].shape == (1,)
+    assert float(phased.seen[0]["phased.weight"]) != 1

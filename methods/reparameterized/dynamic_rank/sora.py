@@ -44,18 +44,9 @@ class GatedPair(LowRankPair):
         super().__init__(in_features, out_features, rank, dropout=dropout)
         self.gate = nn.Parameter(torch.randn(rank))
 
-    def folded(self) -> Tensor:
+    def down(self) -> Tensor:
         """diag(g)·A, (rank × in)."""
         return self.A if self.gate is None else self.gate[:, None] * self.A
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.dropout:
-            x = nn.functional.dropout(x, self.dropout, self.training)
-        return nn.functional.linear(nn.functional.linear(x, self.folded()), self.B)
-
-    def product(self) -> Tensor:
-        """B·diag(g)·A, (out × in)."""
-        return self.B @ self.folded()
 
     @property
     def rank(self) -> int:
@@ -66,7 +57,7 @@ class GatedPair(LowRankPair):
         """Fold the gate into A and drop its zeros."""
         if self.gate is not None:
             acts = self.gate != 0
-            self.hold(self.folded()[acts], self.B[:, acts])
+            self.hold(self.down()[acts], self.B[:, acts])
             self.gate = None
 
 

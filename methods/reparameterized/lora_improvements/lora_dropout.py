@@ -77,8 +77,8 @@ class LoRADropout:
     Evaluation is deterministic and without masks; with `expected`, ΔW is then (1 − p)² of itself, its mean
     under the masks. With `ensemble: N`, predictions and scores are the mean of the output distributions of N
     masked models, whose masks come from `seed` (N forward passes; a bare forward and `generate` know nothing
-    of it, see `autopeft.hybrid.ensembled`). Behind a gate the gate takes the place of s. Mergeable without an
-    ensemble. r·(in + out) parameters for each site.
+    of it, see `autopeft.hybrid.predictive`). Behind a gate the gate takes the place of s. Mergeable without
+    an ensemble. r·(in + out) parameters for each site.
     """
 
     traits = Traits(

@@ -13,7 +13,7 @@ from support.training import encoded_split, tiny_bert
 from torch import Tensor
 
 from autopeft.errors import UsageError
-from autopeft.hybrid import Hybrid, attach, ensembled
+from autopeft.hybrid import Hybrid, attach, predictive
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 from autopeft.training import predict
@@ -192,8 +192,8 @@ def test_the_ensemble_is_the_mean_of_as_many_explicit_loras() -> None:
     model, inputs = tiny_model("bert"), tiny_inputs("bert", pad=2)
     hybrid = _attached(model, ensemble=3)
     single = logits(model, inputs)
-    got = ensembled(model, lambda: logits(model, inputs))
-    assert torch.equal(got, ensembled(model, lambda: logits(model, inputs)))
+    got = predictive(model, lambda: logits(model, inputs))
+    assert torch.equal(got, predictive(model, lambda: logits(model, inputs)))
     assert torch.equal(logits(model, inputs), single), "a bare forward is the model without masks"
     explicit = []
     for masks in _members(hybrid, 3, torch.device("cpu")):
@@ -236,7 +236,7 @@ def test_predictions_are_the_ensembles_in_every_batch() -> None:
         for row in range(len(split)):
             batch = split.collate([row])
             ids, mask = batch["input_ids"], batch["attention_mask"]
-            expected.append(ensembled(bert, lambda i=ids, m=mask: bert(i, m).logits).numpy())  # type: ignore[misc]
+            expected.append(predictive(bert, lambda i=ids, m=mask: bert(i, m).logits).numpy())  # type: ignore[misc]
     assert np.allclose(got, np.concatenate(expected), atol=1e-5)
     hybrid.detach()
     _attached(bert)

@@ -1,0 +1,229 @@
+"""AutoLoRA: ranks by meta learning, then LoRA from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from autopeft.method import MethodConfig, OuterStep, ParameterCount, Phase, Traits, register
+from autopeft.nn import LowRankPair, ScaledPairs
+from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
+
+__all__ = ["AutoLoRA", "hypergradient", "surviving"]
+
+_RADIUS = 0.01  # how far the finite difference goes, as in DARTS
+_ROUNDING = 1e-5  # of 1/k, by which a weight may miss it
+
+
+@torch.no_grad()
+def hypergradient(step: OuterStep, selection: Sequence[nn.Parameter]) -> list[Tensor]:
+    """d L₂(θ − η∇L₁(θ, c), c)/dc, with the mixed second derivative by a central difference.
+
+    Liu et al. 2019, arXiv:1806.09055, eq. 7–8: ∇_c L₂(θ′, c) − [∇_c L₁(θ⁺, c) − ∇_c L₁(θ⁻, c)]/2ε with
+    θ′ = θ − η∇L₁(θ, c), θ± = θ ± εu, u = η·∇_θ′ L₂(θ′, c) and ε = 0.01/‖u‖; η is each parameter's own
+    learning rate. θ are the step's parameters, bitwise the same afterwards, c the `selection`.
+    """
+    lower, rates = step.parameters, step.rates
+    start = [p.clone() for p in lower]
+
+    def move(by: Sequence[Tensor], length: float | Tensor) -> None:
+        for parameter, begin, direction in zip(lower, start, by, strict=True):
+            parameter.copy_(begin + length * direction)
+
+    def scaled(gradient: Sequence[Tensor]) -> list[Tensor]:
+        return [rate * g for rate, g in zip(rates, gradient, strict=True)]
+
+    try:
+        move(scaled(step.lower(lower)), -1.0)
+        found = step.upper([*lower, *selection])
+        direction, direct = scaled(found[: len(lower)]), found[len(lower) :]
+        norms = torch.stack([torch.linalg.vector_norm(d.float()) for d in direction])
+        epsilon = _RADIUS / torch.linalg.vector_norm(norms).clamp(min=1e-30)
+        move(direction, epsilon)
+        ahead = step.lower(selection)
+        move(direction, -epsilon)
+        behind = step.lower(selection)
+    finally:
+        for parameter, begin in zip(lower, start, strict=True):
+            parameter.copy_(begin)
+    return [d - (a - b) / (2 * epsilon) for d, a, b in zip(direct, ahead, behind, strict=True)]
+
+
+def surviving(selection: Tensor, *, reference: bool = False) -> Tensor:
+    """Which of the k terms stay, as bools (k): those with softmax(c) ≥ 1/k, and always the largest c.
+
+    With `reference`, as the authors' search script has it: c/Σc in place of the softmax.
+    """
+    c = selection.detach().double()
+    weights = c / c.sum() if reference else c.softmax(dim=0)
+    stays = weights >= (1 - _ROUNDING) / len(c)
+    stays[c.argmax()] = True
+    return stays
+
+
+class SelectedPair(LowRankPair):
+    """x ↦ Σⱼ softmax(c)ⱼ·Bⱼ·Aⱼ·dropout(x) with c (rank) at one; without c a plain pair."""
+
+    selection: nn.Parameter | None
+
+    def __init__(self, in_features: int, out_features: int, rank: int, *, dropout: float) -> None:
+        super().__init__(in_features, out_features, rank, dropout=dropout)
+        self.selection = nn.Parameter(torch.ones(rank))
+
+    def down(self) -> Tensor:
+        """diag(softmax(c))·A, (rank × in)."""
+        return self.A if self.selection is None else self.selection.softmax(dim=0)[:, None] * self.A
+
+    def restart(self, rank: int) -> None:
+        """Become a plain pair of this rank with LoRA's init."""
+        out_features, in_features = len(self.B), self.A.shape[1]
+        fresh = LowRankPair(in_features, out_features, rank).to(self.A)
+        self.hold(fresh.A, fresh.B)
+        self.selection = None
+
+    def deploy(self) -> None:
+        """Fold the weights of the terms into A."""
+        if self.selection is not None:
+            self.hold(self.down(), self.B)
+            self.selection = None
+
+
+class AutoLoRAModule(ScaledPairs[SelectedPair]):
+    """A pair with selection variables for each site until the ranks are found, a plain pair afterwards."""
+
+    def __init__(self, children: dict[str, SelectedPair], config: AutoLoRA.Config) -> None:
+        super().__init__(children, config.scale)
+        self.config = config
+        self.meta: torch.optim.Adam | None = None
+
+    def selections(self) -> list[nn.Parameter]:
+        """c of every site; none once the ranks are found."""
+        return [pair.selection for pair in self.children_by_site() if pair.selection is not None]
+
+    def ranks(self) -> dict[str, int]:
+        """The rank at each site (`encoder.0.q`), as the selection has it at present."""
+        ranks = {}
+        for key, pair in zip(self.at, self.children_by_site(), strict=True):
+            kept = pair.selection
+            if kept is None:
+                rank = len(pair.A)
+            else:
+                rank = int(surviving(kept, reference=self.config.reference_threshold).sum())
+            ranks[key.replace("-", ".")] = rank
+        return ranks
+
+    def phases(self) -> list[Phase]:
+        """`search` and `retrain`, whose output is `ranks()`; one plain phase where the ranks are there."""
+        c = self.config
+        if not self.selections():
+            return [Phase("train")]
+        return [
+            Phase(
+                "search",
+                c.search,
+                held_out=c.held_out,
+                begin=self.begin,
+                outer=self.select,
+                output=self.ranks,
+            ),
+            Phase("retrain", 1 - c.search, anew=True, begin=self.restart, output=self.ranks),
+        ]
+
+    def begin(self) -> None:
+        """Start the search with an Adam of its own for the selection variables."""
+        rate = self.config.selection_learning_rate
+        self.meta = torch.optim.Adam(self.selections(), lr=rate, betas=(0.5, 0.999))
+
+    def select(self, step: OuterStep) -> None:
+        """A step of the selection variables along the hypergradient."""
+        assert self.meta is not None
+        selections = self.selections()
+        for selection, gradient in zip(selections, hypergradient(step, selections), strict=True):
+            selection.grad = gradient
+        self.meta.step()
+        self.meta.zero_grad()
+
+    def restart(self) -> None:
+        """Put a LoRA of the rank that was found, at its init, at every site."""
+        for rank, pair in zip(self.ranks().values(), self.children_by_site(), strict=True):
+            pair.restart(rank)
+        self.meta = None
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The factors; the selection variables are trained by `select`."""
+        return [{"params": [f for pair in self.children_by_site() for f in (pair.A, pair.B)]}]
+
+    def deploy(self) -> None:
+        """Plain pairs: an unfinished search leaves all terms, weighted as they are."""
+        for pair in self.children_by_site():
+            pair.deploy()
+        self.meta = None
+
+    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        for key, pair in zip(self.at, self.children_by_site(), strict=True):
+            rank, a, b = min(self.config.rank, shapes[f"at.{key}.A"][0]), pair.A, pair.B
+            pair.hold(a.new_zeros(rank, a.shape[1]), b.new_zeros(len(b), rank))
+
+
+@register("autolora")
+class AutoLoRA:
+    """y = W₀x + b₀ + s·Σⱼ softmax(c)ⱼ·Bⱼ·Aⱼ·dropout(x), j = 1…k; then LoRA with the ranks that c has found.
+
+    Zhang et al. 2024, arXiv:2403.09113. The share `search` of the steps is a bilevel problem: all that the
+    recipe trains learns from the rows D₁, and c (k), with an Adam of its own (β = 0.5, 0.999), from the
+    held-out rows D₂, along the gradient of the loss there through one step of gradient descent on D₁
+    (`hypergradient`). The rank of a site is then the number of its softmax(c)ⱼ ≥ 1/k. The other steps train
+    from scratch, on all rows: LoRAs of these ranks, and all else that the recipe trains from its first
+    values.
+
+    A (k × in) is Kaiming-uniform (a = √5), B (out × k) zero, c one: the identity at init. s = α/k stays what
+    it is when ranks fall, as the default of this project's LoRA does (peft's `alpha_pattern` is then s·r_m).
+    The authors' search trains the factors alone; here the head and the recipe's other methods are part of the
+    lower level. A step of the search costs about five others. Such a training cannot pause. Behind a gate the
+    gate takes the place of s. Mergeable.
+
+    Trained: k·(in + out + 1) for each site; deployed: Σ r_m·(in + out) with 1 ≤ r_m ≤ k, which depends on
+    the data: a budget counts k·(in + out).
+    """
+
+    traits = Traits(
+        injection="hook",
+        sites=LINEAR_SITES,
+        default_sites=("q", "v"),
+        mergeable=True,
+        stochastic=True,
+        rowwise=True,
+        data_dependent=True,
+    )
+    size_field: ClassVar[str] = "rank"
+
+    class Config(MethodConfig):
+        rank: int = Field(default=8, ge=1, le=1024, description="k, the largest rank")
+        alpha: float | None = Field(default=None, gt=0, le=4096, description="α; default 2·rank")
+        dropout: float = Field(default=0.0, ge=0, lt=1)
+        search: float = Field(default=0.5, gt=0, lt=1, description="share of the steps that search")
+        held_out: float = Field(default=0.3, gt=0, lt=1, description="share of the rows in D₂")
+        selection_learning_rate: float = Field(default=3e-4, gt=0, le=1, description="of c")
+        reference_threshold: bool = Field(
+            default=False, description="compare c/Σc with 1/k, as the authors' code"
+        )
+
+        @property
+        def scale(self) -> float:
+            return 2.0 if self.alpha is None else self.alpha / self.rank
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
+        n = sum(self.config.rank * (s.in_features + s.out_features) for s in sites)
+        return ParameterCount(n, n + self.config.rank * len(sites))
+
+    def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
+        c = self.config
+        pairs = {s.key: SelectedPair(s.in_features, s.out_features, c.rank, dropout=c.dropout) for s in sites}
+        return AutoLoRAModule(pairs, c)

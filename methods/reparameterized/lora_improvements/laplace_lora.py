@@ -1,0 +1,212 @@
+"""Laplace-LoRA: a Gaussian posterior over LoRA's factors, fitted when training has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autopeft.errors import MethodError
+from autopeft.method import MethodConfig, Objective, ParameterCount, Traits, register
+from autopeft.nn import LowRankPair, ScaledPairs, SeenPair, UncertainPair, fit_precision, joined, softmax_root
+from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
+
+__all__ = ["LaplaceLoRA"]
+
+
+class LaplaceLoRAModule(ScaledPairs[LowRankPair]):
+    """LoRA's pairs and the posterior of the uncertain ones; `posterior_precision` is the prior's p, 0 while
+    there is no posterior.
+
+    Attributes:
+        evidence: log marginal likelihood before each step for p and at the end, of the last conclusion.
+    """
+
+    posterior_precision: Tensor
+
+    def __init__(self, children: dict[str, LowRankPair], scale: float, config: LaplaceLoRA.Config) -> None:
+        super().__init__(children, scale)
+        self.config = config
+        self.register_buffer("posterior_precision", torch.zeros(()))
+        self.evidence: list[float] = []
+
+    @property
+    def samples(self) -> int:
+        """Draws for a prediction; 0 while it is the mean's."""
+        return self.config.samples if bool(self.posterior_precision > 0) else 0
+
+    def before_step(self, step: int, total: int) -> None:
+        """What was fitted belongs to other weights."""
+        self.posterior_precision.zero_()
+
+    def _uncertain(self) -> list[UncertainPair]:
+        return [pair for pair in self.children_by_site() if isinstance(pair, UncertainPair)]
+
+    def _called(self) -> list[UncertainPair]:
+        """The pairs that the recorded forward ran."""
+        return [pair for pair in self._uncertain() if pair.seen]
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Within, forwards leave what `covariance` and `conclude` need."""
+        pairs = self._uncertain()
+        for pair in pairs:
+            pair.record()
+        try:
+            yield
+        finally:
+            for pair in pairs:
+                pair.forget()
+
+    def conclude(self, batches: Iterable[dict[str, Tensor]], objective: Objective) -> None:
+        """Fit the curvature to all rows, then p."""
+        self.posterior_precision.zero_()
+        if not self.config.samples:
+            return
+        pairs = self._uncertain()
+        curvatures = [c for pair in pairs for c in (pair.posterior_A, pair.posterior_B)]
+        for curvature in curvatures:
+            curvature.begin()
+        rows, likelihood = 0, 0.0
+        for batch in batches:
+            with self.recording(), torch.enable_grad():
+                logits = objective.logits(batch).float()
+                if logits.shape[-1] == 1:
+                    return
+                self._observe(logits)
+            rows += len(logits)
+            likelihood -= float(F.cross_entropy(logits.detach(), batch["labels"], reduction="sum"))
+        for curvature in curvatures:
+            curvature.settle(rows)
+        norm = sum(float(p.detach().square().sum()) for pair in pairs for p in (pair.A, pair.B))
+        start, steps = self.config.prior_precision, self.config.steps
+        precision, self.evidence = fit_precision(likelihood, norm, curvatures, start, steps)
+        self.posterior_precision.fill_(precision)
+
+    def _gradients(self, logits: Tensor, columns: Tensor) -> Iterator[list[SeenPair]]:
+        """For each column (rows, classes) of (rows, classes, columns), what each called pair has seen, and
+        the gradient of column·logits at its maps' outputs."""
+        seen = [seen for pair in self._called() for seen in pair.seen]
+        rows = {len(call.x) for call in seen}
+        if rows - {len(logits)}:
+            raise MethodError(
+                f"laplace_lora needs the logits of each row that its sites see, but got {len(logits)} for "
+                f"{max(rows)} rows; take one hybrid at a time, and `samples: 0` where rows are scored "
+                "together."
+            )
+        probes = [probe for call in seen for probe in (call.at_z, call.at_y)]
+        options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+        for column in columns.unbind(dim=-1):
+            found = iter(torch.autograd.grad(logits, probes, column, **options) if probes else ())
+            yield [
+                joined([replace(c, at_z=next(found), at_y=next(found)) for c in pair.seen])
+                for pair in self._called()
+            ]
+
+    def _observe(self, logits: Tensor) -> None:
+        """Add a batch's share to both factors of every curvature."""
+        pairs, reached = self._called(), []
+        for seen in self._gradients(logits, softmax_root(logits.detach())):
+            for pair, call in zip(pairs, seen, strict=True):
+                pair.posterior_A.add_small(call.at_z.flatten(0, 1))
+                pair.posterior_B.add_large(call.at_y.flatten(0, 1))
+            reached.append([call.at_y.any(dim=-1) for call in seen])
+        for pair, call, masks in zip(pairs, seen, zip(*reached, strict=True), strict=True):
+            read = torch.stack(masks).any(dim=0)
+            pair.posterior_A.add_large(call.x[read])
+            pair.posterior_B.add_small(call.z[read])
+
+    def covariance(self, logits: Tensor) -> Tensor:
+        """J·Σ·Jᵀ (rows, classes, classes) of the logits (rows, classes) that a recorded forward gave."""
+        rows, classes = logits.shape
+        columns = torch.eye(classes, dtype=logits.dtype, device=logits.device).expand(rows, -1, -1)
+        jacobians = [
+            [(call.at_z.mT @ call.x, call.z.mT @ call.at_y) for call in seen]
+            for seen in self._gradients(logits, columns)
+        ]
+        total = torch.zeros(rows, classes, classes, device=logits.device)
+        for pair, of_classes in zip(self._called(), zip(*jacobians, strict=True), strict=True):
+            of_a, of_b = (torch.stack(part, dim=1) for part in zip(*of_classes, strict=True))
+            total += pair.posterior_A.covariance(of_a, self.posterior_precision)
+            total += pair.posterior_B.covariance(of_b, self.posterior_precision)
+        return total
+
+
+@register("laplace_lora")
+class LaplaceLoRA:
+    """LoRA, y = W₀x + b₀ + s·B·A·dropout(x), with a posterior N(θ, Σ) over its factors θ, Σ⁻¹ = H + p·I.
+
+    Yang et al. 2024, arXiv:2308.13111. Training is LoRA's. When it has ended, one pass over its rows measures
+    H, block by block for each A and B: K-FAC of the generalised Gauss-Newton matrix of the softmax, S ⊗ L
+    with the rank-sided factor exact and the d-sided one of rank `n_kfac` (incremental SVD). Gradients are
+    exact over classes (columns of the root of diag(π) − π·πᵀ), summed over rows and positions; outer products
+    of a linear map's inputs are summed over positions and averaged over rows, as in the authors' code. Theirs
+    count padding; here a position that the logits do not depend on counts in neither factor. Class weights do
+    not count. The prior's mean is 0 and one p serves all factors: it maximises Laplace's marginal likelihood
+    over log p (Adam, 0.1, `steps`). Where curvature is cut off by a small `n_kfac`, or next to none because
+    the model is sure of its rows, that p is small and the logits are very uncertain, which can cost accuracy.
+    With 0 steps p is `prior_precision`, which can then be searched for on *select* (the authors' other way).
+
+    Predictions are of the model linearised in θ: f ~ N(f(x), J·Σ·Jᵀ) with J of each row, the log of the
+    mean softmax of joint `samples` (the authors take 100,000); several such entries add their covariances.
+    That takes one backward for each class, and memory for rows · classes · |θ| numbers. A bare forward, and
+    any prediction before training has ended, is the mean's. `sub: last_layer` has a posterior for the last
+    layer alone that the entry sits in (the authors': for LoRA on the language-model head). Nothing is fitted
+    for a regression, whose mean is the mean's prediction in any case, nor with `samples: 0`, which predicts
+    with the mean and is mergeable. Behind a gate the gate takes the place of s, held at its value.
+
+    A is Kaiming-uniform (a = √5), B zero: the identity at init. r·(in + out) parameters for each site; beside
+    them (in + out)·n + 2·(r² + r + n) numbers of the posterior are stored, n = n_kfac, and p.
+    """
+
+    traits = Traits(
+        injection="hook",
+        sites=LINEAR_SITES,
+        default_sites=("q", "v"),
+        mergeable=True,
+        stochastic=True,
+        rowwise=True,
+    )
+    size_field: ClassVar[str] = "rank"
+
+    class Config(MethodConfig):
+        rank: int = Field(default=8, ge=1, le=1024)
+        alpha: float | None = Field(default=None, gt=0, le=4096, description="α; default 2·rank")
+        dropout: float = Field(default=0.0, ge=0, lt=1)
+        sub: Literal["all", "last_layer"] = Field(default="all", description="which factors have a posterior")
+        n_kfac: int = Field(default=10, ge=1, le=4096, description="rank of the d-sided Kronecker factors")
+        prior_precision: float = Field(default=1.0, gt=0, le=1e6, description="p, where its search starts")
+        steps: int = Field(default=1000, ge=0, le=100_000, description="Adam steps for p")
+        samples: int = Field(default=1000, ge=0, le=1_000_000, description="draws of logits; 0: the mean")
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        if config.samples:
+            self.traits = replace(self.traits, mergeable=False)
+
+    @property
+    def scale(self) -> float:
+        c = self.config
+        return 2.0 if c.alpha is None else float(c.alpha / c.rank)
+
+    def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
+        n = sum(self.config.rank * (s.in_features + s.out_features) for s in sites)
+        return ParameterCount(n, n)
+
+    def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
+        # A decoder comes behind its encoder, and outside the layers nothing is linear.
+        last = max((s.stack == "decoder", s.layer or 0) for s in sites)
+        pairs = {s.key: self._pair(s, (s.stack == "decoder", s.layer or 0) == last) for s in sites}
+        return LaplaceLoRAModule(pairs, self.scale, self.config)
+
+    def _pair(self, site: Site, last: bool) -> LowRankPair:
+        c, sizes = self.config, (site.in_features, site.out_features, self.config.rank)
+        if c.sub == "last_layer" and not last:
+            return LowRankPair(*sizes, dropout=c.dropout)
+        return UncertainPair(*sizes, dropout=c.dropout, curvature_rank=c.n_kfac)
