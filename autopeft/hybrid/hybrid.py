@@ -20,7 +20,7 @@ from autopeft.counting import Counts, count
 from autopeft.errors import UsageError
 from autopeft.graph import CompositionGraph, build_graph
 from autopeft.hybrid.callback import HybridCallback
-from autopeft.hybrid.policies import apply_policies
+from autopeft.hybrid.policies import apply_policies, refuse_idle
 from autopeft.injection import Injection, Part, new_token
 from autopeft.method import Objective, WeightTarget
 from autopeft.recipe import Recipe
@@ -315,7 +315,12 @@ class Hybrid:
 
     def optimizer(self, **options: Any) -> torch.optim.AdamW:
         """AdamW over `parameter_groups()` after the recipe's policies, for a loop of one's own or
-        `transformers.Trainer(optimizers=(hybrid.optimizer(), None))`; options are AdamW's."""
+        `transformers.Trainer(optimizers=(hybrid.optimizer(), None))`; options are AdamW's.
+
+        Raises:
+            UsageError: a policy finds nothing to act on.
+        """
+        refuse_idle(self.parameter_groups(), self.recipe.training, self.modules)
         groups = apply_policies(self.parameter_groups(), self.recipe.training, self.modules)
         return torch.optim.AdamW(groups, **options)
 

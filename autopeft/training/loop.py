@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from autopeft.errors import DataError, UsageError
 from autopeft.hybrid import Hybrid
 from autopeft.hybrid.events import finish, fire
-from autopeft.hybrid.policies import apply_policies
+from autopeft.hybrid.policies import apply_policies, refuse_idle
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.training.bilevel import Outer
 from autopeft.training.calibration import conclude, prepare
@@ -110,7 +110,8 @@ def train(
     (1-based), `on_score` after each score of `plan.eval_every`, `should_stop()` after each step.
 
     Raises:
-        UsageError: `until` lies outside the training, or the plan stops early by itself.
+        UsageError: `until` lies outside the training, the plan stops early by itself, or a policy of the
+            recipe finds nothing to act on.
         DataError: the checkpoint belongs to another hybrid.
         NonFiniteLoss: the loss or its gradient is NaN or infinite.
         OutOfMemory: memory does not suffice for smaller micro-batches either.
@@ -118,6 +119,7 @@ def train(
     """
     started = time.perf_counter()
     _check_pause(hybrid, plan, until, resume)
+    refuse_idle(hybrid.parameter_groups(), hybrid.recipe.training, hybrid.modules)
     device = plan.torch_device()
     hybrid.model.to(device)
     dropout = plan.trains_with_dropout(hybrid.recipe.training)

@@ -94,7 +94,7 @@ def run(recorded: Recorded, kept: Kept) -> None:
     """Everything that is missing, the quick arms first."""
     setting = SETTINGS["autopeft"]
     rate = setting.learning_rate
-    ground = Ground(setting.space, setting.budget, recorded.spec, recorded.surrogate(), rate=rate)
+    ground = Ground(setting.load_space(), setting.budget, recorded.spec, recorded.surrogate(), rate=rate)
     whole, halves = Rungs.of(setting.steps), Rungs.of(setting.steps, first=setting.steps // 2, eta=2)
     name = default_sampler()
     arms: list[tuple[str, int, Callable[[int], dict[str, list[float]]]]] = [

@@ -68,7 +68,7 @@ def run(arm: str) -> dict[str, list[float]]:
     """Steps and hypervolumes of a search whose recipes are trained."""
     trainer, rows = Trainer(SETTING), read_rows(FOLDER / "trials.jsonl")
     real = Real(FOLDER / "confirmed.jsonl", rows, trainer)
-    ground = Ground(SETTING.space, SETTING.budget, trainer.spec, real, rate=SETTING.learning_rate)
+    ground = Ground(SETTING.load_space(), SETTING.budget, trainer.spec, real, rate=SETTING.learning_rate)
     if arm == "ours":
         return ours(ground, Rungs.of(SETTING.steps), default_sampler(), OURS, SEED)
     random = [r for r in rows if r["origin"] == "random" and r["precision"] == SETTING.precision]

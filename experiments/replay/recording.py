@@ -38,6 +38,8 @@ class Setting:
     """What is recorded.
 
     Attributes:
+        space: a built-in space, whose name also seeds the draws.
+        space_file: the space as it was recorded, where the built-in one has changed since.
         budget: limit on deployed parameters; `100%` for a space without one.
         learning_rate: replaces the space's own where that cannot train in so few steps.
         every: a score on *select* every so many steps.
@@ -61,6 +63,11 @@ class Setting:
     precision: str = "fp32"
     max_length: int = 64
     two_objectives: bool = False
+    space_file: Path | None = None
+
+    def load_space(self) -> Space:
+        """The space that is recorded."""
+        return Space.load(self.space_file or self.space)
 
 
 class Trainer:
@@ -99,7 +106,7 @@ class Recording:
 
     def __init__(self, path: Path, setting: Setting) -> None:
         self.path, self.setting = path, setting
-        self.space, self.budget = Space.named(setting.space), Budget.parse(setting.budget)
+        self.space, self.budget = setting.load_space(), Budget.parse(setting.budget)
         self.rows: list[dict[str, Any]] = read_rows(path)
         self._done = {(row["hash"], row["seed"]) for row in self.rows}
         self._part, self._parts = 0, 1

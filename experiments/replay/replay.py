@@ -55,14 +55,14 @@ class Ground:
 
     def __init__(
         self,
-        space: str,
+        space: Space,
         budget: str,
         spec: BackboneSpec,
         surrogate: Surrogate,
         *,
         rate: float | None = None,
     ) -> None:
-        self.space: BoundSpace = Space.named(space).bind(spec)
+        self.space: BoundSpace = space.bind(spec)
         self.budget, self.spec, self.surrogate, self._rate = Budget.parse(budget), spec, surrogate, rate
 
     def repaired(self, values: Mapping[str, Any]) -> Repaired:

@@ -51,7 +51,7 @@ def compare(recorded: Recorded, kept: Kept) -> dict[str, float]:
     setting, bests = SETTINGS["samplers"], {}
     base = min(r["scores"][str(setting.steps)] for r in recorded.rows if r["scores"])
     for model in [f.model for f in recorded.fits[:REGRESSIONS]]:
-        ground = Ground(setting.space, setting.budget, recorded.spec, recorded.surrogate(model))
+        ground = Ground(setting.load_space(), setting.budget, recorded.spec, recorded.surrogate(model))
         best = kept.get(f"{model}/best", ground.best)
         for sampler, objectives, seed in itertools.product(SAMPLERS, (1, 2), SEEDS):
             run = partial(_run, ground, sampler, objectives, seed, setting.steps, base)

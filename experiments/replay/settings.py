@@ -24,6 +24,7 @@ SETTINGS = {
         mutants=150,
         repeats=30,
         precision="fp32",
+        space_file=FOLDERS["samplers"] / "space.yaml",
     ),
     # The paper trains for 20 epochs at a learning rate of 1e-4. In 80 steps that leaves all recipes at the
     # majority class (six of six tried); at 1e-3 and above those with a prefix collapsed. 5e-4 trains all.

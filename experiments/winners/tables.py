@@ -29,8 +29,8 @@ def tables(results: dict[str, Any]) -> str:
     lines.append("|---|---|---|---|")
     for task in TASKS:
         found = [r for key, r in results.items() if key.startswith(f"{task}/")]
-        for name in dict.fromkeys(c["baseline"] for r in found for c in r["comparisons"]):
-            each = [c for r in found for c in r["comparisons"] if c["baseline"] == name]
+        for name in dict.fromkeys(_kind(c["baseline"]) for r in found for c in r["comparisons"]):
+            each = [c for r in found for c in r["comparisons"] if _kind(c["baseline"]) == name]
             lines.append(
                 f"| {task} | {name} | {_mean([c['difference'] for c in each])} | {_verdicts(each)} |"
             )
@@ -50,6 +50,11 @@ def tables(results: dict[str, Any]) -> str:
 def _methods(recipe: dict[str, Any]) -> str:
     items = [i for block in recipe.get("layers", []) for i in block["attach"]] + recipe.get("model", [])
     return " + ".join(dict.fromkeys(i if isinstance(i, str) else next(iter(i)) for i in items))
+
+
+def _kind(baseline: str) -> str:
+    """What a baseline is, without what a search's *select* chose of its kind."""
+    return "LoRA" if baseline.startswith("LoRA") else baseline.partition(":")[0]
 
 
 def _verdicts(each: Sequence[dict[str, Any]]) -> str:

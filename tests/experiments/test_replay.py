@@ -18,6 +18,7 @@ from autopeft.counting import Budget
 from autopeft.graph import build_graph
 from autopeft.search.repair import repair
 from autopeft.search.rungs import Rungs
+from autopeft.search.space import Space
 
 FOLDER = "replay"
 Import = Callable[[str], Any]
@@ -58,7 +59,7 @@ ROWS = recording(120, 30)
 @pytest.fixture(scope="module")
 def ground(load: Import) -> Any:
     surrogate = load("surrogate").Surrogate(ROWS, (40, 80), "boosting", SPACE.spec)
-    return load("replay").Ground("autopeft", "100%", SPACE.spec, surrogate)
+    return load("replay").Ground(Space.named("autopeft"), "100%", SPACE.spec, surrogate)
 
 
 def test_regressions_are_ranked_by_what_they_say_of_unseen_recipes(load: Import) -> None:
@@ -316,3 +317,18 @@ def test_cross_validation_is_kept_for_the_recording_it_belongs_to(
         path.write_text(text)
         assert common._fits([{}], 80, SPACE.spec, tmp_path) == [common.Fit("trees", 0.7, 0.4, 0.5)]
         assert calls == expected
+
+
+def test_recorded_recipes_are_members_of_the_space_that_is_kept_beside_them(load: Import) -> None:
+    settings, recording = load("settings"), load("recording")
+    from transformers import BertConfig
+
+    from autopeft.backbones import spec_of
+
+    minilm = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+    for name, setting in settings.SETTINGS.items():
+        bound = setting.load_space().bind(spec_of(minilm))
+        rows = recording.read_rows(settings.FOLDERS[name] / "trials.jsonl")
+        assert len(rows) >= setting.random + setting.mutants
+        for row in rows[::40]:
+            bound.check(row["values"])

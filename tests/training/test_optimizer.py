@@ -7,6 +7,7 @@ import torch
 from support.training import Bag, FakeHybrid, encoded_task, tiny_bert
 from torch import nn
 
+from autopeft.errors import UsageError
 from autopeft.hybrid import attach
 from autopeft.hybrid.policies import apply_policies
 from autopeft.recipe import Recipe
@@ -82,6 +83,17 @@ def test_lora_plus_splits_the_groups_of_a_hybrid() -> None:
     assert rates["head"] == pytest.approx(2e-3)
     assert len(held) == len(set(held))
     assert set(held) == trained
+
+
+def test_a_policy_without_anything_to_act_on_is_refused_before_training() -> None:
+    recipe = Recipe.from_dict(
+        {"name": "r", "layers": [{"attach": ["ia3"]}], "training": {"policies": ["lora_plus"]}}
+    )
+    with attach(tiny_bert(), recipe, seed=0) as hybrid:
+        with pytest.raises(UsageError, match="'lora_plus' finds nothing to act on"):
+            train(hybrid, encoded_task(), TrainingPlan(steps=2, device="cpu"))
+        with pytest.raises(UsageError, match="'lora_plus' finds nothing to act on"):
+            hybrid.optimizer()
 
 
 def test_groups_by_entry_move_at_their_own_rate() -> None:

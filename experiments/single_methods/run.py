@@ -1,0 +1,175 @@
+"""Every method alone on MiniLM, between the head alone and full fine-tuning.
+
+    python experiments/single_methods/run.py               # a few core-hours; goes on where it stopped
+    python experiments/single_methods/run.py --part 0/2    # every second method, beside another process
+    python experiments/single_methods/run.py --tables
+
+1,600 rows of `trec` and `movie-sentences`, 150 steps of 32, each method at its defaults. The learning rate of
+its parameters is swept on *select* with seed 0: three rates, half a decade apart, and further ones (up to six
+in all) while the best lies at an end; the head keeps 1e-3. At the best rate three fresh seeds are trained and
+scored on *test*, once. Trainings are kept by recipe hash in `trials.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tables import tables
+
+from autopeft import Recipe, load_task
+from autopeft.assets import load_config, load_model, load_tokenizer, resolve_model
+from autopeft.backbones import spec_of
+from autopeft.errors import AutoPEFTError
+from autopeft.graph import build_graph
+from autopeft.method import get_method, method_names
+from autopeft.tasks import Rows
+from autopeft.tasks.encode import encode
+from autopeft.training import TrainingPlan, run_trial
+from autopeft.training.trial import full_fine_tuning
+
+__all__ = ["CENTRES", "Bench", "Runner", "candidates", "recipe_of", "sweep"]
+
+TRIALS = Path(__file__).parent / "trials.jsonl"
+TASKS = ("trec", "movie-sentences")
+STEPS, BATCH, LENGTH, ROWS = 150, 32, 64, 1600
+SEEDS, MOST_RATES = (1, 2, 3), 6
+FULL, HEAD = "full fine-tuning", "head-only"
+# Where the sweep starts, in half decades: 0 is 1e-3. Vectors take more than matrices, prompts most.
+CENTRES = {
+    FULL: -3,
+    "ia3": 1, "ssf": 1, "mov": 1, "bitfit": 1, "vera": 1, "intrinsic_said": 1,
+    "prefix_tuning": 2, "prompt_tuning": 3,
+}  # fmt: skip
+
+
+def rate_of(point: int) -> float:
+    """1e-3 times so many half decades, as it is written."""
+    return float(f"{1e-3 * 10 ** (point / 2):.1e}")
+
+
+def candidates() -> list[str]:
+    """The two ends, and every method; of a policy it is LoRA with it."""
+    return [HEAD, *method_names(), FULL]
+
+
+def recipe_of(name: str, rate: float) -> Recipe:
+    """A method alone at its defaults; the head alone, too, where nothing is attached."""
+    training: dict[str, Any] = {"learning_rate": rate, "groups": {"head": {"learning_rate": 1e-3}}}
+    body: dict[str, Any] = {"name": name.replace(" ", "-"), "training": training}
+    if name in (HEAD, FULL):
+        training["groups"] = {}
+        return Recipe.from_dict(body)
+    level = get_method(name).traits.level
+    if level == "training":
+        training["policies"] = [name]
+        return Recipe.from_dict(body | {"layers": [{"attach": ["lora"]}]})
+    return Recipe.from_dict(
+        body | ({"model": [name]} if level == "model" else {"layers": [{"attach": [name]}]})
+    )
+
+
+def sweep(score: Callable[[int], float], centre: int, most: int = MOST_RATES) -> int:
+    """The point of the highest score: the centre and its neighbours, then onward while the best is an end."""
+    scores = {point: score(point) for point in (centre, centre - 1, centre + 1)}
+    while len(scores) < most:
+        best = max(scores, key=lambda p: (scores[p], -abs(p - centre)))
+        onward = {min(scores): best - 1, max(scores): best + 1}.get(best)
+        if onward is None:
+            break
+        scores[onward] = score(onward)
+    return max(scores, key=lambda p: (scores[p], -abs(p - centre)))
+
+
+@dataclass
+class Bench:
+    """A task on MiniLM, and how recipes are trained on it."""
+
+    task: str
+
+    def __post_init__(self) -> None:
+        source = resolve_model("minilm", notify=print)
+        self.spec = spec_of(load_config(source))
+        task = load_task(self.task, rows=Rows(train=ROWS), notify=print)
+        self._data = encode(task, load_tokenizer(source), LENGTH)
+        self._model = load_model(source, task.kind, task.num_labels)
+
+    def train(self, name: str, recipe: Recipe, seed: int, split: str) -> dict[str, Any]:
+        """Score on the split, counts and CPU seconds of a step; or the error that ended it."""
+        plan = TrainingPlan(steps=STEPS, batch_size=BATCH, max_length=LENGTH, seed=seed)
+        clock: list[float] = []
+        options: dict[str, Any] = {
+            "splits": (split,),
+            "on_step": lambda *_: clock.append(time.process_time()),
+        }
+        try:
+            if name == FULL:
+                done = full_fine_tuning(self._model, self._data, plan, training=recipe.training, **options)
+            else:
+                done = run_trial(self._model, recipe, self._data, plan, **options)
+        except AutoPEFTError as error:
+            return {"score": 0.0, "error": str(error)}
+        return {
+            "score": done.scores[split], "deployed": done.counts.deployed, "trained": done.counts.trained,
+            "cpu_seconds_per_step": round((clock[-1] - clock[0]) / (len(clock) - 1), 4),
+        }  # fmt: skip
+
+
+class Runner:
+    """Trains what `trials.jsonl` lacks."""
+
+    def __init__(self, path: Path, bench: Callable[[str], Any] = Bench) -> None:
+        self._path, self._bench = path, bench
+        self._benches: dict[str, Any] = {}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All trainings there are."""
+        if not self._path.exists():
+            return []
+        return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+
+    def method(self, task: str, name: str) -> None:
+        """Sweep, then train the best rate with fresh seeds."""
+        best = sweep(lambda point: self._score(task, name, rate_of(point), 0, "select"), CENTRES.get(name, 0))
+        for seed in SEEDS:
+            self._score(task, name, rate_of(best), seed, "test")
+
+    def _score(self, task: str, name: str, rate: float, seed: int, split: str) -> float:
+        bench = self._benches.get(task) or self._benches.setdefault(task, self._bench(task))
+        recipe = recipe_of(name, rate)
+        key = {"task": task, "method": name, "hash": build_graph(recipe, bench.spec).trial_hash()}
+        key |= {"rate": rate, "seed": seed, "split": split, "steps": STEPS}
+        for row in self.rows():
+            if all(row[k] == v for k, v in key.items()):
+                return float(row["score"])
+        row = key | bench.train(name, recipe, seed, split)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{task:16} {name:18} {rate:8.1e} seed {seed} {split:6} {row['score']:.4f}", flush=True)
+        return float(row["score"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--part", default="0/1", metavar="K/N", help="every N-th method, from the K-th on")
+    parser.add_argument("--tables", action="store_true", help="print what there is, train nothing")
+    arguments = parser.parse_args()
+    part, parts = map(int, arguments.part.split("/"))
+    torch.set_num_threads(1)
+    runner = Runner(TRIALS)
+    for name in [] if arguments.tables else candidates()[part::parts]:
+        for task in TASKS:
+            runner.method(task, name)
+    print(tables(runner.rows(), TASKS))
+
+
+if __name__ == "__main__":
+    main()

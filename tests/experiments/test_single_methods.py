@@ -1,0 +1,90 @@
+"""The experiment over single methods: recipes, sweep, resumption, table; nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.toy import toy_spec
+
+from autopeft.backbones import spec_of
+from autopeft.graph import build_graph
+from autopeft.method import get_method, method_names
+
+FOLDER = "single_methods"
+Import = Callable[[str], Any]
+
+
+@pytest.fixture(scope="module")
+def run(load: Import) -> Any:
+    return load("run")
+
+
+def test_every_method_is_a_candidate_at_its_defaults(run: Any) -> None:
+    from transformers import BertConfig
+
+    assert run.candidates() == [run.HEAD, *method_names(), run.FULL]
+    assert set(run.CENTRES) <= set(run.candidates())
+    spec = spec_of(
+        BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+    )
+    for name in method_names():
+        recipe = run.recipe_of(name, 1e-3)
+        graph = build_graph(recipe, spec)
+        if get_method(name).traits.level == "training":
+            assert [p.method for p in recipe.training.policies] == [name]
+            continue
+        (entry,) = graph.entries.values()
+        assert entry.method.config == get_method(name).Config()
+
+
+@pytest.mark.parametrize(
+    ("peak", "expected", "calls"), [(0, 0, 3), (1, 1, 4), (-1, -1, 4), (2, 2, 5), (9, 4, 6), (-9, -4, 6)]
+)
+def test_the_sweep_goes_on_while_the_best_is_an_end(run: Any, peak: int, expected: int, calls: int) -> None:
+    asked: list[int] = []
+
+    def score(point: int) -> float:
+        asked.append(point)
+        return -float(abs(point - peak))
+
+    assert run.sweep(score, 0) == expected
+    assert len(asked) == len(set(asked)) == calls
+
+
+def test_of_equal_scores_the_one_nearest_to_the_centre_is_taken(run: Any) -> None:
+    assert run.sweep(lambda point: 0.5, 2) == 2
+
+
+def test_rates_are_half_decades(run: Any) -> None:
+    assert [run.rate_of(p) for p in (-3, -1, 0, 1, 2)] == [3.2e-5, 3.2e-4, 1e-3, 3.2e-3, 1e-2]
+
+
+class FakeBench:
+    trained = 0
+
+    def __init__(self, task: str) -> None:
+        self.spec = toy_spec(hidden=8, kv=8)
+
+    def train(self, name: str, recipe: Any, seed: int, split: str) -> dict[str, Any]:
+        FakeBench.trained += 1
+        rate = recipe.training.learning_rate
+        score = (0.9 if rate == 3.2e-3 else 0.5) - 0.01 * seed
+        return {"score": score, "deployed": 1000, "trained": 2000, "cpu_seconds_per_step": 0.25}
+
+
+def test_what_is_there_is_not_trained_again_and_test_is_seen_by_fresh_seeds_only(
+    run: Any, load: Import, tmp_path: Path
+) -> None:
+    FakeBench.trained = 0
+    path = tmp_path / "trials.jsonl"
+    for _ in range(2):
+        run.Runner(path, FakeBench).method("trec", "lora")
+        assert FakeBench.trained == 4 + 3
+    rows = run.Runner(path, FakeBench).rows()
+    assert {(r["seed"], r["rate"]) for r in rows if r["split"] == "test"} == {(s, 3.2e-3) for s in (1, 2, 3)}
+    assert {r["seed"] for r in rows if r["split"] == "select"} == {0}
+    text = load("tables").tables(rows, ("trec",))
+    assert "| lora | 88.0 ± 1.0 | 3.2e-03 | 4 | 1,000 | 2,000 | 0.250 |" in text
