@@ -98,21 +98,21 @@ class Watched(PhaseOptimizer):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.rates: list[float] = []
+        self.course: list[float] = []
         self.moments: list[int] = []
         Watched.made.append(self)
 
     def schedule(self, step: int) -> None:
         super().schedule(step)
         self.moments.append(sum(bool(s["exp_avg"].any()) for s in self.adamw.state.values()))
-        self.rates.append(self.adamw.param_groups[0]["lr"])
+        self.course.append(self.rates[0])
 
 
 def test_moments_are_zero_and_the_schedule_restarts_with_each_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     Watched.made = []
     monkeypatch.setattr(loop, "PhaseOptimizer", Watched)
     train(attach(tiny_bert(), recipe(stages=3), seed=0), encoded_task(), PLAN)
-    rates = [o.rates for o in Watched.made]
+    rates = [o.course for o in Watched.made]
     assert [len(r) for r in rates] == [8, 8, 8]
     assert rates[0] == rates[1] == rates[2]
     assert rates[0][0] < max(rates[0]) > rates[0][-1]
