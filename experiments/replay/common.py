@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from recording import read_rows
 from scipy.stats import t
 from settings import FOLDERS, SETTINGS
@@ -70,33 +71,38 @@ def _fits(rows: list[dict[str, Any]], step: int, spec: BackboneSpec, folder: Pat
 class Kept:
     """Results by key in a JSON file, written after each, so that an experiment goes on where it stopped.
 
-    Results that were made from another recording are dropped.
+    Results that were made from another recording are dropped. Several processes may each make some.
     """
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
         self._path = path
         self.about = about
         self.results: dict[str, Any] = {}
-        if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found["about"] == json.loads(json.dumps(about)):
-                self.results = found["results"]
+        self._read()
+
+    def _read(self) -> None:
+        if self._path.exists():
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+            if found["about"] == json.loads(json.dumps(self.about)):
+                self.results = found["results"] | self.results
 
     def get(self, key: str, make: Callable[[], Any]) -> Any:
         """The result of a key, made if it is not there."""
         if key not in self.results:
             self.results[key] = make()
-            text = json.dumps({"about": self.about, "results": self.results}, indent=1)
-            new = self._path.with_suffix(".new")
-            new.write_text(text + "\n", encoding="utf-8")
-            new.replace(self._path)
+            with FileLock(self._path.with_suffix(".lock")):
+                self._read()
+                text = json.dumps({"about": self.about, "results": self.results}, indent=1)
+                new = self._path.with_suffix(".new")
+                new.write_text(text + "\n", encoding="utf-8")
+                new.replace(self._path)
         return self.results[key]
 
 
 def mean_of(values: Sequence[float]) -> str:
     """Mean and half of the 95 % interval of the mean (Student's t)."""
     mean, half = interval(values)
-    return f"{mean:.4f} ± {half:.4f}"
+    return f"{mean:.2f} ± {half:.2f}"
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

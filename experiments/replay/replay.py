@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Trained:
         steps: training steps of the whole search until then.
         measured, true: its score on *select* with and without noise.
         share: deployed parameters over the backbone's.
+        recipe: itself, as a dict.
     """
 
     steps: int
@@ -44,6 +45,7 @@ class Trained:
     deployed: int
     share: float
     hash: str
+    recipe: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 class Ground:
@@ -158,7 +160,6 @@ def replay(
             if job.until is None:
                 counts = record.counts or {}
                 true = ground.surrogate.score(record.recipe, record.hash)[rungs.full]
-                found.append(
-                    Trained(spent, score, true, int(counts["deployed"]), float(counts["share"]), record.hash)
-                )
+                size, share = int(counts["deployed"]), float(counts["share"])
+                found.append(Trained(spent, score, true, size, share, record.hash, record.recipe))
     return found

@@ -153,6 +153,28 @@ def test_results_are_kept_while_they_belong_to_the_same_recording(load: Import, 
     assert calls == ["made", "made"]
 
 
+def test_processes_side_by_side_keep_what_each_makes(load: Import, tmp_path: Path) -> None:
+    kept, path = load("common").Kept, tmp_path / "results.json"
+    one, other = kept(path, {"n": 1}), kept(path, {"n": 1})
+    assert (one.get("a", lambda: 1), other.get("b", lambda: 2), one.get("c", lambda: 3)) == (1, 2, 3)
+    assert kept(path, {"n": 1}).results == {"a": 1, "b": 2, "c": 3}
+
+
+def test_the_winner_is_the_best_of_three_finalists_in_further_trainings(load: Import) -> None:
+    module, trained = load("samplers"), load("replay").Trained
+
+    class Further:
+        steps = (40, 80)
+
+        def measured(self, recipe: Any, key: str, rng: Any) -> dict[int, float]:
+            return {40: 1.0, 80: {"a": 0.5, "b": 0.7, "c": 0.6, "d": 0.9}[key]}
+
+    # Recipe a was trained twice, and d is the fourth of them.
+    order = [("a", 0.95), ("a", 0.9), ("b", 0.8), ("c", 0.75), ("d", 0.7)]
+    ranked = [trained(80, measured, 0.5, 10, 0.1, key, {}) for key, measured in order]
+    assert module.confirmed(ranked, Further(), np.random.default_rng(0)).hash == "b"
+
+
 def test_an_interval_is_students(load: Import) -> None:
     mean, half = load("common").interval([1.0, 2.0, 3.0])
     assert (mean, half) == pytest.approx((2.0, 4.302653 / math.sqrt(3)), rel=1e-5)
