@@ -3,12 +3,12 @@
     python experiments/replay/samplers.py
 
 Each searches `default` on `movie-sentences` at 0.5 % as `autopeft search` does, for 60 trials of 80 steps,
-with 30 seeds (`gp`: 10); scores come from a regression on `samplers/trials.jsonl`, with the noise that its repeats
-showed. Once for the score alone: regret, which is what the winner lacks, without noise, to the best recipe
-that a long climb or any of the searches found. The winner is confirmed as a search does it: of the three
-recipes of the highest measured scores the one with the best mean over three further trainings. Once for score
-and size: hypervolume of what was found, without noise. It goes on where it stopped (`samplers/results.json`),
-and prints its tables.
+with 30 seeds (`gp`: 10); scores come from a regression on `samplers/trials.jsonl`, with the noise that its
+repeats showed. Once for the score alone: regret, which is what the winner lacks, without noise, to the best
+recipe that a long climb or any of the searches found. The winner is confirmed as a search does it: of the
+three recipes of the highest measured scores the one with the best mean over three further trainings. Once for
+score and size: hypervolume of what was found, without noise. It goes on where it stopped
+(`samplers/results.json`), and prints its tables.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["main"]
 SAMPLERS = ("random", "tpe", "nsga2", "gp", "evolution", "linear")
 TRIALS, MARKS = 60, (12, 30, 60)
 TOP, FRESH = 3, 3
-# Winners differ much from seed to seed, since some recipes only train for some seeds; `gp` takes minutes each.
+# Winners differ much from seed to seed, since some recipes train with some seeds only; `gp` takes minutes.
 SEEDS = {sampler: range(10 if sampler == "gp" else 30) for sampler in SAMPLERS}
 # What is told: title, objectives of the search, what of its course, and whether more is better.
 MEASURES = (
