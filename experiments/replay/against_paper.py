@@ -90,8 +90,8 @@ def code_of(values: Mapping[str, Any], ground: Ground) -> Code:
     return (*sizes, *(int(not values[f"layer_{i}.on"]) for i in range(layers)))
 
 
-def run(recorded: Recorded, kept: Kept) -> None:
-    """Everything that is missing, the quick arms first."""
+def run(recorded: Recorded, kept: Kept, part: int, parts: int) -> None:
+    """Everything that is missing, the quick arms first; of `parts` seeds the one that is this part's."""
     setting = SETTINGS["autopeft"]
     rate = setting.learning_rate
     ground = Ground(setting.load_space(), setting.budget, recorded.spec, recorded.surrogate(), rate=rate)
@@ -104,7 +104,7 @@ def run(recorded: Recorded, kept: Kept) -> None:
         ("paper", 5, partial(papers, ground, setting.steps)),
     ]
     for arm, seeds, make in arms:
-        for seed in range(seeds):
+        for seed in range(part, seeds, parts):
             course = kept.get(f"{arm}/{seed}", partial(make, seed))
             print(arm, seed, course["steps"][-1], course["true"][-1], course["measured"][-1], flush=True)
 
@@ -112,6 +112,8 @@ def run(recorded: Recorded, kept: Kept) -> None:
 def tables(kept: Kept, steps: int) -> str:
     """Markdown: hypervolume at shares of the paper's steps, and when its final one was reached."""
     budget = TRIALS * steps
+    if not _arm(kept, "paper"):
+        return "There is no run of the paper's way yet."
     lines = []
     for kind in ("true", "measured"):
         final = _at(kept, "paper", kind, budget)
@@ -121,7 +123,7 @@ def tables(kept: Kept, steps: int) -> str:
             "25 % less the paper's end | reached the paper's mean end | steps for it (median) |",
             "|---|---|---|---|---|---|---|---|",
         ]
-        for arm in ("paper", "ours", "ours, rungs", "random"):
+        for arm in (a for a in ("paper", "ours", "ours, rungs", "random") if _arm(kept, a)):
             cells = []
             for share in (0.125, QUARTER, 0.5, 1.0):
                 mean, half = interval(_at(kept, arm, kind, share * budget))
@@ -171,14 +173,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tables", action="store_true", help="print what there is, run nothing")
-    only_tables = parser.parse_args().tables
+    parser.add_argument("--part", default="0/1", metavar="K/N", help="every N-th seed, from the K-th on")
+    arguments = parser.parse_args()
     recorded = Recorded("autopeft")
     kept = Kept(FOLDERS["autopeft"] / "results.json", recorded.to_dict())
     print(recorded.to_dict(), flush=True)
     if not recorded.usable:
         sys.exit("No regression ranks unseen recipes well enough: nothing can be concluded from a replay.")
-    if not only_tables:
-        run(recorded, kept)
+    if not arguments.tables:
+        part, parts = map(int, arguments.part.split("/"))
+        run(recorded, kept, part, parts)
     print(tables(kept, SETTINGS["autopeft"].steps))
 
 
