@@ -122,16 +122,20 @@ def _values(
 
 
 def _table(title: str, values: dict[str, dict[str, list[float]]], sign: float) -> list[str]:
-    last = str(TRIALS)
-    best = max(SAMPLERS, key=lambda s: sign * interval(values[s][last])[0])
-    lines = [f"| {title} | " + " | ".join(f"after {m}" for m in MARKS) + f" | less than {best} by |"]
-    lines.append("|---" * (len(MARKS) + 2) + "|")
-    for sampler in SAMPLERS:
-        behind = [sign * (b - v) for b, v in zip(values[best][last], values[sampler][last], strict=False)]
-        worse, half = interval(behind)
-        verdict = f"{worse:.2f} ± {half:.2f}" + ("" if worse > half else " (not worse)")
-        cells = [mean_of(values[sampler][str(m)]) for m in MARKS]
-        lines.append(f"| {sampler} | " + " | ".join(cells) + f" | {verdict if sampler != best else ''} |")
+    """Each sampler's mean, and by how much it is less than the best one after as many trials; in bold where
+    that cannot be chance."""
+    lines = [f"| {title} | " + " | ".join(f"after {m} | less than the best" for m in MARKS) + " |"]
+    lines.append("|---" * (2 * len(MARKS) + 1) + "|")
+    best = {m: max(values, key=lambda s: sign * interval(values[s][str(m)])[0]) for m in MARKS}
+    for sampler, own in values.items():
+        cells = []
+        for m in MARKS:
+            behind = [sign * (b - v) for b, v in zip(values[best[m]][str(m)], own[str(m)], strict=False)]
+            worse, half = interval(behind)
+            shown = f"{worse:.2f} ± {half:.2f}"
+            shown = "" if sampler == best[m] else f"**{shown}**" if worse > half else shown
+            cells += [mean_of(own[str(m)]), shown]
+        lines.append(f"| {sampler} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 

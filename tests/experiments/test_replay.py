@@ -175,6 +175,21 @@ def test_the_winner_is_the_best_of_three_finalists_in_further_trainings(load: Im
     assert module.confirmed(ranked, Further(), np.random.default_rng(0)).hash == "b"
 
 
+def test_the_table_tells_which_samplers_are_worse_than_the_best(load: Import) -> None:
+    module = load("samplers")
+    noise = [0.1 * (i % 3) for i in range(30)]
+
+    def course(level: float) -> dict[str, list[float]]:
+        return {str(m): [level + n for n in noise] for m in module.MARKS}
+
+    few = {m: [2.25 - v for v in values[:10]] for m, values in course(0.0).items()}
+    lines = module._table("regret", {"a": course(2.0), "b": course(3.0), "few": few}, -1.0)
+    assert lines[2].count("|  |") == 3
+    assert lines[3].count("**1.00 ± 0.00**") == 3
+    assert "**" not in lines[4]
+    assert lines[4].count("±") == 6
+
+
 def test_an_interval_is_students(load: Import) -> None:
     mean, half = load("common").interval([1.0, 2.0, 3.0])
     assert (mean, half) == pytest.approx((2.0, 4.302653 / math.sqrt(3)), rel=1e-5)
