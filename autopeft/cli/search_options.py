@@ -87,7 +87,8 @@ Sampler = Annotated[
     str | None,
     typer.Option(
         "--sampler",
-        help="What proposes recipes: gp, tpe, nsga2, evolution, linear or random.",
+        help="What proposes recipes: gp, tpe, nsga2, evolution, linear or random. Default: tpe, or linear "
+        "with --objective score,params.",
         rich_help_panel=_SEARCH,
         show_default=False,
     ),

@@ -57,7 +57,8 @@ def search(
             (`confirm` is the number of finalists).
         time: time budget of the whole run, seconds or `"30m"`.
         seed: of sampler, heads, modules, data order and splits.
-        sampler: `gp`, `tpe`, `nsga2`, `evolution`, `linear` or `random`.
+        sampler: `gp`, `tpe`, `nsga2`, `evolution`, `linear` or `random`; default: `tpe`, or `linear` with two
+            objectives.
         fidelity: what a trial has less of before it is worth more: `steps`, `data` (steps and training rows),
             or `none`. There are rungs at a third, a ninth … of the steps, down to 40.
         objective: `score`, or `score,params` to look for small recipes as well as for good ones.

@@ -239,12 +239,12 @@ class _Cheap:
 
 def _check(a: Arguments) -> _Cheap:
     """Check what needs neither data nor backbone."""
-    sampler = a.sampler or default_sampler()
     if a.objective not in OBJECTIVES:
         raise UsageError(
             f"There is no objective {a.objective!r}.{near(a.objective, OBJECTIVES)} "
             f"Objectives: {'; '.join(OBJECTIVES)}."
         )
+    sampler = a.sampler or default_sampler(OBJECTIVES[a.objective])
     make_sampler(sampler, seed=a.seed, trials=1)
     Rungs.of(1, a.fidelity)
     parse_kinds(a.baselines, "quick")

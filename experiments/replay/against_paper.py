@@ -96,7 +96,7 @@ def run(recorded: Recorded, kept: Kept, part: int, parts: int) -> None:
     rate = setting.learning_rate
     ground = Ground(setting.load_space(), setting.budget, recorded.spec, recorded.surrogate(), rate=rate)
     whole, halves = Rungs.of(setting.steps), Rungs.of(setting.steps, first=setting.steps // 2, eta=2)
-    name = default_sampler()
+    name = default_sampler(2)
     arms: list[tuple[str, int, Callable[[int], dict[str, list[float]]]]] = [
         ("random", 10, partial(ours, ground, whole, "random", TRIALS)),
         ("ours", 10, partial(ours, ground, whole, name, OURS)),

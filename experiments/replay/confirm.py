@@ -70,7 +70,7 @@ def run(arm: str) -> dict[str, list[float]]:
     real = Real(FOLDER / "confirmed.jsonl", rows, trainer)
     ground = Ground(SETTING.load_space(), SETTING.budget, trainer.spec, real, rate=SETTING.learning_rate)
     if arm == "ours":
-        return ours(ground, Rungs.of(SETTING.steps), default_sampler(), OURS, SEED)
+        return ours(ground, Rungs.of(SETTING.steps), default_sampler(2), OURS, SEED)
     random = [r for r in rows if r["origin"] == "random" and r["precision"] == SETTING.precision]
     first = [code_of(r["values"], ground) for r in sorted(random, key=lambda r: r["index"])[: TRIALS // 2]]
     return papers(ground, SETTING.steps, SEED, first)
