@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.method import MethodConfig, OuterStep, ParameterCount, Phase, Traits, register
+from autopeft.low_rank import LowRankConfig, LowRankMethod
+from autopeft.method import OuterStep, ParameterCount, Phase, register
 from autopeft.nn import LowRankPair, ScaledPairs
-from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
+from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["AutoLoRA", "hypergradient", "surviving"]
 
@@ -170,7 +172,7 @@ class AutoLoRAModule(ScaledPairs[SelectedPair]):
 
 
 @register("autolora")
-class AutoLoRA:
+class AutoLoRA(LowRankMethod):
     """y = W₀x + b₀ + s·Σⱼ softmax(c)ⱼ·Bⱼ·Aⱼ·dropout(x), j = 1…k; then LoRA with the ranks that c has found.
 
     Zhang et al. 2024, arXiv:2403.09113. The share `search` of the steps is a bilevel problem: all that the
@@ -190,34 +192,16 @@ class AutoLoRA:
     the data: a budget counts k·(in + out).
     """
 
-    traits = Traits(
-        injection="hook",
-        sites=LINEAR_SITES,
-        default_sites=("q", "v"),
-        mergeable=True,
-        stochastic=True,
-        rowwise=True,
-        data_dependent=True,
-    )
-    size_field: ClassVar[str] = "rank"
+    traits = replace(LowRankMethod.traits, data_dependent=True)
 
-    class Config(MethodConfig):
+    class Config(LowRankConfig):
         rank: int = Field(default=8, ge=1, le=1024, description="k, the largest rank")
-        alpha: float | None = Field(default=None, gt=0, le=4096, description="α; default 2·rank")
-        dropout: float = Field(default=0.0, ge=0, lt=1)
         search: float = Field(default=0.5, gt=0, lt=1, description="share of the steps that search")
         held_out: float = Field(default=0.3, gt=0, lt=1, description="share of the rows in D₂")
         selection_learning_rate: float = Field(default=3e-4, gt=0, le=1, description="of c")
         reference_threshold: bool = Field(
             default=False, description="compare c/Σc with 1/k, as the authors' code"
         )
-
-        @property
-        def scale(self) -> float:
-            return 2.0 if self.alpha is None else self.alpha / self.rank
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
 
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         n = sum(self.config.rank * (s.in_features + s.out_features) for s in sites)

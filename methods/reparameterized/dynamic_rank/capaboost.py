@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from autopeft.method import MethodConfig, ParameterCount, Traits, register
+from autopeft.low_rank import LowRankConfig, LowRankMethod
+from autopeft.method import ParameterCount, register
 from autopeft.nn import MaskedCopies, Masks, ScaledMaps
-from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
+from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["CapaBoost"]
 
@@ -52,7 +53,7 @@ class CapaBoostModule(ScaledMaps[BoostedPair]):
 
 
 @register("capaboost")
-class CapaBoost:
+class CapaBoost(LowRankMethod):
     """y = W₀x + b₀ + s·Σᵢ (B ⊙ M_Bᵢ)·(A ⊙ M_Aᵢ)·dropout(x), i = 1…D, s = α/r: one A (r × in) and B (out × r)
     in D masked copies.
 
@@ -66,23 +67,10 @@ class CapaBoost:
     Parameters: the entries in at least one mask, exactly, about (1 − (1 − ρ)ᴰ)·r·(in + out) for each site.
     """
 
-    traits = Traits(
-        injection="hook",
-        sites=LINEAR_SITES,
-        default_sites=("q", "v"),
-        mergeable=True,
-        stochastic=True,
-        rowwise=True,
-    )
-    size_field: ClassVar[str] = "rank"
-
-    class Config(MethodConfig):
-        rank: int = Field(default=8, ge=1, le=1024)
-        alpha: float | None = Field(default=None, gt=0, le=4096, description="α; default 2·rank")
+    class Config(LowRankConfig):
         copies: int = Field(default=2, ge=1, le=16, description="D")
         density: float = Field(default=0.5, gt=0, le=1, description="ρ, the share of ones in each mask")
         pattern: Literal["random", "2:4"] = "random"
-        dropout: float = Field(default=0.0, ge=0, lt=1)
         seed: int = Field(default=0, ge=0, lt=2**32, description="where the masks are drawn from")
 
         @model_validator(mode="after")
@@ -90,14 +78,6 @@ class CapaBoost:
             if self.pattern == "2:4" and self.density != 0.5:
                 raise ValueError(f"pattern '2:4' has density 0.5, but got {self.density}; leave density out")
             return self
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-
-    @property
-    def scale(self) -> float:
-        c = self.config
-        return 2.0 if c.alpha is None else float(c.alpha / c.rank)
 
     def _masks(self, site: Site) -> tuple[Masks, Masks]:
         """Of A and B at a site."""
@@ -114,4 +94,4 @@ class CapaBoost:
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         pairs = {s.key: BoostedPair(*self._masks(s), self.config.dropout) for s in sites}
-        return CapaBoostModule(pairs, self.scale)
+        return CapaBoostModule(pairs, self.config.scale)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
-from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
+from autopeft.low_rank import LowRankConfig, LowRankMethod
+from autopeft.method import Call, ParameterCount, register
 from autopeft.nn import PerSite
-from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
+from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["DyLoRA"]
 
@@ -128,7 +130,7 @@ class DyLoRAModule(PerSite[NestedPair]):
 
 
 @register("dylora")
-class DyLoRA:
+class DyLoRA(LowRankMethod):
     """y = W₀x + b₀ + (α/b)·B[:, :b]·A[:b]·dropout(x), b drawn from 1…R before each step, once for all sites.
 
     Valipour et al. 2023, arXiv:2210.07558. `frozen` (the default, as in the authors' code): a step trains row
@@ -143,22 +145,11 @@ class DyLoRA:
     and R/b remains. Mergeable. Trained: R·(in + out) for each site; deployed: b·(in + out).
     """
 
-    traits = Traits(
-        injection="hook",
-        sites=LINEAR_SITES,
-        default_sites=("q", "v"),
-        mergeable=True,
-        stochastic=True,
-        rowwise=True,
-        data_dependent=True,
-    )
-    size_field: ClassVar[str] = "rank"
+    traits = replace(LowRankMethod.traits, data_dependent=True)
 
-    class Config(MethodConfig):
+    class Config(LowRankConfig):
         rank: int = Field(default=8, ge=1, le=256, description="R, the largest rank")
         deployed_rank: int | None = Field(default=None, ge=1, le=256, description="b; default R")
-        alpha: float | None = Field(default=None, gt=0, le=4096, description="α; default 2·rank")
-        dropout: float = Field(default=0.0, ge=0, lt=1)
         frozen: bool = Field(default=True, description="train only the last of the drawn rows and columns")
         sampling: Literal["uniform", "geometric"] = "uniform"
         p: float = Field(default=0.15, gt=0, lt=1, description="of the geometric distribution")
@@ -169,17 +160,10 @@ class DyLoRA:
                 raise ValueError(f"deployed_rank={self.deployed_rank} is above rank={self.rank}")
             return self
 
-        @property
-        def scale(self) -> float:
-            return 2.0 if self.alpha is None else self.alpha / self.rank
-
         def chances(self) -> Tensor:
             """Weights (R,) of the ranks 1…R."""
             keep = 1.0 if self.sampling == "uniform" else 1 - self.p
             return keep ** torch.arange(self.rank, dtype=torch.float64)
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
 
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         c = self.config

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from autopeft.method import MethodConfig, ParameterCount, Phase, Traits, register
+from autopeft.low_rank import LowRankConfig, LowRankMethod
+from autopeft.method import ParameterCount, Phase, Traits, register
 from autopeft.nn import LowRankPair, ScaledPairs
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
@@ -122,7 +123,7 @@ class ScheduledSoRAModule(SoRAModule):
 
 
 @register("sora")
-class SoRA:
+class SoRA(LowRankMethod):
     """y = W₀x + b₀ + s·B·(g ⊙ A·dropout(x)), s = α/r; after every step g ← sign(g)·max(|g| − ξ, 0).
 
     Ding et al. 2023, arXiv:2311.11696. g (r) has a parameter group of its own without weight decay, and the
@@ -146,12 +147,9 @@ class SoRA:
         rowwise=True,
         data_dependent=True,
     )
-    size_field: ClassVar[str] = "rank"
 
-    class Config(MethodConfig):
+    class Config(LowRankConfig):
         rank: int = Field(default=8, ge=1, le=1024, description="r, the largest rank")
-        alpha: float | None = Field(default=None, gt=0, le=4096, description="α; default 2·rank")
-        dropout: float = Field(default=0.0, ge=0, lt=1)
         threshold: float = Field(default=3e-4, ge=0, le=1, description="ξ")
         penalty: float = Field(default=0.1, ge=0, le=1000, description="λ")
         reference_threshold: bool = Field(
@@ -171,10 +169,6 @@ class SoRA:
                 raise ValueError("an exp schedule starts from a threshold above 0")
             return self
 
-        @property
-        def scale(self) -> float:
-            return 2.0 if self.alpha is None else self.alpha / self.rank
-
         def thresholds(self) -> list[float]:
             """ξ of each stage: equally spaced themselves, in their exp (`log`) or in their log (`exp`)."""
             if self.final_threshold is None:
@@ -182,9 +176,6 @@ class SoRA:
             there, back = _SCALES[self.schedule]
             low, high = there(self.threshold), there(self.final_threshold)
             return [back(low + (high - low) * k / (self.stages - 1)) for k in range(self.stages)]
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
 
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         r = self.config.rank

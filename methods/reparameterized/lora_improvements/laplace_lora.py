@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autopeft.errors import MethodError
-from autopeft.method import MethodConfig, Objective, ParameterCount, Traits, register
+from autopeft.low_rank import LowRankConfig, LowRankMethod
+from autopeft.method import Objective, register
 from autopeft.nn import LowRankPair, ScaledPairs, SeenPair, UncertainPair, fit_precision, joined, softmax_root
-from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
+from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["LaplaceLoRA"]
 
@@ -139,7 +140,7 @@ class LaplaceLoRAModule(ScaledPairs[LowRankPair]):
 
 
 @register("laplace_lora")
-class LaplaceLoRA:
+class LaplaceLoRA(LowRankMethod):
     """LoRA, y = W₀x + b₀ + s·B·A·dropout(x), with a posterior N(θ, Σ) over its factors θ, Σ⁻¹ = H + p·I.
 
     Yang et al. 2024, arXiv:2308.13111. Training is LoRA's. When it has ended, one pass over its rows measures
@@ -165,20 +166,7 @@ class LaplaceLoRA:
     them (in + out)·n + 2·(r² + r + n) numbers of the posterior are stored, n = n_kfac, and p.
     """
 
-    traits = Traits(
-        injection="hook",
-        sites=LINEAR_SITES,
-        default_sites=("q", "v"),
-        mergeable=True,
-        stochastic=True,
-        rowwise=True,
-    )
-    size_field: ClassVar[str] = "rank"
-
-    class Config(MethodConfig):
-        rank: int = Field(default=8, ge=1, le=1024)
-        alpha: float | None = Field(default=None, gt=0, le=4096, description="α; default 2·rank")
-        dropout: float = Field(default=0.0, ge=0, lt=1)
+    class Config(LowRankConfig):
         sub: Literal["all", "last_layer"] = Field(default="all", description="which factors have a posterior")
         n_kfac: int = Field(default=10, ge=1, le=4096, description="rank of the d-sided Kronecker factors")
         prior_precision: float = Field(default=1.0, gt=0, le=1e6, description="p, where its search starts")
@@ -190,20 +178,11 @@ class LaplaceLoRA:
         if config.samples:
             self.traits = replace(self.traits, mergeable=False)
 
-    @property
-    def scale(self) -> float:
-        c = self.config
-        return 2.0 if c.alpha is None else float(c.alpha / c.rank)
-
-    def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
-        n = sum(self.config.rank * (s.in_features + s.out_features) for s in sites)
-        return ParameterCount(n, n)
-
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         # A decoder comes behind its encoder, and outside the layers nothing is linear.
         last = max((s.stack == "decoder", s.layer or 0) for s in sites)
         pairs = {s.key: self._pair(s, (s.stack == "decoder", s.layer or 0) == last) for s in sites}
-        return LaplaceLoRAModule(pairs, self.scale, self.config)
+        return LaplaceLoRAModule(pairs, self.config.scale, self.config)
 
     def _pair(self, site: Site, last: bool) -> LowRankPair:
         c, sizes = self.config, (site.in_features, site.out_features, self.config.rank)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
+from autopeft.low_rank import LowRankConfig, LowRankMethod
+from autopeft.method import Call, register
 from autopeft.nn import LowRankPair, ScaledPairs, generator_of
-from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
+from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["LoRADropout"]
 
@@ -64,7 +64,7 @@ class LoRADropoutModule(ScaledPairs[LowRankPair]):
 
 
 @register("lora_dropout")
-class LoRADropout:
+class LoRADropout(LowRankMethod):
     """y = W₀x + b₀ + s·diag(m_B)·B·A·diag(m_A)·x, s = α/r; each entry of m_A (in) and m_B (out) is 0 with
     probability p.
 
@@ -81,19 +81,7 @@ class LoRADropout:
     an ensemble. r·(in + out) parameters for each site.
     """
 
-    traits = Traits(
-        injection="hook",
-        sites=LINEAR_SITES,
-        default_sites=("q", "v"),
-        mergeable=True,
-        stochastic=True,
-        rowwise=True,
-    )
-    size_field: ClassVar[str] = "rank"
-
-    class Config(MethodConfig):
-        rank: int = Field(default=8, ge=1, le=1024)
-        alpha: float | None = Field(default=None, gt=0, le=4096, description="α; default 2·rank")
+    class Config(LowRankConfig):
         dropout: float = Field(default=0.5, ge=0, lt=1, description="p")
         expected: bool = Field(default=False, description="evaluate and merge with (1 − p)²·ΔW")
         ensemble: int = Field(default=0, ge=0, le=64, description="N masked models at test time; 0: none")
@@ -104,16 +92,7 @@ class LoRADropout:
         if config.ensemble:
             self.traits = replace(self.traits, mergeable=False)
 
-    @property
-    def scale(self) -> float:
-        c = self.config
-        return 2.0 if c.alpha is None else float(c.alpha / c.rank)
-
-    def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
-        n = sum(self.config.rank * (s.in_features + s.out_features) for s in sites)
-        return ParameterCount(n, n)
-
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         c = self.config
         pairs = {s.key: LowRankPair(s.in_features, s.out_features, c.rank) for s in sites}
-        return LoRADropoutModule(pairs, self.scale, c)
+        return LoRADropoutModule(pairs, c.scale, c)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.method import MethodConfig, ParameterCount, Traits, register
+from autopeft.low_rank import LowRankConfig, LowRankMethod
+from autopeft.method import ParameterCount, register
 from autopeft.nn import LowRankPair, ScaledPairs
-from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
+from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["MoSLoRA"]
 
@@ -44,7 +45,7 @@ class MixedPair(LowRankPair):
 
 
 @register("moslora")
-class MoSLoRA:
+class MoSLoRA(LowRankMethod):
     """y = W₀x + b₀ + s·B·M·A·dropout(x), s = α/r; M (r × r) is trained and mixes the r rank-one subspaces.
 
     Wu et al. 2024, arXiv:2406.11909. A (r × in) and M are Kaiming-uniform (a = √5), or M is `orthogonal`; B
@@ -52,29 +53,8 @@ class MoSLoRA:
     LoRA. Behind a gate the gate takes the place of s. Mergeable. r·(in + out) + r² parameters for each site.
     """
 
-    traits = Traits(
-        injection="hook",
-        sites=LINEAR_SITES,
-        default_sites=("q", "v"),
-        mergeable=True,
-        stochastic=True,
-        rowwise=True,
-    )
-    size_field: ClassVar[str] = "rank"
-
-    class Config(MethodConfig):
-        rank: int = Field(default=8, ge=1, le=1024)
-        alpha: float | None = Field(default=None, gt=0, le=4096, description="α; default 2·rank")
+    class Config(LowRankConfig):
         mixer: Mixer = Field(default="kaiming", description="how M starts")
-        dropout: float = Field(default=0.0, ge=0, lt=1)
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-
-    @property
-    def scale(self) -> float:
-        c = self.config
-        return 2.0 if c.alpha is None else float(c.alpha / c.rank)
 
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         r = self.config.rank
@@ -87,4 +67,4 @@ class MoSLoRA:
             s.key: MixedPair(s.in_features, s.out_features, c.rank, mixer=c.mixer, dropout=c.dropout)
             for s in sites
         }
-        return ScaledPairs(pairs, self.scale)
+        return ScaledPairs(pairs, c.scale)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.method import MethodConfig, ParameterCount, Phase, Traits, register
+from autopeft.low_rank import LowRankConfig, LowRankMethod
+from autopeft.method import ParameterCount, Phase, register
 from autopeft.nn import LowRankPair, ScaledPairs
-from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
+from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["PeriodicLoRA"]
 
@@ -95,7 +95,7 @@ class StagedModule(PeriodicLoRAModule):
 
 
 @register("periodic_lora")
-class PeriodicLoRA:
+class PeriodicLoRA(LowRankMethod):
     """y = (W₀ + s·Σₜ Bₜ·Aₜ)x + b₀ + s·B·A·dropout(x), s = α/r; Bₜ·Aₜ is what stage t left when it ended.
 
     Meng et al. 2024, arXiv:2402.16141 (no official code). The training has K stages of equal length;
@@ -109,30 +109,11 @@ class PeriodicLoRA:
     deployed: K·r·(in + out), a LoRA of rank K·r.
     """
 
-    traits = Traits(
-        injection="hook",
-        sites=LINEAR_SITES,
-        default_sites=("q", "v"),
-        mergeable=True,
-        stochastic=True,
-        rowwise=True,
-    )
-    size_field: ClassVar[str] = "rank"
-
-    class Config(MethodConfig):
+    class Config(LowRankConfig):
         rank: int = Field(default=8, ge=1, le=1024, description="r of one stage")
-        alpha: float | None = Field(default=None, gt=0, le=4096, description="α; default 2·rank")
         dropout: float = Field(default=0.0, ge=0, lt=1, description="on the input of the live pair")
         stages: int = Field(default=4, ge=1, le=64, description="K")
         momentum: float = Field(default=0.0, ge=0, lt=1, description="μ, the share that stays live")
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-
-    @property
-    def scale(self) -> float:
-        c = self.config
-        return 2.0 if c.alpha is None else float(c.alpha / c.rank)
 
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         n = sum(self.config.rank * (s.in_features + s.out_features) for s in sites)
@@ -143,4 +124,4 @@ class PeriodicLoRA:
         pairs = {
             s.key: PeriodicPair(s.in_features, s.out_features, c.rank, c.stages, c.dropout) for s in sites
         }
-        return (StagedModule if c.stages > 1 else PeriodicLoRAModule)(pairs, self.scale, c)
+        return (StagedModule if c.stages > 1 else PeriodicLoRAModule)(pairs, c.scale, c)

@@ -96,8 +96,8 @@ def test_how_the_mixer_starts() -> None:
 
 
 def test_scale_and_dropout_are_loras() -> None:
-    assert configured("moslora", rank=16).scale == 2.0
-    assert configured("moslora", rank=16, alpha=8.0).scale == pytest.approx(0.5)
+    assert configured("moslora", rank=16).config.scale == 2.0
+    assert configured("moslora", rank=16, alpha=8.0).config.scale == pytest.approx(0.5)
     module, sites = build("moslora", toy_spec(hidden=64), rank=3, dropout=0.5)
     randomise(module)
     x, y = torch.randn(4, 64), torch.zeros(4, 64)

@@ -40,5 +40,5 @@ def test_merged_weight_equals_the_delta() -> None:
 
 
 def test_rank_stabilized_scale() -> None:
-    assert configured("lora", rank=16, alpha=8.0, rank_stabilized=True).scale == pytest.approx(2.0)
-    assert configured("lora", rank=16, alpha=8.0).scale == pytest.approx(0.5)
+    assert configured("lora", rank=16, alpha=8.0, rank_stabilized=True).config.scale == pytest.approx(2.0)
+    assert configured("lora", rank=16, alpha=8.0).config.scale == pytest.approx(0.5)
