@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 REFERENCE = (0.7, 26.0)
-TRIALS, OURS = 200, 100
+TRIALS = 200
 QUARTER = 0.25
 _SIZES = ("serial_adapter.bottleneck", "parallel_adapter.bottleneck", "prefix_tuning.length")
 
@@ -99,8 +99,8 @@ def run(recorded: Recorded, kept: Kept, part: int, parts: int) -> None:
     name = default_sampler(2)
     arms: list[tuple[str, int, Callable[[int], dict[str, list[float]]]]] = [
         ("random", 10, partial(ours, ground, whole, "random", TRIALS)),
-        ("ours", 10, partial(ours, ground, whole, name, OURS)),
-        ("ours, rungs", 10, partial(ours, ground, halves, name, OURS)),
+        ("ours", 10, partial(ours, ground, whole, name, TRIALS)),
+        ("ours, rungs", 10, partial(ours, ground, halves, name, TRIALS)),
         ("paper", 5, partial(papers, ground, setting.steps)),
     ]
     for arm, seeds, make in arms:

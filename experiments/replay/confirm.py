@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from against_paper import OURS, QUARTER, TRIALS, code_of, ours, papers
+from against_paper import QUARTER, TRIALS, code_of, ours, papers
 from recording import Trainer, append_row, read_rows
 from replay import Ground
 from settings import FOLDERS, SETTINGS
@@ -33,6 +33,7 @@ __all__ = ["Real", "main"]
 
 SETTING, FOLDER = SETTINGS["autopeft"], FOLDERS["autopeft"]
 SEED = 0
+OURS = 100
 
 
 class Real:

@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 import torch
 from botorch.acquisition.multi_objective.monte_carlo import qNoisyExpectedHypervolumeImprovement
@@ -155,6 +156,8 @@ class Paper:
                 thinning=s.thinning,
                 disable_progbar=True,
             )
+        # Every fit compiles a program of its own: kept, they take 3 GB a search, and the second one fails.
+        jax.clear_caches()
         return model
 
     def _climb(
