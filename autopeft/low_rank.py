@@ -26,7 +26,7 @@ class LowRankConfig(MethodConfig):
 
 
 class LowRankMethod:
-    """Base of methods that put a pair of factors, r·(in + out) parameters, beside linear maps."""
+    """Base of methods of rank r beside linear maps; r·(in + out) parameters where they say nothing else."""
 
     traits = Traits(
         injection="hook",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal, cast
+from typing import Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
+from autopeft.low_rank import LowRankMethod
+from autopeft.method import Call, MethodConfig, ParameterCount, register
 from autopeft.nn import LowRankKronecker, PerSite, require_blocks
-from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
+from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["KAdaptation"]
 
@@ -84,7 +85,7 @@ def _offsets(sites: Sequence[Site]) -> Iterator[tuple[str, int]]:
 
 
 @register("kadaptation")
-class KAdaptation:
+class KAdaptation(LowRankMethod):
     """y = (W₀ + c·dropout(ΔW))·x + b₀ + b, ΔW = Σᵢ Aᵢ ⊗ (uᵢ·vᵢ), i = 1…n.
 
     He et al. 2023, arXiv:2203.16329. The slow weights Aᵢ (n × n) are shared by all layers, one set for q and
@@ -103,25 +104,12 @@ class KAdaptation:
     ViT-B.
     """
 
-    traits = Traits(
-        injection="hook",
-        sites=LINEAR_SITES,
-        default_sites=("q", "v"),
-        mergeable=True,
-        stochastic=True,
-        rowwise=True,
-    )
-    size_field: ClassVar[str] = "rank"
-
     class Config(MethodConfig):
         rank: int = Field(default=1, ge=1, le=64, description="r, of the fast weights")
         phm_dim: int = Field(default=32, ge=1, le=128, description="n, a divisor of all widths")
         scale: float = Field(default=160.0, gt=0, le=4096, description="c")
         dropout: float = Field(default=0.5, ge=0, lt=1, description="of the entries of ΔW")
         rules: Form = Field(default="rank_one", description="form of the slow weights")
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
 
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         c = self.config

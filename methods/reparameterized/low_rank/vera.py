@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
+from autopeft.low_rank import LowRankMethod
+from autopeft.method import Call, MethodConfig, ParameterCount, register
 from autopeft.nn import PerSite
-from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
+from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["VeRA"]
 
@@ -70,7 +71,7 @@ class VeRAModule(PerSite[VeRAVectors]):
 
 
 @register("vera")
-class VeRA:
+class VeRA(LowRankMethod):
     """y = W₀x + b₀ + Λ_b·B·Λ_d·A·dropout(x), where Λ_b = diag(b) and Λ_d = diag(d) are all that trains.
 
     Kopiczko et al. 2024, arXiv:2310.11454, eq. 2. A (r × in) and B (out × r) are frozen, shared by all sites
@@ -80,24 +81,11 @@ class VeRA:
     scale that a gate could replace. Mergeable. out + r parameters for each site.
     """
 
-    traits = Traits(
-        injection="hook",
-        sites=LINEAR_SITES,
-        default_sites=("q", "v"),
-        mergeable=True,
-        stochastic=True,
-        rowwise=True,
-    )
-    size_field: ClassVar[str] = "rank"
-
     class Config(MethodConfig):
         rank: int = Field(default=256, ge=1, le=4096)
         d_initial: float = Field(default=0.1, gt=0, le=1, description="every entry of d at init")
         dropout: float = Field(default=0.0, ge=0, lt=1)
         seed: int = Field(default=0, ge=0, lt=2**32, description="where the frozen pair is drawn from")
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
 
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         n = sum(s.out_features + self.config.rank for s in sites)
