@@ -3,10 +3,11 @@
     python experiments/winners/run.py            # goes on where it stopped; some 80 minutes on two cores
     python experiments/winners/run.py --tables
 
-Each search tries 15 recipes of `default` at 0.5 % with a seed of its own (which also splits the data),
-retrains the best two with three fresh seeds and compares the winner on *test* with every baseline. Then the
-winner is trained as a fixed recipe on the other task, on the rows, splits and seeds of the search there,
-beside whose baselines it is put.
+Each search tries 15 recipes at 0.5 % with a seed of its own (which also splits the data); the space is the
+one that the samplers were compared in (`../samplers/space.yaml`, `default.yaml` as it was then). The best two
+are retrained with three fresh seeds, and the winner is compared on *test* with every baseline. Then it is
+trained as a fixed recipe on the other task, on the rows, splits and seeds of the search there, beside whose
+baselines it is put.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from autopeft.search.worker import WorkerSetup, execute
 HERE = Path(__file__).parent
 RESULTS, RUNS = HERE / "results.json", HERE / "runs"
 SEEDS = range(5)
-SETTING: dict[str, Any] = {"budget": "0.5%", "trials": 15, "baselines": "all"}
+SPACE = HERE.parent / "samplers" / "space.yaml"
+SETTING: dict[str, Any] = {"budget": "0.5%", "trials": 15, "baselines": "all", "space": str(SPACE)}
 
 
 def searched(task: str, seed: int) -> dict[str, Any]:
