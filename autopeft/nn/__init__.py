@@ -7,12 +7,12 @@ from autopeft.nn.fastfood import Fastfood
 from autopeft.nn.hadamard import walsh_hadamard
 from autopeft.nn.kronecker import LowRankKronecker, kronecker_sum, require_blocks
 from autopeft.nn.kronecker_curvature import KroneckerCurvature, fit_precision, log_evidence, softmax_root
-from autopeft.nn.low_rank import LowRankPair
+from autopeft.nn.low_rank import LowRankPair, PrunedPair
 from autopeft.nn.masked_copies import MaskedCopies, Masks
 from autopeft.nn.per_site import PerSite
 from autopeft.nn.prompt_encoder import PromptEncoder, PromptRows
 from autopeft.nn.router import Router
-from autopeft.nn.scaled_maps import ScaledMaps, ScaledPairs
+from autopeft.nn.scaled_maps import PrunedPairs, ScaledMaps, ScaledPairs
 from autopeft.nn.seeds import generator_of
 from autopeft.nn.sensitivity import Sensitivity
 from autopeft.nn.sparse_delta import SparseDelta
@@ -32,6 +32,8 @@ __all__ = [
     "PerSite",
     "PromptEncoder",
     "PromptRows",
+    "PrunedPair",
+    "PrunedPairs",
     "Router",
     "ScaledMaps",
     "ScaledPairs",

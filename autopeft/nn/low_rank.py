@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LowRankPair"]
+__all__ = ["LowRankPair", "PrunedPair"]
 
 
 class LowRankPair(nn.Module):
@@ -44,3 +45,16 @@ class LowRankPair(nn.Module):
     def product(self) -> Tensor:
         """B·A, (out × in)."""
         return self.B @ self.down()
+
+
+class PrunedPair(LowRankPair, ABC):
+    """A pair of which training leaves ranks out."""
+
+    @property
+    @abstractmethod
+    def rank(self) -> int:
+        """How many ranks stay."""
+
+    @abstractmethod
+    def deploy(self) -> None:
+        """Become a plain pair that computes the same."""

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from torch import Tensor, nn
 
-from autopeft.nn.low_rank import LowRankPair
+from autopeft.nn.low_rank import LowRankPair, PrunedPair
 from autopeft.nn.per_site import PerSite
 from autopeft.spec import Site
 
 if TYPE_CHECKING:
     from autopeft.method import Call
 
-__all__ = ["ScaledMaps", "ScaledPairs"]
+__all__ = ["PrunedPairs", "ScaledMaps", "ScaledPairs"]
 
 _M = TypeVar("_M", bound=nn.Module)
 _P = TypeVar("_P", bound=LowRankPair)
+_Q = TypeVar("_Q", bound=PrunedPair)
 
 
 class ScaledMaps(PerSite[_M]):
@@ -47,3 +49,26 @@ class ScaledPairs(ScaledMaps[_P]):
     def up_parameters(self) -> list[nn.Parameter]:
         """B of every site, which is zero at init."""
         return [pair.B for pair in self.children_by_site()]
+
+
+class PrunedPairs(ScaledPairs[_Q]):
+    """`ScaledPairs` of which training leaves some ranks out, at each site others; all start at `largest`."""
+
+    def __init__(self, children: dict[str, _Q], scale: float, largest: int) -> None:
+        super().__init__(children, scale)
+        self.largest = largest
+
+    def ranks(self) -> dict[str, int]:
+        """How many ranks stay at each site (`encoder.0.q`)."""
+        pairs = zip(self.at, self.children_by_site(), strict=True)
+        return {key.replace("-", "."): pair.rank for key, pair in pairs}
+
+    def deploy(self) -> None:
+        """Plain pairs: LoRAs of the ranks that are left."""
+        for pair in self.children_by_site():
+            pair.deploy()
+
+    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        for key, pair in zip(self.at, self.children_by_site(), strict=True):
+            rank, a, b = min(self.largest, shapes[f"at.{key}.A"][0]), pair.A, pair.B
+            pair.hold(a.new_zeros(rank, a.shape[1]), b.new_zeros(len(b), rank))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autopeft.low_rank import LowRankConfig, LowRankMethod
 from autopeft.method import OuterStep, ParameterCount, Phase, register
-from autopeft.nn import LowRankPair, ScaledPairs
+from autopeft.nn import LowRankPair, PrunedPair, PrunedPairs
 from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["AutoLoRA", "hypergradient", "surviving"]
@@ -67,14 +67,22 @@ def surviving(selection: Tensor, *, reference: bool = False) -> Tensor:
     return stays
 
 
-class SelectedPair(LowRankPair):
+class SelectedPair(PrunedPair):
     """x ↦ Σⱼ softmax(c)ⱼ·Bⱼ·Aⱼ·dropout(x) with c (rank) at one; without c a plain pair."""
 
     selection: nn.Parameter | None
 
-    def __init__(self, in_features: int, out_features: int, rank: int, *, dropout: float) -> None:
-        super().__init__(in_features, out_features, rank, dropout=dropout)
-        self.selection = nn.Parameter(torch.ones(rank))
+    def __init__(self, in_features: int, out_features: int, config: AutoLoRA.Config) -> None:
+        super().__init__(in_features, out_features, config.rank, dropout=config.dropout)
+        self.selection = nn.Parameter(torch.ones(config.rank))
+        self.reference = config.reference_threshold
+
+    @property
+    def rank(self) -> int:
+        """What the selection has it be at present."""
+        if self.selection is None:
+            return len(self.A)
+        return int(surviving(self.selection, reference=self.reference).sum())
 
     def down(self) -> Tensor:
         """diag(softmax(c))·A, (rank × in)."""
@@ -94,29 +102,17 @@ class SelectedPair(LowRankPair):
             self.selection = None
 
 
-class AutoLoRAModule(ScaledPairs[SelectedPair]):
+class AutoLoRAModule(PrunedPairs[SelectedPair]):
     """A pair with selection variables for each site until the ranks are found, a plain pair afterwards."""
 
     def __init__(self, children: dict[str, SelectedPair], config: AutoLoRA.Config) -> None:
-        super().__init__(children, config.scale)
+        super().__init__(children, config.scale, config.rank)
         self.config = config
         self.meta: torch.optim.Adam | None = None
 
     def selections(self) -> list[nn.Parameter]:
         """c of every site; none once the ranks are found."""
         return [pair.selection for pair in self.children_by_site() if pair.selection is not None]
-
-    def ranks(self) -> dict[str, int]:
-        """The rank at each site (`encoder.0.q`), as the selection has it at present."""
-        ranks = {}
-        for key, pair in zip(self.at, self.children_by_site(), strict=True):
-            kept = pair.selection
-            if kept is None:
-                rank = len(pair.A)
-            else:
-                rank = int(surviving(kept, reference=self.config.reference_threshold).sum())
-            ranks[key.replace("-", ".")] = rank
-        return ranks
 
     def phases(self) -> list[Phase]:
         """`search` and `retrain`, whose output is `ranks()`; one plain phase where the ranks are there."""
@@ -151,8 +147,8 @@ class AutoLoRAModule(ScaledPairs[SelectedPair]):
 
     def restart(self) -> None:
         """Put a LoRA of the rank that was found, at its init, at every site."""
-        for rank, pair in zip(self.ranks().values(), self.children_by_site(), strict=True):
-            pair.restart(rank)
+        for pair in self.children_by_site():
+            pair.restart(pair.rank)
         self.meta = None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -161,14 +157,8 @@ class AutoLoRAModule(ScaledPairs[SelectedPair]):
 
     def deploy(self) -> None:
         """Plain pairs: an unfinished search leaves all terms, weighted as they are."""
-        for pair in self.children_by_site():
-            pair.deploy()
+        super().deploy()
         self.meta = None
-
-    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        for key, pair in zip(self.at, self.children_by_site(), strict=True):
-            rank, a, b = min(self.config.rank, shapes[f"at.{key}.A"][0]), pair.A, pair.B
-            pair.hold(a.new_zeros(rank, a.shape[1]), b.new_zeros(len(b), rank))
 
 
 @register("autolora")
@@ -209,5 +199,5 @@ class AutoLoRA(LowRankMethod):
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         c = self.config
-        pairs = {s.key: SelectedPair(s.in_features, s.out_features, c.rank, dropout=c.dropout) for s in sites}
+        pairs = {s.key: SelectedPair(s.in_features, s.out_features, c) for s in sites}
         return AutoLoRAModule(pairs, c)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autopeft.low_rank import LowRankConfig, LowRankMethod
 from autopeft.method import ParameterCount, Phase, Traits, register
-from autopeft.nn import LowRankPair, ScaledPairs
+from autopeft.nn import PrunedPair, PrunedPairs
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
 __all__ = ["SoRA", "shrunk"]
@@ -36,7 +36,7 @@ def shrunk(gate: Tensor, threshold: float, *, reference: bool = False) -> Tensor
     return left.masked_fill(left.abs() < threshold, 0.0) if reference else left
 
 
-class GatedPair(LowRankPair):
+class GatedPair(PrunedPair):
     """x ↦ B·(g ⊙ A·dropout(x)) with g (rank) from N(0, 1); the deployed form has g's non-zeros in A."""
 
     gate: nn.Parameter | None
@@ -51,7 +51,6 @@ class GatedPair(LowRankPair):
 
     @property
     def rank(self) -> int:
-        """How many ranks act."""
         return len(self.A) if self.gate is None else int(self.gate.count_nonzero())
 
     def deploy(self) -> None:
@@ -62,7 +61,7 @@ class GatedPair(LowRankPair):
             self.gate = None
 
 
-class SoRAModule(ScaledPairs[GatedPair]):
+class SoRAModule(PrunedPairs[GatedPair]):
     """A gated pair for each site; δ = s·B·(g ⊙ A·dropout(x)) with s = α/r, or 1 behind another gate.
 
     Attributes:
@@ -70,17 +69,13 @@ class SoRAModule(ScaledPairs[GatedPair]):
     """
 
     def __init__(self, children: dict[str, GatedPair], config: SoRA.Config) -> None:
-        super().__init__(children, config.scale)
+        super().__init__(children, config.scale, config.rank)
         self.config = config
         self.threshold = config.threshold
 
     def gates(self) -> list[nn.Parameter]:
         """The gates of all sites; none once deployed."""
         return [pair.gate for pair in self.children_by_site() if pair.gate is not None]
-
-    def ranks(self) -> dict[str, int]:
-        """How many ranks act at each site (`encoder.0.q`)."""
-        return {key.replace("-", "."): self.at[key].rank for key in self.at}  # type: ignore[misc]
 
     def loss_terms(self) -> Tensor | None:
         """λ times the mean of |g| over all gates."""
@@ -99,16 +94,6 @@ class SoRAModule(ScaledPairs[GatedPair]):
         factors = [p for p in self.parameters() if id(p) not in ids]
         groups: list[dict[str, Any]] = [{"params": factors}]
         return [*groups, {"name": "gates", "params": gates, "weight_decay": 0.0}] if gates else groups
-
-    def deploy(self) -> None:
-        """Drop the ranks whose gate is zero and fold the other gates into A: what is left are LoRAs."""
-        for pair in self.children_by_site():
-            pair.deploy()
-
-    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        for key, pair in zip(self.at, self.children_by_site(), strict=True):
-            rank, a, b = min(self.config.rank, shapes[f"at.{key}.A"][0]), pair.A, pair.B
-            pair.hold(a.new_zeros(rank, a.shape[1]), b.new_zeros(len(b), rank))
 
 
 class ScheduledSoRAModule(SoRAModule):
