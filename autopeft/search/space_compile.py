@@ -368,9 +368,9 @@ def _is_optional(tree: Any) -> bool:
 
 
 def _item_name(tree: Any) -> str:
-    """What choices inside an item are called after: its alias, else its method."""
+    """What choices inside an item are called after: its alias, its variable, else its method."""
     if isinstance(tree, str):
-        return tree
+        return tree.removeprefix("$")
     if _is_optional(tree):
         return _item_name(tree["optional"])
     if not isinstance(tree, dict) or _is_choice(tree):

@@ -4,7 +4,7 @@
     python experiments/benchmarks/search.py --fresh --recipes 3 --steps 10 --pad-recipes 1   # a quick look
     python experiments/benchmarks/search.py --again ours    # measure one side anew, keep the others
 
-A fixed draw of recipes from the space `default` (seed 0), repaired into the budget. Ours: each is a job of
+A fixed draw of recipes (`draws.SPACE`, seed 0), repaired into the budget. Ours: each is a job of
 `autopeft.search.worker.execute` in one process that lives through all of them, from an empty cache: whatever
 is computed once and kept is paid for inside. The obvious implementation: a process for each trial, as Ray
 Tune's actors are by default, which loads model and tokenizer, reads and tokenises the rows (`datasets` finds

@@ -95,11 +95,13 @@ def test_built_in_spaces_give_countable_recipes_on_every_backbone(name: str, fam
 
 def test_default_space_leaves_out_what_a_backbone_cannot_take() -> None:
     bound = Space.named("default").bind(BACKBONES["llama"])
-    recipe = bound.materialize({**bound.middle(), "method.on": True, "method_2": "bitfit"})
+    recipe = bound.materialize({**bound.middle(), "whole_model.on": True, "whole_model": "bitfit"})
     assert "bitfit" not in [e.method for e in recipe.entries()]
     assert "bias" in bound.left_out["bitfit"]
     assert "bitfit" not in recipe.training.groups
-    sites = {s for e in recipe.entries() if e.method in ("lora", "dora") for s in e.item.config["sites"]}
+    sites = {
+        s for e in recipe.entries() if e.method in ("lora", "dora", "adalora") for s in e.item.config["sites"]
+    }
     assert sites <= set(BACKBONES["llama"].site_names())
 
 

@@ -25,7 +25,11 @@ from autopeft.search.space import Space
 from autopeft.search.space_bound import BoundSpace
 
 DIRECTIONS = ("maximize", "minimize")
-_MODULES = {"serial_adapter.bottleneck": 0, "parallel_adapter.bottleneck": 1, "prefix_tuning.length": 2}
+_SIZES = (
+    ("serial_adapter.bottleneck", "bottleneck"),
+    ("parallel_adapter.bottleneck",),
+    ("prefix_tuning.length",),
+)
 
 
 def bound_space(name: str = "autopeft", layers: int = 4, hidden: int = 64) -> BoundSpace:
@@ -50,6 +54,8 @@ class Landscape:
         self.space, self.codec, self.noise = space, Codec(space.parameters), noise
         self.distributions = self.codec.distributions
         self._budget = Budget.parse(budget)
+        there = {p.name: p for p in space.parameters}
+        self._sizes = [next(there[name] for name in names if name in there) for names in _SIZES]
         rng = np.random.default_rng(seed)
         layers = sum(p.name.endswith(".on") and p.name.startswith("layer_") for p in space.parameters)
         self._gain = rng.gamma(1.0, 0.15 / layers, (layers, 3))
@@ -64,10 +70,7 @@ class Landscape:
         return Point(done.values, done.counts.deployed, done.recipe.hash())
 
     def truth(self, values: Mapping[str, Any]) -> float:
-        sizes = []
-        for name in _MODULES:
-            p = self.space.parameter(name)
-            sizes.append(dict(zip(p.choices, p.sizes, strict=True))[values[name]])
+        sizes = [dict(zip(p.choices, p.sizes, strict=True))[values[p.name]] for p in self._sizes]
         there = [s > 0 for s in sizes]
         worth = [0.3 + 0.7 * math.log1p(s) / math.log(64) if s else 0.0 for s in sizes]
         total = 0.0
