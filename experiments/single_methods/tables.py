@@ -8,36 +8,44 @@ from typing import Any
 
 __all__ = ["tables"]
 
-
-def tables(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> str:
-    """For each task: the methods by their mean on *test*, the rate that *select* chose, counts and cost."""
-    lines = []
-    for task in tasks:
-        lines += [
-            f"| {task} | test, mean ± sd | learning rate | rates tried | deployed | trained | CPU s a step |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        lines += [line for _, line in sorted(_lines(rows, task), reverse=True)]
-        lines.append("")
-    return "\n".join(lines)
+Row = Mapping[str, Any]
 
 
-def _lines(rows: Sequence[Mapping[str, Any]], task: str) -> list[tuple[float, str]]:
-    found = []
-    own = [row for row in rows if row["task"] == task]
-    for name in dict.fromkeys(row["method"] for row in own):
-        tested = [r for r in own if r["method"] == name and r["split"] == "test"]
-        tried = {r["rate"] for r in own if r["method"] == name and r["split"] == "select"}
-        if len(tested) < 2:
-            continue
-        failed = [r for r in tested if "error" in r]
-        scores = [r["score"] for r in tested]
-        mean = statistics.fmean(scores)
-        shown = (
-            f"{100 * mean:.1f} ± {100 * statistics.stdev(scores):.1f}" if not failed else failed[0]["error"]
-        )
-        counts = [f"{max(r.get(k, 0) for r in tested):,}" for k in ("deployed", "trained")]
-        cost = statistics.fmean(r.get("cpu_seconds_per_step", 0.0) for r in tested)
-        cells = [shown, f"{tested[0]['rate']:.1e}", str(len(tried)), *counts, f"{cost:.3f}"]
-        found.append((mean, f"| {name} | " + " | ".join(cells) + " |"))
-    return found
+def tables(rows: Sequence[Row], tasks: Sequence[str]) -> str:
+    """One line for each method, by its mean over the tasks: scores on *test*, rates, counts and cost.
+
+    A method that has not been tested on every task is left out. Of counts that depend on the data the largest
+    is shown.
+    """
+    heads = [f"{task}: test, mean ± sd | rate" for task in tasks]
+    lines = [
+        "| " + " | ".join(["method", *heads, "deployed", "trained", "CPU s a step"]) + " |",
+        "|---" * (1 + 2 * len(tasks) + 3) + "|",
+    ]
+    found = [_line(rows, name, tasks) for name in dict.fromkeys(row["method"] for row in rows)]
+    return "\n".join(lines + [line for _, line in sorted(filter(None, found), reverse=True)])
+
+
+def _line(rows: Sequence[Row], name: str, tasks: Sequence[str]) -> tuple[float, str] | None:
+    tested = {
+        task: [r for r in rows if (r["method"], r["task"], r["split"]) == (name, task, "test")]
+        for task in tasks
+    }
+    if any(len(found) < 2 for found in tested.values()):
+        return None
+    cells = [name]
+    for found in tested.values():
+        cells += [_score(found), f"{found[0]['rate']:.1e}"]
+    every = [row for found in tested.values() for row in found]
+    cells += [f"{max(row.get(key, 0) for row in every):,}" for key in ("deployed", "trained")]
+    costs = [[row.get("cpu_seconds_per_step", 0.0) for row in found] for found in tested.values()]
+    cells.append(", ".join(f"{statistics.median(cost):.3f}" for cost in costs))
+    mean = statistics.fmean(statistics.fmean(row["score"] for row in found) for found in tested.values())
+    return mean, "| " + " | ".join(cells) + " |"
+
+
+def _score(found: Sequence[Row]) -> str:
+    """Mean and standard deviation in per cent, or the error that ended a training."""
+    failed = [row["error"] for row in found if "error" in row]
+    scores = [100 * row["score"] for row in found]
+    return failed[0] if failed else f"{statistics.fmean(scores):.1f} ± {statistics.stdev(scores):.1f}"

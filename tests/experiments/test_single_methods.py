@@ -87,4 +87,20 @@ def test_what_is_there_is_not_trained_again_and_test_is_seen_by_fresh_seeds_only
     assert {(r["seed"], r["rate"]) for r in rows if r["split"] == "test"} == {(s, 3.2e-3) for s in (1, 2, 3)}
     assert {r["seed"] for r in rows if r["split"] == "select"} == {0}
     text = load("tables").tables(rows, ("trec",))
-    assert "| lora | 88.0 ± 1.0 | 3.2e-03 | 3 | 1,000 | 2,000 | 0.250 |" in text
+    assert "| lora | 88.0 ± 1.0 | 3.2e-03 | 1,000 | 2,000 | 0.250 |" in text
+
+
+def test_the_table_has_every_method_that_all_tasks_have_tested(load: Import) -> None:
+    def rows(method: str, task: str, *scores: float, **more: Any) -> list[dict[str, Any]]:
+        row = {"method": method, "task": task, "split": "test", "rate": 1e-3, "cpu_seconds_per_step": 0.5}
+        return [{**row, "deployed": i, "trained": 9, "score": s, **more} for i, s in enumerate(scores)]
+
+    found = [
+        *rows("lora", "a", 0.5, 0.7), *rows("lora", "b", 0.9, 0.9), *rows("ia3", "a", 0.8, 0.8),
+        *rows("ia3", "b", 0.8, 0.8), *rows("only_one", "a", 1.0, 1.0),
+        *rows("broken", "a", 0.1, 0.1, error="it says why"), *rows("broken", "b", 0.1, 0.1),
+    ]  # fmt: skip
+    _, _, *lines = load("tables").tables(found, ("a", "b")).splitlines()
+    assert [line.split(" | ")[0] for line in lines] == ["| ia3", "| lora", "| broken"]
+    assert lines[1] == "| lora | 60.0 ± 14.1 | 1.0e-03 | 90.0 ± 0.0 | 1.0e-03 | 1 | 9 | 0.500, 0.500 |"
+    assert "it says why" in lines[2]
