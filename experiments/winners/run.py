@@ -1,6 +1,6 @@
 """Five searches on each of two tasks, and what their winners are worth on the other one.
 
-    python experiments/winners/run.py            # goes on where it stopped; some 80 minutes on two cores
+    python experiments/winners/run.py            # goes on where it stopped; some 100 minutes on two cores
     python experiments/winners/run.py --tables
 
 Each search tries 15 recipes at 0.5 % with a seed of its own (which also splits the data); the space is the

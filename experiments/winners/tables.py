@@ -42,8 +42,9 @@ def tables(results: dict[str, Any]) -> str:
         there = [results[f"{other}/{s}"] for s in seeds]
         lora = [next(b["test_mean"] for b in r["baselines"] if b["name"].startswith("LoRA")) for r in there]
         own = [statistics.fmean(r["test"]) for r in there]
+        score = _mean(moved).removeprefix("+")
         less = [_mean([a - b for a, b in zip(moved, rival, strict=True)]) for rival in (lora, own)]
-        lines.append(f"| {task} | {other} | {_mean(moved)} | {less[0]} | {less[1]} |")
+        lines.append(f"| {task} | {other} | {score} | {less[0]} | {less[1]} |")
     return "\n".join(lines)
 
 
