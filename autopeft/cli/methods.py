@@ -13,7 +13,9 @@ __all__ = ["methods"]
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Explain this method; left out, all are listed.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Explain this method or composition; left out, all are listed.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the methods, or explain one: formula, paper, sites, config with defaults and ranges.
@@ -21,18 +23,19 @@ def methods(
     \b
       autopeft methods
       autopeft methods lora
+      autopeft methods route
       autopeft methods lora --json
     """
     from autopeft.method import method_names
-    from autopeft.report.methods import config_sheet, describe_method, explain_method, methods_sheet
+    from autopeft.report.methods import config_sheet, describe, explain, methods_sheet
 
     if as_json:
-        say_json(describe_method(name) if name else [describe_method(n) for n in method_names()])
+        say_json(describe(name) if name else [describe(n) for n in method_names()])
     elif name is None:
         say_sheet(methods_sheet())
     else:
-        from autopeft.method import get_method
-
-        say(explain_method(name))
-        say()
-        say_sheet(config_sheet(get_method(name)))
+        config = config_sheet(name)
+        say(explain(name))
+        if config.rows:
+            say()
+            say_sheet(config)

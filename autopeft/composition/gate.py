@@ -24,13 +24,12 @@ class Gate(nn.Module):
     site.
 
     u is what the child reads: the site's input, or for a serial adapter what it transforms. A gate takes the
-        place of a child's
-    own constant scale (LoRA's α/r), and multiplies a prefix's keys and values (a zero gate leaves zeroed
-    keys, which still take attention). w is N(0, 0.02), b is zero. Mao et al. 2022, arXiv:2110.07577, §3.2.
-    Their mean runs over padding too, so that results depend on the padding's length; here it is masked, and
-    `masked: false` gives theirs. On causal stacks the mean runs over later positions too: right for a head
-    that reads the last one, a leak in language-model training. width + 1 parameters for each child and
-    site.
+    place of a child's own constant scale (LoRA's α/r), and multiplies a prefix's keys and values (a zero gate
+    leaves zeroed keys, which still take attention). w is N(0, 0.02), b is zero. Mao et al. 2022,
+    arXiv:2110.07577, §3.2. Their mean runs over padding too, so that results depend on the padding's length;
+    here it is masked, and `masked: false` gives theirs. On causal stacks the mean runs over later positions
+    too: right for a head that reads the last one, a leak in language-model training. width + 1 parameters for
+    each child and site.
     """
 
     kind: ClassVar[str] = "gate"

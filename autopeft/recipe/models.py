@@ -85,18 +85,18 @@ class NoOptions(_Part):
 
 
 class GateOptions(_Part):
-    """`masked`: the gate's mean leaves padding out."""
+    """See `autopeft.composition.gate`."""
 
-    masked: bool = True
+    masked: bool = Field(default=True, description="leave padding out of the gate's mean")
 
 
 class RouteOptions(_Part):
     """See `autopeft.composition.route`."""
 
-    level: Literal["token", "sequence"] = "token"
-    top_k: int | None = Field(default=None, ge=1, le=64)
-    renormalize: bool = True
-    balance: float = Field(default=0.0, ge=0, le=10)
+    level: Literal["token", "sequence"] = Field(default="token", description="what has weights of its own")
+    top_k: int | None = Field(default=None, ge=1, le=64, description="weights that are kept; default: all")
+    renormalize: bool = Field(default=True, description="make the kept weights sum to 1")
+    balance: float = Field(default=0.0, ge=0, le=10, description="factor of the load-balance loss")
 
     @model_validator(mode="after")
     def _balance_needs_a_choice(self) -> RouteOptions:

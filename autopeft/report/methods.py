@@ -1,14 +1,18 @@
-"""The methods as a table, and one method explained."""
+"""The methods as a table, and one method or composition explained."""
 
 from __future__ import annotations
 
 import inspect
 from typing import Any
 
+from pydantic import BaseModel
+
+from autopeft.composition import COMPOSITIONS
 from autopeft.method import get_method, method_names
+from autopeft.recipe.models import OPTION_MODELS
 from autopeft.report.sheet import Sheet
 
-__all__ = ["config_sheet", "describe_method", "explain_method", "flowing", "methods_sheet"]
+__all__ = ["config_sheet", "describe", "explain", "flowing", "methods_sheet"]
 
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "max_length": "length ≤"}
 
@@ -45,14 +49,27 @@ def methods_sheet() -> Sheet:
     return Sheet(
         ("method", "what it is", "kind", "way in", "default sites", "merges", "needs"),
         tuple(rows),
-        notes=("`autopeft methods NAME` explains one.",),
+        notes=(
+            f"Compositions, which let several act together: {', '.join(COMPOSITIONS)}.",
+            "`autopeft methods NAME` explains one.",
+        ),
     )
 
 
-def config_sheet(method: type[Any]) -> Sheet:
-    """The config of a method: every key with its type, default, range and meaning."""
+def config_sheet(name: str) -> Sheet:
+    """The config of a method or the options of a composition: each key's type, default, range and meaning.
+
+    Raises:
+        MethodError: there is no such method.
+    """
+    model: type[BaseModel] = OPTION_MODELS[name] if name in COMPOSITIONS else get_method(name).Config
+    return fields_sheet(model, "Options" if name in COMPOSITIONS else "Config")
+
+
+def fields_sheet(model: type[BaseModel], title: str) -> Sheet:
+    """Every field of a model with its type, default, range and meaning."""
     rows = []
-    for key, info in method.Config.model_fields.items():
+    for key, info in model.model_fields.items():
         default = "required" if info.is_required() else _value(info.get_default(call_default_factory=True))
         bounds = [
             f"{sign} {_value(getattr(m, attribute))}"
@@ -61,7 +78,7 @@ def config_sheet(method: type[Any]) -> Sheet:
             if getattr(m, attribute, None) is not None
         ]
         rows.append((key, _type(info.annotation), default, ", ".join(bounds), info.description or ""))
-    return Sheet(("key", "type", "default", "range", "meaning"), tuple(rows), title="Config")
+    return Sheet(("key", "type", "default", "range", "meaning"), tuple(rows), title=title)
 
 
 def flowing(doc: str) -> str:
@@ -74,12 +91,15 @@ def flowing(doc: str) -> str:
     return "\n\n".join(" ".join(p.split()) if flat else p for p, flat in zip(paragraphs, plain, strict=True))
 
 
-def explain_method(name: str) -> str:
-    """One method in words: formula and paper from its docstring, where it may sit, what it needs and offers.
+def explain(name: str) -> str:
+    """A method in words: formula and paper from its docstring, where it may sit, what it needs and offers; or
+    a composition.
 
     Raises:
         MethodError: there is no such method.
     """
+    if name in COMPOSITIONS:
+        return _explain_composition(name)
     method = get_method(name)
     traits = method.traits
     facts = [
@@ -103,12 +123,32 @@ def explain_method(name: str) -> str:
     return "\n".join(lines)
 
 
-def describe_method(name: str) -> dict[str, Any]:
+def _explain_composition(name: str) -> str:
+    kind = COMPOSITIONS[name]
+    written = f"{name}: [lora, ia3]"
+    if OPTION_MODELS[name].model_fields:
+        option = next(iter(OPTION_MODELS[name].model_fields))
+        written += f", or {name}: {{children: [lora, ia3], {option}: …}}"
+    if name == "sum":
+        written += "; what is listed side by side adds up, too"
+    doc = flowing(inspect.getdoc(kind) or "")
+    return f"{name} — a composition: {summary(kind).partition(': ')[2]}\n\n{doc}\n\nwritten  {written}"
+
+
+def describe(name: str) -> dict[str, Any]:
     """The same as data, with the config as a JSON schema.
 
     Raises:
         MethodError: there is no such method.
     """
+    if name in COMPOSITIONS:
+        return {
+            "name": name,
+            "kind": "composition",
+            "summary": summary(COMPOSITIONS[name]).partition(": ")[2],
+            "doc": inspect.getdoc(COMPOSITIONS[name]) or "",
+            "options": OPTION_MODELS[name].model_json_schema(),
+        }
     method = get_method(name)
     traits = method.traits
     return {
