@@ -5,10 +5,12 @@ from __future__ import annotations
 from autopeft.nn.bottleneck import ACTIVATIONS, Activation, Bottleneck
 from autopeft.nn.fastfood import Fastfood
 from autopeft.nn.hadamard import walsh_hadamard
+from autopeft.nn.hypergradient import hypergradient
 from autopeft.nn.kronecker import LowRankKronecker, kronecker_sum, require_blocks
 from autopeft.nn.kronecker_curvature import KroneckerCurvature, fit_precision, log_evidence, softmax_root
 from autopeft.nn.low_rank import LowRankPair, PrunedPair
 from autopeft.nn.masked_copies import MaskedCopies, Masks
+from autopeft.nn.nested_pair import NestedPair
 from autopeft.nn.per_site import PerSite
 from autopeft.nn.prompt_encoder import PromptEncoder, PromptRows
 from autopeft.nn.router import Router
@@ -17,6 +19,7 @@ from autopeft.nn.seeds import generator_of
 from autopeft.nn.sensitivity import Sensitivity
 from autopeft.nn.sparse_delta import SparseDelta
 from autopeft.nn.tensor_deltas import TensorDeltas
+from autopeft.nn.triplets import Triplets
 from autopeft.nn.uncertain_pair import SeenPair, UncertainPair, joined
 
 __all__ = [
@@ -29,6 +32,7 @@ __all__ = [
     "LowRankPair",
     "MaskedCopies",
     "Masks",
+    "NestedPair",
     "PerSite",
     "PromptEncoder",
     "PromptRows",
@@ -41,9 +45,11 @@ __all__ = [
     "Sensitivity",
     "SparseDelta",
     "TensorDeltas",
+    "Triplets",
     "UncertainPair",
     "fit_precision",
     "generator_of",
+    "hypergradient",
     "joined",
     "kronecker_sum",
     "log_evidence",

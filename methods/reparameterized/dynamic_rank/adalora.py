@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from autopeft.method import MethodConfig, ParameterCount, Traits, register
-from autopeft.nn import ScaledMaps, Sensitivity
+from autopeft.nn import ScaledMaps, Sensitivity, Triplets
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
 __all__ = ["AdaLoRA", "triplets_at"]
@@ -28,30 +28,6 @@ def triplets_at(step: int, total: int, first: int, last: int, warmup: int, final
         return first
     left = 1 - (step - warmup) / (total - final - warmup)
     return int(last + (first - last) * left**3)
-
-
-class Triplets(nn.Module):
-    """x ↦ P·diag(E)·Q·dropout(x) with P (out × r) and Q (r × in) from N(0, 0.02²) and E (r) zero."""
-
-    def __init__(self, in_features: int, out_features: int, rank: int, *, dropout: float) -> None:
-        super().__init__()
-        self.P = nn.Parameter(torch.randn(out_features, rank) * 0.02)
-        self.E = nn.Parameter(torch.zeros(rank))
-        self.Q = nn.Parameter(torch.randn(rank, in_features) * 0.02)
-        self.dropout = dropout
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.dropout:
-            x = nn.functional.dropout(x, self.dropout, self.training)
-        return nn.functional.linear(nn.functional.linear(x, self.E[:, None] * self.Q), self.P)
-
-    def product(self) -> Tensor:
-        """P·diag(E)·Q, (out × in)."""
-        return self.P @ (self.E[:, None] * self.Q)
-
-    def hold(self, p: Tensor, e: Tensor, q: Tensor) -> None:
-        """Consist of these from now on, whatever their number."""
-        self.P, self.E, self.Q = (nn.Parameter(t.detach().clone()) for t in (p, e, q))
 
 
 class AdaLoRAModule(ScaledMaps[Triplets]):
