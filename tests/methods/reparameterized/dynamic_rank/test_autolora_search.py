@@ -146,3 +146,13 @@ def test_the_config_chooses_the_threshold() -> None:
         assert set(module.ranks().values()) == {rank}
         module.restart()
         assert set(module.ranks().values()) == {rank}
+
+
+def test_the_module_finds_its_ranks_with_the_threshold_of_its_config() -> None:
+    for reference, rank in ((False, 1), (True, 2)):
+        module, _ = build("autolora", toy_spec(layers=1), rank=3, sites=("q",), reference_threshold=reference)
+        for selection in module.selections():
+            selection.data = torch.tensor([1.0, 0.0, 0.55])
+        assert set(module.ranks().values()) == {rank}
+        module.restart()
+        assert {len(pair.A) for pair in module.children_by_site()} == {rank}
