@@ -209,6 +209,7 @@ def test_data_and_backbone_reach_nodes_that_have_neither(
     )
     assert found.returncode == 0, found.stderr
     results = json.loads(found.stdout.splitlines()[-1])
+    assert len(results) >= 8
     assert {error for error, _, _ in results.values()} == {None}
     assert len({loss for _, loss, _ in results.values()}) == 2, "a seed gives the same wherever it is trained"
     assert len({worker.rpartition("@")[2] for _, _, worker in results.values()}) == 2
