@@ -2,7 +2,7 @@
 
     python experiments/single_methods/run.py               # a few core-hours; goes on where it stopped
     python experiments/single_methods/run.py --part 0/2    # every second method, beside another process
-    python experiments/single_methods/run.py --tables
+    python experiments/single_methods/run.py --tables      # with the costs that cost.py has measured
 
 1,600 rows of `trec` and `movie-sentences`, 150 steps of 32, each method at its defaults. The learning rate of
 its parameters is swept on *select* with seed 0: three rates, half a decade apart, and further ones (up to six
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tables import tables
+from tables import FULL, measured, tables
 
 from autopeft import Recipe, load_task
 from autopeft.assets import load_config, load_model, load_tokenizer, resolve_model
@@ -40,7 +40,8 @@ TRIALS = Path(__file__).parent / "trials.jsonl"
 TASKS = ("trec", "movie-sentences")
 STEPS, BATCH, LENGTH, ROWS = 150, 32, 64, 1600
 SEEDS, MOST_RATES = (1, 2, 3), 6
-FULL, HEAD = "full fine-tuning", "head-only"
+HEAD = "head-only"
+ALL = Rows(train=ROWS)
 # Where the sweep starts, in half decades: 0 is 1e-3. Few steps ask for more than papers take; prompts most.
 CENTRES = {FULL: -3, HEAD: 0, "prefix_tuning": 2, "prompt_tuning": 3}
 
@@ -88,17 +89,18 @@ class Bench:
     """A task on MiniLM, and how recipes are trained on it."""
 
     task: str
+    rows: Rows = ALL
 
     def __post_init__(self) -> None:
         source = resolve_model("minilm", notify=print)
         self.spec = spec_of(load_config(source))
-        task = load_task(self.task, rows=Rows(train=ROWS), notify=print)
+        task = load_task(self.task, rows=self.rows, notify=print)
         self._data = encode(task, load_tokenizer(source), LENGTH)
         self._model = load_model(source, task.kind, task.num_labels)
 
-    def train(self, name: str, recipe: Recipe, seed: int, split: str) -> dict[str, Any]:
+    def train(self, name: str, recipe: Recipe, seed: int, split: str, steps: int = STEPS) -> dict[str, Any]:
         """Score on the split, counts and CPU seconds of a step; or the error that ended it."""
-        plan = TrainingPlan(steps=STEPS, batch_size=BATCH, max_length=LENGTH, seed=seed)
+        plan = TrainingPlan(steps=steps, batch_size=BATCH, max_length=LENGTH, seed=seed)
         clock: list[float] = []
         options: dict[str, Any] = {
             "splits": (split,),
@@ -164,7 +166,7 @@ def main() -> None:
     for name in [] if arguments.tables else candidates()[part::parts]:
         for task in TASKS:
             runner.method(task, name)
-    print(tables(runner.rows(), TASKS))
+    print(tables(runner.rows(), TASKS, measured()))
 
 
 if __name__ == "__main__":

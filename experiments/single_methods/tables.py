@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-__all__ = ["tables"]
+__all__ = ["COSTS", "FULL", "measured", "tables"]
 
+COSTS = Path(__file__).parent / "costs.json"
+FULL = "full fine-tuning"
 Row = Mapping[str, Any]
+Costs = Mapping[str, Sequence[float]]
 
 
-def tables(rows: Sequence[Row], tasks: Sequence[str]) -> str:
+def measured(path: Path = COSTS) -> Costs:
+    """CPU seconds of a step in each round, by method; empty where `cost.py` has not run."""
+    return json.loads(path.read_text(encoding="utf-8"))["rounds"] if path.exists() else {}
+
+
+def tables(rows: Sequence[Row], tasks: Sequence[str], costs: Costs) -> str:
     """One line for each method, by its mean over the tasks: scores on *test*, rates, counts and cost.
 
     A method that has not been tested on every task is left out. Of counts that depend on the data the largest
-    is shown.
+    is shown. The cost is in CPU seconds (median) and in full fine-tunings of the same round.
     """
     heads = [f"{task}: test, mean ± sd | rate" for task in tasks]
     lines = [
-        "| " + " | ".join(["method", *heads, "deployed", "trained", "CPU s a step"]) + " |",
+        "| " + " | ".join(["method", *heads, "deployed", "trained", "CPU s a step (of full)"]) + " |",
         "|---" * (1 + 2 * len(tasks) + 3) + "|",
     ]
-    found = [_line(rows, name, tasks) for name in dict.fromkeys(row["method"] for row in rows)]
+    found = [_line(rows, name, tasks, costs) for name in dict.fromkeys(row["method"] for row in rows)]
     return "\n".join(lines + [line for _, line in sorted(filter(None, found), reverse=True)])
 
 
-def _line(rows: Sequence[Row], name: str, tasks: Sequence[str]) -> tuple[float, str] | None:
+def _line(rows: Sequence[Row], name: str, tasks: Sequence[str], costs: Costs) -> tuple[float, str] | None:
     tested = {
         task: [r for r in rows if (r["method"], r["task"], r["split"]) == (name, task, "test")]
         for task in tasks
@@ -38,10 +48,16 @@ def _line(rows: Sequence[Row], name: str, tasks: Sequence[str]) -> tuple[float, 
         cells += [_score(found), f"{found[0]['rate']:.1e}"]
     every = [row for found in tested.values() for row in found]
     cells += [f"{max(row.get(key, 0) for row in every):,}" for key in ("deployed", "trained")]
-    costs = [[row.get("cpu_seconds_per_step", 0.0) for row in found] for found in tested.values()]
-    cells.append(", ".join(f"{statistics.median(cost):.3f}" for cost in costs))
+    cells.append(_cost(costs, name))
     mean = statistics.fmean(statistics.fmean(row["score"] for row in found) for found in tested.values())
     return mean, "| " + " | ".join(cells) + " |"
+
+
+def _cost(costs: Costs, name: str) -> str:
+    if name not in costs:
+        return "not measured"
+    shares = [own / full for own, full in zip(costs[name], costs[FULL], strict=True)]
+    return f"{statistics.median(costs[name]):.3f} ({statistics.median(shares):.2f})"
 
 
 def _score(found: Sequence[Row]) -> str:

@@ -86,8 +86,8 @@ def test_what_is_there_is_not_trained_again_and_test_is_seen_by_fresh_seeds_only
     rows = run.Runner(path, FakeBench).rows()
     assert {(r["seed"], r["rate"]) for r in rows if r["split"] == "test"} == {(s, 3.2e-3) for s in (1, 2, 3)}
     assert {r["seed"] for r in rows if r["split"] == "select"} == {0}
-    text = load("tables").tables(rows, ("trec",))
-    assert "| lora | 88.0 ± 1.0 | 3.2e-03 | 1,000 | 2,000 | 0.250 |" in text
+    text = load("tables").tables(rows, ("trec",), {})
+    assert "| lora | 88.0 ± 1.0 | 3.2e-03 | 1,000 | 2,000 | not measured |" in text
 
 
 def test_the_table_has_every_method_that_all_tasks_have_tested(load: Import) -> None:
@@ -100,7 +100,21 @@ def test_the_table_has_every_method_that_all_tasks_have_tested(load: Import) -> 
         *rows("ia3", "b", 0.8, 0.8), *rows("only_one", "a", 1.0, 1.0),
         *rows("broken", "a", 0.1, 0.1, error="it says why"), *rows("broken", "b", 0.1, 0.1),
     ]  # fmt: skip
-    _, _, *lines = load("tables").tables(found, ("a", "b")).splitlines()
+    tables = load("tables")
+    costs = {"lora": [0.5, 0.6, 1.8], tables.FULL: [1.0, 1.0, 2.0]}
+    _, _, *lines = tables.tables(found, ("a", "b"), costs).splitlines()
     assert [line.split(" | ")[0] for line in lines] == ["| ia3", "| lora", "| broken"]
-    assert lines[1] == "| lora | 60.0 ± 14.1 | 1.0e-03 | 90.0 ± 0.0 | 1.0e-03 | 1 | 9 | 0.500, 0.500 |"
+    assert lines[1] == "| lora | 60.0 ± 14.1 | 1.0e-03 | 90.0 ± 0.0 | 1.0e-03 | 1 | 9 | 0.600 (0.60) |"
     assert "it says why" in lines[2]
+
+
+def test_costs_are_taken_in_turns_and_every_round_starts_elsewhere(load: Import) -> None:
+    asked: list[str] = []
+
+    def train(name: str, number: int) -> float:
+        asked.append(name)
+        return float(number)
+
+    found = load("cost").costs(train, ["a", "b", "c"], 3)
+    assert "".join(asked) == "abcbcacab"
+    assert found == {name: [0.0, 1.0, 2.0] for name in "abc"}
