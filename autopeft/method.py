@@ -127,6 +127,8 @@ class Traits:
         stochastic: draws random numbers while training.
         identity: leaves the backbone's function exactly as it is before training.
         direction: replaces the direction of a weight (DoRA): at most one for each weight.
+        pretrained: what it makes of a tensor depends on the pretrained values alone (HiWi): in a chain no
+            other may have altered the tensor before.
         gateable: a gate may stand in front of it.
         rowwise: what it adds at a position depends on that position's x and y alone (hook methods).
         data_dependent: its deployed size is settled at the end of training: by the data, for which
@@ -144,6 +146,7 @@ class Traits:
     stochastic: bool = False
     identity: bool = True
     direction: bool = False
+    pretrained: bool = False
     gateable: bool = True
     rowwise: bool = False
     data_dependent: bool = False
@@ -191,12 +194,15 @@ class Call:
         residual: for regions, the residual stream that the region's output is added to, (batch, positions,
             hidden).
         norm: for regions of post-norm layers, the frozen norm that follows the residual add.
+        entered: on the output side, the x that came before the site's input side altered it; `None` where
+            nothing did.
     """
 
     context: Context
     gated: bool = False
     residual: Tensor | None = None
     norm: Callable[[Tensor], Tensor] | None = None
+    entered: Tensor | None = None
 
 
 @dataclass(frozen=True)

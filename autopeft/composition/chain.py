@@ -17,7 +17,8 @@ __all__ = ["Chain"]
 
 
 class Chain(nn.Module):
-    """yᵢ = yᵢ₋₁ + δᵢ(x, yᵢ₋₁); δ = yₙ − y₀. Weights: each child reads the W that the one before left."""
+    """yᵢ = yᵢ₋₁ + δᵢ(x, yᵢ₋₁); δ = yₙ − y₀. Weights, and tensors outside the layers, alike: each child reads
+    the W that the one before left."""
 
     kind: ClassVar[str] = "chain"
 
@@ -42,12 +43,19 @@ class Chain(nn.Module):
                     f"weights act first; "
                     f"put {second.label} before {first.label}."
                 )
-            if not {s.key for s in first.sites} & {s.key for s in second.sites}:
+            if not _meet(first, second):
                 raise CompositionError(
                     f"{first.label} and {second.label} share no site, so neither can read what the other "
                     f"left: "
                     f"{_names(first)} against {_names(second)}; list them side by side, or give them a "
                     f"common site."
+                )
+        for i, child in enumerate(children):
+            earlier = next((c for c in children[:i] if "weight" in c.ways and _meet(c, child)), None)
+            if child.pretrained and earlier is not None:
+                raise CompositionError(
+                    f"{child.label} reads pretrained tensors alone, and in this chain {earlier.label} alters "
+                    f"them before; put {child.label} first, or beside the chain."
                 )
 
     @classmethod
@@ -76,6 +84,10 @@ class Chain(nn.Module):
         self, site: Site, children: Sequence[Child], x: Tensor, call: Call
     ) -> tuple[Tensor, Tensor]:
         raise CompositionError("A chain holds no prefixes.")
+
+
+def _meet(first: ChildSpec, second: ChildSpec) -> bool:
+    return bool({s.key for s in first.sites} & {s.key for s in second.sites})
 
 
 def _names(child: ChildSpec) -> str:

@@ -13,10 +13,11 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
+from autopeft.errors import CompositionError
 from autopeft.method import Call, ParameterCount, WeightTarget
 from autopeft.spec import Site
 
-__all__ = ["Child", "ChildSpec", "Composition", "Way"]
+__all__ = ["Child", "ChildSpec", "Composition", "Way", "alters_weights"]
 
 Way = Literal["hook", "weight", "kv", "prompt"]
 
@@ -44,12 +45,29 @@ class ChildSpec:
         label: how messages call it (`lora`, `gate(lora, bitfit)`).
         ways: how it acts.
         sites: where.
+        pretrained: it reads pretrained tensors and nothing else in their place (see `Traits`).
     """
 
     name: str
     label: str
     ways: frozenset[Way]
     sites: tuple[Site, ...] = field(default=())
+    pretrained: bool = False
+
+
+def alters_weights(kind: str, child: ChildSpec) -> CompositionError:
+    """Why a composition that depends on the input cannot hold this child."""
+    way_out = (
+        f"list it beside the {kind}, or {kind} modules that act on activations (lora, serial_adapter, …)"
+    )
+    if "hook" in child.ways:
+        way_out = (
+            "switch that off (`outer: false` for ssf, `train_norms: false` for compacter), or " + way_out
+        )
+    return CompositionError(
+        f"A {kind} depends on the input, but {child.label} alters weights, which are the same for every "
+        f"example; {way_out}."
+    )
 
 
 class Composition(Protocol):

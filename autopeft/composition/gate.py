@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from autopeft.composition.contract import Child, ChildSpec
+from autopeft.composition.contract import Child, ChildSpec, alters_weights
 from autopeft.composition.pooling import mean_over_positions
 from autopeft.errors import CompositionError
 from autopeft.method import Call, ParameterCount, WeightTarget
@@ -52,12 +52,7 @@ class Gate(nn.Module):
     def check(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:
         for child in children:
             if "weight" in child.ways:
-                raise CompositionError(
-                    f"A gate depends on the input, but {child.label} alters weights, which are the same for "
-                    f"every example; "
-                    "list it beside the gate, or gate a module that acts on activations (lora, "
-                    "serial_adapter, ia3, …)."
-                )
+                raise alters_weights("gate", child)
             if "prompt" in child.ways:
                 raise CompositionError(
                     f"{child.label} adds rows to the sequence before any layer could feed a gate; list it "

@@ -27,8 +27,9 @@ def mean_over_positions(values: Tensor, site: Site, call: Call, what: str, *, ma
     """
     if call.context.lost:
         raise CompositionError(
-            f"{what} at {site.path} does not know its forward: this family hands nothing on to layers "
-            "that are recomputed; train without gradient checkpointing."
+            f"{what} at {site.path} does not know its forward: this family hands nothing on to layers that "
+            "are recomputed (then train without gradient checkpointing), or the model calls its layers "
+            "directly (then take modules that need no composition)."
         )
     if call.context.cached:
         raise CompositionError(

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from autopeft.composition.contract import Child, ChildSpec
+from autopeft.composition.contract import Child, ChildSpec, alters_weights
 from autopeft.composition.pooling import mean_over_positions, real_positions
 from autopeft.errors import CompositionError
 from autopeft.method import Call, ParameterCount, WeightTarget
@@ -25,8 +25,11 @@ class Route(nn.Module):
     over its real positions (then prefixes may be routed too: their keys and values are multiplied by p).
     `top_k` keeps the k largest weights, which `renormalize` makes sum to 1; `balance` is the factor of the
     load-balance loss, summed over the sites. A site with one child has no router. Children keep their own
-    scales (LoRA's α/r). All of them are computed, also those whose weight is 0. Soft mixing: Zadouri et al.
-    2024, arXiv:2309.05444 (over LoRAs, MoLORA); top-k: Li et al. 2024, arXiv:2404.15159. E·width parameters
+    scales (LoRA's α/r), unless a gate stands in front of the route. A route by sequence lets a
+    decoder's earlier positions see later ones. The load-balance loss is that of the rows that go
+    through the model together, as is usual: that of micro-batches is their mean, not that of the whole
+    batch. All children are computed, also those whose weight is 0. Soft mixing: Zadouri et al. 2024,
+    arXiv:2309.05444 (over LoRAs, MoLORA); top-k: Li et al. 2024, arXiv:2404.15159. E·width parameters
     for each site with E > 1 children.
     """
 
@@ -54,11 +57,7 @@ class Route(nn.Module):
     def check(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:
         for child in children:
             if "weight" in child.ways:
-                raise CompositionError(
-                    f"A route depends on the input, but {child.label} alters weights, which are the same for "
-                    "every example; list it beside the route, or route modules that act on activations "
-                    "(lora, serial_adapter, ia3, …)."
-                )
+                raise alters_weights("route", child)
             if "prompt" in child.ways:
                 raise CompositionError(
                     f"{child.label} adds rows to the sequence before any layer could feed a router; list it "
@@ -70,6 +69,11 @@ class Route(nn.Module):
                     "no position can choose its own; write `level: sequence`, or take a gate."
                 )
         top_k = options["top_k"] or 0
+        if top_k == 1 and options["renormalize"] and not options["balance"]:
+            raise CompositionError(
+                "This route keeps one expert and makes its weight 1, whatever the router says, so that the "
+                "router would never learn; write `renormalize: false`, keep two, or give `balance`."
+            )
         sites, experts = _by_site(children)
         for key, names in experts.items():
             if top_k > len(names):
@@ -105,14 +109,16 @@ class Route(nn.Module):
             mask = _fitting(real_positions(site, call), x)
         if router.balanced and self.training and not torch.is_grad_enabled():
             raise CompositionError(
-                "The load-balance loss of a route gets no gradient under reentrant checkpointing; use "
-                "use_reentrant=False, or `balance: 0`."
+                "The load-balance loss of a route gets no gradient here: under reentrant checkpointing use "
+                "use_reentrant=False, or `balance: 0`; to predict, call model.eval() first."
             )
         p: Tensor = router(x, mask)
         return p.to(x.dtype)
 
     def delta(self, site: Site, children: Sequence[Child], x: Tensor, y: Tensor, call: Call) -> Tensor:
-        p, order = self.weights(site, x, call), self.experts[site.key]
+        # Experts on the input side have altered x by the time that those on the output side are asked.
+        p = self.weights(site, x if call.entered is None else call.entered, call)
+        order = self.experts[site.key]
         terms = [_column(p, order.index(child.name)) * child.delta(x, y, call) for child in children]
         total = terms[0]
         for term in terms[1:]:

@@ -78,12 +78,14 @@ class Shape(ABC):
         ways: how it acts.
         directed: whether an entry of it replaces the direction of weights.
         may_clash: whether its own entries might replace one direction twice.
+        pretrained: whether one of them reads pretrained tensors alone.
     """
 
     label: str
     ways: frozenset[Way]
     directed: bool
     may_clash: bool
+    pretrained: bool
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -141,7 +143,7 @@ class LeafShape(Shape):
         self._traits: Traits = self._example.traits
         check_needs(name, self._traits, parts.spec)
         self.ways = ways_of(self._example)
-        self.directed = self._traits.direction
+        self.directed, self.pretrained = self._traits.direction, self._traits.pretrained
         self._names = self._named_sites(name)
         # A fused projection holds the weights of its parts.
         self.may_clash = self.directed and "qkv" in self._names and len(self._names) > 1
@@ -196,6 +198,7 @@ class NodeShape(Shape):
         self.ways = frozenset(w for c in children for w in c.ways)
         directed = [c for c in children if c.directed]
         self.directed = bool(directed)
+        self.pretrained = any(c.pretrained for c in children)
         self.may_clash = len(directed) > 1 or any(c.may_clash for c in directed)
         self._tail = f'],"composition":{json.dumps(kind)},"options":{canonical_json(options)}}}'
 
@@ -207,7 +210,7 @@ class NodeShape(Shape):
 
     def _count(self, mask: int, name: str) -> ParameterCount:
         counts = [ParameterCount(*c.count(mask)) for c in self._children]
-        specs = [ChildSpec(c.label, c.label, c.ways, c.sites(mask)) for c in self._children]
+        specs = [ChildSpec(c.label, c.label, c.ways, c.sites(mask), c.pretrained) for c in self._children]
         composition = COMPOSITIONS[self._kind]
         composition.check(specs, self._options)
         return sum(counts, composition.parameter_count(specs))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from autopeft.errors import UsageError
-from autopeft.hybrid.events import event_names, finish, fire, loss_terms
+from autopeft.hybrid.events import finish, fire, loss_terms
 from autopeft.recipe import Recipe
 
 __all__ = ["HybridCallback"]
@@ -100,7 +100,7 @@ class HybridCallback(TrainerCallback):
         fire("before_step", self.hybrid.modules.values(), state.global_step, state.max_steps)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self._asked and "loss_terms" in event_names(self.hybrid.modules.values()):
+        if not self._asked and loss_terms(self.hybrid.modules.values()) is not None:
             raise UsageError(
                 "A module of this hybrid adds terms to the loss, which the Trainer leaves out; pass "
                 "`compute_loss_func=callback.loss` with `callback = hybrid.callback()`."

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["STEP_EVENTS", "event_names", "finish", "fire", "loss_terms"]
+__all__ = ["STEP_EVENTS", "finish", "fire", "loss_terms"]
 
 STEP_EVENTS = ("before_step", "after_backward", "after_step")
 
@@ -43,9 +43,3 @@ def finish(modules: Iterable[nn.Module]) -> None:
         handler: Any = getattr(module, "finish", None)
         if handler is not None:
             handler()
-
-
-def event_names(modules: Iterable[nn.Module]) -> frozenset[str]:
-    """Names of all events that any of the modules takes part in."""
-    names = (*STEP_EVENTS, "loss_terms", "finish")
-    return frozenset(name for module in modules for name in names if hasattr(module, name))

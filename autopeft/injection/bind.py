@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from autopeft.graph import CompositionGraph, Leaf, Tree
 from autopeft.method import Call, WeightTarget
 from autopeft.spec import Site
 
-__all__ = ["BoundComposition", "BoundModule", "bind"]
+__all__ = ["BoundComposition", "BoundModule", "BoundTensor", "bind", "bind_tensors"]
 
 Role = Literal["input", "output", "kv", "weight", "prompt"]
 
@@ -47,6 +47,17 @@ class BoundModule:
         """(1 or batch, length, hidden) rows for the reserved positions."""
         rows: Tensor = self.module.prompt(self.site, call)
         return rows.to(dtype)
+
+
+class BoundTensor(BoundModule):
+    """An entry's module at one of the tensors that it alters by name, whichever name others have for it."""
+
+    def __init__(self, name: str, module: Any, site: Site, target: WeightTarget) -> None:
+        super().__init__(name, module, site)
+        self.target = target
+
+    def weight(self, target: WeightTarget, original: Tensor, current: Tensor) -> Tensor:
+        return super().weight(self.target, original, current)
 
 
 class BoundComposition:
@@ -93,13 +104,41 @@ def bind(
 ) -> list[BoundModule | BoundComposition]:
     """What acts at `site` in a role, in file order; trees are cut down to the children that play it."""
 
+    def leaf(name: str) -> BoundModule | None:
+        module = modules[name]
+        return BoundModule(name, module, site) if _plays(graph, name, module, site, role) else None
+
+    return _bound(graph.trees_at(site), modules, site, leaf)
+
+
+def bind_tensors(
+    graph: CompositionGraph, modules: Mapping[str, Any], canonical: Callable[[str], str]
+) -> dict[str, list[BoundModule | BoundComposition]]:
+    """What alters which tensor by name, in file order, folded as the trees say; `canonical` gives the one
+    name of tensors that are tied."""
+    found: dict[str, dict[str, WeightTarget]] = {}
+    for name, entry in graph.entries.items():
+        for target in modules[name].weight_targets() if "weight" in entry.ways else ():
+            if target.tensor is not None:
+                found.setdefault(canonical(target.tensor), {})[name] = target
+    site = graph.spec.sites[0]
+
+    def at(targets: Mapping[str, WeightTarget]) -> list[BoundModule | BoundComposition]:
+        def leaf(name: str) -> BoundModule | None:
+            return BoundTensor(name, modules[name], site, targets[name]) if name in targets else None
+
+        return _bound(graph.trees, modules, site, leaf)
+
+    return {tensor: at(targets) for tensor, targets in found.items()}
+
+
+def _bound(
+    trees: Iterable[Tree], modules: Mapping[str, Any], site: Site, leaf: Callable[[str], BoundModule | None]
+) -> list[BoundModule | BoundComposition]:
     def walk(tree: Tree) -> BoundModule | BoundComposition | None:
         if isinstance(tree, Leaf):
-            module = modules[tree.name]
-            return (
-                BoundModule(tree.name, module, site) if _plays(graph, tree.name, module, site, role) else None
-            )
+            return leaf(tree.name)
         children = [c for child in tree.children if (c := walk(child)) is not None]
         return BoundComposition(tree.name, modules[tree.name], site, children) if children else None
 
-    return [b for tree in graph.trees_at(site) if (b := walk(tree)) is not None]
+    return [b for tree in trees if (b := walk(tree)) is not None]

@@ -9,7 +9,7 @@ survive `deepcopy` and pickling and hold no parameters of their own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -97,6 +97,8 @@ class SiteDispatcher:
             delta = self.inputs[0].delta(x, x, call)
             for child in self.inputs[1:]:
                 delta = delta + child.delta(x, x, call)
+            if self.outputs:
+                frames.captured[(self.token, self.place.site.key, "entered")] = x
             x = x + delta
         if self.spans and self.outputs:
             frames.captured[(self.token, self.place.site.key, "x")] = x
@@ -120,6 +122,9 @@ class SiteDispatcher:
         part = self.place.out_slice
         inner = y if part is None else y[..., part[0] : part[1]]
         call = self._call(x)
+        entered = frames.captured.pop((self.token, self.place.site.key, "entered"), None)
+        if entered is not None:
+            call = replace(call, entered=entered)
         delta = self.outputs[0].delta(x, inner, call)
         for child in self.outputs[1:]:
             delta = delta + child.delta(x, inner, call)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -13,9 +12,10 @@ from autopeft.backbones import Layout, Place, StackPlaces
 from autopeft.errors import CompositionError, SiteError
 from autopeft.graph import CompositionGraph
 from autopeft.injection.attention import DELEGATES, AttentionHooks
-from autopeft.injection.bind import BoundModule, bind
+from autopeft.injection.bind import BoundModule, bind, bind_tensors
 from autopeft.injection.dispatch import ModuleHooks, SiteDispatcher
 from autopeft.injection.frames import frames
+from autopeft.injection.lanes import LayerHooks
 from autopeft.injection.sequence import PoolerHooks, RootHooks
 from autopeft.injection.weights import ParameterPatch, Part, WeightHooks
 from autopeft.method import WeightTarget
@@ -62,6 +62,7 @@ class Injection:
         self.refresh_weights()
         self._install_sites()
         self._install_attention()
+        self._install_layers()
         self._install_roots()
 
     def check_places(self) -> None:
@@ -105,16 +106,9 @@ class Injection:
     def patches(self) -> dict[str, ParameterPatch]:
         """What alters which parameter of the base model, by name."""
         found: dict[str, ParameterPatch] = {}
-        for name, entry in self.graph.entries.items():
-            module: Any = self.modules[name]
-            if "weight" not in entry.ways:
-                continue
-            for target in module.weight_targets():
-                if target.tensor is not None:
-                    child = BoundModule(name, module, self.graph.spec.sites[0])
-                    found.setdefault(self.canonical_name(target.tensor), ParameterPatch()).whole.append(
-                        (target, child)
-                    )
+        for name, whole in bind_tensors(self.graph, self.modules, self.canonical_name).items():
+            patch = found.setdefault(name, ParameterPatch())
+            patch.whole += [(WeightTarget(tensor=name), child) for child in whole]
         for site in self.graph.sites():
             children = bind(self.graph, self.modules, site, "weight")
             if children:
@@ -232,6 +226,18 @@ class Injection:
                 )
             config._attn_implementation = {"": DELEGATES[now]}
 
+    def _install_layers(self) -> None:
+        """Where norms in front of the attention are altered, they too are to know their forward when a layer
+        is recomputed (see `LayerHooks`)."""
+        stacks = {s.stack for s in self.graph.sites() if s.name == "attention_norm"}
+        hook = LayerHooks(self.token, [self.token])
+        layers = (path for s in self.layout.stacks if s.map.name in stacks for path in s.layers)
+        for module in {self.base.get_submodule(path) for path in layers}:
+            self._handles += [
+                module.register_forward_pre_hook(hook.before),
+                module.register_forward_hook(hook.after, always_call=True),
+            ]
+
     # Roots
     # ----------------------------------------------------------------------------------------------------
 
@@ -242,6 +248,9 @@ class Injection:
                 continue
             module = self.base.get_submodule(stack.map.root)
             self._handles.append(module.register_forward_pre_hook(root.before, with_kwargs=True))
+            if root.rows and stack.layers:
+                first = self.base.get_submodule(stack.layers[0])
+                self._handles.append(first.register_forward_pre_hook(root.reached))
             if root.rows and not root.keep:
                 self._handles.append(module.register_forward_hook(root.after, with_kwargs=True))
                 self._install_pooler(stack, root)

@@ -145,6 +145,19 @@ class RootHooks:
                 "tokens (max length) or the prompt."
             )
 
+    def reached(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """At the first layer: whether its forward came by the root.
+
+        Raises:
+            CompositionError: it did not, so that the prompts are not in the sequence.
+        """
+        if frames.context(self.token, self.stack.name).lost:
+            raise CompositionError(
+                f"This model calls the layers of its {self.stack.name} past "
+                f"{self.stack.root or 'the base model'!r}, where prompts enter, so that they would be "
+                "ignored in silence; use prefix_tuning, lora or adapters on this family."
+            )
+
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         reserved = frames.context(self.token, self.stack.name).reserved
         if not reserved or self.keep:

@@ -43,7 +43,8 @@ class Router(nn.Module):
 
     def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
         """Weights (…, experts) in fp32 of u (…, width); `mask` (…) is 0 for rows that the loss leaves out."""
-        p = torch.softmax(nn.functional.linear(u.float(), self.weight.float()), dim=-1)
+        with torch.autocast(u.device.type, enabled=False):
+            p = torch.softmax(nn.functional.linear(u.float(), self.weight.float()), dim=-1)
         if self.top_k is None:
             return p
         chosen = torch.zeros_like(p).scatter(-1, p.topk(self.top_k, dim=-1).indices, 1.0)

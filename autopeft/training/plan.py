@@ -25,7 +25,8 @@ class TrainingPlan:
         steps: optimizer steps, all phases together.
         batch_size: rows of one step.
         micro_batch: rows that go through the model at once; the gradients of a step's micro-batches add up
-            to that of the whole batch. `None` means the whole batch.
+            to that of the whole batch, except that a route's load-balance loss is their mean. `None` means
+            the whole batch.
         eval_batch_size: rows at once in evaluation.
         max_length: longest sequence in tokens that the data is encoded to.
         seed: of the new head and modules, the order of the data and the draws of stochastic methods.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from autopeft.composition import Chain, ChildSpec, Gate, Sum
+from autopeft.errors import CompositionError
 from autopeft.method import Call, Context, ParameterCount, WeightTarget
 from autopeft.spec import Site
 
@@ -95,3 +97,13 @@ def test_a_gate_counts_width_plus_one_for_each_child_and_site() -> None:
     assert Gate.parameter_count(_specs("a", "b")) == ParameterCount(10, 10)
     assert sum(p.numel() for p in Gate.build(_specs("a", "b"), {}).parameters()) == 10
     assert Sum.parameter_count(_specs("a")) == Chain.parameter_count(_specs("a")) == ParameterCount(0, 0)
+
+
+def _weight(name: str, *, pretrained: bool = False) -> ChildSpec:
+    return ChildSpec(name, name, frozenset({"weight"}), (SITE,), pretrained)
+
+
+def test_what_reads_pretrained_tensors_comes_first_in_a_chain() -> None:
+    Chain.check([_weight("hiwi", pretrained=True), _weight("dora")], {})
+    with pytest.raises(CompositionError, match="put hiwi first"):
+        Chain.check([_weight("dora"), _weight("hiwi", pretrained=True)], {})

@@ -63,6 +63,53 @@ def test_a_side_with_some_of_the_experts_takes_their_weights() -> None:
     torch.testing.assert_close(made.delta(SITE, EXPERTS, X, Y, call), both)
 
 
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_the_router_learns_through_the_experts_that_are_kept(renormalize: bool) -> None:
+    """Against a loop over positions and experts; x gets the gradient of the routing too."""
+    made, x = route(top_k=2, renormalize=renormalize), X.clone().requires_grad_()
+    weight = made.routers[SITE].weight
+    rows = []
+    for position, y in zip(x.reshape(-1, 4), Y.reshape(-1, 4), strict=True):
+        p = torch.softmax(weight @ position, -1)
+        kept = p.detach().topk(2).indices.tolist()
+        total = sum(p[i] for i in kept) if renormalize else 1.0
+        rows.append(sum(p[i] / total * EXPERTS[i].a * y for i in kept))
+    expected = torch.stack(rows).reshape(Y.shape)
+    delta = made.delta(SITE, EXPERTS, x, Y, Call(Context()))
+    torch.testing.assert_close(delta, expected)
+    wanted = torch.autograd.grad(expected.square().sum(), (x, weight))
+    found = torch.autograd.grad(delta.square().sum(), (x, weight))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_experts_on_both_sides_of_a_map_are_weighed_by_the_x_that_came() -> None:
+    model, hybrid = hybrid_of({"route": [{"ia3": {"sites": ["down"]}}, {"lora": {"sites": ["down"]}}]})
+    base: Any = model.base_model
+    down = base.encoder.layer[0].output.dense
+    seen: list[Tensor] = []
+    handle = down.register_forward_pre_hook(lambda _, args: seen.append(args[0]), prepend=True)
+    outputs: list[Tensor] = []
+    last = down.register_forward_hook(lambda *call: outputs.append(call[-1]))
+    logits(model, tiny_inputs("bert"))
+    handle.remove()
+    last.remove()
+    (x,) = seen
+    site = next(s for s in hybrid.graph.sites() if (s.layer, s.name) == (0, "down"))
+    node: Any = hybrid.modules["route"]
+    p = torch.softmax(x @ node.routers[site].weight.T, -1)
+    ia3, lora = (m for n, m in hybrid.modules.items() if n != "route")
+    scaled = x + p[..., :1] * ia3.delta(site, x, x, Call(Context()))  # type: ignore[operator]
+    expected = torch.nn.functional.linear(scaled, down.weight, down.bias)
+    expected = expected + p[..., 1:] * lora.delta(site, scaled, expected, Call(Context()))  # type: ignore[operator]
+    torch.testing.assert_close(outputs[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_merging_is_refused() -> None:
+    _, hybrid = hybrid_of({"route": {"children": ["lora"], "copies": 2}})
+    with pytest.raises(CompositionError, match="route"):
+        hybrid.merge()
+
+
 def test_a_sequence_is_routed_as_one_by_its_real_positions() -> None:
     made, mask = route(level="sequence"), torch.tensor([[1.0, 1, 0], [1, 1, 1]])
     mean = torch.stack([X[0, :2].mean(0), X[1].mean(0)])
@@ -106,7 +153,9 @@ def test_equal_experts_are_one_whatever_the_routing(top_k: int | None) -> None:
 
 
 def test_an_expert_that_no_position_keeps_gets_no_gradient() -> None:
-    model, hybrid = hybrid_of({"route": {"children": ["lora"], "copies": 3, "top_k": 1}})
+    model, hybrid = hybrid_of(
+        {"route": {"children": ["lora"], "copies": 3, "top_k": 1, "renormalize": False}}
+    )
     node: Any = hybrid.modules["route"]
     # A weight of zero rows is a tie, which the first expert wins.
     for router in node.routers.children_by_site():
@@ -202,6 +251,8 @@ def test_the_balance_is_refused_where_it_would_be_lost() -> None:
         ({"route": ["dora", "lora"]}, "alters weights"),
         ({"route": ["prefix_tuning", "lora"]}, "level: sequence"),
         ({"route": {"children": ["lora", "lora"], "top_k": 3}}, "keeps 3 experts, but has 2"),
+        ({"route": {"children": ["lora", "lora"], "top_k": 1}}, "renormalize: false"),
+        ({"route": ["lora", "ssf"]}, "outer: false"),
     ],
 )
 def test_what_cannot_be_routed_is_refused_with_a_reason(item: Any, said: str) -> None:

@@ -26,6 +26,7 @@ from autopeft.errors import UsageError
 from autopeft.hybrid import Hybrid, attach, load
 from autopeft.hybrid.events import finish, fire, loss_terms
 from autopeft.method import Call, Context, get_method, method_names
+from autopeft.recipe import Recipe
 
 # (case, architecture) → a word of the refusal: the catalogue says that it cannot apply.
 REFUSED = {
@@ -220,7 +221,12 @@ def test_generate_with_and_without_cache(case: str, name: str) -> None:
 @pytest.mark.parametrize(("case", "name"), PAIRS)
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_gives_the_same_gradients(case: str, name: str, reentrant: bool) -> None:
-    model, hybrid = attached(case, name)
+    assert_checkpointing_changes_nothing(*attached(case, name), name, reentrant)
+
+
+def assert_checkpointing_changes_nothing(
+    model: PreTrainedModel, hybrid: Hybrid, name: str, reentrant: bool
+) -> None:
     randomise(hybrid.root)
     inputs = tiny_inputs(name, pad=2)
     _zero_dropout(model)
@@ -231,6 +237,18 @@ def test_gradient_checkpointing_gives_the_same_gradients(case: str, name: str, r
     again = _gradients(model, hybrid, inputs)
     for key, value in plain.items():
         torch.testing.assert_close(again[key], value, atol=2e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "vit"])
+def test_a_gate_at_a_norm_before_the_attention_knows_its_forward_when_it_is_recomputed(
+    name: str, reentrant: bool
+) -> None:
+    ssf = {"ssf": {"sites": ["attention_norm"], "outer": False}}
+    gate = {"gate": [ssf, {"lora": {"sites": ["o"]}}]}
+    model = tiny_model(name)
+    hybrid = attach(model, Recipe.from_dict({"layers": [{"attach": [gate]}]}), seed=0)
+    assert_checkpointing_changes_nothing(model, hybrid, name, reentrant)
 
 
 def _zero_dropout(model: PreTrainedModel) -> None:

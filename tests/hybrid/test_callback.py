@@ -118,6 +118,22 @@ def test_loss_terms_need_the_callback_s_loss(tmp_path: Path) -> None:
             trainer(tmp_path, bert, callback).train()
 
 
+def test_a_route_that_has_no_loss_trains_as_it_is_and_one_that_has_is_asked_for_it(tmp_path: Path) -> None:
+    for options, refused in (({}, False), ({"top_k": 2, "balance": 0.1}, True)):
+        bert = tiny_bert()
+        item = {"route": {"children": ["lora"], "copies": 2, **options}}
+        with attach(bert, Recipe.from_dict({"layers": [{"attach": [item]}]}), seed=0) as hybrid:
+            node: Any = hybrid.modules["route"]
+            before = {k: v.clone() for k, v in node.state_dict().items()}
+            training = trainer(tmp_path, bert, hybrid.callback())
+            if refused:
+                with pytest.raises(UsageError, match=r"compute_loss_func=callback\.loss"):
+                    training.train()
+            else:
+                training.train()
+                assert all(not torch.equal(v, before[k]) for k, v in node.state_dict().items())
+
+
 @pytest.mark.parametrize("batch", [8, 2])
 def test_gradients_are_those_of_loss_and_terms_also_when_they_accumulate(tmp_path: Path, batch: int) -> None:
     """Eight rows in all, so that the first step's gradient does not depend on the Trainer's order."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from autopeft.hybrid.events import event_names, finish, fire, loss_terms
+from autopeft.hybrid.events import finish, fire, loss_terms
 
 
 class _Listener(nn.Module):
@@ -41,8 +41,3 @@ def test_terms_add_up_and_none_is_no_term() -> None:
     total = loss_terms([_Term(torch.tensor(2.0)), _Term(None), _Term(torch.tensor(0.5))])
     assert total is not None
     assert float(total) == 2.5
-
-
-def test_names_of_the_events_in_use() -> None:
-    assert event_names([nn.Linear(1, 1)]) == frozenset()
-    assert event_names([_Listener(), _Term(None)]) == {"before_step", "finish", "loss_terms"}

@@ -18,6 +18,7 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     OPTConfig,
+    OPTForCausalLM,
     OPTModel,
     PreTrainedModel,
     T5ForConditionalGeneration,
@@ -455,3 +456,15 @@ def test_hidden_states_of_a_tuple_lose_the_reserved_rows_too() -> None:
     out = base_model_of(model)(**tiny_inputs("bert"), **asked, return_dict=False)
     assert [h.shape[1] for h in out[2]] == [7] * 4
     assert {a.shape for a in out[3]} == {(2, 4, 10, 10)}
+
+
+def test_a_model_that_goes_past_the_root_is_not_given_prompts_that_it_would_ignore() -> None:
+    config = OPTConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64,
+        max_position_embeddings=64, word_embed_proj_dim=32,
+    )  # fmt: skip
+    model, inputs = OPTForCausalLM(config).eval(), tiny_inputs("gpt2")
+    with attach(model, prompt_recipe(), seed=0), pytest.raises(CompositionError, match="ignored in silence"):
+        model(**inputs)
+    with attach(model, prefix_recipe(), seed=0):
+        model(**inputs)

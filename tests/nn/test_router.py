@@ -111,3 +111,12 @@ def test_a_router_that_has_just_run_can_be_copied_and_pickled() -> None:
     for other in (twin, read):
         assert other.take_loss() is None
         torch.testing.assert_close(other(U), made(U))
+
+
+def test_init_and_autocast() -> None:
+    assert Router(4000, 8).weight.std().item() == pytest.approx(0.02, rel=0.02)
+    made = router()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        p = made(U)
+    assert p.dtype == torch.float32
+    torch.testing.assert_close(p, made(U), atol=0, rtol=0)

@@ -72,7 +72,8 @@ class MoV:
     head of one token, with a W_g (E × head width) for all heads of the site; on `down` it reads the whole
     intermediate activation. `top_k` zeroes all but the k largest weights, which do not sum to 1 then (as the
     authors' code has it; none by default, and no load-balance loss). Vectors are ones, W_g is N(0, 0.02):
-    the identity at init, unless `top_k` is set. Not mergeable. `experts: 1` is (IA)³, without a router.
+    the identity at init, unless `top_k` is set. Not mergeable: `experts: 1` is (IA)³ without a router,
+    but only `ia3` itself merges.
 
     E·(a + d_h) parameters at each of k, v, cross_k and cross_v (a is the width of keys and values, d_h that
     of a head), 2·E·d_ff at `down`.

@@ -80,15 +80,16 @@ class SSF:
     to the identity, not exactly. By default it sits at all linear maps and norms of the layers; that of the
     FFN's first map comes before the activation. An entry that does so in all layers is the whole method, and
     takes in what lies outside of the layers too (`outer`): norms of embeddings, final norms and the patch
-    embedding of images, for which γ and β act on weight and bias, with the same result. A final norm without
-    a bias (RMSNorm) is scaled only. Left out are pooler and head. On families without a site map the norms
-    have no sites and nothing lies outside.
+    embedding of images, for which γ and β act on the pretrained weight and bias: the same as long as no other
+    method alters these. A final norm without a bias (RMSNorm) is scaled only. Left out are pooler and head.
+    On families without a site map the norms have no sites and nothing lies outside.
 
-    In a `sum` γ scales the frozen output alone; to scale what LoRA adds as well, put `lora` before `ssf` into
-    a `chain`. Behind a gate `outer` must be false. Mergeable: W ← diag(γ)·W, b ← γ ⊙ b + β, gain and bias of
-    a norm alike; a map without a bias gets one, and the β of a norm without a bias goes into the biases of
-    the maps that read it (b ← b + W·β). 2·out parameters for each map or norm: 2·(7d + d_ff) in a layer of
-    ViT or BERT; 205,824 for ViT-B.
+    In a `sum` γ scales what the map yields (with what BitFit or DoRA make of its weights), not what others
+    add to that; to scale what LoRA adds as well, put `lora` before `ssf` into a `chain`. Behind a gate
+    `outer` must be false. Mergeable: W ← diag(γ)·W, b ← γ ⊙ b + β, gain and bias of a norm alike; a map
+    without a bias gets one, and the β of a norm without a bias goes into the biases of the maps that read it
+    (b ← b + W·β). 2·out parameters for each map or norm: 2·(7d + d_ff) in a layer of ViT or BERT; 205,824
+    for ViT-B.
     """
 
     traits = Traits(

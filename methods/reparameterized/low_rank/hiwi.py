@@ -65,6 +65,7 @@ class HiWiModule(PerSite[HiddenAdapter]):
         super().__init__(children)
         self.targets = targets
         self._site_of = {target.key: site for site, target in targets.items()}
+        self._zero: set[str] = set()
 
     def _child(self, target: WeightTarget) -> HiddenAdapter:
         return cast(HiddenAdapter, self.at[self._site_of[target.key]])
@@ -73,9 +74,22 @@ class HiWiModule(PerSite[HiddenAdapter]):
         return list(self.targets.values())
 
     def initialise(self, target: WeightTarget, weight: Tensor) -> None:
-        """Keep the backbone's tensor in view (no copy): deploying needs it."""
+        """Keep the backbone's tensor in view (no copy): deploying needs it.
+
+        Raises:
+            MethodError: every tensor is zero, as in a model that was never pretrained: nothing would train.
+        """
         child = self._child(target)
         child.original = weight if child.adapter is not None else None
+        if weight.is_meta or weight.any():
+            self._zero.discard(target.key)
+            return
+        self._zero.add(target.key)
+        if len(self._zero) == len(self.targets):
+            raise MethodError(
+                f"hiwi reads {target.key} and its like, which are all zero in this model: f(D·0) = 0, so "
+                "that nothing would ever train; load pretrained weights, or use bitfit."
+            )
 
     def weight(self, target: WeightTarget, original: Tensor, current: Tensor) -> Tensor:
         change: Tensor = self._child(target)(original)
@@ -96,7 +110,8 @@ class HiWi:
     """b = b₀ + U·f(D·b₀), and each row w of a weight alike; a tensor has its own D (r × n) and U (n × r).
 
     Liao et al. 2023, arXiv:2305.16742. The adapter reads the pretrained tensor, a constant, where others read
-    activations, and never what other methods make of that tensor: the changes add. `target: bias` takes the
+    activations, and never what other methods make of that tensor: the changes add, and in a chain of weights
+    it comes first. A tensor that is zero stays so: f(D·0) = 0. `target: bias` takes the
     bias of each site (n = out), `weight` its (out, in) weight row by row (n = in; which way round is our
     choice). D is Kaiming-uniform (a = √5), U zero: the identity at init. Neither map has a bias: the paper's
     trained shares, 0.28 % at r = 4 and 1.11 % at r = 16, leave no room for one. f is GELU by default: the
@@ -113,6 +128,7 @@ class HiWi:
         sites=LINEAR_SITES,
         default_sites=("up", "gate_proj", "down"),
         mergeable=True,
+        pretrained=True,
         gateable=False,
     )
     size_field: ClassVar[str] = "rank"

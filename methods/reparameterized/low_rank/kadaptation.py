@@ -88,12 +88,12 @@ def _offsets(sites: Sequence[Site]) -> Iterator[tuple[str, int]]:
 class KAdaptation(LowRankMethod):
     """y = (W₀ + c·dropout(ΔW))·x + b₀ + b, ΔW = Σᵢ Aᵢ ⊗ (uᵢ·vᵢ), i = 1…n.
 
-    He et al. 2023, arXiv:2203.16329. The slow weights Aᵢ (n × n) are shared by all layers, one set for q and
-    one for v (for each name of a site); each is a column times a row, as in the authors' code, or `full`. The
-    fast weights uᵢ (out/n × r) and vᵢ (r × in/n) are each site's own. The offset b (out) is one for each
-    layer, shared by q and v; where their widths differ (grouped queries), one for each width. Dropout acts on
-    the entries of ΔW. The authors have n = 32, c = 160, dropout 0.5 and r = 1, the defaults here. n must
-    divide all widths.
+    He et al. 2023, arXiv:2203.16329. The slow weights Aᵢ (n × n) are shared by all layers, both stacks of T5
+    included, one set for q and one for v (for each name of a site); each is a column times a row, as in the
+    authors' code, or `full`. The fast weights uᵢ (out/n × r) and vᵢ (r × in/n) are each site's own. The
+    offset b (out) is one for each layer, shared by all its sites (q and v); where widths differ (grouped
+    queries), one for each. Dropout acts on the entries of ΔW. The authors have n = 32, c = 160, dropout 0.5
+    and r = 1, the defaults here. n must divide all widths.
 
     u is Glorot-uniform, v and b are zero, slow weights (or their factors) U(−0.01, 0.01): exactly the
     identity at init. The authors' code zeroes u too, so that u, v and the slow weights never get a gradient,

@@ -46,7 +46,9 @@ class VeRAModule(PerSite[VeRAVectors]):
             "B": (max(s.out_features for s in sites), rank),
         }
         for name, shape in shapes.items():
-            drawn = nn.init.kaiming_uniform_(torch.empty(shape), generator=generator)
+            # Whatever torch's defaults are: a reload must draw the same pair.
+            empty = torch.empty(shape, dtype=torch.float32, device="cpu")
+            drawn = nn.init.kaiming_uniform_(empty, generator=generator)
             self.register_buffer(name, drawn, persistent=False)
 
     def side(self, site: Site) -> Literal["input", "output"]:

@@ -178,3 +178,28 @@ def test_behind_a_gate_it_leaves_the_tensors_outside_alone() -> None:
     with pytest.raises(CompositionError, match="ssf alters weights"):
         attach(model, gated())
     assert attach(model, gated(outer=False)).graph.entries["ssf"].count.deployed == 3 * 2 * 32
+
+
+def test_a_chain_of_two_is_one_also_outside_of_the_layers() -> None:
+    """y'' = γ₂(γ₁y + β₁) + β₂ everywhere: γ = γ₂γ₁, β = γ₂β₁ + β₂."""
+    model, inputs = tiny_model("bert"), tiny_inputs("bert")
+    hybrid = attach(model, _recipe({"chain": ["ssf", {"ssf": {}, "as": "second"}]}), seed=0)
+    randomise(hybrid.root, std=0.3)
+    expected = logits(model, inputs)
+    first, second = (dict(hybrid.modules[n].named_parameters()) for n in ("ssf", "second"))
+    hybrid.detach()
+    one = attach(model, _recipe("ssf"), seed=0)
+    with torch.no_grad():
+        for name, own in one.modules["ssf"].named_parameters():
+            scale = second[name.replace(".shift", ".scale")]
+            own.copy_(scale * first[name] + (second[name] if name.endswith("shift") else 0))
+    torch.testing.assert_close(logits(model, inputs), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_outside_of_the_layers_it_starts_as_inside() -> None:
+    spec = spec_of(BertConfig(num_hidden_layers=1, hidden_size=4000, num_attention_heads=4, vocab_size=9))
+    entry = build_graph(_recipe("ssf"), spec).entries["ssf"]
+    own: Any = entry.method.build(entry.sites, spec).outer["embeddings-LayerNorm"]
+    assert own.scale.mean().item() == pytest.approx(1.0, abs=2e-3)
+    for values in (own.scale, own.shift):
+        assert values.std().item() == pytest.approx(0.02, rel=0.1)

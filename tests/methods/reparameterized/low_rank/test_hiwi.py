@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import RobertaConfig
 
 from autopeft.backbones import spec_of
-from autopeft.errors import MethodError
+from autopeft.errors import CompositionError, MethodError
 from autopeft.hybrid import Hybrid, attach, load
 from autopeft.method import WeightTarget
 from autopeft.recipe import Recipe
@@ -222,3 +222,35 @@ def test_keeps_the_dtype_of_the_backbone(target: str) -> None:
 def test_several_in_one_batch_equal_each_alone() -> None:
     items = [recipe({"hiwi": {"rank": 2}}), recipe({"hiwi": {"rank": 3, "target": "weight"}}, "ia3")]
     assert_equals_alone(classifier("bert").double(), "bert", items, logits=1e-12, grads=1e-10)
+
+
+def test_down_starts_kaiming_uniform() -> None:
+    module, sites = build("hiwi", toy_spec(hidden=400, kv=400), rank=32, target="weight")
+    down = module[sites[0]].adapter.down.weight.detach()
+    bound = (1 / down.shape[1]) ** 0.5
+    assert 0.95 * bound < down.abs().max() <= bound
+
+
+def test_in_a_chain_it_comes_first_and_its_result_is_what_is_saved(tmp_path: Path) -> None:
+    hiwi = {"hiwi": {"target": "weight", "sites": ["q"]}}
+    with pytest.raises(CompositionError, match="put hiwi first"):
+        attach(tiny_model("bert"), recipe({"chain": [{"dora": {"sites": ["q"]}}, hiwi]}))
+    model, inputs = tiny_model("bert"), tiny_inputs("bert")
+    hybrid = attach(model, recipe({"chain": [hiwi, {"dora": {"sites": ["q"]}}]}), seed=0)
+    randomise(hybrid.root, std=0.3)
+    expected = logits(model, inputs)
+    hybrid.save(tmp_path)
+    hybrid.detach()
+    load(model, tmp_path)
+    torch.testing.assert_close(logits(model, inputs), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_biases_that_are_all_zero_are_refused() -> None:
+    model = tiny_model("bert")
+    for name, parameter in model.named_parameters():
+        if name.endswith("dense.bias"):
+            torch.nn.init.zeros_(parameter)
+    with pytest.raises(MethodError, match="all zero"):
+        attach(model, recipe("hiwi"))
+    torch.nn.init.ones_(model.get_parameter("bert.encoder.layer.2.output.dense.bias"))
+    attach(model, recipe("hiwi")).detach()

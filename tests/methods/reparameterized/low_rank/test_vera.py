@@ -135,3 +135,16 @@ def test_dropout_only_while_training() -> None:
 def test_refuses_what_is_out_of_range(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         build("vera", toy_spec(), **bad)
+
+
+def test_torchs_default_dtype_and_device_do_not_matter_to_the_pair() -> None:
+    module, _ = build("vera", toy_spec(), rank=3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        other, _ = build("vera", toy_spec(), rank=3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        elsewhere, _ = build("vera", toy_spec(), rank=3)
+    assert torch.equal(module.A, other.A)
+    assert torch.equal(module.B, elsewhere.B)
