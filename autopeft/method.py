@@ -15,6 +15,8 @@ training, with calibration batches |
 | `loss_terms() -> Tensor or None` | each step, added to the loss |
 | `before_step(step, total)`, `after_backward(step, total)`, `after_step(step, total)`, `finish()` | by the
 loop |
+| `settled(step, total) -> bool` | by early stopping: while it is false (there still are ranks that training
+is to take away) no state counts as the best |
 | `phases() -> list[Phase]` | before training, by a module that trains in stages |
 | `parameter_groups() -> list[dict]` | when the optimizer is built: `params`, settings of their own, and a
 `name` that comes behind the entry's |
@@ -24,6 +26,7 @@ loop |
 | `conclude(batches, objective)` (`Concludes`) | once after training, with the rows that were trained on |
 | `members`, `choose(member)` (`Ensembles`) | by predictions, when one hybrid stands for several models |
 | `samples`, `recording()`, `covariance(logits)` (`Posterior`) | by predictions, under a posterior |
+| `as_lora(site) -> (A, B, s)` | by the export to peft, of the deployed form: what acts there as LoRA |
 | `reads(site, x, y, call)` | what a gate in front of it reads (default: the site's input x) |
 
 The method class itself may have `size_field` (the config field whose zero means absent), `default_sites`
@@ -101,14 +104,18 @@ class ParameterCount:
     """Parameters of one entry: `deployed` at inference, `trained` while training (fewer only where a small
     adapter makes a whole weight, as HiWi's does, or where stages leave one after the other what stays).
 
-    Of a `data_dependent` method `deployed` is a bound for what a training leaves that has ended.
+    Of a `data_dependent` method `deployed` is a bound for what a training leaves that has ended. `state` are
+    numbers that are saved beside the parameters and that no budget counts (a posterior).
     """
 
     deployed: int
     trained: int
+    state: int = 0
 
     def __add__(self, other: ParameterCount) -> ParameterCount:
-        return ParameterCount(self.deployed + other.deployed, self.trained + other.trained)
+        return ParameterCount(
+            self.deployed + other.deployed, self.trained + other.trained, self.state + other.state
+        )
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,7 @@ class Traits:
         direction: replaces the direction of a weight (DoRA): at most one for each weight.
         pretrained: what it makes of a tensor depends on the pretrained values alone (HiWi): in a chain no
             other may have altered the tensor before.
+        phased: trains in phases of its own, of which a training can have only one entry's.
         gateable: a gate may stand in front of it.
         rowwise: what it adds at a position depends on that position's x and y alone (hook methods).
         data_dependent: its deployed size is settled at the end of training: by the data, for which
@@ -147,6 +155,7 @@ class Traits:
     identity: bool = True
     direction: bool = False
     pretrained: bool = False
+    phased: bool = False
     gateable: bool = True
     rowwise: bool = False
     data_dependent: bool = False

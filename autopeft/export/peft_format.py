@@ -22,6 +22,7 @@ from autopeft.errors import AutoPEFTError
 from autopeft.export.files import write_json
 from autopeft.export.rope import rotate_keys
 from autopeft.graph import Entry, Leaf, Tree
+from autopeft.hybrid.hybrid import deployed_form
 from autopeft.method import Call, Context
 from autopeft.search.runfolder import write_atomic
 
@@ -174,21 +175,26 @@ def _linear_places(known: _Hybrid, entries: list[Entry]) -> list[Place]:
 
 
 def _low_rank(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """LoRA and DoRA; ranks and scales that differ go into patterns by full module path."""
+    """LoRA, DoRA and what is a LoRA once it is trained; ranks and scales that differ go into patterns by full
+    module path. Sites that were left without a rank are left out."""
     places = _linear_places(known, entries)
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     for entry in entries:
-        module = cast(Any, known.live.modules[entry.name])
+        module: Any = deployed_form(known.live.modules[entry.name])
         for site in entry.sites:
-            pair, path = module[site], known.path(site.key)
-            ranks[path] = int(pair.A.shape[0])
-            alphas[path] = float(module.scale) * ranks[path]
-            tensors[f"{_PREFIX}{path}.lora_A.weight"] = pair.A
-            tensors[f"{_PREFIX}{path}.lora_B.weight"] = pair.B
-            if hasattr(pair, "magnitude"):
-                tensors[f"{_PREFIX}{path}.lora_magnitude_vector"] = pair.magnitude
+            (a, b, scale), path = module.as_lora(site), known.path(site.key)
+            if not len(a):
+                continue
+            ranks[path] = len(a)
+            alphas[path] = float(scale) * ranks[path]
+            tensors[f"{_PREFIX}{path}.lora_A.weight"] = a
+            tensors[f"{_PREFIX}{path}.lora_B.weight"] = b
+            if hasattr(module[site], "magnitude"):
+                tensors[f"{_PREFIX}{path}.lora_magnitude_vector"] = module[site].magnitude
+    if not ranks:
+        raise NotExpressible(f"Training has left no rank anywhere, so that there is nothing to write. {_HOW}")
     first = next(iter(ranks))
     rank, alpha = ranks[first], alphas[first]
     config = {
@@ -307,10 +313,12 @@ def _decoder_shape(model: PreTrainedModel) -> dict[str, int]:
     }
 
 
+_LIKE_LORA = (
+    "lora", "dora", "moslora", "capaboost", "dylora", "adalora", "sora", "autolora", "periodic_lora",
+)  # fmt: skip
 _Writer = Callable[[_Hybrid, list[Entry]], tuple[dict[str, Any], dict[str, Tensor]]]
 _WRITERS: dict[str, _Writer] = {
-    "lora": _low_rank,
-    "dora": _low_rank,
+    **dict.fromkeys(_LIKE_LORA, _low_rank),
     "ia3": _ia3,
     "prompt_tuning": _prompt,
     "prefix_tuning": _prefix,

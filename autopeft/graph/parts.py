@@ -79,6 +79,7 @@ class Shape(ABC):
         directed: whether an entry of it replaces the direction of weights.
         may_clash: whether its own entries might replace one direction twice.
         pretrained: whether one of them reads pretrained tensors alone.
+        phased: how many of them train in phases of their own.
     """
 
     label: str
@@ -86,15 +87,16 @@ class Shape(ABC):
     directed: bool
     may_clash: bool
     pretrained: bool
+    phased: int
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         parts.enter(self)
-        self._counts: dict[int, tuple[int, int]] = {}
+        self._counts: dict[int, tuple[int, int, int]] = {}
         self._texts: dict[int, str] = {}
 
-    def count(self, mask: int, name: str | None = None) -> tuple[int, int]:
-        """Deployed and trained parameters at the layers of `mask`; `name` is what errors call an entry.
+    def count(self, mask: int, name: str | None = None) -> tuple[int, int, int]:
+        """`ParameterCount` at the layers of `mask`, as a tuple; `name` is what errors call an entry.
 
         Raises:
             SiteError: none of its sites is there.
@@ -104,7 +106,7 @@ class Shape(ABC):
         found = self._counts.get(mask)
         if found is None:
             count = self._count(mask, name or self.label)
-            found = self._parts.keep(self._counts, mask, (count.deployed, count.trained))
+            found = self._parts.keep(self._counts, mask, (count.deployed, count.trained, count.state))
         return found
 
     def text(self, mask: int) -> str:
@@ -144,6 +146,7 @@ class LeafShape(Shape):
         check_needs(name, self._traits, parts.spec)
         self.ways = ways_of(self._example)
         self.directed, self.pretrained = self._traits.direction, self._traits.pretrained
+        self.phased = int(self._traits.phased)
         self._names = self._named_sites(name)
         # A fused projection holds the weights of its parts.
         self.may_clash = self.directed and "qkv" in self._names and len(self._names) > 1
@@ -199,6 +202,7 @@ class NodeShape(Shape):
         directed = [c for c in children if c.directed]
         self.directed = bool(directed)
         self.pretrained = any(c.pretrained for c in children)
+        self.phased = sum(c.phased for c in children)
         self.may_clash = len(directed) > 1 or any(c.may_clash for c in directed)
         self._tail = f'],"composition":{json.dumps(kind)},"options":{canonical_json(options)}}}'
 
@@ -328,8 +332,10 @@ def hash_of(parts: Iterable[Part]) -> str:
     return hashlib.sha256(f"[{','.join(texts)}]".encode()).hexdigest()
 
 
-def clash(parts: Iterable[Part]) -> bool:
-    """Whether two entries replace the direction of one weight."""
+def clash(parts: Sequence[Part]) -> bool:
+    """Whether two entries replace the direction of one weight, or train in phases of their own."""
+    if sum(shape.phased for shape, _ in parts) > 1:
+        return True
     directed = [(shape, mask) for shape, mask in parts if shape.directed]
     if not directed or (len(directed) == 1 and not directed[0][0].may_clash):
         return False

@@ -87,11 +87,11 @@ class HybridCallback(TrainerCallback):
             )
         training, optimizer = self.hybrid.recipe.training, kwargs.get("optimizer")
         named = optimizer is not None and any("name" in g for g in optimizer.param_groups)
-        if (training.groups or training.policies) and not named:
+        own = any(hasattr(module, "parameter_groups") for module in self.hybrid.modules.values())
+        if (training.groups or training.policies or own) and not named:
             warnings.warn(
-                "This recipe has learning rates or policies of its own, and the Trainer's optimizer knows "
-                "none of "
-                "them; pass `optimizers=(hybrid.optimizer(), None)`.",
+                "This recipe has learning rates, policies or parameter groups of its own, and the Trainer's "
+                "optimizer knows none of them; pass `optimizers=(hybrid.optimizer(), None)`.",
                 stacklevel=2,
             )
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["STEP_EVENTS", "finish", "fire", "loss_terms"]
+__all__ = ["STEP_EVENTS", "all_settled", "finish", "fire", "loss_terms"]
 
 STEP_EVENTS = ("before_step", "after_backward", "after_step")
 
@@ -35,6 +35,12 @@ def loss_terms(modules: Iterable[nn.Module]) -> Tensor | None:
         if term is not None:
             total = term if total is None else total + term
     return total
+
+
+def all_settled(modules: Iterable[nn.Module], step: int, total: int) -> bool:
+    """Whether after `step` of `total` steps every module has the size that training leaves."""
+    found = (getattr(module, "settled", None) for module in modules)
+    return all(handler(step, total) for handler in found if handler is not None)
 
 
 def finish(modules: Iterable[nn.Module]) -> None:

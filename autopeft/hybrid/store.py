@@ -134,11 +134,10 @@ def _check_size(
             "smaller `reparameterization` or rank, as the saved weights do without."
         )
     held = sum(torch.Size(s).numel() for k, s in shapes.items() if not k.startswith("head."))
-    if deployed > held:
+    if deployed + counted.state > held:
         raise DataError(
-            f"{path / RECIPE} describes {deployed:,} parameters on {spec.family!r}, but {WEIGHTS} holds "
-            f"{held:,}; recipe, weights and "
-            "backbone do not belong together."
+            f"{path / RECIPE} describes {deployed + counted.state:,} numbers on {spec.family!r}, but "
+            f"{WEIGHTS} holds {held:,}; recipe, weights and backbone do not belong together."
         )
 
 

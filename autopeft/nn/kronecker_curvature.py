@@ -3,7 +3,8 @@ of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,21 @@ class KroneckerCurvature(nn.Module):
         self.register_buffer("large_basis", torch.zeros(large, n))
         self.register_buffer("large_values", torch.zeros(n))
         self._small = self._root = torch.empty(0)
+
+    @staticmethod
+    def size(small: int, large: int, rank: int) -> int:
+        """Numbers in its buffers: small² + small + (large + 1)·n."""
+        return small * small + small + (large + 1) * min(rank, large)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KroneckerCurvature:
+        """Go along to another device, but stay in fp32: decompositions know no half precision."""
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, moved in self._buffers.items():
+            before = kept[name]
+            if moved is not None and before is not None and moved.dtype != before.dtype:
+                self._buffers[name] = before.to(moved.device)
+        return self
 
     def begin(self) -> None:
         """Start with both factors zero."""
@@ -77,7 +93,7 @@ class KroneckerCurvature(nn.Module):
 
         In the eigenbasis: 1/(p + γᵢ·λⱼ) within the span of U, 1/p outside it.
         """
-        turned = self.small_basis.T @ jacobians
+        turned = self.small_basis.T @ jacobians.to(self.small_basis.dtype)
         inside = turned @ self.large_basis
         outside = (turned - inside @ self.large_basis.T).flatten(2)
         inside = (inside / (precision + self.eigenvalues()).sqrt()).flatten(2)
@@ -102,22 +118,24 @@ def log_evidence(
     return likelihood - 0.5 * precision * norm - 0.5 * torch.log1p(eigenvalues / precision).sum()
 
 
-def fit_precision(
-    likelihood: float, norm: float, curvatures: Sequence[KroneckerCurvature], start: float, steps: int
-) -> tuple[float, list[float]]:
-    """The prior precision p of largest `log_evidence`: Adam on log p (rate 0.1) from `start`; and the
-    evidence before each step and at the end."""
-    # On the CPU: a few hundred numbers, and many tiny steps.
+def fit_precision(norm: float, curvatures: Sequence[KroneckerCurvature]) -> float | None:
+    """The prior precision p of largest `log_evidence`; `None` where the curvature is zero everywhere, so that
+    every smaller p is better.
+
+    There p·‖θ‖² = Σ h/(h + p). The left side rises and the right side falls, so that bisection of log p finds
+    the only solution; it lies between that of the largest h alone and the number of h by ‖θ‖².
+    """
     h = torch.cat([c.eigenvalues().flatten() for c in curvatures]).cpu().double()
-    log_p = torch.tensor(start, dtype=torch.float64).log().requires_grad_()
-    optimizer = torch.optim.Adam([log_p], lr=0.1, maximize=True)
-    trace = []
-    for _ in range(steps):
-        optimizer.zero_grad()
-        with torch.enable_grad():
-            evidence = log_evidence(likelihood, norm, h, log_p.exp())
-            evidence.backward()
-        trace.append(float(evidence.detach()))
-        optimizer.step()
-    precision = float(log_p.detach().exp())
-    return precision, [*trace, float(log_evidence(likelihood, norm, h, precision))]
+    h = h[h > 0]
+    if not len(h) or not norm > 0:
+        return None
+    most = float(h.max())
+    low = math.log(2 * (most / norm) / (most + math.sqrt(most * most + 4 * most / norm)))
+    high = math.log(len(h) / norm)
+    for _ in range(200):
+        p = math.exp((low + high) / 2)
+        if p * norm < float((h / (h + p)).sum()):
+            low = math.log(p)
+        else:
+            high = math.log(p)
+    return math.exp((low + high) / 2)

@@ -46,6 +46,11 @@ class ScaledMaps(PerSite[_M]):
 class ScaledPairs(ScaledMaps[_P]):
     """`ScaledMaps` of low-rank pairs."""
 
+    def as_lora(self, site: Site) -> tuple[Tensor, Tensor, float]:
+        """A (rank, in), B (out, rank) and s with s·B·A = ΔW."""
+        pair = self[site]
+        return pair.down(), pair.B, self.scale
+
     def up_parameters(self) -> list[nn.Parameter]:
         """B of every site, which is zero at init."""
         return [pair.B for pair in self.children_by_site()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from autopeft.errors import AutoPEFTError
+from autopeft.errors import AutoPEFTError, UsageError
 
 __all__ = ["NonFiniteLoss", "OutOfMemory", "PhaseError", "ran_out_of_memory"]
 
@@ -33,7 +33,7 @@ class OutOfMemory(AutoPEFTError):  # noqa: N818
     """Memory did not suffice, even for smaller micro-batches."""
 
 
-class PhaseError(AutoPEFTError):
+class PhaseError(UsageError):
     """The phases that methods declare cannot be run together, or name what does not exist."""
 
 

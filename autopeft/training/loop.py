@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autopeft.errors import DataError, UsageError
 from autopeft.hybrid import Hybrid
-from autopeft.hybrid.events import finish, fire
+from autopeft.hybrid.events import all_settled, finish, fire
 from autopeft.hybrid.policies import apply_policies, refuse_idle
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.training.bilevel import Outer
@@ -216,7 +216,8 @@ class _Run:
         optimizer = PhaseOptimizer(apply_policies(groups, training, self.hybrid.modules), training, steps)
         modules = trained_modules(phase, owner, self.hybrid.modules)
         patience = self.plan.patience
-        best = None if patience is None else BestState(optimizer.parameters, patience)
+        buffers = [b for module in modules for b in module.buffers()]
+        best = None if patience is None else BestState([*optimizer.parameters, *buffers], patience)
         first, since = self._go_on(optimizer)
         trained_on, held_out = rows_apart(self._split(phase), self.plan, phase)
         stream = self._batches(phase, trained_on, since=since, skip=first - since)
@@ -232,7 +233,7 @@ class _Run:
             try:
                 for local, batch in zip(range(first, steps), stream, strict=False):
                     self.step(batch, local, optimizer, modules, outer)
-                    if self._is_over(best):
+                    if self._is_over(best, modules):
                         break
             finally:
                 optimizer.zero_grad()
@@ -287,7 +288,7 @@ class _Run:
         if self.on_step is not None:
             self.on_step(taken + 1, loss)
 
-    def _is_over(self, best: BestState | None) -> bool:
+    def _is_over(self, best: BestState | None, modules: Sequence[nn.Module]) -> bool:
         """Score where it is due, and tell whether to end before all steps are done."""
         done = self.result.steps
         every = self.plan.eval_every
@@ -296,7 +297,8 @@ class _Run:
             self.result.scores.append((done, score))
             if self.on_score is not None:
                 self.on_score(done, score)
-            if best is not None and best.update(score):
+            settled = all_settled(modules, done - self.begun, self.span)
+            if best is not None and settled and best.update(score):
                 self.result.stopped = "patience"
         if done == self.until and done < self.plan.steps:
             self.result.stopped = "paused"

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = ["BestState"]
 
 
 class BestState:
-    """Remembers the parameters of the best score so far; of equal scores the earliest counts."""
+    """Remembers parameters and buffers of the best score so far; of equal scores the earliest counts."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], patience: int) -> None:
-        self.parameters = list(parameters)
+    def __init__(self, tensors: Sequence[Tensor], patience: int) -> None:
+        self.tensors = list(tensors)
         self.patience = patience
         self.best = float("-inf")
         self.waited = 0
@@ -24,14 +24,14 @@ class BestState:
         """Take in a score; whether `patience` scores in a row have brought no new best one."""
         if score > self.best:
             self.best, self.waited = score, 0
-            self._kept = [p.detach().clone() for p in self.parameters]
+            self._kept = [t.detach().clone() for t in self.tensors]
         else:
             self.waited += 1
         return self.waited >= self.patience
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the parameters of the best score back; without any score they stay."""
+        """Put the state of the best score back; without any score it stays."""
         if self._kept is not None:
-            for parameter, kept in zip(self.parameters, self._kept, strict=True):
-                parameter.copy_(kept)
+            for tensor, kept in zip(self.tensors, self._kept, strict=True):
+                tensor.copy_(kept)

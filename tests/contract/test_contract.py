@@ -251,6 +251,19 @@ def test_a_gate_at_a_norm_before_the_attention_knows_its_forward_when_it_is_reco
     assert_checkpointing_changes_nothing(model, hybrid, name, reentrant)
 
 
+@pytest.mark.parametrize("name", method_names())
+def test_phases_are_declared(name: str) -> None:
+    """What trains in phases says so beforehand, so that two of them are refused before anything is built."""
+    cases = [c for c in CASES if name in str(CASES[c])]
+    for case in cases:
+        graph = attached(case, "bert")[1].graph if (case, "bert") in PAIRS else None
+        if graph is None:
+            continue
+        for entry in graph.entries.values():
+            phased = hasattr(entry.method.build(entry.sites, graph.spec), "phases")
+            assert entry.traits.phased == phased, entry.name
+
+
 def _zero_dropout(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

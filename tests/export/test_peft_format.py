@@ -99,6 +99,14 @@ CASES = {
     "bert-lora-per-layer": (BertForSequenceClassification, BERT, UNEVEN),
     "roberta-lora": (RobertaForSequenceClassification, ROBERTA, layers({"lora": {"sites": ["k", "o"]}})),
     "distilbert-lora": (DistilBertForSequenceClassification, DISTIL, layers("lora", at=[1])),
+    **{
+        f"bert-{name}": (
+            BertForSequenceClassification,
+            BERT,
+            layers({name: {"rank": 2, "sites": ["q", "up"]}}),
+        )
+        for name in ("moslora", "capaboost", "dylora", "adalora", "sora", "autolora", "periodic_lora")
+    },
     "bert-dora": (BertForSequenceClassification, BERT, layers({"dora": {"rank": 2, "alpha": 5}})),
     "bert-ia3": (BertForSequenceClassification, BERT, layers("ia3")),
     "gpt2-lora-fused": (GPT2LMHeadModel, GPT2, layers({"lora": {"sites": ["qkv", "down"]}})),
@@ -130,6 +138,25 @@ def test_peft_loads_it_with_equal_logits(case: str, tmp_path: Path) -> None:
         logits = theirs(**batch).logits[:, -ours.shape[1] :]
     assert (ours - untouched).abs().max() > 1e-2
     assert torch.allclose(logits, ours, atol=1e-5), (logits - ours).abs().max()
+
+
+def test_sites_that_training_has_left_without_a_rank_are_left_out(tmp_path: Path) -> None:
+    model = fresh(BertForSequenceClassification, BERT)
+    hybrid = trained(model, layers({"sora": {"rank": 2, "sites": ["q", "v"]}}))
+    module: Any = hybrid.modules["sora"]
+    gates = list(module.gates())
+    with torch.no_grad():
+        gates[0].zero_()
+        gates[1][0] = 0.0
+        ours = hybrid.model(**padded()).logits
+    to_peft(hybrid, tmp_path)
+    theirs = PeftModel.from_pretrained(fresh(BertForSequenceClassification, BERT), tmp_path).eval()
+    with torch.no_grad():
+        assert torch.allclose(theirs(**padded()).logits, ours, atol=1e-5)
+        for gate in gates:
+            gate.zero_()
+    with pytest.raises(NotExpressible, match="no rank anywhere"):
+        to_peft(hybrid, tmp_path)
 
 
 def test_rope_turns_prefix_keys_and_leaves_values(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from support.tiny import tiny_config
 
 from autopeft.backbones import spec_of
 from autopeft.counting import Counter
-from autopeft.errors import UsageError
+from autopeft.errors import CompositionError, UsageError
 from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
 
@@ -185,3 +185,21 @@ def test_recipe_to_graph_to_recipe_is_the_identity(items: list[Any]) -> None:
     assert again == made
     assert build_graph(again, BERT).hash() == graph.hash()
     assert graph.parameter_count() == build_graph(again, BERT).parameter_count()
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        ["autolora", {"periodic_lora": {"sites": ["k"]}}],
+        [{"sum": ["periodic_lora", {"sora": {"stages": 2, "final_threshold": 0.1}}]}],
+        [{"route": {"children": ["autolora"], "copies": 2}}],
+    ],
+)
+def test_two_entries_with_phases_are_refused_before_anything_is_built(items: list[Any]) -> None:
+    recipe = Recipe.from_dict({"layers": [{"attach": items}]})
+    with pytest.raises(CompositionError, match="each train in phases"):
+        build_graph(recipe, BERT)
+    with pytest.raises(CompositionError, match="each train in phases"):
+        Counter(BERT).measure(recipe)
+    for one in ({"periodic_lora": {"stages": 1}}, "sora"):
+        build_graph(Recipe.from_dict({"layers": [{"attach": ["autolora", one]}]}), BERT)

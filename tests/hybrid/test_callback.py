@@ -175,6 +175,14 @@ def test_phases_are_refused_at_once() -> None:
         HybridCallback(_Carrier({}, Phased()))
 
 
+def test_groups_of_a_module_reach_the_trainer_or_it_says_so(tmp_path: Path) -> None:
+    model = tiny_bert()
+    with attach(model, Recipe.from_dict({"layers": [{"attach": ["sora"]}]}), seed=0) as hybrid:
+        callback = hybrid.callback()
+        with pytest.warns(UserWarning, match="parameter groups of its own"):
+            trainer(tmp_path, model, callback, compute_loss_func=callback.loss).train()
+
+
 def test_rates_of_the_recipe_reach_the_trainer_or_it_says_so() -> None:
     model = tiny_bert()
     recipe = Recipe.from_dict(

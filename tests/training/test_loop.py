@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from support.training import Bag, FakeHybrid, encoded_split, encoded_task, tiny_bert
-from torch import nn
+from torch import Tensor, nn
 
 from autopeft.errors import UsageError
 from autopeft.hybrid import attach
@@ -198,7 +199,12 @@ def test_patience_returns_to_the_best_state(data: EncodedTask) -> None:
     model = Bag()
 
     class Spoiler(nn.Linear):
+        def __init__(self, *size: int) -> None:
+            super().__init__(*size)
+            self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
         def after_step(self, step: int, total: int) -> None:
+            cast(Tensor, self.steps).fill_(step + 1)
             if step == 1:
                 with torch.no_grad():
                     model.head.weight.neg_()
@@ -213,6 +219,7 @@ def test_patience_returns_to_the_best_state(data: EncodedTask) -> None:
     assert result.stopped == "patience"
     assert result.steps == scores.index(max(scores)) + 1 + 3
     assert evaluate(model, data.select, "accuracy") == max(scores) > scores[-1]
+    assert int(cast(Tensor, model.adapter.steps)) == scores.index(max(scores)) + 1
 
 
 def test_every_epoch_holds_every_row_once_in_a_new_order() -> None:

@@ -68,6 +68,15 @@ class AdaLoRAModule(ScaledMaps[Triplets]):
             n = len(self.at)
             self.allocate(triplets_at(t, total, c.first * n, c.rank * n, warmup, final))
 
+    def as_lora(self, site: Site) -> tuple[Tensor, Tensor, float]:
+        """The triplets as one pair (see `ScaledPairs`)."""
+        own = self[site]
+        return own.E[:, None] * own.Q, own.P, self.scale
+
+    def settled(self, step: int, total: int) -> bool:
+        """In the final phase: states before it have ranks that will go."""
+        return self.kept is None or step >= total - round(self.config.final * total)
+
     def scores(self) -> Tensor:
         """(n, r₀): S(E_i) + mean_j S(P_ji) + mean_j S(Q_ij)."""
         assert self.sensitivity is not None
@@ -121,9 +130,11 @@ class AdaLoRA:
     gets γ·mean(‖PᵀP − I‖_F, ‖QQᵀ − I‖_F). P and Q start from N(0, 0.02²), E at zero: the identity at init.
     Behind a gate the gate takes the place of s.
 
-    The schedule needs the planned number of steps; a training that is stopped early is cut to n·r at its end.
-    Mergeable. Trained: r₀·(in + out + 1) for each site; deployed: Σ r_m·(in_m + out_m + 1) with Σ r_m = n·r,
-    which depends on the data: a budget counts the n·r largest triplets.
+    The schedule needs the planned number of steps; a training that is stopped early is cut to n·r at its end,
+    and with `patience` only states of the final phase count. With so few steps that no score was measured the
+    first triplets are kept. Two entries have a budget each. Mergeable. Trained: r₀·(in + out + 1) for each
+    site; deployed: Σ r_m·(in_m + out_m + 1) with Σ r_m = n·r, which depends on the data: a budget counts the
+    n·r largest triplets.
     """
 
     traits = Traits(

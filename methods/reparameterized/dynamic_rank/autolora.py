@@ -140,14 +140,15 @@ class AutoLoRA(LowRankMethod):
     A (k × in) is Kaiming-uniform (a = √5), B (out × k) zero, c one: the identity at init. s = α/k stays what
     it is when ranks fall, as the default of this project's LoRA does (peft's `alpha_pattern` is then s·r_m).
     The authors' search trains the factors alone; here the head and the recipe's other methods are part of the
-    lower level. A step of the search costs about five others. Such a training cannot pause. Behind a gate the
-    gate takes the place of s. Mergeable.
+    lower level. All weights start at 1/k itself, so that even a short search drops about half of the terms
+    (theirs too). A step of the search costs about five others. Such a training cannot pause. Behind a gate
+    the gate takes the place of s. Mergeable.
 
     Trained: k·(in + out + 1) for each site; deployed: Σ r_m·(in + out) with 1 ≤ r_m ≤ k, which depends on
     the data: a budget counts k·(in + out).
     """
 
-    traits = replace(LowRankMethod.traits, data_dependent=True)
+    traits = replace(LowRankMethod.traits, data_dependent=True, phased=True)
 
     class Config(LowRankConfig):
         rank: int = Field(default=8, ge=1, le=1024, description="k, the largest rank")

@@ -48,6 +48,10 @@ class BoostedPair(nn.Module):
 class CapaBoostModule(ScaledMaps[BoostedPair]):
     """Boosted factors for each site."""
 
+    def as_lora(self, site: Site) -> tuple[Tensor, Tensor, float]:
+        """All copies as one pair (see `ScaledPairs`)."""
+        return *self[site].factors(), self.scale
+
     def up_parameters(self) -> list[nn.Parameter]:
         return [pair.B.values for pair in self.children_by_site()]
 
@@ -60,9 +64,9 @@ class CapaBoost(LowRankMethod):
     Song et al. 2024, arXiv:2407.01320, on the host LoRA (adapters and prefixes as hosts are not built). Each
     mask has exactly ⌊ρ·size⌋ ones at random places (`density` ρ), or two in each four entries of a row
     (`pattern: 2:4`), independent for each factor, copy and site; they come from `seed`, stay fixed and are
-    not saved. ΔW has rank up to D·r. A is Kaiming-uniform (a = √5), B zero: the identity at init; with D =
-    ρ = 1 it is LoRA. An entry in no mask does not exist. Behind a gate the gate takes the place of s.
-    Mergeable.
+    not saved; of two entries at a site each wants a seed of its own. ΔW has rank up to D·r. A is
+    Kaiming-uniform (a = √5), B zero: the identity at init; with D = ρ = 1 it is LoRA. An entry in no mask
+    does not exist. Behind a gate the gate takes the place of s. Mergeable.
 
     Parameters: the entries in at least one mask, exactly, about (1 − (1 − ρ)ᴰ)·r·(in + out) for each site.
     """

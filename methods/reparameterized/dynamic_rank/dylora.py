@@ -62,6 +62,10 @@ class DyLoRAModule(PerSite[NestedPair]):
         a, b = self[site].factors(self.rank)
         return weight + self.scale(self.rank) * (b @ a), bias
 
+    def as_lora(self, site: Site) -> tuple[Tensor, Tensor, float]:
+        """The pair of the rank in use (see `ScaledPairs`)."""
+        return *self[site].factors(self.rank), self.scale(self.rank)
+
     def before_step(self, step: int, total: int) -> None:
         if not self.whole:
             self.drawn = 1 + int(torch.multinomial(self.config.chances(), 1))
@@ -88,7 +92,8 @@ class DyLoRAModule(PerSite[NestedPair]):
 
 @register("dylora")
 class DyLoRA(LowRankMethod):
-    """y = W₀x + b₀ + (α/b)·B[:, :b]·A[:b]·dropout(x), b drawn from 1…R before each step, once for all sites.
+    """y = W₀x + b₀ + (α/b)·B[:, :b]·A[:b]·dropout(x), b drawn from 1…R before each step, once for all sites
+    of the entry.
 
     Valipour et al. 2023, arXiv:2210.07558. `frozen` (the default, as in the authors' code): a step trains row
     b of A (R × in) and column b of B (out × R) alone, and the first b − 1 take part as constants; else it

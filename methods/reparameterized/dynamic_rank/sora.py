@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -112,10 +113,10 @@ class SoRA(LowRankMethod):
     """y = W₀x + b₀ + s·B·(g ⊙ A·dropout(x)), s = α/r; after every step g ← sign(g)·max(|g| − ξ, 0).
 
     Ding et al. 2023, arXiv:2311.11696. g (r) has a parameter group of its own without weight decay, and the
-    loss gets λ·mean|g|, both as in the authors' code. ξ does not follow the learning rate (there neither;
-    their second version multiplies the two). A gate that is zero stays so until a step of the optimizer moves
-    it by more than ξ. A is Kaiming-uniform (a = √5), B zero, g from N(0, 1): the identity at init. That the
-    authors train the LayerNorms as well is left to the recipe.
+    loss gets λ·mean|g|, both as in the authors' code (where g has a schedule of its own as well). ξ does not
+    follow the learning rate (there neither; their second version multiplies the two). A gate that is zero
+    stays so until a step of the optimizer moves it by more than ξ. A is Kaiming-uniform (a = √5), B zero, g
+    from N(0, 1): the identity at init. That the authors train the LayerNorms as well is left to the recipe.
 
     `stages` K > 1 is the paper's schedule: K trainings of equal length, each from the weights of the one
     before, with ξ rising to `final_threshold`; such a training cannot pause. Another gate in front takes the
@@ -132,6 +133,11 @@ class SoRA(LowRankMethod):
         rowwise=True,
         data_dependent=True,
     )
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        if config.stages > 1:
+            self.traits = replace(self.traits, phased=True)
 
     class Config(LowRankConfig):
         rank: int = Field(default=8, ge=1, le=1024, description="r, the largest rank")

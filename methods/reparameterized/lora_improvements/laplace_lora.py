@@ -10,12 +10,20 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from autopeft.errors import MethodError
 from autopeft.low_rank import LowRankConfig, LowRankMethod
-from autopeft.method import Objective, register
-from autopeft.nn import LowRankPair, ScaledPairs, SeenPair, UncertainPair, fit_precision, joined, softmax_root
+from autopeft.method import Objective, ParameterCount, register
+from autopeft.nn import (
+    KroneckerCurvature,
+    LowRankPair,
+    ScaledPairs,
+    SeenPair,
+    UncertainPair,
+    fit_precision,
+    joined,
+    softmax_root,
+)
 from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["LaplaceLoRA"]
@@ -23,11 +31,7 @@ __all__ = ["LaplaceLoRA"]
 
 class LaplaceLoRAModule(ScaledPairs[LowRankPair]):
     """LoRA's pairs and the posterior of the uncertain ones; `posterior_precision` is the prior's p, 0 while
-    there is no posterior.
-
-    Attributes:
-        evidence: log marginal likelihood before each step for p and at the end, of the last conclusion.
-    """
+    there is no posterior."""
 
     posterior_precision: Tensor
 
@@ -35,7 +39,6 @@ class LaplaceLoRAModule(ScaledPairs[LowRankPair]):
         super().__init__(children, scale)
         self.config = config
         self.register_buffer("posterior_precision", torch.zeros(()))
-        self.evidence: list[float] = []
 
     @property
     def samples(self) -> int:
@@ -74,7 +77,7 @@ class LaplaceLoRAModule(ScaledPairs[LowRankPair]):
         curvatures = [c for pair in pairs for c in (pair.posterior_A, pair.posterior_B)]
         for curvature in curvatures:
             curvature.begin()
-        rows, likelihood = 0, 0.0
+        rows = 0
         for batch in batches:
             with self.recording(), torch.enable_grad():
                 logits = objective.logits(batch).float()
@@ -82,13 +85,11 @@ class LaplaceLoRAModule(ScaledPairs[LowRankPair]):
                     return
                 self._observe(logits)
             rows += len(logits)
-            likelihood -= float(F.cross_entropy(logits.detach(), batch["labels"], reduction="sum"))
         for curvature in curvatures:
             curvature.settle(rows)
         norm = sum(float(p.detach().square().sum()) for pair in pairs for p in (pair.A, pair.B))
-        start, steps = self.config.prior_precision, self.config.steps
-        precision, self.evidence = fit_precision(likelihood, norm, curvatures, start, steps)
-        self.posterior_precision.fill_(precision)
+        # Of an entry that no row has reached nothing is known but its mean.
+        self.posterior_precision.fill_(self.config.prior_precision or fit_precision(norm, curvatures) or 0.0)
 
     def _gradients(self, logits: Tensor, columns: Tensor) -> Iterator[list[SeenPair]]:
         """For each column (rows, classes) of (rows, classes, columns), what each called pair has seen, and
@@ -149,10 +150,11 @@ class LaplaceLoRA(LowRankMethod):
     exact over classes (columns of the root of diag(π) − π·πᵀ), summed over rows and positions; outer products
     of a linear map's inputs are summed over positions and averaged over rows, as in the authors' code. Theirs
     count padding; here a position that the logits do not depend on counts in neither factor. Class weights do
-    not count. The prior's mean is 0 and one p serves all factors: it maximises Laplace's marginal likelihood
-    over log p (Adam, 0.1, `steps`). Where curvature is cut off by a small `n_kfac`, or next to none because
-    the model is sure of its rows, that p is small and the logits are very uncertain, which can cost accuracy.
-    With 0 steps p is `prior_precision`, which can then be searched for on *select* (the authors' other way).
+    not count. The prior's mean is 0 and one p serves all factors: that of the largest marginal likelihood of
+    Laplace, which is found exactly (the authors take up to 1,000 steps of Adam on log p). Where curvature is
+    cut off by a small `n_kfac`, or next to none because the model is sure of its rows, that p is small and
+    the logits are very uncertain, which can cost accuracy. A `prior_precision` is used as it is, and can be
+    searched for on *select* (the authors' other way).
 
     Predictions are of the model linearised in θ: f ~ N(f(x), J·Σ·Jᵀ) with J of each row, the log of the
     mean softmax of joint `samples` (the authors take 100,000); several such entries add their covariances.
@@ -163,14 +165,16 @@ class LaplaceLoRA(LowRankMethod):
     with the mean and is mergeable. Behind a gate the gate takes the place of s, held at its value.
 
     A is Kaiming-uniform (a = √5), B zero: the identity at init. r·(in + out) parameters for each site; beside
-    them (in + out)·n + 2·(r² + r + n) numbers of the posterior are stored, n = n_kfac, and p.
+    them a posterior is stored: in·n + out·m + 2·(r² + r) + n + m numbers, n = min(n_kfac, in) and m =
+    min(n_kfac, out), and p.
     """
 
     class Config(LowRankConfig):
         sub: Literal["all", "last_layer"] = Field(default="all", description="which factors have a posterior")
         n_kfac: int = Field(default=10, ge=1, le=4096, description="rank of the d-sided Kronecker factors")
-        prior_precision: float = Field(default=1.0, gt=0, le=1e6, description="p, where its search starts")
-        steps: int = Field(default=1000, ge=0, le=100_000, description="Adam steps for p")
+        prior_precision: float | None = Field(
+            default=None, gt=0, le=1e6, description="p; default: that of the largest marginal likelihood"
+        )
         samples: int = Field(default=1000, ge=0, le=1_000_000, description="draws of logits; 0: the mean")
 
     def __init__(self, config: Config) -> None:
@@ -178,14 +182,27 @@ class LaplaceLoRA(LowRankMethod):
         if config.samples:
             self.traits = replace(self.traits, mergeable=False)
 
-    def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
+    def _uncertain(self, sites: Sequence[Site]) -> list[Site]:
+        """The sites that get a posterior."""
+        if not self.config.samples:
+            return []
         # A decoder comes behind its encoder, and outside the layers nothing is linear.
-        last = max((s.stack == "decoder", s.layer or 0) for s in sites)
-        pairs = {s.key: self._pair(s, (s.stack == "decoder", s.layer or 0) == last) for s in sites}
+        places = {s.key: (s.stack == "decoder", s.layer or 0) for s in sites}
+        return [s for s in sites if self.config.sub == "all" or places[s.key] == max(places.values())]
+
+    def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
+        count = super().parameter_count(sites, spec)
+        r, n = self.config.rank, self.config.n_kfac
+        sides = [side for s in self._uncertain(sites) for side in (s.in_features, s.out_features)]
+        return replace(count, state=1 + sum(KroneckerCurvature.size(r, side, n) for side in sides))
+
+    def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
+        uncertain = {s.key for s in self._uncertain(sites)}
+        pairs = {s.key: self._pair(s, s.key in uncertain) for s in sites}
         return LaplaceLoRAModule(pairs, self.config.scale, self.config)
 
-    def _pair(self, site: Site, last: bool) -> LowRankPair:
+    def _pair(self, site: Site, uncertain: bool) -> LowRankPair:
         c, sizes = self.config, (site.in_features, site.out_features, self.config.rank)
-        if c.sub == "last_layer" and not last:
+        if not uncertain:
             return LowRankPair(*sizes, dropout=c.dropout)
         return UncertainPair(*sizes, dropout=c.dropout, curvature_rank=c.n_kfac)

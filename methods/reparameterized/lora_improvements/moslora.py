@@ -39,9 +39,9 @@ class MixedPair(LowRankPair):
         inner = nn.functional.linear(nn.functional.linear(x, self.A), self.M)
         return nn.functional.linear(inner, self.B)
 
-    def product(self) -> Tensor:
-        """B·M·A, (out × in)."""
-        return self.B @ (self.M @ self.A)
+    def down(self) -> Tensor:
+        """M·A, (rank × in)."""
+        return self.M @ self.A
 
 
 @register("moslora")

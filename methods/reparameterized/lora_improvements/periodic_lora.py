@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from pydantic import Field
@@ -44,6 +45,11 @@ class PeriodicPair(LowRankPair):
             return super().product()
         return super().product() + self.past_up @ self.past_down
 
+    @property
+    def begun(self) -> bool:
+        """Whether an earlier training has left pairs here."""
+        return self.past_down is None or bool(self.past_down.any())
+
     @torch.no_grad()
     def unload(self, stage: int, momentum: float) -> None:
         """Put (1 − μ)·B·A to the pairs that stay, as the `stage`-th (0-based), and start again from μ·B·A."""
@@ -83,7 +89,9 @@ class StagedModule(PeriodicLoRAModule):
     """Trains in K stages, each with an optimizer and a schedule of its own."""
 
     def phases(self) -> list[Phase]:
-        """One for each stage."""
+        """One for each stage; after an earlier training, whose pairs fill all places, one that goes on."""
+        if any(pair.begun for pair in self.children_by_site()):
+            return [Phase("further")]
         return [self._stage(k) for k in range(self.config.stages)]
 
     def _stage(self, k: int) -> Phase:
@@ -105,9 +113,15 @@ class PeriodicLoRA(LowRankMethod):
     a new init instead, which does jump.) The backbone stays as it is: the sum is kept as factors beside it.
 
     A is Kaiming-uniform (a = √5), B zero: the identity at init. Mergeable. `stages: 1` is LoRA. Behind a gate
-    the gate takes the place of s. Such a training cannot pause. Trained: r·(in + out) for each site;
+    the gate takes the place of s. Such a training cannot pause. A second one goes on with the live pair alone
+    (of a saved hybrid: with all of it, as one LoRA). Trained: r·(in + out) for each site;
     deployed: K·r·(in + out), a LoRA of rank K·r.
     """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        if config.stages > 1:
+            self.traits = replace(self.traits, phased=True)
 
     class Config(LowRankConfig):
         rank: int = Field(default=8, ge=1, le=1024, description="r of one stage")

@@ -60,6 +60,11 @@ class DoRAModule(PerSite[DoRAPair]):
         directed = self[cast(Site, target.site)].direct(original, self.scale, detach=self.detach_norm)
         return current + (directed - original).to(current.dtype)
 
+    def as_lora(self, site: Site) -> tuple[Tensor, Tensor, float]:
+        """The pair that changes the direction (see `ScaledPairs`)."""
+        pair = self[site]
+        return pair.down(), pair.B, self.scale
+
     def up_parameters(self) -> list[nn.Parameter]:
         return [pair.B for pair in self.children_by_site()]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from autopeft.hybrid import Hybrid, attach, load
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 from autopeft.training import TrainingPlan
+from autopeft.training.evaluate import evaluate
 from autopeft.training.loop import train
 
 PLAN = TrainingPlan(steps=30, batch_size=8, seed=3, device="cpu")
@@ -240,6 +242,35 @@ def test_a_training_that_is_stopped_is_cut_to_the_target() -> None:
     assert (result.stopped, result.steps) == ("asked", 7)
     assert sum(map(len, alive(module_of(hybrid)))) == 2 * SITES
     assert hybrid.counts().deployed <= count(hybrid.recipe, hybrid.spec).deployed
+
+
+def test_early_stopping_returns_to_a_state_that_is_within_the_budget() -> None:
+    """Scores before the final phase are of more ranks than training leaves; the best of the others is what is
+    returned, triplets and pattern alike."""
+    data = encoded_task(train=40, select=30)
+    plan = replace(PLAN, eval_every=2, patience=2)
+    for seed in range(3):
+        hybrid = attach(tiny_bert(), recipe(), seed=seed)
+        result = train(hybrid, data, replace(plan, seed=seed))
+        assert result.steps >= 21 + 2 * 2, "patience counts from the final phase on"
+        last = [score for step, score in result.scores if step >= 21]
+        module = module_of(hybrid)
+        assert module.kept is not None
+        acts = torch.stack([c.E != 0 for c in module.children_by_site()])
+        assert int(acts.sum()) == 2 * SITES
+        assert torch.equal(module.kept, acts)
+        again = evaluate(hybrid.model, data.select, data.task.metric)
+        assert again == pytest.approx(max(last))
+
+
+def test_the_two_decays_are_each_its_own() -> None:
+    module, _ = build("adalora", toy_spec(), beta1=0.25, beta2=0.75)
+    for p in module.parameters():
+        p.grad = torch.ones_like(p)
+    size = module.parameters().__next__().detach().abs().flatten()
+    module.sensitivity.observe(module.parameters())
+    smooth, spread = 0.75 * size, 0.25 * (size - 0.75 * size).abs()
+    torch.testing.assert_close(module.sensitivity.score()[: len(size)], smooth * spread)
 
 
 def test_deploying_between_two_allocations_keeps_what_came_back() -> None:

@@ -167,3 +167,44 @@ def test_beside_another_method_it_merges() -> None:
     inputs = tiny_inputs("llama")
     expected = logits(model, inputs)
     torch.testing.assert_close(logits(hybrid.merge(), inputs), expected, atol=3e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.4])
+def test_a_second_training_goes_on_and_loses_nothing(momentum: float, tmp_path: Path) -> None:
+    hybrid = attach(tiny_bert(), recipe(stages=3, momentum=momentum), seed=0)
+    train(hybrid, encoded_task(), PLAN)
+    pairs = staged(hybrid).children_by_site()
+    past = [pair.past_up @ pair.past_down for pair in pairs]  # type: ignore[operator]
+    live = [pair.B.detach().clone() for pair in pairs]
+    train(hybrid, encoded_task(), PLAN)
+    for pair, before, b in zip(pairs, past, live, strict=True):
+        assert torch.equal(pair.past_up @ pair.past_down, before)
+        assert not torch.equal(pair.B, b)
+    model = hybrid.model
+    hybrid.save(tmp_path)
+    hybrid.detach()
+    again = load(model, tmp_path)
+    assert [phase.name for phase in staged(again).phases()] == ["further"]
+    train(again, encoded_task(), PLAN)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.4])
+def test_a_training_does_not_jump_between_its_stages(
+    momentum: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What each stage begins with is what the one before it ended with, and μ of it stays live."""
+    changes: list[tuple[Tensor, Tensor, Tensor]] = []
+    unload = PeriodicPair.unload
+
+    def watched(pair: PeriodicPair, stage: int, share: float) -> None:
+        before, live = pair.product().detach().clone(), (pair.B @ pair.A).detach().clone()
+        unload(pair, stage, share)
+        torch.testing.assert_close(pair.product(), before, atol=1e-5, rtol=1e-4)
+        changes.append((before, live, (pair.B @ pair.A).detach()))
+
+    monkeypatch.setattr(PeriodicPair, "unload", watched)
+    hybrid = attach(tiny_bert(), recipe(stages=3, momentum=momentum), seed=0)
+    train(hybrid, encoded_task(), PLAN)
+    assert len(changes) == 2 * len(staged(hybrid).at)
+    for _, live, stays in changes:
+        torch.testing.assert_close(stays, momentum * live, atol=1e-6, rtol=1e-4)
