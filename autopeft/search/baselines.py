@@ -45,9 +45,10 @@ BaselineKind = Literal["lora", "single", "random", "middle", "head"]
 BASELINE_KINDS: tuple[BaselineKind, ...] = get_args(BaselineKind)
 # The others would cost as much again as the whole search of this effort.
 _QUICK: tuple[BaselineKind, ...] = ("lora", "head")
-# Places of the LoRA sweep, and learning rates of each method alone, where an effort has fewer than the most.
+# Places of the LoRA sweep, and learning rates of each method alone, where an effort has fewer than the most: of
+# many methods more would cost more than the search.
 _PLACES = {"quick": 1}
-_SINGLE_RATES = {"quick": 1, "normal": 2}
+_SINGLE_RATES = {"quick": 1, "normal": 1}
 
 _LORA_RATES = (5e-4, 1.5e-3, 4.5e-3)
 _HEAD_RATES = (1e-3, 5e-3, 2e-2)
@@ -142,8 +143,8 @@ def baselines(
     """Every baseline that exists for this space, backbone and budget, in the order of `BASELINE_KINDS`.
 
     Args:
-        rates: learning rates tried for each structure. In `quick` LoRA has one place and each method alone
-            one rate, in `normal` two.
+        rates: learning rates tried for each structure. In `quick` LoRA has one place, and in `quick` and
+            `normal` each method alone has one rate, that of the point where a search starts.
         seed: of the random hybrids.
         effort: name of the effort.
         kinds: which ones; `None` for those that the effort pays for (see `parse_kinds`).
