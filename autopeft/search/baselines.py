@@ -45,8 +45,8 @@ BaselineKind = Literal["lora", "single", "random", "middle", "head"]
 BASELINE_KINDS: tuple[BaselineKind, ...] = get_args(BaselineKind)
 # The others would cost as much again as the whole search of this effort.
 _QUICK: tuple[BaselineKind, ...] = ("lora", "head")
-# Places of the LoRA sweep, and learning rates of each method alone, where an effort has fewer than the most: of
-# many methods more would cost more than the search.
+# Places of the LoRA sweep, and learning rates of each method alone, where an effort has fewer than the most.
+# More rates of many methods would cost more than the search.
 _PLACES = {"quick": 1}
 _SINGLE_RATES = {"quick": 1, "normal": 1}
 

@@ -28,7 +28,7 @@ def recipe(*layers: Any, model: Sequence[Any] = ()) -> Recipe:
     return Recipe.from_dict({**body, "layers": [{"attach": list(layers)}]} if layers else body)
 
 
-# Each method of the catalogue is in at least one of them; hooks and weights meet on the same modules.
+# Hooks and weights meet on the same modules (HiWi and SAID have tests of their own).
 STACKS: dict[str, list[Recipe]] = {
     "lora+prefix, houlsby+dora, gate": [recipe(LORA, PREFIX), recipe(HOULSBY, "dora"), recipe(GATE)],
     "fish, dora+ia3+lora, pfeiffer": [recipe(model=[FISH]), recipe("dora", "ia3", LORA), recipe(PFEIFFER)],
@@ -51,6 +51,11 @@ STACKS: dict[str, list[Recipe]] = {
         recipe("ssf", PFEIFFER),
         recipe({"compacter": {"bottleneck": 8}}, LORA),
         recipe({"kadaptation": {"phm_dim": 4, "scale": 8}}, PREFIX),
+    ],
+    "mov+lora, route, route by sequence": [
+        recipe({"mov": {"experts": 3}}, LORA),
+        recipe({"route": {"children": [LORA], "copies": 3, "top_k": 2}}),
+        recipe({"route": {"children": [LORA, PREFIX, "ia3"], "level": "sequence"}}),
     ],
 }
 PROMPTS = {
