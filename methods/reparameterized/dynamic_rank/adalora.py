@@ -73,6 +73,10 @@ class AdaLoRAModule(ScaledMaps[Triplets]):
         own = self[site]
         return own.E[:, None] * own.Q, own.P, self.scale
 
+    def up_parameters(self) -> list[nn.Parameter]:
+        """P of every site, which stands where B does in LoRA."""
+        return [child.P for child in self.children_by_site()]
+
     def settled(self, step: int, total: int) -> bool:
         """In the final phase: states before it have ranks that will go."""
         return self.kept is None or step >= total - round(self.config.final * total)

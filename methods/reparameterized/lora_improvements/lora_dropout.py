@@ -72,7 +72,8 @@ class LoRADropout(LowRankMethod):
     all its tokens and rows, so that a (1 − p)² share of the entries of ΔW acts. The rank is never dropped,
     and nothing is rescaled by 1/(1 − p) (the paper's formula, as far as known: there is no official code). A
     is Kaiming-uniform (a = √5), B zero: the identity at init. The paper averages the loss of several draws in
-    a step; here each forward is one draw, and micro-batches have draws of their own.
+    a step; here each forward is one draw, and micro-batches have draws of their own. AdaLoRA as a host is not
+    built.
 
     Evaluation is deterministic and without masks; with `expected`, ΔW is then (1 − p)² of itself, its mean
     under the masks. With `ensemble: N`, predictions and scores are the mean of the output distributions of N

@@ -17,10 +17,11 @@ __all__ = ["LoRAPlus"]
 class LoRAPlus:
     """η_B = ratio·η_A: the up factors of every module that names some learn `ratio` times faster.
 
-    Hayou et al. 2024, arXiv:2402.12354. A training policy: it places nothing and has no parameters.
-    Modules name their up factors by `up_parameters()`: B of LoRA and DoRA, the up projection of a parallel
-    adapter. The authors' code also moves all one-dimensional parameters to the faster group; here only up
-    factors move. Schedules multiply both rates alike, so the ratio holds at every step.
+    Hayou et al. 2024, arXiv:2402.12354. A training policy: it places nothing and has no parameters. Modules
+    name their up factors by `up_parameters()`: B of LoRA and DoRA, P of AdaLoRA, the factor of a Kronecker
+    product that is zero at init, the up projection of a parallel adapter. The authors' code also moves all
+    one-dimensional parameters to the faster group; here only up factors move. Schedules multiply both rates
+    alike, so the ratio holds at every step.
     """
 
     traits = Traits(injection="training", level="training")

@@ -74,6 +74,10 @@ class KAdaptationModule(PerSite[LowRankKronecker]):
         offset = self.offset(site)
         return weight + self.scale * self.change(site), offset if bias is None else bias + offset
 
+    def up_parameters(self) -> list[nn.Parameter]:
+        """v of every site, the factor that is zero at init."""
+        return [fast.right for fast in self.children_by_site()]
+
 
 def _offset_key(site: Site) -> str:
     return f"{site.stack}-{site.layer}-{site.out_features}"

@@ -98,6 +98,7 @@ def test_groups_as_peft_makes_them() -> None:
     assert {n.split(".")[-1]: r for n, r in mine.items()} == {k[-1]: v for k, v in by_factor.items()}
 
 
+PHM: dict[str, Any] = {"kadaptation": {"phm_dim": 2}}
 LIKE_LORA = (
     "lora", "dora", "vera", "krona", "moslora", "lora_dropout", "capaboost", "hiwi", "dylora", "sora",
     "autolora", "periodic_lora", "laplace_lora",
@@ -111,6 +112,13 @@ def test_up_factors_are_those_that_start_at_zero(name: str) -> None:
     zero = {id(p) for p in module.parameters() if not p.any()}
     assert up == zero
     assert len(up) >= len(sites)
+
+
+@pytest.mark.parametrize(("name", "factor"), [("adalora", "P"), ("kadaptation", "right")])
+def test_up_factors_of_other_forms(name: str, factor: str) -> None:
+    module, sites = build(name, toy_spec(hidden=8, kv=8), sites=("q", "v"), **PHM.get(name, {}))
+    up = {id(p) for p in module.up_parameters()}
+    assert up == {id(getattr(module[s], factor)) for s in sites}
 
 
 def test_refuses_a_ratio_below_one() -> None:
