@@ -20,7 +20,7 @@ from autopeft.nn.sensitivity import Sensitivity
 from autopeft.nn.sparse_delta import SparseDelta
 from autopeft.nn.tensor_deltas import TensorDeltas
 from autopeft.nn.triplets import Triplets
-from autopeft.nn.uncertain_pair import SeenPair, UncertainPair, joined
+from autopeft.nn.uncertain_pair import UncertainPair, logit_covariance, observe_curvature
 
 __all__ = [
     "ACTIVATIONS",
@@ -41,7 +41,6 @@ __all__ = [
     "Router",
     "ScaledMaps",
     "ScaledPairs",
-    "SeenPair",
     "Sensitivity",
     "SparseDelta",
     "TensorDeltas",
@@ -50,9 +49,10 @@ __all__ = [
     "fit_precision",
     "generator_of",
     "hypergradient",
-    "joined",
     "kronecker_sum",
     "log_evidence",
+    "logit_covariance",
+    "observe_curvature",
     "require_blocks",
     "softmax_root",
     "walsh_hadamard",

@@ -18,11 +18,10 @@ from autopeft.nn import (
     KroneckerCurvature,
     LowRankPair,
     ScaledPairs,
-    SeenPair,
     UncertainPair,
     fit_precision,
-    joined,
-    softmax_root,
+    logit_covariance,
+    observe_curvature,
 )
 from autopeft.spec import BackboneSpec, Site
 
@@ -52,9 +51,21 @@ class LaplaceLoRAModule(ScaledPairs[LowRankPair]):
     def _uncertain(self) -> list[UncertainPair]:
         return [pair for pair in self.children_by_site() if isinstance(pair, UncertainPair)]
 
-    def _called(self) -> list[UncertainPair]:
-        """The pairs that the recorded forward ran."""
-        return [pair for pair in self._uncertain() if pair.seen]
+    def _called(self, logits: Tensor) -> list[UncertainPair]:
+        """The pairs that the recorded forward ran.
+
+        Raises:
+            MethodError: it had other rows than the logits.
+        """
+        pairs = [pair for pair in self._uncertain() if pair.seen]
+        rows = {len(call.x) for pair in pairs for call in pair.seen}
+        if rows - {len(logits)}:
+            raise MethodError(
+                f"laplace_lora needs the logits of each row that its sites see, but got {len(logits)} for "
+                f"{max(rows)} rows; take one hybrid at a time, and `samples: 0` where rows are scored "
+                "together."
+            )
+        return pairs
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -83,7 +94,7 @@ class LaplaceLoRAModule(ScaledPairs[LowRankPair]):
                 logits = objective.logits(batch).float()
                 if logits.shape[-1] == 1:
                     return
-                self._observe(logits)
+                observe_curvature(self._called(logits), logits)
             rows += len(logits)
         for curvature in curvatures:
             curvature.settle(rows)
@@ -91,53 +102,9 @@ class LaplaceLoRAModule(ScaledPairs[LowRankPair]):
         # Of an entry that no row has reached nothing is known but its mean.
         self.posterior_precision.fill_(self.config.prior_precision or fit_precision(norm, curvatures) or 0.0)
 
-    def _gradients(self, logits: Tensor, columns: Tensor) -> Iterator[list[SeenPair]]:
-        """For each column (rows, classes) of (rows, classes, columns), what each called pair has seen, and
-        the gradient of column·logits at its maps' outputs."""
-        seen = [seen for pair in self._called() for seen in pair.seen]
-        rows = {len(call.x) for call in seen}
-        if rows - {len(logits)}:
-            raise MethodError(
-                f"laplace_lora needs the logits of each row that its sites see, but got {len(logits)} for "
-                f"{max(rows)} rows; take one hybrid at a time, and `samples: 0` where rows are scored "
-                "together."
-            )
-        probes = [probe for call in seen for probe in (call.at_z, call.at_y)]
-        options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-        for column in columns.unbind(dim=-1):
-            found = iter(torch.autograd.grad(logits, probes, column, **options) if probes else ())
-            yield [
-                joined([replace(c, at_z=next(found), at_y=next(found)) for c in pair.seen])
-                for pair in self._called()
-            ]
-
-    def _observe(self, logits: Tensor) -> None:
-        """Add a batch's share to both factors of every curvature."""
-        pairs, reached = self._called(), []
-        for seen in self._gradients(logits, softmax_root(logits.detach())):
-            for pair, call in zip(pairs, seen, strict=True):
-                pair.posterior_A.add_small(call.at_z.flatten(0, 1))
-                pair.posterior_B.add_large(call.at_y.flatten(0, 1))
-            reached.append([call.at_y.any(dim=-1) for call in seen])
-        for pair, call, masks in zip(pairs, seen, zip(*reached, strict=True), strict=True):
-            read = torch.stack(masks).any(dim=0)
-            pair.posterior_A.add_large(call.x[read])
-            pair.posterior_B.add_small(call.z[read])
-
     def covariance(self, logits: Tensor) -> Tensor:
         """J·Σ·Jᵀ (rows, classes, classes) of the logits (rows, classes) that a recorded forward gave."""
-        rows, classes = logits.shape
-        columns = torch.eye(classes, dtype=logits.dtype, device=logits.device).expand(rows, -1, -1)
-        jacobians = [
-            [(call.at_z.mT @ call.x, call.z.mT @ call.at_y) for call in seen]
-            for seen in self._gradients(logits, columns)
-        ]
-        total = torch.zeros(rows, classes, classes, device=logits.device)
-        for pair, of_classes in zip(self._called(), zip(*jacobians, strict=True), strict=True):
-            of_a, of_b = (torch.stack(part, dim=1) for part in zip(*of_classes, strict=True))
-            total += pair.posterior_A.covariance(of_a, self.posterior_precision)
-            total += pair.posterior_B.covariance(of_b, self.posterior_precision)
-        return total
+        return logit_covariance(self._called(logits), logits, self.posterior_precision)
 
 
 @register("laplace_lora")
