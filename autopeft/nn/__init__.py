@@ -19,7 +19,7 @@ from autopeft.nn.seeds import generator_of
 from autopeft.nn.sensitivity import Sensitivity
 from autopeft.nn.sparse_delta import SparseDelta
 from autopeft.nn.tensor_deltas import TensorDeltas
-from autopeft.nn.triplets import Triplets
+from autopeft.nn.triplets import Triplets, triplets_at
 from autopeft.nn.uncertain_pair import UncertainPair, logit_covariance, observe_curvature
 
 __all__ = [
@@ -55,5 +55,6 @@ __all__ = [
     "observe_curvature",
     "require_blocks",
     "softmax_root",
+    "triplets_at",
     "walsh_hadamard",
 ]

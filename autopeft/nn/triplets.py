@@ -1,11 +1,11 @@
-"""A low-rank map as a sum of triplets, as in a singular value decomposition."""
+"""A low-rank map as a sum of triplets, as in a singular value decomposition, and how many of them stay."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Triplets"]
+__all__ = ["Triplets", "triplets_at"]
 
 
 class Triplets(nn.Module):
@@ -30,3 +30,16 @@ class Triplets(nn.Module):
     def hold(self, p: Tensor, e: Tensor, q: Tensor) -> None:
         """Consist of these from now on, whatever their number."""
         self.P, self.E, self.Q = (nn.Parameter(t.detach().clone()) for t in (p, e, q))
+
+
+def triplets_at(step: int, total: int, first: int, last: int, warmup: int, final: int) -> int:
+    """b(t): how many triplets are kept after `step` of `total` steps.
+
+    `first` up to step `warmup`, `last` from `total − final` on, a falling cubic in between.
+    """
+    if step >= total - final:
+        return last
+    if step <= warmup:
+        return first
+    left = 1 - (step - warmup) / (total - final - warmup)
+    return int(last + (first - last) * left**3)

@@ -11,23 +11,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from autopeft.method import MethodConfig, ParameterCount, Traits, register
-from autopeft.nn import ScaledMaps, Sensitivity, Triplets
+from autopeft.nn import ScaledMaps, Sensitivity, Triplets, triplets_at
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
-__all__ = ["AdaLoRA", "triplets_at"]
-
-
-def triplets_at(step: int, total: int, first: int, last: int, warmup: int, final: int) -> int:
-    """b(t): how many triplets are kept after `step` of `total` steps.
-
-    `first` up to step `warmup`, `last` from `total − final` on, a falling cubic in between.
-    """
-    if step >= total - final:
-        return last
-    if step <= warmup:
-        return first
-    left = 1 - (step - warmup) / (total - final - warmup)
-    return int(last + (first - last) * left**3)
+__all__ = ["AdaLoRA"]
 
 
 class AdaLoRAModule(ScaledMaps[Triplets]):
