@@ -40,7 +40,11 @@ class Masks(NamedTuple):
         Raises:
             MethodError: a mask would be empty, or the columns are not in fours.
         """
-        generator = generator_of(self.seed, self.site, self.name)
+        # Whatever torch's default device is: the places must be known to count them.
+        with torch.device("cpu"):
+            return self._draw(generator_of(self.seed, self.site, self.name))
+
+    def _draw(self, generator: torch.Generator) -> Tensor:
         total = self.rows * self.columns
         if self.pattern == "2:4":
             if self.columns % 4:

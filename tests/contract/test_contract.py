@@ -236,7 +236,9 @@ def assert_checkpointing_changes_nothing(
         model.enable_input_require_grads()
     again = _gradients(model, hybrid, inputs)
     for key, value in plain.items():
-        torch.testing.assert_close(again[key], value, atol=2e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+        # Under checkpointing decoders keep no cache: another order of sums, which a large scale amplifies. A
+        # context that is lost or another forward's changes gradients by their own size.
+        torch.testing.assert_close(again[key], value, atol=2e-4, rtol=2e-3, msg=lambda m, k=key: f"{k}: {m}")
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

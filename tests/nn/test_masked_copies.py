@@ -32,3 +32,12 @@ def test_each_part_of_the_key_gives_other_masks() -> None:
     assert torch.equal(drawn[0], MASKS.draw())
     assert not any(torch.equal(drawn[0], other) for other in drawn[1:])
     assert not torch.equal(drawn[0][0], drawn[0][1])
+
+
+def test_torchs_default_device_does_not_matter_to_the_masks() -> None:
+    masks = Masks(0, "encoder.0.q", "A", 4, 8, 2, 0.5, "random")
+    with torch.device("meta"):
+        drawn = masks.draw()
+        copies = MaskedCopies(masks, torch.empty(4, 8))
+    assert torch.equal(drawn, masks.draw())
+    assert copies.values.numel() == masks.used()
