@@ -2,9 +2,11 @@
 
     python experiments/replay/record.py samplers
     python experiments/replay/record.py autopeft
+    python experiments/replay/record.py width
 
-`samplers` is the default space on `movie-sentences` at 0.5 %, `autopeft` that paper's own space on 1,000 rows
-of `trec`; each takes some three hours of one core. Interrupt and go on at any time: what stands in
+`samplers` is the default space as it first was, on `movie-sentences` at 0.5 %, `autopeft` that paper's own
+space on 1,000 rows of `trec`; each takes some three hours of one core. `width` is the default space with the
+reparameterized family in it, at random alone (one hour). Interrupt and go on at any time: what stands in
 `trials.jsonl` of the experiment's folder is not trained again. Two processes share the work with `--part 0/2`
 and `--part 1/2`.
 """

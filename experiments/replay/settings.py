@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from recording import Setting
@@ -11,7 +12,7 @@ from autopeft.tasks import Rows
 __all__ = ["FOLDERS", "SETTINGS"]
 
 _EXPERIMENTS = Path(__file__).parents[1]
-FOLDERS = {"samplers": _EXPERIMENTS / "samplers", "autopeft": _EXPERIMENTS / "autopeft"}
+FOLDERS = {name: _EXPERIMENTS / name for name in ("samplers", "autopeft", "width")}
 SETTINGS = {
     "samplers": Setting(
         task="movie-sentences",
@@ -43,3 +44,7 @@ SETTINGS = {
         two_objectives=True,
     ),
 }
+# What `default` offers since the reparameterized family came in, drawn at random alone.
+SETTINGS["width"] = replace(
+    SETTINGS["samplers"], random=100, mutants=0, repeats=0, space_file=FOLDERS["width"] / "space.yaml"
+)

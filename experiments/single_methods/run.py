@@ -44,6 +44,9 @@ HEAD = "head-only"
 ALL = Rows(train=ROWS)
 # Where the sweep starts, in half decades: 0 is 1e-3. Few steps ask for more than papers take; prompts most.
 CENTRES = {FULL: -3, HEAD: 0, "prefix_tuning": 2, "prompt_tuning": 3}
+# Prompts with a head at 1e-3 are no better than the head alone at its best: once more, with one rate for both.
+ALIKE = ", head alike"
+CENTRES["prompt_tuning" + ALIKE] = 3
 
 
 def rate_of(point: int) -> float:
@@ -52,13 +55,16 @@ def rate_of(point: int) -> float:
 
 
 def candidates() -> list[str]:
-    """The two ends, and every method; of a policy it is LoRA with it."""
-    return [HEAD, *method_names(), FULL]
+    """The two ends, and every method; of a policy it is LoRA with it. Last, those with a head that learns as
+    fast as they do."""
+    return [HEAD, *method_names(), FULL, *(name for name in CENTRES if name.endswith(ALIKE))]
 
 
 def recipe_of(name: str, rate: float) -> Recipe:
     """A method alone at its defaults; the head alone, too, where nothing is attached."""
-    training: dict[str, Any] = {"learning_rate": rate, "groups": {"head": {"learning_rate": 1e-3}}}
+    alike, name = name.endswith(ALIKE), name.removesuffix(ALIKE)
+    head = rate if alike else 1e-3
+    training: dict[str, Any] = {"learning_rate": rate, "groups": {"head": {"learning_rate": head}}}
     body: dict[str, Any] = {"name": name.replace(" ", "-"), "training": training}
     if name in (HEAD, FULL):
         training["groups"] = {}

@@ -25,7 +25,11 @@ def run(load: Import) -> Any:
 def test_every_method_is_a_candidate_at_its_defaults(run: Any) -> None:
     from transformers import BertConfig
 
-    assert run.candidates() == [run.HEAD, *method_names(), run.FULL]
+    assert run.candidates() == [run.HEAD, *method_names(), run.FULL, "prompt_tuning, head alike"]
+    alike, own = (run.recipe_of(name, 0.1) for name in ("prompt_tuning, head alike", "prompt_tuning"))
+    assert alike.training.groups["head"].learning_rate == 0.1
+    assert own.training.groups["head"].learning_rate == 1e-3
+    assert alike.model == own.model
     assert set(run.CENTRES) <= set(run.candidates())
     spec = spec_of(
         BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
