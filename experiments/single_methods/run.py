@@ -44,7 +44,7 @@ HEAD = "head-only"
 ALL = Rows(train=ROWS)
 # Where the sweep starts, in half decades: 0 is 1e-3. Few steps ask for more than papers take; prompts most.
 CENTRES = {FULL: -3, HEAD: 0, "prefix_tuning": 2, "prompt_tuning": 3}
-# Prompts with a head at 1e-3 are no better than the head alone at its best: once more, with one rate for both.
+# Prompts with a head at 1e-3 are no better than the head alone at its best: again, with one rate for both.
 ALIKE = ", head alike"
 CENTRES["prompt_tuning" + ALIKE] = 3
 
