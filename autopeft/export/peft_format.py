@@ -177,6 +177,12 @@ def _linear_places(known: _Hybrid, entries: list[Entry]) -> list[Place]:
 def _low_rank(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """LoRA, DoRA and what is a LoRA once it is trained; ranks and scales that differ go into patterns by full
     module path. Sites that were left without a rank are left out."""
+    several = next((entry.name for entry in entries if not entry.traits.mergeable), None)
+    if several is not None:
+        raise NotExpressible(
+            f"{several} predicts with several models (an ensemble, a posterior) and Hugging Face peft holds "
+            f"one: switch that off (`ensemble: 0`, `samples: 0`). {_HOW}"
+        )
     places = _linear_places(known, entries)
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
@@ -315,6 +321,7 @@ def _decoder_shape(model: PreTrainedModel) -> dict[str, int]:
 
 _LIKE_LORA = (
     "lora", "dora", "moslora", "capaboost", "dylora", "adalora", "sora", "autolora", "periodic_lora",
+    "lora_dropout", "laplace_lora",
 )  # fmt: skip
 _Writer = Callable[[_Hybrid, list[Entry]], tuple[dict[str, Any], dict[str, Tensor]]]
 _WRITERS: dict[str, _Writer] = {

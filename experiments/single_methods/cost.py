@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from run import ALIKE, BATCH, CENTRES, HEAD, ROWS, Bench, candidates, rate_of, recipe_of
+from run import BATCH, HEAD, ROWS, VARIANTS, Bench, candidates, centre_of, rate_of, recipe_of
 from tables import COSTS
 
 from autopeft.tasks import Rows
@@ -43,13 +43,13 @@ def main() -> None:
     bench = Bench(TASK, Rows(train=ROWS, select=64, test=64))
 
     def train(name: str, seed: int) -> float:
-        recipe = recipe_of(name, rate_of(CENTRES.get(name, 1)))
+        recipe = recipe_of(name, rate_of(centre_of(name)))
         row: dict[str, Any] = bench.train(name, recipe, seed, "select", STEPS)
         return float(row["cpu_seconds_per_step"])
 
     bench.train(HEAD, recipe_of(HEAD, 1e-3), 0, "select", ROWS // BATCH)  # stores the states of every row
     setting = {"task": TASK, "steps": STEPS, "torch": torch.__version__, "machine": platform.machine()}
-    found = costs(train, [name for name in candidates() if not name.endswith(ALIKE)], ROUNDS)
+    found = costs(train, [name for name in candidates() if name not in VARIANTS], ROUNDS)
     COSTS.write_text(json.dumps(setting | {"rounds": found}, indent=1) + "\n", encoding="utf-8")
 
 

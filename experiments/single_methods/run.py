@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,18 @@ from autopeft.tasks.encode import encode
 from autopeft.training import TrainingPlan, run_trial
 from autopeft.training.trial import full_fine_tuning
 
-__all__ = ["CENTRES", "Bench", "Runner", "candidates", "recipe_of", "sweep"]
+__all__ = [
+    "CENTRES",
+    "VARIANTS",
+    "Bench",
+    "Runner",
+    "Variant",
+    "candidates",
+    "centre_of",
+    "rate_of",
+    "recipe_of",
+    "sweep",
+]
 
 TRIALS = Path(__file__).parent / "trials.jsonl"
 TASKS = ("trec", "movie-sentences")
@@ -44,9 +56,23 @@ HEAD = "head-only"
 ALL = Rows(train=ROWS)
 # Where the sweep starts, in half decades: 0 is 1e-3. Few steps ask for more than papers take; prompts most.
 CENTRES = {FULL: -3, HEAD: 0, "prefix_tuning": 2, "prompt_tuning": 3}
-# Prompts with a head at 1e-3 are no better than the head alone at its best: again, with one rate for both.
-ALIKE = ", head alike"
-CENTRES["prompt_tuning" + ALIKE] = 3
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method that is not at its defaults, or whose head learns as fast as it does."""
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    alike: bool = False
+
+
+# Why these: README.md.
+VARIANTS = {
+    "prompt_tuning, head alike": Variant("prompt_tuning", alike=True),
+    "prefix_tuning, head alike": Variant("prefix_tuning", alike=True),
+    "lora_dropout, all of ΔW": Variant("lora_dropout", {"expected": False}),
+}
 
 
 def rate_of(point: int) -> float:
@@ -55,26 +81,32 @@ def rate_of(point: int) -> float:
 
 
 def candidates() -> list[str]:
-    """The two ends, and every method; of a policy it is LoRA with it. Last, those with a head that learns as
-    fast as they do."""
-    return [HEAD, *method_names(), FULL, *(name for name in CENTRES if name.endswith(ALIKE))]
+    """The two ends, and every method; of a policy it is LoRA with it. Last, the variants."""
+    return [HEAD, *method_names(), FULL, *VARIANTS]
+
+
+def centre_of(name: str) -> int:
+    """The point where the sweep starts."""
+    return CENTRES.get(VARIANTS[name].method if name in VARIANTS else name, 1)
 
 
 def recipe_of(name: str, rate: float) -> Recipe:
-    """A method alone at its defaults; the head alone, too, where nothing is attached."""
-    alike, name = name.endswith(ALIKE), name.removesuffix(ALIKE)
-    head = rate if alike else 1e-3
+    """A method alone at its defaults, or a variant; the head alone, too, where nothing is attached."""
+    variant = VARIANTS.get(name, Variant(name))
+    head = rate if variant.alike else 1e-3
     training: dict[str, Any] = {"learning_rate": rate, "groups": {"head": {"learning_rate": head}}}
-    body: dict[str, Any] = {"name": name.replace(" ", "-"), "training": training}
+    slug = "-".join(re.findall(r"\w+", name))
+    body: dict[str, Any] = {"name": slug, "training": training}
     if name in (HEAD, FULL):
         training["groups"] = {}
         return Recipe.from_dict(body)
-    level = get_method(name).traits.level
+    level = get_method(variant.method).traits.level
     if level == "training":
-        training["policies"] = [name]
+        training["policies"] = [variant.method]
         return Recipe.from_dict(body | {"layers": [{"attach": ["lora"]}]})
+    entry = [{variant.method: dict(variant.options)}]
     return Recipe.from_dict(
-        body | ({"model": [name]} if level == "model" else {"layers": [{"attach": [name]}]})
+        body | ({"model": entry} if level == "model" else {"layers": [{"attach": entry}]})
     )
 
 
@@ -140,11 +172,17 @@ class Runner:
 
     def method(self, task: str, name: str) -> None:
         """Sweep, then train the best rate with fresh seeds."""
-        best = sweep(lambda point: self._score(task, name, rate_of(point), 0, "select"), CENTRES.get(name, 1))
+        best = self.best(task, name)
         for seed in SEEDS:
-            self._score(task, name, rate_of(best), seed, "test")
+            self.score(task, name, best, seed, "test")
 
-    def _score(self, task: str, name: str, rate: float, seed: int, split: str) -> float:
+    def best(self, task: str, name: str) -> int:
+        """The point that the sweep finds on *select*."""
+        return sweep(lambda point: self.score(task, name, point, 0, "select"), centre_of(name))
+
+    def score(self, task: str, name: str, point: int, seed: int, split: str) -> float:
+        """Of one training, from `trials.jsonl` where it stands there."""
+        rate = rate_of(point)
         bench = self._benches.get(task) or self._benches.setdefault(task, self._bench(task))
         recipe = recipe_of(name, rate)
         key = {"task": task, "method": name, "hash": build_graph(recipe, bench.spec).trial_hash()}

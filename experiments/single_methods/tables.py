@@ -54,7 +54,7 @@ def _line(rows: Sequence[Row], name: str, tasks: Sequence[str], costs: Costs) ->
 
 
 def _cost(costs: Costs, name: str) -> str:
-    name = name.partition(",")[0]  # how the head learns costs nothing
+    name = name.partition(",")[0]  # a variant's step is its method's
     if name not in costs:
         return "not measured"
     shares = [own / full for own, full in zip(costs[name], costs[FULL], strict=True)]

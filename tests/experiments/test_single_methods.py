@@ -14,6 +14,7 @@ from autopeft.graph import build_graph
 from autopeft.method import get_method, method_names
 
 FOLDER = "single_methods"
+README = Path(__file__).parents[2] / "README.md"
 Import = Callable[[str], Any]
 
 
@@ -25,11 +26,7 @@ def run(load: Import) -> Any:
 def test_every_method_is_a_candidate_at_its_defaults(run: Any) -> None:
     from transformers import BertConfig
 
-    assert run.candidates() == [run.HEAD, *method_names(), run.FULL, "prompt_tuning, head alike"]
-    alike, own = (run.recipe_of(name, 0.1) for name in ("prompt_tuning, head alike", "prompt_tuning"))
-    assert alike.training.groups["head"].learning_rate == 0.1
-    assert own.training.groups["head"].learning_rate == 1e-3
-    assert alike.model == own.model
+    assert run.candidates() == [run.HEAD, *method_names(), run.FULL, *run.VARIANTS]
     assert set(run.CENTRES) <= set(run.candidates())
     spec = spec_of(
         BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
@@ -42,6 +39,19 @@ def test_every_method_is_a_candidate_at_its_defaults(run: Any) -> None:
             continue
         (entry,) = graph.entries.values()
         assert entry.method.config == get_method(name).Config()
+
+
+def test_a_variant_is_its_method_with_other_options_or_a_head_that_learns_as_fast(run: Any) -> None:
+    spec = toy_spec(hidden=8, kv=8)
+    for name, variant in run.VARIANTS.items():
+        recipe, own = run.recipe_of(name, 0.1), run.recipe_of(variant.method, 0.1)
+        assert recipe.training.groups["head"].learning_rate == (0.1 if variant.alike else 1e-3)
+        assert own.training.groups["head"].learning_rate == 1e-3
+        (entry,) = build_graph(recipe, spec).entries.values()
+        assert entry.method.name == variant.method
+        assert entry.method.config == get_method(variant.method).Config(**variant.options)
+        assert build_graph(recipe, spec).trial_hash() != build_graph(own, spec).trial_hash()
+        assert run.centre_of(name) == run.centre_of(variant.method)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +104,18 @@ def test_what_is_there_is_not_trained_again_and_test_is_seen_by_fresh_seeds_only
     assert "| lora | 88.0 ± 1.0 | 3.2e-03 | 1,000 | 2,000 | not measured |" in text
 
 
+def test_stability_asks_lower_rates_of_the_seeds_of_the_test_on_select(
+    run: Any, load: Import, tmp_path: Path
+) -> None:
+    stability, runner = load("stability"), run.Runner(tmp_path / "trials.jsonl", FakeBench)
+    found = stability.stability(runner, "trec", "lora")
+    assert [rate for rate, _ in found] == [3.2e-3, 1e-3, 3.2e-4]
+    assert found[0][1] == pytest.approx([0.89, 0.88, 0.87])
+    assert {row["split"] for row in runner.rows()} == {"select"}
+    cells = stability.line("trec", "lora", found).split(" | ")
+    assert cells[:3] == ["| lora", "trec", "3.2e-03: 88.0 ± 1.0 (worst 87.0)"]
+
+
 def test_the_table_has_every_method_that_all_tasks_have_tested(load: Import) -> None:
     def rows(method: str, task: str, *scores: float, **more: Any) -> list[dict[str, Any]]:
         row = {"method": method, "task": task, "split": "test", "rate": 1e-3, "cpu_seconds_per_step": 0.5}
@@ -110,6 +132,15 @@ def test_the_table_has_every_method_that_all_tasks_have_tested(load: Import) -> 
     assert [line.split(" | ")[0] for line in lines] == ["| ia3", "| lora", "| broken"]
     assert lines[1] == "| lora | 60.0 ± 14.1 | 1.0e-03 | 90.0 ± 0.0 | 1.0e-03 | 1 | 9 | 0.600 (0.60) |"
     assert "it says why" in lines[2]
+
+
+def test_the_readme_has_the_table_of_what_is_recorded_with_every_candidate(run: Any, load: Import) -> None:
+    _, _, below = README.read_text(encoding="utf-8").partition("<!-- single-methods -->\n\n")
+    shown = below.partition("\n\n")[0]
+    table = load("tables")
+    assert shown == table.tables(run.Runner(run.TRIALS).rows(), run.TASKS, table.measured())
+    names = [line.strip("| ").partition(" | ")[0] for line in shown.splitlines()[2:]]
+    assert sorted(names) == sorted(run.candidates())
 
 
 def test_costs_are_taken_in_turns_and_every_round_starts_elsewhere(load: Import) -> None:

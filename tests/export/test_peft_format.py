@@ -105,8 +105,22 @@ CASES = {
             BERT,
             layers({name: {"rank": 2, "sites": ["q", "up"]}}),
         )
-        for name in ("moslora", "capaboost", "dylora", "adalora", "sora", "autolora", "periodic_lora")
+        for name in (
+            "moslora",
+            "capaboost",
+            "dylora",
+            "adalora",
+            "sora",
+            "autolora",
+            "periodic_lora",
+            "lora_dropout",
+        )
     },
+    "bert-laplace-mean": (
+        BertForSequenceClassification,
+        BERT,
+        layers({"laplace_lora": {"rank": 2, "samples": 0}}),
+    ),
     "bert-dora": (BertForSequenceClassification, BERT, layers({"dora": {"rank": 2, "alpha": 5}})),
     "bert-ia3": (BertForSequenceClassification, BERT, layers("ia3")),
     "gpt2-lora-fused": (GPT2LMHeadModel, GPT2, layers({"lora": {"sites": ["qkv", "down"]}})),
@@ -172,6 +186,18 @@ def test_rope_turns_prefix_keys_and_leaves_values(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[type[PreTrainedModel], Any, dict[str, Any], str]] = {
     "two methods": (BertForSequenceClassification, BERT, layers("lora", "ia3"), "holds one method"),
     "no words": (BertForSequenceClassification, BERT, layers("parallel_adapter"), "no method that equals"),
+    "ensemble": (
+        BertForSequenceClassification,
+        BERT,
+        layers({"lora_dropout": {"ensemble": 2}}),
+        "lora_dropout predicts with several models",
+    ),
+    "posterior": (
+        BertForSequenceClassification,
+        BERT,
+        layers("laplace_lora"),
+        "several models .an ensemble, a posterior.",
+    ),
     "gate": (BertForSequenceClassification, BERT, layers({"gate": ["lora"]}), "no composition like 'gate'"),
     "nothing": (BertForSequenceClassification, BERT, {"name": "none"}, "head alone"),
     "same site twice": (

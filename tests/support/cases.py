@@ -29,7 +29,7 @@ CASES: dict[str, tuple[str, Any]] = {
     "krona-parallel": ("layers", {"krona": {"variant": "parallel", "a1": 8, "scale": "learned"}}),
     "krona-residual": ("layers", {"krona": {"variant": "parallel_residual", "scale": 2}}),
     "moslora": ("layers", {"moslora": {"rank": 3}}),
-    "lora-dropout": ("layers", {"lora_dropout": {"rank": 3, "expected": True}}),
+    "lora-dropout": ("layers", {"lora_dropout": {"rank": 3}}),
     "periodic-lora": ("layers", {"periodic_lora": {"rank": 2, "stages": 3}}),
     "laplace": ("layers", {"laplace_lora": {"rank": 3, "n_kfac": 4}}),
     "laplace-mean": ("layers", {"laplace_lora": {"rank": 2, "sub": "last_layer", "samples": 0}}),

@@ -59,6 +59,11 @@ class LoRADropoutModule(ScaledPairs[LowRankPair]):
         pair = pair * self._full() if masks is None else pair * masks[1]
         return pair if call.gated else pair * self.scale
 
+    def as_lora(self, site: Site) -> tuple[Tensor, Tensor, float]:
+        """The pair as it is evaluated (see `ScaledPairs`)."""
+        down, up, scale = super().as_lora(site)
+        return down, up, scale * self._full()
+
     def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         return weight + self.scale * self._full() * self[site].product(), bias
 
@@ -75,8 +80,9 @@ class LoRADropout(LowRankMethod):
     a step; here each forward is one draw, and micro-batches have draws of their own. AdaLoRA as a host is not
     built.
 
-    Evaluation is deterministic and without masks; with `expected`, ΔW is then (1 − p)² of itself, its mean
-    under the masks. With `ensemble: N`, predictions and scores are the mean of the output distributions of N
+    Evaluation is deterministic and without masks: ΔW is then (1 − p)² of itself, its mean under the masks, or
+    all of itself with `expected: false`, which is four times at p = 0.5 what was trained. With `ensemble: N`,
+    the paper's way to predict (N = 4), predictions and scores are the mean of the output distributions of N
     masked models, whose masks come from `seed` (N forward passes; a bare forward and `generate` know nothing
     of it, see `autopeft.hybrid.predictive`). Behind a gate the gate takes the place of s. Mergeable without
     an ensemble. r·(in + out) parameters for each site.
@@ -84,7 +90,7 @@ class LoRADropout(LowRankMethod):
 
     class Config(LowRankConfig):
         dropout: float = Field(default=0.5, ge=0, lt=1, description="p")
-        expected: bool = Field(default=False, description="evaluate and merge with (1 − p)²·ΔW")
+        expected: bool = Field(default=True, description="evaluate and merge with (1 − p)²·ΔW, else with ΔW")
         ensemble: int = Field(default=0, ge=0, le=64, description="N masked models at test time; 0: none")
         seed: int = Field(default=0, ge=0, lt=2**32, description="where the ensemble's masks are drawn from")
 

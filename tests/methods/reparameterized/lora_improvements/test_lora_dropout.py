@@ -86,13 +86,13 @@ def test_masked_features_get_no_gradient_and_every_rank_does() -> None:
 
 def test_evaluation_is_lora_or_its_mean_under_the_masks() -> None:
     torch.manual_seed(0)
-    module, site, change = _one(dropout=0.3)
+    module, site, change = _one(dropout=0.3, expected=False)
     state = torch.get_rng_state()
     assert torch.equal(_acting(module.eval(), site), _acting(module, site))
     assert torch.equal(torch.get_rng_state(), state)
     torch.testing.assert_close(_acting(module, site), change)
     torch.testing.assert_close(_acting(module, site, GATED), change / module.scale)
-    mean, _, _ = _one(dropout=0.3, expected=True)
+    mean, _, _ = _one(dropout=0.3)
     mean.load_state_dict(module.state_dict())
     torch.testing.assert_close(_acting(mean.eval(), site), 0.49 * change)
     mean.train()
@@ -108,10 +108,12 @@ def test_merged_weight_equals_evaluation(expected: bool) -> None:
     merged, bias = module.eval().merged(site, weight, None)
     torch.testing.assert_close(merged, weight + _acting(module, site))
     assert bias is None
+    down, up, scale = module.as_lora(site)
+    torch.testing.assert_close(scale * up @ down, _acting(module, site))
 
 
 def test_without_dropout_it_is_lora() -> None:
-    module, sites = build("lora_dropout", toy_spec(), rank=3, alpha=5.0, dropout=0.0, expected=True)
+    module, sites = build("lora_dropout", toy_spec(), rank=3, alpha=5.0, dropout=0.0)
     lora, _ = build("lora", toy_spec(), rank=3, alpha=5.0)
     randomise(module)
     lora.load_state_dict(module.state_dict())
