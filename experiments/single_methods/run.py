@@ -60,17 +60,18 @@ CENTRES = {FULL: -3, HEAD: 0, "prefix_tuning": 2, "prompt_tuning": 3}
 
 @dataclass(frozen=True)
 class Variant:
-    """A method that is not at its defaults, or whose head learns as fast as it does."""
+    """A method with other options, or with another rate of the head; `None` is the method's own."""
 
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    alike: bool = False
+    head: float | None = 1e-3
 
 
 # Why these: README.md.
 VARIANTS = {
-    "prompt_tuning, head alike": Variant("prompt_tuning", alike=True),
-    "prefix_tuning, head alike": Variant("prefix_tuning", alike=True),
+    "prompt_tuning, head alike": Variant("prompt_tuning", head=None),
+    "prefix_tuning, head alike": Variant("prefix_tuning", head=None),
+    "lora, head at 1e-2": Variant("lora", head=1e-2),
     "lora_dropout, all of ΔW": Variant("lora_dropout", {"expected": False}),
 }
 
@@ -93,7 +94,7 @@ def centre_of(name: str) -> int:
 def recipe_of(name: str, rate: float) -> Recipe:
     """A method alone at its defaults, or a variant; the head alone, too, where nothing is attached."""
     variant = VARIANTS.get(name, Variant(name))
-    head = rate if variant.alike else 1e-3
+    head = rate if variant.head is None else variant.head
     training: dict[str, Any] = {"learning_rate": rate, "groups": {"head": {"learning_rate": head}}}
     slug = "-".join(re.findall(r"\w+", name))
     body: dict[str, Any] = {"name": slug, "training": training}

@@ -41,11 +41,11 @@ def test_every_method_is_a_candidate_at_its_defaults(run: Any) -> None:
         assert entry.method.config == get_method(name).Config()
 
 
-def test_a_variant_is_its_method_with_other_options_or_a_head_that_learns_as_fast(run: Any) -> None:
+def test_a_variant_is_its_method_with_other_options_or_another_rate_of_the_head(run: Any) -> None:
     spec = toy_spec(hidden=8, kv=8)
     for name, variant in run.VARIANTS.items():
         recipe, own = run.recipe_of(name, 0.1), run.recipe_of(variant.method, 0.1)
-        assert recipe.training.groups["head"].learning_rate == (0.1 if variant.alike else 1e-3)
+        assert recipe.training.groups["head"].learning_rate == (variant.head or 0.1)
         assert own.training.groups["head"].learning_rate == 1e-3
         (entry,) = build_graph(recipe, spec).entries.values()
         assert entry.method.name == variant.method

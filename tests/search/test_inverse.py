@@ -206,7 +206,7 @@ def missing(wanted: Recipe, name: str = "lora", spec: BackboneSpec = SIX) -> tup
     return match.missing, bound.materialize(match.values)
 
 
-HEAD: dict[str, Any] = {"groups": {"head": {"learning_rate": 1e-3}}}
+HEAD: dict[str, Any] = {"groups": {"head": {"learning_rate": 1e-2}}}
 
 
 @pytest.mark.parametrize(("rank", "nearest"), [(3, 4), (5, 4), (100, 128), (512, 128)])
@@ -224,8 +224,8 @@ def test_a_learning_rate_outside_of_the_range(rate: float, nearest: float) -> No
 
 
 def test_a_number_that_differs_by_one_bit_is_told() -> None:
-    words, _ = missing(recipe("lora", groups={"head": {"learning_rate": 0.0010000000000000002}}))
-    assert words == ["learning rate of head 0.0010000000000000002 became 0.001"]
+    words, _ = missing(recipe("lora", groups={"head": {"learning_rate": 0.010000000000000002}}))
+    assert words == ["learning rate of head 0.010000000000000002 became 0.01"]
 
 
 @pytest.mark.parametrize("keep", [10**400, "9" * 400, "1e99"])

@@ -49,7 +49,7 @@ def recipe(*items: Any, at: Any = "all", model: Iterable[Any] = (), **training: 
     return Recipe.from_dict({"name": "r", "layers": layers, "model": list(model), "training": training})
 
 
-HEAD: dict[str, Any] = {"groups": {"head": {"learning_rate": 1e-3}}}
+HEAD: dict[str, Any] = {"groups": {"head": {"learning_rate": 1e-2}}}
 
 
 Make = Callable[..., RunFolder]
