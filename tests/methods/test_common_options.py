@@ -21,9 +21,11 @@ def _with(field: str) -> list[str]:
 
 
 def _made(name: str, **config: Any) -> tuple[Any, Any]:
-    config |= {"kadaptation": {"phm_dim": 2, "scale": 1.0}, "serial_adapter": {"variant": "houlsby"}}.get(
-        name, {}
-    )
+    config |= {
+        "kadaptation": {"phm_dim": 2, "scale": 1.0},
+        "serial_adapter": {"variant": "houlsby"},
+        "lora_dropout": {"expected": False},  # else p scales what is evaluated
+    }.get(name, {})
     module, sites = build(name, toy_spec(hidden=8, ffn=8, kv=8), **config)
     randomise(module, std=0.5)
     return module, sites[0]
