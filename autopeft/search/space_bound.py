@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from autopeft.recipe import CompositionItem, EmptyRecipe, Item, LayerBlock, Reci
 from autopeft.recipe.parse import check_groups, check_names, read_item, read_training
 from autopeft.recipe.problems import Problems
 from autopeft.search.space_compile import BlockTemplate, ItemTemplate, Templates
-from autopeft.search.space_nodes import ABSENT, Context, Kind, Slot
+from autopeft.search.space_nodes import ABSENT, Context, Kind, Node, Ref, Slot
 from autopeft.search.space_places import BlockPlaces, Where, key_of, row_of
 from autopeft.search.space_prune import drop_groups, number_alias, prune
 from autopeft.spec import BackboneSpec
@@ -119,7 +119,8 @@ class Unit:
     """An item of the space, there or not as a whole: at its block's layers, in one layer, or in the model.
 
     `item_parameters` decide what it is, `place_parameters` where it is; `size_parameters`, some of the
-    former, are numbers in its config.
+    former, are numbers in its config. `key(values)` is what of the first matters at these values, for
+    look-ups.
     """
 
     index: int
@@ -129,6 +130,7 @@ class Unit:
     item_parameters: tuple[str, ...]
     place_parameters: tuple[str, ...]
     size_parameters: tuple[str, ...]
+    key: Callable[[Mapping[str, Any]], Any]
 
 
 class BoundSpace:
@@ -156,7 +158,6 @@ class BoundSpace:
         self._groups: dict[tuple[BlockTemplate | None, int | None], list[Unit]] = {}
         for unit in self.units:
             self._groups.setdefault((unit.block, unit.layer), []).append(unit)
-        self._keys = [key_of(unit.item_parameters) for unit in self.units]
         self._items: Memo[Any, Item | None] = Memo(_ITEMS)
         self.left_out: dict[str, str] = {}
         self.kept: dict[type[Any], Any] = {}
@@ -254,7 +255,7 @@ class BoundSpace:
 
     def item(self, unit: Unit, values: Mapping[str, Any]) -> Item | None:
         """What a unit attaches, or `None` where it is absent or the backbone cannot take it."""
-        key = (unit.index, self._keys[unit.index](values))
+        key = (unit.index, unit.key(values))
         found = self._items.get(key, _UNREAD)
         return self._items.keep(key, self._read(unit, values)) if found is _UNREAD else found
 
@@ -342,11 +343,20 @@ class BoundSpace:
         place: tuple[str, ...],
     ) -> Unit:
         slots = list(dict.fromkeys(template.node.slots()))
-        item = [slot.parameter(layer) for slot in slots]
-        if block is not None:
-            item += [slot.parameter(None) for slot in block.stack.slots()]
+        stack = [] if block is None else [slot.parameter(None) for slot in block.stack.slots()]
+        item = dict.fromkeys([*(slot.parameter(layer) for slot in slots), *stack])
         sizes = tuple(slot.parameter(layer) for slot in slots if slot.numeric or slot.kind != "categorical")
-        return Unit(index, template, block, layer, tuple(dict.fromkeys(item)), place, sizes)
+        key = _item_key(template.node, layer, stack)
+        return Unit(index, template, block, layer, tuple(item), place, sizes, key)
+
+
+def _item_key(node: Node, layer: int | None, others: Sequence[str]) -> Callable[[Mapping[str, Any]], Any]:
+    """Reads what matters of an item: where it is one of several, the choice and what is in the chosen one."""
+    if not isinstance(node, Ref) or node.slot.kind != "categorical":
+        return key_of(dict.fromkeys([*(slot.parameter(layer) for slot in node.slots()), *others]))
+    choice = node.slot.parameter(layer)
+    keys = {value: _item_key(option, layer, [choice, *others]) for value, option in node.slot.options.items()}
+    return lambda values: keys[values[choice]](values)
 
 
 def _parameter(slot: Slot, context: Context, layer: int | None) -> Parameter:

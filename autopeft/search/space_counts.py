@@ -23,7 +23,7 @@ from autopeft.search.space_places import key_of
 __all__ = ["PointCounter", "counter_of"]
 
 _PLACES = 1 << 14
-_SHAPES = 1 << 11
+_SHAPES = 1 << 13
 
 Masks = tuple[int, ...]
 """The layers of a unit, one mask for each of the recipe's blocks that it stands in."""
@@ -55,7 +55,7 @@ class _Place:
     def __init__(self, bound: BoundSpace, unit: Unit, group: _Group) -> None:
         self._bound, self._unit, self.group = bound, unit, group
         self._shape = parts_of(bound.spec).shape
-        self.key = key_of(unit.item_parameters)
+        self.key = unit.key
         self.known: Memo[Any, tuple[Shape | None, tuple[str, ...]]] = Memo(_SHAPES)
 
     def read(self, values: Mapping[str, Any]) -> tuple[Shape | None, tuple[str, ...]]:

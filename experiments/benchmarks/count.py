@@ -140,6 +140,16 @@ def on_meta(d: Draw, recipe: Recipe) -> int:
     return held(build(build_graph(recipe, d.spec)))
 
 
+def random_model(config: PretrainedConfig) -> Any:
+    """Random weights, and biases too: HiWi refuses those that are all zero."""
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.02)
+    return model
+
+
 def attached(model: Any, recipe: Recipe) -> int:
     """Trained parameters of a recipe by what a live model holds."""
     hybrid = attach(model, recipe)
@@ -217,7 +227,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for name in options.backbones:
         d = draw(options.space, BACKBONES[name](), options.points, options.recipes, options.few)
         small = d.spec.parameters <= LIVE
-        model = AutoModelForSequenceClassification.from_config(d.config).eval() if small else None
+        model = random_model(d.config) if small else None
         checked = agree(d, model)
         note(f"{name}: {checked} recipes agree")
         timed = sides(d, model) | repairs(d, options.repairs, options.budget)
