@@ -23,7 +23,7 @@ from autopeft.search.space_places import key_of
 __all__ = ["PointCounter", "counter_of"]
 
 _PLACES = 1 << 14
-_SHAPES = 1 << 13
+_SHAPES = 1 << 11
 
 Masks = tuple[int, ...]
 """The layers of a unit, one mask for each of the recipe's blocks that it stands in."""

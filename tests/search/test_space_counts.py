@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -294,6 +295,46 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert outcome(lambda p=point: counter.measure(p)) == outcome(lambda p=point: by_recipe(bound, p))
     assert all(len(group._found) <= 20 for group in counter._groups)
     assert all(len(place.known) <= 5 for place in counter._places)
+
+
+@pytest.mark.parametrize("name", space_names())
+def test_what_is_remembered_of_other_points_changes_no_item(name: str) -> None:
+    used, rng = Space.named(name).bind(TINY), random.Random(3)
+    points = [used.sample(rng) for _ in range(60)]
+    for point in points:
+        for unit in used.units:
+            used.item(unit, point)
+    for point in points:
+        fresh = Space.named(name).bind(replace(TINY))
+        for unit, other in zip(used.units, fresh.units, strict=True):
+            assert used.item(unit, point) == fresh.item(other, point)
+
+
+_CROSS = {"lora": {"sites": ["q", "cross_q"]}}
+
+
+@pytest.mark.parametrize("item", [_CROSS, {"choice": [_CROSS, "ia3"]}], ids=["alone", "in a role"])
+def test_what_an_item_is_depends_on_the_stack(item: Any) -> None:
+    tree = {"name": "s", "layers": [{"stack": {"choice": ["encoder", "decoder"]}, "attach": [item]}]}
+    bound = Space.from_yaml(dump_yaml(tree)).bind(T5)
+    names = [p.name for p in bound.parameters]
+    for values in product(*(p.choices for p in bound.parameters)):
+        point = dict(zip(names, values, strict=True))
+        fresh = Space.from_yaml(dump_yaml(tree)).bind(T5)
+        assert bound.item(bound.units[0], point) == fresh.item(fresh.units[0], point)
+
+
+def test_values_of_what_was_not_chosen_are_not_looked_up() -> None:
+    sizes = {"choice": [2, 4, 8]}
+    role = {"choice": [{"lora": {"rank": sizes}}, {"serial_adapter": {"bottleneck": sizes}}]}
+    tree = {"name": "s", "layers": [{"attach": [role]}]}
+    bound = Space.from_yaml(dump_yaml(tree)).bind(TINY)
+    counter = PointCounter(bound)
+    names = [p.name for p in bound.parameters]
+    for values in product(*(p.choices for p in bound.parameters)):
+        counter.measure(dict(zip(names, values, strict=True)))
+    assert len(names) == 3
+    assert [len(place.known) for place in counter._places] == [6]
 
 
 def test_costs_of_units_add_up_to_the_count() -> None:
