@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
 
-    from autopeft.search.jobs import CountTable, Job, SearchInfo, TrialRecord
+    from autopeft.search.core.jobs import CountTable, Job, SearchInfo, TrialRecord
 
 __all__ = ["LiveReporter", "PlainReporter", "brief", "watch"]
 

@@ -12,9 +12,9 @@ from typing import Any
 from autopeft.graph import build_graph
 from autopeft.search.baseline_cache import BaselineCache, RunKeys
 from autopeft.search.baselines import Baseline
+from autopeft.search.core.jobs import Reporter, SearchInfo, SilentReporter, TrialRecord
 from autopeft.search.director import Director
 from autopeft.search.dryrun import DryRun, Sample, estimate_of, plan
-from autopeft.search.jobs import Reporter, SearchInfo, SilentReporter, TrialRecord
 from autopeft.search.keeping import Clock, FolderVault, KeptRuns, PastFinals
 from autopeft.search.outcome import finish
 from autopeft.search.prepare import Arguments, Prepared, prepare

@@ -22,7 +22,7 @@ from autopeft.counting import Budget, Counts, count
 from autopeft.errors import AutoPEFTError, SiteError, UsageError, near
 from autopeft.recipe import Recipe
 from autopeft.search.baseline_points import Member, middle, random_hybrids, single_methods
-from autopeft.search.jobs import CountTable
+from autopeft.search.core.jobs import CountTable
 from autopeft.search.space import Space
 from autopeft.spec import LINEAR_SITES
 

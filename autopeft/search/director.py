@@ -14,10 +14,10 @@ from dataclasses import replace
 from typing import Protocol
 
 from autopeft.search.baselines import Baseline
+from autopeft.search.core.jobs import DONE, Done, Job, JobResult, Reporter, TrialRecord
 from autopeft.search.effort import Effort
 from autopeft.search.finals import Finals, retried
 from autopeft.search.forecast import Forecast
-from autopeft.search.jobs import DONE, Done, Job, JobResult, Reporter, TrialRecord
 from autopeft.search.rungs import Entry, Ladder
 from autopeft.search.study import SearchStudy
 

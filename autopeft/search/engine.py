@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import AutoPEFTError
-from autopeft.search.jobs import Job, JobResult, JobSource
+from autopeft.search.core.jobs import Job, JobResult, JobSource
 from autopeft.search.office import Crew, Office, Pool, Resources
 from autopeft.search.relay import Relay
 from autopeft.search.surroundings import (

@@ -10,7 +10,7 @@ from typing import Any
 
 from autopeft.recipe import Recipe
 from autopeft.recipe.core import EntryRef
-from autopeft.search.jobs import Job, TrialRecord
+from autopeft.search.core.jobs import Job, TrialRecord
 
 __all__ = ["Entry", "Value", "entry_config", "entry_name", "hyperparameters", "metrics_of"]
 

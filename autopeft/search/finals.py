@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from autopeft.search.baselines import Baseline
+from autopeft.search.core.jobs import Job, JobResult, TrialRecord
 from autopeft.search.effort import Effort
-from autopeft.search.jobs import Job, JobResult, TrialRecord
 from autopeft.search.selection import (
     BaselineRace,
     Contender,

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from autopeft.search.baselines import Baseline
+from autopeft.search.core.jobs import Job
 from autopeft.search.effort import Effort
-from autopeft.search.jobs import Job
 from autopeft.search.rungs import Rungs
 
 __all__ = ["Forecast"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from autopeft.errors import UsageError
 from autopeft.search.baseline_cache import BaselineCache, RunKeys
-from autopeft.search.jobs import Job, JobResult, TrialRecord
+from autopeft.search.core.jobs import Job, JobResult, TrialRecord
 from autopeft.search.runfolder import RunFolder, write_atomic
 
 __all__ = ["Clock", "FolderVault", "KeptRuns", "PastFinals"]

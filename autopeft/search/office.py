@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autopeft.errors import AutoPEFTError
-from autopeft.search.jobs import Done, Job, JobResult, JobSource
+from autopeft.search.core.jobs import Done, Job, JobResult, JobSource
 from autopeft.search.relay import Relay
 from autopeft.search.watch import Watch
 

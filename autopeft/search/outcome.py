@@ -16,10 +16,10 @@ from autopeft.search.comparison import (
     compare,
     selection_bias,
 )
+from autopeft.search.core.jobs import TrialRecord
 from autopeft.search.director import Director
 from autopeft.search.front import front_csv, front_json, pareto_front
 from autopeft.search.hypervolume import hypervolume_course
-from autopeft.search.jobs import TrialRecord
 from autopeft.search.result import SearchResult
 from autopeft.search.runfolder import RunFolder
 from autopeft.search.selection import Contender

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from autopeft.search.baselines import Baseline
-from autopeft.search.jobs import CountTable, Job, JobResult, TrialRecord
+from autopeft.search.core.jobs import CountTable, Job, JobResult, TrialRecord
 
 __all__ = [
     "BaselineRace",

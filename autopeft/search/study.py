@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autopeft.errors import AutoPEFTError, DataError
 from autopeft.search.codec import Codec
-from autopeft.search.jobs import CountTable, JobResult, TrialRecord
+from autopeft.search.core.jobs import CountTable, JobResult, TrialRecord
 from autopeft.search.journal import NAME, open_journal
 from autopeft.search.rungs import Rungs
 from autopeft.search.samplers import Point, make_sampler

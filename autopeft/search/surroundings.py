@@ -16,7 +16,7 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from autopeft.search.jobs import JobSource
+from autopeft.search.core.jobs import JobSource
 
 __all__ = ["CHDIR", "environment", "private_folder", "quiet", "signals", "tighten_token", "token_hint"]
 

@@ -16,9 +16,9 @@ from functools import partial
 from importlib.util import find_spec
 
 from autopeft.errors import UsageError, near
+from autopeft.search.core.jobs import CountTable, Job, Reporter, SearchInfo, TrialRecord
 from autopeft.search.courier import Courier
 from autopeft.search.entries import Entry, entry_config, entry_name, metrics_of
-from autopeft.search.jobs import CountTable, Job, Reporter, SearchInfo, TrialRecord
 from autopeft.search.runfolder import RunFolder
 
 __all__ = ["TRACKERS", "Tracking", "parse_trackers", "track"]

@@ -19,9 +19,9 @@ from autopeft.recipe import (
     Recipe,
     recipe_names,
 )
+from autopeft.search.core.jobs import CountTable, TrialRecord
 from autopeft.search.front import pareto_front
 from autopeft.search.inverse import Match, values_of
-from autopeft.search.jobs import CountTable, TrialRecord
 from autopeft.search.runfolder import RunFolder, list_runs, load_run
 from autopeft.search.space_bound import BoundSpace
 

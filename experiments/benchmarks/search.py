@@ -58,7 +58,7 @@ from world import load_world
 from autopeft.assets import ModelSource, load_config, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.recipe import Recipe
-from autopeft.search.jobs import Job
+from autopeft.search.core.jobs import Job
 from autopeft.search.repair import Repaired
 from autopeft.search.worker import WorkerSetup
 from autopeft.spec import BackboneSpec

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from world import make_job, raise_failed, read_setup
 
 if TYPE_CHECKING:
-    from autopeft.search.jobs import Job, JobResult
+    from autopeft.search.core.jobs import Job, JobResult
 
 __all__ = ["Trials", "part_ray", "sleep", "tree_cpu"]
 
@@ -54,7 +54,7 @@ class Trials:
         self.stopped = False
 
     def next(self) -> Any:
-        from autopeft.search.jobs import DONE
+        from autopeft.search.core.jobs import DONE
 
         return self._jobs.pop(0) if self._jobs else DONE
 
@@ -89,7 +89,7 @@ def sleep(setup: None, job: Job, on_step: Callable[[int, float], None], stop: Ca
     """A job that lasts as many seconds as it has steps, and does nothing."""
     import time
 
-    from autopeft.search.jobs import JobResult
+    from autopeft.search.core.jobs import JobResult
 
     time.sleep(job.steps)
     return JobResult(job.id, {"select": 0.0})

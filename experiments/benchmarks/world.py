@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autopeft.search.jobs import Job, JobResult
+    from autopeft.search.core.jobs import Job, JobResult
     from autopeft.search.worker import WorkerSetup
 
 __all__ = ["RECIPES", "load_world", "make_job", "raise_failed", "read_setup"]
@@ -49,7 +49,7 @@ def read_setup(folder: Path, name: str = "setup") -> WorkerSetup:
 
 def make_job(recipe: str, steps: int, number: int = 0) -> Job:
     """A job of one of `RECIPES`."""
-    from autopeft.search.jobs import Job
+    from autopeft.search.core.jobs import Job
 
     return Job(f"{recipe}-{number}", "trial", recipe, RECIPES[recipe], steps=steps)
 

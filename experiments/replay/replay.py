@@ -14,9 +14,9 @@ from surrogate import Surrogate
 
 from autopeft.counting import Budget
 from autopeft.graph import build_graph
+from autopeft.search.core.jobs import Job, JobResult, SilentReporter
 from autopeft.search.director import Director
 from autopeft.search.effort import Effort
-from autopeft.search.jobs import Job, JobResult, SilentReporter
 from autopeft.search.repair import repair
 from autopeft.search.rungs import Rungs
 from autopeft.search.space import Space

@@ -20,7 +20,7 @@ from typing import Any
 from tables import TASKS, tables
 
 from autopeft.search.api import search
-from autopeft.search.jobs import Job
+from autopeft.search.core.jobs import Job
 from autopeft.search.prepare import Arguments, prepare
 from autopeft.search.selection import fresh_seeds
 from autopeft.search.worker import WorkerSetup, execute

@@ -14,7 +14,7 @@ from autopeft.report.search import ending, outcome_sheet, winner_text
 from autopeft.report.train import next_steps
 from autopeft.search.api import SearchResult
 from autopeft.search.comparison import ScoredSplit, compare, selection_bias
-from autopeft.search.jobs import TrialRecord
+from autopeft.search.core.jobs import TrialRecord
 from autopeft.search.selection import Contender
 
 RECIPE = Recipe.from_dict({"name": "w", "layers": [{"attach": ["lora", "ia3"]}]})

@@ -8,9 +8,9 @@ import pytest
 from support.searching import EFFORT, Events, MemoryVault, Stage, lora, to_lora
 
 from autopeft.search.baselines import Baseline
+from autopeft.search.core.jobs import TrialRecord
 from autopeft.search.director import Director
 from autopeft.search.effort import Effort
-from autopeft.search.jobs import TrialRecord
 from autopeft.search.rungs import Rungs
 from autopeft.search.space_bound import Parameter
 from autopeft.search.study import SearchStudy

@@ -154,7 +154,7 @@ import json, os, sys
 from pathlib import Path
 from autopeft.assets import resolve_model
 from autopeft.search.engine import Pool, run_jobs
-from autopeft.search.jobs import Job
+from autopeft.search.core.jobs import Job
 from autopeft.search.shipping import pack
 from autopeft.search.worker import WorkerSetup, execute
 from autopeft.tasks import load_task

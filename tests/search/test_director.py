@@ -11,7 +11,7 @@ import pytest
 from support.searching import EFFORT, Stage, rank_of
 
 from autopeft.search import director
-from autopeft.search.jobs import DONE, Job, JobResult
+from autopeft.search.core.jobs import DONE, Job, JobResult
 from autopeft.search.outcome import finish
 from autopeft.search.runfolder import RunFolder
 from autopeft.search.rungs import Rungs

@@ -24,8 +24,8 @@ from support.saved_model import save_backbone, write_reviews
 from autopeft.assets import resolve_model
 from autopeft.errors import AutoPEFTError
 from autopeft.search import engine
+from autopeft.search.core.jobs import DONE, Done, Job, JobResult
 from autopeft.search.engine import Pool, run_jobs
-from autopeft.search.jobs import DONE, Done, Job, JobResult
 from autopeft.search.worker import WorkerSetup, execute
 from autopeft.tasks import load_task
 from autopeft.training import TrainingPlan

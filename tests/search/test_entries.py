@@ -6,8 +6,8 @@ import pytest
 from support.tracking import RECIPE, confirm_job, confirm_record, trial_job, trial_record
 
 from autopeft.recipe import Recipe, recipe_names
+from autopeft.search.core.jobs import Job
 from autopeft.search.entries import entry_config, entry_name, hyperparameters, metrics_of
-from autopeft.search.jobs import Job
 
 
 def test_a_recipe_as_flat_values() -> None:

@@ -6,8 +6,8 @@ import pytest
 from support.searching import EFFORT
 
 from autopeft.search.baselines import Baseline
+from autopeft.search.core.jobs import Job
 from autopeft.search.forecast import Forecast
-from autopeft.search.jobs import Job
 
 RIVALS = [Baseline("rival", ({}, {}), {})]
 

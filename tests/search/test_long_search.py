@@ -14,9 +14,9 @@ from transformers import BertConfig
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.graph import build_graph
+from autopeft.search.core.jobs import Job, JobResult, SilentReporter, TrialRecord
 from autopeft.search.director import Director
 from autopeft.search.effort import Effort
-from autopeft.search.jobs import Job, JobResult, SilentReporter, TrialRecord
 from autopeft.search.keeping import FolderVault
 from autopeft.search.repair import repair
 from autopeft.search.runfolder import RunFolder

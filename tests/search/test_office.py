@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autopeft.errors import AutoPEFTError
-from autopeft.search.jobs import DONE, Done, Job, JobResult
+from autopeft.search.core.jobs import DONE, Done, Job, JobResult
 from autopeft.search.office import Crew, Office, Pool
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ import pytest
 
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.search import runfolder
-from autopeft.search.jobs import TrialRecord
+from autopeft.search.core.jobs import TrialRecord
 from autopeft.search.runfolder import RunFolder, list_runs, load_run, write_atomic
 
 

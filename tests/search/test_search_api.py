@@ -20,7 +20,7 @@ from autopeft.errors import AutoPEFTError, BudgetError, UsageError
 from autopeft.hybrid import load
 from autopeft.recipe import Recipe
 from autopeft.search.api import plan, search
-from autopeft.search.jobs import SearchInfo, TrialRecord
+from autopeft.search.core.jobs import SearchInfo, TrialRecord
 from autopeft.search.runfolder import load_run
 
 SPACE = """
@@ -126,7 +126,7 @@ def test_the_same_seed_gives_the_same_search(arguments: dict[str, Any], tmp_path
 SCRIPT = """
 import sys, json
 from autopeft.search.api import search
-from autopeft.search.jobs import SilentReporter
+from autopeft.search.core.jobs import SilentReporter
 
 class Loud(SilentReporter):
     def on_trial_end(self, record, best, remaining):

@@ -7,7 +7,7 @@ import pytest
 
 from autopeft.recipe import Recipe
 from autopeft.search.baselines import Baseline
-from autopeft.search.jobs import JobResult, TrialRecord
+from autopeft.search.core.jobs import JobResult, TrialRecord
 from autopeft.search.selection import BaselineRace, choose_finalists, fresh_seeds, mean_sd
 
 

@@ -15,7 +15,7 @@ from autopeft.errors import BudgetError, DataError, UsageError
 from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
 from autopeft.search.codec import Codec
-from autopeft.search.jobs import JobResult
+from autopeft.search.core.jobs import JobResult
 from autopeft.search.rungs import Rungs
 from autopeft.search.space import Space
 from autopeft.search.space_bound import Parameter

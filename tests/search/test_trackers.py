@@ -22,9 +22,9 @@ from support.tracking import (
     wandb_records,
 )
 
+from autopeft.search.core.jobs import DONE, Done, JobResult, SilentReporter
 from autopeft.search.courier import Courier
 from autopeft.search.engine import Pool, run_jobs
-from autopeft.search.jobs import DONE, Done, JobResult, SilentReporter
 from autopeft.search.runfolder import RunFolder
 from autopeft.search.trackers import open_tracker
 from autopeft.search.tracking import Tracking

@@ -17,9 +17,9 @@ from support.tracking import MemoryTracker, confirm_record, play, trial_job, tri
 
 from autopeft.errors import UsageError
 from autopeft.search import tracking as module
+from autopeft.search.core.jobs import Job, JobResult, SilentReporter
 from autopeft.search.courier import Courier
 from autopeft.search.director import Director
-from autopeft.search.jobs import Job, JobResult, SilentReporter
 from autopeft.search.runfolder import RunFolder
 from autopeft.search.tracking import Tracking, parse_trackers, track
 

@@ -15,7 +15,7 @@ from autopeft.backbones import spec_of
 from autopeft.errors import RecipeError, UsageError
 from autopeft.recipe import Recipe
 from autopeft.search import transfer
-from autopeft.search.jobs import TrialRecord
+from autopeft.search.core.jobs import TrialRecord
 from autopeft.search.runfolder import RunFolder
 from autopeft.search.space import BoundSpace, Space
 from autopeft.search.transfer import points_from

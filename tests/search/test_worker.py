@@ -15,7 +15,7 @@ from support.saved_model import save_backbone, write_reviews
 
 from autopeft.assets import resolve_model
 from autopeft.search import worker
-from autopeft.search.jobs import Job, JobResult
+from autopeft.search.core.jobs import Job, JobResult
 from autopeft.search.worker import WorkerSetup, execute
 from autopeft.tasks import load_task
 from autopeft.training import TrainingPlan
@@ -114,7 +114,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from autopeft.assets import resolve_model
-from autopeft.search.jobs import Job
+from autopeft.search.core.jobs import Job
 from autopeft.search.worker import WorkerSetup, execute
 from autopeft.tasks import load_task
 from autopeft.training import TrainingPlan

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autopeft.search.jobs import DONE, Done, Job, JobResult
+from autopeft.search.core.jobs import DONE, Done, Job, JobResult
 
 __all__ = ["Driver"]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from autopeft.counting import Counts
 from autopeft.recipe import Recipe
+from autopeft.search.core.jobs import CountTable, Job, JobResult, SearchInfo, TrialRecord
 from autopeft.search.director import Director
 from autopeft.search.effort import Effort
-from autopeft.search.jobs import CountTable, Job, JobResult, SearchInfo, TrialRecord
 from autopeft.search.study import Repaired
 
 EFFORT = Effort("tiny", 5, 10, None, None, None, top=2, seeds=2, rates=2)

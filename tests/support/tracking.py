@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autopeft.search.core.jobs import Job, TrialRecord
 from autopeft.search.entries import Entry
-from autopeft.search.jobs import Job, TrialRecord
 from autopeft.search.tracking import Tracking
 
 RECIPE = {

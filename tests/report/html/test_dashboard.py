@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from support.searching import to_lora
 
-from autopeft.search.jobs import JobResult
+from autopeft.search.core.jobs import JobResult
 from autopeft.search.rungs import Rungs
 from autopeft.search.space_bound import Parameter
 from autopeft.search.study import SearchStudy
