@@ -31,7 +31,7 @@ def spaces(
       autopeft search --space mine.yaml --task sst2 --budget 0.5%
     """
     from autopeft.report.spaces import describe_space, parameters_sheet, spaces_sheet
-    from autopeft.search.space import Space, space_names
+    from autopeft.search.space.space import Space, space_names
 
     if source and name is not None:
         say(Space.load(name).text.rstrip("\n"))

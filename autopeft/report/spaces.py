@@ -7,7 +7,7 @@ from typing import Any
 
 from autopeft.report.sheet import Sheet
 from autopeft.report.text import number
-from autopeft.search.space import Parameter, Space
+from autopeft.search.space.space import Parameter, Space
 from autopeft.spec import BackboneSpec
 
 __all__ = ["describe_space", "parameters_sheet", "size_text", "spaces_sheet"]

@@ -18,11 +18,11 @@ from autopeft.search.dryrun import DryRun, Sample, estimate_of, plan
 from autopeft.search.keeping import Clock, FolderVault, KeptRuns, PastFinals
 from autopeft.search.outcome import finish
 from autopeft.search.prepare import Arguments, Prepared, prepare
-from autopeft.search.repair import repair
 from autopeft.search.result import SearchResult
 from autopeft.search.resume import SPACE, prepare_again
 from autopeft.search.runfolder import RunFolder, load_run
-from autopeft.search.starts import starting_points
+from autopeft.search.space.initial_points import starting_points
+from autopeft.search.space.repair import repair
 from autopeft.search.study import Repaired, SearchStudy
 from autopeft.search.tracking import Tracking, parse_trackers, track
 from autopeft.search.transfer import points_from

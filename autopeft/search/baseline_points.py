@@ -11,10 +11,10 @@ from autopeft.counting import Budget, Counts
 from autopeft.graph import build_graph
 from autopeft.recipe import EmptyRecipe, Recipe
 from autopeft.recipe.models import entry_items
-from autopeft.search.repair import Infeasible, repair
-from autopeft.search.space_bound import BoundSpace, Parameter
-from autopeft.search.space_counts import counter_of
-from autopeft.search.starts import starting_points
+from autopeft.search.space.bound import BoundSpace, Parameter
+from autopeft.search.space.counting import counter_of
+from autopeft.search.space.initial_points import starting_points
+from autopeft.search.space.repair import Infeasible, repair
 
 __all__ = ["Member", "middle", "random_hybrids", "single_methods"]
 

@@ -23,11 +23,11 @@ from autopeft.errors import AutoPEFTError, SiteError, UsageError, near
 from autopeft.recipe import Recipe
 from autopeft.search.baseline_points import Member, middle, random_hybrids, single_methods
 from autopeft.search.core.jobs import CountTable
-from autopeft.search.space import Space
+from autopeft.search.space.space import Space
 from autopeft.spec import LINEAR_SITES
 
 if TYPE_CHECKING:
-    from autopeft.search.space_bound import BoundSpace
+    from autopeft.search.space.bound import BoundSpace
     from autopeft.spec import BackboneSpec
 
 __all__ = [

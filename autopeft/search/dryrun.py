@@ -13,7 +13,7 @@ from autopeft.recipe import Recipe
 from autopeft.search.baselines import Baseline
 from autopeft.search.estimate import Estimate, Work, estimate
 from autopeft.search.prepare import Arguments, Prepared, prepare
-from autopeft.search.repair import feasible_share, repair
+from autopeft.search.space.repair import feasible_share, repair
 
 __all__ = ["DryRun", "Sample", "estimate_of", "plan"]
 

@@ -10,7 +10,7 @@ from autopeft.errors import UsageError
 from autopeft.search.effort import Effort
 from autopeft.search.prepare import Arguments, Prepared, prepare
 from autopeft.search.runfolder import RunFolder
-from autopeft.search.space import Space
+from autopeft.search.space.space import Space
 
 __all__ = ["CHANGEABLE", "SPACE", "prepare_again"]
 

@@ -32,7 +32,7 @@ from autopeft.search.view import DIRECTIONS, Seen, ask, view_of
 if TYPE_CHECKING:
     from autopeft.counting import Counts
     from autopeft.recipe import Recipe
-    from autopeft.search.space_bound import Parameter
+    from autopeft.search.space.bound import Parameter
 
 __all__ = ["Proposal", "Repaired", "SearchStudy"]
 

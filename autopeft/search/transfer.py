@@ -21,9 +21,9 @@ from autopeft.recipe import (
 )
 from autopeft.search.core.jobs import CountTable, TrialRecord
 from autopeft.search.front import pareto_front
-from autopeft.search.inverse import Match, values_of
 from autopeft.search.runfolder import RunFolder, list_runs, load_run
-from autopeft.search.space_bound import BoundSpace
+from autopeft.search.space.bound import BoundSpace
+from autopeft.search.space.projection import Match, values_of
 
 __all__ = ["Match", "points_from", "values_of"]
 

@@ -44,10 +44,10 @@ from autopeft.composition import COMPOSITIONS
 from autopeft.counting import Budget, Counter, Measure
 from autopeft.graph import CompositionGraph, build_graph
 from autopeft.recipe import EmptyRecipe, Recipe
-from autopeft.search.repair import repair
-from autopeft.search.space import Space, space_names
-from autopeft.search.space_bound import BoundSpace
-from autopeft.search.space_counts import PointCounter
+from autopeft.search.space.bound import BoundSpace
+from autopeft.search.space.counting import PointCounter
+from autopeft.search.space.repair import repair
+from autopeft.search.space.space import Space, space_names
 from autopeft.spec import BackboneSpec
 
 DEEP = BertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096)

@@ -11,8 +11,8 @@ from obvious import BERT_MODULES
 from autopeft.counting import Budget
 from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
-from autopeft.search.repair import Repaired, repair
-from autopeft.search.space import Space
+from autopeft.search.space.repair import Repaired, repair
+from autopeft.search.space.space import Space
 from autopeft.spec import BackboneSpec
 
 __all__ = ["draw", "lowest_layer", "peft_words", "rate_of"]

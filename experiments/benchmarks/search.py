@@ -59,7 +59,7 @@ from autopeft.assets import ModelSource, load_config, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.recipe import Recipe
 from autopeft.search.core.jobs import Job
-from autopeft.search.repair import Repaired
+from autopeft.search.space.repair import Repaired
 from autopeft.search.worker import WorkerSetup
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import Task, load_task

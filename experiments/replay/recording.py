@@ -23,8 +23,8 @@ from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.errors import AutoPEFTError
 from autopeft.graph import build_graph
-from autopeft.search.repair import Repaired, repair
-from autopeft.search.space import Space
+from autopeft.search.space.repair import Repaired, repair
+from autopeft.search.space.space import Space
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import Rows
 from autopeft.tasks.encode import encode

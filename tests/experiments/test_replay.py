@@ -16,9 +16,9 @@ from support.landscape import bound_space
 
 from autopeft.counting import Budget
 from autopeft.graph import build_graph
-from autopeft.search.repair import repair
 from autopeft.search.rungs import Rungs
-from autopeft.search.space import Space
+from autopeft.search.space.repair import repair
+from autopeft.search.space.space import Space
 
 FOLDER = "replay"
 Import = Callable[[str], Any]

@@ -12,7 +12,7 @@ from autopeft.search.core.jobs import TrialRecord
 from autopeft.search.director import Director
 from autopeft.search.effort import Effort
 from autopeft.search.rungs import Rungs
-from autopeft.search.space_bound import Parameter
+from autopeft.search.space.bound import Parameter
 from autopeft.search.study import SearchStudy
 
 

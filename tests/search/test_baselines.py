@@ -22,9 +22,9 @@ from autopeft.search.baselines import (
     lora_baseline,
     parse_kinds,
 )
-from autopeft.search.repair import repair
-from autopeft.search.space import Space
-from autopeft.search.starts import starting_points
+from autopeft.search.space.initial_points import starting_points
+from autopeft.search.space.repair import repair
+from autopeft.search.space.space import Space
 from autopeft.spec import BackboneSpec
 
 BERT = spec_of(

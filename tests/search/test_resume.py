@@ -12,7 +12,7 @@ from autopeft.errors import UsageError
 from autopeft.search.prepare import Arguments, prepare
 from autopeft.search.resume import SPACE, prepare_again
 from autopeft.search.runfolder import RunFolder
-from autopeft.search.space import Space
+from autopeft.search.space.space import Space
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from autopeft.recipe import Recipe
 from autopeft.search.codec import Codec
 from autopeft.search.core.jobs import JobResult
 from autopeft.search.rungs import Rungs
-from autopeft.search.space import Space
-from autopeft.search.space_bound import Parameter
+from autopeft.search.space.bound import Parameter
+from autopeft.search.space.space import Space
 from autopeft.search.study import Repaired, SearchStudy
 from autopeft.search.view import view_of
 

@@ -17,7 +17,7 @@ from autopeft.recipe import Recipe
 from autopeft.search import transfer
 from autopeft.search.core.jobs import TrialRecord
 from autopeft.search.runfolder import RunFolder
-from autopeft.search.space import BoundSpace, Space
+from autopeft.search.space.space import BoundSpace, Space
 from autopeft.search.transfer import points_from
 from autopeft.spec import BackboneSpec
 

@@ -19,10 +19,10 @@ from autopeft.counting import Budget
 from autopeft.errors import AutoPEFTError
 from autopeft.search.codec import Codec
 from autopeft.search.hypervolume import hypervolume
-from autopeft.search.repair import repair
 from autopeft.search.samplers import Point, make_sampler
-from autopeft.search.space import Space
-from autopeft.search.space_bound import BoundSpace
+from autopeft.search.space.bound import BoundSpace
+from autopeft.search.space.repair import repair
+from autopeft.search.space.space import Space
 
 DIRECTIONS = ("maximize", "minimize")
 _SIZES = (

@@ -14,7 +14,7 @@ from autopeft.search.samplers.moves import Distributions, mutate
 from autopeft.search.samplers.whole import WholeSampler
 
 if TYPE_CHECKING:
-    from autopeft.search.space_bound import Parameter
+    from autopeft.search.space.bound import Parameter
 
 __all__ = ["EvolutionSampler", "ranking"]
 

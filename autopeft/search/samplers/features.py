@@ -16,8 +16,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from autopeft.search.space_bound import Parameter
-from autopeft.search.space_nodes import Kind
+from autopeft.search.space.bound import Parameter
+from autopeft.search.space.expressions import Kind
 
 __all__ = ["Features", "plain_parameters"]
 

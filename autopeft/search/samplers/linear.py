@@ -17,7 +17,7 @@ from autopeft.search.samplers.regression import Regression
 from autopeft.search.samplers.whole import WholeSampler
 
 if TYPE_CHECKING:
-    from autopeft.search.space_bound import Parameter
+    from autopeft.search.space.bound import Parameter
 
 __all__ = ["LinearSampler"]
 

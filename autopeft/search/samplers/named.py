@@ -18,7 +18,7 @@ from autopeft.search.samplers.history import Repair
 from autopeft.search.samplers.linear import LinearSampler
 
 if TYPE_CHECKING:
-    from autopeft.search.space_bound import Parameter
+    from autopeft.search.space.bound import Parameter
 
 __all__ = ["SAMPLERS", "default_sampler", "make_sampler"]
 

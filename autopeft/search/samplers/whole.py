@@ -17,7 +17,7 @@ from autopeft.search.samplers.history import History, Point, Repair
 from autopeft.search.samplers.moves import Distributions, draw
 
 if TYPE_CHECKING:
-    from autopeft.search.space_bound import Parameter
+    from autopeft.search.space.bound import Parameter
 
 __all__ = ["WholeSampler"]
 

@@ -19,7 +19,7 @@ from support.searching import to_lora
 
 from autopeft.search.core.jobs import JobResult
 from autopeft.search.rungs import Rungs
-from autopeft.search.space_bound import Parameter
+from autopeft.search.space.bound import Parameter
 from autopeft.search.study import SearchStudy
 
 RANKS = tuple(range(1, 33))

@@ -13,7 +13,7 @@ from support.landscape import view
 from autopeft.search.hypervolume import hypervolume
 from autopeft.search.samplers.evolution import EvolutionSampler, ranking
 from autopeft.search.samplers.history import Point
-from autopeft.search.space_bound import Parameter
+from autopeft.search.space.bound import Parameter
 
 SPACE = {f"x{i}": IntDistribution(0, 9) for i in range(8)}
 

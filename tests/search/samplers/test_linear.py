@@ -11,7 +11,7 @@ from autopeft.search.codec import Codec
 from autopeft.search.samplers import Point, make_sampler
 from autopeft.search.samplers.linear import LinearSampler
 from autopeft.search.samplers.moves import draw
-from autopeft.search.space_bound import Parameter
+from autopeft.search.space.bound import Parameter
 
 SWITCHES = [Parameter(f"layer_{i}.on", "categorical", (True, False)) for i in range(10)]
 CODEC = Codec(SWITCHES)

@@ -20,7 +20,7 @@ from autopeft.errors import UsageError
 from autopeft.search.codec import Codec
 from autopeft.search.samplers import SAMPLERS, Point, default_sampler, make_sampler
 from autopeft.search.samplers.moves import draw
-from autopeft.search.space_bound import Parameter
+from autopeft.search.space.bound import Parameter
 
 MIXED = (
     Parameter("kind", "categorical", ("a", "b", None)),

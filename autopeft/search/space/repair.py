@@ -19,9 +19,9 @@ from typing import Any
 from autopeft.counting import Budget, Counts
 from autopeft.errors import BudgetError
 from autopeft.recipe import EmptyRecipe, Recipe
-from autopeft.search.space import Space
-from autopeft.search.space_bound import BoundSpace, Parameter, Unit
-from autopeft.search.space_counts import counter_of
+from autopeft.search.space.bound import BoundSpace, Parameter, Unit
+from autopeft.search.space.counting import counter_of
+from autopeft.search.space.space import Space
 from autopeft.spec import BackboneSpec
 
 __all__ = ["Infeasible", "Repaired", "check_feasible", "feasible_share", "repair", "smallest"]

@@ -13,7 +13,7 @@ from autopeft.method import COMPOSITION_NAMES
 from autopeft.recipe.layers import normalise_at
 from autopeft.recipe.parse import check_keys, kind_of, migrate
 from autopeft.recipe.problems import Path, Problems
-from autopeft.search.space_nodes import (
+from autopeft.search.space.expressions import (
     ABSENT,
     Const,
     Hidden,

@@ -5,9 +5,9 @@ from transformers import BertConfig
 
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
-from autopeft.search.repair import repair
-from autopeft.search.space import Space
-from autopeft.search.starts import starting_points
+from autopeft.search.space.initial_points import starting_points
+from autopeft.search.space.repair import repair
+from autopeft.search.space.space import Space
 
 SPEC = spec_of(
     BertConfig(

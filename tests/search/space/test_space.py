@@ -11,7 +11,7 @@ from autopeft.backbones import spec_of
 from autopeft.counting import count
 from autopeft.errors import RecipeError
 from autopeft.recipe import CompositionItem, EmptyRecipe, EntryItem, Recipe
-from autopeft.search.space import BoundSpace, Space, space_names
+from autopeft.search.space.space import BoundSpace, Space, space_names
 from autopeft.spec import BackboneSpec
 
 SMALL: dict[str, Any] = {

@@ -16,9 +16,9 @@ from autopeft.errors import UsageError
 from autopeft.graph import WHOLE, Memo, Part, Shape, build_graph, clash, hash_of, parts_of, total_of
 from autopeft.method import method_names
 from autopeft.recipe import CompositionItem, Item, LayerBlock, Recipe
-from autopeft.search.space_bound import BoundSpace, Unit
-from autopeft.search.space_nodes import Const, Listed, Mapped, Node, Optional, Ref
-from autopeft.search.space_places import key_of
+from autopeft.search.space.bound import BoundSpace, Unit
+from autopeft.search.space.expressions import Const, Listed, Mapped, Node, Optional, Ref
+from autopeft.search.space.layers import key_of
 
 __all__ = ["PointCounter", "counter_of"]
 

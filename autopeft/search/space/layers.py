@@ -10,8 +10,8 @@ from typing import Any
 from autopeft.graph import Memo
 from autopeft.recipe import resolve_layers
 from autopeft.recipe.layers import At, normalise_at
-from autopeft.search.space_compile import BlockTemplate, options_of
-from autopeft.search.space_nodes import Const, Context, Node, Ref
+from autopeft.search.space.compiler import BlockTemplate, options_of
+from autopeft.search.space.expressions import Const, Context, Node, Ref
 from autopeft.spec import BackboneSpec
 
 __all__ = ["BlockPlaces", "Where", "key_of", "row_of"]

@@ -10,7 +10,7 @@ from autopeft.method import COMPOSITION_NAMES, get_method, method_names
 from autopeft.recipe import Item, LayerBlock
 from autopeft.recipe.parse import named_entries
 from autopeft.recipe.problems import MarkedDict, copy_lines
-from autopeft.search.space_nodes import ABSENT
+from autopeft.search.space.expressions import ABSENT
 from autopeft.spec import SITE_NAMES, BackboneSpec
 
 __all__ = ["drop_groups", "is_zero", "number_alias", "prune", "size_field"]

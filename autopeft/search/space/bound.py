@@ -14,10 +14,10 @@ from autopeft.graph import Memo
 from autopeft.recipe import CompositionItem, EmptyRecipe, Item, LayerBlock, Recipe
 from autopeft.recipe.parse import check_groups, check_names, read_item, read_training
 from autopeft.recipe.problems import Problems
-from autopeft.search.space_compile import BlockTemplate, ItemTemplate, Templates
-from autopeft.search.space_nodes import ABSENT, Context, Kind, Node, Ref, Slot
-from autopeft.search.space_places import BlockPlaces, Where, key_of, row_of
-from autopeft.search.space_prune import drop_groups, number_alias, prune
+from autopeft.search.space.compiler import BlockTemplate, ItemTemplate, Templates
+from autopeft.search.space.expressions import ABSENT, Context, Kind, Node, Ref, Slot
+from autopeft.search.space.layers import BlockPlaces, Where, key_of, row_of
+from autopeft.search.space.simplify import drop_groups, number_alias, prune
 from autopeft.spec import BackboneSpec
 
 __all__ = ["BoundSpace", "Parameter", "Unit"]

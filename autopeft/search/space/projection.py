@@ -16,12 +16,12 @@ from autopeft.graph import build_graph
 from autopeft.recipe import (
     Recipe,
 )
-from autopeft.search.cells import Bag, as_number
-from autopeft.search.members import Members, members_of
-from autopeft.search.repair import smallest
-from autopeft.search.space_bound import BoundSpace, Parameter, Unit
-from autopeft.search.space_counts import counter_of
-from autopeft.search.starts import starting_points
+from autopeft.search.space.bound import BoundSpace, Parameter, Unit
+from autopeft.search.space.counting import counter_of
+from autopeft.search.space.encoding import Members, members_of
+from autopeft.search.space.initial_points import starting_points
+from autopeft.search.space.repair import smallest
+from autopeft.search.space.similarity import Bag, as_number
 
 __all__ = ["Match", "values_of"]
 

@@ -19,11 +19,11 @@ from autopeft.recipe import (
 )
 from autopeft.recipe.parse import read_training
 from autopeft.recipe.problems import Problems
-from autopeft.search.cells import Bag, Cell, Comparison, Kind, Piece, Training, spans
-from autopeft.search.space_bound import BoundSpace, Unit
-from autopeft.search.space_nodes import Context
-from autopeft.search.space_places import key_of
-from autopeft.search.space_prune import size_field
+from autopeft.search.space.bound import BoundSpace, Unit
+from autopeft.search.space.expressions import Context
+from autopeft.search.space.layers import key_of
+from autopeft.search.space.similarity import Bag, Cell, Comparison, Kind, Piece, Training, spans
+from autopeft.search.space.simplify import size_field
 
 __all__ = ["Members", "members_of"]
 

@@ -20,9 +20,9 @@ from autopeft.counting import Measure
 from autopeft.errors import RecipeError, UsageError
 from autopeft.graph import build_graph
 from autopeft.recipe.yaml_text import dump_yaml
-from autopeft.search import space_counts
-from autopeft.search.space import BoundSpace, Space, space_names
-from autopeft.search.space_counts import PointCounter, counter_of
+from autopeft.search.space import counting as space_counts
+from autopeft.search.space.counting import PointCounter, counter_of
+from autopeft.search.space.space import BoundSpace, Space, space_names
 from autopeft.spec import BackboneSpec
 
 SMALL = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}

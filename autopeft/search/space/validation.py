@@ -10,9 +10,9 @@ from autopeft.recipe import Item, LayerBlock
 from autopeft.recipe.models import entry_items
 from autopeft.recipe.parse import check_names, read_item, read_training
 from autopeft.recipe.problems import Path, Problem, Problems, line_of
-from autopeft.search.space_compile import ItemTemplate, Templates
-from autopeft.search.space_nodes import ABSENT, Const, Context, Mapped, Node, Slot
-from autopeft.search.space_prune import is_zero, prune
+from autopeft.search.space.compiler import ItemTemplate, Templates
+from autopeft.search.space.expressions import ABSENT, Const, Context, Mapped, Node, Slot
+from autopeft.search.space.simplify import is_zero, prune
 
 __all__ = ["check_templates"]
 

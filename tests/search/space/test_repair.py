@@ -14,8 +14,8 @@ from autopeft.counting import Budget, count
 from autopeft.errors import BudgetError
 from autopeft.recipe import EmptyRecipe
 from autopeft.recipe.yaml_text import dump_yaml
-from autopeft.search.repair import Infeasible, check_feasible, feasible_share, repair, smallest
-from autopeft.search.space import BoundSpace, Space, space_names
+from autopeft.search.space.repair import Infeasible, check_feasible, feasible_share, repair, smallest
+from autopeft.search.space.space import BoundSpace, Space, space_names
 from autopeft.spec import BackboneSpec
 
 MINILM = spec_of(

@@ -17,11 +17,11 @@ from autopeft.backbones import spec_of
 from autopeft.errors import RecipeError
 from autopeft.graph import build_graph
 from autopeft.recipe import EmptyRecipe, Recipe
-from autopeft.search import inverse
-from autopeft.search.cells import Comparison
-from autopeft.search.inverse import values_of
-from autopeft.search.members import members_of
-from autopeft.search.space import BoundSpace, Space, space_names
+from autopeft.search.space import projection as inverse
+from autopeft.search.space.encoding import members_of
+from autopeft.search.space.projection import values_of
+from autopeft.search.space.similarity import Comparison
+from autopeft.search.space.space import BoundSpace, Space, space_names
 from autopeft.spec import BackboneSpec
 
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}

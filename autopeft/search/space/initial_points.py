@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autopeft.search.space_bound import BoundSpace, Unit
+    from autopeft.search.space.bound import BoundSpace, Unit
 
 __all__ = ["starting_points"]
 
