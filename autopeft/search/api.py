@@ -16,6 +16,8 @@ from autopeft.search.core.jobs import Reporter, SearchInfo, SilentReporter, Tria
 from autopeft.search.director import Director
 from autopeft.search.dryrun import DryRun, Sample, estimate_of, plan
 from autopeft.search.keeping import Clock, FolderVault, KeptRuns, PastFinals
+from autopeft.search.optimization.study import Repaired, SearchStudy
+from autopeft.search.optimization.warm_start import points_from
 from autopeft.search.outcome import finish
 from autopeft.search.prepare import Arguments, Prepared, prepare
 from autopeft.search.result import SearchResult
@@ -23,9 +25,7 @@ from autopeft.search.resume import SPACE, prepare_again
 from autopeft.search.runfolder import RunFolder, load_run
 from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.repair import repair
-from autopeft.search.study import Repaired, SearchStudy
 from autopeft.search.tracking import Tracking, parse_trackers, track
-from autopeft.search.transfer import points_from
 
 __all__ = ["DryRun", "Sample", "SearchResult", "plan", "search"]
 

@@ -18,8 +18,8 @@ from autopeft.search.core.jobs import DONE, Done, Job, JobResult, Reporter, Tria
 from autopeft.search.effort import Effort
 from autopeft.search.finals import Finals, retried
 from autopeft.search.forecast import Forecast
-from autopeft.search.rungs import Entry, Ladder
-from autopeft.search.study import SearchStudy
+from autopeft.search.optimization.study import SearchStudy
+from autopeft.search.optimization.successive_halving import Entry, Ladder
 
 __all__ = ["Director", "Vault"]
 

@@ -11,7 +11,7 @@ import torch
 
 from autopeft.search.baselines import Baseline
 from autopeft.search.effort import Effort
-from autopeft.search.rungs import Rungs
+from autopeft.search.optimization.successive_halving import Rungs
 
 if TYPE_CHECKING:
     from autopeft.spec import BackboneSpec

@@ -9,7 +9,7 @@ from dataclasses import replace
 from autopeft.search.baselines import Baseline
 from autopeft.search.core.jobs import Job
 from autopeft.search.effort import Effort
-from autopeft.search.rungs import Rungs
+from autopeft.search.optimization.successive_halving import Rungs
 
 __all__ = ["Forecast"]
 

@@ -18,8 +18,8 @@ from autopeft.search.comparison import (
 )
 from autopeft.search.core.jobs import TrialRecord
 from autopeft.search.director import Director
-from autopeft.search.front import front_csv, front_json, pareto_front
-from autopeft.search.hypervolume import hypervolume_course
+from autopeft.search.optimization.hypervolume import hypervolume_course
+from autopeft.search.optimization.pareto import front_csv, front_json, pareto_front
 from autopeft.search.result import SearchResult
 from autopeft.search.runfolder import RunFolder
 from autopeft.search.selection import Contender

@@ -9,7 +9,7 @@ from typing import Any
 from autopeft.recipe import Recipe
 from autopeft.search.comparison import Comparison, SelectionBias
 from autopeft.search.core.jobs import CountTable, TrialRecord
-from autopeft.search.front import FrontPoint
+from autopeft.search.optimization.pareto import FrontPoint
 from autopeft.search.selection import Contender, mean_sd
 
 __all__ = ["SearchResult"]

@@ -26,8 +26,8 @@ from replay import Ground, Trained, replay
 from scipy.stats import ttest_ind
 from settings import FOLDERS, SETTINGS
 
-from autopeft.search.hypervolume import hypervolume_course
-from autopeft.search.rungs import Rungs
+from autopeft.search.optimization.hypervolume import hypervolume_course
+from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.samplers import default_sampler
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from replay import Ground
 from settings import FOLDERS, SETTINGS
 
 from autopeft import Recipe
-from autopeft.search.rungs import Rungs
+from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.samplers import default_sampler
 
 __all__ = ["Real", "main"]

@@ -17,12 +17,12 @@ from autopeft.graph import build_graph
 from autopeft.search.core.jobs import Job, JobResult, SilentReporter
 from autopeft.search.director import Director
 from autopeft.search.effort import Effort
-from autopeft.search.rungs import Rungs
+from autopeft.search.optimization.study import Repaired, SearchStudy
+from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.repair import repair
 from autopeft.search.space.space import Space
-from autopeft.search.study import Repaired, SearchStudy
 from autopeft.spec import BackboneSpec
 
 __all__ = ["Ground", "Trained", "replay"]

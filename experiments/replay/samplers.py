@@ -25,8 +25,8 @@ from replay import Ground, Trained, replay
 from settings import FOLDERS, SETTINGS
 from surrogate import MODELS, Surrogate
 
-from autopeft.search.hypervolume import hypervolume
-from autopeft.search.rungs import Rungs
+from autopeft.search.optimization.hypervolume import hypervolume
+from autopeft.search.optimization.successive_halving import Rungs
 
 __all__ = ["main"]
 

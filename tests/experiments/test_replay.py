@@ -16,7 +16,7 @@ from support.landscape import bound_space
 
 from autopeft.counting import Budget
 from autopeft.graph import build_graph
-from autopeft.search.rungs import Rungs
+from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.repair import repair
 from autopeft.search.space.space import Space
 

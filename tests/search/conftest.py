@@ -11,9 +11,9 @@ from autopeft.search.baselines import Baseline
 from autopeft.search.core.jobs import TrialRecord
 from autopeft.search.director import Director
 from autopeft.search.effort import Effort
-from autopeft.search.rungs import Rungs
+from autopeft.search.optimization.study import SearchStudy
+from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.bound import Parameter
-from autopeft.search.study import SearchStudy
 
 
 @pytest.fixture

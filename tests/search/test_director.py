@@ -12,9 +12,9 @@ from support.searching import EFFORT, Stage, rank_of
 
 from autopeft.search import director
 from autopeft.search.core.jobs import DONE, Job, JobResult
+from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.outcome import finish
 from autopeft.search.runfolder import RunFolder
-from autopeft.search.rungs import Rungs
 
 Make = Callable[..., Stage]
 

@@ -18,11 +18,11 @@ from autopeft.search.core.jobs import Job, JobResult, SilentReporter, TrialRecor
 from autopeft.search.director import Director
 from autopeft.search.effort import Effort
 from autopeft.search.keeping import FolderVault
+from autopeft.search.optimization.study import Repaired, SearchStudy
+from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.runfolder import RunFolder
-from autopeft.search.rungs import Rungs
 from autopeft.search.space.repair import repair
 from autopeft.search.space.space import Space
-from autopeft.search.study import Repaired, SearchStudy
 
 # Of a 0.5 % hybrid on a backbone of 22.7 M parameters: modules and head, thrice (AdamW), in fp32.
 CHECKPOINT = 3_100_000

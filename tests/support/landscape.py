@@ -17,8 +17,8 @@ from transformers import BertConfig
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.errors import AutoPEFTError
-from autopeft.search.codec import Codec
-from autopeft.search.hypervolume import hypervolume
+from autopeft.search.optimization.distributions import Codec
+from autopeft.search.optimization.hypervolume import hypervolume
 from autopeft.search.samplers import Point, make_sampler
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.repair import repair

@@ -11,7 +11,7 @@ from autopeft.recipe import Recipe
 from autopeft.search.core.jobs import CountTable, Job, JobResult, SearchInfo, TrialRecord
 from autopeft.search.director import Director
 from autopeft.search.effort import Effort
-from autopeft.search.study import Repaired
+from autopeft.search.optimization.study import Repaired
 
 EFFORT = Effort("tiny", 5, 10, None, None, None, top=2, seeds=2, rates=2)
 

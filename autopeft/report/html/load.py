@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from autopeft.errors import UsageError
 from autopeft.report.html.values import mapping, numbers, real, shown, whole
 from autopeft.search.core.jobs import TrialRecord
-from autopeft.search.front import pareto_front
+from autopeft.search.optimization.pareto import pareto_front
 from autopeft.search.runfolder import RunFolder
 
 __all__ = ["Rival", "Run", "State", "read_run"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autopeft.search.hypervolume import front_of, hypervolume
+from autopeft.search.optimization.hypervolume import front_of, hypervolume
 from autopeft.search.samplers.history import History, Repair
 from autopeft.search.samplers.moves import Distributions, mutate
 from autopeft.search.samplers.whole import WholeSampler

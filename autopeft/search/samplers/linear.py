@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autopeft.search.hypervolume import improvement, shortfall
+from autopeft.search.optimization.hypervolume import improvement, shortfall
 from autopeft.search.samplers.features import Features, plain_parameters
 from autopeft.search.samplers.history import History, Repair
 from autopeft.search.samplers.moves import Distributions, draw, mutate

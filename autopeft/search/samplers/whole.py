@@ -12,7 +12,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from autopeft.search.codec import Codec
+from autopeft.search.optimization.distributions import Codec
 from autopeft.search.samplers.history import History, Point, Repair
 from autopeft.search.samplers.moves import Distributions, draw
 

@@ -18,9 +18,9 @@ import pytest
 from support.searching import to_lora
 
 from autopeft.search.core.jobs import JobResult
-from autopeft.search.rungs import Rungs
+from autopeft.search.optimization.study import SearchStudy
+from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.bound import Parameter
-from autopeft.search.study import SearchStudy
 
 RANKS = tuple(range(1, 33))
 

@@ -10,7 +10,7 @@ from optuna.distributions import IntDistribution
 from optuna.trial import FrozenTrial, create_trial
 from support.landscape import view
 
-from autopeft.search.hypervolume import hypervolume
+from autopeft.search.optimization.hypervolume import hypervolume
 from autopeft.search.samplers.evolution import EvolutionSampler, ranking
 from autopeft.search.samplers.history import Point
 from autopeft.search.space.bound import Parameter

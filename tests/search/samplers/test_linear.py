@@ -7,7 +7,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from support.landscape import Landscape, Run, bound_space, trial_of, view
 
-from autopeft.search.codec import Codec
+from autopeft.search.optimization.distributions import Codec
 from autopeft.search.samplers import Point, make_sampler
 from autopeft.search.samplers.linear import LinearSampler
 from autopeft.search.samplers.moves import draw

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from support.landscape import Landscape, Run, bound_space, view
 
 from autopeft.errors import UsageError
-from autopeft.search.codec import Codec
+from autopeft.search.optimization.distributions import Codec
 from autopeft.search.samplers import SAMPLERS, Point, default_sampler, make_sampler
 from autopeft.search.samplers.moves import draw
 from autopeft.search.space.bound import Parameter

@@ -14,11 +14,11 @@ from transformers import BertConfig, LlamaConfig, T5Config
 from autopeft.backbones import spec_of
 from autopeft.errors import RecipeError, UsageError
 from autopeft.recipe import Recipe
-from autopeft.search import transfer
 from autopeft.search.core.jobs import TrialRecord
+from autopeft.search.optimization import warm_start as transfer
+from autopeft.search.optimization.warm_start import points_from
 from autopeft.search.runfolder import RunFolder
 from autopeft.search.space.space import BoundSpace, Space
-from autopeft.search.transfer import points_from
 from autopeft.spec import BackboneSpec
 
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}

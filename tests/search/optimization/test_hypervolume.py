@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopeft.search.hypervolume import front_of, hypervolume, hypervolume_course, improvement, shortfall
+from autopeft.search.optimization.hypervolume import (
+    front_of,
+    hypervolume,
+    hypervolume_course,
+    improvement,
+    shortfall,
+)
 
 GRID = 12
 # Whole numbers, so that unit cells can be counted exactly; some points do not beat the reference.

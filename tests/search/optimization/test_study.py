@@ -14,13 +14,13 @@ from autopeft.counting import Counts, count
 from autopeft.errors import BudgetError, DataError, UsageError
 from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
-from autopeft.search.codec import Codec
 from autopeft.search.core.jobs import JobResult
-from autopeft.search.rungs import Rungs
+from autopeft.search.optimization.distributions import Codec
+from autopeft.search.optimization.sampler_view import view_of
+from autopeft.search.optimization.study import Repaired, SearchStudy
+from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.bound import Parameter
 from autopeft.search.space.space import Space
-from autopeft.search.study import Repaired, SearchStudy
-from autopeft.search.view import view_of
 
 RUNGS = Rungs.of(10, "none")
 RANKS = (1, 2, 4, 8)
@@ -317,8 +317,9 @@ def test_samplers_see_what_waits_on_a_rung(tmp_path: Path, monkeypatch: pytest.M
     assert one is not None
     study.pause(one.number, 2, done(one.number, 0.4, paused=True))
     shown: list[Any] = []
+    module = "autopeft.search.optimization.study"
     monkeypatch.setattr(
-        "autopeft.search.study.view_of", lambda seen, *a, **k: shown.extend(seen) or view_of(seen, *a, **k)
+        f"{module}.view_of", lambda seen, *a, **k: shown.extend(seen) or view_of(seen, *a, **k)
     )
     study.propose()
     assert shown[0].rungs == {2: 0.4}

@@ -5,7 +5,7 @@ from optuna.distributions import IntDistribution
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
-from autopeft.search.view import Seen, ask, gains, view_of
+from autopeft.search.optimization.sampler_view import Seen, ask, gains, view_of
 
 SPACE = {"rank": IntDistribution(0, 9)}
 STEPS = (40, 120, 360)

@@ -3,8 +3,8 @@ by us.
 
 The journal is the only source of truth: whatever is not in it did not happen. A proposal is asked from the
 sampler, mapped to a recipe, repaired into the budget and hashed; a recipe that was already scored is told
-its known score and never trained again. The sampler sees the history through a view (`autopeft.search.view`),
-with its *raw* parameters and the repaired recipe's score. A trial that has reached a rung is RUNNING in the
+its known score and never trained again. The sampler sees the history through a view (`sampler_view`), with
+its *raw* parameters and the repaired recipe's score. A trial that has reached a rung is RUNNING in the
 journal until it goes on to the end (COMPLETE) or the search ends without it (PRUNED).
 """
 
@@ -22,12 +22,12 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autopeft.errors import AutoPEFTError, DataError
-from autopeft.search.codec import Codec
 from autopeft.search.core.jobs import CountTable, JobResult, TrialRecord
-from autopeft.search.journal import NAME, open_journal
-from autopeft.search.rungs import Rungs
+from autopeft.search.optimization.distributions import Codec
+from autopeft.search.optimization.sampler_view import DIRECTIONS, Seen, ask, view_of
+from autopeft.search.optimization.storage import NAME, open_journal
+from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.samplers import Point, make_sampler
-from autopeft.search.view import DIRECTIONS, Seen, ask, view_of
 
 if TYPE_CHECKING:
     from autopeft.counting import Counts

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autopeft.errors import UsageError
-from autopeft.search.rungs import Entry, Ladder, Rungs, ranked
+from autopeft.search.optimization.successive_halving import Entry, Ladder, Rungs, ranked
 
 THREE = Rungs((1, 3, 9), (1.0, 1.0, 1.0))
 

@@ -1,0 +1,1 @@
+"""The Optuna study, its samplers, successive halving, the Pareto front, warm starts."""
