@@ -27,8 +27,8 @@ from scipy.stats import ttest_ind
 from settings import FOLDERS, SETTINGS
 
 from autopeft.search.optimization.hypervolume import hypervolume_course
+from autopeft.search.optimization.samplers import default_sampler
 from autopeft.search.optimization.successive_halving import Rungs
-from autopeft.search.samplers import default_sampler
 
 if TYPE_CHECKING:
     from paper import Code

@@ -26,8 +26,8 @@ from replay import Ground
 from settings import FOLDERS, SETTINGS
 
 from autopeft import Recipe
+from autopeft.search.optimization.samplers import default_sampler
 from autopeft.search.optimization.successive_halving import Rungs
-from autopeft.search.samplers import default_sampler
 
 __all__ = ["Real", "main"]
 

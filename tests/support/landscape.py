@@ -19,7 +19,7 @@ from autopeft.counting import Budget
 from autopeft.errors import AutoPEFTError
 from autopeft.search.optimization.distributions import Codec
 from autopeft.search.optimization.hypervolume import hypervolume
-from autopeft.search.samplers import Point, make_sampler
+from autopeft.search.optimization.samplers import Point, make_sampler
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.repair import repair
 from autopeft.search.space.space import Space

@@ -25,9 +25,9 @@ from autopeft.errors import AutoPEFTError, DataError
 from autopeft.search.core.jobs import CountTable, JobResult, TrialRecord
 from autopeft.search.optimization.distributions import Codec
 from autopeft.search.optimization.sampler_view import DIRECTIONS, Seen, ask, view_of
+from autopeft.search.optimization.samplers import Point, make_sampler
 from autopeft.search.optimization.storage import NAME, open_journal
 from autopeft.search.optimization.successive_halving import Rungs
-from autopeft.search.samplers import Point, make_sampler
 
 if TYPE_CHECKING:
     from autopeft.counting import Counts

@@ -12,10 +12,10 @@ import optuna
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
 from autopeft.errors import UsageError, near
-from autopeft.search.samplers.evolution import EvolutionSampler
-from autopeft.search.samplers.genetic import OrderedNSGAIISampler
-from autopeft.search.samplers.history import Repair
-from autopeft.search.samplers.linear import LinearSampler
+from autopeft.search.optimization.samplers.evolution import EvolutionSampler
+from autopeft.search.optimization.samplers.linear import LinearSampler
+from autopeft.search.optimization.samplers.nsga2 import OrderedNSGAIISampler
+from autopeft.search.optimization.samplers.observations import Repair
 
 if TYPE_CHECKING:
     from autopeft.search.space.bound import Parameter

@@ -18,8 +18,8 @@ from support.landscape import Landscape, Run, bound_space, view
 
 from autopeft.errors import UsageError
 from autopeft.search.optimization.distributions import Codec
-from autopeft.search.samplers import SAMPLERS, Point, default_sampler, make_sampler
-from autopeft.search.samplers.moves import draw
+from autopeft.search.optimization.samplers import SAMPLERS, Point, default_sampler, make_sampler
+from autopeft.search.optimization.samplers.mutation import draw
 from autopeft.search.space.bound import Parameter
 
 MIXED = (

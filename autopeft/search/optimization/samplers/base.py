@@ -13,8 +13,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from autopeft.search.optimization.distributions import Codec
-from autopeft.search.samplers.history import History, Point, Repair
-from autopeft.search.samplers.moves import Distributions, draw
+from autopeft.search.optimization.samplers.mutation import Distributions, draw
+from autopeft.search.optimization.samplers.observations import History, Point, Repair
 
 if TYPE_CHECKING:
     from autopeft.search.space.bound import Parameter

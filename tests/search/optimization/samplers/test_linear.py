@@ -8,9 +8,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from support.landscape import Landscape, Run, bound_space, trial_of, view
 
 from autopeft.search.optimization.distributions import Codec
-from autopeft.search.samplers import Point, make_sampler
-from autopeft.search.samplers.linear import LinearSampler
-from autopeft.search.samplers.moves import draw
+from autopeft.search.optimization.samplers import Point, make_sampler
+from autopeft.search.optimization.samplers.linear import LinearSampler
+from autopeft.search.optimization.samplers.mutation import draw
 from autopeft.search.space.bound import Parameter
 
 SWITCHES = [Parameter(f"layer_{i}.on", "categorical", (True, False)) for i in range(10)]

@@ -11,8 +11,8 @@ from optuna.trial import FrozenTrial, create_trial
 from support.landscape import view
 
 from autopeft.search.optimization.hypervolume import hypervolume
-from autopeft.search.samplers.evolution import EvolutionSampler, ranking
-from autopeft.search.samplers.history import Point
+from autopeft.search.optimization.samplers.evolution import EvolutionSampler, ranking
+from autopeft.search.optimization.samplers.observations import Point
 from autopeft.search.space.bound import Parameter
 
 SPACE = {f"x{i}": IntDistribution(0, 9) for i in range(8)}

@@ -14,7 +14,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from autopeft.search.samplers.moves import draw, mutate
+from autopeft.search.optimization.samplers.mutation import draw, mutate
 
 SPACE: dict[str, BaseDistribution] = {
     "kind": CategoricalDistribution(("a", True, None)),

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.search.optimization.hypervolume import improvement, shortfall
-from autopeft.search.samplers.features import Features, plain_parameters
-from autopeft.search.samplers.history import History, Repair
-from autopeft.search.samplers.moves import Distributions, draw, mutate
-from autopeft.search.samplers.regression import Regression
-from autopeft.search.samplers.whole import WholeSampler
+from autopeft.search.optimization.samplers.base import WholeSampler
+from autopeft.search.optimization.samplers.bayesian_linear import Regression
+from autopeft.search.optimization.samplers.features import Features, plain_parameters
+from autopeft.search.optimization.samplers.mutation import Distributions, draw, mutate
+from autopeft.search.optimization.samplers.observations import History, Repair
 
 if TYPE_CHECKING:
     from autopeft.search.space.bound import Parameter

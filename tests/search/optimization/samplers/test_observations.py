@@ -9,7 +9,7 @@ from optuna.distributions import IntDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autopeft.search.samplers.history import History, Point
+from autopeft.search.optimization.samplers.observations import History, Point
 
 SPACE = {"n": IntDistribution(0, 9)}
 KNOWN = {"point": {"n": "five"}, "deployed": 50, "hash": "h"}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from autopeft.search.samplers.features import Features, plain_parameters
+from autopeft.search.optimization.samplers.features import Features, plain_parameters
 from autopeft.search.space.bound import Parameter
 
 ON = Parameter("layer_0.on", "categorical", (True, False))

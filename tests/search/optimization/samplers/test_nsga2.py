@@ -9,8 +9,8 @@ from optuna.samplers import NSGAIISampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from support.landscape import view
 
-from autopeft.search.samplers import make_sampler
-from autopeft.search.samplers.genetic import OrderedNSGAIISampler
+from autopeft.search.optimization.samplers import make_sampler
+from autopeft.search.optimization.samplers.nsga2 import OrderedNSGAIISampler
 
 SPACE = {f"x{i}": FloatDistribution(0.0, 1.0) for i in range(6)} | {
     "kind": CategoricalDistribution(("a", "b", "c"))

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopeft.search.optimization.hypervolume import front_of, hypervolume
-from autopeft.search.samplers.history import History, Repair
-from autopeft.search.samplers.moves import Distributions, mutate
-from autopeft.search.samplers.whole import WholeSampler
+from autopeft.search.optimization.samplers.base import WholeSampler
+from autopeft.search.optimization.samplers.mutation import Distributions, mutate
+from autopeft.search.optimization.samplers.observations import History, Repair
 
 if TYPE_CHECKING:
     from autopeft.search.space.bound import Parameter

@@ -1,0 +1,8 @@
+"""Samplers: what proposes the next recipe of a search."""
+
+from __future__ import annotations
+
+from autopeft.search.optimization.samplers.observations import Point
+from autopeft.search.optimization.samplers.registry import SAMPLERS, default_sampler, make_sampler
+
+__all__ = ["SAMPLERS", "Point", "default_sampler", "make_sampler"]
