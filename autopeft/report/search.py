@@ -9,7 +9,7 @@ from autopeft.graph import CompositionGraph
 from autopeft.report.sheet import Sheet
 from autopeft.report.text import duration, limits_text, mean_sd, number, percent
 from autopeft.search.api import DryRun, SearchResult
-from autopeft.search.comparison import uncorrected
+from autopeft.search.selection.significance import uncorrected
 
 __all__ = ["dry_run_data", "dry_run_sheets", "ending", "outcome_sheet", "winner_text"]
 

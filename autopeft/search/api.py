@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.graph import build_graph
-from autopeft.search.baseline_cache import BaselineCache, RunKeys
-from autopeft.search.baselines import Baseline
 from autopeft.search.core.jobs import Reporter, SearchInfo, SilentReporter, TrialRecord
 from autopeft.search.director import Director
 from autopeft.search.dryrun import DryRun, Sample, estimate_of, plan
@@ -20,9 +18,11 @@ from autopeft.search.optimization.study import Repaired, SearchStudy
 from autopeft.search.optimization.warm_start import points_from
 from autopeft.search.outcome import finish
 from autopeft.search.prepare import Arguments, Prepared, prepare
-from autopeft.search.result import SearchResult
 from autopeft.search.resume import SPACE, prepare_again
 from autopeft.search.runfolder import RunFolder, load_run
+from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
+from autopeft.search.selection.baselines import Baseline
+from autopeft.search.selection.result import SearchResult
 from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.repair import repair
 from autopeft.search.tracking import Tracking, parse_trackers, track

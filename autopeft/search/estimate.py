@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from autopeft.search.baselines import Baseline
 from autopeft.search.effort import Effort
 from autopeft.search.optimization.successive_halving import Rungs
+from autopeft.search.selection.baselines import Baseline
 
 if TYPE_CHECKING:
     from autopeft.spec import BackboneSpec

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from autopeft.search.baselines import Baseline
 from autopeft.search.core.jobs import Job
 from autopeft.search.effort import Effort
 from autopeft.search.optimization.successive_halving import Rungs
+from autopeft.search.selection.baselines import Baseline
 
 __all__ = ["Forecast"]
 

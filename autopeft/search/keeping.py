@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.errors import UsageError
-from autopeft.search.baseline_cache import BaselineCache, RunKeys
 from autopeft.search.core.jobs import Job, JobResult, TrialRecord
 from autopeft.search.runfolder import RunFolder, write_atomic
+from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
 
 __all__ = ["Clock", "FolderVault", "KeptRuns", "PastFinals"]
 

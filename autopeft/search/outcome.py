@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 
 from autopeft.errors import AutoPEFTError
 from autopeft.recipe import Recipe
-from autopeft.search.comparison import (
+from autopeft.search.core.jobs import TrialRecord
+from autopeft.search.director import Director
+from autopeft.search.optimization.hypervolume import hypervolume_course
+from autopeft.search.optimization.pareto import front_csv, front_json, pareto_front
+from autopeft.search.runfolder import RunFolder
+from autopeft.search.selection.contender import Contender
+from autopeft.search.selection.result import SearchResult
+from autopeft.search.selection.significance import (
     Comparison,
     ScoredSplit,
     SelectionBias,
     compare,
     selection_bias,
 )
-from autopeft.search.core.jobs import TrialRecord
-from autopeft.search.director import Director
-from autopeft.search.optimization.hypervolume import hypervolume_course
-from autopeft.search.optimization.pareto import front_csv, front_json, pareto_front
-from autopeft.search.result import SearchResult
-from autopeft.search.runfolder import RunFolder
-from autopeft.search.selection import Contender
 
 if TYPE_CHECKING:
     from autopeft.search.prepare import Prepared

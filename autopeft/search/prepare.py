@@ -20,10 +20,10 @@ from autopeft.assets import ModelSource, dtype_of, load_config, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.errors import UsageError, near
-from autopeft.search.baselines import Baseline, baselines, parse_kinds
 from autopeft.search.effort import Effort, choose_effort, parse_duration
 from autopeft.search.optimization.samplers import default_sampler, make_sampler
 from autopeft.search.optimization.successive_halving import Rungs
+from autopeft.search.selection.baselines import Baseline, baselines, parse_kinds
 from autopeft.search.space.repair import check_feasible
 from autopeft.search.space.space import Space
 from autopeft.search.tracking import parse_trackers

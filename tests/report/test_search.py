@@ -13,9 +13,9 @@ from autopeft.report.runs import front_sheet, runs_sheet, trials_sheet
 from autopeft.report.search import ending, outcome_sheet, winner_text
 from autopeft.report.train import next_steps
 from autopeft.search.api import SearchResult
-from autopeft.search.comparison import ScoredSplit, compare, selection_bias
 from autopeft.search.core.jobs import TrialRecord
-from autopeft.search.selection import Contender
+from autopeft.search.selection.contender import Contender
+from autopeft.search.selection.significance import ScoredSplit, compare, selection_bias
 
 RECIPE = Recipe.from_dict({"name": "w", "layers": [{"attach": ["lora", "ia3"]}]})
 COUNTS = {"deployed": 113_566.0, "trained": 113_566.0, "head": 770.0, "share": 113_566 / 22_713_216}

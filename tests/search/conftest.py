@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from support.searching import EFFORT, Events, MemoryVault, Stage, lora, to_lora
 
-from autopeft.search.baselines import Baseline
 from autopeft.search.core.jobs import TrialRecord
 from autopeft.search.director import Director
 from autopeft.search.effort import Effort
 from autopeft.search.optimization.study import SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
+from autopeft.search.selection.baselines import Baseline
 from autopeft.search.space.bound import Parameter
 
 

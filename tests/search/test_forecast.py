@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from support.searching import EFFORT
 
-from autopeft.search.baselines import Baseline
 from autopeft.search.core.jobs import Job
 from autopeft.search.forecast import Forecast
+from autopeft.search.selection.baselines import Baseline
 
 RIVALS = [Baseline("rival", ({}, {}), {})]
 

@@ -12,7 +12,7 @@ from autopeft.report.html.load import Rival, Run
 from autopeft.report.html.trials import methods_of
 from autopeft.report.html.values import mapping, plotly_text, real, shown, whole
 from autopeft.report.text import number, percent
-from autopeft.search.selection import mean_sd
+from autopeft.search.selection.contender import mean_sd
 
 __all__ = ["baseline_figure", "difference_figure", "front_figure", "hypervolume_figure"]
 

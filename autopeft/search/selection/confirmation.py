@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from autopeft.search.baselines import Baseline
 from autopeft.search.core.jobs import Job, JobResult, TrialRecord
 from autopeft.search.effort import Effort
-from autopeft.search.selection import (
+from autopeft.search.selection.baselines import Baseline
+from autopeft.search.selection.contender import (
     BaselineRace,
     Contender,
     Finalist,

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from autopeft.search.baselines import Baseline
 from autopeft.search.core.jobs import CountTable, Job, JobResult, TrialRecord
+from autopeft.search.selection.baselines import Baseline
 
 __all__ = [
     "BaselineRace",

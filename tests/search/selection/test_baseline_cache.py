@@ -16,9 +16,9 @@ from transformers import BertConfig
 from autopeft.assets import ModelSource
 from autopeft.backbones import spec_of
 from autopeft.method import Traits, register
-from autopeft.search import baseline_cache
-from autopeft.search.baseline_cache import BaselineCache, RunKey, RunKeys
-from autopeft.search.baselines import head_only, lora_baseline
+from autopeft.search.selection import baseline_cache
+from autopeft.search.selection.baseline_cache import BaselineCache, RunKey, RunKeys
+from autopeft.search.selection.baselines import head_only, lora_baseline
 from autopeft.tasks.task import Source, Split, Task
 from autopeft.training import TrainingPlan
 

@@ -13,8 +13,8 @@ from autopeft.counting import Budget, count
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
-from autopeft.search.baseline_points import single_methods
-from autopeft.search.baselines import (
+from autopeft.search.selection.baseline_recipes import single_methods
+from autopeft.search.selection.baselines import (
     BASELINE_KINDS,
     Baseline,
     baselines,

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from autopeft.recipe import Recipe
-from autopeft.search.baselines import Baseline
 from autopeft.search.core.jobs import JobResult, TrialRecord
-from autopeft.search.selection import BaselineRace, choose_finalists, fresh_seeds, mean_sd
+from autopeft.search.selection.baselines import Baseline
+from autopeft.search.selection.contender import BaselineRace, choose_finalists, fresh_seeds, mean_sd
 
 
 def test_mean_and_sample_deviation() -> None:

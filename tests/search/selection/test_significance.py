@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from autopeft.search.comparison import (
+from autopeft.search.selection.significance import (
     Comparison,
     ScoredSplit,
     compare,

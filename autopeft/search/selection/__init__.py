@@ -1,0 +1,1 @@
+"""Confirms candidates with fresh seeds, trains baselines, compares."""
