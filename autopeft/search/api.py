@@ -123,9 +123,9 @@ def _run(
     ready: Prepared, folder: RunFolder, reporter: Tracking, notify: Notify, spent: Clock, start: float
 ) -> Director:
     # Ray takes seconds to import, and a dry run never needs it.
-    from autopeft.search.engine import Pool, run_jobs
-    from autopeft.search.shipping import pack
-    from autopeft.search.worker import WorkerSetup, execute
+    from autopeft.search.execution.model_transfer import pack
+    from autopeft.search.execution.ray_executor import Pool, run_jobs
+    from autopeft.search.execution.worker import WorkerSetup, execute
 
     a, effort, rivals = ready.arguments, ready.effort, ready.rivals()
     study = _study(ready, folder.journal, notify)

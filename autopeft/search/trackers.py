@@ -16,7 +16,7 @@ from typing import Any
 from autopeft.errors import AutoPEFTError
 from autopeft.search.courier import Tracker
 from autopeft.search.entries import Entry
-from autopeft.search.surroundings import environment, quiet
+from autopeft.search.execution.environment import environment, quiet
 
 with environment(importing=True):
     import ray

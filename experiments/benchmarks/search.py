@@ -5,8 +5,8 @@
     python experiments/benchmarks/search.py --again ours    # measure one side anew, keep the others
 
 A fixed draw of recipes (`draws.SPACE`, seed 0), repaired into the budget. Ours: each is a job of
-`autopeft.search.worker.execute` in one process that lives through all of them, from an empty cache: whatever
-is computed once and kept is paid for inside. The obvious implementation: a process for each trial, as Ray
+`autopeft.search.execution.worker.execute` in one process that lives through all of them, from an empty cache:
+whatever is computed once and kept is paid for inside. The obvious implementation: a process for each trial, as Ray
 Tune's actors are by default, which loads model and tokenizer, reads and tokenises the rows (`datasets` finds
 its own cache from the second trial on), attaches, trains with the Trainer and evaluates; its user and system
 CPU time is what the kernel reports at its end.
@@ -59,8 +59,8 @@ from autopeft.assets import ModelSource, load_config, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.recipe import Recipe
 from autopeft.search.core.jobs import Job
+from autopeft.search.execution.worker import WorkerSetup
 from autopeft.search.space.repair import Repaired
-from autopeft.search.worker import WorkerSetup
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import Task, load_task
 from autopeft.training import TrainingPlan
@@ -102,7 +102,7 @@ def clocked(module: str, *names: str) -> Iterator[dict[str, float]]:
 def serve(connection: Connection, setup: WorkerSetup) -> None:
     """The worker's process: tells the CPU seconds of its start, then runs jobs until there are no more."""
     one_thread()
-    from autopeft.search.worker import execute
+    from autopeft.search.execution.worker import execute
 
     load_world(setup)
     connection.send(time.process_time())

@@ -74,7 +74,7 @@ def commands(repeats: int) -> dict[str, Any]:
         "import autopeft": partial(run_command, python, "-c", "import autopeft"),
         "autopeft --help": partial(run_command, python, "-m", "autopeft", "--help"),
         "import torch, transformers": partial(run_command, python, "-c", "import torch, transformers"),
-        "import the worker": partial(run_command, python, "-c", "import autopeft.search.worker"),
+        "import the worker": partial(run_command, python, "-c", "import autopeft.search.execution.worker"),
     }
     for variant in variants.values():
         variant()  # compiles modules that were never imported

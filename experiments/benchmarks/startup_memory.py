@@ -46,7 +46,7 @@ def memory_worker(connection: Connection, folder: Path, obvious: bool) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from autopeft.assets import load_config
-    from autopeft.search.worker import execute
+    from autopeft.search.execution.worker import execute
 
     quiet()
     setup, trial = read_setup(folder), Trial.read(folder / "trial.json")

@@ -32,7 +32,7 @@ def part_files(folder: Path) -> dict[str, Any]:
     from autopeft.assets import load_config, resolve_model
     from autopeft.backbones import spec_of
     from autopeft.recipe import Recipe
-    from autopeft.search.worker import WorkerSetup
+    from autopeft.search.execution.worker import WorkerSetup
     from autopeft.tasks import load_task
     from autopeft.training import TrainingPlan
 
@@ -79,7 +79,7 @@ def part_first(folder: Path) -> dict[str, Any]:
     def mark(name: str, wall: float = started, cpu: float = 0.0) -> None:
         marks.setdefault(name, {"wall": time.time() - wall, "cpu": time.process_time() - cpu})
 
-    from autopeft.search.worker import execute
+    from autopeft.search.execution.worker import execute
 
     mark("imports")
     setup = read_setup(folder)

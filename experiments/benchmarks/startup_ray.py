@@ -97,8 +97,8 @@ def sleep(setup: None, job: Job, on_step: Callable[[int, float], None], stop: Ca
 
 def part_ray(folder: Path) -> dict[str, Any]:
     """Trivial trials through the engine and directly, and jobs that only last."""
-    from autopeft.search.engine import Pool, run_jobs
-    from autopeft.search.worker import execute
+    from autopeft.search.execution.ray_executor import Pool, run_jobs
+    from autopeft.search.execution.worker import execute
 
     options = json.loads((folder / "options.json").read_text())
     count, seconds, skip = options["trials"], options["idle_seconds"], 3

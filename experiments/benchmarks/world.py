@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autopeft.search.core.jobs import Job, JobResult
-    from autopeft.search.worker import WorkerSetup
+    from autopeft.search.execution.worker import WorkerSetup
 
 __all__ = ["RECIPES", "load_world", "make_job", "raise_failed", "read_setup"]
 
@@ -35,7 +35,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def load_world(setup: WorkerSetup) -> tuple[Any, Any]:
     """Load backbone and data in this process as the worker does for its first job; returns both."""
-    from autopeft.search import worker
+    from autopeft.search.execution import worker
 
     world = worker._world(setup)
     return world.backbone(setup), world.data

@@ -21,9 +21,9 @@ from tables import TASKS, tables
 
 from autopeft.search.api import search
 from autopeft.search.core.jobs import Job
+from autopeft.search.execution.worker import WorkerSetup, execute
 from autopeft.search.prepare import Arguments, prepare
 from autopeft.search.selection.contender import fresh_seeds
-from autopeft.search.worker import WorkerSetup, execute
 
 HERE = Path(__file__).parent
 RESULTS, RUNS = HERE / "results.json", HERE / "runs"

@@ -153,10 +153,10 @@ TRAINING = """
 import json, os, sys
 from pathlib import Path
 from autopeft.assets import resolve_model
-from autopeft.search.engine import Pool, run_jobs
+from autopeft.search.execution.ray_executor import Pool, run_jobs
 from autopeft.search.core.jobs import Job
-from autopeft.search.shipping import pack
-from autopeft.search.worker import WorkerSetup, execute
+from autopeft.search.execution.model_transfer import pack
+from autopeft.search.execution.worker import WorkerSetup, execute
 from autopeft.tasks import load_task
 from autopeft.training import TrainingPlan
 from search.test_engine import Source

@@ -24,7 +24,7 @@ from support.tracking import (
 
 from autopeft.search.core.jobs import DONE, Done, JobResult, SilentReporter
 from autopeft.search.courier import Courier
-from autopeft.search.engine import Pool, run_jobs
+from autopeft.search.execution.ray_executor import Pool, run_jobs
 from autopeft.search.runfolder import RunFolder
 from autopeft.search.trackers import open_tracker
 from autopeft.search.tracking import Tracking

@@ -139,7 +139,7 @@ def _tell(what: str, **fields: Any) -> None:
 
 def _main(arguments: Mapping[str, Any]) -> None:
     from autopeft.errors import AutoPEFTError
-    from autopeft.search.engine import Pool, run_jobs
+    from autopeft.search.execution.ray_executor import Pool, run_jobs
 
     pool = Pool(
         arguments.get("workers"), arguments.get("cpus", 1), arguments.get("gpus", 0.0), arguments["address"]

@@ -14,9 +14,9 @@ import torch
 from support.saved_model import save_backbone, write_reviews
 
 from autopeft.assets import resolve_model
-from autopeft.search import worker
 from autopeft.search.core.jobs import Job, JobResult
-from autopeft.search.worker import WorkerSetup, execute
+from autopeft.search.execution import worker
+from autopeft.search.execution.worker import WorkerSetup, execute
 from autopeft.tasks import load_task
 from autopeft.training import TrainingPlan
 
@@ -115,7 +115,7 @@ from pathlib import Path
 import torch
 from autopeft.assets import resolve_model
 from autopeft.search.core.jobs import Job
-from autopeft.search.worker import WorkerSetup, execute
+from autopeft.search.execution.worker import WorkerSetup, execute
 from autopeft.tasks import load_task
 from autopeft.training import TrainingPlan
 

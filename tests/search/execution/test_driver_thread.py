@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from autopeft.search import relay as relay_module
-from autopeft.search.relay import Relay
-from autopeft.search.watch import RayEndedError
+from autopeft.search.execution import driver_thread as relay_module
+from autopeft.search.execution.driver_thread import Relay
+from autopeft.search.execution.health import RayEndedError
 
 
 def nothing() -> None:

@@ -10,7 +10,7 @@ from concurrent.futures import Future, wait
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
-from autopeft.search.watch import RayEndedError
+from autopeft.search.execution.health import RayEndedError
 
 __all__ = ["Relay"]
 

@@ -23,10 +23,10 @@ from support.saved_model import save_backbone, write_reviews
 
 from autopeft.assets import resolve_model
 from autopeft.errors import AutoPEFTError
-from autopeft.search import engine
 from autopeft.search.core.jobs import DONE, Done, Job, JobResult
-from autopeft.search.engine import Pool, run_jobs
-from autopeft.search.worker import WorkerSetup, execute
+from autopeft.search.execution import ray_executor as engine
+from autopeft.search.execution.ray_executor import Pool, run_jobs
+from autopeft.search.execution.worker import WorkerSetup, execute
 from autopeft.tasks import load_task
 from autopeft.training import TrainingPlan
 
@@ -206,8 +206,8 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from search.test_engine import Source, job, make_runner
-from autopeft.search import engine
-from autopeft.search.engine import Pool, run_jobs
+from autopeft.search.execution import ray_executor as engine
+from autopeft.search.execution.ray_executor import Pool, run_jobs
 
 class Loud(Source):
     def progress(self, *news):

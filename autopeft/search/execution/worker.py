@@ -21,7 +21,7 @@ from autopeft.hybrid import Hybrid
 from autopeft.hybrid import load as load_hybrid
 from autopeft.recipe import Recipe
 from autopeft.search.core.jobs import FailureKind, Job, JobResult
-from autopeft.search.shipping import local_source
+from autopeft.search.execution.model_transfer import local_source
 from autopeft.tasks.encode import EncodedTask, encode
 from autopeft.tasks.task import Task
 from autopeft.training import (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from autopeft.errors import AutoPEFTError
 from autopeft.search.core.jobs import DONE, Done, Job, JobResult
-from autopeft.search.office import Crew, Office, Pool
+from autopeft.search.execution.scheduler import Crew, Office, Pool
 
 T = TypeVar("T")
 

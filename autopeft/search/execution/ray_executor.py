@@ -27,9 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import AutoPEFTError
 from autopeft.search.core.jobs import Job, JobResult, JobSource
-from autopeft.search.office import Crew, Office, Pool, Resources
-from autopeft.search.relay import Relay
-from autopeft.search.surroundings import (
+from autopeft.search.execution.driver_thread import Relay
+from autopeft.search.execution.environment import (
     CHDIR,
     environment,
     private_folder,
@@ -38,7 +37,8 @@ from autopeft.search.surroundings import (
     tighten_token,
     token_hint,
 )
-from autopeft.search.watch import Place, RayEndedError, Watch, greet
+from autopeft.search.execution.health import Place, RayEndedError, Watch, greet
+from autopeft.search.execution.scheduler import Crew, Office, Pool, Resources
 
 with environment(importing=True):
     import ray
@@ -50,7 +50,7 @@ with environment(importing=True):
 
 if TYPE_CHECKING:
     # It needs torch and transformers, which not every worker does.
-    from autopeft.search.shipping import Cargo
+    from autopeft.search.execution.model_transfer import Cargo
 
 __all__ = ["Pool", "run_jobs"]
 
@@ -150,7 +150,7 @@ class _Travelled:
 
     def announce(self) -> None:
         """In a worker: say what there is; nothing is brought before it is needed."""
-        from autopeft.search.shipping import Hold, receive
+        from autopeft.search.execution.model_transfer import Hold, receive
 
         receive(Hold(self.path, self.files, lambda: ray.get(self.reference[0])))
 
@@ -250,7 +250,7 @@ def run_jobs(
 
     Args:
         scratch: a folder for Tune's files.
-        cargo: files that workers on other machines may need (see `autopeft.search.shipping`).
+        cargo: files that workers on other machines may need (see `autopeft.search.execution.model_transfer`).
         ending: is called in this thread when no job runs any more, while Ray is still there.
         resume: the command that continues the run, for the message where Ray ends.
 

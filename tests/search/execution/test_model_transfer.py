@@ -11,8 +11,8 @@ from support.saved_model import save_backbone
 
 from autopeft.assets import ModelSource, load_model, load_tokenizer, resolve_model
 from autopeft.errors import AssetError
-from autopeft.search import shipping
-from autopeft.search.shipping import Cargo, Hold, local_source, pack, receive
+from autopeft.search.execution import model_transfer as shipping
+from autopeft.search.execution.model_transfer import Cargo, Hold, local_source, pack, receive
 
 
 @pytest.fixture(autouse=True)

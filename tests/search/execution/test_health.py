@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from autopeft.search import watch
-from autopeft.search.watch import Place, RayEndedError, Watch, greet
+from autopeft.search.execution import health as watch
+from autopeft.search.execution.health import Place, RayEndedError, Watch, greet
 
 SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from autopeft.search.surroundings import (
+from autopeft.search.execution.environment import (
     environment,
     private_folder,
     quiet,
@@ -75,7 +75,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 KILLED = """
 import os, signal, sys, tempfile
-from autopeft.search.surroundings import private_folder
+from autopeft.search.execution.environment import private_folder
 os.access = lambda *a, **k: False
 with private_folder() as folder:
     (folder / "session").mkdir()

@@ -11,8 +11,8 @@ from typing import Any
 
 from autopeft.errors import AutoPEFTError
 from autopeft.search.core.jobs import Done, Job, JobResult, JobSource
-from autopeft.search.relay import Relay
-from autopeft.search.watch import Watch
+from autopeft.search.execution.driver_thread import Relay
+from autopeft.search.execution.health import Watch
 
 __all__ = ["Crew", "Office", "Pool", "Resources"]
 

@@ -1,0 +1,1 @@
+"""Runs jobs: in this process, or on Ray."""
