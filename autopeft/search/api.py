@@ -25,7 +25,7 @@ from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.result import SearchResult
 from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.repair import repair
-from autopeft.search.tracking import Tracking, parse_trackers, track
+from autopeft.search.tracking.reporter import Tracking, parse_trackers, track
 
 __all__ = ["DryRun", "Sample", "SearchResult", "plan", "search"]
 
@@ -75,8 +75,8 @@ def search(
             the last layer serves only what the head reads.
         text, text_pair, label, metric, class_weights, stand_in: of the task (see `autopeft.tasks.load_task`).
         log: `none`, or some of `tensorboard,mlflow,wandb`: has every trial, and every run after the search,
-            logged there, by default in the run folder (see `autopeft.search.trackers`). A tracker that fails
-            is named to `notify`, and the search goes on without it.
+            logged there, by default in the run folder (see `autopeft.search.tracking.ray_callbacks`).
+            A tracker that fails is named to `notify`, and the search goes on without it.
         out, runs: the run folder, or the folder to make it in.
 
     Ctrl-C ends the search with the best found so far; it is then not retrained, and `test` is empty. `resume`

@@ -26,7 +26,7 @@ from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.selection.baselines import Baseline, baselines, parse_kinds
 from autopeft.search.space.repair import check_feasible
 from autopeft.search.space.space import Space
-from autopeft.search.tracking import parse_trackers
+from autopeft.search.tracking.reporter import parse_trackers
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import ClassWeights, Task, load_task
 from autopeft.training import TrainingPlan

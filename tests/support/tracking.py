@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.search.core.jobs import Job, TrialRecord
-from autopeft.search.entries import Entry
-from autopeft.search.tracking import Tracking
+from autopeft.search.tracking.entry import Entry
+from autopeft.search.tracking.reporter import Tracking
 
 RECIPE = {
     "layers": [{"at": [0, 2], "attach": [{"gate": [{"lora": {"rank": 4, "sites": ["q", "v"]}}, "ia3"]}]}],

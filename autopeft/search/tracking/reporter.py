@@ -17,9 +17,9 @@ from importlib.util import find_spec
 
 from autopeft.errors import UsageError, near
 from autopeft.search.core.jobs import CountTable, Job, Reporter, SearchInfo, TrialRecord
-from autopeft.search.courier import Courier
-from autopeft.search.entries import Entry, entry_config, entry_name, metrics_of
 from autopeft.search.runfolder import RunFolder
+from autopeft.search.tracking.background import Courier
+from autopeft.search.tracking.entry import Entry, entry_config, entry_name, metrics_of
 
 __all__ = ["TRACKERS", "Tracking", "parse_trackers", "track"]
 
@@ -76,7 +76,7 @@ def track(
     couriers = []
     if names:
         # It imports Ray, which takes seconds.
-        from autopeft.search.trackers import open_tracker
+        from autopeft.search.tracking.ray_callbacks import open_tracker
 
         # The manifest is written once, when a run begins, and differs from any other's.
         run = hashlib.sha256((folder.path / "manifest.json").read_bytes()).hexdigest()[:8]

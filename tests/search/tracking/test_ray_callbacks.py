@@ -23,11 +23,11 @@ from support.tracking import (
 )
 
 from autopeft.search.core.jobs import DONE, Done, JobResult, SilentReporter
-from autopeft.search.courier import Courier
 from autopeft.search.execution.ray_executor import Pool, run_jobs
 from autopeft.search.runfolder import RunFolder
-from autopeft.search.trackers import open_tracker
-from autopeft.search.tracking import Tracking
+from autopeft.search.tracking.background import Courier
+from autopeft.search.tracking.ray_callbacks import open_tracker
+from autopeft.search.tracking.reporter import Tracking
 
 NAMES = {"trial-0", "trial-1", "confirm-finalist-0-seed-7"}
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.errors import AutoPEFTError
-from autopeft.search.courier import Tracker
-from autopeft.search.entries import Entry
 from autopeft.search.execution.environment import environment, quiet
+from autopeft.search.tracking.background import Tracker
+from autopeft.search.tracking.entry import Entry
 
 with environment(importing=True):
     import ray
@@ -247,7 +247,7 @@ _OPENERS: dict[str, Callable[[Path, str], AbstractContextManager[Tracker]]] = {
 
 
 def open_tracker(name: str, folder: Path, run: str) -> AbstractContextManager[Tracker]:
-    """A tracker of `autopeft.search.tracking.TRACKERS`, for a run folder.
+    """A tracker of `autopeft.search.tracking.reporter.TRACKERS`, for a run folder.
 
     Args:
         run: what tells the run from others of the same name.

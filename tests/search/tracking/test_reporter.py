@@ -16,12 +16,12 @@ from support.searching import Events, Stage, rank_of
 from support.tracking import MemoryTracker, confirm_record, play, trial_job, trial_record
 
 from autopeft.errors import UsageError
-from autopeft.search import tracking as module
 from autopeft.search.core.jobs import Job, JobResult, SilentReporter
-from autopeft.search.courier import Courier
 from autopeft.search.director import Director
 from autopeft.search.runfolder import RunFolder
-from autopeft.search.tracking import Tracking, parse_trackers, track
+from autopeft.search.tracking import reporter as module
+from autopeft.search.tracking.background import Courier
+from autopeft.search.tracking.reporter import Tracking, parse_trackers, track
 
 
 def listening(*trackers: MemoryTracker, said: list[str] | None = None, **more: Any) -> Tracking:
@@ -64,7 +64,10 @@ def test_a_folder_of_that_name_is_no_package(tmp_path: Path, monkeypatch: pytest
 
 
 def test_names_are_read_without_ray() -> None:
-    code = "import sys; from autopeft.search.tracking import parse_trackers; parse_trackers('tensorboard'); "
+    code = (
+        "import sys; from autopeft.search.tracking.reporter import parse_trackers; "
+        "parse_trackers('tensorboard'); "
+    )
     subprocess.run([sys.executable, "-c", f"{code} assert 'ray' not in sys.modules"], check=True)
 
 
@@ -232,7 +235,7 @@ def test_a_tracker_that_gets_on_is_waited_for() -> None:
 def test_without_anyone_to_tell_a_failure_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from autopeft.search import trackers
+    from autopeft.search.tracking import ray_callbacks as trackers
 
     (tmp_path / "manifest.json").write_text("{}")
     monkeypatch.setattr(trackers, "open_tracker", lambda *place: MemoryTracker(failing="open").opened())

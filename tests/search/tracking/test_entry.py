@@ -7,7 +7,7 @@ from support.tracking import RECIPE, confirm_job, confirm_record, trial_job, tri
 
 from autopeft.recipe import Recipe, recipe_names
 from autopeft.search.core.jobs import Job
-from autopeft.search.entries import entry_config, entry_name, hyperparameters, metrics_of
+from autopeft.search.tracking.entry import entry_config, entry_name, hyperparameters, metrics_of
 
 
 def test_a_recipe_as_flat_values() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from autopeft.search.entries import Entry
+from autopeft.search.tracking.entry import Entry
 
 __all__ = ["Courier", "Tracker"]
 

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import pytest
 from support.tracking import MemoryTracker
 
-from autopeft.search import courier as module
-from autopeft.search.courier import Courier
-from autopeft.search.entries import Entry
+from autopeft.search.tracking import background as module
+from autopeft.search.tracking.background import Courier
+from autopeft.search.tracking.entry import Entry
 
 ENTRY = Entry("trial-0", {})
 

@@ -1,0 +1,1 @@
+"""Logs trials and final runs with TensorBoard, MLflow and W&B."""
