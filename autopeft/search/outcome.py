@@ -25,7 +25,7 @@ from autopeft.search.selection.significance import (
 )
 
 if TYPE_CHECKING:
-    from autopeft.search.prepare import Prepared
+    from autopeft.search.planning.prepare import Prepared
 
 __all__ = ["course", "finish", "trained_steps"]
 

@@ -22,7 +22,7 @@ from tables import TASKS, tables
 from autopeft.search.api import search
 from autopeft.search.core.jobs import Job
 from autopeft.search.execution.worker import WorkerSetup, execute
-from autopeft.search.prepare import Arguments, prepare
+from autopeft.search.planning.prepare import Arguments, prepare
 from autopeft.search.selection.contender import fresh_seeds
 
 HERE = Path(__file__).parent

@@ -84,7 +84,7 @@ def test_the_command_that_repeats_a_run_is_one_of_ours(runs: Path) -> None:
     """Every option that it writes exists."""
     from dataclasses import fields
 
-    from autopeft.search.prepare import Arguments
+    from autopeft.search.planning.prepare import Arguments
 
     python_only = {"train_rows", "select_rows", "test_rows", "confirm", "confirm_seeds"}
     kinds = {"stand_in": False, "shortcuts": False, "time": "30m", "class_weights": [1.0, 2.0]}

@@ -11,7 +11,7 @@ from autopeft.report.html.load import Rival, Run
 from autopeft.report.html.trials import methods_of
 from autopeft.report.html.values import mapping, real, shown, whole
 from autopeft.report.text import duration, mean_sd, number, percent, score
-from autopeft.search.prepare import Arguments
+from autopeft.search.planning.prepare import Arguments
 from autopeft.search.selection.contender import mean_sd as moments
 
 __all__ = ["comparisons", "facts", "headline", "remarks", "reproduction"]

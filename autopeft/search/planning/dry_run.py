@@ -10,8 +10,8 @@ from typing import Any
 from autopeft.counting import Counts
 from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
-from autopeft.search.estimate import Estimate, Work, estimate
-from autopeft.search.prepare import Arguments, Prepared, prepare
+from autopeft.search.planning.cost import Estimate, Work, estimate
+from autopeft.search.planning.prepare import Arguments, Prepared, prepare
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.space.repair import feasible_share, repair
 

@@ -9,8 +9,8 @@ import pytest
 from support.saved_model import save_backbone, write_reviews
 
 from autopeft.errors import UsageError
-from autopeft.search.prepare import Arguments, prepare
-from autopeft.search.resume import SPACE, prepare_again
+from autopeft.search.planning.prepare import Arguments, prepare
+from autopeft.search.planning.resume import SPACE, prepare_again
 from autopeft.search.runfolder import RunFolder
 from autopeft.search.space.space import Space
 

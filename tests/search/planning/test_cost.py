@@ -5,7 +5,7 @@ from support.searching import EFFORT
 from transformers import BertConfig
 
 from autopeft.backbones import spec_of
-from autopeft.search.estimate import Work, estimate
+from autopeft.search.planning.cost import Work, estimate
 
 MINILM = spec_of(
     BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)

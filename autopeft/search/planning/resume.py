@@ -8,7 +8,7 @@ from typing import Any
 
 from autopeft.errors import UsageError
 from autopeft.search.effort import Effort
-from autopeft.search.prepare import Arguments, Prepared, prepare
+from autopeft.search.planning.prepare import Arguments, Prepared, prepare
 from autopeft.search.runfolder import RunFolder
 from autopeft.search.space.space import Space
 

@@ -1,0 +1,1 @@
+"""Turns arguments into a checked, costed, resumable plan."""
