@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.graph import build_graph
+from autopeft.search.controller.checkpoints import Clock, FolderVault, KeptRuns, PastFinals
+from autopeft.search.controller.controller import Director
+from autopeft.search.controller.finish import finish
 from autopeft.search.core.jobs import Reporter, SearchInfo, SilentReporter, TrialRecord
-from autopeft.search.director import Director
-from autopeft.search.keeping import Clock, FolderVault, KeptRuns, PastFinals
 from autopeft.search.optimization.study import Repaired, SearchStudy
 from autopeft.search.optimization.warm_start import points_from
-from autopeft.search.outcome import finish
 from autopeft.search.planning.dry_run import DryRun, Sample, estimate_of, plan
 from autopeft.search.planning.prepare import Arguments, Prepared, prepare
 from autopeft.search.planning.resume import SPACE, prepare_again

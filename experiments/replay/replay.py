@@ -14,8 +14,8 @@ from surrogate import Surrogate
 
 from autopeft.counting import Budget
 from autopeft.graph import build_graph
+from autopeft.search.controller.controller import Director
 from autopeft.search.core.jobs import Job, JobResult, SilentReporter
-from autopeft.search.director import Director
 from autopeft.search.effort import Effort
 from autopeft.search.optimization.study import Repaired, SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from support.searching import EFFORT, Events, MemoryVault, Stage, lora, to_lora
 
+from autopeft.search.controller.controller import Director
 from autopeft.search.core.jobs import TrialRecord
-from autopeft.search.director import Director
 from autopeft.search.effort import Effort
 from autopeft.search.optimization.study import SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs

@@ -14,10 +14,10 @@ from transformers import BertConfig
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.graph import build_graph
+from autopeft.search.controller.checkpoints import FolderVault
+from autopeft.search.controller.controller import Director
 from autopeft.search.core.jobs import Job, JobResult, SilentReporter, TrialRecord
-from autopeft.search.director import Director
 from autopeft.search.effort import Effort
-from autopeft.search.keeping import FolderVault
 from autopeft.search.optimization.study import Repaired, SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.runfolder import RunFolder

@@ -8,8 +8,8 @@ from typing import Any
 
 from autopeft.counting import Counts
 from autopeft.recipe import Recipe
+from autopeft.search.controller.controller import Director
 from autopeft.search.core.jobs import CountTable, Job, JobResult, SearchInfo, TrialRecord
-from autopeft.search.director import Director
 from autopeft.search.effort import Effort
 from autopeft.search.optimization.study import Repaired
 

@@ -30,7 +30,7 @@ class SearchResult:
         front: deployed parameters against the score on *select*.
         trials: every trial.
         steps: training steps of the search, rungs included, without finals.
-        hypervolume: how the front grew, trial by trial (see `autopeft.search.outcome`).
+        hypervolume: how the front grew, trial by trial (see `autopeft.search.controller.finish`).
         comparisons: the winner against each baseline on *test*, with intervals.
         bias: how much better the winner looks on *select*, which chose it, than on *test*.
         interrupted, exhausted, out_of_time: why it ended before the planned number of trials, if it did.

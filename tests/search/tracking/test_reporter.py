@@ -16,8 +16,8 @@ from support.searching import Events, Stage, rank_of
 from support.tracking import MemoryTracker, confirm_record, play, trial_job, trial_record
 
 from autopeft.errors import UsageError
+from autopeft.search.controller.controller import Director
 from autopeft.search.core.jobs import Job, JobResult, SilentReporter
-from autopeft.search.director import Director
 from autopeft.search.runfolder import RunFolder
 from autopeft.search.tracking import reporter as module
 from autopeft.search.tracking.background import Courier

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from support.searching import EFFORT
 
+from autopeft.search.controller.time_budget import Forecast
 from autopeft.search.core.jobs import Job
-from autopeft.search.forecast import Forecast
 from autopeft.search.selection.baselines import Baseline
 
 RIVALS = [Baseline("rival", ({}, {}), {})]

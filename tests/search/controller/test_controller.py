@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from support.searching import EFFORT, Stage, rank_of
 
-from autopeft.search import director
+from autopeft.search.controller import controller as director
+from autopeft.search.controller.finish import finish
 from autopeft.search.core.jobs import DONE, Job, JobResult
 from autopeft.search.optimization.successive_halving import Rungs
-from autopeft.search.outcome import finish
 from autopeft.search.runfolder import RunFolder
 
 Make = Callable[..., Stage]

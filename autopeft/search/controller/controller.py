@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from autopeft.search.controller.time_budget import Forecast
 from autopeft.search.core.jobs import DONE, Done, Job, JobResult, Reporter, TrialRecord
 from autopeft.search.effort import Effort
-from autopeft.search.forecast import Forecast
 from autopeft.search.optimization.study import SearchStudy
 from autopeft.search.optimization.successive_halving import Entry, Ladder
 from autopeft.search.selection.baselines import Baseline

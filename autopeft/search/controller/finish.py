@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from autopeft.errors import AutoPEFTError
 from autopeft.recipe import Recipe
+from autopeft.search.controller.controller import Director
 from autopeft.search.core.jobs import TrialRecord
-from autopeft.search.director import Director
 from autopeft.search.optimization.hypervolume import hypervolume_course
 from autopeft.search.optimization.pareto import front_csv, front_json, pareto_front
 from autopeft.search.runfolder import RunFolder

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from autopeft.errors import UsageError
+from autopeft.search.controller.checkpoints import Clock, FolderVault, KeptRuns, PastFinals
 from autopeft.search.core.jobs import Job, TrialRecord
-from autopeft.search.keeping import Clock, FolderVault, KeptRuns, PastFinals
 from autopeft.search.runfolder import RunFolder
 
 

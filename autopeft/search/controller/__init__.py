@@ -1,0 +1,1 @@
+"""Hands out jobs, retries, stops in time, writes the outcome."""
