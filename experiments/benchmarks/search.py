@@ -6,8 +6,8 @@
 
 A fixed draw of recipes (`draws.SPACE`, seed 0), repaired into the budget. Ours: each is a job of
 `autopeft.search.execution.worker.execute` in one process that lives through all of them, from an empty cache:
-whatever is computed once and kept is paid for inside. The obvious implementation: a process for each trial, as Ray
-Tune's actors are by default, which loads model and tokenizer, reads and tokenises the rows (`datasets` finds
+whatever is computed once and kept is paid for inside. The obvious implementation: a process for each trial,
+as Ray Tune's actors are by default, which loads model and tokenizer, reads and tokenises the rows (`datasets` finds
 its own cache from the second trial on), attaches, trains with the Trainer and evaluates; its user and system
 CPU time is what the kernel reports at its end.
 
