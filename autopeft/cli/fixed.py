@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from autopeft.assets import ModelSource
     from autopeft.hybrid import Hybrid
     from autopeft.recipe import Recipe
-    from autopeft.search.runfolder import RunFolder
+    from autopeft.runs.folder import RunFolder
     from autopeft.tasks import ClassWeights, EncodedTask, Task
     from autopeft.training import TrainingPlan
 
@@ -94,7 +94,7 @@ def run_fixed(run: FixedRun, notify: Callable[[str], None], *, quiet: bool = Fal
     from autopeft.graph import build_graph
     from autopeft.hybrid import attach
     from autopeft.recipe import Recipe
-    from autopeft.search.runfolder import RunFolder
+    from autopeft.runs.folder import RunFolder
     from autopeft.tasks.encode import encode
 
     quiet_libraries()
@@ -119,7 +119,7 @@ def run_fixed(run: FixedRun, notify: Callable[[str], None], *, quiet: bool = Fal
 def _task_and_plan(
     run: FixedRun, max_length: int, notify: Callable[[str], None]
 ) -> tuple[Task, TrainingPlan]:
-    from autopeft.search.effort import choose_effort
+    from autopeft.effort import choose_effort
     from autopeft.tasks import load_task
     from autopeft.training import TrainingPlan
 

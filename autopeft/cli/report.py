@@ -41,7 +41,7 @@ def report(
 
     from autopeft.cli.backbone import quiet_libraries
     from autopeft.report.html import write_report
-    from autopeft.search.runfolder import load_run
+    from autopeft.runs.folder import load_run
 
     quiet_libraries()
     path = write_report(load_run(run, root=root), out, model=model, notify=notify)

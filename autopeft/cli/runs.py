@@ -29,7 +29,7 @@ def runs(
       autopeft runs latest --json
     """
     from autopeft.report.runs import front_sheet, runs_sheet, trials_sheet
-    from autopeft.search.runfolder import list_runs, load_run
+    from autopeft.runs.folder import list_runs, load_run
 
     if run is None:
         found = [folder.summary() for folder in list_runs(root)]

@@ -31,7 +31,7 @@ def task_of(
     Raises:
         TaskError: the task has labels that the hybrid's head does not know, or is of another kind.
     """
-    from autopeft.export.files import read_json
+    from autopeft.runs.files import read_json
     from autopeft.tasks import load_task
 
     quiet_libraries()

@@ -182,7 +182,7 @@ def _print_result(result: SearchResult) -> None:
     from autopeft.graph import build_graph
     from autopeft.report.search import ending, outcome_sheet, winner_text
     from autopeft.report.train import next_steps
-    from autopeft.search.runfolder import RunFolder
+    from autopeft.runs.folder import RunFolder
 
     manifest = RunFolder(result.run).manifest()
     data = manifest["data"]

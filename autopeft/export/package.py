@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import AutoPEFTError, UsageError
-from autopeft.export.files import read_json, write_json
-from autopeft.search.runfolder import load_run, write_atomic
+from autopeft.runs.files import read_json, write_atomic, write_json
+from autopeft.runs.folder import load_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

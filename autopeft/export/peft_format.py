@@ -19,12 +19,11 @@ from torch import Tensor
 from autopeft.assets import head_names
 from autopeft.backbones import Place, base_model_of, spec_of_model
 from autopeft.errors import AutoPEFTError
-from autopeft.export.files import write_json
 from autopeft.export.rope import rotate_keys
 from autopeft.graph import Entry, Leaf, Tree
 from autopeft.hybrid.hybrid import deployed_form
 from autopeft.method import Call, Context
-from autopeft.search.runfolder import write_atomic
+from autopeft.runs.files import write_atomic, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

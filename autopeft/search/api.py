@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.graph import build_graph
-from autopeft.search.controller.checkpoints import Clock, FolderVault, KeptRuns, PastFinals
-from autopeft.search.controller.controller import Director
+from autopeft.runs.folder import RunFolder, load_run
+from autopeft.search.controller.checkpoints import Clock, CompletedRuns, FolderCheckpoints, KnownRuns
+from autopeft.search.controller.controller import Controller
 from autopeft.search.controller.finish import finish
 from autopeft.search.core.jobs import Reporter, SearchInfo, SilentReporter, TrialRecord
 from autopeft.search.optimization.study import Repaired, SearchStudy
@@ -19,7 +20,6 @@ from autopeft.search.optimization.warm_start import points_from
 from autopeft.search.planning.dry_run import DryRun, Sample, estimate_of, plan
 from autopeft.search.planning.prepare import Arguments, Prepared, prepare
 from autopeft.search.planning.resume import SPACE, prepare_again
-from autopeft.search.runfolder import RunFolder, load_run
 from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.result import SearchResult
@@ -109,30 +109,30 @@ def _go(
         ready = replace(ready, seconds=max(1.0, ready.seconds - spent.before))
     told = track(parse_trackers(ready.arguments.log), folder, reporter or SilentReporter(), notify)
     try:
-        director = _run(ready, folder, told, notify, spent, start)
-        result = finish(ready, folder, director, spent.before + clock.monotonic() - start)
+        controller = _run(ready, folder, told, notify, spent, start)
+        result = finish(ready, folder, controller, spent.before + clock.monotonic() - start)
     finally:
         told.close(_HASTE)  # it is closed, unless something failed
         shutil.rmtree(folder.scratch, ignore_errors=True)
-    if director.finished:
+    if controller.finished:
         shutil.rmtree(folder.state, ignore_errors=True)
     return result
 
 
 def _run(
     ready: Prepared, folder: RunFolder, reporter: Tracking, notify: Notify, spent: Clock, start: float
-) -> Director:
+) -> Controller:
     # Ray takes seconds to import, and a dry run never needs it.
     from autopeft.search.execution.model_transfer import pack
     from autopeft.search.execution.ray_executor import Pool, run_jobs
     from autopeft.search.execution.worker import WorkerSetup, execute
 
-    a, effort, rivals = ready.arguments, ready.effort, ready.rivals()
+    a, effort, baselines = ready.arguments, ready.effort, ready.baselines()
     study = _study(ready, folder.journal, notify)
-    vault = FolderVault(folder.state / "files")
-    past = PastFinals(folder, vault)
+    checkpoints = FolderCheckpoints(folder.state / "files")
+    past = CompletedRuns(folder, checkpoints)
     keys = RunKeys(ready.task, ready.source, ready.spec, ready.plan)
-    kept = KeptRuns(past, keys, BaselineCache(reuse=not a.fresh_baselines))
+    kept = KnownRuns(past, keys, BaselineCache(reuse=not a.fresh_baselines))
     folder.write_lines("trials.jsonl", study.records())
 
     def keep(record: TrialRecord) -> None:
@@ -143,12 +143,12 @@ def _run(
             kept.remember(record)
         spent.write(clock.monotonic() - start)
 
-    director = Director(
+    controller = Controller(
         study,
         effort,
-        rivals,
+        baselines,
         reporter,
-        vault,
+        checkpoints,
         keep,
         seed=a.seed,
         workers=ready.workers or 1,
@@ -157,25 +157,25 @@ def _run(
     )
 
     def ending() -> None:
-        director.abandon()
+        controller.abandon()
         reporter.close()
 
-    reporter.on_start(_info(ready, folder, rivals))
+    reporter.on_start(_info(ready, folder, baselines))
     setup = WorkerSetup(
         a.model, ready.source, ready.task, ready.plan, a.cpus_per_trial, ready.key(), a.precision
     )
     pool = Pool(ready.workers, a.cpus_per_trial, ready.gpus, a.address)
     run_jobs(
-        director,
+        controller,
         execute,
         setup,
         pool,
         folder.scratch / "ray",
-        cargo=pack(ready.source) if a.address else None,
+        model_files=pack(ready.source) if a.address else None,
         ending=ending,
         resume=f"autopeft search --resume {folder.path}",
     )
-    return director
+    return controller
 
 
 def _study(ready: Prepared, journal: Path, notify: Notify) -> SearchStudy:
@@ -208,7 +208,7 @@ def _first(ready: Prepared, notify: Notify) -> list[dict[str, Any]]:
     return [*found, *starting_points(bound, max(1, min(6, ready.effort.trials // 3)))]
 
 
-def _info(ready: Prepared, folder: RunFolder, rivals: list[Baseline]) -> SearchInfo:
+def _info(ready: Prepared, folder: RunFolder, baselines: list[Baseline]) -> SearchInfo:
     a, effort = ready.arguments, ready.effort
     return SearchInfo(
         task=a.task,
@@ -221,9 +221,9 @@ def _info(ready: Prepared, folder: RunFolder, rivals: list[Baseline]) -> SearchI
         steps=effort.steps,
         jobs=effort.trials
         + effort.top * effort.seeds
-        + sum(b.sweep_runs + b.fresh_runs(effort.seeds) for b in rivals),
+        + sum(b.sweep_runs + b.fresh_runs(effort.seeds) for b in baselines),
         workers=ready.workers or 1,
-        estimated_seconds=estimate_of(ready, rivals).seconds,
+        estimated_seconds=estimate_of(ready, baselines).seconds,
         notice=ready.task.source.notice,
         run=str(folder.path),
     )

@@ -25,7 +25,7 @@ from rich.table import Table
 
 __all__ = [
     "RESULTS",
-    "Ledger",
+    "Balance",
     "Summary",
     "cache_at",
     "environment",
@@ -154,7 +154,7 @@ def ratios(slow: Sequence[float], fast: Sequence[float]) -> Summary:
 # ---------------------------------------------------------------------------------------------------------
 
 
-class Ledger:
+class Balance:
     """Results by key in a JSON-lines file, one line each, so that an interrupted benchmark goes on.
 
     A line that was cut off in the middle of writing is dropped, and what it stood for is measured again. Of
@@ -249,7 +249,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -
     for index, name in enumerate(columns):
         table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(str(placement) for placement in row))
     # A file or a pipe has no width of its own, and a table cut to 80 columns loses figures.
     width = None if sys.stdout.isatty() else 160
     Console(width=width, highlight=False).print(table)

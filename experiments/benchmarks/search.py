@@ -5,11 +5,11 @@
     python experiments/benchmarks/search.py --again ours    # measure one side anew, keep the others
 
 A fixed draw of recipes (`draws.SPACE`, seed 0), repaired into the budget. Ours: each is a job of
-`autopeft.search.execution.worker.execute` in one process that lives through all of them, from an empty cache:
-whatever is computed once and kept is paid for inside. The obvious implementation: a process for each trial,
-as Ray Tune's actors are by default, which loads model and tokenizer, reads and tokenises the rows (`datasets` finds
-its own cache from the second trial on), attaches, trains with the Trainer and evaluates; its user and system
-CPU time is what the kernel reports at its end.
+`autopeft.search.execution.worker.execute` in one process that lives through all of them, from an empty
+cache: whatever is computed once and kept is paid for inside. The obvious implementation: a process for each
+trial, as Ray Tune's actors are by default, which loads model and tokenizer, reads and tokenises the rows
+(`datasets` finds its own cache from the second trial on), attaches, trains with the Trainer and evaluates;
+its user and system CPU time is what the kernel reports at its end.
 
 Same recipes, learning rates, steps, batch size and rows. Where peft can say a recipe (LoRA, DoRA, (IA)³,
 prompt tuning, each alone) the obvious side uses peft. It cannot say the others, hybrids across families:
@@ -43,7 +43,7 @@ from typing import Any
 
 from common import (
     RESULTS,
-    Ledger,
+    Balance,
     cache_at,
     note,
     one_thread,
@@ -117,8 +117,8 @@ def serve(connection: Connection, setup: WorkerSetup) -> None:
 class OurWorker:
     """One process of ours, started at the first trial."""
 
-    def __init__(self, setup: WorkerSetup, ledger: Ledger) -> None:
-        self._setup, self._ledger = setup, ledger
+    def __init__(self, setup: WorkerSetup, balance: Balance) -> None:
+        self._setup, self._balance = setup, balance
         self._process: Any = None
         self._connection: Any = None
 
@@ -129,8 +129,8 @@ class OurWorker:
         self._process.start()
         theirs.close()
         seconds = self._connection.recv()
-        starts = sum(row["side"] == "start" for row in self._ledger.rows.values())
-        self._ledger.add(f"start/{starts}", {"side": "start", "cpu": seconds})
+        starts = sum(row["side"] == "start" for row in self._balance.rows.values())
+        self._balance.add(f"start/{starts}", {"side": "start", "cpu": seconds})
         note(f"our worker is up: {seconds:.1f} CPU s")
 
     def run(self, job: Job) -> dict[str, Any]:
@@ -257,14 +257,14 @@ def make_bench(options: argparse.Namespace) -> Bench:
     return Bench(options, source, spec, task, draw(options.recipes, options.budget, spec), digest, work)
 
 
-def open_ledger(bench: Bench) -> Ledger:
+def open_balance(bench: Bench) -> Balance:
     """The results so far; caches that belong to results that are not there are removed."""
     options = bench.options
-    ledger = Ledger(options.out.with_suffix(".jsonl"), fresh=options.fresh)
+    balance = Balance(options.out.with_suffix(".jsonl"), fresh=options.fresh)
     if options.again is not None:
         gone = ("ours", "start") if options.again == "ours" else (options.again,)
-        ledger.forget(lambda row: row["side"] in gone)
-    sides = {row["side"] for key, row in ledger.rows.items() if bench.digest in key}
+        balance.forget(lambda row: row["side"] in gone)
+    sides = {row["side"] for key, row in balance.rows.items() if bench.digest in key}
     if "ours" not in sides:
         shutil.rmtree(bench.work / "ours", ignore_errors=True)
     if not sides & {"dynamic", "pad"}:
@@ -278,20 +278,20 @@ def open_ledger(bench: Bench) -> Ledger:
         # The cache of `datasets` knows a file by its time of change.
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
-    return ledger
+    return balance
 
 
-def measure(bench: Bench, ledger: Ledger) -> None:
-    """Run what is missing in the ledger, the sides in turns."""
-    worker = OurWorker(bench.setup(), ledger)
+def measure(bench: Bench, balance: Balance) -> None:
+    """Run what is missing in the balance, the sides in turns."""
+    worker = OurWorker(bench.setup(), balance)
     try:
         for index, drawn in enumerate(bench.recipes):
             sides = [s for s in SIDES if s != "pad" or index < bench.options.pad_recipes]
             for side in rotated(sides, index):
                 key = bench.key(drawn.recipe, side)
-                if key in ledger:
+                if key in balance:
                     continue
-                row = ledger.add(key, {"side": side, "index": index, **_run(bench, worker, drawn, side)})
+                row = balance.add(key, {"side": side, "index": index, **_run(bench, worker, drawn, side)})
                 score = "failed" if row["score"] is None else f"{row['score']:.4f}"
                 note(f"{index + 1:3}/{len(bench.recipes)} {side:8} {row['cpu']:7.1f} CPU s  select {score}")
     finally:
@@ -306,11 +306,11 @@ def _run(bench: Bench, worker: OurWorker, drawn: Repaired, side: str) -> dict[st
     return in_fresh_process(bench.trial(drawn.recipe, o.pad if side == "pad" else None), bench.work)
 
 
-def collect(bench: Bench, ledger: Ledger) -> list[dict[str, Any]]:
+def collect(bench: Bench, balance: Balance) -> list[dict[str, Any]]:
     """One row for each recipe, with what every side measured."""
     rows = []
     for index, drawn in enumerate(bench.recipes):
-        found = {side: ledger[key] for side in SIDES if (key := bench.key(drawn.recipe, side)) in ledger}
+        found = {side: balance[key] for side in SIDES if (key := bench.key(drawn.recipe, side)) in balance}
         rows.append(
             {
                 "index": index,
@@ -354,11 +354,11 @@ def main() -> None:
     options = parse()
     one_thread()
     bench = make_bench(options)
-    ledger = open_ledger(bench)
+    balance = open_balance(bench)
     with cache_at(bench.work / "ours"):
-        measure(bench, ledger)
-    rows = collect(bench, ledger)
-    starts = [row["cpu"] for row in ledger.rows.values() if row["side"] == "start"]
+        measure(bench, balance)
+    rows = collect(bench, balance)
+    starts = [row["cpu"] for row in balance.rows.values() if row["side"] == "start"]
     summary = summarise_all(rows, starts)
     show_tables(rows, summary, options.pad)
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}

@@ -141,7 +141,7 @@ class Paper:
                     X_pending=self._cube(batch) if batch else None,
                     cache_root=False,
                 )
-            batch.append(self._climb(acquisition, front, batch))
+            batch.append(self._restore(acquisition, front, batch))
         return batch
 
     def _fitted(self, x: torch.Tensor, y: torch.Tensor) -> SaasFullyBayesianSingleTaskGP:
@@ -160,7 +160,7 @@ class Paper:
         jax.clear_caches()
         return model
 
-    def _climb(
+    def _restore(
         self, acquisition: Callable[[torch.Tensor], torch.Tensor], front: list[Code], batch: list[Code]
     ) -> Code:
         """The best point that local search finds, which is not in the batch already."""

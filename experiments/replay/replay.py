@@ -1,4 +1,4 @@
-"""A search on a surrogate: the product's own study, ladder and director, with scores that nobody trains."""
+"""A search on a surrogate: the product's own study, rungs and controller, with scores that nobody trains."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 from surrogate import Surrogate
 
 from autopeft.counting import Budget
+from autopeft.effort import Effort
 from autopeft.graph import build_graph
-from autopeft.search.controller.controller import Director
+from autopeft.search.controller.controller import Controller
 from autopeft.search.core.jobs import Job, JobResult, SilentReporter
-from autopeft.search.effort import Effort
 from autopeft.search.optimization.study import Repaired, SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.bound import BoundSpace
@@ -100,7 +100,7 @@ class Ground:
 
 
 class _NoFiles:
-    """A vault for a search that has no weights."""
+    """A checkpoints for a search that has no weights."""
 
     size = 0
 
@@ -145,10 +145,10 @@ def replay(
             objectives=objectives,
             first=starting_points(ground.space, starts),
         )
-        director = Director(
+        controller = Controller(
             study, effort, [], SilentReporter(), _NoFiles(), lambda record: None, seed=seed, workers=1
         )
-        while isinstance(job := director.next(), Job) and job.kind == "trial":
+        while isinstance(job := controller.next(), Job) and job.kind == "trial":
             number = job.number or 0
             record = study.get(number)
             if number not in noisy:
@@ -156,7 +156,7 @@ def replay(
             step = job.until or rungs.full
             spent += step - max((s for s in rungs.steps if s < step), default=0)
             score = noisy[number][step]
-            director.complete(JobResult(job.id, {"select": score}, paused=job.until is not None))
+            controller.complete(JobResult(job.id, {"select": score}, paused=job.until is not None))
             if job.until is None:
                 counts = record.counts or {}
                 true = ground.surrogate.score(record.recipe, record.hash)[rungs.full]

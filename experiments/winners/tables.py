@@ -43,7 +43,7 @@ def tables(results: dict[str, Any]) -> str:
         lora = [next(b["test_mean"] for b in r["baselines"] if b["name"].startswith("LoRA")) for r in there]
         own = [statistics.fmean(r["test"]) for r in there]
         score = _mean(moved).removeprefix("+")
-        less = [_mean([a - b for a, b in zip(moved, rival, strict=True)]) for rival in (lora, own)]
+        less = [_mean([a - b for a, b in zip(moved, baseline, strict=True)]) for baseline in (lora, own)]
         lines.append(f"| {task} | {other} | {score} | {less[0]} | {less[1]} |")
     return "\n".join(lines)
 

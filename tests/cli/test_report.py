@@ -14,7 +14,7 @@ from autopeft.cli import main
 from autopeft.cli.app import app
 from autopeft.report.html.load import read_run
 from autopeft.report.html.words import reproduction
-from autopeft.search.runfolder import RunFolder
+from autopeft.runs.folder import RunFolder
 
 
 @pytest.fixture

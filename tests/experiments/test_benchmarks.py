@@ -89,22 +89,22 @@ def test_median_and_range(load: Import) -> None:
 
 
 def test_an_interrupted_run_goes_on(load: Import, tmp_path: Path) -> None:
-    ledger_of, path = load("common").Ledger, tmp_path / "results" / "x.jsonl"
-    ledger = ledger_of(path)
-    ledger.add("a", {"side": "ours", "cpu": 1.0})
-    ledger.add("b", {"side": "dynamic", "cpu": 2.0})
+    balance_of, path = load("common").Balance, tmp_path / "results" / "x.jsonl"
+    balance = balance_of(path)
+    balance.add("a", {"side": "ours", "cpu": 1.0})
+    balance.add("b", {"side": "dynamic", "cpu": 2.0})
     with path.open("a") as file:
         file.write('{"key": "c", "cpu": 3.')  # killed while writing
-    again = ledger_of(path)
+    again = balance_of(path)
     assert "a" in again
     assert "c" not in again
     again.add("c", {"side": "ours", "cpu": 4.0})
     again.add("a", {"side": "ours", "cpu": 5.0})
-    third = ledger_of(path)
+    third = balance_of(path)
     assert {key: row["cpu"] for key, row in third.rows.items()} == {"a": 5.0, "b": 2.0, "c": 4.0}
     third.forget(lambda row: row["side"] == "ours")
-    assert list(ledger_of(path).rows) == ["b"]
-    assert not ledger_of(path, fresh=True).rows
+    assert list(balance_of(path).rows) == ["b"]
+    assert not balance_of(path, fresh=True).rows
     assert not path.exists()
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.searching import EFFORT, Events, MemoryVault, Stage, lora, to_lora
+from support.searching import EFFORT, Events, MemoryCheckpoints, Stage, lora, to_lora
 
-from autopeft.search.controller.controller import Director
+from autopeft.effort import Effort
+from autopeft.search.controller.controller import Controller
 from autopeft.search.core.jobs import TrialRecord
-from autopeft.search.effort import Effort
 from autopeft.search.optimization.study import SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.selection.baselines import Baseline
@@ -29,13 +29,15 @@ def make_stage(tmp_path: Path) -> Callable[..., Stage]:
             rungs=more.pop("rungs", Rungs.of(effort.steps, "none")),
             objectives=more.pop("objectives", 1),
         )
-        rivals = more.pop(
-            "rivals",
-            [Baseline("rival", tuple(lora(100, lr).to_dict() for lr in (1e-3, 2e-3)), {"deployed": 5})],
+        baselines = more.pop(
+            "baselines",
+            [Baseline("baseline", tuple(lora(100, lr).to_dict() for lr in (1e-3, 2e-3)), {"deployed": 5})],
         )
-        events, vault = Events(), MemoryVault()
+        events, checkpoints = Events(), MemoryCheckpoints()
         records: list[TrialRecord] = []
-        director = Director(study, effort, rivals, events, vault, records.append, seed=0, workers=2, **more)
-        return Stage(director, events, vault, records)
+        controller = Controller(
+            study, effort, baselines, events, checkpoints, records.append, seed=0, workers=2, **more
+        )
+        return Stage(controller, events, checkpoints, records)
 
     return make

@@ -159,7 +159,7 @@ from autopeft.search.execution.model_transfer import pack
 from autopeft.search.execution.worker import WorkerSetup, execute
 from autopeft.tasks import load_task
 from autopeft.training import TrainingPlan
-from search.test_engine import Source
+from support.jobs import Source
 
 
 class UntilBoth(Source):
@@ -180,7 +180,7 @@ task = load_task("data.csv", text="body", label="verdict")
 plan = TrainingPlan(steps=4, batch_size=8, max_length=32, device="auto")
 setup = WorkerSetup("model", source, task, plan, threads=1, key="k")
 jobs = UntilBoth([])
-run_jobs(jobs, execute, setup, Pool(None, 1, gpus, address), Path("scratch"), cargo=pack(source))
+run_jobs(jobs, execute, setup, Pool(None, 1, gpus, address), Path("scratch"), model_files=pack(source))
 print(json.dumps({k: [r.error, r.train_loss, r.worker] for k, r in jobs.results.items()}))
 """
 

@@ -13,14 +13,14 @@ from transformers import BertConfig
 
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
+from autopeft.effort import Effort
 from autopeft.graph import build_graph
-from autopeft.search.controller.checkpoints import FolderVault
-from autopeft.search.controller.controller import Director
+from autopeft.runs.folder import RunFolder
+from autopeft.search.controller.checkpoints import FolderCheckpoints
+from autopeft.search.controller.controller import Controller
 from autopeft.search.core.jobs import Job, JobResult, SilentReporter, TrialRecord
-from autopeft.search.effort import Effort
 from autopeft.search.optimization.study import Repaired, SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
-from autopeft.search.runfolder import RunFolder
 from autopeft.search.space.repair import repair
 from autopeft.search.space.space import Space
 
@@ -55,18 +55,18 @@ def search(folder: RunFolder, trials: int, checkpoint: int, after: Callable[[int
     study = SearchStudy(
         folder.journal, space.parameters, mend, sampler="random", seed=0, trials=trials, rungs=rungs
     )
-    vault = FolderVault(folder.state / "files")
+    checkpoints = FolderCheckpoints(folder.state / "files")
     effort = Effort("long", trials, 360, None, None, None, top=2, seeds=2)
 
     def keep(record: TrialRecord) -> None:
         folder.append_line("trials.jsonl", record)
 
-    director = Director(study, effort, [], SilentReporter(), vault, keep, seed=0, workers=1)
+    controller = Controller(study, effort, [], SilentReporter(), checkpoints, keep, seed=0, workers=1)
     first = 0
-    while isinstance(job := director.next(), Job) and job.kind == "trial":
+    while isinstance(job := controller.next(), Job) and job.kind == "trial":
         digest = hashlib.sha256(f"{job.number}".encode()).digest()
         files = {} if job.until is None else {"checkpoint": digest[:1] * checkpoint}
-        director.complete(
+        controller.complete(
             JobResult(job.id, {"select": digest[0] / 256}, 1.0, 0.5, files=files, paused=bool(files))
         )
         first += job.until == rungs.steps[0]

@@ -19,9 +19,9 @@ from autopeft.assets import load_model
 from autopeft.errors import AutoPEFTError, BudgetError, UsageError
 from autopeft.hybrid import load
 from autopeft.recipe import Recipe
+from autopeft.runs.folder import load_run
 from autopeft.search.api import plan, search
 from autopeft.search.core.jobs import SearchInfo, TrialRecord
-from autopeft.search.runfolder import load_run
 
 SPACE = """
 autopeft: 1

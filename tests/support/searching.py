@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autopeft.counting import Counts
+from autopeft.effort import Effort
 from autopeft.recipe import Recipe
-from autopeft.search.controller.controller import Director
+from autopeft.search.controller.controller import Controller
 from autopeft.search.core.jobs import CountTable, Job, JobResult, SearchInfo, TrialRecord
-from autopeft.search.effort import Effort
 from autopeft.search.optimization.study import Repaired
 
 EFFORT = Effort("tiny", 5, 10, None, None, None, top=2, seeds=2, rates=2)
@@ -57,7 +57,7 @@ class Events:
         self.records.append(record)
 
 
-class MemoryVault:
+class MemoryCheckpoints:
     def __init__(self) -> None:
         self.held: dict[str, dict[str, bytes]] = {}
 
@@ -80,11 +80,11 @@ Outcome = Callable[[Job], JobResult]
 
 @dataclass
 class Stage:
-    """A director on a small space of LoRA ranks, and everything it talks to."""
+    """A controller on a small space of LoRA ranks, and everything it talks to."""
 
-    director: Director
+    controller: Controller
     events: Events
-    vault: MemoryVault
+    checkpoints: MemoryCheckpoints
     records: list[TrialRecord]
     jobs: list[Job] = field(default_factory=list)
 
@@ -92,13 +92,13 @@ class Stage:
         """Run jobs as an executor with `workers` slots would; each finishes in the order it began."""
         running: list[Job] = []
         for _ in range(limit):
-            job = self.director.next() if len(running) < workers else None
+            job = self.controller.next() if len(running) < workers else None
             if isinstance(job, Job):
                 self.jobs.append(job)
                 running.append(job)
                 continue
             if not running:
-                assert job is not None, "the director waits for nothing"
+                assert job is not None, "the controller waits for nothing"
                 return
-            self.director.complete(outcome(running.pop(0)))
-        raise AssertionError("the director never ends")
+            self.controller.complete(outcome(running.pop(0)))
+        raise AssertionError("the controller never ends")

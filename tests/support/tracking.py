@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.search.core.jobs import Job, TrialRecord
-from autopeft.search.tracking.entry import Entry
+from autopeft.search.tracking.entry import TrackedRun
 from autopeft.search.tracking.reporter import Tracking
 
 RECIPE = {
@@ -95,16 +95,16 @@ class MemoryTracker:
         yield self
         self.closed = True
 
-    def start(self, entry: Entry) -> None:
+    def start(self, entry: TrackedRun) -> None:
         self._note("start", entry.name)
 
-    def report(self, entry: Entry, step: int, metrics: Mapping[str, float]) -> None:
+    def report(self, entry: TrackedRun, step: int, metrics: Mapping[str, float]) -> None:
         self._note("report", entry.name, step, dict(metrics))
 
-    def rest(self, entry: Entry, *, last: bool) -> None:
+    def rest(self, entry: TrackedRun, *, last: bool) -> None:
         self._note("rest", entry.name, last)
 
-    def end(self, entry: Entry, state: str) -> None:
+    def end(self, entry: TrackedRun, state: str) -> None:
         self._note("end", entry.name, state)
 
     def _note(self, *call: Any) -> None:

@@ -8,18 +8,18 @@ from typing import Any, Literal, TypeVar
 
 from autopeft.errors import UsageError
 from autopeft.report.html.values import mapping, numbers, real, shown, whole
+from autopeft.runs.folder import RunFolder
 from autopeft.search.core.jobs import TrialRecord
 from autopeft.search.optimization.pareto import pareto_front
-from autopeft.search.runfolder import RunFolder
 
-__all__ = ["Rival", "Run", "State", "read_run"]
+__all__ = ["Run", "Scored", "State", "read_run"]
 
 State = Literal["finished", "interrupted", "unfinished"]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Rival:
+class Scored:
     """The winner or a baseline: scores of each seed on *select* and *test*, and deployed parameters."""
 
     name: str
@@ -73,15 +73,15 @@ class Run:
         return min(self.complete, key=rank, default=None)
 
     @property
-    def winner(self) -> Rival | None:
+    def winner(self) -> Scored | None:
         """The winner's scores, once there is a result."""
-        return _rival(self.result, "winner") if self.result else None
+        return _scored(self.result, "winner") if self.result else None
 
     @property
-    def baselines(self) -> list[Rival]:
+    def baselines(self) -> list[Scored]:
         found = self.result.get("baselines")
         rows = found if isinstance(found, list) else []
-        return [_rival(r, shown(r.get("name"), 120)) for r in rows if isinstance(r, Mapping)]
+        return [_scored(r, shown(r.get("name"), 120)) for r in rows if isinstance(r, Mapping)]
 
     @property
     def recipe(self) -> Any:
@@ -89,7 +89,7 @@ class Run:
         return self.result.get("recipe") or (self.best or {}).get("recipe")
 
 
-def _rival(row: Mapping[str, Any], name: str) -> Rival:
+def _scored(row: Mapping[str, Any], name: str) -> Scored:
     counts = mapping(row.get("counts"))
     select, test = numbers(row.get("select")), numbers(row.get("test"))
     # A fixed recipe's result has means of its one seed alone.
@@ -97,7 +97,7 @@ def _rival(row: Mapping[str, Any], name: str) -> Rival:
         mean = real(row.get(key))
         if not scores and mean is not None:
             scores.append(mean)
-    return Rival(name, tuple(select), tuple(test), real(counts.get("deployed")), real(counts.get("share")))
+    return Scored(name, tuple(select), tuple(test), real(counts.get("deployed")), real(counts.get("share")))
 
 
 def read_run(folder: RunFolder) -> Run:

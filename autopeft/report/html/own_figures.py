@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from autopeft.report.html.figure import BLUE, GREEN, GREY, ORANGE, Figure, Missing, figure, log_ticks
-from autopeft.report.html.load import Rival, Run
+from autopeft.report.html.load import Run, Scored
 from autopeft.report.html.trials import methods_of
 from autopeft.report.html.values import mapping, plotly_text, real, shown, whole
 from autopeft.report.text import number, percent
@@ -51,9 +51,11 @@ def front_figure(run: Run) -> Figure | Missing:
         hovertemplate="on the front: %{x:,} parameters<br>%{y:.4f}<extra></extra>",
     )
     if run.winner and run.winner.select:
-        _rival_point(drawn, run.winner, "winner, fresh seeds", "star", ORANGE, size=15)
-    for i, rival in enumerate(run.baselines):
-        _rival_point(drawn, rival, plotly_text(rival.name), _SYMBOLS[i % len(_SYMBOLS)], GREEN, size=11)
+        _scored_point(drawn, run.winner, "winner, fresh seeds", "star", ORANGE, size=15)
+    for i, baseline in enumerate(run.baselines):
+        _scored_point(
+            drawn, baseline, plotly_text(baseline.name), _SYMBOLS[i % len(_SYMBOLS)], GREEN, size=11
+        )
     sizes = [x for trace in drawn.data for x in trace.x]
     drawn.update_xaxes(type="log", title="deployed parameters", **log_ticks(sizes))
     drawn.update_yaxes(title=f"{plotly_text(run.metric, 24)} on select")
@@ -69,13 +71,15 @@ def front_figure(run: Run) -> Figure | Missing:
     )
 
 
-def _rival_point(drawn: go.Figure, rival: Rival, name: str, symbol: str, color: str, *, size: int) -> None:
-    mean, sd = mean_sd(rival.select)
-    if mean is None or rival.deployed is None:
+def _scored_point(
+    drawn: go.Figure, baseline: Scored, name: str, symbol: str, color: str, *, size: int
+) -> None:
+    mean, sd = mean_sd(baseline.select)
+    if mean is None or baseline.deployed is None:
         return
-    if rival.deployed > 0:
+    if baseline.deployed > 0:
         drawn.add_scatter(
-            x=[rival.deployed],
+            x=[baseline.deployed],
             y=[mean],
             mode="markers",
             name=name,
@@ -108,9 +112,9 @@ def _wrapped(name: str, width: int = 24) -> str:
 
 def baseline_figure(run: Run) -> Figure | Missing:
     """Winner and baselines: mean ± sd on *test* and *select*, and every seed."""
-    rivals = [b for b in run.baselines if b.test or b.select]
-    rows = [r for r in ([run.winner] if run.winner else []) if r.test or r.select] + rivals
-    if not rivals:
+    baselines = [b for b in run.baselines if b.test or b.select]
+    rows = [r for r in ([run.winner] if run.winner else []) if r.test or r.select] + baselines
+    if not baselines:
         return Missing("No baseline has been measured in this run.")
     drawn = go.Figure()
     for split, color, symbol, shift in (("test", BLUE, "circle", 0.14), ("select", GREY, "diamond", -0.14)):

@@ -25,7 +25,8 @@ from autopeft.report.html.trials import finals_table, trials_table
 from autopeft.report.html.values import mapping, real, shown
 from autopeft.report.html.winner import Winner, winner_of
 from autopeft.report.text import mean_sd, number, percent, score
-from autopeft.search.runfolder import RunFolder, write_atomic
+from autopeft.runs.files import write_atomic
+from autopeft.runs.folder import RunFolder
 
 __all__ = ["render_report", "write_report"]
 
@@ -99,7 +100,7 @@ def render_report(
             hypervolume=own_figures.hypervolume_figure(run),
             baselines=own_figures.baseline_figure(run),
             differences=own_figures.difference_figure(run),
-            rivals=([run.winner] if run.winner else []) + run.baselines,
+            scored=([run.winner] if run.winner else []) + run.baselines,
             studied=studied,
             trials=trials_table(run.trials, studied.unfinished),
             finals=finals_table(run.finals),

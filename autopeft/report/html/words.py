@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-from autopeft.report.html.load import Rival, Run
+from autopeft.report.html.load import Run, Scored
 from autopeft.report.html.trials import methods_of
 from autopeft.report.html.values import mapping, real, shown, whole
 from autopeft.report.text import duration, mean_sd, number, percent, score
@@ -106,7 +106,7 @@ def _against(run: Run) -> list[str]:
     return [f"{sentence}; {_unpaired(winner, best)}."]
 
 
-def _unpaired(winner: Rival, best: Rival) -> str:
+def _unpaired(winner: Scored, best: Scored) -> str:
     """The difference of the means against the two deviations together."""
     (mean, sd), (other, other_sd) = moments(winner.test), moments(best.test)
     difference = (mean or 0.0) - (other or 0.0)

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.errors import UsageError
+from autopeft.runs.files import write_atomic
+from autopeft.runs.folder import RunFolder
 from autopeft.search.core.jobs import Job, JobResult, TrialRecord
-from autopeft.search.runfolder import RunFolder, write_atomic
 from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
 
-__all__ = ["Clock", "FolderVault", "KeptRuns", "PastFinals"]
+__all__ = ["Clock", "CompletedRuns", "FolderCheckpoints", "KnownRuns"]
 
 
-class FolderVault:
+class FolderCheckpoints:
     """Saved hybrids and checkpoints as files, a folder for each key."""
 
     def __init__(self, folder: Path) -> None:
@@ -47,14 +48,14 @@ class FolderVault:
         return sum(p.stat().st_size for p in self._folder.glob("*/*"))
 
 
-class PastFinals:
+class CompletedRuns:
     """Final runs of an earlier process, by job, from `finals.jsonl`.
 
     A finalist's run counts as done while its weights are there: they may have to be tested.
     """
 
-    def __init__(self, folder: RunFolder, vault: FolderVault) -> None:
-        self._vault = vault
+    def __init__(self, folder: RunFolder, checkpoints: FolderCheckpoints) -> None:
+        self._checkpoints = checkpoints
         self._done: dict[str, JobResult] = {}
         lines = folder.lines("finals.jsonl")
         for line in lines:
@@ -72,7 +73,7 @@ class PastFinals:
         if found is None or any(split not in found.scores for split in job.splits):
             return None
         if job.kind == "confirm":
-            files = self._vault.get(job.id)
+            files = self._checkpoints.get(job.id)
             return None if files is None else found
         return found
 
@@ -80,10 +81,10 @@ class PastFinals:
         return job in self._done
 
 
-class KeptRuns:
+class KnownRuns:
     """What need not be run again: final runs of an earlier process, and baselines of earlier searches."""
 
-    def __init__(self, past: PastFinals, keys: RunKeys, cache: BaselineCache) -> None:
+    def __init__(self, past: CompletedRuns, keys: RunKeys, cache: BaselineCache) -> None:
         self._past, self._keys, self._cache = past, keys, cache
 
     def recall(self, job: Job) -> JobResult | None:

@@ -13,15 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from autopeft.search.controller.time_budget import Forecast
+from autopeft.effort import Effort
+from autopeft.search.controller.time_budget import TimeBudget
 from autopeft.search.core.jobs import DONE, Done, Job, JobResult, Reporter, TrialRecord
-from autopeft.search.effort import Effort
 from autopeft.search.optimization.study import SearchStudy
-from autopeft.search.optimization.successive_halving import Entry, Ladder
+from autopeft.search.optimization.successive_halving import Standing, SuccessiveHalving
 from autopeft.search.selection.baselines import Baseline
-from autopeft.search.selection.confirmation import Finals, retried
+from autopeft.search.selection.confirmation import Confirmation, retried
 
-__all__ = ["Director", "Vault"]
+__all__ = ["CheckpointStore", "Controller"]
 
 _STUCK = 5
 # A worker that dies with a job may have been killed by chance; one that dies three times was not.
@@ -31,7 +31,7 @@ _ATTEMPTS = 3
 _ROOM_EACH, _ROOM, _KEPT = 400_000, 40_000_000, 3
 
 
-class Vault(Protocol):
+class CheckpointStore(Protocol):
     """Keeps the files that may still be needed, by key: saved hybrids, and checkpoints of paused trials."""
 
     def put(self, key: str, files: Mapping[str, bytes]) -> None: ...
@@ -50,7 +50,7 @@ def _unknown(job: Job) -> JobResult | None:
     return None
 
 
-class Director:
+class Controller:
     """A `JobSource` for one search.
 
     Args:
@@ -58,12 +58,12 @@ class Director:
         effort: numbers of trials, steps and seeds.
         baselines: what the winner is compared with.
         reporter: is told of everything that happens.
-        vault: takes trained weights: `best` for the best trial so far, else by job; `trial-<n>` for the
+        checkpoints: takes trained weights: `best` for the best trial so far, else by job; `trial-<n>` for the
             checkpoint of a paused trial.
         on_record: stores a record; called once for each finished trial and final run.
         recall: the result of a final run that need not be repeated.
         seconds: time budget of the whole run, or `None`.
-        workers: jobs that run at a time, for the forecast.
+        workers: jobs that run at a time, for the time_budget.
         clock: monotonic seconds.
     """
 
@@ -73,7 +73,7 @@ class Director:
         effort: Effort,
         baselines: Sequence[Baseline],
         reporter: Reporter,
-        vault: Vault,
+        checkpoints: CheckpointStore,
         on_record: Callable[[TrialRecord], None],
         *,
         seed: int,
@@ -83,11 +83,18 @@ class Director:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.study, self.effort = study, effort
-        self._reporter, self.vault, self._on_record, self._recall = reporter, vault, on_record, recall
+        self._reporter, self.checkpoints, self._on_record, self._recall = (
+            reporter,
+            checkpoints,
+            on_record,
+            recall,
+        )
         self._seed = seed
-        self.forecast = Forecast(effort, baselines, workers, seconds, study.rungs, clock)
-        self.finals = Finals(baselines, effort, seed, reporter.on_phase)
-        self.ladder = Ladder(study.rungs, effort.trials, objectives=study.objectives, least=effort.top)
+        self.time_budget = TimeBudget(effort, baselines, workers, seconds, study.rungs, clock)
+        self.finals = Confirmation(baselines, effort, seed, reporter.on_phase)
+        self.halving = SuccessiveHalving(
+            study.rungs, effort.trials, objectives=study.objectives, least=effort.top
+        )
         self._running: dict[str, Job] = {}
         self._again: deque[Job] = deque()
         self._launched = study.trained
@@ -97,9 +104,9 @@ class Director:
         self.kept: int | None = None
         self._failures_in_row = 0
         self.first_error: str | None = None
-        self._climb()
+        self._restore()
 
-    def _climb(self) -> None:
+    def _restore(self) -> None:
         """Put the trials of an earlier process on the rungs that they had reached."""
         for record in [*self.study.records(), *self.study.paused.values()]:
             if record.state in ("complete", "paused") and record.number is not None:
@@ -107,11 +114,11 @@ class Director:
                 for step, after in zip(reached, [*reached[1:], None], strict=True):
                     self._reach(record, step)
                     if after is not None:
-                        self.ladder.promote(record.number, step)
+                        self.halving.promote(record.number, step)
 
     def _reach(self, record: TrialRecord, step: int) -> None:
         size = int((record.counts or {}).get("deployed", 0))
-        self.ladder.reach(Entry(record.number or 0, record.rungs[str(step)], size), step)
+        self.halving.reach(Standing(record.number or 0, record.rungs[str(step)], size), step)
 
     # Giving out
     # ---------------------------------------------------------------------------------------------------
@@ -127,7 +134,7 @@ class Director:
             if job is None:
                 return None if self._running or self._searching else DONE
             if job.kind == "test":
-                job = replace(job, files=self.vault.get(job.id.removeprefix("test-")))
+                job = replace(job, files=self.checkpoints.get(job.id.removeprefix("test-")))
             known = None if job.kind == "trial" else self._recall(job)
             if known is not None:
                 self._complete_final(job, known, kept=True)
@@ -144,13 +151,13 @@ class Director:
         if not self._announced:
             self._announced = True
             self._reporter.on_phase("search", self.effort.trials)
-        found = self.ladder.candidate(closing=self._closing)
+        found = self.halving.candidate(closing=self._closing)
         if found is None and not self._closing:
             job = self._new_trial()
             if job is not None:
                 return job
             self._closing = True
-            found = self.ladder.candidate(closing=True)
+            found = self.halving.candidate(closing=True)
         if found is not None:
             return self._continued(*found)
         if any(job.kind == "trial" for job in self._running.values()):
@@ -162,7 +169,7 @@ class Director:
     def _new_trial(self) -> Job | None:
         if self._launched >= self.effort.trials or self._failures_in_row >= _STUCK:
             return None
-        if not self.forecast.allows_trial(self._launched, len(self._running)):
+        if not self.time_budget.allows_trial(self._launched, len(self._running)):
             self.out_of_time = True
             return None
         proposal = self.study.propose()
@@ -174,8 +181,8 @@ class Director:
         return self._leg(proposal.number, proposal.recipe, 0)
 
     def _continued(self, number: int, step: int) -> Job:
-        self.ladder.promote(number, step)
-        files = self.vault.get(f"trial-{number}")
+        self.halving.promote(number, step)
+        files = self.checkpoints.get(f"trial-{number}")
         return replace(self._leg(number, self.study.get(number).recipe, step), files=files)
 
     def _leg(self, number: int, recipe: Mapping[str, object], step: int) -> Job:
@@ -199,12 +206,12 @@ class Director:
     def _end_search(self) -> None:
         self._searching = False
         for number in list(self.study.paused):
-            self.vault.drop(f"trial-{number}")
+            self.checkpoints.drop(f"trial-{number}")
             self._announce(replace(self.study.stop(number), seed=self._seed))
         self._tell_duplicates()
         if self.study.best():
             self.finals.sweep()
-        self.effort = self.forecast.shrink(self.effort, self.finals.sweeps_left)
+        self.effort = self.time_budget.shrink(self.effort, self.finals.sweeps_left)
         self.finals.open(self.study.best(2 * self.effort.top), self.effort)
 
     # Taking back
@@ -213,7 +220,7 @@ class Director:
     def progress(self, job: str, step: int, loss: float) -> None:
         """See `JobSource`."""
         if job in self._running:
-            self.forecast.progress(job, step)
+            self.time_budget.progress(job, step)
             self._reporter.on_step(self._running[job], step, loss, self._remaining())
 
     def complete(self, result: JobResult) -> None:
@@ -225,7 +232,7 @@ class Director:
         if job is None:
             return
         if result.error is None:
-            self.forecast.finished(job, result.seconds)
+            self.time_budget.finished(job, result.seconds)
         if result.failure == "lost" and job.attempt + 1 < _ATTEMPTS and not self.interrupted:
             self._again.append(retried(job))
         elif job.kind == "trial" and job.number is not None:
@@ -241,16 +248,16 @@ class Director:
             return
         if not self.study.record(number, result):
             return
-        self.vault.drop(f"trial-{number}")
+        self.checkpoints.drop(f"trial-{number}")
         record = replace(self.study.get(number), seed=self._seed)
         if record.state == "complete" and record.score is not None:
             self._failures_in_row = 0
             self._reach(record, self.study.rungs.full)
             if record.score > self._best_kept and result.files:
-                self.vault.put("best", result.files)
+                self.checkpoints.put("best", result.files)
                 self._best_kept, self.kept = record.score, number
         else:
-            self.ladder.drop(number)
+            self.halving.drop(number)
             if not self.interrupted:
                 self._failures_in_row += 1
                 self.first_error = self.first_error or record.error
@@ -259,14 +266,14 @@ class Director:
 
     def _pause(self, step: int, number: int, result: JobResult) -> None:
         # The checkpoint first: a trial that the journal has on a rung can then go on from it.
-        self.vault.put(f"trial-{number}", result.files)
+        self.checkpoints.put(f"trial-{number}", result.files)
         if not self.study.pause(number, step, result):
             return
         self._failures_in_row = 0
         record = self.study.get(number)
         self._reach(record, step)
-        for hopeless in self.ladder.hopeless():
-            self.vault.drop(f"trial-{hopeless}")
+        for hopeless in self.halving.hopeless():
+            self.checkpoints.drop(f"trial-{hopeless}")
         self._make_room()
         self._report(replace(record, seed=self._seed))
 
@@ -274,15 +281,15 @@ class Director:
         """Let go of checkpoints of the trials least likely to go on; one that does all the same begins
         anew."""
         room = max(_ROOM, _ROOM_EACH * self.effort.trials)
-        if self.vault.size > room:
-            for number in reversed(self.ladder.queue()[_KEPT:]):
-                self.vault.drop(f"trial-{number}")
-                if self.vault.size <= room:
+        if self.checkpoints.size > room:
+            for number in reversed(self.halving.queue()[_KEPT:]):
+                self.checkpoints.drop(f"trial-{number}")
+                if self.checkpoints.size <= room:
                     return
 
     def _complete_final(self, job: Job, result: JobResult, *, kept: bool) -> None:
         if result.files:
-            self.vault.put(job.id, result.files)
+            self.checkpoints.put(job.id, result.files)
         self.finals.take(job, result)
         self._announce(self.finals.record(job, result, kept=kept))
 
@@ -303,7 +310,7 @@ class Director:
 
     def scale(self, workers: int) -> None:
         """See `JobSource`."""
-        self.forecast.workers = max(workers, 1)
+        self.time_budget.workers = max(workers, 1)
 
     def interrupt(self) -> None:
         """End as soon as possible, with what was found so far."""
@@ -333,4 +340,4 @@ class Director:
             self.complete(stopped)
 
     def _remaining(self) -> float | None:
-        return self.forecast.remaining(self._launched, list(self._running.values()), self._searching)
+        return self.time_budget.remaining(self._launched, list(self._running.values()), self._searching)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from autopeft.errors import AutoPEFTError
 from autopeft.recipe import Recipe
-from autopeft.search.controller.controller import Director
+from autopeft.runs.folder import RunFolder
+from autopeft.search.controller.controller import Controller
 from autopeft.search.core.jobs import TrialRecord
 from autopeft.search.optimization.hypervolume import hypervolume_course
 from autopeft.search.optimization.pareto import front_csv, front_json, pareto_front
-from autopeft.search.runfolder import RunFolder
 from autopeft.search.selection.contender import Contender
 from autopeft.search.selection.result import SearchResult
 from autopeft.search.selection.significance import (
@@ -30,31 +30,31 @@ if TYPE_CHECKING:
 __all__ = ["course", "finish", "trained_steps"]
 
 
-def finish(ready: Prepared, folder: RunFolder, director: Director, seconds: float) -> SearchResult:
+def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: float) -> SearchResult:
     """Write winner, front, trials and result of a search that has ended or was interrupted.
 
     Raises:
         AutoPEFTError: no trial was trained to the end; the message gives the first failure, or the way to go
             on.
     """
-    study = director.study
+    study = controller.study
     records = sorted([*study.records(), *study.paused.values()], key=lambda r: r.number or 0)
     best = study.best()
     if not best:
-        raise AutoPEFTError(_nothing(director, records, folder))
-    winner, chosen = director.finals.winner, best[0]
+        raise AutoPEFTError(_nothing(controller, records, folder))
+    winner, chosen = controller.finals.winner, best[0]
     if winner is not None and winner.number is not None and winner.good:
         chosen = study.get(winner.number)
-        files = director.vault.get(winner.good[0].job)
+        files = controller.checkpoints.get(winner.good[0].job)
     else:
         winner, files = None, None
-        kept = None if director.kept is None else study.get(director.kept)
+        kept = None if controller.kept is None else study.get(controller.kept)
         if kept is not None and kept.score == chosen.score:
             # Of equal trials the one whose weights were kept, so that recipe and weights are of the same
             # hybrid.
-            chosen, files = kept, director.vault.get("best")
+            chosen, files = kept, controller.checkpoints.get("best")
     final = None if winner is None else winner.contender()
-    recipe, rivals = Recipe.from_dict(dict(chosen.recipe)), director.finals.baselines()
+    recipe, baselines = Recipe.from_dict(dict(chosen.recipe)), controller.finals.baselines()
     front = pareto_front(records)
     result = SearchResult(
         winner=recipe,
@@ -65,18 +65,18 @@ def finish(ready: Prepared, folder: RunFolder, director: Director, seconds: floa
         test=final.test if final else (),
         search_score=chosen.score if chosen.score is not None else math.nan,
         confirmed=final is not None,
-        baselines=tuple(rivals),
+        baselines=tuple(baselines),
         front=tuple(front),
         trials=tuple(replace(r, seed=ready.arguments.seed) for r in records),
         run=folder.path,
-        interrupted=director.interrupted,
-        exhausted=director.exhausted,
-        out_of_time=director.out_of_time,
+        interrupted=controller.interrupted,
+        exhausted=controller.exhausted,
+        out_of_time=controller.out_of_time,
         notice=ready.task.source.notice,
         seconds=seconds,
         steps=sum(map(trained_steps, records)),
         hypervolume=tuple(course(records, ready.limits[1])),
-        comparisons=_comparisons(ready, final, rivals),
+        comparisons=_comparisons(ready, final, baselines),
         bias=_bias(ready, final),
     )
     if files is not None:
@@ -90,12 +90,14 @@ def finish(ready: Prepared, folder: RunFolder, director: Director, seconds: floa
 
 
 def _comparisons(
-    ready: Prepared, winner: Contender | None, rivals: list[Contender]
+    ready: Prepared, winner: Contender | None, baselines: list[Contender]
 ) -> tuple[Comparison, ...]:
     if winner is None:
         return ()
     split = ScoredSplit.of(ready.task)
-    return tuple(compare(winner.by_seed, rival.by_seed, split, name=rival.name) for rival in rivals)
+    return tuple(
+        compare(winner.by_seed, baseline.by_seed, split, name=baseline.name) for baseline in baselines
+    )
 
 
 def _bias(ready: Prepared, winner: Contender | None) -> SelectionBias | None:
@@ -132,15 +134,15 @@ def course(records: Iterable[TrialRecord], limit: int) -> list[dict[str, float]]
     return found
 
 
-def _nothing(director: Director, records: list[TrialRecord], folder: RunFolder) -> str:
+def _nothing(controller: Controller, records: list[TrialRecord], folder: RunFolder) -> str:
     failed = [r for r in records if r.state == "failed" and r.failure != "stopped"]
-    waiting = len(director.study.paused)
-    if director.interrupted and waiting:
+    waiting = len(controller.study.paused)
+    if controller.interrupted and waiting:
         return (
             f"Stopped before any trial was trained to the end; {waiting} wait on a rung. Go on with: "
             f"autopeft search --resume {folder.path}"
         )
-    if director.interrupted and not failed:
+    if controller.interrupted and not failed:
         return "Stopped before the first trial had finished: there is nothing to keep."
-    cause = director.first_error or next((r.error for r in failed if r.error), "the space gave no recipe")
+    cause = controller.first_error or next((r.error for r in failed if r.error), "the space gave no recipe")
     return f"All {len(failed)} trials failed. The first failure: {cause}"

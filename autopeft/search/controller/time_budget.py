@@ -6,18 +6,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from autopeft.effort import Effort
 from autopeft.search.core.jobs import Job
-from autopeft.search.effort import Effort
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.selection.baselines import Baseline
 
-__all__ = ["Forecast"]
+__all__ = ["TimeBudget"]
 
 _SEARCH_SHARE = 0.5
 _RELATIVE = {"trial": 1.0, "confirm": 1.0, "baseline": 0.5, "test": 0.2}
 
 
-class Forecast:
+class TimeBudget:
     """Time left and whether another trial still fits into the time budget, from the seconds of finished jobs.
 
     Seconds of a trial are those of its steps, as many as a trial takes on average over the rungs.
@@ -39,7 +39,7 @@ class Forecast:
         self._effort, self.workers, self._budget, self._clock = effort, max(workers, 1), seconds, clock
         self._baselines = baselines
         self._rungs = rungs or Rungs.of(effort.steps, "none")
-        self._climbed = 0  # steps above the first rung
+        self._promoted = 0  # steps above the first rung
         self._start = clock()
         self._steps: dict[str, int] = {}
         self._sums: dict[str, tuple[float, int]] = {}
@@ -62,7 +62,7 @@ class Forecast:
         total, count = self._sums.get(job.kind, (0.0, 0))
         start, steps = self._leg(job) if job.kind == "trial" else (0, 1)
         self._sums[job.kind] = (total + seconds, count + steps)
-        self._climbed += steps if start > 0 else 0
+        self._promoted += steps if start > 0 else 0
         self._steps.pop(job.id, None)
         if job.kind in self._left:
             self._left[job.kind] = max(0, self._left[job.kind] - 1)
@@ -130,7 +130,7 @@ class Forecast:
         work = after
         if searching:
             first = self._rungs.steps[0]
-            steps = self._effort.trials * self._rungs.expected - launched * first - self._climbed
+            steps = self._effort.trials * self._rungs.expected - launched * first - self._promoted
             work += max(0.0, steps) / self._rungs.expected * trial
         for job in running:
             mean = self.mean(job.kind) or 0.0

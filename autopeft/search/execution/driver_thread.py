@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 from autopeft.search.execution.health import RayEndedError
 
-__all__ = ["Relay"]
+__all__ = ["DriverThread"]
 
 _TICK = 0.5
 _JOIN_SECONDS = 5.0
@@ -23,7 +23,7 @@ class _AbandonedError(BaseException):
     """Takes an abandoned thread through Ray's code, which handles no such thing."""
 
 
-class Relay:
+class DriverThread:
     """Lets a second thread have functions called in the first, one at a time.
 
     The first thread starts the second, serves it, and gives up when it must, however stuck the second is.
@@ -35,14 +35,14 @@ class Relay:
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._closed, self._released = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
-        self._stranded = False
+        self._abandoned = False
 
-    def __enter__(self) -> Relay:
+    def __enter__(self) -> DriverThread:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._closed.set()
-        if self._stranded:
+        if self._abandoned:
             return
         self._released.set()
         if self._thread is not None:
@@ -70,9 +70,9 @@ class Relay:
             self._closed.set()
         outcome.result()
 
-    def strand(self) -> None:
+    def abandon(self) -> None:
         """Let the second thread rest for ever, as what it would put away on its way out cannot be."""
-        self._stranded = True
+        self._abandoned = True
 
     # In the second thread
     # ------------------------------------------------------------------------------------------------------

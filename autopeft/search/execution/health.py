@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from autopeft.errors import AutoPEFTError
 
-__all__ = ["Place", "RayEndedError", "Watch", "greet"]
+__all__ = ["Endpoint", "HealthCheck", "RayEndedError", "answers_grpc"]
 
 # What a client of HTTP/2, on which gRPC stands, says first; a server answers with its settings, frame type 4.
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 _SETTINGS = 4
 _HEADER = 9
-_GREET_SECONDS = 3.0
+_ANSWER_SECONDS = 3.0
 _EVERY = 1.0
 _FROZEN_SECONDS = 30.0
 
@@ -29,7 +29,7 @@ class RayEndedError(AutoPEFTError):
 
 
 @dataclass
-class Place:
+class Endpoint:
     """A gRPC server that must answer.
 
     Attributes:
@@ -42,7 +42,7 @@ class Place:
     patience: float
 
 
-def greet(host: str, port: int, timeout: float = _GREET_SECONDS) -> bool:
+def answers_grpc(host: str, port: int, timeout: float = _ANSWER_SECONDS) -> bool:
     """Whether a gRPC server answers at `host:port`; `False` if something else does, or only accepts.
 
     Raises:
@@ -64,58 +64,61 @@ def greet(host: str, port: int, timeout: float = _GREET_SECONDS) -> bool:
     return found[3] == _SETTINGS
 
 
-class Watch:
-    """Watches the places that answered when it was made.
+class HealthCheck:
+    """Watches the endpoints that answered when it was made.
 
-    A place that refuses is dead after its patience, one that only is silent after 30 s: the machine may be
-    busy.
+    An endpoint that refuses is dead after its patience, one that only is silent after 30 s: the machine may
+    be busy.
     """
 
     def __init__(
-        self, places: Sequence[Place], *, resume: str, clock: Callable[[], float] = time.monotonic
+        self, endpoints: Sequence[Endpoint], *, resume: str, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock, self._resume = clock, resume
-        self._places = [place for place in places if _state(place) is None]
+        self._endpoints = [endpoint for endpoint in endpoints if _state(endpoint) is None]
         self._gone: dict[int, float] = {}
         self._next = clock()
 
     @property
     def doubt(self) -> bool:
-        """Whether a place did not answer when it was last looked at."""
+        """Whether an endpoint did not answer when it was last looked at."""
         return bool(self._gone)
 
     def check(self) -> None:
         """Look about once a second.
 
         Raises:
-            RayEndedError: a place is dead.
+            RayEndedError: an endpoint is dead.
         """
         if self._clock() >= self._next:
             self.answers()
 
     def answers(self) -> bool:
-        """Look now; whether every place answers.
+        """Look now; whether every endpoint answers.
 
         Raises:
-            RayEndedError: a place is dead.
+            RayEndedError: an endpoint is dead.
         """
-        states = [_state(place) for place in self._places]
+        states = [_state(endpoint) for endpoint in self._endpoints]
         now = self._clock()
         self._next = now + _EVERY
-        for i, (place, state) in enumerate(zip(self._places, states, strict=True)):
+        for i, (endpoint, state) in enumerate(zip(self._endpoints, states, strict=True)):
             if state is None:
                 self._gone.pop(i, None)
                 continue
             since = self._gone.setdefault(i, now)
-            if now - since >= (place.patience if state == "gone" else max(_FROZEN_SECONDS, place.patience)):
+            if now - since >= (
+                endpoint.patience if state == "gone" else max(_FROZEN_SECONDS, endpoint.patience)
+            ):
+                address = f"{endpoint.host}:{endpoint.port}"
                 raise RayEndedError(
-                    f"Ray ended during the search: {place.name} at {place.host}:{place.port} is {state}. "
+                    f"Ray ended during the search: {endpoint.name} at {address} is {state}. "
                     f"Everything that had finished is on disk; go on with `{self._resume}`."
                 )
         return all(state is None for state in states)
 
     def settle(self) -> None:
-        """Come back once every place answers.
+        """Come back once every endpoint answers.
 
         Raises:
             RayEndedError: one is dead.
@@ -124,10 +127,10 @@ class Watch:
             time.sleep(_EVERY / 4)
 
 
-def _state(place: Place) -> str | None:
-    """What is wrong with a place, if anything."""
+def _state(endpoint: Endpoint) -> str | None:
+    """What is wrong with an endpoint, if anything."""
     try:
-        return None if greet(place.host, place.port) else "silent"
+        return None if answers_grpc(endpoint.host, endpoint.port) else "silent"
     except ConnectionRefusedError:
         return "gone"
     except OSError:

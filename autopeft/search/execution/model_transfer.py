@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from autopeft.assets import ModelSource, cache_folder, make_room, publish, sha256_of
 from autopeft.errors import AssetError
 
-__all__ = ["Cargo", "Hold", "local_source", "pack", "receive"]
+__all__ = ["ModelFiles", "SentFiles", "local_source", "pack", "receive"]
 
 _SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")
 _LARGEST = 8 << 30
@@ -27,7 +27,7 @@ _FOLDER = "shipped"
 
 
 @dataclass(frozen=True)
-class Hold:
+class SentFiles:
     """What travels to every worker: which files there are, and how to get them.
 
     Attributes:
@@ -48,7 +48,7 @@ class Hold:
 
 
 @dataclass(frozen=True)
-class Cargo:
+class ModelFiles:
     """A folder that is ready to travel: bytes by file name, mapped from the disk."""
 
     path: str
@@ -60,7 +60,7 @@ class Cargo:
         return {name: (data.nbytes, _sha256(data)) for name, data in self.contents.items()}
 
 
-def pack(source: ModelSource) -> Cargo | None:
+def pack(source: ModelSource) -> ModelFiles | None:
     """The backbone's files, or `None` where it is no folder here or above 8 GiB.
 
     What does not travel must lie on every machine under the same path, or be on the hub.
@@ -71,15 +71,15 @@ def pack(source: ModelSource) -> Cargo | None:
     files = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.is_file())
     if not files or sum(p.stat().st_size for p in files) > _LARGEST:
         return None
-    return Cargo(source.path, {p.name: _mapped(p) for p in files})
+    return ModelFiles(source.path, {p.name: _mapped(p) for p in files})
 
 
-_HOLDS: dict[str, Hold] = {}
+_SENT: dict[str, SentFiles] = {}
 
 
-def receive(hold: Hold) -> None:
+def receive(sent: SentFiles) -> None:
     """Let this process know what travels with its run."""
-    _HOLDS[hold.path] = hold
+    _SENT[sent.path] = sent
 
 
 def local_source(source: ModelSource) -> ModelSource:
@@ -90,24 +90,24 @@ def local_source(source: ModelSource) -> ModelSource:
     Raises:
         AssetError: what arrived is damaged, or the cache has no room for it.
     """
-    hold = _HOLDS.get(source.path)
-    if hold is None or _same(Path(source.path), hold):
+    sent = _SENT.get(source.path)
+    if sent is None or _same(Path(source.path), sent):
         return source
     root = cache_folder(_FOLDER)
-    folder = root / hold.digest
-    if not _complete(folder, hold):
-        if not make_room(root, sum(size for size, _ in hold.files.values()), _CACHE):
+    folder = root / sent.digest
+    if not _complete(folder, sent):
+        if not make_room(root, sum(size for size, _ in sent.files.values()), _CACHE):
             raise AssetError(
                 f"The cache folder {root} has no room for the backbone; set AUTOPEFT_CACHE to another."
             )
-        publish(folder, lambda made: _unpack(made, hold), lambda made: _complete(made, hold))
+        publish(folder, lambda made: _unpack(made, sent), lambda made: _complete(made, sent))
     os.utime(folder)
     return replace(source, path=str(folder))
 
 
-def _unpack(folder: Path, hold: Hold) -> None:
-    contents = hold.fetch()
-    for name, (size, sha256) in hold.files.items():
+def _unpack(folder: Path, sent: SentFiles) -> None:
+    contents = sent.fetch()
+    for name, (size, sha256) in sent.files.items():
         if Path(name).name != name or not name.endswith(_SUFFIXES):
             raise AssetError(f"A backbone that arrived has a file {name!r}, which it cannot have.")
         data = contents.get(name)
@@ -117,17 +117,17 @@ def _unpack(folder: Path, hold: Hold) -> None:
             out.write(data.data)
 
 
-def _same(folder: Path, hold: Hold) -> bool:
+def _same(folder: Path, sent: SentFiles) -> bool:
     """Whether a folder has the very files."""
-    return _complete(folder, hold) and all(
-        sha256_of(folder / name) == sha256 for name, (_, sha256) in hold.files.items()
+    return _complete(folder, sent) and all(
+        sha256_of(folder / name) == sha256 for name, (_, sha256) in sent.files.items()
     )
 
 
-def _complete(folder: Path, hold: Hold) -> bool:
+def _complete(folder: Path, sent: SentFiles) -> bool:
     """Whether a folder has files of the right sizes; an unpacked folder is complete or not there."""
     try:
-        return all((folder / name).stat().st_size == size for name, (size, _) in hold.files.items())
+        return all((folder / name).stat().st_size == size for name, (size, _) in sent.files.items())
     except OSError:
         return False
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import AutoPEFTError
 from autopeft.search.core.jobs import Job, JobResult, JobSource
-from autopeft.search.execution.driver_thread import Relay
+from autopeft.search.execution.driver_thread import DriverThread
 from autopeft.search.execution.environment import (
     CHDIR,
     environment,
@@ -37,8 +37,8 @@ from autopeft.search.execution.environment import (
     tighten_token,
     token_hint,
 )
-from autopeft.search.execution.health import Place, RayEndedError, Watch, greet
-from autopeft.search.execution.scheduler import Crew, Office, Pool, Resources
+from autopeft.search.execution.health import Endpoint, HealthCheck, RayEndedError, answers_grpc
+from autopeft.search.execution.scheduler import Capacity, Pool, Resources, Scheduler
 
 with environment(importing=True):
     import ray
@@ -50,7 +50,7 @@ with environment(importing=True):
 
 if TYPE_CHECKING:
     # It needs torch and transformers, which not every worker does.
-    from autopeft.search.execution.model_transfer import Cargo
+    from autopeft.search.execution.model_transfer import ModelFiles
 
 __all__ = ["Pool", "run_jobs"]
 
@@ -61,7 +61,7 @@ _OBJECT_STORE = 256 << 20
 _REPORT_SECONDS = 1.0
 _IDLE_SECONDS = 0.25
 _LEAVE_SECONDS = 15.0
-_KNOCK_SECONDS = 10.0
+_LISTEN_SECONDS = 10.0
 _FINISHED: str = Searcher.FINISHED
 
 
@@ -75,14 +75,14 @@ class _Worker(tune.Trainable):
         os.environ[CHDIR] = "0"  # the driver's environment is not that of other machines
         super().__init__(*args, **kwargs)
 
-    def setup(self, config: dict[str, Any], runner: Runner, setup: Any, travelled: _Travelled | None) -> None:
+    def setup(self, config: dict[str, Any], runner: Runner, setup: Any, stored: _StoredFiles | None) -> None:
         self._runner, self._setup = runner, setup
-        if travelled is not None:
-            travelled.announce()
+        if stored is not None:
+            stored.announce()
         self._node = ray.get_runtime_context().get_node_id()[:6]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="autopeft-job")
         self._future: Future[JobResult] | None = None
-        self._halt, self._greeted = threading.Event(), False
+        self._halt, self._introduced = threading.Event(), False
 
     def give(self, job: Job) -> None:
         """Begin a job; the one before has ended."""
@@ -94,8 +94,8 @@ class _Worker(tune.Trainable):
         self._future = self._thread.submit(self._runner, self._setup, job, on_step, self._halt.is_set)
 
     def step(self) -> dict[str, Any]:
-        if not self._greeted:
-            self._greeted = True
+        if not self._introduced:
+            self._introduced = True
             return {"handle": ray.get_runtime_context().current_actor}
         if self._future is None:
             time.sleep(_IDLE_SECONDS)
@@ -125,47 +125,48 @@ def _remove_empty(*folders: Path) -> None:
 
 
 @dataclass(frozen=True)
-class _Travelled:
-    """A cargo in the object store; the reference is in a tuple, where Ray does not follow it by itself."""
+class _StoredFiles:
+    """A backbone's files in the object store; the reference is in a tuple, where Ray does not follow it by
+    itself."""
 
     path: str
     files: dict[str, tuple[int, str]]
     reference: tuple[Any]
 
     @staticmethod
-    def of(cargo: Cargo) -> _Travelled:
+    def of(model_files: ModelFiles) -> _StoredFiles:
         """Put it there.
 
         Raises:
             AutoPEFTError: there is no room for it.
         """
         try:
-            reference = ray.put(dict(cargo.contents))
+            reference = ray.put(dict(model_files.contents))
         except RayError as error:
             raise AutoPEFTError(
-                f"Ray cannot hold the files of {cargo.path!r} ({error}): start the head with a larger "
+                f"Ray cannot sent the files of {model_files.path!r} ({error}): start the head with a larger "
                 "--object-store-memory, or put the model on the hub."
             ) from error
-        return _Travelled(cargo.path, cargo.files, (reference,))
+        return _StoredFiles(model_files.path, model_files.files, (reference,))
 
     def announce(self) -> None:
         """In a worker: say what there is; nothing is brought before it is needed."""
-        from autopeft.search.execution.model_transfer import Hold, receive
+        from autopeft.search.execution.model_transfer import SentFiles, receive
 
-        receive(Hold(self.path, self.files, lambda: ray.get(self.reference[0])))
+        receive(SentFiles(self.path, self.files, lambda: ray.get(self.reference[0])))
 
 
 class _Searcher(Searcher):
     """To Tune, a worker is a trial: it asks here for more of them."""
 
-    def __init__(self, office: Office) -> None:
+    def __init__(self, scheduler: Scheduler) -> None:
         super().__init__()
-        self._office = office
+        self._scheduler = scheduler
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self._office.stop():
+        if self._scheduler.stop():
             return _FINISHED
-        return {"worker": trial_id} if self._office.hire(trial_id) else None
+        return {"worker": trial_id} if self._scheduler.request_worker(trial_id) else None
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -184,17 +185,17 @@ class _Searcher(Searcher):
 
 
 class _Stopper(Stopper):
-    """Passes results on before Tune keeps them, and ends the run when the office says so."""
+    """Passes results on before Tune keeps them, and ends the run when the scheduler says so."""
 
-    def __init__(self, office: Office) -> None:
-        self._office = office
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        self._office.hear(trial_id, result)
+        self._scheduler.receive(trial_id, result)
         return False
 
     def stop_all(self) -> bool:
-        return self._office.stop()
+        return self._scheduler.stop()
 
     def __reduce__(self) -> tuple[type[Stopper], tuple[()]]:
         # As the searcher's.
@@ -207,8 +208,8 @@ class _Events(Callback):
     That lies in Ray's own folder, and would outlive the run on a cluster that was joined.
     """
 
-    def __init__(self, office: Office) -> None:
-        self._office = office
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
         self._folder: Path | None = None
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -219,7 +220,7 @@ class _Events(Callback):
         with contextlib.suppress(OSError, TypeError):  # no file, or no name of one
             text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
             said += [line.strip() for line in text.split("\n") if line.strip()]
-        self._office.lose(trial.trial_id, said[-1])
+        self._scheduler.worker_lost(trial.trial_id, said[-1])
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         if self._folder is not None:
@@ -237,7 +238,7 @@ def run_jobs(
     pool: Pool,
     scratch: Path,
     *,
-    cargo: Cargo | None = None,
+    model_files: ModelFiles | None = None,
     ending: Callable[[], None] | None = None,
     resume: str = "autopeft search --resume RUN",
 ) -> None:
@@ -250,7 +251,7 @@ def run_jobs(
 
     Args:
         scratch: a folder for Tune's files.
-        cargo: files that workers on other machines may need (see `autopeft.search.execution.model_transfer`).
+        model_files: what workers on other machines may need (see `model_transfer`).
         ending: is called in this thread when no job runs any more, while Ray is still there.
         resume: the command that continues the run, for the message where Ray ends.
 
@@ -263,35 +264,35 @@ def run_jobs(
         environment(),
         quiet(),
         _mute(),
-        Relay() as relay,
-        _cluster(pool, resume, relay) as watch,
+        DriverThread() as driver,
+        _cluster(pool, resume, driver) as health,
     ):
         with signals(source):
-            crew = Crew(pool, _nodes, resume=resume)
-            source.scale(crew.size)
-            office = Office(source, crew, relay, watch, _give)
-            travelled = None if cargo is None else _Travelled.of(cargo)
-            tuner = _tuner(office, {"runner": runner, "setup": setup, "travelled": travelled}, pool, scratch)
-            _fit(tuner, office, relay, watch)
-        if ending is not None and office.fatal is None:
+            capacity = Capacity(pool, _nodes, resume=resume)
+            source.scale(capacity.size)
+            scheduler = Scheduler(source, capacity, driver, health, _give)
+            stored = None if model_files is None else _StoredFiles.of(model_files)
+            tuner = _tuner(scheduler, {"runner": runner, "setup": setup, "stored": stored}, pool, scratch)
+            _fit(tuner, scheduler, driver, health)
+        if ending is not None and scheduler.fatal is None:
             ending()
-    if isinstance(office.fatal, OSError):
+    if isinstance(scheduler.fatal, OSError):
         raise AutoPEFTError(
-            f"The run folder cannot be used any more: {office.fatal}. What was written before is intact."
-        ) from office.fatal
-    if office.fatal is not None:
-        raise office.fatal
+            f"The run folder cannot be used any more: {scheduler.fatal}. What was written before is intact."
+        ) from scheduler.fatal
+    if scheduler.fatal is not None:
+        raise scheduler.fatal
 
 
-def _fit(tuner: Tuner, office: Office, relay: Relay, watch: Watch) -> None:
-    """Let Tune run until the office ends it; what the source raised is in `office.fatal`."""
+def _fit(tuner: Tuner, scheduler: Scheduler, driver: DriverThread, health: HealthCheck) -> None:
+    """Let Tune run until the scheduler ends it; what the source raised is in `scheduler.fatal`."""
     try:
-        relay.run(tuner.fit, watch.check)
+        driver.run(tuner.fit, health.check)
     except RayEndedError:
         raise
     except Exception as error:
-        watch.settle()
-        if office.fatal is None:
+        health.settle()
+        if scheduler.fatal is None:
             first = str(error).strip().rpartition("\n")[2]
             raise AutoPEFTError(f"Ray ended the search: {first or type(error).__name__}") from error
 
@@ -305,7 +306,7 @@ def _give(handle: Any, job: Job) -> None:
     handle.give.remote(job)
 
 
-def _tuner(office: Office, parameters: dict[str, Any], pool: Pool, scratch: Path) -> Tuner:
+def _tuner(scheduler: Scheduler, parameters: dict[str, Any], pool: Pool, scratch: Path) -> Tuner:
     resources = {"cpu": pool.cpus, **({"gpu": pool.gpus} if pool.gpus else {})}
     trainable = tune.with_resources(tune.with_parameters(_Worker, **parameters), resources)
     trainable.__qualname__ = _Worker.__qualname__  # the name of its processes
@@ -313,7 +314,7 @@ def _tuner(office: Office, parameters: dict[str, Any], pool: Pool, scratch: Path
     return Tuner(
         trainable,
         tune_config=TuneConfig(
-            search_alg=_Searcher(office),
+            search_alg=_Searcher(scheduler),
             num_samples=-1,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
@@ -321,8 +322,8 @@ def _tuner(office: Office, parameters: dict[str, Any], pool: Pool, scratch: Path
         run_config=RunConfig(
             name="tune",
             storage_path=str(scratch.absolute()),
-            stop=_Stopper(office),
-            callbacks=[_Events(office)],
+            stop=_Stopper(scheduler),
+            callbacks=[_Events(scheduler)],
             failure_config=FailureConfig(max_failures=0),
             checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
@@ -349,7 +350,7 @@ def _mute() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _cluster(pool: Pool, resume: str, relay: Relay) -> Iterator[Watch]:
+def _cluster(pool: Pool, resume: str, driver: DriverThread) -> Iterator[HealthCheck]:
     """The cluster at `pool.address`, the one that this process has joined already, or a private one."""
     joined = ray.is_initialized()
     private = not joined and pool.address is None
@@ -358,13 +359,13 @@ def _cluster(pool: Pool, resume: str, relay: Relay) -> Iterator[Watch]:
             if not joined:
                 _init(pool, folder)
                 tighten_token()
-            yield _watch(resume, private=private)
+            yield _health(resume, private=private)
         except RayEndedError:
             joined = False  # there is nothing left to stay with, and Ray would end the process
             raise
         finally:
             if not joined and not _left():
-                relay.strand()
+                driver.abandon()
 
 
 def _left() -> bool:
@@ -400,7 +401,7 @@ def _init(pool: Pool, folder: Path | None) -> None:
         "start Ray on this machine" if pool.address is None else f"join the Ray cluster at {pool.address!r}"
     )
     try:
-        _knock(pool.address)
+        _check_listening(pool.address)
     except OSError as error:
         raise AutoPEFTError(f"Cannot {where}: {error}.") from error
     try:
@@ -410,25 +411,25 @@ def _init(pool: Pool, folder: Path | None) -> None:
         raise AutoPEFTError(f"Cannot {where}: {error}{hint}") from error
 
 
-def _knock(address: str | None) -> None:
+def _check_listening(address: str | None) -> None:
     """Fail at once where no Ray listens at `host:port`; Ray itself would try for minutes.
 
     Raises:
         OSError: nobody listens, or something else does.
     """
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit() and not greet(host.strip("[]"), int(port), _KNOCK_SECONDS):
+    if colon and port.isdigit() and not answers_grpc(host.strip("[]"), int(port), _LISTEN_SECONDS):
         raise OSError("something listens there that does not answer as Ray does")
 
 
-def _watch(resume: str, *, private: bool) -> Watch:
-    """Watch the raylet of this process's node and the head; only a cluster's head may come back."""
+def _health(resume: str, *, private: bool) -> HealthCheck:
+    """HealthCheck the raylet of this process's node and the head; only a cluster's head may come back."""
     mine = ray.get_runtime_context().get_node_id()
-    places = [
-        Place("the raylet of this machine", node["NodeManagerAddress"], node["NodeManagerPort"], 3.0)
+    endpoints = [
+        Endpoint("the raylet of this machine", node["NodeManagerAddress"], node["NodeManagerPort"], 3.0)
         for node in ray.nodes()
         if node["NodeID"] == mine
     ]
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-    places.append(Place("the head", host.strip("[]"), int(port), 3.0 if private else 20.0))
-    return Watch(places, resume=resume)
+    endpoints.append(Endpoint("the head", host.strip("[]"), int(port), 3.0 if private else 20.0))
+    return HealthCheck(endpoints, resume=resume)

@@ -11,10 +11,10 @@ from typing import Any
 
 from autopeft.errors import AutoPEFTError
 from autopeft.search.core.jobs import Done, Job, JobResult, JobSource
-from autopeft.search.execution.driver_thread import Relay
-from autopeft.search.execution.health import Watch
+from autopeft.search.execution.driver_thread import DriverThread
+from autopeft.search.execution.health import HealthCheck
 
-__all__ = ["Crew", "Office", "Pool", "Resources"]
+__all__ = ["Capacity", "Pool", "Resources", "Scheduler"]
 
 _LOOK_SECONDS = 2.0
 _EMPTY_SECONDS = 60.0
@@ -40,7 +40,7 @@ class Pool:
     address: str | None = None
 
 
-class Crew:
+class Capacity:
     """How many jobs run at a time: as asked for, within what the machines have room for that are there now.
 
     Args:
@@ -107,19 +107,19 @@ class Crew:
 
 
 @dataclass
-class _Member:
+class _WorkerState:
     """A worker as the driver sees it: its handle, once it is up, and the id of the job that it runs."""
 
     handle: Any = None
     job: str | None = None
 
 
-class Office:
+class Scheduler:
     """Hires workers, hands jobs to them and results back.
 
     Called in Tune's thread; whatever the source does is done in the caller's. What the source raises ends the
     run and is kept in `fatal`. A worker is hired when there is a job for it, but who is free first takes it:
-    short jobs do not keep the crew small, as its workers take long to come up.
+    short jobs do not keep the capacity small, as its workers take long to come up.
 
     Args:
         give: sends a job to the worker of a handle.
@@ -128,92 +128,92 @@ class Office:
     def __init__(
         self,
         source: JobSource,
-        crew: Crew,
-        relay: Relay,
-        watch: Watch,
+        capacity: Capacity,
+        driver: DriverThread,
+        health: HealthCheck,
         give: Callable[[Any, Job], None],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._source, self._crew, self._relay, self._watch = source, crew, relay, watch
+        self._source, self._capacity, self._driver, self._health = source, capacity, driver, health
         self._give, self._clock = give, clock
-        self._members: dict[str, _Member] = {}
+        self._workers: dict[str, _WorkerState] = {}
         self._held: deque[Job] = deque()
-        self._failed_starts, self._hire_from = 0, clock()
+        self._failed_starts, self._start_from = 0, clock()
         self._done = False
         self.fatal: Exception | None = None
 
-    def hire(self, name: str) -> bool:
+    def request_worker(self, name: str) -> bool:
         """Whether there is room and work for one more worker; it then has this name."""
-        if len(self._members) >= self._crew.size or self._clock() < self._hire_from:
+        if len(self._workers) >= self._capacity.size or self._clock() < self._start_from:
             return False
-        if len(self._held) <= sum(member.handle is None for member in self._members.values()):
+        if len(self._held) <= sum(worker.handle is None for worker in self._workers.values()):
             job = self._ask()
             if job is None:
                 return False
             self._held.append(job)
-        self._members[name] = _Member()
+        self._workers[name] = _WorkerState()
         return True
 
-    def hear(self, name: str, result: dict[str, Any]) -> None:
+    def receive(self, name: str, result: dict[str, Any]) -> None:
         """Take a worker's news, out of `result`, which Tune keeps; and give it the next job if it is free."""
-        member = self._members[name]
+        worker = self._workers[name]
         if "handle" in result:
-            member.handle, self._failed_starts = result.pop("handle"), 0
+            worker.handle, self._failed_starts = result.pop("handle"), 0
         with self._guard():
             if "outcome" in result:
-                member.job = None
-                self._relay.call(self._source.complete, result.pop("outcome"))
+                worker.job = None
+                self._driver.call(self._source.complete, result.pop("outcome"))
             elif "news" in result:
-                self._relay.call(self._source.progress, member.job, *result.pop("news"))
-            if member.job is None and not self.stop():
+                self._driver.call(self._source.progress, worker.job, *result.pop("news"))
+            if worker.job is None and not self.stop():
                 job = self._held.popleft() if self._held else self._ask()
                 if job is not None:
-                    member.job = job.id
-                    self._give(member.handle, job)
+                    worker.job = job.id
+                    self._give(worker.handle, job)
 
-    def lose(self, name: str, reason: str) -> None:
+    def worker_lost(self, name: str, reason: str) -> None:
         """Take note that a worker is no more."""
-        member = self._members.pop(name)
+        worker = self._workers.pop(name)
         with self._guard():
-            if member.job is not None:
-                outcome = JobResult(member.job, error=_lost(reason), failure="lost")
-                self._relay.call(self._complete_lost, outcome)
-            elif member.handle is None and self._clock() >= self._hire_from:
+            if worker.job is not None:
+                outcome = JobResult(worker.job, error=_lost(reason), failure="lost")
+                self._driver.call(self._complete_lost, outcome)
+            elif worker.handle is None and self._clock() >= self._start_from:
                 self._start_failed(reason)
 
     def stop(self) -> bool:
-        """Whether the run ends now. Called all the time, so that the crew's size is kept up here."""
-        self._relay.pause()
+        """Whether the run ends now. Called all the time, so that the capacity's size is kept up here."""
+        self._driver.pause()
         with self._guard():
-            if self._crew.due or self._watch.doubt:
+            if self._capacity.due or self._health.doubt:
                 # Where Ray is gone, a call of it would never come back.
-                self._relay.call(self._watch.settle)
-            if self._crew.look():
-                self._relay.call(self._source.scale, self._crew.size)
+                self._driver.call(self._health.settle)
+            if self._capacity.look():
+                self._driver.call(self._source.scale, self._capacity.size)
         if self._source.stopped or self.fatal is not None:
             return True
-        return self._done and not self._held and all(m.job is None for m in self._members.values())
+        return self._done and not self._held and all(m.job is None for m in self._workers.values())
 
     def _ask(self) -> Job | None:
         if self._done:
             return None
         with self._guard():
-            job = self._relay.call(self._source.next)
+            job = self._driver.call(self._source.next)
             self._done = isinstance(job, Done)
             return job if isinstance(job, Job) else None
         return None
 
     def _complete_lost(self, outcome: JobResult) -> None:
         # Where Ray itself has ended, no job is to blame.
-        self._watch.settle()
+        self._health.settle()
         self._source.complete(outcome)
 
     def _start_failed(self, reason: str) -> None:
         """Wait longer and longer before the next; a machine where none can start must not stop the others."""
         self._failed_starts += 1
-        self._hire_from = self._clock() + min(_LONGEST_WAIT, 2.0**self._failed_starts)
-        if self._failed_starts >= _STARTS and all(member.handle is None for member in self._members.values()):
+        self._start_from = self._clock() + min(_LONGEST_WAIT, 2.0**self._failed_starts)
+        if self._failed_starts >= _STARTS and all(worker.handle is None for worker in self._workers.values()):
             raise AutoPEFTError(
                 f"Workers cannot start, tried {self._failed_starts} times. The last time: {reason}"
             )

@@ -17,13 +17,13 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-__all__ = ["DIRECTIONS", "Seen", "ask", "gains", "view_of"]
+__all__ = ["DIRECTIONS", "Observation", "ask", "gains", "view_of"]
 
 DIRECTIONS = (StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE)
 
 
 @dataclass
-class Seen:
+class Observation:
     """What is known of one trial.
 
     Attributes:
@@ -42,7 +42,7 @@ class Seen:
     hash: str = ""
 
 
-def gains(seen: Iterable[Seen], steps: Sequence[int]) -> dict[int, float]:
+def gains(seen: Iterable[Observation], steps: Sequence[int]) -> dict[int, float]:
     """For each rung the mean gain in score from there to the last one, over the trials that went on, rung by
     rung; where none did, the gain counts as 0."""
     trials = list(seen)
@@ -55,7 +55,7 @@ def gains(seen: Iterable[Seen], steps: Sequence[int]) -> dict[int, float]:
 
 
 def view_of(
-    seen: Sequence[Seen],
+    seen: Sequence[Observation],
     distributions: Mapping[str, BaseDistribution],
     steps: Sequence[int],
     sampler: BaseSampler,
@@ -71,7 +71,7 @@ def view_of(
 
 
 def _frozen(
-    trial: Seen,
+    trial: Observation,
     distributions: dict[str, BaseDistribution],
     ahead: Mapping[int, float],
     full: int,

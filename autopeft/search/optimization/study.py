@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from autopeft.errors import AutoPEFTError, DataError
 from autopeft.search.core.jobs import CountTable, JobResult, TrialRecord
 from autopeft.search.optimization.distributions import Codec
-from autopeft.search.optimization.sampler_view import DIRECTIONS, Seen, ask, view_of
+from autopeft.search.optimization.sampler_view import DIRECTIONS, Observation, ask, view_of
 from autopeft.search.optimization.samplers import Point, make_sampler
 from autopeft.search.optimization.storage import NAME, open_journal
 from autopeft.search.optimization.successive_halving import Rungs
@@ -100,11 +100,11 @@ class SearchStudy:
         self._codec, self._repair = Codec(parameters), repair
         self._patience, self._trials = patience, trials
         self.rungs, self.objectives = rungs, objectives
-        self._seen: list[Seen] = []
+        self._seen: list[Observation] = []
         self._records: dict[int, TrialRecord] = {}
         self._open: dict[int, TrialRecord] = {}
         self._known: dict[str, int] = {}
-        self._twins: dict[int, list[int]] = {}
+        self._duplicates: dict[int, list[int]] = {}
         self._fresh: list[int] = []
         self._storage = open_journal(journal)
         self.study = self._study()
@@ -162,24 +162,24 @@ class SearchStudy:
             record = self._records.get(t.number)
             if record is not None and record.failure in _NOT_ITS_FAULT:
                 lost[t.number] = dict(t.params)
-        for number in [n for n in self._twins if n in self._records]:
-            self._tell_twins(self._records[number])
+        for number in [n for n in self._duplicates if n in self._records]:
+            self._tell_duplicates_of(self._records[number])
         points = self.study.user_attrs.get("first", [])
         again = [(params, {"again": number}) for number, params in lost.items()]
         return again + [(p, {"first": i}) for i, p in enumerate(points) if i not in used]
 
     def _place(self, t: FrozenTrial) -> None:
-        record, twin = self.as_record(t), t.user_attrs.get("duplicate_of")
+        record, original = self.as_record(t), t.user_attrs.get("duplicate_of")
         if t.state == TrialState.RUNNING:
             self._open[t.number] = record
-            if twin is not None:
-                self._twins.setdefault(twin, []).append(t.number)
+            if original is not None:
+                self._duplicates.setdefault(original, []).append(t.number)
         elif "recipe" in t.user_attrs:
             self._records[t.number] = record
-        if twin is None and record.hash and record.failure not in _NOT_ITS_FAULT:
+        if original is None and record.hash and record.failure not in _NOT_ITS_FAULT:
             self._known.setdefault(record.hash, t.number)
 
-    def _as_seen(self, t: FrozenTrial) -> Seen:
+    def _as_seen(self, t: FrozenTrial) -> Observation:
         a = t.user_attrs
         outcome = a.get("outcome", {})
         rungs = {int(k): float(v) for k, v in a.get("rungs", {}).items()}
@@ -187,7 +187,7 @@ class SearchStudy:
             rungs[self.rungs.full] = t.values[0]
         failed = t.state == TrialState.FAIL or outcome.get("error") is not None
         deployed = int(a.get("counts", {}).get("deployed", 0))
-        return Seen(t.params, a.get("point", {}), deployed, rungs, failed, a.get("hash", ""))
+        return Observation(t.params, a.get("point", {}), deployed, rungs, failed, a.get("hash", ""))
 
     @property
     def paused(self) -> dict[int, TrialRecord]:
@@ -214,9 +214,9 @@ class SearchStudy:
                 "counts": counts,
                 "point": dict(repaired.point),
             }
-            twin = self._known.get(repaired.hash)
-            if twin is not None:
-                self._copy(params, {**marks, "duplicate_of": twin}, twin)
+            original = self._known.get(repaired.hash)
+            if original is not None:
+                self._copy(params, {**marks, "duplicate_of": original}, original)
                 continue
             number = self._create(params, marks, TrialState.RUNNING)
             self._known[repaired.hash] = number
@@ -262,9 +262,9 @@ class SearchStudy:
         self._place(trial)
         return int(trial.number)
 
-    def _copy(self, params: Mapping[str, Any], marks: Mapping[str, Any], twin: int) -> None:
+    def _copy(self, params: Mapping[str, Any], marks: Mapping[str, Any], number: int) -> None:
         """A trial of a recipe that is known: told its score at once, or once it is there."""
-        original = self._records.get(twin)
+        original = self._records.get(number)
         if original is None:
             self._create(params, marks, TrialState.RUNNING)
             return
@@ -354,15 +354,15 @@ class SearchStudy:
         record = self._records[number] = self.as_record(trial)
         if record.failure in _NOT_ITS_FAULT:
             self._known.pop(record.hash, None)
-        self._tell_twins(record)
+        self._tell_duplicates_of(record)
 
-    def _tell_twins(self, record: TrialRecord) -> None:
+    def _tell_duplicates_of(self, record: TrialRecord) -> None:
         """Tell the duplicates that waited for a trial what came of it."""
-        for twin in self._twins.pop(record.number or 0, ()):
+        for number in self._duplicates.pop(record.number or 0, ()):
             told, copied, outcome = self._told(record)
-            self._storage.set_trial_user_attr(self._trial_id(twin), "outcome", outcome)
-            self._fresh.append(twin)
-            self._finish(twin, told, copied)
+            self._storage.set_trial_user_attr(self._trial_id(number), "outcome", outcome)
+            self._fresh.append(number)
+            self._finish(number, told, copied)
 
     def _trial_id(self, number: int) -> int:
         return int(self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from autopeft.errors import UsageError, near
 
-__all__ = ["FIDELITIES", "Entry", "Ladder", "Rungs", "ranked"]
+__all__ = ["FIDELITIES", "Rungs", "Standing", "SuccessiveHalving", "ranked"]
 
 # What a trial has less of below the last rung: steps, or steps and training rows alike.
 FIDELITIES = ("steps", "data", "none")
@@ -71,7 +71,7 @@ class Rungs:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Standing:
     """A trial's standing at a rung: its score on *select* there, and its deployed parameters."""
 
     number: int
@@ -79,15 +79,15 @@ class Entry:
     size: int
 
 
-def ranked(entries: Iterable[Entry], *, objectives: int = 1) -> list[Entry]:
+def ranked(entries: Iterable[Standing], *, objectives: int = 1) -> list[Standing]:
     """Best first: by score, then size, then number; with two objectives by front (the first is not dominated
     in score and size), and within a front those furthest from their neighbours first."""
     rest = sorted(entries, key=lambda e: (-e.score, e.size, e.number))
     if objectives == 1:
         return rest
-    found: list[Entry] = []
+    found: list[Standing] = []
     while rest:
-        front: list[Entry] = []
+        front: list[Standing] = []
         for entry in rest:  # by falling score: only what is smaller than all before is not dominated
             if not front or entry.size < front[-1].size:
                 front.append(entry)
@@ -97,7 +97,7 @@ def ranked(entries: Iterable[Entry], *, objectives: int = 1) -> list[Entry]:
     return found
 
 
-def _spread(front: Sequence[Entry]) -> list[Entry]:
+def _spread(front: Sequence[Standing]) -> list[Standing]:
     """By crowding distance (Deb et al. 2002), the loneliest first; the ends come before all others."""
     if len(front) < 3:
         return list(front)
@@ -112,7 +112,7 @@ def _spread(front: Sequence[Entry]) -> list[Entry]:
     return [front[i] for i in sorted(range(len(front)), key=lambda i: (-distance(i), i))]
 
 
-class Ladder:
+class SuccessiveHalving:
     """Who stands on which rung, and who goes on.
 
     Args:
@@ -123,10 +123,10 @@ class Ladder:
     def __init__(self, rungs: Rungs, planned: int, *, objectives: int = 1, least: int = 1) -> None:
         self.rungs, self._objectives = rungs, objectives
         self._planned, self._least = planned, least
-        self._entries: list[dict[int, Entry]] = [{} for _ in rungs.steps]
+        self._entries: list[dict[int, Standing]] = [{} for _ in rungs.steps]
         self._gone: list[set[int]] = [set() for _ in rungs.steps]
 
-    def reach(self, entry: Entry, step: int) -> None:
+    def reach(self, entry: Standing, step: int) -> None:
         """Note the score of a trial at a rung."""
         self._entries[self.rungs.steps.index(step)][entry.number] = entry
 

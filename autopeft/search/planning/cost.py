@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from autopeft.search.effort import Effort
+from autopeft.effort import Effort
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.selection.baselines import Baseline
 

@@ -61,18 +61,18 @@ def plan(*, samples: int = 5, notify: Callable[[str], None] | None = None, **arg
         fixed = repair(ready.space, ready.space.sample(rng, ready.spec), ready.budget, ready.spec)
         trial = build_graph(fixed.recipe, ready.spec).trial_hash()
         found.setdefault(trial, Sample(fixed.recipe, fixed.counts))
-    rivals = ready.rivals()
+    baselines = ready.baselines()
     return DryRun(
         prepared=ready,
         cardinality=ready.space.cardinality(ready.spec),
         feasible=feasible_share(ready.space, ready.budget, ready.spec, n=_PROBE, seed=ready.arguments.seed),
         samples=tuple(found.values()),
-        baselines=tuple(rivals),
-        estimate=estimate_of(ready, rivals),
+        baselines=tuple(baselines),
+        estimate=estimate_of(ready, baselines),
     )
 
 
-def estimate_of(ready: Prepared, rivals: Sequence[Baseline]) -> Estimate:
+def estimate_of(ready: Prepared, baselines: Sequence[Baseline]) -> Estimate:
     """Time and memory of a search with these baselines."""
     texts = ready.task.splits["train"].texts[:_PROBE]
     pairs = (ready.task.splits["train"].pairs or [])[:_PROBE]
@@ -86,7 +86,7 @@ def estimate_of(ready: Prepared, rivals: Sequence[Baseline]) -> Estimate:
         select_rows=len(ready.task.splits["select"]),
         test_rows=len(ready.task.splits["test"]),
         workers=ready.workers or 1,
-        baselines=rivals,
+        baselines=baselines,
         gpu=ready.gpus > 0,
     )
     if ready.seconds is not None and ready.seconds < found.seconds:

@@ -19,8 +19,8 @@ import torch
 from autopeft.assets import ModelSource, dtype_of, load_config, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
+from autopeft.effort import Effort, choose_effort, parse_duration
 from autopeft.errors import UsageError, near
-from autopeft.search.effort import Effort, choose_effort, parse_duration
 from autopeft.search.optimization.samplers import default_sampler, make_sampler
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.selection.baselines import Baseline, baselines, parse_kinds
@@ -117,7 +117,7 @@ class Prepared:
         space = self.arguments.space
         return str(space) if isinstance(space, (str, Path)) else space.name
 
-    def rivals(self) -> list[Baseline]:
+    def baselines(self) -> list[Baseline]:
         """What the winner is compared with."""
         a, effort = self.arguments, self.effort
         kinds = parse_kinds(a.baselines, effort.name)

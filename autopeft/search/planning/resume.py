@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from autopeft.effort import Effort
 from autopeft.errors import UsageError
-from autopeft.search.effort import Effort
+from autopeft.runs.folder import RunFolder
 from autopeft.search.planning.prepare import Arguments, Prepared, prepare
-from autopeft.search.runfolder import RunFolder
 from autopeft.search.space.space import Space
 
 __all__ = ["CHANGEABLE", "SPACE", "prepare_again"]

@@ -29,7 +29,7 @@ from autopeft.errors import AutoPEFTError
 from autopeft.graph import build_graph
 from autopeft.method import get_method
 from autopeft.recipe import Recipe
-from autopeft.search.runfolder import write_atomic
+from autopeft.runs.files import write_atomic
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import METRICS
 from autopeft.tasks.task import SPLIT_NAMES, Task, rows_sha256
@@ -43,7 +43,7 @@ _MAX_FILE = 1 << 14
 _BLOCK = 4096
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 # What shows, stores or plans a run does not change its scores.
-_OUTSIDE = ("cli", "report", "export", "search", "__main__.py")
+_OUTSIDE = ("cli", "report", "export", "search", "runs", "effort.py", "__main__.py")
 _METHODS = "autopeft.methods"
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/?$")
 _log = logging.getLogger("autopeft")
@@ -233,10 +233,10 @@ def _versions() -> str:
 
 def _code_hash() -> str:
     """SHA-256 of this package's code that takes part in a run: scores of other code are other scores."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     methods = Path(next(iter(importlib.import_module(_METHODS).__path__)))
     own = [p for p in root.rglob("*.py") if p.relative_to(root).parts[0] not in _OUTSIDE]
-    named = {p.relative_to(root).as_posix(): p for p in (*own, root / "search" / "worker.py")}
+    named = {p.relative_to(root).as_posix(): p for p in (*own, root / "search" / "execution" / "worker.py")}
     named |= {f"methods/{p.relative_to(methods).as_posix()}": p for p in methods.rglob("*.py")}
     digest = hashlib.sha256()
     for name, path in sorted(named.items()):

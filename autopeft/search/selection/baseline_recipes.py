@@ -16,14 +16,14 @@ from autopeft.search.space.counting import counter_of
 from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.repair import Infeasible, repair
 
-__all__ = ["Member", "middle", "random_hybrids", "single_methods"]
+__all__ = ["BaselineRecipe", "middle", "random_hybrids", "single_methods"]
 
 _MOVES = 48
 _TRIES = 20
 _START, _SPREAD = 0.75, 0.6
 
 
-class Member(NamedTuple):
+class BaselineRecipe(NamedTuple):
     """A recipe of the space inside the budget; `title` says in words what it is."""
 
     title: str
@@ -31,7 +31,7 @@ class Member(NamedTuple):
     counts: Counts
 
 
-def single_methods(bound: BoundSpace, budget: Budget, rates: int) -> list[Member]:
+def single_methods(bound: BoundSpace, budget: Budget, rates: int) -> list[BaselineRecipe]:
     """Each method that the space offers, alone and as large as the budget allows, at `rates` learning rates.
 
     They start from `starting_points`; a method that these hide behind a choice (DoRA beside LoRA) is found by
@@ -42,7 +42,7 @@ def single_methods(bound: BoundSpace, budget: Budget, rates: int) -> list[Member
     if set(largest) <= {"lora"}:
         return []
     least, most = budget.limits(bound.spec)
-    found: list[Member] = []
+    found: list[BaselineRecipe] = []
     for method, point in largest.items():
         for values in _at_rates(bound, point, rates):
             member = _repaired(bound, values, budget, method)
@@ -55,14 +55,14 @@ def single_methods(bound: BoundSpace, budget: Budget, rates: int) -> list[Member
     return _distinct(bound, inside or found)
 
 
-def middle(bound: BoundSpace, budget: Budget, rates: int) -> list[Member]:
+def middle(bound: BoundSpace, budget: Budget, rates: int) -> list[BaselineRecipe]:
     """The mid-point of the space, everything on, at `rates` learning rates, repaired into the budget."""
     (point,) = starting_points(bound, 1)
     members = (_repaired(bound, v, budget, "mid-point of the space") for v in _at_rates(bound, point, rates))
     return _distinct(bound, [m for m in members if m is not None])
 
 
-def random_hybrids(bound: BoundSpace, budget: Budget, count: int, seed: int) -> list[Member]:
+def random_hybrids(bound: BoundSpace, budget: Budget, count: int, seed: int) -> list[BaselineRecipe]:
     """At most `count` different members, drawn uniformly and repaired into the budget.
 
     What they train with is not drawn: learning rates are those that a search starts from, so that chance
@@ -71,7 +71,7 @@ def random_hybrids(bound: BoundSpace, budget: Budget, count: int, seed: int) -> 
     rng = random.Random(f"random hybrids {seed}")
     (start,) = starting_points(bound, 1)
     rates = {p.name: start[p.name] for p in bound.parameters if _is_rate(p)}
-    found: list[Member] = []
+    found: list[BaselineRecipe] = []
     for _ in range(_TRIES * count):
         if len(found) == count:
             break
@@ -94,17 +94,19 @@ def _at_rates(bound: BoundSpace, point: Mapping[str, Any], rates: int) -> Iterat
         yield {**point, **moved}
 
 
-def _repaired(bound: BoundSpace, values: Mapping[str, Any], budget: Budget, title: str) -> Member | None:
+def _repaired(
+    bound: BoundSpace, values: Mapping[str, Any], budget: Budget, title: str
+) -> BaselineRecipe | None:
     try:
         found = repair(bound, values, budget)
     except (Infeasible, EmptyRecipe):
         return None
-    return Member(title, found.recipe, found.counts)
+    return BaselineRecipe(title, found.recipe, found.counts)
 
 
-def _distinct(bound: BoundSpace, members: list[Member]) -> list[Member]:
+def _distinct(bound: BoundSpace, members: list[BaselineRecipe]) -> list[BaselineRecipe]:
     """The first of those that train the same."""
-    kept: dict[str, Member] = {}
+    kept: dict[str, BaselineRecipe] = {}
     for member in members:
         kept.setdefault(build_graph(member.recipe, bound.spec).trial_hash(), member)
     return list(kept.values())

@@ -22,7 +22,7 @@ from autopeft.counting import Budget, Counts, count
 from autopeft.errors import AutoPEFTError, SiteError, UsageError, near
 from autopeft.recipe import Recipe
 from autopeft.search.core.jobs import CountTable
-from autopeft.search.selection.baseline_recipes import Member, middle, random_hybrids, single_methods
+from autopeft.search.selection.baseline_recipes import BaselineRecipe, middle, random_hybrids, single_methods
 from autopeft.search.space.space import Space
 from autopeft.spec import LINEAR_SITES
 
@@ -201,7 +201,7 @@ def lora_baseline(
         )
     inside = [f for f in fitting if f[2].deployed >= limits[0]] or fitting
     members = [
-        Member(title, recipe, counts)
+        BaselineRecipe(title, recipe, counts)
         for title, base, counts in inside
         for recipe in _with_rates(base, _spread(_LORA_RATES, rates))
     ]
@@ -212,7 +212,7 @@ def head_only(spec: BackboneSpec, rates: int) -> Baseline:
     """The task head on the frozen backbone."""
     base: dict[str, Any] = {"autopeft": 1, "name": "head-only"}
     counts = count(Recipe.from_dict(base), spec)
-    members = [Member("head only", r, counts) for r in _with_rates(base, _spread(_HEAD_RATES, rates))]
+    members = [BaselineRecipe("head only", r, counts) for r in _with_rates(base, _spread(_HEAD_RATES, rates))]
     found = _assemble(None, "head", members)
     assert found is not None
     return found
@@ -276,7 +276,7 @@ def _with_rates(base: Mapping[str, Any], rates: Sequence[float]) -> list[Recipe]
     return [Recipe.from_dict({**base, "training": {**training, "learning_rate": lr}}) for lr in rates]
 
 
-def _assemble(name: str | None, kind: BaselineKind, members: Sequence[Member]) -> Baseline | None:
+def _assemble(name: str | None, kind: BaselineKind, members: Sequence[BaselineRecipe]) -> Baseline | None:
     """A baseline of these candidates, called after the first where it has no name; `None` without any."""
     if not members:
         return None
@@ -290,12 +290,12 @@ def _assemble(name: str | None, kind: BaselineKind, members: Sequence[Member]) -
     )
 
 
-def _from_space(name: str, kind: BaselineKind, members: Sequence[Member]) -> Baseline | None:
+def _from_space(name: str, kind: BaselineKind, members: Sequence[BaselineRecipe]) -> Baseline | None:
     titled = [m if m.title == name else m._replace(title=f"{name}: {m.title}") for m in members]
     return _assemble(name, kind, titled)
 
 
-def _random(members: Sequence[Member]) -> Baseline | None:
+def _random(members: Sequence[BaselineRecipe]) -> Baseline | None:
     if not members:
         return None
     size = len(members)

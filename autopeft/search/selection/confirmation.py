@@ -9,11 +9,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from autopeft.effort import Effort
 from autopeft.search.core.jobs import Job, JobResult, TrialRecord
-from autopeft.search.effort import Effort
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.contender import (
-    BaselineRace,
+    BaselineRuns,
     Contender,
     Finalist,
     choose_finalists,
@@ -21,10 +21,10 @@ from autopeft.search.selection.contender import (
     fresh_seeds,
 )
 
-__all__ = ["Finals", "retried"]
+__all__ = ["Confirmation", "retried"]
 
 
-class Finals:
+class Confirmation:
     """The jobs after the search, in the order in which they become possible.
 
     Args:
@@ -39,7 +39,7 @@ class Finals:
         self, baselines: Sequence[Baseline], effort: Effort, seed: int, on_phase: Callable[[str, int], None]
     ) -> None:
         self.effort, self._seed, self._on_phase = effort, seed, on_phase
-        self.races = [BaselineRace(i, b) for i, b in enumerate(baselines)]
+        self.races = [BaselineRuns(i, b) for i, b in enumerate(baselines)]
         self.finalists: list[Finalist] = []
         self.winner: Finalist | None = None
         self._queue: deque[Job] = deque()

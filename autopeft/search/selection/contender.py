@@ -11,7 +11,7 @@ from autopeft.search.core.jobs import CountTable, Job, JobResult, TrialRecord
 from autopeft.search.selection.baselines import Baseline
 
 __all__ = [
-    "BaselineRace",
+    "BaselineRuns",
     "Contender",
     "Finalist",
     "FreshRun",
@@ -161,7 +161,7 @@ class Finalist(_Field):
         return self.final_jobs(f"confirm-{self.number}", seeds, steps, ("select",), keep=True)
 
 
-class BaselineRace(_Field):
+class BaselineRuns(_Field):
     """A baseline: a sweep of its candidates on *select* with the search's own seed, then fresh seeds of the
     best; where each candidate is a run of its own, one fresh seed for each."""
 

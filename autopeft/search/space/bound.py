@@ -15,7 +15,7 @@ from autopeft.recipe import CompositionItem, EmptyRecipe, Item, LayerBlock, Reci
 from autopeft.recipe.parse import check_groups, check_names, read_item, read_training
 from autopeft.recipe.problems import Problems
 from autopeft.search.space.compiler import BlockTemplate, ItemTemplate, Templates
-from autopeft.search.space.expressions import ABSENT, Context, Kind, Node, Ref, Slot
+from autopeft.search.space.expressions import ABSENT, Context, Node, ParameterKind, Ref, Slot
 from autopeft.search.space.layers import BlockPlaces, Where, key_of, row_of
 from autopeft.search.space.simplify import drop_groups, number_alias, prune
 from autopeft.spec import BackboneSpec
@@ -39,7 +39,7 @@ class Parameter:
     """
 
     name: str
-    kind: Kind
+    kind: ParameterKind
     choices: tuple[Any, ...] = ()
     low: float = 0
     high: float = 0

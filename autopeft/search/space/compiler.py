@@ -17,12 +17,12 @@ from autopeft.search.space.expressions import (
     ABSENT,
     Const,
     Hidden,
-    Kind,
     Last,
     Listed,
     Mapped,
     Node,
     Optional,
+    ParameterKind,
     Ref,
     Slot,
 )
@@ -313,7 +313,7 @@ class _Compiler:
 
     def range(self, tree: Any, key: str, path: Path, name: str, per_layer: bool) -> Slot | None:
         bounds, log = tree[key], tree.get("log", False)
-        kind: Kind = "int" if key == "int" else "float"
+        kind: ParameterKind = "int" if key == "int" else "float"
         if not isinstance(log, bool):
             self.problems.add((*path[:-1], "log"), f"'log' is true or false, but got {log!r}.")
         if not isinstance(bounds, list) or len(bounds) != 2:

@@ -1,4 +1,4 @@
-"""The members of a space, and any recipe as far as it fits a backbone, as bags of cells."""
+"""The members of a space, and any recipe as far as it fits a backbone, as bags of placements."""
 
 from __future__ import annotations
 
@@ -22,25 +22,33 @@ from autopeft.recipe.problems import Problems
 from autopeft.search.space.bound import BoundSpace, Unit
 from autopeft.search.space.expressions import Context
 from autopeft.search.space.layers import key_of
-from autopeft.search.space.similarity import Bag, Cell, Comparison, Kind, Piece, Training, spans
+from autopeft.search.space.similarity import (
+    Component,
+    Piece,
+    Placement,
+    PlacementBag,
+    RecipeDistance,
+    Training,
+    spans,
+)
 from autopeft.search.space.simplify import size_field
 
-__all__ = ["Members", "members_of"]
+__all__ = ["Encoder", "encoder_of"]
 
 _ENTRIES = 1000
 _DEEPEST = 10_000
 _KINDS, _PIECES, _TRAININGS = 1 << 12, 1 << 14, 1 << 8
 
 
-class Members:
-    """The members of a space, and any recipe on its backbone, as bags of cells."""
+class Encoder:
+    """The members of a space, and any recipe on its backbone, as bags of placements."""
 
     def __init__(self, bound: BoundSpace) -> None:
         self.bound, self._parts = bound, parts_of(bound.spec)
-        self.comparison = Comparison(bound.spec)
+        self.comparison = RecipeDistance(bound.spec)
         self._bits = {site.key: 1 << n for n, site in enumerate(bound.spec.sites)}
         self._nowhere = 1 << len(self._bits)
-        self._kinds: Memo[str, Kind] = Memo(_KINDS)
+        self._kinds: Memo[str, Component] = Memo(_KINDS)
         self._trainings: Memo[Any, Training] = Memo(_TRAININGS)
         names = [slot.parameter(None) for slot in bound.templates.training.slots()]
         self._training_key = key_of(dict.fromkeys(names))
@@ -50,7 +58,7 @@ class Members:
             for unit in bound.units
         ]
 
-    def at(self, values: Mapping[str, Any]) -> Bag:
+    def at(self, values: Mapping[str, Any]) -> PlacementBag:
         """The member with these values."""
         pieces: list[Piece] = []
         for unit, key, known in self._units:
@@ -59,7 +67,7 @@ class Members:
             pieces.extend(known.keep(at, self._pieces(unit, values)) if found is None else found)
         at = self._training_key(values)
         training = self._trainings.get(at)
-        return Bag(pieces, training or self._trainings.keep(at, self._section(values)))
+        return PlacementBag(pieces, training or self._trainings.keep(at, self._section(values)))
 
     def _pieces(self, unit: Unit, values: Mapping[str, Any]) -> tuple[Piece, ...]:
         item, where = self.bound.item(unit, values), self.bound.where(unit, values)
@@ -76,24 +84,26 @@ class Members:
         return Training(read_training(tree, Problems(tree, "space")), numbered=True)
 
     def _piece(self, item: Item, mask: int) -> Piece:
-        cells: list[Cell] = []
-        self._walk(item, mask, "", cells)
-        return Piece(tuple(cells), self._parts.shape(item).text(mask))
+        placements: list[Placement] = []
+        self._walk(item, mask, "", placements)
+        return Piece(tuple(placements), self._parts.shape(item).text(mask))
 
-    def _walk(self, item: Item, mask: int, inside: str, cells: list[Cell]) -> int:
-        """Add the cells of an item; returns the sites that they cover."""
+    def _walk(self, item: Item, mask: int, inside: str, placements: list[Placement]) -> int:
+        """Add the placements of an item; returns the sites that they cover."""
         if isinstance(item, EntryItem):
             shape, method = self._parts.leaf(item, item.method), get_method(item.method)
             sites = sum(self._bits[s.key] for s in shape.sites(mask))
             config = shape.config.model_dump(mode="json", exclude={"sites"})
             kind = self._kind(item.method, config, size_field(method), inside)
-            cells.append(Cell(kind, sites if method.traits.sites else self._nowhere, item.alias, True))
+            placements.append(
+                Placement(kind, sites if method.traits.sites else self._nowhere, item.alias, True)
+            )
             return sites
         sites = 0
         for child in item.children:
-            sites |= self._walk(child, mask, f"{inside}/{item.kind}", cells)
+            sites |= self._walk(child, mask, f"{inside}/{item.kind}", placements)
         kind = self._kind(item.kind, dict(item.options), None, inside)
-        cells.append(Cell(kind, sites, item.alias, self._trains(item, mask)))
+        placements.append(Placement(kind, sites, item.alias, self._trains(item, mask)))
         return sites
 
     def _trains(self, item: CompositionItem, mask: int) -> bool:
@@ -105,12 +115,12 @@ class Members:
             # It does not hold together, which whoever takes the point checks.
             return False
 
-    def _kind(self, name: str, config: Mapping[str, Any], size: str | None, inside: str) -> Kind:
+    def _kind(self, name: str, config: Mapping[str, Any], size: str | None, inside: str) -> Component:
         key = json.dumps([name, inside, config], sort_keys=True)
         found = self._kinds.get(key)
-        return self._kinds.keep(key, Kind(name, config, size, inside)) if found is None else found
+        return self._kinds.keep(key, Component(name, config, size, inside)) if found is None else found
 
-    def read(self, recipe: Recipe) -> tuple[Bag, list[str]]:
+    def read(self, recipe: Recipe) -> tuple[PlacementBag, list[str]]:
         """A recipe as far as it fits the backbone, and in words what does not."""
         entries, lost = recipe.entries(), list[str]()
         if len(entries) > _ENTRIES:
@@ -127,7 +137,7 @@ class Members:
         for item in recipe.model:
             fitting = self._fitting(item, names, WHOLE, lost)
             pieces += [] if fitting is None else [self._piece(fitting, WHOLE)]
-        return Bag(pieces, Training(recipe.training, numbered=False)), lost
+        return PlacementBag(pieces, Training(recipe.training, numbered=False)), lost
 
     def _mask(self, block: LayerBlock, lost: list[str]) -> int:
         """The layers of a block that exist here."""
@@ -170,12 +180,12 @@ class Members:
         return item
 
 
-def members_of(bound: BoundSpace) -> Members:
+def encoder_of(bound: BoundSpace) -> Encoder:
     """The members of a space, the same object for each call."""
-    found = bound.kept.get(Members)
+    found = bound.kept.get(Encoder)
     if found is None:
-        found = bound.kept[Members] = Members(bound)
-    assert isinstance(found, Members)
+        found = bound.kept[Encoder] = Encoder(bound)
+    assert isinstance(found, Encoder)
     return found
 
 

@@ -22,7 +22,7 @@ __all__ = [
     "Slot",
 ]
 
-Kind = Literal["categorical", "int", "float"]
+ParameterKind = Literal["categorical", "int", "float"]
 
 
 class _Absent:
@@ -164,7 +164,7 @@ class Slot:
     """
 
     name: str
-    kind: Kind
+    kind: ParameterKind
     per_layer: bool
     options: dict[Any, Node] = field(default_factory=dict)
     low: Node = Const(0)

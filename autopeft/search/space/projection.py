@@ -18,10 +18,10 @@ from autopeft.recipe import (
 )
 from autopeft.search.space.bound import BoundSpace, Parameter, Unit
 from autopeft.search.space.counting import counter_of
-from autopeft.search.space.encoding import Members, members_of
+from autopeft.search.space.encoding import Encoder, encoder_of
 from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.repair import smallest
-from autopeft.search.space.similarity import Bag, as_number
+from autopeft.search.space.similarity import PlacementBag, as_number
 
 __all__ = ["Match", "values_of"]
 
@@ -43,7 +43,8 @@ class Match:
         exact: whether the point's recipe is the given one (equal `trial_hash`).
         distance: from the recipe to the point's: 0 where `exact`, near 1 where they have little in common.
         missing: what differs, in words; empty where `exact`.
-        overlap: share of the cells that the two have in common, like ones in part: 0 for nothing, 1 for all.
+        overlap: share of the placements that the two have in common, like ones in part: 0 for nothing, 1 for
+            all.
     """
 
     values: dict[str, Any]
@@ -63,7 +64,7 @@ def values_of(recipe: Recipe, bound: BoundSpace) -> Match:
         RecipeError: nothing of the recipe fits the backbone, or it has too many entries.
         EmptyRecipe: this backbone can take nothing that the space offers.
     """
-    members = members_of(bound)
+    members = encoder_of(bound)
     wanted, lost = members.read(recipe)
     if not wanted.size:
         why = "; ".join(lost) or "it has no entries"
@@ -88,8 +89,8 @@ def values_of(recipe: Recipe, bound: BoundSpace) -> Match:
 class _Descent:
     """From several starts to the member nearest to `wanted`: along single parameters, items, then pairs."""
 
-    def __init__(self, members: Members, wanted: Bag) -> None:
-        self._members, self._wanted, self._bound = members, wanted, members.bound
+    def __init__(self, members: Encoder, wanted: PlacementBag) -> None:
+        self._encoder, self._wanted, self._bound = members, wanted, members.bound
         self._counter = counter_of(self._bound)
         self._left = _EVALUATIONS
         self._known: dict[int, list[dict[str, Any]]] = {}
@@ -119,12 +120,12 @@ class _Descent:
         first, *others = starting_points(self._bound, _STARTS)
         yield first
         # All layers, and nearly nothing there: what decides on items, the last first, at what leaves the
-        # fewest cells. From here methods come in one at a time.
+        # fewest placements. From here methods come in one at a time.
         values = dict(first)
         items = {name for unit in self._bound.units for name in unit.item_parameters}
         for name in reversed([name for name in self._choices if name in items]):
             choices = self._choices[name]
-            sizes = [self._members.at({**values, name: choice}).size for choice in choices]
+            sizes = [self._encoder.at({**values, name: choice}).size for choice in choices]
             values[name] = choices[sizes.index(min(sizes))]
             self._left -= len(choices)
         yield values
@@ -132,8 +133,8 @@ class _Descent:
         yield self._bound.middle()
 
     def _distance(self, values: Mapping[str, Any]) -> float:
-        ours = self._members.at(values)
-        distance, steps = self._members.comparison.distance(ours, self._wanted)
+        ours = self._encoder.at(values)
+        distance, steps = self._encoder.comparison.distance(ours, self._wanted)
         self._left -= steps
         return distance
 
@@ -241,10 +242,10 @@ def _candidates(p: Parameter, numbers: Sequence[float]) -> list[Any]:
     return sorted({round(min(max(x, low), high)) for x in (*numbers, *grid)})
 
 
-def _numbers(bag: Bag) -> Iterator[float]:
+def _numbers(bag: PlacementBag) -> Iterator[float]:
     """Every number of a recipe's training section and configurations."""
     training = bag.training
-    for kind in chain((c[0] for c in bag.cells), (training.shared, *training.policies)):
+    for kind in chain((c[0] for c in bag.placements), (training.shared, *training.policies)):
         yield from (n for value in kind.config.values() if (n := as_number(value)) is not None)
-    for settings in (training.head, *(c[1] for c in bag.cells)):
+    for settings in (training.head, *(c[1] for c in bag.placements)):
         yield from settings or ()

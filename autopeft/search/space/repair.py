@@ -53,21 +53,21 @@ def repair(
         Infeasible: no member of the space fits; the message says how small or large it can get.
         RecipeError: a value is missing, unknown or not allowed.
     """
-    ledger = _ledger(space, spec)
-    bound = ledger.bound
+    balance = _balance(space, spec)
+    bound = balance.bound
     bound.check(values)
     least, most = budget.limits(bound.spec)
-    point = ledger.at(values)
+    point = balance.at(values)
     if not point.present:
-        point = ledger.revive(point)
+        point = balance.revive(point)
     if point.total > most:
-        point = ledger.shrink(point, most)
+        point = balance.shrink(point, most)
     if point.total > most:
-        _check_smallest(ledger, budget)
-        point = ledger.moved(point, ledger.structural(ledger.smallest[0]))
+        _check_smallest(balance, budget)
+        point = balance.moved(point, balance.structural(balance.smallest[0]))
     if point.total < least:
-        point = ledger.grow(point, least, most)
-    recipe, counts = bound.materialize(point.values), ledger.counter.count(point.values)
+        point = balance.grow(point, least, most)
+    recipe, counts = bound.materialize(point.values), balance.counter.count(point.values)
     if not least <= counts.deployed <= most:
         raise Infeasible(
             f"Repair found no member of space {bound.name!r} with {least:,} to {most:,} parameters "
@@ -84,10 +84,10 @@ def smallest(space: Space | BoundSpace, spec: BackboneSpec | None = None) -> Rep
     Raises:
         EmptyRecipe: this backbone can take nothing that the space offers.
     """
-    ledger = _ledger(space, spec)
-    values = dict(ledger.smallest[0])
-    recipe = ledger.bound.materialize(values)
-    return Repaired(values, recipe, ledger.counter.count(values), changed=False)
+    balance = _balance(space, spec)
+    values = dict(balance.smallest[0])
+    recipe = balance.bound.materialize(values)
+    return Repaired(values, recipe, balance.counter.count(values), changed=False)
 
 
 def check_feasible(space: Space | BoundSpace, budget: Budget, spec: BackboneSpec | None = None) -> None:
@@ -97,15 +97,15 @@ def check_feasible(space: Space | BoundSpace, budget: Budget, spec: BackboneSpec
         Infeasible: it does not; the message says how small the space gets.
         EmptyRecipe: this backbone can take nothing that the space offers.
     """
-    _check_smallest(_ledger(space, spec), budget)
+    _check_smallest(_balance(space, spec), budget)
 
 
-def _check_smallest(ledger: _Ledger, budget: Budget) -> None:
-    _, most = budget.limits(ledger.bound.spec)
-    _, n = ledger.smallest
+def _check_smallest(balance: _Balance, budget: Budget) -> None:
+    _, most = budget.limits(balance.bound.spec)
+    _, n = balance.smallest
     if n > most:
         raise Infeasible(
-            f"No member of space {ledger.bound.name!r} fits {budget} ({most:,} parameters here): "
+            f"No member of space {balance.bound.name!r} fits {budget} ({most:,} parameters here): "
             f"its smallest has {n:,}. Raise the budget, or offer smaller sizes."
         )
 
@@ -119,10 +119,10 @@ def feasible_share(
     seed: int = 0,
 ) -> float:
     """Share of `n` random points that lie inside the budget without repair."""
-    ledger = _ledger(space, spec)
-    least, most = budget.limits(ledger.bound.spec)
+    balance = _balance(space, spec)
+    least, most = budget.limits(balance.bound.spec)
     rng = random.Random(seed)
-    points = (ledger.at(ledger.bound.sample(rng)) for _ in range(n))
+    points = (balance.at(balance.bound.sample(rng)) for _ in range(n))
     return sum(p.present and least <= p.total <= most for p in points) / n
 
 
@@ -140,7 +140,7 @@ class _Point:
         return any(cost is not None for cost in self.costs)
 
 
-class _Ledger:
+class _Balance:
     """What every unit of a space costs at given values, and moves along single parameters."""
 
     def __init__(self, bound: BoundSpace) -> None:
@@ -364,15 +364,15 @@ def _values(p: Parameter) -> list[Any]:
     return sorted({min(max(round(v), int(low)), int(high)) for v in raw})
 
 
-def _ledger(space: Space | BoundSpace, spec: BackboneSpec | None) -> _Ledger:
+def _balance(space: Space | BoundSpace, spec: BackboneSpec | None) -> _Balance:
     if isinstance(space, Space):
         if spec is None:
             raise BudgetError(
                 "A space without a backbone has no counts; give repair the spec, or a bound space."
             )
         space = space.bind(spec)
-    ledger = space.kept.get(_Ledger)
-    if ledger is None:
-        ledger = space.kept[_Ledger] = _Ledger(space)
-    assert isinstance(ledger, _Ledger)
-    return ledger
+    balance = space.kept.get(_Balance)
+    if balance is None:
+        balance = space.kept[_Balance] = _Balance(space)
+    assert isinstance(balance, _Balance)
+    return balance

@@ -1,7 +1,7 @@
-"""Recipes as bags of *cells*, and how alike they are.
+"""Recipes as bags of *placements*, and how alike they are.
 
-A cell is an entry or a composition at one of its sites, with its configuration, learning rate and weight
-decay. The distance of two recipes is a soft Sørensen–Dice distance of their cells.
+A placement is an entry or a composition at one of its sites, with its configuration, learning rate and weight
+decay. The distance of two recipes is a soft Sørensen–Dice distance of their placements.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from autopeft.recipe import (
 from autopeft.spec import BackboneSpec
 
 __all__ = [
-    "Bag",
-    "Cell",
-    "Comparison",
-    "Kind",
+    "Component",
     "Overlap",
     "Piece",
+    "Placement",
+    "PlacementBag",
+    "RecipeDistance",
     "Settings",
     "Training",
     "as_number",
@@ -36,14 +36,14 @@ __all__ = [
 
 _MEMO = 1 << 12
 
-# Shares of the distance. A cell is worth more than any of its settings, and those more than the grouping.
+# Shares of the distance. A placement counts more than any of its settings, and those more than the grouping.
 _SIZE, _OTHER, _MOST_OTHER = 0.5, 0.1, 0.4
 _RELATIVE, _INSIDE = 0.2, 0.9
 _SETTINGS = 0.25
 _TRAINING = 0.02
 _GROUPING = 1e-5
 _LEAST = 1e-6  # between numbers that differ, however little
-_CELLS = 64  # cells and pairs of them that count as one more evaluation
+_PAIRS = 64  # placements and pairs of them that count as one more evaluation
 
 
 Settings = tuple[float, float]
@@ -51,8 +51,8 @@ Settings = tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
-class Kind:
-    """What stands in a cell: a method or a composition, its configuration, and the compositions around it."""
+class Component:
+    """What is placed: a method or a composition, its configuration, and the compositions around it."""
 
     name: str
     config: Mapping[str, Any]
@@ -69,10 +69,10 @@ class Kind:
         return f"{self.name} {self.size} {_word(self.config.get(self.size))}" if self.size else self.name
 
 
-class Cell(NamedTuple):
+class Placement(NamedTuple):
     """A kind at some sites (a set of bits), under a name if it has one of its own, and whether it trains."""
 
-    kind: Kind
+    kind: Component
     sites: int
     name: str | None
     trains: bool
@@ -80,13 +80,13 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """An item at its layers: its cells, and its canonical structure."""
+    """An item at its layers: its placements, and its canonical structure."""
 
-    cells: tuple[Cell, ...]
+    placements: tuple[Placement, ...]
     text: str
 
 
-Settled = tuple[tuple[Kind, Settings | None], int]
+Settled = tuple[tuple[Component, Settings | None], int]
 """A kind with its settings, at some sites."""
 
 
@@ -97,8 +97,10 @@ class Training:
         self._section, self._numbered = section, numbered
         self._settled: Memo[Piece, list[Settled]] = Memo(_MEMO)
         outside = {"learning_rate", "weight_decay", "groups", "policies"}
-        self.shared = Kind("training", section.model_dump(mode="json", exclude=outside))
-        self.policies = [Kind(p.method, p.method_config().model_dump(mode="json")) for p in section.policies]
+        self.shared = Component("training", section.model_dump(mode="json", exclude=outside))
+        self.policies = [
+            Component(p.method, p.method_config().model_dump(mode="json")) for p in section.policies
+        ]
         self.head = self._of("head", "head")
 
     def _of(self, name: str, method: str) -> Settings:
@@ -114,47 +116,47 @@ class Training:
         )
 
     def settle(self, piece: Piece) -> list[Settled]:
-        """The cells of a piece with their settings."""
+        """The placements of a piece with their settings."""
         found = self._settled.get(piece)
         if found is None:
             # A space names no entry by its position (`lora_2`); the entries of a recipe carry their names.
             found = [
                 ((kind, self._of(name or kind.name, kind.name) if trains else None), sites)
-                for kind, sites, name, trains in piece.cells
+                for kind, sites, name, trains in piece.placements
             ]
             self._settled.keep(piece, found)
         return found
 
 
-class Bag:
-    """A recipe as cells: those of one kind and the same settings together."""
+class PlacementBag:
+    """A recipe as placements: those of one kind and the same settings together."""
 
     def __init__(self, pieces: Sequence[Piece], training: Training) -> None:
-        merged: dict[tuple[Kind, Settings | None], int] = {}
-        self.cells: list[tuple[Kind, Settings | None, int]] = []
+        merged: dict[tuple[Component, Settings | None], int] = {}
+        self.placements: list[tuple[Component, Settings | None, int]] = []
         for piece in pieces:
             for key, sites in training.settle(piece):
                 before = merged.get(key, 0)
                 twice = before & sites
                 if twice:
-                    self.cells.append((*key, twice))
+                    self.placements.append((*key, twice))
                 merged[key] = before | sites
-        self.cells += [(*key, sites) for key, sites in merged.items()]
+        self.placements += [(*key, sites) for key, sites in merged.items()]
         self.training = training
         self.texts = frozenset([piece.text for piece in pieces])
-        self.size = sum([sites.bit_count() for _, _, sites in self.cells])
+        self.size = sum([sites.bit_count() for _, _, sites in self.placements])
 
     @cached_property
-    def families(self) -> dict[str, list[tuple[int, Kind, Settings | None, int]]]:
+    def families(self) -> dict[str, list[tuple[int, Component, Settings | None, int]]]:
         """Cells with their positions, by the family of their kinds."""
-        found: dict[str, list[tuple[int, Kind, Settings | None, int]]] = {}
-        for j, cell in enumerate(self.cells):
-            found.setdefault(cell[0].family, []).append((j, *cell))
+        found: dict[str, list[tuple[int, Component, Settings | None, int]]] = {}
+        for j, placement in enumerate(self.placements):
+            found.setdefault(placement[0].family, []).append((j, *placement))
         return found
 
 
 class Overlap(NamedTuple):
-    """Which cells go together: (likeness, ours, wanted, sites), and the sites that are left of each."""
+    """Which placements go together: (likeness, ours, wanted, sites), and the sites that are left of each."""
 
     common: float
     pairs: list[tuple[float, int, int, int]]
@@ -163,17 +165,17 @@ class Overlap(NamedTuple):
     compared: int
 
 
-class Comparison:
+class RecipeDistance:
     """How alike recipes on a backbone are."""
 
     def __init__(self, spec: BackboneSpec) -> None:
         self._spec = spec
-        self._alike: Memo[tuple[Kind, Kind], float] = Memo(_MEMO)
+        self._alike: Memo[tuple[Component, Component], float] = Memo(_MEMO)
 
-    def overlap(self, ours: Bag, wanted: Bag) -> Overlap:
-        """Match cells site by site, the most alike first."""
+    def overlap(self, ours: PlacementBag, wanted: PlacementBag) -> Overlap:
+        """Match placements site by site, the most alike first."""
         pairs, compared, families = [], 0, wanted.families
-        for i, (kind, settings, sites) in enumerate(ours.cells):
+        for i, (kind, settings, sites) in enumerate(ours.placements):
             relatives = families.get(kind.family, ())
             compared += len(relatives)
             for j, other, others, there in relatives:
@@ -183,7 +185,7 @@ class Comparison:
                         alike *= 1 - _SETTINGS * _settings_gap(settings, others)
                     pairs.append((-alike, i, j))
         pairs.sort()
-        left, rest = [c[2] for c in ours.cells], [c[2] for c in wanted.cells]
+        left, rest = [c[2] for c in ours.placements], [c[2] for c in wanted.placements]
         found, common = [], 0.0
         for alike, i, j in pairs:
             both = left[i] & rest[j]
@@ -194,7 +196,7 @@ class Comparison:
                 found.append((-alike, i, j, both))
         return Overlap(common, found, left, rest, compared)
 
-    def _likeness(self, a: Kind, b: Kind) -> float:
+    def _likeness(self, a: Component, b: Component) -> float:
         """1 for the same, less for others of one family; a method may stand in for another."""
         found = self._alike.get((a, b))
         if found is None:
@@ -206,10 +208,10 @@ class Comparison:
             found = self._alike.keep((a, b), found if a.inside == b.inside else found * _INSIDE)
         return found
 
-    def distance(self, ours: Bag, wanted: Bag) -> tuple[float, int]:
+    def distance(self, ours: PlacementBag, wanted: PlacementBag) -> tuple[float, int]:
         """The distance of two recipes, and how many steps it took.
 
-        It is a soft Sørensen–Dice distance of the cells: a share of both recipes, so that descent never
+        It is a soft Sørensen–Dice distance of the placements: a share of both recipes, so that descent never
         gains by giving up all that they have in common.
         """
         total, overlap = ours.size + wanted.size, self.overlap(ours, wanted)
@@ -223,19 +225,19 @@ class Comparison:
         for p, q in zip_longest(a.policies, b.policies):
             training += 1 if p is None or q is None else 1 - self._likeness(p, q)
         groups = len(ours.texts ^ wanted.texts) / max(1, len(ours.texts) + len(wanted.texts))
-        steps = 1 + (len(ours.cells) + overlap.compared) // _CELLS
+        steps = 1 + (len(ours.placements) + overlap.compared) // _PAIRS
         return max(0.0, apart) + _TRAINING * training + _GROUPING * groups, steps
 
-    def differences(self, ours: Bag, wanted: Bag) -> Iterator[str]:
+    def differences(self, ours: PlacementBag, wanted: PlacementBag) -> Iterator[str]:
         """What of `wanted` is not in `ours`, in words."""
         overlap = self.overlap(ours, wanted)
         for left, bag, fate in ((overlap.wanted, wanted, "is left out"), (overlap.ours, ours, "is added")):
-            together: dict[Kind, int] = {}
-            for sites, (kind, _, _) in zip(left, bag.cells, strict=True):
+            together: dict[Component, int] = {}
+            for sites, (kind, _, _) in zip(left, bag.placements, strict=True):
                 together[kind] = together.get(kind, 0) | sites
             yield from (f"{k.label}{self._where(s)} {fate}" for k, s in together.items() if s)
         a, b = wanted.training, ours.training
-        both = [(wanted.cells[j], ours.cells[i]) for _, i, j, _ in overlap.pairs]
+        both = [(wanted.placements[j], ours.placements[i]) for _, i, j, _ in overlap.pairs]
         kinds = [(theirs[0], mine[0]) for theirs, mine in both]
         for p, q in (*kinds, (a.shared, b.shared), *zip_longest(a.policies, b.policies)):
             yield from _changes(p, q)
@@ -307,11 +309,11 @@ def _became(a: Any, b: Any) -> str:
     return f"{before} became {after}" if before != after else f"{a!r:.40} became {b!r:.40}"
 
 
-def _keys(a: Kind, b: Kind) -> list[str]:
+def _keys(a: Component, b: Component) -> list[str]:
     return list(dict.fromkeys((*a.config, *b.config)))
 
 
-def _changes(wanted: Kind | None, ours: Kind | None) -> Iterator[str]:
+def _changes(wanted: Component | None, ours: Component | None) -> Iterator[str]:
     """How one configuration differs from another, in words."""
     if wanted is None or ours is None:
         yield from () if wanted is None else (f"{wanted.label} is left out",)

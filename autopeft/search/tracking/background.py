@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from autopeft.search.tracking.entry import Entry
+from autopeft.search.tracking.entry import TrackedRun
 
-__all__ = ["Courier", "Tracker"]
+__all__ = ["BackgroundTracker", "Tracker"]
 
 # Calls that may wait before figures of single steps are left out: a server of a second per call lags by
 # minutes then, and the curves of a search have points enough.
@@ -20,22 +20,22 @@ _BACKLOG = 200
 class Tracker(Protocol):
     """Where entries are logged; all calls come from one thread. Each entry appears once, by its name."""
 
-    def start(self, entry: Entry) -> None:
+    def start(self, entry: TrackedRun) -> None:
         """Begin an entry, or go on with one that rested, in this process or in an earlier one."""
         ...
 
-    def report(self, entry: Entry, step: int, metrics: Mapping[str, float]) -> None: ...
+    def report(self, entry: TrackedRun, step: int, metrics: Mapping[str, float]) -> None: ...
 
-    def rest(self, entry: Entry, *, last: bool) -> None:
+    def rest(self, entry: TrackedRun, *, last: bool) -> None:
         """Put an entry away that may go on later; with `last` in another process, if it does not rest yet."""
         ...
 
-    def end(self, entry: Entry, state: str) -> None:
+    def end(self, entry: TrackedRun, state: str) -> None:
         """Put an entry away for good; `state` is that of its record."""
         ...
 
 
-class Courier:
+class BackgroundTracker:
     """Takes calls to one tracker, in their order, in a thread of its own.
 
     The first call that raises ends it: `error` says why, and what comes later is thrown away. This is the

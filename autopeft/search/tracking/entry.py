@@ -12,13 +12,13 @@ from autopeft.recipe import Recipe
 from autopeft.recipe.core import EntryRef
 from autopeft.search.core.jobs import Job, TrialRecord
 
-__all__ = ["Entry", "Value", "entry_config", "entry_name", "hyperparameters", "metrics_of"]
+__all__ = ["TrackedRun", "Value", "entry_config", "entry_name", "hyperparameters", "metrics_of"]
 
 Value = str | int | float | bool
 
 
 @dataclass(frozen=True)
-class Entry:
+class TrackedRun:
     """A trial or a run after the search, as trackers show it.
 
     Attributes:

@@ -16,7 +16,7 @@ from typing import Any
 from autopeft.errors import AutoPEFTError
 from autopeft.search.execution.environment import environment, quiet
 from autopeft.search.tracking.background import Tracker
-from autopeft.search.tracking.entry import Entry
+from autopeft.search.tracking.entry import TrackedRun
 
 with environment(importing=True):
     import ray
@@ -35,7 +35,7 @@ _AT_ONCE = 2
 class _Trial(Trial):
     """An entry as Ray's callbacks want it, with a folder that we choose."""
 
-    def __init__(self, entry: Entry, run: str, folder: Path) -> None:
+    def __init__(self, entry: TrackedRun, run: str, folder: Path) -> None:
         self._folder = folder
         super().__init__(
             "autopeft",
@@ -60,15 +60,15 @@ class _Called:
         self._callback, self._folder, self._run = callback, folder, run
         self._trials: dict[str, _Trial] = {}
 
-    def report(self, entry: Entry, step: int, metrics: Mapping[str, float]) -> None:
+    def report(self, entry: TrackedRun, step: int, metrics: Mapping[str, float]) -> None:
         self._callback.log_trial_result(0, self._trials[entry.name], {TRAINING_ITERATION: step, **metrics})
 
-    def rest(self, entry: Entry, *, last: bool) -> None:
+    def rest(self, entry: TrackedRun, *, last: bool) -> None:
         trial = self._trials.pop(entry.name, None)
         if trial is not None:
             self._callback.log_trial_end(trial)
 
-    def end(self, entry: Entry, state: str) -> None:
+    def end(self, entry: TrackedRun, state: str) -> None:
         trial = self._trials.pop(entry.name)
         trial.evaluated_params = {**entry.config, "state": state}
         self._callback.log_trial_end(trial, failed=state == "failed")
@@ -80,7 +80,7 @@ class _TensorBoard(_Called):
     Hyperparameters are written at the end alone: TensorBoard keeps the first that it reads.
     """
 
-    def start(self, entry: Entry) -> None:
+    def start(self, entry: TrackedRun) -> None:
         folder = self._folder / entry.name
         # tensorboardX names a file by the second, and writes over one of that name.
         while any(folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
@@ -100,7 +100,7 @@ class _MLflow(_Called):
         super().__init__(callback, folder, run)
         self._client = client
 
-    def start(self, entry: Entry) -> None:
+    def start(self, entry: TrackedRun) -> None:
         trial = self._trials[entry.name] = _Trial(entry, self._run, self._folder)
         known = self._client.search_runs(
             [self._callback.mlflow_util.experiment_id],
@@ -112,11 +112,11 @@ class _MLflow(_Called):
             self._callback._trial_runs[trial] = found.info.run_id
         self._callback.log_trial_start(trial)
 
-    def rest(self, entry: Entry, *, last: bool) -> None:
+    def rest(self, entry: TrackedRun, *, last: bool) -> None:
         if entry.name in self._trials:
             self.end(entry, "paused")
 
-    def end(self, entry: Entry, state: str) -> None:
+    def end(self, entry: TrackedRun, state: str) -> None:
         self._client.set_tag(self._callback._trial_runs[self._trials[entry.name]], "state", state)
         super().end(entry, state)
 
@@ -133,17 +133,17 @@ class _WandB:
         self._held: dict[str, list[dict[str, Any]]] = {}
         self._writing: dict[str, Any] = {}
 
-    def start(self, entry: Entry) -> None:
+    def start(self, entry: TrackedRun) -> None:
         self._held.setdefault(entry.name, [])
 
-    def report(self, entry: Entry, step: int, metrics: Mapping[str, float]) -> None:
+    def report(self, entry: TrackedRun, step: int, metrics: Mapping[str, float]) -> None:
         self._held[entry.name].append({TRAINING_ITERATION: step, **metrics})
 
-    def rest(self, entry: Entry, *, last: bool) -> None:
+    def rest(self, entry: TrackedRun, *, last: bool) -> None:
         if entry.name in self._held and (self._online or last):
             self.end(entry, "paused")
 
-    def end(self, entry: Entry, state: str) -> None:
+    def end(self, entry: TrackedRun, state: str) -> None:
         results = self._held.pop(entry.name)
         if not results:
             return

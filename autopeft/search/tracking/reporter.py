@@ -16,10 +16,10 @@ from functools import partial
 from importlib.util import find_spec
 
 from autopeft.errors import UsageError, near
+from autopeft.runs.folder import RunFolder
 from autopeft.search.core.jobs import CountTable, Job, Reporter, SearchInfo, TrialRecord
-from autopeft.search.runfolder import RunFolder
-from autopeft.search.tracking.background import Courier
-from autopeft.search.tracking.entry import Entry, entry_config, entry_name, metrics_of
+from autopeft.search.tracking.background import BackgroundTracker
+from autopeft.search.tracking.entry import TrackedRun, entry_config, entry_name, metrics_of
 
 __all__ = ["TRACKERS", "Tracking", "parse_trackers", "track"]
 
@@ -73,23 +73,25 @@ def track(
         notify: takes one line where a tracker fails; without it, the line is a warning of the logger
             `autopeft`.
     """
-    couriers = []
+    backgrounds = []
     if names:
         # It imports Ray, which takes seconds.
         from autopeft.search.tracking.ray_callbacks import open_tracker
 
         # The manifest is written once, when a run begins, and differs from any other's.
         run = hashlib.sha256((folder.path / "manifest.json").read_bytes()).hexdigest()[:8]
-        couriers = [Courier(name, partial(open_tracker, name, folder.path, run)) for name in names]
+        backgrounds = [
+            BackgroundTracker(name, partial(open_tracker, name, folder.path, run)) for name in names
+        ]
     before = {str(line.get("job")) for line in folder.lines("finals.jsonl")}
-    return Tracking(reporter, couriers, notify or _log.warning, before)
+    return Tracking(reporter, backgrounds, notify or _log.warning, before)
 
 
 @dataclass
 class _Open:
     """An entry that has not ended, and the last step that was reported of it."""
 
-    entry: Entry
+    entry: TrackedRun
     step: int = -1
     resting: bool = False
 
@@ -100,7 +102,7 @@ class Tracking:
     A tracker that fails is named once and then left alone; the search goes on.
 
     Args:
-        couriers: lead to the trackers.
+        backgrounds: lead to the trackers.
         notify: takes one line where a tracker fails.
         before: jobs that an earlier process of the same run has logged.
     """
@@ -108,11 +110,11 @@ class Tracking:
     def __init__(
         self,
         reporter: Reporter,
-        couriers: Sequence[Courier],
+        backgrounds: Sequence[BackgroundTracker],
         notify: Callable[[str], None],
         before: Container[str] = (),
     ) -> None:
-        self._reporter, self._couriers, self._notify = reporter, list(couriers), notify
+        self._reporter, self._backgrounds, self._notify = reporter, list(backgrounds), notify
         self._before = before
         self._open: dict[str, _Open] = {}
 
@@ -149,8 +151,8 @@ class Tracking:
             self._rest(found)
             return
         del self._open[entry.name]
-        for courier in self._couriers:
-            courier.tell(lambda tracker: tracker.end(entry, state))
+        for background in self._backgrounds:
+            background.tell(lambda tracker: tracker.end(entry, state))
 
     def close(self, seconds: float = _PATIENCE) -> None:
         """Put everything away and wait for the trackers; a second call changes nothing.
@@ -160,27 +162,27 @@ class Tracking:
         for found in self._open.values():
             self._rest(found, last=True)
         self._open.clear()
-        for courier in self._couriers:
-            courier.finish()
+        for background in self._backgrounds:
+            background.finish()
         try:
             end = time.monotonic() + min(seconds, _SOON)
-            slow = [c for c in self._couriers if not c.wait(end - time.monotonic())]
+            slow = [c for c in self._backgrounds if not c.wait(end - time.monotonic())]
             if slow:
                 self._notify(f"Waiting for {_names(slow)} to take what is left; Ctrl-C ends the waiting.")
             late = [c for c in slow if not _done(c, seconds)]
         except KeyboardInterrupt:
-            late = [c for c in self._couriers if not c.wait(0.0)]
+            late = [c for c in self._backgrounds if not c.wait(0.0)]
         if late:
             self._notify(f"{_names(late)} did not take everything; what is missing is in the run folder.")
         self._listening()
-        self._couriers = []
+        self._backgrounds = []
 
     def _listening(self) -> bool:
         """Whether any tracker is left; those that have failed are named and let go."""
-        for courier in [c for c in self._couriers if c.error is not None]:
-            self._couriers.remove(courier)
-            self._notify(f"Nothing more is logged with {courier.name}: {courier.error}")
-        return bool(self._couriers)
+        for background in [c for c in self._backgrounds if c.error is not None]:
+            self._backgrounds.remove(background)
+            self._notify(f"Nothing more is logged with {background.name}: {background.error}")
+        return bool(self._backgrounds)
 
     def _begin(self, of: Job | TrialRecord) -> _Open:
         name = entry_name(of)
@@ -188,32 +190,32 @@ class Tracking:
         if found is not None and not found.resting:
             return found
         if found is None:
-            self._open[name] = found = _Open(Entry(name, entry_config(of)))
+            self._open[name] = found = _Open(TrackedRun(name, entry_config(of)))
         entry, found.resting = found.entry, False
-        for courier in self._couriers:
-            courier.tell(lambda tracker: tracker.start(entry))
+        for background in self._backgrounds:
+            background.tell(lambda tracker: tracker.start(entry))
         return found
 
     def _report(self, found: _Open, step: int, metrics: Mapping[str, float], *, minor: bool = False) -> None:
         entry, found.step = found.entry, step
-        for courier in self._couriers:
-            courier.tell(lambda tracker: tracker.report(entry, step, metrics), minor=minor)
+        for background in self._backgrounds:
+            background.tell(lambda tracker: tracker.report(entry, step, metrics), minor=minor)
 
     def _rest(self, found: _Open, *, last: bool = False) -> None:
         entry, found.resting = found.entry, True
-        for courier in self._couriers:
-            courier.tell(lambda tracker: tracker.rest(entry, last=last))
+        for background in self._backgrounds:
+            background.tell(lambda tracker: tracker.rest(entry, last=last))
 
 
-def _done(courier: Courier, seconds: float) -> bool:
-    """Wait for a courier as long as it gets on."""
-    left = courier.left
-    while not courier.wait(seconds):
-        if courier.left >= left:
+def _done(background: BackgroundTracker, seconds: float) -> bool:
+    """Wait for a background as long as it gets on."""
+    left = background.left
+    while not background.wait(seconds):
+        if background.left >= left:
             return False
-        left = courier.left
+        left = background.left
     return True
 
 
-def _names(couriers: Sequence[Courier]) -> str:
-    return " and ".join(courier.name for courier in couriers)
+def _names(backgrounds: Sequence[BackgroundTracker]) -> str:
+    return " and ".join(background.name for background in backgrounds)

@@ -26,7 +26,7 @@ from transformers import BertConfig
 from autopeft.backbones import spec_of
 from autopeft.counting import count
 from autopeft.recipe import Recipe
-from autopeft.search.runfolder import RunFolder
+from autopeft.runs.folder import RunFolder
 
 RANKS = (1, 2, 4, 8, 16)
 START = datetime(2026, 1, 31, 12, 0, 0)
@@ -235,7 +235,7 @@ class Builder:
     def result(self, ended: list[dict[str, Any]]) -> dict[str, Any]:
         recipe, lora = self.recipe(16, 20), {"layers": [{"attach": [{"lora": {"rank": 4}}]}]}
         name = f"LoRA rank 4 {self.words}".strip()
-        rival = {"name": name, "recipe": lora, "counts": self.counts(lora)}
+        baseline = {"name": name, "recipe": lora, "counts": self.counts(lora)}
         head = {"name": "head only", "recipe": {"name": "head"}, "counts": {"deployed": 0, "share": 0.0}}
         return {
             "counts": self.counts(recipe),
@@ -249,7 +249,7 @@ class Builder:
             "notice": self.words or None,
             "seconds": 321.0,
             "baselines": [
-                rival | {"select": [0.69, 0.70, 0.71], "test": [0.68, 0.70, 0.71]},
+                baseline | {"select": [0.69, 0.70, 0.71], "test": [0.68, 0.70, 0.71]},
                 head | {"select": [0.55, 0.56, 0.57], "test": [0.54, 0.55, 0.56]},
             ],
             "comparisons": [

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from autopeft.report.html import write_report
-from autopeft.search.runfolder import RunFolder
+from autopeft.runs.folder import RunFolder
 
 Make = Callable[..., RunFolder]
 NEEDED = os.environ.get("AUTOPEFT_NEEDS_BROWSER", "") not in ("", "0")

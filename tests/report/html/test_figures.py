@@ -12,7 +12,7 @@ from autopeft.report.html import optuna_figures, own_figures
 from autopeft.report.html.figure import Figure, Missing
 from autopeft.report.html.journal import History, read_history
 from autopeft.report.html.load import Run, read_run
-from autopeft.search.runfolder import RunFolder
+from autopeft.runs.folder import RunFolder
 
 Make = Callable[..., RunFolder]
 

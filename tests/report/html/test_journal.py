@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from autopeft.errors import UsageError
 from autopeft.report.html.journal import copy_journal, read_history
-from autopeft.search.runfolder import RunFolder
+from autopeft.runs.folder import RunFolder
 
 Make = Callable[..., RunFolder]
 

@@ -9,7 +9,7 @@ import pytest
 
 from autopeft.errors import UsageError
 from autopeft.report.html.load import read_run
-from autopeft.search.runfolder import RunFolder
+from autopeft.runs.folder import RunFolder
 
 Make = Callable[..., RunFolder]
 Edit = Callable[[Path, Callable[[Any], Any]], None]

@@ -13,7 +13,7 @@ import pytest
 
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.report.html import render_report, write_report
-from autopeft.search.runfolder import RunFolder
+from autopeft.runs.folder import RunFolder
 
 Make = Callable[..., RunFolder]
 Edit = Callable[[Path, Callable[[Any], Any]], None]

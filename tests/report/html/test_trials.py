@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from autopeft.report.html.trials import Row, Table, finals_table, methods_of, trials_table
-from autopeft.search.runfolder import RunFolder
+from autopeft.runs.folder import RunFolder
 
 Make = Callable[..., RunFolder]
 

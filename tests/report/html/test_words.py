@@ -9,7 +9,7 @@ import pytest
 
 from autopeft.report.html.load import read_run
 from autopeft.report.html.words import comparisons, facts, headline, remarks, reproduction
-from autopeft.search.runfolder import RunFolder
+from autopeft.runs.folder import RunFolder
 
 Make = Callable[..., RunFolder]
 Edit = Callable[[Path, Callable[[Any], Any]], None]
@@ -33,14 +33,14 @@ def test_the_headline_says_what_won_and_by_how_much(make_run: Make) -> None:
     ],
 )
 def test_without_intervals_the_deviations_decide(make_run: Make, test: list[float], verdict: str) -> None:
-    def rivals(folder: RunFolder) -> None:
+    def baselines(folder: RunFolder) -> None:
         result = folder.result()
         result["baselines"][0]["test"] = test
         del result["comparisons"]
         folder.write_json("result.json", result)
 
     folder = make_run(trials=1)
-    rivals(folder)
+    baselines(folder)
     assert verdict in headline(read_run(folder))[1]
 
 

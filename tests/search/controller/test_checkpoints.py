@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from autopeft.errors import UsageError
-from autopeft.search.controller.checkpoints import Clock, FolderVault, KeptRuns, PastFinals
+from autopeft.runs.folder import RunFolder
+from autopeft.search.controller.checkpoints import Clock, CompletedRuns, FolderCheckpoints, KnownRuns
 from autopeft.search.core.jobs import Job, TrialRecord
-from autopeft.search.runfolder import RunFolder
 
 
 def job(name: str, kind: Any = "baseline", splits: tuple[str, ...] = ("select",)) -> Job:
@@ -20,21 +20,21 @@ def record(name: str, kind: Any = "baseline", **more: Any) -> TrialRecord:
     return TrialRecord(kind, name, options.pop("state"), {"name": name}, seed=3, steps=5, **options)
 
 
-def test_a_vault_replaces_keeps_and_drops(tmp_path: Path) -> None:
-    vault = FolderVault(tmp_path / "files")
-    assert vault.get("a") is None
-    vault.put("a", {"x": b"1", "y": b"2"})
-    vault.put("a", {"x": b"3"})
-    assert vault.get("a") == {"x": b"3"}
-    assert FolderVault(tmp_path / "files").get("a") == {"x": b"3"}
-    vault.drop("a")
-    vault.drop("never")
-    assert vault.get("a") is None
+def test_a_store_replaces_keeps_and_drops(tmp_path: Path) -> None:
+    checkpoints = FolderCheckpoints(tmp_path / "files")
+    assert checkpoints.get("a") is None
+    checkpoints.put("a", {"x": b"1", "y": b"2"})
+    checkpoints.put("a", {"x": b"3"})
+    assert checkpoints.get("a") == {"x": b"3"}
+    assert FolderCheckpoints(tmp_path / "files").get("a") == {"x": b"3"}
+    checkpoints.drop("a")
+    checkpoints.drop("never")
+    assert checkpoints.get("a") is None
     assert list((tmp_path / "files").iterdir()) == []
 
 
 def test_only_finished_runs_of_an_earlier_process_count(tmp_path: Path) -> None:
-    folder, vault = RunFolder(tmp_path), FolderVault(tmp_path / "files")
+    folder, checkpoints = RunFolder(tmp_path), FolderCheckpoints(tmp_path / "files")
     for line in (
         record("good", counts={"deployed": 5}, seconds=2.0, train_loss=0.3),
         record("failed", state="failed", scores={}, error="no"),
@@ -46,8 +46,8 @@ def test_only_finished_runs_of_an_earlier_process_count(tmp_path: Path) -> None:
         folder.append_line("finals.jsonl", line)
     with (tmp_path / "finals.jsonl").open("a") as file:
         file.write('{"job": "torn", "state": "comp')
-    vault.put("confirm-1-s1000", {"weights": b"1"})
-    past = PastFinals(folder, vault)
+    checkpoints.put("confirm-1-s1000", {"weights": b"1"})
+    past = CompletedRuns(folder, checkpoints)
     found = past.get(job("good"))
     assert found is not None
     assert (found.scores, found.seconds, found.counts) == ({"select": 0.5}, 2.0, {"deployed": 5})
@@ -78,7 +78,7 @@ class Cache:
 
 def test_baselines_alone_are_shared_between_searches(tmp_path: Path) -> None:
     cache: Any = Cache()
-    kept = KeptRuns(PastFinals(RunFolder(tmp_path), FolderVault(tmp_path)), Keys(), cache)  # type: ignore[arg-type]
+    kept = KnownRuns(CompletedRuns(RunFolder(tmp_path), FolderCheckpoints(tmp_path)), Keys(), cache)  # type: ignore[arg-type]
     kept.remember(record("lora", scores={"select": 0.6, "test": 0.7}))
     kept.remember(record("confirm-1", kind="confirm"))
     kept.remember(record("failed", state="failed"))

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from support.searching import EFFORT, Stage, rank_of
 
-from autopeft.search.controller import controller as director
+from autopeft.runs.folder import RunFolder
+from autopeft.search.controller import controller as controller
 from autopeft.search.controller.finish import finish
 from autopeft.search.core.jobs import DONE, Job, JobResult
 from autopeft.search.optimization.successive_halving import Rungs
-from autopeft.search.runfolder import RunFolder
 
 Make = Callable[..., Stage]
 
@@ -32,7 +32,7 @@ def test_a_whole_search_runs_every_job_once(make_stage: Make) -> None:
     kinds = Counter(job.kind for job in stage.jobs)
     assert kinds == {"trial": 5, "confirm": 4, "baseline": 4, "test": 2}
     assert len({job.id for job in stage.jobs}) == len(stage.jobs)
-    assert stage.director.next() is DONE
+    assert stage.controller.next() is DONE
     assert [r.label for r in stage.records] == [r.label for r in stage.events.records]
     assert len(stage.records) == len(stage.jobs)
 
@@ -40,7 +40,7 @@ def test_a_whole_search_runs_every_job_once(make_stage: Make) -> None:
 def test_only_the_winner_and_the_baselines_see_test_and_once(make_stage: Make) -> None:
     stage = make_stage()
     stage.play(honest)
-    winner = stage.director.finals.winner
+    winner = stage.controller.finals.winner
     assert winner is not None
     tested = [job for job in stage.jobs if "test" in job.splits]
     assert Counter((job.kind, job.seed) for job in tested) == Counter(
@@ -49,7 +49,7 @@ def test_only_the_winner_and_the_baselines_see_test_and_once(make_stage: Make) -
     assert all(job.recipe == winner.recipe for job in tested if job.kind == "test")
     contender = winner.contender()
     assert len(contender.select) == len(contender.test) == 2
-    assert [len(b.test) for b in stage.director.finals.baselines()] == [2]
+    assert [len(b.test) for b in stage.controller.finals.baselines()] == [2]
 
 
 def test_the_winner_is_the_best_on_fresh_seeds_not_in_the_search(make_stage: Make) -> None:
@@ -64,7 +64,7 @@ def test_the_winner_is_the_best_on_fresh_seeds_not_in_the_search(make_stage: Mak
         return result
 
     stage.play(flattering)
-    winner = stage.director.finals.winner
+    winner = stage.controller.finals.winner
     assert winner is not None
     assert winner.recipe["layers"][0]["attach"][0]["lora"]["rank"] == min(champion) < max(champion)
 
@@ -111,17 +111,17 @@ def test_a_failed_trial_is_recorded_and_the_search_goes_on(make_stage: Make) -> 
     stage.play(outcome)
     failed = [r for r in stage.records if r.state == "failed"]
     assert [(r.number, r.error) for r in failed] == [(1, "boom")]
-    assert stage.director.finals.winner is not None
+    assert stage.controller.finals.winner is not None
 
 
 def test_when_all_trials_fail_nothing_more_is_trained(make_stage: Make) -> None:
     stage = make_stage(effort=replace(EFFORT, trials=20))
     stage.play(lambda job: JobResult(job.id, error=f"boom {job.id}", failure="failed"))
-    assert stage.director.first_error == "boom trial-0"
+    assert stage.controller.first_error == "boom trial-0"
     assert {j.kind for j in stage.jobs} <= {"trial", "baseline"}
     assert 5 <= sum(j.kind == "trial" for j in stage.jobs) <= 6, "a search that only fails should stop early"
-    assert stage.director.finals.baselines() == []
-    assert stage.director.finals.winner is None
+    assert stage.controller.finals.baselines() == []
+    assert stage.controller.finals.winner is None
 
 
 def test_finalists_that_all_fail_leave_no_winner(make_stage: Make) -> None:
@@ -129,8 +129,8 @@ def test_finalists_that_all_fail_leave_no_winner(make_stage: Make) -> None:
     stage.play(
         lambda j: JobResult(j.id, error="boom", failure="failed") if j.kind == "confirm" else honest(j)
     )
-    assert stage.director.finals.winner is None
-    assert stage.director.study.best()
+    assert stage.controller.finals.winner is None
+    assert stage.controller.study.best()
 
 
 def test_a_finalist_that_fails_on_one_seed_loses(make_stage: Make) -> None:
@@ -145,7 +145,7 @@ def test_a_finalist_that_fails_on_one_seed_loses(make_stage: Make) -> None:
         return honest(job)
 
     stage.play(outcome)
-    winner = stage.director.finals.winner
+    winner = stage.controller.finals.winner
     assert winner is not None
     assert len(winner.good) == 2
 
@@ -153,9 +153,9 @@ def test_a_finalist_that_fails_on_one_seed_loses(make_stage: Make) -> None:
 def test_an_exhausted_space_goes_on_to_the_finals(make_stage: Make) -> None:
     stage = make_stage(ranks=(1, 2))
     stage.play(honest)
-    assert stage.director.exhausted
+    assert stage.controller.exhausted
     assert Counter(j.kind for j in stage.jobs)["trial"] == 2
-    assert stage.director.finals.winner is not None
+    assert stage.controller.finals.winner is not None
 
 
 def test_duplicates_are_recorded_but_not_trained(make_stage: Make) -> None:
@@ -170,7 +170,7 @@ def test_the_weights_of_the_best_trial_so_far_are_kept(make_stage: Make) -> None
     stage = make_stage()
     stage.play(honest)
     best = max((j for j in stage.jobs if j.kind == "trial"), key=rank_of)
-    assert stage.vault.held["best"] == {"w": best.id.encode()}
+    assert stage.checkpoints.held["best"] == {"w": best.id.encode()}
     thresholds = [j.keep_above for j in stage.jobs if j.kind == "trial"]
     assert all(t is not None for t in thresholds)
     assert thresholds == sorted(thresholds, key=lambda t: t or 0.0)
@@ -178,31 +178,31 @@ def test_the_weights_of_the_best_trial_so_far_are_kept(make_stage: Make) -> None
 
 def test_an_interruption_keeps_what_was_finished(make_stage: Make) -> None:
     stage = make_stage()
-    director = stage.director
-    first, second = director.next(), director.next()
+    controller = stage.controller
+    first, second = controller.next(), controller.next()
     assert isinstance(first, Job)
     assert isinstance(second, Job)
-    director.complete(honest(first))
-    director.interrupt()
-    assert director.stopped
-    assert director.next() is DONE
-    director.abandon()
+    controller.complete(honest(first))
+    controller.interrupt()
+    assert controller.stopped
+    assert controller.next() is DONE
+    controller.abandon()
     records = {r.number: r for r in stage.records}
     assert records[0].state == "complete"
     assert (records[1].state, records[1].failure) == ("failed", "stopped")
-    assert director.first_error is None
-    assert stage.vault.held["best"]
+    assert controller.first_error is None
+    assert stage.checkpoints.held["best"]
 
 
 def test_results_that_came_already_change_nothing(make_stage: Make) -> None:
     stage = make_stage()
-    job = stage.director.next()
+    job = stage.controller.next()
     assert isinstance(job, Job)
-    stage.director.complete(honest(job))
-    stage.director.complete(replace_score(honest(job), 9.0))
-    stage.director.complete(JobResult("never-given", scores={"select": 9.0}))
+    stage.controller.complete(honest(job))
+    stage.controller.complete(replace_score(honest(job), 9.0))
+    stage.controller.complete(JobResult("never-given", scores={"select": 9.0}))
     assert len(stage.records) == 1
-    assert stage.director.study.best()[0].score == honest(job).score
+    assert stage.controller.study.best()[0].score == honest(job).score
 
 
 def replace_score(result: JobResult, score: float) -> JobResult:
@@ -223,19 +223,19 @@ def test_the_time_budget_leaves_room_for_the_finals(make_stage: Make, seconds: f
 
     stage.play(slow)
     assert Counter(j.kind for j in stage.jobs)["trial"] == trials
-    assert stage.director.out_of_time == (trials < 5)
-    assert stage.director.finals.winner is not None
+    assert stage.controller.out_of_time == (trials < 5)
+    assert stage.controller.finals.winner is not None
 
 
 def test_progress_reports_time_left(make_stage: Make) -> None:
     stage = make_stage()
-    one, two = stage.director.next(), stage.director.next()
+    one, two = stage.controller.next(), stage.controller.next()
     assert isinstance(one, Job)
     assert isinstance(two, Job)
-    stage.director.progress(one.id, 5, 0.7)
-    stage.director.complete(honest(one))
-    stage.director.progress(two.id, 1, 0.7)
-    stage.director.progress(two.id, 9, 0.7)
+    stage.controller.progress(one.id, 5, 0.7)
+    stage.controller.complete(honest(one))
+    stage.controller.progress(two.id, 1, 0.7)
+    stage.controller.progress(two.id, 9, 0.7)
     steps: list[Any] = [e for e in stage.events.seen if e[0] == "step"]
     assert steps[0][3] is None
     assert 0 < steps[2][3] < steps[1][3]
@@ -244,7 +244,7 @@ def test_progress_reports_time_left(make_stage: Make) -> None:
 def test_of_equal_trials_recipe_and_weights_are_of_the_same_one(make_stage: Make, tmp_path: Path) -> None:
     """The first of two equal trials keeps its weights; the study would rank the smaller, later one first."""
     stage = make_stage(ranks=(9, 2))
-    chief = stage.director
+    chief = stage.controller
     first, second = chief.next(), chief.next()
     assert isinstance(first, Job)
     assert isinstance(second, Job)
@@ -276,7 +276,7 @@ def climbing(job: Job) -> JobResult:
     return result
 
 
-def test_trials_climb_from_their_checkpoints_and_only_the_best_reach_the_end(make_stage: Make) -> None:
+def test_trials_go_on_from_their_checkpoints_and_only_the_best_reach_the_end(make_stage: Make) -> None:
     effort = replace(EFFORT, trials=12, top=2)
     stage = make_stage(effort=effort, rungs=RUNGS)
     stage.play(climbing)
@@ -297,7 +297,7 @@ def test_trials_climb_from_their_checkpoints_and_only_the_best_reach_the_end(mak
     assert states == {"complete": len(full), "stopped": 12 - len(full)}
     assert {j.number for j in stage.jobs if j.kind == "confirm"} <= {j.number for j in full}
     # No checkpoint is left behind.
-    assert not [k for k in stage.vault.held if k.startswith("trial-")]
+    assert not [k for k in stage.checkpoints.held if k.startswith("trial-")]
 
 
 def test_checkpoints_that_can_never_be_used_are_not_kept(make_stage: Make) -> None:
@@ -307,7 +307,7 @@ def test_checkpoints_that_can_never_be_used_are_not_kept(make_stage: Make) -> No
 
     def counting(job: Job) -> JobResult:
         nonlocal most
-        most = max(most, sum(k.startswith("trial-") for k in stage.vault.held))
+        most = max(most, sum(k.startswith("trial-") for k in stage.checkpoints.held))
         return climbing(job)
 
     stage.play(counting)
@@ -319,15 +319,15 @@ def test_checkpoints_take_no_more_room_than_they_may(
     make_stage: Make, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
     """Ten bytes each: six may lie there, or the three that are kept in any case, which mostly suffices."""
-    monkeypatch.setattr(director, "_ROOM", room)
-    monkeypatch.setattr(director, "_ROOM_EACH", 0)
+    monkeypatch.setattr(controller, "_ROOM", room)
+    monkeypatch.setattr(controller, "_ROOM_EACH", 0)
     effort = replace(EFFORT, trials=60, top=1)
     stage = make_stage(effort=effort, rungs=RUNGS)
     most, anew = 0, 0
 
     def counting(job: Job) -> JobResult:
         nonlocal most, anew
-        most = max(most, sum(k.startswith("trial-") for k in stage.vault.held))
+        most = max(most, sum(k.startswith("trial-") for k in stage.checkpoints.held))
         anew += job.kind == "trial" and job.until != 2 and job.files is None
         result = climbing(job)
         result.files = dict.fromkeys(result.files, b"ten bytes.")
@@ -344,20 +344,20 @@ def test_a_search_goes_on_where_it_was_cut_off(make_stage: Make) -> None:
     effort = replace(EFFORT, trials=12, top=2)
     whole = make_stage(effort=effort, rungs=RUNGS)
     for _ in range(9):
-        job = whole.director.next()
+        job = whole.controller.next()
         assert isinstance(job, Job)
         whole.jobs.append(job)
-        whole.director.complete(climbing(job))
-    lost = whole.director.next()  # and here the process is killed
+        whole.controller.complete(climbing(job))
+    lost = whole.controller.next()  # and here the process is killed
     assert isinstance(lost, Job)
     finished = {(j.number, j.until) for j in whole.jobs}
 
     again = make_stage(effort=effort, rungs=RUNGS)
-    again.vault.held.update(whole.vault.held)
+    again.checkpoints.held.update(whole.checkpoints.held)
     again.play(climbing)
     redone = {(j.number, j.until) for j in again.jobs if j.kind == "trial"}
     assert not redone & finished
-    counted = [r for r in again.director.study.records() if r.failure != "lost" and r.state != "duplicate"]
+    counted = [r for r in again.controller.study.records() if r.failure != "lost" and r.state != "duplicate"]
     assert len(counted) == 12
     assert {r.state for r in counted} == {"complete", "stopped"}
     for job in again.jobs:
@@ -370,11 +370,11 @@ def test_a_search_goes_on_where_it_was_cut_off(make_stage: Make) -> None:
 def test_a_trial_whose_checkpoint_is_gone_starts_anew(make_stage: Make) -> None:
     stage = make_stage(effort=replace(EFFORT, trials=3, top=1), rungs=RUNGS)
     for _ in range(3):
-        job = stage.director.next()
+        job = stage.controller.next()
         assert isinstance(job, Job)
-        stage.director.complete(climbing(job))
-    stage.vault.held.clear()
-    job = stage.director.next()
+        stage.controller.complete(climbing(job))
+    stage.checkpoints.held.clear()
+    job = stage.controller.next()
     assert isinstance(job, Job)
     assert (job.until, job.files) == (5, None)
 
@@ -394,7 +394,7 @@ def test_a_lost_job_is_given_out_again_and_fails_in_the_end(make_stage: Make) ->
     assert [j.attempt for j in stage.jobs if j.id == "trial-0"] == [0, 1, 2]
     failed = [r for r in stage.records if r.state == "failed"]
     assert [(r.label, r.failure) for r in failed] == [("trial 0", "lost")]
-    winner = stage.director.finals.winner
+    winner = stage.controller.finals.winner
     assert winner is not None
     assert len(winner.contender().select) == 2
 
@@ -407,7 +407,7 @@ def test_what_an_earlier_process_finished_after_the_search_is_not_run_again(make
     again = make_stage(recall=lambda job: kept.get(job.id))
     again.play(honest)
     assert [j.id for j in again.jobs] == ["baseline-0-s1001"]
-    before, after = first.director.finals, again.director.finals
+    before, after = first.controller.finals, again.controller.finals
     assert before.winner is not None
     assert after.winner is not None
     assert after.winner.contender() == before.winner.contender()
@@ -415,23 +415,23 @@ def test_what_an_earlier_process_finished_after_the_search_is_not_run_again(make
     assert [r.kept for r in again.records if r.kind != "trial"].count(False) == 1
 
 
-def test_an_interrupted_climb_waits_on_its_rungs(make_stage: Make) -> None:
+def test_an_interrupted_trial_waits_on_its_rung(make_stage: Make) -> None:
     stage = make_stage(effort=replace(EFFORT, trials=3, top=1), rungs=RUNGS)
     for _ in range(3):
-        job = stage.director.next()
+        job = stage.controller.next()
         assert isinstance(job, Job)
-        stage.director.complete(climbing(job))
-    running = stage.director.next()
+        stage.controller.complete(climbing(job))
+    running = stage.controller.next()
     assert isinstance(running, Job)
     assert running.until == 5
-    stage.director.interrupt()
-    stage.director.abandon()
-    assert not stage.director.finished
-    assert len(stage.director.study.paused) == 3
+    stage.controller.interrupt()
+    stage.controller.abandon()
+    assert not stage.controller.finished
+    assert len(stage.controller.study.paused) == 3
     assert stage.records == []
 
 
-def test_two_objectives_keep_small_recipes_climbing(make_stage: Make, tmp_path: Path) -> None:
+def test_two_objectives_keep_small_recipes_going(make_stage: Make, tmp_path: Path) -> None:
     effort = replace(EFFORT, trials=12, top=1)
     numbers = []
     for objectives in (1, 2):

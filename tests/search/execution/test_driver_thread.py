@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from autopeft.search.execution import driver_thread as relay_module
-from autopeft.search.execution.driver_thread import Relay
+from autopeft.search.execution import driver_thread as driver_module
+from autopeft.search.execution.driver_thread import DriverThread
 from autopeft.search.execution.health import RayEndedError
 
 
@@ -24,10 +24,10 @@ def test_calls_are_made_in_the_first_thread_one_after_the_other() -> None:
 
     def work() -> None:
         assert threading.get_ident() != first
-        assert [relay.call(note, i) for i in range(5)] == [0, 2, 4, 6, 8]
+        assert [driver.call(note, i) for i in range(5)] == [0, 2, 4, 6, 8]
 
-    with Relay() as relay:
-        relay.run(work, nothing)
+    with DriverThread() as driver:
+        driver.run(work, nothing)
     assert seen == [(i, first) for i in range(5)]
 
 
@@ -37,19 +37,19 @@ def test_what_a_call_raises_is_raised_where_it_was_made() -> None:
 
     def work() -> None:
         with pytest.raises(KeyError, match="here"):
-            relay.call(fail)
+            driver.call(fail)
         raise OSError("of the work")
 
-    with Relay() as relay, pytest.raises(OSError, match="of the work"):
-        relay.run(work, nothing)
+    with DriverThread() as driver, pytest.raises(OSError, match="of the work"):
+        driver.run(work, nothing)
 
 
 def test_a_thread_that_ends_by_itself_is_no_silence() -> None:
     def work() -> None:
         raise SystemExit(0)
 
-    with Relay() as relay, pytest.raises(RuntimeError, match="SystemExit"):
-        relay.run(work, nothing)
+    with DriverThread() as driver, pytest.raises(RuntimeError, match="SystemExit"):
+        driver.run(work, nothing)
 
 
 def ended(after: int) -> Callable[[], None]:
@@ -65,14 +65,14 @@ def ended(after: int) -> Callable[[], None]:
 
 
 def test_the_first_thread_leaves_a_second_one_that_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay_module, "_JOIN_SECONDS", 0.5)
+    monkeypatch.setattr(driver_module, "_JOIN_SECONDS", 0.5)
     never = threading.Event()
     start = time.monotonic()
-    with pytest.raises(RayEndedError), Relay() as relay:
-        relay.run(never.wait, ended(2))  # type: ignore[arg-type]
+    with pytest.raises(RayEndedError), DriverThread() as driver:
+        driver.run(never.wait, ended(2))  # type: ignore[arg-type]
     assert time.monotonic() - start < 5
-    assert relay._thread is not None
-    assert relay._thread.is_alive()
+    assert driver._thread is not None
+    assert driver._thread.is_alive()
     never.set()
 
 
@@ -84,16 +84,16 @@ def test_an_abandoned_thread_rests_until_the_context_is_left_and_then_ends(how: 
         while True:
             reached.append("turn")
             if how == "pause":
-                relay.pause()
+                driver.pause()
                 time.sleep(0.05)
             else:
-                relay.call(nothing)
+                driver.call(nothing)
             went_on.append("turn")
 
-    with Relay() as relay:
+    with DriverThread() as driver:
         with pytest.raises(RayEndedError):
-            relay.run(work, ended(3))
-        thread = relay._thread
+            driver.run(work, ended(3))
+        thread = driver._thread
         assert thread is not None
         time.sleep(1.2)
         turns = len(went_on)
@@ -104,18 +104,18 @@ def test_an_abandoned_thread_rests_until_the_context_is_left_and_then_ends(how: 
     assert reached
 
 
-def test_a_stranded_thread_rests_for_ever() -> None:
+def test_an_abandoned_thread_rests_for_ever() -> None:
     def work() -> None:
         while True:
-            relay.call(nothing)
+            driver.call(nothing)
 
-    with Relay() as relay:
+    with DriverThread() as driver:
         with pytest.raises(RayEndedError):
-            relay.run(work, ended(1))
-        relay.strand()
-    assert relay._thread is not None
+            driver.run(work, ended(1))
+        driver.abandon()
+    assert driver._thread is not None
     time.sleep(0.7)
-    assert relay._thread.is_alive()
+    assert driver._thread.is_alive()
 
 
 def test_ray_ending_within_a_call_ends_the_run_at_once() -> None:
@@ -125,9 +125,9 @@ def test_ray_ending_within_a_call_ends_the_run_at_once() -> None:
     went_on = []
 
     def work() -> None:
-        relay.call(settle)
+        driver.call(settle)
         went_on.append("on")
 
-    with Relay() as relay, pytest.raises(RayEndedError):
-        relay.run(work, nothing)
+    with DriverThread() as driver, pytest.raises(RayEndedError):
+        driver.run(work, nothing)
     assert went_on == []

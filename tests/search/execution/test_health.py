@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from autopeft.search.execution import health as watch
-from autopeft.search.execution.health import Place, RayEndedError, Watch, greet
+from autopeft.search.execution import health
+from autopeft.search.execution.health import Endpoint, HealthCheck, RayEndedError, answers_grpc
 
 SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 
@@ -56,8 +56,8 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "_GREET_SECONDS", 0.3)
-    monkeypatch.setattr(greet, "__defaults__", (0.3,))
+    monkeypatch.setattr(health, "_ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(answers_grpc, "__defaults__", (0.3,))
     monkeypatch.delenv("RAY_USE_TLS", raising=False)
 
 
@@ -68,21 +68,21 @@ class Clock:
         return self.now
 
 
-def make(server: Server, clock: Clock, patience: float = 5.0) -> Watch:
-    place = Place("the head", "127.0.0.1", server.port, patience)
-    return Watch([place], resume="autopeft search --resume this", clock=clock)
+def make(server: Server, clock: Clock, patience: float = 5.0) -> HealthCheck:
+    endpoint = Endpoint("the head", "127.0.0.1", server.port, patience)
+    return HealthCheck([endpoint], resume="autopeft search --resume this", clock=clock)
 
 
 def test_a_grpc_server_is_told_from_others(server: Server, quick: None) -> None:
-    assert greet("127.0.0.1", server.port)
+    assert answers_grpc("127.0.0.1", server.port)
     assert server.heard[0].startswith(b"PRI * HTTP/2.0")
     for says in (b"HTTP/1.1 400 Bad Request\r\n", None, b"abc"):
         server.says = says
-        assert not greet("127.0.0.1", server.port)
+        assert not answers_grpc("127.0.0.1", server.port)
     port = server.port
     server.close()
     with pytest.raises(ConnectionRefusedError):
-        greet("127.0.0.1", port)
+        answers_grpc("127.0.0.1", port)
 
 
 def test_behind_tls_nothing_more_than_a_connection_is_asked_for(
@@ -90,7 +90,7 @@ def test_behind_tls_nothing_more_than_a_connection_is_asked_for(
 ) -> None:
     server.says = None
     monkeypatch.setenv("RAY_USE_TLS", "1")
-    assert greet("127.0.0.1", server.port)
+    assert answers_grpc("127.0.0.1", server.port)
 
 
 def test_a_place_that_refuses_is_dead_after_its_patience(server: Server, quick: None) -> None:
@@ -153,7 +153,7 @@ def test_checks_are_made_once_a_second(server: Server, quick: None) -> None:
 
 def test_settling_waits_for_an_answer(server: Server, quick: None) -> None:
     port = server.port
-    watching = Watch([Place("the head", "127.0.0.1", port, 20.0)], resume="x")
+    watching = HealthCheck([Endpoint("the head", "127.0.0.1", port, 20.0)], resume="x")
     server.close()
     back = threading.Timer(0.6, server.open_again, args=(port,))
     back.start()

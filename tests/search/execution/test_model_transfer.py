@@ -11,16 +11,16 @@ from support.saved_model import save_backbone
 
 from autopeft.assets import ModelSource, load_model, load_tokenizer, resolve_model
 from autopeft.errors import AssetError
-from autopeft.search.execution import model_transfer as shipping
-from autopeft.search.execution.model_transfer import Cargo, Hold, local_source, pack, receive
+from autopeft.search.execution import model_transfer
+from autopeft.search.execution.model_transfer import ModelFiles, SentFiles, local_source, pack, receive
 
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
-    shipping._HOLDS.clear()
+    model_transfer._SENT.clear()
     yield
-    shipping._HOLDS.clear()
+    model_transfer._SENT.clear()
 
 
 @pytest.fixture
@@ -33,17 +33,17 @@ def shipped(source: ModelSource) -> Callable[..., list[str]]:
     """Packs the source and announces it; returns a list that grows with each fetch."""
 
     def ship(change: Callable[[dict[str, NDArray[np.uint8]]], object] = lambda contents: None) -> list[str]:
-        cargo = pack(source)
-        assert cargo is not None
-        contents = {name: data.copy() for name, data in cargo.contents.items()}
-        files, fetched = cargo.files, list[str]()
+        model_files = pack(source)
+        assert model_files is not None
+        contents = {name: data.copy() for name, data in model_files.contents.items()}
+        files, fetched = model_files.files, list[str]()
         change(contents)
 
         def fetch() -> dict[str, NDArray[np.uint8]]:
             fetched.append("now")
             return contents
 
-        receive(Hold(cargo.path, files, fetch))
+        receive(SentFiles(model_files.path, files, fetch))
         return fetched
 
     return ship
@@ -103,11 +103,11 @@ def test_only_files_of_a_model_travel(source: ModelSource, tmp_path: Path) -> No
         (folder / name).write_bytes(b"x")
     (folder / "deeper.json").mkdir()
     (folder / "empty.txt").touch()
-    cargo = pack(source)
-    assert cargo is not None
-    assert {"config.json", "model.safetensors", "tokenizer.json", "empty.txt"} <= set(cargo.contents)
-    assert {Path(name).suffix for name in cargo.contents} <= {".json", ".safetensors", ".txt"}
-    assert "deeper.json" not in cargo.contents
+    model_files = pack(source)
+    assert model_files is not None
+    assert {"config.json", "model.safetensors", "tokenizer.json", "empty.txt"} <= set(model_files.contents)
+    assert {Path(name).suffix for name in model_files.contents} <= {".json", ".safetensors", ".txt"}
+    assert "deeper.json" not in model_files.contents
 
 
 def test_links_travel_as_what_they_point_to(source: ModelSource, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_links_travel_as_what_they_point_to(source: ModelSource, tmp_path: Path)
 
 
 def test_a_large_backbone_does_not_travel(source: ModelSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipping, "_LARGEST", 1000)
+    monkeypatch.setattr(model_transfer, "_LARGEST", 1000)
     assert pack(source) is None
 
 
@@ -149,8 +149,8 @@ def test_what_was_damaged_is_refused_and_leaves_nothing(
 @pytest.mark.parametrize("name", ["../evil.json", "/etc/evil.json", "model.py", "a/b.json"])
 def test_names_that_no_model_has_are_refused(name: str, tmp_path: Path) -> None:
     data = np.frombuffer(b"{}", np.uint8)
-    hold = Hold("nowhere", Cargo("nowhere", {name: data}).files, lambda: {name: data})
-    receive(hold)
+    sent = SentFiles("nowhere", ModelFiles("nowhere", {name: data}).files, lambda: {name: data})
+    receive(sent)
     with pytest.raises(AssetError, match="cannot have"):
         local_source(ModelSource("nowhere", None, "folder", None))
     assert not list(tmp_path.rglob("*evil*"))
@@ -161,7 +161,7 @@ def test_a_cache_without_room_is_a_clear_error(
 ) -> None:
     shipped()
     shutil.rmtree(source.path)
-    monkeypatch.setattr(shipping, "_CACHE", 1000)
+    monkeypatch.setattr(model_transfer, "_CACHE", 1000)
     with pytest.raises(AssetError, match="set AUTOPEFT_CACHE"):
         local_source(source)
 

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,75 +18,17 @@ from typing import Any
 import pytest
 from support.cluster import command_of, processes
 from support.driving import Driver
+from support.jobs import Source, job, make_runner
 from support.saved_model import save_backbone, write_reviews
 
 from autopeft.assets import resolve_model
 from autopeft.errors import AutoPEFTError
-from autopeft.search.core.jobs import DONE, Done, Job, JobResult
-from autopeft.search.execution import ray_executor as engine
+from autopeft.search.core.jobs import Done, Job, JobResult
+from autopeft.search.execution import ray_executor
 from autopeft.search.execution.ray_executor import Pool, run_jobs
 from autopeft.search.execution.worker import WorkerSetup, execute
 from autopeft.tasks import load_task
 from autopeft.training import TrainingPlan
-
-
-class Source:
-    """A fixed list of jobs."""
-
-    def __init__(self, jobs: list[Job]) -> None:
-        self.left, self.open, self.results = list(jobs), set[str](), dict[str, JobResult]()
-        self.files: dict[str, dict[str, bytes]] = {}
-        self.steps: list[tuple[str, int, float]] = []
-        self.most = self.workers = 0
-        self.stopped = False
-
-    def next(self) -> Job | Done | None:
-        if not self.left:
-            return None if self.open else DONE
-        job = self.left.pop(0)
-        self.open.add(job.id)
-        self.most = max(self.most, len(self.open))
-        return job
-
-    def progress(self, job: str, step: int, loss: float) -> None:
-        self.steps.append((job, step, loss))
-
-    def complete(self, result: JobResult) -> None:
-        self.open.discard(result.job)
-        self.results[result.job] = result
-        self.files[result.job] = dict(result.files)
-
-    def scale(self, workers: int) -> None:
-        self.workers = workers
-
-    def interrupt(self) -> None:
-        self.stopped = True
-
-
-def make_runner() -> Callable[..., JobResult]:
-    """A runner that Ray sends by value: workers cannot import the tests."""
-
-    def run(
-        setup: Any, job: Job, on_step: Callable[[int, float], None], should_stop: Callable[[], bool]
-    ) -> JobResult:
-        import os
-        import time
-
-        if job.label == "die":
-            os._exit(9)
-        for step in range(job.steps):
-            if should_stop():
-                return JobResult(job.id, error="stopped", failure="stopped")
-            time.sleep(0.05)
-            on_step(step + 1, 0.5)
-        files = {} if job.files is None else dict(job.files)
-        return JobResult(job.id, scores={"select": setup["score"]}, worker=str(os.getpid()), files=files)
-
-    return run
-
-
-def job(name: str, label: str = "x", steps: int = 4, **more: Any) -> Job:
-    return Job(name, "trial", label, {"name": "r"}, steps=steps, **more)
 
 
 def test_workers_live_through_jobs_and_a_dead_one_costs_its_job_alone(
@@ -116,11 +57,11 @@ def test_the_ending_comes_after_the_last_job_and_before_ray_ends(tmp_path: Path)
     source, seen = Source([job("a")]), list[tuple[bool, int]]()
 
     def ending() -> None:
-        seen.append((engine.ray.is_initialized(), len(source.results)))
+        seen.append((ray_executor.ray.is_initialized(), len(source.results)))
 
     run_jobs(source, make_runner(), {"score": 0.5}, Pool(1), tmp_path / "ray", ending=ending)
     assert seen == [(True, 1)]
-    assert not engine.ray.is_initialized()
+    assert not ray_executor.ray.is_initialized()
 
 
 def test_what_jobs_carry_is_not_kept(tmp_path: Path) -> None:
@@ -194,7 +135,7 @@ def test_a_cluster_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def test_what_is_no_ray_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_KNOCK_SECONDS", 0.5)
+    monkeypatch.setattr(ray_executor, "_LISTEN_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(AutoPEFTError, match="does not answer as Ray does"):
@@ -205,8 +146,8 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from search.test_engine import Source, job, make_runner
-from autopeft.search.execution import ray_executor as engine
+from support.jobs import Source, job, make_runner
+from autopeft.search.execution import ray_executor
 from autopeft.search.execution.ray_executor import Pool, run_jobs
 
 class Loud(Source):
@@ -221,7 +162,7 @@ print("ended", source.stopped, len(source.results) < 100, flush=True)
 
 @pytest.mark.parametrize("whole_group", [True, False])
 def test_ctrl_c_ends_the_run_and_the_program_goes_on(tmp_path: Path, whole_group: bool) -> None:
-    tests = str(Path(__file__).parents[1])
+    tests = str(Path(__file__).parents[2])
     code = textwrap.dedent(SCRIPT.format(tests=tests, scratch=str(tmp_path / "ray")))
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from autopeft.errors import AutoPEFTError
 from autopeft.search.core.jobs import DONE, Done, Job, JobResult
-from autopeft.search.execution.scheduler import Crew, Office, Pool
+from autopeft.search.execution.scheduler import Capacity, Pool, Scheduler
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ class Source:
 
 
 class Direct:
-    """A relay of one thread."""
+    """A driver of one thread."""
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
         return function(*args)
@@ -73,7 +73,7 @@ class Calm:
 
 @dataclass
 class Stage:
-    """An office with machines of CPUs only."""
+    """An scheduler with machines of CPUs only."""
 
     source: Source
     machines: list[int]
@@ -81,18 +81,18 @@ class Stage:
     given: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.clock, self.watch = Clock(), Calm()
-        crew = Crew(
+        self.clock, self.health = Clock(), Calm()
+        capacity = Capacity(
             Pool(self.workers),
             lambda: [{"CPU": float(n)} for n in self.machines],
             resume="r",
             clock=self.clock,
         )
-        self.office = Office(
+        self.scheduler = Scheduler(
             self.source,
-            crew,
+            capacity,
             Direct(),  # type: ignore[arg-type]
-            self.watch,  # type: ignore[arg-type]
+            self.health,  # type: ignore[arg-type]
             lambda handle, job: self.given.append((handle, job.id)),
             clock=self.clock,
         )
@@ -100,36 +100,36 @@ class Stage:
     def up(self, *names: str) -> None:
         """Hire workers and let them come up."""
         for name in names:
-            assert self.office.hire(name)
+            assert self.scheduler.request_worker(name)
         for name in names:
-            self.office.hear(name, {"handle": name})
+            self.scheduler.receive(name, {"handle": name})
 
     def finish(self, name: str, job: str) -> None:
-        self.office.hear(name, {"outcome": JobResult(job, {"select": 1.0}, files={"w": b"x"})})
+        self.scheduler.receive(name, {"outcome": JobResult(job, {"select": 1.0}, files={"w": b"x"})})
 
 
-def test_workers_are_hired_as_long_as_there_is_room_and_work() -> None:
+def test_workers_are_started_as_long_as_there_is_room_and_work() -> None:
     stage = Stage(Source("a", "b", "c"), [1, 1])
-    assert stage.office.hire("one")
-    assert stage.office.hire("two")
-    assert not stage.office.hire("three"), "no room"
+    assert stage.scheduler.request_worker("one")
+    assert stage.scheduler.request_worker("two")
+    assert not stage.scheduler.request_worker("three"), "no room"
     assert stage.source.left == ["c"], "a job is asked for each worker, and no more"
     few = Stage(Source("a"), [4])
-    assert few.office.hire("one")
-    assert not few.office.hire("two"), "no work"
+    assert few.scheduler.request_worker("one")
+    assert not few.scheduler.request_worker("two"), "no work"
 
 
-def test_who_is_free_first_takes_what_others_were_hired_for() -> None:
-    """Else short jobs would keep a crew small for ever: its workers take longer to come up."""
+def test_who_is_free_first_takes_what_others_were_started_for() -> None:
+    """Else short jobs would keep a capacity small for ever: its workers take longer to come up."""
     stage = Stage(Source("a", "b", "c", "d"), [2])
-    assert stage.office.hire("quick")
-    assert stage.office.hire("slow")
-    stage.office.hear("quick", {"handle": "quick"})
+    assert stage.scheduler.request_worker("quick")
+    assert stage.scheduler.request_worker("slow")
+    stage.scheduler.receive("quick", {"handle": "quick"})
     stage.finish("quick", "a")
     assert stage.given == [("quick", "a"), ("quick", "b")]
-    stage.office.hear("slow", {"handle": "slow"})
+    stage.scheduler.receive("slow", {"handle": "slow"})
     assert stage.given[-1] == ("slow", "c")
-    assert not stage.office.stop()
+    assert not stage.scheduler.stop()
 
 
 def test_results_and_news_reach_the_source_and_leave_nothing_with_tune() -> None:
@@ -139,8 +139,8 @@ def test_results_and_news_reach_the_source_and_leave_nothing_with_tune() -> None
         {"news": (3, 0.5), "kept": 1},
         {"outcome": JobResult("a", {"select": 1.0}, files={"w": b"x"})},
     )
-    stage.office.hear("one", news)
-    stage.office.hear("one", last)
+    stage.scheduler.receive("one", news)
+    stage.scheduler.receive("one", last)
     assert stage.source.steps == [("a", 3, 0.5)]
     assert [r.job for r in stage.source.results] == ["a"]
     assert stage.source.results[0].files == {"w": b"x"}
@@ -151,10 +151,10 @@ def test_the_run_ends_when_the_source_is_done() -> None:
     stage = Stage(Source("a", "b"), [2])
     stage.up("one", "two")
     stage.finish("one", "a")
-    assert not stage.office.stop(), "a job still runs"
-    stage.office.hear("one", {})
+    assert not stage.scheduler.stop(), "a job still runs"
+    stage.scheduler.receive("one", {})
     stage.finish("two", "b")
-    assert stage.office.stop()
+    assert stage.scheduler.stop()
     assert len(stage.given) == 2
 
 
@@ -162,14 +162,14 @@ def test_a_source_may_be_done_while_its_jobs_run() -> None:
     stage = Stage(Source("a", "b"), [2])
     stage.source.next = lambda: Source.next(stage.source) if stage.source.left else DONE  # type: ignore[method-assign]
     stage.up("one")
-    assert stage.office.hire("two"), "for b"
-    stage.office.hear("one", {})
+    assert stage.scheduler.request_worker("two"), "for b"
+    stage.scheduler.receive("one", {})
     stage.finish("one", "a")
-    assert not stage.office.stop(), "b was given to who was free, and runs"
+    assert not stage.scheduler.stop(), "b was given to who was free, and runs"
     assert stage.given == [("one", "a"), ("one", "b")]
-    stage.office.hear("two", {"handle": "two"})
+    stage.scheduler.receive("two", {"handle": "two"})
     stage.finish("one", "b")
-    assert stage.office.stop()
+    assert stage.scheduler.stop()
 
 
 def test_an_idle_worker_gets_what_comes_later() -> None:
@@ -177,27 +177,27 @@ def test_an_idle_worker_gets_what_comes_later() -> None:
     stage.up("one", "two")
     stage.finish("one", "a")
     stage.source.left.append("late")
-    stage.office.hear("one", {})
+    stage.scheduler.receive("one", {})
     assert stage.given[-1] == ("one", "late")
 
 
 def test_a_lost_worker_costs_its_job_and_is_replaced() -> None:
     stage = Stage(Source("a", "b", "c"), [2])
     stage.up("one", "two")
-    stage.office.lose("two", "The actor died because its node has died. Node Id: 0. And much more.")
+    stage.scheduler.worker_lost("two", "The actor died because its node has died. Node Id: 0. And much more.")
     (lost,) = stage.source.results
     assert (lost.job, lost.failure) == ("b", "lost")
     assert str(lost.error).endswith("(Ray: The actor died because its node has died).")
-    assert stage.watch.settled == 1, "Ray itself was looked at first"
-    assert stage.office.hire("three")
-    stage.office.hear("three", {"handle": "three"})
+    assert stage.health.settled == 1, "Ray itself was looked at first"
+    assert stage.scheduler.request_worker("three")
+    stage.scheduler.receive("three", {"handle": "three"})
     assert stage.given[-1] == ("three", "c")
 
 
 def test_a_worker_that_fails_says_why() -> None:
     stage = Stage(Source("a"), [1])
     stage.up("one")
-    stage.office.lose("one", "ValueError: oh no")
+    stage.scheduler.worker_lost("one", "ValueError: oh no")
     assert stage.source.results[0].error == "The worker failed: ValueError: oh no"
 
 
@@ -205,21 +205,21 @@ def test_an_idle_worker_that_is_lost_costs_nothing() -> None:
     stage = Stage(Source("a", "b"), [2])
     stage.up("one", "two")
     stage.finish("one", "a")
-    stage.office.lose("one", "killed")
+    stage.scheduler.worker_lost("one", "killed")
     assert [r.failure for r in stage.source.results] == [None]
 
 
 def test_a_worker_lost_while_it_comes_up_costs_no_job() -> None:
     stage = Stage(Source("a", "b"), [1, 1])
     stage.up("one")
-    assert stage.office.hire("two")
-    stage.office.lose("two", "no such module")
+    assert stage.scheduler.request_worker("two")
+    stage.scheduler.worker_lost("two", "no such module")
     assert stage.source.results == []
-    assert not stage.office.hire("three"), "not at once"
+    assert not stage.scheduler.request_worker("three"), "not at once"
     stage.clock.now = 2.0
-    assert stage.office.hire("three")
+    assert stage.scheduler.request_worker("three")
     assert stage.source.left == [], "its job is still there, and no other was asked for"
-    stage.office.hear("three", {"handle": "three"})
+    stage.scheduler.receive("three", {"handle": "three"})
     assert stage.given[-1] == ("three", "b")
 
 
@@ -229,26 +229,26 @@ def test_a_machine_where_workers_cannot_start_does_not_stop_the_others() -> None
     waits = []
     for i in range(9):
         begin = stage.clock.now
-        while not stage.office.hire(f"bad-{i}"):
+        while not stage.scheduler.request_worker(f"bad-{i}"):
             stage.clock.now += 0.5
         waits.append(stage.clock.now - begin)
-        stage.office.lose(f"bad-{i}", "no such module")
+        stage.scheduler.worker_lost(f"bad-{i}", "no such module")
     assert waits == [0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
-    assert not stage.office.stop()
+    assert not stage.scheduler.stop()
 
 
 def test_a_run_where_no_worker_can_start_ends_with_the_reason() -> None:
     stage = Stage(Source(*"abcdefgh"), [4])
     for wave in range(4):
-        assert not stage.office.stop()
+        assert not stage.scheduler.stop()
         stage.clock.now += 60.0
         names = [f"{wave}-{i}" for i in range(4)]
-        assert all(stage.office.hire(name) for name in names)
+        assert all(stage.scheduler.request_worker(name) for name in names)
         for name in names:  # workers that fail together count once
-            stage.office.lose(name, "ModuleNotFoundError: No module named 'autopeft'")
-    assert stage.office.stop()
-    assert "tried 4 times" in str(stage.office.fatal)
-    assert "No module named 'autopeft'" in str(stage.office.fatal)
+            stage.scheduler.worker_lost(name, "ModuleNotFoundError: No module named 'autopeft'")
+    assert stage.scheduler.stop()
+    assert "tried 4 times" in str(stage.scheduler.fatal)
+    assert "No module named 'autopeft'" in str(stage.scheduler.fatal)
 
 
 def test_what_the_source_raises_ends_the_run() -> None:
@@ -260,8 +260,8 @@ def test_what_the_source_raises_ends_the_run() -> None:
 
     stage.source.complete = full  # type: ignore[method-assign]
     stage.finish("one", "a")
-    assert stage.office.stop()
-    assert str(stage.office.fatal) == "the disk is full"
+    assert stage.scheduler.stop()
+    assert str(stage.scheduler.fatal) == "the disk is full"
     assert stage.given == [("one", "a")]
 
 
@@ -269,33 +269,33 @@ def test_a_stopped_source_ends_the_run() -> None:
     stage = Stage(Source("a", "b"), [1])
     stage.up("one")
     stage.source.interrupt()
-    assert stage.office.stop()
+    assert stage.scheduler.stop()
     stage.finish("one", "a")
     assert stage.given == [("one", "a")]
 
 
-def test_machines_that_come_and_go_change_the_crew() -> None:
+def test_machines_that_come_and_go_change_the_capacity() -> None:
     stage = Stage(Source(*"abcdefgh"), [1, 2])
     stage.up("one", "two", "three")
     stage.machines = [1, 2, 2]
-    assert not stage.office.hire("four"), "it is looked at every 2 s"
+    assert not stage.scheduler.request_worker("four"), "it is looked at every 2 s"
     stage.clock.now = 2.0
-    assert not stage.office.stop()
+    assert not stage.scheduler.stop()
     assert stage.source.scales == [5]
-    assert stage.office.hire("four")
+    assert stage.scheduler.request_worker("four")
     stage.machines = [1]
     stage.clock.now = 4.0
-    stage.office.stop()
+    stage.scheduler.stop()
     assert stage.source.scales == [5, 1]
-    assert not stage.office.hire("five")
+    assert not stage.scheduler.request_worker("five")
 
 
 def test_no_more_workers_than_were_asked_for() -> None:
     stage = Stage(Source(*"abcdefgh"), [8], workers=2)
     stage.up("one", "two")
-    assert not stage.office.hire("three")
+    assert not stage.scheduler.request_worker("three")
     stage.clock.now = 2.0
-    stage.office.stop()
+    stage.scheduler.stop()
     assert stage.source.scales == []
 
 
@@ -304,29 +304,29 @@ def test_a_cluster_without_machines_ends_the_run_after_a_minute() -> None:
     stage.machines = []
     for now in (2.0, 30.0, 61.0):
         stage.clock.now = now
-        assert not stage.office.stop()
+        assert not stage.scheduler.stop()
     stage.machines = [1]
     stage.clock.now = 63.0
-    assert not stage.office.stop()
+    assert not stage.scheduler.stop()
     stage.machines = []
     for now in (65.0, 120.0):
         stage.clock.now = now
-        assert not stage.office.stop(), "the minute begins anew"
+        assert not stage.scheduler.stop(), "the minute begins anew"
     stage.clock.now = 126.0
-    assert stage.office.stop()
-    assert "room for a job for a minute" in str(stage.office.fatal)
+    assert stage.scheduler.stop()
+    assert "room for a job for a minute" in str(stage.scheduler.fatal)
 
 
 def test_ray_is_asked_nothing_while_it_is_in_doubt() -> None:
     asked = []
     stage = Stage(Source("a"), [1])
-    stage.watch.settle = lambda: asked.append("settle")  # type: ignore[method-assign]
-    stage.office._crew._nodes = lambda: asked.append("nodes") or [{"CPU": 1.0}]  # type: ignore[func-returns-value]
+    stage.health.settle = lambda: asked.append("settle")  # type: ignore[method-assign]
+    stage.scheduler._capacity._nodes = lambda: asked.append("nodes") or [{"CPU": 1.0}]  # type: ignore[func-returns-value]
     stage.clock.now = 2.0
-    stage.office.stop()
+    stage.scheduler.stop()
     assert asked == ["settle", "nodes"]
-    stage.watch.doubt = True
-    stage.office.stop()
+    stage.health.doubt = True
+    stage.scheduler.stop()
     assert asked == ["settle", "nodes", "settle"]
 
 
@@ -335,7 +335,7 @@ def test_ray_is_asked_nothing_while_it_is_in_doubt() -> None:
     st.integers(1, 8),
     st.sampled_from([0.0, 0.1, 0.25, 1 / 3, 0.4, 0.5, 0.7, 1.0, 2.0]),
 )
-def test_a_crew_fits_its_machines(machines: list[tuple[int, int]], cpus: int, gpus: float) -> None:
+def test_the_capacity_fits_its_machines(machines: list[tuple[int, int]], cpus: int, gpus: float) -> None:
     """As many as each machine holds, counted one by one: a job's share of a GPU lies on one GPU."""
 
     def holds(have: tuple[int, int]) -> int:
@@ -354,7 +354,7 @@ def test_a_crew_fits_its_machines(machines: list[tuple[int, int]], cpus: int, gp
     nodes = [{"CPU": float(c), "GPU": float(g)} for c, g in machines]
     expected = sum(map(holds, machines))
     if expected:
-        assert Crew(Pool(None, cpus, gpus), lambda: nodes, resume="r").size == expected
+        assert Capacity(Pool(None, cpus, gpus), lambda: nodes, resume="r").size == expected
     else:
         with pytest.raises(AutoPEFTError, match="lower --cpus-per-trial or --gpus-per-trial"):
-            Crew(Pool(None, cpus, gpus), lambda: nodes, resume="r")
+            Capacity(Pool(None, cpus, gpus), lambda: nodes, resume="r")

@@ -5,14 +5,14 @@ from optuna.distributions import IntDistribution
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
-from autopeft.search.optimization.sampler_view import Seen, ask, gains, view_of
+from autopeft.search.optimization.sampler_view import Observation, ask, gains, view_of
 
 SPACE = {"rank": IntDistribution(0, 9)}
 STEPS = (40, 120, 360)
 
 
-def seen(rank: int, rungs: dict[int, float], **more: bool) -> Seen:
-    return Seen({"rank": rank}, {"rank": rank * 2}, rank * 100, rungs, hash=f"h{rank}", **more)
+def seen(rank: int, rungs: dict[int, float], **more: bool) -> Observation:
+    return Observation({"rank": rank}, {"rank": rank * 2}, rank * 100, rungs, hash=f"h{rank}", **more)
 
 
 HISTORY = [

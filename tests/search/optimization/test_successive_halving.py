@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autopeft.errors import UsageError
-from autopeft.search.optimization.successive_halving import Entry, Ladder, Rungs, ranked
+from autopeft.search.optimization.successive_halving import Rungs, Standing, SuccessiveHalving, ranked
 
 THREE = Rungs((1, 3, 9), (1.0, 1.0, 1.0))
 
@@ -29,18 +29,18 @@ def test_expected_steps_of_a_trial() -> None:
 
 
 @pytest.mark.parametrize("bad", [{"fidelity": "epochs"}, {"first": 0}, {"eta": 1}])
-def test_what_is_no_ladder_is_refused(bad: dict[str, object]) -> None:
+def test_what_are_no_rungs_is_refused(bad: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         Rungs.of(100, **bad)  # type: ignore[arg-type]
 
 
 entries = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12).map(
-    lambda pairs: [Entry(i, float(score), size) for i, (score, size) in enumerate(pairs)]
+    lambda pairs: [Standing(i, float(score), size) for i, (score, size) in enumerate(pairs)]
 )
 
 
 @given(entries)
-def test_with_two_objectives_nothing_comes_before_what_dominates_it(found: list[Entry]) -> None:
+def test_with_two_objectives_nothing_comes_before_what_dominates_it(found: list[Standing]) -> None:
     order = ranked(found, objectives=2)
     assert sorted(e.number for e in order) == [e.number for e in found]
     for before, after in itertools.combinations(order, 2):
@@ -50,7 +50,7 @@ def test_with_two_objectives_nothing_comes_before_what_dominates_it(found: list[
 
 
 @given(entries)
-def test_with_one_objective_the_score_decides(found: list[Entry]) -> None:
+def test_with_one_objective_the_score_decides(found: list[Standing]) -> None:
     scores = [e.score for e in ranked(found)]
     assert scores == sorted(scores, reverse=True)
 
@@ -59,62 +59,62 @@ def test_with_one_objective_the_score_decides(found: list[Entry]) -> None:
     ("rising", "promoted"), [(False, [(3, 0), (6, 1), (9, 2)]), (True, [(n, n - 1) for n in range(3, 10)])]
 )
 def test_the_best_third_goes_on_as_soon_as_it_is_known(rising: bool, promoted: list[tuple[int, int]]) -> None:
-    ladder = Ladder(THREE, planned=9)
+    halving = SuccessiveHalving(THREE, planned=9)
     gone: list[tuple[int, int]] = []
     for number in range(9):
-        ladder.reach(Entry(number, number / 10 * (1 if rising else -1), 1), 1)
-        while (found := ladder.candidate()) is not None:
-            ladder.promote(*found)
+        halving.reach(Standing(number, number / 10 * (1 if rising else -1), 1), 1)
+        while (found := halving.candidate()) is not None:
+            halving.promote(*found)
             gone.append((number + 1, found[0]))
     assert gone == promoted
-    assert set(ladder.waiting) == set(range(9)) - {n for _, n in promoted}
+    assert set(halving.waiting) == set(range(9)) - {n for _, n in promoted}
 
 
 def test_a_higher_rung_comes_first() -> None:
-    ladder = Ladder(THREE, planned=30)
+    halving = SuccessiveHalving(THREE, planned=30)
     for number in range(9):
-        ladder.reach(Entry(number, number / 10, 1), 1)
+        halving.reach(Standing(number, number / 10, 1), 1)
     for number in (6, 7, 8):
-        ladder.promote(number, 1)
-        ladder.reach(Entry(number, number / 10, 1), 3)
-    assert ladder.candidate() == (8, 3)
+        halving.promote(number, 1)
+        halving.reach(Standing(number, number / 10, 1), 3)
+    assert halving.candidate() == (8, 3)
 
 
 def test_at_the_end_enough_trials_reach_the_last_rung() -> None:
-    ladder = Ladder(THREE, planned=2, least=2)
+    halving = SuccessiveHalving(THREE, planned=2, least=2)
     for number in range(2):
-        ladder.reach(Entry(number, number / 10, 1), 1)
-    assert ladder.candidate() is None
+        halving.reach(Standing(number, number / 10, 1), 1)
+    assert halving.candidate() is None
     reached = []
-    while (found := ladder.candidate(closing=True)) is not None:
+    while (found := halving.candidate(closing=True)) is not None:
         number, step = found
-        ladder.promote(number, step)
+        halving.promote(number, step)
         following = THREE.steps[THREE.steps.index(step) + 1]
-        ladder.reach(Entry(number, number / 10, 1), following)
+        halving.reach(Standing(number, number / 10, 1), following)
         if following == 9:
             reached.append(number)
     assert sorted(reached) == [0, 1]
 
 
 def test_a_failed_trial_stands_nowhere() -> None:
-    ladder = Ladder(THREE, planned=9)
+    halving = SuccessiveHalving(THREE, planned=9)
     for number in range(3):
-        ladder.reach(Entry(number, number / 10, 1), 1)
-    ladder.drop(2)
-    assert ladder.candidate() is None
-    assert set(ladder.waiting) == {0, 1}
+        halving.reach(Standing(number, number / 10, 1), 1)
+    halving.drop(2)
+    assert halving.candidate() is None
+    assert set(halving.waiting) == {0, 1}
 
 
 @given(st.integers(0, 10_000), st.integers(1, 3))
 def test_what_is_called_hopeless_never_goes_on(seed: int, least: int) -> None:
     rng = random.Random(seed)
-    ladder = Ladder(THREE, planned=12, least=least)
+    halving = SuccessiveHalving(THREE, planned=12, least=least)
     lost: set[int] = set()
     for number in range(12):
-        ladder.reach(Entry(number, rng.choice([0.1, 0.2, 0.3, 0.4]), rng.randint(1, 3)), 1)
-        while (found := ladder.candidate(closing=number == 11)) is not None:
+        halving.reach(Standing(number, rng.choice([0.1, 0.2, 0.3, 0.4]), rng.randint(1, 3)), 1)
+        while (found := halving.candidate(closing=number == 11)) is not None:
             assert found[0] not in lost
-            ladder.promote(*found)
+            halving.promote(*found)
             following = THREE.steps[THREE.steps.index(found[1]) + 1]
-            ladder.reach(Entry(found[0], rng.random(), 1), following)
-        lost |= ladder.hopeless()
+            halving.reach(Standing(found[0], rng.random(), 1), following)
+        lost |= halving.hopeless()

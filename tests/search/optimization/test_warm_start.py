@@ -14,10 +14,10 @@ from transformers import BertConfig, LlamaConfig, T5Config
 from autopeft.backbones import spec_of
 from autopeft.errors import RecipeError, UsageError
 from autopeft.recipe import Recipe
+from autopeft.runs.folder import RunFolder
 from autopeft.search.core.jobs import TrialRecord
-from autopeft.search.optimization import warm_start as transfer
+from autopeft.search.optimization import warm_start
 from autopeft.search.optimization.warm_start import points_from
-from autopeft.search.runfolder import RunFolder
 from autopeft.search.space.space import BoundSpace, Space
 from autopeft.spec import BackboneSpec
 
@@ -196,7 +196,7 @@ def test_a_damaged_winner_leaves_the_trials(make_run: Make) -> None:
 
 def test_a_file_of_any_size_is_read_in_bounds(make_run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run("large", (lora(4), 0.5, 10), (lora(8), 0.9, 10))
-    monkeypatch.setattr(transfer, "_MAX_FILE", 10)
+    monkeypatch.setattr(warm_start, "_MAX_FILE", 10)
     found, notices = points_from([run.path], bound_to("lora", SIX))
     assert ranks(found) == [4]
     assert notices == ["large: its trials.jsonl is too large to be read to the end"]
@@ -204,7 +204,7 @@ def test_a_file_of_any_size_is_read_in_bounds(make_run: Make, monkeypatch: pytes
 
 def test_a_long_line_is_not_held(make_run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run("long", (lora(4), 0.5, 10))
-    monkeypatch.setattr(transfer, "_MAX_LINE", 2000)
+    monkeypatch.setattr(warm_start, "_MAX_LINE", 2000)
     with (run.path / "trials.jsonl").open("ab") as file:
         file.write(complete(b"0.9", b'{"name": "' + b"x" * 5000 + b'"}') + b"\n")
     found, notices = points_from([run.path], bound_to("lora", SIX))

@@ -9,9 +9,9 @@ import pytest
 from support.saved_model import save_backbone, write_reviews
 
 from autopeft.errors import UsageError
+from autopeft.runs.folder import RunFolder
 from autopeft.search.planning.prepare import Arguments, prepare
 from autopeft.search.planning.resume import SPACE, prepare_again
-from autopeft.search.runfolder import RunFolder
 from autopeft.search.space.space import Space
 
 

@@ -330,10 +330,10 @@ def test_the_code_that_trains_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch
         "nn/__init__.py",
         "low_rank/lora.py",
         "tasks/metrics.py",
-        "search/worker.py",
+        "search/execution/worker.py",
     ):
         assert any(path.endswith(part) for path in read), part
-    assert not any("/cli/" in path or "/report/" in path or path.endswith("search/study.py") for path in read)
+    assert not any("/cli/" in path or "/report/" in path or path.endswith("/study.py") for path in read)
 
 
 def test_a_backbone_without_a_hash_is_not_kept(store: BaselineCache, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from autopeft.recipe import Recipe
 from autopeft.search.core.jobs import JobResult, TrialRecord
 from autopeft.search.selection.baselines import Baseline
-from autopeft.search.selection.contender import BaselineRace, choose_finalists, fresh_seeds, mean_sd
+from autopeft.search.selection.contender import BaselineRuns, choose_finalists, fresh_seeds, mean_sd
 
 
 def test_mean_and_sample_deviation() -> None:
@@ -27,7 +27,7 @@ def test_finalists_are_different_recipes() -> None:
 
 def test_candidates_that_are_runs_of_their_own_have_no_sweep_and_a_seed_each() -> None:
     recipes = tuple({"name": f"r{i}"} for i in range(3))
-    race = BaselineRace(0, Baseline("random hybrids", recipes, {"deployed": 7}, kind="random", each=True))
+    race = BaselineRuns(0, Baseline("random hybrids", recipes, {"deployed": 7}, kind="random", each=True))
     assert race.sweep_jobs(5, 10) == []
     assert race.swept
     assert race.later(3) == 3
@@ -46,7 +46,7 @@ def test_candidates_that_are_runs_of_their_own_have_no_sweep_and_a_seed_each() -
 def test_a_baseline_is_called_after_what_select_chose() -> None:
     lora = Recipe.from_dict({"layers": [{"attach": ["lora"]}]}).to_dict()
     tables: Any = ({"deployed": 1}, {"deployed": 2})
-    race = BaselineRace(
+    race = BaselineRuns(
         0, Baseline("single", (lora, lora), {"deployed": 1}, titles=("one", "two"), tables=tables)
     )
     assert not race.swept
@@ -60,6 +60,6 @@ def test_a_baseline_is_called_after_what_select_chose() -> None:
 
 
 def test_a_baseline_without_a_choice_is_not_swept() -> None:
-    race = BaselineRace(0, Baseline("one", ({"name": "x"},), {"deployed": 1}))
+    race = BaselineRuns(0, Baseline("one", ({"name": "x"},), {"deployed": 1}))
     assert race.sweep_jobs(5, 10) == []
     assert [j.recipe for j in race.jobs(fresh_seeds(5, 2), 10)] == [{"name": "x"}] * 2

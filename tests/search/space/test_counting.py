@@ -20,7 +20,7 @@ from autopeft.counting import Measure
 from autopeft.errors import RecipeError, UsageError
 from autopeft.graph import build_graph
 from autopeft.recipe.yaml_text import dump_yaml
-from autopeft.search.space import counting as space_counts
+from autopeft.search.space import counting
 from autopeft.search.space.counting import PointCounter, counter_of
 from autopeft.search.space.space import BoundSpace, Space, space_names
 from autopeft.spec import BackboneSpec
@@ -286,8 +286,8 @@ def test_ordinary_points_need_no_recipe(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(space_counts, "_PLACES", 20)
-    monkeypatch.setattr(space_counts, "_SHAPES", 5)
+    monkeypatch.setattr(counting, "_PLACES", 20)
+    monkeypatch.setattr(counting, "_SHAPES", 5)
     bound, rng = Space.named("default").bind(DEEP), random.Random(0)
     counter = PointCounter(bound)
     for _ in range(200):

@@ -17,10 +17,10 @@ from autopeft.backbones import spec_of
 from autopeft.errors import RecipeError
 from autopeft.graph import build_graph
 from autopeft.recipe import EmptyRecipe, Recipe
-from autopeft.search.space import projection as inverse
-from autopeft.search.space.encoding import members_of
+from autopeft.search.space import projection
+from autopeft.search.space.encoding import encoder_of
 from autopeft.search.space.projection import values_of
-from autopeft.search.space.similarity import Comparison
+from autopeft.search.space.similarity import RecipeDistance
 from autopeft.search.space.space import BoundSpace, Space, space_names
 from autopeft.spec import BackboneSpec
 
@@ -289,7 +289,7 @@ FAR = {
 @pytest.mark.parametrize("name", FAR)
 def test_the_nearest_of_all_members(name: str) -> None:
     bound = space(NEAREST, TWO)
-    members = members_of(bound)
+    members = encoder_of(bound)
     bag, _ = members.read(FAR[name])
     names = [p.name for p in bound.parameters]
     distances = []
@@ -306,15 +306,15 @@ def test_the_nearest_of_all_members(name: str) -> None:
 
 def test_the_work_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = []
-    whole = Comparison.distance
+    whole = RecipeDistance.distance
 
     def counted(self: Any, ours: Any, wanted: Any) -> tuple[float, int]:
         found = whole(self, ours, wanted)
         steps.append(found[1])
         return found
 
-    monkeypatch.setattr(inverse, "_EVALUATIONS", 1500)
-    monkeypatch.setattr(Comparison, "distance", counted)
+    monkeypatch.setattr(projection, "_EVALUATIONS", 1500)
+    monkeypatch.setattr(RecipeDistance, "distance", counted)
     match = values_of(Recipe.named("unipelt"), bound_to("default", TINY))
     assert 1000 < sum(steps) < 1700
     assert match.overlap > 0.4
@@ -352,7 +352,7 @@ layers:
 def test_what_stands_in_a_composition_is_told_from_what_stands_alone() -> None:
     bound = space(ALIKE)
     alone, gated = (p.name for p in bound.parameters)
-    members = members_of(bound)
+    members = encoder_of(bound)
     bag, swapped = (members.at({alone: r, gated: 6 - r}) for r in (2, 4))
     assert members.comparison.distance(bag, bag)[0] == 0
     assert members.comparison.distance(swapped, bag)[0] > 0.01
@@ -370,7 +370,7 @@ def test_pairs_lead_on_where_single_parameters_do_not(monkeypatch: pytest.Monkey
     bound = space(SWAPPED)
     first, second = (p.name for p in bound.parameters)
     stuck, wanted = {first: "1", second: "0"}, {first: "0", second: "1"}
-    monkeypatch.setattr(inverse._Descent, "_starts", lambda self: iter([stuck]))
+    monkeypatch.setattr(projection._Descent, "_starts", lambda self: iter([stuck]))
     assert values_of(bound.materialize(wanted), bound).values == wanted
 
 

@@ -53,8 +53,8 @@ def test_jobs_and_their_records_have_one_name_and_one_config() -> None:
     assert entry_config(trial_job(3)) == entry_config(paused)
     assert entry_name(confirm_job()) == entry_name(confirm_record()) == "confirm-finalist-0-seed-7"
     assert entry_config(confirm_job()) == entry_config(confirm_record())
-    rival = Job("baseline-0-s1", "baseline", "(IA)³ at q/v, seed 1", RECIPE)
-    assert entry_name(rival) == "baseline-IA-at-q-v-seed-1"
+    baseline = Job("baseline-0-s1", "baseline", "(IA)³ at q/v, seed 1", RECIPE)
+    assert entry_name(baseline) == "baseline-IA-at-q-v-seed-1"
     assert entry_name(Job("test-x", "test", "test of finalist 0, seed 7", RECIPE)).startswith("test-of-f")
 
 

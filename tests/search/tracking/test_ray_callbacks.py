@@ -22,10 +22,10 @@ from support.tracking import (
     wandb_records,
 )
 
+from autopeft.runs.folder import RunFolder
 from autopeft.search.core.jobs import DONE, Done, JobResult, SilentReporter
 from autopeft.search.execution.ray_executor import Pool, run_jobs
-from autopeft.search.runfolder import RunFolder
-from autopeft.search.tracking.background import Courier
+from autopeft.search.tracking.background import BackgroundTracker
 from autopeft.search.tracking.ray_callbacks import open_tracker
 from autopeft.search.tracking.reporter import Tracking
 
@@ -33,7 +33,9 @@ NAMES = {"trial-0", "trial-1", "confirm-finalist-0-seed-7"}
 
 
 def tracking(name: str, folder: Path, said: list[str], run: str = "abc12345") -> Tracking:
-    return Tracking(SilentReporter(), [Courier(name, partial(open_tracker, name, folder, run))], said.append)
+    return Tracking(
+        SilentReporter(), [BackgroundTracker(name, partial(open_tracker, name, folder, run))], said.append
+    )
 
 
 def log(name: str, folder: Path, *events: Callable[[Tracking], None]) -> None:

@@ -16,17 +16,17 @@ from support.searching import Events, Stage, rank_of
 from support.tracking import MemoryTracker, confirm_record, play, trial_job, trial_record
 
 from autopeft.errors import UsageError
-from autopeft.search.controller.controller import Director
+from autopeft.runs.folder import RunFolder
+from autopeft.search.controller.controller import Controller
 from autopeft.search.core.jobs import Job, JobResult, SilentReporter
-from autopeft.search.runfolder import RunFolder
 from autopeft.search.tracking import reporter as module
-from autopeft.search.tracking.background import Courier
+from autopeft.search.tracking.background import BackgroundTracker
 from autopeft.search.tracking.reporter import Tracking, parse_trackers, track
 
 
 def listening(*trackers: MemoryTracker, said: list[str] | None = None, **more: Any) -> Tracking:
-    couriers = [Courier(f"memory-{i}", tracker.opened) for i, tracker in enumerate(trackers)]
-    return Tracking(SilentReporter(), couriers, ([] if said is None else said).append, **more)
+    backgrounds = [BackgroundTracker(f"memory-{i}", tracker.opened) for i, tracker in enumerate(trackers)]
+    return Tracking(SilentReporter(), backgrounds, ([] if said is None else said).append, **more)
 
 
 # Names
@@ -95,7 +95,7 @@ def test_a_trial_is_one_entry_from_rung_to_rung() -> None:
 
 def test_every_event_is_passed_on() -> None:
     events, tracker = Events(), MemoryTracker()
-    tracking = Tracking(events, [Courier("memory", tracker.opened)], print)
+    tracking = Tracking(events, [BackgroundTracker("memory", tracker.opened)], print)
     tracking.on_phase("search", 2)
     play(tracking)
     tracking.close()
@@ -169,17 +169,17 @@ def test_a_search_goes_on_without_a_tracker_that_fails(make_stage: Callable[...,
     said = list[str]()
     tracking = listening(MemoryTracker(failing="report"), said=said)
     stage = make_stage()
-    plain = stage.director
-    director = Director(
-        plain.study, plain.effort, [], tracking, stage.vault, stage.records.append, seed=0, workers=2
+    plain = stage.controller
+    controller = Controller(
+        plain.study, plain.effort, [], tracking, stage.checkpoints, stage.records.append, seed=0, workers=2
     )
 
     def outcome(job: Job) -> JobResult:
-        director.progress(job.id, 1, 0.5)
+        controller.progress(job.id, 1, 0.5)
         time.sleep(0.01)
         return JobResult(job.id, {"select": rank_of(job) / 100, "test": 0.1})
 
-    stage.director = director
+    stage.controller = controller
     stage.play(outcome)
     tracking.close()
     assert len(said) == 1
@@ -195,7 +195,7 @@ def test_a_tracker_that_hangs_is_waited_for_no_longer_than_said() -> None:
         yield MemoryTracker()
 
     said = list[str]()
-    tracking = Tracking(SilentReporter(), [Courier("slow", hanging)], said.append)
+    tracking = Tracking(SilentReporter(), [BackgroundTracker("slow", hanging)], said.append)
     begin = time.monotonic()
     play(tracking)
     assert time.monotonic() - begin < 1
@@ -211,9 +211,9 @@ def test_a_tracker_that_hangs_is_waited_for_no_longer_than_said() -> None:
 def test_ctrl_c_ends_the_waiting() -> None:
     gate, said = threading.Event(), list[str]()
     tracker = MemoryTracker()
-    courier = Courier("slow", tracker.opened)
-    courier.tell(lambda t: gate.wait(30) and None)
-    tracking = Tracking(SilentReporter(), [courier], said.append)
+    background = BackgroundTracker("slow", tracker.opened)
+    background.tell(lambda t: gate.wait(30) and None)
+    tracking = Tracking(SilentReporter(), [background], said.append)
     begin = time.monotonic()
     threading.Timer(0.3, signal.pthread_kill, [threading.get_ident(), signal.SIGINT]).start()
     tracking.close()
@@ -224,10 +224,10 @@ def test_ctrl_c_ends_the_waiting() -> None:
 
 def test_a_tracker_that_gets_on_is_waited_for() -> None:
     tracker, said = MemoryTracker(), list[str]()
-    courier = Courier("slow", tracker.opened)
+    background = BackgroundTracker("slow", tracker.opened)
     for _ in range(8):
-        courier.tell(lambda t: time.sleep(0.1))
-    Tracking(SilentReporter(), [courier], said.append).close(0.3)
+        background.tell(lambda t: time.sleep(0.1))
+    Tracking(SilentReporter(), [background], said.append).close(0.3)
     assert tracker.closed
     assert len(said) == 1
 

@@ -17,7 +17,7 @@ from optuna.distributions import (
 )
 
 from autopeft.search.space.bound import Parameter
-from autopeft.search.space.expressions import Kind
+from autopeft.search.space.expressions import ParameterKind
 
 __all__ = ["Features", "plain_parameters"]
 
@@ -130,7 +130,7 @@ def _plain(name: str, d: BaseDistribution) -> Parameter:
     if isinstance(d, CategoricalDistribution):
         return Parameter(name, "categorical", tuple(d.choices))
     assert isinstance(d, IntDistribution | FloatDistribution)
-    kind: Kind = "int" if isinstance(d, IntDistribution) else "float"
+    kind: ParameterKind = "int" if isinstance(d, IntDistribution) else "float"
     return Parameter(name, kind, low=d.low, high=d.high, log=d.log)
 
 

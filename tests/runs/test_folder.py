@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from autopeft.errors import AutoPEFTError, UsageError
-from autopeft.search import runfolder
+from autopeft.runs import folder as module
 from autopeft.search.core.jobs import TrialRecord
-from autopeft.search.runfolder import RunFolder, list_runs, load_run, write_atomic
+from autopeft.runs.files import write_atomic
+from autopeft.runs.folder import RunFolder, list_runs, load_run
 
 
 def make(root: Path, name: str, **manifest: Any) -> RunFolder:
@@ -115,14 +116,14 @@ def test_a_torn_last_line_is_left_out_and_a_bad_one_refused(tmp_path: Path) -> N
 
 def test_foreign_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(tmp_path, "a")
-    monkeypatch.setattr(runfolder, "_MAX_JSON", 10)
-    monkeypatch.setattr(runfolder, "_MAX_LINE", 10)
+    monkeypatch.setattr(module, "_MAX_JSON", 10)
+    monkeypatch.setattr(module, "_MAX_LINE", 10)
     with pytest.raises(UsageError, match="at most 10"):
         run.manifest()
     run.append_line("trials.jsonl", {"a": "b" * 20})
     with pytest.raises(UsageError, match="too large"):
         run.lines()
-    monkeypatch.setattr(runfolder, "_MAX_JSON", 1 << 20)
+    monkeypatch.setattr(module, "_MAX_JSON", 1 << 20)
     (run.path / "manifest.json").write_text("[" * 100_000)
     with pytest.raises(UsageError, match="not valid JSON"):
         run.manifest()

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from autopeft.effort import EFFORTS, choose_effort, parse_duration
 from autopeft.errors import UsageError
-from autopeft.search.effort import EFFORTS, choose_effort, parse_duration
 
 
 def test_the_default_follows_the_machine() -> None:

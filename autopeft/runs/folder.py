@@ -30,53 +30,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from autopeft.errors import AutoPEFTError, UsageError, near
+from autopeft.runs.files import plain, write_atomic
 
-__all__ = ["RunFolder", "list_runs", "load_run", "write_atomic"]
+__all__ = ["RunFolder", "list_runs", "load_run"]
 
 _MAX_JSON = 64 << 20
 _MAX_LINE = 4 << 20
 _MAX_LINES = 1_000_000
 _NEEDED = 100 << 20
-
-
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write to a temporary name in the same folder, flush to disk, then rename: never a half file under
-    `path`.
-
-    Raises:
-        AutoPEFTError: the disk is full, or the folder is read-only or gone.
-    """
-    raw = data.encode() if isinstance(data, str) else data
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise AutoPEFTError(
-            f"Cannot write {str(path)!r}: {error.strerror}. What was written before is intact."
-        ) from error
-
-
-def _plain(value: Any) -> Any:
-    """A value as strict JSON can hold it: dataclasses to dicts, paths to text, NaN and infinities to null."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    return str(value)
 
 
 def _read_json(path: Path) -> Any:
@@ -179,7 +140,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `name` atomically as strict JSON."""
-        write_atomic(self.path / name, json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n")
+        write_atomic(self.path / name, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
         """Write `name` atomically."""
@@ -191,7 +152,7 @@ class RunFolder:
         Raises:
             AutoPEFTError: the disk is full, or the folder is read-only or gone.
         """
-        line = json.dumps(_plain(value), ensure_ascii=False) + "\n"
+        line = json.dumps(plain(value), ensure_ascii=False) + "\n"
         try:
             with (self.path / name).open("a", encoding="utf-8") as file:
                 file.write(line)
@@ -203,7 +164,7 @@ class RunFolder:
     def write_lines(self, name: str, values: list[Any]) -> None:
         """Write `name` atomically as JSON lines."""
         write_atomic(
-            self.path / name, "".join(json.dumps(_plain(v), ensure_ascii=False) + "\n" for v in values)
+            self.path / name, "".join(json.dumps(plain(v), ensure_ascii=False) + "\n" for v in values)
         )
 
     def write_winner(self, files: Mapping[str, bytes]) -> None:
