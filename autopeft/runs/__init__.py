@@ -1,0 +1,1 @@
+"""The run folder, and how files are written and read."""
