@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from autopeft.arguments import takes
 from autopeft.counting import Counts
 from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
+from autopeft.search.planning.arguments import PlanCall, SearchArguments
 from autopeft.search.planning.cost import Estimate, Work, estimate
-from autopeft.search.planning.prepare import Arguments, Prepared, prepare
+from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.space.repair import feasible_share, repair
 
@@ -46,17 +47,21 @@ class DryRun:
     estimate: Estimate
 
 
-def plan(*, samples: int = 5, notify: Callable[[str], None] | None = None, **arguments: Any) -> DryRun:
+@takes(PlanCall)
+def plan(call: PlanCall) -> DryRun:
     """Say what `search` with these arguments would do, without starting anything.
+
+    Args:
+        {arguments}
 
     Raises:
         UsageError: an argument is wrong, or nothing in the space fits the budget.
     """
-    ready = prepare(Arguments(**arguments), notify)
+    ready = prepare(call.base(SearchArguments), call.notify)
     rng = random.Random(ready.arguments.seed)
     found: dict[str, Sample] = {}
-    for _ in range(20 * samples):
-        if len(found) >= samples:
+    for _ in range(20 * call.samples):
+        if len(found) >= call.samples:
             break
         fixed = repair(ready.space, ready.space.sample(rng, ready.spec), ready.budget, ready.spec)
         trial = build_graph(fixed.recipe, ready.spec).trial_hash()
