@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
 
-    from autopeft.search.core.jobs import CountTable, Job, SearchInfo, TrialRecord
+    from autopeft.runs.records import CountTable, TrialRecord
+    from autopeft.search.core.events import SearchInfo
+    from autopeft.search.core.jobs import Job
 
 __all__ = ["LiveReporter", "PlainReporter", "brief", "watch"]
 

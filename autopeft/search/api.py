@@ -11,10 +11,11 @@ from typing import Any
 
 from autopeft.graph import build_graph
 from autopeft.runs.folder import RunFolder, load_run
+from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.checkpoints import Clock, CompletedRuns, FolderCheckpoints, KnownRuns
 from autopeft.search.controller.controller import Controller
 from autopeft.search.controller.finish import finish
-from autopeft.search.core.jobs import Reporter, SearchInfo, SilentReporter, TrialRecord
+from autopeft.search.core.events import Reporter, SearchInfo, SilentReporter
 from autopeft.search.optimization.study import Repaired, SearchStudy
 from autopeft.search.optimization.warm_start import points_from
 from autopeft.search.planning.dry_run import DryRun, Sample, estimate_of, plan

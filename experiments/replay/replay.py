@@ -16,7 +16,8 @@ from autopeft.counting import Budget
 from autopeft.effort import Effort
 from autopeft.graph import build_graph
 from autopeft.search.controller.controller import Controller
-from autopeft.search.core.jobs import Job, JobResult, SilentReporter
+from autopeft.search.core.events import SilentReporter
+from autopeft.search.core.jobs import Job, JobResult
 from autopeft.search.optimization.study import Repaired, SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.bound import BoundSpace

@@ -7,7 +7,9 @@ import pytest
 from rich.console import Console
 
 from autopeft.cli.progress import LiveReporter, PlainReporter, brief
-from autopeft.search.core.jobs import Job, SearchInfo, TrialRecord
+from autopeft.runs.records import TrialRecord
+from autopeft.search.core.events import SearchInfo
+from autopeft.search.core.jobs import Job
 
 LORA: dict[str, Any] = {"layers": [{"attach": [{"lora": {"rank": 2}}]}]}
 COUNTS = {"deployed": 1234, "share": 0.00432}

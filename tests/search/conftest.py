@@ -8,8 +8,8 @@ import pytest
 from support.searching import EFFORT, Events, MemoryCheckpoints, Stage, lora, to_lora
 
 from autopeft.effort import Effort
+from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.controller import Controller
-from autopeft.search.core.jobs import TrialRecord
 from autopeft.search.optimization.study import SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.selection.baselines import Baseline

@@ -16,9 +16,11 @@ from autopeft.counting import Budget
 from autopeft.effort import Effort
 from autopeft.graph import build_graph
 from autopeft.runs.folder import RunFolder
+from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.checkpoints import FolderCheckpoints
 from autopeft.search.controller.controller import Controller
-from autopeft.search.core.jobs import Job, JobResult, SilentReporter, TrialRecord
+from autopeft.search.core.events import SilentReporter
+from autopeft.search.core.jobs import Job, JobResult
 from autopeft.search.optimization.study import Repaired, SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.repair import repair

@@ -9,8 +9,10 @@ from typing import Any
 from autopeft.counting import Counts
 from autopeft.effort import Effort
 from autopeft.recipe import Recipe
+from autopeft.runs.records import CountTable, TrialRecord
 from autopeft.search.controller.controller import Controller
-from autopeft.search.core.jobs import CountTable, Job, JobResult, SearchInfo, TrialRecord
+from autopeft.search.core.events import SearchInfo
+from autopeft.search.core.jobs import Job, JobResult
 from autopeft.search.optimization.study import Repaired
 
 EFFORT = Effort("tiny", 5, 10, None, None, None, top=2, seeds=2, rates=2)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autopeft.search.core.jobs import Job, TrialRecord
+from autopeft.runs.records import TrialRecord
+from autopeft.search.core.jobs import Job
 from autopeft.search.tracking.entry import TrackedRun
 from autopeft.search.tracking.reporter import Tracking
 

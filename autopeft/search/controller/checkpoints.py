@@ -11,7 +11,8 @@ from typing import Any
 from autopeft.errors import UsageError
 from autopeft.runs.files import write_atomic
 from autopeft.runs.folder import RunFolder
-from autopeft.search.core.jobs import Job, JobResult, TrialRecord
+from autopeft.runs.records import TrialRecord
+from autopeft.search.core.jobs import Job, JobResult
 from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
 
 __all__ = ["Clock", "CompletedRuns", "FolderCheckpoints", "KnownRuns"]

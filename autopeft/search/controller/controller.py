@@ -14,8 +14,10 @@ from dataclasses import replace
 from typing import Protocol
 
 from autopeft.effort import Effort
+from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.time_budget import TimeBudget
-from autopeft.search.core.jobs import DONE, Done, Job, JobResult, Reporter, TrialRecord
+from autopeft.search.core.events import Reporter
+from autopeft.search.core.jobs import DONE, Done, Job, JobResult
 from autopeft.search.optimization.study import SearchStudy
 from autopeft.search.optimization.successive_halving import Standing, SuccessiveHalving
 from autopeft.search.selection.baselines import Baseline

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from autopeft.errors import AutoPEFTError
 from autopeft.recipe import Recipe
 from autopeft.runs.folder import RunFolder
+from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.controller import Controller
-from autopeft.search.core.jobs import TrialRecord
 from autopeft.search.optimization.hypervolume import hypervolume_course
 from autopeft.search.optimization.pareto import front_csv, front_json, pareto_front
 from autopeft.search.selection.contender import Contender

@@ -1,4 +1,4 @@
-"""What travels between the search, its workers and whoever watches: jobs, results, records and events."""
+"""What travels between a search and its workers: jobs and their results."""
 
 from __future__ import annotations
 
@@ -6,26 +6,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from autopeft.runs.records import CountTable, JobKind
+
 __all__ = [
     "DONE",
-    "CountTable",
     "Done",
     "FailureKind",
     "Job",
-    "JobKind",
     "JobResult",
     "JobSource",
     "Progress",
-    "Reporter",
-    "SearchInfo",
-    "SilentReporter",
-    "TrialRecord",
 ]
 
-JobKind = Literal["trial", "confirm", "baseline", "test"]
 FailureKind = Literal["non_finite", "memory", "failed", "lost", "stopped"]
-RecordState = Literal["complete", "stopped", "paused", "failed", "duplicate"]
-CountTable = dict[str, int | float]
 Progress = Callable[[int, float], None]
 
 
@@ -126,111 +119,3 @@ class JobSource(Protocol):
     def stopped(self) -> bool:
         """True once running jobs should be abandoned."""
         ...
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """One finished piece of work, as it is written to `trials.jsonl` and `finals.jsonl`.
-
-    Attributes:
-        state: `complete`, `stopped` (at a rung, before all steps: never compared with full runs), `paused`
-            (the same while it may still go on), `failed`, or `duplicate` (the score of an earlier trial was
-            reused, nothing trained).
-        job: the job's id, of runs after the search.
-        score: on *select* after all steps.
-        rungs: step to score on *select*, for each rung that a trial reached.
-        steps: that were trained.
-        hash: canonical hash of the recipe, training included.
-        duplicate_of: number of the trial whose score was reused.
-        values: the sampler's raw parameters, before repair.
-        kept: the scores come from an earlier run, nothing was trained for this one.
-    """
-
-    kind: JobKind
-    label: str
-    state: RecordState
-    recipe: Mapping[str, Any] = field(repr=False)
-    number: int | None = None
-    seed: int | None = None
-    steps: int | None = None
-    hash: str = ""
-    counts: CountTable | None = None
-    score: float | None = None
-    scores: Mapping[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    train_loss: float | None = None
-    error: str | None = None
-    failure: str | None = None
-    duplicate_of: int | None = None
-    values: Mapping[str, Any] | None = field(default=None, repr=False)
-    worker: str = ""
-    rungs: Mapping[str, float] = field(default_factory=dict)
-    job: str = ""
-    kept: bool = False
-
-
-@dataclass(frozen=True)
-class SearchInfo:
-    """What a display needs before the first trial.
-
-    Attributes:
-        task, model, space, budget: names as given.
-        limits: absolute lower and upper limit on deployed parameters.
-        metric: name of the score, higher is better.
-        trials, steps: planned number of trials and steps of each.
-        jobs: planned number of all training runs, trials included.
-        estimated_seconds: wall time of the whole run, estimated before it starts.
-        notice: one line to show when the data is a stand-in, else `None`.
-        run: path of the run folder.
-    """
-
-    task: str
-    model: str
-    space: str
-    budget: str
-    limits: tuple[int, int]
-    metric: str
-    trials: int
-    steps: int
-    jobs: int
-    workers: int
-    estimated_seconds: float
-    notice: str | None
-    run: str
-
-
-class Reporter(Protocol):
-    """Watches a search. All calls come from the driver's main thread, one at a time.
-
-    `on_step` comes about once a second for each running job. `remaining` is the estimated time left in
-    seconds, `None` until a first run has finished.
-    """
-
-    def on_start(self, info: SearchInfo) -> None: ...
-
-    def on_phase(self, name: str, jobs: int) -> None: ...
-
-    def on_trial_start(self, job: Job, counts: CountTable | None) -> None: ...
-
-    def on_step(self, job: Job, step: int, loss: float, remaining: float | None) -> None: ...
-
-    def on_trial_end(self, record: TrialRecord, best: float | None, remaining: float | None) -> None: ...
-
-
-class SilentReporter:
-    """Shows nothing."""
-
-    def on_start(self, info: SearchInfo) -> None:
-        """Ignore the event."""
-
-    def on_phase(self, name: str, jobs: int) -> None:
-        """Ignore the event."""
-
-    def on_trial_start(self, job: Job, counts: CountTable | None) -> None:
-        """Ignore the event."""
-
-    def on_step(self, job: Job, step: int, loss: float, remaining: float | None) -> None:
-        """Ignore the event."""
-
-    def on_trial_end(self, record: TrialRecord, best: float | None, remaining: float | None) -> None:
-        """Ignore the event."""

@@ -22,7 +22,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autopeft.errors import AutoPEFTError, DataError
-from autopeft.search.core.jobs import CountTable, JobResult, TrialRecord
+from autopeft.runs.records import CountTable, TrialRecord
+from autopeft.search.core.jobs import JobResult
 from autopeft.search.optimization.distributions import Codec
 from autopeft.search.optimization.sampler_view import DIRECTIONS, Observation, ask, view_of
 from autopeft.search.optimization.samplers import Point, make_sampler

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from autopeft.effort import Effort
-from autopeft.search.core.jobs import Job, JobResult, TrialRecord
+from autopeft.runs.records import TrialRecord
+from autopeft.search.core.jobs import Job, JobResult
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.contender import (
     BaselineRuns,

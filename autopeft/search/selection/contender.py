@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from autopeft.search.core.jobs import CountTable, Job, JobResult, TrialRecord
+from autopeft.runs.records import CountTable, TrialRecord
+from autopeft.search.core.jobs import Job, JobResult
 from autopeft.search.selection.baselines import Baseline
 
 __all__ = [

@@ -7,8 +7,9 @@ import pytest
 
 from autopeft.errors import UsageError
 from autopeft.runs.folder import RunFolder
+from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.checkpoints import Clock, CompletedRuns, FolderCheckpoints, KnownRuns
-from autopeft.search.core.jobs import Job, TrialRecord
+from autopeft.search.core.jobs import Job
 
 
 def job(name: str, kind: Any = "baseline", splits: tuple[str, ...] = ("select",)) -> Job:

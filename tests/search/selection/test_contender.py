@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from autopeft.recipe import Recipe
-from autopeft.search.core.jobs import JobResult, TrialRecord
+from autopeft.runs.records import TrialRecord
+from autopeft.search.core.jobs import JobResult
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.contender import BaselineRuns, choose_finalists, fresh_seeds, mean_sd
 
