@@ -12,7 +12,8 @@ from typing import Any
 from autopeft.graph import build_graph
 from autopeft.runs.folder import RunFolder, load_run
 from autopeft.runs.records import TrialRecord
-from autopeft.search.controller.checkpoints import Clock, CompletedRuns, FolderCheckpoints, KnownRuns
+from autopeft.search.controller.checkpoints import Clock, FolderCheckpoints
+from autopeft.search.controller.completed_runs import CompletedRuns, KnownRuns
 from autopeft.search.controller.controller import Controller
 from autopeft.search.controller.finish import finish
 from autopeft.search.core.events import Reporter, SearchInfo, SilentReporter

@@ -13,7 +13,7 @@ from autopeft.search.controller.controller import Controller
 from autopeft.search.optimization.study import SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.selection.baselines import Baseline
-from autopeft.search.space.bound import Parameter
+from autopeft.search.space.parameters import Parameter
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from autopeft.search.optimization.successive_halving import Rungs
 if TYPE_CHECKING:
     from autopeft.counting import Counts
     from autopeft.recipe import Recipe
-    from autopeft.search.space.bound import Parameter
+    from autopeft.search.space.parameters import Parameter
 
 __all__ = ["Proposal", "Repaired", "SearchStudy"]
 

@@ -12,15 +12,10 @@ from dataclasses import replace
 from autopeft.effort import Effort
 from autopeft.runs.records import TrialRecord
 from autopeft.search.core.jobs import Job, JobResult
+from autopeft.search.selection.baseline_runs import BaselineRuns
 from autopeft.search.selection.baselines import Baseline
-from autopeft.search.selection.contender import (
-    BaselineRuns,
-    Contender,
-    Finalist,
-    choose_finalists,
-    choose_winner,
-    fresh_seeds,
-)
+from autopeft.search.selection.contender import Contender, fresh_seeds
+from autopeft.search.selection.finalists import Finalist, choose_finalists, choose_winner
 
 __all__ = ["Confirmation", "retried"]
 

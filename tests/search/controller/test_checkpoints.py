@@ -8,7 +8,8 @@ import pytest
 from autopeft.errors import UsageError
 from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import TrialRecord
-from autopeft.search.controller.checkpoints import Clock, CompletedRuns, FolderCheckpoints, KnownRuns
+from autopeft.search.controller.checkpoints import Clock, FolderCheckpoints
+from autopeft.search.controller.completed_runs import CompletedRuns, KnownRuns
 from autopeft.search.core.jobs import Job
 
 

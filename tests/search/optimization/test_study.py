@@ -19,7 +19,7 @@ from autopeft.search.optimization.distributions import Codec
 from autopeft.search.optimization.sampler_view import view_of
 from autopeft.search.optimization.study import Repaired, SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
-from autopeft.search.space.bound import Parameter
+from autopeft.search.space.parameters import Parameter
 from autopeft.search.space.space import Space
 
 RUNGS = Rungs.of(10, "none")
