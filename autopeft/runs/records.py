@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import field
 from typing import Any, Literal
 
-__all__ = ["CountTable", "JobKind", "RecordState", "TrialRecord"]
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+__all__ = ["CountTable", "JobKind", "RecordState", "TrialRecord", "read_record", "read_records"]
 
 JobKind = Literal["trial", "confirm", "baseline", "test"]
 RecordState = Literal["complete", "stopped", "paused", "failed", "duplicate"]
 CountTable = dict[str, int | float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="ignore"))
 class TrialRecord:
     """One finished piece of work, as it is written to `trials.jsonl` and `finals.jsonl`.
 
@@ -52,3 +55,31 @@ class TrialRecord:
     rungs: Mapping[str, float] = field(default_factory=dict)
     job: str = ""
     kept: bool = False
+
+
+_ADAPTER = TypeAdapter(TrialRecord)
+
+
+def read_record(line: Mapping[str, Any]) -> TrialRecord:
+    """A line of `trials.jsonl` or `finals.jsonl`. Keys that this version does not know are left out.
+
+    Raises:
+        ValueError: it is no record; the message names the first field that is wrong.
+    """
+    try:
+        return _ADAPTER.validate_python(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "line"
+        raise ValueError(f"no record of a run: {where}: {first['msg']}") from error
+
+
+def read_records(lines: Iterable[Mapping[str, Any]]) -> tuple[list[TrialRecord], int]:
+    """Every record of some lines, in order, and how many lines were none."""
+    found, damaged = [], 0
+    for line in lines:
+        try:
+            found.append(read_record(line))
+        except ValueError:
+            damaged += 1
+    return found, damaged

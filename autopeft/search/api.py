@@ -9,15 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autopeft.graph import build_graph
 from autopeft.runs.folder import RunFolder, load_run
-from autopeft.runs.records import TrialRecord
+from autopeft.runs.records import TrialRecord, read_records
 from autopeft.search.controller.checkpoints import Clock, FolderCheckpoints
 from autopeft.search.controller.completed_runs import CompletedRuns, KnownRuns
 from autopeft.search.controller.controller import Controller
 from autopeft.search.controller.finish import finish
 from autopeft.search.core.events import Reporter, SearchInfo, SilentReporter
-from autopeft.search.optimization.study import Repaired, SearchStudy
 from autopeft.search.optimization.warm_start import points_from
 from autopeft.search.planning.dry_run import DryRun, Sample, estimate_of, plan
 from autopeft.search.planning.prepare import Arguments, Prepared, prepare
@@ -26,7 +24,8 @@ from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.result import SearchResult
 from autopeft.search.space.initial_points import starting_points
-from autopeft.search.space.repair import repair
+from autopeft.search.strategies.contract import Strategy, StrategyContext
+from autopeft.search.strategies.registry import get_strategy
 from autopeft.search.tracking.reporter import Tracking, parse_trackers, track
 
 __all__ = ["DryRun", "Sample", "SearchResult", "plan", "search"]
@@ -59,6 +58,7 @@ def search(
             (`confirm` is the number of finalists).
         time: time budget of the whole run, seconds or `"30m"`.
         seed: of sampler, heads, modules, data order and splits.
+        strategy: what turns the space into candidates: `trials`, or one of another package.
         sampler: `gp`, `tpe`, `nsga2`, `evolution`, `linear` or `random`; default: `tpe`, or `linear` with two
             objectives.
         fidelity: what a trial has less of before it is worth more: `steps`, `data` (steps and training rows),
@@ -130,12 +130,13 @@ def _run(
     from autopeft.search.execution.worker import WorkerSetup, execute
 
     a, effort, baselines = ready.arguments, ready.effort, ready.baselines()
-    study = _study(ready, folder.journal, notify)
     checkpoints = FolderCheckpoints(folder.state / "files")
     past = CompletedRuns(folder, checkpoints)
     keys = RunKeys(ready.task, ready.source, ready.spec, ready.plan)
     kept = KnownRuns(past, keys, BaselineCache(reuse=not a.fresh_baselines))
-    folder.write_lines("trials.jsonl", study.records())
+    strategy = _open_strategy(ready, folder, checkpoints, notify)
+    finished = [record for record in strategy.records() if record.state != "paused"]
+    folder.write_lines("trials.jsonl", finished)
 
     def keep(record: TrialRecord) -> None:
         if record.kind == "trial":
@@ -146,7 +147,7 @@ def _run(
         spent.write(clock.monotonic() - start)
 
     controller = Controller(
-        study,
+        strategy,
         effort,
         baselines,
         reporter,
@@ -180,24 +181,24 @@ def _run(
     return controller
 
 
-def _study(ready: Prepared, journal: Path, notify: Notify) -> SearchStudy:
-    def mend(values: dict[str, Any]) -> Repaired:
-        found = repair(ready.space, values, ready.budget, ready.spec)
-        trial = build_graph(found.recipe, ready.spec).trial_hash()
-        return Repaired(found.recipe, found.counts, trial, found.values)
-
-    bound = ready.space.bind(ready.spec)
-    return SearchStudy(
-        journal,
-        bound.parameters,
-        mend,
-        sampler=ready.sampler,
+def _open_strategy(ready: Prepared, folder: RunFolder, store: FolderCheckpoints, notify: Notify) -> Strategy:
+    """The run's strategy, new or where an earlier process left it."""
+    past, _ = read_records(folder.lines("trials.jsonl"))
+    begun = bool(past) or folder.journal.exists()
+    context = StrategyContext(
+        space=ready.space.bind(ready.spec),
+        budget=ready.budget,
+        effort=ready.effort,
         seed=ready.arguments.seed,
-        trials=ready.effort.trials,
+        sampler=ready.sampler,
         rungs=ready.rungs,
         objectives=ready.objectives,
-        first=[] if journal.exists() else _first(ready, notify),
+        folder=folder.path,
+        checkpoints=store,
+        first=[] if begun else _first(ready, notify),
+        past=past,
     )
+    return get_strategy(ready.arguments.strategy).open(context)
 
 
 def _first(ready: Prepared, notify: Notify) -> list[dict[str, Any]]:

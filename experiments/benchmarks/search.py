@@ -58,7 +58,7 @@ from world import load_world
 from autopeft.assets import ModelSource, load_config, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.recipe import Recipe
-from autopeft.search.core.jobs import Job
+from autopeft.search.core.jobs import Job, TrainJob
 from autopeft.search.execution.worker import WorkerSetup
 from autopeft.search.space.repair import Repaired
 from autopeft.spec import BackboneSpec
@@ -302,7 +302,7 @@ def _run(bench: Bench, worker: OurWorker, drawn: Repaired, side: str) -> dict[st
     o = bench.options
     if side == "ours":
         recipe = drawn.recipe.to_dict()
-        return worker.run(Job("benchmark", "trial", "benchmark", recipe, seed=o.seed, steps=o.steps))
+        return worker.run(TrainJob("benchmark", "trial", "benchmark", recipe, seed=o.seed, steps=o.steps))
     return in_fresh_process(bench.trial(drawn.recipe, o.pad if side == "pad" else None), bench.work)
 
 

@@ -49,9 +49,9 @@ def read_setup(folder: Path, name: str = "setup") -> WorkerSetup:
 
 def make_job(recipe: str, steps: int, number: int = 0) -> Job:
     """A job of one of `RECIPES`."""
-    from autopeft.search.core.jobs import Job
+    from autopeft.search.core.jobs import TrainJob
 
-    return Job(f"{recipe}-{number}", "trial", recipe, RECIPES[recipe], steps=steps)
+    return TrainJob(f"{recipe}-{number}", "trial", recipe, RECIPES[recipe], steps=steps)
 
 
 def raise_failed(result: JobResult) -> None:

@@ -18,12 +18,14 @@ from autopeft.graph import build_graph
 from autopeft.search.controller.controller import Controller
 from autopeft.search.core.events import SilentReporter
 from autopeft.search.core.jobs import Job, JobResult
-from autopeft.search.optimization.study import Repaired, SearchStudy
+from autopeft.search.optimization.study import SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.bound import BoundSpace
+from autopeft.search.space.candidate import Candidate
 from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.repair import repair
 from autopeft.search.space.space import Space
+from autopeft.search.strategies.trials import Trials
 from autopeft.spec import BackboneSpec
 
 __all__ = ["Ground", "Trained", "replay"]
@@ -68,16 +70,16 @@ class Ground:
         self.space: BoundSpace = space.bind(spec)
         self.budget, self.spec, self.surrogate, self._rate = Budget.parse(budget), spec, surrogate, rate
 
-    def repaired(self, values: Mapping[str, Any]) -> Repaired:
+    def repaired(self, values: Mapping[str, Any]) -> Candidate:
         """A point of the space inside the budget."""
         found = repair(self.space, values, self.budget)
         recipe = found.recipe
         if self._rate is not None:
             training = recipe.training.model_copy(update={"learning_rate": self._rate})
             recipe = recipe.model_copy(update={"training": training})
-        return Repaired(recipe, found.counts, build_graph(recipe, self.spec).trial_hash(), found.values)
+        return Candidate(recipe, found.counts, build_graph(recipe, self.spec).trial_hash(), found.values)
 
-    def truth(self, found: Repaired) -> float:
+    def truth(self, found: Candidate) -> float:
         """The score of a repaired point after all steps, without noise."""
         return self.surrogate.score(found.recipe.to_dict(), found.hash)[self.surrogate.steps[-1]]
 
@@ -101,7 +103,7 @@ class Ground:
 
 
 class _NoFiles:
-    """A checkpoints for a search that has no weights."""
+    """A store for a search that has no weights."""
 
     size = 0
 
@@ -146,8 +148,16 @@ def replay(
             objectives=objectives,
             first=starting_points(ground.space, starts),
         )
+        checkpoints = _NoFiles()
         controller = Controller(
-            study, effort, [], SilentReporter(), _NoFiles(), lambda record: None, seed=seed, workers=1
+            Trials(study, effort, checkpoints, seed=seed),
+            effort,
+            [],
+            SilentReporter(),
+            checkpoints,
+            lambda record: None,
+            seed=seed,
+            workers=1,
         )
         while isinstance(job := controller.next(), Job) and job.kind == "trial":
             number = job.number or 0

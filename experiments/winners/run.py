@@ -20,7 +20,7 @@ from typing import Any
 from tables import TASKS, tables
 
 from autopeft.search.api import search
-from autopeft.search.core.jobs import Job
+from autopeft.search.core.jobs import TrainJob
 from autopeft.search.execution.worker import WorkerSetup, execute
 from autopeft.search.planning.prepare import Arguments, prepare
 from autopeft.search.selection.contender import fresh_seeds
@@ -61,7 +61,9 @@ def transferred(recipe: dict[str, Any], task: str, seed: int) -> list[float]:
     setup = WorkerSetup(ready.arguments.model, ready.source, ready.task, ready.plan, 1, ready.key())
     scores = []
     for fresh in fresh_seeds(seed, ready.effort.seeds):
-        job = Job(f"s{fresh}", "baseline", "transfer", recipe, fresh, ready.effort.steps, splits=("test",))
+        job = TrainJob(
+            f"s{fresh}", "baseline", "transfer", recipe, fresh, ready.effort.steps, splits=("test",)
+        )
         result = execute(setup, job, lambda step, loss: None, lambda: False)
         if result.error is not None:
             raise RuntimeError(result.error)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from autopeft.runs.folder import RunFolder
-from autopeft.runs.records import TrialRecord
+from autopeft.runs.records import TrialRecord, read_record
 from autopeft.search.controller.checkpoints import FolderCheckpoints
 from autopeft.search.core.jobs import Job, JobResult
 from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
@@ -71,17 +71,17 @@ class KnownRuns:
 
 
 def _as_result(line: Mapping[str, Any]) -> JobResult | None:
-    job, scores = line.get("job"), line.get("scores")
-    if line.get("state") != "complete" or not isinstance(job, str) or not isinstance(scores, dict):
+    try:
+        record = read_record(line)
+    except ValueError:
         return None
-    if not job or not all(isinstance(v, (int, float)) for v in scores.values()):
+    if record.state != "complete" or not record.job or "scores" not in line:
         return None
-    counts = line.get("counts")
     return JobResult(
-        job,
-        {str(k): float(v) for k, v in scores.items()},
-        seconds=float(line.get("seconds") or 0.0),
-        train_loss=line.get("train_loss"),
-        counts=counts if isinstance(counts, dict) else None,
-        worker=str(line.get("worker", "")),
+        record.job,
+        dict(record.scores),
+        seconds=record.seconds,
+        train_loss=record.train_loss,
+        counts=record.counts,
+        worker=record.worker,
     )

@@ -16,6 +16,8 @@ __all__ = [
     "JobResult",
     "JobSource",
     "Progress",
+    "ScoreJob",
+    "TrainJob",
 ]
 
 FailureKind = Literal["non_finite", "memory", "failed", "lost", "stopped"]
@@ -24,23 +26,22 @@ Progress = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of work for a worker: train a recipe, or score a trained one.
+    """One piece of work for a worker. What is done is told by the type: `TrainJob`, `ScoreJob`, or one of a
+    strategy's own, with a runner that workers find by it.
 
     Attributes:
         id: unique in a run.
-        kind: a search `trial`, a `confirm` run of a finalist, a `baseline` run, or the `test` of trained
-            weights.
+        kind: what it is for: a search `trial`, a `confirm` run of a finalist, a `baseline` run, or the `test`
+            of trained weights.
         label: what a table shows (`trial 3`, `LoRA seed 2`).
         recipe: canonical recipe dict.
         seed: seeds head, modules and data order.
-        steps: optimizer steps of the whole training; 0 for `test`.
-        until: pause at this step and return a checkpoint; `None` to train to the end.
-        share: of the training rows, to draw from.
-        splits: splits to score after training.
-        keep_above: return the trained weights if the first score exceeds this; `None` for never.
-        number: the study's trial number, for kind `trial`.
-        files: saved hybrid (file name to bytes) to load instead of training, for kind `test`; for a trial
-            that had paused, its `checkpoint`.
+        steps: optimizer steps of the whole training; 0 where nothing is trained.
+        splits: splits to score.
+        number: the trial's number in its search, for kind `trial`.
+        files: what the job starts from (file name to bytes): a saved hybrid, or the `checkpoint` of a trial
+            that had paused.
+        counts: the recipe's parameters, where they are known before it is built.
         attempt: how often the job was lost with its worker before; it then takes fewer rows at once.
     """
 
@@ -51,15 +52,35 @@ class Job:
     seed: int = 0
     steps: int = 0
     splits: tuple[str, ...] = ("select",)
-    keep_above: float | None = None
     number: int | None = None
     files: Mapping[str, bytes] | None = field(default=None, repr=False)
-    until: int | None = None
-    share: float = 1.0
+    counts: CountTable | None = field(default=None, repr=False)
     attempt: int = 0
 
     def __str__(self) -> str:
         return self.id
+
+
+@dataclass(frozen=True)
+class TrainJob(Job):
+    """Train a recipe and score it.
+
+    Attributes:
+        keep_above: return the trained weights if the first score exceeds this; `None` for never.
+        start: the step that an earlier part of this training ended at; 0 from the start.
+        until: pause at this step and return a checkpoint; `None` to train to the end.
+        share: of the training rows, to draw from.
+    """
+
+    keep_above: float | None = None
+    start: int = 0
+    until: int | None = None
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class ScoreJob(Job):
+    """Score the saved hybrid that is in `files`."""
 
 
 @dataclass

@@ -26,6 +26,7 @@ from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.selection.baselines import Baseline, baselines, parse_kinds
 from autopeft.search.space.repair import check_feasible
 from autopeft.search.space.space import Space
+from autopeft.search.strategies.registry import DEFAULT, get_strategy
 from autopeft.search.tracking.reporter import parse_trackers
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import ClassWeights, Task, load_task
@@ -51,6 +52,7 @@ class Arguments:
     steps: int | None = None
     time: str | float | None = None
     seed: int = 0
+    strategy: str = DEFAULT
     sampler: str | None = None
     fidelity: str = "steps"
     objective: str = "score"
@@ -247,6 +249,7 @@ def _check(a: Arguments) -> _Cheap:
     sampler = a.sampler or default_sampler(OBJECTIVES[a.objective])
     make_sampler(sampler, seed=a.seed, trials=1)
     Rungs.of(1, a.fidelity)
+    get_strategy(a.strategy)
     parse_kinds(a.baselines, "quick")
     parse_trackers(a.log)
     dtype_of(a.precision)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autopeft.search.core.jobs import Job, JobResult
+from autopeft.search.core.jobs import Job, JobResult, TrainJob
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.contender import SEED_STRIDE, RepeatedRuns, fresh_seeds
 
@@ -27,9 +27,9 @@ class BaselineRuns(RepeatedRuns):
     def sweep_jobs(self, seed: int, steps: int) -> list[Job]:
         """One run for each candidate; none where there is nothing to choose."""
         self._given = True
-        jobs = []
+        jobs: list[Job] = []
         for i, recipe in enumerate(self._baseline.candidates[: self._baseline.sweep_runs]):
-            job = Job(
+            job = TrainJob(
                 id=f"baseline-{self._index}-sweep{i}",
                 kind="baseline",
                 label=self._baseline.label(i),
@@ -67,7 +67,7 @@ class BaselineRuns(RepeatedRuns):
         prefix, splits = f"baseline-{self._index}", ("select", "test")
         if self._baseline.each:
             fresh = fresh_seeds(seeds[0] - SEED_STRIDE, len(self._baseline.candidates))
-            jobs = []
+            jobs: list[Job] = []
             for i, recipe in enumerate(self._baseline.candidates):
                 self.recipe = recipe
                 jobs += self.final_jobs(f"{prefix}-{i}", fresh[i : i + 1], steps, splits, keep=False)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from autopeft.effort import Effort
 from autopeft.runs.records import TrialRecord
-from autopeft.search.core.jobs import Job, JobResult
+from autopeft.search.core.jobs import Job, JobResult, ScoreJob
 from autopeft.search.selection.baseline_runs import BaselineRuns
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.contender import Contender, fresh_seeds
@@ -115,7 +115,7 @@ class Confirmation:
         if winner is None:
             return
         jobs = [
-            Job(
+            ScoreJob(
                 id=f"test-{run.job}",
                 kind="test",
                 label=f"test of {winner.name}, seed {run.seed}",

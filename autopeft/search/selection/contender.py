@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from autopeft.runs.records import CountTable
-from autopeft.search.core.jobs import Job, JobResult
+from autopeft.search.core.jobs import Job, JobResult, TrainJob
 
 __all__ = [
     "SEED_STRIDE",
@@ -97,9 +97,9 @@ class RepeatedRuns:
     def final_jobs(
         self, prefix: str, seeds: Iterable[int], steps: int, splits: tuple[str, ...], keep: bool
     ) -> list[Job]:
-        jobs = []
+        jobs: list[Job] = []
         for seed in seeds:
-            job = Job(
+            job = TrainJob(
                 id=f"{prefix}-s{seed}",
                 kind=self.kind,
                 label=f"{self.name}, seed {seed}",

@@ -172,7 +172,7 @@ def test_a_search_goes_on_without_a_tracker_that_fails(make_stage: Callable[...,
     stage = make_stage()
     plain = stage.controller
     controller = Controller(
-        plain.study, plain.effort, [], tracking, stage.checkpoints, stage.records.append, seed=0, workers=2
+        plain.strategy, plain.effort, [], tracking, stage.checkpoints, stage.records.append, seed=0, workers=2
     )
 
     def outcome(job: Job) -> JobResult:
