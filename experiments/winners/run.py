@@ -14,9 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
+
+from lib.storage import write_whole
 from tables import TASKS, tables
 
 from autopeft.search.api import search
@@ -26,7 +30,7 @@ from autopeft.search.planning.prepare import Arguments, prepare
 from autopeft.search.selection.contender import fresh_seeds
 
 HERE = Path(__file__).parent
-RESULTS, RUNS = HERE / "results.json", HERE / "runs"
+RESULTS, RUNS = HERE / "results" / "results.json", HERE / "runs"
 SEEDS = range(5)
 SPACE = HERE.parent / "samplers" / "space.yaml"
 SETTING: dict[str, Any] = {"budget": "0.5%", "trials": 15, "baselines": "all", "space": str(SPACE)}
@@ -85,9 +89,7 @@ def run(results: dict[str, Any]) -> None:
 
 
 def _write(results: dict[str, Any]) -> None:
-    new = RESULTS.with_suffix(".new")
-    new.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    new.replace(RESULTS)
+    write_whole(RESULTS, json.dumps(results, indent=1) + "\n")
 
 
 def main() -> None:
