@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -242,7 +243,7 @@ class TaskKind(ABC):
         plain = encode_texts(rows.texts, rows.pairs, tokenizer, max_length, kind=self.name, cached=cached)
         if not labelled:
             return plain
-        return EncodedSplit(**{**vars(plain), "labels": self.label_array(rows.labels)})
+        return replace(plain, labels=self.label_array(rows.labels))
 
     @abstractmethod
     def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
