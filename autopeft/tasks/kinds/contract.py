@@ -34,7 +34,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ClassWeights", "Loss", "TaskKind"]
 
-ClassWeights = str | Sequence[float] | None
+ClassWeights = Literal["balanced"] | Sequence[float] | None
 
 
 class Loss(ABC):
