@@ -39,6 +39,7 @@ from autopeft.assets import (
 )
 from autopeft.errors import AssetError, UsageError
 
+LABELS = {"num_labels": 3, "problem_type": "single_label_classification"}
 TINY_BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
 
@@ -221,14 +222,14 @@ def test_minilm_is_what_the_table_says() -> None:
     assert source.sha256 in {s.sha256 for s in ASSETS["minilm"].sources}
     assert load_config(source).hidden_size == 384
     state = torch.get_rng_state()
-    model = load_model(source, "classification", 3, seed=5)
+    model = load_model(source, config=LABELS, seed=5)
     assert torch.equal(state, torch.get_rng_state())
     assert sum(p.numel() for p in model.base_model.parameters()) == 22_713_216
     assert model.config.num_labels == 3
     assert not model.training
-    again = load_model(source, "classification", 3, seed=5)
+    again = load_model(source, config=LABELS, seed=5)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    other = load_model(source, "regression", 3, seed=6)
+    other = load_model(source, config={"num_labels": 1, "problem_type": "regression"}, seed=6)
     assert other.config.problem_type == "regression"
     assert other.classifier.weight.shape == (1, 384)
     assert load_tokenizer(source).pad_token_id == 0
@@ -250,7 +251,7 @@ def test_both_minilm_sources_hold_the_same_weights(tmp_path: Path, monkeypatch: 
 def test_smollm2_is_dequantised_once_and_classifies_with_padding() -> None:
     source = resolve_model("smollm2-135m")
     assert not list(Path(source.path).glob("*.gguf"))
-    model = load_model(source, "classification", 2, seed=1)
+    model = load_model(source, seed=1)
     tokenizer = load_tokenizer(source)
     assert model.config.pad_token_id == tokenizer.pad_token_id == tokenizer.eos_token_id
     assert sum(p.numel() for p in model.base_model.parameters()) == 134_515_008
@@ -271,7 +272,7 @@ def test_a_folder_with_another_head_loads_with_a_new_one(tmp_path: Path) -> None
     source = resolve_model(str(tmp_path))
     assert source.origin == "folder"
     assert source.sha256 is not None
-    model = load_model(source, "classification", 2, seed=0)
+    model = load_model(source, config={"num_labels": 2}, seed=0)
     assert model.classifier.weight.shape == (2, 16)
     theirs = saved.bert.encoder.layer[0].attention.self.query.weight
     assert torch.equal(model.bert.encoder.layer[0].attention.self.query.weight, theirs)
@@ -285,7 +286,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
         resolve_model(str(tmp_path))
     by_hand = models.ModelSource(str(tmp_path), None, "folder", None)
     with pytest.raises(UsageError, match="No usable model"):
-        load_model(by_hand, "classification", 2)
+        load_model(by_hand)
 
 
 def test_weights_that_lack_backbone_tensors_are_refused(tmp_path: Path) -> None:
@@ -293,7 +294,7 @@ def test_weights_that_lack_backbone_tensors_are_refused(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
     with pytest.raises(UsageError, match="16 tensors are missing"):
-        load_model(str(tmp_path), "classification", 2)
+        load_model(str(tmp_path))
 
 
 def test_remote_code_is_not_run(tmp_path: Path) -> None:
@@ -384,7 +385,7 @@ def test_decoders_get_a_padding_token_that_does_not_change_results(tmp_path: Pat
     )
     config = GPT2Config(vocab_size=4, n_embd=16, n_layer=1, n_head=2, n_positions=16, eos_token_id=0)
     GPT2Model(config).save_pretrained(tmp_path)
-    model = load_model(str(tmp_path), "classification", 2, seed=0)
+    model = load_model(str(tmp_path), seed=0)
     tokenizer = load_tokenizer(str(tmp_path))
     assert model.config.pad_token_id == tokenizer.pad_token_id == 0
     both = tokenizer(["a b c a b", "c b"], padding=True, return_tensors="pt", return_token_type_ids=False)

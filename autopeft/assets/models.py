@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -117,34 +117,39 @@ def load_tokenizer(source: ModelSource | str) -> PreTrainedTokenizerBase:
 
 def load_model(
     source: ModelSource | str,
-    task_kind: Literal["classification", "regression"],
-    num_labels: int,
+    auto_class: type[Any] = AutoModelForSequenceClassification,
+    config: Mapping[str, Any] | None = None,
     *,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    new_head: bool = True,
 ) -> PreTrainedModel:
-    """The backbone with a sequence-classification head drawn from `seed` alone; in eval mode, on the CPU.
+    """The backbone with a head drawn from `seed` alone; in eval mode, on the CPU.
 
-    `dtype` is the backbone's; the head is in fp32 all the same.
+    Decoders get a padding token, as a classification head on them reads the last token that is not padding.
+    Weights that the checkpoint lacks are drawn from `seed` too; torch's global generator is left as it was.
 
-    Decoders get a padding token, as their classification reads the last token that is not padding. Weights
-    that the checkpoint lacks are drawn from `seed` too; torch's global generator is left as it was.
+    Args:
+        auto_class: the `Auto…` class of `transformers` that knows the head.
+        config: what is set in the configuration first, in this order (`num_labels`, `problem_type`, …).
+        dtype: of the backbone; a new head is in fp32 all the same.
+        new_head: `False` to keep the head as the checkpoint has it.
 
     Raises:
-        UsageError: the weights are missing, pickled or of an architecture without sequence classification.
+        UsageError: the weights are missing, pickled or of an architecture without such a head.
     """
     found = _as_source(source)
-    config = load_config(found)
-    config.num_labels = 1 if task_kind == "regression" else num_labels
-    config.problem_type = "regression" if task_kind == "regression" else "single_label_classification"
-    if config.get_text_config().pad_token_id is None:
-        config.get_text_config().pad_token_id = load_tokenizer(found).pad_token_id
+    changed = load_config(found)
+    for name, value in (config or {}).items():
+        setattr(changed, name, value)
+    if changed.get_text_config().pad_token_id is None:
+        changed.get_text_config().pad_token_id = load_tokenizer(found).pad_token_id
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
         model, info = _loaded(
-            lambda: AutoModelForSequenceClassification.from_pretrained(
+            lambda: auto_class.from_pretrained(
                 found.path,
-                config=config,
+                config=changed,
                 dtype=dtype,
                 attn_implementation=attention_for(dtype),
                 trust_remote_code=False,
@@ -154,14 +159,20 @@ def load_model(
                 output_loading_info=True,
             ),
             found,
-            "model for sequence classification",
+            f"model for {_purpose(auto_class)}",
         )
     assert isinstance(model, PreTrainedModel)
     _check_complete(model, info, found)
-    if dtype != torch.float32:
-        keep_head_exact(model)
-    reset_head(model, seed)
+    if new_head:
+        if dtype != torch.float32:
+            keep_head_exact(model)
+        reset_head(model, seed)
     return model
+
+
+def _purpose(auto_class: type[Any]) -> str:
+    """`sequence classification` of `AutoModelForSequenceClassification`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", auto_class.__name__.removeprefix("AutoModelFor")).lower()
 
 
 def _as_source(source: ModelSource | str) -> ModelSource:

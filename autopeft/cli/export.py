@@ -46,7 +46,8 @@ def export(
         quiet_libraries()
         hybrid, _ = load_saved(saved, model=model, notify=notify)
         try:
-            to_peft(hybrid, target / "peft", base_model=saved.card.model)
+            card = saved.card
+            to_peft(hybrid, target / "peft", base_model=card.model, task_type=card.task_kind.peft_task_type)
         except NotExpressible as error:
             if peft:
                 raise

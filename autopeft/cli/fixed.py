@@ -32,6 +32,7 @@ class FixedRun:
 
     Attributes:
         columns: the text, text_pair and label columns of a user's data.
+        kind: of task; `None` for what the data look like.
         max_length: `None` for 128, or less where the tokenizer takes less.
     """
 
@@ -47,6 +48,7 @@ class FixedRun:
     precision: str
     shortcuts: bool
     columns: Mapping[str, str | None]
+    kind: str | None
     metric: str | None
     class_weights: ClassWeights
     stand_in: bool
@@ -89,7 +91,7 @@ def run_fixed(run: FixedRun, notify: Callable[[str], None], *, quiet: bool = Fal
         UsageError: an argument is wrong.
         AutoPEFTError: training failed.
     """
-    from autopeft.assets import dtype_of, load_config, load_model, load_tokenizer, resolve_model
+    from autopeft.assets import dtype_of, load_config, load_tokenizer, resolve_model
     from autopeft.backbones import spec_of
     from autopeft.graph import build_graph
     from autopeft.hybrid import attach
@@ -108,7 +110,7 @@ def run_fixed(run: FixedRun, notify: Callable[[str], None], *, quiet: bool = Fal
     folder = RunFolder.create(task.name, recipe.hash(), out=run.out)
     folder.write_json("manifest.json", _manifest(run, source, task, plan))
     data = encode(task, tokenizer, plan.max_length)
-    model = load_model(source, task.kind, task.num_labels, seed=run.seed, dtype=dtype)
+    model = task.task_kind.load_model(source, task.labels, seed=run.seed, dtype=dtype)
     hybrid = attach(model, recipe, seed=run.seed)
     seconds, scores = _train(hybrid, data, plan, None if quiet else notify)
     outcome = FixedOutcome(recipe, task, scores, hybrid.counts().to_dict(), plan.steps, seconds, folder.path)
@@ -137,6 +139,7 @@ def _task_and_plan(
         text=run.columns["text"],
         text_pair=run.columns["text_pair"],
         label=run.columns["label"],
+        kind=run.kind,
         metric=run.metric,
         class_weights=run.class_weights,
         seed=run.seed,

@@ -13,6 +13,7 @@ __all__ = [
     "BatchSize",
     "ClassWeights",
     "Json",
+    "Kind",
     "Label",
     "Labels",
     "MaxLength",
@@ -68,6 +69,15 @@ Label = Annotated[
     typer.Option("--label", help="Column that holds the label.", rich_help_panel=_DATA, show_default=False),
 ]
 Labels = Annotated[int, typer.Option("--labels", min=1, help="Outputs of the task head, for its count.")]
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        "--kind",
+        help="Kind of task (see `autopeft tasks`); default: the metric's, or what the labels look like.",
+        rich_help_panel=_DATA,
+        show_default=False,
+    ),
+]
 Metric = Annotated[
     str | None,
     typer.Option(

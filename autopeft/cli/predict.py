@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from autopeft.cli.console import notify, say, say_json
 from autopeft.cli.options import Json, OtherModel, Run
 from autopeft.errors import DataError, UsageError
-
-if TYPE_CHECKING:
-    from autopeft.export.package import Card
 
 __all__ = ["predict"]
 
@@ -36,7 +31,7 @@ def predict(
     model: OtherModel = None,
     as_json: Json = False,
 ) -> None:
-    """Predict with a trained hybrid: a label and its probability for each text (a number, for regression).
+    """Predict with a trained hybrid: for each text a label and its probability, or what its kind of task has.
 
     \b
       autopeft predict latest --text "a warm, funny film"
@@ -49,25 +44,22 @@ def predict(
         )
     from autopeft.cli.backbone import quiet_libraries
     from autopeft.export.package import find_saved, load_saved
-    from autopeft.tasks.encode import encode_texts
-    from autopeft.training import predict as predict_logits
+    from autopeft.tasks import Split
+    from autopeft.training import predict as predict_outputs
 
     quiet_libraries()
     saved = find_saved(run)
     hybrid, tokenizer = load_saved(saved, model=model, notify=notify)
-    rows = encode_texts(
-        texts, text_pair or None, tokenizer, saved.card.max_length, kind=saved.card.kind, cached=False
-    )
-    logits = predict_logits(hybrid.model, rows, batch_size=64)
-    found = [
-        _prediction(t, [float(v) for v in row], saved.card) for t, row in zip(texts, logits, strict=True)
-    ]
+    card, kind = saved.card, saved.card.task_kind
+    rows = Split(texts, text_pair or None, [None] * len(texts))
+    encoded = kind.encode(rows, tokenizer, card.max_length, labelled=False, cached=False)
+    outputs = predict_outputs(hybrid.model, encoded, batch_size=64)
+    found = [{"text": t, **kind.present(o, card.labels)} for t, o in zip(texts, outputs, strict=True)]
     if as_json:
         say_json(found)
         return
     for item in found:
-        said = f"{item['value']:.4f}" if "value" in item else f"{item['label']}  {item['probability']:.4f}"
-        say(f"{said}\t{item['text']}")
+        say(f"{kind.line(item)}\t{item['text']}")
 
 
 def _texts(given: list[str] | None, file: Path | None) -> list[str]:
@@ -86,20 +78,3 @@ def _texts(given: list[str] | None, file: Path | None) -> list[str]:
     if not texts:
         raise DataError(f"{file} holds no text.")
     return texts
-
-
-def _prediction(text: str, logits: Sequence[float], card: Card) -> dict[str, Any]:
-    if card.kind == "regression":
-        return {"text": text, "value": logits[0]}
-    top = max(logits)
-    weights = [math.exp(v - top) for v in logits]
-    total = sum(weights)
-    shares = {label: w / total for label, w in zip(card.labels, weights, strict=True)}
-    best = max(shares, key=lambda label: shares[label])
-    return {
-        "text": text,
-        "label": best,
-        "probability": shares[best],
-        "probabilities": shares,
-        "logits": list(logits),
-    }

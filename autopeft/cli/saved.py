@@ -28,8 +28,12 @@ def task_of(
 ) -> Task:
     """Load the task `name` (default: the hybrid's own, split as in training), labels in the head's order.
 
+    The data are read as the hybrid's own kind of task, and scored with its metric unless another is given.
+
     Raises:
-        TaskError: the task has labels that the hybrid's head does not know, or is of another kind.
+        TaskError: the task has labels that the hybrid's head does not know, or the hybrid's own rows were
+            handed over in memory.
+        DataError: the data are not of the hybrid's kind.
     """
     from autopeft.runs.files import read_json
     from autopeft.tasks import load_task
@@ -39,6 +43,10 @@ def task_of(
     manifest = read_json(saved.folder / "manifest.json")
     arguments: dict[str, Any] = manifest.get("arguments") or {}
     own = name is None
+    if own and (card.data.get("source") or {}).get("origin") == "memory":
+        raise TaskError(
+            "This hybrid's rows were handed over in memory and are not kept; name data with --task."
+        )
     known: Mapping[str, Any] = {**arguments, **(arguments.get("columns") or {})} if own else {}
     named = {key: value if value is not None else known.get(key) for key, value in columns.items()}
     task = load_task(
@@ -46,13 +54,12 @@ def task_of(
         text=named["text"],
         text_pair=named["text_pair"],
         label=named["label"],
-        metric=metric or (card.metric if own or card.kind == "classification" else None),
+        kind=card.kind,
+        metric=metric or card.metric,
         seed=seed if seed is not None else int(arguments.get("seed") or 0),
         stand_in=stand_in,
         notify=notify,
     )
-    if task.kind != card.kind:
-        raise TaskError(f"The hybrid was trained for {card.kind}, but {task.name!r} is {task.kind}.")
     return task if task.labels == card.labels else _relabelled(task, card.labels)
 
 
@@ -63,10 +70,9 @@ def _relabelled(task: Task, labels: tuple[str, ...]) -> Task:
             f"{task.name!r} has labels that the hybrid's head does not know: {', '.join(unknown[:5])}; it "
             f"knows {', '.join(labels[:10])}. Train the recipe on this task instead: `autopeft train`."
         )
-    places = [labels.index(label) for label in task.labels]
 
     def moved(split: Split) -> Split:
-        return replace(split, labels=[places[int(label)] for label in split.labels])
+        return replace(split, labels=task.task_kind.relabel(split.labels, task.labels, labels))
 
     splits = {name: moved(split) for name, split in task.splits.items()}
     return replace(task, labels=labels, splits=splits, class_weights=None)

@@ -15,15 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autopeft.errors import AutoPEFTError, UsageError
+from autopeft.errors import AutoPEFTError, UsageError, near
 from autopeft.runs.files import read_json, write_atomic, write_json
 from autopeft.runs.folder import load_run
+from autopeft.tasks.kinds import get_kind, kind_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from autopeft.hybrid import Hybrid
-    from autopeft.tasks import Kind
+    from autopeft.tasks import TaskKind
 
 __all__ = ["Card", "Saved", "find_saved", "load_saved", "write_package"]
 
@@ -68,19 +69,27 @@ class Card:
                 max_length=int(manifest["training"]["max_length"]),
                 result=dict(result or {}),
             )
-            known = card.kind in ("classification", "regression") and isinstance(card.labels, tuple)
+            name, _ = card.kind, card.labels
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(
                 f"{folder / _MANIFEST} is not a manifest of a trained hybrid: {error!r}."
             ) from error
-        if not known:
-            raise UsageError(f"{folder / _MANIFEST} names the unknown kind of task {card.kind!r}.")
+        if name not in kind_names():
+            raise UsageError(
+                f"{folder / _MANIFEST} names the unknown kind of task {name!r}.{near(name, kind_names())} "
+                f"Kinds: {', '.join(kind_names())}; is the package with this one installed?"
+            )
         return card
 
     @property
-    def kind(self) -> Kind:
-        kind: Kind = self.data["kind"]
-        return kind
+    def kind(self) -> str:
+        """Name of the kind of task."""
+        return str(self.data["kind"])
+
+    @property
+    def task_kind(self) -> TaskKind:
+        """The kind itself, which knows all that depends on it."""
+        return get_kind(self.kind)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -93,7 +102,7 @@ class Card:
     @property
     def num_labels(self) -> int:
         """Outputs of the head."""
-        return len(self.labels) if self.kind == "classification" else 1
+        return self.task_kind.num_labels(self.labels)
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest of an exported folder."""
@@ -141,7 +150,7 @@ def load_saved(
     Raises:
         UsageError: the backbone is not the one that the hybrid was trained on, or the weights do not fit.
     """
-    from autopeft.assets import load_model, load_tokenizer, resolve_model
+    from autopeft.assets import load_tokenizer, resolve_model
     from autopeft.hybrid import load
 
     card = saved.card
@@ -152,7 +161,7 @@ def load_saved(
             f"The backbone {model or card.model!r} is not the one that this hybrid was trained on (sha256 "
             f"{source.sha256[:12]}…, but {str(trained_on)[:12]}… is needed); name the right one with --model."
         )
-    live = load_model(source, card.kind, card.num_labels)
+    live = card.task_kind.load_model(source, card.labels)
     hybrid = load(live, saved.weights)
     hybrid.model.eval()
     return hybrid, load_tokenizer(source)
@@ -190,7 +199,7 @@ def model_card(card: Card) -> str:
         "",
         f"A parameter-efficient hybrid on the frozen backbone `{card.model}`; `recipe.yaml` says what it is.",
         "",
-        f"- Labels: {', '.join(card.labels) or 'a real number'}; at most {card.max_length} tokens.",
+        f"- Labels: {card.task_kind.describe_labels(card.labels)}; at most {card.max_length} tokens.",
         f"- Data: {source.get('name')} ({source.get('origin')})."
         + (f" {source['notice']}" if source.get("notice") else ""),
     ]

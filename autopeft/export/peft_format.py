@@ -68,16 +68,20 @@ class _Hybrid:
         return self.prefix + self.places[key].exit
 
 
-def to_peft(hybrid: Hybrid, folder: str | Path, *, base_model: str | None = None) -> Path:
+def to_peft(
+    hybrid: Hybrid, folder: str | Path, *, base_model: str | None = None, task_type: str | None = None
+) -> Path:
     """Write `hybrid` to `folder` in peft's format; returns the folder.
 
-    `base_model` names the backbone in the config (default: what the model was loaded from).
+    Args:
+        base_model: names the backbone in the config; default: what the model was loaded from.
+        task_type: peft's word for the kind of task; default: by the model's class.
 
     Raises:
         NotExpressible: peft cannot say this hybrid.
         AutoPEFTError: the folder cannot be written.
     """
-    adapter = peft_adapter(hybrid)
+    adapter = peft_adapter(hybrid, task_type)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     name = base_model or hybrid.model.config._name_or_path or None
@@ -86,7 +90,7 @@ def to_peft(hybrid: Hybrid, folder: str | Path, *, base_model: str | None = None
     return target
 
 
-def peft_adapter(hybrid: Hybrid) -> PeftAdapter:
+def peft_adapter(hybrid: Hybrid, task_type: str | None = None) -> PeftAdapter:
     """Config and tensors of `hybrid` in peft's words.
 
     Raises:
@@ -104,7 +108,7 @@ def peft_adapter(hybrid: Hybrid) -> PeftAdapter:
     config, tensors = _WRITERS[method](known, entries)
     heads = _head_tensors(model)
     common = {
-        "task_type": _task_type(model),
+        "task_type": task_type or _task_type(model),
         "inference_mode": True,
         "modules_to_save": list(head_names(model)) if heads else None,
     }

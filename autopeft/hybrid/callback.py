@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +16,9 @@ from autopeft.hybrid.events import finish, fire, loss_terms
 from autopeft.recipe import Recipe
 
 __all__ = ["HybridCallback"]
+
+
+Total = Callable[[Tensor, Tensor], Tensor]
 
 
 class _Attached(Protocol):
@@ -42,14 +45,18 @@ class HybridCallback(TrainerCallback):
         >>> callback = hybrid.callback()                                              # doctest: +SKIP
         >>> Trainer(model, args, train_dataset=rows, callbacks=[callback], compute_loss_func=callback.loss)
 
+    Args:
+        total: the task's loss, summed over rows, of logits and labels: `task.loss().total`. Default: by the
+            labels (see `loss`).
+
     Raises:
         UsageError: a module trains in phases of its own, which the Trainer cannot run; or, when training
             starts, a module wants calibration and had none; or, at the first step, a module has loss terms
             and `callback.loss` is not used.
     """
 
-    def __init__(self, hybrid: _Attached) -> None:
-        self.hybrid = hybrid
+    def __init__(self, hybrid: _Attached, total: Total | None = None) -> None:
+        self.hybrid, self._total = hybrid, total or _by_labels
         self._asked = False
         phased = [name for name, module in hybrid.modules.items() if hasattr(module, "phases")]
         if phased:
@@ -61,21 +68,15 @@ class HybridCallback(TrainerCallback):
     def loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """The task's loss plus the modules' terms, as the Trainer's `compute_loss_func`.
 
-        Cross-entropy over integer labels (rows,), mean squared error for real ones; sums are divided by
-        `num_items_in_batch`, so that gradient accumulation equals the large batch.
+        The task's loss is the `total` that the callback was made with; else cross-entropy over integer labels
+        (rows,) and squared error for real ones. Sums are divided by `num_items_in_batch`, so that gradient
+        accumulation equals the large batch.
         """
         self._asked = True
         logits = (outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]).float()
-        if labels.ndim != 1:
-            raise UsageError(
-                f"`callback.loss` takes one label per row, but got labels of shape {tuple(labels.shape)}."
-            )
         rows = labels.shape[0]
         items = rows if num_items_in_batch is None else num_items_in_batch
-        if labels.is_floating_point():
-            total = F.mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
-        else:
-            total = F.cross_entropy(logits, labels, reduction="sum")
+        total = self._total(logits, labels)
         terms = loss_terms(self.hybrid.modules.values())
         return total / items if terms is None else (total + terms * rows) / items
 
@@ -114,3 +115,15 @@ class HybridCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         with torch.no_grad():
             finish(self.hybrid.modules.values())
+
+
+def _by_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """The summed loss that fits the labels (rows,): cross-entropy for integers, squared error for reals."""
+    if labels.ndim != 1:
+        raise UsageError(
+            f"`callback.loss` takes one label per row, but got labels of shape {tuple(labels.shape)}; give "
+            "the task's own loss: `hybrid.callback(total=task.loss().total)`."
+        )
+    if labels.is_floating_point():
+        return F.mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
+    return F.cross_entropy(logits, labels, reduction="sum")

@@ -389,10 +389,10 @@ class Hybrid:
         """Install the weight deltas anew, after their targets changed."""
         self.injection.refresh_weights()
 
-    def callback(self) -> HybridCallback:
+    def callback(self, total: Callable[[Tensor, Tensor], Tensor] | None = None) -> HybridCallback:
         """A `transformers.TrainerCallback` that fires the events of the methods inside
-        `transformers.Trainer`."""
-        return HybridCallback(self)
+        `transformers.Trainer`; `total` is the task's loss summed over rows, for `callback.loss`."""
+        return HybridCallback(self, total)
 
     # Keeping
     # --------------------------------------------------------------------------------------------------

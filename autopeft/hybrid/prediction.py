@@ -25,7 +25,10 @@ _JITTER = 1e-6
 _AT_ONCE = 1 << 24  # sampled logits
 
 
-def predictive(model: nn.Module, run: Callable[[], Tensor]) -> Tensor:
+Mean = Callable[[Tensor, int], Tensor]
+
+
+def predictive(model: nn.Module, run: Callable[[], Tensor], *, mean: Mean | None = None) -> Tensor:
     """What `run`, a forward of `model` in eval mode, yields on the mean over what its hybrid stands for.
 
     Logits (rows, classes) become logs of the mean of their softmax, of the same shape in fp32: over the
@@ -33,6 +36,9 @@ def predictive(model: nn.Module, run: Callable[[], Tensor]) -> Tensor:
     entries are ensembles, member i of all of them acts together, as many times as the largest says; the
     covariances that posteriors give add. The one column of a regression becomes its mean. Without any of
     these it is what `run` yields. Samples are the same in every call, and for every row.
+
+    `mean` says what is the logits' mean over a dimension where that is something else than the log of the
+    mean softmax (independent labels, an order of classes).
 
     Posteriors take gradients, also where none are kept around the call; parameters gather none.
 
@@ -43,12 +49,14 @@ def predictive(model: nn.Module, run: Callable[[], Tensor]) -> Tensor:
     modules = [] if root is None else list(root.modules())
     posteriors = [m for m in modules if isinstance(m, Posterior) and m.samples]
     if posteriors:
-        run = partial(_mean_over_posteriors, posteriors, run)
+        run = partial(_mean_over_posteriors, posteriors, run, mean)
     ensembles = [m for m in modules if isinstance(m, Ensembles) and m.members]
-    return _mean_over_members(ensembles, run) if ensembles else run()
+    return _mean_over_members(ensembles, run, mean) if ensembles else run()
 
 
-def _mean_over_members(ensembles: Sequence[Ensembles], run: Callable[[], Tensor]) -> Tensor:
+def _mean_over_members(
+    ensembles: Sequence[Ensembles], run: Callable[[], Tensor], mean: Mean | None
+) -> Tensor:
     outputs = []
     try:
         for member in range(max(m.members for m in ensembles)):
@@ -59,10 +67,14 @@ def _mean_over_members(ensembles: Sequence[Ensembles], run: Callable[[], Tensor]
         for module in ensembles:
             module.choose(None)
     stacked = torch.stack(outputs)
+    if mean is not None:
+        return mean(stacked, 0)
     return stacked.mean(dim=0) if stacked.shape[-1] == 1 else _log_mean(stacked, dim=0)
 
 
-def _mean_over_posteriors(posteriors: Sequence[Posterior], run: Callable[[], Tensor]) -> Tensor:
+def _mean_over_posteriors(
+    posteriors: Sequence[Posterior], run: Callable[[], Tensor], mean: Mean | None
+) -> Tensor:
     with ExitStack() as within:
         within.enter_context(torch.inference_mode(False))
         within.enter_context(torch.enable_grad())
@@ -73,12 +85,12 @@ def _mean_over_posteriors(posteriors: Sequence[Posterior], run: Callable[[], Ten
             return logits.detach()
         covariances = [posterior.covariance(logits).detach() for posterior in posteriors]
     covariance = torch.stack(covariances).sum(dim=0)
-    return _sampled(logits.detach(), covariance, max(p.samples for p in posteriors))
+    return _sampled(logits.detach(), covariance, max(p.samples for p in posteriors), mean or _log_mean)
 
 
 @torch.no_grad()
-def _sampled(logits: Tensor, covariance: Tensor, samples: int) -> Tensor:
-    """log E softmax(f) for f ~ N(logits, covariance), jointly over the classes."""
+def _sampled(logits: Tensor, covariance: Tensor, samples: int, mean: Mean) -> Tensor:
+    """The mean (by default log E softmax(f)) for f ~ N(logits, covariance), jointly over the classes."""
     classes = logits.shape[-1]
     # Small matrices of any scale: in fp64, which not every device has.
     exact = covariance.cpu().double()
@@ -88,7 +100,7 @@ def _sampled(logits: Tensor, covariance: Tensor, samples: int) -> Tensor:
     draws = torch.randn(samples, classes, generator=generator_of(0, "predictive")).to(logits)
     part = max(1, _AT_ONCE // (samples * classes))
     pairs = zip(logits.split(part), root.split(part), strict=True)
-    return torch.cat([_log_mean(f[:, None] + draws @ r.mT, dim=1) for f, r in pairs])
+    return torch.cat([mean(f[:, None] + draws @ r.mT, 1) for f, r in pairs])
 
 
 def _log_mean(logits: Tensor, dim: int) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from autopeft.report.sheet import Sheet
 from autopeft.report.text import number
-from autopeft.tasks import Source, TaskInfo
+from autopeft.tasks import Source, TaskInfo, get_kind, kind_names
 
 __all__ = ["data_line", "tasks_sheet"]
 
@@ -16,10 +16,14 @@ def tasks_sheet(tasks: Iterable[TaskInfo]) -> Sheet:
     rows = tuple(
         (t.name, t.origin, number(t.rows), str(t.classes), t.metric, t.summary, t.licence) for t in tasks
     )
+    kinds = ", ".join(f"{name} ({get_kind(name).summary})" for name in kind_names())
     return Sheet(
         ("task", "from", "rows", "classes", "metric", "what it is", "licence"),
         rows,
-        notes=("A CSV, JSONL or Parquet file, or a folder in the hub's layout, is a task as well.",),
+        notes=(
+            "A CSV, JSONL or Parquet file, or a folder in the hub's layout, is a task as well.",
+            f"Kinds of task, for --kind: {kinds}.",
+        ),
         right=frozenset({"rows", "classes"}),
     )
 

@@ -75,7 +75,8 @@ def search(
             finalists and baselines are trained in fp32.
         shortcuts: whether layers below everything that a recipe alters come from stored states (fp16), and
             the last layer serves only what the head reads.
-        text, text_pair, label, metric, class_weights, stand_in: of the task (see `autopeft.tasks.load_task`).
+        text, text_pair, label, kind, metric, class_weights, stand_in: of the task (see
+            `autopeft.tasks.load_task`).
         log: `none`, or some of `tensorboard,mlflow,wandb`: has every trial, and every run after the search,
             logged there, by default in the run folder (see `autopeft.search.tracking.ray_callbacks`).
             A tracker that fails is named to `notify`, and the search goes on without it.

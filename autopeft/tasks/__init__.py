@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from autopeft.tasks.encode import EncodedSplit, EncodedTask, encode_texts
+from autopeft.tasks.kinds import TaskKind, get_kind, get_metric, kind_names, register_kind, register_metric
 from autopeft.tasks.load import ClassWeights, TaskInfo, list_tasks, load_task
 from autopeft.tasks.metrics import METRICS, Metric, compute
-from autopeft.tasks.task import SPLIT_NAMES, Kind, Rows, Source, Split, SplitName, Task
+from autopeft.tasks.scored import ScoredSplit
+from autopeft.tasks.task import SPLIT_NAMES, Rows, Source, Split, SplitName, Task
 
 __all__ = [
     "METRICS",
@@ -13,16 +15,22 @@ __all__ = [
     "ClassWeights",
     "EncodedSplit",
     "EncodedTask",
-    "Kind",
     "Metric",
     "Rows",
+    "ScoredSplit",
     "Source",
     "Split",
     "SplitName",
     "Task",
     "TaskInfo",
+    "TaskKind",
     "compute",
     "encode_texts",
+    "get_kind",
+    "get_metric",
+    "kind_names",
     "list_tasks",
     "load_task",
+    "register_kind",
+    "register_metric",
 ]

@@ -10,7 +10,6 @@ from autopeft.assets import hub_answers
 from autopeft.errors import TaskError
 from autopeft.tasks.files import tables_of
 from autopeft.tasks.table import Table
-from autopeft.tasks.task import Kind
 
 __all__ = ["GLUE", "GlueTask", "canonical", "glue_available", "read_glue", "read_hub"]
 
@@ -28,7 +27,7 @@ class GlueTask:
     rows: int
     classes: int
     summary: str
-    kind: Kind = "classification"
+    kind: str = "classification"
     stand_in: str | None = None
 
 

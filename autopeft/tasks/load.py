@@ -1,32 +1,35 @@
-"""Tasks by name: GLUE and other data sets from the hub, packaged ones, and a user's own files."""
+"""Tasks: GLUE and other data sets from the hub, packaged ones, a user's own files, and rows in memory."""
 
 from __future__ import annotations
 
 import logging
-import math
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from autopeft.assets import Notify, hub_answers
-from autopeft.errors import DataError, TaskError, near
+from autopeft.errors import TaskError, near
 from autopeft.tasks.files import SUFFIXES, read_file, read_folder
 from autopeft.tasks.glue import GLUE, GlueTask, canonical, glue_available, read_glue, read_hub
+from autopeft.tasks.kinds import ClassWeights, TaskKind, choose_kind, get_kind, metrics_of
+from autopeft.tasks.memory import describe, tables_in
 from autopeft.tasks.metrics import check_metric
 from autopeft.tasks.packaged import PACKAGED, Packaged, read_packaged
 from autopeft.tasks.splits import SELECT_LIMIT, cut
-from autopeft.tasks.table import RawRows, Table, choose_columns, encode_labels, read_rows
-from autopeft.tasks.task import Kind, Labels, Rows, Source, Split, SplitName, Task, rows_sha256
+from autopeft.tasks.table import ColumnNames, RawRows, Table
+from autopeft.tasks.task import Rows, Source, Split, SplitName, Task, rows_sha256
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+    from pandas import DataFrame
 
 __all__ = ["ClassWeights", "TaskInfo", "list_tasks", "load_task"]
 
-ClassWeights = Literal["balanced"] | Sequence[float] | None
 _log = logging.getLogger("autopeft")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
-_DEFAULT_METRIC: dict[Kind, str] = {"classification": "accuracy", "regression": "pearson"}
+_MEMORY = "memory"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class TaskInfo:
 class _Asked:
     """The options of `load_task` that shape a task, whatever its data."""
 
+    kind: str | None
     metric: str | None
     class_weights: ClassWeights
     seed: int
@@ -53,11 +57,12 @@ class _Asked:
 
 
 def load_task(
-    name: str,
+    task: str | Path | Dataset | DatasetDict | DataFrame,
     *,
     text: str | None = None,
     text_pair: str | None = None,
     label: str | None = None,
+    kind: str | None = None,
     metric: str | None = None,
     class_weights: ClassWeights = None,
     seed: int = 0,
@@ -68,9 +73,13 @@ def load_task(
     """Load a task and split it into train, select and test, nested and stratified.
 
     Args:
-        name: a GLUE task (from the hub where it answers), a packaged task, a file (CSV, TSV, JSON, JSON
-            lines, Parquet), a folder in the hub's layout, or `owner/name[:config]` on the hub.
+        task: a GLUE task (from the hub where it answers), a packaged task, a file (CSV, TSV, JSON, JSON
+            lines, Parquet), a folder in the hub's layout, or `owner/name[:config]` on the hub; or the rows
+            themselves, as a `datasets.Dataset`, a `DatasetDict` or a pandas `DataFrame`. Such a task is named
+            "memory", and only who has the rows can load it again.
         text, text_pair, label: columns of a user's data, where their names are not obvious.
+        kind: of task, a name of `autopeft.tasks.kind_names()`; default: the kind that the metric is for, or
+            what the labels look like (see `TaskKind.claim`).
         metric: a name of `METRICS` instead of the task's own.
         class_weights: "balanced", or one positive number per class.
         seed: of the splits. Where validation and test are given, they are used: validation alone becomes
@@ -82,36 +91,38 @@ def load_task(
         notify: gets one line when something is downloaded or stands in (default: the `autopeft` logger).
 
     Raises:
-        TaskError: the task is unknown, cannot be had here, or an option does not fit it.
+        TaskError: the task or its kind is unknown, cannot be had here, or an option does not fit it.
         DataError: the user's data are not what the task needs.
         AssetError: packaged data could not be fetched.
     """
-    asked = _Asked(metric, class_weights, seed, rows)
-    tell = notify or _log.warning
-    named = any(column is not None for column in (text, text_pair, label))
+    asked = _Asked(kind, metric, class_weights, seed, rows)
+    named = ColumnNames(text, text_pair, label)
+    if not isinstance(task, (str, Path)):
+        return _from_tables(tables_in(task), _MEMORY, named, asked, origin="memory", where=describe(task))
+    return _named(str(task), named, asked, stand_in, notify or _log.warning)
+
+
+def _named(name: str, named: ColumnNames, asked: _Asked, stand_in: bool, tell: Notify) -> Task:
+    """A task by its name or path."""
     short = canonical(name)
     if short in GLUE or name in PACKAGED:
-        if named:
+        if named != ColumnNames():
             raise TaskError(
                 f"The task {name!r} has columns of its own: text, text-pair and label are for files."
             )
-        return (
-            _glue(GLUE[short], asked, stand_in, tell)
-            if short in GLUE
-            else _packaged(PACKAGED[name], asked, tell)
-        )
+        if short in GLUE:
+            return _glue(GLUE[short], asked, stand_in, tell)
+        return _packaged(PACKAGED[name], asked, tell)
     path = Path(name).expanduser()
     if path.is_dir():
-        return _from_tables(read_folder(path), name, "file", (text, text_pair, label), asked)
+        return _from_tables(read_folder(path), name, named, asked)
     if path.is_file():
-        return _from_tables({"train": read_file(path)}, name, "file", (text, text_pair, label), asked)
+        return _from_tables({"train": read_file(path)}, name, named, asked)
     if path.suffix.lower() in SUFFIXES:
         raise TaskError(f"There is no file {name}.")
     if _HUB_NAME.fullmatch(name) is not None and hub_answers():
         repository, _, config = name.partition(":")
-        return _from_tables(
-            read_hub(repository, config or None), name, "hub", (text, text_pair, label), asked
-        )
+        return _from_tables(read_hub(repository, config or None), name, named, asked, origin="hub")
     raise TaskError(
         f"Unknown task {name!r}: packaged are {', '.join(PACKAGED)}; from the hub {', '.join(GLUE)} and "
         f"`owner/name` where it answers; else a file or folder that exists.{near(name, [*PACKAGED, *GLUE])}"
@@ -133,7 +144,8 @@ def list_tasks() -> list[TaskInfo]:
 def _packaged(task: Packaged, asked: _Asked, tell: Notify, source: Source | None = None) -> Task:
     texts, labels = read_packaged(task, tell)
     raw = RawRows(task.name, texts, None, list(labels))
-    kind, classes, encoded = encode_labels([raw], "accuracy", task.labels)
+    kind = get_kind(asked.kind or task.kind)
+    classes, encoded = kind.encode_labels([raw], task.labels)
     origin = Source("package", task.name, rows_sha256(texts, None, labels), task.licence)
     if source is not None:
         origin = Source("package", task.name, origin.sha256, task.licence, source.stand_in_for, source.notice)
@@ -143,8 +155,8 @@ def _packaged(task: Packaged, asked: _Asked, tell: Notify, source: Source | None
 
 def _glue(task: GlueTask, asked: _Asked, stand_in: bool, tell: Notify) -> Task:
     if glue_available(task):
-        columns = (task.text, task.text_pair, "label")
-        return _from_tables(read_glue(task), task.name, "hub", columns, asked, metric=task.metric)
+        columns = ColumnNames(task.text, task.text_pair, "label")
+        return _from_tables(read_glue(task), task.name, columns, asked, origin="hub", metric=task.metric)
     missing = f"The task {task.name!r} comes from the hub, which does not answer."
     if task.stand_in is None or not stand_in:
         reason = "Stand-ins are switched off." if task.stand_in else "No packaged task stands in for it."
@@ -163,83 +175,68 @@ def _glue(task: GlueTask, asked: _Asked, stand_in: bool, tell: Notify) -> Task:
 def _from_tables(
     tables: dict[str, Table],
     name: str,
-    origin: Literal["hub", "file"],
-    columns: tuple[str | None, str | None, str | None],
+    named: ColumnNames,
     asked: _Asked,
+    *,
+    origin: Literal["hub", "file", "memory"] = "file",
+    where: str | None = None,
     metric: str | None = None,
 ) -> Task:
-    chosen = choose_columns(tables["train"], *columns)
-    raws = {split: read_rows(table, chosen) for split, table in tables.items()}
-    rule = asked.metric or metric
-    names = tables["train"].label_names.get(chosen.label, ())
-    kind, classes, encoded = encode_labels(list(raws.values()), rule, names)
+    kind = choose_kind(tables, named, kind=asked.kind, metric=asked.metric or metric)
+    chosen = kind.columns(tables["train"], named)
+    raws = {split: kind.read(table, chosen) for split, table in tables.items()}
+    order = () if chosen.label is None else tables["train"].label_names.get(chosen.label, ())
     parts = list(raws.values())
+    classes, encoded = kind.encode_labels(parts, order)
     texts = [text for part in parts for text in part.texts]
     pairs = None if chosen.text_pair is None else [pair for part in parts for pair in part.pairs or []]
-    digest = rows_sha256(texts, pairs, [label for part in parts for label in part.labels])
+    fields = {f: [value for part in parts for value in part.fields[f]] for f in parts[0].fields}
+    digest = rows_sha256(texts, pairs, [label for part in parts for label in part.labels], fields)
     splits = _arrange(raws, encoded, kind, asked.seed)
-    return _finished(name, kind, classes, splits, metric, Source(origin, name, digest), asked)
+    return _finished(name, kind, classes, splits, metric, Source(origin, where or name, digest), asked)
 
 
 def _arrange(
     raws: dict[str, RawRows],
-    labels: list[Labels],
-    kind: Kind,
+    labels: Sequence[Sequence[object]],
+    kind: TaskKind,
     seed: int,
 ) -> dict[SplitName, Split]:
     given = {
-        name: Split(raw.texts, raw.pairs, part)
+        name: Split(raw.texts, raw.pairs, part, raw.fields)
         for (name, raw), part in zip(raws.items(), labels, strict=True)
     }
     train = given["train"]
-    rows = (train.texts, train.pairs, train.labels)
     tenth = max(1, round(len(train) / 10))
     if "validation" in given and "test" in given:
         return {"train": train, "select": given["validation"], "test": given["test"]}
+    rows = (train.texts, train.pairs, kind.strata(train.labels))
     held_out = given.get("test", given.get("validation"))
     if held_out is not None:
-        select, rest = cut(*rows, kind, [min(tenth, SELECT_LIMIT)], seed)
+        select, rest = cut(*rows, [min(tenth, SELECT_LIMIT)], seed)
         return {"train": train.take(rest), "select": train.take(select), "test": held_out}
-    test, select, rest = cut(*rows, kind, [tenth, tenth], seed)
+    test, select, rest = cut(*rows, [tenth, tenth], seed)
     return {"train": train.take(rest), "select": train.take(select), "test": train.take(test)}
 
 
 def _finished(
     name: str,
-    kind: Kind,
+    kind: TaskKind,
     classes: tuple[str, ...],
     splits: dict[SplitName, Split],
     metric: str | None,
     source: Source,
     asked: _Asked,
 ) -> Task:
-    chosen = asked.metric or metric or _DEFAULT_METRIC[kind]
-    check_metric(chosen, kind, len(classes))
-    if kind == "classification" and len(set(splits["train"].labels)) < 2:
-        raise DataError(f"{name}: the train split has one class only after splitting; more rows are needed.")
-    weights = _weights(asked.class_weights, kind, splits["train"], classes)
-    task = Task(name, kind, classes, splits, chosen, weights, source)
+    chosen = asked.metric or _own_metric(kind, metric)
+    check_metric(chosen, kind.name, classes)
+    kind.check(name, splits["train"], classes)
+    weights = kind.class_weights(asked.class_weights, splits["train"].labels, classes)
+    task = Task(name, kind.name, classes, splits, chosen, weights, source)
     wanted = asked.rows
     return task if wanted is None else task.subset(wanted.train, wanted.select, wanted.test, asked.seed)
 
 
-def _weights(asked: ClassWeights, kind: Kind, train: Split, classes: tuple[str, ...]) -> list[float] | None:
-    if asked is None:
-        return None
-    if kind == "regression":
-        raise TaskError("Class weights are for classification, but the task is regression.")
-    if isinstance(asked, str):
-        if asked != "balanced":
-            raise TaskError(f"class_weights={asked!r} is neither 'balanced' nor a list of numbers.")
-        counts = Counter(train.labels)
-        if empty := [name for i, name in enumerate(classes) if counts[i] == 0]:
-            raise TaskError(
-                f"Balanced weights need every class in train; none of {', '.join(map(repr, empty))} is."
-            )
-        return [len(train) / (len(classes) * counts[i]) for i in range(len(classes))]
-    weights = [float(weight) for weight in asked]
-    if len(weights) != len(classes) or not all(math.isfinite(w) and w > 0 for w in weights):
-        raise TaskError(
-            f"{len(classes)} positive class weights are needed ({', '.join(classes)}), but got {weights}."
-        )
-    return weights
+def _own_metric(kind: TaskKind, metric: str | None) -> str:
+    """The task's metric, unless it was loaded as another kind than the metric scores."""
+    return metric if metric in metrics_of(kind.name) else kind.default_metric

@@ -29,7 +29,8 @@ _SWALLOWED = re.compile(r"\n(ham|spam)\t")
 class Packaged:
     """A packaged task: where its file lies, how many rows it has after cleaning, and how it is read.
 
-    `read` turns the file into texts and label names; `labels` gives the class order (empty: sorted).
+    `read` turns the file into texts and label names; `labels` gives the class order (empty: sorted),
+    `kind` is the kind of task.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Packaged:
     licence: str
     summary: str
     read: Callable[[bytes], Rows]
+    kind: str = "classification"
 
 
 def read_packaged(task: Packaged, notify: Notify | None) -> Rows:

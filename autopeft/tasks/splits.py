@@ -12,14 +12,11 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 
-import numpy as np
-
 from autopeft.errors import DataError
 
 __all__ = ["SELECT_LIMIT", "cut", "row_digest", "stratified_order"]
 
 SELECT_LIMIT = 2_000
-_BINS = 10
 
 
 def row_digest(text: str, pair: str | None, seed: int) -> bytes:
@@ -30,17 +27,15 @@ def row_digest(text: str, pair: str | None, seed: int) -> bytes:
 def stratified_order(
     texts: Sequence[str],
     pairs: Sequence[str] | None,
-    labels: Sequence[int] | Sequence[float],
-    kind: str,
+    strata: Sequence[int],
     seed: int,
 ) -> list[int]:
-    """Row indices in a seeded order whose every prefix has nearly the class shares of the whole.
+    """Row indices in a seeded order whose every prefix has nearly the shares of the strata of the whole.
 
-    The i-th of a class's n rows sits at (i + ½)/n, so a prefix of share p holds p·n of it, rounded.
-    Regression is stratified by tenths of the labels' ranks. Rows with equal text and pair are neighbours,
-    under the class of the first.
+    `strata` has one for each row (`TaskKind.strata`). The i-th of a stratum's n rows sits at (i + ½)/n, so a
+    prefix of share p holds p·n of it, rounded. Rows with equal text and pair are neighbours, under the
+    stratum of the first.
     """
-    strata = _strata(labels, kind)
     groups: dict[bytes, list[int]] = defaultdict(list)
     for index, text in enumerate(texts):
         groups[row_digest(text, None if pairs is None else pairs[index], seed)].append(index)
@@ -57,8 +52,7 @@ def stratified_order(
 def cut(
     texts: Sequence[str],
     pairs: Sequence[str] | None,
-    labels: Sequence[int] | Sequence[float],
-    kind: str,
+    strata: Sequence[int],
     sizes: Sequence[int],
     seed: int,
 ) -> list[list[int]]:
@@ -70,7 +64,7 @@ def cut(
     Raises:
         DataError: nothing would be left.
     """
-    order = stratified_order(texts, pairs, labels, kind, seed)
+    order = stratified_order(texts, pairs, strata, seed)
     keys = [(texts[i], None if pairs is None else pairs[i]) for i in order]
     parts: list[list[int]] = []
     start = 0
@@ -87,10 +81,3 @@ def cut(
             "at least 10 are needed."
         )
     return [*parts, rest]
-
-
-def _strata(labels: Sequence[int] | Sequence[float], kind: str) -> list[int]:
-    if kind == "classification":
-        return [int(label) for label in labels]
-    ranks = np.argsort(np.argsort(np.asarray(labels, dtype=np.float64), kind="stable"), kind="stable")
-    return [int(rank) for rank in ranks * _BINS // max(len(labels), 1)]

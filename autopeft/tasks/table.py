@@ -1,19 +1,28 @@
-"""Rows of a user's table: which columns are meant, whether all values are there, what kind of label it is."""
+"""Rows of a user's table: which columns are meant, and whether all values are there."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from autopeft.errors import DataError, near
-from autopeft.tasks.metrics import METRICS
-from autopeft.tasks.task import Kind, Labels
 
-__all__ = ["REGRESSION_VALUES", "Columns", "RawRows", "Table", "choose_columns", "encode_labels", "read_rows"]
+__all__ = [
+    "ColumnNames",
+    "Columns",
+    "RawRows",
+    "Table",
+    "choose_columns",
+    "listed",
+    "number_of",
+    "numbers_of",
+    "peek_labels",
+    "read_labels",
+    "read_rows",
+]
 
-REGRESSION_VALUES = 10
 _PAIRS = (
     ("sentence1", "sentence2"), ("text1", "text2"), ("text", "text_pair"), ("premise", "hypothesis"),
     ("question1", "question2"), ("question", "sentence"), ("question", "passage"), ("query", "passage"),
@@ -37,22 +46,32 @@ class Table:
 
 
 @dataclass(frozen=True)
+class ColumnNames:
+    """The columns that a user named; `None` for those to be found by their obvious names."""
+
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
 class Columns:
-    """The columns that hold the text, its pair (if any) and the label."""
+    """The columns that hold the text, its pair (if any) and the label (where the kind of task has one)."""
 
     text: str
     text_pair: str | None
-    label: str
+    label: str | None
 
 
 @dataclass(frozen=True)
 class RawRows:
-    """Checked texts and labels that are not yet class indices or numbers."""
+    """Checked texts, labels that are not encoded yet, and further columns that a kind of task took."""
 
     where: str
     texts: list[str]
     pairs: list[str] | None
     labels: list[Any]
+    fields: Mapping[str, list[Any]] = field(default_factory=dict)
 
 
 def choose_columns(table: Table, text: str | None, text_pair: str | None, label: str | None) -> Columns:
@@ -68,7 +87,7 @@ def choose_columns(table: Table, text: str | None, text_pair: str | None, label:
         if name is not None and name not in names:
             raise DataError(
                 f"{table.where} has no column {name!r} for --{option}; "
-                f"it has {_listed(names)}.{near(name, names)}"
+                f"it has {listed(names)}.{near(name, names)}"
             )
     lower = {name.lower(): name for name in reversed(names)}
     if text is None and text_pair is None:
@@ -94,94 +113,63 @@ def read_rows(table: Table, columns: Columns) -> RawRows:
     """
     for name in (columns.text, columns.text_pair, columns.label):
         if name is not None and name not in table.columns:
-            raise DataError(f"{table.where} has no column {name!r}; it has {_listed(list(table.columns))}.")
+            raise DataError(f"{table.where} has no column {name!r}; it has {listed(list(table.columns))}.")
     if not len(table.columns[columns.text]):
         raise DataError(f"{table.where} has no rows.")
     texts = _texts(table, columns.text)
     pairs = None if columns.text_pair is None else _texts(table, columns.text_pair)
-    labels = list(table.columns[columns.label])
-    _refuse(table, columns.label, "no label", [i for i, value in enumerate(labels) if _missing(value)])
-    odd = [i for i, value in enumerate(labels) if not isinstance(value, str | int | float | bool)]
-    _refuse(table, columns.label, "a label that is neither text nor a number", odd)
-    names = table.label_names.get(columns.label)
-    if names is not None:
-        hidden = [i for i, value in enumerate(labels) if not 0 <= value < len(names)]
-        _refuse(table, columns.label, "no label (hidden, stored as -1)", hidden)
-        labels = [names[value] for value in labels]
+    labels = [None] * len(texts) if columns.label is None else read_labels(table, columns.label)
     return RawRows(table.where, texts, pairs, labels)
 
 
-def encode_labels(
-    parts: Sequence[RawRows], metric: str | None, order: Sequence[str] = ()
-) -> tuple[Kind, tuple[str, ...], list[Labels]]:
-    """Decide the kind of task and turn labels into class indices or numbers.
-
-    The rule: labels that are all numbers, not all whole, and take more than 10 different values mean
-        regression; everything else is classes. A regression metric makes any numbers regression, a
-        classification metric makes any labels classes. Classes are in the given `order`, else sorted (by
-        number where all are whole numbers).
+def read_labels(table: Table, column: str) -> list[Any]:
+    """The labels of a column: text or numbers; where the format itself names the classes, their names.
 
     Raises:
-        DataError: labels are not finite, all the same, nearly all different, or a class is missing from the
-            first part.
+        DataError: a label is missing, hidden, or neither text nor a number.
     """
-    numbers = [[_number(value) for value in part.labels] for part in parts]
-    flat = [number for part in numbers for number in part]
-    wanted = METRICS[metric].kind if metric in METRICS else None
-    numeric = all(number is not None for number in flat)
-    if wanted == "regression" and not numeric:
-        raise DataError(
-            f"{metric=} needs numbers as labels, but those of {parts[0].where} are not all numbers."
-        )
-    if numeric:
-        for part, found in zip(parts, numbers, strict=True):
-            bad = [i for i, number in enumerate(found) if number is not None and not math.isfinite(number)]
-            if bad:
-                raise DataError(f"{part.where}: labels that are not finite in {_rows(bad)}.")
-    fractional = numeric and any(number is not None and number != int(number) for number in flat)
-    if wanted == "regression" or (wanted is None and fractional and len(set(flat)) > REGRESSION_VALUES):
-        if len(set(flat)) < 2:
-            raise DataError(f"{parts[0].where}: all labels are {flat[0]}; there is nothing to learn.")
-        return "regression", (), [[float(n) for n in found if n is not None] for found in numbers]
-    return _as_classes(parts, order, whole=numeric and not fractional)
+    labels = list(table.columns[column])
+    _refuse(table, column, "no label", [i for i, value in enumerate(labels) if _missing(value)])
+    odd = [i for i, value in enumerate(labels) if not isinstance(value, str | int | float | bool)]
+    _refuse(table, column, "a label that is neither text nor a number", odd)
+    names = table.label_names.get(column)
+    if names is not None:
+        hidden = [i for i, value in enumerate(labels) if not 0 <= value < len(names)]
+        _refuse(table, column, "no label (hidden, stored as -1)", hidden)
+        labels = [names[value] for value in labels]
+    return labels
 
 
-def _as_classes(
-    parts: Sequence[RawRows], order: Sequence[str], *, whole: bool
-) -> tuple[Kind, tuple[str, ...], list[Labels]]:
-    named = [[_class_name(value, whole=whole) for value in part.labels] for part in parts]
-    present = {name for part in named for name in part}
-    classes = list(order) if order and present <= set(order) else sorted(present, key=int if whole else None)
-    rows = sum(len(part) for part in named)
-    if len(present) < 2:
-        only = next(iter(present))
-        raise DataError(f"{parts[0].where}: all rows have the label {only!r}; two classes are needed.")
-    if len(present) > max(20, rows // 2):
-        raise DataError(
-            f"{parts[0].where}: {len(present):,} different labels in {rows:,} rows are not classes. Name the "
-            "label column with --label; for numbers to be predicted as such choose --metric pearson."
-        )
-    for part, found in zip(parts[1:], named[1:], strict=True):
-        if unknown := sorted(set(found) - set(named[0])):
-            raise DataError(
-                f"{part.where} has labels that {parts[0].where} lacks, so no model can learn them: "
-                f"{_listed(unknown)}."
-            )
-    index = {name: i for i, name in enumerate(classes)}
-    return "classification", tuple(classes), [[index[name] for name in found] for found in named]
-
-
-def _class_name(value: Any, *, whole: bool) -> str:
-    """A class's name; with whole numbers `1`, `1.0` and `"1"` are one class."""
-    if not whole:
-        return str(value).strip()
+def peek_labels(tables: Mapping[str, Table], named: ColumnNames) -> list[Any]:
+    """The labels of all tables as `read_labels` gives them, for a kind that claims them; none where the
+    column is not known or holds anything else."""
     try:
-        return str(int(value))
-    except ValueError:
-        return str(int(float(value)))
+        column = choose_columns(tables["train"], named.text, named.text_pair, named.label).label
+        whole = [t for t in tables.values() if column in t.columns]
+        return [label for table in whole for label in read_labels(table, str(column))]
+    except DataError:
+        return []
 
 
-def _number(value: Any) -> float | None:
+def numbers_of(parts: Sequence[RawRows]) -> list[list[float]] | None:
+    """All labels as numbers, by part; `None` where one is not a number.
+
+    Raises:
+        DataError: a number is not finite.
+    """
+    found = [[number_of(value) for value in part.labels] for part in parts]
+    if any(number is None for numbers in found for number in numbers):
+        return None
+    whole = [[number for number in numbers if number is not None] for numbers in found]
+    for part, numbers in zip(parts, whole, strict=True):
+        bad = [i for i, number in enumerate(numbers) if not math.isfinite(number)]
+        if bad:
+            raise DataError(f"{part.where}: labels that are not finite in {_rows(bad)}.")
+    return whole
+
+
+def number_of(value: Any) -> float | None:
+    """A label as a number, `None` where it is none; truth values and `1_0` are not."""
     if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
         return None
     try:
@@ -221,10 +209,11 @@ def _obvious(lower: Mapping[str, str], known: Sequence[str], what: str, option: 
             return lower[name]
     raise DataError(
         f"{table.where} has no column with an obvious name for the {what}; "
-        f"it has {_listed(list(table.columns))}. Name it with {option}."
+        f"it has {listed(list(table.columns))}. Name it with {option}."
     )
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Up to twelve names for an error."""
     shown = ", ".join(repr(name) for name in names[:12])
     return shown + (f" and {len(names) - 12} more" if len(names) > 12 else "") if names else "no columns"

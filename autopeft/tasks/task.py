@@ -1,50 +1,17 @@
-"""What a task is: three splits of labelled text, a metric, and where the data come from."""
+"""What a task is: three splits of labelled rows, a metric, and where the data come from."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from autopeft.errors import TaskError
+from autopeft.tasks.kinds import Loss, TaskKind, get_kind
+from autopeft.tasks.split import SPLIT_NAMES, Rows, Split, SplitName, rows_sha256
 from autopeft.tasks.splits import stratified_order
 
-__all__ = ["SPLIT_NAMES", "Kind", "Labels", "Rows", "Source", "Split", "SplitName", "Task", "rows_sha256"]
-
-Kind = Literal["classification", "regression"]
-Labels = list[int] | list[float]
-SplitName = Literal["train", "select", "test"]
-SPLIT_NAMES: tuple[SplitName, ...] = ("train", "select", "test")
-
-
-@dataclass(frozen=True)
-class Rows:
-    """How many rows of each split are wanted at most; `None` means all."""
-
-    train: int | None = None
-    select: int | None = None
-    test: int | None = None
-
-
-@dataclass(frozen=True)
-class Split:
-    """Rows of one split: texts, second texts where there are any, and class indices or real labels."""
-
-    texts: list[str]
-    pairs: list[str] | None
-    labels: Labels
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def take(self, indices: Iterable[int]) -> Split:
-        """The rows at `indices`, in that order."""
-        chosen = [int(i) for i in indices]
-        labels: Any = [self.labels[i] for i in chosen]
-        pairs = None if self.pairs is None else [self.pairs[i] for i in chosen]
-        return Split([self.texts[i] for i in chosen], pairs, labels)
+__all__ = ["SPLIT_NAMES", "Rows", "Source", "Split", "SplitName", "Task", "rows_sha256"]
 
 
 @dataclass(frozen=True)
@@ -52,15 +19,17 @@ class Source:
     """Where the data come from.
 
     Attributes:
-        origin: the `hub`, a `package` of the pinned table, or the user's own `file` or folder.
-        name: repository, packaged task or path.
+        origin: the `hub`, a `package` of the pinned table, the user's own `file` or folder, or `memory`: rows
+            that were handed over as objects. Nobody can load these again from their name: another process
+            has to be handed the same rows, which `sha256` tells.
+        name: repository, packaged task, path, or what the object was.
         sha256: of all rows as they were read, before splitting (see `rows_sha256`).
         licence: the data's terms, where they are known.
         stand_in_for: the task that was asked for, where this one stands in for it.
         notice: the line that said so.
     """
 
-    origin: Literal["hub", "package", "file"]
+    origin: Literal["hub", "package", "file", "memory"]
     name: str
     sha256: str
     licence: str | None = None
@@ -72,12 +41,13 @@ class Source:
 class Task:
     """A task that a model can be trained, selected and tested on.
 
-    `labels` are the class names in index order (empty for regression). `class_weights` has one positive
-    factor per class, mean over the training rows 1 when balanced.
+    `kind` is a name of `autopeft.tasks.kinds`. `labels` are the class names in index order (empty for kinds
+    without classes). `class_weights` has one positive factor per class, mean over the training rows 1 when
+    balanced.
     """
 
     name: str
-    kind: Kind
+    kind: str
     labels: tuple[str, ...]
     splits: Mapping[SplitName, Split]
     metric: str
@@ -85,9 +55,22 @@ class Task:
     source: Source
 
     @property
+    def task_kind(self) -> TaskKind:
+        """The kind itself, which knows all that depends on it.
+
+        Raises:
+            TaskError: no such kind is registered here.
+        """
+        return get_kind(self.kind)
+
+    @property
     def num_labels(self) -> int:
         """Outputs of a head for this task: the number of classes, or 1."""
-        return len(self.labels) if self.kind == "classification" else 1
+        return self.task_kind.num_labels(self.labels)
+
+    def loss(self) -> Loss:
+        """What is minimised."""
+        return self.task_kind.loss(self.labels, self.class_weights)
 
     def describe(self) -> dict[str, Any]:
         """What a run records about its data, as JSON-able values."""
@@ -123,16 +106,7 @@ class Task:
             if size is not None and size < 1:
                 raise TaskError(f"A split needs at least one row, but got {name}={size}.")
             if size is not None and size < len(split):
-                order = stratified_order(split.texts, split.pairs, split.labels, self.kind, seed)
+                order = stratified_order(split.texts, split.pairs, self.task_kind.strata(split.labels), seed)
                 split = split.take(sorted(order[:size]))
             splits[name] = split
         return replace(self, splits=splits)
-
-
-def rows_sha256(texts: Sequence[str], pairs: Sequence[str] | None, labels: Sequence[object]) -> str:
-    """Hex sha256 over rows as JSON lines `[text, pair, label]`, UTF-8; the same on every platform."""
-    digest = hashlib.sha256()
-    seconds: Iterable[str | None] = [None] * len(texts) if pairs is None else pairs
-    for row in zip(texts, seconds, labels, strict=True):
-        digest.update(json.dumps(row, ensure_ascii=True, separators=(",", ":")).encode() + b"\n")
-    return digest.hexdigest()

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from autopeft.method import Concludes
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
+from autopeft.tasks.kinds import Loss
 from autopeft.training.contracts import Trainable
 from autopeft.training.errors import OutOfMemory, ran_out_of_memory
 from autopeft.training.forward import Forward
-from autopeft.training.losses import TaskLoss, logits_of
+from autopeft.training.losses import logits_of
 from autopeft.training.measurements import KeptMeasurements
 from autopeft.training.modes import evaluation_mode, seeded, training_mode
 from autopeft.training.plan import TrainingPlan
@@ -31,7 +32,7 @@ class TaskObjective:
     def __init__(
         self,
         model: nn.Module,
-        loss: TaskLoss,
+        loss: Loss,
         forward: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
     ) -> None:
         self.model = model
@@ -43,7 +44,7 @@ class TaskObjective:
         return self.loss.mean(self.logits(batch), batch["labels"])
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
-        """Logits (rows, classes), differentiable."""
+        """Logits (rows, …), differentiable."""
         return logits_of(self.model, batch) if self.forward is None else self.forward(batch)
 
 
@@ -64,7 +65,7 @@ def prepare(hybrid: Trainable, data: EncodedTask, plan: TrainingPlan) -> None:
         return
     device = plan.torch_device()
     hybrid.model.to(device)
-    objective = TaskObjective(hybrid.model, TaskLoss(data.task.kind, data.task.class_weights))
+    objective = TaskObjective(hybrid.model, data.task.loss(), Forward(hybrid.model, kind=data.task.task_kind))
     with seeded(plan.seed, device), training_mode(hybrid.model, (), dropout=False):
         kept = KeptMeasurements(hybrid.model, data, plan)
         hybrid.prepare(single_examples(data.train, plan.seed, device), objective, kept=kept)
@@ -93,8 +94,8 @@ def conclude(
         return
     device = plan.torch_device()
     hybrid.model.to(device)
-    way = Forward(hybrid.model) if forward is None else forward
-    objective = TaskObjective(hybrid.model, TaskLoss(data.task.kind, data.task.class_weights), way)
+    way = Forward(hybrid.model, kind=data.task.task_kind) if forward is None else forward
+    objective = TaskObjective(hybrid.model, data.task.loss(), way)
     at_once = plan.micro_rows if micro_rows is None else micro_rows
     while True:
         try:

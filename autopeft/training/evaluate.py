@@ -14,7 +14,7 @@ from torch import nn
 from autopeft.errors import UsageError
 from autopeft.hybrid import predictive
 from autopeft.tasks.encode import EncodedSplit
-from autopeft.tasks.metrics import compute
+from autopeft.tasks.kinds import get_kind, get_metric
 from autopeft.training.errors import OutOfMemory, ran_out_of_memory
 from autopeft.training.forward import Forward
 from autopeft.training.modes import evaluation_mode
@@ -29,9 +29,10 @@ def predict(
     batch_size: int = 64,
     device: str | torch.device | None = None,
     forward: Forward | None = None,
-) -> NDArray[np.float32]:
-    """Logits (rows, classes) in the split's own order of rows; those of an ensemble, or under a posterior,
-    are of the mean distribution (see `autopeft.hybrid.predictive`).
+) -> NDArray[Any]:
+    """What the split's kind of task keeps of each row (`TaskKind.outputs`), in the split's own order: logits
+    (rows, classes); those of an ensemble, or under a posterior, are of the mean distribution (see
+    `autopeft.hybrid.predictive`).
 
     Runs in eval mode and leaves no gradients; every `training` flag is as before afterwards. `device`
     defaults to the model's; a model that lies elsewhere is moved there. `forward` defaults to the model's
@@ -46,11 +47,13 @@ def predict(
     place = next(model.parameters()).device if device is None else torch.device(device)
     model.to(place)
     parts = []
-    way = Forward(model) if forward is None else forward
+    kind = get_kind(split.kind)
+    way = Forward(model, kind=kind) if forward is None else forward
     with evaluation_mode(model):
         for batch in way.batches(split, batch_size, shuffle=False, device=place):
             try:
-                parts.append(predictive(model, partial(way, batch)).float().cpu())
+                run = partial(predictive, model, partial(way, batch), mean=kind.average())
+                parts.append(kind.outputs(model, batch, run))
             except (RuntimeError, MemoryError) as error:
                 if not ran_out_of_memory(error):
                     raise
@@ -58,7 +61,7 @@ def predict(
                     f"Evaluation ran out of memory with {batch_size} rows at once; "
                     "lower `eval_batch_size` or `max_length`."
                 ) from error
-    outputs = torch.cat(parts).numpy()
+    outputs = np.concatenate(parts)
     restored = np.empty_like(outputs)
     restored[split.order()] = outputs
     return restored
@@ -73,8 +76,9 @@ def scores(model: nn.Module, split: EncodedSplit, metrics: Sequence[str], **opti
     """
     if split.labels is None:
         raise UsageError("Nothing to score against: the split has no labels.")
-    logits = predict(model, split, **options)
-    return {metric: compute(metric, logits, split.labels) for metric in metrics}
+    known, kind = [get_metric(metric) for metric in metrics], get_kind(split.kind)
+    outputs = predict(model, split, **options)
+    return {metric.name: kind.score(metric, outputs, split.labels) for metric in known}
 
 
 def evaluate(

@@ -18,6 +18,7 @@ from autopeft.hybrid import Hybrid
 from autopeft.injection.depth import trunk_depths
 from autopeft.injection.rows import Reader, ReadRows, last_layer_is_rowwise, reader_of
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
+from autopeft.tasks.kinds import TaskKind
 from autopeft.training.contracts import Trainable
 from autopeft.training.losses import logits_of
 from autopeft.training.modes import evaluation_mode
@@ -38,6 +39,7 @@ class Forward:
     Attributes:
         trunk: answers untouched layers; `None` computes them.
         rows: narrows the last layer to the positions that the head reads; `None` computes all of them.
+        kind: of task, which takes the logits from the model's output; `None` for its `logits`.
         untouched: whether the trunk's layers still are; asked before each batch.
     """
 
@@ -48,8 +50,10 @@ class Forward:
         trunk: Trunk | None = None,
         rows: ReadRows | None = None,
         untouched: Callable[[], bool] = lambda: True,
+        kind: TaskKind | None = None,
     ) -> None:
         self.model, self.trunk, self.rows, self.untouched = model, trunk, rows, untouched
+        self.kind = kind
 
     def batches(
         self,
@@ -72,7 +76,7 @@ class Forward:
             yield batch
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Logits (rows, classes) of a batch or of some of its rows."""
+        """Logits (rows, …) of a batch or of some of its rows."""
         states = {k.removeprefix(_PREFIX): v for k, v in batch.items() if k.startswith(_PREFIX)}
         plain = {k: v for k, v in batch.items() if not k.startswith(_PREFIX)} if states else batch
         trunk: AbstractContextManager[Any] = nullcontext()
@@ -82,21 +86,23 @@ class Forward:
         if self.rows is not None:
             rows = self.rows.of(batch["attention_mask"])
         with trunk, rows:
-            return logits_of(self.model, plain)
+            return logits_of(self.model, plain, self.kind)
 
 
 def shortest_forward(hybrid: Trainable, data: EncodedTask, plan: TrainingPlan, *, dropout: bool) -> Forward:
     """The way to train and score an attached hybrid that computes least, checked against the plain one.
 
-    With the backbone's dropout on, nothing is left out: its draws belong to the training. What does not
-    reproduce the plain logits of two rows is not used.
+    With the backbone's dropout on, nothing is left out: its draws belong to the training. What the task's
+    kind rules out is not tried (`TaskKind.pooled`, `TaskKind.tokenwise_trunk`), and what does not reproduce
+    the plain logits of two rows is not used.
     """
-    plain = Forward(hybrid.model)
+    kind = data.task.task_kind
+    plain = Forward(hybrid.model, kind=kind)
     if dropout or not plan.shortcuts or not isinstance(hybrid, Hybrid) or not len(data.train):
         return plain
     # The draws of calibration and training go on from where they are.
     with torch.random.fork_rng(devices=[]):
-        return _Shortcuts(hybrid, data.train).forward()
+        return _Shortcuts(hybrid, data.train, kind).forward()
 
 
 _READERS: WeakKeyDictionary[nn.Module, Reader | None] = WeakKeyDictionary()
@@ -106,8 +112,8 @@ _CHECKED: WeakKeyDictionary[nn.Module, dict[Any, tuple[bool, dict[str, bool]]]] 
 class _Shortcuts:
     """Finds what can be left out for one hybrid, and tries it on two rows."""
 
-    def __init__(self, hybrid: Hybrid, split: EncodedSplit) -> None:
-        self.hybrid = hybrid
+    def __init__(self, hybrid: Hybrid, split: EncodedSplit, kind: TaskKind) -> None:
+        self.hybrid, self.kind = hybrid, kind
         self.model: PreTrainedModel = hybrid.model
         self.layout = hybrid.injection.layout
         self.device = next(self.model.parameters()).device
@@ -117,20 +123,20 @@ class _Shortcuts:
         self._plain: Tensor | None = None
 
     def forward(self) -> Forward:
-        trunk = self._trunk()
+        trunk = self._trunk() if self.kind.tokenwise_trunk else None
         whole = trunk is not None and any(
             len(level.layers) == len(self.layout.stacks[-1].layers)
             for level in trunk.levels
             if level.stack == self.layout.stacks[-1].map.name
         )
-        rows = None if whole else self._rows()
+        rows = None if whole or not self.kind.pooled else self._rows()
         injection, revision = self.hybrid.injection, self.hybrid.injection.revision
         # A method that moves its mask while it trains may reach further down than it did.
         untouched = lambda: injection.revision == revision  # noqa: E731
-        return Forward(self.model, trunk=trunk, rows=rows, untouched=untouched)
+        return Forward(self.model, trunk=trunk, rows=rows, untouched=untouched, kind=self.kind)
 
     def _logits(self) -> Tensor:
-        return logits_of(self.model, self.batch).float()
+        return logits_of(self.model, self.batch, self.kind).float()
 
     def plain(self) -> Tensor:
         """Logits of the two rows; to be asked for before a shortcut is in place."""
@@ -159,7 +165,7 @@ class _Shortcuts:
         # A reentrant checkpoint gives no gradient where no input requires one, and stored states do not.
         if not levels or any(_reentrant(m) for m in self._checkpointed()):
             return None
-        trunk = Trunk(self.model, levels, lambda batch: logits_of(self.model, batch))
+        trunk = Trunk(self.model, levels, lambda batch: logits_of(self.model, batch, self.kind))
         key = ("trunk", tuple(sorted(trunk.depths.items())))
         sound, tuples = self._remembered(key, lambda: self._try_trunk(trunk))
         trunk.tuples.update(tuples)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from autopeft.hybrid.events import loss_terms
+from autopeft.tasks.kinds import Loss
 from autopeft.training.errors import OutOfMemory, ran_out_of_memory
 from autopeft.training.forward import Forward
-from autopeft.training.losses import TaskLoss, slice_rows
+from autopeft.training.losses import slice_rows
 from autopeft.training.modes import generator_state, restore_generator
 
 __all__ = ["Gradient"]
@@ -25,7 +26,7 @@ class Gradient:
         micro_rows: rows at once; halved when memory does not suffice.
     """
 
-    def __init__(self, forward: Forward, loss: TaskLoss, *, micro_rows: int, device: torch.device) -> None:
+    def __init__(self, forward: Forward, loss: Loss, *, micro_rows: int, device: torch.device) -> None:
         self.forward = forward
         self.loss = loss
         self.micro_rows = micro_rows

@@ -24,7 +24,6 @@ from autopeft.training.errors import NonFiniteLoss, PhaseError
 from autopeft.training.evaluate import evaluate
 from autopeft.training.forward import Forward, shortest_forward
 from autopeft.training.gradient import Gradient
-from autopeft.training.losses import TaskLoss
 from autopeft.training.modes import generator_state, learning, restore_generator, seeded, training_mode
 from autopeft.training.optimizer import PhaseOptimizer
 from autopeft.training.phases import (
@@ -175,7 +174,7 @@ class _Run:
         self.forward = forward
         self.gradient = Gradient(
             forward,
-            TaskLoss(data.task.kind, data.task.class_weights),
+            data.task.loss(),
             micro_rows=plan.micro_rows,
             device=device,
         )

@@ -1,4 +1,4 @@
-"""The task loss, computed from logits.
+"""Logits of a batch; the loss itself belongs to the task's kind.
 
 Labels never reach the model's forward: a labelled Hugging Face forward writes `config.problem_type`.
 """
@@ -6,52 +6,20 @@ Labels never reach the model's forward: a labelled Hugging Face forward writes `
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-__all__ = ["TaskLoss", "logits_of", "slice_rows"]
+from autopeft.tasks.kinds import TaskKind
 
-
-class TaskLoss:
-    """Cross-entropy (optionally weighted by class) or, for regression, the mean squared error.
-
-    Exact over micro-batches: `total` returns the undivided sum of the losses of some rows and `weight` what
-    the sum over the whole batch is divided by, so that Σ total(micro) / weight(batch) is the loss of the
-    batch.
-    """
-
-    def __init__(self, kind: str, class_weights: Sequence[float] | None = None) -> None:
-        self.kind = kind
-        self.class_weights = (
-            None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        )
-
-    def total(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Sum over rows; logits (rows, classes) or (rows, 1), labels (rows,). In fp32."""
-        logits = logits.float()
-        if self.kind == "regression":
-            return F.mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
-        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
-        return F.cross_entropy(logits, labels, weight=weights, reduction="sum")
-
-    def weight(self, labels: Tensor) -> float:
-        """What a batch's sum is divided by: its rows, or the sum of its rows' class weights."""
-        if self.kind == "regression" or self.class_weights is None:
-            return float(labels.shape[0])
-        return float(self.class_weights[labels.cpu()].sum())
-
-    def mean(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of a batch, a scalar."""
-        return self.total(logits, labels) / self.weight(labels)
+__all__ = ["logits_of", "slice_rows"]
 
 
-def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Logits (rows, classes) of an unlabelled forward.
+def logits_of(model: nn.Module, batch: Mapping[str, Tensor], kind: TaskKind | None = None) -> Tensor:
+    """Logits (rows, …) of an unlabelled forward: what the kind of task takes from the model's output, by
+    default its `logits`.
 
     `task_id` goes to models with modules on them, whose forward takes further keyword arguments.
     """
@@ -62,6 +30,8 @@ def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     if "use_cache" in names:
         inputs["use_cache"] = False  # nobody generates: keys and values would be kept for nothing
     output: Any = model(**inputs)
+    if kind is not None:
+        return kind.logits_of(output)
     logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
     return logits
 

@@ -42,6 +42,9 @@ class KeptMeasurements:
         labels = data.train.labels
         if not isinstance(model, PreTrainedModel) or labels is None or not plan.shortcuts:
             return
+        # The loss of a kind from another package may change unseen.
+        if not data.task.task_kind.built_in:
+            return
         self.identity = {
             "format": _FORMAT,
             "backbone": backbone_fingerprint(model),

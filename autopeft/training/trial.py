@@ -139,15 +139,17 @@ def _trial(
     device = plan.torch_device()
     model.to(device)  # type: ignore[arg-type]
     with _head_kept(model):
-        reset_head(model, plan.seed)
+        if data.task.task_kind.new_head:
+            reset_head(model, plan.seed)
         hybrid = make()
         try:
             result = train(hybrid, data, plan, **options)
             dropout = plan.trains_with_dropout(hybrid.recipe.training)
             forward = shortest_forward(hybrid, data, plan, dropout=dropout)
+            plain = Forward(model, kind=data.task.task_kind)
             scores = {
                 # The test rows are scored once, by the model as it will be used.
-                name: _score(Forward(model) if name == "test" else forward, split, data, plan)
+                name: _score(plain if name == "test" else forward, split, data, plan)
                 for name, split in wanted.items()
             }
             counts = hybrid.counts()

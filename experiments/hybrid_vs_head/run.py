@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from autopeft import Recipe, load_task
-from autopeft.assets import load_model, load_tokenizer, resolve_model
+from autopeft.assets import load_tokenizer, resolve_model
 from autopeft.tasks import Rows
 from autopeft.tasks.encode import encode
 from autopeft.training import TrainingPlan, run_trial
@@ -46,7 +46,7 @@ def measure(
     for name in tasks:
         task = load_task(name, rows=Rows(train=1600), notify=print)
         data = encode(task, tokenizer, 64)
-        model = load_model(source, task.kind, task.num_labels)
+        model = task.task_kind.load_model(source, task.labels)
         for seed in range(seeds):
             for label, recipe in recipes.items():
                 key = f"{name}/{recipe.hash()[:16]}/{seed}/{steps}"

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from autopeft import Recipe, load_task
-from autopeft.assets import dtype_of, load_config, load_model, load_tokenizer, resolve_model
+from autopeft.assets import dtype_of, load_config, load_tokenizer, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.errors import AutoPEFTError
@@ -80,7 +80,7 @@ class Trainer:
         self.spec: BackboneSpec = spec_of(load_config(source))
         task = load_task(setting.task, rows=setting.rows, notify=print)
         self._data = encode(task, load_tokenizer(source), setting.max_length)
-        self._model = load_model(source, task.kind, task.num_labels, dtype=dtype_of(setting.precision))
+        self._model = task.task_kind.load_model(source, task.labels, dtype=dtype_of(setting.precision))
         self._plan = TrainingPlan(
             steps=setting.steps, batch_size=32, max_length=setting.max_length, eval_every=setting.every,
             device="auto",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from autopeft.search.space.candidate import Candidate
 
 from autopeft.counting import Budget
 from autopeft.effort import Effort
@@ -21,6 +20,7 @@ from autopeft.search.core.jobs import Job, JobResult
 from autopeft.search.optimization.study import SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.bound import BoundSpace
+from autopeft.search.space.candidate import Candidate
 from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.repair import repair
 from autopeft.search.space.space import Space

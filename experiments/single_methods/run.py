@@ -30,7 +30,7 @@ from lib.storage import append_row, read_rows
 from tables import FULL, measured, tables
 
 from autopeft import Recipe, load_task
-from autopeft.assets import load_config, load_model, load_tokenizer, resolve_model
+from autopeft.assets import load_config, load_tokenizer, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.errors import AutoPEFTError
 from autopeft.graph import build_graph
@@ -140,7 +140,7 @@ class Bench:
         self.spec = spec_of(load_config(source))
         task = load_task(self.task, rows=self.rows, notify=print)
         self._data = encode(task, load_tokenizer(source), LENGTH)
-        self._model = load_model(source, task.kind, task.num_labels)
+        self._model = task.task_kind.load_model(source, task.labels)
 
     def train(self, name: str, recipe: Recipe, seed: int, split: str, steps: int = STEPS) -> dict[str, Any]:
         """Score on the split, counts and CPU seconds of a step; or the error that ended it."""

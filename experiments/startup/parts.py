@@ -95,13 +95,12 @@ def part_first(folder: Path) -> dict[str, Any]:
 
 def part_attach(folder: Path) -> dict[str, Any]:
     """CPU milliseconds of attach and detach on a loaded model, for each recipe."""
-    from autopeft.assets import load_model
     from autopeft.hybrid import attach
     from autopeft.recipe import Recipe
 
     setup = read_setup(folder)
     repeats = json.loads((folder / "options.json").read_text())["attach_repeats"]
-    model = load_model(setup.source, setup.task.kind, setup.task.num_labels)
+    model = setup.task.task_kind.load_model(setup.source, setup.task.labels)
 
     def once(recipe: Recipe) -> tuple[float, float]:
         start = time.process_time()

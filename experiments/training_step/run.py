@@ -59,7 +59,7 @@ from step_profile import Profile, Windows, show_profile
 from transformers import set_seed
 
 from autopeft import Recipe, load_task
-from autopeft.assets import ModelSource, load_model, load_tokenizer, resolve_model
+from autopeft.assets import ModelSource, load_tokenizer, resolve_model
 from autopeft.hybrid import attach
 from autopeft.tasks import Task
 from autopeft.tasks.encode import EncodedTask, encode
@@ -133,10 +133,10 @@ def make_bench(options: argparse.Namespace) -> Bench:
     source = resolve_model(options.model, notify=note)
     task = load_task(options.task, notify=note).subset(train=options.rows, select=32, test=32)
     tokenizer = load_tokenizer(source)
-    model = load_model(source, task.kind, task.num_labels)
+    model = task.task_kind.load_model(source, task.labels)
     half = None
     if "bf16" in options.sides:
-        half = load_model(source, task.kind, task.num_labels, dtype=torch.bfloat16)
+        half = task.task_kind.load_model(source, task.labels, dtype=torch.bfloat16)
     rows = {pad: _rows(task, tokenizer, pad, options.max_length) for pad in (None, options.pad)}
     return Bench(
         options,

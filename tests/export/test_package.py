@@ -54,7 +54,7 @@ def run(tmp_path: Path, backbone: Path) -> Path:
     """A run folder with a trained hybrid, and its logits as `logits.npy`."""
     source = resolve_model(str(backbone))
     folder = tmp_path / "run"
-    hybrid = attach(load_model(source, "classification", 2, seed=7), Recipe.from_dict(RECIPE), seed=3)
+    hybrid = attach(load_model(source, seed=7), Recipe.from_dict(RECIPE), seed=3)
     randomise(hybrid.root)
     for parameter in hybrid.head_parameters():
         torch.nn.init.normal_(parameter)

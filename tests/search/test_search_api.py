@@ -107,7 +107,7 @@ def test_a_search_end_to_end(arguments: dict[str, Any], capfd: pytest.CaptureFix
     assert run.summary()["state"] == "finished"
 
     # The winner's weights, in a model that knows nothing of the search
-    model = load_model(arguments["model"], "classification", 2, seed=7)
+    model = load_model(arguments["model"], seed=7)
     with load(model, run.winner) as hybrid, torch.no_grad():
         assert hybrid.recipe == result.winner
         logits = hybrid.model(input_ids=torch.tensor([[1, 2, 3, 4]])).logits
@@ -168,7 +168,7 @@ def test_ctrl_c_keeps_the_best_so_far(arguments: dict[str, Any], tmp_path: Path)
     assert run.result()["test"] == []
     assert (run.winner / "weights.safetensors").is_file()
     assert (run.path / "front.csv").is_file()
-    model = load_model(arguments["model"], "classification", 2)
+    model = load_model(arguments["model"])
     with load(model, run.winner) as hybrid:
         assert hybrid.recipe == Recipe.from_file(run.path / "recipe.yaml")
 

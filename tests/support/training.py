@@ -13,12 +13,12 @@ from transformers import BertConfig, BertForSequenceClassification
 from autopeft.counting import Counts
 from autopeft.recipe import Recipe
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
-from autopeft.tasks.task import Kind, Source, Split, Task
+from autopeft.tasks.task import Source, Split, Task
 
 VOCABULARY = 40
 
 
-def encoded_split(rows: int, seed: int, kind: Kind = "classification") -> EncodedSplit:
+def encoded_split(rows: int, seed: int, kind: str = "classification") -> EncodedSplit:
     """Rows of 3 to 12 tokens; the label says whether token 7 is among them (or how often, for regression)."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(3, 13, size=rows)
@@ -43,7 +43,7 @@ def encoded_task(
     train: int = 48,
     select: int = 20,
     test: int = 20,
-    kind: Kind = "classification",
+    kind: str = "classification",
     class_weights: list[float] | None = None,
 ) -> EncodedTask:
     splits = {

@@ -135,7 +135,7 @@ def test_the_cache_is_read_and_named_by_content(
     encode_texts(texts, None, tokenizer, 32)
     encode_texts(texts, ["a", "b"], tokenizer, 16)
     assert len(list((cache / "encoded").iterdir())) == 3
-    monkeypatch.setattr("autopeft.tasks.encode._tokenise", lambda *_: pytest.fail("tokenised again"))
+    monkeypatch.setattr("autopeft.tasks.tokens._tokenise", lambda *_: pytest.fail("tokenised again"))
     again = encode_texts(texts, None, tokenizer, 16)
     assert np.array_equal(first.ids, again.ids)
 

@@ -70,6 +70,6 @@ def test_wrong_input_is_refused() -> None:
     with pytest.raises(AutoPEFTError, match="not finite"):
         compute("pearson", np.array([1.0, np.nan]), np.array([1.0, 2.0]))
     with pytest.raises(TaskError, match="choose from accuracy, f1, macro_f1, matthews"):
-        check_metric("pearson", "classification", 2)
+        check_metric("pearson", "classification", ("a", "b"))
     with pytest.raises(TaskError, match="use macro_f1"):
-        check_metric("f1", "classification", 3)
+        check_metric("f1", "classification", ("a", "b", "c"))

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autopeft.errors import DataError
+from autopeft.tasks.kinds import get_kind
 from autopeft.tasks.splits import cut, stratified_order
 
 LABELS = st.lists(st.integers(0, 3), min_size=20, max_size=200)
@@ -19,17 +20,17 @@ LABELS = st.lists(st.integers(0, 3), min_size=20, max_size=200)
 def test_parts_are_disjoint_complete_and_deterministic(labels: list[int], seed: int) -> None:
     texts = [f"row {i}" for i in range(len(labels))]
     tenth = len(labels) // 10
-    parts = cut(texts, None, labels, "classification", [tenth, tenth], seed)
+    parts = cut(texts, None, labels, [tenth, tenth], seed)
     assert sorted(row for part in parts for row in part) == list(range(len(labels)))
     assert [len(part) for part in parts[:2]] == [tenth, tenth]
-    assert parts == cut(texts, None, labels, "classification", [tenth, tenth], seed)
+    assert parts == cut(texts, None, labels, [tenth, tenth], seed)
 
 
 @settings(max_examples=50, deadline=None)
 @given(LABELS, st.integers(0, 5), st.floats(0.05, 0.95))
 def test_every_prefix_is_stratified(labels: list[int], seed: int, share: float) -> None:
     texts = [f"row {i}" for i in range(len(labels))]
-    order = stratified_order(texts, None, labels, "classification", seed)
+    order = stratified_order(texts, None, labels, seed)
     size = round(share * len(labels))
     counts, prefix = Counter(labels), Counter(labels[i] for i in order[:size])
     for label, count in counts.items():
@@ -41,10 +42,8 @@ def test_every_prefix_is_stratified(labels: list[int], seed: int, share: float) 
 def test_the_order_of_the_file_does_not_matter(shuffled: list[int], seed: int) -> None:
     texts = [f"row {i}" for i in range(40)]
     labels = [i % 3 for i in range(40)]
-    moved = cut(
-        [texts[i] for i in shuffled], None, [labels[i] for i in shuffled], "classification", [8], seed
-    )
-    plain = cut(texts, None, labels, "classification", [8], seed)
+    moved = cut([texts[i] for i in shuffled], None, [labels[i] for i in shuffled], [8], seed)
+    plain = cut(texts, None, labels, [8], seed)
     assert {texts[shuffled[i]] for i in moved[0]} == {texts[i] for i in plain[0]}
 
 
@@ -53,7 +52,7 @@ def test_the_order_of_the_file_does_not_matter(shuffled: list[int], seed: int) -
 def test_equal_texts_stay_together(texts: list[str]) -> None:
     texts = [*texts, *(f"own {i}" for i in range(30))]
     labels = [len(text) % 2 for text in texts]
-    parts = cut(texts, None, labels, "classification", [10, 10], 0)
+    parts = cut(texts, None, labels, [10, 10], 0)
     sides = [{texts[i] for i in part} for part in parts]
     assert not sides[0] & sides[1]
     assert not (sides[0] | sides[1]) & sides[2]
@@ -62,7 +61,7 @@ def test_equal_texts_stay_together(texts: list[str]) -> None:
 def test_the_split_of_a_known_set_never_changes() -> None:
     texts = [f"row {i}" for i in range(30)]
     labels = [i % 2 for i in range(30)]
-    test, select, _ = cut(texts, None, labels, "classification", [3, 3], 0)
+    test, select, _ = cut(texts, None, labels, [3, 3], 0)
     assert (test, select) == ([14, 22, 23], [0, 3, 17])
 
 
@@ -70,17 +69,17 @@ def test_another_seed_gives_another_split_and_pairs_count() -> None:
     texts = ["same"] * 30
     pairs = [f"pair {i}" for i in range(30)]
     labels = [i % 2 for i in range(30)]
-    first = cut(texts, pairs, labels, "classification", [6], 0)
-    assert first != cut(texts, pairs, labels, "classification", [6], 1)
+    first = cut(texts, pairs, labels, [6], 0)
+    assert first != cut(texts, pairs, labels, [6], 1)
     assert len(first[0]) == 6
 
 
 def test_regression_is_stratified_by_rank() -> None:
     labels = [float(i**3) for i in range(200)]
-    test, _ = cut([f"row {i}" for i in range(200)], None, labels, "regression", [20], 0)
+    test, _ = cut([f"row {i}" for i in range(200)], None, get_kind("regression").strata(labels), [20], 0)
     assert Counter(i // 20 for i in test) == dict.fromkeys(range(10), 2)
 
 
 def test_too_few_rows_are_refused() -> None:
     with pytest.raises(DataError, match="1 different rows are too few"):
-        cut(["a"] * 20, None, [0, 1] * 10, "classification", [2, 2], 0)
+        cut(["a"] * 20, None, [0, 1] * 10, [2, 2], 0)

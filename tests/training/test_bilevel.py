@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from autopeft.hybrid import attach
 from autopeft.method import OuterStep
 from autopeft.recipe import Recipe
+from autopeft.tasks.kinds.classification import CrossEntropy
 from autopeft.training.errors import NonFiniteLoss
 from autopeft.training.loop import TrainResult, train
-from autopeft.training.losses import TaskLoss
 from autopeft.training.modes import learning
 from autopeft.training.phases import Phase
 from autopeft.training.plan import TrainingPlan
@@ -136,7 +136,7 @@ def test_gradients_are_those_of_the_losses(micro_batch: int | None) -> None:
             labels = [int(7 in row) for row in rows(seen[level])]
             with torch.enable_grad(), learning(list(model.parameters()), wanted):
                 logits = torch.cat([model(ids, mask)[0] for ids, mask in seen[level]])
-                loss = TaskLoss("classification", None).mean(logits, torch.tensor(labels))
+                loss = CrossEntropy(None).mean(logits, torch.tensor(labels))
                 if level == "lower":
                     loss = loss + module.loss_terms()
                 expected = torch.autograd.grad(loss, wanted, allow_unused=True)

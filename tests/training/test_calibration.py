@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
+from autopeft.tasks.kinds.classification import CrossEntropy
 from autopeft.training.calibration import TaskObjective, conclude, prepare, single_examples
 from autopeft.training.errors import OutOfMemory
 from autopeft.training.forward import Forward
 from autopeft.training.loop import train
-from autopeft.training.losses import TaskLoss
 from autopeft.training.plan import TrainingPlan
 
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ def test_every_row_comes_once_and_alone_in_an_order_of_the_seed() -> None:
 def test_the_objective_is_the_training_loss() -> None:
     bert, data = tiny_bert(), encoded_task()
     batch = data.train.collate([0, 1, 2])
-    objective = TaskObjective(bert, TaskLoss("classification", [1.0, 3.0]))
+    objective = TaskObjective(bert, CrossEntropy([1.0, 3.0]))
     logits = objective.logits(batch)
     expected = F.cross_entropy(logits, batch["labels"], weight=torch.tensor([1.0, 3.0]))
     assert torch.allclose(objective(batch), expected)

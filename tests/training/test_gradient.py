@@ -5,11 +5,11 @@ import torch
 from support.training import Bag, FakeHybrid, encoded_task
 from torch import Tensor, nn
 
+from autopeft.tasks.kinds.classification import CrossEntropy
 from autopeft.training.errors import OutOfMemory
 from autopeft.training.forward import Forward
 from autopeft.training.gradient import Gradient
 from autopeft.training.loop import train
-from autopeft.training.losses import TaskLoss
 from autopeft.training.plan import TrainingPlan
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def gradients(micro_rows: int, weights: list[float] | None = None) -> tuple[floa
     batch.pop("task_id")
     gradient = Gradient(
         Forward(model),
-        TaskLoss("classification", weights),
+        CrossEntropy(weights),
         micro_rows=micro_rows,
         device=CPU,
     )

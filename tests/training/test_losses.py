@@ -2,38 +2,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from support.training import tiny_bert
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
-from autopeft.training.losses import TaskLoss, logits_of, slice_rows
-
-LOGITS = torch.tensor([[2.0, -1.0], [0.5, 0.25], [-3.0, 1.0], [0.0, 4.0], [1.0, 1.5]])
-LABELS = torch.tensor([0, 1, 1, 0, 1])
-
-
-@pytest.mark.parametrize("weights", [None, [0.5, 3.0]])
-def test_cross_entropy_is_torch_s_own(weights: list[float] | None) -> None:
-    expected = F.cross_entropy(LOGITS, LABELS, weight=None if weights is None else torch.tensor(weights))
-    assert torch.allclose(TaskLoss("classification", weights).mean(LOGITS, LABELS), expected)
-
-
-@pytest.mark.parametrize("weights", [None, [0.5, 3.0]])
-def test_parts_add_up_to_the_batch(weights: list[float] | None) -> None:
-    loss = TaskLoss("classification", weights)
-    parts = [loss.total(LOGITS[a:b], LABELS[a:b]) for a, b in ((0, 2), (2, 3), (3, 5))]
-    assert float(sum(parts)) / loss.weight(LABELS) == pytest.approx(
-        float(loss.mean(LOGITS, LABELS)), rel=1e-6
-    )
-
-
-def test_regression_is_the_mean_squared_error() -> None:
-    loss = TaskLoss("regression", None)
-    assert float(loss.mean(torch.tensor([[1.0], [4.0]]), torch.tensor([3.0, 3.0]))) == pytest.approx(2.5)
+from autopeft.training.losses import logits_of, slice_rows
 
 
 class _Recorder(nn.Module):

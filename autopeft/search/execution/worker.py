@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from autopeft.assets import ModelSource, dtype_of, load_model, load_tokenizer, map_weights, resolve_model
+from autopeft.assets import ModelSource, dtype_of, load_tokenizer, map_weights, resolve_model
 from autopeft.errors import AutoPEFTError, DataError
 from autopeft.hybrid import Hybrid
 from autopeft.hybrid import load as load_hybrid
@@ -67,8 +67,8 @@ class _World:
     def backbone(self, setup: WorkerSetup, precision: str = "fp32") -> Any:
         """The backbone in a precision, loaded when it is first needed."""
         if precision not in self.models:
-            kind, labels = setup.task.kind, setup.task.num_labels
-            model = load_model(self.source, kind, labels, seed=setup.plan.seed, dtype=dtype_of(precision))
+            kind, dtype = setup.task.task_kind, dtype_of(precision)
+            model = kind.load_model(self.source, setup.task.labels, seed=setup.plan.seed, dtype=dtype)
             map_weights(model)
             self.models[precision] = model
         return self.models[precision]

@@ -71,6 +71,7 @@ class Arguments:
     text: str | None = None
     text_pair: str | None = None
     label: str | None = None
+    kind: str | None = None
     metric: str | None = None
     class_weights: ClassWeights = None
     stand_in: bool = True
@@ -280,6 +281,7 @@ def _task(a: Arguments, effort: Effort, notify: Callable[[str], None] | None) ->
         text=a.text,
         text_pair=a.text_pair,
         label=a.label,
+        kind=a.kind,
         metric=a.metric,
         class_weights=a.class_weights,
         seed=a.seed,

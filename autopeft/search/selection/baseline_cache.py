@@ -31,7 +31,7 @@ from autopeft.method import get_method
 from autopeft.recipe import Recipe
 from autopeft.runs.files import write_atomic
 from autopeft.spec import BackboneSpec
-from autopeft.tasks import METRICS
+from autopeft.tasks import METRICS, get_metric
 from autopeft.tasks.task import SPLIT_NAMES, Task, rows_sha256
 from autopeft.training import TrainingPlan
 
@@ -96,6 +96,7 @@ class RunKeys:
         precision: str = "fp32",
     ) -> None:
         self._spec, self._metric, self._precision = spec, task.metric, precision
+        self._own = task.task_kind.built_in and get_metric(task.metric).built_in
         self._data, self._backbone = _data_hash(task), _backbone_id(source)
         self._plan = _canonical({k: v for k, v in asdict(plan).items() if k not in ("seed", "steps")})
 
@@ -103,10 +104,10 @@ class RunKeys:
         """The key of a run, or `None` where its scores cannot be kept.
 
         That is so for a backbone without a known hash (reached on the hub, or a folder above 2 GiB) and for
-        methods of other packages, whose code may change unseen.
+        methods, kinds of tasks and metrics of other packages, whose code may change unseen.
         """
         parsed = Recipe.from_dict(dict(recipe))
-        if self._backbone is None or not all(_is_own(e.method) for e in parsed.entries()):
+        if self._backbone is None or not self._own or not all(_is_own(e.method) for e in parsed.entries()):
             return None
         trial = build_graph(parsed, self._spec).trial_hash()
         return RunKey(

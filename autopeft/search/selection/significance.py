@@ -22,14 +22,12 @@ correction (every one of the tests has to come out, Berger 1982); to say that it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from scipy import stats
 
-if TYPE_CHECKING:
-    from autopeft.tasks.task import SplitName, Task
+from autopeft.tasks.scored import ScoredSplit
 
 __all__ = ["Comparison", "ScoredSplit", "SelectionBias", "compare", "selection_bias", "uncorrected"]
 
@@ -37,91 +35,6 @@ _LEVEL = 0.95
 _Z = float(stats.norm.ppf((1 + _LEVEL) / 2))
 _DIGITS = 12  # equal scores of different order differ by rounding alone
 Scores = Mapping[int, float | None]
-
-
-@dataclass(frozen=True)
-class ScoredSplit:
-    """The rows that a score was measured on.
-
-    Attributes:
-        metric: a name of `autopeft.tasks.METRICS`.
-        rows: number of rows.
-        classes: number of rows of each class, in index order; empty for regression.
-    """
-
-    metric: str
-    rows: int
-    classes: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, task: Task, name: SplitName = "test") -> ScoredSplit:
-        """A split of a task."""
-        labels = task.splits[name].labels
-        if task.kind == "regression":
-            return cls(task.metric, len(labels))
-        counted = [0] * len(task.labels)
-        for label in labels:
-            counted[int(label)] += 1
-        return cls(task.metric, len(labels), tuple(counted))
-
-    def variance(self, score: float) -> float:
-        """Sampling variance of a score: how much it would vary over other rows, the model unchanged."""
-        return _VARIANCES[self.metric](score, self)
-
-
-def _shrunk(share: float, rows: int) -> float:
-    """One success and one failure more (Agresti and Caffo 2000): a perfect score is not a certain one."""
-    return (rows * min(max(share, 0.0), 1.0) + 1) / (rows + 2)
-
-
-def _accuracy(score: float, split: ScoredSplit) -> float:
-    p = _shrunk(score, split.rows)
-    return p * (1 - p) / max(split.rows, 1)
-
-
-def _f1_of(score: float, positives: int) -> float:
-    """F1 = 2J / (1 + J), where J is the share of hits among the rows that are positive or called so; by the
-    delta method F(1 − F)(2 − F)² / 2m. These rows m are at least the positive ones."""
-    f = _shrunk(score, positives)
-    return f * (1 - f) * (2 - f) ** 2 / (2 * max(positives, 1))
-
-
-def _f1(score: float, split: ScoredSplit) -> float:
-    return _f1_of(score, split.classes[1] if len(split.classes) > 1 else split.rows)
-
-
-def _macro_f1(score: float, split: ScoredSplit) -> float:
-    """Of the mean of F1s, if all had this score and erred together: an upper bound for equal classes."""
-    classes = split.classes or (split.rows,)
-    return (math.fsum(math.sqrt(_f1_of(score, n)) for n in classes) / len(classes)) ** 2
-
-
-def _matthews(score: float, split: ScoredSplit) -> float:
-    """Of the phi coefficient (Bishop, Fienberg and Holland 1975, ch. 11) where predictions are as unbalanced
-    as labels, the rarest class against the rest; (1 − φ²)/n for balanced ones."""
-    phi = 2 * _shrunk((1 + score) / 2, split.rows) - 1
-    skew = 0.0
-    if split.classes and split.rows:
-        p = min(max(min(split.classes), 1) / split.rows, 0.5)
-        skew = (1 - 2 * p) ** 2 / (p * (1 - p))
-    return (1 - phi**2 + skew * max(0.0, phi * (1 - phi) * (1 - phi / 2))) / max(split.rows, 1)
-
-
-def _correlation(score: float, split: ScoredSplit) -> float:
-    """Of Spearman's correlation (Bonett and Wright 2000), a little more than Pearson's for normal data."""
-    r = 2 * _shrunk((1 + score) / 2, split.rows) - 1
-    return (1 - r**2) ** 2 * (1 + r**2 / 2) / max(split.rows - 3, 1)
-
-
-_VARIANCES: dict[str, Callable[[float, ScoredSplit], float]] = {
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "macro_f1": _macro_f1,
-    "matthews": _matthews,
-    "pearson": _correlation,
-    "spearman": _correlation,
-    "pearson_spearman": _correlation,
-}
 
 
 @dataclass(frozen=True)

@@ -52,13 +52,13 @@ def shipped(source: ModelSource) -> Callable[..., list[str]]:
 def test_a_backbone_arrives_where_it_was_not(
     source: ModelSource, shipped: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    before = load_model(source, "classification", 2).state_dict()
+    before = load_model(source).state_dict()
     fetched = shipped()
     shutil.rmtree(source.path)
     there = local_source(source)
     assert Path(there.path).is_relative_to(tmp_path / "cache")
     assert (there.origin, there.sha256) == (source.origin, source.sha256)
-    after = load_model(there, "classification", 2).state_dict()
+    after = load_model(there).state_dict()
     assert before.keys() == after.keys()
     assert all(before[k].equal(after[k]) for k in before)
     assert load_tokenizer(there)("good film")["input_ids"]
@@ -87,7 +87,7 @@ def test_another_model_under_the_same_path_is_not_taken(
 
 
 def assert_equal_weights(a: ModelSource, b: ModelSource) -> None:
-    first, second = (load_model(s, "classification", 2).state_dict() for s in (a, b))
+    first, second = (load_model(s).state_dict() for s in (a, b))
     assert all(first[k].equal(second[k]) for k in first)
 
 

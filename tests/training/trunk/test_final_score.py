@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from autopeft.assets import load_model, load_tokenizer, resolve_model
+from autopeft.assets import load_tokenizer, resolve_model
 from autopeft.recipe import Recipe
 from autopeft.tasks import load_task
 from autopeft.tasks.encode import encode
@@ -27,7 +27,7 @@ def test_the_final_score_is_the_same_within_the_noise_of_seeds() -> None:
     torch.set_num_threads(1)
     source = resolve_model("minilm")
     task = load_task("movie-sentences").subset(1600, 500, 100)
-    model = load_model(source, task.kind, task.num_labels)
+    model = task.task_kind.load_model(source, task.labels)
     data = encode(task, load_tokenizer(source))
     found: dict[bool, list[float]] = {True: [], False: []}
     for seed in range(4):

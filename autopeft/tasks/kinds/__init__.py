@@ -1,0 +1,39 @@
+"""Kinds of tasks, as plug-ins: what differs between classification, regression and others stands here alone.
+
+`contract` says what a kind is and how to write one.
+"""
+
+from __future__ import annotations
+
+from autopeft.tasks.kinds.contract import ClassWeights, Loss, TaskKind
+from autopeft.tasks.kinds.metric import Metric, ScoredRows, jackknife_variance, shrunk
+from autopeft.tasks.kinds.registry import (
+    METRICS,
+    choose_kind,
+    get_kind,
+    get_metric,
+    kind_names,
+    kinds_of,
+    metrics_of,
+    register_kind,
+    register_metric,
+)
+
+__all__ = [
+    "METRICS",
+    "ClassWeights",
+    "Loss",
+    "Metric",
+    "ScoredRows",
+    "TaskKind",
+    "choose_kind",
+    "get_kind",
+    "get_metric",
+    "jackknife_variance",
+    "kind_names",
+    "kinds_of",
+    "metrics_of",
+    "register_kind",
+    "register_metric",
+    "shrunk",
+]

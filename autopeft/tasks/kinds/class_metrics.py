@@ -1,0 +1,71 @@
+"""Metrics of class indices; scikit-learn does the arithmetic."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn import metrics as sk
+
+from autopeft.tasks.kinds.metric import Metric, ScoredRows, shrunk
+
+__all__ = ["ACCURACY", "F1", "MACRO_F1", "MATTHEWS"]
+
+Numbers = NDArray[Any]
+
+
+def _matthews(predictions: Numbers, labels: Numbers) -> float:
+    if len(np.unique(predictions)) < 2 or len(np.unique(labels)) < 2:
+        return 0.0
+    return float(sk.matthews_corrcoef(labels, predictions))
+
+
+def _accuracy_variance(score: float, rows: ScoredRows) -> float:
+    p = shrunk(score, rows.rows)
+    return p * (1 - p) / max(rows.rows, 1)
+
+
+def _f1_of(score: float, positives: int) -> float:
+    """F1 = 2J / (1 + J), where J is the share of hits among the rows that are positive or called so; by the
+    delta method F(1 − F)(2 − F)² / 2m. These rows m are at least the positive ones."""
+    f = shrunk(score, positives)
+    return f * (1 - f) * (2 - f) ** 2 / (2 * max(positives, 1))
+
+
+def _f1_variance(score: float, rows: ScoredRows) -> float:
+    return _f1_of(score, rows.classes[1] if len(rows.classes) > 1 else rows.rows)
+
+
+def _macro_f1_variance(score: float, rows: ScoredRows) -> float:
+    """Of the mean of F1s, if all had this score and erred together: an upper bound for equal classes."""
+    classes = rows.classes or (rows.rows,)
+    return (math.fsum(math.sqrt(_f1_of(score, n)) for n in classes) / len(classes)) ** 2
+
+
+def _matthews_variance(score: float, rows: ScoredRows) -> float:
+    """Of the phi coefficient (Bishop, Fienberg and Holland 1975, ch. 11) where predictions are as unbalanced
+    as labels, the rarest class against the rest; (1 − φ²)/n for balanced ones."""
+    phi = 2 * shrunk((1 + score) / 2, rows.rows) - 1
+    skew = 0.0
+    if rows.classes and rows.rows:
+        p = min(max(min(rows.classes), 1) / rows.rows, 0.5)
+        skew = (1 - 2 * p) ** 2 / (p * (1 - p))
+    return (1 - phi**2 + skew * max(0.0, phi * (1 - phi) * (1 - phi / 2))) / max(rows.rows, 1)
+
+
+ACCURACY = Metric(
+    "accuracy", 0, 1, "share of rows that are right", lambda p, y: sk.accuracy_score(y, p), _accuracy_variance
+)
+F1 = Metric(
+    "f1", 0, 1, "F1 of the second of two classes", lambda p, y: sk.f1_score(y, p, zero_division=0.0),
+    _f1_variance,
+)  # fmt: skip
+MACRO_F1 = Metric(
+    "macro_f1", 0, 1, "mean F1 of the classes, each counted the same",
+    lambda p, y: sk.f1_score(y, p, average="macro", zero_division=0.0), _macro_f1_variance,
+)  # fmt: skip
+MATTHEWS = Metric(
+    "matthews", -1, 1, "Matthews correlation; 0 for constant predictions", _matthews, _matthews_variance
+)

@@ -1,0 +1,189 @@
+"""Classification: one class for each text or pair of texts."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from autopeft.errors import DataError, TaskError
+from autopeft.tasks.kinds.class_metrics import ACCURACY, F1, MACRO_F1, MATTHEWS
+from autopeft.tasks.kinds.contract import ClassWeights, Loss, TaskKind
+from autopeft.tasks.kinds.metric import Metric
+from autopeft.tasks.kinds.registry import register_kind
+from autopeft.tasks.table import ColumnNames, RawRows, Table, listed, numbers_of
+
+if TYPE_CHECKING:
+    from autopeft.tasks.split import Split
+
+__all__ = ["Classification", "CrossEntropy"]
+
+_CLAIM = 0.1  # what no other kind claims is classes
+_PLENTY = 20  # classes that any data may have
+
+
+class CrossEntropy(Loss):
+    """Cross-entropy, optionally weighted by class; the divisor is the rows, or the sum of their weights."""
+
+    def __init__(self, class_weights: Sequence[float] | None = None) -> None:
+        self.class_weights = (
+            None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        )
+
+    def total(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of logits (rows, classes) and class indices (rows,)."""
+        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
+        return F.cross_entropy(logits.float(), labels, weight=weights, reduction="sum")
+
+    def weight(self, labels: Tensor) -> float:
+        if self.class_weights is None:
+            return float(labels.shape[0])
+        return float(self.class_weights[labels.cpu()].sum())
+
+
+@register_kind("classification")
+class Classification(TaskKind):
+    """Labels are class indices; outputs are logits (rows, classes), decisions the class of the largest."""
+
+    summary = "one of two or more classes"
+    metrics = (ACCURACY, F1, MACRO_F1, MATTHEWS)
+    default_metric = ACCURACY.name
+
+    def claim(self, tables: Mapping[str, Table], named: ColumnNames) -> float:
+        return _CLAIM
+
+    def encode_labels(
+        self, parts: Sequence[RawRows], order: Sequence[str] = ()
+    ) -> tuple[tuple[str, ...], list[list[Any]]]:
+        """Classes are in the given `order`, else sorted (by number where all are whole numbers).
+
+        Raises:
+            DataError: labels are not finite numbers, all the same, nearly all different, or a class is
+                missing from the first part.
+        """
+        numbers = numbers_of(parts)
+        whole = numbers is not None and all(n == int(n) for part in numbers for n in part)
+        named = [[_class_name(value, whole=whole) for value in part.labels] for part in parts]
+        present = {name for part in named for name in part}
+        classes = (
+            list(order) if order and present <= set(order) else sorted(present, key=int if whole else None)
+        )
+        _check_classes(parts, named, present)
+        index = {name: i for i, name in enumerate(classes)}
+        return tuple(classes), [[index[name] for name in found] for found in named]
+
+    def strata(self, labels: Sequence[Any]) -> list[int]:
+        return [int(label) for label in labels]
+
+    def check(self, name: str, train: Split, names: Sequence[str]) -> None:
+        """Raises `DataError` where only one class is left to train on."""
+        if len(set(train.labels)) < 2:
+            raise DataError(
+                f"{name}: the train split has one class only after splitting; more rows are needed."
+            )
+
+    def check_metric(self, metric: Metric, names: Sequence[str]) -> None:
+        """Raises `TaskError` for F1 with more than two classes."""
+        if metric == F1 and len(names) != 2:
+            raise TaskError(f"metric='f1' needs two classes, but the task has {len(names)}; use macro_f1.")
+
+    def class_weights(
+        self, asked: ClassWeights, labels: Sequence[Any], names: Sequence[str]
+    ) -> list[float] | None:
+        if asked is None:
+            return None
+        if isinstance(asked, str):
+            return _balanced(asked, labels, names)
+        weights = [float(weight) for weight in asked]
+        if len(weights) != len(names) or not all(math.isfinite(w) and w > 0 for w in weights):
+            raise TaskError(
+                f"{len(names)} positive class weights are needed ({', '.join(names)}), but got {weights}."
+            )
+        return weights
+
+    def class_counts(self, labels: Sequence[Any], names: Sequence[str]) -> tuple[int, ...]:
+        counts = Counter(int(label) for label in labels)
+        return tuple(counts[i] for i in range(len(names)))
+
+    def relabel(self, labels: Sequence[Any], names: Sequence[str], wanted: Sequence[str]) -> list[Any]:
+        places = [list(wanted).index(name) for name in names]
+        return [places[int(label)] for label in labels]
+
+    def num_labels(self, names: Sequence[str]) -> int:
+        return len(names)
+
+    def config(self, names: Sequence[str]) -> dict[str, Any]:
+        return {"num_labels": len(names), "problem_type": "single_label_classification"}
+
+    def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
+        """Class indices (rows,) in int64."""
+        return np.asarray(labels, dtype=np.int64)
+
+    def loss(self, names: Sequence[str], class_weights: Sequence[float] | None = None) -> Loss:
+        return CrossEntropy(class_weights)
+
+    def decisions(self, outputs: NDArray[Any]) -> NDArray[Any]:
+        """The class of the largest logit; a single column is taken as decisions."""
+        if outputs.ndim != 2:
+            return outputs
+        return outputs[:, 0] if outputs.shape[1] == 1 else outputs.argmax(axis=1)
+
+    def present(self, output: NDArray[Any], names: Sequence[str]) -> dict[str, Any]:
+        """`label`, its `probability`, the `probabilities` of all classes and the `logits`."""
+        logits = [float(v) for v in output]
+        top = max(logits)
+        weights = [math.exp(v - top) for v in logits]
+        total = sum(weights)
+        shares = {name: w / total for name, w in zip(names, weights, strict=True)}
+        best = max(shares, key=lambda name: shares[name])
+        return {"label": best, "probability": shares[best], "probabilities": shares, "logits": logits}
+
+    def line(self, prediction: Mapping[str, Any]) -> str:
+        return f"{prediction['label']}  {prediction['probability']:.4f}"
+
+
+def _check_classes(parts: Sequence[RawRows], named: Sequence[Sequence[str]], present: set[str]) -> None:
+    rows = sum(len(part) for part in named)
+    if len(present) < 2:
+        only = next(iter(present))
+        raise DataError(f"{parts[0].where}: all rows have the label {only!r}; two classes are needed.")
+    if len(present) > max(_PLENTY, rows // 2):
+        raise DataError(
+            f"{parts[0].where}: {len(present):,} different labels in {rows:,} rows are not classes. Name the "
+            "label column with --label; for numbers to be predicted as such choose --kind regression."
+        )
+    for part, found in zip(parts[1:], named[1:], strict=True):
+        if unknown := sorted(set(found) - set(named[0])):
+            raise DataError(
+                f"{part.where} has labels that {parts[0].where} lacks, so no model can learn them: "
+                f"{listed(unknown)}."
+            )
+
+
+def _class_name(value: Any, *, whole: bool) -> str:
+    """A class's name; with whole numbers `1`, `1.0` and `"1"` are one class."""
+    if not whole:
+        return str(value).strip()
+    try:
+        return str(int(value))
+    except ValueError:
+        return str(int(float(value)))
+
+
+def _balanced(asked: str, labels: Sequence[Any], names: Sequence[str]) -> list[float]:
+    """Weights whose mean over the training rows is 1 and whose sum is the same for each class."""
+    if asked != "balanced":
+        raise TaskError(f"class_weights={asked!r} is neither 'balanced' nor a list of numbers.")
+    counts = Counter(labels)
+    if empty := [name for i, name in enumerate(names) if counts[i] == 0]:
+        raise TaskError(
+            f"Balanced weights need every class in train; none of {', '.join(map(repr, empty))} is."
+        )
+    return [len(labels) / (len(names) * counts[i]) for i in range(len(names))]

@@ -1,0 +1,326 @@
+"""What a kind of task is: all that differs between classification, regression and what other packages add.
+
+A kind is a class without state, registered by name. Nothing else in the package asks which kind a task is of:
+it asks the kind. To write one, subclass `TaskKind`, give the attributes and the methods without a default,
+and register it; a module of another package is found through the entry-point group `autopeft.task_kinds`.
+
+Example (a file `my_kinds.py`, and in its package's `pyproject.toml`):
+    >>> from autopeft.tasks.kinds import TaskKind, register_kind
+    >>> @register_kind("ordinal")                                                     # doctest: +SKIP
+    ... class Ordinal(TaskKind):
+    ...     summary = "classes with an order"
+    ...     ...
+
+    [project.entry-points."autopeft.task_kinds"]
+    ordinal = "my_kinds"
+
+How the package uses a kind, in this order:
+
+1. *Data.* `claim` bids for a user's table; the highest bid wins, unless the kind or the metric was named.
+   `columns` and `read` take checked rows from the table, `encode_labels` turns their labels into values,
+   `strata` makes splits stratified, `check` and `class_weights` look at the finished task.
+2. *Model.* `load_model` loads the backbone as `auto_class` with the changes of `config`.
+3. *Training.* `encode` makes an `EncodedSplit` (a subclass of it may collate in its own way), and `loss` says
+   what is minimised. `logits_of` takes the logits from what the model returns.
+4. *Scores.* `outputs` gives what is kept of each row, `decisions` what metrics compare with labels.
+5. *Use.* `present` and `line` are what `autopeft predict` prints; `peft_task_type` stands in exports.
+
+Everything is called with the task's class names where it needs them (`names`, empty for kinds without
+classes), so that a kind needs no state.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from autopeft.assets import ModelSource, load_model
+from autopeft.errors import AutoPEFTError, TaskError
+from autopeft.tasks.kinds.metric import Metric
+from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table, choose_columns, read_rows
+from autopeft.tasks.tokens import EncodedSplit, encode_texts
+
+if TYPE_CHECKING:
+    from autopeft.tasks.split import Split
+
+__all__ = ["ClassWeights", "Loss", "TaskKind"]
+
+ClassWeights = Literal["balanced"] | Sequence[float] | None
+
+
+class Loss(ABC):
+    """What is minimised, exact over micro-batches.
+
+    `total` is the undivided sum of the losses of some rows and `weight` what the sum over the whole batch is
+    divided by, so that Σ total(micro) / weight(batch) is the loss of the batch.
+    """
+
+    @abstractmethod
+    def total(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum over what counts in these rows (rows, tokens, …), a scalar in fp32, differentiable.
+
+        Args:
+            logits: (rows, …), as `TaskKind.logits_of` gives them.
+            labels: (rows, …), as the batch has them under `labels`.
+        """
+
+    @abstractmethod
+    def weight(self, labels: Tensor) -> float:
+        """What a batch's sum is divided by: its rows, its tokens, the sum of its rows' weights."""
+
+    def mean(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a batch, a scalar."""
+        return self.total(logits, labels) / self.weight(labels)
+
+
+class TaskKind(ABC):
+    """A kind of task; see the top of this file.
+
+    Attributes:
+        name: under which it is registered; manifests and exports hold it.
+        summary: what it is, one line.
+        metrics: its own; `register_metric` adds further ones.
+        default_metric: name of the one that counts where none was chosen.
+        auto_class: the class of `transformers` that a backbone is loaded as.
+        new_head: whether each task starts with a new head. `False` for a head that the backbone brings
+            (language models), which is then left as it was trained.
+        pooled: whether the head reads one position of each row, so that the last layer may be computed for
+            that position alone. Which position is found by trying.
+        tokenwise_trunk: whether the states below the head depend on the row's tokens in `EncodedSplit.ids`
+            alone, one for each token, so that they may be kept and used again.
+        peft_task_type: `task_type` in the format of Hugging Face peft; `None`: by the model's class.
+    """
+
+    name: ClassVar[str] = ""
+    summary: ClassVar[str]
+    metrics: ClassVar[tuple[Metric, ...]]
+    default_metric: ClassVar[str]
+    auto_class: ClassVar[type[Any]] = AutoModelForSequenceClassification
+    new_head: ClassVar[bool] = True
+    pooled: ClassVar[bool] = True
+    tokenwise_trunk: ClassVar[bool] = True
+    peft_task_type: ClassVar[str | None] = "SEQ_CLS"
+
+    # Data
+    # --------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def claim(self, tables: Mapping[str, Table], named: ColumnNames) -> float:
+        """How surely a user's tables are of this kind, from 0 (not at all) to 1 (nothing else is possible).
+
+        Classification claims every table with 0.1 and regression fractional numbers with 0.5. A claim looks
+        at values and raises nothing; `autopeft.tasks.table.peek_labels` helps.
+
+        Args:
+            tables: by split, `train` among them, as they were read.
+            named: the columns that the user named.
+        """
+
+    def columns(self, table: Table, named: ColumnNames) -> Columns:
+        """The columns that hold what a row of this kind consists of.
+
+        Raises:
+            DataError: a named column does not exist, or no obvious one does.
+        """
+        return choose_columns(table, named.text, named.text_pair, named.label)
+
+    def read(self, table: Table, columns: Columns) -> RawRows:
+        """The rows of a table, every value checked; labels are not encoded yet.
+
+        Columns beyond text, pair and label go into `RawRows.fields`.
+
+        Raises:
+            DataError: a value is missing or is not what the kind needs.
+        """
+        return read_rows(table, columns)
+
+    @abstractmethod
+    def encode_labels(
+        self, parts: Sequence[RawRows], order: Sequence[str] = ()
+    ) -> tuple[tuple[str, ...], list[list[Any]]]:
+        """Names of the classes (empty where the kind has none), and the labels of each part as values.
+
+        Args:
+            parts: the splits as they were given, the one to train on first.
+            order: names of the classes in order, where the data or the packaged task say them.
+
+        Raises:
+            DataError: the labels cannot be learnt, or are not of this kind.
+        """
+
+    @abstractmethod
+    def strata(self, labels: Sequence[Any]) -> list[int]:
+        """The stratum of each row; splits and subsets have nearly the shares of the whole."""
+
+    def check(self, name: str, train: Split, names: Sequence[str]) -> None:
+        """Look at the training rows of a finished task.
+
+        Raises:
+            DataError: no model can be trained on them.
+        """
+        return
+
+    def check_metric(self, metric: Metric, names: Sequence[str]) -> None:
+        """Refuse a metric of this kind that does not fit a task with these classes.
+
+        Raises:
+            TaskError: it does not.
+        """
+        return
+
+    def class_weights(
+        self, asked: ClassWeights, labels: Sequence[Any], names: Sequence[str]
+    ) -> list[float] | None:
+        """One positive factor per class, from `"balanced"` or a list of numbers; `None` for `None`.
+
+        Raises:
+            TaskError: the kind has no class weights, or these do not fit.
+        """
+        if asked is None:
+            return None
+        raise TaskError(f"Class weights are for classification, but the task is {self.name}.")
+
+    def class_counts(self, labels: Sequence[Any], names: Sequence[str]) -> tuple[int, ...]:
+        """Rows of each class, in index order; empty for kinds without classes."""
+        return ()
+
+    def relabel(self, labels: Sequence[Any], names: Sequence[str], wanted: Sequence[str]) -> list[Any]:
+        """The same labels in the order of other class names, of which `names` are a part."""
+        return list(labels)
+
+    # Model
+    # --------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def num_labels(self, names: Sequence[str]) -> int:
+        """Outputs of the head."""
+
+    @abstractmethod
+    def config(self, names: Sequence[str]) -> dict[str, Any]:
+        """What is set in the backbone's configuration before it is loaded, in this order."""
+
+    def load_model(
+        self,
+        source: ModelSource | str,
+        names: Sequence[str],
+        *,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> PreTrainedModel:
+        """The backbone with the head for this kind; see `autopeft.assets.load_model`."""
+        config = self.config(names)
+        return load_model(source, self.auto_class, config, seed=seed, dtype=dtype, new_head=self.new_head)
+
+    # Training
+    # --------------------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        rows: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        *,
+        labelled: bool = True,
+        cached: bool = True,
+    ) -> EncodedSplit:
+        """Rows as the model takes them. A kind with batches of its own returns a subclass of `EncodedSplit`.
+
+        Args:
+            labelled: whether the batches have `labels`.
+            cached: whether tokens are read from and written to the cache on disk.
+
+        Raises:
+            UsageError: see `encode_texts`.
+        """
+        plain = encode_texts(rows.texts, rows.pairs, tokenizer, max_length, kind=self.name, cached=cached)
+        if not labelled:
+            return plain
+        return replace(plain, labels=self.label_array(rows.labels))
+
+    @abstractmethod
+    def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
+        """Labels (rows, …) as batches and metrics take them."""
+
+    @abstractmethod
+    def loss(self, names: Sequence[str], class_weights: Sequence[float] | None = None) -> Loss:
+        """What is minimised."""
+
+    def logits_of(self, output: Any) -> Tensor:
+        """The logits (rows, …) in what a forward without labels returns."""
+        logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
+        return logits
+
+    def average(self) -> Callable[[Tensor, int], Tensor] | None:
+        """The mean of logits over a dimension, as logits of the mean prediction: for models that stand for
+        several (ensembles, posteriors). `None`: the log of the mean softmax, of a single column its mean."""
+        return None
+
+    # Scores
+    # --------------------------------------------------------------------------------------------------
+
+    def outputs(
+        self, model: torch.nn.Module, batch: Mapping[str, Tensor], run: Callable[[], Tensor]
+    ) -> NDArray[Any]:
+        """What is kept of each row of a batch, (rows, …); an array of objects where rows differ in length.
+
+        Args:
+            model: in eval mode.
+            batch: without labels for texts that have none.
+            run: gives the batch's logits. A kind that generates need not call it.
+        """
+        found: NDArray[Any] = run().float().cpu().numpy()
+        return found
+
+    @abstractmethod
+    def decisions(self, outputs: NDArray[Any]) -> NDArray[Any]:
+        """Predictions as metrics compare them with labels: (rows, …) of the shape of `label_array`.
+
+        Decisions that are handed over come back unchanged.
+        """
+
+    def score(self, metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]) -> float:
+        """Score outputs, or decisions that were already taken.
+
+        Raises:
+            TaskError: the shapes do not fit.
+            AutoPEFTError: a prediction is not finite.
+        """
+        found, truth = np.asarray(outputs), np.asarray(labels)
+        if np.issubdtype(found.dtype, np.number) and not np.all(np.isfinite(found)):
+            raise AutoPEFTError("The predictions hold values that are not finite; they cannot be scored.")
+        if not metric.raw:
+            found = self.decisions(found)
+        fits = len(found) == len(truth) if metric.raw else found.shape == truth.shape
+        if not fits or len(truth) == 0:
+            raise TaskError(
+                f"Cannot score predictions of shape {found.shape} against labels of shape {truth.shape}."
+            )
+        return float(metric.score(found, truth))
+
+    # Use
+    # --------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def present(self, output: NDArray[Any], names: Sequence[str]) -> dict[str, Any]:
+        """The prediction for one row as JSON-able values; `output` is the row's of `outputs`."""
+
+    @abstractmethod
+    def line(self, prediction: Mapping[str, Any]) -> str:
+        """A prediction of `present` in a few words, without tabs."""
+
+    def describe_labels(self, names: Sequence[str]) -> str:
+        """What a model of this kind predicts, for a model card."""
+        return ", ".join(names)
+
+    @property
+    def built_in(self) -> bool:
+        """Whether the kind comes with this package; the code of others may change unseen."""
+        return type(self).__module__.startswith("autopeft.")

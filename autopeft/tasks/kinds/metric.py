@@ -1,0 +1,154 @@
+"""A metric: how predictions are scored, and how much such a score would vary over other rows.
+
+A search ends with comparisons of scores that were measured on a finite number of rows, so a metric has to
+say its sampling variance. Metrics with a formula give it as `variance`; for all others `sampling_variance`
+finds it by simulation, or falls back to the largest one that the range allows. It never raises: a new metric
+cannot fail after all training was done.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Metric", "ScoredRows", "jackknife_variance", "shrunk"]
+
+_GROUPS = 100
+_SIMULATED_ROWS = 500
+_log = logging.getLogger("autopeft")
+Numbers = NDArray[Any]
+
+
+class ScoredRows(Protocol):
+    """The rows that a score was measured on.
+
+    Attributes:
+        rows: number of rows.
+        classes: number of rows of each class, in index order; empty where the kind has no classes.
+        labels: the labels as the metric takes them, shape (rows, …); `None` where they are not at hand.
+    """
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def classes(self) -> tuple[int, ...]: ...
+
+    @property
+    def labels(self) -> Numbers | None: ...
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score, higher is better.
+
+    Attributes:
+        name: what `--metric` takes; one name means one metric in all kinds.
+        low, high: the range. A metric without `variance` needs a finite one.
+        summary: what it says, one line.
+        score: of predictions and labels, both of shape (rows, …), as the kind's `decisions` and
+            `label_array` give them. It gives a number for any predictions, constant ones included.
+        variance: sampling variance of a score: how much it would vary over other rows, the model unchanged.
+            Must be finite and not negative for every score in the range and any number of rows. `None`: see
+            `sampling_variance`.
+        raw: whether `score` takes the kind's outputs (class scores, …) in place of its decisions.
+    """
+
+    name: str
+    low: float
+    high: float
+    summary: str
+    score: Callable[[Numbers, Numbers], float]
+    variance: Callable[[float, ScoredRows], float] | None = None
+    raw: bool = False
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it comes with this package; the code of others may change unseen."""
+        return self.score.__module__.startswith("autopeft.")
+
+    def sampling_variance(self, score: float, rows: ScoredRows) -> float:
+        """The variance of a score over other rows; finite wherever the range is.
+
+        By the metric's own formula. Without one, predictions are simulated that are right on some rows and
+        another row's label on the rest, so many that they have this score; of these, the jackknife over
+        groups of rows. Where that is not possible (no labels at hand, `raw`), the largest variance that a
+        mean over rows in this range can have, (high - s)(s - low)/n.
+        """
+        found: float | None = None
+        try:
+            if self.variance is not None:
+                found = float(self.variance(score, rows))
+            elif not self.raw and rows.labels is not None and len(rows.labels) > 1:
+                found = _simulated(self.score, score, rows.labels)
+        # Code of any package, at the end of a search whose training must not be lost.
+        except Exception:
+            _log.warning("the sampling variance of %s cannot be computed", self.name, exc_info=True)
+        if found is not None and math.isfinite(found) and found >= 0:
+            return found
+        return self._bound(score, rows.rows)
+
+    def _bound(self, score: float, rows: int) -> float:
+        """Bhatia and Davis's inequality (2000), a perfect score counted as nearly perfect."""
+        width = self.high - self.low
+        if not math.isfinite(width):
+            return math.inf
+        share = shrunk((score - self.low) / width, rows)
+        return width**2 * share * (1 - share) / max(rows, 1)
+
+
+def shrunk(share: float, rows: int) -> float:
+    """One success and one failure more (Agresti and Caffo 2000): a perfect score is not a certain one."""
+    return (rows * min(max(share, 0.0), 1.0) + 1) / (rows + 2)
+
+
+def jackknife_variance(
+    score: Callable[[Numbers, Numbers], float], predictions: Numbers, labels: Numbers
+) -> float:
+    """Variance of a score over rows, by the jackknife that leaves out one group of rows after the other.
+
+    Args:
+        score: of predictions and labels.
+        predictions, labels: shape (rows, …), at least two rows; there are 100 groups at most.
+
+    Source: Efron and Stein 1981, doi:10.1214/aos/1176345462.
+    """
+    groups = np.arange(len(labels)) % min(_GROUPS, len(labels))
+    # Rows of a data file may come in order: which group a row is in must not follow from its label.
+    groups = np.random.default_rng(0).permutation(groups)
+    count = int(groups.max()) + 1
+    left = [float(score(predictions[groups != g], labels[groups != g])) for g in range(count)]
+    mean = math.fsum(left) / count
+    return (count - 1) / count * math.fsum((value - mean) ** 2 for value in left)
+
+
+def _simulated(score: Callable[[Numbers, Numbers], float], target: float, labels: Numbers) -> float | None:
+    """Jackknife variance of predictions that have about the score `target`; `None` where it is no number."""
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(len(labels))[:_SIMULATED_ROWS]
+    truth = labels[rows]
+    donors = rng.permutation(truth)
+    ranks = rng.permutation(len(truth))
+
+    def predictions(wrong: int) -> Numbers:
+        mixed: Numbers = truth.copy()
+        mixed[ranks < wrong] = donors[ranks < wrong]
+        return mixed
+
+    # Scores fall with the number of replaced rows. At least one is: a perfect score is not a certain one.
+    low, high = 1, len(truth)
+    while low < high:
+        middle = (low + high) // 2
+        if float(score(predictions(middle), truth)) > target:
+            low = middle + 1
+        else:
+            high = middle
+    found = jackknife_variance(score, predictions(low), truth)
+    # Too few rows to show a difference say nothing of the variance.
+    return found * len(truth) / len(labels) if found > 0 else None

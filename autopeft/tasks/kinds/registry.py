@@ -1,0 +1,240 @@
+"""Kinds of tasks and metrics by name, those of other packages included."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autopeft.errors import DataError, TaskError, near
+from autopeft.tasks.kinds.contract import TaskKind
+from autopeft.tasks.kinds.metric import Metric
+from autopeft.tasks.table import ColumnNames, Table
+
+__all__ = [
+    "METRICS",
+    "choose_kind",
+    "get_kind",
+    "get_metric",
+    "kind_names",
+    "kinds_of",
+    "metrics_of",
+    "register_kind",
+    "register_metric",
+]
+
+GROUP = "autopeft.task_kinds"
+_PACKAGE = "autopeft.tasks.kinds"
+_KINDS: dict[str, TaskKind] = {}
+_METRICS: dict[str, Metric] = {}
+_BY_KIND: dict[str, list[str]] = {}
+_LOADED = False
+K = TypeVar("K", bound=type[TaskKind])
+
+
+# Registering
+# ------------------------------------------------------------------------------------------------------
+
+
+def register_kind(name: str) -> Callable[[K], K]:
+    """Register a kind of task under a name, as a class decorator; its metrics are registered with it.
+
+    Raises:
+        TaskError: the name is no identifier or is taken, the class lacks something, or a metric is refused
+            (see `register_metric`).
+    """
+
+    def enter(cls: K) -> K:
+        if not name.isidentifier():
+            raise TaskError(f"A kind's name is letters, digits and underscores, but got {name!r}.")
+        if name in _KINDS:
+            raise TaskError(f"There is already a kind of task {name!r}, by {type(_KINDS[name]).__module__}.")
+        lacking = sorted(cls.__abstractmethods__)
+        lacking += [a for a in ("summary", "metrics", "default_metric") if not hasattr(cls, a)]
+        if lacking:
+            raise TaskError(f"Kind {name!r} ({cls.__qualname__}) lacks {', '.join(lacking)}.")
+        if cls.default_metric not in [metric.name for metric in cls.metrics]:
+            raise TaskError(f"Kind {name!r}: default_metric={cls.default_metric!r} is not among its metrics.")
+        for metric in cls.metrics:
+            _check(metric)
+        cls.name = name
+        _KINDS[name] = cls()
+        for metric in cls.metrics:
+            _enter(metric, name)
+        return cls
+
+    return enter
+
+
+def register_metric(metric: Metric, *, kind: str) -> Metric:
+    """Add a metric to a kind of task.
+
+    Raises:
+        TaskError: there is no such kind, another metric has this name, or it could fail after training: it
+            has neither a finite range nor a variance, or its variance is not finite somewhere in the range.
+    """
+    get_kind(kind)
+    _check(metric)
+    _enter(metric, kind)
+    return metric
+
+
+def _check(metric: Metric) -> None:
+    if _METRICS.get(metric.name, metric) != metric:
+        raise TaskError(f"There is already another metric {metric.name!r}; give this one its own name.")
+    if not metric.low < metric.high:
+        raise TaskError(f"Metric {metric.name!r} needs low < high, but got {metric.low} and {metric.high}.")
+    finite = math.isfinite(metric.low) and math.isfinite(metric.high)
+    if metric.variance is None:
+        if not finite:
+            raise TaskError(
+                f"Metric {metric.name!r} has no finite range, so it needs a `variance`: searches compare "
+                "scores and have to know how much one varies over other rows."
+            )
+        return
+    low, high = (metric.low if finite else -10.0), (metric.high if finite else 10.0)
+    for rows in (_Rows(1), _Rows(2, (1, 1)), _Rows(300, (100, 200)), _Rows(300, (0, 300))):
+        for score in np.linspace(max(low, metric.low), min(high, metric.high), 21):
+            _check_variance(metric, float(score), rows)
+
+
+def _check_variance(metric: Metric, score: float, rows: _Rows) -> None:
+    assert metric.variance is not None
+    try:
+        found = float(metric.variance(score, rows))
+    except (ArithmeticError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise TaskError(
+            f"The variance of metric {metric.name!r} fails for {score=} on {rows.rows} rows: {error!r}."
+        ) from error
+    if not math.isfinite(found) or found < 0:
+        raise TaskError(
+            f"The variance of metric {metric.name!r} is {found} for {score=} on {rows.rows} rows."
+        )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows to try a variance on."""
+
+    rows: int
+    classes: tuple[int, ...] = ()
+    labels: NDArray[Any] | None = None
+
+
+def _enter(metric: Metric, kind: str) -> None:
+    _METRICS[metric.name] = metric
+    known = _BY_KIND.setdefault(kind, [])
+    if metric.name not in known:
+        known.append(metric.name)
+
+
+# Looking up
+# ------------------------------------------------------------------------------------------------------
+
+
+def _load_all() -> None:
+    """Import the built-in kinds and those of installed packages, once."""
+    global _LOADED
+    if _LOADED:
+        return
+    _LOADED = True
+    for info in pkgutil.iter_modules(importlib.import_module(_PACKAGE).__path__, f"{_PACKAGE}."):
+        importlib.import_module(info.name)
+    for point in entry_points(group=GROUP):
+        point.load()
+
+
+def get_kind(name: str) -> TaskKind:
+    """The kind of task registered under `name`.
+
+    Raises:
+        TaskError: there is none; the message names near matches.
+    """
+    _load_all()
+    if name not in _KINDS:
+        raise TaskError(
+            f"There is no kind of task {name!r}.{near(name, _KINDS)} Kinds: {', '.join(kind_names())}; one "
+            f"from another package registers through the entry-point group {GROUP!r}."
+        )
+    return _KINDS[name]
+
+
+def kind_names() -> tuple[str, ...]:
+    """Names of all kinds of tasks, sorted."""
+    _load_all()
+    return tuple(sorted(_KINDS))
+
+
+def get_metric(name: str) -> Metric:
+    """The metric of that name.
+
+    Raises:
+        TaskError: there is none; the message names near matches.
+    """
+    _load_all()
+    if name not in _METRICS:
+        raise TaskError(f"Unknown metric={name!r}; there are {', '.join(_METRICS)}.{near(name, _METRICS)}")
+    return _METRICS[name]
+
+
+def metrics_of(kind: str) -> tuple[str, ...]:
+    """Names of the metrics of a kind of task."""
+    get_kind(kind)
+    return tuple(_BY_KIND.get(kind, ()))
+
+
+def kinds_of(metric: str) -> tuple[str, ...]:
+    """Names of the kinds that a metric scores; none for an unknown metric."""
+    _load_all()
+    return tuple(kind for kind, names in _BY_KIND.items() if metric in names)
+
+
+class _Metrics(Mapping[str, Metric]):
+    """All metrics by name; those of other packages are imported when it is first looked into."""
+
+    def __getitem__(self, name: str) -> Metric:
+        _load_all()
+        return _METRICS[name]
+
+    def __iter__(self) -> Iterator[str]:
+        _load_all()
+        return iter(tuple(_METRICS))
+
+    def __len__(self) -> int:
+        _load_all()
+        return len(_METRICS)
+
+
+METRICS: Mapping[str, Metric] = _Metrics()
+
+
+def choose_kind(
+    tables: Mapping[str, Table], named: ColumnNames, *, kind: str | None = None, metric: str | None = None
+) -> TaskKind:
+    """The kind of a user's tables: the one that was named; else, of those that the metric scores, the one
+    that claims the tables most surely.
+
+    Raises:
+        TaskError: there is no such kind.
+        DataError: two kinds claim the tables equally.
+    """
+    if kind is not None:
+        return get_kind(kind)
+    asked = kinds_of(metric) if metric is not None else ()
+    candidates: Sequence[str] = asked or kind_names()
+    if len(candidates) == 1:
+        return get_kind(candidates[0])
+    claims = {name: get_kind(name).claim(tables, named) for name in candidates}
+    best = [name for name in candidates if claims[name] == max(claims.values())]
+    if len(best) > 1:
+        raise DataError(
+            f"{tables['train'].where} could be of the kinds {' and '.join(best)}: say which with --kind."
+        )
+    return get_kind(best[0])

@@ -1,0 +1,101 @@
+"""Regression: one real number for each text or pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from autopeft.errors import DataError
+from autopeft.tasks.kinds.contract import Loss, TaskKind
+from autopeft.tasks.kinds.correlations import PEARSON, PEARSON_SPEARMAN, SPEARMAN
+from autopeft.tasks.kinds.registry import register_kind
+from autopeft.tasks.table import ColumnNames, RawRows, Table, number_of, numbers_of, peek_labels
+
+__all__ = ["REGRESSION_VALUES", "Regression", "SquaredError"]
+
+REGRESSION_VALUES = 10
+_CLAIM = 0.5
+_BINS = 10
+
+
+class SquaredError(Loss):
+    """Squared error, divided by the rows."""
+
+    def total(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of predictions (rows, 1) and labels (rows,)."""
+        return F.mse_loss(logits.float().squeeze(-1), labels.float(), reduction="sum")
+
+    def weight(self, labels: Tensor) -> float:
+        return float(labels.shape[0])
+
+
+@register_kind("regression")
+class Regression(TaskKind):
+    """Labels are real numbers; outputs are (rows, 1), decisions the column."""
+
+    summary = "a real number"
+    metrics = (PEARSON, SPEARMAN, PEARSON_SPEARMAN)
+    default_metric = PEARSON.name
+
+    def claim(self, tables: Mapping[str, Table], named: ColumnNames) -> float:
+        """Claims labels that are all numbers, not all whole, and take more than 10 different values."""
+        numbers = [number_of(value) for value in peek_labels(tables, named)]
+        found = {number for number in numbers if number is not None and np.isfinite(number)}
+        if len(found) <= REGRESSION_VALUES or None in numbers:
+            return 0.0
+        return _CLAIM if any(number != int(number) for number in found) else 0.0
+
+    def encode_labels(
+        self, parts: Sequence[RawRows], order: Sequence[str] = ()
+    ) -> tuple[tuple[str, ...], list[list[Any]]]:
+        """Any numbers will do.
+
+        Raises:
+            DataError: labels are not all finite numbers, or all the same.
+        """
+        numbers = numbers_of(parts)
+        if numbers is None:
+            raise DataError(
+                f"Regression needs numbers as labels, but those of {parts[0].where} are not all numbers."
+            )
+        flat = {number for part in numbers for number in part}
+        if len(flat) < 2:
+            raise DataError(f"{parts[0].where}: all labels are {flat.pop()}; there is nothing to learn.")
+        return (), [list(part) for part in numbers]
+
+    def strata(self, labels: Sequence[Any]) -> list[int]:
+        """Tenths of the labels' ranks."""
+        ranks = np.argsort(np.argsort(np.asarray(labels, dtype=np.float64), kind="stable"), kind="stable")
+        return [int(rank) for rank in ranks * _BINS // max(len(labels), 1)]
+
+    def num_labels(self, names: Sequence[str]) -> int:
+        return 1
+
+    def config(self, names: Sequence[str]) -> dict[str, Any]:
+        return {"num_labels": 1, "problem_type": "regression"}
+
+    def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
+        """Numbers (rows,) in float32."""
+        return np.asarray(labels, dtype=np.float32)
+
+    def loss(self, names: Sequence[str], class_weights: Sequence[float] | None = None) -> Loss:
+        return SquaredError()
+
+    def decisions(self, outputs: NDArray[Any]) -> NDArray[Any]:
+        """The predicted numbers, (rows,)."""
+        return outputs[:, 0] if outputs.ndim == 2 and outputs.shape[1] == 1 else outputs
+
+    def present(self, output: NDArray[Any], names: Sequence[str]) -> dict[str, Any]:
+        """The `value`."""
+        return {"value": float(output[0])}
+
+    def line(self, prediction: Mapping[str, Any]) -> str:
+        return f"{prediction['value']:.4f}"
+
+    def describe_labels(self, names: Sequence[str]) -> str:
+        return "a real number"

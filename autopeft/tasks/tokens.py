@@ -1,0 +1,270 @@
+"""Tokens of rows: made once per texts, tokenizer and length, kept on disk, served in bucketed batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from autopeft.assets import cache_dir, cache_folder, publish
+from autopeft.errors import UsageError
+
+__all__ = ["WINDOW_BATCHES", "EncodedSplit", "encode_texts"]
+
+WINDOW_BATCHES = 50
+_CHUNK = 1_000
+_FORMAT = 1
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedSplit:
+    """Tokens of one split, ragged: row i is `ids[offsets[i]:offsets[i + 1]]`.
+
+    `types` are token type ids where the tokenizer has them, `labels` is `None` for texts without labels.
+    `kind` is the name of the task's kind; one whose batches hold something else overrides `collate`.
+    """
+
+    ids: NDArray[np.int32]
+    offsets: Indices
+    types: NDArray[np.int8] | None
+    labels: NDArray[Any] | None
+    kind: str
+    pad_id: int
+    pad_type: int
+    max_length: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Indices:
+        """Tokens of each row, special tokens included, shape (N,)."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the tokens of all rows; labels are left out."""
+        digest = hashlib.sha256()
+        for array in (self.ids, self.offsets, *(() if self.types is None else (self.types,))):
+            digest.update(str((array.dtype, array.shape)).encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def batch_indices(
+        self,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        among: Indices | None = None,
+    ) -> list[Indices]:
+        """The rows of each batch that `batches` yields for the same arguments, in order.
+
+        With `shuffle`, rows are permuted, sorted by length within windows of 50 batches, and the batches
+        permuted, of the rows `among` where they are given; without, all rows are sorted, longest first.
+        `drop_last` leaves out a batch with fewer rows.
+        """
+        if batch_size < 1:
+            raise UsageError(f"batch_size must be positive, but got {batch_size=}.")
+        lengths = self.lengths
+        if not shuffle:
+            rows = np.argsort(-lengths, kind="stable")
+            found = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        else:
+            rng = np.random.default_rng(seed)
+            rows = rng.permutation(len(lengths) if among is None else among)
+            window = WINDOW_BATCHES * batch_size
+            found = []
+            for start in range(0, len(rows), window):
+                part = rows[start : start + window]
+                part = part[np.argsort(lengths[part], kind="stable")]
+                found += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+            found = [found[i] for i in rng.permutation(len(found))]
+        return [batch for batch in found if len(batch) == batch_size or not drop_last]
+
+    def order(self) -> Indices:
+        """The row of each output of `batches(shuffle=False)`: `restored[split.order()] = outputs`."""
+        return np.argsort(-self.lengths, kind="stable")
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        drop_last: bool = False,
+    ) -> Iterator[dict[str, Tensor]]:
+        """Padded batches of like length, every row once; order: see `batch_indices`, keys: see `collate`."""
+        for rows in self.batch_indices(batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last):
+            yield self.collate(rows, device=device)
+
+    def layout(self, rows: Indices, device: str | torch.device = "cpu") -> tuple[Indices, NDArray[np.bool_]]:
+        """Where the tokens of a batch come from and go to: the tokens' positions in `ids`, one row after the
+        other, and which places of the padded batch (B, L) hold a token."""
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        width = int(lengths.max())
+        if torch.device(device).type != "cpu":
+            width = max(width, min(-(-width // 8) * 8, self.max_length))
+        inside = np.arange(width)[None, :] < lengths[:, None]
+        starts = np.repeat(self.offsets[rows] - np.cumsum(lengths) + lengths, lengths)
+        return starts + np.arange(len(starts)), inside
+
+    def collate(
+        self, rows: Sequence[int] | Indices, *, device: str | torch.device = "cpu"
+    ) -> dict[str, Tensor]:
+        """The given rows as one batch, padded on the right.
+
+        Keys: `input_ids` and `attention_mask` (B, L) int64, `token_type_ids` (B, L) where the tokenizer has
+            them, `labels` (B, …) where there are labels, of the kind's type (int64 for class indices, float32
+            for numbers), `task_id` (B,) zeros. L is the longest row's length, on accelerators rounded up to a
+            multiple of 8 within `max_length`.
+        """
+        chosen = np.asarray(rows, dtype=np.int64)
+        flat, inside = self.layout(chosen, device)
+        ids = np.full(inside.shape, self.pad_id, dtype=np.int64)
+        ids[inside] = self.ids[flat]
+        batch = {
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy(inside.astype(np.int64)),
+        }
+        if self.types is not None:
+            types = np.full(inside.shape, self.pad_type, dtype=np.int64)
+            types[inside] = self.types[flat]
+            batch["token_type_ids"] = torch.from_numpy(types)
+        if self.labels is not None:
+            batch["labels"] = torch.from_numpy(self.labels[chosen])
+        batch["task_id"] = torch.zeros(len(chosen), dtype=torch.int64)
+        return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
+def encode_texts(
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int = 128,
+    *,
+    kind: str = "classification",
+    cached: bool = True,
+) -> EncodedSplit:
+    """Tokenise texts without labels; `cached` reads and writes the cache on disk.
+
+    Raises:
+        UsageError: `max_length` is below 4 or beyond what the tokenizer's model takes, or the tokenizer has
+            no padding token.
+    """
+    if not 4 <= max_length <= tokenizer.model_max_length:
+        raise UsageError(
+            f"{max_length=} does not fit the tokenizer, which takes 4 to {tokenizer.model_max_length} tokens."
+        )
+    if tokenizer.pad_token_id is None:
+        raise UsageError(
+            "The tokenizer has no padding token: set `tokenizer.pad_token = tokenizer.eos_token`."
+        )
+    folder = cache_dir() / "encoded" / _content_hash(texts, pairs, tokenizer, max_length)
+    arrays = _read(folder, len(texts)) if cached else None
+    if arrays is None:
+        arrays = _tokenise(texts, pairs, tokenizer, max_length)
+        if cached:
+            _write(folder, arrays)
+            arrays = _read(folder, len(texts)) or arrays  # mapped: processes share them
+    return EncodedSplit(
+        ids=arrays["ids"],
+        offsets=arrays["offsets"],
+        types=arrays.get("types"),
+        labels=None,
+        kind=kind,
+        pad_id=int(tokenizer.pad_token_id),
+        pad_type=int(tokenizer.pad_token_type_id),
+        max_length=max_length,
+    )
+
+
+def _content_hash(
+    texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> str:
+    digest = hashlib.sha256(f"{_FORMAT} {max_length} {_fingerprint(tokenizer)}\n".encode())
+    for index, text in enumerate(texts):
+        digest.update(json.dumps([text, None if pairs is None else pairs[index]]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of what decides the tokens: vocabulary, rules, special tokens; not padding or truncation."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        state: dict[str, Any] = json.loads(backend.to_str())
+        state = {key: value for key, value in state.items() if key not in {"padding", "truncation"}}
+    else:
+        state = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
+    state["specials"] = {key: str(value) for key, value in tokenizer.special_tokens_map.items()}
+    state["inputs"] = list(tokenizer.model_input_names)
+    state["truncation_side"] = tokenizer.truncation_side
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _tokenise(
+    texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> dict[str, NDArray[Any]]:
+    with_types = "token_type_ids" in tokenizer.model_input_names
+    ids: list[NDArray[np.int32]] = []
+    types: list[NDArray[np.int8]] = []
+    for start in range(0, len(texts), _CHUNK):
+        stop = start + _CHUNK
+        encoded = tokenizer(
+            list(texts[start:stop]),
+            None if pairs is None else list(pairs[start:stop]),
+            truncation=True,
+            max_length=max_length,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=with_types,
+        )
+        ids += [np.asarray(row, dtype=np.int32) for row in encoded["input_ids"]]
+        if with_types:
+            types += [np.asarray(row, dtype=np.int8) for row in encoded["token_type_ids"]]
+    # A tokenizer without special tokens may give nothing for a text; one padding token keeps the row.
+    ids = [row if len(row) else np.asarray([tokenizer.pad_token_id], dtype=np.int32) for row in ids]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64)
+    arrays: dict[str, NDArray[Any]] = {"ids": np.concatenate(ids), "offsets": offsets}
+    if with_types:
+        flat = [row if len(row) else np.zeros(1, dtype=np.int8) for row in types]
+        arrays["types"] = np.concatenate(flat)
+    return arrays
+
+
+def _read(folder: Path, rows: int) -> dict[str, NDArray[Any]] | None:
+    """Arrays of a cache folder, mapped from disk; `None` where it is absent or damaged."""
+    try:
+        arrays = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(folder.glob("*.npy"))}
+    except (OSError, ValueError, EOFError):
+        return None
+    if not {"ids", "offsets"} <= arrays.keys():
+        return None
+    offsets = arrays["offsets"]
+    if len(offsets) != rows + 1 or offsets[-1] != len(arrays["ids"]) or np.any(np.diff(offsets) < 1):
+        return None
+    if "types" in arrays and len(arrays["types"]) != len(arrays["ids"]):
+        return None
+    return arrays
+
+
+def _write(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def fill(scratch: Path) -> None:
+        for name, array in arrays.items():
+            np.save(scratch / f"{name}.npy", array, allow_pickle=False)
+
+    cache_folder("encoded")
+    publish(folder, fill, lambda made: _read(made, len(arrays["offsets"]) - 1) is not None)
