@@ -1,0 +1,93 @@
+"""The open registry of methods: built in, or from other packages through the entry-point group
+`autopeft.methods`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from torch import nn
+
+from autopeft.errors import MethodError, near
+
+__all__ = ["COMPOSITION_NAMES", "get_method", "method_names", "register"]
+
+COMPOSITION_NAMES = ("sum", "chain", "gate", "route", "fuse")
+
+_REGISTRY: dict[str, type[Any]] = {}
+_LOADED = False
+_C = TypeVar("_C", bound=type)
+
+
+def register(name: str) -> Callable[[_C], _C]:
+    """Class decorator that enters a method under `name`.
+
+    Raises:
+        MethodError: the name is taken, reserved for a composition or malformed, or the class lacks a part of
+        the contract.
+    """
+
+    def enter(cls: _C) -> _C:
+        if name in COMPOSITION_NAMES:
+            raise MethodError(f"{name!r} is reserved for a composition; choose another method name.")
+        if not name.isidentifier() or name != name.lower() or hasattr(nn.ModuleDict(), name):
+            raise MethodError(
+                f"A method name is a lower-case identifier that torch's modules leave free, but got {name!r}."
+            )
+        if name in _REGISTRY and _REGISTRY[name].__qualname__ != cls.__qualname__:
+            raise MethodError(f"The method name {name!r} is taken by {_REGISTRY[name].__module__}.")
+        traits = getattr(cls, "traits", None)
+        policy = traits is not None and traits.level == "training"
+        required = ("traits", "Config", *(("adjust",) if policy else ("parameter_count", "build")))
+        missing = [m for m in required if not hasattr(cls, m)]
+        if missing:
+            raise MethodError(f"Method {name!r} ({cls.__qualname__}) lacks {', '.join(missing)}.")
+        cls.name = name  # type: ignore[attr-defined]
+        _REGISTRY[name] = cls
+        return cls
+
+    return enter
+
+
+def _load_all() -> None:
+    """Import the built-in methods and those of installed packages, once."""
+    global _LOADED
+    if _LOADED:
+        return
+    _LOADED = True
+    package = importlib.import_module("autopeft.methods")
+    for module in _walk(package.__path__, "autopeft.methods."):
+        importlib.import_module(module)
+    for point in entry_points(group="autopeft.methods"):
+        point.load()
+
+
+def _walk(path: Iterable[str], prefix: str) -> Iterator[str]:
+    for info in sorted(pkgutil.walk_packages(path, prefix), key=lambda i: i.name):
+        if not info.ispkg:
+            yield info.name
+
+
+def get_method(name: str) -> type[Any]:
+    """The method class registered under `name`.
+
+    Raises:
+        MethodError: there is none; the message names near matches.
+    """
+    _load_all()
+    if name not in _REGISTRY:
+        raise MethodError(
+            f"There is no method {name!r}.{near(name, _REGISTRY)} `autopeft methods` lists all "
+            f"{len(_REGISTRY)}; one from another "
+            "package registers through the entry-point group 'autopeft.methods'."
+        )
+    return _REGISTRY[name]
+
+
+def method_names() -> tuple[str, ...]:
+    """Names of all registered methods, sorted."""
+    _load_all()
+    return tuple(sorted(_REGISTRY))
