@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from autopeft.errors import MethodError, near
+from autopeft.method.members import check_method
 
 __all__ = ["COMPOSITION_NAMES", "get_method", "method_names", "register"]
 
@@ -26,8 +27,8 @@ def register(name: str) -> Callable[[_C], _C]:
     """Class decorator that enters a method under `name`.
 
     Raises:
-        MethodError: the name is taken, reserved for a composition or malformed, or the class lacks a part of
-        the contract.
+        MethodError: the name is taken, reserved for a composition or malformed, or the class breaks the
+            contract (see `check_method`).
     """
 
     def enter(cls: _C) -> _C:
@@ -39,12 +40,7 @@ def register(name: str) -> Callable[[_C], _C]:
             )
         if name in _REGISTRY and _REGISTRY[name].__qualname__ != cls.__qualname__:
             raise MethodError(f"The method name {name!r} is taken by {_REGISTRY[name].__module__}.")
-        traits = getattr(cls, "traits", None)
-        policy = traits is not None and traits.level == "training"
-        required = ("traits", "Config", *(("adjust",) if policy else ("parameter_count", "build")))
-        missing = [m for m in required if not hasattr(cls, m)]
-        if missing:
-            raise MethodError(f"Method {name!r} ({cls.__qualname__}) lacks {', '.join(missing)}.")
+        check_method(cls, name)
         cls.name = name  # type: ignore[attr-defined]
         _REGISTRY[name] = cls
         return cls
