@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from autopeft.backbones import base_model_of, spec_of_model
-from autopeft.composition import COMPOSITIONS
+from autopeft.composition import get_composition
 from autopeft.counting import Counts, count
 from autopeft.errors import UsageError
 from autopeft.graph import CompositionGraph, build_graph
@@ -117,8 +117,7 @@ def build_modules(graph: CompositionGraph) -> dict[str, nn.Module]:
         check_module(modules[name], entry.ways, f"Method {entry.method.name!r}")
     for node in graph.nodes():
         specs = [graph.child_spec(c) for c in node.children]
-        modules[node.name] = COMPOSITIONS[node.kind].build(specs, dict(node.options))
-        check_module(modules[node.name], (), f"Composition {node.kind!r}")
+        modules[node.name] = get_composition(node.kind).build(specs, dict(node.options))
     return modules
 
 

@@ -22,13 +22,12 @@ from autopeft.method.contract import (
     Traits,
 )
 from autopeft.method.lifecycle import Concludes, Ensembles, Merges, Objective, Posterior, Prepares, Resizes
-from autopeft.method.members import MEMBERS, Member, check_module, members_table
+from autopeft.method.members import MEMBERS, Member, check_members, check_module, members_table
 from autopeft.method.modules import HookModule, KeyValueModule, PromptModule, WeightModule, WeightTarget
 from autopeft.method.phase import OuterStep, Phase, PhasePart
-from autopeft.method.registry import COMPOSITION_NAMES, get_method, method_names, register
+from autopeft.method.registry import get_method, method_names, register, registered_method, reserve
 
 __all__ = [
-    "COMPOSITION_NAMES",
     "MEMBERS",
     "Call",
     "Concludes",
@@ -54,11 +53,14 @@ __all__ = [
     "Traits",
     "WeightModule",
     "WeightTarget",
+    "check_members",
     "check_module",
     "get_method",
     "members_table",
     "method_names",
     "register",
+    "registered_method",
+    "reserve",
 ]
 
 __doc__ = f"""{__doc__}

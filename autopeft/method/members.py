@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from autopeft.errors import MethodError
+from autopeft.errors import MethodError, UsageError
 from autopeft.method.contract import Traits
 
-__all__ = ["MEMBERS", "Member", "check_method", "check_module", "members_table"]
+__all__ = ["MEMBERS", "Member", "check_members", "check_method", "check_module", "members_table"]
 
 Owner = Literal["module", "method"]
 _CLOSE = 0.8  # difflib's ratio, from which a name counts as a misspelling (`after_backwards`: 0.97)
@@ -240,7 +240,7 @@ def check_method(cls: type[Any], name: str) -> None:
     missing = [m.name for m in known if m.way and not hasattr(cls, m.name)]
     if missing:
         raise MethodError(f"{what} lacks {', '.join(missing)}.{_suspects(cls, missing, object)}")
-    _check_members(cls, object, known, what)
+    check_members(cls, object, known, what)
     size = inspect.getattr_static(cls, "size_field", None)
     fields = cls.Config.model_fields
     if isinstance(size, str) and size not in fields:
@@ -286,19 +286,37 @@ def _module_members(ways: frozenset[str]) -> list[Member]:
 
 
 def _check_module_class(cls: type[Any], ways: frozenset[str], owner: str) -> None:
-    _check_members(cls, nn.Module, _module_members(ways), f"{owner} built {cls.__qualname__}, which")
+    check_members(cls, nn.Module, _module_members(ways), f"{owner} built {cls.__qualname__}, which")
 
 
-def _check_members(cls: type[Any], base: type[Any], known: list[Member], what: str) -> None:
+def check_members(
+    cls: type[Any],
+    base: type[Any],
+    known: Iterable[Member],
+    what: str,
+    error: type[UsageError] = MethodError,
+) -> None:
+    """Check how the public members of a class that `base` lacks are spelt and shaped.
+
+    Args:
+        cls: the class.
+        base: what it has from this class is left alone.
+        known: the members that may be there.
+        what: the subject of the message's sentence.
+        error: what is raised.
+
+    Raises:
+        UsageError: a member is misspelt, or takes other arguments than declared.
+    """
     by_name = {m.name: m for m in known}
     for name, value in _own_members(cls, base):
         if name in by_name:
-            _check_shape(by_name[name], value, what)
+            _check_shape(by_name[name], value, what, error)
             continue
         close = get_close_matches(name, by_name, n=1, cutoff=_CLOSE)
         # Where both are there, the other name is one of its own.
         if close and not hasattr(cls, close[0]):
-            raise MethodError(
+            raise error(
                 f"{what} has {name!r}, which nothing ever calls. Did you mean {close[0]!r}, "
                 f"`{by_name[close[0]].signature}`? If it is a helper, begin its name with '_'."
             )
@@ -311,30 +329,32 @@ def _own_members(cls: type[Any], base: type[Any]) -> Iterator[tuple[str, Any]]:
             yield name, inspect.getattr_static(cls, name)
 
 
-def _check_shape(member: Member, value: Any, what: str) -> None:
+def _check_shape(member: Member, value: Any, what: str, error: type[UsageError]) -> None:
     """Check that a member is a method or a value, as declared, and takes its arguments."""
     plain = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
     if member.takes is None:
         if inspect.isroutine(plain):
-            raise MethodError(
+            raise error(
                 f"{what} has `{member.name}` as a method, but it is read as a value ({member.gives}); make "
                 "it an attribute or a property."
             )
         return
     if not callable(plain):
         kind = "a property" if isinstance(plain, property) else repr(plain)
-        raise MethodError(f"{what} has {kind} at {member.name!r}, which is called as `{member.signature}`.")
-    given = [*([] if isinstance(value, staticmethod) else ["self"]), *member.takes]
+        raise error(f"{what} has {kind} at {member.name!r}, which is called as `{member.signature}`.")
+    # Bound already, or no descriptor: nothing is put in front.
+    alone = isinstance(value, staticmethod) or inspect.ismethod(plain) or not hasattr(plain, "__get__")
+    given = list(member.takes) if alone else ["self", *member.takes]
     try:
         signature = inspect.signature(plain)
     except ValueError:  # built in: it does not tell
         return
     try:
         signature.bind(*given)
-    except TypeError as error:
-        raise MethodError(
-            f"{what} has `{member.name}{signature}`, which is called as `{member.signature}`: {error}."
-        ) from error
+    except TypeError as wrong:
+        raise error(
+            f"{what} has `{member.name}{signature}`, which is called as `{member.signature}`: {wrong}."
+        ) from wrong
 
 
 def _suspects(cls: type[Any], missing: Iterable[str], base: type[Any]) -> str:

@@ -14,11 +14,10 @@ from torch import nn
 from autopeft.errors import MethodError, near
 from autopeft.method.members import check_method
 
-__all__ = ["COMPOSITION_NAMES", "get_method", "method_names", "register"]
-
-COMPOSITION_NAMES = ("sum", "chain", "gate", "route", "fuse")
+__all__ = ["get_method", "method_names", "register", "registered_method", "reserve"]
 
 _REGISTRY: dict[str, type[Any]] = {}
+_RESERVED: set[str] = set()
 _LOADED = False
 _C = TypeVar("_C", bound=type)
 
@@ -32,7 +31,7 @@ def register(name: str) -> Callable[[_C], _C]:
     """
 
     def enter(cls: _C) -> _C:
-        if name in COMPOSITION_NAMES:
+        if name in _RESERVED:
             raise MethodError(f"{name!r} is reserved for a composition; choose another method name.")
         if not name.isidentifier() or name != name.lower() or hasattr(nn.ModuleDict(), name):
             raise MethodError(
@@ -46,6 +45,16 @@ def register(name: str) -> Callable[[_C], _C]:
         return cls
 
     return enter
+
+
+def reserve(name: str) -> None:
+    """Keep `name` for a composition: no method may take it from now on."""
+    _RESERVED.add(name)
+
+
+def registered_method(name: str) -> bool:
+    """Whether a method that was imported so far has this name; imports none."""
+    return name in _REGISTRY
 
 
 def _load_all() -> None:
