@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from autopeft.method import COMPOSITION_NAMES
+from autopeft.composition import is_composition
 from autopeft.report.text import duration, limits_text, number, percent, score
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def brief(recipe: Mapping[str, Any]) -> str:
                 found[item] = None
                 continue
             name, body = next(iter(item.items()))
-            if name in COMPOSITION_NAMES:
+            if is_composition(name):
                 walk(body["children"] if isinstance(body, Mapping) else body)
             else:
                 found[name] = None

@@ -45,7 +45,7 @@ from lib.measuring import interleave, note, one_thread, ratios, read_json, show,
 from autopeft import attach
 from autopeft.assets import load_config
 from autopeft.backbones import spec_of
-from autopeft.composition import COMPOSITIONS
+from autopeft.composition import get_composition
 from autopeft.counting import Budget, Counter, Measure
 from autopeft.graph import CompositionGraph, build_graph
 from autopeft.recipe import EmptyRecipe, Recipe
@@ -133,7 +133,7 @@ def build(graph: CompositionGraph) -> list[torch.nn.Module]:
     for node in graph.nodes():
         children = [graph.child_spec(c) for c in node.children]
         with torch.device("meta"):
-            modules.append(COMPOSITIONS[node.kind].build(children, dict(node.options)))
+            modules.append(get_composition(node.kind).build(children, dict(node.options)))
     return modules
 
 

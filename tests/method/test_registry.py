@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+import autopeft.composition  # noqa: F401 (its names are reserved)
 from autopeft.errors import MethodError
 from autopeft.method import MethodConfig, Traits, get_method, method_names, register
 

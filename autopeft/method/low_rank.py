@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from autopeft.method import MethodConfig, ParameterCount, Traits
+from autopeft.method.contract import MethodConfig, ParameterCount, Traits
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
 __all__ = ["LowRankConfig", "LowRankMethod"]
