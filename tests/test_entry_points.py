@@ -1,5 +1,5 @@
-"""A method in a package of its own: installed with pip, found through its entry point, usable like any
-other."""
+"""A method and a composition in packages of their own: installed with pip, found through their entry points,
+usable like any other."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ build-backend = "setuptools.build_meta"
 [project]
 name = "elsewhere"
 version = "1.0"
-[project.entry-points."autopeft.methods"]
-bias_vector = "elsewhere"
+[project.entry-points."autopeft.{group}"]
+{name} = "elsewhere"
 [tool.setuptools]
 py-modules = ["elsewhere"]
 """
@@ -78,11 +78,86 @@ print("works")
 """
 
 
-def test_a_method_from_another_package(tmp_path: Path) -> None:
+COMPOSITION = '''
+"""Children that halve each other."""
+from torch import nn
+from autopeft.composition import CompositionTraits, NoOptions, Sum, added, register
+from autopeft.method import ParameterCount
+
+
+@register("mean")
+class Mean(nn.Module):
+    """y + (Σ δᵢ) / n."""
+
+    summary = "the mean of what its children add"
+    traits = CompositionTraits(mergeable=True, rowwise=True)
+    Options = NoOptions
+
+    def __init__(self, n):
+        super().__init__()
+        self.n = n
+
+    @classmethod
+    def check(cls, children, options):
+        pass
+
+    @classmethod
+    def parameter_count(cls, children):
+        return ParameterCount(0, 0)
+
+    @classmethod
+    def build(cls, children, options):
+        return cls(len(children))
+
+    def delta(self, site, children, x, y, call):
+        return Sum().delta(site, children, x, y, call) / self.n
+
+    def weight(self, target, children, original, current):
+        return current + (Sum().weight(target, children, original, original) - original) / self.n
+
+    def key_value(self, site, children, x, call):
+        return Sum().key_value(site, children, x, call)
+
+    def merged(self, site, children, weight, bias):
+        new, new_bias = added(children, weight, bias)
+        if bias is not None and new_bias is not None:
+            new_bias = bias + (new_bias - bias) / self.n
+        return weight + (new - weight) / self.n, new_bias
+'''
+
+COMPOSED = """
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+import autopeft
+from autopeft.cli import main
+config = BertConfig(
+    vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+)
+torch.manual_seed(0)
+model = BertForSequenceClassification(config).eval()
+text = "layers: [{attach: [{mean: [{lora: {rank: 2}}, {ia3: {sites: [q, v]}}]}]}]"
+recipe = autopeft.Recipe.from_yaml(text)
+hybrid = autopeft.attach(model, recipe, seed=0)
+optimizer = hybrid.optimizer(lr=0.1)
+rows = torch.tensor([[3, 4, 5]])
+for _ in range(2):
+    optimizer.zero_grad()
+    model(input_ids=rows).logits[0, 0].backward()
+    optimizer.step()
+assert "mean(lora[rank 2], ia3)" in hybrid.graph.text()
+before = model(input_ids=rows).logits.detach()
+torch.testing.assert_close(hybrid.merge()(input_ids=rows).logits.detach(), before, atol=1e-5, rtol=1e-4)
+assert main(["methods", "mean"]) == 0
+print("works")
+"""
+
+
+def run(tmp_path: Path, group: str, name: str, module: str, program: str) -> str:
+    """What a program prints where a package with this module and entry point is installed."""
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
-    (source / "pyproject.toml").write_text(PYPROJECT)
-    (source / "elsewhere.py").write_text(METHOD)
+    (source / "pyproject.toml").write_text(PYPROJECT.format(group=group, name=name))
+    (source / "elsewhere.py").write_text(module)
     pip = [
         sys.executable,
         "-m",
@@ -95,5 +170,16 @@ def test_a_method_from_another_package(tmp_path: Path) -> None:
     ]
     subprocess.run([*pip, "--target", str(target), str(source)], check=True, capture_output=True, text=True)
     environment = {**os.environ, "PYTHONPATH": str(target)}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == "works", done.stderr
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_method_from_another_package(tmp_path: Path) -> None:
+    assert run(tmp_path, "methods", "bias_vector", METHOD, PROGRAM).strip() == "works"
+
+
+def test_a_composition_from_another_package(tmp_path: Path) -> None:
+    printed = run(tmp_path, "compositions", "mean", COMPOSITION, COMPOSED)
+    assert "mean — a composition: the mean of what its children add" in printed
+    assert printed.endswith("works\n")

@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from autopeft.method import COMPOSITION_NAMES
+from autopeft.composition import is_composition
 from autopeft.report.text import duration, limits_text, number, percent, score
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
 
-    from autopeft.search.core.jobs import CountTable, Job, SearchInfo, TrialRecord
+    from autopeft.runs.records import CountTable, TrialRecord
+    from autopeft.search.core.events import SearchInfo
+    from autopeft.search.core.jobs import Job
 
 __all__ = ["LiveReporter", "PlainReporter", "brief", "watch"]
 
@@ -37,7 +39,7 @@ def brief(recipe: Mapping[str, Any]) -> str:
                 found[item] = None
                 continue
             name, body = next(iter(item.items()))
-            if name in COMPOSITION_NAMES:
+            if is_composition(name):
                 walk(body["children"] if isinstance(body, Mapping) else body)
             else:
                 found[name] = None

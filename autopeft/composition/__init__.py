@@ -1,26 +1,49 @@
-"""How modules act together: `sum`, `chain`, `gate`, `route`."""
+"""How modules act together: `sum`, `chain`, `gate`, `route`, and what other packages register."""
 
 from __future__ import annotations
 
 from autopeft.composition.chain import Chain
-from autopeft.composition.contract import Child, ChildSpec, Composition, Way
+from autopeft.composition.contract import (
+    Child,
+    ChildSpec,
+    Composition,
+    CompositionOptions,
+    CompositionTraits,
+    MergingChild,
+    NoOptions,
+    Way,
+)
 from autopeft.composition.gate import Gate
+from autopeft.composition.registry import (
+    composition_names,
+    default_options,
+    get_composition,
+    is_composition,
+    register,
+    reserved_names,
+)
 from autopeft.composition.route import Route
-from autopeft.composition.sums import Sum, one_after_the_other
+from autopeft.composition.sums import Sum, added, one_after_the_other
 
 __all__ = [
-    "COMPOSITIONS",
     "Chain",
     "Child",
     "ChildSpec",
     "Composition",
+    "CompositionOptions",
+    "CompositionTraits",
     "Gate",
+    "MergingChild",
+    "NoOptions",
     "Route",
     "Sum",
     "Way",
+    "added",
+    "composition_names",
+    "default_options",
+    "get_composition",
+    "is_composition",
     "one_after_the_other",
+    "register",
+    "reserved_names",
 ]
-
-COMPOSITIONS: dict[str, type[Sum] | type[Chain] | type[Gate] | type[Route]] = {
-    c.kind: c for c in (Sum, Chain, Gate, Route)
-}

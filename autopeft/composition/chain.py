@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from autopeft.composition.contract import Child, ChildSpec
+from autopeft.composition.contract import Child, ChildSpec, CompositionTraits, MergingChild, NoOptions
+from autopeft.composition.registry import register
 from autopeft.errors import CompositionError
 from autopeft.method import Call, ParameterCount, WeightTarget
 from autopeft.spec import Site
@@ -16,11 +17,15 @@ from autopeft.spec import Site
 __all__ = ["Chain"]
 
 
+@register("chain")
 class Chain(nn.Module):
     """yᵢ = yᵢ₋₁ + δᵢ(x, yᵢ₋₁); δ = yₙ − y₀. Weights, and tensors outside the layers, alike: each child reads
     the W that the one before left."""
 
-    kind: ClassVar[str] = "chain"
+    kind: ClassVar[str]
+    summary: ClassVar[str] = "children in list order, each reads the y that the one before left"
+    traits: ClassVar[CompositionTraits] = CompositionTraits(ordered=True, mergeable=True, rowwise=True)
+    Options = NoOptions
 
     @classmethod
     def check(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:
@@ -84,6 +89,14 @@ class Chain(nn.Module):
         self, site: Site, children: Sequence[Child], x: Tensor, call: Call
     ) -> tuple[Tensor, Tensor]:
         raise CompositionError("A chain holds no prefixes.")
+
+    def merged(
+        self, site: Site, children: Sequence[MergingChild], weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        pair = weight, bias
+        for child in children:
+            pair = child.merged(*pair) or pair
+        return pair
 
 
 def _meet(first: ChildSpec, second: ChildSpec) -> bool:

@@ -11,15 +11,55 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from autopeft.errors import CompositionError
 from autopeft.method import Call, ParameterCount, WeightTarget
 from autopeft.spec import Site
 
-__all__ = ["Child", "ChildSpec", "Composition", "Way", "alters_weights"]
+__all__ = [
+    "Child",
+    "ChildSpec",
+    "Composition",
+    "CompositionOptions",
+    "CompositionTraits",
+    "MergingChild",
+    "NoOptions",
+    "Way",
+    "alters_weights",
+]
 
 Way = Literal["hook", "weight", "kv", "prompt"]
+
+
+class CompositionOptions(BaseModel):
+    """Base of a composition's options. Each has a default: a recipe may give the children alone."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+
+class NoOptions(CompositionOptions):
+    """It has none."""
+
+
+@dataclass(frozen=True)
+class CompositionTraits:
+    """What a composition declares of itself.
+
+    Attributes:
+        ordered: the order of its children matters. Of others, recipes that differ in it alone are the same.
+        additive: it does what listing its children side by side does.
+        mergeable: it can be folded into the backbone's weights where its children can; it has `merged`.
+        rowwise: what it adds at a position depends on that position alone, where that is so of its children.
+        copies: its only child may be written once, with `copies: n` beside it.
+    """
+
+    ordered: bool = False
+    additive: bool = False
+    mergeable: bool = False
+    rowwise: bool = False
+    copies: bool = False
 
 
 class Child(Protocol):
@@ -34,6 +74,13 @@ class Child(Protocol):
     def weight(self, target: WeightTarget, original: Tensor, current: Tensor) -> Tensor: ...
 
     def key_value(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor]: ...
+
+
+class MergingChild(Protocol):
+    """A child at one linear site or norm, while it is folded into the weights (see `Merges`)."""
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
+        """What it makes of weight and bias; `None` where it leaves them alone."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +122,22 @@ class Composition(Protocol):
 
     It may take part in the events of the training loop, as a method's module does. `options` are those of the
     recipe's item, complete.
+
+    Two members are optional: `merged(site, children, weight, bias)`, which `traits.mergeable` asks for, gives
+    the new weight and bias of a linear site or a norm, from `MergingChild` objects. `counts_padding` is not
+    empty where results depend on how many positions are padding: it says then, in words, what does so.
+
+    Attributes:
+        kind: its name in recipes; `register` sets it.
+        summary: what it does, in a line.
+        traits: see `CompositionTraits`.
+        Options: the model of its options.
     """
 
     kind: ClassVar[str]
+    summary: ClassVar[str]
+    traits: ClassVar[CompositionTraits]
+    Options: ClassVar[type[CompositionOptions]]
 
     @classmethod
     def check(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:

@@ -7,10 +7,18 @@ from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.composition.contract import Child, ChildSpec, alters_weights
+from autopeft.composition.contract import (
+    Child,
+    ChildSpec,
+    CompositionOptions,
+    CompositionTraits,
+    alters_weights,
+)
 from autopeft.composition.pooling import mean_over_positions
+from autopeft.composition.registry import register
 from autopeft.errors import CompositionError
 from autopeft.method import Call, ParameterCount, WeightTarget
 from autopeft.nn import PerSite
@@ -19,6 +27,13 @@ from autopeft.spec import Site
 __all__ = ["Gate"]
 
 
+class GateOptions(CompositionOptions):
+    """See `autopeft.composition.gate`."""
+
+    masked: bool = Field(default=True, description="leave padding out of the gate's mean")
+
+
+@register("gate")
 class Gate(nn.Module):
     """δ = Σ gᵢ·δᵢ with gᵢ = mean over real positions of σ(wᵢ·u + bᵢ), one scalar for each example, child and
     site.
@@ -32,7 +47,10 @@ class Gate(nn.Module):
     each child and site.
     """
 
-    kind: ClassVar[str] = "gate"
+    kind: ClassVar[str]
+    summary: ClassVar[str] = "each child at each site behind a learned, input-dependent gate (UniPELT)"
+    traits: ClassVar[CompositionTraits] = CompositionTraits()
+    Options = GateOptions
 
     def __init__(self, children: Sequence[ChildSpec], masked: bool) -> None:
         super().__init__()
@@ -40,6 +58,10 @@ class Gate(nn.Module):
         self.gates = nn.ModuleDict(
             {c.name: PerSite({s.key: self._linear(s) for s in c.sites}) for c in children}
         )
+
+    @property
+    def counts_padding(self) -> str:
+        return "" if self.masked else "a gate with `masked: false`"
 
     @staticmethod
     def _linear(site: Site) -> nn.Linear:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from autopeft.composition.contract import Child, ChildSpec, alters_weights
+from autopeft.composition.contract import (
+    Child,
+    ChildSpec,
+    CompositionOptions,
+    CompositionTraits,
+    alters_weights,
+)
 from autopeft.composition.pooling import mean_over_positions, real_positions
+from autopeft.composition.registry import register
 from autopeft.errors import CompositionError
 from autopeft.method import Call, ParameterCount, WeightTarget
 from autopeft.nn import PerSite, Router
@@ -18,6 +26,22 @@ from autopeft.spec import Site
 __all__ = ["Route"]
 
 
+class RouteOptions(CompositionOptions):
+    """See `autopeft.composition.route`."""
+
+    level: Literal["token", "sequence"] = Field(default="token", description="what has weights of its own")
+    top_k: int | None = Field(default=None, ge=1, le=64, description="weights that are kept; default: all")
+    renormalize: bool = Field(default=True, description="make the kept weights sum to 1")
+    balance: float = Field(default=0.0, ge=0, le=10, description="factor of the load-balance loss")
+
+    @model_validator(mode="after")
+    def _balance_needs_a_choice(self) -> RouteOptions:
+        if self.balance and self.top_k is None:
+            raise ValueError("'balance' is for routes that choose; set 'top_k', or leave it out")
+        return self
+
+
+@register("route")
 class Route(nn.Module):
     """δ = Σₑ pₑ·δₑ with p = softmax(W·x) over the children, one router for each site (see `nn.Router`).
 
@@ -33,7 +57,10 @@ class Route(nn.Module):
     for each site with E > 1 children.
     """
 
-    kind: ClassVar[str] = "route"
+    kind: ClassVar[str]
+    summary: ClassVar[str] = "children as experts, mixed by weights that depend on the input"
+    traits: ClassVar[CompositionTraits] = CompositionTraits(copies=True)
+    Options = RouteOptions
 
     def __init__(self, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:
         super().__init__()

@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from autopeft.composition.contract import Child, ChildSpec
+from autopeft.composition.contract import Child, ChildSpec, CompositionTraits, MergingChild, NoOptions
+from autopeft.composition.registry import register
 from autopeft.method import Call, ParameterCount, WeightTarget
 from autopeft.spec import Site
 
-__all__ = ["Sum", "one_after_the_other"]
+__all__ = ["Sum", "added", "one_after_the_other"]
 
 
 def one_after_the_other(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -25,11 +26,31 @@ def one_after_the_other(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor,
     return keys, values
 
 
+def added(
+    children: Sequence[MergingChild], weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """What deltas that add make of (weight, bias): W + Σ (Wᵢ − W); a bias that is not there counts as 0."""
+    new_weight, new_bias = weight, bias
+    for child in children:
+        changed = child.merged(weight, bias)
+        if changed is None:
+            continue
+        new_weight = new_weight + (changed[0] - weight)
+        if changed[1] is not None:
+            shift = changed[1] if bias is None else changed[1] - bias
+            new_bias = shift if new_bias is None else new_bias + shift
+    return new_weight, new_bias
+
+
+@register("sum")
 class Sum(nn.Module):
     """y = y₀ + Σ δᵢ(x, y₀). Weights: W₀ + Σ ΔWᵢ, each read off W₀. Prefixes: one after the other, in file
     order."""
 
-    kind: ClassVar[str] = "sum"
+    kind: ClassVar[str]
+    summary: ClassVar[str] = "every child reads the same x and y₀; their deltas add"
+    traits: ClassVar[CompositionTraits] = CompositionTraits(additive=True, mergeable=True, rowwise=True)
+    Options = NoOptions
 
     @classmethod
     def check(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:
@@ -60,3 +81,8 @@ class Sum(nn.Module):
         self, site: Site, children: Sequence[Child], x: Tensor, call: Call
     ) -> tuple[Tensor, Tensor]:
         return one_after_the_other([child.key_value(x, call) for child in children])
+
+    def merged(
+        self, site: Site, children: Sequence[MergingChild], weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        return added(children, weight, bias)

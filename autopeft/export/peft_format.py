@@ -18,6 +18,7 @@ from torch import Tensor
 
 from autopeft.assets import head_names
 from autopeft.backbones import Place, base_model_of, spec_of_model
+from autopeft.composition import get_composition
 from autopeft.errors import AutoPEFTError
 from autopeft.export.rope import rotate_keys
 from autopeft.graph import Entry, Leaf, Tree
@@ -148,7 +149,7 @@ def _check_plain(trees: tuple[Tree, ...]) -> None:
     for tree in trees:
         if isinstance(tree, Leaf):
             continue
-        if tree.kind != "sum":
+        if not get_composition(tree.kind).traits.additive:
             raise NotExpressible(f"Hugging Face peft knows no composition like {tree.kind!r}. {_HOW}")
         _check_plain(tree.children)
 

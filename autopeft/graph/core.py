@@ -16,7 +16,7 @@ from typing import Any
 
 import networkx as nx
 
-from autopeft.composition import COMPOSITIONS, ChildSpec, Way
+from autopeft.composition import ChildSpec, Way, get_composition
 from autopeft.errors import CompositionError
 from autopeft.graph import drawing
 from autopeft.graph.parts import canonical_json, parts_of, ways_of, weight_places
@@ -171,7 +171,7 @@ class CompositionGraph:
             }
             return {**data, "training": self._settings(tree.name, entry.method.name)} if training else data
         children = [self._canonical(c, training=training) for c in tree.children]
-        if tree.kind != "chain":
+        if not get_composition(tree.kind).traits.ordered:
             children.sort(key=canonical_json)
         data = {"composition": tree.kind, "options": dict(tree.options), "children": children}
         if training and tree.count.trained:
@@ -279,7 +279,7 @@ class _Builder:
             return self._leaf(item, mask)
         children = tuple(self._tree(child, mask) for child in item.children)
         specs = [child_spec(self.entries, c) for c in children]
-        composition = COMPOSITIONS[item.kind]
+        composition = get_composition(item.kind)
         composition.check(specs, dict(item.options))
         return Node(
             self._name(item), item.kind, children, dict(item.options), composition.parameter_count(specs)

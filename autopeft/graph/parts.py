@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from autopeft.composition import COMPOSITIONS, ChildSpec, Way
+from autopeft.composition import ChildSpec, Way, get_composition
 from autopeft.errors import CompositionError, RecipeError, SiteError, near
 from autopeft.graph.memo import Memo
 from autopeft.graph.places import WHOLE, Places, key_text
@@ -196,7 +196,9 @@ class NodeShape(Shape):
 
     def __init__(self, parts: Parts, kind: str, options: dict[str, Any], children: tuple[Shape, ...]) -> None:
         super().__init__(parts)
-        self._kind, self._options, self._children = kind, options, children
+        self._composition = get_composition(kind)
+        self._ordered: bool = self._composition.traits.ordered
+        self._options, self._children = options, children
         self.label = f"{kind}({', '.join(c.label for c in children)})"
         self.ways = frozenset(w for c in children for w in c.ways)
         directed = [c for c in children if c.directed]
@@ -215,13 +217,13 @@ class NodeShape(Shape):
     def _count(self, mask: int, name: str) -> ParameterCount:
         counts = [ParameterCount(*c.count(mask)) for c in self._children]
         specs = [ChildSpec(c.label, c.label, c.ways, c.sites(mask), c.pretrained) for c in self._children]
-        composition = COMPOSITIONS[self._kind]
-        composition.check(specs, self._options)
-        return sum(counts, composition.parameter_count(specs))
+        self._composition.check(specs, self._options)
+        own: ParameterCount = self._composition.parameter_count(specs)
+        return sum(counts, own)
 
     def _text(self, mask: int) -> str:
         texts = [c.text(mask) for c in self._children]
-        if self._kind != "chain":
+        if not self._ordered:
             texts.sort()
         return f'{{"children":[{",".join(texts)}{self._tail}'
 

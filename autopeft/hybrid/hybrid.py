@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from autopeft.backbones import base_model_of, spec_of_model
-from autopeft.composition import COMPOSITIONS
+from autopeft.composition import get_composition
 from autopeft.counting import Counts, count
 from autopeft.errors import UsageError
 from autopeft.graph import CompositionGraph, build_graph
 from autopeft.hybrid.callback import HybridCallback
 from autopeft.hybrid.policies import apply_policies, refuse_idle
 from autopeft.injection import Injection, Part, new_token
-from autopeft.method import Objective, WeightTarget
+from autopeft.method import Objective, WeightTarget, check_module
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 
@@ -106,11 +106,18 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 
 def build_modules(graph: CompositionGraph) -> dict[str, nn.Module]:
-    """The modules of a graph's entries and compositions, by name."""
-    modules = {name: entry.method.build(entry.sites, graph.spec) for name, entry in graph.entries.items()}
+    """The modules of a graph's entries and compositions, by name.
+
+    Raises:
+        MethodError: a module has a member that nothing would call (see `check_module`).
+    """
+    modules: dict[str, nn.Module] = {}
+    for name, entry in graph.entries.items():
+        modules[name] = entry.method.build(entry.sites, graph.spec)
+        check_module(modules[name], entry.ways, f"Method {entry.method.name!r}")
     for node in graph.nodes():
         specs = [graph.child_spec(c) for c in node.children]
-        modules[node.name] = COMPOSITIONS[node.kind].build(specs, dict(node.options))
+        modules[node.name] = get_composition(node.kind).build(specs, dict(node.options))
     return modules
 
 

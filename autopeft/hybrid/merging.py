@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from autopeft.backbones import Place
+from autopeft.composition import added, get_composition
 from autopeft.errors import CompositionError
 from autopeft.graph import Leaf, Tree
 from autopeft.hybrid.hybrid import Hybrid
@@ -60,7 +62,7 @@ def _check(hybrid: Hybrid, tree: Tree) -> None:
                 f"mergeable methods only."
             )
         return
-    if tree.kind not in ("sum", "chain"):
+    if not get_composition(tree.kind).traits.mergeable:
         raise CompositionError(
             f"{tree.name} depends on the input and cannot be folded into weights; keep the hybrid attached."
         )
@@ -82,7 +84,7 @@ def _merge_site(hybrid: Hybrid, site: Site, new: dict[str, Tensor]) -> Tensor | 
     part, bias_part = Part(place.transposed, place.out_slice), Part(out_slice=place.out_slice)
     pair: _Pair = (part.of(stored), None if bias is None else bias_part.of(bias))
     for side in ("output", "input"):
-        pair = _sum(hybrid, hybrid.graph.trees_at(site), site, side, pair)
+        pair = added([_Folding(hybrid, tree, site, side) for tree in hybrid.graph.trees_at(site)], *pair)
     new[names[0]] = part.put(stored, pair[0])
     if pair[1] is None:
         return None
@@ -134,33 +136,24 @@ def _hand_on(hybrid: Hybrid, norm: Site, shift: Tensor, new: dict[str, Tensor]) 
         new[names[1]] = before + (weight.to(shift.dtype) @ shift).to(before.dtype)
 
 
-def _sum(hybrid: Hybrid, trees: tuple[Tree, ...], site: Site, side: str, pair: _Pair) -> _Pair:
-    """What deltas that add make of (weight, bias): W + Σ (Wᵢ − W); a bias that is not there counts as 0."""
-    weight, bias = pair
-    for tree in trees:
-        changed = _changed(hybrid, tree, site, side, pair)
-        if changed is None:
-            continue
-        weight = weight + (changed[0] - pair[0])
-        if changed[1] is not None:
-            added = changed[1] if pair[1] is None else changed[1] - pair[1]
-            bias = added if bias is None else bias + added
-    return weight, bias
+@dataclass(frozen=True)
+class _Folding:
+    """A tree at one site and side, while it is folded into the weights (see `MergingChild`)."""
 
+    hybrid: Hybrid
+    tree: Tree
+    site: Site
+    side: str
 
-def _changed(hybrid: Hybrid, tree: Tree, site: Site, side: str, pair: _Pair) -> _Pair | None:
-    """What one tree makes of (weight, bias); a chain's children read what the one before left."""
-    if isinstance(tree, Leaf):
-        module: Any = hybrid.modules[tree.name]
-        if "hook" not in hybrid.graph.entries[tree.name].ways or module.side(site) != side:
-            return None
-        merged: _Pair = module.merged(site, *pair)
+    def merged(self, weight: Tensor, bias: Tensor | None) -> _Pair | None:
+        module: Any = self.hybrid.modules[self.tree.name]
+        if isinstance(self.tree, Leaf):
+            entry = self.hybrid.graph.entries[self.tree.name]
+            acts = "hook" in entry.ways and module.side(self.site) == self.side
+            return module.merged(self.site, weight, bias) if acts else None
+        children = [replace(self, tree=child) for child in self.tree.children]
+        merged: _Pair = module.merged(self.site, children, weight, bias)
         return merged
-    if tree.kind == "sum":
-        return _sum(hybrid, tree.children, site, side, pair)
-    for child in tree.children:
-        pair = _changed(hybrid, child, site, side, pair) or pair
-    return pair
 
 
 def _tensors(

@@ -11,7 +11,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from autopeft.backbones import base_model_of, spec_of_model
-from autopeft.composition import Gate
 from autopeft.errors import CompositionError, UsageError
 from autopeft.graph import CompositionGraph, build_graph
 from autopeft.hybrid.hybrid import (
@@ -107,10 +106,12 @@ def _check_together(graphs: Sequence[CompositionGraph], roots: Sequence[Root]) -
             f"{what}: the padding that evens them out needs a mask, and a {graphs[0].spec.modality} backbone "
             f"takes none; {way_out}"
         )
-    if any(isinstance(m, Gate) and not m.masked for root in roots for m in root.modules()):
+    found = (getattr(module, "counts_padding", "") for root in roots for module in root.children())
+    counting = next((words for words in found if words), None)
+    if counting is not None:
         raise CompositionError(
-            f"{what}: a gate with `masked: false` counts the padding that evens them out; use the masked "
-            f"gate, {way_out}"
+            f"{what}: {counting} counts the padding that evens them out; use one that leaves padding out, "
+            f"{way_out}"
         )
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from autopeft.backbones import Place, StackPlaces
+from autopeft.composition import get_composition
 from autopeft.graph import CompositionGraph
 from autopeft.injection.attention import DELEGATES, attention_behind
 from autopeft.injection.dispatch import first_input, with_input
@@ -42,7 +43,7 @@ def last_layer_is_rowwise(graph: CompositionGraph, stack: StackPlaces) -> bool:
         for tree in graph.trees_at(site):
             if any("hook" in e.ways and not e.traits.rowwise for e in graph.leaves(tree)):
                 return False
-            if any(node.kind not in ("sum", "chain") for node in _nodes(tree)):
+            if not all(get_composition(node.kind).traits.rowwise for node in _nodes(tree)):
                 return False
     return True
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from autopeft.phase import OuterStep
+    from autopeft.method import OuterStep
 
 __all__ = ["hypergradient"]
 

@@ -6,14 +6,15 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from autopeft.composition import composition_names, default_options
+from autopeft.errors import near
 from autopeft.method import MethodConfig, get_method
 from autopeft.recipe.layers import At, normalise_at, resolve_layers
 
 __all__ = [
     "CompositionItem",
-    "CompositionKind",
     "EntryItem",
     "GroupSection",
     "Item",
@@ -24,7 +25,6 @@ __all__ = [
     "validate_config",
 ]
 
-CompositionKind = Literal["sum", "chain", "gate", "route"]
 StackChoice = Literal["all", "encoder", "decoder"]
 
 
@@ -64,54 +64,32 @@ class EntryItem(_Part):
 class CompositionItem(_Part):
     """Children that act together.
 
-    `options` are complete (see `OPTION_MODELS`).
+    `options` are complete (see `autopeft.composition.default_options`).
     """
 
-    kind: CompositionKind
+    kind: str
     children: tuple[EntryItem | CompositionItem, ...] = Field(min_length=1)
     alias: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("kind")
+    @classmethod
+    def _exists(cls, value: str) -> str:
+        known = composition_names()
+        if value not in known:
+            raise ValueError(
+                f"there is no composition {value!r}.{near(value, known)} There are: {', '.join(known)}"
+            )
+        return value
+
     def to_data(self) -> Any:
         """The item as it is written in a file: a plain list of children where all options are defaults."""
         children = [child.to_data() for child in self.children]
-        extra = {k: v for k, v in self.options.items() if OPTIONS[self.kind][k] != v}
+        default = default_options(self.kind)
+        extra = {k: v for k, v in self.options.items() if default[k] != v}
         body: Any = {"children": children, **extra} if extra else children
         return {self.kind: body} if self.alias is None else {self.kind: body, "as": self.alias}
 
-
-class NoOptions(_Part):
-    """`sum` and `chain` have none."""
-
-
-class GateOptions(_Part):
-    """See `autopeft.composition.gate`."""
-
-    masked: bool = Field(default=True, description="leave padding out of the gate's mean")
-
-
-class RouteOptions(_Part):
-    """See `autopeft.composition.route`."""
-
-    level: Literal["token", "sequence"] = Field(default="token", description="what has weights of its own")
-    top_k: int | None = Field(default=None, ge=1, le=64, description="weights that are kept; default: all")
-    renormalize: bool = Field(default=True, description="make the kept weights sum to 1")
-    balance: float = Field(default=0.0, ge=0, le=10, description="factor of the load-balance loss")
-
-    @model_validator(mode="after")
-    def _balance_needs_a_choice(self) -> RouteOptions:
-        if self.balance and self.top_k is None:
-            raise ValueError("'balance' is for routes that choose; set 'top_k', or leave it out")
-        return self
-
-
-OPTION_MODELS: dict[str, type[BaseModel]] = {
-    "sum": NoOptions,
-    "chain": NoOptions,
-    "gate": GateOptions,
-    "route": RouteOptions,
-}
-OPTIONS: dict[str, dict[str, Any]] = {kind: model().model_dump() for kind, model in OPTION_MODELS.items()}
 
 Item = EntryItem | CompositionItem
 

@@ -9,12 +9,17 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from torch import nn
 
+from autopeft.composition import (
+    composition_names,
+    default_options,
+    get_composition,
+    is_composition,
+    reserved_names,
+)
 from autopeft.errors import AutoPEFTError, RecipeError, near
-from autopeft.method import COMPOSITION_NAMES, get_method, method_names
+from autopeft.method import get_method, method_names
 from autopeft.recipe.layers import normalise_at
 from autopeft.recipe.models import (
-    OPTION_MODELS,
-    OPTIONS,
     CompositionItem,
     EntryItem,
     Item,
@@ -49,7 +54,6 @@ _MODULES = nn.ModuleDict()
 
 _TOP_KEYS = ("autopeft", "name", "reference", "layers", "model", "training")
 _BLOCK_KEYS = ("at", "stack", "attach")
-_LATER = ("fuse",)
 _MOST_COPIES = 64
 _LEVEL_PLACE = {
     "layers": "under 'layers:', in a block's 'attach:'",
@@ -222,11 +226,11 @@ def read_item(tree: Any, path: Path, level: str, problems: Problems) -> Item | N
     if parts is None:
         return None
     name, body, alias = parts
-    if name in _LATER:
-        known = "sum, chain, gate or route"
+    if name in reserved_names():
+        known = " or ".join(", ".join(composition_names()).rsplit(", ", 1))
         problems.add((*path, name), f"{name!r} is not available yet in this version; use {known}.")
         return None
-    if name in COMPOSITION_NAMES:
+    if is_composition(name):
         return _composition(name, body, alias, (*path, name), level, problems)
     config = _config(name, body, (*path, name), level, problems)
     return None if config is None else EntryItem(method=name, config=config, alias=alias)
@@ -245,7 +249,8 @@ def _composition(
         problems.add(
             path, f"{kind!r} holds at least one child; write {{{kind}: [{{lora: {{rank: 8}}}}, …]}}."
         )
-    children = _copies(children, tree.get("copies", 1), path, problems)
+    if get_composition(kind).traits.copies:
+        children = _copies(kind, children, tree.get("copies", 1), path, problems)
     if len(problems.found) > before:
         return None
     return CompositionItem.model_validate(
@@ -255,27 +260,31 @@ def _composition(
 
 def _options(kind: str, tree: Mapping[str, Any], path: Path, problems: Problems) -> dict[str, Any]:
     """The complete options of a composition."""
-    model = OPTION_MODELS[kind]
-    beside = ("children", "copies") if kind == "route" else ("children",)
+    composition = get_composition(kind)
+    model = composition.Options
+    beside = ("children", "copies") if composition.traits.copies else ("children",)
     check_keys(tree, path, (*beside, *model.model_fields), kind, problems)
     own = {k: v for k, v in tree.items() if k in model.model_fields}
     try:
-        return model.model_validate_json(json.dumps(own), strict=True).model_dump()
+        options: dict[str, Any] = model.model_validate_json(json.dumps(own), strict=True).model_dump()
+        return options
     except ValidationError as error:
         _add_validation(error, path, kind, model, problems)
     except (TypeError, ValueError):
         problems.add(path, f"an option of {kind!r} is not plain text, a number, or true or false.")
-    return dict(OPTIONS[kind])
+    return default_options(kind)
 
 
-def _copies(children: tuple[Item, ...], copies: Any, path: Path, problems: Problems) -> tuple[Item, ...]:
+def _copies(
+    kind: str, children: tuple[Item, ...], copies: Any, path: Path, problems: Problems
+) -> tuple[Item, ...]:
     """`children`, or so many of its only one: the experts of a route."""
     if isinstance(copies, bool) or not isinstance(copies, int) or not 1 <= copies <= _MOST_COPIES:
         problems.add(
             (*path, "copies"), f"'copies' is a whole number from 1 to {_MOST_COPIES}, but got {copies!r:.80}."
         )
     elif copies > 1 and (len(children) > 1 or any(item.alias for item in children)):
-        problems.add((*path, "copies"), "'copies' is for a route with one child, which has no 'as:'.")
+        problems.add((*path, "copies"), f"'copies' is for a {kind} with one child, which has no 'as:'.")
     else:
         return children * copies
     return children
@@ -284,7 +293,7 @@ def _copies(children: tuple[Item, ...], copies: Any, path: Path, problems: Probl
 def _method(name: str, path: Path, level: str, problems: Problems) -> type[Any] | None:
     """The method of that name if it belongs to `level`."""
     if name not in method_names():
-        known = (*method_names(), *(n for n in COMPOSITION_NAMES if n not in _LATER and level != "training"))
+        known = (*method_names(), *(composition_names() if level != "training" else ()))
         hint = near(name, known) or f" There are: {', '.join(method_names())}."
         problems.add(path, f"there is no method {name!r}.{hint} `autopeft methods` explains them.")
         return None
@@ -374,7 +383,7 @@ def check_names(places: list[Path], fields: dict[str, Any], problems: Problems) 
         alias = str(item.alias)
         if alias in seen or alias in automatic:
             problems.add(path, f"the name {alias!r} is taken by another entry; choose another after 'as:'.")
-        elif alias in ("head", *COMPOSITION_NAMES) or alias in method_names():
+        elif alias == "head" or is_composition(alias) or alias in method_names():
             problems.add(path, f"{alias!r} already means something else; choose another name after 'as:'.")
         elif hasattr(_MODULES, alias):
             problems.add(path, f"{alias!r} is a name that torch uses itself; choose another after 'as:'.")

@@ -7,9 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from autopeft.composition import COMPOSITIONS
+from autopeft.composition import composition_names, get_composition
 from autopeft.method import get_method, method_names
-from autopeft.recipe.models import OPTION_MODELS
 from autopeft.report.sheet import Sheet
 
 __all__ = ["config_sheet", "describe", "explain", "flowing", "methods_sheet"]
@@ -50,7 +49,7 @@ def methods_sheet() -> Sheet:
         ("method", "what it is", "kind", "way in", "default sites", "merges", "needs"),
         tuple(rows),
         notes=(
-            f"Compositions, which let several act together: {', '.join(COMPOSITIONS)}.",
+            f"Compositions, which let several act together: {', '.join(composition_names())}.",
             "`autopeft methods NAME` explains one.",
         ),
     )
@@ -62,8 +61,9 @@ def config_sheet(name: str) -> Sheet:
     Raises:
         MethodError: there is no such method.
     """
-    model: type[BaseModel] = OPTION_MODELS[name] if name in COMPOSITIONS else get_method(name).Config
-    return fields_sheet(model, "Options" if name in COMPOSITIONS else "Config")
+    if name in composition_names():
+        return fields_sheet(get_composition(name).Options, "Options")
+    return fields_sheet(get_method(name).Config, "Config")
 
 
 def fields_sheet(model: type[BaseModel], title: str) -> Sheet:
@@ -98,7 +98,7 @@ def explain(name: str) -> str:
     Raises:
         MethodError: there is no such method.
     """
-    if name in COMPOSITIONS:
+    if name in composition_names():
         return _explain_composition(name)
     method = get_method(name)
     traits = method.traits
@@ -124,15 +124,15 @@ def explain(name: str) -> str:
 
 
 def _explain_composition(name: str) -> str:
-    kind = COMPOSITIONS[name]
+    composition = get_composition(name)
+    options = composition.Options.model_fields
     written = f"{name}: [lora, ia3]"
-    if OPTION_MODELS[name].model_fields:
-        option = next(iter(OPTION_MODELS[name].model_fields))
-        written += f", or {name}: {{children: [lora, ia3], {option}: …}}"
-    if name == "sum":
+    if options:
+        written += f", or {name}: {{children: [lora, ia3], {next(iter(options))}: …}}"
+    if composition.traits.additive:
         written += "; what is listed side by side adds up, too"
-    doc = flowing(inspect.getdoc(kind) or "")
-    return f"{name} — a composition: {summary(kind).partition(': ')[2]}\n\n{doc}\n\nwritten  {written}"
+    doc = flowing(inspect.getdoc(composition) or "")
+    return f"{name} — a composition: {composition.summary}\n\n{doc}\n\nwritten  {written}"
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -141,13 +141,14 @@ def describe(name: str) -> dict[str, Any]:
     Raises:
         MethodError: there is no such method.
     """
-    if name in COMPOSITIONS:
+    if name in composition_names():
+        composition = get_composition(name)
         return {
             "name": name,
             "kind": "composition",
-            "summary": summary(COMPOSITIONS[name]).partition(": ")[2],
-            "doc": inspect.getdoc(COMPOSITIONS[name]) or "",
-            "options": OPTION_MODELS[name].model_json_schema(),
+            "summary": composition.summary,
+            "doc": inspect.getdoc(composition) or "",
+            "options": composition.Options.model_json_schema(),
         }
     method = get_method(name)
     traits = method.traits

@@ -6,17 +6,16 @@ import shutil
 import time as clock
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from autopeft.arguments import takes
-from autopeft.graph import build_graph
 from autopeft.runs.folder import RunFolder, load_run
-from autopeft.search.controller.checkpoints import Clock, CompletedRuns, FolderCheckpoints, KnownRuns
+from autopeft.runs.records import TrialRecord, read_records
+from autopeft.search.controller.checkpoints import Clock, FolderCheckpoints
+from autopeft.search.controller.completed_runs import CompletedRuns, KnownRuns
 from autopeft.search.controller.controller import Controller
 from autopeft.search.controller.finish import finish
-from autopeft.search.core.jobs import Reporter, SearchInfo, SilentReporter, TrialRecord
-from autopeft.search.optimization.study import Repaired, SearchStudy
+from autopeft.search.core.events import Reporter, SearchInfo, SilentReporter
 from autopeft.search.optimization.warm_start import points_from
 from autopeft.search.planning.arguments import SearchArguments, SearchCall
 from autopeft.search.planning.dry_run import DryRun, Sample, estimate_of, plan
@@ -26,7 +25,8 @@ from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.result import SearchResult
 from autopeft.search.space.initial_points import starting_points
-from autopeft.search.space.repair import repair
+from autopeft.search.strategies.contract import Strategy, StrategyContext
+from autopeft.search.strategies.registry import get_strategy
 from autopeft.search.tracking.reporter import Tracking, parse_trackers, track
 
 __all__ = ["DryRun", "Sample", "SearchResult", "plan", "search"]
@@ -100,12 +100,13 @@ def _run(
     from autopeft.search.execution.worker import WorkerSetup, execute
 
     a, effort, baselines = ready.arguments, ready.effort, ready.baselines()
-    study = _study(ready, folder.journal, notify)
     checkpoints = FolderCheckpoints(folder.state / "files")
     past = CompletedRuns(folder, checkpoints)
     keys = RunKeys(ready.task, ready.source, ready.spec, ready.plan)
     kept = KnownRuns(past, keys, BaselineCache(reuse=not a.fresh_baselines))
-    folder.write_lines("trials.jsonl", study.records())
+    strategy = _open_strategy(ready, folder, checkpoints, notify)
+    finished = [record for record in strategy.records() if record.state != "paused"]
+    folder.write_lines("trials.jsonl", finished)
 
     def keep(record: TrialRecord) -> None:
         if record.kind == "trial":
@@ -116,7 +117,7 @@ def _run(
         spent.write(clock.monotonic() - start)
 
     controller = Controller(
-        study,
+        strategy,
         effort,
         baselines,
         reporter,
@@ -150,24 +151,24 @@ def _run(
     return controller
 
 
-def _study(ready: Prepared, journal: Path, notify: Notify) -> SearchStudy:
-    def mend(values: dict[str, Any]) -> Repaired:
-        found = repair(ready.space, values, ready.budget, ready.spec)
-        trial = build_graph(found.recipe, ready.spec).trial_hash()
-        return Repaired(found.recipe, found.counts, trial, found.values)
-
-    bound = ready.space.bind(ready.spec)
-    return SearchStudy(
-        journal,
-        bound.parameters,
-        mend,
-        sampler=ready.sampler,
+def _open_strategy(ready: Prepared, folder: RunFolder, store: FolderCheckpoints, notify: Notify) -> Strategy:
+    """The run's strategy, new or where an earlier process left it."""
+    past, _ = read_records(folder.lines("trials.jsonl"))
+    begun = bool(past) or folder.journal.exists()
+    context = StrategyContext(
+        space=ready.space.bind(ready.spec),
+        budget=ready.budget,
+        effort=ready.effort,
         seed=ready.arguments.seed,
-        trials=ready.effort.trials,
+        sampler=ready.sampler,
         rungs=ready.rungs,
         objectives=ready.objectives,
-        first=[] if journal.exists() else _first(ready, notify),
+        folder=folder.path,
+        checkpoints=store,
+        first=[] if begun else _first(ready, notify),
+        past=past,
     )
+    return get_strategy(ready.arguments.strategy).open(context)
 
 
 def _first(ready: Prepared, notify: Notify) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from autopeft.assets import Notify, hub_answers
 from autopeft.errors import TaskError, near
 from autopeft.tasks.files import SUFFIXES, read_file, read_folder
 from autopeft.tasks.glue import GLUE, GlueTask, canonical, glue_available, read_glue, read_hub
-from autopeft.tasks.kinds import TaskKind, choose_kind, get_kind, metrics_of
+from autopeft.tasks.kinds import ClassWeights, TaskKind, choose_kind, get_kind, metrics_of
 from autopeft.tasks.memory import describe, tables_in
 from autopeft.tasks.metrics import check_metric
 from autopeft.tasks.packaged import PACKAGED, Packaged, read_packaged
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ClassWeights", "TaskInfo", "list_tasks", "load_task"]
 
-ClassWeights = Literal["balanced"] | Sequence[float] | None
 _log = logging.getLogger("autopeft")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _MEMORY = "memory"

@@ -1,12 +1,14 @@
 """Every pair of methods on a tiny BERT and a tiny Llama: works, or is refused with a sentence.
 
-    python experiments/composition_matrix/run.py     # minutes on one core; writes table.md and outcomes.json
+    python experiments/composition_matrix/run.py     # minutes on one core; writes results/
+    python experiments/composition_matrix/run.py --tables
 
 It ends with 1 where a pair neither works nor is refused.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections import Counter
@@ -21,7 +23,7 @@ from autopeft.method import method_names
 
 __all__ = ["main", "table"]
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parent / "results"
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -53,12 +55,25 @@ def _cell(outcome: Outcome | None, reasons: dict[str, int]) -> str:
     return str(number) if outcome.outcome == "refused" else f"**broken {number}**"
 
 
+def recorded() -> list[Outcome]:
+    """The outcomes of the last run."""
+    found = json.loads((RESULTS / "outcomes.json").read_text(encoding="utf-8"))
+    return [Outcome(**outcome) for outcome in found]
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tables", action="store_true", help="print what was recorded, train nothing")
+    if parser.parse_args().tables:
+        print(table(recorded()), end="")
+        return
     torch.set_num_threads(1)
     outcomes = [outcome_of(pair) for pair in track(all_pairs(), "pairs")]
     text = json.dumps([o.to_dict() for o in outcomes], indent=1)
-    (HERE / "outcomes.json").write_text(text + "\n", encoding="utf-8")
-    (HERE / "table.md").write_text(table(outcomes), encoding="utf-8")
+    (RESULTS / "outcomes.json").write_text(text + "\n", encoding="utf-8")
+    (RESULTS / "table.md").write_text(table(outcomes), encoding="utf-8")
     broken = [o for o in outcomes if o.outcome == "broken"]
     for o in broken:
         print(f"{o.backbone}: {o.first} with {o.second}: {o.reason}")

@@ -5,12 +5,13 @@
 Bench and recipes are those of `run.py`, on `trec`: 24 steps of 32, the same rows for all, three rounds in
 which the order rotates. A step's cost is CPU time of the process from the end of the first step to the end of
 the last, by their number; what a method computes before its first step (FISH mask's ranking, stored states of
-layers below it) is not in it. Seconds belong to the machine, so `costs.json` keeps them by round, and the
-table shows each method's share of the full fine-tuning of its round.
+layers below it) is not in it. Seconds belong to the machine, so `results/costs.json` keeps them by round, and
+the table shows each method's share of the full fine-tuning of its round.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 from collections.abc import Callable, Sequence
@@ -39,6 +40,9 @@ def costs(train: Callable[[str, int], float], names: Sequence[str], rounds: int)
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     torch.set_num_threads(1)
     bench = Bench(TASK, Rows(train=ROWS, select=64, test=64))
 

@@ -7,14 +7,14 @@
 1,600 rows of `trec` and `movie-sentences`, 150 steps of 32, each method at its defaults. The learning rate of
 its parameters is swept on *select* with seed 0: three rates, half a decade apart, and further ones (up to six
 in all) while the best lies at an end; the head keeps 1e-3. At the best rate three fresh seeds are trained and
-scored on *test*, once. Trainings are kept by recipe hash in `trials.jsonl`.
+scored on *test*, once. Trainings are kept by recipe hash in `results/trials.jsonl`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
+
+from lib.recording import part_of
+from lib.storage import append_row, read_rows
 from tables import FULL, measured, tables
 
 from autopeft import Recipe, load_task
@@ -48,7 +53,7 @@ __all__ = [
     "sweep",
 ]
 
-TRIALS = Path(__file__).parent / "trials.jsonl"
+TRIALS = Path(__file__).parent / "results" / "trials.jsonl"
 TASKS = ("trec", "movie-sentences")
 STEPS, BATCH, LENGTH, ROWS = 150, 32, 64, 1600
 SEEDS, MOST_RATES = (1, 2, 3), 6
@@ -167,9 +172,7 @@ class Runner:
 
     def rows(self) -> list[dict[str, Any]]:
         """All trainings there are."""
-        if not self._path.exists():
-            return []
-        return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
+        return read_rows(self._path)
 
     def method(self, task: str, name: str) -> None:
         """Sweep, then train the best rate with fresh seeds."""
@@ -192,8 +195,7 @@ class Runner:
             if all(row[k] == v for k, v in key.items()):
                 return float(row["score"])
         row = key | bench.train(name, recipe, seed, split)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(self._path, row)
         print(f"{task:16} {name:18} {rate:8.1e} seed {seed} {split:6} {row['score']:.4f}", flush=True)
         return float(row["score"])
 
@@ -205,7 +207,7 @@ def main() -> None:
     parser.add_argument("--part", default="0/1", metavar="K/N", help="every N-th method, from the K-th on")
     parser.add_argument("--tables", action="store_true", help="print what there is, train nothing")
     arguments = parser.parse_args()
-    part, parts = map(int, arguments.part.split("/"))
+    part, parts = part_of(arguments.part)
     torch.set_num_threads(1)
     runner = Runner(TRIALS)
     for name in [] if arguments.tables else candidates()[part::parts]:

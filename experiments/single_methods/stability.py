@@ -3,7 +3,8 @@
     python experiments/single_methods/stability.py prefix_tuning hiwi
 
 For each method and task the best rate of the sweep and those half a decade and a decade below it, seeds 1, 2
-and 3. *Test* is not looked at, and the table of `run.py` stays as it is. `trials.jsonl` keeps the trainings.
+and 3. *Test* is not looked at, and the table of `run.py` stays as it is. `results/trials.jsonl` keeps the
+trainings.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 
 __all__ = ["COSTS", "FULL", "measured", "tables"]
 
-COSTS = Path(__file__).parent / "costs.json"
+COSTS = Path(__file__).parent / "results" / "costs.json"
 FULL = "full fine-tuning"
 Row = Mapping[str, Any]
 Costs = Mapping[str, Sequence[float]]

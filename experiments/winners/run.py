@@ -14,20 +14,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
+
+from lib.storage import write_whole
 from tables import TASKS, tables
 
 from autopeft.search.api import search
-from autopeft.search.core.jobs import Job
+from autopeft.search.core.jobs import TrainJob
 from autopeft.search.execution.worker import WorkerSetup, execute
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.prepare import prepare
 from autopeft.search.selection.contender import fresh_seeds
 
 HERE = Path(__file__).parent
-RESULTS, RUNS = HERE / "results.json", HERE / "runs"
+RESULTS, RUNS = HERE / "results" / "results.json", HERE / "runs"
 SEEDS = range(5)
 SPACE = HERE.parent / "samplers" / "space.yaml"
 SETTING: dict[str, Any] = {"budget": "0.5%", "trials": 15, "baselines": "all", "space": str(SPACE)}
@@ -62,7 +66,9 @@ def transferred(recipe: dict[str, Any], task: str, seed: int) -> list[float]:
     setup = WorkerSetup(ready.model_name, ready.source, ready.task, ready.plan, 1, ready.key())
     scores = []
     for fresh in fresh_seeds(seed, ready.effort.seeds):
-        job = Job(f"s{fresh}", "baseline", "transfer", recipe, fresh, ready.effort.steps, splits=("test",))
+        job = TrainJob(
+            f"s{fresh}", "baseline", "transfer", recipe, fresh, ready.effort.steps, splits=("test",)
+        )
         result = execute(setup, job, lambda step, loss: None, lambda: False)
         if result.error is not None:
             raise RuntimeError(result.error)
@@ -84,9 +90,7 @@ def run(results: dict[str, Any]) -> None:
 
 
 def _write(results: dict[str, Any]) -> None:
-    new = RESULTS.with_suffix(".new")
-    new.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    new.replace(RESULTS)
+    write_whole(RESULTS, json.dumps(results, indent=1) + "\n")
 
 
 def main() -> None:

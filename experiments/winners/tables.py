@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from scipy.stats import t
+from lib.intervals import interval
 
 __all__ = ["TASKS", "tables"]
 
@@ -67,5 +66,5 @@ def _mean(values: Sequence[float]) -> str:
     """Mean ± half of its 95 % interval over the searches (Student's t)."""
     if len(values) < 2:
         return f"{values[0]:+.3f}" if values else ""
-    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.fmean(values):+.3f} ± {half:.3f}"
+    mean, half = interval(values)
+    return f"{mean:+.3f} ± {half:.3f}"

@@ -7,7 +7,9 @@ import pytest
 from rich.console import Console
 
 from autopeft.cli.progress import LiveReporter, PlainReporter, brief
-from autopeft.search.core.jobs import Job, SearchInfo, TrialRecord
+from autopeft.runs.records import TrialRecord
+from autopeft.search.core.events import SearchInfo
+from autopeft.search.core.jobs import TrainJob
 
 LORA: dict[str, Any] = {"layers": [{"attach": [{"lora": {"rank": 2}}]}]}
 COUNTS = {"deployed": 1234, "share": 0.00432}
@@ -71,7 +73,7 @@ def test_plain_lines_tell_what_came_of_each_run() -> None:
     watcher = PlainReporter(out)
     watcher.on_start(INFO)
     watcher.on_phase("search", 3)
-    watcher.on_step(Job("t0", "trial", "trial 0", LORA), 1, 0.5, None)
+    watcher.on_step(TrainJob("t0", "trial", "trial 0", LORA), 1, 0.5, None)
     watcher.on_trial_end(record(), 0.75, 130)
     watcher.on_trial_end(
         record(label="trial 1", state="failed", error="no memory", score=None, counts=None), 0.75, None
@@ -92,7 +94,7 @@ def test_plain_lines_tell_what_came_of_each_run() -> None:
 def test_the_live_table_shows_running_and_finished_rows() -> None:
     out = io.StringIO()
     watcher = LiveReporter(Console(file=out, force_terminal=True, width=110, height=40))
-    job = Job("t0", "trial", "trial 0", LORA, steps=60)
+    job = TrainJob("t0", "trial", "trial 0", LORA, steps=60)
     with watcher.showing():
         watcher.on_start(INFO)
         watcher.on_phase("search", 3)

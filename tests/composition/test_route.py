@@ -10,14 +10,13 @@ from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from torch import Tensor
 
 from autopeft.backbones import spec_of_model
-from autopeft.composition import ChildSpec, Route
+from autopeft.composition import ChildSpec, Route, default_options
 from autopeft.errors import CompositionError, RecipeError
 from autopeft.graph import build_graph
 from autopeft.hybrid import Hybrid, attach
 from autopeft.hybrid.events import loss_terms
 from autopeft.method import Call, Context
 from autopeft.recipe import Recipe
-from autopeft.recipe.models import OPTIONS
 from autopeft.spec import Site
 
 SITE = Site("encoder", 0, "ffn", "region", 4, 4)
@@ -44,7 +43,7 @@ EXPERTS: list[Any] = [Expert("a", 1.0), Expert("b", 3.0), Expert("c", -2.0)]
 
 def route(**options: Any) -> Route:
     specs = [ChildSpec(e.name, e.name, frozenset({"hook"}), (SITE,)) for e in EXPERTS]
-    made = Route.build(specs, {**OPTIONS["route"], **options})
+    made = Route.build(specs, {**default_options("route"), **options})
     torch.nn.init.normal_(made.routers[SITE].weight, generator=torch.Generator().manual_seed(2))
     return made
 

@@ -166,6 +166,12 @@ def test_loss_of_real_labels_is_the_squared_error() -> None:
         callback.loss({"logits": torch.zeros(2, 3, 4)}, torch.zeros(2, 3))
 
 
+def test_the_loss_of_a_kind_of_task_is_taken_where_it_is_given() -> None:
+    callback = HybridCallback(_Carrier({}, nn.Identity()), lambda logits, labels: logits.sum() - labels.sum())
+    loss = callback.loss({"logits": torch.ones(2, 3, 4)}, torch.ones(2, 3), num_items_in_batch=6)
+    assert float(loss) == pytest.approx((24 - 6) / 6)
+
+
 def test_phases_are_refused_at_once() -> None:
     class Phased(nn.Module):
         def phases(self) -> list[Any]:

@@ -75,6 +75,16 @@ def test_a_regression_has_the_mean() -> None:
     torch.testing.assert_close(got, X[:, :1] + 2)
 
 
+def test_a_kind_of_task_has_a_mean_of_its_own() -> None:
+    """Independent labels: the mean of each one's probability."""
+    got = predictive(Model(3), lambda: X + 0.0, mean=lambda logits, dim: logits.amax(dim))
+    torch.testing.assert_close(got, X)
+    model = Model(3)
+    got = predictive(model, lambda: model(X), mean=lambda logits, dim: logits.sigmoid().mean(dim))
+    runs = torch.stack([torch.cat([X[:, :1] + s, X[:, 1:]], dim=1) for s in (1, 2, 3)])
+    torch.testing.assert_close(got, runs.sigmoid().mean(0))
+
+
 @pytest.mark.parametrize("model", [Model(0), nn.Linear(3, 3)])
 def test_without_an_ensemble_it_is_one_plain_forward(model: nn.Module) -> None:
     out = X.to(torch.bfloat16)

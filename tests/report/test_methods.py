@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 from pydantic import Field
 
-from autopeft.composition import COMPOSITIONS
+from autopeft.composition import composition_names
 from autopeft.errors import MethodError
 from autopeft.method import MethodConfig, method_names
 from autopeft.recipe import Recipe
@@ -46,7 +46,7 @@ def test_an_unknown_method_is_named_with_near_matches() -> None:
 
 
 def test_compositions_are_explained_with_a_way_to_write_them_that_parses() -> None:
-    for kind in COMPOSITIONS:
+    for kind in composition_names():
         assert kind in " ".join(methods_sheet().notes)
         text = explain(kind)
         assert describe(kind)["summary"] in text

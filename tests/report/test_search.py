@@ -12,8 +12,8 @@ from autopeft.recipe import Recipe
 from autopeft.report.runs import front_sheet, runs_sheet, trials_sheet
 from autopeft.report.search import ending, outcome_sheet, winner_text
 from autopeft.report.train import next_steps
+from autopeft.runs.records import TrialRecord
 from autopeft.search.api import SearchResult
-from autopeft.search.core.jobs import TrialRecord
 from autopeft.search.selection.contender import Contender
 from autopeft.search.selection.significance import ScoredSplit, compare, selection_bias
 

@@ -13,7 +13,7 @@ from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.runs import folder as module
 from autopeft.runs.files import write_atomic
 from autopeft.runs.folder import RunFolder, list_runs, load_run
-from autopeft.search.core.jobs import TrialRecord
+from autopeft.runs.records import TrialRecord
 
 
 def make(root: Path, name: str, **manifest: Any) -> RunFolder:

@@ -8,12 +8,13 @@ import pytest
 from support.searching import EFFORT, Events, MemoryCheckpoints, Stage, lora, to_lora
 
 from autopeft.effort import Effort
+from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.controller import Controller
-from autopeft.search.core.jobs import TrialRecord
 from autopeft.search.optimization.study import SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.selection.baselines import Baseline
-from autopeft.search.space.bound import Parameter
+from autopeft.search.space.parameters import Parameter
+from autopeft.search.strategies.trials import Trials
 
 
 @pytest.fixture
@@ -35,8 +36,9 @@ def make_stage(tmp_path: Path) -> Callable[..., Stage]:
         )
         events, checkpoints = Events(), MemoryCheckpoints()
         records: list[TrialRecord] = []
+        strategy = Trials(study, effort, checkpoints, seed=0)
         controller = Controller(
-            study, effort, baselines, events, checkpoints, records.append, seed=0, workers=2, **more
+            strategy, effort, baselines, events, checkpoints, records.append, seed=0, workers=2, **more
         )
         return Stage(controller, events, checkpoints, records)
 

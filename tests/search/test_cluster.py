@@ -154,7 +154,7 @@ import json, os, sys
 from pathlib import Path
 from autopeft.assets import resolve_model
 from autopeft.search.execution.ray_executor import Pool, run_jobs
-from autopeft.search.core.jobs import Job
+from autopeft.search.core.jobs import TrainJob
 from autopeft.search.execution.model_transfer import pack
 from autopeft.search.execution.worker import WorkerSetup, execute
 from autopeft.tasks import load_task
@@ -168,7 +168,7 @@ class UntilBoth(Source):
         made = len(self.open) + len(self.results)
         nodes = {r.worker.rpartition("@")[2] for r in self.results.values()}
         if made < 8 or len(nodes) < 2 and made < 400:
-            self.left.append(Job(f"j{made}", "trial", "x", recipe, seed=made % 2, steps=4))
+            self.left.append(TrainJob(f"j{made}", "trial", "x", recipe, seed=made % 2, steps=4))
         return super().next()
 
 

@@ -14,15 +14,17 @@ from transformers import BertConfig
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.effort import Effort
-from autopeft.graph import build_graph
 from autopeft.runs.folder import RunFolder
+from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.checkpoints import FolderCheckpoints
 from autopeft.search.controller.controller import Controller
-from autopeft.search.core.jobs import Job, JobResult, SilentReporter, TrialRecord
-from autopeft.search.optimization.study import Repaired, SearchStudy
+from autopeft.search.core.events import SilentReporter
+from autopeft.search.core.jobs import JobResult, TrainJob
+from autopeft.search.optimization.study import SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
-from autopeft.search.space.repair import repair
+from autopeft.search.space.candidate import Candidate, candidate
 from autopeft.search.space.space import Space
+from autopeft.search.strategies.trials import Trials
 
 # Of a 0.5 % hybrid on a backbone of 22.7 M parameters: modules and head, thrice (AdamW), in fp32.
 CHECKPOINT = 3_100_000
@@ -46,14 +48,11 @@ def search(folder: RunFolder, trials: int, checkpoint: int, after: Callable[[int
     spec, budget = spec_of(config), Budget.parse("0.5%")
     space, rungs = Space.named("default").bind(spec), Rungs.of(360)
 
-    def mend(values: dict[str, object]) -> Repaired:
-        found = repair(space, values, budget)
-        return Repaired(
-            found.recipe, found.counts, build_graph(found.recipe, spec).trial_hash(), found.values
-        )
+    def repaired(values: dict[str, object]) -> Candidate:
+        return candidate(space, values, budget)
 
     study = SearchStudy(
-        folder.journal, space.parameters, mend, sampler="random", seed=0, trials=trials, rungs=rungs
+        folder.journal, space.parameters, repaired, sampler="random", seed=0, trials=trials, rungs=rungs
     )
     checkpoints = FolderCheckpoints(folder.state / "files")
     effort = Effort("long", trials, 360, None, None, None, top=2, seeds=2)
@@ -61,9 +60,10 @@ def search(folder: RunFolder, trials: int, checkpoint: int, after: Callable[[int
     def keep(record: TrialRecord) -> None:
         folder.append_line("trials.jsonl", record)
 
-    controller = Controller(study, effort, [], SilentReporter(), checkpoints, keep, seed=0, workers=1)
+    strategy = Trials(study, effort, checkpoints, seed=0)
+    controller = Controller(strategy, effort, [], SilentReporter(), checkpoints, keep, seed=0, workers=1)
     first = 0
-    while isinstance(job := controller.next(), Job) and job.kind == "trial":
+    while isinstance(job := controller.next(), TrainJob) and job.kind == "trial":
         digest = hashlib.sha256(f"{job.number}".encode()).digest()
         files = {} if job.until is None else {"checkpoint": digest[:1] * checkpoint}
         controller.complete(

@@ -20,8 +20,9 @@ from autopeft.errors import AutoPEFTError, BudgetError, UsageError
 from autopeft.hybrid import load
 from autopeft.recipe import Recipe
 from autopeft.runs.folder import load_run
+from autopeft.runs.records import TrialRecord
 from autopeft.search.api import plan, search
-from autopeft.search.core.jobs import SearchInfo, TrialRecord
+from autopeft.search.core.events import SearchInfo
 
 SPACE = """
 autopeft: 1
@@ -126,7 +127,7 @@ def test_the_same_seed_gives_the_same_search(arguments: dict[str, Any], tmp_path
 SCRIPT = """
 import sys, json
 from autopeft.search.api import search
-from autopeft.search.core.jobs import SilentReporter
+from autopeft.search.core.events import SilentReporter
 
 class Loud(SilentReporter):
     def on_trial_end(self, record, best, remaining):

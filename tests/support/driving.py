@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autopeft.search.core.jobs import DONE, Done, Job, JobResult
+from autopeft.search.core.jobs import DONE, Done, Job, JobResult, TrainJob
 
 __all__ = ["Driver"]
 
@@ -101,7 +101,7 @@ class _Jobs:
     def next(self) -> Job | Done | None:
         if not self._left:
             return None if self._open else DONE
-        job = Job(self._left.pop(0), "trial", "x", {"name": "r"}, steps=1)
+        job = TrainJob(self._left.pop(0), "trial", "x", {"name": "r"}, steps=1)
         self._open.add(job.id)
         _tell("given", job=job.id)
         return job

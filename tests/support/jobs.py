@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from autopeft.search.core.jobs import DONE, Done, Job, JobResult
+from autopeft.search.core.jobs import DONE, Done, Job, JobResult, TrainJob
 
 
 class Source:
@@ -64,4 +64,4 @@ def make_runner() -> Callable[..., JobResult]:
 
 
 def job(name: str, label: str = "x", steps: int = 4, **more: Any) -> Job:
-    return Job(name, "trial", label, {"name": "r"}, steps=steps, **more)
+    return TrainJob(name, "trial", label, {"name": "r"}, steps=steps, **more)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from autopeft.composition import COMPOSITIONS, ChildSpec
+from autopeft.composition import ChildSpec, get_composition
 from autopeft.counting import Measure
 from autopeft.method import ParameterCount, get_method
 from autopeft.recipe import EntryItem, Item, Recipe
@@ -39,7 +39,7 @@ def _read(
         return _entry(item, candidates, spec)
     children = [_read(child, candidates, spec) for child in item.children]
     specs = [ChildSpec("", "", frozenset(), tuple(sites)) for _, _, sites in children]
-    own = COMPOSITIONS[item.kind].parameter_count(specs)
+    own = get_composition(item.kind).parameter_count(specs)
     trees = [tree for _, tree, _ in children]
     if item.kind != "chain":
         trees.sort(key=_json)

@@ -9,9 +9,11 @@ from typing import Any
 from autopeft.counting import Counts
 from autopeft.effort import Effort
 from autopeft.recipe import Recipe
+from autopeft.runs.records import CountTable, TrialRecord
 from autopeft.search.controller.controller import Controller
-from autopeft.search.core.jobs import CountTable, Job, JobResult, SearchInfo, TrialRecord
-from autopeft.search.optimization.study import Repaired
+from autopeft.search.core.events import SearchInfo
+from autopeft.search.core.jobs import Job, JobResult, TrainJob
+from autopeft.search.space.candidate import Candidate
 
 EFFORT = Effort("tiny", 5, 10, None, None, None, top=2, seeds=2, rates=2)
 
@@ -22,15 +24,20 @@ def lora(rank: int, rate: float = 1e-3) -> Recipe:
     )
 
 
-def to_lora(values: dict[str, Any]) -> Repaired:
+def to_lora(values: dict[str, Any]) -> Candidate:
     recipe = lora(values["rank"])
-    return Repaired(
+    return Candidate(
         recipe, Counts(values["rank"] * 10, values["rank"] * 10, 0, 10_000), recipe.hash(), dict(values)
     )
 
 
 def rank_of(job: Job) -> int:
     return int(job.recipe["layers"][0]["attach"][0]["lora"]["rank"])
+
+
+def until(job: Job) -> int | None:
+    """The step that a job pauses at."""
+    return job.until if isinstance(job, TrainJob) else None
 
 
 @dataclass

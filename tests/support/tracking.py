@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autopeft.search.core.jobs import Job, TrialRecord
+from autopeft.runs.records import TrialRecord
+from autopeft.search.core.jobs import Job, TrainJob
 from autopeft.search.tracking.entry import TrackedRun
 from autopeft.search.tracking.reporter import Tracking
 
@@ -22,7 +23,9 @@ COUNTS = {"deployed": 120, "share": 0.012}
 
 def trial_job(number: int, until: int | None = None) -> Job:
     """A leg of a trial of 90 steps."""
-    return Job(f"trial-{number}", "trial", f"trial {number}", RECIPE, steps=90, number=number, until=until)
+    return TrainJob(
+        f"trial-{number}", "trial", f"trial {number}", RECIPE, steps=90, number=number, until=until
+    )
 
 
 def trial_record(number: int, state: Any, rungs: Mapping[str, float], **more: Any) -> TrialRecord:
@@ -61,7 +64,7 @@ def play(tracking: Tracking) -> None:
 
 
 def confirm_job() -> Job:
-    return Job("confirm-0-s7", "confirm", "finalist 0, seed 7", RECIPE, steps=90, number=0, seed=7)
+    return TrainJob("confirm-0-s7", "confirm", "finalist 0, seed 7", RECIPE, steps=90, number=0, seed=7)
 
 
 def confirm_record(**more: Any) -> TrialRecord:

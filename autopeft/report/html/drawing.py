@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from autopeft.composition import get_composition
 from autopeft.graph import CompositionGraph, Entry, Leaf, Tree
 from autopeft.report.html.values import shown
 from autopeft.spec import Site
@@ -118,7 +119,7 @@ class _Artist:
             text = shown(_chip_text(entry, tree.name in self.named), 120)
             return _Box(text, text, self.colours[entry.method.name])
         children = [self._box(child) for child in tree.children]
-        if tree.kind == "chain":
+        if get_composition(tree.kind).traits.ordered:
             for i, child in enumerate(children, 1):
                 child.text = f"{i}. {child.text}"
         return _Box(shown(tree.kind, 40), f"{tree.kind} {shown(tree.name, 80)}", None, children)

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from autopeft.errors import UsageError
 from autopeft.report.html.values import mapping, numbers, real, shown, whole
 from autopeft.runs.folder import RunFolder
-from autopeft.search.core.jobs import TrialRecord
+from autopeft.runs.records import TrialRecord
 from autopeft.search.optimization.pareto import pareto_front
 
 __all__ = ["Run", "Scored", "State", "read_run"]

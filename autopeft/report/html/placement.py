@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from autopeft.composition import COMPOSITIONS
+from autopeft.composition import get_composition
 from autopeft.errors import AutoPEFTError
 from autopeft.graph import CompositionGraph, Entry, Node
 from autopeft.method import WeightTarget
@@ -125,6 +125,6 @@ def _of_node(graph: CompositionGraph, node: Node) -> Iterator[_Piece]:
     children = [graph.child_spec(child) for child in node.children]
     for site in {s.key: s for child in children for s in child.sites}.values():
         here = [replace(c, sites=(site,)) for c in children if any(s.key == site.key for s in c.sites)]
-        count = COMPOSITIONS[node.kind].parameter_count(here)
+        count = get_composition(node.kind).parameter_count(here)
         found.append((site.name, (site.stack, site.layer), count.deployed))
     yield from _split(found, node.count.deployed)

@@ -1,4 +1,4 @@
-"""What a running search keeps on disk beside its journal, so that another process can go on with it."""
+"""Weights, checkpoints and the time spent: what a running search keeps beside its records."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from autopeft.errors import UsageError
 from autopeft.runs.files import write_atomic
-from autopeft.runs.folder import RunFolder
-from autopeft.search.core.jobs import Job, JobResult, TrialRecord
-from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
 
-__all__ = ["Clock", "CompletedRuns", "FolderCheckpoints", "KnownRuns"]
+__all__ = ["Clock", "FolderCheckpoints"]
 
 
 class FolderCheckpoints:
@@ -46,79 +42,6 @@ class FolderCheckpoints:
     def size(self) -> int:
         """Bytes of everything that is held."""
         return sum(p.stat().st_size for p in self._folder.glob("*/*"))
-
-
-class CompletedRuns:
-    """Final runs of an earlier process, by job, from `finals.jsonl`.
-
-    A finalist's run counts as done while its weights are there: they may have to be tested.
-    """
-
-    def __init__(self, folder: RunFolder, checkpoints: FolderCheckpoints) -> None:
-        self._checkpoints = checkpoints
-        self._done: dict[str, JobResult] = {}
-        lines = folder.lines("finals.jsonl")
-        for line in lines:
-            result = _as_result(line)
-            if result is not None:
-                self._done[result.job] = result
-        if lines:
-            # Without a torn last line, and without what will be run again.
-            kept = [line for line in lines if line.get("job") in self._done]
-            folder.write_lines("finals.jsonl", kept)
-
-    def get(self, job: Job) -> JobResult | None:
-        """What came of the job, if that is known."""
-        found = self._done.get(job.id)
-        if found is None or any(split not in found.scores for split in job.splits):
-            return None
-        if job.kind == "confirm":
-            files = self._checkpoints.get(job.id)
-            return None if files is None else found
-        return found
-
-    def __contains__(self, job: str) -> bool:
-        return job in self._done
-
-
-class KnownRuns:
-    """What need not be run again: final runs of an earlier process, and baselines of earlier searches."""
-
-    def __init__(self, past: CompletedRuns, keys: RunKeys, cache: BaselineCache) -> None:
-        self._past, self._keys, self._cache = past, keys, cache
-
-    def recall(self, job: Job) -> JobResult | None:
-        """What came of a job, if that is known."""
-        found = self._past.get(job)
-        if found is not None or job.kind != "baseline":
-            return found
-        scores = self._cache.get(self._keys.of(job.recipe, job.seed, job.steps))
-        if scores is None or any(split not in scores for split in job.splits):
-            return None
-        return JobResult(job.id, {split: scores[split] for split in job.splits})
-
-    def remember(self, record: TrialRecord) -> None:
-        """Keep the scores of a baseline's run for other searches."""
-        if record.kind == "baseline" and record.state == "complete" and not record.kept:
-            key = self._keys.of(record.recipe, record.seed or 0, record.steps or 0)
-            self._cache.put(key, record.scores, record.seconds)
-
-
-def _as_result(line: Mapping[str, Any]) -> JobResult | None:
-    job, scores = line.get("job"), line.get("scores")
-    if line.get("state") != "complete" or not isinstance(job, str) or not isinstance(scores, dict):
-        return None
-    if not job or not all(isinstance(v, (int, float)) for v in scores.values()):
-        return None
-    counts = line.get("counts")
-    return JobResult(
-        job,
-        {str(k): float(v) for k, v in scores.items()},
-        seconds=float(line.get("seconds") or 0.0),
-        train_loss=line.get("train_loss"),
-        counts=counts if isinstance(counts, dict) else None,
-        worker=str(line.get("worker", "")),
-    )
 
 
 class Clock:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from autopeft.errors import AutoPEFTError
 from autopeft.recipe import Recipe
 from autopeft.runs.folder import RunFolder
+from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.controller import Controller
-from autopeft.search.core.jobs import TrialRecord
 from autopeft.search.optimization.hypervolume import hypervolume_course
 from autopeft.search.optimization.pareto import front_csv, front_json, pareto_front
 from autopeft.search.selection.contender import Contender
@@ -37,24 +36,24 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         AutoPEFTError: no trial was trained to the end; the message gives the first failure, or the way to go
             on.
     """
-    study = controller.study
-    records = sorted([*study.records(), *study.paused.values()], key=lambda r: r.number or 0)
-    best = study.best()
+    records = controller.strategy.records()
+    by_number = {record.number: record for record in records}
+    best = controller.strategy.candidates(1)
     if not best:
         raise AutoPEFTError(_nothing(controller, records, folder))
-    winner, chosen = controller.finals.winner, best[0]
+    winner, chosen = controller.confirmation.winner, best[0]
     if winner is not None and winner.number is not None and winner.good:
-        chosen = study.get(winner.number)
+        chosen = by_number[winner.number]
         files = controller.checkpoints.get(winner.good[0].job)
     else:
         winner, files = None, None
-        kept = None if controller.kept is None else study.get(controller.kept)
+        kept = None if controller.kept is None else by_number[controller.kept]
         if kept is not None and kept.score == chosen.score:
             # Of equal trials the one whose weights were kept, so that recipe and weights are of the same
             # hybrid.
             chosen, files = kept, controller.checkpoints.get("best")
     final = None if winner is None else winner.contender()
-    recipe, baselines = Recipe.from_dict(dict(chosen.recipe)), controller.finals.baselines()
+    recipe, baselines = Recipe.from_dict(dict(chosen.recipe)), controller.confirmation.baselines()
     front = pareto_front(records)
     result = SearchResult(
         winner=recipe,
@@ -67,11 +66,11 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         confirmed=final is not None,
         baselines=tuple(baselines),
         front=tuple(front),
-        trials=tuple(replace(r, seed=ready.arguments.seed) for r in records),
+        trials=tuple(records),
         run=folder.path,
         interrupted=controller.interrupted,
-        exhausted=controller.exhausted,
-        out_of_time=controller.out_of_time,
+        exhausted=controller.strategy.exhausted,
+        out_of_time=controller.strategy.out_of_time,
         notice=ready.task.source.notice,
         seconds=seconds,
         steps=sum(map(trained_steps, records)),
@@ -136,7 +135,7 @@ def course(records: Iterable[TrialRecord], limit: int) -> list[dict[str, float]]
 
 def _nothing(controller: Controller, records: list[TrialRecord], folder: RunFolder) -> str:
     failed = [r for r in records if r.state == "failed" and r.failure != "stopped"]
-    waiting = len(controller.study.paused)
+    waiting = sum(record.state == "paused" for record in records)
     if controller.interrupted and waiting:
         return (
             f"Stopped before any trial was trained to the end; {waiting} wait on a rung. Go on with: "

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from autopeft.effort import Effort
-from autopeft.search.core.jobs import Job
-from autopeft.search.optimization.successive_halving import Rungs
+from autopeft.search.core.jobs import Job, TrainJob
 from autopeft.search.selection.baselines import Baseline
 
 __all__ = ["TimeBudget"]
@@ -20,7 +19,7 @@ _RELATIVE = {"trial": 1.0, "confirm": 1.0, "baseline": 0.5, "test": 0.2}
 class TimeBudget:
     """Time left and whether another trial still fits into the time budget, from the seconds of finished jobs.
 
-    Seconds of a trial are those of its steps, as many as a trial takes on average over the rungs.
+    Seconds of a trial are those of its steps, as many as a candidate of the strategy takes on average.
 
     Half of the time budget is the search's; from then on a trial is refused when finalists and baselines
     would no longer fit. At least two trials are always allowed. Where even that leaves too little for the
@@ -33,13 +32,13 @@ class TimeBudget:
         baselines: Sequence[Baseline],
         workers: int,
         seconds: float | None = None,
-        rungs: Rungs | None = None,
+        *,
+        expected_steps: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._effort, self.workers, self._budget, self._clock = effort, max(workers, 1), seconds, clock
         self._baselines = baselines
-        self._rungs = rungs or Rungs.of(effort.steps, "none")
-        self._promoted = 0  # steps above the first rung
+        self._expected = float(effort.steps if expected_steps is None else expected_steps)
         self._start = clock()
         self._steps: dict[str, int] = {}
         self._sums: dict[str, tuple[float, int]] = {}
@@ -60,29 +59,22 @@ class TimeBudget:
     def finished(self, job: Job, seconds: float) -> None:
         """Note how long a job took."""
         total, count = self._sums.get(job.kind, (0.0, 0))
-        start, steps = self._leg(job) if job.kind == "trial" else (0, 1)
+        steps = _part(job)[1] if job.kind == "trial" else 1
         self._sums[job.kind] = (total + seconds, count + steps)
-        self._promoted += steps if start > 0 else 0
         self._steps.pop(job.id, None)
         if job.kind in self._left:
             self._left[job.kind] = max(0, self._left[job.kind] - 1)
 
-    def _leg(self, job: Job) -> tuple[int, int]:
-        """The first step of a trial's part, and its number of steps."""
-        end = job.until or job.steps
-        start = max((s for s in self._rungs.steps if s < end), default=0)
-        return start, end - start
-
     def mean(self, kind: str) -> float | None:
-        """Mean seconds of a kind of job, of a trial over the rungs; where none of it has finished, a share of
-        a full trial's."""
+        """Mean seconds of a kind of job, of a trial over all its parts; where none has finished, a share of a
+        full trial's."""
         if kind != "trial" and kind in self._sums:
             total, count = self._sums[kind]
             return total / count
         if "trial" in self._sums:
             total, count = self._sums["trial"]
             each = total / count
-            return each * (self._rungs.expected if kind == "trial" else _RELATIVE[kind] * self._rungs.full)
+            return each * (self._expected if kind == "trial" else _RELATIVE[kind] * self._effort.steps)
         return None
 
     def _work(self, jobs: dict[str, int]) -> float | None:
@@ -92,7 +84,7 @@ class TimeBudget:
             return None
         return sum((means[kind] or 0.0) * n for kind, n in jobs.items())
 
-    def allows_trial(self, launched: int, running: int) -> bool:
+    def allows(self, launched: int, running: int) -> bool:
         """Whether the time budget has room for another trial and all that follows."""
         if self._budget is None or launched < 2:
             return True
@@ -119,30 +111,38 @@ class TimeBudget:
                 break
         return self._effort
 
-    def remaining(self, launched: int, running: Sequence[Job], searching: bool) -> float | None:
+    def remaining(self, steps_left: float | None, running: Sequence[Job]) -> float | None:
         """Seconds left, or `None` before the first trial has finished.
 
         With a time budget it is never more than what is left of it.
+
+        Args:
+            steps_left: the strategy's, `None` once the search itself has ended.
         """
         trial, after = self.mean("trial"), self._work(self._left)
         if trial is None or after is None:
             return None
         work = after
-        if searching:
-            first = self._rungs.steps[0]
-            steps = self._effort.trials * self._rungs.expected - launched * first - self._promoted
-            work += max(0.0, steps) / self._rungs.expected * trial
+        if steps_left is not None:
+            work += steps_left / self._expected * trial
         for job in running:
             mean = self.mean(job.kind) or 0.0
-            start, steps = self._leg(job) if job.kind == "trial" else (0, job.steps)
+            start, steps = _part(job)
             done = min(1.0, (self._steps.get(job.id, start) - start) / steps) if steps else 0.0
             if job.kind == "trial":
-                # What goes on to a higher rung is in the expected steps already, what begins is not.
-                mean *= steps / self._rungs.expected
-                work += mean * (1.0 - done) - (mean if searching and start > 0 else 0.0)
+                # What goes on is in the expected steps already, what begins is not.
+                mean *= steps / self._expected
+                work += mean * (1.0 - done) - (mean if steps_left is not None and start > 0 else 0.0)
             else:
                 work -= mean * done
         left = max(0.0, work) / self.workers
         if self._budget is not None:
             left = min(left, max(0.0, self._budget - (self._clock() - self._start)))
         return left
+
+
+def _part(job: Job) -> tuple[int, int]:
+    """The first step of a job's training, and its number of steps."""
+    if not isinstance(job, TrainJob):
+        return 0, job.steps
+    return job.start, (job.until or job.steps) - job.start

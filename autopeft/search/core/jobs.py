@@ -1,4 +1,4 @@
-"""What travels between the search, its workers and whoever watches: jobs, results, records and events."""
+"""What travels between a search and its workers: jobs and their results."""
 
 from __future__ import annotations
 
@@ -6,48 +6,42 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from autopeft.runs.records import CountTable, JobKind
+
 __all__ = [
     "DONE",
-    "CountTable",
     "Done",
     "FailureKind",
     "Job",
-    "JobKind",
     "JobResult",
     "JobSource",
     "Progress",
-    "Reporter",
-    "SearchInfo",
-    "SilentReporter",
-    "TrialRecord",
+    "ScoreJob",
+    "TrainJob",
 ]
 
-JobKind = Literal["trial", "confirm", "baseline", "test"]
 FailureKind = Literal["non_finite", "memory", "failed", "lost", "stopped"]
-RecordState = Literal["complete", "stopped", "paused", "failed", "duplicate"]
-CountTable = dict[str, int | float]
 Progress = Callable[[int, float], None]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of work for a worker: train a recipe, or score a trained one.
+    """One piece of work for a worker. What is done is told by the type: `TrainJob`, `ScoreJob`, or one of a
+    strategy's own, with a runner that workers find by it.
 
     Attributes:
         id: unique in a run.
-        kind: a search `trial`, a `confirm` run of a finalist, a `baseline` run, or the `test` of trained
-            weights.
+        kind: what it is for: a search `trial`, a `confirm` run of a finalist, a `baseline` run, or the `test`
+            of trained weights.
         label: what a table shows (`trial 3`, `LoRA seed 2`).
         recipe: canonical recipe dict.
         seed: seeds head, modules and data order.
-        steps: optimizer steps of the whole training; 0 for `test`.
-        until: pause at this step and return a checkpoint; `None` to train to the end.
-        share: of the training rows, to draw from.
-        splits: splits to score after training.
-        keep_above: return the trained weights if the first score exceeds this; `None` for never.
-        number: the study's trial number, for kind `trial`.
-        files: saved hybrid (file name to bytes) to load instead of training, for kind `test`; for a trial
-            that had paused, its `checkpoint`.
+        steps: optimizer steps of the whole training; 0 where nothing is trained.
+        splits: splits to score.
+        number: the trial's number in its search, for kind `trial`.
+        files: what the job starts from (file name to bytes): a saved hybrid, or the `checkpoint` of a trial
+            that had paused.
+        counts: the recipe's parameters, where they are known before it is built.
         attempt: how often the job was lost with its worker before; it then takes fewer rows at once.
     """
 
@@ -58,15 +52,35 @@ class Job:
     seed: int = 0
     steps: int = 0
     splits: tuple[str, ...] = ("select",)
-    keep_above: float | None = None
     number: int | None = None
     files: Mapping[str, bytes] | None = field(default=None, repr=False)
-    until: int | None = None
-    share: float = 1.0
+    counts: CountTable | None = field(default=None, repr=False)
     attempt: int = 0
 
     def __str__(self) -> str:
         return self.id
+
+
+@dataclass(frozen=True)
+class TrainJob(Job):
+    """Train a recipe and score it.
+
+    Attributes:
+        keep_above: return the trained weights if the first score exceeds this; `None` for never.
+        start: the step that an earlier part of this training ended at; 0 from the start.
+        until: pause at this step and return a checkpoint; `None` to train to the end.
+        share: of the training rows, to draw from.
+    """
+
+    keep_above: float | None = None
+    start: int = 0
+    until: int | None = None
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class ScoreJob(Job):
+    """Score the saved hybrid that is in `files`."""
 
 
 @dataclass
@@ -126,111 +140,3 @@ class JobSource(Protocol):
     def stopped(self) -> bool:
         """True once running jobs should be abandoned."""
         ...
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """One finished piece of work, as it is written to `trials.jsonl` and `finals.jsonl`.
-
-    Attributes:
-        state: `complete`, `stopped` (at a rung, before all steps: never compared with full runs), `paused`
-            (the same while it may still go on), `failed`, or `duplicate` (the score of an earlier trial was
-            reused, nothing trained).
-        job: the job's id, of runs after the search.
-        score: on *select* after all steps.
-        rungs: step to score on *select*, for each rung that a trial reached.
-        steps: that were trained.
-        hash: canonical hash of the recipe, training included.
-        duplicate_of: number of the trial whose score was reused.
-        values: the sampler's raw parameters, before repair.
-        kept: the scores come from an earlier run, nothing was trained for this one.
-    """
-
-    kind: JobKind
-    label: str
-    state: RecordState
-    recipe: Mapping[str, Any] = field(repr=False)
-    number: int | None = None
-    seed: int | None = None
-    steps: int | None = None
-    hash: str = ""
-    counts: CountTable | None = None
-    score: float | None = None
-    scores: Mapping[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    train_loss: float | None = None
-    error: str | None = None
-    failure: str | None = None
-    duplicate_of: int | None = None
-    values: Mapping[str, Any] | None = field(default=None, repr=False)
-    worker: str = ""
-    rungs: Mapping[str, float] = field(default_factory=dict)
-    job: str = ""
-    kept: bool = False
-
-
-@dataclass(frozen=True)
-class SearchInfo:
-    """What a display needs before the first trial.
-
-    Attributes:
-        task, model, space, budget: names as given.
-        limits: absolute lower and upper limit on deployed parameters.
-        metric: name of the score, higher is better.
-        trials, steps: planned number of trials and steps of each.
-        jobs: planned number of all training runs, trials included.
-        estimated_seconds: wall time of the whole run, estimated before it starts.
-        notice: one line to show when the data is a stand-in, else `None`.
-        run: path of the run folder.
-    """
-
-    task: str
-    model: str
-    space: str
-    budget: str
-    limits: tuple[int, int]
-    metric: str
-    trials: int
-    steps: int
-    jobs: int
-    workers: int
-    estimated_seconds: float
-    notice: str | None
-    run: str
-
-
-class Reporter(Protocol):
-    """Watches a search. All calls come from the driver's main thread, one at a time.
-
-    `on_step` comes about once a second for each running job. `remaining` is the estimated time left in
-    seconds, `None` until a first run has finished.
-    """
-
-    def on_start(self, info: SearchInfo) -> None: ...
-
-    def on_phase(self, name: str, jobs: int) -> None: ...
-
-    def on_trial_start(self, job: Job, counts: CountTable | None) -> None: ...
-
-    def on_step(self, job: Job, step: int, loss: float, remaining: float | None) -> None: ...
-
-    def on_trial_end(self, record: TrialRecord, best: float | None, remaining: float | None) -> None: ...
-
-
-class SilentReporter:
-    """Shows nothing."""
-
-    def on_start(self, info: SearchInfo) -> None:
-        """Ignore the event."""
-
-    def on_phase(self, name: str, jobs: int) -> None:
-        """Ignore the event."""
-
-    def on_trial_start(self, job: Job, counts: CountTable | None) -> None:
-        """Ignore the event."""
-
-    def on_step(self, job: Job, step: int, loss: float, remaining: float | None) -> None:
-        """Ignore the event."""
-
-    def on_trial_end(self, record: TrialRecord, best: float | None, remaining: float | None) -> None:
-        """Ignore the event."""

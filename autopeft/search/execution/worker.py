@@ -20,7 +20,7 @@ from autopeft.errors import AutoPEFTError, DataError
 from autopeft.hybrid import Hybrid
 from autopeft.hybrid import load as load_hybrid
 from autopeft.recipe import Recipe
-from autopeft.search.core.jobs import FailureKind, Job, JobResult
+from autopeft.search.core.jobs import FailureKind, Job, JobResult, ScoreJob, TrainJob
 from autopeft.search.execution.model_transfer import local_source
 from autopeft.tasks.encode import EncodedTask, encode
 from autopeft.tasks.task import Task
@@ -137,7 +137,8 @@ def _retried(
     try:
         return _run(setup, job, on_step, should_stop)
     except Exception as error:
-        if not ran_out_of_memory(error) or job.kind == "test" or micro_rows(setup.plan, job.attempt) == 1:
+        smallest = isinstance(job, ScoreJob) or micro_rows(setup.plan, job.attempt) == 1
+        if smallest or not ran_out_of_memory(error):
             raise
     # Past the handler, the frames that held the memory are gone.
     _WORLDS.clear()
@@ -160,8 +161,10 @@ def _run(
     setup: WorkerSetup, job: Job, on_step: Callable[[int, float], None], should_stop: Callable[[], bool]
 ) -> JobResult:
     world = _world(setup)
-    if job.kind == "test":
+    if isinstance(job, ScoreJob):
         return _test(world, setup, job)
+    if not isinstance(job, TrainJob):
+        raise TypeError(f"A worker cannot run a {type(job).__name__}.")
     files: dict[str, bytes] = {}
 
     def step(number: int, loss: float) -> None:

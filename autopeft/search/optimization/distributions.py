@@ -13,7 +13,7 @@ from optuna.distributions import (
 )
 
 if TYPE_CHECKING:
-    from autopeft.search.space.bound import Parameter
+    from autopeft.search.space.parameters import Parameter
 
 __all__ = ["Codec"]
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from autopeft.search.core.jobs import TrialRecord
+from autopeft.runs.records import TrialRecord
 
 __all__ = ["FrontPoint", "front_csv", "front_json", "pareto_front"]
 

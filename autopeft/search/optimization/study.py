@@ -22,7 +22,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autopeft.errors import AutoPEFTError, DataError
-from autopeft.search.core.jobs import CountTable, JobResult, TrialRecord
+from autopeft.runs.records import CountTable, TrialRecord
+from autopeft.search.core.jobs import JobResult
 from autopeft.search.optimization.distributions import Codec
 from autopeft.search.optimization.sampler_view import DIRECTIONS, Observation, ask, view_of
 from autopeft.search.optimization.samplers import Point, make_sampler
@@ -30,25 +31,13 @@ from autopeft.search.optimization.storage import NAME, open_journal
 from autopeft.search.optimization.successive_halving import Rungs
 
 if TYPE_CHECKING:
-    from autopeft.counting import Counts
-    from autopeft.recipe import Recipe
-    from autopeft.search.space.bound import Parameter
+    from autopeft.search.space.candidate import Candidate
+    from autopeft.search.space.parameters import Parameter
 
-__all__ = ["Proposal", "Repaired", "SearchStudy"]
+__all__ = ["Proposal", "SearchStudy"]
 
 _NOT_ITS_FAULT = ("lost", "stopped")
 _MODELLED = 10
-
-
-@dataclass(frozen=True)
-class Repaired:
-    """What the study needs of a repaired suggestion: `hash` is equal for recipes that train the same; `point`
-    holds the space's values after repair."""
-
-    recipe: Recipe
-    counts: Counts
-    hash: str
-    point: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -87,7 +76,7 @@ class SearchStudy:
         self,
         journal: Path,
         parameters: Sequence[Parameter],
-        repair: Callable[[dict[str, Any]], Repaired],
+        repair: Callable[[dict[str, Any]], Candidate],
         *,
         sampler: str,
         seed: int,

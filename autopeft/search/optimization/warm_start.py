@@ -20,7 +20,7 @@ from autopeft.recipe import (
     recipe_names,
 )
 from autopeft.runs.folder import RunFolder, list_runs, load_run
-from autopeft.search.core.jobs import CountTable, TrialRecord
+from autopeft.runs.records import CountTable, TrialRecord
 from autopeft.search.optimization.pareto import pareto_front
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.projection import Match, values_of

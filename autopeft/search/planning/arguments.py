@@ -17,7 +17,7 @@ from autopeft.training import options as shared
 from autopeft.training.options import check_effort, efforts
 
 if TYPE_CHECKING:
-    from autopeft.search.core.jobs import Reporter
+    from autopeft.search.core.events import Reporter
     from autopeft.search.space.space import Space
 
     SpaceData = str | Path | Space
@@ -35,6 +35,18 @@ LEAST_WORKERS = 1
 def objectives() -> Iterable[str]:
     """Names of the objectives."""
     return OBJECTIVES
+
+
+def _strategies() -> Iterable[str]:
+    from autopeft.search.strategies.registry import strategy_names
+
+    return strategy_names()
+
+
+def _check_strategy(name: str) -> object:
+    from autopeft.search.strategies.registry import get_strategy
+
+    return get_strategy(name)
 
 
 def _samplers() -> Iterable[str]:
@@ -170,6 +182,15 @@ class SearchArguments(Arguments):
             changeable=True,
         ),
     ] = None
+    strategy: Annotated[
+        str,
+        Option(
+            help="What turns the space into candidates: {choices}.",
+            panel=SEARCH,
+            choices=_strategies,
+            check=_check_strategy,
+        ),
+    ] = "trials"
     sampler: Annotated[
         str | None,
         Option(

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from autopeft.effort import Effort
-from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.selection.baselines import Baseline
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def estimate(
     work: Work,
     effort: Effort,
     *,
-    rungs: Rungs | None = None,
+    planned_steps: float | None = None,
     batch_size: int,
     select_rows: int,
     test_rows: int,
@@ -105,7 +104,8 @@ def estimate(
 ) -> Estimate:
     """Estimate a whole search.
 
-    `speed` is in floating-point operations per second of one worker, and measured where it is `None`; a
+    `planned_steps` are the training steps of the whole search (default: all steps of every trial); `speed`
+    is in floating-point operations per second of one worker, and measured where it is `None`; a
     GPU's is a guess.
     """
     rate = _EFFICIENCY * (speed or (_GPU_SPEED if gpu else gemm_speed()))
@@ -113,8 +113,8 @@ def estimate(
     training = effort.steps * batch_size * work.step / rate
     trial = training + score
     test = test_rows * work.forward / rate
-    share = 1.0 if rungs is None else rungs.expected / rungs.full
-    runs = effort.trials * share + effort.top * effort.seeds
+    steps = effort.trials * effort.steps if planned_steps is None else planned_steps
+    runs = steps / effort.steps + effort.top * effort.seeds
     tests = effort.seeds
     for b in baselines:
         fresh = b.fresh_runs(effort.seeds)

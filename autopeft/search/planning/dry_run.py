@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from autopeft.arguments import takes
 from autopeft.counting import Counts
-from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
 from autopeft.search.planning.arguments import PlanCall, SearchArguments
 from autopeft.search.planning.cost import Estimate, Work, estimate
 from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.selection.baselines import Baseline
-from autopeft.search.space.repair import feasible_share, repair
+from autopeft.search.space.candidate import candidate
+from autopeft.search.space.repair import feasible_share
+from autopeft.search.strategies.registry import get_strategy
 
 __all__ = ["DryRun", "Sample", "estimate_of", "plan"]
 
@@ -58,14 +59,13 @@ def plan(call: PlanCall) -> DryRun:
         UsageError: an argument is wrong, or nothing in the space fits the budget.
     """
     ready = prepare(call.base(SearchArguments), call.notify)
-    rng = random.Random(ready.arguments.seed)
+    rng, bound = random.Random(ready.arguments.seed), ready.space.bind(ready.spec)
     found: dict[str, Sample] = {}
     for _ in range(20 * call.samples):
         if len(found) >= call.samples:
             break
-        fixed = repair(ready.space, ready.space.sample(rng, ready.spec), ready.budget, ready.spec)
-        trial = build_graph(fixed.recipe, ready.spec).trial_hash()
-        found.setdefault(trial, Sample(fixed.recipe, fixed.counts))
+        drawn = candidate(bound, bound.sample(rng), ready.budget)
+        found.setdefault(drawn.hash, Sample(drawn.recipe, drawn.counts))
     baselines = ready.baselines()
     return DryRun(
         prepared=ready,
@@ -86,7 +86,7 @@ def estimate_of(ready: Prepared, baselines: Sequence[Baseline]) -> Estimate:
     found = estimate(
         Work.of(ready.spec, tokens),
         ready.effort,
-        rungs=ready.rungs,
+        planned_steps=get_strategy(ready.arguments.strategy).planned_steps(ready.effort, ready.rungs),
         batch_size=ready.plan.batch_size,
         select_rows=len(ready.task.splits["select"]),
         test_rows=len(ready.task.splits["test"]),

@@ -11,9 +11,10 @@ from autopeft.counting import Budget, Counts
 from autopeft.graph import build_graph
 from autopeft.recipe import EmptyRecipe, Recipe
 from autopeft.recipe.models import entry_items
-from autopeft.search.space.bound import BoundSpace, Parameter
+from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.counting import counter_of
 from autopeft.search.space.initial_points import starting_points
+from autopeft.search.space.parameters import Parameter
 from autopeft.search.space.repair import Infeasible, repair
 
 __all__ = ["BaselineRecipe", "middle", "random_hybrids", "single_methods"]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from autopeft.counting import Budget, Counts, count
 from autopeft.errors import AutoPEFTError, SiteError, UsageError, near
 from autopeft.recipe import Recipe
-from autopeft.search.core.jobs import CountTable
+from autopeft.runs.records import CountTable
 from autopeft.search.selection.baseline_recipes import BaselineRecipe, middle, random_hybrids, single_methods
 from autopeft.search.space.space import Space
 from autopeft.spec import LINEAR_SITES

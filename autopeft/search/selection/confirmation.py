@@ -10,16 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from autopeft.effort import Effort
-from autopeft.search.core.jobs import Job, JobResult, TrialRecord
+from autopeft.runs.records import TrialRecord
+from autopeft.search.core.jobs import Job, JobResult, ScoreJob
+from autopeft.search.selection.baseline_runs import BaselineRuns
 from autopeft.search.selection.baselines import Baseline
-from autopeft.search.selection.contender import (
-    BaselineRuns,
-    Contender,
-    Finalist,
-    choose_finalists,
-    choose_winner,
-    fresh_seeds,
-)
+from autopeft.search.selection.contender import Contender, fresh_seeds
+from autopeft.search.selection.finalists import Finalist, choose_finalists, choose_winner
 
 __all__ = ["Confirmation", "retried"]
 
@@ -119,7 +115,7 @@ class Confirmation:
         if winner is None:
             return
         jobs = [
-            Job(
+            ScoreJob(
                 id=f"test-{run.job}",
                 kind="test",
                 label=f"test of {winner.name}, seed {run.seed}",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.recipe import Recipe
-from autopeft.search.core.jobs import CountTable, TrialRecord
+from autopeft.runs.records import CountTable, TrialRecord
 from autopeft.search.optimization.pareto import FrontPoint
 from autopeft.search.selection.contender import Contender, mean_sd
 from autopeft.search.selection.significance import Comparison, SelectionBias

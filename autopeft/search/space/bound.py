@@ -15,103 +15,16 @@ from autopeft.recipe import CompositionItem, EmptyRecipe, Item, LayerBlock, Reci
 from autopeft.recipe.parse import check_groups, check_names, read_item, read_training
 from autopeft.recipe.problems import Problems
 from autopeft.search.space.compiler import BlockTemplate, ItemTemplate, Templates
-from autopeft.search.space.expressions import ABSENT, Context, Node, ParameterKind, Ref, Slot
+from autopeft.search.space.expressions import ABSENT, Context, Node, Ref, Slot
 from autopeft.search.space.layers import BlockPlaces, Where, key_of, row_of
+from autopeft.search.space.parameters import Parameter
 from autopeft.search.space.simplify import drop_groups, number_alias, prune
 from autopeft.spec import BackboneSpec
 
-__all__ = ["BoundSpace", "Parameter", "Unit"]
+__all__ = ["BoundSpace", "Unit"]
 
 _ITEMS = 1 << 12
 _UNREAD: Any = object()
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One dimension of a bound space.
-
-    Attributes:
-        name: unique and stable (`lora.rank`, `layer_3.on`, `learning_rate`).
-        kind: `categorical` (one of `choices`), `int` or `float` (from `low` to `high`, both included).
-        choices: values in file order: `None`, bool, int, float or str.
-        log: drawn on a logarithmic scale.
-        sizes: for choices that are all numbers or shares of the width, what each of them amounts to here.
-    """
-
-    name: str
-    kind: ParameterKind
-    choices: tuple[Any, ...] = ()
-    low: float = 0
-    high: float = 0
-    log: bool = False
-    sizes: tuple[float, ...] = ()
-
-    @property
-    def ordered(self) -> bool:
-        """Whether the values have an order: numbers, or choices whose sizes rise or fall."""
-        return self.kind != "categorical" or (
-            len(self.sizes) > 1 and list(self.sizes) in (sorted(self.sizes), sorted(self.sizes, reverse=True))
-        )
-
-    @property
-    def cardinality(self) -> int:
-        """Number of values; 1 for a continuous parameter."""
-        if self.kind == "categorical":
-            return len(self.choices)
-        return int(self.high) - int(self.low) + 1 if self.kind == "int" else 1
-
-    def check(self, value: Any) -> None:
-        """Raise `RecipeError` unless `value` belongs to the parameter."""
-        if self.kind == "categorical":
-            if not any(value == c and isinstance(value, bool) == isinstance(c, bool) for c in self.choices):
-                raise RecipeError(f"{self.name}={value!r} is not one of {list(self.choices)}.")
-            return
-        fits = isinstance(value, int if self.kind == "int" else (int, float)) and not isinstance(value, bool)
-        if not fits or not self.low <= value <= self.high:
-            what = "a whole number" if self.kind == "int" else "a number"
-            raise RecipeError(f"{self.name}={value!r} is not {what} from {self.low} to {self.high}.")
-
-    def own_values(self) -> Mapping[Any, type[Any]] | _Between:
-        """What gives the type of each allowed value, and a `KeyError` for others."""
-        return {c: type(c) for c in self.choices} if self.kind == "categorical" else _Between(self)
-
-    def sample(self, rng: random.Random) -> Any:
-        """A value drawn uniformly, or log-uniformly."""
-        if self.kind == "categorical":
-            return rng.choice(self.choices)
-        if not self.log:
-            return (
-                rng.randint(int(self.low), int(self.high))
-                if self.kind == "int"
-                else rng.uniform(self.low, self.high)
-            )
-        low, high = (self.low - 0.5, self.high + 0.5) if self.kind == "int" else (self.low, self.high)
-        drawn = math.exp(rng.uniform(math.log(low), math.log(high)))
-        bounded = min(max(drawn, self.low), self.high)
-        return round(bounded) if self.kind == "int" else bounded
-
-    @property
-    def middle(self) -> Any:
-        """The value in the middle of the range or of the list of choices; a switch is on."""
-        if self.kind == "categorical":
-            on = any(choice is True for choice in self.choices)
-            return True if on else self.choices[len(self.choices) // 2]
-        mean = math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
-        return int(mean) if self.kind == "int" else mean
-
-
-class _Between:
-    """The numbers of a range, as a table of their types."""
-
-    def __init__(self, parameter: Parameter) -> None:
-        self._low, self._high = parameter.low, parameter.high
-        self._types = (int,) if parameter.kind == "int" else (int, float)
-
-    def __getitem__(self, value: Any) -> type[Any]:
-        kind: type[Any] = value.__class__
-        if kind not in self._types or not self._low <= value <= self._high:
-            raise KeyError(value)
-        return kind
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from autopeft.composition import is_composition
 from autopeft.errors import RecipeError, near
-from autopeft.method import COMPOSITION_NAMES
 from autopeft.recipe.layers import normalise_at
 from autopeft.recipe.parse import check_keys, kind_of, migrate
 from autopeft.recipe.problems import Path, Problems
@@ -231,8 +231,8 @@ class _Compiler:
                 below = (
                     name if item or key in ("groups", "policies") else f"{name}.{key}" if name else str(key)
                 )
-                listed = (*COMPOSITION_NAMES, "children", "policies")
-                nested = isinstance(value, list) and key in listed
+                listed = key in ("children", "policies") or is_composition(key)
+                nested = isinstance(value, list) and listed
                 nodes[key] = (
                     self.items(value, (*path, key))
                     if nested

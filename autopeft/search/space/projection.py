@@ -16,10 +16,11 @@ from autopeft.graph import build_graph
 from autopeft.recipe import (
     Recipe,
 )
-from autopeft.search.space.bound import BoundSpace, Parameter, Unit
+from autopeft.search.space.bound import BoundSpace, Unit
 from autopeft.search.space.counting import counter_of
 from autopeft.search.space.encoding import Encoder, encoder_of
 from autopeft.search.space.initial_points import starting_points
+from autopeft.search.space.parameters import Parameter
 from autopeft.search.space.repair import smallest
 from autopeft.search.space.similarity import PlacementBag, as_number
 

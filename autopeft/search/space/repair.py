@@ -19,8 +19,9 @@ from typing import Any
 from autopeft.counting import Budget, Counts
 from autopeft.errors import BudgetError
 from autopeft.recipe import EmptyRecipe, Recipe
-from autopeft.search.space.bound import BoundSpace, Parameter, Unit
+from autopeft.search.space.bound import BoundSpace, Unit
 from autopeft.search.space.counting import counter_of
+from autopeft.search.space.parameters import Parameter
 from autopeft.search.space.space import Space
 from autopeft.spec import BackboneSpec
 

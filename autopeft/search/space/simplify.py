@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from autopeft.method import COMPOSITION_NAMES, get_method, method_names
+from autopeft.composition import is_composition
+from autopeft.method import get_method, method_names
 from autopeft.recipe import Item, LayerBlock
 from autopeft.recipe.parse import named_entries
 from autopeft.recipe.problems import MarkedDict, copy_lines
@@ -49,7 +50,7 @@ def prune(tree: Any, spec: BackboneSpec | None, stacks: Sequence[str] | None) ->
     if len(names) != 1:
         return tree
     name, body = names[0], tree[names[0]]
-    if name in COMPOSITION_NAMES:
+    if is_composition(name):
         return _prune_composition(name, body, tree, spec, stacks)
     return _prune_entry(name, body or {}, tree, spec, stacks) if isinstance(body or {}, dict) else tree
 
@@ -97,7 +98,7 @@ def number_alias(tree: Any, layer: int) -> Any:
     for key, body in tree.items():
         if key == "as" and isinstance(body, str):
             numbered[key] = f"{body}_{layer}"
-        elif key in COMPOSITION_NAMES:
+        elif is_composition(key):
             children = body.get("children") if isinstance(body, dict) else body
             if isinstance(children, list):
                 inner = [number_alias(child, layer) for child in children]

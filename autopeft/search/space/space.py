@@ -31,8 +31,9 @@ from autopeft.errors import RecipeError, near
 from autopeft.recipe import Recipe
 from autopeft.recipe.problems import Problems
 from autopeft.recipe.yaml_text import read_text, read_yaml
-from autopeft.search.space.bound import BoundSpace, Parameter
+from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.compiler import Templates, compile_space
+from autopeft.search.space.parameters import Parameter
 from autopeft.search.space.validation import check_templates
 from autopeft.spec import BackboneSpec
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from autopeft.recipe import Recipe
 from autopeft.recipe.core import EntryRef
-from autopeft.search.core.jobs import Job, TrialRecord
+from autopeft.runs.records import TrialRecord
+from autopeft.search.core.jobs import Job
 
 __all__ = ["TrackedRun", "Value", "entry_config", "entry_name", "hyperparameters", "metrics_of"]
 

@@ -17,7 +17,9 @@ from importlib.util import find_spec
 
 from autopeft.errors import UsageError, near
 from autopeft.runs.folder import RunFolder
-from autopeft.search.core.jobs import CountTable, Job, Reporter, SearchInfo, TrialRecord
+from autopeft.runs.records import CountTable, TrialRecord
+from autopeft.search.core.events import Reporter, SearchInfo
+from autopeft.search.core.jobs import Job
 from autopeft.search.tracking.background import BackgroundTracker
 from autopeft.search.tracking.entry import TrackedRun, entry_config, entry_name, metrics_of
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from autopeft.tasks.kinds.contract import Loss, TaskKind
+from autopeft.tasks.kinds.contract import ClassWeights, Loss, TaskKind
 from autopeft.tasks.kinds.metric import Metric, ScoredRows, jackknife_variance, shrunk
 from autopeft.tasks.kinds.registry import (
     METRICS,
@@ -21,6 +21,7 @@ from autopeft.tasks.kinds.registry import (
 
 __all__ = [
     "METRICS",
+    "ClassWeights",
     "Loss",
     "Metric",
     "ScoredRows",

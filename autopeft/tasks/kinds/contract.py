@@ -33,7 +33,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ClassWeights", "Loss", "TaskKind"]
 
-ClassWeights = str | Sequence[float] | None
+ClassWeights = Literal["balanced"] | Sequence[float] | None
 
 
 class Loss(ABC):
@@ -242,7 +243,7 @@ class TaskKind(ABC):
         plain = encode_texts(rows.texts, rows.pairs, tokenizer, max_length, kind=self.name, cached=cached)
         if not labelled:
             return plain
-        return EncodedSplit(**{**vars(plain), "labels": self.label_array(rows.labels)})
+        return replace(plain, labels=self.label_array(rows.labels))
 
     @abstractmethod
     def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:

@@ -10,8 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.low_rank import LowRankConfig, LowRankMethod
 from autopeft.method import OuterStep, ParameterCount, Phase, register
+from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import LowRankPair, PrunedPair, PrunedPairs, hypergradient
 from autopeft.spec import BackboneSpec, Site
 

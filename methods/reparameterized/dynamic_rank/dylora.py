@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
-from autopeft.low_rank import LowRankConfig, LowRankMethod
 from autopeft.method import Call, ParameterCount, register
+from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import NestedPair, PerSite
 from autopeft.spec import BackboneSpec, Site
 

@@ -12,8 +12,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from autopeft.low_rank import LowRankConfig, LowRankMethod
 from autopeft.method import ParameterCount, Phase, Traits, register
+from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import PrunedPair, PrunedPairs
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 

@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
-from autopeft.low_rank import LowRankConfig, LowRankMethod
 from autopeft.method import Objective, ParameterCount, register
+from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import (
     KroneckerCurvature,
     LowRankPair,

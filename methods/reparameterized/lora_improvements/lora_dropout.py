@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.low_rank import LowRankConfig, LowRankMethod
 from autopeft.method import Call, register
+from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import LowRankPair, ScaledPairs, generator_of
 from autopeft.spec import BackboneSpec, Site
 

@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.low_rank import LowRankConfig, LowRankMethod
 from autopeft.method import ParameterCount, Phase, register
+from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import LowRankPair, ScaledPairs
 from autopeft.spec import BackboneSpec, Site
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from autopeft.low_rank import LowRankConfig, LowRankMethod
 from autopeft.method import register
+from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import LowRankPair, ScaledPairs
 from autopeft.spec import BackboneSpec, Site
 

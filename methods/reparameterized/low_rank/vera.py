@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.low_rank import LowRankMethod
 from autopeft.method import Call, MethodConfig, ParameterCount, register
+from autopeft.method.low_rank import LowRankMethod
 from autopeft.nn import PerSite
 from autopeft.spec import BackboneSpec, Site
 

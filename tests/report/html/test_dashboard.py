@@ -20,7 +20,7 @@ from support.searching import to_lora
 from autopeft.search.core.jobs import JobResult
 from autopeft.search.optimization.study import SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
-from autopeft.search.space.bound import Parameter
+from autopeft.search.space.parameters import Parameter
 
 RANKS = tuple(range(1, 33))
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,14 @@ import pytest
 
 from autopeft.errors import UsageError
 from autopeft.runs.folder import RunFolder
-from autopeft.search.controller.checkpoints import Clock, CompletedRuns, FolderCheckpoints, KnownRuns
-from autopeft.search.core.jobs import Job, TrialRecord
+from autopeft.runs.records import TrialRecord
+from autopeft.search.controller.checkpoints import Clock, FolderCheckpoints
+from autopeft.search.controller.completed_runs import CompletedRuns, KnownRuns
+from autopeft.search.core.jobs import Job, TrainJob
 
 
 def job(name: str, kind: Any = "baseline", splits: tuple[str, ...] = ("select",)) -> Job:
-    return Job(name, kind, name, {"name": name}, seed=3, steps=5, splits=splits)
+    return TrainJob(name, kind, name, {"name": name}, seed=3, steps=5, splits=splits)
 
 
 def record(name: str, kind: Any = "baseline", **more: Any) -> TrialRecord:
@@ -39,7 +42,7 @@ def test_only_finished_runs_of_an_earlier_process_count(tmp_path: Path) -> None:
         record("good", counts={"deployed": 5}, seconds=2.0, train_loss=0.3),
         record("failed", state="failed", scores={}, error="no"),
         record("", scores={"select": 0.1}),
-        record("odd", scores={"select": "high"}),
+        {**asdict(record("odd")), "scores": {"select": "high"}},
         record("confirm-1-s1000", kind="confirm"),
         record("confirm-2-s1000", kind="confirm"),
     ):

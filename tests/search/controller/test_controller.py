@@ -8,13 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.searching import EFFORT, Stage, rank_of
+from support.searching import EFFORT, Stage, rank_of, until
 
 from autopeft.runs.folder import RunFolder
-from autopeft.search.controller import controller as controller
 from autopeft.search.controller.finish import finish
-from autopeft.search.core.jobs import DONE, Job, JobResult
+from autopeft.search.core.jobs import DONE, Job, JobResult, TrainJob
 from autopeft.search.optimization.successive_halving import Rungs
+from autopeft.search.strategies import trials
 
 Make = Callable[..., Stage]
 
@@ -22,7 +22,8 @@ Make = Callable[..., Stage]
 def honest(job: Job) -> JobResult:
     """Score grows with the rank; a job that is to keep its weights does when it is good enough."""
     score = rank_of(job) / 1000 + job.seed / 1e6
-    files = {"w": job.id.encode()} if job.keep_above is not None and score > job.keep_above else {}
+    keep_above = job.keep_above if isinstance(job, TrainJob) else None
+    files = {"w": job.id.encode()} if keep_above is not None and score > keep_above else {}
     return JobResult(job.id, scores=dict.fromkeys(job.splits, score), seconds=2.0, files=files)
 
 
@@ -40,7 +41,7 @@ def test_a_whole_search_runs_every_job_once(make_stage: Make) -> None:
 def test_only_the_winner_and_the_baselines_see_test_and_once(make_stage: Make) -> None:
     stage = make_stage()
     stage.play(honest)
-    winner = stage.controller.finals.winner
+    winner = stage.controller.confirmation.winner
     assert winner is not None
     tested = [job for job in stage.jobs if "test" in job.splits]
     assert Counter((job.kind, job.seed) for job in tested) == Counter(
@@ -49,7 +50,7 @@ def test_only_the_winner_and_the_baselines_see_test_and_once(make_stage: Make) -
     assert all(job.recipe == winner.recipe for job in tested if job.kind == "test")
     contender = winner.contender()
     assert len(contender.select) == len(contender.test) == 2
-    assert [len(b.test) for b in stage.controller.finals.baselines()] == [2]
+    assert [len(b.test) for b in stage.controller.confirmation.baselines()] == [2]
 
 
 def test_the_winner_is_the_best_on_fresh_seeds_not_in_the_search(make_stage: Make) -> None:
@@ -64,7 +65,7 @@ def test_the_winner_is_the_best_on_fresh_seeds_not_in_the_search(make_stage: Mak
         return result
 
     stage.play(flattering)
-    winner = stage.controller.finals.winner
+    winner = stage.controller.confirmation.winner
     assert winner is not None
     assert winner.recipe["layers"][0]["attach"][0]["lora"]["rank"] == min(champion) < max(champion)
 
@@ -111,7 +112,7 @@ def test_a_failed_trial_is_recorded_and_the_search_goes_on(make_stage: Make) -> 
     stage.play(outcome)
     failed = [r for r in stage.records if r.state == "failed"]
     assert [(r.number, r.error) for r in failed] == [(1, "boom")]
-    assert stage.controller.finals.winner is not None
+    assert stage.controller.confirmation.winner is not None
 
 
 def test_when_all_trials_fail_nothing_more_is_trained(make_stage: Make) -> None:
@@ -120,8 +121,8 @@ def test_when_all_trials_fail_nothing_more_is_trained(make_stage: Make) -> None:
     assert stage.controller.first_error == "boom trial-0"
     assert {j.kind for j in stage.jobs} <= {"trial", "baseline"}
     assert 5 <= sum(j.kind == "trial" for j in stage.jobs) <= 6, "a search that only fails should stop early"
-    assert stage.controller.finals.baselines() == []
-    assert stage.controller.finals.winner is None
+    assert stage.controller.confirmation.baselines() == []
+    assert stage.controller.confirmation.winner is None
 
 
 def test_finalists_that_all_fail_leave_no_winner(make_stage: Make) -> None:
@@ -129,8 +130,8 @@ def test_finalists_that_all_fail_leave_no_winner(make_stage: Make) -> None:
     stage.play(
         lambda j: JobResult(j.id, error="boom", failure="failed") if j.kind == "confirm" else honest(j)
     )
-    assert stage.controller.finals.winner is None
-    assert stage.controller.study.best()
+    assert stage.controller.confirmation.winner is None
+    assert stage.controller.strategy.study.best()
 
 
 def test_a_finalist_that_fails_on_one_seed_loses(make_stage: Make) -> None:
@@ -145,7 +146,7 @@ def test_a_finalist_that_fails_on_one_seed_loses(make_stage: Make) -> None:
         return honest(job)
 
     stage.play(outcome)
-    winner = stage.controller.finals.winner
+    winner = stage.controller.confirmation.winner
     assert winner is not None
     assert len(winner.good) == 2
 
@@ -153,9 +154,9 @@ def test_a_finalist_that_fails_on_one_seed_loses(make_stage: Make) -> None:
 def test_an_exhausted_space_goes_on_to_the_finals(make_stage: Make) -> None:
     stage = make_stage(ranks=(1, 2))
     stage.play(honest)
-    assert stage.controller.exhausted
+    assert stage.controller.strategy.exhausted
     assert Counter(j.kind for j in stage.jobs)["trial"] == 2
-    assert stage.controller.finals.winner is not None
+    assert stage.controller.confirmation.winner is not None
 
 
 def test_duplicates_are_recorded_but_not_trained(make_stage: Make) -> None:
@@ -202,7 +203,7 @@ def test_results_that_came_already_change_nothing(make_stage: Make) -> None:
     stage.controller.complete(replace_score(honest(job), 9.0))
     stage.controller.complete(JobResult("never-given", scores={"select": 9.0}))
     assert len(stage.records) == 1
-    assert stage.controller.study.best()[0].score == honest(job).score
+    assert stage.controller.strategy.study.best()[0].score == honest(job).score
 
 
 def replace_score(result: JobResult, score: float) -> JobResult:
@@ -223,8 +224,8 @@ def test_the_time_budget_leaves_room_for_the_finals(make_stage: Make, seconds: f
 
     stage.play(slow)
     assert Counter(j.kind for j in stage.jobs)["trial"] == trials
-    assert stage.controller.out_of_time == (trials < 5)
-    assert stage.controller.finals.winner is not None
+    assert stage.controller.strategy.out_of_time == (trials < 5)
+    assert stage.controller.confirmation.winner is not None
 
 
 def test_progress_reports_time_left(make_stage: Make) -> None:
@@ -252,8 +253,8 @@ def test_of_equal_trials_recipe_and_weights_are_of_the_same_one(make_stage: Make
         chief.complete(replace_score(honest(job), 0.5))
     chief.interrupt()
     chief.abandon()
-    kept = chief.study.get(chief.kept or 0)
-    assert chief.study.best()[0].number != kept.number
+    kept = chief.strategy.study.get(chief.kept or 0)
+    assert chief.strategy.study.best()[0].number != kept.number
     ready: Any = SimpleNamespace(
         task=SimpleNamespace(metric="accuracy", source=SimpleNamespace(notice=None)),
         limits=(0, 1000),
@@ -271,7 +272,7 @@ RUNGS = Rungs((2, 5, 10), (0.2, 0.5, 1.0))
 def climbing(job: Job) -> JobResult:
     """`honest`, but a trial pauses where it is told to, with a checkpoint that says how far it came."""
     result = honest(job)
-    if job.until is not None:
+    if until(job) is not None:
         result.paused, result.files = True, {"checkpoint": f"{job.number}@{job.until}".encode()}
     return result
 
@@ -319,8 +320,8 @@ def test_checkpoints_take_no_more_room_than_they_may(
     make_stage: Make, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
     """Ten bytes each: six may lie there, or the three that are kept in any case, which mostly suffices."""
-    monkeypatch.setattr(controller, "_ROOM", room)
-    monkeypatch.setattr(controller, "_ROOM_EACH", 0)
+    monkeypatch.setattr(trials, "_ROOM", room)
+    monkeypatch.setattr(trials, "_ROOM_EACH", 0)
     effort = replace(EFFORT, trials=60, top=1)
     stage = make_stage(effort=effort, rungs=RUNGS)
     most, anew = 0, 0
@@ -350,14 +351,16 @@ def test_a_search_goes_on_where_it_was_cut_off(make_stage: Make) -> None:
         whole.controller.complete(climbing(job))
     lost = whole.controller.next()  # and here the process is killed
     assert isinstance(lost, Job)
-    finished = {(j.number, j.until) for j in whole.jobs}
+    finished = {(j.number, until(j)) for j in whole.jobs}
 
     again = make_stage(effort=effort, rungs=RUNGS)
     again.checkpoints.held.update(whole.checkpoints.held)
     again.play(climbing)
     redone = {(j.number, j.until) for j in again.jobs if j.kind == "trial"}
     assert not redone & finished
-    counted = [r for r in again.controller.study.records() if r.failure != "lost" and r.state != "duplicate"]
+    counted = [
+        r for r in again.controller.strategy.study.records() if r.failure != "lost" and r.state != "duplicate"
+    ]
     assert len(counted) == 12
     assert {r.state for r in counted} == {"complete", "stopped"}
     for job in again.jobs:
@@ -394,7 +397,7 @@ def test_a_lost_job_is_given_out_again_and_fails_in_the_end(make_stage: Make) ->
     assert [j.attempt for j in stage.jobs if j.id == "trial-0"] == [0, 1, 2]
     failed = [r for r in stage.records if r.state == "failed"]
     assert [(r.label, r.failure) for r in failed] == [("trial 0", "lost")]
-    winner = stage.controller.finals.winner
+    winner = stage.controller.confirmation.winner
     assert winner is not None
     assert len(winner.contender().select) == 2
 
@@ -407,7 +410,7 @@ def test_what_an_earlier_process_finished_after_the_search_is_not_run_again(make
     again = make_stage(recall=lambda job: kept.get(job.id))
     again.play(honest)
     assert [j.id for j in again.jobs] == ["baseline-0-s1001"]
-    before, after = first.controller.finals, again.controller.finals
+    before, after = first.controller.confirmation, again.controller.confirmation
     assert before.winner is not None
     assert after.winner is not None
     assert after.winner.contender() == before.winner.contender()
@@ -427,7 +430,7 @@ def test_an_interrupted_trial_waits_on_its_rung(make_stage: Make) -> None:
     stage.controller.interrupt()
     stage.controller.abandon()
     assert not stage.controller.finished
-    assert len(stage.controller.study.paused) == 3
+    assert len(stage.controller.strategy.study.paused) == 3
     assert stage.records == []
 
 

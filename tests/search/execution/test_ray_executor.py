@@ -23,7 +23,7 @@ from support.saved_model import save_backbone, write_reviews
 
 from autopeft.assets import resolve_model
 from autopeft.errors import AutoPEFTError
-from autopeft.search.core.jobs import Done, Job, JobResult
+from autopeft.search.core.jobs import Done, Job, JobResult, TrainJob
 from autopeft.search.execution import ray_executor
 from autopeft.search.execution.ray_executor import Pool, run_jobs
 from autopeft.search.execution.worker import WorkerSetup, execute
@@ -198,7 +198,7 @@ def test_losses_are_the_same_with_one_worker_and_with_two(
     recipes: list[dict[str, Any]] = [{"autopeft": 1, "name": "r", "layers": block} for block in layers]
     recipes.append({"autopeft": 1, "name": "r", "model": [{"fish_mask": {"keep": 40, "samples": 4}}]})
     jobs = [
-        Job(f"{seed}-{i}", "trial", "x", recipe, seed=seed, steps=4)
+        TrainJob(f"{seed}-{i}", "trial", "x", recipe, seed=seed, steps=4)
         for seed in (0, 1)
         for i, recipe in enumerate(recipes)
     ]

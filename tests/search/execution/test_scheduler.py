@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autopeft.errors import AutoPEFTError
-from autopeft.search.core.jobs import DONE, Done, Job, JobResult
+from autopeft.search.core.jobs import DONE, Done, Job, JobResult, TrainJob
 from autopeft.search.execution.scheduler import Capacity, Pool, Scheduler
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class Source:
         if not self.left:
             return None if self.open else DONE
         self.open.add(self.left[0])
-        return Job(self.left.pop(0), "trial", "x", {"name": "r"}, steps=1)
+        return TrainJob(self.left.pop(0), "trial", "x", {"name": "r"}, steps=1)
 
     def progress(self, job: str, step: int, loss: float) -> None:
         self.steps.append((job, step, loss))

@@ -14,7 +14,7 @@ import torch
 from support.saved_model import save_backbone, write_reviews
 
 from autopeft.assets import resolve_model
-from autopeft.search.core.jobs import Job, JobResult
+from autopeft.search.core.jobs import JobResult, TrainJob
 from autopeft.search.execution import worker
 from autopeft.search.execution.worker import WorkerSetup, execute
 from autopeft.tasks import load_task
@@ -34,7 +34,7 @@ def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkerSetup:
 
 def run(setup: WorkerSetup, **more: Any) -> JobResult:
     fields: dict[str, Any] = {"id": "j", "kind": "trial", "label": "x", "recipe": LORA, "steps": 4, **more}
-    return execute(setup, Job(**fields), lambda step, loss: None, lambda: False)
+    return execute(setup, TrainJob(**fields), lambda step, loss: None, lambda: False)
 
 
 def backbone(setup: WorkerSetup) -> dict[str, torch.Tensor]:
@@ -114,7 +114,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from autopeft.assets import resolve_model
-from autopeft.search.core.jobs import Job
+from autopeft.search.core.jobs import TrainJob
 from autopeft.search.execution.worker import WorkerSetup, execute
 from autopeft.tasks import load_task
 from autopeft.training import TrainingPlan
@@ -126,7 +126,7 @@ setup = WorkerSetup("model", resolve_model(str(folder / "model")), task, plan, t
 recipe = {"name": "x", "layers": [{"attach": [{"lora": {"rank": 2}}]}]}
 
 def run(batch):
-    job = Job("j", "trial", "x", recipe, steps=1)
+    job = TrainJob("j", "trial", "x", recipe, steps=1)
     return execute(replace(setup, plan=replace(plan, batch_size=batch)), job, lambda *a: None, lambda: False)
 
 assert run(8).error is None
@@ -163,7 +163,7 @@ def test_where_memory_is_really_short_fewer_rows_are_taken_at_once(
 
 def test_stopping_ends_a_job_at_the_next_step(setup: WorkerSetup) -> None:
     seen: list[int] = []
-    job = Job("j", "trial", "x", LORA, steps=1000)
+    job = TrainJob("j", "trial", "x", LORA, steps=1000)
     result = execute(setup, job, lambda step, loss: seen.append(step), lambda: len(seen) >= 3)
     assert (result.failure, seen) == ("stopped", [1, 2, 3])
     assert run(setup).error is None

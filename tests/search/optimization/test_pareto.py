@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autopeft.search.core.jobs import TrialRecord
+from autopeft.runs.records import TrialRecord
 from autopeft.search.optimization.pareto import front_csv, front_json, pareto_front
 
 POINTS = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=30)

@@ -17,9 +17,10 @@ from autopeft.recipe import Recipe
 from autopeft.search.core.jobs import JobResult
 from autopeft.search.optimization.distributions import Codec
 from autopeft.search.optimization.sampler_view import view_of
-from autopeft.search.optimization.study import Repaired, SearchStudy
+from autopeft.search.optimization.study import SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
-from autopeft.search.space.bound import Parameter
+from autopeft.search.space.candidate import Candidate
+from autopeft.search.space.parameters import Parameter
 from autopeft.search.space.space import Space
 
 RUNGS = Rungs.of(10, "none")
@@ -27,11 +28,11 @@ RANKS = (1, 2, 4, 8)
 SPACE = (Parameter("rank", "categorical", RANKS, sizes=RANKS), Parameter("site", "categorical", ("q", "v")))
 
 
-def repair(values: dict[str, Any], cap: int = 4) -> Repaired:
+def repair(values: dict[str, Any], cap: int = 4) -> Candidate:
     """Shrinks the rank to the cap, as a budget would."""
     rank = min(values["rank"], cap)
     recipe = Recipe.from_dict({"layers": [{"attach": [{"lora": {"sites": [values["site"]], "rank": rank}}]}]})
-    return Repaired(recipe, Counts(rank * 10, rank * 10, 0, 1000), recipe.hash(), {**values, "rank": rank})
+    return Candidate(recipe, Counts(rank * 10, rank * 10, 0, 1000), recipe.hash(), {**values, "rank": rank})
 
 
 def open_study(path: Path, **more: Any) -> SearchStudy:
@@ -68,9 +69,9 @@ layers:
 """
     bound = Space.from_yaml(text).bind(spec_of(tiny_config("bert")))
 
-    def as_it_is(values: dict[str, Any]) -> Repaired:
+    def as_it_is(values: dict[str, Any]) -> Candidate:
         graph = build_graph(bound.materialize(values), bound.spec)
-        return Repaired(graph.recipe, count(graph, bound.spec), graph.trial_hash(), values)
+        return Candidate(graph.recipe, count(graph, bound.spec), graph.trial_hash(), values)
 
     study = open_study(tmp_path, space=bound.parameters, repair=as_it_is)
     assert len(run_all(study)) == 2 < bound.cardinality() == 6
@@ -164,7 +165,7 @@ def test_a_torn_journal_is_mended(tmp_path: Path) -> None:
 
 
 def test_infeasible_suggestions_are_failed_and_bounded(tmp_path: Path) -> None:
-    def refuse(values: dict[str, Any]) -> Repaired:
+    def refuse(values: dict[str, Any]) -> Candidate:
         raise BudgetError("nothing fits")
 
     study = open_study(tmp_path, repair=refuse, patience=4)

@@ -15,7 +15,7 @@ from autopeft.backbones import spec_of
 from autopeft.errors import RecipeError, UsageError
 from autopeft.recipe import Recipe
 from autopeft.runs.folder import RunFolder
-from autopeft.search.core.jobs import TrialRecord
+from autopeft.runs.records import TrialRecord
 from autopeft.search.optimization import warm_start
 from autopeft.search.optimization.warm_start import points_from
 from autopeft.search.space.space import BoundSpace, Space

@@ -349,10 +349,10 @@ def test_a_backbone_without_a_hash_is_not_kept(store: BaselineCache, tmp_path: P
 
 
 def test_methods_of_other_packages_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    from autopeft import method
+    from autopeft.method import get_method, registry
 
-    monkeypatch.setattr(method, "_REGISTRY", dict(method._REGISTRY))
-    lora = method.get_method("lora")
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    lora = get_method("lora")
 
     class Foreign(lora):  # type: ignore[misc,valid-type]
         traits: Traits = lora.traits

@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 
 from autopeft.recipe import Recipe
-from autopeft.search.core.jobs import JobResult, TrialRecord
+from autopeft.runs.records import TrialRecord
+from autopeft.search.core.jobs import JobResult
+from autopeft.search.selection.baseline_runs import BaselineRuns
 from autopeft.search.selection.baselines import Baseline
-from autopeft.search.selection.contender import BaselineRuns, choose_finalists, fresh_seeds, mean_sd
+from autopeft.search.selection.contender import fresh_seeds, mean_sd
+from autopeft.search.selection.finalists import choose_finalists
 
 
 def test_mean_and_sample_deviation() -> None:

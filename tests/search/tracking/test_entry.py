@@ -6,7 +6,7 @@ import pytest
 from support.tracking import RECIPE, confirm_job, confirm_record, trial_job, trial_record
 
 from autopeft.recipe import Recipe, recipe_names
-from autopeft.search.core.jobs import Job
+from autopeft.search.core.jobs import TrainJob
 from autopeft.search.tracking.entry import entry_config, entry_name, hyperparameters, metrics_of
 
 
@@ -53,9 +53,11 @@ def test_jobs_and_their_records_have_one_name_and_one_config() -> None:
     assert entry_config(trial_job(3)) == entry_config(paused)
     assert entry_name(confirm_job()) == entry_name(confirm_record()) == "confirm-finalist-0-seed-7"
     assert entry_config(confirm_job()) == entry_config(confirm_record())
-    baseline = Job("baseline-0-s1", "baseline", "(IA)³ at q/v, seed 1", RECIPE)
+    baseline = TrainJob("baseline-0-s1", "baseline", "(IA)³ at q/v, seed 1", RECIPE)
     assert entry_name(baseline) == "baseline-IA-at-q-v-seed-1"
-    assert entry_name(Job("test-x", "test", "test of finalist 0, seed 7", RECIPE)).startswith("test-of-f")
+    assert entry_name(TrainJob("test-x", "test", "test of finalist 0, seed 7", RECIPE)).startswith(
+        "test-of-f"
+    )
 
 
 def test_a_stopped_trial_has_no_score_that_a_full_run_could_be_compared_with() -> None:

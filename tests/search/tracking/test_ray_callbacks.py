@@ -23,7 +23,8 @@ from support.tracking import (
 )
 
 from autopeft.runs.folder import RunFolder
-from autopeft.search.core.jobs import DONE, Done, JobResult, SilentReporter
+from autopeft.search.core.events import SilentReporter
+from autopeft.search.core.jobs import DONE, Done, JobResult
 from autopeft.search.execution.ray_executor import Pool, run_jobs
 from autopeft.search.tracking.background import BackgroundTracker
 from autopeft.search.tracking.ray_callbacks import open_tracker

@@ -18,7 +18,8 @@ from support.tracking import MemoryTracker, confirm_record, play, trial_job, tri
 from autopeft.errors import UsageError
 from autopeft.runs.folder import RunFolder
 from autopeft.search.controller.controller import Controller
-from autopeft.search.core.jobs import Job, JobResult, SilentReporter
+from autopeft.search.core.events import SilentReporter
+from autopeft.search.core.jobs import Job, JobResult
 from autopeft.search.tracking import reporter as module
 from autopeft.search.tracking.background import BackgroundTracker
 from autopeft.search.tracking.reporter import Tracking, parse_trackers, track
@@ -171,7 +172,7 @@ def test_a_search_goes_on_without_a_tracker_that_fails(make_stage: Callable[...,
     stage = make_stage()
     plain = stage.controller
     controller = Controller(
-        plain.study, plain.effort, [], tracking, stage.checkpoints, stage.records.append, seed=0, workers=2
+        plain.strategy, plain.effort, [], tracking, stage.checkpoints, stage.records.append, seed=0, workers=2
     )
 
     def outcome(job: Job) -> JobResult:

@@ -20,22 +20,13 @@ from autopeft.tasks.kinds import (
     metrics_of,
     register_kind,
     register_metric,
-    registry,
 )
 from autopeft.tasks.kinds.classification import Classification
 from autopeft.tasks.table import ColumnNames, Table
 
+pytestmark = pytest.mark.usefixtures("own_registry")
 SHARE = Metric("share", 0, 1, "a share", lambda p, y: 0.5)
 TABLES = {"train": Table("data.csv", {"text": ["a", "b"], "label": ["x", "y"]}, {})}
-
-
-@pytest.fixture(autouse=True)
-def _as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is gone after it."""
-    kind_names()
-    monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
-    monkeypatch.setattr(registry, "_METRICS", dict(registry._METRICS))
-    monkeypatch.setattr(registry, "_BY_KIND", {k: list(v) for k, v in registry._BY_KIND.items()})
 
 
 def kind_like(name: str, claim: float = 0.0, **changes: Any) -> type[TaskKind]:

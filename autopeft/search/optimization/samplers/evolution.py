@@ -14,7 +14,7 @@ from autopeft.search.optimization.samplers.mutation import Distributions, mutate
 from autopeft.search.optimization.samplers.observations import History, Repair
 
 if TYPE_CHECKING:
-    from autopeft.search.space.bound import Parameter
+    from autopeft.search.space.parameters import Parameter
 
 __all__ = ["EvolutionSampler", "ranking"]
 

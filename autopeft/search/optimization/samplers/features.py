@@ -16,8 +16,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from autopeft.search.space.bound import Parameter
 from autopeft.search.space.expressions import ParameterKind
+from autopeft.search.space.parameters import Parameter
 
 __all__ = ["Features", "plain_parameters"]
 

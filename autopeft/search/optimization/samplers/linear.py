@@ -17,7 +17,7 @@ from autopeft.search.optimization.samplers.mutation import Distributions, draw, 
 from autopeft.search.optimization.samplers.observations import History, Repair
 
 if TYPE_CHECKING:
-    from autopeft.search.space.bound import Parameter
+    from autopeft.search.space.parameters import Parameter
 
 __all__ = ["LinearSampler"]
 

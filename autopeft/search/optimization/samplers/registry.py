@@ -18,7 +18,7 @@ from autopeft.search.optimization.samplers.nsga2 import OrderedNSGAIISampler
 from autopeft.search.optimization.samplers.observations import Repair
 
 if TYPE_CHECKING:
-    from autopeft.search.space.bound import Parameter
+    from autopeft.search.space.parameters import Parameter
 
 __all__ = ["SAMPLERS", "default_sampler", "make_sampler"]
 

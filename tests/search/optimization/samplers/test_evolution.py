@@ -13,7 +13,7 @@ from support.landscape import view
 from autopeft.search.optimization.hypervolume import hypervolume
 from autopeft.search.optimization.samplers.evolution import EvolutionSampler, ranking
 from autopeft.search.optimization.samplers.observations import Point
-from autopeft.search.space.bound import Parameter
+from autopeft.search.space.parameters import Parameter
 
 SPACE = {f"x{i}": IntDistribution(0, 9) for i in range(8)}
 

@@ -5,7 +5,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from autopeft.search.optimization.samplers.features import Features, plain_parameters
-from autopeft.search.space.bound import Parameter
+from autopeft.search.space.parameters import Parameter
 
 ON = Parameter("layer_0.on", "categorical", (True, False))
 OTHER = Parameter("layer_1.on", "categorical", (True, False))

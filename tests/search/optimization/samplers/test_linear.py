@@ -11,7 +11,7 @@ from autopeft.search.optimization.distributions import Codec
 from autopeft.search.optimization.samplers import Point, make_sampler
 from autopeft.search.optimization.samplers.linear import LinearSampler
 from autopeft.search.optimization.samplers.mutation import draw
-from autopeft.search.space.bound import Parameter
+from autopeft.search.space.parameters import Parameter
 
 SWITCHES = [Parameter(f"layer_{i}.on", "categorical", (True, False)) for i in range(10)]
 CODEC = Codec(SWITCHES)

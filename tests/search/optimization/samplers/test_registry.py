@@ -20,7 +20,7 @@ from autopeft.errors import UsageError
 from autopeft.search.optimization.distributions import Codec
 from autopeft.search.optimization.samplers import SAMPLERS, Point, default_sampler, make_sampler
 from autopeft.search.optimization.samplers.mutation import draw
-from autopeft.search.space.bound import Parameter
+from autopeft.search.space.parameters import Parameter
 
 MIXED = (
     Parameter("kind", "categorical", ("a", "b", None)),

@@ -1,0 +1,184 @@
+"""The open registry of compositions: each module of this package, and those of other packages through the
+entry-point group `autopeft.compositions`.
+
+A composition declares itself in one file; everything else that knows compositions reads the declaration.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from torch import nn
+
+from autopeft.errors import CompositionError, near
+from autopeft.method import MEMBERS, Member, check_members, method_names, registered_method, reserve
+
+__all__ = [
+    "composition_names",
+    "default_options",
+    "get_composition",
+    "is_composition",
+    "register",
+    "reserved_names",
+]
+
+_PACKAGE = "autopeft.composition"
+_RESERVED = ("fuse",)  # planned: no method and no alias may have these names
+_FOLDS = ("site", "children")
+_OWN = (
+    Member("summary", "module", "in lists: what it does, in a line", None, "str", "any"),
+    Member("traits", "module", "what it declares of itself", None, "CompositionTraits", "any"),
+    Member("Options", "module", "the model of its options", None, "CompositionOptions", "any"),
+    Member("kind", "module", "its name; `register` sets it", None, "str"),
+    Member("check", "module", "before it is built", ("children", "options"), "", "any"),
+    Member("parameter_count", "module", "its own, in closed form", ("children",), "ParameterCount", "any"),
+    Member("build", "module", "at attach", ("children", "options"), "Module", "any"),
+    Member("delta", "module", "in each forward", (*_FOLDS, "x", "y", "call"), "Tensor", "any"),
+    Member(
+        "weight",
+        "module",
+        "whenever a weight is needed",
+        ("target", "children", "original", "current"),
+        "Tensor",
+        "any",
+    ),
+    Member("key_value", "module", "in each forward", (*_FOLDS, "x", "call"), "keys, values", "any"),
+    Member("merged", "module", "by merging", (*_FOLDS, "weight", "bias"), "weight, bias"),
+    Member("counts_padding", "module", "by several hybrids on one model", None, "str"),
+)
+_OF_ENTRIES = (
+    *("initialise", "initialise_prompt", "measurement", "measure", "settle"),
+    *("merged", "as_lora", "reads"),
+)
+_MEMBERS = (
+    *_OWN,
+    *(m for m in MEMBERS if m.owner == "module" and not m.way and m.name not in _OF_ENTRIES),
+)
+
+_REGISTRY: dict[str, type[Any]] = {}
+_DEFAULTS: dict[str, dict[str, Any]] = {}
+_LOADED = False
+_C = TypeVar("_C", bound=type)
+
+
+def register(name: str) -> Callable[[_C], _C]:
+    """Class decorator that enters a composition (see `Composition`) under `name`, which becomes its `kind`.
+
+    Raises:
+        CompositionError: the name is taken or malformed, a part of the contract is missing, misspelt or takes
+            other arguments, or an option has no default.
+    """
+
+    def enter(cls: _C) -> _C:
+        _check_name(name, cls)
+        _check_class(name, cls)
+        defaults = _defaults_of(name, cls)
+        reserve(name)
+        cls.kind = name  # type: ignore[attr-defined]
+        _REGISTRY[name], _DEFAULTS[name] = cls, defaults
+        return cls
+
+    return enter
+
+
+def _check_name(name: str, cls: type[Any]) -> None:
+    if not name.isidentifier() or name != name.lower() or hasattr(nn.ModuleDict(), name):
+        raise CompositionError(
+            "A composition's name is a lower-case identifier that torch's modules leave free, but got "
+            f"{name!r}."
+        )
+    taken = _REGISTRY.get(name)
+    if taken is not None and taken.__qualname__ != cls.__qualname__:
+        raise CompositionError(f"The composition name {name!r} is taken by {taken.__module__}.")
+    if not cls.__module__.startswith(f"{_PACKAGE}."):
+        method_names()  # all methods are entered, so that none of theirs is taken away
+    if name in ("head", "children", "policies", "copies") or registered_method(name):
+        raise CompositionError(f"{name!r} already means something else; choose another composition name.")
+
+
+def _check_class(name: str, cls: type[Any]) -> None:
+    what = f"Composition {name!r} ({cls.__qualname__})"
+    missing = [m.name for m in _OWN if m.way and not hasattr(cls, m.name)]
+    if not missing and cls.traits.mergeable and not hasattr(cls, "merged"):
+        missing = ["merged"]
+    if missing:
+        raise CompositionError(f"{what} lacks {', '.join(missing)} (see `autopeft.composition.Composition`).")
+    check_members(cls, nn.Module, _MEMBERS, what, CompositionError)
+
+
+def _defaults_of(name: str, cls: type[Any]) -> dict[str, Any]:
+    try:
+        defaults: dict[str, Any] = cls.Options().model_dump()
+    except ValidationError as error:
+        needed = ", ".join(str(e["loc"][0]) for e in error.errors() if e["loc"])
+        raise CompositionError(
+            f"Composition {name!r} has options without a default ({needed}); give each one, since a recipe "
+            "may list the children alone."
+        ) from error
+    return defaults
+
+
+def _load_all() -> None:
+    """Import the built-in compositions and those of installed packages, once."""
+    global _LOADED
+    if _LOADED:
+        return
+    _LOADED = True
+    package = importlib.import_module(_PACKAGE)
+    for info in sorted(pkgutil.iter_modules(package.__path__, f"{_PACKAGE}."), key=lambda i: i.name):
+        importlib.import_module(info.name)
+    for point in entry_points(group="autopeft.compositions"):
+        point.load()
+
+
+def get_composition(name: str) -> type[Any]:
+    """The composition class registered under `name`.
+
+    Raises:
+        CompositionError: there is none; the message names near matches.
+    """
+    _load_all()
+    if name not in _REGISTRY:
+        raise CompositionError(
+            f"There is no composition {name!r}.{near(name, _REGISTRY)} There are: "
+            f"{', '.join(composition_names())}; one from another package registers through the entry-point "
+            "group 'autopeft.compositions'."
+        )
+    return _REGISTRY[name]
+
+
+def composition_names() -> tuple[str, ...]:
+    """Names of all registered compositions, sorted."""
+    _load_all()
+    return tuple(sorted(_REGISTRY))
+
+
+def reserved_names() -> tuple[str, ...]:
+    """Names of compositions that are planned and not there yet."""
+    _load_all()
+    return tuple(name for name in _RESERVED if name not in _REGISTRY)
+
+
+def is_composition(name: Any) -> bool:
+    """Whether a name in a recipe is a composition's, or reserved for one."""
+    _load_all()
+    return name in _REGISTRY or name in _RESERVED
+
+
+def default_options(name: str) -> dict[str, Any]:
+    """The options of a composition where a recipe sets none.
+
+    Raises:
+        CompositionError: there is no such composition.
+    """
+    get_composition(name)
+    return dict(_DEFAULTS[name])
+
+
+for _name in _RESERVED:
+    reserve(_name)

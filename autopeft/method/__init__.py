@@ -1,0 +1,74 @@
+"""The method contract and its open registry.
+
+A **method** is a small class: a strict config, its `Traits`, a closed-form `parameter_count` and `build`,
+which is called once per recipe entry and returns one `nn.Module` that owns what the entry trains at all its
+sites. How that module acts is told by the injection way of its traits and the protocol of the same name
+below (`HookModule`, `WeightModule`, `KeyValueModule`, `PromptModule`). Everything else is optional and
+found by its presence; `autopeft.method.members` declares all of it, and a misspelt or misshapen member is
+refused. A configured method may narrow its class's `traits` by some of its own: a variant that has fewer
+sites, or cannot be merged.
+"""
+
+from __future__ import annotations
+
+from autopeft.method.contract import (
+    Call,
+    Context,
+    Injection,
+    Method,
+    MethodConfig,
+    Need,
+    ParameterCount,
+    Traits,
+)
+from autopeft.method.lifecycle import Concludes, Ensembles, Merges, Objective, Posterior, Prepares, Resizes
+from autopeft.method.members import MEMBERS, Member, check_members, check_module, members_table
+from autopeft.method.modules import HookModule, KeyValueModule, PromptModule, WeightModule, WeightTarget
+from autopeft.method.phase import OuterStep, Phase, PhasePart
+from autopeft.method.registry import get_method, method_names, register, registered_method, reserve
+
+__all__ = [
+    "MEMBERS",
+    "Call",
+    "Concludes",
+    "Context",
+    "Ensembles",
+    "HookModule",
+    "Injection",
+    "KeyValueModule",
+    "Member",
+    "Merges",
+    "Method",
+    "MethodConfig",
+    "Need",
+    "Objective",
+    "OuterStep",
+    "ParameterCount",
+    "Phase",
+    "PhasePart",
+    "Posterior",
+    "Prepares",
+    "PromptModule",
+    "Resizes",
+    "Traits",
+    "WeightModule",
+    "WeightTarget",
+    "check_members",
+    "check_module",
+    "get_method",
+    "members_table",
+    "method_names",
+    "register",
+    "registered_method",
+    "reserve",
+]
+
+__doc__ = f"""{__doc__}
+A module may have:
+
+{members_table("module")}
+
+A method class may have:
+
+{members_table("method")}
+"""

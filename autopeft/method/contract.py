@@ -1,0 +1,159 @@
+"""What a method declares of itself, and what it is told: config, traits, count, and the data of a forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from autopeft.errors import MethodError
+from autopeft.spec import SITE_NAMES, BackboneSpec, Site
+
+__all__ = ["Call", "Context", "Injection", "Method", "MethodConfig", "Need", "ParameterCount", "Traits"]
+
+Injection = Literal["hook", "weight", "kv", "training"]
+Need = Literal["calibration", "decoder", "seq2seq", "several_tasks", "artefacts", "text"]
+
+
+class MethodConfig(BaseModel):
+    """Base of every method's config: unknown keys, wrong types and values out of range are errors.
+
+    `sites` names where the method sits; left out, it takes the method's default sites that exist.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    sites: tuple[str, ...] | None = Field(default=None, description="site names; default: the method's own")
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Parameters of one entry: `deployed` at inference, `trained` while training (fewer only where a small
+    adapter makes a whole weight, as HiWi's does, or where stages leave one after the other what stays).
+
+    Of a `data_dependent` method `deployed` is a bound for what a training leaves that has ended. `state` are
+    numbers that are saved beside the parameters and that no budget counts (a posterior).
+    """
+
+    deployed: int
+    trained: int
+    state: int = 0
+
+    def __add__(self, other: ParameterCount) -> ParameterCount:
+        return ParameterCount(
+            self.deployed + other.deployed, self.trained + other.trained, self.state + other.state
+        )
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a method declares of itself; the graph checks it before anything is built.
+
+    Attributes:
+        injection: the way in (`training` for policies that place nothing).
+        sites: site names it may take.
+        default_sites: where it sits when the recipe names none; those that a backbone lacks are left out.
+        level: `layers` (listed under `layers:`), `model` (under `model:`) or `training` (under `policies:`).
+        needs: what must be there: calibration batches, a decoder, two stacks, several tasks, artefacts, text
+            input.
+        mergeable: can be folded into the backbone's weights exactly.
+        changes_length: lengthens the sequence.
+        stochastic: draws random numbers while training.
+        identity: leaves the backbone's function exactly as it is before training.
+        direction: replaces the direction of a weight (DoRA): at most one for each weight.
+        pretrained: what it makes of a tensor depends on the pretrained values alone (HiWi): in a chain no
+            other may have altered the tensor before.
+        phased: trains in phases of its own, of which a training can have only one entry's.
+        gateable: a gate may stand in front of it.
+        rowwise: what it adds at a position depends on that position's x and y alone (hook methods).
+        data_dependent: its deployed size is settled at the end of training: by the data, for which
+            `parameter_count` gives an upper bound, or by a choice afterwards, for which it gives the default.
+            That figure is what a budget counts; the module `Resizes`.
+    """
+
+    injection: Injection
+    sites: tuple[str, ...] = ()
+    default_sites: tuple[str, ...] = ()
+    level: Literal["layers", "model", "training"] = "layers"
+    needs: frozenset[Need] = field(default_factory=frozenset)
+    mergeable: bool = False
+    changes_length: bool = False
+    stochastic: bool = False
+    identity: bool = True
+    direction: bool = False
+    pretrained: bool = False
+    phased: bool = False
+    gateable: bool = True
+    rowwise: bool = False
+    data_dependent: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = [s for s in (*self.sites, *self.default_sites) if s not in SITE_NAMES]
+        if unknown:
+            raise MethodError(f"Unknown sites {unknown} in traits; sites are: {', '.join(SITE_NAMES)}.")
+
+
+@dataclass(frozen=True)
+class Context:
+    """Data of one forward of a stack, the same for all its sites.
+
+    Where several hybrids share a model, each has a context of its own, for its own rows of the batch.
+
+    Attributes:
+        mask: (batch, positions), 1 for real positions and 0 for padding, reserved rows included; `None`
+            where no mask was given.
+        source_mask: of a decoder behind an encoder, the same for what cross-attention reads.
+        task_id: (batch,) or `None`.
+        reserved: rows at the front (or, for vision, at the end) that prompts fill.
+        cached: whether keys and values of earlier positions come from a cache (a decoding step).
+        hybrid: token of the hybrid that this forward belongs to.
+        lost: nothing is known of the forward: a layer is recomputed after it, and its family does not hand
+            the context on.
+    """
+
+    mask: Tensor | None = None
+    source_mask: Tensor | None = None
+    task_id: Tensor | None = None
+    reserved: int = 0
+    cached: bool = False
+    hybrid: int = 0
+    lost: bool = False
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a site: the stack's context and what the region around the site offers.
+
+    Attributes:
+        context: see `Context`.
+        gated: a gate stands in front and replaces the module's own constant scale (UniPELT drops LoRA's α/r).
+        residual: for regions, the residual stream that the region's output is added to, (batch, positions,
+            hidden).
+        norm: for regions of post-norm layers, the frozen norm that follows the residual add.
+        entered: on the output side, the x that came before the site's input side altered it; `None` where
+            nothing did.
+    """
+
+    context: Context
+    gated: bool = False
+    residual: Tensor | None = None
+    norm: Callable[[Tensor], Tensor] | None = None
+    entered: Tensor | None = None
+
+
+class Method(Protocol):
+    """The contract: see `autopeft.method`. The class docstring holds formula, paper and shapes."""
+
+    name: ClassVar[str]
+    traits: ClassVar[Traits]
+    Config: ClassVar[type[MethodConfig]]
+    config: Any
+
+    def __init__(self, config: Any) -> None: ...
+
+    def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount: ...
+
+    def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module: ...

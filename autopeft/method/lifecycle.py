@@ -1,0 +1,118 @@
+"""What a method's module may take part in beside the forward: calibration, merging, what follows training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from autopeft.spec import Site
+
+__all__ = ["Concludes", "Ensembles", "Merges", "Objective", "Posterior", "Prepares", "Resizes"]
+
+
+class Objective(Protocol):
+    """What calibration may ask of the model: the task's loss and the scores behind it, both differentiable.
+
+    `objective(batch)` is the mean loss over the batch (a scalar), `objective.logits(batch)` the model's
+    output scores (batch, classes), or (batch, 1) for regression. Both run one forward of the attached model
+    on a batch with labels.
+    """
+
+    def __call__(self, batch: dict[str, Tensor]) -> Tensor: ...
+
+    def logits(self, batch: dict[str, Tensor]) -> Tensor: ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """Needs calibration before training (`needs` holds `calibration`): it measures, then settles.
+
+    `measure` gets the bare base model (tensor names of the spec are relative to it; nothing that the recipe
+    attaches acts meanwhile), an iterator over batches of training examples with labels, and the task's
+    `Objective`; it must leave the model as it was: values, gradients and what requires grad. What it returns
+    depends on backbone, head, data and `measurement` alone, so it is kept and used again by later trials.
+
+    `measurement` returns what else `measure` depends on, as JSON values: the config without the entry's size.
+    `settle` takes what was measured and makes the module ready to train, from any earlier state.
+    """
+
+    def measurement(self) -> dict[str, Any]: ...
+
+    def measure(
+        self, base: nn.Module, batches: Iterable[dict[str, Tensor]], objective: Objective
+    ) -> dict[str, Tensor]: ...
+
+    def settle(self, measured: Mapping[str, Tensor]) -> None: ...
+
+
+@runtime_checkable
+class Resizes(Protocol):
+    """Has a deployed size that training settles (`data_dependent`): ranks that are pruned, say.
+
+    `deploy()` keeps exactly what acts, so that the module's function stays as it was. `resize` is called on
+    the deployed form of a fresh module before saved tensors are filled in. `shapes` holds the saved shape for
+    each key of its state, with the number of dimensions that the tensor has; the module then has tensors of
+    these shapes, with any values. What its config forbids it leaves as it is, and loading is refused.
+    """
+
+    def deploy(self) -> None: ...
+
+    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None: ...
+
+
+@runtime_checkable
+class Merges(Protocol):
+    """Can be folded into a linear site: returns the new (out, in) weight and bias for this site.
+
+    At a norm the weight is its gain (out,). A bias may also come back where the backbone has none: a linear
+    map then gets one, and what is added behind a norm goes into the biases of the maps that read it.
+    """
+
+    def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]: ...
+
+
+@runtime_checkable
+class Ensembles(Protocol):
+    """Stands for several models at test time, whose output distributions are averaged.
+
+    `members` is how many (0: one, alone). After `choose(i)` the module acts in eval mode as member i, for any
+    i ≥ 0, the same in every forward; after `choose(None)` as without an ensemble.
+    """
+
+    members: int
+
+    def choose(self, member: int | None) -> None: ...
+
+
+@runtime_checkable
+class Concludes(Protocol):
+    """Learns something more when training has ended, `finish` included: the curvature at what was found.
+
+    `conclude` gets an iterator over batches that hold each row of *train* that was trained on once, and the
+    task's `Objective`, in eval mode. It starts from any earlier state, leaves values, gradients and what
+    requires grad of the model as they were, and keeps what it learned in buffers of a fixed shape, which are
+    saved and do not count as parameters. A training that was paused or was asked to stop is not concluded;
+    `before_step` tells of one that goes on.
+    """
+
+    def conclude(self, batches: Iterable[dict[str, Tensor]], objective: Objective) -> None: ...
+
+
+@runtime_checkable
+class Posterior(Protocol):
+    """Has a normal distribution over parameters, under which the logits of the linearised model are normal.
+
+    `samples` is how many draws of the logits a prediction averages (0: there is none yet, or none wanted).
+    `covariance` gives J·Σ·Jᵀ (rows, classes, classes) for the logits (rows, classes) of a forward in eval
+    mode within `recording()`, gradients on, and may be asked once for it.
+    """
+
+    @property
+    def samples(self) -> int: ...
+
+    def recording(self) -> AbstractContextManager[None]: ...
+
+    def covariance(self, logits: Tensor) -> Tensor: ...

@@ -1,0 +1,365 @@
+"""The members that a method and its module may have, and the check that what is there is spelt and shaped so.
+
+Optional members are found by their presence: a misspelt one would never be called. `MEMBERS` declares each of
+them once; `members_table` renders it for the documents.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from torch import nn
+
+from autopeft.errors import MethodError, UsageError
+from autopeft.method.contract import Traits
+
+__all__ = ["MEMBERS", "Member", "check_members", "check_method", "check_module", "members_table"]
+
+Owner = Literal["module", "method"]
+_CLOSE = 0.8  # difflib's ratio, from which a name counts as a misspelling (`after_backwards`: 0.97)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member that the package looks for.
+
+    Attributes:
+        name: how it is spelt.
+        owner: where it lives: on the `module` that `build` returns, or on the `method` class.
+        called: when, or what for.
+        takes: its arguments without `self`; `None` for a value (an attribute or a property).
+        gives: what it returns, or its type, in words.
+        way: of members of a protocol that a way in asks for, which way; empty for optional ones.
+        beside: members that must be there where this one is.
+    """
+
+    name: str
+    owner: Owner
+    called: str
+    takes: tuple[str, ...] | None = ()
+    gives: str = ""
+    way: str = ""
+    beside: tuple[str, ...] = ()
+
+    @property
+    def signature(self) -> str:
+        """`settled(step, total) -> bool`; `members: int` for a value."""
+        if self.takes is None:
+            return f"{self.name}: {self.gives}"
+        return f"{self.name}({', '.join(self.takes)}){f' -> {self.gives}' if self.gives else ''}"
+
+
+_STEP = ("step", "total")
+_SITE_CALL = ("site", "x", "y", "call")
+_SEEN = ("batches", "objective")
+
+MEMBERS: tuple[Member, ...] = (
+    Member("side", "module", "at attach: which end of the site it alters", ("site",), "input|output", "hook"),
+    Member("delta", "module", "in each forward: what is added there", _SITE_CALL, "Tensor", "hook"),
+    Member("weight_targets", "module", "at attach: the tensors it alters", (), "WeightTargets", "weight"),
+    Member(
+        "weight",
+        "module",
+        "whenever an altered tensor is needed: the new one",
+        ("target", "original", "current"),
+        "Tensor",
+        "weight",
+    ),
+    Member(
+        "key_value",
+        "module",
+        "in each forward of an attention: what is put in front",
+        ("site", "x", "call"),
+        "keys, values",
+        "kv",
+    ),
+    Member("prompt", "module", "in each forward: the reserved rows", ("site", "call"), "Tensor", "prompt"),
+    Member("length", "module", "at attach: how many rows it fills", None, "int", "prompt"),
+    Member(
+        "initialise",
+        "module",
+        "at attach, for each weight target, with the backbone's tensor",
+        ("target", "weight"),
+    ),
+    Member("initialise_prompt", "module", "at attach, with the text embedding", ("embedding",)),
+    Member(
+        "measurement",
+        "module",
+        "before `measure`: what else it depends on (`Prepares`)",
+        (),
+        "dict",
+        beside=("measure", "settle"),
+    ),
+    Member(
+        "measure",
+        "module",
+        "once before training, with calibration batches (`Prepares`)",
+        ("base", *_SEEN),
+        "dict of tensors",
+        beside=("measurement", "settle"),
+    ),
+    Member(
+        "settle",
+        "module",
+        "with what was measured, now or in an earlier trial (`Prepares`)",
+        ("measured",),
+        beside=("measurement", "measure"),
+    ),
+    Member("before_step", "module", "by the loop, before the forward of each step", _STEP),
+    Member("loss_terms", "module", "in each step; what it gives is added to the loss", (), "Tensor or None"),
+    Member("after_backward", "module", "by the loop, when the gradients are there", _STEP),
+    Member("after_step", "module", "by the loop, behind the optimizer; gradients are still there", _STEP),
+    Member(
+        "settled",
+        "module",
+        "by early stopping: no state counts as the best while there still are ranks to be taken away",
+        _STEP,
+        "bool",
+    ),
+    Member("finish", "module", "once at the end of training"),
+    Member("phases", "module", "before training, by a module that trains in stages", (), "list[Phase]"),
+    Member(
+        "parameter_groups",
+        "module",
+        "when the optimizer is built: `params`, settings, and a `name` that comes behind the entry's",
+        (),
+        "list[dict]",
+    ),
+    Member(
+        "up_parameters",
+        "module",
+        "by policies that treat the zero-initialised factor apart (LoRA+)",
+        (),
+        "list[Parameter]",
+    ),
+    Member("deploy", "module", "at saving and counting, on a copy: drops what only training needed"),
+    Member(
+        "resize",
+        "module",
+        "at loading, by methods whose deployed size training settles (`Resizes`)",
+        ("shapes",),
+        beside=("deploy",),
+    ),
+    Member(
+        "conclude", "module", "once after training, with the rows that were trained on (`Concludes`)", _SEEN
+    ),
+    Member("members", "module", "by predictions: how many models it stands for (`Ensembles`)", None, "int"),
+    Member(
+        "choose",
+        "module",
+        "by predictions: act as this one of them (`Ensembles`)",
+        ("member",),
+        beside=("members",),
+    ),
+    Member("samples", "module", "by predictions: how many draws they average (`Posterior`)", None, "int"),
+    Member(
+        "recording",
+        "module",
+        "by predictions, around the forward (`Posterior`)",
+        (),
+        "context manager",
+        beside=("samples", "covariance"),
+    ),
+    Member(
+        "covariance",
+        "module",
+        "by predictions, after the forward (`Posterior`)",
+        ("logits",),
+        "Tensor",
+        beside=("samples", "recording"),
+    ),
+    Member(
+        "merged",
+        "module",
+        "by merging, of a mergeable module on activations (`Merges`)",
+        ("site", "weight", "bias"),
+        "weight, bias",
+    ),
+    Member(
+        "as_lora",
+        "module",
+        "by the export to peft, of the deployed form: what acts there as LoRA",
+        ("site",),
+        "A, B, s",
+    ),
+    Member("reads", "module", "by a gate in front: what it reads (default: x)", _SITE_CALL, "Tensor"),
+    Member("size_field", "method", "the config field whose zero means absent", None, "str"),
+    Member(
+        "default_sites", "method", "default sites, where they depend on the config", None, "tuple of names"
+    ),
+    Member(
+        "also_weights",
+        "method",
+        "true where a module that acts on activations alters weights too",
+        None,
+        "bool",
+    ),
+    Member("traits", "method", "what it declares of itself", None, "Traits", "any"),
+    Member("Config", "method", "its config's model", None, "MethodConfig", "any"),
+    Member(
+        "parameter_count",
+        "method",
+        "its parameters in closed form",
+        ("sites", "spec"),
+        "ParameterCount",
+        "entry",
+    ),
+    Member("build", "method", "at attach: its module", ("sites", "spec"), "Module", "entry"),
+    Member(
+        "adjust",
+        "method",
+        "when the optimizer is built: the groups as the policy has them",
+        ("groups", "modules"),
+        "list[dict]",
+        "policy",
+    ),
+)
+
+
+def members_table(owner: Owner) -> str:
+    """The members of a module or of a method class that may be there, as a Markdown table."""
+    rows = [(f"`{m.signature}`", m.called) for m in MEMBERS if m.owner == owner and not m.way]
+    return "\n".join(f"| {left} | {right} |" for left, right in (("member", "called"), ("---", "---"), *rows))
+
+
+def check_method(cls: type[Any], name: str) -> None:
+    """Check the members of a method class.
+
+    Raises:
+        MethodError: a part of the contract is missing, a member is misspelt or takes other arguments, or
+            `size_field` names no field of the config.
+    """
+    traits: Traits | None = getattr(cls, "traits", None)
+    ways = {"any", "policy" if traits is not None and traits.level == "training" else "entry"}
+    known = [m for m in MEMBERS if m.owner == "method" and (not m.way or m.way in ways)]
+    what = f"Method {name!r} ({cls.__qualname__})"
+    missing = [m.name for m in known if m.way and not hasattr(cls, m.name)]
+    if missing:
+        raise MethodError(f"{what} lacks {', '.join(missing)}.{_suspects(cls, missing, object)}")
+    check_members(cls, object, known, what)
+    size = inspect.getattr_static(cls, "size_field", None)
+    fields = cls.Config.model_fields
+    if isinstance(size, str) and size not in fields:
+        raise MethodError(f"{what} has size_field={size!r}, which its config lacks: {', '.join(fields)}.")
+
+
+def check_module(module: nn.Module, ways: Iterable[str], owner: str) -> None:
+    """Check the members of a module that a method or a composition built.
+
+    The class of a module can depend on the config, so that it is known only when it was built. Names that
+    begin with an underscore, and those that `nn.Module` has, are the module's own affair.
+
+    Args:
+        module: what was built.
+        ways: how it acts; the protocols of these ways must be there.
+        owner: what built it, as messages call it.
+
+    Raises:
+        MethodError: a member is misspelt, takes other arguments, or is there without what belongs to it.
+    """
+    acts = frozenset(ways)
+    cls: type[Any] = type(module)
+    _check_module_class(cls, acts, owner)
+    known = _module_members(acts)
+    names = {m.name for m in known if _has(module, m.name)}
+    what = f"{owner} built {type(module).__qualname__}, which"
+    lacking = {m.name: f"acts by the way {m.way!r}" for m in known if m.way and m.name not in names}
+    for member in known:
+        if member.name in names and member.takes is not None:
+            lacking |= {b: f"has `{member.name}`" for b in member.beside if b not in names}
+    for name, why in lacking.items():
+        raise MethodError(f"{what} {why} but has no `{name}`.{_suspects(type(module), [name], nn.Module)}")
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    """Whether a module has this attribute; no property is run for it."""
+    held = (vars(module), module._parameters, module._buffers, module._modules)
+    return hasattr(type(module), name) or any(name in names for names in held)
+
+
+def _module_members(ways: frozenset[str]) -> list[Member]:
+    return [m for m in MEMBERS if m.owner == "module" and (not m.way or m.way in ways)]
+
+
+def _check_module_class(cls: type[Any], ways: frozenset[str], owner: str) -> None:
+    check_members(cls, nn.Module, _module_members(ways), f"{owner} built {cls.__qualname__}, which")
+
+
+def check_members(
+    cls: type[Any],
+    base: type[Any],
+    known: Iterable[Member],
+    what: str,
+    error: type[UsageError] = MethodError,
+) -> None:
+    """Check how the public members of a class that `base` lacks are spelt and shaped.
+
+    Args:
+        cls: the class.
+        base: what it has from this class is left alone.
+        known: the members that may be there.
+        what: the subject of the message's sentence.
+        error: what is raised.
+
+    Raises:
+        UsageError: a member is misspelt, or takes other arguments than declared.
+    """
+    by_name = {m.name: m for m in known}
+    for name, value in _own_members(cls, base):
+        if name in by_name:
+            _check_shape(by_name[name], value, what, error)
+            continue
+        close = get_close_matches(name, by_name, n=1, cutoff=_CLOSE)
+        # Where both are there, the other name is one of its own.
+        if close and not hasattr(cls, close[0]):
+            raise error(
+                f"{what} has {name!r}, which nothing ever calls. Did you mean {close[0]!r}, "
+                f"`{by_name[close[0]].signature}`? If it is a helper, begin its name with '_'."
+            )
+
+
+def _own_members(cls: type[Any], base: type[Any]) -> Iterator[tuple[str, Any]]:
+    """Public members that a class does not have from `base`, as they are stored."""
+    for name in dir(cls):
+        if not name.startswith("_") and not hasattr(base, name):
+            yield name, inspect.getattr_static(cls, name)
+
+
+def _check_shape(member: Member, value: Any, what: str, error: type[UsageError]) -> None:
+    """Check that a member is a method or a value, as declared, and takes its arguments."""
+    plain = value.__func__ if isinstance(value, (staticmethod, classmethod)) else value
+    if member.takes is None:
+        if inspect.isroutine(plain):
+            raise error(
+                f"{what} has `{member.name}` as a method, but it is read as a value ({member.gives}); make "
+                "it an attribute or a property."
+            )
+        return
+    if not callable(plain):
+        kind = "a property" if isinstance(plain, property) else repr(plain)
+        raise error(f"{what} has {kind} at {member.name!r}, which is called as `{member.signature}`.")
+    # Bound already, or no descriptor: nothing is put in front.
+    alone = isinstance(value, staticmethod) or inspect.ismethod(plain) or not hasattr(plain, "__get__")
+    given = list(member.takes) if alone else ["self", *member.takes]
+    try:
+        signature = inspect.signature(plain)
+    except ValueError:  # built in: it does not tell
+        return
+    try:
+        signature.bind(*given)
+    except TypeError as wrong:
+        raise error(
+            f"{what} has `{member.name}{signature}`, which is called as `{member.signature}`: {wrong}."
+        ) from wrong
+
+
+def _suspects(cls: type[Any], missing: Iterable[str], base: type[Any]) -> str:
+    """A sentence that names members which may be misspellings of what is missing, or nothing."""
+    own = [name for name, _ in _own_members(cls, base)]
+    found = {name: get_close_matches(name, own, n=1, cutoff=_CLOSE) for name in missing}
+    pairs = [f"{close[0]!r} for {name!r}" for name, close in found.items() if close]
+    return f" Is {' and '.join(pairs)} a misspelling?" if pairs else ""

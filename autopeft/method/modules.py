@@ -1,0 +1,71 @@
+"""The four ways in: what a method's module must have to act on a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from autopeft.method.contract import Call
+from autopeft.spec import Site
+
+__all__ = ["HookModule", "KeyValueModule", "PromptModule", "WeightModule", "WeightTarget"]
+
+
+@dataclass(frozen=True)
+class WeightTarget:
+    """A backbone tensor that a weight method alters: the weight of a linear `site`, or a `tensor` by name.
+
+    For a site the weight is handed over as (out, in), whatever the backbone's layout (Conv1D, fused
+    projections); for a tensor as it is stored.
+    """
+
+    site: Site | None = None
+    tensor: str | None = None
+
+    @property
+    def key(self) -> str:
+        return self.site.key if self.site is not None else str(self.tensor)
+
+
+class HookModule(Protocol):
+    """Acts on activations. `side(site)` says whether it alters the site's input or its output.
+
+    `delta(site, x, y, call)` returns what is added, in the shape of the altered tensor: of y (batch, …,
+    out) on the output side, of x on the input side (where y is x).
+    """
+
+    def side(self, site: Site) -> Literal["input", "output"]: ...
+
+    def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor: ...
+
+
+class WeightModule(Protocol):
+    """Alters backbone tensors. `weight` returns the new tensor.
+
+    `original` is the backbone's tensor, `current` what earlier weight methods made of it; an additive
+    method returns current + Δ, a direction method current + (f(original) − original).
+    """
+
+    def weight_targets(self) -> Sequence[WeightTarget]: ...
+
+    def weight(self, target: WeightTarget, original: Tensor, current: Tensor) -> Tensor: ...
+
+
+class KeyValueModule(Protocol):
+    """Prepends keys and values to an attention region.
+
+    Returns two tensors (1 or batch, length, kv_features).
+    """
+
+    def key_value(self, site: Site, x: Tensor, call: Call) -> tuple[Tensor, Tensor]: ...
+
+
+class PromptModule(Protocol):
+    """Fills reserved rows at the embeddings. `prompt` returns (1 or batch, length, hidden)."""
+
+    length: int
+
+    def prompt(self, site: Site, call: Call) -> Tensor: ...

@@ -1,0 +1,87 @@
+"""Final runs that need not be repeated: those of an earlier process, and baselines of earlier searches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from autopeft.runs.folder import RunFolder
+from autopeft.runs.records import TrialRecord, read_record
+from autopeft.search.controller.checkpoints import FolderCheckpoints
+from autopeft.search.core.jobs import Job, JobResult
+from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
+
+__all__ = ["CompletedRuns", "KnownRuns"]
+
+
+class CompletedRuns:
+    """Final runs of an earlier process, by job, from `finals.jsonl`.
+
+    A finalist's run counts as done while its weights are there: they may have to be tested.
+    """
+
+    def __init__(self, folder: RunFolder, checkpoints: FolderCheckpoints) -> None:
+        self._checkpoints = checkpoints
+        self._done: dict[str, JobResult] = {}
+        lines = folder.lines("finals.jsonl")
+        for line in lines:
+            result = _as_result(line)
+            if result is not None:
+                self._done[result.job] = result
+        if lines:
+            # Without a torn last line, and without what will be run again.
+            kept = [line for line in lines if line.get("job") in self._done]
+            folder.write_lines("finals.jsonl", kept)
+
+    def get(self, job: Job) -> JobResult | None:
+        """What came of the job, if that is known."""
+        found = self._done.get(job.id)
+        if found is None or any(split not in found.scores for split in job.splits):
+            return None
+        if job.kind == "confirm":
+            files = self._checkpoints.get(job.id)
+            return None if files is None else found
+        return found
+
+    def __contains__(self, job: str) -> bool:
+        return job in self._done
+
+
+class KnownRuns:
+    """What need not be run again: final runs of an earlier process, and baselines of earlier searches."""
+
+    def __init__(self, past: CompletedRuns, keys: RunKeys, cache: BaselineCache) -> None:
+        self._past, self._keys, self._cache = past, keys, cache
+
+    def recall(self, job: Job) -> JobResult | None:
+        """What came of a job, if that is known."""
+        found = self._past.get(job)
+        if found is not None or job.kind != "baseline":
+            return found
+        scores = self._cache.get(self._keys.of(job.recipe, job.seed, job.steps))
+        if scores is None or any(split not in scores for split in job.splits):
+            return None
+        return JobResult(job.id, {split: scores[split] for split in job.splits})
+
+    def remember(self, record: TrialRecord) -> None:
+        """Keep the scores of a baseline's run for other searches."""
+        if record.kind == "baseline" and record.state == "complete" and not record.kept:
+            key = self._keys.of(record.recipe, record.seed or 0, record.steps or 0)
+            self._cache.put(key, record.scores, record.seconds)
+
+
+def _as_result(line: Mapping[str, Any]) -> JobResult | None:
+    try:
+        record = read_record(line)
+    except ValueError:
+        return None
+    if record.state != "complete" or not record.job or "scores" not in line:
+        return None
+    return JobResult(
+        record.job,
+        dict(record.scores),
+        seconds=record.seconds,
+        train_loss=record.train_loss,
+        counts=record.counts,
+        worker=record.worker,
+    )

@@ -1,0 +1,33 @@
+"""Where a search keeps files that may still be needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+__all__ = ["CheckpointStore"]
+
+
+class CheckpointStore(Protocol):
+    """Keeps files by key: saved hybrids, and checkpoints of paused trials.
+
+    The keys `best` (weights of the best trial so far) and those of final runs (the job's id) are the
+    controller's; a strategy keeps what it needs under keys of its own.
+    """
+
+    def put(self, key: str, files: Mapping[str, bytes]) -> None:
+        """Replace what is held under `key`."""
+        ...
+
+    def get(self, key: str) -> Mapping[str, bytes] | None:
+        """What is held under `key`."""
+        ...
+
+    def drop(self, key: str) -> None:
+        """Hold nothing under `key`."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of everything that is held."""
+        ...

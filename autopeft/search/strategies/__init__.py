@@ -1,0 +1,1 @@
+"""Strategies: how a space becomes candidates. `trials` draws and trains independent recipes."""

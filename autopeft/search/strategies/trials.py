@@ -1,0 +1,255 @@
+"""`trials`: independent recipes, proposed by a sampler and trained from rung to rung."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from autopeft.effort import Effort
+from autopeft.runs.records import TrialRecord
+from autopeft.search.core.checkpoints import CheckpointStore
+from autopeft.search.core.jobs import Job, JobResult, TrainJob
+from autopeft.search.optimization.study import SearchStudy
+from autopeft.search.optimization.successive_halving import Rungs, Standing, SuccessiveHalving
+from autopeft.search.space.candidate import Candidate, candidate
+from autopeft.search.strategies.contract import StrategyContext
+from autopeft.search.strategies.registry import register
+
+__all__ = ["JOURNAL", "Trials"]
+
+JOURNAL = "journal.log"
+_STUCK = 5
+# Bytes that checkpoints of paused trials may take: for each planned trial, and in all at least; and how many
+# are kept whatever they take.
+_ROOM_EACH, _ROOM, _KEPT = 400_000, 40_000_000, 3
+
+
+@register("trials")
+class Trials:
+    """Independent recipes, proposed by a sampler; only the better ones go on from rung to rung.
+
+    A trial pauses at each rung with a checkpoint (`trial-<n>` in the store), from which it goes on.
+
+    Args:
+        study: proposals and their results; one that was opened anew goes on.
+        effort: numbers of trials, steps and finalists.
+        checkpoints: takes the checkpoints of paused trials.
+        seed: of every trial.
+    """
+
+    name: ClassVar[str] = "trials"
+
+    def __init__(
+        self, study: SearchStudy, effort: Effort, checkpoints: CheckpointStore, *, seed: int
+    ) -> None:
+        self.study, self._effort, self._checkpoints, self._seed = study, effort, checkpoints, seed
+        self.halving = SuccessiveHalving(
+            study.rungs, effort.trials, objectives=study.objectives, least=effort.top
+        )
+        self._running: set[str] = set()
+        self._updates: list[TrialRecord] = []
+        self.launched = study.trained
+        self._promoted = 0  # steps that were trained above the first rung
+        self._failures_in_row = 0
+        self._closing = self.finished = self.exhausted = self.out_of_time = False
+        self._restore()
+
+    @classmethod
+    def open(cls, context: StrategyContext) -> Trials:
+        """See `StrategyClass`; the study's journal is in the run folder."""
+
+        def repaired(values: dict[str, Any]) -> Candidate:
+            return candidate(context.space, values, context.budget)
+
+        study = SearchStudy(
+            context.folder / JOURNAL,
+            context.space.parameters,
+            repaired,
+            sampler=context.sampler,
+            seed=context.seed,
+            trials=context.effort.trials,
+            rungs=context.rungs,
+            objectives=context.objectives,
+            first=context.first,
+        )
+        return cls(study, context.effort, context.checkpoints, seed=context.seed)
+
+    @classmethod
+    def planned_steps(cls, effort: Effort, rungs: Rungs) -> float:
+        """See `StrategyClass`."""
+        return effort.trials * rungs.expected
+
+    def _restore(self) -> None:
+        """Put the trials of an earlier process on the rungs that they had reached."""
+        for record in [*self.study.records(), *self.study.paused.values()]:
+            if record.state in ("complete", "paused") and record.number is not None:
+                reached = sorted(map(int, record.rungs))
+                for step, after in zip(reached, [*reached[1:], None], strict=True):
+                    self._reach(record, step)
+                    if after is not None:
+                        self.halving.promote(record.number, step)
+
+    def _reach(self, record: TrialRecord, step: int) -> None:
+        size = int((record.counts or {}).get("deployed", 0))
+        self.halving.reach(Standing(record.number or 0, record.rungs[str(step)], size), step)
+
+    # Giving out
+    # ------------------------------------------------------------------------------------------------------
+
+    def next(self, *, room: bool) -> Job | None:
+        """A trial that goes on, a new one, or `None`, also while running ones may still be outdone."""
+        if self.finished:
+            return None
+        found = self.halving.candidate(closing=self._closing)
+        if found is None and not self._closing:
+            job = self._new(room)
+            if job is not None:
+                return job
+            self._closing = True
+            found = self.halving.candidate(closing=True)
+        if found is not None:
+            return self._continued(*found)
+        if not self._running:
+            self._finish()
+        return None
+
+    def _new(self, room: bool) -> Job | None:
+        if self.launched >= self._effort.trials or self._failures_in_row >= _STUCK:
+            return None
+        if not room:
+            self.out_of_time = True
+            return None
+        proposal = self.study.propose()
+        self._tell_duplicates()
+        if proposal is None:
+            self.exhausted = True
+            return None
+        self.launched += 1
+        return self._part(proposal.number, proposal.recipe, 0)
+
+    def _continued(self, number: int, step: int) -> Job:
+        self.halving.promote(number, step)
+        files = self._checkpoints.get(f"trial-{number}")
+        return replace(self._part(number, self.study.get(number).recipe, step), files=files)
+
+    def _part(self, number: int, recipe: Mapping[str, object], step: int) -> TrainJob:
+        """The part of a trial from one rung (or the start, step 0) to the next."""
+        rungs = self.study.rungs
+        level = 0 if step == 0 else rungs.steps.index(step) + 1
+        last = level == len(rungs.steps) - 1
+        job = TrainJob(
+            id=f"trial-{number}" if last and level == 0 else f"trial-{number}-{rungs.steps[level]}",
+            kind="trial",
+            label=f"trial {number}",
+            recipe=recipe,
+            seed=self._seed,
+            steps=rungs.full,
+            start=step,
+            until=None if last else rungs.steps[level],
+            share=rungs.shares[level],
+            keep_above=-math.inf if last else None,
+            number=number,
+            counts=self.study.get(number).counts,
+        )
+        self._running.add(job.id)
+        return job
+
+    def _finish(self) -> None:
+        self.finished = True
+        for number in list(self.study.paused):
+            self._checkpoints.drop(f"trial-{number}")
+            self._update(self.study.stop(number))
+        self._tell_duplicates()
+
+    # Taking back
+    # ------------------------------------------------------------------------------------------------------
+
+    def complete(self, job: Job, result: JobResult) -> None:
+        """See `Strategy`."""
+        self._running.discard(job.id)
+        number = job.number
+        if number is None or not isinstance(job, TrainJob):
+            return
+        if result.error is None and job.start > 0:
+            self._promoted += (job.until or job.steps) - job.start
+        if result.failure == "stopped" and number in self.study.paused:
+            return  # it waits on its rung for a search that goes on
+        if result.paused and job.until is not None:
+            self._pause(job.until, number, result)
+        elif self.study.record(number, result):
+            self._end(number)
+
+    def _pause(self, step: int, number: int, result: JobResult) -> None:
+        # The checkpoint first: a trial that the journal has on a rung can then go on from it.
+        self._checkpoints.put(f"trial-{number}", result.files)
+        if not self.study.pause(number, step, result):
+            return
+        self._failures_in_row = 0
+        record = self.study.get(number)
+        self._reach(record, step)
+        for hopeless in self.halving.hopeless():
+            self._checkpoints.drop(f"trial-{hopeless}")
+        self._make_room()
+        self._update(record)
+
+    def _end(self, number: int) -> None:
+        self._checkpoints.drop(f"trial-{number}")
+        record = self.study.get(number)
+        if record.state == "complete" and record.score is not None:
+            self._failures_in_row = 0
+            self._reach(record, self.study.rungs.full)
+        else:
+            self.halving.drop(number)
+            self._failures_in_row += 1
+        self._update(record)
+        self._tell_duplicates()
+
+    def _make_room(self) -> None:
+        """Let go of checkpoints of the trials least likely to go on; one that does all the same begins
+        anew."""
+        room = max(_ROOM, _ROOM_EACH * self._effort.trials)
+        if self._checkpoints.size > room:
+            for number in reversed(self.halving.queue()[_KEPT:]):
+                self._checkpoints.drop(f"trial-{number}")
+                if self._checkpoints.size <= room:
+                    return
+
+    def _update(self, record: TrialRecord) -> None:
+        self._updates.append(replace(record, seed=self._seed))
+
+    def _tell_duplicates(self) -> None:
+        for record in self.study.take_duplicates():
+            self._update(record)
+
+    # Reading
+    # ------------------------------------------------------------------------------------------------------
+
+    def updates(self) -> list[TrialRecord]:
+        """See `Strategy`."""
+        found, self._updates = self._updates, []
+        return found
+
+    def records(self) -> list[TrialRecord]:
+        """See `Strategy`."""
+        found = sorted(
+            [*self.study.records(), *self.study.paused.values()], key=lambda record: record.number or 0
+        )
+        return [replace(record, seed=self._seed) for record in found]
+
+    def candidates(self, n: int) -> list[TrialRecord]:
+        """See `Strategy`."""
+        return self.study.best(n)
+
+    @property
+    def expected_steps(self) -> float:
+        """See `Strategy`."""
+        return self.study.rungs.expected
+
+    @property
+    def steps_left(self) -> float:
+        """See `Strategy`."""
+        rungs = self.study.rungs
+        begun = self.launched * rungs.steps[0] + self._promoted
+        return max(0.0, self._effort.trials * rungs.expected - begun)

@@ -1,0 +1,71 @@
+"""The cost of a training step: its arithmetic, its profile, and a whole run on a tiny model."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+FOLDER = "training_step"
+Import = Callable[[str], Any]
+Script = Callable[..., str]
+
+
+def test_the_first_steps_are_left_out(load: Import) -> None:
+    run = load("run").Run.of(10.0, [11.0, 11.5, 11.75, 11.875], 2, 0.7)
+    assert run.ms == [250.0, 125.0]
+    assert run.mean == 187.5
+    assert run.seconds == 1.875
+
+
+def test_profiles_credit_the_callers(load: Import) -> None:
+    profile = load("step_profile")
+    ours = str(Path(importlib.import_module("autopeft.hybrid").__file__ or ""))
+    bert = str(Path(importlib.import_module("transformers").__file__ or ""))
+    a, b = (ours, 5, "forward"), (bert, 9, "forward")
+    table = {
+        a: (4, 4, 0.2, 1.0, {}),
+        b: (2, 2, 0.1, 0.5, {}),
+        ("~", 0, "<built-in method torch._C._nn.linear>"): (
+            6,
+            6,
+            0.5,
+            0.5,
+            {a: (4, 4, 0.4, 0.4), b: (2, 2, 0.1, 0.1)},
+        ),
+        ("~", 0, "<built-in method builtins.len>"): (4, 4, 0.1, 0.1, {a: (4, 4, 0.1, 0.1)}),
+    }
+    rows, called = profile.python_rows(SimpleNamespace(stats=table), 1.0, 2)
+    assert [(r.group, round(r.share, 3), r.calls) for r in rows] == [
+        ("autopeft", 0.3, 2),
+        ("transformers", 0.1, 1),
+    ]
+    assert called == pytest.approx({"autopeft": 0.4, "transformers": 0.1})
+    assert profile.group_of(torch.nn.__file__) == "torch"
+    assert profile.group_of(json.__file__) == "other"
+
+
+@pytest.mark.slow
+def test_steps_of_every_side(script: Script, tiny: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "step.json"
+    options = ["--steps", "3", "--pad-steps", "2", "--pad", "24", "--repeats", "2", "--batch-size", "8"]
+    sides = "ours,dynamic,pad,bare,grouped"
+    script(
+        *tiny, *options, "--sides", sides, "--ks", "0,2", "--rows", "64", "--max-length", "24",
+        "--profile", "--profile-steps", "2", "--out", str(out),
+    )  # fmt: skip
+    found = json.loads(out.read_text())
+    assert [row["k"] for row in found["steps"]] == [0, 2]
+    for row in found["steps"]:
+        assert list(row["sides"]) == sides.split(",")
+        assert all(len(run["ms"]) == 3 for run in row["sides"]["dynamic"]["runs"])
+        assert all(len(run["ms"]) == 2 for run in row["sides"]["pad"]["runs"])
+    groups = found["profiles"][0]["groups"]
+    assert {"autopeft", "torch", "transformers", "torch operators"} <= groups.keys()
+    assert sum(groups.values()) == pytest.approx(1.0, abs=0.2)

@@ -1,0 +1,59 @@
+"""The task that a saved hybrid is scored on: read as its own kind, in the order of its head."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from autopeft.cli.saved import task_of
+
+from autopeft.errors import DataError, TaskError
+from autopeft.export.package import Card, Saved
+from autopeft.tasks import Task
+
+COLUMNS: dict[str, str | None] = {"text": None, "text_pair": None, "label": None}
+
+
+def saved(folder: Path, kind: str, labels: list[str], metric: str, origin: str = "file") -> Saved:
+    data = {"name": "t", "kind": kind, "labels": labels, "metric": metric, "source": {"origin": origin}}
+    manifest = {"task": "t", "model": "m", "backbone": {}, "data": data, "training": {"max_length": 16}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return Saved(folder, folder, Card.read(folder))
+
+
+def ratings(path: Path, values: list[Any]) -> str:
+    path.write_text("text,label\n" + "".join(f"row {i},{values[i % len(values)]}\n" for i in range(40)))
+    return str(path)
+
+
+def loaded(given: Saved, name: str | None) -> Task:
+    return task_of(given, name, COLUMNS, metric=None, seed=0, stand_in=False, notify=lambda _: None)
+
+
+def test_whole_numbers_are_numbers_for_a_hybrid_that_learnt_numbers(tmp_path: Path) -> None:
+    given = saved(tmp_path, "regression", [], "spearman")
+    task = loaded(given, ratings(tmp_path / "whole.csv", [1, 2, 3]))
+    assert (task.kind, task.metric) == ("regression", "spearman")
+    with pytest.raises(DataError, match="not all numbers"):
+        loaded(given, ratings(tmp_path / "words.csv", ["good", "bad"]))
+
+
+def test_classes_take_the_places_that_the_head_knows(tmp_path: Path) -> None:
+    given = saved(tmp_path, "classification", ["c", "b", "a"], "macro_f1")
+    task = loaded(given, ratings(tmp_path / "fewer.csv", ["a", "b"]))
+    assert task.labels == ("c", "b", "a")
+    assert all(
+        task.labels[label] == "ab"[int(text.split()[1]) % 2]
+        for text, label in zip(task.splits["train"].texts, task.splits["train"].labels, strict=True)
+    )
+    with pytest.raises(TaskError, match="does not know: d"):
+        loaded(given, ratings(tmp_path / "other.csv", ["a", "d"]))
+
+
+def test_rows_that_were_in_memory_have_to_be_named(tmp_path: Path) -> None:
+    given = saved(tmp_path, "classification", ["a", "b"], "accuracy", origin="memory")
+    with pytest.raises(TaskError, match="handed over in memory and are not kept; name data with --task"):
+        loaded(given, None)
+    assert loaded(given, ratings(tmp_path / "file.csv", ["a", "b"])).labels == ("a", "b")
