@@ -11,15 +11,18 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from autopeft.assets import load_model
     from autopeft.backbones import spec_of
     from autopeft.counting import Budget, Counts, count
     from autopeft.errors import AutoPEFTError, UsageError
+    from autopeft.export.api import Evaluation, Exported, evaluate, export, predict
     from autopeft.graph import CompositionGraph, build_graph
     from autopeft.hybrid import Hybrid, Stack, attach, load, stack
     from autopeft.method import get_method, method_names, register
     from autopeft.recipe import Recipe
     from autopeft.search.api import SearchResult, search
     from autopeft.tasks import Task, load_task
+    from autopeft.training.fixed import FixedOutcome, train
 
 __version__ = version("autopeft")
 
@@ -28,6 +31,9 @@ _HOMES = {
     "Budget": "counting",
     "CompositionGraph": "graph",
     "Counts": "counting",
+    "Evaluation": "export.api",
+    "Exported": "export.api",
+    "FixedOutcome": "training.fixed",
     "Hybrid": "hybrid",
     "Recipe": "recipe",
     "SearchResult": "search.api",
@@ -37,20 +43,28 @@ _HOMES = {
     "attach": "hybrid",
     "build_graph": "graph",
     "count": "counting",
+    "evaluate": "export.api",
     "get_method": "method",
     "load": "hybrid",
+    "load_model": "assets",
     "load_task": "tasks",
     "method_names": "method",
+    "predict": "export.api",
     "register": "method",
     "spec_of": "backbones",
     "stack": "hybrid",
+    "train": "training.fixed",
 }
+_ROOMS = ("export", "search")  # packages that are functions of the same name as well
 
 __all__ = [
     "AutoPEFTError",
     "Budget",
     "CompositionGraph",
     "Counts",
+    "Evaluation",
+    "Exported",
+    "FixedOutcome",
     "Hybrid",
     "Recipe",
     "SearchResult",
@@ -61,20 +75,25 @@ __all__ = [
     "attach",
     "build_graph",
     "count",
+    "evaluate",
+    "export",
     "get_method",
     "load",
+    "load_model",
     "load_task",
     "method_names",
+    "predict",
     "register",
     "search",
     "spec_of",
     "stack",
+    "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "search":
-        return import_module("autopeft.search")  # the room, which is callable
+    if name in _ROOMS:
+        return import_module(f"autopeft.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'autopeft' has no attribute {name!r}")
     value = getattr(import_module(f"autopeft.{_HOMES[name]}"), name)

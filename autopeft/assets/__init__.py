@@ -5,8 +5,10 @@ from __future__ import annotations
 from autopeft.assets.cache import cache_dir, cache_folder, make_room, publish
 from autopeft.assets.heads import head_names, reset_head
 from autopeft.assets.hub import hub_answers
+from autopeft.assets.live import keep_model
 from autopeft.assets.models import ModelSource, load_config, load_model, load_tokenizer, resolve_model
 from autopeft.assets.precision import dtype_of
+from autopeft.assets.quiet import quiet_libraries
 from autopeft.assets.table import ASSETS, DEFAULT_MODEL, Asset, WheelSource, model_aliases
 from autopeft.assets.weights import backbone_fingerprint, map_weights
 from autopeft.assets.wheels import (
@@ -33,6 +35,7 @@ __all__ = [
     "fetch_member",
     "head_names",
     "hub_answers",
+    "keep_model",
     "load_config",
     "load_model",
     "load_tokenizer",
@@ -40,6 +43,7 @@ __all__ = [
     "map_weights",
     "model_aliases",
     "publish",
+    "quiet_libraries",
     "reset_head",
     "resolve_model",
     "sha256_of",

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from transformers.utils import logging as transformers_logging
 
-__all__ = ["quiet_transformers"]
+__all__ = ["quiet_libraries", "quiet_transformers"]
 
 
 @contextmanager
@@ -26,3 +26,9 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def quiet_libraries() -> None:
+    """Keep the progress bars and advice of the libraries off the terminal; errors still come through."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from autopeft.assets.cache import SPARE_DISK, cache_folder, publish
 from autopeft.errors import AssetError
 
-__all__ = ["backbone_fingerprint", "map_weights"]
+__all__ = ["backbone_fingerprint", "bytes_of", "map_weights"]
 
 _log = logging.getLogger("autopeft")
 _ALIGNMENT = 64
@@ -49,12 +49,13 @@ def backbone_fingerprint(model: PreTrainedModel) -> str:
     digest = hashlib.sha256(json.dumps([type(base).__name__, config], sort_keys=True, default=str).encode())
     for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes(tensor).data)
+        digest.update(bytes_of(tensor).data)
     _FINGERPRINTS[model] = (now, digest.hexdigest())
     return _FINGERPRINTS[model][1]
 
 
-def _bytes(tensor: Tensor) -> NDArray[np.uint8]:
+def bytes_of(tensor: Tensor) -> NDArray[np.uint8]:
+    """A tensor's bytes in order, shape (bytes,), shared where it lies on the CPU without gaps."""
     flat: NDArray[np.uint8] = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     return flat
 
@@ -116,5 +117,5 @@ def _write(file: Path, places: list[tuple[nn.Parameter, int, int]], total: int) 
     with file.open("wb") as out:
         for parameter, start, _ in places:
             out.seek(start)
-            out.write(_bytes(parameter).data)
+            out.write(bytes_of(parameter).data)
         out.truncate(total)

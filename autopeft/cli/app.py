@@ -25,6 +25,7 @@ from autopeft.cli import (
     tasks,
     train,
 )
+from autopeft.cli.declared import typed_command
 from autopeft.errors import AutoPEFTError, UsageError
 
 __all__ = ["app", "main"]
@@ -88,7 +89,8 @@ def _root(
 
 
 for _name, _function, _panel in _COMMANDS:
-    app.command(_name, rich_help_panel=_panel, no_args_is_help=False)(_function)
+    _class = typed_command(_function)
+    app.command(_name, cls=_class, rich_help_panel=_panel, no_args_is_help=False)(_function)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

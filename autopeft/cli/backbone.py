@@ -12,15 +12,7 @@ if TYPE_CHECKING:
 
     from autopeft.spec import BackboneSpec
 
-__all__ = ["config_of", "head_size", "quiet_libraries", "spec_for"]
-
-
-def quiet_libraries() -> None:
-    """Keep the progress bars and advice of the libraries off the terminal; errors still come through."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+__all__ = ["config_of", "head_size", "spec_for"]
 
 
 def config_of(model: str) -> PreTrainedConfig:
@@ -29,7 +21,7 @@ def config_of(model: str) -> PreTrainedConfig:
     Raises:
         UsageError: there is no such model, or it has no usable configuration.
     """
-    from autopeft.assets import ModelSource, load_config, resolve_model
+    from autopeft.assets import ModelSource, load_config, quiet_libraries, resolve_model
 
     quiet_libraries()
     folder = Path(model).expanduser()

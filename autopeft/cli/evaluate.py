@@ -2,48 +2,18 @@
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import Annotated
-
-import typer
+from pathlib import Path
 
 from autopeft.cli.console import notify, say_json, say_sheet
-from autopeft.cli.options import Json, Label, Metric, NoStandIn, OtherModel, Run, Text, TextPair
+from autopeft.cli.declared import Given, declared
+from autopeft.cli.options import Json, Run
+from autopeft.export.arguments import EvaluateArguments
 
-__all__ = ["SplitChoice", "evaluate"]
-
-
-class SplitChoice(str, Enum):
-    """Which rows are scored."""
-
-    train = "train"
-    select = "select"
-    test = "test"
+__all__ = ["evaluate"]
 
 
-def evaluate(
-    run: Run,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            "--task", "-t", help="Task to score on; default: the one it was trained on.", show_default=False
-        ),
-    ] = None,
-    split: Annotated[SplitChoice, typer.Option("--split", help="Which rows.")] = SplitChoice.test,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed", min=0, help="Seed of the splits; default: the training run's.", show_default=False
-        ),
-    ] = None,
-    metric: Metric = None,
-    text: Text = None,
-    text_pair: TextPair = None,
-    label: Label = None,
-    no_stand_in: NoStandIn = False,
-    model: OtherModel = None,
-    as_json: Json = False,
-) -> None:
+@declared(EvaluateArguments)
+def evaluate(run: Run, given: Given, as_json: Json = False) -> None:
     """Score a trained hybrid on a split of a task.
 
     \b
@@ -51,29 +21,14 @@ def evaluate(
       autopeft evaluate winner --task new-reviews.csv --label stars
       autopeft evaluate my-run --split select --metric macro_f1 --json
     """
-    from autopeft.cli.saved import task_of
-    from autopeft.export.package import find_saved, load_saved
+    from autopeft.assets import quiet_libraries
+    from autopeft.export.api import evaluate as score
     from autopeft.report.train import evaluation_sheet
-    from autopeft.tasks.encode import encode
-    from autopeft.training import evaluate as score_split
 
-    saved = find_saved(run)
-    columns = {"text": text, "text_pair": text_pair, "label": label}
-    loaded = task_of(saved, task, columns, metric=metric, seed=seed, stand_in=not no_stand_in, notify=notify)
-    hybrid, tokenizer = load_saved(saved, model=model, notify=notify)
-    rows = encode(loaded, tokenizer, saved.card.max_length).splits[split.value]
-    value = score_split(hybrid.model, rows, loaded.metric, batch_size=64)
+    quiet_libraries()
+    found = score(run, notify=notify, **given)
     if as_json:
-        say_json(
-            {
-                "run": str(saved.folder),
-                "task": loaded.name,
-                "split": split.value,
-                "rows": len(rows),
-                "metric": loaded.metric,
-                "score": value,
-                "notice": loaded.source.notice,
-            }
-        )
-    else:
-        say_sheet(evaluation_sheet(saved.folder.name, loaded.metric, value, len(rows), split.value, loaded))
+        say_json(found.to_dict())
+        return
+    name, task = Path(found.run).name, found.task
+    say_sheet(evaluation_sheet(name, task.metric, found.score, found.rows, found.split, task))

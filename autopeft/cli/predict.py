@@ -8,27 +8,26 @@ from typing import Annotated
 import typer
 
 from autopeft.cli.console import notify, say, say_json
-from autopeft.cli.options import Json, OtherModel, Run
+from autopeft.cli.declared import Given, declared
+from autopeft.cli.options import Json, Run
 from autopeft.errors import DataError, UsageError
+from autopeft.export.arguments import PredictArguments
 
 __all__ = ["predict"]
 
 
+@declared(PredictArguments, places={"text": None, "file": "text_pair"})
 def predict(
     run: Run,
+    given: Given,
     text: Annotated[
         list[str] | None,
         typer.Option("--text", help="A text; may be given several times.", show_default=False),
-    ] = None,
-    text_pair: Annotated[
-        list[str] | None,
-        typer.Option("--text-pair", help="The second text of each, for tasks of pairs.", show_default=False),
     ] = None,
     file: Annotated[
         Path | None,
         typer.Option("--file", help="Texts from a file, one a line ('-' reads stdin).", show_default=False),
     ] = None,
-    model: OtherModel = None,
     as_json: Json = False,
 ) -> None:
     """Predict with a trained hybrid: for each text a label and its probability, or what its kind of task has.
@@ -38,28 +37,18 @@ def predict(
       autopeft predict winner --file sentences.txt --json
     """
     texts = _texts(text, file)
-    if text_pair and len(text_pair) != len(texts):
-        raise UsageError(
-            f"There are {len(texts)} texts but {len(text_pair)} second texts; give one for each."
-        )
-    from autopeft.cli.backbone import quiet_libraries
-    from autopeft.export.package import find_saved, load_saved
-    from autopeft.tasks import Split
-    from autopeft.training import predict as predict_outputs
+    from autopeft.assets import quiet_libraries
+    from autopeft.export.api import predict as ask
+    from autopeft.export.package import find_saved
 
     quiet_libraries()
     saved = find_saved(run)
-    hybrid, tokenizer = load_saved(saved, model=model, notify=notify)
-    card, kind = saved.card, saved.card.task_kind
-    rows = Split(texts, text_pair or None, [None] * len(texts))
-    encoded = kind.encode(rows, tokenizer, card.max_length, labelled=False, cached=False)
-    outputs = predict_outputs(hybrid.model, encoded, batch_size=64)
-    found = [{"text": t, **kind.present(o, card.labels)} for t, o in zip(texts, outputs, strict=True)]
+    found = ask(saved, texts, notify=notify, **given)
     if as_json:
         say_json(found)
         return
     for item in found:
-        say(f"{kind.line(item)}\t{item['text']}")
+        say(f"{saved.card.task_kind.line(item)}\t{item['text']}")
 
 
 def _texts(given: list[str] | None, file: Path | None) -> list[str]:

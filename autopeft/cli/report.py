@@ -39,7 +39,7 @@ def report(
     """
     import webbrowser
 
-    from autopeft.cli.backbone import quiet_libraries
+    from autopeft.assets import quiet_libraries
     from autopeft.report.html import write_report
     from autopeft.runs.folder import load_run
 

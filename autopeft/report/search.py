@@ -108,7 +108,7 @@ def dry_run_sheets(found: DryRun, size: str) -> list[Sheet]:
         ("task", f"{ready.task.name} ({ready.task.metric})"),
         ("data", ready.task.source.notice or f"{ready.task.source.name} ({ready.task.source.origin})"),
         ("rows", ", ".join(f"{name} {len(split):,}" for name, split in ready.task.splits.items())),
-        ("backbone", f"{ready.arguments.model}: {ready.spec.parameters:,} parameters"),
+        ("backbone", f"{ready.model_name}: {ready.spec.parameters:,} parameters"),
         ("budget", f"{ready.budget}: {limits_text(ready.limits)} deployed parameters"),
         ("space", f"{ready.space_name}: {size}"),
         ("fit without repair", percent(found.feasible, 1)),

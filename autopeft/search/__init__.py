@@ -1,28 +1,12 @@
 """The search: spaces, repair, the study, the Ray engine, the run folder.
 
-`autopeft.search` is this room and also, called, the public function `autopeft.search(...)`: importing a
-submodule binds the package's attribute to the module, whatever stood there before, so the module itself
-answers the call.
+`autopeft.search` is this package and also, called, the public function `autopeft.search(...)`.
 """
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from autopeft.search.api import SearchResult
+from autopeft.arguments.room import let_call
 
 __all__: list[str] = []
 
-
-class _CallableRoom(ModuleType):
-    def __call__(self, *args: Any, **kwargs: Any) -> SearchResult:
-        """See `autopeft.search.api.search`."""
-        from autopeft.search.api import search
-
-        return search(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _CallableRoom
+let_call(__name__, "autopeft.search.api:search")

@@ -6,9 +6,9 @@ import shutil
 import time as clock
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from autopeft.arguments import takes
 from autopeft.runs.folder import RunFolder, load_run
 from autopeft.runs.records import TrialRecord, read_records
 from autopeft.search.controller.checkpoints import Clock, FolderCheckpoints
@@ -17,8 +17,9 @@ from autopeft.search.controller.controller import Controller
 from autopeft.search.controller.finish import finish
 from autopeft.search.core.events import Reporter, SearchInfo, SilentReporter
 from autopeft.search.optimization.warm_start import points_from
+from autopeft.search.planning.arguments import SearchArguments, SearchCall
 from autopeft.search.planning.dry_run import DryRun, Sample, estimate_of, plan
-from autopeft.search.planning.prepare import Arguments, Prepared, prepare
+from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.planning.resume import SPACE, prepare_again
 from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
 from autopeft.search.selection.baselines import Baseline
@@ -34,53 +35,15 @@ Notify = Callable[[str], None] | None
 _HASTE = 5.0
 
 
-def search(
-    *,
-    reporter: Reporter | None = None,
-    notify: Notify = None,
-    resume: str | Path | None = None,
-    **arguments: Any,
-) -> SearchResult:
+@takes(SearchCall)
+def search(call: SearchCall) -> SearchResult:
     """Find the best hybrid under a budget.
 
+    A search needs `task` and `budget`, or `resume`; beside `resume` only what does not decide the outcome may
+    be given (workers, GPUs, time, trackers), and rows or a model in memory.
+
     Args:
-        reporter: is told of every event (see `Reporter`).
-        notify: takes one line where data are fetched or stand in for others, or a tracker fails.
-        resume: a run that was cut off (a path, a name under `runs`, or `latest`), to go on with; beside it
-            only `workers`, `cpus_per_trial`, `gpus_per_trial`, `address`, `time`, `log` and `runs` may be
-            given.
-        task: a task's name, or a data file or folder.
-        budget: limit on deployed parameters: `"0.5%"`, `"300k"`, `"0.1%..1%"`.
-        space: a space's name, a YAML file or a `Space`.
-        model: a packaged alias, a folder or a hub name.
-        effort: `quick`, `normal` or `thorough`; default quick on a CPU, normal on a GPU.
-        trials, steps, train_rows, select_rows, test_rows, confirm, confirm_seeds: override the effort
-            (`confirm` is the number of finalists).
-        time: time budget of the whole run, seconds or `"30m"`.
-        seed: of sampler, heads, modules, data order and splits.
-        strategy: what turns the space into candidates: `trials`, or one of another package.
-        sampler: `gp`, `tpe`, `nsga2`, `evolution`, `linear` or `random`; default: `tpe`, or `linear` with two
-            objectives.
-        fidelity: what a trial has less of before it is worth more: `steps`, `data` (steps and training rows),
-            or `none`. There are rungs at a third, a ninth … of the steps, down to 40.
-        objective: `score`, or `score,params` to look for small recipes as well as for good ones.
-        workers, cpus_per_trial, gpus_per_trial: jobs at a time, and what each takes.
-        warm_start: runs and recipes to begin with: paths, names under `runs`, `latest`.
-        baselines: `all`, `none`, or some of `lora,single,random,middle,head`; default LoRA and the head in
-            `quick`, else all. Each is trained once per task and budget and kept; `fresh_baselines` trains
-            them again.
-        address: an existing Ray cluster; default a private, local one.
-        max_length, batch_size, micro_batch: of training.
-        precision: of the backbone while recipes are tried: `fp32`, or `bf16`, which is faster and rougher;
-            finalists and baselines are trained in fp32.
-        shortcuts: whether layers below everything that a recipe alters come from stored states (fp16), and
-            the last layer serves only what the head reads.
-        text, text_pair, label, kind, metric, class_weights, stand_in: of the task (see
-            `autopeft.tasks.load_task`).
-        log: `none`, or some of `tensorboard,mlflow,wandb`: has every trial, and every run after the search,
-            logged there, by default in the run folder (see `autopeft.search.tracking.ray_callbacks`).
-            A tracker that fails is named to `notify`, and the search goes on without it.
-        out, runs: the run folder, or the folder to make it in.
+        {arguments}
 
     Ctrl-C ends the search with the best found so far; it is then not retrained, and `test` is empty. `resume`
     goes on from there, or from whatever a crash left.
@@ -88,19 +51,25 @@ def search(
     Raises:
         UsageError: an argument is wrong, or nothing in the space fits the budget.
         AutoPEFTError: every trial failed, or Ray could not be started.
+
+    Example:
+        >>> result = autopeft.search(task="sst2", budget="0.5%")           # doctest: +SKIP
+        >>> result.winner, result.test                                     # doctest: +SKIP
     """
     start = clock.monotonic()
-    if resume is not None:
-        folder = load_run(resume, root=arguments.pop("runs", "runs"))
+    if call.resume is not None:
+        told = call.base(SearchArguments)
+        changes = {k: getattr(told, k) for k in told.model_fields_set - {"runs"}}
+        folder = load_run(call.resume, root=call.runs)
         with folder.locked():
-            return _go(prepare_again(folder, arguments, notify), folder, reporter, notify, start)
-    ready = prepare(Arguments(**arguments), notify)
+            return _go(prepare_again(folder, changes, call.notify), folder, call.reporter, call.notify, start)
+    ready = prepare(call.base(SearchArguments), call.notify)
     a = ready.arguments
-    folder = RunFolder.create(a.task, ready.key(), root=a.runs, out=a.out)
+    folder = RunFolder.create(ready.task_name, ready.key(), root=a.runs, out=a.out)
     with folder.locked():
         folder.write_json("manifest.json", ready.manifest())
         folder.write_text(SPACE, ready.space.text)
-        return _go(ready, folder, reporter, notify, start)
+        return _go(ready, folder, call.reporter, call.notify, start)
 
 
 def _go(
@@ -166,7 +135,7 @@ def _run(
 
     reporter.on_start(_info(ready, folder, baselines))
     setup = WorkerSetup(
-        a.model, ready.source, ready.task, ready.plan, a.cpus_per_trial, ready.key(), a.precision
+        ready.model_name, ready.source, ready.task, ready.plan, a.cpus_per_trial, ready.key(), a.precision
     )
     pool = Pool(ready.workers, a.cpus_per_trial, ready.gpus, a.address)
     run_jobs(
@@ -215,8 +184,8 @@ def _first(ready: Prepared, notify: Notify) -> list[dict[str, Any]]:
 def _info(ready: Prepared, folder: RunFolder, baselines: list[Baseline]) -> SearchInfo:
     a, effort = ready.arguments, ready.effort
     return SearchInfo(
-        task=a.task,
-        model=a.model,
+        task=ready.task_name,
+        model=ready.model_name,
         space=ready.space_name,
         budget=str(a.budget),
         limits=ready.limits,

@@ -21,7 +21,6 @@ from autopeft.training.calibration import conclude, prepare
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.contracts import Trainable
 from autopeft.training.errors import NonFiniteLoss, PhaseError
-from autopeft.training.evaluate import evaluate
 from autopeft.training.forward import Forward, shortest_forward
 from autopeft.training.gradient import Gradient
 from autopeft.training.modes import generator_state, learning, restore_generator, seeded, training_mode
@@ -37,6 +36,7 @@ from autopeft.training.phases import (
 )
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.rows import Rows, rows_apart, rows_of
+from autopeft.training.scoring import evaluate
 from autopeft.training.stopping import BestState
 
 __all__ = ["OnScore", "OnStep", "ShouldStop", "TrainResult", "batch_stream", "train"]

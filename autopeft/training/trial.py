@@ -19,11 +19,11 @@ from autopeft.recipe import Recipe, TrainingSection
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.contracts import Trainable
-from autopeft.training.evaluate import evaluate
 from autopeft.training.forward import Forward, shortest_forward
 from autopeft.training.full import FullFineTuning
 from autopeft.training.loop import OnScore, OnStep, ShouldStop, TrainResult, train
 from autopeft.training.plan import TrainingPlan
+from autopeft.training.scoring import evaluate
 
 __all__ = ["TrialOutcome", "full_fine_tuning", "head_only", "run_trial"]
 

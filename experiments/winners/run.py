@@ -26,7 +26,8 @@ from tables import TASKS, tables
 from autopeft.search.api import search
 from autopeft.search.core.jobs import TrainJob
 from autopeft.search.execution.worker import WorkerSetup, execute
-from autopeft.search.planning.prepare import Arguments, prepare
+from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.planning.prepare import prepare
 from autopeft.search.selection.contender import fresh_seeds
 
 HERE = Path(__file__).parent
@@ -61,8 +62,8 @@ def searched(task: str, seed: int) -> dict[str, Any]:
 
 def transferred(recipe: dict[str, Any], task: str, seed: int) -> list[float]:
     """Test scores of a fixed recipe on a task, with the fresh seeds of the search there."""
-    ready = prepare(Arguments(task=task, seed=seed, **SETTING))
-    setup = WorkerSetup(ready.arguments.model, ready.source, ready.task, ready.plan, 1, ready.key())
+    ready = prepare(SearchArguments(task=task, seed=seed, **SETTING))
+    setup = WorkerSetup(ready.model_name, ready.source, ready.task, ready.plan, 1, ready.key())
     scores = []
     for fresh in fresh_seeds(seed, ready.effort.seeds):
         job = TrainJob(

@@ -82,16 +82,15 @@ def test_no_run_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_the_command_that_repeats_a_run_is_one_of_ours(runs: Path) -> None:
     """Every option that it writes exists."""
-    from dataclasses import fields
+    from autopeft.search.planning.arguments import SearchArguments
 
-    from autopeft.search.planning.prepare import Arguments
-
-    python_only = {"train_rows", "select_rows", "test_rows", "confirm", "confirm_seeds"}
+    options = SearchArguments.declared()
+    assert {name for name, option in options.items() if not option.cli} == {
+        *("train_rows", "select_rows", "test_rows", "confirm", "confirm_seeds", "runs")
+    }
     kinds = {"stand_in": False, "shortcuts": False, "time": "30m", "class_weights": [1.0, 2.0]}
     arguments = {
-        f.name: kinds.get(f.name, "7" if f.name != "seed" else 7)
-        for f in fields(Arguments)
-        if f.name not in python_only
+        name: kinds.get(name, "7" if name != "seed" else 7) for name, option in options.items() if option.cli
     }
     folder = RunFolder(next(runs.iterdir()))
     (folder.path / "manifest.json").write_text(json.dumps({"task": "toy", "arguments": arguments}))

@@ -15,10 +15,10 @@ from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
 from autopeft.tasks.encode import EncodedTask
 from autopeft.training.errors import NonFiniteLoss
-from autopeft.training.evaluate import evaluate
 from autopeft.training.forward import Forward
 from autopeft.training.loop import batch_stream, train
 from autopeft.training.plan import TrainingPlan
+from autopeft.training.scoring import evaluate
 
 CPU = torch.device("cpu")
 PLAN = TrainingPlan(steps=6, batch_size=16, device="cpu")

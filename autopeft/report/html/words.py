@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from autopeft.arguments import Arguments, command_line
 from autopeft.report.html.load import Run, Scored
 from autopeft.report.html.trials import methods_of
 from autopeft.report.html.values import mapping, real, shown, whole
 from autopeft.report.text import duration, mean_sd, number, percent, score
-from autopeft.search.planning.prepare import Arguments
+from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.selection.contender import mean_sd as moments
+from autopeft.training.arguments import TrainArguments
 
 __all__ = ["comparisons", "facts", "headline", "remarks", "reproduction"]
-
-# Arguments that `autopeft.search` takes and the command line does not.
-_PYTHON_ONLY = ("train_rows", "select_rows", "test_rows", "confirm", "confirm_seeds")
-_FLAGS = {
-    ("stand_in", False): "--no-stand-in",
-    ("shortcuts", False): "--no-shortcuts",
-    ("fresh_baselines", True): "--fresh-baselines",
-}
-_REPEATED = {"warm_start": "--from"}
-_ELSEWHERE = ("out", "runs")
 
 
 def headline(run: Run) -> list[str]:
@@ -192,22 +183,14 @@ def _of(table: Mapping[str, Any], *keys: str) -> Any:
 
 def reproduction(run: Run) -> list[tuple[str, str]]:
     """(what it does, the lines to type) that repeat the run and use what it found."""
-    given = [
-        (k, f"{run.folder.path}/space.yaml" if (k, v) == ("space", "custom") else v)
-        for k, v in _given(run.manifest)
-    ]
     where = _where(run)
     blocks: list[tuple[str, str]] = []
     if run.fixed:
-        blocks.append(("Train the recipe again", _command("autopeft train", given)))
+        blocks += _again("Train the recipe again", run, TrainArguments)
     else:
-        if given and not any(k in _PYTHON_ONLY for k, _ in given):
-            blocks.append(("Search again", _command("autopeft search", given)))
         if run.state != "finished":
-            blocks.insert(0, ("Go on with it", f"autopeft search --resume {where}"))
-        if given:
-            lines = "".join(f"    {k}={v!r},\n" for k, v in given)
-            blocks.append(("The same in Python", f"import autopeft\n\nautopeft.search(\n{lines})"))
+            blocks.append(("Go on with it", f"autopeft search --resume {where}"))
+        blocks += _again("Search again", run, SearchArguments)
     if run.result:
         use = f'autopeft export {where} -o winner\nautopeft predict {where} --text "…"'
         blocks.append(("Use what it found", use))
@@ -219,41 +202,49 @@ def reproduction(run: Run) -> list[tuple[str, str]]:
     return blocks
 
 
+def _again(what: str, run: Run, arguments: type[Arguments]) -> Iterator[tuple[str, str]]:
+    """The command that repeats a run, where it has an option for all that was given, and the call in
+    Python."""
+    given = _given(run, arguments)
+    if not given:
+        return
+    options, name = arguments.declared(), arguments.called
+    if all(options[k].cli and not isinstance(v, Mapping) for k, v in given.items()):
+        yield what, shlex.join(["autopeft", name, *command_line(arguments, given)])
+    lines = "".join(f"    {k}={_literal(v)}\n" for k, v in given.items())
+    yield "The same in Python", f"import autopeft\n\nautopeft.{name}(\n{lines})"
+
+
+def _literal(value: Any) -> str:
+    # What lay in memory is in no file: its description stands where it has to be handed over.
+    return f"...,  # {shown(value.get('memory'), 80)}" if isinstance(value, Mapping) else f"{value!r},"
+
+
 def _where(run: Run) -> str:
     """The run folder as a shell reads it, short where it lies in the usual place."""
     path = run.folder.path
     return shlex.quote(f"runs/{path.name}" if path.parent.name == "runs" else str(path))
 
 
-def _given(manifest: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _given(run: Run, arguments: type[Arguments]) -> dict[str, Any]:
     """Arguments that differ from their defaults, those of this machine's folders left out."""
-    defaults = {f.name: f.default for f in fields(Arguments)}
+    options = arguments.declared()
+    recorded = mapping(run.manifest.get("arguments"))
+    # Runs of a fixed recipe kept the columns of their data together once.
+    recorded = {**recorded, **mapping(recorded.get("columns"))}
     plain = (str, int, float, bool, list, tuple)
-    arguments = mapping(manifest.get("arguments"))
-    # A fixed recipe's run keeps the columns of its data together.
-    arguments = {**arguments, **mapping(arguments.get("columns"))}
-    found = []
-    for key, value in arguments.items():
-        known = key in defaults or key == "recipe"
-        if not known or key in _ELSEWHERE or value is None or not isinstance(value, plain):
-            continue
-        # JSON has no tuples.
-        given = tuple(value) if isinstance(value, list) else value
-        if key not in defaults or given != defaults[key]:
-            found.append((key, given))
+    found = {
+        name: value
+        for name, value in arguments.unlike_defaults(recorded).items()
+        if options[name].repeated and (isinstance(value, plain) or _in_memory(value))
+    }
+    # These lie in the run's own folder.
+    if found.get("space") == "custom":
+        found["space"] = f"{run.folder.path}/space.yaml"
+    if _in_memory(found.get("recipe")):
+        found["recipe"] = f"{run.folder.path}/recipe.yaml"
     return found
 
 
-def _command(start: str, given: Iterable[tuple[str, Any]]) -> str:
-    parts = [start]
-    for key, value in given:
-        if isinstance(value, bool):
-            parts += [_FLAGS[key, value]] if (key, value) in _FLAGS else []
-        elif key in _REPEATED:
-            items = value if isinstance(value, (list, tuple)) else [value]
-            parts += [f"{_REPEATED[key]} {shlex.quote(str(item))}" for item in items]
-        elif isinstance(value, (list, tuple)):
-            parts.append(f"--{key.replace('_', '-')} {shlex.quote(','.join(map(str, value)))}")
-        else:
-            parts.append(f"--{key.replace('_', '-')} {shlex.quote(str(value))}")
-    return " ".join(parts)
+def _in_memory(value: Any) -> bool:
+    return isinstance(value, Mapping) and set(value) == {"memory"}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from autopeft.arguments import takes
 from autopeft.counting import Counts
 from autopeft.recipe import Recipe
+from autopeft.search.planning.arguments import PlanCall, SearchArguments
 from autopeft.search.planning.cost import Estimate, Work, estimate
-from autopeft.search.planning.prepare import Arguments, Prepared, prepare
+from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.space.candidate import candidate
 from autopeft.search.space.repair import feasible_share
@@ -47,17 +48,21 @@ class DryRun:
     estimate: Estimate
 
 
-def plan(*, samples: int = 5, notify: Callable[[str], None] | None = None, **arguments: Any) -> DryRun:
+@takes(PlanCall)
+def plan(call: PlanCall) -> DryRun:
     """Say what `search` with these arguments would do, without starting anything.
+
+    Args:
+        {arguments}
 
     Raises:
         UsageError: an argument is wrong, or nothing in the space fits the budget.
     """
-    ready = prepare(Arguments(**arguments), notify)
+    ready = prepare(call.base(SearchArguments), call.notify)
     rng, bound = random.Random(ready.arguments.seed), ready.space.bind(ready.spec)
     found: dict[str, Sample] = {}
-    for _ in range(20 * samples):
-        if len(found) >= samples:
+    for _ in range(20 * call.samples):
+        if len(found) >= call.samples:
             break
         drawn = candidate(bound, bound.sample(rng), ready.budget)
         found.setdefault(drawn.hash, Sample(drawn.recipe, drawn.counts))

@@ -16,73 +16,25 @@ from typing import Any
 
 import torch
 
-from autopeft.assets import ModelSource, dtype_of, load_config, resolve_model
+from autopeft.assets import ModelSource, keep_model, load_config, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.effort import Effort, choose_effort, parse_duration
-from autopeft.errors import UsageError, near
-from autopeft.search.optimization.samplers import default_sampler, make_sampler
+from autopeft.errors import UsageError
+from autopeft.search.optimization.samplers import default_sampler
 from autopeft.search.optimization.successive_halving import Rungs
+from autopeft.search.planning.arguments import OBJECTIVES, SearchArguments
 from autopeft.search.selection.baselines import Baseline, baselines, parse_kinds
 from autopeft.search.space.repair import check_feasible
 from autopeft.search.space.space import Space
-from autopeft.search.strategies.registry import DEFAULT, get_strategy
-from autopeft.search.tracking.reporter import parse_trackers
 from autopeft.spec import BackboneSpec
-from autopeft.tasks import ClassWeights, Task, load_task
+from autopeft.tasks import Task, load_task
 from autopeft.training import TrainingPlan
 
-__all__ = ["OBJECTIVES", "Arguments", "Prepared", "available_cpus", "prepare"]
+__all__ = ["Prepared", "available_cpus", "prepare"]
 
-OBJECTIVES = {"score": 1, "score,params": 2}
 _PACKAGES = ("autopeft", "torch", "transformers", "datasets", "optuna", "ray", "numpy", "scipy")
 _GPU_SHARE = 0.25
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """Everything that a search is told; see `autopeft.search.api.search` for the meaning."""
-
-    task: str
-    budget: str | int
-    space: str | Path | Space = "default"
-    model: str = "minilm"
-    effort: str | None = None
-    trials: int | None = None
-    steps: int | None = None
-    time: str | float | None = None
-    seed: int = 0
-    strategy: str = DEFAULT
-    sampler: str | None = None
-    fidelity: str = "steps"
-    objective: str = "score"
-    warm_start: tuple[str, ...] = ()
-    baselines: str | None = None
-    fresh_baselines: bool = False
-    workers: int | None = None
-    cpus_per_trial: int = 1
-    gpus_per_trial: float | None = None
-    address: str | None = None
-    max_length: int = 128
-    batch_size: int = 32
-    micro_batch: int | None = None
-    precision: str = "fp32"
-    shortcuts: bool = True
-    text: str | None = None
-    text_pair: str | None = None
-    label: str | None = None
-    kind: str | None = None
-    metric: str | None = None
-    class_weights: ClassWeights = None
-    stand_in: bool = True
-    train_rows: int | None = None
-    select_rows: int | None = None
-    test_rows: int | None = None
-    confirm: int | None = None
-    confirm_seeds: int | None = None
-    log: str | None = None
-    out: str | Path | None = None
-    runs: str | Path = "runs"
 
 
 @dataclass(frozen=True)
@@ -96,7 +48,7 @@ class Prepared:
         seconds: time budget of the whole run.
     """
 
-    arguments: Arguments
+    arguments: SearchArguments
     source: ModelSource
     spec: BackboneSpec
     space: Space
@@ -117,8 +69,17 @@ class Prepared:
     @property
     def space_name(self) -> str:
         """The space as the user named it."""
-        space = self.arguments.space
-        return str(space) if isinstance(space, (str, Path)) else space.name
+        return str(self.arguments.record()["space"])
+
+    @property
+    def model_name(self) -> str:
+        """The backbone as the user named it, or the folder that a loaded one was saved to."""
+        return str(self.arguments.model)
+
+    @property
+    def task_name(self) -> str:
+        """The task as the user named it; rows in memory have the name that `load_task` gives them."""
+        return self.arguments.task if isinstance(self.arguments.task, str) else self.task.name
 
     def baselines(self) -> list[Baseline]:
         """What the winner is compared with."""
@@ -139,21 +100,20 @@ class Prepared:
     def key(self) -> str:
         """Short hash of all that decides the outcome; where it is logged does not."""
         told = self.manifest()
-        del told["arguments"]["log"]
+        for name, option in self.arguments.declared().items():
+            if not option.decides:
+                del told["arguments"][name]
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
     def manifest(self) -> dict[str, Any]:
         """What is needed to understand and repeat the run."""
-        arguments = {k: v for k, v in vars(self.arguments).items() if k != "space"} | {
-            "space": self.space_name
-        }
         return {
             "created": self.created,
-            "task": self.arguments.task,
-            "model": self.arguments.model,
+            "task": self.task_name,
+            "model": self.model_name,
             "budget": str(self.arguments.budget),
             "space": self.space_name,
-            "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()},
+            "arguments": self.arguments.record(),
             "versions": _versions(),
             "platform": {"system": platform.platform(), "cpus": available_cpus(), "gpu": _gpu_name()},
             "seed": self.arguments.seed,
@@ -174,7 +134,7 @@ class Prepared:
 
 
 def prepare(
-    arguments: Arguments, notify: Callable[[str], None] | None = None, effort: Effort | None = None
+    arguments: SearchArguments, notify: Callable[[str], None] | None = None, effort: Effort | None = None
 ) -> Prepared:
     """Read, check and count everything a search needs; `effort` is that of a run that goes on.
 
@@ -184,6 +144,8 @@ def prepare(
     """
     a = arguments
     cheap = _check(a)
+    model = str(keep_model(*a.model) if isinstance(a.model, tuple) else a.model)
+    a = a.changed(model=model)
     gpu = torch.cuda.is_available()
     effort = effort or choose_effort(
         a.effort,
@@ -208,7 +170,7 @@ def prepare(
     )
     budget = Budget.parse(a.budget)
     space = a.space if isinstance(a.space, Space) else Space.load(a.space)
-    source = resolve_model(a.model, notify=notify)
+    source = resolve_model(model, notify=notify)
     spec = spec_of(load_config(source))
     limits = budget.limits(spec)
     check_feasible(space, budget, spec)
@@ -240,32 +202,14 @@ class _Cheap:
     seconds: float | None
 
 
-def _check(a: Arguments) -> _Cheap:
-    """Check what needs neither data nor backbone."""
-    if a.objective not in OBJECTIVES:
-        raise UsageError(
-            f"There is no objective {a.objective!r}.{near(a.objective, OBJECTIVES)} "
-            f"Objectives: {'; '.join(OBJECTIVES)}."
-        )
+def _check(a: SearchArguments) -> _Cheap:
+    """Check what needs this machine, but neither data nor backbone."""
+    if a.missing():
+        raise UsageError(f"A search needs {' and '.join(a.missing())}.")
     sampler = a.sampler or default_sampler(OBJECTIVES[a.objective])
-    make_sampler(sampler, seed=a.seed, trials=1)
-    Rungs.of(1, a.fidelity)
-    get_strategy(a.strategy)
-    parse_kinds(a.baselines, "quick")
-    parse_trackers(a.log)
-    dtype_of(a.precision)
-    wrong = [
-        f"{name}={value}"
-        for name, value in (("workers", a.workers), ("cpus_per_trial", a.cpus_per_trial))
-        if value is not None and value < 1
-    ]
-    if wrong:
-        raise UsageError(f"These must be at least 1, but got {', '.join(wrong)}.")
     gpus = a.gpus_per_trial
     if gpus is None:
         gpus = _GPU_SHARE if a.address is None and torch.cuda.is_available() else 0.0
-    if gpus < 0 or (gpus > 1 and gpus != int(gpus)):
-        raise UsageError(f"gpus_per_trial is a share below 1 or a whole number, but got {gpus}.")
     if gpus and a.address is None and torch.cuda.device_count() < math.ceil(gpus):
         raise UsageError(
             f"gpus_per_trial={gpus:g} asks for {math.ceil(gpus)} GPUs, and this machine has "
@@ -275,7 +219,9 @@ def _check(a: Arguments) -> _Cheap:
     return _Cheap(sampler, gpus, parse_duration(a.time))
 
 
-def _task(a: Arguments, effort: Effort, notify: Callable[[str], None] | None) -> tuple[Task, dict[str, int]]:
+def _task(
+    a: SearchArguments, effort: Effort, notify: Callable[[str], None] | None
+) -> tuple[Task, dict[str, int]]:
     task = load_task(
         a.task,
         text=a.text,
@@ -293,7 +239,7 @@ def _task(a: Arguments, effort: Effort, notify: Callable[[str], None] | None) ->
     return task.subset(**wanted, seed=a.seed), rows
 
 
-def _workers(a: Arguments, gpus: float) -> int | None:
+def _workers(a: SearchArguments, gpus: float) -> int | None:
     """Jobs at a time on this machine; `None` on a cluster, where its size decides."""
     if a.workers is not None:
         return a.workers

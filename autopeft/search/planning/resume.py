@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
 from typing import Any
 
 from autopeft.effort import Effort
-from autopeft.errors import UsageError
+from autopeft.errors import UsageError, near
 from autopeft.runs.folder import RunFolder
-from autopeft.search.planning.prepare import Arguments, Prepared, prepare
+from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.space.space import Space
+from autopeft.training.options import is_live, is_rows
 
-__all__ = ["CHANGEABLE", "SPACE", "prepare_again"]
+__all__ = ["SPACE", "changeable", "prepare_again"]
 
 SPACE = "space.yaml"
-# What may differ from the process before: where the work is done, for how long, and where it is logged.
-CHANGEABLE = ("workers", "cpus_per_trial", "gpus_per_trial", "address", "time", "log")
+
+
+def changeable(arguments: type[SearchArguments] = SearchArguments) -> tuple[str, ...]:
+    """What may differ from the process before: where the work is done, for how long, where it is logged."""
+    return tuple(name for name, option in arguments.declared().items() if option.changeable)
 
 
 def prepare_again(
@@ -25,47 +29,77 @@ def prepare_again(
     """Prepare the search of a run folder as it was begun.
 
     Args:
-        changes: arguments that may differ (`CHANGEABLE`); those that are `None` do not.
+        changes: arguments that may differ (`changeable`), and objects in memory (rows, a loaded model) that
+            have to be the same as before; those that are `None` are left out.
 
     Raises:
         UsageError: the run is finished, an argument may not differ, or data or backbone are not those that
             the run was begun with.
     """
     given = {k: v for k, v in changes.items() if v is not None}
-    refused = sorted(set(given) - set(CHANGEABLE))
-    if refused:
-        raise UsageError(
-            f"A resumed search keeps its {', '.join(refused)}; only {', '.join(CHANGEABLE)} may change."
-        )
+    _refuse(given)
     manifest = folder.manifest()
     if (folder.path / "result.json").exists() and not folder.result().get("interrupted"):
         raise UsageError(
             f"{folder.name} is finished; start another search from what it found with --from {folder.name}."
         )
-    arguments, effort = _read(folder, manifest)
-    ready = prepare(replace(arguments, **given), notify, effort)
+    arguments, effort = _read(folder, manifest, given)
+    ready = prepare(arguments, notify, effort)
     _check(folder, manifest, ready)
     return ready
 
 
-def _read(folder: RunFolder, manifest: Mapping[str, Any]) -> tuple[Arguments, Effort]:
+def _refuse(given: Mapping[str, Any]) -> None:
+    allowed = changeable()
+    refused = sorted(k for k, v in given.items() if k not in allowed and not _handed_over(k, v))
+    known = [name for name in refused if name in SearchArguments.model_fields]
+    if known:
+        raise UsageError(
+            f"A resumed search keeps its {', '.join(known)}; only {', '.join(allowed)} may change."
+        )
+    if refused:
+        raise UsageError(f"search has no argument {refused[0]!r}.{near(refused[0], allowed)}")
+
+
+def _handed_over(name: str, value: Any) -> bool:
+    return (name == "task" and is_rows(value)) or (name == "model" and is_live(value))
+
+
+def _read(
+    folder: RunFolder, manifest: Mapping[str, Any], given: Mapping[str, Any]
+) -> tuple[SearchArguments, Effort]:
     file = folder.path / SPACE
     if not file.is_file():
         raise UsageError(f"{str(folder.path)!r} has no {SPACE}: it was not begun by a search that can go on.")
     try:
-        said: dict[str, Any] = {
-            k: tuple(v) if k == "warm_start" else v for k, v in manifest["arguments"].items()
-        }
-        unknown = sorted(set(said) - {f.name for f in fields(Arguments)})
+        said: dict[str, Any] = dict(manifest["arguments"])
+        unknown = sorted(set(said) - set(SearchArguments.model_fields))
         if unknown:
             raise UsageError(
                 f"{str(folder.path)!r} was begun with arguments that this version does not know: "
                 f"{', '.join(unknown)}."
             )
-        said["space"] = Space.from_yaml(file.read_text(encoding="utf-8"), str(file))
-        return Arguments(**said), Effort(**manifest["effort"])
-    except (KeyError, TypeError, AttributeError) as error:
+        space = Space.from_yaml(file.read_text(encoding="utf-8"), str(file))
+        effort = Effort(**manifest["effort"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(f"The manifest of {str(folder.path)!r} is incomplete: {error}.") from error
+    _need_rows(folder, manifest, said, given)
+    return SearchArguments(**{**said, "space": space, **given}), effort
+
+
+def _need_rows(
+    folder: RunFolder, manifest: Mapping[str, Any], said: Mapping[str, Any], given: Mapping[str, Any]
+) -> None:
+    """Rows that lay in memory are in no file: they have to come again."""
+    begun = said.get("task")
+    if isinstance(begun, Mapping) and "task" not in given:
+        raise UsageError(
+            f"{folder.name} was begun with rows in memory, {begun.get('memory')} (sha256 "
+            f"{str(_at(manifest, ('data', 'source', 'sha256')))[:12]}…), which are not kept: hand them over "
+            f"again, autopeft.search(resume={str(folder.path)!r}, task=rows)."
+        )
+    if "task" in given and not isinstance(begun, Mapping):
+        raise UsageError(f"A resumed search keeps its task; {folder.name} was begun with {begun!r}.")
 
 
 def _check(folder: RunFolder, manifest: Mapping[str, Any], ready: Prepared) -> None:

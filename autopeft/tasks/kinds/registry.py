@@ -24,6 +24,7 @@ __all__ = [
     "get_kind",
     "get_metric",
     "kind_names",
+    "kind_of_model",
     "kinds_of",
     "metrics_of",
     "register_kind",
@@ -170,6 +171,23 @@ def kind_names() -> tuple[str, ...]:
     """Names of all kinds of tasks, sorted."""
     _load_all()
     return tuple(sorted(_KINDS))
+
+
+def kind_of_model(config: Any) -> tuple[TaskKind, tuple[str, ...]]:
+    """The kind of task that a model's configuration was made for, and the names of its labels.
+
+    Raises:
+        TaskError: no kind knows it.
+    """
+    for name in kind_names():
+        kind = get_kind(name)
+        labels = kind.names_in(config)
+        if labels is not None:
+            return kind, labels
+    raise TaskError(
+        f"No kind of task is known for a model with problem_type={config.problem_type!r}; kinds are "
+        f"{', '.join(kind_names())}."
+    )
 
 
 def get_metric(name: str) -> Metric:

@@ -10,7 +10,8 @@ from support.saved_model import save_backbone, write_reviews
 
 from autopeft.errors import UsageError
 from autopeft.runs.folder import RunFolder
-from autopeft.search.planning.prepare import Arguments, prepare
+from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.planning.prepare import prepare
 from autopeft.search.planning.resume import SPACE, prepare_again
 from autopeft.search.space.space import Space
 
@@ -20,7 +21,7 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A run folder as a search leaves it that was killed before its first trial."""
     monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
     model, data = save_backbone(tmp_path / "model"), write_reviews(tmp_path / "data.csv")
-    arguments = Arguments(
+    arguments = SearchArguments(
         task=str(data), text="body", label="verdict", budget="5%", model=str(model), trials=7, steps=130,
         space="lora", fidelity="data", objective="score,params", sampler="nsga2", seed=4, select_rows=9,
     )  # fmt: skip
@@ -44,7 +45,7 @@ def test_it_goes_on_as_it_was_begun(begun: RunFolder) -> None:
 
 def test_where_a_search_is_logged_does_not_decide_its_outcome(begun: RunFolder) -> None:
     ready = prepare_again(begun, {})
-    logged = replace(ready, arguments=replace(ready.arguments, log="tensorboard"))
+    logged = replace(ready, arguments=ready.arguments.changed(log="tensorboard"))
     assert logged.key() == ready.key()
     assert logged.manifest()["arguments"]["log"] == "tensorboard"
     assert replace(ready, sampler="random").key() != ready.key()
@@ -94,4 +95,4 @@ def test_a_folder_without_its_space_cannot_go_on(begun: RunFolder) -> None:
 def test_every_sampler_goes_with_two_objectives(begun: RunFolder, sampler: str) -> None:
     arguments = {**begun.manifest()["arguments"], "sampler": sampler, "space": "lora"}
     arguments["warm_start"] = ()
-    assert prepare(Arguments(**arguments)).sampler == sampler
+    assert prepare(SearchArguments(**arguments)).sampler == sampler

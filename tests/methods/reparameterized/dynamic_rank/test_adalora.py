@@ -23,8 +23,8 @@ from autopeft.nn import triplets_at
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 from autopeft.training import TrainingPlan
-from autopeft.training.evaluate import evaluate
 from autopeft.training.loop import train
+from autopeft.training.scoring import evaluate
 
 PLAN = TrainingPlan(steps=30, batch_size=8, seed=3, device="cpu")
 SITES = 2 * 6  # of the tiny BERT: two layers with six linear maps

@@ -9,7 +9,7 @@ from support.training import Bag, encoded_split, encoded_task, tiny_bert
 
 from autopeft.errors import TaskError, UsageError
 from autopeft.training.errors import OutOfMemory
-from autopeft.training.evaluate import evaluate, predict, scores
+from autopeft.training.scoring import evaluate, predict, scores
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])

@@ -1,0 +1,127 @@
+"""What an argument is beside its name, type and default."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from autopeft.errors import UsageError, near
+
+__all__ = ["CHECKED", "Option"]
+
+CHECKED = "checked"  # the type of pydantic's error where an option's own check failed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """Stands in `Annotated[type, Option(...)]` beside a field of `Arguments`.
+
+    Attributes:
+        help: what the command's `--help` says. `{choices}` becomes `a, b or c`, `{listed}` becomes `a,b,c`.
+        doc: what the function's docstring says, where that is more than `help`.
+        panel: the panel of `--help`; `None` for the first one.
+        flags: spelling on the command line, `--the-name` unless given. `--x/--no-x` switches a bool on and
+            off; `--no-x` alone can only switch it off.
+        metavar: stands for the value in `--help`.
+        show_default: whether `--help` shows the default, where there is one.
+        takes: the allowed types in words, where the annotation says too little.
+        choices: the allowed names, read from where they are registered; called as late as possible.
+        least: smallest allowed number.
+        check: raises `UsageError` for a value that cannot be used; without it a value is one of `choices`.
+        cli: whether the command has it; else it is the function's alone.
+        cli_type: what the command line reads, where the annotation leaves it open.
+        read: makes a value of what stands on the command line.
+        spell: makes what stands on the command line of a value.
+        record: makes what stands in a manifest of a value.
+        after: the option that it follows, where it is declared in a subclass.
+        changeable: whether a run that goes on may change it.
+        decides: whether it has a part in what comes out.
+        repeated: whether the command that repeats a run names it; a folder of this machine is not.
+    """
+
+    help: str
+    doc: str | None = None
+    panel: str | None = None
+    flags: tuple[str, ...] = ()
+    metavar: str | None = None
+    show_default: bool = True
+    takes: str | None = None
+    choices: Callable[[], Iterable[str]] | None = None
+    least: float | None = None
+    check: Callable[[Any], object] | None = None
+    cli: bool = True
+    cli_type: type[Any] | None = None
+    read: Callable[[str], Any] | None = None
+    spell: Callable[[Any], str] | None = None
+    record: Callable[[Any], Any] | None = None
+    after: str | None = None
+    changeable: bool = False
+    decides: bool = True
+    repeated: bool = True
+
+    def spellings(self, name: str) -> tuple[str, ...]:
+        """What the command line calls it."""
+        return self.flags or (f"--{name.replace('_', '-')}",)
+
+    def help_text(self) -> str:
+        """`help` with the choices in it; where it leaves one out, all are named at the end."""
+        return self._filled(self.help)
+
+    def doc_text(self) -> str:
+        """`doc`, or else `help`, as a part of a sentence."""
+        text = self._filled(self.doc or self.help).rstrip(".")
+        return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
+
+    def _filled(self, text: str) -> str:
+        if self.choices is None:
+            return text
+        names = list(self.choices())
+        words = f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else "".join(names)
+        filled = text.replace("{choices}", words).replace("{listed}", ",".join(names))
+        return filled if all(name in filled for name in names) else f"{filled.rstrip('.')}; {words}."
+
+    def problem(self, name: str, value: Any) -> UsageError | None:
+        """What is wrong with a value of the right type."""
+        if value is None:
+            return None
+        if self.least is not None and not self.least <= value < math.inf:
+            return UsageError(f"{name} is at least {self.least:g}, but got {name}={value!r}.")
+        try:
+            if self.check is not None:
+                self.check(value)
+                return None
+        except UsageError as error:
+            return error
+        names = list(self.choices()) if self.choices is not None else None
+        if names is not None and value not in names:
+            allowed = " or ".join(map(repr, names))
+            return UsageError(f"There is no {name} {value!r}.{near(str(value), names)} Allowed: {allowed}.")
+        return None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        name = str(handler.field_name)
+
+        def checked(value: Any) -> Any:
+            value = tuple(value) if isinstance(value, list) else value
+            found = self.problem(name, value)
+            if found is not None:
+                raise PydanticCustomError(CHECKED, "{error}", {"error": found})
+            return value
+
+        inner = core_schema.no_info_before_validator_function(_plain, handler(source))
+        return core_schema.no_info_after_validator_function(checked, inner)
+
+
+def _plain(value: Any) -> Any:
+    """numpy's numbers and arrays as Python's, and paths as text, so that a manifest holds what came."""
+    if type(value).__module__ == "numpy":
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,96 @@
+"""A loaded model and its tokenizer as a folder of the cache, so that other processes can load them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from autopeft.assets.cache import cache_folder, make_room, publish
+from autopeft.assets.quiet import quiet_transformers
+from autopeft.assets.weights import bytes_of
+from autopeft.assets.wheels import sha256_of
+from autopeft.errors import AssetError, UsageError
+
+__all__ = ["keep_model"]
+
+_FOLDER = "live-models"
+_LIMIT = 64 << 30
+_ATTACHED = "autopeft."  # names of what a hybrid puts on a model
+
+
+def keep_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """The folder of the cache that holds this model as safetensors, its configuration and its tokenizer.
+
+    It is named after the SHA-256 of them and written once. The model and its configuration stay as they are.
+
+    Raises:
+        UsageError: a hybrid is attached to the model, or weights are not in memory or not plain.
+        AssetError: the cache has no room, or cannot be written.
+    """
+    _refuse_unsaved(model)
+    root = cache_folder(_FOLDER)
+    with tempfile.TemporaryDirectory(prefix=".tokens-", dir=root) as scratch:
+        tokenizer.save_pretrained(scratch)
+        digest = _digest(model, Path(scratch))
+    folder = root / digest
+    if not _whole(folder):
+        size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+        if not make_room(root, size, _LIMIT):
+            raise AssetError(f"The model's {size >> 20} MB do not fit the cache folder {root}.")
+
+        def fill(made: Path) -> None:
+            with _as_it_was(model), quiet_transformers():
+                model.save_pretrained(made, safe_serialization=True)
+            tokenizer.save_pretrained(made)
+
+        try:
+            publish(folder, fill, _whole)
+        except OSError as error:
+            raise AssetError(f"The model cannot be saved to {folder}: {error}.") from error
+    folder.touch()
+    return folder
+
+
+def _whole(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def _refuse_unsaved(model: PreTrainedModel) -> None:
+    state = model.state_dict()
+    if any(name.startswith(_ATTACHED) for name in state):
+        raise UsageError(f"{type(model).__name__} has a hybrid attached; call detach() on it first.")
+    if getattr(model, "is_quantized", False):
+        raise UsageError(f"{type(model).__name__} is quantized; hand over the model in fp32, fp16 or bf16.")
+    absent = [name for name, tensor in state.items() if tensor.device.type == "meta"]
+    if absent:
+        raise UsageError(
+            f"{len(absent)} weights of {type(model).__name__} are not in memory: {absent[0]}, …."
+        )
+
+
+def _digest(model: PreTrainedModel, tokens: Path) -> str:
+    digest = hashlib.sha256(f"{type(model).__name__}\n{model.config.to_json_string()}".encode())
+    for path in sorted(p for p in tokens.rglob("*") if p.is_file()):
+        digest.update(f"{path.relative_to(tokens)} {sha256_of(path)}\n".encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(bytes_of(tensor).data)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
+    """`save_pretrained` writes the class and the dtype into the configuration that it saves."""
+    kept = [(held, copy.deepcopy(vars(held))) for held in (model.config, model.generation_config) if held]
+    try:
+        yield
+    finally:
+        for held, values in kept:
+            vars(held).clear()
+            vars(held).update(values)

@@ -1,0 +1,91 @@
+"""What `autopeft.evaluate`, `autopeft.predict` and `autopeft.export` take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from autopeft.arguments import Arguments, Option
+from autopeft.training import options as shared
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    Tokenizer = PreTrainedTokenizerBase | None
+else:  # it takes seconds to import
+    Tokenizer = Any | None
+
+__all__ = ["EvaluateArguments", "ExportArguments", "PredictArguments"]
+
+_TOKENIZER = Option(
+    help="Of a live `Hybrid`; default: that of the folder or hub name that its model was loaded from.",
+    cli=False,
+)
+_LENGTH = Option(help="Longest text in tokens, for a live `Hybrid`; default: 128.", cli=False, least=4)
+_BATCH = Option(help="Rows at once.", cli=False, least=1)
+TaskToScore = Annotated[
+    shared.TaskData,
+    Option(
+        help="Task to score on; default: the one it was trained on.",
+        doc="task to score on, by name, path, or as rows in memory; default: the one it was trained on",
+        flags=("--task", "-t"),
+        cli_type=str,
+        check=shared.check_task,
+        record=shared.in_memory,
+    ),
+]
+
+
+class EvaluateArguments(Arguments):
+    """What a trained hybrid is scored on."""
+
+    called: ClassVar[str] = "evaluate"
+
+    task: TaskToScore = None
+    split: Annotated[Literal["train", "select", "test"], Option(help="Which rows.")] = "test"
+    seed: Annotated[int | None, Option(help="Seed of the splits; default: the training run's.", least=0)] = (
+        None
+    )
+    metric: shared.Metric = None
+    text: shared.Text = None
+    text_pair: shared.TextPair = None
+    label: shared.Label = None
+    stand_in: shared.StandIn = True
+    model: shared.OtherModel = None
+    tokenizer: Annotated[Tokenizer, _TOKENIZER] = None
+    max_length: Annotated[int | None, _LENGTH] = None
+    batch_size: Annotated[int, _BATCH] = 64
+    notify: shared.Notify = None
+
+
+class PredictArguments(Arguments):
+    """How a trained hybrid is asked."""
+
+    called: ClassVar[str] = "predict"
+
+    text_pair: Annotated[
+        Sequence[str] | None,
+        Option(help="The second text of each, for tasks of pairs.", takes="a list of texts"),
+    ] = None
+    model: shared.OtherModel = None
+    tokenizer: Annotated[Tokenizer, _TOKENIZER] = None
+    max_length: Annotated[int | None, _LENGTH] = None
+    batch_size: Annotated[int, _BATCH] = 64
+    notify: shared.Notify = None
+
+
+class ExportArguments(Arguments):
+    """How a trained hybrid is exported."""
+
+    called: ClassVar[str] = "export"
+
+    peft: Annotated[
+        bool | None,
+        Option(
+            help="peft's format too, under peft/. Default: where it can be said; --peft fails else.",
+            doc="peft's format too, under peft/; default: where it can be said; `True` fails else",
+            flags=("--peft/--no-peft",),
+        ),
+    ] = None
+    model: shared.OtherModel = None
+    notify: shared.Notify = None

@@ -1,0 +1,210 @@
+"""A trained hybrid, on disk or live: what it was trained for, and the task that it is scored on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from autopeft.errors import TaskError, UsageError
+from autopeft.export.package import Saved, find_saved, load_saved
+from autopeft.hybrid import Hybrid
+from autopeft.runs.files import read_json
+from autopeft.search.selection.result import SearchResult
+from autopeft.tasks import Split, Task, TaskKind, load_task
+from autopeft.tasks.kinds import kind_of_model
+from autopeft.tasks.metrics import check_metric
+from autopeft.training.fixed import FixedOutcome
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from autopeft.export.arguments import EvaluateArguments
+
+__all__ = ["Trained", "TrainedHybrid", "saved_of", "task_of", "trained"]
+
+Trained: TypeAlias = str | Path | Saved | FixedOutcome | SearchResult | Hybrid
+Live: TypeAlias = "tuple[Hybrid, PreTrainedTokenizerBase]"
+Notify: TypeAlias = Callable[[str], None] | None
+_MAX_LENGTH = 128
+_MANIFEST = "manifest.json"
+_NAMELESS = re.compile(r"LABEL_\d+")  # what transformers calls classes without names
+
+
+@dataclass(frozen=True)
+class TrainedHybrid:
+    """What a hybrid was trained for.
+
+    Attributes:
+        where: its folder, or the name of a live hybrid's recipe.
+        labels: class names in the order that its head learnt; `LABEL_0` and so on where they have no names.
+        metric: of its own task, where that is known.
+        load: the hybrid and its tokenizer; takes where the backbone is now.
+        manifest: of its folder, where it has one.
+        rows: its own task, where the rows were handed over in memory and are still there.
+    """
+
+    where: Path
+    kind: TaskKind
+    labels: tuple[str, ...]
+    metric: str | None
+    max_length: int
+    load: Callable[[str | None, Notify], Live]
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    rows: Task | None = None
+
+
+def saved_of(run: Trained) -> Saved:
+    """The folder of a trained hybrid.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if isinstance(run, Saved):
+        return run
+    if isinstance(run, FixedOutcome):
+        return find_saved(run.folder)
+    if isinstance(run, SearchResult):
+        return find_saved(run.run)
+    if isinstance(run, Hybrid):
+        raise UsageError("A live hybrid has no folder: write it to one with hybrid.save(folder).")
+    return find_saved(run)
+
+
+def trained(
+    run: Trained, *, tokenizer: PreTrainedTokenizerBase | None = None, max_length: int | None = None
+) -> TrainedHybrid:
+    """What is known of a trained hybrid, before its weights are read.
+
+    Args:
+        run: a run's name or folder, `latest`, an exported folder, what `search` or `train` returned, or a
+            live hybrid.
+        tokenizer, max_length: of a live hybrid.
+
+    Raises:
+        UsageError: there is no such hybrid, or what texts are encoded with is unknown.
+    """
+    if isinstance(run, FixedOutcome):
+        return _of_outcome(run)
+    if isinstance(run, Hybrid):
+        return _of_hybrid(run, tokenizer, max_length)
+    if tokenizer is not None or max_length is not None:
+        raise UsageError("tokenizer and max_length are for live hybrids: a saved one has them in its folder.")
+    saved = saved_of(run)
+    card = saved.card
+    return TrainedHybrid(
+        where=saved.folder,
+        kind=card.task_kind,
+        labels=card.labels,
+        metric=card.metric,
+        max_length=card.max_length,
+        load=lambda model, notify: load_saved(saved, model=model, notify=notify),
+        manifest=read_json(saved.folder / _MANIFEST),
+    )
+
+
+def _of_outcome(outcome: FixedOutcome) -> TrainedHybrid:
+    task = outcome.task
+    return TrainedHybrid(
+        where=outcome.folder,
+        kind=task.task_kind,
+        labels=task.labels,
+        metric=task.metric,
+        max_length=outcome.max_length,
+        load=lambda model, notify: (outcome.hybrid, outcome.tokenizer),
+        manifest=read_json(outcome.folder / _MANIFEST),
+        rows=task if task.source.origin == "memory" else None,
+    )
+
+
+def _of_hybrid(
+    hybrid: Hybrid, tokenizer: PreTrainedTokenizerBase | None, max_length: int | None
+) -> TrainedHybrid:
+    from autopeft.assets import load_tokenizer
+
+    config = hybrid.model.config
+    kind, labels = kind_of_model(config)
+    path = getattr(config, "_name_or_path", "")
+    if tokenizer is None and not path:
+        raise UsageError("This hybrid's model was not loaded by name; hand over its tokenizer=… as well.")
+    words = tokenizer or load_tokenizer(path)
+    return TrainedHybrid(
+        where=Path(hybrid.recipe.name),
+        kind=kind,
+        labels=labels,
+        metric=None,
+        max_length=max_length or min(_MAX_LENGTH, words.model_max_length),
+        load=lambda model, notify: (hybrid, words),
+    )
+
+
+def task_of(known: TrainedHybrid, given: EvaluateArguments) -> Task:
+    """The task that is asked for (default: the hybrid's own, split as in training), labels in the head's
+    order.
+
+    The data are read as the hybrid's own kind of task, and scored with its metric unless another is given.
+
+    Raises:
+        TaskError: the task has labels that the hybrid's head does not know, or the hybrid's own rows were
+            handed over in memory.
+        DataError: the data are not of the hybrid's kind.
+    """
+    own = given.task is None
+    if own and known.rows is not None and given.seed is None:
+        return _with_metric(known.rows, given.metric)
+    name = _own_name(known) if own else given.task
+    arguments: dict[str, Any] = known.manifest.get("arguments") or {}
+    before = {**arguments, **(arguments.get("columns") or {})} if own else {}
+
+    def column(which: str) -> str | None:
+        asked: str | None = getattr(given, which)
+        return asked if asked is not None else before.get(which)
+
+    task = load_task(
+        name,
+        text=column("text"),
+        text_pair=column("text_pair"),
+        label=column("label"),
+        kind=known.kind.name,
+        metric=given.metric or known.metric,
+        seed=given.seed if given.seed is not None else int(arguments.get("seed") or 0),
+        stand_in=given.stand_in,
+        notify=given.notify,
+    )
+    nameless = all(map(_NAMELESS.fullmatch, known.labels)) and len(task.labels) == len(known.labels)
+    return task if nameless or task.labels == known.labels else _relabelled(task, known.labels)
+
+
+def _with_metric(task: Task, metric: str | None) -> Task:
+    if metric is None:
+        return task
+    check_metric(metric, task.kind, task.labels)
+    return replace(task, metric=metric)
+
+
+def _own_name(known: TrainedHybrid) -> str:
+    if not known.manifest:
+        raise TaskError("The task that this live hybrid was trained on is unknown; name one with task=….")
+    data = known.manifest.get("data") or {}
+    if (data.get("source") or {}).get("origin") == "memory":
+        raise TaskError(
+            "This hybrid's rows were handed over in memory and are not kept; name data with --task."
+        )
+    return str(known.manifest.get("task"))
+
+
+def _relabelled(task: Task, labels: tuple[str, ...]) -> Task:
+    unknown = [label for label in task.labels if label not in labels]
+    if unknown:
+        raise TaskError(
+            f"{task.name!r} has labels that the hybrid's head does not know: {', '.join(unknown[:5])}; it "
+            f"knows {', '.join(labels[:10])}. Train the recipe on this task instead: `autopeft train`."
+        )
+
+    def moved(split: Split) -> Split:
+        return replace(split, labels=task.task_kind.relabel(split.labels, task.labels, labels))
+
+    splits = {name: moved(split) for name, split in task.splits.items()}
+    return replace(task, labels=labels, splits=splits, class_weights=None)

@@ -1,0 +1,339 @@
+"""What `autopeft.search` takes: the one place where an option of the search is declared.
+
+The command's options, the function's signature and docstring, the manifest's `arguments`, what `resume` may
+change, and the command line in a report all follow from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from autopeft.arguments import NEEDED, Arguments, Option
+from autopeft.errors import RecipeError, UsageError
+from autopeft.training import options as shared
+from autopeft.training.options import check_effort, efforts
+
+if TYPE_CHECKING:
+    from autopeft.search.core.events import Reporter
+    from autopeft.search.space.space import Space
+
+    SpaceData = str | Path | Space
+    ReporterData = Reporter | None
+else:  # they import torch
+    SpaceData, ReporterData = Any, Any | None
+
+__all__ = ["OBJECTIVES", "PlanCall", "SearchArguments", "SearchCall", "objectives"]
+
+SEARCH, WORKERS = "Search", "Workers"
+OBJECTIVES = {"score": 1, "score,params": 2}
+LEAST_WORKERS = 1
+
+
+def objectives() -> Iterable[str]:
+    """Names of the objectives."""
+    return OBJECTIVES
+
+
+def _strategies() -> Iterable[str]:
+    from autopeft.search.strategies.registry import strategy_names
+
+    return strategy_names()
+
+
+def _check_strategy(name: str) -> object:
+    from autopeft.search.strategies.registry import get_strategy
+
+    return get_strategy(name)
+
+
+def _samplers() -> Iterable[str]:
+    from autopeft.search.optimization.samplers.registry import SAMPLERS
+
+    return SAMPLERS
+
+
+def _check_sampler(name: str) -> object:
+    from autopeft.search.optimization.samplers import make_sampler
+
+    return make_sampler(name, seed=0, trials=1)
+
+
+def _fidelities() -> Iterable[str]:
+    from autopeft.search.optimization.successive_halving import FIDELITIES
+
+    return FIDELITIES
+
+
+def _check_fidelity(name: str) -> object:
+    from autopeft.search.optimization.successive_halving import Rungs
+
+    return Rungs.of(1, name)
+
+
+def _baselines() -> Iterable[str]:
+    from autopeft.search.selection.baselines import BASELINE_KINDS
+
+    return BASELINE_KINDS
+
+
+def _check_baselines(text: str) -> object:
+    from autopeft.search.selection.baselines import parse_kinds
+
+    return parse_kinds(text, "quick")
+
+
+def _trackers() -> Iterable[str]:
+    from autopeft.search.tracking.reporter import TRACKERS
+
+    return TRACKERS
+
+
+def _check_trackers(text: str) -> object:
+    from autopeft.search.tracking.reporter import parse_trackers
+
+    return parse_trackers(text)
+
+
+def _check_budget(value: str | int) -> object:
+    from autopeft.counting import Budget
+
+    return Budget.parse(value)
+
+
+def _check_time(value: str | float) -> object:
+    from autopeft.effort import parse_duration
+
+    return parse_duration(value)
+
+
+def _time_text(value: str | float) -> str:
+    # A bare number is minutes on the command line, and seconds in Python.
+    return value if isinstance(value, str) else f"{value:f}s"
+
+
+def _check_space(value: Any) -> None:
+    from autopeft.search.space.space import Space
+
+    if not isinstance(value, (str, Space)):
+        raise RecipeError(f"A space is a name, a YAML file or a `Space`, but got space={value!r}.")
+
+
+def _space_name(value: Any) -> str:
+    return value if isinstance(value, str) else str(value.name)
+
+
+def _check_gpus(value: float) -> None:
+    if value < 0 or (value > 1 and value != int(value)):
+        raise UsageError(f"gpus_per_trial is a share below 1 or a whole number, but got {value}.")
+
+
+class SearchArguments(Arguments):
+    """Everything that a search is told, and that its manifest records."""
+
+    called: ClassVar[str] = "search"
+
+    task: shared.TaskOption = NEEDED
+    budget: Annotated[
+        str | int,
+        Option(
+            help="Limit on deployed parameters: 0.5%, 300k, 1.2M, 0.1%..1%.",
+            flags=("--budget", "-b"),
+            cli_type=str,
+            check=_check_budget,
+        ),
+    ] = NEEDED
+    model: shared.Model = "minilm"
+    space: Annotated[
+        SpaceData,
+        Option(
+            help="A space (`autopeft spaces`) or a YAML file.",
+            doc="a space's name, a YAML file or a `Space`",
+            panel=SEARCH,
+            flags=("--space", "-s"),
+            cli_type=str,
+            check=_check_space,
+            record=_space_name,
+        ),
+    ] = "default"
+    effort: Annotated[
+        str | None,
+        Option(
+            help="{choices}: trials, steps, rows, fresh seeds. Default: quick on a CPU.",
+            doc="{choices}: trials, steps, rows, fresh seeds; default: quick on a CPU, normal on a GPU",
+            panel=SEARCH,
+            choices=efforts,
+            check=check_effort,
+        ),
+    ] = None
+    trials: Annotated[int | None, Option(help="Recipes to train.", panel=SEARCH, least=1)] = None
+    time: Annotated[
+        str | float | None,
+        Option(
+            help="Time for everything: 90s, 30m, 2h.",
+            doc="time budget of the whole run: seconds, or '90s', '30m', '2h'",
+            panel=SEARCH,
+            cli_type=str,
+            check=_check_time,
+            spell=_time_text,
+            changeable=True,
+        ),
+    ] = None
+    strategy: Annotated[
+        str,
+        Option(
+            help="What turns the space into candidates: {choices}.",
+            panel=SEARCH,
+            choices=_strategies,
+            check=_check_strategy,
+        ),
+    ] = "trials"
+    sampler: Annotated[
+        str | None,
+        Option(
+            help="What proposes recipes: {choices}. Default: tpe, or linear with --objective score,params.",
+            panel=SEARCH,
+            choices=_samplers,
+            check=_check_sampler,
+        ),
+    ] = None
+    fidelity: Annotated[
+        str,
+        Option(
+            help="Let only the better third of the trials go on from rung to rung, by steps, or by steps and "
+            "rows (data); none trains all to the end. The first rung is at 40 steps or more.",
+            doc="what a trial has less of before it is worth more: steps, data (steps and training rows), or "
+            "none. There are rungs at a third, a ninth … of the steps, down to 40",
+            panel=SEARCH,
+            choices=_fidelities,
+            check=_check_fidelity,
+        ),
+    ] = "steps"
+    objective: Annotated[
+        str,
+        Option(
+            help="score, or score,params to look for small recipes as well as for good ones.",
+            panel=SEARCH,
+            choices=objectives,
+        ),
+    ] = "score"
+    warm_start: Annotated[
+        Sequence[str | Path],
+        Option(
+            help="Begin with what another run found, or with a recipe; may be repeated.",
+            doc="runs and recipes to begin with: paths, names under `runs`, `latest`",
+            panel=SEARCH,
+            flags=("--from",),
+            metavar="RUN|RECIPE",
+            takes="a list of texts",
+        ),
+    ] = ()
+    baselines: Annotated[
+        str | None,
+        Option(
+            help="all, none, or some of {listed}; quick takes lora,head, others all.",
+            doc="all, none, or some of {listed}; default: LoRA and the head in `quick`, else all. Each is "
+            "trained once per task and budget, and kept",
+            panel=SEARCH,
+            choices=_baselines,
+            check=_check_baselines,
+        ),
+    ] = None
+    fresh_baselines: Annotated[
+        bool,
+        Option(help="Train the baselines again, whatever an earlier search has kept of them.", panel=SEARCH),
+    ] = False
+    steps: shared.Steps = None
+    seed: shared.Seed = 0
+    max_length: shared.MaxTokens = 128
+    batch_size: shared.BatchSize = 32
+    micro_batch: shared.MicroBatch = None
+    precision: shared.Precision = "fp32"
+    shortcuts: shared.Shortcuts = True
+    text: shared.Text = None
+    text_pair: shared.TextPair = None
+    label: shared.Label = None
+    kind: shared.Kind = None
+    metric: shared.Metric = None
+    class_weights: shared.ClassWeights = None
+    stand_in: shared.StandIn = True
+    workers: Annotated[
+        int | None,
+        Option(help="Trials at a time.", panel=WORKERS, least=LEAST_WORKERS, changeable=True),
+    ] = None
+    cpus_per_trial: Annotated[
+        int, Option(help="CPUs of one trial.", panel=WORKERS, least=1, changeable=True)
+    ] = 1
+    gpus_per_trial: Annotated[
+        float | None,
+        Option(
+            help="GPUs of one trial; 0.25 lets four share one.",
+            panel=WORKERS,
+            least=0.0,
+            check=_check_gpus,
+            changeable=True,
+        ),
+    ] = None
+    address: Annotated[
+        str | None,
+        Option(
+            help="Join this Ray cluster; default: a private one on this machine.",
+            panel=WORKERS,
+            changeable=True,
+        ),
+    ] = None
+    log: Annotated[
+        str | None,
+        Option(
+            help="Log trials and final runs with trackers: some of {listed}, or none.",
+            doc="trackers that log every trial and every run after the search: some of {listed}, or none. "
+            "One that fails is named to `notify`, and the search goes on without it",
+            panel=WORKERS,
+            choices=_trackers,
+            check=_check_trackers,
+            changeable=True,
+            decides=False,
+        ),
+    ] = None
+    train_rows: Annotated[int | None, shared.rows("train")] = None
+    select_rows: Annotated[int | None, shared.rows("select")] = None
+    test_rows: Annotated[int | None, shared.rows("test")] = None
+    confirm: Annotated[
+        int | None,
+        Option(
+            help="Finalists that are trained with fresh seeds; default: the effort's.", cli=False, least=1
+        ),
+    ] = None
+    confirm_seeds: Annotated[
+        int | None, Option(help="Fresh seeds of each; default: the effort's.", cli=False, least=1)
+    ] = None
+    out: shared.Out = None
+    runs: shared.Runs = "runs"
+
+
+class SearchCall(SearchArguments):
+    """What a call of `autopeft.search` takes beside them."""
+
+    resume: Annotated[
+        str | Path | None,
+        Option(
+            help="Go on with a run that was cut off (a folder, a name, or `latest`), as it was begun.",
+            metavar="RUN",
+            cli_type=str,
+            after="budget",
+        ),
+    ] = None
+    reporter: Annotated[ReporterData, Option(help="Is told of every event (see `Reporter`).", cli=False)] = (
+        None
+    )
+    notify: shared.Notify = None
+
+
+class PlanCall(SearchArguments):
+    """What a call of `autopeft.search.api.plan` takes beside them."""
+
+    called: ClassVar[str] = "plan"
+
+    samples: Annotated[int, Option(help="Recipes to draw.", cli=False, least=0)] = 5
+    notify: shared.Notify = None

@@ -1,0 +1,75 @@
+"""What `autopeft.train` takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from autopeft.arguments import Arguments, Option
+from autopeft.training import options as shared
+from autopeft.training.options import check_effort, efforts, in_memory
+
+if TYPE_CHECKING:
+    from autopeft.recipe import Recipe
+
+    RecipeData = str | Path | Recipe
+else:  # it imports torch
+    RecipeData = Any
+
+__all__ = ["TrainArguments", "TrainCall"]
+
+
+def _check_recipe(value: Any) -> None:
+    from autopeft.errors import RecipeError
+    from autopeft.recipe import Recipe
+
+    if not isinstance(value, (str, Recipe)):
+        raise RecipeError(f"A recipe is a name, a file or a `Recipe`, but got recipe={value!r}.")
+
+
+class TrainArguments(Arguments):
+    """Everything that a training run of a fixed recipe is told, and that its manifest records."""
+
+    called: ClassVar[str] = "train"
+
+    recipe: Annotated[
+        RecipeData,
+        Option(
+            help="A recipe file, or the name of a fixed recipe (mam, unipelt, …).",
+            doc="a recipe file, the name of a fixed recipe (mam, unipelt, …) or a `Recipe`",
+            flags=("--recipe", "-r"),
+            cli_type=str,
+            check=_check_recipe,
+            record=in_memory,
+        ),
+    ]
+    task: shared.TaskOption
+    model: shared.Model = "minilm"
+    effort: Annotated[
+        str, Option(help="{choices}: how many rows and steps.", choices=efforts, check=check_effort)
+    ] = "normal"
+    steps: shared.Steps = None
+    seed: shared.Seed = 0
+    max_length: shared.MaxLength = None
+    batch_size: shared.BatchSize = 32
+    micro_batch: shared.MicroBatch = None
+    precision: shared.Precision = "fp32"
+    shortcuts: shared.Shortcuts = True
+    text: shared.Text = None
+    text_pair: shared.TextPair = None
+    label: shared.Label = None
+    kind: shared.Kind = None
+    metric: shared.Metric = None
+    class_weights: shared.ClassWeights = None
+    stand_in: shared.StandIn = True
+    out: shared.Out = None
+    runs: shared.Runs = "runs"
+
+
+class TrainCall(TrainArguments):
+    """What a call of `autopeft.train` takes beside them."""
+
+    notify: shared.Notify = None
+    progress: Annotated[
+        shared.NotifyFunction, Option(help="Takes a line now and then while it trains.", cli=False)
+    ] = None

@@ -1,0 +1,189 @@
+"""`autopeft.train`: a fixed recipe on a task, kept in a run folder of the same layout as a search's."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from autopeft.arguments import takes
+from autopeft.assets import ModelSource, dtype_of, keep_model, load_config, load_tokenizer, resolve_model
+from autopeft.backbones import spec_of
+from autopeft.effort import choose_effort
+from autopeft.errors import AutoPEFTError
+from autopeft.graph import build_graph
+from autopeft.hybrid import Hybrid, attach
+from autopeft.recipe import Recipe
+from autopeft.runs.folder import RunFolder
+from autopeft.tasks import EncodedTask, Task, load_task
+from autopeft.tasks.encode import encode
+from autopeft.training.arguments import TrainArguments, TrainCall
+from autopeft.training.loop import train as train_hybrid
+from autopeft.training.plan import TrainingPlan
+from autopeft.training.scoring import evaluate
+
+__all__ = ["FixedOutcome", "train"]
+
+_LINES = 10
+_MAX_LENGTH = 128
+
+
+@dataclass(frozen=True)
+class FixedOutcome:
+    """What came of training a fixed recipe.
+
+    Attributes:
+        scores: by split, on *select* and *test*.
+        counts: deployed, trained and head parameters, and the shares.
+        seconds: of training alone.
+        folder: the run folder.
+        hybrid: the trained hybrid on its model, in eval mode; `autopeft.predict` takes this outcome.
+        tokenizer, max_length: what texts are encoded with.
+    """
+
+    recipe: Recipe
+    task: Task
+    scores: Mapping[str, float]
+    counts: Mapping[str, int | float]
+    steps: int
+    seconds: float
+    folder: Path
+    hybrid: Hybrid
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The outcome as data, in the words of a search's result."""
+        return {
+            "kind": "train",
+            "run": str(self.folder),
+            "recipe": self.recipe.to_dict(),
+            "metric": self.task.metric,
+            "select_mean": self.scores.get("select"),
+            "test_mean": self.scores.get("test"),
+            "test_sd": None,
+            "counts": dict(self.counts),
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "notice": self.task.source.notice,
+        }
+
+
+@takes(TrainCall)
+def train(call: TrainCall) -> FixedOutcome:
+    """Train a fixed recipe on a task, score it, and keep it in a run folder.
+
+    A hybrid that is attached already is trained by `autopeft.training.train`, of which this is the whole
+    around: data, backbone, recipe, plan, scores and files.
+
+    Args:
+        {arguments}
+
+    Raises:
+        UsageError: an argument is wrong.
+        AutoPEFTError: training failed.
+
+    Example:
+        >>> outcome = autopeft.train(task="trec", recipe="mam")           # doctest: +SKIP
+        >>> outcome.scores["test"]                                         # doctest: +SKIP
+        >>> autopeft.predict(outcome, "What is the capital of France?")    # doctest: +SKIP
+    """
+    given = call.base(TrainArguments)
+    dtype = dtype_of(given.precision)
+    recipe = given.recipe if isinstance(given.recipe, Recipe) else Recipe.load(given.recipe)
+    name = str(keep_model(*given.model) if isinstance(given.model, tuple) else given.model)
+    source = resolve_model(name, notify=call.notify)
+    build_graph(recipe, spec_of(load_config(source)))
+    tokenizer = load_tokenizer(source)
+    longest = given.max_length or min(_MAX_LENGTH, tokenizer.model_max_length)
+    task, plan = _task_and_plan(given, longest, call.notify)
+    folder = RunFolder.create(task.name, recipe.hash(), root=given.runs, out=given.out)
+    folder.write_json("manifest.json", _manifest(given.changed(model=name), source, task, plan))
+    data = encode(task, tokenizer, plan.max_length)
+    model = task.task_kind.load_model(source, task.labels, seed=given.seed, dtype=dtype)
+    hybrid = attach(model, recipe, seed=given.seed)
+    seconds, scores = _train(hybrid, data, plan, call.progress)
+    hybrid.model.eval()
+    counts = hybrid.counts().to_dict()
+    outcome = FixedOutcome(
+        recipe, task, scores, counts, plan.steps, seconds, folder.path, hybrid, tokenizer, plan.max_length
+    )
+    _keep(folder, hybrid, outcome)
+    return outcome
+
+
+def _task_and_plan(
+    given: TrainArguments, max_length: int, notify: Callable[[str], None] | None
+) -> tuple[Task, TrainingPlan]:
+    effort = choose_effort(given.effort, steps=given.steps)
+    plan = TrainingPlan(
+        steps=effort.steps,
+        batch_size=given.batch_size,
+        micro_batch=given.micro_batch,
+        shortcuts=given.shortcuts,
+        max_length=max_length,
+        seed=given.seed,
+    )
+    task = load_task(
+        given.task,
+        text=given.text,
+        text_pair=given.text_pair,
+        label=given.label,
+        kind=given.kind,
+        metric=given.metric,
+        class_weights=given.class_weights,
+        seed=given.seed,
+        stand_in=given.stand_in,
+        notify=notify,
+    )
+    return task.subset(effort.train_rows, effort.select_rows, effort.test_rows, seed=given.seed), plan
+
+
+def _manifest(given: TrainArguments, source: ModelSource, task: Task, plan: TrainingPlan) -> dict[str, Any]:
+    return {
+        "kind": "train",
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "task": given.task if isinstance(given.task, str) else task.name,
+        "model": given.model,
+        "budget": None,
+        "space": None,
+        "arguments": given.record(),
+        "seed": given.seed,
+        "training": asdict(plan),
+        "data": task.describe(),
+        "notice": task.source.notice,
+        "backbone": asdict(source),
+    }
+
+
+def _train(
+    hybrid: Hybrid, data: EncodedTask, plan: TrainingPlan, say: Callable[[str], None] | None
+) -> tuple[float, dict[str, float]]:
+    every = max(1, plan.steps // _LINES)
+
+    def on_step(step: int, loss: float) -> None:
+        if say is not None and (step % every == 0 or step == plan.steps):
+            say(f"step {step}/{plan.steps}  loss {loss:.4f}")
+
+    result = train_hybrid(hybrid, data, plan, on_step=on_step)
+    scores = {
+        name: evaluate(hybrid.model, data.splits[name], data.task.metric, batch_size=plan.eval_batch_size)
+        for name in ("select", "test")
+    }
+    return result.seconds, scores
+
+
+def _keep(folder: RunFolder, hybrid: Hybrid, outcome: FixedOutcome) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.path) as scratch:
+        hybrid.save(scratch)
+        files = {p.name: p.read_bytes() for p in Path(scratch).iterdir() if p.is_file()}
+    if not files:
+        raise AutoPEFTError("The hybrid saved no files.")
+    folder.write_winner(files)
+    folder.write_text("recipe.yaml", outcome.recipe.to_yaml())
+    folder.write_json("result.json", outcome.to_dict())

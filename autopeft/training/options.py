@@ -1,0 +1,288 @@
+"""Options that several functions and commands share, so that they read and mean the same everywhere.
+
+Each is a type with its `Option`; the function's own `Arguments` give it a name and a default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+from autopeft.arguments import Option
+from autopeft.errors import TaskError, UsageError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+    from pandas import DataFrame
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    TaskData: TypeAlias = str | Path | Dataset | DatasetDict | DataFrame
+    ModelData: TypeAlias = str | Path | tuple[PreTrainedModel, PreTrainedTokenizerBase]
+else:  # these take seconds to import
+    TaskData = ModelData = Any
+
+__all__ = [
+    "BatchSize",
+    "ClassWeights",
+    "Kind",
+    "Label",
+    "MaxLength",
+    "MaxTokens",
+    "Metric",
+    "MicroBatch",
+    "Model",
+    "ModelData",
+    "Notify",
+    "NotifyFunction",
+    "OtherModel",
+    "Out",
+    "Precision",
+    "Runs",
+    "Seed",
+    "Shortcuts",
+    "StandIn",
+    "Steps",
+    "TaskData",
+    "TaskOption",
+    "Text",
+    "TextPair",
+    "check_effort",
+    "check_task",
+    "efforts",
+    "in_memory",
+    "is_live",
+    "is_rows",
+    "rows",
+]
+
+DATA, TRAINING = "Data", "Training"
+_ROWS = "a `datasets.Dataset`, a `DatasetDict` or a pandas `DataFrame`"
+
+
+def efforts() -> Iterable[str]:
+    """Names of the efforts."""
+    from autopeft.effort import EFFORTS
+
+    return EFFORTS
+
+
+def check_effort(name: str) -> object:
+    from autopeft.effort import choose_effort
+
+    return choose_effort(name)
+
+
+def _precisions() -> Iterable[str]:
+    from autopeft.assets.precision import PRECISIONS
+
+    return PRECISIONS
+
+
+def _check_precision(name: str) -> object:
+    from autopeft.assets.precision import dtype_of
+
+    return dtype_of(name)
+
+
+def _check_metric(name: str) -> object:
+    from autopeft.tasks.kinds import get_metric
+
+    return get_metric(name)
+
+
+def _check_kind(name: str) -> object:
+    from autopeft.tasks.kinds import get_kind
+
+    return get_kind(name)
+
+
+def is_rows(value: Any) -> bool:
+    """Whether it is a table of `datasets` or pandas, without importing them."""
+    return any(c.__module__.partition(".")[0] in ("datasets", "pandas") for c in type(value).__mro__)
+
+
+def is_live(value: Any) -> bool:
+    """Whether it is a pair of a loaded model and its tokenizer."""
+    return isinstance(value, tuple)
+
+
+def in_memory(value: Any) -> Any:
+    """What a manifest says of an argument: the value, or of an object in memory what it was."""
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if is_rows(value):
+        from autopeft.tasks.memory import describe
+
+        return {"memory": describe(value)}
+    if is_live(value):
+        return {"memory": ", ".join(type(part).__name__ for part in value)}
+    return {"memory": f"{type(value).__name__} {getattr(value, 'name', '')}".strip()}
+
+
+def check_task(value: Any) -> None:
+    if not isinstance(value, str) and not is_rows(value):
+        raise TaskError(f"A task is a name, a path, {_ROWS}, but got task={value!r}.")
+
+
+def _check_model(value: Any) -> None:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    if isinstance(value, str):
+        return
+    if not (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and isinstance(value[0], PreTrainedModel)
+        and isinstance(value[1], PreTrainedTokenizerBase)
+    ):
+        what = f"a lone {type(value).__name__}" if isinstance(value, PreTrainedModel) else repr(value)
+        raise UsageError(f"A model is a name, a folder, or a pair (model, tokenizer), but got {what[:80]}.")
+
+
+def _weights_of(text: str) -> Literal["balanced"] | list[float]:
+    if text == "balanced":
+        return "balanced"
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(
+            f"--class-weights takes 'balanced' or numbers separated by commas, but got {text!r}."
+        ) from error
+
+
+def _weights_text(value: str | Sequence[float]) -> str:
+    return value if isinstance(value, str) else ",".join(map(repr, value))
+
+
+TaskOption = Annotated[
+    TaskData,
+    Option(
+        help="A name (see `autopeft tasks`), a CSV, JSONL or Parquet file, or a folder in the hub's layout.",
+        doc=f"a task's name, a data file or folder, or the rows themselves: {_ROWS}. Rows in memory have to "
+        "be handed over again where a run goes on; their hash is compared",
+        panel=DATA,
+        flags=("--task", "-t"),
+        cli_type=str,
+        check=check_task,
+        record=in_memory,
+    ),
+]
+Model = Annotated[
+    ModelData,
+    Option(
+        help="Backbone: a packaged alias, a local folder or a hub name.",
+        doc="backbone: a packaged alias, a local folder or a hub name; or a pair (model, tokenizer) of "
+        "transformers, which is saved to the cache once and left as it is",
+        flags=("--model", "-m"),
+        cli_type=str,
+        check=_check_model,
+        record=in_memory,
+    ),
+]
+OtherModel = Annotated[
+    str | None,
+    Option(help="Where the backbone is now, if it moved.", flags=("--model", "-m")),
+]
+Text = Annotated[str | None, Option(help="Column that holds the text.", panel=DATA)]
+TextPair = Annotated[str | None, Option(help="Column of the second text of a pair.", panel=DATA)]
+Label = Annotated[str | None, Option(help="Column that holds the label.", panel=DATA)]
+Kind = Annotated[
+    str | None,
+    Option(
+        help="Kind of task (see `autopeft tasks`); default: the metric's, or what the labels look like.",
+        panel=DATA,
+        check=_check_kind,
+    ),
+]
+Metric = Annotated[
+    str | None,
+    Option(help="Score to maximise; default: the task's own.", panel=DATA, check=_check_metric),
+]
+ClassWeights = Annotated[
+    Literal["balanced"] | Sequence[float] | None,
+    Option(
+        help="'balanced', or one weight for each class, separated by commas.",
+        doc="'balanced', or one weight for each class",
+        panel=DATA,
+        takes="'balanced' or a list of numbers",
+        cli_type=str,
+        read=_weights_of,
+        spell=_weights_text,
+    ),
+]
+StandIn = Annotated[
+    bool,
+    Option(
+        help="Fail where the hub does not answer, instead of using the packaged stand-in.",
+        doc="whether a packaged task may stand in for one of the hub that cannot be had",
+        panel=DATA,
+        flags=("--no-stand-in",),
+    ),
+]
+Steps = Annotated[int | None, Option(help="Optimizer steps; default: the effort's.", panel=TRAINING, least=1)]
+Seed = Annotated[
+    int,
+    Option(
+        help="Seed of everything that is drawn.",
+        doc="seed of everything that is drawn: heads, modules, data order, splits, and a search's sampler",
+        panel=TRAINING,
+        least=0,
+    ),
+]
+_LENGTH = Option(help="Longest text in tokens.", panel=TRAINING, least=4, show_default=False)
+MaxLength = Annotated[int | None, _LENGTH]
+MaxTokens = Annotated[int, _LENGTH]
+BatchSize = Annotated[
+    int, Option(help="Examples for each step.", panel=TRAINING, least=1, show_default=False)
+]
+MicroBatch = Annotated[
+    int | None,
+    Option(help="Examples at a time; gradients add up to --batch-size.", panel=TRAINING, least=1),
+]
+
+
+def rows(split: str) -> Option:
+    """The option that limits the rows of a split."""
+    return Option(help=f"At most so many rows of {split}; default: the effort's.", cli=False, least=1)
+
+
+Precision = Annotated[
+    str,
+    Option(
+        help="Of the backbone's weights: fp32, or bf16, which is faster and rougher. A search then tries "
+        "recipes in bf16, and trains finalists and baselines in fp32.",
+        panel=TRAINING,
+        choices=_precisions,
+        check=_check_precision,
+    ),
+]
+Shortcuts = Annotated[
+    bool,
+    Option(
+        help="Leave out what need not be computed: layers below everything that a recipe alters are answered "
+        "from stored states (fp16), the last layer serves only the position that the head reads.",
+        panel=TRAINING,
+        flags=("--shortcuts/--no-shortcuts",),
+    ),
+]
+Out = Annotated[
+    str | Path | None,
+    Option(
+        help="Folder to write; default: a new one under runs/.",
+        doc="folder to write; default: a new one under `runs`",
+        flags=("--out", "-o"),
+        cli_type=Path,
+        repeated=False,
+    ),
+]
+Runs = Annotated[str | Path, Option(help="Folder that holds the runs.", cli=False, repeated=False)]
+NotifyFunction = Callable[[str], None] | None
+Notify = Annotated[
+    NotifyFunction,
+    Option(
+        help="Takes one line where data are fetched or stand in for others.",
+        cli=False,
+        repeated=False,
+    ),
+]
