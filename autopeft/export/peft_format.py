@@ -23,7 +23,7 @@ from autopeft.errors import AutoPEFTError
 from autopeft.export.files import write_json
 from autopeft.export.rope import rotate_keys
 from autopeft.graph import Entry, Leaf, Tree
-from autopeft.hybrid.hybrid import deployed_form
+from autopeft.hybrid.modules import deployed_form
 from autopeft.method import Call, Context
 from autopeft.search.runfolder import write_atomic
 
