@@ -35,7 +35,7 @@ from autopeft.composition import (
 from autopeft.composition import registry as compositions
 from autopeft.counting import count
 from autopeft.errors import CompositionError, MethodError, RecipeError
-from autopeft.graph import build_graph, hash_of, parts_of
+from autopeft.graph import build_graph, draw_text, hash_of, parts_of
 from autopeft.hybrid import attach, load
 from autopeft.injection.rows import last_layer_is_rowwise
 from autopeft.method import Call, MethodConfig, ParameterCount, Traits
@@ -140,7 +140,7 @@ def test_it_is_read_counted_attached_trained_merged_saved_and_drawn(
     graph = build_graph(recipe, spec)
     assert hash_of(parts_of(spec).of(recipe)) == graph.hash()
     assert brief(recipe.to_dict()) == "lora + ia3"
-    assert "blend(lora[rank 2], ia3)" in graph.text()
+    assert "blend(lora[rank 2], ia3)" in draw_text(graph)
     drawn = draw_graph(graph)
     assert "1. lora · rank 2" in drawn
     assert "2. ia3" in drawn
