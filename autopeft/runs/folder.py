@@ -15,14 +15,11 @@ runs/2026-01-31-142233-sst2-1a2b3c/
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any

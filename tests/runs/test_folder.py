@@ -11,9 +11,9 @@ import pytest
 
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.runs import folder as module
-from autopeft.search.core.jobs import TrialRecord
 from autopeft.runs.files import write_atomic
 from autopeft.runs.folder import RunFolder, list_runs, load_run
+from autopeft.search.core.jobs import TrialRecord
 
 
 def make(root: Path, name: str, **manifest: Any) -> RunFolder:

@@ -38,7 +38,8 @@ from autopeft.search.execution.environment import (
     token_hint,
 )
 from autopeft.search.execution.health import Endpoint, HealthCheck, RayEndedError, answers_grpc
-from autopeft.search.execution.scheduler import Capacity, Pool, Resources, Scheduler
+from autopeft.search.execution.pool import Capacity, Pool, Resources
+from autopeft.search.execution.scheduler import Scheduler
 
 with environment(importing=True):
     import ray
