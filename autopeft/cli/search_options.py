@@ -147,7 +147,14 @@ DryRun = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", min=1, help="Trials at a time.", rich_help_panel=_WORKERS, show_default=False),
+    typer.Option(
+        "--workers",
+        min=0,
+        help="Trials at a time; 0 runs them one by one in this process, without Ray: for notebooks, for a "
+        "debugger, or where Ray does not start.",
+        rich_help_panel=_WORKERS,
+        show_default=False,
+    ),
 ]
 CpusPerTrial = Annotated[
     int, typer.Option("--cpus-per-trial", min=1, help="CPUs of one trial.", rich_help_panel=_WORKERS)

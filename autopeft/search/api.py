@@ -5,21 +5,26 @@ from __future__ import annotations
 import shutil
 import time as clock
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from autopeft.errors import AutoPEFTError
 from autopeft.graph import build_graph
 from autopeft.runs.folder import RunFolder, load_run
 from autopeft.search.controller.checkpoints import Clock, CompletedRuns, FolderCheckpoints, KnownRuns
 from autopeft.search.controller.controller import Controller
 from autopeft.search.controller.finish import finish
 from autopeft.search.core.jobs import Reporter, SearchInfo, SilentReporter, TrialRecord
+from autopeft.search.execution.executor import Executor
+from autopeft.search.execution.logged_jobs import LoggedJobs
 from autopeft.search.optimization.study import Repaired, SearchStudy
 from autopeft.search.optimization.warm_start import points_from
 from autopeft.search.planning.dry_run import DryRun, Sample, estimate_of, plan
 from autopeft.search.planning.prepare import Arguments, Prepared, prepare
 from autopeft.search.planning.resume import SPACE, prepare_again
+from autopeft.search.planning.worker_setup import worker_setup
 from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.result import SearchResult
@@ -62,7 +67,8 @@ def search(
         fidelity: what a trial has less of before it is worth more: `steps`, `data` (steps and training rows),
             or `none`. There are rungs at a third, a ninth … of the steps, down to 40.
         objective: `score`, or `score,params` to look for small recipes as well as for good ones.
-        workers, cpus_per_trial, gpus_per_trial: jobs at a time, and what each takes.
+        workers, cpus_per_trial, gpus_per_trial: jobs at a time, and what each takes; `workers=0` runs one at
+            a time in this process, without Ray: in notebooks, under a debugger, or where Ray does not start.
         warm_start: runs and recipes to begin with: paths, names under `runs`, `latest`.
         baselines: `all`, `none`, or some of `lora,single,random,middle,head`; default LoRA and the head in
             `quick`, else all. Each is trained once per task and budget and kept; `fresh_baselines` trains
@@ -122,10 +128,7 @@ def _go(
 def _run(
     ready: Prepared, folder: RunFolder, reporter: Tracking, notify: Notify, spent: Clock, start: float
 ) -> Controller:
-    # Ray takes seconds to import, and a dry run never needs it.
-    from autopeft.search.execution.model_transfer import pack
-    from autopeft.search.execution.ray_executor import Pool, run_jobs
-    from autopeft.search.execution.worker import WorkerSetup, execute
+    from autopeft.search.execution.worker import execute
 
     a, effort, baselines = ready.arguments, ready.effort, ready.baselines()
     study = _study(ready, folder.journal, notify)
@@ -161,21 +164,33 @@ def _run(
         reporter.close()
 
     reporter.on_start(_info(ready, folder, baselines))
-    setup = WorkerSetup(
-        a.model, ready.source, ready.task, ready.plan, a.cpus_per_trial, ready.key(), a.precision
-    )
-    pool = Pool(ready.workers, a.cpus_per_trial, ready.gpus, a.address)
-    run_jobs(
-        controller,
-        execute,
-        setup,
-        pool,
+    jobs = LoggedJobs(controller, folder)
+    try:
+        _executor(ready, folder).run_jobs(jobs, execute, worker_setup(ready), ending=ending)
+    finally:
+        with suppress(AutoPEFTError):  # what ended the search is told, not that this failed too
+            jobs.close()
+    return controller
+
+
+def _executor(ready: Prepared, folder: RunFolder) -> Executor:
+    """What runs the jobs: this process, or Ray, which takes seconds to import."""
+    a = ready.arguments
+    if ready.workers == 0:
+        from autopeft.search.execution.local_executor import LocalExecutor
+        from autopeft.search.execution.worker import release
+
+        return LocalExecutor(release)
+    from autopeft.search.execution.model_transfer import pack
+    from autopeft.search.execution.ray_executor import Pool, RayExecutor
+
+    return RayExecutor(
+        Pool(ready.workers, a.cpus_per_trial, ready.gpus, a.address),
         folder.scratch / "ray",
         model_files=pack(ready.source) if a.address else None,
-        ending=ending,
         resume=f"autopeft search --resume {folder.path}",
+        logs=folder.logs / "ray",
     )
-    return controller
 
 
 def _study(ready: Prepared, journal: Path, notify: Notify) -> SearchStudy:

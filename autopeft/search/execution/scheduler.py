@@ -6,13 +6,14 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from autopeft.errors import AutoPEFTError
 from autopeft.search.core.jobs import Done, Job, JobResult, JobSource
 from autopeft.search.execution.driver_thread import DriverThread
 from autopeft.search.execution.health import HealthCheck
+from autopeft.search.execution.job_log import WorkerTrace
 from autopeft.search.execution.pool import Capacity
 
 __all__ = ["Scheduler"]
@@ -24,10 +25,12 @@ _LOST = "The worker process ended before the job did: killed, out of memory, or 
 
 @dataclass
 class _WorkerState:
-    """A worker as the driver sees it: its handle, once it is up, and the id of the job that it runs."""
+    """A worker as the driver sees it: its handle, once it is up, the id of the job that it runs, and what
+    will be known of it if it is lost."""
 
     handle: Any = None
     job: str | None = None
+    trace: WorkerTrace = field(default_factory=WorkerTrace)
 
 
 class Scheduler:
@@ -76,27 +79,40 @@ class Scheduler:
         worker = self._workers[name]
         if "handle" in result:
             worker.handle, self._failed_starts = result.pop("handle"), 0
+            if "about" in result:
+                worker.trace.introduce(result.pop("about"))
+        worker.trace.ends = result.pop("ends", worker.trace.ends)
+        worker.trace.peak = result.pop("peak", worker.trace.peak)
         with self._guard():
             if "outcome" in result:
                 worker.job = None
                 self._driver.call(self._source.complete, result.pop("outcome"))
             elif "news" in result:
-                self._driver.call(self._source.progress, worker.job, *result.pop("news"))
+                worker.trace.step, worker.trace.loss = news = result.pop("news")
+                self._driver.call(self._source.progress, worker.job, *news)
             if worker.job is None and not self.stop():
                 job = self._held.popleft() if self._held else self._ask()
                 if job is not None:
                     worker.job = job.id
+                    worker.trace.begin()
                     self._give(worker.handle, job)
 
-    def worker_lost(self, name: str, reason: str) -> None:
-        """Take note that a worker is no more."""
+    def worker_lost(self, name: str, reason: str, told: str = "") -> None:
+        """Take note that a worker is no more.
+
+        Args:
+            reason: a line that says why.
+            told: all that Ray says of it, for the job's log.
+        """
         worker = self._workers.pop(name)
         with self._guard():
             if worker.job is not None:
-                outcome = JobResult(worker.job, error=_lost(reason), failure="lost")
+                log = worker.trace.lost_log(told or reason)
+                outcome = JobResult(worker.job, error=_lost(reason), failure="lost", log=log)
                 self._driver.call(self._complete_lost, outcome)
             elif worker.handle is None and self._clock() >= self._start_from:
                 self._start_failed(reason)
+        worker.trace.close()
 
     def stop(self) -> bool:
         """Whether the run ends now. Called all the time, so that the capacity's size is kept up here."""

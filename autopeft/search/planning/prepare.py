@@ -250,13 +250,7 @@ def _check(a: Arguments) -> _Cheap:
     parse_kinds(a.baselines, "quick")
     parse_trackers(a.log)
     dtype_of(a.precision)
-    wrong = [
-        f"{name}={value}"
-        for name, value in (("workers", a.workers), ("cpus_per_trial", a.cpus_per_trial))
-        if value is not None and value < 1
-    ]
-    if wrong:
-        raise UsageError(f"These must be at least 1, but got {', '.join(wrong)}.")
+    _check_workers(a)
     gpus = a.gpus_per_trial
     if gpus is None:
         gpus = _GPU_SHARE if a.address is None and torch.cuda.is_available() else 0.0
@@ -269,6 +263,26 @@ def _check(a: Arguments) -> _Cheap:
             "leave it out to train on the CPU, or join a cluster with --address."
         )
     return _Cheap(sampler, gpus, parse_duration(a.time))
+
+
+def _check_workers(a: Arguments) -> None:
+    if a.cpus_per_trial < 1:
+        raise UsageError(f"cpus_per_trial must be at least 1, but got {a.cpus_per_trial}.")
+    if a.workers is not None and a.workers < 0:
+        raise UsageError(
+            f"workers is how many trials run at a time, or 0 to run them one by one in this process, but got "
+            f"{a.workers}."
+        )
+    if a.workers == 0 and a.address is not None:
+        raise UsageError(
+            f"workers=0 runs every trial in this process, and address={a.address!r} joins a Ray cluster; "
+            "leave one of them out."
+        )
+    if a.workers == 0 and a.gpus_per_trial:
+        raise UsageError(
+            "workers=0 runs one trial at a time, with the whole GPU where there is one, but got "
+            f"gpus_per_trial={a.gpus_per_trial:g}; leave it out, or give 0 to train on the CPU."
+        )
 
 
 def _task(a: Arguments, effort: Effort, notify: Callable[[str], None] | None) -> tuple[Task, dict[str, int]]:
@@ -289,7 +303,7 @@ def _task(a: Arguments, effort: Effort, notify: Callable[[str], None] | None) ->
 
 
 def _workers(a: Arguments, gpus: float) -> int | None:
-    """Jobs at a time on this machine; `None` on a cluster, where its size decides."""
+    """Jobs at a time on this machine, 0 for one in this process; `None` on a cluster, whose size decides."""
     if a.workers is not None:
         return a.workers
     if a.address is not None:

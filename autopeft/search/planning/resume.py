@@ -12,7 +12,7 @@ from autopeft.runs.folder import RunFolder
 from autopeft.search.planning.prepare import Arguments, Prepared, prepare
 from autopeft.search.space.space import Space
 
-__all__ = ["CHANGEABLE", "SPACE", "prepare_again"]
+__all__ = ["CHANGEABLE", "SPACE", "prepare_again", "prepare_here"]
 
 SPACE = "space.yaml"
 # What may differ from the process before: where the work is done, for how long, and where it is logged.
@@ -43,9 +43,34 @@ def prepare_again(
             f"{folder.name} is finished; start another search from what it found with --from {folder.name}."
         )
     arguments, effort = _read(folder, manifest)
+    if given.get("workers") == 0:
+        arguments = _here(arguments)
     ready = prepare(replace(arguments, **given), notify, effort)
     _check(folder, manifest, ready)
     return ready
+
+
+def prepare_here(folder: RunFolder, notify: Callable[[str], None] | None = None) -> Prepared:
+    """Prepare the search of a run folder, finished or not, for single jobs in this process.
+
+    Nothing is written.
+
+    Raises:
+        UsageError: data or backbone are not those that the run was begun with.
+    """
+    manifest = folder.manifest()
+    arguments, effort = _read(folder, manifest)
+    ready = prepare(replace(_here(arguments), workers=0, log=None), notify, effort)
+    _check(folder, manifest, ready)
+    return ready
+
+
+def _here(arguments: Arguments) -> Arguments:
+    """The arguments without a cluster, on the same kind of device as far as this machine has it."""
+    gpus = arguments.gpus_per_trial
+    if gpus is None and arguments.address is not None:
+        gpus = 0.0  # by default a cluster's workers train on CPUs
+    return replace(arguments, address=None, gpus_per_trial=None if gpus else gpus)
 
 
 def _read(folder: RunFolder, manifest: Mapping[str, Any]) -> tuple[Arguments, Effort]:
