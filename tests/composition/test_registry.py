@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from pydantic import Field
+from support.registries import keep
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from support.training import encoded_task, tiny_bert
 from torch import Tensor, nn
@@ -25,7 +26,6 @@ from autopeft.composition import (
     NoOptions,
     Sum,
     added,
-    composition_names,
     default_options,
     get_composition,
     is_composition,
@@ -103,11 +103,8 @@ class Blend(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
-    methods.method_names()
-    composition_names()
-    monkeypatch.setattr(methods, "_REGISTRY", dict(methods._REGISTRY))
+    keep(monkeypatch, methods.REGISTRY, compositions.REGISTRY)
     monkeypatch.setattr(methods, "_RESERVED", set(methods._RESERVED))
-    monkeypatch.setattr(compositions, "_REGISTRY", dict(compositions._REGISTRY))
     monkeypatch.setattr(compositions, "_DEFAULTS", dict(compositions._DEFAULTS))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.registries import keep
 from transformers import BertConfig
 
 from autopeft.assets import ModelSource
@@ -351,7 +352,7 @@ def test_a_backbone_without_a_hash_is_not_kept(store: BaselineCache, tmp_path: P
 def test_methods_of_other_packages_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     from autopeft.method import get_method, registry
 
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    keep(monkeypatch, registry.REGISTRY)
     lora = get_method("lora")
 
     class Foreign(lora):  # type: ignore[misc,valid-type]
