@@ -105,7 +105,7 @@ def _run(
     checkpoints = FolderCheckpoints(folder.state / "files")
     past = CompletedRuns(folder, checkpoints)
     keys = RunKeys(ready.task, ready.source, ready.spec, ready.plan)
-    kept = KnownRuns(past, keys, BaselineCache(reuse=not a.fresh_baselines))
+    kept = KnownRuns(past, keys, BaselineCache(reuse=not a.fresh_baselines, notify=notify))
     strategy = _open_strategy(ready, folder, checkpoints, notify)
     finished = [record for record in strategy.records() if record.state != "paused"]
     folder.write_lines("trials.jsonl", finished)
