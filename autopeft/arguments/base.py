@@ -32,10 +32,11 @@ class Arguments(BaseModel):
     called: ClassVar[str] = "this"
 
     def __init__(self, **given: Any) -> None:
+        needed = self.needed()
         try:
-            super().__init__(**given)
+            super().__init__(**{k: v for k, v in given.items() if v is not NEEDED or k not in needed})
         except ValidationError as error:
-            raise refusal(type(self).called, self.declared(), given, error) from error
+            raise refusal(type(self).called, self.declared(), given, error) from None
 
     @classmethod
     def declared(cls) -> dict[str, Option]:

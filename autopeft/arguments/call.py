@@ -60,6 +60,13 @@ class takes(Generic[P, A]):  # noqa: N801 - a decorator
         return call
 
 
+class _Shown(str):
+    """A type that a signature shows without quotes."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 def _parameters(body: Callable[..., Any]) -> list[str]:
     return list(inspect.signature(body).parameters)
 
@@ -86,9 +93,9 @@ def signature_of(arguments: type[Arguments], body: Callable[..., Any] | None = N
             name,
             inspect.Parameter.KEYWORD_ONLY,
             default=inspect.Parameter.empty if field.is_required() else field.get_default(),
-            annotation=hints[name],
+            annotation=hints[name] if option.typed is None else _Shown(option.typed),
         )
-        for name in arguments.declared()
+        for name, option in arguments.declared().items()
         for field in (arguments.model_fields[name],)
     ]
     return inspect.Signature([*leading, *found], return_annotation=returns)

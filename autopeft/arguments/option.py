@@ -31,6 +31,8 @@ class Option:
         metavar: stands for the value in `--help`.
         show_default: whether `--help` shows the default, where there is one.
         takes: the allowed types in words, where the annotation says too little.
+        typed: the type as a signature shows it, where the annotation is `Any` so that nothing heavy is
+            imported.
         choices: the allowed names, read from where they are registered; called as late as possible.
         least: smallest allowed number.
         check: raises `UsageError` for a value that cannot be used; without it a value is one of `choices`.
@@ -52,6 +54,7 @@ class Option:
     metavar: str | None = None
     show_default: bool = True
     takes: str | None = None
+    typed: str | None = None
     choices: Callable[[], Iterable[str]] | None = None
     least: float | None = None
     check: Callable[[Any], object] | None = None

@@ -87,10 +87,11 @@ def _digest(model: PreTrainedModel, tokens: Path) -> str:
 @contextmanager
 def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
     """`save_pretrained` writes the class and the dtype into the configuration that it saves."""
-    kept = [(held, copy.deepcopy(vars(held))) for held in (model.config, model.generation_config) if held]
+    held = [model.config, getattr(model, "generation_config", None)]
+    kept = [(part, copy.deepcopy(vars(part))) for part in held if part is not None]
     try:
         yield
     finally:
-        for held, values in kept:
-            vars(held).clear()
-            vars(held).update(values)
+        for part, values in kept:
+            vars(part).clear()
+            vars(part).update(values)

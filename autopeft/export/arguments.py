@@ -19,6 +19,7 @@ __all__ = ["EvaluateArguments", "ExportArguments", "PredictArguments"]
 
 _TOKENIZER = Option(
     help="Of a live `Hybrid`; default: that of the folder or hub name that its model was loaded from.",
+    typed="PreTrainedTokenizerBase | None",
     cli=False,
 )
 _LENGTH = Option(help="Longest text in tokens, for a live `Hybrid`; default: 128.", cli=False, least=4)
@@ -29,6 +30,7 @@ TaskToScore = Annotated[
         help="Task to score on; default: the one it was trained on.",
         doc="task to score on, by name, path, or as rows in memory; default: the one it was trained on",
         flags=("--task", "-t"),
+        typed=f"{shared.TASK_TYPES} | None",
         cli_type=str,
         check=shared.check_task,
         record=shared.in_memory,

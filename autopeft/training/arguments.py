@@ -38,6 +38,7 @@ class TrainArguments(Arguments):
             help="A recipe file, or the name of a fixed recipe (mam, unipelt, …).",
             doc="a recipe file, the name of a fixed recipe (mam, unipelt, …) or a `Recipe`",
             flags=("--recipe", "-r"),
+            typed="str | Path | Recipe",
             cli_type=str,
             check=_check_recipe,
             record=in_memory,

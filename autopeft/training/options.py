@@ -57,6 +57,7 @@ __all__ = [
 ]
 
 DATA, TRAINING = "Data", "Training"
+TASK_TYPES = "str | Path | Dataset | DatasetDict | DataFrame"
 _ROWS = "a `datasets.Dataset`, a `DatasetDict` or a pandas `DataFrame`"
 
 
@@ -163,6 +164,7 @@ TaskOption = Annotated[
         "be handed over again where a run goes on; their hash is compared",
         panel=DATA,
         flags=("--task", "-t"),
+        typed=TASK_TYPES,
         cli_type=str,
         check=check_task,
         record=in_memory,
@@ -175,6 +177,7 @@ Model = Annotated[
         doc="backbone: a packaged alias, a local folder or a hub name; or a pair (model, tokenizer) of "
         "transformers, which is saved to the cache once and left as it is",
         flags=("--model", "-m"),
+        typed="str | Path | tuple[PreTrainedModel, PreTrainedTokenizerBase]",
         cli_type=str,
         check=_check_model,
         record=in_memory,
@@ -238,7 +241,12 @@ BatchSize = Annotated[
 ]
 MicroBatch = Annotated[
     int | None,
-    Option(help="Examples at a time; gradients add up to --batch-size.", panel=TRAINING, least=1),
+    Option(
+        help="Examples at a time; gradients add up to --batch-size.",
+        doc="examples at a time; gradients add up to `batch_size`",
+        panel=TRAINING,
+        least=1,
+    ),
 ]
 
 

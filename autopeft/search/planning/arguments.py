@@ -7,6 +7,7 @@ change, and the command line in a report all follow from it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -109,7 +110,7 @@ def _check_time(value: str | float) -> object:
 
 def _time_text(value: str | float) -> str:
     # A bare number is minutes on the command line, and seconds in Python.
-    return value if isinstance(value, str) else f"{value:f}s"
+    return value if isinstance(value, str) else f"{Decimal(repr(value)):f}s"
 
 
 def _check_space(value: Any) -> None:
@@ -151,6 +152,7 @@ class SearchArguments(Arguments):
             doc="a space's name, a YAML file or a `Space`",
             panel=SEARCH,
             flags=("--space", "-s"),
+            typed="str | Path | Space",
             cli_type=str,
             check=_check_space,
             record=_space_name,
@@ -192,6 +194,7 @@ class SearchArguments(Arguments):
         str | None,
         Option(
             help="What proposes recipes: {choices}. Default: tpe, or linear with --objective score,params.",
+            doc="what proposes recipes: {choices}; default: tpe, or linear with two objectives",
             panel=SEARCH,
             choices=_samplers,
             check=_check_sampler,
@@ -329,9 +332,10 @@ class SearchCall(SearchArguments):
             after="budget",
         ),
     ] = None
-    reporter: Annotated[ReporterData, Option(help="Is told of every event (see `Reporter`).", cli=False)] = (
-        None
-    )
+    reporter: Annotated[
+        ReporterData,
+        Option(help="Is told of every event (see `Reporter`).", typed="Reporter | None", cli=False),
+    ] = None
     notify: shared.Notify = None
 
 

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
+import torch
 from support.saved_model import save_backbone, write_reviews
+from transformers import AutoModel, AutoTokenizer
 
 from autopeft.errors import UsageError
 from autopeft.runs.folder import RunFolder
@@ -96,3 +100,88 @@ def test_every_sampler_goes_with_two_objectives(begun: RunFolder, sampler: str) 
     arguments = {**begun.manifest()["arguments"], "sampler": sampler, "space": "lora"}
     arguments["warm_start"] = ()
     assert prepare(SearchArguments(**arguments)).sampler == sampler
+
+
+def _begin(folder: Path, **given: Any) -> RunFolder:
+    ready = prepare(SearchArguments(**given))
+    begun = RunFolder.create(ready.task_name, ready.key(), out=folder)
+    begun.write_json("manifest.json", ready.manifest())
+    begun.write_text(SPACE, ready.space.text)
+    return begun
+
+
+@pytest.fixture
+def in_memory(begun: RunFolder, tmp_path: Path) -> tuple[RunFolder, pandas.DataFrame]:
+    """A run that was begun with a data frame, and the frame."""
+    frame = pandas.read_csv(begun.manifest()["task"])
+    named = {"text": "body", "label": "verdict", "budget": "5%", "space": "lora"}
+    return _begin(tmp_path / "rows", task=frame, model=begun.manifest()["model"], **named), frame
+
+
+def test_rows_in_memory_have_to_come_again(in_memory: tuple[RunFolder, pandas.DataFrame]) -> None:
+    run, frame = in_memory
+    manifest = run.manifest()
+    assert manifest["task"] == "memory"
+    assert manifest["arguments"]["task"] == {"memory": "DataFrame (120 rows)"}
+    source = manifest["data"]["source"]
+    assert (source["origin"], len(source["sha256"])) == ("memory", 64)
+    with pytest.raises(UsageError, match=rf"rows in memory.*{source['sha256'][:12]}.*task=rows") as caught:
+        prepare_again(run, {})
+    assert str(run.path) in str(caught.value)
+    again = prepare_again(run, {"task": frame.copy(), "workers": 2})
+    assert again.task.source.sha256 == source["sha256"]
+    assert again.workers == 2
+
+
+def test_other_rows_in_memory_are_refused(in_memory: tuple[RunFolder, pandas.DataFrame]) -> None:
+    run, frame = in_memory
+    other = frame.assign(body=frame["body"] + " film")
+    with pytest.raises(UsageError, match="data of rows changed"):
+        prepare_again(run, {"task": other})
+    with pytest.raises(UsageError, match="keeps its task"):
+        prepare_again(run, {"task": "data.csv"})
+
+
+def test_a_named_task_takes_no_rows_in_memory(begun: RunFolder) -> None:
+    with pytest.raises(UsageError, match="was begun with"):
+        prepare_again(begun, {"task": pandas.read_csv(begun.manifest()["task"])})
+
+
+def test_a_loaded_model_is_found_again_or_handed_over_again(begun: RunFolder, tmp_path: Path) -> None:
+    folder, data = begun.manifest()["model"], begun.manifest()["task"]
+    pair = (AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
+    named = {"task": data, "text": "body", "label": "verdict", "budget": "5%", "space": "lora"}
+    run = _begin(tmp_path / "live", model=pair, **named)
+    manifest = run.manifest()
+    assert len(manifest["backbone"]["sha256"]) == 64
+    assert manifest["arguments"]["model"] == manifest["model"]
+    assert prepare_again(run, {}).model_name == manifest["model"]
+    shutil.rmtree(manifest["model"])
+    with pytest.raises(UsageError, match="No model"):
+        prepare_again(run, {})
+    assert prepare_again(run, {"model": pair}).source.sha256 == manifest["backbone"]["sha256"]
+    with torch.no_grad():
+        pair[0].embeddings.word_embeddings.weight[3, 3] += 1e-3
+    with pytest.raises(UsageError, match="backbone of live changed"):
+        prepare_again(run, {"model": pair})
+
+
+def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> None:
+    """The table as version 0.1.0 wrote it: the same names, and no `kind` of task."""
+    manifest = begun.manifest()
+    old = {
+        "task": manifest["task"], "budget": "5%", "model": manifest["model"], "effort": None, "trials": 7,
+        "steps": 130, "time": None, "seed": 4, "sampler": "nsga2", "fidelity": "data",
+        "objective": "score,params", "warm_start": [], "baselines": None, "fresh_baselines": False,
+        "workers": None, "cpus_per_trial": 1, "gpus_per_trial": None, "address": None, "max_length": 128,
+        "batch_size": 32, "micro_batch": None, "precision": "fp32", "shortcuts": True, "text": "body",
+        "text_pair": None, "label": "verdict", "metric": None, "class_weights": None, "stand_in": True,
+        "train_rows": None, "select_rows": 9, "test_rows": None, "confirm": None, "confirm_seeds": None,
+        "log": None, "out": None, "runs": "runs", "space": "lora",
+    }  # fmt: skip
+    assert set(manifest["arguments"]) == set(old) | {"kind"}
+    assert {k: v for k, v in manifest["arguments"].items() if k in old} == old
+    begun.write_json("manifest.json", {**manifest, "arguments": old})
+    again = prepare_again(begun, {})
+    assert again.arguments.record() == {**old, "kind": None, "warm_start": ()}
+    assert again.rungs.steps == (43, 130)

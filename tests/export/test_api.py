@@ -1,0 +1,130 @@
+"""Trained hybrids in use, however they come: a run, a folder, an outcome, a live hybrid."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+from support.saved_model import save_backbone, write_reviews
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import autopeft
+from autopeft.errors import TaskError, UsageError
+from autopeft.recipe import Recipe
+from autopeft.training.fixed import FixedOutcome
+
+RECIPE: dict[str, Any] = {
+    "name": "pair",
+    "layers": [{"attach": [{"lora": {"rank": 4, "sites": ["q", "v", "up"]}}]}],
+    "training": {"learning_rate": 2e-2},
+}
+TEXTS = ["the film was good", "the story was bad"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    save_backbone(folder / "bert")
+    write_reviews(folder / "reviews.csv")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(home / "cache"))
+    monkeypatch.chdir(home)
+
+
+@pytest.fixture(scope="module")
+def outcome(home: Path) -> FixedOutcome:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOPEFT_CACHE", str(home / "cache"))
+        patch.chdir(home)
+        return autopeft.train(
+            recipe=Recipe.from_dict(RECIPE), task="reviews.csv", text="body", label="verdict", model="bert",
+            steps=60, max_length=24, out="run",
+        )  # fmt: skip
+
+
+def test_outcome_run_and_export_predict_and_score_alike(outcome: FixedOutcome, home: Path) -> None:
+    shutil.rmtree(home / "winner", ignore_errors=True)
+    exported = autopeft.export(outcome, "winner")
+    assert exported.peft
+    assert {"recipe.yaml", "manifest.json", "peft/adapter_config.json"} <= set(exported.files)
+    found = [autopeft.predict(which, TEXTS) for which in (outcome, "run", Path("winner"))]
+    assert found[0] == found[1] == found[2]
+    assert [item["label"] for item in found[0]] == ["yes", "no"]
+    assert autopeft.predict("run", TEXTS[0]) == found[0][:1]
+    scores = [autopeft.evaluate(which) for which in (outcome, "run")]
+    assert scores[0].score == scores[1].score == pytest.approx(outcome.scores["test"], abs=1e-9)
+    assert scores[0].to_dict()["metric"] == "accuracy"
+    frame = pandas.read_csv("reviews.csv")
+    again = autopeft.evaluate("winner", task=frame, text="body", label="verdict", split="select")
+    assert again.score == pytest.approx(outcome.scores["select"], abs=1e-9)
+
+
+def test_an_export_without_peft(outcome: FixedOutcome, tmp_path: Path) -> None:
+    exported = autopeft.export("run", tmp_path / "plain", peft=False)
+    assert (exported.peft, exported.reason) == (False, None)
+    assert not (tmp_path / "plain" / "peft").exists()
+
+
+def test_a_live_hybrid(outcome: FixedOutcome) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained("bert", num_labels=2)
+    with autopeft.load(model, "run/winner") as hybrid:
+        found = autopeft.predict(hybrid, TEXTS, max_length=24)
+        best = [item["logits"] for item in autopeft.predict(outcome, TEXTS)]
+        assert [item["logits"] for item in found] == [pytest.approx(row, abs=1e-6) for row in best]
+        words = AutoTokenizer.from_pretrained("bert")
+        score = autopeft.evaluate(
+            hybrid, task="reviews.csv", text="body", label="verdict", tokenizer=words, max_length=24
+        )
+        assert score.score == pytest.approx(outcome.scores["test"], abs=1e-9)
+        with pytest.raises(TaskError, match="live hybrid was trained on is unknown"):
+            autopeft.evaluate(hybrid)
+        with pytest.raises(UsageError, match=r"hybrid\.save"):
+            autopeft.export(hybrid, "nowhere")
+
+
+def test_a_live_hybrid_of_a_model_without_a_name_needs_a_tokenizer(outcome: FixedOutcome) -> None:
+    config = AutoModelForSequenceClassification.from_pretrained("bert").config
+    config._name_or_path = ""
+    model = AutoModelForSequenceClassification.from_config(config)
+    with (
+        autopeft.attach(model, Recipe.from_dict(RECIPE)) as hybrid,
+        pytest.raises(UsageError, match="tokenizer="),
+    ):
+        autopeft.predict(hybrid, TEXTS)
+
+
+def test_rows_in_memory_are_scored_while_they_are_there(outcome: FixedOutcome, tmp_path: Path) -> None:
+    frame = pandas.read_csv("reviews.csv")
+    found = autopeft.train(
+        recipe=Recipe.from_dict(RECIPE), task=frame, text="body", label="verdict", model="bert", steps=2,
+        max_length=24, out=tmp_path / "run",
+    )  # fmt: skip
+    assert autopeft.evaluate(found).score == pytest.approx(found.scores["test"], abs=1e-9)
+    assert autopeft.evaluate(found, metric="macro_f1").task.metric == "macro_f1"
+    with pytest.raises(TaskError, match="are not kept"):
+        autopeft.evaluate(tmp_path / "run")
+    with pytest.raises(TaskError, match="pearson"):
+        autopeft.evaluate(found, metric="pearson")
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: autopeft.predict("nothing", "a"), "no run 'nothing'"),
+        (lambda: autopeft.predict("run", TEXTS, text_pair=["b"]), "2 texts but 1 second texts"),
+        (lambda: autopeft.predict("run", TEXTS, max_length=8), "for live hybrids"),
+        (lambda: autopeft.evaluate("run", split="tset"), "split is 'train', 'select' or 'test'"),  # type: ignore[arg-type]
+        (lambda: autopeft.export("run", "x", pefft=True), "Did you mean 'peft'"),  # type: ignore[call-arg]
+    ],
+)
+def test_what_is_wrong_is_one_sentence(outcome: FixedOutcome, call: Any, says: str) -> None:
+    with pytest.raises(UsageError, match=says) as caught:
+        call()
+    assert len(str(caught.value).splitlines()) == 1
