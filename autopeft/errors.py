@@ -16,6 +16,7 @@ __all__ = [
     "CompositionError",
     "DataError",
     "MethodError",
+    "PluginError",
     "RecipeError",
     "SiteError",
     "TaskError",
@@ -58,6 +59,10 @@ class TaskError(UsageError):
 
 class DataError(UsageError):
     """A data file cannot be read as the task needs it."""
+
+
+class PluginError(UsageError):
+    """An installed package that adds methods, compositions, … to this one cannot be imported."""
 
 
 class AssetError(AutoPEFTError):

@@ -103,7 +103,7 @@ def _show_result(given: Given, as_json: bool) -> None:
 
 def _print_result(result: SearchResult) -> None:
     from autopeft.cli.backbone import spec_for
-    from autopeft.graph import build_graph
+    from autopeft.graph import build_graph, draw_text
     from autopeft.report.search import ending, outcome_sheet, winner_text
     from autopeft.report.train import next_steps
     from autopeft.runs.folder import RunFolder
@@ -114,7 +114,7 @@ def _print_result(result: SearchResult) -> None:
     say()
     say(ending(result))
     say()
-    say(winner_text(result, graph, graph.text()))
+    say(winner_text(result, graph, draw_text(graph)))
     say()
     say_sheet(outcome_sheet(result, data, manifest["budget"]))
     say()

@@ -50,7 +50,7 @@ def show(
     from autopeft.backbones import spec_of
     from autopeft.cli.backbone import config_of, head_size
     from autopeft.counting import count
-    from autopeft.graph import build_graph
+    from autopeft.graph import build_graph, draw_mermaid, draw_svg, draw_text
     from autopeft.recipe import Recipe
     from autopeft.report.recipe import counts_sheet, describe_graph, entries_sheet, layers_sheet
 
@@ -58,8 +58,8 @@ def show(
     config = config_of(model)
     graph = build_graph(parsed, spec_of(config))
     if drawing is not None:
-        draw = {Drawing.text: graph.text, Drawing.mermaid: graph.mermaid, Drawing.svg: graph.svg}
-        say(draw[drawing]())
+        draw = {Drawing.text: draw_text, Drawing.mermaid: draw_mermaid, Drawing.svg: draw_svg}
+        say(draw[drawing](graph))
         return
     counts = count(graph, graph.spec, head=head_size(config, labels))
     if as_json:
@@ -71,4 +71,4 @@ def show(
         say()
         say_sheet(sheet)
     say()
-    say(graph.text())
+    say(draw_text(graph))

@@ -6,19 +6,18 @@ A composition declares itself in one file; everything else that knows compositio
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from torch import nn
 
-from autopeft.errors import CompositionError, near
+from autopeft.errors import CompositionError
 from autopeft.method import MEMBERS, Member, check_members, method_names, registered_method, reserve
+from autopeft.plugins import Registry, import_modules, is_lower_identifier
 
 __all__ = [
+    "REGISTRY",
     "composition_names",
     "default_options",
     "get_composition",
@@ -60,9 +59,18 @@ _MEMBERS = (
     *(m for m in MEMBERS if m.owner == "module" and not m.way and m.name not in _OF_ENTRIES),
 )
 
-_REGISTRY: dict[str, type[Any]] = {}
+REGISTRY: Registry[type[Any]] = Registry(
+    error=CompositionError,
+    malformed="A composition's name is a lower-case identifier that torch's modules leave free, but got "
+    "{name!r}.",
+    taken="The composition name {name!r} is taken by {by}.",
+    unknown="There is no composition {name!r}.{near} There are: {names}; one from another package registers "
+    "through the entry-point group 'autopeft.compositions'.",
+    group="autopeft.compositions",
+    built_in=lambda: import_modules(_PACKAGE),
+    well_formed=lambda name: is_lower_identifier(name) and not hasattr(nn.ModuleDict(), name),
+)
 _DEFAULTS: dict[str, dict[str, Any]] = {}
-_LOADED = False
 _C = TypeVar("_C", bound=type)
 
 
@@ -80,21 +88,15 @@ def register(name: str) -> Callable[[_C], _C]:
         defaults = _defaults_of(name, cls)
         reserve(name)
         cls.kind = name  # type: ignore[attr-defined]
-        _REGISTRY[name], _DEFAULTS[name] = cls, defaults
+        REGISTRY.enter(name, cls)
+        _DEFAULTS[name] = defaults
         return cls
 
     return enter
 
 
 def _check_name(name: str, cls: type[Any]) -> None:
-    if not name.isidentifier() or name != name.lower() or hasattr(nn.ModuleDict(), name):
-        raise CompositionError(
-            "A composition's name is a lower-case identifier that torch's modules leave free, but got "
-            f"{name!r}."
-        )
-    taken = _REGISTRY.get(name)
-    if taken is not None and taken.__qualname__ != cls.__qualname__:
-        raise CompositionError(f"The composition name {name!r} is taken by {taken.__module__}.")
+    REGISTRY.check_name(name, cls)
     if not cls.__module__.startswith(f"{_PACKAGE}."):
         method_names()  # all methods are entered, so that none of theirs is taken away
     if name in ("head", "children", "policies", "copies") or registered_method(name):
@@ -123,51 +125,28 @@ def _defaults_of(name: str, cls: type[Any]) -> dict[str, Any]:
     return defaults
 
 
-def _load_all() -> None:
-    """Import the built-in compositions and those of installed packages, once."""
-    global _LOADED
-    if _LOADED:
-        return
-    _LOADED = True
-    package = importlib.import_module(_PACKAGE)
-    for info in sorted(pkgutil.iter_modules(package.__path__, f"{_PACKAGE}."), key=lambda i: i.name):
-        importlib.import_module(info.name)
-    for point in entry_points(group="autopeft.compositions"):
-        point.load()
-
-
 def get_composition(name: str) -> type[Any]:
     """The composition class registered under `name`.
 
     Raises:
         CompositionError: there is none; the message names near matches.
     """
-    _load_all()
-    if name not in _REGISTRY:
-        raise CompositionError(
-            f"There is no composition {name!r}.{near(name, _REGISTRY)} There are: "
-            f"{', '.join(composition_names())}; one from another package registers through the entry-point "
-            "group 'autopeft.compositions'."
-        )
-    return _REGISTRY[name]
+    return REGISTRY.find(name)
 
 
 def composition_names() -> tuple[str, ...]:
     """Names of all registered compositions, sorted."""
-    _load_all()
-    return tuple(sorted(_REGISTRY))
+    return REGISTRY.names()
 
 
 def reserved_names() -> tuple[str, ...]:
     """Names of compositions that are planned and not there yet."""
-    _load_all()
-    return tuple(name for name in _RESERVED if name not in _REGISTRY)
+    return tuple(name for name in _RESERVED if name not in REGISTRY)
 
 
 def is_composition(name: Any) -> bool:
     """Whether a name in a recipe is a composition's, or reserved for one."""
-    _load_all()
-    return name in _REGISTRY or name in _RESERVED
+    return name in REGISTRY or name in _RESERVED
 
 
 def default_options(name: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from autopeft.composition import get_composition
 from autopeft.errors import AutoPEFTError
 from autopeft.export.rope import rotate_keys
 from autopeft.graph import Entry, Leaf, Tree
-from autopeft.hybrid.hybrid import deployed_form
+from autopeft.hybrid.modules import deployed_form
 from autopeft.method import Call, Context
 from autopeft.runs.files import write_atomic, write_json
 

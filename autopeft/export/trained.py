@@ -14,7 +14,7 @@ from autopeft.hybrid import Hybrid
 from autopeft.runs.files import read_json
 from autopeft.search.selection.result import SearchResult
 from autopeft.tasks import Split, Task, TaskKind, load_task
-from autopeft.tasks.kinds import get_kind
+from autopeft.tasks.kinds import kind_of_model
 from autopeft.tasks.metrics import check_metric
 from autopeft.training.fixed import FixedOutcome
 
@@ -125,9 +125,7 @@ def _of_hybrid(
     from autopeft.assets import load_tokenizer
 
     config = hybrid.model.config
-    kind = get_kind("regression" if config.problem_type == "regression" else "classification")
-    named = config.id2label or {}
-    labels = tuple(str(label) for _, label in sorted(named.items())) if kind.name == "classification" else ()
+    kind, labels = kind_of_model(config)
     path = getattr(config, "_name_or_path", "")
     if tokenizer is None and not path:
         raise UsageError("This hybrid's model was not loaded by name; hand over its tokenizer=… as well.")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from autopeft.graph.core import CompositionGraph, Entry, Leaf, Node, Tree, build_graph, child_spec
+from autopeft.graph.core import CompositionGraph, build_graph
+from autopeft.graph.drawing import draw_mermaid, draw_svg, draw_text
+from autopeft.graph.layer_masks import WHOLE
 from autopeft.graph.memo import Memo
 from autopeft.graph.parts import Part, Parts, Shape, clash, hash_of, parts_of, total_of
-from autopeft.graph.places import WHOLE
+from autopeft.graph.tree import Entry, Leaf, Node, Tree, child_spec
 
 __all__ = [
     "WHOLE",
@@ -21,6 +23,9 @@ __all__ = [
     "build_graph",
     "child_spec",
     "clash",
+    "draw_mermaid",
+    "draw_svg",
+    "draw_text",
     "hash_of",
     "parts_of",
     "total_of",

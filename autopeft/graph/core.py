@@ -1,14 +1,14 @@
 """The composition graph: a recipe resolved on a backbone, checked before anything is built.
 
 The graph knows every entry with its sites and parameters and how entries act together at each site. It is
-the only thing that counting, injection and drawing look at.
+the only thing that counting, injection and `autopeft.graph.drawing` look at.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from itertools import count as numbers
@@ -16,57 +16,16 @@ from typing import Any
 
 import networkx as nx
 
-from autopeft.composition import ChildSpec, Way, get_composition
+from autopeft.composition import ChildSpec, get_composition
 from autopeft.errors import CompositionError
-from autopeft.graph import drawing
-from autopeft.graph.parts import canonical_json, parts_of, ways_of, weight_places
-from autopeft.graph.places import WHOLE
-from autopeft.method import ParameterCount, Traits
+from autopeft.graph.layer_masks import WHOLE
+from autopeft.graph.parts import canonical_json, parts_of, weight_places
+from autopeft.graph.tree import Entry, Leaf, Node, Tree, child_spec
+from autopeft.method import ParameterCount
 from autopeft.recipe import CompositionItem, EntryItem, Item, Recipe
 from autopeft.spec import BackboneSpec, Site
 
-__all__ = ["CompositionGraph", "Entry", "Leaf", "Node", "Tree", "build_graph"]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A recipe entry on this backbone: its configured `method`, its `sites` and its parameters."""
-
-    name: str
-    method: Any
-    sites: tuple[Site, ...]
-    count: ParameterCount
-
-    @property
-    def traits(self) -> Traits:
-        traits: Traits = self.method.traits
-        return traits
-
-    @property
-    def ways(self) -> frozenset[Way]:
-        """How the entry acts; a method with a side effect on weights says so by `also_weights`."""
-        return ways_of(self.method)
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """One entry."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Node:
-    """A composition over children."""
-
-    name: str
-    kind: str
-    children: tuple[Tree, ...]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    count: ParameterCount = ParameterCount(0, 0)  # noqa: RUF009 (frozen)
-
-
-Tree = Leaf | Node
+__all__ = ["CompositionGraph", "build_graph"]
 
 
 @dataclass(frozen=True)
@@ -189,18 +148,6 @@ class CompositionGraph:
             training.weight_decay if decay is None else decay,
         ]
 
-    def text(self) -> str:
-        """The graph as lines for a terminal."""
-        return drawing.text(self)
-
-    def mermaid(self) -> str:
-        """The graph as a Mermaid flowchart."""
-        return drawing.mermaid(self)
-
-    def svg(self) -> str:
-        """The graph as a stand-alone SVG."""
-        return drawing.svg(self)
-
     def hash(self) -> str:
         """SHA-256 of the canonical structure."""
         return hashlib.sha256(canonical_json(self.canonical()).encode()).hexdigest()
@@ -218,19 +165,6 @@ class CompositionGraph:
         policies = [[p.method, p.method_config().model_dump(mode="json")] for p in section.policies]
         data = [trees, shared, policies, self._settings("head", "head")]
         return hashlib.sha256(canonical_json(data).encode()).hexdigest()
-
-
-def child_spec(entries: Mapping[str, Entry], tree: Tree) -> ChildSpec:
-    """What a composition knows of a child: its ways in and its sites; those of an inner composition are its
-    children's together."""
-    if isinstance(tree, Leaf):
-        entry = entries[tree.name]
-        return ChildSpec(tree.name, entry.name, entry.ways, entry.sites, entry.traits.pretrained)
-    inner = [child_spec(entries, c) for c in tree.children]
-    sites = {s.key: s for c in inner for s in c.sites}
-    ways: frozenset[Way] = frozenset(w for c in inner for w in c.ways)
-    label = f"{tree.kind}({', '.join(c.label for c in inner)})"
-    return ChildSpec(tree.name, label, ways, tuple(sites.values()), any(c.pretrained for c in inner))
 
 
 def build_graph(recipe: Recipe, spec: BackboneSpec) -> CompositionGraph:
@@ -268,7 +202,7 @@ class _Builder:
 
     def trees(self) -> Iterator[Tree]:
         for block in self.recipe.layers:
-            mask = self._parts.places.mask(block.at, block.stack)
+            mask = self._parts.masks.mask(block.at, block.stack)
             for item in block.attach:
                 yield self._tree(item, mask)
         for item in self.recipe.model:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from autopeft.graph.core import CompositionGraph
+from autopeft.graph.tree import Leaf, Tree
 from autopeft.spec import Site
 
-if TYPE_CHECKING:
-    from autopeft.graph.core import CompositionGraph, Tree
-
-__all__ = ["Block", "blocks", "mermaid", "svg", "text"]
+__all__ = ["Block", "blocks", "draw_mermaid", "draw_svg", "draw_text"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,6 @@ class Block:
 
 
 def _label(graph: CompositionGraph, tree: Tree) -> str:
-    from autopeft.graph.core import Leaf
-
     if not isinstance(tree, Leaf):
         return f"{tree.kind}({', '.join(_label(graph, c) for c in tree.children)})"
     entry = graph.entries[tree.name]
@@ -75,8 +71,8 @@ def blocks(graph: CompositionGraph) -> list[Block]:
     return found
 
 
-def text(graph: CompositionGraph) -> str:
-    """Lines for a terminal."""
+def draw_text(graph: CompositionGraph) -> str:
+    """The graph as lines for a terminal."""
     drawn = blocks(graph)
     if not drawn:
         return "(no modules: the head alone trains)"
@@ -95,8 +91,8 @@ def _quoted(label: str) -> str:
     return html.escape(label, quote=True).replace("[", "&#91;").replace("]", "&#93;")
 
 
-def mermaid(graph: CompositionGraph) -> str:
-    """A Mermaid flowchart, bottom to top."""
+def draw_mermaid(graph: CompositionGraph) -> str:
+    """The graph as a Mermaid flowchart, bottom to top."""
     lines = ["flowchart BT"]
     previous: str | None = None
     for b, block in enumerate(blocks(graph)):
@@ -113,8 +109,8 @@ def mermaid(graph: CompositionGraph) -> str:
 _ROW, _PAD, _SITE, _WIDTH = 26, 12, 150, 640
 
 
-def svg(graph: CompositionGraph) -> str:
-    """A stand-alone SVG, input at the bottom."""
+def draw_svg(graph: CompositionGraph) -> str:
+    """The graph as a stand-alone SVG, input at the bottom."""
     drawn = blocks(graph)
     y, inner = _PAD, _WIDTH - 2 * _PAD
     shapes: list[str] = []

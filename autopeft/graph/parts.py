@@ -1,9 +1,9 @@
 """What items are on a backbone, remembered: their sites, their parameters and their canonical text.
 
 A search counts the same configurations at the same places over and over. A `Shape` is an item checked once
-for each configuration; it knows its parameters and its text at any layers (a mask, see `places`). A *part* is
-a shape with a mask. The parameters of a recipe are the sum of its parts', and its hash is that of their
-texts: equal to what `build_graph` gives, without a graph.
+for each configuration; it knows its parameters and its text at any layers (a mask, see `layer_masks`). A
+*part* is a shape with a mask. The parameters of a recipe are the sum of its parts', and its hash is that of
+their texts: equal to what `build_graph` gives, without a graph.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from weakref import WeakSet
 
 from autopeft.composition import ChildSpec, Way, get_composition
 from autopeft.errors import CompositionError, RecipeError, SiteError, near
+from autopeft.graph.layer_masks import WHOLE, LayerMasks, key_text
 from autopeft.graph.memo import Memo
-from autopeft.graph.places import WHOLE, Places, key_text
 from autopeft.method import MethodConfig, ParameterCount, Traits, get_method
 from autopeft.recipe import CompositionItem, EntryItem, Item, Recipe
 from autopeft.recipe.models import validate_config
@@ -150,7 +150,7 @@ class LeafShape(Shape):
         self._names = self._named_sites(name)
         # A fused projection holds the weights of its parts.
         self.may_clash = self.directed and "qkv" in self._names and len(self._names) > 1
-        self._spread = parts.places.spread(frozenset(self._names))
+        self._spread = parts.masks.spread(frozenset(self._names))
         config = canonical_json(self.config.model_dump(mode="json", exclude={"sites"}))
         self._head = f'{{"config":{config},"method":{json.dumps(self.label)},"sites":['
 
@@ -241,7 +241,7 @@ class Parts:
 
     def __init__(self, spec: BackboneSpec) -> None:
         self.spec = spec
-        self.places = Places(spec)
+        self.masks = LayerMasks(spec)
         self._shapes: Memo[Any, Shape] = Memo(_SHAPES)
         self._living: WeakSet[Shape] = WeakSet()
         self._held = 0
@@ -295,7 +295,7 @@ class Parts:
         found: list[Part] = []
         named = False
         for block in recipe.layers:
-            mask = self.places.mask(block.at, block.stack)
+            mask = self.masks.mask(block.at, block.stack)
             for item in block.attach:
                 named = named or item.alias is not None or isinstance(item, CompositionItem)
                 found.append((self.shape(item), mask))

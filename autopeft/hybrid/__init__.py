@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from autopeft.hybrid.callback import HybridCallback
 from autopeft.hybrid.hybrid import Hybrid, attach
+from autopeft.hybrid.loading import load
 from autopeft.hybrid.prediction import predictive
 from autopeft.hybrid.stacked import Stack, stack
-from autopeft.hybrid.store import deployed_state, load
+from autopeft.hybrid.store import deployed_state
 
 __all__ = ["Hybrid", "HybridCallback", "Stack", "attach", "deployed_state", "load", "predictive", "stack"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,17 +13,27 @@ from transformers import PreTrainedModel
 from autopeft.backbones import Place
 from autopeft.composition import added, get_composition
 from autopeft.errors import CompositionError
-from autopeft.graph import Leaf, Tree
-from autopeft.hybrid.hybrid import Hybrid
+from autopeft.graph import CompositionGraph, Leaf, Tree
 from autopeft.hybrid.new_biases import add_biases
-from autopeft.injection import Part
+from autopeft.injection import Injection, Part
 from autopeft.spec import Site
 
-__all__ = ["merge"]
+__all__ = ["fold", "write"]
 
 
-def merge(hybrid: Hybrid) -> PreTrainedModel:
-    """Fold every module into the weights and detach. Exact up to rounding (1e-5 in fp32).
+@dataclass(frozen=True)
+class _Live:
+    """What is folded: a graph, its modules, and how they are installed on the base model."""
+
+    graph: CompositionGraph
+    modules: Mapping[str, nn.Module]
+    injection: Injection
+
+
+def fold(
+    graph: CompositionGraph, modules: Mapping[str, nn.Module], injection: Injection
+) -> dict[str, Tensor]:
+    """What becomes of the base model's tensors, by name, with every module folded in. Changes nothing.
 
     Weight methods first (they alter W before activations see it), then the output side of each site, whose
     changes add as their deltas do, then its input side. A linear map without a bias that needs one gets it
@@ -31,32 +42,33 @@ def merge(hybrid: Hybrid) -> PreTrainedModel:
 
     Raises:
         CompositionError: a module is not mergeable, or sits behind a gate, or adds something that no bias
-            can hold; nothing has changed then.
+            can hold.
     """
-    for tree in hybrid.graph.trees:
-        _check(hybrid, tree)
-    base = hybrid.injection.base
+    live = _Live(graph, modules, injection)
+    for tree in graph.trees:
+        _check(graph, tree)
+    base = injection.base
     with torch.no_grad():
-        new = {
-            name: patch.new(base.get_parameter(name)) for name, patch in hybrid.injection.patches().items()
-        }
-        shifts = [(site, _merge_site(hybrid, site, new)) for site in hybrid.graph.sites()]
+        new = {name: patch.new(base.get_parameter(name)) for name, patch in injection.patches().items()}
+        shifts = [(site, _merge_site(live, site, new)) for site in graph.sites()]
         for site, shift in shifts:
             if shift is not None:
-                _hand_on(hybrid, site, shift, new)
-        finished = {name: value.detach().clone() for name, value in new.items()}
-    hybrid.detach()
+                _hand_on(live, site, shift, new)
+        return {name: value.detach().clone() for name, value in new.items()}
+
+
+def write(model: PreTrainedModel, base: nn.Module, finished: Mapping[str, Tensor]) -> None:
+    """Give a model these tensors of its base model, from which the modules were taken off."""
     own = dict(base.named_parameters())
     with torch.no_grad():
         for name in finished.keys() & own.keys():
             own[name].copy_(finished[name])
-    add_biases(hybrid.model, base, {n: v for n, v in finished.items() if n not in own})
-    return hybrid.model
+    add_biases(model, base, {n: v for n, v in finished.items() if n not in own})
 
 
-def _check(hybrid: Hybrid, tree: Tree) -> None:
+def _check(graph: CompositionGraph, tree: Tree) -> None:
     if isinstance(tree, Leaf):
-        if not hybrid.graph.entries[tree.name].traits.mergeable:
+        if not graph.entries[tree.name].traits.mergeable:
             raise CompositionError(
                 f"{tree.name} cannot be folded into weights; keep it attached, or merge a recipe of "
                 f"mergeable methods only."
@@ -67,41 +79,41 @@ def _check(hybrid: Hybrid, tree: Tree) -> None:
             f"{tree.name} depends on the input and cannot be folded into weights; keep the hybrid attached."
         )
     for child in tree.children:
-        _check(hybrid, child)
+        _check(graph, child)
 
 
 _Pair = tuple[Tensor, Tensor | None]
 _READS = {"attention": ("q", "k", "v", "qkv"), "cross_attention": ("cross_q",), "ffn": ("up", "gate_proj")}
 
 
-def _merge_site(hybrid: Hybrid, site: Site, new: dict[str, Tensor]) -> Tensor | None:
+def _merge_site(live: _Live, site: Site, new: dict[str, Tensor]) -> Tensor | None:
     """Enter what becomes of a site's weight and bias; what is added behind a norm without a bias is
     returned."""
-    place = hybrid.injection.places[site.key]
+    place = live.injection.places[site.key]
     if site.kind not in ("linear", "norm"):
         return None
-    stored, bias, names = _tensors(hybrid, place, new)
+    stored, bias, names = _tensors(live, place, new)
     part, bias_part = Part(place.transposed, place.out_slice), Part(out_slice=place.out_slice)
     pair: _Pair = (part.of(stored), None if bias is None else bias_part.of(bias))
     for side in ("output", "input"):
-        pair = added([_Folding(hybrid, tree, site, side) for tree in hybrid.graph.trees_at(site)], *pair)
+        pair = added([_Folding(live, tree, site, side) for tree in live.graph.trees_at(site)], *pair)
     new[names[0]] = part.put(stored, pair[0])
     if pair[1] is None:
         return None
     if bias is None and site.kind == "norm":
         return pair[1]
-    whole = _new_bias(hybrid, place) if bias is None else bias
+    whole = _new_bias(live, place) if bias is None else bias
     new[names[1]] = bias_part.put(whole, pair[1])
     return None
 
 
-def _new_bias(hybrid: Hybrid, place: Place) -> Tensor:
+def _new_bias(live: _Live, place: Place) -> Tensor:
     """Zeros for a map without a bias.
 
     Raises:
         CompositionError: its kind is not known to take one.
     """
-    owner = hybrid.injection.base.get_submodule(place.exit)
+    owner = live.injection.base.get_submodule(place.exit)
     if not isinstance(owner, nn.Linear):
         raise CompositionError(
             f"{place.site.path} has no bias, and a {type(owner).__name__} is not known to take one; keep the "
@@ -110,17 +122,17 @@ def _new_bias(hybrid: Hybrid, place: Place) -> Tensor:
     return owner.weight.new_zeros(owner.out_features)
 
 
-def _hand_on(hybrid: Hybrid, norm: Site, shift: Tensor, new: dict[str, Tensor]) -> None:
+def _hand_on(live: _Live, norm: Site, shift: Tensor, new: dict[str, Tensor]) -> None:
     """Fold what is added behind a norm into the biases of the maps that read it, as merged: b + W·shift.
 
     Raises:
         CompositionError: it is not known that these maps alone read the norm.
     """
     region = norm.name.removesuffix("_norm")
-    own = hybrid.spec.find(norm.stack, norm.layer, region)
+    own = live.graph.spec.find(norm.stack, norm.layer, region)
     places = {
         place.exit: place
-        for place in hybrid.injection.places.values()
+        for place in live.injection.places.values()
         if (place.site.stack, place.site.layer) == (norm.stack, norm.layer)
         and place.site.name in _READS[region]
     }
@@ -130,8 +142,8 @@ def _hand_on(hybrid: Hybrid, norm: Site, shift: Tensor, new: dict[str, Tensor]) 
             "which are not known on this family; keep the hybrid attached."
         )
     for place in places.values():
-        stored, bias, names = _tensors(hybrid, place, new)
-        before = _new_bias(hybrid, place) if bias is None else bias
+        stored, bias, names = _tensors(live, place, new)
+        before = _new_bias(live, place) if bias is None else bias
         weight = Part(place.transposed).of(stored)
         new[names[1]] = before + (weight.to(shift.dtype) @ shift).to(before.dtype)
 
@@ -140,15 +152,15 @@ def _hand_on(hybrid: Hybrid, norm: Site, shift: Tensor, new: dict[str, Tensor]) 
 class _Folding:
     """A tree at one site and side, while it is folded into the weights (see `MergingChild`)."""
 
-    hybrid: Hybrid
+    live: _Live
     tree: Tree
     site: Site
     side: str
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> _Pair | None:
-        module: Any = self.hybrid.modules[self.tree.name]
+        module: Any = self.live.modules[self.tree.name]
         if isinstance(self.tree, Leaf):
-            entry = self.hybrid.graph.entries[self.tree.name]
+            entry = self.live.graph.entries[self.tree.name]
             acts = "hook" in entry.ways and module.side(self.site) == self.side
             return module.merged(self.site, weight, bias) if acts else None
         children = [replace(self, tree=child) for child in self.tree.children]
@@ -157,11 +169,11 @@ class _Folding:
 
 
 def _tensors(
-    hybrid: Hybrid, place: Place, new: dict[str, Tensor]
+    live: _Live, place: Place, new: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor | None, tuple[str, str]]:
     """The stored weight and bias as merged so far, and their names; a bias may be there that the module does
     not have yet."""
-    injection = hybrid.injection
+    injection = live.injection
     owner: nn.Module = injection.base.get_submodule(place.exit)
     name = injection.canonical_name(f"{place.exit}.weight")
     weight = new.get(name, injection.base.get_parameter(name))

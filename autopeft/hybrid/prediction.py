@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from autopeft.hybrid.hybrid import ROOT
+from autopeft.hybrid.modules import ROOT
 from autopeft.method import Ensembles, Posterior
 from autopeft.nn import generator_of
 

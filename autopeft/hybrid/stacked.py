@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from autopeft.backbones import base_model_of, spec_of_model
 from autopeft.errors import CompositionError, UsageError
 from autopeft.graph import CompositionGraph, build_graph
-from autopeft.hybrid.hybrid import (
+from autopeft.hybrid.hybrid import Hybrid
+from autopeft.hybrid.modules import (
     ROOT,
-    Hybrid,
     Root,
     Untouched,
     build_modules,

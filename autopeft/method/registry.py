@@ -3,22 +3,28 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Callable, Iterable, Iterator
-from importlib.metadata import entry_points
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import nn
 
-from autopeft.errors import MethodError, near
+from autopeft.errors import MethodError
 from autopeft.method.members import check_method
+from autopeft.plugins import Registry, import_modules, is_lower_identifier
 
-__all__ = ["get_method", "method_names", "register", "registered_method", "reserve"]
+__all__ = ["REGISTRY", "get_method", "method_names", "register", "registered_method", "reserve"]
 
-_REGISTRY: dict[str, type[Any]] = {}
+REGISTRY: Registry[type[Any]] = Registry(
+    error=MethodError,
+    malformed="A method name is a lower-case identifier that torch's modules leave free, but got {name!r}.",
+    taken="The method name {name!r} is taken by {by}.",
+    unknown="There is no method {name!r}.{near} `autopeft methods` lists all {count}; one from another "
+    "package registers through the entry-point group 'autopeft.methods'.",
+    group="autopeft.methods",
+    built_in=lambda: import_modules("autopeft.methods"),
+    well_formed=lambda name: is_lower_identifier(name) and not hasattr(nn.ModuleDict(), name),
+)
 _RESERVED: set[str] = set()
-_LOADED = False
 _C = TypeVar("_C", bound=type)
 
 
@@ -33,15 +39,10 @@ def register(name: str) -> Callable[[_C], _C]:
     def enter(cls: _C) -> _C:
         if name in _RESERVED:
             raise MethodError(f"{name!r} is reserved for a composition; choose another method name.")
-        if not name.isidentifier() or name != name.lower() or hasattr(nn.ModuleDict(), name):
-            raise MethodError(
-                f"A method name is a lower-case identifier that torch's modules leave free, but got {name!r}."
-            )
-        if name in _REGISTRY and _REGISTRY[name].__qualname__ != cls.__qualname__:
-            raise MethodError(f"The method name {name!r} is taken by {_REGISTRY[name].__module__}.")
+        REGISTRY.check_name(name, cls)
         check_method(cls, name)
         cls.name = name  # type: ignore[attr-defined]
-        _REGISTRY[name] = cls
+        REGISTRY.enter(name, cls)
         return cls
 
     return enter
@@ -54,26 +55,7 @@ def reserve(name: str) -> None:
 
 def registered_method(name: str) -> bool:
     """Whether a method that was imported so far has this name; imports none."""
-    return name in _REGISTRY
-
-
-def _load_all() -> None:
-    """Import the built-in methods and those of installed packages, once."""
-    global _LOADED
-    if _LOADED:
-        return
-    _LOADED = True
-    package = importlib.import_module("autopeft.methods")
-    for module in _walk(package.__path__, "autopeft.methods."):
-        importlib.import_module(module)
-    for point in entry_points(group="autopeft.methods"):
-        point.load()
-
-
-def _walk(path: Iterable[str], prefix: str) -> Iterator[str]:
-    for info in sorted(pkgutil.walk_packages(path, prefix), key=lambda i: i.name):
-        if not info.ispkg:
-            yield info.name
+    return REGISTRY.peek(name) is not None
 
 
 def get_method(name: str) -> type[Any]:
@@ -82,17 +64,9 @@ def get_method(name: str) -> type[Any]:
     Raises:
         MethodError: there is none; the message names near matches.
     """
-    _load_all()
-    if name not in _REGISTRY:
-        raise MethodError(
-            f"There is no method {name!r}.{near(name, _REGISTRY)} `autopeft methods` lists all "
-            f"{len(_REGISTRY)}; one from another "
-            "package registers through the entry-point group 'autopeft.methods'."
-        )
-    return _REGISTRY[name]
+    return REGISTRY.find(name)
 
 
 def method_names() -> tuple[str, ...]:
     """Names of all registered methods, sorted."""
-    _load_all()
-    return tuple(sorted(_REGISTRY))
+    return REGISTRY.names()

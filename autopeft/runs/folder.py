@@ -9,6 +9,9 @@ runs/2026-01-31-142233-sst2-1a2b3c/
   recipe.yaml     the winner's recipe        front.csv, front.json   size against score
   result.json     the outcome in numbers     winner/                 the winner's weights, head included
   space.yaml      the search space           .state/                 until the end: what it can go on from
+  logs/jobs.jsonl every job as it was handed out: recipe, seed, steps, splits, hashes of the files it carried
+  logs/<job>.txt  how each job ended: error and traceback, process, versions, peak memory, what was printed
+  logs/ray/       Ray's own logs, only where it ended unexpectedly or the search raised an error
 ```
 """
 
@@ -101,6 +104,11 @@ class RunFolder:
     def winner(self) -> Path:
         """Folder of the winner's weights."""
         return self.path / "winner"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of what the jobs have left to look at."""
+        return self.path / "logs"
 
     @property
     def scratch(self) -> Path:

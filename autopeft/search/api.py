@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import time as clock
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from autopeft.arguments import takes
+from autopeft.errors import AutoPEFTError
 from autopeft.runs.folder import RunFolder, load_run
 from autopeft.runs.records import TrialRecord, read_records
 from autopeft.search.controller.checkpoints import Clock, FolderCheckpoints
@@ -16,11 +18,14 @@ from autopeft.search.controller.completed_runs import CompletedRuns, KnownRuns
 from autopeft.search.controller.controller import Controller
 from autopeft.search.controller.finish import finish
 from autopeft.search.core.events import Reporter, SearchInfo, SilentReporter
+from autopeft.search.execution.executor import Executor
+from autopeft.search.execution.logged_jobs import LoggedJobs
 from autopeft.search.optimization.warm_start import points_from
 from autopeft.search.planning.arguments import SearchArguments, SearchCall
 from autopeft.search.planning.dry_run import DryRun, Sample, estimate_of, plan
 from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.planning.resume import SPACE, prepare_again
+from autopeft.search.planning.worker_setup import worker_setup
 from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.result import SearchResult
@@ -94,16 +99,13 @@ def _go(
 def _run(
     ready: Prepared, folder: RunFolder, reporter: Tracking, notify: Notify, spent: Clock, start: float
 ) -> Controller:
-    # Ray takes seconds to import, and a dry run never needs it.
-    from autopeft.search.execution.model_transfer import pack
-    from autopeft.search.execution.ray_executor import Pool, run_jobs
-    from autopeft.search.execution.worker import WorkerSetup, execute
+    from autopeft.search.execution.worker import execute
 
     a, effort, baselines = ready.arguments, ready.effort, ready.baselines()
     checkpoints = FolderCheckpoints(folder.state / "files")
     past = CompletedRuns(folder, checkpoints)
     keys = RunKeys(ready.task, ready.source, ready.spec, ready.plan)
-    kept = KnownRuns(past, keys, BaselineCache(reuse=not a.fresh_baselines))
+    kept = KnownRuns(past, keys, BaselineCache(reuse=not a.fresh_baselines, notify=notify))
     strategy = _open_strategy(ready, folder, checkpoints, notify)
     finished = [record for record in strategy.records() if record.state != "paused"]
     folder.write_lines("trials.jsonl", finished)
@@ -134,21 +136,33 @@ def _run(
         reporter.close()
 
     reporter.on_start(_info(ready, folder, baselines))
-    setup = WorkerSetup(
-        ready.model_name, ready.source, ready.task, ready.plan, a.cpus_per_trial, ready.key(), a.precision
-    )
-    pool = Pool(ready.workers, a.cpus_per_trial, ready.gpus, a.address)
-    run_jobs(
-        controller,
-        execute,
-        setup,
-        pool,
+    jobs = LoggedJobs(controller, folder)
+    try:
+        _executor(ready, folder).run_jobs(jobs, execute, worker_setup(ready), ending=ending)
+    finally:
+        with suppress(AutoPEFTError):  # what ended the search is told, not that this failed too
+            jobs.close()
+    return controller
+
+
+def _executor(ready: Prepared, folder: RunFolder) -> Executor:
+    """What runs the jobs: this process, or Ray, which takes seconds to import."""
+    a = ready.arguments
+    if ready.workers == 0:
+        from autopeft.search.execution.local_executor import LocalExecutor
+        from autopeft.search.execution.worker import release
+
+        return LocalExecutor(release)
+    from autopeft.search.execution.model_transfer import pack
+    from autopeft.search.execution.ray_executor import Pool, RayExecutor
+
+    return RayExecutor(
+        Pool(ready.workers, a.cpus_per_trial, ready.gpus, a.address),
         folder.scratch / "ray",
         model_files=pack(ready.source) if a.address else None,
-        ending=ending,
         resume=f"autopeft search --resume {folder.path}",
+        logs=folder.logs / "ray",
     )
-    return controller
 
 
 def _open_strategy(ready: Prepared, folder: RunFolder, store: FolderCheckpoints, notify: Notify) -> Strategy:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from pydantic import Field
+from support.registries import keep
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from support.training import encoded_task, tiny_bert
 from torch import Tensor, nn
@@ -25,7 +26,6 @@ from autopeft.composition import (
     NoOptions,
     Sum,
     added,
-    composition_names,
     default_options,
     get_composition,
     is_composition,
@@ -35,7 +35,7 @@ from autopeft.composition import (
 from autopeft.composition import registry as compositions
 from autopeft.counting import count
 from autopeft.errors import CompositionError, MethodError, RecipeError
-from autopeft.graph import build_graph, hash_of, parts_of
+from autopeft.graph import build_graph, draw_text, hash_of, parts_of
 from autopeft.hybrid import attach, load
 from autopeft.injection.rows import last_layer_is_rowwise
 from autopeft.method import Call, MethodConfig, ParameterCount, Traits
@@ -103,11 +103,8 @@ class Blend(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
-    methods.method_names()
-    composition_names()
-    monkeypatch.setattr(methods, "_REGISTRY", dict(methods._REGISTRY))
+    keep(monkeypatch, methods.REGISTRY, compositions.REGISTRY)
     monkeypatch.setattr(methods, "_RESERVED", set(methods._RESERVED))
-    monkeypatch.setattr(compositions, "_REGISTRY", dict(compositions._REGISTRY))
     monkeypatch.setattr(compositions, "_DEFAULTS", dict(compositions._DEFAULTS))
 
 
@@ -140,7 +137,7 @@ def test_it_is_read_counted_attached_trained_merged_saved_and_drawn(
     graph = build_graph(recipe, spec)
     assert hash_of(parts_of(spec).of(recipe)) == graph.hash()
     assert brief(recipe.to_dict()) == "lora + ia3"
-    assert "blend(lora[rank 2], ia3)" in graph.text()
+    assert "blend(lora[rank 2], ia3)" in draw_text(graph)
     drawn = draw_graph(graph)
     assert "1. lora · rank 2" in drawn
     assert "2. ia3" in drawn

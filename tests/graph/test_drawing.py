@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from support.tiny import tiny_config
 
 from autopeft.backbones import spec_of
-from autopeft.graph import build_graph
+from autopeft.graph import build_graph, draw_mermaid, draw_svg, draw_text
 from autopeft.recipe import Recipe
 
 BERT = spec_of(tiny_config("bert"))
@@ -36,7 +36,7 @@ def graph(alias: str = "mine") -> object:
 
 
 def test_text_draws_equal_layers_once() -> None:
-    text = graph().text()  # type: ignore[attr-defined]
+    text = draw_text(graph())
     assert text.count("encoder · layers 0-1") == 1
     assert "encoder · layer 2" in text
     assert "gate(mine[rank 3])" in text
@@ -46,17 +46,17 @@ def test_text_draws_equal_layers_once() -> None:
 
 def test_an_empty_recipe_says_so() -> None:
     empty = build_graph(Recipe.from_dict({"autopeft": 1, "name": "x"}), BERT)
-    assert empty.text() == "(no modules: the head alone trains)"
+    assert draw_text(empty) == "(no modules: the head alone trains)"
 
 
 def test_svg_is_well_formed() -> None:
-    root = ET.fromstring(graph().svg())  # type: ignore[attr-defined]
+    root = ET.fromstring(draw_svg(graph()))  # type: ignore[attr-defined]
     texts = [t.text or "" for t in root.iter("{http://www.w3.org/2000/svg}text")]
     assert any("gate(mine[rank 3])" in t for t in texts)
 
 
 def test_mermaid_quotes_every_label() -> None:
-    drawn = graph().mermaid()  # type: ignore[attr-defined]
+    drawn = draw_mermaid(graph())  # type: ignore[attr-defined]
     assert drawn.startswith("flowchart BT")
     assert "gate(mine&#91;rank 3&#93;)" in drawn
     assert drawn.count("subgraph") == drawn.count("\n  end")

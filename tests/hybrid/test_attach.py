@@ -243,7 +243,7 @@ def test_a_device_that_fails_in_attach_leaves_the_flags_alone(monkeypatch: pytes
     def fail(self: Any, *args: Any) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("autopeft.hybrid.hybrid.Root.to", fail)
+    monkeypatch.setattr("autopeft.hybrid.modules.Root.to", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         attach(model, hybrid_recipe(1), seed=0)
     assert same(before, fingerprint(model)) == []

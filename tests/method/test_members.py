@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from support.cases import CASES, recipe_of
+from support.registries import keep
 from support.tiny import tiny_model
 from torch import Tensor, nn
 
@@ -19,7 +20,6 @@ from autopeft.method import (
     check_module,
     lifecycle,
     members_table,
-    method_names,
     modules,
     register,
     registry,
@@ -59,8 +59,7 @@ def _method(**body: Any) -> type[Any]:
 
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    method_names()  # the built-in ones are entered once
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    keep(monkeypatch, registry.REGISTRY)
 
 
 @pytest.mark.parametrize(

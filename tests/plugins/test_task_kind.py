@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.registries import keep
 from support.saved_model import BAD, GOOD, NEUTRAL, save_backbone
 
 from autopeft.assets import load_tokenizer, resolve_model
@@ -97,13 +98,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def plugged(installed: Path) -> Iterator[None]:
     """The registry as a process finds it in which the package is installed, and as before afterwards."""
-    kind_names()
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(installed))
-        patch.setattr(registry, "_KINDS", dict(registry._KINDS))
-        patch.setattr(registry, "_METRICS", dict(registry._METRICS))
+        keep(patch, registry.KINDS, registry.METRICS)
         patch.setattr(registry, "_BY_KIND", {k: list(v) for k, v in registry._BY_KIND.items()})
-        patch.setattr(registry, "_LOADED", False)
+        patch.setattr(registry.KINDS, "_loaded", False)
+        patch.setattr(registry.METRICS, "_loaded", False)
         yield
     sys.modules.pop("autopeft_ordinal", None)
 

@@ -7,7 +7,7 @@ from typing import Any
 from support.tiny import tiny_config
 
 from autopeft.backbones import spec_of
-from autopeft.graph import build_graph
+from autopeft.graph import build_graph, draw_text
 from autopeft.recipe import Recipe
 from autopeft.report.runs import front_sheet, runs_sheet, trials_sheet
 from autopeft.report.search import ending, outcome_sheet, winner_text
@@ -98,7 +98,7 @@ def test_why_it_ended() -> None:
 
 def test_the_winner_is_shown_with_its_recipe() -> None:
     graph = build_graph(RECIPE, spec_of(tiny_config("bert")))
-    text = winner_text(result(), graph, graph.text())
+    text = winner_text(result(), graph, draw_text(graph))
     assert text.startswith("Winner: trial 7 (lora + ia3), 113,566 deployed parameters, 0.499 %")
     assert RECIPE.to_yaml().strip() in text
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from autopeft.graph import CompositionGraph
 from autopeft.report.html.figure import short
-from autopeft.report.html.placement import Place, place_parameters
+from autopeft.report.html.placement import Column, place_parameters
 from autopeft.report.text import number
 
 __all__ = ["Heat", "HeatCell", "heat_of"]
@@ -43,8 +43,8 @@ def _cell(n: int, most: int, where: str) -> HeatCell:
     return HeatCell(short(n), f"{where}: {number(n)} parameters", max(8, round(85 * math.sqrt(n / most))))
 
 
-def _column(place: Place) -> str:
-    stack, layer = place
+def _column(column: Column) -> str:
+    stack, layer = column
     if layer is not None:
         return str(layer)
     return f"outside {stack} layers" if stack else "whole model"
@@ -63,8 +63,8 @@ def heat_of(graph: CompositionGraph) -> Heat | None:
     rows = []
     for row in placed.rows:
         cells = tuple(
-            _cell(placed.values.get((row, place), 0), most, f"{row}, {place[0] or ''} {_column(place)}")
-            for place in placed.columns
+            _cell(placed.values.get((row, column), 0), most, f"{row}, {column[0] or ''} {_column(column)}")
+            for column in placed.columns
         )
         rows.append((row, cells, HeatCell(number(placed.of_row(row)), "", 0)))
     sums = tuple(

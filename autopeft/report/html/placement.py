@@ -19,27 +19,27 @@ from autopeft.graph import CompositionGraph, Entry, Node
 from autopeft.method import WeightTarget
 from autopeft.spec import SITE_NAMES, BackboneSpec
 
-__all__ = ["SHARED", "Place", "Placement", "place_parameters"]
+__all__ = ["SHARED", "Column", "Placement", "place_parameters"]
 
 SHARED = "shared by several places"
-Place = tuple[str | None, int | None]
+Column = tuple[str | None, int | None]
 """(stack, layer); a layer of `None` is what lies before or outside the layers, a stack of `None` the whole
 model."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Deployed parameters by row (a site's name, or another kind of tensor) and place.
+    """Deployed parameters by row (a site's name, or another kind of tensor) and column.
 
     Attributes:
         rows: in the order of the forward pass.
         columns: every layer of every stack, then what lies in none.
-        values: (row, place) to parameters; zeros are left out.
+        values: (row, column) to parameters; zeros are left out.
     """
 
     rows: tuple[str, ...]
-    columns: tuple[Place, ...]
-    values: dict[tuple[str, Place], int]
+    columns: tuple[Column, ...]
+    values: dict[tuple[str, Column], int]
 
     @property
     def total(self) -> int:
@@ -48,25 +48,25 @@ class Placement:
     def of_row(self, row: str) -> int:
         return sum(n for (name, _), n in self.values.items() if name == row)
 
-    def of_column(self, column: Place) -> int:
-        return sum(n for (_, place), n in self.values.items() if place == column)
+    def of_column(self, column: Column) -> int:
+        return sum(n for (_, other), n in self.values.items() if other == column)
 
 
 def place_parameters(graph: CompositionGraph) -> Placement:
     """Place every deployed parameter of a graph; the sum is `graph.parameter_count().deployed`."""
-    values: dict[tuple[str, Place], int] = {}
-    for row, place, n in _pieces(graph):
+    values: dict[tuple[str, Column], int] = {}
+    for row, column, n in _pieces(graph):
         if n:
-            values[row, place] = values.get((row, place), 0) + n
+            values[row, column] = values.get((row, column), 0) + n
     used = {row for row, _ in values}
     rows = [name for name in SITE_NAMES if name in used]
     rows += sorted(used - set(rows) - {SHARED}) + ([SHARED] if SHARED in used else [])
-    layers: list[Place] = [(s.name, i) for s in graph.spec.stacks for i in range(s.layers)]
-    loose = dict.fromkeys(place for _, place in values if place not in layers)
+    layers: list[Column] = [(s.name, i) for s in graph.spec.stacks for i in range(s.layers)]
+    loose = dict.fromkeys(column for _, column in values if column not in layers)
     return Placement(tuple(rows), (*layers, *loose), values)
 
 
-_Piece = tuple[str, Place, int]
+_Piece = tuple[str, Column, int]
 
 
 def _pieces(graph: CompositionGraph) -> Iterator[_Piece]:

@@ -92,6 +92,7 @@ class JobResult:
         seconds: wall seconds in the worker, training and scoring.
         files: the saved hybrid, where the job asked to keep it, or the `checkpoint` of a paused trial.
         paused: whether the training stands at the job's `until`.
+        log: text for whoever wants to know what happened: tracebacks, process, what was printed.
     """
 
     job: str
@@ -104,6 +105,7 @@ class JobResult:
     files: dict[str, bytes] = field(default_factory=dict, repr=False)
     worker: str = ""
     paused: bool = False
+    log: str = field(default="", repr=False)
 
     @property
     def score(self) -> float | None:

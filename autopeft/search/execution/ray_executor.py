@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import AutoPEFTError
-from autopeft.search.core.jobs import Job, JobResult, JobSource
+from autopeft.search.core.jobs import Job, JobResult, JobSource, Progress
 from autopeft.search.execution.driver_thread import DriverThread
 from autopeft.search.execution.environment import (
     CHDIR,
@@ -37,8 +37,13 @@ from autopeft.search.execution.environment import (
     tighten_token,
     token_hint,
 )
+from autopeft.search.execution.executor import Runner, raise_error_of_source
 from autopeft.search.execution.health import Endpoint, HealthCheck, RayEndedError, answers_grpc
-from autopeft.search.execution.scheduler import Capacity, Pool, Resources, Scheduler
+from autopeft.search.execution.job_log import finished_log
+from autopeft.search.execution.pool import Capacity, Pool, Resources
+from autopeft.search.execution.process import ProcessInfo, peak_memory
+from autopeft.search.execution.ray_logs import kept_on_error
+from autopeft.search.execution.scheduler import Scheduler
 
 with environment(importing=True):
     import ray
@@ -52,9 +57,7 @@ if TYPE_CHECKING:
     # It needs torch and transformers, which not every worker does.
     from autopeft.search.execution.model_transfer import ModelFiles
 
-__all__ = ["Pool", "run_jobs"]
-
-Runner = Callable[[Any, Job, Callable[[int, float], None], Callable[[], bool]], JobResult]
+__all__ = ["Pool", "RayExecutor", "run_jobs"]
 
 _log = logging.getLogger("autopeft")
 _OBJECT_STORE = 256 << 20
@@ -83,6 +86,7 @@ class _Worker(tune.Trainable):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="autopeft-job")
         self._future: Future[JobResult] | None = None
         self._halt, self._introduced = threading.Event(), False
+        self._about = ProcessInfo.own()
 
     def give(self, job: Job) -> None:
         """Begin a job; the one before has ended."""
@@ -91,21 +95,32 @@ class _Worker(tune.Trainable):
         def on_step(step: int, loss: float) -> None:
             self._news = (step, loss)
 
-        self._future = self._thread.submit(self._runner, self._setup, job, on_step, self._halt.is_set)
+        self._future = self._thread.submit(self._logged, job, on_step)
+
+    def _logged(self, job: Job, on_step: Progress) -> JobResult:
+        begins = self._about.output.ends()
+        outcome = self._runner(self._setup, job, on_step, self._halt.is_set)
+        outcome.log = finished_log(self._about, outcome.log, self._about.output.since(begins))
+        return outcome
 
     def step(self) -> dict[str, Any]:
         if not self._introduced:
             self._introduced = True
-            return {"handle": ray.get_runtime_context().current_actor}
+            handle = ray.get_runtime_context().current_actor
+            return {"handle": handle, "about": self._about, **self._state()}
         if self._future is None:
             time.sleep(_IDLE_SECONDS)
             return {}
         wait([self._future], timeout=_REPORT_SECONDS)
         if not self._future.done():
-            return {"news": self._news}
+            return {"news": self._news, "peak": peak_memory()}
         outcome, self._future = self._future.result(), None
         outcome.worker = f"{outcome.worker}@{self._node}"
-        return {"outcome": outcome}
+        return {"outcome": outcome, **self._state()}
+
+    def _state(self) -> dict[str, Any]:
+        """What the driver needs to tell how this process ended, if it ends before its next job does."""
+        return {"ends": self._about.output.ends(), "peak": peak_memory()}
 
     def cleanup(self) -> None:
         self._halt.set()
@@ -216,11 +231,11 @@ class _Events(Callback):
         self._folder = Path(trial.local_path).parents[2]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        said = ["no reason is known"]
+        said, text = ["no reason is known"], ""
         with contextlib.suppress(OSError, TypeError):  # no file, or no name of one
             text = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
             said += [line.strip() for line in text.split("\n") if line.strip()]
-        self._scheduler.worker_lost(trial.trial_id, said[-1])
+        self._scheduler.worker_lost(trial.trial_id, said[-1], text)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         if self._folder is not None:
@@ -229,6 +244,33 @@ class _Events(Callback):
     def __reduce__(self) -> tuple[type[Callback], tuple[()]]:
         # As the searcher's.
         return Callback, ()
+
+
+@dataclass(frozen=True)
+class RayExecutor:
+    """Runs jobs on a pool of Ray's workers (see `Executor`, and `run_jobs` for the arguments)."""
+
+    pool: Pool
+    scratch: Path
+    model_files: ModelFiles | None = None
+    resume: str = "autopeft search --resume RUN"
+    logs: Path | None = None
+
+    def run_jobs(
+        self, source: JobSource, runner: Runner, setup: Any, *, ending: Callable[[], None] | None = None
+    ) -> None:
+        """See `run_jobs`."""
+        run_jobs(
+            source,
+            runner,
+            setup,
+            self.pool,
+            self.scratch,
+            model_files=self.model_files,
+            ending=ending,
+            resume=self.resume,
+            logs=self.logs,
+        )
 
 
 def run_jobs(
@@ -241,6 +283,7 @@ def run_jobs(
     model_files: ModelFiles | None = None,
     ending: Callable[[], None] | None = None,
     resume: str = "autopeft search --resume RUN",
+    logs: Path | None = None,
 ) -> None:
     """Run every job of `source` on `pool` until it has no more or is stopped.
 
@@ -254,6 +297,7 @@ def run_jobs(
         model_files: what workers on other machines may need (see `model_transfer`).
         ending: is called in this thread when no job runs any more, while Ray is still there.
         resume: the command that continues the run, for the message where Ray ends.
+        logs: a folder for the logs of a private Ray, where the run ends with an error; `None` to lose them.
 
     Raises:
         RayEndedError: Ray's own processes ended, within a minute of that.
@@ -265,7 +309,7 @@ def run_jobs(
         quiet(),
         _mute(),
         DriverThread() as driver,
-        _cluster(pool, resume, driver) as health,
+        _cluster(pool, resume, driver, logs) as health,
     ):
         with signals(source):
             capacity = Capacity(pool, _nodes, resume=resume)
@@ -274,14 +318,10 @@ def run_jobs(
             stored = None if model_files is None else _StoredFiles.of(model_files)
             tuner = _tuner(scheduler, {"runner": runner, "setup": setup, "stored": stored}, pool, scratch)
             _fit(tuner, scheduler, driver, health)
-        if ending is not None and scheduler.fatal is None:
+        if scheduler.fatal is not None:
+            raise_error_of_source(scheduler.fatal)
+        if ending is not None:
             ending()
-    if isinstance(scheduler.fatal, OSError):
-        raise AutoPEFTError(
-            f"The run folder cannot be used any more: {scheduler.fatal}. What was written before is intact."
-        ) from scheduler.fatal
-    if scheduler.fatal is not None:
-        raise scheduler.fatal
 
 
 def _fit(tuner: Tuner, scheduler: Scheduler, driver: DriverThread, health: HealthCheck) -> None:
@@ -350,11 +390,14 @@ def _mute() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _cluster(pool: Pool, resume: str, driver: DriverThread) -> Iterator[HealthCheck]:
+def _cluster(pool: Pool, resume: str, driver: DriverThread, logs: Path | None) -> Iterator[HealthCheck]:
     """The cluster at `pool.address`, the one that this process has joined already, or a private one."""
     joined = ray.is_initialized()
     private = not joined and pool.address is None
-    with private_folder() if private else contextlib.nullcontext() as folder:
+    with (
+        private_folder() if private else contextlib.nullcontext() as folder,
+        kept_on_error(folder, logs),
+    ):
         try:
             if not joined:
                 _init(pool, folder)

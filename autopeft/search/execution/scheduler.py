@@ -5,113 +5,32 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from autopeft.errors import AutoPEFTError
 from autopeft.search.core.jobs import Done, Job, JobResult, JobSource
 from autopeft.search.execution.driver_thread import DriverThread
 from autopeft.search.execution.health import HealthCheck
+from autopeft.search.execution.job_log import WorkerTrace
+from autopeft.search.execution.pool import Capacity
 
-__all__ = ["Capacity", "Pool", "Resources", "Scheduler"]
+__all__ = ["Scheduler"]
 
-_LOOK_SECONDS = 2.0
-_EMPTY_SECONDS = 60.0
 _STARTS = 4
 _LONGEST_WAIT = 60.0
 _LOST = "The worker process ended before the job did: killed, out of memory, or its machine is gone"
-Resources = Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Pool:
-    """The workers of a search.
-
-    Attributes:
-        workers: jobs at a time; `None` for as many as the cluster has room for.
-        cpus, gpus: what each job takes; `gpus` may be a fraction.
-        address: an existing Ray cluster, or `None` for a private, local one.
-    """
-
-    workers: int | None
-    cpus: int = 1
-    gpus: float = 0.0
-    address: str | None = None
-
-
-class Capacity:
-    """How many jobs run at a time: as asked for, within what the machines have room for that are there now.
-
-    Args:
-        nodes: what each machine has, by Ray's names (`CPU`, `GPU`).
-
-    Raises:
-        AutoPEFTError: no machine has room for one job.
-    """
-
-    def __init__(
-        self,
-        pool: Pool,
-        nodes: Callable[[], Sequence[Resources]],
-        *,
-        resume: str,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._pool, self._nodes, self._resume, self._clock = pool, nodes, resume, clock
-        self._next, self._empty_since = clock() + _LOOK_SECONDS, float("inf")
-        self.size = self._count()
-        if self.size < 1:
-            cpus, gpus = (sum(n.get(what, 0.0) for n in nodes()) for what in ("CPU", "GPU"))
-            raise AutoPEFTError(
-                f"A job needs {pool.cpus} CPUs and {pool.gpus:g} GPUs on one machine, but Ray has {cpus:g} "
-                f"and {gpus:g} in all; lower --cpus-per-trial or --gpus-per-trial."
-            )
-
-    @property
-    def due(self) -> bool:
-        """Whether `look` will ask about the machines: every 2 s."""
-        return self._clock() >= self._next
-
-    def look(self) -> bool:
-        """Whether the size has changed.
-
-        Raises:
-            AutoPEFTError: there has been no room for any job for a minute.
-        """
-        if not self.due:
-            return False
-        now = self._clock()
-        before, self.size, self._next = self.size, self._count(), now + _LOOK_SECONDS
-        self._empty_since = float("inf") if self.size else min(self._empty_since, now)
-        if now - self._empty_since > _EMPTY_SECONDS:
-            raise AutoPEFTError(
-                "No machine of the Ray cluster has had room for a job for a minute. Everything that had "
-                f"finished is on disk; go on with `{self._resume}`."
-            )
-        return self.size != before
-
-    def _count(self) -> int:
-        room = sum(self._fit(node) for node in self._nodes())
-        return room if self._pool.workers is None else min(room, self._pool.workers)
-
-    def _fit(self, have: Resources) -> int:
-        """Jobs at a time on one node; a share of a GPU is a share of one GPU, not of several."""
-        room = int(have.get("CPU", 0.0) / self._pool.cpus)
-        gpus = self._pool.gpus
-        if 0 < gpus < 1:
-            room = min(room, int(have.get("GPU", 0.0)) * int(1 / gpus + 1e-6))
-        elif gpus:
-            room = min(room, int(have.get("GPU", 0.0) / gpus))
-        return room
 
 
 @dataclass
 class _WorkerState:
-    """A worker as the driver sees it: its handle, once it is up, and the id of the job that it runs."""
+    """A worker as the driver sees it: its handle, once it is up, the id of the job that it runs, and what
+    will be known of it if it is lost."""
 
     handle: Any = None
     job: str | None = None
+    trace: WorkerTrace = field(default_factory=WorkerTrace)
 
 
 class Scheduler:
@@ -160,27 +79,40 @@ class Scheduler:
         worker = self._workers[name]
         if "handle" in result:
             worker.handle, self._failed_starts = result.pop("handle"), 0
+            if "about" in result:
+                worker.trace.introduce(result.pop("about"))
+        worker.trace.ends = result.pop("ends", worker.trace.ends)
+        worker.trace.peak = result.pop("peak", worker.trace.peak)
         with self._guard():
             if "outcome" in result:
                 worker.job = None
                 self._driver.call(self._source.complete, result.pop("outcome"))
             elif "news" in result:
-                self._driver.call(self._source.progress, worker.job, *result.pop("news"))
+                worker.trace.step, worker.trace.loss = news = result.pop("news")
+                self._driver.call(self._source.progress, worker.job, *news)
             if worker.job is None and not self.stop():
                 job = self._held.popleft() if self._held else self._ask()
                 if job is not None:
                     worker.job = job.id
+                    worker.trace.begin()
                     self._give(worker.handle, job)
 
-    def worker_lost(self, name: str, reason: str) -> None:
-        """Take note that a worker is no more."""
+    def worker_lost(self, name: str, reason: str, told: str = "") -> None:
+        """Take note that a worker is no more.
+
+        Args:
+            reason: a line that says why.
+            told: all that Ray says of it, for the job's log.
+        """
         worker = self._workers.pop(name)
         with self._guard():
             if worker.job is not None:
-                outcome = JobResult(worker.job, error=_lost(reason), failure="lost")
+                log = worker.trace.lost_log(told or reason)
+                outcome = JobResult(worker.job, error=_lost(reason), failure="lost", log=log)
                 self._driver.call(self._complete_lost, outcome)
             elif worker.handle is None and self._clock() >= self._start_from:
                 self._start_failed(reason)
+        worker.trace.close()
 
     def stop(self) -> bool:
         """Whether the run ends now. Called all the time, so that the capacity's size is kept up here."""

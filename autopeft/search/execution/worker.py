@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import os
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from autopeft.errors import AutoPEFTError, DataError
 from autopeft.hybrid import Hybrid
 from autopeft.hybrid import load as load_hybrid
 from autopeft.recipe import Recipe
-from autopeft.search.core.jobs import FailureKind, Job, JobResult, ScoreJob, TrainJob
+from autopeft.search.core.jobs import FailureKind, Job, JobResult, Progress, ScoreJob, TrainJob
 from autopeft.search.execution.model_transfer import local_source
+from autopeft.search.execution.process import memory_text
 from autopeft.tasks.encode import EncodedTask, encode
 from autopeft.tasks.task import Task
 from autopeft.training import (
@@ -33,7 +35,7 @@ from autopeft.training import (
     run_trial,
 )
 
-__all__ = ["WorkerSetup", "execute"]
+__all__ = ["WorkerSetup", "execute", "release", "run_job"]
 
 
 @dataclass(frozen=True)
@@ -88,32 +90,78 @@ def _world(setup: WorkerSetup) -> _World:
     return _WORLDS[setup.key]
 
 
+def release() -> None:
+    """Let go of the backbone and the data that are kept between jobs."""
+    _WORLDS.clear()
+    gc.collect()
+
+
 class _Stopped(Exception):  # noqa: N818
     """Leaves a training at the next step; the trial cleans up on its way out."""
 
 
-def execute(
-    setup: WorkerSetup, job: Job, on_step: Callable[[int, float], None], should_stop: Callable[[], bool]
-) -> JobResult:
+def execute(setup: WorkerSetup, job: Job, on_step: Progress, should_stop: Callable[[], bool]) -> JobResult:
     """Run a job and say what came of it; errors of the job are part of the result and never raised.
 
-    After an error that is not the recipe's own, backbone and data are loaded anew for the next job.
+    After an error that is not the recipe's own, backbone and data are loaded anew for the next job. The
+    process's number of threads is afterwards what it was.
     """
-    torch.set_num_threads(setup.threads)
     start = time.perf_counter()
+    notes: list[str] = []
     try:
-        result = _retried(setup, job, on_step, should_stop)
+        result = run_job(setup, job, on_step, should_stop, notes)
     except _Stopped:
         result = _failed(job, "The search was stopped while this ran.", "stopped")
     except NonFiniteLoss as error:
+        notes.append(_traceback(error))
         result = _failed(job, str(error), "non_finite")
     except Exception as error:
+        notes.append(_traceback(error))
         result = _explained(job, error)
     if torch.cuda.is_available():
+        notes.append(f"peak GPU memory of the process: {memory_text(torch.cuda.max_memory_allocated())}")
         torch.cuda.empty_cache()
     result.seconds = time.perf_counter() - start
     result.worker = f"{os.uname().nodename}:{os.getpid()}"
+    result.log = "\n\n".join(notes)
     return result
+
+
+def run_job(
+    setup: WorkerSetup,
+    job: Job,
+    on_step: Progress,
+    should_stop: Callable[[], bool],
+    notes: list[str] | None = None,
+) -> JobResult:
+    """Run a job as `execute` does, but let its errors through.
+
+    Where memory does not suffice, it is run once more with a quarter of the rows at once.
+
+    Args:
+        notes: takes the traceback of an error that was overcome.
+
+    Raises:
+        AutoPEFTError: the recipe cannot be trained, or its loss was not finite.
+        Exception: any other error of the training.
+    """
+    with _threads(setup.threads):
+        return _retried(setup, job, on_step, should_stop, [] if notes is None else notes)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with so many CPU threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _traceback(error: Exception) -> str:
+    return "".join(traceback.format_exception(error))
 
 
 def _explained(job: Job, error: Exception) -> JobResult:
@@ -131,15 +179,15 @@ def _explained(job: Job, error: Exception) -> JobResult:
 
 
 def _retried(
-    setup: WorkerSetup, job: Job, on_step: Callable[[int, float], None], should_stop: Callable[[], bool]
+    setup: WorkerSetup, job: Job, on_step: Progress, should_stop: Callable[[], bool], notes: list[str]
 ) -> JobResult:
-    """Run a job; where memory does not suffice, once more with a quarter of the rows at once."""
     try:
         return _run(setup, job, on_step, should_stop)
     except Exception as error:
         smallest = isinstance(job, ScoreJob) or micro_rows(setup.plan, job.attempt) == 1
         if smallest or not ran_out_of_memory(error):
             raise
+        notes.append(f"With fewer rows at once again, after this:\n{_traceback(error)}")
     # Past the handler, the frames that held the memory are gone.
     _WORLDS.clear()
     gc.collect()
@@ -157,9 +205,7 @@ def _failed(job: Job, error: str, failure: FailureKind) -> JobResult:
     return JobResult(job.id, error=error, failure=failure)
 
 
-def _run(
-    setup: WorkerSetup, job: Job, on_step: Callable[[int, float], None], should_stop: Callable[[], bool]
-) -> JobResult:
+def _run(setup: WorkerSetup, job: Job, on_step: Progress, should_stop: Callable[[], bool]) -> JobResult:
     world = _world(setup)
     if isinstance(job, ScoreJob):
         return _test(world, setup, job)

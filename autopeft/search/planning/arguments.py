@@ -29,7 +29,6 @@ __all__ = ["OBJECTIVES", "PlanCall", "SearchArguments", "SearchCall", "objective
 
 SEARCH, WORKERS = "Search", "Workers"
 OBJECTIVES = {"score": 1, "score,params": 2}
-LEAST_WORKERS = 1
 
 
 def objectives() -> Iterable[str]:
@@ -263,7 +262,13 @@ class SearchArguments(Arguments):
     stand_in: shared.StandIn = True
     workers: Annotated[
         int | None,
-        Option(help="Trials at a time.", panel=WORKERS, least=LEAST_WORKERS, changeable=True),
+        Option(
+            help="Trials at a time; 0 runs them one by one in this process, without Ray: for notebooks, for "
+            "a debugger, or where Ray does not start.",
+            panel=WORKERS,
+            least=0,
+            changeable=True,
+        ),
     ] = None
     cpus_per_trial: Annotated[
         int, Option(help="CPUs of one trial.", panel=WORKERS, least=1, changeable=True)

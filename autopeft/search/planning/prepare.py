@@ -207,6 +207,7 @@ def _check(a: SearchArguments) -> _Cheap:
     if a.missing():
         raise UsageError(f"A search needs {' and '.join(a.missing())}.")
     sampler = a.sampler or default_sampler(OBJECTIVES[a.objective])
+    _check_workers(a)
     gpus = a.gpus_per_trial
     if gpus is None:
         gpus = _GPU_SHARE if a.address is None and torch.cuda.is_available() else 0.0
@@ -217,6 +218,19 @@ def _check(a: SearchArguments) -> _Cheap:
             "leave it out to train on the CPU, or join a cluster with --address."
         )
     return _Cheap(sampler, gpus, parse_duration(a.time))
+
+
+def _check_workers(a: SearchArguments) -> None:
+    if a.workers == 0 and a.address is not None:
+        raise UsageError(
+            f"workers=0 runs every trial in this process, and address={a.address!r} joins a Ray cluster; "
+            "leave one of them out."
+        )
+    if a.workers == 0 and a.gpus_per_trial:
+        raise UsageError(
+            "workers=0 runs one trial at a time, with the whole GPU where there is one, but got "
+            f"gpus_per_trial={a.gpus_per_trial:g}; leave it out, or give 0 to train on the CPU."
+        )
 
 
 def _task(
@@ -240,7 +254,7 @@ def _task(
 
 
 def _workers(a: SearchArguments, gpus: float) -> int | None:
-    """Jobs at a time on this machine; `None` on a cluster, where its size decides."""
+    """Jobs at a time on this machine, 0 for one in this process; `None` on a cluster, whose size decides."""
     if a.workers is not None:
         return a.workers
     if a.address is not None:

@@ -13,7 +13,7 @@ from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.space.space import Space
 from autopeft.training.options import is_live, is_rows
 
-__all__ = ["SPACE", "changeable", "prepare_again"]
+__all__ = ["SPACE", "changeable", "prepare_again", "prepare_here"]
 
 SPACE = "space.yaml"
 
@@ -65,6 +65,29 @@ def _handed_over(name: str, value: Any) -> bool:
     return (name == "task" and is_rows(value)) or (name == "model" and is_live(value))
 
 
+def prepare_here(folder: RunFolder, notify: Callable[[str], None] | None = None) -> Prepared:
+    """Prepare the search of a run folder, finished or not, for single jobs in this process.
+
+    Nothing is written.
+
+    Raises:
+        UsageError: data or backbone are not those that the run was begun with.
+    """
+    manifest = folder.manifest()
+    arguments, effort = _read(folder, manifest, {"workers": 0, "log": None})
+    ready = prepare(arguments, notify, effort)
+    _check(folder, manifest, ready)
+    return ready
+
+
+def _here(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments without a cluster, on the same kind of device as far as this machine has it."""
+    gpus = said.get("gpus_per_trial")
+    if gpus is None and said.get("address") is not None:
+        gpus = 0.0  # by default a cluster's workers train on CPUs
+    return {**said, "address": None, "gpus_per_trial": None if gpus else gpus}
+
+
 def _read(
     folder: RunFolder, manifest: Mapping[str, Any], given: Mapping[str, Any]
 ) -> tuple[SearchArguments, Effort]:
@@ -84,6 +107,8 @@ def _read(
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(f"The manifest of {str(folder.path)!r} is incomplete: {error}.") from error
     _need_rows(folder, manifest, said, given)
+    if given.get("workers") == 0:
+        said = _here(said)
     return SearchArguments(**{**said, "space": space, **given}), effort
 
 

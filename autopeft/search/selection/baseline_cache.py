@@ -6,6 +6,9 @@ recipe already, and the head alone serves every budget.
 
 A kept score on *test* may be read again without touching *test* again: it is the figure of the one time that
 this run was scored, and nothing is chosen by it. *Select* alone chooses, also among kept runs.
+
+A run of other code or of other versions has another key, so that it is never found. Where such runs of the
+same rows and backbone are kept, the user is told once that they are trained again.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
@@ -134,10 +137,18 @@ class BaselineCache:
         folder: where the files lie; default the folder `baselines` of the user's cache.
         reuse: `False` to find nothing, so that every run is trained and stored anew.
         limit: bytes on disk that all files together may take.
+        notify: takes one line, once, where a run is not found and those of an earlier version are there.
     """
 
-    def __init__(self, folder: Path | None = None, *, reuse: bool = True, limit: int = _LIMIT) -> None:
-        self._folder, self._reuse, self._limit = folder, reuse, limit
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        reuse: bool = True,
+        limit: int = _LIMIT,
+        notify: Callable[[str], None] | None = None,
+    ) -> None:
+        self._folder, self._reuse, self._limit, self._notify = folder, reuse, limit, notify
 
     def get(self, key: RunKey | None) -> dict[str, float] | None:
         """Score of each split that is known of this run; `None` where nothing is, or nothing sound."""
@@ -148,10 +159,24 @@ class BaselineCache:
             scores = _read(path, key)
             if scores is not None:
                 os.utime(path)
+            elif self._notify is not None and not path.is_file():
+                self._tell_outdated(path.parent, key)
         except (OSError, AutoPEFTError) as error:
             _log.info("a kept baseline run cannot be read: %s", error)
             return None
         return scores
+
+    def _tell_outdated(self, folder: Path, key: RunKey) -> None:
+        """Tell, the first time that a run is missing, how many like it other code has kept."""
+        notify, self._notify = self._notify, None
+        outdated = sum(_is_outdated(content, key) for content in map(_content, folder.glob("*.json")))
+        if notify is not None and outdated:
+            runs = "run" if outdated == 1 else "runs"
+            notify(
+                f"{outdated} baseline {runs} of this task and backbone were kept by an earlier version of "
+                f"autopeft, {', '.join(_PACKAGES[:-1])} or {_PACKAGES[-1]}: they are trained again, since "
+                "their scores could differ."
+            )
 
     def put(self, key: RunKey | None, scores: Mapping[str, float], seconds: float) -> None:
         """Keep the scores of a run, beside those of other splits that are known already.
@@ -176,8 +201,8 @@ class BaselineCache:
         return folder / f"{key.digest()}.json"
 
 
-def _read(path: Path, key: RunKey) -> dict[str, float] | None:
-    """The scores in a file, or `None` where it is missing or not wholly as `put` writes it."""
+def _content(path: Path) -> dict[str, Any] | None:
+    """What a file holds that `put` could have written, `None` for any other and for one that is missing."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
@@ -188,12 +213,27 @@ def _read(path: Path, key: RunKey) -> dict[str, float] | None:
         content = json.loads(raw)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(content, dict) or content.get("format") != _FORMAT or content.get("key") != asdict(key):
+    return content if isinstance(content, dict) and content.get("format") == _FORMAT else None
+
+
+def _read(path: Path, key: RunKey) -> dict[str, float] | None:
+    """The scores in a file, or `None` where it is missing or not wholly as `put` writes it."""
+    content = _content(path)
+    if content is None or content.get("key") != asdict(key):
         return None
     scores = content.get("scores")
     if not isinstance(scores, dict) or not scores or not _sound(scores, key.metric):
         return None
     return {str(split): float(score) for split, score in scores.items()}
+
+
+def _is_outdated(content: Mapping[str, Any] | None, key: RunKey) -> bool:
+    """Whether a file holds a run of the same rows and backbone that other code or other versions trained."""
+    found = None if content is None else content.get("key")
+    if not isinstance(found, dict) or not isinstance(found.get("versions"), str):
+        return False
+    same = found.get("data") == key.data and found.get("backbone") == key.backbone
+    return same and found["versions"] != key.versions
 
 
 def _sound(scores: Mapping[Any, Any], metric: str) -> bool:

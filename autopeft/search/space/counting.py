@@ -34,7 +34,7 @@ class _Group:
 
     def __init__(self, bound: BoundSpace, units: Sequence[Unit]) -> None:
         self._bound, self._first = bound, units[0]
-        self._mask = parts_of(bound.spec).places.mask
+        self._mask = parts_of(bound.spec).masks.mask
         self._key = key_of(units[0].place_parameters)
         self._found: Memo[Any, Masks] = Memo(_PLACES)
         self.units = [_Place(bound, unit, self) for unit in units]

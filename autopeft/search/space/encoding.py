@@ -73,8 +73,8 @@ class Encoder:
         item, where = self.bound.item(unit, values), self.bound.where(unit, values)
         if item is None:
             return ()
-        places = self._parts.places
-        masks = [WHOLE] if where is None else [places.mask(at, stack) for at, stack in where]
+        mask_of = self._parts.masks.mask
+        masks = [WHOLE] if where is None else [mask_of(at, stack) for at, stack in where]
         return tuple(self._piece(item, mask) for mask in masks)
 
     def _section(self, values: Mapping[str, Any]) -> Training:
@@ -145,7 +145,7 @@ class Encoder:
         what = ", ".join(i.method if isinstance(i, EntryItem) else i.kind for i in block.attach)
         for stack in stacks:
             layers, all_there = _layers(block.at, stack.layers)
-            mask |= sum(self._parts.places.bits[stack.name, i] for i in layers)
+            mask |= sum(self._parts.masks.bits[stack.name, i] for i in layers)
             if not all_there:
                 asked = block.at if isinstance(block.at, str) else spans(block.at)
                 rest = f"only {spans(layers)}" if layers else "none"

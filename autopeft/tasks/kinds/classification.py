@@ -122,6 +122,12 @@ class Classification(TaskKind):
     def config(self, names: Sequence[str]) -> dict[str, Any]:
         return {"num_labels": len(names), "problem_type": "single_label_classification"}
 
+    def names_in(self, config: Any) -> tuple[str, ...] | None:
+        """See `TaskKind`; a model that was never told its kind of problem has classes."""
+        if config.problem_type not in (None, "single_label_classification"):
+            return None
+        return tuple(str(label) for _, label in sorted((config.id2label or {}).items()))
+
     def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
         """Class indices (rows,) in int64."""
         return np.asarray(labels, dtype=np.int64)

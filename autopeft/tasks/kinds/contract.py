@@ -207,6 +207,14 @@ class TaskKind(ABC):
     def config(self, names: Sequence[str]) -> dict[str, Any]:
         """What is set in the backbone's configuration before it is loaded, in this order."""
 
+    def names_in(self, config: Any) -> tuple[str, ...] | None:
+        """Label names of a model whose configuration is this kind's, `None` for another kind's."""
+        named = tuple(str(label) for _, label in sorted((config.id2label or {}).items()))
+        for names in (named, ()):
+            if all(getattr(config, key, None) == value for key, value in self.config(names).items()):
+                return names
+        return None
+
     def load_model(
         self,
         source: ModelSource | str,

@@ -2,40 +2,56 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autopeft.errors import DataError, TaskError, near
+from autopeft.errors import DataError, TaskError
+from autopeft.plugins import Registry, import_modules
 from autopeft.tasks.kinds.contract import TaskKind
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.table import ColumnNames, Table
 
 __all__ = [
+    "KINDS",
     "METRICS",
     "choose_kind",
     "get_kind",
     "get_metric",
     "kind_names",
+    "kind_of_model",
     "kinds_of",
     "metrics_of",
     "register_kind",
     "register_metric",
 ]
 
-GROUP = "autopeft.task_kinds"
-_PACKAGE = "autopeft.tasks.kinds"
-_KINDS: dict[str, TaskKind] = {}
-_METRICS: dict[str, Metric] = {}
+KINDS: Registry[TaskKind] = Registry(
+    error=TaskError,
+    malformed="A kind's name is letters, digits and underscores, but got {name!r}.",
+    taken="There is already a kind of task {name!r}, by {by}.",
+    unknown="There is no kind of task {name!r}.{near} Kinds: {names}; one from another package registers "
+    "through the entry-point group 'autopeft.task_kinds'.",
+    group="autopeft.task_kinds",
+    built_in=lambda: import_modules("autopeft.tasks.kinds"),
+    well_formed=str.isidentifier,
+    again=lambda there, new: False,
+)
+# Metrics come with the kinds.
+METRICS: Registry[Metric] = Registry(
+    error=TaskError,
+    malformed="A metric needs a name, but got {name!r}.",
+    taken="There is already another metric {name!r}; give this one its own name.",
+    unknown="Unknown metric={name!r}; there are {in_order}.{near}",
+    built_in=KINDS.load,
+    well_formed=bool,
+    again=lambda there, new: bool(there == new),
+)
 _BY_KIND: dict[str, list[str]] = {}
-_LOADED = False
 K = TypeVar("K", bound=type[TaskKind])
 
 
@@ -52,10 +68,7 @@ def register_kind(name: str) -> Callable[[K], K]:
     """
 
     def enter(cls: K) -> K:
-        if not name.isidentifier():
-            raise TaskError(f"A kind's name is letters, digits and underscores, but got {name!r}.")
-        if name in _KINDS:
-            raise TaskError(f"There is already a kind of task {name!r}, by {type(_KINDS[name]).__module__}.")
+        KINDS.check_name(name, cls)
         lacking = sorted(cls.__abstractmethods__)
         lacking += [a for a in ("summary", "metrics", "default_metric") if not hasattr(cls, a)]
         if lacking:
@@ -65,7 +78,7 @@ def register_kind(name: str) -> Callable[[K], K]:
         for metric in cls.metrics:
             _check(metric)
         cls.name = name
-        _KINDS[name] = cls()
+        KINDS.enter(name, cls(), cls)
         for metric in cls.metrics:
             _enter(metric, name)
         return cls
@@ -87,8 +100,7 @@ def register_metric(metric: Metric, *, kind: str) -> Metric:
 
 
 def _check(metric: Metric) -> None:
-    if _METRICS.get(metric.name, metric) != metric:
-        raise TaskError(f"There is already another metric {metric.name!r}; give this one its own name.")
+    METRICS.check_name(metric.name, metric)
     if not metric.low < metric.high:
         raise TaskError(f"Metric {metric.name!r} needs low < high, but got {metric.low} and {metric.high}.")
     finite = math.isfinite(metric.low) and math.isfinite(metric.high)
@@ -129,7 +141,7 @@ class _Rows:
 
 
 def _enter(metric: Metric, kind: str) -> None:
-    _METRICS[metric.name] = metric
+    METRICS.enter(metric.name, metric)
     known = _BY_KIND.setdefault(kind, [])
     if metric.name not in known:
         known.append(metric.name)
@@ -139,37 +151,35 @@ def _enter(metric: Metric, kind: str) -> None:
 # ------------------------------------------------------------------------------------------------------
 
 
-def _load_all() -> None:
-    """Import the built-in kinds and those of installed packages, once."""
-    global _LOADED
-    if _LOADED:
-        return
-    _LOADED = True
-    for info in pkgutil.iter_modules(importlib.import_module(_PACKAGE).__path__, f"{_PACKAGE}."):
-        importlib.import_module(info.name)
-    for point in entry_points(group=GROUP):
-        point.load()
-
-
 def get_kind(name: str) -> TaskKind:
     """The kind of task registered under `name`.
 
     Raises:
         TaskError: there is none; the message names near matches.
     """
-    _load_all()
-    if name not in _KINDS:
-        raise TaskError(
-            f"There is no kind of task {name!r}.{near(name, _KINDS)} Kinds: {', '.join(kind_names())}; one "
-            f"from another package registers through the entry-point group {GROUP!r}."
-        )
-    return _KINDS[name]
+    return KINDS.find(name)
 
 
 def kind_names() -> tuple[str, ...]:
     """Names of all kinds of tasks, sorted."""
-    _load_all()
-    return tuple(sorted(_KINDS))
+    return KINDS.names()
+
+
+def kind_of_model(config: Any) -> tuple[TaskKind, tuple[str, ...]]:
+    """The kind of task that a model's configuration was made for, and the names of its labels.
+
+    Raises:
+        TaskError: no kind knows it.
+    """
+    for name in kind_names():
+        kind = get_kind(name)
+        labels = kind.names_in(config)
+        if labels is not None:
+            return kind, labels
+    raise TaskError(
+        f"No kind of task is known for a model with problem_type={config.problem_type!r}; kinds are "
+        f"{', '.join(kind_names())}."
+    )
 
 
 def get_metric(name: str) -> Metric:
@@ -178,10 +188,7 @@ def get_metric(name: str) -> Metric:
     Raises:
         TaskError: there is none; the message names near matches.
     """
-    _load_all()
-    if name not in _METRICS:
-        raise TaskError(f"Unknown metric={name!r}; there are {', '.join(_METRICS)}.{near(name, _METRICS)}")
-    return _METRICS[name]
+    return METRICS.find(name)
 
 
 def metrics_of(kind: str) -> tuple[str, ...]:
@@ -192,27 +199,8 @@ def metrics_of(kind: str) -> tuple[str, ...]:
 
 def kinds_of(metric: str) -> tuple[str, ...]:
     """Names of the kinds that a metric scores; none for an unknown metric."""
-    _load_all()
+    KINDS.load()
     return tuple(kind for kind, names in _BY_KIND.items() if metric in names)
-
-
-class _Metrics(Mapping[str, Metric]):
-    """All metrics by name; those of other packages are imported when it is first looked into."""
-
-    def __getitem__(self, name: str) -> Metric:
-        _load_all()
-        return _METRICS[name]
-
-    def __iter__(self) -> Iterator[str]:
-        _load_all()
-        return iter(tuple(_METRICS))
-
-    def __len__(self) -> int:
-        _load_all()
-        return len(_METRICS)
-
-
-METRICS: Mapping[str, Metric] = _Metrics()
 
 
 def choose_kind(

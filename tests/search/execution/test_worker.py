@@ -14,7 +14,7 @@ import torch
 from support.saved_model import save_backbone, write_reviews
 
 from autopeft.assets import resolve_model
-from autopeft.search.core.jobs import JobResult, TrainJob
+from autopeft.search.core.jobs import JobResult, ScoreJob, TrainJob
 from autopeft.search.execution import worker
 from autopeft.search.execution.worker import WorkerSetup, execute
 from autopeft.tasks import load_task
@@ -34,7 +34,8 @@ def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkerSetup:
 
 def run(setup: WorkerSetup, **more: Any) -> JobResult:
     fields: dict[str, Any] = {"id": "j", "kind": "trial", "label": "x", "recipe": LORA, "steps": 4, **more}
-    return execute(setup, TrainJob(**fields), lambda step, loss: None, lambda: False)
+    job = ScoreJob(**fields) if fields["kind"] == "test" else TrainJob(**fields)
+    return execute(setup, job, lambda step, loss: None, lambda: False)
 
 
 def backbone(setup: WorkerSetup) -> dict[str, torch.Tensor]:

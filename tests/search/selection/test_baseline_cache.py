@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.registries import keep
 from transformers import BertConfig
 
 from autopeft.assets import ModelSource
@@ -336,6 +337,63 @@ def test_the_code_that_trains_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch
     assert not any("/cli/" in path or "/report/" in path or path.endswith("/study.py") for path in read)
 
 
+def test_runs_of_an_earlier_version_are_told_once_and_never_used(
+    store: BaselineCache, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    told = BaselineCache(tmp_path, notify=said.append)
+    store.put(KEY, SCORES, 1.0)
+    store.put(replace(KEY, seed=1001), SCORES, 1.0)
+    now = replace(KEY, versions='{"autopeft":"other code"}')
+    assert told.get(now) is None
+    assert told.get(replace(now, seed=1001)) is None
+    (line,) = said
+    assert line.startswith("2 baseline runs of this task and backbone were kept by an earlier version")
+    assert "trained again" in line
+    told.put(now, {"select": 0.5, "test": 0.5}, 1.0)
+    assert told.get(now) == {"select": 0.5, "test": 0.5}
+    assert store.get(KEY) == SCORES, "the earlier version still finds its own"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": "other rows"},
+        {"backbone": "another"},
+        {"seed": 1001},
+        {"recipe": "another"},
+    ],
+    ids=lambda change: "-".join(change),
+)
+def test_nothing_is_told_of_other_tasks_and_of_runs_that_are_missing(
+    store: BaselineCache, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    said: list[str] = []
+    other = {"versions": "{}x"} if {"data", "backbone"} & change.keys() else {}
+    store.put(replace(KEY, **change, **other), SCORES, 1.0)
+    assert BaselineCache(tmp_path, notify=said.append).get(KEY) is None
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    "raw", [b"[" * 5000, b"[]", b"{}", b'{"format": 1, "key": {"versions": 3}}', b"\xff", b'{"format": 1}']
+)
+def test_damaged_files_are_no_earlier_version(tmp_path: Path, raw: bytes) -> None:
+    said: list[str] = []
+    (tmp_path / "x.json").write_bytes(raw)
+    (tmp_path / "folder.json").mkdir()
+    assert BaselineCache(tmp_path, notify=said.append).get(KEY) is None
+    assert said == []
+
+
+def test_with_fresh_baselines_nothing_is_told(store: BaselineCache, tmp_path: Path) -> None:
+    said: list[str] = []
+    store.put(KEY, SCORES, 1.0)
+    fresh = BaselineCache(tmp_path, reuse=False, notify=said.append)
+    assert fresh.get(replace(KEY, versions="{}x")) is None
+    assert said == []
+
+
 def test_a_backbone_without_a_hash_is_not_kept(store: BaselineCache, tmp_path: Path) -> None:
     hub = ModelSource("org/model", None, "hub", None)
     key = key_of(source=hub)
@@ -351,7 +409,7 @@ def test_a_backbone_without_a_hash_is_not_kept(store: BaselineCache, tmp_path: P
 def test_methods_of_other_packages_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     from autopeft.method import get_method, registry
 
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    keep(monkeypatch, registry.REGISTRY)
     lora = get_method("lora")
 
     class Foreign(lora):  # type: ignore[misc,valid-type]

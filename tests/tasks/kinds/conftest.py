@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from support.registries import keep
 
-from autopeft.tasks.kinds import kind_names, registry
+from autopeft.tasks.kinds import registry
 
 
 @pytest.fixture
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is gone after it."""
-    kind_names()
-    monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
-    monkeypatch.setattr(registry, "_METRICS", dict(registry._METRICS))
+    keep(monkeypatch, registry.KINDS, registry.METRICS)
     monkeypatch.setattr(registry, "_BY_KIND", {k: list(v) for k, v in registry._BY_KIND.items()})

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from autopeft.search.optimization.samplers.observations import Point
-from autopeft.search.optimization.samplers.registry import SAMPLERS, default_sampler, make_sampler
+from autopeft.search.optimization.samplers.registry import (
+    SAMPLERS,
+    SamplerContext,
+    default_sampler,
+    make_sampler,
+    register,
+)
 
-__all__ = ["SAMPLERS", "Point", "default_sampler", "make_sampler"]
+__all__ = ["SAMPLERS", "Point", "SamplerContext", "default_sampler", "make_sampler", "register"]

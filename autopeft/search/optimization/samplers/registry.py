@@ -1,17 +1,26 @@
-"""Samplers by name."""
+"""Samplers by name, open to other packages through the entry-point group `autopeft.samplers`.
+
+```python
+@register("mine")
+def mine(context: SamplerContext) -> BaseSampler:
+    return MySampler(seed=context.seed)
+```
+"""
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import optuna
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
-from autopeft.errors import UsageError, near
+from autopeft.errors import UsageError
+from autopeft.plugins import Registry
 from autopeft.search.optimization.samplers.evolution import EvolutionSampler
 from autopeft.search.optimization.samplers.linear import LinearSampler
 from autopeft.search.optimization.samplers.nsga2 import OrderedNSGAIISampler
@@ -20,11 +29,23 @@ from autopeft.search.optimization.samplers.observations import Repair
 if TYPE_CHECKING:
     from autopeft.search.space.parameters import Parameter
 
-__all__ = ["SAMPLERS", "default_sampler", "make_sampler"]
+__all__ = ["SAMPLERS", "SamplerContext", "default_sampler", "make_sampler", "register"]
 
 
 @dataclass(frozen=True)
-class _Setting:
+class SamplerContext:
+    """What a sampler is made from.
+
+    Attributes:
+        seed: of everything that the sampler draws.
+        trials: planned number of trials.
+        startup: trials to draw at random before a model is asked.
+        objectives: 1 for the score alone, 2 for score and deployed parameters.
+        repair: maps Optuna's parameters of a suggestion to the repaired point, `None` where there is none.
+            It is missing where a sampler is made only to see whether it can be.
+        parameters: of the space; empty likewise.
+    """
+
     seed: int
     trials: int
     startup: int
@@ -33,22 +54,63 @@ class _Setting:
     parameters: Sequence[Parameter]
 
 
-def _gp(s: _Setting) -> BaseSampler:
+Maker = Callable[[SamplerContext], BaseSampler]
+SAMPLERS: Registry[Maker] = Registry(
+    error=UsageError,
+    malformed="A sampler's name is a lower-case identifier, but got {name!r}.",
+    taken="The sampler name {name!r} is taken by {by}.",
+    unknown="There is no sampler {name!r}.{near} Samplers: {in_order}; one from another package registers "
+    "through the entry-point group 'autopeft.samplers'.",
+    group="autopeft.samplers",
+)
+_M = TypeVar("_M", bound=Maker)
+
+
+def register(name: str) -> Callable[[_M], _M]:
+    """Decorator of a function, or of a class, that makes a sampler of Optuna's kind from a `SamplerContext`.
+
+    The study is built anew for every suggestion, of finished, running and failed trials alike, and a resumed
+    search makes its sampler anew: a sampler keeps no state that it could not read from the trials.
+
+    Raises:
+        UsageError: the name is taken or malformed, or it does not take one argument.
+    """
+
+    def enter(maker: _M) -> _M:
+        SAMPLERS.check_name(name, maker)
+        try:
+            inspect.signature(maker).bind(None)
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"Sampler {name!r} is made from one argument, a SamplerContext; {maker!r} does not take it: "
+                f"{error}."
+            ) from error
+        SAMPLERS.enter(name, maker)
+        return maker
+
+    return enter
+
+
+@register("gp")
+def _gp(s: SamplerContext) -> BaseSampler:
     if find_spec("scipy") is None:
         raise UsageError("The sampler 'gp' needs scipy: install scipy, or choose --sampler tpe.")
     return GPSampler(seed=s.seed, n_startup_trials=s.startup)
 
 
-def _tpe(s: _Setting) -> BaseSampler:
+@register("tpe")
+def _tpe(s: SamplerContext) -> BaseSampler:
     return TPESampler(seed=s.seed, n_startup_trials=s.startup, multivariate=True, constant_liar=True)
 
 
-def _nsga2(s: _Setting) -> BaseSampler:
+@register("nsga2")
+def _nsga2(s: SamplerContext) -> BaseSampler:
     # Some eight generations; half as many find less with 60 trials and with 150.
     return OrderedNSGAIISampler(seed=s.seed, population_size=max(8, min(50, s.trials // 8)))
 
 
-def _evolution(s: _Setting) -> BaseSampler:
+@register("evolution")
+def _evolution(s: SamplerContext) -> BaseSampler:
     return EvolutionSampler(
         seed=s.seed,
         startup=s.startup,
@@ -59,7 +121,8 @@ def _evolution(s: _Setting) -> BaseSampler:
     )
 
 
-def _linear(s: _Setting) -> BaseSampler:
+@register("linear")
+def _linear(s: SamplerContext) -> BaseSampler:
     return LinearSampler(
         seed=s.seed,
         startup=s.startup,
@@ -69,18 +132,9 @@ def _linear(s: _Setting) -> BaseSampler:
     )
 
 
-def _random(s: _Setting) -> BaseSampler:
+@register("random")
+def _random(s: SamplerContext) -> BaseSampler:
     return RandomSampler(seed=s.seed)
-
-
-SAMPLERS: dict[str, Callable[[_Setting], BaseSampler]] = {
-    "gp": _gp,
-    "tpe": _tpe,
-    "nsga2": _nsga2,
-    "evolution": _evolution,
-    "linear": _linear,
-    "random": _random,
-}
 
 
 def default_sampler(objectives: int = 1) -> str:
@@ -113,14 +167,15 @@ def make_sampler(
             as they were before repair.
 
     Raises:
-        UsageError: there is no sampler of this name, or a package that it needs is missing.
+        UsageError: there is no sampler of this name, a package that it needs is missing, or what it makes is
+            no sampler.
     """
-    if name not in SAMPLERS:
-        raise UsageError(
-            f"There is no sampler {name!r}.{near(name, SAMPLERS)} Samplers: {', '.join(SAMPLERS)}."
-        )
+    maker = SAMPLERS.find(name)
     startup = max(2, min(10, trials // 3))
-    setting = _Setting(seed, trials, startup, objectives, repaired, tuple(parameters))
+    context = SamplerContext(seed, trials, startup, objectives, repaired, tuple(parameters))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return SAMPLERS[name](setting)
+        made = maker(context)
+    if not isinstance(made, BaseSampler):
+        raise UsageError(f"Sampler {name!r} has to make an optuna BaseSampler, but made {made!r}.")
+    return made

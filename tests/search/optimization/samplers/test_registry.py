@@ -15,10 +15,18 @@ from hypothesis import strategies as st
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from support.landscape import Landscape, Run, bound_space, view
+from support.registries import keep
 
 from autopeft.errors import UsageError
 from autopeft.search.optimization.distributions import Codec
-from autopeft.search.optimization.samplers import SAMPLERS, Point, default_sampler, make_sampler
+from autopeft.search.optimization.samplers import (
+    SAMPLERS,
+    Point,
+    SamplerContext,
+    default_sampler,
+    make_sampler,
+    register,
+)
 from autopeft.search.optimization.samplers.mutation import draw
 from autopeft.search.space.parameters import Parameter
 
@@ -231,8 +239,45 @@ def test_two_objectives_without_sizes_are_refused() -> None:
 
 
 def test_unknown_names_are_refused_with_near_ones() -> None:
-    with pytest.raises(UsageError, match=r"'evolutoin'.*evolution.*Samplers: gp, tpe"):
+    with pytest.raises(UsageError, match=r"'evolutoin'.*evolution.*: gp, tpe, nsga2, ev.*\.samplers'"):
         make_sampler("evolutoin", seed=0, trials=9)
+
+
+@pytest.fixture
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(monkeypatch, SAMPLERS)
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_another_sampler_gets_all_that_there_is() -> None:
+    given = []
+
+    @register("mine")
+    def mine(context: SamplerContext) -> BaseSampler:
+        given.append(context)
+        return TPESampler(seed=context.seed)
+
+    sampler = make_sampler("mine", seed=7, trials=24, objectives=2, repaired=repaired, parameters=MIXED)
+    assert isinstance(sampler, TPESampler)
+    assert given == [SamplerContext(7, 24, 8, 2, repaired, tuple(MIXED))]
+    assert list(SAMPLERS)[-1] == "mine"
+    ask([finished(p, scored(p)) for p in some(6)], make_sampler("mine", seed=0, trials=9))
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_what_is_no_sampler_is_refused() -> None:
+    for name in ("Mine", "two words"):
+        with pytest.raises(UsageError, match=f"lower-case identifier, but got {name!r}"):
+            register(name)(lambda context: TPESampler())
+    with pytest.raises(UsageError, match="'tpe' is taken by"):
+        register("tpe")(lambda context: TPESampler())
+    for wrong in (lambda: TPESampler(), lambda a, b: TPESampler()):
+        with pytest.raises(UsageError, match="one argument, a SamplerContext"):
+            register("mine")(wrong)
+    assert "mine" not in SAMPLERS
+    register("mine")(lambda context: "no sampler")  # type: ignore[arg-type,return-value]
+    with pytest.raises(UsageError, match="'mine' has to make an optuna BaseSampler, but made 'no sampler'"):
+        make_sampler("mine", seed=0, trials=9)
 
 
 def test_the_default_is_one_of_them() -> None:

@@ -14,7 +14,7 @@ from autopeft.graph.memo import Memo
 from autopeft.recipe.layers import At, resolve_layers
 from autopeft.spec import BackboneSpec, Site, StackSpec
 
-__all__ = ["WHOLE", "Places", "Spread", "key_text"]
+__all__ = ["WHOLE", "LayerMasks", "Spread", "key_text"]
 
 WHOLE = -1
 """The mask of an item of the model: every layer, and what lies in none."""
@@ -60,14 +60,14 @@ class Spread:
         return last[1]
 
 
-class Places:
+class LayerMasks:
     """Masks and sites of one backbone."""
 
     def __init__(self, spec: BackboneSpec) -> None:
         self.spec = spec
         layers = [(stack.name, i) for stack in spec.stacks for i in range(stack.layers)]
-        by_key = sorted(layers, key=lambda place: f"{place[0]}-{place[1]}-")
-        self.bits = {place: 1 << n for n, place in enumerate(by_key)}
+        by_key = sorted(layers, key=lambda layer: f"{layer[0]}-{layer[1]}-")
+        self.bits = {layer: 1 << n for n, layer in enumerate(by_key)}
         self._inside: dict[int, list[Site]] = {}
         for site in spec.sites:
             if site.layer is not None and (site.stack, site.layer) in self.bits:

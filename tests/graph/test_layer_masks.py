@@ -12,7 +12,7 @@ from transformers import BertConfig, T5Config
 
 from autopeft.backbones import spec_of
 from autopeft.errors import RecipeError, SiteError
-from autopeft.graph.places import WHOLE, Places
+from autopeft.graph.layer_masks import WHOLE, LayerMasks
 from autopeft.recipe import LayerBlock
 from autopeft.spec import BackboneSpec
 
@@ -29,12 +29,12 @@ NAMES = st.frozensets(st.sampled_from(["q", "v", "ffn", "down", "cross_k", "atte
 def test_a_mask_stands_for_its_layers_sites_in_order(
     spec: BackboneSpec, names: frozenset[str], data: st.DataObject
 ) -> None:
-    places = Places(spec)
-    layers = data.draw(st.sets(st.sampled_from(sorted(places.bits))))
-    mask = sum(places.bits[place] for place in layers)
+    masks = LayerMasks(spec)
+    layers = data.draw(st.sets(st.sampled_from(sorted(masks.bits))))
+    mask = sum(masks.bits[place] for place in layers)
     expected = [s for s in spec.sites if s.name in names and (s.stack, s.layer) in layers]
     for _ in range(2):
-        spread = places.spread(names)
+        spread = masks.spread(names)
         assert list(spread.sites(mask)) == expected
         assert json.loads(f"[{spread.text(mask)}]") == sorted(s.key for s in expected)
         everywhere = [s for s in spec.sites if s.name in names]
@@ -50,21 +50,21 @@ ATS = ["all", "0-2", "first 2", "last 3", [1], [0, 2], [11], "g1", "g3"]
 @pytest.mark.parametrize("at", ATS, ids=str)
 def test_masks_of_blocks(spec: BackboneSpec, stack: str, at: object) -> None:
     block = LayerBlock.model_validate({"at": at, "stack": stack, "attach": ({"method": "lora"},)})
-    places = Places(spec)
+    masks = LayerMasks(spec)
     depths = [s.layers for s in spec.stacks if stack in ("all", s.name)]
     if any(isinstance(block.at, tuple) and block.at[-1] >= depth for depth in depths) or (
         spec is T5 and stack != "encoder" and str(at)[0] == "g"
     ):
         with pytest.raises(RecipeError, match=r"does not exist|need at least 4 layers"):
-            places.mask(block.at, block.stack)
+            masks.mask(block.at, block.stack)
         return
     expected = {
         (s.name, i) for s in spec.stacks if stack in ("all", s.name) for i in block.layer_indices(s.layers)
     }
     if not expected:
         with pytest.raises(SiteError, match="no stack 'decoder'"):
-            places.mask(block.at, block.stack)
+            masks.mask(block.at, block.stack)
         return
     for _ in range(2):
-        mask = places.mask(block.at, block.stack)
-        assert {place for place, bit in places.bits.items() if mask & bit} == expected
+        mask = masks.mask(block.at, block.stack)
+        assert {place for place, bit in masks.bits.items() if mask & bit} == expected

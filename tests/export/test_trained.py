@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from autopeft.cli.saved import task_of
 
 from autopeft.errors import DataError, TaskError
+from autopeft.export.arguments import EvaluateArguments
 from autopeft.export.package import Card, Saved
+from autopeft.export.trained import task_of, trained
 from autopeft.tasks import Task
-
-COLUMNS: dict[str, str | None] = {"text": None, "text_pair": None, "label": None}
 
 
 def saved(folder: Path, kind: str, labels: list[str], metric: str, origin: str = "file") -> Saved:
@@ -29,7 +28,8 @@ def ratings(path: Path, values: list[Any]) -> str:
 
 
 def loaded(given: Saved, name: str | None) -> Task:
-    return task_of(given, name, COLUMNS, metric=None, seed=0, stand_in=False, notify=lambda _: None)
+    asked = EvaluateArguments(task=name, seed=0, stand_in=False, notify=lambda _: None)
+    return task_of(trained(given), asked)
 
 
 def test_whole_numbers_are_numbers_for_a_hybrid_that_learnt_numbers(tmp_path: Path) -> None:

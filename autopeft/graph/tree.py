@@ -1,0 +1,68 @@
+"""What a composition graph is made of: entries, and the trees in which they act."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from autopeft.composition import ChildSpec, Way
+from autopeft.graph.parts import ways_of
+from autopeft.method import ParameterCount, Traits
+from autopeft.spec import Site
+
+__all__ = ["Entry", "Leaf", "Node", "Tree", "child_spec"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A recipe entry on this backbone: its configured `method`, its `sites` and its parameters."""
+
+    name: str
+    method: Any
+    sites: tuple[Site, ...]
+    count: ParameterCount
+
+    @property
+    def traits(self) -> Traits:
+        traits: Traits = self.method.traits
+        return traits
+
+    @property
+    def ways(self) -> frozenset[Way]:
+        """How the entry acts; a method with a side effect on weights says so by `also_weights`."""
+        return ways_of(self.method)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One entry."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """A composition over children."""
+
+    name: str
+    kind: str
+    children: tuple[Tree, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    count: ParameterCount = ParameterCount(0, 0)  # noqa: RUF009 (frozen)
+
+
+Tree = Leaf | Node
+
+
+def child_spec(entries: Mapping[str, Entry], tree: Tree) -> ChildSpec:
+    """What a composition knows of a child: its ways in and its sites; those of an inner composition are its
+    children's together."""
+    if isinstance(tree, Leaf):
+        entry = entries[tree.name]
+        return ChildSpec(tree.name, entry.name, entry.ways, entry.sites, entry.traits.pretrained)
+    inner = [child_spec(entries, c) for c in tree.children]
+    sites = {s.key: s for c in inner for s in c.sites}
+    ways: frozenset[Way] = frozenset(w for c in inner for w in c.ways)
+    label = f"{tree.kind}({', '.join(c.label for c in inner)})"
+    return ChildSpec(tree.name, label, ways, tuple(sites.values()), any(c.pretrained for c in inner))

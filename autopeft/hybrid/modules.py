@@ -1,0 +1,118 @@
+"""The modules of a hybrid and what attaching them alters on a model, apart from the hooks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from autopeft.backbones import base_model_of
+from autopeft.composition import get_composition
+from autopeft.errors import UsageError
+from autopeft.graph import CompositionGraph
+from autopeft.method import check_module
+
+__all__ = [
+    "ROOT",
+    "Root",
+    "Untouched",
+    "build_modules",
+    "deployed_form",
+    "head_of",
+    "refuse_attached",
+    "seeded",
+]
+
+ROOT = "autopeft"  # the name under which a model holds what is attached
+
+
+class Root(nn.Module):
+    """Owner of everything that a hybrid trains, registered once on the model as `autopeft`."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+
+def refuse_attached(model: PreTrainedModel) -> None:
+    """Raise UsageError if the model has a hybrid."""
+    if any(isinstance(m, Root) for m in model.modules()):
+        raise UsageError(f"{type(model).__name__} has a hybrid attached already; call detach() on it first.")
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Draw from `seed` and leave torch's global CPU generator as it was (modules are made on the CPU)."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        yield
+
+
+def build_modules(graph: CompositionGraph) -> dict[str, nn.Module]:
+    """The modules of a graph's entries and compositions, by name.
+
+    Raises:
+        MethodError: a module has a member that nothing would call (see `check_module`).
+    """
+    modules: dict[str, nn.Module] = {}
+    for name, entry in graph.entries.items():
+        modules[name] = entry.method.build(entry.sites, graph.spec)
+        check_module(modules[name], entry.ways, f"Method {entry.method.name!r}")
+    for node in graph.nodes():
+        specs = [graph.child_spec(c) for c in node.children]
+        modules[node.name] = get_composition(node.kind).build(specs, dict(node.options))
+    return modules
+
+
+def deployed_form(module: nn.Module) -> nn.Module:
+    """A copy of a module without what only training needed; a module that has nothing such, itself."""
+    if not hasattr(module, "deploy"):
+        return module
+    copied: Any = copy.deepcopy(module)
+    copied.deploy()
+    return cast(nn.Module, copied)
+
+
+def head_of(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Parameters of a model's task head by name: what lies beside the base model, unless it is a pretrained
+    language-model head."""
+    if model.get_output_embeddings() is not None:
+        return {}
+    base = base_model_of(model)
+    inside = {id(p) for owner in (base, model._modules.get(ROOT)) if owner for p in owner.parameters()}
+    return {name: p for name, p in model.named_parameters() if id(p) not in inside}
+
+
+class Untouched:
+    """What attaching alters on a model beside its modules and hooks: which parameters train, and configs."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._requires_grad = [(p, p.requires_grad) for p in model.parameters()]
+        self._configs = [(c, copy.deepcopy(c.__dict__)) for c in _configs(model)]
+
+    def restore(self) -> None:
+        """Put flags and config values back as they were; parameters frozen then keep no gradient."""
+        for parameter, flag in self._requires_grad:
+            parameter.requires_grad_(flag)
+            if not flag:
+                parameter.grad = None
+        for config, values in self._configs:
+            config.__dict__.clear()
+            config.__dict__.update(copy.deepcopy(values))
+
+
+def _configs(model: PreTrainedModel) -> list[Any]:
+    found: dict[int, Any] = {}
+    for module in model.modules():
+        for name in ("config", "generation_config"):
+            config = module.__dict__.get(name)
+            if config is not None and hasattr(config, "to_dict"):
+                found[id(config)] = config
+    return list(found.values())

@@ -1,0 +1,98 @@
+"""The text that a job leaves: which process ran it, what went wrong, and what was printed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from autopeft.search.execution.output import sections
+from autopeft.search.execution.process import (
+    ProcessInfo,
+    ProcessWatch,
+    memory_text,
+    oom_kills,
+    peak_memory,
+)
+
+__all__ = ["WorkerTrace", "finished_log", "last_step"]
+
+
+def finished_log(about: ProcessInfo, told: str, output: Mapping[str, str]) -> str:
+    """The text of a job that came to its end in this process.
+
+    Args:
+        told: what the runner itself has to tell, tracebacks above all.
+        output: what was printed meanwhile, by stream.
+    """
+    head = f"{about.text()}\npeak memory of the process: {memory_text(peak_memory())}"
+    return _parts(head, told, sections(output))
+
+
+def last_step(step: int, loss: float) -> str:
+    """The last step that a job has reported, as a line of its log."""
+    return f"last step reported: {step}, with loss {loss:.6g}" if step else "last step reported: none"
+
+
+def _parts(*parts: str) -> str:
+    return "\n\n".join(part.strip() for part in parts if part.strip())
+
+
+@dataclass
+class WorkerTrace:
+    """What the driver knows of a worker, for the day when it is lost.
+
+    Attributes:
+        about: its process; `None` until it has told.
+        ends: where its output files ended when its last job did.
+        step, loss, peak: the last that its job reported: step, loss, and the process's peak memory in bytes.
+    """
+
+    about: ProcessInfo | None = None
+    ends: Mapping[str, int] = field(default_factory=dict)
+    step: int = 0
+    loss: float = float("nan")
+    peak: int | None = None
+    _watch: ProcessWatch | None = field(default=None, repr=False)
+    _began: float = field(default_factory=time.time)
+    _kills: int | None = None
+
+    def introduce(self, about: ProcessInfo) -> None:
+        """Take down what a worker tells of its process, which still runs."""
+        self.about, self._watch = about, ProcessWatch(about)
+
+    def begin(self) -> None:
+        """Take note that a job begins."""
+        self.step, self.loss = 0, float("nan")
+        self._began, self._kills = time.time(), oom_kills()
+
+    def lost_log(self, told: str) -> str:
+        """The text of a job whose worker is gone.
+
+        Args:
+            told: what is known of it otherwise; Ray's account of the death.
+        """
+        lines = ["The worker's process ended before its job did."]
+        if self._watch is not None:
+            lines.append(f"ended by: {self._watch.ending()}")
+        lines.append(last_step(self.step, self.loss))
+        lines.append(f"seconds since the job was given: {time.time() - self._began:.1f}")
+        peak = "not reported" if self.peak is None else memory_text(self.peak)
+        lines.append(f"peak memory of the process, as last reported: {peak}")
+        lines += self._shortage()
+        output: Mapping[str, str] = {}
+        if self.about is not None:
+            lines.append(self.about.text())
+            output = self.about.output.since(self.ends)
+        return _parts("\n".join(lines), told, sections(output))
+
+    def close(self) -> None:
+        """The worker is not watched any more."""
+        if self._watch is not None:
+            self._watch.close()
+
+    def _shortage(self) -> list[str]:
+        now = oom_kills()
+        if now is None or self._kills is None or self._watch is None or not self._watch.here:
+            return []
+        return [f"processes that the kernel killed for want of memory since then: {now - self._kills}"]

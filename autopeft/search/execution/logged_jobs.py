@@ -1,0 +1,235 @@
+"""What is kept of every job in the run folder: its definition before it runs, and a log when it has ended.
+
+```
+logs/
+  jobs.jsonl      every job as it was handed out: all that is needed to run it again
+  trial-3.txt     how a job ended: error and traceback, process, versions, peak memory, what was printed
+  ray/            Ray's own logs, where it ended unexpectedly
+```
+A log has at most 1 MB, and 16 kB once all have 100 MB. Of jobs that went well the newest 1,000 are kept; the
+others all are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from autopeft.errors import AutoPEFTError, UsageError
+from autopeft.runs.folder import RunFolder
+from autopeft.search.core.jobs import Done, Job, JobResult, JobSource, TrainJob
+from autopeft.search.execution.job_log import last_step
+
+__all__ = ["JOBS", "HandedOut", "LoggedJobs", "digests", "handed_out", "log_file"]
+
+JOBS = "logs/jobs.jsonl"
+_MOST, _LITTLE, _ROOM = 1_000_000, 16_000, 100_000_000
+_KEPT = 1_000
+_RULE = "\n" + "-" * 110 + "\n"
+_WENT_WELL = re.compile(r"[^:]+: (complete|paused)")
+
+
+def log_file(folder: RunFolder, job: str) -> Path:
+    """Where the log of a job is."""
+    return folder.logs / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', job)}.txt"
+
+
+class LoggedJobs:
+    """A `JobSource` that passes everything on to another, and keeps what is worth keeping of it.
+
+    Raises:
+        AutoPEFTError: the run folder cannot be written.
+    """
+
+    def __init__(self, source: JobSource, folder: RunFolder) -> None:
+        self._source, self._folder = source, folder
+        self._open: dict[str, tuple[Job, int, float]] = {}
+        try:
+            folder.logs.mkdir(exist_ok=True)
+            logs = sorted(folder.logs.glob("*.txt"), key=lambda path: path.stat().st_mtime_ns)
+            self._bytes = sum(path.stat().st_size for path in logs)
+            self._well = deque(path for path in logs if _went_well(path))
+        except OSError as error:
+            raise AutoPEFTError(f"Cannot write {str(folder.logs)!r}: {error.strerror}.") from error
+        if (folder.path / JOBS).exists():
+            # Without a torn last line.
+            folder.write_lines(JOBS, folder.lines(JOBS))
+
+    def next(self) -> Job | Done | None:
+        """See `JobSource`."""
+        job = self._source.next()
+        if isinstance(job, Job):
+            self._open[job.id] = (job, 0, float("nan"))
+            self._folder.append_line(JOBS, _definition(job))
+        return job
+
+    def progress(self, job: str, step: int, loss: float) -> None:
+        """See `JobSource`."""
+        if job in self._open:
+            self._open[job] = (self._open[job][0], step, loss)
+        self._source.progress(job, step, loss)
+
+    def complete(self, result: JobResult) -> None:
+        """See `JobSource`. The log is written also where the source cannot take the result."""
+        job, *_ = self._open.pop(result.job, (None,))
+        try:
+            self._source.complete(result)
+        finally:
+            if job is not None:
+                self._write(job, result)
+
+    def interrupt(self) -> None:
+        """See `JobSource`."""
+        self._source.interrupt()
+
+    def scale(self, workers: int) -> None:
+        """See `JobSource`."""
+        self._source.scale(workers)
+
+    @property
+    def stopped(self) -> bool:
+        """See `JobSource`."""
+        return self._source.stopped
+
+    def close(self) -> None:
+        """Write a log for each job that still ran when the executor ended."""
+        for job, step, loss in self._open.values():
+            error = "The search ended while this ran."
+            self._write(job, JobResult(job.id, error=error, failure="stopped", log=last_step(step, loss)))
+        self._open.clear()
+
+    def _write(self, job: Job, result: JobResult) -> None:
+        path, text = log_file(self._folder, job.id), _text(job, result)
+        result.log = ""  # it is on disk, and results are kept for long
+        text = _shortened(text, _MOST if self._bytes < _ROOM else _LITTLE)
+        try:
+            before = path.stat().st_size if path.exists() else 0
+            if before:
+                # A job that was lost, or went on after a pause, has one log for all of its runs.
+                old = path.read_text(encoding="utf-8", errors="replace")
+                text = old[-max(1, _MOST - len(text)) :] + _RULE + text
+            path.write_text(text, encoding="utf-8", errors="replace")
+            self._bytes += path.stat().st_size - before
+            if not before and _went_well(path):
+                self._well.append(path)
+            self._forget()
+        except OSError as error:
+            raise AutoPEFTError(f"Cannot write {str(path)!r}: {error.strerror}.") from error
+
+    def _forget(self) -> None:
+        """Remove the oldest logs of jobs that went well."""
+        while len(self._well) > _KEPT:
+            path = self._well.popleft()
+            if path.exists() and _went_well(path):
+                self._bytes -= path.stat().st_size
+                path.unlink()
+
+
+class HandedOut:
+    """A job as it was handed out.
+
+    Attributes:
+        job: without the files that it carried.
+        carried: name to SHA-256 of those files: the checkpoint of a paused trial, or a saved hybrid.
+        at: when, as ISO 8601.
+    """
+
+    def __init__(self, line: Mapping[str, Any]) -> None:
+        try:
+            told = {f.name: line[f.name] for f in fields(Job) if f.name != "files"}
+            told["splits"] = tuple(told["splits"])
+            # JSON has no infinity, which stands for "keep them whatever the score".
+            told["keep_above"] = None if told["keep_above"] is None else float(told["keep_above"])
+            self.job = Job(**told)
+            self.carried: dict[str, str] = dict(line["files"] or {})
+            self.at = str(line["at"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"A line of {JOBS} does not hold a job: {error}.") from error
+
+
+def handed_out(folder: RunFolder) -> list[HandedOut]:
+    """Every job of a run, in the order in which they were handed out.
+
+    Raises:
+        UsageError: the run has kept none, or they cannot be read.
+    """
+    found = [HandedOut(line) for line in folder.lines(JOBS)]
+    if not found:
+        raise UsageError(f"{str(folder.path)!r} has no {JOBS}, which tells what its jobs were.")
+    return found
+
+
+def digests(files: Mapping[str, bytes] | None) -> dict[str, str]:
+    """Name to SHA-256 of files."""
+    return {name: hashlib.sha256(data).hexdigest() for name, data in (files or {}).items()}
+
+
+def _definition(job: Job) -> dict[str, Any]:
+    told = {"type": type(job).__name__, **{f.name: getattr(job, f.name) for f in fields(job)}}
+    if told.get("keep_above") is not None:
+        told["keep_above"] = repr(told["keep_above"])
+    told["files"] = digests(job.files) or None
+    return {**told, "at": _now()}
+
+
+def _text(job: Job, result: JobResult) -> str:
+    """The log of a job: its first line says how it ended."""
+    again = f" (attempt {job.attempt + 1})" if job.attempt else ""
+    lines = [
+        f"{job.id}{again}: {_state(result)}",
+        f"ended: {_now()}, after {result.seconds:.1f} s",
+        f"job: {job.label}",
+        f"seed {job.seed}, {_length(job)}, splits {', '.join(job.splits)}",
+        f"recipe: {json.dumps(job.recipe, ensure_ascii=False, default=str)}",
+    ]
+    if result.error is not None:
+        lines.append(f"error: {result.error}")
+    else:
+        scores = ", ".join(f"{split} {score:.6g}" for split, score in result.scores.items())
+        lines.append(f"scores: {scores}; train loss {_number(result.train_loss)}")
+    if result.worker:
+        lines.append(f"worker: {result.worker}")
+    return "\n".join(lines) + f"\n{result.log}".rstrip() + "\n"
+
+
+def _state(result: JobResult) -> str:
+    if result.error is None:
+        return "paused" if result.paused else "complete"
+    return str(result.failure or "failed")
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.6g}"
+
+
+def _length(job: Job) -> str:
+    if not isinstance(job, TrainJob):
+        return f"{job.steps} steps" if job.steps else "no training"
+    until = "" if job.until is None else f" up to step {job.until}"
+    share = "" if job.share == 1.0 else f" on {job.share:.3g} of the rows"
+    return f"{job.steps} steps{until}{share}"
+
+
+def _went_well(path: Path) -> bool:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return _WENT_WELL.match(file.readline(1000)) is not None
+
+
+def _shortened(text: str, most: int) -> str:
+    """The text without its middle, where it is too long: both its begin and its end tell something."""
+    if len(text) <= most:
+        return text
+    head = most // 3
+    left_out = len(text) - most
+    return f"{text[:head]}\n[… {left_out:,} characters are left out here …]\n{text[head + left_out :]}"
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

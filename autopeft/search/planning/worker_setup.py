@@ -1,0 +1,22 @@
+"""What a search's workers are given, out of its plan."""
+
+from __future__ import annotations
+
+from autopeft.search.execution.worker import WorkerSetup
+from autopeft.search.planning.prepare import Prepared
+
+__all__ = ["worker_setup"]
+
+
+def worker_setup(ready: Prepared) -> WorkerSetup:
+    """What all jobs of a search share."""
+    a = ready.arguments
+    return WorkerSetup(
+        model=ready.model_name,
+        source=ready.source,
+        task=ready.task,
+        plan=ready.plan,
+        threads=a.cpus_per_trial,
+        key=ready.key(),
+        precision=a.precision,
+    )

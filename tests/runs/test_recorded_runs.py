@@ -1,0 +1,192 @@
+"""Runs of an earlier version (see `tests/fixtures/runs/record.py`) are read, used and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from autopeft.assets import load_config, resolve_model
+from autopeft.backbones import spec_of
+from autopeft.cli import main
+from autopeft.recipe import Recipe
+from autopeft.runs.folder import RunFolder
+from autopeft.search.optimization.warm_start import points_from
+from autopeft.search.space.space import Space
+
+RECORDED = Path(__file__).parents[1] / "fixtures" / "runs"
+RUNS = ("finished", "fixed", "interrupted")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that the runs were made in, with its backbone, data and cache."""
+    found = tmp_path / "place"
+    shutil.copytree(RECORDED, found)
+    monkeypatch.chdir(found)
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(found / "cache"))
+    return found
+
+
+def lines(run: str, name: str = "trials.jsonl") -> list[dict[str, Any]]:
+    path = RECORDED / run / name
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_they_are_listed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", "--root", ".", "--json"]) == 0
+    found = {row["run"]: row for row in json.loads(capsys.readouterr().out)}
+    assert {name: row["state"] for name, row in found.items()} == {
+        "finished": "finished",
+        "fixed": "finished",
+        "interrupted": "unfinished",
+    }
+    assert found["finished"]["test_mean"] == pytest.approx(0.35802, abs=1e-5)
+    assert all((row["task"], row["model"]) == ("reviews.csv", "bert") for row in found.values())
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_they_are_shown_as_they_were_written(
+    place: Path, run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["runs", run, "--root", ".", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["trials"] == lines(run)
+    assert shown["finals"] == lines(run, "finals.jsonl")
+    assert shown["manifest"] == json.loads((RECORDED / run / "manifest.json").read_text())
+    assert main(["runs", run, "--root", "."]) == 0
+    out = capsys.readouterr().out
+    for line in (*lines(run), *lines(run, "finals.jsonl")):
+        assert f"\n{line['label']} " in out
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (
+            "finished",
+            (
+                "lora + ia3 with 256 parameters (4.776 % of the backbone) scored accuracy 0.3580",
+                "2 complete, 1 duplicate, 4 stopped (planned: 6)",
+                "LoRA rank 8 on q, v of all layers, learning rate 0.0045",
+            ),
+        ),
+        ("fixed", ("fixed recipe, finished", "This run trained a fixed recipe: there was no search.")),
+        (
+            "interrupted",
+            (
+                "This run is not finished. Best so far: lora + ia3 with 384 parameters",
+                "accuracy 0.9615 on select in one run (trial 3)",
+                "1 complete, 2 not ended, 2 paused (planned: 9)",
+                "paused at step 50",
+                "--resume ",
+            ),
+        ),
+    ],
+)
+def test_they_are_reported(place: Path, run: str, words: tuple[str, ...]) -> None:
+    assert main(["report", run, "--runs", ".", "-o", "report.html"]) == 0
+    page = (place / "report.html").read_text(encoding="utf-8")
+    for text in words:
+        assert text in page, text
+    assert "<svg" in page, "the graph is drawn on the backbone that is beside the run"
+    assert "cannot be read" not in page
+
+
+def test_weights_score_what_they_scored(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for run in ("finished", "fixed"):
+        assert main(["export", run, "-o", f"out-{run}", "--no-peft"]) == 0
+        capsys.readouterr()
+        assert main(["evaluate", f"out-{run}", "--text", "body", "--label", "verdict", "--json"]) == 0
+        score = json.loads(capsys.readouterr().out)["score"]
+        result = RunFolder(place / run).result()
+        assert min(abs(score - s) for s in result.get("test", [result["test_mean"]])) < 1e-6
+    assert main(["predict", "out-fixed", "--text", "the good film"]) == 0
+    assert capsys.readouterr().out.split()[0] in ("yes", "no")
+
+
+def test_searches_start_from_them(place: Path) -> None:
+    spec = spec_of(load_config(resolve_model("bert")))
+    bound = Space.load("space.yaml").bind(spec)
+    found, notices = points_from(["finished", "interrupted", "fixed"], bound, runs=".")
+    assert notices == []
+    winner = Recipe.from_file("finished/recipe.yaml")
+    first = bound.materialize(found[0])
+    assert [e.method for e in first.entries()] == [e.method for e in winner.entries()]
+    assert first.training.learning_rate == pytest.approx(winner.training.learning_rate)
+    # The winner, the other trial that was trained to its end, that of the interrupted run, the fixed recipe.
+    assert len(found) == 4
+
+
+def journal_of(run: Path) -> list[optuna.trial.FrozenTrial]:
+    copy = run.parent / "journal-copy.log"
+    shutil.copyfile(run / "journal.log", copy)
+    study = optuna.load_study(study_name="autopeft", storage=JournalStorage(JournalFileBackend(str(copy))))
+    return study.get_trials(deepcopy=False)
+
+
+def autopeft(place: Path, *words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "autopeft", *words],
+        cwd=place,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_one_that_was_killed_goes_on_to_its_end(place: Path) -> None:
+    before = journal_of(place / "interrupted")
+    ended = [t.number for t in before if t.state.is_finished()]
+    waiting = [t.number for t in before if not t.state.is_finished() and "rungs" in t.user_attrs]
+    running = [t.number for t in before if t.number not in (*ended, *waiting)]
+    assert (ended, waiting, running) == ([3], [0, 2], [1, 4])
+    out = autopeft(place, "search", "--resume", "interrupted")
+    assert "trial 3:" not in out, "it was trained to its end already"
+    for number in waiting:
+        assert f"trial {number}: {before[number].user_attrs['rungs']['50']:.4f} at step 50, so far" not in out
+    run = RunFolder(place / "interrupted")
+    result = run.result()
+    assert not result["interrupted"]
+    assert len(result["test"]) == 3
+    assert sum(result["trials"][state] for state in ("complete", "stopped")) == 9
+    after = journal_of(run.path)
+    assert after[3].values == before[3].values
+    for number in waiting:
+        assert after[number].user_attrs["rungs"].items() >= before[number].user_attrs["rungs"].items()
+        assert after[number].user_attrs["hash"] == before[number].user_attrs["hash"]
+    assert after[4].user_attrs["outcome"]["failure"] == "lost", "its process was gone"
+    assert after[5].params == before[4].params, "its point comes again"
+    (kept,) = [line for line in run.lines() if line["number"] == 3]
+    assert {**kept, "worker": ""} == {**lines("interrupted")[0], "worker": ""}
+    assert not run.state.exists()
+    assert "12 baseline runs of this task and backbone were kept by an earlier version" in out
+    assert out.count("kept by an earlier version") == 1
+    (retrained,) = [f for f in run.lines("finals.jsonl") if f["label"] == "head only, seed 1000"]
+    assert not retrained["kept"]
+
+
+@pytest.mark.slow
+def test_a_new_search_begins_with_what_they_found(place: Path) -> None:
+    autopeft(
+        place,
+        *("search", "--task", "reviews.csv", "--text", "body", "--label", "verdict", "--model", "bert"),
+        *("--space", "space.yaml", "--budget", "20%", "--max-length", "16", "--batch-size", "8"),
+        *("--trials", "2", "--steps", "10", "--workers", "1", "--baselines", "none", "--out", "new"),
+        *("--from", "finished", "--from", "interrupted"),
+    )
+    first = RunFolder(place / "new").lines()[0]["recipe"]
+    assert Recipe.from_dict(first).hash() == Recipe.from_file("finished/recipe.yaml").hash()
