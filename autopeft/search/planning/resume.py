@@ -8,6 +8,7 @@ from typing import Any
 
 from autopeft.effort import Effort
 from autopeft.errors import UsageError
+from autopeft.runs.documents import read_result
 from autopeft.runs.folder import RunFolder
 from autopeft.search.planning.prepare import Arguments, Prepared, prepare
 from autopeft.search.space.space import Space
@@ -38,7 +39,7 @@ def prepare_again(
             f"A resumed search keeps its {', '.join(refused)}; only {', '.join(CHANGEABLE)} may change."
         )
     manifest = folder.manifest()
-    if (folder.path / "result.json").exists() and not folder.result().get("interrupted"):
+    if (folder.path / "result.json").exists() and not read_result(folder.result()).interrupted:
         raise UsageError(
             f"{folder.name} is finished; start another search from what it found with --from {folder.name}."
         )
