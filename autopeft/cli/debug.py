@@ -44,7 +44,7 @@ def debug(
 
     Exit codes: 0 the job went well, 1 it failed as shown, 2 bad usage.
     """
-    from autopeft.cli.backbone import quiet_libraries
+    from autopeft.assets import quiet_libraries
     from autopeft.runs.folder import load_run
     from autopeft.search.controller.rerun import prepare_rerun
 
@@ -52,8 +52,8 @@ def debug(
     folder = load_run(run)
     found = prepare_rerun(folder, job, attempt=attempt, notify=notify)
     again = found.job
-    until = again.steps if again.until is None else again.until
-    work = f"{until} steps" if again.kind != "test" else "no training"
+    until = getattr(again, "until", None) or again.steps
+    work = f"{until} steps" if until else "no training"
     say(f"{again.id} of {folder.name}: {again.label}, seed {again.seed}, {work}")
     for line in found.notices:
         notify(line)

@@ -15,9 +15,11 @@ from support.searching import Events
 from autopeft.cli import main
 from autopeft.errors import AutoPEFTError
 from autopeft.runs.folder import RunFolder, load_run
+from autopeft.runs.records import CountTable
 from autopeft.search.api import search
 from autopeft.search.controller.rerun import prepare_rerun
-from autopeft.search.core.jobs import CountTable, Job, SearchInfo
+from autopeft.search.core.events import SearchInfo
+from autopeft.search.core.jobs import Job
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import pytest
 from support.saved_model import save_backbone, write_reviews
 
 from autopeft.runs.folder import load_run
+from autopeft.runs.records import TrialRecord
 from autopeft.search.api import search
-from autopeft.search.core.jobs import TrialRecord
 from autopeft.search.execution.logged_jobs import handed_out
 
 
@@ -73,7 +73,7 @@ def test_it_is_the_same_search_as_with_one_worker_of_ray(arguments: dict[str, An
 SCRIPT = """
 import json, sys
 from autopeft.search.api import search
-from autopeft.search.core.jobs import SilentReporter
+from autopeft.search.core.events import SilentReporter
 
 class Loud(SilentReporter):
     def on_trial_end(self, record, best, remaining):

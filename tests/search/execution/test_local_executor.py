@@ -17,7 +17,7 @@ from support.saved_model import save_backbone, write_reviews
 
 from autopeft.assets import resolve_model
 from autopeft.errors import AutoPEFTError
-from autopeft.search.core.jobs import Done, Job, JobResult
+from autopeft.search.core.jobs import Done, Job, JobResult, TrainJob
 from autopeft.search.execution import worker
 from autopeft.search.execution.local_executor import LocalExecutor
 from autopeft.search.execution.worker import WorkerSetup, execute, release
@@ -167,7 +167,9 @@ def test_the_process_is_left_as_it_was_found(tmp_path: Path, monkeypatch: pytest
         def progress(self, job: str, step: int, loss: float) -> None:
             inside.append(torch.get_num_threads())
 
-    source = Watched([Job("good", "trial", "x", good, steps=3), Job("bad", "trial", "x", bad, steps=3)])
+    source = Watched(
+        [TrainJob("good", "trial", "x", good, steps=3), TrainJob("bad", "trial", "x", bad, steps=3)]
+    )
     threads, random = torch.get_num_threads(), torch.get_rng_state()
     try:
         torch.set_num_threads(3)

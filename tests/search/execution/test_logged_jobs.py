@@ -11,7 +11,7 @@ from support.jobs import Source
 
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.runs.folder import RunFolder
-from autopeft.search.core.jobs import DONE, Job, JobResult
+from autopeft.search.core.jobs import DONE, Job, JobResult, TrainJob
 from autopeft.search.execution import logged_jobs
 from autopeft.search.execution.logged_jobs import JOBS, LoggedJobs, handed_out, log_file
 
@@ -19,7 +19,7 @@ RECIPE = {"name": "r", "layers": [{"attach": [{"lora": {"rank": 2}}]}]}
 
 
 def job(name: str = "trial-0", **more: Any) -> Job:
-    return Job(name, "trial", "trial 0", RECIPE, **{"steps": 40, "seed": 3, **more})
+    return TrainJob(name, "trial", "trial 0", RECIPE, **{"steps": 40, "seed": 3, **more})
 
 
 @pytest.fixture
@@ -45,7 +45,11 @@ def test_a_job_is_kept_as_it_was_handed_out(folder: RunFolder) -> None:
     for _ in given:
         jobs.next()
     found = handed_out(folder)
-    assert [entry.job for entry in found] == [given[0], Job(**{**vars(given[1]), "files": None}), given[2]]
+    assert [entry.job for entry in found] == [
+        given[0],
+        TrainJob(**{**vars(given[1]), "files": None}),
+        given[2],
+    ]
     a665 = "a665a45920422f9d417e4867efdc4fb8a04a1f3fff1fa07e998e86f7f7a27ae3"
     assert [entry.carried for entry in found] == [{}, {"checkpoint": a665}, {}]
     for line in (folder.path / JOBS).read_text().splitlines():
