@@ -14,8 +14,8 @@ import torch
 from support.saved_model import save_backbone, write_reviews
 
 from autopeft.assets import resolve_model
-from autopeft.search.core.jobs import JobResult, TrainJob
-from autopeft.search.execution import worker
+from autopeft.search.core.jobs import JobResult, ScoreJob, TrainJob
+from autopeft.search.execution import runners, worker
 from autopeft.search.execution.worker import WorkerSetup, execute
 from autopeft.tasks import load_task
 from autopeft.training import TrainingPlan
@@ -34,7 +34,8 @@ def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkerSetup:
 
 def run(setup: WorkerSetup, **more: Any) -> JobResult:
     fields: dict[str, Any] = {"id": "j", "kind": "trial", "label": "x", "recipe": LORA, "steps": 4, **more}
-    return execute(setup, TrainJob(**fields), lambda step, loss: None, lambda: False)
+    job = ScoreJob(**fields) if fields["kind"] == "test" else TrainJob(**fields)
+    return execute(setup, job, lambda step, loss: None, lambda: False)
 
 
 def backbone(setup: WorkerSetup) -> dict[str, torch.Tensor]:
@@ -100,7 +101,7 @@ def test_memory_and_unknown_errors_are_results_and_reload_the_backbone(
             def explode(*args: Any, error: BaseException = error, **kwargs: Any) -> None:
                 raise error
 
-            patch.setattr(worker, "run_trial", explode)
+            patch.setattr(runners, "run_trial", explode)
             result = run(setup)
         assert result.failure == failure
         assert str(error) in str(result.error)
@@ -173,7 +174,7 @@ def test_non_finite_scores_are_failures(setup: WorkerSetup, monkeypatch: pytest.
     class Outcome:
         scores = {"select": math.nan}  # noqa: RUF012
 
-    monkeypatch.setattr(worker, "run_trial", lambda *a, **k: Outcome())
+    monkeypatch.setattr(runners, "run_trial", lambda *a, **k: Outcome())
     assert run(setup).failure == "non_finite"
 
 
