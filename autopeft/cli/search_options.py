@@ -23,6 +23,7 @@ __all__ = [
     "Sampler",
     "SearchTask",
     "Space",
+    "Strategy",
     "Time",
     "Trials",
     "Workers",
@@ -81,6 +82,14 @@ Time = Annotated[
     str | None,
     typer.Option(
         "--time", help="Time for everything: 90s, 30m, 2h.", rich_help_panel=_SEARCH, show_default=False
+    ),
+]
+Strategy = Annotated[
+    str,
+    typer.Option(
+        "--strategy",
+        help="What turns the space into candidates: trials, or one of another package.",
+        rich_help_panel=_SEARCH,
     ),
 ]
 Sampler = Annotated[
