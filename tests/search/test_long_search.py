@@ -19,6 +19,8 @@ from autopeft.runs.folder import RunFolder
 from autopeft.search.controller.checkpoints import FolderCheckpoints
 from autopeft.search.controller.controller import Controller
 from autopeft.search.core.jobs import Job, JobResult, SilentReporter, TrialRecord
+from autopeft.search.execution.local_executor import LocalExecutor
+from autopeft.search.execution.logged_jobs import LoggedJobs
 from autopeft.search.optimization.study import Repaired, SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.repair import repair
@@ -62,15 +64,21 @@ def search(folder: RunFolder, trials: int, checkpoint: int, after: Callable[[int
         folder.append_line("trials.jsonl", record)
 
     controller = Controller(study, effort, [], SilentReporter(), checkpoints, keep, seed=0, workers=1)
-    first = 0
-    while isinstance(job := controller.next(), Job) and job.kind == "trial":
+    ended = list[str]()
+
+    def train(setup: object, job: Job, *_: object) -> JobResult:
         digest = hashlib.sha256(f"{job.number}".encode()).digest()
         files = {} if job.until is None else {"checkpoint": digest[:1] * checkpoint}
-        controller.complete(
-            JobResult(job.id, {"select": digest[0] / 256}, 1.0, 0.5, files=files, paused=bool(files))
-        )
-        first += job.until == rungs.steps[0]
-        after(first)
+        score = digest[0] / 256
+        return JobResult(job.id, dict.fromkeys(job.splits, score), 1.0, 0.5, files=files, paused=bool(files))
+
+    class Measured(LoggedJobs):
+        def complete(self, result: JobResult) -> None:
+            super().complete(result)
+            ended.append(result.job)
+            after(sum(job.endswith(f"-{rungs.steps[0]}") for job in ended))
+
+    LocalExecutor().run_jobs(Measured(controller, folder), train, None)
     return study
 
 
