@@ -19,7 +19,9 @@ from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.checkpoints import FolderCheckpoints
 from autopeft.search.controller.controller import Controller
 from autopeft.search.core.events import SilentReporter
-from autopeft.search.core.jobs import JobResult, TrainJob
+from autopeft.search.core.jobs import Job, JobResult, TrainJob
+from autopeft.search.execution.local_executor import LocalExecutor
+from autopeft.search.execution.logged_jobs import LoggedJobs
 from autopeft.search.optimization.study import SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.candidate import Candidate, candidate
@@ -62,15 +64,22 @@ def search(folder: RunFolder, trials: int, checkpoint: int, after: Callable[[int
 
     strategy = Trials(study, effort, checkpoints, seed=0)
     controller = Controller(strategy, effort, [], SilentReporter(), checkpoints, keep, seed=0, workers=1)
-    first = 0
-    while isinstance(job := controller.next(), TrainJob) and job.kind == "trial":
+    ended = list[str]()
+
+    def train(setup: object, job: Job, *_: object) -> JobResult:
         digest = hashlib.sha256(f"{job.number}".encode()).digest()
-        files = {} if job.until is None else {"checkpoint": digest[:1] * checkpoint}
-        controller.complete(
-            JobResult(job.id, {"select": digest[0] / 256}, 1.0, 0.5, files=files, paused=bool(files))
-        )
-        first += job.until == rungs.steps[0]
-        after(first)
+        until = job.until if isinstance(job, TrainJob) else None
+        files = {} if until is None else {"checkpoint": digest[:1] * checkpoint}
+        score = digest[0] / 256
+        return JobResult(job.id, dict.fromkeys(job.splits, score), 1.0, 0.5, files=files, paused=bool(files))
+
+    class Measured(LoggedJobs):
+        def complete(self, result: JobResult) -> None:
+            super().complete(result)
+            ended.append(result.job)
+            after(sum(job.endswith(f"-{rungs.steps[0]}") for job in ended))
+
+    LocalExecutor().run_jobs(Measured(controller, folder), train, None)
     return study
 
 

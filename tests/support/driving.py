@@ -38,8 +38,8 @@ class Driver:
     def start(cls, environment: Mapping[str, str], *, folder: Path, **arguments: Any) -> Driver:
         """Run `jobs` jobs of `seconds` each on the pool at `address`, with `folder` for the executor's files.
 
-        Further arguments: `cpus`, `gpus` and `workers` of the pool; `linger`, seconds that the process stays
-        after the run.
+        Further arguments: `cpus`, `gpus` and `workers` of the pool; `logs`, a folder for Ray's own logs;
+        `linger`, seconds that the process stays after the run.
         """
         process = subprocess.Popen(
             [sys.executable, "-m", "support.driving", json.dumps({"folder": str(folder), **arguments})],
@@ -145,7 +145,9 @@ def _main(arguments: Mapping[str, Any]) -> None:
         arguments.get("workers"), arguments.get("cpus", 1), arguments.get("gpus", 0.0), arguments["address"]
     )
     try:
-        run_jobs(_Jobs(arguments["jobs"]), _sleep, arguments["seconds"], pool, Path(arguments["folder"]))
+        logs = Path(arguments["logs"]) if "logs" in arguments else None
+        folder = Path(arguments["folder"])
+        run_jobs(_Jobs(arguments["jobs"]), _sleep, arguments["seconds"], pool, folder, logs=logs)
         _tell("ended")
     except AutoPEFTError as error:
         _tell("raised", kind=type(error).__name__, text=str(error))

@@ -42,6 +42,9 @@ def test_workers_live_through_jobs_and_a_dead_one_costs_its_job_alone(
     lost = source.results.pop("dies")
     assert lost.failure == "lost"
     assert lost.error
+    assert "The worker's process ended before its job did." in lost.log
+    assert "The actor died unexpectedly" in lost.log
+    assert all("peak memory of the process" in r.log for r in source.results.values())
     assert all(r.score == 0.25 for r in source.results.values())
     assert source.most == source.workers == 2
     workers = {r.worker for r in source.results.values()}
@@ -97,7 +100,10 @@ def _own_memory() -> int:
 
 @pytest.mark.parametrize("part", ["raylet/raylet", pytest.param("gcs/gcs_server", marks=pytest.mark.slow)])
 def test_a_private_ray_that_is_killed_ends_the_run_with_the_way_out(tmp_path: Path, part: str) -> None:
-    driver = Driver.start(os.environ, folder=tmp_path / "ray", address=None, workers=2, jobs=100, seconds=0.5)
+    logs = tmp_path / "logs"
+    driver = Driver.start(
+        os.environ, folder=tmp_path / "ray", logs=str(logs), address=None, workers=2, jobs=100, seconds=0.5
+    )
     try:
         driver.wait_for("done", 3)
         victims = [pid for pid in processes(driver.process.pid) if part in command_of(pid)]
@@ -107,6 +113,9 @@ def test_a_private_ray_that_is_killed_ends_the_run_with_the_way_out(tmp_path: Pa
         assert raised["kind"] == "RayEndedError"
         assert "autopeft search --resume" in raised["text"]
         assert all(event["failure"] is None for event in driver.of("done")), "no job may be blamed for it"
+        assert raised["text"].endswith(f"Ray's own logs are kept in {str(logs)!r}.")
+        assert {"raylet.out", "gcs_server.out"} <= {p.name for p in logs.iterdir()}
+        assert any(p.name.startswith("worker-") for p in logs.iterdir())
         assert driver.finish(seconds=30) == 0
     finally:
         for pid in processes(driver.process.pid):

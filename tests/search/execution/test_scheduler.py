@@ -190,6 +190,33 @@ def test_a_lost_worker_costs_its_job_and_is_replaced() -> None:
     assert stage.given[-1] == ("three", "c")
 
 
+def test_the_log_of_a_lost_job_has_what_was_known_of_its_worker() -> None:
+    stage = Stage(Source("a", "b"), [1])
+    stage.up("one")
+    stage.scheduler.receive("one", {"news": (3, 0.5), "peak": 700_000_000})
+    stage.finish("one", "a")
+    news = {"news": (12, 0.25), "peak": 900_000_000}
+    stage.scheduler.receive("one", news)
+    assert news == {}, "nothing is left with Tune"
+    stage.scheduler.worker_lost("one", "The actor died.", "All that Ray says.")
+    log = stage.source.results[-1].log
+    for line in (
+        "last step reported: 12, with loss 0.25",
+        "peak memory of the process, as last reported: 900 MB",
+        "All that Ray says.",
+    ):
+        assert line in log
+
+
+def test_what_one_job_reported_is_not_told_of_the_next() -> None:
+    stage = Stage(Source("a", "b"), [1])
+    stage.up("one")
+    stage.scheduler.receive("one", {"news": (3, 0.5), "peak": 1_000_000})
+    stage.finish("one", "a")
+    stage.scheduler.worker_lost("one", "killed")
+    assert "last step reported: none" in stage.source.results[-1].log
+
+
 def test_a_worker_that_fails_says_why() -> None:
     stage = Stage(Source("a"), [1])
     stage.up("one")

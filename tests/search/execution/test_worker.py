@@ -105,8 +105,30 @@ def test_memory_and_unknown_errors_are_results_and_reload_the_backbone(
             result = run(setup)
         assert result.failure == failure
         assert str(error) in str(result.error)
+        assert result.log.startswith("Traceback (most recent call last):") or "With fewer rows" in result.log
+        assert f"{type(error).__name__}: {error}" in result.log
+        assert "in explode" in result.log
         assert setup.key not in worker._WORLDS
     assert run(setup).error is None
+
+
+def test_an_error_that_was_overcome_is_in_the_log(
+    setup: WorkerSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, rows = worker.run_trial, list[int]()
+
+    def short_once(*args: Any, **more: Any) -> Any:
+        rows.append(args[3].micro_rows)
+        if len(rows) == 1:
+            raise MemoryError("no room")
+        return real(*args, **more)
+
+    monkeypatch.setattr(worker, "run_trial", short_once)
+    result = run(setup)
+    assert result.error is None
+    assert rows == [8, 2]
+    assert result.log.startswith("With fewer rows at once again, after this:\nTraceback")
+    assert result.log.rstrip().endswith("MemoryError: no room")
 
 
 SHORT_OF_MEMORY = """
@@ -135,7 +157,7 @@ gc.collect()
 taken = int(next(l.split()[1] for l in open("/proc/self/status") if l.startswith("VmSize"))) << 10
 resource.setrlimit(resource.RLIMIT_AS, (taken + (room << 20),) * 2)
 found = run(rows)
-print(json.dumps([found.error, found.failure, found.scores]))
+print(json.dumps([found.error, found.failure, found.scores, found.log]))
 """
 
 
@@ -153,13 +175,14 @@ def test_where_memory_is_really_short_fewer_rows_are_taken_at_once(
         env=environment, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
-    error, failure, scores = json.loads(found.stdout.splitlines()[-1])
+    error, failure, scores, log = json.loads(found.stdout.splitlines()[-1])
     if suffices:
         assert error is None
         assert scores.keys() == {"select"}
     else:
         assert failure == "memory"
         assert "Out of memory" in error
+        assert "With fewer rows at once again, after this:\nTraceback" in log
 
 
 def test_stopping_ends_a_job_at_the_next_step(setup: WorkerSetup) -> None:
