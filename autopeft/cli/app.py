@@ -13,6 +13,7 @@ import typer.main
 
 from autopeft.cli import (
     count,
+    debug,
     evaluate,
     export,
     methods,
@@ -45,6 +46,7 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("show", show.show, "Look"),
     ("count", count.count, "Look"),
     ("runs", runs.runs, "Look"),
+    ("debug", debug.debug, "Look"),
     ("report", report.report, "Look"),
     ("methods", methods.methods, "Look"),
     ("spaces", spaces.spaces, "Look"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from autopeft.cli.console import say_json, say_sheet
+from autopeft.cli.console import notify, say_json, say_sheet
 from autopeft.cli.options import Json
 
 __all__ = ["runs"]
@@ -29,7 +30,7 @@ def runs(
       autopeft runs latest --json
     """
     from autopeft.report.runs import front_sheet, runs_sheet, trials_sheet
-    from autopeft.runs.folder import list_runs, load_run
+    from autopeft.runs.folder import Points, list_runs, load_run
 
     if run is None:
         found = [folder.summary() for folder in list_runs(root)]
@@ -39,24 +40,27 @@ def runs(
             say_sheet(runs_sheet(found, str(root)))
         return
     folder = load_run(run, root=root)
-    trials, finals = folder.lines("trials.jsonl"), folder.lines("finals.jsonl")
-    front = folder.front() if (folder.path / "front.json").exists() else []
+    trials, finals = folder.trials(), folder.finals()
+    front = folder.front() if (folder.path / "front.json").exists() else Points()
+    for problem in (trials.problem, finals.problem, front.problem):
+        if problem is not None:
+            notify(problem)
     if as_json:
         result = folder.result() if (folder.path / "result.json").exists() else None
         say_json(
             {
                 "manifest": folder.manifest(),
                 "result": result,
-                "trials": trials,
-                "finals": finals,
-                "front": front,
+                "trials": [asdict(record) for record in trials.records],
+                "finals": [asdict(record) for record in finals.records],
+                "front": [asdict(point) for point in front.points],
             }
         )
         return
     for sheet in (
         runs_sheet([folder.summary()], str(root)),
-        trials_sheet([*trials, *finals]),
-        front_sheet(front),
+        trials_sheet([*trials.records, *finals.records]),
+        front_sheet(front.points),
     ):
         if sheet.rows:
             say_sheet(sheet)

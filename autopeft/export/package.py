@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import AutoPEFTError, UsageError, near
+from autopeft.runs.documents import read_result
 from autopeft.runs.files import read_json, write_atomic, write_json
 from autopeft.runs.folder import load_run
 from autopeft.tasks.kinds import get_kind, kind_names
@@ -193,7 +194,7 @@ def write_package(saved: Saved, folder: str | Path) -> Path:
 
 def model_card(card: Card) -> str:
     """A short model card in Markdown, with which data the scores are from."""
-    source = card.data.get("source") or {}
+    source, result = card.data.get("source") or {}, read_result(card.result)
     lines = [
         f"# A hybrid for {card.data.get('name')}",
         "",
@@ -203,13 +204,11 @@ def model_card(card: Card) -> str:
         f"- Data: {source.get('name')} ({source.get('origin')})."
         + (f" {source['notice']}" if source.get("notice") else ""),
     ]
-    if card.result.get("test_mean") is not None:
-        sd = card.result.get("test_sd")
-        spread = "" if sd is None else f" ± {sd:.4f}"
-        lines.append(f"- {card.metric} on the test split: {card.result['test_mean']:.4f}{spread}.")
-    counts = card.result.get("counts") or {}
-    if "deployed" in counts:
-        lines.append(f"- Deployed parameters: {int(counts['deployed']):,}, head left out.")
+    if result.test_mean is not None:
+        spread = "" if result.test_sd is None else f" ± {result.test_sd:.4f}"
+        lines.append(f"- {card.metric} on the test split: {result.test_mean:.4f}{spread}.")
+    if result.counts.deployed is not None:
+        lines.append(f"- Deployed parameters: {int(result.counts.deployed):,}, head left out.")
     lines += [
         "",
         "```bash",

@@ -1,4 +1,4 @@
-"""Run folders as tables. Their content is data of a file: nothing in it is taken for granted."""
+"""Run folders as tables."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from autopeft.report.sheet import Sheet
 from autopeft.report.text import duration, number, percent, score
+from autopeft.runs.records import FrontPoint, TrialRecord
 
 __all__ = ["front_sheet", "runs_sheet", "trials_sheet"]
 
@@ -43,42 +44,27 @@ def runs_sheet(rows: Iterable[Mapping[str, Any]], root: str) -> Sheet:
     )
 
 
-def trials_sheet(records: Iterable[Mapping[str, Any]]) -> Sheet:
+def trials_sheet(records: Iterable[TrialRecord]) -> Sheet:
     """Every training run of a search: trials, finalists, baselines."""
-    rows = []
-    for r in records:
-        counts = r.get("counts") if isinstance(r.get("counts"), Mapping) else {}
-        assert isinstance(counts, Mapping)
-        scores = r.get("scores") if isinstance(r.get("scores"), Mapping) else {}
-        assert isinstance(scores, Mapping)
-        failed = r.get("state") == "failed"
-        rows.append(
-            (
-                _word(r.get("label")),
-                _word(r.get("state")),
-                number(_real(counts.get("deployed"))),
-                percent(_real(counts.get("share"))),
-                score(_real(r.get("score"))),
-                score(_real(scores.get("test"))),
-                duration(_real(r.get("seconds"))),
-                _word(r.get("error")) if failed else "",
-            )
-        )
-    headers = ("run", "state", "deployed", "share", "select", "test", "time", "error")
-    return Sheet(headers, tuple(rows), title="Training runs", right=frozenset(headers[2:7]))
-
-
-def front_sheet(front: Iterable[Mapping[str, Any]]) -> Sheet:
-    """Size against score: recipes that no other beats in both."""
     rows = tuple(
         (
-            _word(p.get("number")),
-            number(_real(p.get("deployed"))),
-            percent(_real(p.get("share"))),
-            score(_real(p.get("score"))),
-            _word(p.get("name")),
+            r.label,
+            r.state,
+            number(r.deployed),
+            percent(r.share),
+            score(r.score),
+            score(r.scores.get("test")),
+            duration(r.seconds),
+            _word(r.error) if r.state == "failed" else "",
         )
-        for p in front
+        for r in records
     )
+    headers = ("run", "state", "deployed", "share", "select", "test", "time", "error")
+    return Sheet(headers, rows, title="Training runs", right=frozenset(headers[2:7]))
+
+
+def front_sheet(front: Iterable[FrontPoint]) -> Sheet:
+    """Size against score: recipes that no other beats in both."""
+    rows = tuple((str(p.number), number(p.deployed), percent(p.share), score(p.score), p.name) for p in front)
     headers = ("trial", "deployed", "share", "select", "recipe")
     return Sheet(headers, rows, title="Front (size against score on select)", right=frozenset(headers[:4]))

@@ -23,6 +23,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from autopeft.errors import AutoPEFTError, UsageError, near
+from autopeft.runs.documents import read_manifest, read_result
 from autopeft.runs.files import plain, write_atomic
+from autopeft.runs.records import FrontPoint, TrialRecord, read_point, read_record
 
-__all__ = ["RunFolder", "list_runs", "load_run"]
+__all__ = ["Points", "Records", "RunFolder", "list_runs", "load_run"]
 
 _MAX_JSON = 64 << 20
 _MAX_LINE = 4 << 20
@@ -52,6 +55,41 @@ def _read_json(path: Path) -> Any:
         ) from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{str(path)!r} is not valid JSON: {error}.") from error
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of a file in its order, and how many of its lines were none."""
+
+    file: str
+    records: tuple[TrialRecord, ...] = ()
+    damaged: int = 0
+
+    @property
+    def problem(self) -> str | None:
+        """One sentence on what could not be read."""
+        return _left_out(self.damaged, "line", "a record of a run", "records of a run", self.file)
+
+
+@dataclass(frozen=True)
+class Points:
+    """The Pareto front by size, and how many points of its file were none."""
+
+    points: tuple[FrontPoint, ...] = ()
+    damaged: int = 0
+
+    @property
+    def problem(self) -> str | None:
+        """One sentence on what could not be read."""
+        return _left_out(self.damaged, "point", "complete", "complete", "front.json")
+
+
+def _left_out(count: int, what: str, one: str, several: str, file: str) -> str | None:
+    if not count:
+        return None
+    if count == 1:
+        return f"One {what} of {file} is not {one}: it is left out."
+    return f"{count:,} {what}s of {file} are not {several}: they are left out."
 
 
 class RunFolder:
@@ -208,33 +246,70 @@ class RunFolder:
             raise UsageError(f"{str(self.path / name)!r} does not hold a table.")
         return value
 
-    def front(self) -> list[dict[str, Any]]:
-        """The Pareto front, by size."""
+    def front(self) -> Points:
+        """The Pareto front, by size.
+
+        Raises:
+            UsageError: there is none (yet), or it is no list.
+        """
         value = _read_json(self.path / "front.json")
-        if not isinstance(value, list) or not all(isinstance(v, dict) for v in value):
-            raise UsageError(f"{str(self.path / 'front.json')!r} does not hold a list of tables.")
-        return value
+        if not isinstance(value, list):
+            raise UsageError(f"{str(self.path / 'front.json')!r} does not hold a list.")
+        points: list[FrontPoint] = []
+        for line in value:
+            try:
+                points.append(read_point(line))
+            except ValueError:
+                continue
+        return Points(tuple(points), len(value) - len(points))
+
+    def trials(self) -> Records:
+        """Every finished trial (`trials.jsonl`); none where there is no file. A torn last line is left out.
+
+        Raises:
+            UsageError: a line is too long, or there are too many.
+        """
+        return self._records("trials.jsonl")
+
+    def finals(self) -> Records:
+        """The runs after the search (`finals.jsonl`); else as `trials`."""
+        return self._records("finals.jsonl")
+
+    def _records(self, name: str) -> Records:
+        records: list[TrialRecord] = []
+        damaged = 0
+        for line in self._raw_lines(self.path / name):
+            try:
+                records.append(read_record(json.loads(line)))
+            except (ValueError, RecursionError):
+                damaged += 1
+        return Records(name, tuple(records), damaged)
 
     def lines(self, name: str = "trials.jsonl") -> list[dict[str, Any]]:
-        """Records of a JSON-lines file; empty where it does not exist. A torn last line is left out.
+        """The tables of a JSON-lines file as they stand; empty where it does not exist. A torn last line is
+        left out.
 
         Raises:
             UsageError: a line is too long or not a JSON table, or there are too many.
         """
         path = self.path / name
+        return [self._line(path, line) for line in self._raw_lines(path)]
+
+    @staticmethod
+    def _raw_lines(path: Path) -> Iterator[bytes]:
         if not path.exists():
-            return []
-        records: list[dict[str, Any]] = []
+            return
+        count = 0
         with path.open("rb") as file:
             while line := file.readline(_MAX_LINE + 1):
                 if not line.endswith(b"\n") and len(line) <= _MAX_LINE:
                     break
-                if len(line) > _MAX_LINE or len(records) >= _MAX_LINES:
+                if len(line) > _MAX_LINE or count >= _MAX_LINES:
                     raise UsageError(
                         f"{str(path)!r} is too large: a line or the number of lines is over the limit."
                     )
-                records.append(self._line(path, line))
-        return records
+                count += 1
+                yield line
 
     @staticmethod
     def _line(path: Path, line: bytes) -> dict[str, Any]:
@@ -248,14 +323,14 @@ class RunFolder:
 
     def summary(self) -> dict[str, Any]:
         """One row for a list of runs: name, task, budget, state, and scores where there are any."""
+        manifest = read_manifest(self.manifest())
         row: dict[str, Any] = {"run": self.name, "path": str(self.path), "state": "unfinished"}
-        manifest = self.manifest()
-        row.update({k: manifest.get(k) for k in ("created", "task", "model", "budget", "space")})
+        row.update({k: getattr(manifest, k) for k in ("created", "task", "model", "budget", "space")})
         if (self.path / "result.json").exists():
-            result = self.result()
-            row["state"] = "interrupted" if result.get("interrupted") else "finished"
-            row.update({k: result.get(k) for k in ("metric", "select_mean", "test_mean", "test_sd")})
-            row["share"] = (result.get("counts") or {}).get("share")
+            result = read_result(self.result())
+            row["state"] = "interrupted" if result.interrupted else "finished"
+            row.update({k: getattr(result, k) for k in ("metric", "select_mean", "test_mean", "test_sd")})
+            row["share"] = result.counts.share
         return row
 
 

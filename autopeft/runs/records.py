@@ -1,19 +1,32 @@
-"""The records of a run: one line for each finished piece of work."""
+"""The records of a run: one line for each finished piece of work, and the points of its front."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import field
-from typing import Any, Literal
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import field, fields
+from itertools import chain
+from typing import Any, Literal, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
-__all__ = ["CountTable", "JobKind", "RecordState", "TrialRecord", "read_record", "read_records"]
+__all__ = [
+    "CountTable",
+    "FrontPoint",
+    "JobKind",
+    "RecordState",
+    "TrialRecord",
+    "read_point",
+    "read_record",
+]
 
 JobKind = Literal["trial", "confirm", "baseline", "test"]
-RecordState = Literal["complete", "stopped", "paused", "failed", "duplicate"]
+RecordState = Literal["complete", "stopped", "paused", "running", "failed", "duplicate"]
 CountTable = dict[str, int | float]
+T = TypeVar("T", "TrialRecord", "FrontPoint")
+_LARGEST = 1e300
+_DIGITS = 18
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="ignore"))
@@ -22,8 +35,8 @@ class TrialRecord:
 
     Attributes:
         state: `complete`, `stopped` (at a rung, before all steps: never compared with full runs), `paused`
-            (the same while it may still go on), `failed`, or `duplicate` (the score of an earlier trial was
-            reused, nothing trained).
+            (the same while it may still go on), `running` (begun and on no rung yet; in no file), `failed`,
+            or `duplicate` (the score of an earlier trial was reused, nothing trained).
         job: the job's id, of runs after the search.
         score: on *select* after all steps.
         rungs: step to score on *select*, for each rung that a trial reached.
@@ -56,30 +69,89 @@ class TrialRecord:
     job: str = ""
     kept: bool = False
 
+    @property
+    def deployed(self) -> int | float | None:
+        """Deployed parameters."""
+        return (self.counts or {}).get("deployed")
 
-_ADAPTER = TypeAdapter(TrialRecord)
+    @property
+    def share(self) -> int | float | None:
+        """Deployed parameters as a share of the backbone's."""
+        return (self.counts or {}).get("share")
 
 
-def read_record(line: Mapping[str, Any]) -> TrialRecord:
-    """A line of `trials.jsonl` or `finals.jsonl`. Keys that this version does not know are left out.
+@dataclass(frozen=True, config=ConfigDict(extra="ignore"))
+class FrontPoint:
+    """A trained recipe that no other beats in both size and score."""
+
+    number: int
+    deployed: int
+    share: float
+    score: float
+    hash: str
+    name: str
+
+
+# Files are read without conversions: the text "7" is no number there.
+_STRICT = ConfigDict(extra="ignore", strict=True)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class _RecordLine(TrialRecord):
+    """A record as a file has to have it."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class _PointLine(FrontPoint):
+    """A point as a file has to have it."""
+
+
+def read_record(line: Any) -> TrialRecord:
+    """A line of `trials.jsonl` or `finals.jsonl`. Keys that this version does not know are left out, and so
+    are scores that JSON could not hold (`null`).
 
     Raises:
-        ValueError: it is no record; the message names the first field that is wrong.
+        ValueError: it is no record; the message names the first field that is wrong. Numbers are finite, and
+            the steps of rungs are digits.
     """
+    if isinstance(line, dict):
+        scores = {k: line[k] for k in ("scores", "rungs") if isinstance(line.get(k), dict)}
+        line = line | {k: {n: v for n, v in table.items() if v is not None} for k, table in scores.items()}
+    record = _read(_RecordLine, TrialRecord, line, "record of a run")
+    if not all(abs(number) < _LARGEST for number in _numbers(record)):
+        raise ValueError("no record of a run: a number is not finite")
+    if not all(step.isascii() and step.isdigit() and len(step) <= _DIGITS for step in record.rungs):
+        raise ValueError("no record of a run: rungs: a step is not a number")
+    return record
+
+
+def read_point(line: Any) -> FrontPoint:
+    """A point of `front.json`.
+
+    Raises:
+        ValueError: it is none; the message names the first field that is wrong.
+    """
+    point = _read(_PointLine, FrontPoint, line, "point of a front")
+    if not all(math.isfinite(number) for number in (point.share, point.score)):
+        raise ValueError("no point of a front: a number is not finite")
+    return point
+
+
+def _read(strict: Callable[..., Any], cls: type[T], line: Any, what: str) -> T:
+    if not isinstance(line, dict):
+        raise ValueError(f"no {what}: it is no table")
+    known = {name: line[name] for name in (f.name for f in fields(cls)) if name in line}
     try:
-        return _ADAPTER.validate_python(line)
+        strict(**known)
+        return cls(**known)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "line"
-        raise ValueError(f"no record of a run: {where}: {first['msg']}") from error
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"no {what}: {where}: {first['msg']}") from error
 
 
-def read_records(lines: Iterable[Mapping[str, Any]]) -> tuple[list[TrialRecord], int]:
-    """Every record of some lines, in order, and how many lines were none."""
-    found, damaged = [], 0
-    for line in lines:
-        try:
-            found.append(read_record(line))
-        except ValueError:
-            damaged += 1
-    return found, damaged
+def _numbers(record: TrialRecord) -> Iterator[int | float]:
+    r = record
+    single = (r.number, r.seed, r.steps, r.score, r.seconds, r.train_loss, r.duplicate_of)
+    yield from (value for value in single if value is not None)
+    yield from chain((r.counts or {}).values(), r.scores.values(), r.rungs.values())

@@ -12,7 +12,7 @@ from typing import Any
 from autopeft.arguments import takes
 from autopeft.errors import AutoPEFTError
 from autopeft.runs.folder import RunFolder, load_run
-from autopeft.runs.records import TrialRecord, read_records
+from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.checkpoints import Clock, FolderCheckpoints
 from autopeft.search.controller.completed_runs import CompletedRuns, KnownRuns
 from autopeft.search.controller.controller import Controller
@@ -103,6 +103,9 @@ def _run(
 
     a, effort, baselines = ready.arguments, ready.effort, ready.baselines()
     checkpoints = FolderCheckpoints(folder.state / "files")
+    for problem in (folder.trials().problem, folder.finals().problem):
+        if problem is not None and notify is not None:
+            notify(problem)
     past = CompletedRuns(folder, checkpoints)
     keys = RunKeys(ready.task, ready.source, ready.spec, ready.plan)
     kept = KnownRuns(past, keys, BaselineCache(reuse=not a.fresh_baselines, notify=notify))
@@ -167,7 +170,7 @@ def _executor(ready: Prepared, folder: RunFolder) -> Executor:
 
 def _open_strategy(ready: Prepared, folder: RunFolder, store: FolderCheckpoints, notify: Notify) -> Strategy:
     """The run's strategy, new or where an earlier process left it."""
-    past, _ = read_records(folder.lines("trials.jsonl"))
+    past = folder.trials().records
     begun = bool(past) or folder.journal.exists()
     context = StrategyContext(
         space=ready.space.bind(ready.spec),

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from autopeft.recipe import Recipe
 from autopeft.report.runs import front_sheet, runs_sheet, trials_sheet
 from autopeft.report.search import ending, outcome_sheet, winner_text
 from autopeft.report.train import next_steps
-from autopeft.runs.records import TrialRecord
+from autopeft.runs.records import FrontPoint, TrialRecord
 from autopeft.search.api import SearchResult
 from autopeft.search.selection.contender import Contender
 from autopeft.search.selection.significance import ScoredSplit, compare, selection_bias
@@ -109,19 +108,10 @@ def test_the_next_commands_name_the_run() -> None:
     assert "--task trec" in text
 
 
-def test_run_tables_take_files_as_they_come() -> None:
-    """Run folders may be old, cut short or edited: missing and odd values show as dashes."""
-    odd = [
-        {
-            "label": None,
-            "counts": "many",
-            "scores": [1],
-            "score": True,
-            "seconds": math.inf,
-            "state": "failed",
-        }
-    ]
-    assert trials_sheet(odd).rows[0] == ("–", "failed", "–", "–", "–", "–", "–", "–")
+def test_what_a_run_lacks_is_a_dash() -> None:
+    bare = TrialRecord("trial", "trial 0", "failed", {})
+    assert trials_sheet([bare]).rows[0] == ("trial 0", "failed", "–", "–", "–", "–", "0 s", "–")
     assert runs_sheet([{"run": "a"}], "runs").rows[0][0] == "a"
-    assert front_sheet([{}]).rows == (("–", "–", "–", "–", "–"),)
+    point = FrontPoint(3, 1234, 0.0049999, 0.75, "h", "small")
+    assert front_sheet([point]).rows == (("3", "1,234", "0.499 %", "0.7500", "small"),)
     assert "No runs" in runs_sheet([], "runs").notes[0]

@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import pytest
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.runs import folder as module
 from autopeft.runs.files import write_atomic
-from autopeft.runs.folder import RunFolder, list_runs, load_run
-from autopeft.runs.records import TrialRecord
+from autopeft.runs.folder import Records, RunFolder, list_runs, load_run
+from autopeft.runs.records import FrontPoint, TrialRecord
 
 
 def make(root: Path, name: str, **manifest: Any) -> RunFolder:
@@ -114,6 +115,34 @@ def test_a_torn_last_line_is_left_out_and_a_bad_one_refused(tmp_path: Path) -> N
         run.lines()
 
 
+def test_records_are_typed_and_lines_that_are_none_are_counted(tmp_path: Path) -> None:
+    run = make(tmp_path, "a")
+    assert run.trials() == Records("trials.jsonl")
+    record = TrialRecord("trial", "trial 0", "complete", {"name": "x"}, number=0, score=0.5)
+    run.append_line("trials.jsonl", record)
+    with (run.path / "trials.jsonl").open("ab") as file:
+        file.write(b'{"number": 1}\nnot json\n\xff\n' + b"[" * 100_000 + b'\n{"kind": "tri')
+    found = run.trials()
+    assert found.records == (record,)
+    assert found.problem == "4 lines of trials.jsonl are not records of a run: they are left out."
+    assert (run.finals().records, run.finals().problem) == ((), None)
+    run.append_line("finals.jsonl", {"job": 3})
+    assert run.finals().problem == "One line of finals.jsonl is not a record of a run: it is left out."
+
+
+def test_the_front_is_typed_and_what_is_no_point_is_counted(tmp_path: Path) -> None:
+    run = make(tmp_path, "a")
+    with pytest.raises(UsageError, match="did not come that far"):
+        run.front()
+    point = FrontPoint(3, 10, 0.1, 0.5, "h", "small")
+    run.write_json("front.json", [point, {**asdict(point), "score": None}, [point], "x"])
+    assert run.front().points == (point,)
+    assert run.front().damaged == 3
+    run.write_json("front.json", {"points": []})
+    with pytest.raises(UsageError, match="does not hold a list"):
+        run.front()
+
+
 def test_foreign_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(tmp_path, "a")
     monkeypatch.setattr(module, "_MAX_JSON", 10)
@@ -121,8 +150,9 @@ def test_foreign_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UsageError, match="at most 10"):
         run.manifest()
     run.append_line("trials.jsonl", {"a": "b" * 20})
-    with pytest.raises(UsageError, match="too large"):
-        run.lines()
+    for read in (run.lines, run.trials):
+        with pytest.raises(UsageError, match="too large"):
+            read()
     monkeypatch.setattr(module, "_MAX_JSON", 1 << 20)
     (run.path / "manifest.json").write_text("[" * 100_000)
     with pytest.raises(UsageError, match="not valid JSON"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from autopeft.errors import UsageError
-from autopeft.report.html.values import mapping, plotly_text, real, shown, whole
+from autopeft.report.html.values import mapping, plotly_text, real, shown
+from autopeft.runs.records import TrialRecord, read_record
 
 __all__ = ["History", "copy_journal", "read_history"]
 
@@ -46,7 +47,7 @@ class History:
 
     study: optuna.Study
     labels: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
-    unfinished: tuple[Mapping[str, Any], ...] = ()
+    unfinished: tuple[TrialRecord, ...] = ()
     objectives: int = 1
 
     @property
@@ -84,7 +85,7 @@ def copy_journal(journal: Path, target: Path, limit: int = _LIMIT) -> None:
         copy.truncate(kept)
 
 
-def read_history(journal: Path, records: Iterable[Mapping[str, Any]] = ()) -> History:
+def read_history(journal: Path, records: Iterable[TrialRecord] = ()) -> History:
     """The study of a journal. `records` (of `trials.jsonl`) say what indices mean, and hold the rungs.
 
     Raises:
@@ -105,12 +106,12 @@ def read_history(journal: Path, records: Iterable[Mapping[str, Any]] = ()) -> Hi
             raise UsageError(
                 f"journal.log is not a journal of a search: {kind}: {shown(error, 200)}."
             ) from error
-    by_number = {n: r for r in records if (n := whole(r.get("number"))) is not None}
+    by_number = {r.number: r for r in records if r.number is not None}
     names = _safe_names(trials)
     return History(
         study=_in_memory(trials, by_number, names),
         labels={names[k]: v for k, v in _labels(trials, by_number).items()},
-        unfinished=tuple(_unfinished(t) for t in trials if t.state == TrialState.RUNNING),
+        unfinished=tuple(_record_of(t) for t in trials if t.state == TrialState.RUNNING),
         objectives=objectives,
     )
 
@@ -152,7 +153,7 @@ def _distribution(found: BaseDistribution) -> BaseDistribution:
 
 
 def _in_memory(
-    trials: list[FrozenTrial], records: Mapping[int, Mapping[str, Any]], names: Mapping[str, str]
+    trials: list[FrozenTrial], records: Mapping[int, TrialRecord], names: Mapping[str, str]
 ) -> optuna.Study:
     storage = InMemoryStorage()
     level = optuna.logging.get_verbosity()
@@ -160,14 +161,14 @@ def _in_memory(
     try:
         study_id = storage.create_new_study([optuna.study.StudyDirection.MAXIMIZE], _STUDY)
         for trial in trials:
-            record = records.get(trial.number, {})
+            record = records.get(trial.number)
             storage.create_new_trial(study_id, template_trial=_copied(trial, record, names))
         return optuna.load_study(study_name=_STUDY, storage=storage)
     finally:
         optuna.logging.set_verbosity(level)
 
 
-def _copied(trial: FrozenTrial, record: Mapping[str, Any], names: Mapping[str, str]) -> FrozenTrial:
+def _copied(trial: FrozenTrial, record: TrialRecord | None, names: Mapping[str, str]) -> FrozenTrial:
     distributions, params = {}, {}
     for name, found in trial.distributions.items():
         safe = _distribution(found)
@@ -196,40 +197,44 @@ def _copied(trial: FrozenTrial, record: Mapping[str, Any], names: Mapping[str, s
     )
 
 
-def _unfinished(trial: FrozenTrial) -> dict[str, Any]:
-    """What the journal knows of a trial that has not ended."""
+def _record_of(trial: FrozenTrial) -> TrialRecord:
+    """What the journal knows of a trial that has not ended; no more than its number where that is unsound."""
     rungs = mapping(trial.user_attrs.get("rungs"))
-    steps = [int(step) for step in rungs if str(step).isdigit()]
-    return {
+    name = f"trial {trial.number}"
+    line = {
+        "kind": "trial",
+        "label": name,
+        "state": "paused" if rungs else "running",
+        "recipe": trial.user_attrs.get("recipe", {}),
         "number": trial.number,
-        "state": "paused" if steps else "not ended",
-        "recipe": trial.user_attrs.get("recipe"),
         "counts": trial.user_attrs.get("counts"),
-        "rungs": rungs,
-        "steps": max(steps, default=None),
+        "rungs": dict(rungs),
     }
+    try:
+        record = read_record(line)
+    except ValueError:
+        return TrialRecord("trial", name, "running", {}, trial.number)
+    return replace(record, steps=max(map(int, record.rungs), default=None))
 
 
-def _rungs(trial: FrozenTrial, record: Mapping[str, Any]) -> dict[int, float]:
+def _rungs(trial: FrozenTrial, record: TrialRecord | None) -> dict[int, float]:
     """Step to score. Records have the last step too, and a study with two objectives stores no others."""
-    given: dict[Any, Any] = {**mapping(trial.user_attrs.get("rungs")), **mapping(record.get("rungs"))}
-    given.update(trial.intermediate_values)
-    found: dict[int, float] = {}
-    for step, score in given.items():
+    given = {**_record_of(trial).rungs, **(record.rungs if record is not None else {})}
+    found = {int(step): score for step, score in given.items()}
+    for step, score in trial.intermediate_values.items():
         value = real(score)
-        if value is not None and str(step).isdigit():
-            found[int(step)] = value
+        if value is not None:
+            found[step] = value
     return found
 
 
-def _labels(
-    trials: Iterable[FrozenTrial], records: Mapping[int, Mapping[str, Any]]
-) -> dict[str, dict[int, str]]:
+def _labels(trials: Iterable[FrozenTrial], records: Mapping[int, TrialRecord]) -> dict[str, dict[int, str]]:
     """What the indices of ordered choices mean, learned from trials of which both are known."""
     found: dict[str, dict[int, str]] = {}
     index_only: set[str] = set()
     for trial in trials:
-        values = mapping(records.get(trial.number, {}).get("values"))
+        record = records.get(trial.number)
+        values = record.values or {} if record is not None else {}
         for name, index in trial.params.items():
             if name in values and isinstance(index, int) and not isinstance(index, bool):
                 found.setdefault(name, {})[index] = plotly_text(values[name], 24)

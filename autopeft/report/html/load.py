@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from autopeft.errors import UsageError
-from autopeft.report.html.values import mapping, numbers, real, shown, whole
-from autopeft.runs.folder import RunFolder
-from autopeft.runs.records import TrialRecord
-from autopeft.search.optimization.pareto import pareto_front
+from autopeft.report.html.values import shown
+from autopeft.runs.documents import Manifest, Measured, Result, read_manifest, read_result
+from autopeft.runs.folder import Points, Records, RunFolder
+from autopeft.runs.records import FrontPoint, TrialRecord
+from autopeft.search.optimization.pareto import best_first, pareto_front
 
 __all__ = ["Run", "Scored", "State", "read_run"]
 
@@ -36,8 +37,9 @@ class Run:
     Attributes:
         name: the folder's name.
         fixed: whether it trained a fixed recipe instead of searching.
-        trials, finals: the records, tables of unknown content.
-        front: points with `number`, `deployed` and `score`, by size.
+        manifest: as it stands in the file; `about` is what it says.
+        result: `None` before there is one.
+        front: by size.
         problems: what could not be read, one sentence each.
     """
 
@@ -46,31 +48,27 @@ class Run:
     state: State
     fixed: bool
     manifest: Mapping[str, Any]
-    result: Mapping[str, Any]
-    trials: tuple[Mapping[str, Any], ...]
-    finals: tuple[Mapping[str, Any], ...]
-    front: tuple[Mapping[str, Any], ...]
+    about: Manifest
+    result: Result | None
+    trials: tuple[TrialRecord, ...]
+    finals: tuple[TrialRecord, ...]
+    front: tuple[FrontPoint, ...]
     problems: tuple[str, ...] = field(default=())
 
     @property
     def metric(self) -> str:
-        data = mapping(self.manifest.get("data"))
-        return shown(self.result.get("metric") or data.get("metric") or "score", 60)
+        found = (self.result.metric if self.result else None) or self.about.data.metric
+        return shown(found or "score", 60)
 
     @property
-    def complete(self) -> list[Mapping[str, Any]]:
+    def complete(self) -> list[TrialRecord]:
         """Trials that were trained to the end and scored; neither stopped nor duplicates nor failed."""
-        return [r for r in self.trials if r.get("state") == "complete" and real(r.get("score")) is not None]
+        return [r for r in self.trials if r.state == "complete" and r.score is not None]
 
     @property
-    def best(self) -> Mapping[str, Any] | None:
+    def best(self) -> TrialRecord | None:
         """The best complete trial; of equal scores the smaller, then the earlier one."""
-
-        def rank(r: Mapping[str, Any]) -> tuple[float, float, float]:
-            size = real(mapping(r.get("counts")).get("deployed")) or 0.0
-            return (-(real(r.get("score")) or 0.0), size, real(r.get("number")) or 0.0)
-
-        return min(self.complete, key=rank, default=None)
+        return next(iter(best_first(self.trials)), None)
 
     @property
     def winner(self) -> Scored | None:
@@ -79,25 +77,19 @@ class Run:
 
     @property
     def baselines(self) -> list[Scored]:
-        found = self.result.get("baselines")
-        rows = found if isinstance(found, list) else []
-        return [_scored(r, shown(r.get("name"), 120)) for r in rows if isinstance(r, Mapping)]
+        return [_scored(b, shown(b.name, 120)) for b in (self.result.baselines if self.result else ())]
 
     @property
     def recipe(self) -> Any:
         """The winner's recipe as data, or that of the best trial so far; `None` before there is one."""
-        return self.result.get("recipe") or (self.best or {}).get("recipe")
+        return (self.result.recipe if self.result else None) or (self.best.recipe if self.best else None)
 
 
-def _scored(row: Mapping[str, Any], name: str) -> Scored:
-    counts = mapping(row.get("counts"))
-    select, test = numbers(row.get("select")), numbers(row.get("test"))
+def _scored(found: Measured, name: str) -> Scored:
     # A fixed recipe's result has means of its one seed alone.
-    for scores, key in ((select, "select_mean"), (test, "test_mean")):
-        mean = real(row.get(key))
-        if not scores and mean is not None:
-            scores.append(mean)
-    return Scored(name, tuple(select), tuple(test), real(counts.get("deployed")), real(counts.get("share")))
+    select = found.select or tuple(v for v in (found.select_mean,) if v is not None)
+    test = found.test or tuple(v for v in (found.test_mean,) if v is not None)
+    return Scored(name, select, test, found.counts.deployed, found.counts.share)
 
 
 def read_run(folder: RunFolder) -> Run:
@@ -120,44 +112,26 @@ def read_run(folder: RunFolder) -> Run:
             problems.append(f"{name} cannot be read: {error.strerror}.")
         return empty
 
-    none: list[dict[str, Any]] = []
-    result: dict[str, Any] = tolerant("result.json", folder.result, {})
-    trials = tolerant("trials.jsonl", lambda: folder.lines("trials.jsonl"), none)
-    finals = tolerant("finals.jsonl", lambda: folder.lines("finals.jsonl"), none)
-    front = tolerant("front.json", folder.front, none)
+    table: dict[str, Any] = tolerant("result.json", folder.result, {})
+    trials = tolerant("trials.jsonl", folder.trials, Records("trials.jsonl"))
+    finals = tolerant("finals.jsonl", folder.finals, Records("finals.jsonl"))
+    front = tolerant("front.json", folder.front, Points())
+    problems += [found.problem for found in (trials, finals, front) if found.problem]
+    about, result = read_manifest(manifest), read_result(table) if table else None
     state: State = "unfinished"
-    if result:
-        state = "interrupted" if result.get("interrupted") else "finished"
+    if result is not None:
+        state = "interrupted" if result.interrupted else "finished"
     return Run(
         folder=folder,
         name=shown(folder.name, 200),
         state=state,
-        fixed=result.get("kind") == "train" or manifest.get("kind") == "train",
+        fixed="train" in (about.kind, result.kind if result else None),
         manifest=manifest,
+        about=about,
         result=result,
-        trials=tuple(trials),
-        finals=tuple(finals),
-        front=tuple(_points(front) or _front_of(trials)),
+        trials=trials.records,
+        finals=finals.records,
+        # A run that is not over has not written one yet.
+        front=front.points or tuple(pareto_front(trials.records)),
         problems=tuple(problems),
     )
-
-
-def _points(front: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
-    keys = ("deployed", "score")
-    return [p for p in front if all(real(p.get(k)) is not None for k in keys)]
-
-
-def _front_of(trials: list[dict[str, Any]]) -> list[Mapping[str, Any]]:
-    """The front of a run that has not written one yet."""
-    records = []
-    for r in trials:
-        counts, score = mapping(r.get("counts")), real(r.get("score"))
-        deployed, share = real(counts.get("deployed")), real(counts.get("share"))
-        if r.get("state") != "complete" or score is None or deployed is None:
-            continue
-        recipe = mapping(r.get("recipe"))
-        table: dict[str, int | float] = {"deployed": int(deployed), "share": share or 0.0}
-        records.append(
-            TrialRecord("trial", "", "complete", recipe, whole(r.get("number")), counts=table, score=score)
-        )
-    return [vars(point) for point in pareto_front(records)]

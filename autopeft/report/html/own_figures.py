@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import plotly.graph_objects as go
 
 from autopeft.report.html.figure import BLUE, GREEN, GREY, ORANGE, Figure, Missing, figure, log_ticks
 from autopeft.report.html.load import Run, Scored
 from autopeft.report.html.trials import methods_of
-from autopeft.report.html.values import mapping, plotly_text, real, shown, whole
+from autopeft.report.html.values import plotly_text, shown
 from autopeft.report.text import number, percent
+from autopeft.runs.records import TrialRecord
 from autopeft.search.selection.contender import mean_sd
 
 __all__ = ["baseline_figure", "difference_figure", "front_figure", "hypervolume_figure"]
@@ -19,31 +17,30 @@ __all__ = ["baseline_figure", "difference_figure", "front_figure", "hypervolume_
 _SYMBOLS = ("square", "triangle-up", "hexagon", "cross", "pentagon")
 
 
-def _hover(r: Mapping[str, Any]) -> str:
-    counts = mapping(r.get("counts"))
-    size = f"{number(real(counts.get('deployed')))} parameters ({percent(real(counts.get('share')))})"
-    return f"trial {plotly_text(r.get('number'), 12)}<br>{plotly_text(methods_of(r.get('recipe')))}<br>{size}"
+def _hover(r: TrialRecord) -> str:
+    size = f"{number(r.deployed)} parameters ({percent(r.share)})"
+    return f"trial {plotly_text(r.number, 12)}<br>{plotly_text(methods_of(r.recipe))}<br>{size}"
 
 
 def front_figure(run: Run) -> Figure | Missing:
     """Deployed parameters (logarithmic) against the score on *select*."""
-    sized = [r for r in run.complete if (real(mapping(r.get("counts")).get("deployed")) or 0) > 0]
+    sized = [r for r in run.complete if (r.deployed or 0) > 0]
     if not sized:
         return Missing("No trial has been trained to the end yet, so that there is no front to draw.")
     drawn = go.Figure()
     drawn.add_scatter(
-        x=[real(mapping(r["counts"])["deployed"]) for r in sized],
-        y=[real(r["score"]) for r in sized],
+        x=[float(r.deployed or 0) for r in sized],
+        y=[r.score for r in sized],
         mode="markers",
         name="trials",
         marker={"symbol": "circle-open", "color": BLUE, "size": 9, "line": {"width": 2}},
         text=[_hover(r) for r in sized],
         hovertemplate="%{text}<br>%{y:.4f}<extra></extra>",
     )
-    points = [p for p in run.front if (real(p["deployed"]) or 0) > 0]
+    points = [p for p in run.front if p.deployed > 0]
     drawn.add_scatter(
-        x=[real(p["deployed"]) for p in points],
-        y=[real(p["score"]) for p in points],
+        x=[float(p.deployed) for p in points],
+        y=[p.score for p in points],
         mode="lines+markers",
         name="front",
         line={"shape": "hv", "color": BLUE, "width": 2},
@@ -156,12 +153,8 @@ def baseline_figure(run: Run) -> Figure | Missing:
 
 def difference_figure(run: Run) -> Figure | None:
     """Paired differences on *test* with their intervals; `None` where none was measured."""
-    found = run.result.get("comparisons")
-    rows = [
-        (shown(c.get("baseline"), 120), real(c.get("difference")), real(c.get("low")), real(c.get("high")))
-        for c in (found if isinstance(found, list) else [])
-        if isinstance(c, Mapping)
-    ]
+    found = run.result.comparisons if run.result else ()
+    rows = [(shown(c.baseline, 120), c.difference, c.low, c.high) for c in found]
     known = [(n, d, a, b) for n, d, a, b in rows if d is not None and a is not None and b is not None]
     if not known:
         return None
@@ -205,22 +198,14 @@ def difference_figure(run: Run) -> Figure | None:
 
 def hypervolume_figure(run: Run) -> Figure | None:
     """Hypervolume over the training steps spent; `None` where it was not recorded."""
-    found = run.result.get("hypervolume")
-    rows: Sequence[Any] = found if isinstance(found, list) else []
-    points = [
-        (steps, volume, whole(r.get("trial")), real(r.get("seconds")))
-        for r in rows
-        if isinstance(r, Mapping)
-        and (steps := real(r.get("steps"))) is not None
-        and (volume := real(r.get("hypervolume"))) is not None
-    ]
+    points = run.result.hypervolume if run.result else ()
     if not points:
         return None
-    text = [f"trial {t}" + ("" if s is None else f", {s:.0f} s") for _, _, t, s in points]
+    text = [f"trial {p.trial}" + ("" if p.seconds is None else f", {p.seconds:.0f} s") for p in points]
     drawn = go.Figure(
         go.Scatter(
-            x=[p[0] for p in points],
-            y=[p[1] for p in points],
+            x=[p.steps for p in points],
+            y=[p.hypervolume for p in points],
             mode="lines+markers",
             name="hypervolume",
             line={"shape": "hv", "color": BLUE, "width": 2},

@@ -22,11 +22,12 @@ from autopeft.report.html.heat import Heat, heat_of
 from autopeft.report.html.journal import History, read_history
 from autopeft.report.html.load import Run, read_run
 from autopeft.report.html.trials import finals_table, trials_table
-from autopeft.report.html.values import mapping, real, shown
+from autopeft.report.html.values import mapping, shown
 from autopeft.report.html.winner import Winner, winner_of
 from autopeft.report.text import mean_sd, number, percent, score
 from autopeft.runs.files import write_atomic
 from autopeft.runs.folder import RunFolder
+from autopeft.runs.records import TrialRecord
 
 __all__ = ["render_report", "write_report"]
 
@@ -43,7 +44,7 @@ class _Studied:
     rungs: Figure | Missing
     importances: Figure | Missing
     slices: list[Figure] | Missing
-    unfinished: tuple[Mapping[str, Any], ...] = ()
+    unfinished: tuple[TrialRecord, ...] = ()
     objectives: int = 1
 
 
@@ -164,12 +165,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        number=lambda v: number(real(v)),
-        percent=lambda v: percent(real(v)),
-        score=lambda v: score(real(v)),
-        spread=mean_sd,
-    )
+    environment.filters.update(number=number, percent=percent, score=score, spread=mean_sd)
     return environment
 
 

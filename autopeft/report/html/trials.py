@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from autopeft.errors import UsageError
 from autopeft.recipe import Recipe
-from autopeft.report.html.values import mapping, real, shown, whole
+from autopeft.report.html.values import shown
 from autopeft.report.text import duration, number, percent, score
+from autopeft.runs.records import TrialRecord
 
-__all__ = ["Cell", "Row", "Table", "finals_table", "methods_of", "trials_table"]
+__all__ = ["Cell", "Row", "Table", "finals_table", "methods_of", "state_of", "trials_table"]
 
 _MOST = 2000
 # Trained for fewer steps than others: stopped, or waiting on a rung to go on.
 _PARTLY = ("stopped", "paused")
+# What they take is not known before they end.
+_OPEN = ("paused", "running")
 
 
 @dataclass(frozen=True)
@@ -77,42 +80,41 @@ def methods_of(recipe: Any) -> str:
 
 
 def _number(value: float | None, text: str) -> Cell:
-    return Cell(text, value, flush=True)
+    return Cell(text, None if value is None else float(value), flush=True)
 
 
-def _rungs_text(record: Mapping[str, Any]) -> str:
-    rungs = [
-        (int(step), value) for step, value in mapping(record.get("rungs")).items() if str(step).isdigit()
-    ]
-    return ", ".join(f"{step}: {score(real(value))}" for step, value in sorted(rungs))
+def state_of(record: TrialRecord) -> str:
+    """A record's state in words."""
+    return "not ended" if record.state == "running" else record.state
 
 
-def _state(record: Mapping[str, Any]) -> str:
-    state = shown(record.get("state"), 40)
+def _rungs_text(record: TrialRecord) -> str:
+    rungs = sorted((int(step), value) for step, value in record.rungs.items())
+    return ", ".join(f"{step}: {score(value)}" for step, value in rungs)
+
+
+def _state(record: TrialRecord) -> str:
+    state = state_of(record)
     if state in _PARTLY:
-        steps = whole(record.get("steps"))
-        return f"{state} at a rung" if steps is None else f"{state} at step {steps}"
+        return f"{state} at a rung" if record.steps is None else f"{state} at step {record.steps}"
     if state == "duplicate":
-        return f"duplicate of {shown(record.get('duplicate_of'), 20)}"
-    if state == "failed" and record.get("failure"):
-        return f"failed: {shown(record.get('failure'), 40)}"
+        return f"duplicate of {shown(record.duplicate_of, 20)}"
+    if state == "failed" and record.failure:
+        return f"failed: {shown(record.failure, 40)}"
     return state
 
 
-def _row(record: Mapping[str, Any], *, final: bool) -> Row:
-    counts, scores = mapping(record.get("counts")), mapping(record.get("scores"))
-    methods, yaml = _recipe(record.get("recipe"))
-    state = shown(record.get("state"), 40)
+def _row(record: TrialRecord, *, final: bool) -> Row:
+    methods, yaml = _recipe(record.recipe)
     # What a stopped trial scored is of fewer steps: its rungs show it, the column of full scores does not.
-    select = None if state in _PARTLY else real(record.get("score"))
-    deployed, share = real(counts.get("deployed")), real(counts.get("share"))
-    seconds, steps, test = real(record.get("seconds")), real(record.get("steps")), real(scores.get("test"))
-    n = whole(record.get("number"))
+    select = None if record.state in _PARTLY else record.score
+    test, n, seed = record.scores.get("test"), record.number, record.seed
+    seconds = None if record.state in _OPEN else record.seconds
     first: tuple[Cell, ...]
     if final:
         first = (
-            Cell(shown(record.get("label"), 120)),
-            Cell(shown(record.get("seed"), 20), real(record.get("seed"))),
+            Cell(shown(record.label, 120)),
+            Cell(shown(seed, 20), None if seed is None else float(seed)),
         )
     else:
         first = (_number(None if n is None else float(n), "–" if n is None else str(n)),)
@@ -120,32 +122,32 @@ def _row(record: Mapping[str, Any], *, final: bool) -> Row:
         *first,
         Cell(_state(record)),
         Cell(methods),
-        _number(deployed, number(deployed)),
-        _number(share, percent(share)),
+        _number(record.deployed, number(record.deployed)),
+        _number(record.share, percent(record.share)),
         _number(select, score(select)),
     ]
     if final:
         cells.append(_number(test, score(test)))
     else:
         cells.append(Cell(_rungs_text(record) or "–"))
-    cells += [_number(steps, number(steps)), _number(seconds, duration(seconds))]
-    error = shown(record.get("error")) if record.get("error") else ""
-    return Row(tuple(cells), state, yaml, error)
+    cells += [_number(record.steps, number(record.steps)), _number(seconds, duration(seconds))]
+    error = shown(record.error) if record.error else ""
+    return Row(tuple(cells), state_of(record), yaml, error)
 
 
 def _table(
-    id: str, headers: tuple[tuple[str, bool], ...], records: list[Mapping[str, Any]], *, final: bool
+    id: str, headers: tuple[tuple[str, bool], ...], records: Sequence[TrialRecord], *, final: bool
 ) -> Table:
     rows = tuple(_row(r, final=final) for r in records[:_MOST])
     return Table(id, headers, rows, max(0, len(records) - _MOST))
 
 
-def trials_table(records: Iterable[Mapping[str, Any]], unfinished: Iterable[Mapping[str, Any]] = ()) -> Table:
+def trials_table(records: Iterable[TrialRecord], unfinished: Iterable[TrialRecord] = ()) -> Table:
     """Every trial of the search by number, with those that had not ended when the journal was read."""
     found = list(records)
-    known = {whole(r.get("number")) for r in found}
-    found += [r for r in unfinished if r.get("number") not in known]
-    found.sort(key=lambda r: n if (n := real(r.get("number"))) is not None else math.inf)
+    known = {r.number for r in found}
+    found += [r for r in unfinished if r.number not in known]
+    found.sort(key=lambda r: math.inf if r.number is None else r.number)
     headers = (
         ("trial", True), ("state", False), ("methods", False), ("deployed", True), ("share", True),
         ("select", True), ("rungs", False), ("steps", True), ("time", True),
@@ -153,7 +155,7 @@ def trials_table(records: Iterable[Mapping[str, Any]], unfinished: Iterable[Mapp
     return _table("trials-table", headers, found, final=False)
 
 
-def finals_table(records: Iterable[Mapping[str, Any]]) -> Table:
+def finals_table(records: Iterable[TrialRecord]) -> Table:
     """The runs after the search: finalists and baselines with fresh seeds, tests."""
     headers = (
         ("run", False), ("seed", True), ("state", False), ("methods", False), ("deployed", True),

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["mapping", "numbers", "plotly_text", "real", "shown", "whole"]
+__all__ = ["mapping", "plotly_text", "real", "shown"]
 
 _TEXT = 2000
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
@@ -22,18 +22,6 @@ def real(value: Any) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
-
-
-def whole(value: Any) -> int | None:
-    """A finite number cut to an integer, or `None`."""
-    number = real(value)
-    return None if number is None else int(number)
-
-
-def numbers(value: Any) -> list[float]:
-    """The finite numbers of a list; empty for anything else."""
-    found = [real(v) for v in value] if isinstance(value, (list, tuple)) else []
-    return [v for v in found if v is not None]
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

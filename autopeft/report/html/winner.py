@@ -16,7 +16,7 @@ from autopeft.graph import CompositionGraph, build_graph
 from autopeft.recipe import Recipe
 from autopeft.report.html.drawing import draw_graph
 from autopeft.report.html.load import Run
-from autopeft.report.html.values import mapping, shown, whole
+from autopeft.report.html.values import shown
 from autopeft.report.recipe import counts_sheet, entries_sheet
 from autopeft.report.sheet import Sheet
 from autopeft.spec import BackboneSpec
@@ -58,27 +58,26 @@ def winner_of(run: Run, model: str | None, notify: Callable[[str], None] | None)
     except AutoPEFTError as error:
         reason = f"The graph cannot be drawn here: {shown(error)} --model says where the backbone is."
         return Winner(title, yaml, reason=reason)
-    head = whole(mapping(_counts(run)).get("head")) or 0
-    sheets = (entries_sheet(graph), counts_sheet(count(graph, spec, head=head)))
+    sheets = (entries_sheet(graph), counts_sheet(count(graph, spec, head=_head(run))))
     # Every text of the drawing was escaped where it was drawn.
     return Winner(title, yaml, graph, Markup(draw_graph(graph)), sheets)
 
 
-def _counts(run: Run) -> object:
-    return run.result.get("counts") or (run.best or {}).get("counts")
+def _head(run: Run) -> int:
+    """Parameters of the head."""
+    found = run.result.counts.head if run.result else None
+    if found is None and run.best is not None:
+        found = (run.best.counts or {}).get("head")
+    return int(found or 0)
 
 
 def _title(run: Run) -> str:
     if run.fixed:
         return "The recipe"
     if run.result:
-        n = whole(run.result.get("number"))
+        n = run.result.number
         return "The winner" if n is None else f"The winner: trial {n}"
-    return (
-        "The best so far"
-        if run.best is None
-        else f"The best so far: trial {shown(run.best.get('number'), 20)}"
-    )
+    return "The best so far" if run.best is None else f"The best so far: trial {shown(run.best.number, 20)}"
 
 
 def _spec(run: Run, model: str | None, notify: Callable[[str], None] | None) -> BackboneSpec:
@@ -87,8 +86,7 @@ def _spec(run: Run, model: str | None, notify: Callable[[str], None] | None) -> 
     Raises:
         UsageError: it is not here, or is not the one of the run.
     """
-    backbone = mapping(run.manifest.get("backbone"))
-    name = model or shown(run.manifest.get("model"), 500)
+    name = model or shown(run.about.model, 500)
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
         # resolve_model would read all weights for their hash.
@@ -96,7 +94,7 @@ def _spec(run: Run, model: str | None, notify: Callable[[str], None] | None) -> 
     else:
         source = resolve_model(name, notify=notify)
     spec = spec_of(load_config(source))
-    trained = whole(backbone.get("parameters"))
+    trained = run.about.backbone.parameters
     if trained is not None and trained != spec.parameters:
         raise UsageError(
             f"The backbone {name!r} has {spec.parameters:,} parameters, but that of the run had {trained:,}."

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from autopeft.arguments import Arguments, command_line
 from autopeft.report.html.load import Run, Scored
-from autopeft.report.html.trials import methods_of
-from autopeft.report.html.values import mapping, real, shown, whole
+from autopeft.report.html.trials import methods_of, state_of
+from autopeft.report.html.values import mapping, shown
 from autopeft.report.text import duration, mean_sd, number, percent, score
+from autopeft.runs.documents import Compared
+from autopeft.runs.records import TrialRecord
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.selection.contender import mean_sd as moments
 from autopeft.training.arguments import TrainArguments
@@ -22,17 +24,15 @@ def headline(run: Run) -> list[str]:
     """What came out, in one to three sentences."""
     metric = run.metric
     if run.result:
-        counts = mapping(run.result.get("counts"))
-        size = _size(real(counts.get("deployed")), real(counts.get("share")))
+        size = _size(run.result.counts.deployed, run.result.counts.share)
         return [_scored(run, f"{methods_of(run.recipe)} with {size}"), *_against(run)]
     best = run.best
     if best is None:
         return ["No trial has been trained to the end yet."]
-    counts = mapping(best.get("counts"))
-    size = _size(real(counts.get("deployed")), real(counts.get("share")))
+    size = _size(best.deployed, best.share)
     return [
-        f"This run is not finished. Best so far: {methods_of(best.get('recipe'))} with {size}, {metric} "
-        f"{score(real(best.get('score')))} on select in one run (trial {shown(best.get('number'), 20)}); "
+        f"This run is not finished. Best so far: {methods_of(best.recipe)} with {size}, {metric} "
+        f"{score(best.score)} on select in one run (trial {shown(best.number, 20)}); "
         "test has not been touched."
     ]
 
@@ -42,31 +42,30 @@ def _size(deployed: float | None, share: float | None) -> str:
 
 
 def _scored(run: Run, what: str) -> str:
-    winner = run.winner
+    winner, result = run.winner, run.result
     assert winner is not None
+    assert result is not None
     if winner.test:
         seeds = f"over {len(winner.test)} seeds" if len(winner.test) > 1 else "with one seed"
         spread = mean_sd(winner.test).removesuffix(" (one seed)")
         return f"{what} scored {run.metric} {spread} on test, {seeds}."
-    found = real(run.result.get("search_score"))
     return (
-        f"{what} scored {run.metric} {score(found)} on select in the search itself. It was not retrained "
-        "with fresh seeds, and test has not been touched."
+        f"{what} scored {run.metric} {score(result.search_score)} on select in the search itself. It was not "
+        "retrained with fresh seeds, and test has not been touched."
     )
 
 
 def comparisons(run: Run) -> list[tuple[str, str]]:
     """(baseline, what the comparison on *test* says); the search's own sentences name the baseline, so that
     the first is then empty."""
-    found = run.result.get("comparisons")
-    rows = [c for c in (found if isinstance(found, list) else []) if isinstance(c, Mapping)]
-    return [("" if c.get("text") else shown(c.get("baseline"), 120), _comparison(c)) for c in rows]
+    found = run.result.comparisons if run.result else ()
+    return [("" if c.text else shown(c.baseline, 120), _comparison(c)) for c in found]
 
 
-def _comparison(c: Mapping[str, Any]) -> str:
-    if c.get("text"):
-        return shown(c.get("text"), 400)
-    difference, low, high = (real(c.get(k)) for k in ("difference", "low", "high"))
+def _comparison(c: Compared) -> str:
+    if c.text:
+        return shown(c.text, 400)
+    difference, low, high = c.difference, c.low, c.high
     if difference is None:
         return "not measured"
     if low is None or high is None:
@@ -82,17 +81,13 @@ def _against(run: Run) -> list[str]:
     if winner is None or not winner.test or not measured:
         return []
     best = max(measured, key=lambda b: moments(b.test)[0] or 0.0)
-    found = run.result.get("comparisons")
-    paired = [
-        c
-        for c in (found if isinstance(found, list) else [])
-        if isinstance(c, Mapping) and shown(c.get("baseline"), 120) == best.name
-    ]
+    found = run.result.comparisons if run.result else ()
+    paired = [c for c in found if shown(c.baseline, 120) == best.name]
     size = _size(best.deployed, best.share) if best.deployed else "no parameters beside the head"
     sentence = f"The best baseline, {best.name} with {size}, scored {mean_sd(best.test)}"
-    if paired and paired[0].get("text"):
+    if paired and paired[0].text:
         return [f"{sentence}.", _comparison(paired[0])]
-    if paired and real(paired[0].get("difference")) is not None:
+    if paired and paired[0].difference is not None:
         return [f"{sentence}; the difference is {_comparison(paired[0])}."]
     return [f"{sentence}; {_unpaired(winner, best)}."]
 
@@ -112,21 +107,23 @@ def _unpaired(winner: Scored, best: Scored) -> str:
 
 def remarks(run: Run) -> list[str]:
     """What a reader must know before believing a figure."""
-    found = []
-    notice = run.result.get("notice") or run.manifest.get("notice")
+    found: list[str] = []
+    result = run.result
+    notice = (result.notice if result else None) or run.about.notice
     if notice:
         found.append(shown(notice))
-    asked = mapping(mapping(run.manifest.get("data")).get("source")).get("stand_in_for")
+    asked = run.about.data.source.stand_in_for
     if asked:
         found.append(f"These figures are not comparable with those of {shown(asked, 80)}.")
+    if result is None:
+        return [*found, *run.problems]
     reasons = (
-        ("interrupted", "The search was interrupted: this is the best until then."),
-        ("out_of_time", "The search ran out of time before the planned number of trials."),
-        ("exhausted", "The space has no further recipe under this budget."),
+        (result.interrupted, "The search was interrupted: this is the best until then."),
+        (result.out_of_time, "The search ran out of time before the planned number of trials."),
+        (result.exhausted, "The space has no further recipe under this budget."),
     )
-    found += [text for key, text in reasons if run.result.get(key) is True]
-    given = run.result.get("selection_bias")
-    bias = real(mapping(given).get("value") if isinstance(given, Mapping) else given)
+    found += [text for given, text in reasons if given]
+    bias = result.selection_bias
     if bias is not None:
         found.append(
             f"Select minus test of the winner: {bias:+.4f}. Select chose the winner, so that its score there "
@@ -135,50 +132,41 @@ def remarks(run: Run) -> list[str]:
     return [*found, *run.problems]
 
 
-def facts(run: Run, unfinished: Iterable[Mapping[str, Any]] = ()) -> list[tuple[str, str]]:
+def facts(run: Run, unfinished: Iterable[TrialRecord] = ()) -> list[tuple[str, str]]:
     """Name and value of what the run was about; `unfinished` are the trials that had not ended."""
-    m, r = run.manifest, run.result
-    data = mapping(m.get("data"))
-    limits = mapping(m.get("limits"))
-    most = real(limits.get("most"))
-    budget = shown(m.get("budget"), 80) + ("" if most is None else f" (at most {number(most)} parameters)")
-    rows = ", ".join(f"{shown(k, 20)} {number(real(v))}" for k, v in mapping(data.get("rows")).items())
-    states: dict[str, int] = {}
-    known = {record.get("number") for record in run.trials}
-    for record in (*run.trials, *(r for r in unfinished if r.get("number") not in known)):
-        state = shown(record.get("state"), 40)
-        states[state] = states.get(state, 0) + 1
-    trials = ", ".join(f"{n} {state}" for state, n in sorted(states.items())) or "none"
-    planned = whole(_of(m, "effort", "trials"))
+    m = run.about
+    most, planned = m.limits.most, m.effort.trials
+    budget = shown(m.budget, 80) + ("" if most is None else f" (at most {number(most)} parameters)")
+    rows = ", ".join(f"{shown(k, 20)} {number(v)}" for k, v in (m.data.rows or {}).items())
+    trials = _states(run.trials, unfinished)
     trials += "" if planned is None else f" (planned: {planned})"
     kind = "fixed recipe" if run.fixed else "search"
     found = [
         ("run", f"{kind}, {run.state}"),
-        ("task", shown(data.get("name") or m.get("task"), 200)),
+        ("task", shown(m.data.name or m.task, 200)),
         ("rows", rows or "–"),
         ("metric", f"{run.metric}, higher is better"),
-        (
-            "backbone",
-            f"{shown(m.get('model'), 200)} ({number(real(_of(m, 'backbone', 'parameters')))} parameters)",
-        ),
+        ("backbone", f"{shown(m.model, 200)} ({number(m.backbone.parameters)} parameters)"),
         ("budget", budget),
-        ("space", shown(m.get("space"), 200)),
-        ("sampler", shown(m.get("sampler"), 40)),
+        ("space", shown(m.space, 200)),
+        ("sampler", shown(m.sampler, 40)),
         ("trials", trials),
-        ("steps", number(real(_of(m, "training", "steps")))),
-        ("seed", shown(m.get("seed"), 40)),
-        ("made", shown(m.get("created"), 60)),
-        ("took", duration(real(r.get("seconds")))),
+        ("steps", number(m.training.steps)),
+        ("seed", shown(m.seed, 40)),
+        ("made", shown(m.created, 60)),
+        ("took", duration(run.result.seconds if run.result else None)),
     ]
     skip = ("budget", "space", "sampler", "trials") if run.fixed else ()
     return [(k, v) for k, v in found if v != "–" and k not in skip]
 
 
-def _of(table: Mapping[str, Any], *keys: str) -> Any:
-    value: Any = table
-    for key in keys:
-        value = mapping(value).get(key)
-    return value
+def _states(trials: Sequence[TrialRecord], unfinished: Iterable[TrialRecord]) -> str:
+    """How many trials there are of each state."""
+    known = {record.number for record in trials}
+    states: dict[str, int] = {}
+    for record in (*trials, *(r for r in unfinished if r.number not in known)):
+        states[state_of(record)] = states.get(state_of(record), 0) + 1
+    return ", ".join(f"{n} {state}" for state, n in sorted(states.items())) or "none"
 
 
 def reproduction(run: Run) -> list[tuple[str, str]]:

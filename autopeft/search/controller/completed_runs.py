@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from autopeft.runs.folder import RunFolder
-from autopeft.runs.records import TrialRecord, read_record
+from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.checkpoints import FolderCheckpoints
 from autopeft.search.core.jobs import Job, JobResult
 from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
@@ -23,14 +20,13 @@ class CompletedRuns:
     def __init__(self, folder: RunFolder, checkpoints: FolderCheckpoints) -> None:
         self._checkpoints = checkpoints
         self._done: dict[str, JobResult] = {}
-        lines = folder.lines("finals.jsonl")
-        for line in lines:
-            result = _as_result(line)
-            if result is not None:
-                self._done[result.job] = result
-        if lines:
+        found = folder.finals()
+        for record in found.records:
+            if record.state == "complete" and record.job and record.scores:
+                self._done[record.job] = _as_result(record)
+        if found.records or found.damaged:
             # Without a torn last line, and without what will be run again.
-            kept = [line for line in lines if line.get("job") in self._done]
+            kept = [record for record in found.records if record.job in self._done]
             folder.write_lines("finals.jsonl", kept)
 
     def get(self, job: Job) -> JobResult | None:
@@ -70,13 +66,7 @@ class KnownRuns:
             self._cache.put(key, record.scores, record.seconds)
 
 
-def _as_result(line: Mapping[str, Any]) -> JobResult | None:
-    try:
-        record = read_record(line)
-    except ValueError:
-        return None
-    if record.state != "complete" or not record.job or "scores" not in line:
-        return None
+def _as_result(record: TrialRecord) -> JobResult:
     return JobResult(
         record.job,
         dict(record.scores),

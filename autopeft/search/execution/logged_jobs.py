@@ -143,15 +143,34 @@ class HandedOut:
 
     def __init__(self, line: Mapping[str, Any]) -> None:
         try:
-            told = {f.name: line[f.name] for f in fields(Job) if f.name != "files"}
+            type_ = _job_type(str(line["type"]))
+            told = {f.name: line[f.name] for f in fields(type_) if f.name != "files"}
             told["splits"] = tuple(told["splits"])
-            # JSON has no infinity, which stands for "keep them whatever the score".
-            told["keep_above"] = None if told["keep_above"] is None else float(told["keep_above"])
-            self.job = Job(**told)
+            if told.get("keep_above") is not None:
+                # JSON has no infinity, which stands for "keep them whatever the score".
+                told["keep_above"] = float(told["keep_above"])
+            self.job = type_(**told)
             self.carried: dict[str, str] = dict(line["files"] or {})
             self.at = str(line["at"])
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"A line of {JOBS} does not hold a job: {error}.") from error
+
+
+def _job_type(name: str) -> type[Job]:
+    """The type of job with this name, among those that are loaded; nothing is imported for a name in a file.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = [Job]
+    for known in found:
+        found += known.__subclasses__()
+    for known in found:
+        if known.__name__ == name:
+            return known
+    raise ValueError(
+        f"no type of job {name!r} is known here; it may belong to a package that is not installed"
+    )
 
 
 def handed_out(folder: RunFolder) -> list[HandedOut]:

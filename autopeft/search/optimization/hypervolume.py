@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from autopeft.search.optimization.pareto import nondominated, order
+
 __all__ = ["front_of", "hypervolume", "hypervolume_course", "improvement", "shortfall"]
 
 _Array = NDArray[np.float64]
@@ -26,11 +28,7 @@ def front_of(points: Iterable[Sequence[float]]) -> _Array:
     Raises:
         ValueError: a number is not finite.
     """
-    front: list[tuple[float, float]] = []
-    for score, size in sorted(_rows(points).tolist(), key=lambda p: (p[1], -p[0])):
-        if not front or score > front[-1][0]:
-            front.append((score, size))
-    return _rows(front)
+    return _rows(nondominated(_rows(points).tolist(), lambda point: order(*point)))
 
 
 def hypervolume(points: Iterable[Sequence[float]], reference: Sequence[float]) -> float:

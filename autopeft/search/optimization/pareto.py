@@ -1,52 +1,73 @@
-"""The Pareto front of a search: deployed parameters against the score on *select*."""
+"""Which recipe goes before which: by score, and the Pareto front of deployed parameters against the score.
+
+Whatever ranks recipes uses these rules: rungs, finalists, warm starts, the front and the report.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import TypeVar
 
-from autopeft.runs.records import TrialRecord
+from autopeft.runs.records import FrontPoint, TrialRecord
 
-__all__ = ["FrontPoint", "front_csv", "front_json", "pareto_front"]
+__all__ = ["FrontPoint", "best_first", "front_csv", "front_json", "nondominated", "order", "pareto_front"]
+
+T = TypeVar("T")
+Order = tuple[float, float, float]
 
 
-@dataclass(frozen=True)
-class FrontPoint:
-    """A trained recipe that no other beats in both size and score."""
+def order(score: float, size: float | None = 0, number: float | None = 0) -> Order:
+    """Sorts the best first: by score, of equal scores the smaller, of equal sizes the earlier one. What has
+    no size or no number comes after those that have."""
+    return -score, math.inf if size is None else size, math.inf if number is None else number
 
-    number: int
-    deployed: int
-    share: float
-    score: float
-    hash: str
-    name: str
+
+def best_first(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """The recipes that were trained to the end and scored, best first."""
+    done = [(r.score, r) for r in records if r.state == "complete" and r.score is not None]
+    return [r for _, r in sorted(done, key=lambda pair: order(pair[0], pair[1].deployed, pair[1].number))]
+
+
+def nondominated(items: Iterable[T], order_of: Callable[[T], Order]) -> list[T]:
+    """The items that no other beats in score or size without being worse in the other, by size; of equal ones
+    the earliest.
+
+    Args:
+        order_of: the item's `order`.
+    """
+    front: list[T] = []
+    least = math.inf
+    for item in sorted(items, key=order_of):
+        size = order_of(item)[1]
+        if size < least:
+            least = size
+            front.append(item)
+    return front[::-1]
 
 
 def pareto_front(records: Iterable[TrialRecord]) -> list[FrontPoint]:
     """The trained recipes that are not dominated, by size: each scores more than every smaller one.
 
-    Failed trials and duplicates are left out.
+    Failed trials and duplicates are left out, and so are records without a size.
     """
     points = [
         FrontPoint(
             number=r.number if r.number is not None else -1,
-            deployed=int(r.counts["deployed"]),
-            share=float(r.counts["share"]),
+            deployed=int(r.deployed),
+            share=float(r.share or 0.0),
             score=r.score,
             hash=r.hash,
             name=str(r.recipe.get("name", "")),
         )
         for r in records
-        if r.state == "complete" and r.score is not None and r.counts is not None
+        if r.state == "complete" and r.score is not None and r.deployed is not None
     ]
-    front: list[FrontPoint] = []
-    for point in sorted(points, key=lambda p: (p.deployed, -p.score, p.number)):
-        if not front or point.score > front[-1].score:
-            front.append(point)
-    return front
+    return nondominated(points, lambda p: order(p.score, p.deployed, p.number))
 
 
 def front_csv(front: Iterable[FrontPoint]) -> str:

@@ -25,6 +25,7 @@ from autopeft.errors import AutoPEFTError, DataError
 from autopeft.runs.records import CountTable, TrialRecord
 from autopeft.search.core.jobs import JobResult
 from autopeft.search.optimization.distributions import Codec
+from autopeft.search.optimization.pareto import best_first
 from autopeft.search.optimization.sampler_view import DIRECTIONS, Observation, ask, view_of
 from autopeft.search.optimization.samplers import Point, make_sampler
 from autopeft.search.optimization.storage import NAME, open_journal
@@ -375,10 +376,7 @@ class SearchStudy:
     def best(self, count: int = 1) -> list[TrialRecord]:
         """The best recipes that were trained to the end, by score; of equal scores the smaller, then the
         earlier one."""
-        done = [r for r in self._records.values() if r.state == "complete" and r.score is not None]
-        return sorted(done, key=lambda r: (-(r.score or 0.0), (r.counts or {}).get("deployed", 0), r.number))[
-            :count
-        ]
+        return best_first(self._records.values())[:count]
 
     @property
     def trained(self) -> int:

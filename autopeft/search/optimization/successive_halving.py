@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from autopeft.errors import UsageError, near
+from autopeft.search.optimization.pareto import nondominated, order
 
 __all__ = ["FIDELITIES", "Rungs", "Standing", "SuccessiveHalving", "ranked"]
 
@@ -82,19 +83,20 @@ class Standing:
 def ranked(entries: Iterable[Standing], *, objectives: int = 1) -> list[Standing]:
     """Best first: by score, then size, then number; with two objectives by front (the first is not dominated
     in score and size), and within a front those furthest from their neighbours first."""
-    rest = sorted(entries, key=lambda e: (-e.score, e.size, e.number))
+    rest = sorted(entries, key=_order)
     if objectives == 1:
         return rest
     found: list[Standing] = []
     while rest:
-        front: list[Standing] = []
-        for entry in rest:  # by falling score: only what is smaller than all before is not dominated
-            if not front or entry.size < front[-1].size:
-                front.append(entry)
+        front = nondominated(rest, _order)[::-1]
         found += _spread(front)
         chosen = {e.number for e in front}
         rest = [e for e in rest if e.number not in chosen]
     return found
+
+
+def _order(entry: Standing) -> tuple[float, float, float]:
+    return order(entry.score, entry.size, entry.number)
 
 
 def _spread(front: Sequence[Standing]) -> list[Standing]:

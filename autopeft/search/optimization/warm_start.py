@@ -7,8 +7,8 @@ parameters.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from autopeft.recipe import (
     recipe_names,
 )
 from autopeft.runs.folder import RunFolder, list_runs, load_run
-from autopeft.runs.records import CountTable, TrialRecord
-from autopeft.search.optimization.pareto import pareto_front
+from autopeft.runs.records import TrialRecord, read_record
+from autopeft.search.optimization.pareto import best_first, pareto_front
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.projection import Match, values_of
 
@@ -141,9 +141,8 @@ def _best_of(run: RunFolder, top: int) -> tuple[list[Recipe], list[str]]:
             f"Run {run.name!r} has no finished trial to start from; let it finish one, or name another run."
             + "".join(f" ({note})" for note in notes)
         )
-    best = sorted(records, key=_rank)
-    front = reversed(pareto_front(r for r in records if r.counts is not None))
-    turns = zip_longest((r.hash for r in best), (point.hash for point in front))
+    front = reversed(pareto_front(records))
+    turns = zip_longest((r.hash for r in best_first(records)), (point.hash for point in front))
     order = dict.fromkeys(key for turn in turns for key in turn if key is not None)
     found: dict[str, Recipe] = {}
     if winner.is_file():
@@ -164,11 +163,6 @@ def _best_of(run: RunFolder, top: int) -> tuple[list[Recipe], list[str]]:
     return list(found.values()), notes + _counted(invalid, "trial has", "trials have", "no valid recipe")
 
 
-def _rank(record: TrialRecord) -> tuple[float, float, str]:
-    """Sorts the best trials first: of equal scores the smaller, then the earlier one."""
-    return -(record.score or 0.0), (record.counts or {}).get("deployed", math.inf), record.hash
-
-
 def _recipe_in(line: bytes) -> Recipe:
     """The recipe of a trial's line, by the reader of recipe files, which bounds nesting."""
     text = json.dumps(json.loads(line)["recipe"])
@@ -178,8 +172,9 @@ def _recipe_in(line: bytes) -> Recipe:
 
 
 def _finished(run: RunFolder) -> tuple[list[TrialRecord], dict[str, bytes], list[str]]:
-    """The trials of a run that were trained in full, without their recipes; their lines, by the records'
-    hash; and what could not be read. However large the file is, what is held is bounded.
+    """The trials of a run that were trained in full, without their recipes, each under a key of its own as
+    its hash; their lines, by that key; and what could not be read. However large the file is, what is held is
+    bounded.
 
     Raises:
         UsageError: the file cannot be read.
@@ -193,13 +188,17 @@ def _finished(run: RunFolder) -> tuple[list[TrialRecord], dict[str, bytes], list
             while size <= _MAX_FILE and (line := file.readline(_MAX_LINE)):
                 size += len(line)
                 try:
-                    record = _record(json.loads(line), f"{len(records):09}")
+                    record = read_record(json.loads(line))
                 except (ValueError, RecursionError):
                     damaged += 1
                     continue
-                if record is not None:
-                    records.append(record)
-                    lines[record.hash] = line
+                if record.state == "complete" and record.kind == "trial":
+                    if record.score is None:
+                        damaged += 1
+                        continue
+                    key = str(len(records))
+                    records.append(replace(record, recipe={}, values=None, hash=key))
+                    lines[key] = line
     except FileNotFoundError:
         # A run that has only just begun.
         return records, lines, []
@@ -215,27 +214,3 @@ def _finished(run: RunFolder) -> tuple[list[TrialRecord], dict[str, bytes], list
 
 def _counted(n: int, one: str, several: str, rest: str) -> list[str]:
     return [f"{n} {one if n == 1 else several} {rest}"] if n else []
-
-
-def _record(tree: Any, key: str) -> TrialRecord | None:
-    """A trial that was trained in full, `None` for another.
-
-    Raises:
-        ValueError: it is no record of a trial.
-    """
-    if not isinstance(tree, dict) or not isinstance(tree.get("state"), str):
-        raise ValueError("no record of a trial")
-    if tree["state"] != "complete" or tree.get("kind", "trial") != "trial":
-        return None
-    counts = tree.get("counts")
-    deployed = _finite(counts.get("deployed")) if isinstance(counts, dict) else None
-    score = _finite(tree.get("score"))
-    if score is None or not isinstance(tree.get("recipe"), dict):
-        raise ValueError("no score or no recipe")
-    table: CountTable | None = None if deployed is None else {"deployed": deployed, "share": 0.0}
-    return TrialRecord("trial", key, "complete", {}, hash=key, counts=table, score=score)
-
-
-def _finite(value: Any) -> float | None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
-    return float(value) if number else None

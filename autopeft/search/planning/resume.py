@@ -7,6 +7,7 @@ from typing import Any
 
 from autopeft.effort import Effort
 from autopeft.errors import UsageError, near
+from autopeft.runs.documents import read_result
 from autopeft.runs.folder import RunFolder
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.prepare import Prepared, prepare
@@ -39,7 +40,7 @@ def prepare_again(
     given = {k: v for k, v in changes.items() if v is not None}
     _refuse(given)
     manifest = folder.manifest()
-    if (folder.path / "result.json").exists() and not folder.result().get("interrupted"):
+    if (folder.path / "result.json").exists() and not read_result(folder.result()).interrupted:
         raise UsageError(
             f"{folder.name} is finished; start another search from what it found with --from {folder.name}."
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autopeft.search.core.jobs import Job, JobResult, TrainJob
+from autopeft.search.optimization.pareto import order
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.contender import SEED_STRIDE, RepeatedRuns, fresh_seeds
 
@@ -76,7 +77,7 @@ class BaselineRuns(RepeatedRuns):
         scored = [(score, i) for i, score in enumerate(self.sweep.values()) if score is not None]
         if self.sweep and not scored:
             return []
-        chosen = max(scored, key=lambda pair: (pair[0], -pair[1]))[1] if scored else 0
+        chosen = min(scored, key=lambda pair: order(pair[0], number=pair[1]))[1] if scored else 0
         self.recipe, self.name = self._baseline.candidates[chosen], self._baseline.title(chosen)
         self.counts = self._baseline.counts_of(chosen)
         return self.final_jobs(prefix, seeds, steps, splits, keep=False)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from autopeft.runs.records import TrialRecord
 from autopeft.search.core.jobs import Job
+from autopeft.search.optimization.pareto import order
 from autopeft.search.selection.contender import RepeatedRuns, mean_sd
 
 __all__ = ["Finalist", "choose_finalists", "choose_winner"]
@@ -40,8 +41,8 @@ def choose_winner(finalists: Sequence[Finalist]) -> Finalist | None:
     if not scored:
         return None
 
-    def rank(f: Finalist) -> tuple[bool, float, float]:
+    def rank(f: Finalist) -> tuple[bool, tuple[float, float, float]]:
         mean = mean_sd([r.select for r in f.good if r.select is not None])[0]
-        return (len(f.good) == len(f.runs), mean or 0.0, -f.counts.get("deployed", 0.0))
+        return len(f.good) < len(f.runs), order(mean or 0.0, f.counts.get("deployed"))
 
-    return max(scored, key=rank)
+    return min(scored, key=rank)

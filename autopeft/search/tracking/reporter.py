@@ -85,7 +85,7 @@ def track(
         backgrounds = [
             BackgroundTracker(name, partial(open_tracker, name, folder.path, run)) for name in names
         ]
-    before = {str(line.get("job")) for line in folder.lines("finals.jsonl")}
+    before = {record.job for record in folder.finals().records}
     return Tracking(reporter, backgrounds, notify or _log.warning, before)
 
 

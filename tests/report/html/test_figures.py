@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from autopeft.report.html.figure import Figure, Missing
 from autopeft.report.html.journal import History, read_history
 from autopeft.report.html.load import Run, read_run
 from autopeft.runs.folder import RunFolder
+from autopeft.runs.records import TrialRecord
 
 Make = Callable[..., RunFolder]
 
@@ -34,10 +36,10 @@ def history(run: Run) -> History:
 
 def test_the_front_leaves_out_duplicates_and_stopped_trials(run: Run) -> None:
     found = traces(own_figures.front_figure(run))
-    complete = [r for r in run.trials if r["state"] == "complete"]
-    assert found["trials"]["y"] == [r["score"] for r in complete]
+    complete = [r for r in run.trials if r.state == "complete"]
+    assert found["trials"]["y"] == [r.score for r in complete]
     assert len(complete) == 17 < len(run.trials)
-    assert found["front"]["x"] == [p["deployed"] for p in run.front]
+    assert found["front"]["x"] == [p.deployed for p in run.front]
     assert found["winner, fresh seeds"]["y"] == [pytest.approx(0.72)]
     assert found["winner, fresh seeds"]["error_y"]["array"] == [pytest.approx(0.01)]
     # Zero parameters have no place on a logarithmic axis: a line across.
@@ -75,9 +77,9 @@ def test_what_was_not_measured_is_not_drawn(make_run: Make, value: Any) -> None:
 
 def test_the_history_holds_full_trials_alone(history: History, run: Run) -> None:
     found = traces(optuna_figures.history_figure(history, "accuracy"))
-    full = [r for r in run.trials if r["state"] in ("complete", "duplicate")]
-    assert found["a trial"]["x"] == [r["number"] for r in full]
-    assert found["best so far"]["y"][-1] == max(r["score"] for r in full)
+    full = [r for r in run.trials if r.state in ("complete", "duplicate")]
+    assert found["a trial"]["x"] == [r.number for r in full]
+    assert found["best so far"]["y"][-1] == max(r.score or 0.0 for r in full)
 
 
 def test_states_in_the_timeline_differ_in_more_than_colour(history: History) -> None:
@@ -91,7 +93,7 @@ def test_stopped_trials_are_marked_at_their_rungs(history: History, run: Run) ->
     found = traces(figure)
     assert found["trial 6, stopped"]["marker"]["symbol"] == ["x"]
     assert found["trial 7"]["line"]["dash"] == "solid"
-    assert found["trial 7"]["y"] == pytest.approx(list(run.trials[7]["rungs"].values()))
+    assert found["trial 7"]["y"] == pytest.approx(list(run.trials[7].rungs.values()))
     assert found["trial 7"]["x"] == [20, 40, 60]
     assert isinstance(figure, Figure)
     assert figure.caption.startswith("5 of 22 trials were stopped")
@@ -99,7 +101,8 @@ def test_stopped_trials_are_marked_at_their_rungs(history: History, run: Run) ->
 
 def test_trials_that_wait_on_a_rung_are_told_from_stopped_ones(make_run: Make) -> None:
     folder = make_run(trials=8, finished=False)
-    history = read_history(folder.journal, [*folder.lines(), {"number": 7, "rungs": {"20": 0.6}}])
+    waiting = TrialRecord("trial", "trial 7", "paused", {}, 7, rungs={"20": 0.6})
+    history = read_history(folder.journal, [*folder.trials().records, waiting])
     figure = optuna_figures.rungs_figure(history, "accuracy")
     found = traces(figure)
     assert found["trial 7, not ended"]["marker"]["symbol"] == ["circle-open"]
@@ -121,7 +124,9 @@ def test_a_long_search_draws_a_bounded_number_of_lines(
 def test_without_rungs_there_is_no_plot_of_them(make_run: Make) -> None:
     """A score at the last step alone is no rung."""
     folder = make_run(trials=8, rungs=False)
-    records = [{**r, "rungs": {"60": r["score"]}} for r in folder.lines()]
+    records = [
+        replace(r, rungs={"60": r.score} if r.score is not None else {}) for r in folder.trials().records
+    ]
     assert isinstance(optuna_figures.rungs_figure(read_history(folder.journal, records), "m"), Missing)
 
 
@@ -140,7 +145,7 @@ def test_importances_and_slices(history: History) -> None:
 
 def test_with_few_trials_nothing_is_said_of_importance(make_run: Make) -> None:
     folder = make_run(trials=8)
-    history = read_history(folder.journal, folder.lines())
+    history = read_history(folder.journal, folder.trials().records)
     for found in (
         optuna_figures.importance_figure(history),
         optuna_figures.slice_figures(history, "accuracy"),

@@ -16,7 +16,7 @@ Make = Callable[..., RunFolder]
 
 def test_the_study_of_a_run(make_run: Make) -> None:
     folder = make_run(trials=12)
-    history = read_history(folder.journal, folder.lines())
+    history = read_history(folder.journal, folder.trials().records)
     trials = history.study.get_trials(deepcopy=False)
     assert [t.number for t in trials] == list(range(12))
     assert trials[3].state == TrialState.FAIL
@@ -30,7 +30,7 @@ def test_the_study_of_a_run(make_run: Make) -> None:
 
 def test_two_objectives_become_the_score_alone_and_rungs_come_from_the_records(make_run: Make) -> None:
     folder = make_run(trials=12, objectives=2)
-    history = read_history(folder.journal, folder.lines())
+    history = read_history(folder.journal, folder.trials().records)
     assert history.objectives == 2
     assert len(history.study.directions) == 1
     assert history.complete[0].values == [folder.lines()[0]["score"]]
@@ -42,10 +42,10 @@ def test_reading_leaves_the_folder_as_it_was(make_run: Make) -> None:
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.path.iterdir()}
     folder.path.chmod(0o555)
     try:
-        history = read_history(folder.journal, folder.lines())
+        history = read_history(folder.journal, folder.trials().records)
     finally:
         folder.path.chmod(0o755)
-    assert [r["number"] for r in history.unfinished] == [4]
+    assert [r.number for r in history.unfinished] == [4]
     assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.path.iterdir()} == before
 
 
@@ -99,7 +99,7 @@ def test_no_journal(tmp_path: Path) -> None:
 def test_names_are_safe_for_plots_and_stay_apart(make_run: Make) -> None:
     words = "<b>" + "long " * 20
     folder = make_run(trials=4, words=words)
-    history = read_history(folder.journal, folder.lines())
+    history = read_history(folder.journal, folder.trials().records)
     trial = history.study.get_trials(deepcopy=False)[0]
     assert all("<" not in name and len(name) < 60 for name in trial.params)
     assert len(trial.params) == 3

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from autopeft.report.html.trials import Row, Table, finals_table, methods_of, trials_table
 from autopeft.runs.folder import RunFolder
+from autopeft.runs.records import TrialRecord
 
 Make = Callable[..., RunFolder]
+
+
+def trial(number: int, state: Any, **more: Any) -> TrialRecord:
+    return TrialRecord("trial", f"trial {number}", state, {}, number, **more)
 
 
 def cells(table: Table, row: Row) -> dict[str, Any]:
@@ -20,7 +26,7 @@ def by_number(table: Table) -> dict[float | None, dict[str, Any]]:
 
 
 def test_every_state_is_told_in_words(make_run: Make) -> None:
-    rows = by_number(trials_table(make_run(trials=8).lines()))
+    rows = by_number(trials_table(make_run(trials=8).trials().records))
     assert rows[0]["state"].text == "complete"
     assert rows[3]["state"].text == "failed: failed"
     assert rows[5]["state"].text == "duplicate of 4"
@@ -29,7 +35,7 @@ def test_every_state_is_told_in_words(make_run: Make) -> None:
 
 def test_a_stopped_trial_is_never_beside_full_ones() -> None:
     """Not even where a record has a score of fewer steps."""
-    record = {"number": 1, "state": "stopped", "steps": 20, "score": 0.99, "rungs": {"20": 0.99, "5": 0.4}}
+    record = trial(1, "stopped", steps=20, score=0.99, rungs={"20": 0.99, "5": 0.4})
     row = by_number(trials_table([record]))[1]
     assert row["select"].text == "–"
     assert row["select"].sort is None
@@ -37,7 +43,7 @@ def test_a_stopped_trial_is_never_beside_full_ones() -> None:
 
 
 def test_columns_sort_by_what_they_show(make_run: Make) -> None:
-    table = trials_table(make_run(trials=6).lines())
+    table = trials_table(make_run(trials=6).trials().records)
     row = by_number(table)[4]
     assert row["deployed"].sort == float(row["deployed"].text.replace(",", ""))
     assert row["select"].sort == pytest.approx(float(row["select"].text), abs=1e-4)
@@ -49,24 +55,26 @@ def test_columns_sort_by_what_they_show(make_run: Make) -> None:
 
 
 def test_trials_that_have_not_ended_are_there_once() -> None:
-    waiting = {"number": 2, "state": "paused", "steps": 20, "rungs": {"20": 0.7}, "score": 0.7}
-    unfinished = [{"number": 0}, {"number": 1, "state": "not ended"}, waiting]
-    rows = by_number(trials_table([{"number": 0, "state": "complete"}], unfinished))
+    waiting = trial(2, "paused", steps=20, rungs={"20": 0.7}, score=0.7)
+    unfinished = [trial(0, "running"), trial(1, "running"), waiting]
+    rows = by_number(trials_table([trial(0, "complete")], unfinished))
     assert list(rows) == [0, 1, 2]
+    assert rows[0]["state"].text == "complete"
     assert rows[1]["state"].text == "not ended"
     assert rows[2]["state"].text == "paused at step 20"
     assert rows[2]["select"].sort is None
+    assert {rows[1]["time"].text, rows[2]["time"].text} == {"–"}
 
 
 def test_finals_have_test_scores_and_seeds(make_run: Make) -> None:
-    table = finals_table(make_run(trials=1).lines("finals.jsonl"))
+    table = finals_table(make_run(trials=1).finals().records)
     row = cells(table, table.rows[1])
     assert (row["run"].text, row["seed"].sort) == ("finalist 20", 1001.0)
     assert row["test"].text == "0.7100"
 
 
 def test_a_table_is_bounded_and_says_so() -> None:
-    table = trials_table({"number": n, "state": "complete"} for n in range(2100))
+    table = trials_table(trial(n, "complete") for n in range(2100))
     assert (len(table.rows), table.left_out) == (2000, 100)
 
 
@@ -85,9 +93,12 @@ def test_methods_of_any_recipe(recipe: Any, text: str) -> None:
     assert methods_of(recipe) == text
 
 
-@pytest.mark.parametrize("value", [None, "x", [], {"a": []}, 10**400, True, float("nan")])
-def test_records_of_any_content_have_a_row(value: Any) -> None:
-    keys = ("number", "state", "recipe", "counts", "score", "scores", "rungs", "steps", "seconds", "error")
-    table = trials_table([dict.fromkeys(keys, value), {}])
-    assert len(table.rows) == 2
-    assert len(finals_table([dict.fromkeys((*keys, "label", "seed"), value)]).rows) == 1
+@pytest.mark.parametrize("record", [trial(0, "failed"), TrialRecord("test", "", "complete", {"a": [1]})])
+def test_records_that_lack_all_they_may_lack_have_a_row(record: TrialRecord) -> None:
+    assert len(trials_table([record]).rows) == len(finals_table([record]).rows) == 1
+
+
+@pytest.mark.parametrize("recipe", [{"a": [[1]]}, {"layers": 10**300}, {"layers": {"x": float("nan")}}])
+def test_recipes_of_any_content_have_a_row(recipe: dict[str, Any]) -> None:
+    (row,) = trials_table([replace(trial(0, "complete"), recipe=recipe)]).rows
+    assert row.cells[2].text == "unreadable recipe"

@@ -102,7 +102,7 @@ def test_of_equal_trials_the_smaller_comes_first(make_run: Make) -> None:
 
 def test_only_full_trainings_count(make_run: Make) -> None:
     run = make_run("states", (lora(4), 0.5, 10))
-    better = {"score": 0.99, "recipe": lora(64).to_dict()}
+    better = {"label": "x", "score": 0.99, "recipe": lora(64).to_dict()}
     for state in ("stopped", "paused", "failed", "duplicate"):
         run.append_line("trials.jsonl", {"kind": "trial", "state": state, **better})
     run.append_line("trials.jsonl", {"kind": "confirm", "state": "complete", **better})
@@ -144,7 +144,8 @@ def test_notices_tell_in_one_line_for_each_source(make_run: Make) -> None:
 
 
 def complete(score: bytes, data: bytes = b"{}") -> bytes:
-    return b'{"state": "complete", "score": ' + score + b', "recipe": ' + data + b"}"
+    start = b'{"kind": "trial", "label": "trial 0", "state": "complete", "score": '
+    return start + score + b', "recipe": ' + data + b"}"
 
 
 HOSTILE = [
@@ -221,7 +222,8 @@ def test_a_run_without_a_finished_trial(make_run: Make) -> None:
     with pytest.raises(UsageError, match=r"no finished trial.*1 line of its trials.jsonl could not be read"):
         points_from([run.path], bound)
     run = make_run("invalid")
-    run.append_line("trials.jsonl", {"state": "complete", "score": 1.0, "recipe": {"layers": 3}})
+    record = TrialRecord("trial", "trial 0", "complete", {"layers": 3}, score=1.0)
+    run.append_line("trials.jsonl", record)
     with pytest.raises(UsageError, match="Nothing can be taken from 'invalid': 1 trial has no valid recipe"):
         points_from([run.path], bound)
 

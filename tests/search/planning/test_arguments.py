@@ -29,6 +29,7 @@ from autopeft.search.optimization.successive_halving import FIDELITIES
 from autopeft.search.planning.arguments import OBJECTIVES, SearchArguments, SearchCall
 from autopeft.search.planning.prepare import prepare
 from autopeft.search.selection.baselines import BASELINE_KINDS
+from autopeft.search.strategies.registry import DEFAULT, strategy_names
 from autopeft.search.tracking.reporter import TRACKERS
 
 # --- a new option ---
@@ -123,6 +124,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     ("option", "registered"),
     [
         ("sampler", SAMPLERS),
+        ("strategy", strategy_names()),
         ("effort", EFFORTS),
         ("fidelity", FIDELITIES),
         ("objective", OBJECTIVES),
@@ -143,6 +145,10 @@ def test_a_sampler_that_is_registered_is_in_the_help_at_once(monkeypatch: pytest
     monkeypatch.setitem(SAMPLERS, "annealing", SAMPLERS["random"])
     assert "annealing" in SearchCall.declared()["sampler"].help_text()
     assert SearchArguments(sampler="annealing").sampler == "annealing"
+
+
+def test_the_default_strategy_is_the_registrys() -> None:
+    assert SearchArguments.model_fields["strategy"].default == DEFAULT
 
 
 def test_signatures_hold_for_editors_and_checkers() -> None:
@@ -179,6 +185,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "effort": st.sampled_from(sorted(EFFORTS)),
     "trials": counts,
     "time": st.sampled_from(["90s", "30m", "2h", "1h30m"]),
+    "strategy": st.sampled_from(strategy_names()),
     "sampler": st.sampled_from(sorted(SAMPLERS)),
     "fidelity": st.sampled_from(FIDELITIES),
     "objective": st.sampled_from(sorted(OBJECTIVES)),

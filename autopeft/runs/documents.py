@@ -1,0 +1,196 @@
+"""`manifest.json` and `result.json` as they are read: what is not as it should be counts as not there.
+
+A run folder may come from another version or from a stranger. Keys that this version does not know are left
+out, and numbers are finite. What a run needs to go on is checked where it goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+
+__all__ = [
+    "Compared",
+    "CoursePoint",
+    "Manifest",
+    "Measured",
+    "Result",
+    "Size",
+    "read_manifest",
+    "read_result",
+]
+
+T = TypeVar("T")
+
+
+def _known(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return handler(value)
+    except ValidationError:
+        return None
+
+
+def _sound(value: Any, handler: ValidatorFunctionWrapHandler) -> tuple[Any, ...]:
+    found: list[Any] = []
+    for item in value if isinstance(value, (list, tuple)) else ():
+        try:
+            found.extend(handler((item,)))
+        except ValidationError:
+            continue
+    return tuple(found)
+
+
+Known = Annotated[T | None, WrapValidator(_known)]
+"""A value of this kind, else `None`."""
+Several = Annotated[tuple[T, ...], WrapValidator(_sound)]
+"""Those items of a list that are of this kind."""
+Whole = Annotated[int, Field(gt=-(2**63), lt=2**63)]
+Flag = Annotated[bool, BeforeValidator(lambda value: value is True)]
+Table = Annotated[T, BeforeValidator(lambda value: value if isinstance(value, dict) else {})]
+"""A nested table, empty where it is none."""
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Size(_Document):
+    """Parameters of a recipe."""
+
+    deployed: Known[float] = None
+    share: Known[float] = None
+    head: Known[float] = None
+
+
+class Measured(_Document):
+    """A baseline, or (in `Result`) the winner: scores of each seed, and parameters."""
+
+    name: Known[str] = None
+    counts: Table[Size] = Size()
+    select: Several[float] = ()
+    test: Several[float] = ()
+    select_mean: Known[float] = None
+    test_mean: Known[float] = None
+
+
+class Compared(_Document):
+    """The winner against one baseline on *test*; `text` is the search's own sentence."""
+
+    baseline: Known[str] = None
+    difference: Known[float] = None
+    low: Known[float] = None
+    high: Known[float] = None
+    text: Known[str] = None
+
+
+class CoursePoint(_Document):
+    """Hypervolume after a trial, and the training steps spent until then."""
+
+    steps: float
+    hypervolume: float
+    trial: Known[Whole] = None
+    seconds: Known[float] = None
+
+
+def _bias(value: Any) -> Any:
+    return value.get("value") if isinstance(value, Mapping) else value
+
+
+class Result(Measured):
+    """`result.json`: the outcome of a search, or (`kind` is `train`) of the training of a fixed recipe.
+
+    Attributes:
+        recipe: as data; it may be none.
+        search_score: of the winner in the search itself.
+        selection_bias: select minus test.
+    """
+
+    kind: Known[str] = None
+    recipe: Any = None
+    number: Known[Whole] = None
+    metric: Known[str] = None
+    test_sd: Known[float] = None
+    search_score: Known[float] = None
+    baselines: Several[Measured] = ()
+    comparisons: Several[Compared] = ()
+    hypervolume: Several[CoursePoint] = ()
+    selection_bias: Annotated[Known[float], BeforeValidator(_bias)] = None
+    interrupted: Flag = False
+    exhausted: Flag = False
+    out_of_time: Flag = False
+    notice: Known[str] = None
+    seconds: Known[float] = None
+
+
+class Limits(_Document):
+    """The budget in parameters."""
+
+    least: Known[float] = None
+    most: Known[float] = None
+
+
+class Planned(_Document):
+    """What the effort and the training plan say."""
+
+    trials: Known[Whole] = None
+    steps: Known[Whole] = None
+
+
+class Origin(_Document):
+    """Where the data come from; `stand_in_for` names what was asked for instead."""
+
+    stand_in_for: Known[str] = None
+
+
+class Data(_Document):
+    """The task."""
+
+    name: Known[str] = None
+    metric: Known[str] = None
+    rows: Known[dict[str, Whole]] = None
+    source: Table[Origin] = Origin()
+
+
+class Backbone(_Document):
+    """The backbone."""
+
+    parameters: Known[Whole] = None
+
+
+class Manifest(_Document):
+    """`manifest.json`: what a run is about."""
+
+    kind: Known[str] = None
+    created: Known[str] = None
+    task: Known[str] = None
+    model: Known[str] = None
+    budget: Known[str] = None
+    space: Known[str] = None
+    sampler: Known[str] = None
+    seed: Known[Whole] = None
+    notice: Known[str] = None
+    data: Table[Data] = Data()
+    backbone: Table[Backbone] = Backbone()
+    limits: Table[Limits] = Limits()
+    effort: Table[Planned] = Planned()
+    training: Table[Planned] = Planned()
+
+
+def read_result(table: Mapping[str, Any]) -> Result:
+    """What a `result.json` says."""
+    return Result.model_validate(dict(table))
+
+
+def read_manifest(table: Mapping[str, Any]) -> Manifest:
+    """What a `manifest.json` says."""
+    return Manifest.model_validate(dict(table))

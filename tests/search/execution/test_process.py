@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autopeft.search.execution import process
+from autopeft.search.execution.process import ProcessInfo, ProcessWatch, memory_text, oom_kills, peak_memory
+
+# A process that is nobody's child here: its parent lets the system reap it, as Ray's raylet does.
+PARENT = """
+import signal, subprocess, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import sys, os; sys.stdin.read(); os._exit(7)"], stdin=0)
+print(child.pid, flush=True)
+import time
+time.sleep(60)
+"""
+
+
+def _kernel() -> tuple[int, ...]:
+    return tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("how", ["kill", "leave"])
+def test_how_the_process_of_another_parent_ended(how: str) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        watch = ProcessWatch(replace(ProcessInfo.own(), pid=pid))
+        if how == "kill":
+            os.kill(pid, signal.SIGKILL)
+        else:
+            parent.stdin.close()
+        told = watch.ending()
+        if _kernel() >= (6, 15):
+            assert told == ("signal 9 (SIGKILL)" if how == "kill" else "exit status 7")
+        else:
+            assert told.startswith("not known: this system tells")
+    finally:
+        parent.kill()
+        parent.wait()
+
+
+def test_a_process_of_another_machine_is_not_taken_for_one_of_this() -> None:
+    elsewhere = replace(ProcessInfo.own(), space="another boot")
+    watch = ProcessWatch(elsewhere)
+    assert not watch.here
+    assert watch.ending() == "not known: the worker ran on another machine"
+    watch.close()
+
+
+def test_a_system_that_does_not_tell_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(process.os, "pidfd_open", raising=False)
+    watch = ProcessWatch(ProcessInfo.own())
+    assert watch.here
+    assert watch.ending().startswith("not known: this system tells the process's parent alone")
+
+
+def test_memory_is_measured_in_bytes() -> None:
+    status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    most = int(status["VmHWM"].split()[0]) << 10
+    assert peak_memory() == pytest.approx(most, rel=0.1)
+    assert memory_text(1_234_500_000) == "1,234 MB"
+    kills = oom_kills()
+    assert kills is None or kills >= 0
+
+
+def test_the_text_names_process_and_versions() -> None:
+    text = ProcessInfo.own().text()
+    assert f"process: {os.getpid()} on {os.uname().nodename}" in text
+    for package in ("python", "autopeft", "torch", "transformers", "ray"):
+        assert f"{package} " in text
