@@ -126,7 +126,10 @@ def test_files_that_it_names_exist() -> None:
     found = re.findall(rf"(?<![\w/.])((?:{folders})/[\w./<>]*[\w/])", text_of(PAGE))
     paths = [path.partition("<")[0].rpartition("/")[0] if "<" in path else path for path in found]
     assert len(paths) > 15
-    assert [path for path in paths if not (ROOT / path).exists()] == []
+    # Tests have the same folders as what they test; a folder of theirs may be the first thing to make.
+    mirrored = [path.replace("tests", "autopeft", 1) for path in paths]
+    there = [(ROOT / a).exists() or (ROOT / b).is_dir() for a, b in zip(paths, mirrored, strict=True)]
+    assert [path for path, exists in zip(paths, there, strict=True) if not exists] == []
 
 
 def test_a_method_is_attached_and_trained(take: Import, capsys: pytest.CaptureFixture[str]) -> None:
