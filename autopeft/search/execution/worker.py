@@ -4,36 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
 import os
-import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from autopeft.assets import ModelSource, dtype_of, load_tokenizer, map_weights, resolve_model
-from autopeft.errors import AutoPEFTError, DataError
-from autopeft.hybrid import Hybrid
-from autopeft.hybrid import load as load_hybrid
-from autopeft.recipe import Recipe
-from autopeft.search.core.jobs import FailureKind, Job, JobResult, Progress, ScoreJob, TrainJob
+from autopeft.errors import AutoPEFTError
+from autopeft.search.core.jobs import FailureKind, Job, JobResult, Progress, ScoreJob
 from autopeft.search.execution.model_transfer import local_source
 from autopeft.search.execution.process import memory_text
+from autopeft.search.execution.runners import JobContext, runner_of
 from autopeft.tasks.encode import EncodedTask, encode
 from autopeft.tasks.task import Task
-from autopeft.training import (
-    Checkpoint,
-    NonFiniteLoss,
-    TrainingPlan,
-    evaluate,
-    ran_out_of_memory,
-    run_trial,
-)
+from autopeft.training import NonFiniteLoss, TrainingPlan, ran_out_of_memory
 
 __all__ = ["WorkerSetup", "execute", "release", "run_job"]
 
@@ -206,84 +196,13 @@ def _failed(job: Job, error: str, failure: FailureKind) -> JobResult:
 
 
 def _run(setup: WorkerSetup, job: Job, on_step: Progress, should_stop: Callable[[], bool]) -> JobResult:
-    world = _world(setup)
-    if isinstance(job, ScoreJob):
-        return _test(world, setup, job)
-    if not isinstance(job, TrainJob):
-        raise TypeError(f"A worker cannot run a {type(job).__name__}.")
-    files: dict[str, bytes] = {}
-
     def step(number: int, loss: float) -> None:
         on_step(number, loss)
         if should_stop():
             raise _Stopped
 
-    def keep(hybrid: Hybrid, scores: Mapping[str, float]) -> None:
-        first = next(iter(scores.values()))
-        if job.keep_above is not None and first > job.keep_above:
-            files.update(_saved(hybrid))
-
-    plan = replace(setup.plan, steps=job.steps, seed=job.seed, train_share=job.share)
+    runner, world, plan = runner_of(job), _world(setup), setup.plan
     if job.attempt:
-        plan = replace(plan, micro_batch=micro_rows(setup.plan, job.attempt))
-    outcome = run_trial(
-        world.backbone(setup, setup.precision if job.kind == "trial" else "fp32"),
-        Recipe.from_dict(dict(job.recipe)),
-        world.data,
-        plan,
-        splits=job.splits,
-        on_step=step,
-        keep=keep,
-        until=job.until,
-        resume=_checkpoint(job),
-    )
-    scores = {k: float(v) for k, v in outcome.scores.items()}
-    bad = [f"{k}={v}" for k, v in scores.items() if not math.isfinite(v)]
-    if bad:
-        return _failed(job, f"The score is not finite: {', '.join(bad)}.", "non_finite")
-    if outcome.train.checkpoint is not None:
-        files = {"checkpoint": outcome.train.checkpoint.to_bytes()}
-    return JobResult(
-        job.id,
-        scores,
-        train_loss=outcome.train_loss,
-        counts=outcome.counts.to_dict(),
-        files=files,
-        paused=outcome.train.stopped == "paused",
-    )
-
-
-def _checkpoint(job: Job) -> Checkpoint | None:
-    """Where a paused trial goes on from; `None` (from the start) where its checkpoint is gone or damaged."""
-    data = (job.files or {}).get("checkpoint")
-    try:
-        return None if data is None else Checkpoint.from_bytes(data)
-    except DataError:
-        return None
-
-
-def _test(world: _World, setup: WorkerSetup, job: Job) -> JobResult:
-    """Score the saved hybrid that came with the job."""
-    if job.files is None:
-        return _failed(job, "The trained weights of this run are gone.", "failed")
-    with tempfile.TemporaryDirectory(prefix="autopeft-") as folder:
-        for name, data in job.files.items():
-            (Path(folder) / Path(name).name).write_bytes(data)
-        with load_hybrid(world.backbone(setup), folder) as hybrid:
-            scores = {
-                split: evaluate(
-                    hybrid.model,
-                    world.data.splits[split],  # type: ignore[index]  # a job names splits that tasks have
-                    setup.task.metric,
-                    batch_size=setup.plan.eval_batch_size,
-                    device=setup.plan.torch_device(),
-                )
-                for split in job.splits
-            }
-            return JobResult(job.id, scores, counts=hybrid.counts().to_dict())
-
-
-def _saved(hybrid: Hybrid) -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory(prefix="autopeft-") as folder:
-        hybrid.save(folder)
-        return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.is_file()}
+        plan = replace(plan, micro_batch=micro_rows(plan, job.attempt))
+    context = JobContext(setup.task, world.data, plan, setup.precision, partial(world.backbone, setup), step)
+    return runner(context, job)

@@ -277,7 +277,8 @@ def _code_hash() -> str:
     root = Path(__file__).parents[2]
     methods = Path(next(iter(importlib.import_module(_METHODS).__path__)))
     own = [p for p in root.rglob("*.py") if p.relative_to(root).parts[0] not in _OUTSIDE]
-    named = {p.relative_to(root).as_posix(): p for p in (*own, root / "search" / "execution" / "worker.py")}
+    trains = (root / "search" / "execution" / name for name in ("worker.py", "runners.py"))
+    named = {p.relative_to(root).as_posix(): p for p in (*own, *trains)}
     named |= {f"methods/{p.relative_to(methods).as_posix()}": p for p in methods.rglob("*.py")}
     digest = hashlib.sha256()
     for name, path in sorted(named.items()):

@@ -15,7 +15,7 @@ from support.saved_model import save_backbone, write_reviews
 
 from autopeft.assets import resolve_model
 from autopeft.search.core.jobs import JobResult, ScoreJob, TrainJob
-from autopeft.search.execution import worker
+from autopeft.search.execution import runners, worker
 from autopeft.search.execution.worker import WorkerSetup, execute
 from autopeft.tasks import load_task
 from autopeft.training import TrainingPlan
@@ -101,7 +101,7 @@ def test_memory_and_unknown_errors_are_results_and_reload_the_backbone(
             def explode(*args: Any, error: BaseException = error, **kwargs: Any) -> None:
                 raise error
 
-            patch.setattr(worker, "run_trial", explode)
+            patch.setattr(runners, "run_trial", explode)
             result = run(setup)
         assert result.failure == failure
         assert str(error) in str(result.error)
@@ -174,7 +174,7 @@ def test_non_finite_scores_are_failures(setup: WorkerSetup, monkeypatch: pytest.
     class Outcome:
         scores = {"select": math.nan}  # noqa: RUF012
 
-    monkeypatch.setattr(worker, "run_trial", lambda *a, **k: Outcome())
+    monkeypatch.setattr(runners, "run_trial", lambda *a, **k: Outcome())
     assert run(setup).failure == "non_finite"
 
 

@@ -1,0 +1,178 @@
+"""What is done for each type of job: a runner, found by the job's type.
+
+A strategy that needs another kind of work has a job type of its own and a runner in the same module, so that
+a worker that unpickles the job has imported the runner with it:
+
+```python
+@dataclass(frozen=True)
+class CountJob(Job):
+    '''Count the words.'''
+
+
+@runs(CountJob)
+def count(context: JobContext, job: CountJob) -> JobResult:
+    ...
+```
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from autopeft.errors import DataError, UsageError
+from autopeft.hybrid import Hybrid
+from autopeft.hybrid import load as load_hybrid
+from autopeft.recipe import Recipe
+from autopeft.search.core.jobs import Job, JobResult, Progress, ScoreJob, TrainJob
+from autopeft.tasks.encode import EncodedTask
+from autopeft.tasks.task import Task
+from autopeft.training import Checkpoint, TrainingPlan, evaluate, run_trial
+
+__all__ = ["JobContext", "JobRunner", "runner_of", "runs"]
+
+
+@dataclass(frozen=True)
+class JobContext:
+    """What a runner is given beside its job.
+
+    Attributes:
+        task, data: the rows, as they were read and as the backbone takes them.
+        plan: how to train; a job sets its own steps and seed. Of a job that ran out of memory before it takes
+            fewer rows at once.
+        precision: of the backbone in search trials; everything else is in fp32.
+        backbone: the backbone in a precision. It is kept for the next job, which has to find it as it was.
+        on_step: to be told the number of each training step and its loss; it leaves the runner, by an
+            exception that has to pass, once the search was stopped.
+    """
+
+    task: Task
+    data: EncodedTask
+    plan: TrainingPlan
+    precision: str
+    backbone: Callable[[str], Any]
+    on_step: Progress
+
+
+JobRunner = Callable[[JobContext, Any], JobResult]
+_RUNNERS: dict[type[Job], JobRunner] = {}
+_R = TypeVar("_R", bound=JobRunner)
+
+
+def runs(job_type: type[Job]) -> Callable[[_R], _R]:
+    """Decorator that makes a function `(context, job) -> JobResult` the runner of a type of jobs.
+
+    It also runs jobs of derived types that have no runner of their own. What it raises becomes the result of
+    its job; a `non_finite` result is to be returned where a score is not finite.
+
+    Raises:
+        UsageError: it is no type of jobs, or another function runs it already.
+    """
+    if not (isinstance(job_type, type) and issubclass(job_type, Job)):
+        raise UsageError(f"@runs takes a class derived from Job, but got {job_type!r}.")
+
+    def enter(runner: _R) -> _R:
+        there = _RUNNERS.get(job_type)
+        if there is not None and _name(there) != _name(runner):
+            raise UsageError(f"Jobs of the type {_name(job_type)} are run by {_name(there)} already.")
+        _RUNNERS[job_type] = runner
+        return runner
+
+    return enter
+
+
+def runner_of(job: Job) -> JobRunner:
+    """The runner of a job's type, or of the nearest type that it is derived from.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for kind in type(job).__mro__:
+        if kind in _RUNNERS:
+            return _RUNNERS[kind]
+    raise UsageError(
+        f"There is no runner for jobs of the type {_name(type(job))}: decorate one with "
+        f"@runs({type(job).__name__}) in the module that defines the type."
+    )
+
+
+def _name(thing: Any) -> str:
+    return f"{thing.__module__}.{thing.__qualname__}"
+
+
+@runs(TrainJob)
+def _train(context: JobContext, job: TrainJob) -> JobResult:
+    files: dict[str, bytes] = {}
+
+    def keep(hybrid: Hybrid, scores: Mapping[str, float]) -> None:
+        first = next(iter(scores.values()))
+        if job.keep_above is not None and first > job.keep_above:
+            files.update(_saved(hybrid))
+
+    outcome = run_trial(
+        context.backbone(context.precision if job.kind == "trial" else "fp32"),
+        Recipe.from_dict(dict(job.recipe)),
+        context.data,
+        replace(context.plan, steps=job.steps, seed=job.seed, train_share=job.share),
+        splits=job.splits,
+        on_step=context.on_step,
+        keep=keep,
+        until=job.until,
+        resume=_checkpoint(job),
+    )
+    scores = {k: float(v) for k, v in outcome.scores.items()}
+    bad = [f"{k}={v}" for k, v in scores.items() if not math.isfinite(v)]
+    if bad:
+        error = f"The score is not finite: {', '.join(bad)}."
+        return JobResult(job.id, error=error, failure="non_finite")
+    if outcome.train.checkpoint is not None:
+        files = {"checkpoint": outcome.train.checkpoint.to_bytes()}
+    return JobResult(
+        job.id,
+        scores,
+        train_loss=outcome.train_loss,
+        counts=outcome.counts.to_dict(),
+        files=files,
+        paused=outcome.train.stopped == "paused",
+    )
+
+
+def _checkpoint(job: Job) -> Checkpoint | None:
+    """Where a paused trial goes on from; `None` (from the start) where its checkpoint is gone or damaged."""
+    data = (job.files or {}).get("checkpoint")
+    try:
+        return None if data is None else Checkpoint.from_bytes(data)
+    except DataError:
+        return None
+
+
+@runs(ScoreJob)
+def _score(context: JobContext, job: ScoreJob) -> JobResult:
+    """Score the saved hybrid that came with the job."""
+    if job.files is None:
+        return JobResult(job.id, error="The trained weights of this run are gone.", failure="failed")
+    with tempfile.TemporaryDirectory(prefix="autopeft-") as folder:
+        for name, data in job.files.items():
+            (Path(folder) / Path(name).name).write_bytes(data)
+        with load_hybrid(context.backbone("fp32"), folder) as hybrid:
+            scores = {
+                split: evaluate(
+                    hybrid.model,
+                    context.data.splits[split],  # type: ignore[index]  # a job names splits that tasks have
+                    context.task.metric,
+                    batch_size=context.plan.eval_batch_size,
+                    device=context.plan.torch_device(),
+                )
+                for split in job.splits
+            }
+            return JobResult(job.id, scores, counts=hybrid.counts().to_dict())
+
+
+def _saved(hybrid: Hybrid) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory(prefix="autopeft-") as folder:
+        hybrid.save(folder)
+        return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.is_file()}
