@@ -37,6 +37,7 @@ from autopeft.graph import draw_text
 from autopeft.method import registry as methods
 from autopeft.recipe import Recipe
 from autopeft.runs.records import TrialRecord
+from autopeft.search.api import search
 from autopeft.search.controller.controller import Controller
 from autopeft.search.core.jobs import Job, JobResult
 from autopeft.search.optimization.samplers import SAMPLERS
@@ -263,6 +264,19 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
     model, data = save_backbone(tmp_path / "model"), write_reviews(tmp_path / "data.csv")
     return {"task": str(data), "model": str(model), "text": "body", "label": "verdict"}
+
+
+def test_a_search_with_a_strategy(take: Import, place: dict[str, Any], tmp_path: Path) -> None:
+    """From arguments to a result, with a job log for each of its trials."""
+    take("strategy")
+    result = search(
+        **place, budget="20%", space="lora", strategy="draws", trials=3, steps=4, confirm=1, confirm_seeds=1,
+        baselines="none", max_length=16, batch_size=8, workers=0, out=str(tmp_path / "run"),
+    )  # fmt: skip
+    assert result.confirmed
+    assert [(r.number, r.state) for r in result.trials] == [(i, "complete") for i in range(3)]
+    assert not (tmp_path / "run/journal.log").exists(), "that is the file of another strategy"
+    assert len(list((tmp_path / "run/logs").glob("trial-*.txt"))) == 3
 
 
 def test_a_kind_loads_rows_and_trains(take: Import, place: dict[str, Any], tmp_path: Path) -> None:
