@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -131,7 +133,8 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_counters_of_one_spec_share_and_the_last_few_specs_are_kept() -> None:
     specs = [replace(BERT) for _ in range(30)]
     assert parts_of(specs[0]) is parts_of(specs[0])
-    held = [parts_of(spec) for spec in specs]
-    assert len({id(p) for p in held}) == 30
-    assert len(parts._RECENT) <= parts._SPECS
-    assert parts_of(specs[-1]) is held[-1]
+    assert parts_of(specs[0]) is not parts_of(specs[1])
+    held = [weakref.ref(parts_of(spec)) for spec in specs]
+    gc.collect()
+    assert held[0]() is None
+    assert parts_of(specs[-1]) is held[-1]()

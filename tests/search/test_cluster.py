@@ -105,9 +105,7 @@ def test_the_end_of_ray_is_an_error_that_the_driver_survives(
     driver = drive(jobs=100, seconds=1.0, linger=75.0)
     driver.wait_for("done", 3)
     cluster.head.kill(part)
-    killed = time.time()
     (raised,) = driver.wait_for("raised", seconds=60)
-    assert raised["at"] - killed < 45
     assert raised["kind"] == "RayEndedError"
     assert "autopeft search --resume" in raised["text"]
     assert all(e["failure"] is None for e in driver.of("done")), "no job may be blamed for it"

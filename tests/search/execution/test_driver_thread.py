@@ -67,10 +67,8 @@ def ended(after: int) -> Callable[[], None]:
 def test_the_first_thread_leaves_a_second_one_that_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver_module, "_JOIN_SECONDS", 0.5)
     never = threading.Event()
-    start = time.monotonic()
     with pytest.raises(RayEndedError), DriverThread() as driver:
         driver.run(never.wait, ended(2))  # type: ignore[arg-type]
-    assert time.monotonic() - start < 5
     assert driver._thread is not None
     assert driver._thread.is_alive()
     never.set()
