@@ -13,6 +13,8 @@ import pytest
 import typer.main
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.samplers import RandomSampler
+from support.registries import keep
 from support.saved_model import save_backbone, write_reviews
 
 import autopeft.report.html.words as words
@@ -25,6 +27,7 @@ from autopeft.report.html.load import read_run
 from autopeft.runs.folder import RunFolder
 from autopeft.search.api import plan, search
 from autopeft.search.optimization.samplers import SAMPLERS
+from autopeft.search.optimization.samplers.registry import register
 from autopeft.search.optimization.successive_halving import FIDELITIES
 from autopeft.search.planning.arguments import OBJECTIVES, SearchArguments, SearchCall
 from autopeft.search.planning.prepare import prepare
@@ -142,7 +145,8 @@ def test_help_and_docstring_name_every_registered_choice(option: str, registered
 
 
 def test_a_sampler_that_is_registered_is_in_the_help_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SAMPLERS, "annealing", SAMPLERS["random"])
+    keep(monkeypatch, SAMPLERS)
+    register("annealing")(lambda context: RandomSampler(seed=context.seed))
     assert "annealing" in SearchCall.declared()["sampler"].help_text()
     assert SearchArguments(sampler="annealing").sampler == "annealing"
 
@@ -161,7 +165,7 @@ def test_signatures_hold_for_editors_and_checkers() -> None:
 
 def test_a_call_that_is_wrong_in_several_ways_says_so_at_once() -> None:
     with pytest.raises(UsageError) as caught:
-        search(taks="sst2", budget="lots", trials="3", workers=0)  # type: ignore[call-arg, arg-type]
+        search(taks="sst2", budget="lots", trials="3", workers=-1)  # type: ignore[call-arg, arg-type]
     said = str(caught.value).splitlines()
     assert len(said) == 4
     assert "search has no argument 'taks'. Did you mean 'task'" in str(caught.value)
