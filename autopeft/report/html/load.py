@@ -11,6 +11,7 @@ from autopeft.report.html.values import mapping, numbers, real, shown, whole
 from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import TrialRecord
 from autopeft.search.optimization.pareto import pareto_front
+from autopeft.search.strategies.registry import DEFAULT
 
 __all__ = ["Run", "Scored", "State", "read_run"]
 
@@ -56,6 +57,11 @@ class Run:
     def metric(self) -> str:
         data = mapping(self.manifest.get("data"))
         return shown(self.result.get("metric") or data.get("metric") or "score", 60)
+
+    @property
+    def strategy(self) -> str:
+        """What turned the space into candidates; runs from before there were several had the default."""
+        return shown(mapping(self.manifest.get("arguments")).get("strategy") or DEFAULT, 60)
 
     @property
     def complete(self) -> list[Mapping[str, Any]]:

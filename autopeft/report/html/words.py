@@ -13,6 +13,7 @@ from autopeft.report.html.values import mapping, real, shown, whole
 from autopeft.report.text import duration, mean_sd, number, percent, score
 from autopeft.search.planning.prepare import Arguments
 from autopeft.search.selection.contender import mean_sd as moments
+from autopeft.search.strategies.registry import DEFAULT
 
 __all__ = ["comparisons", "facts", "headline", "remarks", "reproduction"]
 
@@ -172,6 +173,7 @@ def facts(run: Run, unfinished: Iterable[Mapping[str, Any]] = ()) -> list[tuple[
         ),
         ("budget", budget),
         ("space", shown(m.get("space"), 200)),
+        ("strategy", "–" if run.strategy == DEFAULT else run.strategy),
         ("sampler", shown(m.get("sampler"), 40)),
         ("trials", trials),
         ("steps", number(real(_of(m, "training", "steps")))),
@@ -179,7 +181,7 @@ def facts(run: Run, unfinished: Iterable[Mapping[str, Any]] = ()) -> list[tuple[
         ("made", shown(m.get("created"), 60)),
         ("took", duration(real(r.get("seconds")))),
     ]
-    skip = ("budget", "space", "sampler", "trials") if run.fixed else ()
+    skip = ("budget", "space", "strategy", "sampler", "trials") if run.fixed else ()
     return [(k, v) for k, v in found if v != "–" and k not in skip]
 
 
@@ -211,7 +213,7 @@ def reproduction(run: Run) -> list[tuple[str, str]]:
     if run.result:
         use = f'autopeft export {where} -o winner\nautopeft predict {where} --text "…"'
         blocks.append(("Use what it found", use))
-    if not run.fixed:
+    if not run.fixed and run.folder.journal.exists():
         text = (
             f"cp {where}/journal.log study.log\noptuna-dashboard --storage-class JournalFileStorage study.log"
         )
