@@ -155,7 +155,7 @@ def _run(
         if should_stop():
             raise _Stopped
 
-    runner, world, plan = runner_of(job), _world(setup), setup.plan
+    runner, world, plan = runner_of(type(job)), _world(setup), setup.plan
     if job.attempt:
         plan = replace(plan, micro_batch=micro_rows(plan, job.attempt))
     context = JobContext(setup.task, world.data, plan, setup.precision, partial(world.backbone, setup), step)
