@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from autopeft.counting import Budget, Counts, count
     from autopeft.errors import AutoPEFTError, UsageError
     from autopeft.graph import CompositionGraph, build_graph
-    from autopeft.hybrid import Hybrid, Stack, attach, load, stack
+    from autopeft.hybrid import Hybrid, MultiHybrid, attach, attach_many, load
     from autopeft.method import get_method, method_names, register
     from autopeft.recipe import Recipe
     from autopeft.search.api import SearchResult, search
@@ -29,12 +29,13 @@ _HOMES = {
     "CompositionGraph": "graph",
     "Counts": "counting",
     "Hybrid": "hybrid",
+    "MultiHybrid": "hybrid",
     "Recipe": "recipe",
     "SearchResult": "search.api",
-    "Stack": "hybrid",
     "Task": "tasks",
     "UsageError": "errors",
     "attach": "hybrid",
+    "attach_many": "hybrid",
     "build_graph": "graph",
     "count": "counting",
     "get_method": "method",
@@ -43,7 +44,6 @@ _HOMES = {
     "method_names": "method",
     "register": "method",
     "spec_of": "backbones",
-    "stack": "hybrid",
 }
 
 __all__ = [
@@ -52,13 +52,14 @@ __all__ = [
     "CompositionGraph",
     "Counts",
     "Hybrid",
+    "MultiHybrid",
     "Recipe",
     "SearchResult",
-    "Stack",
     "Task",
     "UsageError",
     "__version__",
     "attach",
+    "attach_many",
     "build_graph",
     "count",
     "get_method",
@@ -68,7 +69,6 @@ __all__ = [
     "register",
     "search",
     "spec_of",
-    "stack",
 ]
 
 
