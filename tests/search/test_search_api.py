@@ -94,7 +94,7 @@ def test_a_search_end_to_end(arguments: dict[str, Any], capfd: pytest.CaptureFix
         "front.csv",
         "front.json",
     }
-    assert names == files | {"winner"}
+    assert names == files | {"winner", "logs"}
     assert Recipe.from_file(run.path / "recipe.yaml") == result.winner
     manifest = run.manifest()
     assert manifest["limits"] == {"least": least, "most": most}
