@@ -55,6 +55,11 @@ class CompositionGraph:
                 yield tree
                 stack[:0] = tree.children
 
+    def kind(self, name: str) -> str:
+        """The method of an entry, or the kind of a composition, by name."""
+        entry = self.entries.get(name)
+        return next(n.kind for n in self.nodes() if n.name == name) if entry is None else entry.method.name
+
     def leaves(self, tree: Tree) -> Iterator[Entry]:
         """The entries under a tree, in file order."""
         if isinstance(tree, Leaf):
@@ -137,16 +142,11 @@ class CompositionGraph:
             data["training"] = self._settings(tree.name, tree.kind)
         return data
 
-    def _settings(self, name: str, kind: str) -> list[float]:
-        """Learning rate and weight decay of an entry, a composition or the head."""
-        training = self.recipe.training
-        group = training.groups.get(name) or training.groups.get(kind)
-        rate = None if group is None else group.learning_rate
-        decay = None if group is None else group.weight_decay
-        return [
-            training.learning_rate if rate is None else rate,
-            training.weight_decay if decay is None else decay,
-        ]
+    def _settings(self, name: str, kind: str) -> list[Any]:
+        """Learning rate and weight decay of an entry, a composition or the head, then of parts, if any."""
+        section = self.recipe.training
+        parts = {part: section.settings(name, kind, part=part) for part in sorted(section.parts(name, kind))}
+        return [*section.settings(name, kind), *([parts] if parts else [])]
 
     def hash(self) -> str:
         """SHA-256 of the canonical structure."""
@@ -159,9 +159,7 @@ class CompositionGraph:
         """
         trees = sorted((self._canonical(t, training=True) for t in self.trees), key=canonical_json)
         section = self.recipe.training
-        shared = section.model_dump(
-            mode="json", exclude={"learning_rate", "weight_decay", "groups", "policies"}
-        )
+        shared = section.canonical(without=("learning_rate", "weight_decay"))
         policies = [[p.method, p.method_config().model_dump(mode="json")] for p in section.policies]
         data = [trees, shared, policies, self._settings("head", "head")]
         return hashlib.sha256(canonical_json(data).encode()).hexdigest()

@@ -13,7 +13,9 @@ from transformers import TrainerCallback
 
 from autopeft.errors import UsageError
 from autopeft.hybrid.events import finish, fire, loss_terms
+from autopeft.method import decay_targets
 from autopeft.recipe import Recipe
+from autopeft.recipe.optimizer import DEFAULT_OPTIMIZER
 
 __all__ = ["HybridCallback"]
 
@@ -36,7 +38,8 @@ class HybridCallback(TrainerCallback):
     """Fires `before_step`, `after_backward`, `after_step` and `finish` on a hybrid's modules.
 
     A callback cannot add to the Trainer's loss: where a module has loss terms, hand over `callback.loss`
-    too; where the recipe has learning rates or policies of its own, `optimizers=(hybrid.optimizer(), None)`.
+    too; where the recipe has learning rates, policies or an optimizer of its own, or weight decay on methods
+    that multiply, `optimizers=(hybrid.optimizer(), None)`.
     The Trainer clips gradients before `after_backward`, our own loop after it; methods that mask
     gradients see their norm counted with the masked part. Calibration (`hybrid.prepare`) comes before the
     Trainer, and what a module concludes (`module.conclude`) after it.
@@ -89,10 +92,14 @@ class HybridCallback(TrainerCallback):
         training, optimizer = self.hybrid.recipe.training, kwargs.get("optimizer")
         named = optimizer is not None and any("name" in g for g in optimizer.param_groups)
         own = any(hasattr(module, "parameter_groups") for module in self.hybrid.modules.values())
+        own = own or training.optimizer != DEFAULT_OPTIMIZER
+        if getattr(args, "weight_decay", 0.0) and decay_targets(self.hybrid.modules.values()):
+            own = True  # the Trainer would have them decay towards zero
         if (training.groups or training.policies or own) and not named:
             warnings.warn(
-                "This recipe has learning rates, policies or parameter groups of its own, and the Trainer's "
-                "optimizer knows none of them; pass `optimizers=(hybrid.optimizer(), None)`.",
+                "This recipe has an optimizer, decay, learning rates, policies or parameter groups of its "
+                "own, and the Trainer's optimizer knows none of them; pass "
+                "`optimizers=(hybrid.optimizer(), None)`.",
                 stacklevel=2,
             )
 

@@ -17,6 +17,7 @@ from autopeft.backbones import base_model_of, spec_of_model
 from autopeft.counting import Counts, count
 from autopeft.graph import CompositionGraph, build_graph
 from autopeft.hybrid.callback import HybridCallback
+from autopeft.hybrid.groups import groups_of
 from autopeft.hybrid.merging import fold, write
 from autopeft.hybrid.modules import (
     ROOT,
@@ -28,6 +29,7 @@ from autopeft.hybrid.modules import (
     refuse_attached,
     seeded,
 )
+from autopeft.hybrid.optimizer import build_optimizer
 from autopeft.hybrid.policies import apply_policies, refuse_idle
 from autopeft.hybrid.store import save as save_files
 from autopeft.injection import Injection, Part, new_token
@@ -202,52 +204,36 @@ class Hybrid:
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups: one for each entry and composition with parameters, or those of its module's own
-        `parameter_groups()`, and the head; dicts with `name`, `params`, `lr`, `weight_decay`.
+        `parameter_groups()`, parts that the recipe has a group for apart, and the head; dicts with `name`,
+        `params`, `lr`, `weight_decay`.
 
-        Settings come from the recipe's training section: a group named like the entry, else like its method,
-        else the section's own.
+        Settings come from the recipe's training section (see `autopeft.recipe.TrainingSection.settings`).
         """
-        groups = []
+        training, groups = self.recipe.training, list[dict[str, Any]]()
         for name, module in self._root.named_children():
-            parameters = [p for p in module.parameters() if p.requires_grad]
-            entry = self.graph.entries.get(name)
-            kind = entry.method.name if entry is not None else self._kind(name)
-            own: Callable[[], list[dict[str, Any]]] | None = getattr(module, "parameter_groups", None)
-            settings = self._settings(name, kind)
-            if own is not None:
-                for group in own():
-                    suffix = f".{group['name']}" if "name" in group else ""
-                    groups.append({**settings, **group, "name": f"{name}{suffix}"})
-            elif parameters:
-                groups.append({"name": name, "params": parameters, **settings})
+            groups += groups_of(name, self.graph.kind(name), module, training)
         head = self.head_parameters()
         if head:
-            groups.append({"name": "head", "params": head, **self._settings("head", "head")})
+            rate, decay = training.settings("head")
+            groups.append({"name": "head", "params": head, "lr": rate, "weight_decay": decay})
         return groups
 
-    def _kind(self, name: str) -> str:
-        return next(n.kind for n in self.graph.nodes() if n.name == name)
+    def optimizer(self, **options: Any) -> torch.optim.Optimizer:
+        """The recipe's optimizer over `parameter_groups()` after its policies, for a loop of one's own or
+        `transformers.Trainer(optimizers=(hybrid.optimizer(), None))`.
 
-    def _settings(self, name: str, kind: str) -> dict[str, float]:
-        training = self.recipe.training
-        found = training.groups.get(name) or training.groups.get(kind)
-        lr = found.learning_rate if found is not None else None
-        decay = found.weight_decay if found is not None else None
-        return {
-            "lr": training.learning_rate if lr is None else lr,
-            "weight_decay": training.weight_decay if decay is None else decay,
-        }
+        Multiplicative parameters decay towards the identity there too; clipping is up to the loop.
 
-    def optimizer(self, **options: Any) -> torch.optim.AdamW:
-        """AdamW over `parameter_groups()` after the recipe's policies, for a loop of one's own or
-        `transformers.Trainer(optimizers=(hybrid.optimizer(), None))`; options are AdamW's.
+        Args:
+            options: of the optimizer's class (by default `torch.optim.AdamW`), in place of the recipe's.
 
         Raises:
             UsageError: a policy finds nothing to act on.
         """
-        refuse_idle(self.parameter_groups(), self.recipe.training, self.modules)
-        groups = apply_policies(self.parameter_groups(), self.recipe.training, self.modules)
-        return torch.optim.AdamW(groups, **options)
+        training, modules = self.recipe.training, self.modules
+        refuse_idle(self.parameter_groups(), training, modules)
+        groups = apply_policies(self.parameter_groups(), training, modules)
+        return build_optimizer(groups, training.optimizer, modules.values(), **options)
 
     # Training
     # -------------------------------------------------------------------------------------------------

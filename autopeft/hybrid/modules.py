@@ -15,6 +15,7 @@ from autopeft.backbones import base_model_of
 from autopeft.composition import get_composition
 from autopeft.errors import UsageError
 from autopeft.graph import CompositionGraph
+from autopeft.hybrid.groups import check_parts
 from autopeft.method import check_module
 
 __all__ = [
@@ -60,6 +61,7 @@ def build_modules(graph: CompositionGraph) -> dict[str, nn.Module]:
 
     Raises:
         MethodError: a module has a member that nothing would call (see `check_module`).
+        RecipeError: the recipe has a group for a part that a module does not have.
     """
     modules: dict[str, nn.Module] = {}
     for name, entry in graph.entries.items():
@@ -68,6 +70,8 @@ def build_modules(graph: CompositionGraph) -> dict[str, nn.Module]:
     for node in graph.nodes():
         specs = [graph.child_spec(c) for c in node.children]
         modules[node.name] = get_composition(node.kind).build(specs, dict(node.options))
+    for name, module in modules.items():
+        check_parts(name, graph.kind(name), module, graph.recipe.training)
     return modules
 
 

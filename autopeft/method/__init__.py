@@ -24,6 +24,7 @@ from autopeft.method.contract import (
 from autopeft.method.lifecycle import Concludes, Ensembles, Merges, Objective, Posterior, Prepares, Resizes
 from autopeft.method.members import MEMBERS, Member, check_members, check_module, members_table
 from autopeft.method.modules import HookModule, KeyValueModule, PromptModule, WeightModule, WeightTarget
+from autopeft.method.optimization import DecayTarget, decay, decay_targets, no_such_part, part_names, parts_of
 from autopeft.method.phase import OuterStep, Phase, PhasePart
 from autopeft.method.registry import get_method, method_names, register, registered_method, reserve
 
@@ -32,6 +33,7 @@ __all__ = [
     "Call",
     "Concludes",
     "Context",
+    "DecayTarget",
     "Ensembles",
     "HookModule",
     "Injection",
@@ -55,9 +57,14 @@ __all__ = [
     "WeightTarget",
     "check_members",
     "check_module",
+    "decay",
+    "decay_targets",
     "get_method",
     "members_table",
     "method_names",
+    "no_such_part",
+    "part_names",
+    "parts_of",
     "register",
     "registered_method",
     "reserve",

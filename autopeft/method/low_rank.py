@@ -37,6 +37,7 @@ class LowRankMethod:
         rowwise=True,
     )
     size_field: ClassVar[str] = "rank"
+    part_names: ClassVar[tuple[str, ...]] = ("down", "up")
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -130,6 +130,21 @@ MEMBERS: tuple[Member, ...] = (
         "list[dict]",
     ),
     Member(
+        "parts",
+        "module",
+        "when the optimizer is built: what a recipe's groups may set apart by `entry.part`, without overlap",
+        (),
+        "dict of lists of Parameters",
+    ),
+    Member(
+        "decays",
+        "module",
+        "when the optimizer is built: the value that a parameter decays towards where it is not zero; None "
+        "where it does not decay",
+        (),
+        "dict[Parameter, float, Tensor or None]",
+    ),
+    Member(
         "up_parameters",
         "module",
         "by policies that treat the zero-initialised factor apart (LoRA+)",
@@ -197,6 +212,13 @@ MEMBERS: tuple[Member, ...] = (
         "true where a module that acts on activations alters weights too",
         None,
         "bool",
+    ),
+    Member(
+        "part_names",
+        "method",
+        "the parts that its modules may have (`parts`), for recipes to be checked before anything is built",
+        None,
+        "tuple of names",
     ),
     Member("traits", "method", "what it declares of itself", None, "Traits", "any"),
     Member("Config", "method", "its config's model", None, "MethodConfig", "any"),

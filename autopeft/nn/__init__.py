@@ -14,7 +14,7 @@ from autopeft.nn.nested_pair import NestedPair
 from autopeft.nn.per_site import PerSite
 from autopeft.nn.prompt_encoder import PromptEncoder, PromptRows
 from autopeft.nn.router import Router
-from autopeft.nn.scaled_maps import PrunedPairs, ScaledMaps, ScaledPairs
+from autopeft.nn.scaled_maps import PrunedPairs, ScaledMaps, ScaledPairs, down_and_up
 from autopeft.nn.seeds import generator_of
 from autopeft.nn.sensitivity import Sensitivity
 from autopeft.nn.sparse_delta import SparseDelta
@@ -46,6 +46,7 @@ __all__ = [
     "TensorDeltas",
     "Triplets",
     "UncertainPair",
+    "down_and_up",
     "fit_precision",
     "generator_of",
     "hypergradient",

@@ -14,11 +14,17 @@ from autopeft.spec import Site
 if TYPE_CHECKING:
     from autopeft.method import Call
 
-__all__ = ["PrunedPairs", "ScaledMaps", "ScaledPairs"]
+__all__ = ["PrunedPairs", "ScaledMaps", "ScaledPairs", "down_and_up"]
 
 _M = TypeVar("_M", bound=nn.Module)
 _P = TypeVar("_P", bound=LowRankPair)
 _Q = TypeVar("_Q", bound=PrunedPair)
+
+
+def down_and_up(module: nn.Module, up: list[nn.Parameter]) -> dict[str, list[nn.Parameter]]:
+    """The parts `up` and `down` (everything else) of a module of two factors."""
+    apart = {id(p) for p in up}
+    return {"down": [p for p in module.parameters() if id(p) not in apart], "up": up}
 
 
 class ScaledMaps(PerSite[_M]):
@@ -50,6 +56,10 @@ class ScaledPairs(ScaledMaps[_P]):
         """A (rank, in), B (out, rank) and s with s·B·A = ΔW."""
         pair = self[site]
         return pair.down(), pair.B, self.scale
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """The down factors (A, and what lies between the factors) and the up factors of all sites."""
+        return down_and_up(self, self.up_parameters())
 
     def up_parameters(self) -> list[nn.Parameter]:
         """B of every site, which is zero at init."""

@@ -6,12 +6,10 @@ from autopeft.recipe.library import recipe_names
 from autopeft.recipe.models import (
     CompositionItem,
     EntryItem,
-    GroupSection,
     Item,
     LayerBlock,
-    PolicyItem,
-    TrainingSection,
 )
+from autopeft.recipe.training import GroupSection, PolicyItem, TrainingSection
 
 __all__ = [
     "CompositionItem",

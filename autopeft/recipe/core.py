@@ -17,11 +17,12 @@ from autopeft.recipe.models import (
     EntryItem,
     Item,
     LayerBlock,
-    TrainingSection,
     entry_items,
 )
-from autopeft.recipe.parse import SCHEMA_VERSION, named_entries, read_fields
+from autopeft.recipe.names import named_entries
+from autopeft.recipe.parse import SCHEMA_VERSION, read_fields
 from autopeft.recipe.problems import Problems
+from autopeft.recipe.training import GroupSection, TrainingSection
 from autopeft.recipe.yaml_text import dump_yaml, read_text, read_yaml
 
 __all__ = ["EmptyRecipe", "EntryRef", "Recipe"]
@@ -171,11 +172,19 @@ class Recipe(BaseModel):
 
     def hash(self) -> str:
         """Hash of the structure and of how it trains."""
-        groups = self.training.groups
-        settings = [groups.get(e.name, groups.get(e.method)) for e in self._entries]
-        training = self.training.model_dump(mode="json", exclude={"groups", "policies"})
-        training["entries"] = [None if s is None else s.model_dump(mode="json") for s in settings]
-        training["head"] = groups["head"].model_dump(mode="json") if "head" in groups else None
+        section = self.training
+        training = section.canonical()
+        training["entries"] = [_dumped(section.group(e.name, e.method)) for e in self._entries]
+        training["head"] = _dumped(section.group("head"))
+        parts = [
+            {
+                part: _dumped(section.group(e.name, e.method, part=part))
+                for part in section.parts(e.name, e.method)
+            }
+            for e in self._entries
+        ]
+        if any(parts):
+            training["parts"] = parts
         training["policies"] = [
             [p.method, p.method_config().model_dump(mode="json")] for p in self.training.policies
         ]
@@ -184,6 +193,10 @@ class Recipe(BaseModel):
     def _structure(self) -> Any:
         blocks = [[block.at, block.stack, [_canonical(i) for i in block.attach]] for block in self.layers]
         return [blocks, [_canonical(i) for i in self.model]]
+
+
+def _dumped(group: GroupSection | None) -> Any:
+    return None if group is None else group.model_dump(mode="json")
 
 
 def _canonical(item: Item) -> Any:

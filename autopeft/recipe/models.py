@@ -1,4 +1,4 @@
-"""The parts of a recipe as frozen, strict data: items, layer blocks and the training section."""
+"""The parts of a recipe as frozen, strict data: items and layer blocks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ from autopeft.recipe.layers import At, normalise_at, resolve_layers
 __all__ = [
     "CompositionItem",
     "EntryItem",
-    "GroupSection",
     "Item",
     "LayerBlock",
-    "PolicyItem",
-    "TrainingSection",
+    "Part",
     "entry_items",
     "validate_config",
 ]
@@ -28,7 +26,9 @@ __all__ = [
 StackChoice = Literal["all", "encoder", "decoder"]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """Base of everything that a recipe consists of."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
@@ -43,7 +43,7 @@ def validate_config(method: str, config: dict[str, Any]) -> MethodConfig:
     return model.model_validate_json(json.dumps(config), strict=True)
 
 
-class EntryItem(_Part):
+class EntryItem(Part):
     """A method at its sites. `config` holds what the recipe says, defaults left out; `alias` is its `as:`."""
 
     method: str
@@ -61,7 +61,7 @@ class EntryItem(_Part):
         return {self.method: dict(self.config), "as": self.alias}
 
 
-class CompositionItem(_Part):
+class CompositionItem(Part):
     """Children that act together.
 
     `options` are complete (see `autopeft.composition.default_options`).
@@ -105,7 +105,7 @@ def entry_items(
             yield from entry_items(item.children, (*path, i))
 
 
-class LayerBlock(_Part):
+class LayerBlock(Part):
     """Items attached to some layers of some stacks."""
 
     at: At = "all"
@@ -130,58 +130,4 @@ class LayerBlock(_Part):
         if self.stack != "all":
             data["stack"] = self.stack
         data["attach"] = [item.to_data() for item in self.attach]
-        return data
-
-
-class GroupSection(_Part):
-    """Optimizer settings of one group; what is left out is taken from the training section."""
-
-    learning_rate: float | None = Field(default=None, gt=0, le=10)
-    weight_decay: float | None = Field(default=None, ge=0, le=1)
-
-
-class PolicyItem(_Part):
-    """A method that alters training only (LoRA+)."""
-
-    method: str
-    config: dict[str, Any] = Field(default_factory=dict)
-
-    def method_config(self) -> MethodConfig:
-        """The validated config, defaults filled in."""
-        return validate_config(self.method, self.config)
-
-    def to_data(self) -> Any:
-        return {self.method: dict(self.config)} if self.config else self.method
-
-
-class TrainingSection(_Part):
-    """How a recipe trains.
-
-    Attributes:
-        learning_rate: peak learning rate of every group that names none.
-        weight_decay: AdamW's, decoupled.
-        warmup: share of the steps with a rising learning rate.
-        schedule: what follows the warm-up.
-        max_grad_norm: gradients are clipped to this norm; 0 leaves them alone.
-        dropout: whether the backbone's own dropout acts.
-        groups: settings by entry name, method name or `head`.
-        policies: methods that alter training only.
-    """
-
-    learning_rate: float = Field(default=1e-3, gt=0, le=10)
-    weight_decay: float = Field(default=0.0, ge=0, le=1)
-    warmup: float = Field(default=0.06, ge=0, le=1)
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    max_grad_norm: float = Field(default=1.0, ge=0)
-    dropout: bool = False
-    groups: dict[str, GroupSection] = Field(default_factory=dict)
-    policies: tuple[PolicyItem, ...] = ()
-
-    def to_data(self) -> dict[str, Any]:
-        """What differs from the defaults, as it is written in a file."""
-        data = self.model_dump(mode="json", exclude_defaults=True, exclude={"policies", "groups"})
-        if self.groups:
-            data["groups"] = {k: g.model_dump(mode="json", exclude_none=True) for k, g in self.groups.items()}
-        if self.policies:
-            data["policies"] = [p.to_data() for p in self.policies]
         return data

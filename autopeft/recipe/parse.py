@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from torch import nn
 
 from autopeft.composition import (
     composition_names,
@@ -24,22 +23,19 @@ from autopeft.recipe.models import (
     EntryItem,
     Item,
     LayerBlock,
-    PolicyItem,
-    TrainingSection,
-    entry_items,
     validate_config,
 )
+from autopeft.recipe.names import check_groups, check_names
+from autopeft.recipe.optimizer import DEFAULT_OPTIMIZER, OPTIMIZERS, Optimizer
 from autopeft.recipe.problems import Path, Problems
+from autopeft.recipe.training import PolicyItem, TrainingSection
 from autopeft.spec import SITE_NAMES
 
 __all__ = [
     "SCHEMA_VERSION",
-    "check_groups",
     "check_keys",
-    "check_names",
     "kind_of",
     "migrate",
-    "named_entries",
     "read_fields",
     "read_item",
     "read_training",
@@ -49,11 +45,9 @@ SCHEMA_VERSION = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """`MIGRATIONS[n]` turns a tree of schema n into one of schema n + 1."""
 
-_MODULES = nn.ModuleDict()
-"""Entries become modules in one of these: what it has as an attribute can name none of them."""
-
 _TOP_KEYS = ("autopeft", "name", "reference", "layers", "model", "training")
 _BLOCK_KEYS = ("at", "stack", "attach")
+_READ_APART = ("policies", "optimizer")
 _MOST_COPIES = 64
 _LEVEL_PLACE = {
     "layers": "under 'layers:', in a block's 'attach:'",
@@ -373,56 +367,6 @@ def _known_keys(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[str, ...]
     return tuple(f.alias or name for name, f in model.model_fields.items())
 
 
-def check_names(places: list[Path], fields: dict[str, Any], problems: Problems) -> None:
-    """Report aliases that collide, or that would be mistaken for something else."""
-    seen: set[str] = set()
-    automatic = {
-        name for name, item in named_entries(fields["layers"], fields["model"]) if item.alias is None
-    }
-    for path, item in _aliased(fields["layers"], fields["model"], places):
-        alias = str(item.alias)
-        if alias in seen or alias in automatic:
-            problems.add(path, f"the name {alias!r} is taken by another entry; choose another after 'as:'.")
-        elif alias == "head" or is_composition(alias) or alias in method_names():
-            problems.add(path, f"{alias!r} already means something else; choose another name after 'as:'.")
-        elif hasattr(_MODULES, alias):
-            problems.add(path, f"{alias!r} is a name that torch uses itself; choose another after 'as:'.")
-        seen.add(alias)
-
-
-def _aliased(
-    blocks: tuple[LayerBlock, ...], model: tuple[Item, ...], places: list[Path]
-) -> list[tuple[Path, Item]]:
-    found: list[tuple[Path, Item]] = []
-
-    def walk(items: tuple[Item, ...], path: Path) -> None:
-        for i, item in enumerate(items):
-            if item.alias is not None:
-                found.append(((*path, i, "as"), item))
-            if isinstance(item, CompositionItem):
-                walk(item.children, (*path, i, item.kind))
-
-    for block, path in zip(blocks, places, strict=False):
-        walk(block.attach, path)
-    walk(model, ("model",))
-    return found
-
-
-def named_entries(blocks: Iterable[LayerBlock], model: tuple[Item, ...]) -> list[tuple[str, EntryItem]]:
-    """Entries in file order with their names: the alias, or the method, then `method_2`, `method_3`, …"""
-    counts: dict[str, int] = {}
-    named = []
-    groups = [*(block.attach for block in blocks), model]
-    for _, item in (pair for items in groups for pair in entry_items(items)):
-        if item.alias is not None:
-            named.append((item.alias, item))
-            continue
-        counts[item.method] = counts.get(item.method, 0) + 1
-        n = counts[item.method]
-        named.append((item.method if n == 1 else f"{item.method}_{n}", item))
-    return named
-
-
 def read_training(tree: Mapping[str, Any], problems: Problems) -> TrainingSection:
     """The `training:` section of a recipe's tree."""
     body = tree.get("training")
@@ -436,25 +380,35 @@ def read_training(tree: Mapping[str, Any], problems: Problems) -> TrainingSectio
         _policy(p, (*path, "policies", i), problems)
         for i, p in enumerate(_list(body, "policies", path, problems))
     ]
+    read = {"policies": tuple(p for p in policies if p is not None)}
+    optimizer = _optimizer(body.get("optimizer"), (*path, "optimizer"), problems)
     section = TrainingSection()
     try:
-        plain = TrainingSection.model_validate({k: v for k, v in body.items() if k != "policies"})
-        section = plain.model_copy(update={"policies": tuple(p for p in policies if p is not None)})
+        plain = TrainingSection.model_validate({k: v for k, v in body.items() if k not in _READ_APART})
+        section = plain.model_copy(update={**read, "optimizer": optimizer})
     except ValidationError as error:
         _add_validation(error, path, "'training'", TrainingSection, problems)
     return section
 
 
-def check_groups(fields: dict[str, Any], problems: Problems) -> None:
-    """Report groups of the training section that name neither an entry nor a method of one, nor the head."""
-    named = named_entries(fields["layers"], fields["model"])
-    known = {"head", *(name for name, _ in named), *(item.method for _, item in named)}
-    for group in fields["training"].groups:
-        if group not in known:
-            problems.add(
-                ("training", "groups", group),
-                f"no entry is called {group!r}.{near(group, known)} There are: {', '.join(sorted(known))}.",
-            )
+def _optimizer(tree: Any, path: Path, problems: Problems) -> Optimizer:
+    """The `optimizer:` of a training section."""
+    if tree is None:
+        return DEFAULT_OPTIMIZER
+    if not isinstance(tree, dict):
+        problems.add(path, f"'optimizer' is a mapping, but got {kind_of(tree)}; write {{name: adamw, …}}.")
+        return DEFAULT_OPTIMIZER
+    name = tree.get("name", DEFAULT_OPTIMIZER.name)
+    model = OPTIMIZERS.get(name) if isinstance(name, str) else None
+    if model is None:
+        hint = near(str(name), OPTIMIZERS)
+        problems.add((*path, "name"), f"there is no optimizer {name!r}.{hint} Take {', '.join(OPTIMIZERS)}.")
+        return DEFAULT_OPTIMIZER
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        _add_validation(error, path, f"the optimizer {name!r}", model, problems)
+    return DEFAULT_OPTIMIZER
 
 
 def _policy(tree: Any, path: Path, problems: Problems) -> PolicyItem | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from autopeft.errors import DataError
 from autopeft.hybrid import Hybrid
+from autopeft.recipe.optimizer import DEFAULT_OPTIMIZER
 from autopeft.training.modes import generator_state, restore_generator
 from autopeft.training.optimizer import PhaseOptimizer
 
@@ -34,6 +35,7 @@ class Checkpoint:
         losses: of each step taken.
         micro_rows: rows at once that memory had sufficed for.
         share, since: of the training rows, and the step from which that share was drawn from.
+        optimizer: the name of the optimizer whose state it holds.
     """
 
     tensors: Mapping[str, Tensor]
@@ -41,6 +43,7 @@ class Checkpoint:
     micro_rows: int
     share: float = 1.0
     since: int = 0
+    optimizer: str = "adamw"
 
     @property
     def step(self) -> int:
@@ -61,14 +64,15 @@ class Checkpoint:
         """Copy what the rest of the training depends on."""
         found = {f"module.{k}": v for k, v in hybrid.root.state_dict().items()}
         found.update({f"head.{k}": v for k, v in hybrid.head().items()})
-        for i, state in optimizer.adamw.state_dict()["state"].items():
-            found.update({f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items()})
+        for i, state in optimizer.inner.state_dict()["state"].items():
+            kept = {k: v for k, v in state.items() if v is not None}
+            found.update({f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in kept.items()})
         cpu, cuda = generator_state(device)
         found["generator.cpu"] = cpu
         if cuda is not None:
             found["generator.cuda"] = cuda
         copied = {k: v.detach().cpu().contiguous().clone() for k, v in found.items()}
-        return cls(copied, tuple(losses), micro_rows, share, since)
+        return cls(copied, tuple(losses), micro_rows, share, since, optimizer.training.optimizer.name)
 
     def to_bytes(self) -> bytes:
         """One safetensors file; equal states give equal bytes."""
@@ -78,7 +82,10 @@ class Checkpoint:
             "micro_rows": self.micro_rows,
             "share": self.share,
             "since": self.since,
+            "optimizer": self.optimizer,
         }
+        if self.optimizer == DEFAULT_OPTIMIZER.name:
+            del meta["optimizer"]  # as checkpoints have been from the first
         return save(dict(self.tensors), metadata={_META: json.dumps(meta)})
 
     @classmethod
@@ -93,7 +100,9 @@ class Checkpoint:
             length = int.from_bytes(data[:8], "little")
             meta = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_META])
             losses = tuple(float(x) for x in meta["losses"])
-            found = cls(tensors, losses, int(meta["micro_rows"]), float(meta["share"]), int(meta["since"]))
+            share, since = float(meta["share"]), int(meta["since"])
+            name = str(meta.get("optimizer", DEFAULT_OPTIMIZER.name))
+            found = cls(tensors, losses, int(meta["micro_rows"]), share, since, name)
         except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"This is not the checkpoint of a training: {error}.") from error
         if meta.get("format") != _FORMAT or found.micro_rows < 1 or not all(map(math.isfinite, losses)):
@@ -115,24 +124,33 @@ class Checkpoint:
         """Put a new optimizer over the same parameters, and the random generators, where they were.
 
         Raises:
-            DataError: the optimizer is over other parameters.
+            DataError: the optimizer is another, or over other parameters.
         """
-        now = optimizer.adamw.state_dict()
+        name: str = optimizer.training.optimizer.name
+        if name != self.optimizer:
+            raise DataError(f"This checkpoint's optimizer is {self.optimizer}, but the recipe's is {name}.")
+        now = optimizer.inner.state_dict()
         state: dict[int, dict[str, Any]] = {}
         for key, value in self._part("optimizer.").items():
             index, _, name = key.partition(".")
             # The optimizer keeps what it is given and writes into it.
             state.setdefault(int(index), {})[name] = value.clone()
         if any(
-            i >= len(optimizer.parameters) or s["exp_avg"].shape != optimizer.parameters[i].shape
+            i >= len(optimizer.parameters) or not _belongs(s, optimizer.parameters[i].shape)
             for i, s in state.items()
         ):
             raise DataError("This checkpoint's optimizer has seen other parameters than there are here.")
-        optimizer.adamw.load_state_dict({"state": state, "param_groups": now["param_groups"]})
+        optimizer.inner.load_state_dict({"state": state, "param_groups": now["param_groups"]})
         restore_generator((self.tensors["generator.cpu"], self.tensors.get("generator.cuda")), device)
 
     def _part(self, prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+
+def _belongs(state: Mapping[str, Tensor], shape: torch.Size) -> bool:
+    """Whether an optimizer's state is of a parameter of this shape: all of it, or its rows and columns."""
+    fitting = {tuple(shape), tuple(shape[:-1]), (*shape[:-2], *shape[-1:]), ()}
+    return all(tuple(value.shape) in fitting for value in state.values())
 
 
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor | nn.Parameter], what: str) -> None:

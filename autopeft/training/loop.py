@@ -1,4 +1,4 @@
-"""The training loop: phases of AdamW steps over a hybrid's parameter groups, with its modules' events."""
+"""The training loop: phases of optimizer steps over a hybrid's parameter groups, with its modules' events."""
 
 from __future__ import annotations
 
@@ -212,7 +212,8 @@ class _Run:
         everything = self.hybrid.parameter_groups()
         # Policies may rename what they split off, so they act on groups that are already chosen.
         groups = trained_groups(phase, owner, everything)
-        optimizer = PhaseOptimizer(apply_policies(groups, training, self.hybrid.modules), training, steps)
+        groups = apply_policies(groups, training, self.hybrid.modules)
+        optimizer = PhaseOptimizer(groups, training, steps, self.hybrid.modules.values())
         modules = trained_modules(phase, owner, self.hybrid.modules)
         patience = self.plan.patience
         buffers = [b for module in modules for b in module.buffers()]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
+from autopeft.hybrid.optimizer import FUSED, build_optimizer
 from autopeft.recipe import TrainingSection
 from autopeft.training.errors import NonFiniteLoss
 from autopeft.training.schedule import factor, warmup_steps
@@ -16,46 +16,62 @@ __all__ = ["PhaseOptimizer"]
 
 
 class PhaseOptimizer:
-    """AdamW over groups, each at its own rate times the schedule's factor."""
+    """The recipe's optimizer over groups, each at its own rate times the schedule's factor.
 
-    def __init__(self, groups: Sequence[dict[str, Any]], training: TrainingSection, steps: int) -> None:
+    Attributes:
+        inner: the optimizer itself.
+        parameters: everything that it trains, in its own order.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[dict[str, Any]],
+        training: TrainingSection,
+        steps: int,
+        modules: Iterable[nn.Module] = (),
+    ) -> None:
         groups = [g for g in groups if g["params"]]
         self.training = training
         self.steps = steps
         self.warmup = warmup_steps(training.warmup, steps)
-        self.base_rates = [float(g["lr"]) for g in groups]
-        self.parameters = [p for g in groups for p in g["params"]]
-        self.adamw = torch.optim.AdamW([dict(g) for g in groups], fused=True)
+        options = {"fused": True} if training.optimizer.name in FUSED else {}
+        self.inner = build_optimizer(groups, training.optimizer, modules, **options)
+        self.base_rates = [float(g["lr"]) for g in self.inner.param_groups]
+        self.parameters: list[nn.Parameter] = [p for g in self.inner.param_groups for p in g["params"]]
+        self._clipped = [self.parameters]
+        if training.optimizer.clip == "group":
+            self._clipped = [list(g["params"]) for g in groups]
 
     def schedule(self, step: int) -> None:
         """Set every group's learning rate for `step` (0-based in the phase)."""
         scale = factor(self.training.schedule, step, self.steps, self.warmup)
-        for group, rate in zip(self.adamw.param_groups, self.base_rates, strict=True):
+        for group, rate in zip(self.inner.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * scale
 
     @property
     def highest_rate(self) -> float:
         """The highest learning rate of any group at present."""
-        return max(float(g["lr"]) for g in self.adamw.param_groups)
+        return max(float(g["lr"]) for g in self.inner.param_groups)
 
     @property
     def rates(self) -> list[float]:
         """The present learning rate of each parameter."""
-        return [float(g["lr"]) for g in self.adamw.param_groups for _ in g["params"]]
+        return [float(g["lr"]) for g in self.inner.param_groups for _ in g["params"]]
 
     def zero_grad(self) -> None:
-        self.adamw.zero_grad(set_to_none=True)
+        self.inner.zero_grad(set_to_none=True)
 
     def clip(self, step: int) -> None:
-        """Scale all gradients together to the recipe's norm; zero leaves them alone.
+        """Scale the gradients down to the recipe's norm, together or each group's; zero leaves them alone.
 
         Raises:
-            NonFiniteLoss: the gradient's norm is NaN or infinite.
+            NonFiniteLoss: the norm of some gradient is NaN or infinite.
         """
         limit = self.training.max_grad_norm or float("inf")
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
-        if not norm < float("inf"):
-            raise NonFiniteLoss("gradient's norm", norm, step + 1, self.highest_rate)
+        for parameters in self._clipped:
+            norm = float(nn.utils.clip_grad_norm_(parameters, limit))
+            if not norm < float("inf"):
+                raise NonFiniteLoss("gradient's norm", norm, step + 1, self.highest_rate)
 
     def step(self) -> None:
-        self.adamw.step()
+        self.inner.step()

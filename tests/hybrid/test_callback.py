@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -213,3 +214,26 @@ def test_rates_of_the_recipe_reach_the_trainer_or_it_says_so() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         callback.on_train_begin(None, state, control, optimizer=hybrid.optimizer())
+
+
+@pytest.mark.parametrize(
+    ("method", "training", "decay", "warns"),
+    [
+        ("lora", {"optimizer": {"name": "sgd"}}, 0.0, True),
+        ("lora", {"optimizer": {"epsilon": 1e-6}}, 0.0, True),
+        ("ia3", {}, 0.1, True),  # the Trainer's own decay would pull the factors to zero
+        ("ia3", {}, 0.0, False),
+        ("lora", {}, 0.1, False),
+    ],
+)
+def test_the_trainer_is_told_of_an_optimizer_and_of_decay_of_its_own(
+    method: str, training: dict[str, Any], decay: float, warns: bool
+) -> None:
+    recipe = Recipe.from_dict({"name": "x", "layers": [{"attach": [method]}], "training": training})
+    hybrid = attach(tiny_bert(), recipe, seed=0)
+    args: Any = SimpleNamespace(weight_decay=decay)
+    theirs = torch.optim.AdamW(hybrid.trainable_parameters())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        hybrid.callback().on_train_begin(args, TrainerState(), TrainerControl(), optimizer=theirs)
+    assert any("hybrid.optimizer" in str(w.message) for w in caught) == warns

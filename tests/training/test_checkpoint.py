@@ -41,9 +41,34 @@ def biased() -> Any:
     return model
 
 
+OPTIMIZERS: dict[str, dict[str, object]] = {
+    "adamw": {"betas": [0.9, 0.98], "epsilon": 1e-6, "clip": "group"},
+    "adam": {"name": "adam"},
+    "sgd": {"name": "sgd"},
+    "momentum": {"name": "sgd", "momentum": 0.9, "nesterov": True},
+    "adafactor": {"name": "adafactor"},
+    "adafactor-scaled": {"name": "adafactor", "scale_parameter": True},
+}
+
+
+def optimized(name: str) -> Recipe:
+    """Methods that multiply, that add and that do both, with decay and a part at a rate of its own."""
+    return Recipe.from_dict(
+        {
+            "name": name,
+            "layers": [{"attach": ["ia3", "dora", {"lora": {"rank": 2}}, "dylora"]}],
+            "training": {
+                "learning_rate": 1e-2, "weight_decay": 0.1, "optimizer": OPTIMIZERS[name],
+                "groups": {"lora.up": {"learning_rate": 2e-2}},
+            },
+        }
+    )  # fmt: skip
+
+
 # Trainings in stages can only be started anew.
 STAGED = ("periodic-lora", "autolora")
 ALL.update({case: recipe_of(case) for case in CASES})
+ALL.update({f"by {name}": optimized(name) for name in OPTIMIZERS})
 
 
 @pytest.mark.parametrize("name", STAGED)
@@ -112,6 +137,16 @@ def test_a_checkpoint_of_another_recipe_is_refused_and_the_model_is_as_before() 
     with pytest.raises(DataError, match="does not fit the head"):
         run_trial(tiny_bert(num_labels=3), ALL["lora"], encoded_task(), PLAN, resume=kept)
     assert_same_state(model, before)
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused() -> None:
+    model, data = tiny_bert(), encoded_task()
+    kept = run_trial(model, optimized("adafactor"), data, PLAN, until=3).train.checkpoint
+    assert kept is not None
+    read = Checkpoint.from_bytes(kept.to_bytes())
+    assert read.optimizer == "adafactor"
+    with pytest.raises(DataError, match="optimizer is adafactor, but the recipe's is sgd"):
+        run_trial(model, optimized("sgd"), data, PLAN, resume=read)
 
 
 def test_pauses_that_make_no_sense_are_refused() -> None:

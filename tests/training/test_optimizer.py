@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.training import Bag, FakeHybrid, encoded_task, tiny_bert
 from torch import nn
+from transformers.optimization import Adafactor
 
 from autopeft.errors import UsageError
 from autopeft.hybrid import attach
@@ -31,10 +32,10 @@ def test_each_group_keeps_its_rate_under_the_schedule() -> None:
     seen = []
     for step in range(4):
         optimizer.schedule(step)
-        seen.append([group["lr"] for group in optimizer.adamw.param_groups])
+        seen.append([group["lr"] for group in optimizer.inner.param_groups])
     factors = [1 / 3, 2 / 3, 1.0, 0.5]
     assert seen == [pytest.approx([0.1 * f, 0.004 * f]) for f in factors]
-    assert [group["weight_decay"] for group in optimizer.adamw.param_groups] == [0.0, 0.1]
+    assert [group["weight_decay"] for group in optimizer.inner.param_groups] == [0.0, 0.1]
     assert optimizer.highest_rate == pytest.approx(0.05)
     assert optimizer.rates == pytest.approx([0.05, 0.002])
     assert len(optimizer.rates) == len(optimizer.parameters)
@@ -50,6 +51,70 @@ def test_clipping_is_over_all_groups_together(limit: float, expected: list[float
     optimizer.clip(0)
     grads = [float(p.grad) for p in parameters if p.grad is not None]
     assert grads == pytest.approx(expected, rel=1e-4)
+
+
+def test_clipping_by_group_limits_each_for_itself() -> None:
+    parameters = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    shared = [{"name": "ab", "params": parameters[:2], "lr": 1.0, "weight_decay": 0.1}]
+    groups = [*shared, {"name": "c", "params": parameters[2:], "lr": 1.0}]
+    optimizer = PhaseOptimizer(groups, section(max_grad_norm=1.0, optimizer={"clip": "group"}), 1)
+    for parameter, value in zip(parameters, ([3.0, 0.0], [0.0, 4.0], [0.3, 0.4]), strict=True):
+        parameter.grad = torch.tensor(value)
+    optimizer.clip(0)
+    grads = [p.grad.tolist() for p in parameters if p.grad is not None]
+    assert grads == [pytest.approx(g, rel=1e-4) for g in ([0.6, 0.0], [0.0, 0.8], [0.3, 0.4])]
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({}, torch.optim.AdamW),
+        ({"name": "adam"}, torch.optim.Adam),
+        ({"name": "sgd", "momentum": 0.9}, torch.optim.SGD),
+        ({"name": "adafactor"}, Adafactor),
+    ],
+)
+def test_the_loop_takes_the_recipe_s_optimizer(options: dict[str, Any], kind: type[Any]) -> None:
+    parameter = nn.Parameter(torch.ones(1))
+    group = {"name": "a", "params": [parameter], "lr": 0.1, "weight_decay": 0.0}
+    assert type(PhaseOptimizer([group], section(optimizer=options), 1).inner) is kind
+
+
+def test_rates_and_parameters_stay_together_where_decay_divides_a_group() -> None:
+    recipe = Recipe.from_dict(
+        {
+            "layers": [{"attach": ["mov"]}],
+            "training": {"weight_decay": 0.1, "groups": {"mov": {"learning_rate": 0.5}}},
+        }
+    )
+    with attach(tiny_bert(), recipe, seed=0) as hybrid:
+        groups, modules = hybrid.parameter_groups(), hybrid.modules
+        optimizer = PhaseOptimizer(groups, recipe.training, 4, modules.values())
+        optimizer.schedule(0)
+        rates = {id(p): r for p, r in zip(optimizer.parameters, optimizer.rates, strict=True)}
+        own = {id(p) for p in modules["mov"].parameters()}
+        assert len(optimizer.inner.param_groups) == len(groups) + 1
+        assert rates == {id(p): 0.5 if id(p) in own else 1e-3 for p in hybrid.trainable_parameters()}
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "adafactor"])
+def test_a_training_with_zero_gradients_leaves_ia3_at_one(name: str) -> None:
+    """The head starts at zero, so that nothing behind it has a gradient but zero."""
+    model = tiny_bert()
+    nn.init.zeros_(model.classifier.weight)
+    training = {
+        "learning_rate": 0.1, "weight_decay": 0.5, "optimizer": {"name": name},
+        "groups": {"head": {"learning_rate": 1e-12, "weight_decay": 0.0}},
+    }  # fmt: skip
+    recipe = Recipe.from_dict({"layers": [{"attach": ["ia3"]}], "training": training})
+    with attach(model, recipe, seed=0) as hybrid:
+        with torch.no_grad():
+            for factor in hybrid.modules["ia3"].parameters():
+                factor.fill_(2.0)
+        model.classifier.weight.register_hook(torch.zeros_like)
+        train(hybrid, encoded_task(), TrainingPlan(steps=30, device="cpu"))
+        reached = torch.cat([f.detach().flatten() for f in hybrid.modules["ia3"].parameters()])
+    assert bool(((reached > 1.0) & (reached < 1.6)).all())
 
 
 def test_a_gradient_that_is_not_finite_is_told() -> None:

@@ -12,7 +12,8 @@ from autopeft.counting import count
 from autopeft.errors import CompositionError, MethodError, RecipeError, SiteError, near
 from autopeft.graph import Memo
 from autopeft.recipe import CompositionItem, EmptyRecipe, Item, LayerBlock, Recipe
-from autopeft.recipe.parse import check_groups, check_names, read_item, read_training
+from autopeft.recipe.names import check_groups, check_names
+from autopeft.recipe.parse import read_item, read_training
 from autopeft.recipe.problems import Problems
 from autopeft.search.space.compiler import BlockTemplate, ItemTemplate, Templates
 from autopeft.search.space.expressions import ABSENT, Context, Node, Ref, Slot

@@ -19,6 +19,7 @@ from autopeft.recipe import (
 from autopeft.search.space.bound import BoundSpace, Unit
 from autopeft.search.space.counting import counter_of
 from autopeft.search.space.encoding import Encoder, encoder_of
+from autopeft.search.space.expressions import Mapped
 from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.parameters import Parameter
 from autopeft.search.space.repair import smallest
@@ -95,7 +96,9 @@ class _Descent:
         self._counter = counter_of(self._bound)
         self._left = _EVALUATIONS
         self._known: dict[int, list[dict[str, Any]]] = {}
-        numbers = sorted(set(_numbers(wanted)))[:_NUMBERS]
+        training = self._bound.templates.training
+        varies = isinstance(training, Mapped) and "optimizer" in training.nodes
+        numbers = sorted(set(_numbers(wanted, varies)))[:_NUMBERS]
         found = {p.name: _candidates(p, numbers) for p in self._bound.parameters}
         self._choices = {name: choices for name, choices in found.items() if len(choices) > 1}
 
@@ -243,10 +246,14 @@ def _candidates(p: Parameter, numbers: Sequence[float]) -> list[Any]:
     return sorted({round(min(max(x, low), high)) for x in (*numbers, *grid)})
 
 
-def _numbers(bag: PlacementBag) -> Iterator[float]:
-    """Every number of a recipe's training section and configurations."""
+def _numbers(bag: PlacementBag, optimizer: bool) -> Iterator[float]:
+    """Every number of a recipe's training section and configurations, of its `optimizer` where it varies."""
     training = bag.training
     for kind in chain((c[0] for c in bag.placements), (training.shared, *training.policies)):
-        yield from (n for value in kind.config.values() if (n := as_number(value)) is not None)
+        for key, value in kind.config.items():
+            number = as_number(value)
+            apart = kind is training.shared and key in training.optimizer
+            if number is not None and (optimizer or not apart):
+                yield number
     for settings in (training.head, *(c[1] for c in bag.placements)):
-        yield from settings or ()
+        yield from () if settings is None else settings.numbers()

@@ -46,8 +46,21 @@ _LEAST = 1e-6  # between numbers that differ, however little
 _PAIRS = 64  # placements and pairs of them that count as one more evaluation
 
 
-Settings = tuple[float, float]
-"""Learning rate and weight decay."""
+class Settings(NamedTuple):
+    """Learning rate and weight decay, and those of the parts that have a group of their own, by name."""
+
+    rate: float
+    decay: float
+    parts: tuple[tuple[str, float, float], ...] = ()
+
+    def of(self, part: str) -> tuple[float, float]:
+        """Of a part, or of the whole where it has no group of its own."""
+        return next(((rate, decay) for name, rate, decay in self.parts if name == part), self[:2])
+
+    def numbers(self) -> Iterator[float]:
+        """All rates and decays."""
+        yield from self[:2]
+        yield from (value for _, *values in self.parts for value in values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +109,9 @@ class Training:
     def __init__(self, section: TrainingSection, *, numbered: bool) -> None:
         self._section, self._numbered = section, numbered
         self._settled: Memo[Piece, list[Settled]] = Memo(_MEMO)
-        outside = {"learning_rate", "weight_decay", "groups", "policies"}
-        self.shared = Component("training", section.model_dump(mode="json", exclude=outside))
+        outside = ("learning_rate", "weight_decay", "optimizer")
+        self.optimizer = _flat(section.optimizer.model_dump(mode="json"))
+        self.shared = Component("training", {**section.canonical(without=outside), **self.optimizer})
         self.policies = [
             Component(p.method, p.method_config().model_dump(mode="json")) for p in section.policies
         ]
@@ -105,15 +119,11 @@ class Training:
 
     def _of(self, name: str, method: str) -> Settings:
         """The settings of an entry."""
-        groups, (base, _, number) = self._section.groups, name.rpartition("_")
-        plain = groups.get(base) if self._numbered and number.isdigit() else None
-        group = groups.get(name) or plain or groups.get(method)
-        rate = None if group is None else group.learning_rate
-        decay = None if group is None else group.weight_decay
-        return (
-            self._section.learning_rate if rate is None else rate,
-            self._section.weight_decay if decay is None else decay,
-        )
+        section, (base, _, number) = self._section, name.rpartition("_")
+        plain = (base,) if self._numbered and number.isdigit() else ()
+        names = (name, *plain, method)
+        parts = [(part, *section.settings(*names, part=part)) for part in sorted(section.parts(*names))]
+        return Settings(*section.settings(*names), tuple(parts))
 
     def settle(self, piece: Piece) -> list[Settled]:
         """The placements of a piece with their settings."""
@@ -281,8 +291,24 @@ def _settings_gap(a: Settings | None, b: Settings | None) -> float:
     """From 0 for the same to less than 1, by the ratio of the learning rates and the weight decays."""
     if a is None or b is None or a == b:
         return 0.0
+    named = sorted({part for part, *_ in (*a.parts, *b.parts)})
+    gaps = [_rate_gap(a[:2], b[:2]), *(_rate_gap(a.of(part), b.of(part)) for part in named)]
+    return max(_LEAST, sum(gaps) / len(gaps))
+
+
+def _rate_gap(a: tuple[float, float], b: tuple[float, float]) -> float:
     ratio = abs(math.log(a[0]) - math.log(b[0]))
-    return max(_LEAST, 0.8 * ratio / (1 + ratio) + 0.2 * _gap(a[1], b[1]))
+    return 0.8 * ratio / (1 + ratio) + 0.2 * _gap(a[1], b[1])
+
+
+def _flat(optimizer: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's options, each number on its own: `optimizer.betas.1`."""
+    flat: dict[str, Any] = {}
+    for key, value in optimizer.items():
+        several = value if isinstance(value, list) else None
+        flat |= {f"optimizer.{key}.{i}": v for i, v in enumerate(several or ())}
+        flat |= {} if several is not None else {f"optimizer.{key}": value}
+    return flat
 
 
 def spans(indices: Iterable[int]) -> str:
@@ -331,8 +357,13 @@ def _settings_changes(pairs: Iterable[tuple[str, Settings | None, Settings | Non
     """How learning rates and weight decays differ, in words: one line for each change, whatever it is of."""
     found: dict[tuple[str, float, float], list[str]] = {}
     for name, wanted, ours in pairs:
-        for what, a, b in zip(("learning rate", "weight decay"), wanted or (), ours or (), strict=False):
-            if a != b:
-                found.setdefault((what, a, b), []).append(name)
+        if wanted is None or ours is None:
+            continue
+        whole = [(name, wanted[:2], ours[:2])]
+        named = sorted({part for part, *_ in (*wanted.parts, *ours.parts)})
+        for place, theirs, mine in (*whole, *((f"{name}.{p}", wanted.of(p), ours.of(p)) for p in named)):
+            for what, a, b in zip(("learning rate", "weight decay"), theirs, mine, strict=True):
+                if a != b:
+                    found.setdefault((what, a, b), []).append(place)
     for (what, a, b), names in found.items():
         yield f"{what} of {', '.join(dict.fromkeys(names))} {_became(a, b)}"

@@ -9,8 +9,9 @@ from typing import Any
 from autopeft.composition import is_composition
 from autopeft.method import get_method, method_names
 from autopeft.recipe import Item, LayerBlock
-from autopeft.recipe.parse import named_entries
+from autopeft.recipe.names import named_entries
 from autopeft.recipe.problems import MarkedDict, copy_lines
+from autopeft.recipe.training import address
 from autopeft.search.space.expressions import ABSENT
 from autopeft.spec import SITE_NAMES, BackboneSpec
 
@@ -115,7 +116,8 @@ def drop_groups(training: Any, layers: tuple[LayerBlock, ...], model: tuple[Item
     aliases = {str(item.alias) for _, item in entries if item.alias is not None}
     groups: dict[str, Any] = {}
     for group, section in training["groups"].items():
-        numbered = [a for a in sorted(aliases) if re.fullmatch(rf"{re.escape(group)}_\d+", a)]
-        for name in [group] if group in names else numbered:
-            groups[name] = section
+        owner, part = address(group)
+        numbered = [a for a in sorted(aliases) if re.fullmatch(rf"{re.escape(owner)}_\d+", a)]
+        for name in [owner] if owner in names else numbered:
+            groups[f"{name}.{part}" if part else name] = section
     return MarkedDict({**training, "groups": groups})

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from autopeft.errors import near
 from autopeft.recipe import Item, LayerBlock
 from autopeft.recipe.models import entry_items
-from autopeft.recipe.parse import check_names, read_item, read_training
+from autopeft.recipe.names import check_group_names, check_names
+from autopeft.recipe.parse import read_item, read_training
 from autopeft.recipe.problems import Path, Problem, Problems, line_of
 from autopeft.search.space.compiler import ItemTemplate, Templates
 from autopeft.search.space.expressions import ABSENT, Const, Context, Mapped, Node, Slot
@@ -21,13 +21,13 @@ _HIDDEN, _LAST = 768, 11
 
 def check_templates(templates: Templates, problems: Problems) -> None:
     """Read each item and the training section with every option once, and add what is wrong to `problems`."""
-    names: set[str] = {"head"}
+    methods: dict[str, str] = {}
     firsts: dict[ItemTemplate, Item] = {}
     for template in [*(item for block in templates.blocks for item in block.items), *templates.model]:
         for item in _items(template, problems):
             firsts.setdefault(template, item)
             for _, entry in entry_items((item,)):
-                names |= {entry.method, entry.alias or entry.method}
+                methods |= {entry.method: entry.method, entry.alias or entry.method: entry.method}
     if problems.found:
         return
     _check_aliases(templates, firsts, problems)
@@ -35,11 +35,7 @@ def check_templates(templates: Templates, problems: Problems) -> None:
         tree = {"training": templates.training.fill(context)}
         found = Problems(tree, problems.source)
         section = read_training(tree, found)
-        for group in section.groups:
-            if group not in names:
-                listed = ", ".join(sorted(names))
-                message = f"no entry is called {group!r}.{near(group, names)} There are: {listed}."
-                found.add(("training", "groups", group), message)
+        check_group_names(section.groups, methods, found)
         _move(found, (), problems)
 
 

@@ -48,6 +48,12 @@ class ParallelAdapterModule(PerSite[ScaledBottleneck]):
             return out * adapter.scale
         return out if call.gated else out * self.scale
 
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        adapters = self.children_by_site()
+        down = [p for adapter in adapters for p in adapter.down.parameters()]
+        scales = [adapter.scale for adapter in adapters if adapter.scale is not None]
+        return {"down": down, "up": self.up_parameters(), "scale": scales}
+
     def up_parameters(self) -> list[nn.Parameter]:
         return [p for adapter in self.children_by_site() for p in adapter.up.parameters()]
 
@@ -56,11 +62,11 @@ class ParallelAdapterModule(PerSite[ScaledBottleneck]):
 class ParallelAdapter:
     """y = F(x) + s·(φ(x·W_dnᵀ + b_dn)·W_upᵀ + b_up), where x is what the frozen sub-layer F consumes.
 
-    He et al. 2022, arXiv:2110.04366 (scaled PA). W_dn (m × d) is Kaiming-uniform (a = √5), W_up (d ×
-    m) and both biases are zero: the identity at init. s is a constant (4 in the paper's generation tasks, 2
-    in its classification tasks) or `learned`, one at init. Behind a gate the gate takes the place of a
-    constant s. Not mergeable. 2dm + m + d parameters for each site (2dm without biases), and 1 for a learned
-    s.
+    He et al. 2022, arXiv:2110.04366 (scaled PA). W_dn (m × d) is Kaiming-uniform (a = √5), W_up (d × m) and
+    both biases are zero: the identity at init. s is a constant (4 in the paper's generation tasks, 2 in its
+    classification tasks) or `learned`, one at init, and decays with what it scales. Behind a gate the gate
+    takes the place of a constant s. Not mergeable. 2dm + m + d parameters for each site (2dm without biases),
+    and 1 for a learned s.
     """
 
     traits = Traits(
@@ -71,6 +77,7 @@ class ParallelAdapter:
         rowwise=True,
     )
     size_field: ClassVar[str] = "bottleneck"
+    part_names = ("down", "up", "scale")
 
     class Config(MethodConfig):
         bottleneck: int = Field(default=64, ge=1, le=16384, description="m")

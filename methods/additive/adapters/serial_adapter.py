@@ -48,6 +48,14 @@ class SerialAdapterModule(PerSite[Bottleneck]):
         out: Tensor = self[site](self.reads(site, x, y, call))
         return out if call.gated or self.scale == 1 else out * self.scale
 
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        adapters = self.children_by_site()
+        return {
+            "down": [p for adapter in adapters for p in adapter.down.parameters()],
+            "up": [p for adapter in adapters for p in adapter.up.parameters()],
+            "norms": list(self.norms.parameters()),
+        }
+
     def weight_targets(self) -> Sequence[WeightTarget]:
         return [WeightTarget(tensor=name) for name in self.norms.names]
 
@@ -79,6 +87,7 @@ class SerialAdapter:
         identity=False,
     )
     size_field: ClassVar[str] = "bottleneck"
+    part_names = ("down", "up", "norms")
 
     class Config(MethodConfig):
         variant: Variant = "pfeiffer"

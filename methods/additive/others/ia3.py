@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
+from autopeft.method import Call, DecayTarget, MethodConfig, ParameterCount, Traits, register
 from autopeft.nn import PerSite
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
@@ -40,6 +40,10 @@ class IA3Module(PerSite[Scale]):
     def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
         return (self[site].factors - 1) * y
 
+    def decays(self) -> Mapping[nn.Parameter, DecayTarget]:
+        """Factors of the backbone's activations, towards one."""
+        return {scale.factors: 1.0 for scale in self.children_by_site()}
+
     def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         factors = self[site].factors.to(weight.dtype)
         if _side(site) == "input":
@@ -51,10 +55,10 @@ class IA3Module(PerSite[Scale]):
 class IA3:
     """softmax(Q·(l_k ⊙ K)ᵀ/√d_h)·(l_v ⊙ V), and (l_ff ⊙ φ(x·W₁))·W₂ in the FFN (its gated product alike).
 
-    Liu et al. 2022, arXiv:2205.05638. Factors start at one: the identity at init. On `down` the input is
-    scaled, on every other site the output, so k, v, cross_k, cross_v and down are the paper's set.
-    Mergeable: rows of weight and bias, or columns on the input side. One parameter for each scaled feature:
-    2a + d_ff in a layer, 4a + d_ff with cross-attention (a is the width of keys and values).
+    Liu et al. 2022, arXiv:2205.05638. Factors start at one, towards which they decay: the identity at init.
+    On `down` the input is scaled, on every other site the output, so k, v, cross_k, cross_v and down are the
+    paper's set. Mergeable: rows of weight and bias, or columns on the input side. One parameter for each
+    scaled feature: 2a + d_ff in a layer, 4a + d_ff with cross-attention (a is the width of keys and values).
     """
 
     traits = Traits(

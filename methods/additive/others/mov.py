@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
-from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
+from autopeft.method import Call, DecayTarget, MethodConfig, ParameterCount, Traits, register
 from autopeft.nn import PerSite, Router
 from autopeft.spec import BackboneSpec, Site
 
@@ -63,6 +63,15 @@ class MoVModule(PerSite[Vectors]):
         out: Tensor = self[site](y)
         return out
 
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        vectors = self.children_by_site()
+        routers = [p for v in vectors if v.router is not None for p in v.router.parameters()]
+        return {"vectors": [v.factors for v in vectors], "router": routers}
+
+    def decays(self) -> Mapping[nn.Parameter, DecayTarget]:
+        """Factors of the backbone's activations, towards one; the router's weights towards zero."""
+        return {vectors.factors: 1.0 for vectors in self.children_by_site()}
+
 
 @register("mov")
 class MoV:
@@ -71,9 +80,9 @@ class MoV:
     Zadouri et al. 2024, arXiv:2309.05444. The router reads what is scaled. On keys and values it reads one
     head of one token, with a W_g (E × head width) for all heads of the site; on `down` it reads the whole
     intermediate activation. `top_k` zeroes all but the k largest weights, which do not sum to 1 then (as the
-    authors' code has it; none by default, and no load-balance loss). Vectors are ones, W_g is N(0, 0.02):
-    the identity at init, unless `top_k` is set. Not mergeable: `experts: 1` is (IA)³ without a router,
-    but only `ia3` itself merges.
+    authors' code has it; none by default, and no load-balance loss). Vectors are ones, W_g is N(0, 0.02): the
+    identity at init, unless `top_k` is set. The vectors decay towards one. Not mergeable: `experts: 1` is
+    (IA)³ without a router, but only `ia3` itself merges.
 
     E·(a + d_h) parameters at each of k, v, cross_k and cross_v (a is the width of keys and values, d_h that
     of a head), 2·E·d_ff at `down`.
@@ -83,6 +92,7 @@ class MoV:
         injection="hook", sites=(*_PER_HEAD, "down"), default_sites=(*_PER_HEAD, "down"), rowwise=True
     )
     size_field: ClassVar[str] = "experts"
+    part_names = ("vectors", "router")
 
     class Config(MethodConfig):
         experts: int = Field(default=10, ge=1, le=1024, description="E, vectors at each site")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.method import Call, MethodConfig, ParameterCount, Traits, WeightTarget, register
+from autopeft.method import Call, DecayTarget, MethodConfig, ParameterCount, Traits, WeightTarget, register
 from autopeft.nn import PerSite
 from autopeft.spec import LINEAR_SITES, NORM_SITES, BackboneSpec, Site, TensorSpec
 
@@ -46,6 +46,17 @@ class SSFModule(PerSite[ScaleShift]):
         biased = {_owner(t.name) for t in outer if t.name.endswith(".bias")}
         self.outer = nn.ModuleDict({o: ScaleShift(w, shift=o in biased) for o, w in widths.items()})
 
+    def _all(self) -> list[ScaleShift]:
+        return [*self.children_by_site(), *(cast(ScaleShift, own) for own in self.outer.values())]
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        shifts = [own.shift for own in self._all() if own.shift is not None]
+        return {"scale": [own.scale for own in self._all()], "shift": shifts}
+
+    def decays(self) -> Mapping[nn.Parameter, DecayTarget]:
+        """γ multiplies what the backbone yields: towards one; β is added to it: towards zero."""
+        return {own.scale: 1.0 for own in self._all()}
+
     def side(self, site: Site) -> Literal["input", "output"]:
         return "output"
 
@@ -76,13 +87,14 @@ def _owner(tensor: str) -> str:
 class SSF:
     """y' = γ ⊙ y + β after every linear map and every norm; y is what the map or norm yields.
 
-    Lian et al. 2022, arXiv:2210.08823. γ is N(1, 0.02), β N(0, 0.02), as in the authors' code: close
-    to the identity, not exactly. By default it sits at all linear maps and norms of the layers; that of the
-    FFN's first map comes before the activation. An entry that does so in all layers is the whole method, and
-    takes in what lies outside of the layers too (`outer`): norms of embeddings, final norms and the patch
-    embedding of images, for which γ and β act on the pretrained weight and bias: the same as long as no other
-    method alters these. A final norm without a bias (RMSNorm) is scaled only. Left out are pooler and head.
-    On families without a site map the norms have no sites and nothing lies outside.
+    Lian et al. 2022, arXiv:2210.08823. γ is N(1, 0.02), β N(0, 0.02), as in the authors' code: close to the
+    identity, not exactly; weight decay pulls γ to one, β to zero. By default it sits at all linear maps and
+    norms of the layers; that of the FFN's first map comes before the activation. An entry that does so in all
+    layers is the whole method, and takes in what lies outside of the layers too (`outer`): norms of
+    embeddings, final norms and the patch embedding of images, for which γ and β act on the pretrained weight
+    and bias: the same as long as no other method alters these. A final norm without a bias (RMSNorm) is
+    scaled only. Left out are pooler and head. On families without a site map the norms have no sites and
+    nothing lies outside.
 
     In a `sum` γ scales what the map yields (with what BitFit or DoRA make of its weights), not what others
     add to that; to scale what LoRA adds as well, put `lora` before `ssf` into a `chain`. Behind a gate
@@ -100,6 +112,8 @@ class SSF:
         rowwise=True,
         identity=False,
     )
+
+    part_names = ("scale", "shift")
 
     class Config(MethodConfig):
         outer: bool = Field(

@@ -47,6 +47,14 @@ class PrefixModule(PerSite[PromptRows]):
         keys, values = rows[None].chunk(2, dim=-1)
         return keys, values
 
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """The vectors that are learnt, and the MLPs that make keys and values of them (W₁, b₁, W₂, b₂)."""
+        encoders = [cast(PromptEncoder, encoder) for encoder in self.encoders.values()]
+        rows = [own.rows for own in self.children_by_site() if own.rows is not None]
+        mlp = [p for encoder in encoders for p in encoder.down.parameters()]
+        mlp += [p for own in self.children_by_site() if own.up is not None for p in own.up.parameters()]
+        return {"rows": [*rows, *(encoder.embedding for encoder in encoders)], "mlp": mlp}
+
     def deploy(self) -> None:
         """Keep the keys and values, drop the MLPs that made them."""
         for site in self.sites:
@@ -61,8 +69,8 @@ class PrefixTuning:
     Li & Liang 2021, arXiv:2101.00190, §4.2–4.3. Bare: N(0, 0.02). With `reparameterization: mid`, the rows of
     all layers come from one MLP, P = W₂·tanh(W₁·E + b₁) + b₂ with E (length × d), W₁ (mid × d), W₂ (total
     width × mid), one for each type of attention (encoder, decoder, cross), which `deploy()` drops. Dropout
-    acts on P. The prefix keys are not rotated under RoPE, and text keeps its positions. Not the identity at
-    init; not mergeable.
+    acts on P. The parts `rows` (P or E) and `mlp` may learn at rates of their own. The prefix keys are not
+    rotated under RoPE, and text keeps its positions. Not the identity at init; not mergeable.
 
     Deployed: 2·l·kv for each attention. Trained with the MLP: l·d + (d·mid + mid) + (mid·T + T) for each type
     of attention, T the sum of its 2·kv.
@@ -76,6 +84,7 @@ class PrefixTuning:
         identity=False,
     )
     size_field: ClassVar[str] = "length"
+    part_names = ("rows", "mlp")
 
     class Config(MethodConfig):
         length: int = Field(default=10, ge=1, le=4096, description="l")

@@ -60,6 +60,10 @@ class AdaLoRAModule(ScaledMaps[Triplets]):
         own = self[site]
         return own.E[:, None] * own.Q, own.P, self.scale
 
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        children = self.children_by_site()
+        return {"P": [c.P for c in children], "E": [c.E for c in children], "Q": [c.Q for c in children]}
+
     def up_parameters(self) -> list[nn.Parameter]:
         """P of every site, which stands where B does in LoRA."""
         return [child.P for child in self.children_by_site()]
@@ -118,8 +122,8 @@ class AdaLoRA:
     `interval` steps after the warm-up the b(t) triplets of highest score S(E_i) + mean S(P_i) + mean S(Q_i),
     S = Ī·Ū, are kept and E_i of the others is zeroed, from where it may come back. The final phase fixes the
     pattern. Exactly b(t) are kept (the authors' code cuts at a threshold and drops ties with it). The loss
-    gets γ·mean(‖PᵀP − I‖_F, ‖QQᵀ − I‖_F). P and Q start from N(0, 0.02²), E at zero: the identity at init.
-    Behind a gate the gate takes the place of s.
+    gets γ·mean(‖PᵀP − I‖_F, ‖QQᵀ − I‖_F). P and Q start from N(0, 0.02²), E at zero, towards which it decays:
+    the identity at init. Behind a gate the gate takes the place of s.
 
     The schedule needs the planned number of steps; a training that is stopped early is cut to n·r at its end,
     and with `patience` only states of the final phase count. With so few steps that no score was measured the
@@ -138,6 +142,7 @@ class AdaLoRA:
         data_dependent=True,
     )
     size_field: ClassVar[str] = "rank"
+    part_names = ("P", "E", "Q")
 
     class Config(MethodConfig):
         rank: int = Field(default=8, ge=1, le=1024, description="r, the mean rank at the end")

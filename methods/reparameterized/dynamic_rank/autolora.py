@@ -116,6 +116,9 @@ class AutoLoRAModule(PrunedPairs[SelectedPair]):
             pair.restart(pair.rank)
         self.meta = None
 
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        return {"down": [pair.A for pair in self.children_by_site()], "up": self.up_parameters()}
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The factors; the selection variables are trained by `select`."""
         return [{"params": [f for pair in self.children_by_site() for f in (pair.A, pair.B)]}]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autopeft.method import ParameterCount, register
 from autopeft.method.low_rank import LowRankConfig, LowRankMethod
-from autopeft.nn import MaskedCopies, Masks, ScaledMaps
+from autopeft.nn import MaskedCopies, Masks, ScaledMaps, down_and_up
 from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["CapaBoost"]
@@ -51,6 +51,9 @@ class CapaBoostModule(ScaledMaps[BoostedPair]):
     def as_lora(self, site: Site) -> tuple[Tensor, Tensor, float]:
         """All copies as one pair (see `ScaledPairs`)."""
         return *self[site].factors(), self.scale
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        return down_and_up(self, self.up_parameters())
 
     def up_parameters(self) -> list[nn.Parameter]:
         return [pair.B.values for pair in self.children_by_site()]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from autopeft.errors import MethodError
 from autopeft.method import Call, ParameterCount, register
 from autopeft.method.low_rank import LowRankConfig, LowRankMethod
-from autopeft.nn import NestedPair, PerSite
+from autopeft.nn import NestedPair, PerSite, down_and_up
 from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["DyLoRA"]
@@ -72,6 +72,9 @@ class DyLoRAModule(PerSite[NestedPair]):
 
     def after_step(self, step: int, total: int) -> None:
         self.drawn = None
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        return down_and_up(self, self.up_parameters())
 
     def up_parameters(self) -> list[nn.Parameter]:
         return [p for pair in self.children_by_site() for n, p in pair.named_parameters() if n[0] == "B"]

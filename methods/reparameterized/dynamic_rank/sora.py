@@ -88,6 +88,10 @@ class SoRAModule(PrunedPairs[GatedPair]):
         for gate in self.gates():
             gate.copy_(shrunk(gate, self.threshold, reference=self.config.reference_threshold))
 
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        pairs = self.children_by_site()
+        return {"down": [pair.A for pair in pairs], "up": self.up_parameters(), "gates": self.gates()}
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The factors, and the gates without weight decay."""
         gates = self.gates()
@@ -138,6 +142,8 @@ class SoRA(LowRankMethod):
         super().__init__(config)
         if config.stages > 1:
             self.traits = replace(self.traits, phased=True)
+
+    part_names = ("down", "up", "gates")
 
     class Config(LowRankConfig):
         rank: int = Field(default=8, ge=1, le=1024, description="r, the largest rank")

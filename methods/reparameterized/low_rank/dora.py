@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.method import MethodConfig, ParameterCount, Traits, WeightTarget, register
+from autopeft.method import DecayTarget, MethodConfig, ParameterCount, Traits, WeightTarget, register
 from autopeft.nn import LowRankPair, PerSite
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
@@ -17,11 +17,17 @@ __all__ = ["DoRA"]
 
 
 class DoRAPair(LowRankPair):
-    """A low-rank pair with a magnitude for each output row; weights are (out, in)."""
+    """A low-rank pair with a magnitude for each output row; weights are (out, in).
+
+    The buffer `pretrained` (out) keeps the magnitudes at init; it is not saved.
+    """
+
+    pretrained: Tensor
 
     def __init__(self, in_features: int, out_features: int, rank: int) -> None:
         super().__init__(in_features, out_features, rank)
         self.magnitude = nn.Parameter(torch.ones(out_features))
+        self.register_buffer("pretrained", torch.ones(out_features), persistent=False)
 
     @staticmethod
     def norms(weight: Tensor) -> Tensor:
@@ -55,6 +61,7 @@ class DoRAModule(PerSite[DoRAPair]):
         pair = self[cast(Site, target.site)]
         with torch.no_grad():
             pair.magnitude.copy_(pair.norms(weight.to(pair.magnitude.dtype)))
+            pair.pretrained.copy_(pair.magnitude)
 
     def weight(self, target: WeightTarget, original: Tensor, current: Tensor) -> Tensor:
         directed = self[cast(Site, target.site)].direct(original, self.scale, detach=self.detach_norm)
@@ -64,6 +71,15 @@ class DoRAModule(PerSite[DoRAPair]):
         """The pair that changes the direction (see `ScaledPairs`)."""
         pair = self[site]
         return pair.down(), pair.B, self.scale
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        pairs = self.children_by_site()
+        magnitudes = [pair.magnitude for pair in pairs]
+        return {"down": [pair.A for pair in pairs], "up": self.up_parameters(), "magnitude": magnitudes}
+
+    def decays(self) -> Mapping[nn.Parameter, DecayTarget]:
+        """m scales the backbone's weight: towards the row norms of W₀, at which the weight is W₀ again."""
+        return {pair.magnitude: pair.pretrained for pair in self.children_by_site()}
 
     def up_parameters(self) -> list[nn.Parameter]:
         return [pair.B for pair in self.children_by_site()]
@@ -75,9 +91,9 @@ class DoRA:
 
     Liu et al. 2024, arXiv:2402.09353, eq. 5; the norm is a constant in the gradient (§4.3) unless
     `detach_norm` is false. A (r × in) is Kaiming-uniform (a = √5), B (out × r) zero, m (out) the row norms of
-    W₀, which the injection hands to `initialise` at attach: exactly the identity at init. Other deltas of the
-    same weight are added to W' and do not pass the normalisation. A change of the weight has no input
-    dropout. Mergeable; r·(in + out) + out parameters for each site.
+    W₀, which the injection hands to `initialise` at attach and towards which m decays: exactly the identity
+    at init. Other deltas of the same weight are added to W' and do not pass the normalisation. A change of
+    the weight has no input dropout. Mergeable; r·(in + out) + out parameters for each site.
     """
 
     traits = Traits(
@@ -89,6 +105,7 @@ class DoRA:
         gateable=False,
     )
     size_field: ClassVar[str] = "rank"
+    part_names = ("down", "up", "magnitude")
 
     class Config(MethodConfig):
         rank: int = Field(default=8, ge=1, le=1024)

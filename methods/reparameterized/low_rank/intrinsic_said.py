@@ -30,6 +30,9 @@ class SAIDModule(nn.Module):
         self.number = {t.name: i for i, t in enumerate(tensors)}
         self.reference_grad = config.reference_grad
 
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        return {"z": [self.z], "scales": [self.scales]}
+
     def weight_targets(self) -> Sequence[WeightTarget]:
         return [WeightTarget(tensor=name) for name in self.projections]
 
@@ -47,7 +50,7 @@ class IntrinsicSAID:
     Aghajanyan et al. 2021, arXiv:2012.13255, §3 (SAID). F_t is the Fastfood transform of
     `autopeft.nn.Fastfood`: frozen, drawn for each tensor from `seed` and the tensor's name, neither saved nor
     made as a matrix. A tensor with fewer entries than z (padded to a power of two) sees the first of them. z
-    starts at zero, λ at one: the identity at init.
+    starts at zero, λ at one: the identity at init. λ scales a change, and decays towards zero as z does.
 
     `tensors` chooses: site names, or patterns of tensor names (`encoder.layer.*`). A step costs what full
     fine-tuning costs, and two transforms of every tensor; large embeddings take the most, and are made whole
@@ -63,6 +66,7 @@ class IntrinsicSAID:
 
     traits = Traits(injection="weight", level="model", mergeable=True, gateable=False)
     size_field: ClassVar[str] = "dimension"
+    part_names = ("z", "scales")
 
     class Config(MethodConfig):
         dimension: int = Field(default=5000, ge=2, le=1 << 24, description="entries of z and λ together")

@@ -74,6 +74,10 @@ class KAdaptationModule(PerSite[LowRankKronecker]):
         offset = self.offset(site)
         return weight + self.scale * self.change(site), offset if bias is None else bias + offset
 
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        fast = [p for own in self.children_by_site() for p in own.parameters()]
+        return {"fast": fast, "slow": list(self.slow.parameters()), "offsets": list(self.offsets.values())}
+
     def up_parameters(self) -> list[nn.Parameter]:
         """v of every site, the factor that is zero at init."""
         return [fast.right for fast in self.children_by_site()]
@@ -107,6 +111,8 @@ class KAdaptation(LowRankMethod):
     r·(in + out) parameters for each site, out for each offset and 2n² (n³ if `full`) for each set: 50,176 for
     ViT-B.
     """
+
+    part_names = ("fast", "slow", "offsets")
 
     class Config(MethodConfig):
         rank: int = Field(default=1, ge=1, le=64, description="r, of the fast weights")

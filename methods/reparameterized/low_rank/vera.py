@@ -68,6 +68,9 @@ class VeRAModule(PerSite[VeRAVectors]):
         own, (a, b) = self[site], self.pair(site)
         return weight + (own.b[:, None] * b) @ (own.d[:, None] * a), bias
 
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        return {"d": [own.d for own in self.children_by_site()], "b": self.up_parameters()}
+
     def up_parameters(self) -> list[nn.Parameter]:
         return [own.b for own in self.children_by_site()]
 
@@ -79,9 +82,12 @@ class VeRA(LowRankMethod):
     Kopiczko et al. 2024, arXiv:2310.11454, eq. 2. A (r × in) and B (out × r) are frozen, shared by all sites
     of the entry and Kaiming-uniform (a = 0) from `seed`; the pair is as wide as the widest site, and each
     takes its slice. It is not counted and not saved: a reload draws it again. Entries with one seed, rank and
-    largest widths draw the same pair. d (r) is `d_initial`, b (out) zero: the identity at init. There is no
-    scale that a gate could replace. Mergeable. out + r parameters for each site.
+    largest widths draw the same pair. d (r) is `d_initial`, b (out) zero: the identity at init. Both scale
+    the change, not W₀, and decay towards zero. There is no scale that a gate could replace. Mergeable. out +
+    r parameters for each site.
     """
+
+    part_names = ("d", "b")
 
     class Config(MethodConfig):
         rank: int = Field(default=256, ge=1, le=4096)

@@ -104,7 +104,7 @@ class Watched(PhaseOptimizer):
 
     def schedule(self, step: int) -> None:
         super().schedule(step)
-        self.moments.append(sum(bool(s["exp_avg"].any()) for s in self.adamw.state.values()))
+        self.moments.append(sum(bool(s["exp_avg"].any()) for s in self.inner.state.values()))
         self.course.append(self.rates[0])
 
 

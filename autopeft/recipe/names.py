@@ -1,0 +1,100 @@
+"""The names of a recipe's entries, and what in a file refers to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from autopeft.composition import is_composition
+from autopeft.errors import near
+from autopeft.method import get_method, method_names, no_such_part, part_names
+from autopeft.recipe.models import CompositionItem, EntryItem, Item, LayerBlock, entry_items
+from autopeft.recipe.problems import Path, Problems
+from autopeft.recipe.training import address
+
+__all__ = ["check_group_names", "check_groups", "check_names", "named_entries"]
+
+_MODULES = nn.ModuleDict()
+"""Entries become modules in one of these: what it has as an attribute can name none of them."""
+
+
+def check_names(places: list[Path], fields: dict[str, Any], problems: Problems) -> None:
+    """Report aliases that collide, or that would be mistaken for something else."""
+    seen: set[str] = set()
+    automatic = {
+        name for name, item in named_entries(fields["layers"], fields["model"]) if item.alias is None
+    }
+    for path, item in _aliased(fields["layers"], fields["model"], places):
+        alias = str(item.alias)
+        if alias in seen or alias in automatic:
+            problems.add(path, f"the name {alias!r} is taken by another entry; choose another after 'as:'.")
+        elif alias == "head" or is_composition(alias) or alias in method_names():
+            problems.add(path, f"{alias!r} already means something else; choose another name after 'as:'.")
+        elif hasattr(_MODULES, alias):
+            problems.add(path, f"{alias!r} is a name that torch uses itself; choose another after 'as:'.")
+        seen.add(alias)
+
+
+def _aliased(
+    blocks: tuple[LayerBlock, ...], model: tuple[Item, ...], places: list[Path]
+) -> list[tuple[Path, Item]]:
+    found: list[tuple[Path, Item]] = []
+
+    def walk(items: tuple[Item, ...], path: Path) -> None:
+        for i, item in enumerate(items):
+            if item.alias is not None:
+                found.append(((*path, i, "as"), item))
+            if isinstance(item, CompositionItem):
+                walk(item.children, (*path, i, item.kind))
+
+    for block, path in zip(blocks, places, strict=False):
+        walk(block.attach, path)
+    walk(model, ("model",))
+    return found
+
+
+def named_entries(blocks: Iterable[LayerBlock], model: tuple[Item, ...]) -> list[tuple[str, EntryItem]]:
+    """Entries in file order with their names: the alias, or the method, then `method_2`, `method_3`, …"""
+    counts: dict[str, int] = {}
+    named = []
+    groups = [*(block.attach for block in blocks), model]
+    for _, item in (pair for items in groups for pair in entry_items(items)):
+        if item.alias is not None:
+            named.append((item.alias, item))
+            continue
+        counts[item.method] = counts.get(item.method, 0) + 1
+        n = counts[item.method]
+        named.append((item.method if n == 1 else f"{item.method}_{n}", item))
+    return named
+
+
+def check_groups(fields: dict[str, Any], problems: Problems) -> None:
+    """Report groups of the training section that name neither an entry nor a method of one, nor the head, nor
+    a part of these."""
+    named = named_entries(fields["layers"], fields["model"])
+    methods = {item.method: item.method for _, item in named}
+    methods |= {name: item.method for name, item in named}
+    check_group_names(fields["training"].groups, methods, problems)
+
+
+def check_group_names(groups: Iterable[str], methods: Mapping[str, str], problems: Problems) -> None:
+    """Report `groups` that are no name in `methods` (from names to methods) nor `head`, or no part of these.
+
+    The parts of a method that does not declare them are known only once its module is built.
+    """
+    known = sorted({"head", *methods})
+    for group in groups:
+        name, part = address(group)
+        path: Path = ("training", "groups", group)
+        if name not in known:
+            problems.add(
+                path, f"no entry is called {name!r}.{near(name, known)} There are: {', '.join(known)}."
+            )
+        elif part and name not in methods:
+            problems.add(path, f"{name!r} is not divided into parts; write {name!r} alone.")
+        elif part or group.endswith("."):
+            parts = part_names(get_method(methods[name])) if name in methods else ()
+            if parts is not None and part not in parts:
+                problems.add(path, no_such_part(name, part, parts))

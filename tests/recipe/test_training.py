@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from autopeft.errors import RecipeError
+from autopeft.recipe import Recipe
+from autopeft.recipe.training import address
+
+NAMED: list[Any] = ["lora", {"lora": {"rank": 2}, "as": "top"}, {"prefix_tuning": {"length": 2}}]
+
+
+def recipe(groups: dict[str, Any], attach: Any = NAMED, **training: Any) -> Recipe:
+    tree = {"name": "r", "layers": [{"attach": attach}], "training": {**training, "groups": groups}}
+    return Recipe.from_dict(tree)
+
+
+def test_an_address_is_an_entry_and_a_part() -> None:
+    assert [address(group) for group in ("lora", "lora.up", "head")] == [
+        ("lora", ""), ("lora", "up"), ("head", ""),
+    ]  # fmt: skip
+
+
+def test_settings_come_from_part_then_module_then_entry_then_method_then_section() -> None:
+    groups = {
+        "lora": {"learning_rate": 0.2, "weight_decay": 0.02},
+        "top": {"learning_rate": 0.3},
+        "lora.up": {"weight_decay": 0.04},
+        "top.down": {"learning_rate": 0.5},
+    }
+    section = recipe(groups, learning_rate=0.1, weight_decay=0.01).training
+    assert section.settings("ia3", "ia3") == (0.1, 0.01)
+    assert section.settings("lora", "lora") == (0.2, 0.02)
+    # The entry's group stands in place of the method's, and what it leaves out is the section's.
+    assert section.settings("top", "lora") == (0.3, 0.01)
+    assert section.settings("lora", "lora", part="up") == (0.2, 0.04)
+    assert section.settings("top", "lora", part="up") == (0.3, 0.04)
+    assert section.settings("top", "lora", part="down") == (0.5, 0.01)
+    own = {"lr": 0.7, "weight_decay": 0.0}
+    assert section.settings("top", "lora", own=own) == (0.7, 0.0)
+    assert section.settings("top", "lora", part="up", own=own) == (0.7, 0.04)
+    assert section.parts("top", "lora") == ("up", "down")
+    assert section.parts("lora") == ("up",)
+
+
+def test_groups_of_parts_are_written_and_hashed() -> None:
+    whole, up = recipe({}), recipe({"lora.up": {"learning_rate": 0.1}})
+    assert Recipe.from_yaml(up.to_yaml()) == up
+    assert up.to_dict()["training"] == {"groups": {"lora.up": {"learning_rate": 0.1}}}
+    others = [recipe({"lora.down": {"learning_rate": 0.1}}), recipe({"lora.up": {"learning_rate": 0.2}})]
+    assert len({r.hash() for r in (whole, up, *others)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ("lora.upp", "'lora' has no part 'upp'. Did you mean 'up'? Write 'lora' for all of it, or lora.down"),
+        ("top.mlp", "'top' has no part 'mlp'. Write 'top' for all of it, or top.down, top.up."),
+        ("prefix_tuning.row", "'prefix_tuning' has no part 'row'. Did you mean 'rows'?"),
+        ("lora.", "'lora' has no part ''."),
+        ("lor.up", "no entry is called 'lor'. Did you mean 'lora'"),
+        ("head.weight", "'head' is not divided into parts; write 'head' alone."),
+    ],
+)
+def test_a_part_that_no_such_method_has_is_an_error_of_the_file(group: str, message: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        recipe({group: {"learning_rate": 0.1}})
+    assert f"training.groups.{group}: {message}" in str(error.value)
+
+
+def test_unknown_settings_of_a_group_are_told() -> None:
+    with pytest.raises(RecipeError, match=r"training\.groups\.lora\.up\.lr: unknown key 'lr'"):
+        recipe({"lora.up": {"lr": 0.1}})
