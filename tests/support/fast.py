@@ -1,8 +1,8 @@
 """Which tests are `fast`: every room's, in one process, in less than two minutes.
 
 A test is fast unless it is `slow` or named below, so a new file of tests is fast as it is. A fast test starts
-no process, and so no Ray either; one that does fails and says that it belongs in `PROCESSES`. One that computes
-for seconds belongs in `LONG`: `pytest -m fast` ends with a list of the longest.
+no process, and so no Ray either; one that does fails and says that it belongs in `PROCESSES`. One that
+computes for seconds belongs in `LONG`: `pytest -m fast` ends with a list of the longest.
 """
 
 from __future__ import annotations
