@@ -3,13 +3,56 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Generator
+from typing import Any
 
 # Read when torch is imported, here and in every process that a test starts. The models of the tests are tiny:
 # threads gain nothing, and where other work wants the cores they wait for each other, ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 from hypothesis import settings
+from support.fast import is_fast
 
 # A slow machine is no error.
 settings.register_profile("autopeft", deadline=None)
 settings.load_profile("autopeft")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr == "fast" and config.option.durations is None:
+        config.option.durations = 10
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") is None and is_fast(item.nodeid):
+            item.add_marker("fast")
+
+
+_started: list[str] = []
+
+
+def _note(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in ("subprocess.Popen", "os.posix_spawn", "os.fork"):
+        _started.append(f"{event}{arguments[:2]}")
+
+
+sys.addaudithook(_note)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """A fast test starts no process, in its fixtures or by itself."""
+    result = yield
+    if item.get_closest_marker("fast") is not None and _started:
+        pytest.fail(f"A fast test starts a process: name it in tests/support/fast.py. {_started[0][:300]}")
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Generator[None, Any, Any]:
+    _started.clear()
+    return (yield)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from autopeft.errors import AutoPEFTError, UsageError
     from autopeft.export.api import Evaluation, Exported, evaluate, export, predict
     from autopeft.graph import CompositionGraph, build_graph
-    from autopeft.hybrid import Hybrid, Stack, attach, load, stack
+    from autopeft.hybrid import Hybrid, MultiHybrid, attach, attach_many, load
     from autopeft.method import get_method, method_names, register
     from autopeft.recipe import Recipe
     from autopeft.search.api import SearchResult, search
@@ -35,12 +35,13 @@ _HOMES = {
     "Exported": "export.api",
     "FixedOutcome": "training.fixed",
     "Hybrid": "hybrid",
+    "MultiHybrid": "hybrid",
     "Recipe": "recipe",
     "SearchResult": "search.api",
-    "Stack": "hybrid",
     "Task": "tasks",
     "UsageError": "errors",
     "attach": "hybrid",
+    "attach_many": "hybrid",
     "build_graph": "graph",
     "count": "counting",
     "evaluate": "export.api",
@@ -52,7 +53,6 @@ _HOMES = {
     "predict": "export.api",
     "register": "method",
     "spec_of": "backbones",
-    "stack": "hybrid",
     "train": "training.fixed",
 }
 _ROOMS = ("export", "search")  # packages that are functions of the same name as well
@@ -66,13 +66,14 @@ __all__ = [
     "Exported",
     "FixedOutcome",
     "Hybrid",
+    "MultiHybrid",
     "Recipe",
     "SearchResult",
-    "Stack",
     "Task",
     "UsageError",
     "__version__",
     "attach",
+    "attach_many",
     "build_graph",
     "count",
     "evaluate",
@@ -86,7 +87,6 @@ __all__ = [
     "register",
     "search",
     "spec_of",
-    "stack",
     "train",
 ]
 

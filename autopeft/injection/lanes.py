@@ -46,7 +46,7 @@ def _split_of(token: int, module: nn.Module, tensor: Tensor) -> Split:
     if split is None:
         raise CompositionError(
             f"{type(module).__name__} was called outside a forward of the model, so that it is not known "
-            "which rows belong to which hybrid; call the model, or detach the stack."
+            "which rows belong to which hybrid; call the model, or detach the hybrids."
         )
     if tensor.shape[0] != split.total:
         raise CompositionError(
@@ -81,7 +81,7 @@ class Lane:
 
 
 class LaneHooks:
-    """The hooks of one backbone module for all hybrids of a stack.
+    """The hooks of one backbone module for all hybrids of a model.
 
     Args:
         token: the one that the hybrids have in common.
@@ -199,7 +199,7 @@ def _slices(
 
 
 class LaneAttentionHooks:
-    """Hands an attention the prefixes of all hybrids of a stack, filled up to the longest."""
+    """Hands an attention the prefixes of all hybrids of a model, filled up to the longest."""
 
     def __init__(self, token: int, lanes: Sequence[AttentionHooks]) -> None:
         self.token, self.lanes = token, tuple(lanes)
@@ -240,7 +240,7 @@ def _side_by_side(pairs: dict[int, tuple[Tensor, Tensor]], split: Split) -> Pref
 
 
 class BiasHooks:
-    """Hands T5's attention a position bias for each row, where a hybrid of a stack alters the bias's table.
+    """Hands T5's attention a position bias for each row, where one of several hybrids alters its table.
 
     The model makes one bias, (1, heads, queries, keys), for all rows and layers, by a lookup that knows of no
     batch. A bias that is handed over is used and passed on instead.

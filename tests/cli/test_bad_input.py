@@ -118,20 +118,22 @@ def test_all_problems_of_a_recipe_come_at_once(
     assert "'ia33'" in lines[1]
 
 
-def test_from_outside_there_is_no_traceback_unless_asked_for(place: Path) -> None:
+def test_from_outside_there_is_no_traceback_unless_asked_for(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The real thing: a process, its exit code, its two streams."""
-    command = [sys.executable, "-m", "autopeft", *SHOW, "method.yaml", "--json"]
-    plain = subprocess.run(command, cwd=place, capture_output=True, text=True)
+    argv = [*SHOW, "method.yaml", "--json"]
+    plain = subprocess.run(
+        [sys.executable, "-m", "autopeft", *argv], cwd=place, capture_output=True, text=True
+    )
     assert (plain.returncode, plain.stdout) == (2, "")
     assert plain.stderr.count("\n") == 1
-    import os
-
-    asked = subprocess.run(
-        command, cwd=place, capture_output=True, text=True, env={**os.environ, "AUTOPEFT_DEBUG": "1"}
-    )
-    assert asked.returncode == 2
-    assert "Traceback" in asked.stderr
-    assert asked.stderr.strip().splitlines()[-1] == plain.stderr.strip()
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("AUTOPEFT_DEBUG", "1")
+    assert main(argv) == 2
+    errors = capsys.readouterr().err
+    assert "Traceback" in errors
+    assert errors.strip().splitlines()[-1] == plain.stderr.strip()
 
 
 def test_valid_work_that_fails_is_exit_code_1(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

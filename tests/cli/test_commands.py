@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +46,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(place: Path) -> dict[str, Any]:
-    """`autopeft train` in a process of its own."""
-    out = run(
-        *("train", "--recipe", "pair.yaml", "--task", "reviews.csv", "--label", "verdict", "--text", "body"),
-        *("--model", "bert", "--steps", "40", "--max-length", "24", "-o", "run", "--json"),
-        cwd=place,
-    )
-    found: dict[str, Any] = json.loads(out)
+    """What `autopeft train` says."""
+    argv = ["train", "--recipe", "pair.yaml", "--task", "reviews.csv", "--label", "verdict", "--text", "body"]
+    argv += ["--model", "bert", "--steps", "40", "--max-length", "24", "-o", "run", "--json"]
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+        patch.chdir(place)
+        assert main(argv) == 0
+    found: dict[str, Any] = json.loads(out.getvalue())
     return found
 
 
@@ -87,11 +90,15 @@ def test_training_learns_and_leaves_a_run(place: Path, trained: dict[str, Any]) 
     assert len(described["backbone"]["sha256"]) == 64
 
 
-def test_another_process_scores_and_predicts_the_same(place: Path, trained: dict[str, Any]) -> None:
+def test_another_process_scores_and_predicts_the_same(
+    place: Path, trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
     found = json.loads(run("evaluate", "run", "--json", cwd=place))
     assert found["score"] == pytest.approx(trained["test_mean"], abs=1e-9)
-    first = json.loads(run("predict", "run", "--text", "the film was good", "--json", cwd=place))
-    run("export", "run", "-o", "winner", cwd=place)
+    assert main(["predict", "run", "--text", "the film was good", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert main(["export", "run", "-o", "winner"]) == 0
     again = json.loads(run("predict", "winner", "--text", "the film was good", "--json", cwd=place))
     assert again == first
     assert first[0]["label"] == "yes"

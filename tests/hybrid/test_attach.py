@@ -92,10 +92,11 @@ def test_fifty_hybrids_in_a_row_leave_no_trace(name: str) -> None:
         hybrid.detach()
         assert same(before, fingerprint(model)) == [], f"hybrid {number}"
         del hybrid
-        gc.collect()
-        live.append(sum(1 for o in gc.get_objects() if isinstance(o, torch.Tensor)))
+        if number in (5, 49):
+            gc.collect()
+            live.append(sum(1 for o in gc.get_objects() if isinstance(o, torch.Tensor)))
     assert torch.equal(logits(model, inputs), expected)
-    assert live[-1] <= live[5] + 5, "tensors of earlier hybrids are still alive"
+    assert live[1] <= live[0] + 5, "tensors of earlier hybrids are still alive"
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

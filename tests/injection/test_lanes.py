@@ -20,7 +20,7 @@ from transformers import (
 
 from autopeft.backbones import base_model_of
 from autopeft.errors import CompositionError
-from autopeft.hybrid import Stack, attach, stack
+from autopeft.hybrid import MultiHybrid, attach, attach_many
 from autopeft.injection.attention import Prefix, _padded_mask
 from autopeft.injection.frames import Split, frames
 from autopeft.recipe import Recipe
@@ -33,8 +33,8 @@ def recipe(*layers: Any, model: Any = ()) -> Recipe:
     return Recipe.from_dict({**body, "layers": [{"attach": list(layers)}]} if layers else body)
 
 
-def stacked(model: PreTrainedModel, *recipes: Recipe) -> Stack:
-    together = stack(model, recipes, seeds=range(len(recipes)))
+def multi(model: PreTrainedModel, *recipes: Recipe) -> MultiHybrid:
+    together = attach_many(model, recipes, seeds=range(len(recipes)))
     for i, hybrid in enumerate(together.hybrids):
         randomise(hybrid.root, std=0.3, seed=i)
     return together
@@ -53,7 +53,7 @@ def test_a_base_model_without_a_head_is_its_own_root(name: str) -> None:
     items = [prompt_recipe(3), recipe(LORA, "ia3"), prompt_recipe(1)]
     inputs = tiny_inputs(name, batch=6)
     wanted = [alone(model, item, i, inputs) for i, item in enumerate(items)]
-    with stacked(model, *items):
+    with multi(model, *items):
         for _ in range(2):
             got = model(**inputs)
             for i, out in enumerate(wanted):
@@ -69,7 +69,7 @@ def test_all_hidden_states_lose_the_rows_of_each_hybrids_own_prompt() -> None:
     model = tiny_model("bert")
     items, inputs = [prompt_recipe(3), prompt_recipe(1), recipe(LORA)], tiny_inputs("bert", batch=6)
     wanted = [alone(model, item, i, inputs, output_hidden_states=True) for i, item in enumerate(items)]
-    with stacked(model, *items):
+    with multi(model, *items):
         got = model(**inputs, output_hidden_states=True)
         as_tuple = base_model_of(model)(**inputs, output_hidden_states=True, return_dict=False)
     for i, out in enumerate(wanted):
@@ -99,7 +99,7 @@ def test_t5s_table_of_positions_is_looked_up_for_each_hybrid(length: int, cache:
             randomise(hybrid.root, std=0.3, seed=i)
             mine = {k: v[2 * i : 2 * i + 2] for k, v in inputs.items()}
             wanted.append(model(**mine, use_cache=cache).logits)
-    with stack(model, items, seeds=(0, 1)) as together:
+    with attach_many(model, items, seeds=(0, 1)) as together:
         together.hybrids[0].prepare(rows, LogitsObjective(model))
         for i, hybrid in enumerate(together.hybrids):
             randomise(hybrid.root, std=0.3, seed=i)
@@ -116,32 +116,32 @@ def test_a_table_of_positions_that_no_attention_makes_a_bias_of_is_refused() -> 
         intermediate_size=64,
     )
     model = MPNetModel(config).eval()
-    stack(model, [recipe(model=[{"fish_mask": {"keep": "50%"}}]), recipe(LORA)])
+    attach_many(model, [recipe(model=[{"fish_mask": {"keep": "50%"}}]), recipe(LORA)])
     with pytest.raises(CompositionError, match="has no rows of a batch"):
         model(**tiny_inputs("bert", batch=8, length=8))
 
 
 def test_a_backbone_that_is_called_with_other_rows_is_refused() -> None:
     model = BertForMultipleChoice(tiny_config("bert")).eval()
-    stack(model, [recipe(LORA)] * 2)
+    attach_many(model, [recipe(LORA)] * 2)
     with pytest.raises(CompositionError, match="called with 2 rows and calls its backbone with 6"):
         model(**{k: v.view(2, 3, 7) for k, v in tiny_inputs("bert", batch=6).items()})
 
 
 def test_a_module_that_sees_other_rows_is_refused() -> None:
     model = tiny_model("bert")
-    stack(model, [recipe(LORA)] * 2)
+    attach_many(model, [recipe(LORA)] * 2)
     layer = base_model_of(model).encoder.layer[0]
     layer.register_forward_pre_hook(lambda module, args: (args[0].flatten(0, 1)[None], *args[1:]))
     with pytest.raises(CompositionError, match="in chunks or flattened"):
         model(**tiny_inputs("bert", batch=4))
 
 
-def test_attention_that_does_not_dispatch_raises_in_a_stack_too() -> None:
+def test_attention_that_does_not_dispatch_raises_for_several_hybrids_too() -> None:
     model = tiny_model("bert")
     for layer in base_model_of(model).encoder.layer:
         layer.attention.self = Aloof(layer.attention.self)
-    stack(model, [recipe(LORA), prefix_recipe()])
+    attach_many(model, [recipe(LORA), prefix_recipe()])
     with pytest.raises(CompositionError, match="did not call the attention function"):
         model(**tiny_inputs("bert", batch=4))
 
@@ -153,7 +153,7 @@ def test_a_family_that_hands_nothing_on_keeps_its_rows_with_the_checkpoint() -> 
     )
     model = BloomModel(config).train()
     gate = recipe({"gate": [{"lora": {"rank": 2, "sites": ["up"]}}]})
-    together = stacked(model, gate, recipe({"lora": {"sites": ["up"]}}, model=["bitfit"]))
+    together = multi(model, gate, recipe({"lora": {"sites": ["up"]}}, model=["bitfit"]))
     inputs, found = tiny_inputs("bert", batch=4, pad=2), []
     for reentrant in (None, False, True):
         if reentrant is not None:

@@ -7,7 +7,6 @@ import csv
 import importlib
 import json
 import math
-import os
 import random
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.installing import environment, install
 from support.registries import keep
 from support.saved_model import BAD, GOOD, NEUTRAL, save_backbone
 
@@ -84,15 +84,7 @@ def write_ratings(path: Path, rows: int = 160) -> Path:
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package, installed by pip into a folder."""
-    target = tmp_path_factory.mktemp("installed")
-    source = tmp_path_factory.mktemp("source") / "ordinal"
-    source.mkdir()
-    for file in PLUGIN.iterdir():
-        if file.is_file():
-            (source / file.name).write_bytes(file.read_bytes())
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "--no-index", "--target", str(target), str(source)], check=True)
-    return target
+    return install(PLUGIN, tmp_path_factory.mktemp("installed"))
 
 
 @pytest.fixture(scope="module")
@@ -255,12 +247,11 @@ def test_from_the_command_line(
 
 def test_a_search_with_it(installed: Path, place: Path) -> None:
     """In processes of their own: the workers find the kind as this process does."""
-    path = os.pathsep.join(filter(None, (str(installed), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path, "AUTOPEFT_CACHE": str(place / "cache")}
+    plugged = environment(installed, AUTOPEFT_CACHE=str(place / "cache"))
     (place / "program.py").write_text(SEARCH)
     done = subprocess.run(
         [sys.executable, "program.py"],
-        cwd=place, env=environment, capture_output=True, text=True, timeout=600,
+        cwd=place, env=plugged, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads((place / "found/result.json").read_text())

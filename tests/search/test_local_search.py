@@ -122,14 +122,13 @@ def test_ctrl_c_keeps_what_was_found_and_it_goes_on(arguments: dict[str, Any], t
     assert len(run.result()["test"]) == 1
 
 
-def test_a_run_that_was_begun_on_ray_goes_on_in_this_process(arguments: dict[str, Any]) -> None:
+def test_a_run_that_was_begun_on_ray_goes_on_in_this_process() -> None:
     """Also one that had named GPUs of a cluster, which this process does not use."""
-    from autopeft.search.planning.prepare import Arguments
     from autopeft.search.planning.resume import _here
 
-    before = Arguments(task="t", budget=1, address="auto", gpus_per_trial=0.5, workers=4)
-    assert (_here(before).address, _here(before).gpus_per_trial) == (None, None)
-    on_cpus = Arguments(task="t", budget=1, address="auto")
-    assert _here(on_cpus).gpus_per_trial == 0.0
-    alone = Arguments(task="t", budget=1)
-    assert _here(alone) == alone
+    before = _here({"task": "t", "address": "auto", "gpus_per_trial": 0.5, "workers": 4})
+    assert (before["address"], before["gpus_per_trial"]) == (None, None)
+    on_cpus = _here({"task": "t", "address": "auto"})
+    assert on_cpus["gpus_per_trial"] == 0.0
+    alone = _here({"task": "t", "address": None, "gpus_per_trial": None})
+    assert (alone["address"], alone["gpus_per_trial"]) == (None, None)

@@ -94,7 +94,7 @@ def test_a_search_end_to_end(arguments: dict[str, Any], capfd: pytest.CaptureFix
         "front.csv",
         "front.json",
     }
-    assert names == files | {"winner"}
+    assert names == files | {"winner", "logs"}
     assert Recipe.from_file(run.path / "recipe.yaml") == result.winner
     manifest = run.manifest()
     assert manifest["limits"] == {"least": least, "most": most}
@@ -179,7 +179,7 @@ def test_when_every_trial_fails_the_first_cause_is_told(arguments: dict[str, Any
             (Path(arguments["model"]) / "model.safetensors").write_bytes(b"junk")
 
     with pytest.raises(AutoPEFTError, match=r"All 3 trials failed\. The first failure: .*(Safetensor|model)"):
-        search(reporter=Saboteur(), **arguments)
+        search(reporter=Saboteur(), **{**arguments, "workers": 0})
     records = load_run(arguments["out"]).lines()
     assert [(r["state"], r["failure"]) for r in records] == [("failed", "failed")] * 3
 
@@ -190,7 +190,7 @@ def test_a_run_folder_that_vanishes_is_a_clear_error(arguments: dict[str, Any]) 
             shutil.rmtree(arguments["out"])
 
     with pytest.raises(AutoPEFTError, match=r"run folder cannot be used|Cannot write"):
-        search(reporter=Thief(), **{**arguments, "trials": 50})
+        search(reporter=Thief(), **{**arguments, "trials": 50, "workers": 0})
 
 
 def test_a_dry_run_starts_and_writes_nothing(arguments: dict[str, Any], tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from autopeft.errors import UsageError
-from autopeft.report.html.values import shown
+from autopeft.report.html.values import mapping, shown
 from autopeft.runs.documents import Manifest, Measured, Result, read_manifest, read_result
 from autopeft.runs.folder import Points, Records, RunFolder
 from autopeft.runs.records import FrontPoint, TrialRecord
 from autopeft.search.optimization.pareto import best_first, pareto_front
+from autopeft.search.strategies.registry import DEFAULT
 
 __all__ = ["Run", "Scored", "State", "read_run"]
 
@@ -59,6 +60,11 @@ class Run:
     def metric(self) -> str:
         found = (self.result.metric if self.result else None) or self.about.data.metric
         return shown(found or "score", 60)
+
+    @property
+    def strategy(self) -> str:
+        """What turned the space into candidates; runs from before there were several had the default."""
+        return shown(mapping(self.manifest.get("arguments")).get("strategy") or DEFAULT, 60)
 
     @property
     def complete(self) -> list[TrialRecord]:

@@ -28,6 +28,7 @@ from autopeft.report.text import mean_sd, number, percent, score
 from autopeft.runs.files import write_atomic
 from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import TrialRecord
+from autopeft.search.strategies.registry import DEFAULT
 
 __all__ = ["render_report", "write_report"]
 
@@ -121,6 +122,8 @@ def _heat(winner: Winner) -> Heat | Missing:
 def _studied(run: Run) -> _Studied:
     if run.fixed:
         return _nothing("This run trained a fixed recipe: there was no search.")
+    if run.strategy != DEFAULT and not run.folder.journal.exists():
+        return _nothing(f"The strategy {run.strategy!r} keeps no study of Optuna's to draw from.")
     try:
         history = read_history(run.folder.journal, run.trials)
     except UsageError as error:

@@ -15,6 +15,7 @@ from autopeft.runs.documents import Compared
 from autopeft.runs.records import TrialRecord
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.selection.contender import mean_sd as moments
+from autopeft.search.strategies.registry import DEFAULT
 from autopeft.training.arguments import TrainArguments
 
 __all__ = ["comparisons", "facts", "headline", "remarks", "reproduction"]
@@ -149,6 +150,7 @@ def facts(run: Run, unfinished: Iterable[TrialRecord] = ()) -> list[tuple[str, s
         ("backbone", f"{shown(m.model, 200)} ({number(m.backbone.parameters)} parameters)"),
         ("budget", budget),
         ("space", shown(m.space, 200)),
+        ("strategy", "–" if run.strategy == DEFAULT else run.strategy),
         ("sampler", shown(m.sampler, 40)),
         ("trials", trials),
         ("steps", number(m.training.steps)),
@@ -156,7 +158,7 @@ def facts(run: Run, unfinished: Iterable[TrialRecord] = ()) -> list[tuple[str, s
         ("made", shown(m.created, 60)),
         ("took", duration(run.result.seconds if run.result else None)),
     ]
-    skip = ("budget", "space", "sampler", "trials") if run.fixed else ()
+    skip = ("budget", "space", "strategy", "sampler", "trials") if run.fixed else ()
     return [(k, v) for k, v in found if v != "–" and k not in skip]
 
 
@@ -182,7 +184,7 @@ def reproduction(run: Run) -> list[tuple[str, str]]:
     if run.result:
         use = f'autopeft export {where} -o winner\nautopeft predict {where} --text "…"'
         blocks.append(("Use what it found", use))
-    if not run.fixed:
+    if not run.fixed and run.folder.journal.exists():
         text = (
             f"cp {where}/journal.log study.log\noptuna-dashboard --storage-class JournalFileStorage study.log"
         )

@@ -85,18 +85,18 @@ def runs(job_type: type[Job]) -> Callable[[_R], _R]:
     return enter
 
 
-def runner_of(job: Job) -> JobRunner:
-    """The runner of a job's type, or of the nearest type that it is derived from.
+def runner_of(job_type: type[Job]) -> JobRunner:
+    """The runner of a type of jobs, or of the nearest type that it is derived from.
 
     Raises:
         UsageError: there is none.
     """
-    for kind in type(job).__mro__:
+    for kind in job_type.__mro__:
         if kind in _RUNNERS:
             return _RUNNERS[kind]
     raise UsageError(
-        f"There is no runner for jobs of the type {_name(type(job))}: decorate one with "
-        f"@runs({type(job).__name__}) in the module that defines the type."
+        f"There is no runner for jobs of the type {_name(job_type)}: decorate one with "
+        f"@runs({job_type.__name__}) in the module that defines the type."
     )
 
 

@@ -201,7 +201,7 @@ def _run(setup: WorkerSetup, job: Job, on_step: Progress, should_stop: Callable[
         if should_stop():
             raise _Stopped
 
-    runner, world, plan = runner_of(job), _world(setup), setup.plan
+    runner, world, plan = runner_of(type(job)), _world(setup), setup.plan
     if job.attempt:
         plan = replace(plan, micro_batch=micro_rows(plan, job.attempt))
     context = JobContext(setup.task, world.data, plan, setup.precision, partial(world.backbone, setup), step)

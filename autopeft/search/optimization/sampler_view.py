@@ -63,6 +63,8 @@ def view_of(
     objectives: int = 1,
 ) -> Study:
     """An in-memory study of `seen`, in order; `steps` are the rungs."""
+    # Optuna tells of every study that is made.
+    optuna.logging.set_verbosity(max(optuna.logging.get_verbosity(), optuna.logging.ERROR))
     ahead = gains(seen, steps)
     study = optuna.create_study(directions=DIRECTIONS[:objectives], sampler=sampler)
     for trial in seen:

@@ -160,6 +160,36 @@ def test_a_run_with_nothing_but_a_manifest(make_run: Make) -> None:
     assert "This run has no journal.log." in page.text
 
 
+def test_a_strategy_without_a_study_of_optunas(make_run: Make) -> None:
+    folder = make_run()
+    whole = Page(render_report(folder))
+    manifest = folder.manifest()
+    folder.write_json(
+        "manifest.json", manifest | {"arguments": {**manifest["arguments"], "strategy": "mine"}}
+    )
+    with_journal = Page(render_report(folder))
+    folder.journal.unlink()
+    page = Page(render_report(folder))
+    assert "The strategy 'mine' keeps no study of Optuna's to draw from." in page.text
+    assert "no journal.log" not in page.text
+    for text in ("Browse the study", "optuna-dashboard"):
+        assert text in whole.text
+        assert text in with_journal.text
+        assert text not in page.text
+    assert "strategy mine sampler" in " ".join(page.text.split())
+    assert "strategy" not in whole.text
+    assert "--strategy mine" in page.text
+    drawn = [
+        [a["id"] for _, a in p.elements if a.get("class") == "plot"] for p in (whole, with_journal, page)
+    ]
+    assert drawn[0] == drawn[1]
+    studied = {"history", "timeline", "importances"}
+    assert studied < set(drawn[0])
+    assert set(drawn[2]) == {
+        name for name in drawn[0] if name not in studied and not name.startswith(("slice", "rungs"))
+    }
+
+
 @pytest.mark.parametrize("value", [None, "x", 7, [], {}, [[]], {"a": {"a": {"a": {"a": [1]}}}}])
 def test_a_manifest_of_any_content_has_a_page(make_run: Make, value: Any) -> None:
     folder = make_run(trials=2, finished=False)

@@ -25,8 +25,9 @@ from autopeft.assets import resolve_model
 from autopeft.errors import AutoPEFTError
 from autopeft.search.core.jobs import Done, Job, JobResult, TrainJob
 from autopeft.search.execution import ray_executor
+from autopeft.search.execution.local_executor import LocalExecutor
 from autopeft.search.execution.ray_executor import Pool, run_jobs
-from autopeft.search.execution.worker import WorkerSetup, execute
+from autopeft.search.execution.worker import WorkerSetup, execute, release
 from autopeft.tasks import load_task
 from autopeft.training import TrainingPlan
 
@@ -195,7 +196,7 @@ def test_ctrl_c_ends_the_run_and_the_program_goes_on(tmp_path: Path, whole_group
     assert not processes(process.pid), "processes of Ray were left behind"
 
 
-def test_losses_are_the_same_with_one_worker_and_with_two(
+def test_losses_are_the_same_in_this_process_and_with_two_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever fills the stores first, and in whatever order: other seeds come in between."""
@@ -219,7 +220,10 @@ def test_losses_are_the_same_with_one_worker_and_with_two(
         plan = TrainingPlan(steps=4, batch_size=8, max_length=32, device="cpu")
         setup = WorkerSetup(model, resolve_model(model), task, plan, threads=1, key=str(workers))
         source = Source(jobs)
-        run_jobs(source, execute, setup, Pool(workers), tmp_path / f"ray-{workers}")
+        if workers == 1:
+            LocalExecutor(release).run_jobs(source, execute, setup)
+        else:
+            run_jobs(source, execute, setup, Pool(workers), tmp_path / "ray")
         assert [r.error for r in source.results.values()] == [None] * len(jobs)
         found.append({job: (r.train_loss, r.scores) for job, r in source.results.items()})
         assert list((tmp_path / f"cache-{workers}" / "trunk").iterdir())

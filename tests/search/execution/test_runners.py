@@ -98,11 +98,11 @@ def test_the_nearest_type_counts() -> None:
     class Longer(TrainJob):
         pass
 
-    train = runner_of(job(TrainJob))
-    assert runner_of(job(Longer)) is train is not runner_of(job(ScoreJob))
+    train = runner_of(TrainJob)
+    assert runner_of(Longer) is train is not runner_of(ScoreJob)
     runs(Longer)(answer)
-    assert runner_of(job(Longer)) is answer
-    assert runner_of(job(TrainJob)) is train
+    assert runner_of(Longer) is answer
+    assert runner_of(TrainJob) is train
 
 
 def test_a_type_has_one_runner() -> None:
@@ -134,7 +134,7 @@ import pickle, sys
 from autopeft.search.execution.runners import runner_of
 
 job = pickle.load(sys.stdin.buffer)
-print(runner_of(job)(None, job).scores, job.seed)
+print(runner_of(type(job))(None, job).scores, job.seed)
 """
 
 

@@ -115,7 +115,7 @@ def test_memory_and_unknown_errors_are_results_and_reload_the_backbone(
 def test_an_error_that_was_overcome_is_in_the_log(
     setup: WorkerSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, rows = worker.run_trial, list[int]()
+    real, rows = runners.run_trial, list[int]()
 
     def short_once(*args: Any, **more: Any) -> Any:
         rows.append(args[3].micro_rows)
@@ -123,7 +123,7 @@ def test_an_error_that_was_overcome_is_in_the_log(
             raise MemoryError("no room")
         return real(*args, **more)
 
-    monkeypatch.setattr(worker, "run_trial", short_once)
+    monkeypatch.setattr(runners, "run_trial", short_once)
     result = run(setup)
     assert result.error is None
     assert rows == [8, 2]

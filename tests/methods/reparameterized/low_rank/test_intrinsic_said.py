@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from support.stacking import assert_equals_alone, classifier
+from support.multi import assert_equals_alone, classifier
 from support.tiny import logits, randomise, tiny_config, tiny_inputs, tiny_model
 from support.toy import build, configured, counted, toy_spec, toy_specs
 from torch import Tensor

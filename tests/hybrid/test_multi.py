@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from support.stacking import (
+from support.multi import (
     FISH,
     GATE,
     HOULSBY,
     LORA,
+    MULTIS,
     NAMES,
     PREFIX,
     PROMPTS,
-    STACKS,
     WITH_BIASES,
     B,
     assert_equals_alone,
@@ -25,14 +25,14 @@ from support.stacking import (
     gradients,
     inputs_of,
     loss_of,
+    multi_of,
     ready,
     recipe,
-    stacked_of,
     without_dropout,
 )
 from support.tiny import tiny_inputs, tiny_model
 
-from autopeft.hybrid import attach, stack
+from autopeft.hybrid import attach, attach_many
 
 
 def rounding(name: str) -> dict[str, float]:
@@ -42,23 +42,23 @@ def rounding(name: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("which", [*STACKS, *PROMPTS])
-def test_stacked_equals_alone(name: str, which: str) -> None:
-    assert_equals_alone(classifier(name).double(), name, (STACKS | PROMPTS)[which], **rounding(name))
+@pytest.mark.parametrize("which", [*MULTIS, *PROMPTS])
+def test_many_equal_alone(name: str, which: str) -> None:
+    assert_equals_alone(classifier(name).double(), name, (MULTIS | PROMPTS)[which], **rounding(name))
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
-def test_stacked_equals_alone_where_biases_are_trained(name: str) -> None:
+def test_many_equal_alone_where_biases_are_trained(name: str) -> None:
     assert_equals_alone(classifier(name).double(), name, WITH_BIASES, logits=1e-12, grads=1e-10)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_stacked_equals_alone_in_single_precision(name: str) -> None:
-    assert_equals_alone(classifier(name), name, STACKS["lora+prefix, houlsby+dora, gate"])
+def test_many_equal_alone_in_single_precision(name: str) -> None:
+    assert_equals_alone(classifier(name), name, MULTIS["lora+prefix, houlsby+dora, gate"])
 
 
 @pytest.mark.parametrize("name", ["roberta", "distilbert", "vit"])
-def test_stacked_equals_alone_on_the_other_families(name: str) -> None:
+def test_many_equal_alone_on_the_other_families(name: str) -> None:
     mixed = [recipe(HOULSBY, PREFIX, model=["bitfit"]), recipe("dora", LORA, model=[FISH]), recipe(GATE)]
     prompts = PROMPTS["prompts of one length" if name == "vit" else "prompts of three lengths"]
     for recipes in (mixed, prompts):
@@ -67,12 +67,12 @@ def test_stacked_equals_alone_on_the_other_families(name: str) -> None:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", NAMES)
-def test_stacked_equals_alone_without_a_mask(name: str, attention: str) -> None:
+def test_many_equal_alone_without_a_mask(name: str, attention: str) -> None:
     """Without a mask there is none to hide a shorter prefix's columns, or a shorter prompt's padding."""
     for which in ("prefixes of three lengths", "prompts of three lengths"):
         inputs = inputs_of(name)
         del inputs["attention_mask"]
-        assert_equals_alone(classifier(name, attention=attention), name, (STACKS | PROMPTS)[which], inputs)
+        assert_equals_alone(classifier(name, attention=attention), name, (MULTIS | PROMPTS)[which], inputs)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,11 +93,11 @@ def test_positions_and_token_types_given_by_the_caller_move_with_each_prompt() -
 
 @pytest.mark.parametrize("which", PROMPTS)
 def test_positions_may_be_one_row_for_all_examples(which: str) -> None:
-    model, stacked = stacked_of("gpt2", PROMPTS[which])
+    model, multi = multi_of("gpt2", PROMPTS[which])
     inputs, positions = inputs_of("gpt2"), torch.arange(7)[None]
     given = model(**inputs, position_ids=positions).logits
     torch.testing.assert_close(given, model(**inputs).logits)
-    assert stacked.attached
+    assert multi.attached
 
 
 def test_prompts_of_three_lengths_stand_before_embeddings_too() -> None:
@@ -118,8 +118,8 @@ def test_recomputation_divides_the_rows_of_its_own_forward(name: str, reentrant:
     recipes = [recipe(GATE, model=[FISH]), recipe(HOULSBY), recipe("dora", PREFIX)]
     model = without_dropout(classifier(name).double())
     inputs = inputs_of(name)
-    with stack(model, recipes, seeds=(0, 1, 2)) as stacked:
-        for i, hybrid in enumerate(stacked.hybrids):
+    with attach_many(model, recipes, seeds=(0, 1, 2)) as multi:
+        for i, hybrid in enumerate(multi.hybrids):
             ready(hybrid, name, i)
         results = []
         for again in (False, True):
@@ -127,7 +127,7 @@ def test_recomputation_divides_the_rows_of_its_own_forward(name: str, reentrant:
                 checkpointed(model, reentrant)
             outs = [model(**inputs, rows=sizes).logits for sizes in ((2, 2, 2), (1, 1, 4), (3, 2, 1))]
             sum(loss_of(out, i) for i, out in enumerate(outs)).backward()  # type: ignore[union-attr]
-            results.append([g for hybrid in stacked.hybrids for g in gradients(hybrid)])
+            results.append([g for hybrid in multi.hybrids for g in gradients(hybrid)])
             model.zero_grad()
     largest = max(float(g.abs().max()) for g in results[0])
     for n, (plain, recomputed) in enumerate(zip(*results, strict=True)):
@@ -135,10 +135,10 @@ def test_recomputation_divides_the_rows_of_its_own_forward(name: str, reentrant:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_stacked_equals_alone_under_checkpointing(name: str) -> None:
+def test_many_equal_alone_under_checkpointing(name: str) -> None:
     model = without_dropout(classifier(name))
     checkpointed(model, reentrant=False)
-    assert_equals_alone(model, name, STACKS["lora+prefix, houlsby+dora, gate"])
+    assert_equals_alone(model, name, MULTIS["lora+prefix, houlsby+dora, gate"])
 
 
 def test_the_checkpointing_function_of_a_layer_is_back_after_its_forward() -> None:
@@ -146,7 +146,7 @@ def test_the_checkpointing_function_of_a_layer_is_back_after_its_forward() -> No
     checkpointed(model, reentrant=False)
     layers = model.base_model.encoder.layer
     before = [layer._gradient_checkpointing_func for layer in layers]
-    with stack(model, [recipe(LORA)] * 2):
+    with attach_many(model, [recipe(LORA)] * 2):
         model(**inputs_of("bert", 2)).logits.sum().backward()
         with pytest.raises(IndexError):
             model(input_ids=torch.full((2, 3), 10**6))
@@ -159,12 +159,12 @@ def test_the_checkpointing_function_of_a_layer_is_back_after_its_forward() -> No
 @pytest.mark.parametrize("name", NAMES)
 def test_alone_gives_one_hybrid_the_whole_batch(name: str) -> None:
     items = PROMPTS["prompts of three lengths"]
-    model, stacked = stacked_of(name, items)
+    model, multi = multi_of(name, items)
     inputs = inputs_of(name)
     for i in range(3):
-        with stacked.alone(i) as hybrid:
+        with multi.alone(i) as hybrid:
             got = model(**inputs).logits
-            assert hybrid is stacked.hybrids[i]
+            assert hybrid is multi.hybrids[i]
         parts = [model(**inputs, rows=[6 if j == i else 0 for j in range(3)]).logits]
         other = classifier(name)
         ready(attach(other, items[i], seed=i), name, i)
@@ -195,8 +195,8 @@ def test_generation_equals_alone(name: str, which: str, cache: bool, beams: int)
     if name != "t5":  # left padding, as decoders want it
         inputs["attention_mask"][1::2, :2] = 0
     model = tiny_model(name)
-    with stack(model, items, seeds=(0, 1, 2)) as stacked:
-        for i, hybrid in enumerate(stacked.hybrids):
+    with attach_many(model, items, seeds=(0, 1, 2)) as multi:
+        for i, hybrid in enumerate(multi.hybrids):
             ready(hybrid, name, i)
         got = model.generate(**inputs, **options)
     for i, item in enumerate(items):

@@ -23,17 +23,17 @@ from autopeft.hybrid.modules import (
     refuse_attached,
     seeded,
 )
-from autopeft.injection import LaneInjection, StackedInjection, new_token, split_rows
+from autopeft.injection import LaneInjection, MultiInjection, new_token, split_rows
 from autopeft.injection.frames import frames
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 
-__all__ = ["Stack", "StackedHybrid", "stack"]
+__all__ = ["LaneHybrid", "MultiHybrid", "attach_many"]
 
 
-def stack(
+def attach_many(
     model: PreTrainedModel, recipes: Sequence[Recipe], *, seeds: Sequence[int | None] | None = None
-) -> Stack:
+) -> MultiHybrid:
     """Put several recipes on a model at once: hybrid i acts on the i-th slice of each batch's rows only.
 
     A batch of K·B rows holds B rows for each of K hybrids, in order; a forward may give other sizes:
@@ -52,7 +52,7 @@ def stack(
             attached already. The model is then unchanged.
 
     Example:
-        >>> together = stack(model, [first, second], seeds=[0, 1])             # doctest: +SKIP
+        >>> together = attach_many(model, [first, second], seeds=[0, 1])             # doctest: +SKIP
         >>> logits = model(**batch).logits                                     # doctest: +SKIP
         >>> for hybrid, rows in zip(together.hybrids, together.rows(len(logits))):  # doctest: +SKIP
         ...     loss += cross_entropy(logits[rows], labels[rows])              # doctest: +SKIP
@@ -62,20 +62,20 @@ def stack(
     starts = [None] * len(recipes) if seeds is None else list(seeds)
     if not recipes or len(starts) != len(recipes):
         raise UsageError(
-            f"A stack needs at least one recipe and one seed for each, but got {len(recipes)} recipes and "
-            f"{len(starts)} seeds."
+            "`attach_many` needs at least one recipe and one seed for each, but got "
+            f"{len(recipes)} recipes and {len(starts)} seeds."
         )
     spec, layout = spec_of_model(model)
-    graphs = [_graph(number, recipe, spec) for number, recipe in enumerate(recipes, start=1)]
+    graphs = [_graph(number, len(recipes), recipe, spec) for number, recipe in enumerate(recipes, start=1)]
     roots = []
     for graph, seed in zip(graphs, starts, strict=True):
         with seeded(seed):
             roots.append(Root(build_modules(graph)))
     _check_together(graphs, roots)
-    together = Stack(model)
+    together = MultiHybrid(model)
     base = base_model_of(model)
     for recipe, graph, root in zip(recipes, graphs, roots, strict=True):
-        hybrid = StackedHybrid(together, recipe, graph, root)
+        hybrid = LaneHybrid(together, recipe, graph, root)
         hybrid.lane = LaneInjection(model, base, layout, graph, hybrid.modules, new_token())
         hybrid.injection = hybrid.lane
         together.hybrids += (hybrid,)
@@ -87,11 +87,11 @@ def stack(
     return together
 
 
-def _graph(number: int, recipe: Recipe, spec: BackboneSpec) -> CompositionGraph:
+def _graph(number: int, total: int, recipe: Recipe, spec: BackboneSpec) -> CompositionGraph:
     try:
         return build_graph(recipe, spec)
     except UsageError as error:
-        raise type(error)(f"Recipe {number} of the stack, {recipe.name!r}: {error}") from error
+        raise type(error)(f"Recipe {number} of {total}, {recipe.name!r}: {error}") from error
 
 
 def _check_together(graphs: Sequence[CompositionGraph], roots: Sequence[Root]) -> None:
@@ -100,7 +100,7 @@ def _check_together(graphs: Sequence[CompositionGraph], roots: Sequence[Root]) -
     if len(set(lengths)) == 1:
         return
     what = f"Prompts of {', '.join(map(str, lengths))} rows cannot stand in one batch here"
-    way_out = "stack recipes whose prompts have the same length, or attach them one at a time."
+    way_out = "choose recipes whose prompts have the same length, or attach them one at a time."
     if graphs[0].spec.modality != "text":
         raise CompositionError(
             f"{what}: the padding that evens them out needs a mask, and a {graphs[0].spec.modality} backbone "
@@ -132,8 +132,8 @@ class HeadCopy(nn.Module):
         return dict(zip(self.names, self.copies, strict=True))
 
 
-class Stack:
-    """Hybrids that share a model. Made by `stack`; a context manager that detaches at its end.
+class MultiHybrid:
+    """Hybrids that share a model. Made by `attach_many`; a context manager that detaches at its end.
 
     Attributes:
         model: the model, with all modules registered as `model.autopeft`.
@@ -142,8 +142,8 @@ class Stack:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.hybrids: tuple[StackedHybrid, ...] = ()
-        self._injection: StackedInjection | None = None
+        self.hybrids: tuple[LaneHybrid, ...] = ()
+        self._injection: MultiInjection | None = None
         self._attached = False
         self._token = new_token()
         self.untouched = Untouched(model)
@@ -162,14 +162,14 @@ class Stack:
             hybrid._attached = True
             with seeded(seed):
                 hybrid.initialise(base)
-        self._injection = StackedInjection(
+        self._injection = MultiInjection(
             [hybrid.lane for hybrid in self.hybrids], [hybrid.head() for hybrid in self.hybrids], self._token
         )
         self._injection.install()
 
     def detach(self) -> None:
         """Take all hybrids off: every parameter, buffer, hook, flag and config value is as it was before
-        `stack`, the model's own head included.
+        `attach_many`, the model's own head included.
 
         Modules and heads live on in `hybrids`; detaching twice does nothing.
         """
@@ -183,7 +183,7 @@ class Stack:
         for hybrid in self.hybrids:
             hybrid._attached = False
 
-    def __enter__(self) -> Stack:
+    def __enter__(self) -> MultiHybrid:
         return self
 
     def __exit__(
@@ -208,7 +208,7 @@ class Stack:
         return tuple(found)
 
     @contextmanager
-    def alone(self, index: int) -> Iterator[StackedHybrid]:
+    def alone(self, index: int) -> Iterator[LaneHybrid]:
         """Give hybrid `index` all rows of the forwards inside (to evaluate it, say), in this thread."""
         hybrid = self.hybrids[index]
         before = frames.alone.get(self._token)
@@ -222,7 +222,7 @@ class Stack:
 
     @contextmanager
     def bare(self, index: int) -> Iterator[None]:
-        """Within, nothing of the stack acts, and the model has the head of hybrid `index` for its own."""
+        """Within, nothing of them acts, and the model has the head of hybrid `index` for its own."""
         injection, alone = self._injection, frames.alone.get(self._token)
         assert injection is not None
         injection.remove()
@@ -240,25 +240,25 @@ class Stack:
 
     def __repr__(self) -> str:
         state = "attached" if self._attached else "detached"
-        return f"Stack({', '.join(repr(h.recipe.name) for h in self.hybrids)}; {state})"
+        return f"MultiHybrid({', '.join(repr(h.recipe.name) for h in self.hybrids)}; {state})"
 
 
-class StackedHybrid(Hybrid):
-    """One hybrid of a stack: what `Hybrid` is, with a task head of its own.
+class LaneHybrid(Hybrid):
+    """One of several hybrids on a model: what `Hybrid` is, with a task head of its own.
 
-    It comes and goes with the stack, and cannot be merged into weights that others share.
+    It comes and goes with the others, and cannot be merged into weights that others share.
 
     Attributes:
-        stack: the stack that it belongs to.
-        lane: its part of the stack's injection.
+        multi: the hybrids that it belongs to.
+        lane: its part of their injection.
     """
 
     own_head: HeadCopy
     lane: LaneInjection
 
-    def __init__(self, together: Stack, recipe: Recipe, graph: CompositionGraph, root: Root) -> None:
+    def __init__(self, together: MultiHybrid, recipe: Recipe, graph: CompositionGraph, root: Root) -> None:
         super().__init__(together.model, recipe, graph, root, together.untouched)
-        self.stack = together
+        self.multi = together
 
     def head(self) -> dict[str, nn.Parameter]:
         """Its own copy of the task head, by the names that the parameters have in the model."""
@@ -266,15 +266,18 @@ class StackedHybrid(Hybrid):
 
     @contextmanager
     def _bare(self) -> Iterator[None]:
-        """Within, nothing of the whole stack acts, and the model has this hybrid's head."""
-        with self.stack.bare(self.stack.hybrids.index(self)):
+        """Within, nothing of all the hybrids acts, and the model has this hybrid's head."""
+        with self.multi.bare(self.multi.hybrids.index(self)):
             yield
 
     def detach(self) -> NoReturn:
-        raise UsageError("This hybrid is part of a stack and goes with it; call detach() on the stack.")
+        raise UsageError(
+            "This hybrid is one of several on its model and goes with them; call detach() on what "
+            "attach_many() gave."
+        )
 
     def merge(self) -> NoReturn:
         raise UsageError(
-            "A hybrid of a stack shares its backbone with others, so it cannot be folded into the weights; "
+            "This hybrid shares its backbone with others, so it cannot be folded into the weights; "
             "save() it and load it on a model of its own."
         )

@@ -19,7 +19,7 @@ from autopeft.injection.frames import Split, frames
 from autopeft.injection.sequence import RootHooks, cut_output, cut_rows, is_cached, named_inputs
 from autopeft.method import Context
 
-__all__ = ["ModelHooks", "StackedRootHooks", "split_rows"]
+__all__ = ["ModelHooks", "MultiRootHooks", "split_rows"]
 
 ROWS = "rows"  # keyword argument of a forward: how many rows each hybrid has
 _INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "decoder_input_ids", "decoder_inputs_embeds")
@@ -83,7 +83,7 @@ class ModelHooks:
         frames.splits.pop(self.token, None)
 
 
-class StackedRootHooks:
+class MultiRootHooks:
     """Hooks on a stack's root: what `RootHooks` does for one hybrid, for each on its own rows.
 
     Where prompts differ in length, a shorter one leaves its place to padding behind the text, which the mask

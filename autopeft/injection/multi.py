@@ -12,25 +12,25 @@ from autopeft.backbones import Place
 from autopeft.injection.frames import frames
 from autopeft.injection.install import Injection, owners_of
 from autopeft.injection.lanes import BiasHooks, LaneAttentionHooks, LaneHooks, LayerHooks
-from autopeft.injection.stacked_roots import ModelHooks, StackedRootHooks
+from autopeft.injection.multi_roots import ModelHooks, MultiRootHooks
 from autopeft.injection.weights import Replacement, WeightHooks
 
-__all__ = ["LaneInjection", "StackedInjection"]
+__all__ = ["LaneInjection", "MultiInjection"]
 
 _TABLE = "relative_attention_bias"  # looked up by (queries, keys), which knows of no batch
 
 
 class LaneInjection(Injection):
-    """One hybrid's part of a stack: it says what acts where, the stack installs it."""
+    """One of several hybrids' part: it says what acts where, `MultiInjection` installs it."""
 
-    host: StackedInjection
+    host: MultiInjection
 
     def refresh_weights(self) -> None:
-        """Register the weight hooks of the whole stack anew."""
+        """Register the weight hooks of all hybrids anew."""
         self.host.refresh_weights()
 
 
-class StackedInjection:
+class MultiInjection:
     """All hooks of several hybrids on one model.
 
     Args:
@@ -183,7 +183,7 @@ class StackedInjection:
         for stack, lanes in zip(
             self.layout.stacks, zip(*(lane.root_hooks() for lane in self.lanes), strict=True), strict=True
         ):
-            root = StackedRootHooks(self.token, lanes)
+            root = MultiRootHooks(self.token, lanes)
             module = self.base.get_submodule(stack.map.root)
             self._handles += [
                 module.register_forward_pre_hook(root.before, with_kwargs=True),

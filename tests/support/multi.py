@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2ForSequenceClassification, PreTrainedModel
 
-from autopeft.hybrid import Hybrid, Stack, attach, stack
+from autopeft.hybrid import Hybrid, MultiHybrid, attach, attach_many
 from autopeft.recipe import Recipe
 
 from .tiny import LogitsObjective, randomise, tiny_inputs, tiny_model
@@ -29,7 +29,7 @@ def recipe(*layers: Any, model: Sequence[Any] = ()) -> Recipe:
 
 
 # Hooks and weights meet on the same modules (HiWi and SAID have tests of their own).
-STACKS: dict[str, list[Recipe]] = {
+MULTIS: dict[str, list[Recipe]] = {
     "lora+prefix, houlsby+dora, gate": [recipe(LORA, PREFIX), recipe(HOULSBY, "dora"), recipe(GATE)],
     "fish, dora+ia3+lora, pfeiffer": [recipe(model=[FISH]), recipe("dora", "ia3", LORA), recipe(PFEIFFER)],
     "prefixes of three lengths": [
@@ -164,14 +164,14 @@ def together(
     rows: Sequence[slice],
 ) -> Iterator[Result]:
     """The same, of all recipes in one batch."""
-    with stack(model, recipes, seeds=range(len(recipes))) as stacked:
-        for i, hybrid in enumerate(stacked.hybrids):
+    with attach_many(model, recipes, seeds=range(len(recipes))) as multi:
+        for i, hybrid in enumerate(multi.hybrids):
             ready(hybrid, name, i)
         sizes = [r.stop - r.start for r in rows]
         out = model(**inputs, **({} if len(set(sizes)) == 1 else {"rows": sizes})).logits
         total: Any = sum(loss_of(out[mine], i) for i, mine in enumerate(rows))
         total.backward()
-        yield from [(out[r].detach(), gradients(h)) for r, h in zip(rows, stacked.hybrids, strict=True)]
+        yield from [(out[r].detach(), gradients(h)) for r, h in zip(rows, multi.hybrids, strict=True)]
 
 
 def assert_equals_alone(
@@ -184,7 +184,7 @@ def assert_equals_alone(
     logits: float = 1e-6,
     grads: float = 1e-5,
 ) -> None:
-    """Fail unless stacked equals alone; tolerances are relative to the largest number of a tensor, as are
+    """Fail unless multi equals alone; tolerances are relative to the largest number of a tensor, as are
     those of gradients in double precision (in fp32 to the hybrid's largest gradient: sums cancel)."""
     inputs = inputs_of(name, len(recipes)) if inputs is None else inputs
     sizes = [B] * len(recipes) if sizes is None else sizes
@@ -213,9 +213,9 @@ def checkpointed(model: PreTrainedModel, reentrant: bool) -> None:
         model.enable_input_require_grads()
 
 
-def stacked_of(name: str, recipes: Sequence[Recipe], **kwargs: Any) -> tuple[PreTrainedModel, Stack]:
+def multi_of(name: str, recipes: Sequence[Recipe], **kwargs: Any) -> tuple[PreTrainedModel, MultiHybrid]:
     model = classifier(name, **kwargs)
-    stacked = stack(model, recipes, seeds=range(len(recipes)))
-    for i, hybrid in enumerate(stacked.hybrids):
+    multi = attach_many(model, recipes, seeds=range(len(recipes)))
+    for i, hybrid in enumerate(multi.hybrids):
         ready(hybrid, name, i)
-    return model, stacked
+    return model, multi
