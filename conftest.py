@@ -45,9 +45,9 @@ sys.addaudithook(_note)
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    """A fast test starts no process, in its fixtures or by itself."""
+    """In a run of the fast tests, none starts a process, in its fixtures or by itself."""
     result = yield
-    if item.get_closest_marker("fast") is not None and _started:
+    if item.config.option.markexpr == "fast" and _started:
         pytest.fail(f"A fast test starts a process: name it in tests/support/fast.py. {_started[0][:300]}")
     return result
 
