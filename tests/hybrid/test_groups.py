@@ -8,7 +8,7 @@ from support.training import tiny_bert
 from torch import nn
 
 from autopeft.errors import RecipeError
-from autopeft.hybrid import Hybrid, attach, stack
+from autopeft.hybrid import Hybrid, attach, attach_many
 from autopeft.hybrid.groups import groups_of
 from autopeft.recipe import Recipe
 
@@ -77,7 +77,7 @@ def test_a_part_that_this_config_lacks_is_refused_at_attach_and_the_model_is_as_
     with pytest.raises(RecipeError, match=message):
         attach(model, bare)
     with pytest.raises(RecipeError, match=message):
-        stack(model, [bare])
+        attach_many(model, [bare])
     assert list(model.state_dict()) == keys
     with pytest.raises(RecipeError, match=r"groups\.ia3\.up: 'ia3' is not divided into parts"):
         attach(model, recipe("ia3", groups={"ia3.up": {"learning_rate": 0.1}}))
