@@ -59,6 +59,41 @@ class Callback:
 
 CALLBACKS = (
     Callback(
+        "autopeft.arguments",
+        "autopeft.search.planning.arguments",
+        (
+            "_space_name",
+            "_baselines",
+            "_check_baselines",
+            "_check_budget",
+            "_check_space",
+            "_fidelities",
+            "_samplers",
+            "_strategies",
+            "_trackers",
+            "objectives",
+        ),
+        "An option is declared with the functions that check it, list its choices, or write it down.",
+    ),
+    Callback(
+        "autopeft.arguments",
+        "autopeft.training.options",
+        ("in_memory", "_check_model", "_precisions", "check_task", "efforts"),
+        "The same for the options that several functions share.",
+    ),
+    Callback(
+        "autopeft.arguments.call",
+        "autopeft.search.api",
+        ("search",),
+        "The decorator `takes` calls the function that it decorates.",
+    ),
+    Callback(
+        "autopeft.search.execution.logged_jobs",
+        "autopeft.search.controller.controller",
+        ("complete", "next", "progress", "scale"),
+        "What keeps the logs of jobs passes on what the executor asks of the job source.",
+    ),
+    Callback(
         "autopeft.training",
         "autopeft.search.execution",
         ("step", "keep"),
