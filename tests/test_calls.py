@@ -43,12 +43,13 @@ Call = tuple[str, str, str]  # caller's module, callee's module, callee's name
 @dataclass(frozen=True)
 class Callback:
     """Functions that a lower room is handed and calls. `caller` and `callee` are modules, or packages of
-    them."""
+    them. With `once`, what they return is kept, and another test of this process may have asked before."""
 
     caller: str
     callee: str
     names: tuple[str, ...]
     why: str
+    once: bool = False
 
     def covers(self, call: Call) -> bool:
         def inside(module: str, package: str) -> bool:
@@ -61,25 +62,28 @@ CALLBACKS = (
     Callback(
         "autopeft.arguments",
         "autopeft.search.planning.arguments",
-        (
-            "_space_name",
-            "_baselines",
-            "_check_baselines",
-            "_check_budget",
-            "_check_space",
-            "_fidelities",
-            "_samplers",
-            "_strategies",
-            "_trackers",
-            "objectives",
-        ),
-        "An option is declared with the functions that check it, list its choices, or write it down.",
+        ("_space_name", "_check_baselines", "_check_budget", "_check_space"),
+        "An option is declared with the functions that check it or write it down.",
+    ),
+    Callback(
+        "autopeft.arguments",
+        "autopeft.search.planning.arguments",
+        ("_baselines", "_fidelities", "_samplers", "_strategies", "_trackers", "objectives"),
+        "An option is declared with a function that lists its choices.",
+        once=True,
     ),
     Callback(
         "autopeft.arguments",
         "autopeft.training.options",
-        ("in_memory", "_check_model", "_precisions", "check_task", "efforts"),
-        "The same for the options that several functions share.",
+        ("in_memory", "_check_model", "check_task"),
+        "Checks of the options that several functions share.",
+    ),
+    Callback(
+        "autopeft.arguments",
+        "autopeft.training.options",
+        ("_precisions", "efforts"),
+        "Choices of the options that several functions share.",
+        once=True,
     ),
     Callback(
         "autopeft.arguments.call",
@@ -267,7 +271,7 @@ def problems(calls: set[Call], rooms: Rooms, declared: tuple[Callback, ...]) -> 
         for caller, callee, name in sorted(up)
         if not any(d.covers((caller, callee, name)) for d in declared)
     ]
-    for d in declared:
+    for d in (d for d in declared if not d.once):
         happened = {name for *modules, name in up if d.covers((*modules, name))}  # type: ignore[arg-type]
         found += [
             f"{d.caller} never calls {d.callee}.{name}: drop it." for name in d.names if name not in happened
