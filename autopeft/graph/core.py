@@ -180,14 +180,7 @@ class CompositionGraph:
 
     def _settings(self, name: str, kind: str) -> list[float]:
         """Learning rate and weight decay of an entry, a composition or the head."""
-        training = self.recipe.training
-        group = training.groups.get(name) or training.groups.get(kind)
-        rate = None if group is None else group.learning_rate
-        decay = None if group is None else group.weight_decay
-        return [
-            training.learning_rate if rate is None else rate,
-            training.weight_decay if decay is None else decay,
-        ]
+        return list(self.recipe.training.settings_of(name, kind))
 
     def text(self) -> str:
         """The graph as lines for a terminal."""

@@ -311,14 +311,8 @@ class Hybrid:
         return next(n.kind for n in self.graph.nodes() if n.name == name)
 
     def _settings(self, name: str, kind: str) -> dict[str, float]:
-        training = self.recipe.training
-        found = training.groups.get(name) or training.groups.get(kind)
-        lr = found.learning_rate if found is not None else None
-        decay = found.weight_decay if found is not None else None
-        return {
-            "lr": training.learning_rate if lr is None else lr,
-            "weight_decay": training.weight_decay if decay is None else decay,
-        }
+        rate, decay = self.recipe.training.settings_of(name, kind)
+        return {"lr": rate, "weight_decay": decay}
 
     def optimizer(self, **options: Any) -> torch.optim.AdamW:
         """AdamW over `parameter_groups()` after the recipe's policies, for a loop of one's own or

@@ -10,6 +10,7 @@ from autopeft.recipe.models import (
     Item,
     LayerBlock,
     PolicyItem,
+    Settings,
     TrainingSection,
 )
 
@@ -23,6 +24,7 @@ __all__ = [
     "LayerBlock",
     "PolicyItem",
     "Recipe",
+    "Settings",
     "TrainingSection",
     "recipe_names",
     "resolve_layers",

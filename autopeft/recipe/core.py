@@ -172,7 +172,7 @@ class Recipe(BaseModel):
     def hash(self) -> str:
         """Hash of the structure and of how it trains."""
         groups = self.training.groups
-        settings = [groups.get(e.name, groups.get(e.method)) for e in self._entries]
+        settings = [self.training.group_of(e.name, e.method) for e in self._entries]
         training = self.training.model_dump(mode="json", exclude={"groups", "policies"})
         training["entries"] = [None if s is None else s.model_dump(mode="json") for s in settings]
         training["head"] = groups["head"].model_dump(mode="json") if "head" in groups else None

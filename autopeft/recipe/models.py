@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -20,6 +20,7 @@ __all__ = [
     "Item",
     "LayerBlock",
     "PolicyItem",
+    "Settings",
     "TrainingSection",
     "entry_items",
     "validate_config",
@@ -154,6 +155,13 @@ class PolicyItem(_Part):
         return {self.method: dict(self.config)} if self.config else self.method
 
 
+class Settings(NamedTuple):
+    """How one part of a recipe trains."""
+
+    learning_rate: float
+    weight_decay: float
+
+
 class TrainingSection(_Part):
     """How a recipe trains.
 
@@ -176,6 +184,20 @@ class TrainingSection(_Part):
     dropout: bool = False
     groups: dict[str, GroupSection] = Field(default_factory=dict)
     policies: tuple[PolicyItem, ...] = ()
+
+    def group_of(self, *names: str) -> GroupSection | None:
+        """The group of the first of `names` that has one: an entry's name goes before its method's."""
+        return next((self.groups[name] for name in names if name in self.groups), None)
+
+    def settings_of(self, *names: str) -> Settings:
+        """Learning rate and weight decay of an entry, a composition or the head, by its names as in
+        `group_of`; what that group leaves open, or where there is none, is this section's own."""
+        group = self.group_of(*names)
+        rate = None if group is None else group.learning_rate
+        decay = None if group is None else group.weight_decay
+        return Settings(
+            self.learning_rate if rate is None else rate, self.weight_decay if decay is None else decay
+        )
 
     def to_data(self) -> dict[str, Any]:
         """What differs from the defaults, as it is written in a file."""

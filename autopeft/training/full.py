@@ -53,9 +53,7 @@ class FullFineTuning:
         training = self.recipe.training
         groups = []
         for name, parameters in self._parts().items():
-            own = training.groups.get(name)
-            rate = training.learning_rate if own is None or own.learning_rate is None else own.learning_rate
-            decay = training.weight_decay if own is None or own.weight_decay is None else own.weight_decay
+            rate, decay = training.settings_of(name)
             groups.append({"name": name, "params": parameters, "lr": rate, "weight_decay": decay})
         return groups
 

@@ -41,10 +41,17 @@ def lowest_layer(recipe: Recipe, spec: BackboneSpec) -> int:
     return lowest
 
 
+def at_rate(recipe: Recipe, rate: float | None) -> Recipe:
+    """The recipe at another learning rate; `None` leaves its own."""
+    if rate is None:
+        return recipe
+    training = recipe.training.model_copy(update={"learning_rate": rate})
+    return recipe.model_copy(update={"training": training})
+
+
 def rate_of(recipe: Recipe, *names: str) -> float:
-    """The learning rate of the first of the groups `names` that has one, else the recipe's own."""
-    rates = (recipe.training.groups[name].learning_rate for name in names if name in recipe.training.groups)
-    return next((rate for rate in rates if rate is not None), recipe.training.learning_rate)
+    """The learning rate of what has these names: an entry's own, then its method's."""
+    return recipe.training.settings_of(*names).learning_rate
 
 
 def peft_words(recipe: Recipe, spec: BackboneSpec) -> dict[str, Any] | None:

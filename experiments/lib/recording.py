@@ -22,13 +22,13 @@ from autopeft.assets import dtype_of, load_config, load_tokenizer, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.errors import AutoPEFTError
-from autopeft.graph import build_graph
-from autopeft.search.space.repair import Repaired, repair
+from autopeft.search.space.candidate import Candidate, candidate
 from autopeft.search.space.space import Space
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import Rows
 from autopeft.tasks.encode import encode
 from autopeft.training import TrainingPlan, run_trial
+from lib.draws import at_rate
 from lib.storage import append_row, read_rows
 
 __all__ = ["Recording", "Setting", "Trainer", "front_of", "part_of", "record"]
@@ -118,24 +118,19 @@ class Recording:
         s, self._part, self._parts = self.setting, part, parts
         trainer = Trainer(s)
         for origin, index, values, point, seed in self._missing(trainer.spec):
-            recipe = self.recipe_of(point.recipe)
             row = {
-                "hash": build_graph(recipe, trainer.spec).trial_hash(), "seed": seed, "origin": origin,
-                "index": index, "values": values, "deployed": point.counts.deployed,
-                "share": point.counts.share, "precision": s.precision, "recipe": recipe.to_dict(),
+                "hash": point.hash, "seed": seed, "origin": origin, "index": index, "values": values,
+                "deployed": point.counts.deployed, "share": point.counts.share, "precision": s.precision,
+                "recipe": point.recipe.to_dict(),
             }  # fmt: skip
-            self._add(row | trainer.train(recipe, seed))
+            self._add(row | trainer.train(point.recipe, seed))
 
-    def recipe_of(self, recipe: Recipe) -> Recipe:
+    def _candidate(self, values: Mapping[str, Any], spec: BackboneSpec) -> Candidate:
         """The recipe as it is trained here: at the setting's learning rate, where it has one."""
         rate = self.setting.learning_rate
-        if rate is None:
-            return recipe
-        return recipe.model_copy(
-            update={"training": recipe.training.model_copy(update={"learning_rate": rate})}
-        )
+        return candidate(self.space.bind(spec), values, self.budget, change=lambda r: at_rate(r, rate))
 
-    def _missing(self, spec: BackboneSpec) -> Iterator[tuple[str, int, dict[str, Any], Repaired, int]]:
+    def _missing(self, spec: BackboneSpec) -> Iterator[tuple[str, int, dict[str, Any], Candidate, int]]:
         """What is still to be trained: (origin, index in it, values, repaired point, seed)."""
         s = self.setting
         for origin, wanted in (("random", s.random), ("mutant", s.mutants)):
@@ -153,7 +148,7 @@ class Recording:
             row = by_score[index * (len(by_score) - 1) // max(1, s.repeats - 1)]
             for seed in range(1, s.seeds):
                 if (row["hash"], seed) not in self._done:
-                    point = repair(self.space, row["values"], self.budget, spec)
+                    point = self._candidate(row["values"], spec)
                     yield "repeat", index, row["values"], point, seed
 
     def _first(self) -> list[dict[str, Any]]:
@@ -165,7 +160,7 @@ class Recording:
         self.rows = read_rows(self.path)
         self._done = {(row["hash"], row["seed"]) for row in self.rows}
 
-    def _new(self, rng: random.Random, origin: str, spec: BackboneSpec) -> tuple[dict[str, Any], Repaired]:
+    def _new(self, rng: random.Random, origin: str, spec: BackboneSpec) -> tuple[dict[str, Any], Candidate]:
         """A point that was not trained yet."""
         parameters = self.space.bind(spec).parameters
         while True:
@@ -174,8 +169,8 @@ class Recording:
                 parent = rng.choice(self._best())["values"]
                 changed = rng.sample(parameters, rng.randint(1, 3))
                 values = {**parent, **{p.name: p.sample(rng) for p in changed}}
-            point = repair(self.space, values, self.budget, spec)
-            if (build_graph(self.recipe_of(point.recipe), spec).trial_hash(), 0) not in self._done:
+            point = self._candidate(values, spec)
+            if (point.hash, 0) not in self._done:
                 return values, point
 
     def _best(self) -> list[dict[str, Any]]:

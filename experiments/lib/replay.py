@@ -13,19 +13,18 @@ import numpy as np
 
 from autopeft.counting import Budget
 from autopeft.effort import Effort
-from autopeft.graph import build_graph
 from autopeft.search.controller.controller import Controller
 from autopeft.search.core.events import SilentReporter
 from autopeft.search.core.jobs import Job, JobResult
 from autopeft.search.optimization.study import SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.bound import BoundSpace
-from autopeft.search.space.candidate import Candidate
+from autopeft.search.space.candidate import Candidate, candidate
 from autopeft.search.space.initial_points import starting_points
-from autopeft.search.space.repair import repair
 from autopeft.search.space.space import Space
 from autopeft.search.strategies.trials import Trials
 from autopeft.spec import BackboneSpec
+from lib.draws import at_rate
 from lib.surrogate import Surrogate
 
 __all__ = ["Ground", "Trained", "replay"]
@@ -72,12 +71,7 @@ class Ground:
 
     def repaired(self, values: Mapping[str, Any]) -> Candidate:
         """A point of the space inside the budget."""
-        found = repair(self.space, values, self.budget)
-        recipe = found.recipe
-        if self._rate is not None:
-            training = recipe.training.model_copy(update={"learning_rate": self._rate})
-            recipe = recipe.model_copy(update={"training": training})
-        return Candidate(recipe, found.counts, build_graph(recipe, self.spec).trial_hash(), found.values)
+        return candidate(self.space, values, self.budget, change=lambda r: at_rate(r, self._rate))
 
     def truth(self, found: Candidate) -> float:
         """The score of a repaired point after all steps, without noise."""

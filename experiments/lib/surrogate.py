@@ -70,7 +70,7 @@ def features(recipe: Mapping[str, Any], spec: BackboneSpec) -> dict[str, float]:
                 found[f"{method} {key}"] = math.log1p(value)
             else:
                 found[f"{method} {key}={value}"] = 1.0
-        group = training.groups.get(name) or training.groups.get(method)
+        group = training.group_of(name, method)
         if group is not None and group.learning_rate is not None:
             found[f"{method} learning rate"] = math.log10(group.learning_rate) + 5.0
     return found

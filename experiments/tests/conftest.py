@@ -18,9 +18,8 @@ from support.landscape import bound_space
 from support.saved_model import BAD, GOOD, NEUTRAL, save_backbone
 
 from autopeft.counting import Budget
-from autopeft.graph import build_graph
 from autopeft.search.space.bound import BoundSpace
-from autopeft.search.space.repair import repair
+from autopeft.search.space.candidate import candidate
 from autopeft.search.space.space import Space
 
 EXPERIMENTS = Path(__file__).parents[1]
@@ -103,14 +102,14 @@ def rows(space: BoundSpace, noise: float) -> list[dict[str, Any]]:
     draw, rng = random.Random(0), np.random.default_rng(0)
     found = []
     for index in range(120):
-        point = repair(space, space.sample(draw), Budget.parse("100%"))
+        point = candidate(space, space.sample(draw), Budget.parse("100%"))
         for seed in range(3 if index < 30 else 1):
             off = float(rng.normal(0.0, noise))
-            score = worth(space, point.values)
+            score = worth(space, point.point)
             found.append(
                 {
-                    "hash": build_graph(point.recipe, space.spec).trial_hash(), "seed": seed, "index": index,
-                    "origin": "repeat" if seed else "random", "values": point.values,
+                    "hash": point.hash, "seed": seed, "index": index,
+                    "origin": "repeat" if seed else "random", "values": dict(point.point),
                     "recipe": point.recipe.to_dict(), "deployed": point.counts.deployed,
                     "scores": {"40": score - 0.1 + off, "80": score + off},
                 }

@@ -108,12 +108,11 @@ class FakeHybrid:
     def parameter_groups(self) -> list[dict[str, Any]]:
         training = self.recipe.training
         groups = {**self.modules, "head": self.model.head}
-        rates = {name: training.groups[name].learning_rate for name in training.groups}
         return [
             {
                 "name": name,
                 "params": _trained_by_groups(module),
-                "lr": rates.get(name) or training.learning_rate,
+                "lr": training.settings_of(name).learning_rate,
                 "weight_decay": training.weight_decay,
             }
             for name, module in groups.items()

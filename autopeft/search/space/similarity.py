@@ -16,9 +16,7 @@ from typing import Any, NamedTuple
 from autopeft.errors import UsageError
 from autopeft.graph import Memo
 from autopeft.quantity import parse_quantity
-from autopeft.recipe import (
-    TrainingSection,
-)
+from autopeft.recipe import Settings, TrainingSection
 from autopeft.spec import BackboneSpec
 
 __all__ = [
@@ -28,7 +26,6 @@ __all__ = [
     "Placement",
     "PlacementBag",
     "RecipeDistance",
-    "Settings",
     "Training",
     "as_number",
     "spans",
@@ -44,10 +41,6 @@ _TRAINING = 0.02
 _GROUPING = 1e-5
 _LEAST = 1e-6  # between numbers that differ, however little
 _PAIRS = 64  # placements and pairs of them that count as one more evaluation
-
-
-Settings = tuple[float, float]
-"""Learning rate and weight decay."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,15 +98,9 @@ class Training:
 
     def _of(self, name: str, method: str) -> Settings:
         """The settings of an entry."""
-        groups, (base, _, number) = self._section.groups, name.rpartition("_")
-        plain = groups.get(base) if self._numbered and number.isdigit() else None
-        group = groups.get(name) or plain or groups.get(method)
-        rate = None if group is None else group.learning_rate
-        decay = None if group is None else group.weight_decay
-        return (
-            self._section.learning_rate if rate is None else rate,
-            self._section.weight_decay if decay is None else decay,
-        )
+        base, _, number = name.rpartition("_")
+        plain = (base,) if self._numbered and number.isdigit() else ()
+        return self._section.settings_of(name, *plain, method)
 
     def settle(self, piece: Piece) -> list[Settled]:
         """The placements of a piece with their settings."""
