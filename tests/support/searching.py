@@ -13,8 +13,10 @@ from autopeft.runs.records import CountTable, TrialRecord
 from autopeft.search.controller.controller import Controller
 from autopeft.search.core.events import SearchInfo
 from autopeft.search.core.jobs import Job, JobResult, TrainJob
+from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.candidate import Candidate
 
+RUNGS = Rungs((2, 5, 10), (0.2, 0.5, 1.0))
 EFFORT = Effort("tiny", 5, 10, None, None, None, top=2, seeds=2, rates=2)
 
 
@@ -38,6 +40,22 @@ def rank_of(job: Job) -> int:
 def until(job: Job) -> int | None:
     """The step that a job pauses at."""
     return job.until if isinstance(job, TrainJob) else None
+
+
+def honest(job: Job) -> JobResult:
+    """Score grows with the rank; a job that is to keep its weights does when it is good enough."""
+    score = rank_of(job) / 1000 + job.seed / 1e6
+    keep_above = job.keep_above if isinstance(job, TrainJob) else None
+    files = {"w": job.id.encode()} if keep_above is not None and score > keep_above else {}
+    return JobResult(job.id, scores=dict.fromkeys(job.splits, score), seconds=2.0, files=files)
+
+
+def climbing(job: Job) -> JobResult:
+    """`honest`, but a trial pauses where it is told to, with a checkpoint that says how far it came."""
+    result = honest(job)
+    if until(job) is not None:
+        result.paused, result.files = True, {"checkpoint": f"{job.number}@{job.until}".encode()}
+    return result
 
 
 @dataclass

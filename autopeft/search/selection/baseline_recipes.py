@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from autopeft.counting import Budget, Counts
-from autopeft.graph import build_graph
 from autopeft.recipe import EmptyRecipe, Recipe
 from autopeft.recipe.models import entry_items
 from autopeft.search.space.bound import BoundSpace
+from autopeft.search.space.candidate import candidate
 from autopeft.search.space.counting import counter_of
 from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.parameters import Parameter
-from autopeft.search.space.repair import Infeasible, repair
+from autopeft.search.space.repair import Infeasible
 
 __all__ = ["BaselineRecipe", "middle", "random_hybrids", "single_methods"]
 
@@ -25,11 +25,13 @@ _START, _SPREAD = 0.75, 0.6
 
 
 class BaselineRecipe(NamedTuple):
-    """A recipe of the space inside the budget; `title` says in words what it is."""
+    """A recipe inside the budget; `title` says in words what it is, `hash` is equal for those of the space
+    that train the same."""
 
     title: str
     recipe: Recipe
     counts: Counts
+    hash: str = ""
 
 
 def single_methods(bound: BoundSpace, budget: Budget, rates: int) -> list[BaselineRecipe]:
@@ -53,14 +55,14 @@ def single_methods(bound: BoundSpace, budget: Budget, rates: int) -> list[Baseli
             if member is not None and _methods_of(member.recipe) == {method}:
                 found.append(member)
     inside = [m for m in found if least <= m.counts.deployed <= most]
-    return _distinct(bound, inside or found)
+    return _distinct(inside or found)
 
 
 def middle(bound: BoundSpace, budget: Budget, rates: int) -> list[BaselineRecipe]:
     """The mid-point of the space, everything on, at `rates` learning rates, repaired into the budget."""
     (point,) = starting_points(bound, 1)
     members = (_repaired(bound, v, budget, "mid-point of the space") for v in _at_rates(bound, point, rates))
-    return _distinct(bound, [m for m in members if m is not None])
+    return _distinct([m for m in members if m is not None])
 
 
 def random_hybrids(bound: BoundSpace, budget: Budget, count: int, seed: int) -> list[BaselineRecipe]:
@@ -78,7 +80,7 @@ def random_hybrids(bound: BoundSpace, budget: Budget, count: int, seed: int) -> 
             break
         member = _repaired(bound, {**bound.sample(rng), **rates}, budget, f"random hybrid {len(found) + 1}")
         if member is not None:
-            found = _distinct(bound, [*found, member])
+            found = _distinct([*found, member])
     return found
 
 
@@ -99,17 +101,17 @@ def _repaired(
     bound: BoundSpace, values: Mapping[str, Any], budget: Budget, title: str
 ) -> BaselineRecipe | None:
     try:
-        found = repair(bound, values, budget)
+        found = candidate(bound, values, budget)
     except (Infeasible, EmptyRecipe):
         return None
-    return BaselineRecipe(title, found.recipe, found.counts)
+    return BaselineRecipe(title, found.recipe, found.counts, found.hash)
 
 
-def _distinct(bound: BoundSpace, members: list[BaselineRecipe]) -> list[BaselineRecipe]:
+def _distinct(members: list[BaselineRecipe]) -> list[BaselineRecipe]:
     """The first of those that train the same."""
     kept: dict[str, BaselineRecipe] = {}
     for member in members:
-        kept.setdefault(build_graph(member.recipe, bound.spec).trial_hash(), member)
+        kept.setdefault(member.hash, member)
     return list(kept.values())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,13 +30,21 @@ class Candidate:
     point: Mapping[str, Any]
 
 
-def candidate(space: BoundSpace, values: Mapping[str, Any], budget: Budget) -> Candidate:
+def candidate(
+    space: BoundSpace,
+    values: Mapping[str, Any],
+    budget: Budget,
+    *,
+    change: Callable[[Recipe], Recipe] | None = None,
+) -> Candidate:
     """The recipe that the values of a space stand for, once they are repaired into the budget.
+
+    Args:
+        change: alters how the repaired recipe trains, before it is hashed.
 
     Raises:
         AutoPEFTError: nothing near the values fits, or the values are not the space's.
     """
     found = repair(space, values, budget)
-    return Candidate(
-        found.recipe, found.counts, build_graph(found.recipe, space.spec).trial_hash(), found.values
-    )
+    recipe = found.recipe if change is None else change(found.recipe)
+    return Candidate(recipe, found.counts, build_graph(recipe, space.spec).trial_hash(), found.values)

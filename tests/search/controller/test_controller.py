@@ -3,28 +3,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.searching import EFFORT, Stage, rank_of, until
+from support.searching import EFFORT, Stage, honest, rank_of
 
-from autopeft.runs.folder import RunFolder
-from autopeft.search.controller.finish import finish
-from autopeft.search.core.jobs import DONE, Job, JobResult, TrainJob
-from autopeft.search.optimization.successive_halving import Rungs
-from autopeft.search.strategies import trials
+from autopeft.search.core.jobs import DONE, Job, JobResult
 
 Make = Callable[..., Stage]
-
-
-def honest(job: Job) -> JobResult:
-    """Score grows with the rank; a job that is to keep its weights does when it is good enough."""
-    score = rank_of(job) / 1000 + job.seed / 1e6
-    keep_above = job.keep_above if isinstance(job, TrainJob) else None
-    files = {"w": job.id.encode()} if keep_above is not None and score > keep_above else {}
-    return JobResult(job.id, scores=dict.fromkeys(job.splits, score), seconds=2.0, files=files)
 
 
 def test_a_whole_search_runs_every_job_once(make_stage: Make) -> None:
@@ -159,14 +145,6 @@ def test_an_exhausted_space_goes_on_to_the_finals(make_stage: Make) -> None:
     assert stage.controller.confirmation.winner is not None
 
 
-def test_duplicates_are_recorded_but_not_trained(make_stage: Make) -> None:
-    stage = make_stage(ranks=(1, 2))
-    stage.play(honest)
-    duplicates = [r for r in stage.records if r.state == "duplicate"]
-    assert duplicates
-    assert all(r.duplicate_of is not None for r in duplicates)
-
-
 def test_the_weights_of_the_best_trial_so_far_are_kept(make_stage: Make) -> None:
     stage = make_stage()
     stage.play(honest)
@@ -200,15 +178,10 @@ def test_results_that_came_already_change_nothing(make_stage: Make) -> None:
     job = stage.controller.next()
     assert isinstance(job, Job)
     stage.controller.complete(honest(job))
-    stage.controller.complete(replace_score(honest(job), 9.0))
+    stage.controller.complete(replace(honest(job), scores={"select": 9.0}))
     stage.controller.complete(JobResult("never-given", scores={"select": 9.0}))
     assert len(stage.records) == 1
     assert stage.controller.strategy.study.best()[0].score == honest(job).score
-
-
-def replace_score(result: JobResult, score: float) -> JobResult:
-    result.scores = {"select": score}
-    return result
 
 
 @pytest.mark.parametrize(("seconds", "trials"), [(1e6, 5), (30.0, 4), (1.0, 2)])
@@ -240,146 +213,6 @@ def test_progress_reports_time_left(make_stage: Make) -> None:
     steps: list[Any] = [e for e in stage.events.seen if e[0] == "step"]
     assert steps[0][3] is None
     assert 0 < steps[2][3] < steps[1][3]
-
-
-def test_of_equal_trials_recipe_and_weights_are_of_the_same_one(make_stage: Make, tmp_path: Path) -> None:
-    """The first of two equal trials keeps its weights; the study would rank the smaller, later one first."""
-    stage = make_stage(ranks=(9, 2))
-    chief = stage.controller
-    first, second = chief.next(), chief.next()
-    assert isinstance(first, Job)
-    assert isinstance(second, Job)
-    for job in sorted((first, second), key=rank_of, reverse=True):
-        chief.complete(replace_score(honest(job), 0.5))
-    chief.interrupt()
-    chief.abandon()
-    kept = chief.strategy.study.get(chief.kept or 0)
-    assert chief.strategy.study.best()[0].number != kept.number
-    ready: Any = SimpleNamespace(
-        task=SimpleNamespace(metric="accuracy", source=SimpleNamespace(notice=None)),
-        limits=(0, 1000),
-        arguments=SimpleNamespace(seed=0),
-    )
-    folder = RunFolder.create("t", "key", root=tmp_path / "runs", out=None)
-    result = finish(ready, folder, chief, 1.0)
-    assert result.winner.to_dict() == kept.recipe
-    assert (folder.winner / "w").read_bytes() == f"trial-{kept.number}".encode()
-
-
-RUNGS = Rungs((2, 5, 10), (0.2, 0.5, 1.0))
-
-
-def climbing(job: Job) -> JobResult:
-    """`honest`, but a trial pauses where it is told to, with a checkpoint that says how far it came."""
-    result = honest(job)
-    if until(job) is not None:
-        result.paused, result.files = True, {"checkpoint": f"{job.number}@{job.until}".encode()}
-    return result
-
-
-def test_trials_go_on_from_their_checkpoints_and_only_the_best_reach_the_end(make_stage: Make) -> None:
-    effort = replace(EFFORT, trials=12, top=2)
-    stage = make_stage(effort=effort, rungs=RUNGS)
-    stage.play(climbing)
-    legs = [j for j in stage.jobs if j.kind == "trial"]
-    first = [j for j in legs if j.until == 2]
-    assert len(first) == 12
-    assert all(j.files is None and j.share == 0.2 and j.keep_above is None for j in first)
-    for job in legs:
-        if job.until == 5:
-            assert job.files == {"checkpoint": f"{job.number}@2".encode()}
-        if job.until is None:
-            assert job.files == {"checkpoint": f"{job.number}@5".encode()}
-            assert (job.share, job.steps) == (1.0, 10)
-            assert job.keep_above is not None
-    full = [j for j in legs if j.until is None]
-    assert 2 <= len(full) < len([j for j in legs if j.until == 5]) < 12
-    states = Counter(r.state for r in stage.records if r.kind == "trial")
-    assert states == {"complete": len(full), "stopped": 12 - len(full)}
-    assert {j.number for j in stage.jobs if j.kind == "confirm"} <= {j.number for j in full}
-    # No checkpoint is left behind.
-    assert not [k for k in stage.checkpoints.held if k.startswith("trial-")]
-
-
-def test_checkpoints_that_can_never_be_used_are_not_kept(make_stage: Make) -> None:
-    effort = replace(EFFORT, trials=30, top=1)
-    stage = make_stage(effort=effort, rungs=RUNGS)
-    most = 0
-
-    def counting(job: Job) -> JobResult:
-        nonlocal most
-        most = max(most, sum(k.startswith("trial-") for k in stage.checkpoints.held))
-        return climbing(job)
-
-    stage.play(counting)
-    assert 0 < most <= 30 // 3 + 30 // 9 + 2
-
-
-@pytest.mark.parametrize("room", [60, 0])
-def test_checkpoints_take_no_more_room_than_they_may(
-    make_stage: Make, monkeypatch: pytest.MonkeyPatch, room: int
-) -> None:
-    """Ten bytes each: six may lie there, or the three that are kept in any case, which mostly suffices."""
-    monkeypatch.setattr(trials, "_ROOM", room)
-    monkeypatch.setattr(trials, "_ROOM_EACH", 0)
-    effort = replace(EFFORT, trials=60, top=1)
-    stage = make_stage(effort=effort, rungs=RUNGS)
-    most, anew = 0, 0
-
-    def counting(job: Job) -> JobResult:
-        nonlocal most, anew
-        most = max(most, sum(k.startswith("trial-") for k in stage.checkpoints.held))
-        anew += job.kind == "trial" and job.until != 2 and job.files is None
-        result = climbing(job)
-        result.files = dict.fromkeys(result.files, b"ten bytes.")
-        return result
-
-    stage.play(counting, workers=1)
-    assert most == (6 if room else 3)
-    legs = [j for j in stage.jobs if j.kind == "trial" and j.until != 2]
-    assert anew <= len(legs) // 4
-    assert len(stage.jobs) > 60
-
-
-def test_a_search_goes_on_where_it_was_cut_off(make_stage: Make) -> None:
-    effort = replace(EFFORT, trials=12, top=2)
-    whole = make_stage(effort=effort, rungs=RUNGS)
-    for _ in range(9):
-        job = whole.controller.next()
-        assert isinstance(job, Job)
-        whole.jobs.append(job)
-        whole.controller.complete(climbing(job))
-    lost = whole.controller.next()  # and here the process is killed
-    assert isinstance(lost, Job)
-    finished = {(j.number, until(j)) for j in whole.jobs}
-
-    again = make_stage(effort=effort, rungs=RUNGS)
-    again.checkpoints.held.update(whole.checkpoints.held)
-    again.play(climbing)
-    redone = {(j.number, j.until) for j in again.jobs if j.kind == "trial"}
-    assert not redone & finished
-    counted = [
-        r for r in again.controller.strategy.study.records() if r.failure != "lost" and r.state != "duplicate"
-    ]
-    assert len(counted) == 12
-    assert {r.state for r in counted} == {"complete", "stopped"}
-    for job in again.jobs:
-        if job.kind == "trial" and job.until != 2:
-            assert job.files is not None
-    hashes = [r.hash for r in counted]
-    assert len(set(hashes)) == 12
-
-
-def test_a_trial_whose_checkpoint_is_gone_starts_anew(make_stage: Make) -> None:
-    stage = make_stage(effort=replace(EFFORT, trials=3, top=1), rungs=RUNGS)
-    for _ in range(3):
-        job = stage.controller.next()
-        assert isinstance(job, Job)
-        stage.controller.complete(climbing(job))
-    stage.checkpoints.held.clear()
-    job = stage.controller.next()
-    assert isinstance(job, Job)
-    assert (job.until, job.files) == (5, None)
 
 
 def test_a_lost_job_is_given_out_again_and_fails_in_the_end(make_stage: Make) -> None:
@@ -416,31 +249,3 @@ def test_what_an_earlier_process_finished_after_the_search_is_not_run_again(make
     assert after.winner.contender() == before.winner.contender()
     assert after.baselines() == before.baselines()
     assert [r.kept for r in again.records if r.kind != "trial"].count(False) == 1
-
-
-def test_an_interrupted_trial_waits_on_its_rung(make_stage: Make) -> None:
-    stage = make_stage(effort=replace(EFFORT, trials=3, top=1), rungs=RUNGS)
-    for _ in range(3):
-        job = stage.controller.next()
-        assert isinstance(job, Job)
-        stage.controller.complete(climbing(job))
-    running = stage.controller.next()
-    assert isinstance(running, Job)
-    assert running.until == 5
-    stage.controller.interrupt()
-    stage.controller.abandon()
-    assert not stage.controller.finished
-    assert len(stage.controller.strategy.study.paused) == 3
-    assert stage.records == []
-
-
-def test_two_objectives_keep_small_recipes_going(make_stage: Make, tmp_path: Path) -> None:
-    effort = replace(EFFORT, trials=12, top=1)
-    numbers = []
-    for objectives in (1, 2):
-        stage = make_stage(effort=effort, rungs=RUNGS, objectives=objectives)
-        stage.play(climbing)
-        full = [rank_of(j) for j in stage.jobs if j.kind == "trial" and j.until is None]
-        numbers.append(min(full))
-        (tmp_path / "journal.log").unlink()
-    assert numbers[1] < numbers[0]

@@ -22,8 +22,8 @@ from autopeft.search.selection.baselines import (
     lora_baseline,
     parse_kinds,
 )
+from autopeft.search.space.candidate import candidate
 from autopeft.search.space.initial_points import starting_points
-from autopeft.search.space.repair import repair
 from autopeft.search.space.space import Space
 from autopeft.spec import BackboneSpec
 
@@ -223,10 +223,8 @@ def test_every_method_of_the_space_stands_alone() -> None:
 
 def test_a_method_alone_is_where_the_search_starts() -> None:
     bound, budget = SPACES["default"].bind(MINILM), Budget.parse("0.5%")
-    starts = {
-        build_graph(repair(bound, p, budget).recipe, MINILM).trial_hash() for p in starting_points(bound, 5)
-    }
-    alone = {build_graph(m.recipe, MINILM).trial_hash() for m in single_methods(bound, budget, 1)}
+    starts = {candidate(bound, point, budget).hash for point in starting_points(bound, 5)}
+    alone = {m.hash for m in single_methods(bound, budget, 1)}
     assert len(starts & alone) == 4, "LoRA, both adapters and the prefix, with the same learning rates"
 
 

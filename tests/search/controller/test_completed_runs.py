@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from autopeft.runs.folder import RunFolder
+from autopeft.runs.records import TrialRecord
+from autopeft.search.controller.checkpoints import FolderCheckpoints
+from autopeft.search.controller.completed_runs import CompletedRuns, KnownRuns
+from autopeft.search.core.jobs import Job, TrainJob
+
+
+def job(name: str, kind: Any = "baseline", splits: tuple[str, ...] = ("select",)) -> Job:
+    return TrainJob(name, kind, name, {"name": name}, seed=3, steps=5, splits=splits)
+
+
+def record(name: str, kind: Any = "baseline", **more: Any) -> TrialRecord:
+    options: dict[str, Any] = {"state": "complete", "scores": {"select": 0.5}, "job": name, **more}
+    return TrialRecord(kind, name, options.pop("state"), {"name": name}, seed=3, steps=5, **options)
+
+
+def test_only_finished_runs_of_an_earlier_process_count(tmp_path: Path) -> None:
+    folder, checkpoints = RunFolder(tmp_path), FolderCheckpoints(tmp_path / "files")
+    for line in (
+        record("good", counts={"deployed": 5}, seconds=2.0, train_loss=0.3),
+        record("failed", state="failed", scores={}, error="no"),
+        record("", scores={"select": 0.1}),
+        {**asdict(record("odd")), "scores": {"select": "high"}},
+        record("confirm-1-s1000", kind="confirm"),
+        record("confirm-2-s1000", kind="confirm"),
+    ):
+        folder.append_line("finals.jsonl", line)
+    with (tmp_path / "finals.jsonl").open("a") as file:
+        file.write('{"job": "torn", "state": "comp')
+    checkpoints.put("confirm-1-s1000", {"weights": b"1"})
+    past = CompletedRuns(folder, checkpoints)
+    found = past.get(job("good"))
+    assert found is not None
+    assert (found.scores, found.seconds, found.counts) == ({"select": 0.5}, 2.0, {"deployed": 5})
+    assert past.get(job("good", splits=("select", "test"))) is None
+    assert all(past.get(job(name)) is None for name in ("failed", "", "odd", "torn", "new"))
+    # A finalist without its weights is trained again: it may have to be tested.
+    assert past.get(job("confirm-1-s1000", kind="confirm")) is not None
+    assert past.get(job("confirm-2-s1000", kind="confirm")) is None
+    kept = [line["job"] for line in folder.lines("finals.jsonl")]
+    assert kept == ["good", "confirm-1-s1000", "confirm-2-s1000"]
+
+
+class Keys:
+    def of(self, recipe: Any, seed: int, steps: int) -> Any:
+        return (recipe["name"], seed, steps)
+
+
+class Cache:
+    def __init__(self) -> None:
+        self.held: dict[Any, dict[str, float]] = {}
+
+    def get(self, key: Any) -> dict[str, float] | None:
+        return self.held.get(key)
+
+    def put(self, key: Any, scores: dict[str, float], seconds: float) -> None:
+        self.held[key] = dict(scores)
+
+
+def test_baselines_alone_are_shared_between_searches(tmp_path: Path) -> None:
+    cache: Any = Cache()
+    kept = KnownRuns(CompletedRuns(RunFolder(tmp_path), FolderCheckpoints(tmp_path)), Keys(), cache)  # type: ignore[arg-type]
+    kept.remember(record("lora", scores={"select": 0.6, "test": 0.7}))
+    kept.remember(record("confirm-1", kind="confirm"))
+    kept.remember(record("failed", state="failed"))
+    kept.remember(record("again", kept=True))
+    assert list(cache.held) == [("lora", 3, 5)]
+    found = kept.recall(job("lora"))
+    assert found is not None
+    assert found.scores == {"select": 0.6}
+    assert kept.recall(job("lora", splits=("select", "test"))) is not None
+    assert kept.recall(job("lora", kind="confirm")) is None
+    cache.held[("lora", 3, 5)] = {"select": 0.6}
+    assert kept.recall(job("lora", splits=("select", "test"))) is None

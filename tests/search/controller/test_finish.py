@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support.searching import Stage, honest, rank_of
+
+from autopeft.errors import AutoPEFTError
+from autopeft.runs.folder import RunFolder
+from autopeft.runs.records import TrialRecord
+from autopeft.search.controller.finish import course, finish, trained_steps
+from autopeft.search.core.jobs import Job, JobResult
+
+Make = Callable[..., Stage]
+
+
+def ready() -> Any:
+    return SimpleNamespace(
+        task=SimpleNamespace(metric="accuracy", source=SimpleNamespace(notice=None)),
+        limits=(0, 1000),
+        arguments=SimpleNamespace(seed=0),
+    )
+
+
+def test_of_equal_trials_recipe_and_weights_are_of_the_same_one(make_stage: Make, tmp_path: Path) -> None:
+    """The first of two equal trials keeps its weights; the study would rank the smaller, later one first."""
+    stage = make_stage(ranks=(9, 2))
+    chief = stage.controller
+    first, second = chief.next(), chief.next()
+    assert isinstance(first, Job)
+    assert isinstance(second, Job)
+    for job in sorted((first, second), key=rank_of, reverse=True):
+        chief.complete(replace(honest(job), scores={"select": 0.5}))
+    chief.interrupt()
+    chief.abandon()
+    kept = chief.strategy.study.get(chief.kept or 0)
+    assert chief.strategy.study.best()[0].number != kept.number
+    folder = RunFolder.create("t", "key", root=tmp_path / "runs", out=None)
+    result = finish(ready(), folder, chief, 1.0)
+    assert result.winner.to_dict() == kept.recipe
+    assert (folder.winner / "w").read_bytes() == f"trial-{kept.number}".encode()
+
+
+def test_without_a_trained_trial_there_is_no_result_but_the_first_failure(
+    make_stage: Make, tmp_path: Path
+) -> None:
+    stage = make_stage()
+    stage.play(lambda job: JobResult(job.id, error=f"boom {job.id}", failure="failed"))
+    with pytest.raises(AutoPEFTError, match=r"All 5 trials failed\. The first failure: boom trial-0"):
+        finish(ready(), RunFolder(tmp_path), stage.controller, 1.0)
+    assert not (tmp_path / "result.json").exists()
+
+
+def trial(
+    number: int, state: Any, score: float | None, deployed: int, rungs: dict[str, float]
+) -> TrialRecord:
+    counts: dict[str, int | float] = {"deployed": deployed, "share": 0.1}
+    return TrialRecord("trial", "t", state, {}, number, counts=counts, score=score, rungs=rungs)
+
+
+def test_the_course_counts_all_steps_and_full_trainings() -> None:
+    records = [
+        trial(2, "complete", 0.5, 100, {"20": 0.4, "60": 0.5}),
+        trial(0, "complete", 0.25, 50, {"60": 0.25}),
+        trial(1, "stopped", None, 10, {"20": 0.9}),
+        trial(3, "duplicate", 0.5, 100, {"60": 0.5}),
+    ]
+    assert [trained_steps(r) for r in records] == [60, 60, 20, 0]
+    found = course(records, 199)
+    assert [(p["trial"], p["steps"]) for p in found] == [(0, 60), (2, 140)]
+    # Down to 0.25, the lowest score, and 200 parameters: the better trial alone dominates an area.
+    assert [p["hypervolume"] for p in found] == [0.0, 0.25 * 100]
+    assert course(records[2:], 199) == []

@@ -1,0 +1,228 @@
+"""Trials: from rung to rung, with checkpoints, and on from where an earlier process ended."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.searching import EFFORT, RUNGS, Stage, climbing, honest, rank_of, until
+
+from autopeft.search.core.jobs import Job, JobResult, TrainJob
+from autopeft.search.optimization.successive_halving import Rungs
+from autopeft.search.strategies import trials
+from autopeft.search.strategies.trials import Trials
+
+Make = Callable[..., Stage]
+
+
+@pytest.fixture
+def make_trials(make_stage: Make) -> Callable[..., Trials]:
+    """Trials alone; no controller asks them."""
+
+    def make(**more: object) -> Trials:
+        found: Trials = make_stage(**more).controller.strategy
+        return found
+
+    return make
+
+
+def test_a_candidate_is_begun_only_while_there_is_room(make_trials: Callable[..., Trials]) -> None:
+    strategy = make_trials(effort=replace(EFFORT, trials=3))
+    first = strategy.next(room=True)
+    assert isinstance(first, TrainJob)
+    assert (first.id, first.kind, first.number, first.until) == ("trial-0", "trial", 0, None)
+    assert strategy.next(room=False) is None
+    assert strategy.out_of_time
+    assert not strategy.finished, "a trial is running"
+    strategy.complete(first, honest(first))
+    assert strategy.next(room=False) is None
+    assert strategy.finished
+    assert (strategy.launched, strategy.exhausted) == (1, False)
+    assert [r.number for r in strategy.candidates(5)] == [0]
+
+
+def test_what_was_begun_goes_on_without_room(make_trials: Callable[..., Trials]) -> None:
+    strategy = make_trials(effort=replace(EFFORT, trials=3, top=1), rungs=RUNGS)
+    for _ in range(3):
+        job = strategy.next(room=True)
+        assert isinstance(job, TrainJob)
+        strategy.complete(job, climbing(job))
+    assert [r.state for r in strategy.updates()] == ["paused"] * 3
+    assert strategy.updates() == []
+    job = strategy.next(room=False)
+    assert isinstance(job, TrainJob)
+    assert (job.start, job.until) == (2, 5)
+    assert not strategy.out_of_time
+
+
+def test_records_carry_the_seed_and_come_by_number(make_trials: Callable[..., Trials]) -> None:
+    strategy = make_trials(effort=replace(EFFORT, trials=3))
+    jobs = [strategy.next(room=True) for _ in range(3)]
+    for job in reversed(jobs):
+        assert isinstance(job, TrainJob)
+        strategy.complete(job, honest(job))
+    assert [(r.number, r.seed, r.state) for r in strategy.records()] == [(n, 0, "complete") for n in range(3)]
+    assert [r.number for r in strategy.updates()] == [2, 1, 0]
+
+
+def test_failures_in_a_row_end_the_search(make_trials: Callable[..., Trials]) -> None:
+    strategy = make_trials(effort=replace(EFFORT, trials=50))
+    failed = 0
+    while (job := strategy.next(room=True)) is not None:
+        strategy.complete(job, JobResult(job.id, error="boom", failure="failed"))
+        failed += 1
+    assert (failed, strategy.finished, strategy.candidates(1)) == (5, True, [])
+
+
+def test_steps_of_a_whole_search_are_those_of_its_rungs(make_trials: Callable[..., Trials]) -> None:
+    assert Trials.planned_steps(EFFORT, RUNGS) == pytest.approx(5 * RUNGS.expected)
+    assert Trials.planned_steps(EFFORT, Rungs.of(10, "none")) == 50
+    strategy = make_trials(effort=EFFORT, rungs=RUNGS)
+    assert strategy.steps_left == pytest.approx(5 * RUNGS.expected)
+    job = strategy.next(room=True)
+    assert job is not None
+    assert strategy.steps_left == pytest.approx(5 * RUNGS.expected - 2), "what runs is counted by who runs it"
+
+
+def test_trials_go_on_from_their_checkpoints_and_only_the_best_reach_the_end(make_stage: Make) -> None:
+    effort = replace(EFFORT, trials=12, top=2)
+    stage = make_stage(effort=effort, rungs=RUNGS)
+    stage.play(climbing)
+    legs = [j for j in stage.jobs if j.kind == "trial"]
+    first = [j for j in legs if j.until == 2]
+    assert len(first) == 12
+    assert all(j.files is None and j.share == 0.2 and j.keep_above is None for j in first)
+    for job in legs:
+        if job.until == 5:
+            assert job.files == {"checkpoint": f"{job.number}@2".encode()}
+        if job.until is None:
+            assert job.files == {"checkpoint": f"{job.number}@5".encode()}
+            assert (job.share, job.steps) == (1.0, 10)
+            assert job.keep_above is not None
+    full = [j for j in legs if j.until is None]
+    assert 2 <= len(full) < len([j for j in legs if j.until == 5]) < 12
+    states = Counter(r.state for r in stage.records if r.kind == "trial")
+    assert states == {"complete": len(full), "stopped": 12 - len(full)}
+    assert {j.number for j in stage.jobs if j.kind == "confirm"} <= {j.number for j in full}
+    # No checkpoint is left behind.
+    assert not [k for k in stage.checkpoints.held if k.startswith("trial-")]
+
+
+def test_checkpoints_that_can_never_be_used_are_not_kept(make_stage: Make) -> None:
+    effort = replace(EFFORT, trials=30, top=1)
+    stage = make_stage(effort=effort, rungs=RUNGS)
+    most = 0
+
+    def counting(job: Job) -> JobResult:
+        nonlocal most
+        most = max(most, sum(k.startswith("trial-") for k in stage.checkpoints.held))
+        return climbing(job)
+
+    stage.play(counting)
+    assert 0 < most <= 30 // 3 + 30 // 9 + 2
+
+
+@pytest.mark.parametrize("room", [60, 0])
+def test_checkpoints_take_no_more_room_than_they_may(
+    make_stage: Make, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """Ten bytes each: six may lie there, or the three that are kept in any case, which mostly suffices."""
+    monkeypatch.setattr(trials, "_ROOM", room)
+    monkeypatch.setattr(trials, "_ROOM_EACH", 0)
+    effort = replace(EFFORT, trials=60, top=1)
+    stage = make_stage(effort=effort, rungs=RUNGS)
+    most, anew = 0, 0
+
+    def counting(job: Job) -> JobResult:
+        nonlocal most, anew
+        most = max(most, sum(k.startswith("trial-") for k in stage.checkpoints.held))
+        anew += job.kind == "trial" and job.until != 2 and job.files is None
+        result = climbing(job)
+        result.files = dict.fromkeys(result.files, b"ten bytes.")
+        return result
+
+    stage.play(counting, workers=1)
+    assert most == (6 if room else 3)
+    legs = [j for j in stage.jobs if j.kind == "trial" and j.until != 2]
+    assert anew <= len(legs) // 4
+    assert len(stage.jobs) > 60
+
+
+def test_a_search_goes_on_where_it_was_cut_off(make_stage: Make) -> None:
+    effort = replace(EFFORT, trials=12, top=2)
+    whole = make_stage(effort=effort, rungs=RUNGS)
+    for _ in range(9):
+        job = whole.controller.next()
+        assert isinstance(job, Job)
+        whole.jobs.append(job)
+        whole.controller.complete(climbing(job))
+    lost = whole.controller.next()  # and here the process is killed
+    assert isinstance(lost, Job)
+    finished = {(j.number, until(j)) for j in whole.jobs}
+
+    again = make_stage(effort=effort, rungs=RUNGS)
+    again.checkpoints.held.update(whole.checkpoints.held)
+    again.play(climbing)
+    redone = {(j.number, j.until) for j in again.jobs if j.kind == "trial"}
+    assert not redone & finished
+    counted = [
+        r for r in again.controller.strategy.study.records() if r.failure != "lost" and r.state != "duplicate"
+    ]
+    assert len(counted) == 12
+    assert {r.state for r in counted} == {"complete", "stopped"}
+    for job in again.jobs:
+        if job.kind == "trial" and job.until != 2:
+            assert job.files is not None
+    hashes = [r.hash for r in counted]
+    assert len(set(hashes)) == 12
+
+
+def test_a_trial_whose_checkpoint_is_gone_starts_anew(make_stage: Make) -> None:
+    stage = make_stage(effort=replace(EFFORT, trials=3, top=1), rungs=RUNGS)
+    for _ in range(3):
+        job = stage.controller.next()
+        assert isinstance(job, Job)
+        stage.controller.complete(climbing(job))
+    stage.checkpoints.held.clear()
+    job = stage.controller.next()
+    assert isinstance(job, Job)
+    assert (job.until, job.files) == (5, None)
+
+
+def test_an_interrupted_trial_waits_on_its_rung(make_stage: Make) -> None:
+    stage = make_stage(effort=replace(EFFORT, trials=3, top=1), rungs=RUNGS)
+    for _ in range(3):
+        job = stage.controller.next()
+        assert isinstance(job, Job)
+        stage.controller.complete(climbing(job))
+    running = stage.controller.next()
+    assert isinstance(running, Job)
+    assert running.until == 5
+    stage.controller.interrupt()
+    stage.controller.abandon()
+    assert not stage.controller.finished
+    assert len(stage.controller.strategy.study.paused) == 3
+    assert stage.records == []
+
+
+def test_two_objectives_keep_small_recipes_going(make_stage: Make, tmp_path: Path) -> None:
+    effort = replace(EFFORT, trials=12, top=1)
+    numbers = []
+    for objectives in (1, 2):
+        stage = make_stage(effort=effort, rungs=RUNGS, objectives=objectives)
+        stage.play(climbing)
+        full = [rank_of(j) for j in stage.jobs if j.kind == "trial" and j.until is None]
+        numbers.append(min(full))
+        (tmp_path / "journal.log").unlink()
+    assert numbers[1] < numbers[0]
+
+
+def test_duplicates_are_recorded_but_not_trained(make_stage: Make) -> None:
+    stage = make_stage(ranks=(1, 2))
+    stage.play(honest)
+    duplicates = [r for r in stage.records if r.state == "duplicate"]
+    assert duplicates
+    assert all(r.duplicate_of is not None for r in duplicates)
