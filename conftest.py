@@ -36,7 +36,9 @@ _started: list[str] = []
 
 
 def _note(event: str, arguments: tuple[Any, ...]) -> None:
-    if event in ("subprocess.Popen", "os.posix_spawn", "os.fork"):
+    named = str(arguments[0]) if arguments else ""
+    # Python itself asks `uname` once what machine this is.
+    if event in ("subprocess.Popen", "os.posix_spawn", "os.fork") and named != "uname":
         _started.append(f"{event}{arguments[:2]}")
 
 
