@@ -163,13 +163,13 @@ def _glue(task: GlueTask, asked: _Asked, stand_in: bool, tell: Notify) -> Task:
         raise TaskError(
             f"{missing} {reason} Packaged tasks: {', '.join(PACKAGED)}; a local folder works as well."
         )
-    twin = PACKAGED[task.stand_in]
+    other = PACKAGED[task.stand_in]
     notice = (
-        f"{missing} The packaged task {twin.name!r} stands in for it ({twin.rows:,} rows, another data set): "
-        f"its scores are not comparable with those of {task.name!r}."
+        f"{missing} The packaged task {other.name!r} stands in for it ({other.rows:,} rows, another data "
+        f"set): its scores are not comparable with those of {task.name!r}."
     )
     tell(notice)
-    return _packaged(twin, asked, tell, Source("package", twin.name, "", None, task.name, notice))
+    return _packaged(other, asked, tell, Source("package", other.name, "", None, task.name, notice))
 
 
 def _from_tables(

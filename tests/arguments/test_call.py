@@ -9,17 +9,17 @@ from autopeft.arguments import NEEDED, Arguments, Option, takes
 from autopeft.errors import UsageError
 
 
-class GreetArguments(Arguments):
-    called: ClassVar[str] = "greet"
+class SayArguments(Arguments):
+    called: ClassVar[str] = "say"
 
     name: Annotated[str, Option(help="Who.")] = NEEDED
     times: Annotated[int, Option(help="How often.", least=1)] = 1
     tone: Annotated[str, Option(help="{choices}.", choices=lambda: ("warm", "cold"))] = "warm"
 
 
-@takes(GreetArguments)
-def greet(given: GreetArguments) -> str:
-    """Greet.
+@takes(SayArguments)
+def say(given: SayArguments) -> str:
+    """Say.
 
     Args:
         {arguments}
@@ -30,36 +30,34 @@ def greet(given: GreetArguments) -> str:
     return given.name * given.times
 
 
-@takes(GreetArguments)
-def greet_from(place: str, given: GreetArguments) -> str:
-    """Greet from a place."""
+@takes(SayArguments)
+def say_from(place: str, given: SayArguments) -> str:
+    """Say from a place."""
     return f"{place}: {given.name}"
 
 
 def test_it_takes_the_fields_by_name() -> None:
-    assert greet(name="a", times=2) == "aa"
-    with pytest.raises(
-        UsageError, match=r"greet takes its arguments by name, but got 'a'; write greet\(name"
-    ):
-        greet("a")  # type: ignore[call-arg]
+    assert say(name="a", times=2) == "aa"
+    with pytest.raises(UsageError, match=r"say takes its arguments by name, but got 'a'; write say\(name"):
+        say("a")  # type: ignore[call-arg]
     with pytest.raises(UsageError, match="Did you mean 'name'"):
-        greet(nane="a")  # type: ignore[call-arg]
+        say(nane="a")  # type: ignore[call-arg]
 
 
 def test_leading_parameters_stay() -> None:
-    assert greet_from("here", name="a") == "here: a"
-    assert greet_from(place="here", name="a") == "here: a"  # type: ignore[call-arg]
+    assert say_from("here", name="a") == "here: a"
+    assert say_from(place="here", name="a") == "here: a"  # type: ignore[call-arg]
     with pytest.raises(UsageError, match="by name, but got 'b'"):
-        greet_from("here", "b", name="a")  # type: ignore[call-arg]
-    assert list(inspect.signature(greet_from).parameters) == ["place", "name", "times", "tone"]
+        say_from("here", "b", name="a")  # type: ignore[call-arg]
+    assert list(inspect.signature(say_from).parameters) == ["place", "name", "times", "tone"]
 
 
 def test_signature_and_docstring_follow_from_the_fields() -> None:
-    signature = inspect.signature(greet)
+    signature = inspect.signature(say)
     assert signature.parameters["times"].default == 1
     assert signature.parameters["times"].kind is inspect.Parameter.KEYWORD_ONLY
-    assert greet.__doc__ == (
-        "Greet.\n\nArgs:\n    name: who.\n    times: how often.\n    tone: warm or cold.\n\n"
+    assert say.__doc__ == (
+        "Say.\n\nArgs:\n    name: who.\n    times: how often.\n    tone: warm or cold.\n\n"
         "Raises:\n    UsageError: never."
     )
 

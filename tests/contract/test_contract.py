@@ -327,10 +327,10 @@ def test_deepcopy_is_independent(case: str, name: str) -> None:
     randomise(hybrid.root)
     inputs = tiny_inputs(name, pad=2)
     expected = logits(model, inputs)
-    twin = copy.deepcopy(model)
-    torch.testing.assert_close(logits(twin, inputs), expected, atol=1e-6, rtol=1e-6)
+    copied = copy.deepcopy(model)
+    torch.testing.assert_close(logits(copied, inputs), expected, atol=1e-6, rtol=1e-6)
     randomise(hybrid.root, std=0.3, seed=9)
-    torch.testing.assert_close(logits(twin, inputs), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(logits(copied, inputs), expected, atol=1e-6, rtol=1e-6)
     assert not torch.allclose(logits(model, inputs), expected)
 
 

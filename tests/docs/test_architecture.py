@@ -27,7 +27,7 @@ MODULES = {"counting", "effort", "errors", "plugins", "quantity", "spec"}
 
 
 @pytest.mark.parametrize("contract", ["rooms", "search"])
-def test_the_ladder_is_the_contracts(contract: str) -> None:
+def test_the_layers_are_the_contracts(contract: str) -> None:
     linter = configparser.ConfigParser()
     linter.read(ROOT / ".importlinter")
     layers = linter[f"importlinter:contract:{contract}"]["layers"].split("\n")

@@ -165,8 +165,8 @@ def test_pickle_of_an_attached_model() -> None:
     hybrid = attach(model, hybrid_recipe(2), seed=0)
     randomise(hybrid.root)
     inputs = tiny_inputs("bert")
-    twin = pickle.loads(pickle.dumps(model))
-    torch.testing.assert_close(logits(twin, inputs), logits(model, inputs))
+    copied = pickle.loads(pickle.dumps(model))
+    torch.testing.assert_close(logits(copied, inputs), logits(model, inputs))
 
 
 def test_a_module_s_own_groups_take_its_settings_and_stand_behind_its_name() -> None:

@@ -147,9 +147,9 @@ def test_deepcopy_is_independent() -> None:
     model, multi = multi_of("bert", MULTIS["lora+prefix, houlsby+dora, gate"])
     inputs = inputs_of("bert")
     expected = model(**inputs).logits
-    twin = copy.deepcopy(model)
+    copied = copy.deepcopy(model)
     randomise(model.autopeft, std=0.3, seed=9)
-    torch.testing.assert_close(twin(**inputs).logits, expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(copied(**inputs).logits, expected, atol=1e-6, rtol=1e-6)
     assert not torch.allclose(model(**inputs).logits, expected, atol=1e-3)
     assert multi.attached
 

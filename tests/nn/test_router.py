@@ -107,8 +107,8 @@ def test_recomputation_in_backward_leaves_no_second_loss() -> None:
 def test_a_router_that_has_just_run_can_be_copied_and_pickled() -> None:
     made = router(top_k=2, balanced=True)
     made(U)
-    twin, read = copy.deepcopy(made), pickle.loads(pickle.dumps(made))
-    for other in (twin, read):
+    copied, read = copy.deepcopy(made), pickle.loads(pickle.dumps(made))
+    for other in (copied, read):
         assert other.take_loss() is None
         torch.testing.assert_close(other(U), made(U))
 

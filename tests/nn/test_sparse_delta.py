@@ -77,8 +77,8 @@ def test_a_selection_that_is_loaded_or_copied_into_place_counts() -> None:
     loaded.load_state_dict(source.state_dict())
     for key, target in filled.state_dict().items():
         target.copy_(source.state_dict()[key])
-    twin = copy.deepcopy(filled)
+    copied = copy.deepcopy(filled)
     filled.select(torch.tensor([1, 2]))
-    assert loaded.selected() == twin.selected() == ["a", "b"]
+    assert loaded.selected() == copied.selected() == ["a", "b"]
     assert filled.selected() == ["a"]
-    assert twin.apply_to("b", torch.zeros(5)).tolist() == [0, 0, 1, 0, 0]
+    assert copied.apply_to("b", torch.zeros(5)).tolist() == [0, 0, 1, 0, 0]

@@ -334,7 +334,7 @@ def test_the_inverse_where_choices_are_drawn_for_each_of_many_layers(text: str) 
 
 
 @pytest.mark.parametrize("chosen", [("q", True), ("q+v", False)])
-def test_the_same_cells_in_other_entries_are_told_apart(chosen: tuple[str, bool]) -> None:
+def test_the_same_places_in_other_entries_are_told_apart(chosen: tuple[str, bool]) -> None:
     bound = space(SPLIT)
     values = dict(zip([p.name for p in bound.parameters], chosen, strict=True))
     assert values_of(bound.materialize(values), bound).values == values

@@ -42,10 +42,10 @@ def test_vocabulary_copies_distinct_rows_of_frequent_tokens_and_follows_the_seed
     assert len(set(rows.tolist())) == 200
     assert rows.max() < 5000
     torch.manual_seed(3)
-    twin, _ = build("prompt_tuning", toy_spec(), length=200, init="vocabulary")
+    second, _ = build("prompt_tuning", toy_spec(), length=200, init="vocabulary")
     torch.manual_seed(4)
-    twin.initialise_prompt(embedding)
-    assert torch.equal(twin.table, module.table)
+    second.initialise_prompt(embedding)
+    assert torch.equal(second.table, module.table)
     other, _ = build("prompt_tuning", toy_spec(), length=200, init="vocabulary")
     other.initialise_prompt(embedding)
     assert not torch.equal(other.table, module.table)

@@ -298,8 +298,8 @@ def test_every_architecture_concludes_and_saves_what_it_learned(name: str, tmp_p
     load(fresh, tmp_path)
     torch.testing.assert_close(predictive(fresh, run(fresh)), expected, atol=1e-6, rtol=1e-6)
     assert hybrid.counts().deployed == sum(p.numel() for p in hybrid.root.parameters())
-    twin = copy.deepcopy(model)
-    torch.testing.assert_close(predictive(twin, run(twin)), expected, atol=1e-6, rtol=1e-6)
+    copied = copy.deepcopy(model)
+    torch.testing.assert_close(predictive(copied, run(copied)), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_padding_and_unread_positions_do_not_count() -> None:

@@ -74,13 +74,13 @@ def _module(net: TwoLayers, **config: object) -> FishMaskModule:
 
 def _squares(net: TwoLayers, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Σ (∂loss/∂θ)² by an explicit loop over whatever batches are given."""
-    twin = TwoLayers()
-    twin.load_state_dict(net.state_dict())
-    total = {n: torch.zeros_like(p) for n, p in twin.base.named_parameters()}
+    same = TwoLayers()
+    same.load_state_dict(net.state_dict())
+    total = {n: torch.zeros_like(p) for n, p in same.base.named_parameters()}
     for batch in batches:
-        twin.zero_grad()
-        Objective(twin)(batch).backward()
-        for name, p in twin.base.named_parameters():
+        same.zero_grad()
+        Objective(same)(batch).backward()
+        for name, p in same.base.named_parameters():
             assert p.grad is not None
             total[name] += p.grad**2
     return total
