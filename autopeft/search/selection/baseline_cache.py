@@ -20,7 +20,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
@@ -28,10 +28,11 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.assets import ModelSource, cache_folder, make_room
+from autopeft.composition import get_composition
 from autopeft.errors import AutoPEFTError
 from autopeft.graph import build_graph
 from autopeft.method import get_method
-from autopeft.recipe import Recipe
+from autopeft.recipe import CompositionItem, Item, Recipe
 from autopeft.runs.files import write_atomic
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import METRICS, get_metric
@@ -48,6 +49,7 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 # What shows, stores or plans a run does not change its scores.
 _OUTSIDE = ("cli", "report", "export", "search", "runs", "effort.py", "__main__.py")
 _METHODS = "autopeft.methods"
+_OWN = (f"{_METHODS}.", "autopeft.composition.")
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/?$")
 _log = logging.getLogger("autopeft")
 
@@ -107,10 +109,10 @@ class RunKeys:
         """The key of a run, or `None` where its scores cannot be kept.
 
         That is so for a backbone without a known hash (reached on the hub, or a folder above 2 GiB) and for
-        methods, kinds of tasks and metrics of other packages, whose code may change unseen.
+        methods, compositions, kinds of tasks and metrics of other packages, whose code may change unseen.
         """
         parsed = Recipe.from_dict(dict(recipe))
-        if self._backbone is None or not self._own or not all(_is_own(e.method) for e in parsed.entries()):
+        if self._backbone is None or not self._own or not _is_own(parsed):
             return None
         trial = build_graph(parsed, self._spec).trial_hash()
         return RunKey(
@@ -262,8 +264,19 @@ def _backbone_id(source: ModelSource) -> str | None:
     return None if snapshot is None else f"hub {snapshot[1]}"
 
 
-def _is_own(method: str) -> bool:
-    return str(get_method(method).__module__).startswith(f"{_METHODS}.")
+def _is_own(recipe: Recipe) -> bool:
+    """Whether every method, policy and composition of a recipe comes with this package."""
+    items = [*recipe.model, *(item for block in recipe.layers for item in block.attach)]
+    names = [e.method for e in recipe.entries()] + [p.method for p in recipe.training.policies]
+    used = [*map(get_method, names), *map(get_composition, _compositions(items))]
+    return all(str(cls.__module__).startswith(_OWN) for cls in used)
+
+
+def _compositions(items: Iterable[Item]) -> Iterator[str]:
+    for item in items:
+        if isinstance(item, CompositionItem):
+            yield item.kind
+            yield from _compositions(item.children)
 
 
 @cache

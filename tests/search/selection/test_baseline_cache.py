@@ -418,3 +418,23 @@ def test_methods_of_other_packages_are_not_kept(monkeypatch: pytest.MonkeyPatch)
 
     register("foreign_lora")(Foreign)
     assert key_of(recipe={"layers": [{"attach": [{"foreign_lora": {"rank": 2}}]}]}) is None
+
+
+def test_compositions_and_policies_of_other_packages_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    from autopeft.composition import get_composition
+    from autopeft.composition import register as register_composition
+    from autopeft.composition.registry import REGISTRY
+    from autopeft.method import get_method, registry
+
+    keep(monkeypatch, registry.REGISTRY, REGISTRY)
+    monkeypatch.setattr(registry, "_RESERVED", set(registry._RESERVED))
+    register_composition("foreign_gate")(type("Foreign", (get_composition("gate"),), {}))
+    register("foreign_plus")(type("Foreign", (get_method("lora_plus"),), {}))
+
+    def recipe(inner: str, policy: str) -> dict[str, Any]:
+        attached = {"chain": ["lora", {inner: ["ia3", "serial_adapter"]}]}
+        return {"layers": [{"attach": [attached]}], "training": {"policies": [policy]}}
+
+    assert key_of(recipe=recipe("gate", "lora_plus")) is not None
+    assert key_of(recipe=recipe("foreign_gate", "lora_plus")) is None
+    assert key_of(recipe=recipe("gate", "foreign_plus")) is None
