@@ -136,6 +136,9 @@ def test_a_search_is_interrupted_goes_on_and_is_reported(shell: Shell) -> None:
     assert manifest["data"]["kind"] == "toy"
     assert "toy_mean" in json.dumps(result["recipe"])
 
+    job = shell.said("debug", "found", "trial-1")
+    assert f"select {trials[1]['scores']['select']:.4f}" in job, job
+
     assert "report.html" in shell.said("report", "found")
     page = (shell.folder / "found/report.html").read_text()
     for text in (

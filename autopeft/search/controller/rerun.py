@@ -18,6 +18,7 @@ from autopeft.search.execution.worker import WorkerSetup, release, run_job
 from autopeft.search.planning.prepare import Prepared
 from autopeft.search.planning.resume import prepare_here
 from autopeft.search.planning.worker_setup import worker_setup
+from autopeft.search.strategies.registry import STRATEGIES
 
 __all__ = ["Rerun", "find_job", "prepare_rerun"]
 
@@ -66,6 +67,7 @@ def prepare_rerun(
         UsageError: there is no such job, the weights that it scored are gone, or data or backbone are not
             those that the run was begun with.
     """
+    STRATEGIES.load()  # a strategy of another package brings its own types of jobs
     found = find_job(handed_out(folder), name, attempt=attempt)
     files, notices = _carried(folder, found)
     ready = prepare_here(folder, notify)
