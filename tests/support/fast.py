@@ -20,6 +20,7 @@ PROCESSES = (
     "tests/cli/test_debug.py",
     "tests/cli/test_declared.py::test_declarations_are_read_without_torch",
     "tests/plugins/test_task_kind.py",
+    "tests/plugins/test_toys.py",
     "tests/report/html/test_browser.py",
     "tests/runs/test_folder.py::test_a_second_process_is_refused",
     "tests/search/execution/test_environment.py::"
