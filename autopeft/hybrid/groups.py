@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from autopeft.errors import RecipeError
 from autopeft.method import no_such_part, parts_of
 from autopeft.recipe import TrainingSection
+from autopeft.recipe.training import address
 
 __all__ = ["check_parts", "groups_of"]
 
@@ -59,15 +60,23 @@ def _addressed(name: str, kind: str, module: nn.Module, training: TrainingSectio
     return {part: {id(p) for p in there.get(part, ())} for part in wanted}
 
 
-def check_parts(name: str, kind: str, module: nn.Module, training: TrainingSection) -> None:
-    """Check that a freshly built module has the parts that the recipe has groups for.
+def check_parts(
+    kinds: Mapping[str, str], modules: Mapping[str, nn.Module], training: TrainingSection
+) -> None:
+    """Check that freshly built modules have the parts that the recipe has groups for.
+
+    Args:
+        kinds: the method, or the kind of composition, of each module.
+        modules: what was built, by name.
+        training: the recipe's section.
 
     Raises:
-        RecipeError: it has not; the message lists those that it has.
+        RecipeError: none that a group is for has its part; the message lists those that there are.
     """
-    wanted = training.parts(name, kind)
-    there = parts_of(module) if wanted else {}
-    for part in wanted:
-        if part not in there:
-            group = name if training.group(name, part=part) else kind
-            raise RecipeError(f"training.groups.{group}.{part}: {no_such_part(group, part, there)}")
+    for group in training.groups:
+        name, part = address(group)
+        if part:
+            parts = [parts_of(m) for n, m in modules.items() if name in (n, kinds[n])]
+            there = list(dict.fromkeys(p for found in parts for p in found))
+            if part not in there:
+                raise RecipeError(f"training.groups.{group}: {no_such_part(name, part, there)}")

@@ -70,8 +70,7 @@ def build_modules(graph: CompositionGraph) -> dict[str, nn.Module]:
     for node in graph.nodes():
         specs = [graph.child_spec(c) for c in node.children]
         modules[node.name] = get_composition(node.kind).build(specs, dict(node.options))
-    for name, module in modules.items():
-        check_parts(name, graph.kind(name), module, graph.recipe.training)
+    check_parts({name: graph.kind(name) for name in modules}, modules, graph.recipe.training)
     return modules
 
 

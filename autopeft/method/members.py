@@ -216,7 +216,8 @@ MEMBERS: tuple[Member, ...] = (
     Member(
         "part_names",
         "method",
-        "the parts that its modules may have (`parts`), for recipes to be checked before anything is built",
+        "the parts that its modules have (`parts`), for recipes to be checked before anything is built; a "
+        "configured method may narrow those of its class",
         None,
         "tuple of names",
     ),

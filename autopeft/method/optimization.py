@@ -16,8 +16,11 @@ DecayTarget = float | Tensor | None
 """The value (or values, of the parameter's shape) that a parameter decays towards; `None`: it does not."""
 
 
-def part_names(method: type[Any]) -> tuple[str, ...] | None:
-    """The parts that modules of a method may have; `None` where the method does not say."""
+def part_names(method: Any) -> tuple[str, ...] | None:
+    """The parts that modules of a method have; `None` where the method does not say.
+
+    A class names all that there may be; a configured method narrows them to those that its config has.
+    """
     names: tuple[str, ...] | None = getattr(method, "part_names", None)
     return names
 

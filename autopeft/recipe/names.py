@@ -14,7 +14,7 @@ from autopeft.recipe.models import CompositionItem, EntryItem, Item, LayerBlock,
 from autopeft.recipe.problems import Path, Problems
 from autopeft.recipe.training import address
 
-__all__ = ["check_group_names", "check_groups", "check_names", "named_entries"]
+__all__ = ["check_group_names", "check_groups", "check_names", "named_entries", "parts_by_name"]
 
 _MODULES = nn.ModuleDict()
 """Entries become modules in one of these: what it has as an attribute can name none of them."""
@@ -70,31 +70,45 @@ def named_entries(blocks: Iterable[LayerBlock], model: tuple[Item, ...]) -> list
     return named
 
 
+Parts = Mapping[str, tuple[str, ...] | None]
+"""The parts of what has a name; `None` where they are known only once its module is built."""
+
+
+def parts_by_name(named: Iterable[tuple[str, EntryItem]]) -> Parts:
+    """The parts of entries by their names, and by their methods' names those of all their entries."""
+    found: dict[str, tuple[str, ...] | None] = {}
+    for name, item in named:
+        own = part_names(get_method(item.method)(item.method_config()))
+        for key in {name, item.method}:
+            before = found.get(key, ())
+            unknown = own is None or before is None
+            found[key] = None if unknown else tuple(dict.fromkeys((*(before or ()), *(own or ()))))
+    return found
+
+
 def check_groups(fields: dict[str, Any], problems: Problems) -> None:
     """Report groups of the training section that name neither an entry nor a method of one, nor the head, nor
     a part of these."""
-    named = named_entries(fields["layers"], fields["model"])
-    methods = {item.method: item.method for _, item in named}
-    methods |= {name: item.method for name, item in named}
-    check_group_names(fields["training"].groups, methods, problems)
+    groups = fields["training"].groups
+    if groups:
+        check_group_names(groups, named_entries(fields["layers"], fields["model"]), problems)
 
 
-def check_group_names(groups: Iterable[str], methods: Mapping[str, str], problems: Problems) -> None:
-    """Report `groups` that are no name in `methods` (from names to methods) nor `head`, or no part of these.
-
-    The parts of a method that does not declare them are known only once its module is built.
-    """
-    known = sorted({"head", *methods})
+def check_group_names(
+    groups: Iterable[str], named: Iterable[tuple[str, EntryItem]], problems: Problems
+) -> None:
+    """Report `groups` that name nothing among these entries, their methods and `head`, or no part of them."""
+    named = list(named)
+    owners = {"head", *(name for name, _ in named), *(item.method for _, item in named)}
+    by_part = any("." in group for group in groups)
+    parts: Parts = {"head": (), **parts_by_name(named)} if by_part else {}
     for group in groups:
         name, part = address(group)
         path: Path = ("training", "groups", group)
-        if name not in known:
-            problems.add(
-                path, f"no entry is called {name!r}.{near(name, known)} There are: {', '.join(known)}."
-            )
-        elif part and name not in methods:
-            problems.add(path, f"{name!r} is not divided into parts; write {name!r} alone.")
-        elif part or group.endswith("."):
-            parts = part_names(get_method(methods[name])) if name in methods else ()
-            if parts is not None and part not in parts:
-                problems.add(path, no_such_part(name, part, parts))
+        if name not in owners:
+            known = ", ".join(sorted(owners))
+            problems.add(path, f"no entry is called {name!r}.{near(name, owners)} There are: {known}.")
+        elif "." in group:
+            there = parts[name]
+            if there is not None and part not in there:
+                problems.add(path, no_such_part(name, part, there))

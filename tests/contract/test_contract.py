@@ -284,6 +284,7 @@ def test_parts_are_declared_and_do_not_overlap(case: str) -> None:
         assert len(held) == len(set(held)), name
         assert set(held) <= {id(p) for p in module.parameters()}, name
         assert hasattr(module, "parts") == hasattr(entry.method, "part_names"), name
+        assert set(parts) == set(part_names(entry.method) or ()), name
         assert set(parts) <= set(part_names(type(entry.method)) or ()), name
 
 

@@ -69,18 +69,25 @@ def test_policies_act_on_the_parts() -> None:
     assert rates == pytest.approx({"lora": 1e-3, "lora.up.up": 0.4, "head": 1e-3})
 
 
-def test_a_part_that_this_config_lacks_is_refused_at_attach_and_the_model_is_as_before() -> None:
+def test_a_part_that_no_module_has_is_refused_at_attach_and_the_model_is_as_before() -> None:
+    """Of a method that does not declare its parts they are known only here."""
     model = tiny_bert()
     keys = list(model.state_dict())
-    bare = recipe({"prefix_tuning": {"length": 2}}, groups={"prefix_tuning.mlp": {"learning_rate": 0.1}})
-    message = r"training\.groups\.prefix_tuning\.mlp: 'prefix_tuning' has no part 'mlp'.*prefix_tuning\.rows"
+    wrong = recipe("ia3", groups={"ia3.up": {"learning_rate": 0.1}})
+    message = r"training\.groups\.ia3\.up: 'ia3' is not divided into parts, so it has no 'up'; write 'ia3'"
     with pytest.raises(RecipeError, match=message):
-        attach(model, bare)
+        attach(model, wrong)
     with pytest.raises(RecipeError, match=message):
-        attach_many(model, [bare])
+        attach_many(model, [wrong])
     assert list(model.state_dict()) == keys
-    with pytest.raises(RecipeError, match=r"groups\.ia3\.up: 'ia3' is not divided into parts"):
-        attach(model, recipe("ia3", groups={"ia3.up": {"learning_rate": 0.1}}))
+
+
+def test_a_group_for_a_part_of_a_method_passes_over_entries_without_it() -> None:
+    bare = {"prefix_tuning": {"length": 2}, "as": "bare"}
+    by_part = {"prefix_tuning.mlp": {"learning_rate": 0.1}}
+    with attach(tiny_bert(), recipe(MLP, bare, groups=by_part), seed=0) as hybrid:
+        found = groups(hybrid)
+    assert found.keys() == {"prefix_tuning", "prefix_tuning.mlp", "bare", "head"}
 
 
 def test_a_module_that_names_its_groups_alone_has_these_as_parts() -> None:

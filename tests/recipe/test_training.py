@@ -8,7 +8,9 @@ from autopeft.errors import RecipeError
 from autopeft.recipe import Recipe
 from autopeft.recipe.training import address
 
-NAMED: list[Any] = ["lora", {"lora": {"rank": 2}, "as": "top"}, {"prefix_tuning": {"length": 2}}]
+BARE = {"prefix_tuning": {"length": 2}}
+WITH_MLP = {"prefix_tuning": {"length": 2, "reparameterization": 4}}
+NAMED: list[Any] = ["lora", {"lora": {"rank": 2}, "as": "top"}, WITH_MLP]
 
 
 def recipe(groups: dict[str, Any], attach: Any = NAMED, **training: Any) -> Recipe:
@@ -60,7 +62,7 @@ def test_groups_of_parts_are_written_and_hashed() -> None:
         ("prefix_tuning.row", "'prefix_tuning' has no part 'row'. Did you mean 'rows'?"),
         ("lora.", "'lora' has no part ''."),
         ("lor.up", "no entry is called 'lor'. Did you mean 'lora'"),
-        ("head.weight", "'head' is not divided into parts; write 'head' alone."),
+        ("head.weight", "'head' is not divided into parts, so it has no 'weight'; write 'head' alone."),
     ],
 )
 def test_a_part_that_no_such_method_has_is_an_error_of_the_file(group: str, message: str) -> None:
@@ -72,3 +74,14 @@ def test_a_part_that_no_such_method_has_is_an_error_of_the_file(group: str, mess
 def test_unknown_settings_of_a_group_are_told() -> None:
     with pytest.raises(RecipeError, match=r"training\.groups\.lora\.up\.lr: unknown key 'lr'"):
         recipe({"lora.up": {"lr": 0.1}})
+
+
+def test_the_config_says_which_parts_there_are_and_one_entry_with_a_part_is_enough_for_its_method() -> None:
+    by_method: dict[str, Any] = {"prefix_tuning.mlp": {"learning_rate": 0.1}}
+    message = r"'prefix_tuning' has no part 'mlp'\. Write 'prefix_tuning' for all of it, or prefix_"
+    with pytest.raises(RecipeError, match=message):
+        recipe(by_method, [BARE])
+    other = {**BARE, "as": "bare"}
+    assert recipe(by_method, [WITH_MLP, other]).training.groups.keys() == by_method.keys()
+    with pytest.raises(RecipeError, match=r"'bare' has no part 'mlp'"):
+        recipe({"bare.mlp": {"learning_rate": 0.1}}, [WITH_MLP, other])

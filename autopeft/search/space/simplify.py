@@ -9,7 +9,7 @@ from typing import Any
 from autopeft.composition import is_composition
 from autopeft.method import get_method, method_names
 from autopeft.recipe import Item, LayerBlock
-from autopeft.recipe.names import named_entries
+from autopeft.recipe.names import named_entries, parts_by_name
 from autopeft.recipe.problems import MarkedDict, copy_lines
 from autopeft.recipe.training import address
 from autopeft.search.space.expressions import ABSENT
@@ -108,16 +108,22 @@ def number_alias(tree: Any, layer: int) -> Any:
 
 
 def drop_groups(training: Any, layers: tuple[LayerBlock, ...], model: tuple[Item, ...]) -> Any:
-    """The training section without groups of absent entries; an alias drawn per layer names all of them."""
+    """The training section without groups of absent entries and parts; an alias drawn per layer names all of
+    them."""
     if not isinstance(training, dict) or not isinstance(training.get("groups"), dict):
         return training
     entries = named_entries(layers, model)
     names = {"head", *(name for name, _ in entries), *(item.method for _, item in entries)}
     aliases = {str(item.alias) for _, item in entries if item.alias is not None}
     groups: dict[str, Any] = {}
+    parts = parts_by_name(entries) if any("." in group for group in training["groups"]) else {}
     for group, section in training["groups"].items():
         owner, part = address(group)
         numbered = [a for a in sorted(aliases) if re.fullmatch(rf"{re.escape(owner)}_\d+", a)]
         for name in [owner] if owner in names else numbered:
-            groups[f"{name}.{part}" if part else name] = section
+            there = parts.get(name)
+            if not part:
+                groups[name] = section
+            elif there is None or part in there:
+                groups[f"{name}.{part}"] = section
     return MarkedDict({**training, "groups": groups})

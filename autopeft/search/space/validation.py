@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from autopeft.recipe import Item, LayerBlock
+from autopeft.recipe import EntryItem, Item, LayerBlock
 from autopeft.recipe.models import entry_items
 from autopeft.recipe.names import check_group_names, check_names
 from autopeft.recipe.parse import read_item, read_training
@@ -21,13 +21,13 @@ _HIDDEN, _LAST = 768, 11
 
 def check_templates(templates: Templates, problems: Problems) -> None:
     """Read each item and the training section with every option once, and add what is wrong to `problems`."""
-    methods: dict[str, str] = {}
+    named: list[tuple[str, EntryItem]] = []
     firsts: dict[ItemTemplate, Item] = {}
     for template in [*(item for block in templates.blocks for item in block.items), *templates.model]:
         for item in _items(template, problems):
             firsts.setdefault(template, item)
             for _, entry in entry_items((item,)):
-                methods |= {entry.method: entry.method, entry.alias or entry.method: entry.method}
+                named.append((entry.alias or entry.method, entry))
     if problems.found:
         return
     _check_aliases(templates, firsts, problems)
@@ -35,7 +35,7 @@ def check_templates(templates: Templates, problems: Problems) -> None:
         tree = {"training": templates.training.fill(context)}
         found = Problems(tree, problems.source)
         section = read_training(tree, found)
-        check_group_names(section.groups, methods, found)
+        check_group_names(section.groups, named, found)
         _move(found, (), problems)
 
 

@@ -77,7 +77,7 @@ class ParallelAdapter:
         rowwise=True,
     )
     size_field: ClassVar[str] = "bottleneck"
-    part_names = ("down", "up", "scale")
+    part_names: tuple[str, ...] = ("down", "up", "scale")
 
     class Config(MethodConfig):
         bottleneck: int = Field(default=64, ge=1, le=16384, description="m")
@@ -95,6 +95,8 @@ class ParallelAdapter:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        if config.scale != "learned":
+            self.part_names = ("down", "up")
 
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         c = self.config

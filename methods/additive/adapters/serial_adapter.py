@@ -87,7 +87,7 @@ class SerialAdapter:
         identity=False,
     )
     size_field: ClassVar[str] = "bottleneck"
-    part_names = ("down", "up", "norms")
+    part_names: tuple[str, ...] = ("down", "up", "norms")
 
     class Config(MethodConfig):
         variant: Variant = "pfeiffer"
@@ -111,6 +111,8 @@ class SerialAdapter:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        if not self.also_weights:
+            self.part_names = ("down", "up")
 
     @property
     def default_sites(self) -> tuple[str, ...]:

@@ -92,7 +92,7 @@ class MoV:
         injection="hook", sites=(*_PER_HEAD, "down"), default_sites=(*_PER_HEAD, "down"), rowwise=True
     )
     size_field: ClassVar[str] = "experts"
-    part_names = ("vectors", "router")
+    part_names: tuple[str, ...] = ("vectors", "router")
 
     class Config(MethodConfig):
         experts: int = Field(default=10, ge=1, le=1024, description="E, vectors at each site")
@@ -109,6 +109,8 @@ class MoV:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        if config.experts == 1:
+            self.part_names = ("vectors",)
         if config.top_k is not None:
             self.traits = replace(self.traits, identity=False)
 

@@ -84,7 +84,7 @@ class PrefixTuning:
         identity=False,
     )
     size_field: ClassVar[str] = "length"
-    part_names = ("rows", "mlp")
+    part_names: tuple[str, ...] = ("rows", "mlp")
 
     class Config(MethodConfig):
         length: int = Field(default=10, ge=1, le=4096, description="l")
@@ -93,6 +93,8 @@ class PrefixTuning:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        if config.reparameterization is None:
+            self.part_names = ("rows",)
 
     def _hidden(self, sites: Sequence[Site], spec: BackboneSpec) -> dict[str, int]:
         """The stack's width for each type of attention."""

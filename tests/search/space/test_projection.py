@@ -468,3 +468,57 @@ def test_settings_follow_their_entry_where_others_are_left_out() -> None:
 def test_nothing_of_a_recipe_fits_the_backbone(wanted: Recipe, why: str) -> None:
     with pytest.raises(RecipeError, match=why):
         values_of(wanted, bound_to("default", TINY))
+
+
+TUNED = """
+name: tuned
+layers: [{attach: [{lora: {rank: 2, sites: [q, v]}}, {lora: {rank: 2, sites: [k]}, as: own}]}]
+training:
+  optimizer:
+    choice:
+      - name: {choice: [adamw, adam]}
+        betas: [0.9, {float: [0.9, 0.9999]}]
+        epsilon: {choice: [1.0e-8, 1.0e-6]}
+      - {name: sgd, momentum: {float: [0.0, 0.99]}, clip: {choice: [all, group]}}
+  groups:
+    lora.up: {learning_rate: {float: [1.0e-4, 1.0e-2], log: true}}
+    own.down: {weight_decay: {choice: [0.0, 0.1]}}
+"""
+
+
+@given(st.data())
+@settings(max_examples=20, deadline=None)
+def test_optimizers_and_parts_come_back(data: st.DataObject) -> None:
+    bound = space(TUNED)
+    values = data.draw(points(bound))
+    wanted = bound.materialize(values)
+    match = values_of(wanted, bound)
+    assert match.exact
+    assert bound.materialize(match.values).training == wanted.training
+
+
+def test_what_differs_in_an_optimizer_and_in_parts_is_told() -> None:
+    bound = space(TUNED)
+    lora = [{"lora": {"rank": 2, "sites": ["q", "v"]}}, {"lora": {"rank": 2, "sites": ["k"]}, "as": "own"}]
+    wanted = recipe(
+        *lora,
+        optimizer={"betas": [0.9, 0.95], "epsilon": 1e-7},
+        groups={"lora.up": {"learning_rate": 0.5}, "own.down": {"weight_decay": 0.1}},
+    )
+    match = values_of(wanted, bound)
+    assert not match.exact
+    assert any(line.startswith("training optimizer.epsilon 1e-07 became") for line in match.missing)
+    assert not any("betas" in line for line in match.missing)
+    assert any(line.startswith("learning rate of lora.up") for line in match.missing)
+
+
+def test_the_trial_hash_tells_optimizers_and_parts_apart() -> None:
+    bare = recipe("lora")
+    others = [
+        recipe("lora", optimizer={"name": "sgd"}),
+        recipe("lora", optimizer={"epsilon": 1e-6}),
+        recipe("lora", groups={"lora.up": {"learning_rate": 0.1}}),
+        recipe("lora", groups={"lora.down": {"learning_rate": 0.1}}),
+    ]
+    assert len({trial_hash(r, TINY) for r in (bare, *others)}) == 5
+    assert trial_hash(recipe("lora", optimizer={"name": "adamw"}), TINY) == trial_hash(bare, TINY)

@@ -137,6 +137,64 @@ training:
     assert recipe.training.policies[0].config == {"ratio": 16.0}
 
 
+def test_a_space_draws_the_optimizer_and_the_rates_of_parts() -> None:
+    bound = space(
+        """
+layers:
+  - attach: [{lora: {rank: 2}}, {prefix_tuning: {length: 2, reparameterization: {choice: [null, 4]}}}]
+training:
+  optimizer:
+    choice:
+      - {betas: [0.9, {choice: [0.98, 0.999]}], epsilon: {float: [1.0e-8, 1.0e-6], log: true}}
+      - {name: sgd, momentum: {choice: [0.0, 0.9]}}
+      - {name: adafactor}
+  groups:
+    lora.up: {learning_rate: {float: [1.0e-4, 1.0e-2], log: true}}
+    prefix_tuning.mlp: {learning_rate: 1.0e-4}
+"""
+    )
+    names = [p.name for p in bound.parameters]
+    assert {"optimizer", "lora.up.learning_rate", "prefix_tuning.reparameterization"} < set(names)
+    seen = set()
+    for seed in range(60):
+        draw = random.Random(seed)
+        values = {p.name: p.sample(draw) for p in bound.parameters}
+        recipe = bound.materialize(values)
+        seen.add(recipe.training.optimizer.name)
+        assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+        assert recipe.training.settings("lora", part="up")[0] == values["lora.up.learning_rate"]
+        assert ("prefix_tuning.mlp" in recipe.training.groups) == (
+            values["prefix_tuning.reparameterization"] is not None
+        )
+    assert seen == {"adamw", "sgd", "adafactor"}
+
+
+def test_wrong_optimizers_and_parts_of_a_space_are_told_before_anything_is_drawn() -> None:
+    text = """
+layers:
+  - attach: [{lora: {rank: {choice: [0, 2]}}}]
+training:
+  optimizer: {name: {choice: [adamw, adamv]}}
+  groups: {lora.upp: {learning_rate: 1.0e-3}}
+"""
+    with pytest.raises(RecipeError) as error:
+        space(text)
+    assert "there is no optimizer 'adamv'. Did you mean 'adam" in str(error.value)
+    assert "'lora' has no part 'upp'. Did you mean 'up'?" in str(error.value)
+
+
+def test_parts_of_an_alias_that_is_drawn_for_each_layer_are_those_of_all_its_layers() -> None:
+    bound = space(
+        """
+layers:
+  - each_layer: [{optional: {lora: {rank: 2}, as: own}}]
+training: {groups: {own.up: {learning_rate: 0.1}}}
+"""
+    )
+    groups = bound.materialize(bound.middle()).training.groups
+    assert set(groups) == {f"own_{layer}.up" for layer in range(len(bound.parameters))}
+
+
 def test_each_layer_draws_for_every_layer() -> None:
     bound = space(
         "layers: [{at: '1-2', each_layer: [{lora: {rank: {choice: [0, 2]}}, as: mine}, optional: ia3]}]"
