@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Generator
 from typing import Any
@@ -21,6 +22,9 @@ settings.load_profile("autopeft")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell that starts the tests in the background lets them, and what they start, ignore Ctrl-C.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.markexpr == "fast" and config.option.durations is None:
         config.option.durations = 10
 
@@ -37,8 +41,11 @@ _started: list[str] = []
 
 def _note(event: str, arguments: tuple[Any, ...]) -> None:
     named = str(arguments[0]) if arguments else ""
-    # Python itself asks `uname` once what machine this is.
-    if event in ("subprocess.Popen", "os.posix_spawn", "os.fork") and named != "uname":
+    if event not in ("subprocess.Popen", "os.posix_spawn", "os.fork"):
+        return
+    words = list(arguments[1]) if event == "subprocess.Popen" else []
+    # Python itself asks `uname` once what machine this is; models that are not there yet are fetched by pip.
+    if named != "uname" and words[1:4] != ["-m", "pip", "download"]:
         _started.append(f"{event}{arguments[:2]}")
 
 

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from autopeft.assets import dtype_of, load_config, load_tokenizer, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.errors import AutoPEFTError
-from autopeft.graph import build_graph
-from autopeft.search.space.repair import Repaired, repair
+from autopeft.search.space.bound import BoundSpace
+from autopeft.search.space.candidate import Candidate, candidate
 from autopeft.search.space.space import Space
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import Rows
@@ -31,7 +32,7 @@ from autopeft.tasks.encode import encode
 from autopeft.training import TrainingPlan, run_trial
 from lib.storage import append_row, read_rows
 
-__all__ = ["Recording", "Setting", "Trainer", "front_of", "part_of", "record"]
+__all__ = ["Recording", "Setting", "Trainer", "at_rate", "front_of", "part_of", "record"]
 
 
 @dataclass(frozen=True)
@@ -118,32 +119,22 @@ class Recording:
         s, self._part, self._parts = self.setting, part, parts
         trainer = Trainer(s)
         for origin, index, values, point, seed in self._missing(trainer.spec):
-            recipe = self.recipe_of(point.recipe)
             row = {
-                "hash": build_graph(recipe, trainer.spec).trial_hash(), "seed": seed, "origin": origin,
+                "hash": point.hash, "seed": seed, "origin": origin,
                 "index": index, "values": values, "deployed": point.counts.deployed,
-                "share": point.counts.share, "precision": s.precision, "recipe": recipe.to_dict(),
+                "share": point.counts.share, "precision": s.precision, "recipe": point.recipe.to_dict(),
             }  # fmt: skip
-            self._add(row | trainer.train(recipe, seed))
+            self._add(row | trainer.train(point.recipe, seed))
 
-    def recipe_of(self, recipe: Recipe) -> Recipe:
-        """The recipe as it is trained here: at the setting's learning rate, where it has one."""
-        rate = self.setting.learning_rate
-        if rate is None:
-            return recipe
-        return recipe.model_copy(
-            update={"training": recipe.training.model_copy(update={"learning_rate": rate})}
-        )
-
-    def _missing(self, spec: BackboneSpec) -> Iterator[tuple[str, int, dict[str, Any], Repaired, int]]:
-        """What is still to be trained: (origin, index in it, values, repaired point, seed)."""
-        s = self.setting
+    def _missing(self, spec: BackboneSpec) -> Iterator[tuple[str, int, dict[str, Any], Candidate, int]]:
+        """What is still to be trained: (origin, index in it, values, what they stand for, seed)."""
+        s, space = self.setting, self.space.bind(spec)
         for origin, wanted in (("random", s.random), ("mutant", s.mutants)):
             for index in range(self._part, wanted, self._parts):
                 self._reload()
                 if not any(row["origin"] == origin and row["index"] == index for row in self.rows):
                     rng = random.Random(f"{s.space}/{origin}/{index}")
-                    yield origin, index, *self._new(rng, origin, spec), 0
+                    yield origin, index, *self._new(rng, origin, space), 0
         while len(first := self._first()) < s.random + s.mutants:
             time.sleep(10.0)  # which recipes are repeated depends on all of them
             self._reload()
@@ -153,8 +144,7 @@ class Recording:
             row = by_score[index * (len(by_score) - 1) // max(1, s.repeats - 1)]
             for seed in range(1, s.seeds):
                 if (row["hash"], seed) not in self._done:
-                    point = repair(self.space, row["values"], self.budget, spec)
-                    yield "repeat", index, row["values"], point, seed
+                    yield "repeat", index, row["values"], self._candidate(space, row["values"]), seed
 
     def _first(self) -> list[dict[str, Any]]:
         """Every recipe's first training."""
@@ -165,17 +155,19 @@ class Recording:
         self.rows = read_rows(self.path)
         self._done = {(row["hash"], row["seed"]) for row in self.rows}
 
-    def _new(self, rng: random.Random, origin: str, spec: BackboneSpec) -> tuple[dict[str, Any], Repaired]:
+    def _candidate(self, space: BoundSpace, values: Mapping[str, Any]) -> Candidate:
+        return candidate(space, values, self.budget, change=partial(at_rate, rate=self.setting.learning_rate))
+
+    def _new(self, rng: random.Random, origin: str, space: BoundSpace) -> tuple[dict[str, Any], Candidate]:
         """A point that was not trained yet."""
-        parameters = self.space.bind(spec).parameters
         while True:
-            values = self.space.sample(rng, spec)
+            values = space.sample(rng)
             if origin == "mutant":
                 parent = rng.choice(self._best())["values"]
-                changed = rng.sample(parameters, rng.randint(1, 3))
+                changed = rng.sample(space.parameters, rng.randint(1, 3))
                 values = {**parent, **{p.name: p.sample(rng) for p in changed}}
-            point = repair(self.space, values, self.budget, spec)
-            if (build_graph(self.recipe_of(point.recipe), spec).trial_hash(), 0) not in self._done:
+            point = self._candidate(space, values)
+            if (point.hash, 0) not in self._done:
                 return values, point
 
     def _best(self) -> list[dict[str, Any]]:
@@ -193,6 +185,14 @@ class Recording:
             f"{len(self.rows):4} {row['origin']:7} {row['deployed']:>9,}  {shown or row.get('error')}",
             flush=True,
         )
+
+
+def at_rate(recipe: Recipe, rate: float | None) -> Recipe:
+    """The recipe at another learning rate; with `None` as it is."""
+    if rate is None:
+        return recipe
+    training = recipe.training.model_copy(update={"learning_rate": rate})
+    return recipe.model_copy(update={"training": training})
 
 
 def front_of(rows: Sequence[Mapping[str, Any]], step: str) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import random
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,19 @@ import numpy as np
 
 from autopeft.counting import Budget
 from autopeft.effort import Effort
-from autopeft.graph import build_graph
 from autopeft.search.controller.controller import Controller
 from autopeft.search.core.events import SilentReporter
-from autopeft.search.core.jobs import Job, JobResult
+from autopeft.search.core.jobs import Job, JobResult, TrainJob
+from autopeft.search.execution.local_executor import LocalExecutor
 from autopeft.search.optimization.study import SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.bound import BoundSpace
-from autopeft.search.space.candidate import Candidate
+from autopeft.search.space.candidate import Candidate, candidate
 from autopeft.search.space.initial_points import starting_points
-from autopeft.search.space.repair import repair
 from autopeft.search.space.space import Space
 from autopeft.search.strategies.trials import Trials
 from autopeft.spec import BackboneSpec
+from lib.recording import at_rate
 from lib.surrogate import Surrogate
 
 __all__ = ["Ground", "Trained", "replay"]
@@ -72,12 +73,7 @@ class Ground:
 
     def repaired(self, values: Mapping[str, Any]) -> Candidate:
         """A point of the space inside the budget."""
-        found = repair(self.space, values, self.budget)
-        recipe = found.recipe
-        if self._rate is not None:
-            training = recipe.training.model_copy(update={"learning_rate": self._rate})
-            recipe = recipe.model_copy(update={"training": training})
-        return Candidate(recipe, found.counts, build_graph(recipe, self.spec).trial_hash(), found.values)
+        return candidate(self.space, values, self.budget, change=partial(at_rate, rate=self._rate))
 
     def truth(self, found: Candidate) -> float:
         """The score of a repaired point after all steps, without noise."""
@@ -117,6 +113,35 @@ class _NoFiles:
         """There is nothing to let go."""
 
 
+class _Runner:
+    """Does jobs by looking their scores up; keeps what was trained to the end."""
+
+    def __init__(self, ground: Ground, study: SearchStudy, rungs: Rungs, seed: int) -> None:
+        self._ground, self._study, self._rungs = ground, study, rungs
+        self._rng = np.random.default_rng(seed)
+        self._noisy: dict[int, dict[int, float]] = {}
+        self._spent = 0
+        self.found: list[Trained] = []
+
+    def __call__(self, setup: None, job: Job, on_step: Any, should_stop: Any) -> JobResult:
+        if not isinstance(job, TrainJob) or job.kind != "trial":
+            # The search has ended: nobody looks at what its winner scores once more.
+            return JobResult(job.id, dict.fromkeys(job.splits, 0.0))
+        number, steps = job.number or 0, self._rungs.steps
+        record = self._study.get(number)
+        if number not in self._noisy:
+            self._noisy[number] = self._ground.surrogate.measured(record.recipe, record.hash, self._rng)
+        step = job.until or self._rungs.full
+        self._spent += step - max((s for s in steps if s < step), default=0)
+        score = self._noisy[number][step]
+        if job.until is None:
+            counts = record.counts or {}
+            true = self._ground.surrogate.score(record.recipe, record.hash)[step]
+            size, share = int(counts["deployed"]), float(counts["share"])
+            self.found.append(Trained(self._spent, score, true, size, share, record.hash, record.recipe))
+        return JobResult(job.id, {"select": score}, paused=job.until is not None)
+
+
 def replay(
     ground: Ground,
     *,
@@ -132,10 +157,7 @@ def replay(
     Returns:
         The recipes that were trained to the last rung, in order.
     """
-    rng = np.random.default_rng(seed)
     effort = Effort("replay", trials, rungs.full, None, None, None, top=1, seeds=1)
-    spent, found = 0, []
-    noisy: dict[int, dict[int, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         study = SearchStudy(
             Path(folder) / "journal.log",
@@ -159,18 +181,6 @@ def replay(
             seed=seed,
             workers=1,
         )
-        while isinstance(job := controller.next(), Job) and job.kind == "trial":
-            number = job.number or 0
-            record = study.get(number)
-            if number not in noisy:
-                noisy[number] = ground.surrogate.measured(record.recipe, record.hash, rng)
-            step = job.until or rungs.full
-            spent += step - max((s for s in rungs.steps if s < step), default=0)
-            score = noisy[number][step]
-            controller.complete(JobResult(job.id, {"select": score}, paused=job.until is not None))
-            if job.until is None:
-                counts = record.counts or {}
-                true = ground.surrogate.score(record.recipe, record.hash)[rungs.full]
-                size, share = int(counts["deployed"]), float(counts["share"])
-                found.append(Trained(spent, score, true, size, share, record.hash, record.recipe))
-    return found
+        train = _Runner(ground, study, rungs, seed)
+        LocalExecutor().run_jobs(controller, train, None)
+    return train.found

@@ -1,16 +1,17 @@
-"""A worker's jobs outside a search: its setup in files, a few recipes, loading backbone and data."""
+"""Jobs outside a search: a few recipes, a worker's setup in files, a list of jobs done in this process."""
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autopeft.search.core.jobs import Job, JobResult
+    from autopeft.search.core.jobs import Done, Job, JobResult
     from autopeft.search.execution.worker import WorkerSetup
 
-__all__ = ["RECIPES", "load_backbone_and_data", "make_job", "raise_failed", "read_setup"]
+__all__ = ["RECIPES", "JobList", "load_backbone_and_data", "make_job", "read_setup", "run_here"]
 
 RECIPES: dict[str, dict[str, Any]] = {
     "head-only": {"name": "head-only"},
@@ -35,10 +36,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def load_backbone_and_data(setup: WorkerSetup) -> tuple[Any, Any]:
     """Load backbone and data in this process as the worker does for its first job; returns both."""
-    from autopeft.search.execution import worker
+    from autopeft.search.execution.worker import loaded
 
-    loaded = worker._world(setup)
-    return loaded.backbone(setup), loaded.data
+    kept = loaded(setup)
+    return kept.backbone(setup), kept.data
 
 
 def read_setup(folder: Path, name: str = "setup") -> WorkerSetup:
@@ -54,7 +55,53 @@ def make_job(recipe: str, steps: int, number: int = 0) -> Job:
     return TrainJob(f"{recipe}-{number}", "trial", recipe, RECIPES[recipe], steps=steps)
 
 
-def raise_failed(result: JobResult) -> None:
-    """End the benchmark where a job has failed."""
-    if result.error is not None:
-        raise SystemExit(f"{result.job}: {result.error}")
+class JobList:
+    """A job source that hands out a list in order and keeps the results.
+
+    Args:
+        on_step: is told of a job's first step and then about once a second.
+    """
+
+    def __init__(self, jobs: Sequence[Job], on_step: Callable[[int, float], None] | None = None) -> None:
+        self._jobs, self._on_step = list(jobs), on_step
+        self.results: list[JobResult] = []
+        self.stopped = False
+
+    def next(self) -> Job | Done:
+        from autopeft.search.core.jobs import DONE
+
+        return self._jobs.pop(0) if self._jobs else DONE
+
+    def complete(self, result: JobResult) -> None:
+        """Keep a result.
+
+        Raises:
+            SystemExit: the job has failed: there is nothing to measure.
+        """
+        if result.error is not None:
+            raise SystemExit(f"{result.job}: {result.error}")
+        self.results.append(result)
+
+    def progress(self, job: str, step: int, loss: float) -> None:
+        if self._on_step is not None:
+            self._on_step(step, loss)
+
+    def interrupt(self) -> None:
+        self.stopped = True
+
+    def scale(self, workers: int) -> None:
+        """One job at a time in any case."""
+
+
+def run_here(setup: Any, *jobs: Job, on_step: Callable[[int, float], None] | None = None) -> list[JobResult]:
+    """Do jobs as a search with `--workers 0` does them, and keep what they share for the next call.
+
+    Raises:
+        SystemExit: a job has failed.
+    """
+    from autopeft.search.execution.local_executor import LocalExecutor
+    from autopeft.search.execution.worker import execute
+
+    source = JobList(jobs, on_step)
+    LocalExecutor().run_jobs(source, execute, setup)
+    return source.results

@@ -48,14 +48,15 @@ from lib.draws import draw, lowest_layer, peft_words, rate_of
 from lib.measuring import cache_at, note, one_thread, read_json, rotated, write_json
 from lib.obvious import Training, Trial
 from lib.storage import Balance
-from lib.worker import load_backbone_and_data
+from lib.worker import JobList, load_backbone_and_data
 from tables import SIDES, show_tables, summarise_all
 
 from autopeft.assets import ModelSource, load_config, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.recipe import Recipe
-from autopeft.search.core.jobs import Job, TrainJob
-from autopeft.search.execution.worker import WorkerSetup
+from autopeft.search.core.jobs import DONE, Done, Job, JobResult, TrainJob
+from autopeft.search.execution.local_executor import LocalExecutor
+from autopeft.search.execution.worker import WorkerSetup, execute
 from autopeft.search.space.repair import Repaired
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import Task, load_task
@@ -96,19 +97,37 @@ def clocked(module: str, *names: str) -> Iterator[dict[str, float]]:
             setattr(home, name, function)
 
 
+class Jobs(JobList):
+    """Jobs that come from another process, to which their results and CPU seconds go."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__([])
+        self._connection = connection
+        self._spent: dict[str, float] = {}
+
+    def next(self) -> Job | Done:
+        return DONE if (job := self._connection.recv()) is None else job
+
+    def run(self, setup: WorkerSetup, job: Job, *told: Any) -> JobResult:
+        """What runs a job: the worker, watched."""
+        with clocked("autopeft.training.trial", "train", "evaluate") as self._spent:
+            start = time.process_time()
+            result = execute(setup, job, *told)
+            self._spent["cpu"] = time.process_time() - start
+        return result
+
+    def complete(self, result: JobResult) -> None:
+        """Send what came of it; a job that has failed is a row too."""
+        self._connection.send((result, self._spent))
+
+
 def serve(connection: Connection, setup: WorkerSetup) -> None:
     """The worker's process: tells the CPU seconds of its start, then runs jobs until there are no more."""
     one_thread()
-    from autopeft.search.execution.worker import execute
-
     load_backbone_and_data(setup)
     connection.send(time.process_time())
-    while (job := connection.recv()) is not None:
-        with clocked("autopeft.training.trial", "train", "evaluate") as spent:
-            start = time.process_time()
-            result = execute(setup, job, lambda step, loss: None, lambda: False)
-            cpu = time.process_time() - start
-        connection.send((result, cpu, spent))
+    jobs = Jobs(connection)
+    LocalExecutor().run_jobs(jobs, jobs.run, setup)
 
 
 class OurWorker:
@@ -135,13 +154,12 @@ class OurWorker:
         if self._process is None:
             self._start()
         self._connection.send(job)
-        result, cpu, spent = self._connection.recv()
+        result, spent = self._connection.recv()
         return {
-            "cpu": cpu,
             "score": result.score,
             "train_loss": result.train_loss,
             "error": result.error,
-            "outside": cpu - sum(spent.values()),
+            "outside": spent["cpu"] - spent["train"] - spent["evaluate"],
             **spent,
         }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib.measuring import one_thread
-from lib.worker import load_backbone_and_data, make_job, raise_failed, read_setup
+from lib.worker import load_backbone_and_data, make_job, read_setup, run_here
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -46,7 +46,6 @@ def memory_worker(connection: Connection, folder: Path, obvious: bool) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from autopeft.assets import load_config
-    from autopeft.search.execution.worker import execute
 
     quiet()
     setup, trial = read_setup(folder), Trial.read(folder / "trial.json")
@@ -71,7 +70,7 @@ def memory_worker(connection: Connection, folder: Path, obvious: bool) -> None:
         if not kept:
             kept.append(load())
         else:
-            raise_failed(execute(setup, make_job("lora", 2), lambda step, loss: None, lambda: False))
+            run_here(setup, make_job("lora", 2))
         gc.collect()
         connection.send("done")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib.measuring import interleave, note, summarise
-from lib.worker import RECIPES, load_backbone_and_data, make_job, raise_failed, read_setup
+from lib.worker import RECIPES, load_backbone_and_data, make_job, read_setup, run_here
 
 if TYPE_CHECKING:
     from autopeft.recipe import Recipe
@@ -79,17 +79,18 @@ def part_first(folder: Path) -> dict[str, Any]:
     def mark(name: str, wall: float = started, cpu: float = 0.0) -> None:
         marks.setdefault(name, {"wall": time.time() - wall, "cpu": time.process_time() - cpu})
 
-    from autopeft.search.execution.worker import execute
+    import autopeft.search.execution.local_executor
+    import autopeft.search.execution.worker  # noqa: F401
 
     mark("imports")
     setup = read_setup(folder)
     load_backbone_and_data(setup)
     mark("backbone and data")
     first = lambda step, loss: mark("first step")  # noqa: E731
-    raise_failed(execute(setup, make_job("lora", 2), first, lambda: False))
+    run_here(setup, make_job("lora", 2), on_step=first)
     now = (time.time(), time.process_time())
     second = lambda step, loss: mark("first step of the second trial", *now)  # noqa: E731
-    raise_failed(execute(setup, make_job("lora", 2, 1), second, lambda: False))
+    run_here(setup, make_job("lora", 2, 1), on_step=second)
     return marks
 
 

@@ -1,4 +1,4 @@
-"""What Ray costs a search: trivial trials through the engine and by direct calls, and jobs that only last."""
+"""What Ray costs a search: trivial trials through Ray and in this process, and jobs that only last."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib.worker import make_job, raise_failed, read_setup
+from lib.worker import JobList, make_job, read_setup
 
 if TYPE_CHECKING:
     from autopeft.search.core.jobs import Job, JobResult
@@ -44,33 +44,18 @@ def _name(command: Sequence[str]) -> str:
     return words[0].split()[0] if words and words[0] else "unknown"
 
 
-class Trials:
-    """A job source that hands out a list and notes wall and CPU seconds at the end of each job."""
+class Trials(JobList):
+    """Jobs in order; wall and CPU seconds are noted at the end of each."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        self._jobs = list(jobs)
+        super().__init__(jobs)
         self.walls: list[float] = []
         self.cpus: list[dict[str, float]] = []
-        self.stopped = False
-
-    def next(self) -> Any:
-        from autopeft.search.core.jobs import DONE
-
-        return self._jobs.pop(0) if self._jobs else DONE
 
     def complete(self, result: JobResult) -> None:
-        raise_failed(result)
+        super().complete(result)
         self.walls.append(time.perf_counter())
         self.cpus.append(tree_cpu())
-
-    def progress(self, job: str, step: int, loss: float) -> None:
-        """Watched by nobody."""
-
-    def interrupt(self) -> None:
-        self.stopped = True
-
-    def scale(self, workers: int) -> None:
-        """One job at a time in any case."""
 
     def each(self, skip: int) -> dict[str, float]:
         """Mean wall and CPU seconds of a job, after the first `skip`."""
@@ -96,7 +81,8 @@ def sleep(setup: None, job: Job, on_step: Callable[[int, float], None], stop: Ca
 
 
 def part_ray(folder: Path) -> dict[str, Any]:
-    """Trivial trials through the engine and directly, and jobs that only last."""
+    """Trivial trials through Ray and in this process, and jobs that only last."""
+    from autopeft.search.execution.local_executor import LocalExecutor
     from autopeft.search.execution.ray_executor import Pool, run_jobs
     from autopeft.search.execution.worker import execute
 
@@ -105,8 +91,7 @@ def part_ray(folder: Path) -> dict[str, Any]:
     jobs = [make_job("head-only", 1, i) for i in range(count + skip)]
     setup = read_setup(folder, "few")
     direct = Trials(jobs)
-    for job in jobs:
-        direct.complete(execute(setup, job, lambda step, loss: None, lambda: False))
+    LocalExecutor().run_jobs(direct, execute, setup)
     began = (time.perf_counter(), sum(tree_cpu().values()))
     through = Trials(jobs)
     run_jobs(through, execute, setup, Pool(1), folder / "ray-trials")

@@ -21,13 +21,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
 from lib.storage import write_whole
+from lib.worker import run_here
 from tables import TASKS, tables
 
 from autopeft.search.api import search
 from autopeft.search.core.jobs import TrainJob
-from autopeft.search.execution.worker import WorkerSetup, execute
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.prepare import prepare
+from autopeft.search.planning.worker_setup import worker_setup
 from autopeft.search.selection.contender import fresh_seeds
 
 HERE = Path(__file__).parent
@@ -63,17 +64,12 @@ def searched(task: str, seed: int) -> dict[str, Any]:
 def transferred(recipe: dict[str, Any], task: str, seed: int) -> list[float]:
     """Test scores of a fixed recipe on a task, with the fresh seeds of the search there."""
     ready = prepare(SearchArguments(task=task, seed=seed, **SETTING))
-    setup = WorkerSetup(ready.model_name, ready.source, ready.task, ready.plan, 1, ready.key())
-    scores = []
-    for fresh in fresh_seeds(seed, ready.effort.seeds):
-        job = TrainJob(
-            f"s{fresh}", "baseline", "transfer", recipe, fresh, ready.effort.steps, splits=("test",)
-        )
-        result = execute(setup, job, lambda step, loss: None, lambda: False)
-        if result.error is not None:
-            raise RuntimeError(result.error)
-        scores.append(result.scores["test"])
-    return scores
+    steps = ready.effort.steps
+    jobs = [
+        TrainJob(f"s{fresh}", "baseline", "transfer", recipe, fresh, steps, splits=("test",))
+        for fresh in fresh_seeds(seed, ready.effort.seeds)
+    ]
+    return [result.scores["test"] for result in run_here(worker_setup(ready), *jobs)]
 
 
 def run(results: dict[str, Any]) -> None:

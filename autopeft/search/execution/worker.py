@@ -25,7 +25,7 @@ from autopeft.tasks.encode import EncodedTask, encode
 from autopeft.tasks.task import Task
 from autopeft.training import NonFiniteLoss, TrainingPlan, ran_out_of_memory
 
-__all__ = ["WorkerSetup", "execute", "release", "run_job"]
+__all__ = ["Loaded", "WorkerSetup", "execute", "loaded", "release", "run_job"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,9 @@ class WorkerSetup:
 
 
 @dataclass
-class _World:
+class Loaded:
+    """What a worker keeps between jobs: the backbone in each precision so far, and the encoded task."""
+
     models: dict[str, Any]
     source: ModelSource
     data: EncodedTask
@@ -66,23 +68,24 @@ class _World:
         return self.models[precision]
 
 
-_WORLDS: dict[str, _World] = {}
+_LOADED: dict[str, Loaded] = {}
 
 
-def _world(setup: WorkerSetup) -> _World:
-    if setup.key not in _WORLDS:
-        _WORLDS.clear()
+def loaded(setup: WorkerSetup) -> Loaded:
+    """What the jobs of a setup share, loaded when it is first needed; only the latest setup's is kept."""
+    if setup.key not in _LOADED:
+        _LOADED.clear()
         source = local_source(setup.source)
         if source.origin != "hub" and not Path(source.path).exists():
             source = resolve_model(setup.model)
         data = encode(setup.task, load_tokenizer(source), setup.plan.max_length)
-        _WORLDS[setup.key] = _World({}, source, data)
-    return _WORLDS[setup.key]
+        _LOADED[setup.key] = Loaded({}, source, data)
+    return _LOADED[setup.key]
 
 
 def release() -> None:
     """Let go of the backbone and the data that are kept between jobs."""
-    _WORLDS.clear()
+    _LOADED.clear()
     gc.collect()
 
 
@@ -158,7 +161,7 @@ def _explained(job: Job, error: Exception) -> JobResult:
     """The result of a job that an error ended."""
     short = ran_out_of_memory(error)
     if short or not isinstance(error, AutoPEFTError):
-        _WORLDS.clear()
+        _LOADED.clear()
     if short:
         return _failed(job, f"Out of memory: {error} Lower --batch-size or set --micro-batch.", "memory")
     if isinstance(error, AutoPEFTError):
@@ -179,7 +182,7 @@ def _retried(
             raise
         notes.append(f"With fewer rows at once again, after this:\n{_traceback(error)}")
     # Past the handler, the frames that held the memory are gone.
-    _WORLDS.clear()
+    _LOADED.clear()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -201,8 +204,8 @@ def _run(setup: WorkerSetup, job: Job, on_step: Progress, should_stop: Callable[
         if should_stop():
             raise _Stopped
 
-    runner, world, plan = runner_of(type(job)), _world(setup), setup.plan
+    runner, kept, plan = runner_of(type(job)), loaded(setup), setup.plan
     if job.attempt:
         plan = replace(plan, micro_batch=micro_rows(plan, job.attempt))
-    context = JobContext(setup.task, world.data, plan, setup.precision, partial(world.backbone, setup), step)
+    context = JobContext(setup.task, kept.data, plan, setup.precision, partial(kept.backbone, setup), step)
     return runner(context, job)

@@ -179,7 +179,7 @@ def test_the_process_is_left_as_it_was_found(tmp_path: Path, monkeypatch: pytest
         torch.set_num_threads(threads)
     assert set(inside) == {1}
     assert torch.equal(torch.get_rng_state(), random)
-    assert worker._WORLDS == {}
+    assert worker._LOADED == {}
     assert source.results["good"].error is None
     assert "RecipeError" in source.results["bad"].log
     assert "Traceback (most recent call last)" in source.results["bad"].log

@@ -39,7 +39,7 @@ def run(setup: WorkerSetup, **more: Any) -> JobResult:
 
 
 def backbone(setup: WorkerSetup) -> dict[str, torch.Tensor]:
-    return {k: v.clone() for k, v in worker._WORLDS[setup.key].backbone(setup).state_dict().items()}
+    return {k: v.clone() for k, v in worker._LOADED[setup.key].backbone(setup).state_dict().items()}
 
 
 def test_a_trial_trains_scores_and_leaves_no_trace(setup: WorkerSetup) -> None:
@@ -108,7 +108,7 @@ def test_memory_and_unknown_errors_are_results_and_reload_the_backbone(
         assert result.log.startswith("Traceback (most recent call last):") or "With fewer rows" in result.log
         assert f"{type(error).__name__}: {error}" in result.log
         assert "in explode" in result.log
-        assert setup.key not in worker._WORLDS
+        assert setup.key not in worker._LOADED
     assert run(setup).error is None
 
 
@@ -206,11 +206,11 @@ def test_bf16_is_for_search_trials_alone(setup: WorkerSetup) -> None:
     trial = run(half, keep_above=-math.inf, splits=("select",))
     assert trial.error is None
     assert "weights.safetensors" in trial.files
-    world = worker._WORLDS[half.key]
-    assert set(world.models) == {"bf16"}
-    assert next(world.models["bf16"].base_model.parameters()).dtype == torch.bfloat16
+    kept = worker._LOADED[half.key]
+    assert set(kept.models) == {"bf16"}
+    assert next(kept.models["bf16"].base_model.parameters()).dtype == torch.bfloat16
     confirmed = run(half, kind="confirm")
-    assert set(world.models) == {"bf16", "fp32"}
+    assert set(kept.models) == {"bf16", "fp32"}
     plain = run(setup)
     assert confirmed.train_loss == plain.train_loss != trial.train_loss
     assert trial.train_loss == pytest.approx(plain.train_loss, abs=0.02)
