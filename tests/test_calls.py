@@ -27,7 +27,7 @@ from autopeft.tasks.kinds.registry import KINDS, METRICS
 
 LINTER = Path(__file__).parents[1] / ".importlinter"
 SPACE = """\
-autopeft: 1
+autopeft: 2
 name: small
 layers:
   - at: all

@@ -38,10 +38,10 @@ def test_mam_on_roberta_base() -> None:
 
 def test_lora_and_bitfit_on_bert_base() -> None:
     lora = Recipe.from_dict(
-        {"autopeft": 1, "name": "x", "layers": [{"at": "all", "attach": [{"lora": {"rank": 8}}]}]}
+        {"autopeft": 2, "name": "x", "layers": [{"at": "all", "attach": [{"lora": {"rank": 8}}]}]}
     )
     assert count(lora, BERT).deployed == 294_912
-    bitfit = Recipe.from_dict({"autopeft": 1, "name": "x", "model": [{"bitfit": {"pooler": False}}]})
+    bitfit = Recipe.from_dict({"autopeft": 2, "name": "x", "model": [{"bitfit": {"pooler": False}}]})
     assert count(bitfit, BERT).deployed == 102_144
 
 

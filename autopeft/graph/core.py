@@ -23,6 +23,7 @@ from autopeft.graph.parts import canonical_json, parts_of, weight_places
 from autopeft.graph.tree import Entry, Leaf, Node, Tree, child_spec
 from autopeft.method import ParameterCount
 from autopeft.recipe import CompositionItem, EntryItem, Item, Recipe
+from autopeft.recipe.format_1 import canonical_config
 from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["CompositionGraph", "build_graph"]
@@ -127,7 +128,8 @@ class CompositionGraph:
     def _canonical(self, tree: Tree, *, training: bool = False) -> dict[str, Any]:
         if isinstance(tree, Leaf):
             entry = self.entries[tree.name]
-            config = entry.method.config.model_dump(mode="json", exclude={"sites"})
+            config = canonical_config(entry.method.name, entry.method.config)
+            del config["sites"]
             data = {
                 "method": entry.method.name,
                 "config": config,
@@ -160,7 +162,7 @@ class CompositionGraph:
         trees = sorted((self._canonical(t, training=True) for t in self.trees), key=canonical_json)
         section = self.recipe.training
         shared = section.canonical(without=("learning_rate", "weight_decay"))
-        policies = [[p.method, p.method_config().model_dump(mode="json")] for p in section.policies]
+        policies = [[p.method, canonical_config(p.method, p.method_config())] for p in section.policies]
         data = [trees, shared, policies, self._settings("head", "head")]
         return hashlib.sha256(canonical_json(data).encode()).hexdigest()
 

@@ -21,6 +21,7 @@ from autopeft.graph.layer_masks import WHOLE, LayerMasks, key_text
 from autopeft.graph.memo import Memo
 from autopeft.method import MethodConfig, ParameterCount, Traits, get_method
 from autopeft.recipe import CompositionItem, EntryItem, Item, Recipe
+from autopeft.recipe.format_1 import canonical_config
 from autopeft.recipe.models import validate_config
 from autopeft.spec import BackboneSpec, Site
 
@@ -151,8 +152,8 @@ class LeafShape(Shape):
         # A fused projection holds the weights of its parts.
         self.may_clash = self.directed and "qkv" in self._names and len(self._names) > 1
         self._spread = parts.masks.spread(frozenset(self._names))
-        config = canonical_json(self.config.model_dump(mode="json", exclude={"sites"}))
-        self._head = f'{{"config":{config},"method":{json.dumps(self.label)},"sites":['
+        config = {k: v for k, v in canonical_config(self.label, self.config).items() if k != "sites"}
+        self._head = f'{{"config":{canonical_json(config)},"method":{json.dumps(self.label)},"sites":['
 
     def _named_sites(self, name: str) -> tuple[str, ...]:
         asked, traits = self.config.sites, self._traits

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from autopeft.errors import RecipeError
+from autopeft.recipe.format_1 import canonical_config
 from autopeft.recipe.models import (
     CompositionItem,
     EntryItem,
@@ -186,7 +187,7 @@ class Recipe(BaseModel):
         if any(parts):
             training["parts"] = parts
         training["policies"] = [
-            [p.method, p.method_config().model_dump(mode="json")] for p in self.training.policies
+            [p.method, canonical_config(p.method, p.method_config())] for p in self.training.policies
         ]
         return _digest([self._structure(), training])
 
@@ -202,7 +203,7 @@ def _dumped(group: GroupSection | None) -> Any:
 def _canonical(item: Item) -> Any:
     if isinstance(item, CompositionItem):
         return [item.kind, item.options, [_canonical(child) for child in item.children]]
-    return [item.method, item.method_config().model_dump(mode="json")]
+    return [item.method, canonical_config(item.method, item.method_config())]
 
 
 def _digest(data: Any) -> str:

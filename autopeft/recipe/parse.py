@@ -17,6 +17,7 @@ from autopeft.composition import (
 )
 from autopeft.errors import AutoPEFTError, RecipeError, near
 from autopeft.method import get_method, method_names
+from autopeft.recipe.format_1 import upgraded
 from autopeft.recipe.layers import normalise_at
 from autopeft.recipe.models import (
     CompositionItem,
@@ -41,8 +42,8 @@ __all__ = [
     "read_training",
 ]
 
-SCHEMA_VERSION = 1
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+SCHEMA_VERSION = 2
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: upgraded}
 """`MIGRATIONS[n]` turns a tree of schema n into one of schema n + 1."""
 
 _TOP_KEYS = ("autopeft", "name", "reference", "layers", "model", "training")

@@ -38,7 +38,7 @@ def test_names_are_checked() -> None:
 def test_a_backbone_in_bf16_trains_modules_and_head_in_fp32(case: str, name: str) -> None:
     level, item = ITEMS[case]
     body = [{"at": "all", "attach": [item]}] if level == "layers" else [item]
-    recipe = Recipe.from_dict({"autopeft": 1, "name": case, level: body})
+    recipe = Recipe.from_dict({"autopeft": 2, "name": case, level: body})
     plan, task = TrainingPlan(steps=4, batch_size=8, max_length=16), encoded_rows_task(name)
     model = classifier(name)
     model.to(torch.bfloat16)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
 
 LORA = Recipe.from_dict(
-    {"autopeft": 1, "name": "l", "layers": [{"at": "all", "attach": [{"lora": {"rank": 2}}]}]}
+    {"autopeft": 2, "name": "l", "layers": [{"at": "all", "attach": [{"lora": {"rank": 2}}]}]}
 )
 
 

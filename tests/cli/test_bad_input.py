@@ -29,7 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _layers(item: str) -> str:
-    return f"autopeft: 1\nname: x\nlayers:\n  - at: all\n    attach:\n      - {item}\n"
+    return f"autopeft: 2\nname: x\nlayers:\n  - at: all\n    attach:\n      - {item}\n"
 
 
 RECIPES = {

@@ -17,7 +17,7 @@ from autopeft.cli import main
 from autopeft.cli.app import app
 
 RECIPE = """\
-autopeft: 1
+autopeft: 2
 name: pair
 layers:
   - at: all

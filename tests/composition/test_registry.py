@@ -114,7 +114,7 @@ def blend() -> type[Blend]:
 
 
 YAML = """\
-autopeft: 1
+autopeft: 2
 name: blended
 layers:
   - at: all
@@ -188,7 +188,7 @@ def test_commands_and_search_spaces_know_it(blend: type[Blend], capsys: pytest.C
     assert "start: …" in said
     assert "the scale before training" in said
     space = Space.from_yaml(
-        "autopeft: 1\nname: s\nlayers: [{attach: [{blend: [{lora: {rank: {choice: [0, 2]}}}, ia3]}]}]\n",
+        "autopeft: 2\nname: s\nlayers: [{attach: [{blend: [{lora: {rank: {choice: [0, 2]}}}, ia3]}]}]\n",
         "s.yaml",
     ).bind(spec_of_model(tiny_model("bert"))[0])
     (parameter,) = space.parameters

@@ -102,7 +102,7 @@ def help_of(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
 def bound() -> BoundSpace:
     text = """\
-autopeft: 1
+autopeft: 2
 name: small
 layers: [{at: all, attach: [{lora: {sites: [q, v], rank: {choice: [1, 2, 4, 8]}}}]}]
 training: {learning_rate: {float: [1.0e-4, 1.0e-1], log: true}}

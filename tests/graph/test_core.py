@@ -21,7 +21,7 @@ BERT, T5, LLAMA, GPT2 = (spec_of(tiny_config(n)) for n in ("bert", "t5", "llama"
 
 def recipe(*items: Any, at: Any = "all", model: Any = (), stack: str = "all") -> Recipe:
     layers = [{"at": at, "stack": stack, "attach": list(items)}] if items else []
-    return Recipe.from_dict({"autopeft": 1, "name": "x", "layers": layers, "model": list(model)})
+    return Recipe.from_dict({"autopeft": 2, "name": "x", "layers": layers, "model": list(model)})
 
 
 def test_default_sites_that_a_backbone_lacks_are_left_out() -> None:
@@ -90,7 +90,7 @@ def test_a_chain_takes_a_module_that_trains_norms_besides() -> None:
 def test_overlapping_blocks_add_and_compositions_nest() -> None:
     made = Recipe.from_dict(
         {
-            "autopeft": 1,
+            "autopeft": 2,
             "name": "x",
             "layers": [
                 {

@@ -17,7 +17,7 @@ def graph(alias: str = "mine") -> object:
     return build_graph(
         Recipe.from_dict(
             {
-                "autopeft": 1,
+                "autopeft": 2,
                 "name": "x",
                 "layers": [
                     {
@@ -45,7 +45,7 @@ def test_text_draws_equal_layers_once() -> None:
 
 
 def test_an_empty_recipe_says_so() -> None:
-    empty = build_graph(Recipe.from_dict({"autopeft": 1, "name": "x"}), BERT)
+    empty = build_graph(Recipe.from_dict({"autopeft": 2, "name": "x"}), BERT)
     assert draw_text(empty) == "(no modules: the head alone trains)"
 
 

@@ -42,7 +42,7 @@ def hybrid_recipe(number: int) -> Recipe:
         model.append({"fish_mask": {"keep": "1%", "samples": 2}})
     return Recipe.from_dict(
         {
-            "autopeft": 1,
+            "autopeft": 2,
             "name": f"h{number}",
             "layers": [{"at": [0, number % 2 + 1], "attach": chosen}],
             "model": model,
@@ -103,7 +103,7 @@ def test_fifty_hybrids_in_a_row_leave_no_trace(name: str) -> None:
 def test_a_failed_attach_changes_nothing(name: str) -> None:
     model = tiny_model(name)
     before = fingerprint(model)
-    recipe = Recipe.from_dict({"autopeft": 1, "name": "x", "layers": [{"at": [0, 7], "attach": ["lora"]}]})
+    recipe = Recipe.from_dict({"autopeft": 2, "name": "x", "layers": [{"at": [0, 7], "attach": ["lora"]}]})
     with pytest.raises(UsageError, match="Layer 7"):
         attach(model, recipe)
     assert same(before, fingerprint(model)) == []
@@ -121,7 +121,7 @@ def test_the_seed_decides_the_init_and_leaves_the_global_generator_alone() -> No
     model = tiny_model("bert")
     recipe = Recipe.from_dict(
         {
-            "autopeft": 1,
+            "autopeft": 2,
             "name": "x",
             "layers": [{"at": "all", "attach": ["lora"]}],
             "model": [{"prompt_tuning": {"length": 3, "init": "vocabulary"}}],
@@ -189,7 +189,7 @@ def test_a_module_s_own_groups_take_its_settings_and_stand_behind_its_name() -> 
 def test_parameter_groups_follow_the_recipe() -> None:
     recipe = Recipe.from_dict(
         {
-            "autopeft": 1,
+            "autopeft": 2,
             "name": "x",
             "layers": [{"at": "all", "attach": ["lora", {"lora": {"sites": ["up"]}, "as": "up"}]}],
             "model": [{"prompt_tuning": {"length": 2}}],

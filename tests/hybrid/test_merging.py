@@ -19,7 +19,7 @@ LORA = {"lora": {"rank": 2, "sites": ["q", "down"]}}
 
 
 def _attached(model: PreTrainedModel, *items: Any, extra: tuple[Any, ...] = ()) -> Hybrid:
-    body = {"autopeft": 1, "name": "m", "layers": [{"attach": list(items)}], "model": list(extra)}
+    body = {"autopeft": 2, "name": "m", "layers": [{"attach": list(items)}], "model": list(extra)}
     hybrid = attach(model, Recipe.from_dict(body), seed=0)
     randomise(hybrid.root)
     return hybrid

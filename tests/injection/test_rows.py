@@ -27,7 +27,7 @@ CASES: dict[str, list[Any]] = {
 
 def recipe(items: list[Any], model: list[Any] | None = None) -> Recipe:
     layers = [{"at": "all", "attach": items}] if items else []
-    return Recipe.from_dict({"autopeft": 1, "name": "r", "layers": layers, "model": model or []})
+    return Recipe.from_dict({"autopeft": 2, "name": "r", "layers": layers, "model": model or []})
 
 
 def attached(name: str, made: Recipe) -> Hybrid:
@@ -113,6 +113,6 @@ def test_a_head_that_averages_reads_no_single_position() -> None:
 @pytest.mark.parametrize("at", ["all", "first 2"])
 def test_a_gate_in_the_last_layer_needs_all_rows(at: str) -> None:
     gate = {"gate": [{"lora": {"rank": 2}}, {"serial_adapter": {"bottleneck": 2}}]}
-    made = Recipe.from_dict({"autopeft": 1, "name": "g", "layers": [{"at": at, "attach": [gate]}]})
+    made = Recipe.from_dict({"autopeft": 2, "name": "g", "layers": [{"at": at, "attach": [gate]}]})
     hybrid = attached("bert", made)
     assert last_layer_is_rowwise(hybrid.graph, hybrid.injection.layout.stacks[-1]) == (at != "all")

@@ -35,7 +35,7 @@ from autopeft.recipe import Recipe
 def prefix_recipe(length: int = 3, at: Any = "all") -> Recipe:
     return Recipe.from_dict(
         {
-            "autopeft": 1,
+            "autopeft": 2,
             "name": "p",
             "layers": [{"at": at, "attach": [{"prefix_tuning": {"length": length}}]}],
         }
@@ -43,7 +43,7 @@ def prefix_recipe(length: int = 3, at: Any = "all") -> Recipe:
 
 
 def prompt_recipe(length: int = 3) -> Recipe:
-    return Recipe.from_dict({"autopeft": 1, "name": "p", "model": [{"prompt_tuning": {"length": length}}]})
+    return Recipe.from_dict({"autopeft": 2, "name": "p", "model": [{"prompt_tuning": {"length": length}}]})
 
 
 def with_prefix(name: str, **kwargs: Any) -> tuple[PreTrainedModel, Hybrid]:
@@ -170,7 +170,7 @@ def test_a_family_without_map_is_not_given_a_residual_stream_that_was_guessed() 
         word_embed_proj_dim=32,
     )
     item = {"serial_adapter": {"bottleneck": 4}}
-    recipe = Recipe.from_dict({"autopeft": 1, "name": "x", "layers": [{"at": "all", "attach": [item]}]})
+    recipe = Recipe.from_dict({"autopeft": 2, "name": "x", "layers": [{"at": "all", "attach": [item]}]})
     with pytest.raises(CompositionError, match="no site map that says where its norms are"):
         attach(OPTModel(config), recipe)
 
@@ -270,7 +270,7 @@ def test_a_sequence_beyond_the_positions_is_refused() -> None:
 def test_prompt_and_prefix_and_gate_together_with_padding() -> None:
     recipe = Recipe.from_dict(
         {
-            "autopeft": 1,
+            "autopeft": 2,
             "name": "x",
             "layers": [{"at": "all", "attach": [{"gate": ["lora", {"prefix_tuning": {"length": 2}}]}]}],
             "model": [{"prompt_tuning": {"length": 3}}, {"prompt_tuning": {"length": 2}}],
@@ -287,7 +287,7 @@ def test_prompt_and_prefix_and_gate_together_with_padding() -> None:
 def test_unmasked_gate_depends_on_padding_as_the_authors_does() -> None:
     recipe = Recipe.from_dict(
         {
-            "autopeft": 1,
+            "autopeft": 2,
             "name": "x",
             "layers": [{"at": "all", "attach": [{"gate": {"children": ["lora"], "masked": False}}]}],
         }
@@ -305,7 +305,7 @@ def test_unmasked_gate_depends_on_padding_as_the_authors_does() -> None:
 def test_weights_are_back_after_an_exception_inside_the_forward() -> None:
     model = tiny_model("bert")
     recipe = Recipe.from_dict(
-        {"autopeft": 1, "name": "x", "layers": [{"at": "all", "attach": ["dora"]}], "model": ["bitfit"]}
+        {"autopeft": 2, "name": "x", "layers": [{"at": "all", "attach": ["dora"]}], "model": ["bitfit"]}
     )
     hybrid = attach(model, recipe, seed=0)
     randomise(hybrid.root)
@@ -327,7 +327,7 @@ def test_every_owner_of_a_tied_tensor_gets_the_delta() -> None:
     )
     model = BertForMaskedLM(config).eval()
     recipe = Recipe.from_dict(
-        {"autopeft": 1, "name": "x", "model": [{"fish_mask": {"keep": 9000, "samples": 1}}]}
+        {"autopeft": 2, "name": "x", "model": [{"fish_mask": {"keep": 9000, "samples": 1}}]}
     )
     hybrid = attach(model, recipe, seed=0)
     module: Any = hybrid.modules["fish_mask"]
@@ -358,7 +358,7 @@ def test_a_context_of_another_forward_is_never_read() -> None:
     """Two forwards are open and recomputed in reverse order; gates read their own mask each time."""
     recipe = Recipe.from_dict(
         {
-            "autopeft": 1,
+            "autopeft": 2,
             "name": "x",
             "layers": [{"at": "all", "attach": [{"gate": [{"parallel_adapter": {"bottleneck": 4}}]}]}],
         }

@@ -48,7 +48,7 @@ class Pair:
 def _recipe(level: str, method: str, config: dict[str, Any]) -> Recipe:
     item = {method: config}
     body: Any = [{"at": "all", "attach": [item]}] if level == "layers" else [item]
-    return Recipe.from_dict({"autopeft": 1, "name": method, level: body})
+    return Recipe.from_dict({"autopeft": 2, "name": method, level: body})
 
 
 def _attached(name: str, level: str, method: str, config: dict[str, Any]) -> tuple[PreTrainedModel, Hybrid]:

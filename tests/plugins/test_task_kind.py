@@ -37,7 +37,7 @@ from autopeft.training.calibration import TaskObjective
 
 PLUGIN = Path(__file__).parent / "ordinal"
 RECIPE = """\
-autopeft: 1
+autopeft: 2
 name: pair
 layers:
   - at: all
@@ -46,7 +46,7 @@ layers:
 training: {learning_rate: 2.0e-2}
 """
 SPACE = """\
-autopeft: 1
+autopeft: 2
 name: small
 layers:
   - at: all

@@ -18,7 +18,7 @@ from support.installing import environment, install
 from support.saved_model import BAD, GOOD, NEUTRAL, save_backbone
 
 SPACE = """\
-autopeft: 1
+autopeft: 2
 name: mixed
 layers:
   - at: all

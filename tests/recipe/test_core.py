@@ -97,7 +97,7 @@ def test_two_equal_aliases_are_refused() -> None:
         ({**MINIMAL, "training": {"groups": {"lora": {"lr": 1}}}}, "training.groups.lora.lr"),
         ({**MINIMAL, "nme": "x"}, "Did you mean 'name'"),
         ({**MINIMAL, "name": "two\nlines"}, "one line"),
-        ({**MINIMAL, "autopeft": 2}, "upgrade AutoPEFT"),
+        ({**MINIMAL, "autopeft": 3}, "upgrade AutoPEFT"),
         ({**MINIMAL, "autopeft": "1"}, "schema version"),
         ([], "is a mapping"),
         (None, "empty"),

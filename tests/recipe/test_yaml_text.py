@@ -66,7 +66,7 @@ def test_duplicate_keys_of_different_spelling_and_nested_ones() -> None:
 
 def test_problems_of_a_recipe_carry_lines() -> None:
     lines = message(
-        "autopeft: 1\nlayers:\n  - at: al\n    attach:\n      - lora:\n          rank: 0\n"
+        "autopeft: 2\nlayers:\n  - at: al\n    attach:\n      - lora:\n          rank: 0\n"
     ).splitlines()
     assert [line.split(": ")[:2] for line in lines] == [
         ["f.yaml:3", "layers[0].at"],

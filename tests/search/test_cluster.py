@@ -171,7 +171,7 @@ class UntilBoth(Source):
 
 
 address, gpus = sys.argv[1], float(sys.argv[2])
-recipe = {"autopeft": 1, "name": "r", "layers": [{"at": [1], "attach": [{"lora": {"rank": 2}}]}]}
+recipe = {"autopeft": 2, "name": "r", "layers": [{"at": [1], "attach": [{"lora": {"rank": 2}}]}]}
 source = resolve_model("model")
 assert not Path(source.path).is_absolute()
 task = load_task("data.csv", text="body", label="verdict")

@@ -25,7 +25,7 @@ from autopeft.search.api import plan, search
 from autopeft.search.core.events import SearchInfo
 
 SPACE = """
-autopeft: 1
+autopeft: 2
 name: small
 layers:
   - at: all

@@ -83,6 +83,6 @@ CASES: dict[str, tuple[str, Any]] = {
 
 def recipe_of(case: str) -> Recipe:
     level, item = CASES[case]
-    body: dict[str, Any] = {"autopeft": 1, "name": case}
+    body: dict[str, Any] = {"autopeft": 2, "name": case}
     body[level] = [{"at": "all", "attach": [item]}] if level == "layers" else [item]
     return Recipe.from_dict(body)

@@ -25,7 +25,7 @@ from support.saved_model import save_backbone, write_reviews
 __all__ = ["Searching", "Standing"]
 
 _SPACE = """
-autopeft: 1
+autopeft: 2
 name: small
 layers:
   - at: all

@@ -24,7 +24,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def recipe(keep: int = 30, samples: int = 6, layers: Any = ()) -> Recipe:
     mask = {"fish_mask": {"keep": keep, "samples": samples}}
-    return Recipe.from_dict({"autopeft": 1, "name": "m", "layers": list(layers), "model": [mask]})
+    return Recipe.from_dict({"autopeft": 2, "name": "m", "layers": list(layers), "model": [mask]})
 
 
 class Passes:

@@ -210,7 +210,7 @@ def lora_baseline(
 
 def head_only(spec: BackboneSpec, rates: int) -> Baseline:
     """The task head on the frozen backbone."""
-    base: dict[str, Any] = {"autopeft": 1, "name": "head-only"}
+    base: dict[str, Any] = {"autopeft": 2, "name": "head-only"}
     counts = count(Recipe.from_dict(base), spec)
     members = [BaselineRecipe("head only", r, counts) for r in _with_rates(base, _spread(_HEAD_RATES, rates))]
     found = _assemble(None, "head", members)
@@ -256,7 +256,7 @@ def _largest_lora(
 def _lora(rank: int, sites: list[str] | None, at: str) -> dict[str, Any]:
     config: dict[str, Any] = {"rank": rank} if sites is None else {"sites": sites, "rank": rank}
     return {
-        "autopeft": 1,
+        "autopeft": 2,
         "name": "lora-baseline",
         "layers": [{"at": at, "attach": [{"lora": config}]}],
         **_HEAD,

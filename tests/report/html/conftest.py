@@ -57,7 +57,7 @@ def mixed(rank: int, n: int, words: str = "") -> dict[str, Any]:
     lora: dict[str, Any] = {"lora": {"sites": ["q", "v"], "rank": rank}}
     adapter: dict[str, Any] = {"serial_adapter": {"bottleneck": 4}}
     return {
-        "autopeft": 1,
+        "autopeft": 2,
         "name": f"hybrid {words}".strip(),
         "reference": words or None,
         "layers": [

@@ -205,8 +205,8 @@ def test_losses_are_the_same_in_this_process_and_with_two_workers(
         [{"at": "all", "attach": [{"serial_adapter": {"bottleneck": 4}}]}],
         [{"at": [1], "attach": [{"prefix_tuning": {"length": 2}}]}],
     ]
-    recipes: list[dict[str, Any]] = [{"autopeft": 1, "name": "r", "layers": block} for block in layers]
-    recipes.append({"autopeft": 1, "name": "r", "model": [{"fish_mask": {"keep": 40, "samples": 4}}]})
+    recipes: list[dict[str, Any]] = [{"autopeft": 2, "name": "r", "layers": block} for block in layers]
+    recipes.append({"autopeft": 2, "name": "r", "model": [{"fish_mask": {"keep": 40, "samples": 4}}]})
     jobs = [
         TrainJob(f"{seed}-{i}", "trial", "x", recipe, seed=seed, steps=4)
         for seed in (0, 1)

@@ -45,7 +45,7 @@ SPACES = {name: Space.named(name) for name in ("default", "autopeft", "lora")}
 BOUND = {(s, f): SPACES[s].bind(SPECS[f]) for f in SPECS for s in SPACES}
 PER_LAYER = Space.from_yaml(
     """
-autopeft: 1
+autopeft: 2
 name: per-layer
 layers:
   - at: all
@@ -56,7 +56,7 @@ layers:
 )
 TOGETHER = Space.from_yaml(
     """
-autopeft: 1
+autopeft: 2
 name: together
 layers:
   - attach:

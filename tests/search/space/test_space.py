@@ -36,7 +36,7 @@ BACKBONES = {
 
 
 def space(body: str, spec: BackboneSpec = MINILM) -> BoundSpace:
-    return Space.from_yaml("autopeft: 1\nname: s\n" + body, "s.yaml").bind(spec)
+    return Space.from_yaml("autopeft: 2\nname: s\n" + body, "s.yaml").bind(spec)
 
 
 def message(body: str) -> str:

@@ -14,7 +14,7 @@ from autopeft.training import TrainingPlan, run_trial
 
 RECIPE = Recipe.from_dict(
     {
-        "autopeft": 1,
+        "autopeft": 2,
         "name": "lora",
         "layers": [{"at": "3-5", "attach": [{"lora": {"rank": 8, "sites": ["q", "v"]}}]}],
         "training": {"learning_rate": 2e-3},

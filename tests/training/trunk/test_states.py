@@ -34,7 +34,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def recipe(*items: Any, at: Any = (LAYERS - 1,), model: list[Any] | None = None) -> Recipe:
     layers = [{"at": at if isinstance(at, str) else list(at), "attach": list(items)}] if items else []
-    return Recipe.from_dict({"autopeft": 1, "name": "r", "layers": layers, "model": model or []})
+    return Recipe.from_dict({"autopeft": 2, "name": "r", "layers": layers, "model": model or []})
 
 
 LORA = {"lora": {"rank": 3, "sites": ["q", "v"]}}
@@ -109,7 +109,7 @@ def test_a_mask_reaches_as_low_as_the_entries_that_it_chose() -> None:
         (recipe(LORA, at=[2]), {"encoder": 2, "decoder": 0}),
         (
             Recipe.from_dict(
-                {"autopeft": 1, "name": "r", "layers": [{"at": [1], "stack": "decoder", "attach": [LORA]}]}
+                {"autopeft": 2, "name": "r", "layers": [{"at": [1], "stack": "decoder", "attach": [LORA]}]}
             ),
             {"encoder": 3, "decoder": 1},
         ),
@@ -142,7 +142,7 @@ def test_cached_and_plain_agree(name: str, made: Recipe) -> None:
 
 def test_a_decoder_behind_an_untouched_encoder_is_cached_too() -> None:
     made = Recipe.from_dict(
-        {"autopeft": 1, "name": "r", "layers": [{"at": [2], "stack": "decoder", "attach": [LORA]}]}
+        {"autopeft": 2, "name": "r", "layers": [{"at": [2], "stack": "decoder", "attach": [LORA]}]}
     )
     split = encoded_rows("t5")
     hybrid = hybrid_on("t5", made)

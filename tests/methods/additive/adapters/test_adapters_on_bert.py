@@ -62,7 +62,7 @@ def _parallel(layer: Any, module: Any, sites: dict[str, Any], x: Tensor) -> Tens
 def test_one_layer_computes_the_papers_equations(item: Any, by_hand: Callable[..., Tensor]) -> None:
     model: PreTrainedModel = tiny_model("bert")
     bare = tiny_model("bert")
-    recipe = Recipe.from_dict({"autopeft": 1, "name": "a", "layers": [{"at": [0], "attach": [item]}]})
+    recipe = Recipe.from_dict({"autopeft": 2, "name": "a", "layers": [{"at": [0], "attach": [item]}]})
     hybrid = attach(model, recipe)
     randomise(hybrid.root)
     entry = next(iter(hybrid.graph.entries.values()))

@@ -21,7 +21,7 @@ from autopeft.spec import BackboneSpec, Site
 
 
 def _recipe(*items: Any) -> Recipe:
-    return Recipe.from_dict({"autopeft": 1, "name": "m", "layers": [{"at": "all", "attach": list(items)}]})
+    return Recipe.from_dict({"autopeft": 2, "name": "m", "layers": [{"at": "all", "attach": list(items)}]})
 
 
 def _site(sites: Any, name: str) -> Site:

@@ -20,7 +20,7 @@ from autopeft.spec import BackboneSpec
 
 
 def _recipe(*items: Any, at: Any = "all") -> Recipe:
-    return Recipe.from_dict({"autopeft": 1, "name": "s", "layers": [{"at": at, "attach": list(items)}]})
+    return Recipe.from_dict({"autopeft": 2, "name": "s", "layers": [{"at": at, "attach": list(items)}]})
 
 
 def _count(config: PreTrainedConfig, item: Any = "ssf", at: Any = "all") -> int:

@@ -71,7 +71,7 @@ def test_a_prompt_of_real_embeddings_is_feeding_those_tokens(name: str) -> None:
     words = torch.tensor([[5, 9, 17]])
     ids = torch.cat([words.expand(2, -1), inputs["input_ids"]], dim=1)
     expected = model(input_ids=ids).logits[:, 3:]
-    recipe = Recipe.from_dict({"autopeft": 1, "name": "p", "model": [{"prompt_tuning": {"length": 3}}]})
+    recipe = Recipe.from_dict({"autopeft": 2, "name": "p", "model": [{"prompt_tuning": {"length": 3}}]})
     hybrid = attach(model, recipe)
     table = hybrid.root.get_parameter("prompt_tuning.table")
     with torch.no_grad():

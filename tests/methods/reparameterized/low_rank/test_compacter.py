@@ -24,7 +24,7 @@ T5_BASE = T5Config(d_model=768, d_ff=3072, num_layers=12, num_heads=12)
 
 
 def _recipe(at: Any = "all", **config: Any) -> Recipe:
-    body = {"autopeft": 1, "name": "c", "layers": [{"at": at, "attach": [{"compacter": config}]}]}
+    body = {"autopeft": 2, "name": "c", "layers": [{"at": at, "attach": [{"compacter": config}]}]}
     return Recipe.from_dict(body)
 
 
@@ -187,7 +187,7 @@ def test_widths_that_n_does_not_divide_are_refused() -> None:
 def test_behind_a_gate_norms_stay_frozen() -> None:
     def gated(**config: Any) -> Recipe:
         item = {"gate": [{"compacter": {"bottleneck": 8, **config}}, {"lora": {"rank": 1}}]}
-        return Recipe.from_dict({"autopeft": 1, "name": "g", "layers": [{"attach": [item]}]})
+        return Recipe.from_dict({"autopeft": 2, "name": "g", "layers": [{"attach": [item]}]})
 
     model = tiny_model("bert")
     with pytest.raises(CompositionError, match="compacter alters weights"):

@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {"phm_dim": 2, "scale": 3.0, "dropout": 0.0}
 
 
 def _recipe(**config: Any) -> Recipe:
-    body = {"autopeft": 1, "name": "k", "layers": [{"attach": [{"kadaptation": config}]}]}
+    body = {"autopeft": 2, "name": "k", "layers": [{"attach": [{"kadaptation": config}]}]}
     return Recipe.from_dict(body)
 
 

@@ -66,7 +66,7 @@ def test_a_misspelt_site_gets_near_matches() -> None:
 def test_of_a_model_only_biases_change() -> None:
     model = tiny_model("bert")
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    hybrid = attach(model, Recipe.from_dict({"autopeft": 1, "name": "b", "model": ["bitfit"]}))
+    hybrid = attach(model, Recipe.from_dict({"autopeft": 2, "name": "b", "model": ["bitfit"]}))
     randomise(hybrid.root)
     merged = hybrid.merge()
     changed = {n for n, p in merged.named_parameters() if not torch.equal(p, before[n])}

@@ -214,7 +214,7 @@ def test_exactly_k_entries_of_a_model_differ_and_the_mask_stays() -> None:
     model = tiny_model("bert")
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     hybrid = attach(
-        model, Recipe.from_dict({"autopeft": 1, "name": "f", "model": [{"fish_mask": {"keep": 50}}]})
+        model, Recipe.from_dict({"autopeft": 2, "name": "f", "model": [{"fish_mask": {"keep": 50}}]})
     )
     labelled = [{**tiny_inputs("bert", batch=1, seed=i), "labels": torch.tensor([i % 2])} for i in range(4)]
     hybrid.prepare(labelled, LogitsObjective(model))
