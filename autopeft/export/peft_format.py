@@ -333,4 +333,5 @@ _WRITERS: dict[str, _Writer] = {
     "ia3": _ia3,
     "prompt_tuning": _prompt,
     "prefix_tuning": _prefix,
+    "p_tuning_v2": _prefix,
 }

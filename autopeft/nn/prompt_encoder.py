@@ -15,13 +15,22 @@ from torch import Tensor, nn
 __all__ = ["PromptEncoder", "PromptRows"]
 
 
-class PromptEncoder(nn.Module):
-    """tanh(W₁·E + b₁), (length, mid), with E (length, hidden) from N(0, 1) and W₁ (mid, hidden)."""
+def _started(linear: nn.Linear, std: float | None) -> nn.Linear:
+    """With `std`, weights from N(0, std) and a bias of zero; else as torch starts them."""
+    if std is not None:
+        nn.init.normal_(linear.weight, std=std)
+        nn.init.zeros_(linear.bias)
+    return linear
 
-    def __init__(self, length: int, hidden: int, mid: int) -> None:
+
+class PromptEncoder(nn.Module):
+    """tanh(W₁·E + b₁), (length, mid), with E (length, hidden) from N(0, 1) and W₁ (mid, hidden) as torch
+    starts a linear map; with `std`, E and W₁ from N(0, std) and b₁ zero."""
+
+    def __init__(self, length: int, hidden: int, mid: int, *, std: float | None = None) -> None:
         super().__init__()
-        self.embedding = nn.Parameter(torch.randn(length, hidden))
-        self.down = nn.Linear(hidden, mid)
+        self.embedding = nn.Parameter(torch.randn(length, hidden) * (1.0 if std is None else std))
+        self.down = _started(nn.Linear(hidden, mid), std)
 
     @staticmethod
     def size(length: int, hidden: int, mid: int) -> int:
@@ -33,15 +42,22 @@ class PromptEncoder(nn.Module):
 
 
 class PromptRows(nn.Module):
-    """(length, width): a parameter from N(0, std), or with `mid` a linear map of a `PromptEncoder`."""
+    """(length, width): a parameter from N(0, std), or with `mid` a linear map of a `PromptEncoder`.
+
+    Without `std` the parameter is from N(0, 0.02) and the map as torch starts it; with it both are from
+    N(0, std), the map's bias zero.
+    """
 
     rows: nn.Parameter | None
     up: nn.Linear | None
 
-    def __init__(self, length: int, width: int, *, mid: int | None = None, std: float = 0.02) -> None:
+    def __init__(
+        self, length: int, width: int, *, mid: int | None = None, std: float | None = None
+    ) -> None:
         super().__init__()
-        self.rows = nn.Parameter(torch.randn(length, width) * std) if mid is None else None
-        self.up = nn.Linear(mid, width) if mid is not None else None
+        start = 0.02 if std is None else std
+        self.rows = nn.Parameter(torch.randn(length, width) * start) if mid is None else None
+        self.up = _started(nn.Linear(mid, width), std) if mid is not None else None
 
     @staticmethod
     def size(length: int, width: int, *, mid: int | None = None) -> int:

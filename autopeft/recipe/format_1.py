@@ -36,7 +36,10 @@ class Changed:
     idle: Callable[[Mapping[str, Any]], bool] = _never
 
 
-CHANGED: dict[str, dict[str, Changed]] = {}
+CHANGED: dict[str, dict[str, Changed]] = {
+    # Bare rows, which are `p_tuning_v2` now.
+    "prefix_tuning": {"reparameterization": Changed(None)},
+}
 """By method, then by option."""
 
 

@@ -47,7 +47,7 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "adalora": {"rank": 2, "interval": 1},
     "dylora": {"rank": 2},  # each step trains one rank, drawn at random
     "prompt_tuning": {"length": 4},
-    "prefix_tuning": {"length": 4},
+    "prefix_tuning": {"length": 4, "reparameterization": 8},
     "serial_adapter": {"bottleneck": 4},
     "parallel_adapter": {"bottleneck": 4},
     "compacter": {"bottleneck": 8},

@@ -42,6 +42,7 @@ SETTINGS = {
         learning_rate=5e-4,
         precision="fp32",
         two_objectives=True,
+        space_file=FOLDERS["against_autopeft"] / "space.yaml",
     ),
 }
 # What `default` offers since the reparameterized family came in, drawn at random alone.

@@ -60,7 +60,7 @@ SEEDS, MOST_RATES = (1, 2, 3), 6
 HEAD = "head-only"
 ALL = Rows(train=ROWS)
 # Where the sweep starts, in half decades: 0 is 1e-3. Few steps ask for more than papers take; prompts most.
-CENTRES = {FULL: -3, HEAD: 0, "prefix_tuning": 2, "prompt_tuning": 3}
+CENTRES = {FULL: -3, HEAD: 0, "p_tuning_v2": 2, "prefix_tuning": 2, "prompt_tuning": 3}
 
 
 @dataclass(frozen=True)

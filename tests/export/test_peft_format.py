@@ -130,6 +130,7 @@ CASES = {
     "llama-prompt": (LlamaForCausalLM, LLAMA, {"name": "p", "model": [{"prompt_tuning": {"length": 4}}]}),
     "gpt2-prompt": (GPT2LMHeadModel, GPT2, {"name": "p", "model": [{"prompt_tuning": {"length": 4}}]}),
     "llama-prefix": (LlamaForCausalLM, LLAMA, layers({"prefix_tuning": {"length": 5}})),
+    "llama-p-tuning-v2": (LlamaForCausalLM, LLAMA, layers({"p_tuning_v2": {"length": 5}})),
     "llama-prefix-mlp": (
         LlamaForCausalLM,
         LLAMA,
@@ -174,10 +175,10 @@ def test_sites_that_training_has_left_without_a_rank_are_left_out(tmp_path: Path
 
 
 def test_rope_turns_prefix_keys_and_leaves_values(tmp_path: Path) -> None:
-    hybrid = trained(fresh(LlamaForCausalLM, LLAMA), layers({"prefix_tuning": {"length": 5}}))
+    hybrid = trained(fresh(LlamaForCausalLM, LLAMA), layers({"p_tuning_v2": {"length": 5}}))
     table = peft_adapter(hybrid).tensors["prompt_embeddings"]
     assert table.shape == (5, 3 * 2 * 8)
-    rows = hybrid.modules["prefix_tuning"].state_dict()
+    rows = hybrid.modules["p_tuning_v2"].state_dict()
     first = next(v for k, v in rows.items() if "decoder-0-attention" in k)
     assert torch.equal(table[:, 8:16], first[:, 8:])
     assert not torch.allclose(table[:, :8], first[:, :8])

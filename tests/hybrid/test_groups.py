@@ -83,7 +83,7 @@ def test_a_part_that_no_module_has_is_refused_at_attach_and_the_model_is_as_befo
 
 
 def test_a_group_for_a_part_of_a_method_passes_over_entries_without_it() -> None:
-    bare = {"prefix_tuning": {"length": 2}, "as": "bare"}
+    bare = {"prefix_tuning": {"length": 2, "reparameterization": None}, "as": "bare"}
     by_part = {"prefix_tuning.mlp": {"learning_rate": 0.1}}
     with attach(tiny_bert(), recipe(MLP, bare, groups=by_part), seed=0) as hybrid:
         found = groups(hybrid)

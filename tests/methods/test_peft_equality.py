@@ -271,13 +271,23 @@ def test_prompt_tuning_on_an_encoder() -> None:
     )
 
 
-@pytest.mark.parametrize(("name", "mid"), [("llama", None), ("gpt2", None), ("gpt2", 6)])
-def test_prefix_tuning_on_causal_models(name: str, mid: int | None) -> None:
+@pytest.mark.parametrize(
+    ("method", "name", "mid"),
+    [
+        ("prefix_tuning", "llama", None),
+        ("prefix_tuning", "gpt2", None),
+        ("prefix_tuning", "gpt2", 6),
+        ("p_tuning_v2", "llama", None),
+        ("p_tuning_v2", "gpt2", None),
+        ("p_tuning_v2", "gpt2", 6),
+    ],
+)
+def test_prefixes_on_causal_models(method: str, name: str, mid: int | None) -> None:
     """peft hands the prefix over as a cache, so its text starts at position `LENGTH`; ours starts at 0.
 
     Its MLP starts at the width of keys and values, ours at the model's: the same without grouped queries.
     """
-    ours, hybrid = _attached(name, "layers", "prefix_tuning", {"length": LENGTH, "reparameterization": mid})
+    ours, hybrid = _attached(name, "layers", method, {"length": LENGTH, "reparameterization": mid})
     sites = next(iter(hybrid.graph.entries.values())).sites
     kv = sites[0].kv_features
     settings = peft.PrefixTuningConfig(

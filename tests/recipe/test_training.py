@@ -8,7 +8,7 @@ from autopeft.errors import RecipeError
 from autopeft.recipe import Recipe
 from autopeft.recipe.training import address
 
-BARE = {"prefix_tuning": {"length": 2}}
+BARE = {"prefix_tuning": {"length": 2, "reparameterization": None}}
 WITH_MLP = {"prefix_tuning": {"length": 2, "reparameterization": 4}}
 NAMED: list[Any] = ["lora", {"lora": {"rank": 2}, "as": "top"}, WITH_MLP]
 

@@ -179,7 +179,7 @@ def test_a_trial_on_other_families(family: str) -> None:
     recipe = Recipe.from_dict(
         {
             "name": "r",
-            "layers": [{"attach": [{"lora": {"rank": 2, "sites": ["o"]}}, {"prefix_tuning": {"length": 2}}]}],
+            "layers": [{"attach": [{"lora": {"rank": 2, "sites": ["o"]}}, {"p_tuning_v2": {"length": 2}}]}],
             "model": [{"prompt_tuning": {"length": 2}}],
             "training": {"learning_rate": 3e-2},
         }

@@ -125,10 +125,10 @@ def test_a_run_of_another_space_and_backbone(make_run: Make) -> None:
     values = {**other.middle(), "serial_adapter.bottleneck": "hidden/16", "prefix_tuning.length": 0}
     run = make_run("foreign", winner=other.materialize(values))
     found, notices = points_from([run.path], bound_to("default", SIX))
-    assert [(p["bottleneck"], p["prefix_tuning.length"]) for p in found] == [(48, 0)]
+    assert [(p["bottleneck"], p["p_tuning_v2.length"]) for p in found] == [(48, 0)]
     assert len(notices) == 1
     assert notices[0].startswith("foreign: it is not in space 'default' as it stands, the nearest member ")
-    assert "serial_adapter bias False became True" in notices[0]
+    assert "serial_adapter activation relu became unset" in notices[0]
 
 
 def test_notices_tell_in_one_line_for_each_source(make_run: Make) -> None:

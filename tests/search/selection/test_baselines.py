@@ -211,7 +211,7 @@ def test_every_method_of_the_space_stands_alone() -> None:
     assert all(len(names) == 1 for names in alone)
     assert {name for names in alone for name in names} == {
         "lora", "dora", "moslora", "adalora", "capaboost", "sora", "lora_dropout", "krona", "kadaptation",
-        "vera", "serial_adapter", "compacter", "parallel_adapter", "prefix_tuning", "ia3", "ssf", "hiwi",
+        "vera", "serial_adapter", "compacter", "parallel_adapter", "p_tuning_v2", "ia3", "ssf", "hiwi",
         "mov", "prompt_tuning", "bitfit", "fish_mask",
     }  # fmt: skip
     sizes = {name: baseline.counts_of(i)["deployed"] for i, names in enumerate(alone) for name in names}

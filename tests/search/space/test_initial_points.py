@@ -25,7 +25,7 @@ def methods(name: str, count: int = 10, budget: str = "5%") -> list[list[str]]:
 def test_the_default_space_starts_with_all_then_each_method_alone() -> None:
     together, *alone = methods("default")
     assert len(together) > 3
-    assert [m for [m] in alone[:4]] == ["lora", "serial_adapter", "parallel_adapter", "prefix_tuning"]
+    assert [m for [m] in alone[:4]] == ["lora", "serial_adapter", "parallel_adapter", "p_tuning_v2"]
 
 
 @pytest.mark.parametrize("name", ["autopeft", "lora"])

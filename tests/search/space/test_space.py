@@ -70,7 +70,7 @@ def test_autopeft_sizes_decode_as_in_the_paper() -> None:
     }
     recipe = bound.materialize(values)
     assert blocks(recipe) == [((1, 4), ["serial_adapter", "prefix_tuning"])]
-    assert count(recipe, BERT).deployed == 2 * 2 * 768 * (24 + 1)
+    assert count(recipe, BERT).deployed == 2 * (2 * 768 * (24 + 1) + 24 + 768)
 
 
 @pytest.mark.parametrize("name", space_names())

@@ -12,6 +12,28 @@ from autopeft.backbones import spec_of
 from autopeft.spec import BackboneSpec
 
 
+def test_defaults_are_those_of_the_authors_code() -> None:
+    """XiangLi1999/PrefixTuning, gpt2/train_e2e.py: preseqlen, mid_dim, dropout of the prefix."""
+    config = configured("prefix_tuning").config
+    assert (config.length, config.reparameterization, config.dropout) == (10, 512, 0.0)
+
+
+def test_the_mlp_starts_as_torch_starts_its_parts() -> None:
+    """E from N(0, 1); W₁ and W₂ uniform in ±1/√in, of std 1/√(3·in); bare rows from N(0, 0.02)."""
+    torch.manual_seed(0)
+    module, _ = build("prefix_tuning", toy_spec(), length=200, reparameterization=300)
+    (encoder,) = module.encoders.values()
+    assert 0.95 < float(encoder.embedding.std()) < 1.05
+    for linear in (encoder.down, *(rows.up for rows in module.children_by_site())):
+        bound = linear.in_features**-0.5
+        for parameter in (linear.weight, linear.bias):
+            assert float(parameter.abs().max()) <= bound
+        assert 0.9 < float(linear.weight.std()) / (bound / 3**0.5) < 1.1
+    bare, _ = build("prefix_tuning", toy_spec(), length=200, reparameterization=None)
+    rows = torch.cat([p.flatten() for p in bare.parameters()])
+    assert 0.019 < float(rows.std()) < 0.021
+
+
 @given(toy_specs, st.integers(1, 6), st.none() | st.integers(1, 7))
 def test_counts_are_what_it_holds(spec: BackboneSpec, length: int, mid: int | None) -> None:
     deployed, trained, held, held_trained = counted(
@@ -51,7 +73,7 @@ def test_deploying_gives_the_same_keys_and_values() -> None:
 
 
 def test_dropout_only_while_training() -> None:
-    module, sites = build("prefix_tuning", toy_spec(), length=8, dropout=0.5)
+    module, sites = build("prefix_tuning", toy_spec(), length=8, dropout=0.5, reparameterization=None)
     x = torch.zeros(1, 1, 6)
     torch.manual_seed(0)
     assert torch.equal(module.eval().key_value(sites[0], x, CALL)[0], module.key_value(sites[0], x, CALL)[0])
