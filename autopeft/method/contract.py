@@ -57,6 +57,8 @@ class Traits:
         sites: site names it may take.
         default_sites: where it sits when the recipe names none; those that a backbone lacks are left out.
         level: `layers` (listed under `layers:`), `model` (under `model:`) or `training` (under `policies:`).
+        also_in_layers: of a method of the model, that it may be listed under `layers:` as well. There it gets
+            its default sites in those layers; under `model:` it gets none.
         needs: what must be there: calibration batches, a decoder, two stacks, several tasks, artefacts, text
             input.
         mergeable: can be folded into the backbone's weights exactly.
@@ -78,6 +80,7 @@ class Traits:
     sites: tuple[str, ...] = ()
     default_sites: tuple[str, ...] = ()
     level: Literal["layers", "model", "training"] = "layers"
+    also_in_layers: bool = False
     needs: frozenset[Need] = field(default_factory=frozenset)
     mergeable: bool = False
     changes_length: bool = False
@@ -94,6 +97,17 @@ class Traits:
         unknown = [s for s in (*self.sites, *self.default_sites) if s not in SITE_NAMES]
         if unknown:
             raise MethodError(f"Unknown sites {unknown} in traits; sites are: {', '.join(SITE_NAMES)}.")
+        if self.also_in_layers and (self.level != "model" or not self.default_sites):
+            raise MethodError(
+                "A method that may also be listed under 'layers:' (also_in_layers) has level 'model', and "
+                f"default sites that tell its layers, but this one has level={self.level!r}, "
+                f"default_sites={self.default_sites!r}."
+            )
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Where it may be listed."""
+        return (self.level, "layers") if self.also_in_layers else (self.level,)
 
 
 @dataclass(frozen=True)

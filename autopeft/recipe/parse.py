@@ -293,8 +293,8 @@ def _method(name: str, path: Path, level: str, problems: Problems) -> type[Any] 
         problems.add(path, f"there is no method {name!r}.{hint} `autopeft methods` explains them.")
         return None
     method = get_method(name)
-    if method.traits.level != level:
-        right = _LEVEL_PLACE[method.traits.level]
+    if level not in method.traits.levels:
+        right = " or ".join(_LEVEL_PLACE[place] for place in method.traits.levels)
         problems.add(path, f"{name!r} does not belong here; list it {right}.")
         return None
     return method

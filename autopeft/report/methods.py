@@ -91,6 +91,9 @@ def flowing(doc: str) -> str:
     return "\n\n".join(" ".join(p.split()) if flat else p for p, flat in zip(paragraphs, plain, strict=True))
 
 
+_PLACES = {"layers": "layers:", "model": "model:", "training": "policies:"}
+
+
 def explain(name: str) -> str:
     """A method in words: formula and paper from its docstring, where it may sit, what it needs and offers; or
     a composition.
@@ -107,7 +110,7 @@ def explain(name: str) -> str:
         ("way in", traits.injection),
         ("sites", ", ".join(traits.sites) or "–"),
         ("default sites", ", ".join(traits.default_sites) or "–"),
-        ("listed under", {"layers": "layers:", "model": "model:", "training": "policies:"}[traits.level]),
+        ("listed under", " or ".join(_PLACES[level] for level in traits.levels)),
         ("needs", ", ".join(sorted(traits.needs)) or "nothing"),
         ("mergeable", "yes" if traits.mergeable else "no"),
         ("lengthens the sequence", "yes" if traits.changes_length else "no"),
@@ -158,6 +161,7 @@ def describe(name: str) -> dict[str, Any]:
         "kind": taxonomy(method),
         "injection": traits.injection,
         "level": traits.level,
+        "levels": list(traits.levels),
         "sites": list(traits.sites),
         "default_sites": list(traits.default_sites),
         "needs": sorted(traits.needs),

@@ -35,9 +35,9 @@ def lowest_layer(recipe: Recipe, spec: BackboneSpec) -> int:
     """k, the lowest layer that a recipe alters; what belongs to the whole model alters the embeddings: 0."""
     lowest = min(stack.layers for stack in spec.stacks)
     for entry in build_graph(recipe, spec).entries.values():
-        if entry.traits.level == "model":
+        if not entry.sites or any(site.layer is None for site in entry.sites):
             return 0
-        lowest = min(lowest, *(site.layer or 0 for site in entry.sites))
+        lowest = min(lowest, *(site.layer for site in entry.sites if site.layer is not None))
     return lowest
 
 

@@ -39,10 +39,19 @@ class BitFit:
     Ben Zaken et al. 2022, arXiv:2106.10199. `terms`: `all`; `partial`, the query's and the first FFN map's
     (§4.3), two vectors in a layer; or a list of sites. `pooler: false` leaves the pooler's bias out. Weight
     decay pulls b towards b₀. Mergeable. One parameter for each bias entry: L·(7d + d_ff) + d for a BERT-like
-    encoder, and d with its pooler. Backbones without biases (Llama, T5) are refused.
+    encoder, and d with its pooler. Listed under `layers:`, it trains the biases inside those layers and no
+    others: 7d + d_ff for each. Backbones without biases (Llama, T5) are refused.
     """
 
-    traits = Traits(injection="weight", level="model", mergeable=True, gateable=False)
+    traits = Traits(
+        injection="weight",
+        sites=("layer",),
+        default_sites=("layer",),
+        level="model",
+        also_in_layers=True,
+        mergeable=True,
+        gateable=False,
+    )
 
     class Config(MethodConfig):
         terms: Literal["all", "partial"] | tuple[str, ...] = Field(
@@ -63,16 +72,27 @@ class BitFit:
                 raise ValueError("terms is empty; leave it out to train all biases")
             return value
 
+        @field_validator("sites")
+        @classmethod
+        def _names_terms(cls, value: tuple[str, ...] | None) -> None:
+            if value is not None:
+                raise ValueError(f"bitfit names where its biases are in `terms`; write terms: {list(value)}")
+
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def _biases(self, spec: BackboneSpec) -> list[TensorSpec]:
-        """The trained biases.
+    def _biases(self, sites: Sequence[Site], spec: BackboneSpec) -> list[TensorSpec]:
+        """The trained biases: of the layers of `sites`, or of the whole model where there are none.
 
         Raises:
-            MethodError: this backbone has none, or none at one of the named sites.
+            MethodError: there are none, or none at one of the named sites.
         """
-        biases = [t for t in spec.tensors if t.role in {"bias", "norm_bias"}]
+        layers = {(s.stack, s.layer) for s in sites}
+        biases = [
+            t
+            for t in spec.tensors
+            if t.role in {"bias", "norm_bias"} and (not sites or (t.stack, t.layer) in layers)
+        ]
         if not biases:
             raise MethodError(
                 f"bitfit trains biases, and {spec.family!r} has none; use ia3 (about as small) or lora."
@@ -91,11 +111,11 @@ class BitFit:
         return [t for t in biases if _place(t) in wanted]
 
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
-        n = sum(t.size for t in self._biases(spec))
+        n = sum(t.size for t in self._biases(sites, spec))
         return ParameterCount(n, n)
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
-        return BitFitModule(self._biases(spec))
+        return BitFitModule(self._biases(sites, spec))
 
 
 def _of_pooler(tensor: TensorSpec) -> bool:
