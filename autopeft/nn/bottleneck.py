@@ -22,7 +22,8 @@ Init = Literal["bert", "houlsby", "lora"]
 
 
 class Bottleneck(nn.Module):
-    """f(x) = dropout(φ(x·W_dnᵀ + b_dn))·W_upᵀ + b_up, shapes (…, d) → (…, d), without residual or scale.
+    """f(x) = dropout(φ(x·W_dnᵀ + b_dn))·W_upᵀ + b_up, shapes (…, d) → (…, d), without residual or scale;
+    (…, d) → (…, out) where `out` is given.
 
     `init`: `bert` is N(0, 0.02) on both weights, `houlsby` a normal of std 1e-3 truncated at two deviations,
     `lora` Kaiming-uniform(a = √5) below and zero above (the identity at init). Biases start at zero;
@@ -34,6 +35,7 @@ class Bottleneck(nn.Module):
         width: int,
         bottleneck: int,
         *,
+        out: int | None = None,
         activation: Activation = "relu",
         init: Init = "bert",
         bias: bool = True,
@@ -41,7 +43,7 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         self.down = nn.Linear(width, bottleneck, bias=bias)
-        self.up = nn.Linear(bottleneck, width, bias=bias)
+        self.up = nn.Linear(bottleneck, width if out is None else out, bias=bias)
         self.activation = ACTIVATIONS[activation]
         self.dropout = dropout
         for linear in (self.down, self.up):
@@ -56,9 +58,11 @@ class Bottleneck(nn.Module):
             nn.init.zeros_(self.up.weight)
 
     @staticmethod
-    def size(width: int, bottleneck: int, *, bias: bool = True) -> int:
-        """Parameters of one bottleneck: 2·d·m, and m + d with biases."""
-        return 2 * width * bottleneck + (width + bottleneck if bias else 0)
+    def size(width: int, bottleneck: int, *, out: int | None = None, bias: bool = True) -> int:
+        """Parameters of one bottleneck: (d + out)·m, and m + out with biases; out is d where it is not
+        given."""
+        out = width if out is None else out
+        return (width + out) * bottleneck + (out + bottleneck if bias else 0)
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.activation(self.down(x))
