@@ -32,7 +32,7 @@ def test_unipelt_on_bert_base() -> None:
 def test_mam_on_roberta_base() -> None:
     spec = spec_of(RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1))
     graph = build_graph(Recipe.named("mam"), spec)
-    assert count(graph, spec).deployed == 589_824
+    assert count(graph, spec).deployed == 589_824 + 12 * (16 + 768)
     assert graph.entries["prefix_tuning"].count.trained == 15_391_520
 
 

@@ -15,6 +15,7 @@ from support.saved_model import save_backbone, write_reviews
 
 from autopeft.cli import main
 from autopeft.cli.app import app
+from autopeft.recipe import Recipe
 
 RECIPE = """\
 autopeft: 2
@@ -127,6 +128,22 @@ def test_labels_that_the_head_does_not_know_are_refused(
     argv = ["evaluate", "run", "--task", "other.csv", "--text", "body", "--label", "verdict"]
     assert main(argv) == 2
     assert "does not know: maybe" in capsys.readouterr().err
+
+
+def test_a_fixed_recipe_whose_name_is_no_word(place: Path) -> None:
+    shown = run("show", "compacter++", "--model", "bert", cwd=place)
+    assert "compacter++" in shown
+    argv = ["train", "--recipe", "compacter++", "--task", "reviews.csv", "--label", "verdict", "--text", "body"]
+    argv += ["--model", "bert", "--steps", "2", "--max-length", "24"]
+    run(*argv, cwd=place)
+    (folder,) = (place / "runs").iterdir()
+    assert Recipe.load(folder / "recipe.yaml").name == "compacter++"
+    assert "compacter++" in run("runs", cwd=place)
+    run("report", str(folder), cwd=place)
+    run("export", str(folder), "-o", "plus", cwd=place)
+    assert Recipe.load(place / "plus" / "recipe.yaml").name == "compacter++"
+    answer = json.loads(run("predict", "plus", "--text", "the film was good", "--json", cwd=place))
+    assert answer[0]["label"] in ("yes", "no")
 
 
 def test_show_draws_and_counts(

@@ -48,3 +48,13 @@ def test_every_method_with_a_size_names_a_field_of_its_config() -> None:
         "lora_plus",
         "lora",
     }
+
+
+def test_what_may_be_listed_for_layers_too_has_sites_that_tell_them() -> None:
+    both = Traits(injection="weight", sites=("layer",), default_sites=("layer",), level="model", also_in_layers=True)
+    assert both.levels == ("model", "layers")
+    assert Traits(injection="hook", level="model").levels == ("model",)
+    with pytest.raises(MethodError, match="default sites that tell its layers"):
+        Traits(injection="weight", level="model", also_in_layers=True)
+    with pytest.raises(MethodError, match="has level 'model'"):
+        Traits(injection="weight", sites=("layer",), default_sites=("layer",), also_in_layers=True)

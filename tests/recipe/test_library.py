@@ -1,33 +1,40 @@
-"""Golden counts of the built-in recipes, on backbones read from configs alone."""
+"""Fixed recipes by name, also by one that is no word."""
 
 from __future__ import annotations
 
-from transformers import BertConfig, RobertaConfig
+from pathlib import Path
 
-from autopeft.backbones import spec_of
-from autopeft.graph import build_graph
-from autopeft.recipe import Recipe
+import pytest
 
-BERT = spec_of(BertConfig())
-ROBERTA = spec_of(RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1))
-
-
-def test_mam() -> None:
-    graph = build_graph(Recipe.named("mam"), ROBERTA)
-    assert graph.parameter_count().deployed == 589_824
-    prefix = graph.entries["prefix_tuning"].count
-    assert (prefix.deployed, prefix.trained) == (294_912, 15_391_520)
+from autopeft.errors import RecipeError
+from autopeft.recipe import Recipe, recipe_names
+from autopeft.recipe.library import built_in, find_text
 
 
-def test_unipelt() -> None:
-    graph = build_graph(Recipe.named("unipelt"), BERT)
-    deployed = {name: entry.count.deployed for name, entry in graph.entries.items()}
-    assert deployed == {"lora": 294_912, "prefix_tuning": 184_320, "serial_adapter": 894_528}
-    assert [node.count.deployed for node in graph.nodes()] == [36_912]
-    assert graph.parameter_count().deployed == 1_410_672
-    assert graph.entries["prefix_tuning"].count.trained == 9_857_024
+def test_names_are_those_of_the_files() -> None:
+    assert "compacter++" in recipe_names()
+    assert list(recipe_names()) == sorted(recipe_names())
+    for name in recipe_names():
+        assert Recipe.named(name).name == name
 
 
-def test_sapa_prefix() -> None:
-    graph = build_graph(Recipe.named("sapa-prefix"), BERT)
-    assert graph.parameter_count().deployed == 12 * 2 * 768 * (24 + 24 + 12)
+def test_a_name_with_plus_signs_is_a_name() -> None:
+    text, source = built_in("compacter++")
+    assert source == "compacter++.yaml"
+    assert find_text("compacter++") == (text, source)
+    recipe = Recipe.load("compacter++")
+    assert recipe == Recipe.named("compacter++")
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
+@pytest.mark.parametrize("name", ["compacter+", "compacter++.", "Compacter++", "compacter"])
+def test_near_names_are_hinted(name: str) -> None:
+    with pytest.raises(RecipeError, match=r"Did you mean 'compacter\+\+'"):
+        find_text(name)
+
+
+def test_a_file_of_that_name_comes_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mam").write_text("autopeft: 2\nname: other\nlayers: [{attach: [lora]}]\n", encoding="utf-8")
+    assert Recipe.load("mam").name == "mam"
+    assert Recipe.load("./mam").name == "other"

@@ -10,6 +10,7 @@ from transformers import BertConfig
 
 from autopeft.backbones import spec_of
 from autopeft.errors import MethodError
+from autopeft.graph import build_graph, hash_of, parts_of
 from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
@@ -46,6 +47,38 @@ def test_targets_are_the_biases_and_nothing_else() -> None:
     target = module.weight_targets()[0]
     bias = torch.randn(6)
     assert torch.equal(module.weight(target, bias, bias), bias)
+
+
+@pytest.mark.parametrize(("at", "layers"), [("first 1", 1), ("last 2", 2), ("all", 12)])
+def test_in_some_layers_it_trains_the_biases_inside_them(at: str, layers: int) -> None:
+    """7·d + d_ff for each layer: no embeddings, no pooler."""
+    recipe = Recipe.from_dict({"layers": [{"at": at, "attach": ["bitfit"]}]})
+    (entry,) = build_graph(recipe, spec_of(BertConfig())).entries.values()
+    assert entry.count.deployed == entry.count.trained == layers * (7 * 768 + 3072)
+
+
+def test_what_is_listed_for_a_layer_changes_its_biases_and_no_other() -> None:
+    model = tiny_model("bert")
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    hybrid = attach(model, Recipe.from_dict({"layers": [{"at": [1], "attach": ["bitfit"]}]}))
+    randomise(hybrid.root)
+    merged = hybrid.merge()
+    changed = {n for n, p in merged.named_parameters() if not torch.equal(p, before[n])}
+    assert changed == {n for n in before if ".layer.1." in n and n.endswith(".bias")}
+
+
+def test_of_layers_and_of_the_model_are_two_things() -> None:
+    spec = spec_of(tiny_config("bert"))
+    everywhere = build_graph(Recipe.from_dict({"layers": [{"attach": ["bitfit"]}]}), spec)
+    whole = build_graph(Recipe.from_dict({"model": ["bitfit"]}), spec)
+    assert everywhere.hash() != whole.hash()
+    assert whole.entries["bitfit"].sites == ()
+    assert hash_of(parts_of(spec).of(everywhere.recipe)) == everywhere.hash()
+
+
+def test_sites_are_named_as_terms() -> None:
+    with pytest.raises(ValidationError, match=r"terms: \['q'\]"):
+        configured("bitfit", sites=("q",))
 
 
 def test_backbones_without_biases_are_refused_with_a_way_out() -> None:
