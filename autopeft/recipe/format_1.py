@@ -36,7 +36,14 @@ class Changed:
     idle: Callable[[Mapping[str, Any]], bool] = _never
 
 
-CHANGED: dict[str, dict[str, Changed]] = {}
+def _trains_no_norms(options: Mapping[str, Any]) -> bool:
+    trained = options.get("train_norms")
+    return trained is False or (trained is None and options.get("variant", "pfeiffer") == "pfeiffer")
+
+
+CHANGED: dict[str, dict[str, Changed]] = {
+    "serial_adapter": {"embeddings_norm": Changed(False, added=True, idle=_trains_no_norms)},
+}
 """By method, then by option."""
 
 
