@@ -41,7 +41,14 @@ def _trains_no_norms(options: Mapping[str, Any]) -> bool:
     return trained is False or (trained is None and options.get("variant", "pfeiffer") == "pfeiffer")
 
 
+def _leaves_ffn_alone(options: Mapping[str, Any]) -> bool:
+    sites, others = options.get("sites"), ("attention", "cross_attention")
+    listed = isinstance(sites, (list, tuple)) and all(site in others for site in sites)
+    return listed and options.get("input") is None
+
+
 CHANGED: dict[str, dict[str, Changed]] = {
+    "parallel_adapter": {"input": Changed("normed", added=True, idle=_leaves_ffn_alone)},
     "serial_adapter": {"embeddings_norm": Changed(False, added=True, idle=_trains_no_norms)},
 }
 """By method, then by option."""

@@ -18,6 +18,11 @@ CASES: dict[str, tuple[str, Any]] = {
     "serial-houlsby": ("layers", {"serial_adapter": {"bottleneck": 4, "variant": "houlsby"}}),
     "parallel": ("layers", {"parallel_adapter": {"bottleneck": 4}}),
     "parallel-attention": ("layers", {"parallel_adapter": {"bottleneck": 4, "sites": ["attention"]}}),
+    "parallel-residual": (
+        "layers",
+        {"parallel_adapter": {"bottleneck": 4, "sites": ["attention", "ffn"], "input": "residual"}},
+    ),
+    "parallel-normed": ("layers", {"parallel_adapter": {"bottleneck": 4, "input": "normed"}}),
     "prefix": ("layers", {"prefix_tuning": {"length": 3}}),
     "prefix-mlp": ("layers", {"prefix_tuning": {"length": 3, "reparameterization": 8}}),
     "prompt": ("model", {"prompt_tuning": {"length": 4}}),
