@@ -84,7 +84,8 @@ class Site:
 class TensorSpec:
     """One parameter tensor of the base model, once per storage (of tied tensors only the first).
 
-    `site` and `layer` tell where it lies when it belongs to a site of a layer.
+    `site` and `layer` tell where it lies when it belongs to a site of a layer. What belongs to a stack's
+    embeddings (tables, positions, their norm) has the site `embeddings` and no layer.
     """
 
     name: str

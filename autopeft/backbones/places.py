@@ -43,12 +43,22 @@ class Place:
 
 @dataclass(frozen=True)
 class StackPlaces:
-    """A stack on a live model: its root (takes the public inputs), layers, input embeddings and places."""
+    """A stack on a live model.
+
+    Attributes:
+        map: its row of the family's map; the root takes the public inputs.
+        layers: path of each layer.
+        hidden: width of the states between layers.
+        places: every place, in order of depth.
+        embeddings: path of the module around the table of its embeddings that adds positions and normalises,
+            or of the table where that lies at the root by itself; `None` where no embeddings are known.
+    """
 
     map: StackMap
     layers: tuple[str, ...]
     hidden: int
     places: tuple[Place, ...]
+    embeddings: str | None = None
 
 
 @dataclass(frozen=True)
@@ -180,7 +190,17 @@ def _stack_places(base: nn.Module, stack: StackMap, hidden: int) -> StackPlaces 
     paths = tuple(f"{stack.layers}.{i}" for i in range(len(layers)))
     for i, path in enumerate(paths):
         places += _layer_places(stack, i, layers[i], path, hidden)
-    return StackPlaces(stack, paths, hidden, tuple(places))
+    return StackPlaces(stack, paths, hidden, tuple(places), _embeddings_module(stack))
+
+
+def _embeddings_module(stack: StackMap) -> str | None:
+    """See `StackPlaces.embeddings`."""
+    if stack.embeddings is None:
+        return None
+    around = stack.embeddings.rpartition(".")[0]
+    # A module that holds the layers too (OPT's decoder) is more than embeddings.
+    alone = around not in ("", stack.root) and not stack.layers.startswith(f"{around}.")
+    return around if alone else stack.embeddings
 
 
 def layout_of(base: PreTrainedModel) -> Layout:

@@ -146,19 +146,18 @@ def _tensors(base: PreTrainedModel, layout: Layout) -> tuple[TensorSpec, ...]:
         path, _, leaf = name.rpartition(".")
         owner = owners.get(path)
         site: Site | None = owner.site if owner is not None else None
-        stack, layer = (site.stack, site.layer) if site is not None else _layer_of(name, layout)
-        found.append(
-            TensorSpec(
-                name, tuple(parameter.shape), _role(base.get_submodule(path), leaf), stack, layer,
-                site.name if site is not None else None,
-            )
-        )  # fmt: skip
+        where = (site.stack, site.layer, site.name) if site is not None else _place_of(name, layout)
+        role = _role(base.get_submodule(path), leaf)
+        found.append(TensorSpec(name, tuple(parameter.shape), role, *where))
     return tuple(found)
 
 
-def _layer_of(name: str, layout: Layout) -> tuple[StackName | None, int | None]:
+def _place_of(name: str, layout: Layout) -> tuple[StackName | None, int | None, str | None]:
+    """Stack, layer and site of a tensor that no linear map and no norm of a layer owns."""
     for stack in layout.stacks:
+        if stack.embeddings is not None and name.startswith(f"{stack.embeddings}."):
+            return stack.map.name, None, "embeddings"
         for i, path in enumerate(stack.layers):
             if name.startswith(f"{path}."):
-                return stack.map.name, i
-    return None, None
+                return stack.map.name, i, None
+    return None, None, None

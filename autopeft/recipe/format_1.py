@@ -36,9 +36,23 @@ class Changed:
     idle: Callable[[Mapping[str, Any]], bool] = _never
 
 
+def _trains_no_norms(options: Mapping[str, Any]) -> bool:
+    trained = options.get("train_norms")
+    return trained is False or (trained is None and options.get("variant", "pfeiffer") == "pfeiffer")
+
+
+def _leaves_ffn_alone(options: Mapping[str, Any]) -> bool:
+    sites, others = options.get("sites"), ("attention", "cross_attention")
+    listed = isinstance(sites, (list, tuple)) and all(site in others for site in sites)
+    return listed and options.get("input") is None
+
+
 CHANGED: dict[str, dict[str, Changed]] = {
     # Bare rows, which are `p_tuning_v2` now.
     "prefix_tuning": {"reparameterization": Changed(None)},
+    "parallel_adapter": {"input": Changed("normed", added=True, idle=_leaves_ffn_alone)},
+    "serial_adapter": {"embeddings_norm": Changed(False, added=True, idle=_trains_no_norms)},
+    "sora": {"threshold": Changed(3e-4), "shrinkage": Changed(None, added=True)},
 }
 """By method, then by option."""
 

@@ -56,6 +56,29 @@ def test_every_layer_has_the_sites_of_its_stack(name: str) -> None:
         )
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_tensors_of_the_embeddings_are_told_apart_from_those_behind_the_layers(name: str) -> None:
+    outside = {t.name: t for t in spec_of(tiny_config(name)).tensors if t.layer is None}
+    embedding = {n for n, t in outside.items() if t.site == "embeddings"}
+    norms = {n for n in embedding if outside[n].role in ("norm_weight", "norm_bias")}
+    expected = {
+        "gpt2": {"wte.weight"},
+        "llama": {"embed_tokens.weight"},
+        "t5": set(),  # its table is shared and lies outside of both stacks
+    }.get(name, {n for n in outside if n.startswith("embeddings.")})
+    assert embedding == expected
+    assert all(outside[n].stack is not None for n in embedding)
+    behind = {"gpt2": "ln_f", "llama": "norm", "vit": "layernorm"}
+    assert not any(n.startswith(behind.get(name, "-")) for n in norms)
+    assert len(norms) == (2 if name in ("bert", "roberta", "distilbert", "electra") else 0)
+
+
+def test_a_decoder_around_table_and_layers_is_no_embeddings() -> None:
+    """OPT has both in a module that is not the root: its final norm is none of the embeddings."""
+    tensors = spec_of(OPTConfig(num_hidden_layers=2)).tensors
+    assert {t.name for t in tensors if t.site == "embeddings"} == {"decoder.embed_tokens.weight"}
+
+
 def test_known_sizes() -> None:
     minilm = BertConfig(num_hidden_layers=6, hidden_size=384, num_attention_heads=12, intermediate_size=1536)
     assert spec_of(minilm).parameters == 22_713_216

@@ -27,6 +27,11 @@ CASES: dict[str, tuple[str, Any]] = {
     "prefix": ("layers", {"prefix_tuning": {"length": 3, "reparameterization": None}}),
     "p-tuning-v2": ("layers", {"p_tuning_v2": {"length": 3}}),
     "p-tuning-v2-mlp": ("layers", {"p_tuning_v2": {"length": 3, "reparameterization": 8, "dropout": 0.0}}),
+    "parallel-residual": (
+        "layers",
+        {"parallel_adapter": {"bottleneck": 4, "sites": ["attention", "ffn"], "input": "residual"}},
+    ),
+    "parallel-normed": ("layers", {"parallel_adapter": {"bottleneck": 4, "input": "normed"}}),
     "prefix-mlp": ("layers", {"prefix_tuning": {"length": 3, "reparameterization": 8}}),
     "prompt": ("model", {"prompt_tuning": {"length": 4}}),
     "bitfit": ("model", "bitfit"),

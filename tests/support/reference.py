@@ -11,6 +11,7 @@ from autopeft.composition import ChildSpec, get_composition
 from autopeft.counting import Measure
 from autopeft.method import ParameterCount, get_method
 from autopeft.recipe import EntryItem, Item, Recipe
+from autopeft.recipe.format_1 import canonical_config
 from autopeft.spec import BackboneSpec, Site
 
 
@@ -58,7 +59,8 @@ def _entry(
     sites = [s for s in candidates if s.name in names] if method.traits.sites else []
     if method.traits.changes_length:
         sites = sites[:1]
-    config = method.config.model_dump(mode="json", exclude={"sites"})
+    config = canonical_config(item.method, method.config)
+    del config["sites"]
     tree = {"method": item.method, "config": config, "sites": sorted(s.key for s in sites)}
     return method.parameter_count(sites, spec), tree, sites
 

@@ -57,7 +57,8 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
     front = pareto_front(records)
     result = SearchResult(
         winner=recipe,
-        counts=chosen.counts or {},
+        # Of the weights that are kept: a data-dependent method leaves other sizes with each seed.
+        counts=(chosen.counts or {}) if final is None else dict(final.counts),
         number=chosen.number if chosen.number is not None else -1,
         metric=ready.task.metric,
         select=final.select if final else (),

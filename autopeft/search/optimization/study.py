@@ -321,7 +321,9 @@ class SearchStudy:
         self._storage.set_trial_user_attr(trial_id, "outcome", outcome)
         state, values = TrialState.FAIL, None
         if error is None:
-            state, values = TrialState.COMPLETE, self._values(replace(before, score=score))
+            # What data-dependent methods left, rather than the bound that the repair counted.
+            ended = replace(before, score=score, counts=result.counts or before.counts)
+            state, values = TrialState.COMPLETE, self._values(ended)
         self._finish(number, state, values)
         return True
 

@@ -39,13 +39,17 @@ def fresh_seeds(seed: int, count: int) -> list[int]:
 
 @dataclass
 class FreshRun:
-    """One training run with a fresh seed; scores are `None` until known, `error` tells why they never are."""
+    """One training run with a fresh seed; scores are `None` until known, `error` tells why they never are.
+
+    `counts` is what the run left: data-dependent methods leave something else with each seed.
+    """
 
     job: str
     seed: int
     select: float | None = None
     test: float | None = None
     error: str | None = None
+    counts: CountTable | None = None
 
 
 @dataclass(frozen=True)
@@ -117,10 +121,13 @@ class RepeatedRuns:
     def take(self, result: JobResult) -> None:
         run = self.runs[result.job]
         run.error = result.error
-        if self.recipe:
-            self.counts = result.counts or self.counts
         if result.error is None:
             run.select, run.test = result.scores.get("select"), result.scores.get("test")
+            run.counts = result.counts or run.counts
+        # Those of the best run, whose weights are the ones to keep.
+        left = next((r.counts for r in self.good if r.counts), None)
+        if self.recipe and left is not None:
+            self.counts = left
 
     @property
     def complete(self) -> bool:

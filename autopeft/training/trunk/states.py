@@ -63,10 +63,9 @@ def _embeddings(base: nn.Module, stack: StackPlaces) -> nn.Module | None:
     Its output counts as the first layer's input only where nothing could lie in between: the widths agree.
     """
     table = next((p for p in stack.places if p.site.name == "embeddings"), None)
-    if table is None or table.site.out_features != stack.hidden:
+    if table is None or table.site.out_features != stack.hidden or stack.embeddings in (None, table.exit):
         return None
-    around, dot, _ = table.exit.rpartition(".")
-    return base.get_submodule(around) if dot and around != stack.map.root else None
+    return base.get_submodule(str(stack.embeddings))
 
 
 class _Reached(Exception):  # noqa: N818

@@ -69,13 +69,17 @@ class SerialAdapter:
 
     `houlsby` (2019, arXiv:1902.00751): u = z, after attention, cross-attention and FFN; weights from a normal
     of std 1e-3 truncated at two deviations, GELU; gains and biases of all norms of its layers are trained too
-    (`train_norms`), as zero-initialised deltas. `pfeiffer` (AdapterFusion 2021, arXiv:2005.00247), the
-    default: after the FFN only, u = LN(z + h) with h the residual stream and LN the layer's own frozen norm,
-    u = z + h on pre-norm layers; N(0, 0.02), ReLU. Biases start at zero. Close to the identity at init, not
-    exactly. Behind a gate the gate takes the place of s. Not mergeable.
+    (`train_norms`), as zero-initialised deltas. So is the norm of the embeddings, by the entry that sits in
+    the first layer (`embeddings_norm`): the authors' code trains every LayerNorm of BERT (adapter-bert,
+    modeling.py). Embeddings without a norm (GPT-2, Llama, T5, ViT) have nothing to train there. `pfeiffer`
+    (AdapterFusion 2021, arXiv:2005.00247), the default: after the FFN only, u = LN(z + h) with h the residual
+    stream and LN the layer's own frozen norm, u = z + h on pre-norm layers; N(0, 0.02), ReLU. Biases start at
+    zero. Close to the identity at init, not exactly. Behind a gate the gate takes the place of s. Not
+    mergeable.
 
     W_dn (m × d), W_up (d × m): 2dm + m + d parameters for each site (2dm without biases), and those of the
-    trained norms: 2·2d in a layer of BERT, 2d in one of Llama (RMSNorm has no bias).
+    trained norms: 2·2d in a layer of BERT and 2d in its embeddings, 2d in a layer of Llama (RMSNorm has no
+    bias).
     """
 
     traits = Traits(
@@ -99,6 +103,9 @@ class SerialAdapter:
         bias: bool = True
         dropout: float = Field(default=0.0, ge=0, lt=1, description="after the activation")
         train_norms: bool | None = Field(default=None, description="default: only in variant houlsby")
+        embeddings_norm: bool = Field(
+            default=True, description="with trained norms, that of the embeddings too"
+        )
 
         @model_validator(mode="after")
         def _pfeiffer_sits_on_ffn(self) -> SerialAdapter.Config:
@@ -129,8 +136,13 @@ class SerialAdapter:
         if not self.also_weights:
             return []
         layers = {(s.stack, s.layer) for s in sites}
-        roles = {"norm_weight", "norm_bias"}
-        return [t for t in spec.tensors if t.role in roles and (t.stack, t.layer) in layers]
+        norms = [t for t in spec.tensors if t.role in {"norm_weight", "norm_bias"}]
+        # They make the input of the first layer; so several entries, each in its layers, train them once.
+        first = [t for t in norms if t.site == "embeddings" and (t.stack, 0) in layers]
+        return [
+            *(first if self.config.embeddings_norm else ()),
+            *(t for t in norms if (t.stack, t.layer) in layers),
+        ]
 
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         c = self.config

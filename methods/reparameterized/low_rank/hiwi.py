@@ -149,7 +149,8 @@ class HiWi:
         """
         if self.config.target == "weight":
             return {s.key: (WeightTarget(site=s), (s.out_features, s.in_features)) for s in sites}
-        biases = {(t.stack, t.layer, t.site): t for t in spec.tensors if t.role == "bias" and t.site}
+        in_layers = [t for t in spec.tensors if t.role == "bias" and t.site and t.layer is not None]
+        biases = {(t.stack, t.layer, t.site): t for t in in_layers}
         found: dict[str, _Altered] = {}
         for site in sites:
             bias = biases.get((site.stack, site.layer, site.name))

@@ -290,6 +290,15 @@ def test_two_objectives_are_told_score_and_size(tmp_path: Path) -> None:
             open_study(tmp_path / sampler)
 
 
+def test_the_second_objective_is_what_training_left(tmp_path: Path) -> None:
+    study = open_study(tmp_path, objectives=2)
+    proposal = study.propose()
+    assert proposal is not None
+    study.record(proposal.number, done(proposal.number, 0.5, counts={"deployed": 3}))
+    assert [trial.values for trial in study.study.trials] == [[0.5, 3.0]]
+    assert proposal.counts["deployed"] > 3
+
+
 def test_a_journal_of_another_space_is_refused(tmp_path: Path) -> None:
     run_all(open_study(tmp_path))
     with pytest.raises(DataError, match="another search space"):

@@ -22,6 +22,18 @@ def test_fresh_seeds_are_never_the_searchs_own() -> None:
     assert 0 not in fresh_seeds(0, 100)
 
 
+def test_counts_are_those_of_the_best_run_whatever_comes_last() -> None:
+    """Of what prunes itself each seed leaves another size, and the best run's weights are kept."""
+    for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):
+        runs = RepeatedRuns("mine", "confirm")
+        runs.recipe, runs.counts = {"name": "r"}, {"deployed": 99}
+        jobs = runs.final_jobs("confirm-7", [1000, 1001, 1002], 60, ("select",), keep=True)
+        for i in order:
+            score, size = ((0.5, 10), (0.75, 20), (0.25, 30))[i]
+            runs.take(JobResult(jobs[i].id, {"select": score}, counts={"deployed": size}))
+        assert runs.contender().counts == {"deployed": 20}
+
+
 def test_runs_of_a_recipe_with_fresh_seeds() -> None:
     runs = RepeatedRuns("mine", "confirm")
     runs.recipe, runs.number = {"name": "r"}, 7

@@ -83,6 +83,16 @@ def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], relative: f
         (recipe("ia3", at=[2]), 2),
         (recipe(LORA, at=[2], model=[{"prompt_tuning": {"length": 2}}]), 0),
         (recipe(LORA, at=[2], model=["bitfit"]), 0),
+        (recipe({"serial_adapter": {"bottleneck": 2, "variant": "houlsby"}}, at="1-2"), 1),
+        (recipe({"serial_adapter": {"bottleneck": 2, "variant": "houlsby"}}, at=[0]), 0),
+        (
+            recipe(
+                LORA,
+                at=[2],
+                model=[{"intrinsic_said": {"dimension": 40, "tensors": ["embeddings.LayerNorm.*"]}}],
+            ),
+            0,
+        ),
     ],
 )
 def test_the_depth_is_what_the_recipe_leaves_alone(made: Recipe, depth: int) -> None:

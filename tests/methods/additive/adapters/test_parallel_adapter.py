@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,9 +8,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from support.tiny import randomise
+from support.tiny import logits, randomise, tiny_config, tiny_inputs, tiny_model
 from support.toy import CALL, GATED, build, configured, counted, toy_spec, toy_specs
+from torch import Tensor
+from transformers import OPTConfig, OPTForSequenceClassification
 
+from autopeft.backbones import layout_of, spec_of
+from autopeft.errors import CompositionError
+from autopeft.graph import build_graph
+from autopeft.hybrid import attach
+from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 
 
@@ -66,3 +74,111 @@ def test_a_learned_scale_starts_at_one_and_stays_behind_a_gate() -> None:
 def test_refuses_a_bad_scale(scale: Any) -> None:
     with pytest.raises(ValidationError, match="learned"):
         configured("parallel_adapter", scale=scale)
+
+
+def _recipe(form: int = 2, at: str = "all", **options: Any) -> Recipe:
+    item = {"parallel_adapter": {"bottleneck": 3, **options}}
+    return Recipe.from_dict({"autopeft": form, "layers": [{"at": at, "attach": [item]}]})
+
+
+def _seen_at(model: Any, place: Any, name: str) -> dict[str, Tensor]:
+    """Of a forward: the stream in front of a region's norm, what the region reads, and what leaves it."""
+    seen: dict[str, Tensor] = {}
+    base = model.base_model
+
+    def entering(key: str) -> Any:
+        return lambda module, args, kwargs: seen.__setitem__(
+            key, args[0] if args else kwargs["hidden_states"]
+        )
+
+    def leaving(module: Any, args: Any, output: Any) -> None:
+        seen["y"] = output[0] if isinstance(output, tuple) else output
+
+    handles = [
+        base.get_submodule(place.norm).register_forward_pre_hook(entering("residual"), with_kwargs=True),
+        base.get_submodule(place.entry).register_forward_pre_hook(entering("normed"), with_kwargs=True),
+        base.get_submodule(place.exit).register_forward_hook(leaving),
+    ]
+    with torch.no_grad():
+        model(**tiny_inputs(name))
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "vit"])
+@pytest.mark.parametrize("region", ["ffn", "attention"])
+@pytest.mark.parametrize("given", [None, "residual", "normed"])
+def test_what_it_reads_in_a_pre_norm_layer(name: str, region: str, given: str | None) -> None:
+    model = tiny_model(name)
+    place = next(p for p in layout_of(model.base_model).places() if p.site.name == region)
+    bare = _seen_at(model, place, name)
+    options = {} if given is None else {"input": given}
+    with attach(model, _recipe(at="first 1", sites=[region], **options), seed=0) as hybrid:
+        randomise(hybrid.root)
+        module: Any = hybrid.modules["parallel_adapter"]
+        added = _seen_at(model, place, name)["y"] - bare["y"]
+        default = "residual" if region == "ffn" else "normed"
+        expected = {key: 4 * module[place.site](bare[key]) for key in ("residual", "normed")}
+        torch.testing.assert_close(added, expected[given or default], atol=1e-5, rtol=1e-4)
+        other = expected["normed" if (given or default) == "residual" else "residual"]
+        assert not torch.allclose(added, other, atol=1e-2)
+
+
+def test_in_a_post_norm_layer_both_are_the_same() -> None:
+    found = []
+    for options in ({}, {"input": "residual"}, {"input": "normed"}):
+        model = tiny_model("bert")
+        randomise(attach(model, _recipe(sites=["attention", "ffn"], **options), seed=0).root)
+        found.append(logits(model, tiny_inputs("bert")))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_a_gate_in_front_reads_what_the_adapter_reads() -> None:
+    module, sites = build("parallel_adapter", toy_spec(post_norm=False), bottleneck=3)
+    x, y, stream = torch.randn(3, 2, 6).unbind()
+    assert torch.equal(module.reads(sites[0], x, y, replace(CALL, residual=stream)), stream)
+    with pytest.raises(CompositionError, match="input: normed"):
+        module.reads(sites[0], x, y, CALL)
+
+
+def test_without_a_site_map_the_stream_is_refused_and_the_default_reads_x() -> None:
+    config = OPTConfig(
+        hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64,
+        word_embed_proj_dim=32,
+    )  # fmt: skip
+    spec = spec_of(config)
+    with pytest.raises(CompositionError, match=r"residual stream.*'opt'.*input: normed"):
+        build_graph(_recipe(input="residual"), spec)
+    found = []
+    for options in ({}, {"input": "normed"}):
+        torch.manual_seed(0)
+        model = OPTForSequenceClassification(config).eval()
+        randomise(attach(model, _recipe(**options), seed=0).root)
+        found.append(model(input_ids=torch.tensor([[4, 5, 6]])).logits)
+    assert torch.equal(found[0], found[1])
+
+
+def test_recipes_of_format_1_read_the_normed_input() -> None:
+    found = {}
+    for form in (1, 2):
+        model = tiny_model("gpt2")
+        randomise(attach(model, _recipe(form), seed=0).root)
+        found[form] = logits(model, tiny_inputs("gpt2"))
+    model = tiny_model("gpt2")
+    randomise(attach(model, _recipe(input="normed"), seed=0).root)
+    assert torch.equal(found[1], logits(model, tiny_inputs("gpt2")))
+    assert not torch.allclose(found[2], found[1], atol=1e-3)
+
+
+def test_hashes_tell_what_is_read_where_that_makes_a_difference() -> None:
+    spec = spec_of(tiny_config("gpt2"))
+
+    def hashed(form: int = 2, **options: Any) -> str:
+        return build_graph(_recipe(form, **options), spec).hash()
+
+    attention = {"sites": ["attention"]}
+    assert hashed(1) == hashed(input="normed") != hashed()
+    assert hashed(1, **attention) == hashed(**attention) == hashed(input="normed", **attention)
+    assert hashed(**attention) != hashed(input="residual", **attention)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -8,12 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from support.tiny import randomise
+from support.tiny import ARCHITECTURES, logits, randomise, tiny_config, tiny_inputs, tiny_model
 from support.toy import CALL, build, configured, counted, sites_of, toy_spec, toy_specs
 from transformers import BertConfig, LlamaConfig
 
 from autopeft.backbones import spec_of
+from autopeft.counting import count
 from autopeft.errors import CompositionError
+from autopeft.hybrid import attach
+from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 
 
@@ -32,12 +36,59 @@ def _count(spec: BackboneSpec, **config: Any) -> int:
 def test_counts_of_the_papers() -> None:
     bert, adapter = spec_of(BertConfig()), 2 * 768 * 48 + 48 + 768
     assert _count(bert, bottleneck=48) == 12 * adapter == 894_528
-    assert _count(bert, bottleneck=48, variant="houlsby") == 12 * (2 * adapter + 2 * 2 * 768)
+    assert _count(bert, bottleneck=48, variant="houlsby") == 12 * (2 * adapter + 2 * 2 * 768) + 2 * 768
+    assert _count(bert, bottleneck=48, train_norms=True) == 12 * (adapter + 2 * 2 * 768) + 2 * 768
     assert _count(bert, bottleneck=48, variant="houlsby", train_norms=False) == 24 * adapter
     llama = spec_of(LlamaConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2, vocab_size=9))
     gains = 2 * 2 * 64  # RMSNorm has no bias
     houlsby = {"bottleneck": 3, "variant": "houlsby"}
     assert _count(llama, **houlsby) - _count(llama, **houlsby, train_norms=False) == gains
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_norm_of_the_embeddings_is_trained_where_there_is_one(name: str) -> None:
+    model = tiny_model(name)
+    base = model.base_model
+    item = {"serial_adapter": {"variant": "houlsby", "bottleneck": 2}}
+    hybrid = attach(model, Recipe.from_dict({"layers": [{"attach": [item]}]}), seed=0)
+    module: Any = hybrid.modules["serial_adapter"]
+    outside = {n for n in module.norms.names if not re.search(r"\.\d+\.", f".{n}")}
+    has = name in ("bert", "roberta", "distilbert", "electra")
+    assert outside == ({"embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias"} if has else set())
+    assert all(isinstance(base.get_parameter(n), torch.nn.Parameter) for n in outside)
+    before = logits(model, tiny_inputs(name))
+    if has:
+        torch.nn.init.constant_(module.norms["embeddings.LayerNorm.bias"], 0.3)
+        assert not torch.allclose(logits(model, tiny_inputs(name)), before, atol=1e-4)
+    hybrid.detach()
+
+
+def test_several_entries_train_the_norm_of_the_embeddings_once() -> None:
+    item: dict[str, Any] = {"serial_adapter": {"variant": "houlsby", "bottleneck": 2}}
+    blocks = [{"at": at, "attach": [item]} for at in ("0-1", [2])]
+    spec = spec_of(tiny_config("bert"))
+    whole = count(Recipe.from_dict({"layers": [{"attach": [item]}]}), spec).deployed
+    assert count(Recipe.from_dict({"layers": blocks}), spec).deployed == whole
+    without = {"serial_adapter": {**item["serial_adapter"], "embeddings_norm": False}}
+    assert count(Recipe.from_dict({"layers": [{"attach": [without]}]}), spec).deployed == whole - 2 * 32
+
+
+def test_recipes_of_format_1_leave_the_norm_of_the_embeddings_alone() -> None:
+    def read(form: int, body: str) -> Recipe:
+        return Recipe.from_yaml(f"autopeft: {form}\nlayers:\n- attach:\n  - serial_adapter: {body}\n")
+
+    spec = spec_of(tiny_config("bert"))
+    for body, has_one in (
+        ("{variant: houlsby}", True),
+        ("{train_norms: true}", True),
+        ("{variant: houlsby, train_norms: false}", False),
+        ("{variant: pfeiffer}", False),
+    ):
+        old, new = read(1, body), read(2, body)
+        assert count(new, spec).deployed - count(old, spec).deployed == (2 * 32 if has_one else 0)
+        assert (old.hash() != new.hash()) == has_one
+        (entry,) = old.entries()
+        assert ("embeddings_norm" in entry.item.config) == has_one
 
 
 def test_houlsby_sits_twice_in_a_layer_reads_y_and_trains_its_norms() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from support.toy import CALL, GATED, build, configured, counted, toy_spec, toy_s
 from support.training import encoded_task, tiny_bert
 from torch import Tensor, nn
 
+from autopeft.backbones import spec_of_model
 from autopeft.counting import count
 from autopeft.errors import UsageError
+from autopeft.graph import build_graph
 from autopeft.hybrid import Hybrid, attach, load
 from autopeft.recipe import Recipe
+from autopeft.recipe.format_1 import canonical_config
 from autopeft.spec import BackboneSpec
-from autopeft.training import TrainingPlan
+from autopeft.training import TrainingPlan, run_trial
 from autopeft.training.loop import train
 
 PLAN = TrainingPlan(steps=24, batch_size=8, seed=3, device="cpu")
@@ -247,6 +251,73 @@ def test_a_larger_threshold_leaves_fewer_ranks() -> None:
     assert left[0] == 4 * 2 * 6
 
 
+@pytest.mark.parametrize("shrinkage", [0.0, 0.385, 1.0])
+def test_trainings_of_any_length_shrink_by_the_same_sum(shrinkage: float) -> None:
+    """Gates that nothing else moves lose the sum, so that as many go out after 7 steps as after 700."""
+    expected = math.erfc(shrinkage / math.sqrt(2))
+    for steps in (7, 70, 700):
+        torch.manual_seed(0)
+        module, _ = build("sora", toy_spec(layers=1), rank=400, shrinkage=shrinkage)
+        start = torch.cat([g.detach() for g in module.gates()])
+        for step in range(steps):
+            module.after_step(step, steps)
+        left = torch.cat([g.detach() for g in module.gates()])
+        torch.testing.assert_close(left, shrunk(start, shrinkage), atol=1e-4, rtol=0)
+        share = float((left != 0).float().mean())
+        assert share == pytest.approx(expected, abs=0.04)
+    assert math.erfc(0.385 / math.sqrt(2)) == pytest.approx(0.7, abs=1e-3)
+
+
+def test_the_total_is_shared_by_the_steps_of_the_loop_and_a_threshold_takes_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used: list[float] = []
+
+    def watched(gate: Tensor, threshold: float, *, reference: bool = False) -> Tensor:
+        used.append(threshold)
+        return gate
+
+    monkeypatch.setattr("autopeft.methods.reparameterized.dynamic_rank.sora.shrunk", watched)
+    for options, expected in (({"shrinkage": 1.2}, 0.05), ({}, 0.385 / 24), ({"threshold": 3e-4}, 3e-4)):
+        used.clear()
+        hybrid = attach(tiny_bert(), recipe(**options), seed=0)
+        train(hybrid, encoded_task(), PLAN)
+        assert len(used) == PLAN.steps * len(module_of(hybrid).gates())
+        assert used == pytest.approx([expected] * len(used))
+        hybrid.detach()
+
+
+def test_what_is_left_is_what_a_trial_counts() -> None:
+    plan, ranks = replace(PLAN, steps=12), dict[str, int]()
+    made = recipe(shrinkage=1.0)
+    outcome = run_trial(
+        tiny_bert(), made, encoded_task(), plan, keep=lambda h, _: ranks.update(module_of(h).ranks())
+    )
+    spec = spec_of_model(tiny_bert())[0]
+    graph = build_graph(made, spec)
+    sites = graph.entries["sora"].sites
+    assert outcome.counts.deployed == sum(ranks[s.path] * (s.in_features + s.out_features) for s in sites)
+    assert 0 < outcome.counts.deployed < graph.parameter_count().deployed
+
+
+def test_recipes_of_format_1_keep_a_threshold_for_each_step() -> None:
+    def config(text: str) -> Any:
+        (entry,) = Recipe.from_yaml(f"autopeft: {text}").entries()
+        return entry.item.method_config()
+
+    body = "layers:\n- attach:\n  - sora"
+    old, new = config(f"1\n{body}\n"), config(f"2\n{body}\n")
+    assert (old.threshold, old.shrinkage) == (3e-4, None)
+    assert (new.threshold, new.shrinkage) == (None, 0.385)
+    assert config(f"1\n{body}: {{threshold: 0.01}}\n").threshold == 0.01
+    assert config(f"2\n{body}: {{threshold: 3.0e-4}}\n") == old
+    staged = config(f"1\n{body}: {{stages: 3, final_threshold: 0.1}}\n")
+    assert (staged.threshold, staged.shrinkage) == (3e-4, None)
+    data = canonical_config("sora", old)
+    assert "shrinkage" not in data
+    assert canonical_config("sora", new)["shrinkage"] == 0.385
+
+
 # The schedule
 # ---------------------------------------------------------------------------------------------------
 
@@ -263,7 +334,7 @@ def test_thresholds_rise_linearly_in_themselves_their_exp_or_their_log() -> None
     inner = [math.log(t) for t in _thresholds(**config, schedule="exp")]
     assert [b - a for a, b in itertools.pairwise(inner)] == pytest.approx([inner[1] - inner[0]] * 4)
     assert _thresholds(threshold=0.0, final_threshold=7e-4, stages=7)[1] == pytest.approx(7e-4 / 6)
-    assert _thresholds() == [3e-4]
+    assert _thresholds(final_threshold=7e-4, stages=3) == pytest.approx([3e-4, 5e-4, 7e-4])
 
 
 @pytest.mark.parametrize(
@@ -273,6 +344,9 @@ def test_thresholds_rise_linearly_in_themselves_their_exp_or_their_log() -> None
         ({"final_threshold": 0.1}, "go together"),
         ({"stages": 3, "threshold": 0.2, "final_threshold": 0.1}, "below threshold=0.2"),
         ({"stages": 3, "threshold": 0.0, "final_threshold": 0.1, "schedule": "exp"}, "above 0"),
+        ({"threshold": 0.1, "shrinkage": 1.0}, "not both"),
+        ({"stages": 3, "final_threshold": 0.1, "shrinkage": 1.0}, "not both"),
+        ({"shrinkage": None}, "either shrinkage says"),
     ],
 )
 def test_schedules_that_cannot_be_are_errors(config: dict[str, Any], says: str) -> None:
