@@ -10,7 +10,7 @@ from autopeft.report.tasks import data_line
 from autopeft.report.text import duration, number, percent, score
 from autopeft.tasks import Task
 
-__all__ = ["evaluation_sheet", "next_steps", "train_sheet"]
+__all__ = ["next_steps", "train_sheet"]
 
 
 def train_sheet(outcome: Mapping[str, Any], task: Task) -> Sheet:
@@ -33,16 +33,6 @@ def train_sheet(outcome: Mapping[str, Any], task: Task) -> Sheet:
         title=f"{task.metric}, one seed, {outcome['steps']} steps",
         notes=(data_line(task.source),),
         right=frozenset(headers[1:]),
-    )
-
-
-def evaluation_sheet(what: str, metric: str, value: float, rows: int, split: str, task: Task) -> Sheet:
-    """One score of a saved hybrid."""
-    return Sheet(
-        ("hybrid", "split", "rows", metric),
-        ((what, split, number(rows), score(value)),),
-        notes=(data_line(task.source),),
-        right=frozenset({"rows", metric}),
     )
 
 

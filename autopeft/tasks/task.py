@@ -81,6 +81,7 @@ class Task:
             "metric": self.metric,
             "class_weights": self.class_weights,
             "rows": {name: len(self.splits[name]) for name in SPLIT_NAMES},
+            "pairs": self.splits["train"].pairs is not None,
             "source": dict(vars(self.source)),
         }
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autopeft.errors import DataError, TaskError
+from autopeft.tasks.kinds.breakdown import Breakdown, class_breakdowns
 from autopeft.tasks.kinds.class_metrics import ACCURACY, F1, MACRO_F1, MATTHEWS
 from autopeft.tasks.kinds.contract import ClassWeights, Loss, TaskKind
 from autopeft.tasks.kinds.metric import Metric
@@ -140,6 +141,12 @@ class Classification(TaskKind):
         if outputs.ndim != 2:
             return outputs
         return outputs[:, 0] if outputs.shape[1] == 1 else outputs.argmax(axis=1)
+
+    def breakdown(
+        self, outputs: NDArray[Any], labels: NDArray[Any], names: Sequence[str]
+    ) -> tuple[Breakdown, ...]:
+        """Precision, recall, F1 and support of each class, and the confusion matrix."""
+        return class_breakdowns(self.decisions(outputs), labels, names)
 
     def present(self, output: NDArray[Any], names: Sequence[str]) -> dict[str, Any]:
         """`label`, its `probability`, the `probabilities` of all classes and the `logits`."""

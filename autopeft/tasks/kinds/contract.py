@@ -22,8 +22,10 @@ How the package uses a kind, in this order:
 2. *Model.* `load_model` loads the backbone as `auto_class` with the changes of `config`.
 3. *Training.* `encode` makes an `EncodedSplit` (a subclass of it may collate in its own way), and `loss` says
    what is minimised. `logits_of` takes the logits from what the model returns.
-4. *Scores.* `outputs` gives what is kept of each row, `decisions` what metrics compare with labels.
-5. *Use.* `present` and `line` are what `autopeft predict` prints; `peft_task_type` stands in exports.
+4. *Scores.* `outputs` gives what is kept of each row, `decisions` what metrics compare with labels, and
+   `breakdown` what `autopeft evaluate` shows beside the score.
+5. *Use.* `text_columns` finds texts without labels; `present` and `line` are what `autopeft predict` prints;
+   `peft_task_type` stands in exports.
 
 Everything is called with the task's class names where it needs them (`names`, empty for kinds without
 classes), so that a kind needs no state.
@@ -44,8 +46,17 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from autopeft.assets import ModelSource, load_model
 from autopeft.errors import AutoPEFTError, TaskError
+from autopeft.tasks.kinds.breakdown import Breakdown
 from autopeft.tasks.kinds.metric import Metric
-from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table, choose_columns, read_rows
+from autopeft.tasks.table import (
+    ColumnNames,
+    Columns,
+    RawRows,
+    Table,
+    choose_columns,
+    choose_texts,
+    read_rows,
+)
 from autopeft.tasks.tokens import EncodedSplit, encode_texts
 
 if TYPE_CHECKING:
@@ -313,8 +324,28 @@ class TaskKind(ABC):
             )
         return float(metric.score(found, truth))
 
+    def breakdown(
+        self, outputs: NDArray[Any], labels: NDArray[Any], names: Sequence[str]
+    ) -> tuple[Breakdown, ...]:
+        """Tables of where the outputs are right and wrong, beside a score; `class_breakdowns` helps kinds
+        whose decisions are class indices."""
+        return ()
+
     # Use
     # --------------------------------------------------------------------------------------------------
+
+    def text_columns(self, table: Table, named: ColumnNames, *, pair: bool | None = None) -> Columns:
+        """The columns of a table whose rows are to be predicted: those of `columns` without a label.
+
+        `read` is then asked for the rows that have a text.
+
+        Args:
+            pair: whether the model was trained on pairs of texts; `None` where that is not known.
+
+        Raises:
+            DataError: a named column does not exist, or no obvious one does.
+        """
+        return choose_texts(table, named.text, named.text_pair, pair=pair)
 
     @abstractmethod
     def present(self, output: NDArray[Any], names: Sequence[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autopeft.errors import DataError
+from autopeft.tasks.kinds.breakdown import Breakdown
 from autopeft.tasks.kinds.contract import Loss, TaskKind
 from autopeft.tasks.kinds.correlations import PEARSON, PEARSON_SPEARMAN, SPEARMAN
 from autopeft.tasks.kinds.registry import register_kind
@@ -89,6 +90,15 @@ class Regression(TaskKind):
     def decisions(self, outputs: NDArray[Any]) -> NDArray[Any]:
         """The predicted numbers, (rows,)."""
         return outputs[:, 0] if outputs.ndim == 2 and outputs.shape[1] == 1 else outputs
+
+    def breakdown(
+        self, outputs: NDArray[Any], labels: NDArray[Any], names: Sequence[str]
+    ) -> tuple[Breakdown, ...]:
+        """Mean absolute error, root of the mean squared error and the largest error, in the labels' unit."""
+        errors = np.abs(np.asarray(self.decisions(outputs), dtype=np.float64) - labels)
+        found = (float(errors.mean()), float(np.sqrt(np.mean(errors**2))), float(errors.max()))
+        headers = ("error", "mean absolute", "root mean square", "largest")
+        return (Breakdown("errors", "Errors in the unit of the labels", headers, (("all rows", *found),)),)
 
     def present(self, output: NDArray[Any], names: Sequence[str]) -> dict[str, Any]:
         """The `value`."""
