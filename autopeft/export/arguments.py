@@ -78,6 +78,7 @@ class EvaluateArguments(Arguments):
     text: shared.Text = None
     text_pair: shared.TextPair = None
     label: shared.Label = None
+    drop_empty: shared.DropEmpty = False
     stand_in: shared.StandIn = True
     model: shared.OtherModel = None
     tokenizer: Annotated[Tokenizer, _TOKENIZER] = None

@@ -222,7 +222,7 @@ def model_card(card: Card) -> str:
     lines += [
         "",
         "```bash",
-        'autopeft predict . --text "…"',
+        'autopeft predict . --text "…"' + (' --text-pair "…"' if card.data.get("pairs") is True else ""),
         "autopeft train --recipe recipe.yaml --task …",
         "```",
         "",

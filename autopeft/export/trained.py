@@ -202,6 +202,7 @@ def task_of(known: TrainedHybrid, given: EvaluateArguments) -> Task:
         label=column("label"),
         kind=known.kind.name,
         metric=given.metric or known.metric,
+        drop_empty=given.drop_empty or before.get("drop_empty") is True,
         seed=given.seed if given.seed is not None else int(known.arguments.get("seed") or 0),
         stand_in=given.stand_in,
         notify=given.notify,

@@ -18,7 +18,8 @@ How the package uses a kind, in this order:
 
 1. *Data.* `claim` bids for a user's table; the highest bid wins, unless the kind or the metric was named.
    `columns` and `read` take checked rows from the table, `encode_labels` turns their labels into values,
-   `strata` makes splits stratified, `check` and `class_weights` look at the finished task.
+   `strata` makes splits stratified, `check` and `class_weights` look at the finished task. `describe_rows`,
+   `constant`, `remarks` and `truncated` say what is known of the rows before training.
 2. *Model.* `load_model` loads the backbone as `auto_class` with the changes of `config`.
 3. *Training.* `encode` makes an `EncodedSplit` (a subclass of it may collate in its own way), and `loss` says
    what is minimised. `logits_of` takes the logits from what the model returns.
@@ -57,14 +58,17 @@ from autopeft.tasks.table import (
     choose_texts,
     read_rows,
 )
-from autopeft.tasks.tokens import EncodedSplit, encode_texts
+from autopeft.tasks.tokens import EncodedSplit, encode_texts, longer_than
 
 if TYPE_CHECKING:
-    from autopeft.tasks.split import Split
+    from autopeft.tasks.split import Split, SplitName
 
 __all__ = ["ClassWeights", "Loss", "TaskKind"]
 
 ClassWeights = Literal["balanced"] | Sequence[float] | None
+_CLASSES_SHOWN = 6
+_FEW_ROWS = 30
+_SCORED: tuple[SplitName, ...] = ("select", "test")
 
 
 class Loss(ABC):
@@ -203,6 +207,39 @@ class TaskKind(ABC):
         """Rows of each class, in index order; empty for kinds without classes."""
         return ()
 
+    def describe_rows(self, labels: Sequence[Any], names: Sequence[str]) -> str:
+        """How the labels of some rows are spread, in a few words; empty where there is nothing to say."""
+        counts = self.class_counts(labels, names)
+        ranked = sorted(zip(counts, names, strict=False), key=lambda pair: -pair[0])
+        shown = [_share(count, name, len(labels)) for count, name in ranked[:_CLASSES_SHOWN]]
+        rest = ranked[_CLASSES_SHOWN:]
+        if rest:
+            shown.append(f"{len(rest)} more down to {_share(*rest[-1], len(labels))}")
+        return ", ".join(shown)
+
+    def constant(self, labels: Sequence[Any], names: Sequence[str]) -> tuple[str, Any] | None:
+        """The best answer that looks at no text: in words (`always 'no'`) and as a label, from the labels of
+        the training rows. `None` for kinds that have none."""
+        return None
+
+    def remarks(
+        self, splits: Mapping[SplitName, Split], names: Sequence[str], metric: str, *, weighted: bool = False
+    ) -> list[str]:
+        """What limits what scores on these rows can say, a sentence each.
+
+        Args:
+            metric: name of the one that counts.
+            weighted: whether classes have weights in training.
+        """
+        found = []
+        for name in _SCORED:
+            rows = len(splits[name])
+            if rows == 1:
+                found.append(f"{name} has 1 row: a score on it says nothing; more rows are needed.")
+            elif rows < _FEW_ROWS:
+                found.append(f"{name} has {rows} rows: scores on so few differ by chance.")
+        return found
+
     def relabel(self, labels: Sequence[Any], names: Sequence[str], wanted: Sequence[str]) -> list[Any]:
         """The same labels in the order of other class names, of which `names` are a part."""
         return list(labels)
@@ -263,6 +300,10 @@ class TaskKind(ABC):
         if not labelled:
             return plain
         return replace(plain, labels=self.label_array(rows.labels))
+
+    def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:
+        """Share of rows that `encode` cuts to `max_length` tokens."""
+        return longer_than(rows.texts, rows.pairs, tokenizer, max_length)
 
     @abstractmethod
     def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
@@ -363,3 +404,8 @@ class TaskKind(ABC):
     def built_in(self) -> bool:
         """Whether the kind comes with this package; the code of others may change unseen."""
         return type(self).__module__.startswith("autopeft.")
+
+
+def _share(count: int, name: str, rows: int) -> str:
+    # Names come from users' files: what cannot be printed is escaped.
+    return f"{name if name.isprintable() else repr(name)} {count:,} ({100 * count / max(rows, 1):.1f} %)"
