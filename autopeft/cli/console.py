@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autopeft.report.sheet import Sheet
 
-__all__ = ["notify", "say", "say_json", "say_sheet", "terminal"]
+__all__ = ["notify", "printable", "say", "say_json", "say_sheet", "terminal"]
 
 
 def terminal() -> bool:
@@ -29,6 +29,11 @@ def say(text: str = "") -> None:
 def notify(text: str) -> None:
     """A notice that is not part of the result: to stderr, so that pipes stay clean."""
     print(text, file=sys.stderr, flush=True)
+
+
+def printable(value: Any) -> str:
+    """Foreign text on one line; what cannot be printed, such as a terminal's commands, becomes `�`."""
+    return "".join(c if c.isprintable() else "�" for c in " ".join(str(value or "").split()))
 
 
 def say_sheet(sheet: Sheet) -> None:

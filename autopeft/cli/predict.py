@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from autopeft.cli.console import notify, say, say_json
+from autopeft.cli.console import notify, printable, say, say_json
 from autopeft.cli.declared import Given, declared
 from autopeft.cli.options import Json, Run
-from autopeft.errors import DataError, UsageError
+from autopeft.errors import UsageError
 from autopeft.export.arguments import PredictArguments
 
 __all__ = ["predict"]
+
+_SHOWN = 5
 
 
 @declared(PredictArguments, places={"text": None, "file": "text_pair"})
@@ -26,15 +29,22 @@ def predict(
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", help="Texts from a file, one a line ('-' reads stdin).", show_default=False),
+        typer.Option(
+            "--file",
+            help="A table (CSV, JSONL, Parquet), or a file with one text a line; '-' reads lines from stdin.",
+            show_default=False,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Predict with a trained hybrid: for each text a label and its probability, or what its kind of task has.
 
+    Rows are answered in their order. One that cannot be answered, such as an empty one, says so in its place.
+
     \b
       autopeft predict latest --text "a warm, funny film"
-      autopeft predict winner --file sentences.txt --json
+      autopeft predict winner --file reviews.csv --text-column body --out answers.csv
+      autopeft predict winner --text "How old is he?" --text-pair "He is nine."
     """
     texts = _texts(text, file)
     from autopeft.assets import quiet_libraries
@@ -44,26 +54,34 @@ def predict(
     quiet_libraries()
     saved = find_saved(run)
     found = ask(saved, texts, notify=notify, **given)
+    missing = [i for i, item in enumerate(found, start=1) if "problem" in item]
+    if missing:
+        notify(_unanswered(missing, found))
     if as_json:
         say_json(found)
-        return
-    for item in found:
-        say(f"{saved.card.task_kind.line(item)}\t{item['text']}")
+    elif "out" in given:
+        say(f"Wrote {len(found):,} rows to {given['out']}.")
+    else:
+        for item in found:
+            answer = f"no answer: {item['problem']}" if "problem" in item else saved.card.task_kind.line(item)
+            say("\t".join([answer, *(printable(item[k]) for k in ("text", "text_pair") if k in item)]))
 
 
-def _texts(given: list[str] | None, file: Path | None) -> list[str]:
+def _unanswered(missing: Sequence[int], found: Sequence[Mapping[str, Any]]) -> str:
+    shown = ", ".join(f"row {i} ({found[i - 1]['problem']})" for i in missing[:_SHOWN])
+    more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
+    verb = "has" if len(missing) == 1 else "have"
+    return f"{len(missing):,} of {len(found):,} rows {verb} no answer: {shown}{more}."
+
+
+def _texts(given: list[str] | None, file: Path | None) -> list[str] | Path:
     if bool(given) == (file is not None):
         raise UsageError("Give the texts by --text or by --file, one of the two.")
     if given:
         return given
     assert file is not None
-    try:
-        content = (
-            typer.get_text_stream("stdin").read() if str(file) == "-" else file.read_text(encoding="utf-8")
-        )
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read: {error}.") from error
-    texts = [line for line in content.splitlines() if line.strip()]
-    if not texts:
-        raise DataError(f"{file} holds no text.")
-    return texts
+    if str(file) != "-":
+        return file
+    from autopeft.tasks.files import lines_of
+
+    return lines_of(typer.get_binary_stream("stdin").read(), "stdin")

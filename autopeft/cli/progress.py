@@ -55,6 +55,8 @@ def opening(info: SearchInfo) -> list[str]:
     return [
         f"task {info.task} ({info.metric}), backbone {info.model}, space {info.space}, "
         f"budget {info.budget}: {limits_text(info.limits)} parameters",
+        *info.data.lines(),
+        *info.data.remarks,
         f"{info.trials} trials of {info.steps} steps, {info.jobs} training runs in all, "
         f"{info.workers} workers, about {duration(info.estimated_seconds)}",
         f"run folder {info.run}",

@@ -119,7 +119,7 @@ def _print_result(result: SearchResult) -> None:
     say_sheet(outcome_sheet(result, data, manifest["budget"]))
     say()
     other = "trec" if data["name"] != "trec" else "movie-sentences"
-    say(next_steps(_short(str(result.run)), other=other))
+    say(next_steps(_short(str(result.run)), other=other, pairs=bool(data.get("pairs"))))
 
 
 def _short(run: str) -> str:

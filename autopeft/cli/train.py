@@ -28,6 +28,6 @@ def train(given: Given, as_json: Json = False) -> None:
     if as_json:
         say_json(outcome.to_dict())
         return
-    say_sheet(train_sheet(outcome.to_dict(), outcome.task))
+    say_sheet(train_sheet(outcome.to_dict(), outcome.task, outcome.summary))
     say()
-    say(next_steps(str(outcome.folder)))
+    say(next_steps(str(outcome.folder), pairs=outcome.task.splits["train"].pairs is not None))

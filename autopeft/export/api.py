@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from autopeft.arguments import takes
-from autopeft.errors import UsageError
+from autopeft.export.answers import Texts, answers, asked, write_answers
 from autopeft.export.arguments import EvaluateArguments, ExportArguments, PredictArguments
 from autopeft.export.package import load_saved, write_package
+from autopeft.export.recorded import Recorded, recorded
 from autopeft.export.trained import Trained, saved_of, task_of, trained
-from autopeft.tasks import Split, Task
-from autopeft.tasks.encode import encode
-from autopeft.training import evaluate as score_split
+from autopeft.runs.files import plain
+from autopeft.tasks import Split, SplitName, Task, get_metric
+from autopeft.tasks.kinds import Breakdown
 from autopeft.training import predict as predict_outputs
 
 __all__ = ["Evaluation", "Exported", "evaluate", "export", "predict"]
@@ -22,13 +23,21 @@ __all__ = ["Evaluation", "Exported", "evaluate", "export", "predict"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One score of a trained hybrid, higher is better."""
+    """One score of a trained hybrid, higher is better, and what it leaves out.
+
+    Attributes:
+        breakdown: tables of where the predictions are right and wrong, as the kind of task has them: scores
+            of each class and a confusion matrix, or errors.
+        recorded: what the run itself recorded for the same data, split and metric, and why it differs.
+    """
 
     run: str
     task: Task
     split: str
     rows: int
     score: float
+    breakdown: tuple[Breakdown, ...] = ()
+    recorded: Recorded | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The score as data."""
@@ -39,6 +48,8 @@ class Evaluation:
             "rows": self.rows,
             "metric": self.task.metric,
             "score": self.score,
+            "breakdown": {table.name: plain(table.to_dict()) for table in self.breakdown},
+            "recorded": plain(self.recorded),
             "notice": self.task.source.notice,
         }
 
@@ -89,38 +100,53 @@ def evaluate(run: Trained, given: EvaluateArguments) -> Evaluation:
     known = trained(run, tokenizer=given.tokenizer, max_length=given.max_length)
     task = task_of(known, given)
     hybrid, tokenizer = known.load(given.model, given.notify)
-    rows = encode(task, tokenizer, known.max_length).splits[given.split]
-    value = score_split(hybrid.model, rows, task.metric, batch_size=given.batch_size)
-    return Evaluation(str(known.where), task, given.split, len(rows), value)
+    kind, rows = task.task_kind, _rows_of(task, given.split)
+    encoded = kind.encode(rows, tokenizer, known.max_length)
+    outputs = predict_outputs(hybrid.model, encoded, batch_size=given.batch_size)
+    labels = kind.label_array(rows.labels)
+    value = kind.score(get_metric(task.metric), outputs, labels)
+    before = recorded(known, task, given.split, len(rows), value, seed=given.seed, model=hybrid.model)
+    found = Evaluation(str(known.where), task, given.split, len(rows), value, recorded=before)
+    return replace(found, breakdown=kind.breakdown(outputs, labels, task.labels))
+
+
+def _rows_of(task: Task, name: SplitName | Literal["all"]) -> Split:
+    return reduce(Split.joined, task.splits.values()) if name == "all" else task.splits[name]
 
 
 @takes(PredictArguments)
-def predict(run: Trained, texts: str | Sequence[str], given: PredictArguments) -> list[dict[str, Any]]:
+def predict(run: Trained, texts: Texts, given: PredictArguments) -> list[dict[str, Any]]:
     """Ask a trained hybrid about texts: for each one a label and its probabilities, or what its kind of task
     has.
+
+    Every row is answered in its place. One that cannot be, such as an empty one, has a `problem` instead.
 
     Args:
         run: a run's name or folder, `latest`, an exported folder, what `autopeft.search` or `autopeft.train`
             returned, or a live `Hybrid`.
-        texts: one text or several.
+        texts: one text or several; the `Path` of a table (CSV, JSONL, Parquet) or of a file with one text a
+            line; or a table in memory: a `datasets.Dataset` or a pandas `DataFrame`.
         {arguments}
 
     Raises:
-        UsageError: there is no such hybrid, or there are not as many second texts as texts.
+        UsageError: there is no such hybrid, `out` cannot be written, or second texts are missing or too many.
+        DataError: a file cannot be read, has no rows, or has no column of texts.
 
     Example:
         >>> autopeft.predict("latest", "a warm, funny film")[0]["label"]   # doctest: +SKIP
+        >>> autopeft.predict("latest", Path("reviews.csv"), out="answers.csv")   # doctest: +SKIP
     """
-    asked = [texts] if isinstance(texts, str) else list(texts)
-    pairs = list(given.text_pair or ())
-    if pairs and len(pairs) != len(asked):
-        raise UsageError(f"There are {len(asked)} texts but {len(pairs)} second texts; give one for each.")
     known = trained(run, tokenizer=given.tokenizer, max_length=given.max_length)
-    hybrid, tokenizer = known.load(given.model, given.notify)
-    rows = Split(asked, pairs or None, [None] * len(asked))
-    encoded = known.kind.encode(rows, tokenizer, known.max_length, labelled=False, cached=False)
-    outputs = predict_outputs(hybrid.model, encoded, batch_size=given.batch_size)
-    return [{"text": t, **known.kind.present(o, known.labels)} for t, o in zip(asked, outputs, strict=True)]
+    question = asked(known, texts, given)
+    outputs = None
+    if question.rows is not None:
+        hybrid, tokenizer = known.load(given.model, given.notify)
+        encoded = known.kind.encode(question.rows, tokenizer, known.max_length, labelled=False, cached=False)
+        outputs = predict_outputs(hybrid.model, encoded, batch_size=given.batch_size)
+    found = answers(known, question, outputs)
+    if given.out is not None:
+        write_answers(Path(given.out), found)
+    return found
 
 
 @takes(ExportArguments)

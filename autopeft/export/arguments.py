@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from autopeft.arguments import Arguments, Option
@@ -38,13 +39,38 @@ TaskToScore = Annotated[
 ]
 
 
+def _check_out(value: str | Path) -> None:
+    from autopeft.export.answers import check_out
+
+    check_out(value)
+
+
+AnswersFile = Annotated[
+    str | Path | None,
+    Option(
+        help="File to write the answers to, row for row: .csv or .jsonl.",
+        flags=("--out", "-o"),
+        metavar="FILE",
+        cli_type=Path,
+        check=_check_out,
+    ),
+]
+
+
 class EvaluateArguments(Arguments):
     """What a trained hybrid is scored on."""
 
     called: ClassVar[str] = "evaluate"
 
     task: TaskToScore = None
-    split: Annotated[Literal["train", "select", "test"], Option(help="Which rows.")] = "test"
+    split: Annotated[
+        Literal["train", "select", "test", "all"],
+        Option(
+            help="Which rows; all takes every row of the task.",
+            doc="which rows. A file without splits is cut as for training, so that `test` is a tenth of it; "
+            "`all` takes every row, also those that the hybrid may have been trained on",
+        ),
+    ] = "test"
     seed: Annotated[int | None, Option(help="Seed of the splits; default: the training run's.", least=0)] = (
         None
     )
@@ -52,6 +78,7 @@ class EvaluateArguments(Arguments):
     text: shared.Text = None
     text_pair: shared.TextPair = None
     label: shared.Label = None
+    drop_empty: shared.DropEmpty = False
     stand_in: shared.StandIn = True
     model: shared.OtherModel = None
     tokenizer: Annotated[Tokenizer, _TOKENIZER] = None
@@ -67,8 +94,22 @@ class PredictArguments(Arguments):
 
     text_pair: Annotated[
         Sequence[str] | None,
-        Option(help="The second text of each, for tasks of pairs.", takes="a list of texts"),
+        Option(
+            help="The second text of each --text, for tasks of pairs.",
+            doc="the second text of each, for tasks of pairs",
+            takes="a list of texts",
+        ),
     ] = None
+    text_column: Annotated[
+        str | None,
+        Option(
+            help="Column of a table that holds the text; default: the one of training, or an obvious name."
+        ),
+    ] = None
+    text_pair_column: Annotated[
+        str | None, Option(help="Column of a table that holds the second text of a pair.")
+    ] = None
+    out: AnswersFile = None
     model: shared.OtherModel = None
     tokenizer: Annotated[Tokenizer, _TOKENIZER] = None
     max_length: Annotated[int | None, _LENGTH] = None

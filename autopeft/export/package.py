@@ -31,6 +31,7 @@ __all__ = ["Card", "Saved", "find_saved", "load_saved", "write_package"]
 
 _MANIFEST = "manifest.json"
 _WEIGHTS = "winner"
+_DATA = ("text", "text_pair", "label", "seed", "drop_empty")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Card:
         data: the task's own description (name, kind, labels, metric, source).
         max_length: longest text in tokens.
         result: counts and scores, where they are known.
+        arguments: what the data were read and split with: columns and seed.
     """
 
     model: str
@@ -50,6 +52,7 @@ class Card:
     data: Mapping[str, Any]
     max_length: int
     result: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Card:
@@ -69,6 +72,7 @@ class Card:
                 data=dict(manifest["data"]),
                 max_length=int(manifest["training"]["max_length"]),
                 result=dict(result or {}),
+                arguments=_of_data(manifest.get("arguments") or {}),
             )
             name, _ = card.kind, card.labels
         except (KeyError, TypeError, ValueError) as error:
@@ -113,8 +117,14 @@ class Card:
             "backbone": dict(self.backbone),
             "data": dict(self.data),
             "training": {"max_length": self.max_length},
+            "arguments": dict(self.arguments),
             "result": dict(self.result),
         }
+
+
+def _of_data(said: Mapping[str, Any]) -> dict[str, Any]:
+    found = {**said, **(said.get("columns") or {})}
+    return {name: found[name] for name in _DATA if found.get(name) is not None}
 
 
 @dataclass(frozen=True)
@@ -212,7 +222,7 @@ def model_card(card: Card) -> str:
     lines += [
         "",
         "```bash",
-        'autopeft predict . --text "…"',
+        'autopeft predict . --text "…"' + (' --text-pair "…"' if card.data.get("pairs") is True else ""),
         "autopeft train --recipe recipe.yaml --task …",
         "```",
         "",

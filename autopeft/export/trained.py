@@ -14,8 +14,11 @@ from autopeft.hybrid import Hybrid
 from autopeft.runs.files import read_json
 from autopeft.search.selection.result import SearchResult
 from autopeft.tasks import Split, Task, TaskKind, load_task
+from autopeft.tasks.glue import GLUE
 from autopeft.tasks.kinds import kind_of_model
 from autopeft.tasks.metrics import check_metric
+from autopeft.tasks.packaged import PACKAGED
+from autopeft.tasks.table import ColumnNames
 from autopeft.training.fixed import FixedOutcome
 
 if TYPE_CHECKING:
@@ -43,6 +46,8 @@ class TrainedHybrid:
         metric: of its own task, where that is known.
         load: the hybrid and its tokenizer; takes where the backbone is now.
         manifest: of its folder, where it has one.
+        result: the figures of its run, where they are known.
+        pairs: whether it was trained on pairs of texts; `None` where that is not known.
         rows: its own task, where the rows were handed over in memory and are still there.
     """
 
@@ -53,7 +58,20 @@ class TrainedHybrid:
     max_length: int
     load: Callable[[str | None, Notify], Live]
     manifest: Mapping[str, Any] = field(default_factory=dict)
+    result: Mapping[str, Any] = field(default_factory=dict)
+    pairs: bool | None = None
     rows: Task | None = None
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """What its training was told about the data; runs kept the columns together once."""
+        said: dict[str, Any] = self.manifest.get("arguments") or {}
+        return {**said, **(said.get("columns") or {})}
+
+    @property
+    def columns(self) -> ColumnNames:
+        """The columns that it was trained on, as far as they were named."""
+        return ColumnNames(*(self.arguments.get(name) for name in ("text", "text_pair", "label")))
 
 
 def saved_of(run: Trained) -> Saved:
@@ -93,7 +111,7 @@ def trained(
     if tokenizer is not None or max_length is not None:
         raise UsageError("tokenizer and max_length are for live hybrids: a saved one has them in its folder.")
     saved = saved_of(run)
-    card = saved.card
+    card, manifest = saved.card, read_json(saved.folder / _MANIFEST)
     return TrainedHybrid(
         where=saved.folder,
         kind=card.task_kind,
@@ -101,8 +119,22 @@ def trained(
         metric=card.metric,
         max_length=card.max_length,
         load=lambda model, notify: load_saved(saved, model=model, notify=notify),
-        manifest=read_json(saved.folder / _MANIFEST),
+        manifest=manifest,
+        result=card.result,
+        pairs=_pairs(manifest),
     )
+
+
+def _pairs(manifest: Mapping[str, Any]) -> bool | None:
+    """Whether a hybrid was trained on pairs; manifests of before they said so tell it in some cases."""
+    data, said = manifest.get("data") or {}, manifest.get("arguments") or {}
+    if isinstance(data.get("pairs"), bool):
+        return bool(data["pairs"])
+    if data.get("name") in GLUE:
+        return GLUE[data["name"]].text_pair is not None
+    if data.get("name") in PACKAGED:
+        return False
+    return True if {**said, **(said.get("columns") or {})}.get("text_pair") else None
 
 
 def _of_outcome(outcome: FixedOutcome) -> TrainedHybrid:
@@ -115,6 +147,8 @@ def _of_outcome(outcome: FixedOutcome) -> TrainedHybrid:
         max_length=outcome.max_length,
         load=lambda model, notify: (outcome.hybrid, outcome.tokenizer),
         manifest=read_json(outcome.folder / _MANIFEST),
+        result=outcome.to_dict(),
+        pairs=task.splits["train"].pairs is not None,
         rows=task if task.source.origin == "memory" else None,
     )
 
@@ -155,8 +189,7 @@ def task_of(known: TrainedHybrid, given: EvaluateArguments) -> Task:
     if own and known.rows is not None and given.seed is None:
         return _with_metric(known.rows, given.metric)
     name = _own_name(known) if own else given.task
-    arguments: dict[str, Any] = known.manifest.get("arguments") or {}
-    before = {**arguments, **(arguments.get("columns") or {})} if own else {}
+    before = known.arguments if own else {}
 
     def column(which: str) -> str | None:
         asked: str | None = getattr(given, which)
@@ -169,7 +202,8 @@ def task_of(known: TrainedHybrid, given: EvaluateArguments) -> Task:
         label=column("label"),
         kind=known.kind.name,
         metric=given.metric or known.metric,
-        seed=given.seed if given.seed is not None else int(arguments.get("seed") or 0),
+        drop_empty=given.drop_empty or before.get("drop_empty") is True,
+        seed=given.seed if given.seed is not None else int(known.arguments.get("seed") or 0),
         stand_in=given.stand_in,
         notify=given.notify,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from autopeft.graph import CompositionGraph
 from autopeft.report.sheet import Sheet
+from autopeft.report.tasks import constant_row, unbeaten_text
 from autopeft.report.text import duration, limits_text, mean_sd, number, percent
 from autopeft.search.api import DryRun, SearchResult
 from autopeft.search.selection.significance import uncorrected
@@ -36,6 +37,7 @@ def outcome_sheet(result: SearchResult, data: Mapping[str, Any], budget: str) ->
     select = result.select or (result.search_score,)
     rows = [_row("winner", result.counts, select, result.test)]
     rows += [_row(b.name, b.counts, b.select, b.test) for b in result.baselines]
+    rows += [constant_row(result.constant)] if result.constant else []
     headers = ("hybrid", "deployed", "share", "select", "test")
     seeds = len(result.test)
     source = data.get("source") or {}
@@ -47,6 +49,9 @@ def outcome_sheet(result: SearchResult, data: Mapping[str, Any], budget: str) ->
         else "Not retrained with fresh seeds: the score is the search's own, on select; test not touched.",
     ]
     notes += _compared(result)
+    on_select = sum(select) / len(select)
+    unbeaten = unbeaten_text(result.constant, "The winner", result.test_mean, select=on_select)
+    notes += [*([unbeaten] if unbeaten else []), *result.remarks]
     if asked:
         notes.insert(0, f"These figures are not comparable with those of {asked}.")
     return Sheet(
@@ -107,7 +112,7 @@ def dry_run_sheets(found: DryRun, size: str) -> list[Sheet]:
     facts: list[tuple[str, str]] = [
         ("task", f"{ready.task.name} ({ready.task.metric})"),
         ("data", ready.task.source.notice or f"{ready.task.source.name} ({ready.task.source.origin})"),
-        ("rows", ", ".join(f"{name} {len(split):,}" for name, split in ready.task.splits.items())),
+        *ready.summary.facts,
         ("backbone", f"{ready.model_name}: {ready.spec.parameters:,} parameters"),
         ("budget", f"{ready.budget}: {limits_text(ready.limits)} deployed parameters"),
         ("space", f"{ready.space_name}: {size}"),
@@ -132,8 +137,9 @@ def dry_run_sheets(found: DryRun, size: str) -> list[Sheet]:
     )
     headers = ("sample", "methods", "deployed", "share", "trained")
     right = frozenset({"deployed", "share", "trained"})
+    remarks = ready.summary.remarks
     return [
-        Sheet(("fact", "value"), tuple(facts), title="Dry run: nothing was started"),
+        Sheet(("fact", "value"), tuple(facts), title="Dry run: nothing was started", notes=remarks),
         Sheet(headers, samples, title="Recipes that it could try", right=right),
     ]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from autopeft.report.sheet import Sheet
-from autopeft.report.text import number
+from autopeft.report.text import number, score
 from autopeft.tasks import Source, TaskInfo, get_kind, kind_names
+from autopeft.tasks.summary import Constant
 
-__all__ = ["data_line", "tasks_sheet"]
+__all__ = ["constant_row", "data_line", "tasks_sheet", "unbeaten_text"]
 
 
 def tasks_sheet(tasks: Iterable[TaskInfo]) -> Sheet:
@@ -36,3 +37,19 @@ def data_line(source: Source) -> str:
             f"figures of {source.stand_in_for}."
         )
     return f"Data: {source.name} ({source.origin})."
+
+
+def constant_row(constant: Constant) -> tuple[str, ...]:
+    """The same answer for every row beside hybrids: name, deployed parameters, share, select, test."""
+    select, test = (score(constant.scores.get(split)) for split in ("select", "test"))
+    return (constant.name, number(0), "–", select, test)
+
+
+def unbeaten_text(
+    constant: Constant | None, what: str, test: float | None, *, select: float | None = None
+) -> str | None:
+    """A sentence where a score is no better than the same answer for every row: on *test*, or on *select*
+    where *test* was not touched."""
+    if constant is None:
+        return None
+    return constant.unbeaten(*((select, "select") if test is None else (test, "test")), what)

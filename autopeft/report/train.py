@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from autopeft.report.sheet import Sheet
-from autopeft.report.tasks import data_line
+from autopeft.report.tasks import constant_row, data_line, unbeaten_text
 from autopeft.report.text import duration, number, percent, score
 from autopeft.tasks import Task
+from autopeft.tasks.summary import DataSummary
 
-__all__ = ["evaluation_sheet", "next_steps", "train_sheet"]
+__all__ = ["next_steps", "train_sheet"]
 
 
-def train_sheet(outcome: Mapping[str, Any], task: Task) -> Sheet:
-    """Scores and counts of one run; `outcome` is `FixedOutcome.to_dict()`."""
+def train_sheet(outcome: Mapping[str, Any], task: Task, summary: DataSummary | None = None) -> Sheet:
+    """Scores and counts of one run; `outcome` is `FixedOutcome.to_dict()`, and `summary` of its rows."""
     counts = outcome["counts"]
     row = (
         str(outcome["recipe"]["name"]),
@@ -27,27 +28,25 @@ def train_sheet(outcome: Mapping[str, Any], task: Task) -> Sheet:
         duration(outcome["seconds"]),
     )
     headers = ("recipe", "select", "test", "deployed", "share", "trained", "head", "training")
+    rows: list[tuple[str, ...]] = [row]
+    notes = [data_line(task.source)]
+    constant = summary.constant if summary else None
+    if constant is not None:
+        name, deployed, share, *scores = constant_row(constant)
+        rows.append((name, *scores, deployed, share, *["–"] * 3))
+    unbeaten = unbeaten_text(constant, "The hybrid", outcome["test_mean"])
+    notes += [unbeaten] if unbeaten else []
     return Sheet(
         headers,
-        (row,),
+        tuple(rows),
         title=f"{task.metric}, one seed, {outcome['steps']} steps",
-        notes=(data_line(task.source),),
+        notes=tuple(notes),
         right=frozenset(headers[1:]),
     )
 
 
-def evaluation_sheet(what: str, metric: str, value: float, rows: int, split: str, task: Task) -> Sheet:
-    """One score of a saved hybrid."""
-    return Sheet(
-        ("hybrid", "split", "rows", metric),
-        ((what, split, number(rows), score(value)),),
-        notes=(data_line(task.source),),
-        right=frozenset({"rows", metric}),
-    )
-
-
-def next_steps(run: str, *, other: str = "trec") -> str:
-    """What to type next, once something has been trained."""
+def next_steps(run: str, *, other: str = "trec", pairs: bool = False) -> str:
+    """What to type next, once something has been trained, on pairs of texts or on single ones."""
     return "\n".join(
         (
             "Next:",
@@ -56,6 +55,6 @@ def next_steps(run: str, *, other: str = "trec") -> str:
             "  # the same recipe on another task:",
             f"  autopeft train --recipe winner/recipe.yaml --task {other}",
             "  # use it:",
-            f'  autopeft predict {run} --text "…"',
+            f'  autopeft predict {run} --text "…"' + (' --text-pair "…"' if pairs else ""),
         )
     )

@@ -112,6 +112,7 @@ class Result(Measured):
     Attributes:
         recipe: as data; it may be none.
         search_score: of the winner in the search itself.
+        constant: what the same answer for every row scores.
         selection_bias: select minus test.
     """
 
@@ -123,6 +124,7 @@ class Result(Measured):
     search_score: Known[float] = None
     baselines: Several[Measured] = ()
     comparisons: Several[Compared] = ()
+    constant: Known[Measured] = None
     hypervolume: Several[CoursePoint] = ()
     selection_bias: Annotated[Known[float], BeforeValidator(_bias)] = None
     interrupted: Flag = False
@@ -152,12 +154,28 @@ class Origin(_Document):
     stand_in_for: Known[str] = None
 
 
+class Fact(_Document):
+    """One thing that is known of the rows."""
+
+    name: str
+    text: str
+
+
+class Summary(_Document):
+    """What the rows were like before training."""
+
+    facts: Several[Fact] = ()
+    remarks: Several[str] = ()
+
+
 class Data(_Document):
     """The task."""
 
     name: Known[str] = None
     metric: Known[str] = None
     rows: Known[dict[str, Whole]] = None
+    pairs: Flag = False
+    summary: Table[Summary] = Summary()
     source: Table[Origin] = Origin()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time as clock
 from collections.abc import Callable
@@ -38,6 +39,7 @@ __all__ = ["DryRun", "Sample", "SearchResult", "plan", "search"]
 
 Notify = Callable[[str], None] | None
 _HASTE = 5.0
+_log = logging.getLogger("autopeft")
 
 
 @takes(SearchCall)
@@ -84,6 +86,9 @@ def _go(
     spent = Clock(folder.state / "clock.json")
     if ready.seconds is not None:
         ready = replace(ready, seconds=max(1.0, ready.seconds - spent.before))
+    if reporter is None:  # what limits the scores is said all the same
+        for remark in ready.summary.remarks:
+            (notify or _log.warning)(remark)
     told = track(parse_trackers(ready.arguments.log), folder, reporter or SilentReporter(), notify)
     try:
         controller = _run(ready, folder, told, notify, spent, start)
@@ -216,4 +221,5 @@ def _info(ready: Prepared, folder: RunFolder, baselines: list[Baseline]) -> Sear
         estimated_seconds=estimate_of(ready, baselines).seconds,
         notice=ready.task.source.notice,
         run=str(folder.path),
+        data=ready.summary,
     )

@@ -7,7 +7,7 @@ from autopeft.tasks.kinds import TaskKind, get_kind, get_metric, kind_names, reg
 from autopeft.tasks.load import ClassWeights, TaskInfo, list_tasks, load_task
 from autopeft.tasks.metrics import METRICS, Metric, compute
 from autopeft.tasks.scored import ScoredSplit
-from autopeft.tasks.task import SPLIT_NAMES, Rows, Source, Split, SplitName, Task
+from autopeft.tasks.task import SPLIT_NAMES, Reading, Rows, Source, Split, SplitName, Task
 
 __all__ = [
     "METRICS",
@@ -16,6 +16,7 @@ __all__ = [
     "EncodedSplit",
     "EncodedTask",
     "Metric",
+    "Reading",
     "Rows",
     "ScoredSplit",
     "Source",

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from autopeft.assets import cache_dir
 from autopeft.errors import DataError
 from autopeft.tasks.table import Table
 
-__all__ = ["SUFFIXES", "read_file", "read_folder", "tables_of"]
+__all__ = ["SUFFIXES", "lines_of", "read_file", "read_folder", "read_lines", "tables_of"]
 
 _SPLIT_OF = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation"}
 _SPLIT_OF |= {"dev": "validation", "validation_matched": "validation", "test": "test"}
@@ -36,6 +37,29 @@ def read_file(path: Path) -> Table:
     if not columns:
         raise DataError(f"{path} has no rows.")
     return Table(str(path), columns, {})
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file; an empty line is a line.
+
+    Raises:
+        DataError: there is no such file, or it is not UTF-8.
+    """
+    try:
+        return lines_of(path.read_bytes(), str(path))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def lines_of(content: bytes, where: str) -> list[str]:
+    """The lines of a text in UTF-8; an empty line is a line, save after the last line's end.
+
+    Raises:
+        DataError: it is not UTF-8.
+    """
+    # Only line ends count: `splitlines` breaks at U+2028 and others, and rows would move.
+    lines = _decoded(content, where).split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
 
 
 def read_folder(path: Path) -> dict[str, Table]:
@@ -108,7 +132,7 @@ def _read_tsv(path: Path) -> dict[str, list[Any]]:
 def _parsed(path: Path, content: str, delimiter: str, quoting: Literal[0, 3]) -> dict[str, list[Any]]:
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     try:
-        records = [record for record in reader if record]
+        records = _records(reader)
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
     if not records:
@@ -123,6 +147,17 @@ def _parsed(path: Path, content: str, delimiter: str, quoting: Literal[0, 3]) ->
             f"{odd[0]}. Is a quotation mark missing?"
         )
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}
+
+
+def _records(reader: Iterable[list[str]]) -> list[list[str]]:
+    """Header and rows. An empty line is no row, unless there is one column: there it is an empty value."""
+    found = dropwhile(lambda record: not record, reader)
+    header = next(found, None)
+    if header is None:
+        return []
+    if len(header) == 1:
+        return [header, *(record or [""] for record in found)]
+    return [header, *(record for record in found if record)]
 
 
 def _read_jsonl(path: Path) -> dict[str, list[Any]]:
@@ -190,10 +225,14 @@ def _json(line: str, where: str) -> Any:
 
 
 def _text(path: Path) -> str:
+    return _decoded(path.read_bytes(), str(path))
+
+
+def _decoded(content: bytes, where: str) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8.") from error
+        raise DataError(f"{where} is not UTF-8 (byte {error.start}); save it as UTF-8.") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,8 +18,8 @@ from autopeft.tasks.memory import describe, tables_in
 from autopeft.tasks.metrics import check_metric
 from autopeft.tasks.packaged import PACKAGED, Packaged, read_packaged
 from autopeft.tasks.splits import SELECT_LIMIT, cut
-from autopeft.tasks.table import ColumnNames, RawRows, Table
-from autopeft.tasks.task import Rows, Source, Split, SplitName, Task, rows_sha256
+from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table, empty_rows
+from autopeft.tasks.task import Reading, Rows, Source, Split, SplitName, Task, rows_sha256
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -54,6 +54,7 @@ class _Asked:
     class_weights: ClassWeights
     seed: int
     rows: Rows | None
+    drop_empty: bool
 
 
 def load_task(
@@ -65,6 +66,7 @@ def load_task(
     kind: str | None = None,
     metric: str | None = None,
     class_weights: ClassWeights = None,
+    drop_empty: bool = False,
     seed: int = 0,
     rows: Rows | None = None,
     stand_in: bool = True,
@@ -82,6 +84,8 @@ def load_task(
             what the labels look like (see `TaskKind.claim`).
         metric: a name of `METRICS` instead of the task's own.
         class_weights: "balanced", or one positive number per class.
+        drop_empty: whether rows of a user's data without a text or a label are left out; else such data are
+            refused.
         seed: of the splits. Where validation and test are given, they are used: validation alone becomes
             *test* (as in GLUE) and *select* is cut from train (a tenth, 2,000 rows at most). One split
             alone is cut 80/10/10.
@@ -95,7 +99,7 @@ def load_task(
         DataError: the user's data are not what the task needs.
         AssetError: packaged data could not be fetched.
     """
-    asked = _Asked(kind, metric, class_weights, seed, rows)
+    asked = _Asked(kind, metric, class_weights, seed, rows, drop_empty)
     named = ColumnNames(text, text_pair, label)
     if not isinstance(task, (str, Path)):
         return _from_tables(tables_in(task), _MEMORY, named, asked, origin="memory", where=describe(task))
@@ -182,8 +186,11 @@ def _from_tables(
     where: str | None = None,
     metric: str | None = None,
 ) -> Task:
-    kind = choose_kind(tables, named, kind=asked.kind, metric=asked.metric or metric)
-    chosen = kind.columns(tables["train"], named)
+    kind, chosen = _kind_of(tables, named, asked, metric)
+    dropped: dict[str, int] = {}
+    if asked.drop_empty:
+        tables, dropped = _without_empty(tables, chosen)
+        kind, chosen = _kind_of(tables, named, asked, metric)  # empty labels hid what the others are
     raws = {split: kind.read(table, chosen) for split, table in tables.items()}
     order = () if chosen.label is None else tables["train"].label_names.get(chosen.label, ())
     parts = list(raws.values())
@@ -193,7 +200,32 @@ def _from_tables(
     fields = {f: [value for part in parts for value in part.fields[f]] for f in parts[0].fields}
     digest = rows_sha256(texts, pairs, [label for part in parts for label in part.labels], fields)
     splits = _arrange(raws, encoded, kind, asked.seed)
-    return _finished(name, kind, classes, splits, metric, Source(origin, where or name, digest), asked)
+    used = {what: column for what, column in vars(chosen).items() if column is not None}
+    used |= {field: field for field in fields}
+    ignored = tuple(column for column in tables["train"].columns if column not in used.values())
+    source = Source(origin, where or name, digest)
+    task = _finished(name, kind, classes, splits, metric, source, asked)
+    return replace(task, reading=Reading(used, ignored, dropped))
+
+
+def _kind_of(
+    tables: dict[str, Table], named: ColumnNames, asked: _Asked, metric: str | None
+) -> tuple[TaskKind, Columns]:
+    kind = choose_kind(tables, named, kind=asked.kind, metric=asked.metric or metric)
+    return kind, kind.columns(tables["train"], named)
+
+
+def _without_empty(tables: dict[str, Table], chosen: Columns) -> tuple[dict[str, Table], dict[str, int]]:
+    """The tables without rows that lack a text or a label, and how many each of them had."""
+    kept, dropped = dict(tables), {}
+    for name, table in tables.items():
+        empty = set(empty_rows(table, chosen))
+        if empty:
+            rest = table.take([i for i in range(len(table)) if i not in empty])
+            # Messages count rows from here on without those.
+            kept[name] = replace(rest, where=f"{table.where} without {len(empty):,} empty rows")
+            dropped[table.where] = len(empty)
+    return kept, dropped
 
 
 def _arrange(

@@ -49,6 +49,12 @@ class Split:
         fields = {name: [column[i] for i in chosen] for name, column in self.fields.items()}
         return Split([self.texts[i] for i in chosen], pairs, [self.labels[i] for i in chosen], fields)
 
+    def joined(self, other: Split) -> Split:
+        """The rows of both, those of `other` last."""
+        pairs = None if self.pairs is None else [*self.pairs, *(other.pairs or ())]
+        fields = {name: [*column, *other.fields[name]] for name, column in self.fields.items()}
+        return Split([*self.texts, *other.texts], pairs, [*self.labels, *other.labels], fields)
+
 
 def rows_sha256(
     texts: Sequence[str],

@@ -15,12 +15,15 @@ __all__ = [
     "RawRows",
     "Table",
     "choose_columns",
+    "choose_texts",
+    "empty_rows",
     "listed",
     "number_of",
     "numbers_of",
     "peek_labels",
     "read_labels",
     "read_rows",
+    "unanswerable",
 ]
 
 _PAIRS = (
@@ -34,6 +37,8 @@ _TEXTS = (
 _LABELS = (
     "label", "labels", "target", "class", "category", "sentiment", "score", "rating", "gold_label", "y",
 )  # fmt: skip
+_NO_TEXT, _NO_LABEL = "no text", "no label"
+_NOT_TEXT, _NOT_UNICODE = "something that is not text", "text that is not Unicode"
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,14 @@ class Table:
     where: str
     columns: Mapping[str, Sequence[Any]]
     label_names: Mapping[str, tuple[str, ...]]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+    def take(self, rows: Sequence[int]) -> Table:
+        """The rows at these indices, in that order."""
+        columns = {name: [values[i] for i in rows] for name, values in self.columns.items()}
+        return Table(self.where, columns, self.label_names)
 
 
 @dataclass(frozen=True)
@@ -82,26 +95,86 @@ def choose_columns(table: Table, text: str | None, text_pair: str | None, label:
     Raises:
         DataError: a named column does not exist, or no obvious one does.
     """
+    _exist(table, (("--text", text), ("--text-pair", text_pair), ("--label", label)))
+    lower = _lower(table)
+    text, text_pair = _text_columns(table, lower, text, text_pair, "--text", pair=None)
+    label = label or _obvious(lower, _LABELS, "label", "--label", table)
+    return _distinct(table, Columns(text, text_pair, label))
+
+
+def choose_texts(table: Table, text: str | None, text_pair: str | None, *, pair: bool | None) -> Columns:
+    """The columns of texts that are to be answered, so that there is no label among them.
+
+    Args:
+        pair: whether each row is a pair of texts; `None`: where the names of the columns say so.
+
+    Raises:
+        DataError: a named column does not exist, or no obvious one does.
+    """
+    _exist(table, (("--text-column", text), ("--text-pair-column", text_pair)))
+    lower = _lower(table)
+    text, text_pair = _text_columns(table, lower, text, text_pair, "--text-column", pair=pair)
+    if pair and text_pair is None:
+        raise DataError(
+            f"{table.where} has no column with an obvious name for the second text of each pair; it has "
+            f"{listed(list(table.columns))}. Name it with --text-pair-column."
+        )
+    return _distinct(table, Columns(text, text_pair, None))
+
+
+def _exist(table: Table, asked: Sequence[tuple[str, str | None]]) -> None:
     names = list(table.columns)
-    for option, name in (("text", text), ("text-pair", text_pair), ("label", label)):
+    for option, name in asked:
         if name is not None and name not in names:
             raise DataError(
-                f"{table.where} has no column {name!r} for --{option}; "
+                f"{table.where} has no column {name!r} for {option}; "
                 f"it has {listed(names)}.{near(name, names)}"
             )
-    lower = {name.lower(): name for name in reversed(names)}
-    if text is None and text_pair is None:
+
+
+def _lower(table: Table) -> dict[str, str]:
+    return {name.lower(): name for name in reversed(list(table.columns))}
+
+
+def _text_columns(
+    table: Table,
+    lower: Mapping[str, str],
+    text: str | None,
+    text_pair: str | None,
+    option: str,
+    *,
+    pair: bool | None,
+) -> tuple[str, str | None]:
+    if pair is not False and text_pair is None and (text is None or pair):
         for first, second in _PAIRS:
-            if first in lower and second in lower:
-                text, text_pair = lower[first], lower[second]
-                break
-    text = text or _obvious(lower, _TEXTS, "text", "--text", table)
-    label = label or _obvious(lower, _LABELS, "label", "--label", table)
-    chosen = Columns(text, text_pair, label)
-    used = [name for name in (text, text_pair, label) if name is not None]
+            if first in lower and second in lower and text in (None, lower[first]):
+                return lower[first], lower[second]
+    return text or _obvious(lower, _TEXTS, "text", option, table), text_pair
+
+
+def _distinct(table: Table, chosen: Columns) -> Columns:
+    used = [name for name in (chosen.text, chosen.text_pair, chosen.label) if name is not None]
     if len(set(used)) < len(used):
         raise DataError(f"One column of {table.where} cannot be two things at once: {chosen}.")
     return chosen
+
+
+def empty_rows(table: Table, columns: Columns) -> list[int]:
+    """Rows of which a chosen column holds nothing: no text, no second text or no label."""
+    names = (columns.text, columns.text_pair, columns.label)
+    used = [table.columns[name] for name in names if name is not None and name in table.columns]
+    return [i for i in range(len(table)) if any(_missing(values[i]) for values in used)]
+
+
+def unanswerable(table: Table, columns: Columns) -> dict[int, str]:
+    """Of the rows without a text that a model could be asked about what is wrong with them."""
+    found: dict[int, str] = {}
+    for name, what in ((columns.text, "text"), (columns.text_pair, "second text")):
+        for i, value in enumerate(table.columns[name] if name is not None else ()):
+            problem = _problem(value)
+            if problem is not None:
+                found.setdefault(i, problem.replace("text", what, 1))
+    return found
 
 
 def read_rows(table: Table, columns: Columns) -> RawRows:
@@ -129,7 +202,7 @@ def read_labels(table: Table, column: str) -> list[Any]:
         DataError: a label is missing, hidden, or neither text nor a number.
     """
     labels = list(table.columns[column])
-    _refuse(table, column, "no label", [i for i, value in enumerate(labels) if _missing(value)])
+    _refuse(table, column, _NO_LABEL, [i for i, value in enumerate(labels) if _missing(value)])
     odd = [i for i, value in enumerate(labels) if not isinstance(value, str | int | float | bool)]
     _refuse(table, column, "a label that is neither text nor a number", odd)
     names = table.label_names.get(column)
@@ -186,15 +259,30 @@ def _missing(value: Any) -> bool:
 
 def _texts(table: Table, name: str) -> list[str]:
     values = list(table.columns[name])
-    _refuse(table, name, "no text", [i for i, value in enumerate(values) if _missing(value)])
-    odd = [i for i, value in enumerate(values) if not isinstance(value, str)]
-    _refuse(table, name, "something that is not text", odd)
+    problems = [_problem(value) for value in values]
+    for what in (_NO_TEXT, _NOT_TEXT, _NOT_UNICODE):
+        _refuse(table, name, what, [i for i, problem in enumerate(problems) if problem == what])
     return values
+
+
+def _problem(value: Any) -> str | None:
+    """Why a value cannot be taken as a text."""
+    if _missing(value):
+        return _NO_TEXT
+    if not isinstance(value, str):
+        return _NOT_TEXT
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return _NOT_UNICODE
+    return None
 
 
 def _refuse(table: Table, column: str, what: str, rows: list[int]) -> None:
     if rows:
-        raise DataError(f"{table.where}: column {column!r} has {what} in {_rows(rows)}. Mend or remove them.")
+        out = " with --drop-empty (drop_empty=True)" if what in (_NO_TEXT, _NO_LABEL) else ""
+        way = f"Mend them, or leave them out{out}."
+        raise DataError(f"{table.where}: column {column!r} has {what} in {_rows(rows)}. {way}")
 
 
 def _rows(indices: Sequence[int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from autopeft.errors import TaskError
@@ -11,7 +11,7 @@ from autopeft.tasks.kinds import Loss, TaskKind, get_kind
 from autopeft.tasks.split import SPLIT_NAMES, Rows, Split, SplitName, rows_sha256
 from autopeft.tasks.splits import stratified_order
 
-__all__ = ["SPLIT_NAMES", "Rows", "Source", "Split", "SplitName", "Task", "rows_sha256"]
+__all__ = ["SPLIT_NAMES", "Reading", "Rows", "Source", "Split", "SplitName", "Task", "rows_sha256"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,21 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How the rows of a task were taken from a table.
+
+    Attributes:
+        columns: by what they hold (`text`, `text_pair`, `label`, further ones of the kind), their names.
+        ignored: names of the columns that were not used.
+        dropped: rows without a text or a label that were left out, by the file or split that they came in.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Task:
     """A task that a model can be trained, selected and tested on.
 
@@ -53,6 +68,7 @@ class Task:
     metric: str
     class_weights: list[float] | None
     source: Source
+    reading: Reading = Reading()
 
     @property
     def task_kind(self) -> TaskKind:
@@ -81,6 +97,10 @@ class Task:
             "metric": self.metric,
             "class_weights": self.class_weights,
             "rows": {name: len(self.splits[name]) for name in SPLIT_NAMES},
+            "pairs": self.splits["train"].pairs is not None,
+            "columns": dict(self.reading.columns),
+            "ignored": list(self.reading.ignored),
+            "dropped": dict(self.reading.dropped),
             "source": dict(vars(self.source)),
         }
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from autopeft.assets import cache_dir, cache_folder, publish
 from autopeft.errors import UsageError
 
-__all__ = ["WINDOW_BATCHES", "EncodedSplit", "encode_texts"]
+__all__ = ["WINDOW_BATCHES", "EncodedSplit", "encode_texts", "longer_than"]
 
 WINDOW_BATCHES = 50
 _CHUNK = 1_000
@@ -190,6 +190,18 @@ def encode_texts(
         pad_type=int(tokenizer.pad_token_type_id),
         max_length=max_length,
     )
+
+
+def longer_than(
+    texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> float:
+    """Share of texts that have more than `max_length` tokens, special tokens included."""
+    if not texts:
+        return 0.0
+    second = None if pairs is None else list(pairs)
+    # `verbose` would warn of texts that are longer than the model takes, which is what is asked here.
+    found = tokenizer(list(texts), second, truncation=False, padding=False, verbose=False)["input_ids"]
+    return sum(len(row) > max_length for row in found) / len(texts)
 
 
 def _content_hash(

@@ -62,6 +62,7 @@ class TrainArguments(Arguments):
     kind: shared.Kind = None
     metric: shared.Metric = None
     class_weights: shared.ClassWeights = None
+    drop_empty: shared.DropEmpty = False
     stand_in: shared.StandIn = True
     out: shared.Out = None
     runs: shared.Runs = "runs"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from autopeft.recipe import Recipe
 from autopeft.runs.folder import RunFolder
 from autopeft.tasks import EncodedTask, Task, load_task
 from autopeft.tasks.encode import encode
+from autopeft.tasks.summary import DataSummary, summarise
 from autopeft.training.arguments import TrainArguments, TrainCall
 from autopeft.training.loop import train as train_hybrid
 from autopeft.training.plan import TrainingPlan
@@ -30,6 +32,7 @@ from autopeft.training.scoring import evaluate
 __all__ = ["FixedOutcome", "train"]
 
 _LINES = 10
+_log = logging.getLogger("autopeft")
 _MAX_LENGTH = 128
 
 
@@ -44,6 +47,7 @@ class FixedOutcome:
         folder: the run folder.
         hybrid: the trained hybrid on its model, in eval mode; `autopeft.predict` takes this outcome.
         tokenizer, max_length: what texts are encoded with.
+        summary: what the rows were like before training.
     """
 
     recipe: Recipe
@@ -56,6 +60,7 @@ class FixedOutcome:
     hybrid: Hybrid
     tokenizer: PreTrainedTokenizerBase
     max_length: int
+    summary: DataSummary = field(default_factory=DataSummary)
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome as data, in the words of a search's result."""
@@ -70,6 +75,8 @@ class FixedOutcome:
             "counts": dict(self.counts),
             "steps": self.steps,
             "seconds": self.seconds,
+            "constant": None if self.summary.constant is None else self.summary.constant.to_dict(),
+            "remarks": list(self.summary.remarks),
             "notice": self.task.source.notice,
         }
 
@@ -102,8 +109,10 @@ def train(call: TrainCall) -> FixedOutcome:
     tokenizer = load_tokenizer(source)
     longest = given.max_length or min(_MAX_LENGTH, tokenizer.model_max_length)
     task, plan = _task_and_plan(given, longest, call.notify)
+    summary = summarise(task, tokenizer, longest)
+    _tell(summary, call)
     folder = RunFolder.create(task.name, recipe.hash(), root=given.runs, out=given.out)
-    folder.write_json("manifest.json", _manifest(given.changed(model=name), source, task, plan))
+    folder.write_json("manifest.json", _manifest(given.changed(model=name), source, task, plan, summary))
     data = encode(task, tokenizer, plan.max_length)
     model = task.task_kind.load_model(source, task.labels, seed=given.seed, dtype=dtype)
     hybrid = attach(model, recipe, seed=given.seed)
@@ -111,8 +120,9 @@ def train(call: TrainCall) -> FixedOutcome:
     hybrid.model.eval()
     counts = hybrid.counts().to_dict()
     outcome = FixedOutcome(
-        recipe, task, scores, counts, plan.steps, seconds, folder.path, hybrid, tokenizer, plan.max_length
-    )
+        recipe, task, scores, counts, plan.steps, seconds, folder.path, hybrid, tokenizer, plan.max_length,
+        summary,
+    )  # fmt: skip
     _keep(folder, hybrid, outcome)
     return outcome
 
@@ -137,6 +147,7 @@ def _task_and_plan(
         kind=given.kind,
         metric=given.metric,
         class_weights=given.class_weights,
+        drop_empty=given.drop_empty,
         seed=given.seed,
         stand_in=given.stand_in,
         notify=notify,
@@ -144,7 +155,17 @@ def _task_and_plan(
     return task.subset(effort.train_rows, effort.select_rows, effort.test_rows, seed=given.seed), plan
 
 
-def _manifest(given: TrainArguments, source: ModelSource, task: Task, plan: TrainingPlan) -> dict[str, Any]:
+def _tell(summary: DataSummary, call: TrainCall) -> None:
+    for line in summary.lines():
+        if call.progress is not None:
+            call.progress(line)
+    for remark in summary.remarks:
+        (call.notify or _log.warning)(remark)
+
+
+def _manifest(
+    given: TrainArguments, source: ModelSource, task: Task, plan: TrainingPlan, summary: DataSummary
+) -> dict[str, Any]:
     return {
         "kind": "train",
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -155,7 +176,7 @@ def _manifest(given: TrainArguments, source: ModelSource, task: Task, plan: Trai
         "arguments": given.record(),
         "seed": given.seed,
         "training": asdict(plan),
-        "data": task.describe(),
+        "data": {**task.describe(), "summary": summary.to_dict()},
         "notice": task.source.notice,
         "backbone": asdict(source),
     }

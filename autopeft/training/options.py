@@ -25,6 +25,7 @@ else:  # these take seconds to import
 __all__ = [
     "BatchSize",
     "ClassWeights",
+    "DropEmpty",
     "Kind",
     "Label",
     "MaxLength",
@@ -212,6 +213,15 @@ ClassWeights = Annotated[
         cli_type=str,
         read=_weights_of,
         spell=_weights_text,
+    ),
+]
+DropEmpty = Annotated[
+    bool,
+    Option(
+        help="Leave out rows without a text or a label, instead of refusing the data.",
+        doc="whether rows without a text or a label are left out; else such data are refused",
+        panel=DATA,
+        flags=("--drop-empty",),
     ),
 ]
 StandIn = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import subprocess
@@ -103,6 +104,57 @@ def test_another_process_scores_and_predicts_the_same(
     again = json.loads(run("predict", "winner", "--text", "the film was good", "--json", cwd=place))
     assert again == first
     assert first[0]["label"] == "yes"
+
+
+def test_a_table_is_predicted_row_for_row(place: Path, trained: dict[str, Any], tmp_path: Path) -> None:
+    """A header is no text, an empty row has its place, and the file has as many rows as came."""
+    rows = tmp_path / "rows.csv"
+    rows.write_text('id,body\n1,"the film, it was good"\n2,\n3,the story was bad\n')
+    argv = [sys.executable, "-m", "autopeft", "predict", "run", "--file"]
+    done = subprocess.run(
+        [*argv, str(rows), "--out", str(tmp_path / "answers.csv")],
+        cwd=place, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, f"Wrote 3 rows to {tmp_path / 'answers.csv'}.\n")
+    assert "1 of 3 rows has no answer: row 2 (no text)." in done.stderr
+    with (tmp_path / "answers.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [bool(row["label"]) for row in found] == [True, False, True]
+    assert found[0]["label"] == "yes"
+    assert [row["problem"] for row in found] == ["", "no text", ""]
+    assert found[0]["text"] == "the film, it was good"
+
+
+def test_lines_from_stdin_keep_their_places(
+    place: Path, trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    lines = b"the film was good\n\nthe \x1b[2J story was bad\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    assert main(["predict", "run", "--file", "-"]) == 0
+    out, err = capsys.readouterr()
+    first, second, third = out.splitlines()
+    assert first.startswith("yes")
+    assert second == "no answer: no text\t"
+    assert third.endswith("\tthe �[2J story was bad")
+    assert "1 of 3 rows has no answer" in err
+
+
+def test_a_score_is_shown_with_each_class(
+    place: Path, trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    assert main(["evaluate", "run"]) == 0
+    out = capsys.readouterr().out
+    for words in (
+        "precision",
+        "support",
+        "The run recorded the same figure on test",
+        "by what was predicted",
+    ):
+        assert words in out
+    assert main(["evaluate", "run", "--split", "all"]) == 0
+    assert "which flatters the score" in capsys.readouterr().out
 
 
 def test_the_exported_recipe_trains_again(

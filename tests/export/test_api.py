@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import autopeft
 from autopeft.errors import TaskError, UsageError
+from autopeft.export.recorded import Recorded
 from autopeft.recipe import Recipe
 from autopeft.training.fixed import FixedOutcome
 
@@ -64,6 +66,52 @@ def test_outcome_run_and_export_predict_and_score_alike(outcome: FixedOutcome, h
     frame = pandas.read_csv("reviews.csv")
     again = autopeft.evaluate("winner", task=frame, text="body", label="verdict", split="select")
     assert again.score == pytest.approx(outcome.scores["select"], abs=1e-9)
+
+
+def test_a_table_is_answered_row_for_row_and_written(outcome: FixedOutcome, tmp_path: Path) -> None:
+    rows = pandas.DataFrame({"body": ["the film was good", "", "the story was bad"]})
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    found = autopeft.predict("run", tmp_path / "rows.csv", out=tmp_path / "answers.jsonl")
+    assert [row.get("label") for row in found] == ["yes", None, "no"]
+    assert found[1] == {"text": "", "problem": "no text"}
+    assert autopeft.predict(outcome, rows) == found
+    written = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert written == [{"row": i, **row} for i, row in enumerate(found, start=1)]
+    assert autopeft.predict("run", ["", " "]) == [{"text": t, "problem": "no text"} for t in ("", " ")]
+    with pytest.raises(UsageError, match="single texts"):
+        autopeft.predict("run", TEXTS, text_pair=TEXTS)
+
+
+def test_a_score_comes_with_what_it_leaves_out(outcome: FixedOutcome, home: Path) -> None:
+    found = autopeft.evaluate("run", split="all")
+    classes, confusion = found.breakdown
+    assert found.rows == 120
+    assert [row[0] for row in classes.rows] == ["no", "yes"]
+    assert [row[-1] for row in classes.rows] == [60, 60]
+    right = sum(row[i + 1] for i, row in enumerate(confusion.rows))  # type: ignore[misc]
+    assert right / 120 == pytest.approx(found.score)
+    assert found.recorded is not None
+    assert "trained on rows of this split" in found.recorded.reasons[0]
+    assert found.to_dict()["breakdown"]["confusion"]["columns"] == ["true", "no", "yes"]
+
+
+def test_a_score_is_compared_with_the_run_s(outcome: FixedOutcome, tmp_path: Path) -> None:
+    assert autopeft.evaluate("run").recorded == Recorded(pytest.approx(outcome.scores["test"]), ())
+    assert autopeft.evaluate("run", metric="macro_f1").recorded is None
+    # An exported hybrid knows how its rows were split, and so does not score what it was trained on.
+    other = tmp_path / "other"
+    found = autopeft.train(
+        recipe=Recipe.from_dict(RECIPE), task="reviews.csv", text="body", label="verdict", model="bert",
+        steps=2, seed=3, max_length=24, out=other,
+    )  # fmt: skip
+    autopeft.export(other, tmp_path / "exported")
+    assert autopeft.evaluate(tmp_path / "exported").recorded == Recorded(
+        pytest.approx(found.scores["test"]), ()
+    )
+    again = autopeft.evaluate("run", seed=5)
+    assert again.recorded is not None
+    if again.score != pytest.approx(outcome.scores["test"]):
+        assert "split with seed 5, and by the run with seed 0" in again.recorded.reasons[0]
 
 
 def test_an_export_without_peft(outcome: FixedOutcome, tmp_path: Path) -> None:
@@ -118,9 +166,9 @@ def test_rows_in_memory_are_scored_while_they_are_there(outcome: FixedOutcome, t
     ("call", "says"),
     [
         (lambda: autopeft.predict("nothing", "a"), "no run 'nothing'"),
-        (lambda: autopeft.predict("run", TEXTS, text_pair=["b"]), "2 texts but 1 second texts"),
+        (lambda: autopeft.predict("run", TEXTS, text_pair=["b"]), "single texts; leave out text_pair"),
         (lambda: autopeft.predict("run", TEXTS, max_length=8), "for live hybrids"),
-        (lambda: autopeft.evaluate("run", split="tset"), "split is 'train', 'select' or 'test'"),  # type: ignore[arg-type]
+        (lambda: autopeft.evaluate("run", split="tset"), "split is 'train', 'select', 'test' or 'all'"),  # type: ignore[arg-type]
         (lambda: autopeft.export("run", "x", pefft=True), "Did you mean 'peft'"),  # type: ignore[call-arg]
     ],
 )

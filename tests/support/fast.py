@@ -17,6 +17,7 @@ PROCESSES = (
     "experiments/tests/test_counting.py::test_every_side_is_measured_and_agrees",
     "tests/cli/test_bad_input.py::test_from_outside_there_is_no_traceback_unless_asked_for",
     "tests/cli/test_commands.py::test_a_fixed_recipe_whose_name_is_no_word",
+    "tests/cli/test_commands.py::test_a_table_is_predicted_row_for_row",
     "tests/cli/test_commands.py::test_another_process_scores_and_predicts_the_same",
     "tests/cli/test_commands.py::test_help_is_there_before_torch_is",
     "tests/cli/test_debug.py",

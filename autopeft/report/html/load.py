@@ -86,6 +86,12 @@ class Run:
         return [_scored(b, shown(b.name, 120)) for b in (self.result.baselines if self.result else ())]
 
     @property
+    def constant(self) -> Scored | None:
+        """What the same answer for every row scores."""
+        found = self.result.constant if self.result else None
+        return _scored(found, shown(found.name, 120)) if found is not None else None
+
+    @property
     def recipe(self) -> Any:
         """The winner's recipe as data, or that of the best trial so far; `None` before there is one."""
         return (self.result.recipe if self.result else None) or (self.best.recipe if self.best else None)

@@ -102,7 +102,7 @@ def render_report(
             hypervolume=own_figures.hypervolume_figure(run),
             baselines=own_figures.baseline_figure(run),
             differences=own_figures.difference_figure(run),
-            scored=([run.winner] if run.winner else []) + run.baselines,
+            scored=[s for s in (run.winner, *run.baselines, run.constant) if s is not None],
             studied=studied,
             trials=trials_table(run.trials, studied.unfinished),
             finals=finals_table(run.finals),

@@ -10,12 +10,14 @@ from autopeft.arguments import Arguments, command_line
 from autopeft.report.html.load import Run, Scored
 from autopeft.report.html.trials import methods_of, state_of
 from autopeft.report.html.values import mapping, shown
+from autopeft.report.tasks import unbeaten_text
 from autopeft.report.text import duration, mean_sd, number, percent, score
 from autopeft.runs.documents import Compared
 from autopeft.runs.records import TrialRecord
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.selection.contender import mean_sd as moments
 from autopeft.search.strategies.registry import DEFAULT
+from autopeft.tasks.summary import Constant
 from autopeft.training.arguments import TrainArguments
 
 __all__ = ["comparisons", "facts", "headline", "remarks", "reproduction"]
@@ -116,8 +118,10 @@ def remarks(run: Run) -> list[str]:
     asked = run.about.data.source.stand_in_for
     if asked:
         found.append(f"These figures are not comparable with those of {shown(asked, 80)}.")
+    found += [shown(remark, 400) for remark in run.about.data.summary.remarks]
     if result is None:
         return [*found, *run.problems]
+    found += _unbeaten(run)
     reasons = (
         (result.interrupted, "The search was interrupted: this is the best until then."),
         (result.out_of_time, "The search ran out of time before the planned number of trials."),
@@ -133,19 +137,28 @@ def remarks(run: Run) -> list[str]:
     return [*found, *run.problems]
 
 
+def _unbeaten(run: Run) -> list[str]:
+    """Where the winner scores no more on *test* than the same answer for every row."""
+    winner, constant = run.winner, run.constant
+    if winner is None or constant is None or not winner.test or not constant.test:
+        return []
+    said = Constant(constant.name, {"test": constant.test[0]})
+    sentence = unbeaten_text(said, "The hybrid" if run.fixed else "The winner", moments(winner.test)[0])
+    return [sentence] if sentence else []
+
+
 def facts(run: Run, unfinished: Iterable[TrialRecord] = ()) -> list[tuple[str, str]]:
     """Name and value of what the run was about; `unfinished` are the trials that had not ended."""
     m = run.about
     most, planned = m.limits.most, m.effort.trials
     budget = shown(m.budget, 80) + ("" if most is None else f" (at most {number(most)} parameters)")
-    rows = ", ".join(f"{shown(k, 20)} {number(v)}" for k, v in (m.data.rows or {}).items())
     trials = _states(run.trials, unfinished)
     trials += "" if planned is None else f" (planned: {planned})"
     kind = "fixed recipe" if run.fixed else "search"
     found = [
         ("run", f"{kind}, {run.state}"),
         ("task", shown(m.data.name or m.task, 200)),
-        ("rows", rows or "–"),
+        *_rows_of(run),
         ("metric", f"{run.metric}, higher is better"),
         ("backbone", f"{shown(m.model, 200)} ({number(m.backbone.parameters)} parameters)"),
         ("budget", budget),
@@ -160,6 +173,15 @@ def facts(run: Run, unfinished: Iterable[TrialRecord] = ()) -> list[tuple[str, s
     ]
     skip = ("budget", "space", "strategy", "sampler", "trials") if run.fixed else ()
     return [(k, v) for k, v in found if v != "–" and k not in skip]
+
+
+def _rows_of(run: Run) -> list[tuple[str, str]]:
+    """What is known of the rows; runs of earlier versions kept their number alone."""
+    data = run.about.data
+    if data.summary.facts:
+        return [(shown(fact.name, 120), shown(fact.text, 600)) for fact in data.summary.facts]
+    rows = ", ".join(f"{shown(k, 20)} {number(v)}" for k, v in (data.rows or {}).items())
+    return [("rows", rows or "–")]
 
 
 def _states(trials: Sequence[TrialRecord], unfinished: Iterable[TrialRecord]) -> str:
@@ -182,7 +204,8 @@ def reproduction(run: Run) -> list[tuple[str, str]]:
             blocks.append(("Go on with it", f"autopeft search --resume {where}"))
         blocks += _again("Search again", run, SearchArguments)
     if run.result:
-        use = f'autopeft export {where} -o winner\nautopeft predict {where} --text "…"'
+        pair = ' --text-pair "…"' if run.about.data.pairs else ""
+        use = f'autopeft export {where} -o winner\nautopeft predict {where} --text "…"{pair}'
         blocks.append(("Use what it found", use))
     if not run.fixed and run.folder.journal.exists():
         text = (

@@ -78,6 +78,8 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         hypervolume=tuple(course(records, ready.limits[1])),
         comparisons=_comparisons(ready, final, baselines),
         bias=_bias(ready, final),
+        constant=ready.summary.constant,
+        remarks=ready.summary.remarks,
     )
     if files is not None:
         folder.write_winner(files)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from autopeft.runs.records import CountTable, TrialRecord
 from autopeft.search.core.jobs import Job
+from autopeft.tasks.summary import DataSummary
 
 __all__ = ["Reporter", "SearchInfo", "SilentReporter"]
 
@@ -24,6 +25,7 @@ class SearchInfo:
         estimated_seconds: wall time of the whole run, estimated before it starts.
         notice: one line to show when the data is a stand-in, else `None`.
         run: path of the run folder.
+        data: what the rows are like.
     """
 
     task: str
@@ -39,6 +41,7 @@ class SearchInfo:
     estimated_seconds: float
     notice: str | None
     run: str
+    data: DataSummary = field(default_factory=DataSummary)
 
 
 class Reporter(Protocol):

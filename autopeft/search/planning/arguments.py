@@ -259,6 +259,7 @@ class SearchArguments(Arguments):
     kind: shared.Kind = None
     metric: shared.Metric = None
     class_weights: shared.ClassWeights = None
+    drop_empty: shared.DropEmpty = False
     stand_in: shared.StandIn = True
     workers: Annotated[
         int | None,

@@ -10,13 +10,14 @@ import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from autopeft.assets import ModelSource, keep_model, load_config, resolve_model
+from autopeft.assets import ModelSource, keep_model, load_config, load_tokenizer, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.effort import Effort, choose_effort, parse_duration
@@ -29,6 +30,7 @@ from autopeft.search.space.repair import check_feasible
 from autopeft.search.space.space import Space
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import Task, load_task
+from autopeft.tasks.summary import DataSummary, summarise
 from autopeft.training import TrainingPlan
 
 __all__ = ["Prepared", "available_cpus", "prepare"]
@@ -81,6 +83,11 @@ class Prepared:
         """The task as the user named it; rows in memory have the name that `load_task` gives them."""
         return self.arguments.task if isinstance(self.arguments.task, str) else self.task.name
 
+    @cached_property
+    def summary(self) -> DataSummary:
+        """What the rows are like, as the backbone will see them."""
+        return summarise(self.task, load_tokenizer(self.source), self.plan.max_length)
+
     def baselines(self) -> list[Baseline]:
         """What the winner is compared with."""
         a, effort = self.arguments, self.effort
@@ -122,7 +129,11 @@ class Prepared:
             "objective": self.arguments.objective,
             "effort": asdict(self.effort),
             "training": vars(self.plan) | {"steps": self.effort.steps},
-            "data": self.task.describe() | {"rows_before_limits": self.full_rows},
+            "data": {
+                **self.task.describe(),
+                "rows_before_limits": self.full_rows,
+                "summary": self.summary.to_dict(),
+            },
             "notice": self.task.source.notice,
             "backbone": {
                 **asdict(self.source),
@@ -244,6 +255,7 @@ def _task(
         kind=a.kind,
         metric=a.metric,
         class_weights=a.class_weights,
+        drop_empty=a.drop_empty,
         seed=a.seed,
         stand_in=a.stand_in,
         notify=notify,

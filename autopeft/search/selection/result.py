@@ -11,6 +11,7 @@ from autopeft.runs.records import CountTable, TrialRecord
 from autopeft.search.optimization.pareto import FrontPoint
 from autopeft.search.selection.contender import Contender, mean_sd
 from autopeft.search.selection.significance import Comparison, SelectionBias
+from autopeft.tasks.summary import Constant
 
 __all__ = ["SearchResult"]
 
@@ -33,6 +34,8 @@ class SearchResult:
         hypervolume: how the front grew, trial by trial (see `autopeft.search.controller.finish`).
         comparisons: the winner against each baseline on *test*, with intervals.
         bias: how much better the winner looks on *select*, which chose it, than on *test*.
+        constant: what the same answer for every row scores (the majority baseline, or the mean).
+        remarks: what limits what the scores can say, a sentence each.
         interrupted, exhausted, out_of_time: why it ended before the planned number of trials, if it did.
         notice: one line where the data stand in for others.
     """
@@ -58,6 +61,8 @@ class SearchResult:
     hypervolume: tuple[dict[str, float], ...] = field(default=(), repr=False)
     comparisons: tuple[Comparison, ...] = ()
     bias: SelectionBias | None = None
+    constant: Constant | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def select_mean(self) -> float | None:
@@ -77,7 +82,7 @@ class SearchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome in numbers, JSON-able; trials and front are in files of their own."""
-        skipped = ("winner", "baselines", "front", "trials", "comparisons", "bias")
+        skipped = ("winner", "baselines", "front", "trials", "comparisons", "bias", "constant")
         data: dict[str, Any] = {k: v for k, v in vars(self).items() if k not in skipped}
         data["run"] = str(self.run)
         data.update(
@@ -90,6 +95,7 @@ class SearchResult:
             selection_bias=None if self.bias is None else self.bias.value,
             selection_bias_text=None if self.bias is None else self.bias.sentence(),
             baselines=[_contender_dict(c) for c in self.baselines],
+            constant=None if self.constant is None else self.constant.to_dict(),
             trials={
                 state: sum(t.state == state for t in self.trials)
                 for state in ("complete", "stopped", "paused", "failed", "duplicate")

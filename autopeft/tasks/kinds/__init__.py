@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from autopeft.tasks.kinds.breakdown import Breakdown, class_breakdowns
 from autopeft.tasks.kinds.contract import ClassWeights, Loss, TaskKind
 from autopeft.tasks.kinds.metric import Metric, ScoredRows, jackknife_variance, shrunk
 from autopeft.tasks.kinds.registry import (
@@ -22,12 +23,14 @@ from autopeft.tasks.kinds.registry import (
 
 __all__ = [
     "METRICS",
+    "Breakdown",
     "ClassWeights",
     "Loss",
     "Metric",
     "ScoredRows",
     "TaskKind",
     "choose_kind",
+    "class_breakdowns",
     "get_kind",
     "get_metric",
     "jackknife_variance",

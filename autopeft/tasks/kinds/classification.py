@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autopeft.errors import DataError, TaskError
+from autopeft.tasks.kinds.breakdown import Breakdown, class_breakdowns
 from autopeft.tasks.kinds.class_metrics import ACCURACY, F1, MACRO_F1, MATTHEWS
 from autopeft.tasks.kinds.contract import ClassWeights, Loss, TaskKind
 from autopeft.tasks.kinds.metric import Metric
@@ -21,12 +22,15 @@ from autopeft.tasks.kinds.registry import register_kind
 from autopeft.tasks.table import ColumnNames, RawRows, Table, listed, numbers_of
 
 if TYPE_CHECKING:
-    from autopeft.tasks.split import Split
+    from autopeft.tasks.split import Split, SplitName
 
 __all__ = ["Classification", "CrossEntropy"]
 
 _CLAIM = 0.1  # what no other kind claims is classes
 _PLENTY = 20  # classes that any data may have
+# A class is rare below this part of an equal share, which for two classes is 20 % of the rows: from there on
+# data are called moderately unbalanced (Google, Machine Learning Crash Course, "Imbalanced datasets").
+_RARE = 0.4
 
 
 class CrossEntropy(Loss):
@@ -112,6 +116,27 @@ class Classification(TaskKind):
         counts = Counter(int(label) for label in labels)
         return tuple(counts[i] for i in range(len(names)))
 
+    def constant(self, labels: Sequence[Any], names: Sequence[str]) -> tuple[str, Any] | None:
+        """The class that most rows have; of equal ones the first."""
+        counts = self.class_counts(labels, names)
+        most = counts.index(max(counts))
+        return f"always {names[most]!r}", most
+
+    def remarks(
+        self, splits: Mapping[SplitName, Split], names: Sequence[str], metric: str, *, weighted: bool = False
+    ) -> list[str]:
+        """See `TaskKind`; classes that are missing where scores are measured, and rare ones."""
+        found = super().remarks(splits, names, metric, weighted=weighted)
+        for name, split in splits.items():
+            counts = self.class_counts(split.labels, names)
+            missing = [names[i] for i, count in enumerate(counts) if count == 0]
+            if missing and name != "train":
+                found.append(_missing(name, missing, len(names)))
+        return [
+            *found,
+            *_unbalanced(self.class_counts(splits["train"].labels, names), names, metric, weighted),
+        ]
+
     def relabel(self, labels: Sequence[Any], names: Sequence[str], wanted: Sequence[str]) -> list[Any]:
         places = [list(wanted).index(name) for name in names]
         return [places[int(label)] for label in labels]
@@ -140,6 +165,12 @@ class Classification(TaskKind):
         if outputs.ndim != 2:
             return outputs
         return outputs[:, 0] if outputs.shape[1] == 1 else outputs.argmax(axis=1)
+
+    def breakdown(
+        self, outputs: NDArray[Any], labels: NDArray[Any], names: Sequence[str]
+    ) -> tuple[Breakdown, ...]:
+        """Precision, recall, F1 and support of each class, and the confusion matrix."""
+        return class_breakdowns(self.decisions(outputs), labels, names)
 
     def present(self, output: NDArray[Any], names: Sequence[str]) -> dict[str, Any]:
         """`label`, its `probability`, the `probabilities` of all classes and the `logits`."""
@@ -193,3 +224,22 @@ def _balanced(asked: str, labels: Sequence[Any], names: Sequence[str]) -> list[f
             f"Balanced weights need every class in train; none of {', '.join(map(repr, empty))} is."
         )
     return [len(labels) / (len(names) * counts[i]) for i in range(len(names))]
+
+
+def _missing(split: str, missing: Sequence[str], classes: int) -> str:
+    if len(missing) == classes - 1:
+        return f"{split} has rows of one class only: a score on it cannot tell one model from another."
+    return f"{split} has no row of {listed(missing)}: a score on it says nothing of that."
+
+
+def _unbalanced(counts: Sequence[int], names: Sequence[str], metric: str, weighted: bool) -> list[str]:
+    """A hint where a class is rare, and the metric or the loss pays little for it."""
+    rows = sum(counts)
+    rare = counts.index(min(counts))
+    ways = [*(["--metric macro_f1"] if metric == ACCURACY.name else ())]
+    ways += [*(["--class-weights balanced"] if not weighted else ())]
+    if not ways or counts[rare] * len(names) >= _RARE * rows:
+        return []
+    most = counts.index(max(counts))
+    shares = [f"{names[i]!r} is {100 * counts[i] / rows:.1f} %" for i in (rare, most)]
+    return [f"Classes are unbalanced: of train {' and '.join(shares)}. Consider {' and '.join(ways)}."]

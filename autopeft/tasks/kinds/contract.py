@@ -18,12 +18,15 @@ How the package uses a kind, in this order:
 
 1. *Data.* `claim` bids for a user's table; the highest bid wins, unless the kind or the metric was named.
    `columns` and `read` take checked rows from the table, `encode_labels` turns their labels into values,
-   `strata` makes splits stratified, `check` and `class_weights` look at the finished task.
+   `strata` makes splits stratified, `check` and `class_weights` look at the finished task. `describe_rows`,
+   `constant`, `remarks` and `truncated` say what is known of the rows before training.
 2. *Model.* `load_model` loads the backbone as `auto_class` with the changes of `config`.
 3. *Training.* `encode` makes an `EncodedSplit` (a subclass of it may collate in its own way), and `loss` says
    what is minimised. `logits_of` takes the logits from what the model returns.
-4. *Scores.* `outputs` gives what is kept of each row, `decisions` what metrics compare with labels.
-5. *Use.* `present` and `line` are what `autopeft predict` prints; `peft_task_type` stands in exports.
+4. *Scores.* `outputs` gives what is kept of each row, `decisions` what metrics compare with labels, and
+   `breakdown` what `autopeft evaluate` shows beside the score.
+5. *Use.* `text_columns` finds texts without labels; `present` and `line` are what `autopeft predict` prints;
+   `peft_task_type` stands in exports.
 
 Everything is called with the task's class names where it needs them (`names`, empty for kinds without
 classes), so that a kind needs no state.
@@ -44,16 +47,28 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from autopeft.assets import ModelSource, load_model
 from autopeft.errors import AutoPEFTError, TaskError
+from autopeft.tasks.kinds.breakdown import Breakdown
 from autopeft.tasks.kinds.metric import Metric
-from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table, choose_columns, read_rows
-from autopeft.tasks.tokens import EncodedSplit, encode_texts
+from autopeft.tasks.table import (
+    ColumnNames,
+    Columns,
+    RawRows,
+    Table,
+    choose_columns,
+    choose_texts,
+    read_rows,
+)
+from autopeft.tasks.tokens import EncodedSplit, encode_texts, longer_than
 
 if TYPE_CHECKING:
-    from autopeft.tasks.split import Split
+    from autopeft.tasks.split import Split, SplitName
 
 __all__ = ["ClassWeights", "Loss", "TaskKind"]
 
 ClassWeights = Literal["balanced"] | Sequence[float] | None
+_CLASSES_SHOWN = 6
+_FEW_ROWS = 30
+_SCORED: tuple[SplitName, ...] = ("select", "test")
 
 
 class Loss(ABC):
@@ -192,6 +207,39 @@ class TaskKind(ABC):
         """Rows of each class, in index order; empty for kinds without classes."""
         return ()
 
+    def describe_rows(self, labels: Sequence[Any], names: Sequence[str]) -> str:
+        """How the labels of some rows are spread, in a few words; empty where there is nothing to say."""
+        counts = self.class_counts(labels, names)
+        ranked = sorted(zip(counts, names, strict=False), key=lambda pair: -pair[0])
+        shown = [_share(count, name, len(labels)) for count, name in ranked[:_CLASSES_SHOWN]]
+        rest = ranked[_CLASSES_SHOWN:]
+        if rest:
+            shown.append(f"{len(rest)} more down to {_share(*rest[-1], len(labels))}")
+        return ", ".join(shown)
+
+    def constant(self, labels: Sequence[Any], names: Sequence[str]) -> tuple[str, Any] | None:
+        """The best answer that looks at no text: in words (`always 'no'`) and as a label, from the labels of
+        the training rows. `None` for kinds that have none."""
+        return None
+
+    def remarks(
+        self, splits: Mapping[SplitName, Split], names: Sequence[str], metric: str, *, weighted: bool = False
+    ) -> list[str]:
+        """What limits what scores on these rows can say, a sentence each.
+
+        Args:
+            metric: name of the one that counts.
+            weighted: whether classes have weights in training.
+        """
+        found = []
+        for name in _SCORED:
+            rows = len(splits[name])
+            if rows == 1:
+                found.append(f"{name} has 1 row: a score on it says nothing; more rows are needed.")
+            elif rows < _FEW_ROWS:
+                found.append(f"{name} has {rows} rows: scores on so few differ by chance.")
+        return found
+
     def relabel(self, labels: Sequence[Any], names: Sequence[str], wanted: Sequence[str]) -> list[Any]:
         """The same labels in the order of other class names, of which `names` are a part."""
         return list(labels)
@@ -253,6 +301,10 @@ class TaskKind(ABC):
             return plain
         return replace(plain, labels=self.label_array(rows.labels))
 
+    def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:
+        """Share of rows that `encode` cuts to `max_length` tokens."""
+        return longer_than(rows.texts, rows.pairs, tokenizer, max_length)
+
     @abstractmethod
     def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
         """Labels (rows, …) as batches and metrics take them."""
@@ -313,8 +365,28 @@ class TaskKind(ABC):
             )
         return float(metric.score(found, truth))
 
+    def breakdown(
+        self, outputs: NDArray[Any], labels: NDArray[Any], names: Sequence[str]
+    ) -> tuple[Breakdown, ...]:
+        """Tables of where the outputs are right and wrong, beside a score; `class_breakdowns` helps kinds
+        whose decisions are class indices."""
+        return ()
+
     # Use
     # --------------------------------------------------------------------------------------------------
+
+    def text_columns(self, table: Table, named: ColumnNames, *, pair: bool | None = None) -> Columns:
+        """The columns of a table whose rows are to be predicted: those of `columns` without a label.
+
+        `read` is then asked for the rows that have a text.
+
+        Args:
+            pair: whether the model was trained on pairs of texts; `None` where that is not known.
+
+        Raises:
+            DataError: a named column does not exist, or no obvious one does.
+        """
+        return choose_texts(table, named.text, named.text_pair, pair=pair)
 
     @abstractmethod
     def present(self, output: NDArray[Any], names: Sequence[str]) -> dict[str, Any]:
@@ -332,3 +404,8 @@ class TaskKind(ABC):
     def built_in(self) -> bool:
         """Whether the kind comes with this package; the code of others may change unseen."""
         return type(self).__module__.startswith("autopeft.")
+
+
+def _share(count: int, name: str, rows: int) -> str:
+    # Names come from users' files: what cannot be printed is escaped.
+    return f"{name if name.isprintable() else repr(name)} {count:,} ({100 * count / max(rows, 1):.1f} %)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autopeft.errors import DataError
+from autopeft.tasks.kinds.breakdown import Breakdown
 from autopeft.tasks.kinds.contract import Loss, TaskKind
 from autopeft.tasks.kinds.correlations import PEARSON, PEARSON_SPEARMAN, SPEARMAN
 from autopeft.tasks.kinds.registry import register_kind
 from autopeft.tasks.table import ColumnNames, RawRows, Table, number_of, numbers_of, peek_labels
+
+if TYPE_CHECKING:
+    from autopeft.tasks.split import Split, SplitName
 
 __all__ = ["REGRESSION_VALUES", "Regression", "SquaredError"]
 
@@ -73,6 +77,23 @@ class Regression(TaskKind):
         ranks = np.argsort(np.argsort(np.asarray(labels, dtype=np.float64), kind="stable"), kind="stable")
         return [int(rank) for rank in ranks * _BINS // max(len(labels), 1)]
 
+    def describe_rows(self, labels: Sequence[Any], names: Sequence[str]) -> str:
+        """Least, largest and mean number."""
+        return f"{min(labels):.4g} to {max(labels):.4g}, mean {np.mean(labels):.4g}" if len(labels) else ""
+
+    def constant(self, labels: Sequence[Any], names: Sequence[str]) -> tuple[str, Any] | None:
+        """The mean, which has the least squared error."""
+        mean = float(np.mean(labels))
+        return f"always the mean, {mean:.4g}", mean
+
+    def remarks(
+        self, splits: Mapping[SplitName, Split], names: Sequence[str], metric: str, *, weighted: bool = False
+    ) -> list[str]:
+        """See `TaskKind`; splits whose labels are all equal, on which no correlation is defined."""
+        found = super().remarks(splits, names, metric, weighted=weighted)
+        equal = [name for name, split in splits.items() if len(split) > 1 and len(set(split.labels)) == 1]
+        return [*found, *(f"All labels of {n} are equal: a score on it is 0 for any model." for n in equal)]
+
     def num_labels(self, names: Sequence[str]) -> int:
         return 1
 
@@ -89,6 +110,15 @@ class Regression(TaskKind):
     def decisions(self, outputs: NDArray[Any]) -> NDArray[Any]:
         """The predicted numbers, (rows,)."""
         return outputs[:, 0] if outputs.ndim == 2 and outputs.shape[1] == 1 else outputs
+
+    def breakdown(
+        self, outputs: NDArray[Any], labels: NDArray[Any], names: Sequence[str]
+    ) -> tuple[Breakdown, ...]:
+        """Mean absolute error, root of the mean squared error and the largest error, in the labels' unit."""
+        errors = np.abs(np.asarray(self.decisions(outputs), dtype=np.float64) - labels)
+        found = (float(errors.mean()), float(np.sqrt(np.mean(errors**2))), float(errors.max()))
+        headers = ("error", "mean absolute", "root mean square", "largest")
+        return (Breakdown("errors", "Errors in the unit of the labels", headers, (("all rows", *found),)),)
 
     def present(self, output: NDArray[Any], names: Sequence[str]) -> dict[str, Any]:
         """The `value`."""

@@ -19,7 +19,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from autopeft.errors import DataError
-from autopeft.tasks.kinds import Loss, Metric, ScoredRows, TaskKind, register_kind, shrunk
+from autopeft.tasks.kinds import (
+    Breakdown,
+    Loss,
+    Metric,
+    ScoredRows,
+    TaskKind,
+    class_breakdowns,
+    register_kind,
+    shrunk,
+)
 from autopeft.tasks.table import ColumnNames, RawRows, Table, peek_labels
 
 _STARS = re.compile(r"(\d+) stars?")
@@ -103,6 +112,11 @@ class Ordinal(TaskKind):
 
     def decisions(self, outputs: NDArray[Any]) -> NDArray[Any]:
         return (outputs > 0).sum(axis=1) if outputs.ndim == 2 else outputs
+
+    def breakdown(
+        self, outputs: NDArray[Any], labels: NDArray[Any], names: Sequence[str]
+    ) -> tuple[Breakdown, ...]:
+        return class_breakdowns(self.decisions(outputs), labels, names)
 
     def present(self, output: NDArray[Any], names: Sequence[str]) -> dict[str, Any]:
         passed = 1 / (1 + np.exp(-output.astype(np.float64)))

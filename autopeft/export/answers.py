@@ -1,0 +1,211 @@
+"""What a hybrid is asked, row for row, and the file of its answers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from numpy.typing import NDArray
+
+from autopeft.errors import DataError, UsageError
+from autopeft.runs.files import plain, write_atomic
+from autopeft.tasks.files import SUFFIXES, read_file, read_lines
+from autopeft.tasks.memory import tables_in
+from autopeft.tasks.split import Split
+from autopeft.tasks.table import ColumnNames, Table, unanswerable
+from autopeft.training.options import is_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from pandas import DataFrame
+
+    from autopeft.export.arguments import PredictArguments
+    from autopeft.export.trained import TrainedHybrid
+
+    Texts: TypeAlias = str | Sequence[str] | Path | Dataset | DataFrame
+else:  # they take seconds to import
+    Texts = Any
+
+__all__ = ["OUT_SUFFIXES", "PROBLEM", "Asked", "Texts", "answers", "asked", "check_out", "write_answers"]
+
+OUT_SUFFIXES = (".csv", ".jsonl")
+PROBLEM = "problem"  # the key of a row that cannot be answered
+_TEXT, _PAIR = "text", "text_pair"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Rows that are to be answered.
+
+    Attributes:
+        texts, pairs: of all rows, as they came.
+        problems: of the rows that cannot be answered why.
+        rows: those that can, in their order; `None` where there are none.
+    """
+
+    texts: list[Any]
+    pairs: list[Any] | None
+    problems: Mapping[int, str]
+    rows: Split | None
+
+
+def asked(known: TrainedHybrid, texts: Texts, given: PredictArguments) -> Asked:
+    """Read what a hybrid is asked: texts, a file of lines or of a table, or a table in memory.
+
+    Raises:
+        UsageError: there are second texts for a hybrid of single texts or none for one of pairs, or there are
+            not as many of them as of texts.
+        DataError: the data cannot be read, have no rows, or have no column of texts.
+    """
+    if _is_table(texts):
+        table, named = _of_table(known, texts, given)
+    else:
+        table, named = _of_texts(known, texts, given)
+    if not len(table):
+        raise DataError(f"{table.where} has no rows: there is nothing to predict.")
+    columns = known.kind.text_columns(table, named, pair=known.pairs)
+    problems = unanswerable(table, columns)
+    good = [i for i in range(len(table)) if i not in problems]
+    rows: Split | None = None
+    if good:
+        raw = known.kind.read(table.take(good), columns)
+        rows = Split(raw.texts, raw.pairs, raw.labels, raw.fields)
+    pairs = None if columns.text_pair is None else list(table.columns[columns.text_pair])
+    return Asked(list(table.columns[columns.text]), pairs, problems, rows)
+
+
+def _is_table(texts: Any) -> bool:
+    return is_rows(texts) or (isinstance(texts, Path) and texts.suffix.lower() in SUFFIXES)
+
+
+def _of_table(known: TrainedHybrid, data: Any, given: PredictArguments) -> tuple[Table, ColumnNames]:
+    if given.text_pair is not None:
+        raise UsageError(
+            "The second texts of a table stand in one of its columns: name it with --text-pair-column "
+            "(text_pair_column=…) and leave text_pair out."
+        )
+    if known.pairs is False and given.text_pair_column is not None:
+        raise UsageError("This hybrid was trained on single texts; leave out text_pair_column.")
+    table = _read(data)
+    # A column that the hybrid was trained on need not be named again.
+    text, pair = (
+        name if name in table.columns else None for name in (known.columns.text, known.columns.text_pair)
+    )
+    return table, ColumnNames(given.text_column or text, given.text_pair_column or pair)
+
+
+def _read(data: Any) -> Table:
+    if not isinstance(data, Path):
+        tables = tables_in(data)
+        if len(tables) > 1:
+            raise UsageError(
+                f"One table is answered at a time, but got {', '.join(tables)}; hand over one of them."
+            )
+        return tables["train"]
+    if not data.is_file():
+        raise DataError(f"There is no file {data}.")
+    return read_file(data)
+
+
+def _of_texts(known: TrainedHybrid, texts: Any, given: PredictArguments) -> tuple[Table, ColumnNames]:
+    if given.text_column is not None or given.text_pair_column is not None:
+        raise UsageError(
+            "text_column and text_pair_column name columns of a table (CSV, JSONL, Parquet, or in memory); "
+            "texts and files with one text a line have none."
+        )
+    where = str(texts) if isinstance(texts, Path) else "The list of texts"
+    first = (
+        read_lines(texts) if isinstance(texts, Path) else [texts] if isinstance(texts, str) else list(texts)
+    )
+    second = None if given.text_pair is None else list(given.text_pair)
+    if known.pairs is False and second is not None:
+        raise UsageError("This hybrid was trained on single texts; leave out text_pair.")
+    if known.pairs and second is None:
+        raise UsageError(
+            "This hybrid was trained on pairs of texts, but the second ones are missing: give one for each "
+            "text with --text-pair (text_pair=…), or a table with two columns of texts."
+        )
+    if second is None:
+        return Table(where, {_TEXT: first}, {}), ColumnNames(_TEXT)
+    if len(second) != len(first):
+        raise UsageError(f"There are {len(first)} texts but {len(second)} second texts; give one for each.")
+    return Table(where, {_TEXT: first, _PAIR: second}, {}), ColumnNames(_TEXT, _PAIR)
+
+
+def answers(known: TrainedHybrid, question: Asked, outputs: NDArray[Any] | None) -> list[dict[str, Any]]:
+    """One answer for each row, in their order: the texts, and what the kind of task has or the `problem`.
+
+    `outputs` are those of the rows that could be answered; `None` where none could.
+    """
+    found = iter(() if outputs is None else outputs)
+    listed = []
+    for i, text in enumerate(question.texts):
+        row: dict[str, Any] = {_TEXT: text}
+        if question.pairs is not None:
+            row[_PAIR] = question.pairs[i]
+        problem = question.problems.get(i)
+        said = {PROBLEM: problem} if problem else known.kind.present(next(found), known.labels)
+        listed.append({**row, **said})
+    return listed
+
+
+# The file
+# ------------------------------------------------------------------------------------------------------
+
+
+def check_out(value: str | Path) -> None:
+    """Refuse a file that answers cannot be written to, before anything is computed.
+
+    Raises:
+        UsageError: it has another suffix, is there already, or its folder is not.
+    """
+    path = Path(value)
+    if path.suffix.lower() not in OUT_SUFFIXES:
+        raise UsageError(f"Answers are written as {' or '.join(OUT_SUFFIXES)}, but got out={str(path)!r}.")
+    if path.exists():
+        raise UsageError(f"{path} is there already; choose another --out, or remove it.")
+    if not path.parent.is_dir():
+        raise UsageError(f"There is no folder {path.parent} to write {path.name} to.")
+
+
+def write_answers(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write answers as CSV or as JSON lines, numbered from 1 in the column `row`.
+
+    In a CSV a nested value has a column of its own (`probabilities.yes`); figures that are not finite are
+    empty there, and null in JSON.
+
+    Raises:
+        AutoPEFTError: the file cannot be written.
+    """
+    numbered = [{"row": i, **plain(row)} for i, row in enumerate(rows, start=1)]
+    if path.suffix.lower() == ".csv":
+        content = _csv([dict(_flat(row)) for row in numbered])
+    else:
+        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in numbered)
+    # Text that could not be answered may hold halves of surrogate pairs, which no file can.
+    write_atomic(path, content.encode("utf-8", "replace"))
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = dict.fromkeys(name for row in rows for name in row)
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _flat(part, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        for i, part in enumerate(value):
+            yield from _flat(part, f"{name}.{i}")
+    else:
+        yield name, value

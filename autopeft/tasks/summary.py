@@ -1,0 +1,175 @@
+"""What a task's rows are like, before anything is trained on them, and what one answer for all scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from autopeft.tasks.kinds import get_metric
+from autopeft.tasks.split import SPLIT_NAMES, Split
+from autopeft.tasks.table import listed
+from autopeft.tasks.task import Task
+
+__all__ = ["Constant", "DataSummary", "summarise"]
+
+_SAMPLE = 1_000  # rows of a split that are tokenised for the share of long ones
+_MANY_CUT = 0.1
+_EVEN = 1e-9
+_HEADINGS = {"text": "text", "text_pair": "second text", "label": "label"}
+
+
+@dataclass(frozen=True)
+class Constant:
+    """What the same answer for every row scores: the majority baseline, or the mean for numbers.
+
+    Attributes:
+        name: the answer in words.
+        scores: by split, on *select* and *test*, with the task's metric.
+    """
+
+    name: str
+    scores: Mapping[str, float]
+
+    def unbeaten(self, score: float | None, split: str, what: str) -> str | None:
+        """A sentence where a score is no better; `None` where it is, or where there is none."""
+        own = self.scores.get(split)
+        if score is None or own is None or score > own + _EVEN:
+            return None
+        shown = f"{what} is no better on {split} than {self.name} ({own:.4f})"
+        return f"{shown}: what it learnt does not show there."
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a baseline stands in a result."""
+        return {"name": self.name, **{f"{split}_mean": score for split, score in self.scores.items()}}
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What a task's rows are like.
+
+    Attributes:
+        facts: name and text: the rows of each split, the columns, what was left out, repeated or cut.
+        remarks: what limits what scores can say, a sentence each.
+        constant: `None` where the kind of task or the metric knows none.
+    """
+
+    facts: tuple[tuple[str, str], ...] = ()
+    remarks: tuple[str, ...] = ()
+    constant: Constant | None = field(default=None)
+
+    def lines(self) -> list[str]:
+        """The facts, a line each."""
+        return [f"{name}: {text}" for name, text in self.facts]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary as a manifest holds it."""
+        return {
+            "facts": [{"name": name, "text": text} for name, text in self.facts],
+            "remarks": list(self.remarks),
+            "constant": None if self.constant is None else self.constant.to_dict(),
+        }
+
+
+def summarise(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DataSummary:
+    """Look at the rows of a task as a backbone's tokenizer will see them.
+
+    Shares of long texts are those of 1,000 rows of each split at most.
+    """
+    kind, constant = task.task_kind, _constant(task)
+    cut = {name: _cut(task, name, tokenizer, max_length) for name in SPLIT_NAMES}
+    facts = [
+        (str(name), _rows(kind.describe_rows(task.splits[name].labels, task.labels), len(task.splits[name])))
+        for name in SPLIT_NAMES
+    ]
+    facts += [*_read(task), *_repeated(task.splits)]
+    shares = ", ".join(f"{100 * share:.1f} % of {name}" for name, share in cut.items())
+    facts.append(("truncated", f"{shares} to {max_length} tokens"))
+    if constant is not None:
+        scores = ", ".join(f"{score:.4f} on {split}" for split, score in constant.scores.items())
+        facts.append((constant.name, f"{task.metric} {scores}"))
+    remarks = kind.remarks(task.splits, task.labels, task.metric, weighted=task.class_weights is not None)
+    remarks += [*_seen_before(task.splits), *_long(cut["train"], tokenizer, max_length)]
+    return DataSummary(tuple(facts), tuple(remarks), constant)
+
+
+def _rows(described: str, count: int) -> str:
+    rows = "1 row" if count == 1 else f"{count:,} rows"
+    return f"{rows}: {described}" if described else rows
+
+
+def _constant(task: Task) -> Constant | None:
+    kind, metric = task.task_kind, get_metric(task.metric)
+    found = kind.constant(task.splits["train"].labels, task.labels)
+    if found is None or metric.raw:  # a raw metric takes outputs, and this is a decision
+        return None
+    name, answer = found
+    scores = {}
+    for split in ("select", "test"):
+        labels = kind.label_array(task.splits[split].labels)  # type: ignore[index]
+        scores[split] = kind.score(metric, np.full_like(labels, answer), labels)
+    return Constant(name, scores)
+
+
+def _cut(task: Task, name: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:
+    split = task.splits[name]
+    sample = split.take(range(0, len(split), -(-len(split) // _SAMPLE)))
+    return task.task_kind.truncated(sample, tokenizer, max_length)
+
+
+def _long(share: float, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[str]:
+    if share > _MANY_CUT:
+        most = tokenizer.model_max_length
+        way = f" --max-length can be up to {most:,} here." if max_length < most < 1e9 else ""
+        long = f"{100 * share:.0f} % of the texts of train are longer than {max_length} tokens"
+        yield f"{long} and are cut.{way}"
+
+
+def _read(task: Task) -> Iterator[tuple[str, str]]:
+    """The columns that are used and those that are not, and the rows that were left out."""
+    reading = task.reading
+    if reading.columns:
+        used = ", ".join(f"{_HEADINGS.get(what, what)} {name!r}" for what, name in reading.columns.items())
+        yield "columns", used + (f"; not used: {listed(reading.ignored)}" if reading.ignored else "")
+    if reading.dropped:
+        parts = ", ".join(f"{count:,} of {name}" for name, count in reading.dropped.items())
+        yield "dropped", f"rows without a text or a label: {parts}"
+
+
+# Rows that are there more than once
+# ------------------------------------------------------------------------------------------------------
+
+
+def _keys(split: Split) -> list[tuple[str, str | None]]:
+    seconds: Sequence[str | None] = split.pairs or [None] * len(split)
+    return list(zip(split.texts, seconds, strict=True))
+
+
+def _repeated(splits: Mapping[Any, Split]) -> Iterator[tuple[str, str]]:
+    """Rows whose texts stand before them in the same split."""
+    counts: dict[str, int] = {}
+    contrary = 0
+    for name, split in splits.items():
+        labels: dict[tuple[str, str | None], set[str]] = {}
+        for key, label in zip(_keys(split), split.labels, strict=True):
+            labels.setdefault(key, set()).add(repr(label))
+        if len(labels) < len(split):
+            counts[name] = len(split) - len(labels)
+        contrary += sum(len(found) > 1 for found in labels.values())
+    if counts:
+        parts = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
+        more = f"; {contrary:,} texts have labels that contradict each other" if contrary else ""
+        yield "repeated", f"rows whose text stands before them, which are kept: {parts}{more}"
+
+
+def _seen_before(splits: Mapping[Any, Split]) -> Iterator[str]:
+    """Rows to score on that are rows to train on as well: only where the data came with such splits."""
+    seen = set(_keys(splits["train"]))
+    for name in ("select", "test"):
+        keys = _keys(splits[name])
+        again = sum(key in seen for key in keys)
+        if again:
+            yield f"{again:,} of {len(keys):,} rows of {name} stand in train as well, which flatters scores."

@@ -1,0 +1,73 @@
+"""Why a score of now differs from what the run recorded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.training import encoded_task
+from torch import nn
+
+from autopeft.export.recorded import Recorded, recorded
+from autopeft.export.trained import TrainedHybrid
+from autopeft.tasks import Task, get_kind
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return encoded_task().task
+
+
+def known(task: Task, **changes: Any) -> TrainedHybrid:
+    data = {**task.describe(), "rows": {"select": 8, "test": 10}}
+    manifest = {
+        "data": {**data, **changes.pop("data", {})},
+        "arguments": {"seed": 0},
+        **changes.pop("manifest", {}),
+    }
+    fixed: dict[str, Any] = {"load": None, "manifest": manifest, **changes}
+    return TrainedHybrid(Path("run"), get_kind(task.kind), task.labels, task.metric, 16, **fixed)
+
+
+def found(
+    task: Task, *, split: str = "test", rows: int = 10, seed: int | None = None, **changes: Any
+) -> Recorded:
+    changes.setdefault("result", {"test_mean": 0.9, "test": [0.9], "kind": "train"})
+    hybrid = known(task, **changes)
+    answer = recorded(hybrid, task, split, rows, 0.8, seed=seed, model=nn.Linear(1, 1))
+    assert answer is not None
+    return answer
+
+
+def test_each_reason_is_said(task: Task) -> None:
+    assert "another device" in found(task).reasons[0]
+    (more,) = found(task, rows=25).reasons
+    assert "25 rows of test; the run scored 10" in more
+    (seed,) = found(task, seed=4).reasons
+    assert "seed 4, and by the run with seed 0" in seed
+    several = {"test_mean": 0.9, "test": [0.8, 0.9, 1.0]}
+    (mean,) = found(task, result=several).reasons
+    assert "mean of 3 trainings" in mean
+    trial = found(task, split="select", rows=8, result={"search_score": 0.7})
+    assert trial.score == 0.7
+    assert "trial of the search" in trial.reasons[0]
+    (libraries,) = found(task, manifest={"versions": {"torch": "0.1"}}).reasons
+    assert "torch 0.1 then" in libraries
+
+
+def test_what_cannot_be_compared_is_not(task: Task) -> None:
+    model = nn.Linear(1, 1)
+
+    def ask(hybrid: TrainedHybrid, of: Task = task, split: str = "test") -> Recorded | None:
+        return recorded(hybrid, of, split, 10, 0.9, seed=None, model=model)
+
+    result = {"test_mean": 0.9, "test": [0.9], "kind": "train"}
+    assert ask(known(task, result=result)) == Recorded(0.9, ())
+    assert ask(known(task)) is None
+    assert ask(known(task, result=result), replace(task, metric="macro_f1")) is None
+    assert ask(known(task, result=result, data={"source": {"sha256": "other"}})) is None
+    flattered = ask(known(task, result=result), split="train")
+    assert flattered is not None
+    assert flattered.score is None
