@@ -17,8 +17,8 @@ __all__ = ["Default", "Published", "Training", "published_defaults", "read_defau
 OWN = "own"
 _CITED = re.compile(r"(arXiv:\d{4}\.\d{4,5}( §[\d.]+)?|[\w.-]+/[\w.-]+( [\w./+-]+\.\w+)+)( \(from memory\))?")
 
-Text = str | int | float
-"""A cell: words, or a bare number."""
+Text = str | bool | int | float
+"""A cell: words, or a bare value."""
 
 
 class _Strict(BaseModel):
@@ -39,7 +39,7 @@ class Default(_Strict):
 
     default: Any
     means: Text | None = None
-    published: Text | bool | list[str] | None = None
+    published: Text | list[str] | None = None
     source: str
     why: str | None = None
 
