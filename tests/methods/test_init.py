@@ -26,6 +26,7 @@ from support.laws import (
     truncated,
     uniform,
 )
+from support.tiny import randomise
 from support.toy import build, toy_spec
 
 from autopeft.method import get_method, method_names
@@ -122,3 +123,15 @@ def test_an_orthogonal_mixer_is_one() -> None:
     mixer = module[sites[0]].M.detach()
     torch.testing.assert_close(mixer @ mixer.T, torch.eye(40), atol=1e-5, rtol=0)
     assert bool((mixer - torch.eye(40)).abs().max() > 0.1)
+
+
+def test_autolora_retrains_from_the_init_of_lora() -> None:
+    module, _ = build("autolora", SPEC)
+    torch.manual_seed(0)
+    randomise(module)
+    with torch.no_grad():
+        for pair in module.children_by_site():
+            pair.selection.copy_(torch.arange(8.0))
+    module.restart()
+    assert starts(module, PAIR) == []
+    assert set(module.ranks().values()) == {2}, "of eight terms, those above an eighth"
