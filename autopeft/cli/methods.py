@@ -18,7 +18,7 @@ def methods(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the methods, or explain one: formula, paper, sites, config with defaults and ranges.
+    """List the methods, or explain one: formula, paper, sites, config with defaults, ranges and sources.
 
     \b
       autopeft methods
@@ -27,6 +27,7 @@ def methods(
       autopeft methods lora --json
     """
     from autopeft.method import method_names
+    from autopeft.report.defaults import sources_sheet
     from autopeft.report.methods import config_sheet, describe, explain, methods_sheet
 
     if as_json:
@@ -39,3 +40,7 @@ def methods(
         if config.rows:
             say()
             say_sheet(config)
+        sources = sources_sheet(name)
+        if sources is not None:
+            say()
+            say_sheet(sources)

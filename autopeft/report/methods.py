@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from autopeft.composition import composition_names, get_composition
 from autopeft.method import get_method, method_names
+from autopeft.report.defaults import published_defaults
 from autopeft.report.sheet import Sheet
 
 __all__ = ["config_sheet", "describe", "explain", "flowing", "methods_sheet"]
@@ -139,7 +140,7 @@ def _explain_composition(name: str) -> str:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """The same as data, with the config as a JSON schema.
+    """The same as data, with the config as a JSON schema and the sources of its defaults.
 
     Raises:
         MethodError: there is no such method.
@@ -152,6 +153,7 @@ def describe(name: str) -> dict[str, Any]:
             "summary": composition.summary,
             "doc": inspect.getdoc(composition) or "",
             "options": composition.Options.model_json_schema(),
+            "defaults": _defaults(name),
         }
     method = get_method(name)
     traits = method.traits
@@ -172,7 +174,14 @@ def describe(name: str) -> dict[str, Any]:
         "data_dependent": traits.data_dependent,
         "doc": inspect.getdoc(method) or "",
         "config": method.Config.model_json_schema(),
+        "defaults": _defaults(name),
     }
+
+
+def _defaults(name: str) -> dict[str, Any] | None:
+    """Where the defaults come from, or nothing of what another package brings."""
+    entry = published_defaults().get(name)
+    return None if entry is None else entry.model_dump(mode="json", exclude_unset=True)
 
 
 def _type(annotation: Any) -> str:

@@ -16,11 +16,14 @@ import numpy as np
 import pytest
 import torch
 import typer.main
+from support.defaults import configs, problems
 from support.documents import ROOT, block, marks, text_of
+from support.laws import ZEROS, starts
 from support.registries import keep
 from support.saved_model import save_backbone, write_reviews
 from support.searching import Events, MemoryCheckpoints, Stage
 from support.tiny import logits, tiny_inputs, tiny_model
+from support.toy import build, toy_spec
 from support.training import encoded_task, tiny_bert
 
 import autopeft
@@ -36,6 +39,7 @@ from autopeft.errors import CompositionError, DataError
 from autopeft.graph import draw_text
 from autopeft.method import registry as methods
 from autopeft.recipe import Recipe
+from autopeft.report.defaults import published_defaults, read_defaults
 from autopeft.runs.records import TrialRecord
 from autopeft.search.api import search
 from autopeft.search.controller.controller import Controller
@@ -144,6 +148,17 @@ def test_a_method_is_attached_and_trained(take: Import, capsys: pytest.CaptureFi
     assert all(p.detach().any() for p in module.parameters())
     assert main(["methods", "output_shift"]) == 0
     assert "y + v, with v zero at init" in capsys.readouterr().out
+
+
+def test_a_method_has_rows_for_its_defaults_and_a_law_for_each_parameter(take: Import) -> None:
+    assert problems(published_defaults(), configs()) == []
+    take("method")
+    assert problems(published_defaults(), configs()) == ["output_shift: no entry"]
+    rows = read_defaults(block(PAGE, "defaults: method"))
+    assert problems({**published_defaults(), **rows}, configs()) == []
+    module, _ = build("output_shift", toy_spec())
+    assert starts(module, {"at.*.vector": ZEROS}) == []
+    assert starts(module, {}) != []
 
 
 def test_a_composition_is_read_attached_and_trained(take: Import) -> None:

@@ -20,19 +20,15 @@ def test_the_sum_is_that_of_explicit_products(n: int, a: int, b: int, c: int, d:
     torch.testing.assert_close(kronecker_sum(left, right), expected)
 
 
-def test_blocks_are_low_rank_and_glorot_uniform_one_by_one() -> None:
+def test_blocks_are_low_rank() -> None:
     n, rank = 4, 2
-    brick = LowRankKronecker(n, 400, 80, rank, gain=3.0)
+    brick = LowRankKronecker(n, 400, 80, rank)
     assert sum(p.numel() for p in brick.parameters()) == LowRankKronecker.size(400, 80, rank) == 2 * 480
     rules = torch.randn(n, n, n)
     blocks = [brick.left[i] @ brick.right[i] for i in range(n)]
     expected = sum(torch.kron(rules[i], blocks[i]) for i in range(n))
     torch.testing.assert_close(brick.matrix(rules), expected)
     assert brick.matrix(rules).shape == (400, 80)
-    for factor, fans in ((brick.left, 100 + rank), (brick.right, 20 + rank)):
-        bound = 3.0 * (6 / fans) ** 0.5
-        assert 0.9 * bound < float(factor.detach().abs().max()) <= bound
-        assert factor.detach().std() == pytest.approx(bound / 3**0.5, rel=0.1)
 
 
 def test_widths_that_do_not_divide_are_refused_with_those_that_do() -> None:

@@ -113,8 +113,7 @@ def test_a_router_that_has_just_run_can_be_copied_and_pickled() -> None:
         torch.testing.assert_close(other(U), made(U))
 
 
-def test_init_and_autocast() -> None:
-    assert Router(4000, 8).weight.std().item() == pytest.approx(0.02, rel=0.02)
+def test_autocast_leaves_the_weights_in_fp32() -> None:
     made = router()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         p = made(U)

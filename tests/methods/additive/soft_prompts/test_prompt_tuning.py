@@ -21,13 +21,9 @@ def test_count_is_what_it_holds(spec: BackboneSpec, length: int) -> None:
     assert deployed == trained == held == held_trained == length * spec.stacks[0].hidden
 
 
-def test_inits() -> None:
-    spec = toy_spec(hidden=64)
-    uniform, sites = build("prompt_tuning", spec, length=50)
-    normal, _ = build("prompt_tuning", spec, length=50, init="normal")
+def test_a_prompt_that_is_drawn_is_left_as_it_is() -> None:
+    uniform, sites = build("prompt_tuning", toy_spec(hidden=64), length=50)
     assert uniform.prompt(sites[0], CALL).shape == (1, 50, 64)
-    assert 0.4 < uniform.table.abs().max() <= 0.5
-    assert normal.table.std().item() == pytest.approx(0.02, rel=0.1)
     before = uniform.table.detach().clone()
     uniform.initialise_prompt(torch.ones(11, 64))
     assert torch.equal(uniform.table, before)

@@ -78,14 +78,12 @@ def test_the_count_is_that_of_the_largest_triplets(spec: BackboneSpec, rank: int
     assert untouched == held  # nothing is pruned before there are scores
 
 
-def test_it_starts_as_the_identity_from_small_random_vectors() -> None:
+def test_it_starts_as_the_identity() -> None:
     module, sites = build("adalora", toy_spec(hidden=60, ffn=90, kv=50), rank=8)
     x, y = torch.randn(3, sites[0].in_features), torch.randn(3, sites[0].out_features)
     assert not module.delta(sites[0], x, y, CALL).any()
     for child in module.children_by_site():
         assert child.E.shape == (12,)
-        assert float(child.P.detach().std()) == pytest.approx(0.02, rel=0.15)
-        assert float(child.Q.detach().std()) == pytest.approx(0.02, rel=0.15)
 
 
 def test_delta_merge_and_gate() -> None:

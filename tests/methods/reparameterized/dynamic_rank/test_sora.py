@@ -94,13 +94,10 @@ def test_count_is_what_it_holds_with_all_gates_open(spec: BackboneSpec, rank: in
     assert (deployed, trained) == (held, held_trained)
 
 
-def test_it_starts_as_the_identity_with_normal_gates() -> None:
-    module, sites = build("sora", toy_spec(), rank=200)
+def test_it_starts_as_the_identity() -> None:
+    module, sites = build("sora", toy_spec())
     x, y = torch.randn(3, sites[0].in_features), torch.randn(3, sites[0].out_features)
     assert not module.delta(sites[0], x, y, CALL).any()
-    gates = torch.cat([g.detach() for g in module.gates()])
-    assert float(gates.mean()) == pytest.approx(0, abs=0.08)
-    assert float(gates.std()) == pytest.approx(1, abs=0.08)
 
 
 def test_delta_merge_and_gate() -> None:

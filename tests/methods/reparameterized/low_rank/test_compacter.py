@@ -121,17 +121,11 @@ def test_projection_equals_that_of_adapters() -> None:
     torch.testing.assert_close(linear.right.grad.flatten(), torch.tensor(of_right), atol=1e-6, rtol=1e-5)
 
 
-def test_starts_as_the_papers_code_does_and_hardly_changes_the_output() -> None:
+def test_it_hardly_changes_the_output_at_the_start() -> None:
     spec = spec_of(T5_BASE)
     method = configured("compacter", train_norms=False)
     site = sites_of(method, spec)[0]
     module: Any = method.build([site], spec)
-    assert 0.3e-4 < float(module.rules.detach().std()) < 2e-4
-    own = module[site]
-    bound = (2 * 6 / (768 / 4 + 1)) ** 0.5  # Glorot's with gain √2
-    assert 0.9 * bound < float(own.down.left.detach().abs().max()) <= bound
-    assert not own.down.bias.any()
-    assert not own.up.bias.any()
     y = torch.randn(8, 768)
     assert 0 < float(module.delta(site, y, y, CALL).detach().abs().max()) < 1e-3
     model, inputs = tiny_model("bert"), tiny_inputs("bert")

@@ -64,13 +64,9 @@ def test_delta_is_the_formula_with_the_sites_slice_of_the_pair() -> None:
         torch.testing.assert_close(x @ merged.T, x @ weight.T + expected, atol=1e-5, rtol=1e-5)
 
 
-def test_init() -> None:
+def test_d_starts_where_the_recipe_says() -> None:
     module, sites = build("vera", toy_spec(), rank=64, d_initial=0.25)
     assert all(torch.equal(module[s].d, torch.full((64,), 0.25)) for s in sites)
-    assert not any(module[s].b.any() for s in sites)
-    for matrix in (module.A, module.B):  # Kaiming-uniform (a = 0) is bounded by √(6 / columns)
-        bound = (6 / matrix.shape[1]) ** 0.5
-        assert 0.8 * bound < matrix.abs().max() <= bound
 
 
 def test_the_seed_alone_decides_the_pair() -> None:

@@ -1,0 +1,137 @@
+"""How each method starts: what its parameters are drawn from, as its paper or the authors' code has it.
+
+Which file says so stands under `training.init` in `methods/defaults.yaml`. The bricks of `autopeft.nn` are
+tested in `tests/nn/test_init.py`; here it is that each method takes the right ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from support.laws import (
+    HUNDREDTH,
+    KAIMING,
+    NORMAL,
+    ONES,
+    ZEROS,
+    Law,
+    constant,
+    glorot,
+    linear,
+    normal,
+    starts,
+    truncated,
+    uniform,
+)
+from support.tiny import randomise
+from support.toy import build, toy_spec
+
+from autopeft.method import get_method, method_names
+
+WIDTH = 400
+SPEC = toy_spec(hidden=WIDTH, ffn=2 * WIDTH, kv=WIDTH)
+PAIR = {"at.*.A": KAIMING, "at.*.B": ZEROS}
+KRONECKER = {"at.*.A": ZEROS, "at.*.B": KAIMING}
+ADAPTER = {"at.*.down.weight": KAIMING, "at.*.up.weight": ZEROS, "at.*.bias": ZEROS}
+KAIMING_0 = uniform(lambda t: (6 / t.shape[-1]) ** 0.5, "Kaiming-uniform (a = 0)")
+SLOW_AND_FAST = {"at.*.left": glorot(), "at.*.right": ZEROS, "slow.*": HUNDREDTH, "offsets.*": ZEROS}
+
+# name → (options, the law of each parameter and of each buffer of floating point)
+CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
+    "adalora": (
+        {},
+        {"at.*.P": normal(0.02), "at.*.Q": normal(0.02), "at.*.E": ZEROS, "sensitivity.*": ZEROS},
+    ),
+    "autolora": ({}, {**PAIR, "at.*.selection": ONES}),
+    "bitfit": ({}, {"biases.*": ZEROS}),
+    # Flattened, and without the entries that are in no mask.
+    "capaboost": ({}, {"at.*.A.values": uniform(WIDTH**-0.5), "at.*.B.values": ZEROS}),
+    "compacter": (
+        {"phm_dim": 16, "bottleneck": 32},
+        {
+            "at.*.left": glorot(2**0.5),
+            "at.*.right": glorot(2**0.5),
+            "at.*.bias": ZEROS,
+            "rules": normal(1e-4),
+            "norms.*": ZEROS,
+        },
+    ),
+    # The row norms of the weight take the place of the ones when it is attached.
+    "dora": ({}, {**PAIR, "at.*.magnitude": ONES, "at.*.pretrained": ONES}),
+    "dylora": ({}, {"at.*.A.*": KAIMING, "at.*.B.*": ZEROS}),
+    "fish_mask": ({}, {"entries.values": ZEROS}),
+    "hiwi": ({}, {"at.*.down.weight": KAIMING, "at.*.up.weight": ZEROS}),
+    "ia3": ({}, {"at.*.factors": ONES}),
+    "intrinsic_said": ({}, {"z": ZEROS, "scales": ONES}),
+    "kadaptation": ({"phm_dim": 20}, SLOW_AND_FAST),
+    "kadaptation-full": ({"phm_dim": 20, "rules": "full"}, SLOW_AND_FAST),
+    "krona": ({}, KRONECKER),
+    "krona-parallel": (
+        {"variant": "parallel_residual", "scale": "learned", "a1": 8},
+        {**KRONECKER, "at.*.scale": ONES, "at.*.residual": ZEROS},
+    ),
+    "laplace_lora": ({}, {**PAIR, "at.*.posterior_*": ZEROS, "posterior_precision": ZEROS}),
+    "lora": ({}, PAIR),
+    "lora_dropout": ({}, PAIR),
+    "moslora": ({"rank": 40}, {**PAIR, "at.*.M": KAIMING}),
+    "mov": ({}, {"at.*.factors": ONES, "at.*.router.weight": normal(0.02)}),
+    "parallel_adapter": ({}, ADAPTER),
+    "parallel_adapter-learned": ({"scale": "learned"}, {**ADAPTER, "at.*.scale": ONES}),
+    "periodic_lora": ({}, {**PAIR, "at.*.past_*": ZEROS}),
+    "prefix_tuning": ({"reparameterization": None}, {"at.*.rows": normal(0.02)}),
+    "prefix_tuning-mlp": (
+        {"reparameterization": 1500},
+        {
+            "encoders.*.embedding": NORMAL,
+            "encoders.*.down.weight": linear(WIDTH),
+            "encoders.*.down.bias": linear(WIDTH),
+            "at.*.up.weight": linear(1500),
+            "at.*.up.bias": linear(1500),
+        },
+    ),
+    "prompt_tuning": ({}, {"table": uniform(0.5)}),
+    "prompt_tuning-normal": ({"init": "normal"}, {"table": normal(0.02)}),
+    "serial_adapter": ({}, {"at.*.weight": normal(0.02), "at.*.bias": ZEROS}),
+    "serial_adapter-houlsby": (
+        {"variant": "houlsby"},
+        {"at.*.weight": truncated(1e-3), "at.*.bias": ZEROS, "norms.*": ZEROS},
+    ),
+    "sora": ({"rank": 128}, {**PAIR, "at.*.gate": NORMAL}),
+    "ssf": ({}, {"at.*.scale": normal(0.02, mean=1.0), "at.*.shift": normal(0.02)}),
+    "vera": ({}, {"A": KAIMING_0, "B": KAIMING_0, "at.*.d": constant(0.1), "at.*.b": ZEROS}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_parameter_follows_its_law(case: str) -> None:
+    options, laws = CASES[case]
+    torch.manual_seed(0)
+    module, _ = build(case.partition("-")[0], SPEC, **options)
+    assert starts(module, laws) == []
+
+
+def test_every_method_that_places_something_has_a_row() -> None:
+    places = {name for name in method_names() if get_method(name).traits.level != "training"}
+    assert {case.partition("-")[0] for case in CASES} == places
+
+
+def test_an_orthogonal_mixer_is_one() -> None:
+    module, sites = build("moslora", SPEC, rank=40, mixer="orthogonal")
+    mixer = module[sites[0]].M.detach()
+    torch.testing.assert_close(mixer @ mixer.T, torch.eye(40), atol=1e-5, rtol=0)
+    assert bool((mixer - torch.eye(40)).abs().max() > 0.1)
+
+
+def test_autolora_retrains_from_the_init_of_lora() -> None:
+    module, _ = build("autolora", SPEC)
+    torch.manual_seed(0)
+    randomise(module)
+    with torch.no_grad():
+        for pair in module.children_by_site():
+            pair.selection.copy_(torch.arange(8.0))
+    module.restart()
+    assert starts(module, PAIR) == []
+    assert set(module.ranks().values()) == {2}, "of eight terms, those above an eighth"
