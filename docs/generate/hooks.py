@@ -1,0 +1,17 @@
+"""What MkDocs calls: links of the documents in `docs/` lead to pages of the site."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `generate`
+
+from generate.documents import ROOT, relinked
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Generated pages have their links already."""
+    path = page.file.src_uri
+    return relinked(markdown, f"docs/{path}", path) if (ROOT / "docs" / path).is_file() else markdown
