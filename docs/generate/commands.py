@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import typer.main
-from generate.markdown import cell, prose, table
 
 from autopeft.cli.app import app
+from generate.markdown import cell, prose, table
 
 __all__ = ["commands", "pages"]
 
@@ -48,7 +48,9 @@ def _rows(command: Any) -> dict[str, list[list[str]]]:
         panel = getattr(parameter, "rich_help_panel", None) or ("Arguments" if argument else "Options")
         record = parameter.get_help_record(context)
         written, meaning = record if record else (parameter.make_metavar(context), parameter.help or "")
-        panels.setdefault(panel, []).append([f"`{' '.join(written.split())}`".replace("|", "\\|"), cell(meaning)])
+        panels.setdefault(panel, []).append(
+            [f"`{' '.join(written.split())}`".replace("|", "\\|"), cell(meaning)]
+        )
     return panels
 
 
@@ -69,14 +71,17 @@ def overview() -> str:
         [f"[`autopeft {name}`]({name}.md)", cell((command.help or "").strip().split("\n\n")[0])]
         for name, command in commands().items()
     ]
-    return "\n\n".join(
-        [
-            "# Commands",
-            "Every command explains itself with `--help`. These pages show the same text.",
-            table(["command", "what it does"], rows),
-            "Exit codes are 0 (done), 1 (failed), 2 (bad usage) and 130 (interrupted). `AUTOPEFT_DEBUG=1` shows tracebacks.",
-        ]
-    ) + "\n"
+    return (
+        "\n\n".join(
+            [
+                "# Commands",
+                "Every command explains itself with `--help`. These pages show the same text.",
+                table(["command", "what it does"], rows),
+                "Exit codes are 0 (done), 1 (failed), 2 (bad usage) and 130 (interrupted). `AUTOPEFT_DEBUG=1` shows tracebacks.",
+            ]
+        )
+        + "\n"
+    )
 
 
 def pages() -> dict[str, str]:

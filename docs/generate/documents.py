@@ -24,7 +24,9 @@ _LINK = re.compile(r"(?<!!)\[([^\]\n]+)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\
 
 def experiments() -> tuple[str, ...]:
     """Names of the experiments that have a README."""
-    return tuple(sorted(p.parent.name for p in (ROOT / "experiments").glob("*/README.md") if p.parent.name != "lib"))
+    return tuple(
+        sorted(p.parent.name for p in (ROOT / "experiments").glob("*/README.md") if p.parent.name != "lib")
+    )
 
 
 def page_of(document: str) -> str | None:
@@ -62,6 +64,9 @@ def pages() -> dict[str, str]:
         page = page_of(document)
         assert page is not None, document
         found[page] = relinked((ROOT / document).read_text(encoding="utf-8"), document, page)
-    navigation = ["* [All experiments](index.md)", *(f"* [{n.replace('_', ' ')}]({n}.md)" for n in experiments())]
+    navigation = [
+        "* [All experiments](index.md)",
+        *(f"* [{n.replace('_', ' ')}]({n}.md)" for n in experiments()),
+    ]
     found["results/experiments/SUMMARY.md"] = "\n".join(navigation) + "\n"
     return found

@@ -36,8 +36,6 @@ class Declared(griffe.Extension):
         if isinstance(obj, griffe.Function) and "{arguments}" in obj.docstring.value:
             live = griffe.dynamic_import(obj.path)
             obj.docstring.value = inspect.getdoc(live) or ""
-            obj.parameters = griffe.Parameters(
-                *map(_parameter, inspect.signature(live).parameters.values())
-            )
+            obj.parameters = griffe.Parameters(*map(_parameter, inspect.signature(live).parameters.values()))
         lines = obj.docstring.value.splitlines()
         obj.docstring.value = "\n".join("Examples:" if line == "Example:" else line for line in lines)

@@ -6,8 +6,6 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from generate.backbones import Named, on_the_first_that_fits
-from generate.markdown import cell, drawing, prose, table, yaml_block
 from pydantic import ValidationError
 
 from autopeft.composition import composition_names, get_composition
@@ -17,9 +15,12 @@ from autopeft.graph import CompositionGraph, draw_svg
 from autopeft.method import get_method, method_names
 from autopeft.recipe import Recipe
 from autopeft.report.methods import fields_sheet, flowing, summary, taxonomy
+from generate.backbones import Named, on_the_first_that_fits
+from generate.markdown import cell, drawing, prose, table, yaml_block
 
 __all__ = ["minimal_recipe", "pages", "traits_in_words"]
 
+_FAST = "\N{NO-BREAK SPACE}"
 _COMPOSED = """\
 autopeft: 2
 name: a-{name}
@@ -55,7 +56,9 @@ def minimal_recipe(name: str) -> str:
     entry = name if default is None else f"{name}: {{{size}: {_written(default)}}}"
     head = f"autopeft: 2\nname: only-{name.replace('_', '-')}\n"
     if method.traits.level == "training":
-        return f"{head}layers:\n  - at: all\n    attach:\n      - lora\ntraining:\n  policies:\n    - {name}\n"
+        return (
+            f"{head}layers:\n  - at: all\n    attach:\n      - lora\ntraining:\n  policies:\n    - {name}\n"
+        )
     if method.traits.level == "model":
         return f"{head}model:\n  - {entry}\n"
     return f"{head}layers:\n  - at: all\n    attach:\n      - {entry}\n"
@@ -72,13 +75,27 @@ def traits_in_words(name: str) -> list[str]:
     if t.sites:
         said.append(f"It may sit at {_listed(t.sites)}.")
     if t.default_sites:
-        said.append(f"Without `sites` it sits at {_listed(t.default_sites)}, as far as the backbone has them.")
-    where = {"layers": "under `layers:`", "model": "under `model:`", "training": "under `policies:` of `training:`"}
+        said.append(
+            f"Without `sites` it sits at {_listed(t.default_sites)}, as far as the backbone has them."
+        )
+    where = {
+        "layers": "under `layers:`",
+        "model": "under `model:`",
+        "training": "under `policies:` of `training:`",
+    }
     said.append(f"A recipe lists it {where[t.level]}.")
     said += [_NEEDS[need] for need in sorted(t.needs)]
     flags = (
-        (t.mergeable, "It merges into the backbone's weights exactly.", "It does not merge into the backbone's weights."),
-        (t.identity, "Before training it changes nothing.", "It changes the model's outputs before training begins."),
+        (
+            t.mergeable,
+            "It merges into the backbone's weights exactly.",
+            "It does not merge into the backbone's weights.",
+        ),
+        (
+            t.identity,
+            "Before training it changes nothing.",
+            "It changes the model's outputs before training begins.",
+        ),
         (t.changes_length, "It lengthens the sequence.", ""),
         (t.stochastic, "It draws random numbers while it trains.", ""),
         (t.direction, "It replaces the direction of a weight, so a weight takes only one such method.", ""),
@@ -165,7 +182,16 @@ def _options(model: Any) -> str:
     sheet = fields_sheet(model, "")
     if not sheet.rows:
         return "It has no options."
-    rows = [[f"`{key}`", cell(kind), cell(default), cell(limits), cell(meaning)] for key, kind, default, limits, meaning in sheet.rows]
+    rows = [
+        [
+            f"`{key}`",
+            cell(kind),
+            cell(default),
+            cell(limits).replace(" ", _FAST).replace(f",{_FAST}", ", "),
+            cell(meaning),
+        ]
+        for key, kind, default, limits, meaning in sheet.rows
+    ]
     return table(["option", "type", "default", "limits", "meaning"], rows)
 
 
@@ -205,7 +231,10 @@ def _used(name: str) -> str:
 
 def composition_page() -> str:
     """All compositions on one page."""
-    parts = ["# Compositions", "A composition says how the modules at one site act together. Compositions nest."]
+    parts = [
+        "# Compositions",
+        "A composition says how the modules at one site act together. Compositions nest.",
+    ]
     for name in composition_names():
         composition = get_composition(name)
         text = f"autopeft: 2\nname: a-{name}\nlayers:\n  - at: all\n    attach:\n      - {name}:\n          - serial_adapter\n          - parallel_adapter\n"
@@ -214,7 +243,7 @@ def composition_page() -> str:
         backbone, graph = on_the_first_that_fits(Recipe.from_yaml(text))
         parts += [
             f"## {name}",
-            prose(f"{composition.summary}."),
+            prose(f"{composition.summary[:1].upper()}{composition.summary[1:]}."),
             prose(flowing(inspect.getdoc(composition) or "")),
             _options(composition.Options),
             yaml_block(text),
@@ -237,10 +266,17 @@ def overview() -> str:
     ]
     for group, names in sorted(groups.items()):
         rows = [
-            [f"[`{n}`]({n}.md)", cell(summary(get_method(n))), "yes" if get_method(n).traits.mergeable else "no"]
+            [
+                f"[`{n}`]({n}.md)",
+                cell(summary(get_method(n))),
+                "yes" if get_method(n).traits.mergeable else "no",
+            ]
             for n in names
         ]
-        parts += [f"## {group.replace('_', ' ').replace('/', ': ')}", table(["method", "what it is", "merges"], rows)]
+        parts += [
+            f"## {group.replace('_', ' ').replace('/', ': ')}",
+            table(["method", "what it is", "merges"], rows),
+        ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from generate.backbones import on_the_first_that_fits
-from generate.markdown import cell, drawing, linked, prose, sheet_table, table, yaml_block
-
 from autopeft.counting import count
 from autopeft.graph import draw_svg
 from autopeft.recipe import Recipe
 from autopeft.recipe.library import built_in, recipe_names
 from autopeft.report.recipe import entries_sheet, layers_sheet
+from generate.backbones import on_the_first_that_fits
+from generate.markdown import cell, drawing, linked, prose, sheet_table, table, yaml_block
 
 __all__ = ["pages"]
 
@@ -45,7 +44,7 @@ def recipe_page(name: str) -> str:
         "The head is left out.",
         sheet_table(entries.headers, entries.rows),
         "## Layer by layer",
-        sheet_table(layers.headers, layers.rows),
+        sheet_table(layers.headers, [[text.replace("  ", "\n") for text in row] for row in layers.rows]),
         "## Its graph",
         drawing(draw_svg(graph), f"{name} on {backbone.name}, input at the bottom"),
     ]
@@ -58,14 +57,17 @@ def overview() -> str:
     for name in recipe_names():
         comment, _ = described(built_in(name)[0])
         rows.append([f"[`{name}`]({name}.md)", cell(comment.partition(". ")[0].rstrip(".") + ".")])
-    return "\n\n".join(
-        [
-            "# Fixed recipes",
-            "A fixed recipe is a published combination of methods as a file. Its name stands for the file in every "
-            "command and function that takes a recipe. Each page here is made from its file.",
-            table(["recipe", "what it is"], rows),
-        ]
-    ) + "\n"
+    return (
+        "\n\n".join(
+            [
+                "# Fixed recipes",
+                "A fixed recipe is a published combination of methods as a file. Its name stands for the file in every "
+                "command and function that takes a recipe. Each page here is made from its file.",
+                table(["recipe", "what it is"], rows),
+            ]
+        )
+        + "\n"
+    )
 
 
 def pages() -> dict[str, str]:
