@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from autopeft.graph.core import CompositionGraph
@@ -11,6 +12,8 @@ from autopeft.graph.tree import Leaf, Tree
 from autopeft.spec import Site
 
 __all__ = ["Block", "blocks", "draw_mermaid", "draw_svg", "draw_text"]
+
+_NOTHING = "(no modules: the head alone trains)"
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def draw_text(graph: CompositionGraph) -> str:
     """The graph as lines for a terminal."""
     drawn = blocks(graph)
     if not drawn:
-        return "(no modules: the head alone trains)"
+        return _NOTHING
     width = max(len(site) for b in drawn for site, _ in b.rows)
     lines: list[str] = []
     for block in drawn:
@@ -106,13 +109,37 @@ def draw_mermaid(graph: CompositionGraph) -> str:
     return "\n".join(lines)
 
 
-_ROW, _PAD, _SITE, _WIDTH = 26, 12, 150, 640
+_ROW, _PAD, _GAP, _LEAST = 26, 12, 8, 300
+_CHARACTER = 6.8  # pixels of a character of 12 pixels, about: fonts differ
+# A page sets the variables where its own ground is dark; every rule names the drawing, for it may lie in a page.
+_STYLE = (
+    ".composition-graph text{font:12px sans-serif;fill:var(--graph-text,#1f2937)}"
+    ".composition-graph .title{font-weight:600}"
+    ".composition-graph .block{fill:var(--graph-block,#f3f4f6);stroke:var(--graph-block-line,#d1d5db)}"
+    ".composition-graph .site{fill:var(--graph-site,#dbeafe);stroke:var(--graph-site-line,#93c5fd)}"
+)
+
+
+def _pixels(texts: Iterable[str]) -> int:
+    """Width of the longest text."""
+    return math.ceil(_CHARACTER * max(map(len, texts), default=0))
 
 
 def draw_svg(graph: CompositionGraph) -> str:
-    """The graph as a stand-alone SVG, input at the bottom."""
+    """The graph as a stand-alone SVG, input at the bottom, no wider than its words.
+
+    In a page the colours follow the variables `--graph-text`, `--graph-block`, `--graph-block-line`,
+    `--graph-site` and `--graph-site-line`.
+    """
     drawn = blocks(graph)
-    y, inner = _PAD, _WIDTH - 2 * _PAD
+    rows = [row for block in drawn for row in block.rows]
+    site_width = _pixels(site for site, _ in rows) + 2 * _GAP
+    inner = max(
+        _LEAST - 2 * _PAD,
+        2 * _PAD + site_width + 2 * _GAP + _pixels(f"← {label}" for _, label in rows),
+        2 * _PAD + _pixels([*(block.title for block in drawn), _NOTHING if not drawn else ""]),
+    )
+    y, width = _PAD, inner + 2 * _PAD
     shapes: list[str] = []
     for block in reversed(drawn):
         height = _ROW * (len(block.rows) + 1) + _PAD
@@ -120,16 +147,18 @@ def draw_svg(graph: CompositionGraph) -> str:
         shapes.append(f'<text class="title" x="{2 * _PAD}" y="{y + 18}">{html.escape(block.title)}</text>')
         for i, (site, label) in enumerate(reversed(block.rows)):
             top = y + _ROW * (i + 1)
-            shapes.append(f'<rect class="site" x="{2 * _PAD}" y="{top}" width="{_SITE}" height="20" rx="4"/>')
-            shapes.append(f'<text x="{2 * _PAD + 8}" y="{top + 14}">{html.escape(site)}</text>')
-            shapes.append(f'<text x="{2 * _PAD + _SITE + 14}" y="{top + 14}">← {html.escape(label)}</text>')
+            box = f'x="{2 * _PAD}" y="{top}" width="{site_width}" height="20" rx="4"'
+            shapes.append(f'<rect class="site" {box}/>')
+            shapes.append(f'<text x="{2 * _PAD + _GAP}" y="{top + 14}">{html.escape(site)}</text>')
+            left = 2 * _PAD + site_width + _GAP
+            shapes.append(f'<text x="{left}" y="{top + 14}">← {html.escape(label)}</text>')
         y += height + _PAD
-    style = (
-        "text{font:12px sans-serif;fill:#1f2937}.title{font-weight:600}.block{fill:#f3f4f6;stroke:#d1d5db}"
-        ".site{fill:#dbeafe;stroke:#93c5fd}"
-    )
-    box = f'width="{_WIDTH}" height="{y}" viewBox="0 0 {_WIDTH} {y}"'
+    if not drawn:
+        shapes.append(f'<text x="{_PAD}" y="{y + 14}">{_NOTHING}</text>')
+        y += _ROW + _PAD
+    said = html.escape("; ".join(f"{b.title}: " + ", ".join(f"{s} ← {label}" for s, label in b.rows) for b in drawn))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img">'
-        f"<style>{style}</style>{''.join(shapes)}</svg>"
+        f'<svg class="composition-graph" xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}" '
+        f'viewBox="0 0 {width} {y}" role="img" aria-label="{said or _NOTHING}">'
+        f"<style>{_STYLE}</style>{''.join(shapes)}</svg>"
     )

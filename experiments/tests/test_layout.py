@@ -16,6 +16,7 @@ FOLDERS = sorted(
 PROSE = [
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
+    *(ROOT / "docs").rglob("*.md"),
     *EXPERIMENTS.rglob("*.md"),
     *(p for p in EXPERIMENTS.rglob("*.py") if "tests" not in p.parts),
 ]

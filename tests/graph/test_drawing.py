@@ -60,3 +60,37 @@ def test_mermaid_quotes_every_label() -> None:
     assert drawn.startswith("flowchart BT")
     assert "gate(mine&#91;rank 3&#93;)" in drawn
     assert drawn.count("subgraph") == drawn.count("\n  end")
+
+
+def svg_of(recipe: dict[str, object]) -> ET.Element:
+    return ET.fromstring(draw_svg(build_graph(Recipe.from_dict({"autopeft": 2, "name": "x", **recipe}), BERT)))
+
+
+def test_svg_changes_nothing_in_the_page_that_it_lies_in() -> None:
+    """Rules of a style sheet in a page's SVG hold for the whole page: each of ours names the drawing."""
+    root = ET.fromstring(draw_svg(graph()))  # type: ignore[arg-type]
+    assert root.get("class") == "composition-graph"
+    (style,) = root.iter("{http://www.w3.org/2000/svg}style")
+    rules = [rule for rule in (style.text or "").split("}") if rule]
+    assert len(rules) >= 4
+    assert all(rule.startswith(".composition-graph ") for rule in rules)
+
+
+def test_svg_is_as_wide_as_its_words() -> None:
+    """A single method fits on a telephone, and a long row is not cut off."""
+    narrow = svg_of({"layers": [{"attach": [{"lora": {"rank": 8}}]}]})
+    wide = svg_of({"layers": [{"attach": [{"gate": ["serial_adapter", "parallel_adapter", "ia3"]}]}]})
+    assert 280 <= float(narrow.get("width", 0)) <= 380
+    for root in (narrow, wide):
+        width = float(root.get("width", 0))
+        assert root.get("viewBox") == f"0 0 {width:g} {float(root.get('height', 0)):g}"
+        for text in root.iter("{http://www.w3.org/2000/svg}text"):
+            assert float(text.get("x", 0)) + 6 * len(text.text or "") <= width
+    assert float(wide.get("width", 0)) > float(narrow.get("width", 0))
+
+
+def test_svg_of_nothing_says_so() -> None:
+    root = svg_of({})
+    assert [t.text for t in root.iter("{http://www.w3.org/2000/svg}text")] == [
+        "(no modules: the head alone trains)"
+    ]

@@ -1,13 +1,7 @@
-"""The report in a real browser: headless Chromium, driven by Playwright.
-
-Without a browser these tests are skipped with a reason, unless `AUTOPEFT_NEEDS_BROWSER=1` says that there
-must be one; then they fail. `AUTOPEFT_BROWSER` names the executable where it is not on the path.
-"""
+"""The report in a real browser (see `support.browser`)."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -15,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.browser import chromium
 
 from autopeft.report.html import write_report
 from autopeft.runs.folder import RunFolder
 
 Make = Callable[..., RunFolder]
-NEEDED = os.environ.get("AUTOPEFT_NEEDS_BROWSER", "") not in ("", "0")
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 EVIL = '<script>alert(1)</script> </script><img src=x onerror=alert(2)> <a href="https://example.org">l</a>'
 PLOTS = {
     *("baselines-plot", "differences", "front-plot", "history", "hypervolume", "timeline"),
@@ -29,32 +22,10 @@ PLOTS = {
 }
 
 
-def executable() -> str | None:
-    named = os.environ.get("AUTOPEFT_BROWSER")
-    return named or next((path for name in NAMES if (path := shutil.which(name))), None)
-
-
-def absent(reason: str) -> None:
-    if NEEDED:
-        pytest.fail(f"{reason}, and AUTOPEFT_NEEDS_BROWSER asks for it")
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        absent("playwright is not installed")
-    path = executable()
-    if path is None:
-        absent(f"no browser: none of {', '.join(NAMES)} is on the path")
-    with sync_playwright() as playwright:
-        # Chromium's own sandbox does not work for root, as which containers run.
-        flags = ["--no-sandbox"] if os.geteuid() == 0 else []
-        found = playwright.chromium.launch(executable_path=path, args=flags)
+    with chromium() as found:
         yield found
-        found.close()
 
 
 @dataclass

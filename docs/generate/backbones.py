@@ -1,0 +1,58 @@
+"""The named backbones on which pages count: configurations with published sizes, without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from transformers import BertConfig, GPT2Config, LlamaConfig, PretrainedConfig, T5Config
+
+from autopeft.backbones import spec_of
+from autopeft.errors import AutoPEFTError
+from autopeft.graph import CompositionGraph, build_graph
+from autopeft.recipe import Recipe
+from autopeft.spec import BackboneSpec
+
+__all__ = ["BACKBONES", "Named", "on_the_first_that_fits"]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A backbone's usual name, and its spec."""
+
+    name: str
+    spec: BackboneSpec
+
+
+@cache
+def _configs() -> Mapping[str, PretrainedConfig]:
+    return {
+        "BERT-base": BertConfig(),
+        "LLaMA-7B": LlamaConfig(),
+        "GPT-2 small": GPT2Config(),
+        "T5-base": T5Config(d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_heads=12),
+    }
+
+
+BACKBONES = ("BERT-base", "LLaMA-7B", "GPT-2 small", "T5-base")
+
+
+@cache
+def named(name: str) -> Named:
+    """One of `BACKBONES`."""
+    return Named(name, spec_of(_configs()[name]))
+
+
+def on_the_first_that_fits(recipe: Recipe) -> tuple[Named, CompositionGraph]:
+    """The first backbone that takes the recipe, and the graph on it.
+
+    Raises:
+        AutoPEFTError: none of them does; the message is that of the last one.
+    """
+    for name in BACKBONES[:-1]:
+        try:
+            return named(name), build_graph(recipe, named(name).spec)
+        except AutoPEFTError:
+            continue  # a decoder's method, or sites that an encoder lacks: the next one may have them
+    return named(BACKBONES[-1]), build_graph(recipe, named(BACKBONES[-1]).spec)

@@ -1,0 +1,12 @@
+"""All generated pages."""
+
+from __future__ import annotations
+
+from generate import commands, documents, methods, recipes
+
+__all__ = ["pages"]
+
+
+def pages() -> dict[str, str]:
+    """Every generated page: its path in the site, and its Markdown."""
+    return methods.pages() | recipes.pages() | commands.pages() | documents.pages()
