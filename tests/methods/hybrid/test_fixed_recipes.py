@@ -48,7 +48,9 @@ FITTING: dict[str, Callable[[], tuple[str, PreTrainedModel]]] = {
         ("llm-adapters-lora", "llm-adapters-parallel", "llm-adapters-prefix", "llm-adapters-series"),
         lambda: ("llama", tiny_model("llama")),
     ),
-    **dict.fromkeys(("houlsby", "mam", "pfeiffer", "sapa-prefix", "unipelt"), lambda: ("bert", tiny_model("bert"))),
+    **dict.fromkeys(
+        ("houlsby", "mam", "pfeiffer", "sapa-prefix", "unipelt"), lambda: ("bert", tiny_model("bert"))
+    ),
 }
 # What differs from the section's own defaults: AdamW, 6 % of warm-up, a linear fall, clipping at 1, no decay.
 TRAINING: dict[str, dict[str, Any]] = {
@@ -102,7 +104,9 @@ def test_counts_are_those_of_the_paper(name: str) -> None:
     assert (found.deployed, found.trained) == (small, large)
 
 
-@pytest.mark.parametrize(("name", "spec", "count"), [("mam", ROBERTA, 589_824), ("sapa-prefix", BERT, 1_105_920)])
+@pytest.mark.parametrize(
+    ("name", "spec", "count"), [("mam", ROBERTA, 589_824), ("sapa-prefix", BERT, 1_105_920)]
+)
 def test_papers_that_count_no_biases(name: str, spec: BackboneSpec, count: int) -> None:
     assert deployed(with_options(name, bias=False), spec) == count
 

@@ -9,15 +9,16 @@ from pydantic import Field
 from torch import nn
 
 from autopeft.errors import MethodError
-from autopeft.method.contract import MethodConfig, ParameterCount, Traits
-from autopeft.nn import Prefixes, PromptEncoder, PromptRows, type_of_attention
+from autopeft.method import MethodConfig, ParameterCount, Traits
+from autopeft.nn.prefixes import Prefixes, type_of_attention
+from autopeft.nn.prompt_encoder import PromptEncoder, PromptRows
 from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["PrefixConfig", "PrefixMethod"]
 
 
 class PrefixConfig(MethodConfig):
-    """Length l, width of the MLP that makes the rows (`null`: the rows are trained themselves) and dropout."""
+    """Length l, width of the MLP that makes the rows (`null`: they are trained themselves), and dropout."""
 
     length: int = Field(default=10, ge=1, le=4096, description="l")
     reparameterization: int | None = Field(
