@@ -51,9 +51,7 @@ class PromptRows(nn.Module):
     rows: nn.Parameter | None
     up: nn.Linear | None
 
-    def __init__(
-        self, length: int, width: int, *, mid: int | None = None, std: float | None = None
-    ) -> None:
+    def __init__(self, length: int, width: int, *, mid: int | None = None, std: float | None = None) -> None:
         super().__init__()
         start = 0.02 if std is None else std
         self.rows = nn.Parameter(torch.randn(length, width) * start) if mid is None else None

@@ -133,7 +133,17 @@ def test_labels_that_the_head_does_not_know_are_refused(
 def test_a_fixed_recipe_whose_name_is_no_word(place: Path) -> None:
     shown = run("show", "compacter++", "--model", "bert", cwd=place)
     assert "compacter++" in shown
-    argv = ["train", "--recipe", "compacter++", "--task", "reviews.csv", "--label", "verdict", "--text", "body"]
+    argv = [
+        "train",
+        "--recipe",
+        "compacter++",
+        "--task",
+        "reviews.csv",
+        "--label",
+        "verdict",
+        "--text",
+        "body",
+    ]
     argv += ["--model", "bert", "--steps", "2", "--max-length", "24"]
     run(*argv, cwd=place)
     (folder,) = (place / "runs").iterdir()

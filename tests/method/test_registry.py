@@ -51,7 +51,9 @@ def test_every_method_with_a_size_names_a_field_of_its_config() -> None:
 
 
 def test_what_may_be_listed_for_layers_too_has_sites_that_tell_them() -> None:
-    both = Traits(injection="weight", sites=("layer",), default_sites=("layer",), level="model", also_in_layers=True)
+    both = Traits(
+        injection="weight", sites=("layer",), default_sites=("layer",), level="model", also_in_layers=True
+    )
     assert both.levels == ("model", "layers")
     assert Traits(injection="hook", level="model").levels == ("model",)
     with pytest.raises(MethodError, match="default sites that tell its layers"):
