@@ -12,7 +12,7 @@ from autopeft.nn.low_rank import LowRankPair, PrunedPair
 from autopeft.nn.masked_copies import MaskedCopies, Masks
 from autopeft.nn.nested_pair import NestedPair
 from autopeft.nn.per_site import PerSite
-from autopeft.nn.prefixes import Prefixes, type_of_attention
+from autopeft.nn.prefixes import PrefixConfig, Prefixes, PrefixMethod
 from autopeft.nn.prompt_encoder import PromptEncoder, PromptRows
 from autopeft.nn.router import Router
 from autopeft.nn.scaled_maps import PrunedPairs, ScaledMaps, ScaledPairs, down_and_up
@@ -35,6 +35,8 @@ __all__ = [
     "Masks",
     "NestedPair",
     "PerSite",
+    "PrefixConfig",
+    "PrefixMethod",
     "Prefixes",
     "PromptEncoder",
     "PromptRows",
@@ -59,6 +61,5 @@ __all__ = [
     "require_blocks",
     "softmax_root",
     "triplets_at",
-    "type_of_attention",
     "walsh_hadamard",
 ]

@@ -1,23 +1,24 @@
-"""Trained keys and values in front of attentions: what prefix-tuning and P-tuning v2 share."""
+"""Trained keys and values in front of attentions: what prefix-tuning and P-tuning v2 share as modules and as
+methods."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import Any, ClassVar, cast
 
+from pydantic import Field
 from torch import Tensor, nn
 
+from autopeft.errors import MethodError
+from autopeft.method import Call, MethodConfig, ParameterCount, Traits
 from autopeft.nn.per_site import PerSite
 from autopeft.nn.prompt_encoder import PromptEncoder, PromptRows
-from autopeft.spec import Site
+from autopeft.spec import BackboneSpec, Site
 
-if TYPE_CHECKING:
-    from autopeft.method import Call
-
-__all__ = ["Prefixes", "type_of_attention"]
+__all__ = ["PrefixConfig", "PrefixMethod", "Prefixes"]
 
 
-def type_of_attention(site: Site) -> str:
+def _type_of_attention(site: Site) -> str:
     """Self- or cross-attention of a stack: those of one type share an MLP."""
     return f"{site.stack}-{site.name}"
 
@@ -46,7 +47,7 @@ class Prefixes(PerSite[PromptRows]):
         self.dropout = dropout
 
     def _encoder(self, site: Site) -> PromptEncoder | None:
-        key = type_of_attention(site)
+        key = _type_of_attention(site)
         return cast(PromptEncoder, self.encoders[key]) if key in self.encoders else None
 
     def key_value(self, site: Site, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
@@ -69,3 +70,69 @@ class Prefixes(PerSite[PromptRows]):
         for site in self.sites:
             self[site].deploy(self._encoder(site))
         self.encoders = nn.ModuleDict()
+
+
+class PrefixConfig(MethodConfig):
+    """Length l, width of the MLP that makes the rows (`null`: there is none) and dropout."""
+
+    length: int = Field(default=10, ge=1, le=4096, description="l")
+    reparameterization: int | None = Field(
+        default=None, ge=1, le=8192, description="width of the MLP; null: bare rows"
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="on keys and values")
+
+
+class PrefixMethod:
+    """Base of methods that put trained keys and values in front of attentions.
+
+    Deployed: 2·l·kv for each attention. Trained with the MLP: l·d + (d·mid + mid) + (mid·T + T) for each type
+    of attention, T the sum of its 2·kv.
+    """
+
+    name: ClassVar[str]
+    traits = Traits(
+        injection="kv",
+        sites=("attention", "cross_attention"),
+        default_sites=("attention", "cross_attention"),
+        stochastic=True,
+        identity=False,
+    )
+    size_field: ClassVar[str] = "length"
+    part_names: tuple[str, ...] = ("rows", "mlp")
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        if config.reparameterization is None:
+            self.part_names = ("rows",)
+
+    def _std(self) -> float | None:
+        """Of the normal that everything starts from; `None`: as `PromptEncoder` and `PromptRows` say."""
+        return None
+
+    def _hidden(self, sites: Sequence[Site], spec: BackboneSpec) -> dict[str, int]:
+        """The stack's width for each type of attention."""
+        return {_type_of_attention(s): spec.stack(s.stack).hidden for s in sites}
+
+    def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
+        c = self.config
+        mid = c.reparameterization
+        unknown = next((s for s in sites if not s.kv_features), None)
+        if unknown is not None:
+            raise MethodError(
+                f"{self.name} needs the width of keys and values at {unknown}, and {spec.family!r} has no "
+                "site map that tells its k and v apart; use lora on 'qkv', adapters or prompt_tuning."
+            )
+        deployed = sum(PromptRows.size(c.length, 2 * s.kv_features) for s in sites)
+        if mid is None:
+            return ParameterCount(deployed, deployed)
+        trained = sum(PromptRows.size(c.length, 2 * s.kv_features, mid=mid) for s in sites)
+        trained += sum(PromptEncoder.size(c.length, h, mid) for h in self._hidden(sites, spec).values())
+        return ParameterCount(deployed, trained)
+
+    def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
+        c, std = self.config, self._std()
+        mid = c.reparameterization
+        hidden = self._hidden(sites, spec) if mid is not None else {}
+        rows = {s.key: PromptRows(c.length, 2 * s.kv_features, mid=mid, std=std) for s in sites}
+        encoders = {key: PromptEncoder(c.length, h, cast(int, mid), std=std) for key, h in hidden.items()}
+        return Prefixes(rows, sites, encoders, c.dropout)

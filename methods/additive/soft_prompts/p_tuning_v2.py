@@ -5,15 +5,14 @@ from __future__ import annotations
 from pydantic import Field
 
 from autopeft.method import register
-from autopeft.nn.prefix_method import PrefixConfig, PrefixMethod
+from autopeft.nn import PrefixConfig, PrefixMethod
 
 __all__ = ["PTuningV2"]
 
 
 @register("p_tuning_v2")
 class PTuningV2(PrefixMethod):
-    """Attn(Q, [P_k; K], [P_v; V]), P_k and P_v (length × kv) parameters of each attention, which all
-    queries see.
+    """Attn(Q, [P_k; K], [P_v; V]), P_k and P_v (length × kv) parameters of each attention.
 
     Liu et al. 2022, arXiv:2110.07602: deep prompts for every layer, read by a head on the text. The rows are
     parameters themselves; `reparameterization` puts prefix-tuning's MLP in front, as the authors' option

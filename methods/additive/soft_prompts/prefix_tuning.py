@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from autopeft.method import register
-from autopeft.nn.prefix_method import PrefixConfig, PrefixMethod
+from autopeft.nn import PrefixConfig, PrefixMethod
 
 __all__ = ["PrefixTuning"]
 

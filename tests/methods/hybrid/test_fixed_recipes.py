@@ -56,7 +56,8 @@ FITTING: dict[str, Callable[[], tuple[str, PreTrainedModel]]] = {
 TRAINING: dict[str, dict[str, Any]] = {
     "compacter++": {"learning_rate": 3e-3, "dropout": True},
     "houlsby": {
-        "learning_rate": 3e-4, "weight_decay": 0.01, "warmup": 0.1, "dropout": True, "optimizer": {"epsilon": 1e-6},
+        "learning_rate": 3e-4, "weight_decay": 0.01, "warmup": 0.1, "dropout": True,
+        "optimizer": {"epsilon": 1e-6},
     },
     "llm-adapters-lora": {"learning_rate": 3e-4},
     "llm-adapters-parallel": {"learning_rate": 3e-4},
@@ -112,7 +113,7 @@ def test_papers_that_count_no_biases(name: str, spec: BackboneSpec, count: int) 
 
 
 def test_mam_of_the_generation_tasks() -> None:
-    """BART-large's sizes, 12 + 12 layers of width 1024: 6.7 % of 406 M. Here on T5's sites, which are as many."""
+    """BART-large: 12 + 12 layers of width 1024, 6.7 % of 406 M; T5 of that size has the same sites."""
     large = spec_of(T5Config(d_model=1024, d_kv=64, d_ff=4096, num_layers=12, num_heads=16))
     recipe = with_options("mam", length=30, bottleneck=512, bias=False)
     assert deployed(recipe, large) == 27_377_664
@@ -242,7 +243,7 @@ def test_s4s_groups_have_their_strategies(layers: int) -> None:
 
 
 def test_s4_gives_every_layer_the_same_allowance() -> None:
-    """0.5 % of the backbone; biases first, then equal shares, rounded down: one more of any size would be over."""
+    """0.5 % of the backbone; biases first, then equal shares: one more of any size would be too much."""
     graph = graph_of("s4", ROBERTA)
     allowance = ROBERTA.parameters * 0.005 / 12
     spent = dict.fromkeys(range(12), 0.0)
