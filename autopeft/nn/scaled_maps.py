@@ -30,23 +30,28 @@ def down_and_up(module: nn.Module, up: list[nn.Parameter]) -> dict[str, list[nn.
 class ScaledMaps(PerSite[_M]):
     """δ = s·f(x) at each site, or f(x) behind a gate, which takes the place of s.
 
-    A child f maps (…, in) to (…, out), and `f.product()` is the same as a matrix (out, in).
+    A child f maps (…, in) to (…, out), and `f.product()` is the same as a matrix (out, in). s is `scale`;
+    `scale_at` gives sites an s of their own.
     """
 
     def __init__(self, children: dict[str, _M], scale: float) -> None:
         super().__init__(children)
         self.scale = scale
 
+    def scale_at(self, site: Site) -> float:
+        """s at this site."""
+        return self.scale
+
     def side(self, site: Site) -> Literal["input", "output"]:
         return "output"
 
     def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
         out: Tensor = self[site](x)
-        return out if call.gated else out * self.scale
+        return out if call.gated else out * self.scale_at(site)
 
     def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         child: Any = self[site]
-        return weight + self.scale * child.product(), bias
+        return weight + self.scale_at(site) * child.product(), bias
 
 
 class ScaledPairs(ScaledMaps[_P]):
@@ -55,7 +60,7 @@ class ScaledPairs(ScaledMaps[_P]):
     def as_lora(self, site: Site) -> tuple[Tensor, Tensor, float]:
         """A (rank, in), B (out, rank) and s with s·B·A = ΔW."""
         pair = self[site]
-        return pair.down(), pair.B, self.scale
+        return pair.down(), pair.B, self.scale_at(site)
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """The down factors (A, and what lies between the factors) and the up factors of all sites."""

@@ -48,9 +48,11 @@ def _leaves_ffn_alone(options: Mapping[str, Any]) -> bool:
 
 
 CHANGED: dict[str, dict[str, Changed]] = {
+    "autolora": {"rescale": Changed(False, added=True)},
+    "lora_dropout": {"ensemble": Changed(0)},
+    "parallel_adapter": {"input": Changed("normed", added=True, idle=_leaves_ffn_alone)},
     # Bare rows, which are `p_tuning_v2` now.
     "prefix_tuning": {"reparameterization": Changed(None)},
-    "parallel_adapter": {"input": Changed("normed", added=True, idle=_leaves_ffn_alone)},
     "serial_adapter": {"embeddings_norm": Changed(False, added=True, idle=_trains_no_norms)},
     "sora": {"threshold": Changed(3e-4), "shrinkage": Changed(None, added=True)},
 }

@@ -77,7 +77,7 @@ VARIANTS = {
     "prompt_tuning, head alike": Variant("prompt_tuning", head=None),
     "prefix_tuning, head alike": Variant("prefix_tuning", head=None),
     "lora, head at 1e-2": Variant("lora", head=1e-2),
-    "lora_dropout, all of ΔW": Variant("lora_dropout", {"expected": False}),
+    "lora_dropout, all of ΔW": Variant("lora_dropout", {"ensemble": 0, "expected": False}),
 }
 
 

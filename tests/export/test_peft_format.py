@@ -113,9 +113,13 @@ CASES = {
             "sora",
             "autolora",
             "periodic_lora",
-            "lora_dropout",
         )
     },
+    "bert-lora_dropout": (
+        BertForSequenceClassification,
+        BERT,
+        layers({"lora_dropout": {"rank": 2, "sites": ["q", "up"], "ensemble": 0}}),
+    ),
     "bert-laplace-mean": (
         BertForSequenceClassification,
         BERT,
@@ -190,7 +194,7 @@ REFUSED: dict[str, tuple[type[PreTrainedModel], Any, dict[str, Any], str]] = {
     "ensemble": (
         BertForSequenceClassification,
         BERT,
-        layers({"lora_dropout": {"ensemble": 2}}),
+        layers("lora_dropout"),
         "lora_dropout predicts with several models",
     ),
     "posterior": (

@@ -143,7 +143,7 @@ def _vera(name: str) -> Pair:
 
 
 def _autolora(name: str) -> Pair:
-    """What AutoLoRA's search ends with: LoRAs of the ranks that it has found, all with the same scale."""
+    """What AutoLoRA's search ends with: LoRAs of the ranks that it has found, all with the same α."""
     paths = LINEARS[name]
     model = tiny_model(name)
     hybrid = attach(model, _recipe("layers", "autolora", {"sites": list(paths), "rank": 4, "alpha": 12.0}))
@@ -163,7 +163,6 @@ def _autolora(name: str) -> Pair:
         lora_dropout=0.0,
         target_modules=list(ranks),
         rank_pattern={f"^{n}": r for n, r in ranks.items()},
-        alpha_pattern={f"^{n}": 3 * r for n, r in ranks.items()},
         fan_in_fan_out=name == "gpt2",
     )
     theirs = peft.get_peft_model(base, settings).eval()

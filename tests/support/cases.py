@@ -44,6 +44,7 @@ CASES: dict[str, tuple[str, Any]] = {
     "krona-residual": ("layers", {"krona": {"variant": "parallel_residual", "scale": 2}}),
     "moslora": ("layers", {"moslora": {"rank": 3}}),
     "lora-dropout": ("layers", {"lora_dropout": {"rank": 3}}),
+    "lora-dropout-mean": ("layers", {"lora_dropout": {"rank": 3, "ensemble": 0}}),
     "periodic-lora": ("layers", {"periodic_lora": {"rank": 2, "stages": 3}}),
     "laplace": ("layers", {"laplace_lora": {"rank": 3, "n_kfac": 4}}),
     "laplace-mean": ("layers", {"laplace_lora": {"rank": 2, "sub": "last_layer", "samples": 0}}),

@@ -75,6 +75,11 @@ class AutoLoRAModule(PrunedPairs[SelectedPair]):
         self.config = config
         self.meta: torch.optim.Adam | None = None
 
+    def scale_at(self, site: Site) -> float:
+        """α/r_m at a site of rank r_m, which is α/k until the ranks are found; or α/k for good."""
+        held = max(1, len(self[site].A))
+        return self.scale * self.largest / held if self.config.rescale else self.scale
+
     def selections(self) -> list[nn.Parameter]:
         """c of every site; none once the ranks are found."""
         return [pair.selection for pair in self.children_by_site() if pair.selection is not None]
@@ -140,8 +145,9 @@ class AutoLoRA(LowRankMethod):
     from scratch, on all rows: LoRAs of these ranks, and all else that the recipe trains from its first
     values.
 
-    A (k × in) is Kaiming-uniform (a = √5), B (out × k) zero, c one: the identity at init. s = α/k stays what
-    it is when ranks fall, as the default of this project's LoRA does (peft's `alpha_pattern` is then s·r_m).
+    A (k × in) is Kaiming-uniform (a = √5), B (out × k) zero, c one: the identity at init. s is α/k in the
+    search and α/r_m at a site of rank r_m afterwards, as in the authors' retraining (finetune/peft/tuners/
+    lora.py); without `rescale` it stays α/k when ranks fall. α is 16 and k is 8 there.
     The authors' search trains the factors alone; here the head and the recipe's other methods are part of the
     lower level. All weights start at 1/k itself, so that even a short search drops about half of the terms
     (theirs too). A step of the search costs about five others. Such a training cannot pause. Behind a gate
@@ -158,6 +164,9 @@ class AutoLoRA(LowRankMethod):
         search: float = Field(default=0.5, gt=0, lt=1, description="share of the steps that search")
         held_out: float = Field(default=0.3, gt=0, lt=1, description="share of the rows in D₂")
         selection_learning_rate: float = Field(default=3e-4, gt=0, le=1, description="of c")
+        rescale: bool = Field(
+            default=True, description="train at α/r_m once the ranks are found, else at α/k"
+        )
         reference_threshold: bool = Field(
             default=False, description="compare c/Σc with 1/k, as the authors' code"
         )

@@ -170,17 +170,14 @@ class SoRA(LowRankMethod):
         final_threshold: float | None = Field(default=None, gt=0, le=1, description="ξ of the last stage")
         schedule: Literal["linear", "log", "exp"] = Field(default="linear", description="how ξ rises")
 
-        @model_validator(mode="before")
-        @classmethod
-        def _what_is_given_takes_the_place_of_the_default(cls, data: Any) -> Any:
-            if not isinstance(data, dict):
-                return data
-            staged = data.get("stages", 1) != 1 or data.get("final_threshold") is not None
-            if staged and data.get("threshold") is None:
-                data = {**data, "threshold": _THRESHOLD}
-            if data.get("threshold") is not None and "shrinkage" not in data:
-                data = {**data, "shrinkage": None}
-            return data
+        @model_validator(mode="after")
+        def _what_is_given_takes_the_place_of_the_default(self) -> SoRA.Config:
+            # By a validator `before`, strict fields would be given lists where they want tuples.
+            if self.threshold is None and (self.stages > 1 or self.final_threshold is not None):
+                self.__dict__["threshold"] = _THRESHOLD
+            if self.threshold is not None and "shrinkage" not in self.model_fields_set:
+                self.__dict__["shrinkage"] = None
+            return self
 
         @model_validator(mode="after")
         def _rises(self) -> SoRA.Config:

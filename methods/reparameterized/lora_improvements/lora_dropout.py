@@ -28,7 +28,8 @@ class LoRADropoutModule(ScaledPairs[LowRankPair]):
         super().__init__(children, scale)
         self.dropout = config.dropout
         self.expected = config.expected
-        self.members, self.seed = config.ensemble, config.seed
+        # Without dropout all members are one and the same.
+        self.members, self.seed = (config.ensemble if config.dropout else 0), config.seed
         self._member: int | None = None
 
     def choose(self, member: int | None) -> None:
@@ -80,23 +81,26 @@ class LoRADropout(LowRankMethod):
     a step; here each forward is one draw, and micro-batches have draws of their own. AdaLoRA as a host is not
     built.
 
-    Evaluation is deterministic and without masks: ΔW is then (1 − p)² of itself, its mean under the masks, or
-    all of itself with `expected: false`, which is four times at p = 0.5 what was trained. With `ensemble: N`,
-    the paper's way to predict (N = 4), predictions and scores are the mean of the output distributions of N
-    masked models, whose masks come from `seed` (N forward passes; a bare forward and `generate` know nothing
-    of it, see `autopeft.hybrid.predictive`). Behind a gate the gate takes the place of s. Mergeable without
-    an ensemble. r·(in + out) parameters for each site.
+    Predictions and scores are the paper's: the mean of the output distributions of `ensemble` masked models
+    (N = 4, as far as known), whose masks come from `seed`, so that they are the same each time. That takes N
+    forward passes (see `autopeft.hybrid.predictive`). A bare forward and `generate` are one model without
+    masks, and so is everything with `ensemble: 0`: ΔW is then (1 − p)² of itself, its mean under the masks,
+    or all of itself with `expected: false`, which is four times at p = 0.5 what was trained. Behind a gate
+    the gate takes the place of s. Mergeable, and exported to peft, with `ensemble: 0` alone. r·(in + out)
+    parameters for each site.
     """
 
     class Config(LowRankConfig):
         dropout: float = Field(default=0.5, ge=0, lt=1, description="p")
-        expected: bool = Field(default=True, description="evaluate and merge with (1 − p)²·ΔW, else with ΔW")
-        ensemble: int = Field(default=0, ge=0, le=64, description="N masked models at test time; 0: none")
+        expected: bool = Field(
+            default=True, description="without masks, evaluate and merge with (1 − p)²·ΔW, else with ΔW"
+        )
+        ensemble: int = Field(default=4, ge=0, le=64, description="N masked models at test time; 0: none")
         seed: int = Field(default=0, ge=0, lt=2**32, description="where the ensemble's masks are drawn from")
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        if config.ensemble:
+        if config.ensemble and config.dropout:
             self.traits = replace(self.traits, mergeable=False)
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:

@@ -104,8 +104,9 @@ def test_at_first_the_sum_is_a_kth_of_lora() -> None:
     )
 
 
-def test_the_retrained_form_is_lora_at_its_init_with_the_same_scale() -> None:
-    module, sites = build("autolora", toy_spec(hidden=200), rank=6, alpha=12.0)
+@pytest.mark.parametrize("rescale", [True, False])
+def test_the_retrained_form_is_lora_at_its_init_with_the_alpha_that_it_had(rescale: bool) -> None:
+    module, sites = build("autolora", toy_spec(hidden=200), rank=6, alpha=12.0, rescale=rescale)
     randomise(module)
     spread(module)
     ranks = module.ranks()
@@ -122,10 +123,29 @@ def test_the_retrained_form_is_lora_at_its_init_with_the_same_scale() -> None:
         assert float(pair.A.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.1)
         assert not torch.isin(pair.A.detach(), before[site]).any()
     randomise(module)
-    site = sites[0]
-    x, y = torch.randn(3, site.in_features), torch.randn(3, site.out_features)
-    pair = module[site]
-    torch.testing.assert_close(module.delta(site, x, y, CALL), 2 * x @ (pair.B @ pair.A).T)
+    loaded, _ = build("autolora", toy_spec(hidden=200), rank=6, alpha=12.0, rescale=rescale)
+    loaded.deploy()
+    loaded.resize({key: tuple(value.shape) for key, value in module.state_dict().items()})
+    loaded.load_state_dict(module.state_dict())
+    for site in sites:
+        scale = 12.0 / ranks[site.path] if rescale else 2.0
+        x, y = torch.randn(3, site.in_features), torch.randn(3, site.out_features)
+        product = module[site].B @ module[site].A
+        for form in (module, loaded):
+            torch.testing.assert_close(form.delta(site, x, y, CALL), scale * x @ product.T)
+            torch.testing.assert_close(form.delta(site, x, y, GATED), x @ product.T)
+            assert form.as_lora(site)[2] == pytest.approx(scale)
+            weight = torch.randn(site.out_features, site.in_features)
+            torch.testing.assert_close(form.merged(site, weight, None)[0], weight + scale * product)
+
+
+def test_recipes_of_format_1_keep_the_scale_when_ranks_fall() -> None:
+    old, new = (Recipe.from_yaml(f"autopeft: {form}\nlayers:\n- attach:\n  - autolora\n") for form in (1, 2))
+    assert [r.to_dict()["layers"][0]["attach"] for r in (old, new)] == [
+        [{"autolora": {"rescale": False}}],
+        ["autolora"],
+    ]
+    assert old.hash() != new.hash()
 
 
 # Training

@@ -308,6 +308,7 @@ def test_recipes_of_format_1_keep_a_threshold_for_each_step() -> None:
     assert (new.threshold, new.shrinkage) == (None, 0.385)
     assert config(f"1\n{body}: {{threshold: 0.01}}\n").threshold == 0.01
     assert config(f"2\n{body}: {{threshold: 3.0e-4}}\n") == old
+    assert config(f"2\n{body}: {{sites: [q, v], threshold: 3.0e-4}}\n").sites == ("q", "v")
     staged = config(f"1\n{body}: {{stages: 3, final_threshold: 0.1}}\n")
     assert (staged.threshold, staged.shrinkage) == (3e-4, None)
     data = canonical_config("sora", old)

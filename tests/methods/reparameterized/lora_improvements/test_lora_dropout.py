@@ -1,22 +1,24 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from autopeft.methods.reparameterized.lora_improvements.lora_dropout import LoRADropoutModule
 from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from support.toy import CALL, GATED, build, configured, counted, toy_spec, toy_specs
-from support.training import encoded_split, tiny_bert
+from support.training import encoded_split, encoded_task, tiny_bert
 from torch import Tensor
 
 from autopeft.errors import UsageError
-from autopeft.hybrid import Hybrid, attach, predictive
+from autopeft.hybrid import Hybrid, attach, load, predictive
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
-from autopeft.training import predict
+from autopeft.training import TrainingPlan, evaluate, predict, run_trial
 from autopeft.training.modes import training_mode
 
 
@@ -241,8 +243,60 @@ def test_predictions_are_the_ensembles_in_every_batch() -> None:
             expected.append(predictive(bert, lambda i=ids, m=mask: bert(i, m).logits).numpy())  # type: ignore[misc]
     assert np.allclose(got, np.concatenate(expected), atol=1e-5)
     hybrid.detach()
-    _attached(bert)
+    _attached(bert, ensemble=0)
     assert not np.allclose(got, predict(bert, split), atol=1e-2)
+
+
+def test_scores_are_the_ensembles_of_four_by_default_and_the_same_each_time() -> None:
+    split, found = encoded_split(11, seed=2), []
+    for options in ({}, {}, {"ensemble": 4}, {"ensemble": 0}, {"seed": 1}):
+        bert = tiny_bert()
+        with _attached(bert, **options):
+            found.append(predict(bert, split))
+            assert np.array_equal(predict(bert, split), found[-1])
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+    assert not np.allclose(found[0], found[3], atol=1e-2)
+    assert not np.allclose(found[0], found[4], atol=1e-5)
+
+
+def test_a_trial_is_scored_with_the_ensemble_and_so_is_what_it_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[int | None] = []
+    choose = LoRADropoutModule.choose
+
+    def watched(self: LoRADropoutModule, member: int | None) -> None:
+        chosen.append(member)
+        choose(self, member)
+
+    monkeypatch.setattr(LoRADropoutModule, "choose", watched)
+    data, plan = encoded_task(), TrainingPlan(steps=4, batch_size=8, device="cpu")
+    outcome = run_trial(tiny_bert(), _recipe(), data, plan, keep=lambda hybrid, _: hybrid.save(tmp_path))
+    assert chosen == [0, 1, 2, 3, None], "one batch of select"
+    bert = tiny_bert()
+    load(bert, tmp_path)
+    chosen.clear()
+    assert evaluate(bert, data.splits["select"], data.task.metric) == outcome.scores["select"]
+    assert chosen == [0, 1, 2, 3, None]
+
+
+def test_files_of_format_1_keep_the_mean_under_the_masks() -> None:
+    split, found = encoded_split(11, seed=2), []
+    for form, options in ((1, ""), (2, ": {ensemble: 0}"), (2, "")):
+        bert = tiny_bert()
+        made = Recipe.from_yaml(f"autopeft: {form}\nlayers:\n- attach:\n  - lora_dropout{options}\n")
+        with attach(bert, made, seed=0) as hybrid:
+            randomise(hybrid.root, std=0.3)
+            found.append(predict(bert, split))
+    assert np.array_equal(found[0], found[1])
+    assert not np.allclose(found[0], found[2], atol=1e-2)
+
+
+def test_without_dropout_one_model_is_enough() -> None:
+    module, _ = build("lora_dropout", toy_spec(), dropout=0.0)
+    assert module.members == 0
+    assert configured("lora_dropout", dropout=0.0).traits.mergeable
 
 
 def test_an_ensemble_cannot_be_merged() -> None:
@@ -250,4 +304,5 @@ def test_an_ensemble_cannot_be_merged() -> None:
     hybrid = _attached(model, ensemble=2)
     with pytest.raises(UsageError, match="lora_dropout cannot be folded"):
         hybrid.merge()
-    assert configured("lora_dropout").traits.mergeable
+    assert not configured("lora_dropout").traits.mergeable
+    assert configured("lora_dropout", ensemble=0).traits.mergeable
