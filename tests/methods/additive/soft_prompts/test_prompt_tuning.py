@@ -36,7 +36,7 @@ def test_vocabulary_copies_distinct_rows_of_frequent_tokens_and_follows_the_seed
     module.initialise_prompt(embedding)
     rows = module.table[:, 0]
     assert len(set(rows.tolist())) == 200
-    assert rows.max() < 5000
+    assert 4800 < rows.max() < 5000
     torch.manual_seed(3)
     second, _ = build("prompt_tuning", toy_spec(), length=200, init="vocabulary")
     torch.manual_seed(4)
