@@ -1,11 +1,8 @@
-"""What a hybrid is asked, row for row, and the file of its answers."""
+"""What a hybrid is asked, and what it answers, row for row."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from numpy.typing import NDArray
 
 from autopeft.errors import DataError, UsageError
-from autopeft.runs.files import plain, write_atomic
 from autopeft.tasks.files import SUFFIXES, read_file, read_lines
 from autopeft.tasks.memory import tables_in
 from autopeft.tasks.split import Split
@@ -31,9 +27,8 @@ if TYPE_CHECKING:
 else:  # they take seconds to import
     Texts = Any
 
-__all__ = ["OUT_SUFFIXES", "PROBLEM", "Asked", "Texts", "answers", "asked", "check_out", "write_answers"]
+__all__ = ["PROBLEM", "Asked", "Texts", "answers", "asked"]
 
-OUT_SUFFIXES = (".csv", ".jsonl")
 PROBLEM = "problem"  # the key of a row that cannot be answered
 _TEXT, _PAIR = "text", "text_pair"
 
@@ -152,60 +147,3 @@ def answers(known: TrainedHybrid, question: Asked, outputs: NDArray[Any] | None)
         said = {PROBLEM: problem} if problem else known.kind.present(next(found), known.labels)
         listed.append({**row, **said})
     return listed
-
-
-# The file
-# ------------------------------------------------------------------------------------------------------
-
-
-def check_out(value: str | Path) -> None:
-    """Refuse a file that answers cannot be written to, before anything is computed.
-
-    Raises:
-        UsageError: it has another suffix, is there already, or its folder is not.
-    """
-    path = Path(value)
-    if path.suffix.lower() not in OUT_SUFFIXES:
-        raise UsageError(f"Answers are written as {' or '.join(OUT_SUFFIXES)}, but got out={str(path)!r}.")
-    if path.exists():
-        raise UsageError(f"{path} is there already; choose another --out, or remove it.")
-    if not path.parent.is_dir():
-        raise UsageError(f"There is no folder {path.parent} to write {path.name} to.")
-
-
-def write_answers(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write answers as CSV or as JSON lines, numbered from 1 in the column `row`.
-
-    In a CSV a nested value has a column of its own (`probabilities.yes`); figures that are not finite are
-    empty there, and null in JSON.
-
-    Raises:
-        AutoPEFTError: the file cannot be written.
-    """
-    numbered = [{"row": i, **plain(row)} for i, row in enumerate(rows, start=1)]
-    if path.suffix.lower() == ".csv":
-        content = _csv([dict(_flat(row)) for row in numbered])
-    else:
-        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in numbered)
-    # Text that could not be answered may hold halves of surrogate pairs, which no file can.
-    write_atomic(path, content.encode("utf-8", "replace"))
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    names = dict.fromkeys(name for row in rows for name in row)
-    file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, list(names), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
-
-
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _flat(part, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list):
-        for i, part in enumerate(value):
-            yield from _flat(part, f"{name}.{i}")
-    else:
-        yield name, value

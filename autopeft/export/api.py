@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autopeft.arguments import takes
-from autopeft.export.answers import Texts, answers, asked, write_answers
+from autopeft.export.answers import Texts, answers, asked
 from autopeft.export.arguments import EvaluateArguments, ExportArguments, PredictArguments
+from autopeft.export.out_file import write_answers
 from autopeft.export.package import load_saved, write_package
 from autopeft.export.recorded import Recorded, recorded
 from autopeft.export.trained import Trained, saved_of, task_of, trained

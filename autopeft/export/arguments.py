@@ -40,7 +40,7 @@ TaskToScore = Annotated[
 
 
 def _check_out(value: str | Path) -> None:
-    from autopeft.export.answers import check_out
+    from autopeft.export.out_file import check_out
 
     check_out(value)
 

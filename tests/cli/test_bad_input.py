@@ -25,6 +25,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, text in RECIPES.items():
         (folder / f"{name}.yaml").write_text(text)
     (folder / "broken.json").write_text("{")
+    (folder / "blank.csv").write_text("text,label\na,0\nb,1\n,1\n")
     return folder
 
 
@@ -71,6 +72,10 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "CSV without the label column": (
         (*TRAIN, "--task", "reviews.csv", "--text", "body", "--label", "verdikt"),
         ("verdikt", "Did you mean 'verdict'"),
+    ),
+    "blank text": (
+        (*TRAIN, "--task", "blank.csv"),
+        ("blank.csv: column 'text' has no text in row 3", "--drop-empty"),
     ),
     "wrong weights": (
         (*TRAIN, "--task", "reviews.csv", "--class-weights", "a,b"),

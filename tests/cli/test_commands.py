@@ -157,6 +157,29 @@ def test_a_score_is_shown_with_each_class(
     assert "which flatters the score" in capsys.readouterr().out
 
 
+def test_data_are_shown_before_training_and_beside_the_scores(place: Path) -> None:
+    """A class that is hardly there and a blank text: nothing of it passes in silence."""
+    rows = [f"the {'film ' * (i % 9 + 1)}{i},{'yes' if i % 40 == 0 else 'no'}" for i in range(200)]
+    (place / "rare.csv").write_text("\n".join(["text,label", ",no", *rows]) + "\n")
+    argv = [sys.executable, "-m", "autopeft", "train", "-r", "pair.yaml", "-t", "rare.csv", "-m", "bert"]
+    done = subprocess.run(
+        [*argv, "--steps", "2", "--max-length", "24", "-o", "rare", "--drop-empty"],
+        cwd=place, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    before, _, _ = done.stderr.partition("step 1/2")
+    for words in ("train: 1", "columns: text 'text'", "1 of rare.csv", "always 'no'", "--metric macro_f1"):
+        assert words in before
+    assert "The hybrid is no better on test than always 'no'" in done.stdout
+    data = json.loads((place / "rare" / "manifest.json").read_text())["data"]
+    assert [fact["name"] for fact in data["summary"]["facts"]][:3] == ["train", "select", "test"]
+    result = json.loads((place / "rare" / "result.json").read_text())
+    assert result["constant"]["name"] == "always 'no'"
+    assert result["constant"]["test_mean"] == result["test_mean"]
+    # The hybrid's own rows are read again as they were.
+    assert json.loads(run("evaluate", "rare", "--json", cwd=place))["rows"] == data["rows"]["test"]
+
+
 def test_the_exported_recipe_trains_again(
     place: Path, trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

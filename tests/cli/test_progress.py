@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from autopeft.cli.progress import LiveReporter, PlainReporter, brief
 from autopeft.runs.records import TrialRecord
 from autopeft.search.core.events import SearchInfo
 from autopeft.search.core.jobs import TrainJob
+from autopeft.tasks.summary import DataSummary
 
 LORA: dict[str, Any] = {"layers": [{"attach": [{"lora": {"rank": 2}}]}]}
 COUNTS = {"deployed": 1234, "share": 0.00432}
@@ -110,3 +112,12 @@ def test_the_live_table_shows_running_and_finished_rows() -> None:
     assert "20/60" not in final.getvalue()
     assert "failed: [/] is no markup" in final.getvalue()
     assert "1/3" in final.getvalue()
+
+
+def test_the_data_come_before_the_first_trial() -> None:
+    data = DataSummary((("test", "20 rows: ham 20 (100.0 %)"),), ("test has rows of one class only.",))
+    out = io.StringIO()
+    PlainReporter(out).on_start(replace(INFO, data=data))
+    lines = out.getvalue().splitlines()
+    assert "test: 20 rows: ham 20 (100.0 %)" in lines
+    assert "test has rows of one class only." in lines

@@ -12,8 +12,9 @@ import pandas
 import pytest
 
 from autopeft.errors import DataError, UsageError
-from autopeft.export.answers import PROBLEM, answers, asked, write_answers
+from autopeft.export.answers import PROBLEM, answers, asked
 from autopeft.export.arguments import PredictArguments
+from autopeft.export.out_file import write_answers
 from autopeft.export.package import Card, Saved
 from autopeft.export.trained import TrainedHybrid, trained
 
@@ -144,20 +145,6 @@ def test_answers_stand_in_the_rows_order(tmp_path: Path) -> None:
     assert [row["label"] for row in rows] == ["yes", "", "", "", "no"]
     assert float(rows[0]["probabilities.yes"]) == pytest.approx(lines[0]["probabilities"]["yes"])
     assert [line.get(PROBLEM, "") for line in lines] == [row[PROBLEM] for row in rows]
-
-
-@pytest.mark.parametrize(
-    ("out", "says"),
-    [("a.txt", r"\.csv or \.jsonl"), ("there.csv", "is there already"), ("no/a.csv", "no folder")],
-)
-def test_where_answers_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, says: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("there.csv").write_text("text\nmine\n")
-    with pytest.raises(UsageError, match=says):
-        PredictArguments(out=out)
-    assert Path("there.csv").read_text() == "text\nmine\n"
 
 
 def test_a_damaged_table_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from autopeft.runs.records import FrontPoint, TrialRecord
 from autopeft.search.api import SearchResult
 from autopeft.search.selection.contender import Contender
 from autopeft.search.selection.significance import ScoredSplit, compare, selection_bias
+from autopeft.tasks.summary import Constant
 
 RECIPE = Recipe.from_dict({"name": "w", "layers": [{"attach": ["lora", "ia3"]}]})
 COUNTS = {"deployed": 113_566.0, "trained": 113_566.0, "head": 770.0, "share": 113_566 / 22_713_216}
@@ -54,6 +55,18 @@ def test_the_score_table_says_which_data_it_is() -> None:
     own = outcome_sheet(result(), {"name": "trec", "source": {"stand_in_for": None}}, "0.5%").plain()
     assert "trec: accuracy" in own
     assert "stand-in" not in own
+
+
+def test_the_majority_stands_beside_the_winner() -> None:
+    majority = Constant("always 'ham'", {"select": 0.6, "test": 0.7})
+    sheet = outcome_sheet(result(constant=majority, remarks=("test has 1 row.",)), DATA, "0.5%")
+    assert sheet.rows[-1] == ("always 'ham'", "0", "–", "0.6000", "0.7000")
+    assert "The winner is no better on test than always 'ham' (0.7000)" in sheet.plain()
+    assert "test has 1 row." in sheet.notes
+    worse = Constant("always 'ham'", {"select": 0.6, "test": 0.69})
+    assert "no better" not in outcome_sheet(result(constant=worse), DATA, "0.5%").plain()
+    untested = result(constant=worse, test=(), select=(), search_score=0.5)
+    assert "no better on select than always 'ham' (0.6000)" in outcome_sheet(untested, DATA, "0.5%").plain()
 
 
 def test_winner_and_baselines_stand_side_by_side() -> None:

@@ -58,6 +58,9 @@ def test_it_is_the_same_search_as_with_one_worker_of_ray(arguments: dict[str, An
     assert {r.state for r in here.trials} >= {"complete", "stopped"}, "no trial was stopped at a rung"
     assert (here.winner, here.counts, here.front) == (ray.winner, ray.counts, ray.front)
     assert (here.select, here.test, here.steps) == (ray.select, ray.test, ray.steps)
+    assert here.constant is not None
+    assert here.constant == ray.constant
+    assert here.to_dict()["constant"]["name"] == "always 'no'"
     assert [(b.name, b.select, b.test) for b in here.baselines] == [
         (b.name, b.select, b.test) for b in ray.baselines
     ]

@@ -19,6 +19,7 @@ PROCESSES = (
     "tests/cli/test_commands.py::test_a_fixed_recipe_whose_name_is_no_word",
     "tests/cli/test_commands.py::test_a_table_is_predicted_row_for_row",
     "tests/cli/test_commands.py::test_another_process_scores_and_predicts_the_same",
+    "tests/cli/test_commands.py::test_data_are_shown_before_training_and_beside_the_scores",
     "tests/cli/test_commands.py::test_help_is_there_before_torch_is",
     "tests/cli/test_debug.py",
     "tests/cli/test_declared.py::test_declarations_are_read_without_torch",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from autopeft.report.html.load import read_run
+from autopeft.report.html.page import render_report
 from autopeft.report.html.words import comparisons, facts, headline, remarks, reproduction
 from autopeft.runs.folder import RunFolder
 
@@ -152,3 +153,23 @@ def test_a_fixed_recipe_is_trained_again(make_run: Make, edit: Edit) -> None:
         "autopeft train --recipe mam --task data.csv --seed 3 --text body"
     )
     assert not any("optuna" in text for text in blocks.values())
+
+
+def test_the_data_are_among_the_facts_and_the_majority_among_the_scores(make_run: Make, edit: Edit) -> None:
+    summary = {
+        "facts": [{"name": "test", "text": "20 rows: ham 20"}, {"name": 3}, "no fact"],
+        "remarks": ["test has rows of one class only.", 7],
+    }
+    constant = {"name": "always 'ham'", "select_mean": 0.9, "test_mean": 0.9756}
+    folder = make_run(trials=1, result={"constant": constant})
+    edit(folder.path / "manifest.json", lambda m: {**m, "data": {**m["data"], "summary": summary}})
+    run = read_run(folder)
+    assert ("test", "20 rows: ham 20") in facts(run)
+    assert "rows" not in dict(facts(run))
+    said = remarks(run)
+    assert "test has rows of one class only." in said
+    assert any("The winner is no better on test than always 'ham' (0.9756)" in line for line in said)
+    page = render_report(folder)
+    assert "always &#39;ham&#39;" in page
+    beaten = make_run(trials=1, result={"constant": {**constant, "test_mean": 0.1}})
+    assert not any("no better" in line for line in remarks(read_run(beaten)))

@@ -209,6 +209,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "kind": st.sampled_from(["classification", "regression"]),
     "metric": st.sampled_from(["accuracy", "f1", "pearson"]),
     "class_weights": st.just("balanced") | st.lists(st.floats(0.01, 1e6), min_size=1, max_size=4).map(tuple),
+    "drop_empty": st.booleans(),
     "stand_in": st.booleans(),
     "workers": st.integers(1, 64),
     "cpus_per_trial": st.integers(1, 64),

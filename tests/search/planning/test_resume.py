@@ -167,7 +167,7 @@ def test_a_loaded_model_is_found_again_or_handed_over_again(begun: RunFolder, tm
 
 
 def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> None:
-    """The table as version 0.1.0 wrote it: the same names, neither `kind` of task nor strategy."""
+    """The table as version 0.1.0 wrote it, without `kind` of task, strategy and `drop_empty`."""
     manifest = begun.manifest()
     old = {
         "task": manifest["task"], "budget": "5%", "model": manifest["model"], "effort": None, "trials": 7,
@@ -179,9 +179,11 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
         "train_rows": None, "select_rows": 9, "test_rows": None, "confirm": None, "confirm_seeds": None,
         "log": None, "out": None, "runs": "runs", "space": "lora",
     }  # fmt: skip
-    assert set(manifest["arguments"]) == set(old) | {"kind", "strategy"}
+    assert set(manifest["arguments"]) == set(old) | {"kind", "strategy", "drop_empty"}
     assert {k: v for k, v in manifest["arguments"].items() if k in old} == old
     begun.write_json("manifest.json", {**manifest, "arguments": old})
     again = prepare_again(begun, {})
-    assert again.arguments.record() == {**old, "kind": None, "strategy": "trials", "warm_start": ()}
+    assert again.arguments.record() == {
+        **old, "kind": None, "strategy": "trials", "drop_empty": False, "warm_start": (),
+    }  # fmt: skip
     assert again.rungs.steps == (43, 130)

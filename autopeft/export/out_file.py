@@ -1,0 +1,70 @@
+"""The file of answers: CSV or JSON lines, row for row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autopeft.errors import UsageError
+from autopeft.runs.files import plain, write_atomic
+
+__all__ = ["OUT_SUFFIXES", "check_out", "write_answers"]
+
+OUT_SUFFIXES = (".csv", ".jsonl")
+
+
+def check_out(value: str | Path) -> None:
+    """Refuse a file that answers cannot be written to, before anything is computed.
+
+    Raises:
+        UsageError: it has another suffix, is there already, or its folder is not.
+    """
+    path = Path(value)
+    if path.suffix.lower() not in OUT_SUFFIXES:
+        raise UsageError(f"Answers are written as {' or '.join(OUT_SUFFIXES)}, but got out={str(path)!r}.")
+    if path.exists():
+        raise UsageError(f"{path} is there already; choose another --out, or remove it.")
+    if not path.parent.is_dir():
+        raise UsageError(f"There is no folder {path.parent} to write {path.name} to.")
+
+
+def write_answers(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write answers as CSV or as JSON lines, numbered from 1 in the column `row`.
+
+    In a CSV a nested value has a column of its own (`probabilities.yes`); figures that are not finite are
+    empty there, and null in JSON.
+
+    Raises:
+        AutoPEFTError: the file cannot be written.
+    """
+    numbered = [{"row": i, **plain(row)} for i, row in enumerate(rows, start=1)]
+    if path.suffix.lower() == ".csv":
+        content = _csv([dict(_flat(row)) for row in numbered])
+    else:
+        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in numbered)
+    # Text that could not be answered may hold halves of surrogate pairs, which no file can.
+    write_atomic(path, content.encode("utf-8", "replace"))
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = dict.fromkeys(name for row in rows for name in row)
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _flat(part, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        for i, part in enumerate(value):
+            yield from _flat(part, f"{name}.{i}")
+    else:
+        yield name, value
