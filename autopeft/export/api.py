@@ -10,7 +10,7 @@ from typing import Any
 from autopeft.arguments import takes
 from autopeft.errors import UsageError
 from autopeft.export.arguments import EvaluateArguments, ExportArguments, PredictArguments
-from autopeft.export.package import load_saved, write_package
+from autopeft.export.package import load_hybrid, write_package
 from autopeft.export.trained import Trained, saved_of, task_of, trained
 from autopeft.tasks import Split, Task
 from autopeft.tasks.encode import encode
@@ -89,7 +89,7 @@ def evaluate(run: Trained, given: EvaluateArguments) -> Evaluation:
     known = trained(run, tokenizer=given.tokenizer, max_length=given.max_length)
     task = task_of(known, given)
     hybrid, tokenizer = known.load(given.model, given.notify)
-    rows = encode(task, tokenizer, known.max_length).splits[given.split]
+    rows = encode(task, tokenizer, known.longest(tokenizer)).splits[given.split]
     value = score_split(hybrid.model, rows, task.metric, batch_size=given.batch_size)
     return Evaluation(str(known.where), task, given.split, len(rows), value)
 
@@ -118,7 +118,7 @@ def predict(run: Trained, texts: str | Sequence[str], given: PredictArguments) -
     known = trained(run, tokenizer=given.tokenizer, max_length=given.max_length)
     hybrid, tokenizer = known.load(given.model, given.notify)
     rows = Split(asked, pairs or None, [None] * len(asked))
-    encoded = known.kind.encode(rows, tokenizer, known.max_length, labelled=False, cached=False)
+    encoded = known.kind.encode(rows, tokenizer, known.longest(tokenizer), labelled=False, cached=False)
     outputs = predict_outputs(hybrid.model, encoded, batch_size=given.batch_size)
     return [{"text": t, **known.kind.present(o, known.labels)} for t, o in zip(asked, outputs, strict=True)]
 
@@ -128,8 +128,9 @@ def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
     """Export a run: recipe, weights with the head, manifest, and peft's format where it can be said.
 
     Args:
-        run: a run's name or folder, `latest`, an exported folder, or what `autopeft.search` or
-            `autopeft.train` returned.
+        run: a run's name or folder, `latest`, an exported folder, one that `hybrid.save()`,
+            `model.save_pretrained()` or the Trainer wrote, or what `autopeft.search` or `autopeft.train`
+            returned.
         out: new or empty folder to write.
         {arguments}
 
@@ -141,15 +142,15 @@ def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
         >>> autopeft.export("latest", "winner").files                      # doctest: +SKIP
     """
     saved = saved_of(run)
+    hybrid = None if given.peft is False else load_hybrid(saved, model=given.model, notify=given.notify)[0]
     target = write_package(saved, out)
     reason: str | None = None
-    if given.peft is not False:
+    if hybrid is not None:
         from autopeft.export.peft_format import NotExpressible, to_peft
 
-        hybrid, _ = load_saved(saved, model=given.model, notify=given.notify)
-        card = saved.card
+        of_kind = None if saved.card.kind is None else saved.card.task_kind.peft_task_type
         try:
-            to_peft(hybrid, target / "peft", base_model=card.model, task_type=card.task_kind.peft_task_type)
+            to_peft(hybrid, target / "peft", task_type=of_kind)
         except NotExpressible as error:
             if given.peft:
                 raise

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from autopeft.errors import TaskError, UsageError
-from autopeft.export.package import Saved, find_saved, load_saved
+from autopeft.export.package import Saved, find_saved, load_saved, read_manifest
 from autopeft.hybrid import Hybrid
 from autopeft.runs.files import read_json
 from autopeft.search.selection.result import SearchResult
@@ -54,6 +54,11 @@ class TrainedHybrid:
     load: Callable[[str | None, Notify], Live]
     manifest: Mapping[str, Any] = field(default_factory=dict)
     rows: Task | None = None
+
+    def longest(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Longest text in tokens; where that was not recorded, as from Python, the tokenizer bounds it."""
+        unknown = self.manifest.get("architecture") is not None
+        return min(self.max_length, tokenizer.model_max_length) if unknown else self.max_length
 
 
 def saved_of(run: Trained) -> Saved:
@@ -101,7 +106,7 @@ def trained(
         metric=card.metric,
         max_length=card.max_length,
         load=lambda model, notify: load_saved(saved, model=model, notify=notify),
-        manifest=read_json(saved.folder / _MANIFEST),
+        manifest=read_manifest(saved.folder),
     )
 
 
@@ -185,9 +190,9 @@ def _with_metric(task: Task, metric: str | None) -> Task:
 
 
 def _own_name(known: TrainedHybrid) -> str:
-    if not known.manifest:
-        raise TaskError("The task that this live hybrid was trained on is unknown; name one with task=….")
     data = known.manifest.get("data") or {}
+    if not (known.manifest.get("task") or data.get("name")):
+        raise TaskError("The task that this hybrid was trained on is unknown; name one with --task (task=…).")
     if (data.get("source") or {}).get("origin") == "memory":
         raise TaskError(
             "This hybrid's rows were handed over in memory and are not kept; name data with --task."
