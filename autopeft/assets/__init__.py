@@ -6,7 +6,14 @@ from autopeft.assets.cache import cache_dir, cache_folder, make_room, publish
 from autopeft.assets.heads import head_names, reset_head
 from autopeft.assets.hub import hub_answers
 from autopeft.assets.live import keep_model
-from autopeft.assets.models import ModelSource, load_config, load_model, load_tokenizer, resolve_model
+from autopeft.assets.models import (
+    ModelSource,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_name,
+    resolve_model,
+)
 from autopeft.assets.precision import dtype_of
 from autopeft.assets.quiet import quiet_libraries
 from autopeft.assets.table import ASSETS, DEFAULT_MODEL, Asset, WheelSource, model_aliases
@@ -42,6 +49,7 @@ __all__ = [
     "make_room",
     "map_weights",
     "model_aliases",
+    "model_name",
     "publish",
     "quiet_libraries",
     "reset_head",

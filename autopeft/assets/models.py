@@ -27,12 +27,13 @@ from autopeft.assets.hub import PROBE_SECONDS, hub_answers
 from autopeft.assets.precision import attention_for, keep_head_exact
 from autopeft.assets.quiet import quiet_transformers
 from autopeft.assets.table import model_aliases
-from autopeft.assets.wheels import Notify, fetch, sha256_of, wheel_sha256
+from autopeft.assets.wheels import Notify, alias_of, fetch, sha256_of, wheel_sha256
 from autopeft.errors import UsageError, near
 
-__all__ = ["ModelSource", "load_config", "load_model", "load_tokenizer", "resolve_model"]
+__all__ = ["ModelSource", "load_config", "load_model", "load_tokenizer", "model_name", "resolve_model"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_SNAPSHOT = re.compile(r"/models--([^/]+)/snapshots/[^/]+$")
 _HASH_LIMIT = 2 << 30
 T = TypeVar("T")
 
@@ -80,6 +81,18 @@ def resolve_model(name: str, *, notify: Notify | None = None) -> ModelSource:
         f"No model {name!r}: it is neither a packaged model nor a folder, and the hub did not answer within "
         f"{PROBE_SECONDS:g} s (or is switched off by HF_HUB_OFFLINE). {hint} A local folder works as well."
     )
+
+
+def model_name(path: str) -> str:
+    """The name by which `resolve_model` finds what was loaded from `path`: the alias of a packaged model, the
+    hub's name where it lies in the hub's cache, the absolute path of any other folder, else `path` itself."""
+    folder = Path(path).expanduser() if path else None
+    if folder is None or not folder.is_dir():
+        return path
+    snapshot = _SNAPSHOT.search(folder.resolve().as_posix())
+    if snapshot is not None:
+        return snapshot[1].replace("--", "/")
+    return alias_of(folder) or str(folder.resolve())
 
 
 def load_config(source: ModelSource | str) -> PretrainedConfig:

@@ -27,6 +27,7 @@ from autopeft.errors import AssetError, near
 
 __all__ = [
     "Notify",
+    "alias_of",
     "extract_members",
     "fetch",
     "fetch_member",
@@ -119,6 +120,12 @@ def extract_members(
                 _copy_member(opened, member, target / file, limit)
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise AssetError(f"{archive.name} is not a readable zip file: {error}") from error
+
+
+def alias_of(folder: Path) -> str | None:
+    """The name of the table whose asset lies in this folder of the cache, if one's does."""
+    found = folder.resolve()
+    return next((key for key, asset in ASSETS.items() if _folder_of(asset).resolve() == found), None)
 
 
 def _folder_of(asset: Asset) -> Path:

@@ -11,7 +11,7 @@ from autopeft.arguments import takes
 from autopeft.export.answers import Texts, answers, asked
 from autopeft.export.arguments import EvaluateArguments, ExportArguments, PredictArguments
 from autopeft.export.out_file import write_answers
-from autopeft.export.package import load_saved, write_package
+from autopeft.export.package import load_hybrid, write_package
 from autopeft.export.recorded import Recorded, recorded
 from autopeft.export.trained import Trained, saved_of, task_of, trained
 from autopeft.runs.files import plain
@@ -102,7 +102,7 @@ def evaluate(run: Trained, given: EvaluateArguments) -> Evaluation:
     task = task_of(known, given)
     hybrid, tokenizer = known.load(given.model, given.notify)
     kind, rows = task.task_kind, _rows_of(task, given.split)
-    encoded = kind.encode(rows, tokenizer, known.max_length)
+    encoded = kind.encode(rows, tokenizer, known.longest(tokenizer))
     outputs = predict_outputs(hybrid.model, encoded, batch_size=given.batch_size)
     labels = kind.label_array(rows.labels)
     value = kind.score(get_metric(task.metric), outputs, labels)
@@ -142,7 +142,9 @@ def predict(run: Trained, texts: Texts, given: PredictArguments) -> list[dict[st
     outputs = None
     if question.rows is not None:
         hybrid, tokenizer = known.load(given.model, given.notify)
-        encoded = known.kind.encode(question.rows, tokenizer, known.max_length, labelled=False, cached=False)
+        encoded = known.kind.encode(
+            question.rows, tokenizer, known.longest(tokenizer), labelled=False, cached=False
+        )
         outputs = predict_outputs(hybrid.model, encoded, batch_size=given.batch_size)
     found = answers(known, question, outputs)
     if given.out is not None:
@@ -155,8 +157,9 @@ def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
     """Export a run: recipe, weights with the head, manifest, and peft's format where it can be said.
 
     Args:
-        run: a run's name or folder, `latest`, an exported folder, or what `autopeft.search` or
-            `autopeft.train` returned.
+        run: a run's name or folder, `latest`, an exported folder, one that `hybrid.save()`,
+            `model.save_pretrained()` or the Trainer wrote, or what `autopeft.search` or `autopeft.train`
+            returned.
         out: new or empty folder to write.
         {arguments}
 
@@ -168,15 +171,15 @@ def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
         >>> autopeft.export("latest", "winner").files                      # doctest: +SKIP
     """
     saved = saved_of(run)
+    hybrid = None if given.peft is False else load_hybrid(saved, model=given.model, notify=given.notify)[0]
     target = write_package(saved, out)
     reason: str | None = None
-    if given.peft is not False:
+    if hybrid is not None:
         from autopeft.export.peft_format import NotExpressible, to_peft
 
-        hybrid, _ = load_saved(saved, model=given.model, notify=given.notify)
-        card = saved.card
+        of_kind = None if saved.card.kind is None else saved.card.task_kind.peft_task_type
         try:
-            to_peft(hybrid, target / "peft", base_model=card.model, task_type=card.task_kind.peft_task_type)
+            to_peft(hybrid, target / "peft", task_type=of_kind)
         except NotExpressible as error:
             if given.peft:
                 raise

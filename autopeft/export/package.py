@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import AutoPEFTError, UsageError, near
+from autopeft.export.from_python import is_saved_hybrid, manifest_of, model_class
 from autopeft.runs.documents import read_result
 from autopeft.runs.files import read_json, write_atomic, write_json
 from autopeft.runs.folder import load_run
@@ -24,14 +25,16 @@ from autopeft.tasks.kinds import get_kind, kind_names
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from autopeft.assets import ModelSource
     from autopeft.hybrid import Hybrid
     from autopeft.tasks import TaskKind
 
-__all__ = ["Card", "Saved", "find_saved", "load_saved", "write_package"]
+__all__ = ["Card", "Saved", "find_saved", "load_hybrid", "load_saved", "read_manifest", "write_package"]
 
 _MANIFEST = "manifest.json"
 _WEIGHTS = "winner"
 _DATA = ("text", "text_pair", "label", "seed", "drop_empty")
+_OF_A_HYBRID = ("hybrid.json", "recipe.yaml", "weights.safetensors")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Card:
         max_length: longest text in tokens.
         result: counts and scores, where they are known.
         arguments: what the data were read and split with: columns and seed.
+        architecture: class of the model, of a hybrid that was saved from Python.
     """
 
     model: str
@@ -53,15 +57,16 @@ class Card:
     max_length: int
     result: Mapping[str, Any] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    architecture: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Card:
-        """The card of a run folder or an exported folder.
+        """The card of a run folder, an exported folder or a hybrid that was saved from Python.
 
         Raises:
             UsageError: the manifest is absent or damaged.
         """
-        manifest = read_json(folder / _MANIFEST)
+        manifest = read_manifest(folder)
         result = manifest.get("result")
         if result is None and (folder / "result.json").is_file():
             result = read_json(folder / "result.json")
@@ -73,27 +78,41 @@ class Card:
                 max_length=int(manifest["training"]["max_length"]),
                 result=dict(result or {}),
                 arguments=_of_data(manifest.get("arguments") or {}),
+                architecture=manifest.get("architecture"),
             )
             name, _ = card.kind, card.labels
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(
                 f"{folder / _MANIFEST} is not a manifest of a trained hybrid: {error!r}."
             ) from error
+        if name is None and card.architecture is not None:
+            return card
         if name not in kind_names():
+            hint = near(str(name), kind_names())
             raise UsageError(
-                f"{folder / _MANIFEST} names the unknown kind of task {name!r}.{near(name, kind_names())} "
+                f"{folder / _MANIFEST} names the unknown kind of task {name!r}.{hint} "
                 f"Kinds: {', '.join(kind_names())}; is the package with this one installed?"
             )
         return card
 
     @property
-    def kind(self) -> str:
-        """Name of the kind of task."""
-        return str(self.data["kind"])
+    def kind(self) -> str | None:
+        """Name of the kind of task; `None` of a hybrid saved from Python whose model is of no kind's."""
+        found = self.data["kind"]
+        return None if found is None else str(found)
 
     @property
     def task_kind(self) -> TaskKind:
-        """The kind itself, which knows all that depends on it."""
+        """The kind itself, which knows all that depends on it.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if self.kind is None:
+            raise UsageError(
+                f"No kind of task has models like {self.architecture}, so this hybrid can be exported and "
+                "loaded, but not asked or scored from here; autopeft.load(model, folder) brings it back."
+            )
         return get_kind(self.kind)
 
     @property
@@ -119,6 +138,7 @@ class Card:
             "training": {"max_length": self.max_length},
             "arguments": dict(self.arguments),
             "result": dict(self.result),
+            **({} if self.architecture is None else {"architecture": self.architecture}),
         }
 
 
@@ -137,15 +157,19 @@ class Saved:
 
 
 def find_saved(ref: str | Path, *, runs: str | Path = "runs") -> Saved:
-    """The trained hybrid that `ref` means: an exported folder, a run folder, a run's name, or `latest`.
+    """The trained hybrid that `ref` means: an exported folder, one that was saved from Python, a run folder,
+    a run's name, or `latest`.
 
     Raises:
         UsageError: there is none, or the run has no trained weights.
     """
     folder = Path(ref).expanduser()
-    if not (folder / _MANIFEST).is_file():
+    if not (folder / _MANIFEST).is_file() and not is_saved_hybrid(folder):
         if folder.is_dir():
-            raise UsageError(f"{folder} has no {_MANIFEST}: it is neither a run nor an exported hybrid.")
+            raise UsageError(
+                f"{folder} has no {_MANIFEST} and no hybrid.json: it is neither a run nor an exported hybrid "
+                "nor what hybrid.save() or model.save_pretrained() wrote."
+            )
         folder = load_run(ref, root=runs).path
     weights = folder / _WEIGHTS if (folder / _WEIGHTS).is_dir() else folder
     if not any(weights.glob("*.safetensors")):
@@ -161,10 +185,26 @@ def load_saved(
     Raises:
         UsageError: the backbone is not the one that the hybrid was trained on, or the weights do not fit.
     """
-    from autopeft.assets import load_tokenizer, resolve_model
+    from autopeft.assets import load_tokenizer
+
+    saved.card.task_kind  # noqa: B018  (says so where nothing can be asked)
+    hybrid, source = load_hybrid(saved, model=model, notify=notify)
+    return hybrid, load_tokenizer(source)
+
+
+def load_hybrid(
+    saved: Saved, *, model: str | None = None, notify: Callable[[str], None] | None = None
+) -> tuple[Hybrid, ModelSource]:
+    """The hybrid on its backbone, in eval mode, and where that came from; else as `load_saved`."""
+    from autopeft.assets import load_model, resolve_model
     from autopeft.hybrid import load
 
     card = saved.card
+    if not (model or card.model):
+        raise UsageError(
+            f"{saved.folder} names no backbone, as its model was made from a configuration; say where it is "
+            "with --model."
+        )
     source = resolve_model(model or card.model, notify=notify)
     trained_on = card.backbone.get("sha256")
     if trained_on and source.sha256 and trained_on != source.sha256:
@@ -172,10 +212,25 @@ def load_saved(
             f"The backbone {model or card.model!r} is not the one that this hybrid was trained on (sha256 "
             f"{source.sha256[:12]}…, but {str(trained_on)[:12]}… is needed); name the right one with --model."
         )
-    live = card.task_kind.load_model(source, card.labels)
+    if card.kind is None:
+        outputs = {"num_labels": len(card.labels)}
+        live = load_model(source, model_class(str(card.architecture)), outputs, new_head=False)
+    else:
+        live = card.task_kind.load_model(source, card.labels)
     hybrid = load(live, saved.weights)
     hybrid.model.eval()
-    return hybrid, load_tokenizer(source)
+    return hybrid, source
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run or an export; of a hybrid saved from Python, what it would say.
+
+    Raises:
+        UsageError: it is absent or damaged.
+    """
+    if not (folder / _MANIFEST).is_file() and is_saved_hybrid(folder):
+        return manifest_of(folder)
+    return read_json(folder / _MANIFEST)
 
 
 def write_package(saved: Saved, folder: str | Path) -> Path:
@@ -190,9 +245,10 @@ def write_package(saved: Saved, folder: str | Path) -> Path:
         raise UsageError(f"{target} exists and is not an empty folder; choose another -o, or remove it.")
     try:
         target.mkdir(parents=True, exist_ok=True)
-        names = [p.name for p in sorted(saved.weights.iterdir()) if p.is_file()]
-        for name in names:
-            shutil.copyfile(saved.weights / name, target / name)
+        for name in _OF_A_HYBRID:
+            # Beside them, a checkpoint of the Trainer has what only a training needs.
+            if (saved.weights / name).is_file():
+                shutil.copyfile(saved.weights / name, target / name)
         if not (target / "recipe.yaml").exists():
             shutil.copyfile(saved.folder / "recipe.yaml", target / "recipe.yaml")
     except OSError as error:
@@ -205,12 +261,13 @@ def write_package(saved: Saved, folder: str | Path) -> Path:
 def model_card(card: Card) -> str:
     """A short model card in Markdown, with which data the scores are from."""
     source, result = card.data.get("source") or {}, read_result(card.result)
+    of_labels = "" if card.kind is None else f"Labels: {card.task_kind.describe_labels(card.labels)}; "
     lines = [
-        f"# A hybrid for {card.data.get('name')}",
+        f"# A hybrid for {card.data.get('name') or card.architecture}",
         "",
         f"A parameter-efficient hybrid on the frozen backbone `{card.model}`; `recipe.yaml` says what it is.",
         "",
-        f"- Labels: {card.task_kind.describe_labels(card.labels)}; at most {card.max_length} tokens.",
+        f"- {of_labels}at most {card.max_length} tokens.",
         f"- Data: {source.get('name')} ({source.get('origin')})."
         + (f" {source['notice']}" if source.get("notice") else ""),
     ]

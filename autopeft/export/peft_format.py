@@ -1,7 +1,8 @@
 """A hybrid in the format of Hugging Face peft, where that format can say it.
 
 The folder holds `adapter_config.json` and `adapter_model.safetensors` and loads with
-`peft.PeftModel.from_pretrained`; logits are equal, head included. It is written directly, so peft need not be
+`peft.PeftModel.from_pretrained`; logits are equal, head included. The config names a base that peft's
+`AutoPeftModel…` open, and `README.md` says what to type. It is written directly, so peft need not be
 installed. What peft cannot say is refused with one sentence.
 """
 
@@ -16,10 +17,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from autopeft.assets import head_names
+from autopeft.assets import head_names, model_aliases, model_name
 from autopeft.backbones import Place, base_model_of, spec_of_model
 from autopeft.composition import get_composition
 from autopeft.errors import AutoPEFTError
+from autopeft.export.peft_readme import how_to_load
 from autopeft.export.rope import rotate_keys
 from autopeft.graph import Entry, Leaf, Tree
 from autopeft.hybrid.modules import deployed_form
@@ -75,7 +77,8 @@ def to_peft(
     """Write `hybrid` to `folder` in peft's format; returns the folder.
 
     Args:
-        base_model: names the backbone in the config; default: what the model was loaded from.
+        base_model: names the backbone in the config; default: what the model was loaded from, a folder by
+            its absolute path.
         task_type: peft's word for the kind of task; default: by the model's class.
 
     Raises:
@@ -85,9 +88,13 @@ def to_peft(
     adapter = peft_adapter(hybrid, task_type)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    name = base_model or hybrid.model.config._name_or_path or None
+    loaded_from = str(getattr(hybrid.model.config, "_name_or_path", "") or "")
+    known = model_name(loaded_from)
+    name = base_model or (str(Path(loaded_from).resolve()) if known in model_aliases() else known) or None
     write_json(target / "adapter_config.json", {**adapter.config, "base_model_name_or_path": name})
     write_atomic(target / "adapter_model.safetensors", save(dict(adapter.tensors), metadata={"format": "pt"}))
+    how = how_to_load(hybrid.model, str(adapter.config["task_type"]), name, known)
+    write_atomic(target / "README.md", how)
     return target
 
 

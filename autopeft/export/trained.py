@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from autopeft.errors import TaskError, UsageError
-from autopeft.export.package import Saved, find_saved, load_saved
+from autopeft.export.package import Saved, find_saved, load_saved, read_manifest
 from autopeft.hybrid import Hybrid
 from autopeft.runs.files import read_json
 from autopeft.search.selection.result import SearchResult
@@ -73,6 +73,11 @@ class TrainedHybrid:
         """The columns that it was trained on, as far as they were named."""
         return ColumnNames(*(self.arguments.get(name) for name in ("text", "text_pair", "label")))
 
+    def longest(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Longest text in tokens; where that was not recorded, as from Python, the tokenizer bounds it."""
+        unknown = self.manifest.get("architecture") is not None
+        return min(self.max_length, tokenizer.model_max_length) if unknown else self.max_length
+
 
 def saved_of(run: Trained) -> Saved:
     """The folder of a trained hybrid.
@@ -111,7 +116,7 @@ def trained(
     if tokenizer is not None or max_length is not None:
         raise UsageError("tokenizer and max_length are for live hybrids: a saved one has them in its folder.")
     saved = saved_of(run)
-    card, manifest = saved.card, read_json(saved.folder / _MANIFEST)
+    card, manifest = saved.card, read_manifest(saved.folder)
     return TrainedHybrid(
         where=saved.folder,
         kind=card.task_kind,
@@ -219,9 +224,9 @@ def _with_metric(task: Task, metric: str | None) -> Task:
 
 
 def _own_name(known: TrainedHybrid) -> str:
-    if not known.manifest:
-        raise TaskError("The task that this live hybrid was trained on is unknown; name one with task=….")
     data = known.manifest.get("data") or {}
+    if not (known.manifest.get("task") or data.get("name")):
+        raise TaskError("The task that this hybrid was trained on is unknown; name one with --task (task=…).")
     if (data.get("source") or {}).get("origin") == "memory":
         raise TaskError(
             "This hybrid's rows were handed over in memory and are not kept; name data with --task."

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import TrainerCallback
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerCallback, TrainingArguments
 
 from autopeft.errors import UsageError
 from autopeft.hybrid.events import finish, fire, loss_terms
+from autopeft.hybrid.schedule import RecipeSchedule
 from autopeft.method import decay_targets
-from autopeft.recipe import Recipe
+from autopeft.recipe import Recipe, TrainingSection
 from autopeft.recipe.optimizer import DEFAULT_OPTIMIZER
 
 __all__ = ["HybridCallback"]
@@ -37,16 +39,15 @@ class _Attached(Protocol):
 class HybridCallback(TrainerCallback):
     """Fires `before_step`, `after_backward`, `after_step` and `finish` on a hybrid's modules.
 
-    A callback cannot add to the Trainer's loss: where a module has loss terms, hand over `callback.loss`
-    too; where the recipe has learning rates, policies or an optimizer of its own, or weight decay on methods
-    that multiply, `optimizers=(hybrid.optimizer(), None)`.
+    It is one part of what `hybrid.for_trainer()` gives. The Trainer's own optimizer has one rate for all,
+    5e-5 by default, and knows no group, policy or schedule of the recipe; a callback cannot add to the
+    Trainer's loss. So a hybrid is trained as in the example.
     The Trainer clips gradients before `after_backward`, our own loop after it; methods that mask
     gradients see their norm counted with the masked part. Calibration (`hybrid.prepare`) comes before the
     Trainer, and what a module concludes (`module.conclude`) after it.
 
     Example:
-        >>> callback = hybrid.callback()                                              # doctest: +SKIP
-        >>> Trainer(model, args, train_dataset=rows, callbacks=[callback], compute_loss_func=callback.loss)
+        >>> Trainer(model, args, train_dataset=rows, **hybrid.for_trainer())          # doctest: +SKIP
 
     Args:
         total: the task's loss, summed over rows, of logits and labels: `task.loss().total`. Default: by the
@@ -90,17 +91,39 @@ class HybridCallback(TrainerCallback):
                 "`hybrid.prepare(batches, objective)` before the Trainer's train()."
             )
         training, optimizer = self.hybrid.recipe.training, kwargs.get("optimizer")
-        named = optimizer is not None and any("name" in g for g in optimizer.param_groups)
+        scheduler = kwargs.get("lr_scheduler")
+        found = [f for f in getattr(scheduler, "lr_lambdas", ()) if isinstance(f, RecipeSchedule)]
+        if found:
+            found[0].begin(cast(LambdaLR, scheduler), state.global_step, state.max_steps)
+            _warn_of_clipping(training, args)
+        if optimizer is not None and not any("name" in group for group in optimizer.param_groups):
+            self._warn_of_the_optimizer(training, args, optimizer)
+
+    def _warn_of_the_optimizer(self, training: TrainingSection, args: Any, optimizer: Any) -> None:
+        """Say so where the Trainer made the optimizer, or one is given that lacks what the recipe says.
+
+        It is not changed here: the Trainer has prepared it and filled it from a checkpoint by now, and a rate
+        in `TrainingArguments` may have been chosen.
+        """
         own = any(hasattr(module, "parameter_groups") for module in self.hybrid.modules.values())
         own = own or training.optimizer != DEFAULT_OPTIMIZER
         if getattr(args, "weight_decay", 0.0) and decay_targets(self.hybrid.modules.values()):
             own = True  # the Trainer would have them decay towards zero
-        if (training.groups or training.policies or own) and not named:
+        way_out = "pass `**hybrid.for_trainer()` to the Trainer, in place of `callbacks=`."
+        if training.groups or training.policies or own:
             warnings.warn(
                 "This recipe has an optimizer, decay, learning rates, policies or parameter groups of its "
-                "own, and the Trainer's optimizer knows none of them; pass "
-                "`optimizers=(hybrid.optimizer(), None)`.",
-                stacklevel=2,
+                f"own, and the Trainer's optimizer knows none of them; {way_out}",
+                stacklevel=3,
+            )
+            return
+        rates = {group.get("initial_lr", group["lr"]) for group in optimizer.param_groups}
+        default = TrainingArguments.learning_rate
+        if rates == {default} != {training.learning_rate}:
+            warnings.warn(
+                f"The Trainer's optimizer trains this hybrid at {default:g}, its default for whole models, "
+                f"and the recipe says {training.learning_rate:g}; {way_out}",
+                stacklevel=3,
             )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -111,7 +134,8 @@ class HybridCallback(TrainerCallback):
         if not self._asked and loss_terms(self.hybrid.modules.values()) is not None:
             raise UsageError(
                 "A module of this hybrid adds terms to the loss, which the Trainer leaves out; pass "
-                "`compute_loss_func=callback.loss` with `callback = hybrid.callback()`."
+                "`**hybrid.for_trainer()` to it, or `compute_loss_func=callback.loss` with "
+                "`callback = hybrid.callback()`."
             )
         fire("after_backward", self.hybrid.modules.values(), state.global_step, state.max_steps)
 
@@ -122,6 +146,23 @@ class HybridCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         with torch.no_grad():
             finish(self.hybrid.modules.values())
+
+
+def _warn_of_clipping(training: TrainingSection, args: Any) -> None:
+    """Say so where the recipe clips gradients otherwise than the Trainer, which does it alone."""
+    theirs = float(getattr(args, "max_grad_norm", None) or 0.0)
+    if training.max_grad_norm != theirs:
+        warnings.warn(
+            f"The recipe clips gradients to the norm {training.max_grad_norm:g} and the Trainer to "
+            f"{theirs:g}; pass max_grad_norm={training.max_grad_norm:g} to TrainingArguments.",
+            stacklevel=4,
+        )
+    if training.optimizer.clip != "all":
+        warnings.warn(
+            "The recipe clips each group's gradients by itself, and the Trainer clips all together; "
+            "`autopeft.training.train` does what the recipe says.",
+            stacklevel=4,
+        )
 
 
 def _by_labels(logits: Tensor, labels: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, cast
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from autopeft.backbones import base_model_of, spec_of_model
-from autopeft.counting import Counts, count
+from autopeft.counting import Counts
 from autopeft.graph import CompositionGraph, build_graph
 from autopeft.hybrid.callback import HybridCallback
 from autopeft.hybrid.groups import groups_of
@@ -24,13 +23,16 @@ from autopeft.hybrid.modules import (
     Root,
     Untouched,
     build_modules,
-    deployed_form,
+    counts_of,
     head_of,
     refuse_attached,
     seeded,
 )
 from autopeft.hybrid.optimizer import build_optimizer
+from autopeft.hybrid.persistence import Persistence
 from autopeft.hybrid.policies import apply_policies, refuse_idle
+from autopeft.hybrid.schedule import RecipeSchedule
+from autopeft.hybrid.store import backbone_of
 from autopeft.hybrid.store import save as save_files
 from autopeft.injection import Injection, Part, new_token
 from autopeft.method import Objective, WeightTarget
@@ -66,7 +68,7 @@ def attach(model: PreTrainedModel, recipe: Recipe, *, seed: int | None = None) -
     graph = build_graph(recipe, spec)
     with seeded(seed):
         modules = build_modules(graph)
-    hybrid = Hybrid(model, recipe, graph, Root(modules), Untouched(model))
+    hybrid = Hybrid(model, recipe, graph, Root(modules, recipe, spec), Untouched(model))
     base = base_model_of(model)
     hybrid.injection = Injection(model, base, layout, graph, modules, new_token())
     try:
@@ -103,6 +105,7 @@ class Hybrid:
         self._attached = False
         self.prepared = False
         self._untouched = untouched
+        self._persistence = Persistence(model, self)
 
     # Life
     # -----------------------------------------------------------------------------------------------------
@@ -116,6 +119,7 @@ class Hybrid:
         # In the model's own mode: a loaded model is in eval mode, where no dropout of ours may act.
         self._root.to(next(base.parameters()).device).train(self.model.training)
         self.model.add_module(ROOT, self._root)
+        self._persistence.install()
         self.initialise(base)
         self.injection.install()
 
@@ -148,6 +152,7 @@ class Hybrid:
             return
         self._attached = False
         self.injection.remove()
+        self._persistence.remove()
         self.model._modules.pop(ROOT, None)
         self._untouched.restore()
 
@@ -194,13 +199,7 @@ class Hybrid:
 
     def counts(self) -> Counts:
         """The four figures, in closed form; of a `data_dependent` method what would be saved now."""
-        counts = count(self.graph, self.spec, head=sum(p.numel() for p in self.head_parameters()))
-        deployed = counts.deployed
-        for name, entry in self.graph.entries.items():
-            if entry.traits.data_dependent:
-                held = deployed_form(self._root.get_submodule(name))
-                deployed += sum(p.numel() for p in held.parameters()) - entry.count.deployed
-        return replace(counts, deployed=deployed)
+        return counts_of(self.graph, self.modules, sum(p.numel() for p in self.head_parameters()))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups: one for each entry and composition with parameters, or those of its module's own
@@ -219,8 +218,8 @@ class Hybrid:
         return groups
 
     def optimizer(self, **options: Any) -> torch.optim.Optimizer:
-        """The recipe's optimizer over `parameter_groups()` after its policies, for a loop of one's own or
-        `transformers.Trainer(optimizers=(hybrid.optimizer(), None))`.
+        """The recipe's optimizer over `parameter_groups()` after its policies, for a loop of one's own. For
+        `transformers.Trainer` there is `for_trainer`, which has the recipe's schedule too.
 
         Multiplicative parameters decay towards the identity there too; clipping is up to the loop.
 
@@ -300,17 +299,54 @@ class Hybrid:
         """Install the weight deltas anew, after their targets changed."""
         self.injection.refresh_weights()
 
+    def for_trainer(self, total: Callable[[Tensor, Tensor], Tensor] | None = None) -> dict[str, Any]:
+        """What `transformers.Trainer` needs to train this hybrid as its recipe says.
+
+        These are `callbacks` with the events of the methods, `optimizers` with the recipe's groups, rates,
+        policies and schedule (in place of `learning_rate`, `weight_decay`, `optim`, `lr_scheduler_type` and
+        `warmup_steps` of `TrainingArguments`), and `compute_loss_func` where a module adds terms to the loss.
+        Steps, batches, clipping and whether the backbone's dropout acts (it does) stay the Trainer's.
+
+        Args:
+            total: the task's loss, summed over rows, of logits and labels (see `HybridCallback`).
+
+        Raises:
+            UsageError: a module trains in phases, or a policy finds nothing to act on.
+
+        Example:
+            >>> Trainer(model, args, train_dataset=rows, **hybrid.for_trainer())       # doctest: +SKIP
+        """
+        callback, optimizer = self.callback(total), self.optimizer()
+        schedule = RecipeSchedule(self.recipe.training).over(optimizer)
+        found: dict[str, Any] = {"callbacks": [callback], "optimizers": (optimizer, schedule)}
+        if total is not None or any(hasattr(m, "loss_terms") for m in self.modules.values()):
+            found["compute_loss_func"] = callback.loss
+        return found
+
     def callback(self, total: Callable[[Tensor, Tensor], Tensor] | None = None) -> HybridCallback:
         """A `transformers.TrainerCallback` that fires the events of the methods inside
-        `transformers.Trainer`; `total` is the task's loss summed over rows, for `callback.loss`."""
+        `transformers.Trainer`; `total` is the task's loss summed over rows, for `callback.loss`.
+
+        The Trainer's own optimizer knows no rate of the recipe: `for_trainer` gives both.
+        """
         return HybridCallback(self, total)
 
     # Keeping
     # --------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> Path:
-        """Write recipe, weights (deployed form, head included) and manifest; see `autopeft.hybrid.store`."""
-        return save_files(folder, self.graph, self.modules, self.head(), self.counts())
+        """Write recipe, weights (deployed form, head included) and manifest; see `autopeft.hybrid.store`.
+
+        `model.save_pretrained(folder)` writes them too, and what a training goes on from
+        (`autopeft.hybrid.persistence`).
+        """
+        backbone = backbone_of(self.model)
+        return save_files(folder, self.graph, self.modules, self.head(), self.counts(), backbone)
+
+    def reloaded(self) -> None:
+        """What follows when the model has loaded values for the modules, as the Trainer has it do."""
+        self.refresh()
+        self.prepared = True
 
     def merge(self) -> PreTrainedModel:
         """Fold every module into the backbone's own weights and detach; the model then needs nothing of ours.

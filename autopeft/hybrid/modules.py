@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -13,16 +14,20 @@ from transformers import PreTrainedModel
 
 from autopeft.backbones import base_model_of
 from autopeft.composition import get_composition
+from autopeft.counting import Counts, count
 from autopeft.errors import UsageError
 from autopeft.graph import CompositionGraph
 from autopeft.hybrid.groups import check_parts
 from autopeft.method import check_module
+from autopeft.recipe import Recipe
+from autopeft.spec import BackboneSpec
 
 __all__ = [
     "ROOT",
     "Root",
     "Untouched",
     "build_modules",
+    "counts_of",
     "deployed_form",
     "head_of",
     "refuse_attached",
@@ -33,10 +38,21 @@ ROOT = "autopeft"  # the name under which a model holds what is attached
 
 
 class Root(nn.Module):
-    """Owner of everything that a hybrid trains, registered once on the model as `autopeft`."""
+    """Owner of everything that a hybrid trains, registered once on the model as `autopeft`.
 
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+    Attributes:
+        recipe, spec: what was built and for which backbone; `None` where it holds several hybrids. A copy of
+            the model can be saved by them.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        recipe: Recipe | None = None,
+        spec: BackboneSpec | None = None,
+    ) -> None:
         super().__init__()
+        self.recipe, self.spec = recipe, spec
         for name, module in modules.items():
             self.add_module(name, module)
 
@@ -81,6 +97,18 @@ def deployed_form(module: nn.Module) -> nn.Module:
     copied: Any = copy.deepcopy(module)
     copied.deploy()
     return cast(nn.Module, copied)
+
+
+def counts_of(graph: CompositionGraph, modules: Mapping[str, nn.Module], head: int) -> Counts:
+    """The four figures, in closed form; of a `data_dependent` method what would be saved now. `head` is the
+    number of parameters of the task head."""
+    counts = count(graph, graph.spec, head=head)
+    deployed = counts.deployed
+    for name, entry in graph.entries.items():
+        if entry.traits.data_dependent:
+            held = deployed_form(modules[name])
+            deployed += sum(p.numel() for p in held.parameters()) - entry.count.deployed
+    return replace(counts, deployed=deployed)
 
 
 def head_of(model: PreTrainedModel) -> dict[str, nn.Parameter]:

@@ -23,6 +23,7 @@ from autopeft.hybrid.modules import (
     refuse_attached,
     seeded,
 )
+from autopeft.hybrid.persistence import Persistence
 from autopeft.injection import LaneInjection, MultiInjection, new_token, split_rows
 from autopeft.injection.frames import frames
 from autopeft.recipe import Recipe
@@ -70,7 +71,7 @@ def attach_many(
     roots = []
     for graph, seed in zip(graphs, starts, strict=True):
         with seeded(seed):
-            roots.append(Root(build_modules(graph)))
+            roots.append(Root(build_modules(graph), graph.recipe, spec))
     _check_together(graphs, roots)
     together = MultiHybrid(model)
     base = base_model_of(model)
@@ -147,6 +148,7 @@ class MultiHybrid:
         self._attached = False
         self._token = new_token()
         self.untouched = Untouched(model)
+        self._persistence = Persistence(model, self)
 
     def _enter(self, seeds: Sequence[int | None]) -> None:
         self._attached = True  # from here on detach() has something to undo
@@ -158,6 +160,7 @@ class MultiHybrid:
             parameter.requires_grad_(False)
         root = Root(children).to(next(base.parameters()).device).train(self.model.training)
         self.model.add_module(ROOT, root)
+        self._persistence.install()
         for hybrid, seed in zip(self.hybrids, seeds, strict=True):
             hybrid._attached = True
             with seeded(seed):
@@ -178,6 +181,7 @@ class MultiHybrid:
         self._attached = False
         if self._injection is not None:
             self._injection.remove()
+        self._persistence.remove()
         self.model._modules.pop(ROOT, None)
         self.untouched.restore()
         for hybrid in self.hybrids:
@@ -233,6 +237,12 @@ class MultiHybrid:
             injection.install()
             if alone is not None:
                 frames.alone[self._token] = alone
+
+    def reloaded(self) -> None:
+        """What follows when the model has loaded values for all of them."""
+        for hybrid in self.hybrids:
+            hybrid.prepared = True
+        self.hybrids[0].refresh()
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Everything that training changes, hybrid by hybrid."""

@@ -14,12 +14,15 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from autopeft.assets import model_name
 from autopeft.counting import Counts
 from autopeft.errors import DataError
 from autopeft.graph import CompositionGraph, build_graph
@@ -31,6 +34,7 @@ __all__ = [
     "MANIFEST",
     "RECIPE",
     "WEIGHTS",
+    "backbone_of",
     "check_size",
     "deployed_state",
     "save",
@@ -65,12 +69,27 @@ def deployed_state(modules: Mapping[str, nn.Module], head: Mapping[str, nn.Param
     return state
 
 
+def backbone_of(model: PreTrainedModel) -> dict[str, Any]:
+    """What a manifest says of the model that a hybrid was on: the name of its backbone (empty where it was
+    made from a configuration), the class, and what its configuration says, labels included."""
+    config = model.config
+    told = json.loads(config.to_json_string(use_diff=True))
+    labels = {str(k): str(v) for k, v in (config.id2label or {}).items()}
+    told.update(id2label=labels, problem_type=getattr(config, "problem_type", None))
+    return {
+        "model": model_name(getattr(config, "_name_or_path", "")),
+        "architecture": type(model).__name__,
+        "config": told,
+    }
+
+
 def save(
     folder: str | Path,
     graph: CompositionGraph,
     modules: Mapping[str, nn.Module],
     head: Mapping[str, nn.Parameter],
     counts: Counts,
+    backbone: Mapping[str, Any],
 ) -> Path:
     """Write a hybrid into `folder` (made if needed); each file appears whole or not at all.
 
@@ -80,6 +99,7 @@ def save(
         modules: of its entries and compositions, by name.
         head: the task head's parameters, by name.
         counts: for the manifest.
+        backbone: for the manifest, from `backbone_of`.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
@@ -90,6 +110,7 @@ def save(
         "backbone_parameters": graph.spec.parameters,
         "structure": graph.hash(),
         "counts": counts.to_dict(),
+        **backbone,
     }
     with tempfile.TemporaryDirectory(dir=path, prefix=".saving-") as hidden:
         temporary = Path(hidden)

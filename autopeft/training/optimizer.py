@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from autopeft.hybrid.optimizer import FUSED, build_optimizer
+from autopeft.hybrid.schedule import factor, warmup_steps
 from autopeft.recipe import TrainingSection
 from autopeft.training.errors import NonFiniteLoss
-from autopeft.training.schedule import factor, warmup_steps
 
 __all__ = ["PhaseOptimizer"]
 

@@ -57,6 +57,9 @@ def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
         found[f"module {name}"] = type(module)
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._forward_hooks_always_called)
         found[f"hooks {name}"] = sum(len(h) for h in hooks)
+        loads = (module._load_state_dict_pre_hooks, module._load_state_dict_post_hooks)
+        found[f"load hooks {name}"] = sum(len(h) for h in loads)
+        found[f"attributes {name}"] = sorted(module.__dict__)
         found[f"mode {name}"] = module.training
         if hasattr(module, "config"):
             found[f"config {name}"] = repr(sorted(module.config.__dict__.items(), key=lambda i: i[0]))

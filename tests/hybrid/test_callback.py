@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -207,7 +208,7 @@ def test_rates_of_the_recipe_reach_the_trainer_or_it_says_so() -> None:
     assert rates == {"lora": 0.02, "lora.up": 0.08, "head": 1e-3}
     callback = hybrid.callback()
     state, control = TrainerState(), TrainerControl()
-    with pytest.warns(UserWarning, match="hybrid.optimizer"):
+    with pytest.warns(UserWarning, match="hybrid.for_trainer"):
         callback.on_train_begin(
             None, state, control, optimizer=torch.optim.AdamW(hybrid.trainable_parameters())
         )
@@ -236,4 +237,80 @@ def test_the_trainer_is_told_of_an_optimizer_and_of_decay_of_its_own(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         hybrid.callback().on_train_begin(args, TrainerState(), TrainerControl(), optimizer=theirs)
-    assert any("hybrid.optimizer" in str(w.message) for w in caught) == warns
+    assert any("hybrid.for_trainer" in str(w.message) for w in caught) == warns
+
+
+def default_trainer(folder: Path, model: Any, *, rate: float | None = None, **options: Any) -> Trainer:
+    chosen = {} if rate is None else {"learning_rate": rate}
+    args = TrainingArguments(
+        str(folder), max_steps=2, use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True, **chosen
+    )
+    data: Any = rows(8)
+    return Trainer(model, args, train_dataset=data, **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "warns"), [("callback", True), ("rate", False), ("for_trainer", False), ("own", False)]
+)
+def test_the_trainer_s_default_rate_is_warned_of(tmp_path: Path, given: str, warns: bool) -> None:
+    model = tiny_bert()
+    hybrid = attach(model, LORA, seed=0)
+    options: dict[str, Any] = {"callbacks": [hybrid.callback()]}
+    if given == "for_trainer":
+        options = hybrid.for_trainer()
+    elif given == "own":
+        options["optimizers"] = (torch.optim.AdamW(hybrid.trainable_parameters(), lr=2e-3), None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        default_trainer(tmp_path, model, rate=3e-3 if given == "rate" else None, **options).train()
+    said = [str(w.message) for w in caught if "for_trainer" in str(w.message)]
+    assert len(said) == int(warns)
+    if warns:
+        assert "5e-05" in said[0]
+        assert "0.001" in said[0]
+
+
+def test_a_second_training_has_the_schedule_from_its_beginning(tmp_path: Path) -> None:
+    model = tiny_bert()
+    hybrid = attach(model, LORA, seed=0)
+    options = hybrid.for_trainer()
+    assert set(options) == {"callbacks", "optimizers"}
+    run = default_trainer(tmp_path, model, **options)
+    run.train()
+    moved = {k: v.clone() for k, v in hybrid.root.state_dict().items()}
+    assert run.lr_scheduler is not None
+    assert run.lr_scheduler.get_last_lr() == [0.0, 0.0]
+    run.train()
+    after = hybrid.root.state_dict()
+    assert not any(torch.equal(after[k], moved[k]) for k in moved)
+
+
+def test_what_adds_to_the_loss_reaches_the_trainer_by_itself(tmp_path: Path) -> None:
+    model = tiny_bert()
+    hybrid = attach(model, Recipe.from_dict({"layers": [{"attach": ["adalora"]}]}), seed=0)
+    default_trainer(tmp_path, model, **hybrid.for_trainer()).train()
+    other = attach(tiny_bert(), LORA, seed=0)
+    total = torch.nn.functional.cross_entropy
+    assert other.for_trainer(total)["compute_loss_func"](([torch.zeros(2, 2)]), torch.zeros(2).long()) > 0
+
+
+@pytest.mark.parametrize(
+    ("training", "says"),
+    [
+        ({"max_grad_norm": 0.3}, r"norm 0\.3 and the Trainer to 1; pass max_grad_norm=0\.3"),
+        ({"optimizer": {"clip": "group"}}, "clips each group"),
+        ({}, None),
+    ],
+)
+def test_other_clipping_than_the_recipe_s_is_said(
+    tmp_path: Path, training: dict[str, Any], says: str | None
+) -> None:
+    model = tiny_bert()
+    recipe = Recipe.from_dict({"layers": [{"attach": ["lora"]}], "training": training})
+    run = default_trainer(tmp_path, model, **attach(model, recipe, seed=0).for_trainer())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.train()
+    said = [str(w.message) for w in caught if "clips" in str(w.message)]
+    assert len(said) == int(says is not None)
+    assert says is None or re.search(says, said[0])

@@ -1,0 +1,89 @@
+"""Hybrids that were saved from Python, by `hybrid.save(folder)` or `model.save_pretrained(folder)`, in the
+terms of a run: what `hybrid.json` tells instead of `manifest.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from autopeft.errors import TaskError, UsageError
+from autopeft.runs.files import read_json
+from autopeft.tasks.kinds import kind_of_model
+
+__all__ = ["is_saved_hybrid", "manifest_of", "model_class"]
+
+_HYBRID = "hybrid.json"
+_LONGEST = 128
+_SOURCE = {"name": "not recorded", "origin": "saved from Python", "notice": None}
+
+
+def is_saved_hybrid(folder: Path) -> bool:
+    """Whether a folder is a hybrid saved from Python.
+
+    Raises:
+        UsageError: it holds several, each in a folder of its own.
+    """
+    if (folder / _HYBRID).is_file():
+        return True
+    several = sorted(path.parent.name for path in folder.glob(f"hybrid-*/{_HYBRID}"))
+    if several:
+        raise UsageError(f"{folder} holds {len(several)} hybrids; name one: {folder / several[0]}.")
+    return False
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """What a run's manifest would say of it, as far as it is known: neither data nor scores are.
+
+    Raises:
+        UsageError: `hybrid.json` is damaged, or was written before it named the backbone.
+    """
+    told = read_json(folder / _HYBRID)
+    if "model" not in told:
+        raise UsageError(
+            f"{folder / _HYBRID} names no backbone, as an earlier version wrote it; load the hybrid with "
+            "autopeft.load(model, folder) and save it again."
+        )
+    try:
+        config = SimpleNamespace(**{"problem_type": None, **told["config"]})
+        config.id2label = {int(k): str(v) for k, v in (config.id2label or {}).items()}
+        config.num_labels = len(config.id2label)
+        kind, labels = _kind(str(told["architecture"]), config)
+        longest = min(_LONGEST, int(getattr(config, "max_position_embeddings", None) or _LONGEST))
+        return {
+            "model": str(told["model"]),
+            "backbone": {"path": str(told["model"]), "sha256": None},
+            "architecture": str(told["architecture"]),
+            "data": {"name": None, "labels": list(labels), "source": _SOURCE, **kind},
+            "training": {"max_length": longest},
+            "result": {"counts": told["counts"]},
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{folder / _HYBRID} is not what a saved hybrid has: {error!r}.") from error
+
+
+def _kind(architecture: str, config: Any) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """The kind of task with its metric, and the labels; no kind where none has models of this class."""
+    none = {"kind": None, "metric": None}, tuple(config.id2label.values())
+    try:
+        kind, labels = kind_of_model(config)
+    except TaskError:
+        return none
+    if not architecture.endswith(kind.auto_class.__name__.removeprefix("AutoModel")):
+        return none
+    return {"kind": kind.name, "metric": kind.default_metric}, labels
+
+
+def model_class(architecture: str) -> type[Any]:
+    """The class of `transformers` of that name.
+
+    Raises:
+        UsageError: it has no model of that name.
+    """
+    import transformers
+
+    found = getattr(transformers, architecture, None) if architecture.isidentifier() else None
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise UsageError(f"transformers has no model {architecture!r}; load the hybrid with autopeft.load().")
+    return found

@@ -1,0 +1,304 @@
+"""What a model that holds a hybrid saves and loads by itself: the hybrid and the head, not the backbone.
+
+`transformers.Trainer` keeps and resumes a model by `save_pretrained` and `load_state_dict`. With a hybrid
+attached the first writes, beside the files of `autopeft.hybrid.store`, `model.safetensors`: what trains, in
+the form in which it trains (a prefix with its MLP), by its names in the model. The second takes that file
+without missing the backbone.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from autopeft.errors import DataError, UsageError
+from autopeft.graph import CompositionGraph, build_graph
+from autopeft.hybrid.modules import ROOT, counts_of, head_of
+from autopeft.hybrid.store import backbone_of, save
+from autopeft.runs.files import write_atomic
+
+__all__ = ["TRAINING_WEIGHTS", "Persistence"]
+
+TRAINING_WEIGHTS = "model.safetensors"  # the name by which the Trainer knows that a folder is a checkpoint
+_MARK = {"format": "pt", ROOT: "hybrid"}
+_OF_A_MODEL = (
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)  # with any of these a folder is read as a whole model
+_UPLOAD = ("token", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
+_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module)\.|^module\.")
+
+
+class _Owner(Protocol):
+    def reloaded(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One hybrid of a model: where in the folder it goes, and what it is."""
+
+    folder: str
+    graph: CompositionGraph
+    modules: Mapping[str, nn.Module]
+    head: Mapping[str, nn.Parameter]
+
+
+class Persistence:
+    """How an attached model is saved and loaded, from `install` to `remove`.
+
+    Everything is found on the model, so that copies and pickles of it are saved in the same way.
+
+    Args:
+        model: what the hybrid is on.
+        owner: is told that values were loaded; copies of the model have none.
+    """
+
+    def __init__(self, model: PreTrainedModel, owner: _Owner | None) -> None:
+        self.model, self.owner = model, owner
+        self._before: Callable[..., Any] | None = None
+        self._handles: list[RemovableHandle] = []
+        self._prefix: str | None = None
+
+    def install(self) -> None:
+        """Put `save_pretrained` and the two hooks of `load_state_dict` on the model."""
+        self._before = self.model.__dict__.get("save_pretrained")
+        self.model.__dict__["save_pretrained"] = self.save_pretrained
+        self._handles = [
+            self.model.register_load_state_dict_pre_hook(self.before_load),
+            self.model.register_load_state_dict_post_hook(self.after_load),
+        ]
+
+    def remove(self) -> None:
+        """Take them off; a `save_pretrained` of the model's own is as it was."""
+        if not self._handles:
+            return
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self.model.__dict__.pop("save_pretrained", None)
+        if self._before is not None:
+            self.model.__dict__["save_pretrained"] = self._before
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "owner": None, "_handles": []}
+
+    # Saving
+    # -------------------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        **options: Any,
+    ) -> None:
+        """Save the hybrid and the task head, in place of `PreTrainedModel.save_pretrained`.
+
+        `autopeft.load(model, folder)` and the Trainer's `resume_from_checkpoint` take the folder. Several
+        hybrids on a model go into `hybrid-0`, `hybrid-1` … below it. The whole model is saved after
+        `hybrid.merge()`.
+
+        Args:
+            save_directory: where; made if needed. The files of a whole model in it are left alone, with a
+                warning.
+            is_main_process: other processes write nothing.
+            state_dict: the tensors to save, gathered from elsewhere; default: the model's.
+            push_to_hub: upload the folder too, as `repo_id=…` or under the folder's name.
+            options: of the upload (`repo_id`, `token`, `commit_message` …); those that only whole models
+                have, such as `max_shard_size`, change nothing.
+
+        Raises:
+            UsageError: `save_directory` is a file.
+        """
+        given = None if state_dict is None else {_WRAPPERS.sub(r"\1", k): v for k, v in state_dict.items()}
+        without = given is not None and not self._own_names() <= set(given)
+        if without or options.get("distributed_checkpoint"):
+            warnings.warn(
+                f"{save_directory} gets what was asked for, from which a reload does not bring back the "
+                "hybrid; save_pretrained(folder) without state_dict and distributed_checkpoint does.",
+                stacklevel=2,
+            )
+            plain: Any = self._before or partial(type(self.model).save_pretrained, self.model)
+            plain(save_directory, is_main_process, state_dict, push_to_hub, **options)
+            return
+        if not is_main_process:
+            return
+        folder = Path(save_directory)
+        if folder.is_file():
+            raise UsageError(f"{folder} is a file; name a folder.")
+        self._warn_of_others()
+        self._write(folder, given)
+        if push_to_hub:
+            upload = {name: options[name] for name in _UPLOAD if name in options}
+            cast(Any, self.model).push_to_hub(options.get("repo_id") or folder.name, **upload)
+
+    def _write(self, folder: Path, given: Mapping[str, Tensor] | None) -> None:
+        root: Any = self.model._modules[ROOT]
+        if given is not None:
+            root = copy.deepcopy(root)
+            start = f"{ROOT}."
+            root.load_state_dict({k.removeprefix(start): v for k, v in given.items() if k.startswith(start)})
+        head = self._head()
+        values: Mapping[str, Any] = head if given is None else {name: given[name] for name in head}
+        backbone = backbone_of(self.model)
+        for piece in _pieces(root, values):
+            size = sum(p.numel() for p in piece.head.values())
+            counts = counts_of(piece.graph, piece.modules, size)
+            save(folder / piece.folder, piece.graph, piece.modules, piece.head, counts, backbone)
+        whole = _whole_model(folder)
+        if whole is not None:
+            warnings.warn(
+                f"{folder} holds a whole model ({whole}), which is left alone: from_pretrained() reads it "
+                f"without the hybrid, and the Trainer does not resume from here. autopeft.load(model, "
+                f"{str(folder)!r}) reads the hybrid; save to a folder of its own to have both.",
+                stacklevel=3,
+            )
+            return
+        state = {**{f"{ROOT}.{k}": v for k, v in root.state_dict().items()}, **values}
+        copied = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
+        write_atomic(folder / TRAINING_WEIGHTS, to_bytes(copied, metadata=_MARK))
+        if not (folder / "README.md").exists():
+            write_atomic(folder / "README.md", _readme(backbone, [p.folder for p in _pieces(root, values)]))
+
+    def _head(self) -> dict[str, nn.Parameter]:
+        """The model's own task head, where it is what trains: several hybrids have copies of it."""
+        root: Any = self.model._modules[ROOT]
+        return {} if root.recipe is None else head_of(self.model)
+
+    def _own_names(self) -> set[str]:
+        """The names in the model of everything that is saved."""
+        root: Any = self.model._modules[ROOT]
+        return {f"{ROOT}.{name}" for name in root.state_dict()} | set(self._head())
+
+    def _warn_of_others(self) -> None:
+        own = self._own_names()
+        others = [n for n, p in self.model.named_parameters() if p.requires_grad and n not in own]
+        if others:
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            warnings.warn(
+                f"{', '.join(others[:3])}{more} train, but belong neither to the hybrid nor to the "
+                "task head, and are not saved; save them yourself, or freeze them.",
+                stacklevel=3,
+            )
+
+    # Loading
+    # ------------------------------------------------------------------------------------------------
+
+    def before_load(
+        self, model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str, *others: Any
+    ) -> None:
+        """Compare what `save_pretrained` wrote with what is attached, before anything is copied.
+
+        Raises:
+            DataError: it belongs to another recipe, backbone or head.
+        """
+        self._prefix = None
+        start = f"{prefix}{ROOT}."
+        names = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        if not any(k.startswith(start) for k in state_dict) and names.keys() != self._own_names():
+            return
+        there = model.state_dict()
+        backbone = {k for k in there if not k.startswith(f"{ROOT}.")} - set(self._head())
+        if names.keys() & backbone:
+            return  # a whole state dict, which torch compares
+        self._prefix = prefix
+        wrong = [
+            f"{k}: {_shape(names.get(k))} in the file, {_shape(there.get(k))} in the model"
+            for k in sorted(names.keys() | self._own_names())
+            if _shape(names.get(k)) != _shape(there.get(k))
+        ]
+        if wrong:
+            more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+            raise DataError(
+                f"This checkpoint does not belong to the hybrid on this model: {'; '.join(wrong[:3])}{more}. "
+                "Attach the recipe.yaml beside it to its backbone with as many labels, by attach(): load() "
+                "attaches what inference needs, with which a training cannot always go on."
+            )
+
+    def after_load(self, model: nn.Module, keys: Any) -> None:
+        """Do not count the backbone as missing from what `save_pretrained` wrote."""
+        if self._prefix is not None:
+            keys.missing_keys[:] = [k for k in keys.missing_keys if not k.startswith(self._prefix)]
+        if self.owner is not None and not any(f"{ROOT}." in k for k in keys.missing_keys):
+            self.owner.reloaded()
+        self._prefix = None
+
+
+def _pieces(root: Any, head: Mapping[str, Any]) -> Iterator[_Piece]:
+    """The hybrids below a root, which may be one."""
+    if root.recipe is not None:
+        yield _Piece("", build_graph(root.recipe, root.spec), dict(root.named_children()), head)
+        return
+    children = dict(root.named_children())
+    for name, inner in children.items():
+        own: Any = children.get(f"head{name[1:]}")
+        if getattr(inner, "recipe", None) is not None:
+            graph = build_graph(inner.recipe, inner.spec)
+            yield _Piece(f"hybrid-{name[1:]}", graph, dict(inner.named_children()), own.named())
+
+
+def _shape(value: Tensor | None) -> Any:
+    return "missing" if value is None else tuple(value.shape)
+
+
+def _whole_model(folder: Path) -> str | None:
+    """The file that makes a folder a whole model's, if one does."""
+    for name in _OF_A_MODEL:
+        if (folder / name).is_file() and not (name == TRAINING_WEIGHTS and _is_ours(folder / name)):
+            return name
+    return None
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        with safe_open(file, framework="pt") as handle:
+            return bool((handle.metadata() or {}).get(ROOT) == _MARK[ROOT])
+    except (SafetensorError, OSError):
+        return False
+
+
+def _readme(backbone: Mapping[str, Any], folders: list[str]) -> str:
+    """What the folder is and what to type, beside the files."""
+    name, kind = json.dumps(backbone["model"] or "the backbone"), str(backbone["architecture"])
+    labels = len(backbone["config"].get("id2label") or {})
+    options = f", num_labels={labels}" if labels and kind.endswith("Classification") else ""
+    each = [f'hybrid = autopeft.load(model, "{folder or "."}")' for folder in folders[:1]]
+    several = [f"There is one hybrid in each of {', '.join(folders)}.", ""] if len(folders) > 1 else []
+    lines = [
+        "# A hybrid and its task head",
+        "",
+        f"The weights of the backbone {name} are not here; `recipe.yaml` says what is.",
+        "`from_pretrained` cannot read this folder. Read it with AutoPEFT:",
+        "",
+        *several,
+        "```python",
+        "import autopeft",
+        f"from transformers import {kind}",
+        "",
+        f"model = {kind}.from_pretrained({name}{options})",
+        *each,
+        "```",
+        "",
+        "`autopeft export` turns it into a folder for `autopeft predict` and, where it can be said, for",
+        "Hugging Face peft. `Trainer.train(resume_from_checkpoint=…)` reads `model.safetensors`, which holds",
+        "what trains in the form in which it trains; `weights.safetensors` is what inference needs.",
+        "",
+    ]
+    return "\n".join(lines)

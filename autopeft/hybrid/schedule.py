@@ -1,0 +1,85 @@
+"""Learning-rate schedules: pure functions of the step, and the recipe's inside `transformers.Trainer`."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from autopeft.errors import UsageError, near
+from autopeft.recipe import TrainingSection
+
+__all__ = ["SCHEDULES", "RecipeSchedule", "Schedule", "factor", "warmup_steps"]
+
+Schedule = Literal["linear", "cosine", "constant"]
+SCHEDULES = ("linear", "cosine", "constant")
+
+
+def warmup_steps(share: float, total: int) -> int:
+    """Steps of warm-up: a share of all steps, rounded down; at least one step runs at the full rate."""
+    return min(int(share * total), total - 1)
+
+
+def factor(schedule: str, step: int, total: int, warmup: int) -> float:
+    """What the learning rate of each group is multiplied by at `step` (0-based) of `total`.
+
+    Warm-up climbs linearly through 1/(w+1) … w/(w+1); the step after it runs at 1. Then `linear` falls to
+    1/(total − w) at the last step, `cosine` follows ½(1 + cos πt), `constant` stays. No step runs at zero,
+    so none is wasted.
+
+    Raises:
+        UsageError: the schedule is unknown.
+    """
+    if schedule not in SCHEDULES:
+        raise UsageError(
+            f"A schedule is one of {', '.join(SCHEDULES)}, but got {schedule!r}.{near(schedule, SCHEDULES)}"
+        )
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if schedule == "constant":
+        return 1.0
+    progress = (step - warmup) / (total - warmup)
+    return 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+class RecipeSchedule:
+    """The schedule of a recipe as what `LambdaLR` multiplies rates by.
+
+    How many steps there are is known when a training begins (`begin`). Until then there is step 0 alone, at
+    the full rate.
+
+    Attributes:
+        name: of the schedule.
+        warmup: share of the steps with a rising rate.
+        total: steps of the training, once it has begun.
+    """
+
+    def __init__(self, training: TrainingSection) -> None:
+        self.name: str = training.schedule
+        self.warmup = training.warmup
+        self.total: int | None = None
+
+    def over(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
+        """The scheduler of all groups of an optimizer."""
+        return LambdaLR(optimizer, self)
+
+    def __call__(self, step: int) -> float:
+        if self.total is None:
+            if step:
+                raise UsageError(
+                    "The recipe's schedule does not know how many steps there are; give the Trainer the "
+                    "callback too: `Trainer(…, **hybrid.for_trainer())` does."
+                )
+            return 1.0
+        # A scheduler looks one step past the end.
+        return factor(self.name, min(step, self.total), self.total, warmup_steps(self.warmup, self.total))
+
+    def begin(self, scheduler: LambdaLR, step: int, total: int) -> None:
+        """Set the length of the training and every rate for `step`, where it begins or goes on."""
+        self.total, scheduler.last_epoch = total, step
+        rates = [float(base) * self(step) for base in scheduler.base_lrs]
+        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = list(rates)
