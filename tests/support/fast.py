@@ -67,6 +67,8 @@ LONG = (
     "tests/search/execution/test_driver_thread.py",
     "tests/search/execution/test_health.py::test_a_silent_place_may_only_be_busy",
     "tests/search/optimization/samplers",
+    "tests/search/optimization/test_entries.py::test_a_user_reads_the_figures_of_the_recipes",
+    "tests/search/space/test_in_use.py::test_what_is_not_in_use_changes_nothing",
     "tests/search/optimization/test_study.py::test_an_exhausted_space_ends_the_search_and_nothing_is_trained_twice",
     "tests/search/optimization/test_study.py::test_duplicates_are_told_the_known_score_with_raw_parameters",
     "tests/search/optimization/test_study.py::test_each_sampler_exhausts_a_small_space",
