@@ -168,7 +168,7 @@ def test_one_that_was_killed_goes_on_to_its_end(place: Path) -> None:
     for number in waiting:
         assert after[number].user_attrs["rungs"].items() >= before[number].user_attrs["rungs"].items()
         assert after[number].user_attrs["hash"] == before[number].user_attrs["hash"]
-    assert after[4].user_attrs["outcome"]["failure"] == "lost", "its process was gone"
+    assert after[4].user_attrs["outcome"]["failure"] == "stopped", "its process was gone"
     point = after[5].user_attrs["proposed"]
     assert {**point, "lora.rank": (1, 2, 4).index(point["lora.rank"])} == before[4].params, "it comes again"
     for trial in after:

@@ -19,6 +19,7 @@ PROCESSES = (
     "tests/cli/test_commands.py::test_another_process_scores_and_predicts_the_same",
     "tests/cli/test_commands.py::test_help_is_there_before_torch_is",
     "tests/cli/test_debug.py",
+    "tests/cli/test_interrupted.py",
     "tests/cli/test_declared.py::test_declarations_are_read_without_torch",
     "tests/plugins/test_task_kind.py",
     "tests/plugins/test_toys.py",

@@ -216,6 +216,8 @@ def _copied(trial: FrozenTrial, record: TrialRecord | None, names: Mapping[str, 
     state = trial.state
     if state == TrialState.COMPLETE and (score is None or not math.isfinite(score)):
         state, score = TrialState.FAIL, None
+    if state == TrialState.FAIL and mapping(trial.user_attrs.get("outcome")).get("failure") == "stopped":
+        state = TrialState.WAITING
     return FrozenTrial(
         number=trial.number,
         trial_id=trial.number,

@@ -41,7 +41,8 @@ _STATES: Mapping[str, tuple[str, str, str]] = {
     "PRUNED": ("stopped at a rung", ORANGE, "/"),
     "FAIL": ("failed", RED, "x"),
     "RUNNING": ("not ended", GREEN, "."),
-    "WAITING": ("waiting", GREY, "-"),
+    # Searches have no trials that wait to begin: in plots the state stands for those that were cut off.
+    "WAITING": ("interrupted", GREY, "-"),
 }
 
 # How the line of a trial that was not trained to the end finishes: words, colour, mark.

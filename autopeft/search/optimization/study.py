@@ -5,8 +5,8 @@ The journal is the only source of truth: whatever is not in it did not happen. A
 sampler, mapped to a recipe, repaired into the budget and hashed; a recipe that was already scored is told
 its known score and never trained again. The journal holds what the recipe is (`entries`). The sampler sees
 the history through a view (`sampler_view`), with its *raw* parameters and the repaired recipe's score. A
-trial that has reached a rung is RUNNING in the journal until it goes on to the end (COMPLETE) or the search ends
-without it (PRUNED).
+trial that has reached a rung is RUNNING in the journal until it goes on to the end (COMPLETE) or the search
+ends without it (PRUNED).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from autopeft.errors import AutoPEFTError, DataError
-from autopeft.runs.records import CountTable, TrialRecord
+from autopeft.runs.records import CountTable, RecordState, TrialRecord
 from autopeft.search.core.jobs import JobResult
 from autopeft.search.optimization.distributions import Codec
 from autopeft.search.optimization.entries import (
@@ -160,7 +160,7 @@ class SearchStudy:
             lost.pop(a.get("again", -1), None)
             self._seen.append(self._as_seen(t))
             if t.state == TrialState.RUNNING and "rungs" not in a and "duplicate_of" not in a:
-                self._end(t.number, "The process that ran this trial ended before it did.", "lost")
+                self._end(t.number, "The process that ran this trial ended before it did.", "stopped")
             else:
                 self._place(t)
             record = self._records.get(t.number)
@@ -402,6 +402,9 @@ class SearchStudy:
         a = trial.user_attrs
         outcome = a.get("outcome", {})
         duplicate = a.get("duplicate_of")
+        state: RecordState = _STATES[trial.state]
+        if outcome.get("failure") == "stopped":
+            state = "interrupted"
         rungs = {str(k): float(v) for k, v in a.get("rungs", {}).items()}
         score = trial.values[0] if trial.state == TrialState.COMPLETE else None
         if duplicate is None and score is not None:
@@ -409,7 +412,7 @@ class SearchStudy:
         return TrialRecord(
             kind="trial",
             label=f"trial {trial.number}",
-            state="duplicate" if duplicate is not None else _STATES[trial.state],
+            state="duplicate" if duplicate is not None else state,
             recipe=a.get("recipe", {}),
             number=trial.number,
             hash=a.get("hash", ""),
@@ -428,7 +431,7 @@ class SearchStudy:
         )
 
 
-_STATES: dict[TrialState, Any] = {
+_STATES: dict[TrialState, RecordState] = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "stopped",
     TrialState.FAIL: "failed",

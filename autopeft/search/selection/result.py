@@ -92,7 +92,7 @@ class SearchResult:
             baselines=[_contender_dict(c) for c in self.baselines],
             trials={
                 state: sum(t.state == state for t in self.trials)
-                for state in ("complete", "stopped", "paused", "failed", "duplicate")
+                for state in ("complete", "stopped", "paused", "failed", "interrupted", "duplicate")
             },
         )
         return data

@@ -14,7 +14,7 @@ from autopeft.errors import UsageError
 from autopeft.recipe import Recipe
 from autopeft.report.html.figure import Figure
 from autopeft.report.html.journal import copy_journal, read_history
-from autopeft.report.html.optuna_figures import importance_figure, importances, slice_figures
+from autopeft.report.html.optuna_figures import importance_figure, importances, slice_figures, timeline_figure
 from autopeft.runs.folder import RunFolder
 from autopeft.search.core.jobs import JobResult
 from autopeft.search.optimization.study import SearchStudy
@@ -170,3 +170,17 @@ def test_a_parameter_counts_only_where_the_recipe_had_it(tmp_path: Path) -> None
     drawn = importance_figure(used)
     assert isinstance(drawn, Figure)
     assert "did not have a parameter" in drawn.caption
+
+
+def test_what_was_cut_off_is_not_among_the_failed(tmp_path: Path) -> None:
+    journal = tmp_path / "journal.log"
+    options: dict[str, Any] = {"sampler": "random", "seed": 0, "trials": 4, "rungs": Rungs.of(10, "none")}
+    study = SearchStudy(journal, SWITCHED, switched, **options)
+    for failure in ("stopped", "failed"):
+        proposal = study.propose()
+        assert proposal is not None
+        study.record(proposal.number, JobResult("x", error="e", failure=failure))
+    drawn = timeline_figure(read_history(journal))
+    assert isinstance(drawn, Figure)
+    names = [trace["name"] for trace in json.loads(drawn.data)["data"]]
+    assert sorted(names) == ["failed", "interrupted"]
