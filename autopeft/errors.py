@@ -1,7 +1,7 @@
 """Every error that AutoPEFT raises on purpose, and the near-match hint they share.
 
-`UsageError` and its children mean that the input was wrong (the command line exits with 2); any other
-`AutoPEFTError` means that valid work failed (exit 1).
+`UsageError` and its children mean that the input was wrong (the command line exits with 2), `StoppedError`
+that Ctrl-C or SIGTERM ended the work (130); any other `AutoPEFTError` means that valid work failed (1).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ __all__ = [
     "PluginError",
     "RecipeError",
     "SiteError",
+    "StoppedError",
     "TaskError",
     "UsageError",
     "near",
@@ -63,6 +64,10 @@ class DataError(UsageError):
 
 class PluginError(UsageError):
     """An installed package that adds methods, compositions, … to this one cannot be imported."""
+
+
+class StoppedError(AutoPEFTError):
+    """Ctrl-C or SIGTERM ended the work before there was a result; the message says how to go on."""
 
 
 class AssetError(AutoPEFTError):

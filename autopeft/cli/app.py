@@ -26,12 +26,13 @@ from autopeft.cli import (
     tasks,
     train,
 )
+from autopeft.cli.console import INTERRUPTED
 from autopeft.cli.declared import typed_command
-from autopeft.errors import AutoPEFTError, UsageError
+from autopeft.errors import AutoPEFTError, StoppedError, UsageError
 
 __all__ = ["app", "main"]
 
-DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, BAD_USAGE = 0, 1, 2
 
 # Typer carries its own copy of click from some version on: its bases are found through the public names.
 _BAD_COMMAND_LINE: Any = typer.BadParameter.__mro__[1]
@@ -111,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not message:
             return BAD_USAGE if bad else DONE
         return _fail(message, error, BAD_USAGE if bad else FAILED)
+    except StoppedError as error:
+        return _fail(str(error), error, INTERRUPTED)
     except AutoPEFTError as error:
         return _fail(str(error), error, BAD_USAGE if isinstance(error, UsageError) else FAILED)
     except (KeyboardInterrupt, typer.Abort) as error:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autopeft.report.sheet import Sheet
 
-__all__ = ["notify", "printable", "say", "say_json", "say_sheet", "terminal"]
+__all__ = ["INTERRUPTED", "notify", "printable", "say", "say_json", "say_sheet", "terminal"]
+
+INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
 
 
 def terminal() -> bool:

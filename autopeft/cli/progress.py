@@ -66,6 +66,8 @@ def opening(info: SearchInfo) -> list[str]:
 def _outcome(record: TrialRecord) -> str:
     if record.state == "failed":
         return f"failed: {record.error}"
+    if record.state == "interrupted":
+        return "interrupted"
     if record.state == "duplicate":
         return f"{score(record.score)} (same as trial {record.duplicate_of})"
     if record.state in ("paused", "stopped"):

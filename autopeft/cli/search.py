@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autopeft.cli.console import notify, say, say_json, say_sheet, terminal
+from autopeft.cli.console import INTERRUPTED, notify, say, say_json, say_sheet, terminal
 from autopeft.cli.declared import Given, declared, said
 from autopeft.cli.options import Json
 from autopeft.errors import UsageError
@@ -89,6 +90,7 @@ def _show_plan(given: Given, as_json: bool) -> None:
 def _show_result(given: Given, as_json: bool) -> None:
     from autopeft.assets import quiet_libraries
     from autopeft.cli.progress import watch
+    from autopeft.runs.folder import go_on
     from autopeft.search.api import search as run_search
 
     quiet_libraries()
@@ -97,8 +99,11 @@ def _show_result(given: Given, as_json: bool) -> None:
         result = run_search(reporter=reporter, notify=notify, **given)
     if as_json:
         say_json(result.to_dict())
-        return
-    _print_result(result)
+    else:
+        _print_result(result)
+    if result.interrupted:
+        notify(f"Interrupted. Go on with: {go_on(Path(_short(str(result.run))))}")
+        raise typer.Exit(INTERRUPTED)
 
 
 def _print_result(result: SearchResult) -> None:

@@ -91,6 +91,7 @@ def ending(result: SearchResult) -> str:
     trained = sum(t.state == "complete" for t in result.trials)
     stopped = sum(t.state in ("stopped", "paused") for t in result.trials)
     failed = sum(t.state == "failed" for t in result.trials)
+    cut = sum(t.state == "interrupted" for t in result.trials)
     why = [
         text
         for flag, text in (
@@ -102,6 +103,7 @@ def ending(result: SearchResult) -> str:
     ]
     beside = f", {stopped} stopped early" if stopped else ""
     beside += f", {failed} failed" if failed else ""
+    beside += f", {cut} interrupted" if cut else ""
     return f"{trained} trials{beside} in {duration(result.seconds)}" + (f" ({'; '.join(why)})" if why else "")
 
 

@@ -17,9 +17,11 @@ runs/2026-01-31-142233-sst2-1a2b3c/
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,12 +37,18 @@ from autopeft.runs.documents import read_manifest, read_result
 from autopeft.runs.files import plain, write_atomic
 from autopeft.runs.records import FrontPoint, TrialRecord, read_point, read_record
 
-__all__ = ["Points", "Records", "RunFolder", "list_runs", "load_run"]
+__all__ = ["Points", "Records", "RunFolder", "go_on", "list_runs", "load_run"]
 
 _MAX_JSON = 64 << 20
 _MAX_LINE = 4 << 20
 _MAX_LINES = 1_000_000
 _NEEDED = 100 << 20
+_ASKED_SECONDS = 0.5
+
+
+def go_on(run: Path) -> str:
+    """The command that goes on with a search."""
+    return shlex.join(["autopeft", "search", "--resume", str(run)])
 
 
 def _read_json(path: Path) -> Any:
@@ -97,6 +105,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._made = False
 
     @classmethod
     def create(
@@ -120,6 +129,7 @@ class RunFolder:
                 raise UsageError(
                     f"{str(path)!r} exists and is not an empty folder; choose another --out, or remove it."
                 )
+            made = not path.exists()
             path.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(path).free
         except OSError as error:
@@ -128,7 +138,21 @@ class RunFolder:
             raise AutoPEFTError(
                 f"{str(path)!r} lies on a disk with {free >> 20} MB left; a run needs {_NEEDED >> 20} MB."
             )
-        return cls(path)
+        run = cls(path)
+        run._made = made
+        return run
+
+    def discard(self) -> None:
+        """Remove a run that has come to nothing, so that no command finds it; Ray's own logs stay.
+
+        An empty folder that was there before `create` stays too.
+        """
+        for path in self.path.iterdir():
+            if path == self.logs and (self.logs / "ray").is_dir():
+                continue
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        if self._made and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     @property
     def name(self) -> str:
@@ -165,10 +189,10 @@ class RunFolder:
         Raises:
             UsageError: another process holds it.
         """
-        file = self.path / ".lock"
-        lock = FileLock(str(file))
+        lock = FileLock(str(self._lock))
         try:
-            lock.acquire(timeout=0)
+            # `running` may be asking at this very moment.
+            lock.acquire(timeout=_ASKED_SECONDS, poll_interval=_ASKED_SECONDS / 10)
         except Timeout as error:
             raise UsageError(
                 f"Another search is running in {str(self.path)!r}; wait for it, or choose another --out."
@@ -179,7 +203,29 @@ class RunFolder:
             yield
         finally:
             lock.release()
-            file.unlink(missing_ok=True)
+            self._lock.unlink(missing_ok=True)
+
+    @property
+    def running(self) -> bool:
+        """Whether a process holds the run: it works on it at this moment."""
+        try:
+            descriptor = os.open(self._lock, os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            # As `FileLock` does it. A process that ended, however it did, holds nothing.
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False  # a file system without locks does not tell
+        finally:
+            os.close(descriptor)
+        return False
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `name` atomically as strict JSON."""
@@ -331,6 +377,8 @@ class RunFolder:
             row["state"] = "interrupted" if result.interrupted else "finished"
             row.update({k: getattr(result, k) for k in ("metric", "select_mean", "test_mean", "test_sd")})
             row["share"] = result.counts.share
+        if self.running:
+            row["state"] = "running"
         return row
 
 

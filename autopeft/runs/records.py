@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import field, fields
+from dataclasses import field, fields, replace
 from itertools import chain
 from typing import Any, Literal, TypeVar
 
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 JobKind = Literal["trial", "confirm", "baseline", "test"]
-RecordState = Literal["complete", "stopped", "paused", "running", "failed", "duplicate"]
+RecordState = Literal["complete", "stopped", "paused", "running", "failed", "interrupted", "duplicate"]
 CountTable = dict[str, int | float]
 T = TypeVar("T", "TrialRecord", "FrontPoint")
 _LARGEST = 1e300
@@ -36,7 +36,8 @@ class TrialRecord:
     Attributes:
         state: `complete`, `stopped` (at a rung, before all steps: never compared with full runs), `paused`
             (the same while it may still go on), `running` (begun and on no rung yet; in no file), `failed`,
-            or `duplicate` (the score of an earlier trial was reused, nothing trained).
+            `interrupted` (cut off when the whole run was stopped, which says nothing of the recipe), or
+            `duplicate` (the score of an earlier trial was reused, nothing trained).
         job: the job's id, of runs after the search.
         score: on *select* after all steps.
         rungs: step to score on *select*, for each rung that a trial reached.
@@ -118,6 +119,9 @@ def read_record(line: Any) -> TrialRecord:
         scores = {k: line[k] for k in ("scores", "rungs") if isinstance(line.get(k), dict)}
         line = line | {k: {n: v for n, v in table.items() if v is not None} for k, table in scores.items()}
     record = _read(_RecordLine, TrialRecord, line, "record of a run")
+    if record.state == "failed" and record.failure == "stopped":
+        # Version 0.1.0 called what was cut off failed.
+        record = replace(record, state="interrupted")
     if not all(abs(number) < _LARGEST for number in _numbers(record)):
         raise ValueError("no record of a run: a number is not finite")
     if not all(step.isascii() and step.isdigit() and len(step) <= _DIGITS for step in record.rungs):

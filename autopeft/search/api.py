@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 import time as clock
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 from autopeft.arguments import takes
-from autopeft.errors import AutoPEFTError
-from autopeft.runs.folder import RunFolder, load_run
+from autopeft.errors import AutoPEFTError, StoppedError
+from autopeft.runs.folder import RunFolder, go_on, load_run
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.checkpoints import Clock, FolderCheckpoints
 from autopeft.search.controller.completed_runs import CompletedRuns, KnownRuns
@@ -20,7 +20,7 @@ from autopeft.search.controller.controller import Controller
 from autopeft.search.controller.finish import finish
 from autopeft.search.core.events import Reporter, SearchInfo, SilentReporter
 from autopeft.search.execution.executor import Executor
-from autopeft.search.execution.logged_jobs import LoggedJobs
+from autopeft.search.execution.logged_jobs import JOBS, LoggedJobs
 from autopeft.search.optimization.warm_start import points_from
 from autopeft.search.planning.arguments import SearchArguments, SearchCall
 from autopeft.search.planning.dry_run import DryRun, Sample, estimate_of, plan
@@ -57,6 +57,7 @@ def search(call: SearchCall) -> SearchResult:
 
     Raises:
         UsageError: an argument is wrong, or nothing in the space fits the budget.
+        StoppedError: it was interrupted before any trial was trained to the end.
         AutoPEFTError: every trial failed, or Ray could not be started.
 
     Example:
@@ -68,15 +69,31 @@ def search(call: SearchCall) -> SearchResult:
         told = call.base(SearchArguments)
         changes = {k: getattr(told, k) for k in told.model_fields_set - {"runs"}}
         folder = load_run(call.resume, root=call.runs)
-        with folder.locked():
+        with folder.locked(), _ended_early(folder, call.notify):
             return _go(prepare_again(folder, changes, call.notify), folder, call.reporter, call.notify, start)
     ready = prepare(call.base(SearchArguments), call.notify)
     a = ready.arguments
     folder = RunFolder.create(ready.task_name, ready.key(), root=a.runs, out=a.out)
-    with folder.locked():
+    with folder.locked(), _ended_early(folder, call.notify, new=True):
         folder.write_json("manifest.json", ready.manifest())
         folder.write_text(SPACE, ready.space.text)
         return _go(ready, folder, call.reporter, call.notify, start)
+
+
+@contextmanager
+def _ended_early(folder: RunFolder, notify: Notify, *, new: bool = False) -> Iterator[None]:
+    """Leave no run behind if nothing was begun; say how to go on where an interruption leaves the block."""
+    try:
+        yield
+    except BaseException as error:
+        if new and not (folder.path / JOBS).exists():
+            with suppress(OSError):  # what ended the search is told, not that this failed too
+                folder.discard()
+            if isinstance(error, StoppedError):
+                raise StoppedError("Interrupted before the first trial began: nothing is kept.") from error
+        elif isinstance(error, KeyboardInterrupt) and notify is not None:
+            notify(f"Interrupted. Go on with: {go_on(folder.path)}")
+        raise
 
 
 def _go(
@@ -168,7 +185,7 @@ def _executor(ready: Prepared, folder: RunFolder) -> Executor:
         Pool(ready.workers, a.cpus_per_trial, ready.gpus, a.address),
         folder.scratch / "ray",
         model_files=pack(ready.source) if a.address else None,
-        resume=f"autopeft search --resume {folder.path}",
+        resume=go_on(folder.path),
         logs=folder.logs / "ray",
     )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -112,19 +113,31 @@ def train(call: TrainCall) -> FixedOutcome:
     summary = summarise(task, tokenizer, longest)
     _tell(summary, call)
     folder = RunFolder.create(task.name, recipe.hash(), root=given.runs, out=given.out)
-    folder.write_json("manifest.json", _manifest(given.changed(model=name), source, task, plan, summary))
-    data = encode(task, tokenizer, plan.max_length)
-    model = task.task_kind.load_model(source, task.labels, seed=given.seed, dtype=dtype)
-    hybrid = attach(model, recipe, seed=given.seed)
-    seconds, scores = _train(hybrid, data, plan, call.progress)
-    hybrid.model.eval()
-    counts = hybrid.counts().to_dict()
-    outcome = FixedOutcome(
-        recipe, task, scores, counts, plan.steps, seconds, folder.path, hybrid, tokenizer, plan.max_length,
-        summary,
-    )  # fmt: skip
-    _keep(folder, hybrid, outcome)
+    with folder.locked(), _whole_or_none(folder):
+        folder.write_json("manifest.json", _manifest(given.changed(model=name), source, task, plan, summary))
+        data = encode(task, tokenizer, plan.max_length)
+        model = task.task_kind.load_model(source, task.labels, seed=given.seed, dtype=dtype)
+        hybrid = attach(model, recipe, seed=given.seed)
+        seconds, scores = _train(hybrid, data, plan, call.progress)
+        hybrid.model.eval()
+        counts = hybrid.counts().to_dict()
+        outcome = FixedOutcome(
+            recipe, task, scores, counts, plan.steps, seconds, folder.path, hybrid, tokenizer,
+            plan.max_length, summary,
+        )  # fmt: skip
+        _keep(folder, hybrid, outcome)
     return outcome
+
+
+@contextmanager
+def _whole_or_none(folder: RunFolder) -> Iterator[None]:
+    """Leave no run behind that has nothing to show: one training cannot go on where it ended."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # what ended the training is told, not that this failed too
+            folder.discard()
+        raise
 
 
 def _task_and_plan(

@@ -79,11 +79,37 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
         assert ready.wait(60)
         with pytest.raises(UsageError, match="Another search"), run.locked():
             pass
+        assert run.running
+        assert run.summary()["state"] == "running"
+        process.kill()
+        process.join(30)
+        assert (run.path / ".lock").exists()
+        assert not run.running, "the lock's file alone says nothing"
+        assert run.summary()["state"] == "unfinished"
     finally:
         leave.set()
         process.join(30)
     with run.locked():
-        pass
+        assert run.running
+    assert not run.running
+
+
+def test_what_came_to_nothing_is_discarded(tmp_path: Path) -> None:
+    run = make(tmp_path, "a")
+    (run.logs / "ray").mkdir(parents=True)
+    (run.path / ".scratch" / "deep").mkdir(parents=True)
+    with run.locked():
+        run.discard()
+    assert [p.name for p in run.path.iterdir()] == ["logs"], "Ray's own logs say why"
+    empty = tmp_path / "given"
+    empty.mkdir()
+    for out, stays in ((empty, True), (tmp_path / "new", False)):
+        made = RunFolder.create("t", "key", out=out)
+        made.write_json("manifest.json", {})
+        with made.locked():
+            made.discard()
+        assert out.exists() is stays
+        assert list(tmp_path.glob(f"{out.name}/*")) == []
 
 
 def test_records_are_strict_json_and_come_back(tmp_path: Path) -> None:

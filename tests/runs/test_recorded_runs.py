@@ -168,8 +168,16 @@ def test_one_that_was_killed_goes_on_to_its_end(place: Path) -> None:
     for number in waiting:
         assert after[number].user_attrs["rungs"].items() >= before[number].user_attrs["rungs"].items()
         assert after[number].user_attrs["hash"] == before[number].user_attrs["hash"]
-    assert after[4].user_attrs["outcome"]["failure"] == "lost", "its process was gone"
-    assert after[5].params == before[4].params, "its point comes again"
+    assert after[4].user_attrs["outcome"]["failure"] == "stopped", "its process was gone"
+    point = after[5].user_attrs["proposed"]
+    assert {**point, "lora.rank": (1, 2, 4).index(point["lora.rank"])} == before[4].params, "it comes again"
+    for trial in after:
+        (block,) = trial.user_attrs["recipe"]["layers"]
+        lora = next(item["lora"] for item in block["attach"] if "lora" in item)
+        told = {"ia3.on": "ia3" in block["attach"], "lora.rank": lora["rank"]}
+        assert trial.params.items() >= told.items(), "the journal has the figures of the recipe"
+        rate = trial.user_attrs["recipe"]["training"]["learning_rate"]
+        assert trial.params["learning_rate"] == rate
     (kept,) = [line for line in run.lines() if line["number"] == 3]
     assert {**kept, "worker": ""} == {**lines("interrupted")[0], "worker": ""}
     assert not run.state.exists()

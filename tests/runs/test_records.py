@@ -124,3 +124,8 @@ def test_anything_is_a_point_or_a_value_error(value: Any) -> None:
 def test_sizes_of_a_record() -> None:
     assert (RECORD.deployed, RECORD.share) == (128, 0.01)
     assert (replace(RECORD, counts=None).deployed, replace(RECORD, counts={}).share) == (None, None)
+
+
+def test_what_was_cut_off_is_interrupted_also_in_records_of_before() -> None:
+    for failure, state in (("stopped", "interrupted"), ("lost", "failed"), ("failed", "failed")):
+        assert read_record(line(state="failed", failure=failure)).state == state

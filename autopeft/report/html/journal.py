@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from optuna.distributions import (
     BaseDistribution,
     CategoricalChoiceType,
     CategoricalDistribution,
+    IntDistribution,
 )
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -36,7 +38,9 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class History:
-    """A study made for plots.
+    """A study made for plots. A trial has the parameters that its recipe had.
+
+    In journals of version 0.1.0 it has those that the sampler proposed, whether the recipe had them or not.
 
     Attributes:
         study: in memory, one objective, the journal's trial numbers.
@@ -86,7 +90,8 @@ def copy_journal(journal: Path, target: Path, limit: int = _LIMIT) -> None:
 
 
 def read_history(journal: Path, records: Iterable[TrialRecord] = ()) -> History:
-    """The study of a journal. `records` (of `trials.jsonl`) say what indices mean, and hold the rungs.
+    """The study of a journal. `records` (of `trials.jsonl`) hold the rungs, and say what indices mean in
+    journals of version 0.1.0.
 
     Raises:
         UsageError: there is no journal, or it cannot be read.
@@ -98,6 +103,7 @@ def read_history(journal: Path, records: Iterable[TrialRecord] = ()) -> History:
             study = _load(copy)
             trials = study.get_trials(deepcopy=False)
             objectives = len(study.directions)
+            ordered = _ordered(study.user_attrs.get("ordered"), trials)
         except UsageError:
             raise
         # Optuna replays the lines as they stand: a damaged one surfaces as whatever its code stumbles over.
@@ -108,9 +114,10 @@ def read_history(journal: Path, records: Iterable[TrialRecord] = ()) -> History:
             ) from error
     by_number = {r.number: r for r in records if r.number is not None}
     names = _safe_names(trials)
+    labels = {name: _texts(choices) for name, choices in ordered.items()} or _labels(trials, by_number)
     return History(
-        study=_in_memory(trials, by_number, names),
-        labels={names[k]: v for k, v in _labels(trials, by_number).items()},
+        study=_in_memory([_indexed(t, ordered) for t in trials], by_number, names),
+        labels={names[k]: v for k, v in labels.items()},
         unfinished=tuple(_record_of(t) for t in trials if t.state == TrialState.RUNNING),
         objectives=objectives,
     )
@@ -122,6 +129,33 @@ def _load(journal: Path) -> optuna.Study:
     if not found:
         raise UsageError("journal.log holds no study yet.")
     return optuna.load_study(study_name=_STUDY if _STUDY in found else found[0], storage=storage)
+
+
+def _ordered(names: Any, trials: Iterable[FrozenTrial]) -> dict[str, tuple[CategoricalChoiceType, ...]]:
+    """The choices that have an order, by parameter, for the parameters that the study names as such."""
+    wanted = {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+    return {
+        name: found.choices
+        for trial in trials
+        for name, found in trial.distributions.items()
+        if name in wanted and isinstance(found, CategoricalDistribution)
+    }
+
+
+def _texts(choices: Iterable[CategoricalChoiceType]) -> dict[int, str]:
+    return {i: plotly_text(choice, 24) for i, choice in enumerate(choices)}
+
+
+def _indexed(trial: FrozenTrial, ordered: Collection[str]) -> FrozenTrial:
+    """A trial with places in the list for choices that have an order, so that the order counts."""
+    found = copy(trial)
+    params, distributions = dict(trial.params), dict(trial.distributions)
+    for name, choices in trial.distributions.items():
+        if name in ordered and isinstance(choices, CategoricalDistribution):
+            params[name] = int(choices.to_internal_repr(params[name]))
+            distributions[name] = IntDistribution(0, len(choices.choices) - 1)
+    found.params, found.distributions = params, distributions
+    return found
 
 
 def _safe_names(trials: Iterable[FrozenTrial]) -> dict[str, str]:
@@ -182,6 +216,8 @@ def _copied(trial: FrozenTrial, record: TrialRecord | None, names: Mapping[str, 
     state = trial.state
     if state == TrialState.COMPLETE and (score is None or not math.isfinite(score)):
         state, score = TrialState.FAIL, None
+    if state == TrialState.FAIL and mapping(trial.user_attrs.get("outcome")).get("failure") == "stopped":
+        state = TrialState.WAITING
     return FrozenTrial(
         number=trial.number,
         trial_id=trial.number,

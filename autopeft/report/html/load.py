@@ -16,7 +16,7 @@ from autopeft.search.strategies.registry import DEFAULT
 
 __all__ = ["Run", "Scored", "State", "read_run"]
 
-State = Literal["finished", "interrupted", "unfinished"]
+State = Literal["finished", "interrupted", "unfinished", "running"]
 T = TypeVar("T")
 
 
@@ -133,6 +133,8 @@ def read_run(folder: RunFolder) -> Run:
     state: State = "unfinished"
     if result is not None:
         state = "interrupted" if result.interrupted else "finished"
+    if folder.running:
+        state = "running"
     return Run(
         folder=folder,
         name=shown(folder.name, 200),

@@ -23,6 +23,7 @@ __all__ = [
     "ENOUGH",
     "history_figure",
     "importance_figure",
+    "importances",
     "rungs_figure",
     "slice_figures",
     "timeline_figure",
@@ -40,7 +41,8 @@ _STATES: Mapping[str, tuple[str, str, str]] = {
     "PRUNED": ("stopped at a rung", ORANGE, "/"),
     "FAIL": ("failed", RED, "x"),
     "RUNNING": ("not ended", GREEN, "."),
-    "WAITING": ("waiting", GREY, "-"),
+    # Searches have no trials that wait to begin: in plots the state stands for those that were cut off.
+    "WAITING": ("interrupted", GREY, "-"),
 }
 
 # How the line of a trial that was not trained to the end finishes: words, colour, mark.
@@ -155,7 +157,8 @@ def _too_few(history: History) -> str | None:
     return None if varied else "No parameter took more than one value."
 
 
-def _importances(history: History) -> dict[str, float]:
+def importances(history: History) -> dict[str, float]:
+    """How much each parameter decides whether a trial is among the best quarter; they add up to 1."""
     with _quiet():
         return get_param_importances(
             history.study,
@@ -186,7 +189,8 @@ def importance_figure(history: History) -> Figure | Missing:
         "importances",
         "Importance of the parameters",
         "How much each parameter of the space decides whether a trial is among the best quarter (PED-ANOVA, "
-        f"Watanabe et al. 2023), over {done} trials.{caution}",
+        f"Watanabe et al. 2023), over {done} trials. A trial whose recipe did not have a "
+        f"parameter does not count for it.{caution}",
         drawn,
         height=max(240, 90 + 22 * len(history.parameters)),
     )
@@ -198,7 +202,7 @@ def slice_figures(history: History, metric: str) -> list[Figure] | Missing:
     if reason:
         return Missing(reason)
     found = []
-    for i, name in enumerate(list(_importances(history))[:_SLICES]):
+    for i, name in enumerate(list(importances(history))[:_SLICES]):
         drawn = _draw(
             optuna.visualization.plot_slice, history.study, params=[name], target_name=plotly_text(metric, 24)
         )

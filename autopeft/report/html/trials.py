@@ -131,7 +131,7 @@ def _row(record: TrialRecord, *, final: bool) -> Row:
     else:
         cells.append(Cell(_rungs_text(record) or "–"))
     cells += [_number(record.steps, number(record.steps)), _number(seconds, duration(seconds))]
-    error = shown(record.error) if record.error else ""
+    error = shown(record.error) if record.error and record.state != "interrupted" else ""
     return Row(tuple(cells), state_of(record), yaml, error)
 
 

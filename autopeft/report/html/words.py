@@ -24,7 +24,12 @@ __all__ = ["comparisons", "facts", "headline", "remarks", "reproduction"]
 
 
 def headline(run: Run) -> list[str]:
-    """What came out, in one to three sentences."""
+    """What came out, in one to four sentences."""
+    running = "This run is going on: what stands here was found until this page was written."
+    return [running, *_found(run)] if run.state == "running" else _found(run)
+
+
+def _found(run: Run) -> list[str]:
     metric = run.metric
     if run.result:
         size = _size(run.result.counts.deployed, run.result.counts.share)
@@ -200,7 +205,7 @@ def reproduction(run: Run) -> list[tuple[str, str]]:
     if run.fixed:
         blocks += _again("Train the recipe again", run, TrainArguments)
     else:
-        if run.state != "finished":
+        if run.state in ("interrupted", "unfinished"):
             blocks.append(("Go on with it", f"autopeft search --resume {where}"))
         blocks += _again("Search again", run, SearchArguments)
     if run.result:

@@ -154,7 +154,7 @@ class Controller:
     def _take_updates(self, job: Job | None = None, result: JobResult | None = None) -> None:
         """Store and report what the strategy has learned; `job` and `result` are what it was just told."""
         for record in self.strategy.updates():
-            if record.state == "failed" and record.failure != "stopped" and not self.interrupted:
+            if record.state == "failed" and not self.interrupted:
                 self.first_error = self.first_error or record.error
             if job is not None and result is not None and record.number == job.number:
                 self._keep_best(record, result)
@@ -173,7 +173,8 @@ class Controller:
     def _complete_final(self, job: Job, result: JobResult, *, kept: bool) -> None:
         if result.files:
             self.checkpoints.put(job.id, result.files)
-        self.confirmation.take(job, result)
+        if result.failure != "stopped":  # what was cut off has not ended: it decides nothing
+            self.confirmation.take(job, result)
         self._announce(self.confirmation.record(job, result, kept=kept))
 
     def _announce(self, record: TrialRecord) -> None:
@@ -213,7 +214,7 @@ class Controller:
         return not (self.interrupted or self._searching or self._running)
 
     def abandon(self) -> None:
-        """Fail the trials that were still running when the executor ended, but those that stand on a rung."""
+        """Give up what was still running when the executor ended; trials that stand on a rung stay there."""
         for job in list(self._running.values()):
             stopped = JobResult(job.id, error="The search was stopped while this ran.", failure="stopped")
             self.complete(stopped)

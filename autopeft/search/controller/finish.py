@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from autopeft.errors import AutoPEFTError
+from autopeft.errors import AutoPEFTError, StoppedError
 from autopeft.recipe import Recipe
-from autopeft.runs.folder import RunFolder
+from autopeft.runs.folder import RunFolder, go_on
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.controller import Controller
 from autopeft.search.optimization.hypervolume import hypervolume_course
@@ -33,14 +33,14 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
     """Write winner, front, trials and result of a search that has ended or was interrupted.
 
     Raises:
-        AutoPEFTError: no trial was trained to the end; the message gives the first failure, or the way to go
-            on.
+        StoppedError: the search was interrupted before a trial was trained to the end.
+        AutoPEFTError: every trial failed; the message gives the first failure.
     """
     records = controller.strategy.records()
     by_number = {record.number: record for record in records}
     best = controller.strategy.candidates(1)
     if not best:
-        raise AutoPEFTError(_nothing(controller, records, folder))
+        raise _nothing(controller, records, folder)
     winner, chosen = controller.confirmation.winner, best[0]
     if winner is not None and winner.number is not None and winner.good:
         chosen = by_number[winner.number]
@@ -136,15 +136,15 @@ def course(records: Iterable[TrialRecord], limit: int) -> list[dict[str, float]]
     return found
 
 
-def _nothing(controller: Controller, records: list[TrialRecord], folder: RunFolder) -> str:
-    failed = [r for r in records if r.state == "failed" and r.failure != "stopped"]
-    waiting = sum(record.state == "paused" for record in records)
-    if controller.interrupted and waiting:
-        return (
-            f"Stopped before any trial was trained to the end; {waiting} wait on a rung. Go on with: "
-            f"autopeft search --resume {folder.path}"
+def _nothing(controller: Controller, records: list[TrialRecord], folder: RunFolder) -> AutoPEFTError:
+    """Why there is no result."""
+    failed = [r for r in records if r.state == "failed"]
+    if controller.interrupted:
+        waiting = sum(record.state == "paused" for record in records)
+        so_far = [f"{waiting} wait on a rung"] * (waiting > 0) + [f"{len(failed)} failed"] * bool(failed)
+        told = f"; {', '.join(so_far)}" if so_far else ""
+        return StoppedError(
+            f"Interrupted before any trial was trained to the end{told}. Go on with: {go_on(folder.path)}"
         )
-    if controller.interrupted and not failed:
-        return "Stopped before the first trial had finished: there is nothing to keep."
     cause = controller.first_error or next((r.error for r in failed if r.error), "the space gave no recipe")
-    return f"All {len(failed)} trials failed. The first failure: {cause}"
+    return AutoPEFTError(f"All {len(failed)} trials failed. The first failure: {cause}")

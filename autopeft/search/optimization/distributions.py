@@ -22,13 +22,25 @@ class Codec:
     """Maps a space's parameters to Optuna distributions and back.
 
     Choices with an order become an index, so that samplers see it; other choices stay categorical.
+
+    Attributes:
+        distributions: of what samplers propose, by parameter.
+        recorded: of the space's own values, by parameter, as the journal holds them.
+        ordered: names of the choices with an order.
     """
 
     def __init__(self, parameters: Sequence[Parameter]) -> None:
         self.distributions: dict[str, BaseDistribution] = {}
+        self.recorded: dict[str, BaseDistribution] = {}
         self._indexed: dict[str, tuple[Any, ...]] = {}
         for p in parameters:
-            self.distributions[p.name] = self._distribution(p)
+            found = self.distributions[p.name] = self._distribution(p)
+            indexed = self._indexed.get(p.name)
+            self.recorded[p.name] = CategoricalDistribution(indexed) if indexed else found
+
+    @property
+    def ordered(self) -> list[str]:
+        return list(self._indexed)
 
     def _distribution(self, p: Parameter) -> BaseDistribution:
         if p.kind == "int":

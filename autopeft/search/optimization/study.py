@@ -3,9 +3,10 @@ by us.
 
 The journal is the only source of truth: whatever is not in it did not happen. A proposal is asked from the
 sampler, mapped to a recipe, repaired into the budget and hashed; a recipe that was already scored is told
-its known score and never trained again. The sampler sees the history through a view (`sampler_view`), with
-its *raw* parameters and the repaired recipe's score. A trial that has reached a rung is RUNNING in the
-journal until it goes on to the end (COMPLETE) or the search ends without it (PRUNED).
+its known score and never trained again. The journal holds what the recipe is (`entries`). The sampler sees
+the history through a view (`sampler_view`), with its *raw* parameters and the repaired recipe's score. A
+trial that has reached a rung is RUNNING in the journal until it goes on to the end (COMPLETE) or the search
+ends without it (PRUNED).
 """
 
 from __future__ import annotations
@@ -19,12 +20,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
 from autopeft.errors import AutoPEFTError, DataError
-from autopeft.runs.records import CountTable, TrialRecord
+from autopeft.runs.records import CountTable, RecordState, TrialRecord
 from autopeft.search.core.jobs import JobResult
 from autopeft.search.optimization.distributions import Codec
+from autopeft.search.optimization.entries import (
+    FORMAT,
+    PROPOSED,
+    InUse,
+    all_in_use,
+    entry,
+    proposed,
+    renewed,
+)
 from autopeft.search.optimization.pareto import best_first
 from autopeft.search.optimization.sampler_view import DIRECTIONS, Observation, ask, view_of
 from autopeft.search.optimization.samplers import Point, make_sampler
@@ -66,6 +76,7 @@ class SearchStudy:
         rungs: steps at which trials are scored.
         objectives: 1 for the score, 2 for score and size.
         first: values tried before the sampler's own, on a new study.
+        in_use: tells which parameters had a part in a recipe; the journal leaves out the others.
         patience: proposals in a row that may be known already before the space counts as exhausted; those
             after the first ten are drawn at random, for samplers that settle on one point.
 
@@ -86,8 +97,9 @@ class SearchStudy:
         objectives: int = 1,
         first: Iterable[Mapping[str, Any]] = (),
         patience: int = 100,
+        in_use: InUse = all_in_use,
     ) -> None:
-        self._codec, self._repair = Codec(parameters), repair
+        self._codec, self._repair, self._in_use = Codec(parameters), repair, in_use
         self._patience, self._trials = patience, trials
         self.rungs, self.objectives = rungs, objectives
         self._seen: list[Observation] = []
@@ -97,11 +109,15 @@ class SearchStudy:
         self._duplicates: dict[int, list[int]] = {}
         self._fresh: list[int] = []
         self._storage = open_journal(journal)
+        if self._storage.get_all_studies():
+            self._storage = renewed(self._storage, journal, self._codec, in_use)
         self.study = self._study()
         self._study_id = self._storage.get_study_id_from_name(NAME)
         past = self.study.get_trials(deepcopy=False)
         if not past:
-            points = [self._codec.encode(values) for values in first]
+            points = [dict(values) for values in first]
+            self.study.set_user_attr("journal", FORMAT)
+            self.study.set_user_attr("ordered", self._codec.ordered)
             self.study.set_user_attr("seed", seed)
             self.study.set_user_attr("sampler", sampler)
             self.study.set_user_attr("first", points)
@@ -139,24 +155,22 @@ class SearchStudy:
         lost: dict[int, dict[str, Any]] = {}
         used: set[int] = set()
         for t in past:
-            if set(t.params) != set(self._codec.distributions):
-                raise DataError("This journal belongs to another search space.")
-            a = t.user_attrs
+            values, a = proposed(self._codec, t), t.user_attrs
             used.add(a.get("first", -1))
             lost.pop(a.get("again", -1), None)
             self._seen.append(self._as_seen(t))
             if t.state == TrialState.RUNNING and "rungs" not in a and "duplicate_of" not in a:
-                self._end(t.number, "The process that ran this trial ended before it did.", "lost")
+                self._end(t.number, "The process that ran this trial ended before it did.", "stopped")
             else:
                 self._place(t)
             record = self._records.get(t.number)
             if record is not None and record.failure in _NOT_ITS_FAULT:
-                lost[t.number] = dict(t.params)
+                lost[t.number] = values
         for number in [n for n in self._duplicates if n in self._records]:
             self._tell_duplicates_of(self._records[number])
         points = self.study.user_attrs.get("first", [])
-        again = [(params, {"again": number}) for number, params in lost.items()]
-        return again + [(p, {"first": i}) for i, p in enumerate(points) if i not in used]
+        again = [(values, {"again": number}) for number, values in lost.items()]
+        return again + [(values, {"first": i}) for i, values in enumerate(points) if i not in used]
 
     def _place(self, t: FrozenTrial) -> None:
         record, original = self.as_record(t), t.user_attrs.get("duplicate_of")
@@ -177,7 +191,8 @@ class SearchStudy:
             rungs[self.rungs.full] = t.values[0]
         failed = t.state == TrialState.FAIL or outcome.get("error") is not None
         deployed = int(a.get("counts", {}).get("deployed", 0))
-        return Observation(t.params, a.get("point", {}), deployed, rungs, failed, a.get("hash", ""))
+        params = self._codec.encode(a[PROPOSED])
+        return Observation(params, a.get("point", {}), deployed, rungs, failed, a.get("hash", ""))
 
     @property
     def paused(self) -> dict[int, TrialRecord]:
@@ -190,12 +205,12 @@ class SearchStudy:
     def propose(self) -> Proposal | None:
         """The next recipe to train, or `None` when the space holds nothing new (within `patience` tries)."""
         for attempt in range(self._patience):
-            params, marks = self._suggest(at_random=attempt >= min(_MODELLED, self._patience // 2))
+            values, marks = self._suggest(at_random=attempt >= min(_MODELLED, self._patience // 2))
             try:
-                repaired = self._repair(self._codec.decode(params))
+                repaired = self._repair(values)
             except AutoPEFTError as error:
                 marks["outcome"] = {"error": str(error), "failure": "infeasible"}
-                self._create(params, marks, TrialState.FAIL)
+                self._create(values, marks, TrialState.FAIL)
                 continue
             counts, recipe = repaired.counts.to_dict(), repaired.recipe.to_dict()
             marks |= {
@@ -206,23 +221,24 @@ class SearchStudy:
             }
             original = self._known.get(repaired.hash)
             if original is not None:
-                self._copy(params, {**marks, "duplicate_of": original}, original)
+                self._copy(values, {**marks, "duplicate_of": original}, original)
                 continue
-            number = self._create(params, marks, TrialState.RUNNING)
+            number = self._create(values, marks, TrialState.RUNNING)
             self._known[repaired.hash] = number
             return Proposal(number, recipe, repaired.hash, counts)
         return None
 
     def _suggest(self, *, at_random: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Values of the space to try next, and user attributes that tell where they come from."""
         if self._pending:
-            params, marks = self._pending.popleft()
-            return params, dict(marks)
+            values, marks = self._pending.popleft()
+            return dict(values), dict(marks)
         sampler = self._sampler
         if at_random:
             sampler = make_sampler("random", seed=self._seed + len(self._seen), trials=self._trials)
         steps = self.rungs.steps
         view = view_of(self._seen, self._codec.distributions, steps, sampler, objectives=self.objectives)
-        return ask(view, self._codec.distributions), {}
+        return self._codec.decode(ask(view, self._codec.distributions)), {}
 
     def _point(self, params: dict[str, Any]) -> Point | None:
         """A suggestion repaired, for samplers that look ahead; `None` where there is nothing to repair to."""
@@ -234,32 +250,26 @@ class SearchStudy:
 
     def _create(
         self,
-        params: Mapping[str, Any],
+        values: Mapping[str, Any],
         attributes: Mapping[str, Any],
         state: TrialState,
-        values: Sequence[float] | None = None,
+        told: Sequence[float] | None = None,
     ) -> int:
-        template = create_trial(
-            state=state,
-            values=values,
-            params=dict(params),
-            distributions=self._codec.distributions,
-            user_attrs=dict(attributes),
-        )
+        template = entry(self._codec, values, attributes, self._in_use, state, told)
         trial_id = self._storage.create_new_trial(self._study_id, template)
         trial = self._storage.get_trial(trial_id)
         self._seen.append(self._as_seen(trial))
         self._place(trial)
         return int(trial.number)
 
-    def _copy(self, params: Mapping[str, Any], marks: Mapping[str, Any], number: int) -> None:
+    def _copy(self, values: Mapping[str, Any], marks: Mapping[str, Any], number: int) -> None:
         """A trial of a recipe that is known: told its score at once, or once it is there."""
         original = self._records.get(number)
         if original is None:
-            self._create(params, marks, TrialState.RUNNING)
+            self._create(values, marks, TrialState.RUNNING)
             return
-        state, values, outcome = self._told(original)
-        self._fresh.append(self._create(params, {**marks, "outcome": outcome}, state, values))
+        state, told, outcome = self._told(original)
+        self._fresh.append(self._create(values, {**marks, "outcome": outcome}, state, told))
 
     def _told(self, original: TrialRecord) -> tuple[TrialState, list[float] | None, dict[str, Any]]:
         outcome = {"error": original.error, "failure": original.failure}
@@ -394,6 +404,9 @@ class SearchStudy:
         a = trial.user_attrs
         outcome = a.get("outcome", {})
         duplicate = a.get("duplicate_of")
+        state: RecordState = _STATES[trial.state]
+        if outcome.get("failure") == "stopped":
+            state = "interrupted"
         rungs = {str(k): float(v) for k, v in a.get("rungs", {}).items()}
         score = trial.values[0] if trial.state == TrialState.COMPLETE else None
         if duplicate is None and score is not None:
@@ -401,7 +414,7 @@ class SearchStudy:
         return TrialRecord(
             kind="trial",
             label=f"trial {trial.number}",
-            state="duplicate" if duplicate is not None else _STATES[trial.state],
+            state="duplicate" if duplicate is not None else state,
             recipe=a.get("recipe", {}),
             number=trial.number,
             hash=a.get("hash", ""),
@@ -415,12 +428,12 @@ class SearchStudy:
             error=outcome.get("error"),
             failure=outcome.get("failure"),
             duplicate_of=duplicate,
-            values=self._codec.decode(trial.params),
+            values=dict(a[PROPOSED]),
             worker=outcome.get("worker", ""),
         )
 
 
-_STATES: dict[TrialState, Any] = {
+_STATES: dict[TrialState, RecordState] = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "stopped",
     TrialState.FAIL: "failed",

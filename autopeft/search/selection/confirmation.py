@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from autopeft.effort import Effort
-from autopeft.runs.records import TrialRecord
+from autopeft.runs.records import RecordState, TrialRecord
 from autopeft.search.core.jobs import Job, JobResult, ScoreJob
 from autopeft.search.selection.baseline_runs import BaselineRuns
 from autopeft.search.selection.baselines import Baseline
@@ -138,7 +138,7 @@ class Confirmation:
         return TrialRecord(
             kind=job.kind,
             label=job.label,
-            state="complete" if result.error is None else "failed",
+            state=_state_of(result),
             recipe=job.recipe,
             number=job.number,
             seed=job.seed,
@@ -154,6 +154,12 @@ class Confirmation:
             job=job.id,
             kept=kept,
         )
+
+
+def _state_of(result: JobResult) -> RecordState:
+    if result.error is None:
+        return "complete"
+    return "interrupted" if result.failure == "stopped" else "failed"
 
 
 def retried(job: Job) -> Job:

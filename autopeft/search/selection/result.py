@@ -98,7 +98,7 @@ class SearchResult:
             constant=None if self.constant is None else self.constant.to_dict(),
             trials={
                 state: sum(t.state == state for t in self.trials)
-                for state in ("complete", "stopped", "paused", "failed", "duplicate")
+                for state in ("complete", "stopped", "paused", "failed", "interrupted", "duplicate")
             },
         )
         return data

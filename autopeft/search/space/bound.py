@@ -62,7 +62,7 @@ class BoundSpace:
         self.spec = spec
         self._hidden = spec.stacks[0].hidden
         self._layers = max(stack.layers for stack in spec.stacks)
-        self._places = {block: BlockPlaces(block, spec, self._context) for block in templates.blocks}
+        self._places = {block: BlockPlaces(block, spec, self.context) for block in templates.blocks}
         self._repeated = self._layers_of_slots()
         self.parameters = tuple(self._parameters())
         self._by_name = {p.name: p for p in self.parameters}
@@ -151,7 +151,7 @@ class BoundSpace:
                 f"These values of space {self.name!r} leave no method at all; switch something on."
             )
         fields: dict[str, Any] = {"name": self.name, "layers": tuple(blocks), "model": model}
-        training = self.templates.training.fill(self._context(values, None))
+        training = self.templates.training.fill(self.context(values, None))
         tree = {"training": drop_groups(training, fields["layers"], model)}
         problems = Problems(tree, f"space {self.name!r}")
         fields["training"] = read_training(tree, problems)
@@ -174,10 +174,8 @@ class BoundSpace:
         return self._items.keep(key, self._read(unit, values)) if found is _UNREAD else found
 
     def _read(self, unit: Unit, values: Mapping[str, Any]) -> Item | None:
-        context = self._context(values, unit.layer)
-        stacks: tuple[str, ...] | None = None
-        if unit.block is not None:
-            stacks = self._places[unit.block].stacks(values)
+        context = self.context(values, unit.layer)
+        stacks = self.stacks(unit, values)
         tree = prune(unit.template.node.fill(context), self.spec, stacks)
         if tree is ABSENT:
             return None
@@ -212,11 +210,16 @@ class BoundSpace:
         """`at` and `stack` of the recipe's blocks that a unit stands in, `None` for one of the model."""
         return None if unit.block is None else self._places[unit.block].where(values, unit.layer)
 
-    def _context(self, values: Mapping[str, Any], layer: int | None) -> Context:
+    def stacks(self, unit: Unit, values: Mapping[str, Any]) -> tuple[str, ...] | None:
+        """The stacks of this backbone that a unit's block covers, `None` for one of the model."""
+        return None if unit.block is None else self._places[unit.block].stacks(values)
+
+    def context(self, values: Mapping[str, Any], layer: int | None) -> Context:
+        """What templates are filled from at these values, in a layer or outside of layers."""
         return Context(values, self._hidden, self._layers - 1, layer)
 
     def _parameters(self) -> Iterator[Parameter]:
-        context = self._context({}, None)
+        context = self.context({}, None)
         for slot in self.templates.slots:
             if not slot.per_layer:
                 yield _parameter(slot, context, None)

@@ -20,7 +20,6 @@ from autopeft.recipe import (
 from autopeft.recipe.parse import read_training
 from autopeft.recipe.problems import Problems
 from autopeft.search.space.bound import BoundSpace, Unit
-from autopeft.search.space.expressions import Context
 from autopeft.search.space.layers import key_of
 from autopeft.search.space.similarity import (
     Component,
@@ -78,9 +77,7 @@ class Encoder:
         return tuple(self._piece(item, mask) for mask in masks)
 
     def _section(self, values: Mapping[str, Any]) -> Training:
-        spec = self.bound.spec
-        context = Context(values, spec.stacks[0].hidden, max(stack.layers for stack in spec.stacks) - 1)
-        tree = {"training": self.bound.templates.training.fill(context)}
+        tree = {"training": self.bound.templates.training.fill(self.bound.context(values, None))}
         return Training(read_training(tree, Problems(tree, "space")), numbered=True)
 
     def _piece(self, item: Item, mask: int) -> Piece:

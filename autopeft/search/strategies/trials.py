@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 from autopeft.effort import Effort
@@ -14,6 +15,7 @@ from autopeft.search.core.jobs import Job, JobResult, TrainJob
 from autopeft.search.optimization.study import SearchStudy
 from autopeft.search.optimization.successive_halving import Rungs, Standing, SuccessiveHalving
 from autopeft.search.space.candidate import Candidate, candidate
+from autopeft.search.space.in_use import parameters_in_use
 from autopeft.search.strategies.contract import StrategyContext
 from autopeft.search.strategies.registry import register
 
@@ -73,6 +75,7 @@ class Trials:
             rungs=context.rungs,
             objectives=context.objectives,
             first=context.first,
+            in_use=partial(parameters_in_use, context.space),
         )
         return cls(study, context.effort, context.checkpoints, seed=context.seed)
 

@@ -1,15 +1,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from optuna.trial import TrialState
 
+from autopeft.counting import Counts
 from autopeft.errors import UsageError
+from autopeft.recipe import Recipe
+from autopeft.report.html.figure import Figure
 from autopeft.report.html.journal import copy_journal, read_history
+from autopeft.report.html.optuna_figures import importance_figure, importances, slice_figures, timeline_figure
 from autopeft.runs.folder import RunFolder
+from autopeft.search.core.jobs import JobResult
+from autopeft.search.optimization.study import SearchStudy
+from autopeft.search.optimization.successive_halving import Rungs
+from autopeft.search.space.candidate import Candidate
+from autopeft.search.space.parameters import Parameter
 
 Make = Callable[..., RunFolder]
 
@@ -106,3 +117,70 @@ def test_names_are_safe_for_plots_and_stay_apart(make_run: Make) -> None:
     (kind,) = [v for k, v in trial.params.items() if k.startswith("kind")]
     assert "<" not in str(kind)
     assert set(history.labels) <= set(trial.params)
+
+
+SWITCHED = (
+    Parameter("on", "categorical", (True, False)),
+    Parameter("lora.alpha", "categorical", (1, 4), sizes=(1, 4)),
+    Parameter("lora.rank", "categorical", (1, 2, 4, 8), sizes=(1, 2, 4, 8)),
+)
+
+
+def switched(values: dict[str, Any]) -> Candidate:
+    """LoRA or (IA)³, at a rate of its own for each point, so that no two are one recipe."""
+    item: Any = {"lora": {"rank": values["lora.rank"], "alpha": values["lora.alpha"]}}
+    rate = 1e-3 * (1 + SWITCHED[2].choices.index(values["lora.rank"]) + 4 * (values["lora.alpha"] == 4))
+    recipe = {"layers": [{"attach": [item if values["on"] else "ia3"]}], "training": {"learning_rate": rate}}
+    found = Recipe.from_dict(recipe)
+    return Candidate(found, Counts(10, 10, 0, 1000), found.hash(), values)
+
+
+def study_of_switches(journal: Path, **more: Any) -> None:
+    """Without LoRA the score follows the alpha that the recipe does not have; with it, the rank alone."""
+    names = [p.name for p in SWITCHED]
+    points = [dict(zip(names, row, strict=True)) for row in product(*(p.choices for p in SWITCHED))]
+    options: dict[str, Any] = {"sampler": "random", "seed": 0, "trials": 16, "rungs": Rungs.of(10, "none")}
+    study = SearchStudy(journal, SWITCHED, switched, first=points, **options, **more)
+    for point in points:
+        proposal = study.propose()
+        assert proposal is not None
+        score = point["lora.rank"] / 20 if point["on"] else 0.3 + 0.3 * (point["lora.alpha"] == 4)
+        study.record(proposal.number, JobResult("x", scores={"select": score}))
+
+
+def test_a_parameter_counts_only_where_the_recipe_had_it(tmp_path: Path) -> None:
+    def in_use(point: Mapping[str, Any], recipe: Recipe) -> set[str]:
+        return {name for name in point if point["on"] or name == "on"}
+
+    study_of_switches(tmp_path / "all.log")
+    study_of_switches(tmp_path / "used.log", in_use=in_use)
+    counted, used = (read_history(tmp_path / name) for name in ("all.log", "used.log"))
+    assert used.labels == {
+        "lora.alpha": {0: "1", 1: "4"},
+        "lora.rank": {0: "1", 1: "2", 2: "4", 3: "8"},
+    }
+    assert sorted(used.parameters) == ["lora.alpha", "lora.rank", "on"]
+    misled, told = importances(counted), importances(used)
+    assert misled["lora.alpha"] > 0.2, "what was absent seemed to matter"
+    assert told["lora.alpha"] < 0.02
+    assert told["on"] > 0.2
+    slices = slice_figures(used, "accuracy")
+    assert isinstance(slices, list)
+    assert {f.title for f in slices} == {"on", "lora.alpha", "lora.rank"}
+    drawn = importance_figure(used)
+    assert isinstance(drawn, Figure)
+    assert "did not have a parameter" in drawn.caption
+
+
+def test_what_was_cut_off_is_not_among_the_failed(tmp_path: Path) -> None:
+    journal = tmp_path / "journal.log"
+    options: dict[str, Any] = {"sampler": "random", "seed": 0, "trials": 4, "rungs": Rungs.of(10, "none")}
+    study = SearchStudy(journal, SWITCHED, switched, **options)
+    for failure in ("stopped", "failed"):
+        proposal = study.propose()
+        assert proposal is not None
+        study.record(proposal.number, JobResult("x", error="e", failure=failure))
+    drawn = timeline_figure(read_history(journal))
+    assert isinstance(drawn, Figure)
+    names = [trace["name"] for trace in json.loads(drawn.data)["data"]]
+    assert sorted(names) == ["failed", "interrupted"]

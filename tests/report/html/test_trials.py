@@ -31,6 +31,9 @@ def test_every_state_is_told_in_words(make_run: Make) -> None:
     assert rows[3]["state"].text == "failed: failed"
     assert rows[5]["state"].text == "duplicate of 4"
     assert rows[6]["state"].text == "stopped at step 20"
+    table = trials_table([trial(0, "interrupted", failure="stopped", error="The search was stopped.")])
+    assert by_number(table)[0]["state"].text == "interrupted"
+    assert [row.error for row in table.rows] == [""]
 
 
 def test_a_stopped_trial_is_never_beside_full_ones() -> None:

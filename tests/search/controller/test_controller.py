@@ -168,7 +168,7 @@ def test_an_interruption_keeps_what_was_finished(make_stage: Make) -> None:
     controller.abandon()
     records = {r.number: r for r in stage.records}
     assert records[0].state == "complete"
-    assert (records[1].state, records[1].failure) == ("failed", "stopped")
+    assert (records[1].state, records[1].failure) == ("interrupted", "stopped")
     assert controller.first_error is None
     assert stage.checkpoints.held["best"]
 
@@ -249,3 +249,17 @@ def test_what_an_earlier_process_finished_after_the_search_is_not_run_again(make
     assert after.winner.contender() == before.winner.contender()
     assert after.baselines() == before.baselines()
     assert [r.kept for r in again.records if r.kind != "trial"].count(False) == 1
+
+
+def test_a_finalist_that_was_cut_off_decides_nothing(make_stage: Make) -> None:
+    stage = make_stage(baselines=[])
+
+    def until_confirmed(job: Job) -> JobResult:
+        if job.kind == "confirm":
+            stage.controller.interrupt()
+            return JobResult(job.id, error="stopped", failure="stopped")
+        return honest(job)
+
+    stage.play(until_confirmed, workers=1)
+    assert [r.state for r in stage.records if r.kind == "confirm"] == ["interrupted"]
+    assert stage.controller.confirmation.winner is None

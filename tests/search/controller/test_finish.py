@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.searching import Stage, honest, rank_of
 
-from autopeft.errors import AutoPEFTError
+from autopeft.errors import AutoPEFTError, StoppedError
 from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.finish import course, finish, trained_steps
@@ -53,6 +53,15 @@ def test_without_a_trained_trial_there_is_no_result_but_the_first_failure(
     with pytest.raises(AutoPEFTError, match=r"All 5 trials failed\. The first failure: boom trial-0"):
         finish(ready(), RunFolder(tmp_path), stage.controller, 1.0)
     assert not (tmp_path / "result.json").exists()
+
+
+def test_an_interruption_before_any_result_says_how_to_go_on(make_stage: Make, tmp_path: Path) -> None:
+    stage = make_stage()
+    assert isinstance(stage.controller.next(), Job)
+    stage.controller.interrupt()
+    stage.controller.abandon()
+    with pytest.raises(StoppedError, match=rf"Go on with: autopeft search --resume .*{tmp_path.name}"):
+        finish(ready(), RunFolder(tmp_path / "a run"), stage.controller, 1.0)
 
 
 def trial(

@@ -143,7 +143,7 @@ def test_reopening_fails_orphans_keeps_results_and_moves_the_seed(tmp_path: Path
     again = open_study(tmp_path)
     assert again.get(first.number).score == 0.5
     orphan = again.get(second.number)
-    assert (orphan.state, orphan.failure) == ("failed", "lost")
+    assert (orphan.state, orphan.failure) == ("interrupted", "stopped")
     hashes = run_all(again)
     assert first.hash not in hashes, "a scored recipe was trained again"
     assert second.hash in hashes, "a lost recipe was never trained again"
@@ -223,7 +223,7 @@ def test_a_trial_on_a_rung_waits_and_goes_on_in_another_process(tmp_path: Path) 
 
     again = open_study(tmp_path, rungs=CLIMB)
     assert {n: dict(r.rungs) for n, r in again.paused.items()} == {one.number: {"2": 0.4}}
-    assert again.get(two.number).failure == "lost"
+    assert again.get(two.number).failure == "stopped"
     assert again.trained == 1
     # What was lost with its process is proposed again, once.
     third = again.propose()

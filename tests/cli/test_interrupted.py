@@ -1,0 +1,265 @@
+"""Ctrl-C for real: exit code 130 in every phase of every long command, and what is left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.interrupting import Command
+from support.saved_model import save_backbone, write_reviews
+
+from autopeft.cli import main
+from autopeft.runs.folder import RunFolder, list_runs
+
+SPACE = """
+autopeft: 2
+name: small
+layers:
+  - attach:
+      - lora: {rank: {choice: [1, 2, 4, 8]}}
+      - optional: ia3
+training:
+  learning_rate: {float: [1.0e-3, 1.0e-2], log: true}
+"""
+DATA = ("--task", "reviews.csv", "--text", "body", "--label", "verdict", "--model", "bert")
+SEARCH = (
+    *("search", *DATA, "--space", "space.yaml", "--budget", "20%", "--max-length", "24", "--batch-size", "8"),
+    *("--sampler", "random", "--fidelity", "none"),
+)
+# A job of this name, or any, takes for ever.
+STUCK = """
+import time
+import autopeft.search.execution.worker as worker
+plain = worker.run_job
+def run_job(setup, job, on_step, should_stop, notes=None):
+    if job.id.startswith({job!r}):
+        print("stuck in", job.id, flush=True)
+        while True:
+            time.sleep(0.05)
+            on_step(1, 0.5)
+            if should_stop():
+                raise worker._Stopped
+    return plain(setup, job, on_step, should_stop, notes)
+worker.run_job = run_job
+"""
+SLEEP = """
+import time
+import {module} as module
+def stuck(*args, **more):
+    print("stuck", flush=True)
+    time.sleep(100)
+module.{name} = stuck
+"""
+
+SLOW_IMPORT = """
+import sys, time
+class Slow:
+    def find_spec(self, name, *more):
+        if name == "autopeft.cli.app":
+            print("stuck", flush=True)
+            time.sleep(100)
+sys.meta_path.insert(0, Slow())
+"""
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("material")
+    save_backbone(place / "bert")
+    write_reviews(place / "reviews.csv")
+    (place / "space.yaml").write_text(SPACE)
+    return place
+
+
+@pytest.fixture
+def start(material: Path, tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    place = tmp_path / "place"
+    shutil.copytree(material, place)
+    begun: list[Command] = []
+
+    def begin(*words: str, patch: str = "") -> Command:
+        begun.append(Command(place, *words, patch=patch))
+        return begun[-1]
+
+    yield begin
+    for command in begun:
+        command.kill()
+
+
+def runs_of(command: Command, root: str = "runs") -> list[RunFolder]:
+    return list_runs(command.log.parent / root)
+
+
+Start = Callable[..., Command]
+
+
+def test_while_data_are_loading_nothing_is_left(start: Start) -> None:
+    patch = SLEEP.format(module="autopeft.search.planning.prepare", name="load_task")
+    command = start(*SEARCH, "--workers", "0", patch=patch)
+    command.wait_for(lambda: "stuck" in command.out)
+    assert command.ctrl_c() == 130, command.out
+    assert "Traceback" not in command.out
+    assert runs_of(command) == []
+
+
+@pytest.mark.parametrize(
+    ("job", "trials", "said"),
+    [
+        (
+            "trial-0",
+            3,
+            "Interrupted before any trial was trained to the end. Go on with: autopeft search --resume",
+        ),
+        ("trial-1", 3, "Interrupted. Go on with: autopeft search --resume"),
+        ("confirm-", 1, "Interrupted. Go on with: autopeft search --resume"),
+        ("baseline-", 1, "Interrupted. Go on with: autopeft search --resume"),
+        ("test-", 1, "Interrupted. Go on with: autopeft search --resume"),
+    ],
+)
+def test_in_each_phase_of_a_search(
+    start: Start, capsys: pytest.CaptureFixture[str], job: str, trials: int, said: str
+) -> None:
+    sizes = ("--trials", str(trials), "--steps", "10")
+    baselines = ("--baselines", "head")
+    command = start(*SEARCH, *sizes, *baselines, "--workers", "0", patch=STUCK.format(job=job))
+    command.wait_for(lambda: "stuck in" in command.out)
+    (run,) = runs_of(command)
+    assert run.summary()["state"] == "running"
+    root = str(run.path.parent)
+    assert main(["runs", "--root", root]) == 0
+    assert " running " in capsys.readouterr().out
+    assert main(["report", "latest", "--runs", root, "--out", str(run.path.parent / "r.html")]) == 0
+    page = (run.path.parent / "r.html").read_text(encoding="utf-8")
+    assert "This run is going on" in page
+    assert command.ctrl_c() == 130, command.out
+    assert said in command.out, command.out
+    assert "Traceback" not in command.out
+    assert "failed" not in command.out
+    records = [*run.trials().records, *run.finals().records]
+    cut = [r for r in records if r.failure == "stopped"]
+    assert [r.state for r in cut] == ["interrupted"]
+    capsys.readouterr()
+    assert main(["runs", "latest", "--root", root]) == 0
+    table = capsys.readouterr().out
+    assert " failed" not in table
+    assert " interrupted " in table
+    assert main(["report", "latest", "--runs", root, "--out", str(run.path.parent / "r.html")]) == 0
+    page = (run.path.parent / "r.html").read_text(encoding="utf-8")
+    assert "interrupted" in page
+    assert "1 failed" not in page
+    assert "This run is going on" not in page
+    if job == "confirm-":
+        assert run.result()["confirmed"] is False, "a finalist that was cut off is not confirmed"
+
+
+def test_the_sentence_that_is_printed_goes_on_with_the_search(start: Start) -> None:
+    sizes = ("--trials", "3", "--steps", "10", "--baselines", "none")
+    command = start(*SEARCH, *sizes, "--workers", "0", patch=STUCK.format(job="trial-1"))
+    command.wait_for(lambda: "stuck in" in command.out)
+    assert command.ctrl_c() == 130
+    (line,) = [line for line in command.out.splitlines() if "Go on with: " in line]
+    again = start(*line.split("Go on with: autopeft ")[1].split())
+    assert again.end() == 0, again.out
+    (run,) = runs_of(again)
+    assert run.summary()["state"] == "finished"
+    assert len(run.result()["test"]) == 3
+
+
+def test_a_second_ctrl_c_ends_what_does_not_heed_the_first(start: Start) -> None:
+    patch = SLEEP.format(module="autopeft.search.execution.worker", name="run_job")
+    command = start(*SEARCH, "--trials", "2", "--steps", "10", "--workers", "0", patch=patch)
+    command.wait_for(lambda: "stuck" in command.out)
+    os.killpg(command.process.pid, signal.SIGINT)
+    time.sleep(0.5)
+    assert command.ctrl_c() == 130, command.out
+    assert "Go on with: autopeft search --resume" in command.out
+    assert "Traceback" not in command.out
+    (run,) = runs_of(command)
+    assert run.summary()["state"] == "unfinished"
+
+
+def test_workers_on_ray(start: Start) -> None:
+    sizes = ("--trials", "400", "--steps", "20", "--workers", "1", "--baselines", "none")
+    command = start(*SEARCH, *sizes)
+    command.wait_for(lambda: "trial 0: 0." in command.out)
+    assert command.ctrl_c() == 130, command.out
+    assert "Interrupted. Go on with: autopeft search --resume" in command.out
+    assert "failed" not in command.out
+    (run,) = runs_of(command)
+    assert not any(r.state == "failed" for r in run.trials().records)
+
+
+def test_where_ray_starts(start: Start) -> None:
+    patch = SLEEP.format(module="autopeft.search.execution.ray_executor", name="_cluster")
+    command = start(*SEARCH, "--trials", "3", "--steps", "10", "--workers", "1", patch=patch)
+    command.wait_for(lambda: "stuck" in command.out)
+    assert command.ctrl_c() == 130, command.out
+    assert "Traceback" not in command.out
+    assert runs_of(command) == [], "nothing was searched"
+
+
+def test_train_leaves_no_run(start: Start) -> None:
+    patch = SLEEP.format(module="autopeft.training.fixed", name="train_hybrid")
+    command = start("train", "--recipe", "mam", *DATA, "--steps", "10", patch=patch)
+    command.wait_for(lambda: "stuck" in command.out)
+    (run,) = runs_of(command)
+    assert run.summary()["state"] == "running"
+    assert command.ctrl_c() == 130, command.out
+    assert "Traceback" not in command.out
+    assert runs_of(command) == []
+    assert not run.path.exists()
+
+
+@pytest.fixture(scope="module")
+def trained(material: Path) -> Path:
+    command = Command(material, "train", "--recipe", "mam", *DATA, "--steps", "5", "--out", "trained")
+    assert command.end() == 0, command.out
+    return material / "trained"
+
+
+@pytest.mark.parametrize(
+    ("words", "module", "name"),
+    [
+        (("predict", "trained", "--text", "good"), "autopeft.hybrid", "load"),
+        (("evaluate", "trained", "--text", "body", "--label", "verdict"), "autopeft.hybrid", "load"),
+        (("export", "trained", "-o", "exported"), "autopeft.export.api", "write_package"),
+        (("report", "trained"), "autopeft.report.html.page", "winner_of"),
+    ],
+)
+def test_commands_that_use_a_run(
+    trained: Path, start: Start, words: tuple[str, ...], module: str, name: str
+) -> None:
+    command = start(*words, patch=SLEEP.format(module=module, name=name))
+    command.wait_for(lambda: "stuck" in command.out)
+    assert command.ctrl_c() == 130, command.out
+    assert "error: interrupted." in command.out
+    assert "Traceback" not in command.out
+
+
+def test_while_the_commands_are_imported(start: Start) -> None:
+    command = start("methods", patch=SLOW_IMPORT)
+    command.wait_for(lambda: "stuck" in command.out)
+    assert command.ctrl_c() == 130, command.out
+    assert "Traceback" not in command.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--from", "nosuch"), "nosuch"),
+        (("--workers", "1", "--address", "127.0.0.1:9"), "127.0.0.1:9"),
+    ],
+)
+def test_an_error_before_anything_was_searched_leaves_no_run(
+    start: Start, words: tuple[str, ...], said: str
+) -> None:
+    command = start(*SEARCH, "--trials", "2", "--steps", "10", *words)
+    assert command.end() in (1, 2), command.out
+    assert said in command.out
+    assert runs_of(command) == []
+    assert list((command.log.parent / "runs").iterdir()) == []
