@@ -131,7 +131,7 @@ def test_a_live_hybrid(outcome: FixedOutcome) -> None:
             hybrid, task="reviews.csv", text="body", label="verdict", tokenizer=words, max_length=24
         )
         assert score.score == pytest.approx(outcome.scores["test"], abs=1e-9)
-        with pytest.raises(TaskError, match="live hybrid was trained on is unknown"):
+        with pytest.raises(TaskError, match="this hybrid was trained on is unknown"):
             autopeft.evaluate(hybrid)
         with pytest.raises(UsageError, match=r"hybrid\.save"):
             autopeft.export(hybrid, "nowhere")
