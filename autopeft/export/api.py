@@ -125,7 +125,7 @@ def predict(run: Trained, texts: str | Sequence[str], given: PredictArguments) -
 
 @takes(ExportArguments)
 def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
-    """Export a run: recipe, weights with the head, manifest, and peft's format where it can be said.
+    """Export a run: recipe, weights with head, manifest, model card, and peft's format where it can be said.
 
     Args:
         run: a run's name or folder, `latest`, an exported folder, or what `autopeft.search` or
@@ -141,7 +141,7 @@ def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
         >>> autopeft.export("latest", "winner").files                      # doctest: +SKIP
     """
     saved = saved_of(run)
-    target = write_package(saved, out)
+    target = write_package(saved, out, notify=given.notify)
     reason: str | None = None
     if given.peft is not False:
         from autopeft.export.peft_format import NotExpressible, to_peft

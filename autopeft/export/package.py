@@ -2,7 +2,7 @@
 
 ```
 recipe.yaml            the recipe                manifest.json   backbone, its hash, task, labels, length
-*.safetensors, …       weights, head included    README.md       a short model card
+*.safetensors, …       weights, head included    README.md       the model card
 peft/                  the same in Hugging Face peft's format, where it can be said
 ```
 """
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import AutoPEFTError, UsageError, near
-from autopeft.runs.documents import read_result
-from autopeft.runs.files import read_json, write_atomic, write_json
-from autopeft.runs.folder import load_run
+from autopeft.export.card import model_card, write_card
+from autopeft.recipe import Recipe
+from autopeft.runs.files import read_json, write_json
+from autopeft.runs.folder import RunFolder, load_run
 from autopeft.tasks.kinds import get_kind, kind_names
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ __all__ = ["Card", "Saved", "find_saved", "load_saved", "write_package"]
 
 _MANIFEST = "manifest.json"
 _WEIGHTS = "winner"
+# Of a run's manifest: what a reader of the model card wants to know. Arguments stay behind: they hold paths.
+_MADE = ("kind", "created", "budget", "space", "sampler", "objective", "seed", "effort", "versions")
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,17 @@ class Card:
         model: the backbone as it was named.
         backbone: where it came from, with its `sha256` where it is known.
         data: the task's own description (name, kind, labels, metric, source).
-        max_length: longest text in tokens.
-        result: counts and scores, where they are known.
+        training: how it was trained; `max_length` is the longest text in tokens.
+        result: counts and scores, and the seeds of the scores on *test*, where they are known.
+        made: what else the run's manifest says of how it came about (see `_MADE`).
     """
 
     model: str
     backbone: Mapping[str, Any]
     data: Mapping[str, Any]
-    max_length: int
+    training: Mapping[str, Any]
     result: Mapping[str, Any] = field(default_factory=dict)
+    made: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Card:
@@ -62,15 +67,17 @@ class Card:
         result = manifest.get("result")
         if result is None and (folder / "result.json").is_file():
             result = read_json(folder / "result.json")
+            result["seeds"] = _seeds(folder, result, manifest)
         try:
             card = cls(
                 model=str(manifest["model"]),
                 backbone=dict(manifest["backbone"]),
                 data=dict(manifest["data"]),
-                max_length=int(manifest["training"]["max_length"]),
+                training=dict(manifest["training"]),
                 result=dict(result or {}),
+                made={key: manifest[key] for key in _MADE if manifest.get(key) is not None},
             )
-            name, _ = card.kind, card.labels
+            name, _, _ = card.kind, card.labels, card.max_length
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(
                 f"{folder / _MANIFEST} is not a manifest of a trained hybrid: {error!r}."
@@ -81,6 +88,11 @@ class Card:
                 f"Kinds: {', '.join(kind_names())}; is the package with this one installed?"
             )
         return card
+
+    @property
+    def max_length(self) -> int:
+        """Longest text in tokens."""
+        return int(self.training["max_length"])
 
     @property
     def kind(self) -> str:
@@ -112,9 +124,19 @@ class Card:
             "model": self.model,
             "backbone": dict(self.backbone),
             "data": dict(self.data),
-            "training": {"max_length": self.max_length},
+            "training": dict(self.training),
             "result": dict(self.result),
+            **self.made,
         }
+
+
+def _seeds(folder: Path, result: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[int]:
+    """The seeds of the scores on *test*: of a search those that `finals.jsonl` has for the winner."""
+    if manifest.get("kind") == "train":
+        seed = manifest.get("seed")
+        return [] if seed is None else [seed]
+    tests = [r for r in RunFolder(folder).finals().records if r.kind == "test"]
+    return sorted({r.seed for r in tests if r.number == result.get("number") and r.seed is not None})
 
 
 @dataclass(frozen=True)
@@ -168,53 +190,29 @@ def load_saved(
     return hybrid, load_tokenizer(source)
 
 
-def write_package(saved: Saved, folder: str | Path) -> Path:
+def write_package(saved: Saved, folder: str | Path, *, notify: Callable[[str], None] | None = None) -> Path:
     """Copy a trained hybrid into a new or empty folder, with manifest and model card; returns the folder.
+
+    A `README.md` that somebody wrote or changed is copied too, and the card then stands beside it.
 
     Raises:
         UsageError: the folder is not empty.
-        AutoPEFTError: it cannot be written.
+        RecipeError: the recipe of the weights cannot be read.
+        AutoPEFTError: the folder cannot be written.
     """
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists and is not an empty folder; choose another -o, or remove it.")
+    own = saved.weights / "recipe.yaml"
+    recipe = Recipe.from_file(own if own.is_file() else saved.folder / "recipe.yaml")
     try:
         target.mkdir(parents=True, exist_ok=True)
-        names = [p.name for p in sorted(saved.weights.iterdir()) if p.is_file()]
-        for name in names:
-            shutil.copyfile(saved.weights / name, target / name)
+        for path in sorted(p for p in saved.weights.iterdir() if p.is_file()):
+            shutil.copyfile(path, target / path.name)
         if not (target / "recipe.yaml").exists():
             shutil.copyfile(saved.folder / "recipe.yaml", target / "recipe.yaml")
     except OSError as error:
         raise AutoPEFTError(f"Cannot write {str(target)!r}: {error.strerror}.") from error
     write_json(target / _MANIFEST, saved.card.to_dict())
-    write_atomic(target / "README.md", model_card(saved.card))
+    write_card(target, model_card(saved.card, recipe), notify)
     return target
-
-
-def model_card(card: Card) -> str:
-    """A short model card in Markdown, with which data the scores are from."""
-    source, result = card.data.get("source") or {}, read_result(card.result)
-    lines = [
-        f"# A hybrid for {card.data.get('name')}",
-        "",
-        f"A parameter-efficient hybrid on the frozen backbone `{card.model}`; `recipe.yaml` says what it is.",
-        "",
-        f"- Labels: {card.task_kind.describe_labels(card.labels)}; at most {card.max_length} tokens.",
-        f"- Data: {source.get('name')} ({source.get('origin')})."
-        + (f" {source['notice']}" if source.get("notice") else ""),
-    ]
-    if result.test_mean is not None:
-        spread = "" if result.test_sd is None else f" ± {result.test_sd:.4f}"
-        lines.append(f"- {card.metric} on the test split: {result.test_mean:.4f}{spread}.")
-    if result.counts.deployed is not None:
-        lines.append(f"- Deployed parameters: {int(result.counts.deployed):,}, head left out.")
-    lines += [
-        "",
-        "```bash",
-        'autopeft predict . --text "…"',
-        "autopeft train --recipe recipe.yaml --task …",
-        "```",
-        "",
-    ]
-    return "\n".join(lines)

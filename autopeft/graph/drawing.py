@@ -111,7 +111,7 @@ def draw_mermaid(graph: CompositionGraph) -> str:
 
 _ROW, _PAD, _GAP, _LEAST = 26, 12, 8, 300
 _CHARACTER = 6.8  # pixels of a character of 12 pixels, about: fonts differ
-# A page sets the variables where its own ground is dark; every rule names the drawing, for it may lie in a page.
+# A page sets the variables where its ground is dark. Every rule names the drawing, which may lie in a page.
 _STYLE = (
     ".composition-graph text{font:12px sans-serif;fill:var(--graph-text,#1f2937)}"
     ".composition-graph .title{font-weight:600}"
@@ -156,7 +156,9 @@ def draw_svg(graph: CompositionGraph) -> str:
     if not drawn:
         shapes.append(f'<text x="{_PAD}" y="{y + 14}">{_NOTHING}</text>')
         y += _ROW + _PAD
-    said = html.escape("; ".join(f"{b.title}: " + ", ".join(f"{s} ← {label}" for s, label in b.rows) for b in drawn))
+    said = html.escape(
+        "; ".join(f"{b.title}: " + ", ".join(f"{s} ← {label}" for s, label in b.rows) for b in drawn)
+    )
     return (
         f'<svg class="composition-graph" xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}" '
         f'viewBox="0 0 {width} {y}" role="img" aria-label="{said or _NOTHING}">'

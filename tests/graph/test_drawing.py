@@ -63,7 +63,9 @@ def test_mermaid_quotes_every_label() -> None:
 
 
 def svg_of(recipe: dict[str, object]) -> ET.Element:
-    return ET.fromstring(draw_svg(build_graph(Recipe.from_dict({"autopeft": 2, "name": "x", **recipe}), BERT)))
+    return ET.fromstring(
+        draw_svg(build_graph(Recipe.from_dict({"autopeft": 2, "name": "x", **recipe}), BERT))
+    )
 
 
 def test_svg_changes_nothing_in_the_page_that_it_lies_in() -> None:
