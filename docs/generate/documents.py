@@ -42,7 +42,7 @@ def page_of(document: str) -> str | None:
 
 
 def relinked(text: str, document: str, page: str) -> str:
-    """A document's text as it stands on a page: its links lead to pages. A file without a page is named only."""
+    """A document's text as it stands on a page: its links lead to pages. A file without a page is named."""
 
     def moved(link: re.Match[str]) -> str:
         words, target, anchor = link[1], link[2], link[3] or ""

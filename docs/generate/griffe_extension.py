@@ -1,4 +1,4 @@
-"""What mkdocstrings reads: functions whose options are declared once get their signatures and docstrings from there."""
+"""What mkdocstrings reads: functions whose options are declared once get signature and docstring from there."""
 
 from __future__ import annotations
 

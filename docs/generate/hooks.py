@@ -1,4 +1,4 @@
-"""What MkDocs calls: links of the documents in `docs/` lead to pages of the site, and lists for the navigation are no pages."""
+"""What MkDocs calls: links of the documents in `docs/` lead to pages, and lists for the navigation are none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A page for each method, made from its class: what it is, options, traits, counts, a recipe and its graph."""
+"""A page for each method, made from its class: what it is, options, traits, counts, a recipe, its graph."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from autopeft.graph import CompositionGraph, draw_svg
 from autopeft.method import get_method, method_names
 from autopeft.recipe import Recipe
 from autopeft.report.methods import fields_sheet, flowing, summary, taxonomy
-from generate.backbones import Named, on_the_first_that_fits
+from generate.backbones import Named, on_the_first_that_fits, shown_and_trained
 from generate.markdown import cell, drawing, prose, table, yaml_block
 
 __all__ = ["minimal_recipe", "pages", "traits_in_words"]
@@ -210,7 +210,7 @@ def method_page(name: str) -> str:
         "Published defaults": published_defaults(name),
         "Where it sits and what it does": "\n".join(f"- {line}" for line in traits_in_words(name)),
         "Size": "\n\n".join(counts_in_words(name, backbone, graph)),
-        "A minimal recipe": f"{yaml_block(recipe)}\n\n{_used(name)}",
+        "A minimal recipe": f"{yaml_block(recipe)}\n\n{_used(name, backbone)}",
         "Its graph": drawing(draw_svg(graph), f"{name} on {backbone.name}, input at the bottom"),
     }
     parts = [f"# {name}", prose(f"{summary(method)}."), prose(flowing(inspect.getdoc(method) or ""))]
@@ -220,10 +220,10 @@ def method_page(name: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _used(name: str) -> str:
+def _used(name: str, backbone: Named) -> str:
     return (
         f"Save it as `recipe.yaml`. Then train it, or show it:\n\n"
-        f"```bash\nautopeft show recipe.yaml\nautopeft train --recipe recipe.yaml --task trec\n```\n\n"
+        f"{shown_and_trained('recipe.yaml', backbone)}\n\n"
         f"`autopeft methods {name}` prints this page's facts in a terminal. "
         "What each method does alone stands under [Results](../results/each-method-alone.md)."
     )
@@ -237,9 +237,7 @@ def composition_page() -> str:
     ]
     for name in composition_names():
         composition = get_composition(name)
-        text = f"autopeft: 2\nname: a-{name}\nlayers:\n  - at: all\n    attach:\n      - {name}:\n          - serial_adapter\n          - parallel_adapter\n"
-        if name == "route":
-            text = text.replace("- serial_adapter", "- lora: {rank: 4}")
+        text = _COMPOSED.format(name=name)
         backbone, graph = on_the_first_that_fits(Recipe.from_yaml(text))
         parts += [
             f"## {name}",
@@ -259,8 +257,8 @@ def overview() -> str:
         groups.setdefault(taxonomy(get_method(name)), []).append(name)
     parts = [
         "# Methods",
-        "A method is a published way to fine-tune a frozen model with few parameters. A recipe names methods and says "
-        "where they sit. Each page here is made from the method's class.",
+        "A method is a published way to fine-tune a frozen model with few parameters. A recipe names methods "
+        "and says where they sit. Each page here is made from the method's class.",
         "[Compositions](compositions.md) say how methods at one site act together. "
         "[Fixed recipes](../recipes/index.md) are published combinations.",
     ]

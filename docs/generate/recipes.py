@@ -7,7 +7,7 @@ from autopeft.graph import draw_svg
 from autopeft.recipe import Recipe
 from autopeft.recipe.library import built_in, recipe_names
 from autopeft.report.recipe import entries_sheet, layers_sheet
-from generate.backbones import on_the_first_that_fits
+from generate.backbones import on_the_first_that_fits, shown_and_trained
 from generate.markdown import cell, drawing, linked, prose, sheet_table, table, yaml_block
 
 __all__ = ["pages"]
@@ -37,11 +37,12 @@ def recipe_page(name: str) -> str:
         f"Methods in it: {uses}.",
         "## The recipe",
         yaml_block(body),
-        f"```bash\nautopeft show {name}\nautopeft train --recipe {name} --task trec\n```",
-        f"From Python it is `autopeft.Recipe.named({name!r})`. To change it, save the text in a file and name the file.",
+        shown_and_trained(name, backbone),
+        f"From Python it is `autopeft.Recipe.named({name!r})`. To change it, save the text in a file and name "
+        "the file.",
         f"## On {backbone.name}",
-        f"It deploys **{counts.deployed:,}** parameters ({counts.share:.3%}) and trains **{counts.trained:,}**. "
-        "The head is left out.",
+        f"It deploys **{counts.deployed:,}** parameters ({counts.share:.3%}) and trains "
+        f"**{counts.trained:,}**. The head is left out.",
         sheet_table(entries.headers, entries.rows),
         "## Layer by layer",
         sheet_table(layers.headers, [[text.replace("  ", "\n") for text in row] for row in layers.rows]),
@@ -61,8 +62,8 @@ def overview() -> str:
         "\n\n".join(
             [
                 "# Fixed recipes",
-                "A fixed recipe is a published combination of methods as a file. Its name stands for the file in every "
-                "command and function that takes a recipe. Each page here is made from its file.",
+                "A fixed recipe is a published combination of methods as a file. Its name stands for the file in "
+                "every command and function that takes a recipe. Each page here is made from its file.",
                 table(["recipe", "what it is"], rows),
             ]
         )

@@ -184,7 +184,8 @@ def test_pages_open_in_silence_and_fit(
         found.go((site / name).as_uri())
         assert found.page.evaluate("document.documentElement.scrollWidth") <= width, name
         right = found.page.evaluate(
-            "Math.max(0, ...[...document.querySelectorAll('figure.graph')].map(e => e.getBoundingClientRect().right))"
+            "Math.max(0, ...[...document.querySelectorAll('figure.graph')]"
+            ".map(e => e.getBoundingClientRect().right))"
         )
         assert right <= width, name
         found.page.screenshot(path=str(tmp_path / f"{name.replace('/', '-')}-{width}.png"))

@@ -1,0 +1,272 @@
+"""The model card of an export: `README.md`, with front matter that the hub understands.
+
+Names, labels and notices come from data and recipes of others. They are written so that Markdown, HTML and
+YAML find nothing in them. What a manifest of a stranger says in another form than ours is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ruamel.yaml import YAML
+
+from autopeft.assets.table import ASSETS, Asset
+from autopeft.recipe import Recipe
+from autopeft.runs.documents import Result, read_result
+from autopeft.runs.files import write_atomic
+
+if TYPE_CHECKING:
+    from autopeft.export.package import Card
+
+__all__ = ["README", "is_own_card", "model_card", "write_card"]
+
+README, OTHER_NAME = "README.md", "MODEL_CARD.md"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w-]*")
+_SIGNED = re.compile(r"\n<!-- card of autopeft export, sha256 of what stands above: ([0-9a-f]{64}) -->\n\Z")
+_MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~$@])")
+# The hub's names of metrics, where they differ from ours.
+_METRICS = {
+    "macro_f1": ("f1",),
+    "matthews": ("matthews_correlation",),
+    "pearson": ("pearsonr",),
+    "spearman": ("spearmanr",),
+    "pearson_spearman": ("pearsonr", "spearmanr"),
+}
+_PIPELINES = {"classification": "text-classification", "regression": "text-classification"}
+
+
+def plain(text: object) -> str:
+    """Foreign text on one line, in which neither Markdown nor HTML finds anything."""
+    line = "".join(c if c.isprintable() else " " for c in str(text))
+    return _MARKS.sub(r"\\\1", html.escape(" ".join(line.split()), quote=False))
+
+
+def fenced(text: str, language: str) -> str:
+    """Text as a block of code; the fence is longer than any in the text."""
+    ticks = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, ticks + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def model_card(card: Card, recipe: Recipe, more: Sequence[str] = ()) -> str:
+    """The card in Markdown.
+
+    Args:
+        card: what the hybrid was made from.
+        recipe: its recipe.
+        more: further sections in Markdown, put after the one on how it is used.
+    """
+    result = read_result(card.result)
+    name = plain(recipe.name or "A hybrid")
+    parts = [
+        f"# {name} for {plain(card.data.get('name') or card.architecture)}",
+        f"A parameter-efficient hybrid on the frozen backbone {plain(card.model)}, made with AutoPEFT.",
+        _use(card),
+        *more,
+        "## Recipe\n\n`recipe.yaml` says which methods sit where. It trains on other tasks as well:\n\n"
+        + fenced(recipe.to_yaml(), "yaml")
+        + "\n\n"
+        + fenced("autopeft train --recipe recipe.yaml --task trec", "bash"),
+        _size(_table(card.result.get("counts"))),
+        _scores(card, result),
+        _data(card),
+        _training(card),
+        _licences(card),
+    ]
+    body = front_matter(card, recipe) + "\n\n".join(part for part in parts if part) + "\n"
+    return f"{body}\n<!-- card of autopeft export, sha256 of what stands above: {_digest(body)} -->\n"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_own_card(text: str) -> bool:
+    """Whether a text is a card as it was written, with no word changed."""
+    signed = _SIGNED.search(text)
+    return signed is not None and signed[1] == _digest(text[: signed.start()])
+
+
+def write_card(folder: Path, text: str, notify: Callable[[str], None] | None = None) -> str:
+    """Write a card, and return the name of its file. A `README.md` that somebody wrote or changed is kept:
+    the card is then `MODEL_CARD.md`, and `notify` is told so.
+
+    Raises:
+        AutoPEFTError: it cannot be written.
+    """
+    there = folder / README
+    theirs = there.is_file() and not is_own_card(there.read_text(encoding="utf-8", errors="replace"))
+    name = OTHER_NAME if theirs else README
+    write_atomic(folder / name, text)
+    if theirs and notify is not None:
+        notify(f"{there} was written by somebody and is kept; the model card is {folder / name}.")
+    return name
+
+
+def front_matter(card: Card, recipe: Recipe) -> str:
+    """The YAML at the top: what the hub shows and filters by. Only names that the hub has are given to it."""
+    methods = dict.fromkeys(
+        [*(e.method for e in recipe.entries()), *(p.method for p in recipe.training.policies)]
+    )
+    table: dict[str, Any] = {
+        "library_name": "autopeft",
+        "tags": ["autopeft", "peft", "parameter-efficient-fine-tuning", *map(str, methods)],
+    }
+    base, source = _hub_name(card), _table(card.data.get("source"))
+    if base is not None:
+        table["base_model"] = base
+    if source.get("origin") == "hub" and _HUB_NAME.fullmatch(str(source.get("name"))):
+        table["datasets"] = [str(source["name"])]
+    if card.kind is not None:
+        table["metrics"] = list(_METRICS.get(card.metric, (card.metric,)))
+    if card.kind in _PIPELINES:
+        table["pipeline_tag"] = _PIPELINES[card.kind]
+    written = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.dump(table, written)
+    return f"---\n{written.getvalue()}---\n\n"
+
+
+def _asset(card: Card) -> Asset | None:
+    """What is known of a packaged backbone."""
+    return ASSETS.get(str(card.backbone.get("alias")))
+
+
+def _hub_name(card: Card) -> str | None:
+    """The backbone's name on the hub, where it has one."""
+    asset = _asset(card)
+    if asset is not None:
+        return asset.hub
+    if card.backbone.get("origin") == "hub" and _HUB_NAME.fullmatch(card.model):
+        return card.model
+    return None
+
+
+def _use(card: Card) -> str:
+    words = "This folder holds the recipe, the weights with the task's head, and a manifest."
+    if card.kind is None:  # saved from Python, with a model of no task that is known here
+        code = 'import autopeft\n\nhybrid = autopeft.load(model, ".")'
+        return f"## Use\n\n{words} On a {plain(card.architecture)}:\n\n{fenced(code, 'python')}"
+    words += " In it:"
+    second = ' --text-pair "…"' if card.data.get("pairs") is True else ""
+    command = fenced(f'autopeft predict . --text "…"{second}', "bash")
+    asked = '["…"], text_pair=["…"]' if second else '"…"'
+    code = f'import autopeft\n\nprint(autopeft.predict(".", {asked}))'
+    labels = plain(card.task_kind.describe_labels(card.labels))
+    ends = f"It predicts {labels}. Texts are cut at {card.max_length} tokens."
+    return f"## Use\n\n{words}\n\n{command}\n\n{fenced(code, 'python')}\n\n{ends}"
+
+
+def _table(value: object) -> Mapping[str, Any]:
+    """A nested table, empty where it is none."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _size(counts: Mapping[str, Any]) -> str:
+    meanings = {
+        "deployed": "what inference needs and training set, without the head",
+        "trained": "what the optimizer held, without the head",
+        "head": "the task's head",
+        "backbone": "the frozen model",
+    }
+    rows = [
+        f"| {key} | {int(counts[key]):,} | {meaning} |"
+        for key, meaning in meanings.items()
+        if _finite(counts.get(key))
+    ]
+    if not rows:
+        return ""
+    share = counts.get("share")
+    said = f"\n\nDeployed over backbone: {share:.3%}." if _finite(share) else ""
+    return "\n".join(["## Size\n", "| parameters | number | what they are |", "|---|---|---|", *rows]) + said
+
+
+def _scores(card: Card, result: Result) -> str:
+    """Scores with their seeds, comparisons with their intervals, and what they were measured on."""
+    if result.test_mean is None:
+        return ""
+    rows = _table(card.data.get("rows")).get("test")
+    where = f"{rows:,} rows of the split test" if isinstance(rows, int) else "the split test"
+    spread = "" if result.test_sd is None else f" ± {result.test_sd:.4f}"
+    what = "" if result.test_sd is None else " (mean ± standard deviation of fresh seeds)"
+    lines = [
+        "## Scores",
+        f"{plain(card.metric)} on {where} of {plain(card.data.get('name'))}: "
+        f"{result.test_mean:.4f}{spread}{what}.",
+    ]
+    if result.test:
+        lines.append(f"Each run: {', '.join(f'{score:.4f}' for score in result.test)}.")
+    seeds = card.result.get("seeds")
+    if isinstance(seeds, list) and seeds:
+        lines.append(f"Seeds: {', '.join(map(plain, seeds))}.")
+    compared = [f"- {plain(c.text)}" for c in result.comparisons if c.text]
+    if compared:
+        said = "Compared with baselines of the same budget, which were trained the same way:"
+        lines.append(f"{said}\n\n" + "\n".join(compared))
+    return "\n\n".join(lines)
+
+
+def _data(card: Card) -> str:
+    source, rows = _table(card.data.get("source")), _table(card.data.get("rows"))
+    lines = [f"- Source: {plain(source.get('name'))} ({plain(source.get('origin'))})."]
+    if source.get("sha256"):
+        lines.append(f"- sha256 of all rows: {plain(source['sha256'])}.")
+    if rows:
+        lines.append("- Rows: " + ", ".join(f"{plain(k)} {plain(v)}" for k, v in rows.items()) + ".")
+    if source.get("notice"):
+        lines.append(f"- {plain(source['notice'])}")
+    return "## Data\n\n" + "\n".join(lines)
+
+
+def _found(card: Card) -> str:
+    """How the recipe was found."""
+    made = card.made
+    if made.get("kind") == "train":
+        return "The recipe was fixed before training."
+    if not made.get("budget"):
+        return ""
+    trials = plain(_table(made.get("effort")).get("trials"))
+    return (
+        f"A search found the recipe, in the space {plain(made.get('space'))} and under a budget of "
+        f"{plain(made['budget'])}. It planned {trials} trials, which {plain(made.get('sampler'))} proposed. "
+        "The best recipes were trained again with fresh seeds and ranked on the split select."
+    )
+
+
+def _training(card: Card) -> str:
+    training, versions = card.training, _table(card.made.get("versions"))
+    facts = {
+        "steps": training.get("steps"),
+        "batch size": training.get("batch_size"),
+        "longest text in tokens": training.get("max_length"),
+        "seed": card.made.get("seed"),
+        "date": card.made.get("created"),
+    }
+    lines = [f"- {key}: {plain(value)}" for key, value in facts.items() if value is not None]
+    named = [f"{k} {plain(versions[k])}" for k in ("autopeft", "torch", "transformers") if versions.get(k)]
+    lines += [f"- versions: {', '.join(named)}"] if named else []
+    return "\n\n".join(part for part in ("## Training", _found(card), "\n".join(lines)) if part)
+
+
+def _licences(card: Card) -> str:
+    asset = _asset(card)
+    backbone = None if asset is None else asset.licence
+    data = _table(card.data.get("source")).get("licence")
+    unknown = "not known here; ask where it came from"
+    return (
+        "## Licences\n\nNobody has put these weights under a licence yet. They were made from:\n\n"
+        f"- the backbone {plain(card.model)}: {plain(backbone or unknown)}\n"
+        f"- the data {plain(card.data.get('name') or 'of the training')}: {plain(data or unknown)}"
+    )
