@@ -42,7 +42,7 @@ def test_what_is_known_of_one(tmp_path: Path) -> None:
     exported = autopeft.export(saved, tmp_path / "out", peft=False)
     assert Card.read(exported.folder) == card
     text = (exported.folder / "README.md").read_text()
-    assert "Data: not recorded (saved from Python)." in text
+    assert "Source: not recorded (saved from Python)." in text
     assert "None" not in text
 
 
