@@ -168,13 +168,13 @@ class LeafShape(Shape):
         return asked if asked is not None else default
 
     def sites(self, mask: int) -> tuple[Site, ...]:
-        if not self._placed(mask):
+        if not self.placed(mask):
             return ()
         found = self._spread.sites(mask)
         # Prompts go to the stack that reads the input; a decoder behind an encoder has none.
         return found[:1] if self._traits.changes_length else found
 
-    def _placed(self, mask: int) -> bool:
+    def placed(self, mask: int) -> bool:
         """Whether it has sites there: what may be of the model or of layers has none as the model's."""
         return bool(self._traits.sites) and not (mask == WHOLE and self._traits.also_in_layers)
 
@@ -183,7 +183,7 @@ class LeafShape(Shape):
 
     def _count(self, mask: int, name: str) -> ParameterCount:
         spec, sites = self._parts.spec, self.sites(mask)
-        if self._placed(mask) and not sites:
+        if self.placed(mask) and not sites:
             raise SiteError(
                 f"{name} finds none of its sites ({', '.join(self._names)}) on {spec.family!r} in the layers "
                 f"it is attached to; there are: {', '.join(spec.site_names())}."
@@ -192,7 +192,7 @@ class LeafShape(Shape):
         return count
 
     def _text(self, mask: int) -> str:
-        whole = self._placed(mask) and not self._traits.changes_length
+        whole = self.placed(mask) and not self._traits.changes_length
         return f"{self._head}{self._spread.text(mask) if whole else key_text(self.sites(mask))}]}}"
 
 

@@ -87,7 +87,7 @@ def test_two_equal_aliases_are_refused() -> None:
         ({"layers": [{"at": "frist 2", "attach": ["lora"]}]}, "Did you mean 'first 2'"),
         ({"layers": [{"stack": "encodr", "attach": ["lora"]}]}, "Did you mean 'encoder'"),
         ({"layers": {"attach": ["lora"]}}, "is a list"),
-        ({"layers": [{"attach": ["bitfit"]}]}, "under 'model:'"),
+        ({"layers": [{"attach": ["prompt_tuning"]}]}, "under 'model:'"),
         ({"model": ["lora"]}, "under 'layers:'"),
         ({"layers": [{"attach": ["lora_plus"]}]}, "in 'policies:'"),
         ({**MINIMAL, "training": {"policies": ["lora"]}}, "does not belong here"),

@@ -8,7 +8,6 @@ from typing import Any
 
 from autopeft.errors import RecipeError, UsageError
 from autopeft.graph import WHOLE, Memo, parts_of
-from autopeft.method import get_method
 from autopeft.recipe import (
     CompositionItem,
     EntryItem,
@@ -88,13 +87,12 @@ class Encoder:
     def _walk(self, item: Item, mask: int, inside: str, placements: list[Placement]) -> int:
         """Add the placements of an item; returns the sites that they cover."""
         if isinstance(item, EntryItem):
-            shape, method = self._parts.leaf(item, item.method), get_method(item.method)
+            shape = self._parts.leaf(item, item.method)
             sites = sum(self._bits[s.key] for s in shape.sites(mask))
             config = shape.config.model_dump(mode="json", exclude={"sites"})
-            kind = self._kind(item.method, config, size_field(method), inside)
-            placements.append(
-                Placement(kind, sites if method.traits.sites else self._nowhere, item.alias, True)
-            )
+            kind = self._kind(item.method, config, size_field(shape.method), inside)
+            at = sites if shape.placed(mask) else self._nowhere
+            placements.append(Placement(kind, at, item.alias, True))
             return sites
         sites = 0
         for child in item.children:

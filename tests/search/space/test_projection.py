@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterable
 from itertools import product
@@ -160,11 +161,14 @@ def test_mam_in_the_default_space() -> None:
     match = values_of(Recipe.named("mam"), bound_to("default"))
     assert not match.exact
     assert sorted(match.missing) == [
+        "learning rate of head 0.0001 became 0.001",
         "learning rate of parallel_adapter 0.0001 became 0.0003",
-        "learning rate of prefix_tuning, head 0.0001 became 0.001",
-        "parallel_adapter bias False became True",
-        "prefix_tuning reparameterization 800 became unset",
-        "weight decay of parallel_adapter, prefix_tuning, head 0.1 became 0",
+        "parallel_adapter dropout 0.1 became 0",
+        "prefix_tuning length 16 at attention in layers 0-11 is left out",
+        "training dropout True became False",
+        "training optimizer.betas.1 0.98 became 0.999",
+        "training optimizer.epsilon 1e-06 became 1e-08",
+        "weight decay of parallel_adapter, head 0.1 became 0",
     ]
     found = bound_to("default").materialize(match.values)
     assert not found.model
@@ -173,7 +177,6 @@ def test_mam_in_the_default_space() -> None:
             "at": "all",
             "attach": [
                 {"parallel_adapter": {"sites": ["ffn"], "bottleneck": 16, "scale": 2.0}},
-                {"prefix_tuning": {"length": 16}},
             ],
         }
     ]
@@ -181,14 +184,33 @@ def test_mam_in_the_default_space() -> None:
 
 def test_unipelt_in_the_default_space() -> None:
     match = values_of(Recipe.named("unipelt"), bound_to("default"))
-    assert match.missing[0] == "gate at attention, q, v, ffn in layers 0-11 is left out"
-    assert {"prefix_tuning length 10 became 12", "lora alpha 16 became unset"} < set(match.missing)
+    assert match.missing[:2] == [
+        "prefix_tuning length 10 at attention in layers 0-11 is left out",
+        "gate at attention, q, v, ffn in layers 0-11 is left out",
+    ]
+    assert {"lora alpha 16 became unset", "training warmup 0 became 0.06"} < set(match.missing)
     found = bound_to("default").materialize(match.values)
     assert [(e.method, e.item.config) for e in found.entries()] == [
         ("lora", {"rank": 8, "sites": ["q", "v"]}),
         ("serial_adapter", {"bottleneck": 48, "variant": "pfeiffer"}),
-        ("prefix_tuning", {"length": 12}),
     ]
+
+
+def test_bare_keys_and_values_in_the_default_space() -> None:
+    rows = {"p_tuning_v2": {"length": 10, "dropout": 0.0}}
+    match = values_of(recipe(rows, **HEAD), bound_to("default"))
+    assert "p_tuning_v2 length 10 became 12" in match.missing
+    (entry,) = bound_to("default").materialize(match.values).entries()
+    assert (entry.method, entry.item.config) == ("p_tuning_v2", {"length": 12, "dropout": 0.0})
+
+
+@pytest.mark.parametrize("place", ["layers", "model"])
+def test_biases_of_the_model_are_not_those_of_its_layers(place: str) -> None:
+    other = {"layers": "model", "model": "layers"}[place]
+    both = {"layers": [{"attach": ["bitfit"]}], "model": ["bitfit"]}
+    bound = space(json.dumps({"name": "one", place: both[place]}))
+    assert values_of(Recipe.from_dict({place: both[place]}), bound).exact
+    assert not values_of(Recipe.from_dict({other: both[other]}), bound).exact
 
 
 def test_a_fixed_hybrid_that_is_a_member() -> None:
