@@ -25,6 +25,7 @@ from autopeft.export.peft_readme import how_to_load
 from autopeft.export.rope import rotate_keys
 from autopeft.graph import Entry, Leaf, Tree
 from autopeft.hybrid.modules import deployed_form
+from autopeft.hybrid.prediction import ONE_MODEL
 from autopeft.method import Call, Context
 from autopeft.runs.files import write_atomic, write_json
 
@@ -192,7 +193,7 @@ def _low_rank(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dic
     if several is not None:
         raise NotExpressible(
             f"{several} predicts with several models (an ensemble, a posterior) and Hugging Face peft holds "
-            f"one: switch that off (`ensemble: 0`, `samples: 0`). {_HOW}"
+            f"one: {ONE_MODEL}. {_HOW}"
         )
     places = _linear_places(known, entries)
     tensors: dict[str, Tensor] = {}

@@ -15,6 +15,7 @@ from autopeft.composition import added, get_composition
 from autopeft.errors import CompositionError
 from autopeft.graph import CompositionGraph, Leaf, Tree
 from autopeft.hybrid.new_biases import add_biases
+from autopeft.hybrid.prediction import ONE_MODEL, several_models
 from autopeft.injection import Injection, Part
 from autopeft.spec import Site
 
@@ -46,7 +47,7 @@ def fold(
     """
     live = _Live(graph, modules, injection)
     for tree in graph.trees:
-        _check(graph, tree)
+        _check(live, tree)
     base = injection.base
     with torch.no_grad():
         new = {name: patch.new(base.get_parameter(name)) for name, patch in injection.patches().items()}
@@ -66,20 +67,20 @@ def write(model: PreTrainedModel, base: nn.Module, finished: Mapping[str, Tensor
     add_biases(model, base, {n: v for n, v in finished.items() if n not in own})
 
 
-def _check(graph: CompositionGraph, tree: Tree) -> None:
+def _check(live: _Live, tree: Tree) -> None:
     if isinstance(tree, Leaf):
-        if not graph.entries[tree.name].traits.mergeable:
-            raise CompositionError(
-                f"{tree.name} cannot be folded into weights; keep it attached, or merge a recipe of "
-                f"mergeable methods only."
-            )
+        if not live.graph.entries[tree.name].traits.mergeable:
+            way_out = "keep it attached, or merge a recipe of mergeable methods only"
+            if several_models(live.modules[tree.name]):
+                way_out = f"it predicts with several models: {ONE_MODEL} or keep it attached"
+            raise CompositionError(f"{tree.name} cannot be folded into weights; {way_out}.")
         return
     if not get_composition(tree.kind).traits.mergeable:
         raise CompositionError(
             f"{tree.name} depends on the input and cannot be folded into weights; keep the hybrid attached."
         )
     for child in tree.children:
-        _check(graph, child)
+        _check(live, child)
 
 
 _Pair = tuple[Tensor, Tensor | None]

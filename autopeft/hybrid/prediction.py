@@ -19,13 +19,24 @@ from autopeft.hybrid.modules import ROOT
 from autopeft.method import Ensembles, Posterior
 from autopeft.nn import generator_of
 
-__all__ = ["predictive"]
+__all__ = ["ONE_MODEL", "predictive", "several_models"]
+
+ONE_MODEL = "switch that off (`ensemble: 0`, `samples: 0`)"
+"""What to do where several models are in the way."""
 
 _JITTER = 1e-6
 _AT_ONCE = 1 << 24  # sampled logits
 
 
 Mean = Callable[[Tensor, int], Tensor]
+
+
+def several_models(module: nn.Module) -> bool:
+    """Whether predictions through a module average over an ensemble or a posterior."""
+    return bool(
+        (isinstance(module, Ensembles) and module.members)
+        or (isinstance(module, Posterior) and module.samples)
+    )
 
 
 def predictive(model: nn.Module, run: Callable[[], Tensor], *, mean: Mean | None = None) -> Tensor:
