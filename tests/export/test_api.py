@@ -82,6 +82,20 @@ def test_a_table_is_answered_row_for_row_and_written(outcome: FixedOutcome, tmp_
         autopeft.predict("run", TEXTS, text_pair=TEXTS)
 
 
+def test_a_hybrid_of_pairs_wants_pairs(home: Path, tmp_path: Path) -> None:
+    frame = pandas.read_csv("reviews.csv").assign(more="the story")
+    found = autopeft.train(
+        recipe=Recipe.from_dict(RECIPE), task=frame, text="body", text_pair="more", label="verdict",
+        model="bert", steps=2, max_length=24, out=tmp_path / "run",
+    )  # fmt: skip
+    autopeft.export(found, tmp_path / "exported")
+    for which in (found, tmp_path / "run", tmp_path / "exported"):
+        with pytest.raises(UsageError, match="trained on pairs of texts"):
+            autopeft.predict(which, TEXTS)
+        assert len(autopeft.predict(which, frame)) == 120  # the columns of training need no name
+    assert "--text-pair" in (tmp_path / "exported" / "README.md").read_text()
+
+
 def test_a_score_comes_with_what_it_leaves_out(outcome: FixedOutcome, home: Path) -> None:
     found = autopeft.evaluate("run", split="all")
     classes, confusion = found.breakdown
