@@ -17,6 +17,7 @@ from autopeft.backbones import spec_of
 from autopeft.counting import count
 from autopeft.errors import CompositionError
 from autopeft.hybrid import attach
+from autopeft.nn import ACTIVATIONS, Activation
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 
@@ -140,3 +141,19 @@ def test_with_a_zero_up_projection_it_is_the_identity(variant: str) -> None:
 def test_pfeiffer_refuses_other_sites() -> None:
     with pytest.raises(ValidationError, match="'houlsby' takes them"):
         configured("serial_adapter", sites=("attention", "ffn"))
+
+
+@pytest.mark.parametrize(
+    ("variant", "sites", "activation", "trains_norms"),
+    [
+        ("houlsby", ("attention", "cross_attention", "ffn"), "gelu", True),  # adapter-bert, modeling.py
+        ("pfeiffer", ("ffn",), "relu", False),  # adapters, SeqBnConfig
+    ],
+)
+def test_what_each_variant_has_by_default(
+    variant: str, sites: tuple[str, ...], activation: Activation, trains_norms: bool
+) -> None:
+    method = configured("serial_adapter", variant=variant)
+    assert (method.default_sites, method.also_weights) == (sites, trains_norms)
+    module, _ = build("serial_adapter", toy_spec(), variant=variant)
+    assert {child.activation for child in module.children_by_site()} == {ACTIVATIONS[activation]}
