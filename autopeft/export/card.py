@@ -23,7 +23,7 @@ from autopeft.runs.documents import Result, read_result
 from autopeft.runs.files import write_atomic
 
 if TYPE_CHECKING:
-    from autopeft.export.package import Card
+    from autopeft.export.manifest import Card
 
 __all__ = ["README", "is_own_card", "model_card", "write_card"]
 
@@ -39,7 +39,6 @@ _METRICS = {
     "spearman": ("spearmanr",),
     "pearson_spearman": ("pearsonr", "spearmanr"),
 }
-_PIPELINES = {"classification": "text-classification", "regression": "text-classification"}
 
 
 def plain(text: object) -> str:
@@ -126,8 +125,8 @@ def front_matter(card: Card, recipe: Recipe) -> str:
         table["datasets"] = [str(source["name"])]
     if card.kind is not None:
         table["metrics"] = list(_METRICS.get(card.metric, (card.metric,)))
-    if card.kind in _PIPELINES:
-        table["pipeline_tag"] = _PIPELINES[card.kind]
+        if card.task_kind.hub_pipeline is not None:
+            table["pipeline_tag"] = card.task_kind.hub_pipeline
     written = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False

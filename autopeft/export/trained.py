@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from autopeft.errors import TaskError, UsageError
-from autopeft.export.package import Saved, find_saved, load_saved, read_manifest
+from autopeft.export.manifest import MANIFEST, read_manifest
+from autopeft.export.package import Saved, find_saved, load_saved
 from autopeft.hybrid import Hybrid
 from autopeft.runs.files import read_json
 from autopeft.search.selection.result import SearchResult
@@ -32,7 +33,7 @@ Trained: TypeAlias = str | Path | Saved | FixedOutcome | SearchResult | Hybrid
 Live: TypeAlias = "tuple[Hybrid, PreTrainedTokenizerBase]"
 Notify: TypeAlias = Callable[[str], None] | None
 _MAX_LENGTH = 128
-_MANIFEST = "manifest.json"
+
 _NAMELESS = re.compile(r"LABEL_\d+")  # what transformers calls classes without names
 
 
@@ -151,7 +152,7 @@ def _of_outcome(outcome: FixedOutcome) -> TrainedHybrid:
         metric=task.metric,
         max_length=outcome.max_length,
         load=lambda model, notify: (outcome.hybrid, outcome.tokenizer),
-        manifest=read_json(outcome.folder / _MANIFEST),
+        manifest=read_json(outcome.folder / MANIFEST),
         result=outcome.to_dict(),
         pairs=task.splits["train"].pairs is not None,
         rows=task if task.source.origin == "memory" else None,

@@ -14,8 +14,9 @@ import pytest
 from autopeft.errors import DataError, UsageError
 from autopeft.export.answers import PROBLEM, answers, asked
 from autopeft.export.arguments import PredictArguments
+from autopeft.export.manifest import Card
 from autopeft.export.out_file import write_answers
-from autopeft.export.package import Card, Saved
+from autopeft.export.package import Saved
 from autopeft.export.trained import TrainedHybrid, trained
 
 PAIRS = {"sentence1": ["a", "b"], "sentence2": ["c", " "]}

@@ -15,7 +15,8 @@ from support.documents import ROOT
 
 import autopeft
 from autopeft.export.card import is_own_card, model_card, plain, write_card
-from autopeft.export.package import Card, find_saved, write_package
+from autopeft.export.manifest import Card
+from autopeft.export.package import find_saved, write_package
 from autopeft.recipe import Recipe
 
 RUNS = ROOT / "tests/fixtures/runs"

@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification, GPT2LMHeadModel
 import autopeft
 from autopeft.assets import model_name
 from autopeft.errors import UsageError
-from autopeft.export.package import Card, find_saved, load_saved
+from autopeft.export.manifest import Card
+from autopeft.export.package import find_saved, load_saved
 from autopeft.hybrid import attach, attach_many
 from autopeft.recipe import Recipe
 

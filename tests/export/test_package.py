@@ -13,7 +13,8 @@ from support.tiny import randomise
 
 from autopeft.assets import load_model, resolve_model
 from autopeft.errors import UsageError
-from autopeft.export.package import Card, find_saved, load_saved, write_package
+from autopeft.export.manifest import Card
+from autopeft.export.package import find_saved, load_saved, write_package
 from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
 from autopeft.tasks.encode import encode_texts

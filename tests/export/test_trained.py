@@ -10,7 +10,8 @@ import pytest
 
 from autopeft.errors import DataError, TaskError
 from autopeft.export.arguments import EvaluateArguments
-from autopeft.export.package import Card, Saved
+from autopeft.export.manifest import Card
+from autopeft.export.package import Saved
 from autopeft.export.trained import task_of, trained
 from autopeft.tasks import Task
 

@@ -36,7 +36,9 @@ def recipe(*attached: Any, model: list[Any] | None = None, **training: Any) -> R
     )
 
 
-GATED = {"gate": [{"lora": {"rank": 2, "dropout": 0.1}}, {"prefix_tuning": {"length": 2}}]}
+GATED = {
+    "gate": [{"lora": {"rank": 2, "dropout": 0.1}}, {"prefix_tuning": {"length": 2, "reparameterization": 8}}]
+}
 MIXED = recipe(
     GATED,
     "ia3",

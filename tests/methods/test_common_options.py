@@ -24,6 +24,7 @@ def _made(name: str, **config: Any) -> tuple[Any, Any]:
     config |= {
         "kadaptation": {"phm_dim": 2, "scale": 1.0},
         "serial_adapter": {"variant": "houlsby"},
+        "linear_adapter": {"variant": "parallel"},  # `series` is fed Y, which is zero
         "lora_dropout": {"expected": False},  # else p scales what is evaluated
     }.get(name, {})
     module, sites = build(name, toy_spec(hidden=8, ffn=8, kv=8), **config)

@@ -26,7 +26,7 @@ How the package uses a kind, in this order:
 4. *Scores.* `outputs` gives what is kept of each row, `decisions` what metrics compare with labels, and
    `breakdown` what `autopeft evaluate` shows beside the score.
 5. *Use.* `text_columns` finds texts without labels; `present` and `line` are what `autopeft predict` prints;
-   `peft_task_type` stands in exports.
+   `peft_task_type` and `hub_pipeline` stand in exports.
 
 Everything is called with the task's class names where it needs them (`names`, empty for kinds without
 classes), so that a kind needs no state.
@@ -112,6 +112,7 @@ class TaskKind(ABC):
         tokenwise_trunk: whether the states below the head depend on the row's tokens in `EncodedSplit.ids`
             alone, one for each token, so that they may be kept and used again.
         peft_task_type: `task_type` in the format of Hugging Face peft; `None`: by the model's class.
+        hub_pipeline: `pipeline_tag` of a model card on the Hugging Face hub; `None`: the hub has none for it.
     """
 
     name: ClassVar[str] = ""
@@ -123,6 +124,7 @@ class TaskKind(ABC):
     pooled: ClassVar[bool] = True
     tokenwise_trunk: ClassVar[bool] = True
     peft_task_type: ClassVar[str | None] = "SEQ_CLS"
+    hub_pipeline: ClassVar[str | None] = "text-classification"
 
     # Data
     # --------------------------------------------------------------------------------------------------

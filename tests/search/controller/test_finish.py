@@ -23,6 +23,7 @@ def ready() -> Any:
         task=SimpleNamespace(metric="accuracy", source=SimpleNamespace(notice=None)),
         limits=(0, 1000),
         arguments=SimpleNamespace(seed=0),
+        summary=SimpleNamespace(constant=None, remarks=()),
     )
 
 

@@ -73,6 +73,7 @@ class Tags(TaskKind):
     auto_class = AutoModelForTokenClassification
     pooled = False
     peft_task_type = "TOKEN_CLS"
+    hub_pipeline = "token-classification"
 
     def claim(self, tables: Any, named: Any) -> float:
         return 0.0

@@ -1,0 +1,165 @@
+"""What is known of a trained hybrid: the manifest of a run, of an export or of a hybrid saved from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autopeft.errors import UsageError, near
+from autopeft.export.from_python import is_saved_hybrid, manifest_of
+from autopeft.runs.files import read_json
+from autopeft.runs.folder import RunFolder
+from autopeft.tasks.kinds import get_kind, kind_names
+
+if TYPE_CHECKING:
+    from autopeft.tasks import TaskKind
+
+__all__ = ["MANIFEST", "Card", "read_manifest"]
+
+MANIFEST = "manifest.json"
+_DATA = ("text", "text_pair", "label", "seed", "drop_empty")
+# Of a run's manifest: what a reader of the model card wants to know. Of the arguments only `_DATA` goes with
+# it: others hold paths.
+_MADE = ("kind", "created", "budget", "space", "sampler", "objective", "seed", "effort", "versions")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a trained hybrid was made from, as its manifest tells.
+
+    Attributes:
+        model: the backbone as it was named.
+        backbone: where it came from, with its `sha256` where it is known.
+        data: the task's own description (name, kind, labels, metric, source).
+        training: how it was trained; `max_length` is the longest text in tokens.
+        result: counts and scores, and the seeds of the scores on *test*, where they are known.
+        made: what else the run's manifest says of how it came about (see `_MADE`).
+        arguments: what the data were read and split with: columns and seed.
+        architecture: class of the model, of a hybrid that was saved from Python.
+    """
+
+    model: str
+    backbone: Mapping[str, Any]
+    data: Mapping[str, Any]
+    training: Mapping[str, Any]
+    result: Mapping[str, Any] = field(default_factory=dict)
+    made: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    architecture: str | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> Card:
+        """The card of a run folder, an exported folder or a hybrid that was saved from Python.
+
+        Raises:
+            UsageError: the manifest is absent or damaged.
+        """
+        manifest = read_manifest(folder)
+        result = manifest.get("result")
+        if result is None and (folder / "result.json").is_file():
+            result = read_json(folder / "result.json")
+            result["seeds"] = _seeds(folder, result, manifest)
+        try:
+            card = cls(
+                model=str(manifest["model"]),
+                backbone=dict(manifest["backbone"]),
+                data=dict(manifest["data"]),
+                training=dict(manifest["training"]),
+                result=dict(result or {}),
+                made={key: manifest[key] for key in _MADE if manifest.get(key) is not None},
+                arguments=_of_data(manifest.get("arguments") or {}),
+                architecture=manifest.get("architecture"),
+            )
+            name, _, _ = card.kind, card.labels, card.max_length
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"{folder / MANIFEST} is not a manifest of a trained hybrid: {error!r}."
+            ) from error
+        if name is None and card.architecture is not None:
+            return card
+        if name not in kind_names():
+            hint = near(str(name), kind_names())
+            raise UsageError(
+                f"{folder / MANIFEST} names the unknown kind of task {name!r}.{hint} "
+                f"Kinds: {', '.join(kind_names())}; is the package with this one installed?"
+            )
+        return card
+
+    @property
+    def max_length(self) -> int:
+        """Longest text in tokens."""
+        return int(self.training["max_length"])
+
+    @property
+    def kind(self) -> str | None:
+        """Name of the kind of task; `None` of a hybrid saved from Python whose model is of no kind's."""
+        found = self.data["kind"]
+        return None if found is None else str(found)
+
+    @property
+    def task_kind(self) -> TaskKind:
+        """The kind itself, which knows all that depends on it.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if self.kind is None:
+            raise UsageError(
+                f"No kind of task has models like {self.architecture}, so this hybrid can be exported and "
+                "loaded, but not asked or scored from here; autopeft.load(model, folder) brings it back."
+            )
+        return get_kind(self.kind)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(str(label) for label in self.data["labels"])
+
+    @property
+    def metric(self) -> str:
+        return str(self.data["metric"])
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of the head."""
+        return self.task_kind.num_labels(self.labels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest of an exported folder."""
+        return {
+            "task": self.data.get("name"),
+            "model": self.model,
+            "backbone": dict(self.backbone),
+            "data": dict(self.data),
+            "training": dict(self.training),
+            "arguments": dict(self.arguments),
+            "result": dict(self.result),
+            **({} if self.architecture is None else {"architecture": self.architecture}),
+            **self.made,
+        }
+
+
+def _of_data(said: Mapping[str, Any]) -> dict[str, Any]:
+    found = {**said, **(said.get("columns") or {})}
+    return {name: found[name] for name in _DATA if found.get(name) is not None}
+
+
+def _seeds(folder: Path, result: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[int]:
+    """The seeds of the scores on *test*: of a search those that `finals.jsonl` has for the winner."""
+    if manifest.get("kind") == "train":
+        seed = manifest.get("seed")
+        return [] if seed is None else [seed]
+    tests = [r for r in RunFolder(folder).finals().records if r.kind == "test"]
+    return sorted({r.seed for r in tests if r.number == result.get("number") and r.seed is not None})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run or an export; of a hybrid saved from Python, what it would say.
+
+    Raises:
+        UsageError: it is absent or damaged.
+    """
+    if not (folder / MANIFEST).is_file() and is_saved_hybrid(folder):
+        return manifest_of(folder)
+    return read_json(folder / MANIFEST)
