@@ -136,9 +136,9 @@ def front_matter(card: Card, recipe: Recipe) -> str:
 
 def _hub_name(card: Card) -> str | None:
     """The backbone's name on the hub, where it has one."""
-    alias = card.backbone.get("alias")
-    if alias in ASSETS:
-        return ASSETS[alias].hub
+    packaged = ASSETS.get(str(card.backbone.get("alias")))
+    if packaged is not None:
+        return packaged.hub
     if card.backbone.get("origin") == "hub" and _HUB_NAME.fullmatch(card.model):
         return card.model
     return None
@@ -228,7 +228,7 @@ def _found(card: Card) -> str:
     trials = plain(_table(made.get("effort")).get("trials"))
     return (
         f"A search found the recipe, in the space {plain(made.get('space'))} and under a budget of "
-        f"{plain(made['budget'])}. It planned {trials} trials, and {plain(made.get('sampler'))} proposed them. "
+        f"{plain(made['budget'])}. It planned {trials} trials, proposed by {plain(made.get('sampler'))}. "
         "The best recipes were trained again with fresh seeds and ranked on the split select."
     )
 
@@ -249,8 +249,8 @@ def _training(card: Card) -> str:
 
 
 def _licences(card: Card) -> str:
-    alias = card.backbone.get("alias")
-    backbone = ASSETS[alias].licence if alias in ASSETS else None
+    packaged = ASSETS.get(str(card.backbone.get("alias")))
+    backbone = None if packaged is None else packaged.licence
     data = _table(card.data.get("source")).get("licence")
     unknown = "not known here; ask where it came from"
     return (

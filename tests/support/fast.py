@@ -20,6 +20,7 @@ PROCESSES = (
     "tests/cli/test_commands.py::test_help_is_there_before_torch_is",
     "tests/cli/test_debug.py",
     "tests/cli/test_declared.py::test_declarations_are_read_without_torch",
+    "tests/docs/test_site.py",
     "tests/plugins/test_task_kind.py",
     "tests/plugins/test_toys.py",
     "tests/report/html/test_browser.py",
