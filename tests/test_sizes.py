@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TOPS = ("autopeft", "methods", "search_spaces", "experiments")
+TOPS = ("autopeft", "methods", "search_spaces", "experiments", "docs")
 FILE, FUNCTION = 500, 60
 
 

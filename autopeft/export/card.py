@@ -239,7 +239,7 @@ def _found(card: Card) -> str:
     trials = plain(_table(made.get("effort")).get("trials"))
     return (
         f"A search found the recipe, in the space {plain(made.get('space'))} and under a budget of "
-        f"{plain(made['budget'])}. It planned {trials} trials, which {plain(made.get('sampler'))} proposed. "
+        f"{plain(made['budget'])}. It planned {trials} trials, proposed by {plain(made.get('sampler'))}. "
         "The best recipes were trained again with fresh seeds and ranked on the split select."
     )
 

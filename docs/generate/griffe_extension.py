@@ -1,4 +1,4 @@
-"""What mkdocstrings reads: functions whose options are declared once get signature and docstring from there."""
+"""What mkdocstrings reads: functions whose options are declared once are as the declaration says."""
 
 from __future__ import annotations
 

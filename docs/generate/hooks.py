@@ -1,4 +1,4 @@
-"""What MkDocs calls: links of the documents in `docs/` lead to pages, and lists for the navigation are none."""
+"""What MkDocs calls: links of documents lead to pages, and lists for the navigation are no pages."""
 
 from __future__ import annotations
 

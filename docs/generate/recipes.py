@@ -38,8 +38,8 @@ def recipe_page(name: str) -> str:
         "## The recipe",
         yaml_block(body),
         shown_and_trained(name, backbone),
-        f"From Python it is `autopeft.Recipe.named({name!r})`. To change it, save the text in a file and name "
-        "the file.",
+        f"From Python it is `autopeft.Recipe.named({name!r})`. To change it, save the text in a file "
+        "and name the file.",
         f"## On {backbone.name}",
         f"It deploys **{counts.deployed:,}** parameters ({counts.share:.3%}) and trains "
         f"**{counts.trained:,}**. The head is left out.",
@@ -62,8 +62,8 @@ def overview() -> str:
         "\n\n".join(
             [
                 "# Fixed recipes",
-                "A fixed recipe is a published combination of methods as a file. Its name stands for the file in "
-                "every command and function that takes a recipe. Each page here is made from its file.",
+                "A fixed recipe is a published combination of methods as a file. Its name stands for the "
+                "file in every command and function that takes a recipe. Each page is made from its file.",
                 table(["recipe", "what it is"], rows),
             ]
         )

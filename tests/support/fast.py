@@ -25,6 +25,7 @@ PROCESSES = (
     "tests/cli/test_interrupted.py",
     "tests/cli/test_declared.py::test_declarations_are_read_without_torch",
     "tests/cli/test_saved.py",
+    "tests/docs/test_site.py",
     "tests/plugins/test_task_kind.py",
     "tests/plugins/test_toys.py",
     "tests/report/html/test_browser.py",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
@@ -13,8 +14,8 @@ GOOD, BAD, NEUTRAL = ("good", "fine", "great"), ("bad", "poor", "dull"), ("film"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
-def save_backbone(folder: Path, *, seed: int = 0) -> Path:
-    """Write a BERT of 3 layers with a word-level tokenizer; returns the folder."""
+def save_backbone(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Write a BERT of 3 layers, or of `changes`, with a word-level tokenizer; returns the folder."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     words = {word: i for i, word in enumerate((*_SPECIAL, *GOOD, *BAD, *NEUTRAL))}
@@ -30,14 +31,15 @@ def save_backbone(folder: Path, *, seed: int = 0) -> Path:
         model_max_length=32,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=64,
-    )
+    sizes = {
+        "vocab_size": len(words),
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+    }
+    config = BertConfig(**{**sizes, **changes})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = BertForSequenceClassification(config)

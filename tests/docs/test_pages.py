@@ -1,0 +1,229 @@
+"""The pages of the site: each method, recipe and command has one that says what the code says."""
+
+from __future__ import annotations
+
+import ast
+import posixpath
+import re
+import xml.etree.ElementTree as ET
+from functools import cache
+
+import pytest
+import typer.main
+from generate import commands as command_pages
+from generate.backbones import on_the_first_that_fits
+from generate.documents import page_of, relinked
+from generate.markdown import prose
+from generate.methods import minimal_recipe
+from generate.pages import pages as generated
+from ruamel.yaml import YAML
+from support.documents import ROOT, text_of
+from support.snippets import Block, blocks, commands
+from support.tiny import tiny_model
+
+import autopeft
+from autopeft.cli.app import app
+from autopeft.composition import composition_names
+from autopeft.counting import count
+from autopeft.method import get_method, method_names
+from autopeft.recipe import Recipe
+from autopeft.recipe.library import recipe_names
+from autopeft.search.space.space import Space
+
+WRITTEN = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))
+TOLD = ["README.md", *WRITTEN]  # what people read and type from
+OPTIONS = {
+    name: {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help", "-h"}
+    for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+}
+
+
+@cache
+def pages() -> dict[str, str]:
+    """All pages of the site by path: written ones as the site shows them, and those that are made."""
+    own = {p.removeprefix("docs/"): relinked(text_of(p), p, p.removeprefix("docs/")) for p in WRITTEN}
+    assert not set(own) & set(generated())
+    return own | generated()
+
+
+def test_each_method_recipe_and_command_has_its_page() -> None:
+    found = set(pages())
+    assert {f"methods/{name}.md" for name in method_names()} <= found
+    assert {f"recipes/{name}.md" for name in recipe_names()} <= found
+    assert {f"reference/commands/{name}.md" for name in OPTIONS} <= found
+    made = {p for p in found if p.startswith(("methods/", "recipes/", "reference/commands/"))}
+    others = 3 * len(("index.md", "SUMMARY.md")) + len(("methods/compositions.md",))
+    assert len(made) == len(method_names()) + len(recipe_names()) + len(OPTIONS) + others
+
+
+def drawings(page: str) -> list[ET.Element]:
+    return [ET.fromstring(svg) for svg in re.findall(r"<svg .*?</svg>", page)]
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_a_methods_page_says_what_its_class_says(name: str) -> None:
+    page, method = pages()[f"methods/{name}.md"], get_method(name)
+    for option in method.Config.model_fields:
+        assert f"| `{option}` |" in page
+    flat = " ".join(page.split())
+    for paragraph in (method.__doc__ or "").split("\n\n"):
+        assert " ".join(prose(" ".join(paragraph.split())).split()) in flat
+    (svg,) = drawings(page)
+    words = " ".join(t.text or "" for t in svg.iter("{http://www.w3.org/2000/svg}text"))
+    assert (name if method.traits.level != "training" else "lora") in words
+    first = page.index("\n## ")
+    assert re.findall(r"^# (.+)$", page[:first], re.M) == [name]
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_the_count_on_a_page_is_the_count(name: str) -> None:
+    page = pages()[f"methods/{name}.md"]
+    (recipe,) = (b.text for b in blocks(page) if b.language == "yaml")
+    assert recipe == minimal_recipe(name)
+    backbone, graph = on_the_first_that_fits(Recipe.from_yaml(recipe))
+    counted = count(graph, backbone.spec)
+    assert f"**{counted.deployed:,}** parameters" in page
+    layers = re.search(r"That is (\d+) layers × ([\d,]+)\.", page)
+    if layers:
+        assert int(layers[1]) * int(layers[2].replace(",", "")) == counted.deployed
+    line = re.search(r"= ([\d,]+) × `(\w+)`(?: \+ ([\d,]+))?\.", page)
+    if line:
+        size = getattr(get_method(name).Config(), line[2])
+        slope, fixed = (int((line[i] or "0").replace(",", "")) for i in (1, 3))
+        assert slope * size + fixed == counted.deployed
+    assert layers or line or get_method(name).traits.level != "layers" or "In one layer alone" in page
+
+
+def test_the_formula_of_lora_is_that_of_the_paper() -> None:
+    """r·(in + out) for each site: q and v of twelve layers of width 768."""
+    assert "= 36,864 × `rank`." in pages()["methods/lora.md"]
+    assert 36_864 == 12 * 2 * (768 + 768)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipes_page_has_its_file_and_its_graph(name: str) -> None:
+    page = pages()[f"recipes/{name}.md"]
+    written = next(b.text for b in blocks(page) if b.language == "yaml")
+    assert Recipe.from_yaml(written).hash() == Recipe.named(name).hash()
+    for entry in Recipe.named(name).entries():
+        assert f"(../methods/{entry.method}.md)" in page
+    assert len(drawings(page)) == 1
+
+
+def test_all_compositions_are_told() -> None:
+    page = pages()["methods/compositions.md"]
+    assert re.findall(r"^## (\w+)$", page, re.M) == list(composition_names())
+    assert len(drawings(page)) == len(composition_names())
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_commands_page_has_each_of_its_options(name: str) -> None:
+    page = pages()[f"reference/commands/{name}.md"]
+    cells = " ".join(re.findall(r"^\| `([^`]+)` \|", page, re.M)).replace("\\|", "|")
+    for parameter in command_pages.commands()[name].params:
+        shown = parameter.opts if parameter.param_type_name == "option" else [parameter.name]
+        if not getattr(parameter, "hidden", False):
+            named = set(re.split(r"[\s,\[\]]+", cells.lower()))
+            assert {word.lower() for word in shown} <= named, parameter.name
+
+
+def test_links_between_pages_hold() -> None:
+    found = pages()
+    wrong = []
+    for path, text in found.items():
+        outside = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+        for target, _ in re.findall(r"\]\((?!https?:)([^)#\s]*)(#[^)\s]*)?\)", outside):
+            meant = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
+            if target and meant not in found and meant != "index.md":
+                wrong.append(f"{path}: {target}")
+    assert wrong == []
+
+
+def test_links_lead_to_pages_or_become_names() -> None:
+    text = "[a](../../experiments/winners/README.md#b) [c](../../LICENSE) [d](budget.md) [e](https://x.org)"
+    assert relinked(text, "docs/how-to/x.md", "how-to/x.md") == (
+        "[a](../results/experiments/winners.md#b) c (`LICENSE`) [d](budget.md) [e](https://x.org)"
+    )
+    assert page_of("experiments/nosuch/README.md") is None
+
+
+def test_text_of_docstrings_is_no_markup() -> None:
+    assert prose("a*b*c <tag> `x*y` [k] arXiv:2106.09685") == (
+        "a\\*b\\*c &lt;tag\\> `x*y` \\[k\\] [arXiv:2106.09685](https://arxiv.org/abs/2106.09685)"
+    )
+
+
+def test_the_readme_is_short_and_begins_with_its_two_commands() -> None:
+    lines = text_of("README.md").splitlines()
+    assert len(lines) < 120
+    first, second = [b.text for b in blocks(text_of("README.md"))][:2]
+    assert "autopeft search --budget 0.5% --task sst2" in first
+    assert "-m pytest" in second
+
+
+EVERY = [*TOLD, *(p for p in generated() if p.startswith(("methods/", "recipes/", "reference/")))]
+
+
+def text(page: str) -> str:
+    return text_of(page) if page in TOLD else pages()[page]
+
+
+@pytest.mark.parametrize("page", EVERY)
+def test_snippets_parse_and_options_exist(page: str) -> None:
+    for block in blocks(text(page)):
+        check(block)
+
+
+def check(block: Block) -> None:
+    """A block can be read: as Python, as a recipe or a space, or as commands with options that there are."""
+    if block.language == "python":
+        ast.parse(block.text)
+    if block.language == "yaml":
+        if any(word in block.text for word in ("choice:", "int:", "float:")):
+            Space.from_yaml(block.text)
+        else:
+            autopeft.Recipe.from_yaml(block.text)
+    if block.language == "json":
+        YAML(typ="safe").load(block.text)
+    if block.shell:
+        for name, *words in commands(block):
+            assert name in OPTIONS, name
+            given = {w.partition("=")[0] for w in words if re.match(r"--?[a-z]", w)}
+            assert given <= OPTIONS[name], (name, given - OPTIONS[name])
+    if block.elsewhere is not None:
+        assert (ROOT / block.elsewhere).is_file()
+    assert block.language in ("bash", "python", "yaml", "text", "toml", "console", "pycon", ""), (
+        block.language
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "```python\nx = (\n```",
+        "```yaml\nlayers: [{attach: [loar]}]\n```",
+        "```bash\nautopeft search --bugdet 1%\n```",
+    ],
+)
+def test_what_is_wrong_is_found(wrong: str) -> None:
+    (block,) = blocks(wrong)
+    with pytest.raises((SyntaxError, AssertionError, autopeft.AutoPEFTError)):
+        check(block)
+
+
+def test_blocks_are_found_with_their_titles() -> None:
+    found = blocks(
+        '<!-- run by: tests/x.py -->\n```bash\nray start\n```\n\n```yaml title="a.yaml"\nb: 1\n```\n'
+    )
+    assert found == [Block("bash", "ray start\n", None, "tests/x.py"), Block("yaml", "b: 1\n", "a.yaml")]
+    (line,) = blocks('```bash\npip install -e . && .venv/bin/autopeft predict x --text "a b"  # c\n```\n')
+    assert commands(line) == [["predict", "x", "--text", "a b"]]
+
+
+@pytest.mark.parametrize("name", [n for n in method_names() if "text" not in get_method(n).traits.needs])
+def test_a_minimal_recipe_attaches(name: str) -> None:
+    recipe = Recipe.from_yaml(minimal_recipe(name))
+    backbone, _ = on_the_first_that_fits(recipe)
+    family = {"BERT-base": "bert", "LLaMA-7B": "llama", "GPT-2 small": "gpt2", "T5-base": "t5"}[backbone.name]
+    hybrid = autopeft.attach(tiny_model(family), recipe, seed=0)
+    hybrid.detach()

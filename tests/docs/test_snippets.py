@@ -1,0 +1,172 @@
+"""Every command and snippet of the README and the site runs, page by page and in the order of the page.
+
+The sizes of searches and trainings are made small, a small BERT stands for the packaged `minilm`, and
+searches run in this process. Everything else is as it is typed. `.ci/run` runs the lines that install, and the test
+that a block names runs what needs several machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import webbrowser
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+from generate.pages import pages
+from support.documents import ROOT, text_of
+from support.saved_model import save_backbone, write_reviews
+from support.snippets import Block, blocks, commands
+from transformers import AutoTokenizer
+
+from autopeft import effort
+from autopeft.assets import models
+from autopeft.cli import main
+
+OWN = ["README.md", *sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md"))]
+MADE = pages()
+EACH = [p for p in MADE if p.startswith(("methods/", "recipes/")) and not p.endswith("SUMMARY.md")]
+COMMANDS = [p for p in MADE if p.startswith("reference/commands/")]
+# Lines that are not of `autopeft`: they install, and `.ci/run` runs them.
+OTHERS = (
+    "python3 -m venv ",
+    ".venv/bin/pip install ",
+    ".venv/bin/python -m pytest",
+    ".venv/bin/mkdocs build",
+)
+# Examples of `--help` that name a job of the reader's own run.
+OF_ONES_OWN = ("debug latest trial-3-120 --pdb", "debug runs/my-run confirm-7-s1000")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that pages speak of, and small searches."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(webbrowser, "open", lambda *_, **__: True)
+    for name, preset in effort.EFFORTS.items():
+        small = replace(
+            preset, trials=2, steps=4, train_rows=64, select_rows=32, test_rows=32, top=1, seeds=2, rates=1,
+            seconds=None,
+        )  # fmt: skip
+        monkeypatch.setitem(effort.EFFORTS, name, small)
+    # Small, but with room for a budget of half a per cent.
+    sizes = {"vocab_size": 60_000, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6}
+    folder = save_backbone(tmp_path / "bert-base-uncased", max_position_embeddings=256, **sizes)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 128}))
+    fetched = models.fetch
+    monkeypatch.setattr(models, "fetch", lambda n, **more: folder if n == "minilm" else fetched(n, **more))
+    frame = pandas.read_csv(write_reviews(tmp_path / "reviews.csv"))
+    frame = frame.rename(columns={"verdict": "stars"})
+    for name in ("reviews.csv", "new-reviews.csv"):
+        frame.to_csv(name, index=False)
+    frame.rename(columns={"body": "text"}).to_csv("data.csv", index=False)
+    return tmp_path
+
+
+class Page:
+    """A page that is typed from top to bottom, in one Python session."""
+
+    def __init__(self, text: str) -> None:
+        self.blocks = blocks(text)
+        self.names: dict[str, Any] = {"__name__": "__page__"}
+
+    def run(self) -> int:
+        """Run everything; how many blocks were run."""
+        return sum(self.block(block) for block in self.blocks)
+
+    def block(self, block: Block) -> bool:
+        if block.elsewhere is not None:
+            return False
+        if block.language == "yaml":
+            Path(block.title or "recipe.yaml").write_text(block.text)
+        elif block.language == "python":
+            exec(compile(block.text, "page", "exec"), self.names)
+        elif block.shell:
+            for words in commands(block):
+                self.command(words)
+        return block.shell or block.language == "python"
+
+    def command(self, words: list[str]) -> None:
+        if " ".join(words) in OF_ONES_OWN:
+            return
+        more = ["--workers", "0"] if words[0] == "search" and "--workers" not in words else []
+        if "--dry-run" in words:
+            more = []
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            code = main([*words, *more])
+        assert code == 0, f"autopeft {' '.join(words)}: {said.getvalue()[-2000:]}"
+
+
+@pytest.mark.parametrize("page", OWN)
+def test_every_line_of_a_shell_is_run_somewhere(page: str) -> None:
+    for block in blocks(text_of(page)):
+        if block.shell and block.elsewhere is None:
+            parts = [part.strip() for line in block.text.splitlines() for part in line.split("&&")]
+            left = [p for p in parts if p and not p.startswith(("#", "autopeft ", ".venv/bin/autopeft "))]
+            assert [p for p in left if not p.startswith(OTHERS)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [p for p in OWN if blocks(text_of(p))])
+def test_a_page_can_be_typed(page: str, place: Path) -> None:
+    found = Page(text_of(page))
+    if page == "README.md":
+        model = str(place / "bert-base-uncased")
+        found.names |= {
+            "frame": pandas.read_csv("data.csv"),
+            "tokenizer": AutoTokenizer.from_pretrained(model),
+        }
+    ran = found.run()
+    assert ran or all(b.elsewhere or b.language in ("text", "toml", "yaml") for b in found.blocks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", EACH)
+def test_a_recipe_of_a_page_is_shown_and_trained(page: str) -> None:
+    found = Page(MADE[page])
+    ran = found.run()
+    assert ran == (0 if page.endswith(("index.md", "compositions.md")) else 1)
+
+
+@pytest.mark.slow
+def test_the_examples_of_help_can_be_typed(place: Path) -> None:
+    """In the order of `autopeft --help`: what one command leaves is there for the next."""
+    (place / "path/to").mkdir(parents=True)
+    shutil.copytree(place / "bert-base-uncased", place / "path/to/bert")
+    (place / "sentences.txt").write_text("the film was good\na dull story\n")
+    (place / "lora.yaml").write_text("autopeft: 2\nlayers: [{attach: [lora]}]\n")
+    Page("```bash\nautopeft search --budget 0.5% --task trec -o winner-run\n```").run()
+    Page("```bash\nautopeft export winner-run -o winner\n```").run()
+    ran = sum(Page(MADE[page]).run() for page in COMMANDS)
+    assert ran >= len(COMMANDS) - 2
+
+
+@pytest.mark.slow
+def test_the_first_command_of_the_readme_is_a_real_command(place: Path) -> None:
+    """In a process of its own, on Ray, as a newcomer has it, with smaller numbers of trials and steps."""
+    (words, *_) = commands(blocks(text_of("README.md"))[0])
+    command = [
+        sys.executable,
+        "-m",
+        "autopeft",
+        *words,
+        "--trials",
+        "2",
+        "--steps",
+        "40",
+        "--baselines",
+        "none",
+    ]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "movie-sentences" in done.stdout + done.stderr
+    assert len(list((place / "runs").iterdir())) == 1
