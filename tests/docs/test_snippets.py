@@ -1,8 +1,8 @@
 """Every command and snippet of the README and the site runs, page by page and in the order of the page.
 
 The sizes of searches and trainings are made small, a small BERT stands for the packaged `minilm`, and
-searches run in this process. Everything else is as it is typed. `.ci/run` runs the lines that install, and the test
-that a block names runs what needs several machines.
+searches run in this process. Everything else is as it is typed. `.ci/run` runs the lines that install, and
+the test that a block names runs what needs several machines.
 """
 
 from __future__ import annotations
