@@ -69,5 +69,5 @@ def test_it_runs_as_it_stands_and_trains_as_the_recipe_says(
     assert not [w for w in recwarn if "for_trainer" in str(w.message)]
 
     assert not names["hybrid"].attached
-    with load(tiny_bert(), tmp_path / "my-hybrid") as loaded:
+    with load(tiny_bert(), tmp_path / "mine") as loaded:
         assert loaded.recipe == hybrid.recipe
