@@ -68,13 +68,25 @@ def search(call: SearchCall) -> SearchResult:
         folder = load_run(call.resume, root=call.runs)
         with folder.locked():
             return _go(prepare_again(folder, changes, call.notify), folder, call.reporter, call.notify, start)
-    ready = prepare(call.base(SearchArguments), call.notify)
+    ready = prepare(_pinned(call.base(SearchArguments)), call.notify)
     a = ready.arguments
     folder = RunFolder.create(ready.task_name, ready.key(), root=a.runs, out=a.out)
     with folder.locked():
         folder.write_json("manifest.json", ready.manifest())
         folder.write_text(SPACE, ready.space.text)
         return _go(ready, folder, call.reporter, call.notify, start)
+
+
+def _pinned(given: SearchArguments) -> SearchArguments:
+    """The arguments with `latest` among `warm_start` as the run that it means before this one is there."""
+    if "latest" not in map(str, given.warm_start):
+        return given
+    return given.changed(
+        warm_start=tuple(
+            str(load_run(source, root=given.runs).path) if str(source) == "latest" else source
+            for source in given.warm_start
+        )
+    )
 
 
 def _go(
