@@ -23,7 +23,7 @@ from autopeft.runs.documents import Result, read_result
 from autopeft.runs.files import write_atomic
 
 if TYPE_CHECKING:
-    from autopeft.export.package import Card
+    from autopeft.export.manifest import Card
 
 __all__ = ["is_own_card", "model_card", "write_card"]
 

@@ -176,7 +176,9 @@ def test_the_examples_of_help_can_be_typed(place: Path) -> None:
     shutil.copytree(place / "bert-base-uncased", place / "path/to/bert")
     (place / "sentences.txt").write_text("the film was good\na dull story\n")
     (place / "lora.yaml").write_text("autopeft: 2\nlayers: [{attach: [lora]}]\n")
-    Page("```bash\nautopeft search --budget 0.5% --task trec -o winner-run\n```").run()
+    Page(
+        "```bash\nautopeft search --budget 0.5% --task reviews.csv --text body --label stars -o winner-run\n```"
+    ).run()
     Page("```bash\nautopeft export winner-run -o winner\n```").run()
     ran = sum(Page(MADE[page]).run() for page in COMMANDS)
     assert ran >= len(COMMANDS) - 2
