@@ -176,11 +176,15 @@ def test_the_examples_of_help_can_be_typed(place: Path) -> None:
     shutil.copytree(place / "bert-base-uncased", place / "path/to/bert")
     (place / "sentences.txt").write_text("the film was good\na dull story\n")
     (place / "lora.yaml").write_text("autopeft: 2\nlayers: [{attach: [lora]}]\n")
+    data = "--task reviews.csv --text body --label stars"
     Page(
-        "```bash\nautopeft search --budget 0.5% --task reviews.csv --text body --label stars -o winner-run\n```"
+        f"```bash\nautopeft search --budget 0.5% {data} -o first\nautopeft export first -o winner\n```"
     ).run()
-    Page("```bash\nautopeft export winner-run -o winner\n```").run()
-    ran = sum(Page(MADE[page]).run() for page in COMMANDS)
+    ran = 0
+    for page in COMMANDS:
+        if page.endswith("/export.md"):
+            shutil.rmtree("winner")  # it makes its own
+        ran += Page(MADE[page]).run()
     assert ran >= len(COMMANDS) - 2
 
 
