@@ -71,7 +71,7 @@ def search(call: SearchCall) -> SearchResult:
         folder = load_run(call.resume, root=call.runs)
         with folder.locked(), _ended_early(folder, call.notify):
             return _go(prepare_again(folder, changes, call.notify), folder, call.reporter, call.notify, start)
-    ready = prepare(call.base(SearchArguments), call.notify)
+    ready = prepare(_pinned(call.base(SearchArguments)), call.notify)
     a = ready.arguments
     folder = RunFolder.create(ready.task_name, ready.key(), root=a.runs, out=a.out)
     with folder.locked(), _ended_early(folder, call.notify, new=True):
@@ -94,6 +94,18 @@ def _ended_early(folder: RunFolder, notify: Notify, *, new: bool = False) -> Ite
         elif isinstance(error, KeyboardInterrupt) and notify is not None:
             notify(f"Interrupted. Go on with: {go_on(folder.path)}")
         raise
+
+
+def _pinned(given: SearchArguments) -> SearchArguments:
+    """The arguments with `latest` among `warm_start` as the run that it means before this one is there."""
+    if "latest" not in map(str, given.warm_start):
+        return given
+    return given.changed(
+        warm_start=tuple(
+            str(load_run(source, root=given.runs).path) if str(source) == "latest" else source
+            for source in given.warm_start
+        )
+    )
 
 
 def _go(

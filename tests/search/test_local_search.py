@@ -136,3 +136,13 @@ def test_a_run_that_was_begun_on_ray_goes_on_in_this_process() -> None:
     assert on_cpus["gpus_per_trial"] == 0.0
     alone = _here({"task": "t", "address": None, "gpus_per_trial": None})
     assert (alone["address"], alone["gpus_per_trial"]) == (None, None)
+
+
+def test_latest_means_the_run_before_this_one(arguments: dict[str, Any], tmp_path: Path) -> None:
+    small = {**arguments, "workers": 0, "trials": 1, "steps": 4, "baselines": "none", "out": None}
+    small["runs"] = str(tmp_path / "runs")
+    first = search(**small)
+    second = search(**{**small, "warm_start": ("latest",), "seed": 1})
+    assert second.trials[0].recipe == first.winner.to_dict()
+    kept = json.loads((second.run / "manifest.json").read_text())["arguments"]["warm_start"]
+    assert [Path(path).name for path in kept] == [first.run.name]  # `--resume` begins with the same run

@@ -41,11 +41,13 @@ def blocks(text: str) -> list[Block]:
 
 
 def commands(block: Block) -> list[list[str]]:
-    """The commands of `autopeft` in a block, as words. Of a line that installs first, what comes after it."""
+    """The commands of `autopeft` in a block, as words. Of a line that installs first, what comes after it;
+    without the file that the output goes to."""
     found = []
     for line in block.text.splitlines():
         for part in line.split("&&"):
             words = shlex.split(part, comments=True)
             if words and words[0].rpartition("/")[2] == "autopeft":
-                found.append(words[1:])
+                end = words.index(">") if ">" in words else len(words)
+                found.append(words[1:end])
     return found
