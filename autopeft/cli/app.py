@@ -124,6 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         hint = "" if _debug() else " Set AUTOPEFT_DEBUG=1 to see where."
         return _fail(f"{type(error).__name__}: {error}{hint}", error, FAILED)
+    if code == INTERRUPTED:  # newer versions of typer turn Ctrl-C into an exit of their own
+        return _fail("interrupted.", None, INTERRUPTED)
     return code if isinstance(code, int) else DONE
 
 
@@ -131,8 +133,8 @@ def _debug() -> bool:
     return os.environ.get("AUTOPEFT_DEBUG", "") not in ("", "0")
 
 
-def _fail(message: str, error: BaseException, code: int) -> int:
-    if _debug():
+def _fail(message: str, error: BaseException | None, code: int) -> int:
+    if _debug() and error is not None:
         traceback.print_exception(error, file=sys.stderr)
     print(f"error: {message}", file=sys.stderr)
     return code

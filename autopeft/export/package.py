@@ -127,8 +127,9 @@ def write_package(saved: Saved, folder: str | Path, *, notify: Callable[[str], N
     recipe = Recipe.from_file(own if own.is_file() else saved.folder / "recipe.yaml")
     try:
         target.mkdir(parents=True, exist_ok=True)
-        for name in (*_OF_A_HYBRID, README):
-            # Beside them, a checkpoint of the Trainer has what only a training needs.
+        # A folder from Python has a README of ours; beside it, a checkpoint has what only a training needs.
+        more = () if saved.card.architecture is not None else (README,)
+        for name in (*_OF_A_HYBRID, *more):
             if (saved.weights / name).is_file():
                 shutil.copyfile(saved.weights / name, target / name)
         if not (target / "recipe.yaml").exists():

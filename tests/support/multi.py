@@ -15,10 +15,10 @@ from autopeft.recipe import Recipe
 
 from .tiny import LogitsObjective, randomise, tiny_inputs, tiny_model
 
-LORA, PREFIX = {"lora": {"rank": 2}}, {"prefix_tuning": {"length": 3}}
+LORA, PREFIX = {"lora": {"rank": 2}}, {"prefix_tuning": {"length": 3, "reparameterization": None}}
 PFEIFFER = {"serial_adapter": {"bottleneck": 12}}
 HOULSBY = {"serial_adapter": {"bottleneck": 4, "variant": "houlsby"}}
-GATE = {"gate": [LORA, {"prefix_tuning": {"length": 2}}, PFEIFFER]}
+GATE = {"gate": [LORA, {"prefix_tuning": {"length": 2, "reparameterization": None}}, PFEIFFER]}
 FISH = {"fish_mask": {"keep": "5%", "samples": 2}}
 B = 2  # rows of each hybrid
 
@@ -34,7 +34,7 @@ MULTIS: dict[str, list[Recipe]] = {
     "fish, dora+ia3+lora, pfeiffer": [recipe(model=[FISH]), recipe("dora", "ia3", LORA), recipe(PFEIFFER)],
     "prefixes of three lengths": [
         recipe({"prefix_tuning": {"length": 4, "reparameterization": 8}}),
-        recipe(PREFIX, {"prefix_tuning": {"length": 2}, "as": "second"}),
+        recipe(PREFIX, {"prefix_tuning": {"length": 2, "reparameterization": None}, "as": "second"}),
         recipe(HOULSBY),
     ],
     "chain, parallel, one method twice": [

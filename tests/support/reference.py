@@ -56,7 +56,8 @@ def _entry(
     names = method.config.sites
     if names is None:
         names = getattr(method, "default_sites", method.traits.default_sites)
-    sites = [s for s in candidates if s.name in names] if method.traits.sites else []
+    of_model = method.traits.also_in_layers and candidates is spec.sites
+    sites = [s for s in candidates if s.name in names and not of_model] if method.traits.sites else []
     if method.traits.changes_length:
         sites = sites[:1]
     config = canonical_config(item.method, method.config)

@@ -15,7 +15,7 @@ from autopeft.search.core.jobs import DONE, Done, Job, JobResult, Progress
 from autopeft.search.execution.local_executor import LocalExecutor
 from autopeft.search.execution.logged_jobs import HandedOut, digests, handed_out, log_file
 from autopeft.search.execution.worker import WorkerSetup, release, run_job
-from autopeft.search.planning.prepare import Prepared
+from autopeft.search.planning.prepare import Prepared, versions
 from autopeft.search.planning.resume import prepare_here
 from autopeft.search.planning.worker_setup import worker_setup
 from autopeft.search.strategies.registry import STRATEGIES
@@ -131,14 +131,14 @@ def _winner(folder: RunFolder, names: Mapping[str, str]) -> dict[str, bytes] | N
 
 def _differences(folder: RunFolder, ready: Prepared) -> list[str]:
     """What may let numbers differ from those of the run."""
-    before, now = folder.manifest(), ready.manifest()
+    before, now = folder.manifest(), versions()
     found = []
-    versions = before.get("versions")
-    if isinstance(versions, Mapping):
+    then = before.get("versions")
+    if isinstance(then, Mapping):
         changed = [
-            f"{name} {versions[name]} then and {number} now"
-            for name, number in now["versions"].items()
-            if name in versions and versions[name] != number
+            f"{name} {then[name]} then and {number} now"
+            for name, number in now.items()
+            if name in then and then[name] != number
         ]
         found += [f"Versions differ: {', '.join(changed)}."] if changed else []
     device = before.get("training", {}).get("device")

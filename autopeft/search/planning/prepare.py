@@ -33,7 +33,7 @@ from autopeft.tasks import Task, load_task
 from autopeft.tasks.summary import DataSummary, summarise
 from autopeft.training import TrainingPlan
 
-__all__ = ["Prepared", "available_cpus", "prepare"]
+__all__ = ["Prepared", "available_cpus", "prepare", "versions"]
 
 _PACKAGES = ("autopeft", "torch", "transformers", "datasets", "optuna", "ray", "numpy", "scipy")
 _GPU_SHARE = 0.25
@@ -121,7 +121,7 @@ class Prepared:
             "budget": str(self.arguments.budget),
             "space": self.space_name,
             "arguments": self.arguments.record(),
-            "versions": _versions(),
+            "versions": versions(),
             "platform": {"system": platform.platform(), "cpus": available_cpus(), "gpu": _gpu_name()},
             "seed": self.arguments.seed,
             "sampler": self.sampler,
@@ -292,7 +292,8 @@ def _gpu_name() -> str | None:
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that numbers depend on."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
