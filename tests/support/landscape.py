@@ -28,7 +28,7 @@ DIRECTIONS = ("maximize", "minimize")
 _SIZES = (
     ("serial_adapter.bottleneck", "bottleneck"),
     ("parallel_adapter.bottleneck",),
-    ("prefix_tuning.length",),
+    ("prefix_tuning.length", "p_tuning_v2.length"),
 )
 
 

@@ -106,14 +106,19 @@ class Prepared:
 
     def key(self) -> str:
         """Short hash of all that decides the outcome; where it is logged does not."""
-        told = self.manifest()
+        told = self.identity()
         for name, option in self.arguments.declared().items():
             if not option.decides:
                 del told["arguments"][name]
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
     def manifest(self) -> dict[str, Any]:
-        """What is needed to understand and repeat the run."""
+        """What is needed to understand and repeat the run: its identity, and what its rows are like."""
+        found = self.identity()
+        return {**found, "data": {**found["data"], "summary": self.summary.to_dict()}}
+
+    def identity(self) -> dict[str, Any]:
+        """What the run is, without a look at its rows by the backbone's tokenizer."""
         return {
             "created": self.created,
             "task": self.task_name,
@@ -129,11 +134,7 @@ class Prepared:
             "objective": self.arguments.objective,
             "effort": asdict(self.effort),
             "training": vars(self.plan) | {"steps": self.effort.steps},
-            "data": {
-                **self.task.describe(),
-                "rows_before_limits": self.full_rows,
-                "summary": self.summary.to_dict(),
-            },
+            "data": {**self.task.describe(), "rows_before_limits": self.full_rows},
             "notice": self.task.source.notice,
             "backbone": {
                 **asdict(self.source),

@@ -129,7 +129,7 @@ def _need_rows(
 
 
 def _check(folder: RunFolder, manifest: Mapping[str, Any], ready: Prepared) -> None:
-    now = ready.manifest()
+    now = ready.identity()
     for name, path in (
         ("data", ("data", "source", "sha256")),
         ("rows", ("data", "rows")),
