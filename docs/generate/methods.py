@@ -14,9 +14,10 @@ from autopeft.errors import AutoPEFTError
 from autopeft.graph import CompositionGraph, draw_svg
 from autopeft.method import get_method, method_names
 from autopeft.recipe import Recipe
+from autopeft.report.defaults import sources_sheet
 from autopeft.report.methods import fields_sheet, flowing, summary, taxonomy
 from generate.backbones import Named, on_the_first_that_fits, shown_and_trained
-from generate.markdown import cell, drawing, prose, table, yaml_block
+from generate.markdown import cell, drawing, prose, sheet_table, table, yaml_block
 
 __all__ = ["minimal_recipe", "pages", "traits_in_words"]
 
@@ -197,7 +198,11 @@ def _options(model: Any) -> str:
 
 def published_defaults(name: str) -> str:
     """Defaults of the paper and of the authors' code with their sources, where they are recorded."""
-    return ""
+    sheet = sources_sheet(name)
+    if sheet is None:
+        return ""
+    shown = sheet_table(["option", *sheet.headers[1:]], sheet.rows)
+    return "\n\n".join([shown, *map(prose, sheet.notes)])
 
 
 def method_page(name: str) -> str:
