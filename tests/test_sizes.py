@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TOPS = ("autopeft", "methods", "search_spaces", "experiments", "docs")
+TOPS = ("autopeft", "methods", "search_spaces", "experiments", "docs", "tests")
 FILE, FUNCTION = 500, 60
 
 

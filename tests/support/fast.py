@@ -91,6 +91,7 @@ LONG = (
     "tests/search/selection/test_significance.py",
     "tests/search/space/test_counting.py",
     "tests/search/space/test_projection.py",
+    "tests/search/space/test_projection_nearest.py",
     "tests/search/space/test_space.py::test_built_in_spaces_give_countable_recipes_on_every_backbone",
     "tests/search/strategies/test_trials.py::test_checkpoints_take_no_more_room_than_they_may",
     "tests/search/test_long_search.py",

@@ -3,127 +3,35 @@
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Iterable
-from itertools import product
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.tiny import tiny_config
-from transformers import BertConfig, LlamaConfig, T5Config
+from support.projecting import (
+    EACH,
+    HEAD,
+    LLAMA,
+    LORAS,
+    SHARED,
+    SIX,
+    SPECS,
+    T5,
+    TINY,
+    assert_inverse,
+    bound_to,
+    missing,
+    points,
+    recipe,
+    space,
+    trial_hash,
+)
 
-from autopeft.backbones import spec_of
 from autopeft.errors import RecipeError
 from autopeft.graph import build_graph
-from autopeft.recipe import EmptyRecipe, Recipe
-from autopeft.search.space import projection
-from autopeft.search.space.encoding import encoder_of
+from autopeft.recipe import Recipe
 from autopeft.search.space.projection import values_of
-from autopeft.search.space.similarity import RecipeDistance
-from autopeft.search.space.space import BoundSpace, Space, space_names
-from autopeft.spec import BackboneSpec
-
-SMALL: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
-TINY = spec_of(tiny_config("bert"))
-TWO = spec_of(BertConfig(**SMALL, num_hidden_layers=2))
-SIX = spec_of(BertConfig(**SMALL, num_hidden_layers=6))
-MINILM = spec_of(
-    BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
-)
-BERT = spec_of(BertConfig())
-LLAMA = spec_of(LlamaConfig(**SMALL, num_hidden_layers=3, num_key_value_heads=2))
-T5 = spec_of(
-    T5Config(vocab_size=50, d_model=32, num_layers=4, num_decoder_layers=2, d_ff=64, d_kv=8, num_heads=4)
-)
-SPECS = {"tiny": TINY, "minilm": MINILM, "llama": LLAMA, "t5": T5}
-EACH = """
-name: each
-layers:
-  - each_layer:
-      - {lora: {rank: {choice: [0, 1, 2, 4]}, sites: {choice: [[q], [q, v], [up, down]]}}}
-      - choice: [{gate: [{lora: {rank: {choice: [1, 2]}}}, {parallel_adapter: {bottleneck: 4}}]}, ia3, null]
-  - at: {from: {int: [0, last]}}
-    attach:
-      - optional: {prefix_tuning: {length: {int: [1, 400], log: true}}}
-training:
-  learning_rate: {float: [1.0e-4, 1.0e-2], log: true}
-  groups: {lora: {learning_rate: {float: [1.0e-4, 1.0e-2], log: true}}}
-  policies: [{lora_plus: {ratio: {int: [2, 32]}}}]
-"""
-SHARED = """
-name: shared
-vars: {size: {choice: [0, 1, 2]}}
-layers:
-  - at: {from: {int: [0, last]}, switch: {choice: [true, false]}}
-    each_layer:
-      - optional: {lora: {rank: $size, sites: {choice: [[q], [q, v]]}}, as: low}
-      - choice: [{sum: [ia3, {serial_adapter: {bottleneck: $size, variant: pfeiffer}}]}, null]
-  - at: all
-    attach:
-      - gate: [{lora: {rank: {int: [1, 6]}}}, {optional: {prefix_tuning: {length: $size}}}]
-model: [{optional: bitfit}, {prompt_tuning: {length: $size}}]
-training:
-  groups: {low: {learning_rate: {float: [1.0e-4, 1.0e-2], log: true}, weight_decay: 0.1}}
-"""
-SPLIT = """
-name: split
-layers:
-  - attach:
-      - {lora: {sites: {choice: [[q], [q, v]]}}}
-      - optional: {lora: {sites: [v]}}
-"""
-LORAS = """
-name: loras
-layers:
-  - at: all
-    attach:
-      - {lora: {rank: {choice: [2, 8]}, sites: [q, v]}}
-      - {lora: {rank: {choice: [4, 16]}, sites: [q, v]}, as: big}
-training:
-  learning_rate: {float: [1.0e-4, 1.0e-2], log: true}
-  groups: {big: {learning_rate: {float: [1.0e-4, 1.0e-2], log: true}}}
-"""
-
-
-def bound_to(name: str, spec: BackboneSpec = BERT) -> BoundSpace:
-    return Space.named(name).bind(spec)
-
-
-def space(text: str, spec: BackboneSpec = TINY) -> BoundSpace:
-    return Space.from_yaml(text).bind(spec)
-
-
-def recipe(*items: Any, at: Any = "all", model: Iterable[Any] = (), **training: Any) -> Recipe:
-    layers = [{"at": at, "attach": list(items)}] if items else []
-    return Recipe.from_dict({"name": "r", "layers": layers, "model": list(model), "training": training})
-
-
-def trial_hash(found: Recipe, spec: BackboneSpec) -> str:
-    return build_graph(found, spec).trial_hash()
-
-
-def points(bound: BoundSpace) -> st.SearchStrategy[dict[str, Any]]:
-    kinds = {}
-    for p in bound.parameters:
-        if p.kind == "categorical":
-            kinds[p.name] = st.sampled_from(p.choices)
-        elif p.kind == "int":
-            kinds[p.name] = st.integers(int(p.low), int(p.high))
-        else:
-            kinds[p.name] = st.floats(p.low, p.high)
-    return st.fixed_dictionaries(kinds)
-
-
-def assert_inverse(bound: BoundSpace, values: dict[str, Any]) -> None:
-    try:
-        wanted = bound.materialize(values)
-    except EmptyRecipe:
-        assume(False)
-    match = values_of(wanted, bound)
-    assert trial_hash(bound.materialize(match.values), bound.spec) == trial_hash(wanted, bound.spec)
-    assert (match.exact, match.missing, match.distance, match.overlap) == (True, [], 0.0, 1.0)
+from autopeft.search.space.space import space_names
 
 
 @pytest.mark.parametrize("name", space_names())
@@ -220,17 +128,6 @@ def test_a_fixed_hybrid_that_is_a_member() -> None:
     assert all(match.values[f"layer_{i}.on"] for i in range(12))
 
 
-def missing(wanted: Recipe, name: str = "lora", spec: BackboneSpec = SIX) -> tuple[list[str], Recipe]:
-    """What a space cannot say of a recipe, and the nearest member."""
-    bound = bound_to(name, spec)
-    match = values_of(wanted, bound)
-    assert not match.exact
-    return match.missing, bound.materialize(match.values)
-
-
-HEAD: dict[str, Any] = {"groups": {"head": {"learning_rate": 1e-2}}}
-
-
 @pytest.mark.parametrize(("rank", "nearest"), [(3, 4), (5, 4), (100, 128), (512, 128)])
 def test_a_size_between_two_choices(rank: int, nearest: int) -> None:
     words, found = missing(recipe({"lora": {"rank": rank}}, **HEAD))
@@ -287,132 +184,6 @@ def test_nothing_in_common() -> None:
     assert match.overlap == 0
     assert match.distance >= 1
     bound.check(match.values)
-
-
-NEAREST = """
-name: nearest
-layers:
-  - at: {from: {int: [0, last]}, switch: {choice: [true, false]}}
-    attach:
-      - choice: [{lora: {rank: {choice: [0, 2, 6]}}}, {dora: {rank: 4, sites: [q]}}]
-      - optional: {serial_adapter: {bottleneck: {int: [1, 3]}, variant: pfeiffer}}
-model: [{optional: bitfit}]
-"""
-FAR = {
-    "size": recipe({"lora": {"rank": 5, "sites": ["q"]}}, at=[1]),
-    "sites": recipe({"lora": {"rank": 1, "sites": ["q", "k", "v"]}}, "ia3", model=["bitfit"]),
-    "relative": recipe({"dora": {"rank": 1}}, {"parallel_adapter": {"bottleneck": 2, "sites": ["ffn"]}}),
-    "setting": recipe({"serial_adapter": {"bottleneck": 9, "variant": "houlsby"}}, at=[0]),
-    "gate": recipe({"gate": [{"lora": {"rank": 3}}, {"serial_adapter": {"bottleneck": 2}}]}, "prefix_tuning"),
-    "model": recipe(model=["bitfit", {"prompt_tuning": {"length": 3}}]),
-}
-
-
-@pytest.mark.parametrize("name", FAR)
-def test_the_nearest_of_all_members(name: str) -> None:
-    bound = space(NEAREST, TWO)
-    members = encoder_of(bound)
-    bag, _ = members.read(FAR[name])
-    names = [p.name for p in bound.parameters]
-    distances = []
-    for chosen in product(*(p.choices or range(int(p.low), int(p.high) + 1) for p in bound.parameters)):
-        values = dict(zip(names, chosen, strict=True))
-        try:
-            bound.materialize(values)
-        except EmptyRecipe:
-            continue
-        distances.append(members.comparison.distance(members.at(values), bag)[0])
-    assert len(distances) > 400
-    assert values_of(FAR[name], bound).distance == pytest.approx(min(distances), abs=1e-12)
-
-
-def test_the_work_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = []
-    whole = RecipeDistance.distance
-
-    def counted(self: Any, ours: Any, wanted: Any) -> tuple[float, int]:
-        found = whole(self, ours, wanted)
-        steps.append(found[1])
-        return found
-
-    monkeypatch.setattr(projection, "_EVALUATIONS", 1500)
-    monkeypatch.setattr(RecipeDistance, "distance", counted)
-    match = values_of(Recipe.named("unipelt"), bound_to("default", TINY))
-    assert 1000 < sum(steps) < 1700
-    assert match.overlap > 0.4
-
-
-def test_a_recipe_with_too_many_entries_is_refused() -> None:
-    with pytest.raises(RecipeError, match="1001 entries; at most 1000"):
-        values_of(recipe(*["ia3"] * 1001), bound_to("lora"))
-
-
-@pytest.mark.parametrize("text", [EACH, SHARED], ids=["each", "shared"])
-def test_the_inverse_where_choices_are_drawn_for_each_of_many_layers(text: str) -> None:
-    bound = space(text, SIX)
-    for seed in range(6):
-        wanted = bound.materialize(bound.sample(random.Random(seed)))
-        assert values_of(wanted, bound).exact
-
-
-@pytest.mark.parametrize("chosen", [("q", True), ("q+v", False)])
-def test_the_same_places_in_other_entries_are_told_apart(chosen: tuple[str, bool]) -> None:
-    bound = space(SPLIT)
-    values = dict(zip([p.name for p in bound.parameters], chosen, strict=True))
-    assert values_of(bound.materialize(values), bound).values == values
-
-
-ALIKE = """
-name: alike
-layers:
-  - attach:
-      - {lora: {rank: {choice: [2, 4]}, sites: [q]}}
-      - gate: [{lora: {rank: {choice: [2, 4]}, sites: [q]}}, ia3]
-"""
-
-
-def test_what_stands_in_a_composition_is_told_from_what_stands_alone() -> None:
-    bound = space(ALIKE)
-    alone, gated = (p.name for p in bound.parameters)
-    members = encoder_of(bound)
-    bag, swapped = (members.at({alone: r, gated: 6 - r}) for r in (2, 4))
-    assert members.comparison.distance(bag, bag)[0] == 0
-    assert members.comparison.distance(swapped, bag)[0] > 0.01
-
-
-SWAPPED = """
-name: swapped
-layers:
-  - {at: {choice: [[0], [1]]}, attach: [{lora: {rank: 2}}]}
-  - {at: {choice: [[0], [1]]}, attach: [{lora: {rank: 4}}]}
-"""
-
-
-def test_pairs_lead_on_where_single_parameters_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    bound = space(SWAPPED)
-    first, second = (p.name for p in bound.parameters)
-    stuck, wanted = {first: "1", second: "0"}, {first: "0", second: "1"}
-    monkeypatch.setattr(projection._Descent, "_starts", lambda self: iter([stuck]))
-    assert values_of(bound.materialize(wanted), bound).values == wanted
-
-
-TWICE = """
-name: twice
-layers:
-  - attach:
-      - optional: {dora: {sites: [q], rank: 2}}
-      - optional: {dora: {sites: [q], rank: 4}}
-      - optional: ia3
-"""
-
-
-def test_the_nearest_member_always_holds_together() -> None:
-    bound = space(TWICE)
-    wanted = recipe({"dora": {"sites": ["q"], "rank": 2}}, {"dora": {"sites": ["q"], "rank": 4}}, "ia3")
-    match = values_of(wanted, bound)
-    assert not match.exact
-    assert match.values["ia3.on"]
-    assert sorted([match.values["dora.on"], match.values["dora.on_2"]]) == [False, True]
 
 
 @pytest.mark.parametrize("name", space_names())
