@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autopeft.nn.bottleneck import ACTIVATIONS, Activation, Bottleneck
+from autopeft.nn.bottleneck import ACTIVATIONS, Activation, Bottleneck, Bottlenecks
 from autopeft.nn.fastfood import Fastfood
 from autopeft.nn.hadamard import walsh_hadamard
 from autopeft.nn.hypergradient import hypergradient
@@ -27,6 +27,7 @@ __all__ = [
     "ACTIVATIONS",
     "Activation",
     "Bottleneck",
+    "Bottlenecks",
     "Fastfood",
     "KroneckerCurvature",
     "LowRankKronecker",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "Activation", "Bottleneck"]
+from autopeft.nn.per_site import PerSite
+
+__all__ = ["ACTIVATIONS", "Activation", "Bottleneck", "Bottlenecks"]
 
 Activation = Literal["relu", "gelu", "swish", "tanh"]
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -70,3 +72,18 @@ class Bottleneck(nn.Module):
             inner = nn.functional.dropout(inner, self.dropout, self.training)
         out: Tensor = self.up(inner)
         return out
+
+
+_B = TypeVar("_B", bound=Bottleneck)
+
+
+class Bottlenecks(PerSite[_B]):
+    """A bottleneck for each site."""
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """The projections down and up, each with its bias, over all sites."""
+        own = self.children_by_site()
+        return {
+            "down": [p for bottleneck in own for p in bottleneck.down.parameters()],
+            "up": [p for bottleneck in own for p in bottleneck.up.parameters()],
+        }

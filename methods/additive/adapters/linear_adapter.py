@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
-from autopeft.nn import Activation, Bottleneck, PerSite
+from autopeft.nn import Activation, Bottleneck, Bottlenecks
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
 __all__ = ["LinearAdapter"]
@@ -17,7 +17,7 @@ __all__ = ["LinearAdapter"]
 Variant = Literal["series", "input", "parallel"]
 
 
-class LinearAdapterModule(PerSite[Bottleneck]):
+class LinearAdapterModule(Bottlenecks[Bottleneck]):
     """A bottleneck for each linear map."""
 
     def __init__(
@@ -39,13 +39,6 @@ class LinearAdapterModule(PerSite[Bottleneck]):
             fed = nn.functional.dropout(fed, self.dropout, self.training)
         out: Tensor = self[site](fed)
         return out if call.gated or self.scale == 1 else out * self.scale
-
-    def parts(self) -> dict[str, list[nn.Parameter]]:
-        adapters = self.children_by_site()
-        return {
-            "down": [p for adapter in adapters for p in adapter.down.parameters()],
-            "up": [p for adapter in adapters for p in adapter.up.parameters()],
-        }
 
 
 @register("linear_adapter")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autopeft.errors import CompositionError
 from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
-from autopeft.nn import Activation, Bottleneck, PerSite
+from autopeft.nn import Activation, Bottleneck, Bottlenecks
 from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["ParallelAdapter"]
@@ -32,7 +32,7 @@ class ScaledBottleneck(Bottleneck):
         self.scale = nn.Parameter(torch.ones(1)) if config.scale == "learned" else None
 
 
-class ParallelAdapterModule(PerSite[ScaledBottleneck]):
+class ParallelAdapterModule(Bottlenecks[ScaledBottleneck]):
     """A bottleneck for each site, fed by the residual stream or by what the frozen sub-layer reads."""
 
     def __init__(self, children: dict[str, ScaledBottleneck], config: ParallelAdapter.Config) -> None:
@@ -60,13 +60,11 @@ class ParallelAdapterModule(PerSite[ScaledBottleneck]):
         return out if call.gated else out * self.scale
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
-        adapters = self.children_by_site()
-        down = [p for adapter in adapters for p in adapter.down.parameters()]
-        scales = [adapter.scale for adapter in adapters if adapter.scale is not None]
-        return {"down": down, "up": self.up_parameters(), "scale": scales}
+        scales = [adapter.scale for adapter in self.children_by_site() if adapter.scale is not None]
+        return {**super().parts(), "scale": scales}
 
     def up_parameters(self) -> list[nn.Parameter]:
-        return [p for adapter in self.children_by_site() for p in adapter.up.parameters()]
+        return self.parts()["up"]
 
 
 def _no_residual(site: Site, where: str) -> str:

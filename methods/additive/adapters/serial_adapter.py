@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from autopeft.errors import CompositionError
 from autopeft.method import Call, MethodConfig, ParameterCount, Traits, WeightTarget, register
-from autopeft.nn import Activation, Bottleneck, PerSite, TensorDeltas
+from autopeft.nn import Activation, Bottleneck, Bottlenecks, TensorDeltas
 from autopeft.spec import BackboneSpec, Site, TensorSpec
 
 __all__ = ["SerialAdapter"]
@@ -18,7 +18,7 @@ __all__ = ["SerialAdapter"]
 Variant = Literal["houlsby", "pfeiffer"]
 
 
-class SerialAdapterModule(PerSite[Bottleneck]):
+class SerialAdapterModule(Bottlenecks[Bottleneck]):
     """A bottleneck for each site, fed by the sub-layer's output, and deltas of the norms that it trains."""
 
     def __init__(
@@ -49,12 +49,7 @@ class SerialAdapterModule(PerSite[Bottleneck]):
         return out if call.gated or self.scale == 1 else out * self.scale
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
-        adapters = self.children_by_site()
-        return {
-            "down": [p for adapter in adapters for p in adapter.down.parameters()],
-            "up": [p for adapter in adapters for p in adapter.up.parameters()],
-            "norms": list(self.norms.parameters()),
-        }
+        return {**super().parts(), "norms": list(self.norms.parameters())}
 
     def weight_targets(self) -> Sequence[WeightTarget]:
         return [WeightTarget(tensor=name) for name in self.norms.names]
