@@ -26,7 +26,7 @@ from autopeft.cli import (
     tasks,
     train,
 )
-from autopeft.cli.console import INTERRUPTED
+from autopeft.cli.console import INTERRUPTED, Told
 from autopeft.cli.declared import typed_command
 from autopeft.errors import AutoPEFTError, StoppedError, UsageError
 
@@ -124,7 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         hint = "" if _debug() else " Set AUTOPEFT_DEBUG=1 to see where."
         return _fail(f"{type(error).__name__}: {error}{hint}", error, FAILED)
-    if code == INTERRUPTED:  # newer versions of typer turn Ctrl-C into an exit of their own
+    # Newer versions of typer turn Ctrl-C into an exit that says nothing.
+    if code == INTERRUPTED and not isinstance(code, Told):
         return _fail("interrupted.", None, INTERRUPTED)
     return code if isinstance(code, int) else DONE
 

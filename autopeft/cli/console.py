@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autopeft.report.sheet import Sheet
 
-__all__ = ["INTERRUPTED", "notify", "printable", "say", "say_json", "say_sheet", "terminal"]
+__all__ = ["INTERRUPTED", "Told", "notify", "printable", "say", "say_json", "say_sheet", "terminal"]
 
 INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
+
+
+class Told(int):
+    """An exit code whose reason the command has told already."""
 
 
 def terminal() -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autopeft.cli.console import INTERRUPTED, notify, say, say_json, say_sheet, terminal
+from autopeft.cli.console import INTERRUPTED, Told, notify, say, say_json, say_sheet, terminal
 from autopeft.cli.declared import Given, declared, said
 from autopeft.cli.options import Json
 from autopeft.errors import UsageError
@@ -103,7 +103,7 @@ def _show_result(given: Given, as_json: bool) -> None:
         _print_result(result)
     if result.interrupted:
         notify(f"Interrupted. Go on with: {go_on(Path(_short(str(result.run))))}")
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(Told(INTERRUPTED))
 
 
 def _print_result(result: SearchResult) -> None:

@@ -189,6 +189,7 @@ def test_workers_on_ray(start: Start) -> None:
     command.wait_for(lambda: "trial 0: 0." in command.out)
     assert command.ctrl_c() == 130, command.out
     assert "Interrupted. Go on with: autopeft search --resume" in command.out
+    assert "error: interrupted." not in command.out, "it is said once"
     assert "failed" not in command.out
     (run,) = runs_of(command)
     assert not any(r.state == "failed" for r in run.trials().records)
