@@ -161,7 +161,9 @@ def test_a_missing_part_names_its_misspelling() -> None:
 
 @pytest.mark.parametrize("case", sorted(CASES))
 def test_no_alarm_on_what_is_built_in(case: str) -> None:
-    attach(tiny_model("bert"), recipe_of(case), seed=0).detach()
+    recipe = recipe_of(case)
+    with attach(tiny_model("bert"), recipe, seed=0) as hybrid:
+        assert {entry.name for entry in recipe.entries()} <= set(hybrid.modules)
 
 
 def test_the_table_and_the_protocols_agree() -> None:
