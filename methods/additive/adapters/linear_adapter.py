@@ -47,11 +47,11 @@ class LinearAdapter:
     y = W₀(x + s·f(x)) + b₀ before it (`input`), or y = z + s·f(x) beside it (`parallel`).
 
     Hu et al. 2023, LLM-Adapters, arXiv:2304.01933. Their code (AGI-Edgerunners/LLM-Adapters,
-    tuners/bottleneck.py) calls the first two `output_adapter` and `mh_adapter`, and chooses between them by
-    the name of the map. Unlike He et al.'s parallel adapter, which spans a whole sub-layer, `parallel` goes
-    from the map's inputs to its outputs. Defaults are theirs: m = 256, tanh, s = 1, no biases, no dropout;
-    weights from N(0, 0.02), so close to the identity at init, yet not exactly. They put `series` and
-    `parallel` into the FFN, `series` behind its last map, which is the default site; the recipes
+    peft/src/peft/tuners/bottleneck.py) calls the first two `output_adapter` and `mh_adapter`, and chooses
+    between them by the name of the map. Unlike He et al.'s parallel adapter, which spans a whole sub-layer,
+    `parallel` goes from the map's inputs to its outputs. Defaults are theirs: m = 256, tanh, s = 1, no
+    biases, no dropout; weights from N(0, 0.02), so close to the identity at init, yet not exactly. They put
+    `series` and `parallel` into the FFN, `series` behind its last map, which is the default site; the recipes
     `llm-adapters-series` and `llm-adapters-parallel` are their runs on LLaMA-7B. Behind a gate the gate takes
     the place of s. Not mergeable.
 
