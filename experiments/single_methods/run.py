@@ -2,6 +2,7 @@
 
     python experiments/single_methods/run.py               # a few core-hours; goes on where it stopped
     python experiments/single_methods/run.py --part 0/2    # every second method, beside another process
+    python experiments/single_methods/run.py lora mam      # these alone
     python experiments/single_methods/run.py --tables      # with the costs that cost.py has measured
 
 1,600 rows of `trec` and `movie-sentences`, 150 steps of 32, each method at its defaults. The learning rate of
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
 from lib.recording import part_of
 from lib.storage import append_row, read_rows
-from tables import FULL, measured, tables
+from tables import FORMER, FULL, measured, tables
 
 from autopeft import Recipe, load_task
 from autopeft.assets import load_config, load_tokenizer, resolve_model
@@ -35,6 +37,7 @@ from autopeft.backbones import spec_of
 from autopeft.errors import AutoPEFTError
 from autopeft.graph import build_graph
 from autopeft.method import get_method, method_names
+from autopeft.spec import BackboneSpec
 from autopeft.tasks import Rows
 from autopeft.tasks.encode import encode
 from autopeft.training import TrainingPlan, run_trial
@@ -42,6 +45,7 @@ from autopeft.training.trial import full_fine_tuning
 
 __all__ = [
     "CENTRES",
+    "HYBRIDS",
     "VARIANTS",
     "Bench",
     "Runner",
@@ -54,7 +58,7 @@ __all__ = [
 ]
 
 TRIALS = Path(__file__).parent / "results" / "trials.jsonl"
-TASKS = ("trec", "movie-sentences")
+MODEL, TASKS = "minilm", ("trec", "movie-sentences")
 STEPS, BATCH, LENGTH, ROWS = 150, 32, 64, 1600
 SEEDS, MOST_RATES = (1, 2, 3), 6
 HEAD = "head-only"
@@ -72,6 +76,15 @@ class Variant:
     head: float | None = 1e-3
 
 
+# Hybrids that are fixed recipes: all of their training but the rates is their own. Those of a file are what
+# the package had under the name before its format 2.
+HYBRIDS: dict[str, str | Path] = {
+    name + suffix: folder / f"{name}.yaml" if suffix else name
+    for name in ("mam", "sapa-prefix")
+    for suffix, folder in (("", Path()), (FORMER, Path(__file__).parent / "format_1"))
+}
+
+
 # Why these: README.md.
 VARIANTS = {
     "prompt_tuning, head alike": Variant("prompt_tuning", head=None),
@@ -87,8 +100,8 @@ def rate_of(point: int) -> float:
 
 
 def candidates() -> list[str]:
-    """The two ends, and every method; of a policy it is LoRA with it. Last, the variants."""
-    return [HEAD, *method_names(), FULL, *VARIANTS]
+    """The two ends, every method (of a policy LoRA with it), the variants and the fixed recipes."""
+    return [HEAD, *method_names(), FULL, *VARIANTS, *HYBRIDS]
 
 
 def centre_of(name: str) -> int:
@@ -97,7 +110,11 @@ def centre_of(name: str) -> int:
 
 
 def recipe_of(name: str, rate: float) -> Recipe:
-    """A method alone at its defaults, or a variant; the head alone, too, where nothing is attached."""
+    """A method alone at its defaults, a variant or a fixed recipe; of the head alone nothing is attached."""
+    if name in HYBRIDS:
+        fixed = Recipe.load(HYBRIDS[name]).to_dict()
+        fixed["training"] |= {"learning_rate": rate, "groups": {"head": {"learning_rate": 1e-3}}}
+        return Recipe.from_dict(fixed)
     variant = VARIANTS.get(name, Variant(name))
     head = rate if variant.head is None else variant.head
     training: dict[str, Any] = {"learning_rate": rate, "groups": {"head": {"learning_rate": head}}}
@@ -136,7 +153,7 @@ class Bench:
     rows: Rows = ALL
 
     def __post_init__(self) -> None:
-        source = resolve_model("minilm", notify=print)
+        source = resolve_model(MODEL, notify=print)
         self.spec = spec_of(load_config(source))
         task = load_task(self.task, rows=self.rows, notify=print)
         self._data = encode(task, load_tokenizer(source), LENGTH)
@@ -174,6 +191,18 @@ class Runner:
         """All trainings there are."""
         return read_rows(self._path)
 
+    def labelled(self, spec: BackboneSpec) -> list[dict[str, Any]]:
+        """All trainings; those from before a method's defaults changed are named so, told by their hash."""
+
+        @cache
+        def today(name: str, rate: float) -> str:
+            return build_graph(recipe_of(name, rate), spec).trial_hash()
+
+        return [
+            row | {"method": row["method"] + FORMER * (today(row["method"], row["rate"]) != row["hash"])}
+            for row in self.rows()
+        ]
+
     def method(self, task: str, name: str) -> None:
         """Sweep, then train the best rate with fresh seeds."""
         best = self.best(task, name)
@@ -204,16 +233,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="these methods, variants and recipes only")
     parser.add_argument("--part", default="0/1", metavar="K/N", help="every N-th method, from the K-th on")
     parser.add_argument("--tables", action="store_true", help="print what there is, train nothing")
     arguments = parser.parse_args()
     part, parts = part_of(arguments.part)
     torch.set_num_threads(1)
     runner = Runner(TRIALS)
-    for name in [] if arguments.tables else candidates()[part::parts]:
+    if unknown := set(arguments.names) - set(candidates()):
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(candidates())}")
+    names = arguments.names or candidates()[part::parts]
+    for name in [] if arguments.tables else names:
         for task in TASKS:
             runner.method(task, name)
-    print(tables(runner.rows(), TASKS, measured()))
+    spec = spec_of(load_config(resolve_model(MODEL, notify=print)))
+    print(tables(runner.labelled(spec), TASKS, measured()))
 
 
 if __name__ == "__main__":

@@ -8,17 +8,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["COSTS", "FULL", "measured", "tables"]
+__all__ = ["COSTS", "FORMER", "FULL", "measured", "tables"]
 
 COSTS = Path(__file__).parent / "results" / "costs.json"
+FORMER_COSTS = COSTS.with_name("costs-format-1.json")
 FULL = "full fine-tuning"
+FORMER = ", format 1"  # after the name of a method whose defaults were others then
 Row = Mapping[str, Any]
-Costs = Mapping[str, Sequence[float]]
+Costs = Mapping[str, Sequence[tuple[float, float]]]
 
 
-def measured(path: Path = COSTS) -> Costs:
-    """CPU seconds of a step in each round, by method; empty where `cost.py` has not run."""
-    return json.loads(path.read_text(encoding="utf-8"))["rounds"] if path.exists() else {}
+def measured(path: Path = COSTS, former: Path = FORMER_COSTS) -> Costs:
+    """CPU seconds of a step of each method and of full fine-tuning in each round; empty where nothing was
+    measured."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for file, suffix in ((former, FORMER), (path, "")):
+        rounds = json.loads(file.read_text(encoding="utf-8"))["rounds"] if file.exists() else {}
+        for name, own in rounds.items():
+            found[name + suffix] = list(zip(own, rounds[FULL], strict=True))
+    return found
 
 
 def tables(rows: Sequence[Row], tasks: Sequence[str], costs: Costs) -> str:
@@ -54,11 +62,12 @@ def _line(rows: Sequence[Row], name: str, tasks: Sequence[str], costs: Costs) ->
 
 
 def _cost(costs: Costs, name: str) -> str:
-    name = name.partition(",")[0]  # a variant's step is its method's
-    if name not in costs:
+    method = name.partition(",")[0]  # a variant's step is its method's
+    rounds = costs.get(method + FORMER * name.endswith(FORMER)) or costs.get(method)
+    if rounds is None:
         return "not measured"
-    shares = [own / full for own, full in zip(costs[name], costs[FULL], strict=True)]
-    return f"{statistics.median(costs[name]):.3f} ({statistics.median(shares):.2f})"
+    share = statistics.median(own / full for own, full in rounds)
+    return f"{statistics.median(own for own, _ in rounds):.3f} ({share:.2f})"
 
 
 def _score(found: Sequence[Row]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,24 @@ import pytest
 from support.toy import toy_spec
 
 from autopeft.backbones import spec_of
+from autopeft.counting import count
 from autopeft.graph import build_graph
 from autopeft.method import get_method, method_names
+from autopeft.recipe import Recipe
+from autopeft.spec import BackboneSpec
 
 FOLDER = "single_methods"
 PAGE = Path(__file__).parents[2] / "docs/results/each-method-alone.md"
 FOLDER_README = Path(__file__).parents[1] / "single_methods" / "README.md"
 Import = Callable[[str], Any]
+
+
+def minilm() -> BackboneSpec:
+    from transformers import BertConfig
+
+    return spec_of(
+        BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +38,9 @@ def run(load: Import) -> Any:
 
 
 def test_every_method_is_a_candidate_at_its_defaults(run: Any) -> None:
-    from transformers import BertConfig
-
-    assert run.candidates() == [run.HEAD, *method_names(), run.FULL, *run.VARIANTS]
+    assert run.candidates() == [run.HEAD, *method_names(), run.FULL, *run.VARIANTS, *run.HYBRIDS]
     assert set(run.CENTRES) <= set(run.candidates())
-    spec = spec_of(
-        BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
-    )
+    spec = minilm()
     for name in method_names():
         recipe = run.recipe_of(name, 1e-3)
         graph = build_graph(recipe, spec)
@@ -54,6 +62,33 @@ def test_a_variant_is_its_method_with_other_options_or_another_rate_of_the_head(
         assert entry.method.config == get_method(variant.method).Config(**variant.options)
         assert build_graph(recipe, spec).trial_hash() != build_graph(own, spec).trial_hash()
         assert run.centre_of(name) == run.centre_of(variant.method)
+
+
+def test_a_fixed_recipe_keeps_its_training_but_for_the_rates(run: Any) -> None:
+    spec = minilm()
+    for name, file in run.HYBRIDS.items():
+        recipe, own = run.recipe_of(name, 0.1), Recipe.load(file)
+        assert recipe.structure_hash() == own.structure_hash()
+        data, before = recipe.training.to_data(), own.training.to_data()
+        assert {key for key in data if data[key] != before.get(key)} == {"learning_rate", "groups"}
+        assert recipe.training.learning_rate == 0.1
+        assert recipe.training.groups["head"].learning_rate == 1e-3
+    for name in ("mam", "sapa-prefix"):
+        new, old = (count(run.recipe_of(n, 0.1), spec) for n in (name, f"{name}, format 1"))
+        assert new.deployed - old.deployed == {"mam": 2400, "sapa-prefix": 4896}[name]
+
+
+def test_rows_of_before_a_default_changed_are_told_by_their_hash(run: Any, tmp_path: Path) -> None:
+    spec, path = toy_spec(hidden=8, kv=8), tmp_path / "trials.jsonl"
+    runner = run.Runner(path, FakeBench)
+    for name in ("prefix_tuning", "lora"):
+        runner.score("trec", name, 1, 0, "select")
+    bare = Recipe.from_dict({"autopeft": 1, "layers": [{"attach": ["prefix_tuning"]}],
+                             "training": run.recipe_of("lora", 3.2e-3).training.to_data()})  # fmt: skip
+    row = runner.rows()[0] | {"hash": build_graph(bare, spec).trial_hash(), "score": 0.7}
+    path.write_text(path.read_text() + json.dumps(row) + "\n")
+    names = [(row["method"], row["score"]) for row in runner.labelled(spec)]
+    assert names == [("prefix_tuning", 0.9), ("lora", 0.9), ("prefix_tuning, format 1", 0.7)]
 
 
 @pytest.mark.parametrize(
@@ -129,23 +164,46 @@ def test_the_table_has_every_method_that_all_tasks_have_tested(load: Import) -> 
         *rows("broken", "a", 0.1, 0.1, error="it says why"), *rows("broken", "b", 0.1, 0.1),
     ]  # fmt: skip
     tables = load("tables")
-    costs = {"lora": [0.5, 0.6, 1.8], tables.FULL: [1.0, 1.0, 2.0]}
+    costs = {"lora": [(0.5, 1.0), (0.6, 1.0), (1.8, 2.0)]}
     _, _, *lines = tables.tables(found, ("a", "b"), costs).splitlines()
     assert [line.split(" | ")[0] for line in lines] == ["| ia3", "| lora", "| broken"]
     assert lines[1] == "| lora | 60.0 ± 14.1 | 1.0e-03 | 90.0 ± 0.0 | 1.0e-03 | 1 | 9 | 0.600 (0.60) |"
     assert "it says why" in lines[2]
 
 
+def test_costs_of_before_a_default_changed_have_their_own_name(load: Import, tmp_path: Path) -> None:
+    tables = load("tables")
+    now, before = tmp_path / "now.json", tmp_path / "before.json"
+    before.write_text(json.dumps({"rounds": {"sora": [0.3, 0.5], tables.FULL: [1.0, 1.0]}}))
+    assert tables.measured(now, before) == {
+        "sora, format 1": [(0.3, 1.0), (0.5, 1.0)], "full fine-tuning, format 1": [(1.0, 1.0)] * 2
+    }  # fmt: skip
+    now.write_text(json.dumps({"rounds": {"sora": [0.4], tables.FULL: [2.0]}}))
+    rows = [
+        {"method": name, "task": "a", "split": "test", "rate": 1.0, "deployed": 1, "trained": 1, "score": 0.5}
+        for name in ("sora", "sora, format 1", "sora, other", "sora, other, format 1") for _ in "12"
+    ]  # fmt: skip
+    _, _, *lines = tables.tables(rows, ("a",), tables.measured(now, before)).splitlines()
+    assert {line.split(" | ")[0]: line.split(" | ")[-1] for line in lines} == {
+        "| sora": "0.400 (0.20) |", "| sora, other": "0.400 (0.20) |",
+        "| sora, format 1": "0.400 (0.40) |", "| sora, other, format 1": "0.400 (0.40) |",
+    }  # fmt: skip
+
+
 def test_the_page_has_the_table_of_what_is_recorded_with_every_candidate(run: Any, load: Import) -> None:
     _, _, below = PAGE.read_text(encoding="utf-8").partition("<!-- single-methods -->\n\n")
     shown = below.partition("\n\n")[0]
     table = load("tables")
-    assert shown == table.tables(run.Runner(run.TRIALS).rows(), run.TASKS, table.measured())
+    rows = run.Runner(run.TRIALS).labelled(minilm())
+    assert shown == table.tables(rows, run.TASKS, table.measured())
     names = [line.strip("| ").partition(" | ")[0] for line in shown.splitlines()[2:]]
+    before = {name for name in names if name.endswith(table.FORMER) and name not in run.HYBRIDS}
+    assert "prefix_tuning, format 1" in before
     (untrained,) = re.findall(
         r"^Not in the table yet: (.*)\.$", FOLDER_README.read_text(encoding="utf-8"), re.M
     )
-    assert sorted([*names, *re.findall(r"`(\w+)`", untrained)]) == sorted(run.candidates())
+    today = [name for name in names if name not in before]
+    assert sorted([*today, *re.findall(r"`([^`]+)`", untrained)]) == sorted(run.candidates())
 
 
 def test_costs_are_taken_in_turns_and_every_round_starts_elsewhere(load: Import) -> None:
