@@ -34,7 +34,7 @@ def make_stage(tmp_path: Path) -> Callable[..., Stage]:
             "baselines",
             [Baseline("baseline", tuple(lora(100, lr).to_dict() for lr in (1e-3, 2e-3)), {"deployed": 5})],
         )
-        events, checkpoints = Events(), MemoryCheckpoints()
+        events, checkpoints = Events(), more.pop("checkpoints", None) or MemoryCheckpoints()
         records: list[TrialRecord] = []
         strategy = Trials(study, effort, checkpoints, seed=0)
         controller = Controller(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from autopeft.counting import Counts
@@ -95,6 +96,9 @@ class MemoryCheckpoints:
     def drop(self, key: str) -> None:
         self.held.pop(key, None)
 
+    def keys(self) -> tuple[str, ...]:
+        return tuple(self.held)
+
     @property
     def size(self) -> int:
         return sum(len(data) for files in self.held.values() for data in files.values())
@@ -127,3 +131,13 @@ class Stage:
                 return
             self.controller.complete(outcome(running.pop(0)))
         raise AssertionError("the controller never ends")
+
+
+def ready_to_finish() -> Any:
+    """As much of a prepared search as `finish` reads."""
+    return SimpleNamespace(
+        task=SimpleNamespace(metric="accuracy", source=SimpleNamespace(notice=None)),
+        limits=(0, 1000),
+        arguments=SimpleNamespace(seed=0),
+        summary=SimpleNamespace(constant=None, remarks=()),
+    )

@@ -7,7 +7,6 @@ the last trials end.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from dataclasses import replace
 
 from autopeft.effort import Effort
 from autopeft.runs.records import TrialRecord
+from autopeft.search.controller.best_weights import BestWeights
 from autopeft.search.controller.time_budget import TimeBudget
 from autopeft.search.core.checkpoints import CheckpointStore
 from autopeft.search.core.events import Reporter
@@ -41,7 +41,8 @@ class Controller:
         effort: numbers of trials, steps and seeds.
         baselines: what the winner is compared with.
         reporter: is told of everything that happens.
-        checkpoints: takes trained weights: `best` for the best trial so far, else by job.
+        checkpoints: takes trained weights: `best-<n>` of the best trial so far, else by job. The best of an
+            earlier process is known again.
         on_record: stores a record; called once for each finished trial and final run.
         recall: the result of a final run that need not be repeated.
         seconds: time budget of the whole run, or `None`.
@@ -74,9 +75,8 @@ class Controller:
         self._again: deque[Job] = deque()
         self._searching, self._announced = True, False
         self.interrupted = False
-        self._best_kept = -math.inf
-        self.kept: int | None = None
         self.first_error: str | None = None
+        self.best = BestWeights(checkpoints, strategy.records())
 
     # Giving out
     # ------------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ class Controller:
         job = self.strategy.next(room=room)
         self._take_updates()
         if isinstance(job, TrainJob) and job.keep_above is not None:
-            job = replace(job, keep_above=max(job.keep_above, self._best_kept))
+            job = replace(job, keep_above=max(job.keep_above, self.best.score))
         if job is None and self.strategy.finished:
             self._end_search()
         elif job is None:
@@ -146,29 +146,22 @@ class Controller:
         if result.failure == "lost" and job.attempt + 1 < _ATTEMPTS and not self.interrupted:
             self._again.append(retried(job))
         elif job.kind == "trial":
+            self.best.offer(job, result)
             self.strategy.complete(job, result)
-            self._take_updates(job, result)
+            self._take_updates()
+            self.best.settle(self.strategy.records())
         else:
             self._complete_final(job, result, kept=False)
 
-    def _take_updates(self, job: Job | None = None, result: JobResult | None = None) -> None:
-        """Store and report what the strategy has learned; `job` and `result` are what it was just told."""
+    def _take_updates(self) -> None:
+        """Store and report what the strategy has learned."""
         for record in self.strategy.updates():
             if record.state == "failed" and not self.interrupted:
                 self.first_error = self.first_error or record.error
-            if job is not None and result is not None and record.number == job.number:
-                self._keep_best(record, result)
             if record.state == "paused":
                 self._report(record)
             else:
                 self._announce(record)
-
-    def _keep_best(self, record: TrialRecord, result: JobResult) -> None:
-        if record.state != "complete" or record.score is None or not result.files:
-            return
-        if record.score > self._best_kept:
-            self.checkpoints.put("best", result.files)
-            self._best_kept, self.kept = record.score, record.number
 
     def _complete_final(self, job: Job, result: JobResult, *, kept: bool) -> None:
         if result.files:

@@ -46,12 +46,12 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         chosen = by_number[winner.number]
         files = controller.checkpoints.get(winner.good[0].job)
     else:
-        winner, files = None, None
-        kept = None if controller.kept is None else by_number[controller.kept]
-        if kept is not None and kept.score == chosen.score:
-            # Of equal trials the one whose weights were kept, so that recipe and weights are of the same
-            # hybrid.
-            chosen, files = kept, controller.checkpoints.get("best")
+        # Of equal trials the one whose weights are kept, so that recipe and weights are of one hybrid.
+        winner, files = None, controller.best.files()
+        if files is not None and controller.best.number is not None:
+            chosen = by_number[controller.best.number]
+    if files is None:
+        raise _no_weights(folder)
     final = None if winner is None else winner.contender()
     recipe, baselines = Recipe.from_dict(dict(chosen.recipe)), controller.confirmation.baselines()
     front = pareto_front(records)
@@ -81,8 +81,7 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         constant=ready.summary.constant,
         remarks=ready.summary.remarks,
     )
-    if files is not None:
-        folder.write_winner(files)
+    folder.write_winner(files)
     folder.write_lines("trials.jsonl", list(result.trials))
     folder.write_text("recipe.yaml", recipe.to_yaml())
     folder.write_text("front.csv", front_csv(front))
@@ -134,6 +133,14 @@ def course(records: Iterable[TrialRecord], limit: int) -> list[dict[str, float]]
         if record.number in reached:
             found.append({"trial": record.number or 0, "steps": steps, "hypervolume": reached[record.number]})
     return found
+
+
+def _no_weights(folder: RunFolder) -> AutoPEFTError:
+    return AutoPEFTError(
+        f"The weights of the best trial are no longer in {str(folder.state)!r}: no winner is written without "
+        f"them. The trials stand in {str(folder.path / 'trials.jsonl')!r}; `autopeft search --from "
+        f"{folder.name} …` starts from them, and {go_on(folder.path)} retrains the best."
+    )
 
 
 def _nothing(controller: Controller, records: list[TrialRecord], folder: RunFolder) -> AutoPEFTError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 __all__ = ["CheckpointStore"]
@@ -11,8 +11,8 @@ __all__ = ["CheckpointStore"]
 class CheckpointStore(Protocol):
     """Keeps files by key: saved hybrids, and checkpoints of paused trials.
 
-    The keys `best` (weights of the best trial so far) and those of final runs (the job's id) are the
-    controller's; a strategy keeps what it needs under keys of its own.
+    The keys `best-<n>` (weights of the best trial so far, by its number) and those of final runs (the job's
+    id) are the controller's; a strategy keeps what it needs under keys of its own.
     """
 
     def put(self, key: str, files: Mapping[str, bytes]) -> None:
@@ -25,6 +25,10 @@ class CheckpointStore(Protocol):
 
     def drop(self, key: str) -> None:
         """Hold nothing under `key`."""
+        ...
+
+    def keys(self) -> Collection[str]:
+        """All keys under which something is held."""
         ...
 
     @property

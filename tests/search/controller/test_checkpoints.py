@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autopeft.errors import UsageError
+from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.search.controller.checkpoints import Clock, FolderCheckpoints
 
 
@@ -19,6 +19,42 @@ def test_a_store_replaces_keeps_and_drops(tmp_path: Path) -> None:
     checkpoints.drop("never")
     assert checkpoints.get("a") is None
     assert list((tmp_path / "files").iterdir()) == []
+
+
+def test_a_kill_while_replacing_leaves_the_old_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "files"
+    FolderCheckpoints(folder).put("a", {"x": b"old"})
+    left: list[None] = []
+    rename = Path.rename
+
+    class Killed(BaseException):
+        pass
+
+    def dying(self: Path, target: Path) -> Path:
+        if not left:
+            raise Killed
+        left.pop()
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", dying)
+    for renames in (0, 1):
+        left[:] = [None] * renames
+        with pytest.raises(Killed):
+            FolderCheckpoints(folder).put("a", {"x": b"new"})
+        assert FolderCheckpoints(folder).get("a") == {"x": b"old"}
+        assert FolderCheckpoints(folder).keys() == ("a",)
+    monkeypatch.undo()
+    FolderCheckpoints(folder).put("a", {"x": b"new"})
+    assert FolderCheckpoints(folder).get("a") == {"x": b"new"}
+    assert [p.name for p in folder.iterdir()] == ["a"]
+
+
+def test_a_folder_that_takes_nothing_is_an_error_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "files").write_text("no folder")
+    with pytest.raises(AutoPEFTError, match="Cannot write"):
+        FolderCheckpoints(tmp_path / "files").put("a", {"x": b"1"})
 
 
 def test_seconds_add_up_over_processes(tmp_path: Path) -> None:

@@ -149,7 +149,8 @@ def test_the_weights_of_the_best_trial_so_far_are_kept(make_stage: Make) -> None
     stage = make_stage()
     stage.play(honest)
     best = max((j for j in stage.jobs if j.kind == "trial"), key=rank_of)
-    assert stage.checkpoints.held["best"] == {"w": best.id.encode()}
+    held = {key: files for key, files in stage.checkpoints.held.items() if key.startswith("best-")}
+    assert held == {f"best-{best.number}": {"w": best.id.encode()}}
     thresholds = [j.keep_above for j in stage.jobs if j.kind == "trial"]
     assert all(t is not None for t in thresholds)
     assert thresholds == sorted(thresholds, key=lambda t: t or 0.0)
@@ -170,7 +171,7 @@ def test_an_interruption_keeps_what_was_finished(make_stage: Make) -> None:
     assert records[0].state == "complete"
     assert (records[1].state, records[1].failure) == ("interrupted", "stopped")
     assert controller.first_error is None
-    assert stage.checkpoints.held["best"]
+    assert stage.checkpoints.held["best-0"]
 
 
 def test_results_that_came_already_change_nothing(make_stage: Make) -> None:

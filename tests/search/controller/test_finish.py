@@ -3,11 +3,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.searching import Stage, honest, rank_of
+from support.searching import Stage, honest, rank_of, ready_to_finish
 
 from autopeft.errors import AutoPEFTError, StoppedError
 from autopeft.runs.folder import RunFolder
@@ -16,15 +15,6 @@ from autopeft.search.controller.finish import course, finish, trained_steps
 from autopeft.search.core.jobs import Job, JobResult
 
 Make = Callable[..., Stage]
-
-
-def ready() -> Any:
-    return SimpleNamespace(
-        task=SimpleNamespace(metric="accuracy", source=SimpleNamespace(notice=None)),
-        limits=(0, 1000),
-        arguments=SimpleNamespace(seed=0),
-        summary=SimpleNamespace(constant=None, remarks=()),
-    )
 
 
 def test_of_equal_trials_recipe_and_weights_are_of_the_same_one(make_stage: Make, tmp_path: Path) -> None:
@@ -38,10 +28,10 @@ def test_of_equal_trials_recipe_and_weights_are_of_the_same_one(make_stage: Make
         chief.complete(replace(honest(job), scores={"select": 0.5}))
     chief.interrupt()
     chief.abandon()
-    kept = chief.strategy.study.get(chief.kept or 0)
+    kept = chief.strategy.study.get(chief.best.number or 0)
     assert chief.strategy.study.best()[0].number != kept.number
     folder = RunFolder.create("t", "key", root=tmp_path / "runs", out=None)
-    result = finish(ready(), folder, chief, 1.0)
+    result = finish(ready_to_finish(), folder, chief, 1.0)
     assert result.winner.to_dict() == kept.recipe
     assert (folder.winner / "w").read_bytes() == f"trial-{kept.number}".encode()
 
@@ -52,7 +42,7 @@ def test_without_a_trained_trial_there_is_no_result_but_the_first_failure(
     stage = make_stage()
     stage.play(lambda job: JobResult(job.id, error=f"boom {job.id}", failure="failed"))
     with pytest.raises(AutoPEFTError, match=r"All 5 trials failed\. The first failure: boom trial-0"):
-        finish(ready(), RunFolder(tmp_path), stage.controller, 1.0)
+        finish(ready_to_finish(), RunFolder(tmp_path), stage.controller, 1.0)
     assert not (tmp_path / "result.json").exists()
 
 
@@ -62,7 +52,7 @@ def test_an_interruption_before_any_result_says_how_to_go_on(make_stage: Make, t
     stage.controller.interrupt()
     stage.controller.abandon()
     with pytest.raises(StoppedError, match=rf"Go on with: autopeft search --resume .*{tmp_path.name}"):
-        finish(ready(), RunFolder(tmp_path / "a run"), stage.controller, 1.0)
+        finish(ready_to_finish(), RunFolder(tmp_path / "a run"), stage.controller, 1.0)
 
 
 def trial(
