@@ -25,6 +25,7 @@ from typing import Any
 import pandas
 import pytest
 from generate.pages import pages
+from hybrid.test_persistence import rows
 from support.documents import ROOT, text_of
 from support.saved_model import save_backbone, write_reviews
 from support.snippets import Block, blocks, commands
@@ -63,7 +64,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setitem(effort.EFFORTS, name, small)
     # Small, but with room for a budget of half a per cent.
     sizes = {"vocab_size": 60_000, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6}
-    folder = save_backbone(tmp_path / "bert-base-uncased", max_position_embeddings=256, **sizes)
+    folder = save_backbone(tmp_path / "bert-base-uncased", biases=0.02, max_position_embeddings=256, **sizes)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 128}))
     fetched = models.fetch
@@ -155,6 +156,7 @@ def test_a_page_can_be_typed(page: str, place: Path) -> None:
         model = str(place / "bert-base-uncased")
         found.names |= {
             "frame": pandas.read_csv("data.csv"),
+            "rows": rows(),
             "tokenizer": AutoTokenizer.from_pretrained(model),
         }
     ran = found.run()
@@ -204,7 +206,7 @@ def test_the_first_command_of_the_readme_is_a_real_command(place: Path) -> None:
         "--baselines",
         "none",
     ]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "movie-sentences" in done.stdout + done.stderr
     assert len(list((place / "runs").iterdir())) == 1

@@ -14,8 +14,11 @@ GOOD, BAD, NEUTRAL = ("good", "fine", "great"), ("bad", "poor", "dull"), ("film"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
-def save_backbone(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
-    """Write a BERT of 3 layers, or of `changes`, with a word-level tokenizer; returns the folder."""
+def save_backbone(folder: Path, *, seed: int = 0, biases: float = 0.0, **changes: Any) -> Path:
+    """Write a BERT of 3 layers, or of `changes`, with a word-level tokenizer; returns the folder.
+
+    `biases` is the standard deviation of its biases, which a pretrained backbone has and a new one has not.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     words = {word: i for i, word in enumerate((*_SPECIAL, *GOOD, *BAD, *NEUTRAL))}
@@ -43,6 +46,9 @@ def save_backbone(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = BertForSequenceClassification(config)
+        for name, parameter in model.base_model.named_parameters():
+            if biases and name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=biases)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
