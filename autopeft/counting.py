@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from autopeft.display import box, number, percent, table
 from autopeft.errors import BudgetError, UsageError
 from autopeft.graph import CompositionGraph, Part, build_graph, clash, hash_of, parts_of, total_of
 from autopeft.quantity import Quantity, parse_quantity
@@ -55,6 +56,23 @@ class Counts:
             "share": self.share,
             "share_with_modules": self.share_with_modules,
         }
+
+    def __repr__(self) -> str:
+        deployed = f"{self.deployed:,} deployed ({percent(self.share)} of {self.backbone:,})"
+        return f"Counts({deployed}, {self.trained:,} trained, {self.head:,} head)"
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """The figures as text: name, parameters, and the share of the backbone where it is one."""
+        return [
+            ("deployed", number(self.deployed), percent(self.share)),
+            ("trained", number(self.trained), ""),
+            ("head", number(self.head), ""),
+            ("backbone", number(self.backbone), ""),
+        ]
+
+    def _repr_html_(self) -> str:
+        """A small box for notebooks."""
+        return box("Counts", table(("", "parameters", "share"), self.rows(), right=(1, 2)))
 
 
 class Measure(NamedTuple):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import BertConfig, RobertaConfig
 
 from autopeft.backbones import spec_of
-from autopeft.counting import Budget, count
+from autopeft.counting import Budget, Counts, count
 from autopeft.errors import BudgetError
 from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
@@ -105,3 +105,11 @@ def test_a_range_that_is_empty_here() -> None:
 def test_shares_are_rounded_down_exactly(thousandths: int) -> None:
     text = f"{thousandths / 1000:.3f}%"
     assert Budget.parse(text).limits(MINILM)[1] == MINILM.parameters * thousandths // 100_000
+
+
+def test_counts_show_themselves_with_separators_and_the_share() -> None:
+    found = Counts(113_566, 120_000, 770, 22_713_216)
+    assert repr(found) == "Counts(113,566 deployed (0.499 % of 22,713,216), 120,000 trained, 770 head)"
+    made = found._repr_html_()
+    for text in ("113,566", "0.499 %", "120,000", "770", "22,713,216"):
+        assert f">{text}<" in made

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autopeft.report.sheet import Sheet
 
-__all__ = ["INTERRUPTED", "Told", "notify", "printable", "say", "say_json", "say_sheet", "terminal"]
+__all__ = [
+    "INTERRUPTED",
+    "Told",
+    "notify",
+    "printable",
+    "say",
+    "say_json",
+    "say_sheet",
+    "terminal",
+]
 
 INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
 
@@ -43,13 +52,17 @@ def printable(value: Any) -> str:
 
 
 def say_sheet(sheet: Sheet) -> None:
-    """A table: drawn on a terminal, aligned plain text in a pipe."""
+    """A table: drawn on a terminal, in its width, and aligned plain text in a pipe."""
     if not terminal():
         say(sheet.plain())
         return
     from rich.console import Console
 
-    Console(highlight=False).print(sheet.rich())
+    console = Console(highlight=False)
+    layout = sheet.layout(console.width)
+    if layout.width > console.width:
+        console = Console(highlight=False, width=layout.width)
+    console.print(sheet.rich(layout))
 
 
 def say_json(value: Any) -> None:

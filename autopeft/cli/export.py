@@ -31,6 +31,8 @@ def export(
     """
     from autopeft.assets import quiet_libraries
     from autopeft.export.api import export as write
+    from autopeft.export.package import find_saved
+    from autopeft.training.next_steps import predict_command, train_command
 
     quiet_libraries()
     found = write(run, out, notify=notify, **given)
@@ -40,6 +42,10 @@ def export(
     say(f"{found.folder}: {', '.join(found.files)}")
     if found.reason is not None:
         say(f"Not in peft's format: {found.reason}")
+    card, moved = find_saved(found.folder).card, given.get("model")
     say("Next:")
-    say(f"  autopeft train --recipe {found.folder / 'recipe.yaml'} --task trec")
-    say(f'  autopeft predict {found.folder} --text "…"')
+    if moved or card.model:
+        task, recipe = card.data.get("name"), found.folder / "recipe.yaml"
+        say(f"  {train_command(recipe, task=task, model=moved or card.model)}")
+    if card.kind is not None:  # else no kind of task has such models: it cannot be asked from here
+        say(f"  {predict_command(found.folder, pairs=card.pairs is True, model=moved)}")

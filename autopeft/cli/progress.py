@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from autopeft.composition import is_composition
+from autopeft.display import short
 from autopeft.report.text import duration, limits_text, number, percent, score
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _PHASES = {
     "baseline": "Baselines at the same budget",
     "test": "Test of the winner",
 }
-_ROWS = 12
+_ROWS, _LONGEST = 12, 60
 
 
 def brief(recipe: Mapping[str, Any]) -> str:
@@ -170,7 +171,8 @@ class LiveReporter:
         for key, (job, *_) in list(self._running.items()):
             if job.label == record.label:
                 del self._running[key]
-        self._done.append((record.label, brief(record.recipe), _size(record.counts), _outcome(record)))
+        outcome = short(_outcome(record), _LONGEST)
+        self._done.append((record.label, brief(record.recipe), _size(record.counts), outcome))
         self._ended += 1
         self._best = best if best is not None else self._best
         self._remaining = remaining if remaining is not None else self._remaining
@@ -191,7 +193,8 @@ class LiveReporter:
             box=SIMPLE_HEAD, title=Text(title if self._phase else "starting …"), title_justify="left"
         )
         for header in ("run", "methods", "deployed", "score"):
-            table.add_column(header, overflow="ellipsis", no_wrap=header != "methods")
+            # Prose folds between words, so that every number is whole.
+            table.add_column(header, overflow="fold", no_wrap=header == "deployed")
         for row in self._done[-_ROWS:]:
             table.add_row(*(Text(cell) for cell in row))
         for job, counts, step, loss in self._running.values():

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from autopeft.cli.console import notify, say_json, say_sheet
+from autopeft.cli.console import notify, say, say_json, say_sheet
 from autopeft.cli.options import Json
 
 __all__ = ["runs"]
@@ -57,10 +57,8 @@ def runs(
             }
         )
         return
-    for sheet in (
-        runs_sheet([folder.summary()], str(root)),
-        trials_sheet([*trials.records, *finals.records]),
-        front_sheet(front.points),
-    ):
+    say_sheet(runs_sheet([folder.summary()], str(root)))
+    for sheet in (trials_sheet([*trials.records, *finals.records]), front_sheet(front.points)):
         if sheet.rows:
+            say()
             say_sheet(sheet)

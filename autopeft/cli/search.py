@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -102,7 +100,7 @@ def _show_result(given: Given, as_json: bool) -> None:
     else:
         _print_result(result)
     if result.interrupted:
-        notify(f"Interrupted. Go on with: {go_on(Path(_short(str(result.run))))}")
+        notify(f"Interrupted. Go on with: {go_on(result.run)}")
         raise typer.Exit(Told(INTERRUPTED))
 
 
@@ -110,8 +108,8 @@ def _print_result(result: SearchResult) -> None:
     from autopeft.cli.backbone import spec_for
     from autopeft.graph import build_graph, draw_text
     from autopeft.report.search import ending, outcome_sheet, winner_text
-    from autopeft.report.train import next_steps
-    from autopeft.runs.folder import RunFolder
+    from autopeft.runs.folder import RunFolder, as_typed
+    from autopeft.training.next_steps import next_steps
 
     manifest = RunFolder(result.run).manifest()
     data = manifest["data"]
@@ -119,15 +117,9 @@ def _print_result(result: SearchResult) -> None:
     say()
     say(ending(result))
     say()
-    say(winner_text(result, graph, draw_text(graph)))
+    say(winner_text(result, draw_text(graph)))
     say()
     say_sheet(outcome_sheet(result, data, manifest["budget"]))
     say()
-    other = "trec" if data["name"] != "trec" else "movie-sentences"
-    say(next_steps(_short(str(result.run)), other=other, pairs=bool(data.get("pairs"))))
-
-
-def _short(run: str) -> str:
-    """The run's path as one would type it here."""
-    relative = os.path.relpath(run)
-    return run if relative.startswith("..") else relative
+    pairs = bool(data.get("pairs"))
+    say(next_steps(as_typed(result.run), task=data["name"], model=manifest["model"], pairs=pairs))

@@ -20,8 +20,10 @@ def train(given: Given, as_json: Json = False) -> None:
       autopeft train --recipe lora.yaml --task sst2 --steps 300 --seed 3 -o my-run
     """
     from autopeft.assets import quiet_libraries
-    from autopeft.report.train import next_steps, train_sheet
+    from autopeft.report.train import train_sheet
+    from autopeft.runs.folder import RunFolder, as_typed
     from autopeft.training.fixed import train as train_recipe
+    from autopeft.training.next_steps import next_steps
 
     quiet_libraries()
     outcome = train_recipe(notify=notify, progress=None if as_json else notify, **given)
@@ -30,4 +32,6 @@ def train(given: Given, as_json: Json = False) -> None:
         return
     say_sheet(train_sheet(outcome.to_dict(), outcome.task, outcome.summary))
     say()
-    say(next_steps(str(outcome.folder), pairs=outcome.task.splits["train"].pairs is not None))
+    pairs = outcome.task.splits["train"].pairs is not None
+    model = str(RunFolder(outcome.folder).manifest()["model"])
+    say(next_steps(as_typed(outcome.folder), task=outcome.task.name, model=model, pairs=pairs))

@@ -21,6 +21,11 @@ from autopeft.training import predict as predict_outputs
 
 __all__ = ["Evaluation", "Exported", "evaluate", "export", "predict"]
 
+_WITHOUT = (
+    "Without --peft (peft=True) recipe and weights are exported: `autopeft predict` and `autopeft.load` "
+    "read them."
+)
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -182,7 +187,7 @@ def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
             to_peft(hybrid, target / "peft", task_type=of_kind)
         except NotExpressible as error:
             if given.peft:
-                raise
+                raise NotExpressible(f"{error} {_WITHOUT}") from error
             reason = str(error)
     wrote = tuple(sorted(str(p.relative_to(target)) for p in target.rglob("*") if p.is_file()))
     return Exported(target, wrote, reason is None and given.peft is not False, reason)

@@ -21,6 +21,7 @@ from autopeft.assets.table import ASSETS, Asset
 from autopeft.recipe import Recipe
 from autopeft.runs.documents import Result, read_result
 from autopeft.runs.files import write_atomic
+from autopeft.training.next_steps import predict_command, train_command
 
 if TYPE_CHECKING:
     from autopeft.export.manifest import Card
@@ -63,7 +64,8 @@ def model_card(card: Card, recipe: Recipe, more: Sequence[str] = ()) -> str:
         more: further sections in Markdown, put after the one on how it is used.
     """
     result = read_result(card.result)
-    name = plain(recipe.name or "A hybrid")
+    name, model = plain(recipe.name or "A hybrid"), _elsewhere(card) or card.model
+    again = train_command("recipe.yaml", task=card.data.get("name"), model=model)
     parts = [
         f"# {name} for {plain(card.data.get('name') or card.architecture)}",
         f"A parameter-efficient hybrid on the frozen backbone {plain(card.model)}, made with AutoPEFT.",
@@ -72,7 +74,7 @@ def model_card(card: Card, recipe: Recipe, more: Sequence[str] = ()) -> str:
         "## Recipe\n\n`recipe.yaml` says which methods sit where. It trains on other tasks as well:\n\n"
         + fenced(recipe.to_yaml(), "yaml")
         + "\n\n"
-        + fenced("autopeft train --recipe recipe.yaml --task trec", "bash"),
+        + fenced(again, "bash"),
         _size(_table(card.result.get("counts"))),
         _scores(card, result),
         _data(card),
@@ -149,18 +151,27 @@ def _hub_name(card: Card) -> str | None:
     return None
 
 
+def _elsewhere(card: Card) -> str | None:
+    """What stands in commands for a backbone without a name: a folder has another path on each machine."""
+    if card.backbone.get("origin") != "folder" and _HUB_NAME.fullmatch(card.model):
+        return None
+    return f"path/to/{re.sub(r'[^A-Za-z0-9._-]+', '-', Path(card.model).name)[:40] or 'backbone'}"
+
+
 def _use(card: Card) -> str:
     words = "This folder holds the recipe, the weights with the task's head, and a manifest."
     if card.kind is None:  # saved from Python, with a model of no task that is known here
         code = 'import autopeft\n\nhybrid = autopeft.load(model, ".")'
         return f"## Use\n\n{words} On a {plain(card.architecture)}:\n\n{fenced(code, 'python')}"
     words += " In it:"
-    second = ' --text-pair "…"' if card.data.get("pairs") is True else ""
-    command = fenced(f'autopeft predict . --text "…"{second}', "bash")
-    asked = '["…"], text_pair=["…"]' if second else '"…"'
+    pairs, folder = card.pairs is True, _elsewhere(card)
+    command = fenced(predict_command(".", pairs=pairs, model=folder), "bash")
+    asked = '["…"], text_pair=["…"]' if pairs else '"…"'
+    asked += f", model={folder!r}" if folder else ""
     code = f'import autopeft\n\nprint(autopeft.predict(".", {asked}))'
     labels = plain(card.task_kind.describe_labels(card.labels))
     ends = f"It predicts {labels}. Texts are cut at {card.max_length} tokens."
+    ends += f" `{folder}` stands for the folder that holds the backbone." if folder else ""
     return f"## Use\n\n{words}\n\n{command}\n\n{fenced(code, 'python')}\n\n{ends}"
 
 

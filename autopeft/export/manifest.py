@@ -11,7 +11,9 @@ from autopeft.errors import UsageError, near
 from autopeft.export.from_python import is_saved_hybrid, manifest_of
 from autopeft.runs.files import read_json
 from autopeft.runs.folder import RunFolder
+from autopeft.tasks.glue import GLUE
 from autopeft.tasks.kinds import get_kind, kind_names
+from autopeft.tasks.packaged import PACKAGED
 
 if TYPE_CHECKING:
     from autopeft.tasks import TaskKind
@@ -115,6 +117,18 @@ class Card:
     @property
     def labels(self) -> tuple[str, ...]:
         return tuple(str(label) for label in self.data["labels"])
+
+    @property
+    def pairs(self) -> bool | None:
+        """Whether it was trained on pairs of texts; manifests that do not say so tell it in some cases."""
+        name = str(self.data.get("name"))
+        if isinstance(self.data.get("pairs"), bool):
+            return bool(self.data["pairs"])
+        if name in GLUE:
+            return GLUE[name].text_pair is not None
+        if name in PACKAGED:
+            return False
+        return True if self.arguments.get("text_pair") else None
 
     @property
     def metric(self) -> str:

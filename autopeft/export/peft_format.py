@@ -45,7 +45,6 @@ _TASKS = (
     ("LMHeadModel", "CAUSAL_LM"),
 )
 _PREFIX = "base_model.model."
-_HOW = "Export the recipe and weights instead: `autopeft train --recipe` and `autopeft.load` read them."
 
 
 class NotExpressible(AutoPEFTError):  # noqa: N818
@@ -108,7 +107,7 @@ def peft_adapter(hybrid: Hybrid, task_type: str | None = None) -> PeftAdapter:
     entries = _single_method(hybrid)
     method = entries[0].method.name
     if method not in _WRITERS:
-        raise NotExpressible(f"Hugging Face peft has no method that equals {method}. {_HOW}")
+        raise NotExpressible(f"Hugging Face peft has no method that equals {method}.")
     model = hybrid.model
     base = base_model_of(model)
     prefix = "" if base is model else f"{model.base_model_prefix}."
@@ -135,20 +134,16 @@ def _single_method(hybrid: Hybrid) -> list[Entry]:
     graph = hybrid.graph
     entries = list(graph.entries.values())
     if not entries:
-        raise NotExpressible(f"This recipe has no entries: it trains the head alone. {_HOW}")
+        raise NotExpressible("This recipe has no entries: it trains the head alone.")
     methods = sorted({entry.method.name for entry in entries})
     if len(methods) > 1:
-        raise NotExpressible(
-            f"Hugging Face peft holds one method, but this hybrid has {', '.join(methods)}. {_HOW}"
-        )
+        raise NotExpressible(f"Hugging Face peft holds one method, but this hybrid has {', '.join(methods)}.")
     _check_plain(graph.trees)
     seen: set[str] = set()
     for entry in entries:
         twice = next((site.path for site in entry.sites if site.key in seen), None)
         if twice is not None:
-            raise NotExpressible(
-                f"Two {methods[0]} entries share the site {twice}, which peft cannot say. {_HOW}"
-            )
+            raise NotExpressible(f"Two {methods[0]} entries share the site {twice}, which peft cannot say.")
         seen |= {site.key for site in entry.sites}
     return entries
 
@@ -158,7 +153,7 @@ def _check_plain(trees: tuple[Tree, ...]) -> None:
         if isinstance(tree, Leaf):
             continue
         if not get_composition(tree.kind).traits.additive:
-            raise NotExpressible(f"Hugging Face peft knows no composition like {tree.kind!r}. {_HOW}")
+            raise NotExpressible(f"Hugging Face peft knows no composition like {tree.kind!r}.")
         _check_plain(tree.children)
 
 
@@ -182,7 +177,7 @@ def _linear_places(known: _Hybrid, entries: list[Entry]) -> list[Place]:
                 "adapts whole modules; put the method on 'qkv' instead."
             )
     if len({place.transposed for place in places}) > 1:
-        raise NotExpressible(f"The sites mix both weight layouts, which one peft config cannot say. {_HOW}")
+        raise NotExpressible("The sites mix both weight layouts, which one peft config cannot say.")
     return places
 
 
@@ -193,7 +188,7 @@ def _low_rank(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dic
     if several is not None:
         raise NotExpressible(
             f"{several} predicts with several models (an ensemble, a posterior) and Hugging Face peft holds "
-            f"one: {ONE_MODEL}. {_HOW}"
+            f"one: {ONE_MODEL}."
         )
     places = _linear_places(known, entries)
     tensors: dict[str, Tensor] = {}
@@ -212,7 +207,7 @@ def _low_rank(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dic
             if hasattr(module[site], "magnitude"):
                 tensors[f"{_PREFIX}{path}.lora_magnitude_vector"] = module[site].magnitude
     if not ranks:
-        raise NotExpressible(f"Training has left no rank anywhere, so that there is nothing to write. {_HOW}")
+        raise NotExpressible("Training has left no rank anywhere, so that there is nothing to write.")
     first = next(iter(ranks))
     rank, alpha = ranks[first], alphas[first]
     config = {
@@ -261,7 +256,7 @@ def _language_model(known: _Hybrid, method: str) -> PreTrainedModel:
     if _task_type(model) != "CAUSAL_LM":
         raise NotExpressible(
             f"Hugging Face peft's {method} counts its rows as text where {type(model).__name__} reads its "
-            f"head, which this hybrid does not; it can be said for causal language models only. {_HOW}"
+            f"head, which this hybrid does not; it can be said for causal language models only."
         )
     return model
 
@@ -270,9 +265,7 @@ def _language_model(known: _Hybrid, method: str) -> PreTrainedModel:
 def _prompt(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     model = _language_model(known, "prompt tuning")
     if len(entries) > 1:
-        raise NotExpressible(
-            f"Hugging Face peft holds one prompt, but this hybrid has {len(entries)}. {_HOW}"
-        )
+        raise NotExpressible(f"Hugging Face peft holds one prompt, but this hybrid has {len(entries)}.")
     entry = entries[0]
     module = cast(Any, known.live.modules[entry.name])
     rows = module.prompt(entry.sites[0], Call(Context()))[0]
@@ -301,15 +294,13 @@ def _prefix(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dict[
         module.train(was)
     lengths = {int(keys.shape[0]) for keys, _ in rows.values()}
     if len(lengths) > 1 or len(rows) != shape["num_layers"]:
-        raise NotExpressible(
-            f"Hugging Face peft's prefix has one length in all layers; this one has not. {_HOW}"
-        )
+        raise NotExpressible("Hugging Face peft's prefix has one length in all layers; this one has not.")
     heads = int(getattr(model.config, "num_key_value_heads", None) or shape["num_attention_heads"])
     length = lengths.pop()
     try:
         turned = {i: (rotate_keys(model, keys, heads, length), v) for i, (keys, v) in rows.items()}
     except ValueError as error:
-        raise NotExpressible(f"{error} {_HOW}") from error
+        raise NotExpressible(str(error)) from error
     table = torch.cat([t for i in sorted(turned) for t in turned[i]], dim=-1)
     config = {
         "peft_type": "PREFIX_TUNING",

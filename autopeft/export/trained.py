@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from autopeft.arguments import command_line
 from autopeft.errors import TaskError, UsageError
 from autopeft.export.manifest import MANIFEST, read_manifest
 from autopeft.export.package import Saved, find_saved, load_saved
 from autopeft.hybrid import Hybrid
 from autopeft.runs.files import read_json
+from autopeft.runs.folder import as_typed
 from autopeft.search.selection.result import SearchResult
 from autopeft.tasks import Split, Task, TaskKind, load_task
-from autopeft.tasks.glue import GLUE
 from autopeft.tasks.kinds import kind_of_model
 from autopeft.tasks.metrics import check_metric
-from autopeft.tasks.packaged import PACKAGED
 from autopeft.tasks.table import ColumnNames
+from autopeft.training.arguments import TrainArguments
 from autopeft.training.fixed import FixedOutcome
 
 if TYPE_CHECKING:
@@ -127,20 +129,8 @@ def trained(
         load=lambda model, notify: load_saved(saved, model=model, notify=notify),
         manifest=manifest,
         result=card.result,
-        pairs=_pairs(manifest),
+        pairs=card.pairs,
     )
-
-
-def _pairs(manifest: Mapping[str, Any]) -> bool | None:
-    """Whether a hybrid was trained on pairs; manifests of before they said so tell it in some cases."""
-    data, said = manifest.get("data") or {}, manifest.get("arguments") or {}
-    if isinstance(data.get("pairs"), bool):
-        return bool(data["pairs"])
-    if data.get("name") in GLUE:
-        return GLUE[data["name"]].text_pair is not None
-    if data.get("name") in PACKAGED:
-        return False
-    return True if {**said, **(said.get("columns") or {})}.get("text_pair") else None
 
 
 def _of_outcome(outcome: FixedOutcome) -> TrainedHybrid:
@@ -214,7 +204,18 @@ def task_of(known: TrainedHybrid, given: EvaluateArguments) -> Task:
         notify=given.notify,
     )
     nameless = all(map(_NAMELESS.fullmatch, known.labels)) and len(task.labels) == len(known.labels)
-    return task if nameless or task.labels == known.labels else _relabelled(task, known.labels)
+    return task if nameless or task.labels == known.labels else _relabelled(task, known, given)
+
+
+def _training(known: TrainedHybrid, given: EvaluateArguments) -> str:
+    """The command, or the call in Python, that trains a hybrid's recipe on the task that was asked for."""
+    recipe = known.where / "recipe.yaml"
+    if not isinstance(given.task, str) or not recipe.is_file():
+        return "autopeft.train(recipe=…, task=…)"
+    asked = {name: getattr(given, name) for name in ("task", "text", "text_pair", "label", "drop_empty")}
+    asked = {"recipe": as_typed(recipe), **asked, "model": given.model or known.manifest.get("model")}
+    words = command_line(TrainArguments, TrainArguments.unlike_defaults(asked))
+    return shlex.join(["autopeft", "train", *words])
 
 
 def _with_metric(task: Task, metric: str | None) -> Task:
@@ -235,12 +236,14 @@ def _own_name(known: TrainedHybrid) -> str:
     return str(known.manifest.get("task"))
 
 
-def _relabelled(task: Task, labels: tuple[str, ...]) -> Task:
+def _relabelled(task: Task, known: TrainedHybrid, given: EvaluateArguments) -> Task:
+    labels = known.labels
     unknown = [label for label in task.labels if label not in labels]
     if unknown:
         raise TaskError(
             f"{task.name!r} has labels that the hybrid's head does not know: {', '.join(unknown[:5])}; it "
-            f"knows {', '.join(labels[:10])}. Train the recipe on this task instead: `autopeft train`."
+            f"knows {', '.join(labels[:10])}. Train the recipe on this task instead: "
+            f"{_training(known, given)}"
         )
 
     def moved(split: Split) -> Split:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autopeft.graph.core import CompositionGraph, build_graph
-from autopeft.graph.drawing import draw_mermaid, draw_svg, draw_text
+from autopeft.graph.drawing import draw_box, draw_mermaid, draw_svg, draw_text
 from autopeft.graph.layer_masks import WHOLE
 from autopeft.graph.memo import Memo
 from autopeft.graph.parts import Part, Parts, Shape, clash, hash_of, parts_of, total_of
@@ -23,6 +23,7 @@ __all__ = [
     "build_graph",
     "child_spec",
     "clash",
+    "draw_box",
     "draw_mermaid",
     "draw_svg",
     "draw_text",

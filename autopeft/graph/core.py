@@ -17,7 +17,9 @@ from typing import Any
 import networkx as nx
 
 from autopeft.composition import ChildSpec, get_composition
+from autopeft.display import percent, short
 from autopeft.errors import CompositionError
+from autopeft.graph.drawing import draw_box
 from autopeft.graph.layer_masks import WHOLE
 from autopeft.graph.parts import canonical_json, parts_of, weight_places
 from autopeft.graph.tree import Entry, Leaf, Node, Tree, child_spec
@@ -46,6 +48,19 @@ class CompositionGraph:
         for node in self.nodes():
             total = total + node.count
         return total
+
+    def __repr__(self) -> str:
+        return f"CompositionGraph({short(self.recipe.name)!r} on {self.spec.family}: {self._note})"
+
+    def _repr_html_(self) -> str:
+        """A small box for notebooks, with the drawing."""
+        return draw_box(self, self.recipe.name, note=f"on {self.spec.family}: {self._note}")
+
+    @property
+    def _note(self) -> str:
+        """Methods and size on one line."""
+        deployed = self.parameter_count().deployed
+        return f"{self.recipe.brief}, {deployed:,} deployed ({percent(deployed / self.spec.parameters)})"
 
     def nodes(self) -> Iterator[Node]:
         """Every composition, parents first."""

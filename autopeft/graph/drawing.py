@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from autopeft.graph.core import CompositionGraph
-from autopeft.graph.tree import Leaf, Tree
-from autopeft.spec import Site
+from autopeft.display import box
+from autopeft.graph.tree import Entry, Leaf, Tree
+from autopeft.spec import BackboneSpec, Site
 
-__all__ = ["Block", "blocks", "draw_mermaid", "draw_svg", "draw_text"]
+__all__ = ["Block", "Drawable", "blocks", "draw_box", "draw_mermaid", "draw_svg", "draw_text"]
 
 _NOTHING = "(no modules: the head alone trains)"
+
+
+class Drawable(Protocol):
+    """What drawings look at: a `CompositionGraph`."""
+
+    @property
+    def spec(self) -> BackboneSpec: ...
+
+    @property
+    def entries(self) -> Mapping[str, Entry]: ...
+
+    @property
+    def trees(self) -> tuple[Tree, ...]: ...
+
+    def sites(self) -> tuple[Site, ...]: ...
+
+    def trees_at(self, site: Site) -> tuple[Tree, ...]: ...
+
+    def leaves(self, tree: Tree) -> Iterator[Entry]: ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +54,7 @@ class Block:
         return f"{self.stack} · {span}"
 
 
-def _label(graph: CompositionGraph, tree: Tree) -> str:
+def _label(graph: Drawable, tree: Tree) -> str:
     if not isinstance(tree, Leaf):
         return f"{tree.kind}({', '.join(_label(graph, c) for c in tree.children)})"
     entry = graph.entries[tree.name]
@@ -43,11 +63,11 @@ def _label(graph: CompositionGraph, tree: Tree) -> str:
     return f"{entry.name}{shown}"
 
 
-def _rows(graph: CompositionGraph, sites: Sequence[Site]) -> tuple[tuple[str, str], ...]:
+def _rows(graph: Drawable, sites: Sequence[Site]) -> tuple[tuple[str, str], ...]:
     return tuple((s.name, " + ".join(_label(graph, t) for t in graph.trees_at(s))) for s in sites)
 
 
-def blocks(graph: CompositionGraph) -> list[Block]:
+def blocks(graph: Drawable) -> list[Block]:
     """What is drawn, from the input upwards; methods on tensors of no single site come last."""
     found: list[Block] = []
     sites = graph.sites()
@@ -74,7 +94,7 @@ def blocks(graph: CompositionGraph) -> list[Block]:
     return found
 
 
-def draw_text(graph: CompositionGraph) -> str:
+def draw_text(graph: Drawable) -> str:
     """The graph as lines for a terminal."""
     drawn = blocks(graph)
     if not drawn:
@@ -94,7 +114,7 @@ def _quoted(label: str) -> str:
     return html.escape(label, quote=True).replace("[", "&#91;").replace("]", "&#93;")
 
 
-def draw_mermaid(graph: CompositionGraph) -> str:
+def draw_mermaid(graph: Drawable) -> str:
     """The graph as a Mermaid flowchart, bottom to top."""
     lines = ["flowchart BT"]
     previous: str | None = None
@@ -125,7 +145,7 @@ def _pixels(texts: Iterable[str]) -> int:
     return math.ceil(_CHARACTER * max(map(len, texts), default=0))
 
 
-def draw_svg(graph: CompositionGraph) -> str:
+def draw_svg(graph: Drawable) -> str:
     """The graph as a stand-alone SVG, input at the bottom, no wider than its words.
 
     In a page the colours follow the variables `--graph-text`, `--graph-block`, `--graph-block-line`,
@@ -164,3 +184,15 @@ def draw_svg(graph: CompositionGraph) -> str:
         f'viewBox="0 0 {width} {y}" role="img" aria-label="{said or _NOTHING}">'
         f"<style>{_STYLE}</style>{''.join(shapes)}</svg>"
     )
+
+
+# Half-transparent colours suit a light and a dark ground.
+_IN_PAGE = (
+    "overflow:auto;max-height:40em;--graph-text:currentColor;--graph-block:rgba(128,128,128,.1);"
+    "--graph-block-line:rgba(128,128,128,.45);--graph-site:rgba(80,140,230,.2);--graph-site-line:rgba(80,140,230,.6)"
+)
+
+
+def draw_box(graph: Drawable, title: str, *parts: str, note: str) -> str:
+    """The graph below `parts` in a box for a notebook, in the page's own colours (see `autopeft.display`)."""
+    return box(title, *parts, f'<div style="{_IN_PAGE}">{draw_svg(graph)}</div>', note=note)

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from autopeft.backbones import base_model_of, spec_of_model
 from autopeft.counting import Counts
-from autopeft.graph import CompositionGraph, build_graph
+from autopeft.display import percent, short, table
+from autopeft.graph import CompositionGraph, build_graph, draw_box
 from autopeft.hybrid.callback import HybridCallback
 from autopeft.hybrid.groups import groups_of
 from autopeft.hybrid.merging import fold, write
@@ -362,5 +363,15 @@ class Hybrid:
         return self.model
 
     def __repr__(self) -> str:
-        state = "attached" if self._attached else "detached"
-        return f"Hybrid({self.recipe.name!r}, {', '.join(self.graph.entries)}; {state})"
+        counts = counts_of(self.graph, self.modules, 0)  # without the head: what is being built has none yet
+        size = f"{counts.deployed:,} deployed ({percent(counts.share)})"
+        return f"Hybrid({short(self.recipe.name)!r} {self._where}: {self.recipe.brief}, {size})"
+
+    def _repr_html_(self) -> str:
+        """A small box for notebooks: the counts and the drawing."""
+        figures = table(("", "parameters", "share"), self.counts().rows(), right=(1, 2))
+        return draw_box(self.graph, self.recipe.name, figures, note=f"{self.recipe.brief}, {self._where}")
+
+    @property
+    def _where(self) -> str:
+        return f"{'attached to' if self._attached else 'detached from'} {type(self.model).__name__}"

@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from autopeft.display import box, folded, short, table
 from autopeft.errors import RecipeError
+from autopeft.recipe.contents import methods_of, placed_items
 from autopeft.recipe.format_1 import canonical_config
 from autopeft.recipe.models import (
     CompositionItem,
@@ -164,6 +166,16 @@ class Recipe(BaseModel):
         """All entries in file order, each with a unique name: its alias, or `lora`, `lora_2`, `lora_3`, …"""
         return list(self._entries)
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods of its entries in file order, each once."""
+        return methods_of(self.layers, self.model)
+
+    @property
+    def brief(self) -> str:
+        """Its methods on one line: `lora + ia3`, or `head only`."""
+        return " + ".join(self.methods) or "head only"
+
     def structure_hash(self) -> str:
         """Hash of what is attached where, 64 hex digits.
 
@@ -190,6 +202,18 @@ class Recipe(BaseModel):
             [p.method, canonical_config(p.method, p.method_config())] for p in self.training.policies
         ]
         return _digest([self._structure(), training])
+
+    def __repr__(self) -> str:
+        return f"Recipe({short(self.name)!r}: {self.brief})"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """A small box for notebooks: where each item stands, the learning rate, and the recipe as YAML."""
+        items = table((), placed_items(self.layers, self.model)) if self.layers or self.model else ""
+        rate = f"learning rate {self.training.learning_rate:g}"
+        note = f"{self.brief}, {rate}"
+        return box(self.name, items, folded("as YAML", self.to_yaml()), note=note)
 
     def _structure(self) -> Any:
         blocks = [[block.at, block.stack, [_canonical(i) for i in block.attach]] for block in self.layers]

@@ -119,11 +119,14 @@ def sources_sheet(name: str) -> Sheet | None:
     ]
     own = entry.training.model_dump(exclude_none=True)
     facts = "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in own.items() if key != "source")
+    headers = ("key", "default", "published", "source", "why")
     return Sheet(
-        ("key", "default", "published", "source", "why"),
+        headers,
         tuple(rows),
         title="Where the defaults come from",
         notes=(f"The authors train with: {facts} ({own['source']}).",),
+        fold=frozenset(headers[1:]),
+        drop=("source",),
     )
 
 

@@ -40,6 +40,7 @@ def evaluation_sheets(
         ("hybrid", "split", "rows", task.metric),
         ((what, split, number(rows), score(value)),),
         notes=tuple(notes),
+        drop=("rows",),
         right=frozenset({"rows", task.metric}),
     )
     return [first, *map(_breakdown_sheet, narrow)]
@@ -59,7 +60,8 @@ def _compared(split: str, value: float, recorded: tuple[float | None, Sequence[s
 def _breakdown_sheet(table: Breakdown) -> Sheet:
     rows = tuple(tuple(map(_entry, row)) for row in table.rows)
     # Names of classes may repeat a header, so that columns are set flush by their place alone.
-    return Sheet(table.headers, rows, title=table.title, right=frozenset(table.headers[1:]))
+    first, *others = table.headers
+    return Sheet(table.headers, rows, title=table.title, right=frozenset(others), fold=frozenset({first}))
 
 
 def _entry(value: str | int | float) -> str:

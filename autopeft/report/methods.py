@@ -53,6 +53,8 @@ def methods_sheet() -> Sheet:
             f"Compositions, which let several act together: {', '.join(composition_names())}.",
             "`autopeft methods NAME` explains one.",
         ),
+        fold=frozenset({"what it is", "kind", "default sites", "needs"}),
+        drop=("kind", "merges", "needs"),
     )
 
 
@@ -79,7 +81,8 @@ def fields_sheet(model: type[BaseModel], title: str) -> Sheet:
             if getattr(m, attribute, None) is not None
         ]
         rows.append((key, _type(info.annotation), default, ", ".join(bounds), info.description or ""))
-    return Sheet(("key", "type", "default", "range", "meaning"), tuple(rows), title=title)
+    headers = ("key", "type", "default", "range", "meaning")
+    return Sheet(headers, tuple(rows), title=title, fold=frozenset(headers[1:]), drop=("type",))
 
 
 def flowing(doc: str) -> str:

@@ -77,6 +77,8 @@ def entries_sheet(graph: CompositionGraph) -> Sheet:
         ("entry", "method", "sites", "layers", "settings", "deployed", "trained"),
         tuple(rows),
         right=frozenset({"deployed", "trained"}),
+        fold=frozenset({"sites", "layers", "settings"}),
+        drop=("trained", "method"),
         notes=() if rows else ("No entries: this recipe trains the head alone.",),
     )
 
@@ -108,7 +110,8 @@ def layers_sheet(graph: CompositionGraph) -> Sheet:
         else:
             grouped.append((stack, [layer], texts))
     rows = tuple((stack, ranges(layers) or "–", "   ".join(texts)) for stack, layers, texts in grouped)
-    return Sheet(("stack", "layers", "what acts at each site"), rows)
+    acting = "what acts at each site"
+    return Sheet(("stack", "layers", acting), rows, fold=frozenset({"layers", acting}))
 
 
 def counts_sheet(counts: Counts, *, budget: str | None = None) -> Sheet:
@@ -136,6 +139,7 @@ def counts_sheet(counts: Counts, *, budget: str | None = None) -> Sheet:
         tuple(rows),
         notes=notes,
         right=frozenset({"parameters", "share"}),
+        fold=frozenset({"meaning"}),
     )
 
 

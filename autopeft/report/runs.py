@@ -7,6 +7,7 @@ from typing import Any
 
 from autopeft.report.sheet import Sheet
 from autopeft.report.text import duration, number, percent, score
+from autopeft.runs.folder import no_runs
 from autopeft.runs.records import FrontPoint, TrialRecord
 
 __all__ = ["front_sheet", "runs_sheet", "trials_sheet"]
@@ -38,9 +39,12 @@ def runs_sheet(rows: Iterable[Mapping[str, Any]], root: str) -> Sheet:
                 score(test) + spread,
             )
         )
-    notes = () if table else (f"No runs under {root} yet; `autopeft search` makes one.",)
     return Sheet(
-        ("run", "state", "task", "model", "budget", "share", "metric", "test"), tuple(table), notes=notes
+        ("run", "state", "task", "model", "budget", "share", "metric", "test"),
+        tuple(table),
+        notes=() if table else (no_runs(root),),
+        fold=frozenset({"task", "model"}),
+        drop=("model", "share", "budget", "task", "metric", "state"),
     )
 
 
@@ -60,11 +64,24 @@ def trials_sheet(records: Iterable[TrialRecord]) -> Sheet:
         for r in records
     )
     headers = ("run", "state", "deployed", "share", "select", "test", "time", "error")
-    return Sheet(headers, rows, title="Training runs", right=frozenset(headers[2:7]))
+    return Sheet(
+        headers,
+        rows,
+        title="Training runs",
+        right=frozenset(headers[2:7]),
+        fold=frozenset({"run", "error"}),
+        drop=("time", "share", "test"),
+    )
 
 
 def front_sheet(front: Iterable[FrontPoint]) -> Sheet:
     """Size against score: recipes that no other beats in both."""
     rows = tuple((str(p.number), number(p.deployed), percent(p.share), score(p.score), p.name) for p in front)
     headers = ("trial", "deployed", "share", "select", "recipe")
-    return Sheet(headers, rows, title="Front (size against score on select)", right=frozenset(headers[:4]))
+    return Sheet(
+        headers,
+        rows,
+        title="Front (size against score on select)",
+        right=frozenset(headers[:4]),
+        drop=("share",),
+    )

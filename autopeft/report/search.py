@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from autopeft.graph import CompositionGraph
 from autopeft.report.sheet import Sheet
-from autopeft.report.tasks import constant_row, unbeaten_text
-from autopeft.report.text import duration, limits_text, mean_sd, number, percent
+from autopeft.report.tasks import unbeaten_text
+from autopeft.report.text import duration, limits_text, number, percent, size
 from autopeft.search.api import DryRun, SearchResult
 from autopeft.search.selection.significance import uncorrected
 
@@ -17,27 +16,11 @@ __all__ = ["dry_run_data", "dry_run_sheets", "ending", "outcome_sheet", "winner_
 _GIB = 1 << 30
 
 
-def _row(
-    name: str, counts: Mapping[str, float], select: Sequence[float], test: Sequence[float]
-) -> tuple[str, ...]:
-    return (
-        name,
-        number(counts.get("deployed")),
-        percent(counts.get("share")),
-        mean_sd(select),
-        mean_sd(test),
-    )
-
-
 def outcome_sheet(result: SearchResult, data: Mapping[str, Any], budget: str) -> Sheet:
     """The winner beside the baselines: deployed share, select and test as mean ± sd over fresh seeds.
 
     `data` is the run's description of its task (`Task.describe()`): the table says which data it shows.
     """
-    select = result.select or (result.search_score,)
-    rows = [_row("winner", result.counts, select, result.test)]
-    rows += [_row(b.name, b.counts, b.select, b.test) for b in result.baselines]
-    rows += [constant_row(result.constant)] if result.constant else []
     headers = ("hybrid", "deployed", "share", "select", "test")
     seeds = len(result.test)
     source = data.get("source") or {}
@@ -49,6 +32,7 @@ def outcome_sheet(result: SearchResult, data: Mapping[str, Any], budget: str) ->
         else "Not retrained with fresh seeds: the score is the search's own, on select; test not touched.",
     ]
     notes += _compared(result)
+    select = result.select or (result.search_score,)
     on_select = sum(select) / len(select)
     unbeaten = unbeaten_text(result.constant, "The winner", result.test_mean, select=on_select)
     notes += [*([unbeaten] if unbeaten else []), *result.remarks]
@@ -56,10 +40,12 @@ def outcome_sheet(result: SearchResult, data: Mapping[str, Any], budget: str) ->
         notes.insert(0, f"These figures are not comparable with those of {asked}.")
     return Sheet(
         headers,
-        tuple(rows),
+        tuple(result.rows()),
         title=f"{data.get('name')}{instead}: {result.metric}, mean ± sd",
         notes=tuple(notes),
         right=frozenset(headers[1:]),
+        fold=frozenset({"hybrid"}),
+        drop=("share",),
     )
 
 
@@ -70,18 +56,16 @@ def _compared(result: SearchResult) -> list[str]:
     return [*said, *([warning] if warning else []), *([result.bias.sentence()] if result.bias else [])]
 
 
-def winner_text(result: SearchResult, graph: CompositionGraph, drawing: str) -> str:
-    """The winner's graph and recipe."""
-    methods = dict.fromkeys(entry.method.name for entry in graph.entries.values())
-    share = percent(result.counts["share"])
-    size = f"{int(result.counts['deployed']):,} deployed parameters, {share} of the backbone"
+def winner_text(result: SearchResult, drawing: str) -> str:
+    """The winner, the `drawing` of its graph, and its recipe."""
+    winner, parameters = result.winner, size(result.counts["deployed"], result.counts["share"])
     return "\n".join(
         (
-            f"Winner: trial {result.number} ({' + '.join(methods) or 'head only'}), {size}",
+            f"Winner: trial {result.number}, {winner.name!r} ({winner.brief}), {parameters}",
             "",
             drawing.rstrip("\n"),
             "",
-            result.winner.to_yaml().rstrip("\n"),
+            winner.to_yaml().rstrip("\n"),
         )
     )
 
@@ -130,7 +114,7 @@ def dry_run_sheets(found: DryRun, size: str) -> list[Sheet]:
     samples = tuple(
         (
             str(i + 1),
-            " + ".join(dict.fromkeys(e.method for e in s.recipe.entries())) or "head only",
+            s.recipe.brief,
             number(s.counts.deployed),
             percent(s.counts.share),
             number(s.counts.trained),
@@ -141,8 +125,21 @@ def dry_run_sheets(found: DryRun, size: str) -> list[Sheet]:
     right = frozenset({"deployed", "share", "trained"})
     remarks = ready.summary.remarks
     return [
-        Sheet(("fact", "value"), tuple(facts), title="Dry run: nothing was started", notes=remarks),
-        Sheet(headers, samples, title="Recipes that it could try", right=right),
+        Sheet(
+            ("fact", "value"),
+            tuple(facts),
+            title="Dry run: nothing was started",
+            notes=remarks,
+            fold=frozenset({"value"}),
+        ),
+        Sheet(
+            headers,
+            samples,
+            title="Recipes that it could try",
+            right=right,
+            fold=frozenset({"methods"}),
+            drop=("trained", "share"),
+        ),
     ]
 
 

@@ -26,11 +26,14 @@ def spaces_sheet(spaces: Sequence[Space], spec: BackboneSpec, model: str) -> She
     rows = tuple(
         (s.name, str(len(s.bind(spec).parameters)), size_text(s, spec), s.reference or "") for s in spaces
     )
+    size = f"size on {model}"
     return Sheet(
-        ("space", "parameters", f"size on {model}", "reference"),
+        ("space", "parameters", size, "reference"),
         rows,
-        notes=("`autopeft spaces NAME` shows one; `--space FILE` takes your own.",),
+        notes=("`autopeft spaces NAME` shows one; `autopeft search --space FILE` takes your own.",),
         right=frozenset({"parameters"}),
+        fold=frozenset({size, "reference"}),
+        drop=("reference",),
     )
 
 
@@ -47,6 +50,8 @@ def parameters_sheet(space: Space, spec: BackboneSpec, model: str) -> Sheet:
     return Sheet(
         ("parameter", "kind", "values"),
         rows,
+        fold=frozenset({"values"}),
+        drop=("kind",),
         title=f"{space.name} on {model}: {size_text(space, spec)}",
     )
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from autopeft.report.sheet import Sheet
-from autopeft.report.text import number, score
+from autopeft.report.text import number
 from autopeft.tasks import Source, TaskInfo, get_kind, kind_names
 from autopeft.tasks.summary import Constant
 
-__all__ = ["constant_row", "data_line", "tasks_sheet", "unbeaten_text"]
+__all__ = ["data_line", "tasks_sheet", "unbeaten_text"]
 
 
 def tasks_sheet(tasks: Iterable[TaskInfo]) -> Sheet:
@@ -26,6 +26,8 @@ def tasks_sheet(tasks: Iterable[TaskInfo]) -> Sheet:
             f"Kinds of task, for --kind: {kinds}.",
         ),
         right=frozenset({"rows", "classes"}),
+        fold=frozenset({"what it is", "licence"}),
+        drop=("licence", "from"),
     )
 
 
@@ -37,12 +39,6 @@ def data_line(source: Source) -> str:
             f"figures of {source.stand_in_for}."
         )
     return f"Data: {source.name} ({source.origin})."
-
-
-def constant_row(constant: Constant) -> tuple[str, ...]:
-    """The same answer for every row beside hybrids: name, deployed parameters, share, select, test."""
-    select, test = (score(constant.scores.get(split)) for split in ("select", "test"))
-    return (constant.name, number(0), "–", select, test)
 
 
 def unbeaten_text(

@@ -1,42 +1,12 @@
-"""Numbers as the tables write them."""
+"""Figures as the tables write them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-__all__ = ["duration", "limits_text", "mean_sd", "number", "percent", "score"]
+from autopeft.display import mean_sd, number, percent, score, size
 
-
-def number(value: float | None) -> str:
-    """A count with thousands separators; `–` for `None`, `unbounded` for infinity."""
-    if value is None:
-        return "–"
-    return "unbounded" if math.isinf(value) else f"{int(value):,}"
-
-
-def percent(share: float | None, digits: int = 3) -> str:
-    """A fraction as a percentage; cut, never rounded up, so that a share under a limit reads so."""
-    if share is None or not math.isfinite(share):
-        return "–"
-    step = 10.0**digits
-    return f"{math.floor(share * 100 * step + 1e-9) / step:.{digits}f} %"
-
-
-def score(value: float | None) -> str:
-    """A score in its natural unit with four digits; `–` where there is none or it is not finite."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.4f}"
-
-
-def mean_sd(values: Sequence[float]) -> str:
-    """`0.8123 ± 0.0041` (sample standard deviation) of several seeds; a single seed says that it is one."""
-    if not values:
-        return "–"
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{mean:.4f} (one seed)"
-    sd = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    return f"{mean:.4f} ± {sd:.4f}"
+__all__ = ["duration", "limits_text", "mean_sd", "number", "percent", "score", "size"]
 
 
 def duration(seconds: float | None) -> str:

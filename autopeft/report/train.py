@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from autopeft.report.sheet import Sheet
-from autopeft.report.tasks import constant_row, data_line, unbeaten_text
+from autopeft.report.tasks import data_line, unbeaten_text
 from autopeft.report.text import duration, number, percent, score
 from autopeft.tasks import Task
 from autopeft.tasks.summary import DataSummary
 
-__all__ = ["next_steps", "train_sheet"]
+__all__ = ["train_sheet"]
 
 
 def train_sheet(outcome: Mapping[str, Any], task: Task, summary: DataSummary | None = None) -> Sheet:
@@ -32,7 +32,7 @@ def train_sheet(outcome: Mapping[str, Any], task: Task, summary: DataSummary | N
     notes = [data_line(task.source)]
     constant = summary.constant if summary else None
     if constant is not None:
-        name, deployed, share, *scores = constant_row(constant)
+        name, deployed, share, *scores = constant.row()
         rows.append((name, *scores, deployed, share, *["–"] * 3))
     unbeaten = unbeaten_text(constant, "The hybrid", outcome["test_mean"])
     notes += [unbeaten] if unbeaten else []
@@ -42,19 +42,5 @@ def train_sheet(outcome: Mapping[str, Any], task: Task, summary: DataSummary | N
         title=f"{task.metric}, one seed, {outcome['steps']} steps",
         notes=tuple(notes),
         right=frozenset(headers[1:]),
-    )
-
-
-def next_steps(run: str, *, other: str = "trec", pairs: bool = False) -> str:
-    """What to type next, once something has been trained, on pairs of texts or on single ones."""
-    return "\n".join(
-        (
-            "Next:",
-            "  # recipe, weights, and peft's format where it can be said:",
-            f"  autopeft export {run} -o winner",
-            "  # the same recipe on another task:",
-            f"  autopeft train --recipe winner/recipe.yaml --task {other}",
-            "  # use it:",
-            f'  autopeft predict {run} --text "…"' + (' --text-pair "…"' if pairs else ""),
-        )
+        drop=("head", "trained", "share", "training"),
     )

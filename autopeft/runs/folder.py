@@ -37,7 +37,7 @@ from autopeft.runs.documents import read_manifest, read_result
 from autopeft.runs.files import plain, write_atomic
 from autopeft.runs.records import FrontPoint, TrialRecord, read_point, read_record
 
-__all__ = ["Points", "Records", "RunFolder", "go_on", "list_runs", "load_run"]
+__all__ = ["Points", "Records", "RunFolder", "as_typed", "go_on", "list_runs", "load_run", "no_runs"]
 
 _MAX_JSON = 64 << 20
 _MAX_LINE = 4 << 20
@@ -46,9 +46,28 @@ _NEEDED = 100 << 20
 _ASKED_SECONDS = 0.5
 
 
+def as_typed(path: str | Path) -> str:
+    """A path as one would type it here: short where it lies below this folder."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith(os.pardir) else relative
+
+
 def go_on(run: Path) -> str:
-    """The command that goes on with a search."""
-    return shlex.join(["autopeft", "search", "--resume", str(run)])
+    """What goes on with a search: the command, or the call in Python where its rows lay in memory."""
+    try:
+        task = RunFolder(run).manifest().get("arguments", {}).get("task")
+    except (UsageError, AttributeError):
+        task = None
+    if isinstance(task, Mapping):
+        return f"autopeft.search(resume={as_typed(run)!r}, task=rows), with the same rows"
+    return shlex.join(["autopeft", "search", "--resume", as_typed(run)])
+
+
+def no_runs(root: Path | str) -> str:
+    """A sentence where there is no run yet, and what makes one."""
+    words = ["autopeft", "search", "--task", "sst2", "--budget", "0.5%"]
+    words += [] if Path(root) == Path("runs") else ["--out", str(Path(root) / "first")]
+    return f"There is no run under {str(root)!r} yet; `{shlex.join(words)}` makes one."
 
 
 def _read_json(path: Path) -> Any:
@@ -195,7 +214,7 @@ class RunFolder:
             lock.acquire(timeout=_ASKED_SECONDS, poll_interval=_ASKED_SECONDS / 10)
         except Timeout as error:
             raise UsageError(
-                f"Another search is running in {str(self.path)!r}; wait for it, or choose another --out."
+                f"Another search is running in {str(self.path)!r}; wait until it has ended."
             ) from error
         except OSError as error:
             raise AutoPEFTError(f"Cannot lock {str(self.path)!r}: {error.strerror}.") from error
@@ -406,7 +425,7 @@ def load_run(ref: str | Path, *, root: Path | str = "runs") -> RunFolder:
     runs = list_runs(root)
     if text == "latest":
         if not runs:
-            raise UsageError(f"There is no run under {str(root)!r} yet; `autopeft search` makes one.")
+            raise UsageError(no_runs(root))
         return runs[0]
     named = [r for r in runs if r.name == text] or [r for r in runs if text and text in r.name]
     if len(named) == 1:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from autopeft.display import number, score
 from autopeft.tasks.kinds import get_metric
 from autopeft.tasks.split import SPLIT_NAMES, Split
 from autopeft.tasks.table import listed
@@ -41,6 +42,11 @@ class Constant:
             return None
         shown = f"{what} is no better on {split} than {self.name} ({own:.4f})"
         return f"{shown}: what it learnt does not show there."
+
+    def row(self) -> tuple[str, str, str, str, str]:
+        """Beside hybrids in a table: name, deployed parameters, share, select, test."""
+        select, test = (score(self.scores.get(split)) for split in ("select", "test"))
+        return self.name, number(0), "–", select, test
 
     def to_dict(self) -> dict[str, Any]:
         """As a baseline stands in a result."""

@@ -272,7 +272,7 @@ def test_runs_lists_what_was_trained(
     assert rows["run"]["state"] == "finished"
     assert rows["run"]["test_mean"] == trained["test_mean"]
     assert main(["runs", "--root", str(place / "empty")]) == 0
-    assert "No runs under" in capsys.readouterr().out
+    assert "no run under" in capsys.readouterr().out
 
 
 def test_an_interrupt_is_exit_code_130(

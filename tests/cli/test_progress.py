@@ -121,3 +121,20 @@ def test_the_data_come_before_the_first_trial() -> None:
     lines = out.getvalue().splitlines()
     assert "test: 20 rows: ham 20 (100.0 %)" in lines
     assert "test has rows of one class only." in lines
+
+
+def test_the_live_table_breaks_no_number_in_80_columns() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=80)
+    watcher = LiveReporter(console)
+    long = "LoRA rank 12 on q, v of all layers, learning rate 0.0045, seed 1000"
+    many = {"layers": [{"attach": ["lora", "serial_adapter", "parallel_adapter", "p_tuning_v2", "ia3"]}]}
+    size = {"deployed": 1_113_566, "share": 0.0499}
+    watcher.on_trial_end(record(label=long, recipe=many, counts=size), 0.75, 130)
+    watcher.on_trial_end(record(state="failed", error="what went wrong " * 40, counts=size), 0.75, 130)
+    console.print(watcher._draw())
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    for whole, times in (("1,113,566 (4.990 %)", 2), ("0.7500", 1), ("0.0045", 1), ("parallel_adapter", 1)):
+        assert sum(whole in line for line in lines) == times, whole
+    assert len(lines) < 20

@@ -112,6 +112,18 @@ def card_with(**changes: Any) -> Card:
     )
 
 
+def test_commands_in_it_can_be_typed_on_another_machine() -> None:
+    recipe = Recipe.named("mam")
+    here = model_card(card_with(model="/home/me/my bert", data={"name": "trec"}), recipe)
+    assert "train --recipe recipe.yaml --task movie-sentences --model path/to/my-bert\n" in here
+    assert 'autopeft predict . --text "…" --model path/to/my-bert\n' in here
+    assert """autopeft.predict(".", "…", model='path/to/my-bert')""" in here
+    named = card_with(model="bert-base-uncased", backbone={"origin": "hub"}, data={"pairs": True})
+    there = model_card(named, recipe)
+    assert "train --recipe recipe.yaml --task trec --model bert-base-uncased\n" in there
+    assert 'autopeft predict . --text "…" --text-pair "…"\n' in there
+
+
 def test_the_hub_is_told_names_that_it_has() -> None:
     recipe = Recipe.named("mam")
     source = {"name": "nyu-mll/glue", "origin": "hub"}

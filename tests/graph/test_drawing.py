@@ -96,3 +96,20 @@ def test_svg_of_nothing_says_so() -> None:
     assert [t.text for t in root.iter("{http://www.w3.org/2000/svg}text")] == [
         "(no modules: the head alone trains)"
     ]
+
+
+def test_a_notebook_shows_the_drawing_in_its_own_colours() -> None:
+    made = graph()._repr_html_()  # type: ignore[attr-defined]
+    assert made.count("<svg") == 1
+    assert "gate(mine[rank 3])" in made
+    assert "--graph-text:currentColor" in made, "letters have the colour of the page, which may be dark"
+
+
+def test_names_of_strangers_are_text_in_a_notebook() -> None:
+    recipe = Recipe.from_dict({"name": "<script>alert(1)</script>", "layers": [{"attach": ["lora"]}]})
+    built = build_graph(recipe, BERT)
+    assert "<script" not in built._repr_html_()
+    assert "&lt;script&gt;" in built._repr_html_()
+    assert repr(built).startswith("CompositionGraph('<script>alert(1)</script>' on bert: lora, ")
+    assert "\n" not in repr(built)
+    assert " deployed (" in repr(built)

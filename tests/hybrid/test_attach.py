@@ -300,3 +300,20 @@ def test_a_damaged_mask_is_refused_and_the_model_keeps_its_head(damage: str, tmp
     with pytest.raises(DataError, match="damaged"):
         load(model, tmp_path)
     assert same(before, fingerprint(model)) == []
+
+
+def test_a_hybrid_shows_itself_on_one_line() -> None:
+    model = tiny_model("bert")
+    recipe = Recipe.from_dict({"name": "<b>x", "layers": [{"attach": [{"lora": {"rank": 2}}, "ia3"]}]})
+    hybrid = attach(model, recipe, seed=0)
+    counts, kind = hybrid.counts(), type(model).__name__
+    size = f"{counts.deployed:,} deployed ("
+    assert repr(hybrid).startswith(f"Hybrid('<b>x' attached to {kind}: lora + ia3, {size}")
+    made = hybrid._repr_html_()
+    assert "&lt;b&gt;x" in made
+    assert "<b>x" not in made
+    assert f">{counts.head:,}<" in made
+    assert "<svg" in made
+    hybrid.detach()
+    assert f"detached from {kind}" in repr(hybrid)
+    assert f"detached from {kind}" in hybrid._repr_html_()

@@ -224,3 +224,20 @@ def test_yaml_and_dict_round_trips_are_the_identity(tree: dict[str, Any]) -> Non
     assert again == read
     assert Recipe.from_dict(read.to_dict()) == read
     assert again.hash() == read.hash()
+
+
+def test_it_shows_itself_on_one_line() -> None:
+    shown = repr(recipe("lora", {"gate": ["ia3", "lora"]}, name="mine", model=["bitfit"]))
+    assert shown == "Recipe('mine': lora + ia3 + bitfit)"
+    assert str(recipe("lora", name="mine")) == "Recipe('mine': lora)"
+    assert repr(Recipe(name="none")) == "Recipe('none': head only)"
+    assert len(repr(Recipe(name="x" * 5_000))) < 300
+
+
+def test_a_notebook_shows_where_its_items_stand() -> None:
+    evil = "<script>alert(1)</script>"
+    made = recipe({"lora": {"rank": 3}}, name=evil, reference=evil)._repr_html_()
+    assert "<script" not in made
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in made
+    assert "lora (rank 3)" in made
+    assert "rank: 3" in made, "the file itself can be unfolded"

@@ -10,7 +10,6 @@ from autopeft.graph import build_graph, draw_text
 from autopeft.recipe import Recipe
 from autopeft.report.runs import front_sheet, runs_sheet, trials_sheet
 from autopeft.report.search import ending, outcome_sheet, winner_text
-from autopeft.report.train import next_steps
 from autopeft.runs.records import FrontPoint, TrialRecord
 from autopeft.search.api import SearchResult
 from autopeft.search.selection.contender import Contender
@@ -109,16 +108,9 @@ def test_why_it_ended() -> None:
 
 
 def test_the_winner_is_shown_with_its_recipe() -> None:
-    graph = build_graph(RECIPE, spec_of(tiny_config("bert")))
-    text = winner_text(result(), graph, draw_text(graph))
-    assert text.startswith("Winner: trial 7 (lora + ia3), 113,566 deployed parameters, 0.499 %")
+    text = winner_text(result(), draw_text(build_graph(RECIPE, spec_of(tiny_config("bert")))))
+    assert text.startswith("Winner: trial 7, 'w' (lora + ia3), 113,566 deployed parameters, 0.499 %")
     assert RECIPE.to_yaml().strip() in text
-
-
-def test_the_next_commands_name_the_run() -> None:
-    text = next_steps("runs/x", other="trec")
-    assert "autopeft export runs/x -o winner" in text
-    assert "--task trec" in text
 
 
 def test_what_a_run_lacks_is_a_dash() -> None:
@@ -127,4 +119,5 @@ def test_what_a_run_lacks_is_a_dash() -> None:
     assert runs_sheet([{"run": "a"}], "runs").rows[0][0] == "a"
     point = FrontPoint(3, 1234, 0.0049999, 0.75, "h", "small")
     assert front_sheet([point]).rows == (("3", "1,234", "0.499 %", "0.7500", "small"),)
-    assert "No runs" in runs_sheet([], "runs").notes[0]
+    (note,) = runs_sheet([], "runs").notes
+    assert note.startswith("There is no run under 'runs' yet")

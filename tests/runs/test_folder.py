@@ -14,7 +14,7 @@ import pytest
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.runs import folder as module
 from autopeft.runs.files import write_atomic
-from autopeft.runs.folder import Records, RunFolder, list_runs, load_run
+from autopeft.runs.folder import Records, RunFolder, go_on, list_runs, load_run, no_runs
 from autopeft.runs.records import FrontPoint, TrialRecord
 
 
@@ -224,3 +224,19 @@ def test_a_summary_tells_how_far_a_run_came(tmp_path: Path) -> None:
         0.004,
         "0.5%",
     )
+
+
+def test_what_goes_on_with_a_search_can_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(tmp_path, "my run", arguments={"task": "trec"})
+    assert go_on(run.path) == f"autopeft search --resume '{run.path}'"
+    monkeypatch.chdir(tmp_path)
+    assert go_on(run.path) == "autopeft search --resume 'my run'"
+    assert go_on(tmp_path / "gone") == "autopeft search --resume gone"
+    memory = make(tmp_path, "rows", arguments={"task": {"memory": "DataFrame (3 rows)"}})
+    assert go_on(memory.path) == "autopeft.search(resume='rows', task=rows), with the same rows"
+    assert go_on(make(tmp_path, "strange", arguments=[]).path) == "autopeft search --resume strange"
+
+
+def test_where_there_is_no_run_a_search_is_proposed_that_leaves_one_there() -> None:
+    assert no_runs("runs").endswith("`autopeft search --task sst2 --budget 0.5%` makes one.")
+    assert "--out 'a b/first'`" in no_runs("a b")

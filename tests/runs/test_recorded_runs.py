@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -154,6 +155,7 @@ def test_one_that_was_killed_goes_on_to_its_end(place: Path) -> None:
     waiting = [t.number for t in before if not t.state.is_finished() and "rungs" in t.user_attrs]
     running = [t.number for t in before if t.number not in (*ended, *waiting)]
     assert (ended, waiting, running) == ([3], [0, 2], [1, 4])
+    before_numbers = {t.number for t in before}
     out = autopeft(place, "search", "--resume", "interrupted")
     assert "trial 3:" not in out, "it was trained to its end already"
     for number in waiting:
@@ -180,6 +182,16 @@ def test_one_that_was_killed_goes_on_to_its_end(place: Path) -> None:
         assert trial.params["learning_rate"] == rate
     (kept,) = [line for line in run.lines() if line["number"] == 3]
     assert {**kept, "worker": ""} == {**lines("interrupted")[0], "worker": ""}
+    # What was recorded keeps the name that it had, and what is new is named after what is in it.
+    recorded = {line["number"]: line for line in run.lines()}
+    named = {number: line["recipe"]["name"] for number, line in recorded.items()}
+    assert {named[number] for number in (*ended, *waiting) if number in named} == {"small"}
+    fresh = {n: name for n, name in named.items() if n not in before_numbers}
+    assert fresh
+    for number, name in fresh.items():
+        assert re.fullmatch(rf"lora(\+ia3)?-{recorded[number]['hash'][:6]}", name)
+    assert result["recipe"]["name"] == named[result["number"]]
+    assert Recipe.from_file(run.winner / "recipe.yaml").name == named[result["number"]]
     assert not run.state.exists()
     assert "12 baseline runs of this task and backbone were kept by an earlier version" in out
     assert out.count("kept by an earlier version") == 1

@@ -51,7 +51,7 @@ def winner_of(run: Run, model: str | None, notify: Callable[[str], None] | None)
         recipe = Recipe.from_dict(run.recipe)
     except UsageError as error:
         return Winner(title, reason=f"The recipe cannot be read: {shown(error)}")
-    yaml = recipe.to_yaml()
+    title, yaml = f"{title}, {shown(recipe.name, 60)}", recipe.to_yaml()
     try:
         spec = _spec(run, model, notify)
         graph = build_graph(recipe, spec)

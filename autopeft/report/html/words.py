@@ -19,6 +19,7 @@ from autopeft.search.selection.contender import mean_sd as moments
 from autopeft.search.strategies.registry import DEFAULT
 from autopeft.tasks.summary import Constant
 from autopeft.training.arguments import TrainArguments
+from autopeft.training.next_steps import predict_command
 
 __all__ = ["comparisons", "facts", "headline", "remarks", "reproduction"]
 
@@ -200,18 +201,17 @@ def _states(trials: Sequence[TrialRecord], unfinished: Iterable[TrialRecord]) ->
 
 def reproduction(run: Run) -> list[tuple[str, str]]:
     """(what it does, the lines to type) that repeat the run and use what it found."""
-    where = _where(run)
+    where = shlex.quote(_path(run))
     blocks: list[tuple[str, str]] = []
     if run.fixed:
         blocks += _again("Train the recipe again", run, TrainArguments)
     else:
         if run.state in ("interrupted", "unfinished"):
-            blocks.append(("Go on with it", f"autopeft search --resume {where}"))
+            blocks.append(("Go on with it", _resumed(run)))
         blocks += _again("Search again", run, SearchArguments)
     if run.result:
-        pair = ' --text-pair "…"' if run.about.data.pairs else ""
-        use = f'autopeft export {where} -o winner\nautopeft predict {where} --text "…"{pair}'
-        blocks.append(("Use what it found", use))
+        asked = predict_command(_path(run), pairs=run.about.data.pairs)
+        blocks.append(("Use what it found", f"autopeft export {where} -o winner\n{asked}"))
     if not run.fixed and run.folder.journal.exists():
         text = (
             f"cp {where}/journal.log study.log\noptuna-dashboard --storage-class JournalFileStorage study.log"
@@ -238,10 +238,16 @@ def _literal(value: Any) -> str:
     return f"...,  # {shown(value.get('memory'), 80)}" if isinstance(value, Mapping) else f"{value!r},"
 
 
-def _where(run: Run) -> str:
-    """The run folder as a shell reads it, short where it lies in the usual place."""
+def _path(run: Run) -> str:
+    """The run folder, short where it lies in the usual place."""
     path = run.folder.path
-    return shlex.quote(f"runs/{path.name}" if path.parent.name == "runs" else str(path))
+    return f"runs/{path.name}" if path.parent.name == "runs" else str(path)
+
+
+def _resumed(run: Run) -> str:
+    if _in_memory(mapping(run.manifest.get("arguments")).get("task")):
+        return f"import autopeft\n\nautopeft.search(resume={_path(run)!r}, task=...)  # the same rows"
+    return shlex.join(["autopeft", "search", "--resume", _path(run)])
 
 
 def _given(run: Run, arguments: type[Arguments]) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from autopeft.arguments import command_line
 from autopeft.effort import Effort
 from autopeft.errors import UsageError, near
 from autopeft.runs.documents import read_result
-from autopeft.runs.folder import RunFolder
+from autopeft.runs.folder import RunFolder, as_typed
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.space.space import Space
@@ -42,12 +44,26 @@ def prepare_again(
     manifest = folder.manifest()
     if (folder.path / "result.json").exists() and not read_result(folder.result()).interrupted:
         raise UsageError(
-            f"{folder.name} is finished; start another search from what it found with --from {folder.name}."
+            f"{folder.name} is finished. Another search starts from what it found: {_anew(folder, manifest)}"
         )
     arguments, effort = _read(folder, manifest, given)
     ready = prepare(arguments, notify, effort)
     _check(folder, manifest, ready)
     return ready
+
+
+def _anew(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
+    """The command, or the call in Python, that begins a search with what a run found."""
+    said = manifest.get("arguments")
+    table = dict(said) if isinstance(said, Mapping) else {}
+    given = {k: table[k] for k in ("task", "budget", "text", "text_pair", "label", "model") if table.get(k)}
+    if any(isinstance(value, Mapping) for value in given.values()):  # what lay in memory is in no file
+        budget, found = table.get("budget"), as_typed(folder.path)
+        return f"autopeft.search(task=rows, budget={budget!r}, warm_start=[{found!r}])"
+    given = SearchArguments.unlike_defaults(given)
+    return shlex.join(
+        ["autopeft", "search", *command_line(SearchArguments, given), "--from", as_typed(folder.path)]
+    )
 
 
 def _refuse(given: Mapping[str, Any]) -> None:

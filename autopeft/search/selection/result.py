@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autopeft.display import box, folded, number, percent, short, size, table
+from autopeft.display import mean_sd as mean_sd_text
 from autopeft.recipe import Recipe
 from autopeft.runs.records import CountTable, TrialRecord
 from autopeft.search.optimization.pareto import FrontPoint
@@ -79,6 +81,46 @@ class SearchResult:
     @property
     def test_sd(self) -> float | None:
         return mean_sd(self.test)[1]
+
+    @property
+    def headline(self) -> str:
+        """The metric and the winner's score: on *test*, or on *select* where *test* was not touched."""
+        scores, split = (self.test, "test") if self.test else (self.select or (self.search_score,), "select")
+        return f"{self.metric} {mean_sd_text(scores)} on {split}"
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The winner, the baselines and the same answer for every row as texts: name, deployed parameters,
+        their share, and mean ± sd over fresh seeds on *select* and *test*."""
+        own = ("winner", self.counts, self.select or (self.search_score,), self.test)
+        measured = [own, *((b.name, b.counts, b.select, b.test) for b in self.baselines)]
+        rows: list[tuple[str, ...]] = [
+            (
+                name,
+                number(counts.get("deployed")),
+                percent(counts.get("share")),
+                mean_sd_text(select),
+                mean_sd_text(test),
+            )
+            for name, counts, select, test in measured
+        ]
+        return [*rows, *([self.constant.row()] if self.constant else [])]
+
+    def __repr__(self) -> str:
+        parameters = size(self.counts.get("deployed"), self.counts.get("share"))
+        state = f"trial {self.number}{', interrupted' if self.interrupted else ''}, run {short(self.run)}"
+        return f"SearchResult({short(self.winner.name)!r}: {self.headline}, {parameters}, {state})"
+
+    def _repr_html_(self) -> str:
+        """A small box for notebooks: the winner beside what it is compared with, and its recipe."""
+        headers = ("", "deployed", "share", "select", "test")
+        said = [(sentence,) for sentence in (*(c.sentence() for c in self.comparisons), *self.remarks)]
+        return box(
+            self.winner.name,
+            table(headers, self.rows(), right=range(1, len(headers))),
+            table((), said) if said else "",
+            folded("the winner as YAML", self.winner.to_yaml()),
+            note=f"{self.winner.brief}: {self.headline}; trial {self.number}, run {self.run}",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome in numbers, JSON-able; trials and front are in files of their own."""

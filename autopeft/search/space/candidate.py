@@ -9,6 +9,7 @@ from typing import Any
 from autopeft.counting import Budget, Counts
 from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
+from autopeft.recipe.contents import name_from
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.repair import repair
 
@@ -20,7 +21,9 @@ class Candidate:
     """A recipe inside the budget.
 
     Attributes:
-        hash: equal for recipes that train the same.
+        recipe: named after what is in it (`autopeft.recipe.contents.name_from`); the one recipe of a space
+            without choices keeps the name that its file gives it.
+        hash: equal for recipes that train the same, whatever they are called.
         point: the space's values after repair.
     """
 
@@ -47,4 +50,7 @@ def candidate(
     """
     found = repair(space, values, budget)
     recipe = found.recipe if change is None else change(found.recipe)
-    return Candidate(recipe, found.counts, build_graph(recipe, space.spec).trial_hash(), found.values)
+    digest = build_graph(recipe, space.spec).trial_hash()
+    if space.parameters:
+        recipe = recipe.model_copy(update={"name": name_from(recipe.layers, recipe.model, digest)})
+    return Candidate(recipe, found.counts, digest, found.values)

@@ -69,7 +69,7 @@ def test_other_data_are_refused(begun: RunFolder) -> None:
 
 def test_a_finished_run_points_to_another_search(begun: RunFolder) -> None:
     begun.write_json("result.json", {"interrupted": False})
-    with pytest.raises(UsageError, match="--from run"):
+    with pytest.raises(UsageError, match=r"autopeft search --task \S+ --budget 5% .*--from \S*run$"):
         prepare_again(begun, {})
     begun.write_json("result.json", {"interrupted": True})
     assert prepare_again(begun, {}).effort.trials == 7

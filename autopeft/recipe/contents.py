@@ -1,0 +1,90 @@
+"""What a recipe consists of, in short: its methods, a name made of them, and a line for each item."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from autopeft.recipe.models import CompositionItem, EntryItem, Item, LayerBlock, entry_items
+
+__all__ = ["item_text", "methods_of", "name_from", "placed_items"]
+
+LONGEST = 40
+_DIGITS = 6
+_OTHER = re.compile(r"[^A-Za-z0-9_]+")
+
+
+def methods_of(blocks: Iterable[LayerBlock], model: Sequence[Item]) -> tuple[str, ...]:
+    """The methods of a recipe in file order, each once."""
+    groups = [*(block.attach for block in blocks), tuple(model)]
+    return tuple(dict.fromkeys(entry.method for items in groups for _, entry in entry_items(items)))
+
+
+def name_from(blocks: Iterable[LayerBlock], model: Sequence[Item], digest: str) -> str:
+    """A name for a recipe that nobody has named: `lora+gate-ia3-ssf-5c1e9a`.
+
+    What stands in the recipe, in file order and each once, is joined by `+`: a method by its name, a
+    composition by its kind and its children, joined by `-`. Where that takes more than 40 characters,
+    compositions are named by their kind alone, then the last items are counted (`+2_more`). The first six
+    digits of `digest` follow, so that recipes of the same methods have names of their own. A recipe without
+    entries is `head-only`. Letters, digits, `_`, `+` and `-` are all that is in it.
+
+    Args:
+        digest: the recipe's hash.
+    """
+    items = [*(item for block in blocks for item in block.attach), *model]
+    parts = _once(map(_part, items))
+    if len("+".join(parts)) > LONGEST:
+        parts = _once(
+            _word(item.kind if isinstance(item, CompositionItem) else item.method) for item in items
+        )
+    kept = len(parts)
+    while kept > 1 and len(_stem(parts, kept)) > LONGEST:
+        kept -= 1
+    return f"{_stem(parts, kept)[:LONGEST] or 'head-only'}-{digest[:_DIGITS]}"
+
+
+def _stem(parts: Sequence[str], kept: int) -> str:
+    left = len(parts) - kept
+    return "+".join([*parts[:kept], *([f"{left}_more"] if left else [])])
+
+
+def _once(parts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(parts))
+
+
+def _word(name: str) -> str:
+    """A name from a registry without what has a meaning in a recipe's name or a file's."""
+    return _OTHER.sub("_", name)
+
+
+def _part(item: Item) -> str:
+    if isinstance(item, EntryItem):
+        return _word(item.method)
+    return "-".join([_word(item.kind), *_once(map(_part, item.children))])
+
+
+def item_text(item: Item) -> str:
+    """An item on one line: `lora (sites q, v, rank 8)`, `gate of lora (rank 4) and ia3`."""
+    if isinstance(item, EntryItem):
+        settings = ", ".join(f"{key} {_value(value)}" for key, value in item.config.items())
+        text = f"{item.method} ({settings})" if settings else item.method
+    else:
+        text = f"{item.kind} of {' and '.join(map(item_text, item.children))}"
+    return text if item.alias is None else f"{text} as {item.alias}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def placed_items(blocks: Iterable[LayerBlock], model: Sequence[Item]) -> Iterator[tuple[str, str]]:
+    """Where each item stands, and the item on one line, in file order."""
+    for block in blocks:
+        at = block.at if isinstance(block.at, str) else ", ".join(map(str, block.at))
+        where = f"layers {at}" if block.stack == "all" else f"{block.stack} layers {at}"
+        yield from ((where, item_text(item)) for item in block.attach)
+    yield from (("whole model", item_text(item)) for item in model)

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from autopeft.training.next_steps import next_steps, other_task, predict_command, train_command
+
+
+def test_the_other_task_is_another() -> None:
+    assert other_task("sst2") == "trec"
+    assert other_task("trec") == "movie-sentences"
+    assert other_task(None) == "trec"
+
+
+def test_the_recipe_goes_with_its_backbone() -> None:
+    assert train_command("a/recipe.yaml", task="x", model="minilm") == (
+        "autopeft train --recipe a/recipe.yaml --task trec"
+    )
+    words = shlex.split(train_command("a b/recipe.yaml", task="trec", model="my bert"))
+    assert words[3:] == ["a b/recipe.yaml", "--task", "movie-sentences", "--model", "my bert"]
+    assert "--model" not in train_command("r.yaml", task="x", model="")
+
+
+def test_a_hybrid_of_pairs_is_asked_about_pairs() -> None:
+    assert shlex.split(predict_command("a b", pairs=True)) == [
+        *("autopeft", "predict", "a b", "--text", "…", "--text-pair", "…")
+    ]
+    assert "--text-pair" not in predict_command("x", pairs=False)
+    assert predict_command("x", pairs=False, model="here").endswith(" --model here")
+
+
+def test_the_folder_to_export_to_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "winner").mkdir()
+    (tmp_path / "winner-2").write_text("a file")
+    text = next_steps("runs/x", task="sst2", model="minilm", pairs=False)
+    assert "autopeft export runs/x -o winner-3" in text
+    assert "--recipe winner-3/recipe.yaml --task trec" in text
+    assert "autopeft predict runs/x" in text
