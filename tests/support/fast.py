@@ -25,6 +25,8 @@ PROCESSES = (
     "tests/cli/test_interrupted.py",
     "tests/cli/test_declared.py::test_declarations_are_read_without_torch",
     "tests/cli/test_saved.py",
+    "tests/cli/test_train_progress.py::test_in_a_pipe_stdout_has_the_result_alone",
+    "tests/cli/test_train_progress.py::test_on_a_terminal_there_is_a_bar",
     "tests/docs/test_site.py",
     "tests/plugins/test_task_kind.py",
     "tests/plugins/test_toys.py",
