@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from autopeft.errors import TaskError, UsageError
 from autopeft.export.manifest import MANIFEST, read_manifest
 from autopeft.export.package import Saved, find_saved, load_saved
 from autopeft.hybrid import Hybrid
+from autopeft.hybrid.labels import nameless
 from autopeft.runs.files import read_json
 from autopeft.search.selection.result import SearchResult
 from autopeft.tasks import Split, Task, TaskKind, load_task
@@ -33,8 +33,6 @@ Trained: TypeAlias = str | Path | Saved | FixedOutcome | SearchResult | Hybrid
 Live: TypeAlias = "tuple[Hybrid, PreTrainedTokenizerBase]"
 Notify: TypeAlias = Callable[[str], None] | None
 _MAX_LENGTH = 128
-
-_NAMELESS = re.compile(r"LABEL_\d+")  # what transformers calls classes without names
 
 
 @dataclass(frozen=True)
@@ -213,8 +211,8 @@ def task_of(known: TrainedHybrid, given: EvaluateArguments) -> Task:
         stand_in=given.stand_in,
         notify=given.notify,
     )
-    nameless = all(map(_NAMELESS.fullmatch, known.labels)) and len(task.labels) == len(known.labels)
-    return task if nameless or task.labels == known.labels else _relabelled(task, known.labels)
+    without = nameless(known.labels) and len(task.labels) == len(known.labels)
+    return task if without or task.labels == known.labels else _relabelled(task, known.labels)
 
 
 def _with_metric(task: Task, metric: str | None) -> Task:

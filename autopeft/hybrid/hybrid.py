@@ -17,6 +17,7 @@ from autopeft.counting import Counts
 from autopeft.graph import CompositionGraph, build_graph
 from autopeft.hybrid.callback import HybridCallback
 from autopeft.hybrid.groups import groups_of
+from autopeft.hybrid.labels import Labels
 from autopeft.hybrid.merging import fold, write
 from autopeft.hybrid.modules import (
     ROOT,
@@ -357,8 +358,11 @@ class Hybrid:
             CompositionError: some module cannot be merged; nothing has changed then.
         """
         finished = fold(self.graph, self.modules, self.injection)
+        labels = Labels.of(self.model.config)
         self.detach()
         write(self.model, self.injection.base, finished)
+        if self.head():
+            labels.put(self.model.config)  # those of the head, which stays
         return self.model
 
     def __repr__(self) -> str:
