@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -183,6 +184,7 @@ def task_of(known: TrainedHybrid, given: EvaluateArguments) -> Task:
     order.
 
     The data are read as the hybrid's own kind of task, and scored with its metric unless another is given.
+    Other data that come without splits are *test* as a whole, unless a split of them or a seed is asked for.
 
     Raises:
         TaskError: the task has labels that the hybrid's head does not know, or the hybrid's own rows were
@@ -199,7 +201,8 @@ def task_of(known: TrainedHybrid, given: EvaluateArguments) -> Task:
         asked: str | None = getattr(given, which)
         return asked if asked is not None else before.get(which)
 
-    task = load_task(
+    load = partial(
+        load_task,
         name,
         text=column("text"),
         text_pair=column("text_pair"),
@@ -211,8 +214,18 @@ def task_of(known: TrainedHybrid, given: EvaluateArguments) -> Task:
         stand_in=given.stand_in,
         notify=given.notify,
     )
+    whole = not own and (given.split == "all" or (given.split is None and given.seed is None))
+    task = load(scored_by=() if nameless(known.labels) else known.labels) if whole else load()
+    if whole and given.split is None and _trained_on(known, task):
+        task = load()
     without = nameless(known.labels) and len(task.labels) == len(known.labels)
     return task if without or task.labels == known.labels else _relabelled(task, known.labels)
+
+
+def _trained_on(known: TrainedHybrid, task: Task) -> bool:
+    """Whether a task has the very rows that the hybrid was trained, selected and tested on."""
+    before = ((known.manifest.get("data") or {}).get("source") or {}).get("sha256")
+    return before is not None and before == task.source.sha256
 
 
 def _with_metric(task: Task, metric: str | None) -> Task:
