@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from autopeft.assets import quantization_of
 from autopeft.backbones import base_model_of, spec_of_model
 from autopeft.counting import Counts
+from autopeft.errors import UsageError
 from autopeft.graph import CompositionGraph, build_graph
 from autopeft.hybrid.callback import HybridCallback
 from autopeft.hybrid.groups import groups_of
@@ -27,6 +29,7 @@ from autopeft.hybrid.modules import (
     counts_of,
     head_of,
     refuse_attached,
+    refuse_packed,
     seeded,
 )
 from autopeft.hybrid.optimizer import build_optimizer
@@ -69,6 +72,7 @@ def attach(model: PreTrainedModel, recipe: Recipe, *, seed: int | None = None) -
     graph = build_graph(recipe, spec)
     with seeded(seed):
         modules = build_modules(graph)
+    refuse_packed(model, layout, modules)
     hybrid = Hybrid(model, recipe, graph, Root(modules, recipe, spec), Untouched(model))
     base = base_model_of(model)
     hybrid.injection = Injection(model, base, layout, graph, modules, new_token())
@@ -356,7 +360,14 @@ class Hybrid:
 
         Raises:
             CompositionError: some module cannot be merged; nothing has changed then.
+            UsageError: the backbone is quantised.
         """
+        found = quantization_of(self.model)
+        if found is not None:
+            raise UsageError(
+                f"{type(self.model).__name__} is quantized ({found}), and nothing can be folded into packed "
+                "weights; save the hybrid, and merge it on the backbone in bf16."
+            )
         finished = fold(self.graph, self.modules, self.injection)
         labels = Labels.of(self.model.config)
         self.detach()

@@ -21,6 +21,7 @@ from autopeft.assets import (
     keep_model,
     load_config,
     load_tokenizer,
+    refuse_quantized_config,
     resolve_model,
 )
 from autopeft.backbones import spec_of
@@ -118,7 +119,9 @@ def train(call: TrainCall) -> FixedOutcome:
     recipe = given.recipe if isinstance(given.recipe, Recipe) else Recipe.load(given.recipe)
     name = str(keep_model(*given.model) if isinstance(given.model, tuple) else given.model)
     source = resolve_model(name, notify=call.notify)
-    build_graph(recipe, spec_of(load_config(source)))
+    config = load_config(source)
+    refuse_quantized_config(config, name)
+    build_graph(recipe, spec_of(config))
     tokenizer = load_tokenizer(source)
     longest = given.max_length or min(_MAX_LENGTH, tokenizer.model_max_length)
     task, plan = _task_and_plan(given, longest, call.notify)
