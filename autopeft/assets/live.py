@@ -12,6 +12,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from autopeft.assets.cache import cache_folder, make_room, publish
+from autopeft.assets.quantized import quantization_of
 from autopeft.assets.quiet import quiet_transformers
 from autopeft.assets.weights import bytes_of
 from autopeft.assets.wheels import sha256_of
@@ -65,8 +66,11 @@ def _refuse_unsaved(model: PreTrainedModel) -> None:
     state = model.state_dict()
     if any(name.startswith(_ATTACHED) for name in state):
         raise UsageError(f"{type(model).__name__} has a hybrid attached; call detach() on it first.")
-    if getattr(model, "is_quantized", False):
-        raise UsageError(f"{type(model).__name__} is quantized; hand over the model in fp32, fp16 or bf16.")
+    found = quantization_of(model)
+    if found is not None:
+        raise UsageError(
+            f"{type(model).__name__} is quantized ({found}); hand over the model in fp32, fp16 or bf16."
+        )
     absent = [name for name, tensor in state.items() if tensor.device.type == "meta"]
     if absent:
         raise UsageError(

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from autopeft.assets import quantization_of
 from autopeft.backbones.places import Layout, Place, StackPlaces, base_model_of, layout_of
+from autopeft.errors import SiteError
 from autopeft.spec import BackboneSpec, Site, StackName, StackSpec, TensorRole, TensorSpec
 
 __all__ = ["spec_of", "spec_of_model"]
@@ -59,9 +61,23 @@ def _on_meta(model_type: str, text: str, auto_class: Any) -> PreTrainedModel:
 
 def spec_of_model(model: PreTrainedModel) -> tuple[BackboneSpec, Layout]:
     """Spec and layout of a live model: what a share is of is that of its config, sites and tensors are those
-    that it has."""
+    that it has.
+
+    Raises:
+        SiteError: no site map fits the family, or the model is quantised in such a way that its linear maps
+            are not to be seen.
+    """
     base = base_model_of(model)
-    layout = layout_of(base)
+    try:
+        layout = layout_of(base)
+    except SiteError as error:
+        found = quantization_of(model)
+        if found is None:
+            raise
+        raise SiteError(
+            f"{type(model).__name__} is quantized ({found}) in such a way that no linear maps are found in "
+            "it; load the backbone in bf16."
+        ) from error
     return _cut(spec_of(model.config), base, layout), layout
 
 

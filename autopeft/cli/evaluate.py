@@ -18,7 +18,7 @@ def evaluate(run: Run, given: Given, as_json: Json = False) -> None:
 
     \b
       autopeft evaluate latest
-      autopeft evaluate winner --task new-reviews.csv --label stars --split all
+      autopeft evaluate winner --task new-reviews.csv --label stars
       autopeft evaluate my-run --split select --metric macro_f1 --json
     """
     from autopeft.assets import quiet_libraries

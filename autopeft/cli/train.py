@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from autopeft.cli.console import notify, say, say_json, say_sheet
 from autopeft.cli.declared import Given, declared
 from autopeft.cli.options import Json
@@ -20,17 +22,21 @@ def train(given: Given, as_json: Json = False) -> None:
       autopeft train --recipe lora.yaml --task sst2 --steps 300 --seed 3 -o my-run
     """
     from autopeft.assets import quiet_libraries
-    from autopeft.report.train import train_sheet
+    from autopeft.cli.train_progress import watch_training
+    from autopeft.report.train import kept_text, train_sheet
     from autopeft.runs.folder import RunFolder, as_typed
     from autopeft.training.fixed import train as train_recipe
     from autopeft.training.next_steps import next_steps
 
     quiet_libraries()
-    outcome = train_recipe(notify=notify, progress=None if as_json else notify, **given)
+    # The result alone goes to stdout.
+    with watch_training(live=sys.stderr.isatty(), stream=sys.stderr) as reporter:
+        outcome = train_recipe(notify=notify, reporter=reporter, **given)
     if as_json:
         say_json(outcome.to_dict())
         return
     say_sheet(train_sheet(outcome.to_dict(), outcome.task, outcome.summary))
+    say(kept_text(str(outcome.folder)))
     say()
     pairs = outcome.task.splits["train"].pairs is not None
     model = str(RunFolder(outcome.folder).manifest()["model"])

@@ -105,14 +105,15 @@ def evaluate(run: Trained, given: EvaluateArguments) -> Evaluation:
     """
     known = trained(run, tokenizer=given.tokenizer, max_length=given.max_length)
     task = task_of(known, given)
+    split = given.split or ("test" if len(task.splits["train"]) else "all")
     hybrid, tokenizer = known.load(given.model, given.notify)
-    kind, rows = task.task_kind, _rows_of(task, given.split)
+    kind, rows = task.task_kind, _rows_of(task, split)
     encoded = kind.encode(rows, tokenizer, known.longest(tokenizer))
     outputs = predict_outputs(hybrid.model, encoded, batch_size=given.batch_size)
     labels = kind.label_array(rows.labels)
     value = kind.score(get_metric(task.metric), outputs, labels)
-    before = recorded(known, task, given.split, len(rows), value, seed=given.seed, model=hybrid.model)
-    found = Evaluation(str(known.where), task, given.split, len(rows), value, recorded=before)
+    before = recorded(known, task, split, len(rows), value, seed=given.seed, model=hybrid.model)
+    found = Evaluation(str(known.where), task, split, len(rows), value, recorded=before)
     return replace(found, breakdown=kind.breakdown(outputs, labels, task.labels))
 
 

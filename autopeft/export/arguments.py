@@ -64,13 +64,15 @@ class EvaluateArguments(Arguments):
 
     task: TaskToScore = None
     split: Annotated[
-        Literal["train", "select", "test", "all"],
+        Literal["train", "select", "test", "all"] | None,
         Option(
-            help="Which rows; all takes every row of the task.",
-            doc="which rows. A file without splits is cut as for training, so that `test` is a tenth of it; "
-            "`all` takes every row, also those that the hybrid may have been trained on",
+            help="Which rows; default: test, or all of a file without splits that it was not trained on.",
+            doc="which rows; default: `test`, or `all` where a file or table that comes without splits is "
+            "not what the hybrid was trained on. Such data are cut as for training where a split or a seed "
+            "is named, so that `test` is a tenth; `all` takes every row, also those that it may have been "
+            "trained on",
         ),
-    ] = "test"
+    ] = None
     seed: Annotated[int | None, Option(help="Seed of the splits; default: the training run's.", least=0)] = (
         None
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,6 +14,7 @@ from autopeft.errors import TaskError, UsageError
 from autopeft.export.manifest import MANIFEST, read_manifest
 from autopeft.export.package import Saved, find_saved, load_saved
 from autopeft.hybrid import Hybrid
+from autopeft.hybrid.labels import nameless
 from autopeft.runs.files import read_json
 from autopeft.runs.folder import as_typed
 from autopeft.search.selection.result import SearchResult
@@ -35,8 +36,6 @@ Trained: TypeAlias = str | Path | Saved | FixedOutcome | SearchResult | Hybrid
 Live: TypeAlias = "tuple[Hybrid, PreTrainedTokenizerBase]"
 Notify: TypeAlias = Callable[[str], None] | None
 _MAX_LENGTH = 128
-
-_NAMELESS = re.compile(r"LABEL_\d+")  # what transformers calls classes without names
 
 
 @dataclass(frozen=True)
@@ -175,6 +174,7 @@ def task_of(known: TrainedHybrid, given: EvaluateArguments) -> Task:
     order.
 
     The data are read as the hybrid's own kind of task, and scored with its metric unless another is given.
+    Other data that come without splits are *test* as a whole, unless a split of them or a seed is asked for.
 
     Raises:
         TaskError: the task has labels that the hybrid's head does not know, or the hybrid's own rows were
@@ -191,7 +191,8 @@ def task_of(known: TrainedHybrid, given: EvaluateArguments) -> Task:
         asked: str | None = getattr(given, which)
         return asked if asked is not None else before.get(which)
 
-    task = load_task(
+    load = partial(
+        load_task,
         name,
         text=column("text"),
         text_pair=column("text_pair"),
@@ -203,8 +204,12 @@ def task_of(known: TrainedHybrid, given: EvaluateArguments) -> Task:
         stand_in=given.stand_in,
         notify=given.notify,
     )
-    nameless = all(map(_NAMELESS.fullmatch, known.labels)) and len(task.labels) == len(known.labels)
-    return task if nameless or task.labels == known.labels else _relabelled(task, known, given)
+    whole = not own and (given.split == "all" or (given.split is None and given.seed is None))
+    task = load(scored_by=() if nameless(known.labels) else known.labels) if whole else load()
+    if whole and given.split is None and _trained_on(known, task):
+        task = load()
+    without = nameless(known.labels) and len(task.labels) == len(known.labels)
+    return task if without or task.labels == known.labels else _relabelled(task, known, given)
 
 
 def _training(known: TrainedHybrid, given: EvaluateArguments) -> str:
@@ -216,6 +221,12 @@ def _training(known: TrainedHybrid, given: EvaluateArguments) -> str:
     asked = {"recipe": as_typed(recipe), **asked, "model": given.model or known.manifest.get("model")}
     words = command_line(TrainArguments, TrainArguments.unlike_defaults(asked))
     return shlex.join(["autopeft", "train", *words])
+
+
+def _trained_on(known: TrainedHybrid, task: Task) -> bool:
+    """Whether a task has the very rows that the hybrid was trained, selected and tested on."""
+    before = ((known.manifest.get("data") or {}).get("source") or {}).get("sha256")
+    return before is not None and before == task.source.sha256
 
 
 def _with_metric(task: Task, metric: str | None) -> Task:

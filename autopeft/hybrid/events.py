@@ -38,7 +38,8 @@ def loss_terms(modules: Iterable[nn.Module]) -> Tensor | None:
 
 
 def all_settled(modules: Iterable[nn.Module], step: int, total: int) -> bool:
-    """Whether after `step` of `total` steps every module has the size that training leaves."""
+    """Whether after `step` of `total` steps every module may stay as it is: training has no more to take away
+    from it or to find for it."""
     found = (getattr(module, "settled", None) for module in modules)
     return all(handler(step, total) for handler in found if handler is not None)
 

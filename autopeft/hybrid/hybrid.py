@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from autopeft.assets import quantization_of
 from autopeft.backbones import base_model_of, spec_of_model
 from autopeft.counting import Counts
 from autopeft.display import percent, short, table
+from autopeft.errors import UsageError
 from autopeft.graph import CompositionGraph, build_graph, draw_box
 from autopeft.hybrid.callback import HybridCallback
 from autopeft.hybrid.groups import groups_of
+from autopeft.hybrid.labels import Labels
 from autopeft.hybrid.merging import fold, write
 from autopeft.hybrid.modules import (
     ROOT,
@@ -27,6 +30,7 @@ from autopeft.hybrid.modules import (
     counts_of,
     head_of,
     refuse_attached,
+    refuse_packed,
     seeded,
 )
 from autopeft.hybrid.optimizer import build_optimizer
@@ -69,6 +73,7 @@ def attach(model: PreTrainedModel, recipe: Recipe, *, seed: int | None = None) -
     graph = build_graph(recipe, spec)
     with seeded(seed):
         modules = build_modules(graph)
+    refuse_packed(model, layout, modules)
     hybrid = Hybrid(model, recipe, graph, Root(modules, recipe, spec), Untouched(model))
     base = base_model_of(model)
     hybrid.injection = Injection(model, base, layout, graph, modules, new_token())
@@ -356,10 +361,20 @@ class Hybrid:
 
         Raises:
             CompositionError: some module cannot be merged; nothing has changed then.
+            UsageError: the backbone is quantised.
         """
+        found = quantization_of(self.model)
+        if found is not None:
+            raise UsageError(
+                f"{type(self.model).__name__} is quantized ({found}), and nothing can be folded into packed "
+                "weights; save the hybrid, and merge it on the backbone in bf16."
+            )
         finished = fold(self.graph, self.modules, self.injection)
+        labels = Labels.of(self.model.config)
         self.detach()
         write(self.model, self.injection.base, finished)
+        if self.head():
+            labels.put(self.model.config)  # those of the head, which stays
         return self.model
 
     def __repr__(self) -> str:

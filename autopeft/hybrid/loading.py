@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 from autopeft.backbones import spec_of_model
 from autopeft.errors import DataError
 from autopeft.hybrid.hybrid import Hybrid, attach
+from autopeft.hybrid.labels import Labels
+from autopeft.hybrid.modules import head_of
 from autopeft.hybrid.store import RECIPE, WEIGHTS, check_size, saved_key, saved_shapes
 from autopeft.recipe import Recipe
 
@@ -23,9 +25,12 @@ __all__ = ["load"]
 def load(model: PreTrainedModel, folder: str | Path) -> Hybrid:
     """Attach a saved hybrid to a model of the same backbone, head included.
 
+    The model's configuration gets the labels and the problem type that it had when the hybrid was saved, so
+    that `predict` and a `pipeline` of transformers answer with them; `detach` gives it back its own.
+
     Raises:
-        DataError: files are missing, damaged, or do not belong to this recipe and backbone. The model is
-        then unchanged. UsageError: the recipe does not fit the model.
+        DataError: files are missing, damaged, or do not belong to this recipe and backbone, or the model has
+        another number of labels. It is then unchanged. UsageError: the recipe does not fit the model.
     """
     path = Path(folder)
     missing = [n for n in (RECIPE, WEIGHTS) if not (path / n).is_file()]
@@ -38,9 +43,14 @@ def load(model: PreTrainedModel, folder: str | Path) -> Hybrid:
     spec, _ = spec_of_model(model)
     shapes = saved_shapes(path / WEIGHTS)
     check_size(recipe, spec, shapes, path)
+    labels = Labels.saved(path) if head_of(model) else None
+    if labels is not None:
+        labels.check(model.config, path)
     hybrid = attach(model, recipe, seed=0)
     try:
         _fill(hybrid, path / WEIGHTS, shapes)
+        if labels is not None:
+            labels.put(model.config)
     except BaseException:
         hybrid.detach()
         raise

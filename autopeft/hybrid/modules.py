@@ -12,13 +12,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from autopeft.backbones import base_model_of
+from autopeft.assets import is_packed, quantization_of
+from autopeft.backbones import Layout, base_model_of
 from autopeft.composition import get_composition
 from autopeft.counting import Counts, count
 from autopeft.errors import UsageError
 from autopeft.graph import CompositionGraph
 from autopeft.hybrid.groups import check_parts
-from autopeft.method import check_module
+from autopeft.method import WeightTarget, check_module
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 
@@ -31,6 +32,7 @@ __all__ = [
     "deployed_form",
     "head_of",
     "refuse_attached",
+    "refuse_packed",
     "seeded",
 ]
 
@@ -61,6 +63,38 @@ def refuse_attached(model: PreTrainedModel) -> None:
     """Raise UsageError if the model has a hybrid."""
     if any(isinstance(m, Root) for m in model.modules()):
         raise UsageError(f"{type(model).__name__} has a hybrid attached already; call detach() on it first.")
+
+
+def refuse_packed(model: PreTrainedModel, layout: Layout, modules: Mapping[str, nn.Module]) -> None:
+    """Raise UsageError if the model is quantised and something would train or alter a tensor that is
+    packed: the task head, or a module that acts on weights."""
+    found = quantization_of(model)
+    if found is None:
+        return
+    what = f"{type(model).__name__} is quantized ({found})"
+    head = [name for name, parameter in head_of(model).items() if is_packed(parameter)]
+    if head:
+        part = head[0].partition(".")[0]
+        raise UsageError(
+            f"{what}, its task head {part!r} too, which has to train; leave that out when you load the model "
+            f"(llm_int8_skip_modules={[part]} for bitsandbytes, modules_to_not_convert={[part]} for others)."
+        )
+    base, places = base_model_of(model), {place.site.key: place for place in layout.places()}
+
+    def packed(target: WeightTarget) -> bool:
+        name = target.tensor if target.site is None else f"{places[target.site.key].exit}.weight"
+        return is_packed(base.get_parameter(str(name)))
+
+    altering = [
+        name
+        for name, module in modules.items()
+        if hasattr(module, "weight_targets") and any(map(packed, cast(Any, module).weight_targets()))
+    ]
+    if altering:
+        raise UsageError(
+            f"{what}, and {', '.join(altering)} would work on its packed weights; attach methods that act on "
+            "activations alone, such as lora or serial_adapter, or load the backbone in bf16."
+        )
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from autopeft.hybrid.modules import (
     build_modules,
     head_of,
     refuse_attached,
+    refuse_packed,
     seeded,
 )
 from autopeft.hybrid.persistence import Persistence
@@ -71,7 +72,9 @@ def attach_many(
     roots = []
     for graph, seed in zip(graphs, starts, strict=True):
         with seeded(seed):
-            roots.append(Root(build_modules(graph), graph.recipe, spec))
+            modules = build_modules(graph)
+        refuse_packed(model, layout, modules)
+        roots.append(Root(modules, graph.recipe, spec))
     _check_together(graphs, roots)
     together = MultiHybrid(model)
     base = base_model_of(model)

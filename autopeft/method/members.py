@@ -116,7 +116,8 @@ MEMBERS: tuple[Member, ...] = (
     Member(
         "settled",
         "module",
-        "by early stopping: no state counts as the best while there still are ranks to be taken away",
+        "by early stopping, after `step` of `total` steps: whether this state may be what training leaves. "
+        "No state counts as the best while something is still to be taken away or to be found",
         _STEP,
         "bool",
     ),

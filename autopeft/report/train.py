@@ -11,7 +11,7 @@ from autopeft.report.text import duration, number, percent, score
 from autopeft.tasks import Task
 from autopeft.tasks.summary import DataSummary
 
-__all__ = ["train_sheet"]
+__all__ = ["kept_text", "train_sheet"]
 
 
 def train_sheet(outcome: Mapping[str, Any], task: Task, summary: DataSummary | None = None) -> Sheet:
@@ -36,6 +36,7 @@ def train_sheet(outcome: Mapping[str, Any], task: Task, summary: DataSummary | N
         rows.append((name, *scores, deployed, share, *["–"] * 3))
     unbeaten = unbeaten_text(constant, "The hybrid", outcome["test_mean"])
     notes += [unbeaten] if unbeaten else []
+    notes += _course(outcome["history"])
     return Sheet(
         headers,
         tuple(rows),
@@ -44,3 +45,18 @@ def train_sheet(outcome: Mapping[str, Any], task: Task, summary: DataSummary | N
         right=frozenset(headers[1:]),
         drop=("head", "trained", "share", "training"),
     )
+
+
+def _course(history: Mapping[str, Any]) -> list[str]:
+    """The losses, and the best score on *select* where some were taken on the way."""
+    first, last = history["first_loss"], history["last_loss"]
+    found = [f"Loss: {first:.4f} over the first tenth of the steps, {last:.4f} over the last."]
+    if history["scores"]:
+        step, best = max(history["scores"], key=lambda point: point[1])
+        found.append(f"Best on select while training: {score(best)} at step {step:,}.")
+    return found
+
+
+def kept_text(run: str) -> str:
+    """What a training of a fixed recipe has left, and where."""
+    return f"Kept in {run}: recipe.yaml, result.json (scores and losses), winner/ (weights and head)."

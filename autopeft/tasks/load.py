@@ -55,6 +55,7 @@ class _Asked:
     seed: int
     rows: Rows | None
     drop_empty: bool
+    scored_by: tuple[str, ...] | None = None
 
 
 def load_task(
@@ -69,6 +70,7 @@ def load_task(
     drop_empty: bool = False,
     seed: int = 0,
     rows: Rows | None = None,
+    scored_by: Sequence[str] | None = None,
     stand_in: bool = True,
     notify: Notify | None = None,
 ) -> Task:
@@ -90,6 +92,8 @@ def load_task(
             *test* (as in GLUE) and *select* is cut from train (a tenth, 2,000 rows at most). One split
             alone is cut 80/10/10.
         rows: at most so many rows of each split.
+        scored_by: class names of the head that the rows are to be scored with, where nothing is to be trained
+            on them: one split alone is then *test* as a whole, however small, and some classes may be absent.
         stand_in: whether a packaged task may stand in for a hub task that cannot be had; the task's source
             records it.
         notify: gets one line when something is downloaded or stands in (default: the `autopeft` logger).
@@ -99,7 +103,8 @@ def load_task(
         DataError: the user's data are not what the task needs.
         AssetError: packaged data could not be fetched.
     """
-    asked = _Asked(kind, metric, class_weights, seed, rows, drop_empty)
+    known = None if scored_by is None else tuple(scored_by)
+    asked = _Asked(kind, metric, class_weights, seed, rows, drop_empty, known)
     named = ColumnNames(text, text_pair, label)
     if not isinstance(task, (str, Path)):
         return _from_tables(tables_in(task), _MEMORY, named, asked, origin="memory", where=describe(task))
@@ -192,14 +197,17 @@ def _from_tables(
         tables, dropped = _without_empty(tables, chosen)
         kind, chosen = _kind_of(tables, named, asked, metric)  # empty labels hid what the others are
     raws = {split: kind.read(table, chosen) for split, table in tables.items()}
-    order = () if chosen.label is None else tables["train"].label_names.get(chosen.label, ())
+    order = asked.scored_by or ()
+    if not order and chosen.label is not None:
+        order = tables["train"].label_names.get(chosen.label, ())
     parts = list(raws.values())
     classes, encoded = kind.encode_labels(parts, order)
     texts = [text for part in parts for text in part.texts]
     pairs = None if chosen.text_pair is None else [pair for part in parts for pair in part.pairs or []]
     fields = {f: [value for part in parts for value in part.fields[f]] for f in parts[0].fields}
     digest = rows_sha256(texts, pairs, [label for part in parts for label in part.labels], fields)
-    splits = _arrange(raws, encoded, kind, asked.seed)
+    whole = asked.scored_by is not None and len(raws) == 1
+    splits = _arrange(raws, encoded, kind, asked.seed, whole=whole)
     used = {what: column for what, column in vars(chosen).items() if column is not None}
     used |= {field: field for field in fields}
     ignored = tuple(column for column in tables["train"].columns if column not in used.values())
@@ -233,12 +241,16 @@ def _arrange(
     labels: Sequence[Sequence[object]],
     kind: TaskKind,
     seed: int,
+    *,
+    whole: bool = False,
 ) -> dict[SplitName, Split]:
     given = {
         name: Split(raw.texts, raw.pairs, part, raw.fields)
         for (name, raw), part in zip(raws.items(), labels, strict=True)
     }
     train = given["train"]
+    if whole:
+        return {"train": train.take([]), "select": train.take([]), "test": train}
     tenth = max(1, round(len(train) / 10))
     if "validation" in given and "test" in given:
         return {"train": train, "select": given["validation"], "test": given["test"]}
@@ -262,7 +274,8 @@ def _finished(
 ) -> Task:
     chosen = asked.metric or _own_metric(kind, metric)
     check_metric(chosen, kind.name, classes)
-    kind.check(name, splits["train"], classes)
+    if asked.scored_by is None:
+        kind.check(name, splits["train"], classes)
     weights = kind.class_weights(asked.class_weights, splits["train"].labels, classes)
     task = Task(name, kind.name, classes, splits, chosen, weights, source)
     wanted = asked.rows

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from autopeft.training.calibration import conclude, prepare
     from autopeft.training.checkpoint import Checkpoint
     from autopeft.training.errors import NonFiniteLoss, OutOfMemory, PhaseError, ran_out_of_memory
+    from autopeft.training.events import SilentTrainReporter, TrainInfo, TrainReporter
     from autopeft.training.loop import TrainResult, train
     from autopeft.training.phases import Phase
     from autopeft.training.plan import TrainingPlan
@@ -27,6 +28,9 @@ _HOMES = {
     "OutOfMemory": "errors",
     "Phase": "phases",
     "PhaseError": "errors",
+    "SilentTrainReporter": "events",
+    "TrainInfo": "events",
+    "TrainReporter": "events",
     "TrainResult": "loop",
     "TrainingPlan": "plan",
     "TrialOutcome": "trial",
@@ -48,6 +52,9 @@ __all__ = [
     "OutOfMemory",
     "Phase",
     "PhaseError",
+    "SilentTrainReporter",
+    "TrainInfo",
+    "TrainReporter",
     "TrainResult",
     "TrainingPlan",
     "TrialOutcome",

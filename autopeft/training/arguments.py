@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from autopeft.arguments import Arguments, Option
 from autopeft.training import options as shared
-from autopeft.training.options import check_effort, efforts, in_memory
+from autopeft.training.options import TRAINING, check_effort, efforts, in_memory
 
 if TYPE_CHECKING:
     from autopeft.recipe import Recipe
+    from autopeft.training.events import TrainReporter
 
     RecipeData = str | Path | Recipe
-else:  # it imports torch
-    RecipeData = Any
+    ReporterData = TrainReporter | None
+else:  # they import torch
+    RecipeData, ReporterData = Any, Any | None
 
 __all__ = ["TrainArguments", "TrainCall"]
 
@@ -25,6 +27,19 @@ def _check_recipe(value: Any) -> None:
 
     if not isinstance(value, (str, Recipe)):
         raise RecipeError(f"A recipe is a name, a file or a `Recipe`, but got recipe={value!r}.")
+
+
+def _check_reporter(value: Any) -> None:
+    from autopeft.errors import UsageError
+    from autopeft.training.events import TrainReporter
+
+    events = [name for name in vars(TrainReporter) if name.startswith("on_")]
+    missing = [name for name in events if not callable(getattr(value, name, None))]
+    if missing:
+        raise UsageError(
+            f"A reporter has the methods {', '.join(events)}, but {value!r} lacks {', '.join(missing)}; make "
+            "it a subclass of autopeft.training.SilentTrainReporter."
+        )
 
 
 class TrainArguments(Arguments):
@@ -50,6 +65,14 @@ class TrainArguments(Arguments):
         str, Option(help="{choices}: how many rows and steps.", choices=efforts, check=check_effort)
     ] = "normal"
     steps: shared.Steps = None
+    eval_every: Annotated[
+        int | None,
+        Option(
+            help="Score on select every so many steps as well; default: at the end alone.",
+            panel=TRAINING,
+            least=1,
+        ),
+    ] = None
     seed: shared.Seed = 0
     max_length: shared.MaxLength = None
     batch_size: shared.BatchSize = 32
@@ -72,6 +95,12 @@ class TrainCall(TrainArguments):
     """What a call of `autopeft.train` takes beside them."""
 
     notify: shared.Notify = None
-    progress: Annotated[
-        shared.NotifyFunction, Option(help="Takes a line now and then while it trains.", cli=False)
+    reporter: Annotated[
+        ReporterData,
+        Option(
+            help="Is told of phases, steps, losses and scores (see `TrainReporter`).",
+            typed="TrainReporter | None",
+            check=_check_reporter,
+            cli=False,
+        ),
     ] = None

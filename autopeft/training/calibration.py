@@ -20,7 +20,7 @@ from autopeft.training.modes import evaluation_mode, seeded, training_mode
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.rows import rows_of
 
-__all__ = ["TaskObjective", "conclude", "prepare", "single_examples"]
+__all__ = ["TaskObjective", "conclude", "concluding", "prepare", "single_examples"]
 
 
 class TaskObjective:
@@ -71,6 +71,11 @@ def prepare(hybrid: Trainable, data: EncodedTask, plan: TrainingPlan) -> None:
         hybrid.prepare(single_examples(data.train, plan.seed, device), objective, kept=kept)
 
 
+def concluding(hybrid: Trainable) -> list[Concludes]:
+    """The modules that learn something after training."""
+    return [module for module in hybrid.modules.values() if isinstance(module, Concludes)]
+
+
 def conclude(
     hybrid: Trainable,
     data: EncodedTask,
@@ -89,8 +94,8 @@ def conclude(
     Raises:
         OutOfMemory: it does not suffice for single rows.
     """
-    concluding = [m for m in hybrid.modules.values() if isinstance(m, Concludes)]
-    if not concluding:
+    modules = concluding(hybrid)
+    if not modules:
         return
     device = plan.torch_device()
     hybrid.model.to(device)
@@ -99,7 +104,7 @@ def conclude(
     at_once = plan.micro_rows if micro_rows is None else micro_rows
     while True:
         try:
-            for module in concluding:
+            for module in modules:
                 batches = way.batches(
                     data.train,
                     at_once,

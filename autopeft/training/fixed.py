@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -14,7 +14,16 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from autopeft.arguments import takes
-from autopeft.assets import ModelSource, dtype_of, keep_model, load_config, load_tokenizer, resolve_model
+from autopeft.assets import (
+    ModelSource,
+    Notify,
+    dtype_of,
+    keep_model,
+    load_config,
+    load_tokenizer,
+    refuse_quantized_config,
+    resolve_model,
+)
 from autopeft.backbones import spec_of
 from autopeft.effort import choose_effort
 from autopeft.errors import AutoPEFTError
@@ -26,13 +35,14 @@ from autopeft.tasks import EncodedTask, Task, load_task
 from autopeft.tasks.encode import encode
 from autopeft.tasks.summary import DataSummary, summarise
 from autopeft.training.arguments import TrainArguments, TrainCall
+from autopeft.training.events import SilentTrainReporter, TrainInfo, TrainReporter, Watch
+from autopeft.training.history import History
 from autopeft.training.loop import train as train_hybrid
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.scoring import evaluate
 
 __all__ = ["FixedOutcome", "train"]
 
-_LINES = 10
 _log = logging.getLogger("autopeft")
 _MAX_LENGTH = 128
 
@@ -49,6 +59,7 @@ class FixedOutcome:
         hybrid: the trained hybrid on its model, in eval mode; `autopeft.predict` takes this outcome.
         tokenizer, max_length: what texts are encoded with.
         summary: what the rows were like before training.
+        history: losses, and scores on *select*, of the course of the training.
     """
 
     recipe: Recipe
@@ -62,6 +73,7 @@ class FixedOutcome:
     tokenizer: PreTrainedTokenizerBase
     max_length: int
     summary: DataSummary = field(default_factory=DataSummary)
+    history: History = field(default_factory=History, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome as data, in the words of a search's result."""
@@ -76,6 +88,7 @@ class FixedOutcome:
             "counts": dict(self.counts),
             "steps": self.steps,
             "seconds": self.seconds,
+            "history": self.history.to_dict(),
             "constant": None if self.summary.constant is None else self.summary.constant.to_dict(),
             "remarks": list(self.summary.remarks),
             "notice": self.task.source.notice,
@@ -106,24 +119,32 @@ def train(call: TrainCall) -> FixedOutcome:
     recipe = given.recipe if isinstance(given.recipe, Recipe) else Recipe.load(given.recipe)
     name = str(keep_model(*given.model) if isinstance(given.model, tuple) else given.model)
     source = resolve_model(name, notify=call.notify)
-    build_graph(recipe, spec_of(load_config(source)))
+    config = load_config(source)
+    refuse_quantized_config(config, name)
+    build_graph(recipe, spec_of(config))
     tokenizer = load_tokenizer(source)
     longest = given.max_length or min(_MAX_LENGTH, tokenizer.model_max_length)
     task, plan = _task_and_plan(given, longest, call.notify)
     summary = summarise(task, tokenizer, longest)
-    _tell(summary, call)
+    reporter = call.reporter or SilentTrainReporter()
+    if call.reporter is None:  # what limits the scores is said all the same
+        for remark in summary.remarks:
+            (call.notify or _log.warning)(remark)
     folder = RunFolder.create(task.name, recipe.hash(), root=given.runs, out=given.out)
     with folder.locked(), _whole_or_none(folder):
         folder.write_json("manifest.json", _manifest(given.changed(model=name), source, task, plan, summary))
+        shown = type(given.model[0]).__name__ if isinstance(given.model, tuple) else name
+        info = TrainInfo(recipe.name, task.name, shown, task.metric, plan.steps, str(folder.path), summary)
+        reporter.on_start(info)
         data = encode(task, tokenizer, plan.max_length)
         model = task.task_kind.load_model(source, task.labels, seed=given.seed, dtype=dtype)
         hybrid = attach(model, recipe, seed=given.seed)
-        seconds, scores = _train(hybrid, data, plan, call.progress)
+        seconds, scores, history = _train(hybrid, data, plan, reporter)
         hybrid.model.eval()
         counts = hybrid.counts().to_dict()
         outcome = FixedOutcome(
             recipe, task, scores, counts, plan.steps, seconds, folder.path, hybrid, tokenizer,
-            plan.max_length, summary,
+            plan.max_length, summary, history,
         )  # fmt: skip
         _keep(folder, hybrid, outcome)
     return outcome
@@ -141,7 +162,7 @@ def _whole_or_none(folder: RunFolder) -> Iterator[None]:
 
 
 def _task_and_plan(
-    given: TrainArguments, max_length: int, notify: Callable[[str], None] | None
+    given: TrainArguments, max_length: int, notify: Notify | None
 ) -> tuple[Task, TrainingPlan]:
     effort = choose_effort(given.effort, steps=given.steps)
     plan = TrainingPlan(
@@ -151,6 +172,7 @@ def _task_and_plan(
         shortcuts=given.shortcuts,
         max_length=max_length,
         seed=given.seed,
+        eval_every=given.eval_every,
     )
     task = load_task(
         given.task,
@@ -166,14 +188,6 @@ def _task_and_plan(
         notify=notify,
     )
     return task.subset(effort.train_rows, effort.select_rows, effort.test_rows, seed=given.seed), plan
-
-
-def _tell(summary: DataSummary, call: TrainCall) -> None:
-    for line in summary.lines():
-        if call.progress is not None:
-            call.progress(line)
-    for remark in summary.remarks:
-        (call.notify or _log.warning)(remark)
 
 
 def _manifest(
@@ -196,20 +210,16 @@ def _manifest(
 
 
 def _train(
-    hybrid: Hybrid, data: EncodedTask, plan: TrainingPlan, say: Callable[[str], None] | None
-) -> tuple[float, dict[str, float]]:
-    every = max(1, plan.steps // _LINES)
-
-    def on_step(step: int, loss: float) -> None:
-        if say is not None and (step % every == 0 or step == plan.steps):
-            say(f"step {step}/{plan.steps}  loss {loss:.4f}")
-
-    result = train_hybrid(hybrid, data, plan, on_step=on_step)
+    hybrid: Hybrid, data: EncodedTask, plan: TrainingPlan, reporter: TrainReporter
+) -> tuple[float, dict[str, float], History]:
+    watch = Watch(reporter, plan.steps)
+    result = train_hybrid(hybrid, data, plan, on_step=watch.step, on_score=watch.score, on_phase=watch.phase)
+    watch.phase("scoring")
     scores = {
         name: evaluate(hybrid.model, data.splits[name], data.task.metric, batch_size=plan.eval_batch_size)
         for name in ("select", "test")
     }
-    return result.seconds, scores
+    return result.seconds, scores, History.of(result, watch.phases)
 
 
 def _keep(folder: RunFolder, hybrid: Hybrid, outcome: FixedOutcome) -> None:

@@ -17,7 +17,7 @@ from autopeft.hybrid.events import all_settled, finish, fire
 from autopeft.hybrid.policies import apply_policies, refuse_idle
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.training.bilevel import Outer
-from autopeft.training.calibration import conclude, prepare
+from autopeft.training.calibration import conclude, concluding, prepare
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.contracts import Trainable
 from autopeft.training.errors import NonFiniteLoss, PhaseError
@@ -29,6 +29,7 @@ from autopeft.training.phases import (
     FirstValues,
     Phase,
     phases_of,
+    said,
     spans_of,
     steps_of,
     trained_groups,
@@ -39,10 +40,11 @@ from autopeft.training.rows import Rows, rows_apart, rows_of
 from autopeft.training.scoring import evaluate
 from autopeft.training.stopping import BestState
 
-__all__ = ["OnScore", "OnStep", "ShouldStop", "TrainResult", "batch_stream", "train"]
+__all__ = ["OnPhase", "OnScore", "OnStep", "ShouldStop", "TrainResult", "batch_stream", "train"]
 
 OnStep = Callable[[int, float], None]
 OnScore = Callable[[int, float], None]
+OnPhase = Callable[[str, int], None]
 ShouldStop = Callable[[], bool]
 
 
@@ -76,10 +78,32 @@ class TrainResult:
         return len(self.losses)
 
     @property
+    def first_loss(self) -> float:
+        """Mean loss of the first tenth of the steps, at least one."""
+        return float(np.mean(self.losses[: self._tenth])) if self.losses else float("nan")
+
+    @property
     def final_loss(self) -> float:
         """Mean loss of the last tenth of the steps, at least one."""
-        tail = self.losses[-max(1, len(self.losses) // 10) :]
-        return float(np.mean(tail)) if tail else float("nan")
+        return float(np.mean(self.losses[-self._tenth :])) if self.losses else float("nan")
+
+    @property
+    def _tenth(self) -> int:
+        return max(1, len(self.losses) // 10)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Whom a training tells what."""
+
+    step: OnStep | None
+    score: OnScore | None
+    phase: OnPhase | None
+    should_stop: ShouldStop | None
+
+    def begins(self, name: str, steps: int = 0) -> None:
+        if self.phase is not None:
+            self.phase(name, steps)
 
 
 def train(
@@ -89,6 +113,7 @@ def train(
     *,
     on_step: OnStep | None = None,
     on_score: OnScore | None = None,
+    on_phase: OnPhase | None = None,
     should_stop: ShouldStop | None = None,
     calibrate: bool = True,
     until: int | None = None,
@@ -106,7 +131,8 @@ def train(
     The same seed gives bitwise the same losses on the same machine with the same number of threads. Torch's
     generators, `training` flags, dropout and `requires_grad` are as before afterwards, also after an
     exception; the model is left on the plan's device. `on_step(step, loss)` is called after each step
-    (1-based), `on_score` after each score of `plan.eval_every`, `should_stop()` after each step.
+    (1-based), `on_score` after each score of `plan.eval_every`, `on_phase(name, steps)` where a phase begins
+    (with 0 steps also the calibration and the conclusion), `should_stop()` after each step.
 
     Raises:
         UsageError: `until` lies outside the training, the plan stops early by itself, or a policy of the
@@ -116,7 +142,7 @@ def train(
         OutOfMemory: memory does not suffice for smaller micro-batches either.
         PhaseError: the phases of the modules cannot be run.
     """
-    started = time.perf_counter()
+    started, told = time.perf_counter(), _Told(on_step, on_score, on_phase, should_stop)
     _check_pause(hybrid, plan, until, resume)
     refuse_idle(hybrid.parameter_groups(), hybrid.recipe.training, hybrid.modules)
     device = plan.torch_device()
@@ -125,14 +151,18 @@ def train(
     if isinstance(hybrid, Hybrid) and resume is not None:
         resume.fill(hybrid)
     elif calibrate:
+        if hybrid.needs_prepare:
+            told.begins("calibration")
         prepare(hybrid, data, plan)
     forward = shortest_forward(hybrid, data, plan, dropout=dropout)
-    run = _Run(hybrid, data, plan, forward, device, on_step, on_score, should_stop)
+    run = _Run(hybrid, data, plan, forward, device, told)
     run.until, run.resume = until, resume
     with seeded(plan.seed, device), training_mode(hybrid.model, hybrid.modules.values(), dropout=dropout):
         run.all_phases()
     run.result.micro_rows = run.gradient.micro_rows
     if run.result.stopped in ("done", "patience"):
+        if concluding(hybrid):
+            told.begins("conclusion")
         conclude(hybrid, data, plan, forward=forward, micro_rows=run.result.micro_rows)
     run.result.seconds = time.perf_counter() - started
     return run.result
@@ -164,12 +194,9 @@ class _Run:
         plan: TrainingPlan,
         forward: Forward,
         device: torch.device,
-        on_step: OnStep | None,
-        on_score: OnScore | None,
-        should_stop: ShouldStop | None,
+        told: _Told,
     ) -> None:
-        self.hybrid, self.data, self.plan, self.device = hybrid, data, plan, device
-        self.on_step, self.on_score, self.should_stop = on_step, on_score, should_stop
+        self.hybrid, self.data, self.plan, self.device, self.told = hybrid, data, plan, device, told
         self.result = TrainResult()
         self.forward = forward
         self.gradient = Gradient(
@@ -194,6 +221,7 @@ class _Run:
                 altered = first.restore(phase, owner, modules, self.hybrid.parameter_groups())
                 if altered and isinstance(self.hybrid, Hybrid):
                     self.hybrid.refresh()
+            self.told.begins(said(phase, owner if len(phases) > 1 else None), steps)
             if phase.begin is not None:
                 phase.begin()
             self.phase(phase, owner, steps)
@@ -285,8 +313,8 @@ class _Run:
         fire("after_step", modules, step, total)
         optimizer.zero_grad()
         self.result.losses.append(loss)
-        if self.on_step is not None:
-            self.on_step(taken + 1, loss)
+        if self.told.step is not None:
+            self.told.step(taken + 1, loss)
 
     def _is_over(self, best: BestState | None, modules: Sequence[nn.Module]) -> bool:
         """Score where it is due, and tell whether to end before all steps are done."""
@@ -295,14 +323,14 @@ class _Run:
         if every is not None and done % every == 0:
             score = self._score()
             self.result.scores.append((done, score))
-            if self.on_score is not None:
-                self.on_score(done, score)
+            if self.told.score is not None:
+                self.told.score(done, score)
             settled = all_settled(modules, done - self.begun, self.span)
             if best is not None and settled and best.update(score):
                 self.result.stopped = "patience"
         if done == self.until and done < self.plan.steps:
             self.result.stopped = "paused"
-        if self.should_stop is not None and self.should_stop():
+        if self.told.should_stop is not None and self.told.should_stop():
             self.result.stopped = "asked"
         return self.result.stopped != "done"
 

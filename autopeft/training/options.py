@@ -35,7 +35,6 @@ __all__ = [
     "Model",
     "ModelData",
     "Notify",
-    "NotifyFunction",
     "OtherModel",
     "Out",
     "Precision",

@@ -12,7 +12,16 @@ from autopeft.method import Phase, PhasePart
 from autopeft.training.contracts import Modules
 from autopeft.training.errors import PhaseError
 
-__all__ = ["FirstValues", "Phase", "phases_of", "spans_of", "steps_of", "trained_groups", "trained_modules"]
+__all__ = [
+    "FirstValues",
+    "Phase",
+    "phases_of",
+    "said",
+    "spans_of",
+    "steps_of",
+    "trained_groups",
+    "trained_modules",
+]
 
 
 def phases_of(modules: Modules) -> tuple[str | None, list[Phase]]:
@@ -59,6 +68,14 @@ def _check(owner: str, phases: Sequence[Phase]) -> None:
             )
         if phase.outer is not None and not phase.held_out:
             raise PhaseError(f"Phase {phase.name!r} has an upper level, which needs `held_out` above 0.")
+
+
+def said(phase: Phase, owner: str | None) -> str:
+    """A phase in a few words for those who watch: `training`, `search of autolora`, `retrain of autolora,
+    from the first values`."""
+    if owner is None:
+        return "training"
+    return f"{phase.name} of {owner}{', from the first values' if phase.anew else ''}"
 
 
 def steps_of(phases: Sequence[Phase], total: int) -> list[int]:

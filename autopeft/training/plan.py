@@ -36,6 +36,7 @@ class TrainingPlan:
             last layer serves only the positions that the head reads. No effect with the backbone's dropout.
         eval_every: score every so many steps while training.
         patience: stop after so many scores in a row without a new best one, and return to the best state.
+            While a module is not `settled` (AdaLoRA still cuts ranks) its states do not count.
         train_share: train on this share of the training rows; smaller shares lie inside larger ones.
 
     Raises:

@@ -1,4 +1,7 @@
-"""Early stopping: when to end, and the best state to return to."""
+"""Early stopping: when to end, and the best state to return to.
+
+Scores count from when every module says that it is `settled` (see `autopeft.method.members`).
+"""
 
 from __future__ import annotations
 

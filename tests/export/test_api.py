@@ -13,7 +13,7 @@ from support.saved_model import save_backbone, write_reviews
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import autopeft
-from autopeft.errors import TaskError, UsageError
+from autopeft.errors import DataError, TaskError, UsageError
 from autopeft.export.recorded import Recorded
 from autopeft.recipe import Recipe
 from autopeft.training.fixed import FixedOutcome
@@ -128,6 +128,35 @@ def test_a_score_is_compared_with_the_run_s(outcome: FixedOutcome, tmp_path: Pat
         assert "split with seed 5, and by the run with seed 0" in again.recorded.reasons[0]
 
 
+def test_another_file_is_scored_whole_however_small(outcome: FixedOutcome, tmp_path: Path) -> None:
+    columns: dict[str, Any] = {"text": "body", "label": "verdict"}
+    lines = ["the film was good,yes", "a fine story,yes", "the great film,yes"]
+    (tmp_path / "small.csv").write_text("\n".join(["body,verdict", *lines]) + "\n")
+    for split in (None, "all"):
+        found = autopeft.evaluate("run", task=tmp_path / "small.csv", split=split, **columns)  # type: ignore[arg-type]
+        assert (found.split, found.rows, found.score) == ("all", 3, 1.0)
+        assert found.recorded is None
+    classes, _ = found.breakdown
+    assert {row[0]: row[-1] for row in classes.rows} == {"no": 0, "yes": 3}
+    with pytest.raises(DataError, match="at least 10 are needed"):
+        autopeft.evaluate("run", task=tmp_path / "small.csv", split="test", **columns)
+    other = pandas.read_csv("reviews.csv").head(50)
+    assert autopeft.evaluate("run", task=other, **columns).rows == 50
+    assert autopeft.evaluate("run", task=other, seed=0, **columns).rows < 10
+    (tmp_path / "odd.csv").write_text("body,verdict\na film,perhaps\na story,yes\n")
+    with pytest.raises(TaskError, match="does not know: perhaps"):
+        autopeft.evaluate("run", task=tmp_path / "odd.csv", **columns)
+
+
+def test_the_rows_of_training_are_cut_as_they_were_whatever_their_file_is_called(
+    outcome: FixedOutcome, tmp_path: Path
+) -> None:
+    shutil.copyfile("reviews.csv", tmp_path / "copy.csv")
+    found = autopeft.evaluate("run", task=tmp_path / "copy.csv", text="body", label="verdict")
+    assert (found.split, found.rows) == ("test", len(outcome.task.splits["test"]))
+    assert found.score == pytest.approx(outcome.scores["test"], abs=1e-9)
+
+
 def test_an_export_without_peft(outcome: FixedOutcome, tmp_path: Path) -> None:
     exported = autopeft.export("run", tmp_path / "plain", peft=False)
     assert (exported.peft, exported.reason) == (False, None)
@@ -142,8 +171,9 @@ def test_a_live_hybrid(outcome: FixedOutcome) -> None:
         assert [item["logits"] for item in found] == [pytest.approx(row, abs=1e-6) for row in best]
         words = AutoTokenizer.from_pretrained("bert")
         score = autopeft.evaluate(
-            hybrid, task="reviews.csv", text="body", label="verdict", tokenizer=words, max_length=24
-        )
+            hybrid, task="reviews.csv", split="test", text="body", label="verdict", tokenizer=words,
+            max_length=24,
+        )  # fmt: skip
         assert score.score == pytest.approx(outcome.scores["test"], abs=1e-9)
         with pytest.raises(TaskError, match="this hybrid was trained on is unknown"):
             autopeft.evaluate(hybrid)

@@ -27,6 +27,8 @@ PROCESSES = (
     "tests/cli/test_saved.py",
     "tests/cli/test_tables.py::test_names_of_runs_can_be_copied",
     "tests/cli/test_tables.py::test_one_run_with_its_trials_and_its_front",
+    "tests/cli/test_train_progress.py::test_in_a_pipe_stdout_has_the_result_alone",
+    "tests/cli/test_train_progress.py::test_on_a_terminal_there_is_a_bar",
     "tests/docs/test_site.py",
     "tests/plugins/test_task_kind.py",
     "tests/plugins/test_toys.py",

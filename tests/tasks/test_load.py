@@ -147,6 +147,32 @@ def test_a_csv_becomes_a_task(tmp_path: Path) -> None:
     assert load_task(str(tmp_path / "data.csv"), seed=4).splits != task.splits
 
 
+def test_rows_that_are_scored_alone_stay_whole(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("text,label\na,no\nb,no\n")
+    with pytest.raises(DataError, match="two classes are needed"):
+        load_task(path)
+    task = load_task(path, scored_by=("maybe", "no", "yes"))
+    assert sizes(task) == [0, 0, 2]
+    assert (task.labels, task.splits["test"].labels) == (("maybe", "no", "yes"), [1, 1])
+    assert task.source.sha256 == load_task(path, scored_by=("no", "yes")).source.sha256
+    whole = load_task(str(write_csv(tmp_path / "more.csv")), scored_by=("no", "yes"))
+    cut = load_task(str(tmp_path / "more.csv"))
+    assert sizes(whole) == [0, 0, 100]
+    assert whole.source.sha256 == cut.source.sha256
+
+
+def test_splits_that_come_with_the_data_stay_theirs(tmp_path: Path) -> None:
+    frames = {"train": [("a", "no"), ("b", "yes")] * 10, "test": [("c", "no"), ("d", "no")]}
+    tables = {
+        name: datasets.Dataset.from_dict({"text": [t for t, _ in rows], "label": [x for _, x in rows]})
+        for name, rows in frames.items()
+    }
+    task = load_task(datasets.DatasetDict(tables), scored_by=("no", "yes"))
+    assert len(task.splits["test"]) == 2
+    assert len(task.splits["train"]) > 0
+
+
 def test_changed_data_change_the_hash(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "data.csv")
     first = load_task(str(path)).source.sha256

@@ -8,12 +8,13 @@ import pandas
 import pytest
 import torch
 from support.saved_model import save_backbone, write_reviews
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 import autopeft
 from autopeft.errors import UsageError
 from autopeft.recipe import Recipe
 from autopeft.runs.folder import RunFolder
+from autopeft.training import SilentTrainReporter, TrainInfo
 from autopeft.training.fixed import FixedOutcome
 
 RECIPE: dict[str, Any] = {
@@ -42,20 +43,67 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_what_a_notebook_calls(given: dict[str, Any], tmp_path: Path) -> None:
-    lines: list[str] = []
-    outcome = autopeft.train(**given, progress=lines.append)
+    outcome = autopeft.train(**given)
     assert isinstance(outcome, FixedOutcome)
     assert outcome.recipe.name == "pair"
     assert set(outcome.scores) == {"select", "test"}
     assert outcome.counts["deployed"] == 3 * 2 * 4 * 64
     assert not outcome.hybrid.model.training
-    assert lines[-1].startswith("step 5/5  loss ")
     assert outcome.folder.parent == tmp_path / "runs"
     manifest = json.loads((outcome.folder / "manifest.json").read_text())
     assert manifest["arguments"]["recipe"] == {"memory": "Recipe pair"}
     assert manifest["arguments"]["text"] == "body"
     assert RunFolder(outcome.folder).result()["test_mean"] == outcome.scores["test"]
     assert (outcome.folder / "winner" / "weights.safetensors").is_file()
+    model = AutoModelForSequenceClassification.from_pretrained("bert")
+    assert autopeft.load(model, outcome.folder / "winner").model.config.id2label == {0: "no", 1: "yes"}
+
+
+class Told(SilentTrainReporter):
+    """Keeps the kinds of events, and what the last ones said."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.scores: list[tuple[int, float]] = []
+
+    def on_start(self, info: TrainInfo) -> None:
+        self.events.append("start")
+        self.info = info
+
+    def on_phase(self, name: str, steps: int) -> None:
+        self.events.append(name)
+
+    def on_step(self, step: int, loss: float, remaining: float | None) -> None:
+        self.events.append(f"step {step}")
+
+    def on_score(self, step: int, score: float) -> None:
+        self.events.append("score")
+        self.scores.append((step, score))
+
+
+def test_a_reporter_hears_all_and_the_run_keeps_the_course(given: dict[str, Any]) -> None:
+    told = Told()
+    outcome = autopeft.train(**given, eval_every=2, reporter=told)
+    assert told.events == [
+        "start", "training", "step 1", "step 2", "score", "step 3", "step 4", "score", "step 5", "scoring"
+    ]  # fmt: skip
+    assert (told.info.recipe, told.info.metric, told.info.steps) == ("pair", "accuracy", 5)
+    assert told.info.data == outcome.summary
+    assert outcome.history.scores == tuple(told.scores)
+    history = RunFolder(outcome.folder).result()["history"]
+    assert history == json.loads(json.dumps(outcome.history.to_dict()))
+    assert [step for step, _ in history["losses"]] == [1, 2, 3, 4, 5]
+    assert [step for step, _ in history["scores"]] == [2, 4]
+    assert history["phases"] == [[1, "training"]]
+    assert json.loads((outcome.folder / "manifest.json").read_text())["arguments"]["eval_every"] == 2
+
+
+def test_watching_changes_nothing(given: dict[str, Any]) -> None:
+    plain = autopeft.train(**given, out="plain")
+    watched = autopeft.train(**given, eval_every=1, reporter=Told(), out="watched")
+    assert plain.history.losses == watched.history.losses
+    assert plain.scores == watched.scores
+    assert plain.history.scores == ()
 
 
 def test_rows_and_a_model_in_memory(given: dict[str, Any], tmp_path: Path) -> None:
@@ -83,6 +131,8 @@ def test_rows_and_a_model_in_memory(given: dict[str, Any], tmp_path: Path) -> No
         ({"task": 3}, "A task is a name, a path"),
         ({"model": torch.nn.Linear(2, 2)}, r"a pair \(model, tokenizer\)"),
         ({"steps": 0}, "steps is at least 1"),
+        ({"eval_every": 0}, "eval_every is at least 1"),
+        ({"reporter": print}, "lacks on_start, on_phase, on_step, on_score; make it a subclass"),
         ({"metric": "acuracy"}, "accuracy"),
     ],
 )

@@ -6,9 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.training import Bag, FakeHybrid, encoded_task
+from support.training import Bag, FakeHybrid, encoded_task, tiny_bert
 from torch import nn
 
+from autopeft.hybrid import attach
+from autopeft.recipe import Recipe
 from autopeft.training.errors import PhaseError
 from autopeft.training.loop import train
 from autopeft.training.phases import Phase, phases_of, spans_of, steps_of, trained_groups
@@ -253,3 +255,36 @@ def test_what_begin_puts_in_place_is_kept() -> None:
     # Of another shape than at first, it has no first value to go back to.
     assert phased.seen[0]["phased.weight"].shape == (1,)
     assert float(phased.seen[0]["phased.weight"]) != 1
+
+
+@pytest.mark.parametrize(
+    ("attached", "phases"),
+    [
+        (["lora"], [("training", 8)]),
+        (
+            ["autolora", {"lora": {"sites": ["down"]}}],
+            [("search of autolora", 4), ("retrain of autolora, from the first values", 4)],
+        ),
+        (
+            [{"periodic_lora": {"stages": 2}}],
+            [("stage-1 of periodic_lora", 4), ("stage-2 of periodic_lora", 4)],
+        ),
+        (["laplace_lora"], [("training", 8), ("conclusion", 0)]),
+    ],
+)
+def test_phases_are_told_by_name(attached: list[Any], phases: list[tuple[str, int]]) -> None:
+    told: list[tuple[str, int]] = []
+    with attach(tiny_bert(), Recipe.from_dict({"name": "r", "layers": [{"attach": attached}]})) as found:
+        plan = TrainingPlan(steps=8, batch_size=16, device="cpu")
+        train(found, encoded_task(), plan, on_phase=lambda name, steps: told.append((name, steps)))
+    assert told == phases
+
+
+def test_a_calibration_is_told_where_there_is_one() -> None:
+    told: list[tuple[str, int]] = []
+    recipe = Recipe.from_dict({"name": "r", "model": [{"fish_mask": {"keep": "1%", "samples": 4}}]})
+    with attach(tiny_bert(), recipe) as found:
+        plan = TrainingPlan(steps=2, batch_size=16, device="cpu")
+        for _ in range(2):  # the second training has its mask already
+            train(found, encoded_task(), plan, on_phase=lambda name, steps: told.append((name, steps)))
+    assert told == [("calibration", 0), ("training", 2), ("training", 2)]

@@ -17,7 +17,14 @@ from typing import Any
 
 import torch
 
-from autopeft.assets import ModelSource, keep_model, load_config, load_tokenizer, resolve_model
+from autopeft.assets import (
+    ModelSource,
+    keep_model,
+    load_config,
+    load_tokenizer,
+    refuse_quantized_config,
+    resolve_model,
+)
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.effort import Effort, choose_effort, parse_duration
@@ -183,7 +190,9 @@ def prepare(
     budget = Budget.parse(a.budget)
     space = a.space if isinstance(a.space, Space) else Space.load(a.space)
     source = resolve_model(model, notify=notify)
-    spec = spec_of(load_config(source))
+    config = load_config(source)
+    refuse_quantized_config(config, model)
+    spec = spec_of(config)
     limits = budget.limits(spec)
     check_feasible(space, budget, spec)
     task, rows = _task(a, effort, notify)

@@ -69,17 +69,19 @@ class Classification(TaskKind):
         """Classes are in the given `order`, else sorted (by number where all are whole numbers).
 
         Raises:
-            DataError: labels are not finite numbers, all the same, nearly all different, or a class is
-                missing from the first part.
+            DataError: labels are not finite numbers, a class is missing from the first part, or they are not
+                all among `order` and are all the same or nearly all different.
         """
         numbers = numbers_of(parts)
         whole = numbers is not None and all(n == int(n) for part in numbers for n in part)
         named = [[_class_name(value, whole=whole) for value in part.labels] for part in parts]
         present = {name for part in named for name in part}
-        classes = (
-            list(order) if order and present <= set(order) else sorted(present, key=int if whole else None)
-        )
-        _check_classes(parts, named, present)
+        if order and present <= set(order):
+            classes = list(order)
+        else:
+            classes = sorted(present, key=int if whole else None)
+            _check_classes(parts, present, sum(map(len, named)))
+        _check_parts(parts, named)
         index = {name: i for i, name in enumerate(classes)}
         return tuple(classes), [[index[name] for name in found] for found in named]
 
@@ -186,8 +188,7 @@ class Classification(TaskKind):
         return f"{prediction['label']}  {prediction['probability']:.4f}"
 
 
-def _check_classes(parts: Sequence[RawRows], named: Sequence[Sequence[str]], present: set[str]) -> None:
-    rows = sum(len(part) for part in named)
+def _check_classes(parts: Sequence[RawRows], present: set[str], rows: int) -> None:
     if len(present) < 2:
         only = next(iter(present))
         raise DataError(f"{parts[0].where}: all rows have the label {only!r}; two classes are needed.")
@@ -196,6 +197,9 @@ def _check_classes(parts: Sequence[RawRows], named: Sequence[Sequence[str]], pre
             f"{parts[0].where}: {len(present):,} different labels in {rows:,} rows are not classes. Name the "
             "label column with --label; for numbers to be predicted as such choose --kind regression."
         )
+
+
+def _check_parts(parts: Sequence[RawRows], named: Sequence[Sequence[str]]) -> None:
     for part, found in zip(parts[1:], named[1:], strict=True):
         if unknown := sorted(set(found) - set(named[0])):
             raise DataError(

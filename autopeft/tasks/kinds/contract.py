@@ -273,8 +273,12 @@ class TaskKind(ABC):
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> PreTrainedModel:
-        """The backbone with the head for this kind; see `autopeft.assets.load_model`."""
+        """The backbone with the head for this kind, which knows its labels by name; see
+        `autopeft.assets.load_model`."""
         config = self.config(names)
+        if names and self.num_labels(names) == len(names):
+            ids = {name: index for index, name in enumerate(names)}
+            config = {**config, "id2label": dict(enumerate(names)), "label2id": ids}
         return load_model(source, self.auto_class, config, seed=seed, dtype=dtype, new_head=self.new_head)
 
     # Training

@@ -154,7 +154,7 @@ class AdaLoRA:
         beta2: float = Field(default=0.85, gt=0, lt=1, description="β₂, smooths its uncertainty")
         interval: int = Field(default=10, ge=1, description="ΔT, steps between two allocations")
         warmup: float = Field(default=0.1, ge=0, lt=1, description="t_i, as a share of all steps")
-        final: float = Field(default=0.3, ge=0, lt=1, description="t_f, as a share of all steps")
+        final: float = Field(default=0.5, ge=0, lt=1, description="t_f, as a share of all steps")
 
         @model_validator(mode="after")
         def _fits(self) -> AdaLoRA.Config:

@@ -121,6 +121,10 @@ class AutoLoRAModule(PrunedPairs[SelectedPair]):
             pair.restart(pair.rank)
         self.meta = None
 
+    def settled(self, step: int, total: int) -> bool:
+        """Once the ranks are found: a search goes on to its end."""
+        return not self.selections()
+
     def parts(self) -> dict[str, list[nn.Parameter]]:
         return {"down": [pair.A for pair in self.children_by_site()], "up": self.up_parameters()}
 

@@ -91,6 +91,10 @@ class SoRAModule(PrunedPairs[GatedPair]):
         for gate in self.gates():
             gate.copy_(shrunk(gate, threshold, reference=self.config.reference_threshold))
 
+    def settled(self, step: int, total: int) -> bool:
+        """At the end where all steps share the shrinkage, of which earlier states have had a part alone."""
+        return step >= total or not (self.config.shrinkage and self.gates())
+
     def parts(self) -> dict[str, list[nn.Parameter]]:
         pairs = self.children_by_site()
         return {"down": [pair.A for pair in pairs], "up": self.up_parameters(), "gates": self.gates()}
@@ -126,10 +130,11 @@ class SoRA(LowRankMethod):
     from N(0, 1): the identity at init. That the authors train the LayerNorms as well is left to the recipe.
 
     How much goes out depends on Σξ. `shrinkage` is that sum: each of n steps has ξ = shrinkage / n, so that
-    short and long trainings prune alike. Its default takes 30 % of the gates where the loss has no say: the
-    paper keeps 70 % of the parameters (abstract). `threshold` is ξ itself, as in the authors' script: 3e-4,
-    which comes to Σξ = 4.3 over their 14,380 steps (STS-B, 20 epochs of batches of 8). All of 4.3 in a few
-    hundred steps leaves no gate, since no optimizer moves them that far.
+    short and long trainings prune alike, and with `patience` the last state alone counts. Its default takes
+    30 % of the gates where the loss has no say: the paper keeps 70 % of the parameters (abstract).
+    `threshold` is ξ itself, as in the authors' script: 3e-4, which comes to Σξ = 4.3 over their 14,380 steps
+    (STS-B, 20 epochs of batches of 8). All of 4.3 in a few hundred steps leaves no gate, since no optimizer
+    moves them that far.
 
     `stages` K > 1 is the paper's schedule: K trainings of equal length, each from the weights of the one
     before, with ξ rising from `threshold` to `final_threshold`; such a training cannot pause. Another gate in

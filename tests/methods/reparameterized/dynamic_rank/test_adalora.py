@@ -34,7 +34,7 @@ def recipe(**config: Any) -> Recipe:
     return Recipe.from_dict(
         {
             "name": "adalora",
-            "layers": [{"attach": [{"adalora": {"rank": 2, "interval": 2, **config}}]}],
+            "layers": [{"attach": [{"adalora": {"rank": 2, "interval": 2, "final": 0.3, **config}}]}],
             "training": {"learning_rate": 1e-2, "weight_decay": 0.0},
         }
     )

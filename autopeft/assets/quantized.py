@@ -1,0 +1,75 @@
+"""Backbones in 8 or 4 bits: how they are told, and the sentences by which they are refused.
+
+Full support is not there: what reads or changes weights would read packed numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from autopeft.errors import UsageError
+
+__all__ = ["is_packed", "quantization_in", "quantization_of", "refuse_quantized_config"]
+
+_BITS = ("bits", "nbits", "w_bit", "weight_bits")
+_PACKAGES = ("torchao", "bitsandbytes", "hqq", "optimum", "gptqmodel", "awq")
+
+
+def quantization_in(config: Any) -> str | None:
+    """How the weights of a configuration's checkpoint are quantised (`bitsandbytes, 4 bits`); `None` where
+    they are not."""
+    for part in (config, config.get_text_config()):
+        told = getattr(part, "quantization_config", None)
+        if told:
+            return _words(told if isinstance(told, Mapping) else told.to_dict())
+    return None
+
+
+def quantization_of(model: PreTrainedModel) -> str | None:
+    """How the weights of a live model are quantised; `None` where they are not, or are no more."""
+    if getattr(model, "hf_quantizer", None) is not None:
+        return quantization_in(model.config) or "by transformers"
+    for name, parameter in model.base_model.named_parameters():
+        if name.startswith("autopeft."):
+            continue
+        if is_packed(parameter):
+            return _package(parameter) or str(parameter.dtype).removeprefix("torch.")
+    return None
+
+
+def is_packed(tensor: Tensor) -> bool:
+    """Whether a tensor holds something else than numbers of at least 16 bits to compute with."""
+    return bool(_package(tensor)) or not tensor.is_floating_point() or tensor.element_size() < 2
+
+
+def _package(tensor: Tensor) -> str:
+    # A parameter hides the class of its data, which may be a library's own, or has one itself.
+    classes = (type(tensor), type(tensor.data))
+    names = [cls.__module__.partition(".")[0] for cls in classes]
+    return next((name for name in names if name in _PACKAGES), "")
+
+
+def refuse_quantized_config(config: Any, name: str) -> None:
+    """Refuse a backbone that is to be loaded by name.
+
+    Raises:
+        UsageError: its checkpoint is quantised.
+    """
+    found = quantization_in(config)
+    if found is not None:
+        raise UsageError(
+            f"The backbone {name!r} is quantized ({found}), and by name only backbones in fp32, fp16 or bf16 "
+            "are loaded; name the checkpoint that it was made from."
+        )
+
+
+def _words(told: Mapping[str, Any]) -> str:
+    method = told.get("quant_method") or "unknown method"
+    words = [str(getattr(method, "value", method))]
+    bits = next((told[key] for key in _BITS if isinstance(told.get(key), int)), None)
+    bits = 4 if told.get("load_in_4bit") else 8 if told.get("load_in_8bit") else bits
+    return ", ".join([*words, *([f"{bits} bits"] if bits else [])])

@@ -1,0 +1,117 @@
+"""Hybrids on a backbone in four bits: beside packed weights they work exactly, on them they are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hybrid.test_attach import fingerprint, same
+from support.quantized import Hidden, Packed, dequantised, quantised
+from support.tiny import logits, randomise, tiny_inputs, tiny_model
+from transformers import PreTrainedModel
+
+from autopeft.errors import SiteError, UsageError
+from autopeft.hybrid import Hybrid, attach, attach_many, load
+from autopeft.recipe import Recipe
+
+
+def recipe(*attached: Any, model: tuple[Any, ...] = ()) -> Recipe:
+    layers = [{"attach": list(attached)}] if attached else []
+    return Recipe.from_dict({"name": "r", "layers": layers, "model": list(model)})
+
+
+BESIDE = {
+    "lora": recipe({"lora": {"rank": 2}}),
+    "adapters": recipe("serial_adapter", {"parallel_adapter": {"bottleneck": 4}}),
+    "gate": recipe({"gate": [{"lora": {"rank": 2}}, {"prefix_tuning": {"length": 2}}, "ia3"]}),
+    "biases": recipe(model=("bitfit",)),
+    "prompt": recipe({"ssf": {"sites": ["ffn_norm"]}}, model=({"prompt_tuning": {"length": 2}},)),
+}
+ON_PACKED = {
+    "dora": recipe({"lora": {"rank": 2}}, {"dora": {"rank": 2}}),
+    "intrinsic_said": recipe(model=("intrinsic_said",)),
+    "fish_mask": recipe(model=({"fish_mask": {"keep": "1%"}},)),
+    "hiwi": recipe({"hiwi": {"target": "weight"}}),
+}
+
+
+def trained(model: PreTrainedModel, what: Recipe) -> tuple[Hybrid, torch.Tensor, list[torch.Tensor]]:
+    """A hybrid with values of a seed, its logits, and the gradients of all that it trains."""
+    hybrid = attach(model, what, seed=0)
+    randomise(hybrid.root)
+    found = logits(model, tiny_inputs("bert"))
+    found.square().sum().backward()
+    return hybrid, found.detach(), [p.grad for p in hybrid.trainable_parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_where_no_packed_tensor_is_altered_all_is_as_on_the_weights_that_it_computes_with(name: str) -> None:
+    packed = quantised(tiny_model("bert"))
+    plain = dequantised(packed, tiny_model("bert"))
+    before = fingerprint(packed)
+    hybrid, found, gradients = trained(packed, BESIDE[name])
+    other, expected, others = trained(plain, BESIDE[name])
+    torch.testing.assert_close(found, expected)
+    assert len(gradients) == len(others) > 0
+    for gradient, theirs in zip(gradients, others, strict=True):
+        torch.testing.assert_close(gradient, theirs, rtol=1e-4, atol=1e-6)
+    assert hybrid.counts() == other.counts()
+    packed.zero_grad()
+    hybrid.detach()
+    assert same(before, fingerprint(packed)) == []
+
+
+def test_they_are_saved_and_loaded(tmp_path: Path) -> None:
+    packed = quantised(tiny_model("bert"))
+    hybrid, found, _ = trained(packed, BESIDE["lora"])
+    hybrid.save(tmp_path)
+    again = load(quantised(tiny_model("bert")), tmp_path)
+    torch.testing.assert_close(logits(again.model, tiny_inputs("bert")), found)
+    on_plain = load(dequantised(packed_of(hybrid), tiny_model("bert")), tmp_path)
+    torch.testing.assert_close(logits(on_plain.model, tiny_inputs("bert")), found)
+
+
+def packed_of(hybrid: Hybrid) -> PreTrainedModel:
+    hybrid.detach()
+    return hybrid.model
+
+
+@pytest.mark.parametrize("name", ON_PACKED)
+def test_on_packed_weights_one_sentence_says_what_to_do(name: str) -> None:
+    packed = quantised(tiny_model("bert"))
+    before = fingerprint(packed)
+    for put in (lambda: attach(packed, ON_PACKED[name]), lambda: attach_many(packed, [ON_PACKED[name]])):
+        with pytest.raises(UsageError) as caught:
+            put()
+        said = str(caught.value)
+        assert said.startswith("BertForSequenceClassification is quantized (bitsandbytes, 4 bits), and ")
+        assert f"{name} would work on its packed weights" in said
+        assert said.endswith("or load the backbone in bf16.")
+        assert "\n" not in said
+    assert same(before, fingerprint(packed)) == []
+
+
+def test_nothing_is_folded_into_packed_weights() -> None:
+    packed = quantised(tiny_model("bert"))
+    hybrid, found, _ = trained(packed, BESIDE["lora"])
+    with pytest.raises(UsageError, match="nothing can be folded into packed weights; save the hybrid"):
+        hybrid.merge()
+    assert hybrid.attached
+    torch.testing.assert_close(logits(packed, tiny_inputs("bert")).detach(), found)
+
+
+def test_linear_maps_that_hide_their_weights_are_refused() -> None:
+    packed = quantised(tiny_model("bert"), Hidden)
+    with pytest.raises(SiteError, match=r"\(bitsandbytes, 4 bits\) in such a way that no linear maps are"):
+        attach(packed, BESIDE["lora"])
+
+
+def test_a_packed_head_is_refused_with_how_to_leave_it_out() -> None:
+    packed: Any = quantised(tiny_model("bert"))
+    packed.classifier = Packed(packed.classifier)
+    before = fingerprint(packed)
+    with pytest.raises(UsageError, match="its task head 'classifier' too, which has to train; leave"):
+        attach(packed, BESIDE["lora"])
+    assert same(before, fingerprint(packed)) == []
