@@ -15,7 +15,7 @@ from autopeft.assets.models import (
     resolve_model,
 )
 from autopeft.assets.precision import dtype_of
-from autopeft.assets.quantized import is_packed, quantization_in, quantization_of, refuse_quantized_config
+from autopeft.assets.quantized import is_packed, quantization_in, quantization_of, unquantized
 from autopeft.assets.quiet import quiet_libraries
 from autopeft.assets.table import ASSETS, DEFAULT_MODEL, Asset, WheelSource, model_aliases
 from autopeft.assets.weights import backbone_fingerprint, map_weights
@@ -56,8 +56,8 @@ __all__ = [
     "quantization_in",
     "quantization_of",
     "quiet_libraries",
-    "refuse_quantized_config",
     "reset_head",
     "resolve_model",
     "sha256_of",
+    "unquantized",
 ]

@@ -25,7 +25,7 @@ from transformers import (
 from autopeft.assets.heads import head_names, reset_head
 from autopeft.assets.hub import PROBE_SECONDS, hub_answers
 from autopeft.assets.precision import attention_for, keep_head_exact
-from autopeft.assets.quantized import refuse_quantized_config
+from autopeft.assets.quantized import unquantized
 from autopeft.assets.quiet import quiet_transformers
 from autopeft.assets.table import model_aliases
 from autopeft.assets.wheels import Notify, alias_of, fetch, sha256_of, wheel_sha256
@@ -153,8 +153,7 @@ def load_model(
         UsageError: the weights are missing, pickled, quantised or of an architecture without such a head.
     """
     found = _as_source(source)
-    changed = load_config(found)
-    refuse_quantized_config(changed, found.alias or found.path)
+    changed = unquantized(load_config(found), found.alias or found.path)
     for name, value in (config or {}).items():
         setattr(changed, name, value)
     if changed.get_text_config().pad_token_id is None:

@@ -6,15 +6,16 @@ Full support is not there: what reads or changes weights would read packed numbe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from autopeft.errors import UsageError
 
-__all__ = ["is_packed", "quantization_in", "quantization_of", "refuse_quantized_config"]
+__all__ = ["is_packed", "quantization_in", "quantization_of", "unquantized"]
 
+C = TypeVar("C")
 _BITS = ("bits", "nbits", "w_bit", "weight_bits")
 _PACKAGES = ("torchao", "bitsandbytes", "hqq", "optimum", "gptqmodel", "awq")
 
@@ -53,8 +54,8 @@ def _package(tensor: Tensor) -> str:
     return next((name for name in names if name in _PACKAGES), "")
 
 
-def refuse_quantized_config(config: Any, name: str) -> None:
-    """Refuse a backbone that is to be loaded by name.
+def unquantized(config: C, name: str) -> C:
+    """The configuration of a backbone that is to be loaded by this name.
 
     Raises:
         UsageError: its checkpoint is quantised.
@@ -65,6 +66,7 @@ def refuse_quantized_config(config: Any, name: str) -> None:
             f"The backbone {name!r} is quantized ({found}), and by name only backbones in fp32, fp16 or bf16 "
             "are loaded; name the checkpoint that it was made from."
         )
+    return config
 
 
 def _words(told: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from autopeft.arguments import command_line
-from autopeft.errors import TaskError, UsageError
+from autopeft.errors import DataError, TaskError, UsageError
 from autopeft.export.manifest import MANIFEST, read_manifest
 from autopeft.export.package import Saved, find_saved, load_saved
 from autopeft.hybrid import Hybrid
@@ -205,9 +205,15 @@ def task_of(known: TrainedHybrid, given: EvaluateArguments) -> Task:
         notify=given.notify,
     )
     whole = not own and (given.split == "all" or (given.split is None and given.seed is None))
-    task = load(scored_by=() if nameless(known.labels) else known.labels) if whole else load()
-    if whole and given.split is None and _trained_on(known, task):
+    names = () if nameless(known.labels) else known.labels
+    if own:
         task = load()
+    elif not whole:
+        task = _cut(load, names)
+    else:
+        task = load(scored_by=names)
+        if given.split is None and _trained_on(known, task):
+            task = load()
     without = nameless(known.labels) and len(task.labels) == len(known.labels)
     return task if without or task.labels == known.labels else _relabelled(task, known, given)
 
@@ -221,6 +227,22 @@ def _training(known: TrainedHybrid, given: EvaluateArguments) -> str:
     asked = {"recipe": as_typed(recipe), **asked, "model": given.model or known.manifest.get("model")}
     words = command_line(TrainArguments, TrainArguments.unlike_defaults(asked))
     return shlex.join(["autopeft", "train", *words])
+
+
+def _cut(load: Callable[..., Task], names: tuple[str, ...]) -> Task:
+    """Other data, cut as for training.
+
+    Raises:
+        DataError: they cannot be; where they could be scored as a whole, it says so.
+    """
+    try:
+        return load()
+    except DataError as error:
+        try:
+            load(scored_by=names)
+        except DataError:
+            raise error from None
+        raise DataError(f"{error} To score all rows, leave out split and seed.") from error
 
 
 def _trained_on(known: TrainedHybrid, task: Task) -> bool:

@@ -21,8 +21,8 @@ from autopeft.assets import (
     keep_model,
     load_config,
     load_tokenizer,
-    refuse_quantized_config,
     resolve_model,
+    unquantized,
 )
 from autopeft.backbones import spec_of
 from autopeft.effort import choose_effort
@@ -119,9 +119,7 @@ def train(call: TrainCall) -> FixedOutcome:
     recipe = given.recipe if isinstance(given.recipe, Recipe) else Recipe.load(given.recipe)
     name = str(keep_model(*given.model) if isinstance(given.model, tuple) else given.model)
     source = resolve_model(name, notify=call.notify)
-    config = load_config(source)
-    refuse_quantized_config(config, name)
-    build_graph(recipe, spec_of(config))
+    build_graph(recipe, spec_of(unquantized(load_config(source), name)))
     tokenizer = load_tokenizer(source)
     longest = given.max_length or min(_MAX_LENGTH, tokenizer.model_max_length)
     task, plan = _task_and_plan(given, longest, call.notify)

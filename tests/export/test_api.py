@@ -138,11 +138,18 @@ def test_another_file_is_scored_whole_however_small(outcome: FixedOutcome, tmp_p
         assert found.recorded is None
     classes, _ = found.breakdown
     assert {row[0]: row[-1] for row in classes.rows} == {"no": 0, "yes": 3}
-    with pytest.raises(DataError, match="at least 10 are needed"):
+    with pytest.raises(DataError, match=r"two classes are needed\. To score all rows"):
         autopeft.evaluate("run", task=tmp_path / "small.csv", split="test", **columns)
+    with pytest.raises(DataError) as caught:
+        autopeft.evaluate("run", task=tmp_path / "small.csv", split="test", text="nothing", label="verdict")
+    assert "leave out" not in str(caught.value)
     other = pandas.read_csv("reviews.csv").head(50)
     assert autopeft.evaluate("run", task=other, **columns).rows == 50
     assert autopeft.evaluate("run", task=other, seed=0, **columns).rows < 10
+    few = pandas.concat([other.head(1), other.tail(1)])
+    assert autopeft.evaluate("run", task=few, **columns).rows == 2
+    with pytest.raises(DataError, match=r"at least 10 are needed\. To score all rows"):
+        autopeft.evaluate("run", task=few, split="test", **columns)
     (tmp_path / "odd.csv").write_text("body,verdict\na film,perhaps\na story,yes\n")
     with pytest.raises(TaskError, match="does not know: perhaps"):
         autopeft.evaluate("run", task=tmp_path / "odd.csv", **columns)

@@ -22,8 +22,8 @@ from autopeft.assets import (
     keep_model,
     load_config,
     load_tokenizer,
-    refuse_quantized_config,
     resolve_model,
+    unquantized,
 )
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
@@ -190,9 +190,7 @@ def prepare(
     budget = Budget.parse(a.budget)
     space = a.space if isinstance(a.space, Space) else Space.load(a.space)
     source = resolve_model(model, notify=notify)
-    config = load_config(source)
-    refuse_quantized_config(config, model)
-    spec = spec_of(config)
+    spec = spec_of(unquantized(load_config(source), model))
     limits = budget.limits(spec)
     check_feasible(space, budget, spec)
     task, rows = _task(a, effort, notify)
