@@ -1,6 +1,7 @@
 """Tries cases one after another in this process and says which of them are bad.
 
 A call may return, or raise the package's own errors with a message that fits on a screen and can be printed.
+Time is the wall's, without what the process spends in the queue for a processor that others have.
 It is bad where it raises anything else, takes more than 10 s or 500 MB above what the process held before,
 runs what its input names, starts a process, asks another host, or opens what lies outside its folder.
 """
@@ -177,13 +178,13 @@ def _measured(call: Callable[[], object], outcome: _Outcome) -> None:
     before = _resident("VmRSS")
     _forget_peak()
     with _no_more_memory(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), _no_input():
-        started = time.monotonic()
+        started = _clock()
         try:
-            with _deadline():
+            with _deadline(started):
                 call()
         except (Exception, TooSlow, SystemExit, KeyboardInterrupt) as error:
             outcome.error = error
-        outcome.seconds = time.monotonic() - started
+        outcome.seconds = _clock() - started
     outcome.megabytes = _resident("VmHWM") - before
     if outcome.error is not None:
         outcome.trace = "".join(traceback.format_exception(outcome.error, limit=-12))
@@ -192,11 +193,14 @@ def _measured(call: Callable[[], object], outcome: _Outcome) -> None:
 
 
 @contextmanager
-def _deadline() -> Iterator[None]:
+def _deadline(begun: float) -> Iterator[None]:
     """Raises `TooSlow` when the time is over. The alarm of whoever had set one before is put back."""
 
     def over(number: int, frame: Any) -> None:
-        raise TooSlow
+        left = SECONDS - (_clock() - begun)
+        if left <= 0:
+            raise TooSlow
+        signal.setitimer(signal.ITIMER_REAL, max(left, 0.001))
 
     handler = signal.signal(signal.SIGALRM, over)
     started = time.monotonic()
@@ -208,6 +212,16 @@ def _deadline() -> Iterator[None]:
         signal.signal(signal.SIGALRM, handler)
         if left:
             signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - started), 0.001))
+
+
+def _clock() -> float:
+    """Seconds that passed while this thread ran or waited for anything but a processor."""
+    now = time.monotonic()
+    try:
+        with open("/proc/self/schedstat", encoding="ascii") as file:
+            return now - int(file.read().split()[1]) / 1e9
+    except OSError:  # a kernel without these figures
+        return now
 
 
 @contextmanager

@@ -90,15 +90,17 @@ def tree(
         most: edits.
     """
     root = [copy.deepcopy(valid)]
+    # Half of the cases keep to what is nearly valid, so that they are refused late, if at all.
+    edits = random.choice((_EDITS, _SMALL_EDITS))
     for _ in range(many(random, most)):
         places = _places(root)
         holder, key = random.choice(places)
-        random.choice(_EDITS)(random, holder, key, places)
+        random.choice(edits)(random, holder, key, places)
         if not root:  # the tree itself was deleted
             root.append(scalar(random))
-        if wrap is not None and random.random() < 0.2:
+        if wrap is not None and random.random() < 0.35:
             holder, key = random.choice(_places(root))
-            for _ in range(many(random, 30)):
+            for _ in range(many(random, 30 if edits is _EDITS else 4)):
                 holder[key] = wrap(random, holder[key])
     return root[0]
 
@@ -131,6 +133,28 @@ def _nudge(random: Random, holder: Any, key: Any, places: Any) -> None:
         *([value], value * 10**12, 0, bool(value), f"{value}%", f"{value}k"),
     )
     holder[key] = random.choice(choices)
+
+
+def _step(random: Random, holder: Any, key: Any, places: Any) -> None:
+    """A number nearby, or the other truth value; a word of the tree in place of another."""
+    value = holder[key]
+    if isinstance(value, bool):
+        holder[key] = not value
+    elif isinstance(value, (int, float)):
+        holder[key] = random.choice((value + 1, value - 1, value * 2, value // 2, 0, 1, value / 2))
+    elif isinstance(value, str):
+        words = [holder[key] for holder, key in places if isinstance(holder[key], str)]
+        holder[key] = random.choice(words)
+    else:
+        _delete(random, holder, key, places)
+
+
+def _twice(random: Random, holder: Any, key: Any, places: Any) -> None:
+    """An element twice; in a mapping, what another key has."""
+    if isinstance(holder, list):
+        holder.insert(key, copy.deepcopy(holder[key]))
+    else:
+        holder[key] = copy.deepcopy(holder[random.choice(list(holder))])
 
 
 def _delete(random: Random, holder: Any, key: Any, places: Any) -> None:
@@ -177,6 +201,7 @@ def _small(value: Any) -> bool:
 
 
 _EDITS = (_replace, _replace, _nudge, _nudge, _delete, _repeat, _rename, _move, _move, _enclose)
+_SMALL_EDITS = (_step, _step, _step, _delete, _delete, _twice)
 
 
 def written(random: Random, found: Any) -> bytes:
@@ -195,7 +220,7 @@ def written(random: Random, found: Any) -> bytes:
 def text(random: Random, valid: str, *, tokens: Sequence[str] = (), most: int = 3) -> bytes:
     """A text with some edits of its letters, words, numbers and lines, as bytes that need not be UTF-8."""
     found = valid
-    for _ in range(many(random, most)):
+    for _ in range(random.choice((1, many(random, most)))):
         found = random.choice(_TEXT_EDITS)(random, found, (*TOKENS, *tokens))
     coded = bytes_of(found)
     kind = random.randrange(12)
