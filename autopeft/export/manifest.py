@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import UsageError, near
 from autopeft.export.from_python import is_saved_hybrid, manifest_of
-from autopeft.runs.files import read_json
+from autopeft.runs.files import read_table_in
 from autopeft.runs.folder import RunFolder
 from autopeft.tasks.kinds import get_kind, kind_names
 
@@ -59,7 +59,7 @@ class Card:
         manifest = read_manifest(folder)
         result = manifest.get("result")
         if result is None and (folder / "result.json").is_file():
-            result = read_json(folder / "result.json")
+            result = read_table_in(folder, "result.json")
             result["seeds"] = _seeds(folder, result, manifest)
         try:
             card = cls(
@@ -162,4 +162,4 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     if not (folder / MANIFEST).is_file() and is_saved_hybrid(folder):
         return manifest_of(folder)
-    return read_json(folder / MANIFEST)
+    return read_table_in(folder, MANIFEST)

@@ -22,8 +22,10 @@ def _word(value: Any) -> str:
 
 def runs_sheet(rows: Iterable[Mapping[str, Any]], root: str) -> Sheet:
     """Summaries of runs (`RunFolder.summary`)."""
-    table = []
+    table, damaged = [], []
     for row in rows:
+        if row.get("problem"):
+            damaged.append(f"{_word(row.get('run'))} is damaged: {row['problem']}")
         test, sd = _real(row.get("test_mean")), _real(row.get("test_sd"))
         spread = "" if sd is None else f" ± {sd:.4f}"
         table.append(
@@ -38,9 +40,11 @@ def runs_sheet(rows: Iterable[Mapping[str, Any]], root: str) -> Sheet:
                 score(test) + spread,
             )
         )
-    notes = () if table else (f"No runs under {root} yet; `autopeft search` makes one.",)
+    notes = damaged if table else [f"No runs under {root} yet; `autopeft search` makes one."]
     return Sheet(
-        ("run", "state", "task", "model", "budget", "share", "metric", "test"), tuple(table), notes=notes
+        ("run", "state", "task", "model", "budget", "share", "metric", "test"),
+        tuple(table),
+        notes=tuple(notes),
     )
 
 

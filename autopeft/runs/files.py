@@ -1,10 +1,12 @@
-"""Files that are written whole or not at all, and JSON that is read with a bound on its size."""
+"""Files that are written whole or not at all, and files of strangers that are read with care."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
@@ -13,9 +15,18 @@ from typing import Any
 
 from autopeft.errors import AutoPEFTError, UsageError
 
-__all__ = ["plain", "read_json", "write_atomic", "write_json"]
+__all__ = [
+    "file_in",
+    "plain",
+    "read_bytes_in",
+    "read_json_in",
+    "read_table_in",
+    "write_atomic",
+    "write_json",
+]
 
-_MAX_JSON = 16 << 20
+_MAX_JSON = 8 << 20  # takes up to 32 times as much memory
+_SNAPSHOT = re.compile(r"(.*/[a-z]+--[^/]+)/snapshots/[^/]+(/|$)")  # of the hub's cache
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
@@ -67,20 +78,84 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of at most 16 MiB.
+def file_in(folder: Path, name: str) -> Path | None:
+    """The plain file `name` of a folder, or `None` where there is none.
+
+    A folder may come from a stranger, so a link in it may not lead out of it. In a snapshot of the hub's
+    cache links lead to the blobs beside it.
 
     Raises:
-        UsageError: the file is absent, too large, or holds no object.
+        UsageError: a link leads out of the folder, or it is no plain file, or nobody may look.
     """
+    path = folder / name
     try:
-        if path.stat().st_size > _MAX_JSON:
-            raise UsageError(f"{path} is larger than {_MAX_JSON >> 20} MiB; it is not one of our files.")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UsageError(f"{path.parent} has no {path.name}.") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} cannot be read as JSON: {error}") from error
+        root, found = folder.resolve(strict=True), path.resolve(strict=True)
+        plain_file = stat.S_ISREG(found.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except RuntimeError as error:  # links that lead to themselves
+        raise UsageError(f"{str(path)!r} cannot be read: it is a link to itself.") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{str(path)!r} cannot be read: {_why(error)}.") from error
+    if not found.is_relative_to(root):
+        snapshot = _SNAPSHOT.match(root.as_posix())
+        if snapshot is None or not found.is_relative_to(Path(snapshot[1]) / "blobs"):
+            raise UsageError(
+                f"{str(path)!r} is a link that leads out of its folder, and is not followed; put the file "
+                "itself there."
+            )
+    if not plain_file:
+        raise UsageError(f"{str(path)!r} is not a plain file.")
+    return path
+
+
+def _why(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def read_bytes_in(folder: Path, name: str, limit: int) -> bytes | None:
+    """What the file `name` of a folder holds, or `None` where there is none (see `file_in`).
+
+    Raises:
+        UsageError: it cannot be read, or has more than `limit` bytes.
+    """
+    path = file_in(folder, name)
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise UsageError(f"{str(path)!r} cannot be read: {_why(error)}.") from error
+    if len(data) > limit:
+        raise UsageError(f"{str(path)!r} has more than {limit:,} bytes, which is the most that is read.")
+    return data
+
+
+def read_json_in(folder: Path, name: str, limit: int = _MAX_JSON) -> Any:
+    """The JSON file `name` of a folder.
+
+    Raises:
+        UsageError: it is absent, too large, or not JSON; the message names the line.
+    """
+    data = read_bytes_in(folder, name, limit)
+    if data is None:
+        raise UsageError(f"{str(folder)!r} has no {name}.")
+    path = str(folder / name)
+    try:
+        return json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{path!r} is not UTF-8 text: line {line}, byte {error.start}.") from error
+    except RecursionError as error:
+        raise UsageError(f"{path!r} is nested too deeply to be read.") from error
+    except ValueError as error:  # its message has line and column
+        raise UsageError(f"{path!r} is not valid JSON: {error}.") from error
+
+
+def read_table_in(folder: Path, name: str, limit: int = _MAX_JSON) -> dict[str, Any]:
+    """The JSON file `name` of a folder, which holds an object; errors as `read_json_in`."""
+    value = read_json_in(folder, name, limit)
     if not isinstance(value, dict):
-        raise UsageError(f"{path} does not hold a JSON object.")
+        raise UsageError(f"{str(folder / name)!r} does not hold a JSON object.")
     return value
