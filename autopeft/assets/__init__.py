@@ -16,6 +16,7 @@ from autopeft.assets.models import (
 )
 from autopeft.assets.precision import dtype_of
 from autopeft.assets.quiet import quiet_libraries
+from autopeft.assets.safetensors_header import StoredTensor, read_header
 from autopeft.assets.table import ASSETS, DEFAULT_MODEL, Asset, WheelSource, model_aliases
 from autopeft.assets.weights import backbone_fingerprint, map_weights
 from autopeft.assets.wheels import (
@@ -32,6 +33,7 @@ __all__ = [
     "Asset",
     "ModelSource",
     "Notify",
+    "StoredTensor",
     "WheelSource",
     "backbone_fingerprint",
     "cache_dir",
@@ -52,6 +54,7 @@ __all__ = [
     "model_name",
     "publish",
     "quiet_libraries",
+    "read_header",
     "reset_head",
     "resolve_model",
     "sha256_of",
