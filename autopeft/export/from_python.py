@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from autopeft.errors import TaskError, UsageError
-from autopeft.runs.files import read_table_in
+from autopeft.runs.files import file_in, read_table_in
 from autopeft.tasks.kinds import kind_of_model
 
 __all__ = ["is_saved_hybrid", "manifest_of", "model_class"]
@@ -25,7 +25,7 @@ def is_saved_hybrid(folder: Path) -> bool:
     Raises:
         UsageError: it holds several, each in a folder of its own.
     """
-    if (folder / _HYBRID).is_file():
+    if file_in(folder, _HYBRID) is not None:
         return True
     several = sorted(path.parent.name for path in folder.glob(f"hybrid-*/{_HYBRID}"))
     if several:

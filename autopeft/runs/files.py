@@ -6,8 +6,9 @@ import json
 import math
 import os
 import re
+import secrets
+import shutil
 import stat
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -16,7 +17,12 @@ from typing import Any
 from autopeft.errors import AutoPEFTError, UsageError
 
 __all__ = [
+    "check_inside",
+    "copy_in",
+    "empty_folder",
+    "expanded",
     "file_in",
+    "is_there",
     "plain",
     "read_bytes_in",
     "read_json_in",
@@ -26,6 +32,7 @@ __all__ = [
 ]
 
 _MAX_JSON = 8 << 20  # takes up to 32 times as much memory
+_LEADS_OUT = "is a link that leads out of its folder, and is not followed"
 _SNAPSHOT = re.compile(r"(.*/[a-z]+--[^/]+)/snapshots/[^/]+(/|$)")  # of the hub's cache
 
 
@@ -37,17 +44,17 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         AutoPEFTError: the disk is full, or the folder is read-only or gone.
     """
     raw = data.encode() if isinstance(data, str) else data
-    temporary: str | None = None
+    # Not named after `path`, whose name may be as long as names can be.
+    temporary = path.parent / f".new-{secrets.token_hex(8)}"
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        # With the mode that the user's umask gives a new file.
+        with open(temporary, "xb") as file:
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
+        if os.path.lexists(temporary):
             os.unlink(temporary)
         raise AutoPEFTError(
             f"Cannot write {str(path)!r}: {error.strerror}. What was written before is intact."
@@ -100,13 +107,87 @@ def file_in(folder: Path, name: str) -> Path | None:
     if not found.is_relative_to(root):
         snapshot = _SNAPSHOT.match(root.as_posix())
         if snapshot is None or not found.is_relative_to(Path(snapshot[1]) / "blobs"):
-            raise UsageError(
-                f"{str(path)!r} is a link that leads out of its folder, and is not followed; put the file "
-                "itself there."
-            )
+            raise UsageError(f"{str(path)!r} {_LEADS_OUT}; put the file itself there.")
     if not plain_file:
         raise UsageError(f"{str(path)!r} is not a plain file.")
     return path
+
+
+def copy_in(folder: Path, name: str, target: Path) -> bool:
+    """Copy the file `name` of a folder to `target`, with the mode of a new file; whether there is one.
+
+    Raises:
+        UsageError: as `file_in`.
+        OSError: it cannot be copied.
+    """
+    path = file_in(folder, name)
+    if path is not None:
+        shutil.copyfile(path, target)
+    return path is not None
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with `~` as the user's home; where there is no such user, as it stands."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def empty_folder(path: Path, option: str) -> Path:
+    """Check that a folder is new or empty, before anything is computed for it.
+
+    Args:
+        option: by which another is chosen, for the message.
+
+    Raises:
+        UsageError: it holds something, is a file, or is no name for a folder.
+    """
+    try:
+        full = is_there(path) and (not path.is_dir() or any(path.iterdir()))
+    except OSError as error:
+        raise UsageError(f"{str(path)!r} cannot be written: {_why(error)}.") from error
+    if full:
+        raise UsageError(
+            f"{str(path)!r} exists and is not an empty folder; choose another {option}, or remove it."
+        )
+    return path
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something at a path that is to be written.
+
+    Raises:
+        UsageError: nothing can be there: the name is too long, or nobody may look.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{str(path)!r} cannot be written: {_why(error)}.") from error
+    return True
+
+
+def check_inside(folder: Path) -> None:
+    """Check a folder of a stranger's that is about to be written to: everything in it is a folder, a plain
+    file, or a link to something in it.
+
+    Raises:
+        UsageError: something is not, or nobody may look.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UsageError(f"{str(folder)!r} cannot be read: {_why(error)}.") from error
+
+    for at, folders, names in os.walk(folder, onerror=refuse):
+        here = Path(at).relative_to(folder)
+        for name in names:
+            file_in(folder, str(here / name))
+        for name in folders:
+            path = Path(at, name)
+            if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+                raise UsageError(f"{str(path)!r} {_LEADS_OUT}; put the folder itself there.")
 
 
 def _why(error: OSError | ValueError) -> str:

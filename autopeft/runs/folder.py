@@ -35,7 +35,7 @@ from filelock import FileLock, Timeout
 
 from autopeft.errors import AutoPEFTError, UsageError, near
 from autopeft.runs.documents import read_manifest, read_result
-from autopeft.runs.files import file_in, plain, read_json_in, read_table_in, write_atomic
+from autopeft.runs.files import empty_folder, file_in, plain, read_json_in, read_table_in, write_atomic
 from autopeft.runs.records import FrontPoint, TrialRecord, read_point, read_record
 
 __all__ = ["Points", "Records", "RunFolder", "go_on", "list_runs", "load_run"]
@@ -111,12 +111,8 @@ class RunFolder:
         )
         stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
         path = Path(out) if out is not None else Path(root) / f"{stamp}-{slug}-{key[:6]}"
-        path = Path(os.path.abspath(path))
+        path = empty_folder(Path(os.path.abspath(path)), "--out")
         try:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise UsageError(
-                    f"{str(path)!r} exists and is not an empty folder; choose another --out, or remove it."
-                )
             made = not path.exists()
             path.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(path).free

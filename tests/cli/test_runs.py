@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.permissions import keeping_modes, sealed
+from support.permissions import keeping_modes, modes_hold, sealed
+
+from autopeft.cli import main
 
 RECORDED = Path(__file__).parents[1] / "fixtures" / "runs"
 
@@ -57,37 +59,46 @@ def test_damaged_runs_stand_in_the_list(place: Path) -> None:
         assert said in listed.stdout
 
 
-def test_what_is_left_of_a_damaged_run_is_shown(place: Path) -> None:
+def test_what_is_left_of_a_damaged_run_is_shown(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
     for name in ("torn", "resultless"):
-        found = autopeft("runs", name, folder=place)
-        assert found.returncode == 0, found.stderr
-        assert "damaged" in found.stdout
-        assert "trial 0" in found.stdout
-        told = json.loads(autopeft("runs", name, "--json", folder=place).stdout)
+        assert main(["runs", name]) == 0
+        shown = capsys.readouterr().out
+        assert "damaged" in shown
+        assert "trial 0" in shown
+        assert main(["runs", name, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
         assert told["trials"]
         assert (told["manifest"] is None) == (name == "torn")
         assert (told["result"] is None) == (name == "resultless")
-    report = autopeft("report", "resultless", "--out", "report.html", folder=place)
-    assert report.returncode == 0, report.stderr
+    assert main(["report", "resultless", "--out", "report.html"]) == 0
     assert "result.json" in (place / "report.html").read_text()
 
 
-def test_a_damaged_run_is_refused_by_name_with_its_damage(place: Path) -> None:
-    for words in (
-        ("report", "torn"),
-        ("export", "torn", "-o", "out"),
-        ("evaluate", "torn"),
-        ("predict", "torn", "--text", "a"),
-        ("search", "--resume", "torn"),
-        ("debug", "torn", "trial-0"),
-    ):
-        found = autopeft(*words, folder=place)
-        assert found.returncode == 2, found.stdout + found.stderr
-        assert "manifest.json' is not valid JSON" in found.stderr
-        assert len(found.stderr.strip().splitlines()) == 1
-    with sealed(place / "runs" / "theirs"):
-        for words in (("report", "theirs"), ("export", "runs/theirs", "-o", "out"), ("evaluate", "theirs")):
-            found = autopeft(*words, folder=place)
-            assert found.returncode == 2, found.stdout + found.stderr
-            assert "Permission denied" in found.stderr
-            assert len(found.stderr.strip().splitlines()) == 1
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("report",),
+        ("export", "-o", "out"),
+        ("evaluate",),
+        ("predict", "--text", "a"),
+        ("search", "--resume"),
+    ],
+)
+def test_a_damaged_run_is_refused_by_name_with_its_damage(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(place)
+
+    def refused(name: str) -> str:
+        last = words[-1] == "--resume"
+        assert main([*words, name] if last else [words[0], name, *words[1:]]) == 2
+        told = capsys.readouterr().err
+        assert len(told.strip().splitlines()) == 1
+        return told
+
+    assert "manifest.json' is not valid JSON" in refused("torn")
+    with sealed(place / "runs" / "theirs"), modes_hold():
+        assert "Permission denied" in refused("theirs" if words[0] == "report" else "runs/theirs")

@@ -20,7 +20,7 @@ from autopeft.recipe import (
     Recipe,
     recipe_names,
 )
-from autopeft.runs.files import file_in
+from autopeft.runs.files import expanded, file_in
 from autopeft.runs.folder import RunFolder, list_runs, load_run
 from autopeft.runs.records import TrialRecord, read_record
 from autopeft.search.optimization.pareto import best_first, pareto_front
@@ -108,7 +108,7 @@ def _notes(matches: Sequence[Match], space: str) -> list[str]:
 
 def _open(source: str | Path, runs: str | Path) -> RunFolder | Recipe:
     """The run or the recipe that a source means."""
-    text, path = str(source), Path(source).expanduser()
+    text, path = str(source), expanded(source)
     if text in recipe_names():
         return Recipe.named(text)
     if os.path.isfile(path):
