@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from autopeft.errors import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -41,19 +43,22 @@ class Sheet:
         from rich.table import Table
         from rich.text import Text
 
+        def cell(text: str) -> Text:
+            return Text(printable(text, keep="\n"))
+
         table = Table(
-            title=Text(self.title) if self.title else None,
-            caption=Text("\n".join(self.notes)) if self.notes else None,
+            title=cell(self.title) if self.title else None,
+            caption=cell("\n".join(self.notes)) if self.notes else None,
             title_justify="left",
             caption_justify="left",
             box=SIMPLE_HEAD,
         )
         for header in self.headers:
             table.add_column(
-                Text(header), justify="right" if header in self.right else "left", overflow="fold"
+                cell(header), justify="right" if header in self.right else "left", overflow="fold"
             )
         for row in self.rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*map(cell, row))
         return table
 
     def plain(self) -> str:
