@@ -12,6 +12,7 @@ from typing import Any
 
 from autopeft.arguments import takes
 from autopeft.errors import AutoPEFTError, StoppedError
+from autopeft.runs.files import check_inside
 from autopeft.runs.folder import RunFolder, go_on, load_run
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.checkpoints import Clock, FolderCheckpoints
@@ -69,6 +70,7 @@ def search(call: SearchCall) -> SearchResult:
         told = call.base(SearchArguments)
         changes = {k: getattr(told, k) for k in told.model_fields_set - {"runs"}}
         folder = load_run(call.resume, root=call.runs)
+        check_inside(folder.path)
         with folder.locked(), _ended_early(folder, call.notify):
             return _go(prepare_again(folder, changes, call.notify), folder, call.reporter, call.notify, start)
     ready = prepare(_pinned(call.base(SearchArguments)), call.notify)
