@@ -90,8 +90,8 @@ def _show_plan(given: Given, as_json: bool) -> None:
 def _show_result(given: Given, as_json: bool) -> None:
     from autopeft.assets import quiet_libraries
     from autopeft.cli.progress import watch
-    from autopeft.runs.folder import go_on
     from autopeft.search.api import search as run_search
+    from autopeft.search.planning.resume import resume_command
 
     quiet_libraries()
     stream = sys.stderr if as_json else sys.stdout
@@ -102,7 +102,8 @@ def _show_result(given: Given, as_json: bool) -> None:
     else:
         _print_result(result)
     if result.interrupted:
-        notify(f"Interrupted. Go on with: {go_on(Path(_short(str(result.run))))}")
+        again = resume_command(Path(_short(str(result.run))), given)
+        notify(f"Interrupted. Go on with: {again}")
         raise typer.Exit(Told(INTERRUPTED))
 
 

@@ -23,7 +23,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -46,9 +46,9 @@ _NEEDED = 100 << 20
 _ASKED_SECONDS = 0.5
 
 
-def go_on(run: Path) -> str:
-    """The command that goes on with a search."""
-    return shlex.join(["autopeft", "search", "--resume", str(run)])
+def go_on(run: Path, words: Sequence[str] = ()) -> str:
+    """The command that goes on with a search; `words` are its further options."""
+    return shlex.join(["autopeft", "search", "--resume", str(run), *words])
 
 
 def _read_json(path: Path) -> Any:
