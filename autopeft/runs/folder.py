@@ -54,15 +54,19 @@ def as_typed(path: str | Path) -> str:
     return str(path) if relative.startswith(os.pardir) else relative
 
 
-def go_on(run: Path) -> str:
-    """What goes on with a search: the command, or the call in Python where its rows lay in memory."""
+def go_on(run: Path, words: Sequence[str] = ()) -> str:
+    """What goes on with a search: the command, or the call in Python where its rows lay in memory.
+
+    Args:
+        words: further options of the command.
+    """
     try:
         task = RunFolder(run).manifest().get("arguments", {}).get("task")
     except (UsageError, AttributeError):
         task = None
     if isinstance(task, Mapping):
         return f"autopeft.search(resume={as_typed(run)!r}, task=rows), with the same rows"
-    return shlex.join(["autopeft", "search", "--resume", as_typed(run)])
+    return shlex.join(["autopeft", "search", "--resume", as_typed(run), *words])
 
 
 def no_runs(root: Path | str) -> str:
