@@ -44,7 +44,7 @@ def predict(
     \b
       autopeft predict latest --text "a warm, funny film"
       autopeft predict winner --file reviews.csv --text-column body --out answers.csv
-      autopeft predict winner --text "How old is he?" --text-pair "He is nine."
+      autopeft predict pairs --text "How old is he?" --text-pair "He is nine."
     """
     texts = _texts(text, file)
     from autopeft.assets import quiet_libraries

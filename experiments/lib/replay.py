@@ -112,6 +112,10 @@ class _NoFiles:
     def drop(self, key: str) -> None:
         """There is nothing to let go."""
 
+    def keys(self) -> tuple[str, ...]:
+        """There are none."""
+        return ()
+
 
 class _Runner:
     """Does jobs by looking their scores up; keeps what was trained to the end."""

@@ -178,9 +178,13 @@ def test_the_examples_of_help_can_be_typed(place: Path) -> None:
     shutil.copytree(place / "bert-base-uncased", place / "path/to/bert")
     (place / "sentences.txt").write_text("the film was good\na dull story\n")
     (place / "lora.yaml").write_text("autopeft: 2\nlayers: [{attach: [lora]}]\n")
+    (place / "pairs.csv").write_text(
+        "a,b,label\n" + "".join(f"how old is {n}?,he is {n}.,{'yes' if n % 2 else 'no'}\n" for n in range(99))
+    )
     data = "--task reviews.csv --text body --label stars"
     Page(
-        f"```bash\nautopeft search --budget 0.5% {data} -o first\nautopeft export first -o winner\n```"
+        f"```bash\nautopeft search --budget 0.5% {data} -o first\nautopeft export first -o winner\n"
+        "autopeft train -r lora.yaml -t pairs.csv --text a --text-pair b -o pairs\n```"
     ).run()
     ran = 0
     for page in COMMANDS:
