@@ -6,6 +6,7 @@ that Ctrl-C or SIGTERM ended the work (130); any other `AutoPEFTError` means tha
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -23,11 +24,24 @@ __all__ = [
     "TaskError",
     "UsageError",
     "near",
+    "printable",
 ]
+
+_LONGEST_LINE, _KEPT = 1200, (900, 200)
+_MOST_LINES = 40
+_JOINERS = "\u00ad\u200c\u200d"  # part of ordinary words; other invisible characters turn or hide text
 
 
 class AutoPEFTError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base of all errors raised on purpose.
+
+    A message may quote what a stranger wrote. It fits on a screen, whatever that is: the middle of a very
+    long line and the end of very many lines are left out, and what a terminal would take for a command
+    becomes `�`.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(_fitting(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class UsageError(AutoPEFTError):
@@ -78,3 +92,31 @@ def near(word: str, known: Iterable[str]) -> str:
     """A sentence that names near matches of `word` among `known`, or nothing (starts with a space)."""
     matches = get_close_matches(word, sorted(known), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(m) for m in matches)}?" if matches else ""
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Foreign text as it can be shown: what is a command to a terminal, turns or hides text, or cannot be
+    encoded becomes `�`, but for the characters in `keep`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c in keep or _shows(c) else "�" for c in text)
+
+
+def _shows(character: str) -> bool:
+    return character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
+
+
+def _fitting(message: str) -> str:
+    if len(message) > _LONGEST_LINE or "\n" in message:
+        lines = message.split("\n")
+        if len(lines) > _MOST_LINES:
+            lines = [*lines[: _MOST_LINES - 1], f"… and {len(lines) - _MOST_LINES + 1:,} more lines"]
+        message = "\n".join(map(_shortened, lines))
+    return printable(message, keep="\n")
+
+
+def _shortened(line: str) -> str:
+    if len(line) <= _LONGEST_LINE:
+        return line
+    start, end = _KEPT
+    return f"{line[:start]} … ({len(line) - start - end:,} letters left out) … {line[-end:]}"

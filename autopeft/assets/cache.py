@@ -1,20 +1,46 @@
-"""The cache folder, and folders in it that exist only when they are complete."""
+"""The cache folder, and folders in it that exist only when they are complete.
+
+What lies there is checked against its SHA-256 before it is used. A cache that cannot be written costs time
+alone: what cannot be kept is made again.
+"""
 
 from __future__ import annotations
 
+import atexit
+import hashlib
+import json
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from platformdirs import user_cache_dir
 
 from autopeft.errors import AssetError
 
-__all__ = ["SPARE_DISK", "cache_dir", "cache_folder", "make_room", "publish"]
+__all__ = [
+    "SPARE_DISK",
+    "cache_dir",
+    "cache_folder",
+    "intact",
+    "is_sealed",
+    "make_room",
+    "publish",
+    "seal",
+    "sha256_of",
+    "spare_folder",
+    "warn_once",
+    "writable_folder",
+]
 
 SPARE_DISK = 1 << 30  # bytes that are left free on the disk
+_SUMS = "sha256.json"
+_VERIFIED: dict[Path, dict[str, tuple[int, int, int, str]]] = {}
+_SPARE: Path | None = None
+_log = logging.getLogger("autopeft")
 
 
 def cache_dir() -> Path:
@@ -39,17 +65,102 @@ def cache_folder(name: str) -> Path:
     return folder
 
 
-def publish(folder: Path, fill: Callable[[Path], None], usable: Callable[[Path], bool]) -> None:
+def writable_folder(name: str) -> Path:
+    """A folder of the cache; where that cannot be written, one that is removed when this process ends.
+
+    It is for what a process cannot do without.
+    """
+    try:
+        folder = cache_folder(name)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except (AssetError, OSError) as error:
+        spare = _spare() / name
+        spare.mkdir(exist_ok=True)
+        warn_once(f"The cache cannot be written, so {spare} is used until this process ends: {error}")
+        return spare
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Warn of what costs time alone, however often it happens."""
+    _log.warning(message)
+
+
+def spare_folder(name: str) -> Path | None:
+    """The folder that `writable_folder` made in place of one of the cache, if it has."""
+    found = None if _SPARE is None else _SPARE / name
+    return found if found is not None and found.is_dir() else None
+
+
+def _spare() -> Path:
+    global _SPARE
+    if _SPARE is None:
+        _SPARE = Path(tempfile.mkdtemp(prefix="autopeft-cache-"))
+        atexit.register(_forget_spare, _SPARE, os.getpid())
+    return _SPARE
+
+
+def _forget_spare(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # a process that was forked has its parent's
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def seal(folder: Path) -> None:
+    """Write down the SHA-256 of every file of a folder, for `intact`."""
+    sums = {path.name: sha256_of(path) for path in folder.iterdir() if path.name != _SUMS}
+    (folder / _SUMS).write_text(json.dumps(sums, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether a folder has sums, right or wrong."""
+    return (folder / _SUMS).is_file()
+
+
+def intact(folder: Path) -> bool:
+    """Whether a folder holds the files that it was sealed with, byte for byte.
+
+    What this process has read once is not read again while size and time are the same.
+    """
+    try:
+        sums = json.loads((folder / _SUMS).read_text(encoding="utf-8"))
+        found = {path.name: path.stat() for path in folder.iterdir() if path.name != _SUMS}
+        if not isinstance(sums, dict) or found.keys() != sums.keys():
+            return False
+        state = {name: (at.st_size, at.st_mtime_ns, at.st_ino, sums[name]) for name, at in found.items()}
+        if _VERIFIED.get(folder) != state:
+            if any(sha256_of(folder / name) != sums[name] for name in found):
+                return False
+            _VERIFIED[folder] = state
+    except (OSError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def publish(folder: Path, fill: Callable[[Path], None], usable: Callable[[Path], bool] | None = None) -> None:
     """Make `folder`, complete or not at all; the first of several writers wins.
 
     Args:
         folder: the name it gets; its parent exists.
         fill: writes the content into the folder that it is given.
-        usable: whether an existing folder of that name is sound; a damaged one is replaced.
+        usable: whether an existing folder of that name is sound; a damaged one is replaced. Without it, the
+            folder is sealed, and one that is not intact is damaged.
     """
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
     try:
         fill(scratch)
+        if usable is None:
+            seal(scratch)
+            usable = intact
         if folder.exists() and not usable(folder):
             shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():

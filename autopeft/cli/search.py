@@ -88,8 +88,8 @@ def _show_plan(given: Given, as_json: bool) -> None:
 def _show_result(given: Given, as_json: bool) -> None:
     from autopeft.assets import quiet_libraries
     from autopeft.cli.progress import watch
-    from autopeft.runs.folder import go_on
     from autopeft.search.api import search as run_search
+    from autopeft.search.planning.resume import resume_command
 
     quiet_libraries()
     stream = sys.stderr if as_json else sys.stdout
@@ -100,7 +100,7 @@ def _show_result(given: Given, as_json: bool) -> None:
     else:
         _print_result(result)
     if result.interrupted:
-        notify(f"Interrupted. Go on with: {go_on(result.run)}")
+        notify(f"Interrupted. Go on with: {resume_command(result.run, given)}")
         raise typer.Exit(Told(INTERRUPTED))
 
 

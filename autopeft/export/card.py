@@ -7,7 +7,6 @@ YAML find nothing in them. What a manifest of a stranger says in another form th
 from __future__ import annotations
 
 import hashlib
-import html
 import io
 import math
 import re
@@ -21,6 +20,8 @@ from autopeft.assets.table import ASSETS, Asset
 from autopeft.recipe import Recipe
 from autopeft.runs.documents import Result, read_result
 from autopeft.runs.files import write_atomic
+from autopeft.runs.markdown import fenced, plain
+from autopeft.tasks.kinds import METRICS
 from autopeft.training.next_steps import predict_command, train_command
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ __all__ = ["README", "is_own_card", "model_card", "write_card"]
 README, OTHER_NAME = "README.md", "MODEL_CARD.md"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w-]*")
 _SIGNED = re.compile(r"\n<!-- card of autopeft export, sha256 of what stands above: ([0-9a-f]{64}) -->\n\Z")
-_MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~$@])")
 # The hub's names of metrics, where they differ from ours.
 _METRICS = {
     "macro_f1": ("f1",),
@@ -40,19 +40,6 @@ _METRICS = {
     "spearman": ("spearmanr",),
     "pearson_spearman": ("pearsonr", "spearmanr"),
 }
-
-
-def plain(text: object) -> str:
-    """Foreign text on one line, in which neither Markdown nor HTML finds anything."""
-    line = "".join(c if c.isprintable() else " " for c in str(text))
-    return _MARKS.sub(r"\\\1", html.escape(" ".join(line.split()), quote=False))
-
-
-def fenced(text: str, language: str) -> str:
-    """Text as a block of code; the fence is longer than any in the text."""
-    ticks = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, ticks + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
 def model_card(card: Card, recipe: Recipe, more: Sequence[str] = ()) -> str:
@@ -126,7 +113,8 @@ def front_matter(card: Card, recipe: Recipe) -> str:
     if source.get("origin") == "hub" and _HUB_NAME.fullmatch(str(source.get("name"))):
         table["datasets"] = [str(source["name"])]
     if card.kind is not None:
-        table["metrics"] = list(_METRICS.get(card.metric, (card.metric,)))
+        if card.metric in METRICS:
+            table["metrics"] = list(_METRICS.get(card.metric, (card.metric,)))
         if card.task_kind.hub_pipeline is not None:
             table["pipeline_tag"] = card.task_kind.hub_pipeline
     written = io.StringIO()

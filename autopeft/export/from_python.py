@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from autopeft.errors import TaskError, UsageError
-from autopeft.runs.files import read_json
+from autopeft.runs.files import file_in, read_table_in
 from autopeft.tasks.kinds import kind_of_model
 
 __all__ = ["is_saved_hybrid", "manifest_of", "model_class"]
@@ -25,7 +25,7 @@ def is_saved_hybrid(folder: Path) -> bool:
     Raises:
         UsageError: it holds several, each in a folder of its own.
     """
-    if (folder / _HYBRID).is_file():
+    if file_in(folder, _HYBRID) is not None:
         return True
     several = sorted(path.parent.name for path in folder.glob(f"hybrid-*/{_HYBRID}"))
     if several:
@@ -39,7 +39,7 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     Raises:
         UsageError: `hybrid.json` is damaged, or was written before it named the backbone.
     """
-    told = read_json(folder / _HYBRID)
+    told = read_table_in(folder, _HYBRID)
     if "model" not in told:
         raise UsageError(
             f"{folder / _HYBRID} names no backbone, as an earlier version wrote it; load the hybrid with "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import UsageError, near
 from autopeft.export.from_python import is_saved_hybrid, manifest_of
-from autopeft.runs.files import read_json
+from autopeft.runs.files import file_in, read_table_in
 from autopeft.runs.folder import RunFolder
 from autopeft.tasks.glue import GLUE
 from autopeft.tasks.kinds import get_kind, kind_names
@@ -60,8 +60,8 @@ class Card:
         """
         manifest = read_manifest(folder)
         result = manifest.get("result")
-        if result is None and (folder / "result.json").is_file():
-            result = read_json(folder / "result.json")
+        if result is None and file_in(folder, "result.json") is not None:
+            result = read_table_in(folder, "result.json")
             result["seeds"] = _seeds(folder, result, manifest)
         try:
             card = cls(
@@ -174,6 +174,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         UsageError: it is absent or damaged.
     """
-    if not (folder / MANIFEST).is_file() and is_saved_hybrid(folder):
+    if file_in(folder, MANIFEST) is None and is_saved_hybrid(folder):
         return manifest_of(folder)
-    return read_json(folder / MANIFEST)
+    return read_table_in(folder, MANIFEST)

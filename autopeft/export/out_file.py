@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.errors import UsageError
-from autopeft.runs.files import plain, write_atomic
+from autopeft.runs.files import is_there, plain, write_atomic
 
 __all__ = ["OUT_SUFFIXES", "check_out", "write_answers"]
 
@@ -26,7 +26,7 @@ def check_out(value: str | Path) -> None:
     path = Path(value)
     if path.suffix.lower() not in OUT_SUFFIXES:
         raise UsageError(f"Answers are written as {' or '.join(OUT_SUFFIXES)}, but got out={str(path)!r}.")
-    if path.exists():
+    if is_there(path):
         raise UsageError(f"{path} is there already; choose another --out, or remove it.")
     if not path.parent.is_dir():
         raise UsageError(f"There is no folder {path.parent} to write {path.name} to.")

@@ -20,7 +20,7 @@ from autopeft.export.card import README, model_card, write_card
 from autopeft.export.from_python import is_saved_hybrid, model_class
 from autopeft.export.manifest import MANIFEST, Card
 from autopeft.recipe import Recipe
-from autopeft.runs.files import write_json
+from autopeft.runs.files import copy_in, empty_folder, expanded, file_in, write_json
 from autopeft.runs.folder import load_run
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Saved", "find_saved", "load_hybrid", "load_saved", "write_package"]
 
-_WEIGHTS = "winner"
-_OF_A_HYBRID = ("hybrid.json", "recipe.yaml", "weights.safetensors")
+_WINNER = "winner/"  # of a run folder
+_OF_A_HYBRID, RECIPE, WEIGHTS = "hybrid.json", "recipe.yaml", "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class Saved:
     weights: Path
     card: Card
 
+    def within(self, name: str) -> str:
+        """The file `name` beside the weights, by its name in the folder."""
+        return (self.weights.relative_to(self.folder) / name).as_posix()
+
 
 def find_saved(ref: str | Path, *, runs: str | Path = "runs") -> Saved:
     """The trained hybrid that `ref` means: an exported folder, one that was saved from Python, a run folder,
@@ -51,18 +55,18 @@ def find_saved(ref: str | Path, *, runs: str | Path = "runs") -> Saved:
     Raises:
         UsageError: there is none, or the run has no trained weights.
     """
-    folder = Path(ref).expanduser()
-    if not (folder / MANIFEST).is_file() and not is_saved_hybrid(folder):
+    folder = expanded(ref)
+    if file_in(folder, MANIFEST) is None and not is_saved_hybrid(folder):
         if folder.is_dir():
             raise UsageError(
                 f"{folder} has no {MANIFEST} and no hybrid.json: it is neither a run nor an exported hybrid "
                 "nor what hybrid.save() or model.save_pretrained() wrote."
             )
         folder = load_run(ref, root=runs).path
-    weights = folder / _WEIGHTS if (folder / _WEIGHTS).is_dir() else folder
-    if not any(weights.glob("*.safetensors")):
+    place = next((p for p in (_WINNER, "") if file_in(folder, f"{p}{WEIGHTS}") is not None), None)
+    if place is None:
         raise UsageError(f"{folder} holds no trained weights: the run did not come that far.")
-    return Saved(folder, weights, Card.read(folder))
+    return Saved(folder, folder / place, Card.read(folder))
 
 
 def load_saved(
@@ -120,20 +124,18 @@ def write_package(saved: Saved, folder: str | Path, *, notify: Callable[[str], N
         RecipeError: the recipe of the weights cannot be read.
         AutoPEFTError: the folder cannot be written.
     """
-    target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{target} exists and is not an empty folder; choose another -o, or remove it.")
-    own = saved.weights / "recipe.yaml"
-    recipe = Recipe.from_file(own if own.is_file() else saved.folder / "recipe.yaml")
+    target = empty_folder(Path(folder), "-o")
+    own = file_in(saved.folder, saved.within(RECIPE)) or file_in(saved.folder, RECIPE)
+    if own is None:
+        raise UsageError(f"{saved.folder} has no {RECIPE}, which says what its weights are.")
+    recipe = Recipe.from_file(own)
     try:
         target.mkdir(parents=True, exist_ok=True)
         # A folder from Python has a README of ours; beside it, a checkpoint has what only a training needs.
         more = () if saved.card.architecture is not None else (README,)
-        for name in (*_OF_A_HYBRID, *more):
-            if (saved.weights / name).is_file():
-                shutil.copyfile(saved.weights / name, target / name)
-        if not (target / "recipe.yaml").exists():
-            shutil.copyfile(saved.folder / "recipe.yaml", target / "recipe.yaml")
+        for name in (WEIGHTS, _OF_A_HYBRID, *more):
+            copy_in(saved.folder, saved.within(name), target / name)
+        shutil.copyfile(own, target / RECIPE)
     except OSError as error:
         raise AutoPEFTError(f"Cannot write {str(target)!r}: {error.strerror}.") from error
     write_json(target / MANIFEST, saved.card.to_dict())

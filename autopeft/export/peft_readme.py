@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from autopeft.assets import head_names, model_aliases
+from autopeft.runs.markdown import plain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +41,7 @@ def how_to_load(model: PreTrainedModel, task_type: str, base: str | None, named:
     lines = ["# An adapter in the format of Hugging Face peft", ""]
     if base is not None and purpose is not None:
         lines += [
-            f"`adapter_config.json` names the base, {json.dumps(base)}, so one call loads both:",
+            f"`adapter_config.json` names the base, {plain(base)}, so one call loads both:",
             "",
             "```python",
             f"from peft import AutoPeftModelFor{purpose}",

@@ -15,7 +15,7 @@ from autopeft.export.manifest import MANIFEST, read_manifest
 from autopeft.export.package import Saved, find_saved, load_saved
 from autopeft.hybrid import Hybrid
 from autopeft.hybrid.labels import nameless
-from autopeft.runs.files import read_json
+from autopeft.runs.files import read_table_in
 from autopeft.runs.folder import as_typed
 from autopeft.search.selection.result import SearchResult
 from autopeft.tasks import Split, Task, TaskKind, load_task
@@ -141,7 +141,7 @@ def _of_outcome(outcome: FixedOutcome) -> TrainedHybrid:
         metric=task.metric,
         max_length=outcome.max_length,
         load=lambda model, notify: (outcome.hybrid, outcome.tokenizer),
-        manifest=read_json(outcome.folder / MANIFEST),
+        manifest=read_table_in(outcome.folder, MANIFEST),
         result=outcome.to_dict(),
         pairs=task.splits["train"].pairs is not None,
         rows=task if task.source.origin == "memory" else None,

@@ -30,6 +30,7 @@ from autopeft.hybrid.modules import (
     counts_of,
     head_of,
     refuse_attached,
+    refuse_in_trainer,
     refuse_packed,
     seeded,
 )
@@ -317,11 +318,13 @@ class Hybrid:
             total: the task's loss, summed over rows, of logits and labels (see `HybridCallback`).
 
         Raises:
-            UsageError: a module trains in phases, or a policy finds nothing to act on.
+            UsageError: a module trains in phases, a policy finds nothing to act on, or the Trainer would
+                refuse the model, as it does where it is quantised.
 
         Example:
             >>> Trainer(model, args, train_dataset=rows, **hybrid.for_trainer())       # doctest: +SKIP
         """
+        refuse_in_trainer(self.model)
         callback, optimizer = self.callback(total), self.optimizer()
         schedule = RecipeSchedule(self.recipe.training).over(optimizer)
         found: dict[str, Any] = {"callbacks": [callback], "optimizers": (optimizer, schedule)}

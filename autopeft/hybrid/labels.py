@@ -10,12 +10,12 @@ from typing import Any
 
 from autopeft.errors import DataError, UsageError
 from autopeft.hybrid.store import MANIFEST
-from autopeft.runs.files import read_json
+from autopeft.runs.files import file_in, read_table_in
 
 __all__ = ["Labels", "nameless"]
 
 _MADE_UP = re.compile(r"LABEL_\d+")
-_SHOWN = 5
+_SHOWN, _DIGITS = 5, 9
 
 
 def nameless(labels: Mapping[int, str] | tuple[str, ...]) -> bool:
@@ -50,21 +50,22 @@ class Labels:
         Raises:
             DataError: the manifest is damaged.
         """
-        file = folder / MANIFEST
-        if not file.is_file():
-            return None
         try:
-            config = read_json(file).get("config")
+            if file_in(folder, MANIFEST) is None:
+                return None
+            config = read_table_in(folder, MANIFEST).get("config")
         except UsageError as error:
             raise DataError(str(error)) from error
         if not isinstance(config, dict) or not config.get("id2label"):
             return None
         names, problem = config["id2label"], config.get("problem_type")
         sound = isinstance(names, dict) and all(
-            k.isdecimal() and isinstance(v, str) for k, v in names.items()
+            k.isdecimal() and len(k) <= _DIGITS and isinstance(v, str) for k, v in names.items()
         )
         if not sound or not isinstance(problem, str | None):
-            raise DataError(f"{file} is not what a saved hybrid has: {names!r:.80} are no names of labels.")
+            raise DataError(
+                f"{folder / MANIFEST} is not what a saved hybrid has: {names!r:.80} are no names of labels."
+            )
         return cls({int(index): name for index, name in names.items()}, problem)
 
     def check(self, config: Any, folder: Path) -> None:

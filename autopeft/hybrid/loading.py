@@ -7,19 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from autopeft.assets import StoredTensor, read_header
 from autopeft.backbones import spec_of_model
 from autopeft.errors import DataError
 from autopeft.hybrid.hybrid import Hybrid, attach
 from autopeft.hybrid.labels import Labels
 from autopeft.hybrid.modules import head_of
-from autopeft.hybrid.store import RECIPE, WEIGHTS, check_size, saved_key, saved_shapes
+from autopeft.hybrid.store import RECIPE, WEIGHTS, check_size, saved_key
 from autopeft.recipe import Recipe
+from autopeft.runs.files import file_in
 
 __all__ = ["load"]
+
+_EXACT = {torch.bool: "BOOL", torch.uint8: "U8", torch.int32: "I32", torch.int64: "I64"}
 
 
 def load(model: PreTrainedModel, folder: str | Path) -> Hybrid:
@@ -33,7 +37,7 @@ def load(model: PreTrainedModel, folder: str | Path) -> Hybrid:
         another number of labels. It is then unchanged. UsageError: the recipe does not fit the model.
     """
     path = Path(folder)
-    missing = [n for n in (RECIPE, WEIGHTS) if not (path / n).is_file()]
+    missing = [n for n in (RECIPE, WEIGHTS) if file_in(path, n) is None]
     if missing:
         raise DataError(
             f"{path} holds no saved hybrid: {', '.join(missing)} is missing; name a folder that save() or "
@@ -41,18 +45,22 @@ def load(model: PreTrainedModel, folder: str | Path) -> Hybrid:
         )
     recipe = Recipe.from_file(path / RECIPE)
     spec, _ = spec_of_model(model)
-    shapes = saved_shapes(path / WEIGHTS)
-    check_size(recipe, spec, shapes, path)
+    stored = read_header(path / WEIGHTS)
+    check_size(recipe, spec, stored, path)
     labels = Labels.saved(path) if head_of(model) else None
     if labels is not None:
         labels.check(model.config, path)
     hybrid = attach(model, recipe, seed=0)
+    before = [(p, p.detach().clone()) for p in hybrid.head_parameters()]
     try:
-        _fill(hybrid, path / WEIGHTS, shapes)
+        _fill(hybrid, path / WEIGHTS, stored)
         if labels is not None:
             labels.put(model.config)
     except BaseException:
         hybrid.detach()
+        with torch.no_grad():
+            for parameter, value in before:
+                parameter.copy_(value)
         raise
     return hybrid
 
@@ -66,7 +74,8 @@ def _resize(name: str, module: nn.Module, shapes: Mapping[str, tuple[int, ...]])
         resize(saved)
 
 
-def _fill(hybrid: Hybrid, file: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _fill(hybrid: Hybrid, file: Path, stored: Mapping[str, StoredTensor]) -> None:
+    shapes = {key: tensor.shape for key, tensor in stored.items()}
     own: dict[str, Tensor] = {}
     for name, module in hybrid.modules.items():
         deploy: Any = getattr(module, "deploy", None)
@@ -88,10 +97,27 @@ def _fill(hybrid: Hybrid, file: Path, shapes: Mapping[str, tuple[int, ...]]) -> 
             f"{file} does not fit this model: {'; '.join(wrong[:3])}{more}. Load it with the backbone and "
             f"number of labels it was saved with."
         )
-    with safe_open(file, framework="pt") as handle, torch.no_grad():
+    for key, target in targets.items():
+        _check_type(key, stored[key], target, file)
+    try:
+        with safe_open(file, framework="pt") as handle:
+            read = {key: handle.get_tensor(key) for key in targets}
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{file} cannot be read: {error}.") from error
+    with torch.no_grad():
         for key, target in own.items():
-            target.copy_(handle.get_tensor(key))
+            target.copy_(read[key])
         hybrid.refresh()  # refuses a damaged mask, while the model's head is still its own
         for key, parameter in head.items():
-            parameter.copy_(handle.get_tensor(key))
+            parameter.copy_(read[key])
     hybrid.prepared = True
+
+
+def _check_type(key: str, stored: StoredTensor, target: Tensor, file: Path) -> None:
+    """Raise where the values of a file would become others: numbers of one kind are no numbers of another."""
+    if stored.is_float if target.is_floating_point() else stored.dtype == _EXACT.get(target.dtype):
+        return
+    raise DataError(
+        f"{file} does not fit this model: {key} is {stored.dtype} in the file, and {target.dtype} in the "
+        "model."
+    )

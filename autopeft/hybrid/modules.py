@@ -32,6 +32,7 @@ __all__ = [
     "deployed_form",
     "head_of",
     "refuse_attached",
+    "refuse_in_trainer",
     "refuse_packed",
     "seeded",
 ]
@@ -94,6 +95,17 @@ def refuse_packed(model: PreTrainedModel, layout: Layout, modules: Mapping[str, 
         raise UsageError(
             f"{what}, and {', '.join(altering)} would work on its packed weights; attach methods that act on "
             "activations alone, such as lora or serial_adapter, or load the backbone in bf16."
+        )
+
+
+def refuse_in_trainer(model: PreTrainedModel) -> None:
+    """Raise UsageError if `transformers.Trainer` takes the model with peft's adapters alone."""
+    quantizer: Any = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and not getattr(quantizer, "is_qat_trainable", False):
+        raise UsageError(
+            f"{type(model).__name__} is quantized ({quantization_of(model)}), and transformers.Trainer "
+            "trains such models with peft's adapters alone; use autopeft.training.train or a loop of your "
+            "own, or load the backbone in bf16."
         )
 
 

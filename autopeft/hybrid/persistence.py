@@ -29,6 +29,7 @@ from autopeft.graph import CompositionGraph, build_graph
 from autopeft.hybrid.modules import ROOT, counts_of, head_of
 from autopeft.hybrid.store import backbone_of, save
 from autopeft.runs.files import write_atomic
+from autopeft.runs.markdown import plain
 
 __all__ = ["TRAINING_WEIGHTS", "Persistence"]
 
@@ -220,9 +221,9 @@ class Persistence:
             return  # a whole state dict, which torch compares
         self._prefix = prefix
         wrong = [
-            f"{k}: {_shape(names.get(k))} in the file, {_shape(there.get(k))} in the model"
+            f"{k}: {_form(names.get(k))} in the file, {_form(there.get(k))} in the model"
             for k in sorted(names.keys() | self._own_names())
-            if _shape(names.get(k)) != _shape(there.get(k))
+            if _form(names.get(k)) != _form(there.get(k))
         ]
         if wrong:
             more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
@@ -254,8 +255,12 @@ def _pieces(root: Any, head: Mapping[str, Any]) -> Iterator[_Piece]:
             yield _Piece(f"hybrid-{name[1:]}", graph, dict(inner.named_children()), own.named())
 
 
-def _shape(value: Tensor | None) -> Any:
-    return "missing" if value is None else tuple(value.shape)
+def _form(value: Tensor | None) -> str:
+    """The shape, and the type where it is no floating-point one: those are converted."""
+    if value is None:
+        return "missing"
+    shape = str(tuple(value.shape))
+    return shape if value.is_floating_point() else f"{shape} of {value.dtype}"
 
 
 def _whole_model(folder: Path) -> str | None:
@@ -276,7 +281,7 @@ def _is_ours(file: Path) -> bool:
 
 def _readme(backbone: Mapping[str, Any], folders: list[str]) -> str:
     """What the folder is and what to type, beside the files."""
-    name, kind = json.dumps(backbone["model"] or "the backbone"), str(backbone["architecture"])
+    name, kind = str(backbone["model"] or "the backbone"), str(backbone["architecture"])
     labels = len(backbone["config"].get("id2label") or {})
     options = f", num_labels={labels}" if labels and kind.endswith("Classification") else ""
     each = [f'hybrid = autopeft.load(model, "{folder or "."}")' for folder in folders[:1]]
@@ -284,7 +289,7 @@ def _readme(backbone: Mapping[str, Any], folders: list[str]) -> str:
     lines = [
         "# A hybrid and its task head",
         "",
-        f"The weights of the backbone {name} are not here; `recipe.yaml` says what is.",
+        f"The weights of the backbone {plain(name)} are not here; `recipe.yaml` says what is.",
         "`from_pretrained` cannot read this folder. Read it with AutoPEFT:",
         "",
         *several,
@@ -292,7 +297,7 @@ def _readme(backbone: Mapping[str, Any], folders: list[str]) -> str:
         "import autopeft",
         f"from transformers import {kind}",
         "",
-        f"model = {kind}.from_pretrained({name}{options})",
+        f"model = {kind}.from_pretrained({json.dumps(name)}{options})",
         *each,
         "```",
         "",

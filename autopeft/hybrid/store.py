@@ -11,18 +11,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from autopeft.assets import model_name
+from autopeft.assets import StoredTensor, model_name
 from autopeft.counting import Counts
 from autopeft.errors import DataError
 from autopeft.graph import CompositionGraph, build_graph
@@ -39,7 +38,6 @@ __all__ = [
     "deployed_state",
     "save",
     "saved_key",
-    "saved_shapes",
 ]
 
 RECIPE, WEIGHTS, MANIFEST = "recipe.yaml", "weights.safetensors", "hybrid.json"
@@ -117,25 +115,13 @@ def save(
         save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
         (temporary / RECIPE).write_text(graph.recipe.to_yaml(), encoding="utf-8")
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        shutil.copymode(temporary / RECIPE, temporary / WEIGHTS)  # safetensors lets nobody else read it
         for name in (WEIGHTS, RECIPE, MANIFEST):
             os.replace(temporary / name, path / name)
     return path
 
 
-def saved_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every saved tensor, by saved name.
-
-    Raises:
-        DataError: it is no readable safetensors file.
-    """
-    try:
-        with safe_open(file, framework="pt") as handle:
-            return {k: tuple(handle.get_slice(k).get_shape()) for k in handle.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{file} is not a readable safetensors file: {error}") from error
-
-
-def check_size(recipe: Recipe, spec: BackboneSpec, shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+def check_size(recipe: Recipe, spec: BackboneSpec, stored: Mapping[str, StoredTensor], path: Path) -> None:
     """Compare the recipe's closed-form count with what the file holds, before modules are allocated.
 
     Raises:
@@ -154,7 +140,7 @@ def check_size(recipe: Recipe, spec: BackboneSpec, shapes: Mapping[str, tuple[in
             f"backbone has; set a "
             "smaller `reparameterization` or rank, as the saved weights do without."
         )
-    held = sum(torch.Size(s).numel() for k, s in shapes.items() if not k.startswith("head."))
+    held = sum(tensor.numbers for key, tensor in stored.items() if not key.startswith("head."))
     if deployed + counted.state > held:
         raise DataError(
             f"{path / RECIPE} describes {deployed + counted.state:,} numbers on {spec.family!r}, but "

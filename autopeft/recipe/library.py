@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from autopeft.errors import RecipeError, near
+from autopeft.foreign import local_path
 from autopeft.recipe.yaml_text import read_text
 
 __all__ = ["built_in", "find_text", "recipe_names"]
@@ -43,7 +44,7 @@ def find_text(ref: str | Path) -> tuple[str, str]:
     text = str(ref)
     if text in recipe_names():
         return built_in(text)
-    path = Path(text).expanduser()
+    path = local_path(text, RecipeError)
     if path.is_file():
         return read_text(path), text
     if path.is_dir():

@@ -29,14 +29,17 @@ from autopeft.recipe.models import (
 from autopeft.recipe.names import check_groups, check_names
 from autopeft.recipe.optimizer import DEFAULT_OPTIMIZER, OPTIMIZERS, Optimizer
 from autopeft.recipe.problems import Path, Problems
+from autopeft.recipe.size import MOST_COPIES, check_size
 from autopeft.recipe.training import PolicyItem, TrainingSection
 from autopeft.spec import SITE_NAMES
 
 __all__ = [
     "SCHEMA_VERSION",
+    "STACKS",
     "check_keys",
     "kind_of",
     "migrate",
+    "no_stack",
     "read_fields",
     "read_item",
     "read_training",
@@ -48,8 +51,8 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: upgraded
 
 _TOP_KEYS = ("autopeft", "name", "reference", "layers", "model", "training")
 _BLOCK_KEYS = ("at", "stack", "attach")
+STACKS = ("all", "encoder", "decoder")
 _READ_APART = ("policies", "optimizer")
-_MOST_COPIES = 64
 _LEVEL_PLACE = {
     "layers": "under 'layers:', in a block's 'attach:'",
     "model": "under 'model:'",
@@ -89,6 +92,7 @@ def read_fields(tree: Any, problems: Problems) -> dict[str, Any]:
             (), f"a recipe is a mapping with the keys {', '.join(_TOP_KEYS)}, but this is {kind_of(tree)}."
         )
         problems.check()
+    check_size(tree, problems)
     tree = migrate(tree, problems)
     problems.tree = tree
     check_keys(tree, (), _TOP_KEYS, "a recipe", problems)
@@ -173,15 +177,19 @@ def _block(tree: Any, path: Path, problems: Problems) -> LayerBlock | None:
     except RecipeError as error:
         problems.add((*path, "at"), str(error))
     stack = tree.get("stack", "all")
-    if stack not in ("all", "encoder", "decoder"):
-        hint = near(str(stack), ("all", "encoder", "decoder"))
-        problems.add((*path, "stack"), f"{stack!r} is no stack.{hint} Write all, encoder or decoder.")
+    if stack not in STACKS:
+        problems.add((*path, "stack"), no_stack(stack))
     attach = _items(tree, "attach", path, "layers", problems)
     if not attach and len(problems.found) == before:
         problems.add(
             path, "a block attaches at least one method; list them under 'attach:' or leave the block out."
         )
     return LayerBlock(at=at, stack=stack, attach=attach) if len(problems.found) == before else None
+
+
+def no_stack(value: Any) -> str:
+    """The message about a value that is not one of `STACKS`."""
+    return f"{value!r:.80} is no stack.{near(str(value), STACKS)} Write all, encoder or decoder."
 
 
 def _items(tree: Mapping[str, Any], key: str, path: Path, level: str, problems: Problems) -> tuple[Item, ...]:
@@ -274,9 +282,9 @@ def _copies(
     kind: str, children: tuple[Item, ...], copies: Any, path: Path, problems: Problems
 ) -> tuple[Item, ...]:
     """`children`, or so many of its only one: the experts of a route."""
-    if isinstance(copies, bool) or not isinstance(copies, int) or not 1 <= copies <= _MOST_COPIES:
+    if isinstance(copies, bool) or not isinstance(copies, int) or not 1 <= copies <= MOST_COPIES:
         problems.add(
-            (*path, "copies"), f"'copies' is a whole number from 1 to {_MOST_COPIES}, but got {copies!r:.80}."
+            (*path, "copies"), f"'copies' is a whole number from 1 to {MOST_COPIES}, but got {copies!r:.80}."
         )
     elif copies > 1 and (len(children) > 1 or any(item.alias for item in children)):
         problems.add((*path, "copies"), f"'copies' is for a {kind} with one child, which has no 'as:'.")

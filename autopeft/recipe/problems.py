@@ -77,20 +77,56 @@ class Problem:
         return f"{place}: {dotted(self.path)}: {self.message}" if self.path else f"{place}: {self.message}"
 
 
+_MOST = 20
+"""Problems that are told at once: what fits on a screen."""
+
+
 @dataclass
 class Problems:
-    """Gathers problems of one `tree` that was read from `source` (a file name, or what stands for one)."""
+    """Gathers problems of one `tree` that was read from `source` (a file name, or what stands for one).
+
+    With more problems than fit on a screen, reading ends.
+
+    Attributes:
+        outer: problems of a larger tree that hears of these as well, of which `tree` is filled for the place
+            `path`.
+    """
 
     tree: Any
     source: str
     found: list[Problem] = field(default_factory=list)
+    outer: Problems | None = None
+    path: Path = ()
+
+    def inside(self, tree: Any, path: Path) -> Problems:
+        """Problems of a tree that stands at `path` of this one, or that was made for this place."""
+        return Problems(tree, self.source, outer=self, path=path)
 
     def add(self, path: Path, message: str) -> None:
-        self.found.append(Problem(path, message, line_of(self.tree, path)))
+        """Note a problem.
+
+        Raises:
+            RecipeError: there are too many to go on.
+        """
+        self.note(Problem(path, message, line_of(self.tree, path)))
+
+    def note(self, problem: Problem) -> None:
+        """Note a problem whose line is known (errors: see `add`)."""
+        self.found.append(problem)
+        if self.outer is not None:
+            path = (*self.path, *problem.path)
+            line = problem.line or line_of(self.outer.tree, path)
+            known = Problem(path, problem.message, line)
+            if known not in self.outer.found:
+                self.outer.note(known)
+        elif len(self.found) > _MOST:
+            self.check()
 
     def check(self, error: type[RecipeError] = RecipeError) -> None:
         """Raise one error that holds all problems found, in the order of their lines, if there are any."""
         if self.found:
             unique = list(dict.fromkeys(self.found))
             unique.sort(key=lambda p: p.line or 0)
-            raise error("\n".join(p.text(self.source) for p in unique))
+            lines = [p.text(self.source) for p in unique[:_MOST]]
+            more = ["… and there may be more; mend these first."] if len(unique) > _MOST else []
+            raise error("\n".join([*lines, *more]))

@@ -28,12 +28,13 @@ from ruamel.yaml.events import (
 from ruamel.yaml.representer import SafeRepresenter
 
 from autopeft.errors import RecipeError
+from autopeft.foreign import read_plain
 from autopeft.recipe.problems import MarkedDict, MarkedList, Problem, Problems
+from autopeft.recipe.size import MAX_NESTING, MOST_VALUES
 
 __all__ = ["MAX_BYTES", "MAX_NESTING", "dump_yaml", "read_text", "read_yaml"]
 
 MAX_BYTES = 256 * 1024
-MAX_NESTING = 20
 
 _NULL = re.compile(r"~|null|Null|NULL|")
 _TRUE = re.compile(r"true|True|TRUE")
@@ -45,8 +46,8 @@ _INFINITY = re.compile(r"([-+]?)\.(inf|Inf|INF)")
 _NAN = re.compile(r"\.(nan|NaN|NAN)")
 
 
-class _TooDeepError(Exception):
-    """Nesting went beyond the bound; reading stops."""
+class _TooLargeError(Exception):
+    """Nesting or the number of values went beyond its bound; reading stops."""
 
 
 class _Reader:
@@ -55,6 +56,7 @@ class _Reader:
     def __init__(self, events: Iterator[Event], problems: Problems) -> None:
         self.events = events
         self.problems = problems
+        self.values = 0
 
     def document(self) -> Any:
         """The first document's tree; `None` for an empty text."""
@@ -73,7 +75,11 @@ class _Reader:
     def node(self, event: Event, depth: int) -> Any:
         if depth > MAX_NESTING:
             self.refuse(event, f"nested more than {MAX_NESTING} levels deep; flatten it.")
-            raise _TooDeepError
+            raise _TooLargeError
+        self.values += 1
+        if self.values > MOST_VALUES:
+            self.refuse(event, f"more than {MOST_VALUES:,} values, which are the most that are read.")
+            raise _TooLargeError
         if isinstance(event, AliasEvent):
             self.refuse(
                 event,
@@ -124,7 +130,7 @@ class _Reader:
         return tree
 
     def refuse(self, event: Event, message: str) -> None:
-        self.problems.found.append(Problem((), message, _line(event)))
+        self.problems.note(Problem((), message, _line(event)))
 
 
 def _line(event: Event) -> int:
@@ -166,15 +172,15 @@ def read_yaml(text: str, source: str) -> Any:
     try:
         parser = YAML(typ="safe", pure=True)
         tree = _Reader(iter(parser.parse(io.StringIO(text))), problems).document()
-    except _TooDeepError:
+    except _TooLargeError:
         tree = None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = None if mark is None else int(mark.line) + 1
         what = " ".join(str(part) for part in (error.context, error.problem) if part)
-        problems.found.append(Problem((), f"not valid YAML: {what}.", line))
+        problems.note(Problem((), f"not valid YAML: {what}.", line))
     except YAMLError as error:
-        problems.found.append(Problem((), f"not valid YAML: {' '.join(str(error).split())}"))
+        problems.note(Problem((), f"not valid YAML: {' '.join(str(error).split())}"))
     problems.check()
     return tree
 
@@ -183,15 +189,9 @@ def read_text(path: FilePath) -> str:
     """The text of a file of at most `MAX_BYTES`, as UTF-8.
 
     Raises:
-        RecipeError: the file cannot be read, is too large or is not UTF-8.
+        RecipeError: the file cannot be read, is no plain file, is too large or is not UTF-8.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    if len(data) > MAX_BYTES:
-        raise RecipeError(f"{path}: larger than {MAX_BYTES // 1024} KiB, which is the most that is read.")
+    data = read_plain(path, MAX_BYTES, RecipeError)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

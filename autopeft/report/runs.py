@@ -23,8 +23,10 @@ def _word(value: Any) -> str:
 
 def runs_sheet(rows: Iterable[Mapping[str, Any]], root: str) -> Sheet:
     """Summaries of runs (`RunFolder.summary`)."""
-    table = []
+    table, damaged = [], []
     for row in rows:
+        if row.get("problem"):
+            damaged.append(f"{_word(row.get('run'))} is damaged: {row['problem']}")
         test, sd = _real(row.get("test_mean")), _real(row.get("test_sd"))
         spread = "" if sd is None else f" ± {sd:.4f}"
         table.append(
@@ -39,10 +41,11 @@ def runs_sheet(rows: Iterable[Mapping[str, Any]], root: str) -> Sheet:
                 score(test) + spread,
             )
         )
+    notes = damaged if table else [no_runs(root)]
     return Sheet(
         ("run", "state", "task", "model", "budget", "share", "metric", "test"),
         tuple(table),
-        notes=() if table else (no_runs(root),),
+        notes=tuple(notes),
         fold=frozenset({"task", "model"}),
         drop=("model", "share", "budget", "task", "metric", "state"),
     )

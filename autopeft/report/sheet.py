@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
+from autopeft.errors import printable
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -100,16 +102,19 @@ class Sheet:
         from rich.table import Table
         from rich.text import Text
 
+        def cell(text: str, style: str = "") -> Text:
+            return Text(printable(text, keep="\n"), style=style)
+
         # Two columns apart: the padding, and the place that the box has for a line.
         table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for i, width in zip(layout.columns, layout.widths, strict=True):
             side = "right" if self.headers[i] in self.right else "left"
-            table.add_column(Text(self.headers[i]), justify=side, width=width, overflow="fold")  # type: ignore[arg-type]
+            table.add_column(cell(self.headers[i]), justify=side, width=width, overflow="fold")  # type: ignore[arg-type]
         for row in self.rows:
-            table.add_row(*(Text(row[i]) for i in layout.columns))
+            table.add_row(*(cell(row[i]) for i in layout.columns))
         notes = [*self.notes, *_left_out(layout.dropped)]
-        above = [Text(self.title, style="bold")] if self.title else []
-        return Group(*above, table, *map(Text, notes))
+        above = [cell(self.title, style="bold")] if self.title else []
+        return Group(*above, table, *map(cell, notes))
 
     def plain(self) -> str:
         """Aligned columns, two spaces apart, for pipes and log files."""

@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,16 +35,17 @@ from filelock import FileLock, Timeout
 
 from autopeft.errors import AutoPEFTError, UsageError, near
 from autopeft.runs.documents import read_manifest, read_result
-from autopeft.runs.files import plain, write_atomic
+from autopeft.runs.files import empty_folder, file_in, plain, read_json_in, read_table_in, write_atomic
 from autopeft.runs.records import FrontPoint, TrialRecord, read_point, read_record
 
 __all__ = ["Points", "Records", "RunFolder", "as_typed", "go_on", "list_runs", "load_run", "no_runs"]
 
-_MAX_JSON = 64 << 20
 _MAX_LINE = 4 << 20
 _MAX_LINES = 1_000_000
+_MAX_FILE = 256 << 20
 _NEEDED = 100 << 20
 _ASKED_SECONDS = 0.5
+_log = logging.getLogger("autopeft")
 
 
 def as_typed(path: str | Path) -> str:
@@ -52,15 +54,19 @@ def as_typed(path: str | Path) -> str:
     return str(path) if relative.startswith(os.pardir) else relative
 
 
-def go_on(run: Path) -> str:
-    """What goes on with a search: the command, or the call in Python where its rows lay in memory."""
+def go_on(run: Path, words: Sequence[str] = ()) -> str:
+    """What goes on with a search: the command, or the call in Python where its rows lay in memory.
+
+    Args:
+        words: further options of the command.
+    """
     try:
         task = RunFolder(run).manifest().get("arguments", {}).get("task")
     except (UsageError, AttributeError):
         task = None
     if isinstance(task, Mapping):
         return f"autopeft.search(resume={as_typed(run)!r}, task=rows), with the same rows"
-    return shlex.join(["autopeft", "search", "--resume", as_typed(run)])
+    return shlex.join(["autopeft", "search", "--resume", as_typed(run), *words])
 
 
 def no_runs(root: Path | str) -> str:
@@ -68,20 +74,6 @@ def no_runs(root: Path | str) -> str:
     words = ["autopeft", "search", "--task", "sst2", "--budget", "0.5%"]
     words += [] if Path(root) == Path("runs") else ["--out", str(Path(root) / "first")]
     return f"There is no run under {str(root)!r} yet; `{shlex.join(words)}` makes one."
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        size = path.stat().st_size
-        if size > _MAX_JSON:
-            raise UsageError(f"{str(path)!r} has {size} bytes; at most {_MAX_JSON} are read.")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"{str(path.parent)!r} has no {path.name}: this run did not come that far."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{str(path)!r} is not valid JSON: {error}.") from error
 
 
 @dataclass(frozen=True)
@@ -142,12 +134,8 @@ class RunFolder:
         )
         stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
         path = Path(out) if out is not None else Path(root) / f"{stamp}-{slug}-{key[:6]}"
-        path = Path(os.path.abspath(path))
+        path = empty_folder(Path(os.path.abspath(path)), "--out")
         try:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise UsageError(
-                    f"{str(path)!r} exists and is not an empty folder; choose another --out, or remove it."
-                )
             made = not path.exists()
             path.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(path).free
@@ -306,10 +294,12 @@ class RunFolder:
         return self._table("result.json")
 
     def _table(self, name: str) -> dict[str, Any]:
-        value = _read_json(self.path / name)
-        if not isinstance(value, dict):
-            raise UsageError(f"{str(self.path / name)!r} does not hold a table.")
-        return value
+        self._check_there(name)
+        return read_table_in(self.path, name)
+
+    def _check_there(self, name: str) -> None:
+        if file_in(self.path, name) is None:
+            raise UsageError(f"{str(self.path)!r} has no {name}: this run did not come that far.")
 
     def front(self) -> Points:
         """The Pareto front, by size.
@@ -317,7 +307,8 @@ class RunFolder:
         Raises:
             UsageError: there is none (yet), or it is no list.
         """
-        value = _read_json(self.path / "front.json")
+        self._check_there("front.json")
+        value = read_json_in(self.path, "front.json")
         if not isinstance(value, list):
             raise UsageError(f"{str(self.path / 'front.json')!r} does not hold a list.")
         points: list[FrontPoint] = []
@@ -343,7 +334,7 @@ class RunFolder:
     def _records(self, name: str) -> Records:
         records: list[TrialRecord] = []
         damaged = 0
-        for line in self._raw_lines(self.path / name):
+        for line in self._raw_lines(name):
             try:
                 records.append(read_record(json.loads(line)))
             except (ValueError, RecursionError):
@@ -357,76 +348,110 @@ class RunFolder:
         Raises:
             UsageError: a line is too long or not a JSON table, or there are too many.
         """
-        path = self.path / name
-        return [self._line(path, line) for line in self._raw_lines(path)]
+        return [self._line(name, i, line) for i, line in enumerate(self._raw_lines(name), start=1)]
 
-    @staticmethod
-    def _raw_lines(path: Path) -> Iterator[bytes]:
-        if not path.exists():
+    def _raw_lines(self, name: str) -> Iterator[bytes]:
+        path = file_in(self.path, name)
+        if path is None:
             return
         count = 0
-        with path.open("rb") as file:
-            while line := file.readline(_MAX_LINE + 1):
-                if not line.endswith(b"\n") and len(line) <= _MAX_LINE:
-                    break
-                if len(line) > _MAX_LINE or count >= _MAX_LINES:
-                    raise UsageError(
-                        f"{str(path)!r} is too large: a line or the number of lines is over the limit."
-                    )
-                count += 1
-                yield line
+        try:
+            with path.open("rb") as file:
+                while line := file.readline(_MAX_LINE + 1):
+                    if not line.endswith(b"\n") and len(line) <= _MAX_LINE:
+                        break
+                    if len(line) > _MAX_LINE or count >= _MAX_LINES or file.tell() > _MAX_FILE:
+                        raise UsageError(
+                            f"{str(path)!r} is too large: a line, the number of lines or the bytes are over "
+                            "the limit."
+                        )
+                    count += 1
+                    yield line
+        except OSError as error:
+            raise UsageError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
 
-    @staticmethod
-    def _line(path: Path, line: bytes) -> dict[str, Any]:
+    def _line(self, name: str, number: int, line: bytes) -> dict[str, Any]:
+        where = f"Line {number} of {str(self.path / name)!r}"
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"{str(path)!r} holds a line that is not JSON: {error}.") from error
+            raise UsageError(f"{where} is not JSON: {error}.") from error
         if not isinstance(value, dict):
-            raise UsageError(f"{str(path)!r} holds a line that is not a table.")
+            raise UsageError(f"{where} is not a table.")
         return value
 
     def summary(self) -> dict[str, Any]:
-        """One row for a list of runs: name, task, budget, state, and scores where there are any."""
-        manifest = read_manifest(self.manifest())
+        """One row for a list of runs: name, task, budget, state, and scores where there are any.
+
+        A run whose manifest or result cannot be read is `damaged`; `problem` then says why.
+        """
         row: dict[str, Any] = {"run": self.name, "path": str(self.path), "state": "unfinished"}
-        row.update({k: getattr(manifest, k) for k in ("created", "task", "model", "budget", "space")})
-        if (self.path / "result.json").exists():
-            result = read_result(self.result())
-            row["state"] = "interrupted" if result.interrupted else "finished"
-            row.update({k: getattr(result, k) for k in ("metric", "select_mean", "test_mean", "test_sd")})
-            row["share"] = result.counts.share
+        try:
+            manifest = read_manifest(self.manifest())
+            row.update({k: getattr(manifest, k) for k in ("created", "task", "model", "budget", "space")})
+            if (self.path / "result.json").exists():
+                result = read_result(self.result())
+                row["state"] = "interrupted" if result.interrupted else "finished"
+                row.update({k: getattr(result, k) for k in ("metric", "select_mean", "test_mean", "test_sd")})
+                row["share"] = result.counts.share
+        except UsageError as error:
+            return {**row, "state": "damaged", "problem": str(error)}
         if self.running:
             row["state"] = "running"
         return row
 
 
 def list_runs(root: Path | str = "runs") -> list[RunFolder]:
-    """Runs under `root`, newest first. Folders without a manifest are left out."""
+    """Runs under `root`, newest first, also those that cannot be opened. Folders without a manifest are left
+    out.
+
+    Raises:
+        UsageError: `root` cannot be read.
+    """
     base = Path(root)
-    if not base.is_dir():
+    if not os.path.isdir(base):
         return []
-    found = [RunFolder(Path(os.path.abspath(p))) for p in base.iterdir() if (p / "manifest.json").is_file()]
-    return sorted(
-        found, key=lambda run: ((run.path / "manifest.json").stat().st_mtime_ns, run.name), reverse=True
-    )
+    try:
+        found = [RunFolder(Path(os.path.abspath(path))) for path in base.iterdir() if _is_run(path)]
+    except OSError as error:
+        raise UsageError(f"{str(base)!r} cannot be read: {error.strerror}.") from error
+    return sorted(found, key=lambda run: (_begun(run.path), run.name), reverse=True)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder has a manifest, or does not let anybody look."""
+    try:
+        return (folder / "manifest.json").is_file()
+    except PermissionError:
+        return True
+    except OSError:  # a name that no file can have
+        return False
+
+
+def _begun(folder: Path) -> int:
+    """When a run was begun, as far as that can be told."""
+    for path in (folder / "manifest.json", folder):
+        try:
+            return path.stat().st_mtime_ns
+        except OSError:
+            continue
+    return 0
 
 
 def load_run(ref: str | Path, *, root: Path | str = "runs") -> RunFolder:
-    """The run that `ref` means: a path, a name under `root`, an unambiguous part of one, or `latest`.
+    """The run that `ref` means: a path, a name under `root`, an unambiguous part of one, or `latest`, the
+    newest that can be read. Newer ones that cannot are told by a warning.
 
     Raises:
         UsageError: there is none, or several match; the message names near matches.
     """
     text = str(ref)
     direct = Path(text)
-    if (direct / "manifest.json").is_file():
+    if _is_run(direct):
         return RunFolder(Path(os.path.abspath(direct)))
     runs = list_runs(root)
     if text == "latest":
-        if not runs:
-            raise UsageError(no_runs(root))
-        return runs[0]
+        return _latest(runs, root)
     named = [r for r in runs if r.name == text] or [r for r in runs if text and text in r.name]
     if len(named) == 1:
         return named[0]
@@ -436,3 +461,19 @@ def load_run(ref: str | Path, *, root: Path | str = "runs") -> RunFolder:
         )
     hint = near(text, [r.name for r in runs]) or (f" Newest: {runs[0].name}." if runs else "")
     raise UsageError(f"There is no run {text!r} (neither a run folder nor a name under {str(root)!r}).{hint}")
+
+
+def _latest(runs: Sequence[RunFolder], root: Path | str) -> RunFolder:
+    damaged: list[str] = []
+    for run in runs:
+        try:
+            run.manifest()
+        except UsageError as error:
+            damaged.append(str(error))
+            continue
+        if damaged:
+            _log.warning("'latest' is %s here, as what is newer cannot be read. %s", run.name, damaged[0])
+        return run
+    if damaged:
+        raise UsageError(f"No run under {str(root)!r} can be read. {damaged[0]}")
+    raise UsageError(no_runs(root))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import shutil
 import time as clock
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 from autopeft.arguments import takes
 from autopeft.errors import AutoPEFTError, StoppedError
-from autopeft.runs.folder import RunFolder, go_on, load_run
+from autopeft.runs.files import check_inside
+from autopeft.runs.folder import RunFolder, load_run
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.checkpoints import Clock, FolderCheckpoints
 from autopeft.search.controller.completed_runs import CompletedRuns, KnownRuns
@@ -25,7 +26,7 @@ from autopeft.search.optimization.warm_start import points_from
 from autopeft.search.planning.arguments import SearchArguments, SearchCall
 from autopeft.search.planning.dry_run import DryRun, Sample, estimate_of, plan
 from autopeft.search.planning.prepare import Prepared, prepare
-from autopeft.search.planning.resume import SPACE, prepare_again
+from autopeft.search.planning.resume import SPACE, prepare_again, resume_command
 from autopeft.search.planning.worker_setup import worker_setup
 from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
 from autopeft.search.selection.baselines import Baseline
@@ -69,19 +70,22 @@ def search(call: SearchCall) -> SearchResult:
         told = call.base(SearchArguments)
         changes = {k: getattr(told, k) for k in told.model_fields_set - {"runs"}}
         folder = load_run(call.resume, root=call.runs)
-        with folder.locked(), _ended_early(folder, call.notify):
+        check_inside(folder.path)
+        with folder.locked(), _ended_early(folder, call.notify, changes):
             return _go(prepare_again(folder, changes, call.notify), folder, call.reporter, call.notify, start)
     ready = prepare(_pinned(call.base(SearchArguments)), call.notify)
     a = ready.arguments
     folder = RunFolder.create(ready.task_name, ready.key(), root=a.runs, out=a.out)
-    with folder.locked(), _ended_early(folder, call.notify, new=True):
+    with folder.locked(), _ended_early(folder, call.notify, vars(a), new=True):
         folder.write_json("manifest.json", ready.manifest())
         folder.write_text(SPACE, ready.space.text)
         return _go(ready, folder, call.reporter, call.notify, start)
 
 
 @contextmanager
-def _ended_early(folder: RunFolder, notify: Notify, *, new: bool = False) -> Iterator[None]:
+def _ended_early(
+    folder: RunFolder, notify: Notify, arguments: Mapping[str, Any], *, new: bool = False
+) -> Iterator[None]:
     """Leave no run behind if nothing was begun; say how to go on where an interruption leaves the block."""
     try:
         yield
@@ -92,7 +96,7 @@ def _ended_early(folder: RunFolder, notify: Notify, *, new: bool = False) -> Ite
             if isinstance(error, StoppedError):
                 raise StoppedError("Interrupted before the first trial began: nothing is kept.") from error
         elif isinstance(error, KeyboardInterrupt) and notify is not None:
-            notify(f"Interrupted. Go on with: {go_on(folder.path)}")
+            notify(f"Interrupted. Go on with: {resume_command(folder.path, arguments)}")
         raise
 
 
@@ -175,14 +179,14 @@ def _run(
     reporter.on_start(_info(ready, folder, baselines))
     jobs = LoggedJobs(controller, folder)
     try:
-        _executor(ready, folder).run_jobs(jobs, execute, worker_setup(ready), ending=ending)
+        _executor(ready, folder, notify).run_jobs(jobs, execute, worker_setup(ready), ending=ending)
     finally:
         with suppress(AutoPEFTError):  # what ended the search is told, not that this failed too
             jobs.close()
     return controller
 
 
-def _executor(ready: Prepared, folder: RunFolder) -> Executor:
+def _executor(ready: Prepared, folder: RunFolder, notify: Notify) -> Executor:
     """What runs the jobs: this process, or Ray, which takes seconds to import."""
     a = ready.arguments
     if ready.workers == 0:
@@ -194,11 +198,12 @@ def _executor(ready: Prepared, folder: RunFolder) -> Executor:
     from autopeft.search.execution.ray_executor import Pool, RayExecutor
 
     return RayExecutor(
-        Pool(ready.workers, a.cpus_per_trial, ready.gpus, a.address),
+        Pool(ready.workers, a.cpus_per_trial, ready.gpus, a.address, a.listen),
         folder.scratch / "ray",
-        model_files=pack(ready.source) if a.address else None,
-        resume=go_on(folder.path),
+        model_files=pack(ready.source) if a.address or a.listen else None,
+        resume=resume_command(folder.path, vars(a)),
         logs=folder.logs / "ray",
+        notify=notify,
     )
 
 

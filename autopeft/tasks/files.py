@@ -10,7 +10,7 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Any, Literal
 
-from autopeft.assets import cache_dir
+from autopeft.assets import writable_folder
 from autopeft.errors import DataError
 from autopeft.tasks.table import Table
 
@@ -77,7 +77,7 @@ def read_folder(path: Path) -> dict[str, Table]:
     bars = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        loaded = datasets.load_dataset(str(path), cache_dir=str(cache_dir() / "datasets"))
+        loaded = datasets.load_dataset(str(path), cache_dir=str(writable_folder("datasets")))
     # datasets raises errors of pandas, pyarrow and its own, without a common base, for what it cannot read.
     except Exception as error:
         raise DataError(f"The folder {path} cannot be read: {_first_line(error)}") from error

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from autopeft.assets import cache_dir, cache_folder, publish
-from autopeft.errors import UsageError
+from autopeft.assets import cache_dir, cache_folder, intact, publish, warn_once
+from autopeft.errors import AssetError, UsageError
 
 __all__ = ["WINDOW_BATCHES", "EncodedSplit", "encode_texts", "longer_than"]
 
@@ -177,8 +177,7 @@ def encode_texts(
     arrays = _read(folder, len(texts)) if cached else None
     if arrays is None:
         arrays = _tokenise(texts, pairs, tokenizer, max_length)
-        if cached:
-            _write(folder, arrays)
+        if cached and _write(folder, arrays):
             arrays = _read(folder, len(texts)) or arrays  # mapped: processes share them
     return EncodedSplit(
         ids=arrays["ids"],
@@ -259,6 +258,8 @@ def _tokenise(
 
 def _read(folder: Path, rows: int) -> dict[str, NDArray[Any]] | None:
     """Arrays of a cache folder, mapped from disk; `None` where it is absent or damaged."""
+    if not intact(folder):
+        return None
     try:
         arrays = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(folder.glob("*.npy"))}
     except (OSError, ValueError, EOFError):
@@ -273,10 +274,17 @@ def _read(folder: Path, rows: int) -> dict[str, NDArray[Any]] | None:
     return arrays
 
 
-def _write(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+def _write(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> bool:
+    """Keep arrays on disk; whether they are now."""
+
     def fill(scratch: Path) -> None:
         for name, array in arrays.items():
             np.save(scratch / f"{name}.npy", array, allow_pickle=False)
 
-    cache_folder("encoded")
-    publish(folder, fill, lambda made: _read(made, len(arrays["offsets"]) - 1) is not None)
+    try:
+        cache_folder("encoded")
+        publish(folder, fill)
+    except (OSError, AssetError) as error:
+        warn_once(f"Tokens are not kept, and are made again each time: {error}")
+        return False
+    return True

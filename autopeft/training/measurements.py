@@ -8,18 +8,19 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from autopeft.assets import backbone_fingerprint, cache_folder, head_names, make_room
+from autopeft.assets import backbone_fingerprint, cache_folder, head_names, make_room, warn_once
 from autopeft.errors import AssetError
 from autopeft.tasks.encode import EncodedTask
 from autopeft.training.plan import TrainingPlan
@@ -27,7 +28,7 @@ from autopeft.training.plan import TrainingPlan
 __all__ = ["KeptMeasurements"]
 
 _LIMIT = 1 << 30
-_FORMAT = 1
+_FORMAT, _SUM = 2, "sha256"
 _log = logging.getLogger("autopeft")
 
 
@@ -65,28 +66,38 @@ class KeptMeasurements:
         try:
             if file.stat().st_size > _LIMIT:
                 return None
-            os.utime(file)
-            return load_file(file)
+            with suppress(OSError):  # a cache that cannot be written
+                os.utime(file)
+            with safe_open(file, framework="pt") as kept:
+                digest = (kept.metadata() or {}).get(_SUM)
+            found = load_file(file)
         except (OSError, SafetensorError) as error:
             _log.warning("a kept measurement cannot be read and is made anew: %s", error)
             return None
+        if _digest(found) != digest:
+            _log.warning("the kept measurement %s is damaged and is made anew", file)
+            return None
+        return found
 
     def put(self, method: str, measurement: Mapping[str, Any], measured: Mapping[str, Tensor]) -> None:
         """Keep what was measured."""
         file = self._file(method, measurement)
         size = sum(t.numel() * t.element_size() for t in measured.values())
-        if file is None or not make_room(file.parent, size, _LIMIT):
+        if file is None:
             return
         try:
+            if not make_room(file.parent, size, _LIMIT):
+                return
             handle, scratch = tempfile.mkstemp(prefix=".new-", dir=file.parent)
             os.close(handle)
             try:
-                save_file({k: v.detach().cpu().contiguous() for k, v in measured.items()}, scratch)
+                tensors = {k: v.detach().cpu().contiguous() for k, v in measured.items()}
+                save_file(tensors, scratch, metadata={_SUM: _digest(tensors)})
                 os.replace(scratch, file)
             finally:
                 Path(scratch).unlink(missing_ok=True)
-        except OSError as error:
-            _log.warning("a measurement is not kept: %s", error)
+        except (OSError, SafetensorError) as error:
+            warn_once(f"A measurement is not kept, and is made each time: {error}")
 
     def _file(self, method: str, measurement: Mapping[str, Any]) -> Path | None:
         if self.identity is None:
@@ -95,7 +106,7 @@ class KeptMeasurements:
         try:
             folder = cache_folder("measured")
         except AssetError as error:
-            _log.warning("measurements are not kept: %s", error)
+            warn_once(f"Measurements are not kept, and are made each time: {error}")
             return None
         return folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
 

@@ -196,7 +196,7 @@ def test_workers_on_ray(start: Start) -> None:
 
 
 def test_where_ray_starts(start: Start) -> None:
-    patch = SLEEP.format(module="autopeft.search.execution.ray_executor", name="_cluster")
+    patch = SLEEP.format(module="autopeft.search.execution.ray_executor", name="cluster")
     command = start(*SEARCH, "--trials", "3", "--steps", "10", "--workers", "1", patch=patch)
     command.wait_for(lambda: "stuck" in command.out)
     assert command.ctrl_c() == 130, command.out

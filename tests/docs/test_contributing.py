@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 import typer.main
+from fuzz.harness import bench
+from fuzz.surface import Surface, cases
 from support.defaults import configs, problems
 from support.documents import ROOT, block, marks, text_of
 from support.laws import ZEROS, starts
@@ -115,7 +117,7 @@ training: {learning_rate: {float: [1.0e-4, 1.0e-1], log: true}}
 
 
 def test_there_is_a_checklist_for_each_thing_that_is_added() -> None:
-    named = ["method", "composition", "sampler", "strategy", "kind", "metric", "option"]
+    named = ["method", "composition", "sampler", "strategy", "kind", "metric", "option", "surface"]
     assert marks(PAGE, "checklist") == named
     sections = re.split(r"^### Add an? ", text_of(PAGE), flags=re.M)[1:]
     assert len(sections) == len(named)
@@ -383,3 +385,13 @@ def test_an_option_is_in_help_signature_docstring_manifest_and_resume(
     ready = prepare(arguments(**place, budget="5%", space="lora", patience=4))
     assert ready.manifest()["arguments"]["patience"] == 4
     assert "patience" in changeable(arguments)
+
+
+def test_a_surface_is_attacked(take: Import) -> None:
+    module = take("surface")
+    surface = Surface("quantities", module.hostile, module.FIRST)
+    with bench() as place:
+        found = place.run(cases({surface.name: surface}, 50))
+        assert [str(finding) for finding in found] == []
+        assert place.tried[surface.name] == 51
+        assert 0 < place.returned[surface.name] < 51

@@ -160,6 +160,9 @@ def test_text_of_strangers_stays_text() -> None:
     assert text.count("<") == 1  # the signature's
     assert "](http" not in text.replace("\\]\\(http", "")
     assert not re.search(r"^(# heading|---$|\| a)", text.partition("---\n\n")[2], re.M)
+    unknown = model_card(card_with(data={"metric": EVIL}), recipe)
+    assert "metrics" not in parts(unknown)[0], "viewers without front matter read it as Markdown"
+    assert unknown.count("<") == 1
     assert is_own_card(text)
 
 

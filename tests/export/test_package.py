@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +134,7 @@ def test_a_damaged_manifest_is_one_sentence(run: Path, change: dict[str, Any], m
 
 def test_a_manifest_that_is_no_json_is_one_sentence(run: Path) -> None:
     (run / "manifest.json").write_text("[" * 100_000)
-    with pytest.raises(UsageError, match="cannot be read as JSON"):
+    with pytest.raises(UsageError, match="nested too deeply"):
         find_saved(run)
 
 
@@ -145,3 +147,66 @@ def test_a_run_without_weights_says_so(run: Path) -> None:
 def test_a_folder_that_is_no_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="neither a run nor an exported hybrid"):
         find_saved(tmp_path)
+
+
+SECRET = "nobody is to see this"
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "hybrid.json", "weights.safetensors", "README.md"])
+def test_links_are_neither_exported_nor_read(run: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_text(SECRET)
+    (run / "winner" / name).unlink(missing_ok=True)
+    (run / "winner" / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(UsageError, match="leads out of its folder"):
+        write_package(find_saved(run), tmp_path / "out")
+    written = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert all(SECRET.encode() not in p.read_bytes() for p in written)
+    if name in ("recipe.yaml", "weights.safetensors"):
+        with pytest.raises(UsageError, match="leads out of its folder"):
+            load_saved(find_saved(run))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "result.json", "winner"])
+def test_links_of_the_run_itself_are_not_followed(run: Path, tmp_path: Path, name: str) -> None:
+    outside = tmp_path / "outside"
+    (run / name).rename(outside)
+    (run / name).symlink_to(outside)
+    with pytest.raises(UsageError, match="leads out of its folder"):
+        find_saved(run)
+
+
+def test_an_export_of_a_run_within_its_folder_keeps_links(run: Path, tmp_path: Path) -> None:
+    (run / "winner").rename(run / "kept")
+    (run / "winner").symlink_to("kept")
+    exported = write_package(find_saved(run), tmp_path / "out")
+    assert not any(p.is_symlink() for p in exported.iterdir())
+    hybrid, _ = load_saved(find_saved(exported))
+    assert hybrid.attached
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_exported_files_have_the_mode_of_new_files(run: Path, tmp_path: Path, umask: int, mode: int) -> None:
+    for path in (run / "winner").iterdir():
+        path.chmod(0o400)
+    before = os.umask(umask)
+    try:
+        exported = write_package(find_saved(run), tmp_path / "out")
+        hybrid, _ = load_saved(find_saved(run))
+        hybrid.save(tmp_path / "saved")
+        hybrid.model.save_pretrained(tmp_path / "checkpoint")
+    finally:
+        os.umask(before)
+    files = [
+        p for folder in (exported, tmp_path / "saved", tmp_path / "checkpoint") for p in folder.iterdir()
+    ]
+    assert len(files) == 13
+    assert {p.name: stat.S_IMODE(p.stat().st_mode) for p in files} == {p.name: mode for p in files}
+
+
+def test_a_folder_whose_name_is_too_long_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="File name too long"):
+        write_package(find_saved(run), tmp_path / ("x" * 300))
+    with pytest.raises(UsageError, match="File name too long"):
+        find_saved("x" * 300)
+    with pytest.raises(UsageError, match="There is no run"):
+        find_saved("~no-such-user/x")

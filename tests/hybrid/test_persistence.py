@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from hybrid.test_attach import fingerprint, same
+from markdown_it import MarkdownIt
 from safetensors.torch import load_file
 from support.tiny import LogitsObjective, logits, randomise, tiny_inputs, tiny_model
 from support.training import encoded_task, tiny_bert
@@ -358,3 +359,29 @@ def test_it_is_uploaded_from_the_same_files(tmp_path: Path, monkeypatch: pytest.
     model.save_pretrained(tmp_path / "mine", push_to_hub=True, token="t", max_shard_size="1GB")
     model.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="me/it")
     assert asked == [("mine", {"token": "t"}), ("me/it", {})]
+
+
+def test_values_of_another_kind_are_refused_and_nothing_changes(tmp_path: Path) -> None:
+    model = attach(tiny_bert(), MIXED, seed=0).model
+    model.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for dtype in (torch.int64, torch.bool):
+        wrong = {**state, "classifier.bias": state["classifier.bias"].to(dtype)}
+        with pytest.raises(DataError, match=r"classifier\.bias: \(2,\) of torch\.\w+ in the file"):
+            model.load_state_dict(wrong)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    model.load_state_dict({k: v.double() for k, v in state.items()})
+
+
+def test_the_readme_names_the_backbone_and_nothing_else(tmp_path: Path) -> None:
+    model = tiny_bert()
+    model.config._name_or_path = "<img src=x onerror=alert(1)>\x1b[31m\n```\n# title"
+    attach(model, MIXED, seed=0)
+    model.save_pretrained(tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    shown = MarkdownIt("commonmark", {"html": True}).render(text)
+    assert "<img" not in shown
+    assert shown.count("<h1>") == 1
+    assert "\x1b" not in text
+    compile(text.split("```python\n")[1].split("```\n")[0], "README.md", "exec")

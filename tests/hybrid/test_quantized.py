@@ -10,11 +10,13 @@ import torch
 from hybrid.test_attach import fingerprint, same
 from support.quantized import Hidden, Packed, dequantised, quantised
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
+from support.training import encoded_task, tiny_bert
 from transformers import PreTrainedModel
 
 from autopeft.errors import SiteError, UsageError
 from autopeft.hybrid import Hybrid, attach, attach_many, load
 from autopeft.recipe import Recipe
+from autopeft.training import TrainingPlan, evaluate, train
 
 
 def recipe(*attached: Any, model: tuple[Any, ...] = ()) -> Recipe:
@@ -115,3 +117,16 @@ def test_a_packed_head_is_refused_with_how_to_leave_it_out() -> None:
     with pytest.raises(UsageError, match="its task head 'classifier' too, which has to train; leave"):
         attach(packed, BESIDE["lora"])
     assert same(before, fingerprint(packed)) == []
+
+
+def test_the_trainer_is_refused_and_the_loop_trains() -> None:
+    hybrid = attach(quantised(tiny_bert()), BESIDE["lora"], seed=0)
+    with pytest.raises(UsageError, match=r"peft's adapters alone; use autopeft\.training\.train or a loop"):
+        hybrid.for_trainer()
+    before = {name: value.clone() for name, value in hybrid.model.bert.encoder.state_dict().items()}
+    data = encoded_task()
+    result = train(hybrid, data, TrainingPlan(steps=40, batch_size=16, device="cpu", eval_every=40))
+    assert result.final_loss < result.first_loss
+    assert result.scores[-1][1] == evaluate(hybrid.model, data.select, data.task.metric)
+    after = hybrid.model.bert.encoder.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())

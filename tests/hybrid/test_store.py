@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
+from torch import nn
 
 from autopeft.errors import DataError, UsageError
 from autopeft.hybrid import attach, deployed_state, load
@@ -97,6 +98,12 @@ def _broken(folder: Path, how: str) -> None:
         save_file({**state, "encoder.9.q.lora.A": torch.zeros(2, 32)}, weights)
     elif how == "labels":
         save_file({**state, "head.classifier.weight": torch.zeros(7, 32)}, weights)
+    elif how in ("F4", "F6_E2M3"):
+        _relabel(weights, "head.classifier.weight", how)
+    elif how == "whole numbers":
+        save_file({**state, "head.classifier.bias": torch.ones(2, dtype=torch.int32)}, weights)
+    elif how == "2^63":
+        _relabel(weights, "head.classifier.bias", "F32", [0, 2**63])
     else:
         text = (folder / "recipe.yaml").read_text()
         old, new = how.split("→")
@@ -104,15 +111,30 @@ def _broken(folder: Path, how: str) -> None:
         (folder / "recipe.yaml").write_text(text.replace(old, new))
 
 
+def _relabel(file: Path, name: str, dtype: str, shape: list[int] | None = None) -> None:
+    """Let the header say something else of a tensor, whose bytes stay."""
+    raw = file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    told = header[name]
+    header[name] = {**told, "dtype": dtype, "shape": told["shape"] if shape is None else shape}
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+
+
 @pytest.mark.parametrize(
     ("how", "says"),
     [
         ("missing", "weights.safetensors is missing"),
-        ("garbage", "not a readable safetensors file"),
-        ("cut", "not a readable safetensors file"),
+        ("garbage", "no safetensors file"),
+        ("cut", "other bytes than there are"),
         ("shape", "does not fit this model: encoder.0.q.lora.A"),
         ("extra", "not in the model"),
         ("labels", "number of labels"),
+        ("F4", "dtype 'F4'"),
+        ("F6_E2M3", "dtype 'F6_E2M3'"),
+        ("whole numbers", "head.classifier.bias is I32 in the file"),
+        ("2^63", "impossible shape"),
         ("rank: 2→rank: 1000", "do not belong together"),
         ("reparameterization: 6→reparameterization: 4000000", "8192"),
         ("rank: 2→rank: 3", "do not belong together"),
@@ -181,3 +203,30 @@ def test_a_small_file_cannot_ask_for_a_large_scaffold(saved: Path, monkeypatch: 
     _broken(saved, "reparameterization: 6→reparameterization: 8192")
     with pytest.raises(DataError, match="that only training needs"):
         load(tiny_model("bert"), saved)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "recipe.yaml"])
+def test_links_out_of_the_folder_are_not_followed(saved: Path, tmp_path: Path, name: str) -> None:
+    (saved / name).rename(tmp_path / name)
+    (saved / name).symlink_to(tmp_path / name)
+    with pytest.raises(UsageError, match="leads out of its folder"):
+        load(tiny_model("bert"), saved)
+
+
+def test_a_load_that_fails_at_its_end_leaves_the_head_as_it_was(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("bert", seed=5)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+
+    class Interrupted(nn.Parameter):
+        def copy_(self, *values: Any) -> Any:  # type: ignore[override]
+            raise KeyboardInterrupt
+
+    bias: Any = model.get_parameter("classifier.bias")
+    bias.__class__ = Interrupted
+    with pytest.raises(KeyboardInterrupt):
+        load(model, saved)
+    bias.__class__ = nn.Parameter
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

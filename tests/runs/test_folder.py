@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.permissions import modes_hold, sealed
 
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.runs import folder as module
@@ -172,17 +173,16 @@ def test_the_front_is_typed_and_what_is_no_point_is_counted(tmp_path: Path) -> N
 
 def test_foreign_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(tmp_path, "a")
-    monkeypatch.setattr(module, "_MAX_JSON", 10)
     monkeypatch.setattr(module, "_MAX_LINE", 10)
-    with pytest.raises(UsageError, match="at most 10"):
+    (run.path / "manifest.json").write_bytes(b"[" + b"0," * (4 << 20) + b"0]")
+    with pytest.raises(UsageError, match="more than 8,388,608 bytes"):
         run.manifest()
     run.append_line("trials.jsonl", {"a": "b" * 20})
     for read in (run.lines, run.trials):
         with pytest.raises(UsageError, match="too large"):
             read()
-    monkeypatch.setattr(module, "_MAX_JSON", 1 << 20)
     (run.path / "manifest.json").write_text("[" * 100_000)
-    with pytest.raises(UsageError, match="not valid JSON"):
+    with pytest.raises(UsageError, match="nested too deeply"):
         run.manifest()
 
 
@@ -240,3 +240,98 @@ def test_what_goes_on_with_a_search_can_be_typed(tmp_path: Path, monkeypatch: py
 def test_where_there_is_no_run_a_search_is_proposed_that_leaves_one_there() -> None:
     assert no_runs("runs").endswith("`autopeft search --task sst2 --budget 0.5%` makes one.")
     assert "--out 'a b/first'`" in no_runs("a b")
+
+
+DAMAGE: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "not valid JSON"),
+    "torn": (b'{"task": "ss', "line 1 column"),
+    "binary": (b'{"task":\n "\xff\xfe"}', "not UTF-8 text: line 2"),
+    "nested": (b"[" * 100_000, "nested too deeply"),
+    "null": (b"null", "does not hold a JSON object"),
+    "a number beyond reading": (b'{"seed": ' + b"9" * 5_000 + b"}", "not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "result.json"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_run_is_listed_as_such_and_hides_no_other(tmp_path: Path, name: str, damage: str) -> None:
+    sound, damaged = make(tmp_path, "sound"), make(tmp_path, "damaged", task="trec")
+    content, said = DAMAGE[damage]
+    (damaged.path / name).write_bytes(content)
+    rows = {row["run"]: row for row in (run.summary() for run in list_runs(tmp_path))}
+    assert rows["sound"]["state"] == "unfinished"
+    assert "problem" not in rows["sound"]
+    assert rows["damaged"]["state"] == "damaged"
+    assert said in rows["damaged"]["problem"]
+    assert str(damaged.path / name) in rows["damaged"]["problem"]
+    assert rows["damaged"].get("task") == (None if name == "manifest.json" else "trec")
+    assert load_run(sound.name, root=tmp_path).summary() == rows["sound"]
+
+
+def test_latest_is_the_newest_run_that_can_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    older, newer = make(tmp_path, "older"), make(tmp_path, "newer")
+    os.utime(older.path / "manifest.json", (1, 1))
+    assert load_run("latest", root=tmp_path).name == "newer"
+    assert not caplog.records
+    (newer.path / "manifest.json").write_text("{")
+    assert load_run("latest", root=tmp_path).name == "older"
+    assert "older" in caplog.text
+    assert str(newer.path / "manifest.json") in caplog.text
+    (older.path / "manifest.json").write_text("{")
+    os.utime(older.path / "manifest.json", (1, 1))
+    with pytest.raises(UsageError, match=r"No run under .* can be read.*newer"):
+        load_run("latest", root=tmp_path)
+
+
+def test_a_run_that_nobody_may_read_is_listed_too(tmp_path: Path) -> None:
+    mine, theirs = make(tmp_path, "mine"), make(tmp_path, "theirs")
+    for sealed_path in (theirs.path, theirs.path / "manifest.json"):
+        with sealed(sealed_path), modes_hold():
+            rows = {row["run"]: row for row in (run.summary() for run in list_runs(tmp_path))}
+            assert rows["mine"]["state"] == "unfinished"
+            assert rows["theirs"]["state"] == "damaged"
+            assert "Permission denied" in rows["theirs"]["problem"]
+            assert load_run("latest", root=tmp_path).path == mine.path
+            for read in (theirs.manifest, theirs.result, theirs.trials, theirs.front):
+                if read is theirs.manifest or sealed_path == theirs.path:
+                    with pytest.raises(UsageError, match="Permission denied"):
+                        read()
+            assert load_run(theirs.path).path == theirs.path
+    with sealed(tmp_path), modes_hold(), pytest.raises(UsageError, match="Permission denied"):
+        list_runs(tmp_path)
+
+
+def test_names_that_no_file_can_have_are_no_runs(tmp_path: Path) -> None:
+    make(tmp_path, "a")
+    for name in ("x" * 300, "a\0b", "\udc80"):
+        with pytest.raises(UsageError, match="There is no run"):
+            load_run(name, root=tmp_path)
+
+
+def test_links_lead_to_nothing_outside_of_a_run(tmp_path: Path) -> None:
+    run = make(tmp_path / "runs", "a")
+    secret = tmp_path / "secret.json"
+    secret.write_text('{"task": "stolen"}\n')
+    for name, read in (
+        ("manifest.json", run.manifest),
+        ("result.json", run.result),
+        ("front.json", run.front),
+        ("trials.jsonl", run.trials),
+        ("finals.jsonl", run.finals),
+    ):
+        path = run.path / name
+        kept = path.read_bytes() if path.exists() else None
+        path.unlink(missing_ok=True)
+        path.symlink_to(secret)
+        with pytest.raises(UsageError, match="leads out of its folder"):
+            read()
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(UsageError, match="not a plain file"):
+            read()
+        path.unlink()
+        if kept is not None:
+            path.write_bytes(kept)
+    (run.path / "real.jsonl").write_text("")
+    (run.path / "trials.jsonl").symlink_to("real.jsonl")
+    assert run.trials().records == ()

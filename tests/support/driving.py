@@ -27,7 +27,8 @@ class Driver:
     """A running driver.
 
     Attributes:
-        events: what it has told so far: `given`, `done`, `scale`, `raised` and `ended`, each with its fields.
+        events: what it has told so far: `given`, `begun`, `done`, `scale`, `notice`, `raised`, `ended`, each
+            with its fields.
     """
 
     process: subprocess.Popen[str]
@@ -38,8 +39,8 @@ class Driver:
     def start(cls, environment: Mapping[str, str], *, folder: Path, **arguments: Any) -> Driver:
         """Run `jobs` jobs of `seconds` each on the pool at `address`, with `folder` for the executor's files.
 
-        Further arguments: `cpus`, `gpus` and `workers` of the pool; `logs`, a folder for Ray's own logs;
-        `linger`, seconds that the process stays after the run.
+        Further arguments: `cpus`, `gpus`, `workers` and `listen` of the pool; `logs`, a folder for Ray's own
+        logs; `linger`, seconds that the process stays after the run.
         """
         process = subprocess.Popen(
             [sys.executable, "-m", "support.driving", json.dumps({"folder": str(folder), **arguments})],
@@ -96,6 +97,7 @@ class _Jobs:
 
     def __init__(self, jobs: int) -> None:
         self._left, self._open = [f"job-{i}" for i in range(jobs)], set[str]()
+        self._begun: set[str] = set()
         self.stopped = False
 
     def next(self) -> Job | Done | None:
@@ -107,7 +109,9 @@ class _Jobs:
         return job
 
     def progress(self, job: str, step: int, loss: float) -> None:
-        """Nobody asks."""
+        if step and job not in self._begun:
+            self._begun.add(job)
+            _tell("begun", job=job)
 
     def complete(self, result: JobResult) -> None:
         self._open.discard(result.job)
@@ -127,6 +131,7 @@ def _sleep(
     import time
 
     begin = time.time()
+    on_step(1, 0.5)
     while time.time() < begin + setup and not should_stop():
         time.sleep(0.05)
     scores = {"select": 0.5, "begin": begin, "end": time.time(), "moved": float("artifacts" in os.getcwd())}
@@ -142,12 +147,24 @@ def _main(arguments: Mapping[str, Any]) -> None:
     from autopeft.search.execution.ray_executor import Pool, run_jobs
 
     pool = Pool(
-        arguments.get("workers"), arguments.get("cpus", 1), arguments.get("gpus", 0.0), arguments["address"]
+        arguments.get("workers"),
+        arguments.get("cpus", 1),
+        arguments.get("gpus", 0.0),
+        arguments["address"],
+        arguments.get("listen"),
     )
     try:
         logs = Path(arguments["logs"]) if "logs" in arguments else None
         folder = Path(arguments["folder"])
-        run_jobs(_Jobs(arguments["jobs"]), _sleep, arguments["seconds"], pool, folder, logs=logs)
+        run_jobs(
+            _Jobs(arguments["jobs"]),
+            _sleep,
+            arguments["seconds"],
+            pool,
+            folder,
+            logs=logs,
+            notify=lambda text: _tell("notice", text=text),
+        )
         _tell("ended")
     except AutoPEFTError as error:
         _tell("raised", kind=type(error).__name__, text=str(error))

@@ -35,12 +35,14 @@ PROCESSES = (
     "tests/report/html/test_browser.py",
     "tests/runs/test_folder.py::test_a_second_process_is_refused",
     "tests/runs/test_recorded_runs.py::test_one_that_was_killed_goes_on_to_its_end",
-    "tests/search/execution/test_environment.py::"
-    "test_folders_of_killed_processes_are_removed_and_those_in_use_are_not",
+    "tests/search/execution/test_leftovers.py",
     "tests/search/execution/test_output.py::test_a_pipe_is_no_file",
     "tests/search/execution/test_output.py::test_a_process_reads_its_own_output_files",
     "tests/search/execution/test_output.py::test_one_file_for_both_is_named_once",
+    "tests/search/execution/test_private_folder.py::"
+    "test_folders_of_killed_processes_are_removed_and_those_in_use_are_not",
     "tests/search/execution/test_process.py::test_how_the_process_of_another_parent_ended",
+    "tests/search/execution/test_ray_cluster.py",
     "tests/search/execution/test_ray_executor.py",
     "tests/search/execution/test_runners.py::test_a_worker_that_unpickles_a_job_knows_its_runner",
     "tests/search/execution/test_worker.py::test_where_memory_is_really_short_fewer_rows_are_taken_at_once",

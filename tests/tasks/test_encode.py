@@ -150,6 +150,11 @@ def test_a_damaged_cache_is_made_again(tokenizer: PreTrainedTokenizerBase) -> No
         assert np.array_equal(encode_texts(texts, None, tokenizer, 16).ids, expected)
     np.save(next((cache_dir() / "encoded").iterdir()) / "offsets.npy", np.array([0, 1]))
     assert np.array_equal(encode_texts(texts, None, tokenizer, 16).ids, expected)
+    file = next((cache_dir() / "encoded").iterdir()) / "ids.npy"
+    other = np.load(file)
+    other[0] += 1  # as many bytes, and another token
+    np.save(file, other)
+    assert np.array_equal(encode_texts(texts, None, tokenizer, 16).ids, expected)
 
 
 def test_lengths_that_do_not_fit_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from support.classifiers import classifier, encoded_rows_task
 from support.tiny import randomise
 
@@ -107,3 +108,33 @@ def test_the_model_is_as_before() -> None:
         assert torch.equal(model(input_ids=ids, attention_mask=attended).logits, logits)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("offset", [-1, -8])
+def test_a_measurement_that_was_damaged_is_made_anew(
+    tmp_path: Path, offset: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = classifier("bert")
+    passes = Passes(model)
+    first = mask(model, recipe())
+    (file,) = tmp_path.glob("measured/*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[offset] ^= 1
+    file.write_bytes(bytes(content))
+    assert mask(model, recipe()) == first
+    assert passes.count == 12
+    assert "is damaged and is made anew" in caplog.text
+    assert mask(model, recipe()) == first
+    assert passes.count == 12, "it was kept again"
+
+
+def test_a_disk_without_room_costs_no_training(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("autopeft.training.measurements.save_file", full)
+    first = mask(classifier("bert"), recipe())
+    assert mask(classifier("bert"), recipe()) == first
+    assert "A measurement is not kept" in caplog.text

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from autopeft.errors import UsageError
 from autopeft.report.html.values import mapping, shown
 from autopeft.runs.documents import Manifest, Measured, Result, read_manifest, read_result
-from autopeft.runs.folder import Points, Records, RunFolder
+from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import FrontPoint, TrialRecord
+from autopeft.runs.tolerant import read_parts
 from autopeft.search.optimization.pareto import best_first, pareto_front
 from autopeft.search.strategies.registry import DEFAULT
 
 __all__ = ["Run", "Scored", "State", "read_run"]
 
 State = Literal["finished", "interrupted", "unfinished", "running"]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,26 +109,8 @@ def read_run(folder: RunFolder) -> Run:
     Raises:
         UsageError: the manifest is missing or damaged, so that it is no run.
     """
-    manifest = folder.manifest()
-    problems: list[str] = []
-
-    def tolerant(name: str, read: Callable[[], T], empty: T) -> T:
-        if not (folder.path / name).exists():
-            return empty
-        try:
-            return read()
-        except UsageError as error:
-            problems.append(shown(error))
-        except OSError as error:
-            problems.append(f"{name} cannot be read: {error.strerror}.")
-        return empty
-
-    table: dict[str, Any] = tolerant("result.json", folder.result, {})
-    trials = tolerant("trials.jsonl", folder.trials, Records("trials.jsonl"))
-    finals = tolerant("finals.jsonl", folder.finals, Records("finals.jsonl"))
-    front = tolerant("front.json", folder.front, Points())
-    problems += [found.problem for found in (trials, finals, front) if found.problem]
-    about, result = read_manifest(manifest), read_result(table) if table else None
+    manifest, parts = folder.manifest(), read_parts(folder)
+    about, result = read_manifest(manifest), read_result(parts.result) if parts.result else None
     state: State = "unfinished"
     if result is not None:
         state = "interrupted" if result.interrupted else "finished"
@@ -143,9 +124,9 @@ def read_run(folder: RunFolder) -> Run:
         manifest=manifest,
         about=about,
         result=result,
-        trials=trials.records,
-        finals=finals.records,
+        trials=parts.trials,
+        finals=parts.finals,
         # A run that is not over has not written one yet.
-        front=front.points or tuple(pareto_front(trials.records)),
-        problems=tuple(problems),
+        front=parts.front or tuple(pareto_front(parts.trials)),
+        problems=tuple(map(shown, parts.problems)),
     )

@@ -25,7 +25,7 @@ from autopeft.report.html.trials import finals_table, trials_table
 from autopeft.report.html.values import mapping, shown
 from autopeft.report.html.winner import Winner, winner_of
 from autopeft.report.text import mean_sd, number, percent, score
-from autopeft.runs.files import write_atomic
+from autopeft.runs.files import is_there, write_atomic
 from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import TrialRecord
 from autopeft.search.strategies.registry import DEFAULT
@@ -67,7 +67,7 @@ def write_report(
         AutoPEFTError: the file cannot be written.
     """
     target = out if out is not None else folder.path / "report.html"
-    if target.is_dir():
+    if is_there(target) and target.is_dir():
         raise UsageError(f"{str(target)!r} is a folder; name a file with --out, such as report.html.")
     # Text of strangers may hold halves of surrogate pairs, which no file can.
     write_atomic(target, render_report(folder, model=model, notify=notify).encode("utf-8", "replace"))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
+
+from autopeft.errors import printable
 
 __all__ = ["mapping", "plotly_text", "real", "shown"]
 
 _TEXT = 2000
-_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
 
 
 def real(value: Any) -> float | None:
@@ -30,11 +30,11 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 
 def shown(value: Any, limit: int = _TEXT) -> str:
-    """A value as text of bounded length; control, format and surrogate characters, which could hide or
-    reorder what stands there, become `�` (tabs and line ends stay)."""
+    """A value as text of bounded length; what could hide or reorder what stands there becomes `�` (tabs and
+    line ends stay)."""
     text = "–" if value is None else str(value)
     cut = text if len(text) <= limit else text[: limit - 1] + "…"
-    return "".join(c if c in "\t\n" or unicodedata.category(c) not in _UNSEEN else "�" for c in cut)
+    return printable(cut, keep="\t\n")
 
 
 def plotly_text(value: Any, limit: int = 60) -> str:

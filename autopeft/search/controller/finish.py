@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from autopeft.errors import AutoPEFTError, StoppedError
 from autopeft.recipe import Recipe
-from autopeft.runs.folder import RunFolder, go_on
+from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.controller import Controller
 from autopeft.search.optimization.hypervolume import hypervolume_course
 from autopeft.search.optimization.pareto import front_csv, front_json, pareto_front
+from autopeft.search.planning.resume import resume_command
 from autopeft.search.selection.contender import Contender
 from autopeft.search.selection.result import SearchResult
 from autopeft.search.selection.significance import (
@@ -40,7 +41,7 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
     by_number = {record.number: record for record in records}
     best = controller.strategy.candidates(1)
     if not best:
-        raise _nothing(controller, records, folder)
+        raise _nothing(ready, controller, records, folder)
     winner, chosen = controller.confirmation.winner, best[0]
     if winner is not None and winner.number is not None and winner.good:
         chosen = by_number[winner.number]
@@ -51,7 +52,7 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         if files is not None and controller.best.number is not None:
             chosen = by_number[controller.best.number]
     if files is None:
-        raise _no_weights(folder)
+        raise _no_weights(ready, folder)
     final = None if winner is None else winner.contender()
     recipe, baselines = Recipe.from_dict(dict(chosen.recipe)), controller.confirmation.baselines()
     front = pareto_front(records)
@@ -135,15 +136,21 @@ def course(records: Iterable[TrialRecord], limit: int) -> list[dict[str, float]]
     return found
 
 
-def _no_weights(folder: RunFolder) -> AutoPEFTError:
+def _go_on(ready: Prepared, folder: RunFolder) -> str:
+    return resume_command(folder.path, vars(ready.arguments))
+
+
+def _no_weights(ready: Prepared, folder: RunFolder) -> AutoPEFTError:
     return AutoPEFTError(
         f"The weights of the best trial are no longer in {str(folder.state)!r}: no winner is written without "
         f"them. The trials stand in {str(folder.path / 'trials.jsonl')!r}; `autopeft search --from "
-        f"{folder.name} …` starts from them, and {go_on(folder.path)} retrains the best."
+        f"{folder.name} …` starts from them, and {_go_on(ready, folder)} retrains the best."
     )
 
 
-def _nothing(controller: Controller, records: list[TrialRecord], folder: RunFolder) -> AutoPEFTError:
+def _nothing(
+    ready: Prepared, controller: Controller, records: list[TrialRecord], folder: RunFolder
+) -> AutoPEFTError:
     """Why there is no result."""
     failed = [r for r in records if r.state == "failed"]
     if controller.interrupted:
@@ -151,7 +158,7 @@ def _nothing(controller: Controller, records: list[TrialRecord], folder: RunFold
         so_far = [f"{waiting} wait on a rung"] * (waiting > 0) + [f"{len(failed)} failed"] * bool(failed)
         told = f"; {', '.join(so_far)}" if so_far else ""
         return StoppedError(
-            f"Interrupted before any trial was trained to the end{told}. Go on with: {go_on(folder.path)}"
+            f"Interrupted before any trial was trained to the end{told}. Go on with: {_go_on(ready, folder)}"
         )
     cause = controller.first_error or next((r.error for r in failed if r.error), "the space gave no recipe")
     return AutoPEFTError(f"All {len(failed)} trials failed. The first failure: {cause}")

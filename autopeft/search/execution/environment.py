@@ -1,29 +1,21 @@
-"""What a run changes in its process and puts back: environment, log levels, signals. And Ray's token."""
+"""What a run changes in its process and puts back: environment, log levels, signals."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import shutil
 import signal
-import stat
-import tempfile
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
-
-from filelock import FileLock, Timeout
 
 from autopeft.search.core.jobs import JobSource
 
-__all__ = ["CHDIR", "environment", "private_folder", "quiet", "signals", "tighten_token", "token_hint"]
+__all__ = ["CHDIR", "environment", "quiet", "signals"]
 
 CHDIR = "RAY_CHDIR_TO_TRIAL_DIR"
-_TOKEN = "~/.ray/auth_token"
 _RAY = ("ray", "ray.tune", "ray.air", "ray.train", "ray._private")
-_PREFIX, _LOCK = "apf-", "in-use"
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -69,44 +61,6 @@ def quiet(*names: str) -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def private_folder() -> Iterator[Path]:
-    """A temporary folder for a Ray of one's own; those that killed processes have left are removed as well.
-
-    Its path is short, as Ray's sockets lie in it and the path of a socket holds 107 bytes.
-    """
-    root = Path(tempfile.gettempdir())
-    if len(str(root)) > 24 and os.access("/tmp", os.W_OK):
-        root = Path("/tmp")
-    for lock in root.glob(f"{_PREFIX}*/{_LOCK}"):
-        with contextlib.suppress(OSError, Timeout), FileLock(lock, timeout=0):
-            shutil.rmtree(lock.parent, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
-    try:
-        with FileLock(folder / _LOCK):
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def tighten_token() -> None:
-    """Ray writes its token readable by everyone; make it readable by its owner alone."""
-    token = Path(_TOKEN).expanduser()
-    if token.is_file() and token.stat().st_uid == os.getuid() and stat.S_IMODE(token.stat().st_mode) & 0o077:
-        token.chmod(0o600)
-
-
-def token_hint() -> str:
-    """What may be wrong where a cluster cannot be joined: Ray does not always say so itself."""
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    has = bool(os.environ.get("RAY_AUTH_TOKEN")) or Path(named or _TOKEN).expanduser().is_file()
-    return (
-        "A cluster that uses tokens wants the same one on every machine, and this one has "
-        f"{'one, which may be another' if has else 'none'}: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or "
-        f"copy {_TOKEN}."
-    )
 
 
 @contextlib.contextmanager

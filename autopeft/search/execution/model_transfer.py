@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from autopeft.assets import ModelSource, cache_folder, make_room, publish, sha256_of
+from autopeft.assets import ModelSource, make_room, publish, sha256_of, writable_folder
 from autopeft.errors import AssetError
 
 __all__ = ["ModelFiles", "SentFiles", "local_source", "pack", "receive"]
@@ -93,14 +93,14 @@ def local_source(source: ModelSource) -> ModelSource:
     sent = _SENT.get(source.path)
     if sent is None or _same(Path(source.path), sent):
         return source
-    root = cache_folder(_FOLDER)
+    root = writable_folder(_FOLDER)
     folder = root / sent.digest
-    if not _complete(folder, sent):
+    if not _same(folder, sent):
         if not make_room(root, sum(size for size, _ in sent.files.values()), _CACHE):
             raise AssetError(
                 f"The cache folder {root} has no room for the backbone; set AUTOPEFT_CACHE to another."
             )
-        publish(folder, lambda made: _unpack(made, sent), lambda made: _complete(made, sent))
+        publish(folder, lambda made: _unpack(made, sent), lambda made: _same(made, sent))
     os.utime(folder)
     return replace(source, path=str(folder))
 

@@ -23,12 +23,14 @@ class Pool:
         workers: jobs at a time; `None` for as many as the cluster has room for.
         cpus, gpus: what each job takes; `gpus` may be a fraction.
         address: an existing Ray cluster, or `None` for a private, local one.
+        listen: the IP address of this machine at which a private one is there for others; `None` for none.
     """
 
     workers: int | None
     cpus: int = 1
     gpus: float = 0.0
     address: str | None = None
+    listen: str | None = None
 
 
 class Capacity:

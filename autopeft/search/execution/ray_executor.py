@@ -1,4 +1,4 @@
-"""The executor: jobs on Ray Tune workers that live through many jobs. With `trackers`, all that imports Ray.
+"""The executor: jobs on Ray Tune workers that live through many jobs.
 
 Tune starts workers, places them and notices when they die; what to run and what came of it is the job
 source's business. To Tune a worker is a trial, and jobs are handed to it: what Tune keeps of its trials does
@@ -12,14 +12,12 @@ its own; the caller's thread serves the source, watches Ray, and leaves in time.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import logging
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,21 +26,13 @@ from typing import TYPE_CHECKING, Any
 from autopeft.errors import AutoPEFTError
 from autopeft.search.core.jobs import Job, JobResult, JobSource, Progress
 from autopeft.search.execution.driver_thread import DriverThread
-from autopeft.search.execution.environment import (
-    CHDIR,
-    environment,
-    private_folder,
-    quiet,
-    signals,
-    tighten_token,
-    token_hint,
-)
+from autopeft.search.execution.environment import CHDIR, environment, quiet, signals
 from autopeft.search.execution.executor import Runner, raise_error_of_source
-from autopeft.search.execution.health import Endpoint, HealthCheck, RayEndedError, answers_grpc
+from autopeft.search.execution.health import HealthCheck, RayEndedError
 from autopeft.search.execution.job_log import finished_log
-from autopeft.search.execution.pool import Capacity, Pool, Resources
+from autopeft.search.execution.pool import Capacity, Pool
 from autopeft.search.execution.process import ProcessInfo, peak_memory
-from autopeft.search.execution.ray_logs import kept_on_error
+from autopeft.search.execution.ray_cluster import cluster, mute, nodes
 from autopeft.search.execution.scheduler import Scheduler
 
 with environment(importing=True):
@@ -59,12 +49,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Pool", "RayExecutor", "run_jobs"]
 
-_log = logging.getLogger("autopeft")
-_OBJECT_STORE = 256 << 20
 _REPORT_SECONDS = 1.0
 _IDLE_SECONDS = 0.25
-_LEAVE_SECONDS = 15.0
-_LISTEN_SECONDS = 10.0
 _FINISHED: str = Searcher.FINISHED
 
 
@@ -255,6 +241,7 @@ class RayExecutor:
     model_files: ModelFiles | None = None
     resume: str = "autopeft search --resume RUN"
     logs: Path | None = None
+    notify: Callable[[str], None] | None = None
 
     def run_jobs(
         self, source: JobSource, runner: Runner, setup: Any, *, ending: Callable[[], None] | None = None
@@ -270,6 +257,7 @@ class RayExecutor:
             ending=ending,
             resume=self.resume,
             logs=self.logs,
+            notify=self.notify,
         )
 
 
@@ -284,6 +272,7 @@ def run_jobs(
     ending: Callable[[], None] | None = None,
     resume: str = "autopeft search --resume RUN",
     logs: Path | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> None:
     """Run every job of `source` on `pool` until it has no more or is stopped.
 
@@ -298,6 +287,7 @@ def run_jobs(
         ending: is called in this thread when no job runs any more, while Ray is still there.
         resume: the command that continues the run, for the message where Ray ends.
         logs: a folder for the logs of a private Ray, where the run ends with an error; `None` to lose them.
+        notify: takes a line that says how machines join a private Ray that others can reach.
 
     Raises:
         RayEndedError: Ray's own processes ended, within a minute of that.
@@ -307,12 +297,12 @@ def run_jobs(
     with (
         environment(),
         quiet(),
-        _mute(),
+        mute(),
         DriverThread() as driver,
-        _cluster(pool, resume, driver, logs) as health,
+        cluster(pool, resume, driver, logs, notify) as health,
     ):
         with signals(source):
-            capacity = Capacity(pool, _nodes, resume=resume)
+            capacity = Capacity(pool, nodes, resume=resume)
             source.scale(capacity.size)
             scheduler = Scheduler(source, capacity, driver, health, _give)
             stored = None if model_files is None else _StoredFiles.of(model_files)
@@ -335,11 +325,6 @@ def _fit(tuner: Tuner, scheduler: Scheduler, driver: DriverThread, health: Healt
         if scheduler.fatal is None:
             first = str(error).strip().rpartition("\n")[2]
             raise AutoPEFTError(f"Ray ended the search: {first or type(error).__name__}") from error
-
-
-def _nodes() -> list[Resources]:
-    """What each machine that is there has."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _give(handle: Any, job: Job) -> None:
@@ -373,106 +358,3 @@ def _tuner(scheduler: Scheduler, parameters: dict[str, Any], pool: Pool, scratch
 
 def _trial_name(trial: Any) -> str:
     return str(trial.trial_id)
-
-
-@contextlib.contextmanager
-def _mute() -> Iterator[None]:
-    """Keep what Ray tells off standard output, where results are written; log levels do not cover that."""
-    module, name = ray._private.worker, "print_to_stdstream"
-    before = getattr(module, name, None)
-    if before is not None:
-        setattr(module, name, lambda data, ignore_prefix: _log.debug("\n".join(data["lines"])))
-    try:
-        yield
-    finally:
-        if before is not None:
-            setattr(module, name, before)
-
-
-@contextlib.contextmanager
-def _cluster(pool: Pool, resume: str, driver: DriverThread, logs: Path | None) -> Iterator[HealthCheck]:
-    """The cluster at `pool.address`, the one that this process has joined already, or a private one."""
-    joined = ray.is_initialized()
-    private = not joined and pool.address is None
-    with (
-        private_folder() if private else contextlib.nullcontext() as folder,
-        kept_on_error(folder, logs),
-    ):
-        try:
-            if not joined:
-                _init(pool, folder)
-                tighten_token()
-            yield _health(resume, private=private)
-        except RayEndedError:
-            joined = False  # there is nothing left to stay with, and Ray would end the process
-            raise
-        finally:
-            if not joined and not _left():
-                driver.abandon()
-
-
-def _left() -> bool:
-    """Disconnect from Ray, in 15 s at most; `False` where it does not answer."""
-    leaving = threading.Thread(target=ray.shutdown, daemon=True)
-    leaving.start()
-    leaving.join(_LEAVE_SECONDS)
-    if leaving.is_alive():
-        # At the end of the process, these would wait for an answer.
-        atexit.unregister(ray.shutdown)
-        atexit.unregister(tune.registry._unregister_all)
-    return not leaving.is_alive()
-
-
-def _init(pool: Pool, folder: Path | None) -> None:
-    """Start a private Ray in a folder, or join the pool's cluster."""
-    options: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.CRITICAL,
-        "configure_logging": True,
-    }
-    if folder is None:
-        options["address"] = pool.address
-    else:
-        options.update(
-            address="local",
-            num_cpus=(pool.workers or 1) * pool.cpus,
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE,
-            _temp_dir=str(folder),
-        )
-    where = (
-        "start Ray on this machine" if pool.address is None else f"join the Ray cluster at {pool.address!r}"
-    )
-    try:
-        _check_listening(pool.address)
-    except OSError as error:
-        raise AutoPEFTError(f"Cannot {where}: {error}.") from error
-    try:
-        ray.init(**options)
-    except (RayError, RuntimeError, ValueError, OSError) as error:
-        hint = "" if pool.address is None else f" {token_hint()}"
-        raise AutoPEFTError(f"Cannot {where}: {error}{hint}") from error
-
-
-def _check_listening(address: str | None) -> None:
-    """Fail at once where no Ray listens at `host:port`; Ray itself would try for minutes.
-
-    Raises:
-        OSError: nobody listens, or something else does.
-    """
-    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit() and not answers_grpc(host.strip("[]"), int(port), _LISTEN_SECONDS):
-        raise OSError("something listens there that does not answer as Ray does")
-
-
-def _health(resume: str, *, private: bool) -> HealthCheck:
-    """HealthCheck the raylet of this process's node and the head; only a cluster's head may come back."""
-    mine = ray.get_runtime_context().get_node_id()
-    endpoints = [
-        Endpoint("the raylet of this machine", node["NodeManagerAddress"], node["NodeManagerPort"], 3.0)
-        for node in ray.nodes()
-        if node["NodeID"] == mine
-    ]
-    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-    endpoints.append(Endpoint("the head", host.strip("[]"), int(port), 3.0 if private else 20.0))
-    return HealthCheck(endpoints, resume=resume)

@@ -7,6 +7,7 @@ parameters.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, zip_longest
@@ -19,6 +20,7 @@ from autopeft.recipe import (
     Recipe,
     recipe_names,
 )
+from autopeft.runs.files import expanded, file_in
 from autopeft.runs.folder import RunFolder, list_runs, load_run
 from autopeft.runs.records import TrialRecord, read_record
 from autopeft.search.optimization.pareto import best_first, pareto_front
@@ -106,15 +108,16 @@ def _notes(matches: Sequence[Match], space: str) -> list[str]:
 
 def _open(source: str | Path, runs: str | Path) -> RunFolder | Recipe:
     """The run or the recipe that a source means."""
-    text, path = str(source), Path(source).expanduser()
+    text, path = str(source), expanded(source)
     if text in recipe_names():
         return Recipe.named(text)
-    if path.is_file():
+    if os.path.isfile(path):
         return Recipe.from_file(path)
-    if (path / "manifest.json").is_file():
+    if file_in(path, "manifest.json") is not None:
         return load_run(path)
-    if (path / "recipe.yaml").is_file():
-        return Recipe.from_file(path / "recipe.yaml")
+    recipe = file_in(path, "recipe.yaml")
+    if recipe is not None:
+        return Recipe.from_file(recipe)
     names = [run.name for run in list_runs(runs)]
     if text == "latest" or any(text in name for name in names):
         return load_run(text, root=runs)
@@ -135,8 +138,8 @@ def _best_of(run: RunFolder, top: int) -> tuple[list[Recipe], list[str]]:
         UsageError: the run has neither a winner nor a finished trial.
     """
     records, lines, notes = _finished(run)
-    winner = run.path / "recipe.yaml"
-    if not records and not winner.is_file():
+    winner = file_in(run.path, "recipe.yaml")
+    if not records and winner is None:
         raise UsageError(
             f"Run {run.name!r} has no finished trial to start from; let it finish one, or name another run."
             + "".join(f" ({note})" for note in notes)
@@ -145,7 +148,7 @@ def _best_of(run: RunFolder, top: int) -> tuple[list[Recipe], list[str]]:
     turns = zip_longest((r.hash for r in best_first(records)), (point.hash for point in front))
     order = dict.fromkeys(key for turn in turns for key in turn if key is not None)
     found: dict[str, Recipe] = {}
-    if winner.is_file():
+    if winner is not None:
         try:
             recipe = Recipe.from_file(winner)
             found[recipe.hash()] = recipe
@@ -182,7 +185,9 @@ def _finished(run: RunFolder) -> tuple[list[TrialRecord], dict[str, bytes], list
     records: list[TrialRecord] = []
     lines: dict[str, bytes] = {}
     damaged = size = 0
-    path = run.path / "trials.jsonl"
+    path = file_in(run.path, "trials.jsonl")
+    if path is None:  # a run that has only just begun
+        return records, lines, []
     try:
         with path.open("rb") as file:
             while size <= _MAX_FILE and (line := file.readline(_MAX_LINE)):
@@ -199,9 +204,6 @@ def _finished(run: RunFolder) -> tuple[list[TrialRecord], dict[str, bytes], list
                     key = str(len(records))
                     records.append(replace(record, recipe={}, values=None, hash=key))
                     lines[key] = line
-    except FileNotFoundError:
-        # A run that has only just begun.
-        return records, lines, []
     except OSError as error:
         raise UsageError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
     notes = _counted(damaged, "line", "lines", "of its trials.jsonl could not be read")

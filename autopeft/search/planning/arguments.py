@@ -6,6 +6,7 @@ change, and the command line in a report all follow from it.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -122,6 +123,13 @@ def _check_space(value: Any) -> None:
 
 def _space_name(value: Any) -> str:
     return value if isinstance(value, str) else str(value.name)
+
+
+def _check_listen(value: str) -> None:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError as error:
+        raise UsageError(f"listen is an IP address of this machine, but got {value!r}.") from error
 
 
 def _check_gpus(value: float) -> None:
@@ -290,6 +298,20 @@ class SearchArguments(Arguments):
             help="Join this Ray cluster; default: a private one on this machine.",
             panel=WORKERS,
             changeable=True,
+            remembered=False,
+        ),
+    ] = None
+    listen: Annotated[
+        str | None,
+        Option(
+            help="IP address of this machine at which the private Ray can be reached, so that others join it "
+            "by `ray start`; default: by this machine alone.",
+            panel=WORKERS,
+            metavar="IP",
+            check=_check_listen,
+            changeable=True,
+            decides=False,
+            remembered=False,
         ),
     ] = None
     log: Annotated[
@@ -303,6 +325,7 @@ class SearchArguments(Arguments):
             check=_check_trackers,
             changeable=True,
             decides=False,
+            remembered=False,
         ),
     ] = None
     train_rows: Annotated[int | None, shared.rows("train")] = None

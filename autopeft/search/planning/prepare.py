@@ -245,6 +245,11 @@ def _check_workers(a: SearchArguments) -> None:
             f"workers=0 runs every trial in this process, and address={a.address!r} joins a Ray cluster; "
             "leave one of them out."
         )
+    if a.listen is not None and (a.workers == 0 or a.address is not None):
+        other = "workers=0" if a.workers == 0 else f"address={a.address!r}"
+        raise UsageError(
+            f"listen={a.listen!r} is for a private Ray, and {other} starts none; leave one of them out."
+        )
     if a.workers == 0 and a.gpus_per_trial:
         raise UsageError(
             "workers=0 runs one trial at a time, with the whole GPU where there is one, but got "

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from autopeft.arguments import command_line
 from autopeft.effort import Effort
 from autopeft.errors import UsageError, near
 from autopeft.runs.documents import read_result
-from autopeft.runs.folder import RunFolder, as_typed
+from autopeft.runs.folder import RunFolder, as_typed, go_on
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.space.space import Space
 from autopeft.training.options import is_live, is_rows
 
-__all__ = ["SPACE", "changeable", "prepare_again", "prepare_here"]
+__all__ = ["SPACE", "changeable", "prepare_again", "prepare_here", "resume_command"]
 
 SPACE = "space.yaml"
+_log = logging.getLogger("autopeft")
+_SHOWN = 80
 
 
 def changeable(arguments: type[SearchArguments] = SearchArguments) -> tuple[str, ...]:
     """What may differ from the process before: where the work is done, for how long, where it is logged."""
     return tuple(name for name, option in arguments.declared().items() if option.changeable)
+
+
+def resume_command(run: Path, arguments: Mapping[str, Any]) -> str:
+    """The command that goes on with a search, with those of its arguments that its folder does not decide."""
+    given = {name: arguments.get(name) for name in _unremembered()}
+    said = {name: value for name, value in given.items() if value is not None}
+    return go_on(run, command_line(SearchArguments, said))
+
+
+def _unremembered() -> tuple[str, ...]:
+    return tuple(name for name, option in SearchArguments.declared().items() if not option.remembered)
 
 
 def prepare_again(
@@ -34,10 +49,12 @@ def prepare_again(
     Args:
         changes: arguments that may differ (`changeable`), and objects in memory (rows, a loaded model) that
             have to be the same as before; those that are `None` are left out.
+        notify: takes a line for each argument that the run was begun with and that its folder does not decide
+            (`Option.remembered`); without it, the line is a warning of the logger `autopeft`.
 
     Raises:
-        UsageError: the run is finished, an argument may not differ, or data or backbone are not those that
-            the run was begun with.
+        UsageError: the run is finished, an argument may not differ, data or backbone are not those that the
+            run was begun with, or it was begun on a cluster and nobody says where it shall go on.
     """
     given = {k: v for k, v in changes.items() if v is not None}
     _refuse(given)
@@ -47,6 +64,7 @@ def prepare_again(
             f"{folder.name} is finished. Another search starts from what it found: {_anew(folder, manifest)}"
         )
     arguments, effort = _read(folder, manifest, given)
+    _tell_forgotten(folder, manifest["arguments"], given, notify or _log.warning)
     ready = prepare(arguments, notify, effort)
     _check(folder, manifest, ready)
     return ready
@@ -64,6 +82,29 @@ def _anew(folder: RunFolder, manifest: Mapping[str, Any]) -> str:
     return shlex.join(
         ["autopeft", "search", *command_line(SearchArguments, given), "--from", as_typed(folder.path)]
     )
+
+
+def _tell_forgotten(
+    folder: RunFolder, begun: Mapping[str, Any], given: Mapping[str, Any], notify: Callable[[str], None]
+) -> None:
+    """Say what the run was begun with and does not go on with, as it was not given again.
+
+    Raises:
+        UsageError: it was begun on a cluster, and it is not said where it shall go on.
+    """
+    options = SearchArguments.declared()
+    for name in _unremembered():
+        before = begun.get(name)
+        alone = given.get("workers") == 0 and name in ("address", "listen")
+        if before is None or before == "none" or name in given or alone:
+            continue
+        flag = options[name].spellings(name)[0]
+        told = f"{folder.name} was begun with {flag} {str(before)[:_SHOWN]!r}. A run folder does not decide"
+        if name == "address" and "workers" not in given:
+            raise UsageError(
+                f"{told} where work is sent: give {flag} again, or --workers to go on on this machine."
+            )
+        notify(f"{told} that: give it again to go on with it.")
 
 
 def _refuse(given: Mapping[str, Any]) -> None:
@@ -97,12 +138,17 @@ def prepare_here(folder: RunFolder, notify: Callable[[str], None] | None = None)
     return ready
 
 
-def _here(said: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments without a cluster, on the same kind of device as far as this machine has it."""
+def _here(said: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments without what a run folder does not decide, on the same kind of device as before.
+
+    In this process alone there is no share of a GPU, as far as this machine has one.
+    """
     gpus = said.get("gpus_per_trial")
-    if gpus is None and said.get("address") is not None:
+    if gpus is None and said.get("address") is not None and "address" not in given:
         gpus = 0.0  # by default a cluster's workers train on CPUs
-    return {**said, "address": None, "gpus_per_trial": None if gpus else gpus}
+    if gpus and given.get("workers") == 0:
+        gpus = None
+    return {**said, **dict.fromkeys(_unremembered()), "gpus_per_trial": gpus}
 
 
 def _read(
@@ -121,11 +167,10 @@ def _read(
             )
         space = Space.from_yaml(file.read_text(encoding="utf-8"), str(file))
         effort = Effort(**manifest["effort"])
+        said = _here(said, given)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UsageError(f"The manifest of {str(folder.path)!r} is incomplete: {error}.") from error
     _need_rows(folder, manifest, said, given)
-    if given.get("workers") == 0:
-        said = _here(said)
     return SearchArguments(**{**said, "space": space, **given}), effort
 
 

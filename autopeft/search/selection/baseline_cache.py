@@ -21,13 +21,14 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from autopeft.assets import ModelSource, cache_folder, make_room
+from autopeft.assets import ModelSource, cache_folder, make_room, warn_once
 from autopeft.composition import get_composition
 from autopeft.errors import AutoPEFTError
 from autopeft.graph import build_graph
@@ -160,7 +161,8 @@ class BaselineCache:
             path = self._path(key)
             scores = _read(path, key)
             if scores is not None:
-                os.utime(path)
+                with suppress(OSError):  # a cache that cannot be written
+                    os.utime(path)
             elif self._notify is not None and not path.is_file():
                 self._tell_outdated(path.parent, key)
         except (OSError, AutoPEFTError) as error:
@@ -189,13 +191,14 @@ class BaselineCache:
             return
         known = {**(self.get(key) or {}), **scores}
         content = {"format": _FORMAT, "key": asdict(key), "scores": known, "seconds": round(seconds, 3)}
+        content["sha256"] = _sum(content)
         text = json.dumps(content, indent=1, sort_keys=True) + "\n"
         try:
             path = self._path(key)
             if path.exists() or make_room(path.parent, max(len(text), _BLOCK), self._limit):
                 write_atomic(path, text)
         except (OSError, AutoPEFTError) as error:
-            _log.warning("a baseline run is not kept for later searches: %s", error)
+            warn_once(f"Baseline runs are not kept for later searches: {error}")
 
     def _path(self, key: RunKey) -> Path:
         folder = cache_folder("baselines") if self._folder is None else self._folder
@@ -215,7 +218,16 @@ def _content(path: Path) -> dict[str, Any] | None:
         content = json.loads(raw)
     except (ValueError, RecursionError):
         return None
-    return content if isinstance(content, dict) and content.get("format") == _FORMAT else None
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        return None
+    # Files of version 0.1.0 have no sum.
+    return content if content.get("sha256", "") in ("", _sum(content)) else None
+
+
+def _sum(content: Mapping[str, Any]) -> str:
+    """SHA-256 of what a file says, its sum left out."""
+    said = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _read(path: Path, key: RunKey) -> dict[str, float] | None:

@@ -15,8 +15,9 @@ from autopeft.recipe import CompositionItem, EmptyRecipe, Item, LayerBlock, Reci
 from autopeft.recipe.names import check_groups, check_names
 from autopeft.recipe.parse import read_item, read_training
 from autopeft.recipe.problems import Problems
+from autopeft.recipe.size import MOST_VALUES
 from autopeft.search.space.compiler import BlockTemplate, ItemTemplate, Templates
-from autopeft.search.space.expressions import ABSENT, Context, Node, Ref, Slot
+from autopeft.search.space.expressions import ABSENT, Context, Node, Ref, Slot, size_of
 from autopeft.search.space.layers import BlockPlaces, Where, key_of, row_of
 from autopeft.search.space.parameters import Parameter
 from autopeft.search.space.simplify import drop_groups, number_alias, prune
@@ -50,6 +51,9 @@ class Unit:
 class BoundSpace:
     """A space on a backbone.
 
+    Raises:
+        RecipeError: the space is too large for a backbone of so many layers, or a range is empty on it.
+
     Attributes:
         parameters: the flat, static list: shared ones in file order, then those of each layer.
         units: what the parameters put in or leave out.
@@ -64,6 +68,7 @@ class BoundSpace:
         self._layers = max(stack.layers for stack in spec.stacks)
         self._places = {block: BlockPlaces(block, spec, self.context) for block in templates.blocks}
         self._repeated = self._layers_of_slots()
+        self._check_size()
         self.parameters = tuple(self._parameters())
         self._by_name = {p.name: p for p in self.parameters}
         self._row = row_of(self._by_name)
@@ -217,6 +222,24 @@ class BoundSpace:
     def context(self, values: Mapping[str, Any], layer: int | None) -> Context:
         """What templates are filled from at these values, in a layer or outside of layers."""
         return Context(values, self._hidden, self._layers - 1, layer)
+
+    def _check_size(self) -> None:
+        """Refuse what is too large once it is drawn for each layer of this backbone."""
+        sizes = [size_of(item.node) for item in self.templates.model]
+        for block in self.templates.blocks:
+            times = len(self._places[block].reach) if block.each_layer else 1
+            sizes += [size_of(item.node) * times for item in block.items]
+        shared = sum(not slot.per_layer for slot in self.templates.slots)
+        found = {
+            "recipes of up to {} values": sum(sizes),
+            "{} parameters": shared + sum(map(len, self._repeated.values())),
+        }
+        for what, number in found.items():
+            if number > MOST_VALUES:
+                raise RecipeError(
+                    f"Space {self.name!r} has {what.format(f'{number:,}')} on a backbone of {self._layers:,} "
+                    f"layers, and at most {MOST_VALUES:,} are taken; offer less under each_layer."
+                )
 
     def _parameters(self) -> Iterator[Parameter]:
         context = self.context({}, None)

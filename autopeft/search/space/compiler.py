@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from autopeft.composition import is_composition
 from autopeft.errors import RecipeError, near
 from autopeft.recipe.layers import normalise_at
-from autopeft.recipe.parse import check_keys, kind_of, migrate
+from autopeft.recipe.parse import STACKS, check_keys, kind_of, migrate, no_stack
 from autopeft.recipe.problems import Path, Problems
+from autopeft.recipe.size import check_size
 from autopeft.search.space.expressions import (
     ABSENT,
     Const,
@@ -83,6 +84,7 @@ def compile_space(tree: Any, problems: Problems) -> Templates:
             f"a search space is a mapping with the keys {', '.join(_TOP_KEYS)}, but this is {kind_of(tree)}.",
         )
         problems.check()
+    check_size(tree, problems)
     tree = migrate(tree, problems)
     problems.tree = tree
     return _Compiler(problems).space(tree)
@@ -95,6 +97,7 @@ class _Compiler:
         self.vars: dict[str, Slot] = {}
         self.used: set[str] = set()
         self.taken: dict[str, int] = {}
+        self.names: set[str] = set()
         self.layerwise = False
 
     def space(self, tree: dict[str, Any]) -> Templates:
@@ -169,7 +172,7 @@ class _Compiler:
             return
         key = "attach" if "attach" in tree else "each_layer"
         of, start, switch = self.at(tree.get("at", "all"), (*path, "at"))
-        stack = self.node(tree.get("stack", "all"), (*path, "stack"), "stack", item=False)
+        stack = self.stack(tree.get("stack", "all"), (*path, "stack"))
         self.layerwise = key == "each_layer"
         listed = self.listed(tree[key], (*path, key))
         items = tuple(self.item(item, (*path, key, i), "layers") for i, item in enumerate(listed))
@@ -199,12 +202,27 @@ class _Compiler:
 
     def layer_set(self, tree: Any, path: Path) -> Node:
         node = self.node(tree, path, "at", item=False)
-        for option in options_of(node):
+        for value in self.plain_options(node, path):
             try:
-                normalise_at(option.fill(_PROBE))
+                normalise_at(value)
             except RecipeError as error:
                 self.problems.add(path, str(error))
         return node
+
+    def stack(self, tree: Any, path: Path) -> Node:
+        node = self.node(tree, path, "stack", item=False)
+        for value in self.plain_options(node, path):
+            if value not in STACKS:
+                self.problems.add(path, no_stack(value))
+        return node
+
+    def plain_options(self, node: Node, path: Path) -> Iterator[Any]:
+        """The options of one choice, or the value that is there without one."""
+        for option in options_of(node):
+            if next(option.slots(), None) is None:
+                yield option.fill(_PROBE)
+            else:
+                self.problems.add(path, "one choice between plain values, without choices inside them.")
 
     def expect(self, node: Node, path: Path, test: Callable[[Any], bool], what: str) -> None:
         if not all(test(value) for option in options_of(node) for value in _bounds(option)):
@@ -340,8 +358,13 @@ class _Compiler:
         return slot
 
     def unique(self, name: str) -> str:
-        n = self.taken[name] = self.taken.get(name, 0) + 1
-        return name if n == 1 else f"{name}_{n}"
+        n = self.taken.get(name, 0) + 1
+        # A choice inside a second one of a name (`rank_2`) begins with that name.
+        while (found := name if n == 1 else f"{name}_{n}") in self.names:
+            n += 1
+        self.taken[name] = n
+        self.names.add(found)
+        return found
 
 
 _PLAIN = (Const, Hidden, Last)

@@ -20,6 +20,7 @@ __all__ = [
     "Optional",
     "Ref",
     "Slot",
+    "size_of",
 ]
 
 ParameterKind = Literal["categorical", "int", "float"]
@@ -175,3 +176,14 @@ class Slot:
     def parameter(self, layer: int | None) -> str:
         """The name of the parameter that fills the slot in `layer`."""
         return f"layer_{layer}.{self.name}" if self.per_layer else self.name
+
+
+def size_of(node: Node) -> int:
+    """How many keys, elements and containers a node becomes at most."""
+    if isinstance(node, Mapped):
+        return 1 + len(node.nodes) + sum(map(size_of, node.nodes.values()))
+    if isinstance(node, Listed):
+        return 1 + sum(map(size_of, node.nodes))
+    if isinstance(node, Optional):
+        return size_of(node.node)
+    return max(map(size_of, node.slot.options.values()), default=1) if isinstance(node, Ref) else 1

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.errors import RecipeError, near
+from autopeft.foreign import local_path
 from autopeft.recipe import Recipe
 from autopeft.recipe.problems import Problems
 from autopeft.recipe.yaml_text import read_text, read_yaml
@@ -113,14 +114,21 @@ class Space:
             RecipeError: there is neither; the message names near matches.
         """
         text, names = str(ref), space_names()
-        if text not in names and Path(text).expanduser().is_file():
-            return cls.from_file(Path(text).expanduser())
-        if text in names or not (Path(text).suffix or len(Path(text).parts) > 1):
+        if text in names:
+            return cls.named(text)
+        path = local_path(text, RecipeError)
+        if path.is_file():
+            return cls.from_file(path)
+        if not (path.suffix or len(path.parts) > 1):
             return cls.named(text)
         raise RecipeError(f"There is no search space file {text!r}. Built in: {', '.join(names)}.")
 
     def bind(self, spec: BackboneSpec) -> BoundSpace:
-        """The space on a backbone."""
+        """The space on a backbone.
+
+        Raises:
+            RecipeError: see `BoundSpace`.
+        """
         if self._bound is None or self._bound.spec is not spec:
             self._bound = BoundSpace(self._templates, spec)
         return self._bound

@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autopeft.assets import cache_folder, make_room, publish
-from autopeft.errors import UsageError
+from autopeft.assets import cache_folder, make_room, publish, warn_once
+from autopeft.errors import AssetError, UsageError
 from autopeft.quantity import parse_bytes
 from autopeft.tasks.encode import EncodedSplit
 
@@ -129,7 +129,6 @@ def open_store(split: EncodedSplit, identity: dict[str, Any], width: int) -> Sta
         width: values of one state.
 
     Raises:
-        AssetError: the cache folder cannot be made.
         UsageError: the limit is no size.
     """
     limit = size_limit()
@@ -137,20 +136,21 @@ def open_store(split: EncodedSplit, identity: dict[str, Any], width: int) -> Sta
     if not limit:
         return None
     text = json.dumps([_FORMAT, width, split.fingerprint, identity], sort_keys=True)
-    root = cache_folder("trunk")
-    folder = root / hashlib.sha256(text.encode()).hexdigest()
-    if not _sound(folder, split, width) and not make_room(root, size, limit):
-        _log.info("no room for %d MB of hidden states; they are computed anew", size >> 20)
-        return None
     try:
+        root = cache_folder("trunk")
+        folder = root / hashlib.sha256(text.encode()).hexdigest()
+        if not _sound(folder, split, width) and not make_room(root, size, limit):
+            _log.info("no room for %d MB of hidden states; they are computed anew", size >> 20)
+            return None
         if not _sound(folder, split, width):
             publish(folder, lambda made: _fill(made, split, width), lambda made: _sound(made, split, width))
         if (folder / "refused").exists():
             return None
         return StateStore(folder, split.offsets, width)
-    except OSError as error:
-        # A full disk, or a store that another process removed in between: training does not need it.
-        _log.warning("hidden states are not kept: %s", error)
+    except (OSError, AssetError) as error:
+        # A full disk, a cache that cannot be written, or a store that another process removed in between:
+        # training does not need it.
+        warn_once(f"Hidden states are not kept, and are computed each time: {error}")
         return None
 
 

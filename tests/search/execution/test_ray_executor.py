@@ -24,7 +24,7 @@ from support.saved_model import save_backbone, write_reviews
 from autopeft.assets import resolve_model
 from autopeft.errors import AutoPEFTError
 from autopeft.search.core.jobs import Done, Job, JobResult, TrainJob
-from autopeft.search.execution import ray_executor
+from autopeft.search.execution import ray_cluster, ray_executor
 from autopeft.search.execution.local_executor import LocalExecutor
 from autopeft.search.execution.ray_executor import Pool, run_jobs
 from autopeft.search.execution.worker import WorkerSetup, execute, release
@@ -145,7 +145,7 @@ def test_a_cluster_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def test_what_is_no_ray_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_executor, "_LISTEN_SECONDS", 0.5)
+    monkeypatch.setattr(ray_cluster, "_LISTEN_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(AutoPEFTError, match="does not answer as Ray does"):
@@ -157,7 +157,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from support.jobs import Source, job, make_runner
-from autopeft.search.execution import ray_executor
+from autopeft.search.execution import ray_cluster, ray_executor
 from autopeft.search.execution.ray_executor import Pool, run_jobs
 
 class Loud(Source):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.permissions import modes_hold, sealed
 from support.tiny import tiny_config
 from transformers import BertConfig, LlamaConfig, T5Config
 
@@ -261,3 +262,30 @@ def test_a_broken_recipe_file_is_told_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("layers:\n  - attach: [loraa]\n")
     with pytest.raises(RecipeError, match=r"bad.yaml:2"):
         points_from([tmp_path / "bad.yaml"], bound_to("lora", SIX))
+
+
+def test_damage_elsewhere_costs_nothing_and_damage_here_is_said(tmp_path: Path, make_run: Make) -> None:
+    bound, runs = bound_to("lora", SIX), tmp_path / "runs"
+    sound = make_run("sound", (lora(4), 0.5, 10))
+    torn = make_run("torn", (lora(8), 0.5, 10))
+    (torn.path / "manifest.json").write_bytes(b"\xff{")
+    for source in ("sound", "latest", sound.path):
+        assert ranks(points_from([source], bound, runs=runs)[0]) == [4], "torn is newer, and no run to go by"
+    assert ranks(points_from(["torn"], bound, runs=runs)[0]) == [8], "its trials are there all the same"
+    with sealed(torn.path), modes_hold():
+        assert ranks(points_from(["latest"], bound, runs=runs)[0]) == [4]
+        for source in ("torn", torn.path):
+            with pytest.raises(UsageError, match="Permission denied"):
+                points_from([source], bound, runs=runs)
+    with pytest.raises(UsageError, match="neither a run"):
+        points_from(["~no-such-user/x"], bound, runs=runs)
+
+
+def test_links_out_of_a_run_are_not_followed(tmp_path: Path, make_run: Make) -> None:
+    bound, outside = bound_to("lora", SIX), tmp_path / "outside"
+    for name in ("recipe.yaml", "trials.jsonl"):
+        run = make_run(f"run-{name}", (lora(4), 0.5, 10), winner=lora(8))
+        (run.path / name).rename(outside)
+        (run.path / name).symlink_to(outside)
+        with pytest.raises(UsageError, match="leads out of its folder"):
+            points_from([run.path], bound)

@@ -16,7 +16,7 @@ from autopeft.errors import UsageError
 from autopeft.runs.folder import RunFolder
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.prepare import prepare
-from autopeft.search.planning.resume import SPACE, prepare_again
+from autopeft.search.planning.resume import SPACE, prepare_again, resume_command
 from autopeft.search.space.space import Space
 
 
@@ -53,6 +53,50 @@ def test_where_a_search_is_logged_does_not_decide_its_outcome(begun: RunFolder) 
     assert logged.key() == ready.key()
     assert logged.manifest()["arguments"]["log"] == "tensorboard"
     assert replace(ready, sampler="random").key() != ready.key()
+
+
+def test_a_run_folder_does_not_decide_where_work_and_figures_are_sent_and_who_listens(
+    begun: RunFolder,
+) -> None:
+    said: list[str] = []
+    manifest = begun.manifest()
+    theirs = {"address": "evil.example:6379", "log": "wandb", "listen": "0.0.0.0"}
+    begun.write_json("manifest.json", {**manifest, "arguments": {**manifest["arguments"], **theirs}})
+    with pytest.raises(UsageError, match=r"evil\.example:6379.*give --address again, or --workers"):
+        prepare_again(begun, {}, said.append)
+    here = prepare_again(begun, {"workers": 2}, said.append)
+    assert (here.arguments.address, here.arguments.log, here.arguments.listen) == (None, None, None)
+    assert here.workers == 2
+    assert here.gpus == 0.0, "as by default on the cluster"
+    assert [next(w for w in line.split() if w.startswith("--")) for line in said[-3:]] == [
+        "--address",
+        "--listen",
+        "--log",
+    ]
+    alone = prepare_again(begun, {"workers": 0, "log": "none"}, said.append)
+    assert alone.workers == 0
+    assert len(said) == 3, "what is decided anew needs no word"
+    there = prepare_again(begun, {"address": "10.0.0.1:6379"}, said.append)
+    assert there.arguments.address == "10.0.0.1:6379"
+    assert there.workers is None
+
+
+def test_the_command_that_goes_on_names_what_the_folder_does_not_decide(tmp_path: Path) -> None:
+    given = {"address": "10.0.0.1:6379", "log": "tensorboard", "seed": 3, "workers": 2}
+    assert resume_command(tmp_path, given) == (
+        f"autopeft search --resume {tmp_path} --address 10.0.0.1:6379 --log tensorboard"
+    )
+    assert resume_command(tmp_path, {}) == f"autopeft search --resume {tmp_path}"
+
+
+def test_foreign_text_in_a_refusal_is_escaped_and_short(begun: RunFolder) -> None:
+    manifest = begun.manifest()
+    theirs = {"address": "\x1b[2J" + "x" * 10_000}
+    begun.write_json("manifest.json", {**manifest, "arguments": {**manifest["arguments"], **theirs}})
+    with pytest.raises(UsageError) as caught:
+        prepare_again(begun, {})
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 def test_what_decides_the_outcome_may_not_change(begun: RunFolder) -> None:
@@ -179,11 +223,11 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
         "train_rows": None, "select_rows": 9, "test_rows": None, "confirm": None, "confirm_seeds": None,
         "log": None, "out": None, "runs": "runs", "space": "lora",
     }  # fmt: skip
-    assert set(manifest["arguments"]) == set(old) | {"kind", "strategy", "drop_empty"}
+    assert set(manifest["arguments"]) == set(old) | {"kind", "strategy", "drop_empty", "listen"}
     assert {k: v for k, v in manifest["arguments"].items() if k in old} == old
     begun.write_json("manifest.json", {**manifest, "arguments": old})
     again = prepare_again(begun, {})
     assert again.arguments.record() == {
-        **old, "kind": None, "strategy": "trials", "drop_empty": False, "warm_start": (),
+        **old, "kind": None, "strategy": "trials", "drop_empty": False, "warm_start": (), "listen": None,
     }  # fmt: skip
     assert again.rungs.steps == (43, 130)

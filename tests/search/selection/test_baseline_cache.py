@@ -202,6 +202,19 @@ def test_a_file_that_is_too_long_is_not_read(store: BaselineCache, tmp_path: Pat
     assert store.get(KEY) is None
 
 
+def test_a_figure_that_was_changed_is_not_reused(store: BaselineCache, tmp_path: Path) -> None:
+    store.put(KEY, SCORES, 1.0)
+    text = file_of(tmp_path).read_text()
+    file_of(tmp_path).write_text(text.replace("0.625", "0.925"))
+    assert store.get(KEY) is None
+    store.put(KEY, SCORES, 1.0)
+    assert store.get(KEY) == SCORES
+    content = json.loads(file_of(tmp_path).read_text())
+    del content["sha256"]  # as version 0.1.0 wrote it
+    file_of(tmp_path).write_text(json.dumps(content))
+    assert store.get(KEY) == SCORES
+
+
 def test_a_folder_in_the_way_is_a_miss(store: BaselineCache, tmp_path: Path) -> None:
     file_of(tmp_path).mkdir()
     assert store.get(KEY) is None
@@ -217,7 +230,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(
     with caplog.at_level("INFO", logger="autopeft"):
         assert blocked.get(KEY) is None
         blocked.put(KEY, SCORES, 1.0)
-    assert "is not kept for later searches" in caplog.text
+    assert "are not kept for later searches" in caplog.text
 
 
 def test_what_was_unused_for_longest_goes(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from itertools import product
 from typing import Any
 
 import pytest
+from support.toy import toy_spec
 from transformers import BertConfig, GPT2Config, LlamaConfig, T5Config, ViTConfig
 
 from autopeft.backbones import spec_of
@@ -328,6 +329,23 @@ def test_values_are_checked() -> None:
         ("name: x", "at least one method"),
         ("autopeft: 7\nlayers: []", "upgrade AutoPEFT"),
         ("a: &x 1", "anchor"),
+        ("layers: [{stack: enc, attach: [lora]}]", "Did you mean 'encoder'"),
+        ("layers: [{stack: {choice: [all, foo]}, attach: [lora]}]", "'foo' is no stack"),
+        ("layers: [{at: {choice: [{choice: [all, g1]}, g2]}, attach: [lora]}]", "without choices inside"),
+        ("layers: [{at: {of: [0, {optional: 1}]}, attach: [lora]}]", "without choices inside"),
+        (
+            "layers: [{attach: [{choice: [ia3, {gate: [{choice: [{lora: {rank: {choice: [1, -1]}}}]}]}]}]}]",
+            "gate[0].lora.rank",
+        ),
+        ("layers: [{attach: [{gate: [{lora: {rank: 2}}, {lora: {rank: -2}}]}]}]", "gate[1].lora.rank"),
+        ("layers: [{attach: [{gate: [lora], of: 2}]}]", "one name, but this has 2 keys"),
+        ("layers: [{attach: [{gate: {children: [lora], tp: {choice: [1, 2]}}}]}]", "unknown key 'tp'"),
+        (
+            f"layers: [{{attach: [{', '.join(f'{{ia3: {{}}, as: a{i}}}' for i in range(500))}]}}]\n"
+            f"training:\n  learning_rate: {{choice: [{', '.join(f'0.{i}' for i in range(100, 500))}]}}\n"
+            f"  groups: {{{', '.join(f'a{i}: {{}}' for i in range(500))}}}",
+            "too much to choose from",
+        ),
     ],
 )
 def test_bad_spaces_are_refused_when_read(body: str, expected: str) -> None:
@@ -379,3 +397,14 @@ def test_unknown_spaces_name_near_matches(tmp_path: Any) -> None:
         Space.load(tmp_path / "none.yaml")
     (tmp_path / "mine.yaml").write_text("name: mine\nlayers: [{attach: [lora]}]\n")
     assert Space.load(tmp_path / "mine.yaml").name == "mine"
+
+
+def test_choices_in_choices_have_names_of_their_own() -> None:
+    """A choice inside the second of a name is called after it, as the third of that name would be."""
+    second = "{lora: {rank: {choice: [{choice: [3, 4]}, 5]}}}"
+    text = f"layers: [{{attach: [{{lora: {{rank: {{choice: [1, 2]}}}}}}, {second}]}}]"
+    bound = Space.from_yaml(text).bind(toy_spec())
+    assert [p.name for p in bound.parameters] == ["lora.rank", "lora.rank_2", "lora.rank_2_2"]
+    first = [p.choices[0] for p in bound.parameters]
+    recipe = bound.materialize(dict(zip((p.name for p in bound.parameters), first, strict=True)))
+    assert [entry.item.config["rank"] for entry in recipe.entries()] == [1, 3]

@@ -1,0 +1,174 @@
+"""Folders of models from strangers."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from support.saved_model import save_backbone
+
+from autopeft.assets import load_config, load_model, load_tokenizer, resolve_model
+from autopeft.errors import UsageError
+
+
+def config_of(folder: Path, **changes: Any) -> None:
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**told, **changes}))
+
+
+def text(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def cut(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def of_dtype(name: str) -> Callable[[Path], object]:
+    """The first tensor has this dtype in the header: the same bits are so many more numbers."""
+
+    def write(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        raw = file.read_bytes()
+        length = int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8 : 8 + length])
+        first = next(k for k in header if k != "__metadata__")
+        header[first]["dtype"] = name
+        header[first]["shape"][-1] = header[first]["shape"][-1] * 32 // int(name[1])
+        told = json.dumps(header).encode()
+        file.write_bytes(len(told).to_bytes(8, "little") + told + raw[8 + length :])
+
+    return write
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "config null": (text("config.json", b"null"), "does not hold a JSON object"),
+    "config list": (text("config.json", b"[1]"), "does not hold a JSON object"),
+    "config empty": (text("config.json", b""), "cannot be read"),
+    "config binary": (text("config.json", b"\xff\xfe\x00"), "cannot be read"),
+    "config nested": (text("config.json", b"[" * 100_000), "cannot be read"),
+    "weights cut": (cut, "other bytes than there are"),
+    "weights empty": (text("model.safetensors", b""), "no safetensors file"),
+    "weights in F4": (of_dtype("F4"), "dtype 'F4'"),
+    "weights in F6": (of_dtype("F6_E3M2"), "dtype 'F6_E3M2'"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_folder_is_one_sentence(tmp_path: Path, case: str) -> None:
+    damage, said = DAMAGE[case]
+    save_backbone(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(UsageError, match=said) as caught:
+        resolve_model(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"null", b"[1]", b"", b"[" * 100_000, b'"text"', b"3"])
+def test_a_damaged_configuration_alone_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    from autopeft.cli.backbone import config_of
+
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UsageError, match=r"config\.json (cannot be read|does not hold a JSON object)"):
+        config_of(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_attention_heads": 0},
+        {"num_attention_heads": "two"},
+        {"hidden_size": -1},
+        {"hidden_size": None},
+        {"hidden_act": "eval"},
+        {"vocab_size": [1]},
+        {"model_type": {}},
+        {"model_type": "../../evil"},
+        {"dtype": "os.system"},
+        {"id2label": {"a": "b"}},
+    ],
+)
+def test_a_configuration_of_nonsense_is_one_sentence(tmp_path: Path, changes: dict[str, Any]) -> None:
+    save_backbone(tmp_path)
+    config_of(tmp_path, **changes)
+    with pytest.raises(UsageError) as caught:
+        load_model(resolve_model(str(tmp_path)))
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"null", b"{}", b"[1]", b"\xff", b"[" * 100_000, b'{"model": 3}'])
+def test_a_damaged_tokenizer_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    save_backbone(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(UsageError, match="No usable tokenizer"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_small_file_cannot_ask_for_a_large_model(tmp_path: Path) -> None:
+    save_backbone(tmp_path)
+    config_of(tmp_path, hidden_size=40_000, intermediate_size=160_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UsageError, match=r"do not fit its configuration: it describes [\d,]{13,} numbers"):
+        load_model(str(tmp_path))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 << 10
+
+
+def test_an_adapter_in_the_folder_is_not_loaded_into_the_backbone(tmp_path: Path) -> None:
+    save_backbone(tmp_path)
+    model = load_model(str(tmp_path), new_head=False)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    peft = get_peft_model(model, LoraConfig(target_modules=["query"], init_lora_weights=False))
+    peft.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_config.json").is_file()
+    with pytest.raises(UsageError, match=r"adapter of Hugging Face peft \(adapter_config\.json\)"):
+        resolve_model(str(tmp_path))
+    by_hand = models_source(tmp_path)
+    with pytest.raises(UsageError, match="adapter of Hugging Face peft"):
+        load_model(by_hand)
+    (tmp_path / "adapter_config.json").unlink()
+    (tmp_path / "adapter_model.safetensors").unlink()
+    again = load_model(str(tmp_path), new_head=False).state_dict()
+    assert before.keys() == again.keys()
+    assert all(torch.equal(again[k], before[k]) for k in before)
+
+
+def models_source(folder: Path) -> Any:
+    from autopeft.assets import ModelSource
+
+    return ModelSource(str(folder), None, "folder", None)
+
+
+@pytest.mark.parametrize("shard", ["../other.safetensors", "/etc/passwd", "none.safetensors", 3, None, []])
+def test_an_index_names_files_of_its_folder_alone(tmp_path: Path, shard: Any) -> None:
+    folder = save_backbone(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors, tmp_path / "other.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    index = folder / "model.safetensors.index.json"
+
+    def naming(file: Any) -> str:
+        return json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors, file)})
+
+    index.write_text(naming("model-00001-of-00001.safetensors"))
+    load_model(str(folder))
+    index.write_text(naming(shard))
+    with pytest.raises(UsageError, match="which is no"):
+        resolve_model(str(folder))
+    index.write_text("null")
+    with pytest.raises(UsageError, match="does not hold a JSON object"):
+        resolve_model(str(folder))
+
+
+def test_the_configuration_is_read_as_before(tmp_path: Path) -> None:
+    save_backbone(tmp_path)
+    assert load_config(resolve_model(str(tmp_path))).hidden_size == 32
