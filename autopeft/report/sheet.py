@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from autopeft.errors import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,7 +20,7 @@ class Sheet:
     """Rows of text under headers, with an optional title above and notes below.
 
     Columns named in `right` are set flush right. Cells are plain text, never read as markup: names and labels
-    come from users' files.
+    come from users' files. What a terminal would act on in them becomes `�`.
 
     Raises:
         ValueError: a row is not as long as the headers.
@@ -34,6 +36,15 @@ class Sheet:
         for row in self.rows:
             if len(row) != len(self.headers):
                 raise ValueError(f"A row has {len(row)} cells under {len(self.headers)} headers: {row}.")
+        shown = {
+            "headers": _shown(self.headers),
+            "rows": tuple(map(_shown, self.rows)),
+            "title": printable(self.title, keep="\n"),
+            "notes": _shown(self.notes),
+            "right": frozenset(_shown(self.right)),
+        }
+        for name, value in shown.items():
+            object.__setattr__(self, name, value)
 
     def rich(self) -> Table:
         """The table for a terminal; notes stand in its caption."""
@@ -83,6 +94,10 @@ class Sheet:
                 gap = " " * (width - _width(cell))
                 cells.append(gap + cell if header in self.right else cell + gap)
             yield "  ".join(cells).rstrip()
+
+
+def _shown(cells: Iterable[str]) -> tuple[str, ...]:
+    return tuple(printable(cell, keep="\n") for cell in cells)
 
 
 def _width(text: str) -> int:
