@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import stat
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from autopeft.errors import UsageError
 
-__all__ = ["in_folder", "local_path", "open_plain", "read_plain"]
+__all__ = [
+    "check_inside",
+    "file_in",
+    "in_folder",
+    "local_path",
+    "open_plain",
+    "read_json",
+    "read_json_in",
+    "read_plain",
+    "read_table_in",
+]
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes; Linux takes 255 and 4,096
+_MOST_JSON = 8 << 20  # bytes, which take up to 32 times as much memory
+_LEADS_OUT = "is a link that leads out of its folder, and is not followed"
+_SNAPSHOT = re.compile(r"(.*/[a-z]+--[^/]+)/snapshots/[^/]+(/|$)")  # of the hub's cache
 
 
 def local_path(given: str | Path, error: type[UsageError] = UsageError) -> Path:
@@ -97,3 +112,94 @@ def in_folder(path: str, folder: Path) -> bool:
     except UsageError:
         return False
     return target.is_relative_to(os.path.realpath(folder))
+
+
+def file_in(folder: Path, name: str) -> Path | None:
+    """The plain file `name` of a folder, or `None` where there is none.
+
+    A folder may come from a stranger, so a link in it may not lead out of it. In a snapshot of the hub's
+    cache links lead to the blobs beside it.
+
+    Raises:
+        UsageError: a link leads out of the folder, or it is no plain file, or nobody may look.
+    """
+    path = folder / name
+    try:
+        root, found = folder.resolve(strict=True), path.resolve(strict=True)
+        plain_file = stat.S_ISREG(found.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except RuntimeError as error:  # links that lead to themselves
+        raise UsageError(f"{str(path)!r} cannot be read: it is a link to itself.") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{str(path)!r} cannot be read: {_why(error)}.") from error
+    if not found.is_relative_to(root):
+        snapshot = _SNAPSHOT.match(root.as_posix())
+        if snapshot is None or not found.is_relative_to(Path(snapshot[1]) / "blobs"):
+            raise UsageError(f"{str(path)!r} {_LEADS_OUT}; put the file itself there.")
+    if not plain_file:
+        raise UsageError(f"{str(path)!r} is not a plain file.")
+    return path
+
+
+def check_inside(folder: Path) -> None:
+    """Check a folder of a stranger's that is about to be written to: everything in it is a folder, a plain
+    file, or a link to something in it.
+
+    Raises:
+        UsageError: something is not, or nobody may look.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UsageError(f"{str(folder)!r} cannot be read: {_why(error)}.") from error
+
+    for at, folders, names in os.walk(folder, onerror=refuse):
+        here = Path(at).relative_to(folder)
+        for name in names:
+            file_in(folder, str(here / name))
+        for name in folders:
+            path = Path(at, name)
+            if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+                raise UsageError(f"{str(path)!r} {_LEADS_OUT}; put the folder itself there.")
+
+
+def _why(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def read_json(path: Path, most: int = _MOST_JSON) -> Any:
+    """The value in a JSON file of at most `most` bytes.
+
+    Raises:
+        UsageError: it cannot be read (see `open_plain`), or is not JSON; the message names the line.
+    """
+    data = read_plain(path, most)
+    try:
+        return json.loads(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{str(path)!r} is not UTF-8 text: line {line}, byte {error.start}.") from error
+    except RecursionError as error:
+        raise UsageError(f"{str(path)!r} is nested too deeply to be read.") from error
+    except ValueError as error:  # its message has line and column
+        raise UsageError(f"{str(path)!r} is not valid JSON: {error}.") from error
+
+
+def read_json_in(folder: Path, name: str, most: int = _MOST_JSON) -> Any:
+    """The value in the JSON file `name` of a folder (errors: see `file_in` and `read_json`).
+
+    Raises:
+        UsageError: it is not there.
+    """
+    path = file_in(folder, name)
+    if path is None:
+        raise UsageError(f"{str(folder)!r} has no {name}.")
+    return read_json(path, most)
+
+
+def read_table_in(folder: Path, name: str, most: int = _MOST_JSON) -> dict[str, Any]:
+    """The object in the JSON file `name` of a folder; errors as `read_json_in`."""
+    value = read_json_in(folder, name, most)
+    if not isinstance(value, dict):
+        raise UsageError(f"{str(folder / name)!r} does not hold a JSON object.")
+    return value

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from autopeft.assets.safetensors_header import read_header
 from autopeft.errors import UsageError
+from autopeft.foreign import read_json
 
 __all__ = ["check_config", "check_folder", "with_adapter"]
 
@@ -51,14 +51,7 @@ def with_adapter(path: str) -> UsageError:
 
 def _read_table(file: Path) -> dict[str, Any]:
     """A JSON object of a model's folder."""
-    try:
-        if file.stat().st_size > _LARGEST_JSON:
-            raise UsageError(
-                f"{file} has more than {_LARGEST_JSON >> 20} MiB, which is the most that is read."
-            )
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{file} cannot be read: {error}.") from error
+    found = read_json(file, _LARGEST_JSON)
     if not isinstance(found, dict):
         raise UsageError(f"{file} does not hold a JSON object: the folder is not a saved model.")
     return found

@@ -26,9 +26,9 @@ from autopeft.cli import (
     tasks,
     train,
 )
-from autopeft.cli.console import INTERRUPTED, Told
+from autopeft.cli.console import INTERRUPTED, Told, notify
 from autopeft.cli.declared import typed_command
-from autopeft.errors import AutoPEFTError, StoppedError, UsageError, printable
+from autopeft.errors import AutoPEFTError, StoppedError, UsageError
 
 __all__ = ["app", "main"]
 
@@ -137,7 +137,7 @@ def _debug() -> bool:
 def _fail(message: str, error: BaseException | None, code: int) -> int:
     if _debug() and error is not None:
         traceback.print_exception(error, file=sys.stderr)
-    print(printable(f"error: {message}", keep="\n\t"), file=sys.stderr)
+    notify(f"error: {message}")
     return code
 
 

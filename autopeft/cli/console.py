@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from autopeft.errors import printable as visible
+from autopeft.errors import printable
 
 if TYPE_CHECKING:
     from autopeft.report.sheet import Sheet
 
-__all__ = [
-    "INTERRUPTED",
-    "Told",
-    "notify",
-    "printable",
-    "say",
-    "say_json",
-    "say_sheet",
-    "terminal",
-]
+__all__ = ["INTERRUPTED", "Told", "echo", "notify", "one_line", "say", "say_json", "say_sheet", "terminal"]
 
-_COMMANDS = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
 
 
@@ -40,19 +29,32 @@ def terminal() -> bool:
     return sys.stdout.isatty()
 
 
+def echo(text: str, stream: TextIO | None = None) -> None:
+    """Print lines of text to `stream` (default: stdout). Foreign text reaches a terminal here alone.
+
+    What the terminal would act on becomes `�` (see `autopeft.errors.printable`), as does what the stream's
+    encoding does not have.
+    """
+    stream = stream or sys.stdout
+    shown, encoding = printable(text, keep="\n\t"), getattr(stream, "encoding", None)
+    if encoding is not None:
+        shown = shown.encode(encoding, "replace").decode(encoding)
+    print(shown, file=stream, flush=True)
+
+
 def say(text: str = "") -> None:
     """A line of the result."""
-    print(visible(text, keep="\n\t"), flush=True)
+    echo(text)
 
 
 def notify(text: str) -> None:
     """A notice that is not part of the result: to stderr, so that pipes stay clean."""
-    print(visible(text, keep="\n\t"), file=sys.stderr, flush=True)
+    echo(text, sys.stderr)
 
 
-def printable(value: Any) -> str:
-    """Foreign text on one line; what cannot be printed, such as a terminal's commands, becomes `�`."""
-    return visible(" ".join(str(value or "").split()))
+def one_line(value: Any) -> str:
+    """Foreign text on one line."""
+    return printable(" ".join(str(value or "").split()))
 
 
 def say_sheet(sheet: Sheet) -> None:
@@ -72,8 +74,12 @@ def say_sheet(sheet: Sheet) -> None:
 def say_json(value: Any) -> None:
     """One JSON document on stdout; figures that are not finite become null, so that any parser reads it."""
     text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
-    # As JSON writes them: it needs no character that a terminal acts on.
-    print(_COMMANDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text), flush=True)
+    # Only strings hold such characters, and there each can be written as its number.
+    say("".join(c if c == "\n" or printable(c) == c else _numbered(c) for c in text))
+
+
+def _numbered(character: str) -> str:
+    return json.dumps(character)[1:-1]
 
 
 def _plain(value: Any) -> Any:

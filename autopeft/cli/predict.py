@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autopeft.cli.console import notify, printable, say, say_json
+from autopeft.cli.console import notify, one_line, say, say_json
 from autopeft.cli.declared import Given, declared
 from autopeft.cli.options import Json, Run
 from autopeft.errors import UsageError
@@ -64,7 +64,7 @@ def predict(
     else:
         for item in found:
             answer = f"no answer: {item['problem']}" if "problem" in item else saved.card.task_kind.line(item)
-            say("\t".join([answer, *(printable(item[k]) for k in ("text", "text_pair") if k in item)]))
+            say("\t".join([answer, *(one_line(item[k]) for k in ("text", "text_pair") if k in item)]))
 
 
 def _unanswered(missing: Sequence[int], found: Sequence[Mapping[str, Any]]) -> str:

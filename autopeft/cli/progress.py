@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from autopeft.cli.console import echo
 from autopeft.composition import is_composition
 from autopeft.display import short
+from autopeft.errors import printable
 from autopeft.report.text import duration, limits_text, number, percent, score
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ class PlainReporter:
         self._stream = stream or sys.stdout
 
     def _say(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        echo(line, self._stream)
 
     def on_start(self, info: SearchInfo) -> None:
         """Print what will be done."""
@@ -145,7 +147,7 @@ class LiveReporter:
     def on_start(self, info: SearchInfo) -> None:
         """Print what will be done above the table."""
         for line in opening(info):
-            self._console.print(line, markup=False, highlight=False)
+            self._console.print(printable(line), markup=False, highlight=False)
         self._remaining = info.estimated_seconds
         self._refresh()
 
@@ -196,7 +198,7 @@ class LiveReporter:
             # Prose folds between words, so that every number is whole.
             table.add_column(header, overflow="fold", no_wrap=header == "deployed")
         for row in self._done[-_ROWS:]:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(printable(cell)) for cell in row))
         for job, counts, step, loss in self._running.values():
             done = f"{step}/{job.steps} steps" if job.steps else "scoring"
             progress = done if loss != loss else f"{done}, loss {loss:.3f}"

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from autopeft.errors import TaskError, UsageError
-from autopeft.runs.files import file_in, read_table_in
+from autopeft.foreign import file_in, read_table_in
 from autopeft.tasks.kinds import kind_of_model
 
 __all__ = ["is_saved_hybrid", "manifest_of", "model_class"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import UsageError, near
 from autopeft.export.from_python import is_saved_hybrid, manifest_of
-from autopeft.runs.files import file_in, read_table_in
+from autopeft.foreign import file_in, read_table_in
 from autopeft.runs.folder import RunFolder
 from autopeft.tasks.glue import GLUE
 from autopeft.tasks.kinds import get_kind, kind_names

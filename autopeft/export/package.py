@@ -19,8 +19,9 @@ from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.export.card import README, model_card, write_card
 from autopeft.export.from_python import is_saved_hybrid, model_class
 from autopeft.export.manifest import MANIFEST, Card
+from autopeft.foreign import file_in, local_path
 from autopeft.recipe import Recipe
-from autopeft.runs.files import copy_in, empty_folder, expanded, file_in, write_json
+from autopeft.runs.files import empty_folder, write_json
 from autopeft.runs.folder import load_run
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def find_saved(ref: str | Path, *, runs: str | Path = "runs") -> Saved:
     Raises:
         UsageError: there is none, or the run has no trained weights.
     """
-    folder = expanded(ref)
+    folder = local_path(ref)
     if file_in(folder, MANIFEST) is None and not is_saved_hybrid(folder):
         if folder.is_dir():
             raise UsageError(
@@ -134,7 +135,9 @@ def write_package(saved: Saved, folder: str | Path, *, notify: Callable[[str], N
         # A folder from Python has a README of ours; beside it, a checkpoint has what only a training needs.
         more = () if saved.card.architecture is not None else (README,)
         for name in (WEIGHTS, _OF_A_HYBRID, *more):
-            copy_in(saved.folder, saved.within(name), target / name)
+            path = file_in(saved.folder, saved.within(name))
+            if path is not None:
+                shutil.copyfile(path, target / name)
         shutil.copyfile(own, target / RECIPE)
     except OSError as error:
         raise AutoPEFTError(f"Cannot write {str(target)!r}: {error.strerror}.") from error

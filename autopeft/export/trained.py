@@ -13,9 +13,9 @@ from autopeft.arguments import command_line
 from autopeft.errors import DataError, TaskError, UsageError
 from autopeft.export.manifest import MANIFEST, read_manifest
 from autopeft.export.package import Saved, find_saved, load_saved
+from autopeft.foreign import read_table_in
 from autopeft.hybrid import Hybrid
 from autopeft.hybrid.labels import nameless
-from autopeft.runs.files import read_table_in
 from autopeft.runs.folder import as_typed
 from autopeft.search.selection.result import SearchResult
 from autopeft.tasks import Split, Task, TaskKind, load_task

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.errors import DataError, UsageError
+from autopeft.foreign import file_in, read_table_in
 from autopeft.hybrid.store import MANIFEST
-from autopeft.runs.files import file_in, read_table_in
 
 __all__ = ["Labels", "nameless"]
 

@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 from autopeft.assets import StoredTensor, read_header
 from autopeft.backbones import spec_of_model
 from autopeft.errors import DataError
+from autopeft.foreign import file_in
 from autopeft.hybrid.hybrid import Hybrid, attach
 from autopeft.hybrid.labels import Labels
 from autopeft.hybrid.modules import head_of
 from autopeft.hybrid.store import RECIPE, WEIGHTS, check_size, saved_key
 from autopeft.recipe import Recipe
-from autopeft.runs.files import file_in
 
 __all__ = ["load"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ class Sheet:
     """Rows of text under headers, with an optional title above and notes below.
 
     Columns named in `right` are set flush right. Cells are plain text, never read as markup: names and labels
-    come from users' files.
+    come from users' files. What a terminal would act on in them becomes `�`.
 
     On a terminal that is too narrow the columns in `fold`, which hold prose, take several lines; then those
     in `drop` are left out, the first of them first. All others, which hold names and numbers, are whole at
@@ -65,6 +65,17 @@ class Sheet:
         unknown = {*self.fold, *self.drop} - set(self.headers)
         if unknown:
             raise ValueError(f"There is no column {sorted(unknown)[0]!r} to fold or to drop.")
+        shown = {
+            "headers": _shown(self.headers),
+            "rows": tuple(map(_shown, self.rows)),
+            "title": printable(self.title, keep="\n"),
+            "notes": _shown(self.notes),
+            "right": frozenset(_shown(self.right)),
+            "fold": frozenset(_shown(self.fold)),
+            "drop": _shown(self.drop),
+        }
+        for name, value in shown.items():
+            object.__setattr__(self, name, value)
 
     def layout(self, width: int) -> Layout:
         """What is shown in `width` columns of a terminal. It is wider where even the rest does not fit: then
@@ -102,19 +113,16 @@ class Sheet:
         from rich.table import Table
         from rich.text import Text
 
-        def cell(text: str, style: str = "") -> Text:
-            return Text(printable(text, keep="\n"), style=style)
-
         # Two columns apart: the padding, and the place that the box has for a line.
         table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for i, width in zip(layout.columns, layout.widths, strict=True):
             side = "right" if self.headers[i] in self.right else "left"
-            table.add_column(cell(self.headers[i]), justify=side, width=width, overflow="fold")  # type: ignore[arg-type]
+            table.add_column(Text(self.headers[i]), justify=side, width=width, overflow="fold")  # type: ignore[arg-type]
         for row in self.rows:
-            table.add_row(*(cell(row[i]) for i in layout.columns))
+            table.add_row(*(Text(row[i]) for i in layout.columns))
         notes = [*self.notes, *_left_out(layout.dropped)]
-        above = [cell(self.title, style="bold")] if self.title else []
-        return Group(*above, table, *map(cell, notes))
+        above = [Text(self.title, style="bold")] if self.title else []
+        return Group(*above, table, *map(Text, notes))
 
     def plain(self) -> str:
         """Aligned columns, two spaces apart, for pipes and log files."""
@@ -143,6 +151,10 @@ class Sheet:
                 gap = " " * (width - cell_len(cell))
                 cells.append(gap + cell if header in self.right else cell + gap)
             yield "  ".join(cells).rstrip()
+
+
+def _shown(cells: Iterable[str]) -> tuple[str, ...]:
+    return tuple(printable(cell, keep="\n") for cell in cells)
 
 
 def _width(text: str) -> int:

@@ -34,8 +34,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from autopeft.errors import AutoPEFTError, UsageError, near
+from autopeft.foreign import file_in, read_json_in, read_table_in
 from autopeft.runs.documents import read_manifest, read_result
-from autopeft.runs.files import empty_folder, file_in, plain, read_json_in, read_table_in, write_atomic
+from autopeft.runs.files import empty_folder, plain, write_atomic
 from autopeft.runs.records import FrontPoint, TrialRecord, read_point, read_record
 
 __all__ = ["Points", "Records", "RunFolder", "as_typed", "go_on", "list_runs", "load_run", "no_runs"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from autopeft.arguments import takes
 from autopeft.errors import AutoPEFTError, StoppedError
-from autopeft.runs.files import check_inside
+from autopeft.foreign import check_inside
 from autopeft.runs.folder import RunFolder, load_run
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.checkpoints import Clock, FolderCheckpoints

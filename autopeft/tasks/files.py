@@ -1,4 +1,4 @@
-"""A user's own data: CSV, TSV, JSON, JSON lines, Parquet, or a folder in the hub's layout."""
+"""A user's own data in a file: CSV, TSV, JSON, JSON lines or Parquet; `folders.py` reads folders of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,26 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Any, Literal
 
-from autopeft.assets import writable_folder
 from autopeft.errors import DataError
-from autopeft.tasks.table import Table
+from autopeft.foreign import read_plain
+from autopeft.tasks.parquet import read_parquet
+from autopeft.tasks.table import Table, is_unicode
 
-__all__ = ["SUFFIXES", "lines_of", "read_file", "read_folder", "read_lines", "tables_of"]
+__all__ = [
+    "MOST_BYTES",
+    "SUFFIXES",
+    "lines_of",
+    "read_file",
+    "read_lines",
+    "read_part",
+    "splits_of",
+    "tables_of",
+]
+
+MOST_BYTES = 2 << 30
+"""Of a file of data or texts, which is read whole."""
+_FEW_PLACES, _SPARSE = 1_000_000, 20
+"""Rows times columns of JSON records, where few are filled, and how many for each that is filled."""
 
 _SPLIT_OF = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation"}
 _SPLIT_OF |= {"dev": "validation", "validation_matched": "validation", "test": "test"}
@@ -31,24 +46,33 @@ def read_file(path: Path) -> Table:
         raise DataError(
             f"{path} has the suffix {suffix!r}; files can be {', '.join(SUFFIXES)}, or a folder of them."
         )
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty.")
-    columns = _READERS[suffix](path)
+    return Table(str(path), _columns(path, _READERS[suffix](path)), {})
+
+
+def read_part(path: Path) -> Table:
+    """Read one file of a folder: as `read_file`, with the names of classes that a Parquet file notes."""
+    if path.suffix.lower() != ".parquet":
+        return read_file(path)
+    columns, classes = read_parquet(path, MOST_BYTES)
+    return Table(str(path), _columns(path, columns), classes)
+
+
+def _columns(path: Path, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
     if not columns:
         raise DataError(f"{path} has no rows.")
-    return Table(str(path), columns, {})
+    for name in columns:
+        if not is_unicode(name):
+            raise DataError(f"{path}: a column is called {name!r:.80}, which is not Unicode; rename it.")
+    return columns
 
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file; an empty line is a line.
 
     Raises:
-        DataError: there is no such file, or it is not UTF-8.
+        DataError: there is no such file, it is none, it is too large, or it is not UTF-8.
     """
-    try:
-        return lines_of(path.read_bytes(), str(path))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    return lines_of(read_plain(path, MOST_BYTES, DataError), str(path))
 
 
 def lines_of(content: bytes, where: str) -> list[str]:
@@ -62,37 +86,11 @@ def lines_of(content: bytes, where: str) -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
-def read_folder(path: Path) -> dict[str, Table]:
-    """Read a folder in the hub's layout (`train*`, `validation*`, `test*` files, or as its README says).
-
-    Returns the tables by split, `validation` and `test` only where there are such files.
-
-    Raises:
-        DataError: there are no data files, or `datasets` cannot read them.
-    """
-    import datasets
-
-    if not any(file.suffix.lower() in SUFFIXES for file in path.rglob("*") if file.is_file()):
-        raise DataError(f"The folder {path} has no data files; they can be {', '.join(SUFFIXES)}.")
-    bars = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        loaded = datasets.load_dataset(str(path), cache_dir=str(writable_folder("datasets")))
-    # datasets raises errors of pandas, pyarrow and its own, without a common base, for what it cannot read.
-    except Exception as error:
-        raise DataError(f"The folder {path} cannot be read: {_first_line(error)}") from error
-    finally:
-        if bars:
-            datasets.enable_progress_bars()
-    return tables_of(loaded, str(path))
-
-
 def tables_of(loaded: Mapping[str, Any], where: str) -> dict[str, Table]:
     """The splits of a `datasets.DatasetDict` as tables, without a test split whose labels are hidden (-1)."""
-    found: dict[str, Table] = {}
+    found = {}
     for name, split in loaded.items():
-        key = _SPLIT_OF.get(str(name))
-        if key is None or key in found:
+        if str(name) not in _SPLIT_OF:
             continue
         columns = {column: split[column][:] for column in split.column_names}
         names = {
@@ -100,14 +98,34 @@ def tables_of(loaded: Mapping[str, Any], where: str) -> dict[str, Table]:
             for column, feature in split.features.items()
             if hasattr(feature, "names")
         }
-        # Leader boards hide test labels as -1, in numbers (STS-B) as in classes.
-        labelled = [column for column in columns if column in names or column.lower() in {"label", "labels"}]
-        if key == "test" and any(set(columns[column]) == {-1} for column in labelled):
+        found[str(name)] = Table(f"{where} ({name})", columns, names)
+    return splits_of(found, where, list(map(str, loaded)))
+
+
+def splits_of(tables: Mapping[str, Table], where: str, names: list[str] | None = None) -> dict[str, Table]:
+    """The tables of train, validation and test, in this order, among those of any name.
+
+    A test split whose labels are hidden (-1) is left out. `names` are those of all splits that there are.
+
+    Raises:
+        DataError: there is no train split.
+    """
+    found: dict[str, Table] = {}
+    for name, table in tables.items():
+        key = _SPLIT_OF.get(name)
+        if key is None or key in found or (key == "test" and _is_hidden(table)):
             continue
-        found[key] = Table(f"{where} ({name})", columns, names)
+        found[key] = table
     if "train" not in found:
-        raise DataError(f"{where} has no train split; it has {', '.join(map(str, loaded))}.")
-    return found
+        told = ", ".join((names or list(tables))[:12])
+        raise DataError(f"{where} has no train split; it has {told}.")
+    return {key: found[key] for key in ("train", "validation", "test") if key in found}
+
+
+def _is_hidden(table: Table) -> bool:
+    """Whether a leader board hides the labels as -1, in numbers (STS-B) as in classes."""
+    labelled = [c for c in table.columns if c in table.label_names or c.lower() in {"label", "labels"}]
+    return any(len(table) and all(value == -1 for value in table.columns[column]) for column in labelled)
 
 
 def _read_csv(path: Path) -> dict[str, list[Any]]:
@@ -173,6 +191,8 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
     content = _text(path)
     try:
         found = json.loads(content)
+    except RecursionError as error:
+        raise DataError(f"{path} is nested too deeply to be a table.") from error
     except ValueError as error:
         if len(content.strip().split("\n")) > 1 and content.lstrip().startswith("{"):
             return _read_jsonl(path)
@@ -185,16 +205,7 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
 
 
 def _read_parquet(path: Path) -> dict[str, list[Any]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        # The file object keeps pyarrow from reading anything into the name (partitions, URIs).
-        with path.open("rb") as file:
-            table = parquet.read_table(file)
-        return {str(name): table.column(name).to_pylist() for name in table.column_names}
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable Parquet file: {_first_line(error)}") from error
+    return read_parquet(path, MOST_BYTES)[0]
 
 
 _READERS: dict[str, Callable[[Path], dict[str, list[Any]]]] = {
@@ -214,18 +225,29 @@ def _of_records(path: Path, records: Iterable[Any]) -> dict[str, list[Any]]:
         if not isinstance(record, dict):
             raise DataError(f"{path}: row {number} is not an object with a text and a label.")
     names = dict.fromkeys(name for record in listed for name in record)
+    places, filled = len(names) * len(listed), sum(map(len, listed))
+    if places > max(_FEW_PLACES, _SPARSE * filled):
+        raise DataError(
+            f"{path}: its {len(listed):,} rows have {len(names):,} different keys and {filled:,} values; a "
+            "table has much the same keys in every row."
+        )
     return {name: [record.get(name) for record in listed] for name in names}
 
 
 def _json(line: str, where: str) -> Any:
     try:
         return json.loads(line)
+    except RecursionError as error:
+        raise DataError(f"{where} is nested too deeply to be a row.") from error
     except ValueError as error:
         raise DataError(f"{where} is not JSON: {error}.") from error
 
 
 def _text(path: Path) -> str:
-    return _decoded(path.read_bytes(), str(path))
+    content = read_plain(path, MOST_BYTES, DataError)
+    if not content:
+        raise DataError(f"{path} is empty.")
+    return _decoded(content, str(path))
 
 
 def _decoded(content: bytes, where: str) -> str:
@@ -233,7 +255,3 @@ def _decoded(content: bytes, where: str) -> str:
         return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{where} is not UTF-8 (byte {error.start}); save it as UTF-8.") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

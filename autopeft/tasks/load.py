@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Literal
 
 from autopeft.assets import Notify, hub_answers
 from autopeft.errors import TaskError, near
-from autopeft.tasks.files import SUFFIXES, read_file, read_folder
+from autopeft.foreign import local_path
+from autopeft.tasks.files import SUFFIXES, read_file
+from autopeft.tasks.folders import read_folder
 from autopeft.tasks.glue import GLUE, GlueTask, canonical, glue_available, read_glue, read_hub
 from autopeft.tasks.kinds import ClassWeights, TaskKind, choose_kind, get_kind, metrics_of
 from autopeft.tasks.memory import describe, tables_in
@@ -122,7 +124,7 @@ def _named(name: str, named: ColumnNames, asked: _Asked, stand_in: bool, tell: N
         if short in GLUE:
             return _glue(GLUE[short], asked, stand_in, tell)
         return _packaged(PACKAGED[name], asked, tell)
-    path = Path(name).expanduser()
+    path = local_path(name, TaskError)
     if path.is_dir():
         return _from_tables(read_folder(path), name, named, asked)
     if path.is_file():

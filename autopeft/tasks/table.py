@@ -17,6 +17,7 @@ __all__ = [
     "choose_columns",
     "choose_texts",
     "empty_rows",
+    "is_unicode",
     "listed",
     "number_of",
     "numbers_of",
@@ -205,12 +206,20 @@ def read_labels(table: Table, column: str) -> list[Any]:
     _refuse(table, column, _NO_LABEL, [i for i, value in enumerate(labels) if _missing(value)])
     odd = [i for i, value in enumerate(labels) if not isinstance(value, str | int | float | bool)]
     _refuse(table, column, "a label that is neither text nor a number", odd)
+    bad = [i for i, value in enumerate(labels) if isinstance(value, str) and not is_unicode(value)]
+    _refuse(table, column, "a label that is not Unicode", bad)
     names = table.label_names.get(column)
     if names is not None:
+        wrong = [i for i, value in enumerate(labels) if not _is_index(value)]
+        _refuse(table, column, f"no number of one of its {len(names)} classes", wrong)
         hidden = [i for i, value in enumerate(labels) if not 0 <= value < len(names)]
         _refuse(table, column, "no label (hidden, stored as -1)", hidden)
         labels = [names[value] for value in labels]
     return labels
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def peek_labels(tables: Mapping[str, Table], named: ColumnNames) -> list[Any]:
@@ -247,6 +256,8 @@ def number_of(value: Any) -> float | None:
         return None
     try:
         return float(value)
+    except OverflowError:  # a whole number of more digits than a real one can have
+        return math.inf if value > 0 else -math.inf
     except ValueError:
         return None
 
@@ -271,11 +282,16 @@ def _problem(value: Any) -> str | None:
         return _NO_TEXT
     if not isinstance(value, str):
         return _NOT_TEXT
+    return None if is_unicode(value) else _NOT_UNICODE
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written to a file; halves of surrogate pairs cannot."""
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError:
-        return _NOT_UNICODE
-    return None
+        return False
+    return True
 
 
 def _refuse(table: Table, column: str, what: str, rows: list[int]) -> None:

@@ -175,7 +175,7 @@ def test_foreign_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     run = make(tmp_path, "a")
     monkeypatch.setattr(module, "_MAX_LINE", 10)
     (run.path / "manifest.json").write_bytes(b"[" + b"0," * (4 << 20) + b"0]")
-    with pytest.raises(UsageError, match="more than 8,388,608 bytes"):
+    with pytest.raises(UsageError, match="at most 8 MiB are read"):
         run.manifest()
     run.append_line("trials.jsonl", {"a": "b" * 20})
     for read in (run.lines, run.trials):

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.errors import RecipeError, UsageError, near
+from autopeft.foreign import file_in, local_path
 from autopeft.graph import build_graph
 from autopeft.recipe import (
     Recipe,
     recipe_names,
 )
-from autopeft.runs.files import expanded, file_in
 from autopeft.runs.folder import RunFolder, list_runs, load_run
 from autopeft.runs.records import TrialRecord, read_record
 from autopeft.search.optimization.pareto import best_first, pareto_front
@@ -108,7 +108,7 @@ def _notes(matches: Sequence[Match], space: str) -> list[str]:
 
 def _open(source: str | Path, runs: str | Path) -> RunFolder | Recipe:
     """The run or the recipe that a source means."""
-    text, path = str(source), expanded(source)
+    text, path = str(source), local_path(source)
     if text in recipe_names():
         return Recipe.named(text)
     if os.path.isfile(path):

@@ -25,6 +25,7 @@ __all__ = ["REGRESSION_VALUES", "Regression", "SquaredError"]
 REGRESSION_VALUES = 10
 _CLAIM = 0.5
 _BINS = 10
+_LARGEST = 1e15  # the squares of 10**8 such errors add up in single precision
 
 
 class SquaredError(Loss):
@@ -60,16 +61,23 @@ class Regression(TaskKind):
         """Any numbers will do.
 
         Raises:
-            DataError: labels are not all finite numbers, or all the same.
+            DataError: labels are not all finite numbers, too large for single precision, or all the same in
+                it.
         """
         numbers = numbers_of(parts)
         if numbers is None:
             raise DataError(
                 f"Regression needs numbers as labels, but those of {parts[0].where} are not all numbers."
             )
-        flat = {number for part in numbers for number in part}
-        if len(flat) < 2:
-            raise DataError(f"{parts[0].where}: all labels are {flat.pop()}; there is nothing to learn.")
+        flat = [number for part in numbers for number in part]
+        largest = max(flat, key=abs)
+        if abs(largest) > _LARGEST:
+            raise DataError(
+                f"{parts[0].where}: a label is {largest:.4g}, and numbers are learned up to {_LARGEST:.0e}, "
+                "whose squares still add up; divide the labels by a power of ten."
+            )
+        if len(set(self.label_array(flat).tolist())) < 2:
+            raise DataError(f"{parts[0].where}: all labels are {flat[0]}; there is nothing to learn.")
         return (), [list(part) for part in numbers]
 
     def strata(self, labels: Sequence[Any]) -> list[int]:

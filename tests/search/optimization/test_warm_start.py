@@ -277,7 +277,7 @@ def test_damage_elsewhere_costs_nothing_and_damage_here_is_said(tmp_path: Path, 
         for source in ("torn", torn.path):
             with pytest.raises(UsageError, match="Permission denied"):
                 points_from([source], bound, runs=runs)
-    with pytest.raises(UsageError, match="neither a run"):
+    with pytest.raises(UsageError, match="home folder of a user"):
         points_from(["~no-such-user/x"], bound, runs=runs)
 
 

@@ -1,0 +1,191 @@
+"""A folder of data files in the hub's layout, read with the readers of single files.
+
+The library `datasets` would guess among 27 formats, follow what a README names out of the folder or onto the
+network, and end the process on JSON that is nested deeply enough.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from autopeft.errors import DataError
+from autopeft.foreign import in_folder
+from autopeft.tasks.files import SUFFIXES, read_part, splits_of
+from autopeft.tasks.readme import DataCard, card_of
+from autopeft.tasks.table import Table
+
+__all__ = ["read_folder"]
+
+_MOST_FILES, _MOST_PARTS = 10_000, 1_000
+_KEYWORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_APART = "-._ 0123456789"  # what parts a keyword from the rest of a name
+_NO_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
+_FAVOURED = (".parquet", ".jsonl", ".json", ".csv")
+_WHOLE = re.compile(r"[-+]?\d{1,18}")
+
+
+def read_folder(path: Path) -> dict[str, Table]:
+    """Read a folder in the hub's layout: `train*`, `validation*`, `test*` files, or as its README says.
+
+    Returns the tables by split, `validation` and `test` only where there are such files.
+
+    Raises:
+        DataError: there are no data files or far too many, one cannot be read or lies outside the folder, or
+            the README is none.
+    """
+    files, card = _data_files(path), card_of(path)
+    if card.folder:
+        _check_inside(path, card.folder)
+        files = [file for file in files if file.startswith(card.folder.removeprefix("./"))]
+    parts = _named(path, files, card.files) if card.files else _by_name(files)
+    parts = _of_one_format(parts)
+    if not parts:
+        raise DataError(f"The folder {path} has no data files where its README says that they are.")
+    if sum(map(len, parts.values())) > _MOST_PARTS:
+        raise DataError(f"The folder {path} has more than {_MOST_PARTS:,} data files; join some of them.")
+    found = {split: _joined(path, split, names, card) for split, names in parts.items()}
+    return splits_of(found, str(path))
+
+
+def _data_files(folder: Path) -> list[str]:
+    """The data files of a folder by their paths from there, sorted; what is hidden is left out."""
+    found, seen = [], 0
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        seen += len(folders) + len(names)
+        if seen > _MOST_FILES:
+            raise DataError(
+                f"The folder {folder} holds more than {_MOST_FILES:,} files and folders: it is not one of a "
+                "data set. Name the folder, or the file, of the data."
+            )
+        for name in names:
+            if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".") and name not in _NO_DATA:
+                found.append(Path(place, name).relative_to(folder).as_posix())
+    if not found:
+        raise DataError(f"The folder {folder} has no data files; they can be {', '.join(SUFFIXES)}.")
+    return sorted(found)
+
+
+def _by_name(files: Sequence[str]) -> dict[str, list[str]]:
+    """Files by the split that a folder's or their own name says; all for training where none does."""
+    for parts_of in (lambda file: file.split("/")[:-1], lambda file: file.split("/")[-1:]):
+        found: dict[str, list[str]] = {}
+        for file in files:
+            split = next((s for s in _KEYWORDS if any(_says(part, s) for part in parts_of(file))), None)
+            if split is not None:
+                found.setdefault(split, []).append(file)
+        if found:
+            return found
+    return {"train": list(files)}
+
+
+def _says(name: str, split: str) -> bool:
+    apart = f"[{re.escape(_APART)}]"
+    return any(re.search(rf"(^|{apart})({word})($|{apart})", name.lower()) for word in _KEYWORDS[split])
+
+
+def _named(folder: Path, files: Sequence[str], patterns: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Files by the patterns of a README."""
+    found: dict[str, list[str]] = {}
+    for split, wanted in patterns.items():
+        for pattern in wanted:
+            _check_inside(folder, pattern)
+            segments = tuple(part for part in pattern.split("/") if part not in ("", "."))
+            chosen = [file for file in files if _fits(tuple(file.split("/")), segments)]
+            found.setdefault(split, []).extend(file for file in chosen if file not in found.get(split, ()))
+    return {split: sorted(names) for split, names in found.items() if names}
+
+
+def _check_inside(folder: Path, path: str) -> None:
+    if "://" in path or "::" in path or not in_folder(path, folder):
+        raise DataError(
+            f"The README of {folder} names data at {path!r:.200}, which is not in its folder; only what lies "
+            "there is read."
+        )
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path fits a pattern: `**` stands for any number of folders, and at the end for all below."""
+    reached = {0}  # places of the pattern that the parts so far may have led to
+    for part in parts:
+        reached |= {i + 1 for i in reached if i < len(pattern) and pattern[i] == "**"}
+        stays = {i for i in reached if i < len(pattern) and pattern[i] == "**"}
+        moves = {
+            i + 1
+            for i in reached
+            if i < len(pattern) and pattern[i] != "**" and fnmatchcase(part, pattern[i])
+        }
+        reached = stays | moves
+    return any(all(rest == "**" for rest in pattern[i:]) for i in reached)
+
+
+def _of_one_format(parts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The files of the suffix that most have."""
+    counts = Counter(Path(file).suffix.lower() for files in parts.values() for file in files)
+    if not counts:
+        return {}
+    suffix = max(
+        counts, key=lambda s: (counts[s], -_FAVOURED.index(s) if s in _FAVOURED else -len(_FAVOURED), s)
+    )
+    kept = {split: [f for f in files if Path(f).suffix.lower() == suffix] for split, files in parts.items()}
+    return {split: files for split, files in kept.items() if files}
+
+
+def _joined(folder: Path, split: str, files: Sequence[str], card: DataCard) -> Table:
+    """The rows of all files of a split."""
+    where, tables = f"{folder} ({split})", []
+    for name in files:
+        if not _may_be_read(folder, name):
+            raise DataError(
+                f"{folder / name} is a link that leads outside its folder; copy the file there instead."
+            )
+        tables.append(read_part(folder / name))
+    names = list(tables[0].columns)
+    other = next((table for table in tables if set(table.columns) != set(names)), None)
+    if other is not None:
+        raise DataError(f"{other.where} has other columns than {tables[0].where}.")
+    columns = {name: [value for table in tables for value in table.columns[name]] for name in names}
+    if Path(files[0]).suffix.lower() in (".csv", ".tsv"):
+        columns = {name: _as_numbers(values) for name, values in columns.items()}
+    classes = {**{k: v for table in tables for k, v in table.label_names.items()}, **card.classes}
+    known = {name: classes[name] for name in names if name in classes}
+    return Table(where, {n: _as_indices(v, known[n]) if n in known else v for n, v in columns.items()}, known)
+
+
+def _may_be_read(folder: Path, name: str) -> bool:
+    """Whether a file lies in its folder; the hub's cache keeps those of a snapshot beside it."""
+    if in_folder(name, folder):
+        return True
+    real = Path(os.path.realpath(folder))
+    blobs = real.parent.parent / "blobs"
+    return real.parent.name == "snapshots" and Path(os.path.realpath(folder / name)).is_relative_to(blobs)
+
+
+def _as_numbers(values: list[Any]) -> list[Any]:
+    """A column of text as numbers where all of it is; empty places are missing values then."""
+    filled = [value for value in values if value]
+    if not filled:
+        return values
+    if all(_WHOLE.fullmatch(value) for value in filled):
+        return [int(value) if value else None for value in values]
+    try:
+        numbers = [float(value) if value and "_" not in value else None for value in values]
+    except ValueError:
+        return values
+    return values if any("_" in value for value in filled) else list(numbers)
+
+
+def _as_indices(values: Sequence[Any], names: Sequence[str]) -> list[Any]:
+    """Classes as their places in `names`, where a file has the names themselves."""
+    places = {name: i for i, name in enumerate(names)}
+    return [places.get(value, value) if isinstance(value, str) else value for value in values]

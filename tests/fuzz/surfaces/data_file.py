@@ -1,0 +1,252 @@
+"""A user's own data in one file: CSV, TSV, JSON, JSON lines, Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import socket
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+from support.saved_model import save_backbone
+
+from autopeft.assets import load_tokenizer
+from autopeft.report.evaluation import evaluation_sheets
+from autopeft.tasks import Task, load_task
+from autopeft.tasks.encode import encode
+from autopeft.tasks.summary import summarise
+
+from .. import mutate
+from ..surface import Call, First
+
+_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
+_LABELS: tuple[Any, ...] = (0, 1, "yes", "no", 0.5, 1.5, "a", "b", "c", 3, 4.25, True)
+_WORDS = ("good", "bad", "film", "the", "a", "story", "was")
+
+
+@cache
+def tokenizer() -> Any:
+    """Of a tiny BERT that is kept for as long as the process lives."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        return load_tokenizer(str(save_backbone(Path(folder) / "bert")))
+
+
+def rows(random: Random, number: int | None = None) -> list[dict[str, Any]]:
+    """Rows that can be learned: a text, sometimes a second one, and a label of one of some kinds."""
+    kind = random.choice((("yes", "no"), (0, 1), ("a", "b", "c"), "real"))
+    pair = random.random() < 0.3
+    found: list[dict[str, Any]] = []
+    for i in range(number or random.choice((20, 40, 60))):
+        words = " ".join(random.choice(_WORDS) for _ in range(4))
+        row = {"sentence1": f"{words} {i}", "sentence2": words} if pair else {"text": f"{words} {i}"}
+        row["label"] = i * 0.37 - 3 if kind == "real" else kind[i % len(kind)]
+        found.append(row)
+    return found
+
+
+def use(task: Task) -> None:
+    """What a training does with a task before the first step."""
+    json.dumps(task.describe())
+    encode(task, tokenizer(), 16)
+    summary = summarise(task, tokenizer(), 16)
+    summary.lines()
+    json.dumps(summary.to_dict()).encode()
+    for sheet in evaluation_sheets(("x", "test", 1, 0.5), task):
+        sheet.plain().encode()
+
+
+def written(table: list[Any], suffix: str) -> bytes:
+    """Rows in the format of a suffix, as far as it can hold them."""
+    if suffix in (".json",):
+        return mutate.bytes_of(_json(table))
+    if suffix in (".jsonl", ".ndjson"):
+        return mutate.bytes_of("\n".join(map(_json, table)))
+    records = [row for row in table if isinstance(row, dict)]
+    names = list(dict.fromkeys(name for row in records for name in row))
+    if suffix == ".parquet":
+        return _parquet({name: [row.get(name) for row in records] for name in names})
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, delimiter="\t" if suffix == ".tsv" else ",")
+    writer.writerow(names)
+    writer.writerows([_cell(row.get(name)) for name in names] for row in records)
+    return mutate.bytes_of(out.getvalue())
+
+
+def _cell(value: Any) -> str:
+    try:
+        return str(value)
+    except ValueError:  # more digits than Python writes
+        return "9" * 5000
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except ValueError:
+        return "[" + "9" * 5000 + "]"
+
+
+def _parquet(columns: dict[str, list[Any]]) -> bytes:
+    sink = io.BytesIO()
+    arrays = {}
+    for name, values in columns.items():
+        try:
+            arrays[name] = pa.array(values)
+        except (pa.ArrowException, ValueError, OverflowError, TypeError):
+            arrays[name] = pa.array(
+                [_cell(value).encode("utf-8", "surrogatepass") for value in values], pa.binary()
+            )
+    try:
+        parquet.write_table(
+            pa.table({k.encode("utf-8", "replace").decode(): v for k, v in arrays.items()}), sink
+        )
+    except (pa.ArrowException, ValueError):
+        return b"PAR1PAR1"
+    return sink.getvalue()
+
+
+def hostile_file(random: Random, path: Path) -> None:
+    """Write a hostile file of data."""
+    suffix = path.suffix
+    table: Any = rows(random)
+    if random.random() < 0.7:
+        table = mutate.tree(random, table)
+    if not isinstance(table, list):
+        table = [table]
+    content = written(table, suffix)
+    kind = random.randrange(3)
+    if kind == 0 and suffix != ".parquet":
+        content = mutate.text(
+            random, content.decode("utf-8", "replace"), tokens=('""', '"', ",", "\t", ";", "NaN")
+        )
+    elif kind == 0 or (kind == 1 and suffix == ".parquet"):
+        content = mutate.data(random, content)
+    path.write_bytes(content)
+
+
+def hostile(random: Random, folder: Path) -> Call:
+    path = folder / f"data{random.choice(_SUFFIXES)}"
+    hostile_file(random, path)
+    named = {
+        key: mutate.word(random) if random.random() < 0.3 else value
+        for key, value in (
+            ("text", "text"),
+            ("label", "label"),
+            ("kind", "regression"),
+            ("metric", "accuracy"),
+        )
+        if random.random() < 0.15
+    }
+    drop = random.random() < 0.3
+    return lambda: use(load_task(str(path), drop_empty=drop, stand_in=False, **named))  # type: ignore[arg-type]
+
+
+def _of(name: str, content: str | Callable[[], bytes], **options: Any) -> First:
+    def write(folder: Path) -> Call:
+        (folder / name).write_bytes(mutate.bytes_of(content) if isinstance(content, str) else content())
+        return lambda: use(load_task(name, **options))
+
+    return write
+
+
+def _labelled(label: Any) -> str:
+    return "".join(
+        json.dumps({"text": f"text {i}", "label": label if i % 2 else 0}) + "\n" for i in range(40)
+    )
+
+
+def _bad_utf8() -> bytes:
+    texts = pa.array([b"\xff\xfe broken"] * 40, pa.binary()).cast(pa.string(), safe=False)
+    return _table({"text": texts, "label": pa.array([0, 1] * 20)})
+
+
+def _table(columns: dict[str, Any], **options: Any) -> bytes:
+    sink = io.BytesIO()
+    parquet.write_table(pa.table(columns), sink, **options)
+    return sink.getvalue()
+
+
+def _twins() -> bytes:
+    sink = io.BytesIO()
+    labels = pa.array([0, 1] * 20)
+    parquet.write_table(
+        pa.Table.from_arrays([pa.array(["a"] * 40), labels, labels], ["text", "label", "label"]), sink
+    )
+    return sink.getvalue()
+
+
+def _times() -> bytes:
+    return _table({"text": pa.array([2**60] * 40, pa.timestamp("us")), "label": pa.array([0, 1] * 20)})
+
+
+def _nothings() -> bytes:
+    rows = 30_000_000
+    return _table({"text": pa.nulls(rows, pa.string()), "label": pa.nulls(rows, pa.int8())})
+
+
+def _repeated() -> bytes:
+    """A quarter of a megabyte that is five gigabytes of text."""
+    rows = 20_000
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["long " * 50_000]))
+    return _table({"text": texts, "label": pa.array([0, 1] * (rows // 2), pa.int8())}, store_schema=False)
+
+
+def _special(make: Any) -> First:
+    def write(folder: Path) -> Call:
+        make(folder / "data.csv")
+        return lambda: use(load_task("data.csv"))
+
+    return write
+
+
+def _socket(path: Path) -> None:
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(path.name)
+    listening.close()
+
+
+FIRST: dict[str, First] = {
+    "labels of 400 digits": _of("a.jsonl", _labelled(int("9" * 400))),
+    "labels of 400 digits in a CSV": _of("a.csv", "text,label\n" + f"a,{'9' * 400}\nb,1\n" * 20),
+    "labels of 5,000 digits": _of("a.jsonl", '{"text": "a", "label": ' + "9" * 5000 + "}\n"),
+    "labels of 1e300": _of("a.jsonl", _labelled(1e300), kind="regression"),
+    "labels of 1e-300": _of("a.jsonl", _labelled(1e-300), kind="regression"),
+    "labels that are infinite": _of("a.jsonl", _labelled(float("inf"))),
+    "labels with a terminal's commands": _of("a.jsonl", _labelled("\x1b[31mred\x1b]0;title\x07\x9b2J")),
+    "labels that are half a letter": _of("a.jsonl", _labelled("\ud800")),
+    "labels that are HTML": _of("a.jsonl", _labelled("<script>alert(1)</script>")),
+    "a column that is half a letter": _of("a.jsonl", '{"text": "a", "label": 1, "\\ud800": 2}\n' * 40),
+    "texts that are half a letter": _of("a.jsonl", '{"text": "\\ud800", "label": 1}\n' * 40),
+    "deep JSON": _of("a.json", "[" * 100000),
+    "deep JSON that ends": _of("a.json", "[" * 100000 + "]" * 100000),
+    "deep JSON in a row": _of("a.jsonl", '{"text": "a", "label": ' + "[" * 100000 + "]" * 100000 + "}\n"),
+    "a key of its own in each row": _of(
+        "a.jsonl", "".join(f'{{"text": "a", "label": 1, "k{i}": 1}}\n' for i in range(20000))
+    ),
+    "a column of its own for each comma": _of("a.csv", "," * 200000 + "\n"),
+    "Parquet with bad UTF-8": _of("a.parquet", _bad_utf8),
+    "Parquet of times beyond the calendar": _of("a.parquet", _times),
+    "Parquet of two columns of one name": _of("a.parquet", _twins),
+    "Parquet of 30 million rows": _of("a.parquet", _nothings),
+    "Parquet of long texts": _of("a.parquet", _repeated),
+    "a pipe": _special(lambda path: os.mkfifo(path)),
+    "a socket": _special(_socket),
+    "a link to a device": _special(lambda path: path.symlink_to("/dev/zero")),
+    "a link to itself": _special(lambda path: path.symlink_to("data.csv")),
+    "a folder called so": _special(lambda path: path.mkdir()),
+    "a file of a terabyte": _special(
+        lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 1 << 40)
+    ),
+    "the zero device": lambda folder: lambda: use(load_task("/dev/zero")),
+    "a name longer than a folder takes": lambda folder: lambda: use(load_task("x" * 300 + ".csv")),
+    "a home that is nobody's": lambda folder: lambda: use(load_task("~nosuchuser/x.csv")),
+}
