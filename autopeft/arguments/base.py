@@ -31,7 +31,7 @@ class Arguments(BaseModel):
 
     called: ClassVar[str] = "this"
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, /, **given: Any) -> None:
         needed = self.needed()
         try:
             super().__init__(**{k: v for k, v in given.items() if v is not NEEDED or k not in needed})

@@ -56,7 +56,14 @@ def _problem(
             return own
     allowed = declared[name].takes or " or ".join(dict.fromkeys(map(_allowed, details)))
     at_least = f" of at least {declared[name].least:g}" if declared[name].least is not None else ""
-    return UsageError(f"{name} is {allowed}{at_least}, but got {name}={reprlib.repr(given.get(name))}.")
+    return UsageError(f"{name} is {allowed}{at_least}, but got {name}={_shown(given.get(name))}.")
+
+
+def _shown(value: Any) -> str:
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits out
+        return "a number of thousands of digits"
 
 
 def _allowed(detail: Mapping[str, Any]) -> str:

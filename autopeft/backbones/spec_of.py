@@ -12,11 +12,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from autopeft.assets import quantization_of
+from autopeft.assets.bounds import bounded_model
 from autopeft.backbones.places import Layout, Place, StackPlaces, base_model_of, layout_of
 from autopeft.errors import SiteError
 from autopeft.spec import BackboneSpec, Site, StackName, StackSpec, TensorRole, TensorSpec
 
-__all__ = ["spec_of", "spec_of_model"]
+__all__ = ["on_meta", "spec_of", "spec_of_model"]
 
 
 def spec_of(config: PreTrainedConfig, auto_class: Any = None) -> BackboneSpec:
@@ -33,6 +34,7 @@ def spec_of(config: PreTrainedConfig, auto_class: Any = None) -> BackboneSpec:
 
     Raises:
         SiteError: no site map fits the family.
+        UsageError: the config makes no model, or one that is larger than any.
     """
     text = config.to_json_string(use_diff=False)
     spec = _spec_of_json(config.model_type, text)
@@ -51,12 +53,20 @@ def _spec_in_class(model_type: str, text: str, auto_class: Any) -> BackboneSpec:
     return _cut(_spec_of_json(model_type, text), base, layout_of(base))
 
 
+def on_meta(config: PreTrainedConfig, auto_class: Any) -> PreTrainedModel:
+    """The model that a configuration makes, without memory for its weights.
+
+    Raises:
+        UsageError: it makes none, or one that is larger than any model.
+    """
+    with torch.device("meta"), bounded_model(repr(config.model_type)):
+        return cast(PreTrainedModel, auto_class.from_config(config))
+
+
 def _on_meta(model_type: str, text: str, auto_class: Any) -> PreTrainedModel:
     values = json.loads(text)
     values.pop("model_type", None)
-    config = AutoConfig.for_model(model_type, **values)
-    with torch.device("meta"):
-        return cast(PreTrainedModel, auto_class.from_config(config))
+    return on_meta(AutoConfig.for_model(model_type, **values), auto_class)
 
 
 def spec_of_model(model: PreTrainedModel) -> tuple[BackboneSpec, Layout]:

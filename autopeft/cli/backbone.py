@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autopeft.cli.console import notify
+from autopeft.foreign import local_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -24,7 +24,7 @@ def config_of(model: str) -> PreTrainedConfig:
     from autopeft.assets import ModelSource, load_config, quiet_libraries, resolve_model
 
     quiet_libraries()
-    folder = Path(model).expanduser()
+    folder = local_path(model)
     if (folder / "config.json").is_file():
         return load_config(ModelSource(str(folder), None, "folder", None))
     return load_config(resolve_model(model, notify=notify))
@@ -43,21 +43,16 @@ def spec_for(model: str) -> BackboneSpec:
 
 def head_size(config: PreTrainedConfig, num_labels: int) -> int:
     """Parameters of the classification head that `transformers` gives this backbone; 0 where it has none."""
-    import torch
-    from transformers import (
-        AutoModelForImageClassification,
-        AutoModelForSequenceClassification,
-        PreTrainedModel,
-    )
+    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
     from autopeft.assets import head_names
+    from autopeft.backbones import on_meta
 
     classes = (AutoModelForSequenceClassification, AutoModelForImageClassification)
     for auto in classes:
         if type(config) in auto._model_mapping:
             config = type(config).from_dict({**config.to_dict(), "num_labels": num_labels})
-            with torch.device("meta"):
-                model: PreTrainedModel = auto.from_config(config)
+            model = on_meta(config, auto)
             return sum(
                 p.numel() for name in head_names(model) for p in model.get_submodule(name).parameters()
             )

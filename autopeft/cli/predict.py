@@ -82,6 +82,9 @@ def _texts(given: list[str] | None, file: Path | None) -> list[str] | Path:
     assert file is not None
     if str(file) != "-":
         return file
-    from autopeft.tasks.files import lines_of
+    from autopeft.tasks.files import MOST_BYTES, lines_of
 
-    return lines_of(typer.get_binary_stream("stdin").read(), "stdin")
+    content = typer.get_binary_stream("stdin").read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise UsageError(f"stdin gives more than {MOST_BYTES:,} bytes, which are the most that are read.")
+    return lines_of(content, "stdin")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from numpy.typing import NDArray
 
 from autopeft.errors import DataError, UsageError
+from autopeft.foreign import local_path
 from autopeft.tasks.files import SUFFIXES, read_file, read_lines
 from autopeft.tasks.memory import tables_in
 from autopeft.tasks.split import Split
@@ -102,9 +103,10 @@ def _read(data: Any) -> Table:
                 f"One table is answered at a time, but got {', '.join(tables)}; hand over one of them."
             )
         return tables["train"]
-    if not data.is_file():
+    path = local_path(data, DataError)
+    if not path.exists():
         raise DataError(f"There is no file {data}.")
-    return read_file(data)
+    return read_file(path)
 
 
 def _of_texts(known: TrainedHybrid, texts: Any, given: PredictArguments) -> tuple[Table, ColumnNames]:
@@ -114,9 +116,10 @@ def _of_texts(known: TrainedHybrid, texts: Any, given: PredictArguments) -> tupl
             "texts and files with one text a line have none."
         )
     where = str(texts) if isinstance(texts, Path) else "The list of texts"
-    first = (
-        read_lines(texts) if isinstance(texts, Path) else [texts] if isinstance(texts, str) else list(texts)
-    )
+    if isinstance(texts, Path):
+        first = read_lines(local_path(texts, DataError))
+    else:
+        first = [texts] if isinstance(texts, str) else list(texts)
     second = None if given.text_pair is None else list(given.text_pair)
     if known.pairs is False and second is not None:
         raise UsageError("This hybrid was trained on single texts; leave out text_pair.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.errors import UsageError
+from autopeft.foreign import local_path
 from autopeft.runs.files import is_there, plain, write_atomic
 
 __all__ = ["OUT_SUFFIXES", "check_out", "write_answers"]
@@ -23,7 +24,7 @@ def check_out(value: str | Path) -> None:
     Raises:
         UsageError: it has another suffix, is there already, or its folder is not.
     """
-    path = Path(value)
+    path = local_path(value)
     if path.suffix.lower() not in OUT_SUFFIXES:
         raise UsageError(f"Answers are written as {' or '.join(OUT_SUFFIXES)}, but got out={str(path)!r}.")
     if is_there(path):

@@ -125,7 +125,7 @@ def write_package(saved: Saved, folder: str | Path, *, notify: Callable[[str], N
         RecipeError: the recipe of the weights cannot be read.
         AutoPEFTError: the folder cannot be written.
     """
-    target = empty_folder(Path(folder), "-o")
+    target = empty_folder(local_path(folder), "-o")
     own = file_in(saved.folder, saved.within(RECIPE)) or file_in(saved.folder, RECIPE)
     if own is None:
         raise UsageError(f"{saved.folder} has no {RECIPE}, which says what its weights are.")

@@ -19,8 +19,11 @@ MOST_VALUES = 10_000
 _LETTERS = 40  # a text counts one value for so many letters
 
 
-class _TooDeepError(Exception):
-    """Nesting went beyond the bound, perhaps without an end."""
+_MOST_DIGITS = 300  # as in files
+
+
+class _TooLargeError(Exception):
+    """Nesting went beyond the bound, perhaps without an end, or a number has too many digits."""
 
 
 def check_size(tree: Any, problems: Problems) -> None:
@@ -31,8 +34,8 @@ def check_size(tree: Any, problems: Problems) -> None:
     """
     try:
         size = written_out(tree)
-    except _TooDeepError:
-        problems.add((), f"nested more than {MAX_NESTING} levels deep; flatten it.")
+    except _TooLargeError as error:
+        problems.add((), str(error))
     else:
         if size > MOST_VALUES:
             shown = f"{size:,}" if size < 10**12 else "more than a million millions of"
@@ -71,11 +74,13 @@ class _Count:
             used = self.variables.get(tree)
             return (1 + len(tree) // _LETTERS if used is None else used[0]), 0
         if not isinstance(tree, (dict, list, tuple)):
+            if isinstance(tree, int) and tree.bit_length() > _MOST_DIGITS * 4:
+                raise _TooLargeError(f"a number of more than {_MOST_DIGITS} digits; write a smaller one.")
             return 1, 0
         # Trees from Python may hold one container in several places, and even within itself.
         known = self._known.get(id(tree))
         if depth + (1 if known is None else known[1]) > MAX_NESTING:
-            raise _TooDeepError
+            raise _TooLargeError(f"nested more than {MAX_NESTING} levels deep; flatten it.")
         if known is None:
             known = self._known[id(tree)] = self._container(tree, depth + 1)
         return known

@@ -34,7 +34,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from autopeft.errors import AutoPEFTError, UsageError, near
-from autopeft.foreign import file_in, read_json_in, read_table_in
+from autopeft.foreign import file_in, local_path, read_json_in, read_table_in
 from autopeft.runs.documents import read_manifest, read_result
 from autopeft.runs.files import empty_folder, plain, write_atomic
 from autopeft.runs.records import FrontPoint, TrialRecord, read_point, read_record
@@ -126,7 +126,7 @@ class RunFolder:
         """Make `root/<date-time>-<task>-<key>`, or `out`, which must be new or empty.
 
         Raises:
-            UsageError: `out` holds something already.
+            UsageError: `out` holds something already, or is no path.
             AutoPEFTError: the folder cannot be made, or the disk has less than 100 MB left.
         """
         slug = (
@@ -134,7 +134,7 @@ class RunFolder:
             or "task"
         )
         stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
-        path = Path(out) if out is not None else Path(root) / f"{stamp}-{slug}-{key[:6]}"
+        path = local_path(out) if out is not None else local_path(root) / f"{stamp}-{slug}-{key[:6]}"
         path = empty_folder(Path(os.path.abspath(path)), "--out")
         try:
             made = not path.exists()
@@ -409,7 +409,7 @@ def list_runs(root: Path | str = "runs") -> list[RunFolder]:
     Raises:
         UsageError: `root` cannot be read.
     """
-    base = Path(root)
+    base = local_path(root)
     if not os.path.isdir(base):
         return []
     try:
@@ -447,7 +447,7 @@ def load_run(ref: str | Path, *, root: Path | str = "runs") -> RunFolder:
         UsageError: there is none, or several match; the message names near matches.
     """
     text = str(ref)
-    direct = Path(text)
+    direct = local_path(text)
     if _is_run(direct):
         return RunFolder(Path(os.path.abspath(direct)))
     runs = list_runs(root)

@@ -34,8 +34,6 @@ def read_parquet(path: Path, most: int) -> tuple[dict[str, list[Any]], dict[str,
         table = parquet.read_table(file)
     columns: dict[str, list[Any]] = {}
     for name in table.column_names:
-        if table.column_names.count(name) > 1:
-            raise DataError(f"{path} names a column twice: {name!r:.80}.")
         with _told(path, f"column {name!r:.80}: "):
             columns[str(name)] = table.column(name).to_pylist()
     return columns, _classes(table.schema.metadata or {})
@@ -60,6 +58,10 @@ def _check_unpacked(found: Any, file: IO[bytes], path: Path) -> None:
     import pyarrow.compute
     from pyarrow import parquet
 
+    names = found.schema_arrow.names
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path} names a column twice: {twice!r:.80}.")
     size = file.seek(0, 2)
     limit = max(_FLOOR, _SHARE * size)
     meta = found.metadata

@@ -107,10 +107,10 @@ def _patterns(data_files: Any, below: str, path: Path) -> dict[str, list[str]]:
         return {}
     found: dict[str, list[str]] = {}
     for entry in data_files if isinstance(data_files, list) else [data_files]:
-        split, wanted = ("train", entry)
+        split, listed = "train", [entry]
         if isinstance(entry, dict):
             split, wanted = _word(entry.get("split"), path), entry.get("path")
-        listed = wanted if isinstance(wanted, list) else [wanted]
+            listed = wanted if isinstance(wanted, list) else [wanted]
         found.setdefault(split, []).extend(below + _word(pattern, path) for pattern in listed)
     return found
 

@@ -1,42 +1,74 @@
-"""What the commands write holds no command to the terminal, whatever a stranger's file holds."""
+"""What is printed: foreign text cannot command the terminal, whatever its encoding."""
 
 from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
-from rich.console import Console
+from support.saved_model import save_backbone
 
-from autopeft.cli.console import notify, say, say_json, say_sheet
+from autopeft.cli import main
+from autopeft.cli.console import echo, notify, one_line, say, say_json
 from autopeft.report.sheet import Sheet
 
-EVIL = "\x1b]0;title\x07a\x9b31mb\u202ec\ud800d"
-SHOWN = "�]0;title�a�31mb�c�d"
+TRICKS = ("\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\r", "\x08", "\u202e", "\ud800")
 
 
-def test_lines_tables_and_notices(capsys: pytest.CaptureFixture[str]) -> None:
-    say(EVIL)
-    notify(EVIL)
-    say_sheet(Sheet((EVIL,), ((EVIL,),), title=EVIL, notes=(EVIL,)))
-    captured = capsys.readouterr()
-    assert captured.out.split() == [SHOWN] * 5
-    assert captured.err.split() == [SHOWN]
+@pytest.mark.parametrize("trick", TRICKS)
+def test_lines_hold_nothing_that_a_terminal_acts_on(trick: str, capsys: pytest.CaptureFixture[str]) -> None:
+    say(f"a{trick}b\tc\nd")
+    notify(f"a{trick}b")
+    out, err = capsys.readouterr()
+    for text in (out, err):
+        assert "�" in text
+        assert not set(trick) & set("\x1b\x9b\r\x08\x07\u202e\ud800") & set(text)
+    assert out.endswith("b\tc\nd\n")
+    assert one_line(f"a{trick}\n b") in ("a� b", "a�[2J b", "a�]0;title� b", "a�31m b", "a b")
 
 
-def test_tables_on_a_terminal() -> None:
-    written = io.StringIO()
-    console = Console(file=written, force_terminal=False, width=120)
-    console.print(Sheet((EVIL,), ((EVIL,),), title=EVIL, notes=(EVIL,)).rich())
-    text = written.getvalue()
-    assert text.count(SHOWN) == 4
-    assert not set(text) & set("\x1b\x07\x9b\u202e\ud800")
+def test_an_encoding_without_a_letter_is_no_error() -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    echo("größer – 日本", stream)
+    assert stream.buffer.getvalue() == "größer ? ??\n".encode("latin-1")
 
 
-def test_json_keeps_every_character(capsys: pytest.CaptureFixture[str]) -> None:
-    value = {EVIL: [EVIL, "é\t\n", 1.5]}
-    say_json(value)
-    text = capsys.readouterr().out
-    assert json.loads(text) == value
-    assert not set(text) & set("\x1b\x07\x9b\u202e\ud800")
-    assert "é" in text
+def test_json_holds_foreign_text_as_it_is_and_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {f"k{i}{trick}": [trick] for i, trick in enumerate(TRICKS)}
+    say_json({**value, "plain": "ä"})
+    out = capsys.readouterr().out
+    assert json.loads(out) == {**value, "plain": "ä"}
+    assert all(c.isprintable() or c == "\n" for c in out)
+    assert '"plain": "ä"' in out
+
+
+def test_tables_hold_nothing_that_a_terminal_acts_on() -> None:
+    sheet = Sheet(
+        ("a\x1b[1m", "b"),
+        (("\x1b[31mred", "\x9b2J"),),
+        title="t\x07",
+        notes=("n\u202e",),
+        right=frozenset({"a\x1b[1m"}),
+    )
+    for text in (sheet.plain(), sheet.markdown()):
+        assert not set(text) & set("\x1b\x9b\x07\u202e")
+        assert "�[31mred" in text
+    assert sheet.right == {"a�[1m"}
+    assert "\x1b" not in str(next(iter(sheet.rich().columns)).header)
+
+
+def test_labels_with_commands_are_shown_harmless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole way from a stranger's data to the summary before a training."""
+    monkeypatch.chdir(tmp_path)
+    save_backbone(tmp_path / "bert")
+    rows = [{"text": f"text {i}", "label": "\x1b[2Jyes" if i % 2 else "no\x9b31m"} for i in range(40)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--model", "bert", "--task", "data.jsonl", "--max-length", "16")
+    assert main(("search", *options, "--space", "lora", "--budget", "20%", "--dry-run")) == 0
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err
+    assert "\x9b" not in out + err
+    assert "[2Jyes" in out + err

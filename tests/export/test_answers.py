@@ -111,7 +111,7 @@ def test_pairs_are_answered_as_pairs(tmp_path: Path) -> None:
         (None, pandas.DataFrame({"text": []}), {}, "nothing to predict"),
         (None, [], {}, "nothing to predict"),
         (None, Path("no.csv"), {}, r"There is no file no\.csv"),
-        (None, Path("no.txt"), {}, r"no\.txt cannot be read"),
+        (None, Path("no.txt"), {}, r"no\.txt: cannot be read"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_asked(tmp_path: Path, pairs: bool | None, texts: Any, given: Any, says: str) -> None:

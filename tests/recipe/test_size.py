@@ -83,6 +83,8 @@ def test_trees_from_python_that_hold_one_list_often_or_in_itself() -> None:
         deep = [deep]
     with pytest.raises(RecipeError, match="nested more than 20 levels"):
         Recipe.from_dict({"layers": deep})
+    with pytest.raises(RecipeError, match="a number of more than 300 digits"):
+        Recipe.from_dict({"layers": [{"at": [10**5000], "attach": ["lora"]}]})
     # Deep where it is first met, and deeper where it is met again.
     tail: Any = "lora"
     for _ in range(12):

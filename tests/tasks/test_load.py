@@ -234,7 +234,7 @@ def test_unusable_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         load_task(str(tmp_path / "only"))
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "train.jsonl").write_text("{not json")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"train\.jsonl, line 1 is not JSON"):
         load_task(str(tmp_path / "bad"))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from markupsafe import Markup
 
@@ -12,6 +11,7 @@ from autopeft.assets import ModelSource, load_config, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import count
 from autopeft.errors import AutoPEFTError, UsageError
+from autopeft.foreign import local_path
 from autopeft.graph import CompositionGraph, build_graph
 from autopeft.recipe import Recipe
 from autopeft.report.html.drawing import draw_graph
@@ -87,7 +87,7 @@ def _spec(run: Run, model: str | None, notify: Callable[[str], None] | None) -> 
         UsageError: it is not here, or is not the one of the run.
     """
     name = model or shown(run.about.model, 500)
-    folder = Path(name).expanduser()
+    folder = local_path(name)
     if (folder / "config.json").is_file():
         # resolve_model would read all weights for their hash.
         source = ModelSource(str(folder), None, "folder", None)

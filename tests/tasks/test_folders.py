@@ -1,0 +1,240 @@
+"""Data folders in the hub's layout: which files are which split, what a README may name, and what is read."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from autopeft.errors import DataError
+from autopeft.tasks.files import tables_of
+from autopeft.tasks.folders import read_folder
+from autopeft.tasks.table import Table
+
+ROWS = [("one", 0), ("two", 1), ("three", 0)]
+
+
+def write(path: Path, rows: list[tuple[Any, ...]] = ROWS, names: tuple[str, ...] = ("text", "label")) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([names, *rows])
+    else:
+        path.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
+    return path
+
+
+def readme(folder: Path, text: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text(f"---\n{text}\n---\n\n# Data\n")
+
+
+def same(found: dict[str, Table], folder: Path, cache: Path) -> bool:
+    """Whether the library that the hub has for this reads the same."""
+    loaded: Any = datasets.load_dataset(str(folder), cache_dir=str(cache))
+    expected = tables_of(loaded, str(folder))
+    assert list(found) == [name for name in ("train", "validation", "test") if name in expected]
+    return all(
+        dict(found[name].columns) == dict(expected[name].columns)
+        and found[name].label_names == expected[name].label_names
+        for name in found
+    )
+
+
+LAYOUTS: dict[str, tuple[str, ...]] = {
+    "names of files": ("train.csv", "dev.csv", "test.csv"),
+    "parts of names": ("my-train-part.csv", "my_validation.csv"),
+    "numbered files": ("data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl"),
+    "folders": ("train/a.csv", "train/b.csv", "test/c.csv"),
+    "no names": ("a.csv", "b.csv"),
+    "no names, in a folder": ("some/a.jsonl",),
+    "a word inside a word": ("training.csv", "contest.csv"),
+    "other files beside": ("train.csv", "README.txt", "image.png", "dataset_infos.md"),
+    "hidden ones": ("train.csv", ".git/test.csv", "__pycache__/dev.csv", ".train.csv"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_splits_are_those_that_the_hubs_library_finds(layout: str, tmp_path: Path) -> None:
+    for i, name in enumerate(LAYOUTS[layout]):
+        if name.endswith((".csv", ".jsonl")):
+            write(tmp_path / "data" / name, [(f"text {i} {text}", label) for text, label in ROWS])
+        else:
+            (tmp_path / "data" / name).write_text("something else")
+    assert same(read_folder(tmp_path / "data"), tmp_path / "data", tmp_path / "cache")
+
+
+READMES = {
+    "a path": "configs: [{config_name: default, data_files: mine.csv}]",
+    "a pattern": 'configs: [{config_name: default, data_files: "part/*.csv"}]',
+    "patterns by split": (
+        "configs: [{config_name: a, data_files: [{split: train, path: 'part/**'}, "
+        "{split: test, path: mine.csv}]}]"
+    ),
+    "lists of patterns": (
+        "configs: [{config_name: a, data_files: [{split: train, path: [part/one.csv, part/two.csv]}]}]"
+    ),
+    "a folder": "configs: [{config_name: a, data_dir: part}]",
+    "a default configuration": (
+        "configs:\n- {config_name: other, data_files: mine.csv}\n"
+        '- {config_name: default, data_files: "part/one.csv"}'
+    ),
+    "classes": (
+        "dataset_info: {features: [{name: text, dtype: string}, "
+        "{name: label, dtype: {class_label: {names: {'0': neg, '1': pos}}}}]}"
+    ),
+    "nothing of data": "license: mit",
+}
+
+
+@pytest.mark.parametrize("what", READMES)
+def test_readmes_are_followed_as_the_hubs_library_does(what: str, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    readme(folder, READMES[what])
+    for name in ("part/one.csv", "part/two.csv", "mine.csv"):
+        write(folder / name, [(f"{name} {text}", label) for text, label in ROWS])
+    assert same(read_folder(folder), folder, tmp_path / "cache")
+
+
+def test_columns_of_numbers_are_numbers(tmp_path: Path) -> None:
+    """As the library reads them, so that data keep their hash."""
+    rows = [("a", 1, 0.5, "1_0", ""), ("b", -2, 1e300, "2", ""), ("", 3, -4, "x", "")]
+    write(tmp_path / "data" / "train.csv", rows, ("text", "whole", "real", "word", "empty"))
+    columns = read_folder(tmp_path / "data")["train"].columns
+    assert columns["whole"] == [1, -2, 3]
+    assert columns["real"] == [0.5, 1e300, -4.0]
+    assert columns["word"] == ["1_0", "2", "x"]
+    assert columns["text"] == ["a", "b", ""]
+
+
+def test_the_names_of_classes_come_from_parquet_or_readme(tmp_path: Path) -> None:
+    data = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    data = data.cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
+    (tmp_path / "one").mkdir()
+    data.to_parquet(str(tmp_path / "one" / "train.parquet"))
+    assert read_folder(tmp_path / "one")["train"].label_names == {"label": ("no", "yes")}
+    readme(tmp_path / "two", READMES["classes"])
+    write(tmp_path / "two" / "train.jsonl", [("a", "pos"), ("b", "neg")])
+    table = read_folder(tmp_path / "two")["train"]
+    assert (table.columns["label"], table.label_names) == ([1, 0], {"label": ("neg", "pos")})
+
+
+OUTSIDE = {
+    "../secret.csv": "names data at '../secret.csv'",
+    "../*": "names data at",
+    "part/../../secret.csv": "names data at",
+    "/etc/passwd": "names data at '/etc/passwd'",
+    "https://example.org/a.csv": "names data at",
+    "hf://datasets/a/b/c.csv": "names data at",
+    "zip://a.csv::https://example.org/a.zip": "names data at",
+    "link/secret.csv": "names data at",
+    "nothing.csv": "no data files where its README says",
+    "": "'data_files' is a path",
+}
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+def test_a_readme_names_only_what_lies_in_its_folder(path: str, tmp_path: Path) -> None:
+    write(tmp_path / "secret.csv")
+    folder = write(tmp_path / "data" / "train.csv").parent
+    (folder / "link").symlink_to("..")
+    readme(folder, f"configs: [{{config_name: a, data_files: {path!r}}}]")
+    with pytest.raises(DataError, match=OUTSIDE[path]):
+        read_folder(folder)
+    if path and path != "nothing.csv":
+        readme(folder, f"configs: [{{config_name: a, data_dir: {path!r}}}]")
+        with pytest.raises(DataError, match="names data at"):
+            read_folder(folder)
+
+
+def test_links_stay_in_the_folder_or_in_the_hubs_cache(tmp_path: Path) -> None:
+    write(tmp_path / "secret.csv")
+    folder = write(tmp_path / "data" / "inside.csv").parent
+    (folder / "train.csv").symlink_to("inside.csv")
+    assert len(read_folder(folder)["train"]) == 3
+    (folder / "train2.csv").symlink_to("../secret.csv")
+    with pytest.raises(DataError, match=r"train2\.csv is a link that leads outside its folder"):
+        read_folder(folder)
+    # Snapshots of the hub consist of links to files beside them.
+    cached = tmp_path / "datasets--a--b"
+    write(cached / "blobs" / "0123.csv")
+    snapshot = cached / "snapshots" / "4567"
+    snapshot.mkdir(parents=True)
+    (snapshot / "train.csv").symlink_to("../../blobs/0123.csv")
+    assert len(read_folder(snapshot)["train"]) == 3
+    (snapshot / "test.csv").symlink_to("../../../secret.csv")
+    with pytest.raises(DataError, match="outside its folder"):
+        read_folder(snapshot)
+
+
+def test_folders_that_are_linked_into_themselves(tmp_path: Path) -> None:
+    folder = write(tmp_path / "data" / "train.csv").parent
+    for name in "abcdef":
+        (folder / name).symlink_to(".")
+    assert len(read_folder(folder)["train"]) == 3
+
+
+def test_what_is_no_folder_of_data_is_refused_soon(tmp_path: Path) -> None:
+    """Such as a home folder: it is not searched to its end."""
+    for i in range(101):
+        (tmp_path / f"d{i}").mkdir()
+        for j in range(100):
+            (tmp_path / f"d{i}" / f"{j}.txt").touch()
+    with pytest.raises(DataError, match="more than 10,000 files and folders"):
+        read_folder(tmp_path)
+
+
+def test_a_pipe_among_the_data_is_not_waited_for(tmp_path: Path) -> None:
+    folder = write(tmp_path / "data" / "train.csv").parent
+    os.mkfifo(folder / "train2.csv")
+    with pytest.raises(DataError, match="a device, a pipe or a socket"):
+        read_folder(folder)
+
+
+def test_files_of_a_split_have_the_same_columns(tmp_path: Path) -> None:
+    write(tmp_path / "train1.csv")
+    write(tmp_path / "train2.csv", names=("label", "text"))
+    assert read_folder(tmp_path)["train"].columns["label"] == ["0", "1", "0", "one", "two", "three"]
+    write(tmp_path / "train2.csv", names=("text", "other"))
+    with pytest.raises(DataError, match=r"train2\.csv has other columns than .*train1\.csv"):
+        read_folder(tmp_path)
+
+
+def test_deep_json_is_one_sentence(tmp_path: Path) -> None:
+    """The hub's library ends the process here."""
+    (tmp_path / "train.jsonl").write_text('{"text": "a", "label": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+    with pytest.raises(DataError, match=r"train\.jsonl, line 1 is nested too deeply"):
+        read_folder(tmp_path)
+
+
+BAD_READMES = {
+    "configs: &a [x]\ndataset_info: *a": r"README\.md:2: anchor",
+    "configs: [": "README.md:3: not valid YAML",
+    "- a": "its YAML is no mapping",
+    "configs: [a]": "a list of mappings",
+    "configs: [{config_name: a, data_files: {train: x}}]": "'data_files' is a path",
+    "configs: [{config_name: a, data_files: [[x]]}]": "'data_files' is a path",
+    "configs:\n- {config_name: a, data_files: a.csv}\n- {config_name: b, data_files: b.csv}": (
+        r"several configurations \('a', 'b'\)"
+    ),
+    "configs: [{config_name: a, data_files: [{split: extra, path: train.csv}]}]": "it has extra",
+}
+
+
+@pytest.mark.parametrize("text", BAD_READMES)
+def test_unusable_readmes(text: str, tmp_path: Path) -> None:
+    write(tmp_path / "train.csv")
+    readme(tmp_path, text)
+    with pytest.raises(DataError, match=BAD_READMES[text]):
+        read_folder(tmp_path)
+
+
+def test_hidden_labels_of_a_leader_board_are_no_test(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv")
+    write(tmp_path / "test.csv", [("a", -1), ("b", -1)])
+    assert list(read_folder(tmp_path)) == ["train"]

@@ -1,0 +1,96 @@
+"""Parquet files that are damaged or that unpack to far more than their size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from autopeft.errors import DataError
+from autopeft.tasks.parquet import read_parquet
+
+MOST = 1 << 30
+
+
+def write(path: Path, columns: Any, **options: Any) -> Path:
+    table = columns if isinstance(columns, pa.Table) else pa.table(columns)
+    parquet.write_table(table, path, **options)
+    return path
+
+
+def test_values_are_those_of_python(tmp_path: Path) -> None:
+    columns = {"text": ["a", None, "ä"], "label": [1, 0, None], "more": [[1], [], None]}
+    found, classes = read_parquet(write(tmp_path / "a.parquet", columns), MOST)
+    assert (found, classes) == (columns, {})
+
+
+def test_bad_utf8_is_one_sentence(tmp_path: Path) -> None:
+    texts = pa.array([b"good", b"\xff\xfe broken"], pa.binary()).cast(pa.string(), safe=False)
+    path = write(tmp_path / "a.parquet", {"text": texts})
+    with pytest.raises(DataError, match=r"a\.parquet is not a readable Parquet file: .*text.*utf-8"):
+        read_parquet(path, MOST)
+
+
+def test_times_beyond_the_calendar_are_one_sentence(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"time": pa.array([2**60], pa.timestamp("us"))})
+    with pytest.raises(DataError, match="column 'time'"):
+        read_parquet(path, MOST)
+
+
+def test_two_columns_of_one_name(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["a", "a"])
+    with pytest.raises(DataError, match="names a column twice: 'a'"):
+        read_parquet(write(tmp_path / "a.parquet", table), MOST)
+
+
+def test_a_short_file_of_many_rows_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"text": pa.nulls(3_000_000, pa.string())})
+    assert path.stat().st_size < 10_000
+    with pytest.raises(DataError, match=r"3,000,000 rows in [\d,]+ bytes; this is no file of data"):
+        read_parquet(path, MOST)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()])
+def test_a_short_file_of_long_texts_is_refused(kind: Any, tmp_path: Path) -> None:
+    """One text of a megabyte, a thousand times: a gigabyte in the size of one text."""
+    texts = pa.DictionaryArray.from_arrays(
+        pa.array([0] * 1000, pa.int32()), pa.array(["x" * (1 << 20)], kind)
+    )
+    path = write(tmp_path / "a.parquet", {"text": texts}, store_schema=False)
+    assert path.stat().st_size < 4 << 20
+    with pytest.raises(DataError, match=r"more than [\d,]+ bytes of text"):
+        read_parquet(path, MOST)
+
+
+def test_labels_that_repeat_are_data(tmp_path: Path) -> None:
+    rows = 200_000
+    columns = {"text": [f"text {i}" for i in range(rows)], "label": ["yes", "no"] * (rows // 2)}
+    found, _ = read_parquet(write(tmp_path / "a.parquet", columns), MOST)
+    assert len(found["label"]) == rows
+
+
+def test_damage_is_one_sentence(tmp_path: Path) -> None:
+    whole = write(tmp_path / "a.parquet", {"text": ["a"] * 50, "label": [0, 1] * 25}).read_bytes()
+    for content in (whole[:-1], whole[:40], b"PAR1", b"", whole[:4] + b"\xff" * 40 + whole[44:]):
+        (tmp_path / "b.parquet").write_bytes(content)
+        with pytest.raises(DataError, match=r"^[^\n]* is not a readable Parquet file: [^\n]+$"):
+            read_parquet(tmp_path / "b.parquet", MOST)
+
+
+def test_notes_that_are_no_classes_are_left_out(tmp_path: Path) -> None:
+    table = pa.table({"label": [0, 1]})
+    for note in (
+        b"{",
+        b"null",
+        b"[]",
+        b'{"info": 1}',
+        b'{"info": {"features": {"label": {"_type": "ClassLabel"}}}}',
+    ):
+        path = write(tmp_path / "a.parquet", table.replace_schema_metadata({"huggingface": note}))
+        assert read_parquet(path, MOST)[1] == {}
+    note = b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": ["no", "yes"]}}}}'
+    path = write(tmp_path / "a.parquet", table.replace_schema_metadata({"huggingface": note}))
+    assert read_parquet(path, MOST)[1] == {"label": ("no", "yes")}
