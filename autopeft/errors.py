@@ -1,7 +1,7 @@
 """Every error that AutoPEFT raises on purpose, and the near-match hint they share.
 
 `UsageError` and its children mean that the input was wrong (the command line exits with 2), `StoppedError`
-that Ctrl-C or SIGTERM ended the work (130); any other `AutoPEFTError` means that valid work failed (1).
+that Ctrl-C (130) or SIGTERM (143) ended the work; any other `AutoPEFTError` means that valid work failed (1).
 """
 
 from __future__ import annotations

@@ -26,13 +26,15 @@ from autopeft.cli import (
     tasks,
     train,
 )
-from autopeft.cli.console import INTERRUPTED, Told, notify
+from autopeft.cli.console import Told, notify
 from autopeft.cli.declared import typed_command
 from autopeft.errors import AutoPEFTError, StoppedError, UsageError
+from autopeft.interruption import exit_code, sentence
 
 __all__ = ["app", "main"]
 
 DONE, FAILED, BAD_USAGE = 0, 1, 2
+_CTRL_C = 130  # what typer makes of an interruption, of either kind
 
 # Typer carries its own copy of click from some version on: its bases are found through the public names.
 _BAD_COMMAND_LINE: Any = typer.BadParameter.__mro__[1]
@@ -87,7 +89,8 @@ def _root(
       autopeft methods                              what hybrids are made of
       autopeft show mam                             a fixed recipe, drawn and counted
 
-    Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted. AUTOPEFT_DEBUG=1 shows tracebacks.
+    Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted, 143 ended by SIGTERM. AUTOPEFT_DEBUG=1 shows
+    tracebacks.
     """
 
 
@@ -97,7 +100,8 @@ for _name, _function, _panel in _COMMANDS:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed, 2 bad usage, 130 interrupted.
+    """Run one command and return its exit code: 0 done, 1 failed, 2 bad usage, 130 interrupted, 143 ended by
+    SIGTERM.
 
     Errors are one sentence on stderr; `AUTOPEFT_DEBUG=1` shows the traceback as well.
     """
@@ -113,11 +117,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return BAD_USAGE if bad else DONE
         return _fail(message, error, BAD_USAGE if bad else FAILED)
     except StoppedError as error:
-        return _fail(str(error), error, INTERRUPTED)
+        return _fail(str(error), error, exit_code())
     except AutoPEFTError as error:
         return _fail(str(error), error, BAD_USAGE if isinstance(error, UsageError) else FAILED)
     except (KeyboardInterrupt, typer.Abort) as error:
-        return _fail("interrupted.", error, INTERRUPTED)
+        return _interrupted(error)
     except BrokenPipeError:
         _silence_stdout()
         return FAILED
@@ -125,8 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = "" if _debug() else " Set AUTOPEFT_DEBUG=1 to see where."
         return _fail(f"{type(error).__name__}: {error}{hint}", error, FAILED)
     # Newer versions of typer turn Ctrl-C into an exit that says nothing.
-    if code == INTERRUPTED and not isinstance(code, Told):
-        return _fail("interrupted.", None, INTERRUPTED)
+    if code == _CTRL_C and not isinstance(code, Told):
+        return _interrupted(None)
     return code if isinstance(code, int) else DONE
 
 
@@ -139,6 +143,10 @@ def _fail(message: str, error: BaseException | None, code: int) -> int:
         traceback.print_exception(error, file=sys.stderr)
     notify(f"error: {message}")
     return code
+
+
+def _interrupted(error: BaseException | None) -> int:
+    return _fail(sentence(), error, exit_code())
 
 
 def _silence_stdout() -> None:

@@ -15,9 +15,7 @@ from autopeft.errors import printable
 if TYPE_CHECKING:
     from autopeft.report.sheet import Sheet
 
-__all__ = ["INTERRUPTED", "Told", "echo", "notify", "one_line", "say", "say_json", "say_sheet", "terminal"]
-
-INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
+__all__ = ["Told", "echo", "notify", "one_line", "say", "say_json", "say_sheet", "terminal"]
 
 
 class Told(int):

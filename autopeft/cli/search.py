@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autopeft.cli.console import INTERRUPTED, Told, notify, say, say_json, say_sheet, terminal
+from autopeft.cli.console import Told, notify, say, say_json, say_sheet, terminal
 from autopeft.cli.declared import Given, declared, said
 from autopeft.cli.options import Json
 from autopeft.errors import UsageError
+from autopeft.interruption import exit_code
 from autopeft.search.planning.arguments import SEARCH, SearchCall
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def search(
 ) -> None:
     """Find the best hybrid under a parameter budget, and compare it with LoRA at the same budget.
 
-    Ctrl-C ends the search and keeps the best found so far; --resume goes on from there, or from a crash.
+    Ctrl-C or SIGTERM ends the search and keeps the best found so far; --resume goes on from there, or from a
+    crash.
 
     \b
       autopeft search --budget 0.5% --task sst2
@@ -101,7 +103,7 @@ def _show_result(given: Given, as_json: bool) -> None:
         _print_result(result)
     if result.interrupted:
         notify(f"Interrupted. Go on with: {resume_command(result.run, given)}")
-        raise typer.Exit(Told(INTERRUPTED))
+        raise typer.Exit(Told(exit_code()))
 
 
 def _print_result(result: SearchResult) -> None:

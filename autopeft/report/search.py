@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autopeft.report.sheet import Sheet
 from autopeft.report.tasks import unbeaten_text
 from autopeft.report.text import duration, limits_text, number, percent, size
-from autopeft.search.api import DryRun, SearchResult
+from autopeft.search.api import DryRun, Sample, SearchResult
 from autopeft.search.selection.significance import uncorrected
 
 __all__ = ["dry_run_data", "dry_run_sheets", "ending", "outcome_sheet", "winner_text"]
@@ -111,18 +111,6 @@ def dry_run_sheets(found: DryRun, size: str) -> list[Sheet]:
         ("time, about", duration(estimate.seconds)),
         ("memory, about", f"{estimate.memory / _GIB:.1f} GiB"),
     ]
-    samples = tuple(
-        (
-            str(i + 1),
-            s.recipe.brief,
-            number(s.counts.deployed),
-            percent(s.counts.share),
-            number(s.counts.trained),
-        )
-        for i, s in enumerate(found.samples)
-    )
-    headers = ("sample", "methods", "deployed", "share", "trained")
-    right = frozenset({"deployed", "share", "trained"})
     remarks = ready.summary.remarks
     return [
         Sheet(
@@ -132,15 +120,31 @@ def dry_run_sheets(found: DryRun, size: str) -> list[Sheet]:
             notes=remarks,
             fold=frozenset({"value"}),
         ),
-        Sheet(
-            headers,
-            samples,
-            title="Recipes that it could try",
-            right=right,
-            fold=frozenset({"methods"}),
-            drop=("trained", "share"),
-        ),
+        *([_samples(found.first, "Recipes that it begins with")] if found.first else []),
+        _samples(found.samples, "Recipes that it could try"),
     ]
+
+
+def _samples(samples: Sequence[Sample], title: str) -> Sheet:
+    rows = tuple(
+        (
+            str(i + 1),
+            s.recipe.brief,
+            number(s.counts.deployed),
+            percent(s.counts.share),
+            number(s.counts.trained),
+        )
+        for i, s in enumerate(samples)
+    )
+    headers = ("sample", "methods", "deployed", "share", "trained")
+    return Sheet(
+        headers,
+        rows,
+        title=title,
+        right=frozenset({"deployed", "share", "trained"}),
+        fold=frozenset({"methods"}),
+        drop=("trained", "share"),
+    )
 
 
 def dry_run_data(found: DryRun) -> dict[str, Any]:
@@ -150,6 +154,7 @@ def dry_run_data(found: DryRun) -> dict[str, Any]:
         "manifest": ready.manifest(),
         "cardinality": found.cardinality,
         "feasible": found.feasible,
+        "first": [{"recipe": s.recipe.to_dict(), "counts": s.counts.to_dict()} for s in found.first],
         "samples": [{"recipe": s.recipe.to_dict(), "counts": s.counts.to_dict()} for s in found.samples],
         "baselines": [{"name": b.name, "counts": dict(b.counts)} for b in found.baselines],
         "seconds": found.estimate.seconds,

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -65,17 +65,18 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def empty_folder(path: Path, option: str) -> Path:
+def empty_folder(path: Path, option: str, besides: Collection[str] = ()) -> Path:
     """Check that a folder is new or empty, before anything is computed for it.
 
     Args:
         option: by which another is chosen, for the message.
+        besides: names of files that may lie in it.
 
     Raises:
         UsageError: it holds something, is a file, or is no name for a folder.
     """
     try:
-        full = is_there(path) and (not path.is_dir() or any(path.iterdir()))
+        full = is_there(path) and (not path.is_dir() or any(p.name not in besides for p in path.iterdir()))
     except OSError as error:
         raise UsageError(f"{str(path)!r} cannot be written: {_why(error)}.") from error
     if full:

@@ -25,7 +25,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -46,6 +46,7 @@ _MAX_LINES = 1_000_000
 _MAX_FILE = 256 << 20
 _NEEDED = 100 << 20
 _ASKED_SECONDS = 0.5
+_LOCK = ".lock"
 _log = logging.getLogger("autopeft")
 
 
@@ -135,7 +136,8 @@ class RunFolder:
         )
         stamp = datetime.now().strftime("%Y-%m-%d-%H%M%S")
         path = local_path(out) if out is not None else local_path(root) / f"{stamp}-{slug}-{key[:6]}"
-        path = empty_folder(Path(os.path.abspath(path)), "--out")
+        # The lock of a process that was killed before it had written anything is nothing.
+        path = empty_folder(Path(os.path.abspath(path)), "--out", besides=(_LOCK,))
         try:
             made = not path.exists()
             path.mkdir(parents=True, exist_ok=True)
@@ -210,8 +212,11 @@ class RunFolder:
         try:
             yield
         finally:
+            # While it is held: whoever waits for this very file finds that it is gone, and makes another.
+            # After a release one could take it, and would hold a file that nobody else finds any more.
+            with suppress(OSError):  # the folder is gone or read-only; the lock goes with the process
+                self._lock.unlink()
             lock.release()
-            self._lock.unlink(missing_ok=True)
 
     @property
     def running(self) -> bool:
@@ -233,7 +238,7 @@ class RunFolder:
 
     @property
     def _lock(self) -> Path:
-        return self.path / ".lock"
+        return self.path / _LOCK
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `name` atomically as strict JSON."""

@@ -53,8 +53,8 @@ def search(call: SearchCall) -> SearchResult:
     Args:
         {arguments}
 
-    Ctrl-C ends the search with the best found so far; it is then not retrained, and `test` is empty. `resume`
-    goes on from there, or from whatever a crash left.
+    Ctrl-C or SIGTERM ends the search with the best found so far; it is then not retrained, and `test` is
+    empty. `resume` goes on from there, or from whatever a crash left.
 
     Raises:
         UsageError: an argument is wrong, or nothing in the space fits the budget.
@@ -170,11 +170,15 @@ def _run(
         workers=ready.workers or 1,
         recall=kept.recall,
         seconds=ready.seconds,
+        grace=a.grace,
     )
 
     def ending() -> None:
         controller.abandon()
-        reporter.close()
+        if controller.interrupted:
+            reporter.close(_HASTE, at_most=_HASTE)
+        else:
+            reporter.close()
 
     reporter.on_start(_info(ready, folder, baselines))
     jobs = LoggedJobs(controller, folder)

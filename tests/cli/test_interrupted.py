@@ -1,4 +1,4 @@
-"""Ctrl-C for real: exit code 130 in every phase of every long command, and what is left behind."""
+"""Ctrl-C and SIGTERM for real: exit codes in every phase of every long command, and what is left behind."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from signal import SIGINT, SIGTERM, Signals
 
 import pytest
 from support.interrupting import Command
@@ -96,13 +97,23 @@ def runs_of(command: Command, root: str = "runs") -> list[RunFolder]:
 
 
 Start = Callable[..., Command]
+SAID = {SIGINT: "error: interrupted.", SIGTERM: "error: interrupted by SIGTERM."}
 
 
-def test_while_data_are_loading_nothing_is_left(start: Start) -> None:
+def both(always: Signals) -> pytest.MarkDecorator:
+    """Ctrl-C and SIGTERM, one of them in the default run."""
+    return pytest.mark.parametrize(
+        "number", [pytest.param(n, marks=() if n == always else pytest.mark.slow) for n in (SIGINT, SIGTERM)]
+    )
+
+
+@both(SIGINT)
+def test_while_data_are_loading_nothing_is_left(start: Start, number: Signals) -> None:
     patch = SLEEP.format(module="autopeft.search.planning.prepare", name="load_task")
     command = start(*SEARCH, "--workers", "0", patch=patch)
     command.wait_for(lambda: "stuck" in command.out)
-    assert command.ctrl_c() == 130, command.out
+    assert command.interrupt(number) == 128 + number, command.out
+    assert SAID[number] in command.out
     assert "Traceback" not in command.out
     assert runs_of(command) == []
 
@@ -183,6 +194,34 @@ def test_a_second_ctrl_c_ends_what_does_not_heed_the_first(start: Start) -> None
     assert run.summary()["state"] == "unfinished"
 
 
+def test_sigterm_ends_what_does_not_heed_it_and_the_results_are_written(start: Start) -> None:
+    """As a scheduler would: nobody is there to press Ctrl-C again."""
+    patch = STUCK.format(job="trial-1").replace("should_stop()", "False")
+    sizes = ("--trials", "3", "--steps", "10", "--baselines", "none")
+    command = start(*SEARCH, *sizes, "--workers", "0", patch=patch)
+    command.wait_for(lambda: "stuck in" in command.out)
+    assert command.terminate() == 143, command.out
+    assert "Interrupted. Go on with: autopeft search --resume" in command.out
+    assert "Traceback" not in command.out
+    (run,) = runs_of(command)
+    assert run.result()["interrupted"] is True
+    assert (run.winner / "weights.safetensors").exists()
+    assert [r.state for r in run.trials().records] == ["complete", "interrupted"]
+
+
+@pytest.mark.slow
+def test_with_grace_what_runs_comes_to_its_end(start: Start) -> None:
+    last = "while True:\n            time.sleep(0.05)"
+    patch = STUCK.format(job="trial-1").replace(last, "for _ in range(40):\n            time.sleep(0.05)")
+    sizes = ("--trials", "3", "--steps", "10", "--baselines", "none", "--grace", "60")
+    command = start(*SEARCH, *sizes, "--workers", "0", patch=patch)
+    command.wait_for(lambda: "stuck in" in command.out)
+    assert command.terminate() == 143, command.out
+    (run,) = runs_of(command)
+    assert [r.state for r in run.trials().records] == ["complete", "complete"], "and no third one is begun"
+    assert run.result()["interrupted"] is True
+
+
 def test_workers_on_ray(start: Start) -> None:
     sizes = ("--trials", "400", "--steps", "20", "--workers", "1", "--baselines", "none")
     command = start(*SEARCH, *sizes)
@@ -195,22 +234,25 @@ def test_workers_on_ray(start: Start) -> None:
     assert not any(r.state == "failed" for r in run.trials().records)
 
 
-def test_where_ray_starts(start: Start) -> None:
+@both(SIGTERM)
+def test_where_ray_starts(start: Start, number: Signals) -> None:
     patch = SLEEP.format(module="autopeft.search.execution.ray_executor", name="cluster")
     command = start(*SEARCH, "--trials", "3", "--steps", "10", "--workers", "1", patch=patch)
     command.wait_for(lambda: "stuck" in command.out)
-    assert command.ctrl_c() == 130, command.out
+    assert command.interrupt(number) == 128 + number, command.out
     assert "Traceback" not in command.out
     assert runs_of(command) == [], "nothing was searched"
 
 
-def test_train_leaves_no_run(start: Start) -> None:
+@both(SIGTERM)
+def test_train_leaves_no_run(start: Start, number: Signals) -> None:
     patch = SLEEP.format(module="autopeft.training.fixed", name="train_hybrid")
     command = start("train", "--recipe", "mam", *DATA, "--steps", "10", patch=patch)
     command.wait_for(lambda: "stuck" in command.out)
     (run,) = runs_of(command)
     assert run.summary()["state"] == "running"
-    assert command.ctrl_c() == 130, command.out
+    assert command.interrupt(number) == 128 + number, command.out
+    assert SAID[number] in command.out
     assert "Traceback" not in command.out
     assert runs_of(command) == []
     assert not run.path.exists()
@@ -223,29 +265,42 @@ def trained(material: Path) -> Path:
     return material / "trained"
 
 
+PREDICT = (("predict", "trained", "--text", "good"), "autopeft.hybrid", "load")
+EVALUATE = (("evaluate", "trained", "--text", "body", "--label", "verdict"), "autopeft.hybrid", "load")
+EXPORT = (("export", "trained", "-o", "exported"), "autopeft.export.api", "write_package")
+REPORT = (("report", "trained"), "autopeft.report.html.page", "winner_of")
+
+
 @pytest.mark.parametrize(
-    ("words", "module", "name"),
+    ("using", "number"),
     [
-        (("predict", "trained", "--text", "good"), "autopeft.hybrid", "load"),
-        (("evaluate", "trained", "--text", "body", "--label", "verdict"), "autopeft.hybrid", "load"),
-        (("export", "trained", "-o", "exported"), "autopeft.export.api", "write_package"),
-        (("report", "trained"), "autopeft.report.html.page", "winner_of"),
+        (PREDICT, SIGTERM),
+        (EVALUATE, SIGINT),
+        (EXPORT, SIGTERM),
+        (REPORT, SIGINT),
+        pytest.param(PREDICT, SIGINT, marks=pytest.mark.slow),
+        pytest.param(EVALUATE, SIGTERM, marks=pytest.mark.slow),
+        pytest.param(EXPORT, SIGINT, marks=pytest.mark.slow),
+        pytest.param(REPORT, SIGTERM, marks=pytest.mark.slow),
     ],
 )
 def test_commands_that_use_a_run(
-    trained: Path, start: Start, words: tuple[str, ...], module: str, name: str
+    trained: Path, start: Start, using: tuple[tuple[str, ...], str, str], number: Signals
 ) -> None:
+    words, module, name = using
     command = start(*words, patch=SLEEP.format(module=module, name=name))
     command.wait_for(lambda: "stuck" in command.out)
-    assert command.ctrl_c() == 130, command.out
-    assert "error: interrupted." in command.out
+    assert command.interrupt(number) == 128 + number, command.out
+    assert SAID[number] in command.out
     assert "Traceback" not in command.out
 
 
-def test_while_the_commands_are_imported(start: Start) -> None:
+@both(SIGTERM)
+def test_while_the_commands_are_imported(start: Start, number: Signals) -> None:
     command = start("methods", patch=SLOW_IMPORT)
     command.wait_for(lambda: "stuck" in command.out)
-    assert command.ctrl_c() == 130, command.out
+    assert command.interrupt(number) == 128 + number, command.out
+    assert SAID[number] in command.out
     assert "Traceback" not in command.out
 
 

@@ -23,7 +23,17 @@ from autopeft.search.strategies.registry import STRATEGIES
 from autopeft.tasks.kinds import registry as kinds
 
 PAGE = "ARCHITECTURE.md"
-MODULES = {"counting", "display", "effort", "errors", "foreign", "plugins", "quantity", "spec"}
+MODULES = {
+    "counting",
+    "display",
+    "effort",
+    "errors",
+    "foreign",
+    "interruption",
+    "plugins",
+    "quantity",
+    "spec",
+}
 
 
 @pytest.mark.parametrize("contract", ["rooms", "search"])

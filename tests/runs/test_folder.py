@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import multiprocessing
@@ -93,6 +94,58 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
         process.join(30)
     with run.locked():
         assert run.running
+    assert not run.running
+
+
+def _taken(path: Path) -> int | None:
+    """The lock of a run by another process: a descriptor that holds it, or `None` where it is held."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def test_the_lock_is_removed_before_another_can_take_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the other holds a file that is gone, and a third makes a new one and holds that."""
+    run, plain, taken = make(tmp_path, "a"), Path.unlink, list[int | None]()
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.name == ".lock":
+            taken.append(_taken(path))  # a second process, at the worst of moments
+        plain(path, missing_ok)
+
+    with run.locked():
+        monkeypatch.setattr(Path, "unlink", unlink)
+    monkeypatch.setattr(Path, "unlink", plain)
+    with run.locked():
+        pass
+    assert taken == [None], "two processes hold the run"
+
+
+def test_whoever_waited_for_a_lock_that_was_removed_makes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, plain = make(tmp_path, "a"), fcntl.flock
+    held = run.locked()
+    held.__enter__()
+    pending = [held]
+
+    def flock(descriptor: int, operation: int) -> None:
+        if pending and operation & fcntl.LOCK_EX:
+            # The second process has opened the file, and has not locked it yet.
+            pending.pop().__exit__(None, None, None)
+        plain(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with run.locked():
+        assert pending == []
+        assert (run.path / ".lock").exists()
+        assert _taken(run.path / ".lock") is None, "a third process takes it as well"
     assert not run.running
 
 

@@ -1,140 +1,194 @@
-"""`kill -9` for real: of the driver, of a worker, of Ray's own node process, at random moments."""
+"""Faults for real, in a search of a process of its own: nothing that was finished is lost or done again."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
-from support.faults import Searching, Standing
+from support.faults import ENDS, GOES_ON, MOMENTS, Fault, Searching, Standing, patience
 
-FAULTS = ("worker", "raylet", "driver")
+from autopeft.recipe import Recipe
+
+Make = Callable[..., Searching]
+SECONDS = 30.0  # in which a fault has ended the search, or it goes on
 
 
 @pytest.fixture
-def searching(tmp_path: Path) -> Iterator[Searching]:
-    search = Searching(tmp_path)
-    yield search
-    if search.process is not None:
-        search.process.kill()
-        search.settle()
+def make(tmp_path: Path) -> Iterator[Make]:
+    made: list[Searching] = []
+
+    def begin(**more: Any) -> Searching:
+        (place := tmp_path / str(len(made))).mkdir()
+        made.append(Searching(place, **more))
+        return made[-1]
+
+    yield begin
+    for search in made:
+        search.close()
 
 
-def survive(search: Searching, faults: tuple[str, ...], rng: random.Random) -> None:
+def survive(search: Searching, faults: tuple[Fault, ...], rng: random.Random) -> None:
     """Let the faults happen one by one, go on after each that ended the search, and check the end."""
-    known: list[Standing] = []
+    known: list[tuple[Standing, int]] = []
     search.start()
     for fault in faults:
-        while not (search.wait_for_events(rng.randint(1, 6)) and search.kill(fault, rng)):
-            if search.ended:
-                go_on(search, known)
-        known.append(search.standing())
-    while "Traceback" not in (out := search.end()) and not search.finished:
-        go_on(search, known)
+        if (fault.what, fault.whom) in ENDS:
+            endure(search, fault, rng)
+            note(search, known)
+            search.start()
+        else:
+            outlive(search, fault, rng)
+            note(search, known)
+    out = search.end()
     assert search.finished, out
-    after = search.standing()
-    for before in known:
-        assert after.finished.items() >= before.finished.items()
-        for number, rungs in before.rungs.items():
-            assert after.rungs[number].items() >= rungs.items()
+    check(search, known)
+
+
+def endure(search: Searching, fault: Fault, rng: random.Random) -> None:
+    """A fault that ends the search: in time, with the right exit code, and with a sentence."""
+    search.strike(fault, rng)
+    out = search.end(SECONDS)
+    code = search.driver.returncode
+    assert code in ENDS[fault.what, fault.whom], f"{fault}: exit code {code}\n{out}"
+    assert "Traceback" not in out, f"{fault}\n{out}"
+    assert "SIGSEGV" not in out, f"{fault}\n{out}"
+    if fault.what != "kill" or fault.whom != "driver":
+        assert "error: " in out or "Interrupted. Go on with: " in out, f"{fault}\n{out}"
+    search.mend()
+    if (search.run / "result.json").exists():
+        check_winner(search)
+
+
+def outlive(search: Searching, fault: Fault, rng: random.Random) -> None:
+    """A fault that the search outlives: it goes on in time, and what was stopped is gone."""
+    victims, struck = search.strike(fault, rng), time.monotonic()
+    if fault.whom == "worker":
+        while any(map(psutil.pid_exists, victims)) and time.monotonic() - struck < patience(SECONDS):
+            time.sleep(0.1)
+        assert not any(map(psutil.pid_exists, victims)), f"{fault}: it is still there\n{search.out}"
+    # A process that has not begun yet has to come up first.
+    assert search.goes_on(SECONDS * (3 if fault.moment == "before" else 1)), f"{fault}\n{search.out}"
+    search.mend()
+
+
+def note(search: Searching, known: list[tuple[Standing, int]]) -> None:
+    """Take down what is finished, and how many jobs were handed out until then."""
+    known.append((search.standing(), len(search.jobs())))
+
+
+def check(search: Searching, known: list[tuple[Standing, int]]) -> None:
+    """Nothing that was finished is lost, nothing is repeated, and the winner has its weights."""
+    after, jobs = search.standing(), search.jobs()
+    for before, handed_out in known:
+        before.assert_kept(after)
+        again = {job["id"] for job in jobs[handed_out:]}
+        assert not again & set(before.finals), "a run after the search is repeated"
+        numbers = {job["number"] for job in jobs[handed_out:] if job["kind"] == "trial"}
+        assert not numbers & set(before.finished), "a trial is repeated"
     assert len(after.finished) == search.trials
     assert set(after.trained.values()) == {1}
     result = search.result()
-    assert not result["interrupted"]
     assert len(result["test"]) == 3
     assert sum(result["trials"][state] for state in ("complete", "stopped")) == search.trials
-    assert (search.run / "winner" / "weights.safetensors").exists()
+    check_winner(search)
     assert not (search.run / ".state").exists()
+    assert not (search.run / ".lock").exists()
 
 
-def go_on(search: Searching, known: list[Standing]) -> None:
-    """Resume a search whose process has ended before it was done."""
-    assert not search.finished
-    search.settle()
-    known.append(search.standing())
+def check_winner(search: Searching) -> None:
+    """The result names a winner whose recipe and weights are there and belong together."""
+    result, winner = search.result(), search.run / "winner"
+    trials = {t["number"]: t for t in search.trials_written() if t["state"] == "complete"}
+    chosen = trials[result["number"]]
+    assert result["recipe"] == chosen["recipe"]
+    assert Recipe.load(winner / "recipe.yaml").hash() == Recipe.from_dict(chosen["recipe"]).hash()
+    assert (winner / "weights.safetensors").stat().st_size > 0
+    if not result["confirmed"]:
+        assert chosen["score"] == max(t["score"] for t in trials.values()), "the best of all is kept"
+
+
+def of(*named: str) -> tuple[Fault, ...]:
+    return tuple(Fault(*name.rsplit("-", 2)) for name in named)
+
+
+def test_signals_to_workers_and_to_the_group_lose_nothing(make: Make) -> None:
+    faults = of("stop-worker-between", "kill-worker-between", "terminate-group-after")
+    survive(make(trials=4), faults, random.Random(3))
+
+
+def test_a_killed_driver_and_a_full_disk_lose_nothing(make: Make) -> None:
+    search = make(trials=4, steps=45, workers=0)
+    if not search.mounted:
+        pytest.skip("no disk can be mounted here")
+    survive(search, of("kill-driver-between", "fill-disk-after"), random.Random(4))
+
+
+def draw(count: int) -> list[tuple[Fault, ...]]:
+    """Faults for searches that suffer three each, one at each moment: every kind at every moment, then kinds
+    drawn at random."""
+    rng, kinds = random.Random(18), [*ENDS, *GOES_ON]
+    drawn: dict[str, list[Fault]] = {}
+    for moment in MOMENTS:
+        of_moment = [*kinds, *rng.choices(kinds, k=count - len(kinds))]
+        rng.shuffle(of_moment)
+        drawn[moment] = [Fault(what, whom, moment) for what, whom in of_moment]
+    return list(zip(*drawn.values(), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "faults"),
+    enumerate(draw(20)),
+    ids=lambda value: "+".join(map(str, value)) if isinstance(value, tuple) else str(value),
+)
+def test_sixty_faults_lose_nothing(make: Make, number: int, faults: tuple[Fault, ...]) -> None:
+    search = make(workers=1 + number % 2)
+    if not search.mounted and any(fault.whom == "disk" for fault in faults):
+        pytest.skip("no disk can be mounted here")
+    survive(search, faults, random.Random(number))
+
+
+@pytest.mark.slow
+def test_a_second_search_on_the_same_folder_is_refused(make: Make) -> None:
+    search = make()
     search.start()
-
-
-def test_kill_of_worker_raylet_and_driver_loses_nothing(searching: Searching) -> None:
-    survive(searching, FAULTS, random.Random(3))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(20))
-def test_kills_at_random_moments(searching: Searching, seed: int) -> None:
-    rng = random.Random(seed)
-    survive(searching, (rng.choice(FAULTS),), rng)
-
-
-@pytest.mark.slow
-def test_a_second_search_on_the_same_folder_is_refused(searching: Searching) -> None:
-    searching.start()
-    assert searching.wait_for_events(3)
+    search.strike(Fault("none", "driver", "between"), random.Random(1))
     second = subprocess.run(
-        [sys.executable, "-m", "autopeft", "search", "--resume", "run"],
-        cwd=searching.place,
-        env={**os.environ, "AUTOPEFT_CACHE": str(searching.place / "cache")},
+        [sys.executable, "-m", "autopeft", "search", "--resume", str(search.run)],
+        cwd=search.place,
+        env={**os.environ, "AUTOPEFT_CACHE": str(search.place / "cache")},
         capture_output=True,
         text=True,
         timeout=240,
     )
-    assert second.returncode != 0
+    assert second.returncode == 2
     assert "Another search is running" in second.stderr
-    out = searching.end()
-    assert searching.finished, out
+    out = search.end()
+    assert search.finished, out
 
 
 @pytest.mark.slow
-def test_a_run_folder_that_vanishes_ends_the_search_with_an_error(
-    searching: Searching, tmp_path: Path
-) -> None:
-    searching.start()
-    assert searching.wait_for_events(5)
-    searching.run.rename(tmp_path / "gone")  # at once, while the search may be writing
-    out = searching.end()
-    assert searching.process is not None
-    assert searching.process.returncode == 1, out
-    assert "error:" in out
+@pytest.mark.parametrize("grace", [0, 60])
+def test_a_signal_to_every_process_ends_as_one_to_the_driver(make: Make, grace: int) -> None:
+    """As Slurm and systemd send it, past all process groups."""
+    search = make(more=("--grace", str(grace)))
+    search.start()
+    search.strike(Fault("none", "driver", "between"), random.Random(1))
+    before = search.standing()
+    for process in [psutil.Process(search.driver.pid), *search.left()]:
+        process.send_signal(signal.SIGTERM)
+    out = search.end(SECONDS)
+    assert search.driver.returncode == 143, out
+    assert "Interrupted. Go on with: " in out
     assert "Traceback" not in out
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_full_disk_ends_the_search_and_it_goes_on_when_there_is_room(
-    searching: Searching, tmp_path: Path
-) -> None:
-    disk = tmp_path / "run"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=101m", "tmpfs", str(disk)], check=False)
-    if mounted.returncode:
-        pytest.skip("no disk can be mounted here")
-    try:
-        searching.start()
-        assert searching.wait_for_events(8)
-        filler = disk / ".filler"
-        with contextlib.suppress(OSError), filler.open("wb") as file:
-            while True:
-                file.write(b"\0" * (1 << 16))
-        before = searching.standing()
-        out = searching.end()
-        assert searching.process is not None
-        assert searching.process.returncode == 1, out
-        assert "Traceback" not in out
-        assert "space" in out
-        searching.settle()
-        filler.unlink()
-        searching.start()
-        out = searching.end()
-        assert searching.finished, out
-        after = searching.standing()
-        assert after.finished.items() >= before.finished.items()
-        assert len(after.finished) == searching.trials
-        assert set(after.trained.values()) == {1}
-    finally:
-        searching.settle()
-        subprocess.run(["umount", "-l", str(disk)], check=False)
+    check_winner(search)
+    before.assert_kept(search.standing())

@@ -19,6 +19,7 @@ from autopeft.assets import load_model
 from autopeft.errors import AutoPEFTError, BudgetError, UsageError
 from autopeft.hybrid import load
 from autopeft.recipe import Recipe
+from autopeft.report.search import dry_run_data, dry_run_sheets
 from autopeft.runs.folder import load_run
 from autopeft.runs.records import TrialRecord
 from autopeft.search.api import plan, search
@@ -204,6 +205,24 @@ def test_a_dry_run_starts_and_writes_nothing(arguments: dict[str, Any], tmp_path
     assert 0 < found.feasible <= 1
     assert found.estimate.seconds > 0
     assert found.estimate.memory > 0
+
+
+def test_a_dry_run_shows_what_the_search_would_begin_with(arguments: dict[str, Any], tmp_path: Path) -> None:
+    recipe = {"autopeft": 2, "name": "mine", "layers": [{"at": "all", "attach": [{"lora": {"rank": 2}}]}]}
+    (tmp_path / "mine.yaml").write_text(Recipe.from_dict(recipe).to_yaml())
+    given = {k: v for k, v in arguments.items() if k != "out"}
+    said: list[str] = []
+    found = plan(**given, warm_start=[str(tmp_path / "mine.yaml")], notify=said.append)
+    assert [[e.method for e in s.recipe.entries()] for s in found.first] == [["lora"]]
+    assert found.first[0].counts.deployed <= found.prepared.limits[1]
+    titles = [sheet.title for sheet in dry_run_sheets(found, "20")]
+    assert "Recipes that it begins with" in titles
+    assert len(dry_run_data(found)["first"]) == 1
+    with pytest.raises(UsageError, match="nosuch"):
+        plan(**given, warm_start=["nosuch"])
+    none = plan(**given)
+    assert none.first == ()
+    assert "Recipes that it begins with" not in [sheet.title for sheet in dry_run_sheets(none, "20")]
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ PROCESSES = (
     "tests/search/execution/test_output.py::test_one_file_for_both_is_named_once",
     "tests/search/execution/test_private_folder.py::"
     "test_folders_of_killed_processes_are_removed_and_those_in_use_are_not",
+    "tests/search/execution/test_process.py::test_a_process_that_stands_still_is_told_from_one_that_works",
     "tests/search/execution/test_process.py::test_how_the_process_of_another_parent_ended",
     "tests/search/execution/test_ray_cluster.py",
     "tests/search/execution/test_ray_executor.py",

@@ -1,4 +1,4 @@
-"""The real command line in a process of its own, and Ctrl-C at a chosen moment."""
+"""The real command line in a process of its own, and Ctrl-C or SIGTERM at a chosen moment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 __all__ = ["Command"]
 
-_WAIT = 120.0
+_WAIT = 240.0  # on a machine that has other things to do too
 
 
 class Command:
@@ -54,6 +54,16 @@ class Command:
         """What a terminal does at Ctrl-C: SIGINT to the whole group; returns the exit code."""
         os.killpg(self.process.pid, signal.SIGINT)
         return self.end()
+
+    def terminate(self) -> int:
+        """What `timeout` does: SIGTERM to the process and to its group; returns the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        os.killpg(self.process.pid, signal.SIGTERM)
+        return self.end()
+
+    def interrupt(self, number: signal.Signals) -> int:
+        """Either of them."""
+        return self.ctrl_c() if number == signal.SIGINT else self.terminate()
 
     def end(self) -> int:
         """Wait for the command; it is killed after two minutes."""

@@ -7,6 +7,7 @@ the last trials end.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ __all__ = ["Controller"]
 
 # A worker that dies with a job may have been killed by chance; one that dies three times was not.
 _ATTEMPTS = 3
+_STOPPED = "The search was stopped while this ran."
 
 
 def _unknown(job: Job) -> JobResult | None:
@@ -47,6 +49,7 @@ class Controller:
         recall: the result of a final run that need not be repeated.
         seconds: time budget of the whole run, or `None`.
         workers: jobs that run at a time, for the time budget.
+        grace: seconds that jobs may go on after an interruption.
         clock: monotonic seconds.
     """
 
@@ -63,6 +66,7 @@ class Controller:
         workers: int,
         recall: Callable[[Job], JobResult | None] = _unknown,
         seconds: float | None = None,
+        grace: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.strategy, self.effort, self.checkpoints = strategy, effort, checkpoints
@@ -74,6 +78,7 @@ class Controller:
         self._running: dict[str, Job] = {}
         self._again: deque[Job] = deque()
         self._searching, self._announced = True, False
+        self._grace, self._clock, self._until = grace, clock, math.inf
         self.interrupted = False
         self.first_error: str | None = None
         self.best = BestWeights(checkpoints, strategy.records())
@@ -141,9 +146,12 @@ class Controller:
         job = self._running.pop(result.job, None)
         if job is None:
             return
+        if result.failure == "lost" and self.interrupted:
+            # The signal may have reached its worker too.
+            result = replace(result, error=_STOPPED, failure="stopped")
         if result.error is None:
             self.time_budget.finished(job, result.seconds)
-        if result.failure == "lost" and job.attempt + 1 < _ATTEMPTS and not self.interrupted:
+        if result.failure == "lost" and job.attempt + 1 < _ATTEMPTS:
             self._again.append(retried(job))
         elif job.kind == "trial":
             self.best.offer(job, result)
@@ -186,7 +194,8 @@ class Controller:
         self.time_budget.workers = max(workers, 1)
 
     def interrupt(self) -> None:
-        """End as soon as possible, with what was found so far."""
+        """End with what was found so far: once the running jobs have ended, at a second call at once."""
+        self._until = self._clock() + (0.0 if self.interrupted else self._grace)
         self.interrupted = True
         self._again.clear()
         self.confirmation.clear()
@@ -194,7 +203,7 @@ class Controller:
     @property
     def stopped(self) -> bool:
         """See `JobSource`."""
-        return self.interrupted
+        return self.interrupted and (not self._running or self._clock() >= self._until)
 
     @property
     def running(self) -> int:
@@ -209,8 +218,7 @@ class Controller:
     def abandon(self) -> None:
         """Give up what was still running when the executor ended; trials that stand on a rung stay there."""
         for job in list(self._running.values()):
-            stopped = JobResult(job.id, error="The search was stopped while this ran.", failure="stopped")
-            self.complete(stopped)
+            self.complete(JobResult(job.id, error=_STOPPED, failure="stopped"))
 
     def _remaining(self) -> float | None:
         left = self.strategy.steps_left if self._searching else None

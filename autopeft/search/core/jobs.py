@@ -131,7 +131,9 @@ class JobSource(Protocol):
 
     def complete(self, result: JobResult) -> None: ...
 
-    def interrupt(self) -> None: ...
+    def interrupt(self) -> None:
+        """Give out no more jobs; a second call ends those that run as well."""
+        ...
 
     def scale(self, workers: int) -> None:
         """Told how many jobs run at a time: before the first is asked for, and when a cluster grows or

@@ -1,18 +1,13 @@
-"""What a run changes in its process and puts back: environment, log levels, signals."""
+"""What a run changes in its process and puts back: environment and log levels."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import signal
-import threading
 from collections.abc import Iterator
-from types import FrameType
 
-from autopeft.search.core.jobs import JobSource
-
-__all__ = ["CHDIR", "environment", "quiet", "signals"]
+__all__ = ["CHDIR", "environment", "quiet"]
 
 CHDIR = "RAY_CHDIR_TO_TRIAL_DIR"
 _RAY = ("ray", "ray.tune", "ray.air", "ray.train", "ray._private")
@@ -61,24 +56,3 @@ def quiet(*names: str) -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def signals(source: JobSource) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into an interruption of the source; only the main thread can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        source.interrupt()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    for number in before:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -8,7 +8,10 @@ from typing import Any, NoReturn, Protocol
 from autopeft.errors import AutoPEFTError
 from autopeft.search.core.jobs import Job, JobResult, JobSource, Progress
 
-__all__ = ["Executor", "Runner", "raise_error_of_source"]
+__all__ = ["STOP_SECONDS", "Executor", "Runner", "raise_error_of_source"]
+
+# Schedulers leave some 15 s and more between SIGTERM and SIGKILL; what follows has to fit as well.
+STOP_SECONDS = 5.0
 
 Runner = Callable[[Any, Job, Progress, Callable[[], bool]], JobResult]
 
@@ -27,8 +30,9 @@ class Executor(Protocol):
         """Run every job of `source` until it has no more or is stopped.
 
         `runner(setup, job, on_step, should_stop)` does a job. The source is called in the caller's thread
-        alone, and told of progress about once a second. Ctrl-C and SIGTERM interrupt the source once; a
-        second one ends the process as usual.
+        alone, and told of progress about once a second. Ctrl-C and SIGTERM interrupt the source; a
+        Ctrl-C once it is stopped ends the process as usual. Jobs that do not heed that it is stopped are
+        given up after `STOP_SECONDS`.
 
         Args:
             ending: is called in the caller's thread when no job runs any more.

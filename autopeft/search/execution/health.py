@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autopeft.errors import AutoPEFTError
+from autopeft.search.execution.process import is_stopped, listener
 
 __all__ = ["Endpoint", "HealthCheck", "RayEndedError", "answers_grpc"]
 
@@ -21,7 +22,8 @@ _SETTINGS = 4
 _HEADER = 9
 _ANSWER_SECONDS = 3.0
 _EVERY = 1.0
-_FROZEN_SECONDS = 30.0
+_PATIENCE = {"silent": 30.0, "stopped": 8.0}  # seconds
+_PAUSE_SECONDS = 10.0
 
 
 class RayEndedError(AutoPEFTError):
@@ -34,12 +36,14 @@ class Endpoint:
 
     Attributes:
         patience: seconds that it may be gone before it counts as dead.
+        here: whether it is known to be a process of this machine.
     """
 
     name: str
     host: str
     port: int
     patience: float
+    here: bool = False
 
 
 def answers_grpc(host: str, port: int, timeout: float = _ANSWER_SECONDS) -> bool:
@@ -67,8 +71,8 @@ def answers_grpc(host: str, port: int, timeout: float = _ANSWER_SECONDS) -> bool
 class HealthCheck:
     """Watches the endpoints that answered when it was made.
 
-    An endpoint that refuses is dead after its patience, one that only is silent after 30 s: the machine may
-    be busy.
+    An endpoint that refuses is dead after its patience. One that only is silent is so after 30 s, as the
+    machine may be busy, unless its process stands still, as after SIGSTOP: then after 8 s.
     """
 
     def __init__(
@@ -99,6 +103,9 @@ class HealthCheck:
         Raises:
             RayEndedError: an endpoint is dead.
         """
+        begin = self._clock()
+        if begin - self._next > _PAUSE_SECONDS:
+            self._gone.clear()  # this process stood still itself, and the others may have waited for it
         states = [_state(endpoint) for endpoint in self._endpoints]
         now = self._clock()
         self._next = now + _EVERY
@@ -106,10 +113,8 @@ class HealthCheck:
             if state is None:
                 self._gone.pop(i, None)
                 continue
-            since = self._gone.setdefault(i, now)
-            if now - since >= (
-                endpoint.patience if state == "gone" else max(_FROZEN_SECONDS, endpoint.patience)
-            ):
+            since = self._gone.setdefault(i, begin)
+            if now - since >= _PATIENCE.get(state, endpoint.patience):
                 address = f"{endpoint.host}:{endpoint.port}"
                 raise RayEndedError(
                     f"Ray ended during the search: {endpoint.name} at {address} is {state}. "
@@ -117,21 +122,24 @@ class HealthCheck:
                 )
         return all(state is None for state in states)
 
-    def settle(self) -> None:
-        """Come back once every endpoint answers.
+    def settle(self, unless: Callable[[], bool] = lambda: False) -> None:
+        """Come back once every endpoint answers, or it does not matter any more.
 
         Raises:
             RayEndedError: one is dead.
         """
-        while not self.answers():
+        while not self.answers() and not unless():
             time.sleep(_EVERY / 4)
 
 
 def _state(endpoint: Endpoint) -> str | None:
-    """What is wrong with an endpoint, if anything."""
+    """What is wrong with an endpoint, if anything: it is `gone`, `silent` or `stopped`."""
     try:
-        return None if answers_grpc(endpoint.host, endpoint.port) else "silent"
+        if answers_grpc(endpoint.host, endpoint.port):
+            return None
     except ConnectionRefusedError:
         return "gone"
     except OSError:
-        return "silent"
+        pass  # it is silent as well
+    pid = listener(endpoint.port) if endpoint.here else None
+    return "silent" if pid is None or not is_stopped(pid) else "stopped"

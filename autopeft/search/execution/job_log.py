@@ -46,6 +46,7 @@ class WorkerTrace:
         about: its process; `None` until it has told.
         ends: where its output files ended when its last job did.
         step, loss, peak: the last that its job reported: step, loss, and the process's peak memory in bytes.
+        stopped_since: since when it was seen to stand still, in seconds of the caller's clock.
     """
 
     about: ProcessInfo | None = None
@@ -53,6 +54,7 @@ class WorkerTrace:
     step: int = 0
     loss: float = float("nan")
     peak: int | None = None
+    stopped_since: float | None = None
     _watch: ProcessWatch | None = field(default=None, repr=False)
     _began: float = field(default_factory=time.time)
     _kills: int | None = None
@@ -66,6 +68,21 @@ class WorkerTrace:
         self.step, self.loss = 0, float("nan")
         self._began, self._kills = time.time(), oom_kills()
 
+    @property
+    def here(self) -> bool:
+        """Whether its process is one of this machine."""
+        return self._watch is not None and self._watch.here
+
+    @property
+    def stopped(self) -> bool:
+        """Whether its process stands still by a signal, as far as it is one of this machine."""
+        return self._watch is not None and self._watch.stopped
+
+    def kill(self) -> None:
+        """End its process, which must be one of this machine."""
+        if self._watch is not None:
+            self._watch.kill()
+
     def lost_log(self, told: str) -> str:
         """The text of a job whose worker is gone.
 
@@ -75,6 +92,8 @@ class WorkerTrace:
         lines = ["The worker's process ended before its job did."]
         if self._watch is not None:
             lines.append(f"ended by: {self._watch.ending()}")
+        if self.stopped_since is not None:
+            lines.append("before that: it had been stopped, as by SIGSTOP, and did not go on")
         lines.append(last_step(self.step, self.loss))
         lines.append(f"seconds since the job was given: {time.time() - self._began:.1f}")
         peak = "not reported" if self.peak is None else memory_text(self.peak)

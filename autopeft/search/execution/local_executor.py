@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+from autopeft.interruption import heeded, remind
 from autopeft.search.core.jobs import Done, Job, JobResult, JobSource
-from autopeft.search.execution.environment import signals
-from autopeft.search.execution.executor import Runner, raise_error_of_source
+from autopeft.search.execution.executor import STOP_SECONDS, Runner, raise_error_of_source
 from autopeft.search.execution.job_log import finished_log
 from autopeft.search.execution.output import Tee
 from autopeft.search.execution.process import ProcessInfo
@@ -16,6 +17,7 @@ from autopeft.search.execution.process import ProcessInfo
 __all__ = ["LocalExecutor"]
 
 _REPORT_SECONDS = 1.0
+_LOOK_SECONDS = 0.25
 
 
 class LocalExecutor:
@@ -44,8 +46,9 @@ class LocalExecutor:
     ) -> None:
         """See `Executor.run_jobs`; what the runner raises, which it should not, comes through."""
         about = ProcessInfo.own()
+        watch = _Watch(source)
         try:
-            with signals(source):
+            with heeded(watch.interrupt, lambda: source.stopped):
                 _told(source.scale, 1)
                 while not source.stopped:
                     job = _told(source.next)
@@ -53,7 +56,9 @@ class LocalExecutor:
                         break
                     if job is None:
                         raise RuntimeError("The source awaits a result, but no job runs.")
-                    _told(source.complete, self._run(source, runner, setup, job, about))
+                    result = watch.run(self._run, source, runner, setup, job, about)
+                    if result is not None:
+                        _told(source.complete, result)
             if ending is not None:
                 ending()
         finally:
@@ -87,6 +92,49 @@ class LocalExecutor:
             raise_error_of_source(wrong[0])
         result.log = finished_log(about, result.log, tee.text())
         return result
+
+
+class _OverdueError(BaseException):
+    """Takes a job that does not heed an interruption out of its runner, which handles no such thing."""
+
+
+class _Watch:
+    """Sees to it that an interruption ends a job that does not heed it."""
+
+    def __init__(self, source: JobSource) -> None:
+        self._source = source
+        self._working = self._overdue = False
+        self._thread: threading.Thread | None = None
+
+    def interrupt(self) -> None:
+        """Interrupt the source; in the main thread, as all handlers of signals are called."""
+        if self._overdue and self._working:
+            raise _OverdueError
+        self._source.interrupt()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._wait, daemon=True)
+            self._thread.start()
+
+    def run(self, do: Callable[..., JobResult], *args: Any) -> JobResult | None:
+        """What `do` returns, or `None` if it did not heed an interruption in time."""
+        try:
+            self._working = True
+            return do(*args)
+        except _OverdueError:
+            return None
+        finally:
+            self._working = False
+
+    def _wait(self) -> None:
+        while not self._source.stopped:
+            time.sleep(_LOOK_SECONDS)
+        end = time.monotonic() + STOP_SECONDS
+        while self._working:
+            time.sleep(_LOOK_SECONDS)
+            if time.monotonic() >= end:
+                self._overdue = True
+                remind()
+                return
 
 
 def _told(function: Callable[..., Any], *args: Any) -> Any:

@@ -26,7 +26,8 @@ _LONGEST_ROOT = 24
 def private_folder() -> Iterator[Path]:
     """A new temporary folder that nobody else can enter; Ray's own is `RAY` in it.
 
-    Folders of processes that were killed are removed, and what is left of their Rays is ended.
+    In the end what is left of Ray there is ended. So is what processes have left that were killed, and their
+    folders are removed.
     """
     root = _root()
     _sweep(root)
@@ -39,6 +40,7 @@ def private_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
+        end_processes(folder)
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 

@@ -17,9 +17,22 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
+
 from autopeft.search.execution.output import OutputFiles
 
-__all__ = ["ProcessInfo", "ProcessWatch", "memory_text", "oom_kills", "peak_memory", "versions"]
+__all__ = [
+    "ProcessInfo",
+    "ProcessWatch",
+    "has_ended",
+    "is_stopped",
+    "listener",
+    "memory_text",
+    "oom_kills",
+    "peak_memory",
+    "stopped_below",
+    "versions",
+]
 
 _PACKAGES = ("autopeft", "torch", "transformers", "ray")
 _END_SECONDS = 2.0
@@ -98,10 +111,24 @@ class ProcessWatch:
 
     def __init__(self, info: ProcessInfo) -> None:
         self._descriptor: int | None = None
+        self._pid = info.pid
         self.here = bool(info.space) and info.space == _space()
         if self.here and hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):
                 self._descriptor = os.pidfd_open(info.pid)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it stands still by a signal such as SIGSTOP, as far as it is of this machine."""
+        return self.here and is_stopped(self._pid)
+
+    def kill(self) -> None:
+        """End the process, which must be of this machine."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._descriptor is not None and hasattr(signal, "pidfd_send_signal"):
+                signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
+            else:
+                os.kill(self._pid, signal.SIGKILL)
 
     def ending(self) -> str:
         """How the process ended, in words; it is waited for, 2 s at most. The watch is over then."""
@@ -142,6 +169,42 @@ class ProcessWatch:
             return None
         (mask,) = struct.unpack_from("=Q", told)
         return struct.unpack_from("=i", told, _EXIT_CODE_AT)[0] if mask & _INFO_EXIT else None
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process of this machine stands still by a signal such as SIGSTOP.
+
+    One that a debugger has halted does not count, nor one that computes, waits or sleeps.
+    """
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return False
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process of this machine runs no more, though its parent may not have taken note."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return True
+
+
+def stopped_below(pid: int) -> list[int]:
+    """Process ids of those descendants of a process that stand still."""
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True) if is_stopped(child.pid)]
+    except psutil.Error:
+        return []
+
+
+def listener(port: int) -> int | None:
+    """The process of this machine that listens at a TCP port, as far as this user may know."""
+    try:
+        found = psutil.net_connections("tcp")
+    except (psutil.Error, OSError):
+        return None
+    return next((c.pid for c in found if c.status == psutil.CONN_LISTEN and c.laddr.port == port), None)
 
 
 def _space() -> str:

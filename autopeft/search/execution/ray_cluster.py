@@ -15,7 +15,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,21 @@ from autopeft.search.execution.environment import environment
 from autopeft.search.execution.health import Endpoint, HealthCheck, RayEndedError, answers_grpc
 from autopeft.search.execution.pool import Pool, Resources
 from autopeft.search.execution.private_folder import RAY, private_folder
+from autopeft.search.execution.process import has_ended, is_stopped, stopped_below
 from autopeft.search.execution.ray_logs import kept_on_error
 from autopeft.search.execution.ray_token import TOKEN, secure_token, token_hint
 
 with environment(importing=True):
     import ray
     from ray import tune
-    from ray.exceptions import RayError
 
-__all__ = ["cluster", "mute", "nodes"]
+__all__ = ["Cluster", "cluster", "mute", "nodes"]
 
 _log = logging.getLogger("autopeft")
 _OBJECT_STORE = 256 << 20
-_LEAVE_SECONDS = 15.0
+_LEAVE_SECONDS, _LEAVE_SOON = 15.0, 4.0
 _LISTEN_SECONDS = 10.0
-_LOOK_SECONDS = 0.05
+_LOOK_SECONDS, _WATCH_SECONDS, _STOPPED_SECONDS = 0.05, 0.5, 8.0
 
 
 def nodes() -> list[Resources]:
@@ -58,6 +59,30 @@ def mute() -> Iterator[None]:
         yield
 
 
+@dataclass
+class Cluster:
+    """A cluster that is used.
+
+    Attributes:
+        started: process ids of what a private Ray consists of, by the names of the programs.
+    """
+
+    health: HealthCheck
+    started: Mapping[str, int]
+    _stopped: frozenset[int] = frozenset()
+
+    def end_stopped(self) -> None:
+        """Kill processes of a private Ray's raylet that stood still at the last look already.
+
+        A worker that was stopped before it was up has told nothing of itself.
+        """
+        raylet = self.started.get("raylet")
+        before, self._stopped = self._stopped, frozenset(stopped_below(raylet) if raylet else ())
+        for pid in before & self._stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 @contextlib.contextmanager
 def cluster(
     pool: Pool,
@@ -65,7 +90,8 @@ def cluster(
     driver: DriverThread,
     logs: Path | None = None,
     notify: Callable[[str], None] | None = None,
-) -> Iterator[HealthCheck]:
+    hurry: Callable[[], bool] = lambda: False,
+) -> Iterator[Cluster]:
     """The cluster at `pool.address`, the one that this process has joined already, or a private one.
 
     Args:
@@ -73,6 +99,7 @@ def cluster(
         driver: is told where Ray does not answer any more.
         logs: a folder for the logs of a private Ray, where an error leaves the block.
         notify: takes a line that says how machines join a private Ray that others can reach.
+        hurry: whether the disconnection at the end shall take 4 s at most, not 15.
 
     Raises:
         AutoPEFTError: Ray cannot be started or joined.
@@ -82,27 +109,29 @@ def cluster(
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(private_folder()) / RAY if private else None
         stack.enter_context(kept_on_error(folder, logs))
+        ended = False
         try:
-            started: dict[str, int] = {}
+            started: Mapping[str, int] = {}
             if folder is not None:
                 started = _start(pool, folder)
                 if pool.listen is not None and notify is not None:
                     notify(_joining())
             elif not joined:
                 _join(str(pool.address))
-            yield _health(resume, started, private=private)
+            yield Cluster(_health(resume, private=private), started)
         except RayEndedError:
             joined = False  # there is nothing left to stay with, and Ray would end the process
+            ended = True
             raise
         finally:
-            if not joined and not _left():
+            if not joined and not _left(_LEAVE_SOON if ended or hurry() else _LEAVE_SECONDS):
                 driver.abandon()
 
 
-def _left() -> bool:
-    """Disconnect from Ray, in 15 s at most; `False` where it does not answer."""
+def _left(seconds: float) -> bool:
+    """Disconnect from Ray, in so many seconds at most; `False` where it does not answer."""
     leaving = threading.Thread(target=ray.shutdown, daemon=True)
-    end = time.monotonic() + _LEAVE_SECONDS
+    end = time.monotonic() + seconds
     leaving.start()
     while leaving.is_alive() and time.monotonic() < end:
         with _own_signals():
@@ -121,7 +150,7 @@ def _left() -> bool:
 def _start(pool: Pool, folder: Path) -> dict[str, int]:
     """Start a private Ray in a folder; process ids of what it consists of, by the names of the programs."""
     secure_token()
-    with _own_group() as started, _on_loopback(pool.listen):
+    with _own_group() as started, _on_loopback(pool.listen), _while_it_starts(started):
         _init(
             "start Ray on this machine",
             address="local",
@@ -154,7 +183,7 @@ def _init(what: str, hint: str = "", **options: Any) -> None:
     try:
         with _own_signals():
             ray.init(**common, **options)
-    except (RayError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Ray raises bare ones too, as where its raylet does not come up
         raise AutoPEFTError(f"Cannot {what}: {error}{hint}") from error
 
 
@@ -184,16 +213,18 @@ def _joining() -> str:
     )
 
 
-def _health(resume: str, started: dict[str, int], *, private: bool) -> HealthCheck:
+def _health(resume: str, *, private: bool) -> HealthCheck:
     """Watch the raylet of this process's node and the head; only a cluster's head may come back."""
     mine = ray.get_runtime_context().get_node_id()
     endpoints = [
-        Endpoint("the raylet of this machine", node["NodeManagerAddress"], node["NodeManagerPort"], 3.0)
+        Endpoint(
+            "the raylet of this machine", node["NodeManagerAddress"], node["NodeManagerPort"], 3.0, here=True
+        )
         for node in ray.nodes()
         if node["NodeID"] == mine
     ]
     host, port = _head()
-    endpoints.append(Endpoint("the head", host, port, 3.0 if private else 20.0))
+    endpoints.append(Endpoint("the head", host, port, 3.0 if private else 20.0, here=private))
     return HealthCheck(endpoints, resume=resume)
 
 
@@ -251,6 +282,31 @@ def _own_group() -> Iterator[dict[str, int]]:
 
     with _replaced(ray._private.services, "ConsolePopen", start):
         yield started
+
+
+@contextlib.contextmanager
+def _while_it_starts(started: Mapping[str, int]) -> Iterator[None]:
+    """Where the head or the raylet ends or stands still while Ray starts, end all of it, so that Ray gives up
+    soon: it waits for each for half a minute and longer."""
+    over = threading.Event()
+
+    def watch() -> None:
+        since: dict[int, float] = {}
+        while not over.wait(_WATCH_SECONDS):
+            pids = [started[name] for name in ("gcs_server", "raylet") if name in started]
+            now = time.monotonic()
+            since = {pid: since.get(pid, now) for pid in pids if is_stopped(pid)}
+            if any(map(has_ended, pids)) or any(now - at >= _STOPPED_SECONDS for at in since.values()):
+                for pid in started.values():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 @contextlib.contextmanager

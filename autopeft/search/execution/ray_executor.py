@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -24,15 +25,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import AutoPEFTError
+from autopeft.interruption import heeded
 from autopeft.search.core.jobs import Job, JobResult, JobSource, Progress
 from autopeft.search.execution.driver_thread import DriverThread
-from autopeft.search.execution.environment import CHDIR, environment, quiet, signals
-from autopeft.search.execution.executor import Runner, raise_error_of_source
+from autopeft.search.execution.environment import CHDIR, environment, quiet
+from autopeft.search.execution.executor import STOP_SECONDS, Runner, raise_error_of_source
 from autopeft.search.execution.health import HealthCheck, RayEndedError
 from autopeft.search.execution.job_log import finished_log
 from autopeft.search.execution.pool import Capacity, Pool
-from autopeft.search.execution.process import ProcessInfo, peak_memory
-from autopeft.search.execution.ray_cluster import cluster, mute, nodes
+from autopeft.search.execution.process import ProcessInfo, is_stopped, peak_memory
+from autopeft.search.execution.ray_cluster import Cluster, cluster, mute, nodes
 from autopeft.search.execution.scheduler import Scheduler
 
 with environment(importing=True):
@@ -42,6 +44,7 @@ with environment(importing=True):
     from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
     from ray.tune.search import Searcher
     from ray.tune.stopper import NoopStopper, Stopper
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 if TYPE_CHECKING:
     # It needs torch and transformers, which not every worker does.
@@ -51,6 +54,7 @@ __all__ = ["Pool", "RayExecutor", "run_jobs"]
 
 _REPORT_SECONDS = 1.0
 _IDLE_SECONDS = 0.25
+_LOOKS = 6
 _FINISHED: str = Searcher.FINISHED
 
 
@@ -68,7 +72,7 @@ class _Worker(tune.Trainable):
         self._runner, self._setup = runner, setup
         if stored is not None:
             stored.announce()
-        self._node = ray.get_runtime_context().get_node_id()[:6]
+        self._node = ray.get_runtime_context().get_node_id()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="autopeft-job")
         self._future: Future[JobResult] | None = None
         self._halt, self._introduced = threading.Event(), False
@@ -93,7 +97,7 @@ class _Worker(tune.Trainable):
         if not self._introduced:
             self._introduced = True
             handle = ray.get_runtime_context().current_actor
-            return {"handle": handle, "about": self._about, **self._state()}
+            return {"handle": handle, "about": self._about, "node": self._node, **self._state()}
         if self._future is None:
             time.sleep(_IDLE_SECONDS)
             return {}
@@ -101,7 +105,7 @@ class _Worker(tune.Trainable):
         if not self._future.done():
             return {"news": self._news, "peak": peak_memory()}
         outcome, self._future = self._future.result(), None
-        outcome.worker = f"{outcome.worker}@{self._node}"
+        outcome.worker = f"{outcome.worker}@{self._node[:6]}"
         return {"outcome": outcome, **self._state()}
 
     def _state(self) -> dict[str, Any]:
@@ -277,7 +281,10 @@ def run_jobs(
     """Run every job of `source` on `pool` until it has no more or is stopped.
 
     `runner(setup, job, on_step, should_stop)` is called in the workers and must not raise. Ctrl-C and SIGTERM
-    interrupt the source once; a second one ends the process as usual. The source is called in this thread.
+    interrupt the source; a Ctrl-C once it is stopped ends the process as usual. The source is called in this
+    thread.
+
+    Once the source is interrupted, the run ends well even where Ray ends, which may have got the signal too.
 
     A job whose worker or machine is lost comes back with failure `lost`; machines that join are used.
 
@@ -294,33 +301,88 @@ def run_jobs(
         AutoPEFTError: Ray cannot be started or joined or fails, the pool is larger than the cluster, or the
             source cannot write any more.
     """
+    watched = _Interruption(source)
     with (
         environment(),
         quiet(),
         mute(),
         DriverThread() as driver,
-        cluster(pool, resume, driver, logs, notify) as health,
+        cluster(pool, resume, driver, logs, notify, lambda: watched.came) as there,
     ):
-        with signals(source):
-            capacity = Capacity(pool, nodes, resume=resume)
-            source.scale(capacity.size)
-            scheduler = Scheduler(source, capacity, driver, health, _give)
+        with heeded(watched.interrupt, lambda: source.stopped):
+            scheduler = _scheduler(source, Capacity(pool, nodes, resume=resume), driver, there)
             stored = None if model_files is None else _StoredFiles.of(model_files)
             tuner = _tuner(scheduler, {"runner": runner, "setup": setup, "stored": stored}, pool, scratch)
-            _fit(tuner, scheduler, driver, health)
+            _fit(tuner, scheduler, driver, there.health, watched)
         if scheduler.fatal is not None:
             raise_error_of_source(scheduler.fatal)
         if ending is not None:
             ending()
 
 
-def _fit(tuner: Tuner, scheduler: Scheduler, driver: DriverThread, health: HealthCheck) -> None:
+def _scheduler(source: JobSource, capacity: Capacity, driver: DriverThread, there: Cluster) -> Scheduler:
+    source.scale(capacity.size)
+    return Scheduler(
+        source,
+        capacity,
+        driver,
+        there.health,
+        _give,
+        look_there=_look_there,
+        look_at_starting=there.end_stopped,
+    )
+
+
+class _OverdueError(Exception):
+    """The jobs did not heed an interruption in time."""
+
+
+class _Interruption:
+    """What an interruption of the source leads to."""
+
+    def __init__(self, source: JobSource) -> None:
+        self._source = source
+        self.came = False
+        self._stopped: float | None = None
+
+    def interrupt(self) -> None:
+        """Interrupt the source."""
+        self.came = True
+        self._source.interrupt()
+
+    def check(self) -> None:
+        """Look whether the jobs end in time.
+
+        Raises:
+            _OverdueError: they do not.
+        """
+        if not (self.came and self._source.stopped):
+            return
+        now = time.monotonic()
+        self._stopped = self._stopped or now
+        if now - self._stopped > STOP_SECONDS:
+            raise _OverdueError
+
+
+def _fit(
+    tuner: Tuner, scheduler: Scheduler, driver: DriverThread, health: HealthCheck, watched: _Interruption
+) -> None:
     """Let Tune run until the scheduler ends it; what the source raised is in `scheduler.fatal`."""
+
+    def between() -> None:
+        health.check()
+        watched.check()
+
     try:
-        driver.run(tuner.fit, health.check)
+        driver.run(tuner.fit, between)
+    except _OverdueError:
+        return  # the workers end with Ray
     except RayEndedError:
-        raise
+        if not watched.came:
+            raise
     except Exception as error:
+        if watched.came:
+            return
         health.settle()
         if scheduler.fatal is None:
             first = str(error).strip().rpartition("\n")[2]
@@ -329,6 +391,20 @@ def _fit(tuner: Tuner, scheduler: Scheduler, driver: DriverThread, health: Healt
 
 def _give(handle: Any, job: Job) -> None:
     handle.give.remote(job)
+
+
+def _look_there(node: str, pid: int) -> None:
+    """On the machine of a worker, end its process if it stands still; what comes of it shows by itself."""
+    where = NodeAffinitySchedulingStrategy(node, soft=False)
+    ray.remote(_end_if_stopped).options(num_cpus=0, max_retries=0, scheduling_strategy=where).remote(pid)
+
+
+def _end_if_stopped(pid: int) -> None:
+    for _ in range(_LOOKS):
+        if not is_stopped(pid):
+            return
+        time.sleep(1.0)
+    os.kill(pid, signal.SIGKILL)
 
 
 def _tuner(scheduler: Scheduler, parameters: dict[str, Any], pool: Pool, scratch: Path) -> Tuner:

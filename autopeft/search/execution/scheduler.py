@@ -20,15 +20,19 @@ __all__ = ["Scheduler"]
 
 _STARTS = 4
 _LONGEST_WAIT = 60.0
+_LOOK_SECONDS, _SILENT_SECONDS, _STOPPED_SECONDS = 2.0, 5.0, 6.0
+_START_SECONDS, _ELSEWHERE_SECONDS = 10.0, 6.0
 _LOST = "The worker process ended before the job did: killed, out of memory, or its machine is gone"
 
 
 @dataclass
 class _WorkerState:
-    """A worker as the driver sees it: its handle, once it is up, the id of the job that it runs, and what
-    will be known of it if it is lost."""
+    """A worker as the driver sees it: when it was last heard of, its handle, once it is up, its machine, the
+    id of the job that it runs, and what will be known of it if it is lost."""
 
+    heard: float
     handle: Any = None
+    node: str = ""
     job: str | None = None
     trace: WorkerTrace = field(default_factory=WorkerTrace)
 
@@ -40,8 +44,15 @@ class Scheduler:
     run and is kept in `fatal`. A worker is hired when there is a job for it, but who is free first takes it:
     short jobs do not keep the capacity small, as its workers take long to come up.
 
+    A worker tells of itself about once a second. One that is silent and whose process stands still, as after
+    SIGSTOP, is killed, so that its job is given out again. A process that computes, however slowly, is left
+    alone.
+
     Args:
         give: sends a job to the worker of a handle.
+        look_there: is told of a silent worker of another machine, now and then, by its machine and process
+            id, to do there what is done here.
+        look_at_starting: is told now and then that a worker takes long to come up.
     """
 
     def __init__(
@@ -52,10 +63,14 @@ class Scheduler:
         health: HealthCheck,
         give: Callable[[Any, Job], None],
         *,
+        look_there: Callable[[str, int], None] = lambda node, pid: None,
+        look_at_starting: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source, self._capacity, self._driver, self._health = source, capacity, driver, health
         self._give, self._clock = give, clock
+        self._look_there, self._look_at_starting = look_there, look_at_starting
+        self._look_from = self._elsewhere_from = clock()
         self._workers: dict[str, _WorkerState] = {}
         self._held: deque[Job] = deque()
         self._failed_starts, self._start_from = 0, clock()
@@ -71,14 +86,16 @@ class Scheduler:
             if job is None:
                 return False
             self._held.append(job)
-        self._workers[name] = _WorkerState()
+        self._workers[name] = _WorkerState(self._clock())
         return True
 
     def receive(self, name: str, result: dict[str, Any]) -> None:
         """Take a worker's news, out of `result`, which Tune keeps; and give it the next job if it is free."""
         worker = self._workers[name]
+        worker.heard, worker.trace.stopped_since = self._clock(), None
         if "handle" in result:
             worker.handle, self._failed_starts = result.pop("handle"), 0
+            worker.node = result.pop("node", "")
             if "about" in result:
                 worker.trace.introduce(result.pop("about"))
         worker.trace.ends = result.pop("ends", worker.trace.ends)
@@ -120,12 +137,35 @@ class Scheduler:
         with self._guard():
             if self._capacity.due or self._health.doubt:
                 # Where Ray is gone, a call of it would never come back.
-                self._driver.call(self._health.settle)
+                self._driver.call(self._health.settle, self._is_stopped)
             if self._capacity.look():
                 self._driver.call(self._source.scale, self._capacity.size)
+            if self._clock() >= self._look_from:
+                self._look_from = self._clock() + _LOOK_SECONDS
+                self._end_stopped()
         if self._source.stopped or self.fatal is not None:
             return True
         return self._done and not self._held and all(m.job is None for m in self._workers.values())
+
+    def _end_stopped(self) -> None:
+        """Kill the processes of workers that stand still."""
+        now = self._clock()
+        silent = [worker for worker in self._workers.values() if now - worker.heard > _SILENT_SECONDS]
+        for trace in (worker.trace for worker in silent if worker.trace.here):
+            if not trace.stopped:
+                trace.stopped_since = None
+            elif trace.stopped_since is None:
+                trace.stopped_since = now
+            elif now - trace.stopped_since >= _STOPPED_SECONDS:
+                trace.kill()
+        if not silent or now < self._elsewhere_from:
+            return
+        self._elsewhere_from = now + _ELSEWHERE_SECONDS
+        for worker in silent:
+            if worker.trace.about is not None and not worker.trace.here:
+                self._look_there(worker.node, worker.trace.about.pid)
+        if any(worker.handle is None and now - worker.heard > _START_SECONDS for worker in silent):
+            self._look_at_starting()
 
     def _ask(self) -> Job | None:
         if self._done:
@@ -138,8 +178,11 @@ class Scheduler:
 
     def _complete_lost(self, outcome: JobResult) -> None:
         # Where Ray itself has ended, no job is to blame.
-        self._health.settle()
+        self._health.settle(self._is_stopped)
         self._source.complete(outcome)
+
+    def _is_stopped(self) -> bool:
+        return self._source.stopped
 
     def _start_failed(self, reason: str) -> None:
         """Wait longer and longer before the next; a machine where none can start must not stop the others."""

@@ -301,6 +301,18 @@ class SearchArguments(Arguments):
             remembered=False,
         ),
     ] = None
+    grace: Annotated[
+        float,
+        Option(
+            help="Seconds that running trials may go on after Ctrl-C or SIGTERM, for schedulers that give "
+            "notice. A second signal ends them at once.",
+            panel=WORKERS,
+            metavar="SECONDS",
+            least=0.0,
+            changeable=True,
+            decides=False,
+        ),
+    ] = 0.0
     listen: Annotated[
         str | None,
         Option(

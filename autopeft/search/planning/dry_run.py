@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autopeft.arguments import takes
 from autopeft.counting import Counts
+from autopeft.errors import AutoPEFTError
 from autopeft.recipe import Recipe
+from autopeft.search.optimization.warm_start import points_from
 from autopeft.search.planning.arguments import PlanCall, SearchArguments
 from autopeft.search.planning.cost import Estimate, Work, estimate
 from autopeft.search.planning.prepare import Prepared, prepare
@@ -37,12 +39,14 @@ class DryRun:
     Attributes:
         cardinality: recipes of the space before the budget; infinite where it has a continuous parameter.
         feasible: share of random members that fit the budget without repair.
+        first: what it begins with, of the runs and recipes of `warm_start`.
         estimate: time and memory.
     """
 
     prepared: Prepared
     cardinality: int | float
     feasible: float
+    first: tuple[Sample, ...]
     samples: tuple[Sample, ...]
     baselines: tuple[Baseline, ...]
     estimate: Estimate
@@ -56,9 +60,11 @@ def plan(call: PlanCall) -> DryRun:
         {arguments}
 
     Raises:
-        UsageError: an argument is wrong, or nothing in the space fits the budget.
+        UsageError: an argument is wrong, nothing in the space fits the budget, or nothing can be taken from
+            what it shall begin with.
     """
     ready = prepare(call.base(SearchArguments), call.notify)
+    first = _first(ready, call.notify)
     rng, bound = random.Random(ready.arguments.seed), ready.space.bind(ready.spec)
     found: dict[str, Sample] = {}
     for _ in range(20 * call.samples):
@@ -71,10 +77,29 @@ def plan(call: PlanCall) -> DryRun:
         prepared=ready,
         cardinality=ready.space.cardinality(ready.spec),
         feasible=feasible_share(ready.space, ready.budget, ready.spec, n=_PROBE, seed=ready.arguments.seed),
+        first=first,
         samples=tuple(found.values()),
         baselines=tuple(baselines),
         estimate=estimate_of(ready, baselines),
     )
+
+
+def _first(ready: Prepared, notify: Callable[[str], None] | None) -> tuple[Sample, ...]:
+    """The recipes that the search begins with, inside the budget, each once."""
+    a, bound = ready.arguments, ready.space.bind(ready.spec)
+    points, notices = points_from(a.warm_start, bound, runs=a.runs)
+    found: dict[str, Sample] = {}
+    for point in points:
+        try:
+            drawn = candidate(bound, point, ready.budget)
+        except AutoPEFTError as error:
+            notices.append(str(error))
+            continue
+        found.setdefault(drawn.hash, Sample(drawn.recipe, drawn.counts))
+    for line in notices:
+        if notify is not None:
+            notify(line)
+    return tuple(found.values())
 
 
 def estimate_of(ready: Prepared, baselines: Sequence[Baseline]) -> Estimate:

@@ -156,11 +156,15 @@ class Tracking:
         for background in self._backgrounds:
             background.tell(lambda tracker: tracker.end(entry, state))
 
-    def close(self, seconds: float = _PATIENCE) -> None:
+    def close(self, seconds: float = _PATIENCE, *, at_most: float = math.inf) -> None:
         """Put everything away and wait for the trackers; a second call changes nothing.
 
         Ctrl-C ends the waiting, as does a tracker that has done nothing for so many seconds.
+
+        Args:
+            at_most: seconds that the waiting may take in all.
         """
+        over = time.monotonic() + at_most
         for found in self._open.values():
             self._rest(found, last=True)
         self._open.clear()
@@ -171,7 +175,7 @@ class Tracking:
             slow = [c for c in self._backgrounds if not c.wait(end - time.monotonic())]
             if slow:
                 self._notify(f"Waiting for {_names(slow)} to take what is left; Ctrl-C ends the waiting.")
-            late = [c for c in slow if not _done(c, seconds)]
+            late = [c for c in slow if not _done(c, seconds, over)]
         except KeyboardInterrupt:
             late = [c for c in self._backgrounds if not c.wait(0.0)]
         if late:
@@ -209,11 +213,11 @@ class Tracking:
             background.tell(lambda tracker: tracker.rest(entry, last=last))
 
 
-def _done(background: BackgroundTracker, seconds: float) -> bool:
-    """Wait for a background as long as it gets on."""
+def _done(background: BackgroundTracker, seconds: float, over: float) -> bool:
+    """Wait for a background as long as it gets on, until a moment of the monotonic clock."""
     left = background.left
-    while not background.wait(seconds):
-        if background.left >= left:
+    while not background.wait(min(seconds, over - time.monotonic())):
+        if background.left >= left or time.monotonic() >= over:
             return False
         left = background.left
     return True

@@ -13,6 +13,13 @@ from autopeft.search.core.jobs import DONE, Job, JobResult
 Make = Callable[..., Stage]
 
 
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def test_a_whole_search_runs_every_job_once(make_stage: Make) -> None:
     stage = make_stage()
     stage.play(honest)
@@ -172,6 +179,52 @@ def test_an_interruption_keeps_what_was_finished(make_stage: Make) -> None:
     assert (records[1].state, records[1].failure) == ("interrupted", "stopped")
     assert controller.first_error is None
     assert stage.checkpoints.held["best-0"]
+
+
+def test_with_grace_running_jobs_come_to_their_end_and_none_is_begun(make_stage: Make) -> None:
+    clock = Clock()
+    controller = make_stage(grace=30.0, clock=clock).controller
+    first, second = controller.next(), controller.next()
+    assert isinstance(first, Job)
+    assert isinstance(second, Job)
+    controller.interrupt()
+    assert controller.next() is DONE
+    assert not controller.stopped
+    controller.complete(honest(first))
+    assert not controller.stopped
+    clock.now = 29.0
+    assert not controller.stopped
+    clock.now = 30.0
+    assert controller.stopped
+    again = make_stage(grace=30.0, clock=clock).controller
+    job = again.next()
+    assert isinstance(job, Job)
+    again.interrupt()
+    assert not again.stopped
+    again.complete(honest(job))
+    assert again.stopped, "nothing is waited for"
+    third = make_stage(grace=30.0, clock=clock).controller
+    third.next()
+    third.interrupt()
+    third.interrupt()
+    assert third.stopped, "a second signal"
+
+
+def test_without_grace_an_interruption_stops_at_once(make_stage: Make) -> None:
+    controller = make_stage().controller
+    controller.next()
+    controller.interrupt()
+    assert controller.stopped
+
+
+def test_a_job_that_is_lost_in_an_interruption_was_cut_off(make_stage: Make) -> None:
+    """Its worker may have heard of the signal too."""
+    stage = make_stage(grace=30.0)
+    job = stage.controller.next()
+    assert isinstance(job, Job)
+    stage.controller.interrupt()
+    stage.controller.complete(JobResult(job.id, error="killed", failure="lost"))
+    assert [(r.state, r.failure) for r in stage.records] == [("interrupted", "stopped")]
 
 
 def test_results_that_came_already_change_nothing(make_stage: Make) -> None:

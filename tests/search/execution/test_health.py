@@ -125,7 +125,7 @@ def test_a_silent_place_may_only_be_busy(server: Server, quick: None) -> None:
     clock = Clock()
     watching = make(server, clock)
     server.says = None
-    for now in (0.0, 10.0, 29.0):
+    for now in (0.0, 10.0, 20.0, 29.0):
         clock.now = now
         assert not watching.answers()
     clock.now = 30.0
@@ -160,3 +160,42 @@ def test_settling_waits_for_an_answer(server: Server, quick: None) -> None:
     watching.settle()
     assert not back.is_alive()
     assert not watching.doubt
+
+
+def test_a_place_whose_process_stands_still_is_dead_sooner(
+    server: Server, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(health, "listener", lambda port: 4711 if port == server.port else None)
+    monkeypatch.setattr(health, "is_stopped", lambda pid: pid == 4711)
+    endpoint = Endpoint("the raylet", "127.0.0.1", server.port, 3.0, here=True)
+    watching = HealthCheck([endpoint], resume="x", clock=clock)
+    server.says = None
+    for now in (0.0, 4.0, 7.0):
+        clock.now = now
+        assert not watching.answers()
+    clock.now = 8.0
+    with pytest.raises(RayEndedError, match="is stopped"):
+        watching.answers()
+
+
+def test_where_this_process_stood_still_patience_begins_anew(server: Server, quick: None) -> None:
+    clock = Clock()
+    watching = make(server, clock)
+    server.says = None
+    assert not watching.answers()
+    clock.now = 100.0
+    assert not watching.answers(), "the others may have waited for this process"
+    for now in (110.0, 120.0, 129.0):
+        clock.now = now
+        assert not watching.answers()
+    clock.now = 130.0
+    with pytest.raises(RayEndedError):
+        watching.answers()
+
+
+def test_settling_ends_where_it_does_not_matter_any_more(server: Server, quick: None) -> None:
+    watching = make(server, Clock())
+    server.says = None
+    watching.settle(lambda: True)
+    assert watching.doubt

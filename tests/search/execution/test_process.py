@@ -2,15 +2,26 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from autopeft.search.execution import process
-from autopeft.search.execution.process import ProcessInfo, ProcessWatch, memory_text, oom_kills, peak_memory
+from autopeft.search.execution.process import (
+    ProcessInfo,
+    ProcessWatch,
+    is_stopped,
+    listener,
+    memory_text,
+    oom_kills,
+    peak_memory,
+    stopped_below,
+)
 
 # A process that is nobody's child here: its parent lets the system reap it, as Ray's raylet does.
 PARENT = """
@@ -81,3 +92,34 @@ def test_the_text_names_process_and_versions() -> None:
     assert f"process: {os.getpid()} on {os.uname().nodename}" in text
     for package in ("python", "autopeft", "torch", "transformers", "ray"):
         assert f"{package} " in text
+
+
+def test_a_process_that_stands_still_is_told_from_one_that_works() -> None:
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    waiting = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    watch = ProcessWatch(replace(ProcessInfo.own(), pid=busy.pid))
+    try:
+        assert not is_stopped(busy.pid)
+        assert not is_stopped(waiting.pid)
+        assert not watch.stopped
+        busy.send_signal(signal.SIGSTOP)
+        end = time.monotonic() + 30
+        while not is_stopped(busy.pid) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert watch.stopped
+        assert stopped_below(os.getpid()) == [busy.pid]
+        watch.kill()
+        assert busy.wait(30) == -signal.SIGKILL
+        assert not is_stopped(busy.pid)
+    finally:
+        watch.close()
+        for process_ in (busy, waiting):
+            process_.kill()
+            process_.wait()
+
+
+def test_who_listens_is_known() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = int(server.getsockname()[1])
+        assert listener(port) == os.getpid()
+    assert listener(port) is None

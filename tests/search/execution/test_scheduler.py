@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from autopeft.search.core.jobs import DONE, Done, Job, JobResult, TrainJob
+from autopeft.search.execution.output import OutputFiles
 from autopeft.search.execution.pool import Capacity, Pool
+from autopeft.search.execution.process import ProcessInfo
 from autopeft.search.execution.scheduler import Scheduler
 
 T = TypeVar("T")
@@ -63,7 +65,7 @@ class Calm:
     doubt: bool = False
     settled: int = 0
 
-    def settle(self) -> None:
+    def settle(self, unless: Callable[[], bool]) -> None:
         self.settled += 1
 
 
@@ -75,6 +77,7 @@ class Stage:
     machines: list[int]
     workers: int | None = None
     given: list[tuple[str, str]] = field(default_factory=list)
+    looked: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.clock, self.health = Clock(), Calm()
@@ -90,6 +93,8 @@ class Stage:
             Direct(),  # type: ignore[arg-type]
             self.health,  # type: ignore[arg-type]
             lambda handle, job: self.given.append((handle, job.id)),
+            look_there=lambda node, pid: self.looked.append((node, pid)),
+            look_at_starting=lambda: self.looked.append("starting"),
             clock=self.clock,
         )
 
@@ -343,7 +348,7 @@ def test_a_cluster_without_machines_ends_the_run_after_a_minute() -> None:
 def test_ray_is_asked_nothing_while_it_is_in_doubt() -> None:
     asked = []
     stage = Stage(Source("a"), [1])
-    stage.health.settle = lambda: asked.append("settle")  # type: ignore[method-assign]
+    stage.health.settle = lambda unless: asked.append("settle")  # type: ignore[method-assign]
     stage.scheduler._capacity._nodes = lambda: asked.append("nodes") or [{"CPU": 1.0}]  # type: ignore[func-returns-value]
     stage.clock.now = 2.0
     stage.scheduler.stop()
@@ -351,3 +356,100 @@ def test_ray_is_asked_nothing_while_it_is_in_doubt() -> None:
     stage.health.doubt = True
     stage.scheduler.stop()
     assert asked == ["settle", "nodes", "settle"]
+
+
+@dataclass
+class Process:
+    """What a trace knows of a worker's process."""
+
+    here: bool = True
+    stopped: bool = False
+    killed: bool = False
+    about: Any = None
+    stopped_since: float | None = None
+    ends: Any = None
+    peak: Any = None
+    step: int = 0
+    loss: float = 0.0
+
+    def kill(self) -> None:
+        self.killed = True
+
+    def begin(self) -> None:
+        pass
+
+
+def watching(stage: Stage, process: Process, seconds: range, *, heard: Callable[[int], bool]) -> None:
+    """Let time pass, second by second."""
+    for now in seconds:
+        stage.clock.now = float(now)
+        if heard(now):
+            stage.scheduler.receive("one", {"news": (now, 0.5)})
+        stage.scheduler.stop()
+        if process.killed:
+            return
+
+
+def with_process(process: Process) -> Stage:
+    stage = Stage(Source("a", "b"), [1])
+    stage.up("one")
+    stage.scheduler._workers["one"].trace = process  # type: ignore[assignment]
+    return stage
+
+
+def test_a_worker_that_stands_still_is_killed_in_time() -> None:
+    process = Process(stopped=True)
+    stage = with_process(process)
+    watching(stage, process, range(60), heard=lambda now: False)
+    assert process.killed
+    assert 8 <= stage.clock.now <= 20
+
+
+def test_a_worker_that_is_slow_is_left_alone() -> None:
+    process = Process(stopped=False)
+    watching(with_process(process), process, range(3600), heard=lambda now: False)
+    assert not process.killed
+
+
+def test_a_worker_that_goes_on_is_left_alone() -> None:
+    process = Process(stopped=True)
+    stage = with_process(process)
+    watching(stage, process, range(9), heard=lambda now: False)
+    assert process.stopped_since is not None
+    process.stopped = False
+    watching(stage, process, range(9, 12), heard=lambda now: False)
+    process.stopped = True
+    watching(stage, process, range(12, 16), heard=lambda now: False)
+    assert not process.killed, "each time counts anew"
+    watching(stage, process, range(16, 19), heard=lambda now: True)
+    assert process.stopped_since is None
+
+
+def test_where_the_driver_itself_stood_still_nobody_is_killed_at_once() -> None:
+    process = Process(stopped=True)
+    stage = with_process(process)
+    stage.scheduler.stop()
+    stage.clock.now = 600.0
+    stage.scheduler.stop()
+    assert not process.killed
+
+
+def test_on_another_machine_it_is_looked_there() -> None:
+    process = Process(here=False, about=ProcessInfo("h", "other", 77, {}, OutputFiles({})))
+    stage = with_process(process)
+    stage.scheduler._workers["one"].node = "node-2"
+    watching(stage, process, range(30), heard=lambda now: False)
+    assert set(stage.looked) == {("node-2", 77)}
+    assert 2 <= len(stage.looked) <= 5
+    assert not process.killed
+
+
+def test_workers_that_do_not_come_up_are_looked_at() -> None:
+    stage = Stage(Source("a"), [1])
+    assert stage.scheduler.request_worker("one")
+    for now in range(40):
+        stage.clock.now = float(now)
+        stage.scheduler.stop()
+        assert not stage.looked or now >= 10
+    assert set(stage.looked) == {"starting"}
+    assert 3 <= len(stage.looked) <= 6

@@ -215,6 +215,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "cpus_per_trial": st.integers(1, 64),
     "gpus_per_trial": st.sampled_from([0.0, 0.25, 0.5, 1.0, 4.0]),
     "address": text,
+    "grace": st.floats(0.0, 1e6),
     "listen": st.ip_addresses().map(str),
     "log": st.sampled_from(["none"]),
     "train_rows": counts,
