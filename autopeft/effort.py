@@ -6,9 +6,12 @@ import re
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+
 from autopeft.errors import UsageError, near
 
-__all__ = ["EFFORTS", "Effort", "choose_effort", "parse_duration"]
+__all__ = ["EFFORTS", "Effort", "choose_effort", "parse_duration", "read_effort"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ EFFORTS: dict[str, Effort] = {
         Effort("thorough", 150, 500, None, 2000, None, top=5, seeds=5),
     )
 }
+_MOST = 2**53
 _POSITIVE = ("trials", "steps", "train_rows", "select_rows", "test_rows", "top", "seeds", "rates")
 
 
@@ -69,6 +73,31 @@ def choose_effort(name: str | None = None, *, gpu: bool = False, **overrides: An
     exact = gpu or "trials" in given or "steps" in given
     effort = replace(EFFORTS[name], **given)
     return replace(effort, seconds=None) if exact else effort
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+class _Told(Effort):
+    """An effort as a file has to have it."""
+
+
+def read_effort(told: Any) -> Effort:
+    """An effort as a manifest holds it.
+
+    Raises:
+        UsageError: it is none; the message names the first field that is wrong.
+    """
+    if not isinstance(told, dict):
+        raise UsageError(f"An effort is a table, but got {told!r:.80}.")
+    try:
+        effort = Effort(**vars(_Told(**told)))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise UsageError(f"effort.{'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+    given = {k: getattr(effort, k) for k in _POSITIVE if getattr(effort, k) is not None}
+    wrong = [f"{k}={v}" for k, v in given.items() if not 1 <= v < _MOST]
+    if wrong:
+        raise UsageError(f"Efforts are positive whole numbers, but got {', '.join(wrong)}.")
+    return effort
 
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 60.0}

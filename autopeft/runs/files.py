@@ -13,7 +13,9 @@ from typing import Any
 
 from autopeft.errors import AutoPEFTError, UsageError
 
-__all__ = ["empty_folder", "is_there", "plain", "write_atomic", "write_json"]
+__all__ = ["cut_torn_line", "empty_folder", "is_there", "plain", "write_atomic", "write_json"]
+
+_BLOCK = 1 << 20
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
@@ -39,6 +41,30 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         raise AutoPEFTError(
             f"Cannot write {str(path)!r}: {error.strerror}. What was written before is intact."
         ) from error
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cut off what a killed process wrote after the last line end of a file, where there is a file.
+
+    Raises:
+        AutoPEFTError: it cannot be written.
+    """
+    if not path.exists():
+        return
+    try:
+        with path.open("rb+") as file:
+            end = file.seek(0, os.SEEK_END)
+            while end:
+                start = max(0, end - _BLOCK)
+                file.seek(start)
+                found = file.read(end - start).rfind(b"\n")
+                if found >= 0:
+                    end = start + found + 1
+                    break
+                end = start
+            file.truncate(end)
+    except OSError as error:
+        raise AutoPEFTError(f"Cannot write {str(path)!r}: {error.strerror}.") from error
 
 
 def plain(value: Any) -> Any:

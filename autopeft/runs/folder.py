@@ -340,7 +340,7 @@ class RunFolder:
     def _records(self, name: str) -> Records:
         records: list[TrialRecord] = []
         damaged = 0
-        for line in self._raw_lines(name):
+        for line in self.raw_lines(name):
             try:
                 records.append(read_record(json.loads(line)))
             except (ValueError, RecursionError):
@@ -354,9 +354,14 @@ class RunFolder:
         Raises:
             UsageError: a line is too long or not a JSON table, or there are too many.
         """
-        return [self._line(name, i, line) for i, line in enumerate(self._raw_lines(name), start=1)]
+        return [self._line(name, i, line) for i, line in enumerate(self.raw_lines(name), start=1)]
 
-    def _raw_lines(self, name: str) -> Iterator[bytes]:
+    def raw_lines(self, name: str) -> Iterator[bytes]:
+        """The lines of a file as they stand, but for a torn last one; none where there is no file.
+
+        Raises:
+            UsageError: it cannot be read, a line is too long, or there are too many.
+        """
         path = file_in(self.path, name)
         if path is None:
             return

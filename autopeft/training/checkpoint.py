@@ -103,7 +103,7 @@ class Checkpoint:
             share, since = float(meta["share"]), int(meta["since"])
             name = str(meta.get("optimizer", DEFAULT_OPTIMIZER.name))
             found = cls(tensors, losses, int(meta["micro_rows"]), share, since, name)
-        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
             raise DataError(f"This is not the checkpoint of a training: {error}.") from error
         if meta.get("format") != _FORMAT or found.micro_rows < 1 or not all(map(math.isfinite, losses)):
             raise DataError("This checkpoint of a training is of another version, or damaged.")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from autopeft.errors import AutoPEFTError, UsageError
-from autopeft.runs.files import empty_folder, is_there, write_atomic
+from autopeft.runs import files
+from autopeft.runs.files import cut_torn_line, empty_folder, is_there, write_atomic
 
 
 @pytest.fixture
@@ -52,3 +53,25 @@ def test_names_that_nothing_can_have_are_refused_before_anything_is_computed(fol
     for name in ("a", "inner", "dangling"):
         with pytest.raises(UsageError, match="not an empty folder; choose another --out"):
             empty_folder(folder / name, "--out")
+
+
+@pytest.mark.parametrize("block", [1, 3, 1 << 20])
+def test_what_follows_the_last_line_end_is_cut(
+    folder: Path, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_BLOCK", block)
+    for content, left in (
+        (b"", b""),
+        (b"whole\n", b"whole\n"),
+        (b"one\ntwo\ntorn", b"one\ntwo\n"),
+        (b"one\n" + b"x" * 100, b"one\n"),
+        (b"torn from the start", b""),
+        (b"\n\n", b"\n\n"),
+    ):
+        (folder / "a").write_bytes(content)
+        cut_torn_line(folder / "a")
+        assert (folder / "a").read_bytes() == left
+    cut_torn_line(folder / "none")
+    assert not (folder / "none").exists()
+    with pytest.raises(AutoPEFTError, match="Cannot write"):
+        cut_torn_line(folder / "inner")

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,49 @@ def test_one_that_was_killed_goes_on_to_its_end(place: Path) -> None:
     assert out.count("kept by an earlier version") == 1
     (retrained,) = [f for f in run.lines("finals.jsonl") if f["label"] == "head only, seed 1000"]
     assert not retrained["kept"]
+
+
+def _line(number: int, content: bytes) -> Callable[[bytes], bytes]:
+    def change(before: bytes) -> bytes:
+        lines = before.splitlines(keepends=True)
+        lines[number - 1] = content + b"\n"
+        return b"".join(lines)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("journal.log", _line(6, b"garbled"), "Line 6 of "),
+        ("journal.log", _line(6, b'{"op_code": 8, "trial_id": "x"}'), "Line 6 of "),
+        ("journal.log", _line(2, b"\xff\xfe"), "Line 2 of "),
+        ("journal.log", lambda before: before.replace(b'"select"', b"7"), "Line "),
+        ("space.yaml", lambda before: before + b"\xff", "not UTF-8 text"),
+        ("space.yaml", lambda before: before + b"x: [", "space.yaml:"),
+        ("manifest.json", lambda before: before[:100], "manifest.json' is not valid JSON"),
+        ("manifest.json", lambda before: before.replace(b'"effort": {', b'"effort": {"x": 1,'), "effort.x"),
+        ("manifest.json", lambda before: before.replace(b'"seed": 0', b'"seed": "0"'), "seed"),
+        (".state/clock.json", lambda before: b'{"seconds": "many"}', "does not hold seconds; remove it"),
+    ],
+)
+def test_what_was_damaged_is_told_and_kept(
+    place: Path, name: str, change: Callable[[bytes], bytes], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = place / "interrupted" / name
+    assert change(file.read_bytes()) != file.read_bytes()
+    file.write_bytes(change(file.read_bytes()))
+    before = {p: p.read_bytes() for p in (place / "interrupted").rglob("*") if p.is_file()}
+    assert main(["search", "--resume", "interrupted", "--workers", "0"]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("error: ")
+    assert says in told
+    assert Path(name).name in told
+    # The locks of the process that was killed are stale.
+    assert all(p.read_bytes() == content for p, content in before.items() if p.suffix != ".lock")
+    if name == "journal.log":
+        assert "`autopeft report" in told
+        assert main(["report", "interrupted", "--out", "report.html"]) == 0
 
 
 @pytest.mark.slow

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from autopeft.errors import AutoPEFTError, UsageError
+from autopeft.foreign import file_in, read_json
 from autopeft.runs.files import write_atomic
 
 __all__ = ["Clock", "FolderCheckpoints"]
 
+_LONGEST = 1e9  # seconds of a run
 _OLD = "-old"  # of the hidden folder that holds what is being replaced
 
 
@@ -45,7 +47,7 @@ class FolderCheckpoints:
         """What is held under `key`."""
         for folder in (self._folder / key, self._old(key)):
             if folder.is_dir():
-                return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+                return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
         return None
 
     def drop(self, key: str) -> None:
@@ -75,10 +77,11 @@ class Clock:
     def __init__(self, file: Path) -> None:
         self._file = file
         self.before = 0.0
-        if file.exists():
+        if file_in(file.parent, file.name) is not None:
             try:
-                self.before = max(0.0, float(json.loads(file.read_text(encoding="utf-8"))["seconds"]))
-            except (ValueError, KeyError, TypeError) as error:
+                seconds = read_json(file)["seconds"]
+                self.before = min(max(0.0, float(seconds)), _LONGEST)
+            except (UsageError, ValueError, KeyError, TypeError, OverflowError) as error:
                 raise UsageError(f"{str(file)!r} does not hold seconds; remove it.") from error
 
     def write(self, seconds: float) -> None:

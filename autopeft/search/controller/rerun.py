@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autopeft.errors import UsageError, near
+from autopeft.foreign import check_inside
 from autopeft.runs.folder import RunFolder
 from autopeft.search.controller.checkpoints import FolderCheckpoints
 from autopeft.search.core.jobs import DONE, Done, Job, JobResult, Progress
@@ -67,6 +68,7 @@ def prepare_rerun(
         UsageError: there is no such job, the weights that it scored are gone, or data or backbone are not
             those that the run was begun with.
     """
+    check_inside(folder.path)
     STRATEGIES.load()  # a strategy of another package brings its own types of jobs
     found = find_job(handed_out(folder), name, attempt=attempt)
     files, notices = _carried(folder, found)

@@ -14,15 +14,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import datetime
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from autopeft.errors import AutoPEFTError, UsageError
+from autopeft.runs.files import cut_torn_line
 from autopeft.runs.folder import RunFolder
 from autopeft.search.core.jobs import Done, Job, JobResult, JobSource, TrainJob
 from autopeft.search.execution.job_log import last_step
@@ -32,6 +38,7 @@ __all__ = ["JOBS", "HandedOut", "LoggedJobs", "digests", "handed_out", "log_file
 JOBS = "logs/jobs.jsonl"
 _MOST, _LITTLE, _ROOM = 1_000_000, 16_000, 100_000_000
 _KEPT = 1_000
+_log = logging.getLogger("autopeft")
 _RULE = "\n" + "-" * 110 + "\n"
 _WENT_WELL = re.compile(r"[^:]+: (complete|paused)")
 
@@ -58,9 +65,7 @@ class LoggedJobs:
             self._well = deque(path for path in logs if _went_well(path))
         except OSError as error:
             raise AutoPEFTError(f"Cannot write {str(folder.logs)!r}: {error.strerror}.") from error
-        if (folder.path / JOBS).exists():
-            # Without a torn last line.
-            folder.write_lines(JOBS, folder.lines(JOBS))
+        cut_torn_line(folder.path / JOBS)
 
     def next(self) -> Job | Done | None:
         """See `JobSource`."""
@@ -149,11 +154,14 @@ class HandedOut:
             if told.get("keep_above") is not None:
                 # JSON has no infinity, which stands for "keep them whatever the score".
                 told["keep_above"] = float(told["keep_above"])
+            _checked(cast(Any, type_))(**told)
             self.job = type_(**told)
-            self.carried: dict[str, str] = dict(line["files"] or {})
+            carried = line["files"] or {}
+            self.carried: dict[str, str] = {str(k): str(v) for k, v in carried.items()}
             self.at = str(line["at"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"A line of {JOBS} does not hold a job: {error}.") from error
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise UsageError(f"does not hold a job: {what}.") from error
 
 
 def _job_type(name: str) -> type[Job]:
@@ -173,15 +181,37 @@ def _job_type(name: str) -> type[Job]:
     )
 
 
+@cache
+def _checked(type_: Any) -> Callable[..., object]:
+    """A type of jobs that checks the types of its fields."""
+    checking = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=True)
+    return cast(Callable[..., object], checked_dataclass(type_, frozen=True, config=checking))
+
+
 def handed_out(folder: RunFolder) -> list[HandedOut]:
-    """Every job of a run, in the order in which they were handed out.
+    """Every job of a run, in the order in which they were handed out. Lines that hold none are told by a
+    warning.
 
     Raises:
-        UsageError: the run has kept none, or they cannot be read.
+        UsageError: the run has kept none, or none can be read.
     """
-    found = [HandedOut(line) for line in folder.lines(JOBS)]
+    found: list[HandedOut] = []
+    damaged: list[str] = []
+    for number, line in enumerate(folder.raw_lines(JOBS), start=1):
+        try:
+            told = json.loads(line)
+            if not isinstance(told, dict):
+                raise UsageError("is not a table.")
+            found.append(HandedOut(told))
+        except (UsageError, ValueError, RecursionError) as error:
+            damaged.append(f"Line {number} of {str(folder.path / JOBS)!r}: {error}")
+    if damaged and not found:
+        raise UsageError(damaged[0])
     if not found:
         raise UsageError(f"{str(folder.path)!r} has no {JOBS}, which tells what its jobs were.")
+    if damaged:
+        more = f" So are {len(damaged) - 1} more." if len(damaged) > 1 else ""
+        _log.warning("A job is left out. %s%s", damaged[0], more)
     return found
 
 

@@ -12,6 +12,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from autopeft.errors import RecipeError
+
 if TYPE_CHECKING:
     from autopeft.search.space.parameters import Parameter
 
@@ -30,6 +32,7 @@ class Codec:
     """
 
     def __init__(self, parameters: Sequence[Parameter]) -> None:
+        self._parameters = {p.name: p for p in parameters}
         self.distributions: dict[str, BaseDistribution] = {}
         self.recorded: dict[str, BaseDistribution] = {}
         self._indexed: dict[str, tuple[Any, ...]] = {}
@@ -37,6 +40,17 @@ class Codec:
             found = self.distributions[p.name] = self._distribution(p)
             indexed = self._indexed.get(p.name)
             self.recorded[p.name] = CategoricalDistribution(indexed) if indexed else found
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Check that these are values of the space, all of them.
+
+        Raises:
+            RecipeError: a name is missing or unknown, or a value does not belong to its parameter.
+        """
+        if values.keys() != self._parameters.keys():
+            raise RecipeError(f"The space has the parameters {', '.join(self._parameters)}.")
+        for name, value in values.items():
+            self._parameters[name].check(value)
 
     @property
     def ordered(self) -> list[str]:

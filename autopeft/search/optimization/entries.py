@@ -23,12 +23,22 @@ from typing import Any
 from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autopeft.errors import DataError
+from autopeft.errors import DataError, RecipeError
 from autopeft.recipe import Recipe
 from autopeft.search.optimization.distributions import Codec
 from autopeft.search.optimization.storage import NAME, open_journal
 
-__all__ = ["FORMAT", "PROPOSED", "InUse", "all_in_use", "changes", "entry", "proposed", "renewed"]
+__all__ = [
+    "FORMAT",
+    "PROPOSED",
+    "InUse",
+    "all_in_use",
+    "changes",
+    "check_values",
+    "entry",
+    "proposed",
+    "renewed",
+]
 
 FORMAT = 2
 PROPOSED = "proposed"
@@ -96,13 +106,22 @@ def proposed(codec: Codec, trial: FrozenTrial) -> dict[str, Any]:
         DataError: the trial belongs to another space.
     """
     values = trial.user_attrs.get(PROPOSED)
-    if not isinstance(values, Mapping) or set(values) != set(codec.distributions):
+    if not isinstance(values, Mapping):
         raise DataError(_OF_ANOTHER)
-    try:
-        codec.encode(values)
-    except ValueError as error:
-        raise DataError(_OF_ANOTHER) from error
+    check_values(codec, values, f"Trial {trial.number}")
     return dict(values)
+
+
+def check_values(codec: Codec, values: Mapping[str, Any], what: str) -> None:
+    """Check that a journal's values are values of the space.
+
+    Raises:
+        DataError: they are not.
+    """
+    try:
+        codec.check(values)
+    except RecipeError as error:
+        raise DataError(f"{_OF_ANOTHER} {what}: {error}") from error
 
 
 def renewed(storage: JournalStorage, journal: Path, codec: Codec, in_use: InUse) -> JournalStorage:
@@ -111,7 +130,7 @@ def renewed(storage: JournalStorage, journal: Path, codec: Codec, in_use: InUse)
     Raises:
         DataError: the journal belongs to another space.
     """
-    (study,) = storage.get_all_studies()
+    (study,) = storage.get_all_studies()  # the lines were checked for it
     if study.user_attrs.get("journal", 1) >= FORMAT:
         return storage
     new = journal.with_name(f"{journal.name}-new")

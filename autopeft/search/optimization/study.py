@@ -31,6 +31,7 @@ from autopeft.search.optimization.entries import (
     PROPOSED,
     InUse,
     all_in_use,
+    check_values,
     entry,
     proposed,
     renewed,
@@ -156,6 +157,12 @@ class SearchStudy:
         used: set[int] = set()
         for t in past:
             values, a = proposed(self._codec, t), t.user_attrs
+            steps = set(map(int, a.get("rungs", {})))
+            if not steps <= set(self.rungs.steps):
+                raise DataError(
+                    f"Trial {t.number} of this journal was scored after {max(steps)} steps, and the search "
+                    f"scores after {', '.join(map(str, self.rungs.steps))}: they do not belong together."
+                )
             used.add(a.get("first", -1))
             lost.pop(a.get("again", -1), None)
             self._seen.append(self._as_seen(t))
@@ -169,6 +176,8 @@ class SearchStudy:
         for number in [n for n in self._duplicates if n in self._records]:
             self._tell_duplicates_of(self._records[number])
         points = self.study.user_attrs.get("first", [])
+        for values in points:
+            check_values(self._codec, values, "A point to begin with")
         again = [(values, {"again": number}) for number, values in lost.items()]
         return again + [(values, {"first": i}) for i, values in enumerate(points) if i not in used]
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.arguments import command_line
-from autopeft.effort import Effort
+from autopeft.effort import Effort, read_effort
 from autopeft.errors import UsageError, near
+from autopeft.foreign import file_in
 from autopeft.runs.documents import read_result
 from autopeft.runs.folder import RunFolder, as_typed, go_on
 from autopeft.search.planning.arguments import SearchArguments
@@ -154,24 +155,36 @@ def _here(said: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
 def _read(
     folder: RunFolder, manifest: Mapping[str, Any], given: Mapping[str, Any]
 ) -> tuple[SearchArguments, Effort]:
-    file = folder.path / SPACE
-    if not file.is_file():
+    file = file_in(folder.path, SPACE)
+    if file is None:
         raise UsageError(f"{str(folder.path)!r} has no {SPACE}: it was not begun by a search that can go on.")
-    try:
-        said: dict[str, Any] = dict(manifest["arguments"])
-        unknown = sorted(set(said) - set(SearchArguments.model_fields))
-        if unknown:
-            raise UsageError(
-                f"{str(folder.path)!r} was begun with arguments that this version does not know: "
-                f"{', '.join(unknown)}."
-            )
-        space = Space.from_yaml(file.read_text(encoding="utf-8"), str(file))
-        effort = Effort(**manifest["effort"])
-        said = _here(said, given)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UsageError(f"The manifest of {str(folder.path)!r} is incomplete: {error}.") from error
+    space = Space.from_file(file)
+    said = manifest.get("arguments")
+    if not isinstance(said, dict):
+        raise _damaged(folder, f"it has no table 'arguments' but {said!r:.80}")
+    unknown = sorted(set(said) - set(SearchArguments.model_fields))
+    if unknown:
+        raise UsageError(
+            f"{str(folder.path)!r} was begun with arguments that this version does not know: "
+            f"{', '.join(unknown)}."
+        )
     _need_rows(folder, manifest, said, given)
-    return SearchArguments(**{**said, "space": space, **given}), effort
+    try:
+        said = _here(said, given)
+        effort = read_effort(manifest.get("effort"))
+        arguments = SearchArguments(**{**said, "space": space, **given})
+    except UsageError as error:
+        raise _damaged(folder, str(error)) from error
+    return arguments, effort
+
+
+def _damaged(folder: RunFolder, why: str) -> UsageError:
+    where = folder.path
+    return UsageError(
+        f"A search cannot go on from {str(where / 'manifest.json')!r}: {why.rstrip('.')}. `autopeft report "
+        f"{where}` shows what can be read, and --from {where} starts a new search from the trials that had "
+        "ended."
+    )
 
 
 def _need_rows(

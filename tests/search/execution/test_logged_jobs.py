@@ -185,8 +185,42 @@ def test_a_run_without_jobs_says_so(folder: RunFolder) -> None:
         handed_out(folder)
     folder.logs.mkdir()
     folder.append_line(JOBS, {"id": "trial-0"})
-    with pytest.raises(UsageError, match="does not hold a job"):
+    with pytest.raises(UsageError, match=r"Line 1 of .*jobs.jsonl': does not hold a job: it lacks 'type'"):
         handed_out(folder)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"garbled",
+        b"\xff",
+        b"null",
+        b"[" * 100_000,
+        *({"type": name} for name in ("os.system", "Job()", "named_in_a_file.Job", "__class__")),
+        *({"recipe": recipe} for recipe in ("lora", [1], None)),
+        *({"seed": seed} for seed in ("3", 0.5, [1], None)),
+        {"splits": 7},
+        {"keep_above": "high"},
+        {"keep_above": 10**400},
+        {"until": "20"},
+        {"files": [1]},
+        {"counts": {"deployed": "many"}},
+    ],
+)
+def test_a_line_that_is_damaged_costs_that_job_alone(
+    folder: RunFolder, damage: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = LoggedJobs(Source([job("trial-0"), job("trial-1"), job("trial-2")]), folder)
+    for _ in range(3):
+        jobs.next()
+    lines = (folder.path / JOBS).read_bytes().splitlines(keepends=True)
+    told = damage if isinstance(damage, bytes) else json.dumps({**json.loads(lines[1]), **damage}).encode()
+    (folder.path / JOBS).write_bytes(b"".join([lines[0], told + b"\n", lines[2]]))
+    assert [entry.job.id for entry in handed_out(folder)] == ["trial-0", "trial-2"]
+    assert "Line 2 of " in caplog.text
+    LoggedJobs(Source([job("trial-3")]), folder).next()
+    assert [entry.job.id for entry in handed_out(folder)] == ["trial-0", "trial-2", "trial-3"]
+    assert told in (folder.path / JOBS).read_bytes(), "a search that goes on keeps what is there"
 
 
 def test_a_job_with_a_strange_name_stays_in_the_folder(folder: RunFolder) -> None:

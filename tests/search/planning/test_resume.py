@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,20 +22,27 @@ from autopeft.search.planning.resume import SPACE, prepare_again, resume_command
 from autopeft.search.space.space import Space
 
 
-@pytest.fixture
-def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
-    """A run folder as a search leaves it that was killed before its first trial."""
-    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
-    model, data = save_backbone(tmp_path / "model"), write_reviews(tmp_path / "data.csv")
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, data, and the run folder of a search that was killed before its first trial."""
+    place = tmp_path_factory.mktemp("prepared")
+    model, data = save_backbone(place / "model"), write_reviews(place / "data.csv")
     arguments = SearchArguments(
         task=str(data), text="body", label="verdict", budget="5%", model=str(model), trials=7, steps=130,
         space="lora", fidelity="data", objective="score,params", sampler="nsga2", seed=4, select_rows=9,
     )  # fmt: skip
     ready = prepare(arguments)
-    folder = RunFolder.create("data", ready.key(), out=tmp_path / "run")
+    folder = RunFolder.create("data", ready.key(), out=place / "run")
     folder.write_json("manifest.json", ready.manifest())
     folder.write_text(SPACE, ready.space.text)
-    return folder
+    return place
+
+
+@pytest.fixture
+def begun(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """The run folder; its model and data are those of all tests."""
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
+    return RunFolder(Path(shutil.copytree(prepared / "run", tmp_path / "run")))
 
 
 def test_it_goes_on_as_it_was_begun(begun: RunFolder) -> None:
@@ -106,9 +115,13 @@ def test_what_decides_the_outcome_may_not_change(begun: RunFolder) -> None:
 
 def test_other_data_are_refused(begun: RunFolder) -> None:
     file = Path(begun.manifest()["task"])
-    file.write_text(file.read_text().replace("good", "bad"))
-    with pytest.raises(UsageError, match="data of run changed"):
-        prepare_again(begun, {})
+    before = file.read_text()
+    file.write_text(before.replace("good", "bad"))
+    try:
+        with pytest.raises(UsageError, match="data of run changed"):
+            prepare_again(begun, {})
+    finally:
+        file.write_text(before)
 
 
 def test_a_finished_run_points_to_another_search(begun: RunFolder) -> None:
@@ -123,13 +136,74 @@ def test_a_finished_run_points_to_another_search(begun: RunFolder) -> None:
     ("change", "says"),
     [
         ({"arguments": {"nonsense": 1, "warm_start": []}}, "does not know: nonsense"),
-        ({"arguments": None}, "incomplete"),
-        ({"effort": {}}, "incomplete"),
+        ({"arguments": None}, "no table 'arguments' but None"),
+        ({"arguments": ["budget"]}, "no table 'arguments'"),
+        ({"effort": {}}, "effort.name: "),
+        ({"effort": None}, "An effort is a table, but got None"),
+        ({"effort": {"trials": "many"}}, "effort.trials: Input should be a valid integer"),
+        ({"effort": {"steps": 0}}, "positive whole numbers, but got steps=0"),
+        ({"effort": {"seeds": 10**40}}, "positive whole numbers"),
+        ({"effort": {"seconds": 10**400}}, "effort.seconds"),
+        ({"effort": {"evil": 1}}, "effort.evil"),
+        ({"arguments": {"budget": [1]}}, "budget"),
+        ({"arguments": {"seed": "4"}}, "seed"),
+        ({"arguments": {"batch_size": -3}}, "batch_size"),
+        ({"arguments": {"text": {"a": 1}}}, "text"),
+        ({"arguments": {"warm_start": 7}}, "warm_start"),
+        ({"arguments": {"strategy": "os:system"}}, "There is no strategy 'os:system'"),
+        ({"arguments": {"strategy": "named_in_a_file.Thing"}}, "There is no strategy"),
+        ({"arguments": {"sampler": "named_in_a_file:Thing"}}, "named_in_a_file:Thing"),
+        ({"arguments": {"kind": "named_in_a_file"}}, "named_in_a_file"),
+        ({"arguments": {"metric": "named_in_a_file.score"}}, "named_in_a_file.score"),
+        ({"arguments": {"log": "named_in_a_file"}}, "named_in_a_file"),
     ],
 )
-def test_a_strange_manifest_is_an_error(begun: RunFolder, change: dict[str, Any], says: str) -> None:
-    begun.write_json("manifest.json", {**begun.manifest(), **change})
-    with pytest.raises(UsageError, match=says):
+def test_a_strange_manifest_is_an_error(
+    begun: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], says: str
+) -> None:
+    """Names are looked up among what is registered; nothing is imported for them."""
+    (tmp_path / "named_in_a_file.py").write_text("raise SystemExit('executed')")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = begun.manifest()
+    changed = {
+        k: {**before[k], **v} if isinstance(v, dict) and v and "nonsense" not in v else v
+        for k, v in change.items()
+    }
+    begun.write_json("manifest.json", {**before, **changed})
+    with pytest.raises(UsageError, match=re.escape(says)):
+        prepare_again(begun, {})
+    assert "named_in_a_file" not in sys.modules
+
+
+def test_a_damaged_manifest_says_what_is_left(begun: RunFolder) -> None:
+    begun.write_json("manifest.json", {**begun.manifest(), "effort": None})
+    with pytest.raises(
+        UsageError, match=rf"`autopeft report {begun.path}` shows.*--from {begun.path} starts"
+    ):
+        prepare_again(begun, {})
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"layers:\n  - at: \xff\n", "not UTF-8"),
+        (b"layers:\n  - at: [\n", "space.yaml:"),
+        (b"layers: 3\n", "space.yaml:1"),
+        (b"", "space.yaml"),
+        (b"[" * 100_000, "space.yaml"),
+    ],
+)
+def test_a_damaged_space_is_named_with_its_line(begun: RunFolder, content: bytes, says: str) -> None:
+    (begun.path / SPACE).write_bytes(content)
+    with pytest.raises(UsageError, match=re.escape(says)) as caught:
+        prepare_again(begun, {})
+    assert str(begun.path / SPACE) in str(caught.value)
+
+
+def test_links_out_of_the_run_are_not_followed(begun: RunFolder, tmp_path: Path) -> None:
+    (begun.path / SPACE).rename(tmp_path / "outside")
+    (begun.path / SPACE).symlink_to(tmp_path / "outside")
+    with pytest.raises(UsageError, match="leads out of its folder"):
         prepare_again(begun, {})
 
 
