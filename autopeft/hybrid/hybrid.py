@@ -19,6 +19,7 @@ from autopeft.display import percent, short, table
 from autopeft.errors import UsageError
 from autopeft.graph import CompositionGraph, build_graph, draw_box
 from autopeft.hybrid.callback import HybridCallback
+from autopeft.hybrid.draws import seeded
 from autopeft.hybrid.groups import groups_of
 from autopeft.hybrid.labels import Labels
 from autopeft.hybrid.merging import fold, write
@@ -32,7 +33,6 @@ from autopeft.hybrid.modules import (
     refuse_attached,
     refuse_in_trainer,
     refuse_packed,
-    seeded,
 )
 from autopeft.hybrid.optimizer import build_optimizer
 from autopeft.hybrid.persistence import Persistence
@@ -40,7 +40,7 @@ from autopeft.hybrid.policies import apply_policies, refuse_idle
 from autopeft.hybrid.schedule import RecipeSchedule
 from autopeft.hybrid.store import backbone_of
 from autopeft.hybrid.store import save as save_files
-from autopeft.injection import Injection, Part, new_token
+from autopeft.injection import Injection, Part, changing, new_token
 from autopeft.method import Objective, WeightTarget
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
@@ -62,13 +62,18 @@ def attach(model: PreTrainedModel, recipe: Recipe, *, seed: int | None = None) -
     Args:
         model: any supported model, with or without a task head.
         recipe: the hybrid.
-        seed: where the modules' random init starts; the global generator is left alone then. Without it, the
-            global generator is used.
+        seed: where the modules' random init starts, whatever other threads draw; the global generator is left
+            alone then. Without it, the global generator is used.
 
     Raises:
-        UsageError: the recipe does not fit the model, or a hybrid is attached already. The model is then
-        unchanged.
+        UsageError: the recipe does not fit the model, a hybrid is attached already, or another thread is
+        attaching one. The model is then unchanged.
     """
+    with changing(model, f"attach {recipe.name!r}"):
+        return _attached(model, recipe, seed)
+
+
+def _attached(model: PreTrainedModel, recipe: Recipe, seed: int | None) -> Hybrid:
     refuse_attached(model)
     spec, layout = spec_of_model(model)
     graph = build_graph(recipe, spec)
@@ -154,14 +159,25 @@ class Hybrid:
         `attach`.
 
         The modules live on in `self.modules` and can be read; detaching twice does nothing.
+
+        Raises:
+            UsageError: another thread is in a forward of the hybrid, or attaches or detaches.
         """
         if not self._attached:
             return
-        self._attached = False
-        self.injection.remove()
-        self._persistence.remove()
-        self.model._modules.pop(ROOT, None)
-        self._untouched.restore()
+        with self._changing("detach it"):
+            self._attached = False
+            self.injection.remove()
+            self._persistence.remove()
+            self.model._modules.pop(ROOT, None)
+            self._untouched.restore()
+
+    @contextmanager
+    def _changing(self, what: str) -> Iterator[None]:
+        """Within, no other thread is at work on the model."""
+        with changing(self.model, what):
+            self.injection.forwards.refuse_others(what)
+            yield
 
     def __enter__(self) -> Hybrid:
         return self
@@ -283,11 +299,12 @@ class Hybrid:
     @contextmanager
     def _bare(self) -> Iterator[None]:
         """Within, nothing that is attached acts."""
-        self.injection.remove()
-        try:
-            yield
-        finally:
-            self.injection.install()
+        with self._changing("measure without it"):
+            self.injection.remove()
+            try:
+                yield
+            finally:
+                self.injection.install()
 
     @contextmanager
     def _unfrozen(self) -> Iterator[None]:
@@ -372,12 +389,13 @@ class Hybrid:
                 f"{type(self.model).__name__} is quantized ({found}), and nothing can be folded into packed "
                 "weights; save the hybrid, and merge it on the backbone in bf16."
             )
-        finished = fold(self.graph, self.modules, self.injection)
-        labels = Labels.of(self.model.config)
-        self.detach()
-        write(self.model, self.injection.base, finished)
-        if self.head():
-            labels.put(self.model.config)  # those of the head, which stays
+        with self._changing("merge it"):
+            finished = fold(self.graph, self.modules, self.injection)
+            labels = Labels.of(self.model.config)
+            self.detach()
+            write(self.model, self.injection.base, finished)
+            if self.head():
+                labels.put(self.model.config)  # those of the head, which stays
         return self.model
 
     def __repr__(self) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -34,7 +32,6 @@ __all__ = [
     "refuse_attached",
     "refuse_in_trainer",
     "refuse_packed",
-    "seeded",
 ]
 
 ROOT = "autopeft"  # the name under which a model holds what is attached
@@ -62,8 +59,12 @@ class Root(nn.Module):
 
 def refuse_attached(model: PreTrainedModel) -> None:
     """Raise UsageError if the model has a hybrid."""
-    if any(isinstance(m, Root) for m in model.modules()):
-        raise UsageError(f"{type(model).__name__} has a hybrid attached already; call detach() on it first.")
+    roots = [m for m in model.modules() if isinstance(m, Root)]
+    if roots:
+        names = ", ".join(repr(root.recipe.name) for root in roots if root.recipe is not None)
+        raise UsageError(
+            f"{type(model).__name__} has a hybrid attached already ({names}); call detach() on it first."
+        )
 
 
 def refuse_packed(model: PreTrainedModel, layout: Layout, modules: Mapping[str, nn.Module]) -> None:
@@ -107,15 +108,6 @@ def refuse_in_trainer(model: PreTrainedModel) -> None:
             "trains such models with peft's adapters alone; use autopeft.training.train or a loop of your "
             "own, or load the backbone in bf16."
         )
-
-
-@contextmanager
-def seeded(seed: int | None) -> Iterator[None]:
-    """Draw from `seed` and leave torch's global CPU generator as it was (modules are made on the CPU)."""
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.default_generator.manual_seed(seed)
-        yield
 
 
 def build_modules(graph: CompositionGraph) -> dict[str, nn.Module]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from autopeft.backbones import base_model_of, spec_of_model
 from autopeft.errors import CompositionError, UsageError
 from autopeft.graph import CompositionGraph, build_graph
+from autopeft.hybrid.draws import seeded
 from autopeft.hybrid.hybrid import Hybrid
 from autopeft.hybrid.modules import (
     ROOT,
@@ -22,10 +23,9 @@ from autopeft.hybrid.modules import (
     head_of,
     refuse_attached,
     refuse_packed,
-    seeded,
 )
 from autopeft.hybrid.persistence import Persistence
-from autopeft.injection import LaneInjection, MultiInjection, new_token, split_rows
+from autopeft.injection import LaneInjection, MultiInjection, changing, new_token, split_rows
 from autopeft.injection.frames import frames
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
@@ -50,8 +50,8 @@ def attach_many(
         seeds: where each hybrid's random init starts, as in `attach`.
 
     Raises:
-        UsageError: a recipe does not fit the model, recipes cannot stand in one batch, or something is
-            attached already. The model is then unchanged.
+        UsageError: a recipe does not fit the model, recipes cannot stand in one batch, something is attached
+            already, or another thread is attaching. The model is then unchanged.
 
     Example:
         >>> together = attach_many(model, [first, second], seeds=[0, 1])             # doctest: +SKIP
@@ -59,6 +59,13 @@ def attach_many(
         >>> for hybrid, rows in zip(together.hybrids, together.rows(len(logits))):  # doctest: +SKIP
         ...     loss += cross_entropy(logits[rows], labels[rows])              # doctest: +SKIP
     """
+    with changing(model, "attach several hybrids"):
+        return _attached(model, recipes, seeds)
+
+
+def _attached(
+    model: PreTrainedModel, recipes: Sequence[Recipe], seeds: Sequence[int | None] | None
+) -> MultiHybrid:
     refuse_attached(model)
     recipes = list(recipes)
     starts = [None] * len(recipes) if seeds is None else list(seeds)
@@ -178,17 +185,29 @@ class MultiHybrid:
         `attach_many`, the model's own head included.
 
         Modules and heads live on in `hybrids`; detaching twice does nothing.
+
+        Raises:
+            UsageError: another thread is in a forward of them, or attaches or detaches.
         """
         if not self._attached:
             return
-        self._attached = False
-        if self._injection is not None:
-            self._injection.remove()
-        self._persistence.remove()
-        self.model._modules.pop(ROOT, None)
-        self.untouched.restore()
-        for hybrid in self.hybrids:
-            hybrid._attached = False
+        with self._changing("detach them"):
+            self._attached = False
+            if self._injection is not None:
+                self._injection.remove()
+            self._persistence.remove()
+            self.model._modules.pop(ROOT, None)
+            self.untouched.restore()
+            for hybrid in self.hybrids:
+                hybrid._attached = False
+
+    @contextmanager
+    def _changing(self, what: str) -> Iterator[None]:
+        """Within, no other thread is at work on the model."""
+        with changing(self.model, what):
+            if self._injection is not None:
+                self._injection.forwards.refuse_others(what)
+            yield
 
     def __enter__(self) -> MultiHybrid:
         return self
@@ -232,14 +251,15 @@ class MultiHybrid:
         """Within, nothing of them acts, and the model has the head of hybrid `index` for its own."""
         injection, alone = self._injection, frames.alone.get(self._token)
         assert injection is not None
-        injection.remove()
-        try:
-            with injection.head_of(index):
-                yield
-        finally:
-            injection.install()
-            if alone is not None:
-                frames.alone[self._token] = alone
+        with self._changing("measure without them"):
+            injection.remove()
+            try:
+                with injection.head_of(index):
+                    yield
+            finally:
+                injection.install()
+                if alone is not None:
+                    frames.alone[self._token] = alone
 
     def reloaded(self) -> None:
         """What follows when the model has loaded values for all of them."""

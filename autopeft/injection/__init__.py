@@ -6,6 +6,7 @@ from autopeft.injection.frames import new_token
 from autopeft.injection.install import Injection
 from autopeft.injection.multi import LaneInjection, MultiInjection
 from autopeft.injection.multi_roots import split_rows
+from autopeft.injection.threads import changing
 from autopeft.injection.weights import ParameterPatch, Part
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "MultiInjection",
     "ParameterPatch",
     "Part",
+    "changing",
     "new_token",
     "split_rows",
 ]

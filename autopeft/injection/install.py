@@ -17,6 +17,7 @@ from autopeft.injection.dispatch import ModuleHooks, SiteDispatcher
 from autopeft.injection.frames import frames
 from autopeft.injection.lanes import LayerHooks
 from autopeft.injection.sequence import PoolerHooks, RootHooks
+from autopeft.injection.threads import Forwards
 from autopeft.injection.weights import ParameterPatch, Part, WeightHooks
 from autopeft.method import WeightTarget
 
@@ -49,6 +50,8 @@ class Injection:
         self.places: dict[str, Place] = {p.site.key: p for p in layout.places()}
         self._handles: list[RemovableHandle] = []
         self._weight_handles: list[RemovableHandle] = []
+        self._weights: dict[nn.Module, WeightHooks] = {}
+        self.forwards = Forwards(f"the hybrid {graph.recipe.name!r}")
         self.revision = 0  # rises whenever other tensors may be altered than before
 
     def install(self) -> None:
@@ -76,10 +79,18 @@ class Injection:
 
     def remove(self) -> None:
         """Take every hook off. Configs are restored by the hybrid, which keeps them whole."""
-        for handle in (*self._handles, *self._weight_handles):
+        for handle in self._handles:
             handle.remove()
-        self._handles, self._weight_handles = [], []
+        self._handles = []
+        self._remove_weights()
         frames.clear(self.token)
+
+    def _remove_weights(self) -> None:
+        for handle in self._weight_handles:
+            handle.remove()
+        for module, hook in self._weights.items():
+            hook.settle(module)
+        self._weight_handles, self._weights = [], {}
 
     # Weights
     # --------------------------------------------------------------------------------------------------
@@ -87,10 +98,9 @@ class Injection:
     def refresh_weights(self) -> None:
         """Register the weight hooks anew: which tensors a mask touches is known only after calibration."""
         self.revision += 1
-        for handle in self._weight_handles:
-            handle.remove()
-        self._weight_handles = []
-        for module, hook in self.weight_hooks().items():
+        self._remove_weights()
+        self._weights = self.weight_hooks()
+        for module, hook in self._weights.items():
             self._weight_handles.append(module.register_forward_pre_hook(hook.before, prepend=True))
             self._weight_handles.append(module.register_forward_hook(hook.after, always_call=True))
 
@@ -243,9 +253,11 @@ class Injection:
 
     def _install_roots(self) -> None:
         used = {s.stack for s in self.graph.sites()}
+        counted = False
         for stack, root in zip(self.layout.stacks, self.root_hooks(), strict=True):
             if stack.map.name not in used and not root.source_rows:
                 continue
+            counted = True
             module = self.base.get_submodule(stack.map.root)
             self._handles.append(module.register_forward_pre_hook(root.before, with_kwargs=True))
             if root.rows and stack.layers:
@@ -255,6 +267,9 @@ class Injection:
                 self._handles.append(module.register_forward_hook(root.after, with_kwargs=True))
                 self._install_pooler(stack, root)
             self._handles.append(module.register_forward_hook(root.cleanup, always_call=True))
+        if self._weights and not counted:  # what acts on weights alone needs no root
+            self._handles.append(self.base.register_forward_pre_hook(self.forwards.before))
+            self._handles.append(self.base.register_forward_hook(self.forwards.after, always_call=True))
 
     def root_hooks(self) -> list[RootHooks]:
         """One for each stack of the backbone, in order."""
@@ -281,6 +296,7 @@ class Injection:
             source_rows=source_rows if stack.map.name == "decoder" else 0,
             dummy_id=1 if pad_id == 0 else 0,
             first_position=first,
+            forwards=self.forwards,
         )
 
     def _install_pooler(self, stack: StackPlaces, root: RootHooks) -> None:

@@ -13,6 +13,7 @@ from autopeft.injection.frames import frames
 from autopeft.injection.install import Injection, owners_of
 from autopeft.injection.lanes import BiasHooks, LaneAttentionHooks, LaneHooks, LayerHooks
 from autopeft.injection.multi_roots import ModelHooks, MultiRootHooks
+from autopeft.injection.threads import Forwards
 from autopeft.injection.weights import Replacement, WeightHooks
 
 __all__ = ["LaneInjection", "MultiInjection"]
@@ -49,6 +50,8 @@ class MultiInjection:
         self._handles: list[RemovableHandle] = []
         self._lane_handles: list[RemovableHandle] = []
         self._sites: dict[nn.Module, LaneHooks] = {}
+        names = ", ".join(repr(lane.graph.recipe.name) for lane in self.lanes)
+        self.forwards = Forwards(f"the hybrids {names}")
         self._tables = {m for name, m in self.base.named_modules() if name.endswith(_TABLE)}
         for lane in self.lanes:
             lane.host = self
@@ -57,7 +60,8 @@ class MultiInjection:
         """Register every hook; raises what `Injection.install` raises."""
         for lane in self.lanes:
             lane.check_places()
-        model = ModelHooks(self.token, len(self.lanes))
+        alone = any(lane.patches() for lane in self.lanes)
+        model = ModelHooks(self.token, len(self.lanes), self.forwards, alone)
         self._handles.append(self.model.register_forward_pre_hook(model.before, with_kwargs=True))
         self._install_attention()
         self._install_layers()

@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from autopeft.errors import CompositionError, UsageError
 from autopeft.injection.frames import Split, frames
 from autopeft.injection.sequence import RootHooks, cut_output, cut_rows, is_cached, named_inputs
+from autopeft.injection.threads import Forwards
 from autopeft.method import Context
 
 __all__ = ["ModelHooks", "MultiRootHooks", "split_rows"]
@@ -64,14 +65,25 @@ def _rows_of(inputs: Mapping[str, Any]) -> int:
 
 @dataclass
 class ModelHooks:
-    """Hooks on the model, task head included: they settle which rows are whose for all that lies inside."""
+    """Hooks on the model, task head included: they settle which rows are whose for all that lies inside.
+
+    Attributes:
+        forwards: counts the threads that are inside.
+        alone: whether one thread may be at a time: weights are swapped for one hybrid after the other.
+    """
 
     token: int
     count: int
+    forwards: Forwards
+    alone: bool
 
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if self.alone:
+            self.forwards.enter_alone()
+        else:
+            self.forwards.enter()
         inputs = named_inputs(inspect.signature(module.forward), args, kwargs)
         frames.splits[self.token] = _split(self.token, self.count, inputs)
         frames.open.add(self.token)
@@ -79,6 +91,7 @@ class ModelHooks:
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forget the split, also after an exception."""
+        self.forwards.leave()
         frames.open.discard(self.token)
         frames.splits.pop(self.token, None)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from autopeft.backbones import StackMap
 from autopeft.errors import CompositionError, UsageError
 from autopeft.injection.bind import BoundModule
 from autopeft.injection.frames import CONTEXT, frames
+from autopeft.injection.threads import Forwards
 from autopeft.method import Call, Context
 from autopeft.spec import BackboneSpec
 
@@ -39,6 +40,7 @@ class RootHooks:
         source_rows: for a decoder, rows that the encoder's prompts added to what it attends to.
         dummy_id: an id that is not padding.
         first_position: the first explicit position id.
+        forwards: counts the threads that are inside.
     """
 
     stack: StackMap
@@ -49,6 +51,7 @@ class RootHooks:
     source_rows: int = 0
     dummy_id: int = 0
     first_position: int = 0
+    forwards: Forwards = field(default_factory=lambda: Forwards("a hybrid"))
 
     @property
     def rows(self) -> int:
@@ -58,6 +61,7 @@ class RootHooks:
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        self.forwards.enter()
         signature = inspect.signature(module.forward)
         inputs = named_inputs(signature, args, kwargs)
         context = self.enter(inputs)
@@ -167,6 +171,7 @@ class RootHooks:
 
     def cleanup(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forget the context, also after an exception."""
+        self.forwards.leave()
         frames.contexts.pop((self.token, self.stack.name), None)
 
 

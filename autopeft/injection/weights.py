@@ -8,6 +8,7 @@ under reentrant checkpointing.)
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,9 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from autopeft.composition import Child
+from autopeft.errors import UsageError
 from autopeft.method import WeightTarget
 
 __all__ = ["ParameterPatch", "Part", "Replacement", "WeightHooks"]
+
+
+_PATIENCE = 60.0  # seconds that a thread waits for its turn at a module
 
 
 @dataclass(frozen=True)
@@ -83,23 +88,54 @@ class ParameterPatch:
 
 
 class WeightHooks:
-    """Swaps the patched parameters of one module around its forward."""
+    """Swaps the patched parameters of one module around its forward.
+
+    A module has one set of parameters for all threads, so that they take turns at it.
+    """
 
     def __init__(self) -> None:
         self.patches: dict[str, Patch] = {}
         self._kept: list[dict[str, nn.Parameter | None]] = []
+        self._turn, self._owner = threading.RLock(), 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"patches": self.patches}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        WeightHooks.__init__(self)
+        self.patches = state["patches"]
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        originals = {name: module._parameters[name] for name in self.patches}
-        # All new tensors are made before the first is swapped in: a failing patch leaves the module
-        # untouched.
-        new = {name: patch.new(_present(originals[name], name)) for name, patch in self.patches.items()}
+        if not self._turn.acquire(timeout=_PATIENCE):
+            raise UsageError(
+                f"Another thread has been in a {type(module).__name__} of this model, whose weights a hybrid "
+                f"changes, for {_PATIENCE:g} s; give each thread a model of its own (copy.deepcopy)."
+            )
+        try:
+            originals = {name: module._parameters[name] for name in self.patches}
+            # All new tensors are made before the first is swapped in: a failing patch leaves the module
+            # untouched.
+            new = {name: patch.new(_present(originals[name], name)) for name, patch in self.patches.items()}
+        except BaseException:
+            self._turn.release()
+            raise
+        self._owner = threading.get_ident()
         self._kept.append(originals)
         module._parameters.update(new)  # type: ignore[arg-type]
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._kept:
+        # Called also where `before` was refused, while another thread has its turn.
+        if self._kept and self._owner == threading.get_ident():
             module._parameters.update(self._kept.pop())
+            if not self._kept:
+                self._owner = 0
+            self._turn.release()
+
+    def settle(self, module: nn.Module) -> None:
+        """Put back what a forward left swapped that was cut off by Ctrl-C: no hook runs then."""
+        if self._kept:
+            module._parameters.update(self._kept[0])
+            self._kept, self._owner, self._turn = [], 0, threading.RLock()
 
     @contextmanager
     def swapped(self, module: nn.Module) -> Iterator[None]:
