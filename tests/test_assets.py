@@ -97,7 +97,7 @@ def test_fetch_downloads_once_keeps_the_members_only_and_says_so(
     said: list[str] = []
     path = fetch_member("tiny", "a.txt", notify=said.append)
     assert path.read_bytes() == b"alpha"
-    assert sorted(p.name for p in path.parent.iterdir()) == ["a.txt", "asset.json"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["a.txt", "asset.json", "sha256.json"]
     assert [p.suffix for p in path.parents[1].iterdir() if p.is_file()] == [".lock"]
     assert fetch_member("tiny", "a.txt", notify=said.append) == path
     assert len(said) == 1

@@ -36,6 +36,7 @@ WORDS: tuple[str, ...] = (
     *("0x1f", "0o17", "1e5", "nan", "inf"),
     *CODE,
 )  # fmt: skip
+_FLOATS = 1e300  # integers beyond are no floats
 NUMBERS: tuple[Any, ...] = (
     *(0, -1, 1, 2, 3, 7, 63, 64, 65, 255, 1000, 9999, 10000, 10001, 100000, 2**31 - 1, 2**31, 2**32),
     *(2**53 + 1,),
@@ -128,8 +129,9 @@ def _nudge(random: Random, holder: Any, key: Any, places: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         holder[key] = scalar(random)
         return
+    real = value if abs(value) < _FLOATS else 1.0
     choices = (
-        *(-value, value + 1, value - 1, value * 10, value * 1000, value + 0.5, float(value), str(value)),
+        *(-value, value + 1, value - 1, value * 10, value * 1000, real + 0.5, float(real), str(value)),
         *([value], value * 10**12, 0, bool(value), f"{value}%", f"{value}k"),
     )
     holder[key] = random.choice(choices)
@@ -141,7 +143,8 @@ def _step(random: Random, holder: Any, key: Any, places: Any) -> None:
     if isinstance(value, bool):
         holder[key] = not value
     elif isinstance(value, (int, float)):
-        holder[key] = random.choice((value + 1, value - 1, value * 2, value // 2, 0, 1, value / 2))
+        half = value / 2 if abs(value) < _FLOATS else value // 2
+        holder[key] = random.choice((value + 1, value - 1, value * 2, value // 2, 0, 1, half))
     elif isinstance(value, str):
         words = [holder[key] for holder, key in places if isinstance(holder[key], str)]
         holder[key] = random.choice(words)

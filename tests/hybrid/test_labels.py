@@ -155,7 +155,7 @@ def test_a_manifest_of_a_stranger_is_read_with_care(
     with pytest.raises(DataError, match=says):
         load(model, tmp_path / "odd")
     file.write_text("{")
-    with pytest.raises(DataError, match="cannot be read as JSON"):
+    with pytest.raises(DataError, match="is not valid JSON"):
         load(model, tmp_path / "odd")
     assert same(before, fingerprint(model)) == []
 
