@@ -15,6 +15,7 @@ __all__ = ["ROOT", "page_of", "pages", "relinked"]
 ROOT = Path(__file__).parents[2]
 PROJECT = {
     "ARCHITECTURE.md": "project/architecture.md",
+    "SECURITY.md": "project/security.md",
     "CONTRIBUTING.md": "project/contributing.md",
     "CHANGELOG.md": "project/changelog.md",
     "README.md": "index.md",

@@ -14,7 +14,7 @@ import autopeft
 from autopeft.cli.app import app
 
 DOCUMENTS = (
-    *("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md"),
+    *("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md"),
     *sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md")),
 )
 GROUP = typer.main.get_command(app)
