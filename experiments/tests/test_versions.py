@@ -1,0 +1,76 @@
+"""CPU time of two versions: all processes count, pairs go on where they stopped."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lib.storage import append_row, read_rows
+
+BURN = "import time\nend = time.process_time() + {}\nwhile time.process_time() < end: pass\n"
+ORPHAN = "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {!r}])\n"
+MEASURE = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{root!r}]
+from versions import run
+run.adopt()
+print(run.cpu_of([sys.executable, "-c", {code!r}], Path({folder!r})))
+"""
+FOLDER = "versions"
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def versions(load: Callable[[str], Any]) -> Any:
+    return load("run")
+
+
+def measured(code: str, folder: Path) -> float:
+    text = MEASURE.format(root=str(ROOT), code=code, folder=str(folder))
+    return float(
+        subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True).stdout
+    )
+
+
+def test_what_outlives_its_parent_counts(tmp_path: Path) -> None:
+    nothing = measured("pass", tmp_path)
+    found = measured(ORPHAN.format(BURN.format(0.5)), tmp_path)
+    assert 0.5 <= found - nothing <= 1.2
+
+
+def test_a_command_that_fails_is_said(versions: Any, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"ended with 3: (?s:.*)alas"):
+        versions.cpu_of([sys.executable, "-c", "print('alas'); raise SystemExit(3)"], tmp_path)
+
+
+def test_pairs_change_sides_and_go_on_where_they_stopped(
+    versions: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def cpu(command: list[str], folder: Path) -> float:
+        seen.append(command[0])
+        return 2.0 if command[0] == "old" else 3.0
+
+    monkeypatch.setattr(versions, "cpu_of", cpu)
+    monkeypatch.setattr(versions, "_version", lambda python: f"version {python}")
+    rows = tmp_path / "pairs.jsonl"
+    assert versions.pairs(("old", "new"), ["search"], 2, rows) == [[2.0, 3.0]] * 2
+    assert seen == ["old", "new", "new", "old"]
+    append_row(rows, {"key": {"command": ["other"], "versions": []}, "seconds": [1.0, 9.0]})
+    assert versions.pairs(("old", "new"), ["search"], 3, rows) == [[2.0, 3.0]] * 3
+    assert seen[4:] == ["old", "new"]
+    assert len(read_rows(rows)) == 4
+    assert "geometric mean 1.500, upper 95 % bound 1.500" in versions.verdict([[2.0, 3.0]] * 3)
+
+
+def test_the_bound_is_that_of_the_logarithms(versions: Any) -> None:
+    mean, bound = versions.upper([1.0, 1.1, 1.21])
+    assert mean == pytest.approx(1.1)
+    assert bound == pytest.approx(1.1 * 1.1 ** (2.919986 / 3**0.5))  # t of 2 degrees at 95 %, one-sided
+    assert versions.upper([1.2])[1] == float("inf")

@@ -1,0 +1,149 @@
+"""CPU seconds of a command in two installations of AutoPEFT, taken in turns, all processes together.
+
+    python experiments/versions/run.py OLD NEW                   # the two interpreters, ten pairs
+    python experiments/versions/run.py OLD NEW --pairs 20 -- search --task trec --trials 4
+    python experiments/versions/run.py --tables                  # the last recorded pairs
+
+OLD and NEW are interpreters that have one version each (`.venv/bin/python`). In each pair both run the
+command in an empty folder, with one cache that is filled before; which is first changes from pair to pair.
+What counts is the CPU time of the command and of everything that it starts, Ray included: this process adopts
+what outlives its parent and waits for it (Linux). Pairs are kept in `results/pairs.jsonl`, so that an
+interrupted run goes on; the bound is one-sided, from Student's t of the logarithms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import math
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
+
+from lib.measuring import note
+from lib.storage import append_row, read_rows
+from scipy.stats import t
+
+__all__ = ["cpu_of", "pairs", "upper", "verdict"]
+
+RESULTS = Path(__file__).parent / "results" / "pairs.jsonl"
+COMMAND = (
+    *("search", "--budget", "0.5%", "--task", "sst2", "--seed", "0", "--workers", "1"),
+    *("--trials", "8", "--steps", "20", "--baselines", "none"),
+)
+_ADOPT = 36  # PR_SET_CHILD_SUBREAPER
+
+
+def adopt() -> None:
+    """Become the parent of what outlives its own, so that its CPU time is counted here."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_ADOPT, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
+
+
+def cpu_of(command: Sequence[str], folder: Path) -> float:
+    """CPU seconds of a command and of all that it starts.
+
+    Raises:
+        RuntimeError: it fails; the message has what it printed last.
+    """
+    before = _children()
+    out = folder / "out.txt"
+    with out.open("w") as file:
+        code = subprocess.run(
+            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+        ).returncode
+    while True:
+        try:
+            os.wait()
+        except ChildProcessError:
+            break
+    if code:
+        raise RuntimeError(f"{command[0]} ended with {code}: {out.read_text()[-2000:]}")
+    return _children() - before
+
+
+def _children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def pairs(
+    pythons: Sequence[str], command: Sequence[str], count: int, rows: Path = RESULTS
+) -> list[list[float]]:
+    """CPU seconds of both sides, pair by pair; those that were recorded before are not measured again."""
+    key = {"command": list(command), "versions": [_version(python) for python in pythons]}
+    found = [row["seconds"] for row in read_rows(rows) if row["key"] == key]
+    for number in range(len(found), count):
+        seconds = [0.0, 0.0]
+        for side in (0, 1) if number % 2 == 0 else (1, 0):
+            with tempfile.TemporaryDirectory() as folder:
+                seconds[side] = cpu_of([pythons[side], "-m", "autopeft", *command], Path(folder))
+        append_row(rows, {"key": key, "seconds": seconds})
+        found.append(seconds)
+        note(
+            f"pair {number + 1}: {seconds[0]:.1f} s, {seconds[1]:.1f} s, ratio {seconds[1] / seconds[0]:.3f}"
+        )
+    return found[:count]
+
+
+def _version(python: str) -> str:
+    """The commit of an editable installation, else the version of the package."""
+    ask = "import autopeft, pathlib; print(autopeft.__version__, pathlib.Path(autopeft.__file__).parents[1])"
+    told = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True, cwd="/")
+    version, _, place = told.stdout.strip().partition(" ")
+    git = subprocess.run(["git", "-C", place, "rev-parse", "HEAD"], capture_output=True, text=True)
+    return git.stdout.strip() or version
+
+
+def upper(ratios: Sequence[float]) -> tuple[float, float]:
+    """Geometric mean of ratios, and the upper bound of its one-sided 95 % interval."""
+    logs = [math.log(ratio) for ratio in ratios]
+    mean = math.fsum(logs) / len(logs)
+    if len(logs) < 2:
+        return math.exp(mean), math.inf
+    deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in logs) / (len(logs) - 1))
+    half = float(t.ppf(0.95, len(logs) - 1)) * deviation / math.sqrt(len(logs))
+    return math.exp(mean), math.exp(mean + half)
+
+
+def verdict(seconds: Sequence[Sequence[float]]) -> str:
+    """A sentence of what pairs say."""
+    ratios = [new / old for old, new in seconds]
+    mean, bound = upper(ratios)
+    return (
+        f"{len(ratios)} pairs, new/old: geometric mean {mean:.3f}, upper 95 % bound {bound:.3f}, "
+        f"{min(ratios):.3f} to {max(ratios):.3f}."
+    )
+
+
+def main(words: Sequence[str]) -> None:
+    at = words.index("--") if "--" in words else len(words)
+    own, command = words[:at], words[at + 1 :]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("pythons", nargs="*", metavar="PYTHON", help="of the old and of the new version")
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--tables", action="store_true", help="say what the last recorded pairs say")
+    given = parser.parse_args(own)
+    if given.tables:
+        recorded = read_rows(RESULTS)
+        last = [row["seconds"] for row in recorded if row["key"] == recorded[-1]["key"]]
+        print(verdict(last))
+        return
+    if len(given.pythons) != 2:
+        parser.error("two interpreters are needed, of the old and of the new version")
+    adopt()
+    command = command or list(COMMAND)
+    for python in given.pythons:  # fills the caches
+        with tempfile.TemporaryDirectory() as folder:
+            cpu_of([python, "-m", "autopeft", *command], Path(folder))
+    print(verdict(pairs(given.pythons, command, given.pairs)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
