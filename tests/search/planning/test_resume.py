@@ -155,7 +155,6 @@ def test_a_finished_run_points_to_another_search(begun: RunFolder) -> None:
         ({"arguments": {"sampler": "named_in_a_file:Thing"}}, "named_in_a_file:Thing"),
         ({"arguments": {"kind": "named_in_a_file"}}, "named_in_a_file"),
         ({"arguments": {"metric": "named_in_a_file.score"}}, "named_in_a_file.score"),
-        ({"arguments": {"log": "named_in_a_file"}}, "named_in_a_file"),
     ],
 )
 def test_a_strange_manifest_is_an_error(
