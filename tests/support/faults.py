@@ -159,7 +159,15 @@ class Searching:
     # ------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin, or go on where an earlier process ended."""
+        """Begin, or go on where an earlier process ended.
+
+        Where that came to nothing, Ray's logs of why may be all that it left: they are removed, as the
+        message says that otherwise refuses the folder.
+        """
+        if self.run.exists() and not (self.run / "manifest.json").exists():
+            left = {path.relative_to(self.run).parts[:2] for path in self.run.rglob("*") if path.is_file()}
+            assert left <= {("logs", "ray"), (".lock",)}, left
+            shutil.rmtree(self.run)
         words = ["--resume", "disk/run"] if (self.run / "manifest.json").exists() else self._begin
         self._mark, self._started = uuid.uuid4().hex, len(self.jobs())
         environment = {
@@ -275,7 +283,8 @@ class Searching:
     def _is_moment(self, fault: Fault, more: int) -> bool:
         if fault.whom in ("worker", *_NAMES) and not self._pids(fault.whom):
             return False
-        if fault.whom == "ray" and not list(self.temporary.glob("apf-*")):
+        # A Ray that is still being started does not start without its folder, which ends the search.
+        if fault.whom == "ray" and not (list(self.temporary.glob("apf-*")) and self._pids("worker")):
             return False
         if fault.what in ("fill", "lock", "remove") and not (self.run / "manifest.json").exists():
             return False
