@@ -46,6 +46,8 @@ class TrialRecord:
         duplicate_of: number of the trial whose score was reused.
         values: the sampler's raw parameters, before repair.
         kept: the scores come from an earlier run, nothing was trained for this one.
+        pseudo_values: what groups of *test* rows contribute to the score there (see
+            `TaskKind.pseudo_values`); `None` where *test* was not scored.
     """
 
     kind: JobKind
@@ -69,6 +71,7 @@ class TrialRecord:
     rungs: Mapping[str, float] = field(default_factory=dict)
     job: str = ""
     kept: bool = False
+    pseudo_values: list[float] | None = field(default=None, repr=False)
 
     @property
     def deployed(self) -> int | float | None:

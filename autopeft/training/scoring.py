@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from autopeft.training.errors import OutOfMemory, ran_out_of_memory
 from autopeft.training.forward import Forward
 from autopeft.training.modes import evaluation_mode
 
-__all__ = ["evaluate", "predict", "scores"]
+__all__ = ["Scored", "evaluate", "predict", "score_by_rows", "scores"]
 
 
 def predict(
@@ -93,3 +94,25 @@ def evaluate(
         UsageError, TaskError, OutOfMemory: see `scores` and `predict`.
     """
     return scores(model, split, [metric], **options)[metric]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A score, and what each group of rows contributes to it (see `TaskKind.pseudo_values`)."""
+
+    score: float
+    pseudo_values: tuple[float, ...] = ()
+
+
+def score_by_rows(model: nn.Module, split: EncodedSplit, metric: str, **options: Any) -> Scored:
+    """As `evaluate`, with the contributions of groups of rows.
+
+    Raises:
+        UsageError, TaskError, OutOfMemory: see `scores` and `predict`.
+    """
+    if split.labels is None:
+        raise UsageError("Nothing to score against: the split has no labels.")
+    known, kind = get_metric(metric), get_kind(split.kind)
+    outputs = predict(model, split, **options)
+    parts = kind.pseudo_values(known, outputs, split.labels)
+    return Scored(kind.score(known, outputs, split.labels), tuple(round(float(v), 6) for v in parts))

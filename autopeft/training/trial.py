@@ -23,7 +23,7 @@ from autopeft.training.forward import Forward, shortest_forward
 from autopeft.training.full import FullFineTuning
 from autopeft.training.loop import OnScore, OnStep, ShouldStop, TrainResult, train
 from autopeft.training.plan import TrainingPlan
-from autopeft.training.scoring import evaluate
+from autopeft.training.scoring import Scored, evaluate, score_by_rows
 
 __all__ = ["TrialOutcome", "full_fine_tuning", "head_only", "run_trial"]
 
@@ -37,12 +37,14 @@ class TrialOutcome:
         counts: parameters of the hybrid.
         seconds: wall time of the whole trial: attaching, calibration, training, scoring.
         train: the training's result.
+        pseudo_values: what groups of *test* rows contribute to the score there, where *test* was scored.
     """
 
     scores: Mapping[str, float]
     counts: Counts
     seconds: float
     train: TrainResult = field(repr=False)
+    pseudo_values: tuple[float, ...] = field(default=(), repr=False)
 
     @property
     def score(self) -> float:
@@ -147,16 +149,18 @@ def _trial(
             dropout = plan.trains_with_dropout(hybrid.recipe.training)
             forward = shortest_forward(hybrid, data, plan, dropout=dropout)
             plain = Forward(model, kind=data.task.task_kind)
-            scores = {
+            found = {
                 # The test rows are scored once, by the model as it will be used.
-                name: _score(plain if name == "test" else forward, split, data, plan)
+                name: _score(plain if name == "test" else forward, split, data, plan, by_rows=name == "test")
                 for name, split in wanted.items()
             }
+            scores = {name: scored.score for name, scored in found.items()}
             counts = hybrid.counts()
             finished(hybrid, scores)
         finally:
             hybrid.detach()
-    return TrialOutcome(scores, counts, time.perf_counter() - started, result)
+    parts = found["test"].pseudo_values if "test" in found else ()
+    return TrialOutcome(scores, counts, time.perf_counter() - started, result, parts)
 
 
 def _wanted(data: EncodedTask, splits: Sequence[str]) -> dict[str, EncodedSplit]:
@@ -169,15 +173,13 @@ def _wanted(data: EncodedTask, splits: Sequence[str]) -> dict[str, EncodedSplit]
     return {name: known[name] for name in splits}
 
 
-def _score(forward: Forward, split: EncodedSplit, data: EncodedTask, plan: TrainingPlan) -> float:
-    return evaluate(
-        forward.model,
-        split,
-        data.task.metric,
-        batch_size=plan.eval_batch_size,
-        device=plan.torch_device(),
-        forward=forward,
-    )
+def _score(
+    forward: Forward, split: EncodedSplit, data: EncodedTask, plan: TrainingPlan, *, by_rows: bool
+) -> Scored:
+    options: dict[str, Any] = {"batch_size": plan.eval_batch_size, "device": plan.torch_device()}
+    if by_rows:
+        return score_by_rows(forward.model, split, data.task.metric, forward=forward, **options)
+    return Scored(evaluate(forward.model, split, data.task.metric, forward=forward, **options))
 
 
 @contextmanager

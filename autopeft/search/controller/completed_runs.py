@@ -6,7 +6,7 @@ from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.checkpoints import FolderCheckpoints
 from autopeft.search.core.jobs import Job, JobResult
-from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
+from autopeft.search.selection.baseline_cache import BaselineCache, KeptScores, RunKeys
 
 __all__ = ["CompletedRuns", "KnownRuns"]
 
@@ -54,16 +54,17 @@ class KnownRuns:
         found = self._past.get(job)
         if found is not None or job.kind != "baseline":
             return found
-        scores = self._cache.get(self._keys.of(job.recipe, job.seed, job.steps))
-        if scores is None or any(split not in scores for split in job.splits):
+        kept = self._cache.get(self._keys.of(job.recipe, job.seed, job.steps))
+        if kept is None or any(split not in kept.scores for split in job.splits):
             return None
-        return JobResult(job.id, {split: scores[split] for split in job.splits})
+        parts = kept.pseudo_values if "test" in job.splits else ()
+        return JobResult(job.id, {split: kept.scores[split] for split in job.splits}, pseudo_values=parts)
 
     def remember(self, record: TrialRecord) -> None:
         """Keep the scores of a baseline's run for other searches."""
         if record.kind == "baseline" and record.state == "complete" and not record.kept:
             key = self._keys.of(record.recipe, record.seed or 0, record.steps or 0)
-            self._cache.put(key, record.scores, record.seconds)
+            self._cache.put(key, KeptScores(record.scores, tuple(record.pseudo_values or ())), record.seconds)
 
 
 def _as_result(record: TrialRecord) -> JobResult:
@@ -74,4 +75,5 @@ def _as_result(record: TrialRecord) -> JobResult:
         train_loss=record.train_loss,
         counts=record.counts,
         worker=record.worker,
+        pseudo_values=tuple(record.pseudo_values or ()),
     )

@@ -98,7 +98,15 @@ def _comparisons(
         return ()
     split = ScoredSplit.of(ready.task)
     return tuple(
-        compare(winner.by_seed, baseline.by_seed, split, name=baseline.name) for baseline in baselines
+        compare(
+            winner.by_seed,
+            baseline.by_seed,
+            split,
+            name=baseline.name,
+            parts=(winner.parts, baseline.parts),
+            margin=ready.arguments.margin / 100,
+        )
+        for baseline in baselines
     )
 
 

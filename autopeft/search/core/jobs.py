@@ -92,6 +92,7 @@ class JobResult:
         seconds: wall seconds in the worker, training and scoring.
         files: the saved hybrid, where the job asked to keep it, or the `checkpoint` of a paused trial.
         paused: whether the training stands at the job's `until`.
+        pseudo_values: what groups of *test* rows contribute to the score there, where *test* was scored.
         log: text for whoever wants to know what happened: tracebacks, process, what was printed.
     """
 
@@ -105,6 +106,7 @@ class JobResult:
     files: dict[str, bytes] = field(default_factory=dict, repr=False)
     worker: str = ""
     paused: bool = False
+    pseudo_values: tuple[float, ...] = field(default=(), repr=False)
     log: str = field(default="", repr=False)
 
     @property

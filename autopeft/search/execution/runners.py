@@ -31,7 +31,8 @@ from autopeft.recipe import Recipe
 from autopeft.search.core.jobs import Job, JobResult, Progress, ScoreJob, TrainJob
 from autopeft.tasks.encode import EncodedTask
 from autopeft.tasks.task import Task
-from autopeft.training import Checkpoint, TrainingPlan, evaluate, run_trial
+from autopeft.training import Checkpoint, TrainingPlan, run_trial
+from autopeft.training.scoring import score_by_rows
 
 __all__ = ["JobContext", "JobRunner", "runner_of", "runs"]
 
@@ -138,6 +139,7 @@ def _train(context: JobContext, job: TrainJob) -> JobResult:
         counts=outcome.counts.to_dict(),
         files=files,
         paused=outcome.train.stopped == "paused",
+        pseudo_values=outcome.pseudo_values,
     )
 
 
@@ -159,8 +161,8 @@ def _score(context: JobContext, job: ScoreJob) -> JobResult:
         for name, data in job.files.items():
             (Path(folder) / Path(name).name).write_bytes(data)
         with load_hybrid(context.backbone("fp32"), folder) as hybrid:
-            scores = {
-                split: evaluate(
+            found = {
+                split: score_by_rows(
                     hybrid.model,
                     context.data.splits[split],  # type: ignore[index]  # a job names splits that tasks have
                     context.task.metric,
@@ -169,7 +171,9 @@ def _score(context: JobContext, job: ScoreJob) -> JobResult:
                 )
                 for split in job.splits
             }
-            return JobResult(job.id, scores, counts=hybrid.counts().to_dict())
+            scores = {split: scored.score for split, scored in found.items()}
+            parts = found["test"].pseudo_values if "test" in found else ()
+            return JobResult(job.id, scores, counts=hybrid.counts().to_dict(), pseudo_values=parts)
 
 
 def _saved(hybrid: Hybrid) -> dict[str, bytes]:

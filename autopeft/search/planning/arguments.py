@@ -79,6 +79,12 @@ def _baselines() -> Iterable[str]:
     return BASELINE_KINDS
 
 
+def _check_margin(points: float) -> object:
+    if not 0 <= points <= 100:
+        raise UsageError(f"A margin is 0 to 100 points of the score, but got {points!r}.")
+    return points
+
+
 def _check_baselines(text: str) -> object:
     from autopeft.search.selection.baselines import parse_kinds
 
@@ -254,6 +260,14 @@ class SearchArguments(Arguments):
         bool,
         Option(help="Train the baselines again, whatever an earlier search has kept of them.", panel=SEARCH),
     ] = False
+    margin: Annotated[
+        float,
+        Option(
+            help="Points of the score by which the winner may be worse than a baseline and still be as good.",
+            panel=SEARCH,
+            check=_check_margin,
+        ),
+    ] = 1.0
     steps: shared.Steps = None
     seed: shared.Seed = 0
     max_length: shared.MaxTokens = 128

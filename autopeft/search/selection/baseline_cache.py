@@ -40,11 +40,12 @@ from autopeft.tasks import METRICS, get_metric
 from autopeft.tasks.task import SPLIT_NAMES, Task, rows_sha256
 from autopeft.training import TrainingPlan
 
-__all__ = ["BaselineCache", "RunKey", "RunKeys"]
+__all__ = ["BaselineCache", "KeptScores", "RunKey", "RunKeys"]
 
 _FORMAT = 1
 _LIMIT = 32 << 20  # bytes on disk: some 8,000 runs
 _MAX_FILE = 1 << 14
+_MOST_PARTS = 1000
 _BLOCK = 4096
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 # What shows, stores or plans a run does not change its scores.
@@ -83,6 +84,15 @@ class RunKey:
     def digest(self) -> str:
         """SHA-256 of the whole key."""
         return hashlib.sha256(_canonical(asdict(self)).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class KeptScores:
+    """Scores of a run by split, and what groups of *test* rows contribute to the score there (see
+    `TaskKind.pseudo_values`)."""
+
+    scores: Mapping[str, float]
+    pseudo_values: tuple[float, ...] = ()
 
 
 class RunKeys:
@@ -153,14 +163,14 @@ class BaselineCache:
     ) -> None:
         self._folder, self._reuse, self._limit, self._notify = folder, reuse, limit, notify
 
-    def get(self, key: RunKey | None) -> dict[str, float] | None:
+    def get(self, key: RunKey | None) -> KeptScores | None:
         """Score of each split that is known of this run; `None` where nothing is, or nothing sound."""
         if key is None or not self._reuse:
             return None
         try:
             path = self._path(key)
-            scores = _read(path, key)
-            if scores is not None:
+            found = _read(path, key)
+            if found is not None:
                 with suppress(OSError):  # a cache that cannot be written
                     os.utime(path)
             elif self._notify is not None and not path.is_file():
@@ -168,7 +178,7 @@ class BaselineCache:
         except (OSError, AutoPEFTError) as error:
             _log.info("a kept baseline run cannot be read: %s", error)
             return None
-        return scores
+        return found
 
     def _tell_outdated(self, folder: Path, key: RunKey) -> None:
         """Tell, the first time that a run is missing, how many like it other code has kept."""
@@ -182,15 +192,21 @@ class BaselineCache:
                 "their scores could differ."
             )
 
-    def put(self, key: RunKey | None, scores: Mapping[str, float], seconds: float) -> None:
+    def put(self, key: RunKey | None, run: KeptScores, seconds: float) -> None:
         """Keep the scores of a run, beside those of other splits that are known already.
 
         Scores that are not finite, or not possible for the metric, are not kept.
         """
-        if key is None or not scores or not _sound(scores, key.metric):
+        if key is None or not run.scores or not _sound(run.scores, key.metric):
             return
-        known = {**(self.get(key) or {}), **scores}
-        content = {"format": _FORMAT, "key": asdict(key), "scores": known, "seconds": round(seconds, 3)}
+        known = self.get(key) or KeptScores({})
+        content = {
+            "format": _FORMAT,
+            "key": asdict(key),
+            "scores": {**known.scores, **run.scores},
+            "pseudo_values": list(run.pseudo_values or known.pseudo_values),
+            "seconds": round(seconds, 3),
+        }
         content["sha256"] = _sum(content)
         text = json.dumps(content, indent=1, sort_keys=True) + "\n"
         try:
@@ -230,15 +246,21 @@ def _sum(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def _read(path: Path, key: RunKey) -> dict[str, float] | None:
-    """The scores in a file, or `None` where it is missing or not wholly as `put` writes it."""
+def _read(path: Path, key: RunKey) -> KeptScores | None:
+    """What a file holds, or `None` where it is missing or not wholly as `put` writes it."""
     content = _content(path)
     if content is None or content.get("key") != asdict(key):
         return None
-    scores = content.get("scores")
+    scores, parts = content.get("scores"), content.get("pseudo_values", [])
     if not isinstance(scores, dict) or not scores or not _sound(scores, key.metric):
         return None
-    return {str(split): float(score) for split, score in scores.items()}
+    if not isinstance(parts, list) or len(parts) > _MOST_PARTS or not all(map(_is_finite, parts)):
+        return None
+    return KeptScores({str(k): float(v) for k, v in scores.items()}, tuple(map(float, parts)))
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_outdated(content: Mapping[str, Any] | None, key: RunKey) -> bool:

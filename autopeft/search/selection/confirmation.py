@@ -96,6 +96,7 @@ class Confirmation:
         if job.kind == "test" and self.winner is not None:
             run = self.winner.runs[job.id.removeprefix("test-")]
             run.test, run.error = result.scores.get("test"), result.error or run.error
+            run.pseudo_values = result.pseudo_values
         self.advance()
 
     def advance(self) -> None:
@@ -153,6 +154,7 @@ class Confirmation:
             worker=result.worker,
             job=job.id,
             kept=kept,
+            pseudo_values=list(result.pseudo_values) or None,
         )
 
 

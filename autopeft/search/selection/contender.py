@@ -40,6 +40,7 @@ def fresh_seeds(seed: int, count: int) -> list[int]:
 @dataclass
 class FreshRun:
     """One training run with a fresh seed; scores are `None` until known, `error` tells why they never are.
+    `pseudo_values` are the contributions of groups of *test* rows.
 
     `counts` is what the run left: data-dependent methods leave something else with each seed.
     """
@@ -50,6 +51,7 @@ class FreshRun:
     test: float | None = None
     error: str | None = None
     counts: CountTable | None = None
+    pseudo_values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Contender:
     Attributes:
         select, test: scores of each fresh seed.
         by_seed: score on *test* of each fresh seed, `None` where it failed.
+        parts: contributions of groups of *test* rows to these scores, by seed.
         number: the study's trial, for a search's finalist.
     """
 
@@ -70,6 +73,7 @@ class Contender:
     number: int | None = None
     errors: tuple[str, ...] = ()
     by_seed: Mapping[int, float | None] = field(default_factory=dict, repr=False)
+    parts: Mapping[int, tuple[float, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def select_mean(self) -> float | None:
@@ -124,6 +128,7 @@ class RepeatedRuns:
         if result.error is None:
             run.select, run.test = result.scores.get("select"), result.scores.get("test")
             run.counts = result.counts or run.counts
+            run.pseudo_values = result.pseudo_values
         # Those of the best run, whose weights are the ones to keep.
         left = next((r.counts for r in self.good if r.counts), None)
         if self.recipe and left is not None:
@@ -152,4 +157,5 @@ class RepeatedRuns:
             number=self.number,
             errors=tuple(r.error for r in runs if r.error is not None),
             by_seed={r.seed: r.test for r in runs},
+            parts={r.seed: r.pseudo_values for r in runs if r.pseudo_values},
         )

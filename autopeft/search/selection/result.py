@@ -148,4 +148,4 @@ class SearchResult:
 
 def _contender_dict(c: Contender) -> dict[str, Any]:
     means = {k: getattr(c, k) for k in ("select_mean", "select_sd", "test_mean", "test_sd")}
-    return {**vars(c), **means}
+    return {k: v for k, v in vars(c).items() if k != "parts"} | means

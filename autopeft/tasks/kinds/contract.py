@@ -34,6 +34,7 @@ classes), so that a kind needs no state.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -48,7 +49,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from autopeft.assets import ModelSource, load_model
 from autopeft.errors import AutoPEFTError, TaskError
 from autopeft.tasks.kinds.breakdown import Breakdown
-from autopeft.tasks.kinds.metric import Metric
+from autopeft.tasks.kinds.metric import Metric, pseudo_values
 from autopeft.tasks.table import (
     ColumnNames,
     Columns,
@@ -69,6 +70,8 @@ ClassWeights = Literal["balanced"] | Sequence[float] | None
 _CLASSES_SHOWN = 6
 _FEW_ROWS = 30
 _SCORED: tuple[SplitName, ...] = ("select", "test")
+
+_log = logging.getLogger("autopeft")
 
 
 class Loss(ABC):
@@ -359,6 +362,31 @@ class TaskKind(ABC):
             TaskError: the shapes do not fit.
             AutoPEFTError: a prediction is not finite.
         """
+        return float(metric.score(*self._scored(metric, outputs, labels)))
+
+    def pseudo_values(self, metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+        """What each group of rows contributes to the score, (groups,); see
+        `autopeft.tasks.kinds.metric.pseudo_values`. Empty where there is one row, and where the metric cannot
+        score the rest of the rows.
+
+        Raises:
+            TaskError, AutoPEFTError: see `score`.
+        """
+        found, truth = self._scored(metric, outputs, labels)
+        if len(truth) < 2:
+            return np.empty(0)
+        try:
+            parts = pseudo_values(metric.score, found, truth)
+        # Code of any package, at the end of a search whose training must not be lost.
+        except Exception:
+            _log.warning("what rows contribute to %s cannot be computed", metric.name, exc_info=True)
+            return np.empty(0)
+        return parts if bool(np.all(np.isfinite(parts))) else np.empty(0)
+
+    def _scored(
+        self, metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Predictions and labels as the metric takes them."""
         found, truth = np.asarray(outputs), np.asarray(labels)
         if np.issubdtype(found.dtype, np.number) and not np.all(np.isfinite(found)):
             raise AutoPEFTError("The predictions hold values that are not finite; they cannot be scored.")
@@ -369,7 +397,7 @@ class TaskKind(ABC):
             raise TaskError(
                 f"Cannot score predictions of shape {found.shape} against labels of shape {truth.shape}."
             )
-        return float(metric.score(found, truth))
+        return found, truth
 
     def breakdown(
         self, outputs: NDArray[Any], labels: NDArray[Any], names: Sequence[str]

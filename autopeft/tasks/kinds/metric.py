@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Metric", "ScoredRows", "jackknife_variance", "shrunk"]
+__all__ = ["Metric", "ScoredRows", "jackknife_variance", "pseudo_values", "shrunk"]
 
 _GROUPS = 100
 _SIMULATED_ROWS = 500
@@ -108,24 +108,35 @@ def shrunk(share: float, rows: int) -> float:
     return (rows * min(max(share, 0.0), 1.0) + 1) / (rows + 2)
 
 
-def jackknife_variance(
+def pseudo_values(
     score: Callable[[Numbers, Numbers], float], predictions: Numbers, labels: Numbers
-) -> float:
-    """Variance of a score over rows, by the jackknife that leaves out one group of rows after the other.
+) -> Numbers:
+    """What each group of rows contributes to a score, (groups,): their mean is the score, but for a term of
+    order 1/rows, and their variance over the number of groups that of the score over rows.
+
+    Groups depend on the number of rows alone, so that those of two models on the same rows can be subtracted.
 
     Args:
         score: of predictions and labels.
         predictions, labels: shape (rows, …), at least two rows; there are 100 groups at most.
 
-    Source: Efron and Stein 1981, doi:10.1214/aos/1176345462.
+    Source: the jackknife that leaves out one group after the other (Tukey 1958; Efron and Stein 1981,
+    doi:10.1214/aos/1176345462).
     """
     groups = np.arange(len(labels)) % min(_GROUPS, len(labels))
     # Rows of a data file may come in order: which group a row is in must not follow from its label.
     groups = np.random.default_rng(0).permutation(groups)
     count = int(groups.max()) + 1
-    left = [float(score(predictions[groups != g], labels[groups != g])) for g in range(count)]
-    mean = math.fsum(left) / count
-    return (count - 1) / count * math.fsum((value - mean) ** 2 for value in left)
+    left = np.array([float(score(predictions[groups != g], labels[groups != g])) for g in range(count)])
+    return count * float(score(predictions, labels)) - (count - 1) * left
+
+
+def jackknife_variance(
+    score: Callable[[Numbers, Numbers], float], predictions: Numbers, labels: Numbers
+) -> float:
+    """Variance of a score over rows, by the jackknife (see `pseudo_values`)."""
+    values = pseudo_values(score, predictions, labels)
+    return float(np.var(values, ddof=1)) / len(values)
 
 
 def _simulated(score: Callable[[Numbers, Numbers], float], target: float, labels: Numbers) -> float | None:

@@ -9,6 +9,7 @@ from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.checkpoints import FolderCheckpoints
 from autopeft.search.controller.completed_runs import CompletedRuns, KnownRuns
 from autopeft.search.core.jobs import Job, TrainJob
+from autopeft.search.selection.baseline_cache import KeptScores
 
 
 def job(name: str, kind: Any = "baseline", splits: tuple[str, ...] = ("select",)) -> Job:
@@ -54,27 +55,29 @@ class Keys:
 
 class Cache:
     def __init__(self) -> None:
-        self.held: dict[Any, dict[str, float]] = {}
+        self.held: dict[Any, KeptScores] = {}
 
-    def get(self, key: Any) -> dict[str, float] | None:
+    def get(self, key: Any) -> KeptScores | None:
         return self.held.get(key)
 
-    def put(self, key: Any, scores: dict[str, float], seconds: float) -> None:
-        self.held[key] = dict(scores)
+    def put(self, key: Any, run: KeptScores, seconds: float) -> None:
+        self.held[key] = run
 
 
 def test_baselines_alone_are_shared_between_searches(tmp_path: Path) -> None:
     cache: Any = Cache()
     kept = KnownRuns(CompletedRuns(RunFolder(tmp_path), FolderCheckpoints(tmp_path)), Keys(), cache)  # type: ignore[arg-type]
-    kept.remember(record("lora", scores={"select": 0.6, "test": 0.7}))
+    kept.remember(record("lora", scores={"select": 0.6, "test": 0.7}, pseudo_values=[0.6, 0.8]))
     kept.remember(record("confirm-1", kind="confirm"))
     kept.remember(record("failed", state="failed"))
     kept.remember(record("again", kept=True))
     assert list(cache.held) == [("lora", 3, 5)]
     found = kept.recall(job("lora"))
     assert found is not None
-    assert found.scores == {"select": 0.6}
-    assert kept.recall(job("lora", splits=("select", "test"))) is not None
+    assert (found.scores, found.pseudo_values) == ({"select": 0.6}, ())
+    both = kept.recall(job("lora", splits=("select", "test")))
+    assert both is not None
+    assert both.pseudo_values == (0.6, 0.8)
     assert kept.recall(job("lora", kind="confirm")) is None
-    cache.held[("lora", 3, 5)] = {"select": 0.6}
+    cache.held[("lora", 3, 5)] = KeptScores({"select": 0.6})
     assert kept.recall(job("lora", splits=("select", "test"))) is None

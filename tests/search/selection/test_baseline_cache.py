@@ -18,7 +18,7 @@ from autopeft.assets import ModelSource
 from autopeft.backbones import spec_of
 from autopeft.method import Traits, register
 from autopeft.search.selection import baseline_cache
-from autopeft.search.selection.baseline_cache import BaselineCache, RunKey, RunKeys
+from autopeft.search.selection.baseline_cache import BaselineCache, KeptScores, RunKey, RunKeys
 from autopeft.search.selection.baselines import head_only, lora_baseline
 from autopeft.tasks.task import Source, Split, Task
 from autopeft.training import TrainingPlan
@@ -69,27 +69,30 @@ def file_of(folder: Path, key: RunKey = KEY) -> Path:
 
 def test_what_was_put_comes_back(store: BaselineCache, tmp_path: Path) -> None:
     assert store.get(KEY) is None
-    store.put(KEY, {"select": 0.75}, 12.5)
-    assert store.get(KEY) == {"select": 0.75}
-    store.put(KEY, {"test": 0.625}, 1.0)
-    assert BaselineCache(tmp_path).get(KEY) == SCORES
+    store.put(KEY, KeptScores({"select": 0.75}), 12.5)
+    assert store.get(KEY) == KeptScores({"select": 0.75})
+    store.put(KEY, KeptScores({"test": 0.625}), 1.0)
+    assert BaselineCache(tmp_path).get(KEY) == KeptScores(SCORES)
     assert store.get(replace(KEY, seed=1001)) is None
+    store.put(KEY, KeptScores({"test": 0.625}, (0.5, 0.75)), 1.0)
+    store.put(KEY, KeptScores({"select": 0.75}), 1.0)
+    assert store.get(KEY) == KeptScores(SCORES, (0.5, 0.75))
     assert [p.name for p in tmp_path.iterdir()] == [file_of(tmp_path).name], "nothing else is left behind"
 
 
 def test_without_reuse_every_run_is_new_and_is_kept(store: BaselineCache, tmp_path: Path) -> None:
-    store.put(KEY, SCORES, 1.0)
+    store.put(KEY, KeptScores(SCORES), 1.0)
     fresh = BaselineCache(tmp_path, reuse=False)
     assert fresh.get(KEY) is None
-    fresh.put(KEY, {"select": 0.5}, 1.0)
-    assert store.get(KEY) == {"select": 0.5}, "the old score of another split is not mixed in"
+    fresh.put(KEY, KeptScores({"select": 0.5}), 1.0)
+    assert store.get(KEY) == KeptScores({"select": 0.5}), "the old score of another split is not mixed in"
 
 
 def test_the_default_folder_is_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path))
-    BaselineCache().put(KEY, SCORES, 1.0)
+    BaselineCache().put(KEY, KeptScores(SCORES), 1.0)
     assert file_of(tmp_path / "baselines").is_file()
-    assert BaselineCache().get(KEY) == SCORES
+    assert BaselineCache().get(KEY) == KeptScores(SCORES)
 
 
 @pytest.mark.parametrize(
@@ -106,14 +109,14 @@ def test_the_default_folder_is_the_users_cache(tmp_path: Path, monkeypatch: pyte
 def test_impossible_scores_are_not_kept(
     store: BaselineCache, tmp_path: Path, scores: dict[str, float]
 ) -> None:
-    store.put(KEY, scores, 1.0)
+    store.put(KEY, KeptScores(scores), 1.0)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_negative_correlations_are(store: BaselineCache) -> None:
     key = replace(KEY, metric="matthews")
-    store.put(key, {"select": -0.25}, 1.0)
-    assert store.get(key) == {"select": -0.25}
+    store.put(key, KeptScores({"select": -0.25}), 1.0)
+    assert store.get(key) == KeptScores({"select": -0.25})
 
 
 @settings(max_examples=150, deadline=None)
@@ -137,10 +140,12 @@ def test_a_damaged_entry_gives_sound_scores_or_none(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("damaged")
-    BaselineCache(folder).put(KEY, SCORES, 1.0)
+    BaselineCache(folder).put(KEY, KeptScores(SCORES), 1.0)
     path = file_of(folder)
     content = json.loads(path.read_text())
-    where = data.draw(st.sampled_from(["format", "key", "scores", "select", "seed", "cut", "flip"]))
+    where = data.draw(
+        st.sampled_from(["format", "key", "scores", "pseudo_values", "select", "seed", "cut", "flip"])
+    )
     raw = path.read_bytes()
     if where == "cut":
         raw = raw[: data.draw(st.integers(0, len(raw) - 3))]
@@ -155,10 +160,14 @@ def test_a_damaged_entry_gives_sound_scores_or_none(
     found = BaselineCache(folder).get(KEY)
     if where == "cut":
         assert found is None
-    for split, score in (found or {}).items():
+    for split, score in (found.scores if found else {}).items():
         assert split in ("train", "select", "test")
         assert type(score) is float
         assert 0 <= score <= 1
+    assert all(
+        type(value) is float and abs(value) < float("inf")
+        for value in (found or KeptScores({})).pseudo_values
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,6 +182,9 @@ def test_a_damaged_entry_gives_sound_scores_or_none(
         {"scores": {"secret": 0.5}},
         {"scores": {}},
         {"scores": [0.5]},
+        {"pseudo_values": 7},
+        {"pseudo_values": [0.5, "0.5"]},
+        {"pseudo_values": [0.5] * 1001},
         {"padding": "x" * baseline_cache._MAX_FILE},
     ],
     ids=lambda change: "-".join(change),
@@ -180,14 +192,14 @@ def test_a_damaged_entry_gives_sound_scores_or_none(
 def test_what_put_would_not_write_is_a_miss(
     store: BaselineCache, tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    store.put(KEY, SCORES, 1.0)
+    store.put(KEY, KeptScores(SCORES), 1.0)
     content = json.loads(file_of(tmp_path).read_text())
     file_of(tmp_path).write_text(json.dumps(content))
-    assert store.get(KEY) == SCORES
+    assert store.get(KEY) == KeptScores(SCORES)
     file_of(tmp_path).write_text(json.dumps({**content, **change}))
     assert store.get(KEY) is None
-    store.put(KEY, SCORES, 1.0)
-    assert store.get(KEY) == SCORES, "a damaged file is replaced"
+    store.put(KEY, KeptScores(SCORES), 1.0)
+    assert store.get(KEY) == KeptScores(SCORES), "a damaged file is replaced"
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, '{"scores": {"select": NaN}}', '{"scores": {"select": 1e999}}'])
@@ -197,28 +209,28 @@ def test_hostile_json_is_a_miss(store: BaselineCache, tmp_path: Path, text: str)
 
 
 def test_a_file_that_is_too_long_is_not_read(store: BaselineCache, tmp_path: Path) -> None:
-    store.put(KEY, SCORES, 1.0)
+    store.put(KEY, KeptScores(SCORES), 1.0)
     file_of(tmp_path).write_text(file_of(tmp_path).read_text() + " " * baseline_cache._MAX_FILE)
     assert store.get(KEY) is None
 
 
 def test_a_figure_that_was_changed_is_not_reused(store: BaselineCache, tmp_path: Path) -> None:
-    store.put(KEY, SCORES, 1.0)
+    store.put(KEY, KeptScores(SCORES), 1.0)
     text = file_of(tmp_path).read_text()
     file_of(tmp_path).write_text(text.replace("0.625", "0.925"))
     assert store.get(KEY) is None
-    store.put(KEY, SCORES, 1.0)
-    assert store.get(KEY) == SCORES
+    store.put(KEY, KeptScores(SCORES), 1.0)
+    assert store.get(KEY) == KeptScores(SCORES)
     content = json.loads(file_of(tmp_path).read_text())
     del content["sha256"]  # as version 0.1.0 wrote it
     file_of(tmp_path).write_text(json.dumps(content))
-    assert store.get(KEY) == SCORES
+    assert store.get(KEY) == KeptScores(SCORES)
 
 
 def test_a_folder_in_the_way_is_a_miss(store: BaselineCache, tmp_path: Path) -> None:
     file_of(tmp_path).mkdir()
     assert store.get(KEY) is None
-    store.put(KEY, SCORES, 1.0)
+    store.put(KEY, KeptScores(SCORES), 1.0)
     assert store.get(KEY) is None
 
 
@@ -229,7 +241,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(
     blocked = BaselineCache(tmp_path / "file" / "folder")
     with caplog.at_level("INFO", logger="autopeft"):
         assert blocked.get(KEY) is None
-        blocked.put(KEY, SCORES, 1.0)
+        blocked.put(KEY, KeptScores(SCORES), 1.0)
     assert "are not kept for later searches" in caplog.text
 
 
@@ -237,21 +249,21 @@ def test_what_was_unused_for_longest_goes(tmp_path: Path) -> None:
     small = BaselineCache(tmp_path, limit=4 * 4096)
     keys = [replace(KEY, seed=i) for i in range(5)]
     for i, key in enumerate(keys[:4]):
-        small.put(key, SCORES, 1.0)
+        small.put(key, KeptScores(SCORES), 1.0)
         os.utime(file_of(tmp_path, key), (i, i))
-    assert small.get(keys[0]) == SCORES, "it is the oldest, and has just been used"
-    small.put(keys[4], SCORES, 1.0)
+    assert small.get(keys[0]) == KeptScores(SCORES), "it is the oldest, and has just been used"
+    small.put(keys[4], KeptScores(SCORES), 1.0)
     assert small.get(keys[1]) is None
-    assert [small.get(k) for k in (keys[0], *keys[2:])] == [SCORES] * 4
+    assert [small.get(k) for k in (keys[0], *keys[2:])] == [KeptScores(SCORES)] * 4
 
 
 def _write(folder: str, split: str, times: int) -> None:
     store = BaselineCache(Path(folder))
     for i in range(times):
-        store.put(KEY, {split: 0.5}, float(i))
+        store.put(KEY, KeptScores({split: 0.5}), float(i))
         found = store.get(KEY)
         assert found is not None
-        assert found.items() <= {"select": 0.5, "test": 0.5}.items()
+        assert found.scores.items() <= {"select": 0.5, "test": 0.5}.items()
 
 
 def test_two_processes_write_the_same_run(tmp_path: Path) -> None:
@@ -264,7 +276,7 @@ def test_two_processes_write_the_same_run(tmp_path: Path) -> None:
     assert [writer.exitcode for writer in writers] == [0, 0]
     found = BaselineCache(tmp_path).get(KEY)
     assert found is not None
-    assert found.items() <= {"select": 0.5, "test": 0.5}.items()
+    assert found.scores.items() <= {"select": 0.5, "test": 0.5}.items()
     assert [p.name for p in tmp_path.iterdir()] == [file_of(tmp_path).name]
 
 
@@ -356,17 +368,17 @@ def test_runs_of_an_earlier_version_are_told_once_and_never_used(
 ) -> None:
     said: list[str] = []
     told = BaselineCache(tmp_path, notify=said.append)
-    store.put(KEY, SCORES, 1.0)
-    store.put(replace(KEY, seed=1001), SCORES, 1.0)
+    store.put(KEY, KeptScores(SCORES), 1.0)
+    store.put(replace(KEY, seed=1001), KeptScores(SCORES), 1.0)
     now = replace(KEY, versions='{"autopeft":"other code"}')
     assert told.get(now) is None
     assert told.get(replace(now, seed=1001)) is None
     (line,) = said
     assert line.startswith("2 baseline runs of this task and backbone were kept by an earlier version")
     assert "trained again" in line
-    told.put(now, {"select": 0.5, "test": 0.5}, 1.0)
-    assert told.get(now) == {"select": 0.5, "test": 0.5}
-    assert store.get(KEY) == SCORES, "the earlier version still finds its own"
+    told.put(now, KeptScores({"select": 0.5, "test": 0.5}), 1.0)
+    assert told.get(now) == KeptScores({"select": 0.5, "test": 0.5})
+    assert store.get(KEY) == KeptScores(SCORES), "the earlier version still finds its own"
 
 
 @pytest.mark.parametrize(
@@ -384,7 +396,7 @@ def test_nothing_is_told_of_other_tasks_and_of_runs_that_are_missing(
 ) -> None:
     said: list[str] = []
     other = {"versions": "{}x"} if {"data", "backbone"} & change.keys() else {}
-    store.put(replace(KEY, **change, **other), SCORES, 1.0)
+    store.put(replace(KEY, **change, **other), KeptScores(SCORES), 1.0)
     assert BaselineCache(tmp_path, notify=said.append).get(KEY) is None
     assert said == []
 
@@ -402,7 +414,7 @@ def test_damaged_files_are_no_earlier_version(tmp_path: Path, raw: bytes) -> Non
 
 def test_with_fresh_baselines_nothing_is_told(store: BaselineCache, tmp_path: Path) -> None:
     said: list[str] = []
-    store.put(KEY, SCORES, 1.0)
+    store.put(KEY, KeptScores(SCORES), 1.0)
     fresh = BaselineCache(tmp_path, reuse=False, notify=said.append)
     assert fresh.get(replace(KEY, versions="{}x")) is None
     assert said == []
@@ -412,7 +424,7 @@ def test_a_backbone_without_a_hash_is_not_kept(store: BaselineCache, tmp_path: P
     hub = ModelSource("org/model", None, "hub", None)
     key = key_of(source=hub)
     assert key is None
-    store.put(key, SCORES, 1.0)
+    store.put(key, KeptScores(SCORES), 1.0)
     assert store.get(key) is None
     assert list(tmp_path.iterdir()) == []
     snapshot = key_of(source=replace(hub, path=f"/hub/models--org--model/snapshots/{'c' * 40}"))

@@ -17,6 +17,7 @@ from autopeft.search.selection.significance import (
     uncorrected,
 )
 from autopeft.tasks import METRICS
+from autopeft.tasks.kinds.metric import pseudo_values
 from autopeft.tasks.task import Source, Split, Task
 
 TEST = ScoredSplit("accuracy", 1000, (500, 500))
@@ -104,6 +105,121 @@ def test_one_seed_has_no_interval() -> None:
     assert near.low is None
     assert near.within_noise is True
     assert near.sentence().endswith("(3 and one seed): 1,000 test rows alone cannot tell this from noise.")
+
+
+# By rows
+# ---------------------------------------------------------------------------------------------------------
+
+
+def answers(rng: np.random.Generator, seeds: int, rows: int, shift: float, spread: float) -> list[np.ndarray]:
+    """Which rows each of several models gets right: some rows are hard for all of them."""
+    hard = np.random.default_rng(7).normal(size=rows)
+    found = []
+    for _ in range(seeds):
+        chance = stats.norm.cdf(1.0 + shift + spread * rng.normal() - 2 * hard)
+        found.append((rng.random(rows) < chance).astype(float))
+    return found
+
+
+def _accuracy(predictions: Any, labels: Any) -> float:
+    return float((predictions == labels).mean())
+
+
+def side(models: list[np.ndarray]) -> tuple[dict[int, float], dict[int, tuple[float, ...]]]:
+    scores = {1000 + i: float(m.mean()) for i, m in enumerate(models)}
+    truth = np.ones(len(models[0]))
+    parts = {
+        1000 + i: tuple(pseudo_values(lambda p, y: float((p == y).mean()), m, truth))
+        for i, m in enumerate(models)
+    }
+    return scores, parts
+
+
+def by_rows(a: list[np.ndarray], b: list[np.ndarray], margin: float = 0.01) -> Comparison:
+    (mine, my_parts), (other, other_parts) = side(a), side(b)
+    split = ScoredSplit("accuracy", len(a[0]))
+    return compare(mine, other, split, name="LoRA", parts=(my_parts, other_parts), margin=margin)
+
+
+def test_by_rows_the_overlap_of_errors_counts() -> None:
+    rng = np.random.default_rng(0)
+    a, b = answers(rng, 3, 800, 0.0, 0.02), answers(rng, 3, 800, 0.0, 0.02)
+    found = by_rows(a, b)
+    apart = compare(side(a)[0], side(b)[0], ScoredSplit("accuracy", 800), name="LoRA")
+    assert found.by_rows
+    assert not found.paired
+    assert not apart.by_rows
+    assert None not in (found.low, found.high, apart.low, apart.high)
+    assert found.high - found.low < 0.75 * (apart.high - apart.low)  # type: ignore[operator]
+
+
+def test_equal_answers_leave_no_noise_and_one_row_apart_leaves_little() -> None:
+    same = [np.repeat([1.0, 0.0], [90, 10])] * 3
+    found = by_rows(same, same)
+    assert (found.difference, found.low, found.high) == (0.0, 0.0, 0.0)
+    assert found.as_good
+    other = [m.copy() for m in same]
+    for m in other:
+        m[0] = 0.0
+    found = by_rows(same, other)
+    # One of 100 rows for all seeds: a mean of 0.01 and its standard error 0.01.
+    assert found.difference == pytest.approx(0.01)
+    assert found.high == pytest.approx(0.01 + 1.959964 * 0.01, rel=1e-3)
+
+
+def test_parts_that_are_missing_or_do_not_match_are_not_used() -> None:
+    a = [np.repeat([1.0, 0.0], [90, 10])] * 2
+    (scores, parts), split = side(a), ScoredSplit("accuracy", 100)
+    for mine in (
+        {},
+        {1000: parts[1000]},
+        {k: v[:50] for k, v in parts.items()},
+        {k: v[:5] for k, v in parts.items()},
+    ):
+        found = compare(scores, scores, split, name="x", parts=(mine, parts))
+        assert not found.by_rows
+        assert found.paired
+
+
+def test_one_seed_by_rows() -> None:
+    same = [np.repeat([1.0, 0.0], [90, 10])]
+    other = [same[0].copy()]
+    other[0][:30] = 0.0
+    found = by_rows(same, other)
+    assert (found.low, found.high, found.within_noise) == (None, None, None)
+    other[0][:30], other[0][0] = 1.0, 0.0
+    assert by_rows(same, other).within_noise
+
+
+def test_as_good_is_said_with_the_margin() -> None:
+    rng = np.random.default_rng(3)
+    a, b = answers(rng, 5, 4000, 0.0, 0.0), answers(rng, 5, 4000, 0.0, 0.0)
+    near, far = by_rows(a, b, margin=0.03), by_rows(a, b, margin=0.0001)
+    assert near.within_noise
+    assert near.as_good
+    assert near.sentence().endswith("as good, within 3 points.")
+    assert by_rows(a, b, margin=0.025).sentence().endswith("as good, within 2.5 points.")
+    assert not far.as_good
+    assert far.sentence().endswith("the difference is within noise.")
+    clear = by_rows(answers(rng, 5, 4000, 0.6, 0.0), b)
+    assert clear.as_good
+    assert clear.sentence().endswith("more than noise explains.")
+
+
+@pytest.mark.parametrize(("spread", "seeds"), [(0.0, 3), (0.05, 3), (0.2, 3), (0.05, 5)])
+def test_intervals_by_rows_hold_the_truth_as_often_as_they_say(spread: float, seeds: int) -> None:
+    """Other rows and other seeds each time; the true difference is 0."""
+    rng, times, held = np.random.default_rng(1), 400, 0
+    for _ in range(times):
+        hard, models = rng.normal(size=300), []
+        for _ in range(2 * seeds):
+            chance = stats.norm.cdf(1.0 + spread * rng.normal() - 2 * hard)
+            models.append((rng.random(300) < chance).astype(float))
+        found = by_rows(models[:seeds], models[seeds:])
+        assert found.low is not None
+        held += found.low <= 0 <= (found.high or 0.0)
+    # Binomial: 95 of 100, give or take 1.1 in 400 draws; wider than needed where both parts matter.
+    assert 0.925 <= held / times <= 0.995
 
 
 def test_failed_runs_are_left_out() -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from autopeft.tasks import METRICS, ScoredSplit
-from autopeft.tasks.kinds import Metric, jackknife_variance
-from autopeft.tasks.kinds.metric import ScoredRows
+from autopeft.tasks.kinds import Metric, get_kind, jackknife_variance
+from autopeft.tasks.kinds.metric import ScoredRows, pseudo_values
 
 
 def split(labels: Any) -> ScoredRows:
@@ -78,3 +78,46 @@ def test_what_cannot_be_computed_is_the_largest_that_the_range_allows(metric: Me
 def test_rows_without_labels_at_hand() -> None:
     metric = without_formula("accuracy")
     assert metric.sampling_variance(0.5, ScoredSplit("accuracy", 100)) == pytest.approx(0.25 / 100)
+
+
+def test_pseudo_values_of_a_mean_are_the_means_of_groups() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.zeros(400)
+    predictions = rng.normal(size=400)
+    values = pseudo_values(lambda p, y: float((p - y).mean()), predictions, labels)
+    assert len(values) == 100
+    assert values.mean() == pytest.approx(predictions.mean())
+    # Four rows to a group: the same rows for every model that answers so many.
+    other = pseudo_values(lambda p, y: float((p - y).mean()), predictions + 2.0, labels)
+    assert other - values == pytest.approx(np.full(100, 2.0))
+    assert np.var(values, ddof=1) == pytest.approx(np.var(predictions, ddof=1) / 4, rel=0.3)
+
+
+def test_pseudo_values_of_few_rows_are_the_rows() -> None:
+    right = np.array([1.0, 0.0, 0.0, 1.0, 1.0])
+    values = pseudo_values(lambda p, y: float((p == y).mean()), right, np.ones(5))
+    assert sorted(values) == pytest.approx([0, 0, 1, 1, 1])
+
+
+@pytest.mark.parametrize("name", ["f1", "macro_f1", "matthews", "pearson"])
+def test_pseudo_values_of_other_metrics_average_to_the_score(name: str) -> None:
+    rng, metric = np.random.default_rng(1), METRICS[name]
+    labels = rng.integers(0, 2, 2000)
+    predictions = np.where(rng.random(2000) < 0.8, labels, 1 - labels)
+    values = pseudo_values(metric.score, predictions, labels)
+    assert values.mean() == pytest.approx(metric.score(predictions, labels), abs=1e-3)
+
+
+def test_a_metric_that_cannot_score_a_part_has_no_pseudo_values(caplog: pytest.LogCaptureFixture) -> None:
+    def only_all(predictions: Any, labels: Any) -> float:
+        if len(labels) < 6:
+            raise ValueError("too few")
+        return 0.5
+
+    metric = Metric("only_all", 0, 1, "needs six rows", only_all)
+    kind = get_kind("classification")
+    logits = np.eye(2)[[0, 1, 0, 1, 0, 1]]
+    assert kind.pseudo_values(metric, logits, np.array([0, 1, 0, 1, 0, 1])).size == 0
+    assert "only_all" in caplog.text
+    assert kind.pseudo_values(METRICS["accuracy"], logits[:1], np.array([0])).size == 0
+    assert list(kind.pseudo_values(METRICS["accuracy"], logits, np.array([0, 1, 0, 1, 0, 1]))) == [1.0] * 6

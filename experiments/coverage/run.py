@@ -1,0 +1,131 @@
+"""How often the interval of a comparison holds the true difference, and how often claims are wrong.
+
+    python experiments/coverage/run.py             # minutes
+    python experiments/coverage/run.py --tables    # the last recorded run
+
+Two recipes of known difference answer *test* rows that are drawn anew each time, with seeds that are drawn
+anew: a row has a difficulty that both share, a seed shifts its model, and what is left is chance. The
+search's own `compare` gives the interval, by rows and as of before (rows of the two sides independent). A
+claim is wrong where *better* is said at a true difference of 0, and where *as good within a point* is said at
+a true difference of minus one point.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
+
+from lib.measuring import read_json, write_json
+from scipy import stats
+
+from autopeft.search.selection.significance import compare
+from autopeft.tasks.kinds.metric import pseudo_values
+from autopeft.tasks.scored import ScoredSplit
+
+__all__ = ["Setting", "grid", "measure"]
+
+RESULTS = Path(__file__).parent / "results" / "coverage.json"
+TIMES, MARGIN = 400, 0.01
+Numbers = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is true: rows of *test*, seeds of each side, points by which a seed shifts a model (sd), and the
+    difference in points."""
+
+    rows: int
+    seeds: int
+    spread: float
+    difference: float
+
+
+def grid() -> Iterator[Setting]:
+    """All that is simulated."""
+    for rows in (500, 1000):
+        for seeds in (3, 5):
+            for spread in (0.0, 1.0, 3.0):
+                for difference in (0.0, -1.0):
+                    yield Setting(rows, seeds, spread, difference)
+
+
+def _accuracy(predictions: Numbers, labels: Numbers) -> float:
+    return float((predictions == labels).mean())
+
+
+_EASE, _HARD = 1.6, 1.5  # 81 % are right; two seeds of a recipe differ on 15 % of the rows
+_SLOPE = float(stats.norm.pdf(_EASE / np.hypot(1, _HARD)) / np.hypot(1, _HARD))  # accuracy by the shift
+
+
+def _side(
+    rng: np.random.Generator, hard: Numbers, setting: Setting, points: float
+) -> tuple[dict[int, float], dict[int, Sequence[float]]]:
+    scores, parts = {}, {}
+    for seed in range(setting.seeds):
+        shift = (points + setting.spread * rng.normal()) / 100 / _SLOPE
+        right = (rng.random(len(hard)) < stats.norm.cdf(_EASE + shift - _HARD * hard)).astype(float)
+        scores[seed] = float(right.mean())
+        parts[seed] = pseudo_values(_accuracy, right, np.ones(len(hard)))
+    return scores, parts
+
+
+def measure(setting: Setting, times: int = TIMES) -> dict[str, float]:
+    """Shares of intervals that hold the truth, of claims, and mean half-widths in points."""
+    rng = np.random.default_rng(0)
+    split, truth = ScoredSplit("accuracy", setting.rows), setting.difference / 100
+    found = {"held": 0.0, "half": 0.0, "better": 0.0, "as_good": 0.0, "held_apart": 0.0, "half_apart": 0.0}
+    for _ in range(times):
+        hard = rng.normal(size=setting.rows)
+        mine, my_parts = _side(rng, hard, setting, setting.difference)
+        other, other_parts = _side(rng, hard, setting, 0.0)
+        rowwise = compare(mine, other, split, name="b", parts=(my_parts, other_parts), margin=MARGIN)
+        apart = compare(mine, other, split, name="b")
+        assert rowwise.low is not None
+        assert rowwise.high is not None
+        assert apart.low is not None
+        assert apart.high is not None
+        found["held"] += rowwise.low <= truth <= rowwise.high
+        found["half"] += 50 * (rowwise.high - rowwise.low)
+        found["better"] += rowwise.low > 0
+        found["as_good"] += bool(rowwise.as_good)
+        found["held_apart"] += apart.low <= truth <= apart.high
+        found["half_apart"] += 50 * (apart.high - apart.low)
+    return {key: value / times for key, value in found.items()}
+
+
+def tables(rows: Sequence[dict[str, float]]) -> str:
+    """What was simulated, as Markdown."""
+    heads = ("rows", "seeds", "seed sd", "difference", "holds the truth", "± points")
+    lines = [f"| {' | '.join((*heads, 'says better', 'says as good', 'of before'))} |", "|---" * 9 + "|"]
+    for r in rows:
+        shown = (
+            *(f"{r['rows']:,}", f"{r['seeds']}", f"{r['spread']:g}", f"{r['difference']:g}"),
+            *(f"{100 * r['held']:.1f} %", f"{r['half']:.1f}"),
+            *(f"{100 * r['better']:.1f} %", f"{100 * r['as_good']:.1f} %"),
+            f"{100 * r['held_apart']:.1f} %, ± {r['half_apart']:.1f}",
+        )
+        lines.append(f"| {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tables", action="store_true", help="print the last recorded run")
+    if not parser.parse_args().tables:
+        write_json(RESULTS, {"times": TIMES, "rows": [asdict(s) | measure(s) for s in grid()]})
+    print(tables(read_json(RESULTS)["rows"]))
+
+
+if __name__ == "__main__":
+    main()
