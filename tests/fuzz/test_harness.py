@@ -45,6 +45,12 @@ def saying(message: str) -> DataError:
     return error
 
 
+def not_followed(link: Path) -> None:
+    link.symlink_to("../outside/secret.csv")
+    with suppress(OSError):
+        os.open(link, os.O_RDONLY | os.O_NOFOLLOW)
+
+
 def busy() -> None:
     while True:
         with suppress(Exception):
@@ -55,6 +61,7 @@ GOOD: dict[str, Callable[[], object]] = {
     "it returns": lambda: None,
     "it refuses in a sentence": raising(DataError("What came, what is allowed.")),
     "it opens what is its own": lambda: Path("own").write_text("x"),
+    "it does not follow a link that leads outside": lambda: not_followed(Path("link")),
 }
 BAD: dict[str, tuple[Callable[[], object], str]] = {
     "another error": (raising(KeyError("a")), "KeyError: \"'a'\""),
