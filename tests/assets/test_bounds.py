@@ -62,7 +62,7 @@ def test_sizes_that_no_model_has(changes: dict[str, int], said: str) -> None:
 def test_a_configuration_that_its_class_refuses_when_it_is_made_again() -> None:
     config = BertConfig(**SMALL, problem_type="single_label_classification")
     config.num_labels = 1
-    with pytest.raises(UsageError, match="The configuration of 'bert' makes no model: .*num_labels"):
+    with pytest.raises(UsageError, match=r"The configuration of 'bert' makes no model: .*num_labels"):
         spec_of(config)
 
 

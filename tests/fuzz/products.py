@@ -52,7 +52,7 @@ def check_text(text: str, where: str) -> None:
 def check_markdown(text: str, where: str) -> None:
     """Raises `AssertionError` where a model card holds such a thing, or an element of HTML, or a link."""
     check_text(text, where)
-    _, front, body = re.split(r"^---\n", text, maxsplit=2, flags=re.M)
+    front, body = ("", text) if not text.startswith("---\n") else text[4:].split("\n---\n", 1)
     prose = _OWN_COMMENT.sub("", _FENCED.sub("", body))
     for what in (r"<", r"(?<!\\)\]\(", r"(?i)\b(https?|ftp)://", r"(?<!\\)!\["):
         found = re.search(what, prose)

@@ -79,7 +79,7 @@ def test_what_follows_the_last_line_end_is_cut(
 
 
 def test_json_holds_what_a_strangers_json_said(folder: Path) -> None:
-    """Python reads figures that are not finite and halves of surrogate pairs; strict JSON in UTF-8 has none."""
+    """Python reads figures that are not finite and halves of surrogate pairs; strict UTF-8 JSON has none."""
     value = json.loads('{"a": NaN, "b": [1e999, 2.5], "c": "half \\ud800 é"}')
     write_json(folder / "new.json", value)
     written = (folder / "new.json").read_text(encoding="utf-8")

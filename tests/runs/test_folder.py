@@ -367,7 +367,7 @@ def test_a_run_that_nobody_may_read_is_listed_too(tmp_path: Path) -> None:
 def test_names_that_no_file_can_have_are_no_runs(tmp_path: Path) -> None:
     make(tmp_path, "a")
     for name in ("x" * 300, "a\0b", "\udc80"):
-        with pytest.raises(UsageError, match="There is no run|is no path"):
+        with pytest.raises(UsageError, match=r"There is no run|is no path"):
             load_run(name, root=tmp_path)
 
 

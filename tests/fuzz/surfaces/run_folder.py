@@ -39,6 +39,7 @@ _FOLDER = "run"
 _THEIR_OWN = ("task", "model", "warm_start", "out", "runs")
 _OUTSIDE = "../outside"
 Files = dict[str, bytes]
+Edit = Callable[[Files], object]
 
 
 @cache
@@ -47,6 +48,12 @@ def _valid(run: str) -> Files:
     found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
     if run == "interrupted":
         found[".state/clock.json"] = b'{"seconds": 12.5}\n'
+        best = {
+            name.removeprefix("winner/"): data
+            for name, data in _valid("finished").items()
+            if "winner" in name
+        }
+        found |= {f".state/files/best-3/{name}": data for name, data in best.items()}
         found["logs/jobs.jsonl"] = b'{"id": "trial-0", "kind": "trial", "steps": 50}\n'
     return found
 
@@ -75,15 +82,17 @@ def _reported() -> None:
 
 def _resumed() -> None:
     """Gone on with, up to the first job that would train."""
-    if _names_outside(Path(_FOLDER, "manifest.json")):
+    if _names_outside():
         return
-    executor = _NoExecutor()
+    executor, before = _NoExecutor(), _content("result.json")
     try:
         with mock.patch.object(api, "_executor", return_value=executor):
             command("search", "--resume", _FOLDER, "--workers", "0")
     except AutoPEFTError:
         if not executor.reached:  # else it says what it says of a search that was interrupted there
             raise
+    if _content("result.json") != before:
+        assert _content("winner/weights.safetensors"), "a winner without weights was written"
 
 
 def _begun_from() -> None:
@@ -121,13 +130,19 @@ class _NoExecutor:
         ending()
 
 
-def _names_outside(manifest: Path) -> bool:
+def _names_outside() -> bool:
     """Whether a manifest names what is a user's own in the folder that no input may lead to."""
     try:
-        said = json.loads(manifest.read_bytes())["arguments"]
+        said = json.loads(_content("manifest.json") or b"")["arguments"]
         return any(_OUTSIDE in str(said.get(name)) for name in _THEIR_OWN)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
+
+
+def _content(name: str) -> bytes | None:
+    """What a plain file of the run holds."""
+    path = Path(_FOLDER, name)
+    return path.read_bytes() if path.is_file() and path.resolve().is_relative_to(Path.cwd()) else None
 
 
 def hostile(random: Random, folder: Path) -> Call:
@@ -265,7 +280,7 @@ def _add(random: Random, folder: Path) -> None:
 def _with(
     run: str,
     step: str,
-    change: Callable[[Files], object] | None = None,
+    change: Edit | None = None,
     *,
     also: Callable[[Path], object] | None = None,
 ) -> First:
@@ -281,11 +296,11 @@ def _with(
     return write
 
 
-def _put(name: str, content: bytes) -> Callable[[Files], None]:
+def _put(name: str, content: bytes) -> Edit:
     return lambda files: files.update({name: content})
 
 
-def _line(name: str, number: int, content: bytes) -> Callable[[Files], None]:
+def _line(name: str, number: int, content: bytes) -> Edit:
     def edit(files: Files) -> None:
         lines = files[name].splitlines(keepends=True)
         lines[number - 1] = content + b"\n"
@@ -294,7 +309,7 @@ def _line(name: str, number: int, content: bytes) -> Callable[[Files], None]:
     return edit
 
 
-def _told(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Files], None]:
+def _told(name: str, change: Callable[[dict[str, Any]], Any]) -> Edit:
     def edit(files: Files) -> None:
         told = json.loads(files[name])
         change(told)
@@ -303,7 +318,7 @@ def _told(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Files
     return edit
 
 
-def _worded(*words: str) -> Callable[[Files], None]:
+def _worded(*words: str) -> Edit:
     """These words in place of every text that decides nothing."""
 
     def edit(files: Files) -> None:
@@ -342,73 +357,135 @@ def _linked(name: str, target: str) -> Callable[[Path], None]:
     return link
 
 
-def _nested(depth: int) -> bytes:
-    return b'{"a": ' * depth + b"1" + b"}" * depth
+def _nested(depth: int) -> Any:
+    found: Any = 1
+    for _ in range(depth):
+        found = {"a": found}
+    return found
+
+
+def _asked(**arguments: Any) -> Edit:
+    return _told("manifest.json", lambda told: told["arguments"].update(arguments))
+
+
+def _said(**values: Any) -> Edit:
+    return _told("manifest.json", lambda told: told.update(values))
+
+
+def _after(name: str, more: bytes) -> Edit:
+    return lambda files: files.update({name: files[name] + more})
+
+
+def _trial(depth: int) -> Edit:
+    return _told("trials.jsonl", lambda told: told.update(recipe=_nested(depth)))
+
+
+def _code_for(name: bytes) -> Edit:
+    return lambda files: files.update(
+        {"journal.log": files["journal.log"].replace(name, b"fuzz_canary.Thing")}
+    )
+
+
+def _pipe(name: str) -> Callable[[Path], None]:
+    def put(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return put
+
+
+def _called(name: str) -> Callable[[Path], None]:
+    """The run once more, under another name."""
+
+    def copy(folder: Path) -> None:
+        shutil.copytree(folder, folder.parent / os.fsdecode(mutate.bytes_of(name)))
+
+    return copy
 
 
 _ESCAPES = ("\x1b[31mred\x1b]0;title\x07", "\x9b2J", "\u202eevil")
 _HTML = ("<script>alert(1)</script>", "</script>", "<img src=x onerror=alert(2)>", "<!--", '" onload="x')
-
+_SECRET, _HOST = "../../outside/secret.jsonl", "203.0.113.7"
+# By the step that meets it, what is wrong with a search that was interrupted.
+_EDITED: dict[str, dict[str, Edit]] = {
+    "resume": {
+        "a garbled journal": _line("journal.log", 6, b"garbled"),
+        "a journal of another type": _line("journal.log", 6, b'{"op_code": 8, "trial_id": "x"}'),
+        "a journal that is no UTF-8": _line("journal.log", 2, b"\xff\xfe"),
+        "a journal of brackets": _line("journal.log", 2, b"[" * 100_000),
+        "a journal of no study": _put("journal.log", b""),
+        "a journal that names code": _code_for(b"FloatDistribution"),
+        "a space that is no UTF-8": _after("space.yaml", b"\xff"),
+        "a space that is no YAML": _after("space.yaml", b"x: ["),
+        "a manifest that is no JSON": _after("manifest.json", b"{"),
+        "a manifest that is null": _put("manifest.json", b"null"),
+        "an effort of other words": _told("manifest.json", lambda told: told["effort"].update(x=1)),
+        "a seed that is a text": _asked(seed="0"),
+        "a clock without seconds": _put(".state/clock.json", b'{"seconds": "many"}'),
+        "a clock of brackets": _put(".state/clock.json", b"[" * 100_000),
+        "an address of a stranger's": _asked(address=f"ray://{_HOST}:10001"),
+        "a tracker of a stranger's": _asked(log=f"mlflow:http://{_HOST}"),
+        "a tracker that is code": _asked(log="fuzz_canary:run"),
+        "a strategy that is code": _asked(strategy="fuzz_canary:run"),
+        "a task of 300 letters": _asked(task="x" * 300),
+        "a task of nobody's": _asked(task="~nosuchuser/x.csv"),
+    },
+    "runs": {
+        "a manifest that is null": _put("manifest.json", b"null"),
+        "a manifest of brackets": _put("manifest.json", b"[" * 100_000),
+        "a manifest of 90 tables": _said(x=_nested(90)),
+        "trials of 90 tables": _trial(90),
+        "trials of 400 tables": _trial(400),
+    },
+    "report": {
+        "a garbled journal": _line("journal.log", 6, b"garbled"),
+        "a manifest of 90 tables": _said(x=_nested(90)),
+        "a manifest of 400 tables": _said(x=_nested(400)),
+        "trials of 90 tables": _trial(90),
+        "a backbone of nobody's": _said(model="~nosuchuser/x"),
+        "a backbone of 300 letters": _said(model="x" * 300),
+        "HTML": _worded(*_HTML),
+    },
+}
+_MOVED: dict[str, dict[str, Callable[[Path], None]]] = {
+    "resume": {
+        "a journal linked from outside": _linked("journal.log", _SECRET),
+        "a state linked from outside": _linked(".state", "../../outside"),
+        "a lock that is a pipe": _pipe(".lock"),
+    },
+    "runs": {
+        "trials linked from outside": _linked("trials.jsonl", _SECRET),
+        "a lock linked from outside": _linked(".lock", _SECRET),
+        "a lock that is a pipe": _pipe(".lock"),
+        "a manifest that is a pipe": _pipe("manifest.json"),
+        "a name with escapes": _called("\x1b[31mred\x1b]0;title\x07"),
+        "a name of several lines": _called("a\nb\tc"),
+        "a name that is no UTF-8": _called("\ud800"),
+        "a name as long as names can be": _called("x" * 255),
+    },
+    "report": {
+        "a journal linked from outside": _linked("journal.log", _SECRET),
+        "a journal that is a device": _linked("journal.log", "/dev/zero"),
+        "a journal that is a pipe": _pipe("journal.log"),
+        "a report linked from outside": _linked("report.html", _SECRET),
+    },
+    "from": {"trials linked from outside": _linked("trials.jsonl", _SECRET)},
+    "export": {"a winner linked from outside": _linked("winner", "../../outside")},
+}
 FIRST: dict[str, First] = {
     **{f"{run}, {step}": _with(run, step) for run in ("finished", "interrupted") for step in _STEPS},
     **{f"fixed, {step}": _with("fixed", step) for step in ("runs", "report", "from", "export")},
     **{f"escapes, {step}": _with("finished", step, _worded(*_ESCAPES)) for step in _STEPS},
-    **{f"HTML, {step}": _with("finished", step, _worded(*_HTML)) for step in _STEPS},
-    **{f"HTML in one that is not over, {step}": _with("interrupted", step, _worded(*_HTML)) for step in ("runs", "report")},
+    **{f"HTML in all texts, {step}": _with("finished", step, _worded(*_HTML)) for step in _STEPS},
     **{f"halves of letters, {step}": _with("finished", step, _worded("\ud800")) for step in _STEPS},
-    "a garbled journal": _with("interrupted", "resume", _line("journal.log", 6, b"garbled")),
-    "a garbled journal, reported": _with("interrupted", "report", _line("journal.log", 6, b"garbled")),
-    "a journal of another type": _with("interrupted", "resume", _line("journal.log", 6, b'{"op_code": 8, "trial_id": "x"}')),
-    "a journal that is no UTF-8": _with("interrupted", "resume", _line("journal.log", 2, b"\xff\xfe")),
-    "a journal of brackets": _with("interrupted", "resume", _line("journal.log", 2, b"[" * 100_000)),
-    "a journal of no study": _with("interrupted", "resume", _put("journal.log", b"")),
-    "a journal that names code": _with(
-        "interrupted", "resume",
-        lambda files: files.update({"journal.log": files["journal.log"].replace(b"FloatDistribution", b"fuzz_canary.Thing")}),
-    ),
-    "a space that is no UTF-8": _with("interrupted", "resume", lambda f: f.update({"space.yaml": f["space.yaml"] + b"\xff"})),
-    "a space that is no YAML": _with("interrupted", "resume", lambda f: f.update({"space.yaml": f["space.yaml"] + b"x: ["})),
-    "a manifest that was cut": _with("interrupted", "resume", lambda f: f.update({"manifest.json": f["manifest.json"][:100]})),
-    "a manifest that is null": _with("interrupted", "resume", _put("manifest.json", b"null")),
-    "a manifest that is null, listed": _with("interrupted", "runs", _put("manifest.json", b"null")),
-    "a manifest of brackets, listed": _with("interrupted", "runs", _put("manifest.json", b"[" * 100_000)),
-    "a manifest of 90 tables, listed": _with("interrupted", "runs", _told("manifest.json", lambda t: t.update(x=json.loads(_nested(90))))),
-    "a manifest of 90 tables, reported": _with("interrupted", "report", _told("manifest.json", lambda t: t.update(x=json.loads(_nested(90))))),
-    "a manifest of 400 tables, reported": _with("interrupted", "report", _told("manifest.json", lambda t: t.update(x=json.loads(_nested(400))))),
-    "trials of 400 tables": _with("interrupted", "runs", _told("trials.jsonl", lambda t: t.update(recipe=json.loads(_nested(400))))),
-    "trials of 90 tables": _with("interrupted", "runs", _told("trials.jsonl", lambda t: t.update(recipe=json.loads(_nested(90))))),
-    "trials of 90 tables, reported": _with("interrupted", "report", _told("trials.jsonl", lambda t: t.update(recipe=json.loads(_nested(90))))),
-    "an effort of other words": _with("interrupted", "resume", _told("manifest.json", lambda t: t["effort"].update(x=1))),
-    "a seed that is a text": _with("interrupted", "resume", _told("manifest.json", lambda t: t["arguments"].update(seed="0"))),
-    "a clock without seconds": _with("interrupted", "resume", _put(".state/clock.json", b'{"seconds": "many"}')),
-    "a clock of brackets": _with("interrupted", "resume", _put(".state/clock.json", b"[" * 100_000)),
-    "an address of a stranger's": _with(
-        "interrupted", "resume", _told("manifest.json", lambda t: t["arguments"].update(address="ray://203.0.113.7:10001"))
-    ),
-    "a tracker of a stranger's": _with(
-        "interrupted", "resume", _told("manifest.json", lambda t: t["arguments"].update(log="mlflow:http://203.0.113.7"))
-    ),
-    "a tracker that is code": _with("interrupted", "resume", _told("manifest.json", lambda t: t["arguments"].update(log="fuzz_canary:run"))),
-    "a strategy that is code": _with("interrupted", "resume", _told("manifest.json", lambda t: t["arguments"].update(strategy="fuzz_canary:run"))),
-    "a task of 300 letters": _with("interrupted", "resume", _told("manifest.json", lambda t: t["arguments"].update(task="x" * 300))),
-    "a task of nobody's": _with("interrupted", "resume", _told("manifest.json", lambda t: t["arguments"].update(task="~nosuchuser/x.csv"))),
-    "a backbone of nobody's": _with("interrupted", "report", _told("manifest.json", lambda t: t.update(model="~nosuchuser/x"))),
-    "a backbone of 300 letters": _with("interrupted", "report", _told("manifest.json", lambda t: t.update(model="x" * 300))),
-    "trials linked from outside": _with("interrupted", "runs", also=_linked("trials.jsonl", "../../outside/secret.jsonl")),
-    "trials linked from outside, begun from": _with("interrupted", "from", also=_linked("trials.jsonl", "../../outside/secret.jsonl")),
-    "a journal linked from outside": _with("interrupted", "report", also=_linked("journal.log", "../../outside/secret.jsonl")),
-    "a journal linked from outside, gone on with": _with("interrupted", "resume", also=_linked("journal.log", "../../outside/secret.jsonl")),
-    "a state linked from outside": _with("interrupted", "resume", also=_linked(".state", "../../outside")),
-    "a winner linked from outside": _with("finished", "export", also=_linked("winner", "../../outside")),
-    "a report linked from outside": _with("finished", "report", also=_linked("report.html", "../../outside/secret.csv")),
-    "a journal that is a device": _with("interrupted", "report", also=_linked("journal.log", "/dev/zero")),
-    "a journal that is a pipe": _with(
-        "interrupted", "report", also=lambda folder: ((folder / "journal.log").unlink(), os.mkfifo(folder / "journal.log"))
-    ),
-    "a manifest that is a pipe": _with(
-        "interrupted", "runs", also=lambda folder: ((folder / "manifest.json").unlink(), os.mkfifo(folder / "manifest.json"))
-    ),
-    "a lock that is a pipe": _with("interrupted", "resume", also=lambda folder: os.mkfifo(folder / ".lock")),
-    "a lock that is a pipe, listed": _with("interrupted", "runs", also=lambda folder: os.mkfifo(folder / ".lock")),
-    "a lock linked from outside": _with("interrupted", "runs", also=_linked(".lock", "../../outside/secret.csv")),
-}  # fmt: skip
+    **{
+        f"{name}, {step}": _with("interrupted", step, edit)
+        for step, found in _EDITED.items()
+        for name, edit in found.items()
+    },
+    **{
+        f"{name}, {step}": _with("finished" if step == "export" else "interrupted", step, also=put)
+        for step, moved in _MOVED.items()
+        for name, put in moved.items()
+    },
+}

@@ -37,22 +37,21 @@ SHARE = 0.2
 
 _RUNS = Path(__file__).parents[2] / "fixtures" / "runs"
 _FOLDER, _BACKBONE = "hybrid", "bert"
+_TWO = {"gate": [{"lora": {"rank": 2}}, {"prefix_tuning": {"length": 2, "reparameterization": 4}}]}
+_SORTS = {"route": {"children": [{"lora": {"rank": 1}}], "copies": 2}}
 _RECIPES: tuple[dict[str, Any], ...] = (
     {
         "name": "gated",
-        "layers": [
-            {
-                "attach": [
-                    {"gate": [{"lora": {"rank": 2}}, {"prefix_tuning": {"length": 2, "reparameterization": 4}}]},
-                    {"serial_adapter": {"bottleneck": 2}, "as": "small"},
-                ]
-            }
-        ],
+        "layers": [{"attach": [_TWO, {"serial_adapter": {"bottleneck": 2}, "as": "small"}]}],
         "model": [{"prompt_tuning": {"length": 2}}],
     },
-    {"name": "of data", "layers": [{"attach": [{"sora": {"rank": 2}}, "ia3"]}, {"at": [1], "attach": ["bitfit"]}]},
-    {"name": "routed", "layers": [{"attach": [{"route": {"children": [{"lora": {"rank": 1}}], "copies": 2}}]}]},
-)  # fmt: skip
+    {
+        "name": "of data",
+        "layers": [{"attach": [{"sora": {"rank": 2}}, "ia3"]}, {"at": [1], "attach": ["bitfit"]}],
+    },
+    {"name": "routed", "layers": [{"attach": [_SORTS]}]},
+    {"name": "plain", "layers": [{"attach": [{"lora": {"rank": 2}}]}]},  # peft's format can say it
+)
 _LABELS = (
     "\x1b[31mred\x1b]0;title\x07",
     "<script>alert(1)</script>",
@@ -61,6 +60,7 @@ _LABELS = (
     "\u202eevil",
 )
 Files = dict[str, bytes]
+Edit = Callable[[Files], object]
 
 
 @cache
@@ -239,10 +239,10 @@ def _add(random: Random, folder: Path) -> None:
 
 
 def _with(
-    change: Callable[[Files], object] | None = None,
+    change: Edit | None = None,
     *,
     number: int = 0,
-    backbone: Callable[[Files], object] | None = None,
+    backbone: Edit | None = None,
     also: Callable[[Path], object] | None = None,
 ) -> First:
     def write(folder: Path) -> Call:
@@ -258,16 +258,14 @@ def _with(
     return write
 
 
-def _weights(
-    change: Callable[[dict[str, Any]], Any], name: str = "weights.safetensors"
-) -> Callable[[Files], None]:
+def _weights(change: Callable[[dict[str, Any]], Any], name: str = "weights.safetensors") -> Edit:
     def edit(files: Files) -> None:
         files[name] = changed_header(files[name], change)
 
     return edit
 
 
-def _tensor(**said: Any) -> Callable[[Files], None]:
+def _tensor(**said: Any) -> Edit:
     return _weights(lambda header: header["head.classifier.weight"].update(said))
 
 
@@ -277,15 +275,15 @@ def _nothing_of_2_63(header: dict[str, Any]) -> None:
     header["extra"] = {"dtype": "F32", "shape": [0, 2**63], "data_offsets": [last, last]}
 
 
-def _put(name: str, content: bytes) -> Callable[[Files], None]:
+def _put(name: str, content: bytes) -> Edit:
     return lambda files: files.update({name: content})
 
 
-def _cut(name: str, size: int) -> Callable[[Files], None]:
+def _cut(name: str, size: int) -> Edit:
     return lambda files: files.update({name: files[name][:size]})
 
 
-def _told(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Files], None]:
+def _told(name: str, change: Callable[[dict[str, Any]], Any]) -> Edit:
     def edit(files: Files) -> None:
         told = json.loads(files[name])
         change(told)
@@ -294,7 +292,7 @@ def _told(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Files
     return edit
 
 
-def _labels(name: str) -> Callable[[Files], None]:
+def _labels(name: str) -> Edit:
     return _told(name, lambda told: _name_labels(told, list(_LABELS[:2])))
 
 
@@ -318,53 +316,89 @@ def _one_by_one(folder: Path) -> None:
     (folder / "recipe.yaml").symlink_to("other.yaml")
 
 
+def _config(**values: Any) -> Edit:
+    return _told("hybrid.json", lambda told: told["config"].update(values))
+
+
+def _manifest(**values: Any) -> Edit:
+    return _told("hybrid.json", lambda told: told.update(values))
+
+
+def _data(**values: Any) -> Edit:
+    return _told("manifest.json", lambda told: told["data"].update(values))
+
+
+def _half_a_letter(name: str) -> Edit:
+    return _told(name, lambda told: _name_labels(told, ["\ud800", "b"]))
+
+
+def _many_tensors(header: dict[str, Any]) -> None:
+    header |= {f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(100_000)}
+
+
+def _half_precision(header: dict[str, Any]) -> None:
+    header["bert.embeddings.word_embeddings.weight"]["dtype"] = "F6_E2M3"
+
+
+_WEIGHTS = "weights.safetensors"
+_WRONG: dict[str, Edit] = {
+    "F4": _tensor(dtype="F4"),
+    "F6_E2M3": _tensor(dtype="F6_E2M3"),
+    "whole numbers": _tensor(dtype="I32"),
+    "no numbers and a dimension of 2^63": _weights(_nothing_of_2_63),
+    "a dimension of 2^63": _tensor(shape=[2**63, 16]),
+    "another shape": _tensor(shape=[16, 2]),
+    "offsets that overlap": _tensor(data_offsets=[0, 128]),
+    "weights that were cut": _cut(_WEIGHTS, -40),
+    "weights of 4 bytes": _cut(_WEIGHTS, 4),
+    "a header of 2^63 bytes": _put(_WEIGHTS, b"\0" * 7 + b"\x80{}"),
+    "a header of 20 MB": _weights(lambda h: json.dumps(h).encode()[:-1] + b" " * (20 << 20) + b"}"),
+    "a header of brackets": _weights(lambda header: b'{"a":' + b"[" * 100_000),
+    "100,000 tensors": _weights(_many_tensors),
+    "a pickle": _put(_WEIGHTS, PICKLE),
+    "a manifest that is null": _put("hybrid.json", b"null"),
+    "a manifest of brackets": _put("hybrid.json", b"[" * 100_000),
+    "a manifest of 90 lists": _config(x=_nested(90)),
+    "a manifest of 400 lists": _config(x=_nested(400)),
+    "labels that are commands and HTML": _labels("hybrid.json"),
+    "labels of 400 digits": _config(id2label={"9" * 400: "a", "1": "b"}),
+    "labels that are half a letter": _half_a_letter("hybrid.json"),
+    "a model in a home of nobody's": _manifest(model="~nosuchuser/x"),
+    "a model of 300 letters": _manifest(model="x" * 300),
+    "a class that is code": _manifest(architecture="fuzz_canary.Thing"),
+}
+_WRONG_EXPORT: dict[str, Edit] = {
+    "a manifest of 90 lists": _data(x=_nested(90)),
+    "a manifest of 400 lists": _data(x=_nested(400)),
+    "a manifest of NaN": _told(
+        "manifest.json", lambda told: told["training"].update(batch_size=float("nan"))
+    ),
+    "labels that are half a letter": _half_a_letter("manifest.json"),
+    "a manifest that is null": _put("manifest.json", b"null"),
+    "labels that are commands and HTML": _labels("manifest.json"),
+    "a kind that is code": _data(kind="fuzz_canary:run"),
+}
+_WRONG_BACKBONE: dict[str, Edit] = {
+    "cut": _cut("model.safetensors", 20_000),
+    "in F6": _weights(_half_precision, "model.safetensors"),
+    "whose config is null": _put("config.json", b"null"),
+    "with an adapter of peft": _put("adapter_config.json", b'{"peft_type": "LORA"}'),
+    "whose tokenizer is null": _put("tokenizer.json", b"null"),
+}
+_MOVED: dict[str, Callable[[Path], None]] = {
+    "a link to weights outside": _linked(_WEIGHTS, "../../outside/secret.csv"),
+    "a link to a recipe outside": _linked("recipe.yaml", "../../outside/recipe.yaml"),
+    "a link to a manifest outside": _linked("hybrid.json", "../../outside/secret.jsonl"),
+    "a link to the zero device": _linked("hybrid.json", "/dev/zero"),
+    "a link to itself": _linked("hybrid.json", "hybrid.json"),
+    "a link that stays inside": _one_by_one,
+}
 FIRST: dict[str, First] = {
-    **{f"valid {i}": _with(number=i) for i in range(5)},
-    "F4": _with(_tensor(dtype="F4")),
-    "F6_E2M3": _with(_tensor(dtype="F6_E2M3")),
-    "whole numbers": _with(_tensor(dtype="I32")),
-    "no numbers and a dimension of 2^63": _with(_weights(_nothing_of_2_63)),
-    "a dimension of 2^63": _with(_tensor(shape=[2**63, 16])),
-    "another shape": _with(_tensor(shape=[16, 2])),
-    "offsets that overlap": _with(_tensor(data_offsets=[0, 128])),
-    "weights that were cut": _with(_cut("weights.safetensors", -40)),
-    "weights of 4 bytes": _with(_cut("weights.safetensors", 4)),
-    "a header of 2^63 bytes": _with(_put("weights.safetensors", b"\0" * 7 + b"\x80{}")),
-    "a header of 20 MB": _with(_weights(lambda h: json.dumps(h).encode()[:-1] + b" " * (20 << 20) + b"}")),
-    "a header of brackets": _with(_weights(lambda header: b'{"a":' + b"[" * 100_000)),
-    "100,000 tensors": _with(
-        _weights(lambda h: h.update({f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(100_000)}))
-    ),
-    "a pickle": _with(_put("weights.safetensors", PICKLE)),
-    "a backbone that was cut": _with(backbone=_cut("model.safetensors", 20_000)),
-    "a backbone in F6": _with(
-        backbone=_weights(lambda h: h["bert.embeddings.word_embeddings.weight"].update(dtype="F6_E2M3"), "model.safetensors")
-    ),
-    "a backbone whose config is null": _with(backbone=_put("config.json", b"null")),
-    "a backbone with an adapter of peft": _with(backbone=_put("adapter_config.json", b'{"peft_type": "LORA"}')),
-    "a tokenizer that is null": _with(backbone=_put("tokenizer.json", b"null")),
-    "a manifest that is null": _with(_put("hybrid.json", b"null")),
-    "a manifest of brackets": _with(_put("hybrid.json", b"[" * 100_000)),
-    "a manifest of 90 nested lists": _with(_told("hybrid.json", lambda t: t["config"].update(x=_nested(90)))),
-    "a manifest of 400 nested lists": _with(_told("hybrid.json", lambda t: t["config"].update(x=_nested(400)))),
-    "an export's manifest of 90 nested lists": _with(_told("manifest.json", lambda t: t["data"].update(x=_nested(90))), number=3),
-    "an export's manifest of 400 nested lists": _with(_told("manifest.json", lambda t: t["data"].update(x=_nested(400))), number=3),
-    "an export's manifest of NaN": _with(_told("manifest.json", lambda t: t["training"].update(batch_size=float("nan"))), number=3),
-    "an export's labels that are half a letter": _with(_told("manifest.json", lambda t: _name_labels(t, ["\ud800", "b"])), number=3),
-    "an export's manifest that is null": _with(_put("manifest.json", b"null"), number=3),
-    "labels that are commands and HTML": _with(_labels("hybrid.json")),
-    "an export's labels that are commands and HTML": _with(_labels("manifest.json"), number=3),
-    "labels of 400 digits": _with(_told("hybrid.json", lambda t: t["config"].update(id2label={"9" * 400: "a", "1": "b"}))),
-    "labels that are half a letter": _with(_told("hybrid.json", lambda t: _name_labels(t, ["\ud800", "b"]))),
-    "a model that is a home of nobody's": _with(_told("hybrid.json", lambda t: t.update(model="~nosuchuser/x"))),
-    "a model of 300 letters": _with(_told("hybrid.json", lambda t: t.update(model="x" * 300))),
-    "a class that is code": _with(_told("hybrid.json", lambda t: t.update(architecture="fuzz_canary.Thing"))),
-    "a kind that is code": _with(_told("manifest.json", lambda t: t["data"].update(kind="fuzz_canary:run")), number=3),
-    "a link to weights outside": _with(also=_linked("weights.safetensors", "../../outside/secret.csv")),
-    "a link to a recipe outside": _with(also=_linked("recipe.yaml", "../../outside/recipe.yaml")),
-    "a link to a manifest outside": _with(also=_linked("hybrid.json", "../../outside/secret.jsonl")),
-    "a link to a README outside": _with(number=3, also=_linked("README.md", "../../outside/secret.csv")),
-    "a link to the zero device": _with(also=_linked("hybrid.json", "/dev/zero")),
-    "a link to itself": _with(also=_linked("hybrid.json", "hybrid.json")),
-    "a link that stays inside": _with(also=_one_by_one),
-}  # fmt: skip
+    **{f"valid {i}": _with(number=i) for i in range(6)},
+    **{name: _with(edit) for name, edit in _WRONG.items()},
+    **{f"an export: {name}": _with(edit, number=-2) for name, edit in _WRONG_EXPORT.items()},
+    **{f"a backbone {name}": _with(backbone=edit) for name, edit in _WRONG_BACKBONE.items()},
+    **{name: _with(also=move) for name, move in _MOVED.items()},
+    "labels that are commands and HTML, for peft": _with(_labels("hybrid.json"), number=3),
+    "a link to a README outside": _with(number=-2, also=_linked("README.md", "../../outside/secret.csv")),
+}
