@@ -116,7 +116,7 @@ def proposed(codec: Codec, trial: FrozenTrial) -> dict[str, Any]:
 def _check_trial(
     codec: Codec, trial: FrozenTrial, values: Mapping[str, Any], point: Mapping[str, Any]
 ) -> None:
-    """Check that what was proposed for a trial of the journal, and what that was repaired to, is of the space.
+    """Check that what was proposed for a trial of the journal, and what that became, are of the space.
 
     Raises:
         DataError: it is not.
