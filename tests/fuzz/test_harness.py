@@ -143,6 +143,11 @@ def test_a_seed_is_one_case() -> None:
     assert valid == {"a": [1, {"b": 2.5}], "c": "text"}, "what is valid stays so"
 
 
+def test_numbers_that_python_does_not_write_out_are_mutated_too() -> None:
+    for i in range(200):
+        mutate.tree(Random(i), {"a": 10**5000, "b": -(10**5000)})
+
+
 def test_cases_are_the_first_ones_and_shares_of_the_number() -> None:
     def hostile(random: Random, folder: Path) -> Call:
         return lambda: None
