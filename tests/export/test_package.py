@@ -120,6 +120,10 @@ def test_a_full_folder_is_not_written_over(run: Path, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"data": {"kind": "classification"}}, "not a manifest of a trained hybrid"),
+        (
+            {"data": {"kind": "classification", "labels": []}},
+            "not a manifest of a trained hybrid: KeyError..metric",
+        ),
         ({"training": {}}, "not a manifest of a trained hybrid"),
         ({"data": {"kind": "poetry", "labels": [], "metric": "accuracy"}}, "unknown kind of task 'poetry'"),
         ({"data": ["a list"]}, "not a manifest of a trained hybrid"),
