@@ -29,6 +29,7 @@ __all__ = [
 
 _LONGEST_LINE, _KEPT = 1200, (900, 200)
 _MOST_LINES = 40
+_LONGEST_WORD = 300
 _JOINERS = "\u00ad\u200c\u200d"  # part of ordinary words; other invisible characters turn or hide text
 
 
@@ -90,6 +91,8 @@ class AssetError(AutoPEFTError):
 
 def near(word: str, known: Iterable[str]) -> str:
     """A sentence that names near matches of `word` among `known`, or nothing (starts with a space)."""
+    if len(word) > _LONGEST_WORD:  # nothing is near it, and to find that out would take long
+        return ""
     matches = get_close_matches(word, sorted(known), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(m) for m in matches)}?" if matches else ""
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +18,7 @@ __all__ = [
     "in_folder",
     "local_path",
     "open_plain",
+    "parse_json",
     "read_json",
     "read_json_in",
     "read_plain",
@@ -25,6 +27,7 @@ __all__ = [
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes; Linux takes 255 and 4,096
 _MOST_JSON = 8 << 20  # bytes, which take up to 32 times as much memory
+_DEEPEST = 100  # tables and lists in each other
 _LEADS_OUT = "is a link that leads out of its folder, and is not followed"
 _SNAPSHOT = re.compile(r"(.*/[a-z]+--[^/]+)/snapshots/[^/]+(/|$)")  # of the hub's cache
 
@@ -106,22 +109,33 @@ def _size(number: int) -> str:
 
 
 def in_folder(path: str, folder: Path) -> bool:
-    """Whether a path that a file in `folder` names, relative to it, stays inside, links included."""
+    """Whether a path that a file in `folder` names, relative to it, stays inside, links included. Nothing
+    needs to be there.
+
+    In a snapshot of the hub's cache links lead to the blobs beside it, which count as inside.
+    """
     try:
-        target = Path(os.path.realpath(folder / local_path(path)))
+        return _holds(Path(os.path.realpath(folder)), Path(os.path.realpath(folder / local_path(path))))
     except UsageError:
         return False
-    return target.is_relative_to(os.path.realpath(folder))
 
 
-def file_in(folder: Path, name: str) -> Path | None:
+def _holds(root: Path, found: Path) -> bool:
+    """Whether a folder holds a file, or the hub's cache keeps it for the folder; both without links."""
+    snapshot = _SNAPSHOT.match(root.as_posix())
+    return found.is_relative_to(root) or (
+        snapshot is not None and found.is_relative_to(Path(snapshot[1], "blobs"))
+    )
+
+
+def file_in(folder: Path, name: str, error: type[UsageError] = UsageError) -> Path | None:
     """The plain file `name` of a folder, or `None` where there is none.
 
-    A folder may come from a stranger, so a link in it may not lead out of it. In a snapshot of the hub's
-    cache links lead to the blobs beside it.
+    A folder may come from a stranger, so a link in it may not lead out of it (see `in_folder`).
 
     Raises:
-        UsageError: a link leads out of the folder, or it is no plain file, or nobody may look.
+        UsageError: a link leads out of the folder, or it is no plain file, or nobody may look. `error` says
+            which class of it.
     """
     path = folder / name
     try:
@@ -129,16 +143,14 @@ def file_in(folder: Path, name: str) -> Path | None:
         plain_file = stat.S_ISREG(found.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except RuntimeError as error:  # links that lead to themselves
-        raise UsageError(f"{str(path)!r} cannot be read: it is a link to itself.") from error
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{str(path)!r} cannot be read: {_why(error)}.") from error
-    if not found.is_relative_to(root):
-        snapshot = _SNAPSHOT.match(root.as_posix())
-        if snapshot is None or not found.is_relative_to(Path(snapshot[1]) / "blobs"):
-            raise UsageError(f"{str(path)!r} {_LEADS_OUT}; put the file itself there.")
+    except RuntimeError as wrong:  # links that lead to themselves
+        raise error(f"{str(path)!r} cannot be read: it is a link to itself.") from wrong
+    except (OSError, ValueError) as wrong:
+        raise error(f"{str(path)!r} cannot be read: {_why(wrong)}.") from wrong
+    if not _holds(root, found):
+        raise error(f"{str(path)!r} {_LEADS_OUT}; put the file itself there.")
     if not plain_file:
-        raise UsageError(f"{str(path)!r} is not a plain file.")
+        raise error(f"{str(path)!r} is not a plain file but a folder, a device, a pipe or a socket.")
     return path
 
 
@@ -159,7 +171,7 @@ def check_inside(folder: Path) -> None:
             file_in(folder, str(here / name))
         for name in folders:
             path = Path(at, name)
-            if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            if path.is_symlink() and not _holds(folder.resolve(), path.resolve()):
                 raise UsageError(f"{str(path)!r} {_LEADS_OUT}; put the folder itself there.")
 
 
@@ -175,14 +187,35 @@ def read_json(path: Path, most: int = _MOST_JSON) -> Any:
     """
     data = read_plain(path, most)
     try:
-        return json.loads(data.decode("utf-8"))
+        return parse_json(data)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UsageError(f"{str(path)!r} is not UTF-8 text: line {line}, byte {error.start}.") from error
-    except RecursionError as error:
-        raise UsageError(f"{str(path)!r} is nested too deeply to be read.") from error
     except ValueError as error:  # its message has line and column
         raise UsageError(f"{str(path)!r} is not valid JSON: {error}.") from error
+
+
+def parse_json(data: bytes) -> Any:
+    """The value of a JSON text in UTF-8.
+
+    Raises:
+        ValueError: it is none, or is nested more deeply than whatever goes through it could follow.
+    """
+    too_deep = ValueError(f"it is nested too deeply: more than {_DEEPEST} tables or lists in each other")
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except RecursionError as error:
+        raise too_deep from error
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [part for found in level for part in _parts(found) if isinstance(part, (dict, list))]
+        if not level:
+            return value
+    raise too_deep
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def read_json_in(folder: Path, name: str, most: int = _MOST_JSON) -> Any:

@@ -14,9 +14,11 @@ import sys
 import threading
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from support.saved_model import save_backbone
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2Model, T5Config
 
 import autopeft.assets.hub as hub
@@ -420,6 +422,18 @@ def test_decoders_get_a_padding_token_that_does_not_change_results(tmp_path: Pat
     alone = tokenizer(["c b"], return_tensors="pt", return_token_type_ids=False)
     with torch.no_grad():
         assert torch.allclose(model(**both).logits[1], model(**alone).logits[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("said", [[1], "512", True, 0, -1, None])
+def test_a_tokenizer_whose_longest_text_is_no_number(said: Any, tmp_path: Path) -> None:
+    save_backbone(tmp_path)
+    told = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**told, "model_max_length": said}))
+    if said is None:  # as if it said nothing
+        assert load_tokenizer(str(tmp_path)).model_max_length > 10**9
+        return
+    with pytest.raises(UsageError, match=r"model_max_length .* no number of tokens"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_reset_head_depends_on_the_seed_alone() -> None:

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 
+from autopeft import errors
 from autopeft.errors import AutoPEFTError, RecipeError, near, printable
 
 
@@ -51,3 +52,10 @@ def test_errors_travel_between_processes() -> None:
 def test_near_matches() -> None:
     assert near("lorra", ["lora", "ia3"]) == " Did you mean 'lora'?"
     assert near("x", ["lora"]) == ""
+
+
+def test_nothing_is_near_a_word_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To compare two texts takes memory for each letter that they share: 600 MB for 3 million letters."""
+    monkeypatch.setattr(errors, "get_close_matches", lambda *args, **options: ["compared"])
+    assert near("a" * 300, ["a" * 299]) == " Did you mean 'compared'?"
+    assert near("a" * 301, ["a" * 299]) == ""

@@ -9,7 +9,7 @@ import pytest
 from support.permissions import modes_hold, sealed
 
 from autopeft.errors import UsageError
-from autopeft.foreign import check_inside, file_in, read_json_in, read_table_in
+from autopeft.foreign import check_inside, file_in, in_folder, read_json_in, read_table_in
 
 
 @pytest.fixture
@@ -52,6 +52,10 @@ def test_files_of_the_hubs_cache_are_links_to_its_blobs(tmp_path: Path) -> None:
     (snapshot / "hybrid.json").symlink_to("../../blobs/0123")
     (snapshot / "refs").symlink_to("../../refs")
     assert read_table_in(snapshot, "hybrid.json") == {}
+    assert in_folder("hybrid.json", snapshot)
+    assert not in_folder("refs", snapshot)
+    assert in_folder("../../blobs/none", snapshot)
+    assert not in_folder("../../blobs2", snapshot)
     with pytest.raises(UsageError, match="leads out"):
         file_in(snapshot, "refs")
 
@@ -85,6 +89,8 @@ def test_json_that_is_none_is_told_with_its_line(folder: Path) -> None:
         (b'{\n"a": \xff}', "not UTF-8 text: line 2"),
         (b'{\n"a"}', "line 2 column"),
         (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 101 + b"]" * 101, "more than 100 tables or lists"),
+        (b'{"a": [' * 60 + b"]}" * 60, "more than 100 tables or lists"),
         (b"9" * 5_000, "not valid JSON"),
         (b"[1]", "does not hold a JSON object"),
     ):
@@ -97,6 +103,8 @@ def test_json_that_is_none_is_told_with_its_line(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"has no none\.json"):
         read_table_in(folder, "none.json")
     assert read_json_in(folder, "a") == [1]
+    (folder / "a").write_bytes(b"[" * 100 + b"]" * 100)
+    assert len(read_json_in(folder, "a")) == 1
 
 
 @pytest.mark.parametrize("where", ["", "inner/"])

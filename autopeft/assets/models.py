@@ -130,6 +130,12 @@ def load_tokenizer(source: ModelSource | str) -> PreTrainedTokenizerBase:
     tokenizer: PreTrainedTokenizerBase = _loaded(
         lambda: AutoTokenizer.from_pretrained(found.path, trust_remote_code=False), found, "tokenizer"
     )
+    longest = tokenizer.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, (int, float)) or not longest >= 1:
+        raise UsageError(
+            f"The tokenizer of {found.path} has the model_max_length {longest!r:.80}, which is no number of "
+            "tokens; mend its tokenizer_config.json."
+        )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise UsageError(

@@ -66,7 +66,9 @@ def on_meta(config: PreTrainedConfig, auto_class: Any) -> PreTrainedModel:
 def _on_meta(model_type: str, text: str, auto_class: Any) -> PreTrainedModel:
     values = json.loads(text)
     values.pop("model_type", None)
-    return on_meta(AutoConfig.for_model(model_type, **values), auto_class)
+    with bounded_model(repr(model_type)):  # some classes check again what they are made with
+        config = AutoConfig.for_model(model_type, **values)
+    return on_meta(config, auto_class)
 
 
 def spec_of_model(model: PreTrainedModel) -> tuple[BackboneSpec, Layout]:

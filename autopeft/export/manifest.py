@@ -74,7 +74,7 @@ class Card:
                 arguments=_of_data(manifest.get("arguments") or {}),
                 architecture=manifest.get("architecture"),
             )
-            name, _, _ = card.kind, card.labels, card.max_length
+            name, *_ = card.kind, card.labels, card.max_length, card.metric
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(
                 f"{folder / MANIFEST} is not a manifest of a trained hybrid: {error!r}."

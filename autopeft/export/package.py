@@ -129,7 +129,7 @@ def write_package(saved: Saved, folder: str | Path, *, notify: Callable[[str], N
     own = file_in(saved.folder, saved.within(RECIPE)) or file_in(saved.folder, RECIPE)
     if own is None:
         raise UsageError(f"{saved.folder} has no {RECIPE}, which says what its weights are.")
-    recipe = Recipe.from_file(own)
+    text = model_card(saved.card, Recipe.from_file(own))
     try:
         target.mkdir(parents=True, exist_ok=True)
         # A folder from Python has a README of ours; beside it, a checkpoint has what only a training needs.
@@ -142,5 +142,5 @@ def write_package(saved: Saved, folder: str | Path, *, notify: Callable[[str], N
     except OSError as error:
         raise AutoPEFTError(f"Cannot write {str(target)!r}: {error.strerror}.") from error
     write_json(target / MANIFEST, saved.card.to_dict())
-    write_card(target, model_card(saved.card, recipe), notify)
+    write_card(target, text, notify)
     return target

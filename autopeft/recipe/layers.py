@@ -14,6 +14,7 @@ At = str | tuple[int, ...]
 _RANGE = re.compile(r"(\d{1,4})\s*-\s*(\d{1,4})")
 _EDGE = re.compile(r"(first|last)\s+(\d{1,4})")
 _GROUP = re.compile(r"g([1-4])")
+_FURTHEST = 9999
 _FORMS = "all, '0-5' (inclusive, from 0), [0, 2, 4], 'first 2', 'last 4' or g1, g2, g3, g4"
 
 
@@ -48,6 +49,8 @@ def normalise_at(value: Any) -> At:
 
 
 def _indices(value: list[Any] | tuple[Any, ...]) -> tuple[int, ...]:
+    if any(isinstance(v, int) and abs(v) > _FURTHEST for v in value):
+        raise RecipeError(f"A layer index is beyond {_FURTHEST:,}, and no model has so many; write {_FORMS}.")
     bad = [v for v in value if isinstance(v, bool) or not isinstance(v, int) or v < 0]
     if bad or not value:
         raise RecipeError(f"{list(value)!r} is not a list of layer indices from 0; write {_FORMS}.")

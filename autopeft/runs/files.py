@@ -13,7 +13,7 @@ from typing import Any
 
 from autopeft.errors import AutoPEFTError, UsageError
 
-__all__ = ["cut_torn_line", "empty_folder", "is_there", "plain", "write_atomic", "write_json"]
+__all__ = ["cut_torn_line", "empty_folder", "is_there", "json_bytes", "plain", "write_atomic", "write_json"]
 
 _BLOCK = 1 << 20
 
@@ -82,13 +82,20 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
+def json_bytes(value: Any, indent: int | None = None) -> bytes:
+    """A value as strict JSON in UTF-8 (see `plain`), with a line end. Halves of surrogate pairs, which UTF-8
+    does not have, are written by their numbers."""
+    text = json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode("utf-8", "backslashreplace")
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as strict JSON.
+    """Write `value` as strict JSON (see `json_bytes`).
 
     Raises:
         AutoPEFTError: the file cannot be written.
     """
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(path, json_bytes(value, indent=2))
 
 
 def empty_folder(path: Path, option: str, besides: Collection[str] = ()) -> Path:

@@ -18,7 +18,6 @@ runs/2026-01-31-142233-sst2-1a2b3c/
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import re
@@ -34,9 +33,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from autopeft.errors import AutoPEFTError, UsageError, near
-from autopeft.foreign import file_in, local_path, read_json_in, read_table_in
+from autopeft.foreign import file_in, local_path, parse_json, read_json_in, read_table_in
 from autopeft.runs.documents import read_manifest, read_result
-from autopeft.runs.files import empty_folder, plain, write_atomic
+from autopeft.runs.files import empty_folder, json_bytes, write_atomic, write_json
 from autopeft.runs.records import FrontPoint, TrialRecord, read_point, read_record
 
 __all__ = ["Points", "Records", "RunFolder", "as_typed", "go_on", "list_runs", "load_run", "no_runs"]
@@ -222,7 +221,8 @@ class RunFolder:
     def running(self) -> bool:
         """Whether a process holds the run: it works on it at this moment."""
         try:
-            descriptor = os.open(self._lock, os.O_RDONLY)
+            # Whatever else lies there is no lock: a link is not followed, a pipe not waited for.
+            descriptor = os.open(self._lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             return False
         try:
@@ -242,7 +242,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `name` atomically as strict JSON."""
-        write_atomic(self.path / name, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+        write_json(self.path / name, value)
 
     def write_text(self, name: str, text: str) -> None:
         """Write `name` atomically."""
@@ -254,9 +254,9 @@ class RunFolder:
         Raises:
             AutoPEFTError: the disk is full, or the folder is read-only or gone.
         """
-        line = json.dumps(plain(value), ensure_ascii=False) + "\n"
+        line = json_bytes(value)
         try:
-            with (self.path / name).open("a", encoding="utf-8") as file:
+            with (self.path / name).open("ab") as file:
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
@@ -265,9 +265,7 @@ class RunFolder:
 
     def write_lines(self, name: str, values: list[Any]) -> None:
         """Write `name` atomically as JSON lines."""
-        write_atomic(
-            self.path / name, "".join(json.dumps(plain(v), ensure_ascii=False) + "\n" for v in values)
-        )
+        write_atomic(self.path / name, b"".join(map(json_bytes, values)))
 
     def write_winner(self, files: Mapping[str, bytes]) -> None:
         """Replace the winner's folder by these files (plain file names)."""
@@ -342,8 +340,8 @@ class RunFolder:
         damaged = 0
         for line in self.raw_lines(name):
             try:
-                records.append(read_record(json.loads(line)))
-            except (ValueError, RecursionError):
+                records.append(read_record(parse_json(line)))
+            except ValueError:
                 damaged += 1
         return Records(name, tuple(records), damaged)
 
@@ -384,8 +382,8 @@ class RunFolder:
     def _line(self, name: str, number: int, line: bytes) -> dict[str, Any]:
         where = f"Line {number} of {str(self.path / name)!r}"
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(line)
+        except ValueError as error:
             raise UsageError(f"{where} is not JSON: {error}.") from error
         if not isinstance(value, dict):
             raise UsageError(f"{where} is not a table.")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.errors import DataError
-from autopeft.foreign import in_folder
+from autopeft.foreign import file_in, in_folder
 from autopeft.tasks.files import SUFFIXES, read_part, splits_of
 from autopeft.tasks.readme import DataCard, card_of
 from autopeft.tasks.table import Table
@@ -145,10 +145,7 @@ def _joined(folder: Path, split: str, files: Sequence[str], card: DataCard) -> T
     """The rows of all files of a split."""
     where, tables = f"{folder} ({split})", []
     for name in files:
-        if not _may_be_read(folder, name):
-            raise DataError(
-                f"{folder / name} is a link that leads outside its folder; copy the file there instead."
-            )
+        file_in(folder, name, DataError)
         tables.append(read_part(folder / name))
     names = list(tables[0].columns)
     other = next((table for table in tables if set(table.columns) != set(names)), None)
@@ -160,15 +157,6 @@ def _joined(folder: Path, split: str, files: Sequence[str], card: DataCard) -> T
     classes = {**{k: v for table in tables for k, v in table.label_names.items()}, **card.classes}
     known = {name: classes[name] for name in names if name in classes}
     return Table(where, {n: _as_indices(v, known[n]) if n in known else v for n, v in columns.items()}, known)
-
-
-def _may_be_read(folder: Path, name: str) -> bool:
-    """Whether a file lies in its folder; the hub's cache keeps those of a snapshot beside it."""
-    if in_folder(name, folder):
-        return True
-    real = Path(os.path.realpath(folder))
-    blobs = real.parent.parent / "blobs"
-    return real.parent.name == "snapshots" and Path(os.path.realpath(folder / name)).is_relative_to(blobs)
 
 
 def _as_numbers(values: list[Any]) -> list[Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.errors import DataError, RecipeError
-from autopeft.foreign import read_plain
+from autopeft.foreign import file_in, read_plain
 from autopeft.recipe.yaml_text import read_yaml
 
 __all__ = ["DataCard", "card_of", "classes_of"]
@@ -38,17 +38,18 @@ def card_of(folder: Path) -> DataCard:
     """What the front matter of the folder's `README.md` says, and its `.huggingface.yaml`.
 
     Raises:
-        DataError: it is no YAML, or has several configurations and no default one.
+        DataError: it is no plain file of the folder or no YAML, or has several configurations and no default
+            one.
     """
     readme, other = folder / "README.md", folder / _OTHER
     said: dict[str, Any] = {}
-    if readme.is_file():
+    if file_in(folder, readme.name, DataError) is not None:
         text = _text(readme)
         front = _FRONT.match(text)
         if front is not None:
             # Empty lines in place of what stands before keep the numbers of lines.
             said |= _mapping("\n" * text.count("\n", 0, front.start(1)) + front[1], readme)
-    if other.is_file():
+    if file_in(folder, _OTHER, DataError) is not None:
         said |= _mapping(_text(other), other)
     config = _chosen(said.get("configs"), readme)
     where = config.get("data_dir")

@@ -59,6 +59,13 @@ def test_sizes_that_no_model_has(changes: dict[str, int], said: str) -> None:
         spec_of(BertConfig(**{**SMALL, **changes}))
 
 
+def test_a_configuration_that_its_class_refuses_when_it_is_made_again() -> None:
+    config = BertConfig(**SMALL, problem_type="single_label_classification")
+    config.num_labels = 1
+    with pytest.raises(UsageError, match=r"The configuration of 'bert' makes no model: .*num_labels"):
+        spec_of(config)
+
+
 def test_other_threads_make_what_they_like() -> None:
     made: list[nn.Module] = []
     with bounded_model("'x'"):

@@ -120,6 +120,10 @@ def test_a_full_folder_is_not_written_over(run: Path, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"data": {"kind": "classification"}}, "not a manifest of a trained hybrid"),
+        (
+            {"data": {"kind": "classification", "labels": []}},
+            "not a manifest of a trained hybrid: KeyError..metric",
+        ),
         ({"training": {}}, "not a manifest of a trained hybrid"),
         ({"data": {"kind": "poetry", "labels": [], "metric": "accuracy"}}, "unknown kind of task 'poetry'"),
         ({"data": ["a list"]}, "not a manifest of a trained hybrid"),
@@ -204,7 +208,7 @@ def test_exported_files_have_the_mode_of_new_files(run: Path, tmp_path: Path, um
 
 
 def test_a_folder_whose_name_is_too_long_is_refused(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no path"):
+    with pytest.raises(UsageError, match="is no path: a part of it is longer"):
         write_package(find_saved(run), tmp_path / ("x" * 300))
     with pytest.raises(UsageError, match="is no path"):
         find_saved("x" * 300)

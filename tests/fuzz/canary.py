@@ -94,7 +94,7 @@ def _note(event: str, arguments: tuple[Any, ...]) -> None:
     if _seen is None:
         return
     if event == "open":
-        _note_opened(arguments[0])
+        _note_opened(arguments[0], arguments[2])
     elif event in _PROCESSES and str(arguments[0]) != "uname":
         _seen.append(f"a process was started: {event}{arguments[:2]!r:.200}")
     elif event == "socket.getaddrinfo" and str(arguments[0]) not in _LOCAL:
@@ -103,9 +103,11 @@ def _note(event: str, arguments: tuple[Any, ...]) -> None:
         _seen.append(f"a host was connected to: {arguments[1]!r:.100}")
 
 
-def _note_opened(path: Any) -> None:
+def _note_opened(path: Any, flags: Any) -> None:
     if isinstance(path, (str, bytes, os.PathLike)) and _seen is not None:
         name = os.fsdecode(path)
+        if os.path.islink(name) and isinstance(flags, int) and flags & os.O_NOFOLLOW:
+            return  # the system refuses to
         if "outside" in name or os.path.islink(name):
             real = os.path.realpath(name)
             if real.startswith(_outside):

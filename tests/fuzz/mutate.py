@@ -130,9 +130,11 @@ def _nudge(random: Random, holder: Any, key: Any, places: Any) -> None:
         holder[key] = scalar(random)
         return
     real = value if abs(value) < _FLOATS else 1.0
+    # Python writes no number of more than 4,300 digits out.
+    said = "9" * 5000 if isinstance(value, int) and abs(value) >= 10**4299 else str(value)
     choices = (
-        *(-value, value + 1, value - 1, value * 10, value * 1000, real + 0.5, float(real), str(value)),
-        *([value], value * 10**12, 0, bool(value), f"{value}%", f"{value}k"),
+        *(-value, value + 1, value - 1, value * 10, value * 1000, real + 0.5, float(real), said),
+        *([value], value * 10**12, 0, bool(value), f"{said}%", f"{said}k"),
     )
     holder[key] = random.choice(choices)
 
@@ -200,7 +202,10 @@ def _enclose(random: Random, holder: Any, key: Any, places: Any) -> None:
 
 
 def _small(value: Any) -> bool:
-    return len(str(value)) < 500
+    try:
+        return len(str(value)) < 500
+    except ValueError:  # a number of more digits than Python writes
+        return False
 
 
 _EDITS = (_replace, _replace, _nudge, _nudge, _delete, _repeat, _rename, _move, _move, _enclose)

@@ -45,6 +45,12 @@ def saying(message: str) -> DataError:
     return error
 
 
+def not_followed(link: Path) -> None:
+    link.symlink_to("../outside/secret.csv")
+    with suppress(OSError):
+        os.open(link, os.O_RDONLY | os.O_NOFOLLOW)
+
+
 def busy() -> None:
     while True:
         with suppress(Exception):
@@ -55,6 +61,7 @@ GOOD: dict[str, Callable[[], object]] = {
     "it returns": lambda: None,
     "it refuses in a sentence": raising(DataError("What came, what is allowed.")),
     "it opens what is its own": lambda: Path("own").write_text("x"),
+    "it does not follow a link that leads outside": lambda: not_followed(Path("link")),
 }
 BAD: dict[str, tuple[Callable[[], object], str]] = {
     "another error": (raising(KeyError("a")), "KeyError: \"'a'\""),
@@ -134,6 +141,11 @@ def test_a_seed_is_one_case() -> None:
     assert texts == [mutate.text(Random(i), "a: 1\nb: [c, d]\n") for i in range(300)]
     assert len(set(texts)) > 200
     assert valid == {"a": [1, {"b": 2.5}], "c": "text"}, "what is valid stays so"
+
+
+def test_numbers_that_python_does_not_write_out_are_mutated_too() -> None:
+    for i in range(200):
+        mutate.tree(Random(i), {"a": 10**5000, "b": -(10**5000)})
 
 
 def test_cases_are_the_first_ones_and_shares_of_the_number() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.fingerprint import changed, fingerprint
 from support.tiny import ARCHITECTURES, LogitsObjective, logits, randomise, tiny_inputs, tiny_model
-from transformers import PreTrainedModel
 
 from autopeft.errors import DataError, UsageError
 from autopeft.hybrid import attach, load
@@ -50,33 +50,6 @@ def hybrid_recipe(number: int) -> Recipe:
     )
 
 
-def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
-    """Everything that attach may touch: tensors bitwise, flags, hooks, module names, configs."""
-    found: dict[str, Any] = {k: v.clone() for k, v in model.state_dict().items()}
-    for name, module in model.named_modules():
-        found[f"module {name}"] = type(module)
-        hooks = (module._forward_hooks, module._forward_pre_hooks, module._forward_hooks_always_called)
-        found[f"hooks {name}"] = sum(len(h) for h in hooks)
-        loads = (module._load_state_dict_pre_hooks, module._load_state_dict_post_hooks)
-        found[f"load hooks {name}"] = sum(len(h) for h in loads)
-        found[f"attributes {name}"] = sorted(module.__dict__)
-        found[f"mode {name}"] = module.training
-        if hasattr(module, "config"):
-            found[f"config {name}"] = repr(sorted(module.config.__dict__.items(), key=lambda i: i[0]))
-    for name, parameter in model.named_parameters():
-        found[f"grad {name}"] = (parameter.requires_grad, parameter.grad, id(parameter))
-    return found
-
-
-def same(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    keys = set(a) ^ set(b)
-    return sorted(keys) + [
-        k
-        for k in a
-        if k in b and not (torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k])
-    ]
-
-
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])
 def test_fifty_hybrids_in_a_row_leave_no_trace(name: str) -> None:
     model = tiny_model(name)
@@ -93,7 +66,7 @@ def test_fifty_hybrids_in_a_row_leave_no_trace(name: str) -> None:
         for parameter in hybrid.head_parameters():
             parameter.grad = None
         hybrid.detach()
-        assert same(before, fingerprint(model)) == [], f"hybrid {number}"
+        assert changed(before, fingerprint(model)) == [], f"hybrid {number}"
         del hybrid
         if number in (5, 49):
             gc.collect()
@@ -109,7 +82,7 @@ def test_a_failed_attach_changes_nothing(name: str) -> None:
     recipe = Recipe.from_dict({"autopeft": 2, "name": "x", "layers": [{"at": [0, 7], "attach": ["lora"]}]})
     with pytest.raises(UsageError, match="Layer 7"):
         attach(model, recipe)
-    assert same(before, fingerprint(model)) == []
+    assert changed(before, fingerprint(model)) == []
 
 
 def test_attached_twice_is_refused() -> None:
@@ -250,7 +223,7 @@ def test_a_device_that_fails_in_attach_leaves_the_flags_alone(monkeypatch: pytes
     monkeypatch.setattr("autopeft.hybrid.modules.Root.to", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         attach(model, hybrid_recipe(1), seed=0)
-    assert same(before, fingerprint(model)) == []
+    assert changed(before, fingerprint(model)) == []
 
 
 def test_a_base_model_with_a_hybrid_is_attached_already() -> None:
@@ -299,7 +272,7 @@ def test_a_damaged_mask_is_refused_and_the_model_keeps_its_head(damage: str, tmp
     before = fingerprint(model)
     with pytest.raises(DataError, match="damaged"):
         load(model, tmp_path)
-    assert same(before, fingerprint(model)) == []
+    assert changed(before, fingerprint(model)) == []
 
 
 def test_a_hybrid_shows_itself_on_one_line() -> None:

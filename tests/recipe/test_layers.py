@@ -36,6 +36,13 @@ def test_malformed(at: object) -> None:
         normalise_at(at)
 
 
+@pytest.mark.parametrize("at", [10_000, [0, 10**400], [-(10**5000)], 10**5000], ids=list("abcd"))
+def test_layers_beyond_any_model(at: object) -> None:
+    """Python writes no number of more than 4,300 digits out, in messages either."""
+    with pytest.raises(RecipeError, match="beyond 9,999, and no model has so many"):
+        normalise_at(at)
+
+
 @pytest.mark.parametrize(("at", "n"), [("0-6", 6), ([6], 6), ("first 7", 6), ("last 7", 6), ("g1", 3)])
 def test_layers_that_do_not_exist(at: object, n: int) -> None:
     with pytest.raises(RecipeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.runs import files
-from autopeft.runs.files import cut_torn_line, empty_folder, is_there, write_atomic
+from autopeft.runs.files import cut_torn_line, empty_folder, is_there, write_atomic, write_json
 
 
 @pytest.fixture
@@ -75,3 +76,12 @@ def test_what_follows_the_last_line_end_is_cut(
     assert not (folder / "none").exists()
     with pytest.raises(AutoPEFTError, match="Cannot write"):
         cut_torn_line(folder / "inner")
+
+
+def test_json_holds_what_a_strangers_json_said(folder: Path) -> None:
+    """Python reads figures that are not finite and halves of surrogate pairs; strict UTF-8 JSON has none."""
+    value = json.loads('{"a": NaN, "b": [1e999, 2.5], "c": "half \\ud800 é"}')
+    write_json(folder / "new.json", value)
+    written = (folder / "new.json").read_text(encoding="utf-8")
+    assert "half \\ud800 é" in written
+    assert json.loads(written) == {"a": None, "b": [None, 2.5], "c": "half \ud800 é"}

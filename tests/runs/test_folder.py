@@ -97,6 +97,16 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
     assert not run.running
 
 
+def test_what_lies_in_the_locks_place_is_not_waited_for_and_not_followed(tmp_path: Path) -> None:
+    run = make(tmp_path, "a")
+    os.mkfifo(run.path / ".lock")
+    assert not run.running
+    (run.path / ".lock").unlink()
+    with RunFolder(make(tmp_path, "b").path).locked():
+        (run.path / ".lock").symlink_to(tmp_path / "b" / ".lock")
+        assert not run.running, "the lock is another run's"
+
+
 def _taken(path: Path) -> int | None:
     """The lock of a run by another process: a descriptor that holds it, or `None` where it is held."""
     descriptor = os.open(path, os.O_RDWR)

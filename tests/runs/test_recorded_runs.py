@@ -222,6 +222,7 @@ def _line(number: int, content: bytes) -> Callable[[bytes], bytes]:
         ("manifest.json", lambda before: before[:100], "manifest.json' is not valid JSON"),
         ("manifest.json", lambda before: before.replace(b'"effort": {', b'"effort": {"x": 1,'), "effort.x"),
         ("manifest.json", lambda before: before.replace(b'"seed": 0', b'"seed": "0"'), "seed"),
+        ("space.yaml", lambda before: before.replace(b"4", b"3"), "another search space than the space.yaml"),
         (".state/clock.json", lambda before: b'{"seconds": "many"}', "does not hold seconds; remove it"),
     ],
 )
@@ -239,6 +240,7 @@ def test_what_was_damaged_is_told_and_kept(
     assert Path(name).name in told
     # The locks of the process that was killed are stale.
     assert all(p.read_bytes() == content for p, content in before.items() if p.suffix != ".lock")
+    assert not (place / "interrupted" / "journal.log-new").exists()
     if name == "journal.log":
         assert "`autopeft report" in told
         assert main(["report", "interrupted", "--out", "report.html"]) == 0

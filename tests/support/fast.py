@@ -70,6 +70,7 @@ LONG = (
     "tests/cli/test_hints.py",
     "tests/docs/test_pages.py",
     "tests/docs/test_trainer_snippet.py",
+    "tests/fuzz/test_fuzz.py",
     "tests/graph/test_parts.py::test_graph_counter_and_reference_agree",
     "tests/hybrid/test_attach.py::test_fifty_hybrids_in_a_row_leave_no_trace",
     "tests/hybrid/test_multi.py::test_generation_equals_alone",

@@ -158,7 +158,7 @@ def test_links_stay_in_the_folder_or_in_the_hubs_cache(tmp_path: Path) -> None:
     (folder / "train.csv").symlink_to("inside.csv")
     assert len(read_folder(folder)["train"]) == 3
     (folder / "train2.csv").symlink_to("../secret.csv")
-    with pytest.raises(DataError, match=r"train2\.csv is a link that leads outside its folder"):
+    with pytest.raises(DataError, match=r"train2\.csv' is a link that leads out of its folder"):
         read_folder(folder)
     # Snapshots of the hub consist of links to files beside them.
     cached = tmp_path / "datasets--a--b"
@@ -168,8 +168,17 @@ def test_links_stay_in_the_folder_or_in_the_hubs_cache(tmp_path: Path) -> None:
     (snapshot / "train.csv").symlink_to("../../blobs/0123.csv")
     assert len(read_folder(snapshot)["train"]) == 3
     (snapshot / "test.csv").symlink_to("../../../secret.csv")
-    with pytest.raises(DataError, match="outside its folder"):
+    with pytest.raises(DataError, match="leads out of its folder"):
         read_folder(snapshot)
+
+
+@pytest.mark.parametrize("name", ["README.md", ".huggingface.yaml"])
+def test_a_readme_that_lies_elsewhere_is_not_read(name: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "data" / "train.csv").parent
+    readme(tmp_path, "configs: [{config_name: a, data_files: train.csv}]")
+    (folder / name).symlink_to("../README.md")
+    with pytest.raises(DataError, match="leads out of its folder"):
+        read_folder(folder)
 
 
 def test_folders_that_are_linked_into_themselves(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from autopeft.errors import UsageError
+from autopeft.foreign import file_in, open_plain
 from autopeft.report.html.values import mapping, plotly_text, real, shown
 from autopeft.runs.records import TrialRecord, read_record
 
@@ -73,12 +74,12 @@ def copy_journal(journal: Path, target: Path, limit: int = _LIMIT) -> None:
     """Copy a journal's whole lines: a line that is being written, or was cut by a crash, is left out.
 
     Raises:
-        UsageError: there is none, or it has more than `limit` bytes.
+        UsageError: there is none in its folder that can be read, or it has more than `limit` bytes.
     """
-    if not journal.is_file():
+    if file_in(journal.parent, journal.name) is None:
         raise UsageError("This run has no journal.log.")
     kept = read = 0
-    with journal.open("rb") as source, target.open("wb") as copy:
+    with open_plain(journal, limit) as source, target.open("wb") as copy:
         while chunk := source.read(_CHUNK):
             read += len(chunk)
             if read > limit:
@@ -100,18 +101,21 @@ def read_history(journal: Path, records: Iterable[TrialRecord] = ()) -> History:
         copy = Path(folder) / "journal.log"
         try:
             copy_journal(journal, copy)
-            study = _load(copy)
-            trials = study.get_trials(deepcopy=False)
-            objectives = len(study.directions)
-            ordered = _ordered(study.user_attrs.get("ordered"), trials)
+            return _history(_load(copy), records)
         except UsageError:
             raise
-        # Optuna replays the lines as they stand: a damaged one surfaces as whatever its code stumbles over.
+        # Optuna replays the lines as they stand: a damaged one surfaces as whatever its code or ours stumbles
+        # over.
         except Exception as error:
             kind = type(error).__name__
             raise UsageError(
                 f"journal.log is not a journal of a search: {kind}: {shown(error, 200)}."
             ) from error
+
+
+def _history(study: optuna.Study, records: Iterable[TrialRecord]) -> History:
+    trials = study.get_trials(deepcopy=False)
+    ordered = _ordered(study.user_attrs.get("ordered"), trials)
     by_number = {r.number: r for r in records if r.number is not None}
     names = _safe_names(trials)
     labels = {name: _texts(choices) for name, choices in ordered.items()} or _labels(trials, by_number)
@@ -119,7 +123,7 @@ def read_history(journal: Path, records: Iterable[TrialRecord] = ()) -> History:
         study=_in_memory([_indexed(t, ordered) for t in trials], by_number, names),
         labels={names[k]: v for k, v in labels.items()},
         unfinished=tuple(_record_of(t) for t in trials if t.state == TrialState.RUNNING),
-        objectives=objectives,
+        objectives=len(study.directions),
     )
 
 

@@ -28,6 +28,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from autopeft.errors import AutoPEFTError, UsageError
+from autopeft.foreign import parse_json
 from autopeft.runs.files import cut_torn_line
 from autopeft.runs.folder import RunFolder
 from autopeft.search.core.jobs import Done, Job, JobResult, JobSource, TrainJob
@@ -199,11 +200,11 @@ def handed_out(folder: RunFolder) -> list[HandedOut]:
     damaged: list[str] = []
     for number, line in enumerate(folder.raw_lines(JOBS), start=1):
         try:
-            told = json.loads(line)
+            told = parse_json(line)
             if not isinstance(told, dict):
                 raise UsageError("is not a table.")
             found.append(HandedOut(told))
-        except (UsageError, ValueError, RecursionError) as error:
+        except (UsageError, ValueError) as error:
             damaged.append(f"Line {number} of {str(folder.path / JOBS)!r}: {error}")
     if damaged and not found:
         raise UsageError(damaged[0])

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from optuna.storages import JournalStorage
+from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autopeft.errors import DataError, RecipeError
@@ -42,7 +43,7 @@ __all__ = [
 
 FORMAT = 2
 PROPOSED = "proposed"
-_OF_ANOTHER = "This journal belongs to another search space."
+_OF_ANOTHER = "This journal belongs to another search space than the space.yaml beside it."
 
 InUse = Callable[[Mapping[str, Any], Recipe], Collection[str]]
 """Names of the parameters that had a part in a recipe, from the point that it stands for and the recipe."""
@@ -108,8 +109,20 @@ def proposed(codec: Codec, trial: FrozenTrial) -> dict[str, Any]:
     values = trial.user_attrs.get(PROPOSED)
     if not isinstance(values, Mapping):
         raise DataError(_OF_ANOTHER)
-    check_values(codec, values, f"Trial {trial.number}")
+    _check_trial(codec, trial, values, trial.user_attrs.get("point") or values)
     return dict(values)
+
+
+def _check_trial(
+    codec: Codec, trial: FrozenTrial, values: Mapping[str, Any], point: Mapping[str, Any]
+) -> None:
+    """Check that what was proposed for a trial of the journal, and what that became, are of the space.
+
+    Raises:
+        DataError: it is not.
+    """
+    for found in (values, point):
+        check_values(codec, found, f"Trial {trial.number}")
 
 
 def check_values(codec: Codec, values: Mapping[str, Any], what: str) -> None:
@@ -135,6 +148,18 @@ def renewed(storage: JournalStorage, journal: Path, codec: Codec, in_use: InUse)
         return storage
     new = journal.with_name(f"{journal.name}-new")
     new.unlink(missing_ok=True)
+    try:
+        _write_anew(study, storage.get_all_trials(study._study_id), new, codec, in_use)
+    except DataError:
+        new.unlink()
+        raise
+    os.replace(new, journal)
+    return open_journal(journal)
+
+
+def _write_anew(
+    study: FrozenStudy, trials: Sequence[FrozenTrial], new: Path, codec: Codec, in_use: InUse
+) -> None:
     target = open_journal(new)
     study_id = target.create_new_study(study.directions, NAME)
     for key, value in study.system_attrs.items():
@@ -143,16 +168,16 @@ def renewed(storage: JournalStorage, journal: Path, codec: Codec, in_use: InUse)
         points = [_decoded(codec, params) for params in value] if key == "first" else value
         target.set_study_user_attr(study_id, key, points)
     target.set_study_user_attr(study_id, "journal", FORMAT)
-    for trial in storage.get_all_trials(study._study_id, states=None):
+    for trial in trials:
         target.create_new_trial(study_id, _rewritten(codec, trial, in_use))
-    os.replace(new, journal)
-    return open_journal(journal)
 
 
 def _rewritten(codec: Codec, trial: FrozenTrial, in_use: InUse) -> FrozenTrial:
     values = _decoded(codec, trial.params)
+    attributes = trial.user_attrs
+    _check_trial(codec, trial, values, attributes.get("point", {}) if "recipe" in attributes else values)
     try:
-        found = entry(codec, values, trial.user_attrs, in_use, trial.state, trial.values)
+        found = entry(codec, values, attributes, in_use, trial.state, trial.values)
     except ValueError as error:  # a value that the space does not have
         raise DataError(_OF_ANOTHER) from error
     found.intermediate_values = dict(trial.intermediate_values)

@@ -8,7 +8,6 @@ up among Optuna's own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +18,7 @@ from optuna.trial import TrialState
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from autopeft.errors import DataError
-from autopeft.foreign import open_plain
+from autopeft.foreign import open_plain, parse_json
 
 __all__ = ["check_journal"]
 
@@ -221,11 +220,11 @@ def check_journal(journal: Path) -> None:
     history = _History()
     for number, line in enumerate(_lines(journal), start=1):
         try:
-            told = json.loads(line)
+            told = parse_json(line)
             if not isinstance(told, dict):
                 raise ValueError("it is no JSON object")
             history.add(told)
-        except (ValueError, RecursionError, OverflowError) as error:
+        except (ValueError, OverflowError) as error:
             raise DataError(
                 f"Line {number} of {str(journal)!r} is damaged: {_why(error)}. The search cannot go on from "
                 f"it. `autopeft report {journal.parent}` shows what can be read, and --from {journal.parent} "

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.errors import RecipeError, UsageError, near
-from autopeft.foreign import file_in, local_path
+from autopeft.foreign import file_in, local_path, parse_json
 from autopeft.graph import build_graph
 from autopeft.recipe import (
     Recipe,
@@ -168,7 +168,7 @@ def _best_of(run: RunFolder, top: int) -> tuple[list[Recipe], list[str]]:
 
 def _recipe_in(line: bytes) -> Recipe:
     """The recipe of a trial's line, by the reader of recipe files, which bounds nesting."""
-    text = json.dumps(json.loads(line)["recipe"])
+    text = json.dumps(parse_json(line)["recipe"])
     if len(text) > _MAX_RECIPE:
         raise RecipeError(f"A trial's recipe has {len(text)} characters; at most {_MAX_RECIPE} are read.")
     return Recipe.from_yaml(text, "a trial's recipe")
@@ -193,8 +193,8 @@ def _finished(run: RunFolder) -> tuple[list[TrialRecord], dict[str, bytes], list
             while size <= _MAX_FILE and (line := file.readline(_MAX_LINE)):
                 size += len(line)
                 try:
-                    record = read_record(json.loads(line))
-                except (ValueError, RecursionError):
+                    record = read_record(parse_json(line))
+                except ValueError:
                     damaged += 1
                     continue
                 if record.state == "complete" and record.kind == "trial":

@@ -175,7 +175,7 @@ def _table(columns: dict[str, Any], **options: Any) -> bytes:
     return sink.getvalue()
 
 
-def _columns_twice() -> bytes:
+def _same_names() -> bytes:
     sink = io.BytesIO()
     labels = pa.array([0, 1] * 20)
     parquet.write_table(
@@ -235,7 +235,7 @@ FIRST: dict[str, First] = {
     "a column of its own for each comma": _of("a.csv", "," * 200000 + "\n"),
     "Parquet with bad UTF-8": _of("a.parquet", _bad_utf8),
     "Parquet of times beyond the calendar": _of("a.parquet", _times),
-    "Parquet of two columns of one name": _of("a.parquet", _columns_twice),
+    "Parquet of two columns of one name": _of("a.parquet", _same_names),
     "Parquet of 30 million rows": _of("a.parquet", _nothings),
     "Parquet of long texts": _of("a.parquet", _repeated),
     "a pipe": _special(lambda path: os.mkfifo(path)),

@@ -10,10 +10,8 @@ from random import Random
 from typing import Any
 
 import typer
-import typer.main
 from transformers import BertConfig
 
-from autopeft.cli.app import app
 from autopeft.errors import AutoPEFTError
 from autopeft.export.api import predict
 from autopeft.recipe import Recipe, recipe_names
@@ -22,6 +20,7 @@ from autopeft.search.space.space import Space
 from autopeft.tasks.files import read_file, read_lines
 
 from .. import mutate
+from ..products import command
 from ..surface import Call, First
 from .recipe import spec
 
@@ -54,7 +53,7 @@ _COMMANDS: tuple[tuple[str, ...], ...] = (
     ("search", "--resume", "NAME"),
     ("search", "--from", "NAME", "--space", "lora", *_DRY),
     ("NAME",),
-    ("show", "--NAME", "mam"),
+    ("show", *_MODEL, "--NAME", "mam"),
 )  # fmt: skip
 
 
@@ -64,12 +63,10 @@ def _config() -> str:
     return str(BertConfig(vocab_size=20, **small).to_json_string(use_diff=False))
 
 
-def command(*words: str) -> None:
-    """Run a command as `autopeft.cli.main` does, without turning errors into exit codes."""
-    try:
-        typer.main.get_command(app).main(args=list(words), prog_name="autopeft", standalone_mode=False)
-    except (_REFUSED, typer.Exit):
-        return
+def use(*words: str) -> None:
+    """Run a command; what the command line itself refuses is read well enough."""
+    with suppress(_REFUSED, typer.Exit):
+        command(*words)
 
 
 def _prepare(folder: Path) -> None:
@@ -92,7 +89,7 @@ def hostile(random: Random, folder: Path) -> Call:
     name = _near(random, random.choice((*recipe_names(), "lora", "latest", "bert", "data.csv", "10%")))
     chosen = tuple(word.replace("NAME", name) for word in words)
     (folder / "words.json").write_text(json.dumps(chosen))
-    return lambda: command(*chosen)
+    return lambda: use(*chosen)
 
 
 _HARD = {
@@ -117,7 +114,7 @@ def _all(name: str) -> First:
         def call() -> None:
             for words in _COMMANDS:
                 if words[0] != "NAME":
-                    _tried(lambda words=words: command(*(word.replace("NAME", name) for word in words)))
+                    _tried(lambda words=words: use(*(word.replace("NAME", name) for word in words)))
             for read in (read_file, read_lines):
                 _tried(lambda read=read: read(Path(name)))
             _tried(lambda: predict(name, ["a"]))

@@ -71,5 +71,7 @@ FIRST: dict[str, First] = {
     "sizes of 5,000 digits": lambda folder: lambda: parse_bytes("9" * 5000),
     "a method of 100,000 letters": lambda folder: lambda: get_method("a" * 100000),
     "a method that is code": lambda folder: lambda: get_method("fuzz_canary:run"),
+    "a layer of 5,000 digits": lambda folder: lambda: _layers(10**5000),
+    "layers of 3 million letters": lambda folder: lambda: _layers('{"a":' * 600_000),
     "other digits": lambda folder: lambda: _budget("١٢%"),
 }

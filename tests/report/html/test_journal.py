@@ -81,9 +81,17 @@ def test_a_journal_without_a_whole_line_is_empty(tmp_path: Path) -> None:
 def test_a_journal_beyond_the_bound_is_not_read(tmp_path: Path) -> None:
     journal = tmp_path / "journal.log"
     journal.write_bytes(b"x\n" * 5000)
-    with pytest.raises(UsageError, match="more than"):
+    with pytest.raises(UsageError, match="at most 9,999 bytes"):
         copy_journal(journal, tmp_path / "copy.log", limit=9999)
     copy_journal(journal, tmp_path / "copy.log", limit=10_000)
+
+
+def test_a_journal_that_lies_elsewhere_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("theirs\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "journal.log").symlink_to("../secret")
+    with pytest.raises(UsageError, match="leads out of its folder"):
+        read_history(tmp_path / "run" / "journal.log")
 
 
 @pytest.mark.parametrize(
@@ -93,6 +101,18 @@ def test_a_journal_beyond_the_bound_is_not_read(tmp_path: Path) -> None:
         [{"op_code": 99}],
         [{}],
         [[1, 2]],
+        [
+            {"op_code": 0, "worker_id": "w", "study_name": "autopeft", "directions": [2]},
+            {
+                "op_code": 4,
+                "worker_id": "w",
+                "study_id": 0,
+                "state": 3,
+                "params": {},
+                "distributions": {"rank": '{"name": "IntDistribution", "attributes": {"low": 1, "high": 4}}'},
+                "datetime_start": None,
+            },
+        ],
     ],
 )
 def test_a_damaged_journal_is_one_sentence(tmp_path: Path, lines: list[object]) -> None:

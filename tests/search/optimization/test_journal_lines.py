@@ -168,11 +168,15 @@ def test_a_trial_is_not_told_twice(journal: Path) -> None:
     ("name", "value"),
     [("ia3.on", 1), ("ia3.on", "yes"), ("learning_rate", 5), ("learning_rate", "x"), ("lora.rank", 3)],
 )
+@pytest.mark.parametrize("which", ["proposed", "point"])
 def test_values_that_the_space_does_not_have_are_told_with_their_trial(
-    journal: Path, name: str, value: Any
+    journal: Path, which: str, name: str, value: Any
 ) -> None:
-    changed(journal, 4, put("user_attrs", "proposed", name, value=value))
-    with pytest.raises(DataError, match=rf"another search space\. Trial 0: {name}={value!r} is not"):
+    changed(journal, 4, put("user_attrs", which, name, value=value))
+    with pytest.raises(
+        DataError,
+        match=rf"another search space than the space\.yaml beside it\. Trial 0: {name}={value!r} is not",
+    ):
         opened(journal)
 
 

@@ -31,7 +31,9 @@ SPACE = (Parameter("rank", "categorical", RANKS, sizes=RANKS), Parameter("site",
 def repair(values: dict[str, Any], cap: int = 4) -> Candidate:
     """Shrinks the rank to the cap, as a budget would."""
     rank = min(values["rank"], cap)
-    recipe = Recipe.from_dict({"layers": [{"attach": [{"lora": {"sites": [values["site"]], "rank": rank}}]}]})
+    recipe = Recipe.from_dict(
+        {"layers": [{"attach": [{"lora": {"sites": [values.get("site", "q")], "rank": rank}}]}]}
+    )
     return Candidate(recipe, Counts(rank * 10, rank * 10, 0, 1000), recipe.hash(), {**values, "rank": rank})
 
 
@@ -100,7 +102,7 @@ def test_duplicates_are_told_the_known_score_with_raw_parameters(tmp_path: Path)
 
 def test_a_duplicate_of_a_running_trial_waits_for_its_score(tmp_path: Path) -> None:
     one = (Parameter("rank", "categorical", (4, 8), sizes=(4, 8)),)
-    study = open_study(tmp_path, space=one, repair=lambda v: repair({**v, "site": "q"}), patience=6)
+    study = open_study(tmp_path, space=one, repair=repair, patience=6)
     first = study.propose()
     assert first is not None
     assert study.propose() is None
@@ -265,7 +267,7 @@ def test_what_is_stopped_at_a_rung_is_never_among_the_best(tmp_path: Path) -> No
 
 def test_duplicates_of_a_stopped_trial_are_stopped_too(tmp_path: Path) -> None:
     one = (Parameter("rank", "categorical", (4, 8), sizes=(4, 8)),)
-    options: dict[str, Any] = {"space": one, "repair": lambda v: repair({**v, "site": "q"}), "patience": 3}
+    options: dict[str, Any] = {"space": one, "patience": 3}
     study = open_study(tmp_path, rungs=CLIMB, **options)
     first = study.propose()
     assert first is not None
@@ -337,7 +339,7 @@ def test_samplers_see_what_waits_on_a_rung(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_lost_recipe_may_come_again_in_the_same_process(tmp_path: Path) -> None:
     one = (Parameter("rank", "categorical", (4,)),)
-    study = open_study(tmp_path, space=one, repair=lambda v: repair({**v, "site": "q"}), patience=3)
+    study = open_study(tmp_path, space=one, repair=repair, patience=3)
     first = study.propose()
     assert first is not None
     study.record(first.number, JobResult("x", error="The worker died.", failure="lost"))
@@ -348,7 +350,7 @@ def test_a_lost_recipe_may_come_again_in_the_same_process(tmp_path: Path) -> Non
 
 def test_copies_that_waited_for_a_lost_trial_do_not_wait_for_ever(tmp_path: Path) -> None:
     one = (Parameter("rank", "categorical", (4, 8), sizes=(4, 8)),)
-    options: dict[str, Any] = {"space": one, "repair": lambda v: repair({**v, "site": "q"}), "patience": 3}
+    options: dict[str, Any] = {"space": one, "patience": 3}
     study = open_study(tmp_path, **options)
     assert study.propose() is not None
     assert study.propose() is None

@@ -173,7 +173,7 @@ INVALID: list[Any] = [
 def test_damaged_and_hostile_lines_are_skipped(make_run: Make) -> None:
     run = make_run("hostile", (lora(4), 0.5, 10))
     nested: Any = "lora"
-    for _ in range(150):
+    for _ in range(45):
         nested = {"sum": [nested]}
     trees = [*INVALID, {"layers": [{"attach": [nested]}]}]
     with (run.path / "trials.jsonl").open("ab") as file:
