@@ -294,7 +294,9 @@ class Searching:
 
     def _spoil_disk(self, what: str) -> None:
         if what == "lock":
-            subprocess.run(["mount", "-o", "remount,ro", str(self.disk)], check=True)
+            # It is refused while a file is open for writing.
+            locked = ["mount", "-o", "remount,ro", str(self.disk)]
+            self._until(lambda: subprocess.run(locked, capture_output=True).returncode == 0)
             return
         with (self.disk / ".filler").open("wb", buffering=0) as file:
             try:

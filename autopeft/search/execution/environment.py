@@ -22,6 +22,8 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "0",
+    # While Ray waits for its head to come up, nothing else runs in this process.
+    "RAY_gcs_server_port_wait_time_s": "25",
 }
 # A process that has not reached Ray's head for so long is ended by Ray, by default after a minute and even if
 # it has left by then. When to give up is decided here. Ray's own processes keep the default.

@@ -16,7 +16,9 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,8 @@ _log = logging.getLogger("autopeft")
 _OBJECT_STORE = 256 << 20
 _LEAVE_SECONDS, _LEAVE_SOON = 15.0, 4.0
 _LISTEN_SECONDS = 10.0
-_LOOK_SECONDS, _WATCH_SECONDS, _STOPPED_SECONDS = 0.05, 0.5, 8.0
+_LOOK_SECONDS, _WATCH_SECONDS, _STOPPED_SECONDS, _NOTICE_SECONDS = 0.05, 0.5, 8.0, 3.0
+_START = "start Ray on this machine"
 
 
 def nodes() -> list[Resources]:
@@ -109,11 +112,11 @@ def cluster(
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(private_folder()) / RAY if private else None
         stack.enter_context(kept_on_error(folder, logs))
-        ended = False
+        ended, left = False, threading.Event()
         try:
             started: Mapping[str, int] = {}
             if folder is not None:
-                started = _start(pool, folder)
+                started = _start(pool, folder, left)
                 if pool.listen is not None and notify is not None:
                     notify(_joining())
             elif not joined:
@@ -126,6 +129,7 @@ def cluster(
         finally:
             if not joined and not _left(_LEAVE_SOON if ended or hurry() else _LEAVE_SECONDS):
                 driver.abandon()
+            left.set()
 
 
 def _left(seconds: float) -> bool:
@@ -147,12 +151,16 @@ def _left(seconds: float) -> bool:
 # ----------------------------------------------------------------------------------------------------------
 
 
-def _start(pool: Pool, folder: Path) -> dict[str, int]:
-    """Start a private Ray in a folder; process ids of what it consists of, by the names of the programs."""
+def _start(pool: Pool, folder: Path, left: threading.Event) -> dict[str, int]:
+    """Start a private Ray in a folder; process ids of what it consists of, by the names of the programs.
+
+    It ends with the thread that starts it, which lives until `left` is set.
+    """
     secure_token()
-    with _own_group() as started, _on_loopback(pool.listen), _while_it_starts(started):
+    with _own_group() as started, _on_loopback(pool.listen), _while_it_starts(started) as ended:
         _init(
-            "start Ray on this machine",
+            _START,
+            run=partial(_unless_ended, ended, started, left),
             address="local",
             num_cpus=(pool.workers or 1) * pool.cpus,
             include_dashboard=False,
@@ -178,11 +186,15 @@ def _join(address: str) -> None:
     _init(where, hint=f" {token_hint()}", address=address)
 
 
-def _init(what: str, hint: str = "", **options: Any) -> None:
+def _init(
+    what: str, hint: str = "", run: Callable[[Callable[[], Any]], Any] = lambda init: init(), **options: Any
+) -> None:
     common = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
     try:
         with _own_signals():
-            ray.init(**common, **options)
+            run(partial(ray.init, **common, **options))
+    except RayEndedError:
+        raise
     except Exception as error:  # Ray raises bare ones too, as where its raylet does not come up
         raise AutoPEFTError(f"Cannot {what}: {error}{hint}") from error
 
@@ -285,10 +297,10 @@ def _own_group() -> Iterator[dict[str, int]]:
 
 
 @contextlib.contextmanager
-def _while_it_starts(started: Mapping[str, int]) -> Iterator[None]:
-    """Where the head or the raylet ends or stands still while Ray starts, end all of it, so that Ray gives up
-    soon: it waits for each for half a minute and longer."""
-    over = threading.Event()
+def _while_it_starts(started: Mapping[str, int]) -> Iterator[threading.Event]:
+    """Where the head or the raylet ends or stands still while Ray starts, end all of it and set the event
+    that the block gets."""
+    over, ended = threading.Event(), threading.Event()
 
     def watch() -> None:
         since: dict[int, float] = {}
@@ -297,16 +309,61 @@ def _while_it_starts(started: Mapping[str, int]) -> Iterator[None]:
             now = time.monotonic()
             since = {pid: since.get(pid, now) for pid in pids if is_stopped(pid)}
             if any(map(has_ended, pids)) or any(now - at >= _STOPPED_SECONDS for at in since.values()):
-                for pid in started.values():
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                _kill(started)
+                ended.set()
                 return
 
     threading.Thread(target=watch, daemon=True).start()
     try:
-        yield
+        yield ended
     finally:
         over.set()
+
+
+def _unless_ended(
+    ended: threading.Event, started: Mapping[str, int], left: threading.Event, init: Callable[[], Any]
+) -> None:
+    """Call `init` in a thread of its own: it waits a minute for a head that is gone, and then Ray ends the
+    process.
+
+    Linux ends what a thread has started when the thread ends, if it was asked to as Ray asks it. So the
+    thread stays until `left` is set.
+
+    Raises:
+        RayEndedError: what it started ended or stands still, and some seconds later it has not noticed.
+        Exception: what it raised.
+    """
+    outcome: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            init()
+        except Exception as error:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(None)
+            left.wait()
+
+    threading.Thread(target=work, daemon=True).start()
+    noticed: float | None = None
+    try:
+        while not wait([outcome], timeout=_LOOK_SECONDS).done:
+            if not ended.is_set():
+                continue
+            noticed = noticed or time.monotonic()
+            if time.monotonic() - noticed > _NOTICE_SECONDS:
+                raise RayEndedError(f"Cannot {_START}: its head or its raylet ended while it started.")
+    except KeyboardInterrupt:  # what it has started has no owner any more
+        _kill(started)
+        wait([outcome], timeout=_NOTICE_SECONDS)
+        raise
+    outcome.result()
+
+
+def _kill(started: Mapping[str, int]) -> None:
+    for pid in list(started.values()):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager

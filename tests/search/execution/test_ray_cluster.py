@@ -5,11 +5,13 @@ from __future__ import annotations
 import ipaddress
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from support.other_user import NOBODY, attempts
 from autopeft.errors import AutoPEFTError
 from autopeft.search.execution import ray_cluster
 from autopeft.search.execution.driver_thread import DriverThread
+from autopeft.search.execution.health import RayEndedError
 from autopeft.search.execution.pool import Pool
 from autopeft.search.execution.private_folder import private_folder
 
@@ -236,6 +239,7 @@ HANDLERS = """
 import json, os, signal, sys
 from pathlib import Path
 from autopeft.search.execution.driver_thread import DriverThread
+from autopeft.search.execution.health import RayEndedError
 from autopeft.search.execution.pool import Pool
 from autopeft.search.execution.ray_cluster import cluster
 mine = lambda number, frame: print("heard", number, flush=True)
@@ -258,5 +262,44 @@ def test_a_ray_that_listens_elsewhere_all_the_same_is_refused(monkeypatch: pytes
     monkeypatch.setattr(ray_cluster, "secure_token", lambda: None)
     monkeypatch.setattr(ray_cluster, "_head", lambda: ("192.0.2.7", 1))
     with pytest.raises(AutoPEFTError, match=r"Ray listens at 192\.0\.2\.7.*--listen 192\.0\.2\.7"):
-        ray_cluster._start(Pool(1), Path("/nowhere"))
-    ray_cluster._start(Pool(1, listen="192.0.2.7"), Path("/nowhere"))
+        ray_cluster._start(Pool(1), Path("/nowhere"), threading.Event())
+    ray_cluster._start(Pool(1, listen="192.0.2.7"), Path("/nowhere"), threading.Event())
+
+
+def test_a_start_that_waits_for_what_has_ended_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster, "_NOTICE_SECONDS", 0.2)
+    ended, never = threading.Event(), threading.Event()
+    threading.Timer(0.2, ended.set).start()
+    with pytest.raises(RayEndedError, match="Cannot start Ray on this machine: its head or its raylet ended"):
+        ray_cluster._unless_ended(ended, {}, never, lambda: never.wait(60))
+    never.set()
+
+
+def test_a_start_that_notices_says_so_itself() -> None:
+    def fail() -> None:
+        raise ValueError("the raylet is gone")
+
+    with pytest.raises(ValueError, match="the raylet is gone"):
+        ray_cluster._unless_ended(threading.Event(), {}, threading.Event(), fail)
+
+
+def test_what_was_started_has_its_thread_until_it_is_left() -> None:
+    left, threads = threading.Event(), list[threading.Thread]()
+    start = lambda: threads.append(threading.current_thread())  # noqa: E731
+    ray_cluster._unless_ended(threading.Event(), {}, left, start)
+    threads[0].join(0.3)
+    assert threads[0].is_alive()
+    left.set()
+    threads[0].join(10)
+    assert not threads[0].is_alive()
+
+
+def test_ctrl_c_while_ray_starts_ends_what_it_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster, "_NOTICE_SECONDS", 0.2)
+    child = subprocess.Popen(["sleep", "60"])
+    never, started = threading.Event(), {"gcs_server": child.pid}
+    threading.Timer(0.3, lambda: signal.raise_signal(signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        ray_cluster._unless_ended(threading.Event(), started, never, lambda: never.wait(60))
+    assert child.wait(10) == -signal.SIGKILL
+    never.set()
