@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hybrid.test_attach import fingerprint, same
+from support.fingerprint import changed, fingerprint
 from support.saved_model import save_backbone
 from support.tiny import randomise, tiny_model
 from transformers import (
@@ -106,7 +106,7 @@ def test_another_number_of_labels_is_refused_before_anything_changes(
         DataError, match=r"head of 3 labels \(ham, spam, \[/\]neither\), and the model one of 2"
     ):
         load(model, place / "saved")
-    assert same(before, fingerprint(model)) == []
+    assert changed(before, fingerprint(model)) == []
 
 
 def test_names_that_nobody_gave_replace_no_others(place: Path, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_manifest_of_a_stranger_is_read_with_care(
     file.write_text("{")
     with pytest.raises(DataError, match="is not valid JSON"):
         load(model, tmp_path / "odd")
-    assert same(before, fingerprint(model)) == []
+    assert changed(before, fingerprint(model)) == []
 
 
 def test_what_the_trainer_saves_brings_them_back(place: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hybrid.test_attach import fingerprint, same
+from support.fingerprint import changed, fingerprint
 from support.multi import (
     FISH,
     GATE,
@@ -47,7 +47,7 @@ def test_detach_leaves_no_trace(name: str) -> None:
             base = {n: p for n, p in model.named_parameters() if not n.startswith("autopeft.")}
             assert all(p.grad is None for p in base.values())
             assert all(torch.equal(base[n], before[n]) for n in base)
-        assert same(before, fingerprint(model)) == []
+        assert changed(before, fingerprint(model)) == []
         multi.detach()
         assert not multi.attached
         assert not any(hybrid.attached for hybrid in multi.hybrids)
@@ -63,7 +63,7 @@ def test_a_recipe_that_does_not_fit_is_named_and_changes_nothing() -> None:
     before = fingerprint(model)
     with pytest.raises(CompositionError, match="attn_implementation='sdpa'"):
         attach_many(model, [recipe(LORA), recipe(PREFIX)])
-    assert same(before, fingerprint(model)) == []
+    assert changed(before, fingerprint(model)) == []
 
 
 def test_each_hybrid_starts_as_it_does_alone_with_its_seed() -> None:
@@ -169,7 +169,7 @@ def test_what_cannot_stand_in_one_batch_is_refused_and_changes_nothing() -> None
         before = fingerprint(model)
         with pytest.raises(UsageError, match=why):
             attach_many(model, items)
-        assert same(before, fingerprint(model)) == []
+        assert changed(before, fingerprint(model)) == []
     with pytest.raises(UsageError, match="2 recipes and 1 seeds"):
         attach_many(tiny_model("bert"), [prompt, prompt], seeds=[1])
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hybrid.test_attach import fingerprint, same
+from support.fingerprint import changed, fingerprint
 from support.quantized import Hidden, Packed, dequantised, quantised
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from support.training import encoded_task, tiny_bert
@@ -62,7 +62,7 @@ def test_where_no_packed_tensor_is_altered_all_is_as_on_the_weights_that_it_comp
     assert hybrid.counts() == other.counts()
     packed.zero_grad()
     hybrid.detach()
-    assert same(before, fingerprint(packed)) == []
+    assert changed(before, fingerprint(packed)) == []
 
 
 def test_they_are_saved_and_loaded(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_on_packed_weights_one_sentence_says_what_to_do(name: str) -> None:
         assert f"{name} would work on its packed weights" in said
         assert said.endswith("or load the backbone in bf16.")
         assert "\n" not in said
-    assert same(before, fingerprint(packed)) == []
+    assert changed(before, fingerprint(packed)) == []
 
 
 def test_nothing_is_folded_into_packed_weights() -> None:
@@ -116,7 +116,7 @@ def test_a_packed_head_is_refused_with_how_to_leave_it_out() -> None:
     before = fingerprint(packed)
     with pytest.raises(UsageError, match="its task head 'classifier' too, which has to train; leave"):
         attach(packed, BESIDE["lora"])
-    assert same(before, fingerprint(packed)) == []
+    assert changed(before, fingerprint(packed)) == []
 
 
 def test_the_trainer_is_refused_and_the_loop_trains() -> None:

@@ -216,6 +216,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "gpus_per_trial": st.sampled_from([0.0, 0.25, 0.5, 1.0, 4.0]),
     "address": text,
     "grace": st.floats(0.0, 1e6),
+    "margin": st.floats(0.0, 100.0),
     "listen": st.ip_addresses().map(str),
     "log": st.sampled_from(["none"]),
     "train_rows": counts,
