@@ -79,6 +79,7 @@ class TrainArguments(Arguments):
     micro_batch: shared.MicroBatch = None
     precision: shared.Precision = "fp32"
     shortcuts: shared.Shortcuts = True
+    head_start: shared.HeadStart = "random"
     text: shared.Text = None
     text_pair: shared.TextPair = None
     label: shared.Label = None

@@ -36,6 +36,7 @@ from autopeft.tasks.encode import encode
 from autopeft.tasks.summary import DataSummary, summarise
 from autopeft.training.arguments import TrainArguments, TrainCall
 from autopeft.training.events import SilentTrainReporter, TrainInfo, TrainReporter, Watch
+from autopeft.training.head_start import start_head
 from autopeft.training.history import History
 from autopeft.training.loop import train as train_hybrid
 from autopeft.training.plan import TrainingPlan
@@ -136,6 +137,8 @@ def train(call: TrainCall) -> FixedOutcome:
         reporter.on_start(info)
         data = encode(task, tokenizer, plan.max_length)
         model = task.task_kind.load_model(source, task.labels, seed=given.seed, dtype=dtype)
+        if plan.head_start == "probe":
+            start_head(model, data, plan)
         hybrid = attach(model, recipe, seed=given.seed)
         seconds, scores, history = _train(hybrid, data, plan, reporter)
         hybrid.model.eval()
@@ -168,6 +171,7 @@ def _task_and_plan(
         batch_size=given.batch_size,
         micro_batch=given.micro_batch,
         shortcuts=given.shortcuts,
+        head_start=given.head_start,
         max_length=max_length,
         seed=given.seed,
         eval_every=given.eval_every,

@@ -33,12 +33,15 @@ _log = logging.getLogger("autopeft")
 
 
 class KeptMeasurements:
-    """Measurements on one backbone, head, data and seed, in files named by all that they depend on.
+    """Measurements on one backbone, head, data and seed (unless none is drawn from: `seeded=False`), in files
+    named by all that they depend on.
 
     Trouble with the disk is logged, and costs no more than measuring again.
     """
 
-    def __init__(self, model: nn.Module, data: EncodedTask, plan: TrainingPlan) -> None:
+    def __init__(
+        self, model: nn.Module, data: EncodedTask, plan: TrainingPlan, *, seeded: bool = True
+    ) -> None:
         self.identity: dict[str, Any] | None = None
         labels = data.train.labels
         if not isinstance(model, PreTrainedModel) or labels is None or not plan.shortcuts:
@@ -53,7 +56,7 @@ class KeptMeasurements:
             "rows": data.train.fingerprint,
             "labels": hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest(),
             "loss": [data.task.kind, data.task.class_weights],
-            "seed": plan.seed,
+            "seed": plan.seed if seeded else None,
             "device": plan.torch_device().type,
             "versions": [torch.__version__, transformers.__version__],
         }

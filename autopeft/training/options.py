@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from autopeft.arguments import Option
-from autopeft.errors import TaskError, UsageError
+from autopeft.errors import TaskError, UsageError, near
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -26,6 +26,7 @@ __all__ = [
     "BatchSize",
     "ClassWeights",
     "DropEmpty",
+    "HeadStart",
     "Kind",
     "Label",
     "MaxLength",
@@ -57,6 +58,7 @@ __all__ = [
 ]
 
 DATA, TRAINING = "Data", "Training"
+HEAD_STARTS = ("probe", "random")
 TASK_TYPES = "str | Path | Dataset | DatasetDict | DataFrame"
 _ROWS = "a `datasets.Dataset`, a `DatasetDict` or a pandas `DataFrame`"
 
@@ -84,6 +86,14 @@ def _check_precision(name: str) -> object:
     from autopeft.assets.precision import dtype_of
 
     return dtype_of(name)
+
+
+def _check_head_start(name: str) -> object:
+    if name not in HEAD_STARTS:
+        raise UsageError(
+            f"The head starts as one of {', '.join(HEAD_STARTS)}, but got {name!r}.{near(name, HEAD_STARTS)}"
+        )
+    return name
 
 
 def _check_metric(name: str) -> object:
@@ -281,6 +291,16 @@ Shortcuts = Annotated[
         "from stored states (fp16), the last layer serves only the position that the head reads.",
         panel=TRAINING,
         flags=("--shortcuts/--no-shortcuts",),
+    ),
+]
+HeadStart = Annotated[
+    str,
+    Option(
+        help="{choices}: a new head begins fitted to the frozen backbone's features of the training rows (a "
+        "linear probe, where held-out rows show that it knows enough), or as the seed draws it.",
+        panel=TRAINING,
+        choices=lambda: HEAD_STARTS,
+        check=_check_head_start,
     ),
 ]
 Out = Annotated[

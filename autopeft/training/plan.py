@@ -8,6 +8,7 @@ import torch
 
 from autopeft.errors import UsageError, near
 from autopeft.recipe import TrainingSection
+from autopeft.training.options import HEAD_STARTS
 
 __all__ = ["TrainingPlan"]
 
@@ -38,6 +39,8 @@ class TrainingPlan:
         patience: stop after so many scores in a row without a new best one, and return to the best state.
             While a module is not `settled` (AdaLoRA still cuts ranks) its states do not count.
         train_share: train on this share of the training rows; smaller shares lie inside larger ones.
+        head_start: of a new head: drawn at `random`, or its last layer fitted to the frozen features of all
+            training rows (`probe`; see `autopeft.training.head_start`).
 
     Raises:
         UsageError: a value is out of range; the message lists every such value.
@@ -55,6 +58,7 @@ class TrainingPlan:
     eval_every: int | None = None
     patience: int | None = None
     train_share: float = 1.0
+    head_start: str = "random"
 
     def __post_init__(self) -> None:
         problems = [*self._number_problems(), *self._choice_problems()]
@@ -82,6 +86,11 @@ class TrainingPlan:
             hint = near(str(self.device), _DEVICES)
             problems.append(
                 f"`device` must be one of {', '.join(_DEVICES)}, but got device={self.device!r}.{hint}"
+            )
+        if self.head_start not in HEAD_STARTS:
+            hint = near(str(self.head_start), HEAD_STARTS)
+            problems.append(
+                f"`head_start` must be one of {', '.join(HEAD_STARTS)}, but got {self.head_start!r}.{hint}"
             )
         if not 0 < self.train_share <= 1:
             problems.append(f"`train_share` lies above 0, at most 1, but got {self.train_share!r}.")

@@ -21,6 +21,7 @@ from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.contracts import Trainable
 from autopeft.training.forward import Forward, shortest_forward
 from autopeft.training.full import FullFineTuning
+from autopeft.training.head_start import start_head
 from autopeft.training.loop import OnScore, OnStep, ShouldStop, TrainResult, train
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.scoring import Scored, evaluate, score_by_rows
@@ -143,6 +144,8 @@ def _trial(
     with _head_kept(model):
         if data.task.task_kind.new_head:
             reset_head(model, plan.seed)
+            if plan.head_start == "probe":
+                start_head(model, data, plan)
         hybrid = make()
         try:
             result = train(hybrid, data, plan, **options)

@@ -177,17 +177,7 @@ def prepare(
         top=a.confirm,
         seeds=a.confirm_seeds,
     )
-    plan = TrainingPlan(
-        steps=effort.steps,
-        batch_size=a.batch_size,
-        micro_batch=a.micro_batch,
-        shortcuts=a.shortcuts,
-        max_length=a.max_length,
-        seed=a.seed,
-        # On a cluster GPUs may be logical: each worker sees what it has.
-        device="cpu" if not cheap.gpus else "cuda" if a.address is None else "auto",
-    )
-    budget = Budget.parse(a.budget)
+    plan, budget = _plan(a, effort.steps, cheap.gpus), Budget.parse(a.budget)
     space = a.space if isinstance(a.space, Space) else Space.load(a.space)
     source = resolve_model(model, notify=notify)
     spec = spec_of(unquantized(load_config(source), model))
@@ -211,6 +201,20 @@ def prepare(
         workers=_workers(a, cheap.gpus),
         gpus=cheap.gpus,
         seconds=cheap.seconds or effort.seconds,
+    )
+
+
+def _plan(a: SearchArguments, steps: int, gpus: float) -> TrainingPlan:
+    return TrainingPlan(
+        steps=steps,
+        batch_size=a.batch_size,
+        micro_batch=a.micro_batch,
+        shortcuts=a.shortcuts,
+        head_start=a.head_start,
+        max_length=a.max_length,
+        seed=a.seed,
+        # On a cluster GPUs may be logical: each worker sees what it has.
+        device="cpu" if not gpus else "cuda" if a.address is None else "auto",
     )
 
 

@@ -217,6 +217,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "address": text,
     "grace": st.floats(0.0, 1e6),
     "margin": st.floats(0.0, 100.0),
+    "head_start": st.sampled_from(["probe", "random"]),
     "listen": st.ip_addresses().map(str),
     "log": st.sampled_from(["none"]),
     "train_rows": counts,

@@ -297,13 +297,13 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
         "log": None, "out": None, "runs": "runs", "space": "lora",
     }  # fmt: skip
     assert set(manifest["arguments"]) == set(old) | {
-        *("kind", "strategy", "drop_empty", "listen", "grace", "margin")
+        *("kind", "strategy", "drop_empty", "listen", "grace", "margin", "head_start")
     }
     assert {k: v for k, v in manifest["arguments"].items() if k in old} == old
     begun.write_json("manifest.json", {**manifest, "arguments": old})
     again = prepare_again(begun, {})
     assert again.arguments.record() == {
         **old, "kind": None, "strategy": "trials", "drop_empty": False, "warm_start": (), "listen": None,
-        "grace": 0.0, "margin": 1.0,
+        "grace": 0.0, "margin": 1.0, "head_start": "random",
     }  # fmt: skip
     assert again.rungs.steps == (43, 130)

@@ -1,0 +1,64 @@
+"""What is trained for the question of the head's start, and how it is summed up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from autopeft.backbones import spec_of
+from autopeft.graph import build_graph
+from autopeft.recipe import Recipe
+
+FOLDER = "head_start"
+
+
+@pytest.fixture(scope="module")
+def run(load: Callable[[str], Any]) -> Any:
+    return load("run")
+
+
+def row(run: Any, start: str, score: float, **more: Any) -> dict[str, Any]:
+    base = {"part": "spread", "task": "trec", "rows": 2000, "steps": 60, "recipe": "lora", "seed": 0}
+    return {**base, **more, "start": start, "scores": {"test": score}}
+
+
+def test_every_recipe_can_be_built_on_the_backbone_within_a_percent(run: Any) -> None:
+    from transformers import BertConfig
+
+    spec = spec_of(
+        BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+    )
+    for name, body in run.RECIPES.items():
+        graph = build_graph(Recipe.from_dict({"name": "measured", **body}), spec)
+        assert graph.trial_hash()
+        assert set(run.SPREAD) | set(run.SMALL) | set(run.LONG) >= {name}
+
+
+def test_both_starts_of_a_pair_stand_side_by_side(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_hash", lambda name: name)
+    for part, count in (("spread", 6 * 4 * 3), ("few", 4 * 3 * 3 * 3), ("long", 2 * 3 * 2)):
+        found = list(run.needed(part))
+        assert len(found) == 2 * count
+        assert len(set(found)) == len(found)
+        assert [t.start for t in found[:4]] == ["random", "probe", "random", "probe"]
+
+
+def test_the_spread_is_pooled_and_collapses_are_counted(run: Any) -> None:
+    assert run.pooled([[0.8, 0.9], [0.5, 0.5, 0.5]]) == pytest.approx((0.005 / 3) ** 0.5)
+    assert run.collapses([[0.9, 0.91, 0.92, 0.8], [0.5, 0.47, 0.5]]) == 1
+
+
+def test_differences_are_those_of_pairs(run: Any) -> None:
+    rows = [
+        row(run, "random", 0.80),
+        row(run, "probe", 0.85),
+        row(run, "random", 0.90, seed=1),
+        row(run, "probe", 0.88, seed=1),
+        row(run, "random", 0.10, seed=2),
+    ]
+    assert run.differences(rows) == pytest.approx([0.05, -0.02])
+    text = run.tables(rows)
+    assert "| trec | lora | 60.0 (sd 43.6) | 86.5 (sd 2.1) |" in text
+    assert "probe: pooled sd 2.12 points, 0 collapsed." in text
