@@ -153,7 +153,7 @@ class Searching:
         ]
         self.process: subprocess.Popen[bytes] | None = None
         self.log = place / "output.txt"
-        self._mark, self._away, self._started = "", Path(), 0
+        self._mark, self._away, self._started, self._locked = "", Path(), 0, False
 
     # Its life
     # ------------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ class Searching:
             self.process.wait()
             for process in self.left():
                 process.kill()
-        if self.mounted:
+        for _ in range(self.mounted + self._locked):
             subprocess.run(["umount", "-l", str(self.disk)], check=False)
         shutil.rmtree(self.temporary, ignore_errors=True)
 
@@ -294,9 +294,10 @@ class Searching:
 
     def _spoil_disk(self, what: str) -> None:
         if what == "lock":
-            # It is refused while a file is open for writing.
-            locked = ["mount", "-o", "remount,ro", str(self.disk)]
-            self._until(lambda: subprocess.run(locked, capture_output=True).returncode == 0)
+            # A disk on which files are open for writing, such as the lock, does not become read-only itself.
+            subprocess.run(["mount", "--bind", str(self.disk), str(self.disk)], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", str(self.disk)], check=True)
+            self._locked = True
             return
         with (self.disk / ".filler").open("wb", buffering=0) as file:
             try:
@@ -307,8 +308,9 @@ class Searching:
 
     def mend(self) -> None:
         """Take back what was done to the folders."""
-        if self.mounted:
-            subprocess.run(["mount", "-o", "remount,rw", str(self.disk)], check=True)
+        if self._locked:
+            subprocess.run(["umount", "-l", str(self.disk)], check=True)
+            self._locked = False
         (self.disk / ".filler").unlink(missing_ok=True)
         if self._away == self.run and not self.run.exists():
             self.run.with_name("away").rename(self.run)
