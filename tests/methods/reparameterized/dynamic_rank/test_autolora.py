@@ -121,7 +121,8 @@ def test_the_retrained_form_is_lora_at_its_init_with_the_alpha_that_it_had(resca
         bound = site.in_features**-0.5
         assert float(pair.A.detach().abs().max()) <= bound
         assert float(pair.A.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.1)
-        assert not torch.isin(pair.A.detach(), before[site]).any()
+        # Drawn anew: of so many numbers in single precision a few may meet by chance.
+        assert float(torch.isin(pair.A.detach(), before[site]).float().mean()) < 0.01
     randomise(module)
     loaded, _ = build("autolora", toy_spec(hidden=200), rank=6, alpha=12.0, rescale=rescale)
     loaded.deploy()
