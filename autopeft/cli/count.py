@@ -27,7 +27,7 @@ def count(
     """Count a recipe in closed form: deployed, trained and head parameters, and both shares.
 
     \b
-      autopeft count mam --model path/to/roberta
+      autopeft count mam --model path/to/bert
       autopeft count winner/recipe.yaml --budget 0.5%
     """
     from autopeft.backbones import spec_of

@@ -6,26 +6,28 @@
 
 OLD and NEW are interpreters that have one version each (`.venv/bin/python`). In each pair both run the
 command in an empty folder, with one cache that is filled before; which is first changes from pair to pair.
-What counts is the CPU time of the command and of everything that it starts, Ray included: this process adopts
-what outlives its parent and waits for it (Linux). Pairs are kept in `results/pairs.jsonl`, so that an
-interrupted run goes on; the bound is one-sided, from Student's t of the logarithms.
+What counts is the CPU time of the command and of everything that it starts, Ray included: all processes with a
+mark in their environment, looked at ten times a second. (The kernel's sum over children lacks what Ray's
+workers take.) Pairs are kept in `results/pairs.jsonl`, so that an interrupted run goes on; the bound is
+one-sided, from Student's t of the logarithms.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import math
 import os
-import resource
 import subprocess
 import sys
 import tempfile
+import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
+import psutil
 from lib.measuring import note
 from lib.storage import append_row, read_rows
 from scipy.stats import t
@@ -37,40 +39,42 @@ COMMAND = (
     *("search", "--budget", "0.5%", "--task", "sst2", "--seed", "0", "--workers", "1"),
     *("--trials", "8", "--steps", "20", "--baselines", "none"),
 )
-_ADOPT = 36  # PR_SET_CHILD_SUBREAPER
-
-
-def adopt() -> None:
-    """Become the parent of what outlives its own, so that its CPU time is counted here."""
-    if ctypes.CDLL(None, use_errno=True).prctl(_ADOPT, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
+_MARK, _EVERY = "AUTOPEFT_MEASURED", 0.1
 
 
 def cpu_of(command: Sequence[str], folder: Path) -> float:
-    """CPU seconds of a command and of all that it starts.
+    """CPU seconds of a command and of all that it starts, of each until it was last seen.
 
     Raises:
         RuntimeError: it fails; the message has what it printed last.
     """
-    before = _children()
-    out = folder / "out.txt"
+    mark, out, seen = uuid.uuid4().hex, folder / "out.txt", dict[tuple[int, float], float]()
+    marked = {**os.environ, _MARK: mark}
     with out.open("w") as file:
-        code = subprocess.run(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=file, stderr=file
-        ).returncode
-    while True:
+        process = subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=marked
+        )
+    while process.poll() is None or _look(mark, seen):
+        _look(mark, seen)
+        time.sleep(_EVERY)
+    if process.returncode:
+        raise RuntimeError(f"{command[0]} ended with {process.returncode}: {out.read_text()[-2000:]}")
+    return sum(seen.values())
+
+
+def _look(mark: str, seen: dict[tuple[int, float], float]) -> int:
+    """Take down what every process with the mark has taken so far; how many there are."""
+    count = 0
+    for process in psutil.process_iter():
         try:
-            os.wait()
-        except ChildProcessError:
-            break
-    if code:
-        raise RuntimeError(f"{command[0]} ended with {code}: {out.read_text()[-2000:]}")
-    return _children() - before
-
-
-def _children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+            if process.environ().get(_MARK) != mark or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            took = process.cpu_times()
+            seen[process.pid, process.create_time()] = took.user + took.system
+            count += 1
+        except psutil.Error:
+            continue
+    return count
 
 
 def pairs(
@@ -137,7 +141,6 @@ def main(words: Sequence[str]) -> None:
         return
     if len(given.pythons) != 2:
         parser.error("two interpreters are needed, of the old and of the new version")
-    adopt()
     command = command or list(COMMAND)
     for python in given.pythons:  # fills the caches
         with tempfile.TemporaryDirectory() as folder:

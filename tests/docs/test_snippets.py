@@ -177,6 +177,7 @@ def test_the_examples_of_help_can_be_typed(place: Path) -> None:
     (place / "path/to").mkdir(parents=True)
     shutil.copytree(place / "bert-base-uncased", place / "path/to/bert")
     (place / "sentences.txt").write_text("the film was good\na dull story\n")
+    shutil.copy(ROOT / "search_spaces" / "default.yaml", place / "mine.yaml")  # as `>` would make it
     (place / "lora.yaml").write_text("autopeft: 2\nlayers: [{attach: [lora]}]\n")
     (place / "pairs.csv").write_text(
         "a,b,label\n" + "".join(f"how old is {n}?,he is {n}.,{'yes' if n % 2 else 'no'}\n" for n in range(99))
@@ -190,6 +191,8 @@ def test_the_examples_of_help_can_be_typed(place: Path) -> None:
     for page in COMMANDS:
         if page.endswith("/export.md"):
             shutil.rmtree("winner")  # it makes its own
+        if page.endswith("/debug.md"):  # of a search, not of the training before it
+            Page(f"```bash\nautopeft search --budget 0.5% {data} --trials 5\n```").run()
         ran += Page(MADE[page]).run()
     assert ran >= len(COMMANDS) - 2
 
