@@ -6,8 +6,8 @@
 
 OLD and NEW are interpreters that have one version each (`.venv/bin/python`). In each pair both run the
 command in an empty folder, with one cache that is filled before; which is first changes from pair to pair.
-What counts is the CPU time of the command and of everything that it starts, Ray included: all processes with a
-mark in their environment, looked at ten times a second. (The kernel's sum over children lacks what Ray's
+What counts is the CPU time of the command and of everything that it starts, Ray included: all processes with
+a mark in their environment, looked at ten times a second. (The kernel's sum over children lacks what Ray's
 workers take.) Pairs are kept in `results/pairs.jsonl`, so that an interrupted run goes on; the bound is
 one-sided, from Student's t of the logarithms.
 """
