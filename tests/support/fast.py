@@ -14,6 +14,7 @@ from collections.abc import Iterable
 __all__ = ["is_fast", "left_out", "names"]
 
 PROCESSES = (
+    "experiments/tests/test_versions.py",
     "experiments/tests/test_counting.py::test_every_side_is_measured_and_agrees",
     "tests/cli/test_bad_input.py::test_from_outside_there_is_no_traceback_unless_asked_for",
     "tests/cli/test_commands.py::test_a_fixed_recipe_whose_name_is_no_word",
@@ -24,6 +25,7 @@ PROCESSES = (
     "tests/cli/test_debug.py",
     "tests/cli/test_interrupted.py",
     "tests/cli/test_declared.py::test_declarations_are_read_without_torch",
+    "tests/cli/test_runs.py::test_damaged_runs_stand_in_the_list",
     "tests/cli/test_saved.py",
     "tests/cli/test_tables.py::test_names_of_runs_can_be_copied",
     "tests/cli/test_tables.py::test_one_run_with_its_trials_and_its_front",
