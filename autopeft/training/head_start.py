@@ -173,7 +173,7 @@ def fit_probe(
     Returns:
         The map; `None` where held-out rows do not show that it knows enough: it has to save a tenth of the
         loss of the best constant answer there, and a t-test over the folds (one-sided, 2.5 %) has to find
-        that it saves any. What saves less costs a short training 2 to 17 points (`experiments/head_start`).
+        that it saves any. That tenth is a conjecture.
     """
     centre, spread = features.mean(0), features.std(0).clamp_min(1e-6)
     if not bias:
