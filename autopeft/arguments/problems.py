@@ -37,7 +37,9 @@ def refusal(
     """
     by_name: dict[str, list[Any]] = {}
     for detail in error.errors(include_url=False):
-        by_name.setdefault(str(detail["loc"][0]), []).append(detail)
+        # A name that is no text, such as half a surrogate pair, has no place: it is the input.
+        name = detail["loc"][0] if detail["loc"] else detail["input"]
+        by_name.setdefault(str(name), []).append(detail)
     found = [_problem(called, name, declared, given, details) for name, details in by_name.items()]
     return found[0] if len(found) == 1 else UsageError("\n".join(map(str, found)))
 
@@ -46,7 +48,7 @@ def _problem(
     called: str, name: str, declared: Mapping[str, Option], given: Mapping[str, Any], details: list[Any]
 ) -> UsageError:
     for detail in details:
-        if detail["type"] == "extra_forbidden":
+        if detail["type"] == "extra_forbidden" or name not in declared:
             hint = near(name, declared) or f" It takes {', '.join(declared)}."
             return UsageError(f"{called} has no argument {name!r}.{hint}")
         if detail["type"] == "missing":

@@ -149,7 +149,7 @@ def _head_dim(base: PreTrainedModel, stack: StackPlaces) -> int | None:
     for module in base.get_submodule(stack.layers[0]).modules() if stack.layers else ():
         for name in ("head_dim", "attention_head_size", "key_value_proj_dim"):
             width = getattr(module, name, None)
-            if isinstance(width, int) and widths and all(w % width == 0 for w in widths):
+            if isinstance(width, int) and width > 0 and widths and all(w % width == 0 for w in widths):
                 return width
     return None
 

@@ -77,8 +77,8 @@ class Problem:
         return f"{place}: {dotted(self.path)}: {self.message}" if self.path else f"{place}: {self.message}"
 
 
-_MOST = 20
-"""Problems that are told at once: what fits on a screen."""
+# Problems that are told at once, and their letters: what fits on a screen.
+_MOST, _MOST_TEXT = 20, 4000
 
 
 @dataclass
@@ -128,5 +128,7 @@ class Problems:
             unique = list(dict.fromkeys(self.found))
             unique.sort(key=lambda p: p.line or 0)
             lines = [p.text(self.source) for p in unique[:_MOST]]
-            more = ["… and there may be more; mend these first."] if len(unique) > _MOST else []
+            while len(lines) > 1 and sum(map(len, lines)) > _MOST_TEXT:
+                lines.pop()
+            more = ["… and there may be more; mend these first."] if len(unique) > len(lines) else []
             raise error("\n".join([*lines, *more]))

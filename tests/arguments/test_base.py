@@ -43,6 +43,11 @@ def test_values_come_as_they_are_and_numpys_as_pythons() -> None:
     ("given", "says"),
     [
         ({"name": "x", "tiems": 2}, "greet has no argument 'tiems'. Did you mean 'times'?"),
+        (
+            {"name": "x", "\ud800": 2},
+            r"greet has no argument '\ud800'. It takes "
+            "name, times, rate, words, tone, loud, where.",
+        ),
         ({"name": 3}, "name is a text, but got name=3."),
         ({"name": "x", "times": "2"}, "times is a whole number of at least 1, but got times='2'."),
         ({"name": "x", "times": True}, "times is a whole number of at least 1, but got times=True."),

@@ -148,3 +148,8 @@ def test_a_family_without_map_is_refused_with_what_has_one() -> None:
 def test_misspelt_site_names_near_matches() -> None:
     with pytest.raises(SiteError, match="Did you mean 'attention'"):
         spec_of(BertConfig()).require_name("atention")
+
+
+def test_heads_without_width_are_no_heads() -> None:
+    config = T5Config(d_model=8, d_kv=0, d_ff=16, num_layers=1, num_heads=2, vocab_size=20)
+    assert [stack.head_dim for stack in spec_of(config).stacks] == [None, None]

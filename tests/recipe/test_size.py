@@ -156,3 +156,13 @@ def test_a_misspelt_file_gets_one_screen() -> None:
     with pytest.raises(RecipeError) as caught:
         Space.from_yaml("layers:\n- attach:\n" + "  - lorra\n" * 3000, "x.yaml")
     assert str(caught.value).count("\n") == 20
+
+
+def test_long_problems_are_fewer() -> None:
+    items = "".join(f"      - {{no_such_method_{i}_{'x' * 300}: {{}}}}\n" for i in range(15))
+    with pytest.raises(RecipeError) as error:
+        Recipe.from_yaml(f"autopeft: 2\nname: long\nlayers:\n  - attach:\n{items}")
+    lines = str(error.value).splitlines()
+    assert 1 < len(lines) < 15
+    assert len(str(error.value)) <= 4200
+    assert lines[-1] == "… and there may be more; mend these first."

@@ -225,7 +225,7 @@ class _Compiler:
                 self.problems.add(path, "one choice between plain values, without choices inside them.")
 
     def expect(self, node: Node, path: Path, test: Callable[[Any], bool], what: str) -> None:
-        if not all(test(value) for option in options_of(node) for value in _bounds(option)):
+        if not all(map(test, _bounds(node))):
             self.problems.add(path, f"{what}.")
 
     def item(self, tree: Any, path: Path, level: str) -> ItemTemplate:
@@ -419,6 +419,9 @@ def options_of(node: Node) -> list[Node]:
 
 
 def _bounds(node: Node) -> list[Any]:
+    """The values that a node may have, of a range of whole numbers its ends; `None` for what is no value."""
+    if isinstance(node, Ref) and node.slot.kind == "categorical":
+        return [value for option in options_of(node) for value in _bounds(option)]
     if isinstance(node, Ref):
         return [] if node.slot.kind == "float" else [node.slot.low.fill(_PROBE), node.slot.high.fill(_PROBE)]
     return [node.fill(_PROBE)] if isinstance(node, _PLAIN) else [None]

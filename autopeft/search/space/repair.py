@@ -155,6 +155,9 @@ class _Balance:
         self.sized = {name for unit in bound.units for name in unit.size_parameters}
         self.choices = {p.name: _values(p) for p in self.parameters}
         self._smallest: tuple[dict[str, Any], int] | None = None
+        # Units that share a parameter with others: a change of one may change what else can be done.
+        shared = (units for units in self.touched.values() if len(units) > 1)
+        self._entangled = {unit.index for units in shared for unit in units}
 
     def structural(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values that decide what is attached; learning rates and the like are left out."""
@@ -238,16 +241,36 @@ class _Balance:
         return None if best is None else (best[1],)
 
     def _switch_off(self, point: _Point, most: int) -> dict[str, Any] | None:
-        """The change that leaves the most within `most`; if none gets there, the one that takes off most."""
+        """The change that leaves the most within `most`; if none gets there, the one that takes off most.
+
+        With it go those that would come next, as far as that can be told at once. A space of a thousand
+        parameters would otherwise look at all of them a thousand times.
+        """
         options = [
-            (name, value, reached)
+            (reached, name, value)
             for name in self.choices
             for value, reached in self.moves(name, point)
             if reached < point.total
         ]
-        fitting = [o for o in options if o[2] <= most]
-        best = max(fitting, key=lambda o: o[2]) if fitting else min(options, key=lambda o: o[2], default=None)
-        return None if best is None else {best[0]: best[1]}
+        fitting = [o for o in options if o[0] <= most]
+        if fitting:
+            _, name, value = max(fitting, key=lambda o: o[0])
+            return {name: value}
+        there = {i for i, cost in enumerate(point.costs) if cost is not None}
+        total, changes = point.total, dict[str, Any]()
+        for reached, name, value in sorted(options, key=lambda o: o[0]):
+            units = {unit.index for unit in self.touched[name]}
+            if changes and (
+                total + reached - point.total <= most or units & self._entangled or not there - units
+            ):
+                break
+            if name not in changes:
+                changes[name] = value
+                total += reached - point.total
+                there -= units
+            if units & self._entangled:
+                break
+        return changes or None
 
     def grow(self, point: _Point, least: int, most: int) -> _Point:
         """Raise the total to `least` without passing `most`, as far as one or two moves at a time lead."""

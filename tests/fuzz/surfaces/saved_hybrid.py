@@ -139,8 +139,9 @@ def _asked(hybrid: Any) -> None:
 def _check_cards(folder: Path) -> None:
     """Check the cards that are the package's own; a stranger's README is copied as it is."""
     theirs = Path(_FOLDER, "README.md")
+    copied = theirs.read_bytes() if theirs.is_file() and not theirs.is_symlink() else None
     for path in (folder / "README.md", folder / "MODEL_CARD.md", folder / "peft" / "README.md"):
-        if path.is_file() and not (theirs.is_file() and theirs.read_bytes() == path.read_bytes()):
+        if path.is_file() and path.read_bytes() != copied:
             check_markdown(path.read_text(encoding="utf-8"), str(path))
 
 

@@ -11,9 +11,10 @@ from transformers import BertConfig, T5Config
 
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget, count
-from autopeft.errors import BudgetError
+from autopeft.errors import BudgetError, RecipeError
 from autopeft.recipe import EmptyRecipe
 from autopeft.recipe.yaml_text import dump_yaml
+from autopeft.search.space import repair as repair_module
 from autopeft.search.space.repair import Infeasible, check_feasible, feasible_share, repair, smallest
 from autopeft.search.space.space import BoundSpace, Space, space_names
 from autopeft.spec import BackboneSpec
@@ -206,6 +207,68 @@ def test_repair_never_leaves_the_budget(
         return
     assert budget.admits(count(done.recipe, spec).deployed, spec)
     assert repair(bound, values, budget).values == done.values
+
+
+def one_at_a_time(patch: pytest.MonkeyPatch) -> None:
+    """Let repair switch off one thing at a time, and look at everything anew after it."""
+    together = repair_module._Balance._switch_off
+
+    def alone(self: Any, point: Any, most: int) -> dict[str, Any] | None:
+        changes = together(self, point, most)
+        return changes and dict([next(iter(changes.items()))])
+
+    patch.setattr(repair_module._Balance, "_switch_off", alone)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    tree=st.fixed_dictionaries({"layers": st.lists(BLOCK, min_size=1, max_size=3), "model": MODEL}),
+    most=st.integers(1, 3000),
+    seed=st.integers(0, 3),
+)
+def test_what_is_switched_off_together_is_what_would_be_one_after_the_other(
+    tree: dict[str, Any], most: int, seed: int
+) -> None:
+    space = Space.from_yaml(dump_yaml({"name": "s", **tree}))
+
+    def repaired() -> dict[str, Any] | None:
+        bound = space.bind(TINY)
+        try:
+            return repair(bound, bound.sample(random.Random(seed)), Budget.parse(most)).values
+        except (Infeasible, EmptyRecipe):
+            return None
+
+    together = repaired()
+    with pytest.MonkeyPatch.context() as patch:
+        one_at_a_time(patch)
+        assert repaired() == together
+
+
+def test_a_thousand_prompts_are_switched_off_in_a_few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = {"prompt_tuning": {"length": {"choice": [0, 1]}}}
+    bound = Space.from_yaml(dump_yaml({"name": "s", "model": [prompt] * 300})).bind(TINY)
+    looks = 0
+    moves = repair_module._Balance.moves
+
+    def counted(*args: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return moves(*args)
+
+    monkeypatch.setattr(repair_module._Balance, "moves", counted)
+    done = repair(bound, {p.name: 1 for p in bound.parameters}, Budget.parse(3 * TINY.stacks[0].hidden))
+    assert done.counts.deployed == 3 * TINY.stacks[0].hidden
+    assert looks <= 4 * 300
+
+
+def test_the_first_layer_is_a_number_however_deep_the_choice() -> None:
+    nested = {"choice": [{"choice": [1, {"choice": [0, "last"]}]}, 2]}
+    block = {"at": {"from": nested}, "attach": ["ia3"]}
+    bound = Space.from_yaml(dump_yaml({"name": "s", "layers": [block]})).bind(TINY)
+    assert repair(bound, bound.sample(random.Random(0)), Budget.parse("50%")).counts.deployed > 0
+    block["at"] = {"from": {"choice": [{"choice": [{"optional": "ia3"}, 2]}, 1]}}
+    with pytest.raises(RecipeError, match="'from' is the index of a layer"):
+        Space.from_yaml(dump_yaml({"name": "s", "layers": [block]}))
 
 
 @settings(max_examples=25, deadline=None)
