@@ -1,7 +1,8 @@
-"""The runs of a baseline: a sweep of its candidates, then fresh seeds of the best."""
+"""The runs of a baseline: a sweep of its candidates with up to two seeds, then fresh seeds of the best."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from autopeft.search.core.jobs import Job, JobResult, TrainJob
@@ -11,37 +12,63 @@ from autopeft.search.selection.contender import SEED_STRIDE, RepeatedRuns, fresh
 
 __all__ = ["BaselineRuns"]
 
+_SECOND_SEED = SEED_STRIDE // 2
+
 
 class BaselineRuns(RepeatedRuns):
-    """A baseline: a sweep of its candidates on *select* with the search's own seed, then fresh seeds of the
-    best; where each candidate is a run of its own, one fresh seed for each."""
+    """A baseline: a sweep of its candidates on *select* with the search's own seed, a second seed for the
+    better half, then fresh seeds of the best; where each candidate is a run of its own, one fresh seed for
+    each.
+
+    Attributes:
+        sweep: score of each run of the sweep so far, by job; `None` where it has not ended or failed.
+    """
 
     def __init__(self, index: int, baseline: Baseline) -> None:
         super().__init__(baseline.name, "baseline")
         self.counts = baseline.counts
         self._index, self._baseline = index, baseline
         self.sweep: dict[str, float | None] = {}
+        self._candidate: dict[str, int] = {}
         self._open: set[str] = set()
-        self._given = baseline.sweep_runs == 0
+        self._begun = False
+        self._second = baseline.second_runs
         self.started = False
 
     def sweep_jobs(self, seed: int, steps: int) -> list[Job]:
-        """One run for each candidate; none where there is nothing to choose."""
-        self._given = True
-        jobs: list[Job] = []
-        for i, recipe in enumerate(self._baseline.candidates[: self._baseline.sweep_runs]):
-            job = TrainJob(
-                id=f"baseline-{self._index}-sweep{i}",
-                kind="baseline",
-                label=self._baseline.label(i),
-                recipe=recipe,
-                seed=seed,
-                steps=steps,
-            )
-            self.sweep[job.id] = None
-            self._open.add(job.id)
-            jobs.append(job)
-        return jobs
+        """The runs of the sweep that can begin: those of every candidate, and once these have ended, those of
+        the better half with a second seed; none where there is nothing to choose, or while runs are open."""
+        if self._open or self.started:
+            return []
+        if not self._begun:
+            self._begun = True
+            return [self._sweep_job(i, seed, steps) for i in range(self._baseline.first_runs)]
+        best, self._second = self._ranked()[: self._second], 0
+        return [self._sweep_job(i, seed + _SECOND_SEED, steps, again=True) for i in best]
+
+    def _sweep_job(self, index: int, seed: int, steps: int, *, again: bool = False) -> Job:
+        id = f"baseline-{self._index}-sweep{index}{'-again' if again else ''}"
+        self.sweep[id] = None
+        self._candidate[id] = index
+        self._open.add(id)
+        label, recipe = self._baseline.label(index), self._baseline.candidates[index]
+        return TrainJob(
+            id=id,
+            kind="baseline",
+            label=f"{label}, second seed" if again else label,
+            recipe=recipe,
+            seed=seed,
+            steps=steps,
+        )
+
+    def _ranked(self) -> list[int]:
+        """Candidates that have a score, best first: those with two before those with one, by their mean."""
+        scores: dict[int, list[float]] = {}
+        for job, score in self.sweep.items():
+            if score is not None:
+                scores.setdefault(self._candidate[job], []).append(score)
+        means = {i: math.fsum(found) / len(found) for i, found in scores.items()}
+        return sorted(means, key=lambda i: (-len(scores[i]), order(means[i], number=i)))
 
     def take_sweep(self, result: JobResult) -> None:
         """Store one run of the sweep."""
@@ -49,14 +76,14 @@ class BaselineRuns(RepeatedRuns):
         self.sweep[result.job] = result.score
 
     @property
-    def open(self) -> int:
-        """Runs of the sweep that have not ended."""
-        return len(self._open)
+    def sweep_left(self) -> int:
+        """Runs of the sweep that have not ended, as far as it is begun."""
+        return len(self._open) + (self._second if self._begun else 0)
 
     @property
     def swept(self) -> bool:
-        """Whether the whole sweep has been given out and has ended."""
-        return self._given and not self._open
+        """Whether the whole sweep has been given out and has ended; a baseline without a choice has none."""
+        return self._baseline.sweep_runs == 0 or (self._begun and not self._open and self._second == 0)
 
     def later(self, seeds: int) -> int:
         """Runs with fresh seeds that are still to come."""
@@ -74,10 +101,10 @@ class BaselineRuns(RepeatedRuns):
                 jobs += self.final_jobs(f"{prefix}-{i}", fresh[i : i + 1], steps, splits, keep=False)
             self.recipe = {}  # there is not one; the counts stay those of the baseline, their mean
             return jobs
-        scored = [(score, i) for i, score in enumerate(self.sweep.values()) if score is not None]
-        if self.sweep and not scored:
+        ranked = self._ranked()
+        if self.sweep and not ranked:
             return []
-        chosen = min(scored, key=lambda pair: order(pair[0], number=pair[1]))[1] if scored else 0
+        chosen = ranked[0] if ranked else 0
         self.recipe, self.name = self._baseline.candidates[chosen], self._baseline.title(chosen)
         self.counts = self._baseline.counts_of(chosen)
         return self.final_jobs(prefix, seeds, steps, splits, keep=False)

@@ -43,16 +43,13 @@ class Confirmation:
 
     def sweep(self) -> None:
         """Let the baselines' learning rates be tried; a second call changes nothing."""
-        if not self._sweeping:
-            self._sweeping = True
-            for race in self.races:
-                self._queue.extend(race.sweep_jobs(self._seed, self.effort.steps))
+        self._sweeping = True
         self.advance()
 
     @property
     def sweeps_left(self) -> int:
         """Sweep runs that have not ended."""
-        return sum(race.open for race in self.races)
+        return sum(race.sweep_left for race in self.races)
 
     def open(self, best: Sequence[TrialRecord], effort: Effort) -> None:
         """Retrain the best of the search; nothing follows where there are none."""
@@ -101,6 +98,9 @@ class Confirmation:
 
     def advance(self) -> None:
         """Open what has become possible."""
+        for race in self.races:
+            if self._sweeping and not race.swept:
+                self._queue.extend(race.sweep_jobs(self._seed, self.effort.steps))
         if not self._open:
             return
         seeds = fresh_seeds(self._seed, self.effort.seeds)

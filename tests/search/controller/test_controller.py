@@ -24,7 +24,7 @@ def test_a_whole_search_runs_every_job_once(make_stage: Make) -> None:
     stage = make_stage()
     stage.play(honest)
     kinds = Counter(job.kind for job in stage.jobs)
-    assert kinds == {"trial": 5, "confirm": 4, "baseline": 4, "test": 2}
+    assert kinds == {"trial": 5, "confirm": 4, "baseline": 6, "test": 2}
     assert len({job.id for job in stage.jobs}) == len(stage.jobs)
     assert stage.controller.next() is DONE
     assert [r.label for r in stage.records] == [r.label for r in stage.events.records]

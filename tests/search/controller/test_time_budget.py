@@ -24,8 +24,8 @@ def test_time_left_is_the_work_left_over_the_workers() -> None:
     for workers in (1, 2):
         time_budget = TimeBudget(EFFORT, BASELINES, workers)
         time_budget.finished(job(), 10.0)
-        # 4 trials, 4 finalists' runs, 4 baseline runs at 0.5, 2 tests at 0.2
-        assert time_budget.remaining(40.0, []) == pytest.approx((40 + 40 + 20 + 4) / workers)
+        # 4 trials, 4 finalists' runs, 6 baseline runs at 0.5, 2 tests at 0.2
+        assert time_budget.remaining(40.0, []) == pytest.approx((40 + 40 + 30 + 4) / workers)
 
 
 def test_a_running_job_counts_for_what_is_left_of_it() -> None:
@@ -42,7 +42,7 @@ def test_a_running_job_counts_for_what_is_left_of_it() -> None:
 def test_all_done_is_zero() -> None:
     time_budget = TimeBudget(EFFORT, BASELINES, 1)
     time_budget.finished(job(), 10.0)
-    for kind, count in (("confirm", 4), ("baseline", 4), ("test", 2)):
+    for kind, count in (("confirm", 4), ("baseline", 6), ("test", 2)):
         for _ in range(count):
             time_budget.finished(job(kind), 1.0)
     assert time_budget.remaining(None, []) == 0.0

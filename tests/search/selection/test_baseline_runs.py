@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from autopeft.recipe import Recipe
@@ -37,8 +38,14 @@ def test_a_baseline_is_called_after_what_select_chose() -> None:
     first, second = race.sweep_jobs(5, 10)
     race.take_sweep(JobResult(first.id, {"select": 0.4}))
     assert not race.swept
+    assert race.sweep_jobs(5, 10) == [], "a run of the first round is open"
     race.take_sweep(JobResult(second.id, {"select": 0.6}))
+    assert not race.swept
+    for job, score in zip(race.sweep_jobs(5, 10), (0.6, 0.5), strict=True):
+        assert job.seed == 505
+        race.take_sweep(JobResult(job.id, {"select": score}))
     assert race.swept
+    assert race.sweep_jobs(5, 10) == []
     assert [j.seed for j in race.jobs(fresh_seeds(5, 2), 10)] == [1005, 1006]
     assert (race.contender().name, race.contender().counts) == ("two", {"deployed": 2})
 
@@ -53,10 +60,58 @@ def test_of_candidates_that_score_the_same_the_first_is_chosen() -> None:
     recipes = tuple({"name": f"r{i}"} for i in range(3))
     lora = tuple(Recipe.from_dict(r).to_dict() for r in recipes)
     race = BaselineRuns(0, Baseline("b", lora, {"deployed": 1}, titles=("a", "b", "c")))
-    for job, score in zip(race.sweep_jobs(0, 10), (0.5, 0.75, 0.75), strict=True):
-        race.take_sweep(JobResult(job.id, {"select": score}))
+    sweep(race, (0.5, 0.75, 0.75), (0.25, 0.25))
     race.jobs(fresh_seeds(0, 1), 10)
     assert race.name == "b"
+
+
+def race_of(count: int) -> BaselineRuns:
+    recipes = tuple(Recipe.from_dict({"name": f"r{i}"}).to_dict() for i in range(count))
+    return BaselineRuns(0, Baseline("b", recipes, {"deployed": 1}, titles=tuple("abcdefghijklmnopq"[:count])))
+
+
+def sweep(race: BaselineRuns, *rounds: Sequence[float | None]) -> list[list[str]]:
+    """Play the rounds of a sweep; returns the recipes of each. `None` stands for a run that failed."""
+    trained = []
+    for scores in rounds:
+        jobs = race.sweep_jobs(0, 10)
+        trained.append([str(job.recipe["name"]) for job in jobs])
+        for job, score in zip(jobs, scores, strict=True):
+            found = {} if score is None else {"select": score}
+            race.take_sweep(JobResult(job.id, found, error=None if found else "boom"))
+    return trained
+
+
+def test_the_better_half_has_a_second_seed_and_the_mean_of_both_chooses() -> None:
+    race = race_of(5)
+    trained = sweep(race, (0.5, 0.9, 0.1, 0.8, 0.7), (0.2, 0.8, 0.6))
+    assert trained == [["r0", "r1", "r2", "r3", "r4"], ["r1", "r3", "r4"]]
+    assert race.swept
+    race.jobs(fresh_seeds(0, 1), 10)
+    assert race.name == "d", "0.9 and 0.2 are worse than 0.8 and 0.8"
+
+
+def test_of_many_candidates_six_have_a_second_seed() -> None:
+    assert [len(names) for names in sweep(race_of(17), [0.5] * 17, [0.5] * 6)] == [17, 6]
+
+
+def test_who_fails_with_the_second_seed_comes_after_those_who_do_not() -> None:
+    race = race_of(3)
+    assert sweep(race, (0.9, 0.8, None), (None, 0.5)) == [["r0", "r1", "r2"], ["r0", "r1"]]
+    race.jobs(fresh_seeds(0, 1), 10)
+    assert race.name == "b"
+
+
+def test_what_is_left_of_a_sweep_holds_the_round_to_come() -> None:
+    race = race_of(4)
+    assert (race.sweep_left, race.swept) == (0, False)
+    jobs = race.sweep_jobs(0, 10)
+    assert race.sweep_left == 6
+    for job in jobs:
+        race.take_sweep(JobResult(job.id, {"select": 0.5}))
+    assert (race.sweep_left, race.swept) == (2, False)
+    sweep(race, (0.5, 0.5))
+    assert (race.sweep_left, race.swept) == (0, True)
 
 
 def test_a_sweep_that_failed_throughout_trains_nothing() -> None:
@@ -64,5 +119,6 @@ def test_a_sweep_that_failed_throughout_trains_nothing() -> None:
     race = BaselineRuns(0, Baseline("b", recipes, {"deployed": 1}))
     for job in race.sweep_jobs(0, 10):
         race.take_sweep(JobResult(job.id, error="boom", failure="failed"))
+    assert race.sweep_jobs(0, 10) == []
     assert race.swept
     assert race.jobs(fresh_seeds(0, 2), 10) == []

@@ -20,6 +20,7 @@ from autopeft.search.selection.baselines import (
     baselines,
     head_only,
     lora_baseline,
+    lora_rates,
     parse_kinds,
 )
 from autopeft.search.space.candidate import candidate
@@ -89,8 +90,8 @@ def test_lora_is_the_largest_that_fits(family: str, most: int) -> None:
         width = min(s.hidden for s in spec.stacks)
         assert most < width * 2 * 2 * len(spec.stacks), "something would have fitted"
         return
-    for recipe in baseline.candidates:
-        assert 0 < deployed(spec, recipe) == baseline.counts["deployed"] <= most
+    for i, recipe in enumerate(baseline.candidates):
+        assert 0 < deployed(spec, recipe) == baseline.counts_of(i)["deployed"] <= most
     layers = baseline.candidates[0]["layers"][0]
     config = layers["attach"][0]["lora"]
     if layers.get("at", "all") == "all" and config["rank"] < 64:
@@ -102,7 +103,28 @@ def test_known_size() -> None:
     baseline = lora_baseline(MINILM, (0, 113_566), rates=3)
     assert baseline is not None
     assert baseline.counts["deployed"] == 110_592
-    assert baseline.name == "LoRA rank 12 on q, v of all layers"
+    assert [baseline.title(i) for i in (0, 3)] == [
+        "LoRA rank 12 on q, v of all layers",
+        "LoRA rank 24 on q, v of the last 3 layers",
+    ]
+
+
+def test_small_ranks_take_large_rates() -> None:
+    assert lora_rates(12, 3) == lora_rates(96, 3) == [5e-4, 1.5e-3, 4.5e-3]
+    assert lora_rates(1, 3) == pytest.approx([3.22e-3, 9.68e-3, 2.9e-2], rel=0.02)
+    assert lora_rates(4, 1) == [float(f"{1.5e-3 * 3**0.75:.3g}")]
+    assert max(rate for rank in range(1, 30) for rate in lora_rates(rank, 3)) <= 3e-2
+    (small,) = found(MINILM, "0.04%", kinds=["lora"], rates=3)
+    assert small.candidates[2]["training"]["learning_rate"] == lora_rates(1, 3)[2] > 2.5e-2
+
+
+def test_the_last_half_of_one_layer_is_nothing() -> None:
+    single = replace(BERT, stacks=tuple(replace(s, layers=1) for s in BERT.stacks))
+    baseline = lora_baseline(
+        replace(single, sites=tuple(s for s in BERT.sites if s.layer == 0)), (0, 10_000), rates=1
+    )
+    assert baseline is not None
+    assert len(baseline.candidates) == 1
 
 
 @pytest.mark.parametrize("rates", [1, 2, 5])
@@ -164,12 +186,13 @@ def test_lora_goes_from_place_to_place() -> None:
     baseline = lora_baseline(MINILM, (0, 113_566), rates=2, places=3)
     assert baseline is not None
     assert baseline.name == "LoRA rank sweep"
-    assert [baseline.title(i) for i in (0, 2, 4)] == [
+    assert [baseline.title(i) for i in (0, 2, 4, 6)] == [
         "LoRA rank 12 on q, v of all layers",
+        "LoRA rank 24 on q, v of the last 3 layers",
         "LoRA rank 6 on q, k, v, o of all layers",
         "LoRA rank 2 on every linear map of all layers",
     ]
-    assert baseline.sweep_runs == 6
+    assert (baseline.first_runs, baseline.second_runs, baseline.sweep_runs) == (8, 4, 12)
     assert baseline.fresh_runs(4) == 4
     assert baseline.label(1) == "LoRA rank 12 on q, v of all layers, learning rate 0.0045"
 
@@ -178,17 +201,19 @@ def test_a_fused_projection_is_taken_whole_only_where_it_has_no_parts() -> None:
     gpt2 = SPECS["gpt2"]
     parts = lora_baseline(gpt2, (0, 20_000), rates=1, places=3)
     assert parts is not None
-    assert [parts.title(i).split(" on ")[1] for i in range(3)] == [
+    assert [parts.title(i).split(" on ")[1] for i in range(4)] == [
         "q, v of all layers",
+        "q, v of the last layer",
         "q, k, v, o of all layers",
         "every linear map of all layers",
     ]
-    assert "qkv" not in parts.candidates[2]["layers"][0]["attach"][0]["lora"]["sites"]
+    assert "qkv" not in parts.candidates[3]["layers"][0]["attach"][0]["lora"]["sites"]
     whole = replace(gpt2, sites=tuple(s for s in gpt2.sites if s.name not in ("q", "k", "v")))
     fused = lora_baseline(whole, (0, 20_000), rates=1, places=3)
     assert fused is not None
-    assert [fused.title(i).split(" on ")[1] for i in range(3)] == [
+    assert [fused.title(i).split(" on ")[1] for i in range(4)] == [
         "qkv of all layers",
+        "qkv of the last layer",
         "qkv, o of all layers",
         "every linear map of all layers",
     ]
@@ -198,7 +223,8 @@ def test_a_fused_projection_is_taken_whole_only_where_it_has_no_parts() -> None:
 def test_lora_that_misses_the_range_gives_way_to_one_that_reaches_it() -> None:
     baseline = lora_baseline(MINILM, (100_000, 113_566), rates=1, places=3)
     assert baseline is not None
-    assert [baseline.title(i) for i in range(3)][2] == "LoRA rank 3 on every linear map of the last 5 layers"
+    last = len(baseline.candidates) - 1
+    assert baseline.title(last) == "LoRA rank 3 on every linear map of the last 5 layers"
     narrow = lora_baseline(MINILM, (4_700, 6_500), rates=1, places=3)
     assert narrow is not None
     assert [table["deployed"] for table in narrow.tables] == [6_144, 6_144]
@@ -272,7 +298,7 @@ def test_random_hybrids_follow_the_seed_and_train_as_the_search_starts() -> None
 
 def test_the_mid_point_has_everything_on() -> None:
     (baseline,) = found(MINILM, "0.5%", kinds=["middle"], rates=3)
-    assert baseline.sweep_runs == 3
+    assert (baseline.first_runs, baseline.second_runs) == (3, 2)
     for recipe in baseline.candidates:
         assert len(methods(recipe)) >= 5
     rates = [c["training"]["learning_rate"] for c in baseline.candidates]
@@ -287,7 +313,7 @@ def test_an_effort_pays_for_what_it_can() -> None:
         effort: sum(b.sweep_runs for b in found(MINILM, "0.5%", effort=effort, rates=3))
         for effort in ("quick", "normal", "thorough")
     }
-    assert runs == {"quick": 6, "normal": 36, "thorough": 78}
+    assert runs == {"quick": 14, "normal": 55, "thorough": 97}
 
 
 def test_one_candidate_needs_no_sweep() -> None:
