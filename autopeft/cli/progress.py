@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["LiveReporter", "PlainReporter", "brief", "watch"]
 
 _PHASES = {
+    "precision": "Timing bf16 against fp32",
     "search": "Search",
     "confirm": "Finalists with fresh seeds",
     "baseline": "Baselines at the same budget",
@@ -99,7 +100,7 @@ class PlainReporter:
 
     def on_phase(self, name: str, jobs: int) -> None:
         """Print the phase's name."""
-        self._say(f"{_PHASES.get(name, name)}: {jobs} runs")
+        self._say(f"{_PHASES.get(name, name)}: {jobs} run{'' if jobs == 1 else 's'}")
 
     def on_trial_start(self, job: Job, counts: CountTable | None) -> None:
         """Nothing: the line comes at the end."""

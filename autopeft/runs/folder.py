@@ -9,6 +9,7 @@ runs/2026-01-31-142233-sst2-1a2b3c/
   recipe.yaml     the winner's recipe        front.csv, front.json   size against score
   result.json     the outcome in numbers     winner/                 the winner's weights, head included
   space.yaml      the search space           .state/                 until the end: what it can go on from
+  precision.json  fp32 or bf16 for trials, and what was measured
   logs/jobs.jsonl every job as it was handed out: recipe, seed, steps, splits, hashes of the files it carried
   logs/<job>.txt  how each job ended: error and traceback, process, versions, peak memory, what was printed
   logs/ray/       Ray's own logs, only where it ended unexpectedly or the search raised an error

@@ -21,7 +21,7 @@ __all__ = [
     "read_record",
 ]
 
-JobKind = Literal["trial", "confirm", "baseline", "test"]
+JobKind = Literal["trial", "confirm", "baseline", "test", "probe"]
 RecordState = Literal["complete", "stopped", "paused", "running", "failed", "interrupted", "duplicate"]
 CountTable = dict[str, int | float]
 T = TypeVar("T", "TrialRecord", "FrontPoint")
@@ -48,6 +48,7 @@ class TrialRecord:
         kept: the scores come from an earlier run, nothing was trained for this one.
         pseudo_values: what groups of *test* rows contribute to the score there (see
             `TaskKind.pseudo_values`); `None` where *test* was not scored.
+        precision: of the backbone, in runs after the search.
     """
 
     kind: JobKind
@@ -72,6 +73,7 @@ class TrialRecord:
     job: str = ""
     kept: bool = False
     pseudo_values: list[float] | None = field(default=None, repr=False)
+    precision: str = "fp32"
 
     @property
     def deployed(self) -> int | float | None:

@@ -19,6 +19,7 @@ from autopeft.search.controller.checkpoints import Clock, FolderCheckpoints
 from autopeft.search.controller.completed_runs import CompletedRuns, KnownRuns
 from autopeft.search.controller.controller import Controller
 from autopeft.search.controller.finish import finish
+from autopeft.search.controller.precision import ChosenPrecision
 from autopeft.search.core.events import Reporter, SearchInfo, SilentReporter
 from autopeft.search.execution.executor import Executor
 from autopeft.search.execution.logged_jobs import JOBS, LoggedJobs
@@ -168,6 +169,9 @@ def _run(
         keep,
         seed=a.seed,
         workers=ready.workers or 1,
+        precision=ChosenPrecision(
+            a.precision, parameters=ready.spec.parameters, folder=folder.path, notify=notify
+        ),
         recall=kept.recall,
         seconds=ready.seconds,
         grace=a.grace,

@@ -7,8 +7,19 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-__all__ = ["evaluation_mode", "generator_state", "learning", "restore_generator", "seeded", "training_mode"]
+from autopeft.assets.heads import head_names
+
+__all__ = [
+    "evaluation_mode",
+    "generator_state",
+    "head_kept",
+    "learning",
+    "restore_generator",
+    "seeded",
+    "training_mode",
+]
 
 
 @contextmanager
@@ -109,3 +120,18 @@ def restore_generator(state: tuple[torch.Tensor, torch.Tensor | None], device: t
     torch.set_rng_state(cpu)
     if cuda is not None:
         torch.cuda.set_rng_state(cuda, device)
+
+
+@contextmanager
+def head_kept(model: PreTrainedModel) -> Iterator[None]:
+    """Put the head's tensors back as they were."""
+    heads = [model.get_submodule(name) for name in head_names(model)]
+    kept = [(tensor, tensor.detach().clone()) for head in heads for tensor in head.state_dict().values()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, before in kept:
+                tensor.copy_(before)
+        for head in heads:
+            head.zero_grad(set_to_none=True)

@@ -277,8 +277,7 @@ def rows(split: str) -> Option:
 Precision = Annotated[
     str,
     Option(
-        help="Of the backbone's weights: fp32, or bf16, which is faster and rougher. A search then tries "
-        "recipes in bf16, and trains finalists and baselines in fp32.",
+        help="Of the backbone's weights: fp32, or bf16, which is rougher and on many machines faster.",
         panel=TRAINING,
         choices=_precisions,
         check=_check_precision,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
-from autopeft.assets.heads import head_names, reset_head
+from autopeft.assets.heads import reset_head
 from autopeft.counting import Counts
 from autopeft.errors import UsageError, near
 from autopeft.hybrid import Hybrid, attach
@@ -23,6 +21,7 @@ from autopeft.training.forward import Forward, shortest_forward
 from autopeft.training.full import FullFineTuning
 from autopeft.training.head_start import start_head
 from autopeft.training.loop import OnScore, OnStep, ShouldStop, TrainResult, train
+from autopeft.training.modes import head_kept
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.scoring import Scored, evaluate, score_by_rows
 
@@ -141,7 +140,7 @@ def _trial(
     wanted = _wanted(data, splits)
     device = plan.torch_device()
     model.to(device)  # type: ignore[arg-type]
-    with _head_kept(model):
+    with head_kept(model):
         if data.task.task_kind.new_head:
             reset_head(model, plan.seed)
             if plan.head_start == "probe":
@@ -183,18 +182,3 @@ def _score(
     if by_rows:
         return score_by_rows(forward.model, split, data.task.metric, forward=forward, **options)
     return Scored(evaluate(forward.model, split, data.task.metric, forward=forward, **options))
-
-
-@contextmanager
-def _head_kept(model: PreTrainedModel) -> Iterator[None]:
-    """Put the head's tensors back as they were."""
-    heads = [model.get_submodule(name) for name in head_names(model)]
-    kept = [(tensor, tensor.detach().clone()) for head in heads for tensor in head.state_dict().values()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, before in kept:
-                tensor.copy_(before)
-        for head in heads:
-            head.zero_grad(set_to_none=True)

@@ -54,7 +54,7 @@ class KnownRuns:
         found = self._past.get(job)
         if found is not None or job.kind != "baseline":
             return found
-        kept = self._cache.get(self._keys.of(job.recipe, job.seed, job.steps))
+        kept = self._cache.get(self._keys.of(job.recipe, job.seed, job.steps, job.precision))
         if kept is None or any(split not in kept.scores for split in job.splits):
             return None
         parts = kept.pseudo_values if "test" in job.splits else ()
@@ -63,7 +63,7 @@ class KnownRuns:
     def remember(self, record: TrialRecord) -> None:
         """Keep the scores of a baseline's run for other searches."""
         if record.kind == "baseline" and record.state == "complete" and not record.kept:
-            key = self._keys.of(record.recipe, record.seed or 0, record.steps or 0)
+            key = self._keys.of(record.recipe, record.seed or 0, record.steps or 0, record.precision)
             self._cache.put(key, KeptScores(record.scores, tuple(record.pseudo_values or ())), record.seconds)
 
 

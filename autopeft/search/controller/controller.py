@@ -16,6 +16,7 @@ from dataclasses import replace
 from autopeft.effort import Effort
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.best_weights import BestWeights
+from autopeft.search.controller.precision import ChosenPrecision
 from autopeft.search.controller.time_budget import TimeBudget
 from autopeft.search.core.checkpoints import CheckpointStore
 from autopeft.search.core.events import Reporter
@@ -35,6 +36,11 @@ def _unknown(job: Job) -> JobResult | None:
     return None
 
 
+def _only_chooses(job: Job) -> bool:
+    """Whether a job is a trial or belongs to a baseline's sweep: no figure that is reported comes from it."""
+    return job.kind == "trial" or (job.kind == "baseline" and "test" not in job.splits)
+
+
 class Controller:
     """A `JobSource` for one search.
 
@@ -49,6 +55,7 @@ class Controller:
         recall: the result of a final run that need not be repeated.
         seconds: time budget of the whole run, or `None`.
         workers: jobs that run at a time, for the time budget.
+        precision: of trials and of the baselines' sweeps; all else is in fp32.
         grace: seconds that jobs may go on after an interruption.
         clock: monotonic seconds.
     """
@@ -64,6 +71,7 @@ class Controller:
         *,
         seed: int,
         workers: int,
+        precision: ChosenPrecision | None = None,
         recall: Callable[[Job], JobResult | None] = _unknown,
         seconds: float | None = None,
         grace: float = 0.0,
@@ -71,6 +79,7 @@ class Controller:
     ) -> None:
         self.strategy, self.effort, self.checkpoints = strategy, effort, checkpoints
         self._reporter, self._on_record, self._recall = reporter, on_record, recall
+        self._precision, self._seed = precision or ChosenPrecision(), seed
         self.time_budget = TimeBudget(
             effort, baselines, workers, seconds, expected_steps=strategy.expected_steps, clock=clock
         )
@@ -89,6 +98,8 @@ class Controller:
     def next(self) -> Job | Done | None:
         """See `JobSource`."""
         while not self.interrupted:
+            if self._precision.value is None:
+                return self._probe()
             job = self._again.popleft() if self._again else None
             if job is None and self._searching:
                 job = self._next_of_strategy()
@@ -96,6 +107,8 @@ class Controller:
                 job = self.confirmation.next()
             if job is None:
                 return None if self._running or self._searching else DONE
+            if _only_chooses(job):
+                job = replace(job, precision=self._precision.value)
             if job.kind == "test":
                 job = replace(job, files=self.checkpoints.get(job.id.removeprefix("test-")))
             known = None if job.kind == "trial" else self._recall(job)
@@ -106,6 +119,15 @@ class Controller:
             self._reporter.on_trial_start(job, job.counts)
             return job
         return DONE
+
+    def _probe(self) -> Job | None:
+        """What the precision is chosen by; nothing else runs meanwhile."""
+        if self._running:
+            return None
+        job = self._precision.job(self._seed)
+        self._running[job.id] = job
+        self._reporter.on_phase("precision", 1)
+        return job
 
     def _next_of_strategy(self) -> Job | None:
         if not self._announced:
@@ -149,6 +171,10 @@ class Controller:
         if result.failure == "lost" and self.interrupted:
             # The signal may have reached its worker too.
             result = replace(result, error=_STOPPED, failure="stopped")
+        if job.kind == "probe":
+            if result.failure != "stopped":
+                self._precision.take(result)
+            return
         if result.error is None:
             self.time_budget.finished(job, result.seconds)
         if result.failure == "lost" and job.attempt + 1 < _ATTEMPTS:

@@ -75,6 +75,8 @@ def prepare_rerun(
     ready = prepare_here(folder, notify)
     notices += _differences(folder, ready)
     job = replace(found.job, files=files)
+    if job.kind == "trial" and ready.arguments.precision == "bf16":
+        job = replace(job, precision="bf16")  # before jobs said so themselves
     return Rerun(job, worker_setup(ready), tuple(notices), log_file(folder, job.id))
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "Job",
     "JobResult",
     "JobSource",
+    "PrecisionJob",
     "Progress",
     "ScoreJob",
     "TrainJob",
@@ -31,8 +32,8 @@ class Job:
 
     Attributes:
         id: unique in a run.
-        kind: what it is for: a search `trial`, a `confirm` run of a finalist, a `baseline` run, or the `test`
-            of trained weights.
+        kind: what it is for: a search `trial`, a `confirm` run of a finalist, a `baseline` run, the `test`
+            of trained weights, or a `probe` that measures something before the search.
         label: what a table shows (`trial 3`, `LoRA seed 2`).
         recipe: canonical recipe dict.
         seed: seeds head, modules and data order.
@@ -43,6 +44,7 @@ class Job:
             that had paused.
         counts: the recipe's parameters, where they are known before it is built.
         attempt: how often the job was lost with its worker before; it then takes fewer rows at once.
+        precision: of the backbone's weights.
     """
 
     id: str
@@ -56,6 +58,7 @@ class Job:
     files: Mapping[str, bytes] | None = field(default=None, repr=False)
     counts: CountTable | None = field(default=None, repr=False)
     attempt: int = 0
+    precision: str = "fp32"
 
     def __str__(self) -> str:
         return self.id
@@ -83,6 +86,11 @@ class ScoreJob(Job):
     """Score the saved hybrid that is in `files`."""
 
 
+@dataclass(frozen=True)
+class PrecisionJob(Job):
+    """Measure whether the backbone trains faster in bf16 than in fp32, and how much rougher."""
+
+
 @dataclass
 class JobResult:
     """What came of a job. `error` is `None` exactly when every wanted split was scored with a finite number.
@@ -93,6 +101,7 @@ class JobResult:
         files: the saved hybrid, where the job asked to keep it, or the `checkpoint` of a paused trial.
         paused: whether the training stands at the job's `until`.
         pseudo_values: what groups of *test* rows contribute to the score there, where *test* was scored.
+        measured: numbers that a job measured, by name.
         log: text for whoever wants to know what happened: tracebacks, process, what was printed.
     """
 
@@ -107,6 +116,7 @@ class JobResult:
     worker: str = ""
     paused: bool = False
     pseudo_values: tuple[float, ...] = field(default=(), repr=False)
+    measured: dict[str, float] = field(default_factory=dict)
     log: str = field(default="", repr=False)
 
     @property

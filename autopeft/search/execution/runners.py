@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,10 +28,11 @@ from autopeft.errors import DataError, UsageError
 from autopeft.hybrid import Hybrid
 from autopeft.hybrid import load as load_hybrid
 from autopeft.recipe import Recipe
-from autopeft.search.core.jobs import Job, JobResult, Progress, ScoreJob, TrainJob
+from autopeft.search.core.jobs import Job, JobResult, PrecisionJob, Progress, ScoreJob, TrainJob
 from autopeft.tasks.encode import EncodedTask
 from autopeft.tasks.task import Task
 from autopeft.training import Checkpoint, TrainingPlan, run_trial
+from autopeft.training.precision import probe_precision
 from autopeft.training.scoring import score_by_rows
 
 __all__ = ["JobContext", "JobRunner", "runner_of", "runs"]
@@ -45,8 +46,8 @@ class JobContext:
         task, data: the rows, as they were read and as the backbone takes them.
         plan: how to train; a job sets its own steps and seed. Of a job that ran out of memory before it takes
             fewer rows at once.
-        precision: of the backbone in search trials; everything else is in fp32.
-        backbone: the backbone in a precision. It is kept for the next job, which has to find it as it was.
+        backbone: the backbone in a precision (a job's own: `Job.precision`). It is kept for the next job,
+            which has to find it as it was.
         on_step: to be told the number of each training step and its loss; it leaves the runner, by an
             exception that has to pass, once the search was stopped.
     """
@@ -54,7 +55,6 @@ class JobContext:
     task: Task
     data: EncodedTask
     plan: TrainingPlan
-    precision: str
     backbone: Callable[[str], Any]
     on_step: Progress
 
@@ -115,7 +115,7 @@ def _train(context: JobContext, job: TrainJob) -> JobResult:
             files.update(_saved(hybrid))
 
     outcome = run_trial(
-        context.backbone(context.precision if job.kind == "trial" else "fp32"),
+        context.backbone(job.precision),
         Recipe.from_dict(dict(job.recipe)),
         context.data,
         replace(context.plan, steps=job.steps, seed=job.seed, train_share=job.share),
@@ -174,6 +174,12 @@ def _score(context: JobContext, job: ScoreJob) -> JobResult:
             scores = {split: scored.score for split, scored in found.items()}
             parts = found["test"].pseudo_values if "test" in found else ()
             return JobResult(job.id, scores, counts=hybrid.counts().to_dict(), pseudo_values=parts)
+
+
+@runs(PrecisionJob)
+def _probe(context: JobContext, job: PrecisionJob) -> JobResult:
+    found = probe_precision(context.backbone, context.data, replace(context.plan, seed=job.seed))
+    return JobResult(job.id, measured={} if found is None else asdict(found))
 
 
 def _saved(hybrid: Hybrid) -> dict[str, bytes]:

@@ -38,7 +38,6 @@ class WorkerSetup:
         plan: how to train; each job sets its own steps and seed.
         threads: CPU threads of one job.
         key: names this setup; a worker loads backbone and data once for each key.
-        precision: of the backbone in search trials; everything else is in fp32.
     """
 
     model: str
@@ -47,7 +46,6 @@ class WorkerSetup:
     plan: TrainingPlan
     threads: int
     key: str
-    precision: str = "fp32"
 
 
 @dataclass
@@ -207,5 +205,5 @@ def _run(setup: WorkerSetup, job: Job, on_step: Progress, should_stop: Callable[
     runner, kept, plan = runner_of(type(job)), loaded(setup), setup.plan
     if job.attempt:
         plan = replace(plan, micro_batch=micro_rows(plan, job.attempt))
-    context = JobContext(setup.task, kept.data, plan, setup.precision, partial(kept.backbone, setup), step)
+    context = JobContext(setup.task, kept.data, plan, partial(kept.backbone, setup), step)
     return runner(context, job)

@@ -18,5 +18,4 @@ def worker_setup(ready: Prepared) -> WorkerSetup:
         plan=ready.plan,
         threads=a.cpus_per_trial,
         key=ready.key(),
-        precision=a.precision,
     )

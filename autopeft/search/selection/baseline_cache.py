@@ -100,7 +100,6 @@ class RunKeys:
 
     Args:
         plan: its seed and steps are replaced by those of each run.
-        precision: of the backbone in the runs: baselines are trained in fp32.
     """
 
     def __init__(
@@ -109,14 +108,13 @@ class RunKeys:
         source: ModelSource,
         spec: BackboneSpec,
         plan: TrainingPlan,
-        precision: str = "fp32",
     ) -> None:
-        self._spec, self._metric, self._precision = spec, task.metric, precision
+        self._spec, self._metric = spec, task.metric
         self._own = task.task_kind.built_in and get_metric(task.metric).built_in
         self._data, self._backbone = _data_hash(task), _backbone_id(source)
         self._plan = _canonical({k: v for k, v in asdict(plan).items() if k not in ("seed", "steps")})
 
-    def of(self, recipe: Mapping[str, Any], seed: int, steps: int) -> RunKey | None:
+    def of(self, recipe: Mapping[str, Any], seed: int, steps: int, precision: str = "fp32") -> RunKey | None:
         """The key of a run, or `None` where its scores cannot be kept.
 
         That is so for a backbone without a known hash (reached on the hub, or a folder above 2 GiB) and for
@@ -134,7 +132,7 @@ class RunKeys:
             seed,
             steps,
             self._plan,
-            self._precision,
+            precision,
             _versions(),
         )
 

@@ -28,7 +28,7 @@ class Confirmation:
         on_phase: is told the name of a phase and its number of jobs.
 
     Attributes:
-        winner: the finalist with the best mean on *select*, once all have ended.
+        winner: the finalist that promises most on *select*, once all have ended.
     """
 
     def __init__(
@@ -155,6 +155,7 @@ class Confirmation:
             job=job.id,
             kept=kept,
             pseudo_values=list(result.pseudo_values) or None,
+            precision=job.precision,
         )
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,8 @@ def test_only_finished_runs_of_an_earlier_process_count(tmp_path: Path) -> None:
 
 
 class Keys:
-    def of(self, recipe: Any, seed: int, steps: int) -> Any:
-        return (recipe["name"], seed, steps)
+    def of(self, recipe: Any, seed: int, steps: int, precision: str) -> Any:
+        return (recipe["name"], seed, steps, precision)
 
 
 class Cache:
@@ -69,9 +69,10 @@ def test_baselines_alone_are_shared_between_searches(tmp_path: Path) -> None:
     kept = KnownRuns(CompletedRuns(RunFolder(tmp_path), FolderCheckpoints(tmp_path)), Keys(), cache)  # type: ignore[arg-type]
     kept.remember(record("lora", scores={"select": 0.6, "test": 0.7}, pseudo_values=[0.6, 0.8]))
     kept.remember(record("confirm-1", kind="confirm"))
+    assert kept.recall(replace(job("lora"), precision="bf16")) is None, "scores in bf16 are others"
     kept.remember(record("failed", state="failed"))
     kept.remember(record("again", kept=True))
-    assert list(cache.held) == [("lora", 3, 5)]
+    assert list(cache.held) == [("lora", 3, 5, "fp32")]
     found = kept.recall(job("lora"))
     assert found is not None
     assert (found.scores, found.pseudo_values) == ({"select": 0.6}, ())
@@ -79,5 +80,5 @@ def test_baselines_alone_are_shared_between_searches(tmp_path: Path) -> None:
     assert both is not None
     assert both.pseudo_values == (0.6, 0.8)
     assert kept.recall(job("lora", kind="confirm")) is None
-    cache.held[("lora", 3, 5)] = KeptScores({"select": 0.6})
+    cache.held[("lora", 3, 5, "fp32")] = KeptScores({"select": 0.6})
     assert kept.recall(job("lora", splits=("select", "test"))) is None

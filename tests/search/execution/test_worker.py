@@ -201,9 +201,9 @@ def test_non_finite_scores_are_failures(setup: WorkerSetup, monkeypatch: pytest.
     assert run(setup).failure == "non_finite"
 
 
-def test_bf16_is_for_search_trials_alone(setup: WorkerSetup) -> None:
-    half = replace(setup, precision="bf16", key=f"{setup.key}-half")
-    trial = run(half, keep_above=-math.inf, splits=("select",))
+def test_a_job_has_the_backbone_in_its_own_precision(setup: WorkerSetup) -> None:
+    half = replace(setup, key=f"{setup.key}-half")
+    trial = run(half, precision="bf16", keep_above=-math.inf, splits=("select",))
     assert trial.error is None
     assert "weights.safetensors" in trial.files
     kept = worker._LOADED[half.key]

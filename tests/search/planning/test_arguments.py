@@ -201,7 +201,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "max_length": st.integers(4, 4096),
     "batch_size": counts,
     "micro_batch": counts,
-    "precision": st.sampled_from(["fp32", "bf16"]),
+    "precision": st.sampled_from(["auto", "fp32", "bf16"]),
     "shortcuts": st.booleans(),
     "text": text,
     "text_pair": text,

@@ -165,7 +165,7 @@ def test_its_jobs_are_run_by_its_own_runner(toys: Any, monkeypatch: pytest.Monke
 
     monkeypatch.setitem(runners._RUNNERS, TrainJob, train)
     job = toys.TwiceJob("trial-0", "trial", "trial 0", {}, 3, 10, seeds=(3, 4))
-    context = JobContext(None, None, None, "fp32", lambda p: None, lambda n, loss: steps.append(n))  # type: ignore[arg-type]
+    context = JobContext(None, None, None, lambda p: None, lambda n, loss: steps.append(n))  # type: ignore[arg-type]
     assert runner_of(type(job))(context, job).scores == {"select": 3.5}
     assert (trained, steps) == ([(3, 5), (4, 5)], [5, 10])
 

@@ -1,0 +1,119 @@
+"""The precision of trials and sweeps: asked for, or found by a probe before the first trial."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.searching import Stage, honest
+
+from autopeft.errors import UsageError
+from autopeft.search.controller.precision import ChosenPrecision, kept_precision
+from autopeft.search.core.jobs import Job, JobResult, PrecisionJob
+
+LARGE = 10_000_000
+Make = Callable[..., Stage]
+
+
+def chosen(folder: Path, told: list[str] | None = None) -> ChosenPrecision:
+    return ChosenPrecision(
+        "auto", parameters=LARGE, folder=folder, notify=None if told is None else told.append
+    )
+
+
+def answering(**measured: float) -> Callable[[Job], JobResult]:
+    def outcome(job: Job) -> JobResult:
+        return JobResult(job.id, measured=measured) if isinstance(job, PrecisionJob) else honest(job)
+
+    return outcome
+
+
+FASTER = {"fp32": 3.0, "bf16": 1.0, "error": 0.01}
+
+
+def test_the_probe_comes_first_alone_and_decides_what_trials_and_sweeps_compute_in(
+    make_stage: Make, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    stage = make_stage(precision=chosen(tmp_path, told))
+    probe = stage.controller.next()
+    assert isinstance(probe, PrecisionJob)
+    assert stage.controller.next() is None, "nothing runs beside what is timed"
+    stage.controller.complete(answering(**FASTER)(probe))
+    stage.play(answering(**FASTER))
+    kinds = {(job.kind, job.precision) for job in stage.jobs if "test" not in job.splits}
+    assert kinds == {("trial", "bf16"), ("baseline", "bf16"), ("confirm", "fp32")}
+    assert {job.precision for job in stage.jobs if "test" in job.splits} == {"fp32"}
+    assert {r.precision for r in stage.records if r.kind == "baseline" and "test" not in r.scores} == {"bf16"}
+    assert not [record for record in stage.records if record.kind == "probe"]
+    assert told == [json.loads((tmp_path / "precision.json").read_text())["why"]]
+    assert "3.0 times as fast" in told[0]
+
+
+def test_a_search_that_goes_on_keeps_to_what_was_found(make_stage: Make, tmp_path: Path) -> None:
+    chosen(tmp_path).take(JobResult("precision", measured=FASTER))
+    assert kept_precision(tmp_path) == "bf16"
+    stage = make_stage(precision=chosen(tmp_path))
+    stage.play(honest)
+    assert {job.precision for job in stage.jobs if job.kind == "trial"} == {"bf16"}
+    assert not [job for job in stage.jobs if job.kind == "probe"]
+
+
+@pytest.mark.parametrize(
+    ("result", "says"),
+    [
+        (JobResult("precision", error="boom.", failure="failed"), "measuring bf16 failed (boom)"),
+        (JobResult("precision", error="gone", failure="lost"), "measuring bf16 failed (gone)"),
+        (JobResult("precision"), "nothing to measure bf16 on"),
+        (
+            JobResult("precision", measured={"fp32": 1.0, "bf16": float("nan"), "error": 0.0}),
+            "nothing to measure",
+        ),
+        (JobResult("precision", measured={"fp32": 1.0, "bf16": 1.0, "error": 0.0}), "1.0 times as fast"),
+    ],
+)
+def test_in_doubt_it_is_fp32(make_stage: Make, tmp_path: Path, result: JobResult, says: str) -> None:
+    told: list[str] = []
+    stage = make_stage(precision=chosen(tmp_path, told))
+    stage.play(lambda job: result if isinstance(job, PrecisionJob) else honest(job))
+    assert {job.precision for job in stage.jobs} == {"fp32"}
+    assert says in told[0]
+
+
+def test_a_probe_that_was_interrupted_decides_nothing(make_stage: Make, tmp_path: Path) -> None:
+    stage = make_stage(precision=chosen(tmp_path))
+    assert isinstance(stage.controller.next(), PrecisionJob)
+    stage.controller.interrupt()
+    stage.controller.abandon()
+    assert kept_precision(tmp_path) is None
+    assert not (tmp_path / "precision.json").exists()
+
+
+@pytest.mark.parametrize("asked", ["fp32", "bf16"])
+def test_what_was_asked_for_is_not_measured(asked: str, tmp_path: Path) -> None:
+    assert ChosenPrecision(asked, parameters=LARGE, folder=tmp_path).value == asked
+
+
+def test_a_small_backbone_is_not_measured(tmp_path: Path) -> None:
+    assert ChosenPrecision("auto", parameters=4_999_999, folder=tmp_path).value == "fp32"
+    assert chosen(tmp_path).value is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"precision": "fp8"}', '{"precision": []}', "[" * 9000, "\xff"]
+)
+def test_a_damaged_finding_is_measured_again(tmp_path: Path, text: str) -> None:
+    (tmp_path / "precision.json").write_bytes(text.encode("latin-1"))
+    assert kept_precision(tmp_path) is None
+
+
+def test_a_finding_is_not_read_from_outside_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text('{"precision": "bf16"}')
+    run: Any = tmp_path / "run"
+    run.mkdir()
+    (run / "precision.json").symlink_to(tmp_path / "other.json")
+    with pytest.raises(UsageError, match="leads out of its folder"):
+        kept_precision(run)
