@@ -1,4 +1,4 @@
-"""kv(attention) where a family's attention calls no function that could be replaced: a forward that calls one.
+"""kv(attention) where a family's attention calls no function to be replaced: a forward that calls one.
 
 The forward computes what the class's own does, in the same order, with the products between queries, keys and
 values in a function of the form that `transformers` hands its attention on to. So whatever `attention` adds
