@@ -295,6 +295,18 @@ def test_smollm2_is_dequantised_once_and_classifies_with_padding() -> None:
         assert torch.allclose(model(**short).logits, model(**padded).logits, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_mpnet_base_is_joined_from_its_parts_and_classifies_with_padding() -> None:
+    source = resolve_model("mpnet-base")
+    assert source.sha256 == ASSETS["mpnet-base"].sources[0].sha256
+    model, tokenizer = load_model(source, config=LABELS, seed=1), load_tokenizer(source)
+    assert sum(p.numel() for p in model.base_model.parameters()) == 108_895_872  # all but the pooler
+    short = tokenizer(["A fine film."], return_tensors="pt")
+    padded = tokenizer(["A fine film."], return_tensors="pt", padding="max_length", max_length=16)
+    with torch.no_grad():
+        assert torch.allclose(model(**short).logits, model(**padded).logits, atol=1e-4)
+
+
 def save_bert(folder: Path, num_labels: int = 2) -> BertForSequenceClassification:
     model = BertForSequenceClassification(BertConfig(vocab_size=50, num_labels=num_labels, **TINY_BERT))
     model.save_pretrained(folder)
