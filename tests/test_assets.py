@@ -27,6 +27,7 @@ import autopeft.assets.wheels as fetching
 from autopeft.assets import (
     ASSETS,
     Asset,
+    Wheel,
     WheelSource,
     cache,
     extract_members,
@@ -69,10 +70,13 @@ def make_wheel(folder: Path, name: str, files: dict[str, bytes]) -> Path:
     return wheel
 
 
-def source_of(wheel: Path, members: dict[str, str], **more: str) -> WheelSource:
+def pinned(wheel: Path, inner: str | None = None, sha256: str | None = None) -> Wheel:
     name = wheel.name.split("-")[0].replace("_", "-")
-    given = {"sha256": sha256_of(wheel), **more}
-    return WheelSource(name=name, version="1.0", megabytes=0.1, members=members, **given)  # type: ignore[arg-type]
+    return Wheel(name, "1.0", sha256 or sha256_of(wheel), 0.1, inner)
+
+
+def source_of(wheel: Path, members: dict[str, str], inner: str | None = None) -> WheelSource:
+    return WheelSource((pinned(wheel, inner),), members)
 
 
 @pytest.fixture
@@ -121,14 +125,14 @@ def test_the_second_source_is_used_when_the_first_fails(shelf: Path, monkeypatch
     with zipfile.ZipFile(inner, "w") as archive:
         archive.writestr("a.txt", "alpha")
     second = make_wheel(shelf, "apeft-second", {"x/model.zip": inner.read_bytes()})
-    gone = WheelSource("apeft-gone", "1.0", "0" * 64, 0.1, {"a.txt": "a.txt"})
+    gone = WheelSource((Wheel("apeft-gone", "1.0", "0" * 64, 0.1),), {"a.txt": "a.txt"})
     put(monkeypatch, gone, source_of(second, {"a.txt": "a.txt"}, inner="x/model.zip"))
     said: list[str] = []
     folder = fetch("tiny", notify=said.append)
     assert (folder / "a.txt").read_bytes() == b"alpha"
     assert len(said) == 2
     assert "after: The download of apeft-gone 1.0 failed" in said[1]
-    assert json.loads((folder / "asset.json").read_text())["package"] == "apeft-second"
+    assert json.loads((folder / "asset.json").read_text())["wheels"][0]["package"] == "apeft-second"
 
 
 def test_a_damaged_cache_is_fetched_again(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,8 +163,8 @@ def test_two_processes_download_once(shelf: Path, tmp_path: Path, monkeypatch: p
     wheel = make_wheel(shelf, "apeft-tiny", {"a.txt": b"alpha" * 100_000})
     script = f"""
 import autopeft.assets.wheels as fetching
-from autopeft.assets.table import Asset, WheelSource
-source = WheelSource("apeft-tiny", "1.0", {sha256_of(wheel)!r}, 0.1, {{"a.txt": "a.txt"}})
+from autopeft.assets.table import Asset, Wheel, WheelSource
+source = WheelSource((Wheel("apeft-tiny", "1.0", {sha256_of(wheel)!r}, 0.1),), {{"a.txt": "a.txt"}})
 fetching.ASSETS = {{"tiny": Asset("tiny", "data", "tiny", "MIT", (source,))}}
 print((fetching.fetch("tiny", notify=lambda line: print("DOWNLOAD")) / "a.txt").stat().st_size)
 """
@@ -291,6 +295,18 @@ def test_smollm2_is_dequantised_once_and_classifies_with_padding() -> None:
         assert torch.allclose(model(**short).logits, model(**padded).logits, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_mpnet_base_is_joined_from_its_parts_and_classifies_with_padding() -> None:
+    source = resolve_model("mpnet-base")
+    assert source.sha256 == ASSETS["mpnet-base"].sources[0].sha256
+    model, tokenizer = load_model(source, config=LABELS, seed=1), load_tokenizer(source)
+    assert sum(p.numel() for p in model.base_model.parameters()) == 108_895_872  # all but the pooler
+    short = tokenizer(["A fine film."], return_tensors="pt")
+    padded = tokenizer(["A fine film."], return_tensors="pt", padding="max_length", max_length=16)
+    with torch.no_grad():
+        assert torch.allclose(model(**short).logits, model(**padded).logits, atol=1e-4)
+
+
 def save_bert(folder: Path, num_labels: int = 2) -> BertForSequenceClassification:
     model = BertForSequenceClassification(BertConfig(vocab_size=50, num_labels=num_labels, **TINY_BERT))
     model.save_pretrained(folder)
@@ -343,7 +359,9 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_hub")
 def test_model_names_without_a_hub(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"packaged models are minilm, smollm2-135m. Did you mean 'minilm'"):
+    with pytest.raises(
+        UsageError, match=r"packaged models are minilm, smollm2-135m, mpnet-base. Did you mean 'minilm'"
+    ):
         resolve_model("mini-lm")
     with pytest.raises(UsageError, match="no such folder"):
         resolve_model("./not/here/")

@@ -27,7 +27,7 @@ from autopeft.assets.precision import dtype_of
 from autopeft.assets.quantized import is_packed, quantization_in, quantization_of, unquantized
 from autopeft.assets.quiet import quiet_libraries
 from autopeft.assets.safetensors_header import StoredTensor, read_header
-from autopeft.assets.table import ASSETS, DEFAULT_MODEL, Asset, WheelSource, model_aliases
+from autopeft.assets.table import ASSETS, DEFAULT_MODEL, Asset, Wheel, WheelSource, model_aliases
 from autopeft.assets.weights import backbone_fingerprint, map_weights
 from autopeft.assets.wheels import (
     Notify,
@@ -43,6 +43,7 @@ __all__ = [
     "ModelSource",
     "Notify",
     "StoredTensor",
+    "Wheel",
     "WheelSource",
     "backbone_fingerprint",
     "cache_dir",

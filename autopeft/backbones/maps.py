@@ -40,7 +40,8 @@ class Region:
     """A sub-layer from the input of `entry` to the output of `exit`.
 
     `norm` is the norm before it (`pre`: its input is the residual stream) or after the residual add (`post`).
-    `attends` marks attention: `entry` is then the module that dispatches to an attention function.
+    `attends` marks attention that prefixes reach: `entry` is then the module that dispatches to an attention
+    function, or one that `autopeft.injection.undispatched` has a forward for that does.
     """
 
     entry: str
@@ -74,12 +75,14 @@ class FamilyMap:
     Attributes:
         position_offset: first explicit position id (RoBERTa counts from `padding_idx + 1`).
         pooler: module that reads the first row, where the family has one.
+        padding_id: the id of padding, where the family's code has one of its own in place of the config's.
     """
 
     stacks: tuple[StackMap, ...]
     modality: Literal["text", "vision"] = "text"
     position_offset: Literal["zero", "padding"] = "zero"
     pooler: str | None = None
+    padding_id: int | None = None
 
 
 _BERT_SITES: dict[str, Linear | Norm | Region] = {
@@ -111,6 +114,20 @@ _DISTILBERT_SITES: dict[str, Linear | Norm | Region] = {
     "up": Linear("ffn.lin1"),
     "down": Linear("ffn.lin2"),
     "ffn_norm": Norm("output_layer_norm"),
+}
+
+_MPNET_SITES: dict[str, Linear | Norm | Region] = {
+    "layer": Region("", ""),
+    "attention": Region("attention.attn", "attention.dropout", "attention.LayerNorm", "post", attends=True),
+    "q": Linear("attention.attn.q"),
+    "k": Linear("attention.attn.k"),
+    "v": Linear("attention.attn.v"),
+    "o": Linear("attention.attn.o"),
+    "attention_norm": Norm("attention.LayerNorm"),
+    "ffn": Region("intermediate", "output.dropout", "output.LayerNorm", "post"),
+    "up": Linear("intermediate.dense"),
+    "down": Linear("output.dense"),
+    "ffn_norm": Norm("output.LayerNorm"),
 }
 
 _GPT2_SITES: dict[str, Linear | Norm | Region] = {
@@ -223,6 +240,12 @@ FAMILIES: dict[str, FamilyMap] = {
     "camembert": _ROBERTA,
     "distilbert": FamilyMap(
         (StackMap("encoder", "", "transformer.layer", _DISTILBERT_SITES, "embeddings.word_embeddings"),)
+    ),
+    "mpnet": FamilyMap(
+        (StackMap("encoder", "", "encoder.layer", _MPNET_SITES, "embeddings.word_embeddings"),),
+        position_offset="padding",
+        pooler="pooler",
+        padding_id=1,
     ),
     "gpt2": FamilyMap((StackMap("decoder", "", "h", _GPT2_SITES, "wte", causal=True, norm="ln_f"),)),
     "llama": _LLAMA,

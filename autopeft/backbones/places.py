@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from autopeft.backbones.generic import generic_map
@@ -72,6 +72,12 @@ class Layout:
     def places(self) -> Iterator[Place]:
         for stack in self.stacks:
             yield from stack.places
+
+    def padding_id(self, config: PreTrainedConfig) -> int | None:
+        """The id of padding, as the model's embeddings count positions by it."""
+        own = self.family.padding_id
+        found = getattr(config, "pad_token_id", None) if own is None else own
+        return None if found is None else int(found)
 
 
 def base_model_of(model: PreTrainedModel) -> PreTrainedModel:

@@ -117,7 +117,7 @@ def _max_positions(config: PreTrainedConfig, layout: Layout) -> int | None:
     if limit is None:
         return None
     if layout.family.position_offset == "padding":
-        return int(limit) - int(config.pad_token_id or 0) - 1
+        return int(limit) - (layout.padding_id(config) or 0) - 1
     return int(limit)
 
 

@@ -32,7 +32,7 @@ from autopeft.injection.frames import CONTEXT, PREFIX, READ, frames
 from autopeft.injection.positions import Position, spread, take
 from autopeft.method import Call, Context
 
-__all__ = ["DELEGATES", "AttentionHooks", "Prefix", "attention_behind"]
+__all__ = ["DELEGATES", "AttentionHooks", "Prefix", "attending", "attention_behind"]
 
 # Names hold neither "sdpa" nor "flash": model code looks for those words.
 DELEGATES = {"eager": "autopeft_plain", "sdpa": "autopeft_fused"}
@@ -93,7 +93,15 @@ def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return zeros.masked_fill(~visible, torch.finfo(dtype).min)
 
 
-def _attend(delegate: Callable[..., Any], fused: bool) -> Callable[..., Any]:
+def attending(delegate: Callable[..., Any], fused: bool) -> Callable[..., Any]:
+    """An attention function that takes the prefix of its call and hands on to `delegate`.
+
+    Args:
+        delegate: of the form that `transformers` registers: (module, query, key, value, mask, …).
+        fused: whether it takes masks of booleans and makes a causal one itself; one that adds its mask to the
+            scores is not.
+    """
+
     def attend(
         module: nn.Module,
         query: Tensor,
@@ -153,7 +161,7 @@ def _register() -> None:
     for name, ours in DELEGATES.items():
         fused = name != "eager"
         delegate = ALL_ATTENTION_FUNCTIONS[name] if fused else _own_eager
-        AttentionInterface.register(ours, _attend(delegate, fused))
+        AttentionInterface.register(ours, attending(delegate, fused))
         AttentionMaskInterface.register(ours, ALL_MASK_ATTENTION_FUNCTIONS[name])
 
 

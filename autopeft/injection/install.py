@@ -18,6 +18,7 @@ from autopeft.injection.frames import frames
 from autopeft.injection.lanes import LayerHooks
 from autopeft.injection.sequence import PoolerHooks, RootHooks
 from autopeft.injection.threads import Forwards
+from autopeft.injection.undispatched import OwnForward, dispatching
 from autopeft.injection.weights import ParameterPatch, Part, WeightHooks
 from autopeft.method import WeightTarget
 
@@ -48,7 +49,7 @@ class Injection:
         self.model, self.base, self.layout = model, base, layout
         self.graph, self.modules, self.token = graph, modules, token
         self.places: dict[str, Place] = {p.site.key: p for p in layout.places()}
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[RemovableHandle | OwnForward] = []
         self._weight_handles: list[RemovableHandle] = []
         self._weights: dict[nn.Module, WeightHooks] = {}
         self.forwards = Forwards(f"the hybrid {graph.recipe.name!r}")
@@ -192,7 +193,7 @@ class Injection:
             )
             if hook.prefixes:
                 self._handles.append(module.register_forward_hook(hook.after, with_kwargs=True))
-        self.dispatch_to_ours([h.place for h in hooks if h.prefixes])
+        self._handles += self.dispatch_to_ours([h.place for h in hooks if h.prefixes])
 
     def attention_hooks(self) -> list[AttentionHooks]:
         """One for each attention that dispatches, with the prefixes there.
@@ -217,8 +218,11 @@ class Injection:
             if place.attends
         ]
 
-    def dispatch_to_ours(self, prefixed: list[Place]) -> None:
+    def dispatch_to_ours(self, prefixed: list[Place]) -> list[OwnForward]:
         """Let the stacks of these attentions call our functions.
+
+        Returns:
+            What takes off again what is on the modules; the configs are restored by the hybrid.
 
         Raises:
             CompositionError: the model uses an attention implementation that has none of ours.
@@ -235,6 +239,7 @@ class Injection:
                     "attn_implementation='sdpa'."
                 )
             config._attn_implementation = {"": DELEGATES[now]}
+        return dispatching(self.base.get_submodule(p.entry) for p in prefixed)
 
     def _install_layers(self) -> None:
         """Where norms in front of the attention are altered, they too are to know their forward when a layer
@@ -285,8 +290,8 @@ class Injection:
     def _root(
         self, stack: StackPlaces, prompts: tuple[BoundModule, ...], two: bool, source_rows: int
     ) -> RootHooks:
-        pad_id = getattr(self.base.config, "pad_token_id", None)
-        first = (int(pad_id or 0) + 1) if self.layout.family.position_offset == "padding" else 0
+        pad_id = self.layout.padding_id(self.base.config)
+        first = ((pad_id or 0) + 1) if self.layout.family.position_offset == "padding" else 0
         return RootHooks(
             stack.map,
             self.graph.spec,

@@ -31,7 +31,7 @@ from autopeft.injection.dispatch import ModuleHooks, first_input, with_input
 from autopeft.injection.frames import PREFIX, Kept, Split, frames
 from autopeft.injection.weights import WeightHooks
 
-__all__ = ["BiasHooks", "Lane", "LaneAttentionHooks", "LaneHooks", "LayerHooks"]
+__all__ = ["BiasHooks", "Lane", "LaneAttentionHooks", "LaneHooks", "LayerHooks", "StackBias"]
 
 _FUNCTION = "_gradient_checkpointing_func"  # where transformers keeps what it checkpoints a layer with
 
@@ -275,6 +275,43 @@ class BiasHooks:
                     bias = plain()
             biases.append(bias.expand(split.sizes[i], -1, -1, -1))
         return args, {**kwargs, "position_bias": _joined(biases)}
+
+
+class StackBias:
+    """Makes MPNet's position bias for each row, where one of several hybrids alters its table.
+
+    The stack makes one bias, (batch, heads, queries, keys), for all of its layers by a method; while this is
+    on the module, it stands in that method's place.
+    """
+
+    METHOD = "compute_position_bias"
+
+    def __init__(self, token: int, module: nn.Module, weights: Sequence[WeightHooks | None]) -> None:
+        self.token, self.module, self.weights = token, module, tuple(weights)
+        module.__dict__[self.METHOD] = self
+
+    @classmethod
+    def fits(cls, module: nn.Module) -> bool:
+        """Whether a module is a stack that makes its bias in the way that this class knows."""
+        return hasattr(type(module), cls.METHOD) and hasattr(module, "relative_attention_bias")
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        module = cast(Any, self.module)
+        split = _split_of(self.token, module, x)
+        pieces, biases = x.split(split.sizes), []
+        for i in split.active():
+            plain = partial(getattr(type(module), self.METHOD), module, pieces[i], *args, **kwargs)
+            weights = self.weights[i]
+            if weights is None:
+                biases.append(plain())
+            else:
+                with weights.swapped(module.relative_attention_bias):
+                    biases.append(plain())
+        return _joined(biases)
+
+    def remove(self) -> None:
+        """Give the module its own method again."""
+        self.module.__dict__.pop(self.METHOD, None)
 
 
 @dataclass

@@ -11,9 +11,10 @@ from torch.utils.hooks import RemovableHandle
 from autopeft.backbones import Place
 from autopeft.injection.frames import frames
 from autopeft.injection.install import Injection, owners_of
-from autopeft.injection.lanes import BiasHooks, LaneAttentionHooks, LaneHooks, LayerHooks
+from autopeft.injection.lanes import BiasHooks, LaneAttentionHooks, LaneHooks, LayerHooks, StackBias
 from autopeft.injection.multi_roots import ModelHooks, MultiRootHooks
 from autopeft.injection.threads import Forwards
+from autopeft.injection.undispatched import OwnForward
 from autopeft.injection.weights import Replacement, WeightHooks
 
 __all__ = ["LaneInjection", "MultiInjection"]
@@ -47,8 +48,8 @@ class MultiInjection:
         self.lanes, self.heads, self.token = tuple(lanes), tuple(heads), token
         first = self.lanes[0]
         self.model, self.base, self.layout = first.model, first.base, first.layout
-        self._handles: list[RemovableHandle] = []
-        self._lane_handles: list[RemovableHandle] = []
+        self._handles: list[RemovableHandle | OwnForward] = []
+        self._lane_handles: list[RemovableHandle | StackBias] = []
         self._sites: dict[nn.Module, LaneHooks] = {}
         names = ", ".join(repr(lane.graph.recipe.name) for lane in self.lanes)
         self.forwards = Forwards(f"the hybrids {names}")
@@ -147,15 +148,19 @@ class MultiInjection:
                 module._parameters[leaf] = own
 
     def _lift_biases(self, hooks: dict[nn.Module, LaneHooks]) -> None:
-        """Move deltas of T5's table of relative positions to the attention that reads it."""
-        for attention in self.base.modules():
-            if BiasHooks.fits(attention):
-                hooked = hooks.pop(attention.get_submodule(_TABLE), None)
-                if hooked is not None:
-                    bias = BiasHooks(self.token, [lane.weights for lane in hooked.lanes])
-                    self._lane_handles.append(
-                        attention.register_forward_pre_hook(bias.before, with_kwargs=True)
-                    )
+        """Move deltas of a table of relative positions to what reads it: T5's attention, MPNet's stack."""
+        for module in self.base.modules():
+            if not (BiasHooks.fits(module) or StackBias.fits(module)):
+                continue
+            hooked = hooks.pop(module.get_submodule(_TABLE), None)
+            if hooked is None:
+                continue
+            weights = [lane.weights for lane in hooked.lanes]
+            if StackBias.fits(module):
+                self._lane_handles.append(StackBias(self.token, module, weights))
+            else:
+                bias = BiasHooks(self.token, weights)
+                self._lane_handles.append(module.register_forward_pre_hook(bias.before, with_kwargs=True))
 
     # Attention, layers, roots
     # ----------------------------------------------------------------------------------------------------
@@ -172,7 +177,7 @@ class MultiInjection:
                 module.register_forward_pre_hook(together.before, with_kwargs=True, prepend=True),
                 module.register_forward_hook(together.after, with_kwargs=True),
             ]
-        self.lanes[0].dispatch_to_ours(prefixed)
+        self._handles += self.lanes[0].dispatch_to_ours(prefixed)
 
     def _install_layers(self) -> None:
         hook = LayerHooks(self.token, [lane.token for lane in self.lanes])

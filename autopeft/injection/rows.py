@@ -24,6 +24,7 @@ from autopeft.injection.dispatch import first_input, with_input
 from autopeft.injection.frames import READ
 from autopeft.injection.install import configs_of
 from autopeft.injection.positions import Position, spread, take
+from autopeft.injection.undispatched import dispatching
 
 __all__ = ["ReadRows", "Reader", "last_layer_is_rowwise", "reader_of"]
 
@@ -93,7 +94,7 @@ class ReadRows:
             narrow.position = position
             handles.append(entry.register_forward_pre_hook(narrow.enter, with_kwargs=True))
             handles.append(exit_.register_forward_hook(narrow.leave, prepend=True))
-        with _our_attention(self._configs) as ours:
+        with _our_attention(self._configs, self._attentions) as ours:
             for attention in self._attentions if ours else ():
                 ask = partial(_ask, position)
                 handles.append(attention.register_forward_pre_hook(ask, with_kwargs=True))
@@ -111,16 +112,20 @@ def _ask(
 
 
 @contextmanager
-def _our_attention(configs: Sequence[Any]) -> Iterator[bool]:
-    """Within, the stack's attention goes through our functions; whether it does."""
+def _our_attention(configs: Sequence[Any], attentions: Sequence[nn.Module]) -> Iterator[bool]:
+    """Within, the stack's attention goes through our functions, and those of its modules that dispatch to
+    none do; whether it does."""
     before = [config._attn_implementation for config in configs]
     ours = [DELEGATES.get(attention_behind(name)) for name in before]
+    own = dispatching(attentions) if None not in ours else []
     try:
         for config, name in zip(configs, ours, strict=True):
             if None not in ours:
                 config._attn_implementation = {"": name}
         yield None not in ours
     finally:
+        for forward in own:
+            forward.remove()
         for config, name in zip(configs, before, strict=True):
             config._attn_implementation = {"": name}
 

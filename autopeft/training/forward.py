@@ -106,7 +106,7 @@ def shortest_forward(hybrid: Trainable, data: EncodedTask, plan: TrainingPlan, *
 
 
 _READERS: WeakKeyDictionary[nn.Module, Reader | None] = WeakKeyDictionary()
-_CHECKED: WeakKeyDictionary[nn.Module, dict[Any, tuple[bool, dict[str, bool]]]] = WeakKeyDictionary()
+_CHECKED: WeakKeyDictionary[nn.Module, dict[Any, tuple[bool, dict[str, int]]]] = WeakKeyDictionary()
 
 
 class _Shortcuts:
@@ -171,7 +171,7 @@ class _Shortcuts:
         trunk.tuples.update(tuples)
         return trunk if sound else None
 
-    def _try_trunk(self, trunk: Trunk) -> tuple[bool, dict[str, bool]]:
+    def _try_trunk(self, trunk: Trunk) -> tuple[bool, dict[str, int]]:
         with evaluation_mode(self.model):
             plain, states = self.plain(), trunk.compute(self.batch)
             if len(states) < len(trunk.levels):
@@ -180,8 +180,8 @@ class _Shortcuts:
                 return self._equal(self._logits(), plain), dict(trunk.tuples)
 
     def _remembered(
-        self, key: Any, attempt: Callable[[], tuple[bool, dict[str, bool]]]
-    ) -> tuple[bool, dict[str, bool]]:
+        self, key: Any, attempt: Callable[[], tuple[bool, dict[str, int]]]
+    ) -> tuple[bool, dict[str, int]]:
         known = _CHECKED.setdefault(self.model, {})
         if key not in known:
             known[key] = attempt()

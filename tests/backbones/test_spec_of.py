@@ -70,7 +70,7 @@ def test_tensors_of_the_embeddings_are_told_apart_from_those_behind_the_layers(n
     assert all(outside[n].stack is not None for n in embedding)
     behind = {"gpt2": "ln_f", "llama": "norm", "vit": "layernorm"}
     assert not any(n.startswith(behind.get(name, "-")) for n in norms)
-    assert len(norms) == (2 if name in ("bert", "roberta", "distilbert", "electra") else 0)
+    assert len(norms) == (2 if name in ("bert", "roberta", "distilbert", "mpnet", "electra") else 0)
 
 
 def test_a_decoder_around_table_and_layers_is_no_embeddings() -> None:

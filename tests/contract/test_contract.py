@@ -11,6 +11,7 @@ from support.cases import CASES, recipe_of
 from support.tiny import (
     ARCHITECTURES,
     DECODERS,
+    EAGER,
     LogitsObjective,
     logits,
     randomise,
@@ -189,8 +190,15 @@ def _saved(folder: Any) -> dict[str, Tensor]:
     return load_file(folder / "weights.safetensors")
 
 
-@pytest.mark.parametrize(("case", "name"), [(c, a) for c, a in PAIRS if a != "vit"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("case", "name", "attention"),
+    [
+        (c, a, attention)
+        for c, a in PAIRS
+        for attention in ("sdpa", "eager")
+        if a != "vit" and not (a in EAGER and attention != "eager")
+    ],
+)
 def test_padding_does_not_change_results(case: str, name: str, attention: str) -> None:
     model, hybrid = attached(case, name, attention=attention)
     randomise(hybrid.root)
@@ -220,7 +228,8 @@ def test_generate_with_and_without_cache(case: str, name: str) -> None:
     assert torch.equal(beams, model.generate(**inputs, use_cache=False, num_beams=2, **kwargs))
 
 
-@pytest.mark.parametrize(("case", "name"), PAIRS)
+# transformers checkpoints no layers of MPNet's, and says so.
+@pytest.mark.parametrize(("case", "name"), [(c, a) for c, a in PAIRS if a != "mpnet"])
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_gives_the_same_gradients(case: str, name: str, reentrant: bool) -> None:
     assert_checkpointing_changes_nothing(*attached(case, name), name, reentrant)

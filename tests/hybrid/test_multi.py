@@ -57,7 +57,7 @@ def test_many_equal_alone_in_single_precision(name: str) -> None:
     assert_equals_alone(classifier(name), name, MULTIS["lora+prefix, houlsby+dora, gate"])
 
 
-@pytest.mark.parametrize("name", ["roberta", "distilbert", "vit"])
+@pytest.mark.parametrize("name", ["roberta", "distilbert", "mpnet", "vit"])
 def test_many_equal_alone_on_the_other_families(name: str) -> None:
     mixed = [recipe(HOULSBY, PREFIX, model=["bitfit"]), recipe("dora", LORA, model=[FISH]), recipe(GATE)]
     prompts = PROMPTS["prompts of one length" if name == "vit" else "prompts of three lengths"]

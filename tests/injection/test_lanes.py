@@ -13,8 +13,6 @@ from transformers import (
     BertForMultipleChoice,
     BloomConfig,
     BloomModel,
-    MPNetConfig,
-    MPNetModel,
     PreTrainedModel,
 )
 
@@ -23,6 +21,7 @@ from autopeft.errors import CompositionError
 from autopeft.hybrid import MultiHybrid, attach, attach_many
 from autopeft.injection.attention import Prefix, _padded_mask
 from autopeft.injection.frames import Split, frames
+from autopeft.injection.lanes import StackBias
 from autopeft.recipe import Recipe
 
 LORA = {"lora": {"rank": 2}}
@@ -83,42 +82,47 @@ def test_all_hidden_states_lose_the_rows_of_each_hybrids_own_prompt() -> None:
 @pytest.mark.parametrize("length", [4, 7])
 def test_t5s_table_of_positions_is_looked_up_for_each_hybrid(length: int, cache: bool) -> None:
     """Its lookup has (queries, keys) where others have (rows, positions), and here both are four."""
-    model = tiny_model("t5")
+    assert_the_table_is_looked_up_for_each("t5", length, tables=2, use_cache=cache)
+
+
+@pytest.mark.parametrize("length", [4, 7])
+def test_mpnets_table_of_positions_is_looked_up_for_each_hybrid(length: int) -> None:
+    assert_the_table_is_looked_up_for_each("mpnet", length, tables=1)
+
+
+def assert_the_table_is_looked_up_for_each(name: str, length: int, tables: int, **options: bool) -> None:
+    model = tiny_model(name)
     items, inputs = (
         [recipe(model=[{"fish_mask": {"keep": "30%"}}]), recipe(LORA)],
-        tiny_inputs("t5", batch=4, length=length),
+        tiny_inputs(name, batch=4, length=length),
     )
-    rows = [{**tiny_inputs("t5", batch=1), "labels": torch.tensor([1])}]
+    rows = [{**tiny_inputs(name, batch=1), "labels": torch.tensor([1])}]
     wanted = []
     for i, item in enumerate(items):
         with attach(model, item, seed=i) as hybrid:
             if hybrid.needs_prepare:
                 hybrid.prepare(rows, LogitsObjective(model))
                 touched = hybrid.modules["fish_mask"].entries.selected()
-                assert sum("relative_attention_bias" in name for name in touched) == 2
+                assert sum("relative_attention_bias" in tensor for tensor in touched) == tables
             randomise(hybrid.root, std=0.3, seed=i)
             mine = {k: v[2 * i : 2 * i + 2] for k, v in inputs.items()}
-            wanted.append(model(**mine, use_cache=cache).logits)
+            wanted.append(model(**mine, **options).logits)
     with attach_many(model, items, seeds=(0, 1)) as together:
         together.hybrids[0].prepare(rows, LogitsObjective(model))
         for i, hybrid in enumerate(together.hybrids):
             randomise(hybrid.root, std=0.3, seed=i)
-        got = model(**inputs, use_cache=cache).logits
+        got = model(**inputs, **options).logits
     torch.testing.assert_close(got, torch.cat(wanted), atol=1e-6, rtol=1e-6)
 
 
-def test_a_table_of_positions_that_no_attention_makes_a_bias_of_is_refused() -> None:
-    config = MPNetConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-    )
-    model = MPNetModel(config).eval()
+def test_a_table_of_positions_that_nothing_known_makes_a_bias_of_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(StackBias, "fits", lambda module: False)
+    model = tiny_model("mpnet")
     attach_many(model, [recipe(model=[{"fish_mask": {"keep": "50%"}}]), recipe(LORA)])
     with pytest.raises(CompositionError, match="has no rows of a batch"):
-        model(**tiny_inputs("bert", batch=8, length=8))
+        model(**tiny_inputs("mpnet", batch=8, length=8))
 
 
 def test_a_backbone_that_is_called_with_other_rows_is_refused() -> None:

@@ -183,14 +183,14 @@ def embeddings_of(name: str, model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("pad", [0, 3])
-@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "gpt2", "llama"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "mpnet", "gpt2", "llama"])
 def test_a_prompt_of_real_tokens_equals_feeding_them(name: str, pad: int) -> None:
     """RoBERTa's positions start at padding_idx + 1, the pooled row moves, masks and positions grow: all of
     it at once."""
     model = tiny_model(name)
     inputs = tiny_inputs(name, pad=pad)
     front = torch.tensor([[11, 12, 13]]).expand(2, -1)
-    if model.config.model_type in ("bert", "roberta", "distilbert"):
+    if model.config.model_type in ("bert", "roberta", "distilbert", "mpnet"):
         model_full = {
             "input_ids": torch.cat([front, inputs["input_ids"]], 1),
             "attention_mask": torch.cat([torch.ones_like(front), inputs["attention_mask"]], 1),
@@ -207,7 +207,7 @@ def test_a_prompt_of_real_tokens_equals_feeding_them(name: str, pad: int) -> Non
     assert got.shape == expected.shape
     torch.testing.assert_close(got[:, :7], expected[:, :7], atol=1e-5, rtol=1e-4)
     embeds = embeddings_of(name, model, inputs["input_ids"])
-    if name != "roberta":  # its positions come from the ids
+    if name not in ("roberta", "mpnet"):  # their positions come from the ids
         by_embeds = base_model_of(model)(
             inputs_embeds=embeds, attention_mask=inputs["attention_mask"]
         ).last_hidden_state

@@ -15,13 +15,13 @@ from transformers import (
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.task import Source, Split, Task
 
-from .tiny import VOCABULARY, tiny_config
+from .tiny import EAGER, PADDED_WITH_1, VOCABULARY, tiny_config
 
 __all__ = ["FAMILIES", "LAYERS", "classifier", "encoded_rows", "encoded_rows_task"]
 
 LAYERS = 3
 # ELECTRA projects its embeddings to another width; Gemma2 has no map of its own, and odd attention.
-FAMILIES = ("bert", "roberta", "distilbert", "electra", "gpt2", "llama", "gemma2", "t5")
+FAMILIES = ("bert", "roberta", "distilbert", "mpnet", "electra", "gpt2", "llama", "gemma2", "t5")
 END = 2
 
 
@@ -58,7 +58,7 @@ def classifier(name: str, *, seed: int = 0, attention: str = "sdpa") -> PreTrain
     """A tiny classifier over two classes, in eval mode, its weights large enough that layers matter."""
     config = _config(name)
     config.num_labels = 2
-    config._attn_implementation = "eager" if name == "gemma2" else attention
+    config._attn_implementation = "eager" if name in ("gemma2", *EAGER) else attention
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_config(config)
@@ -88,7 +88,7 @@ def encoded_rows(name: str, rows: int = 12, seed: int = 0) -> EncodedSplit:
         types=None,
         labels=labels.astype(np.int64),
         kind="classification",
-        pad_id=1 if name == "roberta" else 0,
+        pad_id=1 if name in PADDED_WITH_1 else 0,
         pad_type=0,
         max_length=16,
     )

@@ -17,6 +17,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MPNetConfig,
+    MPNetForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     RobertaConfig,
@@ -28,7 +30,9 @@ from transformers import (
 )
 
 VOCABULARY = 50
-ARCHITECTURES = ("bert", "roberta", "distilbert", "gpt2", "llama", "t5", "vit")
+ARCHITECTURES = ("bert", "roberta", "distilbert", "gpt2", "llama", "t5", "vit", "mpnet")
+EAGER = ("mpnet",)  # their attention calls no other function, and a model that wants one is refused
+PADDED_WITH_1 = ("roberta", "mpnet")
 DECODERS = ("gpt2", "llama", "t5")
 
 
@@ -69,6 +73,17 @@ _TINY = {
             vocab_size=VOCABULARY, dim=32, n_layers=3, n_heads=4, hidden_dim=64, max_position_embeddings=64
         ),
         DistilBertForSequenceClassification,
+    ),
+    "mpnet": Tiny(
+        lambda: MPNetConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=66,
+        ),
+        MPNetForSequenceClassification,
     ),
     "gpt2": Tiny(
         lambda: GPT2Config(
@@ -133,7 +148,7 @@ def tiny_model(name: str, *, seed: int = 0, attention: str = "sdpa", **kwargs: A
     """A tiny model in eval mode, its weights large enough that layers matter (a fresh init barely moves the
     logits)."""
     config = tiny_config(name)
-    config._attn_implementation = attention
+    config._attn_implementation = "eager" if name in EAGER else attention
     for key, value in kwargs.items():
         setattr(config, key, value)
     with torch.random.fork_rng():
@@ -159,7 +174,7 @@ def tiny_inputs(
     ids = torch.randint(3, VOCABULARY, (batch, length), generator=generator)
     mask = torch.ones_like(ids)
     if pad:
-        fill = 1 if name == "roberta" else 0
+        fill = 1 if name in PADDED_WITH_1 else 0
         ids = torch.cat([ids, ids.new_full((batch, pad), fill)], dim=1)
         mask = torch.cat([mask, mask.new_zeros(batch, pad)], dim=1)
     inputs = {"input_ids": ids, "attention_mask": mask}

@@ -157,7 +157,7 @@ def tensors(model: Any) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-FAMILIES = ("bert", "roberta", "distilbert", "electra", "gpt2", "llama")
+FAMILIES = ("bert", "roberta", "distilbert", "mpnet", "electra", "gpt2", "llama")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

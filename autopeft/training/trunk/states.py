@@ -90,7 +90,7 @@ class Trunk:
         self.model, self.levels, self.forward = model, tuple(levels), forward
         first = next(base_model_of(model).parameters())
         self.device, self.dtype = first.device, first.dtype
-        self.tuples: dict[str, bool] = {}
+        self.tuples: dict[str, int] = {}  # how many elements a layer's output has; 0 where it is no tuple
         self._stores: dict[int, dict[str, StateStore] | None] = {}
 
     @property
@@ -112,7 +112,7 @@ class Trunk:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 output = type(layer).forward(layer, *args, **kwargs)
                 found[level.stack] = output[0] if isinstance(output, tuple) else output
-                self.tuples[level.stack] = isinstance(output, tuple)
+                self.tuples[level.stack] = len(output) if isinstance(output, tuple) else 0
                 if level is self.levels[-1]:
                     raise _Reached
                 return output
@@ -195,7 +195,7 @@ def _constant(states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return states
 
 
-def _answer(layer: nn.Module, states: Tensor | None, tuples: bool) -> Callable[..., Any]:
+def _answer(layer: nn.Module, states: Tensor | None, elements: int) -> Callable[..., Any]:
     """A forward that returns `states` (or what came in) in place of the layer's hidden states.
 
     What a layer returns beside them (T5's relative bias) does not depend on the row: the layer makes it from
@@ -204,8 +204,8 @@ def _answer(layer: nn.Module, states: Tensor | None, tuples: bool) -> Callable[.
 
     def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         answer = hidden if states is None else states
-        if not tuples:
-            return answer
+        if elements < 2:
+            return (answer,) if elements else answer
         rows = len(hidden)
         with torch.no_grad():
             output = type(layer).forward(

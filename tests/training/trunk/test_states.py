@@ -150,6 +150,19 @@ def test_cached_and_plain_agree(name: str, made: Recipe) -> None:
     assert not any("forward" in m.__dict__ for m in hybrid.model.modules())
 
 
+def test_layers_that_return_their_states_alone_are_not_run() -> None:
+    """T5's are, for one row: the first of them returns the bias that the others add."""
+    split = encoded_rows("mpnet")
+    hybrid = hybrid_on("mpnet", recipe(LORA))
+    forward = shortest_forward(hybrid, task_of(split, "mpnet"), PLAN, dropout=False)
+    gradients(hybrid, forward, split)
+    seen: list[int] = []
+    for number, layer in enumerate(hybrid.injection.base.encoder.layer):
+        layer.attention.attn.q.register_forward_hook(lambda m, args, out, n=number: seen.append(n))
+    gradients(hybrid, forward, split)
+    assert seen == [LAYERS - 1]
+
+
 def test_a_decoder_behind_an_untouched_encoder_is_cached_too() -> None:
     made = Recipe.from_dict(
         {"autopeft": 2, "name": "r", "layers": [{"at": [2], "stack": "decoder", "attach": [LORA]}]}
@@ -188,8 +201,8 @@ def test_what_does_not_reproduce_the_logits_is_not_used(monkeypatch: pytest.Monk
     hybrid = hybrid_on("distilbert", recipe(LORA))
     inner = trunk_states._answer
 
-    def skewed(layer: Any, states: Tensor | None, tuples: bool) -> Any:
-        return inner(layer, None if states is None else states + 0.1, tuples)
+    def skewed(layer: Any, states: Tensor | None, elements: int) -> Any:
+        return inner(layer, None if states is None else states + 0.1, elements)
 
     monkeypatch.setattr(trunk_states, "_answer", skewed)
     split = encoded_rows("distilbert")

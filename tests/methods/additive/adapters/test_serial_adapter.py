@@ -54,7 +54,7 @@ def test_the_norm_of_the_embeddings_is_trained_where_there_is_one(name: str) -> 
     hybrid = attach(model, Recipe.from_dict({"layers": [{"attach": [item]}]}), seed=0)
     module: Any = hybrid.modules["serial_adapter"]
     outside = {n for n in module.norms.names if not re.search(r"\.\d+\.", f".{n}")}
-    has = name in ("bert", "roberta", "distilbert", "electra")
+    has = name in ("bert", "roberta", "distilbert", "mpnet", "electra")
     assert outside == ({"embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias"} if has else set())
     assert all(isinstance(base.get_parameter(n), torch.nn.Parameter) for n in outside)
     before = logits(model, tiny_inputs(name))
