@@ -213,13 +213,10 @@ _SMALL_EDITS = (_step, _step, _step, _delete, _delete, _twice)
 
 
 def written(random: Random, found: Any) -> bytes:
-    """A tree as YAML in blocks, or in flow as JSON is, whichever can hold it."""
-    if random.randrange(2):
-        try:
-            return bytes_of(dump_yaml(found))
-        except Exception:  # what YAML cannot say, JSON may
-            pass
+    """A tree as YAML in blocks, or in flow as JSON is."""
     try:
+        if random.randrange(2):
+            return bytes_of(dump_yaml(found))
         return bytes_of(json.dumps(found, ensure_ascii=random.random() < 0.5))
     except ValueError:  # a number of more digits than Python writes
         return b"[" + b"9" * 5000 + b"]"
