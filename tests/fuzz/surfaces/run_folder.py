@@ -16,17 +16,30 @@ from unittest import mock
 from autopeft.assets import load_config
 from autopeft.backbones import spec_of
 from autopeft.errors import AutoPEFTError
-from autopeft.recipe.yaml_text import read_yaml
 from autopeft.search import api
 from autopeft.search.optimization.warm_start import points_from
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.space import Space
 
 from .. import mutate
-from ..canary import PICKLE
+from ..folders import (
+    Edit,
+    Files,
+    Move,
+    after,
+    edit,
+    json_bytes,
+    linked,
+    nested,
+    piped,
+    put,
+    read,
+    replace,
+    told,
+    write,
+)
 from ..products import check_page, command
 from ..surface import Call, First
-from ..weights import safetensors
 
 SHARE = 0.2
 
@@ -35,17 +48,20 @@ _RUNS = ("finished", "fixed", "interrupted", "interrupted")
 _BESIDE = ("bert/config.json", "bert/model.safetensors", "bert/tokenizer.json", "bert/tokenizer_config.json")
 _DATA = ("reviews.csv", "space.yaml")
 _FOLDER = "run"
+# What a run may have, and where something else may lie.
+_PLACES = (
+    *("manifest.json", "result.json", "trials.jsonl", "journal.log", "space.yaml", "recipe.yaml"),
+    *("finals.jsonl", "front.json", "winner", ".state", ".state/files", "logs", "report.html"),
+    *("journal.log.lock", ".lock", ".scratch"),
+)
 # What a search names is the user's own, wherever it lies: data, backbone, other runs.
 _THEIR_OWN = ("task", "model", "warm_start", "out", "runs")
 _OUTSIDE = "../outside"
-Files = dict[str, bytes]
-Edit = Callable[[Files], object]
 
 
 @cache
 def _valid(run: str) -> Files:
-    folder = _RECORDED / run
-    found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    found = read(_RECORDED / run)
     if run == "interrupted":
         found[".state/clock.json"] = b'{"seconds": 12.5}\n'
         best = {
@@ -149,70 +165,18 @@ def hostile(random: Random, folder: Path) -> Call:
     run = random.choice(_RUNS)
     files = dict(_valid(run))
     for name in random.sample(sorted(files), random.choice((1, 1, 2))):
-        _edit(random, files, name)
+        edit(random, files, name, tree=_with_words)
     _write(folder, files)
     if random.random() < 0.2:
-        _add(random, folder / _FOLDER)
+        replace(random, folder / _FOLDER / random.choice(_PLACES), _BESIDE[0])
     steps = [step for step in _STEPS if run != "fixed" or step != "resume"]
     step = random.choice(("resume", "report", *steps) if run == "interrupted" else steps)
     return lambda: use(step)
 
 
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    for name in (*_BESIDE, *_DATA):
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(_RECORDED / name, folder / name)
-    for name, content in files.items():
-        path = folder / _FOLDER / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-
-
-def _edit(random: Random, files: Files, name: str) -> None:
-    valid = files[name]
-    kind = random.randrange(10)
-    if kind == 0:
-        del files[name]
-    elif name.endswith(".safetensors"):
-        files[name] = safetensors(random, valid)
-    elif kind == 1:
-        files[name] = mutate.data(random, valid)
-    elif kind == 2 or not name.endswith((".json", ".jsonl", ".log", ".yaml")):
-        files[name] = mutate.text(random, valid.decode("utf-8", "replace"))
-    elif name.endswith(".yaml"):
-        files[name] = mutate.written(random, mutate.tree(random, read_yaml(valid.decode("utf-8"), name)))
-    elif name.endswith(".json"):
-        files[name] = _json(_with_words(random, json.loads(valid)))
-    else:
-        files[name] = _lines(random, valid)
-
-
-def _lines(random: Random, valid: bytes) -> bytes:
-    """Lines of JSON, some of them changed, gone, said again or moved."""
-    lines = valid.splitlines(keepends=True)
-    for _ in range(mutate.many(random, 3)):
-        at = random.randrange(len(lines)) if lines else 0
-        kind = random.randrange(8)
-        if not lines or kind == 0:
-            lines.insert(
-                at, random.choice((b"\n", b"{}\n", b"[]\n", b"null\n", b"\xff\n", b"[" * 5000 + b"\n"))
-            )
-        elif kind == 1:
-            del lines[at]
-        elif kind == 2:
-            lines.insert(at, lines[random.randrange(len(lines))])
-        elif kind == 3:
-            lines[at] = lines[at][: random.randrange(len(lines[at]))]
-        else:
-            lines[at] = _json(_with_words(random, _loads(lines[at])))
-    return b"".join(lines)
-
-
-def _loads(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):  # it was changed before
-        return {}
+def _write(folder: Path, files: Files) -> None:
+    write(folder, {name: (_RECORDED / name).read_bytes() for name in (*_BESIDE, *_DATA)})
+    write(folder / _FOLDER, files)
 
 
 def _with_words(random: Random, tree: Any) -> Any:
@@ -230,49 +194,6 @@ def _reworded(random: Random, tree: Any, share: float) -> Any:
     return mutate.word(random) if isinstance(tree, str) and random.random() < share else tree
 
 
-def _json(value: Any) -> bytes:
-    try:
-        return mutate.bytes_of(json.dumps(value)) + b"\n"
-    except ValueError:  # more digits than Python writes
-        return b'{"seed": ' + b"9" * 5000 + b"}\n"
-
-
-def _add(random: Random, folder: Path) -> None:
-    """Something that is no plain file, or leads elsewhere, or was not put there by a run."""
-    names = ("manifest.json", "result.json", "trials.jsonl", "journal.log", "space.yaml", "recipe.yaml")
-    more = (
-        "finals.jsonl",
-        "front.json",
-        "winner",
-        ".state",
-        ".state/files",
-        "logs",
-        "report.html",
-        "journal.log.lock",
-    )
-    path = folder / random.choice((*names, *more, ".lock", ".scratch"))
-    if path.is_dir():
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        path.unlink()
-    path.parent.mkdir(exist_ok=True)
-    kind = random.randrange(6)
-    if kind == 0:
-        path.symlink_to(
-            random.choice(("../../outside/secret.jsonl", "../../outside/recipe.yaml", "../../outside"))
-        )
-    elif kind == 1:
-        path.symlink_to(random.choice((path.name, ".", "/dev/zero", "../bert/config.json", "nothing")))
-    elif kind == 2:
-        os.mkfifo(path)
-    elif kind == 3:
-        path.mkdir()
-    elif kind == 4:
-        path.write_bytes(PICKLE)
-    else:
-        path.write_bytes(b"")
-
-
 # First cases
 # ----------------------------------------------------------------------------------------------------------
 
@@ -282,7 +203,7 @@ def _with(
     step: str,
     change: Edit | None = None,
     *,
-    also: Callable[[Path], object] | None = None,
+    also: Move | None = None,
 ) -> First:
     def write(folder: Path) -> Call:
         files = dict(_valid(run))
@@ -296,24 +217,11 @@ def _with(
     return write
 
 
-def _put(name: str, content: bytes) -> Edit:
-    return lambda files: files.update({name: content})
-
-
 def _line(name: str, number: int, content: bytes) -> Edit:
     def edit(files: Files) -> None:
         lines = files[name].splitlines(keepends=True)
         lines[number - 1] = content + b"\n"
         files[name] = b"".join(lines)
-
-    return edit
-
-
-def _told(name: str, change: Callable[[dict[str, Any]], Any]) -> Edit:
-    def edit(files: Files) -> None:
-        told = json.loads(files[name])
-        change(told)
-        files[name] = _json(told)
 
     return edit
 
@@ -324,11 +232,11 @@ def _worded(*words: str) -> Edit:
     def edit(files: Files) -> None:
         for name in ("manifest.json", "result.json", "front.json"):
             if name in files:
-                files[name] = _json(_rewritten(json.loads(files[name]), words))
+                files[name] = json_bytes(_rewritten(json.loads(files[name]), words))
         for name in ("trials.jsonl", "finals.jsonl"):
             if name in files:
                 lines = [_rewritten(json.loads(line), words) for line in files[name].splitlines()]
-                files[name] = b"".join(map(_json, lines))
+                files[name] = b"".join(map(json_bytes, lines))
 
     return edit
 
@@ -346,38 +254,20 @@ def _rewritten(tree: Any, words: tuple[str, ...], key: str = "") -> Any:
     return "".join(words) if isinstance(tree, str) else tree
 
 
-def _linked(name: str, target: str) -> Callable[[Path], None]:
-    def link(folder: Path) -> None:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        path.unlink(missing_ok=True)
-        path.symlink_to(target)
-
-    return link
-
-
-def _nested(depth: int) -> Any:
-    found: Any = 1
-    for _ in range(depth):
-        found = {"a": found}
-    return found
+def _tables(depth: int) -> Any:
+    return nested(depth, lambda found: {"a": found})
 
 
 def _asked(**arguments: Any) -> Edit:
-    return _told("manifest.json", lambda told: told["arguments"].update(arguments))
+    return told("manifest.json", lambda told: told["arguments"].update(arguments))
 
 
 def _said(**values: Any) -> Edit:
-    return _told("manifest.json", lambda told: told.update(values))
-
-
-def _after(name: str, more: bytes) -> Edit:
-    return lambda files: files.update({name: files[name] + more})
+    return told("manifest.json", lambda told: told.update(values))
 
 
 def _trial(depth: int) -> Edit:
-    return _told("trials.jsonl", lambda told: told.update(recipe=_nested(depth)))
+    return told("trials.jsonl", lambda told: told.update(recipe=_tables(depth)))
 
 
 def _code_for(name: bytes) -> Edit:
@@ -386,15 +276,7 @@ def _code_for(name: bytes) -> Edit:
     )
 
 
-def _pipe(name: str) -> Callable[[Path], None]:
-    def put(folder: Path) -> None:
-        (folder / name).unlink(missing_ok=True)
-        os.mkfifo(folder / name)
-
-    return put
-
-
-def _called(name: str) -> Callable[[Path], None]:
+def _called(name: str) -> Move:
     """The run once more, under another name."""
 
     def copy(folder: Path) -> None:
@@ -413,16 +295,16 @@ _EDITED: dict[str, dict[str, Edit]] = {
         "a journal of another type": _line("journal.log", 6, b'{"op_code": 8, "trial_id": "x"}'),
         "a journal that is no UTF-8": _line("journal.log", 2, b"\xff\xfe"),
         "a journal of brackets": _line("journal.log", 2, b"[" * 100_000),
-        "a journal of no study": _put("journal.log", b""),
+        "a journal of no study": put("journal.log", b""),
         "a journal that names code": _code_for(b"FloatDistribution"),
-        "a space that is no UTF-8": _after("space.yaml", b"\xff"),
-        "a space that is no YAML": _after("space.yaml", b"x: ["),
-        "a manifest that is no JSON": _after("manifest.json", b"{"),
-        "a manifest that is null": _put("manifest.json", b"null"),
-        "an effort of other words": _told("manifest.json", lambda told: told["effort"].update(x=1)),
+        "a space that is no UTF-8": after("space.yaml", b"\xff"),
+        "a space that is no YAML": after("space.yaml", b"x: ["),
+        "a manifest that is no JSON": after("manifest.json", b"{"),
+        "a manifest that is null": put("manifest.json", b"null"),
+        "an effort of other words": told("manifest.json", lambda told: told["effort"].update(x=1)),
         "a seed that is a text": _asked(seed="0"),
-        "a clock without seconds": _put(".state/clock.json", b'{"seconds": "many"}'),
-        "a clock of brackets": _put(".state/clock.json", b"[" * 100_000),
+        "a clock without seconds": put(".state/clock.json", b'{"seconds": "many"}'),
+        "a clock of brackets": put(".state/clock.json", b"[" * 100_000),
         "an address of a stranger's": _asked(address=f"ray://{_HOST}:10001"),
         "a tracker of a stranger's": _asked(log=f"mlflow:http://{_HOST}"),
         "a tracker that is code": _asked(log="fuzz_canary:run"),
@@ -431,46 +313,46 @@ _EDITED: dict[str, dict[str, Edit]] = {
         "a task of nobody's": _asked(task="~nosuchuser/x.csv"),
     },
     "runs": {
-        "a manifest that is null": _put("manifest.json", b"null"),
-        "a manifest of brackets": _put("manifest.json", b"[" * 100_000),
-        "a manifest of 90 tables": _said(x=_nested(90)),
+        "a manifest that is null": put("manifest.json", b"null"),
+        "a manifest of brackets": put("manifest.json", b"[" * 100_000),
+        "a manifest of 90 tables": _said(x=_tables(90)),
         "trials of 90 tables": _trial(90),
         "trials of 400 tables": _trial(400),
     },
     "report": {
         "a garbled journal": _line("journal.log", 6, b"garbled"),
-        "a manifest of 90 tables": _said(x=_nested(90)),
-        "a manifest of 400 tables": _said(x=_nested(400)),
+        "a manifest of 90 tables": _said(x=_tables(90)),
+        "a manifest of 400 tables": _said(x=_tables(400)),
         "trials of 90 tables": _trial(90),
         "a backbone of nobody's": _said(model="~nosuchuser/x"),
         "a backbone of 300 letters": _said(model="x" * 300),
         "HTML": _worded(*_HTML),
     },
 }
-_MOVED: dict[str, dict[str, Callable[[Path], None]]] = {
+_MOVED: dict[str, dict[str, Move]] = {
     "resume": {
-        "a journal linked from outside": _linked("journal.log", _SECRET),
-        "a state linked from outside": _linked(".state", "../../outside"),
-        "a lock that is a pipe": _pipe(".lock"),
+        "a journal linked from outside": linked("journal.log", _SECRET),
+        "a state linked from outside": linked(".state", "../../outside"),
+        "a lock that is a pipe": piped(".lock"),
     },
     "runs": {
-        "trials linked from outside": _linked("trials.jsonl", _SECRET),
-        "a lock linked from outside": _linked(".lock", _SECRET),
-        "a lock that is a pipe": _pipe(".lock"),
-        "a manifest that is a pipe": _pipe("manifest.json"),
+        "trials linked from outside": linked("trials.jsonl", _SECRET),
+        "a lock linked from outside": linked(".lock", _SECRET),
+        "a lock that is a pipe": piped(".lock"),
+        "a manifest that is a pipe": piped("manifest.json"),
         "a name with escapes": _called("\x1b[31mred\x1b]0;title\x07"),
         "a name of several lines": _called("a\nb\tc"),
         "a name that is no UTF-8": _called("\ud800"),
         "a name as long as names can be": _called("x" * 255),
     },
     "report": {
-        "a journal linked from outside": _linked("journal.log", _SECRET),
-        "a journal that is a device": _linked("journal.log", "/dev/zero"),
-        "a journal that is a pipe": _pipe("journal.log"),
-        "a report linked from outside": _linked("report.html", _SECRET),
+        "a journal linked from outside": linked("journal.log", _SECRET),
+        "a journal that is a device": linked("journal.log", "/dev/zero"),
+        "a journal that is a pipe": piped("journal.log"),
+        "a report linked from outside": linked("report.html", _SECRET),
     },
-    "from": {"trials linked from outside": _linked("trials.jsonl", _SECRET)},
-    "export": {"a winner linked from outside": _linked("winner", "../../outside")},
+    "from": {"trials linked from outside": linked("trials.jsonl", _SECRET)},
+    "export": {"a winner linked from outside": linked("winner", "../../outside")},
 }
 FIRST: dict[str, First] = {
     **{f"{run}, {step}": _with(run, step) for run in ("finished", "interrupted") for step in _STEPS},
