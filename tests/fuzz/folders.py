@@ -10,8 +10,6 @@ from pathlib import Path
 from random import Random
 from typing import Any, TypeAlias
 
-from autopeft.recipe.yaml_text import read_yaml
-
 from . import mutate
 from .canary import PICKLE
 from .weights import safetensors
@@ -84,7 +82,7 @@ def edit(random: Random, files: Files, name: str, *, tree: Tree = mutate.tree) -
     elif kind == 2 or not name.endswith(_STRUCTURED):
         files[name] = mutate.text(random, valid.decode("utf-8", "replace"))
     elif name.endswith(".yaml"):
-        files[name] = mutate.written(random, mutate.tree(random, read_yaml(valid.decode("utf-8"), name)))
+        files[name] = mutate.written(random, mutate.tree(random, mutate.of_yaml(valid.decode("utf-8"))))
     elif name.endswith(".json"):
         files[name] = json_bytes(tree(random, json.loads(valid)), ascii=random.random() < 0.7)
     else:

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
-from autopeft.recipe.yaml_text import dump_yaml
+from autopeft.recipe.yaml_text import dump_yaml, read_yaml
 
 from .canary import CODE
 
-__all__ = ["bytes_of", "data", "many", "scalar", "text", "tree", "word", "written"]
+__all__ = ["bytes_of", "data", "many", "of_yaml", "scalar", "text", "tree", "word", "written"]
 
 WORDS: tuple[str, ...] = (
     *("", " ", "\t", "\n", "\r\n", "null", "true", "~", "-", "*", "&a", "<<", "$", "$x", "all", "as"),
@@ -210,6 +210,11 @@ def _small(value: Any) -> bool:
 
 _EDITS = (_replace, _replace, _nudge, _nudge, _delete, _repeat, _rename, _move, _move, _enclose)
 _SMALL_EDITS = (_step, _step, _step, _delete, _delete, _twice)
+
+
+def of_yaml(valid: str) -> Any:
+    """What a valid YAML text holds, as plain data without its lines, so that it can be written again."""
+    return json.loads(json.dumps(read_yaml(valid, "valid")))
 
 
 def written(random: Random, found: Any) -> bytes:
