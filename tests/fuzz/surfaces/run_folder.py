@@ -1,11 +1,13 @@
-"""Run folders of searches and of fixed recipes: listed, shown, reported, exported, gone on with up to the
-first job, and begun from."""
+"""Run folders of searches and of fixed recipes: listed, shown, reported, exported, evaluated, begun from,
+gone on with up to the first job, and debugged for a few steps."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -15,8 +17,13 @@ from unittest import mock
 
 from autopeft.assets import load_config
 from autopeft.backbones import spec_of
+from autopeft.cli import debug
 from autopeft.errors import AutoPEFTError
+from autopeft.runs.folder import RunFolder
 from autopeft.search import api
+from autopeft.search.controller.rerun import Rerun
+from autopeft.search.core.jobs import JobResult, Progress, ScoreJob, TrainJob
+from autopeft.search.execution.logged_jobs import JOBS, LoggedJobs
 from autopeft.search.optimization.warm_start import points_from
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.space import Space
@@ -57,6 +64,7 @@ _PLACES = (
 # What a search names is the user's own, wherever it lies: data, backbone, other runs.
 _THEIR_OWN = ("task", "model", "warm_start", "out", "runs")
 _OUTSIDE = "../outside"
+_MOST_STEPS = 3  # what a job asks for may take long
 
 
 @cache
@@ -70,8 +78,22 @@ def _valid(run: str) -> Files:
             if "winner" in name
         }
         found |= {f".state/files/best-3/{name}": data for name, data in best.items()}
-        found["logs/jobs.jsonl"] = b'{"id": "trial-0", "kind": "trial", "steps": 50}\n'
+        found[JOBS] = _jobs(json.loads(found["trials.jsonl"])["recipe"], best)
     return found
+
+
+def _jobs(recipe: dict[str, Any], best: Files) -> bytes:
+    """What a search writes of the training of a trial and of the test of its weights."""
+    jobs = (
+        TrainJob("trial-3", "trial", "trial 3", recipe, steps=150, number=3, keep_above=float("-inf")),
+        ScoreJob("test-best-3", "test", "the winner", recipe, splits=("select", "test"), files=best),
+    )
+    with tempfile.TemporaryDirectory() as place:
+        source = mock.Mock(next=mock.Mock(side_effect=jobs))
+        logged = LoggedJobs(source, RunFolder(Path(place)))
+        for _ in jobs:
+            logged.next()
+        return Path(place, JOBS).read_bytes()
 
 
 @cache
@@ -119,9 +141,36 @@ def _begun_from() -> None:
         _space().materialize(point)
 
 
-def _scored_again() -> None:
-    """A job of the run once more, as far as it is told without training."""
+def _exported() -> None:
     command("export", _FOLDER, "-o", "out", "--no-peft")
+
+
+def _evaluated() -> None:
+    """Scored on its own task, on which the rows of a split are those of its training."""
+    if not _names_outside():
+        command("evaluate", _FOLDER)
+        json.loads(command("evaluate", _FOLDER, "--split", "select", "--json"))
+
+
+def _debugged(job: str) -> None:
+    """A job of the run once more, but for its length."""
+    failed: list[Exception] = []
+    with (
+        mock.patch.object(Rerun, "run", _few_steps),
+        mock.patch.object(debug, "_post_mortem", failed.append),
+    ):
+        if not _names_outside():
+            command("debug", _FOLDER, job, "--pdb")
+    if failed:  # told with a traceback, whatever it is
+        raise failed[0]
+
+
+_run = Rerun.run
+
+
+def _few_steps(rerun: Rerun, on_step: Progress) -> JobResult:
+    steps = min(rerun.job.steps, _MOST_STEPS)
+    return _run(dataclasses.replace(rerun, job=dataclasses.replace(rerun.job, steps=steps)), on_step)
 
 
 _STEPS: Mapping[str, Callable[[], None]] = {
@@ -129,8 +178,12 @@ _STEPS: Mapping[str, Callable[[], None]] = {
     "report": _reported,
     "resume": _resumed,
     "from": _begun_from,
-    "export": _scored_again,
+    "export": _exported,
+    "evaluate": _evaluated,
+    "debug": lambda: _debugged("3"),
+    "debug a test": lambda: _debugged("test-best-3"),
 }
+_SEARCHED = ("resume", "debug", "debug a test")  # the steps that a fixed recipe has not
 
 
 class _NoExecutor:
@@ -149,8 +202,9 @@ class _NoExecutor:
 def _names_outside() -> bool:
     """Whether a manifest names what is a user's own in the folder that no input may lead to."""
     try:
-        said = json.loads(_content("manifest.json") or b"")["arguments"]
-        return any(_OUTSIDE in str(said.get(name)) for name in _THEIR_OWN)
+        manifest = json.loads(_content("manifest.json") or b"")
+        said = (manifest, manifest["arguments"], json.loads(_content("winner/hybrid.json") or b"{}"))
+        return any(_OUTSIDE in str(part.get(name)) for part in said for name in _THEIR_OWN)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
@@ -169,8 +223,8 @@ def hostile(random: Random, folder: Path) -> Call:
     _write(folder, files)
     if random.random() < 0.2:
         replace(random, folder / _FOLDER / random.choice(_PLACES), _BESIDE[0])
-    steps = [step for step in _STEPS if run != "fixed" or step != "resume"]
-    step = random.choice(("resume", "report", *steps) if run == "interrupted" else steps)
+    steps = [step for step in _STEPS if run == "interrupted" or step not in _SEARCHED]
+    step = random.choice(("resume", "report", *steps) if run == "interrupted" else ("evaluate", *steps))
     return lambda: use(step)
 
 
@@ -266,8 +320,26 @@ def _said(**values: Any) -> Edit:
     return told("manifest.json", lambda told: told.update(values))
 
 
+def _data(**values: Any) -> Edit:
+    return told("manifest.json", lambda told: told["data"].update(values))
+
+
+def _plan(**values: Any) -> Edit:
+    return told("manifest.json", lambda told: told["training"].update(values))
+
+
 def _trial(depth: int) -> Edit:
     return told("trials.jsonl", lambda told: told.update(recipe=_tables(depth)))
+
+
+def _job(**values: Any) -> Edit:
+    """The first job that was handed out, with other values."""
+
+    def change(files: Files) -> None:
+        first, rest = files[JOBS].split(b"\n", 1)
+        files[JOBS] = json_bytes({**json.loads(first), **values}) + rest
+
+    return change
 
 
 def _code_for(name: bytes) -> Edit:
@@ -288,6 +360,7 @@ def _called(name: str) -> Move:
 _ESCAPES = ("\x1b[31mred\x1b]0;title\x07", "\x9b2J", "\u202eevil")
 _HTML = ("<script>alert(1)</script>", "</script>", "<img src=x onerror=alert(2)>", "<!--", '" onload="x')
 _SECRET, _HOST = "../../outside/secret.jsonl", "203.0.113.7"
+_WORDS = {"escapes": _ESCAPES, "HTML in all texts": _HTML, "halves of letters": ("\ud800",)}
 # By the step that meets it, what is wrong with a search that was interrupted.
 _EDITED: dict[str, dict[str, Edit]] = {
     "resume": {
@@ -328,6 +401,47 @@ _EDITED: dict[str, dict[str, Edit]] = {
         "a backbone of 300 letters": _said(model="x" * 300),
         "HTML": _worded(*_HTML),
     },
+    "debug": {
+        "a job that is no table": put(JOBS, b"[]\n"),
+        "a job of brackets": put(JOBS, b"[" * 100_000),
+        "a job of a type that is code": _job(type="fuzz_canary.Thing"),
+        "a job that scores what no task has": _job(splits=["select", "../outside"]),
+        "a job that scores nothing": _job(splits=[]),
+        "a job of less than no steps": _job(steps=-1),
+        "a job of 10^400 steps": _job(steps=10**400),
+        "a job that begins at its end": _job(start=3, until=2),
+        "a seed below none": _job(seed=-1),
+        "a seed of 10^40": _job(seed=10**40),
+        "no share of the rows": _job(share=0.0),
+        "more than all rows": _job(share=float("nan")),
+        "10^9 attempts": _job(attempt=10**9),
+        "a recipe of 90 tables": _job(recipe=_tables(90)),
+        "a recipe with escapes": _job(recipe={"autopeft": 2, "name": _ESCAPES[0], "layers": []}),
+        "a label with escapes": _job(label="".join(_ESCAPES)),
+        "no rows at once": _asked(batch_size=0),
+        "-1 threads": _asked(cpus_per_trial=-1),
+    },
+    "debug a test": {
+        "weights of another hybrid": put(".state/files/best-3/weights.safetensors", b"{}"),
+    },
+}
+_EVALUATED: dict[str, Edit] = {
+    "labels that nothing has": _data(labels=["a", "b"]),
+    "one label twice": _data(labels=["no", "no"]),
+    "a kind that is code": _data(kind="fuzz_canary:run"),
+    "a metric that is code": _data(metric="fuzz_canary:run"),
+    "rows that are none": _data(rows=[1]),
+    "a source that is a text": _data(source="x"),
+    "a seed of 10^400": _asked(seed=10**400),
+    "a column of 300 letters": _asked(text="x" * 300),
+    "a column that is a table": _asked(text={"a": 1}),
+    "a length of -1": _plan(max_length=-1),
+    "a length of 10^12": _plan(max_length=10**12),
+    "a task that is a list": _said(task=["reviews.csv"]),
+    "data that are none": _said(data=[1]),
+    "versions that are none": _said(versions=[1]),
+    "a backbone that is none": _said(backbone=[1]),
+    "figures that are texts": told("result.json", lambda told: told.update(test_mean="x", select_mean=[1])),
 }
 _MOVED: dict[str, dict[str, Move]] = {
     "resume": {
@@ -356,15 +470,20 @@ _MOVED: dict[str, dict[str, Move]] = {
 }
 FIRST: dict[str, First] = {
     **{f"{run}, {step}": _with(run, step) for run in ("finished", "interrupted") for step in _STEPS},
-    **{f"fixed, {step}": _with("fixed", step) for step in ("runs", "report", "from", "export")},
-    **{f"escapes, {step}": _with("finished", step, _worded(*_ESCAPES)) for step in _STEPS},
-    **{f"HTML in all texts, {step}": _with("finished", step, _worded(*_HTML)) for step in _STEPS},
-    **{f"halves of letters, {step}": _with("finished", step, _worded("\ud800")) for step in _STEPS},
+    **{f"fixed, {step}": _with("fixed", step) for step in ("runs", "report", "from", "export", "evaluate")},
+    **{
+        f"{name}, {step}": _with(
+            "interrupted" if step.startswith("debug") else "finished", step, _worded(*words)
+        )
+        for name, words in _WORDS.items()
+        for step in _STEPS
+    },
     **{
         f"{name}, {step}": _with("interrupted", step, edit)
         for step, found in _EDITED.items()
         for name, edit in found.items()
     },
+    **{f"{name}, evaluate": _with("finished", "evaluate", edit) for name, edit in _EVALUATED.items()},
     **{
         f"{name}, {step}": _with("finished" if step == "export" else "interrupted", step, also=put)
         for step, moved in _MOVED.items()
