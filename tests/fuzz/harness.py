@@ -182,7 +182,7 @@ def _measured(call: Callable[[], object], outcome: _Outcome) -> None:
         try:
             with _deadline(started):
                 call()
-        except (Exception, TooSlow, SystemExit, KeyboardInterrupt) as error:
+        except BaseException as error:  # also what Rust raises where it panics
             outcome.error = error
         outcome.seconds = _clock() - started
     outcome.megabytes = _resident("VmHWM") - before
