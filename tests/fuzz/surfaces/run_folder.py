@@ -55,6 +55,7 @@ _RUNS = ("finished", "fixed", "interrupted", "interrupted")
 _BESIDE = ("bert/config.json", "bert/model.safetensors", "bert/tokenizer.json", "bert/tokenizer_config.json")
 _DATA = ("reviews.csv", "space.yaml")
 _FOLDER = "run"
+_KEPT = ".state/files/best-3"
 # What a run may have, and where something else may lie.
 _PLACES = (
     *("manifest.json", "result.json", "trials.jsonl", "journal.log", "space.yaml", "recipe.yaml"),
@@ -77,7 +78,7 @@ def _valid(run: str) -> Files:
             for name, data in _valid("finished").items()
             if "winner" in name
         }
-        found |= {f".state/files/best-3/{name}": data for name, data in best.items()}
+        found |= {f"{_KEPT}/{name}": data for name, data in best.items()}
         found[JOBS] = _jobs(json.loads(found["trials.jsonl"])["recipe"], best)
     return found
 
@@ -382,6 +383,8 @@ _EDITED: dict[str, dict[str, Edit]] = {
         "a tracker of a stranger's": _asked(log=f"mlflow:http://{_HOST}"),
         "a tracker that is code": _asked(log="fuzz_canary:run"),
         "a strategy that is code": _asked(strategy="fuzz_canary:run"),
+        "kept weights without a byte": put(f"{_KEPT}/weights.safetensors", b""),
+        "kept weights that are gone": lambda files: files.pop(f"{_KEPT}/weights.safetensors"),
         "a task of 300 letters": _asked(task="x" * 300),
         "a task of nobody's": _asked(task="~nosuchuser/x.csv"),
     },
@@ -422,7 +425,7 @@ _EDITED: dict[str, dict[str, Edit]] = {
         "-1 threads": _asked(cpus_per_trial=-1),
     },
     "debug a test": {
-        "weights of another hybrid": put(".state/files/best-3/weights.safetensors", b"{}"),
+        "weights of another hybrid": put(f"{_KEPT}/weights.safetensors", b"{}"),
     },
 }
 _EVALUATED: dict[str, Edit] = {
