@@ -6,7 +6,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +23,7 @@ __all__ = [
     "read_json_in",
     "read_plain",
     "read_table_in",
+    "table_of",
 ]
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes; Linux takes 255 and 4,096
@@ -236,3 +237,8 @@ def read_table_in(folder: Path, name: str, most: int = _MOST_JSON) -> dict[str, 
     if not isinstance(value, dict):
         raise UsageError(f"{str(folder / name)!r} does not hold a JSON object.")
     return value
+
+
+def table_of(value: object) -> Mapping[str, Any]:
+    """What a stranger's file has where a table belongs; an empty one where that is none."""
+    return value if isinstance(value, Mapping) else {}

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from support.folders import own_folder
 from support.permissions import modes_hold, sealed
 
 from autopeft.errors import UsageError
@@ -14,11 +15,7 @@ from autopeft.foreign import check_inside, file_in, in_folder, read_json_in, rea
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "own" / "inner").mkdir(parents=True)
-    (tmp_path / "secret").write_text("theirs")
-    (tmp_path / "own" / "a").write_text("mine")
-    (tmp_path / "own" / "inner" / "b").write_text("mine too")
-    return tmp_path / "own"
+    return own_folder(tmp_path)
 
 
 def test_links_inside_are_followed_and_links_out_are_not(folder: Path) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+
+from autopeft.errors import UsageError
 
 __all__ = ["head_names", "reset_head"]
 
@@ -26,9 +31,12 @@ def reset_head(model: PreTrainedModel, seed: int) -> None:
     Drawn on the CPU in fp32 from a generator of its own: the same seed gives the same head on every device
         and in every process, and torch's global generator is not touched. A configuration without
         `initializer_range` counts as 0.02.
+
+    Raises:
+        UsageError: `initializer_range` is no standard deviation.
     """
     generator = torch.Generator().manual_seed(seed)
-    std = float(getattr(model.config.get_text_config(), "initializer_range", 0.02))
+    std = _spread(model)
     for name in head_names(model):
         for module in model.get_submodule(name).modules():
             own = list(module.named_parameters(recurse=False))
@@ -38,6 +46,17 @@ def reset_head(model: PreTrainedModel, seed: int) -> None:
             else:
                 for kind, parameter in own:
                     nn.init.constant_(parameter, 0.0 if kind == "bias" else 1.0)
+
+
+def _spread(model: PreTrainedModel) -> float:
+    said: Any = getattr(model.config.get_text_config(), "initializer_range", 0.02)
+    if isinstance(said, bool) or not isinstance(said, (int, float)) or not 0 <= said < math.inf:
+        name = model.config._name_or_path or type(model).__name__
+        raise UsageError(
+            f"The configuration of {name!r} has initializer_range={said!r:.80}, but a standard deviation is "
+            "a number from 0; mend its config.json."
+        )
+    return float(said)
 
 
 def _draw(parameter: nn.Parameter, std: float, generator: torch.Generator) -> None:

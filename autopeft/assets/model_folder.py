@@ -8,20 +8,26 @@ from typing import Any
 
 from autopeft.assets.safetensors_header import read_header
 from autopeft.errors import UsageError
-from autopeft.foreign import read_json
+from autopeft.foreign import file_in, read_json
 
 __all__ = ["check_config", "check_folder", "with_adapter"]
 
 _LARGEST_JSON = 16 << 20
 _ADAPTER = "adapter_config.json"
+_CONFIG = "config.json"
+_READ = (".jinja", ".json", ".model", ".safetensors", ".txt")  # what transformers may read
 
 
 def check_folder(folder: Path, weights: Sequence[Path]) -> None:
     """Check the configuration, the weights' headers and that nothing else would be loaded into the backbone.
 
     Raises:
-        UsageError: something is damaged, or an adapter of Hugging Face peft lies in the folder.
+        UsageError: something is damaged, is a link that leads out of the folder (see `foreign.file_in`) or no
+            plain file, or an adapter of Hugging Face peft lies in the folder.
     """
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _READ and not path.is_dir():
+            file_in(folder, path.name)
     if (folder / _ADAPTER).exists():
         raise with_adapter(str(folder))
     check_config(folder)
@@ -31,13 +37,14 @@ def check_folder(folder: Path, weights: Sequence[Path]) -> None:
 
 
 def check_config(folder: Path) -> None:
-    """Check that `config.json`, where there is one, is a JSON object.
+    """Check that `config.json`, where there is one, is a JSON object in a file of the folder's own.
 
     Raises:
         UsageError: it is not.
     """
-    if (folder / "config.json").is_file():
-        _read_table(folder / "config.json")
+    if (folder / _CONFIG).is_file():
+        file_in(folder, _CONFIG)
+        _read_table(folder / _CONFIG)
 
 
 def with_adapter(path: str) -> UsageError:

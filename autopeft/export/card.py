@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 
 from autopeft.assets.table import ASSETS, Asset
+from autopeft.foreign import table_of
 from autopeft.recipe import Recipe
 from autopeft.runs.documents import Result, read_result
 from autopeft.runs.files import write_atomic
@@ -62,7 +63,7 @@ def model_card(card: Card, recipe: Recipe, more: Sequence[str] = ()) -> str:
         + fenced(recipe.to_yaml(), "yaml")
         + "\n\n"
         + fenced(again, "bash"),
-        _size(_table(card.result.get("counts"))),
+        _size(table_of(card.result.get("counts"))),
         _scores(card, result),
         _data(card),
         _training(card),
@@ -107,7 +108,7 @@ def front_matter(card: Card, recipe: Recipe) -> str:
         "library_name": "autopeft",
         "tags": ["autopeft", "peft", "parameter-efficient-fine-tuning", *map(str, methods)],
     }
-    base, source = _hub_name(card), _table(card.data.get("source"))
+    base, source = _hub_name(card), table_of(card.data.get("source"))
     if base is not None:
         table["base_model"] = base
     if source.get("origin") == "hub" and _HUB_NAME.fullmatch(str(source.get("name"))):
@@ -163,11 +164,6 @@ def _use(card: Card) -> str:
     return f"## Use\n\n{words}\n\n{command}\n\n{fenced(code, 'python')}\n\n{ends}"
 
 
-def _table(value: object) -> Mapping[str, Any]:
-    """A nested table, empty where it is none."""
-    return value if isinstance(value, Mapping) else {}
-
-
 def _finite(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -195,7 +191,7 @@ def _scores(card: Card, result: Result) -> str:
     """Scores with their seeds, comparisons with their intervals, and what they were measured on."""
     if result.test_mean is None:
         return ""
-    rows = _table(card.data.get("rows")).get("test")
+    rows = table_of(card.data.get("rows")).get("test")
     where = f"{rows:,} rows of the split test" if isinstance(rows, int) else "the split test"
     spread = "" if result.test_sd is None else f" ± {result.test_sd:.4f}"
     what = "" if result.test_sd is None else " (mean ± standard deviation of fresh seeds)"
@@ -217,7 +213,7 @@ def _scores(card: Card, result: Result) -> str:
 
 
 def _data(card: Card) -> str:
-    source, rows = _table(card.data.get("source")), _table(card.data.get("rows"))
+    source, rows = table_of(card.data.get("source")), table_of(card.data.get("rows"))
     lines = [f"- Source: {plain(source.get('name'))} ({plain(source.get('origin'))})."]
     if source.get("sha256"):
         lines.append(f"- sha256 of all rows: {plain(source['sha256'])}.")
@@ -235,7 +231,7 @@ def _found(card: Card) -> str:
         return "The recipe was fixed before training."
     if not made.get("budget"):
         return ""
-    trials = plain(_table(made.get("effort")).get("trials"))
+    trials = plain(table_of(made.get("effort")).get("trials"))
     return (
         f"A search found the recipe, in the space {plain(made.get('space'))} and under a budget of "
         f"{plain(made['budget'])}. It planned {trials} trials, proposed by {plain(made.get('sampler'))}. "
@@ -244,7 +240,7 @@ def _found(card: Card) -> str:
 
 
 def _training(card: Card) -> str:
-    training, versions = card.training, _table(card.made.get("versions"))
+    training, versions = card.training, table_of(card.made.get("versions"))
     facts = {
         "steps": training.get("steps"),
         "batch size": training.get("batch_size"),
@@ -261,7 +257,7 @@ def _training(card: Card) -> str:
 def _licences(card: Card) -> str:
     asset = _asset(card)
     backbone = None if asset is None else asset.licence
-    data = _table(card.data.get("source")).get("licence")
+    data = table_of(card.data.get("source")).get("licence")
     unknown = "not known here; ask where it came from"
     return (
         "## Licences\n\nNobody has put these weights under a licence yet. They were made from:\n\n"

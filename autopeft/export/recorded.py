@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from autopeft.export.trained import TrainedHybrid
+from autopeft.foreign import table_of
 from autopeft.method import Ensembles, Posterior
 from autopeft.runs.documents import Result, read_result
 from autopeft.tasks import Task
@@ -43,9 +44,8 @@ def recorded(
         seed: of the splits, where one was given.
         model: with the hybrid attached.
     """
-    data, result = known.manifest.get("data") or {}, read_result(known.result)
-    source = data.get("source") or {}
-    if source.get("sha256") != task.source.sha256:
+    data, result = table_of(known.manifest.get("data")), read_result(known.result)
+    if table_of(data.get("source")).get("sha256") != task.source.sha256:
         return None
     if split in ("train", "all"):
         return Recorded(None, (_FLATTERED,))
@@ -75,7 +75,7 @@ def _of_rows(
             f"The rows were split with seed {seed}, and by the run with seed {before}: the hybrid may have "
             f"been trained on rows that are {split} now, which flatters it."
         )
-    scored = (data.get("rows") or {}).get(split)
+    scored = table_of(data.get("rows")).get(split)
     if isinstance(scored, int) and scored != rows:
         yield f"These are {rows:,} rows of {split}; the run scored {scored:,} of them, as its effort says."
 
@@ -100,7 +100,7 @@ def _of_model(known: TrainedHybrid, model: Any) -> Iterator[str]:
             "The hybrid stands for several models, and the mean of their predictions is scored here; trials "
             "of a search may be scored without it."
         )
-    then = known.manifest.get("versions") or {}
+    then = table_of(known.manifest.get("versions"))
     changed = [
         f"{name} {then[name]} then, {now} now"
         for name in ("autopeft", "torch", "transformers")

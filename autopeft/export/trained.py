@@ -13,7 +13,7 @@ from autopeft.arguments import command_line
 from autopeft.errors import DataError, TaskError, UsageError
 from autopeft.export.manifest import MANIFEST, read_manifest
 from autopeft.export.package import Saved, find_saved, load_saved
-from autopeft.foreign import read_table_in
+from autopeft.foreign import read_table_in, table_of
 from autopeft.hybrid import Hybrid
 from autopeft.hybrid.labels import nameless
 from autopeft.runs.folder import as_typed
@@ -67,8 +67,8 @@ class TrainedHybrid:
     @property
     def arguments(self) -> Mapping[str, Any]:
         """What its training was told about the data; runs kept the columns together once."""
-        said: dict[str, Any] = self.manifest.get("arguments") or {}
-        return {**said, **(said.get("columns") or {})}
+        said = table_of(self.manifest.get("arguments"))
+        return {**said, **table_of(said.get("columns"))}
 
     @property
     def columns(self) -> ColumnNames:
@@ -200,7 +200,7 @@ def task_of(known: TrainedHybrid, given: EvaluateArguments) -> Task:
         kind=known.kind.name,
         metric=given.metric or known.metric,
         drop_empty=given.drop_empty or before.get("drop_empty") is True,
-        seed=given.seed if given.seed is not None else int(known.arguments.get("seed") or 0),
+        seed=given.seed if given.seed is not None else _seed(known),
         stand_in=given.stand_in,
         notify=given.notify,
     )
@@ -216,6 +216,23 @@ def task_of(known: TrainedHybrid, given: EvaluateArguments) -> Task:
             task = load()
     without = nameless(known.labels) and len(task.labels) == len(known.labels)
     return task if without or task.labels == known.labels else _relabelled(task, known, given)
+
+
+def _seed(known: TrainedHybrid) -> int:
+    """What the rows were split with.
+
+    Raises:
+        UsageError: what its manifest says is no seed.
+    """
+    found = known.arguments.get("seed")
+    if found is None:
+        return 0
+    if isinstance(found, bool) or not isinstance(found, int) or found < 0:
+        raise UsageError(
+            f"The manifest of {known.where} has the seed {found!r:.80}, but a seed is a whole number from 0; "
+            "name the one that the rows are to be split with by --seed (seed=…)."
+        )
+    return found
 
 
 def _training(known: TrainedHybrid, given: EvaluateArguments) -> str:
@@ -247,7 +264,7 @@ def _cut(load: Callable[..., Task], names: tuple[str, ...]) -> Task:
 
 def _trained_on(known: TrainedHybrid, task: Task) -> bool:
     """Whether a task has the very rows that the hybrid was trained, selected and tested on."""
-    before = ((known.manifest.get("data") or {}).get("source") or {}).get("sha256")
+    before = table_of(table_of(known.manifest.get("data")).get("source")).get("sha256")
     return before is not None and before == task.source.sha256
 
 
@@ -259,10 +276,10 @@ def _with_metric(task: Task, metric: str | None) -> Task:
 
 
 def _own_name(known: TrainedHybrid) -> str:
-    data = known.manifest.get("data") or {}
+    data = table_of(known.manifest.get("data"))
     if not (known.manifest.get("task") or data.get("name")):
         raise TaskError("The task that this hybrid was trained on is unknown; name one with --task (task=…).")
-    if (data.get("source") or {}).get("origin") == "memory":
+    if table_of(data.get("source")).get("origin") == "memory":
         raise TaskError(
             "This hybrid's rows were handed over in memory and are not kept; name data with --task."
         )

@@ -24,6 +24,7 @@ __all__ = ["WINDOW_BATCHES", "EncodedSplit", "encode_texts", "longer_than"]
 WINDOW_BATCHES = 50
 _CHUNK = 1_000
 _FORMAT = 1
+_MOST_FOR_A_LETTER = 100  # tokens; a letter has up to 4 bytes, and a text some special tokens
 Indices = NDArray[np.int64]
 
 
@@ -163,7 +164,7 @@ def encode_texts(
 
     Raises:
         UsageError: `max_length` is below 4 or beyond what the tokenizer's model takes, or the tokenizer has
-            no padding token.
+            no padding token, or cannot encode the texts.
     """
     if not 4 <= max_length <= tokenizer.model_max_length:
         raise UsageError(
@@ -194,12 +195,15 @@ def encode_texts(
 def longer_than(
     texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> float:
-    """Share of texts that have more than `max_length` tokens, special tokens included."""
+    """Share of texts that have more than `max_length` tokens, special tokens included.
+
+    Raises:
+        UsageError: the tokenizer cannot encode the texts.
+    """
     if not texts:
         return 0.0
-    second = None if pairs is None else list(pairs)
     # `verbose` would warn of texts that are longer than the model takes, which is what is asked here.
-    found = tokenizer(list(texts), second, truncation=False, padding=False, verbose=False)["input_ids"]
+    found = _encoded(tokenizer, texts, pairs, truncation=False, padding=False, verbose=False)["input_ids"]
     return sum(len(row) > max_length for row in found) / len(texts)
 
 
@@ -226,6 +230,38 @@ def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pairs: Sequence[str] | None, **options: Any
+) -> Any:
+    """What a tokenizer makes of texts.
+
+    The longest is tried alone first: rules that run wild, or make far more of a text than is there, would
+    take as much time and memory for every other.
+
+    Raises:
+        UsageError: it stumbles over them, or over what its own files say.
+    """
+    try:
+        longest = max(texts, key=len)
+        tokens = len(tokenizer(longest, truncation=False, padding=False, verbose=False)["input_ids"])
+        if tokens > _MOST_FOR_A_LETTER * (len(longest) + 1):
+            raise ValueError(f"it makes {tokens:,} tokens of {len(longest):,} letters")
+        return tokenizer(list(texts), None if pairs is None else list(pairs), **options)
+    except BaseException as error:
+        # Where its Rust panics, what comes is no `Exception`, and its class cannot be imported.
+        panic = type(error).__name__ == "PanicException"
+        if isinstance(error, MemoryError) or not (panic or isinstance(error, Exception)):
+            raise
+        raise _no_use(tokenizer, str(error).strip().split("\n")[0] or type(error).__name__) from error
+
+
+def _no_use(tokenizer: PreTrainedTokenizerBase, why: str) -> UsageError:
+    return UsageError(
+        f"The tokenizer of {tokenizer.name_or_path!r:.300} cannot encode the texts: {why}. Is its "
+        "tokenizer.json damaged?"
+    )
+
+
 def _tokenise(
     texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> dict[str, NDArray[Any]]:
@@ -234,18 +270,22 @@ def _tokenise(
     types: list[NDArray[np.int8]] = []
     for start in range(0, len(texts), _CHUNK):
         stop = start + _CHUNK
-        encoded = tokenizer(
-            list(texts[start:stop]),
-            None if pairs is None else list(pairs[start:stop]),
+        encoded = _encoded(
+            tokenizer,
+            texts[start:stop],
+            None if pairs is None else pairs[start:stop],
             truncation=True,
             max_length=max_length,
             padding=False,
             return_attention_mask=False,
             return_token_type_ids=with_types,
         )
-        ids += [np.asarray(row, dtype=np.int32) for row in encoded["input_ids"]]
-        if with_types:
-            types += [np.asarray(row, dtype=np.int8) for row in encoded["token_type_ids"]]
+        try:
+            ids += [np.asarray(row, dtype=np.int32) for row in encoded["input_ids"]]
+            if with_types:
+                types += [np.asarray(row, dtype=np.int8) for row in encoded["token_type_ids"]]
+        except OverflowError as error:
+            raise _no_use(tokenizer, f"a token or token type is too large ({error})") from error
     # A tokenizer without special tokens may give nothing for a text; one padding token keeps the row.
     ids = [row if len(row) else np.asarray([tokenizer.pad_token_id], dtype=np.int32) for row in ids]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64)

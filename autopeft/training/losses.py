@@ -12,9 +12,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from autopeft.errors import UsageError
 from autopeft.tasks.kinds import TaskKind
 
 __all__ = ["logits_of", "slice_rows"]
+
+_NO_SUCH_ROW = "index out of range in self"  # what torch says of an embedding on the CPU
 
 
 def logits_of(model: nn.Module, batch: Mapping[str, Tensor], kind: TaskKind | None = None) -> Tensor:
@@ -22,6 +25,9 @@ def logits_of(model: nn.Module, batch: Mapping[str, Tensor], kind: TaskKind | No
     default its `logits`.
 
     `task_id` goes to models with modules on them, whose forward takes further keyword arguments.
+
+    Raises:
+        UsageError: on the CPU, the model has no embedding of some token, position or token type.
     """
     inputs: dict[str, Any] = {k: v for k, v in batch.items() if k not in ("labels", "task_id")}
     names = _parameters(type(model).forward)
@@ -29,11 +35,31 @@ def logits_of(model: nn.Module, batch: Mapping[str, Tensor], kind: TaskKind | No
         inputs["task_id"] = batch["task_id"]
     if "use_cache" in names:
         inputs["use_cache"] = False  # nobody generates: keys and values would be kept for nothing
-    output: Any = model(**inputs)
+    try:
+        output: Any = model(**inputs)
+    except IndexError as error:
+        if _NO_SUCH_ROW not in str(error):
+            raise
+        raise _not_embedded(model, inputs) from error
     if kind is not None:
         return kind.logits_of(output)
     logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
     return logits
+
+
+def _not_embedded(model: nn.Module, inputs: Mapping[str, Tensor]) -> UsageError:
+    tokens, largest = inputs["input_ids"].shape[-1], int(inputs["input_ids"].max())
+    embeddings: Any = getattr(model, "get_input_embeddings", lambda: None)()
+    table = getattr(embeddings, "num_embeddings", None)
+    if table is not None and largest >= table:
+        return UsageError(
+            f"The tokenizer gives the token {largest:,}, but the model has embeddings of the tokens 0 to "
+            f"{table - 1:,} alone: the tokenizer is another model's, or the model was not resized to it."
+        )
+    return UsageError(
+        f"The model has no embedding of some position or token type in rows of {tokens:,} tokens; lower "
+        "max_length (--max-length), and compare the tokenizer with the model's configuration."
+    )
 
 
 @lru_cache(maxsize=64)

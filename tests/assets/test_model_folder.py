@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +99,7 @@ def test_a_damaged_configuration_alone_is_one_sentence(tmp_path: Path, content: 
         {"model_type": "../../evil"},
         {"dtype": "os.system"},
         {"id2label": {"a": "b"}},
+        *({"initializer_range": number} for number in (-1.0, float("inf"), "wide")),
     ],
 )
 def test_a_configuration_of_nonsense_is_one_sentence(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -115,6 +117,54 @@ def test_a_damaged_tokenizer_is_one_sentence(tmp_path: Path, content: bytes) -> 
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(UsageError, match="No usable tokenizer"):
         load_tokenizer(str(tmp_path))
+
+
+READ = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+@pytest.mark.parametrize("name", READ)
+def test_links_out_of_the_folder_are_not_followed(tmp_path: Path, name: str) -> None:
+    folder = save_backbone(tmp_path / "model")
+    other = (folder / name).rename(tmp_path / name) if (folder / name).exists() else tmp_path / name
+    other.touch()
+    (folder / name).symlink_to(other)
+    with pytest.raises(UsageError, match="leads out of its folder") as caught:
+        resolve_model(str(folder))
+    assert name in str(caught.value)
+    if name == "config.json":
+        with pytest.raises(UsageError, match="leads out of its folder"):
+            load_config(models_source(folder))
+    (folder / name).unlink()
+    (folder / "kept").mkdir()
+    other.rename(folder / "kept" / name)
+    (folder / name).symlink_to(Path("kept", name))
+    resolve_model(str(folder))
+
+
+def test_the_hubs_cache_may_link_to_its_blobs(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "1f"
+    save_backbone(blobs)
+    snapshot.mkdir(parents=True)
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(path)
+    assert resolve_model(str(snapshot)).origin == "folder"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "added_tokens.json"])
+def test_a_pipe_in_the_folder_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    save_backbone(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UsageError, match=f"{name}' is not a plain file"):
+        resolve_model(str(tmp_path))
+
+
+def test_what_transformers_does_not_read_may_be_anything(tmp_path: Path) -> None:
+    save_backbone(tmp_path / "model")
+    (tmp_path / "data.csv").touch()
+    (tmp_path / "model" / "train.csv").symlink_to(tmp_path / "data.csv")
+    (tmp_path / "model" / "more.json").mkdir()
+    resolve_model(str(tmp_path / "model"))
 
 
 def test_a_small_file_cannot_ask_for_a_large_model(tmp_path: Path) -> None:

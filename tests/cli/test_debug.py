@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.saved_model import save_backbone, write_reviews
+from support.saved_model import small_search
 from support.searching import Events
 
 from autopeft.cli import main
@@ -25,23 +25,7 @@ from autopeft.search.core.jobs import Job
 @pytest.fixture
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
-    return {
-        "task": str(write_reviews(tmp_path / "data.csv")),
-        "text": "body",
-        "label": "verdict",
-        "budget": "20%",
-        "space": "lora",
-        "model": str(save_backbone(tmp_path / "model")),
-        "trials": 2,
-        "steps": 60,
-        "confirm": 1,
-        "confirm_seeds": 1,
-        "baselines": "none",
-        "max_length": 16,
-        "batch_size": 8,
-        "workers": 0,
-        "out": str(tmp_path / "run"),
-    }
+    return small_search(tmp_path, trials=2, steps=60, baselines="none", workers=0)
 
 
 def files_of(run: RunFolder) -> dict[str, bytes]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import pty
 import re
 import subprocess
 import sys
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from support.saved_model import save_backbone, write_reviews
+from support.terminal import CONTROL, beside_terminal
 
 from autopeft.cli.train_progress import BarReporter, LineReporter
 from autopeft.tasks.summary import DataSummary
@@ -28,7 +27,6 @@ INFO = TrainInfo(
     run="runs/x",
     data=DataSummary((("train", "96 rows"),), ("test has 12 rows: scores on so few differ by chance.",)),
 )
-ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def follow(reporter: LineReporter | BarReporter) -> None:
@@ -85,7 +83,7 @@ def test_the_bar_fits_a_narrow_terminal_and_says_all() -> None:
     reporter = BarReporter(Console(file=out, force_terminal=True, width=80, legacy_windows=False))
     with reporter.showing():
         follow(reporter)
-    shown = ESCAPES.sub("", out.getvalue()).replace("\r", "\n").splitlines()
+    shown = CONTROL.sub("", out.getvalue()).replace("\r", "\n").splitlines()
     assert max(map(len, shown)) <= 80
     for line in (
         "calibration …",
@@ -128,18 +126,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(*more: str) -> list[str]:
-    words = ["train", "-r", "lora.yaml", "-t", "reviews.csv", "--text", "body", "--label", "verdict"]
-    words += ["-m", "bert", "--steps", "20", "--eval-every", "10", "--max-length", "16"]
-    return [sys.executable, "-m", "autopeft", *words, *more]
-
-
+WORDS = (
+    *("train", "-r", "lora.yaml", "-t", "reviews.csv", "--text", "body", "--label", "verdict"),
+    *("-m", "bert", "--steps", "20", "--eval-every", "10", "--max-length", "16"),
+)
 RECIPE = "autopeft: 2\nname: mine\nlayers:\n- attach: [lora]\ntraining: {learning_rate: 2.0e-2}\n"
 
 
 def test_in_a_pipe_stdout_has_the_result_alone(place: Path) -> None:
     (place / "lora.yaml").write_text(RECIPE)
-    done = subprocess.run(command("-o", "piped"), cwd=place, capture_output=True, text=True, timeout=300)
+    words = [sys.executable, "-m", "autopeft", *WORDS, "-o", "piped"]
+    done = subprocess.run(words, cwd=place, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     steps = [line for line in lines if re.match(r"step \d+/20  loss \d", line)]
@@ -160,25 +157,7 @@ def test_in_a_pipe_stdout_has_the_result_alone(place: Path) -> None:
 
 def test_on_a_terminal_there_is_a_bar(place: Path) -> None:
     (place / "lora.yaml").write_text(RECIPE)
-    reader, writer = pty.openpty()
-    env = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
-    process = subprocess.Popen(
-        command("-o", "shown", "--json"), cwd=place, env=env, stdout=subprocess.PIPE, stderr=writer, text=True
-    )
-    os.close(writer)
-    seen = b""
-    while True:
-        try:
-            part = os.read(reader, 1 << 16)
-        except OSError:  # the other end is closed
-            break
-        if not part:
-            break
-        seen += part
-    assert process.stdout is not None
-    out = process.stdout.read()
-    assert process.wait(300) == 0
-    text = ESCAPES.sub("", seen.decode()).replace("\r", "\n")
+    out, text = beside_terminal(*WORDS, "-o", "shown", "--json", cwd=place)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     assert max(map(len, lines)) <= 80
     bars = [line for line in lines if "━" in line]

@@ -57,6 +57,15 @@ def test_each_reason_is_said(task: Task) -> None:
     assert "torch 0.1 then" in libraries
 
 
+@pytest.mark.parametrize("other", [[1], "x", 7])
+def test_a_manifest_of_another_form_gives_no_reasons(task: Task, other: Any) -> None:
+    (reason,) = found(task, data={"rows": other}, manifest={"arguments": other, "versions": other}).reasons
+    assert "another device" in reason
+    for manifest in ({"data": other}, {"data": {"source": other}}):
+        hybrid = known(task, manifest=manifest)
+        assert recorded(hybrid, task, "test", 10, 0.8, seed=1, model=nn.Linear(1, 1)) is None
+
+
 def test_what_cannot_be_compared_is_not(task: Task) -> None:
     model = nn.Linear(1, 1)
 

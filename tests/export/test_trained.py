@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from autopeft.errors import DataError, TaskError
+from autopeft.errors import DataError, TaskError, UsageError
 from autopeft.export.arguments import EvaluateArguments
 from autopeft.export.manifest import Card
 from autopeft.export.package import Saved
@@ -51,6 +51,29 @@ def test_classes_take_the_places_that_the_head_knows(tmp_path: Path) -> None:
     )
     with pytest.raises(TaskError, match="does not know: d"):
         loaded(given, ratings(tmp_path / "other.csv", ["a", "d"]))
+
+
+@pytest.mark.parametrize("seed", ["0", -1, True, [1]])
+def test_a_seed_that_is_none_is_told_and_another_takes_its_place(tmp_path: Path, seed: Any) -> None:
+    saved(tmp_path, "classification", ["a", "b"], "accuracy")
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    told = {**manifest, "task": ratings(tmp_path / "file.csv", ["a", "b"]), "arguments": {"seed": seed}}
+    (tmp_path / "manifest.json").write_text(json.dumps(told))
+    known = trained(Saved(tmp_path, tmp_path, Card.read(tmp_path)))
+    with pytest.raises(UsageError, match="but a seed is a whole number from 0; name the one"):
+        task_of(known, EvaluateArguments())
+    assert task_of(known, EvaluateArguments(seed=3)).labels == ("a", "b")
+
+
+@pytest.mark.parametrize("source", ["x", [1], None])
+def test_a_source_that_is_no_table_is_none(tmp_path: Path, source: Any) -> None:
+    saved(tmp_path, "classification", ["a", "b"], "accuracy")
+    told = json.loads((tmp_path / "manifest.json").read_text())
+    told["data"]["source"], told["task"] = source, ratings(tmp_path / "file.csv", ["a", "b"])
+    (tmp_path / "manifest.json").write_text(json.dumps(told))
+    given = Saved(tmp_path, tmp_path, Card.read(tmp_path))
+    for name in (None, told["task"]):
+        assert loaded(given, name).labels == ("a", "b")
 
 
 def test_rows_that_were_in_memory_have_to_be_named(tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 # What the tests share (`support`) is imported from there, as pytest does.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from .harness import Bench, Finding, bench
-from .surface import Case, cases, surfaces
+from .surface import Case, Surface, cases, surfaces
 
 _HANGS = 120  # seconds after which a case that no signal reaches ends the run with where it hangs
 
@@ -37,8 +38,8 @@ def _again(place: Bench, given: argparse.Namespace) -> bool:
     return finding is not None
 
 
-def _all(place: Bench, given: argparse.Namespace, chosen: dict[str, object]) -> bool:
-    todo = cases(chosen, given.cases, start=given.start)  # type: ignore[arg-type]
+def _all(place: Bench, given: argparse.Namespace, chosen: Mapping[str, Surface]) -> bool:
+    todo = cases(chosen, given.cases, start=given.start)
     found = place.run(_in_time(todo), told=_tell)
     for name in chosen:
         tried, read = place.tried[name], place.returned[name]
@@ -52,7 +53,8 @@ def _all(place: Bench, given: argparse.Namespace, chosen: dict[str, object]) -> 
     return bool(found) or grown > given.growth
 
 
-def _in_time(todo: list[Case]):  # type: ignore[no-untyped-def]
+def _in_time(todo: Iterable[Case]) -> Iterator[Case]:
+    """The cases, each with an alarm of its own that ends the process."""
     for case in todo:
         faulthandler.dump_traceback_later(_HANGS, exit=True)
         yield case

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -72,7 +72,7 @@ class Bench:
     idle: float
     tried: Counter[str] = field(default_factory=Counter)
     returned: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     most: Counter[str] = field(default_factory=Counter)
 
     def run(self, cases: Iterable[Case], *, told: Callable[[Finding], None] | None = None) -> list[Finding]:
@@ -104,7 +104,7 @@ class Bench:
             os.chdir(here)
         self.tried[name] += 1
         self.returned[name] += outcome.error is None
-        self.seconds[name] += outcome.seconds  # type: ignore[assignment]
+        self.seconds[name] += outcome.seconds
         self.most[name] = max(self.most[name], round(outcome.megabytes))
         wrong = [*outcome.wrong(), *dict.fromkeys(seen), *traces(folder)]
         if not keep:
@@ -182,7 +182,7 @@ def _measured(call: Callable[[], object], outcome: _Outcome) -> None:
         try:
             with _deadline(started):
                 call()
-        except (Exception, TooSlow, SystemExit, KeyboardInterrupt) as error:
+        except BaseException as error:  # also what Rust raises where it panics
             outcome.error = error
         outcome.seconds = _clock() - started
     outcome.megabytes = _resident("VmHWM") - before

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
-from autopeft.recipe.yaml_text import dump_yaml
+from autopeft.recipe.yaml_text import dump_yaml, read_yaml
 
 from .canary import CODE
 
-__all__ = ["bytes_of", "data", "many", "scalar", "text", "tree", "word", "written"]
+__all__ = ["bytes_of", "data", "many", "of_yaml", "scalar", "text", "tree", "word", "written"]
 
 WORDS: tuple[str, ...] = (
     *("", " ", "\t", "\n", "\r\n", "null", "true", "~", "-", "*", "&a", "<<", "$", "$x", "all", "as"),
@@ -212,14 +212,16 @@ _EDITS = (_replace, _replace, _nudge, _nudge, _delete, _repeat, _rename, _move, 
 _SMALL_EDITS = (_step, _step, _step, _delete, _delete, _twice)
 
 
+def of_yaml(valid: str) -> Any:
+    """What a valid YAML text holds, as plain data without its lines, so that it can be written again."""
+    return json.loads(json.dumps(read_yaml(valid, "valid")))
+
+
 def written(random: Random, found: Any) -> bytes:
-    """A tree as YAML in blocks, or in flow as JSON is, whichever can hold it."""
-    if random.randrange(2):
-        try:
-            return bytes_of(dump_yaml(found))
-        except Exception:  # what YAML cannot say, JSON may
-            pass
+    """A tree as YAML in blocks, or in flow as JSON is."""
     try:
+        if random.randrange(2):
+            return bytes_of(dump_yaml(found))
         return bytes_of(json.dumps(found, ensure_ascii=random.random() < 0.5))
     except ValueError:  # a number of more digits than Python writes
         return b"[" + b"9" * 5000 + b"]"

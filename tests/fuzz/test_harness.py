@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import signal
 import sys
@@ -141,6 +142,13 @@ def test_a_seed_is_one_case() -> None:
     assert texts == [mutate.text(Random(i), "a: 1\nb: [c, d]\n") for i in range(300)]
     assert len(set(texts)) > 200
     assert valid == {"a": [1, {"b": 2.5}], "c": "text"}, "what is valid stays so"
+
+
+def test_what_was_yaml_is_written_as_yaml_too() -> None:
+    tree = mutate.of_yaml("a: 1\nb: [c, {d: 2.5}]\n")
+    drawn = {mutate.written(Random(i), tree) for i in range(20)}
+    assert b"a: 1\nb:\n- c\n- {d: 2.5}\n" in drawn
+    assert any(json.loads(text) == tree for text in drawn if text.startswith(b"{"))
 
 
 def test_numbers_that_python_does_not_write_out_are_mutated_too() -> None:

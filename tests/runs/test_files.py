@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from support.folders import own_folder
 
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.runs import files
@@ -16,11 +17,7 @@ from autopeft.runs.files import cut_torn_line, empty_folder, is_there, write_ato
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "own" / "inner").mkdir(parents=True)
-    (tmp_path / "secret").write_text("theirs")
-    (tmp_path / "own" / "a").write_text("mine")
-    (tmp_path / "own" / "inner" / "b").write_text("mine too")
-    return tmp_path / "own"
+    return own_folder(tmp_path)
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o027, 0o640)])

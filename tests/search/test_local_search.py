@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.saved_model import save_backbone, write_reviews
+from support.saved_model import small_search
 
 from autopeft.runs.folder import load_run
 from autopeft.runs.records import TrialRecord
@@ -23,23 +23,7 @@ from autopeft.search.execution.logged_jobs import handed_out
 @pytest.fixture
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
-    return {
-        "task": str(write_reviews(tmp_path / "data.csv")),
-        "text": "body",
-        "label": "verdict",
-        "budget": "20%",
-        "space": "lora",
-        "model": str(save_backbone(tmp_path / "model")),
-        "trials": 6,
-        "steps": 120,
-        "confirm": 1,
-        "confirm_seeds": 1,
-        "baselines": "head",
-        "fresh_baselines": True,
-        "max_length": 16,
-        "batch_size": 8,
-        "out": str(tmp_path / "run"),
-    }
+    return small_search(tmp_path, trials=6, steps=120, baselines="head", fresh_baselines=True)
 
 
 def told(records: Iterable[TrialRecord]) -> list[Any]:

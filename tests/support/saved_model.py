@@ -1,4 +1,4 @@
-"""A tiny backbone with a tokenizer in a folder, and a data file that it can learn."""
+"""A tiny backbone with a tokenizer in a folder, a data file that it can learn, and a small search of both."""
 
 from __future__ import annotations
 
@@ -67,3 +67,21 @@ def write_reviews(path: Path, rows: int = 120) -> Path:
                 [f"{' '.join(words)} {'the ' * (i % 7)}{'film ' * (i // 7 % 11)}", "yes" if i % 2 else "no"]
             )
     return path
+
+
+def small_search(folder: Path, **more: Any) -> dict[str, Any]:
+    """Arguments of a search for LoRA, with its run in a folder, where backbone and data are written."""
+    return {
+        "task": str(write_reviews(folder / "data.csv")),
+        "text": "body",
+        "label": "verdict",
+        "budget": "20%",
+        "space": "lora",
+        "model": str(save_backbone(folder / "model")),
+        "confirm": 1,
+        "confirm_seeds": 1,
+        "max_length": 16,
+        "batch_size": 8,
+        "out": str(folder / "run"),
+        **more,
+    }

@@ -9,6 +9,7 @@ from typing import Any
 
 from autopeft.counting import Counts
 from autopeft.effort import Effort
+from autopeft.hybrid.store import WEIGHTS
 from autopeft.recipe import Recipe
 from autopeft.runs.records import CountTable, TrialRecord
 from autopeft.search.controller.controller import Controller
@@ -47,7 +48,7 @@ def honest(job: Job) -> JobResult:
     """Score grows with the rank; a job that is to keep its weights does when it is good enough."""
     score = rank_of(job) / 1000 + job.seed / 1e6
     keep_above = job.keep_above if isinstance(job, TrainJob) else None
-    files = {"w": job.id.encode()} if keep_above is not None and score > keep_above else {}
+    files = {WEIGHTS: job.id.encode()} if keep_above is not None and score > keep_above else {}
     return JobResult(job.id, scores=dict.fromkeys(job.splits, score), seconds=2.0, files=files)
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.saved_model import save_backbone
 from transformers import PreTrainedTokenizerBase
 
 from autopeft.assets import cache_dir, load_tokenizer, resolve_model
 from autopeft.errors import UsageError
 from autopeft.tasks import Source, Split, Task
 from autopeft.tasks.encode import EncodedSplit, encode, encode_texts
+from autopeft.tasks.tokens import longer_than
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +168,68 @@ def test_lengths_that_do_not_fit_are_refused(tokenizer: PreTrainedTokenizerBase)
         encode_texts(["a"], None, tokenizer, 1024)
     with pytest.raises(UsageError, match="max_length=2 does not fit"):
         encode_texts(["a"], None, tokenizer, 2)
+
+
+def _without_unknown(told: Any) -> None:
+    told["model"]["vocab"].pop("[UNK]")
+
+
+def _beyond_32_bits(told: Any) -> None:
+    told["model"]["vocab"]["film"] = 2**32 - 1
+
+
+def _types_beyond_8_bits(told: Any) -> None:
+    told["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A", "type_id": 300}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {},
+    }
+
+
+def _replacing(pattern: str, content: str) -> Callable[[Any], None]:
+    rule = {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
+    return lambda told: told.update(normalizer=rule)
+
+
+BROKEN: dict[str, tuple[Callable[[Any], None], str]] = {
+    "no word for the unknown": (_without_unknown, "cannot encode the texts: .*UNK"),
+    "a token beyond 32 bits": (_beyond_32_bits, "a token or token type is too large"),
+    "a type beyond 8 bits": (_types_beyond_8_bits, "a token or token type is too large"),
+    "a pattern at which its Rust panics": (
+        _replacing("(( *[a-z ]+)+)+$(?<=z)", ""),
+        "cannot encode the texts: .*retry",
+    ),
+    "letters that become many": (
+        _replacing("[a-z]", "film " * 300),
+        r"[\d,]+ tokens of 125 letters",
+    ),
+}
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_tokenizer_that_stumbles_over_its_own_files_is_one_sentence(tmp_path: Path, case: str) -> None:
+    change, words = BROKEN[case]
+    file = save_backbone(tmp_path / "model") / "tokenizer.json"
+    told = json.loads(file.read_text())
+    change(told)
+    file.write_text(json.dumps(told))
+    tokenizer = load_tokenizer(str(tmp_path / "model"))
+    texts = ["a dull", ("the film was good " * 7)[:-1], "zebra"]
+    with pytest.raises(UsageError, match=words) as caught:
+        encode_texts(texts, None, tokenizer, 16)
+    assert str(tmp_path / "model") in str(caught.value)
+    assert "\n" not in str(caught.value)
+    if case.startswith(("no word", "a pattern", "letters")):
+        with pytest.raises(UsageError, match=words):
+            longer_than(texts, None, tokenizer, 16)
+
+
+def test_what_ends_the_process_is_no_fault_of_a_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for end in (KeyboardInterrupt, SystemExit, MemoryError):
+        monkeypatch.setattr(type(tokenizer), "__call__", Mock(side_effect=end))
+        with pytest.raises(end):
+            longer_than(["a text"], None, tokenizer, 16)

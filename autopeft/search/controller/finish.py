@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from autopeft.errors import AutoPEFTError, StoppedError
+from autopeft.hybrid.store import WEIGHTS
 from autopeft.recipe import Recipe
 from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import TrialRecord
@@ -35,7 +36,8 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
 
     Raises:
         StoppedError: the search was interrupted before a trial was trained to the end.
-        AutoPEFTError: every trial failed; the message gives the first failure.
+        AutoPEFTError: every trial failed (the message gives the first failure), or the winner's weights are
+            gone.
     """
     records = controller.strategy.records()
     by_number = {record.number: record for record in records}
@@ -51,7 +53,7 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         winner, files = None, controller.best.files()
         if files is not None and controller.best.number is not None:
             chosen = by_number[controller.best.number]
-    if files is None:
+    if files is None or not files.get(WEIGHTS):
         raise _no_weights(ready, folder)
     final = None if winner is None else winner.contender()
     recipe, baselines = Recipe.from_dict(dict(chosen.recipe)), controller.confirmation.baselines()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autopeft.errors import UsageError, near
-from autopeft.foreign import check_inside
+from autopeft.foreign import check_inside, table_of
 from autopeft.runs.folder import RunFolder
 from autopeft.search.controller.checkpoints import FolderCheckpoints
 from autopeft.search.core.jobs import DONE, Done, Job, JobResult, Progress
@@ -137,15 +137,14 @@ def _differences(folder: RunFolder, ready: Prepared) -> list[str]:
     """What may let numbers differ from those of the run."""
     before, now = folder.manifest(), versions()
     found = []
-    then = before.get("versions")
-    if isinstance(then, Mapping):
-        changed = [
-            f"{name} {then[name]} then and {number} now"
-            for name, number in now.items()
-            if name in then and then[name] != number
-        ]
-        found += [f"Versions differ: {', '.join(changed)}."] if changed else []
-    device = before.get("training", {}).get("device")
+    then = table_of(before.get("versions"))
+    changed = [
+        f"{name} {then[name]} then and {number} now"
+        for name, number in now.items()
+        if name in then and then[name] != number
+    ]
+    found += [f"Versions differ: {', '.join(changed)}."] if changed else []
+    device = table_of(before.get("training")).get("device")
     if device not in (None, ready.plan.device):
         found.append(f"The run trained on {device!r}, and this is {ready.plan.device!r}.")
     return found

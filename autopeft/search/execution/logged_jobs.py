@@ -33,12 +33,14 @@ from autopeft.runs.files import cut_torn_line
 from autopeft.runs.folder import RunFolder
 from autopeft.search.core.jobs import Done, Job, JobResult, JobSource, TrainJob
 from autopeft.search.execution.job_log import last_step
+from autopeft.tasks import SPLIT_NAMES
 
 __all__ = ["JOBS", "HandedOut", "LoggedJobs", "digests", "handed_out", "log_file"]
 
 JOBS = "logs/jobs.jsonl"
 _MOST, _LITTLE, _ROOM = 1_000_000, 16_000, 100_000_000
 _KEPT = 1_000
+_MOST_ATTEMPTS = 1_000
 _log = logging.getLogger("autopeft")
 _RULE = "\n" + "-" * 110 + "\n"
 _WENT_WELL = re.compile(r"[^:]+: (complete|paused)")
@@ -156,6 +158,7 @@ class HandedOut:
                 # JSON has no infinity, which stands for "keep them whatever the score".
                 told["keep_above"] = float(told["keep_above"])
             _checked(cast(Any, type_))(**told)
+            _check_figures(told)
             self.job = type_(**told)
             carried = line["files"] or {}
             self.carried: dict[str, str] = {str(k): str(v) for k, v in carried.items()}
@@ -163,6 +166,20 @@ class HandedOut:
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             raise UsageError(f"does not hold a job: {what}.") from error
+
+
+def _check_figures(told: Mapping[str, Any]) -> None:
+    """Check what a job says beside its types.
+
+    Raises:
+        ValueError: something is beyond what any job has.
+    """
+    for name, most in (("seed", 2**63 - 1), ("attempt", _MOST_ATTEMPTS)):
+        if not 0 <= told[name] <= most:
+            raise ValueError(f"its {name} is not from 0 to {most:,}")
+    unknown = [split for split in told["splits"] if split not in SPLIT_NAMES]
+    if unknown:
+        raise ValueError(f"it scores the split {unknown[0]!r:.80}, but there are {', '.join(SPLIT_NAMES)}")
 
 
 def _job_type(name: str) -> type[Job]:

@@ -16,6 +16,7 @@ from autopeft.counting import count
 from autopeft.recipe import Recipe
 
 from .. import mutate
+from ..folders import json_bytes
 from ..surface import Call, First
 
 SHARE = 0.25
@@ -47,20 +48,13 @@ def use(folder: str) -> None:
 def hostile(random: Random, folder: Path) -> Call:
     (folder / "model").mkdir()
     config = mutate.tree(random, random.choice(_valid()), most=2)
-    content = mutate.bytes_of(_json(config))
+    content = json_bytes(config)
     if random.random() < 0.3:
         content = mutate.text(
             random, content.decode("utf-8", "replace"), tokens=('"num_hidden_layers": 3, ',)
         )
     (folder / "model" / "config.json").write_bytes(content)
     return lambda: use("model")
-
-
-def _json(config: Any) -> str:
-    try:
-        return json.dumps(config)
-    except ValueError:  # more digits than Python writes
-        return '{"model_type": "bert", "hidden_size": ' + "9" * 5000 + "}"
 
 
 def _of(number: int, **changes: Any) -> First:

@@ -136,7 +136,7 @@ def hostile_file(random: Random, path: Path) -> None:
 def hostile(random: Random, folder: Path) -> Call:
     path = folder / f"data{random.choice(_SUFFIXES)}"
     hostile_file(random, path)
-    named = {
+    named: dict[str, Any] = {
         key: mutate.word(random) if random.random() < 0.3 else value
         for key, value in (
             ("text", "text"),
@@ -147,7 +147,7 @@ def hostile(random: Random, folder: Path) -> Call:
         if random.random() < 0.15
     }
     drop = random.random() < 0.3
-    return lambda: use(load_task(str(path), drop_empty=drop, stand_in=False, **named))  # type: ignore[arg-type]
+    return lambda: use(load_task(str(path), drop_empty=drop, stand_in=False, **named))
 
 
 def _of(name: str, content: str | Callable[[], bytes], **options: Any) -> First:

@@ -1,11 +1,13 @@
-"""Run folders of searches and of fixed recipes: listed, shown, reported, exported, gone on with up to the
-first job, and begun from."""
+"""Run folders of searches and of fixed recipes: listed, shown, reported, exported, evaluated, begun from,
+gone on with up to the first job, and debugged for a few steps."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -15,18 +17,36 @@ from unittest import mock
 
 from autopeft.assets import load_config
 from autopeft.backbones import spec_of
+from autopeft.cli import debug
 from autopeft.errors import AutoPEFTError
-from autopeft.recipe.yaml_text import read_yaml
+from autopeft.runs.folder import RunFolder
 from autopeft.search import api
+from autopeft.search.controller.rerun import Rerun
+from autopeft.search.core.jobs import JobResult, Progress, ScoreJob, TrainJob
+from autopeft.search.execution.logged_jobs import JOBS, LoggedJobs
 from autopeft.search.optimization.warm_start import points_from
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.space import Space
 
 from .. import mutate
-from ..canary import PICKLE
+from ..folders import (
+    Edit,
+    Files,
+    Move,
+    after,
+    edit,
+    json_bytes,
+    linked,
+    nested,
+    piped,
+    put,
+    read,
+    replace,
+    told,
+    write,
+)
 from ..products import check_page, command
 from ..surface import Call, First
-from ..weights import safetensors
 
 SHARE = 0.2
 
@@ -35,17 +55,22 @@ _RUNS = ("finished", "fixed", "interrupted", "interrupted")
 _BESIDE = ("bert/config.json", "bert/model.safetensors", "bert/tokenizer.json", "bert/tokenizer_config.json")
 _DATA = ("reviews.csv", "space.yaml")
 _FOLDER = "run"
+_KEPT = ".state/files/best-3"
+# What a run may have, and where something else may lie.
+_PLACES = (
+    *("manifest.json", "result.json", "trials.jsonl", "journal.log", "space.yaml", "recipe.yaml"),
+    *("finals.jsonl", "front.json", "winner", ".state", ".state/files", "logs", "report.html"),
+    *("journal.log.lock", ".lock", ".scratch"),
+)
 # What a search names is the user's own, wherever it lies: data, backbone, other runs.
 _THEIR_OWN = ("task", "model", "warm_start", "out", "runs")
 _OUTSIDE = "../outside"
-Files = dict[str, bytes]
-Edit = Callable[[Files], object]
+_MOST_STEPS = 3  # what a job asks for may take long
 
 
 @cache
 def _valid(run: str) -> Files:
-    folder = _RECORDED / run
-    found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    found = read(_RECORDED / run)
     if run == "interrupted":
         found[".state/clock.json"] = b'{"seconds": 12.5}\n'
         best = {
@@ -53,9 +78,23 @@ def _valid(run: str) -> Files:
             for name, data in _valid("finished").items()
             if "winner" in name
         }
-        found |= {f".state/files/best-3/{name}": data for name, data in best.items()}
-        found["logs/jobs.jsonl"] = b'{"id": "trial-0", "kind": "trial", "steps": 50}\n'
+        found |= {f"{_KEPT}/{name}": data for name, data in best.items()}
+        found[JOBS] = _jobs(json.loads(found["trials.jsonl"])["recipe"], best)
     return found
+
+
+def _jobs(recipe: dict[str, Any], best: Files) -> bytes:
+    """What a search writes of the training of a trial and of the test of its weights."""
+    jobs = (
+        TrainJob("trial-3", "trial", "trial 3", recipe, steps=150, number=3, keep_above=float("-inf")),
+        ScoreJob("test-best-3", "test", "the winner", recipe, splits=("select", "test"), files=best),
+    )
+    with tempfile.TemporaryDirectory() as place:
+        source = mock.Mock(next=mock.Mock(side_effect=jobs))
+        logged = LoggedJobs(source, RunFolder(Path(place)))
+        for _ in jobs:
+            logged.next()
+        return Path(place, JOBS).read_bytes()
 
 
 @cache
@@ -103,9 +142,36 @@ def _begun_from() -> None:
         _space().materialize(point)
 
 
-def _scored_again() -> None:
-    """A job of the run once more, as far as it is told without training."""
+def _exported() -> None:
     command("export", _FOLDER, "-o", "out", "--no-peft")
+
+
+def _evaluated() -> None:
+    """Scored on its own task, on which the rows of a split are those of its training."""
+    if not _names_outside():
+        command("evaluate", _FOLDER)
+        json.loads(command("evaluate", _FOLDER, "--split", "select", "--json"))
+
+
+def _debugged(job: str) -> None:
+    """A job of the run once more, but for its length."""
+    failed: list[Exception] = []
+    with (
+        mock.patch.object(Rerun, "run", _few_steps),
+        mock.patch.object(debug, "_post_mortem", failed.append),
+    ):
+        if not _names_outside():
+            command("debug", _FOLDER, job, "--pdb")
+    if failed:  # told with a traceback, whatever it is
+        raise failed[0]
+
+
+_run = Rerun.run
+
+
+def _few_steps(rerun: Rerun, on_step: Progress) -> JobResult:
+    steps = min(rerun.job.steps, _MOST_STEPS)
+    return _run(dataclasses.replace(rerun, job=dataclasses.replace(rerun.job, steps=steps)), on_step)
 
 
 _STEPS: Mapping[str, Callable[[], None]] = {
@@ -113,8 +179,12 @@ _STEPS: Mapping[str, Callable[[], None]] = {
     "report": _reported,
     "resume": _resumed,
     "from": _begun_from,
-    "export": _scored_again,
+    "export": _exported,
+    "evaluate": _evaluated,
+    "debug": lambda: _debugged("3"),
+    "debug a test": lambda: _debugged("test-best-3"),
 }
+_SEARCHED = ("resume", "debug", "debug a test")  # the steps that a fixed recipe has not
 
 
 class _NoExecutor:
@@ -133,8 +203,9 @@ class _NoExecutor:
 def _names_outside() -> bool:
     """Whether a manifest names what is a user's own in the folder that no input may lead to."""
     try:
-        said = json.loads(_content("manifest.json") or b"")["arguments"]
-        return any(_OUTSIDE in str(said.get(name)) for name in _THEIR_OWN)
+        manifest = json.loads(_content("manifest.json") or b"")
+        said = (manifest, manifest["arguments"], json.loads(_content("winner/hybrid.json") or b"{}"))
+        return any(_OUTSIDE in str(part.get(name)) for part in said for name in _THEIR_OWN)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
@@ -149,70 +220,18 @@ def hostile(random: Random, folder: Path) -> Call:
     run = random.choice(_RUNS)
     files = dict(_valid(run))
     for name in random.sample(sorted(files), random.choice((1, 1, 2))):
-        _edit(random, files, name)
+        edit(random, files, name, tree=_with_words)
     _write(folder, files)
     if random.random() < 0.2:
-        _add(random, folder / _FOLDER)
-    steps = [step for step in _STEPS if run != "fixed" or step != "resume"]
-    step = random.choice(("resume", "report", *steps) if run == "interrupted" else steps)
+        replace(random, folder / _FOLDER / random.choice(_PLACES), _BESIDE[0])
+    steps = [step for step in _STEPS if run == "interrupted" or step not in _SEARCHED]
+    step = random.choice(("resume", "report", *steps) if run == "interrupted" else ("evaluate", *steps))
     return lambda: use(step)
 
 
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    for name in (*_BESIDE, *_DATA):
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(_RECORDED / name, folder / name)
-    for name, content in files.items():
-        path = folder / _FOLDER / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-
-
-def _edit(random: Random, files: Files, name: str) -> None:
-    valid = files[name]
-    kind = random.randrange(10)
-    if kind == 0:
-        del files[name]
-    elif name.endswith(".safetensors"):
-        files[name] = safetensors(random, valid)
-    elif kind == 1:
-        files[name] = mutate.data(random, valid)
-    elif kind == 2 or not name.endswith((".json", ".jsonl", ".log", ".yaml")):
-        files[name] = mutate.text(random, valid.decode("utf-8", "replace"))
-    elif name.endswith(".yaml"):
-        files[name] = mutate.written(random, mutate.tree(random, read_yaml(valid.decode("utf-8"), name)))
-    elif name.endswith(".json"):
-        files[name] = _json(_with_words(random, json.loads(valid)))
-    else:
-        files[name] = _lines(random, valid)
-
-
-def _lines(random: Random, valid: bytes) -> bytes:
-    """Lines of JSON, some of them changed, gone, said again or moved."""
-    lines = valid.splitlines(keepends=True)
-    for _ in range(mutate.many(random, 3)):
-        at = random.randrange(len(lines)) if lines else 0
-        kind = random.randrange(8)
-        if not lines or kind == 0:
-            lines.insert(
-                at, random.choice((b"\n", b"{}\n", b"[]\n", b"null\n", b"\xff\n", b"[" * 5000 + b"\n"))
-            )
-        elif kind == 1:
-            del lines[at]
-        elif kind == 2:
-            lines.insert(at, lines[random.randrange(len(lines))])
-        elif kind == 3:
-            lines[at] = lines[at][: random.randrange(len(lines[at]))]
-        else:
-            lines[at] = _json(_with_words(random, _loads(lines[at])))
-    return b"".join(lines)
-
-
-def _loads(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):  # it was changed before
-        return {}
+def _write(folder: Path, files: Files) -> None:
+    write(folder, {name: (_RECORDED / name).read_bytes() for name in (*_BESIDE, *_DATA)})
+    write(folder / _FOLDER, files)
 
 
 def _with_words(random: Random, tree: Any) -> Any:
@@ -230,49 +249,6 @@ def _reworded(random: Random, tree: Any, share: float) -> Any:
     return mutate.word(random) if isinstance(tree, str) and random.random() < share else tree
 
 
-def _json(value: Any) -> bytes:
-    try:
-        return mutate.bytes_of(json.dumps(value)) + b"\n"
-    except ValueError:  # more digits than Python writes
-        return b'{"seed": ' + b"9" * 5000 + b"}\n"
-
-
-def _add(random: Random, folder: Path) -> None:
-    """Something that is no plain file, or leads elsewhere, or was not put there by a run."""
-    names = ("manifest.json", "result.json", "trials.jsonl", "journal.log", "space.yaml", "recipe.yaml")
-    more = (
-        "finals.jsonl",
-        "front.json",
-        "winner",
-        ".state",
-        ".state/files",
-        "logs",
-        "report.html",
-        "journal.log.lock",
-    )
-    path = folder / random.choice((*names, *more, ".lock", ".scratch"))
-    if path.is_dir():
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        path.unlink()
-    path.parent.mkdir(exist_ok=True)
-    kind = random.randrange(6)
-    if kind == 0:
-        path.symlink_to(
-            random.choice(("../../outside/secret.jsonl", "../../outside/recipe.yaml", "../../outside"))
-        )
-    elif kind == 1:
-        path.symlink_to(random.choice((path.name, ".", "/dev/zero", "../bert/config.json", "nothing")))
-    elif kind == 2:
-        os.mkfifo(path)
-    elif kind == 3:
-        path.mkdir()
-    elif kind == 4:
-        path.write_bytes(PICKLE)
-    else:
-        path.write_bytes(b"")
-
-
 # First cases
 # ----------------------------------------------------------------------------------------------------------
 
@@ -282,7 +258,7 @@ def _with(
     step: str,
     change: Edit | None = None,
     *,
-    also: Callable[[Path], object] | None = None,
+    also: Move | None = None,
 ) -> First:
     def write(folder: Path) -> Call:
         files = dict(_valid(run))
@@ -296,24 +272,11 @@ def _with(
     return write
 
 
-def _put(name: str, content: bytes) -> Edit:
-    return lambda files: files.update({name: content})
-
-
 def _line(name: str, number: int, content: bytes) -> Edit:
     def edit(files: Files) -> None:
         lines = files[name].splitlines(keepends=True)
         lines[number - 1] = content + b"\n"
         files[name] = b"".join(lines)
-
-    return edit
-
-
-def _told(name: str, change: Callable[[dict[str, Any]], Any]) -> Edit:
-    def edit(files: Files) -> None:
-        told = json.loads(files[name])
-        change(told)
-        files[name] = _json(told)
 
     return edit
 
@@ -324,11 +287,11 @@ def _worded(*words: str) -> Edit:
     def edit(files: Files) -> None:
         for name in ("manifest.json", "result.json", "front.json"):
             if name in files:
-                files[name] = _json(_rewritten(json.loads(files[name]), words))
+                files[name] = json_bytes(_rewritten(json.loads(files[name]), words))
         for name in ("trials.jsonl", "finals.jsonl"):
             if name in files:
                 lines = [_rewritten(json.loads(line), words) for line in files[name].splitlines()]
-                files[name] = b"".join(map(_json, lines))
+                files[name] = b"".join(map(json_bytes, lines))
 
     return edit
 
@@ -346,38 +309,38 @@ def _rewritten(tree: Any, words: tuple[str, ...], key: str = "") -> Any:
     return "".join(words) if isinstance(tree, str) else tree
 
 
-def _linked(name: str, target: str) -> Callable[[Path], None]:
-    def link(folder: Path) -> None:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        path.unlink(missing_ok=True)
-        path.symlink_to(target)
-
-    return link
-
-
-def _nested(depth: int) -> Any:
-    found: Any = 1
-    for _ in range(depth):
-        found = {"a": found}
-    return found
+def _tables(depth: int) -> Any:
+    return nested(depth, lambda found: {"a": found})
 
 
 def _asked(**arguments: Any) -> Edit:
-    return _told("manifest.json", lambda told: told["arguments"].update(arguments))
+    return told("manifest.json", lambda told: told["arguments"].update(arguments))
 
 
 def _said(**values: Any) -> Edit:
-    return _told("manifest.json", lambda told: told.update(values))
+    return told("manifest.json", lambda told: told.update(values))
 
 
-def _after(name: str, more: bytes) -> Edit:
-    return lambda files: files.update({name: files[name] + more})
+def _data(**values: Any) -> Edit:
+    return told("manifest.json", lambda told: told["data"].update(values))
+
+
+def _plan(**values: Any) -> Edit:
+    return told("manifest.json", lambda told: told["training"].update(values))
 
 
 def _trial(depth: int) -> Edit:
-    return _told("trials.jsonl", lambda told: told.update(recipe=_nested(depth)))
+    return told("trials.jsonl", lambda told: told.update(recipe=_tables(depth)))
+
+
+def _job(**values: Any) -> Edit:
+    """The first job that was handed out, with other values."""
+
+    def change(files: Files) -> None:
+        first, rest = files[JOBS].split(b"\n", 1)
+        files[JOBS] = json_bytes({**json.loads(first), **values}) + rest
+
+    return change
 
 
 def _code_for(name: bytes) -> Edit:
@@ -386,15 +349,7 @@ def _code_for(name: bytes) -> Edit:
     )
 
 
-def _pipe(name: str) -> Callable[[Path], None]:
-    def put(folder: Path) -> None:
-        (folder / name).unlink(missing_ok=True)
-        os.mkfifo(folder / name)
-
-    return put
-
-
-def _called(name: str) -> Callable[[Path], None]:
+def _called(name: str) -> Move:
     """The run once more, under another name."""
 
     def copy(folder: Path) -> None:
@@ -406,6 +361,7 @@ def _called(name: str) -> Callable[[Path], None]:
 _ESCAPES = ("\x1b[31mred\x1b]0;title\x07", "\x9b2J", "\u202eevil")
 _HTML = ("<script>alert(1)</script>", "</script>", "<img src=x onerror=alert(2)>", "<!--", '" onload="x')
 _SECRET, _HOST = "../../outside/secret.jsonl", "203.0.113.7"
+_WORDS = {"escapes": _ESCAPES, "HTML in all texts": _HTML, "halves of letters": ("\ud800",)}
 # By the step that meets it, what is wrong with a search that was interrupted.
 _EDITED: dict[str, dict[str, Edit]] = {
     "resume": {
@@ -413,76 +369,124 @@ _EDITED: dict[str, dict[str, Edit]] = {
         "a journal of another type": _line("journal.log", 6, b'{"op_code": 8, "trial_id": "x"}'),
         "a journal that is no UTF-8": _line("journal.log", 2, b"\xff\xfe"),
         "a journal of brackets": _line("journal.log", 2, b"[" * 100_000),
-        "a journal of no study": _put("journal.log", b""),
+        "a journal of no study": put("journal.log", b""),
         "a journal that names code": _code_for(b"FloatDistribution"),
-        "a space that is no UTF-8": _after("space.yaml", b"\xff"),
-        "a space that is no YAML": _after("space.yaml", b"x: ["),
-        "a manifest that is no JSON": _after("manifest.json", b"{"),
-        "a manifest that is null": _put("manifest.json", b"null"),
-        "an effort of other words": _told("manifest.json", lambda told: told["effort"].update(x=1)),
+        "a space that is no UTF-8": after("space.yaml", b"\xff"),
+        "a space that is no YAML": after("space.yaml", b"x: ["),
+        "a manifest that is no JSON": after("manifest.json", b"{"),
+        "a manifest that is null": put("manifest.json", b"null"),
+        "an effort of other words": told("manifest.json", lambda told: told["effort"].update(x=1)),
         "a seed that is a text": _asked(seed="0"),
-        "a clock without seconds": _put(".state/clock.json", b'{"seconds": "many"}'),
-        "a clock of brackets": _put(".state/clock.json", b"[" * 100_000),
+        "a clock without seconds": put(".state/clock.json", b'{"seconds": "many"}'),
+        "a clock of brackets": put(".state/clock.json", b"[" * 100_000),
         "an address of a stranger's": _asked(address=f"ray://{_HOST}:10001"),
         "a tracker of a stranger's": _asked(log=f"mlflow:http://{_HOST}"),
         "a tracker that is code": _asked(log="fuzz_canary:run"),
         "a strategy that is code": _asked(strategy="fuzz_canary:run"),
+        "kept weights without a byte": put(f"{_KEPT}/weights.safetensors", b""),
+        "kept weights that are gone": lambda files: files.pop(f"{_KEPT}/weights.safetensors"),
         "a task of 300 letters": _asked(task="x" * 300),
         "a task of nobody's": _asked(task="~nosuchuser/x.csv"),
     },
     "runs": {
-        "a manifest that is null": _put("manifest.json", b"null"),
-        "a manifest of brackets": _put("manifest.json", b"[" * 100_000),
-        "a manifest of 90 tables": _said(x=_nested(90)),
+        "a manifest that is null": put("manifest.json", b"null"),
+        "a manifest of brackets": put("manifest.json", b"[" * 100_000),
+        "a manifest of 90 tables": _said(x=_tables(90)),
         "trials of 90 tables": _trial(90),
         "trials of 400 tables": _trial(400),
     },
     "report": {
         "a garbled journal": _line("journal.log", 6, b"garbled"),
-        "a manifest of 90 tables": _said(x=_nested(90)),
-        "a manifest of 400 tables": _said(x=_nested(400)),
+        "a manifest of 90 tables": _said(x=_tables(90)),
+        "a manifest of 400 tables": _said(x=_tables(400)),
         "trials of 90 tables": _trial(90),
         "a backbone of nobody's": _said(model="~nosuchuser/x"),
         "a backbone of 300 letters": _said(model="x" * 300),
         "HTML": _worded(*_HTML),
     },
+    "debug": {
+        "a job that is no table": put(JOBS, b"[]\n"),
+        "a job of brackets": put(JOBS, b"[" * 100_000),
+        "a job of a type that is code": _job(type="fuzz_canary.Thing"),
+        "a job that scores what no task has": _job(splits=["select", "../outside"]),
+        "a job that scores nothing": _job(splits=[]),
+        "a job of less than no steps": _job(steps=-1),
+        "a job of 10^400 steps": _job(steps=10**400),
+        "a job that begins at its end": _job(start=3, until=2),
+        "a seed below none": _job(seed=-1),
+        "a seed of 10^40": _job(seed=10**40),
+        "no share of the rows": _job(share=0.0),
+        "more than all rows": _job(share=float("nan")),
+        "10^9 attempts": _job(attempt=10**9),
+        "a recipe of 90 tables": _job(recipe=_tables(90)),
+        "a recipe with escapes": _job(recipe={"autopeft": 2, "name": _ESCAPES[0], "layers": []}),
+        "a label with escapes": _job(label="".join(_ESCAPES)),
+        "no rows at once": _asked(batch_size=0),
+        "-1 threads": _asked(cpus_per_trial=-1),
+    },
+    "debug a test": {
+        "weights of another hybrid": put(f"{_KEPT}/weights.safetensors", b"{}"),
+    },
 }
-_MOVED: dict[str, dict[str, Callable[[Path], None]]] = {
+_EVALUATED: dict[str, Edit] = {
+    "labels that nothing has": _data(labels=["a", "b"]),
+    "one label twice": _data(labels=["no", "no"]),
+    "a kind that is code": _data(kind="fuzz_canary:run"),
+    "a metric that is code": _data(metric="fuzz_canary:run"),
+    "rows that are none": _data(rows=[1]),
+    "a source that is a text": _data(source="x"),
+    "a seed of 10^400": _asked(seed=10**400),
+    "a column of 300 letters": _asked(text="x" * 300),
+    "a column that is a table": _asked(text={"a": 1}),
+    "a length of -1": _plan(max_length=-1),
+    "a length of 10^12": _plan(max_length=10**12),
+    "a task that is a list": _said(task=["reviews.csv"]),
+    "data that are none": _said(data=[1]),
+    "versions that are none": _said(versions=[1]),
+    "a backbone that is none": _said(backbone=[1]),
+    "figures that are texts": told("result.json", lambda told: told.update(test_mean="x", select_mean=[1])),
+}
+_MOVED: dict[str, dict[str, Move]] = {
     "resume": {
-        "a journal linked from outside": _linked("journal.log", _SECRET),
-        "a state linked from outside": _linked(".state", "../../outside"),
-        "a lock that is a pipe": _pipe(".lock"),
+        "a journal linked from outside": linked("journal.log", _SECRET),
+        "a state linked from outside": linked(".state", "../../outside"),
+        "a lock that is a pipe": piped(".lock"),
     },
     "runs": {
-        "trials linked from outside": _linked("trials.jsonl", _SECRET),
-        "a lock linked from outside": _linked(".lock", _SECRET),
-        "a lock that is a pipe": _pipe(".lock"),
-        "a manifest that is a pipe": _pipe("manifest.json"),
+        "trials linked from outside": linked("trials.jsonl", _SECRET),
+        "a lock linked from outside": linked(".lock", _SECRET),
+        "a lock that is a pipe": piped(".lock"),
+        "a manifest that is a pipe": piped("manifest.json"),
         "a name with escapes": _called("\x1b[31mred\x1b]0;title\x07"),
         "a name of several lines": _called("a\nb\tc"),
         "a name that is no UTF-8": _called("\ud800"),
         "a name as long as names can be": _called("x" * 255),
     },
     "report": {
-        "a journal linked from outside": _linked("journal.log", _SECRET),
-        "a journal that is a device": _linked("journal.log", "/dev/zero"),
-        "a journal that is a pipe": _pipe("journal.log"),
-        "a report linked from outside": _linked("report.html", _SECRET),
+        "a journal linked from outside": linked("journal.log", _SECRET),
+        "a journal that is a device": linked("journal.log", "/dev/zero"),
+        "a journal that is a pipe": piped("journal.log"),
+        "a report linked from outside": linked("report.html", _SECRET),
     },
-    "from": {"trials linked from outside": _linked("trials.jsonl", _SECRET)},
-    "export": {"a winner linked from outside": _linked("winner", "../../outside")},
+    "from": {"trials linked from outside": linked("trials.jsonl", _SECRET)},
+    "export": {"a winner linked from outside": linked("winner", "../../outside")},
 }
 FIRST: dict[str, First] = {
     **{f"{run}, {step}": _with(run, step) for run in ("finished", "interrupted") for step in _STEPS},
-    **{f"fixed, {step}": _with("fixed", step) for step in ("runs", "report", "from", "export")},
-    **{f"escapes, {step}": _with("finished", step, _worded(*_ESCAPES)) for step in _STEPS},
-    **{f"HTML in all texts, {step}": _with("finished", step, _worded(*_HTML)) for step in _STEPS},
-    **{f"halves of letters, {step}": _with("finished", step, _worded("\ud800")) for step in _STEPS},
+    **{f"fixed, {step}": _with("fixed", step) for step in ("runs", "report", "from", "export", "evaluate")},
+    **{
+        f"{name}, {step}": _with(
+            "interrupted" if step.startswith("debug") else "finished", step, _worded(*words)
+        )
+        for name, words in _WORDS.items()
+        for step in _STEPS
+    },
     **{
         f"{name}, {step}": _with("interrupted", step, edit)
         for step, found in _EDITED.items()
         for name, edit in found.items()
     },
+    **{f"{name}, evaluate": _with("finished", "evaluate", edit) for name, edit in _EVALUATED.items()},
     **{
         f"{name}, {step}": _with("finished" if step == "export" else "interrupted", step, also=put)
         for step, moved in _MOVED.items()

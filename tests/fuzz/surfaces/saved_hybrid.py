@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -25,13 +24,13 @@ from autopeft.errors import AutoPEFTError
 from autopeft.export.package import find_saved, write_package
 from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
-from autopeft.recipe.yaml_text import read_yaml
 
 from .. import mutate
 from ..canary import PICKLE
+from ..folders import Edit, Files, Move, cut, edit, linked, nested, put, read, replace, told, write
 from ..products import check_markdown, command
 from ..surface import Call, First
-from ..weights import changed_header, safetensors
+from ..weights import changed_header
 
 SHARE = 0.2
 
@@ -59,13 +58,11 @@ _LABELS = (
     "\x9b2J",
     "\u202eevil",
 )
-Files = dict[str, bytes]
-Edit = Callable[[Files], object]
 
 
 @cache
 def _backbone() -> Files:
-    return {path.name: path.read_bytes() for path in sorted((_RUNS / _BACKBONE).iterdir())}
+    return read(_RUNS / _BACKBONE)
 
 
 @cache
@@ -84,16 +81,12 @@ def _valid() -> tuple[Files, ...]:
                 torch.manual_seed(0)
                 randomise(hybrid.root)
             folder = hybrid.save(Path(place, str(i)))
-            told = json.loads((folder / "hybrid.json").read_text())
-            (folder / "hybrid.json").write_text(json.dumps({**told, "model": _BACKBONE}))
-            found.append(_read(folder))
+            files = read(folder)
+            told("hybrid.json", lambda manifest: manifest.update(model=_BACKBONE))(files)
+            found.append(files)
         for run in ("finished", "fixed"):
-            found.append(_read(write_package(find_saved(_RUNS / run), Path(place, run))))
+            found.append(read(write_package(find_saved(_RUNS / run), Path(place, run))))
     return tuple(found)
-
-
-def _read(folder: Path) -> Files:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def use(*, ask: bool = False) -> None:
@@ -148,9 +141,9 @@ def _check_cards(folder: Path) -> None:
 def hostile(random: Random, folder: Path) -> Call:
     files, backbone = dict(random.choice(_valid())), dict(_backbone())
     for name in random.sample(sorted(files), random.choice((1, 1, 2))):
-        _edit(random, files, name)
+        edit(random, files, name, tree=_with_labels)
     if random.random() < 0.15:
-        _edit_backbone(random, backbone)
+        edit(random, backbone, random.choice(sorted(backbone)))
     _write(folder, files, backbone)
     if random.random() < 0.2:
         _add(random, folder / _FOLDER)
@@ -158,31 +151,28 @@ def hostile(random: Random, folder: Path) -> Call:
     return lambda: use(ask=ask)
 
 
-def _write(folder: Path, files: Mapping[str, bytes], backbone: Mapping[str, bytes]) -> None:
-    for name, content in ((_FOLDER, files), (_BACKBONE, backbone)):
-        (folder / name).mkdir()
-        for file, data in content.items():
-            (folder / name / file).write_bytes(data)
+def _write(folder: Path, files: Files, backbone: Files) -> None:
+    write(folder / _FOLDER, files)
+    write(folder / _BACKBONE, backbone)
 
 
-def _edit(random: Random, files: Files, name: str) -> None:
-    valid = files[name]
-    kind = random.randrange(10)
-    if kind == 0:
-        del files[name]
-    elif name.endswith(".safetensors"):
-        files[name] = safetensors(random, valid)
-    elif name.endswith(".md") or kind <= 3:
-        files[name] = mutate.text(random, valid.decode("utf-8", "replace"))
-    elif name.endswith(".yaml"):
-        files[name] = mutate.written(random, mutate.tree(random, read_yaml(valid.decode("utf-8"), name)))
-    else:
-        told = json.loads(valid)
-        if kind <= 6:
-            _name_labels(told, [random.choice((*_LABELS, mutate.word(random))) for _ in range(2)])
-        if kind >= 5:
-            told = mutate.tree(random, told)
-        files[name] = _json(told, ascii=random.random() < 0.7)
+def _add(random: Random, folder: Path) -> None:
+    """Something that does not belong there, or is no plain file."""
+    if random.randrange(6) == 0:
+        (folder / random.choice(("adapter_model.bin", "head.pt", "weights.pkl"))).write_bytes(PICKLE)
+        return
+    folder.mkdir(exist_ok=True)
+    names = sorted(path.name for path in folder.iterdir())
+    name = random.choice((*names, "manifest.json", "README.md", "result.json", "winner"))
+    replace(random, folder / name, f"{_BACKBONE}/config.json")
+
+
+def _with_labels(random: Random, told: Any) -> Any:
+    """A tree that was mutated, or has other names of classes, or both."""
+    kind = random.randrange(6)
+    if kind < 4:
+        _name_labels(told, [random.choice((*_LABELS, mutate.word(random))) for _ in range(2)])
+    return mutate.tree(random, told) if kind >= 2 else told
 
 
 def _name_labels(told: Any, names: list[str]) -> None:
@@ -194,47 +184,6 @@ def _name_labels(told: Any, names: list[str]) -> None:
         told["data"]["source"]["name"] = names[1]
 
 
-def _edit_backbone(random: Random, files: Files) -> None:
-    name = random.choice(sorted(files))
-    if random.randrange(10) == 0:
-        del files[name]
-    elif name.endswith(".safetensors"):
-        files[name] = safetensors(random, files[name])
-    else:
-        files[name] = _json(mutate.tree(random, json.loads(files[name])))
-
-
-def _json(value: Any, *, ascii: bool = True) -> bytes:
-    """As JSON, with halves of surrogate pairs by their numbers or, where not `ascii`, as they are."""
-    try:
-        return mutate.bytes_of(json.dumps(value, ensure_ascii=ascii))
-    except ValueError:  # more digits than Python writes
-        return b'{"format": ' + b"9" * 5000 + b"}"
-
-
-def _add(random: Random, folder: Path) -> None:
-    """Something that does not belong there, or is no plain file."""
-    names = sorted(path.name for path in folder.iterdir()) or ["hybrid.json"]
-    path = folder / random.choice((*names, "manifest.json", "README.md", "result.json", "winner"))
-    kind = random.randrange(6)
-    if kind == 5:
-        (folder / random.choice(("adapter_model.bin", "head.pt", "weights.pkl"))).write_bytes(PICKLE)
-        return
-    path.unlink(missing_ok=True)
-    if kind == 0:
-        path.symlink_to(
-            random.choice(("../../outside/recipe.yaml", "../../outside/secret.csv", "../../outside"))
-        )
-    elif kind == 1:
-        path.symlink_to(random.choice((path.name, ".", "/dev/zero", f"../{_BACKBONE}/config.json")))
-    elif kind == 2:
-        os.mkfifo(path)
-    elif kind == 3:
-        path.mkdir()
-    else:
-        path.write_bytes(b"")
-
-
 # First cases
 # ----------------------------------------------------------------------------------------------------------
 
@@ -244,13 +193,13 @@ def _with(
     *,
     number: int = 0,
     backbone: Edit | None = None,
-    also: Callable[[Path], object] | None = None,
+    also: Move | None = None,
 ) -> First:
     def write(folder: Path) -> Call:
         files, other = dict(_valid()[number]), dict(_backbone())
-        for edit, edited in ((change, files), (backbone, other)):
-            if edit is not None:
-                edit(edited)
+        for made, edited in ((change, files), (backbone, other)):
+            if made is not None:
+                made(edited)
         _write(folder, files, other)
         if also is not None:
             also(folder / _FOLDER)
@@ -276,40 +225,12 @@ def _nothing_of_2_63(header: dict[str, Any]) -> None:
     header["extra"] = {"dtype": "F32", "shape": [0, 2**63], "data_offsets": [last, last]}
 
 
-def _put(name: str, content: bytes) -> Edit:
-    return lambda files: files.update({name: content})
-
-
-def _cut(name: str, size: int) -> Edit:
-    return lambda files: files.update({name: files[name][:size]})
-
-
-def _told(name: str, change: Callable[[dict[str, Any]], Any]) -> Edit:
-    def edit(files: Files) -> None:
-        told = json.loads(files[name])
-        change(told)
-        files[name] = _json(told)
-
-    return edit
-
-
 def _labels(name: str) -> Edit:
-    return _told(name, lambda told: _name_labels(told, list(_LABELS[:2])))
+    return told(name, lambda told: _name_labels(told, list(_LABELS[:2])))
 
 
-def _linked(name: str, target: str) -> Callable[[Path], None]:
-    def link(folder: Path) -> None:
-        (folder / name).unlink(missing_ok=True)
-        (folder / name).symlink_to(target)
-
-    return link
-
-
-def _nested(depth: int) -> Any:
-    found: Any = 1
-    for _ in range(depth):
-        found = [found]
-    return found
+def _lists(depth: int) -> Any:
+    return nested(depth, lambda found: [found])
 
 
 def _one_by_one(folder: Path) -> None:
@@ -318,19 +239,19 @@ def _one_by_one(folder: Path) -> None:
 
 
 def _config(**values: Any) -> Edit:
-    return _told("hybrid.json", lambda told: told["config"].update(values))
+    return told("hybrid.json", lambda told: told["config"].update(values))
 
 
 def _manifest(**values: Any) -> Edit:
-    return _told("hybrid.json", lambda told: told.update(values))
+    return told("hybrid.json", lambda told: told.update(values))
 
 
 def _data(**values: Any) -> Edit:
-    return _told("manifest.json", lambda told: told["data"].update(values))
+    return told("manifest.json", lambda told: told["data"].update(values))
 
 
 def _half_a_letter(name: str) -> Edit:
-    return _told(name, lambda told: _name_labels(told, ["\ud800", "b"]))
+    return told(name, lambda told: _name_labels(told, ["\ud800", "b"]))
 
 
 def _many_tensors(header: dict[str, Any]) -> None:
@@ -350,17 +271,17 @@ _WRONG: dict[str, Edit] = {
     "a dimension of 2^63": _tensor(shape=[2**63, 16]),
     "another shape": _tensor(shape=[16, 2]),
     "offsets that overlap": _tensor(data_offsets=[0, 128]),
-    "weights that were cut": _cut(_WEIGHTS, -40),
-    "weights of 4 bytes": _cut(_WEIGHTS, 4),
-    "a header of 2^63 bytes": _put(_WEIGHTS, b"\0" * 7 + b"\x80{}"),
+    "weights that were cut": cut(_WEIGHTS, -40),
+    "weights of 4 bytes": cut(_WEIGHTS, 4),
+    "a header of 2^63 bytes": put(_WEIGHTS, b"\0" * 7 + b"\x80{}"),
     "a header of 20 MB": _weights(lambda h: json.dumps(h).encode()[:-1] + b" " * (20 << 20) + b"}"),
     "a header of brackets": _weights(lambda header: b'{"a":' + b"[" * 100_000),
     "100,000 tensors": _weights(_many_tensors),
-    "a pickle": _put(_WEIGHTS, PICKLE),
-    "a manifest that is null": _put("hybrid.json", b"null"),
-    "a manifest of brackets": _put("hybrid.json", b"[" * 100_000),
-    "a manifest of 90 lists": _config(x=_nested(90)),
-    "a manifest of 400 lists": _config(x=_nested(400)),
+    "a pickle": put(_WEIGHTS, PICKLE),
+    "a manifest that is null": put("hybrid.json", b"null"),
+    "a manifest of brackets": put("hybrid.json", b"[" * 100_000),
+    "a manifest of 90 lists": _config(x=_lists(90)),
+    "a manifest of 400 lists": _config(x=_lists(400)),
     "labels that are commands and HTML": _labels("hybrid.json"),
     "labels of 400 digits": _config(id2label={"9" * 400: "a", "1": "b"}),
     "labels that are half a letter": _half_a_letter("hybrid.json"),
@@ -369,29 +290,27 @@ _WRONG: dict[str, Edit] = {
     "a class that is code": _manifest(architecture="fuzz_canary.Thing"),
 }
 _WRONG_EXPORT: dict[str, Edit] = {
-    "a manifest of 90 lists": _data(x=_nested(90)),
-    "a manifest of 400 lists": _data(x=_nested(400)),
-    "a manifest of NaN": _told(
-        "manifest.json", lambda told: told["training"].update(batch_size=float("nan"))
-    ),
+    "a manifest of 90 lists": _data(x=_lists(90)),
+    "a manifest of 400 lists": _data(x=_lists(400)),
+    "a manifest of NaN": told("manifest.json", lambda told: told["training"].update(batch_size=float("nan"))),
     "labels that are half a letter": _half_a_letter("manifest.json"),
-    "a manifest that is null": _put("manifest.json", b"null"),
+    "a manifest that is null": put("manifest.json", b"null"),
     "labels that are commands and HTML": _labels("manifest.json"),
     "a kind that is code": _data(kind="fuzz_canary:run"),
 }
 _WRONG_BACKBONE: dict[str, Edit] = {
-    "cut": _cut("model.safetensors", 20_000),
+    "cut": cut("model.safetensors", 20_000),
     "in F6": _weights(_half_precision, "model.safetensors"),
-    "whose config is null": _put("config.json", b"null"),
-    "with an adapter of peft": _put("adapter_config.json", b'{"peft_type": "LORA"}'),
-    "whose tokenizer is null": _put("tokenizer.json", b"null"),
+    "whose config is null": put("config.json", b"null"),
+    "with an adapter of peft": put("adapter_config.json", b'{"peft_type": "LORA"}'),
+    "whose tokenizer is null": put("tokenizer.json", b"null"),
 }
-_MOVED: dict[str, Callable[[Path], None]] = {
-    "a link to weights outside": _linked(_WEIGHTS, "../../outside/secret.csv"),
-    "a link to a recipe outside": _linked("recipe.yaml", "../../outside/recipe.yaml"),
-    "a link to a manifest outside": _linked("hybrid.json", "../../outside/secret.jsonl"),
-    "a link to the zero device": _linked("hybrid.json", "/dev/zero"),
-    "a link to itself": _linked("hybrid.json", "hybrid.json"),
+_MOVED: dict[str, Move] = {
+    "a link to weights outside": linked(_WEIGHTS, "../../outside/secret.csv"),
+    "a link to a recipe outside": linked("recipe.yaml", "../../outside/recipe.yaml"),
+    "a link to a manifest outside": linked("hybrid.json", "../../outside/secret.jsonl"),
+    "a link to the zero device": linked("hybrid.json", "/dev/zero"),
+    "a link to itself": linked("hybrid.json", "hybrid.json"),
     "a link that stays inside": _one_by_one,
 }
 FIRST: dict[str, First] = {
@@ -401,5 +320,5 @@ FIRST: dict[str, First] = {
     **{f"a backbone {name}": _with(backbone=edit) for name, edit in _WRONG_BACKBONE.items()},
     **{name: _with(also=move) for name, move in _MOVED.items()},
     "labels that are commands and HTML, for peft": _with(_labels("hybrid.json"), number=3),
-    "a link to a README outside": _with(number=-2, also=_linked("README.md", "../../outside/secret.csv")),
+    "a link to a README outside": _with(number=-2, also=linked("README.md", "../../outside/secret.csv")),
 }

@@ -11,7 +11,6 @@ from typing import Any
 
 from autopeft.counting import Budget
 from autopeft.errors import RecipeError
-from autopeft.recipe.yaml_text import read_yaml
 from autopeft.search.space.candidate import candidate
 from autopeft.search.space.space import Space, space_names
 
@@ -82,9 +81,7 @@ def hostile(random: Random, folder: Path) -> Call:
     valid = random.choice(_valid())
     path = folder / "space.yaml"
     if random.randrange(2):
-        path.write_bytes(
-            mutate.written(random, mutate.tree(random, read_yaml(valid, "valid"), wrap=_wrapped))
-        )
+        path.write_bytes(mutate.written(random, mutate.tree(random, mutate.of_yaml(valid), wrap=_wrapped)))
     else:
         path.write_bytes(
             mutate.text(

@@ -8,6 +8,7 @@ import pytest
 from support.searching import MemoryCheckpoints, Stage, honest, ready_to_finish
 
 from autopeft.errors import AutoPEFTError
+from autopeft.hybrid.store import WEIGHTS
 from autopeft.runs.folder import RunFolder
 from autopeft.search.controller.finish import finish
 from autopeft.search.core.jobs import Job, JobResult
@@ -20,7 +21,7 @@ def scored(stage: Stage, score: float) -> Job:
     job = stage.controller.next()
     assert isinstance(job, Job)
     keep = getattr(job, "keep_above", None)
-    files = {"w": job.id.encode()} if keep is not None and score > keep else {}
+    files = {WEIGHTS: job.id.encode()} if keep is not None and score > keep else {}
     stage.controller.complete(replace(honest(job), scores={"select": score}, files=files))
     return job
 
@@ -42,7 +43,7 @@ def test_a_resumed_search_keeps_the_best_of_before(make_stage: Make, tmp_path: P
     assert getattr(worse, "keep_above", None) == 0.9
     run = interrupted(resumed, tmp_path)
     assert run.result()["number"] == best.number
-    assert (run.winner / "w").read_bytes() == best.id.encode()
+    assert (run.winner / WEIGHTS).read_bytes() == best.id.encode()
 
 
 def test_weights_whose_record_was_never_written_are_let_go_of(make_stage: Make) -> None:
@@ -67,14 +68,20 @@ def test_a_better_trial_takes_the_place_and_a_failed_one_does_not(make_stage: Ma
     better = scored(stage, 0.7)
     job = stage.controller.next()
     assert isinstance(job, Job)
-    stage.controller.complete(JobResult(job.id, error="boom", failure="failed", files={"w": b"half"}))
-    assert stage.checkpoints.held == {f"best-{better.number}": {"w": better.id.encode()}}
+    stage.controller.complete(JobResult(job.id, error="boom", failure="failed", files={WEIGHTS: b"half"}))
+    assert stage.checkpoints.held == {f"best-{better.number}": {WEIGHTS: better.id.encode()}}
 
 
-def test_no_winner_is_written_without_its_weights(make_stage: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [None, {}, {"recipe.yaml": b"name: r"}, {WEIGHTS: b""}])
+def test_no_winner_is_written_without_its_weights(
+    make_stage: Make, tmp_path: Path, left: dict[str, bytes] | None
+) -> None:
     first = make_stage()
-    scored(first, 0.9)
-    resumed = make_stage(checkpoints=MemoryCheckpoints())  # somebody has emptied the folder
+    best = scored(first, 0.9)
+    checkpoints = MemoryCheckpoints()  # somebody has emptied the folder, or a machine lost power
+    if left is not None:
+        checkpoints.put(f"best-{best.number}", left)
+    resumed = make_stage(checkpoints=checkpoints)
     with pytest.raises(AutoPEFTError, match=r"no winner is written without .* --resume "):
         interrupted(resumed, tmp_path)
     (run,) = tmp_path.glob("*key")

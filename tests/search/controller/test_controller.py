@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from support.searching import EFFORT, Stage, honest, rank_of
 
+from autopeft.hybrid.store import WEIGHTS
 from autopeft.search.core.jobs import DONE, Job, JobResult
 
 Make = Callable[..., Stage]
@@ -67,7 +68,7 @@ def test_the_tested_weights_are_those_of_the_confirmed_runs(make_stage: Make) ->
     stage = make_stage()
     stage.play(honest)
     for job in (j for j in stage.jobs if j.kind == "test"):
-        assert job.files == {"w": job.id.removeprefix("test-").encode()}
+        assert job.files == {WEIGHTS: job.id.removeprefix("test-").encode()}
 
 
 def test_fresh_seeds_are_not_the_searchs(make_stage: Make) -> None:
@@ -157,7 +158,7 @@ def test_the_weights_of_the_best_trial_so_far_are_kept(make_stage: Make) -> None
     stage.play(honest)
     best = max((j for j in stage.jobs if j.kind == "trial"), key=rank_of)
     held = {key: files for key, files in stage.checkpoints.held.items() if key.startswith("best-")}
-    assert held == {f"best-{best.number}": {"w": best.id.encode()}}
+    assert held == {f"best-{best.number}": {WEIGHTS: best.id.encode()}}
     thresholds = [j.keep_above for j in stage.jobs if j.kind == "trial"]
     assert all(t is not None for t in thresholds)
     assert thresholds == sorted(thresholds, key=lambda t: t or 0.0)

@@ -9,6 +9,7 @@ import pytest
 from support.searching import Stage, honest, rank_of, ready_to_finish
 
 from autopeft.errors import AutoPEFTError, StoppedError
+from autopeft.hybrid.store import WEIGHTS
 from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.finish import course, finish, trained_steps
@@ -33,7 +34,7 @@ def test_of_equal_trials_recipe_and_weights_are_of_the_same_one(make_stage: Make
     folder = RunFolder.create("t", "key", root=tmp_path / "runs", out=None)
     result = finish(ready_to_finish(), folder, chief, 1.0)
     assert result.winner.to_dict() == kept.recipe
-    assert (folder.winner / "w").read_bytes() == f"trial-{kept.number}".encode()
+    assert (folder.winner / WEIGHTS).read_bytes() == f"trial-{kept.number}".encode()
 
 
 def test_without_a_trained_trial_there_is_no_result_but_the_first_failure(

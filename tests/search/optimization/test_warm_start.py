@@ -3,52 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.permissions import modes_hold, sealed
-from support.tiny import tiny_config
-from transformers import BertConfig, LlamaConfig, T5Config
+from support.projecting import SIX, bound_to, recipe
 
-from autopeft.backbones import spec_of
 from autopeft.errors import RecipeError, UsageError
 from autopeft.recipe import Recipe
 from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import TrialRecord
 from autopeft.search.optimization import warm_start
 from autopeft.search.optimization.warm_start import points_from
-from autopeft.search.space.space import BoundSpace, Space
-from autopeft.spec import BackboneSpec
-
-SMALL: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
-TINY = spec_of(tiny_config("bert"))
-TWO = spec_of(BertConfig(**SMALL, num_hidden_layers=2))
-SIX = spec_of(BertConfig(**SMALL, num_hidden_layers=6))
-MINILM = spec_of(
-    BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
-)
-BERT = spec_of(BertConfig())
-LLAMA = spec_of(LlamaConfig(**SMALL, num_hidden_layers=3, num_key_value_heads=2))
-T5 = spec_of(
-    T5Config(vocab_size=50, d_model=32, num_layers=4, num_decoder_layers=2, d_ff=64, d_kv=8, num_heads=4)
-)
-SPECS = {"tiny": TINY, "minilm": MINILM, "llama": LLAMA, "t5": T5}
-
-
-def bound_to(name: str, spec: BackboneSpec = BERT) -> BoundSpace:
-    return Space.named(name).bind(spec)
-
-
-def space(text: str, spec: BackboneSpec = TINY) -> BoundSpace:
-    return Space.from_yaml(text).bind(spec)
-
-
-def recipe(*items: Any, at: Any = "all", model: Iterable[Any] = (), **training: Any) -> Recipe:
-    layers = [{"at": at, "attach": list(items)}] if items else []
-    return Recipe.from_dict({"name": "r", "layers": layers, "model": list(model), "training": training})
-
 
 HEAD: dict[str, Any] = {"groups": {"head": {"learning_rate": 1e-2}}}
 

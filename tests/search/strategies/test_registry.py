@@ -16,6 +16,7 @@ from support.searching import Events, MemoryCheckpoints, Stage, lora
 from autopeft.counting import Budget
 from autopeft.effort import Effort
 from autopeft.errors import UsageError
+from autopeft.hybrid.store import WEIGHTS
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.controller import Controller
 from autopeft.search.core.jobs import Job, JobResult, TrainJob
@@ -77,7 +78,7 @@ def stage(tmp_path: Path, past: list[TrialRecord], **more: Any) -> Stage:
 def score(job: Job) -> JobResult:
     """Higher for larger recipes, and a little lower for later seeds."""
     made = 0.5 + float((job.counts or {}).get("deployed", 0)) / 1e6 - job.seed / 1e7
-    return JobResult(job.id, dict.fromkeys(job.splits, made), seconds=1.0, files={"w": b"1"})
+    return JobResult(job.id, dict.fromkeys(job.splits, made), seconds=1.0, files={WEIGHTS: b"1"})
 
 
 def test_a_strategy_of_another_package_through_a_whole_search(
