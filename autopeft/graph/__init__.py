@@ -6,10 +6,12 @@ from autopeft.graph.core import CompositionGraph, build_graph
 from autopeft.graph.drawing import draw_box, draw_mermaid, draw_svg, draw_text
 from autopeft.graph.layer_masks import WHOLE
 from autopeft.graph.memo import Memo
+from autopeft.graph.merging import NORM_READERS, first_unmergeable, unmergeable
 from autopeft.graph.parts import Part, Parts, Shape, clash, hash_of, parts_of, total_of
 from autopeft.graph.tree import Entry, Leaf, Node, Tree, child_spec
 
 __all__ = [
+    "NORM_READERS",
     "WHOLE",
     "CompositionGraph",
     "Entry",
@@ -27,7 +29,9 @@ __all__ = [
     "draw_mermaid",
     "draw_svg",
     "draw_text",
+    "first_unmergeable",
     "hash_of",
     "parts_of",
     "total_of",
+    "unmergeable",
 ]
