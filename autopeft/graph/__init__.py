@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autopeft.graph.core import CompositionGraph, build_graph
+from autopeft.graph.depth import first_layer, is_rowwise_in
 from autopeft.graph.drawing import draw_box, draw_mermaid, draw_svg, draw_text
 from autopeft.graph.layer_masks import WHOLE
 from autopeft.graph.memo import Memo
@@ -29,8 +30,10 @@ __all__ = [
     "draw_mermaid",
     "draw_svg",
     "draw_text",
+    "first_layer",
     "first_unmergeable",
     "hash_of",
+    "is_rowwise_in",
     "parts_of",
     "total_of",
     "unmergeable",

@@ -36,7 +36,9 @@ def first_unmergeable(graph: CompositionGraph) -> Tree | None:
 def norms_without_readers(graph: CompositionGraph) -> tuple[Site, ...]:
     """Norms without a bias that something acts on, and behind which no known maps could take what is
     added."""
-    acted_on = {s.key for e in graph.entries.values() if "hook" in e.ways for s in e.sites if s.kind == "norm"}
+    acted_on = {
+        s.key for e in graph.entries.values() if "hook" in e.ways for s in e.sites if s.kind == "norm"
+    }
     return tuple(
         site
         for site in graph.sites()

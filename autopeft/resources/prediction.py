@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from autopeft.graph import CompositionGraph, Entry, Memo, unmergeable
+from autopeft.resources.calibration import Calibration
 from autopeft.resources.files import Head, entry_bytes, file_bytes
 from autopeft.resources.limits import Limits, Resources
 
@@ -20,10 +23,11 @@ class Predictor:
     Args:
         limits: what is asked for: calling the predictor predicts no more than they need.
         head: parameters of the task head.
+        calibration: what was measured of this machine; without it, time and memory are not predicted.
     """
 
-    def __init__(self, limits: Limits, head: Head) -> None:
-        self.limits, self._head = limits, head
+    def __init__(self, limits: Limits, head: Head, calibration: Calibration | None = None) -> None:
+        self.limits, self._head, self.calibration = limits, head, calibration
         self._files: Memo[str, int] = Memo(_KEPT)
         self._beside: Memo[tuple[str, str], float] = Memo(_KEPT)
 
@@ -38,7 +42,15 @@ class Predictor:
         return self._predict(graph, self._file(graph))
 
     def _predict(self, graph: CompositionGraph, file: int | None) -> Resources:
-        return Resources(file=file, unmergeable=unmergeable(graph))
+        known, here = Resources(file=file, unmergeable=unmergeable(graph)), self.calibration
+        if here is None:
+            return known
+        return replace(
+            known,
+            memory=here.predict_memory(graph),
+            step_time=here.predict_step(graph),
+            latency=here.predict_latency(graph),
+        )
 
     def _rough_file(self, graph: CompositionGraph, limit: float) -> int:
         """From what each entry took beside its parameters when it was last built; exact near the limit."""

@@ -59,7 +59,9 @@ class PeakMemory:
         """The peak so far."""
         if not self._sound:
             return None
-        return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else _status(_PEAK)
+        return (
+            torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else _status(_PEAK)
+        )
 
 
 def resident() -> int | None:

@@ -23,6 +23,7 @@ from autopeft.search.selection.significance import (
     compare,
     selection_bias,
 )
+from autopeft.search.selection.taken import Taken, taken
 
 if TYPE_CHECKING:
     from autopeft.search.planning.prepare import Prepared
@@ -81,6 +82,8 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         bias=_bias(ready, final),
         constant=ready.summary.constant,
         remarks=ready.summary.remarks,
+        taken=_taken(ready, recipe, chosen, final, baselines),
+        within=ready.within,
     )
     folder.write_winner(files)
     folder.write_lines("trials.jsonl", list(result.trials))
@@ -89,6 +92,19 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
     folder.write_text("front.json", front_json(front))
     folder.write_json("result.json", result.to_dict())
     return result
+
+
+def _taken(
+    ready: Prepared,
+    recipe: Recipe,
+    trial: TrialRecord,
+    winner: Contender | None,
+    baselines: list[Contender],
+) -> tuple[Taken, ...]:
+    measured = {**(trial.measured or {}), **({} if winner is None else winner.measured)}
+    rows = [("winner", recipe.to_dict(), measured)]
+    rows += [(baseline.name, dict(baseline.recipe), dict(baseline.measured)) for baseline in baselines]
+    return taken(rows, ready.spec, ready.predictor.everything)
 
 
 def _comparisons(

@@ -39,6 +39,7 @@ class WorkerSetup:
         threads: CPU threads of one job.
         key: names this setup; a worker loads backbone and data once for each key.
         precision: of the backbone in search trials; everything else is in fp32.
+        latency: whether runs after the search measure the time of a batch at inference.
     """
 
     model: str
@@ -48,6 +49,7 @@ class WorkerSetup:
     threads: int
     key: str
     precision: str = "fp32"
+    latency: bool = False
 
 
 @dataclass
@@ -207,5 +209,7 @@ def _run(setup: WorkerSetup, job: Job, on_step: Progress, should_stop: Callable[
     runner, kept, plan = runner_of(type(job)), loaded(setup), setup.plan
     if job.attempt:
         plan = replace(plan, micro_batch=micro_rows(plan, job.attempt))
-    context = JobContext(setup.task, kept.data, plan, setup.precision, partial(kept.backbone, setup), step)
+    context = JobContext(
+        setup.task, kept.data, plan, setup.precision, partial(kept.backbone, setup), step, setup.latency
+    )
     return runner(context, job)

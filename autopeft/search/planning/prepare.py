@@ -29,11 +29,11 @@ from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.effort import Effort, choose_effort, parse_duration
 from autopeft.errors import UsageError
+from autopeft.resources import Limits, Predictor
 from autopeft.search.optimization.samplers import default_sampler
 from autopeft.search.optimization.successive_halving import Rungs
-from autopeft.resources import Limits, Predictor
 from autopeft.search.planning.arguments import OBJECTIVES, SearchArguments
-from autopeft.search.planning.limits import limits_of, task_head
+from autopeft.search.planning.limits import calibration_for, limits_of, task_head
 from autopeft.search.selection.baselines import Baseline, baselines, parse_kinds
 from autopeft.search.space.repair import check_feasible
 from autopeft.search.space.space import Space
@@ -191,9 +191,13 @@ def prepare(
     limits = parameters.limits(spec)
     check_feasible(space, parameters, spec)
     task, rows = _task(a, effort, notify)
-    predictor = Predictor(cheap.within, task_head(source, task))
-    budget = ResourceBudget.of(parameters, cheap.within, predictor) if cheap.within else parameters
-    check_within(space.bind(spec), budget)
+    bound, within = space.bind(spec), cheap.within
+    calibration = None
+    if within.calibrated:
+        calibration = calibration_for(source, spec, task, bound, parameters, plan, a, notify)
+    predictor = Predictor(within, task_head(source, task), calibration)
+    budget = ResourceBudget.of(parameters, within, predictor) if within else parameters
+    check_within(bound, budget)
     return Prepared(
         arguments=a,
         source=source,
@@ -211,7 +215,7 @@ def prepare(
         workers=_workers(a, cheap.gpus),
         gpus=cheap.gpus,
         seconds=cheap.seconds or effort.seconds,
-        within=cheap.within,
+        within=within,
         predictor=predictor,
     )
 

@@ -19,4 +19,5 @@ def worker_setup(ready: Prepared) -> WorkerSetup:
         threads=a.cpus_per_trial,
         key=ready.key(),
         precision=a.precision,
+        latency=ready.within.latency is not None,
     )

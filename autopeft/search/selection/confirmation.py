@@ -155,6 +155,7 @@ class Confirmation:
             job=job.id,
             kept=kept,
             pseudo_values=list(result.pseudo_values) or None,
+            measured=dict(result.measured) or None,
         )
 
 
