@@ -104,8 +104,8 @@ _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 60.0}
 
 
 def parse_duration(text: str | float | int | None) -> float | None:
-    """Seconds of `90s`, `30m`, `2h`, `1h30m`, `1d`, `200ms`; a bare number means seconds in Python and minutes as
-    text.
+    """Seconds of `90s`, `30m`, `2h`, `1h30m`, `1d`, `200ms`; a bare number means seconds in Python and
+    minutes as text.
 
     Raises:
         UsageError: it cannot be read or is not positive.

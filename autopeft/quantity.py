@@ -66,8 +66,8 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 def parse_bytes(text: str) -> int:
-    """Read `10GB`, `500 MB`, `4GiB` or a plain number of bytes, rounded down; `0` is allowed. GB are powers of
-    1,000 and GiB powers of 1,024.
+    """Read `10GB`, `500 MB`, `4GiB` or a plain number of bytes, rounded down; `0` is allowed. GB are powers
+    of 1,000 and GiB powers of 1,024.
 
     Raises:
         UsageError: `text` is none of these.

@@ -12,7 +12,8 @@ __all__ = ["first_layer", "is_rowwise_in"]
 
 
 def first_layer(graph: CompositionGraph) -> int:
-    """The index of the first layer that differs from the bare backbone's, over the stacks one after the other.
+    """The index of the first layer that differs from the bare backbone's, over the stacks one after the
+    other.
 
     Sites outside the layers (embeddings) and methods on tensors of the whole model make it 0; with nothing
     attached it is the number of layers. A calibrated mask may leave more layers alone; see

@@ -1,7 +1,8 @@
 """A model of what recipes take on this machine: measured once for each backbone and shape, and kept.
 
-Measurements lie in the cache folder, one file for each probe, named by all that they depend on: the backbone's
-layout, the batch's shape, precision, threads, device and versions. Spaces that share methods share them.
+Measurements lie in the cache folder, one file for each probe, named by all that they depend on: the
+backbone's layout, the batch's shape, precision, threads, device and versions. Spaces that share methods
+share them.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Calibration:
         """Bytes at the peak of a training."""
         if self.memory is None:
             return None
-        features = features_of(graph, _at_once(self.shape), trunk=self.trunk)
+        features = _in_memory(graph, self.shape, trunk=self.trunk)
         return self.base + training_state(graph, self.head) + self.memory(features)
 
 
@@ -85,9 +86,14 @@ def _at_inference(graph: CompositionGraph, shape: Shape) -> dict[str, float]:
     return {"step": 1.0, **({"longer": rows - 1} if rows > 1 else {}), **own}
 
 
-def _at_once(shape: Shape) -> Shape:
-    """What lies in memory together: the rows of a micro-batch."""
-    return Shape(shape.at_once, shape.tokens, shape.at_once)
+def _in_memory(graph: CompositionGraph, shape: Shape, *, trunk: bool) -> dict[str, float]:
+    """The features of what lies in memory together: the rows of a micro-batch, and before training the
+    gradients of the whole backbone where a method looks at them."""
+    found = dict(features_of(graph, Shape(shape.at_once, shape.tokens, shape.at_once), trunk=trunk))
+    del found["trained"]  # counted exactly by `training_state`
+    if any("calibration" in entry.traits.needs for entry in graph.entries.values()):
+        found["calibration"] = float(graph.spec.parameters)
+    return found
 
 
 def fitted(
@@ -104,7 +110,7 @@ def fitted(
     latencies = fit([_at_inference(g, shape) for g in graphs], [m.latency for m in measured])
     memory = None
     if all(m.memory is not None for m in measured):
-        rows = [features_of(g, _at_once(shape), trunk=trunk) for g in graphs]
+        rows = [_in_memory(g, shape, trunk=trunk) for g in graphs]
         above = [
             max(1.0, float(m.memory or 0) - training_state(g, head))
             for g, m in zip(graphs, measured, strict=True)

@@ -1,8 +1,8 @@
 """What of a graph decides its cost: how many layers run and are differentiated, and what its entries do.
 
-A cost is a sum over features, each with a coefficient that is fitted to measurements (`autopeft.resources.fit`).
-Features are counts of numbers that are read, written or multiplied, so that their coefficients are those of the
-machine and not of a recipe.
+A cost is a sum over features, each with a coefficient that is fitted to measurements
+(`autopeft.resources.fit`). Features are counts of numbers that are read, written or multiplied, so that
+their coefficients are those of the machine and not of a recipe.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def features_of(graph: CompositionGraph, shape: Shape, *, trunk: bool = True, la
     depth = first_layer(graph)
     layers = sum(stack.layers for stack in spec.stacks)
     longer = 1 + _prompt_rows(graph) / shape.tokens
-    found: Counter[str] = Counter({"step": 1.0})
+    found: Counter[str] = Counter({"step": 1.0, "trained": 0.0})
     active = layers - depth
     if active:
         end = spec.stacks[-1]
@@ -89,7 +89,9 @@ def _add_entry(found: Counter[str], entry: Entry, spec: BackboneSpec, tokens: fl
     places = _places(entry, spec)
     found[f"{name}:places"] += len(places) or 1
     found[f"{name}:values"] += tokens * sum(inside + outside for inside, outside in places)
-    found[f"{name}:products"] += tokens * entry.count.trained
+    found[f"{name}:products"] += tokens * entry.count.deployed
+    # What only training has works on its own few rows; what it costs is its gradients and its update.
+    found["trained"] += entry.count.trained
     if "weight" in entry.ways:
         weights = float(sum(inside * outside for inside, outside in places))
         found[f"{name}:weights"] += weights
@@ -119,3 +121,4 @@ def _add_node(found: Counter[str], graph: CompositionGraph, node: Node, tokens: 
     found[f"{name}:places"] += children * len(spec.sites)
     found[f"{name}:values"] += tokens * children * sum(sum(_widths(site)) for site in spec.sites)
     found[f"{name}:products"] += tokens * node.count.trained
+    found["trained"] += node.count.trained

@@ -1,4 +1,4 @@
-"""The size of a saved hybrid before it exists: its tensors are laid out, and safetensors' header is counted."""
+"""The size of a saved hybrid before it exists: its tensors are laid out and their header is counted."""
 
 from __future__ import annotations
 

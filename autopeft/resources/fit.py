@@ -1,9 +1,9 @@
 """A cost as a sum of features times coefficients that are not negative, fitted to measurements.
 
-Each measurement weighs alike, whatever its size: the fit is of relative deviations. Coefficients of what entries
-do are shared by all methods that act in one way, so that the noise of single measurements averages out; each
-method has a factor of its own, drawn towards 1 as far as its measurements leave it open. A method that was never
-measured has the factor 1.
+Each measurement weighs alike, whatever its size: the fit is of relative deviations. Coefficients of what
+entries do are shared by all methods that act in one way, so that the noise of single measurements averages
+out; each method has a factor of its own, drawn towards 1 as far as its measurements leave it open. A method
+that was never measured has the factor 1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ WITHIN = 0.2
 """A prediction is a good one where it is off by this share at most."""
 _RIDGE = 0.01
 _ROUNDS = 12
-# Standard deviations of a measurement, as a share of it, and of the logarithm-like spread of methods' factors.
+# Standard deviations of a measurement, as a share of it, and of the logarithm-like spread of methods'
+# factors.
 _NOISE, _SPREAD = 0.04, 0.7
 _MOST = 20.0
 

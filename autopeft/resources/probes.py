@@ -1,7 +1,8 @@
 """Which recipes are measured, so that the cost of others can be told from them.
 
-The backbone's own share is found from a head alone and a small LoRA at several depths. Each method is measured
-by itself in a few layers, at a small and at a large size: what it costs in one layer it costs in another.
+The backbone's own share is found from a head alone and a small LoRA at several depths. Each method is
+measured by itself in a few layers, at a small and at a large size: what it costs in one layer it costs in
+another.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a training takes while it runs: the time of each step, and the memory at its peak.
 
 On one CPU thread time is processor time, which other programs on the machine disturb little; on several
-threads and on other devices it is wall time. Memory is the resident set of the whole process at its highest, on
-a GPU the bytes that tensors held there.
+threads and on other devices it is wall time. Memory is the resident set of the whole process at its highest,
+on a GPU the bytes that tensors held there.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 
     python experiments/resources/run.py --model minilm
     python experiments/resources/run.py --model smollm2-135m --batch-size 8
-    python experiments/resources/run.py --model minilm --tables      # from what was recorded, measures nothing
+    python experiments/resources/run.py --model minilm --tables      # from what was recorded, measures
+    nothing
 
-It measures the probes that a search measures (`autopeft.resources.probes`), then recipes of every family that were
-not among them, each with a few steps of the real training on one batch, in a random order. Whatever was measured
-stands in `--out` at once, so that a run that was cut off goes on. Predictions are made from the probes alone when the
-tables are printed. Time is processor time on one thread, memory is the resident set above what the process held with
-the bare backbone.
+It measures the probes that a search measures (`autopeft.resources.probes`), then recipes of every family that
+were not among them, each with a few steps of the real training on one batch, in a random order. Whatever was
+measured stands in `--out` at once, so that a run that was cut off goes on. Predictions are made from the
+probes alone when the tables are printed. Time is processor time on one thread, memory is the resident set
+above what the process held with the bare backbone.
 """
 
 from __future__ import annotations

@@ -284,8 +284,8 @@ class SearchArguments(Arguments):
     max_memory: Annotated[
         str | int | None,
         Option(
-            help="Only recipes whose training takes at most so much memory at its peak: 6GB, 500MB. On a GPU, "
-            "of the GPU's.",
+            help="Only recipes whose training takes at most so much memory at its peak: 6GB, 500MB. On a "
+            "GPU, of the GPU's.",
             doc="limit on the peak memory of one training: bytes, or '6GB'; predicted before anything is "
             "trained, by measuring the backbone on this machine once",
             panel=LIMITS,

@@ -220,8 +220,8 @@ class _Walk:
         nearest = "" if self._nearest is None else "; ".join(self.budget.within.broken(self._nearest[1]))
         return Infeasible(
             f"No member of space {self.space.name!r} was found with {self.budget.within} under the budget "
-            f"{self.budget}. The nearest is over: {nearest or 'the budget'}. Raise the limit, or take a space "
-            "that offers smaller methods, later layers or mergeable methods."
+            f"{self.budget}. The nearest is over: {nearest or 'the budget'}. Raise the limit, or take a "
+            "space that offers smaller methods, later layers or mergeable methods."
         )
 
 

@@ -310,7 +310,7 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
     }  # fmt: skip
     assert set(manifest["arguments"]) == set(old) | {
         *("kind", "strategy", "drop_empty", "listen", "grace", "margin", "head_start", "mergeable"),
-            *("max_memory", "max_step_time", "max_latency", "max_file"),
+        *("max_memory", "max_step_time", "max_latency", "max_file"),
     }
     assert {k: v for k, v in manifest["arguments"].items() if k in old} == old
     begun.write_json("manifest.json", {**manifest, "arguments": old})

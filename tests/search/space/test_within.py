@@ -25,11 +25,10 @@ vars:
 layers:
   - at: {from: $first}
     attach:
-      - choose: null
-""".replace(
-    "      - choose: null\n",
-    "      - lora: {rank: {choice: [0, 1, 2, 4, 8]}}\n      - parallel_adapter: {bottleneck: {choice: [0, 2, 4, 8]}}\n      - optional: ia3\n",
-)
+      - lora: {rank: {choice: [0, 1, 2, 4, 8]}}
+      - parallel_adapter: {bottleneck: {choice: [0, 2, 4, 8]}}
+      - optional: ia3
+"""
 BOUND = Space.from_yaml(SPACE).bind(SPEC)
 BUDGET = Budget.parse("50%")
 
