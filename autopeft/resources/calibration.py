@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import transformers
@@ -254,6 +254,6 @@ def _read_base(identity: str) -> int | None:
     return int(found) if _positive(found, zero=True) else None
 
 
-def _positive(value: Any, *, zero: bool = False) -> bool:
+def _positive(value: Any, *, zero: bool = False) -> TypeGuard[float]:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and math.isfinite(value) and (value > 0 or (zero and value == 0))

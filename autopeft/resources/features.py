@@ -7,7 +7,7 @@ their coefficients are those of the machine and not of a recipe.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +48,7 @@ def features_of(graph: CompositionGraph, shape: Shape, *, trunk: bool = True, la
     depth = first_layer(graph)
     layers = sum(stack.layers for stack in spec.stacks)
     longer = 1 + _prompt_rows(graph) / shape.tokens
-    found: Counter[str] = Counter({"step": 1.0, "trained": 0.0})
+    found: defaultdict[str, float] = defaultdict(float, {"step": 1.0, "trained": 0.0})
     active = layers - depth
     if active:
         end = spec.stacks[-1]
@@ -82,7 +82,7 @@ def _prompt_rows(graph: CompositionGraph) -> float:
     )
 
 
-def _add_entry(found: Counter[str], entry: Entry, spec: BackboneSpec, tokens: float) -> None:
+def _add_entry(found: defaultdict[str, float], entry: Entry, spec: BackboneSpec, tokens: float) -> None:
     """Calls, numbers read and written at the sites, products with its own parameters, and, where it acts on
     weights, the weights made anew and their gradients."""
     name = f"{_way(entry)}/{entry.method.name}"
@@ -114,7 +114,7 @@ def _widths(site: Site) -> tuple[int, int]:
     return max(site.in_features, 1), max(site.out_features, site.kv_features, 1)
 
 
-def _add_node(found: Counter[str], graph: CompositionGraph, node: Node, tokens: float) -> None:
+def _add_node(found: defaultdict[str, float], graph: CompositionGraph, node: Node, tokens: float) -> None:
     spec: Any = graph.child_spec(node)
     children = len(node.children)
     name = f"composition/{node.kind}"

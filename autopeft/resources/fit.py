@@ -136,7 +136,7 @@ class _Fit:
 
     def _scaled(self, factors: NDArray[np.float64]) -> NDArray[np.float64]:
         own = np.append(factors, 1.0)[self.to_owner]  # −1, the last, is the backbone's
-        return self.relative * own
+        return np.asarray(self.relative * own)
 
     def _coefficients(self, factors: NDArray[np.float64]) -> NDArray[np.float64]:
         scaled = self._scaled(factors)
@@ -157,4 +157,4 @@ class _Fit:
             own = parts[:, self.to_owner == i].sum(axis=1)
             rest = 1 - (parts * np.append(factors, 1.0)[self.to_owner]).sum(axis=1) + own * factors[i]
             factors[i] = np.clip((own @ rest + prior) / (own @ own + prior), 0.0, _MOST)
-        return factors
+        return np.asarray(factors)

@@ -172,10 +172,7 @@ def train(
     with seeded(plan.seed, device), training_mode(hybrid.model, hybrid.modules.values(), dropout=dropout):
         run.all_phases()
     run.result.micro_rows = run.gradient.micro_rows
-    if run.result.stopped in ("done", "patience"):
-        if concluding(hybrid):
-            told.begins("conclusion")
-        conclude(hybrid, data, plan, forward=forward, micro_rows=run.result.micro_rows)
+    run.conclude()
     run.result.memory = peak.bytes()
     run.result.seconds = time.perf_counter() - started
     return run.result
@@ -246,6 +243,15 @@ class _Run:
         if self.result.stopped != "paused":
             with torch.no_grad():
                 finish(modules.values())
+
+    def conclude(self) -> None:
+        """Let methods conclude from the rows what they do, where the training came to its end."""
+        if self.result.stopped not in ("done", "patience"):
+            return
+        if concluding(self.hybrid):
+            self.told.begins("conclusion")
+        rows = self.result.micro_rows
+        conclude(self.hybrid, self.data, self.plan, forward=self.forward, micro_rows=rows)
 
     def phase(self, phase: Phase, owner: str | None, steps: int) -> None:
         """Run a phase with an optimizer of its own."""

@@ -86,12 +86,17 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         within=ready.within,
     )
     folder.write_winner(files)
+    _write(folder, result)
+    return result
+
+
+def _write(folder: RunFolder, result: SearchResult) -> None:
+    front = list(result.front)
     folder.write_lines("trials.jsonl", list(result.trials))
-    folder.write_text("recipe.yaml", recipe.to_yaml())
+    folder.write_text("recipe.yaml", result.winner.to_yaml())
     folder.write_text("front.csv", front_csv(front))
     folder.write_text("front.json", front_json(front))
     folder.write_json("result.json", result.to_dict())
-    return result
 
 
 def _taken(

@@ -134,8 +134,10 @@ class SearchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome in numbers, JSON-able; trials and front are in files of their own."""
-        skipped = ("winner", "baselines", "front", "trials", "comparisons", "bias", "constant")
-        skipped += ("taken", "within")
+        skipped = {
+            *("winner", "baselines", "front", "trials", "comparisons", "bias", "constant"),
+            *("taken", "within"),
+        }
         data: dict[str, Any] = {k: v for k, v in vars(self).items() if k not in skipped}
         data["run"] = str(self.run)
         data.update(

@@ -317,6 +317,7 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
     again = prepare_again(begun, {})
     assert again.arguments.record() == {
         **old, "kind": None, "strategy": "trials", "drop_empty": False, "warm_start": (), "listen": None,
-        "grace": 0.0, "margin": 1.0, "head_start": "random",
+        "grace": 0.0, "margin": 1.0, "head_start": "random", "max_memory": None, "max_step_time": None,
+        "max_latency": None, "max_file": None, "mergeable": False,
     }  # fmt: skip
     assert again.rungs.steps == (43, 130)
