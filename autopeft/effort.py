@@ -100,12 +100,12 @@ def read_effort(told: Any) -> Effort:
     return effort
 
 
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 60.0}
+_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 60.0}
 
 
 def parse_duration(text: str | float | int | None) -> float | None:
-    """Seconds of `90s`, `30m`, `2h`, `1h30m`, `1d`; a bare number means seconds in Python and minutes as
-    text.
+    """Seconds of `90s`, `30m`, `2h`, `1h30m`, `1d`, `200ms`; a bare number means seconds in Python and
+    minutes as text.
 
     Raises:
         UsageError: it cannot be read or is not positive.
@@ -116,7 +116,7 @@ def parse_duration(text: str | float | int | None) -> float | None:
         seconds = float(text)
     else:
         clean = text.strip().lower()
-        parts = re.findall(r"(\d+(?:\.\d+)?)\s*([smhd]?)", clean)
+        parts = re.findall(r"(\d+(?:\.\d+)?)\s*(ms|[smhd]?)", clean)
         lone = len(parts) == 1
         readable = "".join(n + u for n, u in parts) == clean.replace(" ", "") and all(
             u or lone for _, u in parts

@@ -1,4 +1,4 @@
-"""Quantities as people write them: `0.5%`, `300k`, `1.2M`, and sizes in bytes: `10GB`."""
+"""Quantities as people write them: `0.5%`, `300k`, `1.2M`, and sizes in bytes: `10GB`, `4GiB`."""
 
 from __future__ import annotations
 
@@ -61,12 +61,13 @@ def parse_quantity(value: str | int | float) -> Quantity:
     return Quantity(exact, share, text.strip())
 
 
-_BYTES = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kKmMgGtT]?)[bB]?\s*")
-_BYTE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BYTES = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?)\s*(?:(?P<unit>[kKmMgGtT])(?P<binary>i?))?[bB]?\s*")
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
 def parse_bytes(text: str) -> int:
-    """Read `10GB`, `500 MB` or a plain number of bytes (decimal units, rounded down); `0` is allowed.
+    """Read `10GB`, `500 MB`, `4GiB` or a plain number of bytes, rounded down; `0` is allowed. GB are powers
+    of 1,000 and GiB powers of 1,024.
 
     Raises:
         UsageError: `text` is none of these.
@@ -74,4 +75,5 @@ def parse_bytes(text: str) -> int:
     match = _BYTES.fullmatch(text)
     if match is None:
         raise UsageError(f"{text!r} is not a size; write one such as '10GB' or '500MB', or '0' for none.")
-    return int(Decimal(match["number"]) * _BYTE_UNITS[match["unit"].lower()])
+    power = _POWERS[(match["unit"] or "").lower()]
+    return int(Decimal(match["number"]) * (1024 if match["binary"] else 1000) ** power)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autopeft.errors import UsageError
-from autopeft.quantity import parse_quantity
+from autopeft.quantity import parse_bytes, parse_quantity
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,25 @@ def test_refused(text: str) -> None:
 def test_a_share_is_the_exact_floor(whole: int, numerator: int) -> None:
     text = f"{numerator / 10**4:.4f}%"
     assert parse_quantity(text).of(whole) == whole * numerator // 10**6
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("10GB", 10**10),
+        ("500 MB", 5 * 10**8),
+        ("4GiB", 4 << 30),
+        ("2Ki", 2048),
+        ("7", 7),
+        ("0", 0),
+        ("1.5kB", 1500),
+    ],
+)
+def test_bytes(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "1iB", "-1MB", "1.5e3MB", "1MBB"])
+def test_bytes_that_are_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_bytes(text)

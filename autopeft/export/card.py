@@ -209,6 +209,9 @@ def _scores(card: Card, result: Result) -> str:
     if compared:
         said = "Compared with baselines of the same budget, which were trained the same way:"
         lines.append(f"{said}\n\n" + "\n".join(compared))
+    took = [f"- {plain(one.text)}" for one in result.resources if one.text]
+    if took:
+        lines.append("Limits of the search, predicted and measured:\n\n" + "\n".join(took))
     return "\n\n".join(lines)
 
 

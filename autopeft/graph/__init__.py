@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from autopeft.graph.core import CompositionGraph, build_graph
+from autopeft.graph.depth import first_layer, is_rowwise_in
 from autopeft.graph.drawing import draw_box, draw_mermaid, draw_svg, draw_text
 from autopeft.graph.layer_masks import WHOLE
 from autopeft.graph.memo import Memo
+from autopeft.graph.merging import NORM_READERS, first_unmergeable, unmergeable
 from autopeft.graph.parts import Part, Parts, Shape, clash, hash_of, parts_of, total_of
 from autopeft.graph.tree import Entry, Leaf, Node, Tree, child_spec
 
 __all__ = [
+    "NORM_READERS",
     "WHOLE",
     "CompositionGraph",
     "Entry",
@@ -27,7 +30,11 @@ __all__ = [
     "draw_mermaid",
     "draw_svg",
     "draw_text",
+    "first_layer",
+    "first_unmergeable",
     "hash_of",
+    "is_rowwise_in",
     "parts_of",
     "total_of",
+    "unmergeable",
 ]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from autopeft.backbones import Place
-from autopeft.composition import added, get_composition
+from autopeft.composition import added
 from autopeft.errors import CompositionError
-from autopeft.graph import CompositionGraph, Leaf, Tree
+from autopeft.graph import NORM_READERS, CompositionGraph, Leaf, Tree, first_unmergeable
 from autopeft.hybrid.new_biases import add_biases
 from autopeft.hybrid.prediction import ONE_MODEL, several_models
 from autopeft.injection import Injection, Part
@@ -46,8 +46,7 @@ def fold(
             can hold.
     """
     live = _Live(graph, modules, injection)
-    for tree in graph.trees:
-        _check(live, tree)
+    _check(live)
     base = injection.base
     with torch.no_grad():
         new = {name: patch.new(base.get_parameter(name)) for name, patch in injection.patches().items()}
@@ -67,24 +66,21 @@ def write(model: PreTrainedModel, base: nn.Module, finished: Mapping[str, Tensor
     add_biases(model, base, {n: v for n, v in finished.items() if n not in own})
 
 
-def _check(live: _Live, tree: Tree) -> None:
-    if isinstance(tree, Leaf):
-        if not live.graph.entries[tree.name].traits.mergeable:
-            way_out = "keep it attached, or merge a recipe of mergeable methods only"
-            if several_models(live.modules[tree.name]):
-                way_out = f"it predicts with several models: {ONE_MODEL} or keep it attached"
-            raise CompositionError(f"{tree.name} cannot be folded into weights; {way_out}.")
+def _check(live: _Live) -> None:
+    tree = first_unmergeable(live.graph)
+    if tree is None:
         return
-    if not get_composition(tree.kind).traits.mergeable:
+    if not isinstance(tree, Leaf):
         raise CompositionError(
             f"{tree.name} depends on the input and cannot be folded into weights; keep the hybrid attached."
         )
-    for child in tree.children:
-        _check(live, child)
+    way_out = "keep it attached, or merge a recipe of mergeable methods only"
+    if several_models(live.modules[tree.name]):
+        way_out = f"it predicts with several models: {ONE_MODEL} or keep it attached"
+    raise CompositionError(f"{tree.name} cannot be folded into weights; {way_out}.")
 
 
 _Pair = tuple[Tensor, Tensor | None]
-_READS = {"attention": ("q", "k", "v", "qkv"), "cross_attention": ("cross_q",), "ffn": ("up", "gate_proj")}
 
 
 def _merge_site(live: _Live, site: Site, new: dict[str, Tensor]) -> Tensor | None:
@@ -135,7 +131,7 @@ def _hand_on(live: _Live, norm: Site, shift: Tensor, new: dict[str, Tensor]) -> 
         place.exit: place
         for place in live.injection.places.values()
         if (place.site.stack, place.site.layer) == (norm.stack, norm.layer)
-        and place.site.name in _READS[region]
+        and place.site.name in NORM_READERS[region]
     }
     if own is None or not own.pre_norm or not places:
         raise CompositionError(

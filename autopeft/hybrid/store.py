@@ -36,6 +36,7 @@ __all__ = [
     "backbone_of",
     "check_size",
     "deployed_state",
+    "deployed_tensors",
     "save",
     "saved_key",
 ]
@@ -55,16 +56,20 @@ def saved_key(key: str) -> str:
     return f"{match['site'].replace('-', '.')}.{match['name']}.{front}{match['rest']}"
 
 
-def deployed_state(modules: Mapping[str, nn.Module], head: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """All tensors that inference needs, head included, on the CPU, by saved name. The modules themselves are
-    not changed."""
+def deployed_tensors(modules: Mapping[str, nn.Module], head: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """All tensors that inference needs, head included, by saved name, where they are. The modules themselves
+    are not changed."""
     state: dict[str, Tensor] = {}
     for name, module in modules.items():
         for key, value in deployed_form(module).state_dict().items():
-            state[saved_key(f"{name}.{key}")] = value.detach().cpu().contiguous().clone()
-    for name, parameter in head.items():
-        state[f"head.{name}"] = parameter.detach().cpu().contiguous().clone()
-    return state
+            state[saved_key(f"{name}.{key}")] = value.detach()
+    return state | {f"head.{name}": parameter.detach() for name, parameter in head.items()}
+
+
+def deployed_state(modules: Mapping[str, nn.Module], head: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Copies of `deployed_tensors` on the CPU."""
+    tensors = deployed_tensors(modules, head)
+    return {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
 def backbone_of(model: PreTrainedModel) -> dict[str, Any]:

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from autopeft.backbones import Place, StackPlaces
-from autopeft.composition import get_composition
-from autopeft.graph import CompositionGraph
+from autopeft.graph import CompositionGraph, is_rowwise_in
 from autopeft.injection.attention import DELEGATES, attention_behind
 from autopeft.injection.dispatch import first_input, with_input
 from autopeft.injection.frames import READ
@@ -33,27 +32,8 @@ _LINEARS = ("q", "o", "cross_q", "cross_o")
 
 
 def last_layer_is_rowwise(graph: CompositionGraph, stack: StackPlaces) -> bool:
-    """Whether everything that acts in the last layer does so position by position.
-
-    Weight methods and prefixes always do; a gate averages over the positions, as a route may.
-    """
-    last = len(stack.layers) - 1
-    for site in graph.sites():
-        if (site.stack, site.layer) != (stack.map.name, last):
-            continue
-        for tree in graph.trees_at(site):
-            if any("hook" in e.ways and not e.traits.rowwise for e in graph.leaves(tree)):
-                return False
-            if not all(get_composition(node.kind).traits.rowwise for node in _nodes(tree)):
-                return False
-    return True
-
-
-def _nodes(tree: Any) -> Iterator[Any]:
-    if hasattr(tree, "children"):
-        yield tree
-        for child in tree.children:
-            yield from _nodes(child)
+    """Whether everything that acts in the last layer does so position by position."""
+    return is_rowwise_in(graph, stack.map.name, len(stack.layers) - 1)
 
 
 class ReadRows:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from autopeft.graph import build_graph
 from autopeft.report.sheet import Sheet
 from autopeft.report.tasks import unbeaten_text
 from autopeft.report.text import duration, limits_text, number, percent, size
+from autopeft.resources.calibration import Calibration
 from autopeft.search.api import DryRun, Sample, SearchResult
 from autopeft.search.selection.significance import uncorrected
 
@@ -32,6 +34,8 @@ def outcome_sheet(result: SearchResult, data: Mapping[str, Any], budget: str) ->
         else "Not retrained with fresh seeds: the score is the search's own, on select; test not touched.",
     ]
     notes += _compared(result)
+    if result.within:
+        notes += [f"Limits: {result.within}.", *result.resource_sentences()]
     select = result.select or (result.search_score,)
     on_select = sum(select) / len(select)
     unbeaten = unbeaten_text(result.constant, "The winner", result.test_mean, select=on_select)
@@ -101,6 +105,8 @@ def dry_run_sheets(found: DryRun, size: str) -> list[Sheet]:
         *ready.summary.facts,
         ("backbone", f"{ready.model_name}: {ready.spec.parameters:,} parameters"),
         ("budget", f"{ready.budget}: {limits_text(ready.limits)} deployed parameters"),
+        *([("limits", str(ready.within))] if ready.within else []),
+        *_accuracy(ready.predictor.calibration),
         ("space", f"{ready.space_name}: {size}"),
         ("fit without repair", percent(found.feasible, 1)),
         (
@@ -123,6 +129,23 @@ def dry_run_sheets(found: DryRun, size: str) -> list[Sheet]:
         *([_samples(found.first, "Recipes that it begins with")] if found.first else []),
         _samples(found.samples, "Recipes that it could try"),
     ]
+
+
+def _accuracy(calibration: Calibration | None) -> list[tuple[str, str]]:
+    """How far the predictions of what was measured on this machine were off."""
+    if calibration is None:
+        return []
+    models = {
+        "step time": calibration.step_time,
+        "latency": calibration.latency,
+        "memory": calibration.memory,
+    }
+    said = [
+        f"{name} {percent(model.error.median, 0)} (worst {percent(model.error.worst, 0)})"
+        for name, model in models.items()
+        if model is not None and model.error is not None
+    ]
+    return [("predictions are off by, in the median", ", ".join(said))] if said else []
 
 
 def _samples(samples: Sequence[Sample], title: str) -> Sheet:
@@ -155,7 +178,15 @@ def dry_run_data(found: DryRun) -> dict[str, Any]:
         "cardinality": found.cardinality,
         "feasible": found.feasible,
         "first": [{"recipe": s.recipe.to_dict(), "counts": s.counts.to_dict()} for s in found.first],
-        "samples": [{"recipe": s.recipe.to_dict(), "counts": s.counts.to_dict()} for s in found.samples],
+        "samples": [
+            {
+                "recipe": s.recipe.to_dict(),
+                "counts": s.counts.to_dict(),
+                "predicted": ready.predictor.everything(build_graph(s.recipe, ready.spec)).to_dict(),
+            }
+            for s in found.samples
+        ],
+        "limits": ready.within.to_dict(),
         "baselines": [{"name": b.name, "counts": dict(b.counts)} for b in found.baselines],
         "seconds": found.estimate.seconds,
         "trial_seconds": found.estimate.trial_seconds,

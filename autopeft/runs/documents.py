@@ -26,6 +26,7 @@ __all__ = [
     "Measured",
     "Result",
     "Size",
+    "Taken",
     "read_manifest",
     "read_result",
 ]
@@ -93,6 +94,13 @@ class Compared(_Document):
     text: Known[str] = None
 
 
+class Taken(_Document):
+    """What a recipe takes of the machine; `text` is the search's own sentence, where there were limits."""
+
+    name: Known[str] = None
+    text: Known[str] = None
+
+
 class CoursePoint(_Document):
     """Hypervolume after a trial, and the training steps spent until then."""
 
@@ -124,6 +132,7 @@ class Result(Measured):
     search_score: Known[float] = None
     baselines: Several[Measured] = ()
     comparisons: Several[Compared] = ()
+    resources: Several[Taken] = ()
     constant: Known[Measured] = None
     hypervolume: Several[CoursePoint] = ()
     selection_bias: Annotated[Known[float], BeforeValidator(_bias)] = None

@@ -49,6 +49,8 @@ class TrialRecord:
         pseudo_values: what groups of *test* rows contribute to the score there (see
             `TaskKind.pseudo_values`); `None` where *test* was not scored.
         precision: of the backbone, in runs after the search.
+        measured: what it took: `step_time` and `latency` in seconds, `memory` and `file` in bytes, as far as
+            they were measured.
     """
 
     kind: JobKind
@@ -74,6 +76,7 @@ class TrialRecord:
     kept: bool = False
     pseudo_values: list[float] | None = field(default=None, repr=False)
     precision: str = "fp32"
+    measured: dict[str, int | float] | None = field(default=None, repr=False)
 
     @property
     def deployed(self) -> int | float | None:
@@ -163,4 +166,5 @@ def _numbers(record: TrialRecord) -> Iterator[int | float]:
     r = record
     single = (r.number, r.seed, r.steps, r.score, r.seconds, r.train_loss, r.duplicate_of)
     yield from (value for value in single if value is not None)
-    yield from chain((r.counts or {}).values(), r.scores.values(), r.rungs.values())
+    tables = ((r.counts or {}), r.scores, r.rungs, (r.measured or {}))
+    yield from chain.from_iterable(table.values() for table in tables)

@@ -23,6 +23,7 @@ from autopeft.training.contracts import Trainable
 from autopeft.training.errors import NonFiniteLoss, PhaseError
 from autopeft.training.forward import Forward, shortest_forward
 from autopeft.training.gradient import Gradient
+from autopeft.training.metering import PeakMemory, timed
 from autopeft.training.modes import generator_state, learning, restore_generator, seeded, training_mode
 from autopeft.training.optimizer import PhaseOptimizer
 from autopeft.training.phases import (
@@ -60,6 +61,8 @@ class TrainResult:
             stopped rising, `paused` at `until`.
         micro_rows: rows that went through the model at once in the end.
         outputs: what each phase left, by name.
+        step_seconds: of every step, loading of the batch left out (see `autopeft.training.metering`).
+        memory: bytes at the peak, from calibration to conclusion; `None` where it cannot be measured.
         checkpoint: of a paused training, to go on from; `None` where it can only be started anew (modules
             with phases of their own).
     """
@@ -70,12 +73,20 @@ class TrainResult:
     stopped: Literal["done", "asked", "patience", "paused"] = "done"
     micro_rows: int = 0
     outputs: dict[str, Any] = field(default_factory=dict)
+    step_seconds: list[float] = field(default_factory=list, repr=False)
+    memory: int | None = None
     checkpoint: Checkpoint | None = field(default=None, repr=False)
 
     @property
     def steps(self) -> int:
         """Steps taken."""
         return len(self.losses)
+
+    @property
+    def step_time(self) -> float | None:
+        """Median seconds of a step, the first left out where there are others; `None` without steps."""
+        counted = self.step_seconds[1:] or self.step_seconds
+        return float(np.median(counted)) if counted else None
 
     @property
     def first_loss(self) -> float:
@@ -147,6 +158,7 @@ def train(
     refuse_idle(hybrid.parameter_groups(), hybrid.recipe.training, hybrid.modules)
     device = plan.torch_device()
     hybrid.model.to(device)
+    peak = PeakMemory(device)
     dropout = plan.trains_with_dropout(hybrid.recipe.training)
     if isinstance(hybrid, Hybrid) and resume is not None:
         resume.fill(hybrid)
@@ -160,10 +172,8 @@ def train(
     with seeded(plan.seed, device), training_mode(hybrid.model, hybrid.modules.values(), dropout=dropout):
         run.all_phases()
     run.result.micro_rows = run.gradient.micro_rows
-    if run.result.stopped in ("done", "patience"):
-        if concluding(hybrid):
-            told.begins("conclusion")
-        conclude(hybrid, data, plan, forward=forward, micro_rows=run.result.micro_rows)
+    run.conclude()
+    run.result.memory = peak.bytes()
     run.result.seconds = time.perf_counter() - started
     return run.result
 
@@ -234,6 +244,15 @@ class _Run:
             with torch.no_grad():
                 finish(modules.values())
 
+    def conclude(self) -> None:
+        """Let methods conclude from the rows what they do, where the training came to its end."""
+        if self.result.stopped not in ("done", "patience"):
+            return
+        if concluding(self.hybrid):
+            self.told.begins("conclusion")
+        rows = self.result.micro_rows
+        conclude(self.hybrid, self.data, self.plan, forward=self.forward, micro_rows=rows)
+
     def phase(self, phase: Phase, owner: str | None, steps: int) -> None:
         """Run a phase with an optimizer of its own."""
         training = self.hybrid.recipe.training
@@ -260,7 +279,8 @@ class _Run:
         with learning(learners, optimizer.parameters):
             try:
                 for local, batch in zip(range(first, steps), stream, strict=False):
-                    self.step(batch, local, optimizer, modules, outer)
+                    with timed(self.result.step_seconds, self.device):
+                        self.step(batch, local, optimizer, modules, outer)
                     if self._is_over(best, modules):
                         break
             finally:

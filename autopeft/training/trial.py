@@ -47,6 +47,12 @@ class TrialOutcome:
     pseudo_values: tuple[float, ...] = field(default=(), repr=False)
 
     @property
+    def measured(self) -> dict[str, float]:
+        """`step_time` in seconds and `memory` in bytes, as far as they were measured."""
+        found = {"step_time": self.train.step_time, "memory": self.train.memory}
+        return {name: float(value) for name, value in found.items() if value is not None}
+
+    @property
     def score(self) -> float:
         """Score on the first split, higher is better."""
         return next(iter(self.scores.values()))

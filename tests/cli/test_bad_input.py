@@ -64,6 +64,15 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "no such model": (("count", "good.yaml", "--model", "no/such/model/here"), ("no/such/model/here",)),
     "unreadable budget": ((*SEARCH, "--budget", "lots"), ("'lots'", "0.5%")),
     "budget that nothing fits": ((*SEARCH, "--budget", "3"), ("3",)),
+    "size limit without sense": ((*SEARCH, "--budget", "1%", "--max-file", "big"), ("'big'", "'500MB'")),
+    "time limit without a unit": (
+        (*SEARCH, "--budget", "1%", "--max-step-time", "200"),
+        ("no unit", "'200ms'"),
+    ),
+    "limit that nothing meets": (
+        (*SEARCH, "--budget", "1%", "--max-file", "1kB"),
+        ("size of the saved hybrid at most 1kB", "The nearest is over"),
+    ),
     "no such space": ((*SEARCH, "--budget", "1%", "--space", "lorra"), ("'lorra'", "Did you mean 'lora'")),
     "no such sampler": ((*SEARCH, "--budget", "1%", "--sampler", "gpp"), ("'gpp'", "Did you mean 'gp'")),
     "no such effort": ((*SEARCH, "--budget", "1%", "--effort", "quik"), ("'quik'", "Did you mean 'quick'")),

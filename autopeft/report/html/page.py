@@ -95,6 +95,7 @@ def render_report(
             remarks=words.remarks(run),
             facts=words.facts(run, studied.unfinished),
             comparisons=words.comparisons(run),
+            resources=words.resources(run),
             reproduction=words.reproduction(run),
             winner=winner,
             heat=_heat(winner),

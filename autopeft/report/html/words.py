@@ -21,7 +21,7 @@ from autopeft.tasks.summary import Constant
 from autopeft.training.arguments import TrainArguments
 from autopeft.training.next_steps import predict_command
 
-__all__ = ["comparisons", "facts", "headline", "remarks", "reproduction"]
+__all__ = ["comparisons", "facts", "headline", "remarks", "reproduction", "resources"]
 
 
 def headline(run: Run) -> list[str]:
@@ -62,6 +62,12 @@ def _scored(run: Run, what: str) -> str:
         f"{what} scored {run.metric} {score(result.search_score)} on select in the search itself. It was not "
         "retrained with fresh seeds, and test has not been touched."
     )
+
+
+def resources(run: Run) -> list[str]:
+    """What winner and baselines take of the machine, where the search had limits on it."""
+    found = run.result.resources if run.result else ()
+    return [shown(one.text) for one in found if one.text]
 
 
 def comparisons(run: Run) -> list[tuple[str, str]]:

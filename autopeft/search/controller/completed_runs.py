@@ -76,4 +76,5 @@ def _as_result(record: TrialRecord) -> JobResult:
         counts=record.counts,
         worker=record.worker,
         pseudo_values=tuple(record.pseudo_values or ()),
+        measured=record.measured or {},
     )

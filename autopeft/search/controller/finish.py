@@ -24,6 +24,7 @@ from autopeft.search.selection.significance import (
     compare,
     selection_bias,
 )
+from autopeft.search.selection.taken import Taken, taken
 
 if TYPE_CHECKING:
     from autopeft.search.planning.prepare import Prepared
@@ -83,14 +84,34 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         bias=_bias(ready, final),
         constant=ready.summary.constant,
         remarks=ready.summary.remarks,
+        taken=_taken(ready, recipe, chosen, final, baselines),
+        within=ready.within,
     )
     folder.write_winner(files)
+    _write(folder, result)
+    return result
+
+
+def _write(folder: RunFolder, result: SearchResult) -> None:
+    front = list(result.front)
     folder.write_lines("trials.jsonl", list(result.trials))
-    folder.write_text("recipe.yaml", recipe.to_yaml())
+    folder.write_text("recipe.yaml", result.winner.to_yaml())
     folder.write_text("front.csv", front_csv(front))
     folder.write_text("front.json", front_json(front))
     folder.write_json("result.json", result.to_dict())
-    return result
+
+
+def _taken(
+    ready: Prepared,
+    recipe: Recipe,
+    trial: TrialRecord,
+    winner: Contender | None,
+    baselines: list[Contender],
+) -> tuple[Taken, ...]:
+    measured = {**(trial.measured or {}), **({} if winner is None else winner.measured)}
+    rows = [("winner", recipe.to_dict(), measured)]
+    rows += [(baseline.name, dict(baseline.recipe), dict(baseline.measured)) for baseline in baselines]
+    return taken(rows, ready.spec, ready.predictor.everything)
 
 
 def _comparisons(

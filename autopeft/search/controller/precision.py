@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ class ChosenPrecision:
             self._notify(told)
 
 
-def _probe_of(measured: dict[str, float]) -> PrecisionProbe | None:
+def _probe_of(measured: Mapping[str, float]) -> PrecisionProbe | None:
     numbers = [measured.get(name, math.nan) for name in ("fp32", "bf16", "error")]
     return PrecisionProbe(*numbers) if all(map(math.isfinite, numbers)) else None
 

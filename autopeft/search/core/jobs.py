@@ -101,7 +101,9 @@ class JobResult:
         files: the saved hybrid, where the job asked to keep it, or the `checkpoint` of a paused trial.
         paused: whether the training stands at the job's `until`.
         pseudo_values: what groups of *test* rows contribute to the score there, where *test* was scored.
-        measured: numbers that a job measured, by name.
+        measured: numbers that a job measured, by name: what it took beside its parameters, as
+            `Resources.to_dict()` has it (of a training `step_time` and `memory`, of a run after the search
+            `file` and, where it is limited, `latency`), or what a probe found.
         log: text for whoever wants to know what happened: tracebacks, process, what was printed.
     """
 
@@ -116,7 +118,7 @@ class JobResult:
     worker: str = ""
     paused: bool = False
     pseudo_values: tuple[float, ...] = field(default=(), repr=False)
-    measured: dict[str, float] = field(default_factory=dict)
+    measured: Mapping[str, float] = field(default_factory=dict, repr=False)
     log: str = field(default="", repr=False)
 
     @property

@@ -25,9 +25,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from autopeft.errors import DataError, UsageError
-from autopeft.hybrid import Hybrid
+from autopeft.hybrid import Hybrid, deployed_tensors
 from autopeft.hybrid import load as load_hybrid
 from autopeft.recipe import Recipe
+from autopeft.resources.files import safetensors_bytes
+from autopeft.resources.measuring import latency_of, part_of, typical_rows
 from autopeft.search.core.jobs import Job, JobResult, PrecisionJob, Progress, ScoreJob, TrainJob
 from autopeft.tasks.encode import EncodedTask
 from autopeft.tasks.task import Task
@@ -50,6 +52,7 @@ class JobContext:
             which has to find it as it was.
         on_step: to be told the number of each training step and its loss; it leaves the runner, by an
             exception that has to pass, once the search was stopped.
+        latency: whether runs after the search measure the time of a batch at inference.
     """
 
     task: Task
@@ -57,6 +60,7 @@ class JobContext:
     plan: TrainingPlan
     backbone: Callable[[str], Any]
     on_step: Progress
+    latency: bool = False
 
 
 JobRunner = Callable[[JobContext, Any], JobResult]
@@ -108,8 +112,11 @@ def _name(thing: Any) -> str:
 @runs(TrainJob)
 def _train(context: JobContext, job: TrainJob) -> JobResult:
     files: dict[str, bytes] = {}
+    measured: dict[str, float] = {}
 
     def keep(hybrid: Hybrid, scores: Mapping[str, float]) -> None:
+        if job.kind in ("confirm", "baseline"):
+            measured.update(_measured(context, hybrid))
         first = next(iter(scores.values()))
         if job.keep_above is not None and first > job.keep_above:
             files.update(_saved(hybrid))
@@ -140,7 +147,20 @@ def _train(context: JobContext, job: TrainJob) -> JobResult:
         files=files,
         paused=outcome.train.stopped == "paused",
         pseudo_values=outcome.pseudo_values,
+        measured={**outcome.measured, **measured},
     )
+
+
+def _measured(context: JobContext, hybrid: Hybrid) -> dict[str, float]:
+    """What the trained hybrid takes: its file, and, where the search limits it, the time of a batch."""
+    tensors = deployed_tensors(hybrid.modules, hybrid.head())
+    found = {"file": float(safetensors_bytes(tensors))}
+    if context.latency:
+        split, plan = context.data.train, context.plan
+        rows = part_of(split, typical_rows(split, plan.batch_size))
+        kind, device = context.task.task_kind, plan.torch_device()
+        found["latency"] = latency_of(hybrid.model, rows, kind, device)
+    return found
 
 
 def _checkpoint(job: Job) -> Checkpoint | None:

@@ -38,6 +38,7 @@ class WorkerSetup:
         plan: how to train; each job sets its own steps and seed.
         threads: CPU threads of one job.
         key: names this setup; a worker loads backbone and data once for each key.
+        latency: whether runs after the search measure the time of a batch at inference.
     """
 
     model: str
@@ -46,6 +47,7 @@ class WorkerSetup:
     plan: TrainingPlan
     threads: int
     key: str
+    latency: bool = False
 
 
 @dataclass
@@ -205,5 +207,5 @@ def _run(setup: WorkerSetup, job: Job, on_step: Progress, should_stop: Callable[
     runner, kept, plan = runner_of(type(job)), loaded(setup), setup.plan
     if job.attempt:
         plan = replace(plan, micro_batch=micro_rows(plan, job.attempt))
-    context = JobContext(setup.task, kept.data, plan, partial(kept.backbone, setup), step)
+    context = JobContext(setup.task, kept.data, plan, partial(kept.backbone, setup), step, setup.latency)
     return runner(context, job)

@@ -333,6 +333,7 @@ class SearchStudy:
             "worker": result.worker,
             "error": error,
             "failure": failure,
+            "measured": dict(result.measured),
         }
         trial_id = self._trial_id(number)
         if result.counts is not None:
@@ -439,6 +440,7 @@ class SearchStudy:
             duplicate_of=duplicate,
             values=dict(a[PROPOSED]),
             worker=outcome.get("worker", ""),
+            measured=outcome.get("measured") or None,
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -28,7 +29,7 @@ else:  # they import torch
 
 __all__ = ["OBJECTIVES", "PlanCall", "SearchArguments", "SearchCall", "objectives"]
 
-SEARCH, WORKERS = "Search", "Workers"
+SEARCH, LIMITS, WORKERS = "Search", "Limits", "Workers"
 OBJECTIVES = {"score": 1, "score,params": 2}
 
 
@@ -130,6 +131,18 @@ def _check_time(value: str | float) -> object:
 def _time_text(value: str | float) -> str:
     # A bare number is minutes on the command line, and seconds in Python.
     return value if isinstance(value, str) else f"{Decimal(repr(value)):f}s"
+
+
+def _check_size(name: str, value: str | int) -> object:
+    from autopeft.resources.limits import read_size
+
+    return read_size(name, value)
+
+
+def _check_span(name: str, value: str | float) -> object:
+    from autopeft.resources.limits import read_span
+
+    return read_span(name, value)
 
 
 def _check_space(value: Any) -> None:
@@ -280,6 +293,60 @@ class SearchArguments(Arguments):
             check=_check_margin,
         ),
     ] = 1.0
+    max_memory: Annotated[
+        str | int | None,
+        Option(
+            help="Only recipes whose training takes at most so much memory at its peak: 6GB, 500MB. On a "
+            "GPU, of the GPU's.",
+            doc="limit on the peak memory of one training: bytes, or '6GB'; predicted before anything is "
+            "trained, by measuring the backbone on this machine once",
+            panel=LIMITS,
+            metavar="SIZE",
+            cli_type=str,
+            check=partial(_check_size, "max_memory"),
+        ),
+    ] = None
+    max_step_time: Annotated[
+        str | float | None,
+        Option(
+            help="Only recipes whose training step takes at most so long on this machine: 200ms, 1.5s.",
+            doc="limit on the time of one training step: seconds, or '200ms'; predicted like `max_memory`",
+            panel=LIMITS,
+            metavar="TIME",
+            cli_type=str,
+            check=partial(_check_span, "max_step_time"),
+            spell=_time_text,
+        ),
+    ] = None
+    max_latency: Annotated[
+        str | float | None,
+        Option(
+            help="Only recipes with which a batch at inference takes at most so long on this machine, not "
+            "merged: 20ms.",
+            doc="limit on the time of one batch at inference with the hybrid attached: seconds, or '20ms'; "
+            "predicted like `max_memory`",
+            panel=LIMITS,
+            metavar="TIME",
+            cli_type=str,
+            check=partial(_check_span, "max_latency"),
+            spell=_time_text,
+        ),
+    ] = None
+    max_file: Annotated[
+        str | int | None,
+        Option(
+            help="Only recipes whose saved weights, head included, take at most so much: 1MB, 300kB.",
+            doc="limit on the size of the saved weights, head included: bytes, or '1MB'",
+            panel=LIMITS,
+            metavar="SIZE",
+            cli_type=str,
+            check=partial(_check_size, "max_file"),
+        ),
+    ] = None
+    mergeable: Annotated[
+        bool,
+        Option(help="Only recipes that merge exactly into the backbone's own weights.", panel=LIMITS),
+    ] = False
     steps: shared.Steps = None
     seed: shared.Seed = 0
     max_length: shared.MaxTokens = 128

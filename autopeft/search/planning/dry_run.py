@@ -16,7 +16,7 @@ from autopeft.search.planning.cost import Estimate, Work, estimate
 from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.space.candidate import candidate
-from autopeft.search.space.repair import feasible_share
+from autopeft.search.space.within import share_within
 from autopeft.search.strategies.registry import get_strategy
 
 __all__ = ["DryRun", "Sample", "estimate_of", "plan"]
@@ -76,7 +76,7 @@ def plan(call: PlanCall) -> DryRun:
     return DryRun(
         prepared=ready,
         cardinality=ready.space.cardinality(ready.spec),
-        feasible=feasible_share(ready.space, ready.budget, ready.spec, n=_PROBE, seed=ready.arguments.seed),
+        feasible=share_within(bound, ready.budget, n=_PROBE, seed=ready.arguments.seed),
         first=first,
         samples=tuple(found.values()),
         baselines=tuple(baselines),

@@ -29,12 +29,15 @@ from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.effort import Effort, choose_effort, parse_duration
 from autopeft.errors import UsageError
+from autopeft.resources import Limits, Predictor
 from autopeft.search.optimization.samplers import default_sampler
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.planning.arguments import OBJECTIVES, SearchArguments
+from autopeft.search.planning.limits import calibration_for, limits_of, task_head
 from autopeft.search.selection.baselines import Baseline, baselines, parse_kinds
 from autopeft.search.space.repair import check_feasible
 from autopeft.search.space.space import Space
+from autopeft.search.space.within import ResourceBudget, check_within
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import Task, load_task
 from autopeft.tasks.summary import DataSummary, summarise
@@ -55,6 +58,8 @@ class Prepared:
         full_rows: rows of each split before the effort's limits.
         gpus: GPUs of one job, 0 for none.
         seconds: time budget of the whole run.
+        budget: of parameters, with the limits of `within` where there are some.
+        predictor: says what a recipe takes beside its parameters.
     """
 
     arguments: SearchArguments
@@ -73,6 +78,8 @@ class Prepared:
     workers: int | None
     gpus: float
     seconds: float | None
+    within: Limits
+    predictor: Predictor
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     @property
@@ -177,13 +184,20 @@ def prepare(
         top=a.confirm,
         seeds=a.confirm_seeds,
     )
-    plan, budget = _plan(a, effort.steps, cheap.gpus), Budget.parse(a.budget)
+    plan, parameters = _plan(a, effort.steps, cheap.gpus), Budget.parse(a.budget)
     space = a.space if isinstance(a.space, Space) else Space.load(a.space)
     source = resolve_model(model, notify=notify)
     spec = spec_of(unquantized(load_config(source), model))
-    limits = budget.limits(spec)
-    check_feasible(space, budget, spec)
+    limits = parameters.limits(spec)
+    check_feasible(space, parameters, spec)
     task, rows = _task(a, effort, notify)
+    bound, within = space.bind(spec), cheap.within
+    calibration = None
+    if within.calibrated:
+        calibration = calibration_for(source, spec, task, bound, parameters, plan, a, notify)
+    predictor = Predictor(within, task_head(source, task), calibration)
+    budget = ResourceBudget.of(parameters, within, predictor) if within else parameters
+    check_within(bound, budget)
     return Prepared(
         arguments=a,
         source=source,
@@ -201,6 +215,8 @@ def prepare(
         workers=_workers(a, cheap.gpus),
         gpus=cheap.gpus,
         seconds=cheap.seconds or effort.seconds,
+        within=within,
+        predictor=predictor,
     )
 
 
@@ -223,6 +239,7 @@ class _Cheap:
     sampler: str
     gpus: float
     seconds: float | None
+    within: Limits
 
 
 def _check(a: SearchArguments) -> _Cheap:
@@ -240,7 +257,7 @@ def _check(a: SearchArguments) -> _Cheap:
             f"{torch.cuda.device_count()}; "
             "leave it out to train on the CPU, or join a cluster with --address."
         )
-    return _Cheap(sampler, gpus, parse_duration(a.time))
+    return _Cheap(sampler, gpus, parse_duration(a.time), limits_of(a))
 
 
 def _check_workers(a: SearchArguments) -> None:

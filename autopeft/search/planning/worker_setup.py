@@ -18,4 +18,5 @@ def worker_setup(ready: Prepared) -> WorkerSetup:
         plan=ready.plan,
         threads=a.cpus_per_trial,
         key=ready.key(),
+        latency=ready.within.latency is not None,
     )

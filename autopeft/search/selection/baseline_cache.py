@@ -49,7 +49,7 @@ _MOST_PARTS = 1000
 _BLOCK = 4096
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 # What shows, stores or plans a run does not change its scores.
-_OUTSIDE = ("cli", "report", "export", "search", "runs", "effort.py", "__main__.py")
+_OUTSIDE = ("cli", "report", "export", "search", "resources", "runs", "effort.py", "__main__.py")
 _METHODS = "autopeft.methods"
 _OWN = (f"{_METHODS}.", "autopeft.composition.")
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/?$")

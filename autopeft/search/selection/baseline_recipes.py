@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from autopeft.counting import Budget, Counts
@@ -45,13 +46,14 @@ def single_methods(bound: BoundSpace, budget: Budget, rates: int) -> list[Baseli
     if set(largest) <= {"lora"}:
         return []
     least, most = budget.limits(bound.spec)
+    open_below = replace(budget, lower=None)
     found: list[BaselineRecipe] = []
     for method, point in largest.items():
         for values in _at_rates(bound, point, rates):
             member = _repaired(bound, values, budget, method)
             if member is None or _methods_of(member.recipe) != {method}:
                 # Growing into a range brings in other methods.
-                member = _repaired(bound, values, Budget(budget.upper), method)
+                member = _repaired(bound, values, open_below, method)
             if member is not None and _methods_of(member.recipe) == {method}:
                 found.append(member)
     inside = [m for m in found if least <= m.counts.deployed <= most]

@@ -156,6 +156,7 @@ class Confirmation:
             kept=kept,
             pseudo_values=list(result.pseudo_values) or None,
             precision=job.precision,
+            measured=dict(result.measured) or None,
         )
 
 

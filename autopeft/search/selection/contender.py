@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -52,6 +53,7 @@ class FreshRun:
     error: str | None = None
     counts: CountTable | None = None
     pseudo_values: tuple[float, ...] = ()
+    measured: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Contender:
         select, test: scores of each fresh seed.
         by_seed: score on *test* of each fresh seed, `None` where it failed.
         parts: contributions of groups of *test* rows to these scores, by seed.
+        measured: what its runs took, the median of each figure (see `JobResult.measured`).
         number: the study's trial, for a search's finalist.
     """
 
@@ -74,6 +77,7 @@ class Contender:
     errors: tuple[str, ...] = ()
     by_seed: Mapping[int, float | None] = field(default_factory=dict, repr=False)
     parts: Mapping[int, tuple[float, ...]] = field(default_factory=dict, repr=False)
+    measured: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     @property
     def select_mean(self) -> float | None:
@@ -90,6 +94,11 @@ class Contender:
     @property
     def test_sd(self) -> float | None:
         return mean_sd(self.test)[1]
+
+
+def _medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for run in runs for name in run)
+    return {name: statistics.median(run[name] for run in runs if name in run) for name in names}
 
 
 class RepeatedRuns:
@@ -129,6 +138,7 @@ class RepeatedRuns:
             run.select, run.test = result.scores.get("select"), result.scores.get("test")
             run.counts = result.counts or run.counts
             run.pseudo_values = result.pseudo_values
+            run.measured = result.measured
         # Those of the best run, whose weights are the ones to keep.
         left = next((r.counts for r in self.good if r.counts), None)
         if self.recipe and left is not None:
@@ -158,4 +168,5 @@ class RepeatedRuns:
             errors=tuple(r.error for r in runs if r.error is not None),
             by_seed={r.seed: r.test for r in runs},
             parts={r.seed: r.pseudo_values for r in runs if r.pseudo_values},
+            measured=_medians([r.measured for r in runs]),
         )

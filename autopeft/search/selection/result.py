@@ -9,10 +9,12 @@ from typing import Any
 from autopeft.display import box, folded, number, percent, short, size, table
 from autopeft.display import mean_sd as mean_sd_text
 from autopeft.recipe import Recipe
+from autopeft.resources import Limits
 from autopeft.runs.records import CountTable, TrialRecord
 from autopeft.search.optimization.pareto import FrontPoint
 from autopeft.search.selection.contender import Contender, mean_sd
 from autopeft.search.selection.significance import Comparison, SelectionBias
+from autopeft.search.selection.taken import Taken
 from autopeft.tasks.summary import Constant
 
 __all__ = ["SearchResult"]
@@ -38,6 +40,8 @@ class SearchResult:
         bias: how much better the winner looks on *select*, which chose it, than on *test*.
         constant: what the same answer for every row scores (the majority baseline, or the mean).
         remarks: what limits what the scores can say, a sentence each.
+        taken: what the winner and each baseline take of the machine, predicted and measured.
+        within: the limits that the search had beside its budget.
         interrupted, exhausted, out_of_time: why it ended before the planned number of trials, if it did.
         notice: one line where the data stand in for others.
     """
@@ -65,6 +69,8 @@ class SearchResult:
     bias: SelectionBias | None = None
     constant: Constant | None = None
     remarks: tuple[str, ...] = ()
+    taken: tuple[Taken, ...] = ()
+    within: Limits = Limits()  # noqa: RUF009 (frozen)
 
     @property
     def select_mean(self) -> float | None:
@@ -87,6 +93,10 @@ class SearchResult:
         """The metric and the winner's score: on *test*, or on *select* where *test* was not touched."""
         scores, split = (self.test, "test") if self.test else (self.select or (self.search_score,), "select")
         return f"{self.metric} {mean_sd_text(scores)} on {split}"
+
+    def resource_sentences(self) -> list[str]:
+        """What was predicted and measured of what is limited, for the winner and each baseline."""
+        return [one.sentence(self.within) for one in self.taken] if self.within else []
 
     def rows(self) -> list[tuple[str, ...]]:
         """The winner, the baselines and the same answer for every row as texts: name, deployed parameters,
@@ -124,7 +134,10 @@ class SearchResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome in numbers, JSON-able; trials and front are in files of their own."""
-        skipped = ("winner", "baselines", "front", "trials", "comparisons", "bias", "constant")
+        skipped = {
+            *("winner", "baselines", "front", "trials", "comparisons", "bias", "constant"),
+            *("taken", "within"),
+        }
         data: dict[str, Any] = {k: v for k, v in vars(self).items() if k not in skipped}
         data["run"] = str(self.run)
         data.update(
@@ -137,6 +150,8 @@ class SearchResult:
             selection_bias=None if self.bias is None else self.bias.value,
             selection_bias_text=None if self.bias is None else self.bias.sentence(),
             baselines=[_contender_dict(c) for c in self.baselines],
+            resources=[one.to_dict(self.within) for one in self.taken],
+            resource_limits=self.within.to_dict(),
             constant=None if self.constant is None else self.constant.to_dict(),
             trials={
                 state: sum(t.state == state for t in self.trials)
@@ -148,4 +163,4 @@ class SearchResult:
 
 def _contender_dict(c: Contender) -> dict[str, Any]:
     means = {k: getattr(c, k) for k in ("select_mean", "select_sd", "test_mean", "test_sd")}
-    return {k: v for k, v in vars(c).items() if k != "parts"} | means
+    return {k: v for k, v in vars(c).items() if k not in ("parts", "measured")} | means

@@ -1,4 +1,5 @@
-"""A point of a space as a recipe that can be trained: repaired into the budget, counted and hashed."""
+"""A point of a space as a recipe that can be trained: repaired into the budget and its limits, counted and
+hashed."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
 from autopeft.recipe.contents import name_from
 from autopeft.search.space.bound import BoundSpace
-from autopeft.search.space.repair import repair
+from autopeft.search.space.within import repair_within
 
 __all__ = ["Candidate", "candidate"]
 
@@ -40,7 +41,8 @@ def candidate(
     *,
     change: Callable[[Recipe], Recipe] | None = None,
 ) -> Candidate:
-    """The recipe that the values of a space stand for, once they are repaired into the budget.
+    """The recipe that the values of a space stand for, once they are repaired into the budget, and into the
+    limits of a `ResourceBudget`.
 
     Args:
         change: alters how the repaired recipe trains, before it is hashed.
@@ -48,7 +50,7 @@ def candidate(
     Raises:
         AutoPEFTError: nothing near the values fits, or the values are not the space's.
     """
-    found = repair(space, values, budget)
+    found = repair_within(space, values, budget)
     recipe = found.recipe if change is None else change(found.recipe)
     digest = build_graph(recipe, space.spec).trial_hash()
     if space.parameters:

@@ -25,7 +25,7 @@ from autopeft.search.space.parameters import Parameter
 from autopeft.search.space.space import Space
 from autopeft.spec import BackboneSpec
 
-__all__ = ["Infeasible", "Repaired", "check_feasible", "feasible_share", "repair", "smallest"]
+__all__ = ["Infeasible", "Repaired", "balance_of", "check_feasible", "feasible_share", "repair", "smallest"]
 
 _BRUTE_FORCE = 4096
 _FLOAT_STEPS = 32
@@ -54,7 +54,7 @@ def repair(
         Infeasible: no member of the space fits; the message says how small or large it can get.
         RecipeError: a value is missing, unknown or not allowed.
     """
-    balance = _balance(space, spec)
+    balance = balance_of(space, spec)
     bound = balance.bound
     bound.check(values)
     least, most = budget.limits(bound.spec)
@@ -85,7 +85,7 @@ def smallest(space: Space | BoundSpace, spec: BackboneSpec | None = None) -> Rep
     Raises:
         EmptyRecipe: this backbone can take nothing that the space offers.
     """
-    balance = _balance(space, spec)
+    balance = balance_of(space, spec)
     values = dict(balance.smallest[0])
     recipe = balance.bound.materialize(values)
     return Repaired(values, recipe, balance.counter.count(values), changed=False)
@@ -98,10 +98,10 @@ def check_feasible(space: Space | BoundSpace, budget: Budget, spec: BackboneSpec
         Infeasible: it does not; the message says how small the space gets.
         EmptyRecipe: this backbone can take nothing that the space offers.
     """
-    _check_smallest(_balance(space, spec), budget)
+    _check_smallest(balance_of(space, spec), budget)
 
 
-def _check_smallest(balance: _Balance, budget: Budget) -> None:
+def _check_smallest(balance: Balance, budget: Budget) -> None:
     _, most = budget.limits(balance.bound.spec)
     _, n = balance.smallest
     if n > most:
@@ -120,7 +120,7 @@ def feasible_share(
     seed: int = 0,
 ) -> float:
     """Share of `n` random points that lie inside the budget without repair."""
-    balance = _balance(space, spec)
+    balance = balance_of(space, spec)
     least, most = budget.limits(balance.bound.spec)
     rng = random.Random(seed)
     points = (balance.at(balance.bound.sample(rng)) for _ in range(n))
@@ -141,7 +141,7 @@ class _Point:
         return any(cost is not None for cost in self.costs)
 
 
-class _Balance:
+class Balance:
     """What every unit of a space costs at given values, and moves along single parameters."""
 
     def __init__(self, bound: BoundSpace) -> None:
@@ -388,15 +388,20 @@ def _values(p: Parameter) -> list[Any]:
     return sorted({min(max(round(v), int(low)), int(high)) for v in raw})
 
 
-def _balance(space: Space | BoundSpace, spec: BackboneSpec | None) -> _Balance:
+def balance_of(space: Space | BoundSpace, spec: BackboneSpec | None = None) -> Balance:
+    """What every unit of a space costs, the same object for each call.
+
+    Raises:
+        BudgetError: a space without a backbone.
+    """
     if isinstance(space, Space):
         if spec is None:
             raise BudgetError(
                 "A space without a backbone has no counts; give repair the spec, or a bound space."
             )
         space = space.bind(spec)
-    balance = space.kept.get(_Balance)
+    balance = space.kept.get(Balance)
     if balance is None:
-        balance = space.kept[_Balance] = _Balance(space)
-    assert isinstance(balance, _Balance)
+        balance = space.kept[Balance] = Balance(space)
+    assert isinstance(balance, Balance)
     return balance

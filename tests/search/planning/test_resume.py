@@ -56,6 +56,18 @@ def test_it_goes_on_as_it_was_begun(begun: RunFolder) -> None:
     assert again.rungs.steps == (43, 130)
 
 
+def test_limits_beside_the_budget_stay(begun: RunFolder) -> None:
+    manifest = begun.manifest()
+    told = {**manifest["arguments"], "max_file": "40kB", "mergeable": True}
+    begun.write_json("manifest.json", {**manifest, "arguments": told})
+    again = prepare_again(begun, {})
+    assert again.within.to_dict() == {"file": 40_000, "mergeable": True}
+    assert again.budget.within == again.within  # type: ignore[attr-defined]
+    assert again.manifest()["arguments"]["max_file"] == "40kB"
+    with pytest.raises(UsageError, match="keeps its max_file"):
+        prepare_again(begun, {"max_file": "80kB"})
+
+
 def test_where_a_search_is_logged_does_not_decide_its_outcome(begun: RunFolder) -> None:
     ready = prepare_again(begun, {})
     logged = replace(ready, arguments=ready.arguments.changed(log="tensorboard"))
@@ -297,13 +309,15 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
         "log": None, "out": None, "runs": "runs", "space": "lora",
     }  # fmt: skip
     assert set(manifest["arguments"]) == set(old) | {
-        *("kind", "strategy", "drop_empty", "listen", "grace", "margin", "head_start")
+        *("kind", "strategy", "drop_empty", "listen", "grace", "margin", "head_start", "mergeable"),
+        *("max_memory", "max_step_time", "max_latency", "max_file"),
     }
     assert {k: v for k, v in manifest["arguments"].items() if k in old} == old | {"precision": "auto"}
     begun.write_json("manifest.json", {**manifest, "arguments": old})
     again = prepare_again(begun, {})
     assert again.arguments.record() == {
         **old, "kind": None, "strategy": "trials", "drop_empty": False, "warm_start": (), "listen": None,
-        "grace": 0.0, "margin": 1.0, "head_start": "random",
+        "grace": 0.0, "margin": 1.0, "head_start": "random", "max_memory": None, "max_step_time": None,
+        "max_latency": None, "max_file": None, "mergeable": False,
     }  # fmt: skip
     assert again.rungs.steps == (43, 130)

@@ -211,13 +211,13 @@ def test_repair_never_leaves_the_budget(
 
 def one_at_a_time(patch: pytest.MonkeyPatch) -> None:
     """Let repair switch off one thing at a time, and look at everything anew after it."""
-    together = repair_module._Balance._switch_off
+    together = repair_module.Balance._switch_off
 
     def alone(self: Any, point: Any, most: int) -> dict[str, Any] | None:
         changes = together(self, point, most)
         return changes and dict([next(iter(changes.items()))])
 
-    patch.setattr(repair_module._Balance, "_switch_off", alone)
+    patch.setattr(repair_module.Balance, "_switch_off", alone)
 
 
 @settings(max_examples=80, deadline=None)
@@ -248,14 +248,14 @@ def test_a_thousand_prompts_are_switched_off_in_a_few_looks(monkeypatch: pytest.
     prompt = {"prompt_tuning": {"length": {"choice": [0, 1]}}}
     bound = Space.from_yaml(dump_yaml({"name": "s", "model": [prompt] * 300})).bind(TINY)
     looks = 0
-    moves = repair_module._Balance.moves
+    moves = repair_module.Balance.moves
 
     def counted(*args: Any) -> Any:
         nonlocal looks
         looks += 1
         return moves(*args)
 
-    monkeypatch.setattr(repair_module._Balance, "moves", counted)
+    monkeypatch.setattr(repair_module.Balance, "moves", counted)
     done = repair(bound, {p.name: 1 for p in bound.parameters}, Budget.parse(3 * TINY.stacks[0].hidden))
     assert done.counts.deployed == 3 * TINY.stacks[0].hidden
     assert looks <= 4 * 300

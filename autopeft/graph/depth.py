@@ -1,0 +1,57 @@
+"""How a graph lies in the stacks: the lowest layer that it alters, and what it asks of the last one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from autopeft.composition import get_composition
+from autopeft.graph.core import CompositionGraph
+from autopeft.graph.tree import Node, Tree
+
+__all__ = ["first_layer", "is_rowwise_in"]
+
+
+def first_layer(graph: CompositionGraph) -> int:
+    """The index of the first layer that differs from the bare backbone's, over the stacks one after the
+    other.
+
+    Sites outside the layers (embeddings) and methods on tensors of the whole model make it 0; with nothing
+    attached it is the number of layers. A calibrated mask may leave more layers alone; see
+    `autopeft.injection.depth` for what a live hybrid alters.
+    """
+    total = sum(stack.layers for stack in graph.spec.stacks)
+    starts: dict[str, int] = {}
+    below = 0
+    for stack in graph.spec.stacks:
+        starts[stack.name] = below
+        below += stack.layers
+    lowest = total
+    for entry in graph.entries.values():
+        if not entry.sites and entry.ways:
+            return 0
+        for site in entry.sites:
+            lowest = min(lowest, 0 if site.layer is None else starts[site.stack] + site.layer)
+    return lowest
+
+
+def is_rowwise_in(graph: CompositionGraph, stack: str, layer: int) -> bool:
+    """Whether everything that acts in a layer does so position by position.
+
+    Weight methods and prefixes always do; a gate averages over the positions, as a route may.
+    """
+    for site in graph.sites():
+        if (site.stack, site.layer) != (stack, layer):
+            continue
+        for tree in graph.trees_at(site):
+            if any("hook" in e.ways and not e.traits.rowwise for e in graph.leaves(tree)):
+                return False
+            if not all(get_composition(node.kind).traits.rowwise for node in _nodes(tree)):
+                return False
+    return True
+
+
+def _nodes(tree: Tree) -> Iterator[Node]:
+    if isinstance(tree, Node):
+        yield tree
+        for child in tree.children:
+            yield from _nodes(child)

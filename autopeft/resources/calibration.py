@@ -1,0 +1,259 @@
+"""A model of what recipes take on this machine: measured once for each backbone and shape, and kept.
+
+Measurements lie in the cache folder, one file for each probe, named by all that they depend on: the
+backbone's layout, the batch's shape, precision, threads, device and versions. Spaces that share methods
+share them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+import transformers
+
+from autopeft.assets import cache_folder, warn_once
+from autopeft.counting import Counter
+from autopeft.errors import AssetError, AutoPEFTError
+from autopeft.graph import CompositionGraph, build_graph
+from autopeft.recipe import Recipe
+from autopeft.resources.features import Shape, features_of, training_state
+from autopeft.resources.fit import CostModel, fit
+from autopeft.resources.measuring import Bench, Measured
+from autopeft.runs.files import write_atomic
+from autopeft.spec import BackboneSpec
+
+__all__ = ["Calibration", "calibrate", "fitted"]
+
+Notify = Callable[[str], None]
+_FORMAT = 1
+_MOST_BYTES = 1 << 14
+_FOLDER = "resources"
+_log = logging.getLogger("autopeft")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What recipes take on this machine.
+
+    Attributes:
+        shape: of the batch that it is for.
+        trunk: whether untouched layers are answered from a store in training.
+        head: parameters of the task head.
+        base: bytes of the process with nothing attached.
+        step_time, latency, memory: models of seconds, seconds, and bytes above `base`; `memory` is `None`
+            where it cannot be measured.
+    """
+
+    shape: Shape
+    trunk: bool
+    head: int
+    base: int
+    step_time: CostModel
+    latency: CostModel
+    memory: CostModel | None
+
+    def predict_step(self, graph: CompositionGraph) -> float:
+        """Seconds of a training step."""
+        return self.step_time(features_of(graph, self.shape, trunk=self.trunk))
+
+    def predict_latency(self, graph: CompositionGraph) -> float:
+        """Seconds of a forward of the batch with the hybrid attached."""
+        return self.latency(_at_inference(graph, self.shape))
+
+    def predict_memory(self, graph: CompositionGraph) -> float | None:
+        """Bytes at the peak of a training."""
+        if self.memory is None:
+            return None
+        features = _in_memory(graph, self.shape, trunk=self.trunk)
+        return self.base + training_state(graph, self.head) + self.memory(features)
+
+
+def _at_inference(graph: CompositionGraph, shape: Shape) -> dict[str, float]:
+    """The features of a forward: all layers run in any case, so what the backbone takes is one figure."""
+    found = features_of(graph, shape, last=True)
+    rows = found.get("embeddings", 1.0)
+    own = {name: value for name, value in found.items() if ":" in name}
+    return {"step": 1.0, **({"longer": rows - 1} if rows > 1 else {}), **own}
+
+
+def _in_memory(graph: CompositionGraph, shape: Shape, *, trunk: bool) -> dict[str, float]:
+    """The features of what lies in memory together: the rows of a micro-batch, and before training the
+    gradients of the whole backbone where a method looks at them."""
+    found = dict(features_of(graph, Shape(shape.at_once, shape.tokens, shape.at_once), trunk=trunk))
+    del found["trained"]  # counted exactly by `training_state`
+    if any("calibration" in entry.traits.needs for entry in graph.entries.values()):
+        found["calibration"] = float(graph.spec.parameters)
+    return found
+
+
+def fitted(
+    graphs: Sequence[CompositionGraph],
+    measured: Sequence[Measured],
+    shape: Shape,
+    *,
+    trunk: bool,
+    head: int,
+    base: int,
+) -> Calibration:
+    """Fit the models to what was measured of these graphs."""
+    steps = fit([features_of(g, shape, trunk=trunk) for g in graphs], [m.step_time for m in measured])
+    latencies = fit([_at_inference(g, shape) for g in graphs], [m.latency for m in measured])
+    memory = None
+    if all(m.memory is not None for m in measured):
+        rows = [_in_memory(g, shape, trunk=trunk) for g in graphs]
+        above = [
+            max(1.0, float(m.memory or 0) - training_state(g, head))
+            for g, m in zip(graphs, measured, strict=True)
+        ]
+        memory = fit(rows, above)
+    return Calibration(shape, trunk, head, base, steps, latencies, memory)
+
+
+def calibrate(
+    bench: Bench,
+    spec: BackboneSpec,
+    probes: Iterable[Recipe],
+    *,
+    head: int,
+    backbone: str,
+    notify: Notify | None = None,
+) -> Calibration:
+    """Measure what was not measured before, and fit.
+
+    Args:
+        backbone: hash that tells backbones apart.
+        notify: told before measurements that take time, and how far they are.
+
+    Raises:
+        AutoPEFTError: not even the head alone could be measured.
+    """
+    counter = Counter(spec)
+    wanted = {counter.hash(recipe): recipe for recipe in probes}
+    identity = _identity(bench, backbone)
+    kept = {key: _read(identity, key) for key in wanted}
+    new = [key for key, found in kept.items() if found is None]
+    base = _read_base(identity)
+    if base is None or new:
+        base = _measure_base(bench, identity)
+    if new and notify is not None:
+        notify(
+            f"Measuring {len(new)} small recipes on this machine, to predict time and memory of others; they "
+            "are kept for later searches."
+        )
+    for done, key in enumerate(new, 1):
+        kept[key] = _measure(bench, wanted[key], identity, key)
+        if notify is not None and (done % 10 == 0 or done == len(new)) and len(new) > 1:
+            notify(f"Measured {done} of {len(new)}.")
+    there = {key: found for key, found in kept.items() if found is not None}
+    if not there:
+        raise AutoPEFTError("Nothing could be measured on this machine, so nothing can be predicted.")
+    graphs = [build_graph(wanted[key], spec) for key in there]
+    shortcuts = bench.plan.shortcuts and bench.data.task.task_kind.tokenwise_trunk
+    return fitted(graphs, list(there.values()), bench.shape, trunk=shortcuts, head=head, base=base)
+
+
+def _measure(bench: Bench, recipe: Recipe, identity: str, key: str) -> Measured | None:
+    try:
+        found = bench(recipe)
+    except AutoPEFTError as error:
+        _log.info("a probe cannot be measured and is left out: %s", error)
+        return None
+    _write(identity, key, {"step_time": found.step_time, "latency": found.latency, "memory": found.memory})
+    return found
+
+
+def _measure_base(bench: Bench, identity: str) -> int:
+    found = bench.base()
+    _write(identity, "base", {"base": found})
+    return found
+
+
+# What is kept
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _identity(bench: Bench, backbone: str) -> str:
+    plan, device = bench.plan, bench.device
+    told = {
+        "format": _FORMAT,
+        "backbone": backbone,
+        "dtype": str(next(bench.model.parameters()).dtype),
+        "shape": [bench.shape.rows, bench.shape.tokens, bench.shape.at_once],
+        "head": bench.data.task.num_labels,
+        "shortcuts": plan.shortcuts,
+        "steps": bench.steps,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "versions": [torch.__version__, transformers.__version__],
+    }
+    return json.dumps(told, sort_keys=True)
+
+
+@cache
+def _processor() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    found = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{platform.machine()} {found or platform.processor()}"
+
+
+def _file(identity: str, key: str) -> Path | None:
+    try:
+        folder = cache_folder(_FOLDER)
+    except AssetError as error:
+        warn_once(f"Measurements of this machine are not kept, and are made each time: {error}")
+        return None
+    return folder / f"{hashlib.sha256(f'{identity} {key}'.encode()).hexdigest()}.json"
+
+
+def _write(identity: str, key: str, found: dict[str, Any]) -> None:
+    file = _file(identity, key)
+    if file is None:
+        return
+    try:
+        write_atomic(file, json.dumps(found))
+    except (OSError, AutoPEFTError) as error:
+        warn_once(f"Measurements of this machine are not kept, and are made each time: {error}")
+
+
+def _load(identity: str, key: str) -> dict[str, Any]:
+    file = _file(identity, key)
+    try:
+        if file is None or not file.is_file() or file.stat().st_size > _MOST_BYTES:
+            return {}
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        _log.warning("a kept measurement cannot be read and is made anew: %s", error)
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _read(identity: str, key: str) -> Measured | None:
+    found = _load(identity, key)
+    step, latency, memory = (found.get(name) for name in ("step_time", "latency", "memory"))
+    if not _positive(step) or not _positive(latency) or not (memory is None or _positive(memory, zero=True)):
+        return None
+    return Measured(float(step), float(latency), None if memory is None else int(memory))
+
+
+def _read_base(identity: str) -> int | None:
+    found = _load(identity, "base").get("base")
+    return int(found) if _positive(found, zero=True) else None
+
+
+def _positive(value: Any, *, zero: bool = False) -> TypeGuard[float]:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and (value > 0 or (zero and value == 0))

@@ -1,0 +1,124 @@
+"""What of a graph decides its cost: how many layers run and are differentiated, and what its entries do.
+
+A cost is a sum over features, each with a coefficient that is fitted to measurements
+(`autopeft.resources.fit`). Features are counts of numbers that are read, written or multiplied, so that
+their coefficients are those of the machine and not of a recipe.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autopeft.graph import CompositionGraph, Entry, Node, first_layer, is_rowwise_in
+from autopeft.spec import BackboneSpec, Site
+
+__all__ = ["Features", "Shape", "features_of", "training_state"]
+
+Features = Mapping[str, float]
+"""A feature's name to its value.
+
+What an entry does is named `way/method:what`: what has to be done is the same for all methods that act in one
+way, and how well a method does it is its own."""
+
+_STATE = 4  # copies of a trained parameter while it trains: itself, its gradient and two moments
+_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A batch: `rows` of `tokens` tokens each; `at_once` of the rows go through the model together."""
+
+    rows: int
+    tokens: int
+    at_once: int
+
+
+def features_of(graph: CompositionGraph, shape: Shape, *, trunk: bool = True, last: bool = False) -> Features:
+    """The features of a training step, or of a forward of the whole model.
+
+    Args:
+        trunk: whether the layers below everything that is altered are answered from a store. Without, they
+            run, as all of them do at inference.
+        last: whether the last layer always runs for all positions, as it does at inference.
+    """
+    spec = graph.spec
+    depth = first_layer(graph)
+    layers = sum(stack.layers for stack in spec.stacks)
+    longer = 1 + _prompt_rows(graph) / shape.tokens
+    found: defaultdict[str, float] = defaultdict(float, {"step": 1.0, "trained": 0.0})
+    active = layers - depth
+    if active:
+        end = spec.stacks[-1]
+        whole = last or not is_rowwise_in(graph, end.name, end.layers - 1)
+        found["layers"] = longer * (active - 1)
+        found["last"] = longer * (not whole)
+        found["last, all positions"] = longer * whole
+    if depth == 0:
+        found["embeddings"] = longer
+    if not trunk:
+        found["layers below"] = longer * depth
+    tokens = shape.rows * shape.tokens * longer
+    for entry in graph.entries.values():
+        _add_entry(found, entry, spec, tokens)
+    for node in graph.nodes():
+        _add_node(found, graph, node, tokens)
+    return dict(found)
+
+
+def training_state(graph: CompositionGraph, head: int) -> int:
+    """Bytes of what trains, with its gradients and the optimizer's moments."""
+    return _STATE * _BYTES * (graph.parameter_count().trained + head)
+
+
+def _prompt_rows(graph: CompositionGraph) -> float:
+    """Rows that prompts put in front of each text."""
+    return sum(
+        float(getattr(entry.method.config, "length", 0))
+        for entry in graph.entries.values()
+        if entry.traits.changes_length
+    )
+
+
+def _add_entry(found: defaultdict[str, float], entry: Entry, spec: BackboneSpec, tokens: float) -> None:
+    """Calls, numbers read and written at the sites, products with its own parameters, and, where it acts on
+    weights, the weights made anew and their gradients."""
+    name = f"{_way(entry)}/{entry.method.name}"
+    places = _places(entry, spec)
+    found[f"{name}:places"] += len(places) or 1
+    found[f"{name}:values"] += tokens * sum(inside + outside for inside, outside in places)
+    found[f"{name}:products"] += tokens * entry.count.deployed
+    # What only training has works on its own few rows; what it costs is its gradients and its update.
+    found["trained"] += entry.count.trained
+    if "weight" in entry.ways:
+        weights = float(sum(inside * outside for inside, outside in places))
+        found[f"{name}:weights"] += weights
+        found[f"{name}:weight products"] += tokens * weights
+
+
+def _way(entry: Entry) -> str:
+    """The costliest of the ways in which an entry acts."""
+    return next((way for way in ("weight", "kv", "hook") if way in entry.ways), "prompt")
+
+
+def _places(entry: Entry, spec: BackboneSpec) -> list[tuple[int, int]]:
+    """Widths of what goes in and out where an entry acts; of one on tensors of the model, their shapes."""
+    if entry.sites:
+        return [_widths(site) for site in entry.sites]
+    return [(t.shape[-1], t.size // t.shape[-1]) for t in spec.tensors if t.role in ("weight", "embedding")]
+
+
+def _widths(site: Site) -> tuple[int, int]:
+    return max(site.in_features, 1), max(site.out_features, site.kv_features, 1)
+
+
+def _add_node(found: defaultdict[str, float], graph: CompositionGraph, node: Node, tokens: float) -> None:
+    spec: Any = graph.child_spec(node)
+    children = len(node.children)
+    name = f"composition/{node.kind}"
+    found[f"{name}:places"] += children * len(spec.sites)
+    found[f"{name}:values"] += tokens * children * sum(sum(_widths(site)) for site in spec.sites)
+    found[f"{name}:products"] += tokens * node.count.trained
+    found["trained"] += node.count.trained

@@ -1,0 +1,75 @@
+"""What a recipe will take, said from its graph before it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from autopeft.graph import CompositionGraph, Entry, Memo, unmergeable
+from autopeft.resources.calibration import Calibration
+from autopeft.resources.files import Head, entry_bytes, file_bytes
+from autopeft.resources.limits import Limits, Resources
+
+__all__ = ["Predictor"]
+
+_KEPT = 1 << 12
+_NUMBER = 4  # bytes of a parameter
+_AROUND = 100  # bytes of the name, shape and place of a tensor
+_NEAR = 0.03  # share of a limit within which a size is counted exactly
+
+
+class Predictor:
+    """Predicts from graphs.
+
+    Args:
+        limits: what is asked for: calling the predictor predicts no more than they need.
+        head: parameters of the task head.
+        calibration: what was measured of this machine; without it, time and memory are not predicted.
+    """
+
+    def __init__(self, limits: Limits, head: Head, calibration: Calibration | None = None) -> None:
+        self.limits, self._head, self.calibration = limits, head, calibration
+        self._files: Memo[str, int] = Memo(_KEPT)
+        self._beside: Memo[tuple[str, str], float] = Memo(_KEPT)
+
+    def __call__(self, graph: CompositionGraph) -> Resources:
+        """What the limits need. Where a file is clearly inside its limit or over it, its size is a bound."""
+        limit = self.limits.file
+        file = None if limit is None else self._rough_file(graph, limit)
+        return self._predict(graph, file)
+
+    def everything(self, graph: CompositionGraph) -> Resources:
+        """All that can be said: what takes measurements of this machine only where the limits need some."""
+        return self._predict(graph, self._file(graph))
+
+    def _predict(self, graph: CompositionGraph, file: int | None) -> Resources:
+        known, here = Resources(file=file, unmergeable=unmergeable(graph)), self.calibration
+        if here is None:
+            return known
+        return replace(
+            known,
+            memory=here.predict_memory(graph),
+            step_time=here.predict_step(graph),
+            latency=here.predict_latency(graph),
+        )
+
+    def _rough_file(self, graph: CompositionGraph, limit: float) -> int:
+        """From what each entry took beside its parameters when it was last built; exact near the limit."""
+        total = sum(self._rough_entry(graph, entry) for entry in graph.entries.values())
+        total += sum(_NUMBER * node.count.deployed + _AROUND for node in graph.nodes())
+        total += sum(_NUMBER * p.numel() + _AROUND for p in self._head.values())
+        return self._file(graph) if abs(total / limit - 1) < _NEAR else total
+
+    def _rough_entry(self, graph: CompositionGraph, entry: Entry) -> int:
+        method = entry.method
+        key = (method.name, method.config.model_dump_json(exclude={"sites"}))
+        places = len(entry.sites) + 1
+        beside = self._beside.get(key)
+        if beside is None:
+            alone = entry_bytes(entry, graph.spec) - _NUMBER * entry.count.deployed
+            beside = self._beside.keep(key, alone / places)
+        return int(_NUMBER * entry.count.deployed + beside * places)
+
+    def _file(self, graph: CompositionGraph) -> int:
+        key = graph.hash()
+        found = self._files.get(key)
+        return self._files.keep(key, file_bytes(graph, self._head)) if found is None else found

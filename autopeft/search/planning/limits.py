@@ -1,0 +1,108 @@
+"""From a search's arguments to its limits, and what predicting for them needs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import torch
+
+from autopeft.assets import (
+    ModelSource,
+    backbone_fingerprint,
+    load_config,
+    load_tokenizer,
+    map_weights,
+    unquantized,
+)
+from autopeft.counting import Budget
+from autopeft.errors import AutoPEFTError
+from autopeft.hybrid import head_of
+from autopeft.recipe import Recipe
+from autopeft.resources import Limits, head_on_meta
+from autopeft.resources.calibration import Calibration, calibrate
+from autopeft.resources.files import Head
+from autopeft.resources.limits import read_size, read_span
+from autopeft.resources.measuring import Bench
+from autopeft.resources.probes import Offer, base_probes, method_probes
+from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.selection.baselines import lora_baseline
+from autopeft.search.space.bound import BoundSpace
+from autopeft.search.space.repair import repair
+from autopeft.spec import BackboneSpec
+from autopeft.tasks import Task
+from autopeft.tasks.encode import encode
+from autopeft.training import TrainingPlan
+
+__all__ = ["calibration_for", "limits_of", "task_head"]
+
+_DRAWN = 150
+
+
+def limits_of(a: SearchArguments) -> Limits:
+    """The limits that these arguments set.
+
+    Raises:
+        UsageError: one cannot be read.
+    """
+    return Limits(
+        memory=None if a.max_memory is None else read_size("max_memory", a.max_memory),
+        step_time=None if a.max_step_time is None else read_span("max_step_time", a.max_step_time),
+        latency=None if a.max_latency is None else read_span("max_latency", a.max_latency),
+        file=None if a.max_file is None else read_size("max_file", a.max_file),
+        mergeable=a.mergeable,
+    )
+
+
+def task_head(source: ModelSource, task: Task) -> Head:
+    """The parameters of the head that the task puts on the backbone, without memory."""
+    config = unquantized(load_config(source), source.alias or source.path)
+    for name, value in task.task_kind.config(task.labels).items():
+        setattr(config, name, value)
+    return head_on_meta(config, task.task_kind.auto_class)
+
+
+def calibration_for(
+    source: ModelSource,
+    spec: BackboneSpec,
+    task: Task,
+    bound: BoundSpace,
+    budget: Budget,
+    plan: TrainingPlan,
+    a: SearchArguments,
+    notify: Callable[[str], None] | None,
+) -> Calibration:
+    """The model of what recipes of this space take on this machine; what is not kept yet is measured.
+
+    Everything is drawn from a fixed seed, so that searches that share space and budget share measurements.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(a.cpus_per_trial)
+    try:
+        # In full precision, as finalists are trained.
+        model = task.task_kind.load_model(source, task.labels, seed=plan.seed)
+        map_weights(model)
+        data = encode(task, load_tokenizer(source), plan.max_length)
+        head = sum(p.numel() for p in head_of(model).values())
+        return calibrate(
+            Bench(model, data, plan),
+            spec,
+            [*base_probes(spec), *method_probes(_offers(bound, budget), spec)],
+            head=head,
+            backbone=backbone_fingerprint(model),
+            notify=notify,
+        )
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _offers(bound: BoundSpace, budget: Budget) -> list[Offer]:
+    """Items of recipes that the space offers inside the parameter budget, and of the LoRA baseline."""
+    rng, found = random.Random(0), list[Offer]()
+    for _ in range(_DRAWN):
+        try:
+            found += Offer.of(bound.materialize(repair(bound, bound.sample(rng), budget).values))
+        except AutoPEFTError:  # nothing near this point fits
+            continue
+    lora = lora_baseline(bound.spec, budget.limits(bound.spec), 1)
+    return found if lora is None else found + Offer.of(Recipe.from_dict(dict(lora.candidates[0])))

@@ -1,0 +1,273 @@
+"""Repair into limits on what a recipe takes of the machine, beside the parameter budget.
+
+A point that is over a limit moves by one parameter at a time. Where single changes bring it inside, the one
+that keeps most parameters is taken; else the one that takes off most of the excess. What a point takes is
+predicted from its graph, so this works on any space and any limit.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from autopeft.composition import get_composition
+from autopeft.counting import Budget
+from autopeft.errors import AutoPEFTError
+from autopeft.graph import CompositionGraph, Memo, build_graph
+from autopeft.method import get_method
+from autopeft.recipe import EntryItem, Item
+from autopeft.recipe.models import validate_config
+from autopeft.resources import Limits, Resources
+from autopeft.search.space.bound import BoundSpace
+from autopeft.search.space.initial_points import starting_points
+from autopeft.search.space.repair import (
+    Infeasible,
+    Repaired,
+    balance_of,
+    feasible_share,
+    repair,
+)
+
+__all__ = ["ResourceBudget", "check_within", "repair_within", "share_within"]
+
+_KEPT = 1 << 12
+_MOVES = 24
+_NUMBER = 4  # bytes of a parameter in a file
+_NARROWINGS = 8
+_BUDGETS = 4
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ResourceBudget(Budget):
+    """A parameter budget, and limits on what else a recipe takes.
+
+    Attributes:
+        within: the limits.
+        predict: what a graph takes.
+    """
+
+    within: Limits = field(default_factory=Limits)
+    predict: Callable[[CompositionGraph], Resources] = field(
+        default=lambda graph: Resources(), repr=False, compare=False
+    )
+
+    @classmethod
+    def of(
+        cls, budget: Budget, within: Limits, predict: Callable[[CompositionGraph], Resources]
+    ) -> ResourceBudget:
+        """A parameter budget with these limits."""
+        return cls(budget.upper, budget.lower, within, predict)
+
+
+def repair_within(space: BoundSpace, values: Values, budget: Budget) -> Repaired:
+    """Move `values` into the budget and, where it has some, into its limits. The same input always gives the
+    same output.
+
+    Raises:
+        Infeasible: no member of the space that repair can reach lies inside.
+        RecipeError: a value is missing, unknown or not allowed.
+    """
+    if not isinstance(budget, ResourceBudget) or not budget.within:
+        return repair(space, values, budget)
+    space.check(values)
+    walk = _walk_of(space, budget)
+    inside = walk.inside(values)
+    if inside is None:
+        inside = walk.fallback()
+    if inside is None:
+        raise walk.infeasible()
+    return replace(inside, changed=dict(inside.values) != dict(values))
+
+
+class _Walk:
+    """Moves points of a space into the limits of a budget, and remembers what points take."""
+
+    def __init__(self, space: BoundSpace, budget: ResourceBudget) -> None:
+        self.space, self.budget = space, budget
+        self.balance = balance_of(space)
+        self.least, self.most = budget.limits(space.spec)
+        self._known: Memo[Any, float] = Memo(_KEPT)
+        self._fallback: Repaired | None = None
+        self._nearest: tuple[float, Resources] | None = None
+        self._sought = False
+
+    def excess(self, values: Values) -> float:
+        """How far a point is over the limits; infinite where it cannot be built."""
+        key = tuple(self.balance.structural(values).items())
+        known = self._known.get(key)
+        if known is None:
+            known = self._known.keep(key, self._excess(values))
+        return known
+
+    def _excess(self, values: Values) -> float:
+        try:
+            graph = build_graph(self.space.materialize(values), self.space.spec)
+        except AutoPEFTError:
+            return math.inf
+        found = self.budget.predict(graph)
+        over = self.budget.within.excess(found)
+        if over and self.budget.within.mergeable and found.unmergeable:
+            over += _unmergeable_entries(graph)
+        if self._nearest is None or over < self._nearest[0]:
+            self._nearest = over, found
+        return over
+
+    def inside(self, wanted: Values) -> Repaired | None:
+        """The point, or one near it, inside all limits; `None` where single moves do not lead there."""
+        wanted = self._mergeable(dict(wanted)) if self.budget.within.mergeable else wanted
+        start = repair(self.space, wanted, self.budget)
+        values = dict(start.values)
+        over = self.excess(values)
+        if over == 0:
+            return start
+        values, over = self._smaller_file(values, over)
+        for _ in range(_MOVES):
+            if over == 0:
+                return self._repaired(values)
+            step = self._step(values, over) or self._detour(values, over)
+            if step is None:
+                return None
+            values, over = step
+        return None
+
+    def _mergeable(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The point with others in place of what does not merge, or without it, before the budget is looked
+        at: so that what merges keeps its room."""
+        for unit in self.space.units:
+            item = self.space.item(unit, values)
+            if item is None or _merges(item):
+                continue
+            for name in unit.item_parameters:
+                changed = [{**values, name: value} for value in self.balance.choices[name]]
+                items = [self.space.item(unit, there) for there in changed]
+                fitting = [(i is None, n) for n, i in enumerate(items) if i is None or _merges(i)]
+                if fitting:
+                    values = changed[min(fitting)[1]]
+                    break
+        return values
+
+    def _smaller_file(self, values: dict[str, Any], over: float) -> tuple[dict[str, Any], float]:
+        """Fewer parameters where the file is too large: what repair does best."""
+        limit, most = self.budget.within.file, self.most
+        for _ in range(_NARROWINGS if limit is not None else 0):
+            graph = build_graph(self.space.materialize(values), self.space.spec)
+            size = self.budget.predict(graph).file or 0.0
+            if limit is None or size <= limit:
+                break
+            held = graph.parameter_count().deployed
+            most = min(most, held) - math.ceil((size - limit) / _NUMBER)
+            try:
+                smaller = dict(repair(self.space, values, Budget.parse(max(1, most))).values)
+            except Infeasible:
+                break
+            values, over = smaller, self.excess(smaller)
+        return values, over
+
+    def _step(self, values: dict[str, Any], over: float) -> tuple[dict[str, Any], float] | None:
+        """The best single change; `None` where none helps."""
+        best: tuple[tuple[bool, float], dict[str, Any], float] | None = None
+        for moved, total in self._moves(values):
+            reached = self.excess(moved)
+            if reached >= over:
+                continue
+            rank = (reached == 0, float(total) if reached == 0 else over - reached)
+            if best is None or rank > best[0]:
+                best = rank, moved, reached
+        return None if best is None else best[1:]
+
+    def _detour(self, values: dict[str, Any], over: float) -> tuple[dict[str, Any], float] | None:
+        """The first change that costs nothing and after which another helps: something has to be there before
+        the last thing can leave."""
+        for moved, _ in self._moves(values):
+            if self.excess(moved) <= over and (step := self._step(moved, over)) is not None:
+                return step
+        return None
+
+    def _moves(self, values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], int]]:
+        """Every point that differs in one parameter and lies inside the parameter budget, with its total."""
+        point = self.balance.at(values)
+        for name in self.balance.choices:
+            for value, total in self.balance.moves(name, point):
+                if self.least <= total <= self.most:
+                    yield {**values, name: value}, total
+
+    def _repaired(self, values: dict[str, Any]) -> Repaired:
+        counts = self.balance.counter.count(values)
+        return Repaired(dict(values), self.space.materialize(values), counts, changed=True)
+
+    def fallback(self) -> Repaired | None:
+        """The first point inside that is reached from the points where a search starts, or from the smallest
+        member."""
+        if not self._sought:
+            self._sought = True
+            smallest = dict(self.balance.smallest[0])
+            for start in [*starting_points(self.space, len(self.space.units) + 1), smallest]:
+                try:
+                    self._fallback = self.inside(start)
+                except Infeasible:
+                    continue
+                if self._fallback is not None:
+                    break
+        return self._fallback
+
+    def infeasible(self) -> Infeasible:
+        """What to say where nothing was found."""
+        nearest = "" if self._nearest is None else "; ".join(self.budget.within.broken(self._nearest[1]))
+        return Infeasible(
+            f"No member of space {self.space.name!r} was found with {self.budget.within} under the budget "
+            f"{self.budget}. The nearest is over: {nearest or 'the budget'}. Raise the limit, or take a "
+            "space that offers smaller methods, later layers or mergeable methods."
+        )
+
+
+def _merges(item: Item) -> bool:
+    """Whether an item merges wherever it is, as far as its method and compositions say."""
+    if isinstance(item, EntryItem):
+        method = get_method(item.method)
+        return bool(method(validate_config(item.method, item.config)).traits.mergeable)
+    return get_composition(item.kind).traits.mergeable and all(map(_merges, item.children))
+
+
+def _unmergeable_entries(graph: CompositionGraph) -> int:
+    return sum(not entry.traits.mergeable for entry in graph.entries.values())
+
+
+class _Walks(Memo[int, _Walk]):
+    """The walks of a space, by budget."""
+
+
+def _walk_of(space: BoundSpace, budget: ResourceBudget) -> _Walk:
+    walks = space.kept.setdefault(_Walks, _Walks(_BUDGETS))
+    walk = walks.get(id(budget))
+    if walk is None or walk.budget is not budget:
+        walk = walks.keep(id(budget), _Walk(space, budget))
+    assert isinstance(walk, _Walk)
+    return walk
+
+
+def check_within(space: BoundSpace, budget: Budget) -> None:
+    """Check that some member of the space lies inside budget and limits.
+
+    Raises:
+        Infeasible: repair finds none; the message says how near it came.
+    """
+    if isinstance(budget, ResourceBudget) and budget.within:
+        walk = _walk_of(space, budget)
+        if walk.fallback() is None:
+            raise walk.infeasible()
+
+
+def share_within(space: BoundSpace, budget: Budget, *, n: int, seed: int) -> float:
+    """Share of `n` random points that lie inside budget and limits without repair."""
+    share = feasible_share(space, budget, n=n, seed=seed)
+    if not isinstance(budget, ResourceBudget) or not budget.within or not share:
+        return share
+    walk, rng = _walk_of(space, budget), random.Random(seed)
+    points = (walk.balance.at(space.sample(rng)) for _ in range(n))
+    inside = [p for p in points if p.present and walk.least <= p.total <= walk.most]
+    return sum(walk.excess(p.values) == 0 for p in inside) / n

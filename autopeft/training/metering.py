@@ -1,0 +1,95 @@
+"""What a training takes while it runs: the time of each step, and the memory at its peak.
+
+On one CPU thread time is processor time, which other programs on the machine disturb little; on several
+threads and on other devices it is wall time. Memory is the resident set of the whole process at its highest,
+on a GPU the bytes that tensors held there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["PeakMemory", "clock", "resident", "timed"]
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_PEAK, _NOW = "VmHWM", "VmRSS"
+
+
+def clock(device: torch.device) -> float:
+    """Seconds from a fixed point; only differences mean something."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+@contextmanager
+def timed(into: list[float], device: torch.device) -> Iterator[None]:
+    """Append the seconds that the block took, where it ends without an error."""
+    start = clock(device)
+    yield
+    into.append(clock(device) - start)
+
+
+class PeakMemory:
+    """The peak from the moment that it is made; `None` where it cannot be measured."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._sound = device, False
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._sound = True
+        elif device.type == "cpu":
+            give_back()
+            with suppress(OSError):
+                _CLEAR.write_text("5")  # sets the process's own high-water mark back to what it holds now
+                self._sound = True
+
+    def bytes(self) -> int | None:
+        """The peak so far."""
+        if not self._sound:
+            return None
+        return (
+            torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else _status(_PEAK)
+        )
+
+
+def resident() -> int | None:
+    """Bytes of this process that lie in memory now; `None` where the system does not tell."""
+    give_back()
+    return _status(_NOW)
+
+
+def _status(name: str) -> int | None:
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    found = next((line.split() for line in lines if line.startswith(f"{name}:")), [])
+    return int(found[1]) << 10 if len(found) == 3 and found[1].isdigit() else None
+
+
+def give_back() -> None:
+    """Hand memory that was freed back to the system, where the C library can: it would count as held."""
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _trim() -> Any:
+    if not sys.platform.startswith("linux"):
+        return None
+    with suppress(OSError):
+        return getattr(ctypes.CDLL(ctypes.util.find_library("c")), "malloc_trim", None)
+    return None

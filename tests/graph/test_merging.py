@@ -1,0 +1,31 @@
+"""What the graph says of merging is what merging finds."""
+
+from __future__ import annotations
+
+import pytest
+from support.cases import CASES, recipe_of
+from support.tiny import ARCHITECTURES, tiny_model
+
+from autopeft.errors import CompositionError, UsageError
+from autopeft.graph import unmergeable
+from autopeft.hybrid import attach
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_graph_knows_what_merges(architecture: str) -> None:
+    seen: dict[bool, int] = {True: 0, False: 0}
+    for case in CASES:
+        model = tiny_model(architecture)
+        try:
+            hybrid = attach(model, recipe_of(case), seed=0)
+        except UsageError:  # this backbone cannot take it
+            continue
+        reason = unmergeable(hybrid.graph)
+        seen[reason is None] += 1
+        if reason is None:
+            hybrid.merge()
+        else:
+            with pytest.raises(CompositionError):
+                hybrid.merge()
+            hybrid.detach()
+    assert min(seen.values()) > 3

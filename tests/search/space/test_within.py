@@ -1,0 +1,104 @@
+"""Repair into limits beside the parameter budget."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from support.tiny import tiny_model
+
+from autopeft.backbones import spec_of
+from autopeft.counting import Budget
+from autopeft.graph import CompositionGraph, build_graph, first_layer, unmergeable
+from autopeft.resources import Limits, Resources
+from autopeft.search.space.candidate import candidate
+from autopeft.search.space.repair import Infeasible
+from autopeft.search.space.space import Space
+from autopeft.search.space.within import ResourceBudget, check_within, share_within
+
+SPEC = spec_of(tiny_model("bert").config)
+SPACE = """
+autopeft: 2
+name: small
+vars:
+  first: {int: [0, last]}
+layers:
+  - at: {from: $first}
+    attach:
+      - lora: {rank: {choice: [0, 1, 2, 4, 8]}}
+      - parallel_adapter: {bottleneck: {choice: [0, 2, 4, 8]}}
+      - optional: ia3
+"""
+BOUND = Space.from_yaml(SPACE).bind(SPEC)
+BUDGET = Budget.parse("50%")
+
+
+def predict(graph: CompositionGraph) -> Resources:
+    """A step takes a second for each layer that is differentiated, and the file four bytes a parameter."""
+    deployed = graph.parameter_count().deployed
+    layers = SPEC.stacks[0].layers - first_layer(graph)
+    return Resources(
+        step_time=float(layers),
+        file=4 * deployed,
+        memory=100.0 * layers + deployed,
+        unmergeable=unmergeable(graph),
+    )
+
+
+def within(**limits: float | bool) -> ResourceBudget:
+    return ResourceBudget.of(BUDGET, Limits(**limits), predict)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"step_time": 1.0},
+        {"file": 4000},
+        {"memory": 400},
+        {"mergeable": True},
+        {"step_time": 2.0, "file": 3000, "mergeable": True},
+    ],
+)
+def test_every_candidate_is_inside(limits: dict[str, float | bool]) -> None:
+    budget, rng = within(**limits), random.Random(0)
+    for _ in range(25):
+        values = BOUND.sample(rng)
+        found = candidate(BOUND, values, budget)
+        graph = build_graph(found.recipe, SPEC)
+        assert budget.within.excess(predict(graph)) == 0
+        assert BUDGET.admits(found.counts.deployed, SPEC)
+        assert candidate(BOUND, values, budget).hash == found.hash
+
+
+def test_what_is_inside_already_is_left_as_it_is() -> None:
+    budget, rng, same = within(step_time=2.0), random.Random(1), 0
+    for _ in range(25):
+        values = BOUND.sample(rng)
+        plain = candidate(BOUND, values, BUDGET)
+        if budget.within.excess(predict(build_graph(plain.recipe, SPEC))) == 0:
+            same += 1
+            assert candidate(BOUND, values, budget).hash == plain.hash
+    assert same > 3
+
+
+def test_what_does_not_merge_leaves_and_what_merges_stays() -> None:
+    values = {**BOUND.middle(), "first": 0}
+    names = {p.name: p for p in BOUND.parameters}
+    for name, parameter in names.items():
+        if parameter.kind == "categorical":
+            values[name] = parameter.choices[-1]
+    methods = {e.method for e in candidate(BOUND, values, within(mergeable=True)).recipe.entries()}
+    assert methods
+    assert "parallel_adapter" not in methods
+
+
+def test_a_limit_that_nothing_meets_is_refused_with_what_is_near() -> None:
+    check_within(BOUND, within(step_time=1.0))
+    with pytest.raises(Infeasible, match=r"time of a training step at most 500ms.*1s \(at most 500ms\)"):
+        check_within(BOUND, within(step_time=0.5))
+
+
+def test_the_share_that_needs_no_repair() -> None:
+    free = share_within(BOUND, BUDGET, n=60, seed=0)
+    assert 0 < share_within(BOUND, within(step_time=1.0), n=60, seed=0) < free
+    assert share_within(BOUND, ResourceBudget.of(BUDGET, Limits(), predict), n=60, seed=0) == free
