@@ -68,7 +68,7 @@ CALLBACKS = (
     Callback(
         "autopeft.arguments",
         "autopeft.search.planning.arguments",
-        ("_baselines", "_fidelities", "_samplers", "_strategies", "_trackers", "objectives"),
+        ("_baselines", "_fidelities", "_precisions", "_samplers", "_strategies", "_trackers", "objectives"),
         "An option is declared with a function that lists its choices.",
         once=True,
     ),
@@ -81,7 +81,7 @@ CALLBACKS = (
     Callback(
         "autopeft.arguments",
         "autopeft.training.options",
-        ("_precisions", "efforts"),
+        ("efforts",),
         "Choices of the options that several functions share.",
         once=True,
     ),

@@ -11,12 +11,15 @@ from autopeft.counting import Counts
 from autopeft.effort import Effort
 from autopeft.hybrid.store import WEIGHTS
 from autopeft.recipe import Recipe
+from autopeft.resources import Limits, Predictor
 from autopeft.runs.records import CountTable, TrialRecord
 from autopeft.search.controller.controller import Controller
 from autopeft.search.core.events import SearchInfo
 from autopeft.search.core.jobs import Job, JobResult, TrainJob
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.candidate import Candidate
+
+from .toy import toy_spec
 
 RUNGS = Rungs((2, 5, 10), (0.2, 0.5, 1.0))
 EFFORT = Effort("tiny", 5, 10, None, None, None, top=2, seeds=2, rates=2)
@@ -141,4 +144,7 @@ def ready_to_finish() -> Any:
         limits=(0, 1000),
         arguments=SimpleNamespace(seed=0),
         summary=SimpleNamespace(constant=None, remarks=()),
+        spec=toy_spec(),
+        predictor=Predictor(Limits(), {}),
+        within=Limits(),
     )

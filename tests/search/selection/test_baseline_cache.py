@@ -53,7 +53,7 @@ def key_of(
     data: Task | None = None, source: ModelSource = MODEL, plan: TrainingPlan = PLAN, **more: Any
 ) -> RunKey | None:
     run = {"recipe": recipe(), "seed": 1000, "steps": 60} | {
-        k: more.pop(k) for k in ("recipe", "seed", "steps") if k in more
+        k: more.pop(k) for k in ("recipe", "seed", "steps", "precision") if k in more
     }
     return RunKeys(data or task(), source, SPEC, plan, **more).of(**run)
 
