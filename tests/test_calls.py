@@ -81,7 +81,7 @@ CALLBACKS = (
     Callback(
         "autopeft.arguments",
         "autopeft.training.options",
-        ("efforts",),
+        ("_head_starts", "_precisions", "efforts"),
         "Choices of the options that several functions share.",
         once=True,
     ),

@@ -26,7 +26,7 @@ def check_folder(folder: Path, weights: Sequence[Path]) -> None:
             plain file, or an adapter of Hugging Face peft lies in the folder.
     """
     for path in sorted(folder.iterdir()):
-        if path.suffix in _READ and not path.is_dir():
+        if path.suffix in _READ and (path.is_symlink() or not path.is_dir()):
             file_in(folder, path.name)
     if (folder / _ADAPTER).exists():
         raise with_adapter(str(folder))

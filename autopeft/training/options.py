@@ -76,6 +76,10 @@ def check_effort(name: str) -> object:
     return choose_effort(name)
 
 
+def _head_starts() -> Iterable[str]:
+    return HEAD_STARTS
+
+
 def _precisions() -> Iterable[str]:
     from autopeft.assets.precision import PRECISIONS
 
@@ -298,7 +302,7 @@ HeadStart = Annotated[
         help="{choices}: a new head begins fitted to the frozen backbone's features of the training rows (a "
         "linear probe, where held-out rows show that it knows enough), or as the seed draws it.",
         panel=TRAINING,
-        choices=lambda: HEAD_STARTS,
+        choices=_head_starts,
         check=_check_head_start,
     ),
 ]

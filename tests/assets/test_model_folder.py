@@ -141,6 +141,13 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path, name: str) -> 
     resolve_model(str(folder))
 
 
+def test_a_shard_that_is_a_link_to_a_folder_outside_is_not_opened(tmp_path: Path) -> None:
+    folder = save_backbone(tmp_path / "model")
+    (folder / "more.safetensors").symlink_to(tmp_path)
+    with pytest.raises(UsageError, match=r"more\.safetensors.*leads out of its folder"):
+        resolve_model(str(folder))
+
+
 def test_the_hubs_cache_may_link_to_its_blobs(tmp_path: Path) -> None:
     blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "1f"
     save_backbone(blobs)
