@@ -68,7 +68,16 @@ CALLBACKS = (
     Callback(
         "autopeft.arguments",
         "autopeft.search.planning.arguments",
-        ("_baselines", "_fidelities", "_precisions", "_samplers", "_strategies", "_trackers", "objectives"),
+        (
+            "_baselines",
+            "_fidelities",
+            "_precisions",
+            "_ranks",
+            "_samplers",
+            "_strategies",
+            "_trackers",
+            "objectives",
+        ),
         "An option is declared with a function that lists its choices.",
         once=True,
     ),

@@ -48,6 +48,7 @@ class TrialRecord:
         kept: the scores come from an earlier run, nothing was trained for this one.
         pseudo_values: what groups of *test* rows contribute to the score there (see
             `TaskKind.pseudo_values`); `None` where *test* was not scored.
+        merits: step to what the recipe is ranked by there, higher is better, where that is not its score.
         precision: of the backbone, in runs after the search.
         measured: what it took: `step_time` and `latency` in seconds, `memory` and `file` in bytes, as far as
             they were measured.
@@ -75,6 +76,7 @@ class TrialRecord:
     job: str = ""
     kept: bool = False
     pseudo_values: list[float] | None = field(default=None, repr=False)
+    merits: Mapping[str, float] = field(default_factory=dict, repr=False)
     precision: str = "fp32"
     measured: dict[str, int | float] | None = field(default=None, repr=False)
 
@@ -82,6 +84,11 @@ class TrialRecord:
     def deployed(self) -> int | float | None:
         """Deployed parameters."""
         return (self.counts or {}).get("deployed")
+
+    @property
+    def rank(self) -> float | None:
+        """What the recipe is ranked by, higher is better: its merit after all steps, else its score."""
+        return None if self.score is None else self.merits.get(str(self.steps), self.score)
 
     @property
     def share(self) -> int | float | None:
@@ -124,7 +131,7 @@ def read_record(line: Any) -> TrialRecord:
             the steps of rungs are digits.
     """
     if isinstance(line, dict):
-        scores = {k: line[k] for k in ("scores", "rungs") if isinstance(line.get(k), dict)}
+        scores = {k: line[k] for k in ("scores", "rungs", "merits") if isinstance(line.get(k), dict)}
         line = line | {k: {n: v for n, v in table.items() if v is not None} for k, table in scores.items()}
     record = _read(_RecordLine, TrialRecord, line, "record of a run")
     if record.state == "failed" and record.failure == "stopped":
@@ -132,7 +139,9 @@ def read_record(line: Any) -> TrialRecord:
         record = replace(record, state="interrupted")
     if not all(abs(number) < _LARGEST for number in _numbers(record)):
         raise ValueError("no record of a run: a number is not finite")
-    if not all(step.isascii() and step.isdigit() and len(step) <= _DIGITS for step in record.rungs):
+    if not all(
+        step.isascii() and step.isdigit() and len(step) <= _DIGITS for step in (*record.rungs, *record.merits)
+    ):
         raise ValueError("no record of a run: rungs: a step is not a number")
     return record
 
@@ -166,5 +175,5 @@ def _numbers(record: TrialRecord) -> Iterator[int | float]:
     r = record
     single = (r.number, r.seed, r.steps, r.score, r.seconds, r.train_loss, r.duplicate_of)
     yield from (value for value in single if value is not None)
-    tables = ((r.counts or {}), r.scores, r.rungs, (r.measured or {}))
+    tables = ((r.counts or {}), r.scores, r.rungs, r.merits, (r.measured or {}))
     yield from chain.from_iterable(table.values() for table in tables)

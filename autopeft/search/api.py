@@ -172,6 +172,7 @@ def _run(
         precision=ChosenPrecision(
             a.precision, parameters=ready.spec.parameters, folder=folder.path, notify=notify
         ),
+        rank_by=ready.rank_by,
         recall=kept.recall,
         seconds=ready.seconds,
         grace=a.grace,

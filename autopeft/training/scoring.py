@@ -98,14 +98,18 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Scored:
-    """A score, and what each group of rows contributes to it (see `TaskKind.pseudo_values`)."""
+    """A score, what each group of rows contributes to it (see `TaskKind.pseudo_values`), and the mean loss
+    over rows where the kind of task has one (see `TaskKind.row_loss`)."""
 
     score: float
     pseudo_values: tuple[float, ...] = ()
+    loss: float | None = None
 
 
-def score_by_rows(model: nn.Module, split: EncodedSplit, metric: str, **options: Any) -> Scored:
-    """As `evaluate`, with the contributions of groups of rows.
+def score_by_rows(
+    model: nn.Module, split: EncodedSplit, metric: str, *, parts: bool = True, **options: Any
+) -> Scored:
+    """As `evaluate`, with the loss, and with the contributions of groups of rows where `parts` are wanted.
 
     Raises:
         UsageError, TaskError, OutOfMemory: see `scores` and `predict`.
@@ -114,5 +118,9 @@ def score_by_rows(model: nn.Module, split: EncodedSplit, metric: str, **options:
         raise UsageError("Nothing to score against: the split has no labels.")
     known, kind = get_metric(metric), get_kind(split.kind)
     outputs = predict(model, split, **options)
-    parts = kind.pseudo_values(known, outputs, split.labels)
-    return Scored(kind.score(known, outputs, split.labels), tuple(round(float(v), 6) for v in parts))
+    found = kind.pseudo_values(known, outputs, split.labels) if parts else ()
+    return Scored(
+        kind.score(known, outputs, split.labels),
+        tuple(round(float(v), 6) for v in found),
+        kind.row_loss(outputs, split.labels),
+    )

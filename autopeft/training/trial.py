@@ -23,7 +23,7 @@ from autopeft.training.head_start import start_head
 from autopeft.training.loop import OnScore, OnStep, ShouldStop, TrainResult, train
 from autopeft.training.modes import head_kept
 from autopeft.training.plan import TrainingPlan
-from autopeft.training.scoring import Scored, evaluate, score_by_rows
+from autopeft.training.scoring import Scored, score_by_rows
 
 __all__ = ["TrialOutcome", "full_fine_tuning", "head_only", "run_trial"]
 
@@ -38,6 +38,7 @@ class TrialOutcome:
         seconds: wall time of the whole trial: attaching, calibration, training, scoring.
         train: the training's result.
         pseudo_values: what groups of *test* rows contribute to the score there, where *test* was scored.
+        losses: mean loss over the rows of each split, where the kind of task has one.
     """
 
     scores: Mapping[str, float]
@@ -45,6 +46,7 @@ class TrialOutcome:
     seconds: float
     train: TrainResult = field(repr=False)
     pseudo_values: tuple[float, ...] = field(default=(), repr=False)
+    losses: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def measured(self) -> dict[str, float]:
@@ -168,7 +170,8 @@ def _trial(
         finally:
             hybrid.detach()
     parts = found["test"].pseudo_values if "test" in found else ()
-    return TrialOutcome(scores, counts, time.perf_counter() - started, result, parts)
+    losses = {name: scored.loss for name, scored in found.items() if scored.loss is not None}
+    return TrialOutcome(scores, counts, time.perf_counter() - started, result, parts, losses)
 
 
 def _wanted(data: EncodedTask, splits: Sequence[str]) -> dict[str, EncodedSplit]:
@@ -185,6 +188,4 @@ def _score(
     forward: Forward, split: EncodedSplit, data: EncodedTask, plan: TrainingPlan, *, by_rows: bool
 ) -> Scored:
     options: dict[str, Any] = {"batch_size": plan.eval_batch_size, "device": plan.torch_device()}
-    if by_rows:
-        return score_by_rows(forward.model, split, data.task.metric, forward=forward, **options)
-    return Scored(evaluate(forward.model, split, data.task.metric, forward=forward, **options))
+    return score_by_rows(forward.model, split, data.task.metric, parts=by_rows, forward=forward, **options)

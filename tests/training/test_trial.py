@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.training import assert_same_state, encoded_task, snapshot, tiny_bert
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from autopeft.errors import UsageError
@@ -14,6 +15,7 @@ from autopeft.hybrid import Hybrid
 from autopeft.recipe import Recipe
 from autopeft.training.errors import NonFiniteLoss
 from autopeft.training.plan import TrainingPlan
+from autopeft.training.scoring import predict
 from autopeft.training.trial import full_fine_tuning, head_only, run_trial
 
 PLAN = TrainingPlan(steps=5, batch_size=16, seed=2, device="cpu")
@@ -98,6 +100,19 @@ def test_divergence_leaves_no_trace(restored: Any) -> None:
     poisoned = encoded_task(class_weights=[float("nan"), 1.0])
     with pytest.raises(NonFiniteLoss, match="at step 1"):
         run_trial(restored, wild, poisoned, PLAN)
+
+
+def test_the_loss_of_a_split_is_that_of_its_predictions(restored: Any) -> None:
+    data, seen = encoded_task(), dict[str, Any]()
+
+    def keep(hybrid: Hybrid, scores: Mapping[str, float]) -> None:
+        for name in ("select", "test"):
+            split = data.splits[name]  # type: ignore[index]
+            logits = torch.from_numpy(predict(hybrid.model, split))
+            seen[name] = float(F.cross_entropy(logits, torch.from_numpy(split.labels)))
+
+    outcome = run_trial(restored, MIXED, data, PLAN, splits=("select", "test"), keep=keep)
+    assert outcome.losses == pytest.approx(seen, abs=1e-5)
 
 
 def test_counts_are_the_hybrid_s(restored: Any) -> None:

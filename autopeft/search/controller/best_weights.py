@@ -26,13 +26,13 @@ class BestWeights:
 
     Attributes:
         number: of the trial whose weights are kept, or `None`.
-        score: its score; -∞ where none is kept.
+        rank: what it is ranked by; -∞ where none is kept.
     """
 
     def __init__(self, store: CheckpointStore, records: Iterable[TrialRecord]) -> None:
         self._store = store
         self.number: int | None = None
-        self.score = -math.inf
+        self.rank = -math.inf
         if any(key.startswith(_PREFIX) for key in store.keys()):  # noqa: SIM118 - a store is no mapping
             self.settle(records)
 
@@ -40,7 +40,7 @@ class BestWeights:
         """Store the weights of a trial that is about to be recorded, if they may be the best."""
         if job.number is None or result.error is not None or result.paused or not result.files:
             return
-        if result.score is not None and result.score > self.score:
+        if result.rank is not None and result.rank > self.rank:
             self._store.put(f"{_PREFIX}{job.number}", result.files)
 
     def settle(self, records: Iterable[TrialRecord]) -> None:
@@ -49,14 +49,14 @@ class BestWeights:
         if kept == {f"{_PREFIX}{self.number}"}:
             return
         scored = [
-            (record.score, -record.number)
+            (record.rank, -record.number)
             for record in records
-            if record.state == "complete" and record.score is not None and record.number is not None
+            if record.state == "complete" and record.rank is not None and record.number is not None
             if f"{_PREFIX}{record.number}" in kept
         ]
-        self.score, self.number = -math.inf, None
+        self.rank, self.number = -math.inf, None
         if scored:
-            self.score, negative = max(scored)
+            self.rank, negative = max(scored)
             self.number = -negative
         for key in kept - {f"{_PREFIX}{self.number}"}:
             self._store.drop(key)

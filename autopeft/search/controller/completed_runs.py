@@ -54,17 +54,21 @@ class KnownRuns:
         found = self._past.get(job)
         if found is not None or job.kind != "baseline":
             return found
-        kept = self._cache.get(self._keys.of(job.recipe, job.seed, job.steps, job.precision))
+        kept = self._cache.get(self._keys.of(job.recipe, job.seed, job.steps, job.precision, job.rank_by))
         if kept is None or any(split not in kept.scores for split in job.splits):
             return None
         parts = kept.pseudo_values if "test" in job.splits else ()
-        return JobResult(job.id, {split: kept.scores[split] for split in job.splits}, pseudo_values=parts)
+        scores = {split: kept.scores[split] for split in job.splits}
+        return JobResult(job.id, scores, pseudo_values=parts, merit=kept.merit)
 
     def remember(self, record: TrialRecord) -> None:
         """Keep the scores of a baseline's run for other searches."""
         if record.kind == "baseline" and record.state == "complete" and not record.kept:
-            key = self._keys.of(record.recipe, record.seed or 0, record.steps or 0, record.precision)
-            self._cache.put(key, KeptScores(record.scores, tuple(record.pseudo_values or ())), record.seconds)
+            merit = record.merits.get(str(record.steps))
+            rank_by = "score" if merit is None else "loss"
+            key = self._keys.of(record.recipe, record.seed or 0, record.steps or 0, record.precision, rank_by)
+            kept = KeptScores(record.scores, tuple(record.pseudo_values or ()), merit)
+            self._cache.put(key, kept, record.seconds)
 
 
 def _as_result(record: TrialRecord) -> JobResult:
@@ -77,4 +81,5 @@ def _as_result(record: TrialRecord) -> JobResult:
         worker=record.worker,
         pseudo_values=tuple(record.pseudo_values or ()),
         measured=record.measured or {},
+        merit=record.merits.get(str(record.steps)),
     )

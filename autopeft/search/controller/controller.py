@@ -56,6 +56,7 @@ class Controller:
         seconds: time budget of the whole run, or `None`.
         workers: jobs that run at a time, for the time budget.
         precision: of trials and of the baselines' sweeps; all else is in fp32.
+        rank_by: see `Job`.
         grace: seconds that jobs may go on after an interruption.
         clock: monotonic seconds.
     """
@@ -72,6 +73,7 @@ class Controller:
         seed: int,
         workers: int,
         precision: ChosenPrecision | None = None,
+        rank_by: str = "score",
         recall: Callable[[Job], JobResult | None] = _unknown,
         seconds: float | None = None,
         grace: float = 0.0,
@@ -80,6 +82,7 @@ class Controller:
         self.strategy, self.effort, self.checkpoints = strategy, effort, checkpoints
         self._reporter, self._on_record, self._recall = reporter, on_record, recall
         self._precision, self._seed = precision or ChosenPrecision(), seed
+        self._rank_by = rank_by
         self.time_budget = TimeBudget(
             effort, baselines, workers, seconds, expected_steps=strategy.expected_steps, clock=clock
         )
@@ -107,6 +110,7 @@ class Controller:
                 job = self.confirmation.next()
             if job is None:
                 return None if self._running or self._searching else DONE
+            job = replace(job, rank_by=self._rank_by)
             if _only_chooses(job):
                 job = replace(job, precision=self._precision.value)
             if job.kind == "test":
@@ -137,7 +141,7 @@ class Controller:
         job = self.strategy.next(room=room)
         self._take_updates()
         if isinstance(job, TrainJob) and job.keep_above is not None:
-            job = replace(job, keep_above=max(job.keep_above, self.best.score))
+            job = replace(job, keep_above=max(job.keep_above, self.best.rank))
         if job is None and self.strategy.finished:
             self._end_search()
         elif job is None:

@@ -45,6 +45,7 @@ class Job:
         counts: the recipe's parameters, where they are known before it is built.
         attempt: how often the job was lost with its worker before; it then takes fewer rows at once.
         precision: of the backbone's weights.
+        rank_by: what decides which recipe is better: `score`, or `loss`, the mean loss over *select* rows.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Job:
     counts: CountTable | None = field(default=None, repr=False)
     attempt: int = 0
     precision: str = "fp32"
+    rank_by: str = "score"
 
     def __str__(self) -> str:
         return self.id
@@ -101,6 +103,7 @@ class JobResult:
         files: the saved hybrid, where the job asked to keep it, or the `checkpoint` of a paused trial.
         paused: whether the training stands at the job's `until`.
         pseudo_values: what groups of *test* rows contribute to the score there, where *test* was scored.
+        merit: what the recipe is ranked by, higher is better, where that is not its score on *select*.
         measured: numbers that a job measured, by name: what it took beside its parameters, as
             `Resources.to_dict()` has it (of a training `step_time` and `memory`, of a run after the search
             `file` and, where it is limited, `latency`), or what a probe found.
@@ -118,6 +121,7 @@ class JobResult:
     worker: str = ""
     paused: bool = False
     pseudo_values: tuple[float, ...] = field(default=(), repr=False)
+    merit: float | None = None
     measured: Mapping[str, float] = field(default_factory=dict, repr=False)
     log: str = field(default="", repr=False)
 
@@ -125,6 +129,11 @@ class JobResult:
     def score(self) -> float | None:
         """Score on *select*, or `None`."""
         return None if self.error is not None else self.scores.get("select")
+
+    @property
+    def rank(self) -> float | None:
+        """What the recipe is ranked by, higher is better: its merit, else its score."""
+        return self.merit if self.error is None and self.merit is not None else self.score
 
 
 class Done:

@@ -117,8 +117,7 @@ def _train(context: JobContext, job: TrainJob) -> JobResult:
     def keep(hybrid: Hybrid, scores: Mapping[str, float]) -> None:
         if job.kind in ("confirm", "baseline"):
             measured.update(_measured(context, hybrid))
-        first = next(iter(scores.values()))
-        if job.keep_above is not None and first > job.keep_above:
+        if job.keep_above is not None:
             files.update(_saved(hybrid))
 
     outcome = run_trial(
@@ -137,6 +136,9 @@ def _train(context: JobContext, job: TrainJob) -> JobResult:
     if bad:
         error = f"The score is not finite: {', '.join(bad)}."
         return JobResult(job.id, error=error, failure="non_finite")
+    merit = _merit(job, outcome.losses)
+    if job.keep_above is not None and not _ranks(merit, scores) > job.keep_above:
+        files = {}
     if outcome.train.checkpoint is not None:
         files = {"checkpoint": outcome.train.checkpoint.to_bytes()}
     return JobResult(
@@ -147,8 +149,19 @@ def _train(context: JobContext, job: TrainJob) -> JobResult:
         files=files,
         paused=outcome.train.stopped == "paused",
         pseudo_values=outcome.pseudo_values,
+        merit=merit,
         measured={**outcome.measured, **measured},
     )
+
+
+def _merit(job: Job, losses: Mapping[str, float]) -> float | None:
+    """What a job's recipe is ranked by where that is its loss on *select*."""
+    loss = losses.get("select")
+    return -loss if job.rank_by == "loss" and loss is not None and math.isfinite(loss) else None
+
+
+def _ranks(merit: float | None, scores: Mapping[str, float]) -> float:
+    return next(iter(scores.values())) if merit is None else merit
 
 
 def _measured(context: JobContext, hybrid: Hybrid) -> dict[str, float]:

@@ -29,7 +29,7 @@ def order(score: float, size: float | None = 0, number: float | None = 0) -> Ord
 
 def best_first(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     """The recipes that were trained to the end and scored, best first."""
-    done = [(r.score, r) for r in records if r.state == "complete" and r.score is not None]
+    done = [(r.rank, r) for r in records if r.state == "complete" and r.rank is not None]
     return [r for _, r in sorted(done, key=lambda pair: order(pair[0], pair[1].deployed, pair[1].number))]
 
 

@@ -198,6 +198,7 @@ class SearchStudy:
         rungs = {int(k): float(v) for k, v in a.get("rungs", {}).items()}
         if t.state == TrialState.COMPLETE:
             rungs[self.rungs.full] = t.values[0]
+        rungs.update({int(k): float(v) for k, v in a.get("merits", {}).items()})
         failed = t.state == TrialState.FAIL or outcome.get("error") is not None
         deployed = int(a.get("counts", {}).get("deployed", 0))
         params = self._codec.encode(a[PROPOSED])
@@ -278,7 +279,8 @@ class SearchStudy:
             self._create(values, marks, TrialState.RUNNING)
             return
         state, told, outcome = self._told(original)
-        self._fresh.append(self._create(values, {**marks, "outcome": outcome}, state, told))
+        known = {"outcome": outcome, **({"merits": dict(original.merits)} if original.merits else {})}
+        self._fresh.append(self._create(values, {**marks, **known}, state, told))
 
     def _told(self, original: TrialRecord) -> tuple[TrialState, list[float] | None, dict[str, Any]]:
         outcome = {"error": original.error, "failure": original.failure}
@@ -308,9 +310,12 @@ class SearchStudy:
         self._storage.set_trial_user_attr(trial_id, "seconds", seconds)
         if self.objectives == 1:
             self._storage.set_trial_intermediate_value(trial_id, step, score)
+        if result.merit is not None:
+            merits = {**record.merits, str(step): result.merit}
+            self._storage.set_trial_user_attr(trial_id, "merits", merits)
         # Last: from here on the trial counts as paused.
         self._storage.set_trial_user_attr(trial_id, "rungs", rungs)
-        self._seen[number].rungs[step] = score
+        self._seen[number].rungs[step] = score if result.merit is None else result.merit
         self._open[number] = self.as_record(self._storage.get_trial(trial_id))
         return True
 
@@ -340,6 +345,9 @@ class SearchStudy:
             self._storage.set_trial_user_attr(trial_id, "counts", result.counts)
         self._storage.set_trial_user_attr(trial_id, "outcome", outcome)
         state, values = TrialState.FAIL, None
+        if error is None and result.merit is not None:
+            merits = {**before.merits, str(self.rungs.full): result.merit}
+            self._storage.set_trial_user_attr(trial_id, "merits", merits)
         if error is None:
             # What data-dependent methods left, rather than the bound that the repair counted.
             ended = replace(before, score=score, counts=result.counts or before.counts)
@@ -373,6 +381,8 @@ class SearchStudy:
         for number in self._duplicates.pop(record.number or 0, ()):
             told, copied, outcome = self._told(record)
             self._storage.set_trial_user_attr(self._trial_id(number), "outcome", outcome)
+            if record.merits:
+                self._storage.set_trial_user_attr(self._trial_id(number), "merits", dict(record.merits))
             self._fresh.append(number)
             self._finish(number, told, copied)
 
@@ -432,6 +442,7 @@ class SearchStudy:
             score=score,
             scores=outcome.get("scores", {}) if duplicate is None else {},
             rungs=rungs,
+            merits={str(k): float(v) for k, v in a.get("merits", {}).items()},
             steps=max(map(int, rungs), default=None),
             seconds=outcome.get("seconds", a.get("seconds", 0.0)),
             train_loss=outcome.get("train_loss"),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from autopeft.arguments import NEEDED, Arguments, Option
-from autopeft.errors import RecipeError, UsageError
+from autopeft.errors import RecipeError, UsageError, near
 from autopeft.training import options as shared
 from autopeft.training.options import check_effort, efforts
 
@@ -31,6 +31,13 @@ __all__ = ["OBJECTIVES", "PlanCall", "SearchArguments", "SearchCall", "objective
 
 SEARCH, LIMITS, WORKERS = "Search", "Limits", "Workers"
 OBJECTIVES = {"score": 1, "score,params": 2}
+
+
+RANKS = ("loss", "score")
+
+
+def _ranks() -> Iterable[str]:
+    return RANKS
 
 
 def objectives() -> Iterable[str]:
@@ -90,6 +97,12 @@ def _check_precision(name: str) -> object:
     from autopeft.assets.precision import dtype_of
 
     return name if name == "auto" else dtype_of(name)
+
+
+def _check_rank(name: str) -> object:
+    if name not in RANKS:
+        raise UsageError(f"Recipes are ranked by {' or '.join(RANKS)}, but got {name!r}.{near(name, RANKS)}")
+    return name
 
 
 def _check_margin(points: float) -> object:
@@ -259,6 +272,16 @@ class SearchArguments(Arguments):
             choices=objectives,
         ),
     ] = "score"
+    rank_by: Annotated[
+        str | None,
+        Option(
+            help="What decides which recipe is better: {choices} on select. Default: loss where the metric "
+            "is accuracy, which moves a whole row at a time.",
+            panel=SEARCH,
+            choices=_ranks,
+            check=_check_rank,
+        ),
+    ] = None
     warm_start: Annotated[
         Sequence[str | Path],
         Option(

@@ -93,6 +93,12 @@ class Prepared:
         return str(self.arguments.model)
 
     @property
+    def rank_by(self) -> str:
+        """What decides which recipe is better: as asked for, else the loss where the score counts rows."""
+        asked = self.arguments.rank_by
+        return asked or ("loss" if self.task.metric == "accuracy" else "score")
+
+    @property
     def task_name(self) -> str:
         """The task as the user named it; rows in memory have the name that `load_task` gives them."""
         return self.arguments.task if isinstance(self.arguments.task, str) else self.task.name
@@ -146,6 +152,7 @@ class Prepared:
             "sampler": self.sampler,
             "rungs": asdict(self.rungs),
             "objective": self.arguments.objective,
+            "rank_by": self.rank_by,
             "effort": asdict(self.effort),
             "training": vars(self.plan) | {"steps": self.effort.steps},
             "data": {**self.task.describe(), "rows_before_limits": self.full_rows},

@@ -68,6 +68,7 @@ class RunKey:
         seed, steps: of the run.
         plan: the rest of the training plan, as canonical JSON.
         precision: of the backbone.
+        rank_by: see `Job`; it decides what is kept beside the scores.
         versions: of the packages it is built on, and a hash of this package's own code, as canonical JSON.
     """
 
@@ -79,6 +80,7 @@ class RunKey:
     steps: int
     plan: str
     precision: str
+    rank_by: str
     versions: str
 
     def digest(self) -> str:
@@ -88,11 +90,12 @@ class RunKey:
 
 @dataclass(frozen=True)
 class KeptScores:
-    """Scores of a run by split, and what groups of *test* rows contribute to the score there (see
-    `TaskKind.pseudo_values`)."""
+    """Scores of a run by split, what groups of *test* rows contribute to the score there (see
+    `TaskKind.pseudo_values`), and what it is ranked by where that is not its score."""
 
     scores: Mapping[str, float]
     pseudo_values: tuple[float, ...] = ()
+    merit: float | None = None
 
 
 class RunKeys:
@@ -114,7 +117,14 @@ class RunKeys:
         self._data, self._backbone = _data_hash(task), _backbone_id(source)
         self._plan = _canonical({k: v for k, v in asdict(plan).items() if k not in ("seed", "steps")})
 
-    def of(self, recipe: Mapping[str, Any], seed: int, steps: int, precision: str = "fp32") -> RunKey | None:
+    def of(
+        self,
+        recipe: Mapping[str, Any],
+        seed: int,
+        steps: int,
+        precision: str = "fp32",
+        rank_by: str = "score",
+    ) -> RunKey | None:
         """The key of a run, or `None` where its scores cannot be kept.
 
         That is so for a backbone without a known hash (reached on the hub, or a folder above 2 GiB) and for
@@ -133,6 +143,7 @@ class RunKeys:
             steps,
             self._plan,
             precision,
+            rank_by,
             _versions(),
         )
 
@@ -203,6 +214,7 @@ class BaselineCache:
             "key": asdict(key),
             "scores": {**known.scores, **run.scores},
             "pseudo_values": list(run.pseudo_values or known.pseudo_values),
+            "merit": known.merit if run.merit is None else run.merit,
             "seconds": round(seconds, 3),
         }
         content["sha256"] = _sum(content)
@@ -254,7 +266,11 @@ def _read(path: Path, key: RunKey) -> KeptScores | None:
         return None
     if not isinstance(parts, list) or len(parts) > _MOST_PARTS or not all(map(_is_finite, parts)):
         return None
-    return KeptScores({str(k): float(v) for k, v in scores.items()}, tuple(map(float, parts)))
+    merit = content.get("merit")
+    if merit is not None and not _is_finite(merit):
+        return None
+    found = {str(k): float(v) for k, v in scores.items()}
+    return KeptScores(found, tuple(map(float, parts)), None if merit is None else float(merit))
 
 
 def _is_finite(value: Any) -> bool:

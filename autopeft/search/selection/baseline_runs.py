@@ -21,7 +21,8 @@ class BaselineRuns(RepeatedRuns):
     each.
 
     Attributes:
-        sweep: score of each run of the sweep so far, by job; `None` where it has not ended or failed.
+        sweep: what each run of the sweep so far is ranked by, by job; `None` where it has not ended or
+            failed.
     """
 
     def __init__(self, index: int, baseline: Baseline) -> None:
@@ -73,7 +74,7 @@ class BaselineRuns(RepeatedRuns):
     def take_sweep(self, result: JobResult) -> None:
         """Store one run of the sweep."""
         self._open.discard(result.job)
-        self.sweep[result.job] = result.score
+        self.sweep[result.job] = result.rank
 
     @property
     def sweep_left(self) -> int:

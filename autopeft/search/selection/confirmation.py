@@ -156,6 +156,7 @@ class Confirmation:
             kept=kept,
             pseudo_values=list(result.pseudo_values) or None,
             precision=job.precision,
+            merits={} if result.merit is None else {str(job.steps): result.merit},
             measured=dict(result.measured) or None,
         )
 

@@ -41,7 +41,8 @@ def fresh_seeds(seed: int, count: int) -> list[int]:
 @dataclass
 class FreshRun:
     """One training run with a fresh seed; scores are `None` until known, `error` tells why they never are.
-    `pseudo_values` are the contributions of groups of *test* rows.
+    `pseudo_values` are the contributions of groups of *test* rows, `merit` is what the run is ranked by where
+    that is not its score on *select*.
 
     `counts` is what the run left: data-dependent methods leave something else with each seed.
     """
@@ -53,7 +54,13 @@ class FreshRun:
     error: str | None = None
     counts: CountTable | None = None
     pseudo_values: tuple[float, ...] = ()
+    merit: float | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def rank(self) -> float:
+        """What the run is ranked by, higher is better."""
+        return (self.select or 0.0) if self.merit is None else self.merit
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,7 @@ class RepeatedRuns:
             run.select, run.test = result.scores.get("select"), result.scores.get("test")
             run.counts = result.counts or run.counts
             run.pseudo_values = result.pseudo_values
-            run.measured = result.measured
+            run.measured, run.merit = result.measured, result.merit
         # Those of the best run, whose weights are the ones to keep.
         left = next((r.counts for r in self.good if r.counts), None)
         if self.recipe and left is not None:
@@ -154,7 +161,7 @@ class RepeatedRuns:
     def good(self) -> list[FreshRun]:
         """Runs with a finite score on select, best first."""
         scored = [r for r in self.runs.values() if r.select is not None and math.isfinite(r.select)]
-        return sorted(scored, key=lambda r: -(r.select or 0.0))
+        return sorted(scored, key=lambda r: -r.rank)
 
     def contender(self) -> Contender:
         runs = list(self.runs.values())

@@ -21,12 +21,12 @@ class Finalist(RepeatedRuns):
     def __init__(self, record: TrialRecord) -> None:
         super().__init__(f"finalist {record.number}", "confirm")
         self.recipe, self.counts, self.number = record.recipe, record.counts or {}, record.number
-        self._searched = record.score
+        self._searched = record.rank
 
     @property
-    def scores(self) -> list[float]:
-        """Every score on *select*: that of the search, and those of fresh seeds."""
-        fresh = [run.select for run in self.good if run.select is not None]
+    def ranks(self) -> list[float]:
+        """What each of its runs is ranked by on *select*: that of the search, and those of fresh seeds."""
+        fresh = [run.rank for run in self.good]
         return fresh if self._searched is None else [self._searched, *fresh]
 
     def jobs(self, seeds: Iterable[int], steps: int) -> list[Job]:
@@ -51,7 +51,7 @@ def choose_winner(finalists: Sequence[Finalist]) -> Finalist | None:
     scored = [f for f in finalists if f.good]
     if not scored:
         return None
-    found = dict(zip(map(id, scored), promise([f.scores for f in scored]), strict=True))
+    found = dict(zip(map(id, scored), promise([f.ranks for f in scored]), strict=True))
 
     def rank(f: Finalist) -> tuple[bool, tuple[float, float, float]]:
         return len(f.good) < len(f.runs), order(found[id(f)], f.counts.get("deployed"))

@@ -96,7 +96,8 @@ class Trials:
 
     def _reach(self, record: TrialRecord, step: int) -> None:
         size = int((record.counts or {}).get("deployed", 0))
-        self.halving.reach(Standing(record.number or 0, record.rungs[str(step)], size), step)
+        merit = record.merits.get(str(step), record.rungs[str(step)])
+        self.halving.reach(Standing(record.number or 0, merit, size), step)
 
     # Giving out
     # ------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -84,6 +85,14 @@ class Classification(TaskKind):
         _check_parts(parts, named)
         index = {name: i for i, name in enumerate(classes)}
         return tuple(classes), [[index[name] for name in found] for found in named]
+
+    def row_loss(self, outputs: NDArray[Any], labels: NDArray[Any]) -> float | None:
+        """Cross-entropy of logits (rows, classes) and class indices (rows,), all rows alike."""
+        logits = np.asarray(outputs, dtype=np.float64)
+        if logits.ndim != 2 or len(logits) != len(labels) or not len(labels):
+            return None
+        told = logits[np.arange(len(labels)), np.asarray(labels, dtype=np.int64)]
+        return float(np.mean(logsumexp(logits, axis=1) - told))
 
     def strata(self, labels: Sequence[Any]) -> list[int]:
         return [int(label) for label in labels]

@@ -364,6 +364,11 @@ class TaskKind(ABC):
         """
         return float(metric.score(*self._scored(metric, outputs, labels)))
 
+    def row_loss(self, outputs: NDArray[Any], labels: NDArray[Any]) -> float | None:
+        """Mean loss over rows of what `outputs` keeps, lower is better: finer than a score that counts rows.
+        `None` where the kind has none; recipes are then ranked by their score."""
+        return None
+
     def pseudo_values(self, metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
         """What each group of rows contributes to the score, (groups,); see
         `autopeft.tasks.kinds.metric.pseudo_values`. Empty where there is one row, and where the metric cannot

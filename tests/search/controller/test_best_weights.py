@@ -58,7 +58,7 @@ def test_weights_whose_record_was_never_written_are_let_go_of(make_stage: Make) 
         scored(first, 0.9)
     assert len(first.checkpoints.held) == 2
     resumed = make_stage(checkpoints=first.checkpoints)
-    assert (resumed.controller.best.number, resumed.controller.best.score) == (best.number, 0.6)
+    assert (resumed.controller.best.number, resumed.controller.best.rank) == (best.number, 0.6)
     assert list(resumed.checkpoints.held) == [f"best-{best.number}"]
 
 

@@ -201,6 +201,20 @@ def test_non_finite_scores_are_failures(setup: WorkerSetup, monkeypatch: pytest.
     assert run(setup).failure == "non_finite"
 
 
+def test_a_job_that_is_ranked_by_loss_keeps_its_weights_by_it(setup: WorkerSetup) -> None:
+    plain = run(setup)
+    assert plain.merit is None
+    assert plain.rank == plain.score
+    by_loss = run(setup, rank_by="loss", keep_above=-math.inf)
+    assert by_loss.score == plain.score
+    assert by_loss.merit is not None
+    assert -2.0 < by_loss.merit < 0
+    assert by_loss.rank == by_loss.merit
+    assert "weights.safetensors" in by_loss.files
+    assert run(setup, rank_by="loss", keep_above=by_loss.merit - 1e-6).files.keys() == by_loss.files.keys()
+    assert run(setup, rank_by="loss", keep_above=by_loss.merit).files == {}
+
+
 def test_a_job_has_the_backbone_in_its_own_precision(setup: WorkerSetup) -> None:
     half = replace(setup, key=f"{setup.key}-half")
     trial = run(half, precision="bf16", keep_above=-math.inf, splits=("select",))

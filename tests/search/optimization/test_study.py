@@ -357,3 +357,35 @@ def test_copies_that_waited_for_a_lost_trial_do_not_wait_for_ever(tmp_path: Path
     reopened = open_study(tmp_path, **options)
     assert all(t.state.is_finished() for t in reopened.study.trials)
     assert reopened.propose() is not None
+
+
+def test_merits_rank_where_there_are_some_and_scores_are_told(tmp_path: Path) -> None:
+    study = open_study(tmp_path, rungs=CLIMB)
+    one, two = study.propose(), study.propose()
+    assert one is not None
+    assert two is not None
+    study.pause(one.number, 2, done(one.number, 0.4, paused=True, merit=-0.7))
+    study.record(one.number, done(one.number, 0.6, merit=-0.5))
+    study.record(two.number, done(two.number, 0.7, merit=-0.9))
+    for opened in (study, open_study(tmp_path, rungs=CLIMB)):
+        best = opened.best(2)
+        assert [(r.number, r.score, r.rank) for r in best] == [
+            (one.number, 0.6, -0.5),
+            (two.number, 0.7, -0.9),
+        ]
+        assert dict(best[0].rungs) == {"2": 0.4, "10": 0.6}
+        assert dict(best[0].merits) == {"2": -0.7, "10": -0.5}
+        assert opened._seen[one.number].rungs == {2: -0.7, 10: -0.5}, "what samplers learn from"
+        assert opened.study.trials[one.number].values == [0.6], "what people read in the journal"
+
+
+def test_a_duplicate_has_the_merit_of_the_first(tmp_path: Path) -> None:
+    study = open_study(tmp_path, first=[{"rank": 4, "site": "q"}, {"rank": 8, "site": "q"}])
+    proposal = study.propose()
+    assert proposal is not None
+    study.record(proposal.number, done(proposal.number, 0.6, merit=-0.5))
+    study.propose()
+    copied = next(r for r in study.records() if r.state == "duplicate")
+    assert (copied.score, dict(copied.merits)) == (0.6, {"10": -0.5})
+    assert copied.number is not None
+    assert study._seen[copied.number].rungs == {10: -0.5}

@@ -216,6 +216,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "gpus_per_trial": st.sampled_from([0.0, 0.25, 0.5, 1.0, 4.0]),
     "address": text,
     "grace": st.floats(0.0, 1e6),
+    "rank_by": st.sampled_from(["loss", "score"]),
     "margin": st.floats(0.0, 100.0),
     "max_memory": st.sampled_from(["6GB", "500MB", "4GiB"]),
     "max_step_time": st.sampled_from(["200ms", "1.5s"]),

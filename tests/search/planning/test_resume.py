@@ -309,7 +309,17 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
         "log": None, "out": None, "runs": "runs", "space": "lora",
     }  # fmt: skip
     assert set(manifest["arguments"]) == set(old) | {
-        *("kind", "strategy", "drop_empty", "listen", "grace", "margin", "head_start", "mergeable"),
+        *(
+            "kind",
+            "strategy",
+            "drop_empty",
+            "listen",
+            "grace",
+            "margin",
+            "head_start",
+            "mergeable",
+            "rank_by",
+        ),
         *("max_memory", "max_step_time", "max_latency", "max_file"),
     }
     assert {k: v for k, v in manifest["arguments"].items() if k in old} == old | {"precision": "auto"}
@@ -318,6 +328,6 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
     assert again.arguments.record() == {
         **old, "kind": None, "strategy": "trials", "drop_empty": False, "warm_start": (), "listen": None,
         "grace": 0.0, "margin": 1.0, "head_start": "random", "max_memory": None, "max_step_time": None,
-        "max_latency": None, "max_file": None, "mergeable": False,
+        "max_latency": None, "max_file": None, "mergeable": False, "rank_by": "score",
     }  # fmt: skip
     assert again.rungs.steps == (43, 130)

@@ -30,7 +30,7 @@ SPEC = spec_of(
 )
 MODEL = ModelSource("/models/x", None, "folder", "a" * 64)
 PLAN = TrainingPlan(steps=60, batch_size=8, max_length=32, device="cpu")
-KEY = RunKey("d", "accuracy", "b", "r", 1000, 60, "{}", "fp32", "{}")
+KEY = RunKey("d", "accuracy", "b", "r", 1000, 60, "{}", "fp32", "score", "{}")
 SCORES = {"select": 0.75, "test": 0.625}
 
 
@@ -53,7 +53,7 @@ def key_of(
     data: Task | None = None, source: ModelSource = MODEL, plan: TrainingPlan = PLAN, **more: Any
 ) -> RunKey | None:
     run = {"recipe": recipe(), "seed": 1000, "steps": 60} | {
-        k: more.pop(k) for k in ("recipe", "seed", "steps", "precision") if k in more
+        k: more.pop(k) for k in ("recipe", "seed", "steps", "precision", "rank_by") if k in more
     }
     return RunKeys(data or task(), source, SPEC, plan, **more).of(**run)
 
@@ -302,6 +302,7 @@ def _other_rows(split: str) -> Task:
         {"plan": replace(PLAN, shortcuts=False)},
         {"plan": replace(PLAN, device="cuda")},
         {"precision": "bf16"},
+        {"rank_by": "loss"},
         {"seed": 1001},
         {"steps": 61},
         {"recipe": dict(head_only(SPEC, 1).candidates[0])},

@@ -103,3 +103,12 @@ def test_a_prediction_is_the_likeliest_class() -> None:
     assert found["probabilities"] == pytest.approx({"no": 0.25, "yes": 0.75})
     assert KIND.line(found) == "yes  0.7500"
     assert KIND.decisions(output[None]).tolist() == [1]
+
+
+def test_the_loss_of_rows_is_their_mean_cross_entropy() -> None:
+    found = KIND.row_loss(LOGITS.numpy(), LABELS.numpy())
+    assert found == pytest.approx(float(F.cross_entropy(LOGITS, LABELS)))
+    large = np.array([[1e4, 0.0], [0.0, 1e4]])
+    assert KIND.row_loss(large, np.array([0, 0])) == pytest.approx(5e3)
+    assert KIND.row_loss(LABELS.numpy(), LABELS.numpy()) is None, "decisions have no loss"
+    assert KIND.row_loss(LOGITS.numpy()[:0], LABELS.numpy()[:0]) is None
