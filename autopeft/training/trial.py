@@ -26,7 +26,7 @@ from autopeft.training.loop import OnScore, OnStep, ShouldStop, TrainResult, tra
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.scoring import Scored, evaluate, score_by_rows
 
-__all__ = ["TrialOutcome", "full_fine_tuning", "head_only", "run_trial"]
+__all__ = ["TrialOutcome", "full_fine_tuning", "head_kept", "head_only", "run_trial"]
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _trial(
     wanted = _wanted(data, splits)
     device = plan.torch_device()
     model.to(device)  # type: ignore[arg-type]
-    with _head_kept(model):
+    with head_kept(model):
         if data.task.task_kind.new_head:
             reset_head(model, plan.seed)
             if plan.head_start == "probe":
@@ -192,7 +192,7 @@ def _score(
 
 
 @contextmanager
-def _head_kept(model: PreTrainedModel) -> Iterator[None]:
+def head_kept(model: PreTrainedModel) -> Iterator[None]:
     """Put the head's tensors back as they were."""
     heads = [model.get_submodule(name) for name in head_names(model)]
     kept = [(tensor, tensor.detach().clone()) for head in heads for tensor in head.state_dict().values()]
