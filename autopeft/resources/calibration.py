@@ -80,7 +80,7 @@ class Calibration:
 
 def _at_inference(graph: CompositionGraph, shape: Shape, step: CostModel) -> tuple[float, float]:
     """Seconds that the entries take in a training step, and by which share prompts make the texts longer."""
-    found = features_of(graph, shape)
+    found = features_of(graph, shape, inference=True)
     own = {name: value for name, value in found.items() if ":" in name}
     return step(own), found.get("embeddings", 1.0) - 1
 
@@ -138,7 +138,7 @@ def calibrate(
         AutoPEFTError: not even the head alone could be measured.
     """
     counter = Counter(spec)
-    wanted = {counter.hash(recipe): recipe for recipe in probes}
+    wanted = {f"{counter.hash(r)} {r.training.dropout}": r for r in probes}
     identity = _identity(bench, backbone)
     kept = {key: _read(identity, key) for key in wanted}
     new = [key for key, found in kept.items() if found is None]

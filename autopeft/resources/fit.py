@@ -26,7 +26,7 @@ _RIDGE = 0.01
 _ROUNDS = 12
 # Standard deviations of a measurement, as a share of it, and of the logarithm-like spread of methods'
 # factors.
-_NOISE, _SPREAD = 0.04, 0.7
+_NOISE, _SPREAD = 0.01, 0.7
 _MOST = 20.0
 # Beyond this share a deviation counts less: what disturbs a measurement may have made it much larger.
 _USUAL = 0.08

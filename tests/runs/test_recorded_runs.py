@@ -41,7 +41,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def lines(run: str, name: str = "trials.jsonl") -> list[dict[str, Any]]:
     path = RECORDED / run / name
-    since = {"pseudo_values": None}  # what records have got since then
+    since = {"pseudo_values": None, "measured": None}  # what records have got since then
     return [since | json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
