@@ -135,15 +135,16 @@ def _accuracy(calibration: Calibration | None) -> list[tuple[str, str]]:
     """How far the predictions of what was measured on this machine were off."""
     if calibration is None:
         return []
-    models = {
-        "step time": calibration.step_time,
-        "latency": calibration.latency,
-        "memory": calibration.memory,
+    memory = calibration.memory
+    errors = {
+        "step time": calibration.step_time.error,
+        "latency": calibration.latency.error,
+        "memory above the bare process": None if memory is None else memory.error,
     }
     said = [
-        f"{name} {percent(model.error.median, 0)} (worst {percent(model.error.worst, 0)})"
-        for name, model in models.items()
-        if model is not None and model.error is not None
+        f"{name} {percent(error.median, 0)} (worst {percent(error.worst, 0)})"
+        for name, error in errors.items()
+        if error is not None
     ]
     return [("predictions are off by, in the median", ", ".join(said))] if said else []
 

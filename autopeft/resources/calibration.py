@@ -27,7 +27,7 @@ from autopeft.errors import AssetError, AutoPEFTError
 from autopeft.graph import CompositionGraph, build_graph
 from autopeft.recipe import Recipe
 from autopeft.resources.features import Shape, features_of, training_state
-from autopeft.resources.fit import CostModel, fit
+from autopeft.resources.fit import CostModel, LatencyModel, fit, fit_latency
 from autopeft.resources.measuring import Bench, Measured
 from autopeft.runs.files import write_atomic
 from autopeft.spec import BackboneSpec
@@ -59,7 +59,7 @@ class Calibration:
     head: int
     base: int
     step_time: CostModel
-    latency: CostModel
+    latency: LatencyModel
     memory: CostModel | None
 
     def predict_step(self, graph: CompositionGraph) -> float:
@@ -68,7 +68,7 @@ class Calibration:
 
     def predict_latency(self, graph: CompositionGraph) -> float:
         """Seconds of a forward of the batch with the hybrid attached."""
-        return self.latency(_at_inference(graph, self.shape))
+        return self.latency(*_at_inference(graph, self.shape, self.step_time))
 
     def predict_memory(self, graph: CompositionGraph) -> float | None:
         """Bytes at the peak of a training."""
@@ -78,12 +78,11 @@ class Calibration:
         return self.base + training_state(graph, self.head) + self.memory(features)
 
 
-def _at_inference(graph: CompositionGraph, shape: Shape) -> dict[str, float]:
-    """The features of a forward: all layers run in any case, so what the backbone takes is one figure."""
-    found = features_of(graph, shape, last=True)
-    rows = found.get("embeddings", 1.0)
+def _at_inference(graph: CompositionGraph, shape: Shape, step: CostModel) -> tuple[float, float]:
+    """Seconds that the entries take in a training step, and by which share prompts make the texts longer."""
+    found = features_of(graph, shape, inference=True)
     own = {name: value for name, value in found.items() if ":" in name}
-    return {"step": 1.0, **({"longer": rows - 1} if rows > 1 else {}), **own}
+    return step(own), found.get("embeddings", 1.0) - 1
 
 
 def _in_memory(graph: CompositionGraph, shape: Shape, *, trunk: bool) -> dict[str, float]:
@@ -107,7 +106,8 @@ def fitted(
 ) -> Calibration:
     """Fit the models to what was measured of these graphs."""
     steps = fit([features_of(g, shape, trunk=trunk) for g in graphs], [m.step_time for m in measured])
-    latencies = fit([_at_inference(g, shape) for g in graphs], [m.latency for m in measured])
+    own = [_at_inference(g, shape, steps) for g in graphs]
+    latencies = fit_latency([o for o, _ in own], [more for _, more in own], [m.latency for m in measured])
     memory = None
     if all(m.memory is not None for m in measured):
         rows = [_in_memory(g, shape, trunk=trunk) for g in graphs]
@@ -138,7 +138,7 @@ def calibrate(
         AutoPEFTError: not even the head alone could be measured.
     """
     counter = Counter(spec)
-    wanted = {counter.hash(recipe): recipe for recipe in probes}
+    wanted = {f"{counter.hash(r)} {r.training.dropout}": r for r in probes}
     identity = _identity(bench, backbone)
     kept = {key: _read(identity, key) for key in wanted}
     new = [key for key, found in kept.items() if found is None]

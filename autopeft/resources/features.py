@@ -36,13 +36,15 @@ class Shape:
     at_once: int
 
 
-def features_of(graph: CompositionGraph, shape: Shape, *, trunk: bool = True, last: bool = False) -> Features:
+def features_of(
+    graph: CompositionGraph, shape: Shape, *, trunk: bool = True, inference: bool = False
+) -> Features:
     """The features of a training step, or of a forward of the whole model.
 
     Args:
         trunk: whether the layers below everything that is altered are answered from a store. Without, they
             run, as all of them do at inference.
-        last: whether the last layer always runs for all positions, as it does at inference.
+        inference: whether it is for a forward of the whole model.
     """
     spec = graph.spec
     depth = first_layer(graph)
@@ -50,9 +52,12 @@ def features_of(graph: CompositionGraph, shape: Shape, *, trunk: bool = True, la
     longer = 1 + _prompt_rows(graph) / shape.tokens
     found: defaultdict[str, float] = defaultdict(float, {"step": 1.0, "trained": 0.0})
     active = layers - depth
+    dropout = graph.recipe.training.dropout and not inference
+    if dropout:  # nothing is left out then, as its draws belong to the training
+        trunk, found["dropout"] = False, longer * layers
     if active:
         end = spec.stacks[-1]
-        whole = last or not is_rowwise_in(graph, end.name, end.layers - 1)
+        whole = inference or dropout or not is_rowwise_in(graph, end.name, end.layers - 1)
         found["layers"] = longer * (active - 1)
         found["last"] = longer * (not whole)
         found["last, all positions"] = longer * whole

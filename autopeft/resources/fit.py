@@ -18,7 +18,7 @@ from scipy.optimize import nnls
 
 from autopeft.resources.features import Features
 
-__all__ = ["WITHIN", "CostModel", "Deviations", "fit"]
+__all__ = ["WITHIN", "CostModel", "Deviations", "LatencyModel", "fit", "fit_latency"]
 
 WITHIN = 0.2
 """A prediction is a good one where it is off by this share at most."""
@@ -26,8 +26,13 @@ _RIDGE = 0.01
 _ROUNDS = 12
 # Standard deviations of a measurement, as a share of it, and of the logarithm-like spread of methods'
 # factors.
-_NOISE, _SPREAD = 0.04, 0.7
+_NOISE, _SPREAD = 0.01, 0.7
 _MOST = 20.0
+# Beyond this share a deviation counts less: what disturbs a measurement may have made it much larger.
+_USUAL = 0.08
+# Of what an entry takes in a training step the forward is a third to a half: it has one product where the
+# backward has one or two. Measurements may move it.
+_FORWARD, _FORWARD_SPREAD = 0.4, 0.1
 
 
 @dataclass(frozen=True)
@@ -158,3 +163,42 @@ class _Fit:
             rest = 1 - (parts * np.append(factors, 1.0)[self.to_owner]).sum(axis=1) + own * factors[i]
             factors[i] = np.clip((own @ rest + prior) / (own @ own + prior), 0.0, _MOST)
         return np.asarray(factors)
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """The time of a forward of the whole model.
+
+    What entries add is too small a part of it to be measured apart, so it is taken from the training step.
+
+    Attributes:
+        bare: seconds of the backbone alone.
+        longer: seconds more where prompts double the texts.
+        forward: share of an entry's time in a training step that is its forward.
+    """
+
+    bare: float
+    longer: float
+    forward: float
+    error: Deviations | None = None
+
+    def __call__(self, own: float, longer: float) -> float:
+        """Seconds with entries that take `own` seconds in a step and make texts longer by this share."""
+        return self.bare + longer * self.longer + own * self.forward
+
+
+def fit_latency(own: Sequence[float], longer: Sequence[float], measured: Sequence[float]) -> LatencyModel:
+    """Fit measured forwards; deviations are those of the fit."""
+    costs = np.asarray(measured, dtype=float)
+    matrix = np.column_stack([np.ones(len(costs)), longer, own]) / costs[:, None]
+    prior = np.array([[0.0, 0.0, _NOISE / _FORWARD_SPREAD]])
+    weights, found = np.ones(len(costs)), np.zeros(3)
+    for _ in range(_ROUNDS):
+        rows = np.vstack([matrix * weights[:, None], prior])
+        found, _ = nnls(rows, np.concatenate([weights, prior[0, 2:] * _FORWARD]))
+        off = np.abs(matrix @ found - 1)
+        weights = np.sqrt(np.minimum(1.0, _USUAL / np.maximum(off, _USUAL)))
+    bare, more, forward = map(float, found)
+    model = LatencyModel(bare, more, forward)
+    predicted = [model(o, x) for o, x in zip(own, longer, strict=True)]
+    return LatencyModel(bare, more, forward, Deviations.of(predicted, list(measured)))

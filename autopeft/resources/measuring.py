@@ -18,7 +18,7 @@ from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.training import TrainingPlan, train
 from autopeft.training.forward import Forward
 from autopeft.training.metering import resident, timed
-from autopeft.training.modes import evaluation_mode
+from autopeft.training.modes import evaluation_mode, head_kept
 
 __all__ = ["Bench", "Measured", "latency_of", "part_of", "typical_rows"]
 
@@ -75,7 +75,7 @@ class Bench:
         Raises:
             UsageError: it does not fit the model, or cannot be trained.
         """
-        with attach(self.model, recipe, seed=self.plan.seed) as hybrid:
+        with head_kept(self.model), attach(self.model, recipe, seed=self.plan.seed) as hybrid:
             self._forwards(1)  # what is built at the first forward stays
             before = self._held()
             result = train(hybrid, self.data, self.plan)

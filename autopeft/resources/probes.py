@@ -17,7 +17,7 @@ from autopeft.method import get_method
 from autopeft.recipe import CompositionItem, EntryItem, Item, LayerBlock, Recipe
 from autopeft.spec import BackboneSpec
 
-__all__ = ["Offer", "base_probes", "method_probes"]
+__all__ = ["Offer", "base_probes", "dropout_probes", "method_probes"]
 
 _LAYERS = 2  # that a method is measured in, below the last one
 
@@ -45,6 +45,17 @@ def base_probes(spec: BackboneSpec) -> list[Recipe]:
     places += [[first] for first in dict.fromkeys((layers - 3, layers // 2, layers // 4, 0)) if first >= 0]
     found = [_recipe(at, item) for at in places if at != "last 1" or layers]
     return [Recipe(name="head alone"), *_fitting(found, spec)]
+
+
+def dropout_probes(spec: BackboneSpec) -> list[Recipe]:
+    """A small LoRA with the backbone's own dropout, high up and at the bottom: no layer is left out then."""
+    layers = min(stack.layers for stack in spec.stacks)
+    found = [_recipe([first], {"lora": {"rank": 4}}) for first in dict.fromkeys((max(0, layers - 2), 0))]
+    with_dropout = [
+        recipe.model_copy(update={"training": recipe.training.model_copy(update={"dropout": True})})
+        for recipe in found
+    ]
+    return _fitting(with_dropout, spec)
 
 
 def method_probes(offers: Iterable[Offer], spec: BackboneSpec) -> list[Recipe]:

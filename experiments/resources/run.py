@@ -40,7 +40,7 @@ from autopeft.resources.calibration import Calibration, fitted
 from autopeft.resources.features import Shape
 from autopeft.resources.fit import WITHIN
 from autopeft.resources.measuring import Bench, Measured
-from autopeft.resources.probes import Offer, base_probes, method_probes
+from autopeft.resources.probes import Offer, base_probes, dropout_probes, method_probes
 from autopeft.search.space.candidate import candidate
 from autopeft.search.space.space import Space
 from autopeft.spec import BackboneSpec
@@ -143,7 +143,7 @@ def measure(options: argparse.Namespace) -> None:
     }
     wanted = [
         ("probe", f"probe {i}: {r.brief}", r)
-        for i, r in enumerate([*base_probes(spec), *method_probes(offers, spec)])
+        for i, r in enumerate([*base_probes(spec), *method_probes(offers, spec), *dropout_probes(spec)])
     ]
     wanted += [("subject", title, recipe) for title, recipe in subjects(spec)]
     random.Random(2).shuffle(wanted)

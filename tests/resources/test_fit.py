@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from autopeft.resources.fit import WITHIN, CostModel, Deviations, fit
+from autopeft.resources.fit import WITHIN, CostModel, Deviations, fit, fit_latency
 
 BASE = {"step": 3.0, "layers": 20.0}
 SHARED = {"hook:places": 0.5, "hook:values": 2e-3, "weight:weights": 1e-3}
@@ -84,3 +84,21 @@ def test_what_alone_shows_a_feature_is_not_left_out() -> None:
     model = fit(rows, [cost(r) for r in ROWS] + [103.0])
     assert model.error is not None
     assert model.error.worst < 0.5
+
+
+def test_a_forward_is_the_backbone_and_a_share_of_what_entries_take_in_a_step() -> None:
+    own, longer = [0.0, 0.1, 0.2, 0.4, 0.0], [0.0, 0.0, 0.0, 0.0, 0.5]
+    measured = [1.0 + 0.5 * o + 0.8 * x for o, x in zip(own, longer, strict=True)]
+    model = fit_latency(own, longer, measured)
+    assert model(0.3, 0.0) == pytest.approx(1.15, rel=0.02)
+    assert model(0.0, 1.0) == pytest.approx(1.8, rel=0.02)
+    assert model.error is not None
+    assert model.error.worst < 0.02
+
+
+def test_a_disturbed_forward_moves_the_others_little_and_the_share_stays_plausible() -> None:
+    own = [0.001 * i for i in range(20)]
+    measured = [1.0 + 0.4 * o for o in own[:-1]] + [3.0]
+    model = fit_latency(own, [0.0] * 20, measured)
+    assert model.bare == pytest.approx(1.0, rel=0.05)
+    assert 0.2 < model.forward < 0.6

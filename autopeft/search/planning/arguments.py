@@ -6,15 +6,14 @@ change, and the command line in a report all follow from it.
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Iterable, Sequence
-from decimal import Decimal
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from autopeft.arguments import NEEDED, Arguments, Option
-from autopeft.errors import RecipeError, UsageError, near
+from autopeft.search.planning import option_checks as checks
+from autopeft.search.planning.option_checks import OBJECTIVES, objectives
 from autopeft.training import options as shared
 from autopeft.training.options import check_effort, efforts
 
@@ -30,155 +29,6 @@ else:  # they import torch
 __all__ = ["OBJECTIVES", "PlanCall", "SearchArguments", "SearchCall", "objectives"]
 
 SEARCH, LIMITS, WORKERS = "Search", "Limits", "Workers"
-OBJECTIVES = {"score": 1, "score,params": 2}
-
-
-RANKS = ("loss", "score")
-
-
-def _ranks() -> Iterable[str]:
-    return RANKS
-
-
-def objectives() -> Iterable[str]:
-    """Names of the objectives."""
-    return OBJECTIVES
-
-
-def _strategies() -> Iterable[str]:
-    from autopeft.search.strategies.registry import strategy_names
-
-    return strategy_names()
-
-
-def _check_strategy(name: str) -> object:
-    from autopeft.search.strategies.registry import get_strategy
-
-    return get_strategy(name)
-
-
-def _samplers() -> Iterable[str]:
-    from autopeft.search.optimization.samplers.registry import SAMPLERS
-
-    return SAMPLERS
-
-
-def _check_sampler(name: str) -> object:
-    from autopeft.search.optimization.samplers import make_sampler
-
-    return make_sampler(name, seed=0, trials=1)
-
-
-def _fidelities() -> Iterable[str]:
-    from autopeft.search.optimization.successive_halving import FIDELITIES
-
-    return FIDELITIES
-
-
-def _check_fidelity(name: str) -> object:
-    from autopeft.search.optimization.successive_halving import Rungs
-
-    return Rungs.of(1, name)
-
-
-def _baselines() -> Iterable[str]:
-    from autopeft.search.selection.baselines import BASELINE_KINDS
-
-    return BASELINE_KINDS
-
-
-def _precisions() -> Iterable[str]:
-    from autopeft.assets.precision import PRECISIONS
-
-    return ("auto", *PRECISIONS)
-
-
-def _check_precision(name: str) -> object:
-    from autopeft.assets.precision import dtype_of
-
-    return name if name == "auto" else dtype_of(name)
-
-
-def _check_rank(name: str) -> object:
-    if name not in RANKS:
-        raise UsageError(f"Recipes are ranked by {' or '.join(RANKS)}, but got {name!r}.{near(name, RANKS)}")
-    return name
-
-
-def _check_margin(points: float) -> object:
-    if not 0 <= points <= 100:
-        raise UsageError(f"A margin is 0 to 100 points of the score, but got {points!r}.")
-    return points
-
-
-def _check_baselines(text: str) -> object:
-    from autopeft.search.selection.baselines import parse_kinds
-
-    return parse_kinds(text, "quick")
-
-
-def _trackers() -> Iterable[str]:
-    from autopeft.search.tracking.reporter import TRACKERS
-
-    return TRACKERS
-
-
-def _check_trackers(text: str) -> object:
-    from autopeft.search.tracking.reporter import parse_trackers
-
-    return parse_trackers(text)
-
-
-def _check_budget(value: str | int) -> object:
-    from autopeft.counting import Budget
-
-    return Budget.parse(value)
-
-
-def _check_time(value: str | float) -> object:
-    from autopeft.effort import parse_duration
-
-    return parse_duration(value)
-
-
-def _time_text(value: str | float) -> str:
-    # A bare number is minutes on the command line, and seconds in Python.
-    return value if isinstance(value, str) else f"{Decimal(repr(value)):f}s"
-
-
-def _check_size(name: str, value: str | int) -> object:
-    from autopeft.resources.limits import read_size
-
-    return read_size(name, value)
-
-
-def _check_span(name: str, value: str | float) -> object:
-    from autopeft.resources.limits import read_span
-
-    return read_span(name, value)
-
-
-def _check_space(value: Any) -> None:
-    from autopeft.search.space.space import Space
-
-    if not isinstance(value, (str, Space)):
-        raise RecipeError(f"A space is a name, a YAML file or a `Space`, but got space={value!r}.")
-
-
-def _space_name(value: Any) -> str:
-    return value if isinstance(value, str) else str(value.name)
-
-
-def _check_listen(value: str) -> None:
-    try:
-        ipaddress.ip_address(value)
-    except ValueError as error:
-        raise UsageError(f"listen is an IP address of this machine, but got {value!r}.") from error
-
-
-def _check_gpus(value: float) -> None:
-    if value < 0 or (value > 1 and value != int(value)):
-        raise UsageError(f"gpus_per_trial is a share below 1 or a whole number, but got {value}.")
 
 
 class SearchArguments(Arguments):
@@ -193,7 +43,7 @@ class SearchArguments(Arguments):
             help="Limit on deployed parameters: 0.5%, 300k, 1.2M, 0.1%..1%.",
             flags=("--budget", "-b"),
             cli_type=str,
-            check=_check_budget,
+            check=checks.check_budget,
         ),
     ] = NEEDED
     model: shared.Model = "minilm"
@@ -206,8 +56,8 @@ class SearchArguments(Arguments):
             flags=("--space", "-s"),
             typed="str | Path | Space",
             cli_type=str,
-            check=_check_space,
-            record=_space_name,
+            check=checks.check_space,
+            record=checks.space_name,
         ),
     ] = "default"
     effort: Annotated[
@@ -228,8 +78,8 @@ class SearchArguments(Arguments):
             doc="time budget of the whole run: seconds, or '90s', '30m', '2h'",
             panel=SEARCH,
             cli_type=str,
-            check=_check_time,
-            spell=_time_text,
+            check=checks.check_time,
+            spell=checks.time_text,
             changeable=True,
         ),
     ] = None
@@ -238,8 +88,8 @@ class SearchArguments(Arguments):
         Option(
             help="What turns the space into candidates: {choices}.",
             panel=SEARCH,
-            choices=_strategies,
-            check=_check_strategy,
+            choices=checks.strategies,
+            check=checks.check_strategy,
         ),
     ] = "trials"
     sampler: Annotated[
@@ -248,8 +98,8 @@ class SearchArguments(Arguments):
             help="What proposes recipes: {choices}. Default: tpe, or linear with --objective score,params.",
             doc="what proposes recipes: {choices}; default: tpe, or linear with two objectives",
             panel=SEARCH,
-            choices=_samplers,
-            check=_check_sampler,
+            choices=checks.samplers,
+            check=checks.check_sampler,
         ),
     ] = None
     fidelity: Annotated[
@@ -260,8 +110,8 @@ class SearchArguments(Arguments):
             doc="what a trial has less of before it is worth more: steps, data (steps and training rows), or "
             "none. There are rungs at a third, a ninth … of the steps, down to 40",
             panel=SEARCH,
-            choices=_fidelities,
-            check=_check_fidelity,
+            choices=checks.fidelities,
+            check=checks.check_fidelity,
         ),
     ] = "steps"
     objective: Annotated[
@@ -278,8 +128,8 @@ class SearchArguments(Arguments):
             help="What decides which recipe is better: {choices} on select. Default: loss where the metric "
             "is accuracy, which moves a whole row at a time.",
             panel=SEARCH,
-            choices=_ranks,
-            check=_check_rank,
+            choices=checks.ranks,
+            check=checks.check_rank,
         ),
     ] = None
     warm_start: Annotated[
@@ -300,8 +150,8 @@ class SearchArguments(Arguments):
             doc="all, none, or some of {listed}; default: LoRA and the head in `quick`, else all. Each is "
             "trained once per task and budget, and kept",
             panel=SEARCH,
-            choices=_baselines,
-            check=_check_baselines,
+            choices=checks.baselines,
+            check=checks.check_baselines,
         ),
     ] = None
     fresh_baselines: Annotated[
@@ -313,7 +163,7 @@ class SearchArguments(Arguments):
         Option(
             help="Points of the score by which the winner may be worse than a baseline and still be as good.",
             panel=SEARCH,
-            check=_check_margin,
+            check=checks.check_margin,
         ),
     ] = 1.0
     max_memory: Annotated[
@@ -326,7 +176,7 @@ class SearchArguments(Arguments):
             panel=LIMITS,
             metavar="SIZE",
             cli_type=str,
-            check=partial(_check_size, "max_memory"),
+            check=partial(checks.check_size, "max_memory"),
         ),
     ] = None
     max_step_time: Annotated[
@@ -337,8 +187,8 @@ class SearchArguments(Arguments):
             panel=LIMITS,
             metavar="TIME",
             cli_type=str,
-            check=partial(_check_span, "max_step_time"),
-            spell=_time_text,
+            check=partial(checks.check_span, "max_step_time"),
+            spell=checks.time_text,
         ),
     ] = None
     max_latency: Annotated[
@@ -351,8 +201,8 @@ class SearchArguments(Arguments):
             panel=LIMITS,
             metavar="TIME",
             cli_type=str,
-            check=partial(_check_span, "max_latency"),
-            spell=_time_text,
+            check=partial(checks.check_span, "max_latency"),
+            spell=checks.time_text,
         ),
     ] = None
     max_file: Annotated[
@@ -363,7 +213,7 @@ class SearchArguments(Arguments):
             panel=LIMITS,
             metavar="SIZE",
             cli_type=str,
-            check=partial(_check_size, "max_file"),
+            check=partial(checks.check_size, "max_file"),
         ),
     ] = None
     mergeable: Annotated[
@@ -381,8 +231,8 @@ class SearchArguments(Arguments):
             help="Of the backbone's weights in trials: fp32, bf16, or auto: bf16 where a short measurement "
             "finds it faster and its gradients within 2 %. Finalists and baselines are trained in fp32.",
             panel=shared.TRAINING,
-            choices=_precisions,
-            check=_check_precision,
+            choices=checks.precisions,
+            check=checks.check_precision,
         ),
     ] = "auto"
     shortcuts: shared.Shortcuts = True
@@ -414,7 +264,7 @@ class SearchArguments(Arguments):
             help="GPUs of one trial; 0.25 lets four share one.",
             panel=WORKERS,
             least=0.0,
-            check=_check_gpus,
+            check=checks.check_gpus,
             changeable=True,
         ),
     ] = None
@@ -446,7 +296,7 @@ class SearchArguments(Arguments):
             "by `ray start`; default: by this machine alone.",
             panel=WORKERS,
             metavar="IP",
-            check=_check_listen,
+            check=checks.check_listen,
             changeable=True,
             decides=False,
             remembered=False,
@@ -459,8 +309,8 @@ class SearchArguments(Arguments):
             doc="trackers that log every trial and every run after the search: some of {listed}, or none. "
             "One that fails is named to `notify`, and the search goes on without it",
             panel=WORKERS,
-            choices=_trackers,
-            check=_check_trackers,
+            choices=checks.trackers,
+            check=checks.check_trackers,
             changeable=True,
             decides=False,
             remembered=False,

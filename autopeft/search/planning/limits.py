@@ -24,7 +24,7 @@ from autopeft.resources.calibration import Calibration, calibrate
 from autopeft.resources.files import Head
 from autopeft.resources.limits import read_size, read_span
 from autopeft.resources.measuring import Bench
-from autopeft.resources.probes import Offer, base_probes, method_probes
+from autopeft.resources.probes import Offer, base_probes, dropout_probes, method_probes
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.selection.baselines import lora_baseline
 from autopeft.search.space.bound import BoundSpace
@@ -87,7 +87,7 @@ def calibration_for(
         return calibrate(
             Bench(model, data, plan),
             spec,
-            [*base_probes(spec), *method_probes(_offers(bound, budget), spec)],
+            [*base_probes(spec), *method_probes(_offers(bound, budget), spec), *dropout_probes(spec)],
             head=head,
             backbone=backbone_fingerprint(model),
             notify=notify,

@@ -1,0 +1,121 @@
+"""Probes on a tiny model: what is measured, kept and predicted. Nothing here asserts a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.training import assert_same_state, encoded_task, snapshot, tiny_bert
+
+from autopeft.backbones import spec_of_model
+from autopeft.graph import build_graph, first_layer
+from autopeft.recipe import Recipe
+from autopeft.resources import Limits, Predictor
+from autopeft.resources.calibration import calibrate, fitted
+from autopeft.resources.features import Shape, features_of
+from autopeft.resources.measuring import Bench, Measured, part_of, typical_rows
+from autopeft.resources.probes import Offer, base_probes, method_probes
+from autopeft.training import TrainingPlan
+
+SHAPE = Shape(8, 10, 8)
+
+
+def recipe(*items: object, at: object = "all") -> Recipe:
+    return Recipe.from_dict({"layers": [{"at": at, "attach": list(items)}]})
+
+
+def made_up(features: dict[str, float]) -> float:
+    """Seconds of a machine that multiplies, and takes a while for each layer and call."""
+    return sum(
+        value * (1e-7 if name.endswith(("values", "products")) else 1e-2 if ":" not in name else 1e-4)
+        for name, value in features.items()
+    )
+
+
+def test_costs_that_add_up_are_predicted_for_recipes_that_were_not_measured() -> None:
+    spec, _ = spec_of_model(tiny_bert())
+    hybrids = [
+        recipe({"lora": {"rank": 3}}, {"serial_adapter": {"bottleneck": 6}}),
+        recipe({"serial_adapter": {"bottleneck": 2}}, at="last 1"),
+        recipe({"lora": {"rank": 2}}, {"p_tuning_v2": {"length": 3}}),
+    ]
+    sizes = [recipe({"lora": {"rank": 1}}), recipe({"lora": {"rank": 8}})]
+    sizes += [recipe({"serial_adapter": {"bottleneck": b}}) for b in (1, 8)]
+    sizes += [recipe({"p_tuning_v2": {"length": n}}) for n in (1, 8)]
+    offers = [offer for one in sizes for offer in Offer.of(one)]
+    probes = [*base_probes(spec), *method_probes(offers, spec)]
+    graphs = [build_graph(probe, spec) for probe in probes]
+    costs = [made_up(dict(features_of(g, SHAPE))) for g in graphs]
+    measured = [Measured(c, 1.0 + 0.4 * c, None) for c in costs]
+    found = fitted(graphs, measured, SHAPE, trunk=True, head=10, base=5)
+    for hybrid in hybrids:
+        graph = build_graph(hybrid, spec)
+        assert found.predict_step(graph) == pytest.approx(made_up(dict(features_of(graph, SHAPE))), rel=0.2)
+        assert found.predict_memory(graph) is None
+
+
+def test_memory_is_what_trains_what_is_held_and_what_is_predicted() -> None:
+    spec, _ = spec_of_model(tiny_bert())
+    graphs = [build_graph(probe, spec) for probe in base_probes(spec)]
+    found = fitted(graphs, [Measured(1.0, 1.0, 10**6)] * len(graphs), SHAPE, trunk=True, head=10, base=10**8)
+    deep = found.predict_memory(graphs[-1])
+    assert deep is not None
+    assert deep == pytest.approx(10**8 + 10**6, rel=0.01)
+
+
+def test_features_tell_what_runs() -> None:
+    spec, _ = spec_of_model(tiny_bert())
+    layers = spec.stacks[0].layers
+    low = build_graph(recipe({"lora": {"rank": 2}}), spec)
+    high = build_graph(recipe({"lora": {"rank": 2}}, at="last 1"), spec)
+    head = build_graph(Recipe(name="head"), spec)
+    assert [first_layer(g) for g in (low, high, head)] == [0, layers - 1, layers]
+    assert features_of(low, SHAPE)["layers"] == layers - 1
+    assert features_of(high, SHAPE)["layers"] == 0
+    assert "last" not in features_of(head, SHAPE)
+    assert features_of(high, SHAPE, trunk=False)["layers below"] == layers - 1
+    prompt = build_graph(Recipe.from_dict({"model": [{"prompt_tuning": {"length": 5}}]}), spec)
+    assert features_of(prompt, SHAPE)["layers"] == pytest.approx(1.5 * (layers - 1))
+    gate = build_graph(recipe({"gate": [{"lora": {"rank": 2}}, "ia3"]}), spec)
+    assert features_of(gate, SHAPE)["last, all positions"] == 1
+    assert "composition/gate:places" in features_of(gate, SHAPE)
+
+
+def test_probes_are_measured_once_and_the_model_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path))
+    model, data = tiny_bert(), encoded_task(24, 8)
+    spec, _ = spec_of_model(model)
+    before = snapshot(model)
+    bench = Bench(model, data, TrainingPlan(steps=5, batch_size=4, device="cpu"), steps=2)
+    offers = Offer.of(recipe({"serial_adapter": {"bottleneck": 4}}, "ia3"))
+    probes = [*base_probes(spec), *method_probes(offers, spec)]
+    said: list[str] = []
+    first = calibrate(bench, spec, probes, head=10, backbone="x", notify=said.append)
+    assert_same_state(model, before)
+    assert f"Measuring {len({build_graph(p, spec).hash() for p in probes})} small recipes" in said[0]
+    again = calibrate(bench, spec, probes, head=10, backbone="x", notify=said.append)
+    assert len([line for line in said if line.startswith("Measuring")]) == 1
+    assert again.step_time == first.step_time
+    other = calibrate(bench, spec, probes[:2], head=10, backbone="y", notify=said.append)
+    assert len([line for line in said if line.startswith("Measuring")]) == 2
+    assert other.base
+    damaged = next(p for p in (tmp_path / "resources").iterdir() if "step_time" in p.read_text())
+    damaged.write_text("{not")
+    calibrate(bench, spec, probes, head=10, backbone="x", notify=said.append)
+    graph = build_graph(probes[-1], spec)
+    found = Predictor(Limits(step_time=1.0), {}, first)(graph)
+    assert found.step_time is not None
+    assert found.step_time > 0
+    assert found.latency is not None
+
+
+def test_the_typical_batch_has_the_median_length() -> None:
+    split = encoded_task(40, 8).train
+    rows = typical_rows(split, 4)
+    part = part_of(split, rows)
+    assert len(part) == 4
+    assert list(part.lengths) == list(split.lengths[rows])
+    batch, same = part.collate(range(4)), split.collate(rows)
+    assert all((batch[name] == same[name]).all() for name in same)

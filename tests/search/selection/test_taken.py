@@ -1,0 +1,46 @@
+"""What winner and baselines take, in words."""
+
+from __future__ import annotations
+
+from support.tiny import tiny_model
+
+from autopeft.backbones import spec_of
+from autopeft.resources import Limits, Resources
+from autopeft.search.selection.taken import Taken, taken
+
+LIMITS = Limits(memory=2e9, file=1e6, mergeable=True)
+
+
+def test_prediction_and_measurement_stand_side_by_side_with_the_deviation() -> None:
+    one = Taken("winner", Resources(memory=1e9, file=5e5), Resources(memory=1.1e9, file=5e5))
+    said = one.sentence(LIMITS)
+    assert "peak memory of training 1GB predicted, 1.1GB measured, +10%" in said
+    assert "size of the saved hybrid 500kB predicted, 500kB measured, +0%" in said
+    assert "merges into the backbone" in said
+    assert "over the limit" not in said
+
+
+def test_what_is_over_a_limit_once_measured_is_said() -> None:
+    one = Taken("winner", Resources(memory=1.9e9), Resources(memory=2.5e9))
+    assert one.sentence(LIMITS).endswith("It is over the limit: peak memory of training 2.5GB (at most 2GB).")
+
+
+def test_scores_of_an_earlier_search_were_not_measured_here() -> None:
+    one = Taken("LoRA", Resources(memory=1e9, unmergeable="lora cannot"), Resources())
+    assert "1GB predicted, not measured" in one.sentence(LIMITS)
+    assert "does not merge: lora cannot" in one.sentence(LIMITS)
+    assert one.to_dict(LIMITS)["predicted"] == {"memory": 1e9, "unmergeable": "lora cannot"}
+    assert one.to_dict(Limits())["text"] is None
+
+
+def test_predictions_come_from_the_graph_and_no_single_recipe_has_none() -> None:
+    spec = spec_of(tiny_model("bert").config)
+    recipe = {"autopeft": 2, "layers": [{"attach": ["ia3"]}]}
+    found = taken(
+        [("winner", recipe, {"memory": 5.0}), ("random hybrids", {"layers": "?"}, {})],
+        spec,
+        lambda graph: Resources(file=float(graph.parameter_count().deployed)),
+    )
+    assert found[0].predicted.file
+    assert found[0].measured.memory == 5.0
+    assert found[1].predicted == Resources()
