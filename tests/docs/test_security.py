@@ -34,6 +34,7 @@ def test_every_surface_is_in_the_table() -> None:
         "data_file": "data",
         "data_folder": "data",
         "backbone": "models",
+        "model_folder": "models",
         "options": "names",
         "card": "cards",
     }

@@ -103,7 +103,7 @@ def test_a_search_end_to_end(arguments: dict[str, Any], capfd: pytest.CaptureFix
     assert manifest["backbone"]["sha256"]
     assert manifest["versions"]["ray"]
     assert len(run.lines("trials.jsonl")) == len(result.trials)
-    assert len(run.lines("finals.jsonl")) == 4 + 2 * (3 + 2) + 2
+    assert len(run.lines("finals.jsonl")) == 4 + (6 + 3 + 2) + (3 + 2 + 2) + 2
     assert run.result()["test_mean"] == pytest.approx(result.test_mean)
     assert run.summary()["state"] == "finished"
 
@@ -268,5 +268,5 @@ def test_the_start_event_tells_what_a_display_needs(arguments: dict[str, Any]) -
         search(reporter=events, **arguments)
     info = events.seen[0][1]
     assert (info.trials, info.steps, info.workers) == (3, 5, 2)
-    assert info.jobs == 3 + 2 * 2 + 2 * (3 + 2)
+    assert info.jobs == 3 + 2 * 2 + (6 + 3 + 2) + (3 + 2 + 2)
     assert info.estimated_seconds > 0
