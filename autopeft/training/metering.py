@@ -8,7 +8,6 @@ on a GPU the bytes that tensors held there.
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import sys
 import time
 from collections.abc import Iterator
@@ -90,6 +89,7 @@ def give_back() -> None:
 def _trim() -> Any:
     if not sys.platform.startswith("linux"):
         return None
+    # Of the C library that this process has: looking for it by name would start other programs.
     with suppress(OSError):
-        return getattr(ctypes.CDLL(ctypes.util.find_library("c")), "malloc_trim", None)
+        return getattr(ctypes.CDLL(None), "malloc_trim", None)
     return None

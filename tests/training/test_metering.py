@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from support.training import encoded_task, tiny_bert
 
 from autopeft.recipe import Recipe
-from autopeft.training import TrainingPlan, run_trial
+from autopeft.training import TrainingPlan, metering, run_trial
 from autopeft.training.metering import PeakMemory, resident, timed
 
 CPU = torch.device("cpu")
@@ -52,3 +53,14 @@ def test_a_trial_tells_what_it_took() -> None:
         outcome.train.step_time
         == sorted(outcome.train.step_seconds[1:])[0] / 2 + max(outcome.train.step_seconds[1:]) / 2
     )
+
+
+@LINUX
+def test_memory_is_measured_without_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **more: object) -> None:
+        raise AssertionError("another program was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    metering._trim.cache_clear()
+    assert metering._trim() is not None
+    assert resident() is not None
