@@ -169,13 +169,16 @@ class Budget:
         Raises:
             BudgetError: `text` is none of these, or the range is empty.
         """
-        low, dots, high = str(text).partition("..")
         try:
+            if not isinstance(text, str):
+                return cls(parse_quantity(text))
+            low, dots, high = text.partition("..")
             if not dots:
                 return cls(parse_quantity(low))
             lower, upper = parse_quantity(low), parse_quantity(high)
         except UsageError as error:
-            raise BudgetError(f"Budget {text!r}: {error} A range is written '0.1%..1%'.") from error
+            told = f" {text!r}" if isinstance(text, str) else ""
+            raise BudgetError(f"Budget{told}: {error} A range is written '0.1%..1%'.") from error
         if lower.share == upper.share and lower.value > upper.value:
             raise BudgetError(f"Budget {text!r} runs backwards; write '{upper}..{lower}'.")
         return cls(upper, lower)

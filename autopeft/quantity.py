@@ -12,6 +12,7 @@ __all__ = ["Quantity", "parse_bytes", "parse_quantity"]
 
 _PATTERN = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?(?:[eE][+-]?\d{1,2})?)\s*(?P<unit>%|[kKmM]?)\s*")
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
+_LONGEST = 10**18  # no model has so many parameters, and Python writes no number of thousands of digits out
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,11 @@ def parse_quantity(value: str | int | float) -> Quantity:
     """Read `0.5%`, `300k`, `1.2M` or a plain count.
 
     Raises:
-        UsageError: `value` is none of these, is zero or negative, or is a share above 100 %.
+        UsageError: `value` is none of these, is zero or negative, is a share above 100 %, or a number beyond
+            1e18.
     """
+    if isinstance(value, int) and abs(value) > _LONGEST:
+        raise UsageError(f"A quantity is at most {_LONGEST:.0e}, but a number beyond that came.")
     text = str(value)
     match = _PATTERN.fullmatch(text) if not isinstance(value, bool) else None
     if match is None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autopeft.counting import Budget
 from autopeft.errors import UsageError
 from autopeft.quantity import parse_bytes, parse_quantity
 
@@ -32,6 +33,15 @@ def test_of(text: str, of_million: int) -> None:
 def test_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_quantity(text)
+
+
+@pytest.mark.parametrize("number", [10**5000, -(10**5000)], ids=["positive", "negative"])
+def test_numbers_beyond_any_model(number: int) -> None:
+    """Python writes no number of more than 4,300 digits out, in messages either."""
+    with pytest.raises(UsageError, match="at most 1e"):
+        parse_quantity(number)
+    with pytest.raises(UsageError, match="at most 1e"):
+        Budget.parse(number)
 
 
 @given(whole=st.integers(1, 10**12), numerator=st.integers(1, 10**6))

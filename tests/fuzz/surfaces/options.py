@@ -66,6 +66,8 @@ def hostile(random: Random, folder: Path) -> Call:
 
 FIRST: dict[str, First] = {
     "a budget of 5,000 digits": lambda folder: lambda: _budget("9" * 5000),
+    "a budget that is a number of 5,000 digits": lambda folder: lambda: _budget(10**5000),
+    "a quantity of -5,000 digits": lambda folder: lambda: parse_quantity(-(10**5000)),
     "a budget of a million zeros": lambda folder: lambda: _budget("0" * 1_000_000 + "%"),
     "a budget of 1e99": lambda folder: lambda: _budget("1e99"),
     "sizes of 5,000 digits": lambda folder: lambda: parse_bytes("9" * 5000),
