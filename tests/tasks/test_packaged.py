@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
@@ -20,6 +21,7 @@ def counts(task: Task) -> Counter[str]:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
+        ("disaster-tweets", {"other": 4_007, "disaster": 2_751}),
         ("movie-sentences", {"negative": 5_075, "positive": 4_995}),
         ("sms-spam", {"ham": 5_171 - 653, "spam": 653}),
         ("subjectivity", {"objective": 5_291, "subjective": 5_291}),
@@ -83,11 +85,50 @@ def test_swapped_sentences_differ_by_two_inner_neighbours_only() -> None:
     assert traced / len(swapped) == pytest.approx(10_070 / 10_603, abs=0.01)
 
 
+def test_tweets_are_as_they_were_written() -> None:
+    texts, _ = read_packaged(PACKAGED["disaster-tweets"], None)
+    signs = Counter(sign for text in texts for sign in text if not sign.isascii())
+    found = {sign: signs[sign] for sign in "…’“”é€\ufffd"}
+    assert found == {"…": 294, "’": 150, "“": 54, "”": 38, "é": 6, "€": 1, "\ufffd": 6}
+    assert not [text for text in texts if re.search("[\x80-\x9f]|Û|Ì|&lt;|&gt;", text)]
+    assert sum("&amp;" in text for text in texts) == 2  # who wrote them had escaped the sign already
+    assert not [text for text in texts if text.startswith("Err:")]
+
+
+def test_no_tweet_is_there_with_another_link_or_name() -> None:
+    texts, _ = read_packaged(PACKAGED["disaster-tweets"], None)
+    bare = [re.sub(r"(http\S*|@\w+|\W)+", " ", text.lower()).strip() for text in texts]
+    assert len(set(bare)) == len(bare) == 6_758
+
+
+def test_a_tweet_with_both_labels_is_left_out() -> None:
+    lines = [
+        "id,keyword,location,text,target",
+        "1,,,Fire! http://t.co/a,1",
+        "2,,,@b fire,0",
+        "3,,,Flood &amp; rain,1",
+    ]
+    lines += ["4,,,FLOOD: rain http://t.co/c,1", "5,,,Sunny,0", "6,,,Err:509,0"]
+    read = PACKAGED["disaster-tweets"].read("\n".join(lines).encode())
+    assert read == (["Flood & rain", "Sunny"], ["disaster", "other"])
+
+
+def test_tweets_are_in_no_other_task() -> None:
+    texts = {name: {_plain(text) for text in read_packaged(PACKAGED[name], None)[0]} for name in PACKAGED}
+    tweets = texts.pop("disaster-tweets")
+    assert {name: tweets & other for name, other in texts.items() if tweets & other} == {}
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
 def test_the_data_hash_is_pinned() -> None:
     assert {name: load_task(name).source.sha256[:12] for name in PACKAGED} == HASHES
 
 
 HASHES = {
+    "disaster-tweets": "bbdc9260cb5f",
     "movie-sentences": "11585207ae03",
     "sms-spam": "f55dec263249",
     "subjectivity": "412fc8754986",
