@@ -13,7 +13,16 @@ from typing import Any
 
 from autopeft.errors import AutoPEFTError, UsageError
 
-__all__ = ["cut_torn_line", "empty_folder", "is_there", "json_bytes", "plain", "write_atomic", "write_json"]
+__all__ = [
+    "cut_torn_line",
+    "empty_folder",
+    "is_there",
+    "json_bytes",
+    "make_folder",
+    "plain",
+    "write_atomic",
+    "write_json",
+]
 
 _BLOCK = 1 << 20
 
@@ -40,6 +49,21 @@ def write_atomic(path: Path, data: str | bytes) -> None:
             os.unlink(temporary)
         raise AutoPEFTError(
             f"Cannot write {str(path)!r}: {error.strerror}. What was written before is intact."
+        ) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none.
+
+    Raises:
+        AutoPEFTError: it cannot be made, as where something else has its name.
+    """
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise AutoPEFTError(
+            f"Cannot make the folder {str(path)!r}: {error.strerror}. Move away what stands there, or let the "
+            "folder above it be written to."
         ) from error
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from autopeft.arguments import takes
 from autopeft.errors import AutoPEFTError, StoppedError
 from autopeft.foreign import check_inside
+from autopeft.runs.files import make_folder
 from autopeft.runs.folder import RunFolder, load_run
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.checkpoints import Clock, FolderCheckpoints
@@ -116,7 +117,7 @@ def _pinned(given: SearchArguments) -> SearchArguments:
 def _go(
     ready: Prepared, folder: RunFolder, reporter: Reporter | None, notify: Notify, start: float
 ) -> SearchResult:
-    folder.state.mkdir(exist_ok=True)
+    make_folder(folder.state)
     spent = Clock(folder.state / "clock.json")
     if ready.seconds is not None:
         ready = replace(ready, seconds=max(1.0, ready.seconds - spent.before))

@@ -12,7 +12,14 @@ from support.folders import own_folder
 
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.runs import files
-from autopeft.runs.files import cut_torn_line, empty_folder, is_there, write_atomic, write_json
+from autopeft.runs.files import (
+    cut_torn_line,
+    empty_folder,
+    is_there,
+    make_folder,
+    write_atomic,
+    write_json,
+)
 
 
 @pytest.fixture
@@ -82,3 +89,11 @@ def test_json_holds_what_a_strangers_json_said(folder: Path) -> None:
     written = (folder / "new.json").read_text(encoding="utf-8")
     assert "half \\ud800 é" in written
     assert json.loads(written) == {"a": None, "b": [None, 2.5], "c": "half \ud800 é"}
+
+
+def test_a_folder_is_made_where_nothing_else_has_its_name(folder: Path) -> None:
+    for _ in range(2):
+        make_folder(folder / "new")
+    assert (folder / "new").is_dir()
+    with pytest.raises(AutoPEFTError, match="Cannot make the folder .*File exists.*Move away"):
+        make_folder(folder / "a")

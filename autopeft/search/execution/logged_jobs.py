@@ -29,7 +29,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.foreign import parse_json
-from autopeft.runs.files import cut_torn_line
+from autopeft.runs.files import cut_torn_line, make_folder
 from autopeft.runs.folder import RunFolder
 from autopeft.search.core.jobs import Done, Job, JobResult, JobSource, TrainJob
 from autopeft.search.execution.job_log import last_step
@@ -61,8 +61,8 @@ class LoggedJobs:
     def __init__(self, source: JobSource, folder: RunFolder) -> None:
         self._source, self._folder = source, folder
         self._open: dict[str, tuple[Job, int, float]] = {}
+        make_folder(folder.logs)
         try:
-            folder.logs.mkdir(exist_ok=True)
             logs = sorted(folder.logs.glob("*.txt"), key=lambda path: path.stat().st_mtime_ns)
             self._bytes = sum(path.stat().st_size for path in logs)
             self._well = deque(path for path in logs if _went_well(path))

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from autopeft.counting import Budget, Counts
-from autopeft.errors import BudgetError
+from autopeft.errors import BudgetError, RecipeError
 from autopeft.recipe import EmptyRecipe, Recipe
 from autopeft.search.space.bound import BoundSpace, Unit
 from autopeft.search.space.counting import counter_of
+from autopeft.search.space.expressions import size_of
 from autopeft.search.space.parameters import Parameter
 from autopeft.search.space.space import Space
 from autopeft.spec import BackboneSpec
@@ -29,6 +30,9 @@ __all__ = ["Infeasible", "Repaired", "balance_of", "check_feasible", "feasible_s
 
 _BRUTE_FORCE = 4096
 _FLOAT_STEPS = 32
+# Of parameters × their values × values in the recipe, over all items: some five seconds for a point. Built-in spaces
+# have a hundredth of that at most.
+_MOST_EFFORT = 500_000
 
 
 class Infeasible(BudgetError):  # noqa: N818
@@ -155,9 +159,26 @@ class Balance:
         self.sized = {name for unit in bound.units for name in unit.size_parameters}
         self.choices = {p.name: _values(p) for p in self.parameters}
         self._smallest: tuple[dict[str, Any], int] | None = None
+        self._check_effort()
         # Units that share a parameter with others: a change of one may change what else can be done.
         shared = (units for units in self.touched.values() if len(units) > 1)
         self._entangled = {unit.index for units in shared for unit in units}
+
+    def _check_effort(self) -> None:
+        """Refuse a space whose repair would take long: a move of one size reads all of its item again, and
+        all sizes of the item are tried again after each move."""
+        effort, most = 0, 0
+        for unit in self.bound.units:
+            names = dict.fromkeys(unit.item_parameters)
+            choices = sum(len(self.choices[name]) for name in names)
+            effort += len(names) * choices * size_of(unit.template.node)
+            most = max(most, len(names))
+        if effort > _MOST_EFFORT:
+            raise RecipeError(
+                f"Items of space {self.bound.name!r} have up to {most:,} choices of their own, and fitting them "
+                f"to a budget would take {effort / _MOST_EFFORT:.1f} times as long as is allowed; let their "
+                "methods share sizes by `vars:`, or split the items."
+            )
 
     def structural(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values that decide what is attached; learning rates and the like are left out."""
@@ -393,6 +414,7 @@ def balance_of(space: Space | BoundSpace, spec: BackboneSpec | None = None) -> B
 
     Raises:
         BudgetError: a space without a backbone.
+        RecipeError: an item has so many choices of its own that fitting it to a budget would take long.
     """
     if isinstance(space, Space):
         if spec is None:

@@ -124,6 +124,11 @@ FIRST: dict[str, First] = {
     "1,000 choices of 5": _of(
         "layers: [{attach: [" + ", ".join(["{lora: {rank: {choice: [1, 2, 3, 4, 5]}}}"] * 1000) + "]}]"
     ),
+    "a gate of 51 sizes": _of(
+        "layers: [{attach: [{gate: ["
+        + ", ".join(["{serial_adapter: {bottleneck: {int: [1, hidden/2], log: true}}}"] * 51)
+        + "]}]}]"
+    ),
     "choices in choices": _of("layers: [{attach: [" + "{choice: [lora, " * 17 + "ia3" + "]}" * 17 + "]}]"),
     "15,000 misspelt methods": _of("layers: [{attach: [" + ", ".join(["lorra"] * 15000) + "]}]"),
     "a range without end": _of("layers: [{attach: [{lora: {rank: {int: [1, .inf]}}}]}]"),

@@ -12,7 +12,7 @@ from transformers import BertConfig, T5Config
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget, count
 from autopeft.errors import BudgetError, RecipeError
-from autopeft.recipe import EmptyRecipe
+from autopeft.recipe import EmptyRecipe, Recipe
 from autopeft.recipe.yaml_text import dump_yaml
 from autopeft.search.space import repair as repair_module
 from autopeft.search.space.repair import Infeasible, check_feasible, feasible_share, repair, smallest
@@ -129,6 +129,13 @@ def test_budgets_that_nothing_fits_name_the_smallest() -> None:
         repair(bound, bound.middle(), Budget.parse(f"{least + 1}..{least + 2}"))
 
 
+def test_an_item_of_fifty_sizes_of_its_own_is_refused_before_anything_is_repaired() -> None:
+    adapter = "{serial_adapter: {bottleneck: {int: [1, hidden/2]}}}"
+    wide = space(f"layers: [{{attach: [{{gate: [{', '.join([adapter] * 50)}]}}]}}]", MINILM)
+    with pytest.raises(RecipeError, match="up to 50 choices of their own"):
+        check_feasible(wide, Budget.parse("50%"))
+
+
 def test_a_space_that_this_backbone_cannot_take() -> None:
     bound = space("layers: [{stack: decoder, attach: [lora]}]")
     with pytest.raises(EmptyRecipe, match="nothing that this backbone"):
@@ -231,10 +238,10 @@ def test_what_is_switched_off_together_is_what_would_be_one_after_the_other(
 ) -> None:
     space = Space.from_yaml(dump_yaml({"name": "s", **tree}))
 
-    def repaired() -> dict[str, Any] | None:
+    def repaired() -> Recipe | None:
         bound = space.bind(TINY)
         try:
-            return repair(bound, bound.sample(random.Random(seed)), Budget.parse(most)).values
+            return repair(bound, bound.sample(random.Random(seed)), Budget.parse(most)).recipe
         except (Infeasible, EmptyRecipe):
             return None
 
