@@ -62,8 +62,8 @@ def make_folder(path: Path) -> None:
         path.mkdir(exist_ok=True)
     except OSError as error:
         raise AutoPEFTError(
-            f"Cannot make the folder {str(path)!r}: {error.strerror}. Move away what stands there, or let the "
-            "folder above it be written to."
+            f"Cannot write {str(path)!r}: {error.strerror}. It is to be a folder: move away what stands there, "
+            "or let the folder above it be written to."
         ) from error
 
 

@@ -30,8 +30,8 @@ __all__ = ["Infeasible", "Repaired", "balance_of", "check_feasible", "feasible_s
 
 _BRUTE_FORCE = 4096
 _FLOAT_STEPS = 32
-# Of parameters × their values × values in the recipe, over all items: some five seconds for a point. Built-in spaces
-# have a hundredth of that at most.
+# Of parameters × their values × values in the recipe, over all items: some five seconds for a point. Built-in
+# spaces have a hundredth of that at most.
 _MOST_EFFORT = 500_000
 
 
@@ -175,9 +175,9 @@ class Balance:
             most = max(most, len(names))
         if effort > _MOST_EFFORT:
             raise RecipeError(
-                f"Items of space {self.bound.name!r} have up to {most:,} choices of their own, and fitting them "
-                f"to a budget would take {effort / _MOST_EFFORT:.1f} times as long as is allowed; let their "
-                "methods share sizes by `vars:`, or split the items."
+                f"Items of space {self.bound.name!r} have up to {most:,} choices of their own, and fitting "
+                f"them to a budget would take {effort / _MOST_EFFORT:.1f} times as long as is allowed; let "
+                "their methods share sizes by `vars:`, or split the items."
             )
 
     def structural(self, values: Mapping[str, Any]) -> dict[str, Any]:
