@@ -62,7 +62,7 @@ def make_folder(path: Path) -> None:
         path.mkdir(exist_ok=True)
     except OSError as error:
         raise AutoPEFTError(
-            f"Cannot write {str(path)!r}: {error.strerror}. It is to be a folder: move away what stands there, "
+            f"Cannot write {str(path)!r}: {error.strerror}. It is to be a folder: move away what is there, "
             "or let the folder above it be written to."
         ) from error
 
