@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,20 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
-from lib.intervals import interval
+from lib.intervals import stratified
 from lib.measuring import note
 from lib.storage import append_row, read_rows
 
 from autopeft import Recipe, load_task
 from autopeft.assets import load_config, load_tokenizer, resolve_model
+from autopeft.assets.heads import reset_head
 from autopeft.backbones import spec_of
 from autopeft.graph import build_graph
 from autopeft.tasks import Rows
 from autopeft.tasks.encode import EncodedTask, encode
 from autopeft.training import TrainingPlan, run_trial
+from autopeft.training.head_start import start_head
+from autopeft.training.modes import head_kept
 
 __all__ = ["RECIPES", "Training", "collapses", "differences", "needed", "pooled"]
 
@@ -151,18 +154,34 @@ def _data(task: str, rows: int, seed: int) -> EncodedTask:
     return encode(chosen, load_tokenizer(resolve_model(MODEL)), LENGTH)
 
 
-def measure(training: Training) -> dict[str, Any]:
-    """Scores of one training and its CPU seconds."""
+def measure(training: Training, known: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Scores of one training and its CPU seconds.
+
+    Where the probe is not used, the training from a random head is the same one, number for number, and is
+    not done twice.
+    """
     t = training
     # Few rows are another draw for each seed; the whole is the same for all.
     data = _data(t.task, t.rows, t.seed if t.part == "few" else 0)
     plan = TrainingPlan(
         steps=t.steps, batch_size=BATCH, max_length=LENGTH, seed=t.seed, device="cpu", head_start=t.start
     )
+    if t.start == "probe" and not _probed(t, data, plan):
+        alike = asdict(replace(t, start="random"))
+        same = next(row for row in known if all(row[key] == value for key, value in alike.items()))
+        return {"scores": same["scores"], "cpu_seconds": same["cpu_seconds"], "probed": False}
     before = time.process_time()
     recipe = Recipe.from_dict({"name": "measured", **RECIPES[t.recipe]})
     done = run_trial(_model(t.task), recipe, data, plan, splits=("select", "test"))
     return {"scores": dict(done.scores), "cpu_seconds": round(time.process_time() - before, 2)}
+
+
+def _probed(training: Training, data: EncodedTask, plan: TrainingPlan) -> bool:
+    """Whether the probe knows enough to be used."""
+    model = _model(training.task)
+    with head_kept(model):
+        reset_head(model, training.seed)
+        return start_head(model, data, plan) is not None
 
 
 # Tables
@@ -181,13 +200,17 @@ def collapses(groups: Sequence[Sequence[float]]) -> int:
     return sum(value < statistics.median(g) - COLLAPSE for g in groups for value in g)
 
 
-def differences(rows: Sequence[dict[str, Any]], split: str = "test") -> list[float]:
-    """Probe less random, by pair."""
+def differences(rows: Sequence[dict[str, Any]], split: str = "test") -> dict[tuple[str, str], list[float]]:
+    """Probe less random of each pair, by task and recipe."""
     scores: dict[tuple[Any, ...], dict[str, float]] = {}
     for row in rows:
-        key = (row["task"], row["rows"], row["steps"], row["recipe"], row["seed"])
+        key = (row["task"], row["recipe"], row["rows"], row["steps"], row["seed"])
         scores.setdefault(key, {})[row["start"]] = row["scores"][split]
-    return [pair["probe"] - pair["random"] for pair in scores.values() if len(pair) == len(STARTS)]
+    found: dict[tuple[str, str], list[float]] = {}
+    for (task, recipe, *_), pair in scores.items():
+        if len(pair) == len(STARTS):
+            found.setdefault((task, recipe), []).append(pair["probe"] - pair["random"])
+    return found
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> str:
@@ -221,12 +244,12 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
     for part, sizes in (("few", FEW), ("spread", (FULL,)), ("long", (FULL,))):
         for size in sizes:
             chosen = [r for r in rows if r["part"] == part and r["rows"] == size]
-            found = differences(chosen)
-            if len(found) > 1:
-                mean, half = interval(found)
+            found = list(differences(chosen).values())
+            if found:
+                mean, half = stratified(found)
                 steps = "200" if part == "long" else "60, 120"
                 lines.append(
-                    f"| {size:,} | {steps} | {len(found)} | {100 * mean:+.1f} ± {100 * half:.1f} | "
+                    f"| {size:,} | {steps} | {sum(map(len, found))} | {100 * mean:+.1f} ± {100 * half:.1f} | "
                     f"{100 * (mean - half):+.1f} |"
                 )
     return "\n".join(lines)
@@ -246,7 +269,7 @@ def main() -> None:
             row = asdict(training)
             if tuple(row.values()) in known:
                 continue
-            row |= measure(training)
+            row |= measure(training, read_rows(TRIALS))
             append_row(TRIALS, row)
             t = training
             note(f"{t.task:16} {t.rows:5} {t.recipe:26} {t.start:7} {t.seed} {row['scores']['test']:.4f}")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from scipy.stats import t
 
-__all__ = ["interval", "mean_of"]
+__all__ = ["interval", "mean_of", "stratified"]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -24,3 +24,31 @@ def mean_of(values: Sequence[float]) -> str:
     """Mean and half of its 95 % interval, with two digits."""
     mean, half = interval(values)
     return f"{mean:.2f} ± {half:.2f}"
+
+
+def stratified(
+    groups: Sequence[Sequence[float]], weights: Sequence[float] | None = None, level: float = 0.95
+) -> tuple[float, float]:
+    """Weighted mean of the means of groups, and half of its interval, for these very groups: what varies is
+    what is inside them.
+
+    The variance is Σ w² s²/n, with Satterthwaite's degrees of freedom. Infinite where a group has one value.
+
+    Args:
+        groups: values of each group, at least one.
+        weights: of the groups, all alike by default; they need not sum to 1.
+    """
+    given = [1.0] * len(groups) if weights is None else list(weights)
+    shares = [weight / math.fsum(given) for weight in given]
+    mean = math.fsum(share * statistics.fmean(own) for share, own in zip(shares, groups, strict=True))
+    if any(len(own) < 2 for own in groups):
+        return mean, math.inf
+    parts = [
+        (share**2 * statistics.variance(own) / len(own), len(own) - 1)
+        for share, own in zip(shares, groups, strict=True)
+    ]
+    variance = math.fsum(part for part, _ in parts)
+    if variance == 0:
+        return mean, 0.0
+    freedom = 1 / math.fsum((part / variance) ** 2 / degrees for part, degrees in parts)
+    return mean, float(t.ppf((1 + level) / 2, freedom)) * math.sqrt(variance)

@@ -58,7 +58,7 @@ def test_differences_are_those_of_pairs(run: Any) -> None:
         row(run, "probe", 0.88, seed=1),
         row(run, "random", 0.10, seed=2),
     ]
-    assert run.differences(rows) == pytest.approx([0.05, -0.02])
+    assert run.differences(rows) == {("trec", "lora"): pytest.approx([0.05, -0.02])}
     text = run.tables(rows)
     assert "| trec | lora | 60.0 (sd 43.6) | 86.5 (sd 2.1) |" in text
     assert "probe: pooled sd 2.12 points, 0 collapsed." in text
