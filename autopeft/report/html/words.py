@@ -259,7 +259,7 @@ def _resumed(run: Run) -> str:
 def _given(run: Run, arguments: type[Arguments]) -> dict[str, Any]:
     """Arguments that differ from their defaults, those of this machine's folders left out."""
     options = arguments.declared()
-    recorded = mapping(run.manifest.get("arguments"))
+    recorded = arguments.recorded(run.manifest.get("arguments"))
     # Runs of a fixed recipe kept the columns of their data together once.
     recorded = {**recorded, **mapping(recorded.get("columns"))}
     plain = (str, int, float, bool, list, tuple)

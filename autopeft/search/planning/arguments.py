@@ -6,7 +6,7 @@ change, and the command line in a report all follow from it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -35,6 +35,7 @@ class SearchArguments(Arguments):
     """Everything that a search is told, and that its manifest records."""
 
     called: ClassVar[str] = "search"
+    before: ClassVar[Mapping[str, Any]] = {"rank_by": "score"}
 
     task: shared.TaskOption = NEEDED
     budget: Annotated[

@@ -24,8 +24,6 @@ __all__ = ["SPACE", "changeable", "prepare_again", "prepare_here", "resume_comma
 SPACE = "space.yaml"
 _log = logging.getLogger("autopeft")
 _SHOWN = 80
-# What searches did before there was an option for it.
-_BEFORE = {"rank_by": "score"}
 
 
 def changeable(arguments: type[SearchArguments] = SearchArguments) -> tuple[str, ...]:
@@ -172,7 +170,7 @@ def _read(
         )
     _need_rows(folder, manifest, said, given)
     try:
-        said = _here({**_BEFORE, **said}, given)
+        said = _here(SearchArguments.recorded(said), given)
         effort = read_effort(manifest.get("effort"))
         arguments = SearchArguments(**{**said, "space": space, **given})
     except UsageError as error:

@@ -124,6 +124,7 @@ class Builder:
             "arguments": {
                 "task": f"toy {w}".strip(),
                 "budget": "2%",
+                "rank_by": None,
                 "trials": self.sketch.trials,
                 "seed": 0,
             },

@@ -15,6 +15,9 @@ from autopeft.runs.folder import RunFolder
 Make = Callable[..., RunFolder]
 Edit = Callable[[Path, Callable[[Any], Any]], None]
 
+# Of a manifest that says these, so that it is not one of before there was an option for them.
+NOW = {"rank_by": None}
+
 
 def test_the_headline_says_what_won_and_by_how_much(make_run: Make) -> None:
     first, second = headline(read_run(make_run(trials=6)))
@@ -115,13 +118,13 @@ def test_arguments_that_only_python_takes_are_not_put_on_a_command_line(make_run
     folder = make_run(trials=1)
     edit(
         folder.path / "manifest.json",
-        lambda m: m | {"arguments": {"task": "trec", "train_rows": 20, "stand_in": False, "evil": "x"}},
+        lambda m: m | {"arguments": NOW | {"task": "trec", "train_rows": 20, "stand_in": False, "evil": "x"}},
     )
     blocks = dict(reproduction(read_run(folder)))
     assert "Search again" not in blocks
     assert "train_rows=20" in blocks["The same in Python"]
     assert "evil" not in blocks["The same in Python"]
-    edit(folder.path / "manifest.json", lambda m: m | {"arguments": {"task": "trec", "stand_in": False}})
+    edit(folder.path / "manifest.json", lambda m: m | {"arguments": NOW | {"task": "trec", "stand_in": False}})
     assert dict(reproduction(read_run(folder)))["Search again"] == "autopeft search --task trec --no-stand-in"
 
 
@@ -134,13 +137,13 @@ def test_a_run_that_was_cut_off_can_go_on(make_run: Make) -> None:
 def test_options_that_repeat_and_flags(make_run: Make, edit: Edit) -> None:
     folder = make_run(trials=1)
     arguments = {"task": "t", "warm_start": ["a b", "c"], "fresh_baselines": True, "space": "custom"}
-    edit(folder.path / "manifest.json", lambda m: m | {"arguments": arguments})
+    edit(folder.path / "manifest.json", lambda m: m | {"arguments": NOW | arguments})
     parts = shlex.split(dict(reproduction(read_run(folder)))["Search again"])
     assert parts[2:] == [
         *("--task", "t", "--from", "a b", "--from", "c", "--fresh-baselines"),
         *("--space", f"{folder.path}/space.yaml"),
     ]
-    edit(folder.path / "manifest.json", lambda m: m | {"arguments": {"task": "t", "warm_start": []}})
+    edit(folder.path / "manifest.json", lambda m: m | {"arguments": NOW | {"task": "t", "warm_start": []}})
     assert dict(reproduction(read_run(folder)))["Search again"] == "autopeft search --task t"
 
 
@@ -153,6 +156,13 @@ def test_a_fixed_recipe_is_trained_again(make_run: Make, edit: Edit) -> None:
         "autopeft train --recipe mam --task data.csv --seed 3 --text body"
     )
     assert not any("optuna" in text for text in blocks.values())
+
+
+def test_a_run_from_before_an_option_is_repeated_as_it_was(make_run: Make, edit: Edit) -> None:
+    folder = make_run(trials=1)
+    edit(folder.path / "manifest.json", lambda m: m | {"arguments": {"task": "t"}})
+    line = dict(reproduction(read_run(folder)))["Search again"]
+    assert line == "autopeft search --task t --rank-by score"
 
 
 def test_the_data_are_among_the_facts_and_the_majority_among_the_scores(make_run: Make, edit: Edit) -> None:
