@@ -124,7 +124,8 @@ def test_arguments_that_only_python_takes_are_not_put_on_a_command_line(make_run
     assert "Search again" not in blocks
     assert "train_rows=20" in blocks["The same in Python"]
     assert "evil" not in blocks["The same in Python"]
-    edit(folder.path / "manifest.json", lambda m: m | {"arguments": NOW | {"task": "trec", "stand_in": False}})
+    said = NOW | {"task": "trec", "stand_in": False}
+    edit(folder.path / "manifest.json", lambda m: m | {"arguments": said})
     assert dict(reproduction(read_run(folder)))["Search again"] == "autopeft search --task trec --no-stand-in"
 
 
