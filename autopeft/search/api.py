@@ -32,7 +32,7 @@ from autopeft.search.planning.worker_setup import worker_setup
 from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.result import SearchResult
-from autopeft.search.space.initial_points import starting_points
+from autopeft.search.space.initial_points import starting_points, upper_points
 from autopeft.search.strategies.contract import Strategy, StrategyContext
 from autopeft.search.strategies.registry import get_strategy
 from autopeft.search.tracking.reporter import Tracking, parse_trackers, track
@@ -227,7 +227,9 @@ def _open_strategy(ready: Prepared, folder: RunFolder, store: FolderCheckpoints,
         seed=ready.arguments.seed,
         sampler=ready.sampler,
         rungs=ready.rungs,
-        objectives=ready.objectives,
+        objectives=1 if ready.cost is None else 2,
+        cost=ready.cost or "deployed",
+        step_cost=ready.step_cost,
         folder=folder.path,
         checkpoints=store,
         first=[] if begun else _first(ready, notify),
@@ -237,13 +239,15 @@ def _open_strategy(ready: Prepared, folder: RunFolder, store: FolderCheckpoints,
 
 
 def _first(ready: Prepared, notify: Notify) -> list[dict[str, Any]]:
-    """What other runs found, then known hybrids at the budget."""
+    """What other runs found, then known hybrids at the budget, and cheap ones where these are looked for."""
     bound = ready.space.bind(ready.spec)
     found, notices = points_from(ready.arguments.warm_start, bound, runs=ready.arguments.runs)
     for line in notices:
         if notify is not None:
             notify(line)
-    return [*found, *starting_points(bound, max(1, min(6, ready.effort.trials // 3)))]
+    count = max(1, min(6, ready.effort.trials // 3))
+    cheap = upper_points(bound, count) if ready.cost == "step_cost" else []
+    return [*found, *cheap, *starting_points(bound, max(1, count // 2) if cheap else count)]
 
 
 def _info(ready: Prepared, folder: RunFolder, baselines: list[Baseline]) -> SearchInfo:

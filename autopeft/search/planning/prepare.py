@@ -29,11 +29,12 @@ from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.effort import Effort, choose_effort, parse_duration
 from autopeft.errors import UsageError
-from autopeft.resources import Limits, Predictor
+from autopeft.resources import Limits, Predictor, StepCost
+from autopeft.search.core.goals import GOALS, OBJECTIVES, Cost, Goal
 from autopeft.search.optimization.samplers import default_sampler
 from autopeft.search.optimization.successive_halving import Rungs
-from autopeft.search.planning.arguments import OBJECTIVES, SearchArguments
-from autopeft.search.planning.limits import calibration_for, limits_of, task_head
+from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.planning.limits import calibration_for, limits_of, step_cost_of, task_head
 from autopeft.search.selection.baselines import Baseline, baselines, parse_kinds
 from autopeft.search.space.repair import check_feasible
 from autopeft.search.space.space import Space
@@ -60,6 +61,9 @@ class Prepared:
         seconds: time budget of the whole run.
         budget: of parameters, with the limits of `within` where there are some.
         predictor: says what a recipe takes beside its parameters.
+        objective: what the trials are spent on; `cost` is what it makes small beside a large score.
+        step_cost: what a training step of a recipe takes, where LoRA at the budget takes 1; `None` where
+            nothing was measured of this machine.
     """
 
     arguments: SearchArguments
@@ -74,13 +78,24 @@ class Prepared:
     plan: TrainingPlan
     sampler: str
     rungs: Rungs
-    objectives: int
+    objective: str
     workers: int | None
     gpus: float
     seconds: float | None
     within: Limits
     predictor: Predictor
+    step_cost: StepCost | None = None
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+    @property
+    def goal(self) -> Goal:
+        """Which recipe wins."""
+        return self.arguments.goal  # type: ignore[return-value]  # its choices are those of the type
+
+    @property
+    def cost(self) -> Cost | None:
+        """What the search makes small beside a large score; `None` for nothing."""
+        return OBJECTIVES[self.objective]
 
     @property
     def space_name(self) -> str:
@@ -151,7 +166,8 @@ class Prepared:
             "seed": self.arguments.seed,
             "sampler": self.sampler,
             "rungs": asdict(self.rungs),
-            "objective": self.arguments.objective,
+            "goal": self.goal,
+            "objective": self.objective,
             "rank_by": self.rank_by,
             "effort": asdict(self.effort),
             "training": vars(self.plan) | {"steps": self.effort.steps},
@@ -200,7 +216,7 @@ def prepare(
     task, rows = _task(a, effort, notify)
     bound, within = space.bind(spec), cheap.within
     calibration = None
-    if within.calibrated:
+    if within.calibrated or OBJECTIVES[cheap.objective] == "step_cost":
         calibration = calibration_for(source, spec, task, bound, parameters, plan, a, notify)
     predictor = Predictor(within, task_head(source, task), calibration)
     budget = ResourceBudget.of(parameters, within, predictor) if within else parameters
@@ -218,12 +234,13 @@ def prepare(
         plan=plan,
         sampler=cheap.sampler,
         rungs=Rungs.of(effort.steps, a.fidelity),
-        objectives=OBJECTIVES[a.objective],
+        objective=cheap.objective,
         workers=_workers(a, cheap.gpus),
         gpus=cheap.gpus,
         seconds=cheap.seconds or effort.seconds,
         within=within,
         predictor=predictor,
+        step_cost=None if calibration is None else step_cost_of(calibration, bound, parameters),
     )
 
 
@@ -243,6 +260,7 @@ def _plan(a: SearchArguments, steps: int, gpus: float) -> TrainingPlan:
 
 @dataclass(frozen=True)
 class _Cheap:
+    objective: str
     sampler: str
     gpus: float
     seconds: float | None
@@ -253,7 +271,8 @@ def _check(a: SearchArguments) -> _Cheap:
     """Check what needs this machine, but neither data nor backbone."""
     if a.missing():
         raise UsageError(f"A search needs {' and '.join(a.missing())}.")
-    sampler = a.sampler or default_sampler(OBJECTIVES[a.objective])
+    objective = _objective(a)
+    sampler = a.sampler or default_sampler(1 if OBJECTIVES[objective] is None else 2)
     _check_workers(a)
     gpus = a.gpus_per_trial
     if gpus is None:
@@ -264,7 +283,22 @@ def _check(a: SearchArguments) -> _Cheap:
             f"{torch.cuda.device_count()}; "
             "leave it out to train on the CPU, or join a cluster with --address."
         )
-    return _Cheap(sampler, gpus, parse_duration(a.time), limits_of(a))
+    return _Cheap(objective, sampler, gpus, parse_duration(a.time), limits_of(a))
+
+
+def _objective(a: SearchArguments) -> str:
+    """What the trials are spent on.
+
+    Raises:
+        UsageError: it does not lead to the goal.
+    """
+    wanted = GOALS[a.goal]  # type: ignore[index]  # checked
+    if a.objective is None or a.objective == wanted or a.goal == "best":
+        return a.objective or wanted
+    raise UsageError(
+        f"The goal {a.goal!r} has the objective {wanted!r}, but got objective={a.objective!r}; leave one of "
+        "them out."
+    )
 
 
 def _check_workers(a: SearchArguments) -> None:
