@@ -48,6 +48,7 @@ class TrialRecord:
         kept: the scores come from an earlier run, nothing was trained for this one.
         pseudo_values: what groups of *test* rows contribute to the score there (see
             `TaskKind.pseudo_values`); `None` where *test* was not scored.
+        select_values: the same of *select* rows, of runs after the search.
         merits: step to what the recipe is ranked by there, higher is better, where that is not its score.
         precision: of the backbone, in runs after the search.
         measured: what it took: `step_time` and `latency` in seconds, `memory` and `file` in bytes, as far as
@@ -78,6 +79,7 @@ class TrialRecord:
     job: str = ""
     kept: bool = False
     pseudo_values: list[float] | None = field(default=None, repr=False)
+    select_values: list[float] | None = field(default=None, repr=False)
     merits: Mapping[str, float] = field(default_factory=dict, repr=False)
     precision: str = "fp32"
     measured: dict[str, int | float] | None = field(default=None, repr=False)

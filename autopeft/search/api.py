@@ -13,6 +13,7 @@ from typing import Any
 from autopeft.arguments import takes
 from autopeft.errors import AutoPEFTError, StoppedError
 from autopeft.foreign import check_inside
+from autopeft.recipe import Recipe
 from autopeft.runs.folder import RunFolder, load_run
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.checkpoints import Clock, FolderCheckpoints
@@ -32,10 +33,12 @@ from autopeft.search.planning.worker_setup import worker_setup
 from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.result import SearchResult
+from autopeft.search.selection.verdicts import Judge
 from autopeft.search.space.initial_points import starting_points, upper_points
 from autopeft.search.strategies.contract import Strategy, StrategyContext
 from autopeft.search.strategies.registry import get_strategy
 from autopeft.search.tracking.reporter import Tracking, parse_trackers, track
+from autopeft.tasks.scored import ScoredSplit
 
 __all__ = ["DryRun", "Sample", "SearchResult", "plan", "search"]
 
@@ -173,6 +176,7 @@ def _run(
             a.precision, parameters=ready.spec.parameters, folder=folder.path, notify=notify
         ),
         rank_by=ready.rank_by,
+        judge=_judge(ready),
         recall=kept.recall,
         seconds=ready.seconds,
         grace=a.grace,
@@ -193,6 +197,17 @@ def _run(
         with suppress(AutoPEFTError):  # what ended the search is told, not that this failed too
             jobs.close()
     return controller
+
+
+def _judge(ready: Prepared) -> Judge:
+    """What decides which of the confirmed recipes wins."""
+    predicted = ready.step_cost
+    return Judge(
+        ready.goal,
+        ready.arguments.margin / 100,
+        ScoredSplit.of(ready.task, "select"),
+        None if predicted is None else (lambda recipe: predicted(Recipe.from_dict(dict(recipe)))),
+    )
 
 
 def _executor(ready: Prepared, folder: RunFolder, notify: Notify) -> Executor:

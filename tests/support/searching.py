@@ -142,9 +142,10 @@ def ready_to_finish() -> Any:
     return SimpleNamespace(
         task=SimpleNamespace(metric="accuracy", source=SimpleNamespace(notice=None)),
         limits=(0, 1000),
-        arguments=SimpleNamespace(seed=0),
+        arguments=SimpleNamespace(seed=0, margin=1.0),
         summary=SimpleNamespace(constant=None, remarks=()),
         spec=toy_spec(),
         predictor=Predictor(Limits(), {}),
         within=Limits(),
+        goal="best",
     )

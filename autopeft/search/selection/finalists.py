@@ -1,4 +1,6 @@
-"""Who wins: finalists ranked on *select* by all their scores; *test* is for winner and baselines alone."""
+"""Who is trained again: the best of the search, or the smallest or cheapest that may be within the margin.
+
+*Select* alone decides; *test* is for winner and baselines."""
 
 from __future__ import annotations
 
@@ -6,32 +8,30 @@ import math
 from collections.abc import Iterable, Sequence
 
 from autopeft.runs.records import TrialRecord
+from autopeft.search.core.goals import Cost
 from autopeft.search.core.jobs import Job
-from autopeft.search.optimization.pareto import order
+from autopeft.search.optimization.pareto import nondominated, order
 from autopeft.search.selection.contender import RepeatedRuns
 
-__all__ = ["Finalist", "choose_finalists", "choose_winner", "promise"]
+__all__ = ["Finalist", "choose_finalists", "choose_frugal", "promise"]
 
 _DIGITS = 12  # sums of equal scores in another order are equal
 
 
 class Finalist(RepeatedRuns):
-    """One of the search's best recipes, to be retrained with fresh seeds."""
+    """One of the recipes that are retrained with fresh seeds: a trial, or a candidate of a baseline, which
+    has no number and goes by its label and its job."""
 
     def __init__(self, record: TrialRecord) -> None:
-        super().__init__(f"finalist {record.number}", "confirm")
+        numbered = record.number is not None
+        super().__init__(f"finalist {record.number}" if numbered else record.label, "confirm")
         self.recipe, self.counts, self.number = record.recipe, record.counts or {}, record.number
-        self._searched = record.rank
-
-    @property
-    def ranks(self) -> list[float]:
-        """What each of its runs is ranked by on *select*: that of the search, and those of fresh seeds."""
-        fresh = [run.rank for run in self.good]
-        return fresh if self._searched is None else [self._searched, *fresh]
+        self.searched = [] if record.rank is None else [record.rank]
+        self._prefix = f"confirm-{record.number if numbered else record.job}"
 
     def jobs(self, seeds: Iterable[int], steps: int) -> list[Job]:
         """Its runs; they keep their weights, of which the winner's are tested."""
-        return self.final_jobs(f"confirm-{self.number}", seeds, steps, ("select",), keep=True)
+        return self.final_jobs(self._prefix, seeds, steps, ("select",), keep=True)
 
 
 def choose_finalists(records: Iterable[TrialRecord], top: int) -> list[TrialRecord]:
@@ -45,18 +45,33 @@ def choose_finalists(records: Iterable[TrialRecord], top: int) -> list[TrialReco
     return chosen
 
 
-def choose_winner(finalists: Sequence[Finalist]) -> Finalist | None:
-    """The finalist whose scores on *select* promise most (see `promise`); one whose runs partly failed comes
-    after the others."""
-    scored = [f for f in finalists if f.good]
-    if not scored:
-        return None
-    found = dict(zip(map(id, scored), promise([f.ranks for f in scored]), strict=True))
+def choose_frugal(
+    records: Sequence[TrialRecord], top: int, cost: Cost, reference: float | None, margin: float
+) -> list[TrialRecord]:
+    """`top` different recipes of `records` (best first): those of least cost that may be within the margin,
+    and the best, to fall back on.
 
-    def rank(f: Finalist) -> tuple[bool, tuple[float, float, float]]:
-        return len(f.good) < len(f.runs), order(found[id(f)], f.counts.get("deployed"))
+    A score of one seed flatters a recipe that was chosen by it. It is drawn half the way towards the
+    reference's, as if the recipe had scored that once more (see `promise`). Of what is then within the
+    margin, recipes come first that no cheaper one beats.
 
-    return min(scored, key=rank)
+    Args:
+        reference: score of the best baseline on *select*; `None` for that of the best record.
+    """
+    complete = choose_finalists(records, len(records))
+    if not complete:
+        return []
+    goal = complete[0].score if reference is None else reference
+    near = [
+        r
+        for r in complete
+        if r.score is not None and goal is not None and getattr(r, cost) is not None
+        if (r.score - goal) / 2 >= -margin
+    ]
+    front = nondominated(near, lambda r: order(r.rank or 0.0, getattr(r, cost), r.number))
+    others = sorted(near, key=lambda r: float(getattr(r, cost)))
+    ranked = [*front[: max(1, top - 1)], complete[0], *front, *others, *complete]
+    return list({id(r): r for r in ranked}.values())[:top]
 
 
 def promise(scores: Sequence[Sequence[float]]) -> list[float]:
