@@ -29,6 +29,7 @@ def make_stage(tmp_path: Path) -> Callable[..., Stage]:
             trials=effort.trials,
             rungs=more.pop("rungs", Rungs.of(effort.steps, "none")),
             objectives=more.pop("objectives", 1),
+            cost=more.pop("cost", "deployed"),
         )
         baselines = more.pop(
             "baselines",

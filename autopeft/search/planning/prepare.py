@@ -8,7 +8,7 @@ import math
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -196,17 +196,7 @@ def prepare(
     model = str(keep_model(*a.model) if isinstance(a.model, tuple) else a.model)
     a = a.changed(model=model)
     gpu = torch.cuda.is_available()
-    effort = effort or choose_effort(
-        a.effort,
-        gpu=gpu,
-        trials=a.trials,
-        steps=a.steps,
-        train_rows=a.train_rows,
-        select_rows=a.select_rows,
-        test_rows=a.test_rows,
-        top=a.confirm,
-        seeds=a.confirm_seeds,
-    )
+    effort = effort or _effort(a, gpu=gpu)
     plan, parameters = _plan(a, effort.steps, cheap.gpus), Budget.parse(a.budget)
     space = a.space if isinstance(a.space, Space) else Space.load(a.space)
     source = resolve_model(model, notify=notify)
@@ -242,6 +232,24 @@ def prepare(
         predictor=predictor,
         step_cost=None if calibration is None else step_cost_of(calibration, bound, parameters),
     )
+
+
+def _effort(a: SearchArguments, *, gpu: bool) -> Effort:
+    """How much the search spends. Beside finalists that may reach another goal than the best there is one to
+    fall back on."""
+    effort = choose_effort(
+        a.effort,
+        gpu=gpu,
+        trials=a.trials,
+        steps=a.steps,
+        train_rows=a.train_rows,
+        select_rows=a.select_rows,
+        test_rows=a.test_rows,
+        top=a.confirm,
+        seeds=a.confirm_seeds,
+    )
+    more = a.confirm is None and a.goal != "best"
+    return replace(effort, top=effort.top + 1) if more else effort
 
 
 def _plan(a: SearchArguments, steps: int, gpus: float) -> TrainingPlan:

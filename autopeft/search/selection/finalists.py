@@ -48,12 +48,13 @@ def choose_finalists(records: Iterable[TrialRecord], top: int) -> list[TrialReco
 def choose_frugal(
     records: Sequence[TrialRecord], top: int, cost: Cost, reference: float | None, margin: float
 ) -> list[TrialRecord]:
-    """`top` different recipes of `records` (best first): those of least cost that may be within the margin,
-    and the best, to fall back on.
+    """`top` different recipes of `records` (best first), from the one of least cost that may be within the
+    margin to the best.
 
     A score of one seed flatters a recipe that was chosen by it. It is drawn half the way towards the
     reference's, as if the recipe had scored that once more (see `promise`). Of what is then within the
-    margin, recipes come first that no cheaper one beats.
+    margin, recipes come first that no cheaper one beats, spread from the cheapest to the best: the cheapest
+    is the likeliest to fall short once it is trained again.
 
     Args:
         reference: score of the best baseline on *select*; `None` for that of the best record.
@@ -70,7 +71,9 @@ def choose_frugal(
     ]
     front = nondominated(near, lambda r: order(r.rank or 0.0, getattr(r, cost), r.number))
     others = sorted(near, key=lambda r: float(getattr(r, cost)))
-    ranked = [*front[: max(1, top - 1)], complete[0], *front, *others, *complete]
+    last = len(front) - 1
+    spread = [front[round(i * last / max(top - 1, 1))] for i in range(top)] if front else []
+    ranked = [*spread[:-1], *(spread if top == 1 else complete[:1]), *front, *others, *complete]
     return list({id(r): r for r in ranked}.values())[:top]
 
 

@@ -105,12 +105,13 @@ def verdicts(finalists: Sequence[Finalist], races: Sequence[BaselineRuns], judge
 
     Where there is no baseline, the one that promises most stands for the best.
     """
-    priors = [race for race in races if race.prior and race.recipe]
-    runs: list[RepeatedRuns] = [side for side in (*priors, *finalists) if side.good]
+    leader = best_baseline(races)
+    taking_part = [r for r in races if r.recipe and (r.prior or (judge.cost is not None and r is leader))]
+    runs: list[RepeatedRuns] = [side for side in (*taking_part, *finalists) if side.good]
     if not runs:
         return []
     expected = dict(zip(map(id, runs), promise([side.ranks for side in runs]), strict=True))
-    reference: RepeatedRuns = best_baseline(races) or max(runs, key=lambda side: expected[id(side)])
+    reference: RepeatedRuns = leader or max(runs, key=lambda side: expected[id(side)])
     everyone = [*runs, *([] if any(side is reference for side in runs) else [reference])]
     noise = seed_noise([run.select for run in side.good if run.select is not None] for side in everyone)
     # Without predictions, what steps took, as far as all were measured in this search.

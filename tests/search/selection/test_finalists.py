@@ -73,3 +73,9 @@ def test_a_candidate_of_a_baseline_goes_by_its_label() -> None:
     found = Finalist(record)
     assert (found.name, found.number, found.ranks) == ("LoRA below", None, [0.5])
     assert [job.id for job in found.jobs([7], 9)] == ["confirm-baseline-0-4-s7"]
+
+
+def test_finalists_are_spread_from_the_cheapest_to_the_best() -> None:
+    records = [trial(i, 0.82 - 0.003 * i, 1.0 - 0.05 * i) for i in range(9)]
+    assert numbers(records, 3) == [8, 4, 0]
+    assert numbers(records, 4) == [8, 5, 3, 0]
