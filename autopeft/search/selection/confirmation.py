@@ -89,13 +89,9 @@ class Confirmation:
         else:
             swept = [race.swept_candidates(effort.steps) for race in self.races if race.single]
             goal = max((found[0] for found in swept if found), key=lambda r: r.rank or 0.0, default=None)
-            records = choose_frugal(
-                best_first([*self._trials, *self._other_priors()]),
-                effort.top,
-                judge.cost,
-                None if goal is None else goal.score,
-                judge.margin,
-            )
+            everything = best_first([*self._trials, *self._other_priors()])
+            goal = goal and replace(goal, step_cost=judge.cost_of_step(goal.recipe))
+            records = choose_frugal(everything, effort.top, judge.cost, goal, judge.margin)
         self.finalists = [Finalist(record) for record in records]
         seeds = fresh_seeds(self._seed, effort.seeds)
         jobs = [job for f in self.finalists for job in f.jobs(seeds, effort.steps)]

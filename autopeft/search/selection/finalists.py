@@ -46,35 +46,41 @@ def choose_finalists(records: Iterable[TrialRecord], top: int) -> list[TrialReco
 
 
 def choose_frugal(
-    records: Sequence[TrialRecord], top: int, cost: Cost, reference: float | None, margin: float
+    records: Sequence[TrialRecord], top: int, cost: Cost, baseline: TrialRecord | None, margin: float
 ) -> list[TrialRecord]:
-    """`top` different recipes of `records` (best first), from the one of least cost that may be within the
-    margin to the best.
+    """`top` different recipes of `records` (best first): some that cost less than the best baseline and may
+    be within the margin of it, from the cheapest to the best of them, and the best of all.
 
     A score of one seed flatters a recipe that was chosen by it. It is drawn half the way towards the
-    reference's, as if the recipe had scored that once more (see `promise`). Of what is then within the
-    margin, recipes come first that no cheaper one beats, spread from the cheapest to the best: the cheapest
-    is the likeliest to fall short once it is trained again.
+    baseline's, as if the recipe had scored that once more (see `promise`). Of what is then within the margin,
+    recipes come first that no cheaper one beats. They are spread, as the cheapest is the likeliest to fall
+    short once it is trained again.
 
     Args:
-        reference: score of the best baseline on *select*; `None` for that of the best record.
+        baseline: the best one; `None` for the best record, whatever it costs.
     """
     complete = choose_finalists(records, len(records))
     if not complete:
         return []
-    goal = complete[0].score if reference is None else reference
+    goal = complete[0].score if baseline is None else baseline.score
+    most = math.inf if baseline is None else _cost(baseline, cost)
     near = [
         r
         for r in complete
-        if r.score is not None and goal is not None and getattr(r, cost) is not None
+        if r.score is not None and goal is not None and _cost(r, cost) < most
         if (r.score - goal) / 2 >= -margin
     ]
-    front = nondominated(near, lambda r: order(r.rank or 0.0, getattr(r, cost), r.number))
-    others = sorted(near, key=lambda r: float(getattr(r, cost)))
-    last = len(front) - 1
-    spread = [front[round(i * last / max(top - 1, 1))] for i in range(top)] if front else []
-    ranked = [*spread[:-1], *(spread if top == 1 else complete[:1]), *front, *others, *complete]
+    front = nondominated(near, lambda r: order(r.rank or 0.0, _cost(r, cost), r.number))
+    slots, last = max(1, top - 1), len(front) - 1
+    spread = [front[round(i * last / max(slots - 1, 1))] for i in range(slots)] if front else []
+    others = sorted(near, key=lambda r: _cost(r, cost))
+    ranked = [*spread, complete[0], *front, *others, *complete]
     return list({id(r): r for r in ranked}.values())[:top]
+
+
+def _cost(record: TrialRecord, cost: Cost) -> float:
+    found: float | None = getattr(record, cost)
+    return math.inf if found is None else float(found)
 
 
 def promise(scores: Sequence[Sequence[float]]) -> list[float]:

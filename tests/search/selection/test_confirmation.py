@@ -22,7 +22,7 @@ from autopeft.tasks.scored import ScoredSplit
 
 Make = Callable[..., Stage]
 ROWS = ScoredSplit("accuracy", 1_000_000)
-EFFORT_OF_TEN = replace(EFFORT, trials=10, top=3)
+EFFORT_OF_TEN = replace(EFFORT, trials=10, top=4)
 
 
 def baseline(*ranks: int, kind: Any = "lora", **more: Any) -> Baseline:

@@ -38,8 +38,11 @@ def trial(number: int, score: float, cost: float, rank: float | None = None) -> 
     )  # fmt: skip
 
 
-def numbers(records: list[TrialRecord], top: int, reference: float | None = 0.80) -> list[int | None]:
-    return [r.number for r in choose_frugal(records, top, "step_cost", reference, 0.01)]
+def numbers(
+    records: list[TrialRecord], top: int, reference: float | None = 0.80, at_most: float = 9.0
+) -> list[int | None]:
+    baseline = None if reference is None else trial(99, reference, at_most)
+    return [r.number for r in choose_frugal(records, top, "step_cost", baseline, 0.01)]
 
 
 def test_the_cheapest_that_may_be_within_the_margin_come_first_and_then_the_best() -> None:
@@ -49,6 +52,11 @@ def test_the_cheapest_that_may_be_within_the_margin_come_first_and_then_the_best
     # What a cheaper one beats comes last, what is out of reach only where nothing else is left.
     assert numbers(records, 3) == [1, 0, 2]
     assert numbers(records, 4) == [1, 0, 2, 3]
+
+
+def test_what_costs_as_much_as_the_baseline_is_no_finalist_but_the_best() -> None:
+    records = [trial(0, 0.82, 1.5), trial(1, 0.815, 1.0), trial(2, 0.81, 0.9), trial(3, 0.79, 0.5)]
+    assert numbers(records, 3, at_most=1.0) == [3, 2, 0]
 
 
 def test_a_score_of_one_seed_is_drawn_half_the_way_to_the_baseline() -> None:
@@ -68,14 +76,14 @@ def test_of_equal_cost_the_better_one_is_a_finalist() -> None:
     assert numbers(records, 2) == [1, 0]
 
 
+def test_finalists_are_spread_from_the_cheapest_to_the_best_that_costs_less() -> None:
+    records = [trial(i, 0.82 - 0.003 * i, 1.0 - 0.05 * i) for i in range(9)]
+    assert numbers(records, 4, at_most=0.96) == [8, 4, 1, 0]
+    assert numbers(records, 3, reference=None) == [6, 0, 5]
+
+
 def test_a_candidate_of_a_baseline_goes_by_its_label() -> None:
     record = TrialRecord("baseline", "LoRA below", "complete", {}, job="baseline-0-4", score=0.5, steps=9)
     found = Finalist(record)
     assert (found.name, found.number, found.ranks) == ("LoRA below", None, [0.5])
     assert [job.id for job in found.jobs([7], 9)] == ["confirm-baseline-0-4-s7"]
-
-
-def test_finalists_are_spread_from_the_cheapest_to_the_best() -> None:
-    records = [trial(i, 0.82 - 0.003 * i, 1.0 - 0.05 * i) for i in range(9)]
-    assert numbers(records, 3) == [8, 4, 0]
-    assert numbers(records, 4) == [8, 5, 3, 0]
