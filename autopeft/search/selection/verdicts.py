@@ -4,8 +4,8 @@
 
 - `best` is what promises most (see `promise`); of equals LoRA, then the smaller one.
 - `smallest` and `cheapest` are what costs least of the recipes that are within the margin of the best
-  baseline with a probability of 80 % (see `evidence`). That baseline itself is, so where it is LoRA nothing
-  costlier wins. Where none is within the margin, what promises most wins.
+  baseline with a probability of 80 % (see `evidence`). That baseline itself is, and takes part: nothing that
+  costs more wins. Without baselines the margin is that of what promises most.
 
 A higher probability would refuse most recipes that are as good: three seeds on 400 rows show a difference of
 one point by chance. Whether the winner is as good is told on *test*, with an interval of 95 %.
@@ -103,7 +103,8 @@ def best_baseline(races: Sequence[BaselineRuns]) -> BaselineRuns | None:
 def verdicts(finalists: Sequence[Finalist], races: Sequence[BaselineRuns], judge: Judge) -> list[Verdict]:
     """What is known of the finalists and of the LoRA baseline, what promises most first.
 
-    Where there is no baseline, the one that promises most stands for the best.
+    Where the goal is not the best, the best baseline takes part whatever it is: the others are measured by it.
+    Where there is no baseline, the one that promises most stands for it.
     """
     leader = best_baseline(races)
     taking_part = [r for r in races if r.recipe and (r.prior or (judge.cost is not None and r is leader))]

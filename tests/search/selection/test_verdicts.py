@@ -129,12 +129,14 @@ def test_a_cheap_recipe_that_is_not_within_the_margin_does_not_win() -> None:
 
 
 def test_the_margin_is_that_of_the_best_baseline_and_not_of_lora() -> None:
-    """Nothing is within the margin then, and LoRA is not either."""
+    """Neither the trial nor LoRA is within the margin of it then; it is itself, and is returned."""
     races = [baseline(WORSE), baseline(BETTER, "single", index=1)]
     assert best_baseline(races) is races[1]
     found = verdicts([confirmed(0, LEVEL, 0.3)], races, JUDGE)
-    assert [v.sure for v in found] == [False, False]
-    assert chosen("cheapest", found) is None
+    assert [v.sure for v in found] == [True, False, False]
+    verdict = chosen("cheapest", found)
+    assert verdict is not None
+    assert verdict.runs is races[1]
 
 
 def test_of_costs_that_predictions_cannot_tell_apart_the_better_recipe_wins() -> None:
