@@ -44,6 +44,7 @@ def search(
       autopeft search --budget 300k --task reviews.csv --text body --label stars --time 30m
       autopeft search --budget 0.1%..1% --task trec --effort normal --workers 4
       autopeft search --budget 0.5% --task sst2 --space autopeft --dry-run
+      autopeft search --budget 0.5% --task trec --goal cheapest
       autopeft search --budget 0.5% --task trec --from latest
       autopeft search --resume latest
     """

@@ -197,6 +197,7 @@ def _scores(card: Card, result: Result) -> str:
     what = "" if result.test_sd is None else " (mean ± standard deviation of fresh seeds)"
     lines = [
         "## Scores",
+        *([plain(result.finding)] if result.finding else []),
         f"{plain(card.metric)} on {where} of {plain(card.data.get('name'))}: "
         f"{result.test_mean:.4f}{spread}{what}.",
     ]
@@ -235,10 +236,14 @@ def _found(card: Card) -> str:
     if not made.get("budget"):
         return ""
     trials = plain(table_of(made.get("effort")).get("trials"))
+    number, name = card.result.get("number"), card.result.get("origin")
+    # A candidate of a baseline is no trial, and has a name of its own.
+    found = "A search found the recipe" if number is not None or not name else f"A search chose {plain(name)}"
+    wanted = plain(made.get("goal") or "best")
     return (
-        f"A search found the recipe, in the space {plain(made.get('space'))} and under a budget of "
+        f"{found}, in the space {plain(made.get('space'))} and under a budget of "
         f"{plain(made['budget'])}. It planned {trials} trials, proposed by {plain(made.get('sampler'))}. "
-        "The best recipes were trained again with fresh seeds and ranked on the split select."
+        f"The {wanted} recipes were trained again with fresh seeds and ranked on the split select."
     )
 
 

@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 _DATA = ("text", "text_pair", "label", "seed", "drop_empty")
 # Of a run's manifest: what a reader of the model card wants to know. Of the arguments only `_DATA` goes with
 # it: others hold paths.
-_MADE = ("kind", "created", "budget", "space", "sampler", "objective", "seed", "effort", "versions")
+_MADE = ("kind", "created", "budget", "space", "sampler", "goal", "objective", "seed", "effort", "versions")
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,11 @@ def _seeds(folder: Path, result: Mapping[str, Any], manifest: Mapping[str, Any])
     if manifest.get("kind") == "train":
         seed = manifest.get("seed")
         return [] if seed is None else [seed]
-    tests = [r for r in RunFolder(folder).finals().records if r.kind == "test"]
-    return sorted({r.seed for r in tests if r.number == result.get("number") and r.seed is not None})
+    records = RunFolder(folder).finals().records
+    tests = [r for r in records if r.kind == "test" and r.number == result.get("number")]
+    if not tests:  # a baseline is tested in its own runs
+        tests = [r for r in records if "test" in r.scores and r.recipe == result.get("recipe")]
+    return sorted({r.seed for r in tests if r.seed is not None})
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def outcome_sheet(result: SearchResult, data: Mapping[str, Any], budget: str) ->
         if seeds
         else "Not retrained with fresh seeds: the score is the search's own, on select; test not touched.",
     ]
-    notes += _compared(result)
+    notes += [*result.found(), *_compared(result)]
     if result.within:
         notes += [f"Limits: {result.within}.", *result.resource_sentences()]
     select = result.select or (result.search_score,)
@@ -65,7 +65,7 @@ def winner_text(result: SearchResult, drawing: str) -> str:
     winner, parameters = result.winner, size(result.counts["deployed"], result.counts["share"])
     return "\n".join(
         (
-            f"Winner: trial {result.number}, {winner.name!r} ({winner.brief}), {parameters}",
+            f"Winner: {result.origin}, {winner.name!r} ({winner.brief}), {parameters}",
             "",
             drawing.rstrip("\n"),
             "",

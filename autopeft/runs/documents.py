@@ -20,6 +20,8 @@ from pydantic import (
 )
 
 __all__ = [
+    "Answer",
+    "Answers",
     "Compared",
     "CoursePoint",
     "Manifest",
@@ -101,6 +103,26 @@ class Taken(_Document):
     text: Known[str] = None
 
 
+class Answer(_Document):
+    """What reaches one goal; `text` is the search's own sentence."""
+
+    text: Known[str] = None
+
+
+class Answers(_Document):
+    """The answer to each goal."""
+
+    best: Known[Answer] = None
+    smallest: Known[Answer] = None
+    cheapest: Known[Answer] = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The sentences that are there."""
+        found = (self.best, self.smallest, self.cheapest)
+        return tuple(answer.text for answer in found if answer is not None and answer.text)
+
+
 class CoursePoint(_Document):
     """Hypervolume after a trial, and the training steps spent until then."""
 
@@ -119,6 +141,8 @@ class Result(Measured):
 
     Attributes:
         recipe: as data; it may be none.
+        origin: what the winner is: a trial, or a baseline's name.
+        finding: what was found of the search's goal, in a sentence.
         search_score: of the winner in the search itself.
         constant: what the same answer for every row scores.
         selection_bias: select minus test.
@@ -127,6 +151,9 @@ class Result(Measured):
     kind: Known[str] = None
     recipe: Any = None
     number: Known[Whole] = None
+    origin: Known[str] = None
+    finding: Known[str] = None
+    answers: Table[Answers] = Answers()
     metric: Known[str] = None
     test_sd: Known[float] = None
     search_score: Known[float] = None

@@ -48,10 +48,13 @@ class TrialRecord:
         kept: the scores come from an earlier run, nothing was trained for this one.
         pseudo_values: what groups of *test* rows contribute to the score there (see
             `TaskKind.pseudo_values`); `None` where *test* was not scored.
+        select_values: the same of *select* rows, of runs after the search.
         merits: step to what the recipe is ranked by there, higher is better, where that is not its score.
         precision: of the backbone, in runs after the search.
         measured: what it took: `step_time` and `latency` in seconds, `memory` and `file` in bytes, as far as
             they were measured.
+        step_cost: of a trial, what a training step takes, predicted, where LoRA of the same budget on all
+            layers takes 1; `None` where it was not predicted.
     """
 
     kind: JobKind
@@ -76,9 +79,11 @@ class TrialRecord:
     job: str = ""
     kept: bool = False
     pseudo_values: list[float] | None = field(default=None, repr=False)
+    select_values: list[float] | None = field(default=None, repr=False)
     merits: Mapping[str, float] = field(default_factory=dict, repr=False)
     precision: str = "fp32"
     measured: dict[str, int | float] | None = field(default=None, repr=False)
+    step_cost: float | None = None
 
     @property
     def deployed(self) -> int | float | None:
@@ -173,7 +178,7 @@ def _read(strict: Callable[..., Any], cls: type[T], line: Any, what: str) -> T:
 
 def _numbers(record: TrialRecord) -> Iterator[int | float]:
     r = record
-    single = (r.number, r.seed, r.steps, r.score, r.seconds, r.train_loss, r.duplicate_of)
+    single = (r.number, r.seed, r.steps, r.score, r.seconds, r.train_loss, r.duplicate_of, r.step_cost)
     yield from (value for value in single if value is not None)
     tables = ((r.counts or {}), r.scores, r.rungs, r.merits, (r.measured or {}))
     yield from chain.from_iterable(table.values() for table in tables)

@@ -13,6 +13,7 @@ from typing import Any
 from autopeft.arguments import takes
 from autopeft.errors import AutoPEFTError, StoppedError
 from autopeft.foreign import check_inside
+from autopeft.recipe import Recipe
 from autopeft.runs.files import make_folder
 from autopeft.runs.folder import RunFolder, load_run
 from autopeft.runs.records import TrialRecord
@@ -33,10 +34,12 @@ from autopeft.search.planning.worker_setup import worker_setup
 from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.result import SearchResult
-from autopeft.search.space.initial_points import starting_points
+from autopeft.search.selection.verdicts import Judge
+from autopeft.search.space.initial_points import starting_points, upper_points
 from autopeft.search.strategies.contract import Strategy, StrategyContext
 from autopeft.search.strategies.registry import get_strategy
 from autopeft.search.tracking.reporter import Tracking, parse_trackers, track
+from autopeft.tasks.scored import ScoredSplit
 
 __all__ = ["DryRun", "Sample", "SearchResult", "plan", "search"]
 
@@ -174,6 +177,7 @@ def _run(
             a.precision, parameters=ready.spec.parameters, folder=folder.path, notify=notify
         ),
         rank_by=ready.rank_by,
+        judge=_judge(ready),
         recall=kept.recall,
         seconds=ready.seconds,
         grace=a.grace,
@@ -194,6 +198,17 @@ def _run(
         with suppress(AutoPEFTError):  # what ended the search is told, not that this failed too
             jobs.close()
     return controller
+
+
+def _judge(ready: Prepared) -> Judge:
+    """What decides which of the confirmed recipes wins."""
+    predicted = ready.step_cost
+    return Judge(
+        ready.goal,
+        ready.arguments.margin / 100,
+        ScoredSplit.of(ready.task, "select"),
+        None if predicted is None else (lambda recipe: predicted(Recipe.from_dict(dict(recipe)))),
+    )
 
 
 def _executor(ready: Prepared, folder: RunFolder, notify: Notify) -> Executor:
@@ -228,7 +243,9 @@ def _open_strategy(ready: Prepared, folder: RunFolder, store: FolderCheckpoints,
         seed=ready.arguments.seed,
         sampler=ready.sampler,
         rungs=ready.rungs,
-        objectives=ready.objectives,
+        objectives=1 if ready.cost is None else 2,
+        cost=ready.cost or "deployed",
+        step_cost=ready.step_cost,
         folder=folder.path,
         checkpoints=store,
         first=[] if begun else _first(ready, notify),
@@ -238,13 +255,15 @@ def _open_strategy(ready: Prepared, folder: RunFolder, store: FolderCheckpoints,
 
 
 def _first(ready: Prepared, notify: Notify) -> list[dict[str, Any]]:
-    """What other runs found, then known hybrids at the budget."""
+    """What other runs found, then known hybrids at the budget, and cheap ones where these are looked for."""
     bound = ready.space.bind(ready.spec)
     found, notices = points_from(ready.arguments.warm_start, bound, runs=ready.arguments.runs)
     for line in notices:
         if notify is not None:
             notify(line)
-    return [*found, *starting_points(bound, max(1, min(6, ready.effort.trials // 3)))]
+    count = max(1, min(6, ready.effort.trials // 3))
+    cheap = upper_points(bound, count) if ready.cost == "step_cost" else []
+    return [*found, *cheap, *starting_points(bound, max(1, count // 2) if cheap else count)]
 
 
 def _info(ready: Prepared, folder: RunFolder, baselines: list[Baseline]) -> SearchInfo:

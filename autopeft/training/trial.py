@@ -37,7 +37,7 @@ class TrialOutcome:
         counts: parameters of the hybrid.
         seconds: wall time of the whole trial: attaching, calibration, training, scoring.
         train: the training's result.
-        pseudo_values: what groups of *test* rows contribute to the score there, where *test* was scored.
+        parts: what groups of rows of each split contribute to the score there.
         losses: mean loss over the rows of each split, where the kind of task has one.
     """
 
@@ -45,7 +45,7 @@ class TrialOutcome:
     counts: Counts
     seconds: float
     train: TrainResult = field(repr=False)
-    pseudo_values: tuple[float, ...] = field(default=(), repr=False)
+    parts: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
     losses: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -161,7 +161,7 @@ def _trial(
             plain = Forward(model, kind=data.task.task_kind)
             found = {
                 # The test rows are scored once, by the model as it will be used.
-                name: _score(plain if name == "test" else forward, split, data, plan, by_rows=name == "test")
+                name: _score(plain if name == "test" else forward, split, data, plan)
                 for name, split in wanted.items()
             }
             scores = {name: scored.score for name, scored in found.items()}
@@ -169,7 +169,7 @@ def _trial(
             finished(hybrid, scores)
         finally:
             hybrid.detach()
-    parts = found["test"].pseudo_values if "test" in found else ()
+    parts = {name: scored.pseudo_values for name, scored in found.items()}
     losses = {name: scored.loss for name, scored in found.items() if scored.loss is not None}
     return TrialOutcome(scores, counts, time.perf_counter() - started, result, parts, losses)
 
@@ -184,8 +184,6 @@ def _wanted(data: EncodedTask, splits: Sequence[str]) -> dict[str, EncodedSplit]
     return {name: known[name] for name in splits}
 
 
-def _score(
-    forward: Forward, split: EncodedSplit, data: EncodedTask, plan: TrainingPlan, *, by_rows: bool
-) -> Scored:
+def _score(forward: Forward, split: EncodedSplit, data: EncodedTask, plan: TrainingPlan) -> Scored:
     options: dict[str, Any] = {"batch_size": plan.eval_batch_size, "device": plan.torch_device()}
-    return score_by_rows(forward.model, split, data.task.metric, parts=by_rows, forward=forward, **options)
+    return score_by_rows(forward.model, split, data.task.metric, forward=forward, **options)

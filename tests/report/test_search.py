@@ -26,6 +26,7 @@ def result(**more: Any) -> SearchResult:
         "winner": RECIPE,
         "counts": COUNTS,
         "number": 7,
+        "origin": "trial 7",
         "metric": "accuracy",
         "select": (0.7, 0.8),
         "test": (0.6, 0.8),

@@ -42,7 +42,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def lines(run: str, name: str = "trials.jsonl") -> list[dict[str, Any]]:
     path = RECORDED / run / name
     # What records have got since then.
-    since = {"pseudo_values": None, "measured": None, "precision": "fp32", "merits": {}}
+    since = {
+        "pseudo_values": None,
+        "select_values": None,
+        "step_cost": None,
+        "measured": None,
+        "precision": "fp32",
+        "merits": {},
+    }
     return [since | json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 

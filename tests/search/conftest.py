@@ -29,10 +29,18 @@ def make_stage(tmp_path: Path) -> Callable[..., Stage]:
             trials=effort.trials,
             rungs=more.pop("rungs", Rungs.of(effort.steps, "none")),
             objectives=more.pop("objectives", 1),
+            cost=more.pop("cost", "deployed"),
         )
         baselines = more.pop(
             "baselines",
-            [Baseline("baseline", tuple(lora(100, lr).to_dict() for lr in (1e-3, 2e-3)), {"deployed": 5})],
+            [
+                Baseline(
+                    "baseline",
+                    tuple(lora(100, lr).to_dict() for lr in (1e-3, 2e-3)),
+                    {"deployed": 5},
+                    kind="head",  # it is compared with, and cannot win
+                )
+            ],
         )
         events, checkpoints = Events(), more.pop("checkpoints", None) or MemoryCheckpoints()
         records: list[TrialRecord] = []

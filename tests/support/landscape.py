@@ -123,12 +123,12 @@ def trial_of(
     point = land.repaired(params)
     assert point is not None
     complete = state == TrialState.COMPLETE
-    more: dict[str, Any] = {"point": dict(point.values), "deployed": point.deployed}
+    more: dict[str, Any] = {"point": dict(point.values), "cost": point.cost}
     if complete:
         more |= {"rung": rung, "full": rung == 100, "score": score}
     return create_trial(
         state=state,
-        values=[score, float(point.deployed)][:objectives] if complete else None,
+        values=[score, float(point.cost)][:objectives] if complete else None,
         params=params,
         distributions=land.distributions,
         user_attrs=more if attributes else {},
@@ -177,7 +177,7 @@ class Run:
         """Hypervolume of the true scores, sizes as a share of the budget."""
         most = self.land.limit
         points = [
-            (self.land.truth(p.values), math.log(p.deployed / most) if log else p.deployed / most)
+            (self.land.truth(p.values), math.log(p.cost / most) if log else p.cost / most)
             for p in self.points
         ]
         return hypervolume(points, (0.6, 0.0 if log else 1.0))

@@ -18,6 +18,7 @@ from autopeft.search.core.events import SearchInfo
 from autopeft.search.core.jobs import Job, JobResult, TrainJob
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.candidate import Candidate
+from autopeft.tasks.kinds import get_kind
 
 from .toy import toy_spec
 
@@ -33,9 +34,8 @@ def lora(rank: int, rate: float = 1e-3) -> Recipe:
 
 def to_lora(values: dict[str, Any]) -> Candidate:
     recipe = lora(values["rank"])
-    return Candidate(
-        recipe, Counts(values["rank"] * 10, values["rank"] * 10, 0, 10_000), recipe.hash(), dict(values)
-    )
+    counts = Counts(values["rank"] * 10, values["rank"] * 10, 0, 10_000)
+    return Candidate(recipe, counts, recipe.hash(), dict(values), step_cost=values["rank"] / 100)
 
 
 def rank_of(job: Job) -> int:
@@ -140,11 +140,18 @@ class Stage:
 def ready_to_finish() -> Any:
     """As much of a prepared search as `finish` reads."""
     return SimpleNamespace(
-        task=SimpleNamespace(metric="accuracy", source=SimpleNamespace(notice=None)),
+        task=SimpleNamespace(
+            metric="accuracy",
+            source=SimpleNamespace(notice=None),
+            splits=dict.fromkeys(("select", "test"), SimpleNamespace(labels=[0, 1] * 500)),
+            task_kind=get_kind("classification"),
+            labels=("no", "yes"),
+        ),
         limits=(0, 1000),
-        arguments=SimpleNamespace(seed=0),
+        arguments=SimpleNamespace(seed=0, margin=1.0),
         summary=SimpleNamespace(constant=None, remarks=()),
         spec=toy_spec(),
         predictor=Predictor(Limits(), {}),
         within=Limits(),
+        goal="best",
     )

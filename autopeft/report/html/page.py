@@ -94,6 +94,7 @@ def render_report(
             headline=words.headline(run),
             remarks=words.remarks(run),
             facts=words.facts(run, studied.unfinished),
+            answers=words.answers(run),
             comparisons=words.comparisons(run),
             resources=words.resources(run),
             reproduction=words.reproduction(run),

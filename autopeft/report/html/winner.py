@@ -76,7 +76,8 @@ def _title(run: Run) -> str:
         return "The recipe"
     if run.result:
         n = run.result.number
-        return "The winner" if n is None else f"The winner: trial {n}"
+        name = run.result.origin if n is None else f"trial {n}"
+        return f"The winner: {shown(name, 120)}" if name else "The winner"
     return "The best so far" if run.best is None else f"The best so far: trial {shown(run.best.number, 20)}"
 
 

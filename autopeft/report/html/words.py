@@ -21,11 +21,11 @@ from autopeft.tasks.summary import Constant
 from autopeft.training.arguments import TrainArguments
 from autopeft.training.next_steps import predict_command
 
-__all__ = ["comparisons", "facts", "headline", "remarks", "reproduction", "resources"]
+__all__ = ["answers", "comparisons", "facts", "headline", "remarks", "reproduction", "resources"]
 
 
 def headline(run: Run) -> list[str]:
-    """What came out, in one to four sentences."""
+    """What came out, in one to five sentences."""
     running = "This run is going on: what stands here was found until this page was written."
     return [running, *_found(run)] if run.state == "running" else _found(run)
 
@@ -34,7 +34,8 @@ def _found(run: Run) -> list[str]:
     metric = run.metric
     if run.result:
         size = _size(run.result.counts.deployed, run.result.counts.share)
-        return [_scored(run, f"{methods_of(run.recipe)} with {size}"), *_against(run)]
+        led = [shown(run.result.finding, 600)] if run.result.finding else []
+        return [*led, _scored(run, f"{methods_of(run.recipe)} with {size}"), *_against(run)]
     best = run.best
     if best is None:
         return ["No trial has been trained to the end yet."]
@@ -62,6 +63,11 @@ def _scored(run: Run, what: str) -> str:
         f"{what} scored {run.metric} {score(result.search_score)} on select in the search itself. It was not "
         "retrained with fresh seeds, and test has not been touched."
     )
+
+
+def answers(run: Run) -> list[str]:
+    """The answer to each goal, as far as the search has one."""
+    return [shown(text, 600) for text in run.result.answers.texts] if run.result else []
 
 
 def resources(run: Run) -> list[str]:

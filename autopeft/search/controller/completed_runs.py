@@ -59,7 +59,9 @@ class KnownRuns:
             return None
         parts = kept.pseudo_values if "test" in job.splits else ()
         scores = {split: kept.scores[split] for split in job.splits}
-        return JobResult(job.id, scores, pseudo_values=parts, merit=kept.merit)
+        return JobResult(
+            job.id, scores, pseudo_values=parts, select_values=kept.select_values, merit=kept.merit
+        )
 
     def remember(self, record: TrialRecord) -> None:
         """Keep the scores of a baseline's run for other searches."""
@@ -67,7 +69,8 @@ class KnownRuns:
             merit = record.merits.get(str(record.steps))
             rank_by = "score" if merit is None else "loss"
             key = self._keys.of(record.recipe, record.seed or 0, record.steps or 0, record.precision, rank_by)
-            kept = KeptScores(record.scores, tuple(record.pseudo_values or ()), merit)
+            parts = tuple(record.pseudo_values or ()), tuple(record.select_values or ())
+            kept = KeptScores(record.scores, *parts, merit=merit)
             self._cache.put(key, kept, record.seconds)
 
 
@@ -80,6 +83,7 @@ def _as_result(record: TrialRecord) -> JobResult:
         counts=record.counts,
         worker=record.worker,
         pseudo_values=tuple(record.pseudo_values or ()),
+        select_values=tuple(record.select_values or ()),
         measured=record.measured or {},
         merit=record.merits.get(str(record.steps)),
     )

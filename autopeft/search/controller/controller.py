@@ -23,6 +23,7 @@ from autopeft.search.core.events import Reporter
 from autopeft.search.core.jobs import DONE, Done, Job, JobResult, TrainJob
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.confirmation import Confirmation, retried
+from autopeft.search.selection.verdicts import Judge
 from autopeft.search.strategies.contract import Strategy
 
 __all__ = ["Controller"]
@@ -57,6 +58,7 @@ class Controller:
         workers: jobs that run at a time, for the time budget.
         precision: of trials and of the baselines' sweeps; all else is in fp32.
         rank_by: see `Job`.
+        judge: which of what is confirmed wins; by default the best.
         grace: seconds that jobs may go on after an interruption.
         clock: monotonic seconds.
     """
@@ -74,6 +76,7 @@ class Controller:
         workers: int,
         precision: ChosenPrecision | None = None,
         rank_by: str = "score",
+        judge: Judge | None = None,
         recall: Callable[[Job], JobResult | None] = _unknown,
         seconds: float | None = None,
         grace: float = 0.0,
@@ -86,7 +89,14 @@ class Controller:
         self.time_budget = TimeBudget(
             effort, baselines, workers, seconds, expected_steps=strategy.expected_steps, clock=clock
         )
-        self.confirmation = Confirmation(baselines, effort, seed, reporter.on_phase)
+        self.confirmation = Confirmation(
+            baselines,
+            effort,
+            seed,
+            reporter.on_phase,
+            judge=judge,
+            has_weights=lambda job: job in checkpoints.keys(),  # noqa: SIM118 - a store is no mapping
+        )
         self._running: dict[str, Job] = {}
         self._again: deque[Job] = deque()
         self._searching, self._announced = True, False
@@ -153,7 +163,8 @@ class Controller:
         if self.strategy.candidates(1):
             self.confirmation.sweep()
         self.effort = self.time_budget.shrink(self.effort, self.confirmation.sweeps_left)
-        self.confirmation.open(self.strategy.candidates(2 * self.effort.top), self.effort)
+        # Those that cost least may be far from the best.
+        self.confirmation.open(self.strategy.candidates(self.strategy.launched), self.effort)
 
     # Taking back
     # ------------------------------------------------------------------------------------------------------

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import AutoPEFTError, StoppedError
 from autopeft.hybrid.store import WEIGHTS
@@ -12,9 +13,12 @@ from autopeft.recipe import Recipe
 from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.controller import Controller
+from autopeft.search.core.goals import Goal
 from autopeft.search.optimization.hypervolume import hypervolume_course
 from autopeft.search.optimization.pareto import front_csv, front_json, pareto_front
 from autopeft.search.planning.resume import resume_command
+from autopeft.search.selection.answers import Answer, answers, finding, origin
+from autopeft.search.selection.confirmation import weights_job
 from autopeft.search.selection.contender import Contender
 from autopeft.search.selection.result import SearchResult
 from autopeft.search.selection.significance import (
@@ -45,32 +49,29 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
     best = controller.strategy.candidates(1)
     if not best:
         raise _nothing(ready, controller, records, folder)
-    winner, chosen = controller.confirmation.winner, best[0]
-    if winner is not None and winner.number is not None and winner.good:
-        chosen = by_number[winner.number]
-        files = controller.checkpoints.get(winner.good[0].job)
-    else:
-        # Of equal trials the one whose weights are kept, so that recipe and weights are of one hybrid.
-        winner, files = None, controller.best.files()
-        if files is not None and controller.best.number is not None:
-            chosen = by_number[controller.best.number]
-    if files is None or not files.get(WEIGHTS):
+    won = _won(controller, by_number, best[0])
+    if won.files is None or not won.files.get(WEIGHTS):
         raise _no_weights(ready, folder)
-    final = None if winner is None else winner.contender()
-    recipe, baselines = Recipe.from_dict(dict(chosen.recipe)), controller.confirmation.baselines()
-    front = pareto_front(records)
+    final, trial = won.final, won.trial
+    recipe, baselines = Recipe.from_dict(dict(won.recipe)), controller.confirmation.baselines()
+    comparisons = _comparisons(ready, final, baselines)
+    found = (
+        {}
+        if final is None
+        else answers(controller.confirmation.verdicts(), controller.confirmation.best_baseline)
+    )
     result = SearchResult(
         winner=recipe,
         # Of the weights that are kept: a data-dependent method leaves other sizes with each seed.
-        counts=(chosen.counts or {}) if final is None else dict(final.counts),
-        number=chosen.number if chosen.number is not None else -1,
+        counts=(trial.counts or {} if trial else {}) if final is None else dict(final.counts),
+        number=None if trial is None else trial.number,
         metric=ready.task.metric,
         select=final.select if final else (),
         test=final.test if final else (),
-        search_score=chosen.score if chosen.score is not None else math.nan,
+        search_score=math.nan if trial is None or trial.score is None else trial.score,
         confirmed=final is not None,
         baselines=tuple(baselines),
-        front=tuple(front),
+        front=tuple(pareto_front(records)),
         trials=tuple(records),
         run=folder.path,
         interrupted=controller.interrupted,
@@ -80,16 +81,72 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         seconds=seconds,
         steps=sum(map(trained_steps, records)),
         hypervolume=tuple(course(records, ready.limits[1])),
-        comparisons=_comparisons(ready, final, baselines),
+        comparisons=comparisons,
         bias=_bias(ready, final),
         constant=ready.summary.constant,
         remarks=ready.summary.remarks,
-        taken=_taken(ready, recipe, chosen, final, baselines),
+        taken=_taken(ready, recipe, trial, final, baselines),
         within=ready.within,
+        origin=won.origin,
+        goal=ready.goal,
+        finding=_finding(ready, controller, won, comparisons, found),
+        answers=found,
     )
-    folder.write_winner(files)
+    folder.write_winner(won.files)
     _write(folder, result)
     return result
+
+
+@dataclass(frozen=True)
+class _Won:
+    """The winner: a trial, confirmed or not, or a candidate of a baseline, which is no trial."""
+
+    recipe: Mapping[str, Any]
+    origin: str
+    trial: TrialRecord | None
+    final: Contender | None
+    files: Mapping[str, bytes] | None
+
+
+def _won(controller: Controller, by_number: Mapping[int | None, TrialRecord], best: TrialRecord) -> _Won:
+    winner, kept = controller.confirmation.winner, controller.checkpoints
+    if winner is not None and winner.good:
+        final, job = winner.contender(), winner.good[0].job
+        files = kept.get(job) or kept.get(weights_job(job))
+        trial = None if winner.number is None else by_number[winner.number]
+        return _Won(final.recipe, origin(final), trial, final, files)
+    # Of equal trials the one whose weights are kept, so that recipe and weights are of one hybrid.
+    files = controller.best.files()
+    if files is not None and controller.best.number is not None:
+        best = by_number[controller.best.number]
+    return _Won(best.recipe, f"trial {best.number}", best, None, files)
+
+
+def _finding(
+    ready: Prepared,
+    controller: Controller,
+    won: _Won,
+    comparisons: Sequence[Comparison],
+    found: Mapping[Goal, Answer | None],
+) -> str | None:
+    """What was found of the goal (see `finding`)."""
+    if won.final is None:
+        if ready.goal == "best":
+            return None
+        return f"This is the best so far and not the {ready.goal}: nothing was retrained with fresh seeds."
+    beside = controller.confirmation.best_baseline
+    named = {c.baseline: c for c in comparisons}
+    return finding(
+        ready.goal,
+        found.get(ready.goal),
+        None if beside is None else named.get(beside.name),
+        returned=won.origin if _is_baseline(won.final, controller.confirmation.baselines()) else None,
+        margin=ready.arguments.margin / 100,
+    )
+
+
+def _is_baseline(winner: Contender, baselines: Iterable[Contender]) -> bool:
+    return any(baseline.recipe == winner.recipe for baseline in baselines)
 
 
 def _write(folder: RunFolder, result: SearchResult) -> None:
@@ -104,11 +161,11 @@ def _write(folder: RunFolder, result: SearchResult) -> None:
 def _taken(
     ready: Prepared,
     recipe: Recipe,
-    trial: TrialRecord,
+    trial: TrialRecord | None,
     winner: Contender | None,
     baselines: list[Contender],
 ) -> tuple[Taken, ...]:
-    measured = {**(trial.measured or {}), **({} if winner is None else winner.measured)}
+    measured = {**((trial and trial.measured) or {}), **({} if winner is None else winner.measured)}
     rows = [("winner", recipe.to_dict(), measured)]
     rows += [(baseline.name, dict(baseline.recipe), dict(baseline.measured)) for baseline in baselines]
     return taken(rows, ready.spec, ready.predictor.everything)
@@ -130,6 +187,7 @@ def _comparisons(
             margin=ready.arguments.margin / 100,
         )
         for baseline in baselines
+        if baseline.recipe != winner.recipe
     )
 
 

@@ -103,6 +103,7 @@ class JobResult:
         files: the saved hybrid, where the job asked to keep it, or the `checkpoint` of a paused trial.
         paused: whether the training stands at the job's `until`.
         pseudo_values: what groups of *test* rows contribute to the score there, where *test* was scored.
+        select_values: the same of *select* rows.
         merit: what the recipe is ranked by, higher is better, where that is not its score on *select*.
         measured: numbers that a job measured, by name: what it took beside its parameters, as
             `Resources.to_dict()` has it (of a training `step_time` and `memory`, of a run after the search
@@ -121,6 +122,7 @@ class JobResult:
     worker: str = ""
     paused: bool = False
     pseudo_values: tuple[float, ...] = field(default=(), repr=False)
+    select_values: tuple[float, ...] = field(default=(), repr=False)
     merit: float | None = None
     measured: Mapping[str, float] = field(default_factory=dict, repr=False)
     log: str = field(default="", repr=False)

@@ -148,7 +148,8 @@ def _train(context: JobContext, job: TrainJob) -> JobResult:
         counts=outcome.counts.to_dict(),
         files=files,
         paused=outcome.train.stopped == "paused",
-        pseudo_values=outcome.pseudo_values,
+        pseudo_values=outcome.parts.get("test", ()),
+        select_values=outcome.parts.get("select", ()),
         merit=merit,
         measured={**outcome.measured, **measured},
     )

@@ -21,10 +21,10 @@ T = TypeVar("T")
 Order = tuple[float, float, float]
 
 
-def order(score: float, size: float | None = 0, number: float | None = 0) -> Order:
-    """Sorts the best first: by score, of equal scores the smaller, of equal sizes the earlier one. What has
-    no size or no number comes after those that have."""
-    return -score, math.inf if size is None else size, math.inf if number is None else number
+def order(score: float, cost: float | None = 0, number: float | None = 0) -> Order:
+    """Sorts the best first: by score, of equal scores the one of less cost (its size, where nothing else is
+    said), of equal costs the earlier one. What has no cost or no number comes after those that have."""
+    return -score, math.inf if cost is None else cost, math.inf if number is None else number
 
 
 def best_first(records: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -34,7 +34,7 @@ def best_first(records: Iterable[TrialRecord]) -> list[TrialRecord]:
 
 
 def nondominated(items: Iterable[T], order_of: Callable[[T], Order]) -> list[T]:
-    """The items that no other beats in score or size without being worse in the other, by size; of equal ones
+    """The items that no other beats in score or cost without being worse in the other, by cost; of equal ones
     the earliest.
 
     Args:
@@ -43,9 +43,9 @@ def nondominated(items: Iterable[T], order_of: Callable[[T], Order]) -> list[T]:
     front: list[T] = []
     least = math.inf
     for item in sorted(items, key=order_of):
-        size = order_of(item)[1]
-        if size < least:
-            least = size
+        cost = order_of(item)[1]
+        if cost < least:
+            least = cost
             front.append(item)
     return front[::-1]
 

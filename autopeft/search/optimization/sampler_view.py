@@ -29,6 +29,7 @@ class Observation:
     Attributes:
         params: the sampler's raw parameters.
         point: the repaired values of the space.
+        cost: what a second objective makes small.
         rungs: step to score on *select*, the last rung's included.
         failed: nothing can be learned from it.
         hash: of the repaired recipe.
@@ -36,7 +37,7 @@ class Observation:
 
     params: Mapping[str, Any]
     point: Mapping[str, Any] = field(default_factory=dict)
-    deployed: int = 0
+    cost: float = 0
     rungs: dict[int, float] = field(default_factory=dict)
     failed: bool = False
     hash: str = ""
@@ -80,13 +81,13 @@ def _frozen(
     objectives: int,
 ) -> FrozenTrial:
     reached = max(trial.rungs, default=None)
-    attributes: dict[str, Any] = {"point": dict(trial.point), "deployed": trial.deployed, "hash": trial.hash}
+    attributes: dict[str, Any] = {"point": dict(trial.point), "cost": trial.cost, "hash": trial.hash}
     values: list[float] | None = None
     state = TrialState.FAIL if trial.failed else TrialState.RUNNING
     if reached is not None and not trial.failed:
         score = trial.rungs[reached]
         attributes.update(rung=reached, full=reached == full, score=score)
-        values, state = [score + ahead[reached], float(trial.deployed)][:objectives], TrialState.COMPLETE
+        values, state = [score + ahead[reached], float(trial.cost)][:objectives], TrialState.COMPLETE
     return create_trial(
         state=state,
         values=values,

@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autopeft.errors import AutoPEFTError, DataError
 from autopeft.runs.records import CountTable, RecordState, TrialRecord
+from autopeft.search.core.goals import COSTS, Cost
 from autopeft.search.core.jobs import JobResult
 from autopeft.search.optimization.distributions import Codec
 from autopeft.search.optimization.entries import (
@@ -75,7 +76,8 @@ class SearchStudy:
         repair: maps the space's values to a recipe inside the budget; raises `AutoPEFTError` where none
             exists.
         rungs: steps at which trials are scored.
-        objectives: 1 for the score, 2 for score and size.
+        objectives: 1 for the score, 2 for score and cost.
+        cost: what the second objective makes small.
         first: values tried before the sampler's own, on a new study.
         in_use: tells which parameters had a part in a recipe; the journal leaves out the others.
         patience: proposals in a row that may be known already before the space counts as exhausted; those
@@ -96,13 +98,14 @@ class SearchStudy:
         trials: int,
         rungs: Rungs,
         objectives: int = 1,
+        cost: Cost = "deployed",
         first: Iterable[Mapping[str, Any]] = (),
         patience: int = 100,
         in_use: InUse = all_in_use,
     ) -> None:
         self._codec, self._repair, self._in_use = Codec(parameters), repair, in_use
         self._patience, self._trials = patience, trials
-        self.rungs, self.objectives = rungs, objectives
+        self.rungs, self.objectives, self.cost = rungs, objectives, cost
         self._seen: list[Observation] = []
         self._records: dict[int, TrialRecord] = {}
         self._open: dict[int, TrialRecord] = {}
@@ -145,7 +148,7 @@ class SearchStudy:
         if self.objectives == 2 and study.metric_names is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                study.set_metric_names(["score", "deployed parameters"])
+                study.set_metric_names(["score", COSTS[self.cost]])
         return study
 
     # Coming back
@@ -200,9 +203,9 @@ class SearchStudy:
             rungs[self.rungs.full] = t.values[0]
         rungs.update({int(k): float(v) for k, v in a.get("merits", {}).items()})
         failed = t.state == TrialState.FAIL or outcome.get("error") is not None
-        deployed = int(a.get("counts", {}).get("deployed", 0))
+        cost = self.cost_of(self.as_record(t))
         params = self._codec.encode(a[PROPOSED])
-        return Observation(params, a.get("point", {}), deployed, rungs, failed, a.get("hash", ""))
+        return Observation(params, a.get("point", {}), cost, rungs, failed, a.get("hash", ""))
 
     @property
     def paused(self) -> dict[int, TrialRecord]:
@@ -229,6 +232,8 @@ class SearchStudy:
                 "counts": counts,
                 "point": dict(repaired.point),
             }
+            if repaired.step_cost is not None:
+                marks["step_cost"] = repaired.step_cost
             original = self._known.get(repaired.hash)
             if original is not None:
                 self._copy(values, {**marks, "duplicate_of": original}, original)
@@ -256,7 +261,7 @@ class SearchStudy:
             found = self._repair(self._codec.decode(params))
         except AutoPEFTError:
             return None
-        return Point(found.point, found.counts.deployed, found.hash)
+        return Point(found.point, self.cost_of(found), found.hash)
 
     def _create(
         self,
@@ -290,8 +295,12 @@ class SearchStudy:
         return (TrialState.PRUNED if stopped else TrialState.FAIL), None, outcome
 
     def _values(self, record: TrialRecord) -> list[float]:
-        size = float((record.counts or {}).get("deployed", 0))
-        return [record.score or 0.0, size][: self.objectives]
+        return [record.score or 0.0, self.cost_of(record)][: self.objectives]
+
+    def cost_of(self, recipe: TrialRecord | Candidate) -> float:
+        """What the second objective makes small, of a trial or of a recipe that was not trained yet."""
+        found: float | None = getattr(recipe, self.cost)
+        return float(found or 0.0)
 
     # Results
     # ------------------------------------------------------------------------------------------------------
@@ -452,6 +461,7 @@ class SearchStudy:
             values=dict(a[PROPOSED]),
             worker=outcome.get("worker", ""),
             measured=outcome.get("measured") or None,
+            step_cost=a.get("step_cost"),
         )
 
 

@@ -73,16 +73,17 @@ class Rungs:
 
 @dataclass(frozen=True)
 class Standing:
-    """A trial's standing at a rung: its score on *select* there, and its deployed parameters."""
+    """A trial's standing at a rung: its merit on *select* there, and its cost, which a second objective makes
+    small."""
 
     number: int
     score: float
-    size: int
+    cost: float
 
 
 def ranked(entries: Iterable[Standing], *, objectives: int = 1) -> list[Standing]:
-    """Best first: by score, then size, then number; with two objectives by front (the first is not dominated
-    in score and size), and within a front those furthest from their neighbours first."""
+    """Best first: by score, then cost, then number; with two objectives by front (the first is not dominated
+    in score and cost), and within a front those furthest from their neighbours first."""
     rest = sorted(entries, key=_order)
     if objectives == 1:
         return rest
@@ -96,20 +97,20 @@ def ranked(entries: Iterable[Standing], *, objectives: int = 1) -> list[Standing
 
 
 def _order(entry: Standing) -> tuple[float, float, float]:
-    return order(entry.score, entry.size, entry.number)
+    return order(entry.score, entry.cost, entry.number)
 
 
 def _spread(front: Sequence[Standing]) -> list[Standing]:
     """By crowding distance (Deb et al. 2002), the loneliest first; the ends come before all others."""
     if len(front) < 3:
         return list(front)
-    scores, sizes = front[0].score - front[-1].score, front[0].size - front[-1].size
+    scores, costs = front[0].score - front[-1].score, front[0].cost - front[-1].cost
 
     def distance(i: int) -> float:
         if i in (0, len(front) - 1):
             return float("inf")
         a, b = front[i - 1], front[i + 1]
-        return (a.score - b.score) / (scores or 1.0) + (a.size - b.size) / (sizes or 1)
+        return (a.score - b.score) / (scores or 1.0) + (a.cost - b.cost) / (costs or 1)
 
     return [front[i] for i in sorted(range(len(front)), key=lambda i: (-distance(i), i))]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from autopeft.arguments import NEEDED, Arguments, Option
 from autopeft.search.planning import option_checks as checks
-from autopeft.search.planning.option_checks import OBJECTIVES, objectives
+from autopeft.search.planning.option_checks import objectives
 from autopeft.training import options as shared
 from autopeft.training.options import check_effort, efforts
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 else:  # they import torch
     SpaceData, ReporterData = Any, Any | None
 
-__all__ = ["OBJECTIVES", "PlanCall", "SearchArguments", "SearchCall", "objectives"]
+__all__ = ["PlanCall", "SearchArguments", "SearchCall", "objectives"]
 
 SEARCH, LIMITS, WORKERS = "Search", "Limits", "Workers"
 
@@ -96,7 +96,7 @@ class SearchArguments(Arguments):
     sampler: Annotated[
         str | None,
         Option(
-            help="What proposes recipes: {choices}. Default: tpe, or linear with --objective score,params.",
+            help="What proposes recipes: {choices}. Default: tpe, or linear with two objectives.",
             doc="what proposes recipes: {choices}; default: tpe, or linear with two objectives",
             panel=SEARCH,
             choices=checks.samplers,
@@ -115,14 +115,29 @@ class SearchArguments(Arguments):
             check=checks.check_fidelity,
         ),
     ] = "steps"
-    objective: Annotated[
+    goal: Annotated[
         str,
         Option(
-            help="score, or score,params to look for small recipes as well as for good ones.",
+            help="{choices}: the best recipe, or the smallest or the cheapest to train of those within the "
+            "margin of the best baseline.",
+            doc="{choices}: which recipe wins. The smallest has the fewest deployed parameters, the cheapest "
+            "the shortest training step, of the recipes that are within `margin` of the best baseline; the "
+            "search then looks for small or cheap ones as well as for good ones",
+            panel=SEARCH,
+            choices=checks.goals,
+        ),
+    ] = "best"
+    objective: Annotated[
+        str | None,
+        Option(
+            help="What the trials are spent on: score, or score,params or score,cost for small or cheap "
+            "recipes as well as good ones. Default: what the goal needs.",
+            doc="what the trials are spent on: {choices} (small or cheap recipes as well as good ones); "
+            "default: what the goal needs, and beside another goal than best nothing else",
             panel=SEARCH,
             choices=objectives,
         ),
-    ] = "score"
+    ] = None
     rank_by: Annotated[
         str | None,
         Option(
@@ -162,7 +177,7 @@ class SearchArguments(Arguments):
     margin: Annotated[
         float,
         Option(
-            help="Points of the score by which the winner may be worse than a baseline and still be as good.",
+            help="Points of the score by which a recipe may be worse than a baseline and still be as good.",
             panel=SEARCH,
             check=checks.check_margin,
         ),

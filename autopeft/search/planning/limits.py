@@ -19,13 +19,14 @@ from autopeft.counting import Budget
 from autopeft.errors import AutoPEFTError
 from autopeft.hybrid import head_of
 from autopeft.recipe import Recipe
-from autopeft.resources import Limits, head_on_meta
+from autopeft.resources import Limits, StepCost, head_on_meta
 from autopeft.resources.calibration import Calibration, calibrate
 from autopeft.resources.files import Head
 from autopeft.resources.limits import read_size, read_span
 from autopeft.resources.measuring import Bench
 from autopeft.resources.probes import Offer, base_probes, dropout_probes, method_probes
 from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.selection.baseline_recipes import middle
 from autopeft.search.selection.baselines import lora_baseline
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.repair import repair
@@ -34,7 +35,7 @@ from autopeft.tasks import Task
 from autopeft.tasks.encode import encode
 from autopeft.training import TrainingPlan
 
-__all__ = ["calibration_for", "limits_of", "task_head"]
+__all__ = ["calibration_for", "limits_of", "step_cost_of", "task_head"]
 
 _DRAWN = 150
 
@@ -94,6 +95,16 @@ def calibration_for(
         )
     finally:
         torch.set_num_threads(threads)
+
+
+def step_cost_of(calibration: Calibration, bound: BoundSpace, budget: Budget) -> StepCost:
+    """What training steps take beside that of LoRA at the budget on all layers; beside that of the mid-point
+    of the space where the backbone has no place for LoRA."""
+    lora = lora_baseline(bound.spec, budget.limits(bound.spec), 1)
+    if lora is not None:
+        return StepCost(calibration, bound.spec, Recipe.from_dict(dict(lora.candidates[0])), lora.title(0))
+    member = middle(bound, budget, 1)[0]
+    return StepCost(calibration, bound.spec, member.recipe, member.title)
 
 
 def _offers(bound: BoundSpace, budget: Budget) -> list[Offer]:

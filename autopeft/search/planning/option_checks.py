@@ -11,9 +11,9 @@ from decimal import Decimal
 from typing import Any
 
 from autopeft.errors import RecipeError, UsageError, near
+from autopeft.search.core.goals import GOALS, OBJECTIVES
 
 __all__ = [
-    "OBJECTIVES",
     "RANKS",
     "baselines",
     "check_baselines",
@@ -32,6 +32,7 @@ __all__ = [
     "check_time",
     "check_trackers",
     "fidelities",
+    "goals",
     "objectives",
     "precisions",
     "ranks",
@@ -42,7 +43,6 @@ __all__ = [
     "trackers",
 ]
 
-OBJECTIVES = {"score": 1, "score,params": 2}
 RANKS = ("loss", "score")
 
 
@@ -53,6 +53,11 @@ def ranks() -> Iterable[str]:
 def objectives() -> Iterable[str]:
     """Names of the objectives."""
     return OBJECTIVES
+
+
+def goals() -> Iterable[str]:
+    """Names of the goals."""
+    return GOALS
 
 
 def strategies() -> Iterable[str]:

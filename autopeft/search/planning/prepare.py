@@ -8,7 +8,7 @@ import math
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -29,11 +29,12 @@ from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.effort import Effort, choose_effort, parse_duration
 from autopeft.errors import UsageError
-from autopeft.resources import Limits, Predictor
+from autopeft.resources import Limits, Predictor, StepCost
+from autopeft.search.core.goals import GOALS, OBJECTIVES, Cost, Goal
 from autopeft.search.optimization.samplers import default_sampler
 from autopeft.search.optimization.successive_halving import Rungs
-from autopeft.search.planning.arguments import OBJECTIVES, SearchArguments
-from autopeft.search.planning.limits import calibration_for, limits_of, task_head
+from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.planning.limits import calibration_for, limits_of, step_cost_of, task_head
 from autopeft.search.selection.baselines import Baseline, baselines, parse_kinds
 from autopeft.search.space.repair import check_feasible
 from autopeft.search.space.space import Space
@@ -47,6 +48,8 @@ __all__ = ["Prepared", "available_cpus", "prepare", "versions"]
 
 _PACKAGES = ("autopeft", "torch", "transformers", "datasets", "optuna", "ray", "numpy", "scipy")
 _GPU_SHARE = 0.25
+# Finalists more where the goal is not the best: small or cheap ones take less to train.
+_MORE = 2
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,9 @@ class Prepared:
         seconds: time budget of the whole run.
         budget: of parameters, with the limits of `within` where there are some.
         predictor: says what a recipe takes beside its parameters.
+        objective: what the trials are spent on; `cost` is what it makes small beside a large score.
+        step_cost: what a training step of a recipe takes, where LoRA at the budget takes 1; `None` where
+            nothing was measured of this machine.
     """
 
     arguments: SearchArguments
@@ -74,13 +80,24 @@ class Prepared:
     plan: TrainingPlan
     sampler: str
     rungs: Rungs
-    objectives: int
+    objective: str
     workers: int | None
     gpus: float
     seconds: float | None
     within: Limits
     predictor: Predictor
+    step_cost: StepCost | None = None
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+    @property
+    def goal(self) -> Goal:
+        """Which recipe wins."""
+        return self.arguments.goal  # type: ignore[return-value]  # its choices are those of the type
+
+    @property
+    def cost(self) -> Cost | None:
+        """What the search makes small beside a large score; `None` for nothing."""
+        return OBJECTIVES[self.objective]
 
     @property
     def space_name(self) -> str:
@@ -151,7 +168,8 @@ class Prepared:
             "seed": self.arguments.seed,
             "sampler": self.sampler,
             "rungs": asdict(self.rungs),
-            "objective": self.arguments.objective,
+            "goal": self.goal,
+            "objective": self.objective,
             "rank_by": self.rank_by,
             "effort": asdict(self.effort),
             "training": vars(self.plan) | {"steps": self.effort.steps},
@@ -180,17 +198,7 @@ def prepare(
     model = str(keep_model(*a.model) if isinstance(a.model, tuple) else a.model)
     a = a.changed(model=model)
     gpu = torch.cuda.is_available()
-    effort = effort or choose_effort(
-        a.effort,
-        gpu=gpu,
-        trials=a.trials,
-        steps=a.steps,
-        train_rows=a.train_rows,
-        select_rows=a.select_rows,
-        test_rows=a.test_rows,
-        top=a.confirm,
-        seeds=a.confirm_seeds,
-    )
+    effort = effort or _effort(a, gpu=gpu)
     plan, parameters = _plan(a, effort.steps, cheap.gpus), Budget.parse(a.budget)
     space = a.space if isinstance(a.space, Space) else Space.load(a.space)
     source = resolve_model(model, notify=notify)
@@ -200,7 +208,7 @@ def prepare(
     task, rows = _task(a, effort, notify)
     bound, within = space.bind(spec), cheap.within
     calibration = None
-    if within.calibrated:
+    if within.calibrated or OBJECTIVES[cheap.objective] == "step_cost":
         calibration = calibration_for(source, spec, task, bound, parameters, plan, a, notify)
     predictor = Predictor(within, task_head(source, task), calibration)
     budget = ResourceBudget.of(parameters, within, predictor) if within else parameters
@@ -218,13 +226,32 @@ def prepare(
         plan=plan,
         sampler=cheap.sampler,
         rungs=Rungs.of(effort.steps, a.fidelity),
-        objectives=OBJECTIVES[a.objective],
+        objective=cheap.objective,
         workers=_workers(a, cheap.gpus),
         gpus=cheap.gpus,
         seconds=cheap.seconds or effort.seconds,
         within=within,
         predictor=predictor,
+        step_cost=None if calibration is None else step_cost_of(calibration, bound, parameters),
     )
+
+
+def _effort(a: SearchArguments, *, gpu: bool) -> Effort:
+    """How much the search spends. Finalists that may reach another goal than the best come beside those that
+    promise most."""
+    effort = choose_effort(
+        a.effort,
+        gpu=gpu,
+        trials=a.trials,
+        steps=a.steps,
+        train_rows=a.train_rows,
+        select_rows=a.select_rows,
+        test_rows=a.test_rows,
+        top=a.confirm,
+        seeds=a.confirm_seeds,
+    )
+    more = a.confirm is None and a.goal != "best"
+    return replace(effort, top=effort.top + _MORE) if more else effort
 
 
 def _plan(a: SearchArguments, steps: int, gpus: float) -> TrainingPlan:
@@ -243,6 +270,7 @@ def _plan(a: SearchArguments, steps: int, gpus: float) -> TrainingPlan:
 
 @dataclass(frozen=True)
 class _Cheap:
+    objective: str
     sampler: str
     gpus: float
     seconds: float | None
@@ -253,7 +281,8 @@ def _check(a: SearchArguments) -> _Cheap:
     """Check what needs this machine, but neither data nor backbone."""
     if a.missing():
         raise UsageError(f"A search needs {' and '.join(a.missing())}.")
-    sampler = a.sampler or default_sampler(OBJECTIVES[a.objective])
+    objective = _objective(a)
+    sampler = a.sampler or default_sampler(1 if OBJECTIVES[objective] is None else 2)
     _check_workers(a)
     gpus = a.gpus_per_trial
     if gpus is None:
@@ -264,7 +293,22 @@ def _check(a: SearchArguments) -> _Cheap:
             f"{torch.cuda.device_count()}; "
             "leave it out to train on the CPU, or join a cluster with --address."
         )
-    return _Cheap(sampler, gpus, parse_duration(a.time), limits_of(a))
+    return _Cheap(objective, sampler, gpus, parse_duration(a.time), limits_of(a))
+
+
+def _objective(a: SearchArguments) -> str:
+    """What the trials are spent on.
+
+    Raises:
+        UsageError: it does not lead to the goal.
+    """
+    wanted = GOALS[a.goal]  # type: ignore[index]  # checked
+    if a.objective is None or a.objective == wanted or a.goal == "best":
+        return a.objective or wanted
+    raise UsageError(
+        f"The goal {a.goal!r} has the objective {wanted!r}, but got objective={a.objective!r}; leave one of "
+        "them out."
+    )
 
 
 def _check_workers(a: SearchArguments) -> None:

@@ -90,11 +90,12 @@ class RunKey:
 
 @dataclass(frozen=True)
 class KeptScores:
-    """Scores of a run by split, what groups of *test* rows contribute to the score there (see
-    `TaskKind.pseudo_values`), and what it is ranked by where that is not its score."""
+    """Scores of a run by split, what groups of *test* rows and of *select* rows contribute to the score there
+    (see `TaskKind.pseudo_values`), and what it is ranked by where that is not its score."""
 
     scores: Mapping[str, float]
     pseudo_values: tuple[float, ...] = ()
+    select_values: tuple[float, ...] = ()
     merit: float | None = None
 
 
@@ -214,6 +215,7 @@ class BaselineCache:
             "key": asdict(key),
             "scores": {**known.scores, **run.scores},
             "pseudo_values": list(run.pseudo_values or known.pseudo_values),
+            "select_values": list(run.select_values or known.select_values),
             "merit": known.merit if run.merit is None else run.merit,
             "seconds": round(seconds, 3),
         }
@@ -261,16 +263,22 @@ def _read(path: Path, key: RunKey) -> KeptScores | None:
     content = _content(path)
     if content is None or content.get("key") != asdict(key):
         return None
-    scores, parts = content.get("scores"), content.get("pseudo_values", [])
+    scores = content.get("scores")
     if not isinstance(scores, dict) or not scores or not _sound(scores, key.metric):
         return None
-    if not isinstance(parts, list) or len(parts) > _MOST_PARTS or not all(map(_is_finite, parts)):
+    parts = [content.get(name, []) for name in ("pseudo_values", "select_values")]
+    if not all(map(_are_parts, parts)):
         return None
     merit = content.get("merit")
     if merit is not None and not _is_finite(merit):
         return None
     found = {str(k): float(v) for k, v in scores.items()}
-    return KeptScores(found, tuple(map(float, parts)), None if merit is None else float(merit))
+    test, select = (tuple(map(float, values)) for values in parts)
+    return KeptScores(found, test, select, None if merit is None else float(merit))
+
+
+def _are_parts(values: Any) -> bool:
+    return isinstance(values, list) and len(values) <= _MOST_PARTS and all(map(_is_finite, values))
 
 
 def _is_finite(value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from autopeft.runs.records import TrialRecord
 from autopeft.search.core.jobs import Job, JobResult, TrainJob
 from autopeft.search.optimization.pareto import order
 from autopeft.search.selection.baselines import Baseline
@@ -30,6 +31,7 @@ class BaselineRuns(RepeatedRuns):
         self.counts = baseline.counts
         self._index, self._baseline = index, baseline
         self.sweep: dict[str, float | None] = {}
+        self._scores: dict[str, float | None] = {}
         self._candidate: dict[str, int] = {}
         self._open: set[str] = set()
         self._begun = False
@@ -75,6 +77,44 @@ class BaselineRuns(RepeatedRuns):
         """Store one run of the sweep."""
         self._open.discard(result.job)
         self.sweep[result.job] = result.rank
+        self._scores[result.job] = result.score
+
+    def swept_candidates(self, steps: int) -> list[TrialRecord]:
+        """Each candidate that the sweep has scored, best first: the means over its seeds, as a record."""
+        return [self._as_record(index, steps) for index in self._ranked()]
+
+    def _as_record(self, index: int, steps: int) -> TrialRecord:
+        jobs = [job for job, rank in self.sweep.items() if self._candidate[job] == index and rank is not None]
+        ranks = [self.sweep[job] or 0.0 for job in jobs]
+        scores = [self._scores.get(job) or 0.0 for job in jobs]
+        name = f"baseline-{self._index}-{index}"
+        return TrialRecord(
+            kind="baseline",
+            label=self._baseline.title(index),
+            state="complete",
+            recipe=self._baseline.candidates[index],
+            steps=steps,
+            hash=name,
+            job=name,
+            counts=self._baseline.counts_of(index),
+            score=math.fsum(scores) / len(scores),
+            merits={str(steps): math.fsum(ranks) / len(ranks)},
+        )
+
+    @property
+    def prior(self) -> bool:
+        """Whether it is the LoRA that a search has to beat."""
+        return self._baseline.kind == "lora"
+
+    @property
+    def single(self) -> bool:
+        """Whether it is of one recipe, and not a mean of several."""
+        return not self._baseline.each
+
+    @property
+    def ended(self) -> bool:
+        """Whether no run of it is to come."""
+        return self.started and (self.complete or not self.runs)
 
     @property
     def sweep_left(self) -> int:
@@ -108,4 +148,7 @@ class BaselineRuns(RepeatedRuns):
         chosen = ranked[0] if ranked else 0
         self.recipe, self.name = self._baseline.candidates[chosen], self._baseline.title(chosen)
         self.counts = self._baseline.counts_of(chosen)
-        return self.final_jobs(prefix, seeds, steps, splits, keep=False)
+        self.searched = [
+            rank for job, rank in self.sweep.items() if self._candidate[job] == chosen and rank is not None
+        ]
+        return self.final_jobs(prefix, seeds, steps, splits, keep=self.prior)

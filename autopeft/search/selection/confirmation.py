@@ -1,23 +1,27 @@
 """What follows the search: finalists and baselines with fresh seeds, then the test of the winner.
 
-Baseline sweeps may run while the last trials end; finalists are chosen when none is left.
+Baseline sweeps may run while the last trials end; finalists are chosen when none is left. Small or cheap ones
+wait for the sweeps too, which tell what has to be reached.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from autopeft.effort import Effort
 from autopeft.runs.records import RecordState, TrialRecord
-from autopeft.search.core.jobs import Job, JobResult, ScoreJob
+from autopeft.search.core.jobs import Job, JobResult, ScoreJob, TrainJob
+from autopeft.search.optimization.pareto import best_first
 from autopeft.search.selection.baseline_runs import BaselineRuns
 from autopeft.search.selection.baselines import Baseline
-from autopeft.search.selection.contender import Contender, fresh_seeds
-from autopeft.search.selection.finalists import Finalist, choose_finalists, choose_winner
+from autopeft.search.selection.contender import Contender, RepeatedRuns, fresh_seeds
+from autopeft.search.selection.finalists import Finalist, choose_finalists, choose_frugal
+from autopeft.search.selection.verdicts import Judge, Verdict, best_baseline, chosen, verdicts
 
-__all__ = ["Confirmation", "retried"]
+__all__ = ["Confirmation", "retried", "weights_job"]
 
 
 class Confirmation:
@@ -26,18 +30,29 @@ class Confirmation:
     Args:
         baselines: what the winner is compared with.
         on_phase: is told the name of a phase and its number of jobs.
+        judge: what recipes are judged by.
+        has_weights: whether the weights of a run are kept, by its job.
 
     Attributes:
-        winner: the finalist that promises most on *select*, once all have ended.
+        winner: the finalist, or the LoRA baseline, that reaches the goal on *select*, once all have ended.
     """
 
     def __init__(
-        self, baselines: Sequence[Baseline], effort: Effort, seed: int, on_phase: Callable[[str, int], None]
+        self,
+        baselines: Sequence[Baseline],
+        effort: Effort,
+        seed: int,
+        on_phase: Callable[[str, int], None],
+        *,
+        judge: Judge | None = None,
+        has_weights: Callable[[str], bool] = lambda job: True,
     ) -> None:
         self.effort, self._seed, self._on_phase = effort, seed, on_phase
+        self.judge, self._has_weights = judge or Judge(), has_weights
         self.races = [BaselineRuns(i, b) for i, b in enumerate(baselines)]
         self.finalists: list[Finalist] = []
-        self.winner: Finalist | None = None
+        self.winner: RepeatedRuns | None = None
+        self._trials: Sequence[TrialRecord] = ()
         self._queue: deque[Job] = deque()
         self._sweeping = self._open = self._testing = False
 
@@ -53,20 +68,44 @@ class Confirmation:
 
     def open(self, best: Sequence[TrialRecord], effort: Effort) -> None:
         """Retrain the best of the search; nothing follows where there are none."""
-        self._open, self.effort = True, effort
-        chosen = choose_finalists(best, effort.top)
-        if not chosen:
+        self._open, self.effort, self._trials = True, effort, best
+        if not best:
             self._queue.clear()
             for race in self.races:
                 race.started = True
             return
-        self.finalists = [Finalist(r) for r in chosen]
+        later = sum(race.later(effort.seeds) for race in self.races)
+        expected = min(effort.top, len(best)) * effort.seeds
+        self._on_phase("confirm", expected + self.sweeps_left + later)
+        self.advance()
+
+    def _choose_finalists(self) -> None:
+        """Choose what is trained again, once all is known that decides it."""
+        judge, effort = self.judge, self.effort
+        if judge.cost is None:
+            records = choose_finalists(self._trials, effort.top)
+        elif not all(race.swept for race in self.races):
+            return
+        else:
+            swept = [race.swept_candidates(effort.steps) for race in self.races if race.single]
+            goal = max((found[0] for found in swept if found), key=lambda r: r.rank or 0.0, default=None)
+            everything = best_first([*self._trials, *self._other_priors()])
+            goal = goal and replace(goal, step_cost=judge.cost_of_step(goal.recipe))
+            records = choose_frugal(everything, effort.top, judge.cost, goal, judge.margin)
+        self.finalists = [Finalist(record) for record in records]
         seeds = fresh_seeds(self._seed, effort.seeds)
         jobs = [job for f in self.finalists for job in f.jobs(seeds, effort.steps)]
         self._queue.extendleft(reversed(jobs))
-        later = sum(race.later(effort.seeds) for race in self.races)
-        self._on_phase("confirm", len(jobs) + self.sweeps_left + later)
-        self.advance()
+
+    def _other_priors(self) -> list[TrialRecord]:
+        """Candidates of the LoRA baseline that are not chosen for it: they may cost less."""
+        found = [
+            record
+            for race in self.races
+            if race.prior
+            for record in race.swept_candidates(self.effort.steps)[1:]
+        ]
+        return [replace(r, step_cost=self.judge.cost_of_step(r.recipe)) for r in found]
 
     def next(self) -> Job | None:
         """The next job that can run now."""
@@ -101,21 +140,44 @@ class Confirmation:
         for race in self.races:
             if self._sweeping and not race.swept:
                 self._queue.extend(race.sweep_jobs(self._seed, self.effort.steps))
-        if not self._open:
+        if not self._open or not self._trials:
             return
+        if not self.finalists:
+            self._choose_finalists()
         seeds = fresh_seeds(self._seed, self.effort.seeds)
         for race in self.races:
             if race.swept and not race.started:
                 self._queue.extend(race.jobs(seeds, self.effort.steps))
         if not self._testing and self.finalists and all(f.complete for f in self.finalists):
-            self._test()
+            # The others are waited for where they decide as well.
+            awaited = [r for r in self.races if r.prior or (self.judge.cost is not None and r.single)]
+            if all(race.ended for race in awaited):
+                self._test()
+
+    def verdicts(self) -> list[Verdict]:
+        """What is known of all that may win, what promises most first."""
+        return verdicts(self.finalists, self.races, self.judge)
+
+    @property
+    def best_baseline(self) -> Contender | None:
+        """The baseline of one recipe that ranks highest on *select*."""
+        found = best_baseline(self.races)
+        return None if found is None else found.contender()
 
     def _test(self) -> None:
         self._testing = True
-        self.winner = winner = choose_winner(self.finalists)
-        if winner is None:
+        found = self.verdicts()
+        verdict = chosen(self.judge.goal, found) or next(iter(found), None)
+        if verdict is None:
             return
-        jobs = [
+        self.winner = winner = verdict.runs
+        jobs = self._tests(winner) if isinstance(winner, Finalist) else self._weights(winner)
+        if jobs:
+            self._on_phase("test", len(jobs))
+        self._queue.extend(jobs)
+
+    def _tests(self, winner: RepeatedRuns) -> list[Job]:
+        return [
             ScoreJob(
                 id=f"test-{run.job}",
                 kind="test",
@@ -127,8 +189,24 @@ class Confirmation:
             )
             for run in winner.good
         ]
-        self._on_phase("test", len(jobs))
-        self._queue.extend(jobs)
+
+    def _weights(self, winner: RepeatedRuns) -> list[Job]:
+        """A baseline was tested with its runs. That of its weights is trained again where it is known from an
+        earlier search, which kept scores alone."""
+        best = winner.good[0]
+        if self._has_weights(best.job):
+            return []
+        return [
+            TrainJob(
+                id=weights_job(best.job),
+                kind="confirm",
+                label=f"{winner.name}, seed {best.seed}, for its weights",
+                recipe=winner.recipe,
+                seed=best.seed,
+                steps=self.effort.steps,
+                keep_above=-math.inf,
+            )
+        ]
 
     def baselines(self) -> list[Contender]:
         """Every baseline that has at least one run with a fresh seed."""
@@ -155,6 +233,7 @@ class Confirmation:
             job=job.id,
             kept=kept,
             pseudo_values=list(result.pseudo_values) or None,
+            select_values=list(result.select_values) or None,
             precision=job.precision,
             merits={} if result.merit is None else {str(job.steps): result.merit},
             measured=dict(result.measured) or None,
@@ -165,6 +244,11 @@ def _state_of(result: JobResult) -> RecordState:
     if result.error is None:
         return "complete"
     return "interrupted" if result.failure == "stopped" else "failed"
+
+
+def weights_job(run: str) -> str:
+    """The job that trains a baseline's run again for its weights."""
+    return f"weights-{run}"
 
 
 def retried(job: Job) -> Job:

@@ -41,8 +41,8 @@ def fresh_seeds(seed: int, count: int) -> list[int]:
 @dataclass
 class FreshRun:
     """One training run with a fresh seed; scores are `None` until known, `error` tells why they never are.
-    `pseudo_values` are the contributions of groups of *test* rows, `merit` is what the run is ranked by where
-    that is not its score on *select*.
+    `pseudo_values` and `select_values` are the contributions of groups of *test* and of *select* rows,
+    `merit` is what the run is ranked by where that is not its score on *select*.
 
     `counts` is what the run left: data-dependent methods leave something else with each seed.
     """
@@ -54,6 +54,7 @@ class FreshRun:
     error: str | None = None
     counts: CountTable | None = None
     pseudo_values: tuple[float, ...] = ()
+    select_values: tuple[float, ...] = ()
     merit: float | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
 
@@ -109,7 +110,11 @@ def _medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 class RepeatedRuns:
-    """A recipe and its runs with fresh seeds."""
+    """A recipe and its runs with fresh seeds.
+
+    Attributes:
+        searched: what it was ranked by on *select* before these, higher is better.
+    """
 
     def __init__(self, name: str, kind: Literal["confirm", "baseline"]) -> None:
         self.name, self.kind = name, kind
@@ -117,6 +122,7 @@ class RepeatedRuns:
         self.counts: CountTable = {}
         self.number: int | None = None
         self.runs: dict[str, FreshRun] = {}
+        self.searched: list[float] = []
 
     def final_jobs(
         self, prefix: str, seeds: Iterable[int], steps: int, splits: tuple[str, ...], keep: bool
@@ -144,12 +150,22 @@ class RepeatedRuns:
         if result.error is None:
             run.select, run.test = result.scores.get("select"), result.scores.get("test")
             run.counts = result.counts or run.counts
-            run.pseudo_values = result.pseudo_values
+            run.pseudo_values, run.select_values = result.pseudo_values, result.select_values
             run.measured, run.merit = result.measured, result.merit
         # Those of the best run, whose weights are the ones to keep.
         left = next((r.counts for r in self.good if r.counts), None)
         if self.recipe and left is not None:
             self.counts = left
+
+    @property
+    def step_time(self) -> float | None:
+        """Median seconds of a training step over its runs; `None` where these come from an earlier search."""
+        return _medians([run.measured for run in self.runs.values()]).get("step_time")
+
+    @property
+    def ranks(self) -> list[float]:
+        """What each of its runs is ranked by on *select*: that of the search, and those of fresh seeds."""
+        return [*self.searched, *(run.rank for run in self.good)]
 
     @property
     def complete(self) -> bool:

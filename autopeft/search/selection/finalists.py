@@ -1,4 +1,6 @@
-"""Who wins: finalists ranked on *select* by all their scores; *test* is for winner and baselines alone."""
+"""Who is trained again: the best of the search, or the smallest or cheapest that may be within the margin.
+
+*Select* alone decides; *test* is for winner and baselines."""
 
 from __future__ import annotations
 
@@ -6,32 +8,30 @@ import math
 from collections.abc import Iterable, Sequence
 
 from autopeft.runs.records import TrialRecord
+from autopeft.search.core.goals import Cost
 from autopeft.search.core.jobs import Job
-from autopeft.search.optimization.pareto import order
+from autopeft.search.optimization.pareto import nondominated, order
 from autopeft.search.selection.contender import RepeatedRuns
 
-__all__ = ["Finalist", "choose_finalists", "choose_winner", "promise"]
+__all__ = ["Finalist", "choose_finalists", "choose_frugal", "promise"]
 
 _DIGITS = 12  # sums of equal scores in another order are equal
 
 
 class Finalist(RepeatedRuns):
-    """One of the search's best recipes, to be retrained with fresh seeds."""
+    """One of the recipes that are retrained with fresh seeds: a trial, or a candidate of a baseline, which
+    has no number and goes by its label and its job."""
 
     def __init__(self, record: TrialRecord) -> None:
-        super().__init__(f"finalist {record.number}", "confirm")
+        numbered = record.number is not None
+        super().__init__(f"finalist {record.number}" if numbered else record.label, "confirm")
         self.recipe, self.counts, self.number = record.recipe, record.counts or {}, record.number
-        self._searched = record.rank
-
-    @property
-    def ranks(self) -> list[float]:
-        """What each of its runs is ranked by on *select*: that of the search, and those of fresh seeds."""
-        fresh = [run.rank for run in self.good]
-        return fresh if self._searched is None else [self._searched, *fresh]
+        self.searched = [] if record.rank is None else [record.rank]
+        self._prefix = f"confirm-{record.number if numbered else record.job}"
 
     def jobs(self, seeds: Iterable[int], steps: int) -> list[Job]:
         """Its runs; they keep their weights, of which the winner's are tested."""
-        return self.final_jobs(f"confirm-{self.number}", seeds, steps, ("select",), keep=True)
+        return self.final_jobs(self._prefix, seeds, steps, ("select",), keep=True)
 
 
 def choose_finalists(records: Iterable[TrialRecord], top: int) -> list[TrialRecord]:
@@ -45,18 +45,42 @@ def choose_finalists(records: Iterable[TrialRecord], top: int) -> list[TrialReco
     return chosen
 
 
-def choose_winner(finalists: Sequence[Finalist]) -> Finalist | None:
-    """The finalist whose scores on *select* promise most (see `promise`); one whose runs partly failed comes
-    after the others."""
-    scored = [f for f in finalists if f.good]
-    if not scored:
-        return None
-    found = dict(zip(map(id, scored), promise([f.ranks for f in scored]), strict=True))
+def choose_frugal(
+    records: Sequence[TrialRecord], top: int, cost: Cost, baseline: TrialRecord | None, margin: float
+) -> list[TrialRecord]:
+    """`top` different recipes of `records` (best first): some that cost less than the best baseline and may
+    be within the margin of it, from the cheapest to the best of them, and the best of all.
 
-    def rank(f: Finalist) -> tuple[bool, tuple[float, float, float]]:
-        return len(f.good) < len(f.runs), order(found[id(f)], f.counts.get("deployed"))
+    A score of one seed flatters a recipe that was chosen by it. It is drawn half the way towards the
+    baseline's, as if the recipe had scored that once more (see `promise`). Of what is then within the margin,
+    recipes come first that no cheaper one beats. They are spread, as the cheapest is the likeliest to fall
+    short once it is trained again.
 
-    return min(scored, key=rank)
+    Args:
+        baseline: the best one; `None` for the best record, whatever it costs.
+    """
+    complete = choose_finalists(records, len(records))
+    if not complete:
+        return []
+    goal = complete[0].score if baseline is None else baseline.score
+    most = math.inf if baseline is None else _cost(baseline, cost)
+    near = [
+        r
+        for r in complete
+        if r.score is not None and goal is not None and _cost(r, cost) < most
+        if (r.score - goal) / 2 >= -margin
+    ]
+    front = nondominated(near, lambda r: order(r.rank or 0.0, _cost(r, cost), r.number))
+    slots, last = max(1, top - 1), len(front) - 1
+    spread = [front[round(i * last / max(slots - 1, 1))] for i in range(slots)] if front else []
+    others = sorted(near, key=lambda r: _cost(r, cost))
+    ranked = [*spread, complete[0], *front, *others, *complete]
+    return list({id(r): r for r in ranked}.values())[:top]
+
+
+def _cost(record: TrialRecord, cost: Cost) -> float:
+    found: float | None = getattr(record, cost)
+    return math.inf if found is None else float(found)
 
 
 def promise(scores: Sequence[Sequence[float]]) -> list[float]:

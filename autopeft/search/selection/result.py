@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from autopeft.display import mean_sd as mean_sd_text
 from autopeft.recipe import Recipe
 from autopeft.resources import Limits
 from autopeft.runs.records import CountTable, TrialRecord
+from autopeft.search.core.goals import Goal
 from autopeft.search.optimization.pareto import FrontPoint
+from autopeft.search.selection.answers import Answer
 from autopeft.search.selection.contender import Contender, mean_sd
 from autopeft.search.selection.significance import Comparison, SelectionBias
 from autopeft.search.selection.taken import Taken
@@ -27,9 +30,15 @@ class SearchResult:
     Attributes:
         winner: the best recipe inside the budget.
         counts: its four counts and shares.
-        number: its trial.
+        number: its trial; `None` where it is a candidate of a baseline.
+        origin: what it is: a trial, or the baseline's name.
+        goal: which recipe was to win.
+        finding: what was found of the goal, in a sentence; `None` where the goal is the best hybrid and one
+            was found.
+        answers: the best, the smallest and the cheapest of what was confirmed, `None` where nothing is known
+            that could tell.
         select, test: its scores with fresh seeds; empty where they were not measured.
-        search_score: what it scored in the search itself, with the search's seed.
+        search_score: what it scored in the search itself, with the search's seed; NaN of a baseline.
         confirmed: whether it was retrained with fresh seeds.
         baselines: at the same budget, trained the same way, with fresh seeds.
         front: deployed parameters against the score on *select*.
@@ -48,7 +57,7 @@ class SearchResult:
 
     winner: Recipe
     counts: CountTable
-    number: int
+    number: int | None
     metric: str
     select: tuple[float, ...]
     test: tuple[float, ...]
@@ -71,6 +80,10 @@ class SearchResult:
     remarks: tuple[str, ...] = ()
     taken: tuple[Taken, ...] = ()
     within: Limits = Limits()  # noqa: RUF009 (frozen)
+    origin: str = ""
+    goal: Goal = "best"
+    finding: str | None = None
+    answers: Mapping[Goal, Answer | None] = field(default_factory=dict, repr=False)
 
     @property
     def select_mean(self) -> float | None:
@@ -93,6 +106,11 @@ class SearchResult:
         """The metric and the winner's score: on *test*, or on *select* where *test* was not touched."""
         scores, split = (self.test, "test") if self.test else (self.select or (self.search_score,), "select")
         return f"{self.metric} {mean_sd_text(scores)} on {split}"
+
+    def found(self) -> list[str]:
+        """What was found of the goal, then the answer to each goal, a sentence each."""
+        told = [] if self.finding is None else [self.finding]
+        return [*told, *(answer.sentence() for answer in self.answers.values() if answer is not None)]
 
     def resource_sentences(self) -> list[str]:
         """What was predicted and measured of what is limited, for the winner and each baseline."""
@@ -117,26 +135,27 @@ class SearchResult:
 
     def __repr__(self) -> str:
         parameters = size(self.counts.get("deployed"), self.counts.get("share"))
-        state = f"trial {self.number}{', interrupted' if self.interrupted else ''}, run {short(self.run)}"
+        state = f"{short(self.origin)}{', interrupted' if self.interrupted else ''}, run {short(self.run)}"
         return f"SearchResult({short(self.winner.name)!r}: {self.headline}, {parameters}, {state})"
 
     def _repr_html_(self) -> str:
         """A small box for notebooks: the winner beside what it is compared with, and its recipe."""
         headers = ("", "deployed", "share", "select", "test")
-        said = [(sentence,) for sentence in (*(c.sentence() for c in self.comparisons), *self.remarks)]
+        sentences = (*self.found(), *(c.sentence() for c in self.comparisons), *self.remarks)
+        said = [(sentence,) for sentence in sentences]
         return box(
             self.winner.name,
             table(headers, self.rows(), right=range(1, len(headers))),
             table((), said) if said else "",
             folded("the winner as YAML", self.winner.to_yaml()),
-            note=f"{self.winner.brief}: {self.headline}; trial {self.number}, run {self.run}",
+            note=f"{self.winner.brief}: {self.headline}; {self.origin}, run {self.run}",
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome in numbers, JSON-able; trials and front are in files of their own."""
         skipped = {
             *("winner", "baselines", "front", "trials", "comparisons", "bias", "constant"),
-            *("taken", "within"),
+            *("taken", "within", "answers"),
         }
         data: dict[str, Any] = {k: v for k, v in vars(self).items() if k not in skipped}
         data["run"] = str(self.run)
@@ -146,6 +165,7 @@ class SearchResult:
             select_sd=self.select_sd,
             test_mean=self.test_mean,
             test_sd=self.test_sd,
+            answers={goal: None if a is None else a.to_dict() for goal, a in self.answers.items()},
             comparisons=[{**asdict(c), "text": c.sentence()} for c in self.comparisons],
             selection_bias=None if self.bias is None else self.bias.value,
             selection_bias_text=None if self.bias is None else self.bias.sentence(),

@@ -45,7 +45,18 @@ from scipy import stats
 
 from autopeft.tasks.scored import ScoredSplit
 
-__all__ = ["MARGIN", "Comparison", "ScoredSplit", "SelectionBias", "compare", "selection_bias", "uncorrected"]
+__all__ = [
+    "MARGIN",
+    "Comparison",
+    "ScoredSplit",
+    "SelectionBias",
+    "compare",
+    "matched_groups",
+    "points",
+    "rows_variance",
+    "selection_bias",
+    "uncorrected",
+]
 
 MARGIN = 0.01
 """Of the score: by how much a winner may be worse than a baseline and still count as equally good."""
@@ -95,7 +106,7 @@ class Comparison:
             return f"{winner} cannot be compared with {self.baseline}: {missing} has no score on test."
         small = 0 < abs(self.difference) < 0.001
         side = "above" if self.difference > 0 else "below"
-        start = f"{winner} is {_points(abs(self.difference), small)} points {side} {self.baseline}"
+        start = f"{winner} is {points(abs(self.difference), small)} points {side} {self.baseline}"
         if self.difference == 0:
             start = f"{winner} scores as {self.baseline} does"
         mine, other = self.seeds
@@ -105,15 +116,16 @@ class Comparison:
             if self.within_noise:
                 return f"{start} ({count}): {self.rows:,} test rows alone cannot tell this from noise."
             return f"{start} ({count}): with so few seeds the noise is not known."
-        interval = f"{_points(self.low, small, sign=True)} to {_points(self.high, small, sign=True)}"
+        interval = f"{points(self.low, small, sign=True)} to {points(self.high, small, sign=True)}"
         verdict = "the difference is within noise" if self.within_noise else "more than noise explains"
         if self.within_noise and self.as_good:
-            verdict = f"as good, within {_points(self.margin, False).removesuffix('.0')} points"
+            verdict = f"as good, within {points(self.margin, False).removesuffix('.0')} points"
             verdict = verdict.replace("within 1 points", "within 1 point")
         return f"{start} (95 % interval {interval}, {count}): {verdict}."
 
 
-def _points(value: float, fine: bool, *, sign: bool = False) -> str:
+def points(value: float, fine: bool = False, *, sign: bool = False) -> str:
+    """A difference of scores in hundredths, with one digit or two (`fine`)."""
     text = f"{100 * value:{'+' if sign else ''}.{2 if fine else 1}f}"
     return text.replace("-", "−")
 
@@ -143,11 +155,11 @@ def compare(
         return Comparison(name, None, None, None, seeds, False, split.rows, None, margin)
     a, b = _mean(mine.values()), _mean(other.values())
     difference = round(a - b, _DIGITS)
-    groups = None if parts is None else _groups(parts, mine, other)
+    groups = None if parts is None else matched_groups(parts, mine, other)
     if groups is None:
         rows = _Z * math.sqrt(split.variance(a) + split.variance(b))
     else:
-        rows = _Z * math.sqrt(_rows_variance(*groups))
+        rows = _Z * math.sqrt(rows_variance(*groups))
     if min(seeds) < 2:
         unknown = None if abs(difference) > rows else True
         return Comparison(name, difference, None, None, seeds, False, split.rows, unknown, margin)
@@ -160,7 +172,7 @@ def compare(
     )  # fmt: skip
 
 
-def _groups(
+def matched_groups(
     parts: tuple[Parts, Parts], mine: Mapping[int, float], other: Mapping[int, float]
 ) -> tuple[Numbers, Numbers] | None:
     """Contributions of both sides, (seeds, groups) each; `None` where some are missing or do not match."""
@@ -173,7 +185,7 @@ def _groups(
     return np.array(found[0]), np.array(found[1])
 
 
-def _rows_variance(mine: Numbers, other: Numbers) -> float:
+def rows_variance(mine: Numbers, other: Numbers) -> float:
     """Variance of the difference over rows, without what differs from seed to seed where that can be told.
 
     Args:
@@ -249,10 +261,10 @@ class SelectionBias:
     def sentence(self) -> str:
         """The bias in one plain sentence."""
         small = 0 < abs(self.value) < 0.001
-        text = f"Selection bias, select minus test: {_points(self.value, small, sign=True)} points"
+        text = f"Selection bias, select minus test: {points(self.value, small, sign=True)} points"
         if self.noise is None:
             return f"{text}."
-        chance = f"the choice of rows alone moves this by up to ±{_points(self.noise, small)}"
+        chance = f"the choice of rows alone moves this by up to ±{points(self.noise, small)}"
         return f"{text}; {chance}{'.' if abs(self.value) <= self.noise else ', so it is more than chance.'}"
 
 

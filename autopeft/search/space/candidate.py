@@ -26,12 +26,20 @@ class Candidate:
             without choices keeps the name that its file gives it.
         hash: equal for recipes that train the same, whatever they are called.
         point: the space's values after repair.
+        step_cost: what a training step takes, predicted, where LoRA of the same budget on all layers takes 1;
+            `None` where it is not predicted.
     """
 
     recipe: Recipe
     counts: Counts
     hash: str
     point: Mapping[str, Any]
+    step_cost: float | None = None
+
+    @property
+    def deployed(self) -> int:
+        """Deployed parameters."""
+        return self.counts.deployed
 
 
 def candidate(

@@ -24,15 +24,17 @@ Its jobs are `TrainJob` and `ScoreJob`, or a type of its own with a runner that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from autopeft.counting import Budget
 from autopeft.effort import Effort
+from autopeft.recipe import Recipe
 from autopeft.runs.records import TrialRecord
 from autopeft.search.core.checkpoints import CheckpointStore
+from autopeft.search.core.goals import Cost
 from autopeft.search.core.jobs import Job, JobResult
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.space.bound import BoundSpace
@@ -49,7 +51,10 @@ class StrategyContext:
         budget: limit on deployed parameters; `autopeft.search.space.candidate` repairs a point into it.
         effort: numbers of trials and steps.
         seed: of everything that the strategy draws.
-        sampler, rungs, objectives: what the user chose; a strategy uses those that mean something to it.
+        sampler, rungs, objectives, cost: what the user chose; a strategy uses those that mean something to
+            it.
+        step_cost: predicts what a training step of a recipe takes, where LoRA of the same budget on all
+            layers takes 1; `None` where nothing is predicted.
         folder: the run folder, where a strategy may keep a file of its own.
         checkpoints: takes files under the strategy's own keys, until the search has ended.
         first: points to begin with, best first: what other runs found, then known hybrids at the budget.
@@ -68,6 +73,8 @@ class StrategyContext:
     checkpoints: CheckpointStore
     first: Sequence[Mapping[str, Any]] = ()
     past: Sequence[TrialRecord] = field(default=(), repr=False)
+    cost: Cost = "deployed"
+    step_cost: Callable[[Recipe], float] | None = None
 
 
 class Strategy(Protocol):

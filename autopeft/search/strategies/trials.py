@@ -63,7 +63,10 @@ class Trials:
         """See `StrategyClass`; the study's journal is in the run folder."""
 
         def repaired(values: dict[str, Any]) -> Candidate:
-            return candidate(context.space, values, context.budget)
+            found = candidate(context.space, values, context.budget)
+            if context.step_cost is None:
+                return found
+            return replace(found, step_cost=context.step_cost(found.recipe))
 
         study = SearchStudy(
             context.folder / JOURNAL,
@@ -74,6 +77,7 @@ class Trials:
             trials=context.effort.trials,
             rungs=context.rungs,
             objectives=context.objectives,
+            cost=context.cost,
             first=context.first,
             in_use=partial(parameters_in_use, context.space),
         )
@@ -95,9 +99,8 @@ class Trials:
                         self.halving.promote(record.number, step)
 
     def _reach(self, record: TrialRecord, step: int) -> None:
-        size = int((record.counts or {}).get("deployed", 0))
         merit = record.merits.get(str(step), record.rungs[str(step)])
-        self.halving.reach(Standing(record.number or 0, merit, size), step)
+        self.halving.reach(Standing(record.number or 0, merit, self.study.cost_of(record)), step)
 
     # Giving out
     # ------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def test_what_stopped_early_enters_with_what_it_would_have_gained(objectives: in
     attributes = trials[1].user_attrs
     assert attributes == {
         "point": {"rank": 4},
-        "deployed": 200,
+        "cost": 200,
         "hash": "h2",
         "rung": 120,
         "full": False,

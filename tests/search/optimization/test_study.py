@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from optuna.trial import TrialState
+from support.searching import to_lora
 from support.tiny import tiny_config
 
 from autopeft.backbones import spec_of
@@ -389,3 +391,31 @@ def test_a_duplicate_has_the_merit_of_the_first(tmp_path: Path) -> None:
     assert (copied.score, dict(copied.merits)) == (0.6, {"10": -0.5})
     assert copied.number is not None
     assert study._seen[copied.number].rungs == {10: -0.5}
+
+
+def test_the_second_objective_may_be_the_cost_of_a_step(tmp_path: Path) -> None:
+    """It is told as it was predicted, stands in the journal, and is there again."""
+
+    def costly(values: dict[str, Any]) -> Candidate:
+        return replace(to_lora(values), step_cost=1 / values["rank"])
+
+    def opened() -> SearchStudy:
+        parameters = [Parameter("rank", "categorical", (1, 2, 4, 8), sizes=(1, 2, 4, 8))]
+        return SearchStudy(
+            tmp_path / "journal.log", parameters, costly, sampler="linear", seed=0, trials=4,
+            rungs=Rungs.of(10, "none"), objectives=2, cost="step_cost",
+        )  # fmt: skip
+
+    study = opened()
+    assert study.study.metric_names == ["score", "cost of a training step"]
+    for _ in range(3):
+        proposal = study.propose()
+        assert proposal is not None
+        study.record(proposal.number, done(proposal.number, 0.5))
+    for record in study.records():
+        rank = record.recipe["layers"][0]["attach"][0]["lora"]["rank"]
+        assert record.step_cost == 1 / rank
+        assert study.study.trials[record.number or 0].values == [0.5, 1 / rank]
+    again = opened()
+    assert [r.step_cost for r in again.records()] == [r.step_cost for r in study.records()]
+    assert [seen.cost for seen in again._seen] == [r.step_cost for r in study.records()]

@@ -44,8 +44,8 @@ def test_with_two_objectives_nothing_comes_before_what_dominates_it(found: list[
     order = ranked(found, objectives=2)
     assert sorted(e.number for e in order) == [e.number for e in found]
     for before, after in itertools.combinations(order, 2):
-        dominated = after.score >= before.score and after.size <= before.size
-        strictly = after.score > before.score or after.size < before.size
+        dominated = after.score >= before.score and after.cost <= before.cost
+        strictly = after.score > before.score or after.cost < before.cost
         assert not (dominated and strictly)
 
 

@@ -26,10 +26,11 @@ from autopeft.errors import UsageError
 from autopeft.report.html.load import read_run
 from autopeft.runs.folder import RunFolder
 from autopeft.search.api import plan, search
+from autopeft.search.core.goals import GOALS, OBJECTIVES
 from autopeft.search.optimization.samplers import SAMPLERS
 from autopeft.search.optimization.samplers.registry import register
 from autopeft.search.optimization.successive_halving import FIDELITIES
-from autopeft.search.planning.arguments import OBJECTIVES, SearchArguments, SearchCall
+from autopeft.search.planning.arguments import SearchArguments, SearchCall
 from autopeft.search.planning.prepare import prepare
 from autopeft.search.selection.baselines import BASELINE_KINDS
 from autopeft.search.strategies.registry import DEFAULT, strategy_names
@@ -130,6 +131,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         ("strategy", strategy_names()),
         ("effort", EFFORTS),
         ("fidelity", FIDELITIES),
+        ("goal", GOALS),
         ("objective", OBJECTIVES),
         ("baselines", BASELINE_KINDS),
         ("log", TRACKERS),
@@ -192,6 +194,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "strategy": st.sampled_from(strategy_names()),
     "sampler": st.sampled_from(sorted(SAMPLERS)),
     "fidelity": st.sampled_from(FIDELITIES),
+    "goal": st.sampled_from(sorted(GOALS)),
     "objective": st.sampled_from(sorted(OBJECTIVES)),
     "warm_start": st.lists(text, max_size=3).map(tuple),
     "baselines": st.lists(st.sampled_from(BASELINE_KINDS), min_size=1, unique=True).map(",".join),

@@ -4,53 +4,12 @@ import numpy as np
 import pytest
 
 from autopeft.runs.records import TrialRecord
-from autopeft.search.core.jobs import JobResult
-from autopeft.search.selection.finalists import Finalist, choose_finalists, choose_winner, promise
+from autopeft.search.selection.finalists import Finalist, choose_finalists, choose_frugal, promise
 
 
 def test_finalists_are_different_recipes() -> None:
     records = [TrialRecord("trial", "t", "complete", {}, number=i, hash=h) for i, h in enumerate("aabc")]
     assert [r.number for r in choose_finalists(records, 2)] == [0, 2]
-
-
-def finalist(number: int, scores: list[float | None], deployed: int = 10) -> Finalist:
-    found = Finalist(TrialRecord("trial", "t", "complete", {}, number, counts={"deployed": deployed}))
-    for job, score in zip(found.jobs(range(len(scores)), 10), scores, strict=True):
-        failed = JobResult(job.id, error="boom", failure="failed")
-        found.take(failed if score is None else JobResult(job.id, {"select": score}))
-    return found
-
-
-def test_the_best_mean_wins_and_of_equals_the_smaller() -> None:
-    low, high, small = finalist(0, [0.5, 0.5]), finalist(1, [0.5, 0.75]), finalist(2, [0.625, 0.625], 3)
-    assert choose_winner([low, high]) is high
-    assert choose_winner([low, high, small]) is small
-
-
-def test_of_wholly_equal_finalists_the_first_wins() -> None:
-    """They come as the search ranked them."""
-    first, second = finalist(7, [0.5]), finalist(3, [0.5])
-    assert choose_winner([first, second]) is first
-
-
-def test_one_whose_runs_partly_failed_comes_after_the_others() -> None:
-    partly, whole = finalist(0, [0.9, None]), finalist(1, [0.5, 0.5])
-    assert choose_winner([partly, whole]) is whole
-    assert choose_winner([partly]) is partly
-    assert choose_winner([finalist(0, [None])]) is None
-
-
-def searched(number: int, score: float, fresh: list[float]) -> Finalist:
-    found = Finalist(TrialRecord("trial", "t", "complete", {}, number, score=score, counts={"deployed": 10}))
-    for job, value in zip(found.jobs(range(len(fresh)), 10), fresh, strict=True):
-        found.take(JobResult(job.id, {"select": value}))
-    return found
-
-
-def test_the_score_of_the_search_counts_as_one_more_seed() -> None:
-    lucky, steady = searched(0, 0.9, [0.7, 0.7, 0.7]), searched(1, 0.8, [0.72, 0.72, 0.72])
-    assert choose_winner([steady, lucky]) is lucky, "3.0 of four seeds against 2.96"
-    assert choose_winner([searched(0, 0.9, [0.6, 0.7, 0.7]), steady]) is steady
 
 
 def test_few_scores_are_drawn_towards_the_others_further_than_many() -> None:
@@ -69,3 +28,62 @@ def test_a_promise_errs_less_than_a_mean_where_recipes_differ_as_seeds_do() -> N
         plain += float(((np.array([np.mean(s) for s in scores]) - true) ** 2).sum())
         drawn += float(((np.array(promise(scores)) - true) ** 2).sum())
     assert drawn < 0.9 * plain
+
+
+def trial(number: int, score: float, cost: float, rank: float | None = None) -> TrialRecord:
+    merits = {} if rank is None else {"9": rank}
+    return TrialRecord(
+        "trial", "t", "complete", {}, number, steps=9, hash=str(number), score=score, merits=merits,
+        counts={"deployed": 100 * cost}, step_cost=cost,
+    )  # fmt: skip
+
+
+def numbers(
+    records: list[TrialRecord], top: int, reference: float | None = 0.80, at_most: float = 9.0
+) -> list[int | None]:
+    baseline = None if reference is None else trial(99, reference, at_most)
+    return [r.number for r in choose_frugal(records, top, "step_cost", baseline, 0.01)]
+
+
+def test_the_cheapest_that_may_be_within_the_margin_come_first_and_then_the_best() -> None:
+    records = [trial(0, 0.82, 1.5), trial(1, 0.79, 0.5), trial(2, 0.785, 0.7), trial(3, 0.70, 0.1)]
+    assert numbers(records, 2) == [1, 0]
+    assert numbers(records, 1) == [1]
+    # What a cheaper one beats comes last, what is out of reach only where nothing else is left.
+    assert numbers(records, 3) == [1, 0, 2]
+    assert numbers(records, 4) == [1, 0, 2, 3]
+
+
+def test_what_costs_as_much_as_the_baseline_is_no_finalist_but_the_best() -> None:
+    records = [trial(0, 0.82, 1.5), trial(1, 0.815, 1.0), trial(2, 0.81, 0.9), trial(3, 0.79, 0.5)]
+    assert numbers(records, 3, at_most=1.0) == [3, 2, 0]
+
+
+def test_a_score_of_one_seed_is_drawn_half_the_way_to_the_baseline() -> None:
+    records = [trial(0, 0.80, 1.0), trial(1, 0.781, 0.5), trial(2, 0.779, 0.4)]
+    assert numbers(records, 2) == [1, 0]
+
+
+def test_where_nothing_is_near_the_best_are_finalists() -> None:
+    records = [trial(0, 0.60, 1.0), trial(1, 0.55, 0.5), trial(2, 0.5, 0.4)]
+    assert numbers(records, 2) == [0, 1]
+    assert numbers(records, 2, reference=None) == [0, 1], "the best of them is what has to be reached"
+    assert numbers([], 2) == []
+
+
+def test_of_equal_cost_the_better_one_is_a_finalist() -> None:
+    records = [trial(0, 0.82, 1.5), trial(1, 0.80, 0.5, -0.3), trial(2, 0.80, 0.5, -0.4)]
+    assert numbers(records, 2) == [1, 0]
+
+
+def test_finalists_are_spread_from_the_cheapest_to_the_best_that_costs_less() -> None:
+    records = [trial(i, 0.82 - 0.003 * i, 1.0 - 0.05 * i) for i in range(9)]
+    assert numbers(records, 4, at_most=0.96) == [8, 4, 1, 0]
+    assert numbers(records, 3, reference=None) == [6, 0, 5]
+
+
+def test_a_candidate_of_a_baseline_goes_by_its_label() -> None:
+    record = TrialRecord("baseline", "LoRA below", "complete", {}, job="baseline-0-4", score=0.5, steps=9)
+    found = Finalist(record)
+    assert (found.name, found.number, found.ranks) == ("LoRA below", None, [0.5])
+    assert [job.id for job in found.jobs([7], 9)] == ["confirm-baseline-0-4-s7"]

@@ -18,6 +18,7 @@ RESULT = SearchResult(
     winner=Recipe.from_dict({"name": "lora+ia3-5c1e9a", "layers": [{"attach": ["lora", "ia3"]}]}),
     counts=COUNTS,
     number=7,
+    origin="trial 7",
     metric="accuracy",
     select=(0.7, 0.8),
     test=(0.6, 0.8),

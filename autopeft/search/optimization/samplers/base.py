@@ -38,7 +38,7 @@ class WholeSampler(BaseSampler):
         repair: maps Optuna's parameters to the repaired point, `None` where there is none; without it
             parameters are taken as they are.
         parameters: of the space; without them `genes` are always those before repair.
-        objectives: 1 (score), or 2 (score, deployed parameters).
+        objectives: 1 (score), or 2 (score, cost).
     """
 
     def __init__(

@@ -27,7 +27,7 @@ _RANDOM = 96
 _ROUNDS = 4
 _PARENTS = 10
 _CHILDREN = 64
-# By how much the root of the reference's size exceeds that of the largest recipe.
+# By how much the root of the reference's cost exceeds that of the costliest recipe.
 _MARGIN = 0.05
 
 
@@ -35,15 +35,15 @@ class LinearSampler(WholeSampler):
     """Draws weights from the posterior of a linear regression and climbs what they say, over new recipes.
 
     Trials that were stopped teach through their own score, with an intercept for each rung. Two objectives:
-    sizes are known exactly, so drawn scores give a front; the candidate that adds most hypervolume to it is
-    taken.
+    costs are known beforehand, so drawn scores give a front; the candidate that adds most hypervolume to it
+    is taken.
 
     Args:
-        objectives: 1 (score), or 2 (score, deployed parameters).
+        objectives: 1 (score), or 2 (score, cost).
         parameters: of the space; without them the features are those of Optuna's parameters, before repair.
 
     Raises:
-        ValueError: two objectives without `repair`, which knows the sizes.
+        ValueError: two objectives without `repair`, which knows the costs.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class LinearSampler(WholeSampler):
         objectives: int = 1,
     ) -> None:
         if objectives > 1 and repair is None:
-            raise ValueError("Two objectives need `repair`, which knows the sizes of candidates.")
+            raise ValueError("Two objectives need `repair`, which knows the costs of candidates.")
         super().__init__(
             seed=seed, startup=startup, repair=repair, parameters=parameters, objectives=objectives
         )
 
     def propose(self, history: History, space: Distributions) -> dict[str, Any] | None:
         """The best of the candidates under one draw, `None` if none is new."""
-        known = [self._member(o.params, o.values, o.deployed) for o in history.outcomes]
+        known = [self._member(o.params, o.values, o.cost) for o in history.outcomes]
         features = Features(self._parameters or plain_parameters(space))
         columns = features.of([m.values for m in known])
         scores, rungs = np.array([o.score for o in history.outcomes]), [o.rung for o in history.outcomes]
@@ -86,11 +86,11 @@ class LinearSampler(WholeSampler):
             point = self.repaired(params)
             if point is not None and point.hash not in made and self.is_new(point, history):
                 made.add(point.hash)
-                new.append(self._member(params, point.values, point.deployed))
+                new.append(self._member(params, point.values, point.cost))
         return new
 
-    def _member(self, params: Mapping[str, Any], values: Mapping[str, Any], deployed: float) -> _Member:
-        return _Member(self.genes(params, values), values if self._parameters else params, deployed)
+    def _member(self, params: Mapping[str, Any], values: Mapping[str, Any], cost: float) -> _Member:
+        return _Member(self.genes(params, values), values if self._parameters else params, cost)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class _Member:
 
     params: Mapping[str, Any]
     values: Mapping[str, Any]
-    deployed: float
+    cost: float
 
 
 class _Pool:
@@ -138,9 +138,9 @@ class _Pool:
         if self._objectives == 1:
             return self._drawn
         # Roots: plain sizes leave small recipes unexplored, logarithms spend half of the search on them.
-        sizes = np.sqrt([m.deployed for m in self._members])
-        points = np.column_stack([self._drawn, sizes])
+        costs = np.sqrt([m.cost for m in self._members])
+        points = np.column_stack([self._drawn, costs])
         known = points[: self._known]
-        reference = (float(known[:, 0].min()), float(sizes.max()) * (1 + _MARGIN))
+        reference = (float(known[:, 0].min()), float(costs.max()) * (1 + _MARGIN))
         gain = improvement(points, known, reference)
         return np.where(gain > 0, gain, -shortfall(points, known))

@@ -19,12 +19,13 @@ class Point:
 
     Attributes:
         values: the space's values after repair, by parameter name.
-        deployed: deployed parameters, exact.
+        cost: what a second objective makes small, known before training: deployed parameters, or the cost of
+            a training step.
         hash: equal for recipes that train the same.
     """
 
     values: Mapping[str, Any]
-    deployed: int
+    cost: float
     hash: str
 
 
@@ -44,7 +45,7 @@ class Outcome:
 
     params: Mapping[str, Any]
     values: Mapping[str, Any]
-    deployed: float
+    cost: float
     rung: int
     score: float
     objectives: tuple[float, ...]
@@ -66,7 +67,7 @@ class History:
 
     @classmethod
     def of(cls, study: Study, repair: Repair) -> History:
-        """Read a study. Where a trial's user attributes lack `point`, `deployed` or `hash`, `repair` supplies
+        """Read a study. Where a trial's user attributes lack `point`, `cost` or `hash`, `repair` supplies
         them; where they lack `score` and `rung`, its value counts, at one rung for all."""
         outcomes: list[Outcome] = []
         hashes: set[str] = set()
@@ -84,16 +85,16 @@ class History:
             if score is None or not math.isfinite(score):
                 score, rung = values[0], 0
             outcomes.append(
-                Outcome(trial.params, point.values, point.deployed, rung, float(score), tuple(values))
+                Outcome(trial.params, point.values, point.cost, rung, float(score), tuple(values))
             )
         return cls(outcomes, hashes, len(trials))
 
 
 def _point(trial: FrozenTrial, repair: Repair) -> Point | None:
     a = trial.user_attrs
-    if a.keys() >= {"point", "deployed", "hash"}:
-        return Point(a["point"], int(a["deployed"]), a["hash"])
+    if a.keys() >= {"point", "cost", "hash"}:
+        return Point(a["point"], float(a["cost"]), a["hash"])
     point = repair(dict(trial.params))
     if point is None:
         return None
-    return Point(a.get("point", point.values), int(a.get("deployed", point.deployed)), point.hash)
+    return Point(a.get("point", point.values), float(a.get("cost", point.cost)), point.hash)

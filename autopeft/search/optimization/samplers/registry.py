@@ -40,7 +40,7 @@ class SamplerContext:
         seed: of everything that the sampler draws.
         trials: planned number of trials.
         startup: trials to draw at random before a model is asked.
-        objectives: 1 for the score alone, 2 for score and deployed parameters.
+        objectives: 1 for the score alone, 2 for score and cost (see `Point`).
         repair: maps Optuna's parameters of a suggestion to the repaired point, `None` where there is none.
             It is missing where a sampler is made only to see whether it can be.
         parameters: of the space; empty likewise.
@@ -138,7 +138,7 @@ def _random(s: SamplerContext) -> BaseSampler:
 
 
 def default_sampler(objectives: int = 1) -> str:
-    """`tpe` for the score, `linear` for score and size.
+    """`tpe` for the score, `linear` for score and cost.
 
     The simplest that no other beats in `experiments/samplers`, by what its confirmed winner lacks, or by its
     hypervolume, after 12, 30 and 60 trials.
@@ -159,7 +159,7 @@ def make_sampler(
     it models.
 
     Args:
-        objectives: 1 for the score alone, 2 for score and deployed parameters.
+        objectives: 1 for the score alone, 2 for score and cost (see `Point`).
         repaired: maps Optuna's parameters of a suggestion to the repaired point, `None` where there is none.
             With it `linear` and `evolution` propose no recipe twice; without it they take
             parameters as they are.

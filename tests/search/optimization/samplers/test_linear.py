@@ -29,12 +29,12 @@ def truth(params: dict[str, Any]) -> float:
 def trial(params: dict[str, Any], score: float, rung: int = 100, objectives: int = 1) -> FrozenTrial:
     point = repaired(params)
     return create_trial(
-        values=[score, float(point.deployed)][:objectives],
+        values=[score, float(point.cost)][:objectives],
         params=params,
         distributions=CODEC.distributions,
         user_attrs={
             "point": params,
-            "deployed": point.deployed,
+            "cost": point.cost,
             "hash": point.hash,
             "score": score,
             "rung": rung,
@@ -106,14 +106,14 @@ def test_two_objectives_fill_the_gap_in_the_front() -> None:
     trials = [trial(p, truth(p), objectives=2) for p in known]
     found = suggested(trials, objectives=2)
     # Two switches are worth 2 each, so another three may be as good as the ones left out.
-    assert all(repaired(f).deployed == 4 and truth(f) == pytest.approx(truth(best[3])) for f in found)
+    assert all(repaired(f).cost == 4 and truth(f) == pytest.approx(truth(best[3])) for f in found)
 
 
 def test_a_suggestion_takes_the_space_as_it_is_repaired() -> None:
     land = Landscape(bound_space("default"), "2%", 0)
     run = Run(land, "linear", 8, 0)
     assert run.duplicates == 0
-    assert all(p.deployed <= land.limit for p in run.points)
+    assert all(p.cost <= land.limit for p in run.points)
 
 
 def test_trials_without_attributes_are_repaired_here() -> None:

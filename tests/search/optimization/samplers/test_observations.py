@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from autopeft.search.optimization.samplers.observations import History, Point
 
 SPACE = {"n": IntDistribution(0, 9)}
-KNOWN = {"point": {"n": "five"}, "deployed": 50, "hash": "h"}
+KNOWN = {"point": {"n": "five"}, "cost": 50, "hash": "h"}
 
 
 def trial(n: int, attributes: dict[str, Any], value: float = 0.9) -> FrozenTrial:
@@ -37,7 +37,7 @@ def never(params: dict[str, Any]) -> Point | None:
 def test_a_stopped_trial_has_its_own_score_beside_the_extrapolated_value() -> None:
     (outcome,) = History.of(study(trial(7, {**KNOWN, "rung": 30, "score": 0.6})), never).outcomes
     assert (outcome.score, outcome.rung, outcome.objectives) == (0.6, 30, (0.9,))
-    assert (outcome.params, outcome.values, outcome.deployed) == ({"n": 7}, {"n": "five"}, 50)
+    assert (outcome.params, outcome.values, outcome.cost) == ({"n": 7}, {"n": "five"}, 50)
 
 
 @pytest.mark.parametrize("score", [None, math.nan])
@@ -47,8 +47,8 @@ def test_without_a_score_the_value_counts(score: float | None) -> None:
 
 
 def test_what_the_study_lacks_comes_from_repair() -> None:
-    history = History.of(study(trial(7, {}), trial(8, {"point": {"n": "x"}, "deployed": 1})), halve)
-    assert [(o.values, o.deployed) for o in history.outcomes] == [({"n": 3}, 30), ({"n": "x"}, 1)]
+    history = History.of(study(trial(7, {}), trial(8, {"point": {"n": "x"}, "cost": 1})), halve)
+    assert [(o.values, o.cost) for o in history.outcomes] == [({"n": 3}, 30), ({"n": "x"}, 1)]
     assert history.hashes == {"h3", "h4"}
 
 
@@ -62,7 +62,7 @@ def test_unfinished_trials_count_and_have_hashes_but_no_outcome() -> None:
 
 
 def test_a_trial_that_cannot_be_repaired_teaches_nothing() -> None:
-    history = History.of(study(trial(1, {}), trial(1, {"point": {}, "deployed": 0, "hash": ""})), halve)
+    history = History.of(study(trial(1, {}), trial(1, {"point": {}, "cost": 0, "hash": ""})), halve)
     assert (history.outcomes, history.hashes, history.asked) == ([], set(), 2)
 
 

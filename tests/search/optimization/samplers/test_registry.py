@@ -66,14 +66,14 @@ def scored(params: dict[str, Any]) -> float:
 
 def finished(params: dict[str, Any], score: float, objectives: int = 1, rung: int = 100) -> FrozenTrial:
     point = repaired(params)
-    deployed = point.deployed if point else 1
+    deployed = point.cost if point else 1
     return create_trial(
         values=[score, float(deployed)][:objectives],
         params=params,
         distributions=CODEC.distributions,
         user_attrs={
             "point": dict(point.values) if point else {},
-            "deployed": deployed,
+            "cost": deployed,
             "hash": point.hash if point else "",
             "rung": rung,
             "full": rung == 100,

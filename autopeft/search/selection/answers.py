@@ -1,0 +1,171 @@
+"""What one search has to say of each goal: the best, the smallest and the cheapest of what was confirmed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from autopeft.display import mean_sd, number
+from autopeft.recipe import Recipe
+from autopeft.runs.records import CountTable
+from autopeft.search.core.goals import GOALS, Goal
+from autopeft.search.selection.contender import Contender
+from autopeft.search.selection.significance import MARGIN, Comparison, points
+from autopeft.search.selection.verdicts import Verdict, chosen
+
+__all__ = ["Answer", "answers", "finding", "origin"]
+
+_TAKES: dict[Goal, str] = {"smallest": "size", "cheapest": "training cost"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What reaches a goal, as far as *select* tells.
+
+    Attributes:
+        goal: which one.
+        name: the trial, or the baseline.
+        number: the trial's; `None` of a baseline.
+        select: scores of each fresh seed.
+        baseline: name of the best baseline; `None` where there is none, or this is it.
+        difference: of the mean scores on *select*, to that baseline.
+        within: probability that it is within the margin of it.
+        size_share: deployed parameters beside those of the baseline.
+        cost_share: time of a training step beside that of the baseline; `measured` tells whether it was
+            measured in their runs with fresh seeds, or predicted.
+    """
+
+    goal: Goal
+    name: str
+    number: int | None
+    recipe: Mapping[str, Any] = field(repr=False)
+    counts: CountTable
+    select: tuple[float, ...]
+    baseline: str | None = None
+    difference: float | None = None
+    within: float | None = None
+    size_share: float | None = None
+    cost_share: float | None = None
+    measured: bool = False
+
+    def sentence(self) -> str:
+        """The answer in one sentence."""
+        brief = Recipe.from_dict(dict(self.recipe)).brief
+        size = number(self.counts.get("deployed"))
+        what = f"{self.goal.capitalize()}: {self.name} ({brief}), {size} parameters"
+        said = [what, f"{mean_sd(self.select)} on select"]
+        if self.baseline is None:
+            return f"{', '.join(said)}."
+        if self.cost_share is not None:
+            said.append(f"{share_text(self.cost_share)} of the training cost of {self.baseline}{self._how}")
+        if self.difference is not None and self.within is not None:
+            said.append(
+                f"{points(self.difference, sign=True)} points to it, within the margin with a probability of "
+                f"{self.within:.0%}".replace("%", " %")
+            )
+        return f"{', '.join(said)}."
+
+    @property
+    def _how(self) -> str:
+        return "" if self.measured else " (predicted)"
+
+    def share(self) -> tuple[float | None, str]:
+        """What it takes of that which its goal makes small, beside the baseline, and how that is known."""
+        if self.goal == "cheapest":
+            return self.cost_share, self._how
+        return self.size_share, ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, JSON-able."""
+        return {**vars(self), "recipe": dict(self.recipe), "text": self.sentence()}
+
+
+def share_text(share: float) -> str:
+    """`0.52`, and more digits of what is smaller."""
+    return f"{share:.2f}" if share >= 0.095 else f"{share:.2g}"
+
+
+def origin(side: Contender) -> str:
+    """What a recipe is called: the trial that it was, or its own name."""
+    return side.name if side.number is None else f"trial {side.number}"
+
+
+def answers(found: Sequence[Verdict], baseline: Contender | None) -> dict[Goal, Answer | None]:
+    """The answer to each goal, `None` where nothing is known that could tell.
+
+    Args:
+        found: verdicts in their order.
+        baseline: the best one.
+    """
+    verdicts = {goal: chosen(goal, found) for goal in GOALS}
+    return {goal: None if v is None else _answer(goal, v, baseline) for goal, v in verdicts.items()}
+
+
+def _answer(goal: Goal, verdict: Verdict, baseline: Contender | None) -> Answer:
+    mine = verdict.runs.contender()
+    told = Answer(goal, origin(mine), mine.number, mine.recipe, mine.counts, mine.select)
+    if baseline is None or verdict.evidence is None:
+        return told
+    cost, measured = _cost_share(mine, verdict, baseline)
+    return Answer(
+        **{name: getattr(told, name) for name in ("goal", "name", "number", "recipe", "counts", "select")},
+        baseline=baseline.name,
+        difference=verdict.evidence.difference,
+        within=verdict.evidence.within,
+        size_share=_share(verdict.deployed, baseline.counts.get("deployed")),
+        cost_share=cost,
+        measured=measured,
+    )
+
+
+def _cost_share(mine: Contender, verdict: Verdict, baseline: Contender) -> tuple[float | None, bool]:
+    """What a step takes beside the baseline's, and whether it was measured in both."""
+    found = _share(mine.measured.get("step_time"), baseline.measured.get("step_time"))
+    if found is not None:
+        return found, True
+    return _share(verdict.step_cost, verdict.baseline_cost), False
+
+
+def _share(value: float | None, whole: float | None) -> float | None:
+    return value / whole if value is not None and whole else None
+
+
+def finding(
+    goal: Goal,
+    answer: Answer | None,
+    comparison: Comparison | None,
+    *,
+    returned: str | None = None,
+    margin: float = MARGIN,
+) -> str | None:
+    """What a search for its goal has found, in one sentence that says no more than *test* shows; `None` where
+    the goal is the best and a hybrid was found.
+
+    Args:
+        answer: what reaches the goal on *select*; `None` where nothing did.
+        comparison: of the winner with the best baseline on *test*; `None` where there is no baseline, or it
+            is the winner.
+        returned: name of the baseline that is the winner.
+    """
+    within = f"within {points(margin).removesuffix('.0')} point{'' if margin == MARGIN else 's'}"
+    if goal == "best":
+        return None if returned is None else f"Nothing found beats {returned}: it is returned."
+    takes = _TAKES[goal]
+    if comparison is None and returned is not None:
+        return f"Nothing found is as good as {returned} ({within}) with less {takes}: it is returned."
+    if comparison is None:
+        return f"The least {takes} {within} of the best that was found, as far as select tells."
+    if comparison.difference is None:
+        return comparison.sentence()
+    if answer is None:
+        return (
+            f"Nothing found is as good as {comparison.baseline} ({within}), as far as select tells: what "
+            f"promises most is returned. {comparison.sentence()}"
+        )
+    share, how = answer.share()
+    beside = "" if share is None else f" at {share_text(share)} of its {takes}{how}"
+    if comparison.as_good:
+        return f"As good as {comparison.baseline} ({within}, 95 %){beside}."
+    asked = f"That the winner is as good as {comparison.baseline} ({within}){beside} is not shown."
+    return f"{asked} {comparison.sentence()}"

@@ -1,0 +1,146 @@
+"""Who wins: of what was trained with fresh seeds, the best, the smallest or the cheapest.
+
+*Select* alone decides. The LoRA baseline takes part, so that a search returns it where nothing is better.
+
+- `best` is what promises most (see `promise`); of equals LoRA, then the smaller one.
+- `smallest` and `cheapest` are what costs least of the recipes that are within the margin of the best
+  baseline with a probability of 80 % (see `evidence`). That baseline itself is, and takes part: nothing that
+  costs more wins. Without baselines the margin is that of what promises most.
+
+A higher probability would refuse most recipes that are as good: three seeds on 400 rows show a difference of
+one point by chance. Whether the winner is as good is told on *test*, with an interval of 95 %.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from autopeft.search.core.goals import GOALS, OBJECTIVES, Cost, Goal
+from autopeft.search.optimization.pareto import order
+from autopeft.search.selection.baseline_runs import BaselineRuns
+from autopeft.search.selection.contender import RepeatedRuns
+from autopeft.search.selection.evidence import Evidence, evidence, seed_noise
+from autopeft.search.selection.finalists import Finalist, promise
+from autopeft.search.selection.significance import MARGIN
+from autopeft.tasks.scored import ScoredSplit
+
+__all__ = ["ENOUGH", "Judge", "Verdict", "best_baseline", "chosen", "verdicts"]
+
+ENOUGH = 0.8
+"""Probability from which on a recipe counts as within the margin."""
+# By this share predictions of a step's time are off: what costs so little more does not count as costlier.
+_ALIKE = 0.05
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What recipes are judged by.
+
+    Attributes:
+        goal: which of them wins.
+        margin: of the score, by which a recipe may be worse than the best baseline.
+        select: the rows that decide.
+        step_cost: what a training step of a recipe takes, where LoRA on all layers takes 1; `None` where
+            nothing is predicted.
+    """
+
+    goal: Goal = "best"
+    margin: float = MARGIN
+    select: ScoredSplit = field(default_factory=lambda: ScoredSplit("accuracy", 1))
+    step_cost: Callable[[Mapping[str, Any]], float] | None = None
+
+    @property
+    def cost(self) -> Cost | None:
+        """What the goal makes small."""
+        return OBJECTIVES[GOALS[self.goal]]
+
+    def cost_of_step(self, recipe: Mapping[str, Any]) -> float | None:
+        """The predicted cost of a step."""
+        return None if self.step_cost is None else self.step_cost(recipe)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known of a recipe that was trained with fresh seeds.
+
+    Attributes:
+        runs: the recipe, and its runs.
+        promise: what it is expected to be ranked by.
+        evidence: what *select* says of it beside the best baseline, `None` for that one itself.
+        deployed, step_cost: what it costs; `baseline_cost` is a step's of the best baseline.
+        sure: whether it counts as within the margin.
+    """
+
+    runs: RepeatedRuns
+    promise: float
+    evidence: Evidence | None
+    deployed: float | None
+    step_cost: float | None
+    sure: bool
+    baseline_cost: float | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of its runs have a score."""
+        return len(self.runs.good) == len(self.runs.runs)
+
+    @property
+    def place(self) -> tuple[bool, float, bool, float]:
+        """Sorts what promises most first."""
+        first, size, _ = order(self.promise, self.deployed)
+        return not self.whole, first, isinstance(self.runs, Finalist), size
+
+
+def best_baseline(races: Sequence[BaselineRuns]) -> BaselineRuns | None:
+    """The baseline of one recipe that ranks highest on *select*; `None` where there is none."""
+    there = [race for race in races if race.recipe and race.good]
+    return max(there, key=lambda race: math.fsum(race.ranks) / len(race.ranks), default=None)
+
+
+def verdicts(finalists: Sequence[Finalist], races: Sequence[BaselineRuns], judge: Judge) -> list[Verdict]:
+    """What is known of the finalists and of the LoRA baseline, what promises most first.
+
+    Where the goal is not the best, the best baseline takes part whatever it is: the others are measured by
+    it. Where there is no baseline, the one that promises most stands for it.
+    """
+    leader = best_baseline(races)
+    taking_part = [r for r in races if r.recipe and (r.prior or (judge.cost is not None and r is leader))]
+    runs: list[RepeatedRuns] = [side for side in (*taking_part, *finalists) if side.good]
+    if not runs:
+        return []
+    expected = dict(zip(map(id, runs), promise([side.ranks for side in runs]), strict=True))
+    reference: RepeatedRuns = leader or max(runs, key=lambda side: expected[id(side)])
+    everyone = [*runs, *([] if any(side is reference for side in runs) else [reference])]
+    noise = seed_noise([run.select for run in side.good if run.select is not None] for side in everyone)
+    # Without predictions, what steps took, as far as all were measured in this search.
+    predicted = judge.step_cost is not None or any(side.step_time is None for side in everyone)
+    found = []
+    for side in runs:
+        same = side is reference
+        seen = None if same else evidence(side, reference, noise, judge.select, judge.margin)
+        found.append(
+            Verdict(
+                side,
+                expected[id(side)],
+                seen,
+                side.counts.get("deployed"),
+                judge.cost_of_step(side.recipe) if predicted else side.step_time,
+                same or (seen is not None and seen.within >= ENOUGH),
+                judge.cost_of_step(reference.recipe) if predicted else reference.step_time,
+            )
+        )
+    return sorted(found, key=lambda verdict: verdict.place)
+
+
+def chosen(goal: Goal, found: Sequence[Verdict]) -> Verdict | None:
+    """What reaches a goal, of verdicts in order; `None` where nothing is known that could tell."""
+    cost = OBJECTIVES[GOALS[goal]]
+    if cost is None:
+        return found[0] if found else None
+    known = [v for v in found if v.sure and v.whole and getattr(v, cost) is not None]
+    least = min((getattr(v, cost) for v in known), default=math.inf)
+    share = _ALIKE if cost == "step_cost" else 0.0
+    return next((v for v in known if getattr(v, cost) <= least * (1 + share)), None)

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support.searching import lora
+from transformers import BertConfig
+
+from autopeft.backbones import spec_of
+from autopeft.errors import UsageError
+from autopeft.recipe import Recipe
+from autopeft.resources import StepCost
+
+SPEC = spec_of(BertConfig(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64))
+
+
+def test_a_step_costs_what_is_predicted_beside_the_reference() -> None:
+    """Here a step takes a millisecond for each layer that has something."""
+
+    def predicted(graph: Any) -> float:
+        return 1e-3 * len({site.layer for entry in graph.entries.values() for site in entry.sites})
+
+    calibration: Any = SimpleNamespace(predict_step=predicted)
+    cost = StepCost(calibration, SPEC, lora(4), "LoRA rank 4")
+    assert (cost.name, cost.seconds) == ("LoRA rank 4", pytest.approx(4e-3))
+    assert cost(lora(8)) == pytest.approx(1.0)
+    upper = Recipe.from_dict({"layers": [{"at": "last 1", "attach": [{"lora": {"rank": 4}}]}]})
+    assert cost(upper) == pytest.approx(0.25)
+    with pytest.raises(UsageError):
+        cost(Recipe.from_dict({"layers": [{"at": [9], "attach": ["lora"]}]}))

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from autopeft.runs.records import TrialRecord
+from autopeft.search.core.jobs import JobResult
+from autopeft.search.selection.answers import Answer, answers, finding
+from autopeft.search.selection.baseline_runs import BaselineRuns
+from autopeft.search.selection.baselines import Baseline
+from autopeft.search.selection.finalists import Finalist
+from autopeft.search.selection.significance import compare
+from autopeft.search.selection.verdicts import Judge, verdicts
+from autopeft.tasks.scored import ScoredSplit
+
+SEEDS = (1000, 1001, 1002)
+ROWS = ScoredSplit("accuracy", 40_000)
+COSTS = {4: 0.5, 8: 1.5}
+
+
+def recipe(rank: int) -> dict[str, object]:
+    return {"autopeft": 2, "layers": [{"attach": [{"lora": {"rank": rank}}]}]}
+
+
+JUDGE = Judge(
+    "cheapest", 0.01, ROWS, lambda told: COSTS.get(told["layers"][0]["attach"][0]["lora"]["rank"], 1.0)
+)
+
+
+def lora(scores: Sequence[float] = (0.80, 0.801, 0.802), seconds: float | None = None) -> BaselineRuns:
+    found = BaselineRuns(0, Baseline("LoRA rank 6", (recipe(6),), {"deployed": 200}))
+    measured = {} if seconds is None else {"step_time": seconds}
+    for job, score in zip(found.jobs(SEEDS, 9), scores, strict=True):
+        found.take(JobResult(job.id, {"select": score, "test": score}, measured=measured))
+    return found
+
+
+def trial(number: int, rank: int, scores: Sequence[float], seconds: float | None = None) -> Finalist:
+    found = Finalist(
+        TrialRecord("trial", "t", "complete", recipe(rank), number, counts={"deployed": 25 * rank})
+    )
+    measured = {} if seconds is None else {"step_time": seconds}
+    for job, score in zip(found.jobs(SEEDS, 9), scores, strict=True):
+        found.take(JobResult(job.id, {"select": score}, measured=measured))
+    return found
+
+
+def test_one_run_answers_all_three() -> None:
+    finalists = [trial(3, 4, (0.80, 0.80, 0.802)), trial(5, 8, (0.82, 0.82, 0.822))]
+    race = lora()
+    found = answers(verdicts(finalists, [race], JUDGE), race.contender())
+    assert {goal: a and a.name for goal, a in found.items()} == {
+        "best": "trial 5", "smallest": "trial 3", "cheapest": "trial 3"
+    }  # fmt: skip
+    cheapest = found["cheapest"]
+    assert cheapest is not None
+    assert (cheapest.baseline, cheapest.size_share, cheapest.cost_share) == ("LoRA rank 6", 0.5, 0.5)
+    assert not cheapest.measured
+    assert cheapest.sentence().startswith(
+        "Cheapest: trial 3 (lora), 100 parameters, 0.8007 ± 0.0012 on select, 0.50 of the training cost of "
+        "LoRA rank 6 (predicted), −0.0 points to it, within the margin with a probability of "
+    )
+    assert json.loads(json.dumps(cheapest.to_dict()))["text"] == cheapest.sentence()
+
+
+def test_what_was_measured_in_both_is_told_rather_than_what_was_predicted() -> None:
+    race = lora(seconds=2.0)
+    found = answers(verdicts([trial(3, 4, (0.80, 0.80, 0.802), 0.9)], [race], JUDGE), race.contender())
+    assert found["cheapest"] is not None
+    assert (found["cheapest"].cost_share, found["cheapest"].measured) == (0.45, True)
+    kept = lora()  # its runs are those of an earlier search
+    found = answers(verdicts([trial(3, 4, (0.80, 0.80, 0.802), 0.9)], [kept], JUDGE), kept.contender())
+    assert found["cheapest"] is not None
+    assert (found["cheapest"].cost_share, found["cheapest"].measured) == (0.5, False)
+
+
+def test_the_best_baseline_is_compared_with_nothing() -> None:
+    race = lora()
+    found = answers(verdicts([trial(3, 8, (0.70, 0.70, 0.70))], [race], JUDGE), race.contender())
+    assert found["best"] is not None
+    assert (found["best"].name, found["best"].baseline, found["best"].within) == ("LoRA rank 6", None, None)
+    assert found["best"].sentence() == "Best: LoRA rank 6 (lora), 200 parameters, 0.8010 ± 0.0010 on select."
+
+
+def test_nothing_confirmed_answers_nothing() -> None:
+    assert answers([], None) == {"best": None, "smallest": None, "cheapest": None}
+
+
+ANSWER = Answer("cheapest", "trial 3", 3, recipe(4), {}, (0.8,), "LoRA", -0.001, 0.9, 0.08, 0.52, True)
+LEVEL = {1000: 0.80, 1001: 0.801, 1002: 0.802}
+
+
+def shifted(by: float) -> dict[int, float]:
+    return {seed: score + by for seed, score in LEVEL.items()}
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (ANSWER, "As good as LoRA (within 1 point, 95 %) at 0.52 of its training cost."),
+        (replace(ANSWER, measured=False), "at 0.52 of its training cost (predicted)."),
+        (replace(ANSWER, goal="smallest"), "As good as LoRA (within 1 point, 95 %) at 0.08 of its size."),
+    ],
+)
+def test_what_test_shows_is_claimed(answer: Answer, text: str) -> None:
+    level = compare(LEVEL, LEVEL, ROWS, name="LoRA")
+    said = finding(answer.goal, answer, level)
+    assert said is not None
+    assert said.endswith(text)
+
+
+def test_what_test_does_not_show_is_not_claimed() -> None:
+    worse = compare(shifted(-0.02), LEVEL, ROWS, name="LoRA")
+    said = finding("cheapest", ANSWER, worse)
+    assert said is not None
+    assert said.startswith(
+        "That the winner is as good as LoRA (within 1 point) at 0.52 of its training cost is not"
+    )
+    assert "is 2.0 points below LoRA" in said
+    assert "within 3 points" in str(finding("cheapest", ANSWER, worse, margin=0.03))
+
+
+def test_a_fallback_is_said_to_be_one() -> None:
+    said = finding("cheapest", None, compare(shifted(-0.02), LEVEL, ROWS, name="LoRA"))
+    assert str(said).startswith("Nothing found is as good as LoRA (within 1 point), as far as select tells")
+
+
+def test_a_baseline_that_is_returned_is_said_to_be_one() -> None:
+    assert finding("best", None, None, returned="LoRA") == "Nothing found beats LoRA: it is returned."
+    assert finding("cheapest", ANSWER, None, returned="LoRA") == (
+        "Nothing found is as good as LoRA (within 1 point) with less training cost: it is returned."
+    )
+    assert finding("best", None, None) is None
+
+
+def test_without_a_baseline_select_alone_tells() -> None:
+    assert finding("smallest", ANSWER, None) == (
+        "The least size within 1 point of the best that was found, as far as select tells."
+    )

@@ -1,0 +1,188 @@
+"""What follows the search, for each goal, on a space of LoRA ranks whose score grows with the rank."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.searching import EFFORT, Stage, honest, lora, ready_to_finish
+
+from autopeft.hybrid.store import WEIGHTS
+from autopeft.runs.folder import RunFolder
+from autopeft.search.controller.finish import finish
+from autopeft.search.core.jobs import Job, JobResult
+from autopeft.search.selection.baselines import Baseline
+from autopeft.search.selection.verdicts import Judge
+from autopeft.tasks.scored import ScoredSplit
+
+Make = Callable[..., Stage]
+ROWS = ScoredSplit("accuracy", 1_000_000)
+EFFORT_OF_TEN = replace(EFFORT, trials=10, top=4)
+
+
+def baseline(*ranks: int, kind: Any = "lora", **more: Any) -> Baseline:
+    titles = tuple(f"LoRA of rank {rank}" for rank in ranks)
+    tables = tuple({"deployed": 10 * rank} for rank in ranks)
+    return Baseline(
+        titles[0],
+        tuple(lora(r).to_dict() for r in ranks),
+        tables[0],
+        kind=kind,
+        titles=titles,
+        tables=tables,
+        **more,
+    )
+
+
+def cost(recipe: Mapping[str, Any]) -> float:
+    return float(recipe["layers"][0]["attach"][0]["lora"]["rank"]) / 100
+
+
+def judge(goal: Any, margin: float = 0.01) -> Judge:
+    return Judge(goal, margin, ROWS, cost)
+
+
+def cheap(make_stage: Make, *baselines: Baseline, margin: float = 0.01, **more: Any) -> Stage:
+    return make_stage(
+        EFFORT_OF_TEN, tuple(range(41, 51)), baselines=list(baselines), judge=judge("cheapest", margin),
+        objectives=2, cost="step_cost", **more,
+    )  # fmt: skip
+
+
+def finished(stage: Stage, folder: Path, goal: str = "best") -> Any:
+    ready = ready_to_finish()
+    ready.goal = goal
+    run = RunFolder.create("t", "key", root=folder, out=None)
+    result = finish(ready, run, stage.controller, 1.0)
+    assert json.loads((run.path / "result.json").read_text())["origin"] == result.origin
+    return result, run
+
+
+def test_lora_is_returned_where_nothing_beats_it(make_stage: Make, tmp_path: Path) -> None:
+    """With the weights of the best of its runs, which were tested as they were trained."""
+    stage = make_stage(baselines=[baseline(100)])
+    stage.play(honest)
+    assert Counter(job.kind for job in stage.jobs) == {"trial": 5, "confirm": 4, "baseline": 2}
+    result, run = finished(stage, tmp_path)
+    assert (result.number, result.origin, result.confirmed) == (None, "LoRA of rank 100", True)
+    assert result.finding == "Nothing found beats LoRA of rank 100: it is returned."
+    assert result.winner.to_dict() == lora(100).to_dict()
+    assert result.test == pytest.approx((0.101, 0.101001))
+    assert (run.winner / WEIGHTS).read_bytes() == b"baseline-0-s1001"
+    assert result.comparisons == (), "it is not compared with itself"
+    assert [b.name for b in result.baselines] == ["LoRA of rank 100"]
+
+
+def test_what_beats_lora_wins_and_no_other_baseline_does(make_stage: Make, tmp_path: Path) -> None:
+    stage = make_stage(ranks=(40, 50), baselines=[baseline(30), baseline(99, kind="single")])
+    stage.play(honest)
+    result, _ = finished(stage, tmp_path)
+    assert result.winner.to_dict() == lora(50).to_dict()
+    assert result.finding is None
+    assert [c.baseline for c in result.comparisons] == ["LoRA of rank 30", "LoRA of rank 99"]
+
+
+def test_weights_that_an_earlier_search_did_not_keep_are_trained_again(
+    make_stage: Make, tmp_path: Path
+) -> None:
+    """One run, with the seed that scored best on select, and *test* is not touched again."""
+
+    def known(job: Job) -> JobResult | None:
+        return replace(honest(job), files={}) if job.kind == "baseline" else None
+
+    stage = make_stage(baselines=[baseline(100)], recall=known)
+    stage.play(honest)
+    (again,) = [job for job in stage.jobs if job.id.startswith("weights-")]
+    assert (again.id, again.kind, again.seed, again.splits) == (
+        "weights-baseline-0-s1001", "confirm", 1001, ("select",)
+    )  # fmt: skip
+    result, run = finished(stage, tmp_path)
+    assert result.origin == "LoRA of rank 100"
+    assert (run.winner / WEIGHTS).read_bytes() == b"weights-baseline-0-s1001"
+
+
+def test_the_cheapest_within_the_margin_wins(make_stage: Make, tmp_path: Path) -> None:
+    """Of the ranks 41 to 50, those from 43 on are within seven thousandths of LoRA of rank 50."""
+    stage = cheap(make_stage, baseline(50, 49), margin=0.0065)
+    stage.play(honest)
+    result, _ = finished(stage, tmp_path, "cheapest")
+    assert 41 <= rank_of_recipe(result) <= 46
+    assert result.answers["best"].name == "LoRA of rank 50"
+    assert result.answers["cheapest"].recipe == result.winner.to_dict()
+    assert result.answers["cheapest"].cost_share == pytest.approx(rank_of_recipe(result) / 50)
+
+
+def rank_of_recipe(result: Any) -> int:
+    return int(result.winner.to_dict()["layers"][0]["attach"][0]["lora"]["rank"])
+
+
+def test_finalists_of_other_goals_wait_for_the_sweeps(make_stage: Make) -> None:
+    stage = cheap(make_stage, baseline(50, 49), baseline(20, 21, kind="head"))
+    stage.play(honest)
+    order = [job.id for job in stage.jobs]
+    last_sweep = max(i for i, name in enumerate(order) if "-sweep" in name)
+    first_finalist = min(i for i, job in enumerate(stage.jobs) if job.kind == "confirm")
+    assert last_sweep < first_finalist
+    tests = [i for i, job in enumerate(stage.jobs) if job.kind == "test"]
+    assert max(i for i, job in enumerate(stage.jobs) if job.kind == "baseline") < min(tests)
+
+
+def test_a_cheaper_candidate_of_the_lora_sweep_may_win(make_stage: Make, tmp_path: Path) -> None:
+    """The baseline is the better of two; the other one costs less than all that the search has found."""
+    stage = cheap(make_stage, baseline(50, 12), margin=0.06)
+    stage.play(honest)
+    result, _ = finished(stage, tmp_path, "cheapest")
+    assert (result.number, result.origin) == (None, "LoRA of rank 12")
+    assert [c.baseline for c in result.comparisons] == ["LoRA of rank 50"]
+    tested = [job.id for job in stage.jobs if job.kind == "test"]
+    assert tested == ["test-confirm-baseline-0-1-s1001", "test-confirm-baseline-0-1-s1000"]
+
+
+def test_where_nothing_cheaper_is_as_good_the_baseline_is_returned(make_stage: Make, tmp_path: Path) -> None:
+    stage = cheap(make_stage, baseline(90, 89), margin=0.001)
+    stage.play(honest)
+    result, _ = finished(stage, tmp_path, "cheapest")
+    assert result.origin == "LoRA of rank 90"
+    assert result.finding.startswith(
+        "Nothing found is as good as LoRA of rank 90 (within 1 point) with less "
+    )
+
+
+def test_without_baselines_the_margin_is_that_of_the_best_trial(make_stage: Make, tmp_path: Path) -> None:
+    stage = cheap(make_stage, margin=0.006)
+    stage.play(honest)
+    result, _ = finished(stage, tmp_path, "cheapest")
+    assert 44 <= rank_of_recipe(result) < 50
+    assert result.comparisons == ()
+    assert "as far as select tells" in result.finding
+
+
+def test_the_smallest_may_be_another_than_the_cheapest(make_stage: Make, tmp_path: Path) -> None:
+    """Where larger ranks cost less, one run knows both."""
+    stage = make_stage(
+        EFFORT_OF_TEN, tuple(range(41, 51)), baselines=[baseline(50, 49)], objectives=2,
+        judge=Judge("smallest", 0.02, ROWS, lambda recipe: 1 / cost(recipe)),
+    )  # fmt: skip
+    stage.play(honest)
+    result, _ = finished(stage, tmp_path, "smallest")
+    smallest, cheapest = result.answers["smallest"], result.answers["cheapest"]
+    assert smallest.recipe == result.winner.to_dict()
+    assert smallest.counts["deployed"] < cheapest.counts["deployed"]
+
+
+def test_an_interrupted_search_says_that_its_goal_is_not_reached(make_stage: Make, tmp_path: Path) -> None:
+    stage = cheap(make_stage, baseline(50, 49))
+    chief = stage.controller
+    job = chief.next()
+    assert isinstance(job, Job)
+    chief.complete(honest(job))
+    chief.interrupt()
+    chief.abandon()
+    result, _ = finished(stage, tmp_path, "cheapest")
+    assert "the best so far and not the cheapest: nothing was retrained" in result.finding
+    assert result.answers == {}

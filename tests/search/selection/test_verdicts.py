@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from autopeft.runs.records import TrialRecord
+from autopeft.search.core.jobs import JobResult
+from autopeft.search.selection.baseline_runs import BaselineRuns
+from autopeft.search.selection.baselines import Baseline, BaselineKind
+from autopeft.search.selection.contender import RepeatedRuns
+from autopeft.search.selection.finalists import Finalist
+from autopeft.search.selection.verdicts import Judge, best_baseline, chosen, verdicts
+from autopeft.tasks.scored import ScoredSplit
+
+SEEDS = (1000, 1001, 1002)
+
+
+def winner(finalists: Sequence[Finalist], races: Sequence[BaselineRuns] = ()) -> RepeatedRuns | None:
+    found = chosen("best", verdicts(finalists, races, Judge()))
+    return None if found is None else found.runs
+
+
+def finalist(number: int, scores: list[float | None], deployed: int = 10) -> Finalist:
+    found = Finalist(TrialRecord("trial", "t", "complete", {}, number, counts={"deployed": deployed}))
+    for job, score in zip(found.jobs(range(len(scores)), 10), scores, strict=True):
+        failed = JobResult(job.id, error="boom", failure="failed")
+        found.take(failed if score is None else JobResult(job.id, {"select": score}))
+    return found
+
+
+def test_the_best_mean_wins_and_of_equals_the_smaller() -> None:
+    low, high, small = finalist(0, [0.5, 0.5]), finalist(1, [0.5, 0.75]), finalist(2, [0.625, 0.625], 3)
+    assert winner([low, high]) is high
+    assert winner([low, high, small]) is small
+
+
+def test_of_wholly_equal_finalists_the_first_wins() -> None:
+    """They come as the search ranked them."""
+    first, second = finalist(7, [0.5]), finalist(3, [0.5])
+    assert winner([first, second]) is first
+
+
+def test_one_whose_runs_partly_failed_comes_after_the_others() -> None:
+    partly, whole = finalist(0, [0.9, None]), finalist(1, [0.5, 0.5])
+    assert winner([partly, whole]) is whole
+    assert winner([partly]) is partly
+    assert winner([finalist(0, [None])]) is None
+
+
+def searched(number: int, score: float, fresh: list[float]) -> Finalist:
+    found = Finalist(TrialRecord("trial", "t", "complete", {}, number, score=score, counts={"deployed": 10}))
+    for job, value in zip(found.jobs(range(len(fresh)), 10), fresh, strict=True):
+        found.take(JobResult(job.id, {"select": value}))
+    return found
+
+
+def test_the_score_of_the_search_counts_as_one_more_seed() -> None:
+    lucky, steady = searched(0, 0.9, [0.7, 0.7, 0.7]), searched(1, 0.8, [0.72, 0.72, 0.72])
+    assert winner([steady, lucky]) is lucky, "3.0 of four seeds against 2.96"
+    assert winner([searched(0, 0.9, [0.6, 0.7, 0.7]), steady]) is steady
+
+
+def baseline(
+    scores: Sequence[float],
+    kind: BaselineKind = "lora",
+    *,
+    cost: float = 1.0,
+    deployed: int = 100,
+    index: int = 0,
+) -> BaselineRuns:
+    """A baseline of one recipe that has ended; its recipe says what a step costs."""
+    found = BaselineRuns(
+        index, Baseline(kind, ({"cost": cost, "kind": kind},), {"deployed": deployed}, kind=kind)
+    )
+    for job, score in zip(found.jobs(SEEDS[: len(scores)], 10), scores, strict=True):
+        found.take(JobResult(job.id, {"select": score, "test": score}))
+    return found
+
+
+def confirmed(number: int, scores: Sequence[float], cost: float, deployed: int = 100) -> Finalist:
+    record = TrialRecord("trial", "t", "complete", {"cost": cost}, number, counts={"deployed": deployed})
+    found = Finalist(record)
+    for job, score in zip(found.jobs(SEEDS[: len(scores)], 10), scores, strict=True):
+        found.take(JobResult(job.id, {"select": score}))
+    return found
+
+
+ROWS = ScoredSplit("accuracy", 10_000)
+JUDGE = Judge("cheapest", 0.01, ROWS, step_cost=lambda recipe: float(recipe["cost"]))
+LEVEL = (0.80, 0.801, 0.802)
+WORSE = (0.75, 0.751, 0.752)
+BETTER = (0.85, 0.851, 0.852)
+
+
+def test_lora_wins_where_nothing_promises_more() -> None:
+    lora = baseline(LEVEL)
+    assert winner([confirmed(0, WORSE, 1.0)], [lora]) is lora
+    assert winner([confirmed(0, LEVEL, 1.0, deployed=3)], [lora]) is lora, "what is level does not beat it"
+    better = confirmed(0, BETTER, 1.0)
+    assert winner([better], [lora]) is better
+    assert winner([], [lora]) is lora
+
+
+def test_no_other_baseline_wins() -> None:
+    found = confirmed(0, WORSE, 1.0)
+    assert winner([found], [baseline(BETTER, "single"), baseline(BETTER, "head")]) is found
+
+
+@pytest.mark.parametrize(("goal", "number"), [("best", 0), ("smallest", 1), ("cheapest", 2)])
+def test_each_goal_has_its_answer_from_the_same_runs(goal: str, number: int) -> None:
+    finalists = [
+        confirmed(0, (0.86, 0.861, 0.862), 1.5, 300),
+        confirmed(1, BETTER, 1.2, 20),
+        confirmed(2, LEVEL, 0.5, 200),
+        confirmed(3, WORSE, 0.1, 1),
+    ]
+    found = verdicts(finalists, [baseline(LEVEL)], JUDGE)
+    verdict = chosen(goal, found)  # type: ignore[arg-type]
+    assert verdict is not None
+    assert verdict.runs.number == number
+
+
+def test_a_cheap_recipe_that_is_not_within_the_margin_does_not_win() -> None:
+    lora = baseline(LEVEL)
+    found = chosen("cheapest", verdicts([confirmed(0, WORSE, 0.3)], [lora], JUDGE))
+    assert found is not None
+    assert found.runs is lora, "the best baseline is within the margin of itself"
+
+
+def test_the_margin_is_that_of_the_best_baseline_and_not_of_lora() -> None:
+    """Neither the trial nor LoRA is within the margin of it then; it is itself, and is returned."""
+    races = [baseline(WORSE), baseline(BETTER, "single", index=1)]
+    assert best_baseline(races) is races[1]
+    found = verdicts([confirmed(0, LEVEL, 0.3)], races, JUDGE)
+    assert [v.sure for v in found] == [True, False, False]
+    verdict = chosen("cheapest", found)
+    assert verdict is not None
+    assert verdict.runs is races[1]
+
+
+def test_of_costs_that_predictions_cannot_tell_apart_the_better_recipe_wins() -> None:
+    first, second = confirmed(0, LEVEL, 0.50), confirmed(1, BETTER, 0.52)
+    found = chosen("cheapest", verdicts([first, second], [baseline(LEVEL)], JUDGE))
+    assert found is not None
+    assert found.runs is second
+    third = confirmed(2, BETTER, 0.54)
+    found = chosen("cheapest", verdicts([first, third], [baseline(LEVEL)], JUDGE))
+    assert found is not None
+    assert found.runs is first
+
+
+def test_without_baselines_the_margin_is_that_of_the_best() -> None:
+    best, cheap, poor = confirmed(0, BETTER, 1.0), confirmed(1, BETTER, 0.5), confirmed(2, WORSE, 0.1)
+    found = chosen("cheapest", verdicts([best, cheap, poor], [], JUDGE))
+    assert found is not None
+    assert found.runs is cheap
+
+
+def test_one_whose_runs_partly_failed_is_not_the_cheapest() -> None:
+    partly = confirmed(0, LEVEL, 0.1)
+    partly.runs[next(iter(partly.runs))].select = None
+    lora = baseline(LEVEL)
+    found = chosen("cheapest", verdicts([partly], [lora], JUDGE))
+    assert found is not None
+    assert found.runs is lora
+
+
+def test_nothing_is_cheapest_where_no_cost_is_known() -> None:
+    found = verdicts([confirmed(0, LEVEL, 0.5)], [baseline(LEVEL)], Judge(select=ROWS))
+    assert chosen("cheapest", found) is None
+    assert chosen("smallest", found) is not None
+
+
+def test_without_predictions_what_was_measured_in_all_runs_tells() -> None:
+    lora, quick = baseline(LEVEL), confirmed(0, LEVEL, 1.0)
+    for side, seconds in ((lora, 2.0), (quick, 0.5)):
+        for run in side.runs.values():
+            run.measured = {"step_time": seconds}
+    found = chosen("cheapest", verdicts([quick], [lora], Judge(select=ROWS)))
+    assert found is not None
+    assert (found.runs, found.step_cost, found.baseline_cost) == (quick, 0.5, 2.0)
