@@ -1,19 +1,24 @@
 """Records what the portfolio's recipes score on many tasks, with few and many rows, under several budgets.
 
-    python experiments/portfolio/run.py                  # some three hours of one core; goes on where it stopped
-    python experiments/portfolio/run.py --dry-run        # how many trainings are left, and what they will take
-    python experiments/portfolio/run.py --part 0/2       # every second training, beside another process
-    python experiments/portfolio/run.py --tables         # what there is
+    python experiments/portfolio/run.py               # hours of one core; goes on where it stopped
+    python experiments/portfolio/run.py --dry-run     # how many trainings are left, and what they will take
+    python experiments/portfolio/run.py --part 0/2    # every second training, beside another process
+    python experiments/portfolio/run.py --probe       # look at each task as `autopeft recommend` may: minutes
+    python experiments/portfolio/run.py --tables      # what there is
+    python experiments/portfolio/run.py --evaluate    # what recommendations are worth, clusters left out
+    python experiments/portfolio/run.py --ship        # write what the package ships: evidence.json
 
-The templates of the package (`autopeft/search/portfolio/templates.yaml`) are fitted to each budget and trained as a
-quick search trains: 60 steps of 32 with the backbone in bf16, the head from its probe. Scores and mean losses
-are those on *select*; *test* is never read. Each seed draws splits, rows, modules and batches of its own. A
-recipe that several budgets come to is trained once. Trainings are kept in `results/trainings.jsonl`.
+The templates of the package (`autopeft/search/portfolio/templates.yaml`) are fitted to each budget and
+trained as a quick search trains: 60 steps of 32 with the backbone in bf16, the head from its probe. Scores
+and mean losses are those on *select*; *test* is never read. Each seed draws splits, rows, modules and batches
+of its own. A recipe that several budgets come to is trained once. Trainings are kept in
+`results/trainings.jsonl`.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -27,14 +32,20 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
+from evaluation import evaluation
 from lib.measuring import note
-from lib.storage import append_row, read_rows
+from lib.storage import append_row, read_rows, write_whole
 
 from autopeft import load_task
 from autopeft.assets import load_config, load_tokenizer, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
+from autopeft.search.portfolio import evidence
+from autopeft.search.portfolio.evidence import Key
+from autopeft.search.portfolio.packing import packed
+from autopeft.search.portfolio.task_probe import probe_task
 from autopeft.search.portfolio.templates import FittedRecipe, fitted, templates
+from autopeft.spec import BackboneSpec
 from autopeft.tasks import Rows
 from autopeft.tasks.encode import EncodedTask, encode
 from autopeft.training import TrainingPlan, run_trial
@@ -42,6 +53,7 @@ from autopeft.training import TrainingPlan, run_trial
 __all__ = ["Cell", "cells", "needed"]
 
 TRAININGS = Path(__file__).parent / "results" / "trainings.jsonl"
+PROBES = TRAININGS.with_name("probes.jsonl")
 LENGTH, BATCH, STEPS, SELECT = 64, 32, 60, 400
 TASKS = ("trec", "movie-sentences", "sms-spam", "trec-fine", "subjectivity", "disaster-tweets")
 ROWS = (2_000, 100, 500)
@@ -68,9 +80,18 @@ def cells(model: str, seed: int) -> Iterator[Cell]:
 
 
 @lru_cache
+def _spec(model: str) -> BackboneSpec:
+    return spec_of(load_config(resolve_model(model)))
+
+
+def _models(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(row["model"] for row in rows))
+
+
+@lru_cache
 def recipes(model: str, budget: str) -> tuple[FittedRecipe, ...]:
     """The recipes of a budget."""
-    spec = spec_of(load_config(resolve_model(model)))
+    spec = _spec(model)
     return tuple(m for template in templates() for m in fitted(template, spec, Budget.parse(budget)))
 
 
@@ -122,14 +143,49 @@ def measure(cell: Cell, member: FittedRecipe) -> dict[str, Any]:
     }
 
 
+def ship(rows: Sequence[dict[str, Any]]) -> str:
+    """The evidence as the package has it, of every backbone that was trained."""
+    members = {}
+    for model in _models(rows):
+        spec = _spec(model)
+        shares = {b: round(Budget.parse(b).limits(spec)[1] / spec.parameters, 6) for b in BUDGETS}
+        members[model] = {shares[b]: recipes(model, b) for b in BUDGETS}
+    return packed(rows, members, read_rows(PROBES), steps=STEPS, batch_size=BATCH)
+
+
+def probe(cell: Cell) -> dict[str, Any]:
+    """A look at a task as a row: its features, and each recipe's first step by the recipe's hash."""
+    plan = TrainingPlan(steps=1, max_length=LENGTH, seed=cell.seed, device="cpu", head_start="probe")
+    before, steps, features = time.process_time(), {}, {}
+    for budget in BUDGETS:
+        members = [m for m in recipes(cell.model, budget) if m.hash not in steps]
+        found = probe_task(_model(cell.model, cell.task), _data(cell), members, plan, seconds=math.inf)
+        keys = {Key(m.template, m.rate): m.hash for m in members}
+        steps |= {keys[key]: float(f"{step:.5g}") for key, step in found.first_steps.items()}
+        features = {name: round(value, 4) for name, value in vars(found.features).items()}
+    seconds = round(time.process_time() - before, 2)
+    return {**asdict(cell), "features": features, "first_steps": steps, "cpu_seconds": seconds}
+
+
+def probe_all(rows: Sequence[dict[str, Any]]) -> None:
+    """Look at each cell that was trained on and not yet looked at."""
+    names = Cell.__dataclass_fields__
+    known = {tuple(row[name] for name in names) for row in read_rows(PROBES)}
+    for key in dict.fromkeys(tuple(row[name] for name in names) for row in rows):
+        if key not in known:
+            row = probe(Cell(*key))
+            append_row(PROBES, row)
+            note(f"{row['task']:16} {row['rows']:5} {row['seed']} {row['features']} {row['cpu_seconds']} s")
+
+
 def _known(rows: Sequence[dict[str, Any]]) -> set[tuple[Any, ...]]:
     keys = (*Cell.__dataclass_fields__, "hash", "steps")
     return {tuple(row[key] for key in keys) for row in rows}
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> str:
-    """Each template's better rate less LoRA's on all layers in the same cell, in points of the score, averaged
-    over the cells of a task."""
+    """Each template's better rate less LoRA's on all layers in the same cell, in points of the score,
+    averaged over the cells of a task."""
     tasks = [t for t in TASKS if any(r["task"] == t for r in rows)]
     lines = [f"| template | size | {' | '.join(tasks)} |", "|---" * (len(tasks) + 2) + "|"]
     best: dict[tuple[Any, ...], float] = {}
@@ -157,9 +213,23 @@ def main() -> None:
     parser.add_argument("--task", action="append", choices=TASKS, help="these alone; default: all")
     parser.add_argument("--dry-run", action="store_true", help="what is left, and what it will take")
     parser.add_argument("--tables", action="store_true", help="print what there is, train nothing")
+    parser.add_argument("--ship", action="store_true", help="write what the package ships, train nothing")
+    parser.add_argument("--probe", action="store_true", help="look at the tasks, train nothing")
+    parser.add_argument("--evaluate", action="store_true", help="print what recommendations are worth")
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = read_rows(TRAININGS)
+    if given.probe:
+        probe_all(rows)
+        return
+    if given.ship:
+        target = Path(evidence.__file__).with_name(evidence.FILE)
+        write_whole(target, ship(rows))
+        note(f"written to {target}")
+    if given.evaluate:
+        print(evaluation(evidence.read_evidence(ship(rows)), {m: _spec(m) for m in _models(rows)}))
+    if given.ship or given.evaluate:
+        return
     part, parts = map(int, given.part.split("/"))
     left = [
         pair for pair in needed(given.model, _known(rows)) if given.task is None or pair[0].task in given.task

@@ -143,6 +143,15 @@ class SearchArguments(Arguments):
             takes="a list of texts",
         ),
     ] = ()
+    portfolio: Annotated[
+        bool,
+        Option(
+            help="Try the portfolio's best recipes first, those that `autopeft recommend` names and the "
+            "space can express.",
+            panel=SEARCH,
+            flags=("--portfolio/--no-portfolio",),
+        ),
+    ] = True
     baselines: Annotated[
         str | None,
         Option(

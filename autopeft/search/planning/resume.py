@@ -25,7 +25,7 @@ SPACE = "space.yaml"
 _log = logging.getLogger("autopeft")
 _SHOWN = 80
 # What searches did before there was an option for it.
-_BEFORE = {"rank_by": "score"}
+_BEFORE = {"rank_by": "score", "portfolio": False}
 
 
 def changeable(arguments: type[SearchArguments] = SearchArguments) -> tuple[str, ...]:

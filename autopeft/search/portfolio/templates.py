@@ -1,7 +1,7 @@
 """Recipes with one free size, which a backbone and a budget fill.
 
-A recipe that was good on six layers of 384 says nothing literal about twelve layers of 768: its ranks and layer
-indices belong to one backbone. A template keeps what carries over (which methods, on which share of the
+A recipe that was good on six layers of 384 says nothing literal about twelve layers of 768: its ranks and
+layer indices belong to one backbone. A template keeps what carries over (which methods, on which share of the
 layers, at which rate for which size) and leaves the size to the budget.
 """
 
