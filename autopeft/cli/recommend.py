@@ -33,10 +33,10 @@ def recommend(given: Given, as_json: Json = False) -> None:
         return
     say_sheet(recommend_sheet(found))
     say()
-    if found.abstained is not None:
-        say(f"Recommended is LoRA: {found.abstained}.")
-    else:
-        say(f"Recommended is {found.recipe.name}.")
+    rate = found.recipe.training.learning_rate
+    what = found.recipe.name if found.abstained is None else "LoRA"
+    why = "" if found.abstained is None else f": {found.abstained}"
+    say(f"Recommended is {what}{'' if rate is None else f' at the learning rate {rate:.3g}'}{why}.")
     if found.file is not None:
         say(f"Written to {found.file}.")
     say()

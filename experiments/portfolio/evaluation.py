@@ -18,12 +18,18 @@ from lib.intervals import interval
 
 from autopeft.counting import Budget
 from autopeft.search.portfolio.choices import Ranking, rank
+from autopeft.search.portfolio.estimates import Target
 from autopeft.search.portfolio.evidence import Evidence, Key
+from autopeft.search.portfolio.sharpening import Finding, slope_of_first_steps, worth_of_likeness
 from autopeft.spec import BackboneSpec
 
 __all__ = ["Judged", "evaluation", "judged"]
 
 BUDGETS = ("0.5%", "0.15%", "0.04%")
+_COLUMNS = (
+    "cells", "LoRA recommended", "without evidence", "gain over LoRA", "over LoRA at its better rate",
+    "regret", "promised", "held",
+)  # fmt: skip
 Gains = Mapping[int, Mapping[Key, float]]  # seed, recipe: points above default LoRA in the same cell and seed
 
 
@@ -37,6 +43,7 @@ class Judged:
         regret: of the best recorded recipe over it.
         expected: gain that was promised.
         abstained: whether LoRA was recommended.
+        known: whether there was evidence to recommend anything from.
         seeds: of the cell; with one, `over_tuned` and `regret` favour what is compared with.
     """
 
@@ -51,6 +58,7 @@ class Judged:
     expected: float
     covered: bool | None
     abstained: bool
+    known: bool
     seeds: int
 
 
@@ -78,6 +86,7 @@ def _judge(ranking: Ranking, gains: Gains, cell: tuple[str, str, int, str]) -> J
         expected=0.0 if estimate is None else estimate.gain,
         covered=None if estimate is None else estimate.low <= gain <= estimate.high,
         abstained=ranking.reason is not None,
+        known=len(ranking.choices) > 1,
         seeds=len(gains),
     )
 
@@ -111,8 +120,8 @@ def evaluation(evidence: Evidence, specs: Mapping[str, BackboneSpec]) -> str:
     found = list(judged(evidence, specs))
     if not found:
         return "No cell has trainings of enough recipes yet."
-    head = "cells | abstained | gain over LoRA | over LoRA at its better rate | regret | promised | held"
-    lines = [f"| rows | budget | {head} |", "|---" * 9 + "|"]
+    head = " | ".join(("rows", "budget", *_COLUMNS))
+    lines = [f"| {head} |", "|---" * (2 + len(_COLUMNS)) + "|"]
     groups: dict[tuple[str, str], list[Judged]] = defaultdict(list)
     for j in found:
         for key in ((f"{j.rows:,}", j.budget), (f"{j.rows:,}", "all"), ("all", j.budget), ("all", "all")):
@@ -129,7 +138,26 @@ def evaluation(evidence: Evidence, specs: Mapping[str, BackboneSpec]) -> str:
     for j in found:
         name = f"{j.pick.template}, rate {j.pick.rate}{' (abstained)' if j.abstained else ''}"
         lines.append(f"| {j.task} | {j.rows:,} | {j.budget} | {name} | {j.gain:+.1f} | {j.regret:.1f} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_sharpening(evidence, specs)])
+
+
+def _sharpening(evidence: Evidence, specs: Mapping[str, BackboneSpec]) -> Iterator[str]:
+    """What the looks at tasks predict, by cluster."""
+    slope = slope_of_first_steps(evidence)
+    yield f"First steps, points of gain per e times as large a step: {_finding(slope)}"
+    for model, spec in specs.items():
+        for budget in BUDGETS:
+            share = Budget.parse(budget).limits(spec)[1] / spec.parameters
+            for rows in sorted({o.setting.rows for o in evidence.observations}):
+                found = worth_of_likeness(evidence, Target(share, rows))
+                if found.by_cluster:
+                    cell = f"{model}, {budget}, {rows:,} rows"
+                    yield f"Features, points of error saved, {cell}: {_finding(found)}"
+
+
+def _finding(found: Finding) -> str:
+    told = ", ".join(f"{cluster} {value:+.2f}" for cluster, value in found.by_cluster.items())
+    return f"{told or 'not recorded'}: {'used' if found.helps else 'not used'}"
 
 
 def _line(found: Sequence[Judged]) -> str:
@@ -138,6 +166,7 @@ def _line(found: Sequence[Judged]) -> str:
         (
             str(len(found)),
             f"{100 * statistics.fmean(j.abstained for j in found):.0f} %",
+            f"{100 * statistics.fmean(not j.known for j in found):.0f} %",
             _by_cluster((j.cluster, j.gain) for j in found),
             _by_cluster((j.cluster, j.over_tuned) for j in found),
             _by_cluster((j.cluster, j.regret) for j in found),

@@ -90,7 +90,7 @@ def rank(
     if first is None:
         return Ranking((), None, _nothing(found, budget, most))
     target = Target(most / spec.parameters, rows)
-    known = estimates(evidence, target, leave_out=leave_out, likeness=likeness)
+    known = estimates(evidence, target, reference=first, leave_out=leave_out, likeness=likeness)
     known = {key: found.shifted((shifts or {}).get(key, 0.0)) for key, found in known.items()}
     costs = _costs(evidence, target.share)
     choices = [

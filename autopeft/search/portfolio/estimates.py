@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -99,12 +99,15 @@ def estimates(
     evidence: Evidence,
     target: Target,
     *,
+    reference: Key | None = None,
     leave_out: Collection[str] = (),
     likeness: Mapping[str, float] | None = None,
 ) -> dict[Key, Estimate]:
     """What to expect of each recipe, without the clusters `leave_out`.
 
     Args:
+        reference: what gains are to be over. Where it was not trained, they stay over plain LoRA as that
+            budget allowed it.
         likeness: by task what its trainings count for beside their nearness, at most 1.
 
     Returns:
@@ -113,7 +116,7 @@ def estimates(
     """
     seen = evidence.steps * evidence.batch_size
     weights: dict[Key, list[tuple[Observation, float]]] = defaultdict(list)
-    for o in evidence.observations:
+    for o in _over(evidence, reference):
         near = nearness(o.share, o.setting.rows, target, seen)
         if o.cluster not in leave_out and near >= FAR:
             weights[o.key].append((o, near * (likeness or {}).get(o.setting.task, 1.0)))
@@ -125,6 +128,15 @@ def estimates(
     pooled = {key: _pooled(m, sigma2, tau2) for key, m in means.items()}
     priors = {sign: _prior(list(pooled.values()), sign) for sign in (1, -1)}
     return {key: _estimate(*p, priors[1 if p[0] > 0 else -1], weights[key]) for key, p in pooled.items()}
+
+
+def _over(evidence: Evidence, reference: Key | None) -> Iterator[Observation]:
+    """The observations with gains over `reference`, which itself is not among them."""
+    found = evidence.observations
+    base = {(o.setting, o.share): o.gain for o in found if o.key == reference}
+    for o in found:
+        if o.key != reference:
+            yield replace(o, gain=o.gain - base.get((o.setting, o.share), 0.0))
 
 
 def _by_cluster(found: Sequence[tuple[Observation, float]]) -> _Means:

@@ -191,8 +191,9 @@ def _why(evidence: Evidence, ranking: Ranking, model: str, left_out: Sequence[st
         found.append(
             f"Evidence: {sum(kept.trainings.values()):,} trainings of {evidence.steps} steps of "
             f"{evidence.batch_size} rows on {', '.join(evidence.models)}, the head from its probe; "
-            f"{', '.join(dict.fromkeys(o.setting.task for o in kept.observations))}; {rows[0]:,} to "
-            f"{rows[-1]:,} rows; budgets of {100 * shares[0]:.2g} % to {100 * shares[-1]:.2g} %."
+            f"{', '.join(dict.fromkeys(o.setting.task for o in kept.observations))}; "
+            f"{', '.join(f'{n:,}' for n in rows)} rows; budgets of "
+            f"{', '.join(f'{100 * s:.2g} %' for s in shares)}."
         )
     absent = sorted(set(left_out) & set(evidence.clusters))
     if absent:

@@ -75,6 +75,21 @@ def test_a_task_that_was_trained_on_is_no_evidence_for_itself() -> None:
     assert max(c.estimate.observed for c in every.choices if c.estimate) > 1.0
 
 
+def test_where_lora_fits_the_upper_half_alone_that_is_plain() -> None:
+    """Its gains under larger budgets, over LoRA on all layers, are none here."""
+
+    def half(key: Key, setting: Setting) -> float:
+        return 4.0 if key.template == "lora, upper half" else 5.0 if key.template == "vera" else 0.0
+
+    found = rank(evidence(half, noise=0.2), minilm_spec(), Budget.parse("0.04%"), 500)
+    assert found.reference is not None
+    assert found.reference.key == Key("lora, upper half", 0)
+    assert found.reference.estimate is None
+    vera = next(c for c in found.choices if c.key == Key("vera", 0))
+    assert vera.estimate is not None
+    assert vera.estimate.observed == pytest.approx(1.0, abs=0.2)
+
+
 def test_shifts_change_the_order() -> None:
     known = evidence(dora_is_better, noise=0.3)
     found = rank(known, minilm_spec(), HALF, 500, shifts={Key("krona", 0): 9.0})

@@ -135,6 +135,14 @@ def test_gains_are_drawn_towards_zero_and_uncertain_ones_more() -> None:
     assert one.lower_quartile > 0 > other.lower_quartile
 
 
+def test_gains_are_over_the_reference_where_it_was_trained_too() -> None:
+    found = made({"x": {"a": 3.0, "b": 2.0, "c": 2.5}, "y": {"a": 1.0, "b": 1.0}})
+    known = estimates(found, HERE, reference=Key("y", 0))
+    assert set(known) == {Key("x", 0)}
+    # In c the reference was not trained.
+    assert known[Key("x", 0)].observed == pytest.approx((2.0 + 1.0 + 2.5) / 3, abs=0.1)
+
+
 def test_shifting_moves_all_that_is_expected() -> None:
     found = estimates(made({"x": {"a": 1.0, "b": 0.5}}), HERE)[Key("x", 0)]
     moved = found.shifted(0.5)

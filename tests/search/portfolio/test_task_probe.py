@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,10 @@ def attached_spec(model: Any) -> Any:
 def test_a_first_step_is_what_a_small_step_of_the_signs_saves(data: tuple[Any, EncodedTask]) -> None:
     """To first order the loss falls by as much when each parameter moves by rate · sign."""
 
-    model, encoded = data
+    encoded = data[1]
+    model = copy.deepcopy(data[0])
+    with torch.no_grad():
+        model.classifier.weight *= 100  # gradients that are far above rounding
     member = next(m for m in members(attached_spec(model), Budget.parse("10%")) if m.template == "dora")
     rate = member.recipe.training.learning_rate
     batches, loss = _batches(encoded.train, PLAN.seed, torch.device("cpu")), encoded.task.loss()
@@ -80,17 +84,17 @@ def test_a_first_step_is_what_a_small_step_of_the_signs_saves(data: tuple[Any, E
         forward = Forward(model, kind=encoded.task.task_kind)
 
         def total() -> torch.Tensor:
-            return sum(loss.total(forward(b).double(), b["labels"]) for b in batches) / rows  # type: ignore[return-value]
+            parts = [loss.total(forward(batch).float(), batch["labels"]) for batch in batches]
+            return torch.stack(parts).sum().double() / rows
 
         before = total()
-        grads = torch.autograd.grad(before, own, allow_unused=True)
-        share = 30.0
+        gradients = torch.autograd.grad(before, own, allow_unused=True)
         with torch.no_grad():
-            for parameter, gradient in zip(own, grads, strict=True):
+            for parameter, gradient in zip(own, gradients, strict=True):
                 if gradient is not None:
-                    parameter -= share * rate * gradient.sign()  # type: ignore[operator]
+                    parameter -= rate * gradient.sign()  # type: ignore[operator]
             saved = float(before - total())
-    assert found == pytest.approx(saved / share, rel=0.05)
+    assert found == pytest.approx(saved, rel=0.1)
 
 
 def test_rates_scale_the_first_step_and_time_ends_it(data: tuple[Any, EncodedTask]) -> None:
