@@ -163,7 +163,8 @@ def recommend(call: RecommendCall) -> Recommendation:
 def own_clusters(asked: Any, task: Task | None) -> tuple[str, ...]:
     """The cluster of the task's own texts, where it is known: of its name, and of the packaged task that
     stands in for it."""
-    names = [] if task is None else [task.source.name, *([asked] if isinstance(asked, str) else [])]
+    names = [asked] if isinstance(asked, str) else []
+    names += [] if task is None else [task.source.name]
     found = (cluster_of(name) for name in names)
     return tuple(dict.fromkeys(cluster for cluster in found if cluster is not None))
 

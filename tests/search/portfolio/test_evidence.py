@@ -19,6 +19,7 @@ from autopeft.search.portfolio.evidence import (
     reference_of,
     shipped_evidence,
 )
+from autopeft.search.portfolio.recommend import own_clusters
 from autopeft.search.portfolio.templates import templates
 from autopeft.tasks import cluster_of, list_tasks
 from autopeft.tasks.packaged import PACKAGED
@@ -58,6 +59,14 @@ def test_the_shipped_file_is_small_and_of_budgets_that_its_recipes_fit() -> None
             assert len({tuple(model["recipes"][i][:2]) for i in members}) == len(members)
     for line in told["settings"]:
         assert len(line["scores"]) == len(told["models"][line["model"]]["recipes"])
+
+
+@pytest.mark.parametrize("task", PACKAGED)
+def test_no_shipped_training_on_texts_of_a_task_is_evidence_for_it(task: str) -> None:
+    left = shipped_evidence().without(own_clusters(task, None))
+    shared = {other.name for other in PACKAGED.values() if other.cluster == PACKAGED[task].cluster}
+    assert not shared & {o.setting.task for o in left.observations}
+    assert not shared & {setting.task for setting in (*left.trainings, *left.features)}
 
 
 def test_every_packaged_task_is_in_one_cluster_and_those_that_share_texts_in_the_same() -> None:
