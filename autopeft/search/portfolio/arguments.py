@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 from autopeft.arguments import Arguments, Option
-from autopeft.errors import UsageError
+from autopeft.errors import UsageError, near
 from autopeft.foreign import local_path
 from autopeft.search.planning import option_checks as checks
 from autopeft.training import options as shared
@@ -25,6 +25,17 @@ def _check_out(value: str | Path) -> None:
         raise UsageError(f"{path} is there already; choose another --out, or remove it.")
     if not path.parent.is_dir():
         raise UsageError(f"There is no folder {path.parent} to write {path.name} to.")
+
+
+def _check_clusters(value: Sequence[str]) -> None:
+    from autopeft.tasks import list_tasks
+
+    known = sorted({task.cluster for task in list_tasks() if task.cluster is not None})
+    for name in value:
+        if name not in known:
+            raise UsageError(
+                f"There is no cluster {name!r}.{near(str(name), known)} Clusters: {', '.join(known)}."
+            )
 
 
 class RecommendArguments(Arguments):
@@ -87,6 +98,8 @@ class RecommendCall(RecommendArguments):
         Sequence[str],
         Option(
             help="Clusters of tasks whose trainings are no evidence, beside the task's own.",
+            takes="a list of texts",
+            check=_check_clusters,
             cli=False,
         ),
     ] = ()

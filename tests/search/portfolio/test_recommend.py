@@ -82,6 +82,11 @@ def test_rows_that_share_texts_with_the_task_are_no_evidence(place: dict[str, An
     assert next(c for c in also.choices if c.key.template == "krona").estimate.observed < 0  # type: ignore[union-attr]
 
 
+def test_a_misspelt_cluster_is_refused(place: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"no cluster 'trek'\..*Did you mean 'trec'"):
+        autopeft.recommend(**place, leave_out=["trek"])
+
+
 def test_a_stand_in_leaves_out_its_own_texts() -> None:
     task = load_task("movie-sentences")
     assert module.own_clusters("sst2", task) == ("rotten-tomatoes",)
