@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from autopeft.method import get_method, method_names, register
     from autopeft.recipe import Recipe
     from autopeft.search.api import SearchResult, search
+    from autopeft.search.portfolio.recommend import Recommendation, recommend
     from autopeft.tasks import Task, load_task
     from autopeft.training.fixed import FixedOutcome, train
 
@@ -37,6 +38,7 @@ _HOMES = {
     "Hybrid": "hybrid",
     "MultiHybrid": "hybrid",
     "Recipe": "recipe",
+    "Recommendation": "search.portfolio.recommend",
     "SearchResult": "search.api",
     "Task": "tasks",
     "UsageError": "errors",
@@ -51,6 +53,7 @@ _HOMES = {
     "load_task": "tasks",
     "method_names": "method",
     "predict": "export.api",
+    "recommend": "search.portfolio.recommend",
     "register": "method",
     "spec_of": "backbones",
     "train": "training.fixed",
@@ -68,6 +71,7 @@ __all__ = [
     "Hybrid",
     "MultiHybrid",
     "Recipe",
+    "Recommendation",
     "SearchResult",
     "Task",
     "UsageError",
@@ -84,6 +88,7 @@ __all__ = [
     "load_task",
     "method_names",
     "predict",
+    "recommend",
     "register",
     "search",
     "spec_of",

@@ -18,6 +18,7 @@ from autopeft.cli import (
     export,
     methods,
     predict,
+    recommend,
     report,
     runs,
     search,
@@ -42,6 +43,7 @@ _COMMAND_LINE_ERROR: Any = typer.BadParameter.__mro__[2]
 
 _COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("search", search.search, "Find"),
+    ("recommend", recommend.recommend, "Find"),
     ("train", train.train, "Reuse"),
     ("evaluate", evaluate.evaluate, "Reuse"),
     ("predict", predict.predict, "Reuse"),
@@ -86,6 +88,7 @@ def _root(
 
     \b
       autopeft search --budget 0.5% --task sst2     find the best hybrid under 0.5 % of the backbone
+      autopeft recommend --budget 0.5%              what to begin with, without training
       autopeft methods                              what hybrids are made of
       autopeft show mam                             a fixed recipe, drawn and counted
 

@@ -1,4 +1,6 @@
-"""Which layers a block covers: `all`, `"0-5"`, `[0, 2, 4]`, `first 2`, `last 4` or a group `g1` … `g4`."""
+"""Which layers a block covers: `all`, `"0-5"`, `[0, 2, 4]`, `first 2`, `last 4`, `last 50%` or a group
+`g1` … `g4`.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,10 @@ At = str | tuple[int, ...]
 
 _RANGE = re.compile(r"(\d{1,4})\s*-\s*(\d{1,4})")
 _EDGE = re.compile(r"(first|last)\s+(\d{1,4})")
+_SHARE = re.compile(r"(first|last)\s+(\d{1,3})\s*%")
 _GROUP = re.compile(r"g([1-4])")
 _FURTHEST = 9999
-_FORMS = "all, '0-5' (inclusive, from 0), [0, 2, 4], 'first 2', 'last 4' or g1, g2, g3, g4"
+_FORMS = "all, '0-5' (inclusive, from 0), [0, 2, 4], 'first 2', 'last 4', 'last 50%' or g1, g2, g3, g4"
 
 
 def normalise_at(value: Any) -> At:
@@ -31,7 +34,7 @@ def normalise_at(value: Any) -> At:
     if not isinstance(value, str):
         raise RecipeError(f"{value!r} does not name layers; write {_FORMS}.")
     text = " ".join(value.split())
-    bounds, edge = _RANGE.fullmatch(text), _EDGE.fullmatch(text)
+    bounds, edge, share = _RANGE.fullmatch(text), _EDGE.fullmatch(text), _SHARE.fullmatch(text)
     if bounds:
         low, high = int(bounds[1]), int(bounds[2])
         if low > high:
@@ -41,6 +44,12 @@ def normalise_at(value: Any) -> At:
         if int(edge[2]) == 0:
             raise RecipeError(f"{value!r} names no layer; write '{edge[1]} 1' or more.")
         return f"{edge[1]} {int(edge[2])}"
+    if share:
+        if not 1 <= int(share[2]) <= 100:
+            raise RecipeError(
+                f"{value!r} is no share of the layers; write '{share[1]} 1%' to '{share[1]} 100%'."
+            )
+        return f"{share[1]} {int(share[2])}%"
     if text == "all" or _GROUP.fullmatch(text):
         return text
     raise RecipeError(
@@ -78,7 +87,8 @@ def spindle_sizes(n: int) -> tuple[int, int, int, int]:
 
 
 def resolve_layers(at: At, n: int) -> tuple[int, ...]:
-    """The 0-based indices that `at` (canonical) means in a stack of `n` layers.
+    """The 0-based indices that `at` (canonical) means in a stack of `n` layers. A share is rounded to whole
+    layers, half up, to one at least.
 
     Raises:
         RecipeError: it names a layer that the stack does not have.
@@ -90,7 +100,8 @@ def resolve_layers(at: At, n: int) -> tuple[int, ...]:
                 f"Layer {beyond[0]} of at={list(at)} does not exist: the stack has layers 0 to {n - 1}."
             )
         return at
-    bounds, edge, group = _RANGE.fullmatch(at), _EDGE.fullmatch(at), _GROUP.fullmatch(at)
+    bounds, edge, share = _RANGE.fullmatch(at), _EDGE.fullmatch(at), _SHARE.fullmatch(at)
+    group = _GROUP.fullmatch(at)
     if bounds:
         low, high = int(bounds[1]), int(bounds[2])
         if high >= n:
@@ -100,9 +111,15 @@ def resolve_layers(at: At, n: int) -> tuple[int, ...]:
         k = int(edge[2])
         if k > n:
             raise RecipeError(f"at={at!r} asks for {k} layers, but the stack has {n}.")
-        return tuple(range(k) if edge[1] == "first" else range(n - k, n))
+        return _edge(edge[1], k, n)
+    if share:
+        return _edge(share[1], max(1, (n * int(share[2]) + 50) // 100), n)
     if group:
         sizes, g = spindle_sizes(n), int(group[1]) - 1
         start = sum(sizes[:g])
         return tuple(range(start, start + sizes[g]))
     return tuple(range(n))
+
+
+def _edge(end: str, k: int, n: int) -> tuple[int, ...]:
+    return tuple(range(k) if end == "first" else range(n - k, n))

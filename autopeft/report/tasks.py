@@ -15,19 +15,21 @@ __all__ = ["data_line", "tasks_sheet", "unbeaten_text"]
 def tasks_sheet(tasks: Iterable[TaskInfo]) -> Sheet:
     """The tasks that have a name."""
     rows = tuple(
-        (t.name, t.origin, number(t.rows), str(t.classes), t.metric, t.summary, t.licence) for t in tasks
+        (t.name, t.origin, number(t.rows), str(t.classes), t.metric, t.summary, t.cluster or "", t.licence)
+        for t in tasks
     )
     kinds = ", ".join(f"{name} ({get_kind(name).summary})" for name in kind_names())
     return Sheet(
-        ("task", "from", "rows", "classes", "metric", "what it is", "licence"),
+        ("task", "from", "rows", "classes", "metric", "what it is", "texts", "licence"),
         rows,
         notes=(
+            "Tasks with the same name under texts share texts: what one shows is no evidence for another.",
             "A CSV, JSONL or Parquet file, or a folder in the hub's layout, is a task as well.",
             f"Kinds of task, for --kind: {kinds}.",
         ),
         right=frozenset({"rows", "classes"}),
         fold=frozenset({"what it is", "licence"}),
-        drop=("licence", "from"),
+        drop=("licence", "texts", "from"),
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from autopeft.arguments import takes
+from autopeft.counting import Budget
 from autopeft.errors import AutoPEFTError, StoppedError
 from autopeft.foreign import check_inside
 from autopeft.recipe import Recipe
@@ -31,10 +32,13 @@ from autopeft.search.planning.dry_run import DryRun, Sample, estimate_of, plan
 from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.planning.resume import SPACE, prepare_again, resume_command
 from autopeft.search.planning.worker_setup import worker_setup
+from autopeft.search.portfolio.recommend import KIND, own_clusters
+from autopeft.search.portfolio.starting import portfolio_points
 from autopeft.search.selection.baseline_cache import BaselineCache, RunKeys
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.result import SearchResult
 from autopeft.search.selection.verdicts import Judge
+from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.initial_points import starting_points, upper_points
 from autopeft.search.strategies.contract import Strategy, StrategyContext
 from autopeft.search.strategies.registry import get_strategy
@@ -255,15 +259,32 @@ def _open_strategy(ready: Prepared, folder: RunFolder, store: FolderCheckpoints,
 
 
 def _first(ready: Prepared, notify: Notify) -> list[dict[str, Any]]:
-    """What other runs found, then known hybrids at the budget, and cheap ones where these are looked for."""
+    """What other runs found, then what the portfolio says, then known hybrids at the budget, and cheap ones
+    where these are looked for."""
     bound = ready.space.bind(ready.spec)
     found, notices = points_from(ready.arguments.warm_start, bound, runs=ready.arguments.runs)
+    if ready.arguments.portfolio:
+        known, line = _portfolio(ready, bound)
+        found, notices = [*found, *known], [*notices, *([] if line is None else [line])]
     for line in notices:
         if notify is not None:
             notify(line)
     count = max(1, min(6, ready.effort.trials // 3))
     cheap = upper_points(bound, count) if ready.cost == "step_cost" else []
     return [*found, *cheap, *starting_points(bound, max(1, count // 2) if cheap else count)]
+
+
+def _portfolio(ready: Prepared, bound: BoundSpace) -> tuple[list[dict[str, Any]], str | None]:
+    """The portfolio's best as points; none for a kind of task that it has no evidence of."""
+    if ready.task.kind != KIND:
+        return [], None
+    return portfolio_points(
+        bound,
+        Budget.parse(ready.arguments.budget),
+        len(ready.task.splits["train"]),
+        ready.effort.trials,
+        leave_out=own_clusters(ready.arguments.task, ready.task),
+    )
 
 
 def _info(ready: Prepared, folder: RunFolder, baselines: list[Baseline]) -> SearchInfo:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autopeft.tasks.encode import EncodedSplit, EncodedTask, encode_texts
 from autopeft.tasks.kinds import TaskKind, get_kind, get_metric, kind_names, register_kind, register_metric
-from autopeft.tasks.load import ClassWeights, TaskInfo, list_tasks, load_task
+from autopeft.tasks.load import ClassWeights, TaskInfo, cluster_of, list_tasks, load_task
 from autopeft.tasks.metrics import METRICS, Metric, compute
 from autopeft.tasks.scored import ScoredSplit
 from autopeft.tasks.task import SPLIT_NAMES, Reading, Rows, Source, Split, SplitName, Task
@@ -25,6 +25,7 @@ __all__ = [
     "Task",
     "TaskInfo",
     "TaskKind",
+    "cluster_of",
     "compute",
     "encode_texts",
     "get_kind",

@@ -18,7 +18,8 @@ _REPOSITORY = "nyu-mll/glue"
 
 @dataclass(frozen=True)
 class GlueTask:
-    """One GLUE task: text columns, default metric, rows of train + validation, kind, and its stand-in."""
+    """One GLUE task: text columns, default metric, rows of train + validation, kind, its stand-in, and the
+    `cluster` of packaged tasks that it shares texts with."""
 
     name: str
     text: str
@@ -29,6 +30,7 @@ class GlueTask:
     summary: str
     kind: str = "classification"
     stand_in: str | None = None
+    cluster: str | None = None
 
 
 GLUE: dict[str, GlueTask] = {
@@ -44,6 +46,7 @@ GLUE: dict[str, GlueTask] = {
             2,
             "sentiment of movie phrases",
             stand_in="movie-sentences",
+            cluster="rotten-tomatoes",
         ),
         GlueTask("mrpc", "sentence1", "sentence2", "f1", 4_076, 2, "paraphrase or not"),
         GlueTask("qqp", "question1", "question2", "f1", 404_276, 2, "same question or not"),

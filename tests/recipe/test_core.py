@@ -182,7 +182,7 @@ ITEM = st.recursive(
     max_leaves=5,
 )
 AT = st.one_of(
-    st.sampled_from(["all", "0-5", "first 2", "last 4", "g1", "g4"]),
+    st.sampled_from(["all", "0-5", "first 2", "last 4", "last 50%", "g1", "g4"]),
     st.lists(st.integers(0, 40), min_size=1, unique=True),
 )
 BLOCK = st.fixed_dictionaries(

@@ -19,6 +19,10 @@ from autopeft.recipe.layers import normalise_at
         (3, (3,)),
         ("first 2", (0, 1)),
         ("last  4", (2, 3, 4, 5)),
+        ("last 50%", (3, 4, 5)),
+        ("first 33 %", (0, 1)),
+        ("last 1%", (5,)),
+        ("last 100%", (0, 1, 2, 3, 4, 5)),
         ("g1", (0,)),
         ("g2", (1, 2)),
         ("g4", (5,)),
@@ -29,7 +33,27 @@ def test_forms(at: object, expected: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "at", ["", "every", "g5", "g0", "5-2", "first 0", [], [0, 0], [-1], [True], True, 1.0, None, {}, "-3"]
+    "at",
+    [
+        "",
+        "every",
+        "g5",
+        "g0",
+        "5-2",
+        "first 0",
+        "last 0%",
+        "last 101%",
+        "50%",
+        [],
+        [0, 0],
+        [-1],
+        [True],
+        True,
+        1.0,
+        None,
+        {},
+        "-3",
+    ],
 )
 def test_malformed(at: object) -> None:
     with pytest.raises(RecipeError):
@@ -47,6 +71,11 @@ def test_layers_beyond_any_model(at: object) -> None:
 def test_layers_that_do_not_exist(at: object, n: int) -> None:
     with pytest.raises(RecipeError):
         resolve_layers(normalise_at(at), n)
+
+
+@pytest.mark.parametrize(("n", "layers"), [(1, 1), (6, 3), (7, 4), (12, 6), (30, 15)])
+def test_a_share_follows_the_depth(n: int, layers: int) -> None:
+    assert resolve_layers(normalise_at("last 50%"), n) == tuple(range(n - layers, n))
 
 
 def test_spindle_sizes_of_the_paper() -> None:

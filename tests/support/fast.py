@@ -26,6 +26,7 @@ PROCESSES = (
     "tests/cli/test_debug.py",
     "tests/cli/test_interrupted.py",
     "tests/cli/test_declared.py::test_declarations_are_read_without_torch",
+    "tests/cli/test_recommend.py",
     "tests/cli/test_runs.py::test_damaged_runs_stand_in_the_list",
     "tests/cli/test_saved.py",
     "tests/cli/test_tables.py::test_names_of_runs_can_be_copied",

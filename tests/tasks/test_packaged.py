@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 
@@ -144,3 +145,13 @@ def test_a_file_with_other_rows_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     assert path.is_file()
     with pytest.raises(AssetError, match="5,382 rows after cleaning instead of 5,381"):
         read_packaged(other, None)
+
+
+def test_tasks_that_share_texts_are_in_one_cluster() -> None:
+    texts = {name: set(read_packaged(task, None)[0]) for name, task in PACKAGED.items()}
+    for one, other in itertools.combinations(PACKAGED, 2):
+        shared = len(texts[one] & texts[other])
+        if shared > 0.001 * min(len(texts[one]), len(texts[other])):
+            assert PACKAGED[one].cluster == PACKAGED[other].cluster, (one, other, shared)
+    assert len(texts["trec"] & texts["trec-fine"]) == len(texts["trec"])
+    assert len({task.cluster for task in PACKAGED.values()}) < len(PACKAGED)

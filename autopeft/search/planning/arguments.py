@@ -35,7 +35,7 @@ class SearchArguments(Arguments):
     """Everything that a search is told, and that its manifest records."""
 
     called: ClassVar[str] = "search"
-    before: ClassVar[Mapping[str, Any]] = {"rank_by": "score"}
+    before: ClassVar[Mapping[str, Any]] = {"rank_by": "score", "portfolio": False}
 
     task: shared.TaskOption = NEEDED
     budget: Annotated[
@@ -159,6 +159,15 @@ class SearchArguments(Arguments):
             takes="a list of texts",
         ),
     ] = ()
+    portfolio: Annotated[
+        bool,
+        Option(
+            help="Try the portfolio's best recipes first, those that `autopeft recommend` names and the "
+            "space can express.",
+            panel=SEARCH,
+            flags=("--portfolio/--no-portfolio",),
+        ),
+    ] = True
     baselines: Annotated[
         str | None,
         Option(

@@ -35,7 +35,7 @@ _READERS: tuple[tuple[Any, tuple[Any, ...]], ...] = (
     (_budget, ("0.5%", "300k", "1.2M", "0.1%..1%", "1000..2000", "5e3")),
     (parse_quantity, ("0.5%", "300k", 12, 1.5)),
     (parse_bytes, ("10GB", "500 MB", "0")),
-    (_layers, ("0-5", "first 2", "last 4", "g1", "all", [0, 2])),
+    (_layers, ("0-5", "first 2", "last 4", "last 50%", "g1", "all", [0, 2])),
     (get_method, ("lora", "ia3")),
     (get_composition, ("gate", "route")),
     (get_metric, ("accuracy", "pearson")),

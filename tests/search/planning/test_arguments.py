@@ -198,6 +198,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "objective": st.sampled_from(sorted(OBJECTIVES)),
     "warm_start": st.lists(text, max_size=3).map(tuple),
     "baselines": st.lists(st.sampled_from(BASELINE_KINDS), min_size=1, unique=True).map(",".join),
+    "portfolio": st.booleans(),
     "fresh_baselines": st.booleans(),
     "steps": counts,
     "seed": st.integers(0, 2**31),

@@ -319,6 +319,7 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
             "margin",
             "head_start",
             "mergeable",
+            "portfolio",
             "rank_by",
         ),
         *("max_memory", "max_step_time", "max_latency", "max_file"),
@@ -331,5 +332,6 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
         "grace": 0.0, "margin": 1.0, "head_start": "random", "max_memory": None, "max_step_time": None,
         "max_latency": None, "max_file": None, "mergeable": False, "rank_by": "score",
         "goal": "best",
+        "portfolio": False,
     }  # fmt: skip
     assert again.rungs.steps == (43, 130)

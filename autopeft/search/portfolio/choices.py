@@ -1,0 +1,130 @@
+"""The portfolio's recipes on a backbone and under a budget, ranked by what the evidence lets one expect."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from autopeft.counting import Budget
+from autopeft.search.portfolio.estimates import Estimate, Target, estimates
+from autopeft.search.portfolio.evidence import Evidence, Key, reference_of
+from autopeft.search.portfolio.templates import FittedRecipe, fitted, templates
+from autopeft.spec import BackboneSpec
+
+__all__ = ["Choice", "Ranking", "members", "rank"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A recipe of the portfolio with what is known of it.
+
+    Attributes:
+        fitted: the recipe at the size that the budget allows.
+        estimate: of its gain over plain LoRA; `None` for plain LoRA itself, and where there is no evidence.
+        cost: time of a training step over that of plain LoRA, where it was measured.
+    """
+
+    fitted: FittedRecipe
+    estimate: Estimate | None
+    cost: float | None
+
+    @property
+    def key(self) -> Key:
+        """Its template and rate."""
+        return Key(self.fitted.template, self.fitted.rate)
+
+    @property
+    def merit(self) -> float:
+        """What it is ranked by."""
+        return 0.0 if self.estimate is None else self.estimate.lower_quartile
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The portfolio for a backbone, a budget and a number of rows.
+
+    Attributes:
+        choices: best first; plain LoRA stands where its merit of zero puts it. Recipes without evidence are
+            not among them.
+        reference: plain LoRA, at the rate that gains are over; `None` where none fits.
+        reason: why no recipe but LoRA can be recommended; `None` where one can.
+    """
+
+    choices: tuple[Choice, ...]
+    reference: Choice | None
+    reason: str | None
+
+    @property
+    def best(self) -> tuple[Choice, ...]:
+        """Those that are expected to be better than plain LoRA, best first."""
+        return tuple(c for c in self.choices if c.merit > 0)
+
+
+def members(spec: BackboneSpec, budget: Budget) -> list[FittedRecipe]:
+    """The portfolio's recipes that a budget allows."""
+    least = budget.limits(spec)[0]
+    return [m for t in templates() for m in fitted(t, spec, budget) if m.counts.deployed >= least]
+
+
+def rank(
+    evidence: Evidence,
+    spec: BackboneSpec,
+    budget: Budget,
+    rows: int,
+    *,
+    leave_out: Collection[str] = (),
+    likeness: Mapping[str, float] | None = None,
+    shifts: Mapping[Key, float] | None = None,
+) -> Ranking:
+    """Fit the portfolio to a budget and rank it, without the clusters `leave_out`.
+
+    Plain LoRA is first, at the better of its rates, where the evidence does not allow more.
+
+    Args:
+        likeness: see `estimates`.
+        shifts: points that are added to what is expected of a recipe (see `sharpening.shifts`).
+    """
+    most = budget.limits(spec)[1]
+    found = members(spec, budget)
+    first = reference_of([Key(m.template, m.rate) for m in found])
+    if first is None:
+        return Ranking((), None, _nothing(found, budget, most))
+    target = Target(most / spec.parameters, rows)
+    known = estimates(evidence, target, reference=first, leave_out=leave_out, likeness=likeness)
+    known = {key: found.shifted((shifts or {}).get(key, 0.0)) for key, found in known.items()}
+    costs = _costs(evidence, target.share)
+    choices = [
+        Choice(m, known.get(key), costs.get(key))
+        for m in found
+        if (key := Key(m.template, m.rate)) in known or key == first
+    ]
+    choices.sort(key=lambda c: (-c.merit, c.key != first))
+    reference = next(c for c in choices if c.key == first)
+    return Ranking(tuple(choices), replace(reference, cost=1.0), _reason(choices, first, known, target))
+
+
+def _costs(evidence: Evidence, share: float) -> Mapping[Key, float]:
+    """Of the recorded budget that is nearest."""
+    shares = {s for s, _ in evidence.costs}
+    if not shares:
+        return {}
+    near = min(shares, key=lambda s: abs(s / share - 1.0))
+    return {key: cost for (s, key), cost in evidence.costs.items() if s == near}
+
+
+def _reason(choices: Sequence[Choice], first: Key, known: Collection[Key], target: Target) -> str | None:
+    """Why nothing but plain LoRA is recommended; `None` where something is."""
+    if not known:
+        return (
+            f"there is no evidence from two clusters of tasks near a budget of {100 * target.share:.3g} % "
+            f"and {target.rows:,} rows"
+        )
+    if choices[0].key.template == first.template:
+        return "the evidence does not allow to expect more of any other recipe than of LoRA"
+    return None
+
+
+def _nothing(found: Sequence[FittedRecipe], budget: Budget, most: int) -> str:
+    if found:
+        return f"not even the smallest LoRA fits the budget {budget}, so that gains over it say nothing"
+    return f"no recipe of the portfolio fits the budget {budget} ({most:,} parameters) on this backbone"

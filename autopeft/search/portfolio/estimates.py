@@ -1,0 +1,211 @@
+"""What the evidence lets one expect of each recipe: a random-effects meta-analysis over clusters of tasks.
+
+For each recipe the unit is a cluster's mean gain over plain LoRA, since tasks that share texts are not
+independent and seeds of one task even less. A cluster's mean has the variance τ² + σ²/n, where τ² is between
+clusters, σ² between the trainings of a cluster, and n counts trainings, those that are far from the asked
+budget and rows for less than one. The mean over clusters has the interval of Hartung and Knapp (Statistics in
+Medicine 20, 2001), with Student's t for clusters - 1 degrees of freedom and never narrower than that of the
+model's own variances (Röver, Knapp and Friede, BMC Medical Research Methodology 15, 2015): it keeps its level
+with few clusters, where normal quantiles do not (IntHout, Ioannidis and Borm, ibid. 14, 2014). τ² and σ² are
+medians over all recipes, since one recipe has too few clusters to tell its own.
+
+Then all means are drawn towards zero (empirical Bayes): the best of many noisy means is too high, and one
+that is drawn by its own uncertainty is not (Efron, Journal of the American Statistical Association 106,
+2011). The prior's width comes from the recipes that are better than LoRA, as those that are far worse say
+nothing of how much better a recipe can be. For this and for the ranking, though not for the intervals, a
+recipe's variance is moderated by that of all recipes (Smyth, Statistical Applications in Genetics and
+Molecular Biology 3, 2004): from two or three clusters its own is little more than chance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from autopeft.search.portfolio.evidence import Evidence, Key, Observation
+
+__all__ = ["FAR", "Estimate", "Target", "estimates", "nearness"]
+
+_WIDTH = 1.0
+"""Of the weights, in natural logarithms of the budget's share and of the rows: what is 2.7 times as large or
+as many counts for 0.6 of a training, 10 times for 0.07. A conjecture."""
+FAR = math.exp(-2.0)
+"""Evidence that counts for less than this (7.4 times away) says nothing."""
+
+_LEVEL, _QUARTER = 0.975, 0.75
+_PRIOR_FREEDOM = 4.0  # what the variance of all recipes counts for beside a recipe's own: a conjecture
+_LEAST_SD = 1e-3  # points
+_LEAST_PRIOR = 0.25  # points: even where all means look like noise, such gains are possible
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is asked about: the budget as a share of the backbone's parameters, and rows of train."""
+
+    share: float
+    rows: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What to expect of a recipe, in points of the score above plain LoRA's.
+
+    Attributes:
+        gain: expected over clusters, drawn towards zero.
+        low, high: 95 % interval around it, as wide as that of the mean that was not drawn towards zero.
+        lower_quartile: what the gain exceeds with a probability of 75 %, given the prior; recipes are ranked
+            by it.
+        observed: the mean as it was observed, before it was drawn towards zero.
+        clusters, tasks, trainings: how many of each it comes from.
+    """
+
+    gain: float
+    low: float
+    high: float
+    lower_quartile: float
+    observed: float
+    clusters: int
+    tasks: int
+    trainings: int
+
+    def shifted(self, points: float) -> Estimate:
+        """The same, some points higher."""
+        names = ("gain", "low", "high", "lower_quartile")
+        return replace(self, **{name: getattr(self, name) + points for name in names})
+
+
+@dataclass(frozen=True)
+class _Means:
+    """Of one recipe: the clusters' means, how many trainings each counts for, and the spread within."""
+
+    means: NDArray[np.float64]
+    counts: NDArray[np.float64]
+    squares: float
+    freedom: float
+
+
+def nearness(share: float, rows: int, target: Target, rows_seen: int) -> float:
+    """What a training at a budget and a number of rows counts for, at most 1. Rows beyond those that a
+    training sees are no further away."""
+    seen = [min(max(1, n), rows_seen) for n in (rows, target.rows)]
+    apart = math.log(share / target.share) ** 2 + math.log(seen[0] / seen[1]) ** 2
+    return math.exp(-apart / (2 * _WIDTH**2))
+
+
+def estimates(
+    evidence: Evidence,
+    target: Target,
+    *,
+    reference: Key | None = None,
+    leave_out: Collection[str] = (),
+    likeness: Mapping[str, float] | None = None,
+) -> dict[Key, Estimate]:
+    """What to expect of each recipe, without the clusters `leave_out`.
+
+    Args:
+        reference: what gains are to be over. Where it was not trained, they stay over plain LoRA as that
+            budget allowed it.
+        likeness: by task what its trainings count for beside their nearness, at most 1.
+
+    Returns:
+        Estimates of the recipes with near evidence from two clusters at least; the reference itself, whose
+        gain is zero, is not among them.
+    """
+    seen = evidence.steps * evidence.batch_size
+    weights: dict[Key, list[tuple[Observation, float]]] = defaultdict(list)
+    for o in _over(evidence, reference):
+        near = nearness(o.share, o.setting.rows, target, seen)
+        if o.cluster not in leave_out and near >= FAR:
+            weights[o.key].append((o, near * (likeness or {}).get(o.setting.task, 1.0)))
+    grouped = {key: _by_cluster(found) for key, found in weights.items()}
+    means = {key: m for key, m in grouped.items() if len(m.means) > 1}
+    if not means:
+        return {}
+    sigma2, tau2 = _variances(list(means.values()))
+    pooled = {key: _pooled(m, sigma2, tau2) for key, m in means.items()}
+    priors = {sign: _prior(list(pooled.values()), sign) for sign in (1, -1)}
+    return {key: _estimate(p, priors[1 if p.mean > 0 else -1], weights[key]) for key, p in pooled.items()}
+
+
+def _over(evidence: Evidence, reference: Key | None) -> Iterator[Observation]:
+    """The observations with gains over `reference`, which itself is not among them."""
+    found = evidence.observations
+    base = {(o.setting, o.share): o.gain for o in found if o.key == reference}
+    for o in found:
+        if o.key != reference:
+            yield replace(o, gain=o.gain - base.get((o.setting, o.share), 0.0))
+
+
+def _by_cluster(found: Sequence[tuple[Observation, float]]) -> _Means:
+    clusters: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for o, weight in found:
+        clusters[o.cluster].append((o.gain, weight))
+    means, counts, squares, freedom = [], [], 0.0, 0.0
+    for pairs in clusters.values():
+        gains, w = np.array(pairs, dtype=np.float64).T
+        mean = float(np.average(gains, weights=w))
+        means.append(mean)
+        counts.append(float(w.sum()))
+        squares += float(w @ (gains - mean) ** 2)
+        freedom += float(w.sum() - (w @ w) / w.sum())
+    return _Means(np.array(means), np.array(counts), squares, freedom)
+
+
+def _variances(found: Sequence[_Means]) -> tuple[float, float]:
+    """σ² within and τ² between clusters: medians over the recipes, τ² by the method of moments for means of
+    unequal precision (Hedges and Olkin 1985, chapter 9)."""
+    inner = [m.squares / m.freedom for m in found if m.freedom > 0]
+    sigma2 = max(float(np.median(inner)) if inner else 0.0, _LEAST_SD**2)
+    outer = [float(m.means.var(ddof=1)) - sigma2 * float((1 / m.counts).mean()) for m in found]
+    return sigma2, max(0.0, float(np.median(outer)))
+
+
+class _Pooled(NamedTuple):
+    """Mean over clusters with its standard error, and that which is moderated by the other recipes'; degrees
+    of freedom of both."""
+
+    mean: float
+    error: float
+    freedom: int
+    moderated: float
+    moderated_freedom: float
+
+
+def _pooled(m: _Means, sigma2: float, tau2: float) -> _Pooled:
+    precision = 1.0 / (tau2 + sigma2 / m.counts)
+    mean = float(np.average(m.means, weights=precision))
+    freedom = len(m.means) - 1
+    misfit = float(precision @ (m.means - mean) ** 2) / freedom
+    error = math.sqrt(max(1.0, misfit) / float(precision.sum()))
+    several = _PRIOR_FREEDOM + freedom
+    moderate = (_PRIOR_FREEDOM + freedom * misfit) / several
+    return _Pooled(mean, error, freedom, math.sqrt(moderate / float(precision.sum())), several)
+
+
+def _prior(pooled: Sequence[_Pooled], sign: int) -> float:
+    """Variance of the true gains around zero, by the method of moments from the recipes on one side of it."""
+    there = [p.mean**2 - p.moderated**2 for p in pooled if sign * p.mean > 0]
+    return max(_LEAST_PRIOR**2, float(np.mean(there)) if there else 0.0)
+
+
+def _estimate(p: _Pooled, prior: float, found: Sequence[tuple[Observation, float]]) -> Estimate:
+    kept = prior / (prior + p.moderated**2)
+    gain, half = kept * p.mean, float(stats.t.ppf(_LEVEL, p.freedom)) * p.error
+    quarter = float(stats.t.ppf(_QUARTER, p.moderated_freedom)) * math.sqrt(kept) * p.moderated
+    return Estimate(
+        gain=gain,
+        low=gain - half,
+        high=gain + half,
+        lower_quartile=gain - quarter,
+        observed=p.mean,
+        clusters=p.freedom + 1,
+        tasks=len({o.setting.task for o, _ in found}),
+        trainings=len({o.setting for o, _ in found}),
+    )

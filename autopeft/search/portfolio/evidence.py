@@ -1,0 +1,211 @@
+"""What recorded trainings say of the portfolio's recipes: data of the package, made by an experiment
+(`experiments/portfolio`).
+
+A training alone says little. What counts is its score less that of plain LoRA in the same setting: the same
+backbone, task, rows and seed, under the same budget.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from autopeft.errors import AutoPEFTError
+from autopeft.tasks import cluster_of
+
+__all__ = [
+    "FILE",
+    "FORMAT",
+    "REFERENCES",
+    "Evidence",
+    "Features",
+    "Key",
+    "Observation",
+    "Setting",
+    "read_evidence",
+    "reference_of",
+    "shipped_evidence",
+]
+
+FILE = "evidence.json"
+FORMAT = 1
+
+REFERENCES = ("lora", "lora, upper half", "lora, upper third")
+"""Templates of plain LoRA, the most spread one first: the first that fits a budget, at its lower rates (the
+middle ones of the LoRA baseline), is what gains are gains over."""
+
+
+class Key(NamedTuple):
+    """A recipe of the portfolio, whatever backbone and budget it is fitted to: a template at one of its
+    rates."""
+
+    template: str
+    rate: int
+
+
+class Setting(NamedTuple):
+    """What a recipe was trained on."""
+
+    model: str
+    task: str
+    rows: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a task is like, before anything is trained.
+
+    Attributes:
+        classes: outputs of the head.
+        tokens: mean length of the training texts.
+        head: share of the loss of constant answers that the head on the frozen backbone saves on *select*,
+            as it starts; 0 where it saves none.
+    """
+
+    classes: int
+    tokens: float
+    head: float
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One recorded training against plain LoRA in the same setting under the same budget.
+
+    Attributes:
+        cluster: of tasks that share texts.
+        share: the budget, as a share of the backbone's parameters.
+        gain: difference of the scores on *select* in points (hundredths of the score).
+        first_step: logarithm of how much the recipe's first step lowers the loss, over plain LoRA's; `None`
+            where it was not measured.
+    """
+
+    key: Key
+    setting: Setting
+    cluster: str
+    share: float
+    gain: float
+    first_step: float | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Recorded trainings, seen as gains over plain LoRA.
+
+    Attributes:
+        observations: one for each training and budget that it fits; those of the reference itself, which are
+            zero, are left out.
+        references: by budget's share the key of what gains are over.
+        costs: by budget's share and key the time of a training step over that of the reference.
+        steps, batch_size: of every training.
+        trainings: how many there are in each setting.
+        features: of the tasks, in the settings in which they were measured.
+    """
+
+    observations: tuple[Observation, ...]
+    references: Mapping[float, Key]
+    costs: Mapping[tuple[float, Key], float]
+    steps: int
+    batch_size: int
+    trainings: Mapping[Setting, int]
+    features: Mapping[Setting, Features] = field(default_factory=dict)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Backbones that were trained."""
+        return tuple(dict.fromkeys(o.setting.model for o in self.observations))
+
+    @property
+    def clusters(self) -> tuple[str, ...]:
+        """Clusters of the tasks that were trained on."""
+        return tuple(dict.fromkeys(o.cluster for o in self.observations))
+
+    def without(self, clusters: Collection[str]) -> Evidence:
+        """The evidence of all other clusters."""
+        trainings = {s: n for s, n in self.trainings.items() if _cluster(s.task) not in clusters}
+        kept = tuple(o for o in self.observations if o.cluster not in clusters)
+        features = {s: f for s, f in self.features.items() if _cluster(s.task) not in clusters}
+        return replace(self, observations=kept, trainings=trainings, features=features)
+
+
+@lru_cache(maxsize=1)
+def shipped_evidence() -> Evidence:
+    """The evidence that comes with the package."""
+    return read_evidence(files(__package__).joinpath(FILE).read_text(encoding="utf-8"))
+
+
+def read_evidence(text: str) -> Evidence:
+    """Evidence as `experiments/portfolio` writes it (see `packed`).
+
+    The file is a table of `models`: their `recipes`, each [template, rate, size, cost], and their `budgets`,
+    each a share and the numbers of the recipes that it leads to; and of `settings`, each with the recipes'
+    scores in that order, `null` where there is none, and where the task was looked at with its `features` and
+    the `first_steps` of the recipes.
+
+    Raises:
+        AutoPEFTError: it is of another format, or a task is in no cluster.
+    """
+    told = json.loads(text)
+    if told.get("format") != FORMAT:
+        raise AutoPEFTError(f"The evidence has format {told.get('format')!r}, and {FORMAT} is read here.")
+    observations: list[Observation] = []
+    references: dict[float, Key] = {}
+    costs: dict[tuple[float, Key], float] = {}
+    for model in told["models"].values():
+        keys = [Key(template, rate) for template, rate, *_ in model["recipes"]]
+        for share, members in model["budgets"]:
+            first = reference_of([keys[i] for i in members])
+            if first is None:
+                continue
+            references[share] = first
+            times = {keys[i]: model["recipes"][i][3] for i in members}
+            costs |= {(share, k): t / times[first] for k, t in times.items() if t and times[first]}
+    for line in told["settings"]:
+        observations += _observed(line, told["models"][line["model"]])
+    trainings = {_setting(line): sum(s is not None for s in line["scores"]) for line in told["settings"]}
+    features = {
+        _setting(line): Features(**line["features"]) for line in told["settings"] if "features" in line
+    }
+    sizes = (told["steps"], told["batch_size"])
+    return Evidence(tuple(observations), references, costs, *sizes, trainings, features)
+
+
+def reference_of(keys: Collection[Key]) -> Key | None:
+    """Plain LoRA among the recipes that a budget leads to."""
+    return next((Key(name, 0) for name in REFERENCES if Key(name, 0) in keys), None)
+
+
+def _setting(line: Mapping[str, Any]) -> Setting:
+    return Setting(line["model"], line["task"], line["rows"], line["seed"])
+
+
+def _cluster(task: str) -> str:
+    found = cluster_of(task)
+    if found is None:
+        raise AutoPEFTError(f"The evidence has the task {task!r}, which is in no cluster.")
+    return found
+
+
+def _observed(line: Mapping[str, Any], model: Mapping[str, Any]) -> Iterable[Observation]:
+    """Gains of one setting, under each budget."""
+    setting = _setting(line)
+    cluster = _cluster(setting.task)
+    scores: Sequence[float | None] = line["scores"]
+    steps: Sequence[float | None] = line.get("first_steps") or [None] * len(scores)
+    for share, members in model["budgets"]:
+        known = {Key(*model["recipes"][i][:2]): i for i in members}
+        first = reference_of(known)
+        if first is None or (base := scores[known[first]]) is None:
+            continue
+        own = steps[known.pop(first)]
+        for key, i in known.items():
+            score = scores[i]
+            if score is not None:
+                step = steps[i]
+                ratio = math.log(step / own) if step and own else None
+                yield Observation(key, setting, cluster, share, 100 * (score - base), ratio)

@@ -1,0 +1,81 @@
+"""Evidence as the package ships it: what `read_evidence` reads."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autopeft.search.portfolio.evidence import FORMAT, Setting
+from autopeft.search.portfolio.templates import FittedRecipe
+
+__all__ = ["packed"]
+
+Members = Mapping[str, Mapping[float, Sequence[FittedRecipe]]]
+
+
+def packed(
+    rows: Sequence[Mapping[str, Any]],
+    members: Members,
+    probes: Sequence[Mapping[str, Any]] = (),
+    *,
+    steps: int,
+    batch_size: int,
+) -> str:
+    """Recorded trainings as a file: a line for each setting, and for each backbone its recipes.
+
+    Args:
+        rows: trainings, as `experiments/portfolio` records them. Those of recipes that the templates no
+            longer lead to, and those of other numbers of steps, are left out.
+        members: by backbone and budget (a share of its parameters) the recipes that the templates lead to.
+        probes: looks at tasks, as recorded there: a setting's fields, `features`, and `first_steps` by hash.
+    """
+    kept = [row for row in rows if row["steps"] == steps and row["model"] in members]
+    models, lines = dict[str, Any](), list[str]()
+    looks = {Setting(*(probe[name] for name in Setting._fields)): probe for probe in probes}
+    for model, budgets in members.items():
+        unique = {m.hash: m for found in budgets.values() for m in found}
+        places = {key: i for i, key in enumerate(unique)}
+        settings: dict[Setting, dict[int, Mapping[str, Any]]] = defaultdict(dict)
+        for row in kept:
+            if row["model"] == model and row["hash"] in places:
+                setting = Setting(model, row["task"], row["rows"], row["seed"])
+                settings[setting][places[row["hash"]]] = row
+        costs = _costs(list(settings.values()), len(places))
+        models[model] = {
+            "budgets": [[share, [places[m.hash] for m in found]] for share, found in budgets.items()],
+            "recipes": [
+                [m.template, m.rate, m.size, cost] for m, cost in zip(unique.values(), costs, strict=True)
+            ],
+        }
+        for setting in sorted(settings):
+            found = settings[setting]
+            scores = [round(found[i]["score"], 4) if i in found else None for i in range(len(places))]
+            line = {**setting._asdict(), "scores": scores}
+            if setting in looks:
+                line["features"] = looks[setting]["features"]
+                line["first_steps"] = [_digits(looks[setting]["first_steps"].get(key)) for key in places]
+            lines.append(_text(line))
+    head = {"format": FORMAT, "steps": steps, "batch_size": batch_size, "models": models}
+    return _text(head)[:-1] + ',"settings":[\n' + ",\n".join(lines) + "\n]}\n"
+
+
+def _digits(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _costs(settings: Sequence[Mapping[int, Mapping[str, Any]]], count: int) -> list[float | None]:
+    """The time of a step of each recipe over that of the first one: medians over the settings of both."""
+    ratios: list[list[float]] = [[] for _ in range(count)]
+    for found in settings:
+        base = found.get(0, {}).get("step_time")
+        for i, row in found.items():
+            if base and row.get("step_time"):
+                ratios[i].append(row["step_time"] / base)
+    return [round(statistics.median(r), 3) if r else None for r in ratios]

@@ -1,0 +1,226 @@
+"""`recommend`: what the portfolio says of a backbone, a budget and a task, without training."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autopeft.arguments import command_line, takes
+from autopeft.assets import keep_model, load_config, resolve_model, unquantized
+from autopeft.backbones import spec_of
+from autopeft.counting import Budget
+from autopeft.errors import UsageError
+from autopeft.foreign import local_path
+from autopeft.recipe import Recipe
+from autopeft.runs.files import write_atomic
+from autopeft.runs.folder import as_typed
+from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.portfolio.arguments import RecommendArguments, RecommendCall
+from autopeft.search.portfolio.choices import Choice, Ranking, rank
+from autopeft.search.portfolio.evidence import Evidence, shipped_evidence
+from autopeft.search.portfolio.look import Sharpening, sharpen
+from autopeft.tasks import Task, cluster_of, load_task
+
+__all__ = ["Recommendation", "own_clusters", "recommend"]
+
+ROWS = 2_000
+"""Rows of train where nobody says how many: those that a quick search takes."""
+
+KIND = "classification"
+"""The kind of task that all evidence is of."""
+
+_log = logging.getLogger("autopeft")
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What the portfolio says.
+
+    Attributes:
+        recipe: the first choice.
+        choices: all that there is evidence for, best first, with plain LoRA among them.
+        reference: plain LoRA, which gains are over.
+        abstained: why no more than LoRA can be recommended; `None` where more can.
+        why: where it comes from and how far it goes, a sentence each.
+        command: what searches on from there.
+        budget, model, task, rows: what it is for.
+        file: where the recipe was written.
+    """
+
+    recipe: Recipe
+    choices: tuple[Choice, ...] = field(repr=False)
+    reference: Choice = field(repr=False)
+    abstained: str | None
+    why: tuple[str, ...]
+    command: str
+    budget: str
+    model: str
+    task: str | None
+    rows: int
+    file: Path | None = None
+
+    @property
+    def first(self) -> Choice:
+        """The choice whose recipe is recommended."""
+        return self.choices[0]
+
+    @property
+    def alternatives(self) -> tuple[Recipe, ...]:
+        """The recipes of the other choices, best first."""
+        return tuple(choice.fitted.recipe for choice in self.choices[1:])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recommendation as data."""
+        return {
+            "recipe": self.recipe.to_dict(),
+            "abstained": self.abstained,
+            "why": list(self.why),
+            "command": self.command,
+            "budget": self.budget,
+            "model": self.model,
+            "task": self.task,
+            "rows": self.rows,
+            "file": None if self.file is None else str(self.file),
+            "choices": [_described(c, c.key == self.reference.key) for c in self.choices],
+        }
+
+
+def _described(choice: Choice, reference: bool) -> dict[str, Any]:
+    found, fitted = choice.estimate, choice.fitted
+    return {
+        "template": fitted.template,
+        "size": fitted.size,
+        "reference": reference,
+        "estimate": None if found is None else vars(found),
+        "cost": choice.cost,
+        "counts": fitted.counts.to_dict(),
+        "recipe": fitted.recipe.to_dict(),
+    }
+
+
+@takes(RecommendCall)
+def recommend(call: RecommendCall) -> Recommendation:
+    """Say which recipe to begin with under a budget, and how sure that is. Nothing is trained.
+
+    The portfolio's recipes are fitted to backbone and budget and ranked by recorded trainings (see
+    `autopeft.search.portfolio.estimates`). Gains are points of the score above plain LoRA: all layers, the
+    largest rank, the middle rate. Where the evidence allows no more, LoRA itself is recommended. Tasks that
+    share texts with `task` are no evidence for it.
+
+    Args:
+        {arguments}
+
+    Raises:
+        UsageError: an argument is wrong, or no recipe of the portfolio fits the budget.
+        AutoPEFTError: backbone or data could not be had.
+
+    Example:
+        >>> found = autopeft.recommend(budget="0.5%", task="trec")         # doctest: +SKIP
+        >>> found.recipe, found.why, found.command                         # doctest: +SKIP
+    """
+    asked, tell = call.base(RecommendArguments), call.notify or _log.info
+    name = str(keep_model(*asked.model) if isinstance(asked.model, tuple) else asked.model)
+    source = resolve_model(name, notify=tell)
+    spec, budget = spec_of(unquantized(load_config(source), name)), Budget.parse(asked.budget)
+    task = None if asked.task is None else _task(asked, tell)
+    rows = asked.rows or (ROWS if task is None else len(task.splits["train"]))
+    evidence = shipped_evidence()
+    left_out = tuple(dict.fromkeys((*call.leave_out, *own_clusters(asked.task, task))))
+    other = None if task is None or task.kind == KIND else task.kind
+    known = evidence if other is None else evidence.without(evidence.clusters)
+    sharper = Sharpening()
+    if task is not None and other is None:
+        sharper = sharpen(known, spec, budget, task, source, asked, left_out, tell)
+    ranking = rank(
+        known, spec, budget, rows, leave_out=left_out, likeness=sharper.likeness, shifts=sharper.shifts
+    )
+    if ranking.reference is None:
+        raise UsageError(f"There is nothing to recommend: {ranking.reason}.")
+    first = ranking.choices[0]
+    file = None
+    if call.out is not None:
+        file = local_path(call.out)
+        write_atomic(file, first.fitted.recipe.to_yaml())
+    return Recommendation(
+        recipe=first.fitted.recipe,
+        choices=ranking.choices,
+        reference=ranking.reference,
+        abstained=f"there is no evidence of tasks of the kind {other}" if other else ranking.reason,
+        why=(*_why(known, ranking, name, left_out), *sharper.why),
+        command=_command(asked, file),
+        budget=str(asked.budget),
+        model=name,
+        task=None if task is None else task.name,
+        rows=rows,
+        file=file,
+    )
+
+
+def own_clusters(asked: Any, task: Task | None) -> tuple[str, ...]:
+    """The cluster of the task's own texts, where it is known: of its name, and of the packaged task that
+    stands in for it."""
+    names = [asked] if isinstance(asked, str) else []
+    names += [] if task is None else [task.source.name]
+    found = (cluster_of(name) for name in names)
+    return tuple(dict.fromkeys(cluster for cluster in found if cluster is not None))
+
+
+def _task(asked: RecommendArguments, tell: Callable[[str], None]) -> Task:
+    return load_task(
+        asked.task,
+        text=asked.text,
+        text_pair=asked.text_pair,
+        label=asked.label,
+        kind=asked.kind,
+        drop_empty=asked.drop_empty,
+        seed=asked.seed,
+        stand_in=asked.stand_in,
+        notify=tell,
+    )
+
+
+def _why(evidence: Evidence, ranking: Ranking, model: str, left_out: Sequence[str]) -> list[str]:
+    """Where a ranking comes from and how far it goes."""
+    kept, found = evidence.without(left_out), list[str]()
+    if kept.observations:
+        rows = sorted({o.setting.rows for o in kept.observations})
+        shares = sorted({o.share for o in kept.observations})
+        found.append(
+            f"Evidence: {sum(kept.trainings.values()):,} trainings of {evidence.steps} steps of "
+            f"{evidence.batch_size} rows on {', '.join(evidence.models)}, the head from its probe; "
+            f"{', '.join(dict.fromkeys(o.setting.task for o in kept.observations))}; "
+            f"{', '.join(f'{n:,}' for n in rows)} rows; budgets of "
+            f"{', '.join(f'{100 * s:.2g} %' for s in shares)}."
+        )
+    absent = sorted(set(left_out) & set(evidence.clusters))
+    if absent:
+        found.append(f"Left out, as they share texts with the task: {', '.join(absent)}.")
+    if kept.observations and model not in evidence.models:
+        found.append(f"No training was on {model}: how far this holds there was not measured.")
+    best = ranking.choices[0].estimate
+    if best is not None:
+        found.append(f"Intervals are over {best.clusters} clusters of tasks: with so few they are wide.")
+    return found
+
+
+def _command(asked: RecommendArguments, file: Path | None) -> str:
+    """What searches on: the command, or the call in Python where rows or model lie in memory."""
+    given: dict[str, Any] = {
+        k: v for k, v in asked.unlike_defaults(asked.record()).items() if k in SearchArguments.model_fields
+    }
+    given["head_start"] = "probe"
+    if file is not None:
+        given["warm_start"] = (as_typed(file),)
+    if any(isinstance(value, Mapping) for value in given.values()):
+        memory = {"task": "rows", "model": "(model, tokenizer)"}
+        words = [
+            f"{k}={memory[k] if isinstance(v, Mapping) else repr(list(v) if isinstance(v, tuple) else v)}"
+            for k, v in given.items()
+        ]
+        return f"autopeft.search({', '.join(words)})"
+    ordered = {"budget": given.pop("budget"), "task": given.pop("task", "TASK"), **given}
+    return shlex.join(["autopeft", "search", *command_line(SearchArguments, ordered)])

@@ -1,0 +1,259 @@
+"""Records what the portfolio's recipes score on many tasks, with few and many rows, under several budgets.
+
+    python experiments/portfolio/run.py               # hours of one core; goes on where it stopped
+    python experiments/portfolio/run.py --dry-run     # how many trainings are left, and what they will take
+    python experiments/portfolio/run.py --part 0/2    # every second training, beside another process
+    python experiments/portfolio/run.py --probe       # look at each task as `autopeft recommend` may: minutes
+    python experiments/portfolio/run.py --tables      # what there is
+    python experiments/portfolio/run.py --evaluate    # what recommendations are worth, clusters left out
+    python experiments/portfolio/run.py --ship        # write what the package ships: evidence.json
+
+The templates of the package (`autopeft/search/portfolio/templates.yaml`) are fitted to each budget and
+trained as a quick search trains: 60 steps of 32 with the backbone in bf16, the head from its probe. Scores
+and mean losses are those on *select*; *test* is never read. Each seed draws splits, rows, modules and batches
+of its own. A recipe that several budgets come to is trained once. Trainings are kept in
+`results/trainings.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
+
+from evaluation import evaluation
+from lib.measuring import note
+from lib.storage import append_row, read_rows, write_whole
+
+from autopeft import load_task
+from autopeft.assets import load_config, load_tokenizer, resolve_model
+from autopeft.backbones import spec_of
+from autopeft.counting import Budget
+from autopeft.search.portfolio import evidence
+from autopeft.search.portfolio.evidence import Key
+from autopeft.search.portfolio.packing import packed
+from autopeft.search.portfolio.task_probe import probe_task
+from autopeft.search.portfolio.templates import FittedRecipe, fitted, templates
+from autopeft.spec import BackboneSpec
+from autopeft.tasks import Rows
+from autopeft.tasks.encode import EncodedTask, encode
+from autopeft.training import TrainingPlan, run_trial
+
+__all__ = ["Cell", "cells", "needed"]
+
+TRAININGS = Path(__file__).parent / "results" / "trainings.jsonl"
+PROBES = TRAININGS.with_name("probes.jsonl")
+LENGTH, BATCH, STEPS, SELECT = 64, 32, 60, 400
+TASKS = ("trec", "movie-sentences", "sms-spam", "trec-fine", "subjectivity", "disaster-tweets")
+ROWS = (2_000, 100, 500)
+BUDGETS = ("0.5%", "0.04%", "0.15%")
+SEEDS = (100, 101)
+_SECONDS = 5.0  # of a training, where none is recorded
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a recipe is trained on."""
+
+    model: str
+    task: str
+    rows: int
+    seed: int
+
+
+def cells(model: str, seed: int) -> Iterator[Cell]:
+    """The cells of a seed."""
+    for rows in ROWS:
+        for task in TASKS:
+            yield Cell(model, task, rows, seed)
+
+
+@lru_cache
+def _spec(model: str) -> BackboneSpec:
+    return spec_of(load_config(resolve_model(model)))
+
+
+def _models(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(row["model"] for row in rows))
+
+
+@lru_cache
+def recipes(model: str, budget: str) -> tuple[FittedRecipe, ...]:
+    """The recipes of a budget."""
+    spec = _spec(model)
+    return tuple(m for template in templates() for m in fitted(template, spec, Budget.parse(budget)))
+
+
+def needed(model: str, known: set[tuple[Any, ...]]) -> Iterator[tuple[Cell, FittedRecipe]]:
+    """The trainings that are not recorded, each once: seed by seed a random half of those of every budget and
+    cell (LoRA in all), then the others, so that what there is can be compared at any time."""
+    met = set(known)
+    for seed, half, budget in product(SEEDS, (0, 1), BUDGETS):
+        for cell in cells(model, seed):
+            for member in recipes(model, budget):
+                key = (*asdict(cell).values(), member.hash, STEPS)
+                if key not in met and (half or member.template == "lora" or _first_half(cell, member)):
+                    met.add(key)
+                    yield cell, member
+
+
+def _first_half(cell: Cell, member: FittedRecipe) -> bool:
+    told = f"{cell.task}/{cell.rows}/{cell.seed}/{member.template}"
+    return hashlib.sha256(told.encode()).digest()[0] % 2 == 0
+
+
+@lru_cache(maxsize=1)
+def _model(model: str, task: str) -> Any:
+    kind = load_task(task)
+    return kind.task_kind.load_model(resolve_model(model), kind.labels, dtype=torch.bfloat16)
+
+
+@lru_cache(maxsize=1)
+def _data(cell: Cell) -> EncodedTask:
+    chosen = load_task(
+        cell.task, rows=Rows(train=cell.rows, select=SELECT, test=1_000), seed=cell.seed, stand_in=False
+    )
+    return encode(chosen, load_tokenizer(resolve_model(cell.model)), LENGTH)
+
+
+def measure(cell: Cell, member: FittedRecipe) -> dict[str, Any]:
+    """One training as a row."""
+    plan = TrainingPlan(
+        steps=STEPS, batch_size=BATCH, max_length=LENGTH, seed=cell.seed, device="cpu", head_start="probe"
+    )
+    before = time.process_time()
+    done = run_trial(_model(cell.model, cell.task), member.recipe, _data(cell), plan, splits=("select",))
+    told = asdict(replace(member, recipe=None, counts=None))  # type: ignore[arg-type]
+    told = {key: value for key, value in told.items() if value is not None}
+    return {
+        **asdict(cell),
+        **told,
+        "steps": STEPS,
+        "score": round(done.scores["select"], 6),
+        "loss": round(done.losses["select"], 6),
+        "deployed": done.counts.deployed,
+        "step_time": round(done.measured["step_time"], 5),
+        "cpu_seconds": round(time.process_time() - before, 2),
+    }
+
+
+def ship(rows: Sequence[dict[str, Any]]) -> str:
+    """The evidence as the package has it, of every backbone that was trained."""
+    members = {}
+    for model in _models(rows):
+        spec = _spec(model)
+        shares = {b: round(Budget.parse(b).limits(spec)[1] / spec.parameters, 6) for b in BUDGETS}
+        members[model] = {shares[b]: recipes(model, b) for b in BUDGETS}
+    return packed(rows, members, read_rows(PROBES), steps=STEPS, batch_size=BATCH)
+
+
+def probe(cell: Cell) -> dict[str, Any]:
+    """A look at a task as a row: its features, and each recipe's first step by the recipe's hash."""
+    plan = TrainingPlan(steps=1, max_length=LENGTH, seed=cell.seed, device="cpu", head_start="probe")
+    before, steps, features = time.process_time(), {}, {}
+    for budget in BUDGETS:
+        members = [m for m in recipes(cell.model, budget) if m.hash not in steps]
+        found = probe_task(_model(cell.model, cell.task), _data(cell), members, plan, seconds=math.inf)
+        keys = {Key(m.template, m.rate): m.hash for m in members}
+        steps |= {keys[key]: float(f"{step:.5g}") for key, step in found.first_steps.items()}
+        features = {name: round(value, 4) for name, value in vars(found.features).items()}
+    seconds = round(time.process_time() - before, 2)
+    return {**asdict(cell), "features": features, "first_steps": steps, "cpu_seconds": seconds}
+
+
+def probe_all(rows: Sequence[dict[str, Any]]) -> None:
+    """Look at each cell that was trained on and not yet looked at."""
+    names = Cell.__dataclass_fields__
+    known = {tuple(row[name] for name in names) for row in read_rows(PROBES)}
+    for key in dict.fromkeys(tuple(row[name] for name in names) for row in rows):
+        if key not in known:
+            row = probe(Cell(*key))
+            append_row(PROBES, row)
+            note(f"{row['task']:16} {row['rows']:5} {row['seed']} {row['features']} {row['cpu_seconds']} s")
+
+
+def _known(rows: Sequence[dict[str, Any]]) -> set[tuple[Any, ...]]:
+    keys = (*Cell.__dataclass_fields__, "hash", "steps")
+    return {tuple(row[key] for key in keys) for row in rows}
+
+
+def tables(rows: Sequence[dict[str, Any]]) -> str:
+    """Each template's better rate less LoRA's on all layers in the same cell, in points of the score,
+    averaged over the cells of a task."""
+    tasks = [t for t in TASKS if any(r["task"] == t for r in rows)]
+    lines = [f"| template | size | {' | '.join(tasks)} |", "|---" * (len(tasks) + 2) + "|"]
+    best: dict[tuple[Any, ...], float] = {}
+    for r in rows:
+        key = (r["template"], r.get("size"), r["task"], r["rows"], r["seed"])
+        best[key] = max(best.get(key, 0.0), r["score"])
+    lora = {key[2:]: score for key, score in best.items() if key[:2] == ("lora", 12)}
+    for name, size in dict.fromkeys(key[:2] for key in best):
+        told = []
+        for task in tasks:
+            found = [
+                best[key] - lora[key[2:]] for key in best if key[:3] == (name, size, task) and key[2:] in lora
+            ]
+            told.append(f"{100 * statistics.fmean(found):+.1f}" if found else "–")
+        lines.append(f"| {name} | {size or ''} | {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--part", default="0/1", help="I/N: every Nth training, from the Ith")
+    parser.add_argument("--task", action="append", choices=TASKS, help="these alone; default: all")
+    parser.add_argument("--dry-run", action="store_true", help="what is left, and what it will take")
+    parser.add_argument("--tables", action="store_true", help="print what there is, train nothing")
+    parser.add_argument("--ship", action="store_true", help="write what the package ships, train nothing")
+    parser.add_argument("--probe", action="store_true", help="look at the tasks, train nothing")
+    parser.add_argument("--evaluate", action="store_true", help="print what recommendations are worth")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = read_rows(TRAININGS)
+    if given.probe:
+        probe_all(rows)
+        return
+    if given.ship:
+        target = Path(evidence.__file__).with_name(evidence.FILE)
+        write_whole(target, ship(rows))
+        note(f"written to {target}")
+    if given.evaluate:
+        print(evaluation(evidence.read_evidence(ship(rows)), {m: _spec(m) for m in _models(rows)}))
+    if given.ship or given.evaluate:
+        return
+    part, parts = map(int, given.part.split("/"))
+    left = [
+        pair for pair in needed(given.model, _known(rows)) if given.task is None or pair[0].task in given.task
+    ]
+    each = statistics.fmean([r["cpu_seconds"] for r in rows if r["model"] == given.model] or [_SECONDS])
+    note(f"{len(left)} trainings are left: {len(left) * each / 3600:.1f} hours of one core")
+    if given.dry_run or given.tables:
+        print(tables(rows))
+        return
+    for cell, member in left[part::parts]:
+        row = measure(cell, member)
+        append_row(TRAININGS, row)
+        note(
+            f"{cell.task:16} {cell.rows:5} {cell.seed} {member.template:36} {member.size} {row['score']:.4f}"
+        )
+    print(tables(read_rows(TRAININGS)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The portfolio at a budget, ranked."""
+
+from __future__ import annotations
+
+import pytest
+from support.evidence import evidence, minilm_spec
+
+from autopeft.counting import Budget
+from autopeft.search.portfolio.choices import rank
+from autopeft.search.portfolio.evidence import Key, Setting
+
+HALF = Budget.parse("0.5%")
+
+
+def dora_is_better(key: Key, setting: Setting) -> float:
+    return {"dora": 2.0, "krona": -1.0}.get(key.template, 0.0) + (1.0 if key == Key("lora", 1) else 0.0)
+
+
+def nothing_is_better(key: Key, setting: Setting) -> float:
+    return 0.5 if key == Key("lora", 1) else 0.0 if key == Key("lora", 0) else -1.0
+
+
+def test_what_gains_most_is_first_and_plain_lora_stands_among_them() -> None:
+    found = rank(evidence(dora_is_better, noise=0.3), minilm_spec(), HALF, 500)
+    assert found.reason is None
+    assert found.choices[0].key.template == "dora"
+    assert found.choices[0].fitted.size == 10
+    assert found.choices[0].cost == pytest.approx(0.5)
+    assert [c.merit for c in found.choices] == sorted((c.merit for c in found.choices), reverse=True)
+    assert found.reference is not None
+    assert found.reference.key == Key("lora", 0)
+    assert found.reference.estimate is None
+    better = [c.key for c in found.best if c.merit > 0.5]
+    assert set(better) == {Key("dora", 0), Key("dora", 1), Key("lora", 1)}
+
+
+def test_where_nothing_is_better_lora_is_first_at_its_better_rate() -> None:
+    found = rank(evidence(nothing_is_better, noise=0.2), minilm_spec(), HALF, 500)
+    assert found.choices[0].key == Key("lora", 1)
+    assert found.reason is not None
+    assert "does not allow to expect more" in found.reason
+
+
+def test_without_near_evidence_plain_lora_is_all_there_is() -> None:
+    known = evidence(dora_is_better)
+    for budget, rows in (("8%", 500), ("0.5%", 5)):
+        found = rank(known, minilm_spec(), Budget.parse(budget), rows)
+        assert [c.key for c in found.choices] == [Key("lora", 0)]
+        assert "no evidence from two clusters" in (found.reason or "")
+    rest = rank(known, minilm_spec(), HALF, 500, leave_out=["trec", "rotten-tomatoes"])
+    assert "no evidence from two clusters" in (rest.reason or "")
+
+
+def test_a_budget_that_is_too_small_is_told() -> None:
+    found = rank(evidence(dora_is_better), minilm_spec(), Budget.parse(100), 500)
+    assert found.choices == ()
+    assert found.reference is None
+    assert "no recipe of the portfolio fits the budget" in (found.reason or "")
+
+
+def test_a_lower_limit_holds() -> None:
+    found = rank(evidence(dora_is_better), minilm_spec(), Budget.parse("0.4%..0.5%"), 500)
+    least = Budget.parse("0.4%..0.5%").limits(minilm_spec())[0]
+    assert all(c.fitted.counts.deployed >= least for c in found.choices)
+
+
+def test_a_task_that_was_trained_on_is_no_evidence_for_itself() -> None:
+    def only_trec(key: Key, setting: Setting) -> float:
+        return 9.0 if key.template == "krona" and setting.task.startswith("trec") else 0.0
+
+    known = evidence(only_trec, noise=0.1)
+    own = rank(known, minilm_spec(), HALF, 500, leave_out=["trec"])
+    every = rank(known, minilm_spec(), HALF, 500)
+    assert max(c.estimate.observed for c in own.choices if c.estimate) < 0.3
+    assert max(c.estimate.observed for c in every.choices if c.estimate) > 1.0
+
+
+def test_where_lora_fits_the_upper_half_alone_that_is_plain() -> None:
+    """Its gains under larger budgets, over LoRA on all layers, are none here."""
+
+    def half(key: Key, setting: Setting) -> float:
+        return 4.0 if key.template == "lora, upper half" else 5.0 if key.template == "vera" else 0.0
+
+    found = rank(evidence(half, noise=0.2), minilm_spec(), Budget.parse("0.04%"), 500)
+    assert found.reference is not None
+    assert found.reference.key == Key("lora, upper half", 0)
+    assert found.reference.estimate is None
+    vera = next(c for c in found.choices if c.key == Key("vera", 0))
+    assert vera.estimate is not None
+    assert vera.estimate.observed == pytest.approx(1.0, abs=0.2)
+
+
+def test_shifts_change_the_order() -> None:
+    known = evidence(dora_is_better, noise=0.3)
+    found = rank(known, minilm_spec(), HALF, 500, shifts={Key("krona", 0): 9.0})
+    assert found.choices[0].key == Key("krona", 0)

@@ -1,0 +1,158 @@
+"""The shipped data agree with templates and clusters, and what is read is what was recorded."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+
+import pytest
+from support.evidence import TASKS, evidence, minilm_spec, recorded, text_of
+
+from autopeft.counting import Budget
+from autopeft.errors import AutoPEFTError
+from autopeft.search.portfolio.evidence import (
+    FILE,
+    REFERENCES,
+    Key,
+    Setting,
+    read_evidence,
+    reference_of,
+    shipped_evidence,
+)
+from autopeft.search.portfolio.recommend import own_clusters
+from autopeft.search.portfolio.templates import templates
+from autopeft.tasks import cluster_of, list_tasks
+from autopeft.tasks.packaged import PACKAGED
+
+LORA = Key("lora", 0)
+
+
+def bert_points(key: Key, setting: Setting) -> float:
+    return {"dora": 1.5, "krona": -2.0}.get(key.template, 0.0)
+
+
+# --- what the package ships ---
+
+
+def test_the_shipped_evidence_is_of_the_templates_and_of_tasks_in_one_cluster() -> None:
+    found = shipped_evidence()
+    rates = {t.name: len(t.rates.at) for t in templates()}
+    assert found.observations
+    for o in found.observations:
+        assert o.key.rate < rates[o.key.template]
+        assert PACKAGED[o.setting.task].cluster == o.cluster == cluster_of(o.setting.task)
+    assert (
+        set(found.references.values()) <= {Key(name, 0) for name in REFERENCES} <= {Key(n, 0) for n in rates}
+    )
+    assert all(abs(o.gain) <= 100 for o in found.observations)
+
+
+def test_the_shipped_file_is_small_and_of_budgets_that_its_recipes_fit() -> None:
+    text = files("autopeft.search.portfolio").joinpath(FILE).read_text(encoding="utf-8")
+    assert len(text) < 1_000_000
+    told = json.loads(text)
+    sizes = {t.name: {None, *t.sizes} for t in templates()}
+    for model in told["models"].values():
+        assert all(size in sizes[name] for name, _, size, _ in model["recipes"])
+        for share, members in model["budgets"]:
+            assert 0 < share < 0.1
+            assert len({tuple(model["recipes"][i][:2]) for i in members}) == len(members)
+    for line in told["settings"]:
+        assert len(line["scores"]) == len(told["models"][line["model"]]["recipes"])
+
+
+@pytest.mark.parametrize("task", PACKAGED)
+def test_no_shipped_training_on_texts_of_a_task_is_evidence_for_it(task: str) -> None:
+    left = shipped_evidence().without(own_clusters(task, None))
+    shared = {other.name for other in PACKAGED.values() if other.cluster == PACKAGED[task].cluster}
+    assert not shared & {o.setting.task for o in left.observations}
+    assert not shared & {setting.task for setting in (*left.trainings, *left.features)}
+
+
+def test_every_packaged_task_is_in_one_cluster_and_those_that_share_texts_in_the_same() -> None:
+    assert all(task.cluster for task in PACKAGED.values())
+    assert PACKAGED["trec"].cluster == PACKAGED["trec-fine"].cluster
+    reviews = {PACKAGED[name].cluster for name in ("movie-sentences", "subjectivity", "word-swap")}
+    assert len(reviews) == 1
+    assert PACKAGED["sms-spam"].cluster == "sms-spam"
+    assert cluster_of("sst2") == cluster_of("glue/SST-2") == reviews.pop()
+    assert cluster_of("cola") is None
+    assert cluster_of("reviews.csv") is None
+    assert {t.name: t.cluster for t in list_tasks()}["trec-fine"] == "trec"
+
+
+# --- there and back ---
+
+
+def test_gains_are_over_plain_lora_in_the_same_setting() -> None:
+    found = evidence(lambda key, s: bert_points(key, s) + (3.0 if s.seed else 0.0))
+    dora = [o for o in found.observations if o.key.template == "dora"]
+    assert {round(o.gain, 6) for o in dora} == {1.5}
+    assert {o.setting.task for o in dora} == set(TASKS)
+    assert not [o for o in found.observations if o.key == found.references[o.share]]
+    # At 0.04 % no LoRA fits on all layers.
+    small = min(found.references)
+    assert found.references[small] == Key("lora, upper half", 0)
+    assert found.references[max(found.references)] == LORA
+
+
+def test_costs_are_over_the_reference_of_the_same_budget() -> None:
+    found = evidence(bert_points)
+    large, small = max(found.references), min(found.references)
+    assert found.costs[large, Key("dora", 0)] == pytest.approx(0.5)
+    assert found.costs[large, LORA] == found.costs[small, Key("lora, upper half", 0)] == pytest.approx(1.0)
+
+
+def test_a_recipe_that_two_budgets_lead_to_counts_under_both() -> None:
+    found = evidence(bert_points)
+    both = [o for o in found.observations if o.key == Key("krona", 0) and o.setting.task == "trec"]
+    assert {o.share for o in both} == set(found.references) - {min(found.references)}
+    total = sum(found.trainings.values())
+    assert total == len(list(recorded(bert_points)))
+
+
+def test_a_cluster_is_left_out_as_a_whole() -> None:
+    found = evidence(bert_points)
+    rest = found.without(["trec"])
+    assert {o.setting.task for o in rest.observations} == set(TASKS) - {"trec", "trec-fine"}
+    assert not [s for s in rest.trainings if s.task.startswith("trec")]
+    assert set(found.clusters) - set(rest.clusters) == {"trec"}
+
+
+def test_what_was_trained_otherwise_is_left_out() -> None:
+    rows = list(recorded(bert_points, seeds=1))
+    other = [{**row, "hash": "gone"} for row in rows[:3]] + [{**row, "steps": 200} for row in rows[:3]]
+    assert text_of([*rows, *other]) == text_of(rows)
+
+
+def test_without_plain_lora_a_setting_says_nothing() -> None:
+    rows = [row for row in recorded(bert_points, seeds=1) if row["template"] not in REFERENCES]
+    assert read_evidence(text_of(rows)).observations == ()
+    assert reference_of([Key("lora", 1), Key("krona", 0)]) is None
+
+
+def test_looks_at_tasks_travel_along() -> None:
+    rows = list(recorded(bert_points, seeds=1))
+    steps = {row["hash"]: 2.0 if row["template"] == "lora" else 1.0 for row in rows}
+    look = {"model": "minilm", "task": "trec", "rows": 500, "seed": 0, "first_steps": steps}
+    features = {"classes": 6, "tokens": 10.5, "head": 0.4}
+    found = read_evidence(text_of(rows, [{**look, "features": features}]))
+    assert [vars(f) for f in found.features.values()] == [features]
+    assert not found.without(["trec"]).features
+    known = [o for o in found.observations if o.first_step is not None]
+    assert {o.setting.rows for o in known} == {500}
+    large = [o for o in known if o.share == max(found.references) and o.key.template == "dora"]
+    assert {round(o.first_step or 0.0, 3) for o in large} == {-0.693}
+
+
+def test_other_formats_and_unknown_tasks_are_refused() -> None:
+    with pytest.raises(AutoPEFTError, match="format 7"):
+        read_evidence('{"format": 7}')
+    row = next(recorded(bert_points))
+    text = text_of([row]).replace('"trec"', '"nobody-knows"')
+    with pytest.raises(AutoPEFTError, match="'nobody-knows', which is in no cluster"):
+        read_evidence(text)
+
+
+def test_the_synthetic_backbone_is_of_the_real_ones_size() -> None:
+    assert Budget.parse("0.5%").limits(minilm_spec())[1] == pytest.approx(113_566, rel=0.05)

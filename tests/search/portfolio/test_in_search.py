@@ -1,0 +1,75 @@
+"""A search begins with the portfolio, unless it is told not to or the task is of another kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.saved_model import save_backbone, write_reviews
+
+from autopeft.search import api
+from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.planning.prepare import Prepared, prepare
+from autopeft.search.planning.resume import _BEFORE
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
+    data, model = write_reviews(tmp_path / "data.csv"), save_backbone(tmp_path / "model")
+    return {
+        "task": str(data), "model": str(model), "text": "body", "label": "verdict", "budget": "5%",
+        "space": "lora", "trials": 12,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    calls: list[tuple[Any, ...]] = []
+
+    def points(bound: Any, budget: Any, rows: int, trials: int, *, leave_out: Any) -> Any:
+        calls.append((str(budget), rows, trials, tuple(leave_out)))
+        return [{"rank": 3}], "The search begins with the portfolio: it."
+
+    monkeypatch.setattr(api, "portfolio_points", points)
+    return calls
+
+
+def first(ready: Prepared) -> tuple[list[dict[str, Any]], list[str]]:
+    said: list[str] = []
+    return api._first(ready, said.append), said
+
+
+def test_the_portfolio_comes_first(place: dict[str, Any], asked: list[Any]) -> None:
+    ready = prepare(SearchArguments(**place))
+    points, said = first(ready)
+    assert points[0] == {"rank": 3}
+    assert len(points) > 1
+    assert said == ["The search begins with the portfolio: it."]
+    assert asked == [("5%", len(ready.task.splits["train"]), 12, ())]
+    assert ready.manifest()["arguments"]["portfolio"] is True
+
+
+def test_it_can_be_left_away(place: dict[str, Any], asked: list[Any]) -> None:
+    points, said = first(prepare(SearchArguments(**place, portfolio=False)))
+    assert {"rank": 3} not in points
+    assert (said, asked) == ([], [])
+
+
+def test_another_kind_of_task_begins_without(place: dict[str, Any], asked: list[Any], tmp_path: Path) -> None:
+    rows = "".join(f"film {'good ' * (i % 9)},{i / 7:.3f}\n" for i in range(80))
+    (tmp_path / "numbers.csv").write_text("text,label\n" + rows)
+    other = {**place, "task": str(tmp_path / "numbers.csv"), "text": "text", "label": "label"}
+    first(prepare(SearchArguments(**other, kind="regression")))
+    assert asked == []
+
+
+def test_a_packaged_tasks_cluster_is_left_out(place: dict[str, Any], asked: list[Any]) -> None:
+    named = {k: v for k, v in place.items() if k not in ("text", "label")}
+    first(prepare(SearchArguments(**{**named, "task": "trec-fine"}, train_rows=100)))
+    assert asked == [("5%", 100, 12, ("trec",))]
+
+
+def test_runs_begun_before_go_on_without() -> None:
+    assert _BEFORE["portfolio"] is False

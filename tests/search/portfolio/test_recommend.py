@@ -1,0 +1,156 @@
+"""`autopeft.recommend`: what is asked, what is left out, and what it ends with."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+from support.evidence import evidence
+from support.saved_model import save_backbone, write_reviews
+
+import autopeft
+from autopeft.errors import UsageError
+from autopeft.recipe import Recipe
+from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.portfolio import recommend as module
+from autopeft.search.portfolio.evidence import Evidence, Key, Setting
+from autopeft.tasks import load_task
+
+
+def gain(key: Key, setting: Setting) -> float:
+    if setting.task.startswith("trec") and key.template == "krona":
+        return 5.0
+    return {"dora": 2.0, "krona": -1.0}.get(key.template, 0.0)
+
+
+@pytest.fixture(scope="module")
+def known() -> Evidence:
+    return evidence(gain, noise=0.2, seeds=1)
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, known: Evidence, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "shipped_evidence", lambda: known)
+    return {"model": str(save_backbone(tmp_path / "model")), "budget": "5%"}
+
+
+@pytest.fixture
+def near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares of a tiny backbone are those of a large one: its budgets are seen as a hundredth."""
+    from autopeft.search.portfolio import estimates
+
+    own = estimates.nearness
+    monkeypatch.setattr(estimates, "nearness", lambda share, rows, t, seen: own(share, rows, scaled(t), seen))
+
+
+def scaled(target: Any) -> Any:
+    from autopeft.search.portfolio.estimates import Target
+
+    return Target(target.share / 10, target.rows)
+
+
+@pytest.mark.usefixtures("near")
+def test_without_a_task_it_says_what_is_best_over_all(place: dict[str, Any]) -> None:
+    found = autopeft.recommend(**place, rows=500)
+    assert found.abstained is None
+    assert found.recipe.methods == ("dora",)
+    assert found.first.estimate is not None
+    assert found.first.estimate.low < found.first.estimate.gain < found.first.estimate.high
+    assert found.alternatives
+    assert found.alternatives[0] == found.choices[1].fitted.recipe
+    assert any("No training was on" in line for line in found.why)
+    told = found.to_dict()
+    assert told["choices"][0]["estimate"]["clusters"] == 3
+    assert sum(choice["reference"] for choice in told["choices"]) == 1
+    assert Recipe.from_dict(told["recipe"]) == found.recipe
+
+
+@pytest.mark.usefixtures("near")
+def test_rows_that_share_texts_with_the_task_are_no_evidence(place: dict[str, Any]) -> None:
+    found = autopeft.recommend(**place, task="trec")
+    krona = next(c for c in found.choices if c.key.template == "krona")
+    assert krona.estimate is not None
+    assert krona.estimate.observed < 0
+    assert "Left out, as they share texts with the task: trec." in found.why
+    assert "trec" not in found.why[0]
+    also = autopeft.recommend(**place, rows=500, leave_out=["trec"])
+    assert next(c for c in also.choices if c.key.template == "krona").estimate.observed < 0  # type: ignore[union-attr]
+
+
+def test_a_misspelt_cluster_is_refused(place: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"no cluster 'trek'\..*Did you mean 'trec'"):
+        autopeft.recommend(**place, leave_out=["trek"])
+
+
+def test_a_stand_in_leaves_out_its_own_texts() -> None:
+    task = load_task("movie-sentences")
+    assert module.own_clusters("sst2", task) == ("rotten-tomatoes",)
+    assert module.own_clusters(None, None) == ()
+    assert module.own_clusters("mine.csv", None) == ()
+
+
+def test_far_from_all_evidence_lora_is_recommended_and_named(place: dict[str, Any]) -> None:
+    found = autopeft.recommend(**{**place, "budget": "60%"})
+    assert found.abstained is not None
+    assert "no evidence from two clusters" in found.abstained
+    assert found.recipe.methods == ("lora",)
+    assert found.recipe.training.learning_rate == 1.5e-3
+
+
+@pytest.mark.usefixtures("near")
+def test_another_kind_of_task_has_no_evidence(place: dict[str, Any], tmp_path: Path) -> None:
+    rows = "".join(f"film {'good ' * (i % 9)},{i / 7:.3f}\n" for i in range(80))
+    (tmp_path / "numbers.csv").write_text("text,label\n" + rows)
+    found = autopeft.recommend(**place, task=str(tmp_path / "numbers.csv"), kind="regression")
+    assert found.abstained == "there is no evidence of tasks of the kind regression"
+    assert found.recipe.methods == ("lora",)
+
+
+def test_too_small_a_budget_is_refused(place: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="There is nothing to recommend: no recipe of the portfolio fits"):
+        autopeft.recommend(**{**place, "budget": 5})
+
+
+# --- what it ends with ---
+
+
+def test_the_command_searches_on_from_there(place: dict[str, Any], tmp_path: Path) -> None:
+    data = write_reviews(tmp_path / "my data.csv")
+    found = autopeft.recommend(
+        **place, task=str(data), text="body", label="verdict", out=tmp_path / "first.yaml"
+    )
+    words = shlex.split(found.command)
+    assert words[:2] == ["autopeft", "search"]
+    given = dict(zip(words[2::2], words[3::2], strict=True))
+    assert given == {
+        "--budget": "5%", "--task": str(data), "--model": place["model"], "--text": "body",
+        "--label": "verdict", "--head-start": "probe", "--from": "first.yaml",
+    }  # fmt: skip
+    assert Recipe.load(tmp_path / "first.yaml") == found.recipe
+    assert found.file == tmp_path / "first.yaml"
+    SearchArguments(task=str(data), budget="5%", warm_start=("first.yaml",), head_start="probe")
+
+
+def test_rows_in_memory_end_with_a_call(place: dict[str, Any], tmp_path: Path) -> None:
+    frame = pandas.read_csv(write_reviews(tmp_path / "data.csv"))
+    found = autopeft.recommend(**place, task=frame, text="body", label="verdict")
+    assert found.command.startswith("autopeft.search(")
+    assert "task=rows" in found.command
+    compile(found.command, "command", "eval")
+
+
+def test_a_file_that_is_there_is_kept(place: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "there.yaml").write_text("mine")
+    for out, why in (
+        ("there.yaml", "is there already"),
+        ("a.txt", "written as .yaml"),
+        ("no/a.yaml", "no folder"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            autopeft.recommend(**place, out=tmp_path / out)
+    assert (tmp_path / "there.yaml").read_text() == "mine"

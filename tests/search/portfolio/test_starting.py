@@ -1,0 +1,69 @@
+"""The first points of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from support.evidence import evidence, minilm_spec
+
+from autopeft.counting import Budget
+from autopeft.search.portfolio import starting
+from autopeft.search.portfolio.evidence import Key, Setting
+from autopeft.search.space.bound import BoundSpace
+from autopeft.search.space.space import Space
+
+HALF = Budget.parse("0.5%")
+
+
+@pytest.fixture(scope="module")
+def bound() -> BoundSpace:
+    return Space.load("default").bind(minilm_spec())
+
+
+@pytest.fixture
+def say(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]], None]:
+    def known(gains: dict[str, float]) -> None:
+        found = evidence(lambda key, s: gains.get(key.template, -1.0), seeds=1)
+        monkeypatch.setattr(starting, "shipped_evidence", lambda: found)
+
+    return known
+
+
+def test_the_best_are_points_of_the_space_each_structure_once(
+    bound: BoundSpace, say: Callable[[dict[str, float]], None]
+) -> None:
+    say({"lora": 0.0, "lora, upper half": 3.0, "parallel adapter": 2.0, "ia3": 1.0, "serial adapter": 0.5})
+    points, line = starting.portfolio_points(bound, HALF, 500, 12, leave_out=())
+    recipes = [bound.materialize(point) for point in points]
+    assert [r.methods for r in recipes] == [("lora",), ("parallel_adapter",), ("ia3",)]
+    assert "lora, upper half, parallel adapter, ia3" in (line or "")
+
+
+def test_what_the_space_cannot_express_is_left_out(
+    bound: BoundSpace, say: Callable[[dict[str, float]], None]
+) -> None:
+    say({"lora": 0.0, "lora + krona + ia3": 3.0, "ia3": 1.0})
+    points, _ = starting.portfolio_points(bound, HALF, 500, 12, leave_out=())
+    assert [bound.materialize(point).methods for point in points] == [("ia3",)]
+    lora_alone = Space.load("lora").bind(minilm_spec())
+    assert starting.portfolio_points(lora_alone, HALF, 500, 12, leave_out=()) == ([], None)
+
+
+def test_short_searches_have_fewer_and_none_where_lora_is_best(
+    bound: BoundSpace, say: Callable[[dict[str, float]], None]
+) -> None:
+    say({"lora": 0.0, "ia3": 2.0, "serial adapter": 1.0})
+    assert len(starting.portfolio_points(bound, HALF, 500, 4, leave_out=())[0]) == 1
+    assert starting.portfolio_points(bound, HALF, 500, 3, leave_out=())[0] == []
+    say({"lora": 0.0})
+    assert starting.portfolio_points(bound, HALF, 500, 12, leave_out=()) == ([], None)
+
+
+def test_the_tasks_own_cluster_has_no_part(bound: BoundSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_trec(key: Key, setting: Setting) -> float:
+        return {"ia3": 9.0 if setting.task.startswith("trec") else -1.0}.get(key.template, -2.0)
+
+    found = evidence(lambda key, s: 0.0 if key.template == "lora" else only_trec(key, s), seeds=1)
+    monkeypatch.setattr(starting, "shipped_evidence", lambda: found)
+    assert starting.portfolio_points(bound, HALF, 500, 12, leave_out=("trec",)) == ([], None)
