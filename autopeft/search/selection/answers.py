@@ -105,14 +105,14 @@ def answers(found: Sequence[Verdict], baseline: Contender | None) -> dict[Goal, 
 def _answer(goal: Goal, verdict: Verdict, baseline: Contender | None) -> Answer:
     mine = verdict.runs.contender()
     told = Answer(goal, origin(mine), mine.number, mine.recipe, mine.counts, mine.select)
-    if baseline is None or verdict.evidence is None:
+    if baseline is None or verdict.beside is None:
         return told
     cost, measured = _cost_share(mine, verdict, baseline)
     return Answer(
         **{name: getattr(told, name) for name in ("goal", "name", "number", "recipe", "counts", "select")},
         baseline=baseline.name,
-        difference=verdict.evidence.difference,
-        within=verdict.evidence.within,
+        difference=verdict.beside.difference,
+        within=verdict.beside.within,
         size_share=_share(verdict.deployed, baseline.counts.get("deployed")),
         cost_share=cost,
         measured=measured,

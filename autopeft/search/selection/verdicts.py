@@ -4,8 +4,8 @@
 
 - `best` is what promises most (see `promise`); of equals LoRA, then the smaller one.
 - `smallest` and `cheapest` are what costs least of the recipes that are within the margin of the best
-  baseline with a probability of 80 % (see `evidence`). That baseline itself is, and takes part: nothing that
-  costs more wins. Without baselines the margin is that of what promises most.
+  baseline with a probability of 80 % (see `non_inferiority`). That baseline itself is, and takes part:
+  nothing that costs more wins. Without baselines the margin is that of what promises most.
 
 A higher probability would refuse most recipes that are as good: three seeds on 400 rows show a difference of
 one point by chance. Whether the winner is as good is told on *test*, with an interval of 95 %.
@@ -22,8 +22,8 @@ from autopeft.search.core.goals import GOALS, OBJECTIVES, Cost, Goal
 from autopeft.search.optimization.pareto import order
 from autopeft.search.selection.baseline_runs import BaselineRuns
 from autopeft.search.selection.contender import RepeatedRuns
-from autopeft.search.selection.evidence import Evidence, evidence, seed_noise
 from autopeft.search.selection.finalists import Finalist, promise
+from autopeft.search.selection.non_inferiority import NonInferiority, non_inferiority, seed_noise
 from autopeft.search.selection.significance import MARGIN
 from autopeft.tasks.scored import ScoredSplit
 
@@ -69,14 +69,14 @@ class Verdict:
     Attributes:
         runs: the recipe, and its runs.
         promise: what it is expected to be ranked by.
-        evidence: what *select* says of it beside the best baseline, `None` for that one itself.
+        beside: what *select* says of it beside the best baseline, `None` for that one itself.
         deployed, step_cost: what it costs; `baseline_cost` is a step's of the best baseline.
         sure: whether it counts as within the margin.
     """
 
     runs: RepeatedRuns
     promise: float
-    evidence: Evidence | None
+    beside: NonInferiority | None
     deployed: float | None
     step_cost: float | None
     sure: bool
@@ -120,7 +120,7 @@ def verdicts(finalists: Sequence[Finalist], races: Sequence[BaselineRuns], judge
     found = []
     for side in runs:
         same = side is reference
-        seen = None if same else evidence(side, reference, noise, judge.select, judge.margin)
+        seen = None if same else non_inferiority(side, reference, noise, judge.select, judge.margin)
         found.append(
             Verdict(
                 side,

@@ -125,6 +125,7 @@ class Builder:
                 "task": f"toy {w}".strip(),
                 "budget": "2%",
                 "rank_by": None,
+                "portfolio": True,
                 "trials": self.sketch.trials,
                 "seed": 0,
             },

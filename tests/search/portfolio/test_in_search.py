@@ -11,7 +11,6 @@ from support.saved_model import save_backbone, write_reviews
 from autopeft.search import api
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.prepare import Prepared, prepare
-from autopeft.search.planning.resume import _BEFORE
 
 
 @pytest.fixture
@@ -72,4 +71,4 @@ def test_a_packaged_tasks_cluster_is_left_out(place: dict[str, Any], asked: list
 
 
 def test_runs_begun_before_go_on_without() -> None:
-    assert _BEFORE["portfolio"] is False
+    assert SearchArguments.before["portfolio"] is False

@@ -26,7 +26,7 @@ from autopeft.search.selection.contender import RepeatedRuns
 from autopeft.search.selection.significance import matched_groups, rows_variance
 from autopeft.tasks.scored import ScoredSplit
 
-__all__ = ["Evidence", "SeedNoise", "evidence", "seed_noise"]
+__all__ = ["NonInferiority", "SeedNoise", "non_inferiority", "seed_noise"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SeedNoise:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class NonInferiority:
     """What *select* says of a recipe beside another one.
 
     Attributes:
@@ -62,9 +62,9 @@ def seed_noise(scores: Iterable[Sequence[float]]) -> SeedNoise:
     return SeedNoise(total / degrees if degrees else 0.0, degrees)
 
 
-def evidence(
+def non_inferiority(
     mine: RepeatedRuns, other: RepeatedRuns, noise: SeedNoise, split: ScoredSplit, margin: float
-) -> Evidence | None:
+) -> NonInferiority | None:
     """What the fresh seeds of both say; `None` where one has no score.
 
     Args:
@@ -83,7 +83,7 @@ def evidence(
     variance = seed * sum(1 / len(side) for side in scores) + rows
     prior = max(2 * seed, margin**2)
     weight = prior / (prior + variance) if prior else 1.0
-    return Evidence(
+    return NonInferiority(
         difference, _above(weight * difference + margin, math.sqrt(weight * variance), noise.degrees)
     )
 

@@ -7,7 +7,12 @@ import pytest
 
 from autopeft.search.core.jobs import JobResult
 from autopeft.search.selection.contender import RepeatedRuns
-from autopeft.search.selection.evidence import Evidence, SeedNoise, evidence, seed_noise
+from autopeft.search.selection.non_inferiority import (
+    NonInferiority,
+    SeedNoise,
+    non_inferiority,
+    seed_noise,
+)
 from autopeft.tasks.scored import ScoredSplit
 
 ROWS = ScoredSplit("accuracy", 400)
@@ -22,8 +27,8 @@ def repeated(scores: Sequence[float], parts: Sequence[Sequence[float]] = ()) -> 
     return found
 
 
-def seen(mine: RepeatedRuns, other: RepeatedRuns, noise: SeedNoise, margin: float = 0.01) -> Evidence:
-    found = evidence(mine, other, noise, ROWS, margin)
+def seen(mine: RepeatedRuns, other: RepeatedRuns, noise: SeedNoise, margin: float = 0.01) -> NonInferiority:
+    found = non_inferiority(mine, other, noise, ROWS, margin)
     assert found is not None
     return found
 
@@ -71,8 +76,8 @@ def test_with_one_seed_the_rows_say_how_much_seeds_may_do() -> None:
     assert 0.5 < found.within < 0.9
 
 
-def test_without_a_score_there_is_no_evidence() -> None:
-    assert evidence(repeated([]), repeated([0.5]), SeedNoise(0.1, 1), ROWS, 0.01) is None
+def test_without_a_score_nothing_is_known() -> None:
+    assert non_inferiority(repeated([]), repeated([0.5]), SeedNoise(0.1, 1), ROWS, 0.01) is None
 
 
 def test_it_is_right_as_often_as_it_says() -> None:
