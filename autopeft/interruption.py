@@ -13,8 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 __all__ = ["Terminated", "exit_code", "heeded", "remind", "sentence", "terminable"]
+
+Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 # `timeout` and some schedulers send SIGTERM to the process and to its group, so that it comes twice.
 _ECHO_SECONDS = 2.0
@@ -45,15 +48,31 @@ def sentence() -> str:
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Raise `Terminated` at SIGTERM inside the block; elsewhere than in the main thread nothing changes."""
+    """Raise `Terminated` at SIGTERM inside the block; elsewhere than in the main thread nothing changes.
+
+    Once it has come, its echo does not end the process after the block either: the exit code stays its own.
+    """
     _Heard.number = _Heard.terminated = None
 
     def end(number: int, frame: FrameType | None) -> None:
         if _is_new(number, _END_SECONDS):
             raise Terminated
 
-    with _handlers({signal.SIGTERM: end}):
+    with _handlers({signal.SIGTERM: end}, after=_unless_echo):
         yield
+
+
+def _unless_echo(old: Handler) -> Handler:
+    """The handler of before, for any SIGTERM but one that follows another within seconds."""
+    if _Heard.terminated is None:
+        return old
+
+    def late(number: int, frame: FrameType | None) -> None:
+        if _is_new(number, _ECHO_SECONDS):
+            signal.signal(number, old)
+            signal.raise_signal(number)
+
+    return late
 
 
 @contextlib.contextmanager
@@ -93,7 +112,11 @@ def _is_new(number: int, seconds: float) -> bool:
 
 
 @contextlib.contextmanager
-def _handlers(wanted: dict[signal.Signals, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
+def _handlers(
+    wanted: dict[signal.Signals, Callable[[int, FrameType | None], None]],
+    after: Callable[[Handler], Handler] = lambda old: old,
+) -> Iterator[None]:
+    """Handle signals inside the block; `after` says by what, given the handler of before."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -104,4 +127,4 @@ def _handlers(wanted: dict[signal.Signals, Callable[[int, FrameType | None], Non
         yield
     finally:
         for number, old in before.items():
-            signal.signal(number, old)
+            signal.signal(number, after(old))

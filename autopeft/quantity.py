@@ -12,7 +12,7 @@ __all__ = ["Quantity", "parse_bytes", "parse_quantity"]
 
 _PATTERN = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?(?:[eE][+-]?\d{1,2})?)\s*(?P<unit>%|[kKmM]?)\s*")
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
-_LONGEST = 10**18  # no model has so many parameters, and Python writes no number of thousands of digits out
+_MOST_BITS = 13_000  # some 3,900 digits: Python writes no number of more than 4,300 out
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,13 @@ def parse_quantity(value: str | int | float) -> Quantity:
     """Read `0.5%`, `300k`, `1.2M` or a plain count.
 
     Raises:
-        UsageError: `value` is none of these, is zero or negative, is a share above 100 %, or a number beyond
-            1e18.
+        UsageError: `value` is none of these, is zero or negative, is a share above 100 %, or a number of
+            thousands of digits.
     """
-    if isinstance(value, int) and abs(value) > _LONGEST:
-        raise UsageError(f"A quantity is at most {_LONGEST:.0e}, but a number beyond that came.")
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        raise UsageError(
+            "A number of thousands of digits is not a quantity; no model has so many parameters."
+        )
     text = str(value)
     match = _PATTERN.fullmatch(text) if not isinstance(value, bool) else None
     if match is None:

@@ -37,6 +37,8 @@ def _as_before() -> Iterator[None]:
     with terminable():  # begins anew
         pass
     yield
+    if interruption._Heard.terminated is not None:  # its echo is waited for
+        signal.signal(signal.SIGTERM, before[1])
     assert [signal.getsignal(number) for number in handled] == before
 
 
@@ -149,3 +151,28 @@ def test_other_threads_leave_signals_alone() -> None:
     thread.start()
     thread.join()
     assert failed == []
+
+
+def test_an_echo_after_the_command_does_not_end_the_process_a_later_one_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    came: list[int] = []
+    outer = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        with pytest.raises(Terminated), terminable():
+            send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        assert came == []
+        monkeypatch.setattr(interruption, "_ECHO_SECONDS", 0.0)
+        send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        assert came == [signal.SIGTERM, signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, outer)
+
+
+def test_a_command_that_was_not_interrupted_leaves_the_handler_as_it_was() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with terminable():
+        pass
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -38,9 +38,9 @@ def test_refused(text: str) -> None:
 @pytest.mark.parametrize("number", [10**5000, -(10**5000)], ids=["positive", "negative"])
 def test_numbers_beyond_any_model(number: int) -> None:
     """Python writes no number of more than 4,300 digits out, in messages either."""
-    with pytest.raises(UsageError, match="at most 1e"):
+    with pytest.raises(UsageError, match="thousands of digits"):
         parse_quantity(number)
-    with pytest.raises(UsageError, match="at most 1e"):
+    with pytest.raises(UsageError, match="thousands of digits"):
         Budget.parse(number)
 
 
