@@ -3,6 +3,7 @@
     python experiments/against_autopeft/run.py --record   # some three hours of one core: the trainings
     python experiments/against_autopeft/run.py            # needs botorch, jax, jaxlib and numpyro
     python experiments/against_autopeft/run.py --tables
+    python experiments/against_autopeft/run.py --start probe --record   # the same with heads from their probe
 
 Recorded are recipes of the paper's own space on 1,000 rows of `trec`; what stands in `results/trials.jsonl`
 is not trained again.
@@ -32,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
 from lib.intervals import interval
 from lib.recorded import Recorded
-from lib.recording import part_of, record
+from lib.recording import Setting, part_of, record
 from lib.replay import Ground, Trained, replay
 from lib.settings import RESULTS, SETTINGS
 from lib.storage import Kept
@@ -101,9 +102,8 @@ def code_of(values: Mapping[str, Any], ground: Ground) -> Code:
     return (*sizes, *(int(not values[f"layer_{i}.on"]) for i in range(layers)))
 
 
-def run(recorded: Recorded, kept: Kept, part: int, parts: int) -> None:
+def run(setting: Setting, recorded: Recorded, kept: Kept, part: int, parts: int) -> None:
     """Everything that is missing, the quick arms first; of `parts` seeds the one that is this part's."""
-    setting = SETTINGS["against_autopeft"]
     rate = setting.learning_rate
     ground = Ground(setting.load_space(), setting.budget, recorded.spec, recorded.surrogate(), rate=rate)
     whole, halves = Rungs.of(setting.steps), Rungs.of(setting.steps, first=setting.steps // 2, eta=2)
@@ -191,18 +191,25 @@ def main() -> None:
         metavar="K/N",
         help="every N-th seed or, with --record, recipe, from the K-th on",
     )
+    parser.add_argument(
+        "--start",
+        choices=("random", "probe"),
+        default="random",
+        help="where heads of the recording start",
+    )
     arguments = parser.parse_args()
-    folder, setting = RESULTS["against_autopeft"], SETTINGS["against_autopeft"]
+    name = "against_autopeft" if arguments.start == "random" else f"against_autopeft, {arguments.start}"
+    folder, setting = RESULTS[name], SETTINGS[name]
     if arguments.record:
         record(folder / "trials.jsonl", setting, arguments.part)
         return
-    recorded = Recorded("against_autopeft")
+    recorded = Recorded(name)
     kept = Kept(folder / "results.json", recorded.to_dict())
     print(recorded.to_dict(), flush=True)
     if not recorded.usable:
         sys.exit("No regression ranks unseen recipes well enough: nothing can be concluded from a replay.")
     if not arguments.tables:
-        run(recorded, kept, *part_of(arguments.part))
+        run(setting, recorded, kept, *part_of(arguments.part))
     print(tables(kept, setting.steps))
 
 

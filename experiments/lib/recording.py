@@ -66,6 +66,7 @@ class Setting:
     max_length: int = 64
     two_objectives: bool = False
     space_file: Path | None = None
+    head_start: str = "random"
 
     def load_space(self) -> Space:
         """The space that is recorded."""
@@ -84,11 +85,12 @@ class Trainer:
         self._model = task.task_kind.load_model(source, task.labels, dtype=dtype_of(setting.precision))
         self._plan = TrainingPlan(
             steps=setting.steps, batch_size=32, max_length=setting.max_length, eval_every=setting.every,
-            device="auto",
+            device="auto", head_start=setting.head_start,
         )  # fmt: skip
 
     def train(self, recipe: Recipe, seed: int) -> dict[str, Any]:
-        """`scores` on *select* by step, `cpu_seconds`, and the last `loss`, or the `error` that ended it."""
+        """`scores` on *select* by step, `cpu_seconds`, the last `loss` and the mean one on *select*, or the
+        `error` that ended it."""
         scores: dict[str, float] = {}
         row: dict[str, Any] = {}
         started = time.process_time()
@@ -97,7 +99,7 @@ class Trainer:
                 self._model, recipe, self._data, replace(self._plan, seed=seed),
                 on_score=lambda step, score: scores.__setitem__(str(step), score),
             )  # fmt: skip
-            row["loss"] = outcome.train_loss
+            row |= {"loss": outcome.train_loss, "select_loss": outcome.losses.get("select")}
         except AutoPEFTError as error:
             row["error"] = str(error)
         return row | {"scores": scores, "cpu_seconds": round(time.process_time() - started, 2)}

@@ -13,6 +13,7 @@ __all__ = ["FOLDERS", "RESULTS", "SETTINGS"]
 _EXPERIMENTS = Path(__file__).parents[1]
 FOLDERS = {name: _EXPERIMENTS / name for name in ("samplers", "against_autopeft", "width")}
 RESULTS = {name: folder / "results" for name, folder in FOLDERS.items()}
+RESULTS["against_autopeft, probe"] = RESULTS["against_autopeft"] / "probe"
 SETTINGS = {
     "samplers": Setting(
         task="movie-sentences",
@@ -48,4 +49,8 @@ SETTINGS = {
 # What `default` offers since the reparameterized family came in, drawn at random alone.
 SETTINGS["width"] = replace(
     SETTINGS["samplers"], random=100, mutants=0, repeats=0, space_file=FOLDERS["width"] / "space.yaml"
+)
+# The same with heads that start from their probe.
+SETTINGS["against_autopeft, probe"] = replace(
+    SETTINGS["against_autopeft"], precision="bf16", head_start="probe"
 )

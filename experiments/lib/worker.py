@@ -60,10 +60,13 @@ class JobList:
 
     Args:
         on_step: is told of a job's first step and then about once a second.
+        strict: whether a job that fails ends the process: there is nothing to measure.
     """
 
-    def __init__(self, jobs: Sequence[Job], on_step: Callable[[int, float], None] | None = None) -> None:
-        self._jobs, self._on_step = list(jobs), on_step
+    def __init__(
+        self, jobs: Sequence[Job], on_step: Callable[[int, float], None] | None = None, *, strict: bool = True
+    ) -> None:
+        self._jobs, self._on_step, self._strict = list(jobs), on_step, strict
         self.results: list[JobResult] = []
         self.stopped = False
 
@@ -76,9 +79,9 @@ class JobList:
         """Keep a result.
 
         Raises:
-            SystemExit: the job has failed: there is nothing to measure.
+            SystemExit: the job has failed, and the list is strict.
         """
-        if result.error is not None:
+        if result.error is not None and self._strict:
             raise SystemExit(f"{result.job}: {result.error}")
         self.results.append(result)
 
@@ -93,15 +96,20 @@ class JobList:
         """One job at a time in any case."""
 
 
-def run_here(setup: Any, *jobs: Job, on_step: Callable[[int, float], None] | None = None) -> list[JobResult]:
+def run_here(
+    setup: Any,
+    *jobs: Job,
+    on_step: Callable[[int, float], None] | None = None,
+    strict: bool = True,
+) -> list[JobResult]:
     """Do jobs as a search with `--workers 0` does them, and keep what they share for the next call.
 
     Raises:
-        SystemExit: a job has failed.
+        SystemExit: a job has failed, unless `strict` is off.
     """
     from autopeft.search.execution.local_executor import LocalExecutor
     from autopeft.search.execution.worker import execute
 
-    source = JobList(jobs, on_step)
+    source = JobList(jobs, on_step, strict=strict)
     LocalExecutor().run_jobs(source, execute, setup)
     return source.results

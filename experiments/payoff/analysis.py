@@ -1,0 +1,73 @@
+"""Differences between contenders, averaged over cells, with what their uncertainty comes from.
+
+Every search of a cell has splits of its own. A difference is that of two means over fresh seeds on the same
+test rows. Cells of one cluster of tasks and one seed share texts, so they are averaged first: D(k, s) for
+cluster k and seed s. The estimate weighs clusters by their number of cells,
+
+    mean = Σ_k w_k · mean_s D(k, s),    variance = Σ_k w_k² · var_s D(k, s) / n_k,
+
+with Satterthwaite's degrees of freedom. It speaks of these cells, not of tasks at large: for those the spread
+of the clusters' means is printed beside it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cells import CLUSTERS
+from lib.intervals import stratified
+
+__all__ = ["Estimate", "differences", "estimate"]
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean difference in points, its interval, and how many cells and searches it comes from."""
+
+    mean: float
+    half: float
+    lower: float
+    cells: int
+    searches: int
+    clusters: Mapping[str, float]
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f} ± {self.half:.2f}"
+
+
+def differences(
+    rows: Sequence[Row], one: str, other: str, where: Callable[[Row], bool] = lambda row: True
+) -> dict[tuple[str, int], float]:
+    """By cell and seed of the search: test score of a contender less that of another, in points."""
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    for row in rows:
+        if where(row) and row["test"]:
+            key = (f"{row['model']}/{row['task']}/{row['rows']}/{row['budget']}", row["seed"])
+            found.setdefault(key, {})[row["contender"]] = 100 * statistics.fmean(row["test"].values())
+    return {key: told[one] - told[other] for key, told in found.items() if one in told and other in told}
+
+
+def estimate(found: Mapping[tuple[str, int], float], level: float = 0.95) -> Estimate | None:
+    """The mean over cells; `None` where a cluster has fewer than two searches.
+
+    Args:
+        found: see `differences`.
+        level: of the two-sided interval; `lower` is its lower end.
+    """
+    units: dict[str, dict[int, list[float]]] = {}
+    cells: dict[str, set[str]] = {}
+    for (cell, seed), value in found.items():
+        cluster = CLUSTERS[cell.split("/")[1]]
+        units.setdefault(cluster, {}).setdefault(seed, []).append(value)
+        cells.setdefault(cluster, set()).add(cell)
+    if not units or any(len(seeds) < 2 for seeds in units.values()):
+        return None
+    values = {k: [statistics.fmean(own) for own in seeds.values()] for k, seeds in units.items()}
+    mean, half = stratified(list(values.values()), [len(cells[k]) for k in values], level)
+    total, means = sum(map(len, cells.values())), {k: statistics.fmean(own) for k, own in values.items()}
+    return Estimate(mean, half, mean - half, total, len(found), means)

@@ -1,0 +1,106 @@
+"""What the searches came to, as Markdown: the claims, then every contender against the winner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analysis import Estimate, differences, estimate
+from cells import CONTENDERS
+
+__all__ = ["CLAIMS", "Claim", "tables"]
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is asked of a mean difference, in points.
+
+    Attributes:
+        least: that the mean has to reach; `None` for no such line.
+        above: that the lower end of the interval has to lie above.
+    """
+
+    sentence: str
+    other: str
+    where: Callable[[Row], bool]
+    least: float | None
+    above: float
+
+    def holds(self, found: Estimate) -> bool:
+        """Whether both lines are met."""
+        return found.lower > self.above and (self.least is None or found.mean >= self.least)
+
+
+def _small(row: Row) -> bool:
+    return row["model"] == "minilm" and row["budget"] == "0.04%"
+
+
+def _large(row: Row) -> bool:
+    return row["model"] == "minilm" and row["budget"] == "0.5%"
+
+
+def _few(row: Row) -> bool:
+    return row["model"] == "minilm" and row["rows"] == 100
+
+
+CLAIMS = (
+    Claim("At 0.5 % the winner is above tuned LoRA, by half a point or more", "tuned LoRA", _large, 0.5, 0.0),
+    Claim("At 0.04 % it is not worse than tuned LoRA by more than a point", "tuned LoRA", _small, None, -1.0),
+    Claim(
+        "With 100 rows it is above LoRA as users take it, by one and a half points or more",
+        "LoRA as users take it",
+        _few,
+        1.5,
+        0.0,
+    ),
+    Claim(
+        "With 100 rows it is not worse than tuned LoRA by more than a point", "tuned LoRA", _few, None, -1.0
+    ),
+)
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """Markdown of what there is."""
+    lines = [
+        "| claim | mean over cells, points (clusters) | cells, searches | it holds | for all at once |",
+        "|---|---|---|---|---|",
+    ]
+    for claim in CLAIMS:
+        found = differences(rows, "winner", claim.other, claim.where)
+        each, all_of_them = estimate(found), estimate(found, 1 - 0.05 / len(CLAIMS))
+        if each is None or all_of_them is None:
+            lines.append(f"| {claim.sentence} | not yet known | | | |")
+        else:
+            verdicts = " | ".join("yes" if claim.holds(e) else "no" for e in (each, all_of_them))
+            lines.append(f"| {claim.sentence} | {_told(each)} | {verdicts} |")
+    lines += [
+        "",
+        "| winner less … | 0.5 % | 0.04 % | 100 rows | 500 rows | 2,000 rows | mpnet-base |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    views: tuple[Callable[[Row], bool], ...] = (
+        _large,
+        _small,
+        _few,
+        lambda row: row["model"] == "minilm" and row["rows"] == 500,
+        lambda row: row["model"] == "minilm" and row["rows"] == 2_000,
+    )
+    for other in CONTENDERS[1:]:
+        cells = [_cell(differences(rows, "winner", other, view)) for view in views]
+        larger = differences(rows, "winner", other, lambda row: row["model"] == "mpnet-base")
+        cells.append(", ".join(f"{value:+.1f}" for value in larger.values()) or "–")
+        lines.append(f"| {other} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _told(found: Estimate) -> str:
+    spread = ", ".join(f"{name} {mean:+.1f}" for name, mean in found.clusters.items())
+    return f"{found} ({spread}) | {found.cells}, {found.searches}"
+
+
+def _cell(found: Mapping[tuple[str, int], float]) -> str:
+    told = estimate(found)
+    return "–" if told is None else str(told)

@@ -1,0 +1,103 @@
+"""What the proof concludes: differences by cell, their interval, and which searches are left."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+FOLDER = "payoff"
+TASKS = ("trec", "movie-sentences", "subjectivity", "sms-spam")
+
+
+@pytest.fixture(scope="module")
+def payoff(load: Callable[[str], Any]) -> SimpleNamespace:
+    """The names of the experiment's modules in one."""
+    names: dict[str, Any] = {}
+    for module in ("analysis", "cells", "tables"):
+        names |= {name: value for name, value in vars(load(module)).items() if not name.startswith("_")}
+    return SimpleNamespace(**names)
+
+
+def row(task: str, seed: int, contender: str, score: float, **other: Any) -> dict[str, Any]:
+    found = {"model": "minilm", "task": task, "rows": 100, "budget": "0.5%", "seed": seed}
+    return {**found, "contender": contender, "test": {"1": score - 0.01, "2": score + 0.01}, **other}
+
+
+def test_differences_are_those_of_means_over_fresh_seeds_in_points(payoff: SimpleNamespace) -> None:
+    rows = [row("trec", 1, "winner", 0.9), row("trec", 1, "tuned LoRA", 0.88), row("trec", 2, "winner", 0.9)]
+    found = payoff.differences(rows, "winner", "tuned LoRA")
+    assert found == {("minilm/trec/100/0.5%", 1): pytest.approx(2.0)}
+    assert payoff.differences(rows, "winner", "tuned LoRA", lambda r: r["rows"] == 500) == {}
+
+
+def test_a_contender_that_the_budget_has_none_of_is_no_difference(payoff: SimpleNamespace) -> None:
+    rows = [row("trec", 1, "winner", 0.9), row("trec", 1, "tuned LoRA", 0.0, test={})]
+    assert payoff.differences(rows, "winner", "tuned LoRA") == {}
+
+
+def test_clusters_weigh_as_many_cells_as_they_have(payoff: SimpleNamespace) -> None:
+    found = {(f"minilm/{task}/100/0.5%", seed): 0.0 for task in TASKS for seed in payoff.SEEDS}
+    found |= {key: 4.0 for key in found if "trec" in key[0]}
+    told = payoff.estimate(found)
+    assert told is not None
+    assert told.mean == pytest.approx(1.0)
+    assert told.half == 0.0
+    assert dict(told.clusters) == {"trec": 4.0, "rotten-tomatoes": 0.0, "sms-spam": 0.0}
+    assert (told.cells, told.searches) == (4, 12)
+
+
+def test_one_search_a_cell_has_no_interval(payoff: SimpleNamespace) -> None:
+    assert payoff.estimate({("minilm/trec/100/0.5%", 1): 1.0}) is None
+    assert payoff.estimate({}) is None
+
+
+def test_the_interval_holds_the_true_mean_as_often_as_it_says(payoff: SimpleNamespace) -> None:
+    """Cells of a cluster and a seed share what their texts do."""
+    rng, covered, rounds = random.Random(0), 0, 2_000
+    for _ in range(rounds):
+        shared = {
+            (cluster, seed): rng.gauss(0, 1) for cluster in payoff.CLUSTERS.values() for seed in payoff.SEEDS
+        }
+        found = {
+            (f"minilm/{task}/{rows}/0.5%", seed): 1.0 + shared[payoff.CLUSTERS[task], seed] + rng.gauss(0, 1)
+            for task in TASKS
+            for rows in (100, 500)
+            for seed in payoff.SEEDS
+        }
+        told = payoff.estimate(found)
+        assert told is not None
+        covered += abs(told.mean - 1.0) <= told.half
+    assert 0.93 <= covered / rounds <= 0.985
+
+
+def test_every_cell_has_three_searches_of_seeds_of_its_own(payoff: SimpleNamespace) -> None:
+    found = list(payoff.cells())
+    small = [cell for cell, _ in found if cell.model == "minilm"]
+    assert len(small) == 5 * 3 * 2 * len(payoff.SEEDS)
+    assert len(found) - len(small) == 4
+    assert len(set(found)) == len(found)
+    cell, seed = found[0]
+    assert payoff.setting(cell, seed)["seed"] == seed
+
+
+@pytest.mark.parametrize(("gain", "holds"), [(2.0, "yes"), (0.2, "no")])
+def test_a_claim_needs_its_mean_and_its_interval(payoff: SimpleNamespace, gain: float, holds: str) -> None:
+    rows = []
+    for seed in payoff.SEEDS:
+        for task in TASKS:
+            noise = 0.001 * ((seed + len(task)) % 3)
+            rows.append(row(task, seed, "winner", 0.8 + gain / 100 + noise))
+            rows += [row(task, seed, other, 0.8) for other in payoff.CONTENDERS[1:]]
+    told = next(line for line in payoff.tables(rows).splitlines() if payoff.CLAIMS[0].sentence in line)
+    assert told.endswith(f"| 4, 12 | {holds} | {holds} |")
+    mean = float(told.split("|")[2].split()[0])
+    assert mean == pytest.approx(gain + statistics.fmean([0.0, 0.1, 0.2]), abs=0.11)
+
+
+def test_without_a_search_nothing_is_claimed(payoff: SimpleNamespace) -> None:
+    assert payoff.tables([]).count("not yet known") == len(payoff.CLAIMS)
