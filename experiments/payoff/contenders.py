@@ -122,12 +122,12 @@ class Runs:
             assert found is not None
             found.seconds = spent
             return found
-        own = [r for r in confirmed if r.number == result.number]
+        own = [r for r in confirmed if r.number == result["number"]]
         return Run(
             "winner",
             recipe.name,
             _hash(recipe, self.ready),
-            int(result.counts["deployed"]),
+            int(result["counts"]["deployed"]),
             recipe.to_dict(),
             {r.seed: r.scores["select"] for r in own if r.seed is not None},
             {r.seed: r.scores["test"] for r in tests if r.seed is not None},
