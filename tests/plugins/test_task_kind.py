@@ -245,6 +245,7 @@ def test_from_the_command_line(
     assert "ordinal (one of several classes that have an order)" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_a_search_with_it(installed: Path, place: Path) -> None:
     """In processes of their own: the workers find the kind as this process does."""
     plugged = environment(installed, AUTOPEFT_CACHE=str(place / "cache"))

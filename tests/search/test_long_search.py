@@ -96,6 +96,7 @@ def test_a_folder_stays_under_fifty_megabytes_for_a_hundred_trials(tmp_path: Pat
     assert size_of(folder.path) - size_of(folder.state) < 5e6
 
 
+@pytest.mark.slow
 def test_the_drivers_memory_grows_by_little_for_each_trial(tmp_path: Path) -> None:
     folder, at = RunFolder.create("t", "key", root=tmp_path, out=None), dict[int, int]()
 

@@ -196,6 +196,7 @@ def test_ctrl_c_ends_the_run_and_the_program_goes_on(tmp_path: Path, whole_group
     assert not processes(process.pid), "processes of Ray were left behind"
 
 
+@pytest.mark.slow
 def test_losses_are_the_same_in_this_process_and_with_two_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
