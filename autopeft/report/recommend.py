@@ -26,11 +26,7 @@ def recommend_sheet(found: Recommendation) -> Sheet:
         ("recipe", "size", "rate", "gain over LoRA", "95 % interval", "parameters", "step", "evidence"),
         rows,
         title=f"{title}, best expectation first",
-        notes=(
-            "Gains are points of the score, drawn towards zero; a step is timed against LoRA's.",
-            *notes,
-            *found.why,
-        ),
+        notes=(_GAINS, *notes, *found.why),
         right=frozenset({"size", "rate", "gain over LoRA", "95 % interval", "parameters", "step"}),
         fold=frozenset({"evidence"}),
         drop=("evidence", "step", "parameters"),

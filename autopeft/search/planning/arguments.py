@@ -26,9 +26,18 @@ if TYPE_CHECKING:
 else:  # they import torch
     SpaceData, ReporterData = Any, Any | None
 
-__all__ = ["PlanCall", "SearchArguments", "SearchCall", "objectives"]
+__all__ = ["BudgetOption", "PlanCall", "SearchArguments", "SearchCall", "objectives"]
 
 SEARCH, LIMITS, WORKERS = "Search", "Limits", "Workers"
+BudgetOption = Annotated[
+    str | int,
+    Option(
+        help="Limit on deployed parameters: 0.5%, 300k, 1.2M, 0.1%..1%.",
+        flags=("--budget", "-b"),
+        cli_type=str,
+        check=checks.check_budget,
+    ),
+]
 
 
 class SearchArguments(Arguments):
@@ -38,15 +47,7 @@ class SearchArguments(Arguments):
     before: ClassVar[Mapping[str, Any]] = {"rank_by": "score", "portfolio": False}
 
     task: shared.TaskOption = NEEDED
-    budget: Annotated[
-        str | int,
-        Option(
-            help="Limit on deployed parameters: 0.5%, 300k, 1.2M, 0.1%..1%.",
-            flags=("--budget", "-b"),
-            cli_type=str,
-            check=checks.check_budget,
-        ),
-    ] = NEEDED
+    budget: BudgetOption = NEEDED
     model: shared.Model = "minilm"
     space: Annotated[
         SpaceData,

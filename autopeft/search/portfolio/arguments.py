@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from autopeft.arguments import Arguments, Option
 from autopeft.errors import UsageError, near
 from autopeft.foreign import local_path
-from autopeft.search.planning import option_checks as checks
+from autopeft.search.planning.arguments import BudgetOption
 from autopeft.training import options as shared
 
 __all__ = ["RecommendArguments", "RecommendCall"]
@@ -43,15 +43,7 @@ class RecommendArguments(Arguments):
 
     called: ClassVar[str] = "recommend"
 
-    budget: Annotated[
-        str | int,
-        Option(
-            help="Limit on deployed parameters: 0.5%, 300k, 1.2M, 0.1%..1%.",
-            flags=("--budget", "-b"),
-            cli_type=str,
-            check=checks.check_budget,
-        ),
-    ]
+    budget: BudgetOption
     model: shared.Model = "minilm"
     task: Annotated[
         shared.TaskData,
