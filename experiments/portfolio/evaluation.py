@@ -38,7 +38,7 @@ class Judged:
     """A recommendation for a cell, judged by the cell's own trainings; differences in points.
 
     Attributes:
-        gain: over LoRA at its middle rate.
+        gain: over LoRA at the higher of its rates.
         over_tuned: over LoRA at the better of its rates.
         regret: of the best recorded recipe over it.
         expected: gain that was promised.

@@ -79,7 +79,7 @@ def rank(
     """Fit the portfolio to a budget and rank it, without the clusters `leave_out`.
 
     Plain LoRA is first, at the better of its rates, where the evidence does not allow more. Where there is no
-    evidence it is at the rate that gains are over, the lower one of its template.
+    evidence it is at the rate that gains are over, the higher one of its template.
 
     Args:
         likeness: see `estimates`.

@@ -36,8 +36,9 @@ FILE = "evidence.json"
 FORMAT = 1
 
 REFERENCES = ("lora", "lora, upper half", "lora, upper third")
-"""Templates of plain LoRA, the most spread one first: the first that fits a budget, at its lower rates (the
-middle ones of the LoRA baseline), is what gains are gains over."""
+"""Templates of plain LoRA, the most spread one first: the first that fits a budget, at the highest of its
+rates, is what gains are gains over, and what is recommended without evidence. In all that was recorded the
+highest rate did as well as the lower one or better, by up to 13 points with 100 rows."""
 
 
 class Key(NamedTuple):
@@ -176,8 +177,9 @@ def read_evidence(text: str) -> Evidence:
 
 
 def reference_of(keys: Collection[Key]) -> Key | None:
-    """Plain LoRA among the recipes that a budget leads to."""
-    return next((Key(name, 0) for name in REFERENCES if Key(name, 0) in keys), None)
+    """Plain LoRA at its highest rate among the recipes that a budget leads to."""
+    found = {name: max((k for k in keys if k.template == name), default=None) for name in REFERENCES}
+    return next((key for key in found.values() if key is not None), None)
 
 
 def _setting(line: Mapping[str, Any]) -> Setting:

@@ -108,8 +108,8 @@ def recommend(call: RecommendCall) -> Recommendation:
 
     The portfolio's recipes are fitted to backbone and budget and ranked by recorded trainings (see
     `autopeft.search.portfolio.estimates`). Gains are points of the score above plain LoRA: all layers, the
-    largest rank, the middle rate. Where the evidence allows no more, LoRA itself is recommended. Tasks that
-    share texts with `task` are no evidence for it.
+    largest rank, the higher of its two rates. Where the evidence allows no more, LoRA itself is recommended.
+    Tasks that share texts with `task` are no evidence for it.
 
     Args:
         {arguments}

@@ -13,11 +13,11 @@ HALF = Budget.parse("0.5%")
 
 
 def dora_is_better(key: Key, setting: Setting) -> float:
-    return {"dora": 2.0, "krona": -1.0}.get(key.template, 0.0) + (1.0 if key == Key("lora", 1) else 0.0)
+    return {"dora": 2.0, "krona": -1.0}.get(key.template, 0.0) + (1.0 if key == Key("lora", 0) else 0.0)
 
 
 def nothing_is_better(key: Key, setting: Setting) -> float:
-    return 0.5 if key == Key("lora", 1) else 0.0 if key == Key("lora", 0) else -1.0
+    return 0.5 if key == Key("lora", 0) else 0.0 if key == Key("lora", 1) else -1.0
 
 
 def test_what_gains_most_is_first_and_plain_lora_stands_among_them() -> None:
@@ -28,15 +28,15 @@ def test_what_gains_most_is_first_and_plain_lora_stands_among_them() -> None:
     assert found.choices[0].cost == pytest.approx(0.5)
     assert [c.merit for c in found.choices] == sorted((c.merit for c in found.choices), reverse=True)
     assert found.reference is not None
-    assert found.reference.key == Key("lora", 0)
+    assert found.reference.key == Key("lora", 1)
     assert found.reference.estimate is None
     better = [c.key for c in found.best if c.merit > 0.5]
-    assert set(better) == {Key("dora", 0), Key("dora", 1), Key("lora", 1)}
+    assert set(better) == {Key("dora", 0), Key("dora", 1), Key("lora", 0)}
 
 
 def test_where_nothing_is_better_lora_is_first_at_its_better_rate() -> None:
     found = rank(evidence(nothing_is_better, noise=0.2), minilm_spec(), HALF, 500)
-    assert found.choices[0].key == Key("lora", 1)
+    assert found.choices[0].key == Key("lora", 0)
     assert found.reason is not None
     assert "does not allow to expect more" in found.reason
 
@@ -45,7 +45,7 @@ def test_without_near_evidence_plain_lora_is_all_there_is() -> None:
     known = evidence(dora_is_better)
     for budget, rows in (("8%", 500), ("0.5%", 5)):
         found = rank(known, minilm_spec(), Budget.parse(budget), rows)
-        assert [c.key for c in found.choices] == [Key("lora", 0)]
+        assert [c.key for c in found.choices] == [Key("lora", 1)]
         assert "no evidence from two clusters" in (found.reason or "")
     rest = rank(known, minilm_spec(), HALF, 500, leave_out=["trec", "rotten-tomatoes"])
     assert "no evidence from two clusters" in (rest.reason or "")
@@ -83,7 +83,7 @@ def test_where_lora_fits_the_upper_half_alone_that_is_plain() -> None:
 
     found = rank(evidence(half, noise=0.2), minilm_spec(), Budget.parse("0.04%"), 500)
     assert found.reference is not None
-    assert found.reference.key == Key("lora, upper half", 0)
+    assert found.reference.key == Key("lora, upper half", 1)
     assert found.reference.estimate is None
     vera = next(c for c in found.choices if c.key == Key("vera", 0))
     assert vera.estimate is not None

@@ -24,7 +24,7 @@ from autopeft.search.portfolio.templates import templates
 from autopeft.tasks import cluster_of, list_tasks
 from autopeft.tasks.packaged import PACKAGED
 
-LORA = Key("lora", 0)
+LORA = Key("lora", 1)
 
 
 def bert_points(key: Key, setting: Setting) -> float:
@@ -41,9 +41,7 @@ def test_the_shipped_evidence_is_of_the_templates_and_of_tasks_in_one_cluster() 
     for o in found.observations:
         assert o.key.rate < rates[o.key.template]
         assert PACKAGED[o.setting.task].cluster == o.cluster == cluster_of(o.setting.task)
-    assert (
-        set(found.references.values()) <= {Key(name, 0) for name in REFERENCES} <= {Key(n, 0) for n in rates}
-    )
+    assert set(found.references.values()) <= {Key(name, rates[name] - 1) for name in REFERENCES}
     assert all(abs(o.gain) <= 100 for o in found.observations)
 
 
@@ -92,7 +90,7 @@ def test_gains_are_over_plain_lora_in_the_same_setting() -> None:
     assert not [o for o in found.observations if o.key == found.references[o.share]]
     # At 0.04 % no LoRA fits on all layers.
     small = min(found.references)
-    assert found.references[small] == Key("lora, upper half", 0)
+    assert found.references[small] == Key("lora, upper half", 1)
     assert found.references[max(found.references)] == LORA
 
 
@@ -100,7 +98,7 @@ def test_costs_are_over_the_reference_of_the_same_budget() -> None:
     found = evidence(bert_points)
     large, small = max(found.references), min(found.references)
     assert found.costs[large, Key("dora", 0)] == pytest.approx(0.5)
-    assert found.costs[large, LORA] == found.costs[small, Key("lora, upper half", 0)] == pytest.approx(1.0)
+    assert found.costs[large, LORA] == found.costs[small, Key("lora, upper half", 1)] == pytest.approx(1.0)
 
 
 def test_a_recipe_that_two_budgets_lead_to_counts_under_both() -> None:
@@ -128,7 +126,7 @@ def test_what_was_trained_otherwise_is_left_out() -> None:
 def test_without_plain_lora_a_setting_says_nothing() -> None:
     rows = [row for row in recorded(bert_points, seeds=1) if row["template"] not in REFERENCES]
     assert read_evidence(text_of(rows)).observations == ()
-    assert reference_of([Key("lora", 1), Key("krona", 0)]) is None
+    assert reference_of([Key("vera", 1), Key("krona", 0)]) is None
 
 
 def test_looks_at_tasks_travel_along() -> None:

@@ -99,7 +99,7 @@ def test_far_from_all_evidence_lora_is_recommended_and_named(place: dict[str, An
     assert found.abstained is not None
     assert "no evidence from two clusters" in found.abstained
     assert found.recipe.methods == ("lora",)
-    assert found.recipe.training.learning_rate == 1.5e-3
+    assert found.recipe.training.learning_rate == 4.5e-3
 
 
 @pytest.mark.usefixtures("near")
