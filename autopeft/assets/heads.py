@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from autopeft.errors import UsageError
 
-__all__ = ["head_names", "reset_head"]
+__all__ = ["head_names", "initial_spread", "reset_head"]
 
 
 def head_names(model: PreTrainedModel) -> tuple[str, ...]:
@@ -36,7 +36,7 @@ def reset_head(model: PreTrainedModel, seed: int) -> None:
         UsageError: `initializer_range` is no standard deviation.
     """
     generator = torch.Generator().manual_seed(seed)
-    std = _spread(model)
+    std = initial_spread(model)
     for name in head_names(model):
         for module in model.get_submodule(name).modules():
             own = list(module.named_parameters(recurse=False))
@@ -48,7 +48,12 @@ def reset_head(model: PreTrainedModel, seed: int) -> None:
                     nn.init.constant_(parameter, 0.0 if kind == "bias" else 1.0)
 
 
-def _spread(model: PreTrainedModel) -> float:
+def initial_spread(model: PreTrainedModel) -> float:
+    """Standard deviation of new weights, the configuration's `initializer_range`; 0.02 where it says none.
+
+    Raises:
+        UsageError: it is no standard deviation.
+    """
     said: Any = getattr(model.config.get_text_config(), "initializer_range", 0.02)
     if isinstance(said, bool) or not isinstance(said, (int, float)) or not 0 <= said < math.inf:
         name = model.config._name_or_path or type(model).__name__

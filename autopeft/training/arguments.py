@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -46,6 +47,7 @@ class TrainArguments(Arguments):
     """Everything that a training run of a fixed recipe is told, and that its manifest records."""
 
     called: ClassVar[str] = "train"
+    before: ClassVar[Mapping[str, Any]] = {"head_start": "random"}
 
     recipe: Annotated[
         RecipeData,
@@ -79,7 +81,7 @@ class TrainArguments(Arguments):
     micro_batch: shared.MicroBatch = None
     precision: shared.Precision = "fp32"
     shortcuts: shared.Shortcuts = True
-    head_start: shared.HeadStart = "random"
+    head_start: shared.HeadStart = "probe"
     text: shared.Text = None
     text_pair: shared.TextPair = None
     label: shared.Label = None

@@ -138,7 +138,7 @@ def train(call: TrainCall) -> FixedOutcome:
         data = encode(task, tokenizer, plan.max_length)
         model = task.task_kind.load_model(source, task.labels, seed=given.seed, dtype=dtype)
         if plan.head_start == "probe":
-            start_head(model, data, plan)
+            start_head(model, data, plan, alone=not recipe.entries())
         hybrid = attach(model, recipe, seed=given.seed)
         seconds, scores, history = _train(hybrid, data, plan, reporter)
         hybrid.model.eval()

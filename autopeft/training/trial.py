@@ -101,7 +101,8 @@ def run_trial(
 
     make = lambda: attach(model, recipe, seed=plan.seed)  # noqa: E731
     options: dict[str, Any] = {"on_step": on_step, "on_score": on_score, "should_stop": should_stop}
-    return _trial(model, make, data, plan, splits, finished, until=until, resume=resume, **options)
+    options |= {"until": until, "resume": resume, "alone": not recipe.entries()}
+    return _trial(model, make, data, plan, splits, finished, **options)
 
 
 def head_only(
@@ -142,6 +143,8 @@ def _trial(
     plan: TrainingPlan,
     splits: Sequence[str],
     finished: Callable[[Trainable, Mapping[str, float]], None],
+    *,
+    alone: bool = False,
     **options: Any,
 ) -> TrialOutcome:
     started = time.perf_counter()
@@ -152,7 +155,7 @@ def _trial(
         if data.task.task_kind.new_head:
             reset_head(model, plan.seed)
             if plan.head_start == "probe":
-                start_head(model, data, plan)
+                start_head(model, data, plan, alone=alone)
         hybrid = make()
         try:
             result = train(hybrid, data, plan, **options)

@@ -5,7 +5,7 @@
     python experiments/head_start/run.py --tables
 
 `spread`: six recipes, those among them that collapsed from random heads, at 2,000 training rows with four
-seeds of everything. `few`: three recipes at 60, 100, 200 and 500 rows, each trained from both starts with the
+seeds of everything. `few`: four recipes at 60, 100, 200 and 500 rows, each trained from both starts with the
 same seed and the same rows (another draw of rows for each seed). `long`: two recipes at 200 steps, where the
 start should matter least. Backbone in bf16, 60 steps of 32 (120 for `trec-fine`), scored on *test*. Trainings
 are kept in `results/trials.jsonl` by all that decides them.
@@ -94,7 +94,7 @@ SPREAD = (
     "lora + krona + ia3",
     "krona",
 )
-SMALL = ("lora", "lora on the last three", "lora + krona + ia3")
+SMALL = ("lora", "lora, head at 1e-2", "lora on the last three", "lora + krona + ia3")
 LONG = ("lora", "lora + krona + ia3")
 
 

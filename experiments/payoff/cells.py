@@ -8,7 +8,7 @@ from typing import Any
 
 from autopeft.tasks import cluster_of
 
-__all__ = ["CLUSTERS", "CONTENDERS", "FULL_SEEDS", "SEEDS", "Cell", "cells", "setting"]
+__all__ = ["CLUSTERS", "CONTENDERS", "FIRST_ONLY", "SEEDS", "Cell", "cells", "setting"]
 
 TASKS = ("trec", "movie-sentences", "subjectivity", "sms-spam", "disaster-tweets")
 CLUSTERS = {task: str(cluster_of(task)) for task in TASKS}
@@ -19,8 +19,9 @@ SEEDS = (200, 201, 202)
 """Of the searches. Each draws splits, rows and everything else anew; none was used while the product was
 made."""
 
-FULL_SEEDS = SEEDS[:1]
-"""Searches beside which full fine-tuning is trained: its steps cost several times as much."""
+FIRST_ONLY = ("LoRA, equal CPU", "full fine-tuning")
+"""Contenders beside the first search of a cell alone: the one costs as much as the search, and a step of the
+other several times as much as a recipe's."""
 
 CONTENDERS = (
     "winner",

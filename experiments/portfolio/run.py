@@ -43,7 +43,7 @@ from autopeft.assets import load_config, load_tokenizer, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.search.portfolio import evidence
-from autopeft.search.portfolio.evidence import Key
+from autopeft.search.portfolio.evidence import Key, reference_of
 from autopeft.search.portfolio.packing import packed
 from autopeft.search.portfolio.task_probe import probe_task
 from autopeft.search.portfolio.templates import FittedRecipe, fitted, templates
@@ -98,14 +98,19 @@ def recipes(model: str, budget: str) -> tuple[FittedRecipe, ...]:
 
 
 def needed(model: str, known: set[tuple[Any, ...]]) -> Iterator[tuple[Cell, FittedRecipe]]:
-    """The trainings that are not recorded, each once: seed by seed a random half of those of every budget and
-    cell (LoRA in all), then the others, so that what there is can be compared at any time."""
+    """The trainings that are not recorded, each once: seed by seed a random half of every budget and cell at
+    each template's highest rate (plain LoRA in all), then the other half, then the lower rates, so that what
+    there is can be compared at any time."""
     met = set(known)
-    for seed, half, budget in product(SEEDS, (0, 1), BUDGETS):
+    for seed, lower, half, budget in product(SEEDS, (False, True), (0, 1), BUDGETS):
         for cell in cells(model, seed):
-            for member in recipes(model, budget):
+            found = recipes(model, budget)
+            plain = reference_of([Key(m.template, m.rate) for m in found])
+            for member in found:
                 key = (*asdict(cell).values(), member.hash, STEPS)
-                if key not in met and (half or member.template == "lora" or _first_half(cell, member)):
+                wanted = lower or member.rate == max(m.rate for m in found if m.template == member.template)
+                first = half or Key(member.template, member.rate) == plain or _first_half(cell, member)
+                if key not in met and wanted and first:
                     met.add(key)
                     yield cell, member
 

@@ -35,7 +35,9 @@ HERE = Path(__file__).parent
 RESULTS, RUNS = HERE / "results" / "results.json", HERE / "runs"
 SEEDS = range(5)
 SPACE = HERE.parent / "samplers" / "space.yaml"
-SETTING: dict[str, Any] = {"budget": "0.5%", "trials": 15, "baselines": "all", "space": str(SPACE)}
+SETTING: dict[str, Any] = {
+    "budget": "0.5%", "trials": 15, "baselines": "all", "space": str(SPACE), "head_start": "random",
+}  # fmt: skip
 
 
 def searched(task: str, seed: int) -> dict[str, Any]:

@@ -116,6 +116,10 @@ def test_a_regression_in_any_unit(scale: float) -> None:
     assert probe is not None
     torch.testing.assert_close(probe.weight[0] / scale, true, rtol=0.05, atol=0.05)
     assert float(probe.bias / scale) == pytest.approx(4, abs=0.1)  # type: ignore[operator]
+    short = probe.shortened(0.1)
+    assert float(short.weight.norm()) / scale == pytest.approx(0.1 * float(labels.std()) / scale, rel=0.02)
+    mean = features @ short.weight[0] + short.bias
+    assert float(mean.mean()) == pytest.approx(float(labels.mean()), rel=0.01)
 
 
 def test_without_a_bias() -> None:
@@ -182,8 +186,35 @@ def test_it_is_a_good_start() -> None:
     model = classifier("bert")
     data = known_task(model)
     drawn = evaluate(model, data.train, "accuracy")
-    start_head(model, data, PLAN)
+    start_head(model, data, PLAN, alone=True)
     assert evaluate(model, data.train, "accuracy") > max(drawn, 0.85)
+
+
+def test_beside_modules_its_weights_are_short() -> None:
+    model = classifier("bert")
+    data = known_task(model)
+    whole = start_head(model, data, PLAN, alone=True)
+    short = start_head(model, data, PLAN)
+    assert whole is not None
+    assert short is not None
+    drawn = model.config.initializer_range * model.config.hidden_size**0.5
+    assert float(short.weight.norm(dim=1).mean()) == pytest.approx(3 * drawn * whole.unit, rel=1e-4)
+    assert float(whole.weight.norm(dim=1).mean()) > 3 * drawn * whole.unit
+    torch.testing.assert_close(
+        nn.functional.normalize(short.weight, dim=1), nn.functional.normalize(whole.weight, dim=1)
+    )
+    features = head_start._features(model, last_linear(model) or "", data, PLAN)
+    assert features is not None
+    for found in (whole, short):
+        assert found.bias is not None
+        mean = (features @ found.weight.T + found.bias).mean(0)
+        torch.testing.assert_close(mean, found.mean, rtol=1e-3, atol=1e-4)
+
+
+def test_weights_that_are_short_stay() -> None:
+    probe = head_start.Probe(torch.tensor([[3.0, 4.0]]), None, 1.0, torch.zeros(1))
+    assert torch.equal(probe.shortened(5.0).weight, probe.weight)
+    torch.testing.assert_close(probe.shortened(2.5).weight, probe.weight / 2)
 
 
 def test_only_training_rows_count_and_no_seed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +262,9 @@ def test_a_trial_starts_there_and_takes_it_back(monkeypatch: pytest.MonkeyPatch)
     model = classifier("bert")
     data, before = known_task(model), tensors(model)
     started: list[Any] = []
-    monkeypatch.setattr("autopeft.training.trial.start_head", lambda *a: started.append(start_head(*a)))
+    monkeypatch.setattr(
+        "autopeft.training.trial.start_head", lambda *a, **k: started.append(start_head(*a, **k))
+    )
     recipe = Recipe.from_dict({"name": "x", "layers": [{"attach": [{"lora": {"rank": 2}}]}]})
     probed = run_trial(model, recipe, data, PLAN, splits=("train",))
     drawn = run_trial(model, recipe, data, replace(PLAN, head_start="random"), splits=("train",))

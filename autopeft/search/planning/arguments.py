@@ -44,7 +44,7 @@ class SearchArguments(Arguments):
     """Everything that a search is told, and that its manifest records."""
 
     called: ClassVar[str] = "search"
-    before: ClassVar[Mapping[str, Any]] = {"rank_by": "score", "portfolio": False}
+    before: ClassVar[Mapping[str, Any]] = {"rank_by": "score", "portfolio": False, "head_start": "random"}
 
     task: shared.TaskOption = NEEDED
     budget: BudgetOption = NEEDED
@@ -262,7 +262,7 @@ class SearchArguments(Arguments):
         ),
     ] = "auto"
     shortcuts: shared.Shortcuts = True
-    head_start: shared.HeadStart = "random"
+    head_start: shared.HeadStart = "probe"
     text: shared.Text = None
     text_pair: shared.TextPair = None
     label: shared.Label = None

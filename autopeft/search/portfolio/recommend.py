@@ -212,7 +212,6 @@ def _command(asked: RecommendArguments, file: Path | None) -> str:
     given: dict[str, Any] = {
         k: v for k, v in asked.unlike_defaults(asked.record()).items() if k in SearchArguments.model_fields
     }
-    given["head_start"] = "probe"
     if file is not None:
         given["warm_start"] = (as_typed(file),)
     if any(isinstance(value, Mapping) for value in given.values()):

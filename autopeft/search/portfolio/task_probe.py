@@ -75,12 +75,13 @@ def probe_task(
     with head_kept(model):
         reset_head(model, plan.seed)
         tell(f"fitting the head to {len(data.train):,} rows")
-        start_head(model, data, plan)
+        start_head(model, data, plan, alone=True)
         found = Features(
             classes=data.task.num_labels,
             tokens=float(data.train.lengths.mean()),
             head=_saved(model, data, device),
         )
+        start_head(model, data, plan)  # as it is where modules train
         batches = _batches(data.train, plan.seed, device)
         steps: dict[Key, float] = {}
         for member in recipes:

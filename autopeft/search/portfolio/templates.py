@@ -19,6 +19,7 @@ from autopeft.errors import AutoPEFTError
 from autopeft.graph import build_graph
 from autopeft.recipe import EmptyRecipe, Recipe
 from autopeft.recipe.yaml_text import read_yaml
+from autopeft.search.space.expressions import Const, Scaled
 from autopeft.search.space.space import Space
 from autopeft.spec import BackboneSpec
 
@@ -38,9 +39,9 @@ class Rates:
     power: float = 0.0
 
     def of(self, size: int | None) -> list[float]:
-        """The rates at a size, to three digits."""
-        factor = 1.0 if size is None else max(1.0, (self.size / size) ** self.power)
-        return [float(f"{min(rate * factor, max(_FASTEST, rate)):.3g}") for rate in self.at]
+        """The rates at a size, as a search space scales them."""
+        scaled = Scaled(Const(None), Const(None), self.size, self.power, _FASTEST)
+        return [scaled.of(rate, self.size if size is None else size) for rate in self.at]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from autopeft.search.space.expressions import (
     Optional,
     ParameterKind,
     Ref,
+    Scaled,
     Slot,
 )
 
@@ -34,6 +35,7 @@ _TOP_KEYS = ("autopeft", "name", "reference", "vars", "layers", "model", "traini
 _BLOCK_KEYS = ("at", "stack", "attach", "each_layer")
 _AT_KEYS = ("of", "from", "switch")
 _CHOICES = ("choice", "int", "float", "optional")
+_SCALED_KEYS = ("scaled", "with", "at", "power", "most")
 _HIDDEN = re.compile(r"hidden/([1-9]\d{0,5})")
 _MAX_OPTIONS = 1000
 
@@ -95,6 +97,7 @@ class _Compiler:
         self.problems = problems
         self.out = Templates()
         self.vars: dict[str, Slot] = {}
+        self.scaled: dict[str, Node] = {}
         self.used: set[str] = set()
         self.taken: dict[str, int] = {}
         self.names: set[str] = set()
@@ -116,7 +119,7 @@ class _Compiler:
         training = tree.get("training")
         if training is not None:
             self.out.training = self.node(training, ("training",), "", item=False)
-        for name in self.vars:
+        for name in (*self.vars, *self.scaled):
             if name not in self.used:
                 self.problems.add(("vars", name), f"{name!r} is never used; write ${name} where it belongs.")
         if not self.out.blocks and not self.out.model and not self.problems.found:
@@ -144,6 +147,8 @@ class _Compiler:
             if not str(name).isidentifier():
                 self.problems.add(path, f"{name!r} is no name; write letters, digits and '_'.")
                 continue
+            if _is_scaled(body):
+                continue
             each = isinstance(body, dict) and set(body) == {"each_layer"}
             inner, place = (body["each_layer"], (*path, "each_layer")) if each else (body, path)
             slot = self.choice(inner, place, name, item=True, per_layer=each) if _is_choice(inner) else None
@@ -155,6 +160,9 @@ class _Compiler:
                 )
                 continue
             self.vars[name] = slot
+        for name, body in tree.items():  # they are made of the others
+            if str(name).isidentifier() and _is_scaled(body):
+                self.scaled[name] = self.number_with_size(body, ("vars", name), name)
 
     def block(self, tree: Any, path: Path) -> None:
         if not isinstance(tree, dict):
@@ -235,6 +243,8 @@ class _Compiler:
         """The template of a tree: `name` is what a choice here is called, `item` says it is a list item."""
         if isinstance(tree, str):
             return self.word(tree, path)
+        if _is_scaled(tree):
+            return self.number_with_size(tree, path, name)
         if _is_choice(tree):
             slot = self.choice(tree, path, name, item=item, per_layer=self.layerwise)
             if slot is None:
@@ -266,9 +276,12 @@ class _Compiler:
 
     def word(self, text: str, path: Path) -> Node:
         if text.startswith("$"):
+            if text[1:] in self.scaled:
+                self.used.add(text[1:])
+                return self.scaled[text[1:]]
             slot = self.vars.get(text[1:])
             if slot is None:
-                known = ["$" + name for name in self.vars]
+                known = ["$" + name for name in (*self.vars, *self.scaled)]
                 self.problems.add(path, f"{text!r} is not declared under 'vars:'.{near(text, known)}")
                 return Const(None)
             if slot.per_layer and not self.layerwise:
@@ -281,6 +294,29 @@ class _Compiler:
         if hidden:
             return Hidden(int(hidden[1]))
         return Const(text)
+
+    def number_with_size(self, tree: dict[str, Any], path: Path, name: str) -> Node:
+        """A number that is larger for smaller sizes."""
+        check_keys(tree, path, _SCALED_KEYS, "a number that is scaled with a size", self.problems)
+
+        def part(key: str, called: str) -> Node:
+            node = self.node(tree.get(key), (*path, key), called, item=False)
+            self.expect(node, (*path, key), _is_finite, f"{key!r} is a number, or a choice between numbers")
+            return node
+
+        def plain(key: str, value: Any) -> float:
+            if not (_is_finite(value) and value > 0):
+                self.problems.add((*path, key), f"{key!r} is a number above 0, but got {value!r:.80}.")
+                return math.inf
+            return float(value)
+
+        return Scaled(
+            part("scaled", name),
+            part("with", f"{name}.size"),
+            plain("at", tree.get("at")),
+            plain("power", tree.get("power", 1.0)),
+            plain("most", tree["most"]) if "most" in tree else math.inf,
+        )
 
     def bound(self, value: Any, path: Path) -> Node:
         """One end of a range."""
@@ -386,6 +422,10 @@ def _is_choice(tree: Any) -> bool:
     return isinstance(tree, dict) and any(k in tree for k in _CHOICES)
 
 
+def _is_scaled(tree: Any) -> bool:
+    return isinstance(tree, dict) and "scaled" in tree
+
+
 def _is_optional(tree: Any) -> bool:
     return isinstance(tree, dict) and "optional" in tree
 
@@ -422,6 +462,8 @@ def _bounds(node: Node) -> list[Any]:
     """The values that a node may have, of a range of whole numbers its ends; `None` for what is no value."""
     if isinstance(node, Ref) and node.slot.kind == "categorical":
         return [value for option in options_of(node) for value in _bounds(option)]
+    if isinstance(node, Scaled):
+        return [value for part in (node.number, node.size) for value in _bounds(part)]
     if isinstance(node, Ref):
         return [] if node.slot.kind == "float" else [node.slot.low.fill(_PROBE), node.slot.high.fill(_PROBE)]
     return [node.fill(_PROBE)] if isinstance(node, _PLAIN) else [None]

@@ -17,7 +17,7 @@ from autopeft.graph import WHOLE, Memo, Part, Shape, build_graph, clash, hash_of
 from autopeft.method import method_names
 from autopeft.recipe import CompositionItem, Item, LayerBlock, Recipe
 from autopeft.search.space.bound import BoundSpace, Unit
-from autopeft.search.space.expressions import Const, Listed, Mapped, Node, Optional, Ref
+from autopeft.search.space.expressions import Const, Listed, Mapped, Node, Optional, Ref, Scaled
 from autopeft.search.space.layers import key_of
 
 __all__ = ["PointCounter", "counter_of"]
@@ -223,7 +223,7 @@ def _always_fits(node: Node) -> bool:
     if isinstance(node, Ref):
         ends = () if node.slot.kind == "categorical" else (node.slot.low, node.slot.high)
         return all(isinstance(end, Const) for end in ends) and all(map(_always_fits, _below(node)))
-    return isinstance(node, (Const, Listed, Optional)) and all(map(_always_fits, _below(node)))
+    return isinstance(node, (Const, Listed, Optional, Scaled)) and all(map(_always_fits, _below(node)))
 
 
 def _below(node: Node) -> Iterable[Node]:
@@ -231,6 +231,8 @@ def _below(node: Node) -> Iterable[Node]:
         return node.nodes
     if isinstance(node, Optional):
         return (node.node,)
+    if isinstance(node, Scaled):
+        return (node.number, node.size)
     return node.slot.options.values() if isinstance(node, Ref) else ()
 
 

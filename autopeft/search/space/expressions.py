@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from autopeft.recipe.problems import MarkedDict, copy_lines
 
@@ -19,6 +19,7 @@ __all__ = [
     "Node",
     "Optional",
     "Ref",
+    "Scaled",
     "Slot",
     "size_of",
 ]
@@ -102,6 +103,39 @@ class Ref:
 
 
 @dataclass(frozen=True)
+class Scaled:
+    """A number that is larger for smaller sizes: times (at/size)^power below the size `at`, at most `most`.
+
+    For learning rates: a low-rank map whose rank is smaller takes a larger one. What comes out has
+    `DIGITS` digits, so that a plain rate such as 1e-3 can come out at any size.
+    """
+
+    DIGITS: ClassVar[int] = 6
+
+    number: Node
+    size: Node
+    at: float
+    power: float
+    most: float
+
+    def fill(self, context: Context) -> Any:
+        return self.of(self.number.fill(context), self.size.fill(context))
+
+    def of(self, number: float, size: float) -> float:
+        """The number at a size."""
+        scaled = min(number * self.factor(size), max(self.most, number))
+        return float(f"{scaled:.{self.DIGITS}g}")
+
+    def factor(self, size: float) -> float:
+        """What a size multiplies with; a size of 0 is that of something absent."""
+        return float(max(1.0, (self.at / size) ** self.power)) if size > 0 else 1.0
+
+    def slots(self) -> Iterator[Slot]:
+        yield from self.number.slots()
+        yield from self.size.slots()
+
+
+@dataclass(frozen=True)
 class Optional:
     """A node that a true-or-false slot puts in or leaves out."""
 
@@ -147,7 +181,7 @@ class Listed:
             yield from node.slots()
 
 
-Node = Const | Hidden | Last | Ref | Optional | Mapped | Listed
+Node = Const | Hidden | Last | Ref | Scaled | Optional | Mapped | Listed
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, combinations, product
+from itertools import chain, combinations, pairwise, product
 from typing import Any
 
 from autopeft.errors import RecipeError, UsageError
@@ -19,7 +19,7 @@ from autopeft.recipe import (
 from autopeft.search.space.bound import BoundSpace, Unit
 from autopeft.search.space.counting import counter_of
 from autopeft.search.space.encoding import Encoder, encoder_of
-from autopeft.search.space.expressions import Mapped
+from autopeft.search.space.expressions import Const, Mapped, Node, Ref, Scaled
 from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.parameters import Parameter
 from autopeft.search.space.repair import smallest
@@ -99,7 +99,11 @@ class _Descent:
         training = self._bound.templates.training
         varies = isinstance(training, Mapped) and "optimizer" in training.nodes
         numbers = sorted(set(_numbers(wanted, varies)))[:_NUMBERS]
-        found = {p.name: _candidates(p, numbers) for p in self._bound.parameters}
+        factors = _factors(training)
+        found = {
+            p.name: _candidates(p, [*numbers, *_divided(numbers, factors.get(p.name, []))])
+            for p in self._bound.parameters
+        }
         self._choices = {name: choices for name, choices in found.items() if len(choices) > 1}
 
     def nearest(self) -> tuple[dict[str, Any], float]:
@@ -230,6 +234,33 @@ class _Descent:
                 if pair not in seen:
                     seen.add(pair)
                     yield pair
+
+
+def _factors(node: Node) -> dict[str, list[float]]:
+    """By the name of a parameter what the numbers that are scaled from it may have been multiplied with."""
+    every: dict[str, list[float]] = {}
+    for inner in node.nodes.values() if isinstance(node, Mapped) else ():
+        if isinstance(inner, Scaled) and isinstance(inner.number, Ref) and isinstance(inner.size, Ref):
+            sizes = (o.value for o in inner.size.slot.options.values() if isinstance(o, Const))
+            found = {inner.number.slot.parameter(None): [1.0, *map(inner.factor, sizes)]}
+        else:
+            found = _factors(inner)
+        for name, factors in found.items():
+            every[name] = sorted({*every.get(name, ()), *factors})
+    return every
+
+
+def _divided(numbers: Sequence[float], factors: Sequence[float]) -> list[float]:
+    """What the numbers may have been before they were multiplied with a factor and rounded.
+
+    One number may have become several: where what two leave open overlaps, the middle of the overlap.
+    """
+    ends: list[tuple[float, int]] = []
+    for x in numbers:
+        half = 0.5 * 10.0 ** (math.floor(math.log10(x)) + 1 - Scaled.DIGITS) if x > 0 else 0.0
+        ends += [((x + side * half) / f, side) for f in factors for side in (-1, 1)]
+    ends.sort()
+    return [(a + b) / 2 for (a, begins), (b, stops) in pairwise(ends) if begins < 0 < stops]
 
 
 def _candidates(p: Parameter, numbers: Sequence[float]) -> list[Any]:

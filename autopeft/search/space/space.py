@@ -10,6 +10,8 @@ A space file is a recipe file in which
   draws every choice for each layer, as does `vars: {name: {each_layer: {choice: […]}}}` under one name;
 - `at: {of: all, from: $first_layer, switch: $on}` takes, of the layers `of` (default all), those from a
   first layer on (a number or `last`), and of these those that a switch drawn for each layer leaves on;
+- `{scaled: $rate, with: $rank, at: 12, power: 0.75, most: 3.0e-2}` is a number times (12/rank)^0.75 where
+  the rank is below 12, at most 0.03: smaller sizes take larger rates. Under `vars:` it has a name;
 - `hidden/16` is the backbone's width divided (rounded down, at least 1), `last` the index of the last
   layer;
 - an option `null` in a list of items, and a size of 0 (rank, bottleneck, length, keep), mean that the

@@ -21,6 +21,7 @@ from autopeft.search.space.expressions import (
     Node,
     Optional,
     Ref,
+    Scaled,
     Slot,
     size_of,
 )
@@ -160,6 +161,11 @@ def _varied(node: Node, values: Values) -> Iterator[Values]:
     if isinstance(node, (Mapped, Listed)):
         for inner in node.nodes.values() if isinstance(node, Mapped) else node.nodes:
             yield from _varied(inner, values)
+    elif isinstance(node, Scaled):
+        # Both ends of both together: what lies between them lies between the numbers that these make.
+        for chosen in (values, *_varied(node.number, values)):
+            yield chosen
+            yield from _varied(node.size, chosen)
     elif isinstance(node, Optional):
         yield {**values, node.slot.parameter(0): False}
         yield from _varied(node.node, {**values, node.slot.parameter(0): True})

@@ -126,6 +126,7 @@ class Builder:
                 "budget": "2%",
                 "rank_by": None,
                 "portfolio": True,
+                "head_start": "probe",
                 "trials": self.sketch.trials,
                 "seed": 0,
             },

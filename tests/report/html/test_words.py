@@ -16,7 +16,7 @@ Make = Callable[..., RunFolder]
 Edit = Callable[[Path, Callable[[Any], Any]], None]
 
 # Of a manifest that says these, so that it is not one of before there was an option for them.
-NOW = {"rank_by": None, "portfolio": True}
+NOW = {"rank_by": None, "portfolio": True, "head_start": "probe"}
 
 
 def test_the_headline_says_what_won_and_by_how_much(make_run: Make) -> None:
@@ -151,6 +151,7 @@ def test_options_that_repeat_and_flags(make_run: Make, edit: Edit) -> None:
 def test_a_fixed_recipe_is_trained_again(make_run: Make, edit: Edit) -> None:
     folder = make_run(trials=1)
     arguments = {"recipe": "mam", "task": "data.csv", "columns": {"text": "body", "label": None}, "seed": 3}
+    arguments["head_start"] = "probe"
     edit(folder.path / "manifest.json", lambda m: m | {"kind": "train", "arguments": arguments})
     blocks = dict(reproduction(read_run(folder)))
     assert blocks["Train the recipe again"] == (
@@ -163,7 +164,7 @@ def test_a_run_from_before_an_option_is_repeated_as_it_was(make_run: Make, edit:
     folder = make_run(trials=1)
     edit(folder.path / "manifest.json", lambda m: m | {"arguments": {"task": "t"}})
     line = dict(reproduction(read_run(folder)))["Search again"]
-    assert line == "autopeft search --task t --rank-by score --no-portfolio"
+    assert line == "autopeft search --task t --rank-by score --no-portfolio --head-start random"
 
 
 def test_the_data_are_among_the_facts_and_the_majority_among_the_scores(make_run: Make, edit: Edit) -> None:

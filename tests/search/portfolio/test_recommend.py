@@ -129,11 +129,11 @@ def test_the_command_searches_on_from_there(place: dict[str, Any], tmp_path: Pat
     given = dict(zip(words[2::2], words[3::2], strict=True))
     assert given == {
         "--budget": "5%", "--task": str(data), "--model": place["model"], "--text": "body",
-        "--label": "verdict", "--head-start": "probe", "--from": "first.yaml",
+        "--label": "verdict", "--from": "first.yaml",
     }  # fmt: skip
     assert Recipe.load(tmp_path / "first.yaml") == found.recipe
     assert found.file == tmp_path / "first.yaml"
-    SearchArguments(task=str(data), budget="5%", warm_start=("first.yaml",), head_start="probe")
+    SearchArguments(task=str(data), budget="5%", warm_start=("first.yaml",))
 
 
 def test_rows_in_memory_end_with_a_call(place: dict[str, Any], tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ from support.evidence import evidence, minilm_spec
 
 from autopeft.counting import Budget
 from autopeft.search.portfolio import starting
+from autopeft.search.portfolio.choices import members
 from autopeft.search.portfolio.evidence import Key, Setting
 from autopeft.search.space.bound import BoundSpace
+from autopeft.search.space.projection import values_of
 from autopeft.search.space.space import Space
 
 HALF = Budget.parse("0.5%")
@@ -45,9 +47,18 @@ def test_what_the_space_cannot_express_is_left_out(
 ) -> None:
     say({"lora": 0.0, "lora + krona + ia3": 3.0, "ia3": 1.0})
     points, _ = starting.portfolio_points(bound, HALF, 500, 12, leave_out=())
-    assert [bound.materialize(point).methods for point in points] == [("ia3",)]
+    assert [set(bound.materialize(p).methods) for p in points] == [{"lora", "krona", "ia3"}, {"ia3"}]
     lora_alone = Space.load("lora").bind(minilm_spec())
     assert starting.portfolio_points(lora_alone, HALF, 500, 12, leave_out=()) == ([], None)
+
+
+@pytest.mark.parametrize("budget", ["0.5%", "0.04%"])
+def test_the_default_space_says_what_the_portfolio_has(bound: BoundSpace, budget: str) -> None:
+    """All but recipes with one rate for parts that the space scales apart."""
+    apart = ("lora + parallel adapter", "lora + parallel adapter, upper half", "krona + ia3, upper third")
+    for member in members(bound.spec, Budget.parse(budget)):
+        match = values_of(member.recipe, bound)
+        assert match.overlap > (0.95 if member.template in apart else 0.9999), member.template
 
 
 def test_short_searches_have_fewer_and_none_where_lora_is_best(

@@ -50,6 +50,13 @@ def blocks(recipe: Recipe) -> list[tuple[Any, list[str]]]:
     return [(b.at, [i.method for i in b.attach if isinstance(i, EntryItem)]) for b in recipe.layers]
 
 
+SCALED = """
+vars: {r: {float: [0.1, 0.9]}, k: {choice: [0, 1, 2, 8, 32]}, t: {scaled: %s}}
+layers: [{attach: [{lora: {rank: $k}}, ia3]}]
+training: {groups: {lora: {learning_rate: $t}}}
+"""
+
+
 def test_autopeft_space_has_the_size_of_the_paper() -> None:
     built_in = Space.named("autopeft")
     assert built_in.cardinality(BERT) == 5_451_776
@@ -213,6 +220,21 @@ def test_each_layer_draws_for_every_layer() -> None:
     assert [e.name for e in both.entries()] == ["mine_1", "ia3", "mine_2"]
 
 
+def test_a_number_that_is_larger_for_smaller_sizes() -> None:
+    bound = space(SCALED % "$r, with: $k, at: 8, power: 0.5, most: 0.5")
+    assert [p.name for p in bound.parameters] == ["r", "k"]
+
+    def rate(number: float, size: int) -> float | None:
+        recipe = bound.materialize({"r": number, "k": size})
+        return recipe.training.groups["lora"].learning_rate
+
+    assert [rate(0.1, k) for k in (32, 8, 2)] == [0.1, 0.1, 0.2]
+    assert rate(0.1, 1) == pytest.approx(0.1 * 8**0.5, rel=1e-2)
+    assert rate(0.3, 1) == 0.5
+    assert rate(0.9, 1) == 0.9
+    assert bound.materialize({"r": 0.1, "k": 0}).training.groups == {}
+
+
 def test_first_layer_and_switches() -> None:
     bound = space(
         """
@@ -340,6 +362,15 @@ def test_values_are_checked() -> None:
         ("layers: [{attach: [{gate: [{lora: {rank: 2}}, {lora: {rank: -2}}]}]}]", "gate[1].lora.rank"),
         ("layers: [{attach: [{gate: [lora], of: 2}]}]", "one name, but this has 2 keys"),
         ("layers: [{attach: [{gate: {children: [lora], tp: {choice: [1, 2]}}}]}]", "unknown key 'tp'"),
+        (f"{SCALED % '$r, at: 12'}", "'with' is a number"),
+        (f"{SCALED % '$r, with: $k, at: 0'}", "'at' is a number above 0, but got 0"),
+        (f"{SCALED % '$r, with: $k, at: 12, power: -1'}", "'power' is a number above 0"),
+        (f"{SCALED % '$r, with: $k, at: 12, most: x'}", "'most' is a number above 0"),
+        (f"{SCALED % '$r, with: $k, size: 12'}", "unknown key 'size'"),
+        (f"{SCALED % '$r, with: $kk, at: 12'}", "Did you mean '$k'"),
+        (f"{SCALED % '[1], with: $k, at: 12'}", "'scaled' is a number"),
+        (f"{SCALED % '$r, with: $k, at: 12}, u: {scaled: $r, with: $k, at: 2'}", "'u' is never used"),
+        (f"{SCALED % '$r, with: $k, at: 64'}", "learning_rate: should be less"),
         (
             f"layers: [{{attach: [{', '.join(f'{{ia3: {{}}, as: a{i}}}' for i in range(500))}]}}]\n"
             f"training:\n  learning_rate: {{choice: [{', '.join(f'0.{i}' for i in range(100, 500))}]}}\n"
