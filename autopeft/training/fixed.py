@@ -31,10 +31,11 @@ from autopeft.graph import build_graph
 from autopeft.hybrid import Hybrid, attach
 from autopeft.recipe import Recipe
 from autopeft.runs.folder import RunFolder
-from autopeft.tasks import EncodedTask, Task, load_task
+from autopeft.tasks import EncodedTask, Task
 from autopeft.tasks.encode import encode
 from autopeft.tasks.summary import DataSummary, summarise
 from autopeft.training.arguments import TrainArguments, TrainCall
+from autopeft.training.asked import asked_task
 from autopeft.training.events import SilentTrainReporter, TrainInfo, TrainReporter, Watch
 from autopeft.training.head_start import start_head
 from autopeft.training.history import History
@@ -176,19 +177,7 @@ def _task_and_plan(
         seed=given.seed,
         eval_every=given.eval_every,
     )
-    task = load_task(
-        given.task,
-        text=given.text,
-        text_pair=given.text_pair,
-        label=given.label,
-        kind=given.kind,
-        metric=given.metric,
-        class_weights=given.class_weights,
-        drop_empty=given.drop_empty,
-        seed=given.seed,
-        stand_in=given.stand_in,
-        notify=notify,
-    )
+    task = asked_task(given, notify)
     return task.subset(effort.train_rows, effort.select_rows, effort.test_rows, seed=given.seed), plan
 
 

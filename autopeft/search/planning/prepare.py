@@ -40,9 +40,10 @@ from autopeft.search.space.repair import check_feasible
 from autopeft.search.space.space import Space
 from autopeft.search.space.within import ResourceBudget, check_within
 from autopeft.spec import BackboneSpec
-from autopeft.tasks import Task, load_task
+from autopeft.tasks import Task
 from autopeft.tasks.summary import DataSummary, summarise
 from autopeft.training import TrainingPlan
+from autopeft.training.asked import asked_task
 
 __all__ = ["Prepared", "available_cpus", "prepare", "versions"]
 
@@ -332,19 +333,7 @@ def _check_workers(a: SearchArguments) -> None:
 def _task(
     a: SearchArguments, effort: Effort, notify: Callable[[str], None] | None
 ) -> tuple[Task, dict[str, int]]:
-    task = load_task(
-        a.task,
-        text=a.text,
-        text_pair=a.text_pair,
-        label=a.label,
-        kind=a.kind,
-        metric=a.metric,
-        class_weights=a.class_weights,
-        drop_empty=a.drop_empty,
-        seed=a.seed,
-        stand_in=a.stand_in,
-        notify=notify,
-    )
+    task = asked_task(a, notify)
     rows = {str(name): len(split) for name, split in task.splits.items()}
     wanted = {"train": effort.train_rows, "select": effort.select_rows, "test": effort.test_rows}
     return task.subset(**wanted, seed=a.seed), rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from autopeft.search.portfolio.arguments import RecommendArguments, RecommendCal
 from autopeft.search.portfolio.choices import Choice, Ranking, rank
 from autopeft.search.portfolio.evidence import Evidence, shipped_evidence
 from autopeft.search.portfolio.look import Sharpening, sharpen
-from autopeft.tasks import Task, cluster_of, load_task
+from autopeft.tasks import Task, cluster_of
+from autopeft.training.asked import asked_task
 
 __all__ = ["Recommendation", "own_clusters", "recommend"]
 
@@ -126,7 +127,7 @@ def recommend(call: RecommendCall) -> Recommendation:
     name = str(keep_model(*asked.model) if isinstance(asked.model, tuple) else asked.model)
     source = resolve_model(name, notify=tell)
     spec, budget = spec_of(unquantized(load_config(source), name)), Budget.parse(asked.budget)
-    task = None if asked.task is None else _task(asked, tell)
+    task = None if asked.task is None else asked_task(asked, tell)
     rows = asked.rows or (ROWS if task is None else len(task.splits["train"]))
     evidence = shipped_evidence()
     left_out = tuple(dict.fromkeys((*call.leave_out, *own_clusters(asked.task, task))))
@@ -167,20 +168,6 @@ def own_clusters(asked: Any, task: Task | None) -> tuple[str, ...]:
     names += [] if task is None else [task.source.name]
     found = (cluster_of(name) for name in names)
     return tuple(dict.fromkeys(cluster for cluster in found if cluster is not None))
-
-
-def _task(asked: RecommendArguments, tell: Callable[[str], None]) -> Task:
-    return load_task(
-        asked.task,
-        text=asked.text,
-        text_pair=asked.text_pair,
-        label=asked.label,
-        kind=asked.kind,
-        drop_empty=asked.drop_empty,
-        seed=asked.seed,
-        stand_in=asked.stand_in,
-        notify=tell,
-    )
 
 
 def _why(evidence: Evidence, ranking: Ranking, model: str, left_out: Sequence[str]) -> list[str]:
