@@ -96,7 +96,7 @@ class Runs:
             "head alone": lambda: self._baseline("head alone", "head"),
             "full fine-tuning": self._full,
         }[contender]()
-        if found is not None and list(found.test) == list(self._seeds):
+        if found is not None and set(found.test) == set(self._seeds):
             self._known.setdefault(found.hash, found)
         return found
 
@@ -256,7 +256,7 @@ class Runs:
         for seed in self._seeds:
             done = trained(rate, seed, ("select", "test"))
             run.select[seed], run.test[seed] = done.scores["select"], done.scores["test"]
-            run.parts[seed] = done.pseudo_values
+            run.parts[seed] = done.parts["test"]
             run.step_time = done.measured.get("step_time")
         return run
 
@@ -317,7 +317,9 @@ class Runs:
 
 
 def read_precision(folder: Path) -> str:
-    """The precision that a search's trials had."""
+    """The precision that a search's trials had; full, where there was nothing to find out."""
+    if not (folder / "precision.json").exists():
+        return "fp32"
     return str(json.loads((folder / "precision.json").read_text(encoding="utf-8"))["precision"])
 
 

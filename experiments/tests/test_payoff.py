@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import statistics
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -101,3 +103,57 @@ def test_a_claim_needs_its_mean_and_its_interval(payoff: SimpleNamespace, gain: 
 
 def test_without_a_search_nothing_is_claimed(payoff: SimpleNamespace) -> None:
     assert payoff.tables([]).count("not yet known") == len(payoff.CLAIMS)
+
+
+# Contenders, on a tiny backbone
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_runs(
+    payoff: SimpleNamespace,
+    load: Callable[[str], Any],
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Any:
+    """Contenders of one search of a few steps."""
+    contenders = load("contenders")
+    model, task = tiny[1], tiny[3]
+
+    def setting(cell: Any, seed: int) -> dict[str, Any]:
+        return {
+            "task": cell.task, "model": cell.model, "budget": cell.budget, "seed": seed, "effort": "quick",
+            "trials": 2, "steps": 4, "train_rows": 64, "select_rows": 16, "test_rows": 24, "max_length": 16,
+            "confirm_seeds": 2, "baselines": "lora,head",
+        }  # fmt: skip
+
+    monkeypatch.setattr(contenders, "setting", setting)
+    monkeypatch.setattr(contenders, "CLUSTERS", {task: "trec"})
+    return contenders.Runs(payoff.Cell(model, task, 64, "20%"), 200, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_contenders_have_the_same_seeds_and_rows(
+    payoff: SimpleNamespace, small_runs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {name: small_runs.run(name) for name in payoff.CONTENDERS}
+    assert all(run is not None for run in found.values())
+    seeds = {tuple(sorted(run.test)) for run in found.values()}
+    assert len(seeds) == 1
+    assert len({tuple(map(len, run.parts.values())) for run in found.values()}) == 1
+    for run in found.values():
+        assert set(run.select) == set(run.test)
+        assert all(0.0 <= score <= 1.0 for score in run.test.values())
+    limit = small_runs.ready.budget.limits(small_runs.ready.spec)[1]
+    assert all(run.deployed <= limit for name, run in found.items() if name != "full fine-tuning")
+    assert found["LoRA, equal CPU"].seconds > found["tuned LoRA"].seconds
+    # A recipe that two contenders share is trained once.
+    monkeypatch.setattr(load_of(small_runs), "run_here", lambda *a, **k: pytest.fail("it was trained again"))
+    again = small_runs._final("another name", small_runs._member("lora", -1).recipe)
+    assert again.contender == "another name"
+    assert again.test == found["LoRA as users take it"].test
+
+
+def load_of(runs: Any) -> Any:
+    return sys.modules[type(runs).__module__]
