@@ -8,7 +8,8 @@
 seeds of everything. `few`: four recipes at 60, 100, 200 and 500 rows, each trained from both starts with the
 same seed and the same rows (another draw of rows for each seed). `long`: two recipes at 200 steps, where the
 start should matter least. Backbone in bf16, 60 steps of 32 (120 for `trec-fine`), scored on *test*. Trainings
-are kept in `results/trials.jsonl` by all that decides them.
+are kept in `results/trials.jsonl` by all that decides them. `results/full_length.jsonl` has trainings from
+probes whose weights were not shortened; the last table compares them.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from autopeft.training.modes import head_kept
 __all__ = ["RECIPES", "Training", "collapses", "differences", "needed", "pooled"]
 
 TRIALS = Path(__file__).parent / "results" / "trials.jsonl"
+FULL_LENGTH = TRIALS.with_name("full_length.jsonl")
 MODEL, LENGTH, BATCH = "minilm", 64, 32
 STARTS = ("random", "probe")
 STEPS = {"trec": 60, "movie-sentences": 60, "trec-fine": 120}
@@ -252,7 +254,25 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
                     f"| {size:,} | {steps} | {sum(map(len, found))} | {100 * mean:+.1f} ± {100 * half:.1f} | "
                     f"{100 * (mean - half):+.1f} |"
                 )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_lengths(rows)])
+
+
+def _lengths(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What is gained over random heads, from probes of full length and from shortened ones."""
+    keys = ("part", "task", "rows", "steps", "recipe", "hash", "seed")
+    known = {(row["start"], *(row[key] for key in keys)): row["scores"]["test"] for row in rows}
+    gains: dict[int, list[tuple[float, float]]] = {}
+    for row in read_rows(FULL_LENGTH):
+        key = tuple(row[key] for key in keys)
+        random, probe = known.get(("random", *key)), known.get(("probe", *key))
+        if random is not None and probe is not None and probe != random:
+            pair = (100 * (row["scores"]["test"] - random), 100 * (probe - random))
+            gains.setdefault(row["rows"], []).append(pair)
+    yield "| rows | pairs | full length: mean, worst | shortened: mean, worst |"
+    yield "|---|---|---|---|"
+    for size, pairs in sorted(gains.items()):
+        told = [f"{statistics.fmean(own):+.1f}, {min(own):+.1f}" for own in zip(*pairs, strict=True)]
+        yield f"| {size:,} | {len(pairs)} | {told[0]} | {told[1]} |"
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from autopeft.search.space.space import Space
 DIRECTIONS = ("maximize", "minimize")
 _SIZES = (
     ("serial_adapter.bottleneck", "bottleneck"),
-    ("parallel_adapter.bottleneck",),
+    ("parallel_adapter.bottleneck", "parallel_bottleneck"),
     ("prefix_tuning.length", "p_tuning_v2.length"),
 )
 
