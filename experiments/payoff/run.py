@@ -2,12 +2,12 @@
 
     python experiments/payoff/run.py --dry-run        # what is left, and what it will take
     python experiments/payoff/run.py --part 0/2       # every second search; beside it --part 1/2
-    python experiments/payoff/run.py --tables         # what there is
+    python experiments/payoff/run.py --tables         # what there is, with results/payoff.svg
 
 Cells, seeds and contenders stand in `cells.py`, how each contender is chosen in `contenders.py`, the model
-behind the intervals in `analysis.py`. One search and all that is compared with it take five to ten minutes of
-one core. Searches go on where they were cut off (`runs/`, which is not kept), and a contender that stands in
-`results/runs.jsonl` is not trained again.
+behind the intervals in `analysis.py`. One search and all that is compared with it take ten minutes of one
+core, the first search of a cell twenty. Searches go on where they were cut off (`runs/`, which is not kept),
+and a contender that stands in `results/runs.jsonl` is not trained again.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
 from cells import CONTENDERS, FIRST_ONLY, SEEDS, Cell, cells
+from figure import figure
 from lib.measuring import note
 from lib.recording import part_of
-from lib.storage import append_row, read_rows
+from lib.storage import append_row, read_rows, write_whole
 from tables import tables
 
 HERE = Path(__file__).parent
@@ -80,7 +81,10 @@ def main() -> None:
     note(f"{len(left)} searches are left, some {hours:.1f} hours of one core")
     if not (given.dry_run or given.tables):
         run(left[part::parts])
-    print(tables(read_rows(RESULTS)))
+    rows = read_rows(RESULTS)
+    if rows:
+        write_whole(RESULTS.with_name("payoff.svg"), figure(rows))
+    print(tables(rows))
 
 
 if __name__ == "__main__":

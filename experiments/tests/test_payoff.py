@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -103,6 +104,29 @@ def test_a_claim_needs_its_mean_and_its_interval(payoff: SimpleNamespace, gain: 
 
 def test_without_a_search_nothing_is_claimed(payoff: SimpleNamespace) -> None:
     assert payoff.tables([]).count("not yet known") == len(payoff.CLAIMS)
+
+
+def test_the_figure_shows_each_mean_with_its_interval(
+    payoff: SimpleNamespace, load: Callable[[str], Any]
+) -> None:
+    rng = random.Random(1)
+    rows = [
+        row(task, seed, contender, base + rng.gauss(0, 0.01))
+        for task in TASKS
+        for seed in payoff.SEEDS
+        for contender, base in (("winner", 0.9), ("tuned LoRA", 0.85), ("head alone", 0.7))
+    ]
+    rows.append(row("trec", 200, "full fine-tuning", 0.9))
+    drawn = load("figure").figure(rows)
+    tree = ElementTree.fromstring(drawn)
+    texts = [found.text for found in tree.iter("{http://www.w3.org/2000/svg}text")]
+    assert "tuned LoRA" in texts
+    assert "head alone" in texts
+    assert "full fine-tuning" not in texts  # of one search
+    marks = list(tree.iter("{http://www.w3.org/2000/svg}circle"))
+    assert len(marks) == 4  # two contenders, at 0.5 % and with 100 rows
+    assert len({round(float(c.get("cx", 0))) for c in marks}) == 2
+    assert ElementTree.fromstring(load("figure").figure([])) is not None
 
 
 # Contenders, on a tiny backbone
