@@ -71,7 +71,7 @@ def _axis(ticks: Sequence[int], y: float, at: Any) -> list[str]:
     parts = [
         f'<line class="{"zero" if not tick else "axis"}" x1="{at(tick):.1f}" x2="{at(tick):.1f}" y1="{_TOP}" '
         f'y2="{y}" stroke-dasharray="{0 if not tick else 2}"/>'
-        f'<text x="{at(tick):.1f}" y="{y + 16}" text-anchor="middle">{tick:+d}</text>'
+        f'<text x="{at(tick):.1f}" y="{y + 16}" text-anchor="middle">{f"{tick:+d}" if tick else 0}</text>'
         for tick in ticks
     ]
     middle = _LEFT + _WIDTH / 2
