@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,19 @@ class EncodedSplit:
             digest.update(str((array.dtype, array.shape)).encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
+
+    def take(self, rows: Indices) -> EncodedSplit:
+        """The given rows, in that order; one that has more to a row overrides it."""
+        lengths = self.lengths[rows]
+        starts = np.repeat(self.offsets[rows] - np.cumsum(lengths) + lengths, lengths)
+        flat = starts + np.arange(len(starts))
+        return replace(
+            self,
+            ids=self.ids[flat],
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            types=None if self.types is None else self.types[flat],
+            labels=None if self.labels is None else self.labels[rows],
+        )
 
     def batch_indices(
         self,

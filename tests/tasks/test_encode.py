@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 from unittest.mock import Mock
 
@@ -84,6 +85,18 @@ def test_outputs_map_back_to_rows(lengths: list[int], batch_size: int) -> None:
     restored = np.empty_like(outputs)
     restored[split.order()] = outputs
     assert restored.tolist() == list(range(1, len(lengths) + 1))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=40), st.randoms(use_true_random=False))
+def test_taken_rows_are_the_same_rows(lengths: list[int], random: Random) -> None:
+    split = ragged(lengths)
+    rows = np.asarray(random.sample(range(len(lengths)), random.randint(1, len(lengths))))
+    few = split.take(rows)
+    assert len(few) == len(rows)
+    whole, part = split.collate(rows), few.collate(range(len(rows)))
+    assert whole.keys() == part.keys()
+    assert all(torch.equal(whole[key], part[key]) for key in whole)
 
 
 def test_batches_are_bucketed_and_differ_by_seed() -> None:

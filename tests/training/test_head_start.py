@@ -243,6 +243,17 @@ def test_other_rows_or_labels_are_fitted_anew(tmp_path: Path, monkeypatch: pytes
     torch.testing.assert_close(other.weight, first.weight.flip(0), rtol=0.05, atol=0.02)
 
 
+def test_of_many_rows_some_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path))
+    monkeypatch.setattr(head_start, "_MOST_ROWS", 200)
+    seen: list[int] = []
+    fit = head_start.fit_probe
+    monkeypatch.setattr(head_start, "fit_probe", lambda f, *a, **k: seen.append(len(f)) or fit(f, *a, **k))
+    model = classifier("bert")
+    assert start_head(model, known_task(model, count=300), PLAN, alone=True) is not None
+    assert seen == [200]
+
+
 def test_labels_of_chance_leave_the_head_as_it_was_drawn() -> None:
     model = classifier("bert")
     data, kept = encoded_task(train=40), tensors(model)
