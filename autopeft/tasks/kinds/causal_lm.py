@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from autopeft.assets import ModelSource
-from autopeft.backbones import spec_of_model
+from autopeft.assets import ModelSource, load_config, resolve_model, unquantized
+from autopeft.backbones import spec_of
 from autopeft.errors import TaskError, UsageError
 from autopeft.tasks.kinds.answers import EncodedAnswers, encode_conversations
 from autopeft.tasks.kinds.contract import Loss, TaskKind
@@ -119,13 +119,14 @@ class CausalLM(TaskKind):
         Raises:
             UsageError: the backbone reads texts in both directions, so that each token would see itself.
         """
-        model = super().load_model(source, names, seed=seed, dtype=dtype)
-        if not all(stack.causal for stack in spec_of_model(model)[0].stacks):
+        found = resolve_model(source) if isinstance(source, str) else source
+        name = found.alias or found.path
+        if not all(stack.causal for stack in spec_of(unquantized(load_config(found), name)).stacks):
             raise UsageError(
-                f"{type(model).__name__} is no language model: its layers see the tokens that are to be "
-                "predicted. Take a decoder such as smollm2-135m (--model)."
+                f"{name!r} is no language model: its layers see the tokens that are to be predicted. Take a "
+                "decoder such as smollm2-135m (--model)."
             )
-        return model
+        return super().load_model(found, names, seed=seed, dtype=dtype)
 
     # Training
     # --------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from support.language import save_decoder, write_chats
 from support.saved_model import save_backbone
 from support.tiny import randomise
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
 import autopeft
 from autopeft.assets import load_tokenizer
@@ -136,6 +137,14 @@ def test_encoders_are_refused(tmp_path: Path) -> None:
         get_kind("causal_lm").load_model(str(save_backbone(tmp_path / "bert")), ())
 
 
+def test_a_checkpoint_without_what_predicts_tokens_is_refused(backbone: str, tmp_path: Path) -> None:
+    """Drawn anew it would be frozen noise."""
+    LlamaForCausalLM.from_pretrained(backbone).model.save_pretrained(tmp_path / "base")
+    load_tokenizer(backbone).save_pretrained(tmp_path / "base")
+    with pytest.raises(UsageError, match=r"1 tensors are missing or of another shape \(lm_head\.weight"):
+        get_kind("causal_lm").load_model(str(tmp_path / "base"), ())
+
+
 def test_what_does_not_fit_is_refused(chats_file: str) -> None:
     kind = get_kind("causal_lm")
     with pytest.raises(TaskError, match=r"\(rows, 3\), but got predictions of shape \(2,\)"):
@@ -162,6 +171,6 @@ def test_two_trials_of_a_search(backbone: str, chats_file: str, tmp_path: Path) 
         steps=20,
         out=str(tmp_path / "run"),
     )
+    assert "head only" not in [baseline.name for baseline in found.baselines]
     assert found.baselines
-    assert all(baseline.kind != "head" for baseline in found.baselines)
     assert 0 < autopeft.evaluate(found).score < 1
