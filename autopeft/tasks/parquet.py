@@ -83,7 +83,7 @@ def _check_unpacked(found: Any, file: IO[bytes], path: Path) -> None:
 
 def _is_text(column: Any) -> bool:
     """Whether a column of a file, or a part of a nested one, holds texts or bytes of any length."""
-    return column.physical_type == "BYTE_ARRAY" and column.logical_type.type != "DECIMAL"
+    return bool(column.physical_type == "BYTE_ARRAY" and column.logical_type.type != "DECIMAL")
 
 
 def _unpacked(array: Any) -> int:
