@@ -267,8 +267,9 @@ def _hub_cache(name: str) -> Path | None:
 
 
 def _check_complete(model: PreTrainedModel, info: dict[str, Any], source: ModelSource) -> None:
-    """Raise where the checkpoint lacks backbone weights; a head or a pooler may be new."""
-    allowed = tuple(f"{name}." for name in head_names(model))
+    """Raise where the checkpoint lacks backbone weights; a head or a pooler may be new. What predicts tokens
+    is no head of a task: it belongs to the backbone."""
+    allowed = tuple(f"{name}." for name in head_names(model) if model.get_output_embeddings() is None)
     lacking = {
         key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])
     }

@@ -14,7 +14,7 @@ from autopeft.foreign import local_path
 from autopeft.tasks.files import SUFFIXES, read_file, read_lines
 from autopeft.tasks.memory import tables_in
 from autopeft.tasks.split import Split
-from autopeft.tasks.table import ColumnNames, Table, unanswerable
+from autopeft.tasks.table import ColumnNames, Table
 from autopeft.training.options import is_rows
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def asked(known: TrainedHybrid, texts: Texts, given: PredictArguments) -> Asked:
     if not len(table):
         raise DataError(f"{table.where} has no rows: there is nothing to predict.")
     columns = known.kind.text_columns(table, named, pair=known.pairs)
-    problems = unanswerable(table, columns)
+    problems = known.kind.unanswerable(table, columns)
     good = [i for i in range(len(table)) if i not in problems]
     rows: Split | None = None
     if good:

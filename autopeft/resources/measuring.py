@@ -20,7 +20,7 @@ from autopeft.training.forward import Forward
 from autopeft.training.metering import resident, timed
 from autopeft.training.modes import evaluation_mode, head_kept
 
-__all__ = ["Bench", "Measured", "latency_of", "part_of", "typical_rows"]
+__all__ = ["Bench", "Measured", "latency_of", "typical_rows"]
 
 _FORWARDS = 3
 
@@ -56,7 +56,7 @@ class Bench:
         self.model, self.steps = model, steps
         self.device = plan.torch_device()
         rows = typical_rows(data.train, plan.batch_size)
-        batch = part_of(data.train, rows)
+        batch = data.train.take(rows)
         self.data = EncodedTask(data.task, dict.fromkeys(data.splits, batch), data.max_length)
         self.plan = replace(plan, steps=steps, eval_every=None, patience=None, train_share=1.0)
         tokens = batch.collate(np.arange(len(batch)), device=self.device)["attention_mask"].shape[1]
@@ -112,16 +112,3 @@ def typical_rows(split: EncodedSplit, batch_size: int) -> NDArray[np.int64]:
     batches = split.batch_indices(batch_size, shuffle=True, seed=0, drop_last=len(split) >= batch_size)
     longest = [int(split.lengths[rows].max()) for rows in batches]
     return np.sort(batches[int(np.argsort(longest, kind="stable")[len(batches) // 2])])
-
-
-def part_of(split: EncodedSplit, rows: NDArray[np.int64]) -> EncodedSplit:
-    """Some rows of a split, as a split of their own."""
-    places = np.concatenate([np.arange(split.offsets[i], split.offsets[i + 1]) for i in rows])
-    lengths = split.lengths[rows]
-    return replace(
-        split,
-        ids=np.asarray(split.ids)[places],
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        types=None if split.types is None else np.asarray(split.types)[places],
-        labels=None if split.labels is None else split.labels[rows],
-    )

@@ -222,7 +222,8 @@ def _from_tables(
     whole = asked.scored_by is not None and len(raws) == 1
     splits = _arrange(raws, encoded, kind, asked.seed, whole=whole)
     used = {what: column for what, column in vars(chosen).items() if column is not None}
-    used |= {field: field for field in fields}
+    further = {name for name in fields if name in tables["train"].columns and name not in used.values()}
+    used |= {name: name for name in fields if name in further}
     ignored = tuple(column for column in tables["train"].columns if column not in used.values())
     source = Source(origin, where or name, digest)
     task = _finished(name, kind, classes, splits, metric, source, asked)

@@ -17,6 +17,7 @@ __all__ = ["read_parquet"]
 _ROWS, _SHARE = 1_000_000, 100
 _FLOOR = 64 << 20
 _BATCH = 1024
+_POINTER = 8  # bytes
 
 
 def read_parquet(path: Path, most: int) -> tuple[dict[str, list[Any]], dict[str, tuple[str, ...]]]:
@@ -54,8 +55,6 @@ def _told(path: Path, what: str = "") -> Iterator[None]:
 
 def _check_unpacked(found: Any, file: IO[bytes], path: Path) -> None:
     """Count what a file unpacks to, texts by their dictionary, before they are unpacked."""
-    import pyarrow
-    import pyarrow.compute
     from pyarrow import parquet
 
     names = found.schema_arrow.names
@@ -69,28 +68,42 @@ def _check_unpacked(found: Any, file: IO[bytes], path: Path) -> None:
     packed = sum(meta.row_group(g).total_byte_size for g in range(meta.num_row_groups))
     if meta.num_rows > max(_ROWS, size) or packed > limit:
         raise DataError(f"{path}: {meta.num_rows:,} rows in {size:,} bytes; this is no file of data.")
-    texts = [
-        field.name
-        for field in found.schema_arrow
-        if pyarrow.types.is_string(field.type)
-        or pyarrow.types.is_large_string(field.type)
-        or pyarrow.types.is_binary(field.type)
-    ]
+    texts = [c.path for c in map(found.schema.column, range(len(found.schema))) if _is_text(c)]
     if not texts:
         return
     file.seek(0)
     unpacked = 0
     for batch in parquet.ParquetFile(file, read_dictionary=texts).iter_batches(_BATCH, columns=texts):
-        for column in batch.columns:
-            if pyarrow.types.is_dictionary(column.type):
-                lengths = pyarrow.compute.binary_length(column.dictionary)
-                unpacked += pyarrow.compute.sum(lengths.take(column.indices)).as_py() or 0
-            else:
-                unpacked += column.nbytes
+        unpacked += sum(map(_unpacked, batch.columns))
         if unpacked > limit:
             raise DataError(
                 f"{path}: more than {limit:,} bytes of text in {size:,} bytes; this is no file of data."
             )
+
+
+def _is_text(column: Any) -> bool:
+    """Whether a column of a file, or a part of a nested one, holds texts or bytes of any length."""
+    return bool(column.physical_type == "BYTE_ARRAY" and column.logical_type.type != "DECIMAL")
+
+
+def _unpacked(array: Any) -> int:
+    """Bytes of the texts in an array, however deep in lists and records, each as often as it stands there;
+    and of what holds them together."""
+    import pyarrow
+    import pyarrow.compute
+
+    kind = array.type
+    if pyarrow.types.is_dictionary(kind):
+        lengths = pyarrow.compute.binary_length(array.dictionary)
+        return int(pyarrow.compute.sum(lengths.take(array.indices)).as_py() or 0)
+    if pyarrow.types.is_struct(kind):
+        return _POINTER * len(array) + sum(map(_unpacked, array.flatten()))
+    if pyarrow.types.is_map(kind):
+        return _POINTER * len(array) + _unpacked(array.keys) + _unpacked(array.items)
+    lists = (pyarrow.types.is_list, pyarrow.types.is_large_list, pyarrow.types.is_fixed_size_list)
+    if any(is_list(kind) for is_list in lists):
+        return _POINTER * len(array) + _unpacked(array.flatten())
+    return int(array.nbytes)
 
 
 def _classes(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:

@@ -14,6 +14,7 @@ __all__ = [
     "Columns",
     "RawRows",
     "Table",
+    "check_named",
     "choose_columns",
     "choose_texts",
     "empty_rows",
@@ -24,6 +25,7 @@ __all__ = [
     "peek_labels",
     "read_labels",
     "read_rows",
+    "refuse_rows",
     "unanswerable",
 ]
 
@@ -96,7 +98,7 @@ def choose_columns(table: Table, text: str | None, text_pair: str | None, label:
     Raises:
         DataError: a named column does not exist, or no obvious one does.
     """
-    _exist(table, (("--text", text), ("--text-pair", text_pair), ("--label", label)))
+    check_named(table, (("--text", text), ("--text-pair", text_pair), ("--label", label)))
     lower = _lower(table)
     text, text_pair = _text_columns(table, lower, text, text_pair, "--text", pair=None)
     label = label or _obvious(lower, _LABELS, "label", "--label", table)
@@ -112,7 +114,7 @@ def choose_texts(table: Table, text: str | None, text_pair: str | None, *, pair:
     Raises:
         DataError: a named column does not exist, or no obvious one does.
     """
-    _exist(table, (("--text-column", text), ("--text-pair-column", text_pair)))
+    check_named(table, (("--text-column", text), ("--text-pair-column", text_pair)))
     lower = _lower(table)
     text, text_pair = _text_columns(table, lower, text, text_pair, "--text-column", pair=pair)
     if pair and text_pair is None:
@@ -123,7 +125,12 @@ def choose_texts(table: Table, text: str | None, text_pair: str | None, *, pair:
     return _distinct(table, Columns(text, text_pair, None))
 
 
-def _exist(table: Table, asked: Sequence[tuple[str, str | None]]) -> None:
+def check_named(table: Table, asked: Sequence[tuple[str, str | None]]) -> None:
+    """Compare the columns that were named, each beside the option that named it, with those of a table.
+
+    Raises:
+        DataError: one does not exist.
+    """
     names = list(table.columns)
     for option, name in asked:
         if name is not None and name not in names:
@@ -203,17 +210,17 @@ def read_labels(table: Table, column: str) -> list[Any]:
         DataError: a label is missing, hidden, or neither text nor a number.
     """
     labels = list(table.columns[column])
-    _refuse(table, column, _NO_LABEL, [i for i, value in enumerate(labels) if _missing(value)])
+    refuse_rows(table, column, _NO_LABEL, [i for i, value in enumerate(labels) if _missing(value)])
     odd = [i for i, value in enumerate(labels) if not isinstance(value, str | int | float | bool)]
-    _refuse(table, column, "a label that is neither text nor a number", odd)
+    refuse_rows(table, column, "a label that is neither text nor a number", odd)
     bad = [i for i, value in enumerate(labels) if isinstance(value, str) and not is_unicode(value)]
-    _refuse(table, column, "a label that is not Unicode", bad)
+    refuse_rows(table, column, "a label that is not Unicode", bad)
     names = table.label_names.get(column)
     if names is not None:
         wrong = [i for i, value in enumerate(labels) if not _is_index(value)]
-        _refuse(table, column, f"no number of one of its {len(names)} classes", wrong)
+        refuse_rows(table, column, f"no number of one of its {len(names)} classes", wrong)
         hidden = [i for i, value in enumerate(labels) if not 0 <= value < len(names)]
-        _refuse(table, column, "no label (hidden, stored as -1)", hidden)
+        refuse_rows(table, column, "no label (hidden, stored as -1)", hidden)
         labels = [names[value] for value in labels]
     return labels
 
@@ -272,7 +279,7 @@ def _texts(table: Table, name: str) -> list[str]:
     values = list(table.columns[name])
     problems = [_problem(value) for value in values]
     for what in (_NO_TEXT, _NOT_TEXT, _NOT_UNICODE):
-        _refuse(table, name, what, [i for i, problem in enumerate(problems) if problem == what])
+        refuse_rows(table, name, what, [i for i, problem in enumerate(problems) if problem == what])
     return values
 
 
@@ -294,7 +301,12 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _refuse(table: Table, column: str, what: str, rows: list[int]) -> None:
+def refuse_rows(table: Table, column: str, what: str, rows: Sequence[int]) -> None:
+    """Refuse rows whose value in a column is `what` it should not be; nothing where there are none.
+
+    Raises:
+        DataError: there are some; the message gives the numbers of the first five and how many more.
+    """
     if rows:
         out = " with --drop-empty (drop_empty=True)" if what in (_NO_TEXT, _NO_LABEL) else ""
         way = f"Mend them, or leave them out{out}."

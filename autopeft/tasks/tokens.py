@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,16 @@ from transformers import PreTrainedTokenizerBase
 from autopeft.assets import cache_dir, cache_folder, intact, publish, warn_once
 from autopeft.errors import AssetError, UsageError
 
-__all__ = ["WINDOW_BATCHES", "EncodedSplit", "encode_texts", "longer_than"]
+__all__ = [
+    "WINDOW_BATCHES",
+    "EncodedSplit",
+    "check_length",
+    "encode_texts",
+    "fingerprint_of",
+    "kept_arrays",
+    "longer_than",
+    "tokens_of",
+]
 
 WINDOW_BATCHES = 50
 _CHUNK = 1_000
@@ -61,19 +70,6 @@ class EncodedSplit:
             digest.update(str((array.dtype, array.shape)).encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
-
-    def take(self, rows: Indices) -> EncodedSplit:
-        """The given rows, in that order; one that has more to a row overrides it."""
-        lengths = self.lengths[rows]
-        starts = np.repeat(self.offsets[rows] - np.cumsum(lengths) + lengths, lengths)
-        flat = starts + np.arange(len(starts))
-        return replace(
-            self,
-            ids=self.ids[flat],
-            offsets=np.concatenate([[0], np.cumsum(lengths)]),
-            types=None if self.types is None else self.types[flat],
-            labels=None if self.labels is None else self.labels[rows],
-        )
 
     def batch_indices(
         self,
@@ -133,8 +129,13 @@ class EncodedSplit:
         if torch.device(device).type != "cpu":
             width = max(width, min(-(-width // 8) * 8, self.max_length))
         inside = np.arange(width)[None, :] < lengths[:, None]
+        return self.places(rows), inside
+
+    def places(self, rows: Indices) -> Indices:
+        """The positions in `ids` of the tokens of rows, one row after the other."""
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
         starts = np.repeat(self.offsets[rows] - np.cumsum(lengths) + lengths, lengths)
-        return starts + np.arange(len(starts)), inside
+        return starts + np.arange(len(starts))
 
     def collate(
         self, rows: Sequence[int] | Indices, *, device: str | torch.device = "cpu"
@@ -163,6 +164,17 @@ class EncodedSplit:
         batch["task_id"] = torch.zeros(len(chosen), dtype=torch.int64)
         return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
+    def take(self, rows: Indices) -> EncodedSplit:
+        """The given rows as a split of their own, in that order; one that has more to a row overrides it."""
+        places = self.places(rows)
+        return replace(
+            self,
+            ids=self.ids[places],
+            offsets=np.concatenate([[0], np.cumsum(self.lengths[rows])]),
+            types=None if self.types is None else self.types[places],
+            labels=None if self.labels is None else self.labels[rows],
+        )
+
 
 def encode_texts(
     texts: Sequence[str],
@@ -179,20 +191,14 @@ def encode_texts(
         UsageError: `max_length` is below 4 or beyond what the tokenizer's model takes, or the tokenizer has
             no padding token, or cannot encode the texts.
     """
-    if not 4 <= max_length <= tokenizer.model_max_length:
-        raise UsageError(
-            f"{max_length=} does not fit the tokenizer, which takes 4 to {tokenizer.model_max_length} tokens."
-        )
-    if tokenizer.pad_token_id is None:
-        raise UsageError(
-            "The tokenizer has no padding token: set `tokenizer.pad_token = tokenizer.eos_token`."
-        )
-    folder = cache_dir() / "encoded" / _content_hash(texts, pairs, tokenizer, max_length)
-    arrays = _read(folder, len(texts)) if cached else None
-    if arrays is None:
-        arrays = _tokenise(texts, pairs, tokenizer, max_length)
-        if cached and _write(folder, arrays):
-            arrays = _read(folder, len(texts)) or arrays  # mapped: processes share them
+    check_length(tokenizer, max_length)
+    assert tokenizer.pad_token_id is not None
+    arrays = kept_arrays(
+        _content_hash(texts, pairs, tokenizer, max_length),
+        len(texts),
+        lambda: _tokenise(texts, pairs, tokenizer, max_length),
+        cached=cached,
+    )
     return EncodedSplit(
         ids=arrays["ids"],
         offsets=arrays["offsets"],
@@ -203,6 +209,42 @@ def encode_texts(
         pad_type=int(tokenizer.pad_token_type_id),
         max_length=max_length,
     )
+
+
+def check_length(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Look at what rows are cut to, before any is tokenised.
+
+    Raises:
+        UsageError: it is below 4 or beyond what the tokenizer's model takes, or there is no padding token.
+    """
+    if not 4 <= max_length <= tokenizer.model_max_length:
+        raise UsageError(
+            f"{max_length=} does not fit the tokenizer, which takes 4 to {tokenizer.model_max_length} tokens."
+        )
+    if tokenizer.pad_token_id is None:
+        raise UsageError(
+            "The tokenizer has no padding token: set `tokenizer.pad_token = tokenizer.eos_token`."
+        )
+
+
+def kept_arrays(
+    key: str, rows: int, make: Callable[[], dict[str, NDArray[Any]]], *, cached: bool
+) -> dict[str, NDArray[Any]]:
+    """Arrays of the tokens of some rows, read from the cache on disk or made and kept there.
+
+    Args:
+        key: a hash of all that they depend on.
+        make: gives `ids` (tokens,) and `offsets` (rows + 1,); every further array has one value for each
+            token, or one for each row where its name begins with `row_`.
+        cached: whether the cache is read and written.
+    """
+    folder = cache_dir() / "encoded" / key
+    arrays = _read(folder, rows) if cached else None
+    if arrays is None:
+        arrays = make()
+        if cached and _write(folder, arrays):
+            arrays = _read(folder, rows) or arrays  # mapped: processes share them
+    return arrays
 
 
 def longer_than(
@@ -216,20 +258,20 @@ def longer_than(
     if not texts:
         return 0.0
     # `verbose` would warn of texts that are longer than the model takes, which is what is asked here.
-    found = _encoded(tokenizer, texts, pairs, truncation=False, padding=False, verbose=False)["input_ids"]
+    found = tokens_of(tokenizer, texts, pairs, truncation=False, padding=False, verbose=False)["input_ids"]
     return sum(len(row) > max_length for row in found) / len(texts)
 
 
 def _content_hash(
     texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> str:
-    digest = hashlib.sha256(f"{_FORMAT} {max_length} {_fingerprint(tokenizer)}\n".encode())
+    digest = hashlib.sha256(f"{_FORMAT} {max_length} {fingerprint_of(tokenizer)}\n".encode())
     for index, text in enumerate(texts):
         digest.update(json.dumps([text, None if pairs is None else pairs[index]]).encode() + b"\n")
     return digest.hexdigest()
 
 
-def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+def fingerprint_of(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of what decides the tokens: vocabulary, rules, special tokens; not padding or truncation."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
@@ -243,7 +285,7 @@ def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def _encoded(
+def tokens_of(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pairs: Sequence[str] | None, **options: Any
 ) -> Any:
     """What a tokenizer makes of texts.
@@ -283,7 +325,7 @@ def _tokenise(
     types: list[NDArray[np.int8]] = []
     for start in range(0, len(texts), _CHUNK):
         stop = start + _CHUNK
-        encoded = _encoded(
+        encoded = tokens_of(
             tokenizer,
             texts[start:stop],
             None if pairs is None else pairs[start:stop],
@@ -322,7 +364,8 @@ def _read(folder: Path, rows: int) -> dict[str, NDArray[Any]] | None:
     offsets = arrays["offsets"]
     if len(offsets) != rows + 1 or offsets[-1] != len(arrays["ids"]) or np.any(np.diff(offsets) < 1):
         return None
-    if "types" in arrays and len(arrays["types"]) != len(arrays["ids"]):
+    further = arrays.keys() - {"ids", "offsets"}
+    if any(len(arrays[n]) != (rows if n.startswith("row_") else len(arrays["ids"])) for n in further):
         return None
     return arrays
 

@@ -76,7 +76,7 @@ class Forward:
             yield batch
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Logits (rows, …) of a batch or of some of its rows."""
+        """Logits (rows, …) of a batch or of some of its rows, of what its kind of task reads."""
         states = {k.removeprefix(_PREFIX): v for k, v in batch.items() if k.startswith(_PREFIX)}
         plain = {k: v for k, v in batch.items() if not k.startswith(_PREFIX)} if states else batch
         trunk: AbstractContextManager[Any] = nullcontext()
@@ -85,7 +85,10 @@ class Forward:
         rows: AbstractContextManager[Any] = nullcontext()
         if self.rows is not None:
             rows = self.rows.of(batch["attention_mask"])
-        with trunk, rows:
+        read: AbstractContextManager[Any] = nullcontext()
+        if self.kind is not None:
+            read = self.kind.reading(self.model, plain)
+        with trunk, rows, read:
             return logits_of(self.model, plain, self.kind)
 
 

@@ -13,7 +13,7 @@ from autopeft.recipe import Recipe
 from autopeft.resources import Limits, Predictor
 from autopeft.resources.calibration import calibrate, fitted
 from autopeft.resources.features import Shape, features_of
-from autopeft.resources.measuring import Bench, Measured, part_of, typical_rows
+from autopeft.resources.measuring import Bench, Measured, typical_rows
 from autopeft.resources.probes import Offer, base_probes, method_probes
 from autopeft.training import TrainingPlan
 
@@ -114,7 +114,7 @@ def test_probes_are_measured_once_and_the_model_is_left_as_it_was(
 def test_the_typical_batch_has_the_median_length() -> None:
     split = encoded_task(40, 8).train
     rows = typical_rows(split, 4)
-    part = part_of(split, rows)
+    part = split.take(rows)
     assert len(part) == 4
     assert list(part.lengths) == list(split.lengths[rows])
     batch, same = part.collate(range(4)), split.collate(rows)

@@ -65,6 +65,19 @@ def test_a_short_file_of_long_texts_is_refused(kind: Any, tmp_path: Path) -> Non
         read_parquet(path, MOST)
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_short_file_of_long_messages_is_refused(wide: bool, tmp_path: Path) -> None:
+    """The same in lists of records, as conversations have them."""
+    long, count = "x" * (1 << 20), 1000
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array([long]))
+    records = pa.StructArray.from_arrays([texts], ["content"])
+    lists = pa.ListArray.from_arrays(pa.array([0, count] if wide else range(count + 1), pa.int32()), records)
+    path = write(tmp_path / "a.parquet", {"messages": lists})
+    assert path.stat().st_size < 200_000
+    with pytest.raises(DataError, match=r"more than [\d,]+ bytes of text in [\d,]+ bytes"):
+        read_parquet(path, MOST)
+
+
 def test_labels_that_repeat_are_data(tmp_path: Path) -> None:
     rows = 200_000
     columns = {"text": [f"text {i}" for i in range(rows)], "label": ["yes", "no"] * (rows // 2)}

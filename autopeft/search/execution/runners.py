@@ -29,7 +29,7 @@ from autopeft.hybrid import Hybrid, deployed_tensors
 from autopeft.hybrid import load as load_hybrid
 from autopeft.recipe import Recipe
 from autopeft.resources.files import safetensors_bytes
-from autopeft.resources.measuring import latency_of, part_of, typical_rows
+from autopeft.resources.measuring import latency_of, typical_rows
 from autopeft.search.core.jobs import Job, JobResult, PrecisionJob, Progress, ScoreJob, TrainJob
 from autopeft.tasks.encode import EncodedTask
 from autopeft.tasks.task import Task
@@ -171,7 +171,7 @@ def _measured(context: JobContext, hybrid: Hybrid) -> dict[str, float]:
     found = {"file": float(safetensors_bytes(tensors))}
     if context.latency:
         split, plan = context.data.train, context.plan
-        rows = part_of(split, typical_rows(split, plan.batch_size))
+        rows = split.take(typical_rows(split, plan.batch_size))
         kind, device = context.task.task_kind, plan.torch_device()
         found["latency"] = latency_of(hybrid.model, rows, kind, device)
     return found

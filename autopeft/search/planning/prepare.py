@@ -140,6 +140,7 @@ class Prepared:
             kinds=kinds,
             # As many as there are seeds, so that they can be compared seed by seed.
             hybrids=max(3, min(5, effort.seeds)),
+            new_head=self.task.task_kind.new_head,
         )
 
     def key(self) -> str:

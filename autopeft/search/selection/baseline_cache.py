@@ -309,7 +309,8 @@ def _sound(scores: Mapping[Any, Any], metric: str) -> bool:
 
 def _data_hash(task: Task) -> str:
     described = [task.kind, list(task.labels), task.metric, task.class_weights]
-    rows = [rows_sha256(s.texts, s.pairs, s.labels) for s in (task.splits[name] for name in SPLIT_NAMES)]
+    splits = [task.splits[name] for name in SPLIT_NAMES]
+    rows = [rows_sha256(s.texts, s.pairs, s.labels, s.fields) for s in splits]
     return hashlib.sha256(_canonical([described, rows]).encode()).hexdigest()
 
 

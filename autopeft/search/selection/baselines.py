@@ -159,6 +159,7 @@ def baselines(
     effort: str = "normal",
     kinds: Sequence[str] | None = None,
     hybrids: int = 3,
+    new_head: bool = True,
 ) -> list[Baseline]:
     """Every baseline that exists for this space, backbone and budget, in the order of `BASELINE_KINDS`.
 
@@ -169,6 +170,7 @@ def baselines(
         effort: name of the effort.
         kinds: which ones; `None` for those that the effort pays for (see `parse_kinds`).
         hybrids: number of random hybrids, one run each.
+        new_head: whether the task has a head of its own, which can train alone (see `TaskKind.new_head`).
 
     Raises:
         UsageError: a kind is unknown.
@@ -191,7 +193,7 @@ def baselines(
             found.append(_random(random_hybrids(bound, budget, hybrids, seed)))
         elif kind == "middle":
             found.append(_from_space("mid-point of the space", kind, middle(bound, budget, rates)))
-        else:
+        elif new_head:
             found.append(head_only(spec, rates))
     return [baseline for baseline in found if baseline is not None]
 

@@ -25,7 +25,8 @@ How the package uses a kind, in this order:
    what is minimised. `logits_of` takes the logits from what the model returns.
 4. *Scores.* `outputs` gives what is kept of each row, `decisions` what metrics compare with labels, and
    `breakdown` what `autopeft evaluate` shows beside the score.
-5. *Use.* `text_columns` finds texts without labels; `present` and `line` are what `autopeft predict` prints;
+5. *Use.* `text_columns` finds texts without labels, `unanswerable` rows without one; `present` and `line` are
+   what `autopeft predict` prints;
    `peft_task_type` and `hub_pipeline` stand in exports.
 
 Everything is called with the task's class names where it needs them (`names`, empty for kinds without
@@ -37,6 +38,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -58,6 +60,7 @@ from autopeft.tasks.table import (
     choose_columns,
     choose_texts,
     read_rows,
+    unanswerable,
 )
 from autopeft.tasks.tokens import EncodedSplit, encode_texts, longer_than
 
@@ -327,6 +330,17 @@ class TaskKind(ABC):
         logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
         return logits
 
+    def reading(self, model: torch.nn.Module, batch: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
+        """What is entered around each forward whose logits go to the loss or to `outputs`; a kind may narrow
+        there what the model computes, such as its head to the positions that carry loss. The logits are then
+        of that form. Nothing is by default; checks of shortcuts compare forwards without it.
+
+        Args:
+            model: that will run.
+            batch: as `EncodedSplit.collate` made it, or some of its rows.
+        """
+        return nullcontext()
+
     def average(self) -> Callable[[Tensor, int], Tensor] | None:
         """The mean of logits over a dimension, as logits of the mean prediction: for models that stand for
         several (ensembles, posteriors). `None`: the log of the mean softmax, of a single column its mean."""
@@ -426,6 +440,10 @@ class TaskKind(ABC):
             DataError: a named column does not exist, or no obvious one does.
         """
         return choose_texts(table, named.text, named.text_pair, pair=pair)
+
+    def unanswerable(self, table: Table, columns: Columns) -> dict[int, str]:
+        """Of the rows that a model cannot be asked about what is wrong with them, in a few words."""
+        return unanswerable(table, columns)
 
     @abstractmethod
     def present(self, output: NDArray[Any], names: Sequence[str]) -> dict[str, Any]:

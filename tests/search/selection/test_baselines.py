@@ -320,6 +320,14 @@ def test_one_candidate_needs_no_sweep() -> None:
     assert head_only(BERT, 1).sweep_runs == 0
 
 
+def test_a_task_without_a_head_of_its_own_has_no_such_baseline() -> None:
+    for effort in ("quick", "normal"):
+        kinds = [b.kind for b in found(SPECS["gpt2"], "0.5%", effort=effort, new_head=False)]
+        assert kinds
+        assert "head" not in kinds
+    assert found(BERT, "1", "autopeft", new_head=False) == []
+
+
 def test_the_smallest_budgets_leave_the_head() -> None:
     assert [b.kind for b in found(BERT, "1", "autopeft")] == ["head"]
 

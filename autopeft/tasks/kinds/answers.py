@@ -1,0 +1,326 @@
+"""Tokens of conversations, and which of them are learnt.
+
+A tokenizer with a chat template renders a conversation by it. Its template is a stranger's program in Jinja:
+transformers runs it in a sandbox that reaches no attribute with an underscore and changes no object, and here
+its length and what it writes are bounded. Without a template the messages follow one another, a line apart,
+each answer with the end token behind it.
+
+A conversation is cut into what is asked and what is answered, and each part is tokenised by itself: a model
+that answers has the tokens of the question before it, whatever the answer begins with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from autopeft.assets import warn_once
+from autopeft.errors import DataError, UsageError
+from autopeft.tasks.kinds.conversations import Conversation
+from autopeft.tasks.tokens import (
+    EncodedSplit,
+    Indices,
+    check_length,
+    fingerprint_of,
+    kept_arrays,
+    tokens_of,
+)
+
+__all__ = ["IGNORED", "EncodedAnswers", "encode_conversations"]
+
+IGNORED = -100
+"""Label of a token that is not learnt, as transformers has it."""
+_FORMAT = 1
+_CHUNK = 1_000
+_LONGEST_TEMPLATE = 1 << 17  # letters; those of public models have up to 20,000
+_MOST_WRITTEN, _FOR_A_LETTER = 1 << 17, 20
+_PROMPT_CUT, _ANSWER_CUT = 1, 2
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedAnswers(EncodedSplit):
+    """Tokens of conversations.
+
+    Attributes:
+        learnt: whether each token is, (tokens,).
+        row_cut: of each row 0 where it is whole, 1 where its prompt was cut, 2 where its last answer was.
+
+    `labels` are the numbers of learnt tokens, (rows,) int64.
+    """
+
+    learnt: NDArray[np.bool_]
+    row_cut: NDArray[np.int8]
+
+    def take(self, rows: Indices) -> EncodedAnswers:
+        """See `EncodedSplit.take`."""
+        plain = super().take(rows)
+        own = {"learnt": self.learnt[self.places(rows)], "row_cut": self.row_cut[rows]}
+        return EncodedAnswers(**{**vars(plain), **own})
+
+    def collate(
+        self, rows: Sequence[int] | Indices, *, device: str | torch.device = "cpu"
+    ) -> dict[str, Tensor]:
+        """As `EncodedSplit.collate`; `labels` (B, L) int64 are the tokens that are learnt, each at its own
+        place (not moved by one), and -100 elsewhere."""
+        batch = super().collate(rows, device=device)
+        flat, inside = self.layout(np.asarray(rows, dtype=np.int64), device)
+        labels = np.full(inside.shape, IGNORED, dtype=np.int64)
+        labels[inside] = np.where(self.learnt[flat], self.ids[flat], IGNORED)
+        return {**batch, "labels": torch.from_numpy(labels).to(device, non_blocking=True)}
+
+
+def encode_conversations(
+    conversations: Sequence[Conversation],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    kind: str,
+    cached: bool = True,
+) -> EncodedAnswers:
+    """Tokenise conversations, whose answers are learnt with the token that ends them.
+
+    A row beyond `max_length` loses the beginning of what stands before its last answer (a token of it stays,
+    and so does a token that begins the text); an answer that does not fit even so loses its end. The first
+    token of a row is never learnt, as nothing predicts it.
+
+    Raises:
+        UsageError: see `encode_texts`; or the tokenizer's chat template cannot render a row.
+        DataError: no row has a token to be learnt.
+    """
+    check_length(tokenizer, max_length)
+    assert tokenizer.pad_token_id is not None
+    template = _template(tokenizer)
+    arrays = kept_arrays(
+        _content_hash(conversations, tokenizer, template, max_length),
+        len(conversations),
+        lambda: _tokenise(conversations, tokenizer, template, max_length),
+        cached=cached,
+    )
+    counts = np.add.reduceat(np.asarray(arrays["learnt"], dtype=np.int64), arrays["offsets"][:-1])
+    if not counts.any():
+        raise DataError(f"None of {len(counts):,} rows has a token to be learnt within {max_length} tokens.")
+    if cut := int((np.asarray(arrays["row_cut"]) == _ANSWER_CUT).sum()):
+        warn_once(
+            f"{cut:,} of {len(counts):,} answers do not fit into {max_length} tokens and lose their end; "
+            "raise --max-length (max_length=…)."
+        )
+    return EncodedAnswers(
+        ids=arrays["ids"],
+        offsets=arrays["offsets"],
+        types=None,
+        labels=counts,
+        kind=kind,
+        pad_id=int(tokenizer.pad_token_id),
+        pad_type=0,
+        max_length=max_length,
+        learnt=arrays["learnt"],
+        row_cut=arrays["row_cut"],
+    )
+
+
+def _content_hash(
+    conversations: Sequence[Conversation],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None,
+    max_length: int,
+) -> str:
+    digest = hashlib.sha256(f"answers {_FORMAT} {max_length} {fingerprint_of(tokenizer)}\n".encode())
+    digest.update(json.dumps(template).encode() + b"\n")
+    for messages in conversations:
+        digest.update(json.dumps(messages).encode() + b"\n")
+    return digest.hexdigest()
+
+
+# Parts of a conversation
+# ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A text of a conversation that is learnt or not; an end token may follow it."""
+
+    text: str
+    learnt: bool = False
+    ended: bool = False
+
+
+def _parts(messages: Conversation, tokenizer: PreTrainedTokenizerBase, template: str | None) -> list[_Part]:
+    if template is None or messages[0]["role"] == "assistant":
+        return _joined(messages, ended=tokenizer.eos_token_id is not None)
+    return list(_rendered_parts(messages, _Template(tokenizer, template)))
+
+
+def _joined(messages: Conversation, *, ended: bool) -> list[_Part]:
+    """The messages one after the other. A line break parts them where neither has white space there, and no
+    end token stands between them; it belongs to the prompt."""
+    parts: list[_Part] = []
+    for message in messages:
+        text, learnt = message["content"], message["role"] == "assistant"
+        if parts and not parts[-1].ended and not parts[-1].text[-1].isspace() and not text[0].isspace():
+            if parts[-1].learnt:
+                text = "\n" + text
+            else:
+                parts[-1] = _Part(parts[-1].text + "\n")
+        parts.append(_Part(text, learnt, learnt and ended))
+    return parts
+
+
+def _rendered_parts(messages: Conversation, template: _Template) -> Iterator[_Part]:
+    """What the template writes before each answer, and the answer with what ends it."""
+    done = ""
+    for k, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = template.render(messages[:k], prompt=True)
+        after = template.render(messages[: k + 1], prompt=False)
+        if not before.startswith(done) or not after.startswith(before):
+            raise template.refused(
+                messages,
+                "it writes a conversation otherwise once the next message is there, so that no text tells "
+                "the prompt from the answer",
+            )
+        answer = after.removeprefix(before)
+        # White space behind what ends a turn is the template's; where nothing else ends it, it does.
+        bare = answer.rstrip()
+        if len(bare) > len(message["content"].rstrip()):
+            answer = bare
+        yield _Part(before.removeprefix(done))
+        yield _Part(answer, learnt=True)
+        done = before + answer
+
+
+# Chat templates
+# ------------------------------------------------------------------------------------------------------
+
+
+def _template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The chat template of a tokenizer, `None` where it has none.
+
+    Raises:
+        UsageError: it has several and none is the default, or it is too long.
+    """
+    if not tokenizer.chat_template:
+        return None
+    name = f"The tokenizer of {tokenizer.name_or_path!r:.300}"
+    try:
+        found = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise UsageError(f"{name} has chat templates of which none is called 'default'.") from error
+    if len(found) > _LONGEST_TEMPLATE:
+        raise UsageError(
+            f"{name} has a chat template of {len(found):,} letters; up to {_LONGEST_TEMPLATE:,} are read."
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _Template:
+    """A chat template at work on one row."""
+
+    tokenizer: PreTrainedTokenizerBase
+    text: str
+
+    def render(self, messages: Conversation, *, prompt: bool) -> str:
+        """What it writes, with the beginning of an answer where a `prompt` is wanted.
+
+        Raises:
+            UsageError: it fails, or writes far more than it was given.
+        """
+        try:
+            found = self.tokenizer.apply_chat_template(
+                messages, chat_template=self.text, tokenize=False, add_generation_prompt=prompt
+            )
+        # A stranger's program fails in whatever way it likes.
+        except Exception as error:
+            raise self.refused(
+                messages, next(iter(str(error).strip().splitlines()), type(error).__name__)
+            ) from error
+        given = sum(len(message["content"]) for message in messages)
+        if len(found) > _MOST_WRITTEN + _FOR_A_LETTER * given:
+            raise self.refused(messages, f"it writes {len(found):,} letters for messages of {given:,}")
+        return str(found)
+
+    def refused(self, messages: Conversation, why: str) -> UsageError:
+        """The error that says why a conversation cannot be rendered."""
+        return UsageError(
+            f"The chat template of {self.tokenizer.name_or_path!r:.300} cannot render the conversation that "
+            f"begins with {messages[0]['content']!r:.60}: {why}. Change the row, or take a model with "
+            "another template (--model)."
+        )
+
+
+# Tokens
+# ------------------------------------------------------------------------------------------------------
+
+
+def _tokenise(
+    conversations: Sequence[Conversation],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None,
+    max_length: int,
+) -> dict[str, NDArray[Any]]:
+    begin = _beginning(tokenizer)
+    rows: list[tuple[list[int], list[bool], int]] = []
+    for start in range(0, len(conversations), _CHUNK):
+        chunk = conversations[start : start + _CHUNK]
+        parts = [_parts(messages, tokenizer, template) for messages in chunk]
+        flat = [part.text for row in parts for part in row]
+        tokens = iter(tokens_of(tokenizer, flat, None, add_special_tokens=False, verbose=False)["input_ids"])
+        for messages, row in zip(chunk, parts, strict=True):
+            rendered = template is not None and messages[0]["role"] != "assistant"
+            rows.append(_cut(*_row(row, tokens, tokenizer, [] if rendered else begin), tokenizer, max_length))
+    lengths = [len(ids) for ids, _, _ in rows]
+    return {
+        "ids": np.concatenate([np.asarray(ids, dtype=np.int32) for ids, _, _ in rows]),
+        "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        "learnt": np.concatenate([np.asarray(learnt, dtype=np.bool_) for _, learnt, _ in rows]),
+        "row_cut": np.asarray([cut for _, _, cut in rows], dtype=np.int8),
+    }
+
+
+def _beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token that the tokenizer itself puts before a text, if any."""
+    begin = tokenizer.bos_token_id
+    found = list(tokenizer("a")["input_ids"])[:1]
+    return found if begin is not None and found == [begin] else []
+
+
+def _row(
+    parts: Sequence[_Part], tokens: Iterator[list[int]], tokenizer: PreTrainedTokenizerBase, begin: list[int]
+) -> tuple[list[int], list[bool]]:
+    """Tokens of a row, and whether each is learnt."""
+    ids, learnt = list(begin), [False] * len(begin)
+    for part in parts:
+        new = list(next(tokens))
+        if part.ended:
+            new.append(int(tokenizer.eos_token_id))
+        ids += new
+        learnt += [part.learnt] * len(new)
+    # A tokenizer may give nothing for a text; one padding token keeps the row.
+    return (ids, learnt) if ids else ([int(tokenizer.pad_token_id)], [False])
+
+
+def _cut(
+    ids: list[int], learnt: list[bool], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[list[int], list[bool], int]:
+    """A row within `max_length` tokens, and what was cut of it."""
+    over = len(ids) - max_length
+    cut = 0
+    if over > 0:
+        answer = next((i for i in range(len(ids) - 1, -1, -1) if not learnt[i]), -1) + 1
+        kept = 1 if ids[0] == tokenizer.bos_token_id else 0
+        # One token has to stand before the answer, or its first would be predicted by nothing.
+        gone = min(over, max(answer - max(kept, 1), 0))
+        ids, learnt = ids[:kept] + ids[kept + gone :], learnt[:kept] + learnt[kept + gone :]
+        cut = _ANSWER_CUT if gone < over else _PROMPT_CUT
+    ids, learnt = ids[:max_length], learnt[:max_length]
+    return ids, [False, *learnt[1:]], cut

@@ -1,0 +1,276 @@
+"""Rows of conversations: what a language model is asked and what it shall answer, in the field's layouts.
+
+A row becomes a list of messages `{"role": …, "content": …}` with the roles `system`, `user` and `assistant`;
+what the assistant says is learnt. A plain text is one message of the assistant's that nobody asked for.
+
+Layouts: `messages` (OpenAI; also in TRL), `conversations` (ShareGPT: `from` and `value`), a prompt and a
+completion under their usual names, `instruction`, `input` and `output` (Alpaca, whose `input` may be empty),
+and `text`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from autopeft.errors import DataError
+from autopeft.tasks.table import (
+    ColumnNames,
+    Columns,
+    RawRows,
+    Table,
+    check_named,
+    is_unicode,
+    listed,
+    number_of,
+    refuse_rows,
+)
+
+__all__ = [
+    "ANSWERS",
+    "CHATS",
+    "PROMPTS",
+    "Conversation",
+    "asked_of",
+    "conversation_columns",
+    "is_chat",
+    "problems_of",
+    "read_conversations",
+    "sureness",
+]
+
+Conversation: TypeAlias = list[dict[str, str]]
+
+CHATS = ("messages", "conversations", "conversation")
+"""Names of columns of whole conversations."""
+PROMPTS = ("prompt", "instruction", "question", "query")
+"""Names of columns that hold what is asked."""
+ANSWERS = ("completion", "response", "output", "answer")
+"""Names of columns that hold what shall be answered."""
+_TEXTS = ("text", "content")
+_CLASSES = ("label", "labels", "target", "class", "category", "sentiment", "score", "rating", "gold_label")
+_INPUT = "input"  # Alpaca's column of what an instruction is about
+_MESSAGES = "messages"
+_SHAREGPT = {"human": "user", "gpt": "assistant"}
+_ROLES = ("system", "user", "assistant")
+_PLENTY = 20  # different values that classes may have in any data
+_FREE = 0.5
+
+_NO_LIST = "something that is no list of messages"
+_NO_TEXT = "a message that is not text"
+_NO_ANSWER, _NO_PROMPT = "an empty answer", "an empty prompt"
+_ROLE = "a role other than system, user and assistant"
+_ORDER = "roles out of order (system may come first, then user and assistant take turns)"
+_LAST = "a last message that is not the assistant's"
+_NOT_UNICODE = "text that is not Unicode"
+_EMPTY_TEXT, _NOT_TEXT = "no text", "something that is not text"
+
+
+# Columns
+# ------------------------------------------------------------------------------------------------------
+
+
+def conversation_columns(table: Table, named: ColumnNames) -> Columns:
+    """The column of whole conversations or plain texts as `text`; of prompts as `text` and of answers as
+    `label`.
+
+    Raises:
+        DataError: a named column does not exist, there are second texts, or no column has an obvious name.
+    """
+    check_named(table, (("--text", named.text), ("--label", named.label)))
+    if named.text_pair is not None:
+        raise DataError(
+            f"A conversation has no second text, but --text-pair names {named.text_pair!r}; name the column "
+            "of prompts with --text and that of answers with --label."
+        )
+    lower = {name.lower(): name for name in reversed(list(table.columns))}
+    text, label = named.text, named.label
+    if text is None and label is None:
+        whole = _first(lower, CHATS)
+        if whole is not None:
+            return Columns(whole, None, None)
+    if text is None:
+        text = _first(lower, PROMPTS)
+        label = label or (None if text is None else _first(lower, ANSWERS))
+        if text is None or label is None:
+            text = _first(lower, _TEXTS)
+    elif label is None and not is_chat(table, text):
+        label = _first(lower, ANSWERS)
+    if text is None:
+        raise DataError(
+            f"{table.where} has no column with an obvious name for conversations ({', '.join(CHATS[:2])}), "
+            f"prompts and answers (prompt, completion) or texts; it has {listed(list(table.columns))}. Name "
+            "that of prompts with --text and that of answers with --label."
+        )
+    if text == label:
+        raise DataError(f"One column of {table.where} cannot be prompt and answer at once: {text!r}.")
+    return Columns(text, None, label)
+
+
+def _first(lower: Mapping[str, str], known: Sequence[str]) -> str | None:
+    return next((lower[name] for name in known if name in lower), None)
+
+
+def is_chat(table: Table, column: str) -> bool:
+    """Whether the values of a column are lists, as those of conversations are."""
+    return any(_is_list(value) for value in table.columns[column])
+
+
+def sureness(tables: Mapping[str, Table], named: ColumnNames) -> float:
+    """How surely tables are conversations, from 0 to 1; see `autopeft.tasks.TaskKind.claim`.
+
+    Lists of messages are nothing else. Prompts with answers are claimed where no column has the name of
+    classes, or where the answers that were named are as many texts as no classes are. Texts alone are claimed
+    where there is no other column.
+    """
+    train = tables["train"]
+    try:
+        chosen = conversation_columns(train, named)
+    except DataError:
+        return 0.0
+    if is_chat(train, chosen.text):
+        return 0.9
+    if chosen.label is None:
+        return 0.5 if list(train.columns) == [chosen.text] and named.text is None else 0.0
+    if named.label is None and not any(name.lower() in _CLASSES for name in train.columns):
+        return 0.9
+    return 0.9 if named.label is not None and _free_text(train.columns[chosen.label]) else 0.0
+
+
+def _free_text(answers: Sequence[Any]) -> bool:
+    different = {answer for answer in answers if isinstance(answer, str)}
+    if len(different) <= max(_PLENTY, _FREE * len(answers)):
+        return False
+    return any(number_of(answer) is None for answer in different)
+
+
+# Rows
+# ------------------------------------------------------------------------------------------------------
+
+
+def read_conversations(table: Table, columns: Columns) -> RawRows:
+    """The rows of a table as conversations: the field `messages` of what is returned. Its texts are what the
+    model is asked, its labels the last answers; of a plain text both are the text.
+
+    Raises:
+        DataError: there are no rows, or some are no conversations; the message gives their numbers.
+    """
+    for name in (columns.text, columns.label):
+        if name is not None and name not in table.columns:
+            raise DataError(f"{table.where} has no column {name!r}; it has {listed(list(table.columns))}.")
+    if not len(table):
+        raise DataError(f"{table.where} has no rows.")
+    found = problems_of(table, columns)
+    for what in dict.fromkeys(found.values()):
+        column = columns.label if what == _NO_ANSWER and columns.label is not None else columns.text
+        refuse_rows(table, column, what, [i for i, problem in found.items() if problem == what])
+    inputs = _inputs(table, columns)
+    messages = [_conversation(value) for value in _rows(table, columns)]
+    fields: dict[str, list[Any]] = {_MESSAGES: messages}
+    if inputs is not None:
+        fields[inputs] = list(table.columns[inputs])
+    return RawRows(
+        table.where,
+        [asked_of(row) for row in messages],
+        None,
+        [row[-1]["content"] for row in messages],
+        fields,
+    )
+
+
+def asked_of(messages: Conversation) -> str:
+    """What the model is asked for the last answer: the prompt, or all messages before with their roles."""
+    before = messages[:-1]
+    if len(before) < 2:
+        return (before or messages)[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in before)
+
+
+def problems_of(table: Table, columns: Columns) -> dict[int, str]:
+    """Of the rows that are no conversations what is wrong with them."""
+    found = {i: _problem(value) for i, value in enumerate(_rows(table, columns))}
+    if columns.text.lower() in CHATS:  # as a CSV file has them
+        found |= {
+            i: _NO_LIST for i, value in enumerate(table.columns[columns.text]) if isinstance(value, str)
+        }
+    return {i: problem for i, problem in found.items() if problem is not None}
+
+
+def _rows(table: Table, columns: Columns) -> list[Any]:
+    """The value of each row: of a column, or prompt and answer as messages."""
+    texts = table.columns[columns.text]
+    if columns.label is None:
+        return list(texts)
+    inputs = _inputs(table, columns)
+    about = [None] * len(table) if inputs is None else table.columns[inputs]
+    return [
+        [
+            {"role": "user", "content": _with_input(text, more)},
+            {"role": "assistant", "content": answer},
+        ]
+        for text, more, answer in zip(texts, about, table.columns[columns.label], strict=True)
+    ]
+
+
+def _inputs(table: Table, columns: Columns) -> str | None:
+    """Alpaca's column of inputs, where there is one."""
+    if columns.text.lower() != "instruction" or columns.label is None:
+        return None
+    return next((n for n in table.columns if n.lower() == _INPUT and n != columns.label), None)
+
+
+def _with_input(text: Any, more: Any) -> Any:
+    if more is None or (isinstance(more, str) and not more.strip()) or not isinstance(text, str):
+        return text
+    return f"{text}\n\n{more}" if isinstance(more, str) else more
+
+
+def _is_list(value: Any) -> bool:
+    """Whether a value is a list, as JSON, Parquet, `datasets` and pandas have them."""
+    return isinstance(value, list | tuple | np.ndarray)
+
+
+def _said(message: Mapping[Any, Any]) -> tuple[Any, Any]:
+    """Role and content of a message in either layout."""
+    if "role" in message:
+        return message["role"], message.get("content")
+    role = message.get("from")
+    return (_SHAREGPT.get(role, role) if isinstance(role, str) else role), message.get("value")
+
+
+def _problem(value: Any) -> str | None:
+    if isinstance(value, str):
+        return _EMPTY_TEXT if not value.strip() else None if is_unicode(value) else _NOT_UNICODE
+    if not _is_list(value):
+        return _EMPTY_TEXT if value is None else _NOT_TEXT
+    if not len(value) or not all(isinstance(message, Mapping) for message in value):
+        return _NO_LIST
+    said = [_said(message) for message in value]
+    if any(role not in _ROLES for role, _ in said):
+        return _ROLE
+    roles = [role for role, _ in said]
+    turns = roles[1:] if roles[0] == "system" else roles
+    if not turns or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(turns)):
+        return _ORDER
+    return _LAST if turns[-1] != "assistant" else _problem_of_content(said)
+
+
+def _problem_of_content(said: Sequence[tuple[str, Any]]) -> str | None:
+    for role, content in said:
+        if content is None or (isinstance(content, str) and not content.strip()):
+            if role != "system":
+                return _NO_ANSWER if role == "assistant" else _NO_PROMPT
+        elif not isinstance(content, str):
+            return _NO_TEXT
+        elif not is_unicode(content):
+            return _NOT_UNICODE
+    return None
+
+
+def _conversation(value: Any) -> Conversation:
+    if isinstance(value, str):
+        return [{"role": "assistant", "content": value}]
+    said = [(str(role), content) for role, content in map(_said, value)]
+    return [{"role": role, "content": content} for role, content in said if content and content.strip()]

@@ -1,0 +1,176 @@
+"""A decoder learns answers from end to end, shortcuts give the same loss, and encoders are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.language import save_decoder, write_chats
+from support.saved_model import save_backbone
+from support.tiny import randomise
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+import autopeft
+from autopeft.assets import load_tokenizer
+from autopeft.errors import TaskError, UsageError
+from autopeft.hybrid import Hybrid, attach
+from autopeft.recipe import Recipe
+from autopeft.tasks import EncodedTask, load_task
+from autopeft.tasks.encode import encode
+from autopeft.tasks.kinds import get_kind, get_metric
+from autopeft.training import TrainingPlan, predict
+from autopeft.training.forward import Forward, shortest_forward
+
+CPU = torch.device("cpu")
+LORA = {"lora": {"rank": 4, "sites": ["q", "v", "up", "down"]}}
+RECIPE = Recipe.from_dict(
+    {"layers": [{"at": "all", "attach": [LORA]}], "training": {"learning_rate": 0.02}, "name": "r"}
+)
+
+
+@pytest.fixture
+def backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
+    return str(save_decoder(tmp_path / "llama"))
+
+
+@pytest.fixture
+def chats_file(tmp_path: Path) -> str:
+    return str(write_chats(tmp_path / "chats.jsonl"))
+
+
+@pytest.fixture
+def data(backbone: str, chats_file: str) -> EncodedTask:
+    return encode(load_task(chats_file), load_tokenizer(backbone), 48)
+
+
+def recipe(*items: Any, at: Any = (2,), model: list[Any] | None = None) -> Recipe:
+    layers = [{"at": list(at), "attach": list(items)}] if items else []
+    return Recipe.from_dict({"name": "r", "layers": layers, "model": model or []})
+
+
+def hybrid_on(backbone: str, made: Recipe) -> Hybrid:
+    hybrid = attach(get_kind("causal_lm").load_model(backbone, ()), made, seed=0)
+    randomise(hybrid.root)
+    return hybrid
+
+
+def loss_and_gradients(
+    hybrid: Hybrid, forward: Forward, data: EncodedTask
+) -> tuple[float, dict[str, Tensor]]:
+    (batch,) = forward.batches(data.select, 99, shuffle=False, device=CPU)
+    loss = data.task.loss().mean(forward(batch), batch["labels"])
+    loss.backward()  # type: ignore[no-untyped-call]
+    found = {n: p.grad.clone() for n, p in hybrid.model.named_parameters() if p.grad is not None}
+    hybrid.model.zero_grad()
+    return float(loss.detach()), found
+
+
+def test_a_recipe_is_trained_and_used(backbone: str, chats_file: str, tmp_path: Path) -> None:
+    before = get_kind("causal_lm").load_model(backbone, ()).get_output_embeddings().weight.detach().clone()
+    options: dict[str, Any] = {"steps": 60, "max_length": 48, "out": str(tmp_path / "run")}
+    found = autopeft.train(recipe=RECIPE, task=chats_file, model=backbone, **options)
+    assert found.task.kind == "causal_lm"
+    assert found.scores["test"] > 0.3, "1/19 to begin with"
+    assert found.counts["head"] == 0
+    assert torch.equal(found.hybrid.model.get_output_embeddings().weight, before)
+    assert autopeft.evaluate(found).score == pytest.approx(found.scores["test"])
+    assert autopeft.evaluate(tmp_path / "run").score == pytest.approx(found.scores["test"], rel=1e-5)
+    assert autopeft.evaluate(found, metric="token_accuracy").score > 0.6
+
+
+def test_answers_are_asked_row_for_row(backbone: str, chats_file: str, tmp_path: Path) -> None:
+    found = autopeft.train(
+        recipe=RECIPE, task=chats_file, model=backbone, steps=1, max_length=48, out=str(tmp_path / "run")
+    )
+    path = tmp_path / "more.jsonl"
+    good = Path(chats_file).read_text().splitlines()[0]
+    path.write_text(f'{good}\n{{"messages": [{{"role": "user", "content": "what"}}]}}\n')
+    first, second = autopeft.predict(found, path)
+    assert first["tokens"] == 4
+    assert first["perplexity"] > 1
+    assert second["problem"] == "a last message that is not the assistant's"
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        recipe(LORA),
+        recipe(LORA, at=(0, 2)),
+        recipe("serial_adapter"),
+        recipe({"prefix_tuning": {"length": 3}}, at=(2,)),
+        recipe(model=[{"prompt_tuning": {"length": 4}}]),
+    ],
+    ids=["lora", "lora below", "adapter", "prefix", "prompt"],
+)
+def test_only_what_is_read_is_projected(made: Recipe, backbone: str, data: EncodedTask) -> None:
+    """Loss and gradients are those of the plain forward, whose logits have all positions."""
+    with hybrid_on(backbone, made) as hybrid:
+        wanted, gradients = loss_and_gradients(hybrid, Forward(hybrid.model), data)
+        found, own = loss_and_gradients(hybrid, Forward(hybrid.model, kind=data.task.task_kind), data)
+    assert found == pytest.approx(wanted, rel=1e-6)
+    for name, gradient in gradients.items():
+        assert torch.allclose(own[name], gradient, atol=1e-6, rtol=1e-4), name
+
+
+def test_the_cached_trunk_gives_the_same(backbone: str, data: EncodedTask) -> None:
+    with hybrid_on(backbone, recipe(LORA)) as hybrid:
+        forward = shortest_forward(hybrid, data, TrainingPlan(steps=1), dropout=False)
+        assert forward.trunk is not None
+        assert forward.trunk.depths == {"decoder": 2}
+        assert forward.rows is None
+        wanted, gradients = loss_and_gradients(hybrid, Forward(hybrid.model), data)
+        found, own = loss_and_gradients(hybrid, forward, data)
+        assert found == pytest.approx(wanted, rel=1e-3), "states are kept in fp16"
+        for name, gradient in gradients.items():
+            assert torch.allclose(own[name], gradient, atol=1e-3 * float(gradient.abs().max())), name
+        near = predict(hybrid.model, data.test, forward=forward)
+        assert np.allclose(near, predict(hybrid.model, data.test), rtol=1e-3)
+
+
+def test_encoders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is no language model: .*smollm2-135m"):
+        get_kind("causal_lm").load_model(str(save_backbone(tmp_path / "bert")), ())
+
+
+def test_a_checkpoint_without_what_predicts_tokens_is_refused(backbone: str, tmp_path: Path) -> None:
+    """Drawn anew it would be frozen noise."""
+    LlamaForCausalLM.from_pretrained(backbone).model.save_pretrained(tmp_path / "base")
+    load_tokenizer(backbone).save_pretrained(tmp_path / "base")
+    with pytest.raises(UsageError, match=r"1 tensors are missing or of another shape \(lm_head\.weight"):
+        get_kind("causal_lm").load_model(str(tmp_path / "base"), ())
+
+
+def test_what_does_not_fit_is_refused(chats_file: str) -> None:
+    kind = get_kind("causal_lm")
+    with pytest.raises(TaskError, match=r"\(rows, 3\), but got predictions of shape \(2,\)"):
+        kind.score(get_metric("likelihood"), np.zeros(2), np.zeros(2))
+    with pytest.raises(TaskError, match="Class weights are for classification"):
+        load_task(chats_file, class_weights="balanced")
+    with pytest.raises(TaskError, match="accuracy"):
+        load_task(chats_file, kind="causal_lm", metric="accuracy")
+
+
+@pytest.mark.slow
+def test_two_trials_of_a_search(backbone: str, chats_file: str, tmp_path: Path) -> None:
+    found = autopeft.search(
+        task=chats_file,
+        model=backbone,
+        budget="60%",
+        space="lora",
+        trials=2,
+        effort="quick",
+        confirm=1,
+        confirm_seeds=1,
+        max_length=48,
+        batch_size=8,
+        steps=20,
+        out=str(tmp_path / "run"),
+    )
+    assert "head only" not in [baseline.name for baseline in found.baselines]
+    assert found.baselines
+    assert 0 < autopeft.evaluate(found).score < 1

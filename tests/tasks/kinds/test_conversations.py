@@ -1,0 +1,185 @@
+"""Layouts of conversations: which columns are meant, what rows become, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pyarrow
+import pytest
+from pyarrow import parquet
+from support.language import chats
+
+from autopeft.errors import DataError
+from autopeft.tasks import load_task
+from autopeft.tasks.files import read_file
+from autopeft.tasks.kinds import choose_kind
+from autopeft.tasks.kinds.conversations import conversation_columns, problems_of, read_conversations
+from autopeft.tasks.table import ColumnNames, RawRows, Table
+
+USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
+SYSTEM = {"role": "system", "content": "be brief"}
+
+
+def table(**columns: list[Any]) -> Table:
+    return Table("data.jsonl", columns, {})
+
+
+def read(found: Table, **named: str) -> RawRows:
+    return read_conversations(found, conversation_columns(found, ColumnNames(**named)))
+
+
+def kind_of(found: Table, **named: str) -> str:
+    return choose_kind({"train": found}, ColumnNames(**named)).name
+
+
+def test_messages_and_sharegpt_are_the_same_conversation() -> None:
+    openai = read(table(messages=[[SYSTEM, USER, ASSISTANT]]))
+    sharegpt = read(
+        table(
+            conversations=[
+                [
+                    {"from": "system", "value": "be brief"},
+                    {"from": "human", "value": "hi"},
+                    {"from": "gpt", "value": "hello"},
+                ]
+            ]
+        )
+    )
+    assert openai.fields["messages"] == sharegpt.fields["messages"] == [[SYSTEM, USER, ASSISTANT]]
+    assert openai.texts == ["system: be brief\nuser: hi"]
+    assert openai.labels == ["hello"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [("prompt", "completion"), ("Question", "Answer"), ("instruction", "response"), ("query", "output")],
+)
+def test_prompts_and_answers_are_found_by_their_usual_names(prompt: str, answer: str) -> None:
+    raw = read(table(id=[1], **{prompt: ["hi"], answer: ["hello"]}))
+    assert raw.fields["messages"] == [[USER, ASSISTANT]]
+    assert (raw.texts, raw.labels) == (["hi"], ["hello"])
+
+
+def test_named_columns_go_first() -> None:
+    found = table(prompt=["no"], completion=["no"], a=["hi"], b=["hello"])
+    assert read(found, text="a", label="b").fields["messages"] == [[USER, ASSISTANT]]
+    with pytest.raises(DataError, match="no column 'c' for --label"):
+        read(found, text="a", label="c")
+    with pytest.raises(DataError, match="prompt and answer at once"):
+        read(found, text="a", label="a")
+    with pytest.raises(DataError, match="no second text"):
+        read(found, text="a", text_pair="b")
+
+
+def test_an_input_of_alpaca_may_be_empty() -> None:
+    raw = read(table(instruction=["add", "greet"], input=["1 2", ""], output=["3", "hello"]))
+    assert raw.texts == ["add\n\n1 2", "greet"]
+    assert raw.fields["input"] == ["1 2", ""]
+
+
+def test_a_plain_text_is_learnt_as_a_whole() -> None:
+    raw = read(table(text=["hello"]))
+    assert raw.fields["messages"] == [[ASSISTANT]]
+    assert raw.texts == raw.labels == ["hello"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "what"),
+    [
+        ([USER], "a last message that is not the assistant's"),
+        ([ASSISTANT, USER], "roles out of order"),
+        ([USER, SYSTEM, ASSISTANT], "roles out of order"),
+        ([SYSTEM], "roles out of order"),
+        ([USER, {"role": "tool", "content": "x"}, ASSISTANT], "a role other than system, user and assistant"),
+        ([USER, {"role": ["a"], "content": "x"}], "a role other than"),
+        ([USER, {**ASSISTANT, "content": " "}], "an empty answer"),
+        ([USER, {"role": "assistant"}], "an empty answer"),
+        ([{**USER, "content": ""}, ASSISTANT], "an empty prompt"),
+        ([USER, {**ASSISTANT, "content": ["hello"]}], "a message that is not text"),
+        ([USER, {**ASSISTANT, "content": "\ud800"}], "not Unicode"),
+        ([], "no list of messages"),
+        (["hi"], "no list of messages"),
+        ("hi", "no list of messages"),
+        (None, "no text"),
+        (5, "not text"),
+    ],
+)
+def test_wrong_conversations_are_named_by_row(messages: Any, what: str) -> None:
+    good = [USER, ASSISTANT]
+    with pytest.raises(DataError, match=f"column 'messages' has .*{what}.* in row 2"):
+        read(table(messages=[good, messages, good]))
+
+
+def test_the_first_five_rows_are_named_and_the_others_counted() -> None:
+    with pytest.raises(DataError, match=r"'answer' has an empty answer in rows 1, 2, 3, 4, 5 and 3 more"):
+        read(table(question=["hi"] * 8, answer=[""] * 8))
+    with pytest.raises(DataError, match=r"'question' has an empty prompt in row 1\."):
+        read(table(question=["", "b"], answer=["c", "d"]))
+
+
+def test_wrong_rows_can_be_listed() -> None:
+    found = table(messages=[[USER, ASSISTANT], [USER]])
+    assert list(problems_of(found, conversation_columns(found, ColumnNames()))) == [1]
+
+
+def test_what_is_claimed() -> None:
+    rows = [str(i) for i in range(40)]
+    assert kind_of(table(messages=[[USER, ASSISTANT]])) == "causal_lm"
+    assert kind_of(table(prompt=["a"], completion=["b"])) == "causal_lm"
+    assert kind_of(table(body=rows, reply=[f"x{r}" for r in rows]), text="body", label="reply") == "causal_lm"
+    assert kind_of(table(text=["a"])) == "causal_lm"
+
+
+def test_what_stays_classification() -> None:
+    assert kind_of(table(text=["a", "b"], label=["x", "y"])) == "classification"
+    assert kind_of(table(text=["a", "b"], verdict=["x", "y"])) == "classification"
+    assert kind_of(table(question=["a"], answer=["b"], label=[1])) == "classification"
+    assert kind_of(table(prompt=["a"] * 50, answer=["x", "y"] * 25), label="answer") == "classification"
+    assert kind_of(table(body=["a"]), text="body") == "classification"
+
+
+def test_numbers_stay_regression() -> None:
+    numbers = [i + 0.5 for i in range(40)]
+    assert kind_of(table(question=["a"] * 40, y=numbers), text="question", label="y") == "regression"
+
+
+def written(folder: Path) -> dict[str, Any]:
+    rows = chats(12)
+    columns = {"messages": rows}
+    (folder / "c.jsonl").write_text("".join(json.dumps({"messages": r}) + "\n" for r in rows))
+    (folder / "c.json").write_text(json.dumps([{"messages": r} for r in rows]))
+    parquet.write_table(pyarrow.table(columns), folder / "c.parquet")
+    return {
+        "frame": pandas.DataFrame(columns),
+        **{s: folder / f"c.{s}" for s in ("jsonl", "json", "parquet")},
+    }
+
+
+def test_every_format_gives_the_same_task(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    found = {name: load_task(data) for name, data in written(tmp_path).items()}
+    found["dataset"] = load_task(Dataset.from_dict({"messages": chats(12)}))
+    assert len({task.source.sha256 for task in found.values()}) == 1
+    assert {task.kind for task in found.values()} == {"causal_lm"}
+    assert found["json"].reading.columns == {"text": "messages"}
+
+
+def test_messages_in_csv_are_refused(tmp_path: Path) -> None:
+    with (tmp_path / "c.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["messages"], [json.dumps([USER, ASSISTANT])]])
+    with pytest.raises(DataError, match="no list of messages in row 1"):
+        read(read_file(tmp_path / "c.csv"))
+
+
+def test_columns_that_are_used_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "alpaca.json"
+    rows = [{"instruction": f"do {i}", "input": "", "output": f"done {i}", "id": i} for i in range(12)]
+    path.write_text(json.dumps(rows))
+    reading = load_task(path).reading
+    assert reading.columns == {"text": "instruction", "label": "output", "input": "input"}
+    assert reading.ignored == ("id",)
