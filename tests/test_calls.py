@@ -71,6 +71,7 @@ CALLBACKS = (
         (
             "baselines",
             "fidelities",
+            "goals",
             "objectives",
             "precisions",
             "ranks",
