@@ -2,8 +2,9 @@
 
 A tokenizer with a chat template renders a conversation by it. Its template is a stranger's program in Jinja:
 transformers runs it in a sandbox that reaches no attribute with an underscore and changes no object, and here
-its length and what it writes are bounded. Without a template the messages follow one another, a line apart,
-each answer with the end token behind it.
+its length and what it writes are bounded. The time and memory that it takes meanwhile are not.
+
+Without a template the messages follow one another, a line apart, each answer with the end token behind it.
 
 A conversation is cut into what is asked and what is answered, and each part is tokenised by itself: a model
 that answers has the tokens of the question before it, whatever the answer begins with.
