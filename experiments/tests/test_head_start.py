@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +22,8 @@ def run(load: Callable[[str], Any]) -> Any:
 
 
 def row(run: Any, start: str, score: float, **more: Any) -> dict[str, Any]:
-    base = {"part": "spread", "task": "trec", "rows": 2000, "steps": 60, "recipe": "lora", "seed": 0}
+    base = {"part": "spread", "task": "trec", "rows": 2000, "steps": 60, "recipe": "lora", "hash": "0" * 64}
+    base["seed"] = 0
     return {**base, **more, "start": start, "scores": {"test": score}}
 
 
@@ -38,7 +41,7 @@ def test_every_recipe_can_be_built_on_the_backbone_within_a_percent(run: Any) ->
 
 def test_both_starts_of_a_pair_stand_side_by_side(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_hash", lambda name: name)
-    for part, count in (("spread", 6 * 4 * 3), ("few", 4 * 3 * 3 * 3), ("long", 2 * 3 * 2)):
+    for part, count in (("spread", 6 * 4 * 3), ("few", 4 * 4 * 3 * 3), ("long", 2 * 3 * 2)):
         found = list(run.needed(part))
         assert len(found) == 2 * count
         assert len(set(found)) == len(found)
@@ -62,3 +65,13 @@ def test_differences_are_those_of_pairs(run: Any) -> None:
     text = run.tables(rows)
     assert "| trec | lora | 60.0 (sd 43.6) | 86.5 (sd 2.1) |" in text
     assert "probe: pooled sd 2.12 points, 0 collapsed." in text
+
+
+def test_probes_of_full_length_stand_beside_shortened_ones(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run, "FULL_LENGTH", tmp_path / "full_length.jsonl")
+    rows = [row(run, "random", 0.80), row(run, "probe", 0.85), row(run, "random", 0.90, seed=1)]
+    long = [row(run, "probe", 0.70), row(run, "probe", 0.95, seed=1), row(run, "probe", 0.5, rows=500)]
+    run.FULL_LENGTH.write_text("".join(json.dumps(line) + "\n" for line in long))
+    assert "| 2,000 | 1 | -10.0, -10.0 | +5.0, +5.0 |" in run.tables(rows)
