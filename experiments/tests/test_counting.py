@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[1] / "counting" / "run.py"
 
 
+@pytest.mark.slow
 def test_every_side_is_measured_and_agrees(tmp_path: Path) -> None:
     out = tmp_path / "count.json"
     options = ["--backbones", "bert of 24 layers", "--points", "60", "--recipes", "20", "--few", "4"]

@@ -157,6 +157,7 @@ def test_a_score_is_shown_with_each_class(
     assert "which flatters the score" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_data_are_shown_before_training_and_beside_the_scores(place: Path) -> None:
     """A class that is hardly there and a blank text: nothing of it passes in silence."""
     rows = [f"the {'film ' * (i % 9 + 1)}{i},{'yes' if i % 40 == 0 else 'no'}" for i in range(200)]
@@ -205,6 +206,7 @@ def test_labels_that_the_head_does_not_know_are_refused(
     assert "does not know: maybe" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_fixed_recipe_whose_name_is_no_word(place: Path) -> None:
     shown = run("show", "compacter++", "--model", "bert", cwd=place)
     assert "compacter++" in shown

@@ -49,6 +49,7 @@ def fail(arguments: dict[str, Any]) -> RunFolder:
     return load_run(arguments["out"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_it_gives_the_exception_that_the_log_has(
     arguments: dict[str, Any], capsys: pytest.CaptureFixture[str], workers: int
@@ -125,6 +126,7 @@ def workers_of_this_process() -> list[int]:
     return [p for p, name in names.items() if "_Worker" in name and parents.get(parents[p]) == os.getpid()]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_leaves_a_log_and_its_job_runs_again(
     arguments: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,6 +188,7 @@ def test_a_job_of_a_finished_run_gives_what_it_gave(
     assert f"Run the job that trained them: {test.removeprefix('test-')}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_paused_trial_goes_on_from_its_checkpoint_while_that_is_there(
     arguments: dict[str, Any], tmp_path: Path
 ) -> None:

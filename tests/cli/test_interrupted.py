@@ -109,7 +109,7 @@ def both(always: Signals) -> pytest.MarkDecorator:
 
 @both(SIGINT)
 def test_while_data_are_loading_nothing_is_left(start: Start, number: Signals) -> None:
-    patch = SLEEP.format(module="autopeft.search.planning.prepare", name="load_task")
+    patch = SLEEP.format(module="autopeft.training.asked", name="load_task")
     command = start(*SEARCH, "--workers", "0", patch=patch)
     command.wait_for(lambda: "stuck" in command.out)
     assert command.interrupt(number) == 128 + number, command.out
@@ -126,10 +126,15 @@ def test_while_data_are_loading_nothing_is_left(start: Start, number: Signals) -
             3,
             "Interrupted before any trial was trained to the end. Go on with: autopeft search --resume",
         ),
-        ("trial-1", 3, "Interrupted. Go on with: autopeft search --resume"),
-        ("confirm-", 1, "Interrupted. Go on with: autopeft search --resume"),
-        ("baseline-", 1, "Interrupted. Go on with: autopeft search --resume"),
-        ("test-", 1, "Interrupted. Go on with: autopeft search --resume"),
+        *(
+            pytest.param(job, trials, "Interrupted. Go on with: autopeft search --resume", marks=marks)
+            for job, trials, marks in (
+                ("trial-1", 3, pytest.mark.slow),
+                ("confirm-", 1, ()),
+                ("baseline-", 1, pytest.mark.slow),
+                ("test-", 1, pytest.mark.slow),
+            )
+        ),
     ],
 )
 def test_in_each_phase_of_a_search(
@@ -168,6 +173,7 @@ def test_in_each_phase_of_a_search(
         assert run.result()["confirmed"] is False, "a finalist that was cut off is not confirmed"
 
 
+@pytest.mark.slow
 def test_the_sentence_that_is_printed_goes_on_with_the_search(start: Start) -> None:
     sizes = ("--trials", "3", "--steps", "10", "--baselines", "none")
     command = start(*SEARCH, *sizes, "--workers", "0", patch=STUCK.format(job="trial-1"))
@@ -194,6 +200,7 @@ def test_a_second_ctrl_c_ends_what_does_not_heed_the_first(start: Start) -> None
     assert run.summary()["state"] == "unfinished"
 
 
+@pytest.mark.slow
 def test_sigterm_ends_what_does_not_heed_it_and_the_results_are_written(start: Start) -> None:
     """As a scheduler would: nobody is there to press Ctrl-C again."""
     patch = STUCK.format(job="trial-1").replace("should_stop()", "False")
@@ -222,6 +229,7 @@ def test_with_grace_what_runs_comes_to_its_end(start: Start) -> None:
     assert run.result()["interrupted"] is True
 
 
+@pytest.mark.slow
 def test_workers_on_ray(start: Start) -> None:
     sizes = ("--trials", "400", "--steps", "20", "--workers", "1", "--baselines", "none")
     command = start(*SEARCH, *sizes)

@@ -80,7 +80,7 @@ def logits_of(hybrid: Hybrid, place: Path, texts: list[str]) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("folder", ["saved", "trainer"])
+@pytest.mark.parametrize("folder", ["saved", pytest.param("trainer", marks=pytest.mark.slow)])
 def test_they_are_exported_and_asked(
     folder: str, hybrid: Hybrid, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

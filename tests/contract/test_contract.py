@@ -229,8 +229,15 @@ def test_generate_with_and_without_cache(case: str, name: str) -> None:
 
 
 # transformers checkpoints no layers of MPNet's, and says so.
-@pytest.mark.parametrize(("case", "name"), [(c, a) for c, a in PAIRS if a != "mpnet"])
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(
+    ("case", "name", "reentrant"),
+    [
+        pytest.param(c, a, reentrant, marks=pytest.mark.slow if reentrant and a not in ("bert", "t5") else ())
+        for c, a in PAIRS
+        for reentrant in (False, True)
+        if a != "mpnet"
+    ],
+)
 def test_gradient_checkpointing_gives_the_same_gradients(case: str, name: str, reentrant: bool) -> None:
     assert_checkpointing_changes_nothing(*attached(case, name), name, reentrant)
 

@@ -159,6 +159,7 @@ def autopeft(place: Path, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_one_that_was_killed_goes_on_to_its_end(place: Path) -> None:
     before = journal_of(place / "interrupted")
     ended = [t.number for t in before if t.state.is_finished()]

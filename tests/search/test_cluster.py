@@ -48,6 +48,7 @@ def at_once(events: list[dict[str, Any]]) -> int:
     return max(sum(e["begin"] <= at["begin"] < e["end"] for e in events) for at in events)
 
 
+@pytest.mark.slow
 def test_jobs_spread_over_nodes_and_the_run_survives_the_loss_of_one(
     cluster: RayCluster, drive: Callable[..., Driver]
 ) -> None:

@@ -101,7 +101,7 @@ class Dies(SilentReporter):
             raise RuntimeError("killed")
 
 
-@pytest.mark.parametrize("after", [3, 18])
+@pytest.mark.parametrize("after", [3, pytest.param(18, marks=pytest.mark.slow)])
 def test_a_search_that_was_killed_goes_on_to_the_same_end(
     arguments: dict[str, Any], tmp_path: Path, after: int
 ) -> None:

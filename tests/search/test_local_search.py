@@ -34,6 +34,7 @@ def told(records: Iterable[TrialRecord]) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 def test_it_is_the_same_search_as_with_one_worker_of_ray(arguments: dict[str, Any], tmp_path: Path) -> None:
     """Trials, rungs, checkpoints that trials go on from, finals: all in the same order, to the last bit."""
     found = {n: search(**{**arguments, "workers": n, "out": tmp_path / f"run-{n}"}) for n in (0, 1)}
@@ -71,6 +72,7 @@ print(json.dumps([result.interrupted, "ray" in sys.modules, len(result.trials), 
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_found_and_it_goes_on(arguments: dict[str, Any], tmp_path: Path) -> None:
     options = json.dumps({**arguments, "trials": 7, "steps": 100, "fidelity": "none", "workers": 0})
     process = subprocess.Popen(

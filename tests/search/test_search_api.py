@@ -141,6 +141,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_best_so_far(arguments: dict[str, Any], tmp_path: Path) -> None:
     script = tmp_path / "go.py"
     script.write_text(SCRIPT)

@@ -68,6 +68,7 @@ def test_the_ending_comes_after_the_last_job_and_before_ray_ends(tmp_path: Path)
     assert not ray_executor.ray.is_initialized()
 
 
+@pytest.mark.slow
 def test_what_jobs_carry_is_not_kept(tmp_path: Path) -> None:
     """A megabyte there and one back: Tune keeps every result and configuration of its trials."""
     megabyte, held = 1 << 20, list[int]()
