@@ -254,7 +254,19 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
                     f"| {size:,} | {steps} | {sum(map(len, found))} | {100 * mean:+.1f} ± {100 * half:.1f} | "
                     f"{100 * (mean - half):+.1f} |"
                 )
-    return "\n".join([*lines, "", *_lengths(rows)])
+    return "\n".join([*lines, "", *_by_recipe(rows), "", *_lengths(rows)])
+
+
+def _by_recipe(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What each recipe gains with the most of few rows, where the probe begins to be used."""
+    most = [row for row in rows if row["part"] == "few" and row["rows"] == FEW[-1]]
+    found: dict[str, list[float]] = {}
+    for (_, recipe), values in differences(most).items():
+        found.setdefault(recipe, []).extend(100 * value for value in values)
+    yield f"| {FEW[-1]} rows: recipe | pairs | probe less random: mean, worst |"
+    yield "|---|---|---|"
+    for recipe, values in found.items():
+        yield f"| {recipe} | {len(values)} | {statistics.fmean(values):+.1f}, {min(values):+.1f} |"
 
 
 def _lengths(rows: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -75,3 +75,13 @@ def test_probes_of_full_length_stand_beside_shortened_ones(
     long = [row(run, "probe", 0.70), row(run, "probe", 0.95, seed=1), row(run, "probe", 0.5, rows=500)]
     run.FULL_LENGTH.write_text("".join(json.dumps(line) + "\n" for line in long))
     assert "| 2,000 | 1 | -10.0, -10.0 | +5.0, +5.0 |" in run.tables(rows)
+
+
+def test_each_recipe_has_a_line_for_the_most_of_few_rows(run: Any) -> None:
+    few = {"part": "few", "rows": 500}
+    rows = [
+        row(run, start, score, seed=seed, **few)
+        for seed, pair in enumerate(((0.5, 0.6), (0.7, 0.68)))
+        for start, score in zip(run.STARTS, pair, strict=True)
+    ]
+    assert "| lora | 2 | +4.0, -2.0 |" in run.tables(rows)
