@@ -285,6 +285,24 @@ def test_a_trial_starts_there_and_takes_it_back(monkeypatch: pytest.MonkeyPatch)
     assert all(torch.equal(value, before[key]) for key, value in tensors(model).items())
 
 
+def test_weights_are_short_where_modules_train_and_long_where_the_head_is_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = classifier("bert")
+    data = known_task(model)
+    started: list[Any] = []
+    monkeypatch.setattr(
+        "autopeft.training.trial.start_head", lambda *a, **k: started.append(start_head(*a, **k))
+    )
+    lora = Recipe.from_dict({"name": "x", "layers": [{"attach": [{"lora": {"rank": 2}}]}]})
+    for recipe in (lora, Recipe(name="bare")):
+        run_trial(model, recipe, data, PLAN, splits=("train",))
+    short, whole = (float(found.weight.norm(dim=1).mean()) for found in started)
+    drawn = model.config.initializer_range * model.config.hidden_size**0.5
+    assert short == pytest.approx(3 * drawn * started[0].unit, rel=1e-4)
+    assert whole > 1.2 * short
+
+
 def test_another_word_is_refused() -> None:
     with pytest.raises(UsageError, match=r"one of probe, random, but got 'prope'. Did you mean 'probe'"):
         replace(PLAN, head_start="prope")
