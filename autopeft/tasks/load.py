@@ -19,7 +19,7 @@ from autopeft.tasks.gym import GYM, is_gym, parse_gym, read_gym
 from autopeft.tasks.kinds import ClassWeights, TaskKind, choose_kind, get_kind, metrics_of
 from autopeft.tasks.memory import describe, tables_in
 from autopeft.tasks.metrics import check_metric
-from autopeft.tasks.packaged import PACKAGED, Packaged, read_packaged
+from autopeft.tasks.packaged import PACKAGED, Packaged, read_splits
 from autopeft.tasks.splits import SELECT_LIMIT, cut
 from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table, empty_rows
 from autopeft.tasks.task import Reading, Rows, Source, Split, SplitName, Task, rows_sha256
@@ -176,15 +176,21 @@ def cluster_of(name: str) -> str | None:
 
 
 def _packaged(task: Packaged, asked: _Asked, tell: Notify, source: Source | None = None) -> Task:
-    texts, labels = read_packaged(task, tell)
-    raw = RawRows(task.name, texts, None, list(labels))
     kind = get_kind(asked.kind or task.kind)
-    classes, encoded = kind.encode_labels([raw], task.labels)
-    origin = Source("package", task.name, rows_sha256(texts, None, labels), task.licence)
+    raws = {name: _raw(task, part, kind) for name, part in read_splits(task, tell).items()}
+    classes, encoded = kind.encode_labels(list(raws.values()), task.labels)
+    origin = Source("package", task.name, _digest(raws), task.licence)
     if source is not None:
         origin = Source("package", task.name, origin.sha256, task.licence, source.stand_in_for, source.notice)
-    splits = _arrange({"train": raw}, encoded, kind, asked.seed)
+    splits = _arrange(raws, encoded, kind, asked.seed)
     return _finished(task.name, kind, classes, splits, task.metric, origin, asked)
+
+
+def _raw(task: Packaged, rows: tuple[list[str], list[str]], kind: TaskKind) -> RawRows:
+    """Rows of a packaged task as its kind reads them."""
+    texts, labels = rows
+    table = Table(task.name, {"text": texts, **({"label": labels} if labels else {})}, {})
+    return kind.read(table, kind.columns(table, ColumnNames()))
 
 
 def _gym(name: str, asked: _Asked) -> Task:
