@@ -15,7 +15,7 @@ __all__ = ["EncodedSplit", "EncodedTask", "encode", "encode_texts"]
 
 @dataclass(frozen=True, eq=False)
 class EncodedTask:
-    """A task with its splits as tokens."""
+    """A task with its splits as tokens; *train* as it is trained on (see `TaskKind.encode_training`)."""
 
     task: Task
     splits: Mapping[SplitName, EncodedSplit]
@@ -44,5 +44,10 @@ def encode(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int = 128
         UsageError: `max_length` is below 4 or beyond what the tokenizer's model takes.
     """
     kind = task.task_kind
-    splits = {name: kind.encode(task.splits[name], tokenizer, max_length) for name in SPLIT_NAMES}
+    splits = {
+        name: (kind.encode_training if name == "train" else kind.encode)(
+            task.splits[name], tokenizer, max_length
+        )
+        for name in SPLIT_NAMES
+    }
     return EncodedTask(task, splits, max_length)

@@ -86,12 +86,16 @@ def encode_conversations(
     *,
     kind: str,
     cached: bool = True,
+    ended: bool = True,
 ) -> EncodedAnswers:
     """Tokenise conversations, whose answers are learnt with the token that ends them.
 
     A row beyond `max_length` loses the beginning of what stands before its last answer (a token of it stays,
     and so does a token that begins the text); an answer that does not fit even so loses its end. The first
     token of a row is never learnt, as nothing predicts it.
+
+    Args:
+        ended: whether answers have the token, or what the template writes, that ends them.
 
     Raises:
         UsageError: see `encode_texts`; or the tokenizer's chat template cannot render a row.
@@ -101,9 +105,9 @@ def encode_conversations(
     assert tokenizer.pad_token_id is not None
     template = _template(tokenizer)
     arrays = kept_arrays(
-        _content_hash(conversations, tokenizer, template, max_length),
+        _content_hash(conversations, tokenizer, template, max_length, ended=ended),
         len(conversations),
-        lambda: _tokenise(conversations, tokenizer, template, max_length),
+        lambda: _tokenise(conversations, tokenizer, template, max_length, ended=ended),
         cached=cached,
     )
     counts = np.add.reduceat(np.asarray(arrays["learnt"], dtype=np.int64), arrays["offsets"][:-1])
@@ -133,8 +137,11 @@ def _content_hash(
     tokenizer: PreTrainedTokenizerBase,
     template: str | None,
     max_length: int,
+    *,
+    ended: bool,
 ) -> str:
-    digest = hashlib.sha256(f"answers {_FORMAT} {max_length} {fingerprint_of(tokenizer)}\n".encode())
+    what = "answers" if ended else "answers without ends"
+    digest = hashlib.sha256(f"{what} {_FORMAT} {max_length} {fingerprint_of(tokenizer)}\n".encode())
     digest.update(json.dumps(template).encode() + b"\n")
     for messages in conversations:
         digest.update(json.dumps(messages).encode() + b"\n")
@@ -154,10 +161,20 @@ class _Part:
     ended: bool = False
 
 
-def _parts(messages: Conversation, tokenizer: PreTrainedTokenizerBase, template: str | None) -> list[_Part]:
+def _parts(
+    messages: Conversation, tokenizer: PreTrainedTokenizerBase, template: str | None, *, ended: bool
+) -> list[_Part]:
     if template is None or messages[0]["role"] == "assistant":
-        return _joined(messages, ended=tokenizer.eos_token_id is not None)
-    return list(_rendered_parts(messages, _Template(tokenizer, template)))
+        return _joined(messages, ended=ended and tokenizer.eos_token_id is not None)
+    found = list(_rendered_parts(messages, _Template(tokenizer, template)))
+    return found if ended else [*found[:-1], _bare(found[-1], messages[-1]["content"])]
+
+
+def _bare(part: _Part, answer: str) -> _Part:
+    """The part of an answer without what a template writes behind it; a template that writes the answer
+    otherwise keeps it."""
+    before, found, _ = part.text.partition(answer.strip())
+    return _Part(before + found, part.learnt) if found else part
 
 
 def _joined(messages: Conversation, *, ended: bool) -> list[_Part]:
@@ -268,12 +285,14 @@ def _tokenise(
     tokenizer: PreTrainedTokenizerBase,
     template: str | None,
     max_length: int,
+    *,
+    ended: bool,
 ) -> dict[str, NDArray[Any]]:
     begin = _beginning(tokenizer)
     rows: list[tuple[list[int], list[bool], int]] = []
     for start in range(0, len(conversations), _CHUNK):
         chunk = conversations[start : start + _CHUNK]
-        parts = [_parts(messages, tokenizer, template) for messages in chunk]
+        parts = [_parts(messages, tokenizer, template, ended=ended) for messages in chunk]
         flat = [part.text for row in parts for part in row]
         tokens = iter(tokens_of(tokenizer, flat, None, add_special_tokens=False, verbose=False)["input_ids"])
         for messages, row in zip(chunk, parts, strict=True):

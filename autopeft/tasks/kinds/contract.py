@@ -21,8 +21,9 @@ How the package uses a kind, in this order:
    `strata` makes splits stratified, `check` and `class_weights` look at the finished task. `describe_rows`,
    `constant`, `remarks` and `truncated` say what is known of the rows before training.
 2. *Model.* `load_model` loads the backbone as `auto_class` with the changes of `config`.
-3. *Training.* `encode` makes an `EncodedSplit` (a subclass of it may collate in its own way), and `loss` says
-   what is minimised. `logits_of` takes the logits from what the model returns.
+3. *Training.* `encode` makes an `EncodedSplit` (a subclass of it may collate in its own way),
+   `encode_training` that of train where it is another, and `loss` says what is minimised. `logits_of` takes
+   the logits from what the model returns.
 4. *Scores.* `outputs` gives what is kept of each row, `decisions` what metrics compare with labels, and
    `breakdown` what `autopeft evaluate` shows beside the score.
 5. *Use.* `text_columns` finds texts without labels, `unanswerable` rows without one; `present` and `line` are
@@ -312,6 +313,12 @@ class TaskKind(ABC):
         if not labelled:
             return plain
         return replace(plain, labels=self.label_array(rows.labels))
+
+    def encode_training(
+        self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> EncodedSplit:
+        """Rows as they are trained on, where that is something else than what is scored; see `encode`."""
+        return self.encode(rows, tokenizer, max_length)
 
     def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:
         """Share of rows that `encode` cuts to `max_length` tokens."""
