@@ -178,11 +178,11 @@ def _bare(part: _Part, answer: str) -> _Part:
 
 
 def _joined(messages: Conversation, *, ended: bool) -> list[_Part]:
-    """The messages one after the other. A line break parts them where neither has white space there, and no
-    end token stands between them; it belongs to the prompt."""
+    """The messages one after the other, a learnt answer with the end token. A line break parts them where
+    neither has white space there, and no end token stands between them; it belongs to the prompt."""
     parts: list[_Part] = []
     for message in messages:
-        text, learnt = message["content"], message["role"] == "assistant"
+        text, learnt = message["content"], message["role"] == "assistant" and _is_learnt(message)
         if parts and not parts[-1].ended and not parts[-1].text[-1].isspace() and not text[0].isspace():
             if parts[-1].learnt:
                 text = "\n" + text
@@ -190,6 +190,11 @@ def _joined(messages: Conversation, *, ended: bool) -> list[_Part]:
                 parts[-1] = _Part(parts[-1].text + "\n")
         parts.append(_Part(text, learnt, learnt and ended))
     return parts
+
+
+def _is_learnt(message: dict[str, Any]) -> bool:
+    """Whether an answer is; those of examples are not."""
+    return bool(message.get("weight", 1))
 
 
 def _rendered_parts(messages: Conversation, template: _Template) -> Iterator[_Part]:
@@ -212,7 +217,7 @@ def _rendered_parts(messages: Conversation, template: _Template) -> Iterator[_Pa
         if len(bare) > len(message["content"].rstrip()):
             answer = bare
         yield _Part(before.removeprefix(done))
-        yield _Part(answer, learnt=True)
+        yield _Part(answer, learnt=_is_learnt(message))
         done = before + answer
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from autopeft.tasks.kinds.conversations import (
     problems_of,
     read_conversations,
     sureness,
+    with_turns,
 )
 from autopeft.tasks.kinds.likelihoods import (
     LIKELIHOOD,
@@ -145,9 +147,42 @@ class CausalLM(TaskKind):
         return encode_conversations(messages, tokenizer, max_length, kind=self.name, cached=cached)
 
     def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:
-        if not len(rows):
-            return 0.0
-        return float(np.mean(self.encode(rows, tokenizer, max_length, cached=False).row_cut > 0))
+        return float(np.mean(self.cut_rows(rows, tokenizer, max_length))) if len(rows) else 0.0
+
+    def cut_rows(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> NDArray[np.bool_]:
+        """Whether `encode` cuts each row, (rows,)."""
+        return np.asarray(self.encode(rows, tokenizer, max_length, cached=False).row_cut > 0)
+
+    def with_examples(
+        self, rows: Split, examples: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> Split | None:
+        """Examples are earlier turns of the conversation; `None` where a row or an example is a text that
+        nobody asked for."""
+        if not self.asks(rows) or not self.asks(examples):
+            return None
+        left, order = np.arange(len(rows)), list[int]()
+        found = rows.take([])
+        for count in range(len(examples), -1, -1):
+            if not len(left):
+                break
+            last = examples.take(range(len(examples) - count, len(examples)))
+            part = self._before(rows.take(left), last)
+            fits = ~self.cut_rows(part, tokenizer, max_length) | (count == 0)
+            taken = part.take(np.flatnonzero(fits))
+            found = found.joined(taken) if order else taken
+            order += left[fits].tolist()
+            left = left[~fits]
+        return found.take(np.argsort(order))
+
+    def asks(self, rows: Split) -> bool:
+        """Whether each row asks for its answer."""
+        return all(messages[0]["role"] != "assistant" for messages in rows.fields["messages"])
+
+    def _before(self, rows: Split, examples: Split) -> Split:
+        """The rows with all of these examples before what is asked."""
+        turns = examples.fields["messages"]
+        messages = [with_turns(own, turns) for own in rows.fields["messages"]]
+        return replace(rows, fields={**rows.fields, "messages": messages})
 
     def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
         """The answers (rows,) as objects."""

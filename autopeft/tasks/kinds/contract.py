@@ -324,6 +324,17 @@ class TaskKind(ABC):
         """Share of rows that `encode` cuts to `max_length` tokens."""
         return longer_than(rows.texts, rows.pairs, tokenizer, max_length)
 
+    def asks(self, rows: Split) -> bool:
+        """Whether each row asks something, so that examples can stand before it (see `with_examples`)."""
+        return False
+
+    def with_examples(
+        self, rows: Split, examples: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> Split | None:
+        """The rows with the examples before what is asked, which a model can learn from without training: as
+        many of them, the last ones, as leave a row uncut. `None` where rows of the kind ask nothing."""
+        return None
+
     @abstractmethod
     def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
         """Labels (rows, …) as batches and metrics take them."""

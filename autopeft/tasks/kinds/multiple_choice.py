@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from autopeft.tasks.kinds.choices import (
     read_choices,
 )
 from autopeft.tasks.kinds.class_metrics import ACCURACY
-from autopeft.tasks.kinds.conversations import Conversation
+from autopeft.tasks.kinds.conversations import Conversation, with_turns
 from autopeft.tasks.kinds.likelihoods import row_likelihoods
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.kinds.registry import register_kind
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["ACCURACY_NORM", "MultipleChoice"]
 
 _CLAIM = 0.95
+_EXAMPLES = "examples"  # field of a split: conversations that stand before each question
 
 
 def _normed(outputs: NDArray[Any]) -> NDArray[np.int64]:
@@ -124,7 +126,12 @@ class MultipleChoice(CausalLM):
     ) -> EncodedChoices:
         """A sequence for each choice, without end tokens. See `encode_conversations`."""
         choices = rows.fields[CHOICES]
-        asked = [_asked(q, c) for q, own in zip(rows.texts, choices, strict=True) for c in own]
+        turns = rows.fields.get(_EXAMPLES, [()] * len(rows))
+        asked = [
+            with_turns(_asked(question, choice), before)
+            for question, own, before in zip(rows.texts, choices, turns, strict=True)
+            for choice in own
+        ]
         found = encode_conversations(asked, tokenizer, max_length, kind=self.name, cached=cached, ended=False)
         starts = np.concatenate([[0], np.cumsum([len(own) for own in choices])]).astype(np.int64)
         sizes = np.asarray([len(c.encode()) for own in choices for c in own], dtype=np.int64)
@@ -138,13 +145,21 @@ class MultipleChoice(CausalLM):
         asked = [_asked(question, choices[int(label)]) for question, choices, label in right]
         return encode_conversations(asked, tokenizer, max_length, kind=self.name)
 
-    def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:
-        """Share of rows of which a sequence is cut."""
-        if not len(rows):
-            return 0.0
+    def cut_rows(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> NDArray[np.bool_]:
+        """Whether a sequence of a row is cut, (rows,)."""
         found = self.encode(rows, tokenizer, max_length, cached=False)
         cut = np.asarray(found.sequences.row_cut > 0)
-        return float(np.mean(np.maximum.reduceat(cut, found.starts[:-1])))
+        return np.asarray(np.logical_or.reduceat(cut, found.starts[:-1]))
+
+    def asks(self, rows: Split) -> bool:
+        """Each row does."""
+        return True
+
+    def _before(self, rows: Split, examples: Split) -> Split:
+        """The rows with these questions and their right choices before each question."""
+        right = zip(examples.texts, examples.fields[CHOICES], examples.labels, strict=True)
+        turns = [_asked(question, choices[int(label)]) for question, choices, label in right]
+        return replace(rows, fields={**rows.fields, _EXAMPLES: [turns] * len(rows)})
 
     # Scores
     # --------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def read(found: Table, named: ColumnNames = NONE) -> RawRows:
             [2, 3],
         ),
         (
-            {"question": ["a?", "b?"], "choices": [["x", "y"], ["y", "x", "z"]], "answer": [1, 2], "id": "ss"},
+            {"question": ["a?", "b?"], "choices": [["x", "y"], ["y", "x", "z"]], "answer": [1, 2], "id": "s"},
             ["a?", "b?"],
             [["x", "y"], ["y", "x", "z"]],
             [1, 2],
@@ -63,7 +63,7 @@ def read(found: Table, named: ColumnNames = NONE) -> RawRows:
             [["walk", "sit"]],
             [1],
         ),
-        ({"goal": ["Boil"], "sol1": ["heat"], "sol2": ["cool"], "label": [0]}, ["Boil"], [["heat", "cool"]], [0]),
+        ({"goal": ["Boil"], "sol1": ["a"], "sol2": ["b"], "label": [0]}, ["Boil"], [["a", "b"]], [0]),
         (
             {"article": ["Long."], "question": ["Who?"], "options": [["me", "you"]], "answer": ["b"]},
             ["Long.\nWho?"],
