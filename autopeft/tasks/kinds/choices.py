@@ -55,10 +55,12 @@ _CONTEXTS = ("context", "passage", "article")
 _LISTS = ("choices", "options", "endings")
 _ANSWERS = ("answer", "answerkey", "label", "labels", "answer_idx", "gold", "target")
 _NUMBERED = re.compile(r"(ending|choice|option|sol|answer)_?(\d{1,2})", re.IGNORECASE)
+_LARGE = 1_000_000
 _SECOND = ("sent1", "sent2")  # SWAG: the choices end the second sentence
 
 _NO_LIST = f"something that is no list of 2 to {len(LETTERS)} texts"
 _EMPTY = "an empty choice or one that is not text"
+_NAMES = "labels that do not name each of its texts"
 _NOT_UNICODE = "text that is not Unicode"
 _NO_QUESTION = "no text"
 _NO_ANSWER = "no index, letter or text of one of the row's choices"
@@ -166,20 +168,31 @@ def problems_of_choices(table: Table, columns: Columns) -> dict[int, str]:
     """Of the rows that are no question with choices what is wrong with them; answers are not looked at."""
     found: dict[int, str] = {}
     for i, value in enumerate(_choices(table, columns)):
-        problem = _problem(table.columns[columns.text][i], _texts_of(value))
+        problem = _problem(table.columns[columns.text][i], value)
         if problem is not None:
             found[i] = problem
     return found
 
 
-def _problem(question: Any, texts: list[Any] | None) -> str | None:
+def _problem(question: Any, value: Any) -> str | None:
+    texts = _texts_of(value)
     if not isinstance(question, str) or not question.strip():
         return _NO_QUESTION
     if texts is None:
         return _NO_LIST
     if not all(isinstance(text, str) and text.strip() for text in texts):
         return _EMPTY
+    if not _are_names(_parted(value)[1], len(texts)):
+        return _NAMES
     return None if all(map(is_unicode, (question, *texts))) else _NOT_UNICODE
+
+
+def _are_names(names: Any, count: int) -> bool:
+    """Whether these can be what so many choices are called; nothing can."""
+    if names is None or not isinstance(names, list | tuple | np.ndarray):
+        return names is None
+    short = (isinstance(n, str) or (isinstance(n, int | np.integer) and abs(n) < _LARGE) for n in names)
+    return len(names) == count and all(short)
 
 
 def read_choices(table: Table, columns: Columns) -> RawRows:
@@ -213,10 +226,8 @@ def _questions(table: Table, columns: Columns) -> list[str]:
     questions = [text.strip() for text in table.columns[columns.text]]
     second = _first(table, _SECOND[1:]) if columns.text.lower() == _SECOND[0] else None
     if second is not None:
-        begun = table.columns[second]
-        return [
-            f"{q} {b}".strip() if isinstance(b, str) else q for q, b in zip(questions, begun, strict=True)
-        ]
+        begun = [b if isinstance(b, str) and is_unicode(b) else "" for b in table.columns[second]]
+        return [f"{q} {b}".strip() for q, b in zip(questions, begun, strict=True)]
     context = _first(table, _CONTEXTS)
     if context is None or context == columns.text:
         return questions

@@ -43,6 +43,8 @@ def tokenizer() -> Any:
 def rows(random: Random, number: int | None = None) -> list[dict[str, Any]]:
     """Rows that can be learned: a text, sometimes a second one, and a label of one of some kinds."""
     kind = random.choice((("yes", "no"), (0, 1), ("a", "b", "c"), "real"))
+    if random.random() < 0.15:
+        return questions(random, number or random.choice((20, 40, 60)))
     pair = random.random() < 0.3
     found: list[dict[str, Any]] = []
     for i in range(number or random.choice((20, 40, 60))):
@@ -50,6 +52,23 @@ def rows(random: Random, number: int | None = None) -> list[dict[str, Any]]:
         row = {"sentence1": f"{words} {i}", "sentence2": words} if pair else {"text": f"{words} {i}"}
         row["label"] = i * 0.37 - 3 if kind == "real" else kind[i % len(kind)]
         found.append(row)
+    return found
+
+
+def questions(random: Random, number: int) -> list[dict[str, Any]]:
+    """Rows of questions with choices, in one of the layouts."""
+    layout = random.randrange(3)
+    found: list[dict[str, Any]] = []
+    for i in range(number):
+        texts = [random.choice(_WORDS) + str(k) for k in range(2 + i % 3)]
+        if layout == 0:
+            names = [*"ABCD"][: len(texts)]
+            choices: Any = {"text": texts, "label": names} if random.random() < 0.5 else texts
+            found.append({"question": f"which {i}", "choices": choices, "answer": names[i % len(texts)]})
+        elif layout == 1:
+            found.append({"ctx": f"a {i}", "endings": texts, "label": str(i % len(texts))})
+        else:
+            found.append({"goal": f"do {i}", "sol1": texts[0], "sol2": texts[1], "label": i % 2})
     return found
 
 

@@ -12,6 +12,7 @@ from autopeft.method import get_method
 from autopeft.quantity import parse_bytes, parse_quantity
 from autopeft.recipe.layers import normalise_at, resolve_layers
 from autopeft.search.planning.arguments import SearchArguments
+from autopeft.tasks.gym import parse_gym
 from autopeft.tasks.kinds import get_kind, get_metric
 from autopeft.training.arguments import TrainArguments
 
@@ -40,6 +41,7 @@ _READERS: tuple[tuple[Any, tuple[Any, ...]], ...] = (
     (get_composition, ("gate", "route")),
     (get_metric, ("accuracy", "pearson")),
     (get_kind, ("classification",)),
+    (parse_gym, ("gym:chain_sum", "gym:chain_sum?min_terms=2&max_terms=3")),
 )
 _SEARCH: dict[str, Any] = {
     "task": "sms-spam", "model": "minilm", "space": "lora", "budget": "1%", "effort": "quick", "trials": 3,

@@ -114,6 +114,14 @@ def test_arrays_and_lists_of_records_are_choices_too() -> None:
         ({"choices": [["x", "y"], ["x"] * 27, {"text": "xy"}]}, r"no list of 2 to 26 texts in rows 2, 3"),
         ({"choices": [["x", "y"], ["x", " "], ["x", 3]]}, r"an empty choice .* in rows 2, 3"),
         ({"choices": [["x", "y"], ["x", "\ud800"], ["x", "y"]]}, r"not Unicode in row 2"),
+        (
+            {"choices": [["x", "y"], {"text": ["x", "y"], "label": ["A"]}, {"text": ["x", "y"], "label": 5}]},
+            r"labels that do not name each of its texts in rows 2, 3",
+        ),
+        (
+            {"choices": [["x", "y"], {"text": ["x", "y"], "label": ["A", None]}, ["x", "y"]]},
+            r"do not name .* row 2",
+        ),
         ({"question": ["a", " ", None]}, r"'question' has no text in rows 2, 3"),
     ],
 )
