@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from support.language import save_decoder
 
+import autopeft
 import autopeft.tasks.gym as gym
 from autopeft.errors import DataError, TaskError
 from autopeft.tasks import SPLIT_NAMES, Rows, Task, cluster_of, load_task
@@ -175,3 +178,23 @@ def test_rows_are_the_same_for_a_seed_and_fewer_begin_more() -> None:
 def test_parameters_that_the_generator_refuses(name: str, said: str) -> None:
     with pytest.raises((TaskError, DataError), match=said):
         load_task(name, made=FEW)
+
+
+@installed
+@pytest.mark.slow
+def test_a_run_finds_its_rows_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
+    name = "gym:chain_sum?max_terms=3"
+    options: dict[str, Any] = {"model": str(save_decoder(tmp_path / "llama")), "max_length": 32, "seed": 2}
+    run = tmp_path / "run"
+    found = autopeft.search(
+        task=name, budget="5%", trials=1, steps=4, confirm=1, confirm_seeds=1, baselines="none", workers=0,
+        train_rows=60, select_rows=12, test_rows=12, out=str(run), **options,
+    )  # fmt: skip
+    told = json.loads((run / "manifest.json").read_text())["data"]
+    assert told["rows"] == told["rows_before_limits"] == {"train": 60, "select": 12, "test": 12}
+    again = autopeft.evaluate(run)
+    assert again.rows == 12
+    assert again.score == pytest.approx(found.test_mean)
+    rows = load_task(name, made=Rows(60, 12, 12), seed=2)
+    assert rows.source.sha256 == told["source"]["sha256"]
