@@ -83,8 +83,8 @@ def parse_gym(name: str) -> GymTask:
         raise TaskError(f"{name!r:.60}… sets {len(parameters)} parameters; up to {_MOST_PARAMETERS} can be.")
     if fixed := {"seed", "size"} & parameters.keys():
         raise TaskError(
-            f"{name!r} sets {' and '.join(sorted(fixed))}: the seed is the task's own (--seed), and "
-            "--train-rows, --select-rows and --test-rows say how many rows are made."
+            f"{name!r} sets {' and '.join(sorted(fixed))}: the seed is the task's own (--seed), and how "
+            "many rows are made follows from --effort, or train_rows=…, select_rows=…, test_rows=… in Python."
         )
     return GymTask(generator, parameters)
 
@@ -164,8 +164,8 @@ def _made(task: GymTask, asked: dict[str, Any]) -> dict[str, list[list[Any]]]:
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise DataError(
-            f"{task.name} took more than {_SECONDS:.0f} s to make its rows, and was stopped; ask for fewer "
-            "(--train-rows, --select-rows, --test-rows) or choose smaller parameters."
+            f"{task.name} took more than {_SECONDS:.0f} s to make its rows, and was stopped; choose smaller "
+            "parameters, or ask for fewer rows (in Python train_rows=…, select_rows=…, test_rows=…)."
         ) from error
     try:
         answer = json.loads(done.stdout) if done.returncode == 0 else {}
