@@ -16,6 +16,9 @@ __all__ = ["is_fast", "left_out", "names"]
 PROCESSES = (
     "experiments/tests/test_versions.py",
     "experiments/tests/test_counting.py::test_every_side_is_measured_and_agrees",
+    "tests/tasks/test_gym.py::test_a_process_that_takes_too_long_is_stopped",
+    "tests/tasks/test_gym.py::test_rows_are_the_same_for_a_seed_and_fewer_begin_more",
+    "tests/tasks/test_gym.py::test_splits_share_no_prompt_and_come_from_seeds_of_their_own",
     "tests/cli/test_bad_input.py::test_from_outside_there_is_no_traceback_unless_asked_for",
     "tests/cli/test_commands.py::test_a_fixed_recipe_whose_name_is_no_word",
     "tests/assets/test_cache.py::test_a_process_that_cannot_write_the_cache_has_one_of_its_own",
@@ -66,6 +69,9 @@ PROCESSES = (
     "tests/training/trunk/test_store.py::test_a_killed_writer_leaves_nothing_wrong",
 )
 LONG = (
+    "tests/search/test_untrained.py",
+    "tests/tasks/kinds/test_multiple_choice.py::test_a_recipe_is_trained_and_used",
+    "tests/tasks/kinds/test_multiple_choice.py::test_a_search",
     "experiments/tests/lib/test_surrogate.py",
     "experiments/tests/test_composition_matrix.py",
     "experiments/tests/test_width.py",
