@@ -178,7 +178,11 @@ def _run(
         seed=a.seed,
         workers=ready.workers or 1,
         precision=ChosenPrecision(
-            a.precision, parameters=ready.spec.parameters, folder=folder.path, notify=notify
+            a.precision,
+            parameters=ready.spec.parameters,
+            folder=folder.path,
+            notify=notify,
+            final=a.final_precision,
         ),
         rank_by=ready.rank_by,
         judge=_judge(ready),

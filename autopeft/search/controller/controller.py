@@ -56,7 +56,7 @@ class Controller:
         recall: the result of a final run that need not be repeated.
         seconds: time budget of the whole run, or `None`.
         workers: jobs that run at a time, for the time budget.
-        precision: of trials and of the baselines' sweeps; all else is in fp32.
+        precision: of trials and of the baselines' sweeps, and of all else.
         rank_by: see `Job`.
         judge: which of what is confirmed wins; by default the best.
         grace: seconds that jobs may go on after an interruption.
@@ -120,9 +120,8 @@ class Controller:
                 job = self.confirmation.next()
             if job is None:
                 return None if self._running or self._searching else DONE
-            job = replace(job, rank_by=self._rank_by)
-            if _only_chooses(job):
-                job = replace(job, precision=self._precision.value)
+            precision = self._precision.value if _only_chooses(job) else self._precision.final
+            job = replace(job, rank_by=self._rank_by, precision=precision)
             if job.kind == "test":
                 job = replace(job, files=self.checkpoints.get(job.id.removeprefix("test-")))
             known = None if job.kind == "trial" else self._recall(job)

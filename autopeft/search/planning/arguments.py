@@ -255,12 +255,19 @@ class SearchArguments(Arguments):
         str,
         Option(
             help="Of the backbone's weights in trials: fp32, bf16, or auto: bf16 where a short measurement "
-            "finds it faster and its gradients within 2 %. Finalists and baselines are trained in fp32.",
+            "finds it faster and its gradients within 2 %. What is scored on test has --final-precision.",
             panel=shared.TRAINING,
             choices=checks.precisions,
             check=checks.check_precision,
         ),
     ] = "auto"
+    final_precision: Annotated[
+        str,
+        shared.precision(
+            "Of the backbone's weights where finalists and baselines are trained with fresh seeds and scored "
+            "on test: fp32, or bf16 for a backbone that is too large for fp32, or used in bf16."
+        ),
+    ] = "fp32"
     shortcuts: shared.Shortcuts = True
     head_start: shared.HeadStart = "probe"
     text: shared.Text = None

@@ -314,6 +314,7 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
             "kind",
             "strategy",
             "drop_empty",
+            "final_precision",
             "listen",
             "grace",
             "margin",
@@ -331,7 +332,7 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
         **old, "kind": None, "strategy": "trials", "drop_empty": False, "warm_start": (), "listen": None,
         "grace": 0.0, "margin": 1.0, "head_start": "random", "max_memory": None, "max_step_time": None,
         "max_latency": None, "max_file": None, "mergeable": False, "rank_by": "score",
-        "goal": "best",
+        "goal": "best", "final_precision": "fp32",
         "portfolio": False,
     }  # fmt: skip
     assert again.rungs.steps == (43, 130)
