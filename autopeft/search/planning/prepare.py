@@ -40,7 +40,7 @@ from autopeft.search.space.repair import check_feasible
 from autopeft.search.space.space import Space
 from autopeft.search.space.within import ResourceBudget, check_within
 from autopeft.spec import BackboneSpec
-from autopeft.tasks import Task
+from autopeft.tasks import Rows, Task
 from autopeft.tasks.summary import DataSummary, summarise
 from autopeft.training import TrainingPlan
 from autopeft.training.asked import asked_task
@@ -334,7 +334,7 @@ def _check_workers(a: SearchArguments) -> None:
 def _task(
     a: SearchArguments, effort: Effort, notify: Callable[[str], None] | None
 ) -> tuple[Task, dict[str, int]]:
-    task = asked_task(a, notify)
+    task = asked_task(a, notify, Rows(effort.train_rows, effort.select_rows, effort.test_rows))
     rows = {str(name): len(split) for name, split in task.splits.items()}
     wanted = {"train": effort.train_rows, "select": effort.select_rows, "test": effort.test_rows}
     return task.subset(**wanted, seed=a.seed), rows
