@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 else:  # it takes seconds to import
     Tokenizer = Any | None
 
-__all__ = ["EvaluateArguments", "ExportArguments", "PredictArguments"]
+__all__ = ["FORMAT_NAMES", "EvaluateArguments", "ExportArguments", "PredictArguments"]
 
 _TOKENIZER = Option(
     help="Of a live `Hybrid`; default: that of the folder or hub name that its model was loaded from.",
@@ -55,6 +55,13 @@ AnswersFile = Annotated[
         check=_check_out,
     ),
 ]
+
+
+FORMAT_NAMES = ("autopeft", "peft", "merged", "lora", "gguf-lora")
+
+
+def _formats() -> tuple[str, ...]:
+    return FORMAT_NAMES
 
 
 class EvaluateArguments(Arguments):
@@ -124,12 +131,28 @@ class ExportArguments(Arguments):
 
     called: ClassVar[str] = "export"
 
-    peft: Annotated[
-        bool | None,
+    format: Annotated[
+        str | None,
         Option(
-            help="peft's format too, under peft/. Default: where it can be said; --peft fails else.",
-            doc="peft's format too, under peft/; default: where it can be said; `True` fails else",
-            flags=("--peft/--no-peft",),
+            help="What else is written, in a folder of that name: {choices}. merged is the whole model with "
+            "the hybrid in its weights, lora a LoRA of it (exact, or near it at a cost that is measured), "
+            "gguf-lora that for llama.cpp, autopeft nothing else. Default: peft where it can be said.",
+            doc="what is written beside recipe and weights, in a folder of its name: {choices}. `peft` is "
+            "the adapter in the words of Hugging Face peft, `merged` the whole model with the hybrid in its "
+            "weights, `lora` a LoRA of it, exact or near it at a cost that is measured, `gguf-lora` that "
+            "for llama.cpp, `autopeft` nothing else; default: `peft` where it can be said",
+            flags=("--as",),
+            choices=_formats,
+        ),
+    ] = None
+    rank: Annotated[
+        int | None,
+        Option(
+            help="Largest rank of a LoRA. Default: what it takes to be exact, else the smallest that costs "
+            "little.",
+            doc="largest rank of a LoRA; default: what it takes to be exact, else the smallest that costs "
+            "less than 1 % of the loss",
+            least=1,
         ),
     ] = None
     model: shared.OtherModel = None

@@ -34,7 +34,17 @@ if TYPE_CHECKING:
 
     from autopeft.hybrid import Hybrid
 
-__all__ = ["NotExpressible", "PeftAdapter", "peft_adapter", "to_peft"]
+__all__ = [
+    "PEFT_PREFIX",
+    "NotExpressible",
+    "PeftAdapter",
+    "base_prefix",
+    "lora_config",
+    "peft_adapter",
+    "to_peft",
+    "with_head",
+    "write_adapter",
+]
 
 _TASKS = (
     ("ForSequenceClassification", "SEQ_CLS"),
@@ -44,7 +54,7 @@ _TASKS = (
     ("ForCausalLM", "CAUSAL_LM"),
     ("LMHeadModel", "CAUSAL_LM"),
 )
-_PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 
 
 class NotExpressible(AutoPEFTError):  # noqa: N818
@@ -85,7 +95,13 @@ def to_peft(
         NotExpressible: peft cannot say this hybrid.
         AutoPEFTError: the folder cannot be written.
     """
-    adapter = peft_adapter(hybrid, task_type)
+    return write_adapter(hybrid, peft_adapter(hybrid, task_type), folder, base_model=base_model)
+
+
+def write_adapter(
+    hybrid: Hybrid, adapter: PeftAdapter, folder: str | Path, *, base_model: str | None = None
+) -> Path:
+    """Write an adapter of the hybrid's backbone, and how it is loaded; see `to_peft`."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     loaded_from = str(getattr(hybrid.model.config, "_name_or_path", "") or "")
@@ -109,11 +125,18 @@ def peft_adapter(hybrid: Hybrid, task_type: str | None = None) -> PeftAdapter:
     if method not in _WRITERS:
         raise NotExpressible(f"Hugging Face peft has no method that equals {method}.")
     model = hybrid.model
-    base = base_model_of(model)
-    prefix = "" if base is model else f"{model.base_model_prefix}."
     _, layout = spec_of_model(model)
-    known = _Hybrid(hybrid, {p.site.key: p for p in layout.places()}, prefix)
-    config, tensors = _WRITERS[method](known, entries)
+    known = _Hybrid(hybrid, {p.site.key: p for p in layout.places()}, base_prefix(model))
+    return with_head(model, *_WRITERS[method](known, entries), task_type)
+
+
+def with_head(
+    model: PreTrainedModel,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    task_type: str | None = None,
+) -> PeftAdapter:
+    """An adapter with the trained head of the model, and what all configs say."""
     heads = _head_tensors(model)
     common = {
         "task_type": task_type or _task_type(model),
@@ -122,6 +145,11 @@ def peft_adapter(hybrid: Hybrid, task_type: str | None = None) -> PeftAdapter:
     }
     found = {key: t.detach().cpu().contiguous().clone() for key, t in {**tensors, **heads}.items()}
     return PeftAdapter({**config, **common}, found)
+
+
+def base_prefix(model: PreTrainedModel) -> str:
+    """What leads from a model to its base model, in front of the paths there."""
+    return "" if base_model_of(model) is model else f"{model.base_model_prefix}."
 
 
 def _task_type(model: PreTrainedModel) -> str:
@@ -160,7 +188,7 @@ def _check_plain(trees: tuple[Tree, ...]) -> None:
 def _head_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """The trained head; a tied or frozen one (a language model's) is the backbone's and stays there."""
     return {
-        f"{_PREFIX}{name}.{key}": parameter
+        f"{PEFT_PREFIX}{name}.{key}": parameter
         for name in head_names(model)
         for key, parameter in model.get_submodule(name).named_parameters()
         if parameter.requires_grad
@@ -202,28 +230,38 @@ def _low_rank(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dic
                 continue
             ranks[path] = len(a)
             alphas[path] = float(scale) * ranks[path]
-            tensors[f"{_PREFIX}{path}.lora_A.weight"] = a
-            tensors[f"{_PREFIX}{path}.lora_B.weight"] = b
+            tensors[f"{PEFT_PREFIX}{path}.lora_A.weight"] = a
+            tensors[f"{PEFT_PREFIX}{path}.lora_B.weight"] = b
             if hasattr(module[site], "magnitude"):
-                tensors[f"{_PREFIX}{path}.lora_magnitude_vector"] = module[site].magnitude
+                tensors[f"{PEFT_PREFIX}{path}.lora_magnitude_vector"] = module[site].magnitude
     if not ranks:
         raise NotExpressible("Training has left no rank anywhere, so that there is nothing to write.")
-    first = next(iter(ranks))
+    dropout = max(float(getattr(e.method.config, "dropout", 0.0)) for e in entries)
+    shared = {"lora_dropout": dropout, "use_dora": entries[0].method.name == "dora"}
+    return {**lora_config(ranks, alphas, transposed=places[0].transposed), **shared}, tensors
+
+
+def lora_config(ranks: Mapping[str, int], alphas: Mapping[str, float], *, transposed: bool) -> dict[str, Any]:
+    """peft's config of a LoRA with these ranks and α by full module path; the largest rank is its `r`.
+
+    Args:
+        transposed: whether the maps' weights are stored (in, out).
+    """
+    first = max(ranks, key=lambda path: ranks[path])
     rank, alpha = ranks[first], alphas[first]
-    config = {
+    return {
         "peft_type": "LORA",
         "target_modules": list(ranks),
         "r": rank,
         "lora_alpha": alpha,
         "rank_pattern": {_exact(p): r for p, r in ranks.items() if r != rank},
         "alpha_pattern": {_exact(p): a for p, a in alphas.items() if a != alpha},
-        "lora_dropout": max(float(getattr(e.method.config, "dropout", 0.0)) for e in entries),
-        "fan_in_fan_out": places[0].transposed,
-        "use_dora": entries[0].method.name == "dora",
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": transposed,
+        "use_dora": False,
         "use_rslora": False,
         "bias": "none",
     }
-    return config, tensors
 
 
 def _exact(path: str) -> str:
@@ -241,7 +279,7 @@ def _ia3(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dict[str
             path, factors = known.path(site.key), module[site].factors
             on_input = module.side(site) == "input"
             inputs += [path] if on_input else []
-            tensors[f"{_PREFIX}{path}.ia3_l"] = factors[None, :] if on_input else factors[:, None]
+            tensors[f"{PEFT_PREFIX}{path}.ia3_l"] = factors[None, :] if on_input else factors[:, None]
     config = {
         "peft_type": "IA3",
         "target_modules": [known.path(p.site.key) for p in places],

@@ -115,7 +115,7 @@ def test_they_are_reported(place: Path, run: str, words: tuple[str, ...]) -> Non
 
 def test_weights_score_what_they_scored(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for run in ("finished", "fixed"):
-        assert main(["export", run, "-o", f"out-{run}", "--no-peft"]) == 0
+        assert main(["export", run, "-o", f"out-{run}", "--as", "autopeft"]) == 0
         capsys.readouterr()
         assert main(["evaluate", f"out-{run}", "--text", "body", "--label", "verdict", "--json"]) == 0
         score = json.loads(capsys.readouterr().out)["score"]
