@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from autopeft.arguments import takes
 from autopeft.export.answers import Texts, answers, asked
-from autopeft.export.arguments import EvaluateArguments, ExportArguments, PredictArguments
+from autopeft.export.arguments import WRITES, EvaluateArguments, ExportArguments, PredictArguments
 from autopeft.export.out_file import write_answers
 from autopeft.export.package import load_hybrid, write_package
 from autopeft.export.recorded import Recorded, recorded
@@ -121,9 +121,11 @@ def evaluate(run: Trained, given: EvaluateArguments) -> Evaluation:
     hybrid, tokenizer = known.load(given.model, given.notify)
     kind, rows = task.task_kind, _rows_of(task, split)
     encoded = kind.encode(rows, tokenizer, known.longest(tokenizer))
-    outputs = predict_outputs(hybrid.model, encoded, batch_size=given.batch_size)
+    metric = get_metric(task.metric)
+    how = kind.generation(known.use) if metric.generated else None
+    outputs = predict_outputs(hybrid.model, encoded, batch_size=given.batch_size, generation=how)
     labels = kind.label_array(rows.labels)
-    value = kind.score(get_metric(task.metric), outputs, labels)
+    value = kind.score(metric, outputs, labels)
     before = recorded(known, task, split, len(rows), value, seed=given.seed, model=hybrid.model)
     found = Evaluation(str(known.where), task, split, len(rows), value, recorded=before)
     return replace(found, breakdown=kind.breakdown(outputs, labels, task.labels))
@@ -136,7 +138,8 @@ def _rows_of(task: Task, name: SplitName | Literal["all"]) -> Split:
 @takes(PredictArguments)
 def predict(run: Trained, texts: Texts, given: PredictArguments) -> list[dict[str, Any]]:
     """Ask a trained hybrid about texts: for each one a label and its probabilities, or what its kind of task
-    has.
+    has. A language model answers: `answer` is what it writes, and where the row holds an answer, `loss` and
+    `perplexity` are of that one.
 
     Every row is answered in its place. One that cannot be, such as an empty one, has a `problem` instead.
 
@@ -156,6 +159,7 @@ def predict(run: Trained, texts: Texts, given: PredictArguments) -> list[dict[st
         >>> autopeft.predict("latest", Path("reviews.csv"), out="answers.csv")   # doctest: +SKIP
     """
     known = trained(run, tokenizer=given.tokenizer, max_length=given.max_length)
+    how = known.kind.generation(known.use, **{name: getattr(given, name) for name in WRITES})
     question = asked(known, texts, given)
     outputs = None
     if question.rows is not None:
@@ -163,7 +167,12 @@ def predict(run: Trained, texts: Texts, given: PredictArguments) -> list[dict[st
         encoded = known.kind.encode(
             question.rows, tokenizer, known.longest(tokenizer), labelled=False, cached=False
         )
-        outputs = predict_outputs(hybrid.model, encoded, batch_size=given.batch_size)
+        outputs = predict_outputs(
+            hybrid.model,
+            encoded,
+            batch_size=given.batch_size,
+            generation=how if known.kind.writes else None,
+        )
     found = answers(known, question, outputs)
     if given.out is not None:
         write_answers(Path(given.out), found)

@@ -24,6 +24,9 @@ _TOKENIZER = Option(
     cli=False,
 )
 _LENGTH = Option(help="Longest text in tokens, for a live `Hybrid`; default: 128.", cli=False, least=4)
+WRITING = "Answers of language models"
+WRITES = ("max_new_tokens", "temperature", "top_p", "seed")
+"""Options of how answers are written (see `autopeft.tasks.kinds.Generation`)."""
 _BATCH = Option(help="Rows at once.", cli=False, least=1)
 TaskToScore = Annotated[
     shared.TaskData,
@@ -62,6 +65,47 @@ FORMAT_NAMES = ("autopeft", "peft", "merged", "lora", "gguf-lora")
 
 def _formats() -> tuple[str, ...]:
     return FORMAT_NAMES
+
+
+MaxNewTokens = Annotated[
+    int | None,
+    Option(
+        help="Most tokens of an answer; default: those of the longest answer that it was trained on.",
+        doc="for language models: most tokens of an answer; default: those of the longest answer that the "
+        "hybrid was trained on",
+        least=1,
+        panel=WRITING,
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    Option(
+        help="Draw the tokens of answers, the more evenly the higher; default: 0, the most probable token.",
+        doc="for language models: tokens of answers are drawn, the more evenly the higher; default: 0, which "
+        "takes the most probable one",
+        least=0,
+        panel=WRITING,
+    ),
+]
+TopP = Annotated[
+    float | None,
+    Option(
+        help="Draw among the most probable tokens that have this probability together; default: 1, all.",
+        doc="for language models with a temperature: tokens are drawn among the most probable ones that have "
+        "this probability together; default: 1",
+        least=0,
+        panel=WRITING,
+    ),
+]
+DrawSeed = Annotated[
+    int | None,
+    Option(
+        help="Seed of what is drawn; default: 0.",
+        doc="for language models with a temperature: seed of what is drawn; default: 0",
+        least=0,
+        panel=WRITING,
+    ),
+]
 
 
 class EvaluateArguments(Arguments):
@@ -118,6 +162,10 @@ class PredictArguments(Arguments):
     text_pair_column: Annotated[
         str | None, Option(help="Column of a table that holds the second text of a pair.")
     ] = None
+    max_new_tokens: MaxNewTokens = None
+    temperature: Temperature = None
+    top_p: TopP = None
+    seed: DrawSeed = None
     out: AnswersFile = None
     model: shared.OtherModel = None
     tokenizer: Annotated[Tokenizer, _TOKENIZER] = None

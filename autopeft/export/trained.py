@@ -75,6 +75,11 @@ class TrainedHybrid:
         """The columns that it was trained on, as far as they were named."""
         return ColumnNames(*(self.arguments.get(name) for name in ("text", "text_pair", "label")))
 
+    @property
+    def use(self) -> Mapping[str, Any]:
+        """What its kind of task noted of its training rows, to be asked (see `TaskKind.use`)."""
+        return table_of(table_of(table_of(self.manifest.get("data")).get("summary")).get("use"))
+
     def longest(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Longest text in tokens; where that was not recorded, as from Python, the tokenizer bounds it."""
         unknown = self.manifest.get("architecture") is not None
@@ -279,7 +284,7 @@ def _trained_on(known: TrainedHybrid, task: Task) -> bool:
 def _with_metric(task: Task, metric: str | None) -> Task:
     if metric is None:
         return task
-    check_metric(metric, task.kind, task.labels)
+    check_metric(metric, task.kind, task.labels, task.splits["test"])
     return replace(task, metric=metric)
 
 

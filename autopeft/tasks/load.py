@@ -321,7 +321,7 @@ def _finished(
     asked: _Asked,
 ) -> Task:
     chosen = asked.metric or _own_metric(kind, metric)
-    check_metric(chosen, kind.name, classes)
+    check_metric(chosen, kind.name, classes, splits["test"])
     if asked.scored_by is None:
         kind.check(name, splits["train"], classes)
     weights = kind.class_weights(asked.class_weights, splits["train"].labels, classes)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from autopeft.tasks.kinds.breakdown import Breakdown, class_breakdowns
 from autopeft.tasks.kinds.contract import ClassWeights, Loss, TaskKind
+from autopeft.tasks.kinds.generation import Generation
 from autopeft.tasks.kinds.metric import Metric, ScoredRows, jackknife_variance, shrunk
 from autopeft.tasks.kinds.registry import (
     METRICS,
@@ -25,6 +26,7 @@ __all__ = [
     "METRICS",
     "Breakdown",
     "ClassWeights",
+    "Generation",
     "Loss",
     "Metric",
     "ScoredRows",

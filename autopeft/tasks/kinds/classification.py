@@ -104,7 +104,7 @@ class Classification(TaskKind):
                 f"{name}: the train split has one class only after splitting; more rows are needed."
             )
 
-    def check_metric(self, metric: Metric, names: Sequence[str]) -> None:
+    def check_metric(self, metric: Metric, names: Sequence[str], rows: Split | None = None) -> None:
         """Raises `TaskError` for F1 with more than two classes."""
         if metric == F1 and len(names) != 2:
             raise TaskError(f"metric='f1' needs two classes, but the task has {len(names)}; use macro_f1.")

@@ -58,6 +58,9 @@ class Metric:
             Must be finite and not negative for every score in the range and any number of rows. `None`: see
             `sampling_variance`.
         raw: whether `score` takes the kind's outputs (class scores, …) in place of its decisions.
+        by_row: the score of each row, (rows,), where `score` is their mean; what rows contribute to a score
+            is then known without scoring them again and again.
+        generated: whether predictions are texts that the model has to write first (see `TaskKind.generate`).
     """
 
     name: str
@@ -67,6 +70,8 @@ class Metric:
     score: Callable[[Numbers, Numbers], float]
     variance: Callable[[float, ScoredRows], float] | None = None
     raw: bool = False
+    by_row: Callable[[Numbers, Numbers], Numbers] | None = None
+    generated: bool = False
 
     @property
     def built_in(self) -> bool:
