@@ -163,8 +163,8 @@ class SearchArguments(Arguments):
     portfolio: Annotated[
         bool,
         Option(
-            help="Try the portfolio's best recipes first, those that `autopeft recommend` names and the "
-            "space can express.",
+            help="Try recipes of the portfolio first: those that recorded trainings do not show to be worse "
+            "than LoRA, and that the space can express.",
             panel=SEARCH,
             flags=("--portfolio/--no-portfolio",),
         ),
