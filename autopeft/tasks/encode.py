@@ -15,7 +15,7 @@ __all__ = ["EncodedSplit", "EncodedTask", "encode", "encode_texts"]
 
 @dataclass(frozen=True, eq=False)
 class EncodedTask:
-    """A task with its splits as tokens."""
+    """A task with its splits as tokens; *train* as it is trained on (see `TaskKind.encode_splits`)."""
 
     task: Task
     splits: Mapping[SplitName, EncodedSplit]

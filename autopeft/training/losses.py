@@ -17,6 +17,8 @@ from autopeft.tasks.kinds import TaskKind
 
 __all__ = ["logits_of", "slice_rows"]
 
+# What a batch has beside what goes to the model; `choices` is of rows with several sequences.
+_NO_INPUTS = ("labels", "task_id", "choices")
 _NO_SUCH_ROW = "index out of range in self"  # what torch says of an embedding on the CPU
 
 
@@ -29,7 +31,7 @@ def logits_of(model: nn.Module, batch: Mapping[str, Tensor], kind: TaskKind | No
     Raises:
         UsageError: on the CPU, the model has no embedding of some token, position or token type.
     """
-    inputs: dict[str, Any] = {k: v for k, v in batch.items() if k not in ("labels", "task_id")}
+    inputs: dict[str, Any] = {k: v for k, v in batch.items() if k not in _NO_INPUTS}
     names = _parameters(type(model).forward)
     if "task_id" in batch and None in names and _has_modules(model):
         inputs["task_id"] = batch["task_id"]

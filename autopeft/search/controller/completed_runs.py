@@ -5,7 +5,7 @@ from __future__ import annotations
 from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.checkpoints import FolderCheckpoints
-from autopeft.search.core.jobs import Job, JobResult
+from autopeft.search.core.jobs import Job, JobResult, TrainJob
 from autopeft.search.selection.baseline_cache import BaselineCache, KeptScores, RunKeys
 
 __all__ = ["CompletedRuns", "KnownRuns"]
@@ -52,7 +52,7 @@ class KnownRuns:
     def recall(self, job: Job) -> JobResult | None:
         """What came of a job, if that is known."""
         found = self._past.get(job)
-        if found is not None or job.kind != "baseline":
+        if found is not None or job.kind != "baseline" or not isinstance(job, TrainJob):
             return found
         kept = self._cache.get(self._keys.of(job.recipe, job.seed, job.steps, job.precision, job.rank_by))
         if kept is None or any(split not in kept.scores for split in job.splits):
@@ -65,7 +65,8 @@ class KnownRuns:
 
     def remember(self, record: TrialRecord) -> None:
         """Keep the scores of a baseline's run for other searches."""
-        if record.kind == "baseline" and record.state == "complete" and not record.kept:
+        # What was not trained is scored anew: examples are no part of a key.
+        if record.kind == "baseline" and record.state == "complete" and not record.kept and record.steps:
             merit = record.merits.get(str(record.steps))
             rank_by = "score" if merit is None else "loss"
             key = self._keys.of(record.recipe, record.seed or 0, record.steps or 0, record.precision, rank_by)

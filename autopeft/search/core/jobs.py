@@ -19,6 +19,7 @@ __all__ = [
     "Progress",
     "ScoreJob",
     "TrainJob",
+    "UntrainedJob",
 ]
 
 FailureKind = Literal["non_finite", "memory", "failed", "lost", "stopped"]
@@ -86,6 +87,17 @@ class TrainJob(Job):
 @dataclass(frozen=True)
 class ScoreJob(Job):
     """Score the saved hybrid that is in `files`."""
+
+
+@dataclass(frozen=True)
+class UntrainedJob(Job):
+    """Score the backbone as it is.
+
+    Attributes:
+        shots: rows of train before each prompt, drawn by the seed.
+    """
+
+    shots: int = 0
 
 
 @dataclass(frozen=True)

@@ -24,16 +24,28 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
 from autopeft.errors import DataError, UsageError
 from autopeft.hybrid import Hybrid, deployed_tensors
 from autopeft.hybrid import load as load_hybrid
 from autopeft.recipe import Recipe
 from autopeft.resources.files import safetensors_bytes
 from autopeft.resources.measuring import latency_of, typical_rows
-from autopeft.search.core.jobs import Job, JobResult, PrecisionJob, Progress, ScoreJob, TrainJob
-from autopeft.tasks.encode import EncodedTask
+from autopeft.search.core.jobs import (
+    Job,
+    JobResult,
+    PrecisionJob,
+    Progress,
+    ScoreJob,
+    TrainJob,
+    UntrainedJob,
+)
+from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.task import Task
 from autopeft.training import Checkpoint, TrainingPlan, run_trial
+from autopeft.training.forward import Forward
 from autopeft.training.precision import probe_precision
 from autopeft.training.scoring import score_by_rows
 
@@ -53,6 +65,7 @@ class JobContext:
         on_step: to be told the number of each training step and its loss; it leaves the runner, by an
             exception that has to pass, once the search was stopped.
         latency: whether runs after the search measure the time of a batch at inference.
+        tokenizer: of the backbone, where rows are made that `data` does not have.
     """
 
     task: Task
@@ -61,6 +74,7 @@ class JobContext:
     backbone: Callable[[str], Any]
     on_step: Progress
     latency: bool = False
+    tokenizer: PreTrainedTokenizerBase | None = None
 
 
 JobRunner = Callable[[JobContext, Any], JobResult]
@@ -208,6 +222,51 @@ def _score(context: JobContext, job: ScoreJob) -> JobResult:
             scores = {split: scored.score for split, scored in found.items()}
             parts = found["test"].pseudo_values if "test" in found else ()
             return JobResult(job.id, scores, counts=hybrid.counts().to_dict(), pseudo_values=parts)
+
+
+@runs(UntrainedJob)
+def _untrained(context: JobContext, job: UntrainedJob) -> JobResult:
+    """Score the backbone as it is, on the rows of all other runs, with examples before them where asked."""
+    model, kind = context.backbone(job.precision), context.task.task_kind
+    found = {}
+    for split in job.splits:
+        rows = _encoded(context, job, split)
+        found[split] = score_by_rows(
+            model,
+            rows,
+            context.task.metric,
+            batch_size=context.plan.eval_batch_size,
+            device=context.plan.torch_device(),
+            forward=Forward(model, kind=kind),
+        )
+    losses = {split: scored.loss for split, scored in found.items() if scored.loss is not None}
+    parts = {split: scored.pseudo_values for split, scored in found.items()}
+    return JobResult(
+        job.id,
+        {split: scored.score for split, scored in found.items()},
+        counts=job.counts,
+        pseudo_values=parts.get("test", ()),
+        select_values=parts.get("select", ()),
+        merit=_merit(job, losses),
+    )
+
+
+def _encoded(context: JobContext, job: UntrainedJob, name: str) -> EncodedSplit:
+    """A split with the job's examples, drawn from train, before each row."""
+    if not job.shots:
+        return context.data.splits[name]  # type: ignore[index]  # a job names splits that tasks have
+    task, kind, train = context.task, context.task.task_kind, context.task.splits["train"]
+    assert context.tokenizer is not None
+    drawn = np.random.default_rng(job.seed).permutation(len(train))[: job.shots]
+    rows = kind.with_examples(
+        task.splits[name],  # type: ignore[index]
+        train.take(drawn),
+        context.tokenizer,
+        context.plan.max_length,
+    )
+    if rows is None:
+        raise UsageError(f"Rows of {task.name!r} ask nothing, so that examples cannot stand before them.")
+    return kind.encode(rows, context.tokenizer, context.plan.max_length)
 
 
 @runs(PrecisionJob)

@@ -17,7 +17,7 @@ import torch
 
 from autopeft.assets import ModelSource, dtype_of, load_tokenizer, map_weights, resolve_model
 from autopeft.errors import AutoPEFTError
-from autopeft.search.core.jobs import FailureKind, Job, JobResult, Progress, ScoreJob
+from autopeft.search.core.jobs import FailureKind, Job, JobResult, Progress, ScoreJob, UntrainedJob
 from autopeft.search.execution.model_transfer import local_source
 from autopeft.search.execution.process import memory_text
 from autopeft.search.execution.runners import JobContext, runner_of
@@ -52,11 +52,13 @@ class WorkerSetup:
 
 @dataclass
 class Loaded:
-    """What a worker keeps between jobs: the backbone in each precision so far, and the encoded task."""
+    """What a worker keeps between jobs: the backbone in each precision so far, the encoded task, and what it
+    was encoded with."""
 
     models: dict[str, Any]
     source: ModelSource
     data: EncodedTask
+    tokenizer: Any = None
 
     def backbone(self, setup: WorkerSetup, precision: str = "fp32") -> Any:
         """The backbone in a precision, loaded when it is first needed."""
@@ -78,8 +80,9 @@ def loaded(setup: WorkerSetup) -> Loaded:
         source = local_source(setup.source)
         if source.origin != "hub" and not Path(source.path).exists():
             source = resolve_model(setup.model)
-        data = encode(setup.task, load_tokenizer(source), setup.plan.max_length)
-        _LOADED[setup.key] = Loaded({}, source, data)
+        tokenizer = load_tokenizer(source)
+        data = encode(setup.task, tokenizer, setup.plan.max_length)
+        _LOADED[setup.key] = Loaded({}, source, data, tokenizer)
     return _LOADED[setup.key]
 
 
@@ -177,7 +180,7 @@ def _retried(
     try:
         return _run(setup, job, on_step, should_stop)
     except Exception as error:
-        smallest = isinstance(job, ScoreJob) or micro_rows(setup.plan, job.attempt) == 1
+        smallest = isinstance(job, ScoreJob | UntrainedJob) or micro_rows(setup.plan, job.attempt) == 1
         if smallest or not ran_out_of_memory(error):
             raise
         notes.append(f"With fewer rows at once again, after this:\n{_traceback(error)}")
@@ -207,5 +210,6 @@ def _run(setup: WorkerSetup, job: Job, on_step: Progress, should_stop: Callable[
     runner, kept, plan = runner_of(type(job)), loaded(setup), setup.plan
     if job.attempt:
         plan = replace(plan, micro_batch=micro_rows(plan, job.attempt))
-    context = JobContext(setup.task, kept.data, plan, partial(kept.backbone, setup), step, setup.latency)
+    backbone = partial(kept.backbone, setup)
+    context = JobContext(setup.task, kept.data, plan, backbone, step, setup.latency, kept.tokenizer)
     return runner(context, job)

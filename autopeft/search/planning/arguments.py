@@ -172,9 +172,11 @@ class SearchArguments(Arguments):
     baselines: Annotated[
         str | None,
         Option(
-            help="all, none, or some of {listed}; quick takes lora,head, others all.",
-            doc="all, none, or some of {listed}; default: LoRA and the head in `quick`, else all. Each is "
-            "trained once per task and budget, and kept",
+            help="all, none, or some of {listed}; quick takes lora,head (of language models "
+            "lora,untuned,few-shot), others all.",
+            doc="all, none, or some of {listed}; default: in `quick` LoRA and the head, for language models "
+            "LoRA, the untuned backbone and few-shot, else all. What is trained is trained once per task and "
+            "budget, and kept",
             panel=SEARCH,
             choices=checks.baselines,
             check=checks.check_baselines,

@@ -141,6 +141,7 @@ class Prepared:
             # As many as there are seeds, so that they can be compared seed by seed.
             hybrids=max(3, min(5, effort.seeds)),
             new_head=self.task.task_kind.new_head,
+            prompts=self.task.task_kind.asks(self.task.splits["train"]),
         )
 
     def key(self) -> str:

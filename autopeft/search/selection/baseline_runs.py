@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from autopeft.runs.records import TrialRecord
-from autopeft.search.core.jobs import Job, JobResult, TrainJob
+from autopeft.search.core.jobs import Job, JobResult, TrainJob, UntrainedJob
 from autopeft.search.optimization.pareto import order
 from autopeft.search.selection.baselines import Baseline
-from autopeft.search.selection.contender import SEED_STRIDE, RepeatedRuns, fresh_seeds
+from autopeft.search.selection.contender import SEED_STRIDE, FreshRun, RepeatedRuns, fresh_seeds
 
 __all__ = ["BaselineRuns"]
 
@@ -19,7 +20,7 @@ _SECOND_SEED = SEED_STRIDE // 2
 class BaselineRuns(RepeatedRuns):
     """A baseline: a sweep of its candidates on *select* with the search's own seed, a second seed for the
     better half, then fresh seeds of the best; where each candidate is a run of its own, one fresh seed for
-    each.
+    each. Where nothing is trained, the runs score alone.
 
     Attributes:
         sweep: what each run of the sweep so far is ranked by, by job; `None` where it has not ended or
@@ -101,6 +102,42 @@ class BaselineRuns(RepeatedRuns):
             merits={str(steps): math.fsum(ranks) / len(ranks)},
         )
 
+    def _untrained_jobs(
+        self, prefix: str, seeds: Sequence[int], splits: tuple[str, ...], shots: int
+    ) -> list[Job]:
+        """Each seed draws its own examples. What has none is scored once, and has that score with each."""
+        self.recipe = self._baseline.candidates[0]
+        jobs: list[Job] = []
+        for seed in seeds:
+            id = f"{prefix}-s{seed}"
+            self.runs[id] = FreshRun(id, seed)
+            if shots or not jobs:
+                label = f"{self.name}, seed {seed}" if shots else self.name
+                jobs.append(
+                    UntrainedJob(
+                        id=id,
+                        kind="baseline",
+                        label=label,
+                        recipe=self.recipe,
+                        seed=seed,
+                        splits=splits,
+                        counts=self.counts,
+                        shots=shots,
+                    )
+                )
+        return jobs
+
+    def take(self, result: JobResult) -> None:
+        """See `RepeatedRuns.take`; a score that no seed changes is that of all of them."""
+        alike = list(self.runs) if self._baseline.shots == 0 else [result.job]
+        for job in alike:
+            super().take(replace(result, job=job))
+
+    @property
+    def trained(self) -> bool:
+        """Whether something is trained, so that there are weights to return."""
+        return self._baseline.shots is None
+
     @property
     def prior(self) -> bool:
         """Whether it is the LoRA that a search has to beat."""
@@ -142,6 +179,8 @@ class BaselineRuns(RepeatedRuns):
                 jobs += self.final_jobs(f"{prefix}-{i}", fresh[i : i + 1], steps, splits, keep=False)
             self.recipe = {}  # there is not one; the counts stay those of the baseline, their mean
             return jobs
+        if self._baseline.shots is not None:
+            return self._untrained_jobs(prefix, seeds, splits, self._baseline.shots)
         ranked = self._ranked()
         if self.sweep and not ranked:
             return []

@@ -8,10 +8,13 @@ get.
 | `random` | random members of the space | nothing: each is a run of its own |
 | `middle` | the mid-point of the space, everything on | rate |
 | `head` | the task head on the frozen backbone | rate |
+| `untuned` | the backbone as it is | nothing |
+| `few-shot` | the backbone as it is, with 4 rows of train before each prompt | nothing |
 
 LoRA's places are q and v of all layers and of the last half of them; larger efforts try all of attention and
-every linear map too. All but the head lie inside the budget. With a range, those that reach its lower limit
-go before others.
+every linear map too. The head is for tasks that start with a new one, the last two are for those that do not:
+a new head answers at random. All but these three lie inside the budget. With a range, those that reach its
+lower limit go before others.
 """
 
 from __future__ import annotations
@@ -43,12 +46,14 @@ __all__ = [
     "lora_baseline",
     "lora_rates",
     "parse_kinds",
+    "untrained",
 ]
 
-BaselineKind = Literal["lora", "single", "random", "middle", "head"]
+BaselineKind = Literal["lora", "single", "random", "middle", "head", "untuned", "few-shot"]
 BASELINE_KINDS: tuple[BaselineKind, ...] = get_args(BaselineKind)
 # The others would cost as much again as the whole search of this effort.
-_QUICK: tuple[BaselineKind, ...] = ("lora", "head")
+_QUICK: tuple[BaselineKind, ...] = ("lora", "head", "untuned", "few-shot")
+_SHOTS = 4
 # Places of the LoRA sweep, and learning rates of each method alone, where an effort has fewer than the most.
 # More rates of many methods would cost more than the search.
 _PLACES = {"quick": 1}
@@ -78,6 +83,7 @@ class Baseline:
         each: every candidate is a run of its own, with a fresh seed of its own, and the baseline is their
             mean: there is no sweep and nothing to choose.
         titles, tables: name and counts of each candidate, where they differ.
+        shots: rows of train before each prompt where nothing is trained; `None` where something is.
     """
 
     name: str
@@ -87,6 +93,7 @@ class Baseline:
     each: bool = False
     titles: tuple[str, ...] = field(default=(), repr=False)
     tables: tuple[CountTable, ...] = field(default=(), repr=False)
+    shots: int | None = None
 
     @property
     def first_runs(self) -> int:
@@ -104,7 +111,10 @@ class Baseline:
         return self.first_runs + self.second_runs
 
     def fresh_runs(self, seeds: int) -> int:
-        """Training runs with fresh seeds, where each choice is trained with `seeds` of them."""
+        """Runs with fresh seeds, where each choice is trained with `seeds` of them. What neither trains nor
+        draws examples needs one."""
+        if self.shots == 0:
+            return 1
         return len(self.candidates) if self.each else seeds
 
     def title(self, index: int) -> str:
@@ -124,7 +134,8 @@ class Baseline:
 
 
 def default_kinds(effort: str) -> tuple[BaselineKind, ...]:
-    """The kinds that an effort pays for: LoRA and the head in `quick`, all of them in any other."""
+    """The kinds that an effort pays for: LoRA, the head and what trains nothing in `quick`, all of them in
+    any other. Those that a task cannot have are left out later (see `baselines`)."""
     return _QUICK if effort == "quick" else BASELINE_KINDS
 
 
@@ -160,6 +171,7 @@ def baselines(
     kinds: Sequence[str] | None = None,
     hybrids: int = 3,
     new_head: bool = True,
+    prompts: bool = False,
 ) -> list[Baseline]:
     """Every baseline that exists for this space, backbone and budget, in the order of `BASELINE_KINDS`.
 
@@ -171,6 +183,7 @@ def baselines(
         kinds: which ones; `None` for those that the effort pays for (see `parse_kinds`).
         hybrids: number of random hybrids, one run each.
         new_head: whether the task has a head of its own, which can train alone (see `TaskKind.new_head`).
+        prompts: whether its rows ask something, so that examples can stand before them.
 
     Raises:
         UsageError: a kind is unknown.
@@ -193,8 +206,10 @@ def baselines(
             found.append(_random(random_hybrids(bound, budget, hybrids, seed)))
         elif kind == "middle":
             found.append(_from_space("mid-point of the space", kind, middle(bound, budget, rates)))
-        elif new_head:
-            found.append(head_only(spec, rates))
+        elif kind == "head":
+            found.append(head_only(spec, rates) if new_head else None)
+        elif not new_head and (kind == "untuned" or prompts):
+            found.append(untrained(spec, 0 if kind == "untuned" else _SHOTS))
     return [baseline for baseline in found if baseline is not None]
 
 
@@ -255,6 +270,14 @@ def head_only(spec: BackboneSpec, rates: int) -> Baseline:
     found = _assemble(None, "head", members)
     assert found is not None
     return found
+
+
+def untrained(spec: BackboneSpec, shots: int) -> Baseline:
+    """The backbone as it is, with so many examples before each prompt."""
+    recipe = Recipe.from_dict({"autopeft": 2, "name": "few-shot" if shots else "untuned"})
+    name = f"few-shot, {shots} examples" if shots else "untuned backbone"
+    counts = count(recipe, spec).to_dict()
+    return Baseline(name, (recipe.to_dict(),), counts, kind="few-shot" if shots else "untuned", shots=shots)
 
 
 def _lora_places(spec: BackboneSpec, places: int) -> Iterator[tuple[str, list[str] | None]]:

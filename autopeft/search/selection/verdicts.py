@@ -103,11 +103,13 @@ def best_baseline(races: Sequence[BaselineRuns]) -> BaselineRuns | None:
 def verdicts(finalists: Sequence[Finalist], races: Sequence[BaselineRuns], judge: Judge) -> list[Verdict]:
     """What is known of the finalists and of the LoRA baseline, what promises most first.
 
-    Where the goal is not the best, the best baseline takes part whatever it is: the others are measured by
-    it. Where there is no baseline, the one that promises most stands for it.
+    Where the goal is not the best, the best baseline takes part, if it was trained: the others are measured
+    by it in any case. Where there is no baseline, the one that promises most stands for it.
     """
     leader = best_baseline(races)
-    taking_part = [r for r in races if r.recipe and (r.prior or (judge.cost is not None and r is leader))]
+    taking_part = [
+        r for r in races if r.recipe and (r.prior or (judge.cost is not None and r is leader and r.trained))
+    ]
     runs: list[RepeatedRuns] = [side for side in (*taking_part, *finalists) if side.good]
     if not runs:
         return []

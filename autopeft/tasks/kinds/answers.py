@@ -112,6 +112,7 @@ def encode_conversations(
     kind: str,
     cached: bool = True,
     asked: bool = False,
+    ended: bool = True,
 ) -> EncodedAnswers:
     """Tokenise conversations, whose answers are learnt with the token that ends them.
 
@@ -121,6 +122,9 @@ def encode_conversations(
     and so does a token that begins the text); an answer that does not fit even so loses its end. The first
     token of a row is never learnt, as nothing predicts it.
 
+    Args:
+        ended: whether answers have the token, or what the template writes, that ends them.
+
     Raises:
         UsageError: see `encode_texts`; or the tokenizer's chat template cannot render a row.
         DataError: no row has a token to be learnt.
@@ -129,9 +133,9 @@ def encode_conversations(
     assert tokenizer.pad_token_id is not None
     template = template_of(tokenizer)
     arrays = kept_arrays(
-        _content_hash(conversations, tokenizer, template, max_length),
+        _content_hash(conversations, tokenizer, template, max_length, ended=ended),
         len(conversations),
-        lambda: _tokenise(conversations, tokenizer, template, max_length),
+        lambda: _tokenise(conversations, tokenizer, template, max_length, ended=ended),
         cached=cached,
     )
     counts = np.add.reduceat(np.asarray(arrays["learnt"], dtype=np.int64), arrays["offsets"][:-1])
@@ -192,8 +196,11 @@ def _content_hash(
     tokenizer: PreTrainedTokenizerBase,
     template: str | None,
     max_length: int,
+    *,
+    ended: bool,
 ) -> str:
-    digest = hashlib.sha256(f"answers {_FORMAT} {max_length} {fingerprint_of(tokenizer)}\n".encode())
+    what = "answers" if ended else "answers without ends"
+    digest = hashlib.sha256(f"{what} {_FORMAT} {max_length} {fingerprint_of(tokenizer)}\n".encode())
     digest.update(json.dumps(template).encode() + b"\n")
     for messages in conversations:
         digest.update(json.dumps(messages).encode() + b"\n")
@@ -213,20 +220,31 @@ class _Part:
     ended: bool = False
 
 
-def _parts(messages: Conversation, tokenizer: PreTrainedTokenizerBase, template: str | None) -> list[_Part]:
+def _parts(
+    messages: Conversation, tokenizer: PreTrainedTokenizerBase, template: str | None, *, ended: bool
+) -> list[_Part]:
     if messages[-1]["role"] != "assistant":  # what any answer has before it
-        return _parts([*messages, {"role": "assistant", "content": _SOME_ANSWER}], tokenizer, template)[:-1]
+        some = {"role": "assistant", "content": _SOME_ANSWER}
+        return _parts([*messages, some], tokenizer, template, ended=ended)[:-1]
     if template is None or messages[0]["role"] == "assistant":
-        return _joined(messages, ended=tokenizer.eos_token_id is not None)
-    return list(_rendered_parts(messages, ChatTemplate(tokenizer, template)))
+        return _joined(messages, ended=ended and tokenizer.eos_token_id is not None)
+    found = list(_rendered_parts(messages, ChatTemplate(tokenizer, template)))
+    return found if ended else [*found[:-1], _bare(found[-1], messages[-1]["content"])]
+
+
+def _bare(part: _Part, answer: str) -> _Part:
+    """The part of an answer without what a template writes behind it; a template that writes the answer
+    otherwise keeps it."""
+    before, found, _ = part.text.partition(answer.strip())
+    return _Part(before + found, part.learnt) if found else part
 
 
 def _joined(messages: Conversation, *, ended: bool) -> list[_Part]:
-    """The messages one after the other. A line break parts them where neither has white space there, and no
-    end token stands between them; it belongs to the prompt."""
+    """The messages one after the other, a learnt answer with the end token. A line break parts them where
+    neither has white space there, and no end token stands between them; it belongs to the prompt."""
     parts: list[_Part] = []
     for message in messages:
-        text, learnt = message["content"], message["role"] == "assistant"
+        text, learnt = message["content"], message["role"] == "assistant" and _is_learnt(message)
         if parts and not parts[-1].ended and not parts[-1].text[-1].isspace() and not text[0].isspace():
             if parts[-1].learnt:
                 text = "\n" + text
@@ -234,6 +252,11 @@ def _joined(messages: Conversation, *, ended: bool) -> list[_Part]:
                 parts[-1] = _Part(parts[-1].text + "\n")
         parts.append(_Part(text, learnt, learnt and ended))
     return parts
+
+
+def _is_learnt(message: dict[str, Any]) -> bool:
+    """Whether an answer is; those of examples are not."""
+    return bool(message.get("weight", 1))
 
 
 def _rendered_parts(messages: Conversation, template: ChatTemplate) -> Iterator[_Part]:
@@ -256,7 +279,7 @@ def _rendered_parts(messages: Conversation, template: ChatTemplate) -> Iterator[
         if len(bare) > len(message["content"].rstrip()):
             answer = bare
         yield _Part(before.removeprefix(done))
-        yield _Part(answer, learnt=True)
+        yield _Part(answer, learnt=_is_learnt(message))
         done = before + answer
 
 
@@ -269,12 +292,14 @@ def _tokenise(
     tokenizer: PreTrainedTokenizerBase,
     template: str | None,
     max_length: int,
+    *,
+    ended: bool,
 ) -> dict[str, NDArray[Any]]:
     begin = _beginning(tokenizer)
     rows: list[tuple[list[int], list[bool], int]] = []
     for start in range(0, len(conversations), _CHUNK):
         chunk = conversations[start : start + _CHUNK]
-        parts = [_parts(messages, tokenizer, template) for messages in chunk]
+        parts = [_parts(messages, tokenizer, template, ended=ended) for messages in chunk]
         flat = [part.text for row in parts for part in row]
         tokens = iter(tokens_of(tokenizer, flat, None, add_special_tokens=False, verbose=False)["input_ids"])
         for messages, row in zip(chunk, parts, strict=True):

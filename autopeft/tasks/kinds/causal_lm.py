@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,28 +11,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from autopeft.assets import ModelSource, load_config, resolve_model, unquantized
-from autopeft.backbones import spec_of
-from autopeft.errors import TaskError, UsageError
+from autopeft.errors import TaskError
 from autopeft.tasks.kinds.answers import IGNORED, EncodedAnswers, encode_conversations
 from autopeft.tasks.kinds.breakdown import Breakdown
-from autopeft.tasks.kinds.contract import Loss, TaskKind
 from autopeft.tasks.kinds.conversations import (
     asked_columns,
     conversation_columns,
     problems_of,
     read_conversations,
     sureness,
+    with_turns,
 )
+from autopeft.tasks.kinds.decoder import Decoder
 from autopeft.tasks.kinds.generated import EXACT_MATCH, ROUGE_L
 from autopeft.tasks.kinds.generation import Generation
 from autopeft.tasks.kinds.likelihoods import (
     LIKELIHOOD,
     TOKEN_ACCURACY,
-    AnswerLoss,
-    read_alone,
     row_likelihoods,
     token_loss,
 )
@@ -55,7 +51,7 @@ _MOST = 1 << 20  # that a manifest can say
 
 
 @register_kind("causal_lm")
-class CausalLM(TaskKind):
+class CausalLM(Decoder):
     """Labels are the answers' texts; outputs are (rows, 3): the negative log-likelihood of a row's learnt
     tokens, their number, and how many of them are the most probable. Where the model wrote answers, they are
     (rows,) of `likelihoods` and `answer`. Decisions are what it wrote."""
@@ -63,11 +59,7 @@ class CausalLM(TaskKind):
     summary = "an answer to a prompt, or a text, by a language model"
     metrics = (LIKELIHOOD, TOKEN_ACCURACY, EXACT_MATCH, ROUGE_L)
     default_metric = LIKELIHOOD.name
-    auto_class = AutoModelForCausalLM
-    new_head = False
-    pooled = False
     writes = True
-    peft_task_type = "CAUSAL_LM"
     hub_pipeline = "text-generation"
 
     # Data
@@ -84,12 +76,6 @@ class CausalLM(TaskKind):
     def read(self, table: Table, columns: Columns) -> RawRows:
         """See `read_conversations`."""
         return read_conversations(table, columns)
-
-    def encode_labels(
-        self, parts: Sequence[RawRows], order: Sequence[str] = ()
-    ) -> tuple[tuple[str, ...], list[list[Any]]]:
-        """The answers as they are."""
-        return (), [list(part.labels) for part in parts]
 
     def check_metric(self, metric: Metric, names: Sequence[str], rows: Split | None = None) -> None:
         """See `TaskKind.check_metric`.
@@ -113,43 +99,6 @@ class CausalLM(TaskKind):
             return ""
         letters = [len(answer) for answer in labels]
         return f"answers of {min(letters):,} to {max(letters):,} letters, mean {np.mean(letters):,.0f}"
-
-    # Model
-    # --------------------------------------------------------------------------------------------------
-
-    def num_labels(self, names: Sequence[str]) -> int:
-        """None: the vocabulary is the backbone's."""
-        return 0
-
-    def config(self, names: Sequence[str]) -> dict[str, Any]:
-        """Nothing is set."""
-        return {}
-
-    def names_in(self, config: Any) -> tuple[str, ...] | None:
-        """`None`: a configuration does not say what is done with a backbone."""
-        return None
-
-    def load_model(
-        self,
-        source: ModelSource | str,
-        names: Sequence[str],
-        *,
-        seed: int = 0,
-        dtype: torch.dtype = torch.float32,
-    ) -> PreTrainedModel:
-        """See `TaskKind.load_model`.
-
-        Raises:
-            UsageError: the backbone reads texts in both directions, so that each token would see itself.
-        """
-        found = resolve_model(source) if isinstance(source, str) else source
-        name = found.alias or found.path
-        if not all(stack.causal for stack in spec_of(unquantized(load_config(found), name)).stacks):
-            raise UsageError(
-                f"{name!r} is no language model: its layers see the tokens that are to be predicted. Take a "
-                "decoder such as smollm2-135m (--model)."
-            )
-        return super().load_model(found, names, seed=seed, dtype=dtype)
 
     # Training
     # --------------------------------------------------------------------------------------------------
@@ -179,23 +128,25 @@ class CausalLM(TaskKind):
         longest = found["train"].longest
         return {name: replace(split, longest=longest) for name, split in found.items()}
 
-    def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:
-        if not len(rows):
-            return 0.0
-        return float(np.mean(self.encode(rows, tokenizer, max_length, cached=False).row_cut > 0))
+    def cut_rows(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> NDArray[np.bool_]:
+        """Whether `encode` cuts each row, (rows,)."""
+        return np.asarray(self.encode(rows, tokenizer, max_length, cached=False).row_cut > 0)
+
+    def asks(self, rows: Split) -> bool:
+        """Whether each row asks for its answer."""
+        return all(messages[0]["role"] != "assistant" for messages in rows.fields["messages"])
+
+    def _before(self, rows: Split, examples: Split) -> Split:
+        """The rows with all of these examples before what is asked."""
+        turns = examples.fields["messages"]
+        messages = [with_turns(own, turns) for own in rows.fields["messages"]]
+        return replace(rows, fields={**rows.fields, "messages": messages})
 
     def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
         """The answers (rows,) as objects."""
         found = np.empty(len(labels), dtype=object)
         found[:] = list(labels)
         return found
-
-    def loss(self, names: Sequence[str], class_weights: Sequence[float] | None = None) -> Loss:
-        return AnswerLoss()
-
-    def reading(self, model: torch.nn.Module, batch: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
-        """Only positions that predict a learnt token go through the vocabulary's projection."""
-        return read_alone(model, batch["labels"]) if "labels" in batch else nullcontext()
 
     # Scores
     # --------------------------------------------------------------------------------------------------

@@ -21,8 +21,9 @@ How the package uses a kind, in this order:
    `strata` makes splits stratified, `check` and `class_weights` look at the finished task. `describe_rows`,
    `constant`, `remarks` and `truncated` say what is known of the rows before training.
 2. *Model.* `load_model` loads the backbone as `auto_class` with the changes of `config`.
-3. *Training.* `encode` makes an `EncodedSplit` (a subclass of it may collate in its own way), and `loss` says
-   what is minimised. `logits_of` takes the logits from what the model returns.
+3. *Training.* `encode` makes an `EncodedSplit` (a subclass of it may collate in its own way), `encode_splits`
+   those of a whole task, and `loss` says what is minimised. `logits_of` takes the logits from what the model
+   returns.
 4. *Scores.* `outputs` gives what is kept of each row, `decisions` what metrics compare with labels, and
    `breakdown` what `autopeft evaluate` shows beside the score. Where a metric compares generated texts,
    `generate` writes them and `with_texts` puts them to what is kept; `trial_metric` says what stands for
@@ -323,12 +324,24 @@ class TaskKind(Writing, ABC):
         self, splits: Mapping[SplitName, Split], tokenizer: PreTrainedTokenizerBase, max_length: int
     ) -> dict[SplitName, EncodedSplit]:
         """The splits of a task as the model takes them, each by `encode`. A kind makes them agree here
-        where they have to."""
+        where they have to, and encodes *train* otherwise where it is trained on something else than what is
+        scored."""
         return {name: self.encode(split, tokenizer, max_length) for name, split in splits.items()}
 
     def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:
         """Share of rows that `encode` cuts to `max_length` tokens."""
         return longer_than(rows.texts, rows.pairs, tokenizer, max_length)
+
+    def asks(self, rows: Split) -> bool:
+        """Whether each row asks something, so that examples can stand before it (see `with_examples`)."""
+        return False
+
+    def with_examples(
+        self, rows: Split, examples: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> Split | None:
+        """The rows with the examples before what is asked, which a model can learn from without training: as
+        many of them, the last ones, as leave a row uncut. `None` where rows of the kind ask nothing."""
+        return None
 
     @abstractmethod
     def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:

@@ -1,7 +1,8 @@
 """Rows of conversations: what a language model is asked and what it shall answer, in the field's layouts.
 
 A row becomes a list of messages `{"role": …, "content": …}` with the roles `system`, `user` and `assistant`;
-what the assistant says is learnt. A plain text is one message of the assistant's that nobody asked for.
+what the assistant says is learnt, unless the message has the `weight` 0 (OpenAI's name for it), as those of
+examples have. A plain text is one message of the assistant's that nobody asked for.
 
 Layouts: `messages` (OpenAI; also in TRL), `conversations` (ShareGPT: `from` and `value`), a prompt and a
 completion under their usual names, `instruction`, `input` and `output` (Alpaca, whose `input` may be empty),
@@ -40,9 +41,10 @@ __all__ = [
     "problems_of",
     "read_conversations",
     "sureness",
+    "with_turns",
 ]
 
-Conversation: TypeAlias = list[dict[str, str]]
+Conversation: TypeAlias = list[dict[str, Any]]
 
 CHATS = ("messages", "conversations", "conversation")
 """Names of columns of whole conversations."""
@@ -206,11 +208,26 @@ def read_conversations(table: Table, columns: Columns, *, asked: bool = False, p
     )
 
 
+def with_turns(messages: Conversation, examples: Sequence[Conversation]) -> Conversation:
+    """A conversation with others before it as earlier turns, whose answers are neither learnt nor scored.
+
+    What its system says stays first, and that of the others is left out.
+    """
+    system = [message for message in messages[:1] if message["role"] == "system"]
+    earlier = [
+        {**message, "weight": 0} if message["role"] == "assistant" else message
+        for example in examples
+        for message in example
+        if message["role"] != "system"
+    ]
+    return [*system, *earlier, *messages[len(system) :]]
+
+
 def asked_of(messages: Conversation) -> str:
     """What the model is asked for the last answer: the prompt, or all messages before with their roles."""
     before = messages if messages[-1]["role"] != "assistant" else messages[:-1]
     if len(before) < 2:
-        return (before or messages)[0]["content"]
+        return str((before or messages)[0]["content"])
     return "\n".join(f"{message['role']}: {message['content']}" for message in before)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from autopeft.recipe import Recipe
-from autopeft.search.core.jobs import JobResult
+from autopeft.search.core.jobs import JobResult, UntrainedJob
 from autopeft.search.selection.baseline_runs import BaselineRuns
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.contender import fresh_seeds
@@ -122,3 +122,38 @@ def test_a_sweep_that_failed_throughout_trains_nothing() -> None:
     assert race.sweep_jobs(0, 10) == []
     assert race.swept
     assert race.jobs(fresh_seeds(0, 2), 10) == []
+
+
+def untrained_race(shots: int) -> BaselineRuns:
+    return BaselineRuns(
+        2, Baseline("untrained", ({"name": "u"},), {"deployed": 0}, kind="untuned", shots=shots)
+    )
+
+
+def test_the_untuned_backbone_is_scored_once_and_the_same_with_each_seed() -> None:
+    race = untrained_race(0)
+    assert race.swept
+    assert not race.trained
+    assert race.later(3) == 1
+    (job,) = race.jobs(fresh_seeds(5, 3), 10)
+    assert isinstance(job, UntrainedJob)
+    assert (job.splits, job.steps, job.shots) == (("select", "test"), 0, 0)
+    assert not race.complete
+    race.take(JobResult(job.id, {"select": 0.4, "test": 0.5}, pseudo_values=(0.1, 0.9), merit=-2.0))
+    assert race.complete
+    contender = race.contender()
+    assert contender.by_seed == {1005: 0.5, 1006: 0.5, 1007: 0.5}
+    assert contender.parts == dict.fromkeys((1005, 1006, 1007), (0.1, 0.9))
+    assert race.ranks == [-2.0] * 3
+
+
+def test_each_seed_draws_examples_of_its_own() -> None:
+    race = untrained_race(4)
+    assert race.later(3) == 3
+    jobs = race.jobs(fresh_seeds(5, 3), 10)
+    assert [(job.seed, job.shots) for job in jobs if isinstance(job, UntrainedJob)] == [
+        (1005, 4), (1006, 4), (1007, 4),
+    ]  # fmt: skip
+    for i, job in enumerate(jobs):
+        race.take(JobResult(job.id, {"select": 0.4, "test": i / 10}))
+    assert race.contender().test == (0.0, 0.1, 0.2)

@@ -308,7 +308,9 @@ def test_the_mid_point_has_everything_on() -> None:
 
 def test_an_effort_pays_for_what_it_can() -> None:
     assert [b.kind for b in found(MINILM, "0.5%", effort="quick")] == ["lora", "head"]
-    assert [b.kind for b in found(MINILM, "0.5%", effort="normal")] == list(BASELINE_KINDS)
+    assert [b.kind for b in found(MINILM, "0.5%", effort="normal")] == [
+        kind for kind in BASELINE_KINDS if kind not in ("untuned", "few-shot")
+    ]
     runs = {
         effort: sum(b.sweep_runs for b in found(MINILM, "0.5%", effort=effort, rates=3))
         for effort in ("quick", "normal", "thorough")
@@ -325,7 +327,7 @@ def test_a_task_without_a_head_of_its_own_has_no_such_baseline() -> None:
         kinds = [b.kind for b in found(SPECS["gpt2"], "0.5%", effort=effort, new_head=False)]
         assert kinds
         assert "head" not in kinds
-    assert found(BERT, "1", "autopeft", new_head=False) == []
+    assert [b.kind for b in found(BERT, "1", "autopeft", new_head=False)] == ["untuned"]
 
 
 def test_the_smallest_budgets_leave_the_head() -> None:
@@ -335,7 +337,7 @@ def test_the_smallest_budgets_leave_the_head() -> None:
 @pytest.mark.parametrize(
     ("text", "kinds"),
     [
-        (None, ("lora", "head")),
+        (None, ("lora", "head", "untuned", "few-shot")),
         ("all", BASELINE_KINDS),
         ("none", ()),
         (" head, LoRA", ("lora", "head")),
@@ -360,3 +362,14 @@ def test_numbers_are_positive() -> None:
         found(BERT, "5000", rates=0)
     with pytest.raises(AutoPEFTError, match="hybrids=0"):
         found(BERT, "5000", hybrids=0)
+
+
+def test_language_models_are_compared_with_what_trains_nothing() -> None:
+    options: Any = {"effort": "quick", "new_head": False}
+    assert [b.kind for b in found(SPECS["gpt2"], "0.5%", **options)] == ["lora", "untuned"]
+    several = found(SPECS["gpt2"], "0.5%", **options, prompts=True)
+    assert [b.kind for b in several] == ["lora", "untuned", "few-shot"]
+    untuned, few = several[1:]
+    assert (untuned.shots, few.shots, few.counts["deployed"]) == (0, 4, 0)
+    assert (untuned.sweep_runs, untuned.fresh_runs(3), few.fresh_runs(3)) == (0, 1, 3)
+    assert "untuned" not in [b.kind for b in found(BERT, "0.5%", prompts=True)]

@@ -180,3 +180,16 @@ def test_without_predictions_what_was_measured_in_all_runs_tells() -> None:
     found = chosen("cheapest", verdicts([quick], [lora], Judge(select=ROWS)))
     assert found is not None
     assert (found.runs, found.step_cost, found.baseline_cost) == (quick, 0.5, 2.0)
+
+
+def test_a_baseline_without_weights_is_measured_by_and_never_returned() -> None:
+    race = BaselineRuns(0, Baseline("untuned", ({"name": "u"},), {"deployed": 0}, kind="untuned", shots=0))
+    (job,) = race.jobs(SEEDS, 10)
+    race.take(JobResult(job.id, {"select": 0.9, "test": 0.9}))
+    own = finalist(0, [0.5, 0.5, 0.5])
+    assert best_baseline([race]) is race
+    for goal in ("best", "smallest"):
+        found = verdicts([own], [race], Judge(goal=goal, select=ScoredSplit("accuracy", 1000)))  # type: ignore[arg-type]
+        assert [v.runs for v in found] == [own]
+        assert found[0].beside is not None
+        assert not found[0].sure

@@ -1,0 +1,353 @@
+"""Questions with several choices of which one is right: their layouts, and their tokens.
+
+Layouts: `question`, `choices` and `answer`, as a list of texts (MMLU) or with a label to each text (ARC,
+OpenBookQA: `{"text": […], "label": […]}`); `ctx`, `endings` and `label` (HellaSwag); `sent1`, `sent2`,
+`ending0` … and `label` (SWAG); `goal`, `sol1`, `sol2` and `label` (PIQA). A column `context`, `passage` or
+`article` stands before the question.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autopeft.errors import DataError
+from autopeft.tasks.kinds.answers import EncodedAnswers
+from autopeft.tasks.table import (
+    ColumnNames,
+    Columns,
+    RawRows,
+    Table,
+    check_named,
+    is_unicode,
+    listed,
+    refuse_rows,
+)
+from autopeft.tasks.tokens import EncodedSplit, Indices
+
+__all__ = [
+    "CHOICES",
+    "LETTERS",
+    "EncodedChoices",
+    "choice_columns",
+    "choices_of",
+    "is_choice_table",
+    "problems_of_choices",
+    "read_choices",
+]
+
+CHOICES = "choices"
+"""The field of a split that holds the texts of each row's choices, and the key of a batch (see
+`EncodedChoices.collate`)."""
+LETTERS = ascii_uppercase
+"""What choices are called; a row has as many as there are letters at most."""
+
+_QUESTIONS = ("question", "question_stem", "ctx", "query", "sent1", "goal", "premise", "prompt")
+_CONTEXTS = ("context", "passage", "article")
+_LISTS = ("choices", "options", "endings")
+_ANSWERS = ("answer", "answerkey", "label", "labels", "answer_idx", "gold", "target")
+_NUMBERED = re.compile(r"(ending|choice|option|sol|answer)_?(\d{1,2})", re.IGNORECASE)
+_SECOND = ("sent1", "sent2")  # SWAG: the choices end the second sentence
+
+_NO_LIST = f"something that is no list of 2 to {len(LETTERS)} texts"
+_EMPTY = "an empty choice or one that is not text"
+_NOT_UNICODE = "text that is not Unicode"
+_NO_QUESTION = "no text"
+_NO_ANSWER = "no index, letter or text of one of the row's choices"
+
+
+# Columns
+# ------------------------------------------------------------------------------------------------------
+
+
+def choice_columns(table: Table, named: ColumnNames, *, labelled: bool = True) -> Columns:
+    """The column of questions as `text` and that of the right choices as `label`; those of the choices have
+    names of their own (see the top of this file).
+
+    Args:
+        labelled: whether the right choices are needed.
+
+    Raises:
+        DataError: a named column does not exist, there are second texts, or no column has an obvious name.
+    """
+    check_named(table, (("--text", named.text), ("--label", named.label)))
+    if named.text_pair is not None:
+        raise DataError(
+            f"A question has no second text, but --text-pair names {named.text_pair!r}; a column called "
+            f"{', '.join(_CONTEXTS)} stands before it."
+        )
+    if not _choice_names(table):
+        raise DataError(
+            f"{table.where} has no columns of choices ({', '.join(_LISTS)}, or such as ending0, ending1); it "
+            f"has {listed(list(table.columns))}."
+        )
+    text = named.text or _first(table, _QUESTIONS)
+    label = named.label or (_first(table, _ANSWERS) if labelled else None)
+    for what, name, option in (("question", text, "--text"), ("right choice", label, "--label")):
+        if name is None and (labelled or option == "--text"):
+            raise DataError(
+                f"{table.where} has no column with an obvious name for the {what}; it has "
+                f"{listed(list(table.columns))}. Name it with {option}."
+            )
+    if text == label:
+        raise DataError(f"One column of {table.where} cannot be question and answer at once: {text!r}.")
+    return Columns(str(text), None, label if labelled else None)
+
+
+def is_choice_table(table: Table, named: ColumnNames) -> bool:
+    """Whether a table has questions, choices and answers, most of whose choices can be read."""
+    try:
+        chosen = choice_columns(table, named)
+    except DataError:
+        return False
+    return bool(len(table)) and any(_texts_of(row) is not None for row in _choices(table, chosen)[:100])
+
+
+def _first(table: Table, known: Sequence[str]) -> str | None:
+    lower = {name.lower(): name for name in reversed(list(table.columns))}
+    return next((lower[name] for name in known if name in lower), None)
+
+
+def _choice_names(table: Table) -> list[str]:
+    """One column of lists, or one for each choice in order; none where there are no choices."""
+    one = _first(table, _LISTS)
+    if one is not None:
+        return [one]
+    groups: dict[str, list[tuple[int, str]]] = {}
+    for name in table.columns:
+        found = _NUMBERED.fullmatch(name)
+        if found:
+            groups.setdefault(found[1].lower(), []).append((int(found[2]), name))
+    most = max(groups.values(), key=len, default=[])
+    return [name for _, name in sorted(most)] if len(most) > 1 else []
+
+
+# Rows
+# ------------------------------------------------------------------------------------------------------
+
+
+def _choices(table: Table, columns: Columns) -> list[Any]:
+    """What each row has as choices. Of numbered columns the last may be empty, where rows have fewer."""
+    names = _choice_names(table)
+    if len(names) == 1:
+        return list(table.columns[names[0]])
+    rows = [list(row) for row in zip(*(table.columns[name] for name in names), strict=True)]
+    for row in rows:
+        while row and (row[-1] is None or row[-1] == ""):
+            row.pop()
+    return rows
+
+
+def _parted(value: Any) -> tuple[Any, Any]:
+    """Texts and labels of choices in any layout; the labels are `None` where there are none."""
+    if isinstance(value, Mapping):
+        return value.get("text"), value.get("label")
+    if isinstance(value, list | tuple | np.ndarray) and all(isinstance(v, Mapping) for v in value):
+        return [v.get("text") for v in value], [v.get("label") for v in value]
+    return value, None
+
+
+def _texts_of(value: Any) -> list[Any] | None:
+    texts, _ = _parted(value)
+    if not isinstance(texts, list | tuple | np.ndarray) or not 2 <= len(texts) <= len(LETTERS):
+        return None
+    return list(texts)
+
+
+def problems_of_choices(table: Table, columns: Columns) -> dict[int, str]:
+    """Of the rows that are no question with choices what is wrong with them; answers are not looked at."""
+    found: dict[int, str] = {}
+    for i, value in enumerate(_choices(table, columns)):
+        problem = _problem(table.columns[columns.text][i], _texts_of(value))
+        if problem is not None:
+            found[i] = problem
+    return found
+
+
+def _problem(question: Any, texts: list[Any] | None) -> str | None:
+    if not isinstance(question, str) or not question.strip():
+        return _NO_QUESTION
+    if texts is None:
+        return _NO_LIST
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        return _EMPTY
+    return None if all(map(is_unicode, (question, *texts))) else _NOT_UNICODE
+
+
+def read_choices(table: Table, columns: Columns) -> RawRows:
+    """The rows of a table: questions as texts, indices of the right choices as labels (`None` without a
+    column of them), and the field `choices`.
+
+    A label is what the row's own choices are called where they have names. Else it is an index from 0, a
+    letter, or, where that is so in all rows, the text of the choice.
+
+    Raises:
+        DataError: there are no rows, or some are no questions with choices; the message gives their numbers.
+    """
+    if not len(table):
+        raise DataError(f"{table.where} has no rows.")
+    found, names = problems_of_choices(table, columns), _choice_names(table)
+    for what in dict.fromkeys(found.values()):
+        column = columns.text if what == _NO_QUESTION else names[0]
+        refuse_rows(table, column, what, [i for i, problem in found.items() if problem == what])
+    values = _choices(table, columns)
+    choices = [[text.strip() for text in _texts_of(value) or ()] for value in values]
+    labels: list[Any] = [None] * len(table)
+    if columns.label is not None:
+        labels = _right(table.columns[columns.label], choices, [_parted(value)[1] for value in values])
+        wrong = [i for i, label in enumerate(labels) if label is None]
+        refuse_rows(table, columns.label, _NO_ANSWER, wrong)
+    return RawRows(table.where, _questions(table, columns), None, labels, {CHOICES: choices})
+
+
+def _questions(table: Table, columns: Columns) -> list[str]:
+    """The questions with what stands before them, and what all choices of SWAG begin with."""
+    questions = [text.strip() for text in table.columns[columns.text]]
+    second = _first(table, _SECOND[1:]) if columns.text.lower() == _SECOND[0] else None
+    if second is not None:
+        begun = table.columns[second]
+        return [
+            f"{q} {b}".strip() if isinstance(b, str) else q for q, b in zip(questions, begun, strict=True)
+        ]
+    context = _first(table, _CONTEXTS)
+    if context is None or context == columns.text:
+        return questions
+    before = table.columns[context]
+    return [
+        f"{c.strip()}\n{q}" if isinstance(c, str) and c.strip() and is_unicode(c) else q
+        for q, c in zip(questions, before, strict=True)
+    ]
+
+
+def _right(answers: Sequence[Any], choices: Sequence[list[str]], named: Sequence[Any]) -> list[int | None]:
+    """The index of the right choice of each row, `None` where the answer is none."""
+    texts = all(isinstance(a, str) and a.strip() in c for a, c in zip(answers, choices, strict=True))
+    return [
+        _index(answer, own, None if names is None else [str(name).strip() for name in names], texts=texts)
+        for answer, own, names in zip(answers, choices, named, strict=True)
+    ]
+
+
+def _index(answer: Any, choices: list[str], names: list[str] | None, *, texts: bool) -> int | None:
+    if isinstance(answer, float | np.floating) and float(answer).is_integer():
+        answer = int(answer)
+    if isinstance(answer, int | np.integer) and not isinstance(answer, bool):
+        return int(answer) if 0 <= answer < len(choices) else None
+    if not isinstance(answer, str):
+        return None
+    word = answer.strip()
+    known = names or (choices if texts else list(LETTERS[: len(choices)]))
+    if word in known:
+        return known.index(word) if known.count(word) == 1 else None
+    if names is None and word.upper() in known:
+        return known.index(word.upper())
+    if names is None and re.fullmatch(r"\d{1,2}", word, re.ASCII) and int(word) < len(choices):
+        return int(word)
+    return None
+
+
+# Tokens
+# ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedChoices(EncodedSplit):
+    """Tokens of questions, a sequence for each choice: those of row i are `starts[i]` to `starts[i + 1]`.
+
+    Attributes:
+        sequences: tokens of all choices of all rows.
+        starts: (rows + 1,) int64.
+        sizes: bytes of each choice in UTF-8, (sequences,) int64.
+
+    `labels` are the indices of the right choices, (rows,) int64; `ids` and `offsets` are of the sequences.
+    """
+
+    sequences: EncodedAnswers
+    starts: Indices
+    sizes: Indices
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> Indices:
+        """Tokens of the longest sequence of each row, (rows,)."""
+        return np.maximum.reduceat(self.sequences.lengths, self.starts[:-1])
+
+    def batch_indices(
+        self,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        among: Indices | None = None,
+    ) -> list[Indices]:
+        """See `EncodedSplit.batch_indices`. Without `shuffle` a batch has as many rows as have together
+        `batch_size` sequences, and at least one."""
+        found = super().batch_indices(
+            batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, among=among
+        )
+        if shuffle:
+            return found
+        counts, batches = np.diff(self.starts), list[list[int]]()
+        held = batch_size
+        for row in self.order().tolist():
+            if held + counts[row] > batch_size:
+                batches.append([])
+                held = 0
+            batches[-1].append(row)
+            held += int(counts[row])
+        return [np.asarray(rows, dtype=np.int64) for rows in batches]
+
+    def collate(
+        self, rows: Sequence[int] | Indices, *, device: str | torch.device = "cpu"
+    ) -> dict[str, Tensor]:
+        """The choices of the given rows, row after row, as `EncodedAnswers.collate` has sequences; `choices`
+        (sequences, 2) int64 are the place of its row in the batch and its bytes."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        flat = self._of(chosen)
+        place = np.repeat(np.arange(len(chosen)), np.diff(self.starts)[chosen])
+        batch = self.sequences.collate(flat, device=device)
+        told = torch.from_numpy(np.stack([place, self.sizes[flat]], axis=1))
+        return {**batch, CHOICES: told.to(device, non_blocking=True)}
+
+    def take(self, rows: Indices) -> EncodedChoices:
+        """See `EncodedSplit.take`."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        flat, counts = self._of(chosen), np.diff(self.starts)[chosen]
+        labels = None if self.labels is None else self.labels[chosen]
+        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return choices_of(self.sequences.take(flat), starts, self.sizes[flat], labels)
+
+    def _of(self, rows: Indices) -> Indices:
+        """The sequences of rows, one row after the other."""
+        parts = [np.arange(self.starts[row], self.starts[row + 1]) for row in rows]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+def choices_of(
+    sequences: EncodedAnswers, starts: Indices, sizes: Indices, labels: NDArray[Any] | None
+) -> EncodedChoices:
+    """A split of these sequences."""
+    return EncodedChoices(
+        ids=sequences.ids,
+        offsets=sequences.offsets,
+        types=sequences.types,
+        labels=labels,
+        kind=sequences.kind,
+        pad_id=sequences.pad_id,
+        pad_type=sequences.pad_type,
+        max_length=sequences.max_length,
+        sequences=sequences,
+        starts=starts,
+        sizes=sizes,
+    )
