@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autopeft.assets import load_tokenizer
+from autopeft.assets import ASSETS, load_tokenizer
 from autopeft.errors import AutoPEFTError
 from autopeft.export.arguments import EvaluateArguments, ExportArguments
 from autopeft.export.gguf_format import ADAPTER, check_gguf, write_gguf
@@ -52,6 +52,9 @@ class Export:
     @property
     def base(self) -> str:
         """The backbone as commands name it."""
+        asset = ASSETS.get(str(self.source.alias))
+        if asset is not None and asset.hub is not None:
+            return asset.hub
         return self.source.path if self.source.origin == "hub" else "path/to/the/backbone"
 
 

@@ -51,7 +51,6 @@ def check_gguf(model: PreTrainedModel) -> None:
 
     Raises:
         NotServable: its family is not known, or it has a trained head.
-        AutoPEFTError: the package gguf is missing.
     """
     family = model.config.model_type
     if family not in _FAMILIES:
@@ -64,18 +63,6 @@ def check_gguf(model: PreTrainedModel) -> None:
             f"A {type(model).__name__} has a trained head, which llama.cpp's LoRA files cannot hold; export "
             "it with --as merged."
         )
-    _gguf()
-
-
-def _gguf() -> Any:
-    try:
-        import gguf
-    except ImportError as error:
-        raise AutoPEFTError(
-            "GGUF files are written by the package gguf, which is not installed; type "
-            "pip install 'autopeft[gguf]'."
-        ) from error
-    return gguf
 
 
 def write_gguf(model: PreTrainedModel, weights: LoRAWeights, folder: str | Path, *, name: str = "") -> Path:
@@ -85,10 +72,13 @@ def write_gguf(model: PreTrainedModel, weights: LoRAWeights, folder: str | Path,
         name: that it tells of itself.
 
     Raises:
-        NotServable, AutoPEFTError: see `check_gguf`; or the file cannot be written.
+        NotServable: see `check_gguf`.
+        AutoPEFTError: the file cannot be written.
     """
+    import gguf
+
     check_gguf(model)
-    gguf, family = _gguf(), _FAMILIES[model.config.model_type]
+    family = _FAMILIES[model.config.model_type]
     architecture = gguf.MODEL_ARCH[family.architecture]
     names = gguf.get_tensor_name_map(architecture, int(model.config.num_hidden_layers))
     path = Path(folder) / ADAPTER

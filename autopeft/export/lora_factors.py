@@ -17,10 +17,10 @@ from torch import Tensor
 from autopeft.backbones import Place
 from autopeft.composition import get_composition
 from autopeft.errors import AutoPEFTError
-from autopeft.graph import Leaf, Tree
+from autopeft.graph import ONE_MODEL, Leaf, Tree
 from autopeft.hybrid.merging import Rest, WeightChanges
 from autopeft.hybrid.modules import deployed_form
-from autopeft.hybrid.prediction import ONE_MODEL, several_models
+from autopeft.hybrid.prediction import several_models
 
 if TYPE_CHECKING:
     from autopeft.hybrid import Hybrid

@@ -17,7 +17,7 @@ from autopeft.export.lora_factors import (
     weighted_factors,
 )
 from autopeft.export.lora_fit import exchanged, fitted, moments
-from autopeft.export.vllm_rules import RANKS
+from autopeft.graph import VLLM_RANKS as RANKS
 from autopeft.hybrid.merging import Rest
 from autopeft.tasks.encode import EncodedSplit
 from autopeft.tasks.kinds import get_kind

@@ -19,13 +19,11 @@ from torch import Tensor
 
 from autopeft.assets import head_names, model_aliases, model_name
 from autopeft.backbones import Place, base_model_of, spec_of_model
-from autopeft.composition import get_composition
 from autopeft.errors import AutoPEFTError
 from autopeft.export.peft_readme import how_to_load
 from autopeft.export.rope import rotate_keys
-from autopeft.graph import Entry, Leaf, Tree
-from autopeft.hybrid.modules import deployed_form
-from autopeft.hybrid.prediction import ONE_MODEL
+from autopeft.graph import PEFT_METHODS, Entry, unservable
+from autopeft.hybrid.modules import deployed_form, head_of
 from autopeft.method import Call, Context
 from autopeft.runs.files import write_atomic, write_json
 
@@ -120,11 +118,12 @@ def peft_adapter(hybrid: Hybrid, task_type: str | None = None) -> PeftAdapter:
     Raises:
         NotExpressible: peft cannot say this hybrid.
     """
-    entries = _single_method(hybrid)
-    method = entries[0].method.name
-    if method not in _WRITERS:
-        raise NotExpressible(f"Hugging Face peft has no method that equals {method}.")
     model = hybrid.model
+    why = unservable(hybrid.graph, "peft", head=bool(head_of(model)))
+    if why is not None:
+        raise NotExpressible(f"This hybrid cannot be said in peft's format: {why}.")
+    entries = list(hybrid.graph.entries.values())
+    method = PEFT_METHODS[entries[0].method.name]
     _, layout = spec_of_model(model)
     known = _Hybrid(hybrid, {p.site.key: p for p in layout.places()}, base_prefix(model))
     return with_head(model, *_WRITERS[method](known, entries), task_type)
@@ -157,34 +156,6 @@ def _task_type(model: PreTrainedModel) -> str:
     return next((kind for end, kind in _TASKS if name.endswith(end)), "FEATURE_EXTRACTION")
 
 
-def _single_method(hybrid: Hybrid) -> list[Entry]:
-    """The entries, if they are of one method and act side by side at different sites."""
-    graph = hybrid.graph
-    entries = list(graph.entries.values())
-    if not entries:
-        raise NotExpressible("This recipe has no entries: it trains the head alone.")
-    methods = sorted({entry.method.name for entry in entries})
-    if len(methods) > 1:
-        raise NotExpressible(f"Hugging Face peft holds one method, but this hybrid has {', '.join(methods)}.")
-    _check_plain(graph.trees)
-    seen: set[str] = set()
-    for entry in entries:
-        twice = next((site.path for site in entry.sites if site.key in seen), None)
-        if twice is not None:
-            raise NotExpressible(f"Two {methods[0]} entries share the site {twice}, which peft cannot say.")
-        seen |= {site.key for site in entry.sites}
-    return entries
-
-
-def _check_plain(trees: tuple[Tree, ...]) -> None:
-    for tree in trees:
-        if isinstance(tree, Leaf):
-            continue
-        if not get_composition(tree.kind).traits.additive:
-            raise NotExpressible(f"Hugging Face peft knows no composition like {tree.kind!r}.")
-        _check_plain(tree.children)
-
-
 def _head_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """The trained head; a tied or frozen one (a language model's) is the backbone's and stays there."""
     return {
@@ -212,12 +183,6 @@ def _linear_places(known: _Hybrid, entries: list[Entry]) -> list[Place]:
 def _low_rank(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """LoRA, DoRA and what is a LoRA once it is trained; ranks and scales that differ go into patterns by full
     module path. Sites that were left without a rank are left out."""
-    several = next((entry.name for entry in entries if not entry.traits.mergeable), None)
-    if several is not None:
-        raise NotExpressible(
-            f"{several} predicts with several models (an ensemble, a posterior) and Hugging Face peft holds "
-            f"one: {ONE_MODEL}."
-        )
     places = _linear_places(known, entries)
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
@@ -360,15 +325,5 @@ def _decoder_shape(model: PreTrainedModel) -> dict[str, int]:
     }
 
 
-_LIKE_LORA = (
-    "lora", "dora", "moslora", "capaboost", "dylora", "adalora", "sora", "autolora", "periodic_lora",
-    "lora_dropout", "laplace_lora",
-)  # fmt: skip
 _Writer = Callable[[_Hybrid, list[Entry]], tuple[dict[str, Any], dict[str, Tensor]]]
-_WRITERS: dict[str, _Writer] = {
-    **dict.fromkeys(_LIKE_LORA, _low_rank),
-    "ia3": _ia3,
-    "prompt_tuning": _prompt,
-    "prefix_tuning": _prefix,
-    "p_tuning_v2": _prefix,
-}
+_WRITERS: dict[str, _Writer] = {"lora": _low_rank, "ia3": _ia3, "prompt": _prompt, "prefix": _prefix}

@@ -11,24 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["RANKS", "VLLMFinding", "smallest_rank", "vllm_findings"]
+from autopeft.graph import VLLM_RANKS, WITHOUT_VLLM_LORA
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM's `--max-lora-rank` takes."""
+__all__ = ["VLLMFinding", "smallest_rank", "vllm_findings"]
+
 _DEFAULT_RANK = 16
 _FAMILIES = ("llama", "mistral", "qwen2")
-_WITHOUT = (
-    "bert",
-    "electra",
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-    "distilbert",
-    "mpnet",
-    "gpt2",
-    "t5",
-    "vit",
-)
 _PACKED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -53,7 +41,7 @@ class VLLMFinding:
 
 def smallest_rank(rank: int) -> int | None:
     """The smallest `--max-lora-rank` that takes LoRAs of this rank; `None` where there is none."""
-    return next((allowed for allowed in RANKS if allowed >= rank), None)
+    return next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
 
 
 def vllm_findings(config: Mapping[str, Any], family: str) -> list[VLLMFinding]:
@@ -89,7 +77,8 @@ def _rank(config: Mapping[str, Any]) -> VLLMFinding:
         return VLLMFinding(
             "rank",
             "broken",
-            f"The rank is {rank} and vLLM takes at most {RANKS[-1]}; export with --rank {RANKS[-1]}.",
+            f"The rank is {rank} and vLLM takes at most {VLLM_RANKS[-1]}; export it with "
+            f"--rank {VLLM_RANKS[-1]}.",
         )
     needed = f"; start it with --max-lora-rank {allowed}" if allowed > _DEFAULT_RANK else ""
     return VLLMFinding("rank", "kept", f"The rank is {rank}{needed}.")
@@ -134,7 +123,7 @@ def _scale(config: Mapping[str, Any]) -> VLLMFinding:
 
 
 def _maps(config: Mapping[str, Any], family: str) -> VLLMFinding:
-    if family in _WITHOUT:
+    if family in WITHOUT_VLLM_LORA:
         text = f"vLLM takes no LoRA for {family!r}; export it with --as merged."
         return VLLMFinding("maps", "broken", text)
     targets = config.get("target_modules") or ()

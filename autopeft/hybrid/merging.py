@@ -13,9 +13,17 @@ from transformers import PreTrainedModel
 from autopeft.backbones import Place
 from autopeft.composition import added
 from autopeft.errors import CompositionError
-from autopeft.graph import NORM_READERS, REGION_ENDS, CompositionGraph, Leaf, Tree, first_unmergeable
+from autopeft.graph import (
+    NORM_READERS,
+    ONE_MODEL,
+    REGION_ENDS,
+    CompositionGraph,
+    Leaf,
+    Tree,
+    first_unmergeable,
+)
 from autopeft.hybrid.new_biases import add_biases
-from autopeft.hybrid.prediction import ONE_MODEL, several_models
+from autopeft.hybrid.prediction import several_models
 from autopeft.injection import Injection, Part
 from autopeft.spec import Site
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -27,7 +27,7 @@ from transformers import (
 
 import autopeft
 from autopeft.cli import main
-from autopeft.errors import AutoPEFTError, CompositionError, UsageError
+from autopeft.errors import CompositionError, UsageError
 from autopeft.export.arguments import FORMAT_NAMES
 from autopeft.export.formats import FORMATS
 from autopeft.export.gguf_format import write_gguf
@@ -189,8 +189,6 @@ def test_without_its_rows_no_approximation_is_made(home: Path, tmp_path: Path) -
 # GGUF
 # ----------------------------------------------------------------------------------------------------------
 
-gguf = pytest.importorskip("gguf")
-
 
 def interleaved(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """Rows of q or k in llama.cpp's order: of each head feature 0, d/2, 1, d/2 + 1, …"""
@@ -276,12 +274,6 @@ def test_what_gguf_cannot_hold_is_refused(tmp_path: Path) -> None:
     randomise(hybrid.root)
     with pytest.raises(NotServable, match="trained head"):
         write_gguf(model, lora_weights(hybrid), tmp_path)
-
-
-def test_without_the_package_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(AutoPEFTError, match=r"pip install 'autopeft\[gguf\]'"):
-        autopeft.export("exact", tmp_path / "out", format="gguf-lora")
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:

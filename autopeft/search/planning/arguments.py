@@ -46,6 +46,14 @@ class SearchArguments(Arguments):
     called: ClassVar[str] = "search"
     before: ClassVar[Mapping[str, Any]] = {"rank_by": "score", "portfolio": False, "head_start": "random"}
 
+    @classmethod
+    def recorded(cls, manifest: Any) -> dict[str, Any]:
+        """See `Arguments.recorded`; what merges was asked for by an option of its own once."""
+        found = super().recorded(manifest)
+        if "mergeable" not in found:
+            return found
+        return {"serve": "merged" if found.pop("mergeable") else None, **found}
+
     task: shared.TaskOption = NEEDED
     budget: BudgetOption = NEEDED
     model: shared.Model = "minilm"
@@ -244,10 +252,17 @@ class SearchArguments(Arguments):
             check=partial(checks.check_size, "max_file"),
         ),
     ] = None
-    mergeable: Annotated[
-        bool,
-        Option(help="Only recipes that merge exactly into the backbone's own weights.", panel=LIMITS),
-    ] = False
+    serve: Annotated[
+        str | None,
+        Option(
+            help="Only recipes that can be served so: in peft's format (peft), merged exactly into the "
+            "backbone (merged), as an exact LoRA by vLLM's rules (vllm).",
+            doc="only recipes that can be served so, which their graph tells: {choices}; `peft` is Hugging "
+            "Face peft's format, `merged` the backbone's own weights, `vllm` an exact LoRA by vLLM's rules",
+            panel=LIMITS,
+            choices=checks.servings,
+        ),
+    ] = None
     steps: shared.Steps = None
     seed: shared.Seed = 0
     max_length: shared.MaxTokens = 128

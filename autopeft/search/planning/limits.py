@@ -52,7 +52,7 @@ def limits_of(a: SearchArguments) -> Limits:
         step_time=None if a.max_step_time is None else read_span("max_step_time", a.max_step_time),
         latency=None if a.max_latency is None else read_span("max_latency", a.max_latency),
         file=None if a.max_file is None else read_size("max_file", a.max_file),
-        mergeable=a.mergeable,
+        serve=a.serve,
     )
 
 

@@ -162,6 +162,7 @@ def _read(
     said = manifest.get("arguments")
     if not isinstance(said, dict):
         raise _damaged(folder, f"it has no table 'arguments' but {said!r:.80}")
+    said = SearchArguments.recorded(said)
     unknown = sorted(set(said) - set(SearchArguments.model_fields))
     if unknown:
         raise UsageError(
@@ -170,7 +171,7 @@ def _read(
         )
     _need_rows(folder, manifest, said, given)
     try:
-        said = _here(SearchArguments.recorded(said), given)
+        said = _here(said, given)
         effort = read_effort(manifest.get("effort"))
         arguments = SearchArguments(**{**said, "space": space, **given})
     except UsageError as error:

@@ -227,7 +227,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "max_step_time": st.sampled_from(["200ms", "1.5s"]),
     "max_latency": st.sampled_from(["20ms", "0.5s"]),
     "max_file": st.sampled_from(["1MB", "300kB"]),
-    "mergeable": st.booleans(),
+    "serve": st.none() | st.sampled_from(["peft", "merged", "vllm"]),
     "head_start": st.sampled_from(["probe", "random"]),
     "listen": st.ip_addresses().map(str),
     "log": st.sampled_from(["none"]),
