@@ -22,6 +22,7 @@ from autopeft.tasks.kinds.breakdown import Breakdown
 from autopeft.tasks.kinds.contract import Loss, TaskKind
 from autopeft.tasks.kinds.conversations import (
     asked_columns,
+    asked_of,
     conversation_columns,
     problems_of,
     read_conversations,
@@ -182,7 +183,8 @@ class CausalLM(TaskKind):
     def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:
         if not len(rows):
             return 0.0
-        return float(np.mean(self.encode(rows, tokenizer, max_length, cached=False).row_cut > 0))
+        found = self.encode(rows, tokenizer, max_length, labelled=False, cached=False)
+        return float(np.mean(found.row_cut > 0))
 
     def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
         """The answers (rows,) as objects."""
@@ -217,12 +219,14 @@ class CausalLM(TaskKind):
         how: Generation,
         *,
         device: str | torch.device = "cpu",
+        told: Callable[[str], None] | None = None,
     ) -> list[str]:
         """The last answer of each row as the model writes it, without white space at its ends."""
         if not isinstance(split, EncodedAnswers):
             raise TaskError(f"Answers are written to rows of {self.name}, but got {type(split).__name__}.")
         writer = Writer(model, split.tokenizer, most=split.longest, mean=self.average())
-        return writer.write([split.prompt(int(row)) for row in rows], how, device=device)
+        prompts = [split.prompt(int(row)) for row in rows]
+        return writer.write(prompts, how, device=device, told=told)
 
     def with_texts(self, outputs: NDArray[Any], texts: Sequence[str]) -> NDArray[Any]:
         """See `TaskKind.with_texts`: (rows,) of `likelihoods` and `answer`."""
@@ -280,6 +284,13 @@ class CausalLM(TaskKind):
         """See `read_conversations`; a text alone is gone on with where the model was trained on plain texts,
         and else answered."""
         return read_conversations(table, columns, asked=True, plain=use.get("plain") is True)
+
+    def asked_row(self, messages: Sequence[Mapping[str, str]]) -> Split:
+        """See `TaskKind.asked_row`."""
+        from autopeft.tasks.split import Split
+
+        found = [dict(message) for message in messages]
+        return Split([asked_of(found)], None, [""], {"messages": [found]})
 
     def use(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
         """`max_new_tokens`, the tokens of the longest answer with the one that ends it, and whether the rows
