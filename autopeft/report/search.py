@@ -32,7 +32,7 @@ def outcome_sheet(result: SearchResult, data: Mapping[str, Any], budget: str) ->
         f"Budget {budget}; higher is better; {seeds} fresh seeds, all trained alike; test touched once."
         if seeds
         else "Not retrained with fresh seeds: the score is the search's own, on select; test not touched.",
-        *_stand_in(result.metric, result.trial_metric or result.metric),
+        *_stand_in(result.metric, result.trial_metric),
     ]
     if not seeds and result.trial_metric is not None:
         notes[0] = f"Not retrained with fresh seeds: {result.headline}, the search's own score."
@@ -56,9 +56,9 @@ def outcome_sheet(result: SearchResult, data: Mapping[str, Any], budget: str) ->
     )
 
 
-def _stand_in(metric: str, trial_metric: str) -> list[str]:
+def _stand_in(metric: str, trial_metric: str | None) -> list[str]:
     """What scores what, where trials are scored by another metric than the rest."""
-    if trial_metric == metric:
+    if trial_metric is None:
         return []
     return [
         f"Trials, and what baselines choose among, are scored by {trial_metric}: {metric} takes answers that "

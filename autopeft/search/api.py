@@ -181,7 +181,7 @@ def _run(
             a.precision, parameters=ready.spec.parameters, folder=folder.path, notify=notify
         ),
         rank_by=ready.rank_by,
-        trial_metric=None if ready.trial_metric == ready.task.metric else ready.trial_metric,
+        trial_metric=ready.trial_metric,
         judge=_judge(ready),
         recall=kept.recall,
         seconds=ready.seconds,
@@ -307,5 +307,5 @@ def _info(ready: Prepared, folder: RunFolder, baselines: list[Baseline]) -> Sear
         notice=ready.task.source.notice,
         run=str(folder.path),
         data=ready.summary,
-        trial_metric=None if ready.trial_metric == ready.task.metric else ready.trial_metric,
+        trial_metric=ready.trial_metric,
     )

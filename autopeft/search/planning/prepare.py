@@ -117,10 +117,11 @@ class Prepared:
         return asked or ("loss" if self.task.metric == "accuracy" else "score")
 
     @property
-    def trial_metric(self) -> str:
-        """What scores trials and sweeps of baselines: the task's metric, or what stands for it where models
-        would have to write texts. Finalists, baselines and the test are scored by the task's."""
-        return self.task.task_kind.trial_metric(get_metric(self.task.metric)).name
+    def trial_metric(self) -> str | None:
+        """What scores trials and sweeps of baselines where models would have to write texts for the task's
+        metric; `None` where that one does. Finalists, baselines and the test are scored by the task's."""
+        found = self.task.task_kind.trial_metric(get_metric(self.task.metric)).name
+        return None if found == self.task.metric else found
 
     @property
     def task_name(self) -> str:
