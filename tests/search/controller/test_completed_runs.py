@@ -49,8 +49,10 @@ def test_only_finished_runs_of_an_earlier_process_count(tmp_path: Path) -> None:
 
 
 class Keys:
-    def of(self, recipe: Any, seed: int, steps: int, precision: str, rank_by: str) -> Any:
-        return (recipe["name"], seed, steps, precision, rank_by)
+    def of(
+        self, recipe: Any, seed: int, steps: int, precision: str, rank_by: str, *, metric: str | None
+    ) -> Any:
+        return (recipe["name"], seed, steps, precision, rank_by, metric)
 
 
 class Cache:
