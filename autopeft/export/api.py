@@ -172,6 +172,7 @@ def predict(run: Trained, texts: Texts, given: PredictArguments) -> list[dict[st
             encoded,
             batch_size=given.batch_size,
             generation=how if known.kind.writes else None,
+            told=given.told,
         )
     found = answers(known, question, outputs)
     if given.out is not None:

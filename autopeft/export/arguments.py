@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 else:  # it takes seconds to import
     Tokenizer = Any | None
 
-__all__ = ["FORMAT_NAMES", "EvaluateArguments", "ExportArguments", "PredictArguments"]
+__all__ = [
+    "FORMAT_NAMES",
+    "WRITES",
+    "ChatArguments",
+    "EvaluateArguments",
+    "ExportArguments",
+    "PredictArguments",
+]
 
 _TOKENIZER = Option(
     help="Of a live `Hybrid`; default: that of the folder or hub name that its model was loaded from.",
@@ -27,6 +34,7 @@ _LENGTH = Option(help="Longest text in tokens, for a live `Hybrid`; default: 128
 WRITING = "Answers of language models"
 WRITES = ("max_new_tokens", "temperature", "top_p", "seed")
 """Options of how answers are written (see `autopeft.tasks.kinds.Generation`)."""
+Told = Callable[[str], None] | None
 _BATCH = Option(help="Rows at once.", cli=False, least=1)
 TaskToScore = Annotated[
     shared.TaskData,
@@ -166,11 +174,41 @@ class PredictArguments(Arguments):
     temperature: Temperature = None
     top_p: TopP = None
     seed: DrawSeed = None
+    told: Annotated[
+        Told,
+        Option(
+            help="Is given a language model's answer to a single text piece by piece, as it is written.",
+            cli=False,
+            typed="Callable[[str], None] | None",
+        ),
+    ] = None
     out: AnswersFile = None
     model: shared.OtherModel = None
     tokenizer: Annotated[Tokenizer, _TOKENIZER] = None
     max_length: Annotated[int | None, _LENGTH] = None
     batch_size: Annotated[int, _BATCH] = 64
+    notify: shared.Notify = None
+
+
+class ChatArguments(Arguments):
+    """How one talks with a trained language model."""
+
+    called: ClassVar[str] = "chat"
+
+    system: Annotated[str | None, Option(help="What the model is told before all else.")] = None
+    max_new_tokens: MaxNewTokens = None
+    temperature: Temperature = None
+    top_p: TopP = None
+    seed: DrawSeed = None
+    max_length: Annotated[
+        int | None,
+        Option(
+            help="Tokens of the conversation that the model reads at most; default: those of its training.",
+            least=4,
+        ),
+    ] = None
+    model: shared.OtherModel = None
+    tokenizer: Annotated[Tokenizer, _TOKENIZER] = None
     notify: shared.Notify = None
 
 

@@ -19,11 +19,12 @@ from autopeft.hybrid.labels import nameless
 from autopeft.runs.folder import as_typed
 from autopeft.search.selection.result import SearchResult
 from autopeft.tasks import SPLIT_NAMES, Rows, Split, Task, TaskKind, load_task
-from autopeft.tasks.kinds import kind_of_model
+from autopeft.tasks.kinds import kind_of_model, own_metric, use_metric
 from autopeft.tasks.metrics import check_metric
 from autopeft.tasks.table import ColumnNames
 from autopeft.training.arguments import TrainArguments
 from autopeft.training.fixed import FixedOutcome
+from autopeft.training.options import MetricFunction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -281,9 +282,13 @@ def _trained_on(known: TrainedHybrid, task: Task) -> bool:
     return before is not None and before == task.source.sha256
 
 
-def _with_metric(task: Task, metric: str | None) -> Task:
+def _with_metric(task: Task, metric: str | MetricFunction | None) -> Task:
     if metric is None:
         return task
+    if not isinstance(metric, str):
+        own = use_metric(own_metric(metric, generated=task.task_kind.writes))
+        task.task_kind.check_metric(own, task.labels, task.splits["test"])
+        return replace(task, metric=own.name, own_metric=own)
     check_metric(metric, task.kind, task.labels, task.splits["test"])
     return replace(task, metric=metric)
 

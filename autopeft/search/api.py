@@ -185,6 +185,7 @@ def _run(
             final=a.final_precision,
         ),
         rank_by=ready.rank_by,
+        trial_metric=ready.trial_metric,
         judge=_judge(ready),
         recall=kept.recall,
         seconds=ready.seconds,
@@ -313,4 +314,5 @@ def _info(ready: Prepared, folder: RunFolder, baselines: list[Baseline]) -> Sear
         notice=ready.task.source.notice,
         run=str(folder.path),
         data=ready.summary,
+        trial_metric=ready.trial_metric,
     )

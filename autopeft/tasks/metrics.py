@@ -21,7 +21,7 @@ def check_metric(metric: str, kind: str, names: Sequence[str], rows: Split | Non
         TaskError: it is unknown, for other kinds of task, or does not fit the classes.
     """
     known = get_metric(metric)
-    if metric not in metrics_of(kind):
+    if not known.own and metric not in metrics_of(kind):
         raise TaskError(
             f"{metric=} is for {' and '.join(kinds_of(metric))}, but the task is {kind}; choose from "
             f"{', '.join(metrics_of(kind))}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -32,11 +32,12 @@ def predict(
     device: str | torch.device | None = None,
     forward: Forward | None = None,
     generation: Generation | None = None,
+    told: Callable[[str], None] | None = None,
 ) -> NDArray[Any]:
     """What the split's kind of task keeps of each row (`TaskKind.outputs`), in the split's own order: logits
     (rows, classes); those of an ensemble, or under a posterior, are of the mean distribution (see
     `autopeft.hybrid.predictive`). With `generation` the model also writes an answer to each row, which is
-    kept beside them (`TaskKind.with_texts`).
+    kept beside them (`TaskKind.with_texts`); that to a single row is `told` piece by piece.
 
     Runs in eval mode and leaves no gradients; every `training` flag is as before afterwards. `device`
     defaults to the model's; a model that lies elsewhere is moved there. `forward` defaults to the model's
@@ -64,7 +65,8 @@ def predict(
         if generation is None:
             return restored
         with seeded(generation.seed, place):
-            return kind.with_texts(restored, _written(model, split, generation, batch_size, place))
+            texts = _written(model, split, generation, batch_size, place, told)
+            return kind.with_texts(restored, texts)
 
 
 @contextmanager
@@ -81,7 +83,12 @@ def _within_memory(batch_size: int) -> Iterator[None]:
 
 
 def _written(
-    model: nn.Module, split: EncodedSplit, how: Generation, batch_size: int, place: torch.device
+    model: nn.Module,
+    split: EncodedSplit,
+    how: Generation,
+    batch_size: int,
+    place: torch.device,
+    told: Callable[[str], None] | None,
 ) -> list[str]:
     """What the model writes for each row, in batches of prompts of like length, longest first."""
     kind, order = get_kind(split.kind), np.argsort(-split.prompt_lengths, kind="stable")
@@ -89,7 +96,8 @@ def _written(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         with _within_memory(batch_size):
-            found = kind.generate(model, split, rows, how, device=place)
+            one = told if len(split) == 1 else None
+            found = kind.generate(model, split, rows, how, device=place, told=one)
         for row, text in zip(rows, found, strict=True):
             texts[row] = text
     return texts

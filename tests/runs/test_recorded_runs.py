@@ -46,6 +46,7 @@ def lines(run: str, name: str = "trials.jsonl") -> list[dict[str, Any]]:
         "pseudo_values": None,
         "select_values": None,
         "step_cost": None,
+        "metric": None,
         "measured": None,
         "precision": "fp32",
         "merits": {},

@@ -141,11 +141,7 @@ def encode_conversations(
     counts = np.add.reduceat(np.asarray(arrays["learnt"], dtype=np.int64), arrays["offsets"][:-1])
     if not counts.any() and not asked:
         raise DataError(f"None of {len(counts):,} rows has a token to be learnt within {max_length} tokens.")
-    if cut := int((np.asarray(arrays["row_cut"]) == _ANSWER_CUT).sum()):
-        warn_once(
-            f"{cut:,} of {len(counts):,} answers do not fit into {max_length} tokens and lose their end; "
-            "raise --max-length (max_length=…)."
-        )
+    _tell_cut(np.asarray(arrays["row_cut"]), max_length)
     answers = np.empty(len(conversations), dtype=object)
     answers[:] = [m[-1]["content"] if m[-1]["role"] == "assistant" else "" for m in conversations]
     offsets = np.asarray(arrays["offsets"])
@@ -169,6 +165,14 @@ def encode_conversations(
         tokenizer=tokenizer,
         longest=longest,
     )
+
+
+def _tell_cut(row_cut: NDArray[np.int8], max_length: int) -> None:
+    if cut := int((row_cut == _ANSWER_CUT).sum()):
+        warn_once(
+            f"{cut:,} of {len(row_cut):,} answers do not fit into {max_length} tokens and lose their end; "
+            "raise --max-length (max_length=…)."
+        )
 
 
 def _prompts(learnt: NDArray[np.bool_], offsets: Indices) -> Indices:

@@ -18,6 +18,7 @@ from autopeft.tasks.kinds.answers import IGNORED, EncodedAnswers, encode_convers
 from autopeft.tasks.kinds.breakdown import Breakdown
 from autopeft.tasks.kinds.conversations import (
     asked_columns,
+    asked_of,
     conversation_columns,
     problems_of,
     read_conversations,
@@ -130,7 +131,8 @@ class CausalLM(Decoder):
 
     def cut_rows(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> NDArray[np.bool_]:
         """Whether `encode` cuts each row, (rows,)."""
-        return np.asarray(self.encode(rows, tokenizer, max_length, cached=False).row_cut > 0)
+        found = self.encode(rows, tokenizer, max_length, labelled=False, cached=False)
+        return np.asarray(found.row_cut > 0)
 
     def asks(self, rows: Split) -> bool:
         """Whether each row asks for its answer."""
@@ -168,12 +170,14 @@ class CausalLM(Decoder):
         how: Generation,
         *,
         device: str | torch.device = "cpu",
+        told: Callable[[str], None] | None = None,
     ) -> list[str]:
         """The last answer of each row as the model writes it, without white space at its ends."""
         if not isinstance(split, EncodedAnswers):
             raise TaskError(f"Answers are written to rows of {self.name}, but got {type(split).__name__}.")
         writer = Writer(model, split.tokenizer, most=split.longest, mean=self.average())
-        return writer.write([split.prompt(int(row)) for row in rows], how, device=device)
+        prompts = [split.prompt(int(row)) for row in rows]
+        return writer.write(prompts, how, device=device, told=told)
 
     def with_texts(self, outputs: NDArray[Any], texts: Sequence[str]) -> NDArray[Any]:
         """See `TaskKind.with_texts`: (rows,) of `likelihoods` and `answer`."""
@@ -231,6 +235,13 @@ class CausalLM(Decoder):
         """See `read_conversations`; a text alone is gone on with where the model was trained on plain texts,
         and else answered."""
         return read_conversations(table, columns, asked=True, plain=use.get("plain") is True)
+
+    def asked_row(self, messages: Sequence[Mapping[str, str]]) -> Split:
+        """See `TaskKind.asked_row`."""
+        from autopeft.tasks.split import Split
+
+        found = [dict(message) for message in messages]
+        return Split([asked_of(found)], None, [""], {"messages": [found]})
 
     def use(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
         """`max_new_tokens`, the tokens of the longest answer with the one that ends it, and whether the rows

@@ -1,7 +1,6 @@
 """Chat templates: strangers' programs in Jinja that write conversations.
 
-transformers runs a template in a sandbox that reaches no attribute with an underscore and changes no object.
-Here its length and what it writes are bounded.
+Their length is bounded, and the time and memory that they take (see `bounded_jinja`).
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from autopeft.errors import UsageError
+from autopeft.tasks.kinds.bounded_jinja import render
 from autopeft.tasks.kinds.conversations import Conversation
 
 __all__ = ["ChatTemplate", "TurnEnd", "template_of", "turn_end"]
@@ -52,21 +52,24 @@ class ChatTemplate:
         """What it writes, with the beginning of an answer where a `prompt` is wanted.
 
         Raises:
-            UsageError: it fails, or writes far more than it was given.
+            UsageError: it fails, takes too much time or memory, or writes far more than it was given.
         """
+        given = sum(len(message["content"]) for message in messages)
         try:
-            found = self.tokenizer.apply_chat_template(
-                messages, chat_template=self.text, tokenize=False, add_generation_prompt=prompt
+            return render(
+                self.text,
+                _MOST_WRITTEN + _FOR_A_LETTER * given,
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=prompt,
+                **self.tokenizer.special_tokens_map,
             )
         # A stranger's program fails in whatever way it likes.
         except Exception as error:
             raise self.refused(
                 messages, next(iter(str(error).strip().splitlines()), type(error).__name__)
             ) from error
-        given = sum(len(message["content"]) for message in messages)
-        if len(found) > _MOST_WRITTEN + _FOR_A_LETTER * given:
-            raise self.refused(messages, f"it writes {len(found):,} letters for messages of {given:,}")
-        return str(found)
 
     def refused(self, messages: Conversation, why: str) -> UsageError:
         """The error that says why a conversation cannot be rendered."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -48,8 +48,12 @@ class Writing:
         how: Generation,
         *,
         device: str | torch.device = "cpu",
+        told: Callable[[str], None] | None = None,
     ) -> list[str]:
         """What the model writes for some rows of a split.
+
+        Args:
+            told: is given what it writes for a single row piece by piece.
 
         Raises:
             TaskError: models of this kind write nothing.
@@ -63,6 +67,14 @@ class Writing:
             TaskError: models of this kind write nothing.
         """
         raise TaskError(f"Models for {self.name} write no texts.")
+
+    def asked_row(self, messages: Sequence[Mapping[str, str]]) -> Split:
+        """A conversation `{"role": …, "content": …}` whose answer is to be written, as a split of one row.
+
+        Raises:
+            UsageError: models of this kind write nothing.
+        """
+        raise UsageError(f"Models for {self.name} write no texts, so that nobody can talk with them.")
 
     def use(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
         """What a saved hybrid has to know of its training rows to be asked, as JSON-able values beside its
