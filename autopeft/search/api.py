@@ -177,13 +177,7 @@ def _run(
         keep,
         seed=a.seed,
         workers=ready.workers or 1,
-        precision=ChosenPrecision(
-            a.precision,
-            parameters=ready.spec.parameters,
-            folder=folder.path,
-            notify=notify,
-            final=a.final_precision,
-        ),
+        precision=_precision(ready, folder, notify),
         rank_by=ready.rank_by,
         trial_metric=ready.trial_metric,
         judge=_judge(ready),
@@ -238,6 +232,17 @@ def _executor(ready: Prepared, folder: RunFolder, notify: Notify) -> Executor:
         resume=resume_command(folder.path, vars(a)),
         logs=folder.logs / "ray",
         notify=notify,
+    )
+
+
+def _precision(ready: Prepared, folder: RunFolder, notify: Notify) -> ChosenPrecision:
+    """What the search's trainings compute in."""
+    return ChosenPrecision(
+        ready.arguments.precision,
+        parameters=ready.spec.parameters,
+        folder=folder.path,
+        notify=notify,
+        final=ready.arguments.final_precision,
     )
 
 

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from autopeft.tasks.kinds.breakdown import Breakdown, class_breakdowns
-from autopeft.tasks.kinds.contract import ClassWeights, Loss, TaskKind
+from autopeft.tasks.kinds.contract import ClassWeights, TaskKind
 from autopeft.tasks.kinds.generation import Generation
+from autopeft.tasks.kinds.loss import Loss
 from autopeft.tasks.kinds.metric import Metric, ScoredRows, jackknife_variance, shrunk
 from autopeft.tasks.kinds.own_metric import function_of, metric_name, own_metric
 from autopeft.tasks.kinds.registry import (

@@ -116,13 +116,12 @@ def encode_conversations(
 ) -> EncodedAnswers:
     """Tokenise conversations, whose answers are learnt with the token that ends them.
 
-    With `asked`, rows need no answer: the model is to give it. A plain text is then to be gone on with.
-
     A row beyond `max_length` loses the beginning of what stands before its last answer (a token of it stays,
     and so does a token that begins the text); an answer that does not fit even so loses its end. The first
     token of a row is never learnt, as nothing predicts it.
 
     Args:
+        asked: whether rows need no answer, as the model is to give it; a plain text is then gone on with.
         ended: whether answers have the token, or what the template writes, that ends them.
 
     Raises:

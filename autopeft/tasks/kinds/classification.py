@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from autopeft.errors import DataError, TaskError
 from autopeft.tasks.kinds.breakdown import Breakdown, class_breakdowns
 from autopeft.tasks.kinds.class_metrics import ACCURACY, F1, MACRO_F1, MATTHEWS
-from autopeft.tasks.kinds.contract import ClassWeights, Loss, TaskKind
+from autopeft.tasks.kinds.contract import ClassWeights, TaskKind
+from autopeft.tasks.kinds.loss import Loss
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.kinds.registry import register_kind
 from autopeft.tasks.table import ColumnNames, RawRows, Table, listed, numbers_of

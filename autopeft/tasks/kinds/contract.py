@@ -54,6 +54,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from autopeft.assets import ModelSource, load_model
 from autopeft.errors import AutoPEFTError, TaskError
 from autopeft.tasks.kinds.breakdown import Breakdown
+from autopeft.tasks.kinds.loss import Loss
 from autopeft.tasks.kinds.metric import Metric, pseudo_values
 from autopeft.tasks.kinds.writing import Writing
 from autopeft.tasks.table import (
@@ -71,7 +72,7 @@ from autopeft.tasks.tokens import EncodedSplit, encode_texts, longer_than
 if TYPE_CHECKING:
     from autopeft.tasks.split import Split, SplitName
 
-__all__ = ["ClassWeights", "Loss", "TaskKind"]
+__all__ = ["ClassWeights", "TaskKind"]
 
 ClassWeights = Literal["balanced"] | Sequence[float] | None
 _CLASSES_SHOWN = 6
@@ -79,31 +80,6 @@ _FEW_ROWS = 30
 _SCORED: tuple[SplitName, ...] = ("select", "test")
 
 _log = logging.getLogger("autopeft")
-
-
-class Loss(ABC):
-    """What is minimised, exact over micro-batches.
-
-    `total` is the undivided sum of the losses of some rows and `weight` what the sum over the whole batch is
-    divided by, so that Σ total(micro) / weight(batch) is the loss of the batch.
-    """
-
-    @abstractmethod
-    def total(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Sum over what counts in these rows (rows, tokens, …), a scalar in fp32, differentiable.
-
-        Args:
-            logits: (rows, …), as `TaskKind.logits_of` gives them.
-            labels: (rows, …), as the batch has them under `labels`.
-        """
-
-    @abstractmethod
-    def weight(self, labels: Tensor) -> float:
-        """What a batch's sum is divided by: its rows, its tokens, the sum of its rows' weights."""
-
-    def mean(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of a batch, a scalar."""
-        return self.total(logits, labels) / self.weight(labels)
 
 
 class TaskKind(Writing, ABC):

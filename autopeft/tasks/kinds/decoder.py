@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from autopeft.assets import ModelSource, load_config, resolve_model, unquantized
 from autopeft.backbones import spec_of
 from autopeft.errors import UsageError
-from autopeft.tasks.kinds.contract import Loss, TaskKind
+from autopeft.tasks.kinds.contract import TaskKind
 from autopeft.tasks.kinds.likelihoods import AnswerLoss, read_alone
+from autopeft.tasks.kinds.loss import Loss
 from autopeft.tasks.table import RawRows
 
 if TYPE_CHECKING:
