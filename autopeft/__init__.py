@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from autopeft.counting import Budget, Counts, count
     from autopeft.errors import AutoPEFTError, UsageError
     from autopeft.export.api import Evaluation, Exported, evaluate, export, predict
+    from autopeft.export.chat import Chat, chat
     from autopeft.graph import CompositionGraph, build_graph
     from autopeft.hybrid import Hybrid, MultiHybrid, attach, attach_many, load
     from autopeft.method import get_method, method_names, register
@@ -30,6 +31,7 @@ __version__ = version("autopeft")
 _HOMES = {
     "AutoPEFTError": "errors",
     "Budget": "counting",
+    "Chat": "export.chat",
     "CompositionGraph": "graph",
     "Counts": "counting",
     "Evaluation": "export.api",
@@ -45,6 +47,7 @@ _HOMES = {
     "attach": "hybrid",
     "attach_many": "hybrid",
     "build_graph": "graph",
+    "chat": "export.chat",
     "count": "counting",
     "evaluate": "export.api",
     "get_method": "method",
@@ -63,6 +66,7 @@ _ROOMS = ("export", "search")  # packages that are functions of the same name as
 __all__ = [
     "AutoPEFTError",
     "Budget",
+    "Chat",
     "CompositionGraph",
     "Counts",
     "Evaluation",
@@ -79,6 +83,7 @@ __all__ = [
     "attach",
     "attach_many",
     "build_graph",
+    "chat",
     "count",
     "evaluate",
     "export",

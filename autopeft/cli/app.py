@@ -12,6 +12,7 @@ import typer
 import typer.main
 
 from autopeft.cli import (
+    chat,
     count,
     debug,
     evaluate,
@@ -47,6 +48,7 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("train", train.train, "Reuse"),
     ("evaluate", evaluate.evaluate, "Reuse"),
     ("predict", predict.predict, "Reuse"),
+    ("chat", chat.chat, "Reuse"),
     ("export", export.export, "Reuse"),
     ("show", show.show, "Look"),
     ("count", count.count, "Look"),

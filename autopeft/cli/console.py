@@ -27,7 +27,7 @@ def terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def echo(text: str, stream: TextIO | None = None) -> None:
+def echo(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
     """Print lines of text to `stream` (default: stdout). Foreign text reaches a terminal here alone.
 
     What the terminal would act on becomes `�` (see `autopeft.errors.printable`), as does what the stream's
@@ -37,7 +37,7 @@ def echo(text: str, stream: TextIO | None = None) -> None:
     shown, encoding = printable(text, keep="\n\t"), getattr(stream, "encoding", None)
     if encoding is not None:
         shown = shown.encode(encoding, "replace").decode(encoding)
-    print(shown, file=stream, flush=True)
+    print(shown, file=stream, end=end, flush=True)
 
 
 def say(text: str = "") -> None:

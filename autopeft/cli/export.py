@@ -1,4 +1,4 @@
-"""`autopeft export`: a run's winner in a folder of its own."""
+"""`autopeft export`: a run's winner in a folder of its own, and in a format that others load."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ def export(
     given: Given,
     as_json: Json = False,
 ) -> None:
-    """Export a run: recipe, weights with head, manifest, model card, and peft's format where it can be said.
+    """Export a run: recipe, weights with head, manifest, model card, and a format that others load.
 
     \b
       autopeft export latest -o winner
       autopeft train --recipe winner/recipe.yaml --task trec
-      autopeft export my-run -o for-peft --peft
+      autopeft export latest -o whole --as merged
+      autopeft export latest -o for-vllm --as lora --rank 16
     """
     from autopeft.assets import quiet_libraries
     from autopeft.export.api import export as write
@@ -42,6 +43,8 @@ def export(
     say(f"{found.folder}: {', '.join(found.files)}")
     if found.reason is not None:
         say(f"Not in peft's format: {found.reason}")
+    for line in found.lines:
+        say(line)
     card, moved = find_saved(found.folder).card, given.get("model")
     say("Next:")
     if moved or card.model:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autopeft.cli.console import notify, one_line, say, say_json
+from autopeft.cli.console import echo, notify, one_line, say, say_json, terminal
 from autopeft.cli.declared import Given, declared
 from autopeft.cli.options import Json, Run
 from autopeft.errors import UsageError
@@ -53,7 +53,19 @@ def predict(
 
     quiet_libraries()
     saved = find_saved(run)
+    alone = isinstance(texts, list) and len(texts) == 1 and terminal() and not as_json and "out" not in given
+    streamed: list[str] = []
+    if alone and saved.card.task_kind.writes:
+
+        def told(piece: str) -> None:
+            streamed.append(piece)
+            echo(piece, end="")
+
+        given["told"] = told
     found = ask(saved, texts, notify=notify, **given)
+    if streamed:
+        echo("")
+        return
     missing = [i for i, item in enumerate(found, start=1) if "problem" in item]
     if missing:
         notify(_unanswered(missing, found))

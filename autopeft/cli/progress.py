@@ -61,6 +61,7 @@ def opening(info: SearchInfo) -> list[str]:
         f"budget {info.budget}: {limits_text(info.limits)} parameters",
         *info.data.lines(),
         *info.data.remarks,
+        *([] if info.trial_metric is None else [f"trials are scored by {info.trial_metric}"]),
         f"{info.trials} trials of {info.steps} steps, {info.jobs} training runs in all, "
         f"{info.workers} workers, about {duration(info.estimated_seconds)}",
         f"run folder {info.run}",
@@ -77,7 +78,13 @@ def _outcome(record: TrialRecord) -> str:
     if record.state in ("paused", "stopped"):
         words = {"paused": "so far", "stopped": "stopped"}[record.state]
         return f"{score(record.rungs.get(str(record.steps)))} at step {record.steps}, {words}"
-    return score(record.scores.get("test", record.score) if record.kind == "test" else record.score)
+    own = "" if record.metric is None else f"{record.metric} "
+    return own + score(record.scores.get("test", record.score) if record.kind == "test" else record.score)
+
+
+def _named(info: SearchInfo) -> str:
+    """What stands before the best score of the trials, where it is of another metric than the task's."""
+    return "" if info.trial_metric is None else f"{info.trial_metric} "
 
 
 def _size(counts: CountTable | None) -> str:
@@ -89,12 +96,14 @@ class PlainReporter:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
+        self._of_trials = ""
 
     def _say(self, line: str) -> None:
         echo(line, self._stream)
 
     def on_start(self, info: SearchInfo) -> None:
         """Print what will be done."""
+        self._of_trials = _named(info)
         for line in opening(info):
             self._say(line)
 
@@ -112,7 +121,7 @@ class PlainReporter:
         """Print the run's outcome, the best so far and the time left."""
         self._say(
             f"{record.label}: {_outcome(record)}  {_size(record.counts)}  {brief(record.recipe)}  "
-            f"{duration(record.seconds)}  best {score(best)}  left {duration(remaining)}"
+            f"{duration(record.seconds)}  best {self._of_trials}{score(best)}  left {duration(remaining)}"
         )
 
 
@@ -126,6 +135,7 @@ class LiveReporter:
         self._running: dict[str, tuple[Job, CountTable | None, int, float]] = {}
         self._phase, self._jobs, self._ended = "", 0, 0
         self._best: float | None = None
+        self._of_trials = ""
         self._remaining: float | None = None
 
     @contextmanager
@@ -147,6 +157,7 @@ class LiveReporter:
 
     def on_start(self, info: SearchInfo) -> None:
         """Print what will be done above the table."""
+        self._of_trials = _named(info)
         for line in opening(info):
             self._console.print(printable(line), markup=False, highlight=False)
         self._remaining = info.estimated_seconds
@@ -191,7 +202,8 @@ class LiveReporter:
         from rich.text import Text
 
         left = duration(self._remaining)
-        title = f"{self._phase}  {self._ended}/{self._jobs}   best {score(self._best)}   left {left}"
+        best = f"best {self._of_trials}{score(self._best)}"
+        title = f"{self._phase}  {self._ended}/{self._jobs}   {best}   left {left}"
         table = Table(
             box=SIMPLE_HEAD, title=Text(title if self._phase else "starting …"), title_justify="left"
         )

@@ -69,7 +69,7 @@ def asked(known: TrainedHybrid, texts: Texts, given: PredictArguments) -> Asked:
     good = [i for i in range(len(table)) if i not in problems]
     rows: Split | None = None
     if good:
-        raw = known.kind.read(table.take(good), columns)
+        raw = known.kind.read_texts(table.take(good), columns, known.use)
         rows = Split(raw.texts, raw.pairs, raw.labels, raw.fields)
     pairs = None if columns.text_pair is None else list(table.columns[columns.text_pair])
     return Asked(list(table.columns[columns.text]), pairs, problems, rows)
@@ -89,10 +89,11 @@ def _of_table(known: TrainedHybrid, data: Any, given: PredictArguments) -> tuple
         raise UsageError("This hybrid was trained on single texts; leave out text_pair_column.")
     table = _read(data)
     # A column that the hybrid was trained on need not be named again.
-    text, pair = (
-        name if name in table.columns else None for name in (known.columns.text, known.columns.text_pair)
+    text, pair, label = (
+        name if name in table.columns else None
+        for name in (known.columns.text, known.columns.text_pair, known.columns.label)
     )
-    return table, ColumnNames(given.text_column or text, given.text_pair_column or pair)
+    return table, ColumnNames(given.text_column or text, given.text_pair_column or pair, label)
 
 
 def _read(data: Any) -> Table:

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from autopeft.arguments import takes
 from autopeft.export.answers import Texts, answers, asked
-from autopeft.export.arguments import EvaluateArguments, ExportArguments, PredictArguments
+from autopeft.export.arguments import WRITES, EvaluateArguments, ExportArguments, PredictArguments
 from autopeft.export.out_file import write_answers
 from autopeft.export.package import load_hybrid, write_package
 from autopeft.export.recorded import Recorded, recorded
 from autopeft.export.trained import Trained, saved_of, task_of, trained
-from autopeft.runs.files import plain
+from autopeft.foreign import local_path
+from autopeft.runs.files import empty_folder, plain
 from autopeft.tasks import Split, SplitName, Task, get_metric
 from autopeft.tasks.kinds import Breakdown
 from autopeft.training import predict as predict_outputs
 
+if TYPE_CHECKING:
+    from autopeft.export.formats import Ready
+
 __all__ = ["Evaluation", "Exported", "evaluate", "export", "predict"]
 
-_WITHOUT = (
-    "Without --peft (peft=True) recipe and weights are exported: `autopeft predict` and `autopeft.load` "
-    "read them."
+OWN = "autopeft"  # the format that is recipe and weights alone
+_OTHERWISE = (
+    "Without --as (format=None) recipe and weights are exported: `autopeft predict` and `autopeft.load` read "
+    "them. --as merged and --as lora say more hybrids than peft."
 )
 
 
@@ -66,22 +72,28 @@ class Exported:
 
     Attributes:
         files: relative to the folder.
-        peft: whether peft's format is among them.
-        reason: why it is not, though it was not refused.
+        format: what was written beside recipe and weights; `None` for nothing.
+        reason: why nothing was, where it was left open.
+        lines: what is to be said of the format, such as what it costs.
+        facts: the same and more, as data.
     """
 
     folder: Path
     files: tuple[str, ...]
-    peft: bool
-    reason: str | None
+    format: str | None
+    reason: str | None = None
+    lines: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The export as data."""
         return {
             "folder": str(self.folder),
             "files": list(self.files),
-            "peft": self.peft,
+            "format": self.format,
             "reason": self.reason,
+            "lines": list(self.lines),
+            "facts": dict(self.facts),
         }
 
 
@@ -109,9 +121,11 @@ def evaluate(run: Trained, given: EvaluateArguments) -> Evaluation:
     hybrid, tokenizer = known.load(given.model, given.notify)
     kind, rows = task.task_kind, _rows_of(task, split)
     encoded = kind.encode(rows, tokenizer, known.longest(tokenizer))
-    outputs = predict_outputs(hybrid.model, encoded, batch_size=given.batch_size)
+    metric = get_metric(task.metric)
+    how = kind.generation(known.use) if metric.generated else None
+    outputs = predict_outputs(hybrid.model, encoded, batch_size=given.batch_size, generation=how)
     labels = kind.label_array(rows.labels)
-    value = kind.score(get_metric(task.metric), outputs, labels)
+    value = kind.score(metric, outputs, labels)
     before = recorded(known, task, split, len(rows), value, seed=given.seed, model=hybrid.model)
     found = Evaluation(str(known.where), task, split, len(rows), value, recorded=before)
     return replace(found, breakdown=kind.breakdown(outputs, labels, task.labels))
@@ -124,7 +138,8 @@ def _rows_of(task: Task, name: SplitName | Literal["all"]) -> Split:
 @takes(PredictArguments)
 def predict(run: Trained, texts: Texts, given: PredictArguments) -> list[dict[str, Any]]:
     """Ask a trained hybrid about texts: for each one a label and its probabilities, or what its kind of task
-    has.
+    has. A language model answers: `answer` is what it writes, and where the row holds an answer, `loss` and
+    `perplexity` are of that one.
 
     Every row is answered in its place. One that cannot be, such as an empty one, has a `problem` instead.
 
@@ -144,6 +159,7 @@ def predict(run: Trained, texts: Texts, given: PredictArguments) -> list[dict[st
         >>> autopeft.predict("latest", Path("reviews.csv"), out="answers.csv")   # doctest: +SKIP
     """
     known = trained(run, tokenizer=given.tokenizer, max_length=given.max_length)
+    how = known.kind.generation(known.use, **{name: getattr(given, name) for name in WRITES})
     question = asked(known, texts, given)
     outputs = None
     if question.rows is not None:
@@ -151,7 +167,13 @@ def predict(run: Trained, texts: Texts, given: PredictArguments) -> list[dict[st
         encoded = known.kind.encode(
             question.rows, tokenizer, known.longest(tokenizer), labelled=False, cached=False
         )
-        outputs = predict_outputs(hybrid.model, encoded, batch_size=given.batch_size)
+        outputs = predict_outputs(
+            hybrid.model,
+            encoded,
+            batch_size=given.batch_size,
+            generation=how if known.kind.writes else None,
+            told=given.told,
+        )
     found = answers(known, question, outputs)
     if given.out is not None:
         write_answers(Path(given.out), found)
@@ -160,7 +182,7 @@ def predict(run: Trained, texts: Texts, given: PredictArguments) -> list[dict[st
 
 @takes(ExportArguments)
 def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
-    """Export a run: recipe, weights with head, manifest, model card, and peft's format where it can be said.
+    """Export a run: recipe, weights with head, manifest, model card, and a format that others load.
 
     Args:
         run: a run's name or folder, `latest`, an exported folder, one that `hybrid.save()`,
@@ -171,24 +193,32 @@ def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
 
     Raises:
         UsageError: there is no such run, the folder is not empty, or the backbone is another.
-        NotExpressible: `peft=True`, and the recipe cannot be said in peft's format.
+        NotExpressible: the recipe cannot be said in peft's format, and that was asked for.
+        NotServable, CompositionError: it cannot be said in another format that was asked for.
 
     Example:
         >>> autopeft.export("latest", "winner").files                      # doctest: +SKIP
+        >>> autopeft.export("latest", "served", format="merged")           # doctest: +SKIP
     """
-    saved = saved_of(run)
-    hybrid = None if given.peft is False else load_hybrid(saved, model=given.model, notify=given.notify)[0]
-    target = write_package(saved, out, notify=given.notify)
-    reason: str | None = None
-    if hybrid is not None:
-        from autopeft.export.peft_format import NotExpressible, to_peft
+    saved, wanted, reason = saved_of(run), given.format, None
+    empty_folder(local_path(out), "-o")
+    ready: Ready | None = None
+    if wanted != OWN:
+        from autopeft.export.formats import FORMATS, Export
+        from autopeft.export.peft_format import NotExpressible
 
-        of_kind = None if saved.card.kind is None else saved.card.task_kind.peft_task_type
+        hybrid, source = load_hybrid(saved, model=given.model, notify=given.notify)
         try:
-            to_peft(hybrid, target / "peft", task_type=of_kind)
+            ready = FORMATS[wanted or "peft"](Export(run, given, saved, hybrid, source))
         except NotExpressible as error:
-            if given.peft:
-                raise NotExpressible(f"{error} {_WITHOUT}") from error
+            if wanted is not None:
+                raise NotExpressible(f"{error} {_OTHERWISE}") from error
             reason = str(error)
+    name = None if ready is None else wanted or "peft"
+    more = () if ready is None else (f"## Load and serve\n\n{ready.section}",)
+    facts = {} if ready is None else {"format": name, **ready.facts}
+    target = write_package(saved, out, more=more, exported=facts, notify=given.notify)
+    if ready is not None:
+        ready.write(target / str(name))
     wrote = tuple(sorted(str(p.relative_to(target)) for p in target.rglob("*") if p.is_file()))
-    return Exported(target, wrote, reason is None and given.peft is not False, reason)
+    return Exported(target, wrote, name, reason, () if ready is None else ready.lines, facts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 else:  # it takes seconds to import
     Tokenizer = Any | None
 
-__all__ = ["EvaluateArguments", "ExportArguments", "PredictArguments"]
+__all__ = [
+    "FORMAT_NAMES",
+    "WRITES",
+    "ChatArguments",
+    "EvaluateArguments",
+    "ExportArguments",
+    "PredictArguments",
+]
 
 _TOKENIZER = Option(
     help="Of a live `Hybrid`; default: that of the folder or hub name that its model was loaded from.",
@@ -24,6 +31,10 @@ _TOKENIZER = Option(
     cli=False,
 )
 _LENGTH = Option(help="Longest text in tokens, for a live `Hybrid`; default: 128.", cli=False, least=4)
+WRITING = "Answers of language models"
+WRITES = ("max_new_tokens", "temperature", "top_p", "seed")
+"""Options of how answers are written (see `autopeft.tasks.kinds.Generation`)."""
+Told = Callable[[str], None] | None
 _BATCH = Option(help="Rows at once.", cli=False, least=1)
 TaskToScore = Annotated[
     shared.TaskData,
@@ -53,6 +64,54 @@ AnswersFile = Annotated[
         metavar="FILE",
         cli_type=Path,
         check=_check_out,
+    ),
+]
+
+
+FORMAT_NAMES = ("autopeft", "peft", "merged", "lora", "gguf-lora")
+
+
+def _formats() -> tuple[str, ...]:
+    return FORMAT_NAMES
+
+
+MaxNewTokens = Annotated[
+    int | None,
+    Option(
+        help="Most tokens of an answer; default: those of the longest answer that it was trained on.",
+        doc="for language models: most tokens of an answer; default: those of the longest answer that the "
+        "hybrid was trained on",
+        least=1,
+        panel=WRITING,
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    Option(
+        help="Draw the tokens of answers, the more evenly the higher; default: 0, the most probable token.",
+        doc="for language models: tokens of answers are drawn, the more evenly the higher; default: 0, which "
+        "takes the most probable one",
+        least=0,
+        panel=WRITING,
+    ),
+]
+TopP = Annotated[
+    float | None,
+    Option(
+        help="Draw among the most probable tokens that have this probability together; default: 1, all.",
+        doc="for language models with a temperature: tokens are drawn among the most probable ones that have "
+        "this probability together; default: 1",
+        least=0,
+        panel=WRITING,
+    ),
+]
+DrawSeed = Annotated[
+    int | None,
+    Option(
+        help="Seed of what is drawn; default: 0.",
+        doc="for language models with a temperature: seed of what is drawn; default: 0",
+        least=0,
+        panel=WRITING,
     ),
 ]
 
@@ -111,6 +170,18 @@ class PredictArguments(Arguments):
     text_pair_column: Annotated[
         str | None, Option(help="Column of a table that holds the second text of a pair.")
     ] = None
+    max_new_tokens: MaxNewTokens = None
+    temperature: Temperature = None
+    top_p: TopP = None
+    seed: DrawSeed = None
+    told: Annotated[
+        Told,
+        Option(
+            help="Is given a language model's answer to a single text piece by piece, as it is written.",
+            cli=False,
+            typed="Callable[[str], None] | None",
+        ),
+    ] = None
     out: AnswersFile = None
     model: shared.OtherModel = None
     tokenizer: Annotated[Tokenizer, _TOKENIZER] = None
@@ -119,17 +190,55 @@ class PredictArguments(Arguments):
     notify: shared.Notify = None
 
 
+class ChatArguments(Arguments):
+    """How one talks with a trained language model."""
+
+    called: ClassVar[str] = "chat"
+
+    system: Annotated[str | None, Option(help="What the model is told before all else.")] = None
+    max_new_tokens: MaxNewTokens = None
+    temperature: Temperature = None
+    top_p: TopP = None
+    seed: DrawSeed = None
+    max_length: Annotated[
+        int | None,
+        Option(
+            help="Tokens of the conversation that the model reads at most; default: those of its training.",
+            least=4,
+        ),
+    ] = None
+    model: shared.OtherModel = None
+    tokenizer: Annotated[Tokenizer, _TOKENIZER] = None
+    notify: shared.Notify = None
+
+
 class ExportArguments(Arguments):
     """How a trained hybrid is exported."""
 
     called: ClassVar[str] = "export"
 
-    peft: Annotated[
-        bool | None,
+    format: Annotated[
+        str | None,
         Option(
-            help="peft's format too, under peft/. Default: where it can be said; --peft fails else.",
-            doc="peft's format too, under peft/; default: where it can be said; `True` fails else",
-            flags=("--peft/--no-peft",),
+            help="What else is written, in a folder of that name: {choices}. merged is the whole model with "
+            "the hybrid in its weights, lora a LoRA of it (exact, or near it at a cost that is measured), "
+            "gguf-lora that for llama.cpp, autopeft nothing else. Default: peft where it can be said.",
+            doc="what is written beside recipe and weights, in a folder of its name: {choices}. `peft` is "
+            "the adapter in the words of Hugging Face peft, `merged` the whole model with the hybrid in its "
+            "weights, `lora` a LoRA of it, exact or near it at a cost that is measured, `gguf-lora` that "
+            "for llama.cpp, `autopeft` nothing else; default: `peft` where it can be said",
+            flags=("--as",),
+            choices=_formats,
+        ),
+    ] = None
+    rank: Annotated[
+        int | None,
+        Option(
+            help="Largest rank of a LoRA. Default: what it takes to be exact, else the smallest that costs "
+            "little.",
+            doc="largest rank of a LoRA; default: what it takes to be exact, else the smallest that costs "
+            "less than 1 % of the loss",
+            least=1,
         ),
     ] = None
     model: shared.OtherModel = None

@@ -3,17 +3,17 @@
 ```
 recipe.yaml            the recipe                manifest.json   backbone, its hash, task, labels, length
 *.safetensors, …       weights, head included    README.md       the model card
-peft/                  the same in Hugging Face peft's format, where it can be said
+peft/, merged/, …      a format that others load (see `autopeft.export.formats`)
 ```
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.export.card import README, model_card, write_card
@@ -115,8 +115,19 @@ def load_hybrid(
     return hybrid, source
 
 
-def write_package(saved: Saved, folder: str | Path, *, notify: Callable[[str], None] | None = None) -> Path:
+def write_package(
+    saved: Saved,
+    folder: str | Path,
+    *,
+    more: Sequence[str] = (),
+    exported: Mapping[str, Any] | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> Path:
     """Copy a trained hybrid into a new or empty folder, with manifest and model card; returns the folder.
+
+    Args:
+        more: further sections of the card, in Markdown.
+        exported: what the manifest says of the format that is written beside it.
 
     A `README.md` that somebody wrote or changed is copied too, and the card then stands beside it.
 
@@ -129,7 +140,7 @@ def write_package(saved: Saved, folder: str | Path, *, notify: Callable[[str], N
     own = file_in(saved.folder, saved.within(RECIPE)) or file_in(saved.folder, RECIPE)
     if own is None:
         raise UsageError(f"{saved.folder} has no {RECIPE}, which says what its weights are.")
-    text = model_card(saved.card, Recipe.from_file(own))
+    text = model_card(saved.card, Recipe.from_file(own), more)
     try:
         target.mkdir(parents=True, exist_ok=True)
         # A folder from Python has a README of ours; beside it, a checkpoint has what only a training needs.
@@ -141,6 +152,6 @@ def write_package(saved: Saved, folder: str | Path, *, notify: Callable[[str], N
         shutil.copyfile(own, target / RECIPE)
     except OSError as error:
         raise AutoPEFTError(f"Cannot write {str(target)!r}: {error.strerror}.") from error
-    write_json(target / MANIFEST, saved.card.to_dict())
+    write_json(target / MANIFEST, {**saved.card.to_dict(), **({"exported": exported} if exported else {})})
     write_card(target, text, notify)
     return target

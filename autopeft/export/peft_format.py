@@ -19,13 +19,11 @@ from torch import Tensor
 
 from autopeft.assets import head_names, model_aliases, model_name
 from autopeft.backbones import Place, base_model_of, spec_of_model
-from autopeft.composition import get_composition
 from autopeft.errors import AutoPEFTError
 from autopeft.export.peft_readme import how_to_load
 from autopeft.export.rope import rotate_keys
-from autopeft.graph import Entry, Leaf, Tree
-from autopeft.hybrid.modules import deployed_form
-from autopeft.hybrid.prediction import ONE_MODEL
+from autopeft.graph import PEFT_METHODS, Entry, unservable
+from autopeft.hybrid.modules import deployed_form, head_of
 from autopeft.method import Call, Context
 from autopeft.runs.files import write_atomic, write_json
 
@@ -34,7 +32,17 @@ if TYPE_CHECKING:
 
     from autopeft.hybrid import Hybrid
 
-__all__ = ["NotExpressible", "PeftAdapter", "peft_adapter", "to_peft"]
+__all__ = [
+    "PEFT_PREFIX",
+    "NotExpressible",
+    "PeftAdapter",
+    "base_prefix",
+    "lora_config",
+    "peft_adapter",
+    "to_peft",
+    "with_head",
+    "write_adapter",
+]
 
 _TASKS = (
     ("ForSequenceClassification", "SEQ_CLS"),
@@ -44,7 +52,7 @@ _TASKS = (
     ("ForCausalLM", "CAUSAL_LM"),
     ("LMHeadModel", "CAUSAL_LM"),
 )
-_PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 
 
 class NotExpressible(AutoPEFTError):  # noqa: N818
@@ -85,7 +93,13 @@ def to_peft(
         NotExpressible: peft cannot say this hybrid.
         AutoPEFTError: the folder cannot be written.
     """
-    adapter = peft_adapter(hybrid, task_type)
+    return write_adapter(hybrid, peft_adapter(hybrid, task_type), folder, base_model=base_model)
+
+
+def write_adapter(
+    hybrid: Hybrid, adapter: PeftAdapter, folder: str | Path, *, base_model: str | None = None
+) -> Path:
+    """Write an adapter of the hybrid's backbone, and how it is loaded; see `to_peft`."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     loaded_from = str(getattr(hybrid.model.config, "_name_or_path", "") or "")
@@ -104,16 +118,24 @@ def peft_adapter(hybrid: Hybrid, task_type: str | None = None) -> PeftAdapter:
     Raises:
         NotExpressible: peft cannot say this hybrid.
     """
-    entries = _single_method(hybrid)
-    method = entries[0].method.name
-    if method not in _WRITERS:
-        raise NotExpressible(f"Hugging Face peft has no method that equals {method}.")
     model = hybrid.model
-    base = base_model_of(model)
-    prefix = "" if base is model else f"{model.base_model_prefix}."
+    why = unservable(hybrid.graph, "peft", head=bool(head_of(model)))
+    if why is not None:
+        raise NotExpressible(f"This hybrid cannot be said in peft's format: {why}.")
+    entries = list(hybrid.graph.entries.values())
+    method = PEFT_METHODS[entries[0].method.name]
     _, layout = spec_of_model(model)
-    known = _Hybrid(hybrid, {p.site.key: p for p in layout.places()}, prefix)
-    config, tensors = _WRITERS[method](known, entries)
+    known = _Hybrid(hybrid, {p.site.key: p for p in layout.places()}, base_prefix(model))
+    return with_head(model, *_WRITERS[method](known, entries), task_type)
+
+
+def with_head(
+    model: PreTrainedModel,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    task_type: str | None = None,
+) -> PeftAdapter:
+    """An adapter with the trained head of the model, and what all configs say."""
     heads = _head_tensors(model)
     common = {
         "task_type": task_type or _task_type(model),
@@ -124,43 +146,20 @@ def peft_adapter(hybrid: Hybrid, task_type: str | None = None) -> PeftAdapter:
     return PeftAdapter({**config, **common}, found)
 
 
+def base_prefix(model: PreTrainedModel) -> str:
+    """What leads from a model to its base model, in front of the paths there."""
+    return "" if base_model_of(model) is model else f"{model.base_model_prefix}."
+
+
 def _task_type(model: PreTrainedModel) -> str:
     name = type(model).__name__
     return next((kind for end, kind in _TASKS if name.endswith(end)), "FEATURE_EXTRACTION")
 
 
-def _single_method(hybrid: Hybrid) -> list[Entry]:
-    """The entries, if they are of one method and act side by side at different sites."""
-    graph = hybrid.graph
-    entries = list(graph.entries.values())
-    if not entries:
-        raise NotExpressible("This recipe has no entries: it trains the head alone.")
-    methods = sorted({entry.method.name for entry in entries})
-    if len(methods) > 1:
-        raise NotExpressible(f"Hugging Face peft holds one method, but this hybrid has {', '.join(methods)}.")
-    _check_plain(graph.trees)
-    seen: set[str] = set()
-    for entry in entries:
-        twice = next((site.path for site in entry.sites if site.key in seen), None)
-        if twice is not None:
-            raise NotExpressible(f"Two {methods[0]} entries share the site {twice}, which peft cannot say.")
-        seen |= {site.key for site in entry.sites}
-    return entries
-
-
-def _check_plain(trees: tuple[Tree, ...]) -> None:
-    for tree in trees:
-        if isinstance(tree, Leaf):
-            continue
-        if not get_composition(tree.kind).traits.additive:
-            raise NotExpressible(f"Hugging Face peft knows no composition like {tree.kind!r}.")
-        _check_plain(tree.children)
-
-
 def _head_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """The trained head; a tied or frozen one (a language model's) is the backbone's and stays there."""
     return {
-        f"{_PREFIX}{name}.{key}": parameter
+        f"{PEFT_PREFIX}{name}.{key}": parameter
         for name in head_names(model)
         for key, parameter in model.get_submodule(name).named_parameters()
         if parameter.requires_grad
@@ -184,12 +183,6 @@ def _linear_places(known: _Hybrid, entries: list[Entry]) -> list[Place]:
 def _low_rank(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """LoRA, DoRA and what is a LoRA once it is trained; ranks and scales that differ go into patterns by full
     module path. Sites that were left without a rank are left out."""
-    several = next((entry.name for entry in entries if not entry.traits.mergeable), None)
-    if several is not None:
-        raise NotExpressible(
-            f"{several} predicts with several models (an ensemble, a posterior) and Hugging Face peft holds "
-            f"one: {ONE_MODEL}."
-        )
     places = _linear_places(known, entries)
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
@@ -202,28 +195,38 @@ def _low_rank(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dic
                 continue
             ranks[path] = len(a)
             alphas[path] = float(scale) * ranks[path]
-            tensors[f"{_PREFIX}{path}.lora_A.weight"] = a
-            tensors[f"{_PREFIX}{path}.lora_B.weight"] = b
+            tensors[f"{PEFT_PREFIX}{path}.lora_A.weight"] = a
+            tensors[f"{PEFT_PREFIX}{path}.lora_B.weight"] = b
             if hasattr(module[site], "magnitude"):
-                tensors[f"{_PREFIX}{path}.lora_magnitude_vector"] = module[site].magnitude
+                tensors[f"{PEFT_PREFIX}{path}.lora_magnitude_vector"] = module[site].magnitude
     if not ranks:
         raise NotExpressible("Training has left no rank anywhere, so that there is nothing to write.")
-    first = next(iter(ranks))
+    dropout = max(float(getattr(e.method.config, "dropout", 0.0)) for e in entries)
+    shared = {"lora_dropout": dropout, "use_dora": entries[0].method.name == "dora"}
+    return {**lora_config(ranks, alphas, transposed=places[0].transposed), **shared}, tensors
+
+
+def lora_config(ranks: Mapping[str, int], alphas: Mapping[str, float], *, transposed: bool) -> dict[str, Any]:
+    """peft's config of a LoRA with these ranks and α by full module path; the largest rank is its `r`.
+
+    Args:
+        transposed: whether the maps' weights are stored (in, out).
+    """
+    first = max(ranks, key=lambda path: ranks[path])
     rank, alpha = ranks[first], alphas[first]
-    config = {
+    return {
         "peft_type": "LORA",
         "target_modules": list(ranks),
         "r": rank,
         "lora_alpha": alpha,
         "rank_pattern": {_exact(p): r for p, r in ranks.items() if r != rank},
         "alpha_pattern": {_exact(p): a for p, a in alphas.items() if a != alpha},
-        "lora_dropout": max(float(getattr(e.method.config, "dropout", 0.0)) for e in entries),
-        "fan_in_fan_out": places[0].transposed,
-        "use_dora": entries[0].method.name == "dora",
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": transposed,
+        "use_dora": False,
         "use_rslora": False,
         "bias": "none",
     }
-    return config, tensors
 
 
 def _exact(path: str) -> str:
@@ -241,7 +244,7 @@ def _ia3(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dict[str
             path, factors = known.path(site.key), module[site].factors
             on_input = module.side(site) == "input"
             inputs += [path] if on_input else []
-            tensors[f"{_PREFIX}{path}.ia3_l"] = factors[None, :] if on_input else factors[:, None]
+            tensors[f"{PEFT_PREFIX}{path}.ia3_l"] = factors[None, :] if on_input else factors[:, None]
     config = {
         "peft_type": "IA3",
         "target_modules": [known.path(p.site.key) for p in places],
@@ -322,15 +325,5 @@ def _decoder_shape(model: PreTrainedModel) -> dict[str, int]:
     }
 
 
-_LIKE_LORA = (
-    "lora", "dora", "moslora", "capaboost", "dylora", "adalora", "sora", "autolora", "periodic_lora",
-    "lora_dropout", "laplace_lora",
-)  # fmt: skip
 _Writer = Callable[[_Hybrid, list[Entry]], tuple[dict[str, Any], dict[str, Tensor]]]
-_WRITERS: dict[str, _Writer] = {
-    **dict.fromkeys(_LIKE_LORA, _low_rank),
-    "ia3": _ia3,
-    "prompt_tuning": _prompt,
-    "prefix_tuning": _prefix,
-    "p_tuning_v2": _prefix,
-}
+_WRITERS: dict[str, _Writer] = {"lora": _low_rank, "ia3": _ia3, "prompt": _prompt, "prefix": _prefix}

@@ -63,7 +63,8 @@ def recorded(
 def _figure(result: Result, split: str) -> float | None:
     means = {"select": result.select_mean, "test": result.test_mean}
     found = means.get(split)
-    return result.search_score if found is None and split == "select" else found
+    alike = result.trial_metric in (None, result.metric)
+    return result.search_score if found is None and split == "select" and alike else found
 
 
 def _of_rows(

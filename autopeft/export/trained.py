@@ -19,11 +19,12 @@ from autopeft.hybrid.labels import nameless
 from autopeft.runs.folder import as_typed
 from autopeft.search.selection.result import SearchResult
 from autopeft.tasks import SPLIT_NAMES, Rows, Split, Task, TaskKind, load_task
-from autopeft.tasks.kinds import kind_of_model
+from autopeft.tasks.kinds import kind_of_model, own_metric, use_metric
 from autopeft.tasks.metrics import check_metric
 from autopeft.tasks.table import ColumnNames
 from autopeft.training.arguments import TrainArguments
 from autopeft.training.fixed import FixedOutcome
+from autopeft.training.options import MetricFunction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,6 +75,11 @@ class TrainedHybrid:
     def columns(self) -> ColumnNames:
         """The columns that it was trained on, as far as they were named."""
         return ColumnNames(*(self.arguments.get(name) for name in ("text", "text_pair", "label")))
+
+    @property
+    def use(self) -> Mapping[str, Any]:
+        """What its kind of task noted of its training rows, to be asked (see `TaskKind.use`)."""
+        return table_of(table_of(table_of(self.manifest.get("data")).get("summary")).get("use"))
 
     def longest(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Longest text in tokens; where that was not recorded, as from Python, the tokenizer bounds it."""
@@ -276,10 +282,14 @@ def _trained_on(known: TrainedHybrid, task: Task) -> bool:
     return before is not None and before == task.source.sha256
 
 
-def _with_metric(task: Task, metric: str | None) -> Task:
+def _with_metric(task: Task, metric: str | MetricFunction | None) -> Task:
     if metric is None:
         return task
-    check_metric(metric, task.kind, task.labels)
+    if not isinstance(metric, str):
+        own = use_metric(own_metric(metric, generated=task.task_kind.writes))
+        task.task_kind.check_metric(own, task.labels, task.splits["test"])
+        return replace(task, metric=own.name, own_metric=own)
+    check_metric(metric, task.kind, task.labels, task.splits["test"])
     return replace(task, metric=metric)
 
 

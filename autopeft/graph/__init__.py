@@ -7,13 +7,28 @@ from autopeft.graph.depth import first_layer, is_rowwise_in
 from autopeft.graph.drawing import draw_box, draw_mermaid, draw_svg, draw_text
 from autopeft.graph.layer_masks import WHOLE
 from autopeft.graph.memo import Memo
-from autopeft.graph.merging import NORM_READERS, first_unmergeable, unmergeable
+from autopeft.graph.merging import NORM_READERS, REGION_ENDS, first_unmergeable, unmergeable
 from autopeft.graph.parts import Part, Parts, Shape, clash, hash_of, parts_of, total_of
+from autopeft.graph.serving import (
+    ONE_MODEL,
+    PEFT_METHODS,
+    SERVED,
+    VLLM_RANKS,
+    WITHOUT_VLLM_LORA,
+    unservable,
+    unservable_entries,
+)
 from autopeft.graph.tree import Entry, Leaf, Node, Tree, child_spec
 
 __all__ = [
     "NORM_READERS",
+    "ONE_MODEL",
+    "PEFT_METHODS",
+    "REGION_ENDS",
+    "SERVED",
+    "VLLM_RANKS",
     "WHOLE",
+    "WITHOUT_VLLM_LORA",
     "CompositionGraph",
     "Entry",
     "Leaf",
@@ -37,4 +52,6 @@ __all__ = [
     "parts_of",
     "total_of",
     "unmergeable",
+    "unservable",
+    "unservable_entries",
 ]

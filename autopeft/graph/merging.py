@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from autopeft.composition import get_composition
 from autopeft.graph.core import CompositionGraph
 from autopeft.graph.tree import Leaf, Tree
 from autopeft.spec import Site
 
-__all__ = ["NORM_READERS", "first_unmergeable", "norms_without_readers", "unmergeable"]
+__all__ = ["NORM_READERS", "REGION_ENDS", "first_unmergeable", "norms_without_readers", "unmergeable"]
 
 NORM_READERS = {
     "attention": ("q", "k", "v", "qkv"),
@@ -17,10 +19,14 @@ NORM_READERS = {
 """The linear maps that read the norm in front of a region, where it comes before the sub-layer."""
 
 
-def first_unmergeable(graph: CompositionGraph) -> Tree | None:
-    """The first entry or composition, parents first, that cannot be folded into weights; `None` without
-    any."""
-    stack = list(graph.trees)
+REGION_ENDS = {"attention": "o", "cross_attention": "cross_o", "ffn": "down"}
+"""The linear map whose output is what a region yields."""
+
+
+def first_unmergeable(graph: CompositionGraph, trees: Sequence[Tree] | None = None) -> Tree | None:
+    """The first entry or composition of these trees (default: of all), parents first, that cannot be folded
+    into weights; `None` without any."""
+    stack = list(graph.trees if trees is None else trees)
     while stack:
         tree = stack.pop(0)
         if isinstance(tree, Leaf):

@@ -22,7 +22,7 @@ from autopeft.hybrid.callback import HybridCallback
 from autopeft.hybrid.draws import seeded
 from autopeft.hybrid.groups import groups_of
 from autopeft.hybrid.labels import Labels
-from autopeft.hybrid.merging import fold, write
+from autopeft.hybrid.merging import WeightChanges, fold, fold_weights, write
 from autopeft.hybrid.modules import (
     ROOT,
     Root,
@@ -288,7 +288,7 @@ class Hybrid:
             method, measurement = self.graph.entries[name].method.name, module.measurement()
             measured = None if kept is None else kept.get(method, measurement)
             if measured is None:
-                with self._bare(), self._unfrozen():
+                with self.bare(), self._unfrozen():
                     measured = module.measure(self.injection.base, rows, objective)
                 if kept is not None:
                     kept.put(method, measurement, measured)
@@ -297,7 +297,7 @@ class Hybrid:
         self.prepared = True
 
     @contextmanager
-    def _bare(self) -> Iterator[None]:
+    def bare(self) -> Iterator[None]:
         """Within, nothing that is attached acts."""
         with self._changing("measure without it"):
             self.injection.remove()
@@ -383,12 +383,7 @@ class Hybrid:
             CompositionError: some module cannot be merged; nothing has changed then.
             UsageError: the backbone is quantised.
         """
-        found = quantization_of(self.model)
-        if found is not None:
-            raise UsageError(
-                f"{type(self.model).__name__} is quantized ({found}), and nothing can be folded into packed "
-                "weights; save the hybrid, and merge it on the backbone in bf16."
-            )
+        self._refuse_packed()
         with self._changing("merge it"):
             finished = fold(self.graph, self.modules, self.injection)
             labels = Labels.of(self.model.config)
@@ -397,6 +392,25 @@ class Hybrid:
             if self.head():
                 labels.put(self.model.config)  # those of the head, which stays
         return self.model
+
+    def weight_changes(self) -> WeightChanges:
+        """The hybrid as changes of the backbone's tensors, and where something else is left (see
+        `fold_weights`). Nothing of the model changes.
+
+        Raises:
+            CompositionError: something acts where no linear map could take it.
+            UsageError: the backbone is quantised.
+        """
+        self._refuse_packed()
+        return fold_weights(self.graph, self.modules, self.injection)
+
+    def _refuse_packed(self) -> None:
+        found = quantization_of(self.model)
+        if found is not None:
+            raise UsageError(
+                f"{type(self.model).__name__} is quantized ({found}), and nothing can be folded into packed "
+                "weights; save the hybrid, and merge it on the backbone in bf16."
+            )
 
     def __repr__(self) -> str:
         counts = counts_of(self.graph, self.modules, 0)  # without the head: what is being built has none yet

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,22 +13,63 @@ from transformers import PreTrainedModel
 from autopeft.backbones import Place
 from autopeft.composition import added
 from autopeft.errors import CompositionError
-from autopeft.graph import NORM_READERS, CompositionGraph, Leaf, Tree, first_unmergeable
+from autopeft.graph import (
+    NORM_READERS,
+    ONE_MODEL,
+    REGION_ENDS,
+    CompositionGraph,
+    Leaf,
+    Tree,
+    first_unmergeable,
+)
 from autopeft.hybrid.new_biases import add_biases
-from autopeft.hybrid.prediction import ONE_MODEL, several_models
+from autopeft.hybrid.prediction import several_models
 from autopeft.injection import Injection, Part
 from autopeft.spec import Site
 
-__all__ = ["fold", "write"]
+__all__ = ["Rest", "WeightChanges", "fold", "fold_weights", "write"]
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What acts at a linear map, or in the region that ends with it, and is no change of its weight.
+
+    Attributes:
+        what: the entry or composition, and where it is.
+        seen: path of the module behind which its effect is whole: the map, or the region's exit.
+    """
+
+    what: str
+    seen: str
+
+
+@dataclass(frozen=True)
+class WeightChanges:
+    """A hybrid as changes of tensors, as far as they can say it. Paths and names are the base model's.
+
+    Attributes:
+        tensors: what becomes of tensors, by name, in fp32 where they are stored in less.
+        rest: by the path of a linear map, what is not in them.
+    """
+
+    tensors: Mapping[str, Tensor]
+    rest: Mapping[str, Rest]
 
 
 @dataclass(frozen=True)
 class _Live:
-    """What is folded: a graph, its modules, and how they are installed on the base model."""
+    """What is folded: a graph, its modules, and how they are installed on the base model. `fine` reads the
+    base model's tensors in fp32 at least."""
 
     graph: CompositionGraph
     modules: Mapping[str, nn.Module]
     injection: Injection
+    fine: bool = False
+
+    def read(self, name: str) -> Tensor:
+        """A tensor of the base model."""
+        found: Tensor = self.injection.base.get_parameter(name)
+        return found.float() if self.fine and found.dtype.itemsize < 4 else found
 
 
 def fold(
@@ -47,14 +88,89 @@ def fold(
     """
     live = _Live(graph, modules, injection)
     _check(live)
-    base = injection.base
     with torch.no_grad():
-        new = {name: patch.new(base.get_parameter(name)) for name, patch in injection.patches().items()}
+        new = {name: patch.new(live.read(name)) for name, patch in injection.patches().items()}
         shifts = [(site, _merge_site(live, site, new)) for site in graph.sites()]
         for site, shift in shifts:
             if shift is not None:
                 _hand_on(live, site, shift, new)
         return {name: value.detach().clone() for name, value in new.items()}
+
+
+def fold_weights(
+    graph: CompositionGraph, modules: Mapping[str, nn.Module], injection: Injection
+) -> WeightChanges:
+    """What of a hybrid the base model's own tensors can say, without new biases, and at which linear maps
+    something is left. Changes nothing.
+
+    What acts on a region is left for the map that ends it, and what acts on a norm for the maps that read it.
+
+    Raises:
+        CompositionError: something acts where no linear map could take it.
+    """
+    live = _Live(graph, modules, injection, fine=True)
+    rest: dict[str, Rest] = {}
+    with torch.no_grad():
+        new = {name: patch.new(live.read(name)) for name, patch in injection.patches().items()}
+        for site in graph.sites():
+            trees = _hooked(live, site)
+            if not trees:
+                continue
+            if site.kind == "linear":
+                left = _fold_linear(live, site, trees, new)
+            else:
+                left = {
+                    path: Rest(f"{trees[0].name} at {site.path}", seen) for path, seen in _ends(live, site)
+                }
+            rest.update(left)
+        return WeightChanges({name: value.detach().clone() for name, value in new.items()}, rest)
+
+
+def _hooked(live: _Live, site: Site) -> list[Tree]:
+    """The trees at a site that act on activations, keys or values."""
+    graph = live.graph
+    return [t for t in graph.trees_at(site) if any(e.ways != {"weight"} for e in graph.leaves(t))]
+
+
+def _fold_linear(live: _Live, site: Site, trees: list[Tree], new: dict[str, Tensor]) -> dict[str, Rest]:
+    """Enter what the mergeable trees make of a linear map, and say what is left of it."""
+    path = live.injection.places[site.key].exit
+    merged = [tree for tree in trees if first_unmergeable(live.graph, [tree]) is None]
+    left: dict[str, Rest] = {}
+    if len(merged) < len(trees):
+        first = next(tree for tree in trees if tree not in merged)
+        left[path] = Rest(f"{first.name} at {site.path}", path)
+    map_ = _merged(live, site, merged, new)
+    new[map_.names[0]] = map_.whole_weight
+    if map_.pair[1] is None:
+        return left
+    if map_.bias is None:
+        return {**left, path: Rest(f"{merged[0].name} at {site.path}, which has no bias", path)}
+    new[map_.names[1]] = map_.bias_part.put(map_.bias, map_.pair[1])
+    return left
+
+
+def _ends(live: _Live, site: Site) -> list[tuple[str, str]]:
+    """The linear maps that can take what acts on a region or a norm, each with where its effect is whole.
+
+    Raises:
+        CompositionError: there are none.
+    """
+    places, spec = live.injection.places, live.graph.spec
+    own = places[site.key]
+    if site.kind == "region" and site.name in REGION_ENDS:
+        last = spec.find(site.stack, site.layer, REGION_ENDS[site.name])
+        if last is not None:
+            return [(places[last.key].exit, own.exit)]
+    if site.kind == "norm":
+        region = site.name.removesuffix("_norm")
+        around = spec.find(site.stack, site.layer, region)
+        readers = (spec.find(site.stack, site.layer, name) for name in NORM_READERS[region])
+        if around is not None and around.pre_norm:
+            return [(places[s.key].exit, places[s.key].exit) for s in readers if s is not None]
+    raise CompositionError(
+        f"{_hooked(live, site)[0].name} acts at {site.path}, and no linear map is known that could take it."
+    )
 
 
 def write(model: PreTrainedModel, base: nn.Module, finished: Mapping[str, Tensor]) -> None:
@@ -83,24 +199,52 @@ def _check(live: _Live) -> None:
 _Pair = tuple[Tensor, Tensor | None]
 
 
-def _merge_site(live: _Live, site: Site, new: dict[str, Tensor]) -> Tensor | None:
-    """Enter what becomes of a site's weight and bias; what is added behind a norm without a bias is
-    returned."""
+@dataclass(frozen=True)
+class _Merged:
+    """A site's map or norm with trees folded in.
+
+    Attributes:
+        stored, bias: the whole tensors before.
+        names: theirs.
+        pair: the site's weight and bias afterwards.
+    """
+
+    stored: Tensor
+    bias: Tensor | None
+    names: tuple[str, str]
+    part: Part
+    bias_part: Part
+    pair: _Pair
+
+    @property
+    def whole_weight(self) -> Tensor:
+        """The stored weight with the site's part replaced."""
+        return self.part.put(self.stored, self.pair[0])
+
+
+def _merged(live: _Live, site: Site, trees: Sequence[Tree], new: Mapping[str, Tensor]) -> _Merged:
     place = live.injection.places[site.key]
-    if site.kind not in ("linear", "norm"):
-        return None
     stored, bias, names = _tensors(live, place, new)
     part, bias_part = Part(place.transposed, place.out_slice), Part(out_slice=place.out_slice)
     pair: _Pair = (part.of(stored), None if bias is None else bias_part.of(bias))
     for side in ("output", "input"):
-        pair = added([_Folding(live, tree, site, side) for tree in live.graph.trees_at(site)], *pair)
-    new[names[0]] = part.put(stored, pair[0])
-    if pair[1] is None:
+        pair = added([_Folding(live, tree, site, side) for tree in trees], *pair)
+    return _Merged(stored, bias, names, part, bias_part, pair)
+
+
+def _merge_site(live: _Live, site: Site, new: dict[str, Tensor]) -> Tensor | None:
+    """Enter what becomes of a site's weight and bias; what is added behind a norm without a bias is
+    returned."""
+    if site.kind not in ("linear", "norm"):
         return None
-    if bias is None and site.kind == "norm":
-        return pair[1]
-    whole = _new_bias(live, place) if bias is None else bias
-    new[names[1]] = bias_part.put(whole, pair[1])
+    map_ = _merged(live, site, live.graph.trees_at(site), new)
+    new[map_.names[0]] = map_.whole_weight
+    if map_.pair[1] is None:
+        return None
+    if map_.bias is None and site.kind == "norm":
+        return map_.pair[1]
+    whole = _new_bias(live, live.injection.places[site.key]) if map_.bias is None else map_.bias
+    new[map_.names[1]] = map_.bias_part.put(whole, map_.pair[1])
     return None
 
 
@@ -166,16 +310,17 @@ class _Folding:
 
 
 def _tensors(
-    live: _Live, place: Place, new: dict[str, Tensor]
+    live: _Live, place: Place, new: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor | None, tuple[str, str]]:
     """The stored weight and bias as merged so far, and their names; a bias may be there that the module does
     not have yet."""
     injection = live.injection
     owner: nn.Module = injection.base.get_submodule(place.exit)
     name = injection.canonical_name(f"{place.exit}.weight")
-    weight = new.get(name, injection.base.get_parameter(name))
+    weight = new[name] if name in new else live.read(name)
     bias_name = f"{place.exit}.bias"
     if getattr(owner, "bias", None) is None:
         return weight, new.get(bias_name), (name, bias_name)
     bias_name = injection.canonical_name(bias_name)
-    return weight, new.get(bias_name, injection.base.get_parameter(bias_name)), (name, bias_name)
+    bias = new[bias_name] if bias_name in new else live.read(bias_name)
+    return weight, bias, (name, bias_name)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-__all__ = ["add_biases"]
+__all__ = ["add_biases", "config_describes"]
 
 _log = logging.getLogger("autopeft")
 _FLAGS = ("attention_bias", "mlp_bias")  # of configs whose linear maps may have biases (Llama)
@@ -43,6 +43,12 @@ def add_biases(model: PreTrainedModel, base: nn.Module, biases: Mapping[str, Ten
     for name in others:
         weight = model.get_parameter(f"{name.removesuffix('bias')}weight")
         _put(model, name, weight.new_zeros(weight.shape[0]))
+
+
+def config_describes(model: PreTrainedModel) -> bool:
+    """Whether a model that is made from this one's config has all its parameters."""
+    found = _flags_of(model)
+    return found is not None and not found[0]
 
 
 def _put(model: nn.Module, name: str, value: Tensor) -> None:

@@ -19,10 +19,7 @@ from autopeft.hybrid.modules import ROOT
 from autopeft.method import Ensembles, Posterior
 from autopeft.nn import generator_of
 
-__all__ = ["ONE_MODEL", "predictive", "several_models"]
-
-ONE_MODEL = "switch that off (`ensemble: 0`, `samples: 0`)"
-"""What to do where several models are in the way."""
+__all__ = ["predictive", "several_models"]
 
 _JITTER = 1e-6
 _AT_ONCE = 1 << 24  # sampled logits

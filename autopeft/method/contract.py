@@ -62,6 +62,7 @@ class Traits:
         needs: what must be there: calibration batches, a decoder, two stacks, several tasks, artefacts, text
             input.
         mergeable: can be folded into the backbone's weights exactly.
+        shifts: merging it gives a bias to a linear map that has none.
         changes_length: lengthens the sequence.
         stochastic: draws random numbers while training.
         identity: leaves the backbone's function exactly as it is before training.
@@ -83,6 +84,7 @@ class Traits:
     also_in_layers: bool = False
     needs: frozenset[Need] = field(default_factory=frozenset)
     mergeable: bool = False
+    shifts: bool = False
     changes_length: bool = False
     stochastic: bool = False
     identity: bool = True

@@ -42,6 +42,11 @@ class LowRankMethod:
     def __init__(self, config: Any) -> None:
         self.config = config
 
+    @property
+    def change_rank(self) -> int | None:
+        """The largest rank of what it adds to a map's weight."""
+        return int(self.config.rank)
+
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         n = sum(self.config.rank * (s.in_features + s.out_features) for s in sites)
         return ParameterCount(n, n)

@@ -208,6 +208,13 @@ MEMBERS: tuple[Member, ...] = (
         "default_sites", "method", "default sites, where they depend on the config", None, "tuple of names"
     ),
     Member(
+        "change_rank",
+        "method",
+        "the largest rank of what it adds to a map's weight, where that is all it does",
+        None,
+        "int or None",
+    ),
+    Member(
         "also_weights",
         "method",
         "true where a module that acts on activations alters weights too",

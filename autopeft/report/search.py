@@ -32,12 +32,15 @@ def outcome_sheet(result: SearchResult, data: Mapping[str, Any], budget: str) ->
         f"Budget {budget}; higher is better; {seeds} fresh seeds, all trained alike; test touched once."
         if seeds
         else "Not retrained with fresh seeds: the score is the search's own, on select; test not touched.",
+        *_stand_in(result.metric, result.trial_metric),
     ]
+    if not seeds and result.trial_metric is not None:
+        notes[0] = f"Not retrained with fresh seeds: {result.headline}, the search's own score."
     notes += [*result.found(), *_compared(result)]
     if result.within:
         notes += [f"Limits: {result.within}.", *result.resource_sentences()]
-    select = result.select or (result.search_score,)
-    on_select = sum(select) / len(select)
+    select = result.select or result.unconfirmed
+    on_select = sum(select) / len(select) if select else None
     unbeaten = unbeaten_text(result.constant, "The winner", result.test_mean, select=on_select)
     notes += [*([unbeaten] if unbeaten else []), *result.remarks]
     if asked:
@@ -51,6 +54,16 @@ def outcome_sheet(result: SearchResult, data: Mapping[str, Any], budget: str) ->
         fold=frozenset({"hybrid"}),
         drop=("share",),
     )
+
+
+def _stand_in(metric: str, trial_metric: str | None) -> list[str]:
+    """What scores what, where trials are scored by another metric than the rest."""
+    if trial_metric is None:
+        return []
+    return [
+        f"Trials, and what baselines choose among, are scored by {trial_metric}: {metric} takes answers that "
+        "are written, which finalists, baselines and the test are scored by. The two are never compared."
+    ]
 
 
 def _compared(result: SearchResult) -> list[str]:
@@ -101,6 +114,7 @@ def dry_run_sheets(found: DryRun, size: str) -> list[Sheet]:
     effort, estimate = ready.effort, found.estimate
     facts: list[tuple[str, str]] = [
         ("task", f"{ready.task.name} ({ready.task.metric})"),
+        *(("scored by", line) for line in _stand_in(ready.task.metric, ready.trial_metric)),
         ("data", ready.task.source.notice or f"{ready.task.source.name} ({ready.task.source.origin})"),
         *ready.summary.facts,
         ("backbone", f"{ready.model_name}: {ready.spec.parameters:,} parameters"),

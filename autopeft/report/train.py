@@ -36,7 +36,7 @@ def train_sheet(outcome: Mapping[str, Any], task: Task, summary: DataSummary | N
         rows.append((name, *scores, deployed, share, *["–"] * 3))
     unbeaten = unbeaten_text(constant, "The hybrid", outcome["test_mean"])
     notes += [unbeaten] if unbeaten else []
-    notes += _course(outcome["history"])
+    notes += _course(outcome["history"], outcome["trial_metric"])
     return Sheet(
         headers,
         tuple(rows),
@@ -47,13 +47,13 @@ def train_sheet(outcome: Mapping[str, Any], task: Task, summary: DataSummary | N
     )
 
 
-def _course(history: Mapping[str, Any]) -> list[str]:
-    """The losses, and the best score on *select* where some were taken on the way."""
+def _course(history: Mapping[str, Any], metric: str) -> list[str]:
+    """The losses, and the best score on *select*, by a metric, where some were taken on the way."""
     first, last = history["first_loss"], history["last_loss"]
     found = [f"Loss: {first:.4f} over the first tenth of the steps, {last:.4f} over the last."]
     if history["scores"]:
         step, best = max(history["scores"], key=lambda point: point[1])
-        found.append(f"Best on select while training: {score(best)} at step {step:,}.")
+        found.append(f"Best {metric} on select while training: {score(best)} at step {step:,}.")
     return found
 
 

@@ -96,6 +96,7 @@ class Resources:
         latency: seconds of a forward of one batch with the hybrid attached.
         file: bytes of the saved weights, head included.
         unmergeable: why it does not merge into the backbone; empty where it does.
+        unservable: why it cannot be served in the way that is asked for; empty where it can.
     """
 
     memory: float | None = None
@@ -103,6 +104,7 @@ class Resources:
     latency: float | None = None
     file: float | None = None
     unmergeable: str | None = None
+    unservable: str | None = None
 
     def figures(self) -> Iterator[tuple[Figure, float]]:
         """The figures that are known, in the order of `FIGURES`."""
@@ -123,25 +125,27 @@ class Resources:
             value = told.get(figure.name)
             if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf:
                 found[figure.name] = value
-        reason = told.get("unmergeable")
-        return cls(**found, unmergeable=reason if isinstance(reason, str) else None)
+        for name in ("unmergeable", "unservable"):
+            reason = told.get(name)
+            found[name] = reason if isinstance(reason, str) else None
+        return cls(**found)
 
 
 @dataclass(frozen=True)
 class Limits:
     """Upper limits on what a recipe takes; `None` for no limit. The fields are those of `Resources`.
 
-    `mergeable` admits only recipes that merge exactly into the backbone.
+    `serve` admits only recipes that can be served so (see `autopeft.graph.serving`).
     """
 
     memory: float | None = None
     step_time: float | None = None
     latency: float | None = None
     file: float | None = None
-    mergeable: bool = False
+    serve: str | None = None
 
     def __bool__(self) -> bool:
-        return self.mergeable or any(True for _ in self.set())
+        return self.serve is not None or any(True for _ in self.set())
 
     def set(self) -> Iterator[tuple[Figure, float]]:
         """The figures that are limited, with their limits."""
@@ -157,7 +161,7 @@ class Limits:
 
     def excess(self, found: Resources) -> float:
         """How far a recipe is over the limits: each overshoot as a share of its limit, summed; 0 inside."""
-        over = 1.0 if self.mergeable and found.unmergeable else 0.0
+        over = 1.0 if self.serve and found.unservable else 0.0
         for figure, limit in self.set():
             value = getattr(found, figure.name)
             if value is not None:
@@ -171,15 +175,15 @@ class Limits:
             for figure, limit in self.set()
             if (getattr(found, figure.name) or 0.0) > limit
         ]
-        if self.mergeable and found.unmergeable:
-            said.append(f"not mergeable: {found.unmergeable}")
+        if self.serve and found.unservable:
+            said.append(f"not to be served as {self.serve}: {found.unservable}")
         return said
 
     def __str__(self) -> str:
         said = [f"{figure.title} at most {figure.text(limit)}" for figure, limit in self.set()]
-        return ", ".join([*said, *(["mergeable"] if self.mergeable else [])])
+        return ", ".join([*said, *([f"to be served as {self.serve}"] if self.serve else [])])
 
     def to_dict(self) -> dict[str, Any]:
         """The limits that are set, JSON-able."""
         found: dict[str, Any] = {figure.name: limit for figure, limit in self.set()}
-        return {**found, **({"mergeable": True} if self.mergeable else {})}
+        return {**found, **({"serve": self.serve} if self.serve else {})}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from autopeft.graph import CompositionGraph, Entry, Memo, build_graph, unmergeable
+from autopeft.graph import CompositionGraph, Entry, Memo, build_graph, unmergeable, unservable
 from autopeft.recipe import Recipe
 from autopeft.resources.calibration import Calibration
 from autopeft.resources.files import Head, entry_bytes, file_bytes
@@ -44,7 +44,9 @@ class Predictor:
         return self._predict(graph, self._file(graph))
 
     def _predict(self, graph: CompositionGraph, file: int | None) -> Resources:
-        known, here = Resources(file=file, unmergeable=unmergeable(graph)), self.calibration
+        way, here = self.limits.serve, self.calibration
+        why = None if way is None else unservable(graph, way, head=bool(self._head))
+        known = Resources(file=file, unmergeable=unmergeable(graph), unservable=why)
         if here is None:
             return known
         return replace(

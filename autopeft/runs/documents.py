@@ -143,7 +143,7 @@ class Result(Measured):
         recipe: as data; it may be none.
         origin: what the winner is: a trial, or a baseline's name.
         finding: what was found of the search's goal, in a sentence.
-        search_score: of the winner in the search itself.
+        search_score: of the winner in the search itself, by `trial_metric` where that is not the metric.
         constant: what the same answer for every row scores.
         selection_bias: select minus test.
     """
@@ -155,6 +155,7 @@ class Result(Measured):
     finding: Known[str] = None
     answers: Table[Answers] = Answers()
     metric: Known[str] = None
+    trial_metric: Known[str] = None
     test_sd: Known[float] = None
     search_score: Known[float] = None
     baselines: Several[Measured] = ()
@@ -231,6 +232,7 @@ class Manifest(_Document):
     budget: Known[str] = None
     space: Known[str] = None
     sampler: Known[str] = None
+    trial_metric: Known[str] = None
     seed: Known[Whole] = None
     notice: Known[str] = None
     data: Table[Data] = Data()

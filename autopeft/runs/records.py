@@ -50,6 +50,7 @@ class TrialRecord:
             `TaskKind.pseudo_values`); `None` where *test* was not scored.
         select_values: the same of *select* rows, of runs after the search.
         merits: step to what the recipe is ranked by there, higher is better, where that is not its score.
+        metric: of score, scores and rungs, where it is another than the task's (see `TaskKind.trial_metric`).
         precision: of the backbone, in runs after the search.
         measured: what it took: `step_time` and `latency` in seconds, `memory` and `file` in bytes, as far as
             they were measured.
@@ -81,6 +82,7 @@ class TrialRecord:
     pseudo_values: list[float] | None = field(default=None, repr=False)
     select_values: list[float] | None = field(default=None, repr=False)
     merits: Mapping[str, float] = field(default_factory=dict, repr=False)
+    metric: str | None = None
     precision: str = "fp32"
     measured: dict[str, int | float] | None = field(default=None, repr=False)
     step_cost: float | None = None

@@ -177,10 +177,9 @@ def _run(
         keep,
         seed=a.seed,
         workers=ready.workers or 1,
-        precision=ChosenPrecision(
-            a.precision, parameters=ready.spec.parameters, folder=folder.path, notify=notify
-        ),
+        precision=_precision(ready, folder, notify),
         rank_by=ready.rank_by,
+        trial_metric=ready.trial_metric,
         judge=_judge(ready),
         recall=kept.recall,
         seconds=ready.seconds,
@@ -236,6 +235,17 @@ def _executor(ready: Prepared, folder: RunFolder, notify: Notify) -> Executor:
     )
 
 
+def _precision(ready: Prepared, folder: RunFolder, notify: Notify) -> ChosenPrecision:
+    """What the search's trainings compute in."""
+    return ChosenPrecision(
+        ready.arguments.precision,
+        parameters=ready.spec.parameters,
+        folder=folder.path,
+        notify=notify,
+        final=ready.arguments.final_precision,
+    )
+
+
 def _open_strategy(ready: Prepared, folder: RunFolder, store: FolderCheckpoints, notify: Notify) -> Strategy:
     """The run's strategy, new or where an earlier process left it."""
     past = folder.trials().records
@@ -259,18 +269,21 @@ def _open_strategy(ready: Prepared, folder: RunFolder, store: FolderCheckpoints,
 
 
 def _first(ready: Prepared, notify: Notify) -> list[dict[str, Any]]:
-    """What other runs found, then what the portfolio says, then known hybrids at the budget, and cheap ones
+    """What other runs found, then what the portfolio says and LoRA, else where spaces start, and cheap ones
     where these are looked for."""
     bound = ready.space.bind(ready.spec)
     found, notices = points_from(ready.arguments.warm_start, bound, runs=ready.arguments.runs)
+    known: list[dict[str, Any]] = []
     if ready.arguments.portfolio:
         known, line = _portfolio(ready, bound)
-        found, notices = [*found, *known], [*notices, *([] if line is None else [line])]
+        notices = [*notices, *([] if line is None else [line])]
     for line in notices:
         if notify is not None:
             notify(line)
     count = max(1, min(6, ready.effort.trials // 3))
     cheap = upper_points(bound, count) if ready.cost == "step_cost" else []
+    if known:  # of the space's own starts the second one, a method alone, where there is one
+        return [*found, *known, *cheap, *starting_points(bound, 2)[-1:]]
     return [*found, *cheap, *starting_points(bound, max(1, count // 2) if cheap else count)]
 
 
@@ -306,4 +319,5 @@ def _info(ready: Prepared, folder: RunFolder, baselines: list[Baseline]) -> Sear
         notice=ready.task.source.notice,
         run=str(folder.path),
         data=ready.summary,
+        trial_metric=ready.trial_metric,
     )

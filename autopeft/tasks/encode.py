@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from autopeft.tasks.task import SPLIT_NAMES, SplitName, Task
+from autopeft.tasks.task import SplitName, Task
 from autopeft.tasks.tokens import EncodedSplit, encode_texts
 
 __all__ = ["EncodedSplit", "EncodedTask", "encode", "encode_texts"]
@@ -15,7 +15,7 @@ __all__ = ["EncodedSplit", "EncodedTask", "encode", "encode_texts"]
 
 @dataclass(frozen=True, eq=False)
 class EncodedTask:
-    """A task with its splits as tokens; *train* as it is trained on (see `TaskKind.encode_training`)."""
+    """A task with its splits as tokens; *train* as it is trained on (see `TaskKind.encode_splits`)."""
 
     task: Task
     splits: Mapping[SplitName, EncodedSplit]
@@ -43,11 +43,4 @@ def encode(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int = 128
     Raises:
         UsageError: `max_length` is below 4 or beyond what the tokenizer's model takes.
     """
-    kind = task.task_kind
-    splits = {
-        name: (kind.encode_training if name == "train" else kind.encode)(
-            task.splits[name], tokenizer, max_length
-        )
-        for name in SPLIT_NAMES
-    }
-    return EncodedTask(task, splits, max_length)
+    return EncodedTask(task, task.task_kind.encode_splits(task.splits, tokenizer, max_length), max_length)

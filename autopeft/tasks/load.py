@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from autopeft.assets import Notify, hub_answers
 from autopeft.errors import TaskError, near
@@ -16,7 +16,15 @@ from autopeft.tasks.files import SUFFIXES, read_file
 from autopeft.tasks.folders import read_folder
 from autopeft.tasks.glue import GLUE, GlueTask, canonical, glue_available, read_glue, read_hub
 from autopeft.tasks.gym import GYM, is_gym, parse_gym, read_gym
-from autopeft.tasks.kinds import ClassWeights, TaskKind, choose_kind, get_kind, metrics_of
+from autopeft.tasks.kinds import (
+    ClassWeights,
+    TaskKind,
+    choose_kind,
+    get_kind,
+    metrics_of,
+    own_metric,
+    use_metric,
+)
 from autopeft.tasks.memory import describe, tables_in
 from autopeft.tasks.metrics import check_metric
 from autopeft.tasks.packaged import PACKAGED, Packaged, read_splits
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ClassWeights", "TaskInfo", "cluster_of", "list_tasks", "load_task"]
 
+OwnMetric: TypeAlias = Callable[[list[Any], list[Any]], float]
 _log = logging.getLogger("autopeft")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _MEMORY = "memory"
@@ -56,6 +65,7 @@ class _Asked:
 
     kind: str | None
     metric: str | None
+    own_metric: OwnMetric | None
     class_weights: ClassWeights
     seed: int
     rows: Rows | None
@@ -71,7 +81,7 @@ def load_task(
     text_pair: str | None = None,
     label: str | None = None,
     kind: str | None = None,
-    metric: str | None = None,
+    metric: str | OwnMetric | None = None,
     class_weights: ClassWeights = None,
     drop_empty: bool = False,
     seed: int = 0,
@@ -92,7 +102,8 @@ def load_task(
         text, text_pair, label: columns of a user's data, where their names are not obvious.
         kind: of task, a name of `autopeft.tasks.kind_names()`; default: the kind that the metric is for, or
             what the labels look like (see `TaskKind.claim`).
-        metric: a name of `METRICS` instead of the task's own.
+        metric: a name of `METRICS` instead of the task's own; or a function of predictions and references,
+            two lists, whose value is higher the better.
         class_weights: "balanced", or one positive number per class.
         drop_empty: whether rows of a user's data without a text or a label are left out; else such data are
             refused.
@@ -114,7 +125,10 @@ def load_task(
         AssetError: packaged data could not be fetched.
     """
     known = None if scored_by is None else tuple(scored_by)
-    asked = _Asked(kind, metric, class_weights, seed, rows, drop_empty, known, made)
+    own = metric if callable(metric) else None
+    asked = _Asked(
+        kind, None if callable(metric) else metric, own, class_weights, seed, rows, drop_empty, known, made
+    )
     named = ColumnNames(text, text_pair, label)
     if not isinstance(task, (str, Path)):
         return _from_tables(tables_in(task), _MEMORY, named, asked, origin="memory", where=describe(task))
@@ -320,16 +334,19 @@ def _finished(
     source: Source,
     asked: _Asked,
 ) -> Task:
-    chosen = asked.metric or _own_metric(kind, metric)
-    check_metric(chosen, kind.name, classes)
+    own = None
+    if asked.own_metric is not None:
+        own = use_metric(own_metric(asked.own_metric, generated=kind.writes))
+    chosen = own.name if own is not None else asked.metric or _metric_of(kind, metric)
+    check_metric(chosen, kind.name, classes, splits["test"])
     if asked.scored_by is None:
         kind.check(name, splits["train"], classes)
     weights = kind.class_weights(asked.class_weights, splits["train"].labels, classes)
-    task = Task(name, kind.name, classes, splits, chosen, weights, source)
+    task = Task(name, kind.name, classes, splits, chosen, weights, source, own_metric=own)
     wanted = asked.rows
     return task if wanted is None else task.subset(wanted.train, wanted.select, wanted.test, asked.seed)
 
 
-def _own_metric(kind: TaskKind, metric: str | None) -> str:
+def _metric_of(kind: TaskKind, metric: str | None) -> str:
     """The task's metric, unless it was loaded as another kind than the metric scores."""
     return metric if metric in metrics_of(kind.name) else kind.default_metric

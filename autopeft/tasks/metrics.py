@@ -9,23 +9,24 @@ from numpy.typing import NDArray
 
 from autopeft.errors import TaskError
 from autopeft.tasks.kinds import METRICS, Metric, get_kind, get_metric, kinds_of, metrics_of
+from autopeft.tasks.split import Split
 
 __all__ = ["METRICS", "Metric", "check_metric", "compute"]
 
 
-def check_metric(metric: str, kind: str, names: Sequence[str]) -> None:
-    """Raise unless `metric` can score a task of this kind with these classes.
+def check_metric(metric: str, kind: str, names: Sequence[str], rows: Split | None = None) -> None:
+    """Raise unless `metric` can score a task of this kind with these classes and rows.
 
     Raises:
         TaskError: it is unknown, for other kinds of task, or does not fit the classes.
     """
     known = get_metric(metric)
-    if metric not in metrics_of(kind):
+    if not known.own and metric not in metrics_of(kind):
         raise TaskError(
             f"{metric=} is for {' and '.join(kinds_of(metric))}, but the task is {kind}; choose from "
             f"{', '.join(metrics_of(kind))}."
         )
-    get_kind(kind).check_metric(known, names)
+    get_kind(kind).check_metric(known, names, rows)
 
 
 def compute(metric: str, predictions: NDArray[Any], labels: NDArray[Any], kind: str | None = None) -> float:

@@ -61,11 +61,13 @@ class DataSummary:
         facts: name and text: the rows of each split, the columns, what was left out, repeated or cut.
         remarks: what limits what scores can say, a sentence each.
         constant: `None` where the kind of task or the metric knows none.
+        use: what a saved hybrid has to know of them to be asked (see `TaskKind.use`).
     """
 
     facts: tuple[tuple[str, str], ...] = ()
     remarks: tuple[str, ...] = ()
     constant: Constant | None = field(default=None)
+    use: Mapping[str, Any] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The facts, a line each."""
@@ -77,6 +79,7 @@ class DataSummary:
             "facts": [{"name": name, "text": text} for name, text in self.facts],
             "remarks": list(self.remarks),
             "constant": None if self.constant is None else self.constant.to_dict(),
+            **({"use": dict(self.use)} if self.use else {}),
         }
 
 
@@ -99,7 +102,8 @@ def summarise(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -
         facts.append((constant.name, f"{task.metric} {scores}"))
     remarks = kind.remarks(task.splits, task.labels, task.metric, weighted=task.class_weights is not None)
     remarks += [*_seen_before(task.splits), *_long(cut["train"], tokenizer, max_length)]
-    return DataSummary(tuple(facts), tuple(remarks), constant)
+    use = kind.use(task.splits["train"], tokenizer, max_length)
+    return DataSummary(tuple(facts), tuple(remarks), constant, use)
 
 
 def _rows(described: str, count: int) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from autopeft.errors import TaskError
-from autopeft.tasks.kinds import Loss, TaskKind, get_kind
+from autopeft.tasks.kinds import Loss, Metric, TaskKind, get_kind
 from autopeft.tasks.split import SPLIT_NAMES, Rows, Split, SplitName, rows_sha256
 from autopeft.tasks.splits import stratified_order
 
@@ -58,7 +58,7 @@ class Task:
 
     `kind` is a name of `autopeft.tasks.kinds`. `labels` are the class names in index order (empty for kinds
     without classes). `class_weights` has one positive factor per class, mean over the training rows 1 when
-    balanced.
+    balanced. `own_metric` is the metric itself where it is a function of the user's.
     """
 
     name: str
@@ -69,6 +69,7 @@ class Task:
     class_weights: list[float] | None
     source: Source
     reading: Reading = Reading()
+    own_metric: Metric | None = None
 
     @property
     def task_kind(self) -> TaskKind:

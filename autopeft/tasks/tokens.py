@@ -62,6 +62,17 @@ class EncodedSplit:
         """Tokens of each row, special tokens included, shape (N,)."""
         return np.diff(self.offsets)
 
+    @property
+    def truth(self) -> NDArray[Any] | None:
+        """The labels as metrics take them, shape (N, …), where batches have others; `None` for texts without
+        labels."""
+        return self.labels
+
+    @property
+    def prompt_lengths(self) -> Indices:
+        """Tokens of each row that a model reads before it writes an answer, shape (N,)."""
+        return self.lengths
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the tokens of all rows; labels are left out."""

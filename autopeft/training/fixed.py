@@ -33,6 +33,7 @@ from autopeft.recipe import Recipe
 from autopeft.runs.folder import RunFolder
 from autopeft.tasks import EncodedTask, Rows, Task
 from autopeft.tasks.encode import encode
+from autopeft.tasks.kinds import get_metric
 from autopeft.tasks.summary import DataSummary, summarise
 from autopeft.training.arguments import TrainArguments, TrainCall
 from autopeft.training.asked import asked_task
@@ -84,6 +85,7 @@ class FixedOutcome:
             "run": str(self.folder),
             "recipe": self.recipe.to_dict(),
             "metric": self.task.metric,
+            "trial_metric": self.task.task_kind.trial_metric(get_metric(self.task.metric)).name,
             "select_mean": self.scores.get("select"),
             "test_mean": self.scores.get("test"),
             "test_sd": None,

@@ -31,7 +31,7 @@ from autopeft.assets.heads import head_names, initial_spread
 from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
 from autopeft.tasks.encode import EncodedTask
-from autopeft.tasks.kinds.contract import Loss
+from autopeft.tasks.kinds import Loss
 from autopeft.training.forward import shortest_forward
 from autopeft.training.measurements import KeptMeasurements
 from autopeft.training.modes import evaluation_mode

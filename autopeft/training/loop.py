@@ -16,6 +16,7 @@ from autopeft.hybrid import Hybrid
 from autopeft.hybrid.events import all_settled, finish, fire
 from autopeft.hybrid.policies import apply_policies, refuse_idle
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
+from autopeft.tasks.kinds import get_metric
 from autopeft.training.bilevel import Outer
 from autopeft.training.calibration import conclude, concluding, prepare
 from autopeft.training.checkpoint import Checkpoint
@@ -355,11 +356,14 @@ class _Run:
         return self.result.stopped != "done"
 
     def _score(self) -> float:
+        """A score on the way, by what stands for a metric that would have the model write."""
+        task = self.data.task
+        metric = task.task_kind.trial_metric(get_metric(task.metric)).name
         state = generator_state(self.device)
         score = evaluate(
             self.hybrid.model,
             self.data.select,
-            self.data.task.metric,
+            metric,
             batch_size=self.plan.eval_batch_size,
             device=self.device,
             forward=self.forward,

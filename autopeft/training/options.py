@@ -58,6 +58,7 @@ __all__ = [
 ]
 
 DATA, TRAINING = "Data", "Training"
+MetricFunction = Callable[[list[Any], list[Any]], float]
 HEAD_STARTS = ("probe", "random")
 TASK_TYPES = "str | Path | Dataset | DatasetDict | DataFrame"
 _ROWS = "a `datasets.Dataset`, a `DatasetDict` or a pandas `DataFrame`"
@@ -100,10 +101,23 @@ def _check_head_start(name: str) -> object:
     return name
 
 
-def _check_metric(name: str) -> object:
+def _check_metric(value: str | MetricFunction) -> object:
     from autopeft.tasks.kinds import get_metric
 
-    return get_metric(name)
+    return value if callable(value) else get_metric(value)
+
+
+def _metric_named(text: str) -> str | MetricFunction:
+    from autopeft.tasks.kinds import function_of
+
+    return function_of(text)
+
+
+def metric_text(value: Any) -> Any:
+    """The name of a metric, `module:function` of a function."""
+    from autopeft.tasks.kinds import metric_name
+
+    return metric_name(value)
 
 
 def _check_kind(name: str) -> object:
@@ -213,8 +227,20 @@ Kind = Annotated[
     ),
 ]
 Metric = Annotated[
-    str | None,
-    Option(help="Score to maximise; default: the task's own.", panel=DATA, check=_check_metric),
+    str | MetricFunction | None,
+    Option(
+        help="Score to maximise, by name or as module:function; default: the task's own.",
+        doc="score to maximise: a name, or a function of two lists, predictions and references, whose value "
+        "is higher the better; default: the task's own. A run that goes on with a function is given it again",
+        panel=DATA,
+        typed="str | Callable[[list, list], float] | None",
+        takes="a name or a function",
+        cli_type=str,
+        check=_check_metric,
+        read=_metric_named,
+        spell=metric_text,
+        record=metric_text,
+    ),
 ]
 ClassWeights = Annotated[
     Literal["balanced"] | Sequence[float] | None,
@@ -278,14 +304,14 @@ def rows(split: str) -> Option:
     return Option(help=f"At most so many rows of {split}; default: the effort's.", cli=False, least=1)
 
 
+def precision(help: str) -> Option:
+    """An option that takes fp32 or bf16."""
+    return Option(help=help, panel=TRAINING, choices=_precisions, check=_check_precision)
+
+
 Precision = Annotated[
     str,
-    Option(
-        help="Of the backbone's weights: fp32, or bf16, which is rougher and on many machines faster.",
-        panel=TRAINING,
-        choices=_precisions,
-        check=_check_precision,
-    ),
+    precision("Of the backbone's weights: fp32, or bf16, which is rougher and on many machines faster."),
 ]
 Shortcuts = Annotated[
     bool,

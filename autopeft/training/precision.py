@@ -55,7 +55,7 @@ class PrecisionProbe:
         speed = f"{self.fp32 / self.bf16:.1f} times as fast as fp32" if self.bf16 > 0 else "of no duration"
         found = f"on this backbone bf16 is {speed} here, and its gradients differ by {100 * self.error:.1f} %"
         if self.precision == "bf16":
-            return f"Recipes are tried in bf16: {found}. Finalists and baselines are trained in fp32."
+            return f"Recipes are tried in bf16: {found}."
         return f"Recipes are tried in fp32: {found}; it would have to be {FASTER} times as fast, within 2 %."
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,10 +16,10 @@ from torch import nn
 from autopeft.errors import UsageError
 from autopeft.hybrid import predictive
 from autopeft.tasks.encode import EncodedSplit
-from autopeft.tasks.kinds import get_kind, get_metric
+from autopeft.tasks.kinds import Generation, Metric, get_kind, get_metric
 from autopeft.training.errors import OutOfMemory, ran_out_of_memory
 from autopeft.training.forward import Forward
-from autopeft.training.modes import evaluation_mode
+from autopeft.training.modes import evaluation_mode, seeded
 
 __all__ = ["Scored", "evaluate", "predict", "score_by_rows", "scores"]
 
@@ -30,10 +31,13 @@ def predict(
     batch_size: int = 64,
     device: str | torch.device | None = None,
     forward: Forward | None = None,
+    generation: Generation | None = None,
+    told: Callable[[str], None] | None = None,
 ) -> NDArray[Any]:
     """What the split's kind of task keeps of each row (`TaskKind.outputs`), in the split's own order: logits
     (rows, classes); those of an ensemble, or under a posterior, are of the mean distribution (see
-    `autopeft.hybrid.predictive`).
+    `autopeft.hybrid.predictive`). With `generation` the model also writes an answer to each row, which is
+    kept beside them (`TaskKind.with_texts`); that to a single row is `told` piece by piece.
 
     Runs in eval mode and leaves no gradients; every `training` flag is as before afterwards. `device`
     defaults to the model's; a model that lies elsewhere is moved there. `forward` defaults to the model's
@@ -52,20 +56,57 @@ def predict(
     way = Forward(model, kind=kind) if forward is None else forward
     with evaluation_mode(model):
         for batch in way.batches(split, batch_size, shuffle=False, device=place):
-            try:
+            with _within_memory(batch_size):
                 run = partial(predictive, model, partial(way, batch), mean=kind.average())
                 parts.append(kind.outputs(model, batch, run))
-            except (RuntimeError, MemoryError) as error:
-                if not ran_out_of_memory(error):
-                    raise
-                raise OutOfMemory(
-                    f"Evaluation ran out of memory with {batch_size} rows at once; "
-                    "lower `eval_batch_size` or `max_length`."
-                ) from error
-    outputs = np.concatenate(parts)
-    restored = np.empty_like(outputs)
-    restored[split.order()] = outputs
-    return restored
+        outputs = np.concatenate(parts)
+        restored = np.empty_like(outputs)
+        restored[split.order()] = outputs
+        if generation is None:
+            return restored
+        with seeded(generation.seed, place):
+            texts = _written(model, split, generation, batch_size, place, told)
+            return kind.with_texts(restored, texts)
+
+
+@contextmanager
+def _within_memory(batch_size: int) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"Evaluation ran out of memory with {batch_size} rows at once; "
+            "lower `eval_batch_size` or `max_length`."
+        ) from error
+
+
+def _written(
+    model: nn.Module,
+    split: EncodedSplit,
+    how: Generation,
+    batch_size: int,
+    place: torch.device,
+    told: Callable[[str], None] | None,
+) -> list[str]:
+    """What the model writes for each row, in batches of prompts of like length, longest first."""
+    kind, order = get_kind(split.kind), np.argsort(-split.prompt_lengths, kind="stable")
+    texts = [""] * len(split)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        with _within_memory(batch_size):
+            one = told if len(split) == 1 else None
+            found = kind.generate(model, split, rows, how, device=place, told=one)
+        for row, text in zip(rows, found, strict=True):
+            texts[row] = text
+    return texts
+
+
+def _generation(metrics: Sequence[Metric]) -> Generation | None:
+    """How to write what the metrics compare: the most probable token each time; `None` where they compare no
+    texts."""
+    return Generation() if any(metric.generated for metric in metrics) else None
 
 
 def scores(model: nn.Module, split: EncodedSplit, metrics: Sequence[str], **options: Any) -> dict[str, float]:
@@ -75,11 +116,11 @@ def scores(model: nn.Module, split: EncodedSplit, metrics: Sequence[str], **opti
         UsageError: the split has no labels.
         TaskError: a metric is unknown or does not fit.
     """
-    if split.labels is None:
+    if split.truth is None:
         raise UsageError("Nothing to score against: the split has no labels.")
     known, kind = [get_metric(metric) for metric in metrics], get_kind(split.kind)
-    outputs = predict(model, split, **options)
-    return {metric.name: kind.score(metric, outputs, split.labels) for metric in known}
+    outputs = predict(model, split, generation=_generation(known), **options)
+    return {metric.name: kind.score(metric, outputs, split.truth) for metric in known}
 
 
 def evaluate(
@@ -114,13 +155,13 @@ def score_by_rows(
     Raises:
         UsageError, TaskError, OutOfMemory: see `scores` and `predict`.
     """
-    if split.labels is None:
+    if split.truth is None:
         raise UsageError("Nothing to score against: the split has no labels.")
     known, kind = get_metric(metric), get_kind(split.kind)
-    outputs = predict(model, split, **options)
-    found = kind.pseudo_values(known, outputs, split.labels) if parts else ()
+    outputs = predict(model, split, generation=_generation([known]), **options)
+    found = kind.pseudo_values(known, outputs, split.truth) if parts else ()
     return Scored(
-        kind.score(known, outputs, split.labels),
+        kind.score(known, outputs, split.truth),
         tuple(round(float(v), 6) for v in found),
-        kind.row_loss(outputs, split.labels),
+        kind.row_loss(outputs, split.truth),
     )

@@ -33,7 +33,7 @@ class TrialOutcome:
     """What came of a trial.
 
     Attributes:
-        scores: the task's metric on each split that was asked for, in that order.
+        scores: the metric on each split that was asked for, in that order.
         counts: parameters of the hybrid.
         seconds: wall time of the whole trial: attaching, calibration, training, scoring.
         train: the training's result.
@@ -72,6 +72,7 @@ def run_trial(
     plan: TrainingPlan,
     *,
     splits: Sequence[str] = ("select",),
+    metric: str | None = None,
     on_step: OnStep | None = None,
     on_score: OnScore | None = None,
     should_stop: ShouldStop | None = None,
@@ -86,6 +87,7 @@ def run_trial(
 
     Args:
         splits: splits to score, at least one.
+        metric: that scores them; default: the task's.
         keep: called with the trained hybrid, while it is still attached, and its scores; it may save the
             hybrid.
         until, resume: pause after so many steps, and go on from `outcome.train.checkpoint`; see `train`.
@@ -101,7 +103,7 @@ def run_trial(
 
     make = lambda: attach(model, recipe, seed=plan.seed)  # noqa: E731
     options: dict[str, Any] = {"on_step": on_step, "on_score": on_score, "should_stop": should_stop}
-    options |= {"until": until, "resume": resume, "alone": not recipe.entries()}
+    options |= {"until": until, "resume": resume, "alone": not recipe.entries(), "metric": metric}
     return _trial(model, make, data, plan, splits, finished, **options)
 
 
@@ -145,6 +147,7 @@ def _trial(
     finished: Callable[[Trainable, Mapping[str, float]], None],
     *,
     alone: bool = False,
+    metric: str | None = None,
     **options: Any,
 ) -> TrialOutcome:
     started = time.perf_counter()
@@ -162,9 +165,10 @@ def _trial(
             dropout = plan.trains_with_dropout(hybrid.recipe.training)
             forward = shortest_forward(hybrid, data, plan, dropout=dropout)
             plain = Forward(model, kind=data.task.task_kind)
+            measure = metric or data.task.metric
             found = {
                 # The test rows are scored once, by the model as it will be used.
-                name: _score(plain if name == "test" else forward, split, data, plan)
+                name: _score(plain if name == "test" else forward, split, measure, plan)
                 for name, split in wanted.items()
             }
             scores = {name: scored.score for name, scored in found.items()}
@@ -187,6 +191,6 @@ def _wanted(data: EncodedTask, splits: Sequence[str]) -> dict[str, EncodedSplit]
     return {name: known[name] for name in splits}
 
 
-def _score(forward: Forward, split: EncodedSplit, data: EncodedTask, plan: TrainingPlan) -> Scored:
+def _score(forward: Forward, split: EncodedSplit, metric: str, plan: TrainingPlan) -> Scored:
     options: dict[str, Any] = {"batch_size": plan.eval_batch_size, "device": plan.torch_device()}
-    return score_by_rows(forward.model, split, data.task.metric, forward=forward, **options)
+    return score_by_rows(forward.model, split, metric, forward=forward, **options)

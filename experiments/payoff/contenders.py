@@ -1,13 +1,12 @@
 """The contenders of one search: how each is chosen, and its scores with fresh seeds on the search's own rows.
 
 All choose by *select* with the search's seed, as the search does, and are trained with the same fresh seeds
-for as many steps, with the head from its probe. What chooses is trained in the search's precision, what is
-compared in fp32.
+for as many steps, with the head from its probe. The backbone is in bf16 all the while, but where every
+weight trains.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,7 +52,7 @@ class Run:
         select, test: score of each fresh seed.
         parts: what groups of *test* rows contribute, by seed.
         seconds: of the trainings that chose it, those of the fresh seeds not counted.
-        step_time: seconds of a training step in fp32, the median over its fresh seeds.
+        step_time: seconds of a training step, the median over its fresh seeds.
     """
 
     contender: str
@@ -281,10 +280,9 @@ class Runs:
     def _tried(self, recipe: Recipe, *, again: bool = False) -> tuple[float | None, float]:
         """What a recipe is ranked by on *select*, and the seconds that it took."""
         seed = self.seed + 500 if again else self.seed
-        steps, precision = self.ready.effort.steps, read_precision(self._folder)
         job = TrainJob(
-            "tried", "trial", recipe.name, recipe.to_dict(), seed, steps, precision=precision,
-            rank_by=self.ready.rank_by,
+            "tried", "trial", recipe.name, recipe.to_dict(), seed, self.ready.effort.steps,
+            precision=self.ready.arguments.precision, rank_by=self.ready.rank_by,
         )  # fmt: skip
         (result,) = run_here(self._setup, job, strict=False)
         return result.rank, result.seconds
@@ -296,7 +294,7 @@ class Runs:
         jobs = [
             TrainJob(
                 f"s{seed}", "baseline", contender, recipe.to_dict(), seed, self.ready.effort.steps,
-                splits=("select", "test"),
+                splits=("select", "test"), precision=self.ready.arguments.final_precision,
             )
             for seed in self._seeds
         ]  # fmt: skip
@@ -314,13 +312,6 @@ class Runs:
             run.parts[seed] = result.pseudo_values
         run.step_time = _median([r.measured.get("step_time") for r in results])
         return run
-
-
-def read_precision(folder: Path) -> str:
-    """The precision that a search's trials had; full, where there was nothing to find out."""
-    if not (folder / "precision.json").exists():
-        return "fp32"
-    return str(json.loads((folder / "precision.json").read_text(encoding="utf-8"))["precision"])
 
 
 def _lora(rank: int, at: str, rate: float) -> Recipe:

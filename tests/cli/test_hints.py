@@ -163,8 +163,8 @@ def test_another_task_has_labels_that_the_head_does_not_know(place: Path, say: S
 
 def test_peft_has_no_words_for_it(place: Path, say: Say) -> None:
     say("train", "-r", "pair.yaml", *ON, *SMALL, "--steps", "1", "-o", "run")
-    refused = say("export", "run", "-o", "a", "--peft", code=1)
-    assert "Without --peft" in refused
+    refused = say("export", "run", "-o", "a", "--as", "peft", code=1)
+    assert "Without --as" in refused
     said = say("export", "run", "-o", "b")
     assert "Not in peft's format" in said
     assert "Without" not in said, "it was exported as it would be then"

@@ -54,7 +54,7 @@ def outcome(home: Path) -> FixedOutcome:
 def test_outcome_run_and_export_predict_and_score_alike(outcome: FixedOutcome, home: Path) -> None:
     shutil.rmtree(home / "winner", ignore_errors=True)
     exported = autopeft.export(outcome, "winner")
-    assert exported.peft
+    assert exported.format == "peft"
     assert {"recipe.yaml", "manifest.json", "peft/adapter_config.json"} <= set(exported.files)
     found = [autopeft.predict(which, TEXTS) for which in (outcome, "run", Path("winner"))]
     assert found[0] == found[1] == found[2]
@@ -168,8 +168,8 @@ def test_the_rows_of_training_are_cut_as_they_were_whatever_their_file_is_called
 
 
 def test_an_export_without_peft(outcome: FixedOutcome, tmp_path: Path) -> None:
-    exported = autopeft.export("run", tmp_path / "plain", peft=False)
-    assert (exported.peft, exported.reason) == (False, None)
+    exported = autopeft.export("run", tmp_path / "plain", format="autopeft")
+    assert (exported.format, exported.reason) == (None, None)
     assert not (tmp_path / "plain" / "peft").exists()
 
 
@@ -223,7 +223,7 @@ def test_rows_in_memory_are_scored_while_they_are_there(outcome: FixedOutcome, t
         (lambda: autopeft.predict("run", TEXTS, text_pair=["b"]), "single texts; leave out text_pair"),
         (lambda: autopeft.predict("run", TEXTS, max_length=8), "for live hybrids"),
         (lambda: autopeft.evaluate("run", split="tset"), "split is 'train', 'select', 'test' or 'all'"),  # type: ignore[arg-type]
-        (lambda: autopeft.export("run", "x", pefft=True), "Did you mean 'peft'"),  # type: ignore[call-arg]
+        (lambda: autopeft.export("run", "x", fromat="peft"), "Did you mean 'format'"),  # type: ignore[call-arg]
     ],
 )
 def test_what_is_wrong_is_one_sentence(outcome: FixedOutcome, call: Any, says: str) -> None:

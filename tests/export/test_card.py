@@ -183,6 +183,6 @@ def test_plain_text_is_one_line() -> None:
 def test_the_command_line_and_the_function_write_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(RUNS, tmp_path / "runs")
     monkeypatch.chdir(tmp_path / "runs")
-    exported = autopeft.export("finished", tmp_path / "out", peft=False)
+    exported = autopeft.export("finished", tmp_path / "out", format="autopeft")
     assert "README.md" in exported.files
     assert YAML(typ="safe").load(io.StringIO((tmp_path / "out/README.md").read_text().split("---\n")[1]))

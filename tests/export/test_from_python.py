@@ -40,7 +40,7 @@ def test_what_is_known_of_one(tmp_path: Path) -> None:
     assert (card.kind, card.metric, card.max_length) == ("classification", "accuracy", 64)
     assert card.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
     assert card.result["counts"]["deployed"] == hybrid.counts().deployed
-    exported = autopeft.export(saved, tmp_path / "out", peft=False)
+    exported = autopeft.export(saved, tmp_path / "out", format="autopeft")
     assert Card.read(exported.folder) == card
     text = (exported.folder / "README.md").read_text()
     assert "Source: not recorded (saved from Python)." in text
@@ -59,7 +59,7 @@ def test_a_language_model_s_is_exported_for_peft_and_not_asked(tmp_path: Path) -
     hybrid = attach(model, recipe, seed=0)
     randomise(hybrid.root)
     model.save_pretrained(tmp_path / "saved")
-    exported = autopeft.export(tmp_path / "saved", tmp_path / "out", peft=True)
+    exported = autopeft.export(tmp_path / "saved", tmp_path / "out", format="peft")
     opened = AutoPeftModelForCausalLM.from_pretrained(exported.folder / "peft").eval()
     inputs = tiny_inputs("gpt2")
     found, expected = opened(**inputs).logits, logits(model.eval(), inputs)

@@ -224,7 +224,7 @@ def test_from_the_command_line(
     again = said(capsys, "evaluate", "run")
     assert again["score"] == pytest.approx(made["test_mean"], abs=1e-6)
 
-    said(capsys, "export", "run", "-o", "exported", "--peft")
+    said(capsys, "export", "run", "-o", "exported", "--as", "peft")
     config = json.loads((place / "exported/peft/adapter_config.json").read_text())
     assert config["task_type"] == "SEQ_CLS"
     assert "1 star, 2 stars, 3 stars, 4 stars" in (place / "exported/README.md").read_text()

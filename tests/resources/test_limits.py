@@ -50,7 +50,7 @@ def test_texts() -> None:
 
 
 def test_what_is_over_a_limit_is_said() -> None:
-    limits = Limits(file=1_000_000, step_time=0.2, mergeable=True)
+    limits = Limits(file=1_000_000, step_time=0.2, serve="merged")
     assert limits
     assert limits.calibrated
     assert not Limits()
@@ -58,12 +58,12 @@ def test_what_is_over_a_limit_is_said() -> None:
     inside = Resources(file=900_000, step_time=0.1)
     assert limits.excess(inside) == 0
     assert limits.broken(inside) == []
-    over = Resources(file=1_500_000, step_time=0.3, unmergeable="lora cannot be folded into weights")
+    over = Resources(file=1_500_000, step_time=0.3, unservable="lora cannot be folded into weights")
     assert limits.excess(over) == pytest.approx(0.5 + 0.5 + 1.0)
     said = "; ".join(limits.broken(over))
     assert "300ms (at most 200ms)" in said
     assert "1.5MB (at most 1MB)" in said
-    assert "not mergeable: lora" in said
+    assert "not to be served as merged: lora" in said
 
 
 def test_resources_to_a_table_and_back() -> None:

@@ -46,6 +46,7 @@ def lines(run: str, name: str = "trials.jsonl") -> list[dict[str, Any]]:
         "pseudo_values": None,
         "select_values": None,
         "step_cost": None,
+        "metric": None,
         "measured": None,
         "precision": "fp32",
         "merits": {},
@@ -115,7 +116,7 @@ def test_they_are_reported(place: Path, run: str, words: tuple[str, ...]) -> Non
 
 def test_weights_score_what_they_scored(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for run in ("finished", "fixed"):
-        assert main(["export", run, "-o", f"out-{run}", "--no-peft"]) == 0
+        assert main(["export", run, "-o", f"out-{run}", "--as", "autopeft"]) == 0
         capsys.readouterr()
         assert main(["evaluate", f"out-{run}", "--text", "body", "--label", "verdict", "--json"]) == 0
         score = json.loads(capsys.readouterr().out)["score"]

@@ -147,6 +147,7 @@ def ready_to_finish() -> Any:
             task_kind=get_kind("classification"),
             labels=("no", "yes"),
         ),
+        trial_metric=None,
         limits=(0, 1000),
         arguments=SimpleNamespace(seed=0, margin=1.0),
         summary=SimpleNamespace(constant=None, remarks=()),

@@ -61,6 +61,11 @@ class Run:
         return shown(found or "score", 60)
 
     @property
+    def trial_metric(self) -> str:
+        """What the trials and the front are scored by."""
+        return shown(self.about.trial_metric or self.metric, 60)
+
+    @property
     def strategy(self) -> str:
         """What turned the space into candidates; runs from before there were several had the default."""
         return shown(mapping(self.manifest.get("arguments")).get("strategy") or DEFAULT, 60)

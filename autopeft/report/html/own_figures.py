@@ -47,15 +47,16 @@ def front_figure(run: Run) -> Figure | Missing:
         marker={"symbol": "diamond", "color": BLUE, "size": 10},
         hovertemplate="on the front: %{x:,} parameters<br>%{y:.4f}<extra></extra>",
     )
-    if run.winner and run.winner.select:
+    compared = run.trial_metric == run.metric
+    if compared and run.winner and run.winner.select:
         _scored_point(drawn, run.winner, "winner, fresh seeds", "star", ORANGE, size=15)
-    for i, baseline in enumerate(run.baselines):
+    for i, baseline in enumerate(run.baselines if compared else ()):
         _scored_point(
             drawn, baseline, plotly_text(baseline.name), _SYMBOLS[i % len(_SYMBOLS)], GREEN, size=11
         )
     sizes = [x for trace in drawn.data for x in trace.x]
     drawn.update_xaxes(type="log", title="deployed parameters", **log_ticks(sizes))
-    drawn.update_yaxes(title=f"{plotly_text(run.metric, 24)} on select")
+    drawn.update_yaxes(title=f"{plotly_text(run.trial_metric, 24)} on select")
     return figure(
         "front-plot",
         "Size against score",

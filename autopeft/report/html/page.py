@@ -131,11 +131,11 @@ def _studied(run: Run) -> _Studied:
     except UsageError as error:
         return _nothing(str(error))
     return _Studied(
-        history=_drawn(lambda: optuna_figures.history_figure(history, run.metric)),
+        history=_drawn(lambda: optuna_figures.history_figure(history, run.trial_metric)),
         timeline=_drawn(lambda: optuna_figures.timeline_figure(history)),
-        rungs=_drawn(lambda: optuna_figures.rungs_figure(history, run.metric)),
+        rungs=_drawn(lambda: optuna_figures.rungs_figure(history, run.trial_metric)),
         importances=_drawn(lambda: optuna_figures.importance_figure(history)),
-        slices=_slices(history, run.metric),
+        slices=_slices(history, run.trial_metric),
         unfinished=history.unfinished,
         objectives=history.objectives,
     )

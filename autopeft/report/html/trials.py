@@ -104,6 +104,12 @@ def _state(record: TrialRecord) -> str:
     return state
 
 
+def _scored(value: float | None, record: TrialRecord) -> str:
+    """A score, with its metric where that is not the task's."""
+    named = value is not None and record.metric is not None
+    return f"{score(value)} {shown(record.metric, 40)}" if named else score(value)
+
+
 def _row(record: TrialRecord, *, final: bool) -> Row:
     methods, yaml = _recipe(record.recipe)
     # What a stopped trial scored is of fewer steps: its rungs show it, the column of full scores does not.
@@ -124,7 +130,7 @@ def _row(record: TrialRecord, *, final: bool) -> Row:
         Cell(methods),
         _number(record.deployed, number(record.deployed)),
         _number(record.share, percent(record.share)),
-        _number(select, score(select)),
+        _number(select, _scored(select, record)),
     ]
     if final:
         cells.append(_number(test, score(test)))

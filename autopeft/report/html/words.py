@@ -31,7 +31,6 @@ def headline(run: Run) -> list[str]:
 
 
 def _found(run: Run) -> list[str]:
-    metric = run.metric
     if run.result:
         size = _size(run.result.counts.deployed, run.result.counts.share)
         led = [shown(run.result.finding, 600)] if run.result.finding else []
@@ -41,7 +40,7 @@ def _found(run: Run) -> list[str]:
         return ["No trial has been trained to the end yet."]
     size = _size(best.deployed, best.share)
     return [
-        f"This run is not finished. Best so far: {methods_of(best.recipe)} with {size}, {metric} "
+        f"This run is not finished. Best so far: {methods_of(best.recipe)} with {size}, {run.trial_metric} "
         f"{score(best.score)} on select in one run (trial {shown(best.number, 20)}); "
         "test has not been touched."
     ]
@@ -60,9 +59,14 @@ def _scored(run: Run, what: str) -> str:
         spread = mean_sd(winner.test).removesuffix(" (one seed)")
         return f"{what} scored {run.metric} {spread} on test, {seeds}."
     return (
-        f"{what} scored {run.metric} {score(result.search_score)} on select in the search itself. It was not "
-        "retrained with fresh seeds, and test has not been touched."
+        f"{what} scored {run.trial_metric} {score(result.search_score)} on select in the search itself. It "
+        "was not retrained with fresh seeds, and test has not been touched."
     )
+
+
+def _of_trials(run: Run) -> str:
+    same = run.trial_metric == run.metric
+    return "" if same else f"; trials and sweeps of baselines are scored by {run.trial_metric}"
 
 
 def answers(run: Run) -> list[str]:
@@ -177,7 +181,7 @@ def facts(run: Run, unfinished: Iterable[TrialRecord] = ()) -> list[tuple[str, s
         ("run", f"{kind}, {run.state}"),
         ("task", shown(m.data.name or m.task, 200)),
         *_rows_of(run),
-        ("metric", f"{run.metric}, higher is better"),
+        ("metric", f"{run.metric}, higher is better" + _of_trials(run)),
         ("backbone", f"{shown(m.model, 200)} ({number(m.backbone.parameters)} parameters)"),
         ("budget", budget),
         ("space", shown(m.space, 200)),

@@ -54,13 +54,19 @@ class KnownRuns:
         found = self._past.get(job)
         if found is not None or job.kind != "baseline" or not isinstance(job, TrainJob):
             return found
-        kept = self._cache.get(self._keys.of(job.recipe, job.seed, job.steps, job.precision, job.rank_by))
+        key = self._keys.of(job.recipe, job.seed, job.steps, job.precision, job.rank_by, metric=job.metric)
+        kept = self._cache.get(key)
         if kept is None or any(split not in kept.scores for split in job.splits):
             return None
         parts = kept.pseudo_values if "test" in job.splits else ()
         scores = {split: kept.scores[split] for split in job.splits}
         return JobResult(
-            job.id, scores, pseudo_values=parts, select_values=kept.select_values, merit=kept.merit
+            job.id,
+            scores,
+            pseudo_values=parts,
+            select_values=kept.select_values,
+            merit=kept.merit,
+            metric=job.metric,
         )
 
     def remember(self, record: TrialRecord) -> None:
@@ -69,7 +75,14 @@ class KnownRuns:
         if record.kind == "baseline" and record.state == "complete" and not record.kept and record.steps:
             merit = record.merits.get(str(record.steps))
             rank_by = "score" if merit is None else "loss"
-            key = self._keys.of(record.recipe, record.seed or 0, record.steps or 0, record.precision, rank_by)
+            key = self._keys.of(
+                record.recipe,
+                record.seed or 0,
+                record.steps or 0,
+                record.precision,
+                rank_by,
+                metric=record.metric,
+            )
             parts = tuple(record.pseudo_values or ()), tuple(record.select_values or ())
             kept = KeptScores(record.scores, *parts, merit=merit)
             self._cache.put(key, kept, record.seconds)
@@ -87,4 +100,5 @@ def _as_result(record: TrialRecord) -> JobResult:
         select_values=tuple(record.select_values or ()),
         measured=record.measured or {},
         merit=record.merits.get(str(record.steps)),
+        metric=record.metric,
     )

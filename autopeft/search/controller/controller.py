@@ -56,8 +56,9 @@ class Controller:
         recall: the result of a final run that need not be repeated.
         seconds: time budget of the whole run, or `None`.
         workers: jobs that run at a time, for the time budget.
-        precision: of trials and of the baselines' sweeps; all else is in fp32.
+        precision: of trials and of the baselines' sweeps, and of all else.
         rank_by: see `Job`.
+        trial_metric: that scores trials and sweeps, where it is another than the task's.
         judge: which of what is confirmed wins; by default the best.
         grace: seconds that jobs may go on after an interruption.
         clock: monotonic seconds.
@@ -76,6 +77,7 @@ class Controller:
         workers: int,
         precision: ChosenPrecision | None = None,
         rank_by: str = "score",
+        trial_metric: str | None = None,
         judge: Judge | None = None,
         recall: Callable[[Job], JobResult | None] = _unknown,
         seconds: float | None = None,
@@ -85,7 +87,7 @@ class Controller:
         self.strategy, self.effort, self.checkpoints = strategy, effort, checkpoints
         self._reporter, self._on_record, self._recall = reporter, on_record, recall
         self._precision, self._seed = precision or ChosenPrecision(), seed
-        self._rank_by = rank_by
+        self._rank_by, self._trial_metric = rank_by, trial_metric
         self.time_budget = TimeBudget(
             effort, baselines, workers, seconds, expected_steps=strategy.expected_steps, clock=clock
         )
@@ -120,9 +122,9 @@ class Controller:
                 job = self.confirmation.next()
             if job is None:
                 return None if self._running or self._searching else DONE
-            job = replace(job, rank_by=self._rank_by)
+            job = replace(job, rank_by=self._rank_by, precision=self._precision.final)
             if _only_chooses(job):
-                job = replace(job, precision=self._precision.value)
+                job = replace(job, precision=self._precision.value, metric=self._trial_metric)
             if job.kind == "test":
                 job = replace(job, files=self.checkpoints.get(job.id.removeprefix("test-")))
             known = None if job.kind == "trial" else self._recall(job)

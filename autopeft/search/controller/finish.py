@@ -66,6 +66,7 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         counts=(trial.counts or {} if trial else {}) if final is None else dict(final.counts),
         number=None if trial is None else trial.number,
         metric=ready.task.metric,
+        trial_metric=ready.trial_metric,
         select=final.select if final else (),
         test=final.test if final else (),
         search_score=math.nan if trial is None or trial.score is None else trial.score,

@@ -1,4 +1,4 @@
-"""The precision of a search's trials: as it was asked for, or as a probe on a worker finds it first."""
+"""The precision of a search's trainings; that of trials may be found first by a probe on a worker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_BYTES = 10_000
 
 
 class ChosenPrecision:
-    """What trials and sweeps compute in.
+    """What trials and sweeps compute in, and all else.
 
     Args:
         asked: `fp32`, `bf16`, or `auto` for what a probe finds.
@@ -31,9 +31,11 @@ class ChosenPrecision:
         folder: of the run, where the finding is kept, so that a search that goes on keeps to it; `None` to
             keep nothing.
         notify: is told what was found.
+        final: `fp32` or `bf16`, of all that is scored on *test*.
 
     Attributes:
         value: `fp32` or `bf16`; `None` until the probe has ended.
+        final: as it was asked for.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class ChosenPrecision:
         parameters: int = 0,
         folder: Path | None = None,
         notify: Callable[[str], None] | None = None,
+        final: str = "fp32",
     ) -> None:
         self._folder, self._notify = folder, notify
+        self.final = final
         self.value: str | None = asked if asked != "auto" else None
         if self.value is None and parameters < _LEAST:
             self.value = "fp32"
@@ -66,6 +70,8 @@ class ChosenPrecision:
             told = f"{told}: there is nothing to measure bf16 on."
         else:
             told = probe.sentence()
+            if probe.precision != self.final:
+                told += f" Finalists and baselines are trained in {self.final}."
         self.value = "fp32" if probe is None or result.error is not None else probe.precision
         if self._folder is not None:
             kept = {"precision": self.value, "why": told, **result.measured}

@@ -20,6 +20,7 @@ class SearchInfo:
         task, model, space, budget: names as given.
         limits: absolute lower and upper limit on deployed parameters.
         metric: name of the score, higher is better.
+        trial_metric: that of the trials, where it is another.
         trials, steps: planned number of trials and steps of each.
         jobs: planned number of all training runs, trials included.
         estimated_seconds: wall time of the whole run, estimated before it starts.
@@ -42,6 +43,7 @@ class SearchInfo:
     notice: str | None
     run: str
     data: DataSummary = field(default_factory=DataSummary)
+    trial_metric: str | None = None
 
 
 class Reporter(Protocol):

@@ -10,6 +10,7 @@ from autopeft.runs.records import CountTable, JobKind
 
 __all__ = [
     "DONE",
+    "LOSS",
     "Done",
     "FailureKind",
     "Job",
@@ -22,6 +23,8 @@ __all__ = [
     "UntrainedJob",
 ]
 
+LOSS = "loss"
+"""The measure of what is ranked by its mean loss on *select*."""
 FailureKind = Literal["non_finite", "memory", "failed", "lost", "stopped"]
 Progress = Callable[[int, float], None]
 
@@ -47,6 +50,7 @@ class Job:
         attempt: how often the job was lost with its worker before; it then takes fewer rows at once.
         precision: of the backbone's weights.
         rank_by: what decides which recipe is better: `score`, or `loss`, the mean loss over *select* rows.
+        metric: that scores it, where it is another than the task's (see `TaskKind.trial_metric`).
     """
 
     id: str
@@ -62,6 +66,7 @@ class Job:
     attempt: int = 0
     precision: str = "fp32"
     rank_by: str = "score"
+    metric: str | None = None
 
     def __str__(self) -> str:
         return self.id
@@ -117,6 +122,7 @@ class JobResult:
         pseudo_values: what groups of *test* rows contribute to the score there, where *test* was scored.
         select_values: the same of *select* rows.
         merit: what the recipe is ranked by, higher is better, where that is not its score on *select*.
+        metric: of the scores, where it is another than the task's.
         measured: numbers that a job measured, by name: what it took beside its parameters, as
             `Resources.to_dict()` has it (of a training `step_time` and `memory`, of a run after the search
             `file` and, where it is limited, `latency`), or what a probe found.
@@ -136,6 +142,7 @@ class JobResult:
     pseudo_values: tuple[float, ...] = field(default=(), repr=False)
     select_values: tuple[float, ...] = field(default=(), repr=False)
     merit: float | None = None
+    metric: str | None = None
     measured: Mapping[str, float] = field(default_factory=dict, repr=False)
     log: str = field(default="", repr=False)
 
@@ -148,6 +155,12 @@ class JobResult:
     def rank(self) -> float | None:
         """What the recipe is ranked by, higher is better: its merit, else its score."""
         return self.merit if self.error is None and self.merit is not None else self.score
+
+    @property
+    def ranked_by(self) -> str | None:
+        """The measure of `rank`: `loss`, or a metric, `None` for the task's. Ranks of different measures are
+        never compared."""
+        return self.metric if self.merit is None else LOSS
 
 
 class Done:

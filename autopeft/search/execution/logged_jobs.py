@@ -41,6 +41,7 @@ JOBS = "logs/jobs.jsonl"
 _MOST, _LITTLE, _ROOM = 1_000_000, 16_000, 100_000_000
 _KEPT = 1_000
 _MOST_ATTEMPTS = 1_000
+_LATER = ("metric",)  # fields that jobs of earlier versions do not have
 _log = logging.getLogger("autopeft")
 _RULE = "\n" + "-" * 110 + "\n"
 _WENT_WELL = re.compile(r"[^:]+: (complete|paused)")
@@ -152,7 +153,8 @@ class HandedOut:
     def __init__(self, line: Mapping[str, Any]) -> None:
         try:
             type_ = _job_type(str(line["type"]))
-            told = {f.name: line[f.name] for f in fields(type_) if f.name != "files"}
+            names = [f.name for f in fields(type_) if f.name != "files"]
+            told = {name: line[name] for name in names if name in line or name not in _LATER}
             told["splits"] = tuple(told["splits"])
             if told.get("keep_above") is not None:
                 # JSON has no infinity, which stands for "keep them whatever the score".

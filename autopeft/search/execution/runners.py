@@ -140,6 +140,7 @@ def _train(context: JobContext, job: TrainJob) -> JobResult:
         context.data,
         replace(context.plan, steps=job.steps, seed=job.seed, train_share=job.share),
         splits=job.splits,
+        metric=job.metric,
         on_step=context.on_step,
         keep=keep,
         until=job.until,
@@ -165,6 +166,7 @@ def _train(context: JobContext, job: TrainJob) -> JobResult:
         pseudo_values=outcome.parts.get("test", ()),
         select_values=outcome.parts.get("select", ()),
         merit=merit,
+        metric=job.metric,
         measured={**outcome.measured, **measured},
     )
 
@@ -213,7 +215,7 @@ def _score(context: JobContext, job: ScoreJob) -> JobResult:
                 split: score_by_rows(
                     hybrid.model,
                     context.data.splits[split],  # type: ignore[index]  # a job names splits that tasks have
-                    context.task.metric,
+                    job.metric or context.task.metric,
                     batch_size=context.plan.eval_batch_size,
                     device=context.plan.torch_device(),
                 )
@@ -221,7 +223,8 @@ def _score(context: JobContext, job: ScoreJob) -> JobResult:
             }
             scores = {split: scored.score for split, scored in found.items()}
             parts = found["test"].pseudo_values if "test" in found else ()
-            return JobResult(job.id, scores, counts=hybrid.counts().to_dict(), pseudo_values=parts)
+            counts = hybrid.counts().to_dict()
+            return JobResult(job.id, scores, counts=counts, pseudo_values=parts, metric=job.metric)
 
 
 @runs(UntrainedJob)

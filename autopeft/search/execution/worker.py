@@ -22,6 +22,7 @@ from autopeft.search.execution.model_transfer import local_source
 from autopeft.search.execution.process import memory_text
 from autopeft.search.execution.runners import JobContext, runner_of
 from autopeft.tasks.encode import EncodedTask, encode
+from autopeft.tasks.kinds import use_metric
 from autopeft.tasks.task import Task
 from autopeft.training import NonFiniteLoss, TrainingPlan, ran_out_of_memory
 
@@ -75,6 +76,8 @@ _LOADED: dict[str, Loaded] = {}
 
 def loaded(setup: WorkerSetup) -> Loaded:
     """What the jobs of a setup share, loaded when it is first needed; only the latest setup's is kept."""
+    if setup.task.own_metric is not None:  # it came with the task, from whoever began the search
+        use_metric(setup.task.own_metric)
     if setup.key not in _LOADED:
         _LOADED.clear()
         source = local_source(setup.source)

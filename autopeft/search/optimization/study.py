@@ -322,6 +322,8 @@ class SearchStudy:
         if result.merit is not None:
             merits = {**record.merits, str(step): result.merit}
             self._storage.set_trial_user_attr(trial_id, "merits", merits)
+        if result.metric is not None:
+            self._storage.set_trial_user_attr(trial_id, "metric", result.metric)
         # Last: from here on the trial counts as paused.
         self._storage.set_trial_user_attr(trial_id, "rungs", rungs)
         self._seen[number].rungs[step] = score if result.merit is None else result.merit
@@ -348,6 +350,7 @@ class SearchStudy:
             "error": error,
             "failure": failure,
             "measured": dict(result.measured),
+            "metric": result.metric,
         }
         trial_id = self._trial_id(number)
         if result.counts is not None:
@@ -461,6 +464,7 @@ class SearchStudy:
             values=dict(a[PROPOSED]),
             worker=outcome.get("worker", ""),
             measured=outcome.get("measured") or None,
+            metric=outcome.get("metric", a.get("metric")),
             step_cost=a.get("step_cost"),
         )
 

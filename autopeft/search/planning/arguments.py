@@ -46,6 +46,14 @@ class SearchArguments(Arguments):
     called: ClassVar[str] = "search"
     before: ClassVar[Mapping[str, Any]] = {"rank_by": "score", "portfolio": False, "head_start": "random"}
 
+    @classmethod
+    def recorded(cls, manifest: Any) -> dict[str, Any]:
+        """See `Arguments.recorded`; what merges was asked for by an option of its own once."""
+        found = super().recorded(manifest)
+        if "mergeable" not in found:
+            return found
+        return {"serve": "merged" if found.pop("mergeable") else None, **found}
+
     task: shared.TaskOption = NEEDED
     budget: BudgetOption = NEEDED
     model: shared.Model = "minilm"
@@ -163,8 +171,8 @@ class SearchArguments(Arguments):
     portfolio: Annotated[
         bool,
         Option(
-            help="Try the portfolio's best recipes first, those that `autopeft recommend` names and the "
-            "space can express.",
+            help="Try recipes of the portfolio first: those that recorded trainings do not show to be worse "
+            "than LoRA, and that the space can express.",
             panel=SEARCH,
             flags=("--portfolio/--no-portfolio",),
         ),
@@ -244,10 +252,17 @@ class SearchArguments(Arguments):
             check=partial(checks.check_size, "max_file"),
         ),
     ] = None
-    mergeable: Annotated[
-        bool,
-        Option(help="Only recipes that merge exactly into the backbone's own weights.", panel=LIMITS),
-    ] = False
+    serve: Annotated[
+        str | None,
+        Option(
+            help="Only recipes that can be served so: in peft's format (peft), merged exactly into the "
+            "backbone (merged), as an exact LoRA by vLLM's rules (vllm).",
+            doc="only recipes that can be served so, which their graph tells: {choices}; `peft` is Hugging "
+            "Face peft's format, `merged` the backbone's own weights, `vllm` an exact LoRA by vLLM's rules",
+            panel=LIMITS,
+            choices=checks.servings,
+        ),
+    ] = None
     steps: shared.Steps = None
     seed: shared.Seed = 0
     max_length: shared.MaxTokens = 128
@@ -257,12 +272,19 @@ class SearchArguments(Arguments):
         str,
         Option(
             help="Of the backbone's weights in trials: fp32, bf16, or auto: bf16 where a short measurement "
-            "finds it faster and its gradients within 2 %. Finalists and baselines are trained in fp32.",
+            "finds it faster and its gradients within 2 %. What is scored on test has --final-precision.",
             panel=shared.TRAINING,
             choices=checks.precisions,
             check=checks.check_precision,
         ),
     ] = "auto"
+    final_precision: Annotated[
+        str,
+        shared.precision(
+            "Of the backbone's weights where finalists and baselines are trained with fresh seeds and scored "
+            "on test: fp32, or bf16 for a backbone that is too large for fp32, or used in bf16."
+        ),
+    ] = "fp32"
     shortcuts: shared.Shortcuts = True
     head_start: shared.HeadStart = "probe"
     text: shared.Text = None

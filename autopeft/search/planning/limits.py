@@ -10,6 +10,7 @@ import torch
 from autopeft.assets import (
     ModelSource,
     backbone_fingerprint,
+    dtype_of,
     load_config,
     load_tokenizer,
     map_weights,
@@ -51,7 +52,7 @@ def limits_of(a: SearchArguments) -> Limits:
         step_time=None if a.max_step_time is None else read_span("max_step_time", a.max_step_time),
         latency=None if a.max_latency is None else read_span("max_latency", a.max_latency),
         file=None if a.max_file is None else read_size("max_file", a.max_file),
-        mergeable=a.mergeable,
+        serve=a.serve,
     )
 
 
@@ -80,8 +81,9 @@ def calibration_for(
     threads = torch.get_num_threads()
     torch.set_num_threads(a.cpus_per_trial)
     try:
-        # In full precision, as finalists are trained.
-        model = task.task_kind.load_model(source, task.labels, seed=plan.seed)
+        # As finalists are trained.
+        dtype = dtype_of(a.final_precision)
+        model = task.task_kind.load_model(source, task.labels, seed=plan.seed, dtype=dtype)
         map_weights(model)
         data = encode(task, load_tokenizer(source), plan.max_length)
         head = sum(p.numel() for p in head_of(model).values())

@@ -37,6 +37,7 @@ __all__ = [
     "precisions",
     "ranks",
     "samplers",
+    "servings",
     "space_name",
     "strategies",
     "time_text",
@@ -58,6 +59,13 @@ def objectives() -> Iterable[str]:
 def goals() -> Iterable[str]:
     """Names of the goals."""
     return GOALS
+
+
+def servings() -> Iterable[str]:
+    """Names of the ways to serve a hybrid."""
+    from autopeft.graph import SERVED
+
+    return SERVED
 
 
 def strategies() -> Iterable[str]:

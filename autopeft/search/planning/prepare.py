@@ -40,7 +40,7 @@ from autopeft.search.space.repair import check_feasible
 from autopeft.search.space.space import Space
 from autopeft.search.space.within import ResourceBudget, check_within
 from autopeft.spec import BackboneSpec
-from autopeft.tasks import Rows, Task
+from autopeft.tasks import Rows, Task, get_metric
 from autopeft.tasks.summary import DataSummary, summarise
 from autopeft.training import TrainingPlan
 from autopeft.training.asked import asked_task
@@ -117,6 +117,13 @@ class Prepared:
         return asked or ("loss" if self.task.metric == "accuracy" else "score")
 
     @property
+    def trial_metric(self) -> str | None:
+        """What scores trials and sweeps of baselines where models would have to write texts for the task's
+        metric; `None` where that one does. Finalists, baselines and the test are scored by the task's."""
+        found = self.task.task_kind.trial_metric(get_metric(self.task.metric)).name
+        return None if found == self.task.metric else found
+
+    @property
     def task_name(self) -> str:
         """The task as the user named it; rows in memory have the name that `load_task` gives them."""
         return self.arguments.task if isinstance(self.arguments.task, str) else self.task.name
@@ -174,6 +181,7 @@ class Prepared:
             "goal": self.goal,
             "objective": self.objective,
             "rank_by": self.rank_by,
+            "trial_metric": self.trial_metric,
             "effort": asdict(self.effort),
             "training": vars(self.plan) | {"steps": self.effort.steps},
             "data": {**self.task.describe(), "rows_before_limits": self.full_rows},

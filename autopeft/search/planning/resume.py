@@ -17,7 +17,7 @@ from autopeft.runs.folder import RunFolder, as_typed, go_on
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.space.space import Space
-from autopeft.training.options import is_live, is_rows
+from autopeft.training.options import is_live, is_rows, metric_text
 
 __all__ = ["SPACE", "changeable", "prepare_again", "prepare_here", "resume_command"]
 
@@ -34,6 +34,8 @@ def changeable(arguments: type[SearchArguments] = SearchArguments) -> tuple[str,
 def resume_command(run: Path, arguments: Mapping[str, Any]) -> str:
     """The command that goes on with a search, with those of its arguments that its folder does not decide."""
     given = {name: arguments.get(name) for name in _unremembered()}
+    if callable(arguments.get("metric")):  # a folder's name of a function imports nothing
+        given["metric"] = arguments["metric"]
     said = {name: value for name, value in given.items() if value is not None}
     return go_on(run, command_line(SearchArguments, said))
 
@@ -121,7 +123,11 @@ def _refuse(given: Mapping[str, Any]) -> None:
 
 
 def _handed_over(name: str, value: Any) -> bool:
-    return (name == "task" and is_rows(value)) or (name == "model" and is_live(value))
+    return (
+        (name == "task" and is_rows(value))
+        or (name == "model" and is_live(value))
+        or (name == "metric" and callable(value))
+    )
 
 
 def prepare_here(folder: RunFolder, notify: Callable[[str], None] | None = None) -> Prepared:
@@ -162,6 +168,7 @@ def _read(
     said = manifest.get("arguments")
     if not isinstance(said, dict):
         raise _damaged(folder, f"it has no table 'arguments' but {said!r:.80}")
+    said = SearchArguments.recorded(said)
     unknown = sorted(set(said) - set(SearchArguments.model_fields))
     if unknown:
         raise UsageError(
@@ -169,8 +176,9 @@ def _read(
             f"{', '.join(unknown)}."
         )
     _need_rows(folder, manifest, said, given)
+    _need_metric(folder, said, given)
     try:
-        said = _here(SearchArguments.recorded(said), given)
+        said = _here(said, given)
         effort = read_effort(manifest.get("effort"))
         arguments = SearchArguments(**{**said, "space": space, **given})
     except UsageError as error:
@@ -200,6 +208,20 @@ def _need_rows(
         )
     if "task" in given and not isinstance(begun, Mapping):
         raise UsageError(f"A resumed search keeps its task; {folder.name} was begun with {begun!r}.")
+
+
+def _need_metric(folder: RunFolder, said: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """A function of the user's is not imported because a folder names it: it has to come again."""
+    begun = said.get("metric")
+    own = isinstance(begun, str) and ":" in begun
+    if own and "metric" not in given:
+        raise UsageError(
+            f"{folder.name} was begun with a function of the user's own as its metric, "
+            f"{str(begun)[:_SHOWN]!r}. A run folder does not decide what is imported: give it again, with "
+            "--metric module:function (metric=function)."
+        )
+    if "metric" in given and metric_text(given["metric"]) != begun:
+        raise UsageError(f"A resumed search keeps its metric; {folder.name} was begun with {begun!r:.80}.")
 
 
 def _check(folder: RunFolder, manifest: Mapping[str, Any], ready: Prepared) -> None:

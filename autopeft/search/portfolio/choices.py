@@ -54,11 +54,6 @@ class Ranking:
     reference: Choice | None
     reason: str | None
 
-    @property
-    def best(self) -> tuple[Choice, ...]:
-        """Those that are expected to be better than plain LoRA, best first."""
-        return tuple(c for c in self.choices if c.merit > 0)
-
 
 def members(spec: BackboneSpec, budget: Budget) -> list[FittedRecipe]:
     """The portfolio's recipes that a budget allows."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from autopeft.counting import Budget
 from autopeft.errors import AutoPEFTError
+from autopeft.recipe import Recipe
 from autopeft.search.portfolio.choices import Ranking, rank
 from autopeft.search.portfolio.evidence import shipped_evidence
 from autopeft.search.space.bound import BoundSpace
@@ -14,8 +15,8 @@ from autopeft.search.space.projection import values_of
 
 __all__ = ["MOST", "portfolio_points"]
 
-MOST = 3
-"""Points of a search at most; of a short one a quarter of its trials."""
+MOST = 5
+"""Points of a search at most; a short one has as many for its trials as one of twelve."""
 
 NEAR = 0.9
 """Share of a recipe's placements that a point of the space has to have in common with it."""
@@ -28,16 +29,17 @@ def portfolio_points(
 ) -> tuple[list[dict[str, Any]], str | None]:
     """The portfolio's best recipes as points of a space, best first, and a line that says which.
 
-    A recipe that the space cannot express, nor nearly, is left out. So are those that are not expected to be
-    better than plain LoRA: where the evidence does not allow more, there are no points, since every search
-    tries LoRA anyway.
+    They are tried, not recommended: on a single task a recipe may well be better than plain LoRA though it is
+    not in the mean, and the chance of a search's other proposals is far smaller. So all are points that the
+    evidence does not show to be worse in the mean, the one that is expected to gain most first. Where there
+    is no evidence, there are none. A recipe that the space cannot express, nor nearly, is left out.
 
     Args:
         rows: of train.
         trials: of the search.
         leave_out: clusters whose trainings are no evidence.
     """
-    wanted = min(MOST, trials // 4)
+    wanted = min(MOST, trials * MOST // 12)
     ranking = rank(shipped_evidence(), bound.spec, budget, rows, leave_out=leave_out)
     points: dict[str, dict[str, Any]] = {}
     for choice in _by_template(ranking)[:_TRIED]:
@@ -55,9 +57,16 @@ def portfolio_points(
     return list(points.values()), f"The search begins with the portfolio: {names} (see autopeft recommend)."
 
 
-def _by_template(ranking: Ranking) -> list[Any]:
-    """The best recipe of each template: two rates of one structure would spend a trial on little."""
-    found: dict[str, Any] = {}
-    for choice in ranking.best:
-        found.setdefault(choice.fitted.template, choice.fitted.recipe)
+def _by_template(ranking: Ranking) -> list[Recipe]:
+    """The best recipe of each template that may be better than plain LoRA, without LoRA itself; two
+    rates of one structure would spend a trial on little."""
+    plain = None if ranking.reference is None else ranking.reference.key.template
+    known = [
+        (c.estimate.gain, c.fitted)
+        for c in ranking.choices
+        if c.estimate is not None and c.estimate.high > 0 and c.fitted.template != plain
+    ]
+    found: dict[str, Recipe] = {}
+    for _, fitted in sorted(known, key=lambda pair: -pair[0]):
+        found.setdefault(fitted.template, fitted.recipe)
     return list(found.values())

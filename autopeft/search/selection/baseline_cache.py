@@ -125,8 +125,11 @@ class RunKeys:
         steps: int,
         precision: str = "fp32",
         rank_by: str = "score",
+        *,
+        metric: str | None = None,
     ) -> RunKey | None:
-        """The key of a run, or `None` where its scores cannot be kept.
+        """The key of a run, or `None` where its scores cannot be kept. `metric` scores it, where that is not
+        the task's.
 
         That is so for a backbone without a known hash (reached on the hub, or a folder above 2 GiB) and for
         methods, compositions, kinds of tasks and metrics of other packages, whose code may change unseen.
@@ -137,7 +140,7 @@ class RunKeys:
         trial = build_graph(parsed, self._spec).trial_hash()
         return RunKey(
             self._data,
-            self._metric,
+            metric or self._metric,
             self._backbone,
             trial,
             seed,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from autopeft.runs.records import TrialRecord
-from autopeft.search.core.jobs import Job, JobResult, TrainJob, UntrainedJob
+from autopeft.search.core.jobs import LOSS, Job, JobResult, TrainJob, UntrainedJob
 from autopeft.search.optimization.pareto import order
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.contender import SEED_STRIDE, FreshRun, RepeatedRuns, fresh_seeds
@@ -33,6 +33,7 @@ class BaselineRuns(RepeatedRuns):
         self._index, self._baseline = index, baseline
         self.sweep: dict[str, float | None] = {}
         self._scores: dict[str, float | None] = {}
+        self._measures: dict[str, tuple[str | None, str | None]] = {}
         self._candidate: dict[str, int] = {}
         self._open: set[str] = set()
         self._begun = False
@@ -79,6 +80,7 @@ class BaselineRuns(RepeatedRuns):
         self._open.discard(result.job)
         self.sweep[result.job] = result.rank
         self._scores[result.job] = result.score
+        self._measures[result.job] = result.ranked_by, result.metric
 
     def swept_candidates(self, steps: int) -> list[TrialRecord]:
         """Each candidate that the sweep has scored, best first: the means over its seeds, as a record."""
@@ -88,6 +90,7 @@ class BaselineRuns(RepeatedRuns):
         jobs = [job for job, rank in self.sweep.items() if self._candidate[job] == index and rank is not None]
         ranks = [self.sweep[job] or 0.0 for job in jobs]
         scores = [self._scores.get(job) or 0.0 for job in jobs]
+        measure, metric = self._measures.get(jobs[0], (None, None))
         name = f"baseline-{self._index}-{index}"
         return TrialRecord(
             kind="baseline",
@@ -99,7 +102,8 @@ class BaselineRuns(RepeatedRuns):
             job=name,
             counts=self._baseline.counts_of(index),
             score=math.fsum(scores) / len(scores),
-            merits={str(steps): math.fsum(ranks) / len(ranks)},
+            merits={str(steps): math.fsum(ranks) / len(ranks)} if measure == LOSS else {},
+            metric=metric,
         )
 
     def _untrained_jobs(
@@ -188,6 +192,8 @@ class BaselineRuns(RepeatedRuns):
         self.recipe, self.name = self._baseline.candidates[chosen], self._baseline.title(chosen)
         self.counts = self._baseline.counts_of(chosen)
         self.searched = [
-            rank for job, rank in self.sweep.items() if self._candidate[job] == chosen and rank is not None
+            (self._measures[job][0], rank)
+            for job, rank in self.sweep.items()
+            if self._candidate[job] == chosen and rank is not None
         ]
         return self.final_jobs(prefix, seeds, steps, splits, keep=self.prior)

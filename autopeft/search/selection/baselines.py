@@ -26,10 +26,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from autopeft.counting import Budget, Counts, count
 from autopeft.errors import AutoPEFTError, SiteError, UsageError, near
+from autopeft.graph import VLLM_RANKS
 from autopeft.recipe import Recipe
 from autopeft.runs.records import CountTable
 from autopeft.search.selection.baseline_recipes import BaselineRecipe, middle, random_hybrids, single_methods
 from autopeft.search.space.space import Space
+from autopeft.search.space.within import ResourceBudget
 from autopeft.spec import LINEAR_SITES
 
 if TYPE_CHECKING:
@@ -198,7 +200,8 @@ def baselines(
     found: list[Baseline | None] = []
     for kind in wanted:
         if kind == "lora":
-            found.append(lora_baseline(spec, budget.limits(spec), rates, places=_PLACES.get(effort, 3)))
+            limits, places = budget.limits(spec), _PLACES.get(effort, 3)
+            found.append(lora_baseline(spec, limits, rates, places=places, most_rank=_most_rank(budget)))
         elif kind == "single":
             members = single_methods(bound, budget, min(rates, _SINGLE_RATES.get(effort, rates)))
             found.append(_from_space("best single method", kind, members))
@@ -213,8 +216,19 @@ def baselines(
     return [baseline for baseline in found if baseline is not None]
 
 
+def _most_rank(budget: Budget) -> int:
+    """The largest rank that LoRA may have where it is to be served."""
+    vllm = isinstance(budget, ResourceBudget) and budget.within.serve == "vllm"
+    return VLLM_RANKS[-1] if vllm else _MAX_RANK
+
+
 def lora_baseline(
-    spec: BackboneSpec, limits: tuple[int, int], rates: int, *, places: int = 1
+    spec: BackboneSpec,
+    limits: tuple[int, int],
+    rates: int,
+    *,
+    places: int = 1,
+    most_rank: int = _MAX_RANK,
 ) -> Baseline | None:
     """LoRA of the largest rank that fits the budget, at the first `places` of: q and v, the whole attention,
     every linear map; and on q and v of the last half of the layers.
@@ -227,7 +241,7 @@ def lora_baseline(
     fitting: list[_Fitting] = []
     for place, sites in _lora_places(spec, places):
         for layers in (_depths(spec), _last_half(spec)) if not fitting else (_depths(spec),):
-            found = _largest_lora(spec, limits, sites, layers)
+            found = _largest_lora(spec, limits, sites, layers, most_rank)
             if found is not None and found not in [(f.rank, f.at) for f in fitting if f.place == place]:
                 base = _lora(found[0], sites, found[1])
                 fitting.append(_Fitting(place, *found, base, count(Recipe.from_dict(base), spec)))
@@ -307,7 +321,11 @@ def _last_half(spec: BackboneSpec) -> list[str]:
 
 
 def _largest_lora(
-    spec: BackboneSpec, limits: tuple[int, int], sites: list[str] | None, layers: Sequence[str]
+    spec: BackboneSpec,
+    limits: tuple[int, int],
+    sites: list[str] | None,
+    layers: Sequence[str],
+    most_rank: int,
 ) -> tuple[int, str] | None:
     """Rank and layers of the largest LoRA, of these layers on the first that rank 1 and the lower limit
     allow."""
@@ -318,7 +336,7 @@ def _largest_lora(
             unit = count(Recipe.from_dict(_lora(1, sites, at)), spec).deployed
         except SiteError:
             return None
-        rank = min(most // unit, _MAX_RANK, min(s.hidden for s in spec.stacks)) if unit else 0
+        rank = min(most // unit, most_rank, min(s.hidden for s in spec.stacks)) if unit else 0
         if rank and rank * unit >= least:
             return rank, at
         if rank and fallback is None:

@@ -236,6 +236,7 @@ class Confirmation:
             select_values=list(result.select_values) or None,
             precision=job.precision,
             merits={} if result.merit is None else {str(job.steps): result.merit},
+            metric=result.metric,
             measured=dict(result.measured) or None,
         )
 

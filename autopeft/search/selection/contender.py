@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from autopeft.runs.records import CountTable
-from autopeft.search.core.jobs import Job, JobResult, TrainJob
+from autopeft.runs.records import CountTable, TrialRecord
+from autopeft.search.core.jobs import LOSS, Job, JobResult, TrainJob
 
 __all__ = [
     "SEED_STRIDE",
@@ -18,6 +18,7 @@ __all__ = [
     "RepeatedRuns",
     "fresh_seeds",
     "mean_sd",
+    "ranked_by",
 ]
 
 SEED_STRIDE = 1000
@@ -38,11 +39,17 @@ def fresh_seeds(seed: int, count: int) -> list[int]:
     return [seed + SEED_STRIDE + i for i in range(count)]
 
 
+def ranked_by(record: TrialRecord) -> str | None:
+    """The measure of a record's rank (see `JobResult.ranked_by`)."""
+    return LOSS if str(record.steps) in record.merits else record.metric
+
+
 @dataclass
 class FreshRun:
     """One training run with a fresh seed; scores are `None` until known, `error` tells why they never are.
     `pseudo_values` and `select_values` are the contributions of groups of *test* and of *select* rows,
-    `merit` is what the run is ranked by where that is not its score on *select*.
+    `merit` is what the run is ranked by where that is not its score on *select*, and `metric` is that of the
+    scores where it is not the task's.
 
     `counts` is what the run left: data-dependent methods leave something else with each seed.
     """
@@ -56,12 +63,18 @@ class FreshRun:
     pseudo_values: tuple[float, ...] = ()
     select_values: tuple[float, ...] = ()
     merit: float | None = None
+    metric: str | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def rank(self) -> float:
         """What the run is ranked by, higher is better."""
         return (self.select or 0.0) if self.merit is None else self.merit
+
+    @property
+    def ranked_by(self) -> str | None:
+        """See `JobResult.ranked_by`."""
+        return self.metric if self.merit is None else LOSS
 
 
 @dataclass(frozen=True)
@@ -113,7 +126,7 @@ class RepeatedRuns:
     """A recipe and its runs with fresh seeds.
 
     Attributes:
-        searched: what it was ranked by on *select* before these, higher is better.
+        searched: its ranks on *select* before these, each with its measure (see `JobResult.ranked_by`).
     """
 
     def __init__(self, name: str, kind: Literal["confirm", "baseline"]) -> None:
@@ -122,7 +135,7 @@ class RepeatedRuns:
         self.counts: CountTable = {}
         self.number: int | None = None
         self.runs: dict[str, FreshRun] = {}
-        self.searched: list[float] = []
+        self.searched: list[tuple[str | None, float]] = []
 
     def final_jobs(
         self, prefix: str, seeds: Iterable[int], steps: int, splits: tuple[str, ...], keep: bool
@@ -151,7 +164,7 @@ class RepeatedRuns:
             run.select, run.test = result.scores.get("select"), result.scores.get("test")
             run.counts = result.counts or run.counts
             run.pseudo_values, run.select_values = result.pseudo_values, result.select_values
-            run.measured, run.merit = result.measured, result.merit
+            run.measured, run.merit, run.metric = result.measured, result.merit, result.metric
         # Those of the best run, whose weights are the ones to keep.
         left = next((r.counts for r in self.good if r.counts), None)
         if self.recipe and left is not None:
@@ -164,8 +177,11 @@ class RepeatedRuns:
 
     @property
     def ranks(self) -> list[float]:
-        """What each of its runs is ranked by on *select*: that of the search, and those of fresh seeds."""
-        return [*self.searched, *(run.rank for run in self.good)]
+        """What each of its runs is ranked by on *select*: those of fresh seeds, and before them that of the
+        search where it is of the same measure."""
+        measures = {run.ranked_by for run in self.good}
+        before = [rank for measure, rank in self.searched if not measures or measures == {measure}]
+        return [*before, *(run.rank for run in self.good)]
 
     @property
     def complete(self) -> bool:

@@ -39,6 +39,7 @@ class SearchResult:
             that could tell.
         select, test: its scores with fresh seeds; empty where they were not measured.
         search_score: what it scored in the search itself, with the search's seed; NaN of a baseline.
+        trial_metric: of `search_score`, of the trials and of the front, where it is another than `metric`.
         confirmed: whether it was retrained with fresh seeds.
         baselines: at the same budget, trained the same way, with fresh seeds.
         front: deployed parameters against the score on *select*.
@@ -84,6 +85,13 @@ class SearchResult:
     goal: Goal = "best"
     finding: str | None = None
     answers: Mapping[Goal, Answer | None] = field(default_factory=dict, repr=False)
+    trial_metric: str | None = None
+
+    @property
+    def unconfirmed(self) -> tuple[float, ...]:
+        """The search's own score where it stands for those of fresh seeds: none where it is of another
+        metric."""
+        return (self.search_score,) if self.trial_metric is None else ()
 
     @property
     def select_mean(self) -> float | None:
@@ -104,7 +112,9 @@ class SearchResult:
     @property
     def headline(self) -> str:
         """The metric and the winner's score: on *test*, or on *select* where *test* was not touched."""
-        scores, split = (self.test, "test") if self.test else (self.select or (self.search_score,), "select")
+        scores, split = (self.test, "test") if self.test else (self.select, "select")
+        if not scores:
+            return f"{self.trial_metric or self.metric} {mean_sd_text((self.search_score,))} on select"
         return f"{self.metric} {mean_sd_text(scores)} on {split}"
 
     def found(self) -> list[str]:
@@ -119,7 +129,7 @@ class SearchResult:
     def rows(self) -> list[tuple[str, ...]]:
         """The winner, the baselines and the same answer for every row as texts: name, deployed parameters,
         their share, and mean ± sd over fresh seeds on *select* and *test*."""
-        own = ("winner", self.counts, self.select or (self.search_score,), self.test)
+        own = ("winner", self.counts, self.select or self.unconfirmed, self.test)
         measured = [own, *((b.name, b.counts, b.select, b.test) for b in self.baselines)]
         rows: list[tuple[str, ...]] = [
             (

@@ -32,9 +32,11 @@ class Taken:
     def sentence(self, limits: Limits) -> str:
         """What was predicted and measured of each figure that is limited, and which limits it is over."""
         said = [self._figure(f.name) for f, _ in limits.set()]
-        if limits.mergeable:
-            reason = self.predicted.unmergeable
-            said.append("merges into the backbone" if reason is None else f"does not merge: {reason}")
+        if limits.serve:
+            reason, way = self.predicted.unservable, limits.serve
+            said.append(
+                f"can be served as {way}" if reason is None else f"cannot be served as {way}: {reason}"
+            )
         return f"{self.name}: {'; '.join(part for part in said if part)}.{self._over(limits)}"
 
     def _figure(self, name: str) -> str:

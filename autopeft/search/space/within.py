@@ -13,13 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from autopeft.composition import get_composition
 from autopeft.counting import Budget
 from autopeft.errors import AutoPEFTError
-from autopeft.graph import CompositionGraph, Memo, build_graph
-from autopeft.method import get_method
-from autopeft.recipe import EntryItem, Item
-from autopeft.recipe.models import validate_config
+from autopeft.graph import CompositionGraph, Memo, build_graph, unservable_entries
 from autopeft.resources import Limits, Resources
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.initial_points import starting_points
@@ -30,6 +26,7 @@ from autopeft.search.space.repair import (
     feasible_share,
     repair,
 )
+from autopeft.search.space.servable import servable
 
 __all__ = ["ResourceBudget", "check_within", "repair_within", "share_within"]
 
@@ -111,15 +108,17 @@ class _Walk:
             return math.inf
         found = self.budget.predict(graph)
         over = self.budget.within.excess(found)
-        if over and self.budget.within.mergeable and found.unmergeable:
-            over += _unmergeable_entries(graph)
+        way = self.budget.within.serve
+        if over and way is not None and found.unservable:
+            over += unservable_entries(graph, way)
         if self._nearest is None or over < self._nearest[0]:
             self._nearest = over, found
         return over
 
     def inside(self, wanted: Values) -> Repaired | None:
         """The point, or one near it, inside all limits; `None` where single moves do not lead there."""
-        wanted = self._mergeable(dict(wanted)) if self.budget.within.mergeable else wanted
+        way = self.budget.within.serve
+        wanted = wanted if way is None else servable(self.space, self.balance, dict(wanted), way)
         start = repair(self.space, wanted, self.budget)
         values = dict(start.values)
         over = self.excess(values)
@@ -134,22 +133,6 @@ class _Walk:
                 return None
             values, over = step
         return None
-
-    def _mergeable(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The point with others in place of what does not merge, or without it, before the budget is looked
-        at: so that what merges keeps its room."""
-        for unit in self.space.units:
-            item = self.space.item(unit, values)
-            if item is None or _merges(item):
-                continue
-            for name in unit.item_parameters:
-                changed = [{**values, name: value} for value in self.balance.choices[name]]
-                items = [self.space.item(unit, there) for there in changed]
-                fitting = [(i is None, n) for n, i in enumerate(items) if i is None or _merges(i)]
-                if fitting:
-                    values = changed[min(fitting)[1]]
-                    break
-        return values
 
     def _smaller_file(self, values: dict[str, Any], over: float) -> tuple[dict[str, Any], float]:
         """Fewer parameters where the file is too large: what repair does best."""
@@ -221,20 +204,8 @@ class _Walk:
         return Infeasible(
             f"No member of space {self.space.name!r} was found with {self.budget.within} under the budget "
             f"{self.budget}. The nearest is over: {nearest or 'the budget'}. Raise the limit, or take a "
-            "space that offers smaller methods, later layers or mergeable methods."
+            "space that offers smaller methods, later layers or methods that can be served so."
         )
-
-
-def _merges(item: Item) -> bool:
-    """Whether an item merges wherever it is, as far as its method and compositions say."""
-    if isinstance(item, EntryItem):
-        method = get_method(item.method)
-        return bool(method(validate_config(item.method, item.config)).traits.mergeable)
-    return get_composition(item.kind).traits.mergeable and all(map(_merges, item.children))
-
-
-def _unmergeable_entries(graph: CompositionGraph) -> int:
-    return sum(not entry.traits.mergeable for entry in graph.entries.values())
 
 
 class _Walks(Memo[int, _Walk]):

@@ -93,12 +93,13 @@ def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Value]]:
 
 
 def metrics_of(record: TrialRecord) -> dict[str, float]:
-    """Figures of a record; `score` is of full runs, what paused or was stopped has a `rung_score` alone."""
-    counts = record.counts or {}
+    """Figures of a record; `score` is of full runs, what paused or was stopped has a `rung_score` alone.
+    Where they are of another metric than the task's, its name stands in front: they are not compared."""
+    counts, before = record.counts or {}, "" if record.metric is None else f"{record.metric}_"
     named: dict[str, Any] = {
-        "rung_score": record.rungs.get(str(record.steps)),
-        "score": record.score,
-        **{f"{split}_score": score for split, score in record.scores.items() if split != "select"},
+        f"{before}rung_score": record.rungs.get(str(record.steps)),
+        f"{before}score": record.score,
+        **{f"{before}{split}_score": score for split, score in record.scores.items() if split != "select"},
         "deployed": counts.get("deployed"),
         "share": counts.get("share"),
         "seconds": record.seconds,

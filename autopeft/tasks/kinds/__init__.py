@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 from autopeft.tasks.kinds.breakdown import Breakdown, class_breakdowns
-from autopeft.tasks.kinds.contract import ClassWeights, Loss, TaskKind
+from autopeft.tasks.kinds.contract import ClassWeights, TaskKind
+from autopeft.tasks.kinds.generation import Generation
+from autopeft.tasks.kinds.loss import Loss
 from autopeft.tasks.kinds.metric import Metric, ScoredRows, jackknife_variance, shrunk
+from autopeft.tasks.kinds.own_metric import function_of, metric_name, own_metric
 from autopeft.tasks.kinds.registry import (
     METRICS,
     choose_kind,
@@ -19,26 +22,32 @@ from autopeft.tasks.kinds.registry import (
     metrics_of,
     register_kind,
     register_metric,
+    use_metric,
 )
 
 __all__ = [
     "METRICS",
     "Breakdown",
     "ClassWeights",
+    "Generation",
     "Loss",
     "Metric",
     "ScoredRows",
     "TaskKind",
     "choose_kind",
     "class_breakdowns",
+    "function_of",
     "get_kind",
     "get_metric",
     "jackknife_variance",
     "kind_names",
     "kind_of_model",
     "kinds_of",
+    "metric_name",
     "metrics_of",
+    "own_metric",
     "register_kind",
     "register_metric",
     "shrunk",
+    "use_metric",
 ]

@@ -1,10 +1,7 @@
 """Tokens of conversations, and which of them are learnt.
 
-A tokenizer with a chat template renders a conversation by it. Its template is a stranger's program in Jinja:
-transformers runs it in a sandbox that reaches no attribute with an underscore and changes no object, and here
-its length and what it writes are bounded. The time and memory that it takes meanwhile are not.
-
-Without a template the messages follow one another, a line apart, each answer with the end token behind it.
+A tokenizer with a chat template renders a conversation by it (see `chat_templates`). Without one the messages
+follow one another, a line apart, each answer with the end token behind it.
 
 A conversation is cut into what is asked and what is answered, and each part is tokenised by itself: a model
 that answers has the tokens of the question before it, whatever the answer begins with.
@@ -14,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +22,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from autopeft.assets import warn_once
-from autopeft.errors import DataError, UsageError
+from autopeft.errors import DataError
+from autopeft.tasks.kinds.chat_templates import ChatTemplate, template_of
 from autopeft.tasks.kinds.conversations import Conversation
 from autopeft.tasks.tokens import (
     EncodedSplit,
@@ -42,9 +40,8 @@ IGNORED = -100
 """Label of a token that is not learnt, as transformers has it."""
 _FORMAT = 1
 _CHUNK = 1_000
-_LONGEST_TEMPLATE = 1 << 17  # letters; those of public models have up to 20,000
-_MOST_WRITTEN, _FOR_A_LETTER = 1 << 17, 20
 _PROMPT_CUT, _ANSWER_CUT = 1, 2
+_SOME_ANSWER = "answer"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,17 +51,45 @@ class EncodedAnswers(EncodedSplit):
     Attributes:
         learnt: whether each token is, (tokens,).
         row_cut: of each row 0 where it is whole, 1 where its prompt was cut, 2 where its last answer was.
+        prompts: tokens of each row before its last answer, (rows,); all of them where it has none.
+        answers: the last answer of each row as a text, (rows,) objects; empty where it has none.
+        tokenizer: what the tokens are of.
+        longest: tokens of an answer that is written, at most, where nothing else is asked for.
 
     `labels` are the numbers of learnt tokens, (rows,) int64.
     """
 
     learnt: NDArray[np.bool_]
     row_cut: NDArray[np.int8]
+    prompts: Indices
+    answers: NDArray[np.object_]
+    tokenizer: PreTrainedTokenizerBase
+    longest: int
+
+    @property
+    def truth(self) -> NDArray[Any]:
+        """The answers, (rows,) objects."""
+        return self.answers
+
+    @property
+    def prompt_lengths(self) -> Indices:
+        """See `EncodedSplit.prompt_lengths`."""
+        return self.prompts
+
+    def prompt(self, row: int) -> list[int]:
+        """The tokens of a row before its last answer."""
+        start = int(self.offsets[row])
+        return [int(token) for token in self.ids[start : start + int(self.prompts[row])]]
 
     def take(self, rows: Indices) -> EncodedAnswers:
         """See `EncodedSplit.take`."""
         plain = super().take(rows)
-        own = {"learnt": self.learnt[self.places(rows)], "row_cut": self.row_cut[rows]}
+        own = {
+            "learnt": self.learnt[self.places(rows)],
+            "row_cut": self.row_cut[rows],
+            "prompts": self.prompts[rows],
+            "answers": self.answers[rows],
+        }
         return EncodedAnswers(**{**vars(plain), **own})
 
     def collate(
@@ -86,6 +111,7 @@ def encode_conversations(
     *,
     kind: str,
     cached: bool = True,
+    asked: bool = False,
     ended: bool = True,
 ) -> EncodedAnswers:
     """Tokenise conversations, whose answers are learnt with the token that ends them.
@@ -95,6 +121,7 @@ def encode_conversations(
     token of a row is never learnt, as nothing predicts it.
 
     Args:
+        asked: whether rows need no answer, as the model is to give it; a plain text is then gone on with.
         ended: whether answers have the token, or what the template writes, that ends them.
 
     Raises:
@@ -103,7 +130,7 @@ def encode_conversations(
     """
     check_length(tokenizer, max_length)
     assert tokenizer.pad_token_id is not None
-    template = _template(tokenizer)
+    template = template_of(tokenizer)
     arrays = kept_arrays(
         _content_hash(conversations, tokenizer, template, max_length, ended=ended),
         len(conversations),
@@ -111,13 +138,16 @@ def encode_conversations(
         cached=cached,
     )
     counts = np.add.reduceat(np.asarray(arrays["learnt"], dtype=np.int64), arrays["offsets"][:-1])
-    if not counts.any():
+    if not counts.any() and not asked:
         raise DataError(f"None of {len(counts):,} rows has a token to be learnt within {max_length} tokens.")
-    if cut := int((np.asarray(arrays["row_cut"]) == _ANSWER_CUT).sum()):
-        warn_once(
-            f"{cut:,} of {len(counts):,} answers do not fit into {max_length} tokens and lose their end; "
-            "raise --max-length (max_length=…)."
-        )
+    _tell_cut(np.asarray(arrays["row_cut"]), max_length)
+    answers = np.empty(len(conversations), dtype=object)
+    answers[:] = [m[-1]["content"] if m[-1]["role"] == "assistant" else "" for m in conversations]
+    offsets = np.asarray(arrays["offsets"])
+    prompts = _prompts(np.asarray(arrays["learnt"]), offsets)
+    longest = max(1, int((np.diff(offsets) - prompts).max()))
+    if asked:
+        prompts = _continued(prompts, conversations, np.diff(offsets), arrays, tokenizer)
     return EncodedAnswers(
         ids=arrays["ids"],
         offsets=arrays["offsets"],
@@ -129,7 +159,39 @@ def encode_conversations(
         max_length=max_length,
         learnt=arrays["learnt"],
         row_cut=arrays["row_cut"],
+        prompts=prompts,
+        answers=answers,
+        tokenizer=tokenizer,
+        longest=longest,
     )
+
+
+def _tell_cut(row_cut: NDArray[np.int8], max_length: int) -> None:
+    if cut := int((row_cut == _ANSWER_CUT).sum()):
+        warn_once(
+            f"{cut:,} of {len(row_cut):,} answers do not fit into {max_length} tokens and lose their end; "
+            "raise --max-length (max_length=…)."
+        )
+
+
+def _prompts(learnt: NDArray[np.bool_], offsets: Indices) -> Indices:
+    """Tokens of each row up to the last that is not learnt, (rows,); the first token of a row never is."""
+    plain = np.flatnonzero(~learnt)
+    last = plain[np.searchsorted(plain, offsets[1:]) - 1]
+    return np.asarray(last + 1 - offsets[:-1], dtype=np.int64)
+
+
+def _continued(
+    prompts: Indices,
+    conversations: Sequence[Conversation],
+    lengths: Indices,
+    arrays: Mapping[str, NDArray[Any]],
+    tokenizer: PreTrainedTokenizerBase,
+) -> Indices:
+    """The same, but all of a plain text without the token that ends it."""
+    plain = np.asarray([messages[0]["role"] == "assistant" for messages in conversations])
+    ends = np.asarray(arrays["ids"])[np.asarray(arrays["offsets"])[1:] - 1] == tokenizer.eos_token_id
+    return np.where(plain, np.maximum(lengths - ends, 1), prompts)
 
 
 def _content_hash(
@@ -164,9 +226,12 @@ class _Part:
 def _parts(
     messages: Conversation, tokenizer: PreTrainedTokenizerBase, template: str | None, *, ended: bool
 ) -> list[_Part]:
+    if messages[-1]["role"] != "assistant":  # what any answer has before it
+        some = {"role": "assistant", "content": _SOME_ANSWER}
+        return _parts([*messages, some], tokenizer, template, ended=ended)[:-1]
     if template is None or messages[0]["role"] == "assistant":
         return _joined(messages, ended=ended and tokenizer.eos_token_id is not None)
-    found = list(_rendered_parts(messages, _Template(tokenizer, template)))
+    found = list(_rendered_parts(messages, ChatTemplate(tokenizer, template)))
     return found if ended else [*found[:-1], _bare(found[-1], messages[-1]["content"])]
 
 
@@ -197,7 +262,7 @@ def _is_learnt(message: dict[str, Any]) -> bool:
     return bool(message.get("weight", 1))
 
 
-def _rendered_parts(messages: Conversation, template: _Template) -> Iterator[_Part]:
+def _rendered_parts(messages: Conversation, template: ChatTemplate) -> Iterator[_Part]:
     """What the template writes before each answer, and the answer with what ends it."""
     done = ""
     for k, message in enumerate(messages):
@@ -219,66 +284,6 @@ def _rendered_parts(messages: Conversation, template: _Template) -> Iterator[_Pa
         yield _Part(before.removeprefix(done))
         yield _Part(answer, learnt=_is_learnt(message))
         done = before + answer
-
-
-# Chat templates
-# ------------------------------------------------------------------------------------------------------
-
-
-def _template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The chat template of a tokenizer, `None` where it has none.
-
-    Raises:
-        UsageError: it has several and none is the default, or it is too long.
-    """
-    if not tokenizer.chat_template:
-        return None
-    name = f"The tokenizer of {tokenizer.name_or_path!r:.300}"
-    try:
-        found = tokenizer.get_chat_template()
-    except ValueError as error:
-        raise UsageError(f"{name} has chat templates of which none is called 'default'.") from error
-    if len(found) > _LONGEST_TEMPLATE:
-        raise UsageError(
-            f"{name} has a chat template of {len(found):,} letters; up to {_LONGEST_TEMPLATE:,} are read."
-        )
-    return found
-
-
-@dataclass(frozen=True)
-class _Template:
-    """A chat template at work on one row."""
-
-    tokenizer: PreTrainedTokenizerBase
-    text: str
-
-    def render(self, messages: Conversation, *, prompt: bool) -> str:
-        """What it writes, with the beginning of an answer where a `prompt` is wanted.
-
-        Raises:
-            UsageError: it fails, or writes far more than it was given.
-        """
-        try:
-            found = self.tokenizer.apply_chat_template(
-                messages, chat_template=self.text, tokenize=False, add_generation_prompt=prompt
-            )
-        # A stranger's program fails in whatever way it likes.
-        except Exception as error:
-            raise self.refused(
-                messages, next(iter(str(error).strip().splitlines()), type(error).__name__)
-            ) from error
-        given = sum(len(message["content"]) for message in messages)
-        if len(found) > _MOST_WRITTEN + _FOR_A_LETTER * given:
-            raise self.refused(messages, f"it writes {len(found):,} letters for messages of {given:,}")
-        return str(found)
-
-    def refused(self, messages: Conversation, why: str) -> UsageError:
-        """The error that says why a conversation cannot be rendered."""
-        return UsageError(
-            f"The chat template of {self.tokenizer.name_or_path!r:.300} cannot render the conversation that "
-            f"begins with {messages[0]['content']!r:.60}: {why}. Change the row, or take a model with "
-            "another template (--model)."
-        )
 
 
 # Tokens

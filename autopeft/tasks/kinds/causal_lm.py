@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,53 +11,56 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from autopeft.assets import ModelSource, load_config, resolve_model, unquantized
-from autopeft.backbones import spec_of
-from autopeft.errors import TaskError, UsageError
-from autopeft.tasks.kinds.answers import EncodedAnswers, encode_conversations
-from autopeft.tasks.kinds.contract import Loss, TaskKind
+from autopeft.errors import TaskError
+from autopeft.tasks.kinds.answers import IGNORED, EncodedAnswers, encode_conversations
+from autopeft.tasks.kinds.breakdown import Breakdown
 from autopeft.tasks.kinds.conversations import (
+    asked_columns,
+    asked_of,
     conversation_columns,
     problems_of,
     read_conversations,
     sureness,
     with_turns,
 )
+from autopeft.tasks.kinds.decoder import Decoder
+from autopeft.tasks.kinds.generated import EXACT_MATCH, ROUGE_L
+from autopeft.tasks.kinds.generation import Generation
 from autopeft.tasks.kinds.likelihoods import (
     LIKELIHOOD,
     TOKEN_ACCURACY,
-    AnswerLoss,
-    read_alone,
     row_likelihoods,
     token_loss,
 )
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.kinds.registry import register_kind
+from autopeft.tasks.kinds.writer import Writer
 from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table
+from autopeft.tasks.tokens import EncodedSplit
 
 if TYPE_CHECKING:
-    from autopeft.tasks.split import Split
+    from autopeft.tasks.split import Split, SplitName
 
 __all__ = ["CausalLM"]
 
 _COLUMNS = 3  # of `row_likelihoods`
+_ANSWERED = np.dtype([("likelihoods", np.float64, (_COLUMNS,)), ("answer", np.object_)])
+_UNKNOWN = 128  # new tokens where nothing says how long answers are
+_MOST = 1 << 20  # that a manifest can say
 
 
 @register_kind("causal_lm")
-class CausalLM(TaskKind):
+class CausalLM(Decoder):
     """Labels are the answers' texts; outputs are (rows, 3): the negative log-likelihood of a row's learnt
-    tokens, their number, and how many of them are the most probable. There are no decisions: all metrics take
-    outputs."""
+    tokens, their number, and how many of them are the most probable. Where the model wrote answers, they are
+    (rows,) of `likelihoods` and `answer`. Decisions are what it wrote."""
 
     summary = "an answer to a prompt, or a text, by a language model"
-    metrics = (LIKELIHOOD, TOKEN_ACCURACY)
+    metrics = (LIKELIHOOD, TOKEN_ACCURACY, EXACT_MATCH, ROUGE_L)
     default_metric = LIKELIHOOD.name
-    auto_class = AutoModelForCausalLM
-    new_head = False
-    pooled = False
-    peft_task_type = "CAUSAL_LM"
+    writes = True
     hub_pipeline = "text-generation"
 
     # Data
@@ -76,11 +78,17 @@ class CausalLM(TaskKind):
         """See `read_conversations`."""
         return read_conversations(table, columns)
 
-    def encode_labels(
-        self, parts: Sequence[RawRows], order: Sequence[str] = ()
-    ) -> tuple[tuple[str, ...], list[list[Any]]]:
-        """The answers as they are."""
-        return (), [list(part.labels) for part in parts]
+    def check_metric(self, metric: Metric, names: Sequence[str], rows: Split | None = None) -> None:
+        """See `TaskKind.check_metric`.
+
+        Raises:
+            TaskError: the metric compares generated answers, and the rows are plain texts that ask nothing.
+        """
+        if metric.generated and rows is not None and len(rows) and _plain(rows):
+            raise TaskError(
+                f"{metric.name} compares generated answers, but these rows are plain texts that ask nothing: "
+                f"take {LIKELIHOOD.name} or {TOKEN_ACCURACY.name} (--metric), or data with prompts."
+            )
 
     def strata(self, labels: Sequence[Any]) -> list[int]:
         """All rows are alike."""
@@ -92,43 +100,6 @@ class CausalLM(TaskKind):
             return ""
         letters = [len(answer) for answer in labels]
         return f"answers of {min(letters):,} to {max(letters):,} letters, mean {np.mean(letters):,.0f}"
-
-    # Model
-    # --------------------------------------------------------------------------------------------------
-
-    def num_labels(self, names: Sequence[str]) -> int:
-        """None: the vocabulary is the backbone's."""
-        return 0
-
-    def config(self, names: Sequence[str]) -> dict[str, Any]:
-        """Nothing is set."""
-        return {}
-
-    def names_in(self, config: Any) -> tuple[str, ...] | None:
-        """`None`: a configuration does not say what is done with a backbone."""
-        return None
-
-    def load_model(
-        self,
-        source: ModelSource | str,
-        names: Sequence[str],
-        *,
-        seed: int = 0,
-        dtype: torch.dtype = torch.float32,
-    ) -> PreTrainedModel:
-        """See `TaskKind.load_model`.
-
-        Raises:
-            UsageError: the backbone reads texts in both directions, so that each token would see itself.
-        """
-        found = resolve_model(source) if isinstance(source, str) else source
-        name = found.alias or found.path
-        if not all(stack.causal for stack in spec_of(unquantized(load_config(found), name)).stacks):
-            raise UsageError(
-                f"{name!r} is no language model: its layers see the tokens that are to be predicted. Take a "
-                "decoder such as smollm2-135m (--model)."
-            )
-        return super().load_model(found, names, seed=seed, dtype=dtype)
 
     # Training
     # --------------------------------------------------------------------------------------------------
@@ -142,37 +113,26 @@ class CausalLM(TaskKind):
         labelled: bool = True,
         cached: bool = True,
     ) -> EncodedAnswers:
-        """See `encode_conversations`. Rows are labelled in any case: they are what is scored."""
+        """See `encode_conversations`. Rows without labels may lack their answers; those that are there are
+        scored all the same."""
         messages = rows.fields["messages"]
-        return encode_conversations(messages, tokenizer, max_length, kind=self.name, cached=cached)
+        found = encode_conversations(
+            messages, tokenizer, max_length, kind=self.name, cached=cached, asked=not labelled
+        )
+        return found if labelled else replace(found, longest=_UNKNOWN)
 
-    def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:
-        return float(np.mean(self.cut_rows(rows, tokenizer, max_length))) if len(rows) else 0.0
+    def encode_splits(
+        self, splits: Mapping[SplitName, Split], tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> dict[SplitName, EncodedSplit]:
+        """See `TaskKind.encode_splits`: answers are written as long as the longest of the training rows."""
+        found = {name: self.encode(split, tokenizer, max_length) for name, split in splits.items()}
+        longest = found["train"].longest
+        return {name: replace(split, longest=longest) for name, split in found.items()}
 
     def cut_rows(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> NDArray[np.bool_]:
         """Whether `encode` cuts each row, (rows,)."""
-        return np.asarray(self.encode(rows, tokenizer, max_length, cached=False).row_cut > 0)
-
-    def with_examples(
-        self, rows: Split, examples: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
-    ) -> Split | None:
-        """Examples are earlier turns of the conversation; `None` where a row or an example is a text that
-        nobody asked for."""
-        if not self.asks(rows) or not self.asks(examples):
-            return None
-        left, order = np.arange(len(rows)), list[int]()
-        found = rows.take([])
-        for count in range(len(examples), -1, -1):
-            if not len(left):
-                break
-            last = examples.take(range(len(examples) - count, len(examples)))
-            part = self._before(rows.take(left), last)
-            fits = ~self.cut_rows(part, tokenizer, max_length) | (count == 0)
-            taken = part.take(np.flatnonzero(fits))
-            found = found.joined(taken) if order else taken
-            order += left[fits].tolist()
-            left = left[~fits]
-        return found.take(np.argsort(order))
+        found = self.encode(rows, tokenizer, max_length, labelled=False, cached=False)
+        return np.asarray(found.row_cut > 0)
 
     def asks(self, rows: Split) -> bool:
         """Whether each row asks for its answer."""
@@ -190,61 +150,150 @@ class CausalLM(TaskKind):
         found[:] = list(labels)
         return found
 
-    def loss(self, names: Sequence[str], class_weights: Sequence[float] | None = None) -> Loss:
-        return AnswerLoss()
-
-    def reading(self, model: torch.nn.Module, batch: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
-        """Only positions that predict a learnt token go through the vocabulary's projection."""
-        return read_alone(model, batch["labels"]) if "labels" in batch else nullcontext()
-
     # Scores
     # --------------------------------------------------------------------------------------------------
 
     def outputs(
         self, model: torch.nn.Module, batch: Mapping[str, Tensor], run: Callable[[], Tensor]
     ) -> NDArray[Any]:
-        """See `row_likelihoods`."""
-        return row_likelihoods(run(), batch["labels"])
+        """See `row_likelihoods`; zeros where no row has an answer."""
+        labels = batch["labels"]
+        if not bool((labels[:, 1:] != IGNORED).any()):
+            return np.zeros((len(labels), _COLUMNS))
+        return row_likelihoods(run(), labels)
+
+    def generate(
+        self,
+        model: torch.nn.Module,
+        split: EncodedSplit,
+        rows: Sequence[int] | NDArray[np.int64],
+        how: Generation,
+        *,
+        device: str | torch.device = "cpu",
+        told: Callable[[str], None] | None = None,
+    ) -> list[str]:
+        """The last answer of each row as the model writes it, without white space at its ends."""
+        if not isinstance(split, EncodedAnswers):
+            raise TaskError(f"Answers are written to rows of {self.name}, but got {type(split).__name__}.")
+        writer = Writer(model, split.tokenizer, most=split.longest, mean=self.average())
+        prompts = [split.prompt(int(row)) for row in rows]
+        return writer.write(prompts, how, device=device, told=told)
+
+    def with_texts(self, outputs: NDArray[Any], texts: Sequence[str]) -> NDArray[Any]:
+        """See `TaskKind.with_texts`: (rows,) of `likelihoods` and `answer`."""
+        found = np.empty(len(outputs), dtype=_ANSWERED)
+        found["likelihoods"], found["answer"] = outputs, list(texts)
+        return found
 
     def decisions(self, outputs: NDArray[Any]) -> NDArray[Any]:
-        """The outputs, as no metric of this kind compares decisions."""
-        return outputs
+        """What the model wrote, (rows,); outputs without texts come back unchanged."""
+        found: NDArray[Any] = outputs["answer"] if outputs.dtype == _ANSWERED else outputs
+        return found
 
-    def score(self, metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]) -> float:
-        """See `TaskKind.score`.
-
-        Raises:
-            TaskError: the outputs are not (rows, 3).
-        """
-        if np.ndim(outputs) != 2 or np.shape(outputs)[1] != _COLUMNS:
+    def _scored(
+        self, metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        found = np.asarray(outputs)
+        if metric.generated and found.dtype not in (_ANSWERED, np.dtype(object)):
             raise TaskError(
-                f"A language model is scored by the likelihoods of its answers, (rows, {_COLUMNS}), but got "
-                f"predictions of shape {np.shape(outputs)}."
+                f"{metric.name} compares generated answers, but none were written: predict with "
+                "generation=Generation()."
             )
-        return super().score(metric, outputs, labels)
+        return super()._scored(metric, found if metric.generated else _likelihoods(found), labels)
 
     def row_loss(self, outputs: NDArray[Any], labels: NDArray[Any]) -> float | None:
         """Mean loss over the learnt tokens of all rows."""
-        return token_loss(np.asarray(outputs)) if len(outputs) else None
+        return token_loss(_likelihoods(np.asarray(outputs))) if len(outputs) else None
+
+    def breakdown(
+        self, outputs: NDArray[Any], labels: NDArray[Any], names: Sequence[str]
+    ) -> tuple[Breakdown, ...]:
+        """Of generated answers both metrics, the mean length and the number of empty ones."""
+        if outputs.dtype != _ANSWERED:
+            return ()
+        found = self.decisions(outputs)
+        letters = [float(np.mean([len(str(text)) for text in texts])) for texts in (found, labels)]
+        row: tuple[str | int | float, ...] = (
+            "all rows", EXACT_MATCH.score(found, labels), ROUGE_L.score(found, labels), *letters,
+            sum(not text for text in found),
+        )  # fmt: skip
+        headers = ("answers", EXACT_MATCH.name, ROUGE_L.name, "letters", "letters expected", "empty")
+        return (Breakdown("answers", "Generated answers", headers, (row,)),)
 
     # Use
     # --------------------------------------------------------------------------------------------------
 
     def text_columns(self, table: Table, named: ColumnNames, *, pair: bool | None = None) -> Columns:
-        """The columns of `columns`, answers included: it is they whose likelihood is asked."""
-        return conversation_columns(table, named)
+        """The columns of what is asked, and of the answers where there are some: their likelihood is told."""
+        return asked_columns(table, named)
 
     def unanswerable(self, table: Table, columns: Columns) -> dict[int, str]:
-        """Of the rows that are no conversations what is wrong with them."""
-        return problems_of(table, columns)
+        """Of the rows that ask nothing what is wrong with them."""
+        return problems_of(table, columns, asked=True)
+
+    def read_texts(self, table: Table, columns: Columns, use: Mapping[str, Any]) -> RawRows:
+        """See `read_conversations`; a text alone is gone on with where the model was trained on plain texts,
+        and else answered."""
+        return read_conversations(table, columns, asked=True, plain=use.get("plain") is True)
+
+    def asked_row(self, messages: Sequence[Mapping[str, str]]) -> Split:
+        """See `TaskKind.asked_row`."""
+        from autopeft.tasks.split import Split
+
+        found = [dict(message) for message in messages]
+        return Split([asked_of(found)], None, [""], {"messages": [found]})
+
+    def use(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
+        """`max_new_tokens`, the tokens of the longest answer with the one that ends it, and whether the rows
+        are `plain` texts."""
+        if not len(rows):
+            return {}
+        found = self.encode(rows, tokenizer, max_length)
+        return {"max_new_tokens": found.longest, "plain": _plain(rows)}
+
+    def generation(self, use: Mapping[str, Any], **asked: Any) -> Generation:
+        """See `TaskKind.generation`."""
+        known = use.get("max_new_tokens")
+        if isinstance(known, int) and not isinstance(known, bool) and 0 < known <= _MOST:
+            asked = {**asked, "max_new_tokens": asked.get("max_new_tokens") or known}
+        return super().generation(use, **asked)
 
     def present(self, output: NDArray[Any], names: Sequence[str]) -> dict[str, Any]:
-        """The `loss` of a token of the answers, their `perplexity` and the number of `tokens`."""
-        loss = token_loss(np.asarray(output)[None])
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": int(output[1])}
+        """The `answer` that was written, if any, and of an answer that was there the `loss` of a token, the
+        `perplexity` and the number of `tokens`."""
+        found = np.asarray(output)[None]
+        told: dict[str, Any] = {"answer": str(found["answer"][0])} if found.dtype == _ANSWERED else {}
+        likelihoods = _likelihoods(found)
+        if likelihoods[0, 1] or not told:
+            loss = token_loss(likelihoods)
+            told |= {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": int(likelihoods[0, 1])}
+        return told
 
     def line(self, prediction: Mapping[str, Any]) -> str:
+        """The answer on one line, or the loss where none was written."""
+        if "answer" in prediction:
+            return " ".join(str(prediction["answer"]).split())
         return f"loss {prediction['loss']:.4f}  perplexity {prediction['perplexity']:.4g}"
 
     def describe_labels(self, names: Sequence[str]) -> str:
         return "the tokens of an answer"
+
+
+def _likelihoods(outputs: NDArray[Any]) -> NDArray[Any]:
+    """The likelihoods (rows, 3) among outputs.
+
+    Raises:
+        TaskError: there are none.
+    """
+    found: NDArray[Any] = outputs["likelihoods"] if outputs.dtype == _ANSWERED else outputs
+    if np.ndim(found) != 2 or np.shape(found)[1] != _COLUMNS:
+        raise TaskError(
+            f"A language model is scored by the likelihoods of its answers, (rows, {_COLUMNS}), but got "
+            f"predictions of shape {np.shape(found)}."
+        )
+    return found
+
+
+def _plain(rows: Split) -> bool:
+    """Whether all rows are plain texts, of which nothing is asked."""
+    return all(messages[0]["role"] == "assistant" for messages in rows.fields["messages"])

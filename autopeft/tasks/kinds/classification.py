@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from autopeft.errors import DataError, TaskError
 from autopeft.tasks.kinds.breakdown import Breakdown, class_breakdowns
 from autopeft.tasks.kinds.class_metrics import ACCURACY, F1, MACRO_F1, MATTHEWS
-from autopeft.tasks.kinds.contract import ClassWeights, Loss, TaskKind
+from autopeft.tasks.kinds.contract import ClassWeights, TaskKind
+from autopeft.tasks.kinds.loss import Loss
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.kinds.registry import register_kind
 from autopeft.tasks.table import ColumnNames, RawRows, Table, listed, numbers_of
@@ -104,7 +105,7 @@ class Classification(TaskKind):
                 f"{name}: the train split has one class only after splitting; more rows are needed."
             )
 
-    def check_metric(self, metric: Metric, names: Sequence[str]) -> None:
+    def check_metric(self, metric: Metric, names: Sequence[str], rows: Split | None = None) -> None:
         """Raises `TaskError` for F1 with more than two classes."""
         if metric == F1 and len(names) != 2:
             raise TaskError(f"metric='f1' needs two classes, but the task has {len(names)}; use macro_f1.")

@@ -21,14 +21,16 @@ How the package uses a kind, in this order:
    `strata` makes splits stratified, `check` and `class_weights` look at the finished task. `describe_rows`,
    `constant`, `remarks` and `truncated` say what is known of the rows before training.
 2. *Model.* `load_model` loads the backbone as `auto_class` with the changes of `config`.
-3. *Training.* `encode` makes an `EncodedSplit` (a subclass of it may collate in its own way),
-   `encode_training` that of train where it is another, and `loss` says what is minimised. `logits_of` takes
-   the logits from what the model returns.
+3. *Training.* `encode` makes an `EncodedSplit` (a subclass of it may collate in its own way), `encode_splits`
+   those of a whole task, and `loss` says what is minimised. `logits_of` takes the logits from what the model
+   returns.
 4. *Scores.* `outputs` gives what is kept of each row, `decisions` what metrics compare with labels, and
-   `breakdown` what `autopeft evaluate` shows beside the score.
-5. *Use.* `text_columns` finds texts without labels, `unanswerable` rows without one; `present` and `line` are
-   what `autopeft predict` prints;
-   `peft_task_type` and `hub_pipeline` stand in exports.
+   `breakdown` what `autopeft evaluate` shows beside the score. Where a metric compares generated texts,
+   `generate` writes them and `with_texts` puts them to what is kept; `trial_metric` says what stands for
+   such a metric where writing would take too long.
+5. *Use.* `text_columns` finds texts without labels, `unanswerable` rows without one, and `read_texts` reads
+   them; `present` and `line` are what `autopeft predict` prints. `use` says what a saved hybrid has to know
+   for that; `peft_task_type` and `hub_pipeline` stand in exports.
 
 Everything is called with the task's class names where it needs them (`names`, empty for kinds without
 classes), so that a kind needs no state.
@@ -52,7 +54,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from autopeft.assets import ModelSource, load_model
 from autopeft.errors import AutoPEFTError, TaskError
 from autopeft.tasks.kinds.breakdown import Breakdown
+from autopeft.tasks.kinds.loss import Loss
 from autopeft.tasks.kinds.metric import Metric, pseudo_values
+from autopeft.tasks.kinds.writing import Writing
 from autopeft.tasks.table import (
     ColumnNames,
     Columns,
@@ -68,7 +72,7 @@ from autopeft.tasks.tokens import EncodedSplit, encode_texts, longer_than
 if TYPE_CHECKING:
     from autopeft.tasks.split import Split, SplitName
 
-__all__ = ["ClassWeights", "Loss", "TaskKind"]
+__all__ = ["ClassWeights", "TaskKind"]
 
 ClassWeights = Literal["balanced"] | Sequence[float] | None
 _CLASSES_SHOWN = 6
@@ -78,33 +82,8 @@ _SCORED: tuple[SplitName, ...] = ("select", "test")
 _log = logging.getLogger("autopeft")
 
 
-class Loss(ABC):
-    """What is minimised, exact over micro-batches.
-
-    `total` is the undivided sum of the losses of some rows and `weight` what the sum over the whole batch is
-    divided by, so that Σ total(micro) / weight(batch) is the loss of the batch.
-    """
-
-    @abstractmethod
-    def total(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Sum over what counts in these rows (rows, tokens, …), a scalar in fp32, differentiable.
-
-        Args:
-            logits: (rows, …), as `TaskKind.logits_of` gives them.
-            labels: (rows, …), as the batch has them under `labels`.
-        """
-
-    @abstractmethod
-    def weight(self, labels: Tensor) -> float:
-        """What a batch's sum is divided by: its rows, its tokens, the sum of its rows' weights."""
-
-    def mean(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of a batch, a scalar."""
-        return self.total(logits, labels) / self.weight(labels)
-
-
-class TaskKind(ABC):
-    """A kind of task; see the top of this file.
+class TaskKind(Writing, ABC):
+    """A kind of task; see the top of this file, and `Writing` for models that write texts.
 
     Attributes:
         name: under which it is registered; manifests and exports hold it.
@@ -192,8 +171,11 @@ class TaskKind(ABC):
         """
         return
 
-    def check_metric(self, metric: Metric, names: Sequence[str]) -> None:
+    def check_metric(self, metric: Metric, names: Sequence[str], rows: Split | None = None) -> None:
         """Refuse a metric of this kind that does not fit a task with these classes.
+
+        Args:
+            rows: of the task, where they are at hand.
 
         Raises:
             TaskError: it does not.
@@ -314,11 +296,13 @@ class TaskKind(ABC):
             return plain
         return replace(plain, labels=self.label_array(rows.labels))
 
-    def encode_training(
-        self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
-    ) -> EncodedSplit:
-        """Rows as they are trained on, where that is something else than what is scored; see `encode`."""
-        return self.encode(rows, tokenizer, max_length)
+    def encode_splits(
+        self, splits: Mapping[SplitName, Split], tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> dict[SplitName, EncodedSplit]:
+        """The splits of a task as the model takes them, each by `encode`. A kind makes them agree here
+        where they have to, and encodes *train* otherwise where it is trained on something else than what is
+        scored."""
+        return {name: self.encode(split, tokenizer, max_length) for name, split in splits.items()}
 
     def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:
         """Share of rows that `encode` cuts to `max_length` tokens."""
@@ -413,7 +397,11 @@ class TaskKind(ABC):
         if len(truth) < 2:
             return np.empty(0)
         try:
-            parts = pseudo_values(metric.score, found, truth)
+            if metric.by_row is None:
+                parts = pseudo_values(metric.score, found, truth)
+            else:
+                rows = np.asarray(metric.by_row(found, truth), dtype=np.float64)
+                parts = pseudo_values(lambda values, _: float(values.mean()), rows, truth)
         # Code of any package, at the end of a search whose training must not be lost.
         except Exception:
             _log.warning("what rows contribute to %s cannot be computed", metric.name, exc_info=True)
@@ -462,6 +450,14 @@ class TaskKind(ABC):
     def unanswerable(self, table: Table, columns: Columns) -> dict[int, str]:
         """Of the rows that a model cannot be asked about what is wrong with them, in a few words."""
         return unanswerable(table, columns)
+
+    def read_texts(self, table: Table, columns: Columns, use: Mapping[str, Any]) -> RawRows:
+        """The rows of a table that a model is to be asked about, all of them answerable.
+
+        Args:
+            use: what `use` said when the model was trained; empty where that is not known.
+        """
+        return self.read(table, columns)
 
     @abstractmethod
     def present(self, output: NDArray[Any], names: Sequence[str]) -> dict[str, Any]:

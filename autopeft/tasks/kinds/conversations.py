@@ -34,6 +34,7 @@ __all__ = [
     "CHATS",
     "PROMPTS",
     "Conversation",
+    "asked_columns",
     "asked_of",
     "conversation_columns",
     "is_chat",
@@ -111,6 +112,27 @@ def conversation_columns(table: Table, named: ColumnNames) -> Columns:
     return Columns(text, None, label)
 
 
+def asked_columns(table: Table, named: ColumnNames) -> Columns:
+    """The columns of what a model is asked; as `label` that of answers, where there is one: it need not be.
+
+    Raises:
+        DataError: a named column does not exist, or no column has an obvious name.
+    """
+    check_named(table, (("--text-column", named.text), ("--label", named.label)))
+    lower = {name.lower(): name for name in reversed(list(table.columns))}
+    text = named.text or _first(lower, (*CHATS, *PROMPTS, *_TEXTS))
+    if text is None:
+        raise DataError(
+            f"{table.where} has no column with an obvious name for what is asked ({', '.join(CHATS[:2])}, "
+            f"{', '.join(PROMPTS)}, {_TEXTS[0]}); it has {listed(list(table.columns))}. Name it with "
+            "--text-column (text_column=…)."
+        )
+    if named.label is not None or is_chat(table, text):
+        return Columns(text, None, named.label)
+    answers = _first(lower, ANSWERS)
+    return Columns(text, None, None if answers == text or text.lower() in _TEXTS else answers)
+
+
 def _first(lower: Mapping[str, str], known: Sequence[str]) -> str | None:
     return next((lower[name] for name in known if name in lower), None)
 
@@ -152,9 +174,13 @@ def _free_text(answers: Sequence[Any]) -> bool:
 # ------------------------------------------------------------------------------------------------------
 
 
-def read_conversations(table: Table, columns: Columns) -> RawRows:
+def read_conversations(table: Table, columns: Columns, *, asked: bool = False, plain: bool = True) -> RawRows:
     """The rows of a table as conversations: the field `messages` of what is returned. Its texts are what the
     model is asked, its labels the last answers; of a plain text both are the text.
+
+    Args:
+        asked: whether rows may lack their last answer, as the model is to give it; their labels are empty.
+        plain: whether a text without an answer is a plain one; else it is what a user says.
 
     Raises:
         DataError: there are no rows, or some are no conversations; the message gives their numbers.
@@ -164,12 +190,12 @@ def read_conversations(table: Table, columns: Columns) -> RawRows:
             raise DataError(f"{table.where} has no column {name!r}; it has {listed(list(table.columns))}.")
     if not len(table):
         raise DataError(f"{table.where} has no rows.")
-    found = problems_of(table, columns)
+    found = problems_of(table, columns, asked=asked)
     for what in dict.fromkeys(found.values()):
         column = columns.label if what == _NO_ANSWER and columns.label is not None else columns.text
         refuse_rows(table, column, what, [i for i, problem in found.items() if problem == what])
-    inputs = _inputs(table, columns)
-    messages = [_conversation(value) for value in _rows(table, columns)]
+    inputs = _inputs(table, columns, asked=asked)
+    messages = [_conversation(value, plain=plain) for value in _rows(table, columns, asked=asked)]
     fields: dict[str, list[Any]] = {_MESSAGES: messages}
     if inputs is not None:
         fields[inputs] = list(table.columns[inputs])
@@ -177,7 +203,7 @@ def read_conversations(table: Table, columns: Columns) -> RawRows:
         table.where,
         [asked_of(row) for row in messages],
         None,
-        [row[-1]["content"] for row in messages],
+        [row[-1]["content"] if row[-1]["role"] == "assistant" else "" for row in messages],
         fields,
     )
 
@@ -199,15 +225,16 @@ def with_turns(messages: Conversation, examples: Sequence[Conversation]) -> Conv
 
 def asked_of(messages: Conversation) -> str:
     """What the model is asked for the last answer: the prompt, or all messages before with their roles."""
-    before = messages[:-1]
+    before = messages if messages[-1]["role"] != "assistant" else messages[:-1]
     if len(before) < 2:
         return str((before or messages)[0]["content"])
     return "\n".join(f"{message['role']}: {message['content']}" for message in before)
 
 
-def problems_of(table: Table, columns: Columns) -> dict[int, str]:
-    """Of the rows that are no conversations what is wrong with them."""
-    found = {i: _problem(value) for i, value in enumerate(_rows(table, columns))}
+def problems_of(table: Table, columns: Columns, *, asked: bool = False) -> dict[int, str]:
+    """Of the rows that are no conversations what is wrong with them; `asked` as in `read_conversations`."""
+    rows = _rows(table, columns, asked=asked)
+    found = {i: _problem(value, asked=asked) for i, value in enumerate(rows)}
     if columns.text.lower() in CHATS:  # as a CSV file has them
         found |= {
             i: _NO_LIST for i, value in enumerate(table.columns[columns.text]) if isinstance(value, str)
@@ -215,25 +242,24 @@ def problems_of(table: Table, columns: Columns) -> dict[int, str]:
     return {i: problem for i, problem in found.items() if problem is not None}
 
 
-def _rows(table: Table, columns: Columns) -> list[Any]:
+def _rows(table: Table, columns: Columns, *, asked: bool = False) -> list[Any]:
     """The value of each row: of a column, or prompt and answer as messages."""
     texts = table.columns[columns.text]
-    if columns.label is None:
-        return list(texts)
-    inputs = _inputs(table, columns)
+    inputs = _inputs(table, columns, asked=asked)
     about = [None] * len(table) if inputs is None else table.columns[inputs]
-    return [
-        [
-            {"role": "user", "content": _with_input(text, more)},
-            {"role": "assistant", "content": answer},
-        ]
-        for text, more, answer in zip(texts, about, table.columns[columns.label], strict=True)
-    ]
+    if columns.label is None:
+        return [_with_input(text, more) for text, more in zip(texts, about, strict=True)]
+    rows = []
+    for text, more, answer in zip(texts, about, table.columns[columns.label], strict=True):
+        prompt = {"role": "user", "content": _with_input(text, more)}
+        without = asked and (answer is None or (isinstance(answer, str) and not answer.strip()))
+        rows.append([prompt] if without else [prompt, {"role": "assistant", "content": answer}])
+    return rows
 
 
-def _inputs(table: Table, columns: Columns) -> str | None:
+def _inputs(table: Table, columns: Columns, *, asked: bool = False) -> str | None:
     """Alpaca's column of inputs, where there is one."""
-    if columns.text.lower() != "instruction" or columns.label is None:
+    if columns.text.lower() != "instruction" or (columns.label is None and not asked):
         return None
     return next((n for n in table.columns if n.lower() == _INPUT and n != columns.label), None)
 
@@ -257,7 +283,7 @@ def _said(message: Mapping[Any, Any]) -> tuple[Any, Any]:
     return (_SHAREGPT.get(role, role) if isinstance(role, str) else role), message.get("value")
 
 
-def _problem(value: Any) -> str | None:
+def _problem(value: Any, *, asked: bool = False) -> str | None:
     if isinstance(value, str):
         return _EMPTY_TEXT if not value.strip() else None if is_unicode(value) else _NOT_UNICODE
     if not _is_list(value):
@@ -271,7 +297,7 @@ def _problem(value: Any) -> str | None:
     turns = roles[1:] if roles[0] == "system" else roles
     if not turns or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(turns)):
         return _ORDER
-    return _LAST if turns[-1] != "assistant" else _problem_of_content(said)
+    return _LAST if turns[-1] != "assistant" and not asked else _problem_of_content(said)
 
 
 def _problem_of_content(said: Sequence[tuple[str, Any]]) -> str | None:
@@ -286,8 +312,8 @@ def _problem_of_content(said: Sequence[tuple[str, Any]]) -> str | None:
     return None
 
 
-def _conversation(value: Any) -> Conversation:
+def _conversation(value: Any, *, plain: bool = True) -> Conversation:
     if isinstance(value, str):
-        return [{"role": "assistant", "content": value}]
+        return [{"role": "assistant" if plain else "user", "content": value}]
     said = [(str(role), content) for role, content in map(_said, value)]
     return [{"role": role, "content": content} for role, content in said if content and content.strip()]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from autopeft.errors import UsageError
 from autopeft.tasks.kinds.answers import IGNORED
-from autopeft.tasks.kinds.contract import Loss
+from autopeft.tasks.kinds.loss import Loss
 from autopeft.tasks.kinds.metric import Metric
 
 __all__ = ["LIKELIHOOD", "TOKEN_ACCURACY", "AnswerLoss", "read_alone", "row_likelihoods", "token_loss"]

@@ -58,6 +58,10 @@ class Metric:
             Must be finite and not negative for every score in the range and any number of rows. `None`: see
             `sampling_variance`.
         raw: whether `score` takes the kind's outputs (class scores, …) in place of its decisions.
+        by_row: the score of each row, (rows,), where `score` is their mean; what rows contribute to a score
+            is then known without scoring them again and again.
+        generated: whether predictions are texts that the model has to write first (see `TaskKind.generate`).
+        own: whether it is a function of the user's, which no registry holds (see `own_metric`).
     """
 
     name: str
@@ -67,11 +71,14 @@ class Metric:
     score: Callable[[Numbers, Numbers], float]
     variance: Callable[[float, ScoredRows], float] | None = None
     raw: bool = False
+    by_row: Callable[[Numbers, Numbers], Numbers] | None = None
+    generated: bool = False
+    own: bool = False
 
     @property
     def built_in(self) -> bool:
         """Whether it comes with this package; the code of others may change unseen."""
-        return self.score.__module__.startswith("autopeft.")
+        return not self.own and self.score.__module__.startswith("autopeft.")
 
     def sampling_variance(self, score: float, rows: ScoredRows) -> float:
         """The variance of a score over other rows; finite wherever the range is.

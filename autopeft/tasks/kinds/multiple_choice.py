@@ -17,7 +17,6 @@ from transformers import PreTrainedTokenizerBase
 from autopeft.errors import AutoPEFTError, TaskError, UsageError
 from autopeft.tasks.kinds.answers import EncodedAnswers, encode_conversations
 from autopeft.tasks.kinds.breakdown import Breakdown
-from autopeft.tasks.kinds.causal_lm import CausalLM
 from autopeft.tasks.kinds.choices import (
     CHOICES,
     LETTERS,
@@ -30,13 +29,15 @@ from autopeft.tasks.kinds.choices import (
 )
 from autopeft.tasks.kinds.class_metrics import ACCURACY
 from autopeft.tasks.kinds.conversations import Conversation, with_turns
+from autopeft.tasks.kinds.decoder import Decoder
 from autopeft.tasks.kinds.likelihoods import row_likelihoods
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.kinds.registry import register_kind
 from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table
 
 if TYPE_CHECKING:
-    from autopeft.tasks.split import Split
+    from autopeft.tasks.split import Split, SplitName
+    from autopeft.tasks.tokens import EncodedSplit
 
 __all__ = ["ACCURACY_NORM", "MultipleChoice"]
 
@@ -62,7 +63,7 @@ divides by the bytes of a choice; `accuracy` is its `acc`."""
 
 
 @register_kind("multiple_choice")
-class MultipleChoice(CausalLM):
+class MultipleChoice(Decoder):
     """Labels are indices of the right choices; outputs are objects (rows,), each an array (choices, 2) of the
     log-likelihood of a choice's tokens given the question, without the token that ends it, and its bytes.
     Decisions are the choice of the highest log-likelihood.
@@ -137,9 +138,18 @@ class MultipleChoice(CausalLM):
         sizes = np.asarray([len(c.encode()) for own in choices for c in own], dtype=np.int64)
         return choices_of(found, starts, sizes, self.label_array(rows.labels) if labelled else None)
 
-    def encode_training(
-        self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
-    ) -> EncodedAnswers:
+    def encode_splits(
+        self, splits: Mapping[SplitName, Split], tokenizer: PreTrainedTokenizerBase, max_length: int
+    ) -> dict[SplitName, EncodedSplit]:
+        """See `TaskKind.encode_splits`: what is trained on are the right choices alone, as answers."""
+        train = self._answers(splits["train"], tokenizer, max_length)
+        found: dict[SplitName, EncodedSplit] = {"train": train}
+        for name, split in splits.items():
+            if name != "train":
+                found[name] = self.encode(split, tokenizer, max_length)
+        return found
+
+    def _answers(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedAnswers:
         """The right choice of each row as the answer to its question."""
         right = zip(rows.texts, rows.fields[CHOICES], rows.labels, strict=True)
         asked = [_asked(question, choices[int(label)]) for question, choices, label in right]

@@ -28,6 +28,7 @@ __all__ = [
     "metrics_of",
     "register_kind",
     "register_metric",
+    "use_metric",
 ]
 
 KINDS: Registry[TaskKind] = Registry(
@@ -52,6 +53,7 @@ METRICS: Registry[Metric] = Registry(
     again=lambda there, new: bool(there == new),
 )
 _BY_KIND: dict[str, list[str]] = {}
+_OWN: dict[str, Metric] = {}  # functions of the user's, by name; a later one of the same name takes its place
 K = TypeVar("K", bound=type[TaskKind])
 
 
@@ -188,7 +190,20 @@ def get_metric(name: str) -> Metric:
     Raises:
         TaskError: there is none; the message names near matches.
     """
+    if name in _OWN:
+        return _OWN[name]
+    if ":" in name:
+        raise TaskError(
+            f"The metric {name!r} is a function of the user's own, and no file decides what is imported: "
+            "give it again, with --metric module:function on the command line or metric=function in Python."
+        )
     return METRICS.find(name)
+
+
+def use_metric(metric: Metric) -> Metric:
+    """Let a function of the user's be found by its name in this process."""
+    _OWN[metric.name] = metric
+    return metric
 
 
 def metrics_of(kind: str) -> tuple[str, ...]:

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from autopeft.errors import DataError
 from autopeft.tasks.kinds.breakdown import Breakdown
-from autopeft.tasks.kinds.contract import Loss, TaskKind
+from autopeft.tasks.kinds.contract import TaskKind
 from autopeft.tasks.kinds.correlations import PEARSON, PEARSON_SPEARMAN, SPEARMAN
+from autopeft.tasks.kinds.loss import Loss
 from autopeft.tasks.kinds.registry import register_kind
 from autopeft.tasks.table import ColumnNames, RawRows, Table, number_of, numbers_of, peek_labels
 

@@ -109,6 +109,7 @@ class SSF:
         sites=(*LINEAR_SITES, *NORM_SITES),
         default_sites=(*_PARTS, *NORM_SITES),
         mergeable=True,
+        shifts=True,
         rowwise=True,
         identity=False,
     )

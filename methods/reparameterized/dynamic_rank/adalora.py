@@ -176,6 +176,11 @@ class AdaLoRA:
     def __init__(self, config: Config) -> None:
         self.config = config
 
+    @property
+    def change_rank(self) -> int:
+        """The largest rank of what it adds to a map's weight."""
+        return self.config.first
+
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         c = self.config
         costs = sorted((s.in_features + s.out_features + 1 for s in sites), reverse=True)

@@ -86,6 +86,10 @@ class CapaBoost(LowRankMethod):
                 raise ValueError(f"pattern '2:4' has density 0.5, but got {self.density}; leave density out")
             return self
 
+    @property
+    def change_rank(self) -> int:
+        return int(self.config.copies * self.config.rank)
+
     def _masks(self, site: Site) -> tuple[Masks, Masks]:
         """Of A and B at a site."""
         c = self.config

@@ -123,6 +123,10 @@ class PeriodicLoRA(LowRankMethod):
         if config.stages > 1:
             self.traits = replace(self.traits, phased=True)
 
+    @property
+    def change_rank(self) -> int:
+        return int(self.config.stages * self.config.rank)
+
     class Config(LowRankConfig):
         rank: int = Field(default=8, ge=1, le=1024, description="r of one stage")
         dropout: float = Field(default=0.0, ge=0, lt=1, description="on the input of the live pair")

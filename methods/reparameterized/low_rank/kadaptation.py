@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, cast
 
 import torch
@@ -112,7 +113,9 @@ class KAdaptation(LowRankMethod):
     ViT-B.
     """
 
+    traits = replace(LowRankMethod.traits, shifts=True)
     part_names = ("fast", "slow", "offsets")
+    change_rank = None  # an offset comes with it, and Kronecker products are of a high rank
 
     class Config(MethodConfig):
         rank: int = Field(default=1, ge=1, le=64, description="r, of the fast weights")

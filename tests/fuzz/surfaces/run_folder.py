@@ -143,7 +143,7 @@ def _begun_from() -> None:
 
 
 def _exported() -> None:
-    command("export", _FOLDER, "-o", "out", "--no-peft")
+    command("export", _FOLDER, "-o", "out", "--as", "autopeft")
 
 
 def _evaluated() -> None:

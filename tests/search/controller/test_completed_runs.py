@@ -49,8 +49,10 @@ def test_only_finished_runs_of_an_earlier_process_count(tmp_path: Path) -> None:
 
 
 class Keys:
-    def of(self, recipe: Any, seed: int, steps: int, precision: str, rank_by: str) -> Any:
-        return (recipe["name"], seed, steps, precision, rank_by)
+    def of(
+        self, recipe: Any, seed: int, steps: int, precision: str, rank_by: str, *, metric: str | None
+    ) -> Any:
+        return (recipe["name"], seed, steps, precision, rank_by, metric)
 
 
 class Cache:
@@ -72,7 +74,7 @@ def test_baselines_alone_are_shared_between_searches(tmp_path: Path) -> None:
     assert kept.recall(replace(job("lora"), precision="bf16")) is None, "scores in bf16 are others"
     kept.remember(record("failed", state="failed"))
     kept.remember(record("again", kept=True))
-    assert list(cache.held) == [("lora", 3, 5, "fp32", "score")]
+    assert list(cache.held) == [("lora", 3, 5, "fp32", "score", None)]
     found = kept.recall(job("lora"))
     assert found is not None
     assert (found.scores, found.pseudo_values) == ({"select": 0.6}, ())
@@ -88,7 +90,7 @@ def test_what_a_baseline_is_ranked_by_is_shared_too(tmp_path: Path) -> None:
     cache: Any = Cache()
     kept = KnownRuns(CompletedRuns(RunFolder(tmp_path), FolderCheckpoints(tmp_path)), Keys(), cache)  # type: ignore[arg-type]
     kept.remember(record("lora", merits={"5": -0.4}))
-    assert list(cache.held) == [("lora", 3, 5, "fp32", "loss")]
+    assert list(cache.held) == [("lora", 3, 5, "fp32", "loss", None)]
     assert kept.recall(job("lora")) is None, "it was not ranked by its score"
     found = kept.recall(replace(job("lora"), rank_by="loss"))
     assert found is not None

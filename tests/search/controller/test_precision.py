@@ -18,9 +18,9 @@ LARGE = 10_000_000
 Make = Callable[..., Stage]
 
 
-def chosen(folder: Path, told: list[str] | None = None) -> ChosenPrecision:
+def chosen(folder: Path, told: list[str] | None = None, **options: str) -> ChosenPrecision:
     return ChosenPrecision(
-        "auto", parameters=LARGE, folder=folder, notify=None if told is None else told.append
+        "auto", parameters=LARGE, folder=folder, notify=None if told is None else told.append, **options
     )
 
 
@@ -51,6 +51,19 @@ def test_the_probe_comes_first_alone_and_decides_what_trials_and_sweeps_compute_
     assert not [record for record in stage.records if record.kind == "probe"]
     assert told == [json.loads((tmp_path / "precision.json").read_text())["why"]]
     assert "3.0 times as fast" in told[0]
+    assert "baselines are trained in fp32" in told[0]
+
+
+def test_what_is_scored_on_test_is_trained_in_the_precision_that_was_asked_for_it(
+    make_stage: Make, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    stage = make_stage(precision=chosen(tmp_path, told, final="bf16"))
+    stage.play(answering(**{**FASTER, "bf16": 3.0}))
+    kinds = {(job.kind, job.precision) for job in stage.jobs if not isinstance(job, PrecisionJob)}
+    assert kinds >= {("trial", "fp32"), ("confirm", "bf16"), ("test", "bf16"), ("baseline", "fp32")}
+    assert {job.precision for job in stage.jobs if "test" in job.splits} == {"bf16"}
+    assert "baselines are trained in bf16" in told[0]
 
 
 def test_a_search_that_goes_on_keeps_to_what_was_found(make_stage: Make, tmp_path: Path) -> None:

@@ -58,10 +58,10 @@ def test_it_goes_on_as_it_was_begun(begun: RunFolder) -> None:
 
 def test_limits_beside_the_budget_stay(begun: RunFolder) -> None:
     manifest = begun.manifest()
-    told = {**manifest["arguments"], "max_file": "40kB", "mergeable": True}
+    told = {**manifest["arguments"], "max_file": "40kB", "serve": "merged"}
     begun.write_json("manifest.json", {**manifest, "arguments": told})
     again = prepare_again(begun, {})
-    assert again.within.to_dict() == {"file": 40_000, "mergeable": True}
+    assert again.within.to_dict() == {"file": 40_000, "serve": "merged"}
     assert again.budget.within == again.within  # type: ignore[attr-defined]
     assert again.manifest()["arguments"]["max_file"] == "40kB"
     with pytest.raises(UsageError, match="keeps its max_file"):
@@ -314,11 +314,12 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
             "kind",
             "strategy",
             "drop_empty",
+            "final_precision",
             "listen",
             "grace",
             "margin",
             "head_start",
-            "mergeable",
+            "serve",
             "portfolio",
             "rank_by",
         ),
@@ -330,8 +331,8 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
     assert again.arguments.record() == {
         **old, "kind": None, "strategy": "trials", "drop_empty": False, "warm_start": (), "listen": None,
         "grace": 0.0, "margin": 1.0, "head_start": "random", "max_memory": None, "max_step_time": None,
-        "max_latency": None, "max_file": None, "mergeable": False, "rank_by": "score",
-        "goal": "best",
+        "max_latency": None, "max_file": None, "serve": None, "rank_by": "score",
+        "goal": "best", "final_precision": "fp32",
         "portfolio": False,
     }  # fmt: skip
     assert again.rungs.steps == (43, 130)

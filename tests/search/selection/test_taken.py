@@ -8,7 +8,7 @@ from autopeft.backbones import spec_of
 from autopeft.resources import Limits, Resources
 from autopeft.search.selection.taken import Taken, taken
 
-LIMITS = Limits(memory=2e9, file=1e6, mergeable=True)
+LIMITS = Limits(memory=2e9, file=1e6, serve="merged")
 
 
 def test_prediction_and_measurement_stand_side_by_side_with_the_deviation() -> None:
@@ -16,7 +16,7 @@ def test_prediction_and_measurement_stand_side_by_side_with_the_deviation() -> N
     said = one.sentence(LIMITS)
     assert "peak memory of training 1GB predicted, 1.1GB measured, +10%" in said
     assert "size of the saved hybrid 500kB predicted, 500kB measured, +0%" in said
-    assert "merges into the backbone" in said
+    assert "can be served as merged" in said
     assert "over the limit" not in said
 
 
@@ -26,10 +26,10 @@ def test_what_is_over_a_limit_once_measured_is_said() -> None:
 
 
 def test_scores_of_an_earlier_search_were_not_measured_here() -> None:
-    one = Taken("LoRA", Resources(memory=1e9, unmergeable="lora cannot"), Resources())
+    one = Taken("LoRA", Resources(memory=1e9, unservable="lora cannot"), Resources())
     assert "1GB predicted, not measured" in one.sentence(LIMITS)
-    assert "does not merge: lora cannot" in one.sentence(LIMITS)
-    assert one.to_dict(LIMITS)["predicted"] == {"memory": 1e9, "unmergeable": "lora cannot"}
+    assert "cannot be served as merged: lora cannot" in one.sentence(LIMITS)
+    assert one.to_dict(LIMITS)["predicted"] == {"memory": 1e9, "unservable": "lora cannot"}
     assert one.to_dict(Limits())["text"] is None
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -193,3 +194,49 @@ def test_a_baseline_without_weights_is_measured_by_and_never_returned() -> None:
         assert [v.runs for v in found] == [own]
         assert found[0].beside is not None
         assert not found[0].sure
+
+
+def by_likelihood(number: int, score: float, fresh: list[float], **more: Any) -> Finalist:
+    """A finalist whose trial was scored by what stands for the task's metric."""
+    record = TrialRecord(
+        "trial",
+        "t",
+        "complete",
+        {},
+        number,
+        score=score,
+        metric="likelihood",
+        counts={"deployed": 10},
+        **more,
+    )
+    found = Finalist(record)
+    for job, value in zip(found.jobs(range(len(fresh)), 10), fresh, strict=True):
+        merit = None if not more else -value
+        found.take(JobResult(job.id, {"select": value}, merit=merit))
+    return found
+
+
+def test_a_score_of_another_metric_counts_for_nothing() -> None:
+    lucky, steady = by_likelihood(0, 0.99, [0.6, 0.6]), by_likelihood(1, 0.01, [0.61, 0.61])
+    assert lucky.ranks == [0.6, 0.6]
+    assert winner([lucky, steady]) is steady
+
+
+def test_losses_are_compared_whatever_the_metrics_are() -> None:
+    """Where the user ranks by the loss, trials and fresh seeds have the same measure."""
+    found = by_likelihood(0, 0.9, [0.5], steps=10, merits={"10": -0.25})
+    assert found.ranks == [-0.25, -0.5]
+
+
+def test_a_sweep_by_another_metric_chooses_and_counts_for_nothing_more() -> None:
+    race = BaselineRuns(0, Baseline("LoRA", ({"name": "a"}, {"name": "b"}), {"deployed": 10}))
+    while jobs := race.sweep_jobs(0, 10):
+        for job in jobs:
+            score = {"a": 0.25, "b": 0.75}[job.recipe["name"]]
+            race.take_sweep(JobResult(job.id, {"select": score}, metric="likelihood"))
+    (record, _) = race.swept_candidates(10)
+    assert (record.metric, record.score, record.merits) == ("likelihood", 0.75, {})
+    (job,) = race.jobs((1000,), 10)
+    race.take(JobResult(job.id, {"select": 0.5, "test": 0.5}))
+    assert race.recipe == {"name": "b"}
+    assert race.ranks == [0.5]

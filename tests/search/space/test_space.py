@@ -11,6 +11,7 @@ from transformers import BertConfig, GPT2Config, LlamaConfig, T5Config, ViTConfi
 from autopeft.backbones import spec_of
 from autopeft.counting import count
 from autopeft.errors import RecipeError
+from autopeft.graph import build_graph
 from autopeft.recipe import CompositionItem, EmptyRecipe, EntryItem, Recipe
 from autopeft.search.space.space import BoundSpace, Space, space_names
 from autopeft.spec import BackboneSpec
@@ -25,6 +26,7 @@ BERT = spec_of(BertConfig())
 MINILM = spec_of(
     BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
 )
+LLAMA_7B = spec_of(LlamaConfig())
 T5 = spec_of(T5Config(d_model=64, num_layers=4, num_decoder_layers=2, d_ff=128, d_kv=16, num_heads=4))
 BACKBONES = {
     "bert": BERT,
@@ -79,6 +81,29 @@ def test_autopeft_sizes_decode_as_in_the_paper() -> None:
     recipe = bound.materialize(values)
     assert blocks(recipe) == [((1, 4), ["serial_adapter", "prefix_tuning"])]
     assert count(recipe, BERT).deployed == 2 * (2 * 768 * (24 + 1) + 24 + 768)
+
+
+def _untrained(recipe: Recipe) -> str:
+    return build_graph(Recipe.from_dict({**recipe.to_dict(), "training": {}}), LLAMA_7B).trial_hash()
+
+
+def test_the_placement_study_holds_each_place_and_size_once_and_what_it_found_best() -> None:
+    """LLM-Adapters: 4 prefix lengths, 4 sizes at 3 places of three methods; counts as on LLaMA-7B."""
+    bound = Space.named("llm_adapters").bind(LLAMA_7B)
+    names = [p.name for p in bound.parameters]
+    values = [dict(zip(names, v, strict=True)) for v in product(*(p.choices for p in bound.parameters))]
+    # Rates are left out: in the space the prefix's stands in a group, where a head is not of it.
+    found = {_untrained(r): r for r in map(bound.materialize, values)}
+    assert len(found) == 4 + 3 * 3 * 4
+    assert {len(r.entries()) for r in found.values()} == {1}
+    assert all(
+        _untrained(Recipe.named(f"llm-adapters-{m}")) in found
+        for m in ("lora", "parallel", "prefix", "series")
+    )
+    sizes = {r.entries()[0].item.config["rank"]: r for r in found.values() if r.entries()[0].method == "lora"}
+    assert {rank: recipe.entries()[0].item.config["alpha"] for rank, recipe in sizes.items()} == {
+        4: 8.0, 8: 16.0, 16: 32.0, 32: 64.0
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", space_names())

@@ -9,7 +9,7 @@ from support.tiny import tiny_model
 
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
-from autopeft.graph import CompositionGraph, build_graph, first_layer, unmergeable
+from autopeft.graph import SERVED, CompositionGraph, build_graph, first_layer, unservable
 from autopeft.resources import Limits, Resources
 from autopeft.search.space.candidate import candidate
 from autopeft.search.space.repair import Infeasible
@@ -31,6 +31,7 @@ layers:
 """
 BOUND = Space.from_yaml(SPACE).bind(SPEC)
 BUDGET = Budget.parse("50%")
+WAY = "merged"
 
 
 def predict(graph: CompositionGraph) -> Resources:
@@ -41,11 +42,11 @@ def predict(graph: CompositionGraph) -> Resources:
         step_time=float(layers),
         file=4 * deployed,
         memory=100.0 * layers + deployed,
-        unmergeable=unmergeable(graph),
+        unservable=unservable(graph, WAY, head=False),
     )
 
 
-def within(**limits: float | bool) -> ResourceBudget:
+def within(**limits: float | str) -> ResourceBudget:
     return ResourceBudget.of(BUDGET, Limits(**limits), predict)  # type: ignore[arg-type]
 
 
@@ -55,11 +56,11 @@ def within(**limits: float | bool) -> ResourceBudget:
         {"step_time": 1.0},
         {"file": 4000},
         {"memory": 400},
-        {"mergeable": True},
-        {"step_time": 2.0, "file": 3000, "mergeable": True},
+        {"serve": "merged"},
+        {"step_time": 2.0, "file": 3000, "serve": "merged"},
     ],
 )
-def test_every_candidate_is_inside(limits: dict[str, float | bool]) -> None:
+def test_every_candidate_is_inside(limits: dict[str, float | str]) -> None:
     budget, rng = within(**limits), random.Random(0)
     for _ in range(25):
         values = BOUND.sample(rng)
@@ -87,9 +88,41 @@ def test_what_does_not_merge_leaves_and_what_merges_stays() -> None:
     for name, parameter in names.items():
         if parameter.kind == "categorical":
             values[name] = parameter.choices[-1]
-    methods = {e.method for e in candidate(BOUND, values, within(mergeable=True)).recipe.entries()}
+    methods = {e.method for e in candidate(BOUND, values, within(serve="merged")).recipe.entries()}
     assert methods
     assert "parallel_adapter" not in methods
+
+
+@pytest.mark.parametrize("way", SERVED)
+def test_candidates_can_be_served(way: str) -> None:
+    """From any point of a mixed space, on a decoder; whether one can be is known from the graph."""
+    spec = spec_of(tiny_model("llama").config)
+    bound = Space.named("default").bind(spec)
+
+    def predicted(graph: CompositionGraph) -> Resources:
+        return Resources(unservable=unservable(graph, way, head=False))
+
+    budget = ResourceBudget.of(BUDGET, Limits(serve=way), predicted)
+    check_within(bound, budget)
+    rng, without = random.Random(0), 0
+    for _ in range(12):
+        values = bound.sample(rng)
+        graph = build_graph(candidate(bound, values, budget).recipe, spec)
+        assert unservable(graph, way, head=False) is None
+        without += (
+            predicted(build_graph(candidate(bound, values, BUDGET).recipe, spec)).unservable is not None
+        )
+    assert without > 3, "some needed it"
+
+
+def test_where_nothing_can_be_served_it_is_said() -> None:
+    budget = ResourceBudget.of(
+        BUDGET,
+        Limits(serve="vllm"),
+        lambda graph: Resources(unservable=unservable(graph, "vllm", head=False)),
+    )
+    with pytest.raises(Infeasible, match=r"to be served as vllm under.*vLLM has no LoRA for 'bert'"):
+        check_within(BOUND, budget)
 
 
 def test_a_limit_that_nothing_meets_is_refused_with_what_is_near() -> None:

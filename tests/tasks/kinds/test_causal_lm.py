@@ -89,11 +89,30 @@ def test_answers_are_asked_row_for_row(backbone: str, chats_file: str, tmp_path:
     )
     path = tmp_path / "more.jsonl"
     good = Path(chats_file).read_text().splitlines()[0]
-    path.write_text(f'{good}\n{{"messages": [{{"role": "user", "content": "what"}}]}}\n')
-    first, second = autopeft.predict(found, path)
+    asked = '{"messages": [{"role": "user", "content": "what follows one"}]}'
+    path.write_text(f'{good}\n{asked}\n{{"messages": [{{"role": "assistant", "content": ""}}]}}\n')
+    first, second, third = autopeft.predict(found, path)
     assert first["tokens"] == 4
     assert first["perplexity"] > 1
-    assert second["problem"] == "a last message that is not the assistant's"
+    assert "loss" not in second
+    assert {type(first["answer"]), type(second["answer"])} == {str}
+    assert third["problem"]
+
+
+def test_a_trained_hybrid_answers(backbone: str, chats_file: str, tmp_path: Path) -> None:
+    found = autopeft.train(
+        recipe=RECIPE, task=chats_file, model=backbone, steps=60, max_length=48, metric="exact_match",
+        out=str(tmp_path / "run"),
+    )  # fmt: skip
+    assert found.scores["test"] >= 0.5
+    assert autopeft.evaluate(tmp_path / "run").score == pytest.approx(found.scores["test"])
+    answers = [row["answer"] for row in autopeft.predict(found, ["what follows one", "what is two"])]
+    assert answers[0] in ("two", "three")
+    assert [row["answer"] for row in autopeft.predict(tmp_path / "run", ["what follows one"])] == answers[:1]
+    drawn = [
+        autopeft.predict(found, ["what follows one"] * 8, temperature=5.0, seed=seed) for seed in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def test_a_batch_has_the_choices_of_its_rows_one_after_the_other() -> None:
 
 def test_training_learns_the_right_choice_with_its_end() -> None:
     tokenizer = word_tokenizer(None)
-    found = KIND.encode_training(SPLIT, tokenizer, 32)
+    found = KIND.encode_splits({"train": SPLIT}, tokenizer, 32)["train"]
     batch = found.collate([0, 1, 2])
     learnt = [tokenizer.decode(row[row >= 0]) for row in batch["labels"]]
     assert learnt == ["two </s>", "three </s>", "five </s>"]
@@ -185,7 +185,7 @@ def test_training_learns_the_right_choice_with_its_end() -> None:
 def test_a_template_ends_what_is_learnt_and_not_what_is_scored() -> None:
     tokenizer = word_tokenizer()
     scored = KIND.encode(SPLIT, tokenizer, 32, cached=False).collate([0])
-    trained = KIND.encode_training(SPLIT, tokenizer, 32).collate([0])
+    trained = KIND.encode_splits({"train": SPLIT}, tokenizer, 32)["train"].collate([0])
     assert [tokenizer.decode(row[row >= 0]) for row in scored["labels"]] == ["one", "two"]
     assert [tokenizer.decode(row[row >= 0]) for row in trained["labels"]] == ["two <|end|>"]
 

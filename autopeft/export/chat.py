@@ -1,0 +1,152 @@
+"""`autopeft.chat`: a conversation with a trained language model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from autopeft.arguments import takes
+from autopeft.errors import UsageError
+from autopeft.export.arguments import WRITES, ChatArguments
+from autopeft.export.trained import Trained, trained
+from autopeft.training import predict
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from autopeft.hybrid import Hybrid
+    from autopeft.tasks import TaskKind
+    from autopeft.tasks.kinds import Generation
+
+__all__ = ["Chat", "chat"]
+
+Message = dict[str, str]
+
+
+class Chat:
+    """A conversation with a trained language model; `chat` begins one.
+
+    Attributes:
+        messages: what was said so far, `{"role": …, "content": …}`.
+        dropped: the number of turns that the model does not read any more.
+    """
+
+    def __init__(
+        self,
+        kind: TaskKind,
+        hybrid: Hybrid,
+        tokenizer: PreTrainedTokenizerBase,
+        how: Generation,
+        *,
+        max_length: int,
+        system: str | None = None,
+        notify: Callable[[str], None] | None = None,
+    ) -> None:
+        self._kind, self._hybrid, self._tokenizer, self._how = kind, hybrid, tokenizer, how
+        self._max_length, self._notify = max_length, notify or (lambda line: None)
+        self._begin: list[Message] = [] if not system else [{"role": "system", "content": system}]
+        self.messages: list[Message] = []
+        self.dropped = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was said, but not the system's message."""
+        self.messages, self.dropped = list(self._begin), 0
+
+    def say(self, text: str, told: Callable[[str], None] | None = None) -> str:
+        """The model's answer to a text, given what was said before.
+
+        The oldest turns are dropped where the conversation is longer than the model reads. An answer that is
+        cut off by Ctrl-C stays as far as it was written.
+
+        Args:
+            told: is given the answer piece by piece, as it is written.
+
+        Raises:
+            UsageError: the text is empty or not Unicode, or the conversation cannot be rendered.
+            KeyboardInterrupt: the answer was cut off.
+        """
+        if not text.strip() or text != text.encode("utf-8", "replace").decode("utf-8"):
+            raise UsageError(f"A message is a text that is not empty, but got {text!r:.80}.")
+        self.messages.append({"role": "user", "content": text})
+        pieces: list[str] = []
+
+        def heard(piece: str) -> None:
+            pieces.append(piece)
+            if told is not None:
+                told(piece)
+
+        answer: str | None = None
+        try:
+            self._shorten()
+            answer = self._answer(heard)
+        finally:
+            if answer is None:
+                answer = "".join(pieces).strip()
+            if answer:
+                self.messages.append({"role": "assistant", "content": answer})
+            else:  # a turn that nobody answered is none
+                self.messages.pop()
+        return answer
+
+    def _answer(self, told: Callable[[str], None]) -> str:
+        rows = self._kind.asked_row(self.messages)
+        encoded = self._kind.encode(rows, self._tokenizer, self._max_length, labelled=False, cached=False)
+        (output,) = predict(self._hybrid.model, encoded, generation=self._how, told=told)
+        return str(self._kind.present(output, ())["answer"])
+
+    def _shorten(self) -> None:
+        """Drop the oldest turns, as far as the rest does not fit; the last message may still be cut."""
+        first = len(self._begin)
+
+        def too_long() -> bool:
+            rows = self._kind.asked_row(self.messages)
+            return self._kind.truncated(rows, self._tokenizer, self._max_length) > 0
+
+        gone = 0
+        while too_long():
+            if len(self.messages) - first < 3:
+                self._notify(f"The message is cut: the model reads {self._max_length} tokens.")
+                break
+            del self.messages[first : first + 2]
+            gone += 1
+        if gone:
+            self.dropped += gone
+            turns = "turn was" if gone == 1 else f"{gone} turns were"
+            self._notify(f"The oldest {turns} dropped: the model reads {self._max_length} tokens.")
+
+
+@takes(ChatArguments)
+def chat(run: Trained, given: ChatArguments) -> Chat:
+    """Begin a conversation with a trained language model, by its tokenizer's chat template where it has one.
+
+    Args:
+        run: a run's name or folder, `latest`, an exported folder, what `autopeft.search` or `autopeft.train`
+            returned, or a live `Hybrid`.
+        {arguments}
+
+    Raises:
+        UsageError: there is no such hybrid, or it writes no texts.
+
+    Example:
+        >>> talk = autopeft.chat("latest", system="Be brief.")             # doctest: +SKIP
+        >>> talk.say("Which months have 30 days?")                         # doctest: +SKIP
+    """
+    known = trained(run, tokenizer=given.tokenizer)
+    known.kind.asked_row([{"role": "user", "content": "Hello"}])  # whether anybody can talk with it
+    how = known.kind.generation(known.use, **{name: getattr(given, name) for name in WRITES})
+    hybrid, tokenizer = known.load(given.model, given.notify)
+    longest = given.max_length or known.longest(tokenizer)
+    if longest > tokenizer.model_max_length:
+        raise UsageError(
+            f"max_length is at most {tokenizer.model_max_length:,} for this model, but got {longest:,}."
+        )
+    return Chat(
+        known.kind,
+        hybrid,
+        tokenizer,
+        how,
+        max_length=longest,
+        system=given.system,
+        notify=given.notify,
+    )

@@ -1,0 +1,190 @@
+"""The formats that a hybrid is exported in, beside its own recipe and weights.
+
+Each is made ready first, which refuses what it cannot hold while nothing is written yet, and then written
+into a folder of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autopeft.assets import ASSETS, load_tokenizer
+from autopeft.errors import AutoPEFTError
+from autopeft.export.arguments import EvaluateArguments, ExportArguments
+from autopeft.export.gguf_format import ADAPTER, check_gguf, write_gguf
+from autopeft.export.lora_factors import NotServable
+from autopeft.export.lora_format import lora_adapter
+from autopeft.export.lora_weights import LoRAWeights, Rows, lora_weights
+from autopeft.export.merged_format import merge, write_merged
+from autopeft.export.peft_format import PeftAdapter, peft_adapter, write_adapter
+from autopeft.export.trained import Trained, task_of, trained
+from autopeft.export.vllm_rules import VLLMFinding, smallest_rank, vllm_findings
+from autopeft.runs.markdown import fenced, plain
+
+if TYPE_CHECKING:
+    from autopeft.assets import ModelSource
+    from autopeft.export.package import Saved
+    from autopeft.hybrid import Hybrid
+
+__all__ = ["FORMATS", "Export", "Ready"]
+
+_FIT, _MEASURE = 256, 512  # rows of train that a LoRA is fitted on, of select that its cost is measured on
+
+
+@dataclass(frozen=True)
+class Export:
+    """What is exported: a run and what was given, its saved hybrid, live, and where the backbone is."""
+
+    run: Trained
+    given: ExportArguments
+    saved: Saved
+    hybrid: Hybrid
+    source: ModelSource
+
+    @property
+    def task_type(self) -> str | None:
+        """peft's word for the kind of task."""
+        return None if self.saved.card.kind is None else self.saved.card.task_kind.peft_task_type
+
+    @property
+    def base(self) -> str:
+        """The backbone as commands name it."""
+        asset = ASSETS.get(str(self.source.alias))
+        if asset is not None and asset.hub is not None:
+            return asset.hub
+        return self.source.path if self.source.origin == "hub" else "path/to/the/backbone"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A format that can be written.
+
+    Attributes:
+        write: writes it into a folder.
+        section: of the model card, how it is loaded and served.
+        lines: what else is to be said of it.
+        facts: the same and more as data.
+    """
+
+    write: Callable[[Path], object]
+    section: str
+    lines: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _peft(export: Export) -> Ready:
+    adapter = peft_adapter(export.hybrid, export.task_type)
+    section = "`peft/` holds an adapter for Hugging Face peft. Its `README.md` says how it is loaded."
+    lines, found = _vllm(export, adapter)
+    return Ready(lambda to: write_adapter(export.hybrid, adapter, to), section, lines, found)
+
+
+def _merged(export: Export) -> Ready:
+    model, tokenizer = merge(export.hybrid), load_tokenizer(export.source)
+    card = export.saved.card
+    kind = type(model).__name__ if card.kind is None else card.task_kind.auto_class.__name__
+    code = (
+        f"from transformers import AutoTokenizer, {kind}\n\n"
+        f'model = {kind}.from_pretrained("merged")\ntokenizer = AutoTokenizer.from_pretrained("merged")'
+    )
+    section = (
+        "`merged/` holds the whole model with the hybrid in its weights, in fp32. It needs neither AutoPEFT "
+        f"nor peft:\n\n{fenced(code, 'python')}"
+    )
+    if model.get_output_embeddings() is not None:
+        section += f"\n\nvLLM serves it as well:\n\n{fenced('vllm serve merged', 'bash')}"
+    return Ready(lambda to: write_merged(model, tokenizer, to), section)
+
+
+def _lora(export: Export) -> Ready:
+    weights = lora_weights(export.hybrid, export.given.rank, lambda: _rows(export))
+    adapter = lora_adapter(export.hybrid, weights, export.task_type)
+    checked, found = _vllm(export, adapter)
+    lines = (*_nearness(weights), *checked)
+    serve = ""
+    if all(one["state"] == "kept" for one in found["vllm"]):
+        words = f"vllm serve {export.base} --enable-lora --lora-modules hybrid=lora"
+        words += f" --max-lora-rank {smallest_rank(weights.rank)}"
+        serve = f" vLLM serves it beside the backbone:\n\n{fenced(words, 'bash')}\n\n"
+    section = (
+        "`lora/` holds a LoRA in peft's format. Its `README.md` says how it is loaded."
+        f"{serve or ' '}{' '.join(lines)}"
+    )
+    return Ready(
+        lambda to: write_adapter(export.hybrid, adapter, to), section, lines, {**weights.to_dict(), **found}
+    )
+
+
+def _gguf_lora(export: Export) -> Ready:
+    model = export.hybrid.model
+    check_gguf(model)
+    weights = lora_weights(export.hybrid, export.given.rank, lambda: _rows(export), biases=False)
+    lines, name = _nearness(weights), export.hybrid.recipe.name
+    words = f"llama-cli -m backbone.gguf --lora gguf-lora/{ADAPTER}"
+    section = (
+        f"`gguf-lora/{ADAPTER}` is a LoRA for llama.cpp, on the backbone as its `convert_hf_to_gguf.py` "
+        f"writes it:\n\n{fenced(words, 'bash')}\n\n{' '.join(lines)}"
+    )
+    return Ready(lambda to: write_gguf(model, weights, to, name=name), section, lines, weights.to_dict())
+
+
+def _nearness(weights: LoRAWeights) -> tuple[str, ...]:
+    """How near a LoRA is to the hybrid, in sentences."""
+    if weights.cost is None:
+        return (f"It gives the hybrid's own logits, up to rounding; its rank is {weights.rank}.",)
+    what = list(dict.fromkeys(weights.fitted.values()))
+    more = f" and {len(what) - 1} more" if len(what) > 1 else ""
+    why = f"{plain(what[0])}{more} is no change of a weight" if what else "changes of weights are cut"
+    return (f"It comes near the hybrid ({why}); its rank is {weights.rank}.", plain(weights.cost.text))
+
+
+def _vllm(export: Export, adapter: PeftAdapter) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """What vLLM's rules say, in sentences and as data."""
+    found = vllm_findings(adapter.config, str(export.hybrid.model.config.model_type))
+    return _verdict(found), {"vllm": [one.to_dict() for one in found]}
+
+
+def _verdict(found: list[VLLMFinding]) -> tuple[str, ...]:
+    against = [one.text for one in found if one.state != "kept"]
+    if against:
+        return tuple(f"For vLLM: {plain(text)}" for text in against)
+    needs = [one.text for one in found if one.rule == "rank"]
+    return (f"vLLM takes it. {' '.join(map(plain, needs))}",)
+
+
+def _rows(export: Export) -> Rows:
+    """Rows of the hybrid's own task.
+
+    Raises:
+        NotServable: they cannot be read.
+    """
+    try:
+        known = trained(export.run)
+        task = task_of(known, EvaluateArguments(notify=export.given.notify))
+    except AutoPEFTError as error:
+        raise NotServable(
+            "A LoRA can only come near this hybrid, and what that costs is measured on rows of its task: "
+            f"{error}"
+        ) from error
+    some = task.subset(train=_FIT, select=_MEASURE)
+    tokenizer, kind = load_tokenizer(export.source), task.task_kind
+    fit, measure = (
+        kind.encode(some.splits[name], tokenizer, known.longest(tokenizer)) for name in ("train", "select")
+    )
+    return Rows(fit, measure, task.metric)
+
+
+FORMATS: Mapping[str, Callable[[Export], Ready]] = {
+    "peft": _peft,
+    "merged": _merged,
+    "lora": _lora,
+    "gguf-lora": _gguf_lora,
+}
+"""By name what makes a format ready; each is written into a folder of that name.
+
+Raises:
+    NotExpressible, NotServable, CompositionError: the hybrid cannot be said in it.
+"""

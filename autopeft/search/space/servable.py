@@ -1,0 +1,67 @@
+"""Points of a space with other methods in place of those that cannot be served as is asked for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from autopeft.composition import get_composition
+from autopeft.graph import PEFT_METHODS
+from autopeft.method import get_method
+from autopeft.recipe import EntryItem, Item
+from autopeft.recipe.models import validate_config
+from autopeft.search.space.bound import BoundSpace
+
+if TYPE_CHECKING:
+    from autopeft.search.space.repair import Balance
+
+__all__ = ["servable"]
+
+
+def servable(space: BoundSpace, balance: Balance, values: dict[str, Any], way: str) -> dict[str, Any]:
+    """The point with others in place of what cannot be served, or without it, before the budget is looked at:
+    so that what can be keeps its room.
+
+    It goes as far as single methods tell; what a whole graph tells is up to repair.
+    """
+    fits = _rule(space, values, way)
+    for unit in space.units:
+        item = space.item(unit, values)
+        if item is None or fits(item):
+            continue
+        for name in unit.item_parameters:
+            changed = [{**values, name: value} for value in balance.choices[name]]
+            items = [space.item(unit, there) for there in changed]
+            fitting = [(i is None, n) for n, i in enumerate(items) if i is None or fits(i)]
+            if fitting:
+                values = changed[min(fitting)[1]]
+                break
+    return values
+
+
+def _rule(space: BoundSpace, values: dict[str, Any], way: str) -> Callable[[Item], bool]:
+    """Whether an item can be served, as far as its methods and compositions say."""
+    if way == "peft":  # which holds one method: the one that most of the units are of
+        items = (space.item(unit, values) for unit in space.units)
+        there = Counter(i.method for i in items if isinstance(i, EntryItem) and i.method in PEFT_METHODS)
+        most = next(iter(there.most_common(1)), ("lora", 0))[0]
+        return lambda item: isinstance(item, EntryItem) and item.method == most
+    return _merges if way == "merged" else _is_lora
+
+
+def _merges(item: Item) -> bool:
+    if isinstance(item, EntryItem):
+        return bool(_configured(item).traits.mergeable)
+    return get_composition(item.kind).traits.mergeable and all(map(_merges, item.children))
+
+
+def _is_lora(item: Item) -> bool:
+    if isinstance(item, EntryItem):
+        method = _configured(item)
+        return bool(method.traits.mergeable) and getattr(method, "change_rank", None) is not None
+    return get_composition(item.kind).traits.additive and all(map(_is_lora, item.children))
+
+
+def _configured(item: EntryItem) -> Any:
+    return get_method(item.method)(validate_config(item.method, item.config))

@@ -1,0 +1,112 @@
+"""A language model that answers: prompts as tokens or as messages, answers as texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import TextStreamer
+
+from autopeft.errors import UsageError
+from autopeft.tasks.kinds.chat_templates import TurnEnd, turn_end
+from autopeft.tasks.kinds.generation import Generation, generate
+
+__all__ = ["Writer"]
+
+
+class Writer:
+    """A model with its tokenizer, and what ends its answers.
+
+    Args:
+        model: in eval mode.
+        most: new tokens at most, where nothing else is asked for.
+        mean: of logits, where a hybrid stands for several models (see `autopeft.hybrid.predictive`).
+
+    Raises:
+        UsageError: the tokenizer's chat template is refused, or it has no padding token.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        most: int,
+        mean: Callable[[Tensor, int], Tensor] | None = None,
+    ) -> None:
+        if tokenizer.pad_token_id is None:
+            raise UsageError("The tokenizer has no padding token: set `tokenizer.pad_token`.")
+        self.model, self.tokenizer, self.most, self._mean = model, tokenizer, most, mean
+        self.end = turn_end(tokenizer, _own_ends(model))
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        how: Generation,
+        *,
+        device: str | torch.device = "cpu",
+        told: Callable[[str], None] | None = None,
+    ) -> list[str]:
+        """The answer to each prompt, without special tokens and white space at its ends.
+
+        Args:
+            prompts: tokens, at least one each.
+            told: is given the answer to a single prompt piece by piece, as it is written.
+
+        Raises:
+            UsageError: the model cannot generate.
+        """
+        found = generate(
+            self.model,
+            prompts,
+            how,
+            most=self.most,
+            ends=self.end.tokens,
+            pad=int(self.tokenizer.pad_token_id),
+            begin=self.tokenizer.bos_token_id,
+            mean=self._mean,
+            device=device,
+            streamer=None if told is None else _Pieces(self.tokenizer, told, self.end),
+        )
+        return [self._text(tokens) for tokens in found]
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        text = str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+        return (text if self.end.text is None else text.partition(self.end.text)[0]).strip()
+
+
+def _own_ends(model: nn.Module) -> tuple[int, ...]:
+    """The end tokens that a model's own generation configuration names."""
+    found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    several = found if isinstance(found, (list, tuple)) else [found]
+    return tuple(token for token in several if isinstance(token, int) and token >= 0)
+
+
+class _Pieces(TextStreamer):  # type: ignore[misc]  # transformers gives streamers no types
+    """Hands on a text in whole words, up to what ends it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, told: Callable[[str], None], end: TurnEnd) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._told, self._tokens, self._end = told, end.tokens, end.text
+        self._held, self._over = "", False
+
+    def put(self, value: Tensor) -> None:
+        """See `TextStreamer`. What ends an answer need not be a special token."""
+        if self.next_tokens_are_prompt or not any(int(token) in self._tokens for token in value.flatten()):
+            super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """See `TextStreamer`. What may be the beginning of the end is held back."""
+        if self._over:
+            return
+        text = self._held + text
+        if self._end is not None:
+            before, found, _ = text.partition(self._end)
+            self._over = bool(found)
+            keep = 0 if self._over or stream_end else len(self._end) - 1
+            cut = len(before) - keep if not self._over else len(before)
+            text, self._held = (before[: max(cut, 0)], "" if self._over else before[max(cut, 0) :])
+        if text:
+            self._told(text)

@@ -1,0 +1,99 @@
+"""Metrics of generated answers, and outputs that hold likelihoods and texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from autopeft.errors import TaskError
+from autopeft.tasks.kinds import get_kind, get_metric, jackknife_variance
+from autopeft.tasks.kinds.generated import EXACT_MATCH, ROUGE_L
+from autopeft.tasks.kinds.metric import pseudo_values
+
+KIND = get_kind("causal_lm")
+
+
+def texts(*rows: str) -> NDArray[Any]:
+    found = np.empty(len(rows), dtype=object)
+    found[:] = rows
+    return found
+
+
+def outputs(*rows: str) -> NDArray[Any]:
+    likelihoods = np.stack([[float(i + 1), 2.0, 1.0] for i in range(len(rows))])
+    return KIND.with_texts(likelihoods, rows)
+
+
+def test_an_exact_match_looks_at_no_white_space_but_between_words() -> None:
+    found = texts(" a  b\n", "a b", "A b", "ab", "")
+    assert EXACT_MATCH.score(found, texts("a b", "a\tb", "a b", "a b", " ")) == pytest.approx(3 / 5)
+
+
+def test_rouge_is_the_f_measure_of_the_longest_common_subsequence() -> None:
+    """Of `police kill the gunman` (Lin 2004, section 3): 3 of 4 words in order, then 2 of 4."""
+    wanted = texts("police killed the gunman")
+    assert ROUGE_L.score(texts("police kill the gunman"), wanted) == pytest.approx(0.75)
+    assert ROUGE_L.score(texts("the gunman kill police"), wanted) == pytest.approx(0.5)
+    assert ROUGE_L.score(texts("Police"), wanted) == pytest.approx(2 * 1 * 0.25 / 1.25)
+    assert ROUGE_L.score(texts("", "?!"), texts("police", "police")) == 0.0
+
+
+@pytest.mark.parametrize("metric", [EXACT_MATCH, ROUGE_L], ids=lambda m: m.name)
+def test_what_rows_contribute_is_that_of_the_score(metric: Any) -> None:
+    rng = np.random.default_rng(1)
+    said = texts(*[" ".join(rng.choice(["a", "b", "c"], 3)) for _ in range(230)])
+    wanted = texts(*[" ".join(rng.choice(["a", "b", "c"], 3)) for _ in range(230)])
+    found = KIND.pseudo_values(metric, outputs(*said), wanted)
+    assert len(found) == 100
+    assert found == pytest.approx(pseudo_values(metric.score, said, wanted))
+    score = metric.score(said, wanted)
+    assert found.mean() == pytest.approx(score, abs=1e-3)
+    variance = jackknife_variance(metric.score, said, wanted)
+    rows = type("Rows", (), {"rows": 230, "classes": (), "labels": wanted})()
+    if metric is EXACT_MATCH:
+        assert metric.sampling_variance(score, rows) == pytest.approx(variance, rel=0.4)
+    assert metric.sampling_variance(score, rows) > 0.8 * variance
+
+
+def test_one_pass_serves_metrics_of_both_sorts() -> None:
+    found, wanted = outputs("two", "one"), texts("two", "two")
+    assert KIND.score(EXACT_MATCH, found, wanted) == 0.5
+    assert KIND.score(get_metric("likelihood"), found, wanted) == pytest.approx(np.exp(-3 / 4))
+    assert KIND.score(get_metric("token_accuracy"), found, wanted) == 0.5
+    assert KIND.row_loss(found, wanted) == pytest.approx(3 / 4)
+    assert KIND.score(EXACT_MATCH, KIND.decisions(found), wanted) == 0.5
+    (table,) = KIND.breakdown(found, wanted, ())
+    assert table.rows == (("all rows", 0.5, 0.5, 3.0, 3.0, 0),)
+
+
+def test_outputs_of_batches_are_joined_and_put_in_order() -> None:
+    found = np.concatenate([outputs("a", "b"), outputs("c")])
+    restored = np.empty_like(found)
+    restored[[2, 0, 1]] = found
+    assert restored["answer"].tolist() == ["b", "c", "a"]
+    assert restored["likelihoods"][:, 0].tolist() == [2.0, 1.0, 1.0]
+
+
+def test_predictions_without_texts_cannot_be_compared_with_texts() -> None:
+    with pytest.raises(TaskError, match=r"exact_match compares generated answers.*Generation\(\)"):
+        KIND.score(EXACT_MATCH, np.zeros((2, 3)), texts("a", "b"))
+    with pytest.raises(TaskError, match="Models for classification write no texts"):
+        get_kind("classification").with_texts(np.zeros((1, 2)), ["a"])
+
+
+def test_what_stands_for_a_metric_in_trials() -> None:
+    assert KIND.trial_metric(ROUGE_L).name == "likelihood"
+    assert KIND.trial_metric(get_metric("token_accuracy")).name == "token_accuracy"
+
+
+def test_a_prediction_says_what_is_known() -> None:
+    (told,) = (KIND.present(row, ()) for row in outputs("a\tb"))
+    assert told["answer"] == "a\tb"
+    assert told["loss"] == pytest.approx(0.5)
+    assert KIND.line(told) == "a b"
+    nothing = KIND.with_texts(np.zeros((1, 3)), ["a"])[0]
+    assert KIND.present(nothing, ()) == {"answer": "a"}
+    assert KIND.line(KIND.present(np.array([1.0, 2.0, 1.0]), ())) == "loss 0.5000  perplexity 1.649"

@@ -1,0 +1,171 @@
+"""What is written in batches with kept keys and values is what each row alone gives, read anew each time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support.cases import recipe_of
+from support.language import TEMPLATE, word_tokenizer
+from support.tiny import randomise, tiny_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from autopeft.assets import warn_once
+from autopeft.errors import UsageError
+from autopeft.hybrid import attach
+from autopeft.hybrid.prediction import predictive
+from autopeft.tasks.kinds import Generation
+from autopeft.tasks.kinds.chat_templates import turn_end
+from autopeft.tasks.kinds.generation import generate, room_of
+from autopeft.tasks.kinds.writer import Writer
+
+PROMPTS = [[5, 9, 11], [7, 8, 12, 30, 22, 41, 3], [44], [6, 6, 17, 23, 24]]
+CASES = ("lora", "prefix", "serial-pfeiffer", "parallel", "prompt", "ia3")
+WHOLE = ("gate", "route-sequence", "lora-dropout", "laplace")  # no key is kept under these
+OPTIONS: dict[str, Any] = {"ends": (), "pad": 0}
+
+
+def with_hybrid(case: str, name: str) -> PreTrainedModel:
+    model = tiny_model(name)
+    hybrid = attach(model, recipe_of(case), seed=0)
+    randomise(hybrid.root, std=0.1)
+    hybrid.model.eval()
+    return model
+
+
+@torch.no_grad()
+def one_by_one(model: nn.Module, prompt: list[int], new: int) -> list[int]:
+    """The most probable token, again and again, of the row as a whole."""
+    tokens = list(prompt)
+    for _ in range(new):
+        ids = torch.tensor([tokens])
+        logits = predictive(model, lambda ids=ids: model(input_ids=ids, use_cache=False).logits[:, -1])
+        tokens.append(int(logits.argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("case", [*CASES, *WHOLE])
+def test_a_batch_gives_what_each_row_alone_gives(case: str, name: str) -> None:
+    model = with_hybrid(case, name)
+    wanted = [one_by_one(model, prompt, 6) for prompt in PROMPTS]
+    if (case, name) != ("gate", "gpt2"):  # this one writes the same token behind all
+        assert len({tuple(row) for row in wanted}) > 1
+    with torch.no_grad():
+        assert generate(model, PROMPTS, Generation(), most=6, **OPTIONS) == wanted
+
+
+def test_a_model_without_a_hybrid_writes_too() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        found = generate(model, PROMPTS, Generation(max_new_tokens=3), most=6, **OPTIONS)
+    assert found == [one_by_one(model, prompt, 3) for prompt in PROMPTS]
+
+
+def test_what_the_model_itself_says_of_generation_changes_nothing() -> None:
+    """A stranger's generation_config.json may hold anything."""
+    model = with_hybrid("lora", "llama")
+    plain = generate(model, PROMPTS, Generation(), most=6, **OPTIONS)
+    own = model.generation_config
+    own.num_beams, own.repetition_penalty, own.min_new_tokens, own.do_sample = 3, 9.0, 40, True
+    assert generate(model, PROMPTS, Generation(), most=6, **OPTIONS) == plain
+    assert model.generation_config is own
+
+
+def test_an_end_token_ends_a_row_and_is_left_out() -> None:
+    model = with_hybrid("lora", "llama")
+    plain = generate(model, PROMPTS, Generation(), most=6, **OPTIONS)
+    end = plain[1][2]
+    found = generate(model, PROMPTS, Generation(), most=6, ends=(end,), pad=0)
+    assert found == [row[: row.index(end)] if end in row else row for row in plain]
+    assert len(found[1]) < 6
+
+
+def test_draws_come_from_the_seed_and_the_temperature() -> None:
+    model = with_hybrid("lora", "llama")
+
+    def drawn(seed: int, **how: Any) -> list[list[int]]:
+        torch.manual_seed(seed)
+        return generate(model, PROMPTS, Generation(**how), most=6, **OPTIONS)
+
+    greedy = drawn(0)
+    assert drawn(1) == greedy
+    assert drawn(1, temperature=5.0) == drawn(1, temperature=5.0) != drawn(2, temperature=5.0)
+    assert drawn(3, temperature=5.0, top_p=1e-6) == greedy
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_prompts_beyond_the_positions_lose_their_beginning(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_once.cache_clear()
+    model = with_hybrid("prompt", name)
+    assert room_of(model) == 60, "four rows are the prompt's"
+    long = [2, *[(7 * i) % 40 + 3 for i in range(70)]]
+    found = generate(model, [long, PROMPTS[0]], Generation(), most=6, begin=2, **OPTIONS)
+    assert found[0] == one_by_one(model, [2, *long[-53:]], 6)
+    assert found[1] == one_by_one(model, PROMPTS[0], 6)
+    assert "more than 54 tokens lose their beginning" in caplog.text
+    [row] = generate(model, [PROMPTS[0]], Generation(max_new_tokens=500), most=6, **OPTIONS)
+    assert len(row) == 30, "half of the positions"
+
+
+@pytest.mark.parametrize("case", ["lora", "gate"])
+def test_pieces_are_the_whole(case: str) -> None:
+    model, tokenizer = with_hybrid(case, "llama"), word_tokenizer(None, eos_token="<|end|>")
+    pieces: list[str] = []
+    writer = Writer(model, tokenizer, most=12)
+    [whole] = writer.write([[8, 9]], Generation(), told=pieces.append)
+    assert "".join(pieces).strip() == whole
+
+
+def test_what_is_no_language_model_is_refused() -> None:
+    with pytest.raises(UsageError, match="cannot generate"):
+        generate(tiny_model("bert"), PROMPTS, Generation(), most=3, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("said", "what"),
+    [
+        ({"max_new_tokens": 0}, "at least 1"),
+        ({"temperature": -1.0}, "a number from 0"),
+        ({"temperature": float("nan")}, "a number from 0"),
+        ({"top_p": 0.0}, "above 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(said: dict[str, Any], what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        Generation(**said)
+
+
+def test_what_ends_a_turn() -> None:
+    tokenizer = word_tokenizer()
+    assert turn_end(tokenizer).tokens == (3, 5), "</s>, and <|end|>, which the template writes"
+    assert turn_end(word_tokenizer(None)).tokens == (3,)
+    assert turn_end(tokenizer, (9, 3)).tokens == (3, 9, 5)
+    words = turn_end(word_tokenizer(TEMPLATE.replace("<|end|>", "is over")))
+    assert (words.tokens, words.text) == ((3,), "is over")
+    silent = turn_end(word_tokenizer("{{ messages[0].content }}"))
+    assert (silent.tokens, silent.text) == ((3,), None)
+
+
+def test_words_that_end_a_turn_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = word_tokenizer(TEMPLATE.replace("<|end|>", "is over"))
+    written = tokenizer.convert_tokens_to_ids(["two", "three", "is"])
+    model, pieces = tiny_model("llama"), []  # type: ignore[var-annotated]
+
+    def told(*args: Any, streamer: Any = None, **kwargs: Any) -> list[list[int]]:
+        if streamer is not None:
+            streamer.put(torch.tensor([[1]]))
+            for token in written:
+                streamer.put(torch.tensor([token]))
+            streamer.end()
+        return [written]
+
+    monkeypatch.setattr("autopeft.tasks.kinds.writer.generate", told)
+    writer = Writer(model, tokenizer, most=4)
+    object.__setattr__(writer.end, "text", "three")
+    assert writer.write([[1]], Generation(), told=pieces.append) == ["two"]
+    assert "".join(pieces).strip() == "two"
