@@ -17,6 +17,7 @@ PROCESSES = (
     "experiments/tests/test_versions.py",
     "experiments/tests/test_counting.py::test_every_side_is_measured_and_agrees",
     "tests/cli/test_bad_input.py::test_from_outside_there_is_no_traceback_unless_asked_for",
+    "tests/cli/test_chat.py",
     "tests/cli/test_commands.py::test_a_fixed_recipe_whose_name_is_no_word",
     "tests/assets/test_cache.py::test_a_process_that_cannot_write_the_cache_has_one_of_its_own",
     "tests/cli/test_commands.py::test_a_table_is_predicted_row_for_row",
