@@ -82,7 +82,7 @@ def test_baselines_alone_are_shared_between_searches(tmp_path: Path) -> None:
     assert both is not None
     assert both.pseudo_values == (0.6, 0.8)
     assert kept.recall(job("lora", kind="confirm")) is None
-    cache.held[("lora", 3, 5, "fp32", "score")] = KeptScores({"select": 0.6})
+    cache.held[("lora", 3, 5, "fp32", "score", None)] = KeptScores({"select": 0.6})
     assert kept.recall(job("lora", splits=("select", "test"))) is None
 
 
