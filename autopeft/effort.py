@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from autopeft.errors import UsageError, near
 
-__all__ = ["EFFORTS", "Effort", "choose_effort", "parse_duration", "read_effort"]
+__all__ = ["EFFORTS", "LARGE", "Effort", "choose_effort", "parse_duration", "read_effort"]
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,22 @@ EFFORTS: dict[str, Effort] = {
         Effort("thorough", 150, 500, None, 2000, None, top=5, seeds=5),
     )
 }
+LARGE = 60_000_000
+"""Parameters of a backbone whose steps take seconds on a CPU: a quick search then spends otherwise."""
+_QUICK_OF_LARGE = Effort("quick", 8, 40, 2000, 200, 300, top=2, seeds=3, seconds=1_740.0)
 _MOST = 2**53
 _POSITIVE = ("trials", "steps", "train_rows", "select_rows", "test_rows", "top", "seeds", "rates")
 
 
-def choose_effort(name: str | None = None, *, gpu: bool = False, **overrides: Any) -> Effort:
+def choose_effort(
+    name: str | None = None, *, gpu: bool = False, parameters: int = 0, **overrides: Any
+) -> Effort:
     """The preset `name` (default: quick on a CPU, normal on a GPU) with every override that is not `None`.
+
+    Args:
+        gpu: whether there is one.
+        parameters: of the backbone. On a CPU a quick search of a large one (see `LARGE`) tries fewer recipes,
+            scores fewer rows and may take longer.
 
     Raises:
         UsageError: the name is unknown, or a number is not positive.
@@ -71,7 +81,8 @@ def choose_effort(name: str | None = None, *, gpu: bool = False, **overrides: An
     if wrong:
         raise UsageError(f"Efforts are positive whole numbers, but got {', '.join(wrong)}.")
     exact = gpu or "trials" in given or "steps" in given
-    effort = replace(EFFORTS[name], **given)
+    slow = name == "quick" and not gpu and parameters >= LARGE
+    effort = replace(_QUICK_OF_LARGE if slow else EFFORTS[name], **given)
     return replace(effort, seconds=None) if exact else effort
 
 

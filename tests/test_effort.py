@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from autopeft.effort import EFFORTS, choose_effort, parse_duration
+from autopeft.effort import EFFORTS, LARGE, choose_effort, parse_duration
 from autopeft.errors import UsageError
 
 
@@ -20,6 +20,17 @@ def test_exact_numbers_lift_the_time_limit_of_quick() -> None:
     assert choose_effort("quick").seconds
     assert choose_effort("quick", trials=12).seconds is None
     assert choose_effort("quick", train_rows=100).seconds
+
+
+def test_a_large_backbone_on_a_cpu_has_a_quick_search_of_its_own() -> None:
+    small, large = choose_effort("quick", parameters=LARGE - 1), choose_effort("quick", parameters=LARGE)
+    assert small == EFFORTS["quick"]
+    assert large.trials >= 8
+    assert large.seconds is not None
+    assert large.seconds < 1800
+    assert choose_effort("quick", parameters=LARGE, gpu=True) == choose_effort("quick", gpu=True)
+    assert choose_effort("normal", parameters=LARGE) == EFFORTS["normal"]
+    assert choose_effort("quick", parameters=LARGE, trials=5).trials == 5
 
 
 def test_mistakes_are_named() -> None:

@@ -304,14 +304,14 @@ def rows(split: str) -> Option:
     return Option(help=f"At most so many rows of {split}; default: the effort's.", cli=False, least=1)
 
 
-def precision(help: str) -> Option:
-    """An option that takes fp32 or bf16."""
-    return Option(help=help, panel=TRAINING, choices=_precisions, check=_check_precision)
-
-
 Precision = Annotated[
     str,
-    precision("Of the backbone's weights: fp32, or bf16, which is rougher and on many machines faster."),
+    Option(
+        help="Of the backbone's weights: fp32, or bf16, which is rougher and on many machines faster.",
+        panel=TRAINING,
+        choices=_precisions,
+        check=_check_precision,
+    ),
 ]
 Shortcuts = Annotated[
     bool,

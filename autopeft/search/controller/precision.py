@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from autopeft.effort import LARGE
 from autopeft.foreign import file_in, parse_json
 from autopeft.runs.files import write_atomic
 from autopeft.search.core.jobs import JobResult, PrecisionJob
@@ -31,11 +32,11 @@ class ChosenPrecision:
         folder: of the run, where the finding is kept, so that a search that goes on keeps to it; `None` to
             keep nothing.
         notify: is told what was found.
-        final: `fp32` or `bf16`, of all that is scored on *test*.
+        final: of all that is scored on *test*: `fp32`, `bf16`, or `auto`: `fp32`, for a large backbone that
+            of the trials.
 
     Attributes:
         value: `fp32` or `bf16`; `None` until the probe has ended.
-        final: as it was asked for.
     """
 
     def __init__(
@@ -48,12 +49,17 @@ class ChosenPrecision:
         final: str = "fp32",
     ) -> None:
         self._folder, self._notify = folder, notify
-        self.final = final
+        self._final = "fp32" if final == "auto" and parameters < LARGE else final
         self.value: str | None = asked if asked != "auto" else None
         if self.value is None and parameters < _LEAST:
             self.value = "fp32"
         if self.value is None and folder is not None:
             self.value = kept_precision(folder)
+
+    @property
+    def final(self) -> str:
+        """`fp32` or `bf16`, of all that is scored on *test*."""
+        return self._final if self._final != "auto" else self.value or "fp32"
 
     def job(self, seed: int) -> PrecisionJob:
         """The probe."""
@@ -70,9 +76,9 @@ class ChosenPrecision:
             told = f"{told}: there is nothing to measure bf16 on."
         else:
             told = probe.sentence()
-            if probe.precision != self.final:
-                told += f" Finalists and baselines are trained in {self.final}."
         self.value = "fp32" if probe is None or result.error is not None else probe.precision
+        if self.value != self.final:
+            told += f" Finalists and baselines are trained in {self.final}."
         if self._folder is not None:
             kept = {"precision": self.value, "why": told, **result.measured}
             write_atomic(self._folder / FILE, json.dumps(kept, indent=1) + "\n")

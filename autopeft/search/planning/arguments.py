@@ -44,7 +44,12 @@ class SearchArguments(Arguments):
     """Everything that a search is told, and that its manifest records."""
 
     called: ClassVar[str] = "search"
-    before: ClassVar[Mapping[str, Any]] = {"rank_by": "score", "portfolio": False, "head_start": "random"}
+    before: ClassVar[Mapping[str, Any]] = {
+        "rank_by": "score",
+        "portfolio": False,
+        "head_start": "random",
+        "final_precision": "fp32",
+    }
 
     @classmethod
     def recorded(cls, manifest: Any) -> dict[str, Any]:
@@ -280,11 +285,15 @@ class SearchArguments(Arguments):
     ] = "auto"
     final_precision: Annotated[
         str,
-        shared.precision(
-            "Of the backbone's weights where finalists and baselines are trained with fresh seeds and scored "
-            "on test: fp32, or bf16 for a backbone that is too large for fp32, or used in bf16."
+        Option(
+            help="Of the backbone's weights where finalists and baselines are trained with fresh seeds and "
+            "scored on test: fp32, bf16, or auto: fp32, and that of the trials for a backbone of 60 million "
+            "parameters or more.",
+            panel=shared.TRAINING,
+            choices=checks.precisions,
+            check=checks.check_precision,
         ),
-    ] = "fp32"
+    ] = "auto"
     shortcuts: shared.Shortcuts = True
     head_start: shared.HeadStart = "probe"
     text: shared.Text = None

@@ -81,8 +81,8 @@ def calibration_for(
     threads = torch.get_num_threads()
     torch.set_num_threads(a.cpus_per_trial)
     try:
-        # As finalists are trained.
-        dtype = dtype_of(a.final_precision)
+        # As finalists are trained, as far as that is known yet.
+        dtype = dtype_of("fp32" if a.final_precision == "auto" else a.final_precision)
         model = task.task_kind.load_model(source, task.labels, seed=plan.seed, dtype=dtype)
         map_weights(model)
         data = encode(task, load_tokenizer(source), plan.max_length)

@@ -208,12 +208,14 @@ def prepare(
     cheap = _check(a)
     model = str(keep_model(*a.model) if isinstance(a.model, tuple) else a.model)
     a = a.changed(model=model)
-    gpu = torch.cuda.is_available()
-    effort = effort or _effort(a, gpu=gpu)
-    plan, parameters = _plan(a, effort.steps, cheap.gpus), Budget.parse(a.budget)
+    gpu, parameters = torch.cuda.is_available(), Budget.parse(a.budget)
+    if effort is None:
+        _effort(a, gpu=gpu, parameters=0)  # its numbers are looked at before anything is fetched
     space = a.space if isinstance(a.space, Space) else Space.load(a.space)
     source = resolve_model(model, notify=notify)
     spec = spec_of(unquantized(load_config(source), model))
+    effort = effort or _effort(a, gpu=gpu, parameters=spec.parameters)
+    plan = _plan(a, effort.steps, cheap.gpus)
     limits = parameters.limits(spec)
     check_feasible(space, parameters, spec)
     task, rows = _task(a, effort, notify)
@@ -247,12 +249,13 @@ def prepare(
     )
 
 
-def _effort(a: SearchArguments, *, gpu: bool) -> Effort:
+def _effort(a: SearchArguments, *, gpu: bool, parameters: int) -> Effort:
     """How much the search spends. Finalists that may reach another goal than the best come beside those that
     promise most."""
     effort = choose_effort(
         a.effort,
         gpu=gpu,
+        parameters=parameters,
         trials=a.trials,
         steps=a.steps,
         train_rows=a.train_rows,

@@ -66,6 +66,21 @@ def test_what_is_scored_on_test_is_trained_in_the_precision_that_was_asked_for_i
     assert "baselines are trained in bf16" in told[0]
 
 
+@pytest.mark.parametrize(("parameters", "final"), [(10_000_000, "fp32"), (100_000_000, "bf16")])
+def test_what_is_scored_on_test_follows_the_trials_where_the_backbone_is_large(
+    make_stage: Make, tmp_path: Path, parameters: int, final: str
+) -> None:
+    told: list[str] = []
+    precision = ChosenPrecision(
+        "auto", parameters=parameters, folder=tmp_path, notify=told.append, final="auto"
+    )
+    stage = make_stage(precision=precision)
+    stage.play(answering(**FASTER))
+    assert {job.precision for job in stage.jobs if job.kind == "trial"} == {"bf16"}
+    assert {job.precision for job in stage.jobs if "test" in job.splits} == {final}
+    assert ("baselines are trained in fp32" in told[0]) == (final == "fp32")
+
+
 def test_a_search_that_goes_on_keeps_to_what_was_found(make_stage: Make, tmp_path: Path) -> None:
     chosen(tmp_path).take(JobResult("precision", measured=FASTER))
     assert kept_precision(tmp_path) == "bf16"

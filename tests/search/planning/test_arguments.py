@@ -206,7 +206,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "batch_size": counts,
     "micro_batch": counts,
     "precision": st.sampled_from(["auto", "fp32", "bf16"]),
-    "final_precision": st.sampled_from(["fp32", "bf16"]),
+    "final_precision": st.sampled_from(["auto", "fp32", "bf16"]),
     "shortcuts": st.booleans(),
     "text": text,
     "text_pair": text,
