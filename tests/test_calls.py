@@ -91,6 +91,12 @@ CALLBACKS = (
     Callback(
         "autopeft.arguments",
         "autopeft.training.options",
+        ("metric_text",),
+        "A metric that is a function is written down by its name.",
+    ),
+    Callback(
+        "autopeft.arguments",
+        "autopeft.training.options",
         ("_head_starts", "_precisions", "efforts"),
         "Choices of the options that several functions share.",
         once=True,
