@@ -25,6 +25,7 @@ class Effort:
         top: finalists that are retrained with fresh seeds.
         seeds: fresh seeds for each finalist and baseline.
         rates: learning rates tried for each baseline, on *select*.
+        batch_size: rows of a step.
         seconds: time budget that holds where neither a time nor numbers of trials and steps are given: a slow
             machine then tries fewer recipes. `None` for no limit.
     """
@@ -39,6 +40,7 @@ class Effort:
     seeds: int
     rates: int = 3
     seconds: float | None = None
+    batch_size: int = 32
 
 
 EFFORTS: dict[str, Effort] = {
@@ -51,9 +53,19 @@ EFFORTS: dict[str, Effort] = {
 }
 LARGE = 60_000_000
 """Parameters of a backbone whose steps take seconds on a CPU: a quick search then spends otherwise."""
-_QUICK_OF_LARGE = Effort("quick", 8, 40, 2000, 200, 300, top=2, seeds=3, seconds=1_740.0)
+_QUICK_OF_LARGE = Effort("quick", 8, 40, 2000, 200, 300, top=2, seeds=3, seconds=1_740.0, batch_size=8)
 _MOST = 2**53
-_POSITIVE = ("trials", "steps", "train_rows", "select_rows", "test_rows", "top", "seeds", "rates")
+_POSITIVE = (
+    "trials",
+    "steps",
+    "train_rows",
+    "select_rows",
+    "test_rows",
+    "top",
+    "seeds",
+    "rates",
+    "batch_size",
+)
 
 
 def choose_effort(
@@ -63,8 +75,8 @@ def choose_effort(
 
     Args:
         gpu: whether there is one.
-        parameters: of the backbone. On a CPU a quick search of a large one (see `LARGE`) tries fewer recipes,
-            scores fewer rows and may take longer.
+        parameters: of the backbone. On a CPU a quick search of a large one (see `LARGE`) tries fewer recipes
+            on fewer rows, scores fewer and may take longer.
 
     Raises:
         UsageError: the name is unknown, or a number is not positive.

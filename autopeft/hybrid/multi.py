@@ -298,7 +298,7 @@ class LaneHybrid(Hybrid):
         return self.own_head.named()
 
     @contextmanager
-    def _bare(self) -> Iterator[None]:
+    def bare(self) -> Iterator[None]:
         """Within, nothing of all the hybrids acts, and the model has this hybrid's head."""
         with self.multi.bare(self.multi.hybrids.index(self)):
             yield
@@ -314,3 +314,6 @@ class LaneHybrid(Hybrid):
             "This hybrid shares its backbone with others, so it cannot be folded into the weights; "
             "save() it and load it on a model of its own."
         )
+
+    def weight_changes(self) -> NoReturn:
+        self.merge()

@@ -25,6 +25,7 @@ from autopeft.tasks.kinds import (
     own_metric,
     use_metric,
 )
+from autopeft.tasks.kinds.generated import EXACT_MATCH
 from autopeft.tasks.memory import describe, tables_in
 from autopeft.tasks.metrics import check_metric
 from autopeft.tasks.packaged import PACKAGED, Packaged, read_splits
@@ -213,7 +214,9 @@ def _gym(name: str, asked: _Asked) -> Task:
     classes, encoded = kind.encode_labels(list(raws.values()))
     source = Source("package", task.name, _digest(raws), f"reasoning-gym {version}, Apache-2.0")
     splits = _arrange(raws, encoded, kind, asked.seed)
-    return _finished(name, kind, classes, splits, None, source, asked)
+    # An answer is right or wrong, however likely it was.
+    metric = EXACT_MATCH.name if kind.writes else None
+    return _finished(name, kind, classes, splits, metric, source, asked)
 
 
 def _digest(raws: Mapping[str, RawRows]) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -97,19 +99,26 @@ def test_on_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_leaves(place: Path) -> 
     os.close(theirs)
     seen = ""
 
-    def wait_for(what: str) -> None:
+    def wait_for(what: str, meanwhile: Callable[[], None] = lambda: None) -> None:
         nonlocal seen
         until = time.monotonic() + 120
         while what not in seen:
             assert time.monotonic() < until, seen
+            if not select.select([ours], [], [], 1.0)[0]:
+                meanwhile()
+                continue
             with suppress(OSError):
                 seen += CONTROL.sub("", os.read(ours, 4096).decode(errors="replace"))
+
+    def interrupt() -> None:
+        process.send_signal(signal.SIGINT)
 
     try:
         wait_for("> ")
         seen = ""
-        process.send_signal(signal.SIGINT)  # where nothing is written it ends nothing
-        wait_for("leaves")
+        interrupt()  # where nothing is written it ends nothing
+        # A signal just before Python begins to wait for a line is seen with the next one.
+        wait_for("leaves", interrupt)
         os.write(ours, b"what follows one\n")
         wait_for("> ")
         seen = ""

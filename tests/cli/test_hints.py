@@ -201,7 +201,15 @@ def texts() -> Iterator[tuple[str, str]]:
 
 def test_commands_and_options_in_messages_exist() -> None:
     every, checked = set().union(*OPTIONS.values()), 0
-    of_others = {"--object-store-memory", "--storage-class"}  # of Ray and of optuna-dashboard
+    # Of Ray, of optuna-dashboard, of llama.cpp and of vLLM.
+    of_others = {
+        "--object-store-memory",
+        "--storage-class",
+        "--lora",
+        "--enable-lora",
+        "--lora-modules",
+        "--max-lora-rank",
+    }
     for where, text in texts():
         for name, rest in re.findall(r"(?:`|^\s*)autopeft ([a-z]+)\b([^`\n]*)", text, re.M):
             checked += 1

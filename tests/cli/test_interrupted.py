@@ -15,6 +15,7 @@ from support.interrupting import Command
 from support.saved_model import save_backbone, write_reviews
 
 from autopeft.cli import main
+from autopeft.effort import EFFORTS
 from autopeft.runs.folder import RunFolder, list_runs
 
 SPACE = """
@@ -184,7 +185,7 @@ def test_the_sentence_that_is_printed_goes_on_with_the_search(start: Start) -> N
     assert again.end() == 0, again.out
     (run,) = runs_of(again)
     assert run.summary()["state"] == "finished"
-    assert len(run.result()["test"]) == 3
+    assert len(run.result()["test"]) == EFFORTS["quick"].seeds
 
 
 def test_a_second_ctrl_c_ends_what_does_not_heed_the_first(start: Start) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from support.saved_model import save_backbone, write_reviews
 
+from autopeft.effort import EFFORTS
+
 pytestmark = pytest.mark.slow
 
 DATA = ["--task", "reviews.csv", "--text", "body", "--label", "verdict"]
@@ -54,7 +56,7 @@ def test_it_finds_compares_and_says_what_to_type_next(place: Path) -> None:
         assert word in out
     result = json.loads((place / "run" / "result.json").read_text())
     assert result["counts"]["share"] <= 0.2
-    assert len(result["test"]) == 3
+    assert len(result["test"]) == EFFORTS["quick"].seeds
     for argv in (
         ["export", "run", "-o", "winner"],
         ["train", "--recipe", "winner/recipe.yaml", *DATA, "--model", "bert", "--steps", "2", "-o", "again"],

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from support.faults import ENDS, GOES_ON, MOMENTS, Fault, Searching, Standing, patience
 
+from autopeft.effort import EFFORTS
 from autopeft.recipe import Recipe
 
 Make = Callable[..., Searching]
@@ -119,7 +120,7 @@ def check(search: Searching, known: list[tuple[Standing, int]]) -> None:
     assert len(after.finished) == search.trials
     assert set(after.trained.values()) == {1}
     result = search.result()
-    assert len(result["test"]) == 3
+    assert len(result["test"]) == EFFORTS["quick"].seeds
     assert sum(result["trials"][state] for state in ("complete", "stopped")) == search.trials
     check_winner(search)
     assert not (search.run / ".state").exists()

@@ -46,12 +46,11 @@ def test_trials_starting_points_and_lora_can_be_served_and_the_winner_is(
         **arguments, warm_start=["adapters.yaml"], workers=0, confirm=1, confirm_seeds=1, out=tmp_path / "run"
     )
     spec = spec_of(autopeft.assets.load_config(autopeft.assets.resolve_model("llama")))
-    recipes = [r.recipe for r in found.trials] + [
-        r.recipe for r in RunFolder(tmp_path / "run").finals().records
-    ]
+    finals = RunFolder(tmp_path / "run").finals().records
+    # The untuned backbone, and that with examples, are measured by and need no hybrid.
+    recipes = [r.recipe for r in (*found.trials, *finals) if r.recipe and r.recipe.get("layers")]
     assert len(recipes) > 3
     for recipe in recipes:
-        assert recipe is not None
         assert unservable(build_graph(Recipe.from_dict(recipe), spec), "vllm", head=False) is None
     assert RunFolder(tmp_path / "run").manifest()["arguments"]["serve"] == "vllm"
     assert any("can be served as vllm" in line for line in found.resource_sentences())

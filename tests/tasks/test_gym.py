@@ -138,6 +138,7 @@ def test_rows_that_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
 @installed
 def test_splits_share_no_prompt_and_come_from_seeds_of_their_own() -> None:
     task = load_task(SMALL)
+    assert task.metric == "exact_match"
     train, select, test = prompts(task)
     found = [*train, *select, *test]
     assert len(found) == len(set(found)) == 200, "all sums and differences of two digits"

@@ -271,7 +271,15 @@ class SearchArguments(Arguments):
     steps: shared.Steps = None
     seed: shared.Seed = 0
     max_length: shared.MaxTokens = 128
-    batch_size: shared.BatchSize = 32
+    batch_size: Annotated[
+        int | None,
+        Option(
+            help="Examples for each step; default: the effort's: 32, or 8 for a backbone of 60 million "
+            "parameters or more in a quick search on a CPU.",
+            panel=shared.TRAINING,
+            least=1,
+        ),
+    ] = None
     micro_batch: shared.MicroBatch = None
     precision: Annotated[
         str,

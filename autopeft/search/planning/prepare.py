@@ -215,7 +215,7 @@ def prepare(
     source = resolve_model(model, notify=notify)
     spec = spec_of(unquantized(load_config(source), model))
     effort = effort or _effort(a, gpu=gpu, parameters=spec.parameters)
-    plan = _plan(a, effort.steps, cheap.gpus)
+    plan = _plan(a, effort, cheap.gpus)
     limits = parameters.limits(spec)
     check_feasible(space, parameters, spec)
     task, rows = _task(a, effort, notify)
@@ -258,6 +258,7 @@ def _effort(a: SearchArguments, *, gpu: bool, parameters: int) -> Effort:
         parameters=parameters,
         trials=a.trials,
         steps=a.steps,
+        batch_size=a.batch_size,
         train_rows=a.train_rows,
         select_rows=a.select_rows,
         test_rows=a.test_rows,
@@ -268,10 +269,10 @@ def _effort(a: SearchArguments, *, gpu: bool, parameters: int) -> Effort:
     return replace(effort, top=effort.top + _MORE) if more else effort
 
 
-def _plan(a: SearchArguments, steps: int, gpus: float) -> TrainingPlan:
+def _plan(a: SearchArguments, effort: Effort, gpus: float) -> TrainingPlan:
     return TrainingPlan(
-        steps=steps,
-        batch_size=a.batch_size,
+        steps=effort.steps,
+        batch_size=a.batch_size or effort.batch_size,
         micro_batch=a.micro_batch,
         shortcuts=a.shortcuts,
         head_start=a.head_start,

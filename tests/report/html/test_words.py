@@ -16,7 +16,7 @@ Make = Callable[..., RunFolder]
 Edit = Callable[[Path, Callable[[Any], Any]], None]
 
 # Of a manifest that says these, so that it is not one of before there was an option for them.
-NOW = {"rank_by": None, "portfolio": True, "head_start": "probe"}
+NOW = {"rank_by": None, "portfolio": True, "head_start": "probe", "final_precision": "auto"}
 
 
 def test_the_headline_says_what_won_and_by_how_much(make_run: Make) -> None:
@@ -111,7 +111,8 @@ def test_the_command_is_safe_to_paste(make_run: Make) -> None:
     namespace: dict[str, Any] = {}
     call = blocks["The same in Python"].replace("import autopeft\n\nautopeft.search", "found = dict")
     exec(call, namespace)
-    assert namespace["found"] == {"task": f"toy {words}", "budget": "2%", "trials": 1}
+    before = {"final_precision": "fp32"}  # the manifest is of before this option
+    assert namespace["found"] == {"task": f"toy {words}", "budget": "2%", "trials": 1} | before
 
 
 def test_arguments_that_only_python_takes_are_not_put_on_a_command_line(make_run: Make, edit: Edit) -> None:
@@ -164,7 +165,9 @@ def test_a_run_from_before_an_option_is_repeated_as_it_was(make_run: Make, edit:
     folder = make_run(trials=1)
     edit(folder.path / "manifest.json", lambda m: m | {"arguments": {"task": "t"}})
     line = dict(reproduction(read_run(folder)))["Search again"]
-    assert line == "autopeft search --task t --rank-by score --no-portfolio --head-start random"
+    assert line == (
+        "autopeft search --task t --rank-by score --no-portfolio --head-start random --final-precision fp32"
+    )
 
 
 def test_the_data_are_among_the_facts_and_the_majority_among_the_scores(make_run: Make, edit: Edit) -> None:

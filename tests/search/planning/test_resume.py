@@ -325,7 +325,10 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
         ),
         *("max_memory", "max_step_time", "max_latency", "max_file"),
     }
-    assert {k: v for k, v in manifest["arguments"].items() if k in old} == old | {"precision": "auto"}
+    assert {k: v for k, v in manifest["arguments"].items() if k in old} == old | {
+        "precision": "auto",
+        "batch_size": None,
+    }
     begun.write_json("manifest.json", {**manifest, "arguments": old})
     again = prepare_again(begun, {})
     assert again.arguments.record() == {

@@ -41,6 +41,10 @@ def space(body: str, spec: BackboneSpec = TINY) -> BoundSpace:
 def test_built_in_spaces_are_repaired_into_the_budget(name: str, budget: str) -> None:
     bound, limit = Space.named(name).bind(MINILM), Budget.parse(budget)
     rng = random.Random(0)
+    if name == "llm_adapters" and limit.limits(MINILM)[1] < 46_080:  # ten rows of keys and values a layer
+        with pytest.raises(Infeasible, match="its smallest has 46,080"):
+            repair(bound, bound.sample(rng), limit)
+        return
     for _ in range(25):
         values = bound.sample(rng)
         done = repair(bound, values, limit)
