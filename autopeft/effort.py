@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from autopeft.errors import UsageError, near
 
-__all__ = ["EFFORTS", "LARGE", "Effort", "choose_effort", "parse_duration", "read_effort"]
+__all__ = ["EFFORTS", "EFFORTS_OF_LARGE", "LARGE", "Effort", "choose_effort", "parse_duration", "read_effort"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ EFFORTS: dict[str, Effort] = {
 }
 LARGE = 60_000_000
 """Parameters of a backbone whose steps take seconds on a CPU: a quick search then spends otherwise."""
-_QUICK_OF_LARGE = Effort("quick", 8, 40, 2000, 200, 300, top=2, seeds=3, seconds=1_740.0, batch_size=8)
+EFFORTS_OF_LARGE = {
+    "quick": Effort("quick", 8, 40, 2000, 200, 300, top=2, seeds=3, seconds=1_740.0, batch_size=8)
+}
 _MOST = 2**53
 _POSITIVE = (
     "trials",
@@ -93,8 +95,8 @@ def choose_effort(
     if wrong:
         raise UsageError(f"Efforts are positive whole numbers, but got {', '.join(wrong)}.")
     exact = gpu or "trials" in given or "steps" in given
-    slow = name == "quick" and not gpu and parameters >= LARGE
-    effort = replace(_QUICK_OF_LARGE if slow else EFFORTS[name], **given)
+    slow = EFFORTS_OF_LARGE if not gpu and parameters >= LARGE else {}
+    effort = replace(slow.get(name, EFFORTS[name]), **given)
     return replace(effort, seconds=None) if exact else effort
 
 

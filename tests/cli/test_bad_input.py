@@ -71,7 +71,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "limit that nothing meets": (
         (*SEARCH, "--budget", "20%", "--max-file", "1kB", "--label", "verdict"),
-        ("size of the saved hybrid at most 1kB", "The nearest is over"),
+        ("size of the saved hybrid at most 1kB", "The nearest is not"),
     ),
     "no such space": ((*SEARCH, "--budget", "1%", "--space", "lorra"), ("'lorra'", "Did you mean 'lora'")),
     "no such sampler": ((*SEARCH, "--budget", "1%", "--sampler", "gpp"), ("'gpp'", "Did you mean 'gp'")),

@@ -1,9 +1,9 @@
 """Every command and snippet of the README and the site runs, page by page and in the order of the page.
 
-The sizes of searches and trainings are made small, a small BERT stands for the packaged `minilm`, and
-searches run in this process. A search that a page resumes is cut off after its first trial. Everything else
-is as it is typed. `.ci/run` runs the lines that install, and the test that a block names runs what needs
-several machines.
+The sizes of searches and trainings are made small, a small BERT stands for the packaged `minilm` and a small
+Llama for `smollm2-135m`, and searches run in this process. A search that a page resumes is cut off after its
+first trial. Everything else is as it is typed. `.ci/run` runs the lines that install, and the test that a
+block names runs what needs several machines.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import pytest
 from generate.pages import pages
 from hybrid.test_persistence import rows
 from support.documents import ROOT, text_of
+from support.language import save_decoder
 from support.saved_model import save_backbone, write_reviews
 from support.snippets import Block, blocks, commands
 from transformers import AutoTokenizer
@@ -62,13 +63,16 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             seconds=None,
         )  # fmt: skip
         monkeypatch.setitem(effort.EFFORTS, name, small)
+        monkeypatch.setitem(effort.EFFORTS_OF_LARGE, name, small)
     # Small, but with room for a budget of half a per cent.
     sizes = {"vocab_size": 60_000, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6}
     folder = save_backbone(tmp_path / "bert-base-uncased", biases=0.02, max_position_embeddings=256, **sizes)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 128}))
+    decoder = save_decoder(tmp_path / "smollm2-135m", vocabulary=60_000, positions=256)
+    small_ones = {"minilm": folder, "smollm2-135m": decoder}
     fetched = models.fetch
-    monkeypatch.setattr(models, "fetch", lambda n, **more: folder if n == "minilm" else fetched(n, **more))
+    monkeypatch.setattr(models, "fetch", lambda n, **more: small_ones.get(n) or fetched(n, **more))
     frame = pandas.read_csv(write_reviews(tmp_path / "reviews.csv"))
     frame = frame.rename(columns={"verdict": "stars"})
     for name in ("reviews.csv", "new-reviews.csv"):

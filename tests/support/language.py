@@ -26,23 +26,30 @@ def word_tokenizer(template: str | None = TEMPLATE, **changes: Any) -> PreTraine
 
     inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate((*_SPECIAL, *WORDS))}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    options: dict[str, Any] = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>", **changes}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, model_max_length=64, chat_template=template, **options
-    )
+    options: dict[str, Any] = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"}
+    options |= {"model_max_length": 64, **changes}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, chat_template=template, **options)
 
 
-def save_decoder(folder: Path, *, template: str | None = TEMPLATE, seed: int = 0) -> Path:
-    """Write a Llama of 3 layers with the tokenizer; returns the folder."""
-    tokenizer = word_tokenizer(template)
+def save_decoder(
+    folder: Path,
+    *,
+    template: str | None = TEMPLATE,
+    seed: int = 0,
+    vocabulary: int | None = None,
+    positions: int = 64,
+) -> Path:
+    """Write a Llama of 3 layers with the tokenizer; returns the folder. A `vocabulary` larger than the
+    tokenizer's makes shares of the parameters larger."""
+    tokenizer = word_tokenizer(template, model_max_length=positions)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary or len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=64,
+        max_position_embeddings=positions,
         pad_token_id=0,
         bos_token_id=2,
         eos_token_id=3,

@@ -202,9 +202,9 @@ class _Walk:
         """What to say where nothing was found."""
         nearest = "" if self._nearest is None else "; ".join(self.budget.within.broken(self._nearest[1]))
         return Infeasible(
-            f"No member of space {self.space.name!r} was found with {self.budget.within} under the budget "
-            f"{self.budget}. The nearest is over: {nearest or 'the budget'}. Raise the limit, or take a "
-            "space that offers smaller methods, later layers or methods that can be served so."
+            f"No member of space {self.space.name!r} was found within the limits ({self.budget.within}) and "
+            f"the budget {self.budget}. The nearest is not: {nearest or 'it is over the budget'}. Raise the "
+            "limit, or take a space with smaller methods, later layers or methods that can be served so."
         )
 
 
