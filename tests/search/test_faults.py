@@ -143,6 +143,7 @@ def of(*named: str) -> tuple[Fault, ...]:
     return tuple(Fault(*name.rsplit("-", 2)) for name in named)
 
 
+@pytest.mark.slow
 def test_signals_to_workers_and_to_the_group_lose_nothing(make: Make) -> None:
     faults = of("stop-worker-between", "kill-worker-between", "terminate-group-after")
     survive(make(trials=4), faults, random.Random(3))
