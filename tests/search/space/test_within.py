@@ -121,7 +121,7 @@ def test_where_nothing_can_be_served_it_is_said() -> None:
         Limits(serve="vllm"),
         lambda graph: Resources(unservable=unservable(graph, "vllm", head=False)),
     )
-    with pytest.raises(Infeasible, match=r"to be served as vllm under.*vLLM has no LoRA for 'bert'"):
+    with pytest.raises(Infeasible, match=r"to be served as vllm\).*vLLM has no LoRA for 'bert'"):
         check_within(BOUND, budget)
 
 
