@@ -21,7 +21,7 @@ _PARTS = (
     "{% set n.s = [n.s, n.s] %}", "{% set x = x ~ x %}", "{{ n.s }}", "{{ 'a' * 9999999999 }}", "{{ 9 ** 9 ** 9 }}",
     "{{ '%9999999999d' % 1 }}", "{{ '{:>9999999999}'.format(1) }}", "{{ messages|tojson(indent=99999999) }}",
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    "{{ cycler.__init__.__globals__.os.system('touch /tmp/x') }}", "{% include 'recipe.yaml' %}",
+    "{{ cycler.__init__.__globals__.os.system('touch ran') }}", "{% include 'recipe.yaml' %}",
     "{% import 'os' as os %}", "{{ messages.append(messages[0]) }}", "{{ messages[0].content.join(messages[0].content) }}",
     "{{ range(99999)|join(messages[0].content) }}", "{% generation %}", "{% endgeneration %}", "{{ raise_exception(1) }}",
     "{% if add_generation_prompt %}", "{% endif %}", "{{ strftime_now('%9999999d') }}", "{{ lipsum(9999) }}",
