@@ -23,6 +23,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
@@ -78,15 +79,24 @@ def _look(mark: str, seen: dict[tuple[int, float], float]) -> int:
 
 
 def pairs(
-    pythons: Sequence[str], command: Sequence[str], count: int, rows: Path = RESULTS
+    pythons: Sequence[str],
+    command: Sequence[str],
+    count: int,
+    rows: Path = RESULTS,
+    keep: Path | None = None,
 ) -> list[list[float]]:
-    """CPU seconds of both sides, pair by pair; those that were recorded before are not measured again."""
+    """CPU seconds of both sides, pair by pair; those that were recorded before are not measured again.
+
+    Args:
+        keep: a folder for what the commands print and write; without it that is removed.
+    """
     key = {"command": list(command), "versions": [_version(python) for python in pythons]}
     found = [row["seconds"] for row in read_rows(rows) if row["key"] == key]
     for number in range(len(found), count):
         seconds = [0.0, 0.0]
         for side in (0, 1) if number % 2 == 0 else (1, 0):
-            with tempfile.TemporaryDirectory() as folder:
+            kept = nullcontext(tempfile.mkdtemp(prefix=f"{number}-{side}-", dir=keep)) if keep else None
+            with kept or tempfile.TemporaryDirectory() as folder:
                 seconds[side] = cpu_of([pythons[side], "-m", "autopeft", *command], Path(folder))
         append_row(rows, {"key": key, "seconds": seconds})
         found.append(seconds)
@@ -133,6 +143,8 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("pythons", nargs="*", metavar="PYTHON", help="of the old and of the new version")
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--tables", action="store_true", help="say what the last recorded pairs say")
+    parser.add_argument("--cold", action="store_true", help="do not run the command once to fill its caches")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep what the commands print and write")
     given = parser.parse_args(own)
     if given.tables:
         recorded = read_rows(RESULTS)
@@ -142,10 +154,14 @@ def main(words: Sequence[str]) -> None:
     if len(given.pythons) != 2:
         parser.error("two interpreters are needed, of the old and of the new version")
     command = command or list(COMMAND)
-    for python in given.pythons:  # fills the caches
+    # A link is not followed: an environment is known by where its link lies.
+    given.pythons = [str(Path(python).absolute()) for python in given.pythons]
+    for python in given.pythons if not given.cold else ():  # fills the caches
         with tempfile.TemporaryDirectory() as folder:
             cpu_of([python, "-m", "autopeft", *command], Path(folder))
-    print(verdict(pairs(given.pythons, command, given.pairs)))
+    if given.keep is not None:
+        given.keep.mkdir(parents=True, exist_ok=True)
+    print(verdict(pairs(given.pythons, command, given.pairs, keep=given.keep)))
 
 
 if __name__ == "__main__":
