@@ -76,6 +76,7 @@ CALLBACKS = (
             "precisions",
             "ranks",
             "samplers",
+            "servings",
             "strategies",
             "trackers",
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,8 +21,9 @@ from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.kinds import TaskKind
 from autopeft.training.contracts import Trainable
 from autopeft.training.losses import logits_of
-from autopeft.training.modes import evaluation_mode
+from autopeft.training.modes import evaluation_mode, training_mode
 from autopeft.training.plan import TrainingPlan
+from autopeft.training.shared import SharedPrefix, Unshareable, may_share
 from autopeft.training.trunk import Level, Trunk
 
 __all__ = ["Forward", "shortest_forward"]
@@ -31,6 +32,7 @@ _PREFIX = "trunk_"
 # Of the largest logit; the same arithmetic on other shapes rounds differently.
 _TOLERANCE = 1e-5
 _ROUGH_TOLERANCE = 5e-2  # of backbones in 16 bits
+_STEP = 0.02
 
 
 class Forward:
@@ -39,6 +41,7 @@ class Forward:
     Attributes:
         trunk: answers untouched layers; `None` computes them.
         rows: narrows the last layer to the positions that the head reads; `None` computes all of them.
+        shares: computes once what the rows of a batch begin with; without it each row has its own.
         kind: of task, which takes the logits from the model's output; `None` for its `logits`.
         untouched: whether the trunk's layers still are; asked before each batch.
     """
@@ -51,9 +54,10 @@ class Forward:
         rows: ReadRows | None = None,
         untouched: Callable[[], bool] = lambda: True,
         kind: TaskKind | None = None,
+        shares: bool = False,
     ) -> None:
         self.model, self.trunk, self.rows, self.untouched = model, trunk, rows, untouched
-        self.kind = kind
+        self.kind, self.shares = kind, shares
 
     def batches(
         self,
@@ -79,6 +83,19 @@ class Forward:
         """Logits (rows, …) of a batch or of some of its rows, of what its kind of task reads."""
         states = {k.removeprefix(_PREFIX): v for k, v in batch.items() if k.startswith(_PREFIX)}
         plain = {k: v for k, v in batch.items() if not k.startswith(_PREFIX)} if states else batch
+        shared = self.shared_prefix() if self.shares else None
+        length = shared.length(plain) if shared is not None else 0
+        if shared is not None and length:
+            return shared(plain, states, length)
+        return self.logits(plain, states)
+
+    def shared_prefix(self) -> SharedPrefix:
+        """Runs batches in two parts, the first of them once for all rows."""
+        depths = self.trunk.depths.values() if self.trunk is not None else ()
+        return SharedPrefix(self.model, self.logits, max(depths, default=0))
+
+    def logits(self, batch: Mapping[str, Any], states: Mapping[str, Tensor]) -> Tensor:
+        """Logits of a batch, given states of untouched layers (B, L, width) by stack."""
         trunk: AbstractContextManager[Any] = nullcontext()
         if states and self.trunk is not None:
             trunk = self.trunk.laid(states)
@@ -87,9 +104,9 @@ class Forward:
             rows = self.rows.of(batch["attention_mask"])
         read: AbstractContextManager[Any] = nullcontext()
         if self.kind is not None:
-            read = self.kind.reading(self.model, plain)
+            read = self.kind.reading(self.model, batch)
         with trunk, rows, read:
-            return logits_of(self.model, plain, self.kind)
+            return logits_of(self.model, batch, self.kind)
 
 
 def shortest_forward(hybrid: Trainable, data: EncodedTask, plan: TrainingPlan, *, dropout: bool) -> Forward:
@@ -136,7 +153,9 @@ class _Shortcuts:
         injection, revision = self.hybrid.injection, self.hybrid.injection.revision
         # A method that moves its mask while it trains may reach further down than it did.
         untouched = lambda: injection.revision == revision  # noqa: E731
-        return Forward(self.model, trunk=trunk, rows=rows, untouched=untouched, kind=self.kind)
+        found = Forward(self.model, trunk=trunk, rows=rows, untouched=untouched, kind=self.kind)
+        found.shares = self.kind.causal and self._shares(found)
+        return found
 
     def _logits(self) -> Tensor:
         return logits_of(self.model, self.batch, self.kind).float()
@@ -218,6 +237,33 @@ class _Shortcuts:
         with evaluation_mode(self.model), rows.of(self.batch["attention_mask"]):
             return self._equal(self._logits(), plain)
 
+    # What rows begin with
+    # ------------------------------------------------------------------------------------------------
+
+    def _shares(self, forward: Forward) -> bool:
+        """Whether what the two rows begin with can be computed once.
+
+        Tried with the modules in training, so that draws of their own (dropout) show, and away from their
+        start, where many change nothing.
+        """
+        stack = self.layout.stacks[-1]
+        if len(self.layout.stacks) > 1 or self._checkpointed() or not may_share(self.hybrid.graph, stack):
+            return False
+        shared = forward.shared_prefix()
+        length = shared.common(self.batch)
+        if not length:
+            return False
+        with torch.no_grad(), training_mode(self.model, self.hybrid.modules.values(), dropout=False):
+            states = {} if forward.trunk is None else forward.trunk.compute(self.batch)
+            with _moved(self.hybrid):
+                torch.manual_seed(0)
+                plain = forward.logits(self.batch, states).float()
+                torch.manual_seed(0)
+                try:
+                    return self._equal(shared(self.batch, states, length).float(), plain)
+                except Unshareable:
+                    return False
+
     def _checkpointed(self) -> list[nn.Module]:
         return [m for m in self.model.modules() if getattr(m, "gradient_checkpointing", False)]
 
@@ -230,6 +276,22 @@ class _Shortcuts:
         ]
         modules: Any = self.hybrid.modules
         return sum(int(modules[name].length) for name in prompts)
+
+
+@contextmanager
+def _moved(hybrid: Hybrid) -> Iterator[None]:
+    """Within, the hybrid's parameters are a small step from where they were; its buffers are kept too."""
+    parameters = list(hybrid.root.parameters())
+    before = [(t, t.detach().clone()) for t in (*parameters, *hybrid.root.buffers())]
+    try:
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.add_(torch.randn_like(parameter), alpha=_STEP)
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in before:
+                tensor.copy_(value)
 
 
 def _reentrant(module: nn.Module) -> bool:

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from autopeft.errors import UsageError
 from autopeft.tasks.kinds import TaskKind
 
-__all__ = ["logits_of", "slice_rows"]
+__all__ = ["logits_of", "parameters_of", "slice_rows"]
 
 # What a batch has beside what goes to the model; `choices` is of rows with several sequences.
 _NO_INPUTS = ("labels", "task_id", "choices")
 _NO_SUCH_ROW = "index out of range in self"  # what torch says of an embedding on the CPU
 
 
-def logits_of(model: nn.Module, batch: Mapping[str, Tensor], kind: TaskKind | None = None) -> Tensor:
+def logits_of(model: nn.Module, batch: Mapping[str, Any], kind: TaskKind | None = None) -> Tensor:
     """Logits (rows, …) of an unlabelled forward: what the kind of task takes from the model's output, by
     default its `logits`.
 
@@ -32,10 +32,10 @@ def logits_of(model: nn.Module, batch: Mapping[str, Tensor], kind: TaskKind | No
         UsageError: on the CPU, the model has no embedding of some token, position or token type.
     """
     inputs: dict[str, Any] = {k: v for k, v in batch.items() if k not in _NO_INPUTS}
-    names = _parameters(type(model).forward)
+    names = parameters_of(model)
     if "task_id" in batch and None in names and _has_modules(model):
         inputs["task_id"] = batch["task_id"]
-    if "use_cache" in names:
+    if "use_cache" in names and "use_cache" not in inputs:
         inputs["use_cache"] = False  # nobody generates: keys and values would be kept for nothing
     try:
         output: Any = model(**inputs)
@@ -66,9 +66,13 @@ def _not_embedded(model: nn.Module, inputs: Mapping[str, Tensor]) -> UsageError:
 
 @lru_cache(maxsize=64)
 def _parameters(forward: Callable[..., Any]) -> frozenset[str | None]:
-    """Names of a forward's parameters, and `None` where it takes further keywords."""
     found = inspect.signature(forward).parameters.values()
     return frozenset(None if p.kind is p.VAR_KEYWORD else p.name for p in found)
+
+
+def parameters_of(model: nn.Module) -> frozenset[str | None]:
+    """Names of the parameters of a model's forward, and `None` where it takes further keywords."""
+    return _parameters(type(model).forward)
 
 
 def _has_modules(model: nn.Module) -> bool:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from autopeft.tasks.kinds.answers import IGNORED
 from autopeft.tasks.kinds.breakdown import Breakdown, class_breakdowns
 from autopeft.tasks.kinds.contract import ClassWeights, TaskKind
 from autopeft.tasks.kinds.generation import Generation
@@ -26,6 +27,7 @@ from autopeft.tasks.kinds.registry import (
 )
 
 __all__ = [
+    "IGNORED",
     "METRICS",
     "Breakdown",
     "ClassWeights",

@@ -61,6 +61,7 @@ class CausalLM(Decoder):
     metrics = (LIKELIHOOD, TOKEN_ACCURACY, EXACT_MATCH, ROUGE_L)
     default_metric = LIKELIHOOD.name
     writes = True
+    causal = True
     hub_pipeline = "text-generation"
 
     # Data

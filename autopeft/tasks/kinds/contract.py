@@ -97,6 +97,8 @@ class TaskKind(Writing, ABC):
             that position alone. Which position is found by trying.
         tokenwise_trunk: whether the states below the head depend on the row's tokens in `EncodedSplit.ids`
             alone, one for each token, so that they may be kept and used again.
+        causal: whether a batch is rows of tokens and labels (B, L), each of which is predicted from those
+            before it, so that what all rows begin with may be computed once.
         peft_task_type: `task_type` in the format of Hugging Face peft; `None`: by the model's class.
         hub_pipeline: `pipeline_tag` of a model card on the Hugging Face hub; `None`: the hub has none for it.
     """
@@ -109,6 +111,7 @@ class TaskKind(Writing, ABC):
     new_head: ClassVar[bool] = True
     pooled: ClassVar[bool] = True
     tokenwise_trunk: ClassVar[bool] = True
+    causal: ClassVar[bool] = False
     peft_task_type: ClassVar[str | None] = "SEQ_CLS"
     hub_pipeline: ClassVar[str | None] = "text-classification"
 

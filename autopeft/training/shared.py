@@ -1,0 +1,117 @@
+"""What the rows of a batch have in common at their front is computed once.
+
+Prompts to a language model often begin alike: with the template's system message, or with one instruction for
+all rows. A causal stack makes the same of such tokens in every row, so one row stands for all: its keys and
+values go to each of them, and its gradient is the sum of theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from autopeft.backbones import StackPlaces
+from autopeft.graph import CompositionGraph, is_rowwise_in
+from autopeft.tasks.kinds import IGNORED
+from autopeft.training.losses import parameters_of
+
+__all__ = ["SharedPrefix", "Unshareable", "may_share"]
+
+
+class Unshareable(Exception):  # noqa: N818
+    """The model keeps no keys and values that could be shared."""
+
+
+Logits = Callable[[Mapping[str, Any], Mapping[str, Tensor]], Tensor]
+"""Logits of a batch with the stored states of untouched layers, by stack."""
+
+LEAST = 8
+"""Tokens that a batch has to have in common."""
+SAVED = 0.1
+"""Share of its tokens that has to be saved: each batch takes two forwards."""
+
+_PAST = ("cache", "past_key_values")  # later and earlier name of transformers
+
+
+def may_share(graph: CompositionGraph, stack: StackPlaces) -> bool:
+    """Whether all that acts in a stack does so position by position, and no prompts stand in front."""
+    return not any(e.traits.changes_length for e in graph.entries.values()) and all(
+        is_rowwise_in(graph, stack.map.name, layer) for layer in range(len(stack.layers))
+    )
+
+
+class SharedPrefix:
+    """Runs batches of token rows in two parts: what all rows begin with, and what follows in each.
+
+    Args:
+        model: a language model.
+        logits: runs it on a batch.
+        skipped: how many layers are answered from the trunk, where it answers.
+    """
+
+    def __init__(self, model: nn.Module, logits: Logits, skipped: int) -> None:
+        self._model, self._logits, self._skipped = model, logits, skipped
+
+    def length(self, batch: Mapping[str, Tensor]) -> int:
+        """How many tokens to share; 0 where that saves too little."""
+        found = self.common(batch)
+        rows, width = batch["input_ids"].shape
+        return found if found * (rows - 1) >= SAVED * rows * width else 0
+
+    def common(self, batch: Mapping[str, Tensor]) -> int:
+        """How many tokens all rows begin with, and something follows; 0 where they are few. None of them
+        predicts a learnt token, so that all logits are of the second part."""
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        alike = ((ids == ids[:1]) & (mask == 1)).all(dim=0)
+        if "labels" in batch:
+            alike[:-1] &= ~(batch["labels"] != IGNORED).any(dim=0)[1:]
+        alike[-1] = False
+        found = int(alike.long().cumprod(dim=0).sum())
+        return found if found >= LEAST else 0
+
+    def __call__(self, batch: Mapping[str, Tensor], states: Mapping[str, Tensor], length: int) -> Tensor:
+        """Logits of the positions behind the first `length` tokens that the kind reads.
+
+        Args:
+            states: of untouched layers (B, L, width), by stack.
+
+        Raises:
+            Unshareable: nothing is left of the first part.
+        """
+        names = parameters_of(self._model)
+        past = next((name for name in _PAST if name in names), None)
+        if past is None or not {"position_ids", "use_cache"} <= names:
+            raise Unshareable
+        rows, width = batch["input_ids"].shape
+        along = {k for k, v in batch.items() if v.shape == (rows, width)}
+        cache = DynamicCache()
+        first = {k: v[:1, :length] if k in along else v[:1] for k, v in batch.items()}
+        kept = {past: cache, "use_cache": True}
+        self._logits(first | kept, {stack: state[:1, :length] for stack, state in states.items()})
+        rest = {k: v[:, length:] if k in along else v for k, v in batch.items()}
+        rest["attention_mask"] = batch["attention_mask"]
+        rest["position_ids"] = torch.arange(length, width, device=batch["input_ids"].device)[None]
+        kept[past] = self._for_all(cache, rows, length, self._skipped if states else 0)
+        return self._logits(rest | kept, {stack: state[:, length:] for stack, state in states.items()})
+
+    def _for_all(self, cache: DynamicCache, rows: int, length: int, skipped: int) -> DynamicCache:
+        """The keys and values of one row for all rows. A skipped layer has made none; as many zeros stand
+        there, since models ask the first layer how long the past is."""
+        made = [_kept(layer) for layer in cache.layers]
+        if not made[skipped:] or any(not pair or pair[0].shape[-2] != length for pair in made[skipped:]):
+            raise Unshareable
+        found = DynamicCache()
+        for index, pair in enumerate(made):
+            keys, values = pair if index >= skipped else [torch.zeros_like(t) for t in made[-1]]
+            found.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
+        return found
+
+
+def _kept(layer: Any) -> list[Tensor]:
+    """Keys and values (1, heads, positions, width) in a layer of a cache, or nothing."""
+    found = [getattr(layer, name, None) for name in ("keys", "values")]
+    return [t for t in found if isinstance(t, Tensor) and t.ndim == 4]

@@ -1,0 +1,231 @@
+"""What all rows begin with is computed once: equal loss and gradients; refused where they would differ."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.language import chats, save_decoder
+from support.tiny import randomise
+from torch import Tensor
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
+
+from autopeft.assets import load_tokenizer
+from autopeft.hybrid import Hybrid, attach
+from autopeft.recipe import Recipe
+from autopeft.tasks import EncodedTask, load_task
+from autopeft.tasks.encode import encode
+from autopeft.tasks.kinds import get_kind
+from autopeft.training import TrainingPlan, predict
+from autopeft.training.forward import Forward, shortest_forward
+from autopeft.training.shared import SharedPrefix, Unshareable
+
+CPU = torch.device("cpu")
+LORA = {"lora": {"rank": 4, "sites": ["q", "v", "up", "down"]}}
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+@pytest.fixture
+def backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
+    return str(save_decoder(tmp_path / "llama"))
+
+
+def data_of(backbone: str, folder: Path, system: str) -> EncodedTask:
+    rows = [
+        [{"role": "system", "content": system}, *(m for m in row if m["role"] != "system")] for row in chats()
+    ]
+    path = folder / "chats.jsonl"
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    return encode(load_task(str(path)), load_tokenizer(backbone), 48)
+
+
+@pytest.fixture
+def data(backbone: str, tmp_path: Path) -> EncodedTask:
+    """Thirteen tokens at the front of every row are the same."""
+    return data_of(backbone, tmp_path, "be brief one two three four five")
+
+
+def recipe(*items: Any, at: Any = "all", model: list[Any] | None = None) -> Recipe:
+    layers = [{"at": at, "attach": list(items)}] if items else []
+    return Recipe.from_dict({"name": "r", "layers": layers, "model": model or []})
+
+
+def hybrid_on(backbone: str, made: Recipe) -> Hybrid:
+    hybrid = attach(get_kind("causal_lm").load_model(backbone, ()), made, seed=0)
+    randomise(hybrid.root)
+    return hybrid
+
+
+def shortest(hybrid: Hybrid, data: EncodedTask) -> Forward:
+    return shortest_forward(hybrid, data, TrainingPlan(steps=1), dropout=False)
+
+
+def loss_and_gradients(
+    hybrid: Hybrid, forward: Forward, data: EncodedTask
+) -> tuple[float, dict[str, Tensor]]:
+    (batch,) = forward.batches(data.select, 99, shuffle=False, device=CPU)
+    loss = data.task.loss().mean(forward(batch), batch["labels"])
+    loss.backward()  # type: ignore[no-untyped-call]
+    found = {n: p.grad.clone() for n, p in hybrid.model.named_parameters() if p.grad is not None}
+    hybrid.model.zero_grad()
+    return float(loss.detach()), found
+
+
+@pytest.fixture
+def tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each forward of a Llama's embeddings gets."""
+    found: list[int] = []
+    plain = torch.nn.Embedding.forward
+
+    def counted(module: torch.nn.Embedding, ids: Tensor) -> Tensor:
+        found.append(ids.numel())
+        return plain(module, ids)
+
+    monkeypatch.setattr(torch.nn.Embedding, "forward", counted)
+    return found
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        recipe(LORA),
+        recipe("serial_adapter", "ia3"),
+        recipe({"krona": {"sites": ["up", "down"]}}, at="1-2", model=["fish_mask"]),
+        recipe("dora"),
+        recipe({"p_tuning_v2": {"length": 3, "dropout": 0.0}}),
+    ],
+    ids=["lora", "adapter and ia3", "krona and mask", "dora", "prefix"],
+)
+def test_loss_and_gradients_are_the_same(
+    made: Recipe, backbone: str, data: EncodedTask, tokens: list[int]
+) -> None:
+    with hybrid_on(backbone, made) as hybrid:
+        forward = shortest(hybrid, data)
+        forward.trunk = None
+        assert forward.shares
+        wanted, gradients = loss_and_gradients(hybrid, Forward(hybrid.model, kind=forward.kind), data)
+        tokens.clear()
+        found, own = loss_and_gradients(hybrid, forward, data)
+        assert tokens[0] == 13
+        assert tokens[1] % len(data.select) == 0
+        assert found == pytest.approx(wanted, rel=1e-6)
+        assert gradients.keys() == own.keys()
+        for name, gradient in gradients.items():
+            assert torch.allclose(own[name], gradient, atol=1e-6, rtol=1e-4), name
+        near = predict(hybrid.model, data.test, forward=forward)
+        assert np.allclose(near, predict(hybrid.model, data.test), rtol=1e-5)
+
+
+def test_above_the_cached_trunk(backbone: str, data: EncodedTask) -> None:
+    with hybrid_on(backbone, recipe(LORA, at=[2])) as hybrid:
+        forward = shortest(hybrid, data)
+        assert forward.shares
+        assert forward.trunk is not None
+        wanted, gradients = loss_and_gradients(hybrid, Forward(hybrid.model, kind=forward.kind), data)
+        found, own = loss_and_gradients(hybrid, forward, data)
+        assert found == pytest.approx(wanted, rel=1e-3), "states are kept in fp16"
+        for name, gradient in gradients.items():
+            assert torch.allclose(own[name], gradient, atol=2e-3 * float(gradient.abs().max())), name
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        recipe({"lora": {"rank": 4, "dropout": 0.5}}),
+        recipe({"gate": [LORA, "serial_adapter"]}),
+        recipe(model=[{"prompt_tuning": {"length": 4}}]),
+    ],
+    ids=["dropout", "gate", "prompts"],
+)
+def test_what_would_differ_is_not_shared(made: Recipe, backbone: str, data: EncodedTask) -> None:
+    with hybrid_on(backbone, made) as hybrid:
+        assert not shortest(hybrid, data).shares
+
+
+def test_trying_leaves_hybrid_and_draws_as_they_were(backbone: str, data: EncodedTask) -> None:
+    with hybrid_on(backbone, recipe(LORA)) as hybrid:
+        before = {n: t.clone() for n, t in hybrid.root.state_dict().items()}
+        torch.manual_seed(5)
+        drawn = torch.rand(3)
+        torch.manual_seed(5)
+        assert shortest(hybrid, data).shares
+        assert torch.equal(torch.rand(3), drawn)
+        assert all(torch.equal(t, before[n]) for n, t in hybrid.root.state_dict().items())
+        assert not any(module.training for module in hybrid.model.modules())
+
+
+def test_rows_with_nothing_in_common_are_not_shared(backbone: str, tmp_path: Path) -> None:
+    data = data_of(backbone, tmp_path, "be")
+    with hybrid_on(backbone, recipe(LORA)) as hybrid:
+        assert not shortest(hybrid, data).shares
+
+
+def batch_of(rows: list[list[int]], learnt_from: int) -> dict[str, Tensor]:
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    labels = torch.where(mask == 1, ids, -100)
+    labels[:, :learnt_from] = -100
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+FRONT = list(range(4, 16))
+ROWS = [[*FRONT, 3, 5, 7], [*FRONT, 4, 6, 8, 10, 12], [*FRONT, 5, 5]]
+
+
+def test_how_much_is_shared() -> None:
+    shared = SharedPrefix(torch.nn.Identity(), lambda batch, states: torch.zeros(0), 0)
+    assert shared.common(batch_of(ROWS, 14)) == 12
+    assert shared.common(batch_of(ROWS, 10)) == 9, "the token before a learnt one is read in each row"
+    assert shared.common(batch_of([FRONT, FRONT], 12)) == 11, "something has to follow"
+    assert shared.common(batch_of([[9, *row] for row in ROWS[:1]] + ROWS, 14)) == 0
+    padded = batch_of(ROWS, 14)
+    padded["attention_mask"][0, 0] = 0
+    assert shared.common(padded) == 0
+    assert shared.length(batch_of(ROWS[:1], 14)) == 0, "one row shares nothing"
+    assert shared.length(batch_of(ROWS, 14)) == 12
+    assert shared.length(batch_of([[*FRONT, *range(90)], [*FRONT, *range(1, 91)]], 14)) == 0, "too little"
+
+
+def other_models() -> list[PreTrainedModel]:
+    torch.manual_seed(0)
+    small = {"vocab_size": 100, "max_position_embeddings": 64}
+    return [
+        GPT2LMHeadModel(GPT2Config(vocab_size=100, n_positions=64, n_embd=32, n_layer=3, n_head=4)),
+        GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES, **small)),
+        MistralForCausalLM(MistralConfig(**SIZES, **small, num_key_value_heads=2, sliding_window=5)),
+    ]
+
+
+@pytest.mark.parametrize("model", other_models(), ids=lambda m: type(m).__name__)
+def test_other_families(model: PreTrainedModel) -> None:
+    """A window shorter than what is shared too."""
+    model.eval()
+    randomise(model, std=0.2)
+    batch = batch_of(ROWS, 14)
+    forward = Forward(model, kind=get_kind("causal_lm"))
+    wanted = forward(batch)
+    assert len(wanted) == int((batch["labels"] != -100).sum())
+    assert torch.allclose(forward.shared_prefix()(batch, {}, 12), wanted, atol=1e-5)
+
+
+def test_a_model_without_a_cache_says_so() -> None:
+    class Plain(torch.nn.Module):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return input_ids
+
+    with pytest.raises(Unshareable):
+        Forward(Plain()).shared_prefix()(batch_of(ROWS, 14), {}, 12)
