@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from autopeft.errors import UsageError, near
 
-__all__ = ["EFFORTS", "EFFORTS_OF_LARGE", "LARGE", "Effort", "choose_effort", "parse_duration", "read_effort"]
+__all__ = ["EFFORTS", "LARGE", "QUICK_OF_LARGE", "Effort", "choose_effort", "parse_duration", "read_effort"]
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,11 @@ EFFORTS: dict[str, Effort] = {
 }
 LARGE = 60_000_000
 """Parameters of a backbone whose steps take seconds on a CPU: a quick search then spends otherwise."""
-EFFORTS_OF_LARGE = {
-    "quick": Effort("quick", 8, 40, 2000, 200, 300, top=2, seeds=3, seconds=1_740.0, batch_size=8)
+QUICK_OF_LARGE = {
+    "encoder": Effort("quick", 8, 60, 2000, 400, 1000, top=2, seeds=3, seconds=1_740.0, batch_size=16),
+    "decoder": Effort("quick", 8, 40, 2000, 200, 300, top=2, seeds=3, seconds=1_740.0, batch_size=8),
 }
+"""That of backbones that read texts, and of language models, which each row teaches many tokens."""
 _MOST = 2**53
 _POSITIVE = (
     "trials",
@@ -71,14 +73,20 @@ _POSITIVE = (
 
 
 def choose_effort(
-    name: str | None = None, *, gpu: bool = False, parameters: int = 0, **overrides: Any
+    name: str | None = None,
+    *,
+    gpu: bool = False,
+    parameters: int = 0,
+    decoder: bool = False,
+    **overrides: Any,
 ) -> Effort:
     """The preset `name` (default: quick on a CPU, normal on a GPU) with every override that is not `None`.
 
     Args:
         gpu: whether there is one.
         parameters: of the backbone. On a CPU a quick search of a large one (see `LARGE`) tries fewer recipes
-            on fewer rows, scores fewer and may take longer.
+            on fewer rows and may take longer.
+        decoder: whether the backbone is a language model.
 
     Raises:
         UsageError: the name is unknown, or a number is not positive.
@@ -95,8 +103,9 @@ def choose_effort(
     if wrong:
         raise UsageError(f"Efforts are positive whole numbers, but got {', '.join(wrong)}.")
     exact = gpu or "trials" in given or "steps" in given
-    slow = EFFORTS_OF_LARGE if not gpu and parameters >= LARGE else {}
-    effort = replace(slow.get(name, EFFORTS[name]), **given)
+    slow = name == "quick" and not gpu and parameters >= LARGE
+    preset = QUICK_OF_LARGE["decoder" if decoder else "encoder"] if slow else EFFORTS[name]
+    effort = replace(preset, **given)
     return replace(effort, seconds=None) if exact else effort
 
 

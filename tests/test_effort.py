@@ -28,6 +28,9 @@ def test_a_large_backbone_on_a_cpu_has_a_quick_search_of_its_own() -> None:
     assert large.trials >= 8
     assert large.seconds is not None
     assert large.seconds < 1800
+    assert large.batch_size == 16
+    assert choose_effort("quick", parameters=LARGE, decoder=True).batch_size == 8
+    assert choose_effort("quick", parameters=LARGE - 1, decoder=True) == small
     assert choose_effort("quick", parameters=LARGE, gpu=True) == choose_effort("quick", gpu=True)
     assert choose_effort("normal", parameters=LARGE) == EFFORTS["normal"]
     assert choose_effort("quick", parameters=LARGE, trials=5).trials == 5

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,11 +41,14 @@ class PrecisionProbe:
     Attributes:
         fp32, bf16: seconds of forward and backward over some batches, the fastest of several rounds.
         error: ‖g − g′‖ / ‖g‖ of the gradients g in fp32 and g′ in bf16.
+        noise: how much the gradients in fp32 differ from batch to batch: their standard deviation as a share
+            of ‖g‖.
     """
 
     fp32: float
     bf16: float
     error: float
+    noise: float = 0.0
 
     @property
     def precision(self) -> str:
@@ -82,10 +87,12 @@ def probe_precision(
             took, gradients[precision] = _round(backbone(precision), recipe, data, plan)
             if round_ or _ROUNDS == 1:  # the first one warms up
                 seconds[precision].append(took)
-    exact, rough = gradients["fp32"], gradients["bf16"]
-    norm = float(exact.norm())
-    error = float((exact - rough).norm()) / norm if norm else 0.0
-    return PrecisionProbe(min(seconds["fp32"]), min(seconds["bf16"]), error)
+    exact, rough = (gradients[name].mean(dim=0) for name in ("fp32", "bf16"))
+    norm = float(exact.norm()) or math.inf
+    error = float((exact - rough).norm()) / norm
+    spread = float((gradients["fp32"] - exact).square().sum().sqrt())
+    noise = spread / math.sqrt(max(1, len(gradients["fp32"]) - 1)) / norm
+    return PrecisionProbe(min(seconds["fp32"]), min(seconds["bf16"]), error, noise)
 
 
 def _recipe(spec: BackboneSpec) -> Recipe | None:
@@ -101,7 +108,7 @@ def _recipe(spec: BackboneSpec) -> Recipe | None:
 def _round(
     model: PreTrainedModel, recipe: Recipe, data: EncodedTask, plan: TrainingPlan
 ) -> tuple[float, Tensor]:
-    """Seconds of some batches, and the modules' gradient over them, flat and in fp32."""
+    """Seconds of some batches, and the modules' gradient of each, (batches, parameters) in fp32."""
     device, kind = plan.torch_device(), data.task.task_kind
     model.to(device)  # type: ignore[arg-type]
     with head_kept(model):
@@ -113,14 +120,16 @@ def _round(
                 data.train, plan.micro_rows, shuffle=True, seed=plan.seed, device=device
             )
             chosen = [batch for batch, _ in zip(batches, range(_BATCHES), strict=False)]
-            took = _timed(lambda: _backward(forward, chosen, data.task.loss()), device)
-            return took, _gradient(hybrid)
+            loss, took, found = data.task.loss(), 0.0, []
+            for batch in chosen:
+                took += _timed(partial(_backward, forward, batch, loss), device)
+                found.append(_gradient(hybrid))
+            return took, torch.stack(found)
 
 
-def _backward(forward: Forward, batches: Sequence[Mapping[str, Tensor]], loss: Loss) -> None:
-    for batch in batches:
-        logits = forward(batch)
-        (loss.total(logits.float(), batch["labels"]) / loss.weight(batch["labels"])).backward()
+def _backward(forward: Forward, batch: Mapping[str, Tensor], loss: Loss) -> None:
+    logits = forward(batch)
+    (loss.total(logits.float(), batch["labels"]) / loss.weight(batch["labels"])).backward()
 
 
 def _timed(run: Callable[[], Any], device: torch.device) -> float:
@@ -135,5 +144,7 @@ def _timed(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def _gradient(hybrid: Hybrid) -> Tensor:
+    """The gradient, flat and in fp32, which is then gone from the modules."""
     found = [p.grad.float().flatten() for p in hybrid.root.parameters() if p.grad is not None]
+    hybrid.root.zero_grad()
     return torch.cat(found).cpu() if found else torch.zeros(0)

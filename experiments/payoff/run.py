@@ -24,7 +24,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
-from cells import CONTENDERS, FIRST_ONLY, SEEDS, Cell, cells
+from cells import FIRST_ONLY, Cell, cells, wanted
 from figure import figure
 from lib.measuring import note
 from lib.recording import part_of
@@ -42,8 +42,7 @@ def missing(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Cell, int, list[str
     known = {(r["model"], r["task"], r["rows"], r["budget"], r["seed"], r["contender"]) for r in rows}
     found = []
     for cell, seed in cells():
-        wanted = [c for c in CONTENDERS if c not in FIRST_ONLY or seed == SEEDS[0]]
-        left = [c for c in wanted if (*asdict(cell).values(), seed, c) not in known]
+        left = [c for c in wanted(cell, seed) if (*asdict(cell).values(), seed, c) not in known]
         if left:
             found.append((cell, seed, left))
     return found

@@ -104,10 +104,12 @@ def recipes(model: str, budget: str) -> tuple[FittedRecipe, ...]:
 
 def needed(model: str, known: set[tuple[Any, ...]]) -> Iterator[tuple[Cell, FittedRecipe]]:
     """The trainings that are not recorded, each once: plain LoRA and the likeliest templates at their highest
-    rate first, on both seeds, then all templates at it, then the lower rates. What is not recorded is not
-    recommended, so that the order costs recommendations and biases none."""
+    rate first, the budgets of `payoff` on both seeds before the third, then all templates at it, then the
+    lower rates. What is not recorded is not recommended, so that the order costs recommendations and biases
+    none."""
     met = set(known)
-    for wave, seed, budget in product(range(3), SEEDS, BUDGETS):
+    orders = [(seed, b) for budgets in (BUDGETS[:2], BUDGETS[2:]) for seed in SEEDS for b in budgets]
+    for wave, (seed, budget) in product(range(3), orders):
         found = recipes(model, budget)
         plain = reference_of([Key(m.template, m.rate) for m in found])
         for cell, member in product(cells(model, seed), found):

@@ -274,8 +274,8 @@ class SearchArguments(Arguments):
     batch_size: Annotated[
         int | None,
         Option(
-            help="Examples for each step; default: the effort's: 32, or 8 for a backbone of 60 million "
-            "parameters or more in a quick search on a CPU.",
+            help="Examples for each step; default: the effort's: 32, or in a quick search on a CPU 16 for a "
+            "backbone of 60 million parameters or more, 8 for such a language model.",
             panel=shared.TRAINING,
             least=1,
         ),

@@ -210,11 +210,11 @@ def prepare(
     a = a.changed(model=model)
     gpu, parameters = torch.cuda.is_available(), Budget.parse(a.budget)
     if effort is None:
-        _effort(a, gpu=gpu, parameters=0)  # its numbers are looked at before anything is fetched
+        _effort(a, gpu=gpu)  # its numbers are looked at before anything is fetched
     space = a.space if isinstance(a.space, Space) else Space.load(a.space)
     source = resolve_model(model, notify=notify)
     spec = spec_of(unquantized(load_config(source), model))
-    effort = effort or _effort(a, gpu=gpu, parameters=spec.parameters)
+    effort = effort or _effort(a, gpu=gpu, spec=spec)
     plan = _plan(a, effort, cheap.gpus)
     limits = parameters.limits(spec)
     check_feasible(space, parameters, spec)
@@ -249,13 +249,14 @@ def prepare(
     )
 
 
-def _effort(a: SearchArguments, *, gpu: bool, parameters: int) -> Effort:
+def _effort(a: SearchArguments, *, gpu: bool, spec: BackboneSpec | None = None) -> Effort:
     """How much the search spends. Finalists that may reach another goal than the best come beside those that
     promise most."""
     effort = choose_effort(
         a.effort,
         gpu=gpu,
-        parameters=parameters,
+        parameters=spec.parameters if spec is not None else 0,
+        decoder=spec is not None and all(stack.causal for stack in spec.stacks),
         trials=a.trials,
         steps=a.steps,
         batch_size=a.batch_size,
