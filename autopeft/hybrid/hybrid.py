@@ -240,6 +240,11 @@ class Hybrid:
             groups.append({"name": "head", "params": head, "lr": rate, "weight_decay": decay})
         return groups
 
+    def backbone_parameters(self) -> dict[str, nn.Parameter]:
+        """The backbone's own parameters, named from the base model as its spec names them."""
+        own = {id(p) for p in self._root.parameters()}
+        return {n: p for n, p in self.injection.base.named_parameters() if id(p) not in own}
+
     def optimizer(self, **options: Any) -> torch.optim.Optimizer:
         """The recipe's optimizer over `parameter_groups()` after its policies, for a loop of one's own. For
         `transformers.Trainer` there is `for_trainer`, which has the recipe's schedule too.
