@@ -103,6 +103,14 @@ MEMBERS: tuple[Member, ...] = (
         beside=("measurement", "settle"),
     ),
     Member(
+        "calibration",
+        "module",
+        "before `measure`: which batches it wants, on what (`Calibration`)",
+        None,
+        "Calibration",
+        beside=("measure",),
+    ),
+    Member(
         "settle",
         "module",
         "with what was measured, now or in an earlier trial (`Prepares`)",
