@@ -37,7 +37,7 @@ from autopeft.hybrid.modules import (
 )
 from autopeft.hybrid.optimizer import build_optimizer
 from autopeft.hybrid.persistence import Persistence
-from autopeft.hybrid.policies import apply_policies, refuse_idle
+from autopeft.hybrid.policies import Policies
 from autopeft.hybrid.schedule import RecipeSchedule
 from autopeft.hybrid.store import backbone_of
 from autopeft.hybrid.store import save as save_files
@@ -261,8 +261,9 @@ class Hybrid:
             UsageError: a policy finds nothing to act on.
         """
         training, modules = self.recipe.training, self.modules
-        refuse_idle(self.parameter_groups(), training, modules)
-        groups = apply_policies(self.parameter_groups(), training, modules)
+        policies = Policies(training)
+        policies.refuse_idle(self.parameter_groups(), modules)
+        groups = policies.adjust(self.parameter_groups(), modules)
         return build_optimizer(groups, training.optimizer, modules.values(), **options)
 
     # Training

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from autopeft.errors import DataError, UsageError
 from autopeft.hybrid import Hybrid
 from autopeft.hybrid.events import all_settled, finish, fire
-from autopeft.hybrid.policies import apply_policies, refuse_idle
+from autopeft.hybrid.policies import Policies
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.kinds import get_metric
 from autopeft.training.bilevel import Outer
@@ -148,7 +148,7 @@ def train(
     """
     started, told = time.perf_counter(), _Told(on_step, on_score, on_phase, should_stop)
     _check_pause(hybrid, plan, until, resume)
-    refuse_idle(hybrid.parameter_groups(), hybrid.recipe.training, hybrid.modules)
+    Policies(hybrid.recipe.training).refuse_idle(hybrid.parameter_groups(), hybrid.modules)
     device = plan.torch_device()
     hybrid.model.to(device)
     peak = PeakMemory(device)
@@ -189,6 +189,7 @@ class _Run:
     until: int | None = None
     resume: Checkpoint | None = None
     begun, span = 0, 0  # the step that events count from, and their total
+    policies: Policies  # of the phase
 
     def __init__(
         self,
@@ -274,7 +275,8 @@ class _Run:
         training, phase = self.hybrid.recipe.training, stage.phase
         everything = self.hybrid.parameter_groups()
         # Policies may rename what they split off, so they act on groups that are already chosen.
-        groups = apply_policies(stage.groups(everything), training, self.hybrid.modules)
+        self.policies = Policies(training)
+        groups = self.policies.adjust(stage.groups(everything), self.hybrid.modules)
         optimizer = PhaseOptimizer(groups, training, stage.steps, self.hybrid.modules.values())
         modules = stage.modules(self.hybrid.modules)
         patience = self.plan.patience
@@ -372,23 +374,29 @@ class _Run:
         outer: Outer | None,
     ) -> None:
         """One optimizer step; `local` counts within the phase, events over the span, callbacks over all."""
-        taken, total = len(self.result.losses), self.span
+        taken = len(self.result.losses)
         step = taken - self.begun
         optimizer.schedule(local)
-        fire("before_step", modules, step, total)
+        self._event("before_step", optimizer, modules, step)
         if outer is not None:
             outer(batch, taken)
         loss = self.gradient.accumulate(batch, modules, optimizer.parameters)
         if not np.isfinite(loss):
             raise NonFiniteLoss("loss", loss, taken + 1, optimizer.highest_rate)
-        fire("after_backward", modules, step, total)
+        self._event("after_backward", optimizer, modules, step)
         optimizer.clip(taken)
+        self._event("before_update", optimizer, modules, step)
         optimizer.step()
-        fire("after_step", modules, step, total)
+        self._event("after_step", optimizer, modules, step)
         optimizer.zero_grad()
         self.result.losses.append(loss)
         if self.told.step is not None:
             self.told.step(taken + 1, loss)
+
+    def _event(self, event: str, optimizer: PhaseOptimizer, modules: Sequence[nn.Module], step: int) -> None:
+        """Tell modules, then policies."""
+        fire(event, modules, step, self.span)
+        self.policies.fire(event, optimizer.inner.param_groups, step, self.span)
 
     def _is_over(self, best: BestState | None, modules: Sequence[nn.Module]) -> bool:
         """Score where it is due, and tell whether to end before all steps are done."""
