@@ -93,6 +93,7 @@ class ChildSpec:
         ways: how it acts.
         sites: where.
         pretrained: it reads pretrained tensors and nothing else in their place (see `Traits`).
+        phased: how many entries in it train in phases of their own.
     """
 
     name: str
@@ -100,6 +101,7 @@ class ChildSpec:
     ways: frozenset[Way]
     sites: tuple[Site, ...] = field(default=())
     pretrained: bool = False
+    phased: int = 0
 
 
 def alters_weights(kind: str, child: ChildSpec) -> CompositionError:

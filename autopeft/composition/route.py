@@ -82,6 +82,12 @@ class Route(nn.Module):
 
     @classmethod
     def check(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:
+        phased = [child.label for child in children if child.phased]
+        if len(phased) > 1:
+            raise CompositionError(
+                f"Experts learn together, but {' and '.join(phased)} train in phases of their own, one after "
+                "the other; have one of them in a route, or list them beside it."
+            )
         for child in children:
             if "weight" in child.ways:
                 raise alters_weights("route", child)

@@ -194,7 +194,6 @@ def build_graph(recipe: Recipe, spec: BackboneSpec) -> CompositionGraph:
     trees = tuple(builder.trees())
     graph = CompositionGraph(recipe, spec, builder.entries, trees)
     _check_directions(graph)
-    _check_phases(graph)
     return graph
 
 
@@ -248,15 +247,6 @@ class _Builder:
         count = ParameterCount(*shape.count(mask, name))
         self.entries[name] = Entry(name, shape.method(shape.config), shape.sites(mask), count)
         return Leaf(name)
-
-
-def _check_phases(graph: CompositionGraph) -> None:
-    phased = [entry.name for entry in graph.entries.values() if entry.traits.phased]
-    if len(phased) > 1:
-        raise CompositionError(
-            f"{' and '.join(phased)} each train in phases of their own, which cannot run together; keep one "
-            "of them, or list it once for all its layers."
-        )
 
 
 def _check_directions(graph: CompositionGraph) -> None:

@@ -221,7 +221,9 @@ class NodeShape(Shape):
 
     def _count(self, mask: int, name: str) -> ParameterCount:
         counts = [ParameterCount(*c.count(mask)) for c in self._children]
-        specs = [ChildSpec(c.label, c.label, c.ways, c.sites(mask), c.pretrained) for c in self._children]
+        specs = [
+            ChildSpec(c.label, c.label, c.ways, c.sites(mask), c.pretrained, c.phased) for c in self._children
+        ]
         self._composition.check(specs, self._options)
         own: ParameterCount = self._composition.parameter_count(specs)
         return sum(counts, own)
@@ -340,9 +342,7 @@ def hash_of(parts: Iterable[Part]) -> str:
 
 
 def clash(parts: Sequence[Part]) -> bool:
-    """Whether two entries replace the direction of one weight, or train in phases of their own."""
-    if sum(shape.phased for shape, _ in parts) > 1:
-        return True
+    """Whether two entries replace the direction of one weight."""
     directed = [(shape, mask) for shape, mask in parts if shape.directed]
     if not directed or (len(directed) == 1 and not directed[0][0].may_clash):
         return False

@@ -60,9 +60,18 @@ def child_spec(entries: Mapping[str, Entry], tree: Tree) -> ChildSpec:
     children's together."""
     if isinstance(tree, Leaf):
         entry = entries[tree.name]
-        return ChildSpec(tree.name, entry.name, entry.ways, entry.sites, entry.traits.pretrained)
+        return ChildSpec(
+            tree.name, entry.name, entry.ways, entry.sites, entry.traits.pretrained, int(entry.traits.phased)
+        )
     inner = [child_spec(entries, c) for c in tree.children]
     sites = {s.key: s for c in inner for s in c.sites}
     ways: frozenset[Way] = frozenset(w for c in inner for w in c.ways)
     label = f"{tree.kind}({', '.join(c.label for c in inner)})"
-    return ChildSpec(tree.name, label, ways, tuple(sites.values()), any(c.pretrained for c in inner))
+    return ChildSpec(
+        tree.name,
+        label,
+        ways,
+        tuple(sites.values()),
+        any(c.pretrained for c in inner),
+        sum(c.phased for c in inner),
+    )

@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from autopeft.errors import UsageError
 from autopeft.hybrid.events import finish, fire, loss_terms
+from autopeft.hybrid.policies import Policies
 from autopeft.hybrid.schedule import RecipeSchedule
 from autopeft.method import decay_targets
 from autopeft.recipe import Recipe, TrainingSection
@@ -37,7 +38,8 @@ class _Attached(Protocol):
 
 
 class HybridCallback(TrainerCallback):
-    """Fires `before_step`, `after_backward`, `after_step` and `finish` on a hybrid's modules.
+    """Fires `before_step`, `after_backward`, `before_update`, `after_step` and `finish` on a hybrid's modules
+    and its recipe's policies.
 
     It is one part of what `hybrid.for_trainer()` gives. The Trainer's own optimizer has one rate for all,
     5e-5 by default, and knows no group, policy or schedule of the recipe; a callback cannot add to the
@@ -61,6 +63,7 @@ class HybridCallback(TrainerCallback):
 
     def __init__(self, hybrid: _Attached, total: Total | None = None) -> None:
         self.hybrid, self._total = hybrid, total or _by_labels
+        self._policies = Policies(hybrid.recipe.training)
         self._asked = False
         phased = [name for name, module in hybrid.modules.items() if hasattr(module, "phases")]
         if phased:
@@ -128,7 +131,7 @@ class HybridCallback(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._asked = False
-        fire("before_step", self.hybrid.modules.values(), state.global_step, state.max_steps)
+        self._event("before_step", state, kwargs)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not self._asked and loss_terms(self.hybrid.modules.values()) is not None:
@@ -137,11 +140,19 @@ class HybridCallback(TrainerCallback):
                 "`**hybrid.for_trainer()` to it, or `compute_loss_func=callback.loss` with "
                 "`callback = hybrid.callback()`."
             )
-        fire("after_backward", self.hybrid.modules.values(), state.global_step, state.max_steps)
+        self._event("after_backward", state, kwargs)
+        self._event("before_update", state, kwargs)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Not at the step's end: the Trainer has dropped the gradients by then.
-        fire("after_step", self.hybrid.modules.values(), state.global_step, state.max_steps)
+        self._event("after_step", state, kwargs)
+
+    def _event(self, event: str, state: Any, kwargs: Mapping[str, Any]) -> None:
+        """Tell modules, then policies, where the optimizer has the recipe's groups."""
+        fire(event, self.hybrid.modules.values(), state.global_step, state.max_steps)
+        groups = getattr(kwargs.get("optimizer"), "param_groups", ())
+        if any("name" in group for group in groups):
+            self._policies.fire(event, groups, state.global_step, state.max_steps)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         with torch.no_grad():

@@ -2,8 +2,8 @@
 
 A module takes part in an event by having a method of its name (see `autopeft.method`); the loop knows no
 method by name. Order of one step: `before_step`, forward and backward (with `loss_terms`),
-`after_backward`, clipping, the optimizer, `after_step`, in which the gradients are still there; `finish` once
-at the end of training.
+`after_backward`, clipping, `before_update`, the optimizer, `after_step`, in which the gradients are still
+there; `finish` once at the end of training.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 __all__ = ["STEP_EVENTS", "all_settled", "finish", "fire", "loss_terms"]
 
-STEP_EVENTS = ("before_step", "after_backward", "after_step")
+STEP_EVENTS = ("before_step", "after_backward", "before_update", "after_step")
 
 
 def fire(event: str, modules: Iterable[nn.Module], step: int, total: int) -> None:

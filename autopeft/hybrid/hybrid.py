@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, cast
@@ -36,16 +37,18 @@ from autopeft.hybrid.modules import (
 )
 from autopeft.hybrid.optimizer import build_optimizer
 from autopeft.hybrid.persistence import Persistence
-from autopeft.hybrid.policies import apply_policies, refuse_idle
+from autopeft.hybrid.policies import Policies
 from autopeft.hybrid.schedule import RecipeSchedule
 from autopeft.hybrid.store import backbone_of
 from autopeft.hybrid.store import save as save_files
 from autopeft.injection import Injection, Part, changing, new_token
-from autopeft.method import Objective, WeightTarget
+from autopeft.method import Calibration, Objective, WeightTarget
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 
 __all__ = ["Hybrid", "Measurements", "attach"]
+
+Batches = Iterable[dict[str, Tensor]]
 
 
 class Measurements(Protocol):
@@ -240,6 +243,11 @@ class Hybrid:
             groups.append({"name": "head", "params": head, "lr": rate, "weight_decay": decay})
         return groups
 
+    def backbone_parameters(self) -> dict[str, nn.Parameter]:
+        """The backbone's own parameters, named from the base model as its spec names them."""
+        own = {id(p) for p in self._root.parameters()}
+        return {n: p for n, p in self.injection.base.named_parameters() if id(p) not in own}
+
     def optimizer(self, **options: Any) -> torch.optim.Optimizer:
         """The recipe's optimizer over `parameter_groups()` after its policies, for a loop of one's own. For
         `transformers.Trainer` there is `for_trainer`, which has the recipe's schedule too.
@@ -253,8 +261,9 @@ class Hybrid:
             UsageError: a policy finds nothing to act on.
         """
         training, modules = self.recipe.training, self.modules
-        refuse_idle(self.parameter_groups(), training, modules)
-        groups = apply_policies(self.parameter_groups(), training, modules)
+        policies = Policies(training)
+        policies.refuse_idle(self.parameter_groups(), modules)
+        groups = policies.adjust(self.parameter_groups(), modules)
         return build_optimizer(groups, training.optimizer, modules.values(), **options)
 
     # Training
@@ -267,34 +276,56 @@ class Hybrid:
 
     def prepare(
         self,
-        batches: Iterable[dict[str, Tensor]],
+        batches: Batches | Callable[[int | None], Batches],
         objective: Objective,
         *,
         kept: Measurements | None = None,
     ) -> None:
-        """Let the methods that need it look at data: single-example batches, and the loss as a function of
-        one.
+        """Let the methods that need it look at data: batches, and the loss as a function of one.
 
-        They see the backbone and its head bare, whatever else the recipe attaches: what they measure is then
-        the same for every recipe. Every backbone parameter requires grad meanwhile; afterwards nothing of it
-        has one. `kept` holds what was measured before, and is given what was not.
+        They see the backbone and its head bare, whatever else the recipe attaches, unless their `calibration`
+        says otherwise: what they measure is then the same for every recipe. Every backbone parameter requires
+        grad meanwhile; afterwards nothing of it has one.
+
+        Args:
+            batches: of single examples, or, where a method asks for more, a function that makes batches of so
+                many (`None`: as many as a step has).
+            kept: holds what was measured before, and is given what was not.
         """
         wanting = [n for n, e in self.graph.entries.items() if "calibration" in e.traits.needs]
         if not wanting:
             return
-        rows = batches if len(wanting) == 1 else list(batches)
+        if not callable(batches):
+            single = batches if len(wanting) == 1 else list(batches)
+            batches = lambda rows: single  # noqa: E731
         for name in wanting:
             module: Any = self._root.get_submodule(name)
+            calibration = getattr(module, "calibration", Calibration())
             method, measurement = self.graph.entries[name].method.name, module.measurement()
-            measured = None if kept is None else kept.get(method, measurement)
+            store = None if calibration.attached else kept
+            if calibration != Calibration():
+                measurement = {**measurement, "calibration": asdict(calibration)}
+            measured = None if store is None else store.get(method, measurement)
             if measured is None:
-                with self.bare(), self._unfrozen():
-                    measured = module.measure(self.injection.base, rows, objective)
-                if kept is not None:
-                    kept.put(method, measurement, measured)
+                with self._calibrating(calibration):
+                    measured = module.measure(self.injection.base, batches(calibration.rows), objective)
+                if store is not None:
+                    store.put(method, measurement, measured)
             module.settle(measured)
-        self.refresh()
+            self.refresh()  # the next one may see what is attached
         self.prepared = True
+
+    @contextmanager
+    def _calibrating(self, calibration: Calibration) -> Iterator[None]:
+        """Within, the model is as a method wants to see it."""
+        flags = [(module, module.training) for module in self.model.modules()]
+        with nullcontext() if calibration.attached else self.bare(), self._unfrozen():
+            self.model.train(calibration.training)
+            try:
+                yield
+            finally:
+                for module, flag in flags:
+                    module.training = flag
 
     @contextmanager
     def bare(self) -> Iterator[None]:

@@ -1,8 +1,8 @@
-"""Training policies: what a recipe's `policies:` makes of the optimizer's groups."""
+"""Training policies: what a recipe's `policies:` makes of the optimizer's groups, and of each step."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -11,41 +11,58 @@ from autopeft.errors import UsageError
 from autopeft.method import get_method
 from autopeft.recipe import TrainingSection
 
-__all__ = ["apply_policies", "refuse_idle"]
+__all__ = ["Policies"]
+
+Groups = Sequence[Mapping[str, Any]]
+_Modules = Mapping[str, nn.Module] | nn.ModuleDict
 
 
-def apply_policies(
-    groups: list[dict[str, Any]],
-    training: TrainingSection,
-    modules: Mapping[str, nn.Module] | nn.ModuleDict,
-) -> list[dict[str, Any]]:
-    """The groups after every policy of the recipe, in order."""
-    for item in training.policies:
-        policy = get_method(item.method)(item.method_config())
-        groups = policy.adjust(groups, modules)
-    return groups
+class Policies:
+    """The policies of a recipe, in its order.
 
-
-def refuse_idle(
-    groups: list[dict[str, Any]],
-    training: TrainingSection,
-    modules: Mapping[str, nn.Module] | nn.ModuleDict,
-) -> None:
-    """Raise where a policy has nothing to act on, as LoRA+ has not where no module names its up factors.
-
-    Raises:
-        UsageError: a policy leaves these groups as they are.
+    A policy adjusts the optimizer's groups (`adjust`), hears of each step (`before_step`, `after_backward`,
+    `before_update`, `after_step`), or both. In a step modules hear of an event before policies do.
     """
-    for item in training.policies:
-        after = get_method(item.method)(item.method_config()).adjust(groups, modules)
-        if _shown(after) == _shown(groups):
-            raise UsageError(
-                f"The policy {item.method!r} finds nothing to act on in this recipe (see `autopeft methods "
-                f"{item.method}` for what it acts on); leave it out, or attach what it needs."
-            )
-        groups = after
+
+    def __init__(self, training: TrainingSection) -> None:
+        self._own = [(p.method, get_method(p.method)(p.method_config())) for p in training.policies]
+
+    def adjust(self, groups: list[dict[str, Any]], modules: _Modules) -> list[dict[str, Any]]:
+        """The groups after every policy."""
+        for _, policy in self._own:
+            if hasattr(policy, "adjust"):
+                groups = policy.adjust(groups, modules)
+        return groups
+
+    def fire(self, event: str, groups: Groups, step: int, total: int) -> None:
+        """Call `event(groups, step, total)` on every policy that has it, with the optimizer's groups."""
+        for _, policy in self._own:
+            handler: Any = getattr(policy, event, None)
+            if handler is not None:
+                handler(groups, step, total)
+
+    def refuse_idle(self, groups: list[dict[str, Any]], modules: _Modules) -> None:
+        """Raise where a policy has nothing to act on, as LoRA+ has not where no module names its up factors.
+
+        Raises:
+            UsageError: a policy leaves these groups as they are, or says that it acts on none of them
+                (`acts_on`).
+        """
+        for name, policy in self._own:
+            if hasattr(policy, "acts_on"):
+                idle = not policy.acts_on(groups)
+                after = groups
+            else:
+                after = policy.adjust(groups, modules)
+                idle = _shown(after) == _shown(groups)
+            if idle:
+                raise UsageError(
+                    f"The policy {name!r} finds nothing to act on in this recipe (see `autopeft methods "
+                    f"{name}` for what it acts on); leave it out, or attach what it needs."
+                )
+            groups = after
 
 
-def _shown(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _shown(groups: Groups) -> list[dict[str, Any]]:
     """The groups with their parameters' identities, to be compared."""
     return [{**g, "params": [id(p) for p in g["params"]]} for g in groups if g["params"]]

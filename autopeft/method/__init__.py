@@ -21,15 +21,25 @@ from autopeft.method.contract import (
     ParameterCount,
     Traits,
 )
-from autopeft.method.lifecycle import Concludes, Ensembles, Merges, Objective, Posterior, Prepares, Resizes
+from autopeft.method.lifecycle import (
+    Calibration,
+    Concludes,
+    Ensembles,
+    Merges,
+    Objective,
+    Posterior,
+    Prepares,
+    Resizes,
+)
 from autopeft.method.members import MEMBERS, Member, check_members, check_module, members_table
 from autopeft.method.modules import HookModule, KeyValueModule, PromptModule, WeightModule, WeightTarget
 from autopeft.method.optimization import DecayTarget, decay, decay_targets, no_such_part, part_names, parts_of
-from autopeft.method.phase import OuterStep, Phase, PhasePart
+from autopeft.method.phase import OuterStep, Phase, PhasePart, Session
 from autopeft.method.registry import get_method, method_names, register, registered_method, reserve
 
 __all__ = [
     "MEMBERS",
+    "Calibration",
     "Call",
     "Concludes",
     "Context",
@@ -52,6 +62,7 @@ __all__ = [
     "Prepares",
     "PromptModule",
     "Resizes",
+    "Session",
     "Traits",
     "WeightModule",
     "WeightTarget",

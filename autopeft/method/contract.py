@@ -69,7 +69,7 @@ class Traits:
         direction: replaces the direction of a weight (DoRA): at most one for each weight.
         pretrained: what it makes of a tensor depends on the pretrained values alone (HiWi): in a chain no
             other may have altered the tensor before.
-        phased: trains in phases of its own, of which a training can have only one entry's.
+        phased: trains in phases of its own.
         gateable: a gate may stand in front of it.
         rowwise: what it adds at a position depends on that position's x and y alone (hook methods).
         data_dependent: its deployed size is settled at the end of training: by the data, for which

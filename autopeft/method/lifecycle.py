@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from autopeft.spec import Site
 
-__all__ = ["Concludes", "Ensembles", "Merges", "Objective", "Posterior", "Prepares", "Resizes"]
+__all__ = ["Calibration", "Concludes", "Ensembles", "Merges", "Objective", "Posterior", "Prepares", "Resizes"]
 
 
 class Objective(Protocol):
@@ -26,14 +27,31 @@ class Objective(Protocol):
     def logits(self, batch: dict[str, Tensor]) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """How a module that calibrates wants to see data: its `calibration`, where it is not the default.
+
+    Attributes:
+        rows: examples of a batch; `None` for as many as a training step has.
+        attached: whether what the recipe attaches acts meanwhile, as it is before training; what is measured
+            is then this recipe's alone, and not kept. Else the base model is bare.
+        training: whether the backbone draws (its dropout) as in training; else it is in eval mode.
+    """
+
+    rows: int | None = 1
+    attached: bool = False
+    training: bool = False
+
+
 @runtime_checkable
 class Prepares(Protocol):
     """Needs calibration before training (`needs` holds `calibration`): it measures, then settles.
 
-    `measure` gets the bare base model (tensor names of the spec are relative to it; nothing that the recipe
-    attaches acts meanwhile), an iterator over batches of training examples with labels, and the task's
-    `Objective`; it must leave the model as it was: values, gradients and what requires grad. What it returns
-    depends on backbone, head, data and `measurement` alone, so it is kept and used again by later trials.
+    `measure` gets the base model (tensor names of the spec are relative to it), an iterator over batches of
+    training examples with labels, and the task's `Objective`. The model is bare and the batches are single
+    examples, where a `calibration` does not say otherwise. It must leave the model as it was: values,
+    gradients and what requires grad. What it returns depends on backbone, head, data, `calibration` and
+    `measurement` alone, so it is kept and used again by later trials.
 
     `measurement` returns what else `measure` depends on, as JSON values: the config without the entry's size.
     `settle` takes what was measured and makes the module ready to train, from any earlier state.

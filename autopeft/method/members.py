@@ -56,6 +56,7 @@ class Member:
 _STEP = ("step", "total")
 _SITE_CALL = ("site", "x", "y", "call")
 _SEEN = ("batches", "objective")
+_GROUPS = ("groups", *_STEP)
 
 MEMBERS: tuple[Member, ...] = (
     Member("side", "module", "at attach: which end of the site it alters", ("site",), "input|output", "hook"),
@@ -103,6 +104,14 @@ MEMBERS: tuple[Member, ...] = (
         beside=("measurement", "settle"),
     ),
     Member(
+        "calibration",
+        "module",
+        "before `measure`: which batches it wants, on what (`Calibration`)",
+        None,
+        "Calibration",
+        beside=("measure",),
+    ),
+    Member(
         "settle",
         "module",
         "with what was measured, now or in an earlier trial (`Prepares`)",
@@ -112,6 +121,7 @@ MEMBERS: tuple[Member, ...] = (
     Member("before_step", "module", "by the loop, before the forward of each step", _STEP),
     Member("loss_terms", "module", "in each step; what it gives is added to the loss", (), "Tensor or None"),
     Member("after_backward", "module", "by the loop, when the gradients are there", _STEP),
+    Member("before_update", "module", "by the loop, when they are clipped, before the optimizer", _STEP),
     Member("after_step", "module", "by the loop, behind the optimizer; gradients are still there", _STEP),
     Member(
         "settled",
@@ -243,12 +253,23 @@ MEMBERS: tuple[Member, ...] = (
     Member(
         "adjust",
         "method",
-        "when the optimizer is built: the groups as the policy has them",
+        "of a policy, when the optimizer is built: the groups as it has them",
         ("groups", "modules"),
         "list[dict]",
-        "policy",
+    ),
+    Member("before_step", "method", "of a policy, behind the modules' own", _GROUPS),
+    Member("after_backward", "method", "of a policy, behind the modules' own", _GROUPS),
+    Member("before_update", "method", "of a policy, behind the modules' own", _GROUPS),
+    Member("after_step", "method", "of a policy, behind the modules' own", _GROUPS),
+    Member(
+        "acts_on",
+        "method",
+        "of a policy that adjusts nothing: whether it has something to act on",
+        ("groups",),
+        "bool",
     ),
 )
+_OF_POLICIES = ("adjust", "before_step", "after_backward", "before_update", "after_step")
 
 
 def members_table(owner: Owner) -> str:
@@ -269,6 +290,8 @@ def check_method(cls: type[Any], name: str) -> None:
     known = [m for m in MEMBERS if m.owner == "method" and (not m.way or m.way in ways)]
     what = f"Method {name!r} ({cls.__qualname__})"
     missing = [m.name for m in known if m.way and not hasattr(cls, m.name)]
+    if "policy" in ways and not any(hasattr(cls, name) for name in _OF_POLICIES):
+        missing.append("adjust")
     if missing:
         raise MethodError(f"{what} lacks {', '.join(missing)}.{_suspects(cls, missing, object)}")
     check_members(cls, object, known, what)

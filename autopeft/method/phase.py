@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-__all__ = ["OuterStep", "Phase", "PhasePart"]
+__all__ = ["OuterStep", "Phase", "PhasePart", "Session"]
 
 PhasePart = Literal["own", "others", "head"]
 
@@ -46,9 +46,52 @@ class OuterStep(Protocol):
         """
 
 
+class Session(Protocol):
+    """A phase as its `run` sees it, with everything attached as it is at the moment.
+
+    Gradients and losses are those of the task alone, without the modules' `loss_terms`. They are asked for in
+    eval mode unless `training` is given; then modules draw, and the backbone's dropout where the recipe has
+    it. What requires gradients is afterwards as it was.
+
+    Attributes:
+        steps: how many optimizer steps the phase has.
+        backbone: the backbone's own parameters, named from the base model; they are not trained.
+    """
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def backbone(self) -> Mapping[str, nn.Parameter]: ...
+
+    def step(self) -> bool:
+        """Take the next step as any phase does, events included; `False`, and nothing happens, where none is
+        left or the training is to end."""
+
+    def batches(self, rows: int | None = None) -> Iterator[dict[str, Tensor]]:
+        """The rows that the phase trains on, each once, in an order drawn from the plan's seed.
+
+        Args:
+            rows: of a batch; by default the plan's.
+        """
+
+    def losses(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The loss of each row of a batch, (rows,), without gradients."""
+
+    def gradients(
+        self, batch: Mapping[str, Tensor], wanted: Sequence[nn.Parameter], *, training: bool = False
+    ) -> list[Tensor]:
+        """Gradient of the batch's loss for each of the `wanted` parameters, of the backbone or of a module;
+        zeros where the loss does not depend on it. Their `.grad` is empty afterwards."""
+
+
 @dataclass(frozen=True)
 class Phase:
     """One stage. A module that needs stages returns them, in order, from `phases()`.
+
+    Where several entries have phases, those of one follow those of the other, in the order of the recipe and
+    with equal parts of the steps. Meanwhile the other stays as it is: at its start before its own phases, as
+    they left it afterwards.
 
     Each phase starts a new optimizer and schedule over its own steps. Events fire only on the modules that
     the phase trains, with steps counted over the whole training, or from the latest phase that starts `anew`
@@ -58,14 +101,16 @@ class Phase:
         name: unique in the training; names the output.
         share: its part of the plan's steps, relative to the other phases' shares.
         split: name of the data split it trains on.
-        trains: which parameters: the declaring module's `own`, the `others` (all other entries, gates
-            included) and the `head`.
+        trains: which parameters: the declaring module's `own`, the `others` (all other entries without phases
+            of their own, gates included) and the `head`.
         held_out: share of the split's rows, drawn with the plan's seed, that it does not train on.
-        anew: what it trains starts from the values that it had before the first phase, buffers of the
-            modules included. What `begin` makes of them stays.
+        anew: what it trains starts from the values that it had before the entry's first phase, buffers of
+            the modules included. What `begin` makes of them stays.
         begin: called before the first step.
         outer: called in each step, between `before_step` and the lower level's own forward, with the step's
             bilevel problem; needs `held_out`.
+        run: takes the place of the loop: it is handed the phase as a `Session` and takes its steps itself, up
+            to all of them.
         output: called without gradients after the last step; what it returns is the phase's output (a mask,
             a prompt).
     """
@@ -78,4 +123,5 @@ class Phase:
     anew: bool = False
     begin: Callable[[], None] | None = None
     outer: Callable[[OuterStep], None] | None = None
+    run: Callable[[Session], None] | None = None
     output: Callable[[], Any] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autopeft.nn.bottleneck import ACTIVATIONS, Activation, Bottleneck, Bottlenecks
+from autopeft.nn.chosen_entries import ChosenEntries, KeepConfig
 from autopeft.nn.fastfood import Fastfood
 from autopeft.nn.hadamard import walsh_hadamard
 from autopeft.nn.hypergradient import hypergradient
@@ -20,6 +21,7 @@ from autopeft.nn.seeds import generator_of
 from autopeft.nn.sensitivity import Sensitivity
 from autopeft.nn.sparse_delta import SparseDelta
 from autopeft.nn.tensor_deltas import TensorDeltas
+from autopeft.nn.top_entries import TopEntries, top_entries
 from autopeft.nn.triplets import Triplets, triplets_at
 from autopeft.nn.uncertain_pair import UncertainPair, logit_covariance, observe_curvature
 
@@ -28,7 +30,9 @@ __all__ = [
     "Activation",
     "Bottleneck",
     "Bottlenecks",
+    "ChosenEntries",
     "Fastfood",
+    "KeepConfig",
     "KroneckerCurvature",
     "LowRankKronecker",
     "LowRankPair",
@@ -49,6 +53,7 @@ __all__ = [
     "Sensitivity",
     "SparseDelta",
     "TensorDeltas",
+    "TopEntries",
     "Triplets",
     "UncertainPair",
     "down_and_up",
@@ -61,6 +66,7 @@ __all__ = [
     "observe_curvature",
     "require_blocks",
     "softmax_root",
+    "top_entries",
     "triplets_at",
     "walsh_hadamard",
 ]

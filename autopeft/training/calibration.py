@@ -57,18 +57,26 @@ def single_examples(split: EncodedSplit, seed: int, device: torch.device) -> Ite
 def prepare(hybrid: Trainable, data: EncodedTask, plan: TrainingPlan) -> None:
     """Let the methods that need it calibrate on training rows; nothing happens where none does.
 
-    Runs in eval mode: the gradients are those of the deterministic model. Class weights count, as they do
-    in training. What was measured is kept for later trials (`plan.shortcuts`). Generators and flags are as
-    before afterwards.
+    Runs in eval mode where a method does not ask for draws: the gradients are those of the deterministic
+    model. Class weights count, as they do in training. What was measured is kept for later trials
+    (`plan.shortcuts`). Generators and flags are as before afterwards.
     """
     if not hybrid.needs_prepare:
         return
     device = plan.torch_device()
     hybrid.model.to(device)
-    objective = TaskObjective(hybrid.model, data.task.loss(), Forward(hybrid.model, kind=data.task.task_kind))
+    plain = Forward(hybrid.model, kind=data.task.task_kind)
+    objective = TaskObjective(hybrid.model, data.task.loss(), plain)
     with seeded(plan.seed, device), training_mode(hybrid.model, (), dropout=False):
         kept = KeptMeasurements(hybrid.model, data, plan)
-        hybrid.prepare(single_examples(data.train, plan.seed, device), objective, kept=kept)
+
+        def batches(rows: int | None) -> Iterator[dict[str, Tensor]]:
+            if rows == 1:
+                return single_examples(data.train, plan.seed, device)
+            size = plan.batch_size if rows is None else rows
+            return plain.batches(data.train, size, shuffle=True, seed=plan.seed, device=device)
+
+        hybrid.prepare(batches, objective, kept=kept)
 
 
 def concluding(hybrid: Trainable) -> list[Concludes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -34,7 +34,13 @@ class Trainable(Protocol):
     @property
     def needs_prepare(self) -> bool: ...
 
-    def prepare(self, batches: Iterable[dict[str, Tensor]], objective: Any, *, kept: Any = None) -> None: ...
+    def prepare(
+        self,
+        batches: Callable[[int | None], Iterable[dict[str, Tensor]]],
+        objective: Any,
+        *,
+        kept: Any = None,
+    ) -> None: ...
 
     def parameter_groups(self) -> list[dict[str, Any]]: ...
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from autopeft.assets.heads import head_names
@@ -37,7 +36,7 @@ class FullFineTuning:
         for parameter in model.parameters():
             parameter.requires_grad_(True)
 
-    def prepare(self, batches: Iterable[dict[str, Tensor]], objective: Any, *, kept: Any = None) -> None:
+    def prepare(self, batches: Any, objective: Any, *, kept: Any = None) -> None:
         """Nothing needs calibration."""
 
     def _parts(self) -> dict[str, list[nn.Parameter]]:

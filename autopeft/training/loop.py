@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from autopeft.errors import DataError, UsageError
 from autopeft.hybrid import Hybrid
 from autopeft.hybrid.events import all_settled, finish, fire
-from autopeft.hybrid.policies import apply_policies, refuse_idle
+from autopeft.hybrid.policies import Policies
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.kinds import get_metric
 from autopeft.training.bilevel import Outer
@@ -27,19 +27,11 @@ from autopeft.training.gradient import Gradient
 from autopeft.training.metering import PeakMemory, timed
 from autopeft.training.modes import generator_state, learning, restore_generator, seeded, training_mode
 from autopeft.training.optimizer import PhaseOptimizer
-from autopeft.training.phases import (
-    FirstValues,
-    Phase,
-    phases_of,
-    said,
-    spans_of,
-    steps_of,
-    trained_groups,
-    trained_modules,
-)
+from autopeft.training.phases import FirstValues, Phase, Stage, stages_of
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.rows import Rows, rows_apart, rows_of
 from autopeft.training.scoring import evaluate
+from autopeft.training.session import PhaseSession
 from autopeft.training.stopping import BestState
 
 __all__ = ["OnPhase", "OnScore", "OnStep", "ShouldStop", "TrainResult", "batch_stream", "train"]
@@ -156,7 +148,7 @@ def train(
     """
     started, told = time.perf_counter(), _Told(on_step, on_score, on_phase, should_stop)
     _check_pause(hybrid, plan, until, resume)
-    refuse_idle(hybrid.parameter_groups(), hybrid.recipe.training, hybrid.modules)
+    Policies(hybrid.recipe.training).refuse_idle(hybrid.parameter_groups(), hybrid.modules)
     device = plan.torch_device()
     hybrid.model.to(device)
     peak = PeakMemory(device)
@@ -197,6 +189,7 @@ class _Run:
     until: int | None = None
     resume: Checkpoint | None = None
     begun, span = 0, 0  # the step that events count from, and their total
+    policies: Policies  # of the phase
 
     def __init__(
         self,
@@ -219,31 +212,54 @@ class _Run:
 
     def all_phases(self) -> None:
         modules = self.hybrid.modules
-        owner, phases = phases_of(modules)
-        if self.resume is not None and len(phases) > 1:
+        stages = stages_of(modules, self.plan.steps)
+        if self.resume is not None and len(stages) > 1:
             raise DataError("A training in several phases cannot go on from a checkpoint.")
         first = None
-        if any(phase.anew for phase in phases):
-            first = FirstValues(modules, self.hybrid.parameter_groups())
-        lengths = steps_of(phases, self.plan.steps)
-        for phase, steps, self.span in zip(phases, lengths, spans_of(phases, lengths), strict=True):
-            if phase.anew and first is not None:
-                self.begun = self.result.steps
-                altered = first.restore(phase, owner, modules, self.hybrid.parameter_groups())
-                if altered and isinstance(self.hybrid, Hybrid):
-                    self.hybrid.refresh()
-            self.told.begins(said(phase, owner if len(phases) > 1 else None), steps)
-            if phase.begin is not None:
-                phase.begin()
-            self.phase(phase, owner, steps)
-            if phase.output is not None:
-                with torch.no_grad():
-                    self.result.outputs[phase.name] = phase.output()
+        for stage in stages:
+            if stage.first:
+                again = any(s.phase.anew for s in stages if s.owner == stage.owner)
+                first = FirstValues(modules, self.hybrid.parameter_groups()) if again else None
+            self.one_stage(stage, first)
             if self.result.stopped in ("asked", "paused"):
                 break
         if self.result.stopped != "paused":
             with torch.no_grad():
                 finish(modules.values())
+
+    def one_stage(self, stage: Stage, first: FirstValues | None) -> None:
+        """From where a phase begins to its output."""
+        phase, modules, self.span = stage.phase, self.hybrid.modules, stage.span
+        if stage.first or phase.anew:
+            self.begun = self.result.steps
+        if phase.anew and first is not None:
+            altered = first.restore(stage, modules, self.hybrid.parameter_groups())
+            if altered and isinstance(self.hybrid, Hybrid):
+                self.hybrid.refresh()
+        self.told.begins(stage.said(), stage.steps)
+        acted = self._targets()
+        if phase.begin is not None:
+            phase.begin()
+        acted = self._follow(acted)
+        self.phase(stage)
+        if phase.output is not None:
+            with torch.no_grad():
+                self.result.outputs[stage.key] = phase.output()
+        self._follow(acted)
+
+    def _targets(self) -> list[tuple[str, ...]]:
+        """The backbone's tensors that each module alters."""
+        if not isinstance(self.hybrid, Hybrid):
+            return []
+        found = (getattr(module, "weight_targets", tuple) for module in self.hybrid.modules.values())
+        return [tuple(target.key for target in targets()) for targets in found]
+
+    def _follow(self, before: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+        """Act on the tensors that modules alter now, where these are others than `before`."""
+        now = self._targets()
+        if now != before and isinstance(self.hybrid, Hybrid):
+            self.hybrid.refresh()
+        return now
 
     def conclude(self) -> None:
         """Let methods conclude from the rows what they do, where the training came to its end."""
@@ -254,15 +270,15 @@ class _Run:
         rows = self.result.micro_rows
         conclude(self.hybrid, self.data, self.plan, forward=self.forward, micro_rows=rows)
 
-    def phase(self, phase: Phase, owner: str | None, steps: int) -> None:
+    def phase(self, stage: Stage) -> None:
         """Run a phase with an optimizer of its own."""
-        training = self.hybrid.recipe.training
+        training, phase = self.hybrid.recipe.training, stage.phase
         everything = self.hybrid.parameter_groups()
         # Policies may rename what they split off, so they act on groups that are already chosen.
-        groups = trained_groups(phase, owner, everything)
-        groups = apply_policies(groups, training, self.hybrid.modules)
-        optimizer = PhaseOptimizer(groups, training, steps, self.hybrid.modules.values())
-        modules = trained_modules(phase, owner, self.hybrid.modules)
+        self.policies = Policies(training)
+        groups = self.policies.adjust(stage.groups(everything), self.hybrid.modules)
+        optimizer = PhaseOptimizer(groups, training, stage.steps, self.hybrid.modules.values())
+        modules = stage.modules(self.hybrid.modules)
         patience = self.plan.patience
         buffers = [b for module in modules for b in module.buffers()]
         best = None if patience is None else BestState([*optimizer.parameters, *buffers], patience)
@@ -277,19 +293,58 @@ class _Run:
             batches = self._batches(phase, held_out)
             outer = Outer(phase.outer, self.gradient, modules, optimizer, batches, learners)
         self.result.stopped = "done"
+        steps, acted = iter(zip(range(first, stage.steps), stream, strict=False)), self._targets()
+
+        def take() -> bool:
+            nonlocal acted
+            if phase.run is not None:  # which may have moved a mask since
+                acted = self._follow(acted)
+            if self.result.stopped != "done" or (following := next(steps, None)) is None:
+                return False
+            local, batch = following
+            with timed(self.result.step_seconds, self.device):
+                self.step(batch, local, optimizer, modules, outer)
+            self._is_over(best, modules)
+            return True
+
         with learning(learners, optimizer.parameters):
             try:
-                for local, batch in zip(range(first, steps), stream, strict=False):
-                    with timed(self.result.step_seconds, self.device):
-                        self.step(batch, local, optimizer, modules, outer)
-                    if self._is_over(best, modules):
-                        break
+                if phase.run is not None:
+                    phase.run(self._session(stage, trained_on, take, learners))
+                else:
+                    while take():
+                        pass
             finally:
                 optimizer.zero_grad()
         if outer is None:  # what the upper level remembers is not kept
-            self._keep(optimizer, steps, since)
+            self._keep(optimizer, stage.steps, since)
         if best is not None:
             best.restore()
+
+    def _session(
+        self, stage: Stage, among: Rows | None, take: Callable[[], bool], learners: Sequence[nn.Parameter]
+    ) -> PhaseSession:
+        """What a phase that drives itself is handed."""
+        hybrid, plan, split = self.hybrid, self.plan, self._split(stage.phase)
+        plain = Forward(hybrid.model, kind=self.data.task.task_kind)
+        if among is None:
+            among = rows_of(split, plan)
+
+        def rows(count: int | None) -> Iterator[dict[str, Tensor]]:
+            size = plan.batch_size if count is None else count
+            return plain.batches(split, size, shuffle=True, seed=plan.seed, device=self.device, among=among)
+
+        dropout = plan.trains_with_dropout(hybrid.recipe.training)
+        return PhaseSession(
+            steps=stage.steps,
+            backbone=hybrid.backbone_parameters() if isinstance(hybrid, Hybrid) else {},
+            forward=plain,
+            gradient=self.gradient,
+            take=take,
+            rows=rows,
+            drawing=lambda: training_mode(hybrid.model, hybrid.modules.values(), dropout=dropout),
+            learners=learners,
+        )
 
     def _keep(self, optimizer: PhaseOptimizer, steps: int, since: int) -> None:
         """Make the checkpoint of a training that was paused in its only phase."""
@@ -319,23 +374,29 @@ class _Run:
         outer: Outer | None,
     ) -> None:
         """One optimizer step; `local` counts within the phase, events over the span, callbacks over all."""
-        taken, total = len(self.result.losses), self.span
+        taken = len(self.result.losses)
         step = taken - self.begun
         optimizer.schedule(local)
-        fire("before_step", modules, step, total)
+        self._event("before_step", optimizer, modules, step)
         if outer is not None:
             outer(batch, taken)
         loss = self.gradient.accumulate(batch, modules, optimizer.parameters)
         if not np.isfinite(loss):
             raise NonFiniteLoss("loss", loss, taken + 1, optimizer.highest_rate)
-        fire("after_backward", modules, step, total)
+        self._event("after_backward", optimizer, modules, step)
         optimizer.clip(taken)
+        self._event("before_update", optimizer, modules, step)
         optimizer.step()
-        fire("after_step", modules, step, total)
+        self._event("after_step", optimizer, modules, step)
         optimizer.zero_grad()
         self.result.losses.append(loss)
         if self.told.step is not None:
             self.told.step(taken + 1, loss)
+
+    def _event(self, event: str, optimizer: PhaseOptimizer, modules: Sequence[nn.Module], step: int) -> None:
+        """Tell modules, then policies."""
+        fire(event, modules, step, self.span)
+        self.policies.fire(event, optimizer.inner.param_groups, step, self.span)
 
     def _is_over(self, best: BestState | None, modules: Sequence[nn.Module]) -> bool:
         """Score where it is due, and tell whether to end before all steps are done."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,40 +14,102 @@ from autopeft.method import Phase, PhasePart
 from autopeft.training.contracts import Modules
 from autopeft.training.errors import PhaseError
 
-__all__ = [
-    "FirstValues",
-    "Phase",
-    "phases_of",
-    "said",
-    "spans_of",
-    "steps_of",
-    "trained_groups",
-    "trained_modules",
-]
+__all__ = ["FirstValues", "Phase", "Stage", "span_lengths", "stages_of", "step_counts"]
 
 
-def phases_of(modules: Modules) -> tuple[str | None, list[Phase]]:
-    """The entry that declares phases and its phases, or `None` and one phase of everything.
+@dataclass(frozen=True)
+class Stage:
+    """A phase in its place in a training.
+
+    Attributes:
+        owner: the entry that declares it; `None` where no entry has phases.
+        apart: the other entries with phases, which stay as they are.
+        steps: optimizer steps.
+        span: steps that events count (see `span_lengths`).
+        first: whether it is its owner's first.
+        alone: whether it is its owner's only phase.
+    """
+
+    phase: Phase
+    owner: str | None
+    apart: frozenset[str]
+    steps: int
+    span: int
+    first: bool
+    alone: bool
+
+    @property
+    def key(self) -> str:
+        """The name of its output."""
+        return f"{self.owner}.{self.phase.name}" if self.apart else self.phase.name
+
+    def said(self) -> str:
+        """The phase in a few words for those who watch: `training`, `search of autolora`, `retrain of
+        autolora, from the first values`."""
+        if self.owner is None or (self.alone and not self.apart):
+            return "training"
+        return f"{self.phase.name} of {self.owner}{', from the first values' if self.phase.anew else ''}"
+
+    def groups(self, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The optimizer groups that the phase trains.
+
+        Raises:
+            PhaseError: the phase trains nothing.
+        """
+        chosen = [g for g in groups if self.part_of(str(g["name"])) in self.phase.trains]
+        if not any(g["params"] for g in chosen):
+            names = ", ".join(str(g["name"]) for g in groups)
+            raise PhaseError(
+                f"Phase {self.phase.name!r} trains nothing: {sorted(self.phase.trains)} of the groups "
+                f"{names}."
+            )
+        return chosen
+
+    def modules(self, modules: Modules) -> list[nn.Module]:
+        """The modules that the phase trains, which are those that events fire on."""
+        return [module for name, module in modules.items() if self.part_of(name) in self.phase.trains]
+
+    def part_of(self, name: str) -> PhasePart | None:
+        """Where a group or module of that name stands from the declaring entry's view; `None`: apart.
+
+        A module with several groups names them `<entry>.<group>`.
+        """
+        if name == "head":
+            return "head"
+        if self.owner is None or _is_of(name, self.owner):
+            return "own"
+        return None if any(_is_of(name, other) for other in self.apart) else "others"
+
+
+def _is_of(name: str, entry: str) -> bool:
+    return name == entry or name.startswith(f"{entry}.")
+
+
+def stages_of(modules: Modules, total: int) -> list[Stage]:
+    """The stages of a training of `total` steps: the phases of each entry that declares some, in the order of
+    the recipe and with equal parts of the steps, or one phase of everything.
 
     Raises:
-        PhaseError: several entries declare phases (their stages cannot be run at once), or the phases are
-            malformed.
+        PhaseError: the phases are malformed, or there are more of them than steps.
     """
-    declared: dict[str, Sequence[Phase]] = {}
+    declared: dict[str | None, Sequence[Phase]] = {}
     for name, module in modules.items():
         handler: Any = getattr(module, "phases", None)
         if handler is not None:
             declared[name] = tuple(handler())
-    if not declared:
-        return None, [Phase("train")]
-    if len(declared) > 1:
-        raise PhaseError(
-            f"The entries {', '.join(map(repr, declared))} each train in phases of their own, which cannot "
-            "run together; keep one of them in the recipe."
-        )
-    ((owner, phases),) = declared.items()
-    _check(owner, phases)
-    return owner, list(phases)
+            _check(name, declared[name])
+    declared = declared or {None: [Phase("train")]}
+    shares = [
+        phase.share / math.fsum(p.share for p in phases) for phases in declared.values() for phase in phases
+    ]
+    left = iter(step_counts(shares, total))
+    found: list[Stage] = []
+    for owner, phases in declared.items():
+        steps = [next(left) for _ in phases]
+        apart = frozenset(str(name) for name in declared if name != owner)
+        for i, (phase, span) in enumerate(zip(phases, span_lengths(phases, steps), strict=True)):
+            found.append(Stage(phase, owner, apart, steps[i], span, i == 0, len(phases) == 1))
+    return found
 
 
 def _check(owner: str, phases: Sequence[Phase]) -> None:
@@ -68,72 +132,37 @@ def _check(owner: str, phases: Sequence[Phase]) -> None:
             )
         if phase.outer is not None and not phase.held_out:
             raise PhaseError(f"Phase {phase.name!r} has an upper level, which needs `held_out` above 0.")
+        if phase.outer is not None and phase.run is not None:
+            raise PhaseError(
+                f"Phase {phase.name!r} has an upper level and a `run` of its own; it has one of them."
+            )
 
 
-def said(phase: Phase, owner: str | None) -> str:
-    """A phase in a few words for those who watch: `training`, `search of autolora`, `retrain of autolora,
-    from the first values`."""
-    if owner is None:
-        return "training"
-    return f"{phase.name} of {owner}{', from the first values' if phase.anew else ''}"
-
-
-def steps_of(phases: Sequence[Phase], total: int) -> list[int]:
-    """Steps of each phase: its share of `total`, at least one, adding up to `total`.
+def step_counts(shares: Sequence[float], total: int) -> list[int]:
+    """Steps of each of several phases: its share of `total`, at least one, adding up to `total`.
 
     Raises:
         PhaseError: there are fewer steps than phases.
     """
-    if total < len(phases):
-        raise PhaseError(f"{len(phases)} phases need at least {len(phases)} steps, but got steps={total}.")
-    whole = sum(p.share for p in phases)
-    spare = total - len(phases)
-    exact = [spare * p.share / whole for p in phases]
+    if total < len(shares):
+        raise PhaseError(f"{len(shares)} phases need at least {len(shares)} steps, but got steps={total}.")
+    spare, whole = total - len(shares), sum(shares)
+    exact = [spare * share / whole for share in shares]
     steps = [1 + int(e) for e in exact]
-    by_rest = sorted(range(len(phases)), key=lambda i: (int(exact[i]) - exact[i], i))
+    by_rest = sorted(range(len(shares)), key=lambda i: (int(exact[i]) - exact[i], i))
     for i in by_rest[: total - sum(steps)]:
         steps[i] += 1
     return steps
 
 
-def spans_of(phases: Sequence[Phase], steps: Sequence[int]) -> list[int]:
-    """For each phase, the steps that events count: those of all phases from the latest that starts anew, or
-    the first, to the next that does."""
+def span_lengths(phases: Sequence[Phase], steps: Sequence[int]) -> list[int]:
+    """For each phase of an entry, the steps that events count: those of all its phases from the latest that
+    starts anew, or the first, to the next that does."""
     begins = [i for i, phase in enumerate(phases) if phase.anew or i == 0]
     spans: list[int] = []
     for first, end in zip(begins, [*begins[1:], len(phases)], strict=True):
         spans += [sum(steps[first:end])] * (end - first)
     return spans
-
-
-def trained_groups(phase: Phase, owner: str | None, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The optimizer groups that a phase trains.
-
-    Raises:
-        PhaseError: the phase trains nothing.
-    """
-    chosen = [g for g in groups if part_of(str(g["name"]), owner) in phase.trains]
-    if not any(g["params"] for g in chosen):
-        names = ", ".join(str(g["name"]) for g in groups)
-        raise PhaseError(
-            f"Phase {phase.name!r} trains nothing: {sorted(phase.trains)} of the groups {names}."
-        )
-    return chosen
-
-
-def trained_modules(phase: Phase, owner: str | None, modules: Modules) -> list[nn.Module]:
-    """The modules that a phase trains, which are those that events fire on."""
-    return [module for name, module in modules.items() if part_of(name, owner) in phase.trains]
-
-
-def part_of(name: str, owner: str | None) -> PhasePart:
-    """Where a group or module of that name stands from the declaring entry's view.
-
-    A module with several groups names them `<entry>.<group>`.
-    """
-    if name == "head":
-        return "head"
-    return "own" if owner is None or name == owner or name.startswith(f"{owner}.") else "others"
 
 
 class FirstValues:
@@ -146,12 +175,10 @@ class FirstValues:
         self._kept = {key: tensor.detach().clone() for key, tensor in _values(modules, groups)}
 
     @torch.no_grad()
-    def restore(
-        self, phase: Phase, owner: str | None, modules: Modules, groups: Sequence[dict[str, Any]]
-    ) -> bool:
-        """Put what `phase` trains back to its first values; whether some buffer had others."""
-        chosen = {id(p) for g in trained_groups(phase, owner, groups) for p in g["params"]}
-        buffers = {id(b) for module in trained_modules(phase, owner, modules) for b in module.buffers()}
+    def restore(self, stage: Stage, modules: Modules, groups: Sequence[dict[str, Any]]) -> bool:
+        """Put what a stage trains back to its first values; whether some buffer had others."""
+        chosen = {id(p) for g in stage.groups(groups) for p in g["params"]}
+        buffers = {id(b) for module in stage.modules(modules) for b in module.buffers()}
         altered = False
         for key, tensor in _values(modules, groups):
             kept = self._kept.get(key)

@@ -42,6 +42,7 @@ def test_every_method_with_a_size_names_a_field_of_its_config() -> None:
     } == {}
     assert {n for n, f in fields.items() if f is None} <= {
         "bitfit",
+        "child_tuning_f",
         "ia3",
         "krona",
         "ssf",

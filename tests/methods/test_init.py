@@ -92,6 +92,7 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
             "at.*.up.bias": ZEROS,
         },
     ),
+    "pafi": ({}, {"entries.values": ZEROS}),
     "parallel_adapter": ({}, ADAPTER),
     "parallel_adapter-learned": ({"scale": "learned"}, {**ADAPTER, "at.*.scale": ONES}),
     "periodic_lora": ({}, {**PAIR, "at.*.past_*": ZEROS}),

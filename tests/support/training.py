@@ -98,12 +98,12 @@ class FakeHybrid:
 
     def prepare(
         self,
-        batches: Iterable[dict[str, Tensor]],
+        batches: Callable[[int | None], Iterable[dict[str, Tensor]]],
         objective: Callable[[dict[str, Tensor]], Tensor],
         *,
         kept: Any = None,
     ) -> None:
-        self.seen = list(batches)
+        self.seen = list(batches(1))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         training = self.recipe.training

@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from support.tiny import randomise
 from support.training import Bag, FakeHybrid, assert_same_state, encoded_task, snapshot, tiny_bert
 from torch import nn
 from torch.nn import functional as F
 
 from autopeft.hybrid import attach
+from autopeft.method import Calibration
 from autopeft.recipe import Recipe
 from autopeft.tasks.kinds.classification import CrossEntropy
 from autopeft.training.calibration import TaskObjective, conclude, prepare, single_examples
@@ -117,6 +119,58 @@ def test_the_mask_depends_on_the_seed_alone(seed: int) -> None:
             prepare(hybrid, encoded_task(), TrainingPlan(steps=2, seed=seed, device="cpu"))
             chosen.append(hybrid.modules["fish_mask"].entries.index.tolist())
     assert chosen[0] == chosen[1]
+
+
+def measured_with(monkeypatch: pytest.MonkeyPatch, calibration: Calibration, **config: Any) -> list[Any]:
+    """What a FISH mask's module sees while it measures, with another calibration than its own."""
+    from autopeft.methods.selective.unstructured.fish_mask import FishMaskModule
+
+    seen: list[Any] = []
+
+    def measure(module: nn.Module, base: nn.Module, batches: Any, objective: Any) -> dict[str, torch.Tensor]:
+        sizes, first = [], None
+        for batch in batches:
+            sizes.append(len(batch["labels"]))
+            first = batch if first is None else first
+        assert first is not None
+        with torch.no_grad():
+            seen.append((sizes, objective(first), objective(first), first))
+        return {"ranking": torch.arange(64)}
+
+    monkeypatch.setattr(FishMaskModule, "calibration", calibration, raising=False)
+    monkeypatch.setattr(FishMaskModule, "measure", measure)
+    items = {"model": mask_recipe().to_dict()["model"], "layers": [{"attach": ["lora"]}]}
+    bert = tiny_bert(hidden_dropout_prob=0.5)
+    with attach(bert, Recipe.from_dict({"name": "m", **items}), seed=0) as hybrid:
+        randomise(hybrid.modules["lora"], std=0.5)
+        prepare(
+            hybrid,
+            encoded_task(),
+            TrainingPlan(steps=1, batch_size=20, seed=5, device="cpu", shortcuts=False),
+        )
+        first = seen[0][3]
+        logits = bert.eval()(first["input_ids"], first["attention_mask"]).logits
+        seen.append(F.cross_entropy(logits, first["labels"]))
+    logits = bert(first["input_ids"], first["attention_mask"]).logits
+    seen.append(F.cross_entropy(logits, first["labels"]))
+    return seen
+
+
+def test_a_method_says_how_it_wants_to_see_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    (sizes, first, again, _), attached, bare = measured_with(monkeypatch, Calibration())
+    assert sizes == [1] * 48
+    assert torch.equal(first, again)
+    assert torch.allclose(first, bare, atol=1e-6)
+    assert not torch.allclose(attached, bare, atol=1e-4)
+    (sizes, first, again, _), attached, bare = measured_with(
+        monkeypatch, Calibration(rows=None, attached=True)
+    )
+    assert sorted(sizes) == [8, 20, 20]
+    assert torch.equal(first, again)
+    assert torch.allclose(first, attached, atol=1e-6)
+    (sizes, first, again, _), _, _ = measured_with(monkeypatch, Calibration(rows=7, training=True))
+    assert sorted(sizes) == [6] + [7] * 6
+    assert not torch.equal(first, again), "the backbone's dropout draws"
 
 
 # What comes after training

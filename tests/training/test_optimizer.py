@@ -10,7 +10,7 @@ from transformers.optimization import Adafactor
 
 from autopeft.errors import UsageError
 from autopeft.hybrid import attach
-from autopeft.hybrid.policies import apply_policies
+from autopeft.hybrid.policies import Policies
 from autopeft.recipe import Recipe
 from autopeft.training.errors import NonFiniteLoss
 from autopeft.training.loop import train
@@ -138,7 +138,7 @@ def test_lora_plus_splits_the_groups_of_a_hybrid() -> None:
         }
     )
     with attach(tiny_bert(), recipe, seed=0) as hybrid:
-        groups = apply_policies(hybrid.parameter_groups(), recipe.training, hybrid.modules)
+        groups = Policies(recipe.training).adjust(hybrid.parameter_groups(), hybrid.modules)
         rates = {group["name"]: group["lr"] for group in groups}
         held = [id(p) for group in groups for p in group["params"]]
         trained = {id(p) for p in hybrid.trainable_parameters()}

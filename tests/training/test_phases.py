@@ -13,8 +13,10 @@ from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
 from autopeft.training.errors import PhaseError
 from autopeft.training.loop import train
-from autopeft.training.phases import Phase, phases_of, spans_of, steps_of, trained_groups
+from autopeft.training.phases import Phase, Stage, span_lengths, stages_of, step_counts
 from autopeft.training.plan import TrainingPlan
+
+OWN: frozenset[Any] = frozenset({"own"})
 
 
 class TwoPhases(nn.Module):
@@ -41,17 +43,18 @@ class TwoPhases(nn.Module):
 
 
 class PhasedBag(Bag):
-    """Adds the vector of a two-phase module to the mean."""
+    """Adds the vectors of two-phase modules to the mean."""
 
-    def __init__(self, phased: TwoPhases) -> None:
+    def __init__(self, phased: TwoPhases, *more: TwoPhases) -> None:
         super().__init__()
-        self.phased = phased
+        self.phased, self.more = phased, nn.ModuleList(more)
         self.rows: list[int] = []
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor]:
         self.rows.append(len(input_ids))
         mask = attention_mask[..., None]
         mean = (self.embedding[input_ids] * mask).sum(1) / mask.sum(1) + self.phased.weight
+        mean = mean + sum(module.weight for module in self.more)
         return (self.head(torch.tanh(self.adapter(mean))),)
 
 
@@ -104,18 +107,28 @@ def test_each_phase_has_a_schedule_of_its_own() -> None:
     assert len(rates) == 8
 
 
+def stage(phase: Phase, owner: str | None = "a", apart: tuple[str, ...] = ()) -> Stage:
+    return Stage(phase, owner, frozenset(apart), steps=3, span=3, first=True, alone=False)
+
+
 def test_without_phases_there_is_one_of_everything() -> None:
-    owner, phases = phases_of({"a": nn.Linear(1, 1)})
-    assert owner is None
-    assert phases == [Phase("train")]
+    (only,) = stages_of({"a": nn.Linear(1, 1)}, 5)
+    assert (only.owner, only.phase, only.steps, only.span) == (None, Phase("train"), 5, 5)
+    assert only.said() == "training"
     groups = [{"name": n, "params": [1]} for n in ("a", "b.x", "head")]
-    assert trained_groups(phases[0], owner, groups) == groups
+    assert only.groups(groups) == groups
 
 
 def test_groups_of_an_entry_are_its_own() -> None:
     groups = [{"name": n, "params": [1]} for n in ("a", "a.mask", "ab", "head")]
-    chosen = trained_groups(Phase("p", trains=frozenset({"own"})), "a", groups)
+    chosen = stage(Phase("p", trains=frozenset({"own"}))).groups(groups)
     assert [g["name"] for g in chosen] == ["a", "a.mask"]
+
+
+def test_entries_with_phases_of_their_own_are_nobody_s_others() -> None:
+    groups = [{"name": n, "params": [1]} for n in ("a", "b", "b.mask", "c", "head")]
+    chosen = stage(Phase("p"), apart=("b",)).groups(groups)
+    assert [g["name"] for g in chosen] == ["a", "c", "head"]
 
 
 @pytest.mark.parametrize(
@@ -130,6 +143,10 @@ def test_groups_of_an_entry_are_its_own() -> None:
         ((Phase("a", held_out=1.0),), "from 0 to below 1"),
         ((Phase("a", held_out=-0.1),), "from 0 to below 1"),
         ((Phase("a", outer=lambda step: None),), "needs `held_out` above 0"),
+        (
+            (Phase("a", held_out=0.5, outer=lambda step: None, run=lambda session: None),),
+            "it has one of them",
+        ),
     ],
 )
 def test_malformed_phases_are_refused(phases: tuple[Phase, ...], said: str) -> None:
@@ -137,21 +154,75 @@ def test_malformed_phases_are_refused(phases: tuple[Phase, ...], said: str) -> N
         train(hybrid(TwoPhases(*phases)), encoded_task(), TrainingPlan(steps=4, device="cpu"))
 
 
-def test_two_entries_with_phases_are_refused() -> None:
-    with pytest.raises(PhaseError, match="'a', 'b' each train in phases"):
-        phases_of({"a": TwoPhases(), "b": TwoPhases()})
+def test_the_phases_of_two_entries_follow_each_other() -> None:
+    """In the order of the recipe, with equal parts of the steps; the one that waits and the one that is done
+    stay as they are."""
+
+    class Watch(TwoPhases):
+        other: list[TwoPhases]
+
+        def after_step(self, step: int, total: int) -> None:
+            self.log.append((step, total, self.other[0].weight.detach().clone()))
+
+    one, two = Watch(Phase("a", 3, trains=OWN), Phase("b", 1)), Watch(Phase("a"))
+    one.other, two.other = [two], [one]
+    model = PhasedBag(one, two)
+    fake = FakeHybrid(model, {"one": one, "two": two, "adapter": model.adapter})
+    said: list[tuple[str, int]] = []
+    found = train(
+        fake, encoded_task(), TrainingPlan(steps=14, device="cpu"), on_phase=lambda *a: said.append(a)
+    )
+    assert said == [("a of one", 5), ("b of one", 2), ("a of two", 7)]
+    assert [entry[:2] for entry in one.log if len(entry) == 3] == [(i, 7) for i in range(7)]
+    assert [entry[:2] for entry in two.log if len(entry) == 3] == [(i, 7) for i in range(7)]
+    assert all(torch.equal(entry[2], torch.zeros(6)) for entry in one.log if len(entry) == 3)
+    assert all(torch.equal(entry[2], one.weight) for entry in two.log if len(entry) == 3)
+    assert bool(one.weight.any())
+    assert found.steps == 14
+
+
+def test_outputs_of_two_entries_have_their_names() -> None:
+    one, two = TwoPhases(), TwoPhases()
+    model = PhasedBag(one, two)
+    fake = FakeHybrid(model, {"one": one, "two": two, "adapter": model.adapter})
+    assert sorted(train(fake, encoded_task(), TrainingPlan(steps=6, device="cpu")).outputs) == [
+        "one.look", "two.look",
+    ]  # fmt: skip
+
+
+def test_an_entry_that_starts_anew_leaves_what_another_has_found() -> None:
+    one, two = TwoPhases(Phase("a", trains=OWN)), TwoPhases(Phase("b"), Phase("c", anew=True))
+    model = PhasedBag(one, two)
+    fake = FakeHybrid(model, {"one": one, "two": two, "adapter": model.adapter})
+    seen: list[torch.Tensor] = []
+    two.own = (Phase("b"), Phase("c", anew=True, begin=lambda: seen.append(one.weight.detach().clone())))
+    train(fake, encoded_task(), TrainingPlan(steps=9, device="cpu"))
+    assert torch.equal(seen[0], one.weight)
+    assert bool(seen[0].any())
+
+
+@pytest.mark.parametrize("first", ["autolora", "sora", "periodic_lora"])
+@pytest.mark.parametrize("second", ["autolora", "sora", "periodic_lora"])
+def test_real_methods_with_phases_train_in_one_hybrid(first: str, second: str) -> None:
+    made = Recipe.from_dict(
+        {"name": "r", "layers": [{"attach": [{first: {"sites": ["q"]}}, {second: {"sites": ["v"]}}]}]}
+    )
+    with attach(tiny_bert(), made, seed=0) as pair:
+        found = train(pair, encoded_task(), TrainingPlan(steps=12, batch_size=16, device="cpu"))
+        assert found.steps == 12
+        outputs = pair.model(input_ids=torch.arange(8)[None]).logits
+        assert bool(outputs.isfinite().all())
 
 
 def test_a_phase_that_trains_nothing_is_refused() -> None:
     with pytest.raises(PhaseError, match="trains nothing"):
-        trained_groups(Phase("p", trains=frozenset({"others"})), "a", [{"name": "a", "params": [1]}])
+        stage(Phase("p", trains=frozenset({"others"}))).groups([{"name": "a", "params": [1]}])
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), st.integers(0, 300))
 def test_steps_follow_the_shares_and_add_up(shares: list[float], spare: int) -> None:
-    phases = [Phase(str(i), share) for i, share in enumerate(shares)]
-    total = len(phases) + spare
-    steps = steps_of(phases, total)
+    total = len(shares) + spare
+    steps = step_counts(shares, total)
     assert sum(steps) == total
     for share, n in zip(shares, steps, strict=True):
         assert abs(n - 1 - spare * share / sum(shares)) <= 1
@@ -159,7 +230,7 @@ def test_steps_follow_the_shares_and_add_up(shares: list[float], spare: int) -> 
 
 def test_too_few_steps_for_the_phases() -> None:
     with pytest.raises(PhaseError, match="2 phases need at least 2 steps"):
-        steps_of([Phase("a"), Phase("b")], 1)
+        step_counts([1.0, 1.0], 1)
 
 
 # Phases that start anew
@@ -238,8 +309,8 @@ def test_events_count_from_the_phase_that_starts_anew() -> None:
 
 def test_spans() -> None:
     phases = [Phase("a"), Phase("b"), Phase("c", anew=True), Phase("d"), Phase("e", anew=True)]
-    assert spans_of(phases, [1, 2, 3, 4, 5]) == [3, 3, 7, 7, 5]
-    assert spans_of(phases[2:], [3, 4, 5]) == [7, 7, 5]
+    assert span_lengths(phases, [1, 2, 3, 4, 5]) == [3, 3, 7, 7, 5]
+    assert span_lengths(phases[2:], [3, 4, 5]) == [7, 7, 5]
 
 
 def test_what_begin_puts_in_place_is_kept() -> None:

@@ -47,6 +47,14 @@ class AnswerLoss(Loss):
         of labels (B, L) (see `read_alone`), row after row."""
         return F.cross_entropy(*_read(logits, labels), reduction="sum")
 
+    def each(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of each row the mean over its learnt tokens; 0 where it has none."""
+        logits, wanted = _read(logits, labels)
+        read = _reading(labels)
+        rows, counts = read.nonzero()[:, 0], read.sum(dim=1).clamp(min=1)
+        losses = F.cross_entropy(logits, wanted, reduction="none")
+        return losses.new_zeros(len(labels)).index_add(0, rows, losses) / counts
+
     def weight(self, labels: Tensor) -> float:
         """The learnt tokens that something predicts; 1 where there are none, and nothing is lost."""
         return float(max(1, int((labels[:, 1:] != IGNORED).sum())))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 __all__ = ["Loss"]
@@ -32,3 +33,8 @@ class Loss(ABC):
     def mean(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of a batch, a scalar."""
         return self.total(logits, labels) / self.weight(labels)
+
+    def each(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each row alone, (rows,): its sum divided by its own weight."""
+        rows = range(len(labels))
+        return torch.stack([self.mean(logits[i : i + 1], labels[i : i + 1]) for i in rows])

@@ -7,16 +7,15 @@ from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from autopeft.errors import AutoPEFTError, MethodError, UsageError
-from autopeft.method import MethodConfig, Objective, ParameterCount, Traits, WeightTarget, register
-from autopeft.nn import SparseDelta
-from autopeft.quantity import parse_quantity
-from autopeft.spec import BackboneSpec, Site
+from autopeft.method import Objective, ParameterCount, Traits, register
+from autopeft.nn import ChosenEntries, KeepConfig, top_entries
+from autopeft.spec import BackboneSpec, Site, TensorSpec
 
-__all__ = ["FishMask", "fisher", "largest"]
+__all__ = ["FishMask", "fisher"]
 
 Example = dict[str, Tensor]
 _RANKED = 1 << 17
@@ -88,43 +87,12 @@ def fisher(
     return scores
 
 
-def largest(scores: Iterable[Tensor], k: int) -> Tensor:
-    """Positions (k,) of the k largest entries in the concatenated flattened tensors, the largest first.
-
-    On ties exactly k.
-
-    Raises:
-        AutoPEFTError: a score is not finite.
-    """
-    values, positions, start = [], [], 0
-    for score in scores:
-        top = score.flatten().topk(min(k, score.numel()))
-        values.append(top.values)
-        positions.append(top.indices + start)
-        start += score.numel()
-    best = torch.cat(values)
-    if not bool(torch.isfinite(best).all()):
-        raise AutoPEFTError(
-            "fish_mask got gradients that are not finite; calibrate in fp32 and check the training data."
-        )
-    return torch.cat(positions)[best.topk(k).indices]
-
-
-class FishMaskModule(nn.Module):
+class FishMaskModule(ChosenEntries):
     """Values at k entries of the backbone, chosen once by calibration."""
 
-    def __init__(self, delta: SparseDelta, config: FishMask.Config) -> None:
-        super().__init__()
-        self.entries = delta
+    def __init__(self, tensors: Sequence[TensorSpec], k: int, config: FishMask.Config) -> None:
+        super().__init__(tensors, k)
         self.config = config
-
-    def weight_targets(self) -> Sequence[WeightTarget]:
-        """The tensors with a chosen entry; all of them before calibration."""
-        names = self.entries.selected() or [t.name for t in self.entries.tensors]
-        return [WeightTarget(tensor=name) for name in names]
-
-    def weight(self, target: WeightTarget, original: Tensor, current: Tensor) -> Tensor:
-        return self.entries.apply_to(str(target.tensor), current)
 
     def measurement(self) -> dict[str, Any]:
         """The config without `keep`, and how many of the best entries are ranked: far more than are kept, so
@@ -140,7 +108,12 @@ class FishMaskModule(nn.Module):
         parameters = {t.name: named[t.name] for t in self.entries.tensors}
         examples = islice(_examples(batches), c.samples)
         scores = fisher(parameters, examples, objective, grad_type=c.grad_type, mode=c.mode)
-        return {"ranking": largest(scores.values(), self.measurement()["reach"])}
+        try:
+            return {"ranking": top_entries(scores.values(), self.measurement()["reach"])}
+        except ValueError as error:
+            raise AutoPEFTError(
+                "fish_mask got gradients that are not finite; calibrate in fp32 and check the training data."
+            ) from error
 
     def settle(self, measured: Mapping[str, Tensor]) -> None:
         """Select the k best entries; values return to zero."""
@@ -166,37 +139,17 @@ class FishMask:
     )
     size_field: ClassVar[str] = "keep"
 
-    class Config(MethodConfig):
-        keep: int | str = Field(default="0.5%", description="a share such as '0.1%' or a count such as '30k'")
+    class Config(KeepConfig):
         samples: int = Field(default=1024, ge=1, le=1_000_000)
         grad_type: Literal["square", "absolute"] = "square"
         mode: Literal["label", "expect"] = "label"
 
-        @field_validator("keep")
-        @classmethod
-        def _is_quantity(cls, value: int | str) -> int | str:
-            try:
-                parse_quantity(value)
-            except UsageError as error:
-                raise ValueError(str(error)) from error
-            return value
-
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def _k(self, spec: BackboneSpec) -> int:
-        entries = sum(t.size for t in spec.tensors)
-        k = parse_quantity(self.config.keep).of(spec.parameters)
-        if not 1 <= k <= entries:
-            raise MethodError(
-                f"fish_mask with keep={self.config.keep!r} selects {k:,} entries of {spec.family!r}, "
-                f"which has {entries:,}; choose from 1 to that many."
-            )
-        return k
-
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
-        k = self._k(spec)
+        k = self.config.count("fish_mask", spec.tensors, spec)
         return ParameterCount(k, k)
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
-        return FishMaskModule(SparseDelta(spec.tensors, self._k(spec)), self.config)
+        return FishMaskModule(spec.tensors, self.config.count("fish_mask", spec.tensors, spec), self.config)

@@ -132,6 +132,19 @@ def test_likelihoods_of_rows_add_up_to_the_loss() -> None:
     assert found[:, 2].tolist() == right.sum(1).tolist()
 
 
+def test_losses_of_rows_are_those_of_each_row_alone() -> None:
+    model, batch = tiny_model("llama"), batch_of()
+    batch["labels"][2] = IGNORED
+    with torch.no_grad():
+        logits = logits_of(model, batch)
+        narrow = Forward(model, kind=get_kind("causal_lm"))(batch)
+        found = AnswerLoss().each(logits, batch["labels"])
+        alone = [AnswerLoss().mean(logits[i : i + 1], batch["labels"][i : i + 1]) for i in range(6)]
+    assert torch.allclose(found, torch.stack(alone))
+    assert found[2] == 0
+    assert torch.allclose(AnswerLoss().each(narrow, batch["labels"]), found, atol=1e-6)
+
+
 def test_the_metrics_of_known_likelihoods() -> None:
     outputs = np.array([[2 * math.log(2), 2, 1], [6 * math.log(2), 2, 0], [0.0, 0, 0]])
     labels: np.ndarray[Any, Any] = np.array(["a", "b", "c"], dtype=object)

@@ -16,7 +16,7 @@ from support.training import encoded_task, tiny_bert
 from torch import Tensor
 
 from autopeft.counting import count
-from autopeft.errors import CompositionError, UsageError
+from autopeft.errors import UsageError
 from autopeft.hybrid import Hybrid, attach, load
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
@@ -367,8 +367,6 @@ def test_what_is_found_trains_on_without_a_search() -> None:
 def test_where_it_cannot_train_it_says_so() -> None:
     with pytest.raises(UsageError, match="trains in phases"):
         attach(tiny_bert(), recipe(), seed=0).callback()
-    with pytest.raises(CompositionError, match="each train in phases"):
-        attach(tiny_bert(), recipe({"autolora": {"rank": 2, "sites": ["k"]}}), seed=0)
 
 
 def test_dropout_acts_in_training_only() -> None:

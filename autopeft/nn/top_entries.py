@@ -1,0 +1,57 @@
+"""The best of many scores, exactly k of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+__all__ = ["TopEntries", "top_entries"]
+
+
+class TopEntries:
+    """Keeps the k largest of the scores that it is shown, tensor by tensor, and where they were.
+
+    Of equal scores the first ones are kept, so that the choice does not depend on device or algorithm. Memory
+    is that of k scores and of one tensor.
+    """
+
+    def __init__(self, k: int) -> None:
+        self._k, self._start = k, 0
+        self._scores: Tensor | None = None
+        self._positions = torch.zeros(0, dtype=torch.int64)
+
+    def show(self, scores: Tensor) -> None:
+        """Look at the scores of the next tensor.
+
+        Raises:
+            ValueError: a score is not finite.
+        """
+        flat = scores.detach().flatten().float()
+        if not bool(torch.isfinite(flat).all()):
+            raise ValueError("Scores must be finite, but some are not.")
+        positions = torch.arange(len(flat), device=flat.device)
+        known = flat.new_zeros(0) if self._scores is None else self._scores
+        if len(known) == self._k:  # what comes later has to be better than the last one
+            positions = (flat > known[-1]).nonzero()[:, 0] if self._k else positions[:0]
+            flat = flat[positions]
+        order = torch.sort(torch.cat([known, flat]), descending=True, stable=True)
+        whole = torch.cat([self._positions.to(flat.device), positions + self._start])
+        self._scores, self._positions = order.values[: self._k], whole[order.indices[: self._k]]
+        self._start += scores.numel()
+
+    @property
+    def positions(self) -> Tensor:
+        """Positions (k,) in the concatenation of the flattened tensors, of the largest score first; fewer
+        where fewer scores were shown."""
+        return self._positions
+
+
+def top_entries(scores: Iterable[Tensor], k: int) -> Tensor:
+    """Positions (k,) of the k largest scores in the concatenation of the flattened tensors, the largest
+    first; see `TopEntries`."""
+    best = TopEntries(k)
+    for score in scores:
+        best.show(score)
+    return best.positions
