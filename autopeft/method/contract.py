@@ -15,7 +15,7 @@ from autopeft.spec import SITE_NAMES, BackboneSpec, Site
 __all__ = ["Call", "Context", "Injection", "Method", "MethodConfig", "Need", "ParameterCount", "Traits"]
 
 Injection = Literal["hook", "weight", "kv", "training"]
-Need = Literal["calibration", "decoder", "seq2seq", "several_tasks", "artefacts", "text"]
+Need = Literal["calibration", "decoder", "seq2seq", "several_tasks", "artefacts", "text", "row_logits"]
 
 
 class MethodConfig(BaseModel):
@@ -60,7 +60,7 @@ class Traits:
         also_in_layers: of a method of the model, that it may be listed under `layers:` as well. There it gets
             its default sites in those layers; under `model:` it gets none.
         needs: what must be there: calibration batches, a decoder, two stacks, several tasks, artefacts, text
-            input.
+            input, or logits of each row (`row_logits`) where a language model has them of each token.
         mergeable: can be folded into the backbone's weights exactly.
         shifts: merging it gives a bias to a linear map that has none.
         changes_length: lengthens the sequence.

@@ -46,6 +46,7 @@ _NEEDS = {
     "several_tasks": "It needs several tasks at once.",
     "artefacts": "It needs a file that another training has left.",
     "text": "It needs text as input.",
+    "row_logits": "It needs logits of each row, which language models do not have.",
 }
 
 

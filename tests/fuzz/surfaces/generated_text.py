@@ -192,7 +192,12 @@ _LONG = {
     "a million commands": "\x1b" * _LETTERS,
     "a million halves of letters": "\ud800" * _LETTERS,
 }
-_NAMED = {"parts": "".join(_PARTS), "nothing": "", "a formula": _PARTS[0], "halves of letters": "\udc80\ud83d"}
+_NAMED = {
+    "parts": "".join(_PARTS),
+    "nothing": "",
+    "a formula": _PARTS[0],
+    "halves of letters": "\udc80\ud83d",
+}
 _SLOW = (_talked, _scored)  # a million letters in each of several rows
 FIRST = {
     f"{name}, use {i}": _first(text, use)
