@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
-from autopeft.method import Objective, ParameterCount, register
+from autopeft.method import Need, Objective, ParameterCount, register
 from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import (
     KroneckerCurvature,
@@ -149,7 +149,7 @@ class LaplaceLoRA(LowRankMethod):
     def __init__(self, config: Config) -> None:
         self.config = config
         if config.samples:
-            needs = self.traits.needs | {"row_logits"}
+            needs: frozenset[Need] = self.traits.needs | {"row_logits"}
             self.traits = replace(self.traits, mergeable=False, needs=needs)
 
     def _uncertain(self, sites: Sequence[Site]) -> list[Site]:
