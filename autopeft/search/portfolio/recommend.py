@@ -151,10 +151,7 @@ def recommend(call: RecommendCall) -> Recommendation:
     if ranking.reference is None:
         raise UsageError(f"There is nothing to recommend: {ranking.reason}.")
     first = ranking.choices[0]
-    file = None
-    if call.out is not None:
-        file = local_path(call.out)
-        write_atomic(file, first.fitted.recipe.to_yaml())
+    file = _written(call.out, first.fitted.recipe)
     return Recommendation(
         recipe=first.fitted.recipe,
         choices=ranking.choices,
@@ -201,6 +198,14 @@ def _why(evidence: Evidence, ranking: Ranking, model: str, left_out: Sequence[st
     if best is not None:
         found.append(f"Intervals are over {best.clusters} clusters of tasks: with so few they are wide.")
     return found
+
+
+def _written(out: str | Path | None, recipe: Recipe) -> Path | None:
+    if out is None:
+        return None
+    file = local_path(out)
+    write_atomic(file, recipe.to_yaml())
+    return file
 
 
 def _has_head(task: Task | None, spec: BackboneSpec) -> bool:
