@@ -14,7 +14,7 @@ from autopeft.spec import SITE_NAMES, BackboneSpec, Site
 
 __all__ = ["Call", "Context", "Injection", "Method", "MethodConfig", "Need", "ParameterCount", "Traits"]
 
-Injection = Literal["hook", "weight", "kv", "training"]
+Injection = Literal["hook", "weight", "kv", "logits", "training"]
 Need = Literal["calibration", "decoder", "seq2seq", "several_tasks", "artefacts", "text", "row_logits"]
 
 
@@ -104,6 +104,12 @@ class Traits:
                 "A method that may also be listed under 'layers:' (also_in_layers) has level 'model', and "
                 f"default sites that tell its layers, but this one has level={self.level!r}, "
                 f"default_sites={self.default_sites!r}."
+            )
+
+        if self.injection == "logits" and (self.level != "model" or self.sites):
+            raise MethodError(
+                "A method on logits has level 'model' and no sites, as a model has one last map, but this "
+                f"one has level={self.level!r}, sites={self.sites!r}."
             )
 
     @property
