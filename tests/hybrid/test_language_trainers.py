@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from support.language import chats, save_decoder, word_tokenizer, write_chats
+from support.on_logits import registered
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
+from autopeft.errors import UsageError
 from autopeft.hybrid import Hybrid, attach
 from autopeft.recipe import Recipe
 from autopeft.tasks import load_task
@@ -158,3 +160,35 @@ def test_trl_trains_a_hybrid_on_conversations(model: Any, tmp_path: Path) -> Non
     losses = [entry["train_loss"] for entry in trainer.state.log_history if "train_loss" in entry]
     assert losses
     check_that_the_hybrid_alone_moved(hybrid, before, backbone, model)
+
+
+@pytest.mark.parametrize("trainer", ["transformers", "trl"])
+def test_what_acts_on_logits_is_trained_there_too(model: Any, tmp_path: Path, trainer: str) -> None:
+    """TRL's own loss would read the weight of the last map past it."""
+    options: dict[str, Any] = {}
+    if trainer == "trl":
+        trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+        turns = [row for row in chats(30) if len(row) == 2]
+        data = datasets.Dataset.from_list([{"prompt": row[:1], "completion": row[1:]} for row in turns])
+        made, options["processing_class"] = trl.SFTTrainer, word_tokenizer()
+        arguments = trl.SFTConfig(
+            str(tmp_path / "out"), max_length=48, gradient_checkpointing=False, bf16=False, **OPTIONS
+        )
+    else:
+        data, made = rows(tmp_path, 8), Trainer
+        arguments = TrainingArguments(str(tmp_path / "out"), **OPTIONS)
+    with registered():
+        hybrid = attach(model, Recipe.from_dict({"name": "b", "model": ["logit_bias"]}), seed=0)
+        found = made(model, arguments, train_dataset=data, **hybrid.for_trainer(LOSS.total), **options)
+    with torch.no_grad():
+        hybrid.modules["logit_bias"].bias.normal_()
+    batch = dict(next(iter(found.get_train_dataloader())))
+    model.eval()
+    with torch.no_grad():
+        theirs = float(found.compute_loss(model, dict(batch)))
+    assert theirs == pytest.approx(own_loss(model, batch), rel=1e-5)
+    before = values(hybrid)
+    found.train()
+    assert [name for name, value in values(hybrid).items() if torch.equal(value, before[name])] == []
+    with pytest.raises(UsageError, match="give the task's own loss"):
+        hybrid.for_trainer()["compute_loss_func"](model(batch["input_ids"]), batch["labels"])
