@@ -19,6 +19,7 @@ __all__ = [
     "REGION_SITES",
     "SITE_NAMES",
     "BackboneSpec",
+    "LogitsSpec",
     "Site",
     "SiteKind",
     "StackName",
@@ -117,6 +118,15 @@ class StackSpec:
 
 
 @dataclass(frozen=True)
+class LogitsSpec:
+    """The linear map that yields a model's logits: `hidden` numbers in for each row or token, and `width`
+    out, the classes of a head or the words of a language model."""
+
+    hidden: int
+    width: int
+
+
+@dataclass(frozen=True)
 class BackboneSpec:
     """Everything that checking and counting need to know of a backbone.
 
@@ -132,6 +142,8 @@ class BackboneSpec:
         prompt_side: where reserved rows go: `left` for text, `right` for vision.
         pooler: whether the base model has a pooler.
         generic: whether the generic resolver found the sites (no map of this family).
+        logits: the last map of the model that is used; of a config alone that of a language model where the
+            last stack is causal, else that of a head with the config's labels. `None` where a model has none.
     """
 
     family: str
@@ -144,6 +156,7 @@ class BackboneSpec:
     prompt_side: Literal["left", "right"] = "left"
     pooler: bool = False
     generic: bool = False
+    logits: LogitsSpec | None = field(default=None, compare=False)
 
     @cached_property
     def _by_key(self) -> dict[str, Site]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autopeft.backbones.maps import FAMILIES, FamilyMap, StackMap
 from autopeft.backbones.places import Layout, Place, StackPlaces, base_model_of, layout_of
-from autopeft.backbones.spec_of import on_meta, spec_of, spec_of_model
+from autopeft.backbones.spec_of import on_meta, projection_of, spec_of, spec_of_model
 
 __all__ = [
     "FAMILIES",
@@ -16,6 +16,7 @@ __all__ = [
     "base_model_of",
     "layout_of",
     "on_meta",
+    "projection_of",
     "spec_of",
     "spec_of_model",
 ]

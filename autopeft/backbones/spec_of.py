@@ -10,14 +10,15 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from autopeft.assets import quantization_of
+from autopeft.assets import head_names, quantization_of
 from autopeft.assets.bounds import bounded_model
 from autopeft.backbones.places import Layout, Place, StackPlaces, base_model_of, layout_of
 from autopeft.errors import SiteError
-from autopeft.spec import BackboneSpec, Site, StackName, StackSpec, TensorRole, TensorSpec
+from autopeft.spec import BackboneSpec, LogitsSpec, Site, StackName, StackSpec, TensorRole, TensorSpec
 
-__all__ = ["on_meta", "spec_of", "spec_of_model"]
+__all__ = ["on_meta", "projection_of", "spec_of", "spec_of_model"]
 
 
 def spec_of(config: PreTrainedConfig, auto_class: Any = None) -> BackboneSpec:
@@ -90,7 +91,28 @@ def spec_of_model(model: PreTrainedModel) -> tuple[BackboneSpec, Layout]:
             f"{type(model).__name__} is quantized ({found}) in such a way that no linear maps are found in "
             "it; load the backbone in bf16."
         ) from error
-    return _cut(spec_of(model.config), base, layout), layout
+    spec = _cut(spec_of(model.config), base, layout)
+    project = projection_of(model)
+    return replace(spec, logits=None if project is None else _logits(project)), layout
+
+
+def projection_of(model: PreTrainedModel) -> nn.Module | None:
+    """The linear map whose output are the model's logits: a language model's projection to its vocabulary, or
+    the last one of a head; `None` where there is none."""
+    project = model.get_output_embeddings()
+    if project is not None:
+        return cast(nn.Module, project)
+    for name in reversed(head_names(model) if base_model_of(model) is not model else ()):
+        maps = [m for m in model.get_submodule(name).modules() if isinstance(m, (nn.Linear, Conv1D))]
+        if maps:
+            return maps[-1]
+    return None
+
+
+def _logits(project: nn.Module) -> LogitsSpec:
+    weight = cast(torch.Tensor, project.weight)
+    width, hidden = weight.shape[::-1] if isinstance(project, Conv1D) else weight.shape
+    return LogitsSpec(int(hidden), int(width))
 
 
 def _cut(spec: BackboneSpec, base: PreTrainedModel, layout: Layout) -> BackboneSpec:
@@ -140,7 +162,14 @@ def _spec(base: PreTrainedModel, layout: Layout) -> BackboneSpec:
         prompt_side="right" if vision else "left",
         pooler=_has_pooler(base, layout),
         generic=layout.generic,
+        logits=LogitsSpec(stacks[-1].hidden, _width(config, causal=stacks[-1].causal)),
     )
+
+
+def _width(config: PreTrainedConfig, *, causal: bool) -> int:
+    """Words of a language model, or labels of a head, as a config says."""
+    words = getattr(config.get_text_config(), "vocab_size", None) if causal else None
+    return int(words or config.num_labels or 0)
 
 
 def _head_dim(base: PreTrainedModel, stack: StackPlaces) -> int | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from autopeft.errors import printable
+from autopeft.runs.files import escaped
 
 if TYPE_CHECKING:
     from autopeft.report.sheet import Sheet
@@ -72,12 +73,7 @@ def say_sheet(sheet: Sheet) -> None:
 def say_json(value: Any) -> None:
     """One JSON document on stdout; figures that are not finite become null, so that any parser reads it."""
     text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
-    # Only strings hold such characters, and there each can be written as its number.
-    say("".join(c if c == "\n" or printable(c) == c else _numbered(c) for c in text))
-
-
-def _numbered(character: str) -> str:
-    return json.dumps(character)[1:-1]
+    say(escaped(text))
 
 
 def _plain(value: Any) -> Any:

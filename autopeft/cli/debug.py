@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import traceback
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
 from autopeft.cli.console import notify, say
+from autopeft.errors import UsageError
 
 __all__ = ["debug"]
 
@@ -31,6 +33,16 @@ def debug(
             show_default=False,
         ),
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            "--metric",
+            metavar="MODULE:FUNCTION",
+            help="Where the search was scored by a function of your own: that function. The name in the run "
+            "folder imports nothing.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Run one job of a search again, in this process, and show where it fails.
 
@@ -41,6 +53,7 @@ def debug(
       autopeft debug latest 3
       autopeft debug latest trial-3-120 --pdb
       autopeft debug runs/my-run confirm-7-s1000
+      autopeft debug latest 3 --metric my_metrics:first_number
 
     Exit codes: 0 the job went well, 1 it failed as shown, 2 bad usage.
     """
@@ -49,8 +62,9 @@ def debug(
     from autopeft.search.controller.rerun import prepare_rerun
 
     quiet_libraries()
+    own = None if metric is None else _function(metric)
     folder = load_run(run)
-    found = prepare_rerun(folder, job, attempt=attempt, notify=notify)
+    found = prepare_rerun(folder, job, attempt=attempt, notify=notify, metric=own)
     again = found.job
     until = getattr(again, "until", None) or again.steps
     work = f"{until} steps" if until else "no training"
@@ -79,3 +93,20 @@ def _post_mortem(error: Exception) -> None:
     import pdb
 
     pdb.post_mortem(error.__traceback__)
+
+
+def _function(text: str) -> Callable[..., Any]:
+    """The function that the option names.
+
+    Raises:
+        UsageError: it names none.
+    """
+    from autopeft.tasks.kinds import function_of
+
+    found = function_of(text)
+    if isinstance(found, str):
+        raise UsageError(
+            f"--metric {text}: a run keeps its metric; only a function of your own is given again, as "
+            "module:function."
+        )
+    return found

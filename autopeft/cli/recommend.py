@@ -21,6 +21,7 @@ def recommend(given: Given, as_json: Json = False) -> None:
       autopeft recommend --budget 0.5%
       autopeft recommend --budget 300k --model mpnet-base --rows 500
       autopeft recommend --budget 0.5% --task reviews.csv --label stars -o recipe.yaml
+      autopeft recommend --budget 0.5% --serve peft
     """
     from autopeft.assets import quiet_libraries
     from autopeft.report.recommend import recommend_sheet

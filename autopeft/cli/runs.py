@@ -22,14 +22,16 @@ def runs(
     root: Annotated[Path, typer.Option("--root", help="Folder that holds the runs.")] = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """List the runs, newest first, or show one: every trial, the finals and the front.
+    """List the runs, newest first, or show one: every trial, the finals, the front, and a few answers that
+    its winner wrote.
 
     \b
       autopeft runs
       autopeft runs latest
       autopeft runs latest --json
     """
-    from autopeft.report.runs import front_sheet, runs_sheet, trials_sheet
+    from autopeft.report.runs import front_sheet, runs_sheet, samples_sheet, trials_sheet
+    from autopeft.runs.documents import read_result
     from autopeft.runs.folder import list_runs, load_run
     from autopeft.runs.tolerant import read_parts
 
@@ -57,7 +59,9 @@ def runs(
         )
         return
     say_sheet(runs_sheet([folder.summary()], str(root)))
-    for sheet in (trials_sheet([*parts.trials, *parts.finals]), front_sheet(parts.front)):
+    result = read_result(parts.result or {})
+    written = samples_sheet(result.samples, result.metric or "score")
+    for sheet in (trials_sheet([*parts.trials, *parts.finals]), front_sheet(parts.front), written):
         if sheet.rows:
             say()
             say_sheet(sheet)

@@ -12,6 +12,7 @@ from autopeft.composition.contract import (
     MergingChild,
     NoOptions,
     Way,
+    refuse_logits,
 )
 from autopeft.composition.gate import Gate
 from autopeft.composition.registry import (
@@ -44,6 +45,7 @@ __all__ = [
     "get_composition",
     "is_composition",
     "one_after_the_other",
+    "refuse_logits",
     "register",
     "reserved_names",
 ]

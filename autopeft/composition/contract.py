@@ -28,9 +28,10 @@ __all__ = [
     "NoOptions",
     "Way",
     "alters_weights",
+    "refuse_logits",
 ]
 
-Way = Literal["hook", "weight", "kv", "prompt"]
+Way = Literal["hook", "weight", "kv", "prompt", "logits"]
 
 
 class CompositionOptions(BaseModel):
@@ -102,6 +103,20 @@ class ChildSpec:
     sites: tuple[Site, ...] = field(default=())
     pretrained: bool = False
     phased: int = 0
+
+
+def refuse_logits(kind: str, children: Sequence[ChildSpec]) -> None:
+    """Check that a composition holds nothing on logits: they are no site, where its children would meet.
+
+    Raises:
+        CompositionError: a child acts on logits.
+    """
+    wrong = next((child.label for child in children if "logits" in child.ways), None)
+    if wrong is not None:
+        raise CompositionError(
+            f"{wrong} acts on logits, and no {kind} holds such a method: list it under 'model:' by itself, "
+            "where what several of them add is summed."
+        )
 
 
 def alters_weights(kind: str, child: ChildSpec) -> CompositionError:

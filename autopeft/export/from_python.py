@@ -10,12 +10,12 @@ from typing import Any
 
 from autopeft.errors import TaskError, UsageError
 from autopeft.foreign import file_in, read_table_in
-from autopeft.tasks.kinds import kind_of_model
+from autopeft.tasks.kinds import TaskKind, kind_of_model, writing_kind
 
-__all__ = ["is_saved_hybrid", "manifest_of", "model_class"]
+__all__ = ["is_saved_hybrid", "longest_of", "manifest_of", "model_class"]
 
 _HYBRID = "hybrid.json"
-_LONGEST = 128
+_LONGEST, _LONGEST_TALK = 128, 1024
 _SOURCE = {"name": "not recorded", "origin": "saved from Python", "notice": None}
 
 
@@ -50,7 +50,8 @@ def manifest_of(folder: Path) -> dict[str, Any]:
         config.id2label = {int(k): str(v) for k, v in (config.id2label or {}).items()}
         config.num_labels = len(config.id2label)
         kind, labels = _kind(str(told["architecture"]), config)
-        longest = min(_LONGEST, int(getattr(config, "max_position_embeddings", None) or _LONGEST))
+        most = longest_of(writing_kind(str(told["architecture"])))
+        longest = min(most, int(getattr(config, "max_position_embeddings", None) or most))
         return {
             "model": str(told["model"]),
             "backbone": {"path": str(told["model"]), "sha256": None},
@@ -66,6 +67,8 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 def _kind(architecture: str, config: Any) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     """The kind of task with its metric, and the labels; no kind where none has models of this class."""
     none = {"kind": None, "metric": None}, tuple(config.id2label.values())
+    if (writes := writing_kind(architecture)) is not None:
+        return {"kind": writes.name, "metric": writes.default_metric}, ()
     try:
         kind, labels = kind_of_model(config)
     except TaskError:
@@ -73,6 +76,11 @@ def _kind(architecture: str, config: Any) -> tuple[Mapping[str, Any], tuple[str,
     if not architecture.endswith(kind.auto_class.__name__.removeprefix("AutoModel")):
         return none
     return {"kind": kind.name, "metric": kind.default_metric}, labels
+
+
+def longest_of(kind: TaskKind | None) -> int:
+    """Tokens that are read at most where no training says it: conversations are longer than texts."""
+    return _LONGEST_TALK if kind is not None and kind.writes else _LONGEST
 
 
 def model_class(architecture: str) -> type[Any]:

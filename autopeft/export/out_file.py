@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from autopeft.errors import UsageError
 from autopeft.foreign import local_path
-from autopeft.runs.files import is_there, plain, write_atomic
+from autopeft.runs.files import escaped, is_there, plain, write_atomic
 
 __all__ = ["OUT_SUFFIXES", "check_out", "write_answers"]
 
 OUT_SUFFIXES = (".csv", ".jsonl")
+_FORMULA = (*"=+-@＝＋－＠", "\t", "\n")  # how what a spreadsheet runs begins
 
 
 def check_out(value: str | Path) -> None:
@@ -39,6 +41,10 @@ def write_answers(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     In a CSV a nested value has a column of its own (`probabilities.yes`); figures that are not finite are
     empty there, and null in JSON.
 
+    Texts come from strangers and from models. JSON lines hold them unchanged, with what a terminal acts on or
+    hides by its number. A CSV cannot say such letters: controls become `�`, and a text that a spreadsheet
+    would take for a formula has a `'` in front (OWASP, "CSV Injection"); a number is none.
+
     Raises:
         AutoPEFTError: the file cannot be written.
     """
@@ -46,18 +52,35 @@ def write_answers(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     if path.suffix.lower() == ".csv":
         content = _csv([dict(_flat(row)) for row in numbered])
     else:
-        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in numbered)
+        content = "".join(escaped(json.dumps(row, ensure_ascii=False)) + "\n" for row in numbered)
     # Text that could not be answered may hold halves of surrogate pairs, which no file can.
     write_atomic(path, content.encode("utf-8", "replace"))
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    names = dict.fromkeys(name for row in rows for name in row)
+    names = list(dict.fromkeys(name for row in rows for name in row))
     file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, list(names), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(map(_cell, names))
+    writer.writerows([_cell(row.get(name)) for name in names] for row in rows)
     return file.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A value as a cell that nothing acts on."""
+    if not isinstance(value, str):
+        return value
+    lines = value.replace("\r\n", "\n").replace("\r", "\n")
+    text = "".join("�" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in lines)
+    return f"'{text}" if text.startswith(_FORMULA) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

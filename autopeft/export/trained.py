@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from autopeft.arguments import command_line
 from autopeft.errors import DataError, TaskError, UsageError
+from autopeft.export.from_python import longest_of
 from autopeft.export.manifest import MANIFEST, read_manifest
 from autopeft.export.package import Saved, find_saved, load_saved
 from autopeft.foreign import read_table_in, table_of
@@ -19,7 +20,7 @@ from autopeft.hybrid.labels import nameless
 from autopeft.runs.folder import as_typed
 from autopeft.search.selection.result import SearchResult
 from autopeft.tasks import SPLIT_NAMES, Rows, Split, Task, TaskKind, load_task
-from autopeft.tasks.kinds import kind_of_model, own_metric, use_metric
+from autopeft.tasks.kinds import kind_of_model, own_metric, use_metric, writing_kind
 from autopeft.tasks.metrics import check_metric
 from autopeft.tasks.table import ColumnNames
 from autopeft.training.arguments import TrainArguments
@@ -36,7 +37,6 @@ __all__ = ["Trained", "TrainedHybrid", "saved_of", "task_of", "trained"]
 Trained: TypeAlias = str | Path | Saved | FixedOutcome | SearchResult | Hybrid
 Live: TypeAlias = "tuple[Hybrid, PreTrainedTokenizerBase]"
 Notify: TypeAlias = Callable[[str], None] | None
-_MAX_LENGTH = 128
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,8 @@ def _of_hybrid(
     from autopeft.assets import load_tokenizer
 
     config = hybrid.model.config
-    kind, labels = kind_of_model(config)
+    writes = writing_kind(type(hybrid.model).__name__)
+    kind, labels = kind_of_model(config) if writes is None else (writes, ())
     path = getattr(config, "_name_or_path", "")
     if tokenizer is None and not path:
         raise UsageError("This hybrid's model was not loaded by name; hand over its tokenizer=… as well.")
@@ -170,7 +171,7 @@ def _of_hybrid(
         kind=kind,
         labels=labels,
         metric=None,
-        max_length=max_length or min(_MAX_LENGTH, words.model_max_length),
+        max_length=max_length or min(longest_of(kind), words.model_max_length),
         load=lambda model, notify: (hybrid, words),
     )
 

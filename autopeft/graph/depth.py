@@ -16,8 +16,8 @@ def first_layer(graph: CompositionGraph) -> int:
     other.
 
     Sites outside the layers (embeddings) and methods on tensors of the whole model make it 0; with nothing
-    attached it is the number of layers. A calibrated mask may leave more layers alone; see
-    `autopeft.injection.depth` for what a live hybrid alters.
+    attached, and with what acts on logits alone, it is the number of layers. A calibrated mask may leave more
+    layers alone; see `autopeft.injection.depth` for what a live hybrid alters.
     """
     total = sum(stack.layers for stack in graph.spec.stacks)
     starts: dict[str, int] = {}
@@ -27,7 +27,7 @@ def first_layer(graph: CompositionGraph) -> int:
         below += stack.layers
     lowest = total
     for entry in graph.entries.values():
-        if not entry.sites and entry.ways:
+        if not entry.sites and entry.ways - {"logits"}:
             return 0
         for site in entry.sites:
             lowest = min(lowest, 0 if site.layer is None else starts[site.stack] + site.layer)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from autopeft.composition import ChildSpec, Way, get_composition
+from autopeft.composition import ChildSpec, Way, get_composition, refuse_logits
 from autopeft.errors import CompositionError, RecipeError, SiteError, near
 from autopeft.graph.layer_masks import WHOLE, LayerMasks, key_text
 from autopeft.graph.memo import Memo
@@ -58,7 +58,7 @@ def ways_of(method: Any) -> frozenset[Way]:
     if traits.changes_length:
         return frozenset({"prompt"})
     ways: set[Way] = set()
-    if traits.injection in {"hook", "weight", "kv"}:
+    if traits.injection in {"hook", "weight", "kv", "logits"}:
         ways.add(traits.injection)  # type: ignore[arg-type]
     if getattr(method, "also_weights", False):
         ways.add("weight")
@@ -201,7 +201,7 @@ class NodeShape(Shape):
 
     def __init__(self, parts: Parts, kind: str, options: dict[str, Any], children: tuple[Shape, ...]) -> None:
         super().__init__(parts)
-        self._composition = get_composition(kind)
+        self._composition, self._kind = get_composition(kind), kind
         self._ordered: bool = self._composition.traits.ordered
         self._options, self._children = options, children
         self.label = f"{kind}({', '.join(c.label for c in children)})"
@@ -224,6 +224,7 @@ class NodeShape(Shape):
         specs = [
             ChildSpec(c.label, c.label, c.ways, c.sites(mask), c.pretrained, c.phased) for c in self._children
         ]
+        refuse_logits(self._kind, specs)
         self._composition.check(specs, self._options)
         own: ParameterCount = self._composition.parameter_count(specs)
         return sum(counts, own)
@@ -363,6 +364,11 @@ def check_needs(name: str, traits: Traits, spec: BackboneSpec) -> None:
         CompositionError: it has not.
     """
     causal = any(s.causal for s in spec.stacks)
+    if traits.injection == "logits" and spec.logits is None:
+        raise CompositionError(
+            f"{name} acts on logits, but this model has none: load {spec.family!r} with a head, such as "
+            "AutoModelForSequenceClassification or AutoModelForCausalLM."
+        )
     if "text" in traits.needs and spec.modality != "text":
         raise CompositionError(
             f"{name} needs text input, but {spec.family!r} reads images; use a method of layers instead."

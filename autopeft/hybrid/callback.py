@@ -24,6 +24,7 @@ __all__ = ["HybridCallback"]
 
 
 Total = Callable[[Tensor, Tensor], Tensor]
+_IGNORED = -100  # a label that carries no loss, as transformers has it
 
 
 class _Attached(Protocol):
@@ -77,15 +78,16 @@ class HybridCallback(TrainerCallback):
 
         The task's loss is the `total` that the callback was made with; else cross-entropy over integer labels
         (rows,) and squared error for real ones. Sums are divided by `num_items_in_batch`, so that gradient
-        accumulation equals the large batch.
+        accumulation equals the large batch; of labels (rows, tokens) the Trainer counts those that are not
+        -100.
         """
         self._asked = True
         logits = (outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]).float()
-        rows = labels.shape[0]
-        items = rows if num_items_in_batch is None else num_items_in_batch
+        counted = labels.shape[0] if labels.ndim == 1 else int((labels != _IGNORED).sum())
+        items = max(counted, 1) if num_items_in_batch is None else num_items_in_batch
         total = self._total(logits, labels)
         terms = loss_terms(self.hybrid.modules.values())
-        return total / items if terms is None else (total + terms * rows) / items
+        return total / items if terms is None else (total + terms * counted) / items
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.hybrid.needs_prepare:

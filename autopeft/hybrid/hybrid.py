@@ -359,7 +359,8 @@ class Hybrid:
 
         These are `callbacks` with the events of the methods, `optimizers` with the recipe's groups, rates,
         policies and schedule (in place of `learning_rate`, `weight_decay`, `optim`, `lr_scheduler_type` and
-        `warmup_steps` of `TrainingArguments`), and `compute_loss_func` where a module adds terms to the loss.
+        `warmup_steps` of `TrainingArguments`), and `compute_loss_func` where a module adds terms to the loss
+        or acts on logits (a language model's then takes `total`).
         Steps, batches, clipping and whether the backbone's dropout acts (it does) stay the Trainer's.
 
         Args:
@@ -376,7 +377,10 @@ class Hybrid:
         callback, optimizer = self.callback(total), self.optimizer()
         schedule = RecipeSchedule(self.recipe.training).over(optimizer)
         found: dict[str, Any] = {"callbacks": [callback], "optimizers": (optimizer, schedule)}
-        if total is not None or any(hasattr(m, "loss_terms") for m in self.modules.values()):
+        terms = any(hasattr(m, "loss_terms") for m in self.modules.values())
+        # TRL's own loss reads the weight of the last map, behind which nothing would act then.
+        on_logits = any("logits" in entry.ways for entry in self.graph.entries.values())
+        if total is not None or terms or on_logits:
             found["compute_loss_func"] = callback.loss
         return found
 

@@ -106,7 +106,13 @@ def _graph(number: int, total: int, recipe: Recipe, spec: BackboneSpec) -> Compo
 
 
 def _check_together(graphs: Sequence[CompositionGraph], roots: Sequence[Root]) -> None:
-    """Raise where prompts of different length would not be exact in one batch."""
+    """Raise where prompts of different length would not be exact in one batch, and for methods on logits."""
+    on_logits = [e.name for graph in graphs for e in graph.entries.values() if "logits" in e.ways]
+    if on_logits:
+        raise CompositionError(
+            f"{on_logits[0]} acts on logits, whose rows need not be those of the batch, so that several "
+            "hybrids cannot share a model with it; attach them one at a time."
+        )
     lengths = [_reserved(graph, root) for graph, root in zip(graphs, roots, strict=True)]
     if len(set(lengths)) == 1:
         return

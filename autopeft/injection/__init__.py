@@ -1,4 +1,4 @@
-"""The three ways into a frozen backbone: hook(site), weight(module), kv(attention)."""
+"""The ways into a frozen model: hook(site), weight(module), kv(attention), and behind its logits."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from autopeft.graph import CompositionGraph, Leaf, Tree
 from autopeft.method import Call, WeightTarget
 from autopeft.spec import Site
 
-__all__ = ["BoundComposition", "BoundModule", "BoundTensor", "bind", "bind_tensors"]
+__all__ = ["BoundComposition", "BoundModule", "BoundTensor", "bind", "bind_tensors", "in_own_dtype"]
 
 Role = Literal["input", "output", "kv", "weight", "prompt"]
 
@@ -25,11 +25,7 @@ class BoundModule:
         self.name, self.module, self.site = name, module, site
 
     def delta(self, x: Tensor, y: Tensor, call: Call) -> Tensor:
-        dtype = _dtype(self.module)
-        if dtype is None or dtype == y.dtype or torch.is_autocast_enabled(y.device.type):
-            delta: Tensor = self.module.delta(self.site, x, y, call)
-            return delta
-        return self.module.delta(self.site, x.to(dtype), y.to(dtype), call).to(y.dtype)  # type: ignore[no-any-return]
+        return in_own_dtype(self.module, lambda a, b: self.module.delta(self.site, a, b, call), x, y)
 
     def reads(self, x: Tensor, y: Tensor, call: Call) -> Tensor:
         reads = getattr(self.module, "reads", None)
@@ -80,6 +76,16 @@ class BoundComposition:
     def key_value(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         pair: tuple[Tensor, Tensor] = self.module.key_value(self.site, self.children, x, call)
         return pair
+
+
+def in_own_dtype(
+    module: nn.Module, delta: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
+) -> Tensor:
+    """What a module makes of x and y, computed in its own dtype and handed back in that of y."""
+    dtype = _dtype(module)
+    if dtype is None or dtype == y.dtype or torch.is_autocast_enabled(y.device.type):
+        return delta(x, y)
+    return delta(x.to(dtype), y.to(dtype)).to(y.dtype)
 
 
 def _dtype(module: nn.Module) -> torch.dtype | None:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from autopeft.backbones import Layout, Place, StackPlaces
+from autopeft.backbones import Layout, Place, StackPlaces, projection_of
 from autopeft.errors import CompositionError, SiteError
 from autopeft.graph import CompositionGraph
 from autopeft.injection.attention import DELEGATES, AttentionHooks
@@ -16,6 +16,7 @@ from autopeft.injection.bind import BoundModule, bind, bind_tensors
 from autopeft.injection.dispatch import ModuleHooks, SiteDispatcher
 from autopeft.injection.frames import frames
 from autopeft.injection.lanes import LayerHooks
+from autopeft.injection.logits import LogitsHook, logits_modules
 from autopeft.injection.sequence import PoolerHooks, RootHooks
 from autopeft.injection.threads import Forwards
 from autopeft.injection.undispatched import OwnForward, dispatching
@@ -68,6 +69,7 @@ class Injection:
         self._install_attention()
         self._install_layers()
         self._install_roots()
+        self._install_logits()
 
     def check_places(self) -> None:
         """Raise SiteError if the model lacks a site that the graph uses."""
@@ -252,6 +254,15 @@ class Injection:
                 module.register_forward_pre_hook(hook.before),
                 module.register_forward_hook(hook.after, always_call=True),
             ]
+
+    # Logits
+    # ----------------------------------------------------------------------------------------------------
+
+    def _install_logits(self) -> None:
+        found, project = logits_modules(self.graph, self.modules), projection_of(self.model)
+        if found and project is not None:
+            hook = LogitsHook(found)
+            self._handles.append(project.register_forward_hook(hook.after, with_kwargs=True))
 
     # Roots
     # ----------------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 A **method** is a small class: a strict config, its `Traits`, a closed-form `parameter_count` and `build`,
 which is called once per recipe entry and returns one `nn.Module` that owns what the entry trains at all its
 sites. How that module acts is told by the injection way of its traits and the protocol of the same name
-below (`HookModule`, `WeightModule`, `KeyValueModule`, `PromptModule`). Everything else is optional and
+below (`HookModule`, `WeightModule`, `KeyValueModule`, `LogitsModule`,
+`PromptModule`). Everything else is optional and
 found by its presence; `autopeft.method.members` declares all of it, and a misspelt or misshapen member is
 refused. A configured method may narrow its class's `traits` by some of its own: a variant that has fewer
 sites, or cannot be merged.
@@ -32,7 +33,14 @@ from autopeft.method.lifecycle import (
     Resizes,
 )
 from autopeft.method.members import MEMBERS, Member, check_members, check_module, members_table
-from autopeft.method.modules import HookModule, KeyValueModule, PromptModule, WeightModule, WeightTarget
+from autopeft.method.modules import (
+    HookModule,
+    KeyValueModule,
+    LogitsModule,
+    PromptModule,
+    WeightModule,
+    WeightTarget,
+)
 from autopeft.method.optimization import DecayTarget, decay, decay_targets, no_such_part, part_names, parts_of
 from autopeft.method.phase import OuterStep, Phase, PhasePart, Session
 from autopeft.method.registry import get_method, method_names, register, registered_method, reserve
@@ -48,6 +56,7 @@ __all__ = [
     "HookModule",
     "Injection",
     "KeyValueModule",
+    "LogitsModule",
     "Member",
     "Merges",
     "Method",

@@ -14,8 +14,8 @@ from autopeft.spec import SITE_NAMES, BackboneSpec, Site
 
 __all__ = ["Call", "Context", "Injection", "Method", "MethodConfig", "Need", "ParameterCount", "Traits"]
 
-Injection = Literal["hook", "weight", "kv", "training"]
-Need = Literal["calibration", "decoder", "seq2seq", "several_tasks", "artefacts", "text"]
+Injection = Literal["hook", "weight", "kv", "logits", "training"]
+Need = Literal["calibration", "decoder", "seq2seq", "several_tasks", "artefacts", "text", "row_logits"]
 
 
 class MethodConfig(BaseModel):
@@ -60,7 +60,7 @@ class Traits:
         also_in_layers: of a method of the model, that it may be listed under `layers:` as well. There it gets
             its default sites in those layers; under `model:` it gets none.
         needs: what must be there: calibration batches, a decoder, two stacks, several tasks, artefacts, text
-            input.
+            input, or logits of each row (`row_logits`) where a language model has them of each token.
         mergeable: can be folded into the backbone's weights exactly.
         shifts: merging it gives a bias to a linear map that has none.
         changes_length: lengthens the sequence.
@@ -104,6 +104,12 @@ class Traits:
                 "A method that may also be listed under 'layers:' (also_in_layers) has level 'model', and "
                 f"default sites that tell its layers, but this one has level={self.level!r}, "
                 f"default_sites={self.default_sites!r}."
+            )
+
+        if self.injection == "logits" and (self.level != "model" or self.sites):
+            raise MethodError(
+                "A method on logits has level 'model' and no sites, as a model has one last map, but this "
+                f"one has level={self.level!r}, sites={self.sites!r}."
             )
 
     @property

@@ -81,6 +81,14 @@ MEMBERS: tuple[Member, ...] = (
     Member("prompt", "module", "in each forward: the reserved rows", ("site", "call"), "Tensor", "prompt"),
     Member("length", "module", "at attach: how many rows it fills", None, "int", "prompt"),
     Member(
+        "logits",
+        "module",
+        "in each forward, behind the last map: what is added to the logits",
+        ("hidden", "logits"),
+        "Tensor",
+        "logits",
+    ),
+    Member(
         "initialise",
         "module",
         "at attach, for each weight target, with the backbone's tensor",

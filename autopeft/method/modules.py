@@ -1,4 +1,4 @@
-"""The four ways in: what a method's module must have to act on a backbone."""
+"""The five ways in: what a method's module must have to act on a backbone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from autopeft.method.contract import Call
 from autopeft.spec import Site
 
-__all__ = ["HookModule", "KeyValueModule", "PromptModule", "WeightModule", "WeightTarget"]
+__all__ = ["HookModule", "KeyValueModule", "LogitsModule", "PromptModule", "WeightModule", "WeightTarget"]
 
 
 @dataclass(frozen=True)
@@ -69,3 +69,14 @@ class PromptModule(Protocol):
     length: int
 
     def prompt(self, site: Site, call: Call) -> Tensor: ...
+
+
+class LogitsModule(Protocol):
+    """Acts on logits. `logits(hidden, logits)` returns what is added to them, in their shape.
+
+    Args of it are what the last map reads, (…, hidden), and what it yields, (…, width), for rows, for all
+    tokens or for some of them: a language model's loss reads those alone that predict something, and a step
+    of generation the last one. So each position is for itself.
+    """
+
+    def logits(self, hidden: Tensor, logits: Tensor) -> Tensor: ...

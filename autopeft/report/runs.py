@@ -8,9 +8,11 @@ from typing import Any
 from autopeft.report.sheet import Sheet
 from autopeft.report.text import duration, number, percent, score
 from autopeft.runs.folder import no_runs
-from autopeft.runs.records import FrontPoint, TrialRecord
+from autopeft.runs.records import FrontPoint, Sample, TrialRecord
 
-__all__ = ["front_sheet", "runs_sheet", "trials_sheet"]
+__all__ = ["front_sheet", "runs_sheet", "samples_sheet", "trials_sheet", "verdict_of"]
+
+_LETTERS = 160  # of a text in a table of the terminal
 
 
 def _real(value: Any) -> float | None:
@@ -88,3 +90,34 @@ def front_sheet(front: Iterable[FrontPoint]) -> Sheet:
         right=frozenset(headers[:4]),
         drop=("share",),
     )
+
+
+def verdict_of(sample: Sample, metric: str) -> str:
+    """Whether an answer is the expected one, and what the metric gives it."""
+    said = "right" if sample.right else "another answer"
+    return said if sample.value is None else f"{said}, {metric} {sample.value:.4g}"
+
+
+def samples_sheet(samples: Iterable[Sample], metric: str) -> Sheet:
+    """A handful of the answers that the winner wrote, each text on one line."""
+    rows = tuple(
+        (
+            f"{s.split} {s.row + 1}",
+            *(_line(text) for text in (s.prompt, s.expected, s.written)),
+            verdict_of(s, metric),
+        )
+        for s in samples
+    )
+    headers = ("row", "prompt", "expected", "written", "verdict")
+    return Sheet(
+        headers,
+        rows,
+        title="Samples of answers",
+        fold=frozenset(headers[1:4]),
+        drop=("verdict",),
+    )
+
+
+def _line(text: str) -> str:
+    words = " ".join(text.split())
+    return words if len(words) <= _LETTERS else f"{words[: _LETTERS - 2]} …"

@@ -105,13 +105,15 @@ def _add_entry(found: defaultdict[str, float], entry: Entry, spec: BackboneSpec,
 
 def _way(entry: Entry) -> str:
     """The costliest of the ways in which an entry acts."""
-    return next((way for way in ("weight", "kv", "hook") if way in entry.ways), "prompt")
+    return next((way for way in ("weight", "kv", "hook", "logits") if way in entry.ways), "prompt")
 
 
 def _places(entry: Entry, spec: BackboneSpec) -> list[tuple[int, int]]:
     """Widths of what goes in and out where an entry acts; of one on tensors of the model, their shapes."""
     if entry.sites:
         return [_widths(site) for site in entry.sites]
+    if "logits" in entry.ways:
+        return [] if spec.logits is None else [(spec.logits.hidden, spec.logits.width)]
     return [(t.shape[-1], t.size // t.shape[-1]) for t in spec.tensors if t.role in ("weight", "embedding")]
 
 

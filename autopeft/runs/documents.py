@@ -14,10 +14,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
 )
+
+from autopeft.runs.records import Sample, read_samples
 
 __all__ = [
     "Answer",
@@ -146,6 +149,7 @@ class Result(Measured):
         search_score: of the winner in the search itself, by `trial_metric` where that is not the metric.
         constant: what the same answer for every row scores.
         selection_bias: select minus test.
+        samples: of the answers that the winner wrote.
     """
 
     kind: Known[str] = None
@@ -169,6 +173,7 @@ class Result(Measured):
     out_of_time: Flag = False
     notice: Known[str] = None
     seconds: Known[float] = None
+    samples: Annotated[tuple[Sample, ...], PlainValidator(read_samples)] = ()
 
 
 class Limits(_Document):

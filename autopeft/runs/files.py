@@ -11,11 +11,12 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from autopeft.errors import AutoPEFTError, UsageError
+from autopeft.errors import AutoPEFTError, UsageError, printable
 
 __all__ = [
     "cut_torn_line",
     "empty_folder",
+    "escaped",
     "is_there",
     "json_bytes",
     "make_folder",
@@ -111,6 +112,13 @@ def json_bytes(value: Any, indent: int | None = None) -> bytes:
     does not have, are written by their numbers."""
     text = json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode("utf-8", "backslashreplace")
+
+
+def escaped(document: str) -> str:
+    """A JSON document in which what a terminal would act on, or what turns or hides text, stands by its
+    number: it says the same, and can be shown."""
+    # Only strings hold such characters, and there each can be written as its number.
+    return "".join(c if c == "\n" or printable(c) == c else json.dumps(c)[1:-1] for c in document)
 
 
 def write_json(path: Path, value: Any) -> None:

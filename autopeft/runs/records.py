@@ -16,9 +16,11 @@ __all__ = [
     "FrontPoint",
     "JobKind",
     "RecordState",
+    "Sample",
     "TrialRecord",
     "read_point",
     "read_record",
+    "read_samples",
 ]
 
 JobKind = Literal["trial", "confirm", "baseline", "test", "probe"]
@@ -27,6 +29,26 @@ CountTable = dict[str, int | float]
 T = TypeVar("T", "TrialRecord", "FrontPoint")
 _LARGEST = 1e300
 _DIGITS = 18
+_MOST_SAMPLES, _LONGEST_TEXT = 24, 2000
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="ignore", allow_inf_nan=False))
+class Sample:
+    """An answer that a model wrote; its texts are cut to a bounded length.
+
+    Attributes:
+        split: whose row it answers.
+        right: whether it is the expected one, up to white space.
+        value: what the metric gives it, where it values single answers.
+    """
+
+    split: str
+    row: int
+    prompt: str
+    expected: str
+    written: str
+    right: bool
+    value: float | None = None
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="ignore"))
@@ -56,6 +78,7 @@ class TrialRecord:
             they were measured.
         step_cost: of a trial, what a training step takes, predicted, where LoRA of the same budget on all
             layers takes 1; `None` where it was not predicted.
+        samples: of a run after the search a handful of the answers that its model wrote.
     """
 
     kind: JobKind
@@ -86,6 +109,7 @@ class TrialRecord:
     precision: str = "fp32"
     measured: dict[str, int | float] | None = field(default=None, repr=False)
     step_cost: float | None = None
+    samples: list[Sample] | None = field(default=None, repr=False)
 
     @property
     def deployed(self) -> int | float | None:
@@ -124,6 +148,11 @@ class _RecordLine(TrialRecord):
     """A record as a file has to have it."""
 
 
+@dataclass(frozen=True, config=ConfigDict(extra="ignore", strict=True, allow_inf_nan=False))
+class _SampleLine(Sample):
+    """A sample as a file has to have it."""
+
+
 @dataclass(frozen=True, config=_STRICT)
 class _PointLine(FrontPoint):
     """A point as a file has to have it."""
@@ -140,6 +169,7 @@ def read_record(line: Any) -> TrialRecord:
     if isinstance(line, dict):
         scores = {k: line[k] for k in ("scores", "rungs", "merits") if isinstance(line.get(k), dict)}
         line = line | {k: {n: v for n, v in table.items() if v is not None} for k, table in scores.items()}
+        line["samples"] = list(read_samples(line.get("samples"))) or None
     record = _read(_RecordLine, TrialRecord, line, "record of a run")
     if record.state == "failed" and record.failure == "stopped":
         # Version 0.1.0 called what was cut off failed.
@@ -151,6 +181,20 @@ def read_record(line: Any) -> TrialRecord:
     ):
         raise ValueError("no record of a run: rungs: a step is not a number")
     return record
+
+
+def read_samples(value: Any) -> tuple[Sample, ...]:
+    """The samples of a list, as far as they are some; texts that are too long are cut, and no more than two
+    dozen are taken."""
+    found = []
+    for item in value[:_MOST_SAMPLES] if isinstance(value, list) else ():
+        try:
+            texts = {k: v[:_LONGEST_TEXT] for k, v in item.items() if isinstance(v, str)}
+            _SampleLine(**{**item, **texts})
+            found.append(Sample(**{**item, **texts}))
+        except (AttributeError, TypeError, ValidationError):
+            continue
+    return tuple(found)
 
 
 def read_point(line: Any) -> FrontPoint:

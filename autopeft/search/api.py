@@ -297,6 +297,7 @@ def _portfolio(ready: Prepared, bound: BoundSpace) -> tuple[list[dict[str, Any]]
         len(ready.task.splits["train"]),
         ready.effort.trials,
         leave_out=own_clusters(ready.arguments.task, ready.task),
+        serve=ready.arguments.serve,
     )
 
 

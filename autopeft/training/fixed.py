@@ -31,6 +31,7 @@ from autopeft.graph import build_graph
 from autopeft.hybrid import Hybrid, attach
 from autopeft.recipe import Recipe
 from autopeft.runs.folder import RunFolder
+from autopeft.runs.records import Sample
 from autopeft.tasks import EncodedTask, Rows, Task
 from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_metric
@@ -42,7 +43,8 @@ from autopeft.training.head_start import start_head
 from autopeft.training.history import History
 from autopeft.training.loop import train as train_hybrid
 from autopeft.training.plan import TrainingPlan
-from autopeft.training.scoring import evaluate
+from autopeft.training.samples import asked_in
+from autopeft.training.scoring import score_by_rows
 
 __all__ = ["FixedOutcome", "train"]
 
@@ -63,6 +65,8 @@ class FixedOutcome:
         tokenizer, max_length: what texts are encoded with.
         summary: what the rows were like before training.
         history: losses, and scores on *select*, of the course of the training.
+        samples: of the answers that the hybrid writes to rows of *test*; none where its kind of task writes
+            nothing.
     """
 
     recipe: Recipe
@@ -77,6 +81,7 @@ class FixedOutcome:
     max_length: int
     summary: DataSummary = field(default_factory=DataSummary)
     history: History = field(default_factory=History, repr=False)
+    samples: tuple[Sample, ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome as data, in the words of a search's result."""
@@ -93,6 +98,7 @@ class FixedOutcome:
             "steps": self.steps,
             "seconds": self.seconds,
             "history": self.history.to_dict(),
+            "samples": [asdict(sample) for sample in self.samples],
             "constant": None if self.summary.constant is None else self.summary.constant.to_dict(),
             "remarks": list(self.summary.remarks),
             "notice": self.task.source.notice,
@@ -143,12 +149,12 @@ def train(call: TrainCall) -> FixedOutcome:
         if plan.head_start == "probe":
             start_head(model, data, plan, alone=not recipe.entries())
         hybrid = attach(model, recipe, seed=given.seed)
-        seconds, scores, history = _train(hybrid, data, plan, reporter)
+        seconds, scores, history, samples = _train(hybrid, data, plan, reporter)
         hybrid.model.eval()
         counts = hybrid.counts().to_dict()
         outcome = FixedOutcome(
             recipe, task, scores, counts, plan.steps, seconds, folder.path, hybrid, tokenizer,
-            plan.max_length, summary, history,
+            plan.max_length, summary, history, samples,
         )  # fmt: skip
         _keep(folder, hybrid, outcome)
     return outcome
@@ -205,15 +211,23 @@ def _manifest(
 
 def _train(
     hybrid: Hybrid, data: EncodedTask, plan: TrainingPlan, reporter: TrainReporter
-) -> tuple[float, dict[str, float], History]:
+) -> tuple[float, dict[str, float], History, tuple[Sample, ...]]:
     watch = Watch(reporter, plan.steps)
     result = train_hybrid(hybrid, data, plan, on_step=watch.step, on_score=watch.score, on_phase=watch.phase)
     watch.phase("scoring")
-    scores = {
-        name: evaluate(hybrid.model, data.splits[name], data.task.metric, batch_size=plan.eval_batch_size)
+    found = {
+        name: score_by_rows(
+            hybrid.model,
+            data.splits[name],
+            data.task.metric,
+            parts=False,
+            asked=asked_in(data.task, name) if name == "test" else None,
+            batch_size=plan.eval_batch_size,
+        )
         for name in ("select", "test")
     }
-    return result.seconds, scores, History.of(result, watch.phases)
+    scores = {name: scored.score for name, scored in found.items()}
+    return result.seconds, scores, History.of(result, watch.phases), found["test"].samples
 
 
 def _keep(folder: RunFolder, hybrid: Hybrid, outcome: FixedOutcome) -> None:

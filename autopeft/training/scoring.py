@@ -15,11 +15,13 @@ from torch import nn
 
 from autopeft.errors import UsageError
 from autopeft.hybrid import predictive
+from autopeft.runs.records import Sample
 from autopeft.tasks.encode import EncodedSplit
 from autopeft.tasks.kinds import Generation, Metric, get_kind, get_metric
 from autopeft.training.errors import OutOfMemory, ran_out_of_memory
 from autopeft.training.forward import Forward
 from autopeft.training.modes import evaluation_mode, seeded
+from autopeft.training.samples import Asked, sampled, samples_of
 
 __all__ = ["Scored", "evaluate", "predict", "score_by_rows", "scores"]
 
@@ -139,18 +141,28 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Scored:
-    """A score, what each group of rows contributes to it (see `TaskKind.pseudo_values`), and the mean loss
-    over rows where the kind of task has one (see `TaskKind.row_loss`)."""
+    """A score, what each group of rows contributes to it (see `TaskKind.pseudo_values`), the mean loss over
+    rows where the kind of task has one (see `TaskKind.row_loss`), and samples of what was written."""
 
     score: float
     pseudo_values: tuple[float, ...] = ()
     loss: float | None = None
+    samples: tuple[Sample, ...] = ()
 
 
 def score_by_rows(
-    model: nn.Module, split: EncodedSplit, metric: str, *, parts: bool = True, **options: Any
+    model: nn.Module,
+    split: EncodedSplit,
+    metric: str,
+    *,
+    parts: bool = True,
+    asked: Asked | None = None,
+    **options: Any,
 ) -> Scored:
     """As `evaluate`, with the loss, and with the contributions of groups of rows where `parts` are wanted.
+
+    Args:
+        asked: what each row asks, where samples of the answers are wanted (see `samples_of` and `sampled`).
 
     Raises:
         UsageError, TaskError, OutOfMemory: see `scores` and `predict`.
@@ -160,8 +172,14 @@ def score_by_rows(
     known, kind = get_metric(metric), get_kind(split.kind)
     outputs = predict(model, split, generation=_generation([known]), **options)
     found = kind.pseudo_values(known, outputs, split.truth) if parts else ()
+    samples: tuple[Sample, ...] = ()
+    if asked is not None and known.generated:
+        samples = samples_of(known, asked, kind.decisions(outputs).tolist(), split.truth.tolist())
+    elif asked is not None:
+        samples = sampled(model, split, asked, device=options.get("device"))
     return Scored(
         kind.score(known, outputs, split.truth),
         tuple(round(float(v), 6) for v in found),
         kind.row_loss(outputs, split.truth),
+        samples,
     )

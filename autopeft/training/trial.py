@@ -14,6 +14,7 @@ from autopeft.counting import Counts
 from autopeft.errors import UsageError, near
 from autopeft.hybrid import Hybrid, attach
 from autopeft.recipe import Recipe, TrainingSection
+from autopeft.runs.records import Sample
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.contracts import Trainable
@@ -23,6 +24,7 @@ from autopeft.training.head_start import start_head
 from autopeft.training.loop import OnScore, OnStep, ShouldStop, TrainResult, train
 from autopeft.training.modes import head_kept
 from autopeft.training.plan import TrainingPlan
+from autopeft.training.samples import Asked, asked_in
 from autopeft.training.scoring import Scored, score_by_rows
 
 __all__ = ["TrialOutcome", "full_fine_tuning", "head_only", "run_trial"]
@@ -39,6 +41,7 @@ class TrialOutcome:
         train: the training's result.
         parts: what groups of rows of each split contribute to the score there.
         losses: mean loss over the rows of each split, where the kind of task has one.
+        samples: of the answers that the hybrid wrote to rows of the last split, where they were asked for.
     """
 
     scores: Mapping[str, float]
@@ -47,6 +50,7 @@ class TrialOutcome:
     train: TrainResult = field(repr=False)
     parts: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
     losses: Mapping[str, float] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = field(default=(), repr=False)
 
     @property
     def measured(self) -> dict[str, float]:
@@ -79,6 +83,7 @@ def run_trial(
     keep: Callable[[Hybrid, Mapping[str, float]], Any] | None = None,
     until: int | None = None,
     resume: Checkpoint | None = None,
+    samples: bool = False,
 ) -> TrialOutcome:
     """Start head and modules from the plan's seed, calibrate, train, score, take everything off again.
 
@@ -90,6 +95,7 @@ def run_trial(
         metric: that scores them; default: the task's.
         keep: called with the trained hybrid, while it is still attached, and its scores; it may save the
             hybrid.
+        samples: whether a handful of what the hybrid writes is kept, where the kind of task writes.
         until, resume: pause after so many steps, and go on from `outcome.train.checkpoint`; see `train`.
 
     Raises:
@@ -104,6 +110,7 @@ def run_trial(
     make = lambda: attach(model, recipe, seed=plan.seed)  # noqa: E731
     options: dict[str, Any] = {"on_step": on_step, "on_score": on_score, "should_stop": should_stop}
     options |= {"until": until, "resume": resume, "alone": not recipe.entries(), "metric": metric}
+    options["samples"] = samples
     return _trial(model, make, data, plan, splits, finished, **options)
 
 
@@ -148,6 +155,7 @@ def _trial(
     *,
     alone: bool = False,
     metric: str | None = None,
+    samples: bool = False,
     **options: Any,
 ) -> TrialOutcome:
     started = time.perf_counter()
@@ -165,10 +173,17 @@ def _trial(
             dropout = plan.trains_with_dropout(hybrid.recipe.training)
             forward = shortest_forward(hybrid, data, plan, dropout=dropout)
             plain = Forward(model, kind=data.task.task_kind)
-            measure = metric or data.task.metric
+            measure, last = metric or data.task.metric, list(wanted)[-1]
+            asked = asked_in(data.task, last) if samples else None
             found = {
                 # The test rows are scored once, by the model as it will be used.
-                name: _score(plain if name == "test" else forward, split, measure, plan)
+                name: _score(
+                    plain if name == "test" else forward,
+                    split,
+                    measure,
+                    plan,
+                    asked=asked if name == last else None,
+                )
                 for name, split in wanted.items()
             }
             scores = {name: scored.score for name, scored in found.items()}
@@ -178,7 +193,8 @@ def _trial(
             hybrid.detach()
     parts = {name: scored.pseudo_values for name, scored in found.items()}
     losses = {name: scored.loss for name, scored in found.items() if scored.loss is not None}
-    return TrialOutcome(scores, counts, time.perf_counter() - started, result, parts, losses)
+    seconds = time.perf_counter() - started
+    return TrialOutcome(scores, counts, seconds, result, parts, losses, found[last].samples)
 
 
 def _wanted(data: EncodedTask, splits: Sequence[str]) -> dict[str, EncodedSplit]:
@@ -191,6 +207,13 @@ def _wanted(data: EncodedTask, splits: Sequence[str]) -> dict[str, EncodedSplit]
     return {name: known[name] for name in splits}
 
 
-def _score(forward: Forward, split: EncodedSplit, metric: str, plan: TrainingPlan) -> Scored:
+def _score(
+    forward: Forward,
+    split: EncodedSplit,
+    metric: str,
+    plan: TrainingPlan,
+    *,
+    asked: Asked | None = None,
+) -> Scored:
     options: dict[str, Any] = {"batch_size": plan.eval_batch_size, "device": plan.torch_device()}
-    return score_by_rows(forward.model, split, metric, forward=forward, **options)
+    return score_by_rows(forward.model, split, metric, forward=forward, asked=asked, **options)

@@ -37,6 +37,7 @@ _WAYS = {
     "hook": "It acts on activations: it reads what goes into or comes out of a site and adds to it.",
     "weight": "It acts on weights: it changes a frozen weight by a learnt amount.",
     "kv": "It acts on keys and values: it adds positions that attention reads.",
+    "logits": "It acts on logits: it adds to what the last map of the model yields, position by position.",
     "training": "It places nothing in the backbone: it is a rule of training.",
 }
 _NEEDS = {
@@ -46,6 +47,7 @@ _NEEDS = {
     "several_tasks": "It needs several tasks at once.",
     "artefacts": "It needs a file that another training has left.",
     "text": "It needs text as input.",
+    "row_logits": "It needs logits of each row, which language models do not have.",
 }
 
 

@@ -4,8 +4,8 @@
     python experiments/precision/run.py --tables
 
 For each backbone what a search measures before its first trial (`autopeft.training.precision`), and pairs of
-trainings that differ in nothing but the precision of the backbone: LoRA and a hybrid, up to three seeds, scored
-on *select*. Trainings are kept in `results/trainings.jsonl`, probes in `results/probes.jsonl`.
+trainings that differ in nothing but the precision of the backbone: LoRA and a hybrid, up to three seeds,
+scored on *select*. Trainings are kept in `results/trainings.jsonl`, probes in `results/probes.jsonl`.
 """
 
 from __future__ import annotations

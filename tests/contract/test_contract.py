@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from support.cases import CASES, recipe_of
+from support import on_logits
+from support.cases import CASES as REGISTERED
+from support.cases import recipe_of
 from support.tiny import (
     ARCHITECTURES,
     DECODERS,
@@ -29,6 +32,8 @@ from autopeft.hybrid.events import finish, fire, loss_terms
 from autopeft.method import Call, Context, decay_targets, get_method, method_names, part_names, parts_of
 from autopeft.recipe import Recipe
 
+# The package has no method on logits; two of a test's own stand for the way.
+CASES = {**REGISTERED, **on_logits.CASES}
 # (case, architecture) → a word of the refusal: the catalogue says that it cannot apply.
 REFUSED = {
     ("bitfit", "llama"): "bias",
@@ -42,6 +47,12 @@ PAIRS = [(c, a) for c in CASES for a in ARCHITECTURES if (c, a) not in REFUSED]
 ON_DECODERS = [(c, a) for c, a in PAIRS if a in DECODERS and c not in ("gate", "route-sequence")]
 COMPOSED = ("gate", "chain", "route", "route-sequence")
 LENGTH = 7
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _methods_on_logits() -> Iterator[None]:
+    with on_logits.registered():
+        yield
 
 
 def _labelled(name: str, n: int) -> list[dict[str, Tensor]]:

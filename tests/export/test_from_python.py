@@ -8,12 +8,19 @@ from typing import Any
 
 import pytest
 from peft import AutoPeftModelForCausalLM
+from support.language import save_decoder, write_chats
 from support.saved_model import save_backbone
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
-from transformers import AutoModelForSequenceClassification, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    GPT2LMHeadModel,
+)
 
 import autopeft
 from autopeft.assets import model_name
+from autopeft.cli import main
 from autopeft.errors import UsageError
 from autopeft.export.manifest import Card
 from autopeft.export.package import find_saved, load_saved
@@ -52,7 +59,7 @@ def test_regression_is_told_from_classes(tmp_path: Path) -> None:
     assert find_saved(attach(model, LORA, seed=0).save(tmp_path / "saved")).card.kind == "regression"
 
 
-def test_a_language_model_s_is_exported_for_peft_and_not_asked(tmp_path: Path) -> None:
+def test_a_language_model_s_is_exported_for_peft(tmp_path: Path) -> None:
     tiny_model("gpt2").save_pretrained(tmp_path / "gpt2")
     model = GPT2LMHeadModel.from_pretrained(tmp_path / "gpt2")
     recipe = Recipe.from_dict({"layers": [{"attach": [{"lora": {"rank": 2, "sites": ["qkv"]}}]}]})
@@ -64,9 +71,38 @@ def test_a_language_model_s_is_exported_for_peft_and_not_asked(tmp_path: Path) -
     inputs = tiny_inputs("gpt2")
     found, expected = opened(**inputs).logits, logits(model.eval(), inputs)
     assert float((found - expected).detach().abs().max()) < 1e-4
-    for folder in (tmp_path / "saved", exported.folder):
-        with pytest.raises(UsageError, match="No kind of task has models like GPT2LMHeadModel"):
-            load_saved(find_saved(folder))
+
+
+def test_a_language_model_s_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Live, saved, exported: it answers, says how likely an answer is, and can be talked with."""
+    model = AutoModelForCausalLM.from_pretrained(save_decoder(tmp_path / "llama"))
+    hybrid = attach(model, LORA, seed=0)
+    randomise(hybrid.root)
+    hybrid.model.eval()
+    saved = hybrid.save(tmp_path / "saved")
+    card = find_saved(saved).card
+    assert (card.kind, card.metric, card.labels, card.max_length) == ("causal_lm", "likelihood", (), 64)
+    asked = {"max_new_tokens": 4}
+    (live,) = autopeft.predict(hybrid, "what follows two", **asked)
+    assert isinstance(live["answer"], str)
+    assert autopeft.chat(hybrid, **asked).say("what follows two") == live["answer"]
+    task = str(write_chats(tmp_path / "chats.jsonl"))
+    score = autopeft.evaluate(hybrid, task=task).score
+    hybrid.detach()
+    exported = autopeft.export(saved, tmp_path / "out", format="autopeft").folder
+    for folder in (saved, exported):
+        assert autopeft.predict(folder, "what follows two", **asked) == [live]
+        assert autopeft.evaluate(folder, task=task).score == pytest.approx(score)
+    assert main(["predict", str(saved), "--text", "what follows two", "--max-new-tokens", "4"]) == 0
+    assert capsys.readouterr().out.split("\t")[0].strip() == " ".join(live["answer"].split())
+
+
+def test_a_model_of_no_kind_s_is_not_asked(tmp_path: Path) -> None:
+    save_backbone(tmp_path / "bert")
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "bert")
+    saved = find_saved(attach(model, LORA, seed=0).save(tmp_path / "saved"))
+    with pytest.raises(UsageError, match="No kind of task has models like BertForMaskedLM"):
+        load_saved(saved)
 
 
 def test_one_of_several_has_to_be_named(tmp_path: Path) -> None:

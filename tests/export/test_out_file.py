@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
 
 import pytest
 
-from autopeft.errors import UsageError
+from autopeft.errors import UsageError, printable
 from autopeft.export.arguments import PredictArguments
 from autopeft.export.out_file import write_answers
 
@@ -32,3 +34,31 @@ def test_where_answers_cannot_be_written(
     with pytest.raises(UsageError, match=says):
         PredictArguments(out=out)
     assert Path("there.csv").read_text() == "text\nmine\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("=1+1", "'=1+1"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("- a list", "'- a list"),
+        ("＝1", "'＝1"),
+        ("-5", "-5"),
+        ("+0.5e3", "+0.5e3"),
+        ("a = b", "a = b"),
+        ("\x1b[31mred\x9b\x00", "�[31mred��"),
+        ("two\r\nlines\rand", "two\nlines\nand"),
+        ("שלום \u200fabc", "שלום \u200fabc"),
+    ],
+    ids=ascii,
+)
+def test_cells_that_nothing_acts_on(tmp_path: Path, text: str, cell: str) -> None:
+    write_answers(tmp_path / "a.csv", [{text: text}])
+    with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
+        header, row = csv.reader(file)
+    assert row == ["1", cell]
+    assert header == ["row", cell]
+    write_answers(tmp_path / "a.jsonl", [{"answer": text}])
+    written = (tmp_path / "a.jsonl").read_text("utf-8")
+    assert json.loads(written)["answer"] == text
+    assert printable(written, keep="\n") == written

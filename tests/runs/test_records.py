@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autopeft.runs.files import plain
-from autopeft.runs.records import FrontPoint, TrialRecord, read_point, read_record
+from autopeft.runs.records import FrontPoint, Sample, TrialRecord, read_point, read_record, read_samples
 
 RECORD = TrialRecord(
     "trial",
@@ -129,3 +129,33 @@ def test_sizes_of_a_record() -> None:
 def test_what_was_cut_off_is_interrupted_also_in_records_of_before() -> None:
     for failure, state in (("stopped", "interrupted"), ("lost", "failed"), ("failed", "failed")):
         assert read_record(line(state="failed", failure=failure)).state == state
+
+
+SAMPLE = Sample("test", 3, prompt="two?", expected="three", written="four", right=False, value=0.0)
+
+
+def test_samples_come_back() -> None:
+    written = json.loads(json.dumps(plain(replace(RECORD, samples=[SAMPLE]))))
+    assert read_record(written).samples == [SAMPLE]
+    assert read_record(line()).samples is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({key: value} for key, value in (("row", "3"), ("prompt", 7), ("right", 1), ("value", math.inf))),
+        {"row": None},
+    ],
+    ids=str,
+)
+def test_a_sample_that_is_none_costs_no_record(damage: dict[str, Any]) -> None:
+    samples = [asdict(SAMPLE) | damage, asdict(SAMPLE) | {"later": 1}, 7, None]
+    assert read_record(line(samples=samples)).samples == [SAMPLE]
+
+
+@given(ANY)
+def test_anything_holds_few_samples_of_bounded_length(value: Any) -> None:
+    for found in (value, [asdict(SAMPLE) | {"written": value}], [value] * 3):
+        assert all(isinstance(sample.written, str) for sample in read_samples(found))
+    assert len(read_samples([asdict(SAMPLE)] * 10_000)) < 100
+    assert len(read_samples([asdict(SAMPLE) | {"written": "x" * 10**6}])[0].written) <= 2000

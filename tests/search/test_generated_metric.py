@@ -64,6 +64,15 @@ def test_trials_write_nothing(
     assert all(score * 6 == pytest.approx(round(score * 6)) for score in (*found.select, *found.test))
     assert json.loads((tmp_path / "run/manifest.json").read_text())["trial_metric"] == "likelihood"
     assert found.headline.startswith("exact_match")
+    tested = [r for r in finals if r["kind"] == "test" and r["samples"]]
+    kept = [r["samples"] for r in tested] or [r["samples"] for r in finals if r["samples"]]
+    samples = json.loads((tmp_path / "run/result.json").read_text())["samples"]
+    assert len(samples) == 6
+    assert samples in kept
+    assert {sample["split"] for sample in samples} == {"test"}
+    mean = sum(sample["right"] for sample in samples) / 6
+    assert mean == pytest.approx(found.test[0]), "six rows of test: all are shown"
+    assert [sample.written for sample in found.samples] == [sample["written"] for sample in samples]
 
 
 def test_the_plan_says_what_is_scored_by_what(search_options: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from autopeft.recipe import Recipe
+from support import on_logits
 
 __all__ = ["CASES", "recipe_of"]
 
@@ -97,7 +98,7 @@ CASES: dict[str, tuple[str, Any]] = {
 
 
 def recipe_of(case: str) -> Recipe:
-    level, item = CASES[case]
+    level, item = {**CASES, **on_logits.CASES}[case]
     body: dict[str, Any] = {"autopeft": 2, "name": case}
     body[level] = [{"at": "all", "attach": [item]}] if level == "layers" else [item]
     return Recipe.from_dict(body)

@@ -7,10 +7,12 @@ from typing import Any
 import pandas
 import pytest
 import torch
+from support.language import save_decoder, write_chats
 from support.saved_model import save_backbone, write_reviews
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 import autopeft
+from autopeft.cli.app import main
 from autopeft.errors import UsageError
 from autopeft.recipe import Recipe
 from autopeft.runs.folder import RunFolder
@@ -147,3 +149,20 @@ def test_what_is_wrong_is_said_before_anything_is_written(
 def test_a_lone_model_is_told_to_bring_its_tokenizer(given: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"a lone BertModel"):
         autopeft.train(**{**given, "model": AutoModel.from_pretrained("bert")})
+
+
+def test_a_language_model_s_answers_are_kept_and_listed(
+    given: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_chats(tmp_path / "chats.jsonl")
+    save_decoder(tmp_path / "llama")
+    changes = {"task": "chats.jsonl", "text": None, "label": None, "model": "llama", "max_length": 48}
+    outcome = autopeft.train(**{**given, **changes}, out="run")
+    kept = RunFolder(outcome.folder).result()["samples"]
+    assert len(kept) == len(outcome.samples) > 0
+    assert {sample["split"] for sample in kept} == {"test"}
+    assert main(["runs", "run"]) == 0
+    shown = capsys.readouterr().out
+    assert "Samples of answers" in shown
+    assert f"test {kept[0]['row'] + 1} " in shown
+    assert " ".join(kept[0]["prompt"].split())[:30] in shown

@@ -97,6 +97,8 @@ def render_report(
             answers=words.answers(run),
             comparisons=words.comparisons(run),
             resources=words.resources(run),
+            samples=words.samples(run),
+            samples_note=words.samples_note(run),
             reproduction=words.reproduction(run),
             winner=winner,
             heat=_heat(winner),

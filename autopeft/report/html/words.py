@@ -10,6 +10,7 @@ from autopeft.arguments import Arguments, command_line
 from autopeft.report.html.load import Run, Scored
 from autopeft.report.html.trials import methods_of, state_of
 from autopeft.report.html.values import mapping, shown
+from autopeft.report.runs import verdict_of
 from autopeft.report.tasks import unbeaten_text
 from autopeft.report.text import duration, mean_sd, number, percent, score
 from autopeft.runs.documents import Compared
@@ -21,7 +22,17 @@ from autopeft.tasks.summary import Constant
 from autopeft.training.arguments import TrainArguments
 from autopeft.training.next_steps import predict_command
 
-__all__ = ["answers", "comparisons", "facts", "headline", "remarks", "reproduction", "resources"]
+__all__ = [
+    "answers",
+    "comparisons",
+    "facts",
+    "headline",
+    "remarks",
+    "reproduction",
+    "resources",
+    "samples",
+    "samples_note",
+]
 
 
 def headline(run: Run) -> list[str]:
@@ -72,6 +83,29 @@ def _of_trials(run: Run) -> str:
 def answers(run: Run) -> list[str]:
     """The answer to each goal, as far as the search has one."""
     return [shown(text, 600) for text in run.result.answers.texts] if run.result else []
+
+
+def samples(run: Run) -> list[dict[str, str]]:
+    """What the winner wrote to a few rows, one table of texts each."""
+    found = run.result.samples if run.result else ()
+    return [
+        {
+            "row": f"{shown(s.split, 20)} {number(s.row + 1)}",
+            "prompt": shown(s.prompt),
+            "expected": shown(s.expected),
+            "written": shown(s.written) or "(nothing)",
+            "verdict": verdict_of(s, run.metric),
+        }
+        for s in found
+    ]
+
+
+def samples_note(run: Run) -> str:
+    """How the samples were chosen."""
+    found = run.result.samples if run.result else ()
+    if any(sample.value is not None for sample in found):
+        return f"These rows are the three that {run.metric} values most and the three that it values least."
+    return ""
 
 
 def resources(run: Run) -> list[str]:

@@ -101,4 +101,5 @@ def _as_result(record: TrialRecord) -> JobResult:
         measured=record.measured or {},
         merit=record.merits.get(str(record.steps)),
         metric=record.metric,
+        samples=tuple(record.samples or ()),
     )

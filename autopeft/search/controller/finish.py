@@ -11,7 +11,7 @@ from autopeft.errors import AutoPEFTError, StoppedError
 from autopeft.hybrid.store import WEIGHTS
 from autopeft.recipe import Recipe
 from autopeft.runs.folder import RunFolder
-from autopeft.runs.records import TrialRecord
+from autopeft.runs.records import Sample, TrialRecord
 from autopeft.search.controller.controller import Controller
 from autopeft.search.core.goals import Goal
 from autopeft.search.optimization.hypervolume import hypervolume_course
@@ -55,11 +55,7 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
     final, trial = won.final, won.trial
     recipe, baselines = Recipe.from_dict(dict(won.recipe)), controller.confirmation.baselines()
     comparisons = _comparisons(ready, final, baselines)
-    found = (
-        {}
-        if final is None
-        else answers(controller.confirmation.verdicts(), controller.confirmation.best_baseline)
-    )
+    found = _answers(controller, final)
     result = SearchResult(
         winner=recipe,
         # Of the weights that are kept: a data-dependent method leaves other sizes with each seed.
@@ -92,6 +88,7 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         goal=ready.goal,
         finding=_finding(ready, controller, won, comparisons, found),
         answers=found,
+        samples=won.samples,
     )
     folder.write_winner(won.files)
     _write(folder, result)
@@ -107,6 +104,7 @@ class _Won:
     trial: TrialRecord | None
     final: Contender | None
     files: Mapping[str, bytes] | None
+    samples: tuple[Sample, ...] = ()
 
 
 def _won(controller: Controller, by_number: Mapping[int | None, TrialRecord], best: TrialRecord) -> _Won:
@@ -115,12 +113,18 @@ def _won(controller: Controller, by_number: Mapping[int | None, TrialRecord], be
         final, job = winner.contender(), winner.good[0].job
         files = kept.get(job) or kept.get(weights_job(job))
         trial = None if winner.number is None else by_number[winner.number]
-        return _Won(final.recipe, origin(final), trial, final, files)
+        return _Won(final.recipe, origin(final), trial, final, files, winner.samples)
     # Of equal trials the one whose weights are kept, so that recipe and weights are of one hybrid.
     files = controller.best.files()
     if files is not None and controller.best.number is not None:
         best = by_number[controller.best.number]
     return _Won(best.recipe, f"trial {best.number}", best, None, files)
+
+
+def _answers(controller: Controller, final: Contender | None) -> Mapping[Goal, Answer | None]:
+    """The answer to each goal, where something was confirmed."""
+    confirmation = controller.confirmation
+    return {} if final is None else answers(confirmation.verdicts(), confirmation.best_baseline)
 
 
 def _finding(

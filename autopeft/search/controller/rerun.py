@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from autopeft.errors import UsageError, near
 from autopeft.foreign import check_inside, table_of
@@ -59,8 +60,12 @@ def prepare_rerun(
     *,
     attempt: int | None = None,
     notify: Callable[[str], None] | None = None,
+    metric: Callable[..., Any] | None = None,
 ) -> Rerun:
     """Prepare a job of a run (see `find_job`) from what the run folder holds.
+
+    Args:
+        metric: the function that the run was begun with, where its metric is one of the user's own.
 
     A trial that went on from a checkpoint runs from the start where that is gone.
 
@@ -72,7 +77,7 @@ def prepare_rerun(
     STRATEGIES.load()  # a strategy of another package brings its own types of jobs
     found = find_job(handed_out(folder), name, attempt=attempt)
     files, notices = _carried(folder, found)
-    ready = prepare_here(folder, notify)
+    ready = prepare_here(folder, notify, metric=metric)
     notices += _differences(folder, ready)
     job = replace(found.job, files=files)
     if job.kind == "trial" and ready.arguments.precision == "bf16":

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from autopeft.runs.records import CountTable, JobKind
+from autopeft.runs.records import CountTable, JobKind, Sample
 
 __all__ = [
     "DONE",
@@ -51,6 +51,7 @@ class Job:
         precision: of the backbone's weights.
         rank_by: what decides which recipe is better: `score`, or `loss`, the mean loss over *select* rows.
         metric: that scores it, where it is another than the task's (see `TaskKind.trial_metric`).
+        samples: whether a handful of what the model writes is kept, of the last split.
     """
 
     id: str
@@ -67,6 +68,7 @@ class Job:
     precision: str = "fp32"
     rank_by: str = "score"
     metric: str | None = None
+    samples: bool = False
 
     def __str__(self) -> str:
         return self.id
@@ -126,6 +128,7 @@ class JobResult:
         measured: numbers that a job measured, by name: what it took beside its parameters, as
             `Resources.to_dict()` has it (of a training `step_time` and `memory`, of a run after the search
             `file` and, where it is limited, `latency`), or what a probe found.
+        samples: of what the model wrote, where the job asked for them.
         log: text for whoever wants to know what happened: tracebacks, process, what was printed.
     """
 
@@ -144,6 +147,7 @@ class JobResult:
     merit: float | None = None
     metric: str | None = None
     measured: Mapping[str, float] = field(default_factory=dict, repr=False)
+    samples: tuple[Sample, ...] = field(default=(), repr=False)
     log: str = field(default="", repr=False)
 
     @property

@@ -47,6 +47,7 @@ from autopeft.tasks.task import Task
 from autopeft.training import Checkpoint, TrainingPlan, run_trial
 from autopeft.training.forward import Forward
 from autopeft.training.precision import probe_precision
+from autopeft.training.samples import Asked, asked_in
 from autopeft.training.scoring import score_by_rows
 
 __all__ = ["JobContext", "JobRunner", "runner_of", "runs"]
@@ -145,6 +146,7 @@ def _train(context: JobContext, job: TrainJob) -> JobResult:
         keep=keep,
         until=job.until,
         resume=_checkpoint(job),
+        samples=job.samples,
     )
     scores = {k: float(v) for k, v in outcome.scores.items()}
     bad = [f"{k}={v}" for k, v in scores.items() if not math.isfinite(v)]
@@ -168,6 +170,7 @@ def _train(context: JobContext, job: TrainJob) -> JobResult:
         merit=merit,
         metric=job.metric,
         measured={**outcome.measured, **measured},
+        samples=outcome.samples,
     )
 
 
@@ -218,13 +221,26 @@ def _score(context: JobContext, job: ScoreJob) -> JobResult:
                     job.metric or context.task.metric,
                     batch_size=context.plan.eval_batch_size,
                     device=context.plan.torch_device(),
+                    asked=_asked(context, job, split),
                 )
                 for split in job.splits
             }
             scores = {split: scored.score for split, scored in found.items()}
             parts = found["test"].pseudo_values if "test" in found else ()
             counts = hybrid.counts().to_dict()
-            return JobResult(job.id, scores, counts=counts, pseudo_values=parts, metric=job.metric)
+            return JobResult(
+                job.id,
+                scores,
+                counts=counts,
+                pseudo_values=parts,
+                metric=job.metric,
+                samples=found[job.splits[-1]].samples,
+            )
+
+
+def _asked(context: JobContext, job: Job, split: str) -> Asked | None:
+    """What the rows of a job's last split ask, where it wants samples of the answers."""
+    return asked_in(context.task, split) if job.samples and split == job.splits[-1] else None
 
 
 @runs(UntrainedJob)

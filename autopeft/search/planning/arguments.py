@@ -39,6 +39,19 @@ BudgetOption = Annotated[
     ),
 ]
 
+ServeOption = Annotated[
+    str | None,
+    Option(
+        help="Only recipes that can be served so: in peft's format (peft), merged exactly into the "
+        "backbone (merged), as an exact LoRA by vLLM's rules (vllm).",
+        doc="only recipes that can be served so, which their graph tells: {choices}; `peft` is Hugging "
+        "Face peft's format, `merged` the backbone's own weights, `vllm` an exact LoRA by vLLM's rules",
+        panel=LIMITS,
+        choices=checks.servings,
+    ),
+]
+"""How what is found is to be served."""
+
 
 class SearchArguments(Arguments):
     """Everything that a search is told, and that its manifest records."""
@@ -257,17 +270,7 @@ class SearchArguments(Arguments):
             check=partial(checks.check_size, "max_file"),
         ),
     ] = None
-    serve: Annotated[
-        str | None,
-        Option(
-            help="Only recipes that can be served so: in peft's format (peft), merged exactly into the "
-            "backbone (merged), as an exact LoRA by vLLM's rules (vllm).",
-            doc="only recipes that can be served so, which their graph tells: {choices}; `peft` is Hugging "
-            "Face peft's format, `merged` the backbone's own weights, `vllm` an exact LoRA by vLLM's rules",
-            panel=LIMITS,
-            choices=checks.servings,
-        ),
-    ] = None
+    serve: ServeOption = None
     steps: shared.Steps = None
     seed: shared.Seed = 0
     max_length: shared.MaxTokens = 128

@@ -12,12 +12,14 @@ from autopeft.errors import AutoPEFTError
 from autopeft.recipe import Recipe
 from autopeft.search.optimization.warm_start import points_from
 from autopeft.search.planning.arguments import PlanCall, SearchArguments
-from autopeft.search.planning.cost import Estimate, Work, estimate
+from autopeft.search.planning.cost import Estimate, Work, Writing, estimate
 from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.space.candidate import candidate
 from autopeft.search.space.within import share_within
 from autopeft.search.strategies.registry import get_strategy
+from autopeft.tasks.kinds import get_metric
+from autopeft.training.samples import HANDFUL, MOST_TOKENS
 
 __all__ = ["DryRun", "Sample", "estimate_of", "plan"]
 
@@ -118,7 +120,18 @@ def estimate_of(ready: Prepared, baselines: Sequence[Baseline]) -> Estimate:
         workers=ready.workers or 1,
         baselines=baselines,
         gpu=ready.gpus > 0,
+        writing=_writing(ready),
     )
     if ready.seconds is not None and ready.seconds < found.seconds:
         return Estimate(ready.seconds, found.trial_seconds, found.memory)
     return found
+
+
+def _writing(ready: Prepared) -> Writing | None:
+    """What the search writes; `None` where models for its task write no answers."""
+    task, kind = ready.task, ready.task.task_kind
+    longest = ready.summary.use.get("max_new_tokens")
+    if not kind.writes or not isinstance(longest, int) or not kind.asks(task.splits["test"]):
+        return None
+    samples = None if get_metric(task.metric).generated else HANDFUL
+    return Writing(longest, samples, MOST_TOKENS, ready.plan.eval_batch_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -31,12 +32,12 @@ from autopeft.search.selection.baseline_recipes import middle
 from autopeft.search.selection.baselines import lora_baseline
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.repair import repair
-from autopeft.spec import BackboneSpec
+from autopeft.spec import BackboneSpec, LogitsSpec
 from autopeft.tasks import Task
 from autopeft.tasks.encode import encode
 from autopeft.training import TrainingPlan
 
-__all__ = ["calibration_for", "limits_of", "step_cost_of", "task_head"]
+__all__ = ["calibration_for", "limits_of", "step_cost_of", "task_head", "with_head"]
 
 _DRAWN = 150
 
@@ -54,6 +55,12 @@ def limits_of(a: SearchArguments) -> Limits:
         file=None if a.max_file is None else read_size("max_file", a.max_file),
         serve=a.serve,
     )
+
+
+def with_head(spec: BackboneSpec, task: Task) -> BackboneSpec:
+    """The spec with the logits of the head that the task puts on the backbone, where it does."""
+    width = task.task_kind.num_labels(task.labels) if task.task_kind.new_head else 0
+    return replace(spec, logits=LogitsSpec(spec.stacks[-1].hidden, width)) if width else spec
 
 
 def task_head(source: ModelSource, task: Task) -> Head:

@@ -34,7 +34,7 @@ from autopeft.search.core.goals import GOALS, OBJECTIVES, Cost, Goal
 from autopeft.search.optimization.samplers import default_sampler
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.planning.arguments import SearchArguments
-from autopeft.search.planning.limits import calibration_for, limits_of, step_cost_of, task_head
+from autopeft.search.planning.limits import calibration_for, limits_of, step_cost_of, task_head, with_head
 from autopeft.search.selection.baselines import Baseline, baselines, parse_kinds
 from autopeft.search.space.repair import check_feasible
 from autopeft.search.space.space import Space
@@ -219,6 +219,7 @@ def prepare(
     limits = parameters.limits(spec)
     check_feasible(space, parameters, spec)
     task, rows = _task(a, effort, notify)
+    spec = with_head(spec, task)
     bound, within = space.bind(spec), cheap.within
     calibration = None
     if within.calibrated or OBJECTIVES[cheap.objective] == "step_cost":

@@ -130,16 +130,25 @@ def _handed_over(name: str, value: Any) -> bool:
     )
 
 
-def prepare_here(folder: RunFolder, notify: Callable[[str], None] | None = None) -> Prepared:
+def prepare_here(
+    folder: RunFolder,
+    notify: Callable[[str], None] | None = None,
+    *,
+    metric: Callable[..., Any] | None = None,
+) -> Prepared:
     """Prepare the search of a run folder, finished or not, for single jobs in this process.
 
     Nothing is written.
+
+    Args:
+        metric: the function that the run was begun with, where its metric is one of the user's own.
 
     Raises:
         UsageError: data or backbone are not those that the run was begun with.
     """
     manifest = folder.manifest()
-    arguments, effort = _read(folder, manifest, {"workers": 0, "log": None})
+    given = {"workers": 0, "log": None, **({} if metric is None else {"metric": metric})}
+    arguments, effort = _read(folder, manifest, given)
     ready = prepare(arguments, notify, effort)
     _check(folder, manifest, ready)
     return ready

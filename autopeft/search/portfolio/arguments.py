@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from autopeft.arguments import Arguments, Option
 from autopeft.errors import UsageError, near
 from autopeft.foreign import local_path
-from autopeft.search.planning.arguments import BudgetOption
+from autopeft.search.planning.arguments import BudgetOption, ServeOption
 from autopeft.training import options as shared
 
 __all__ = ["RecommendArguments", "RecommendCall"]
@@ -63,6 +63,7 @@ class RecommendArguments(Arguments):
         int | None,
         Option(help="Rows to train on; default: those of the task, else 2,000.", least=1),
     ] = None
+    serve: ServeOption = None
     text: shared.Text = None
     text_pair: shared.TextPair = None
     label: shared.Label = None

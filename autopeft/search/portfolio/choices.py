@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from autopeft.counting import Budget
+from autopeft.graph import build_graph, unservable
 from autopeft.search.portfolio.estimates import Estimate, Target, estimates
 from autopeft.search.portfolio.evidence import Evidence, Key, reference_of
 from autopeft.search.portfolio.templates import FittedRecipe, fitted, templates
@@ -70,6 +71,8 @@ def rank(
     leave_out: Collection[str] = (),
     likeness: Mapping[str, float] | None = None,
     shifts: Mapping[Key, float] | None = None,
+    serve: str | None = None,
+    head: bool = True,
 ) -> Ranking:
     """Fit the portfolio to a budget and rank it, without the clusters `leave_out`.
 
@@ -79,9 +82,16 @@ def rank(
     Args:
         likeness: see `estimates`.
         shifts: points that are added to what is expected of a recipe (see `sharpening.shifts`).
+        serve: how recipes have to be servable (see `autopeft.graph.serving`); the others are left out.
+        head: whether the task has a trained head, which not every way can serve.
     """
     most = budget.limits(spec)[1]
     found = members(spec, budget)
+    if serve is not None:
+        why = [unservable(build_graph(m.recipe, spec), serve, head=head) for m in found]
+        if found and None not in why:
+            return Ranking((), None, f"no recipe of the portfolio can be served as {serve}: {why[0]}")
+        found = [m for m, reason in zip(found, why, strict=True) if reason is None]
     first = reference_of([Key(m.template, m.rate) for m in found])
     if first is None:
         return Ranking((), None, _nothing(found, budget, most))

@@ -23,6 +23,7 @@ from autopeft.search.portfolio.arguments import RecommendArguments, RecommendCal
 from autopeft.search.portfolio.choices import Choice, Ranking, rank
 from autopeft.search.portfolio.evidence import Evidence, shipped_evidence
 from autopeft.search.portfolio.look import Sharpening, sharpen
+from autopeft.spec import BackboneSpec
 from autopeft.tasks import Task, cluster_of
 from autopeft.training.asked import asked_task
 
@@ -137,21 +138,26 @@ def recommend(call: RecommendCall) -> Recommendation:
     if task is not None and other is None:
         sharper = sharpen(known, spec, budget, task, source, asked, left_out, tell)
     ranking = rank(
-        known, spec, budget, rows, leave_out=left_out, likeness=sharper.likeness, shifts=sharper.shifts
+        known,
+        spec,
+        budget,
+        rows,
+        leave_out=left_out,
+        likeness=sharper.likeness,
+        shifts=sharper.shifts,
+        serve=asked.serve,
+        head=_has_head(task, spec),
     )
     if ranking.reference is None:
         raise UsageError(f"There is nothing to recommend: {ranking.reason}.")
     first = ranking.choices[0]
-    file = None
-    if call.out is not None:
-        file = local_path(call.out)
-        write_atomic(file, first.fitted.recipe.to_yaml())
+    file = _written(call.out, first.fitted.recipe)
     return Recommendation(
         recipe=first.fitted.recipe,
         choices=ranking.choices,
         reference=ranking.reference,
         abstained=f"there is no evidence of tasks of the kind {other}" if other else ranking.reason,
-        why=(*_why(known, ranking, name, left_out), *sharper.why),
+        why=(*_why(known, ranking, name, left_out), *_served(asked.serve), *sharper.why),
         command=_command(asked, file),
         budget=str(asked.budget),
         model=name,
@@ -192,6 +198,23 @@ def _why(evidence: Evidence, ranking: Ranking, model: str, left_out: Sequence[st
     if best is not None:
         found.append(f"Intervals are over {best.clusters} clusters of tasks: with so few they are wide.")
     return found
+
+
+def _written(out: str | Path | None, recipe: Recipe) -> Path | None:
+    if out is None:
+        return None
+    file = local_path(out)
+    write_atomic(file, recipe.to_yaml())
+    return file
+
+
+def _has_head(task: Task | None, spec: BackboneSpec) -> bool:
+    """Whether the task puts a head on the backbone; of no task a decoder's is taken to have none."""
+    return task.task_kind.new_head if task is not None else not all(stack.causal for stack in spec.stacks)
+
+
+def _served(way: str | None) -> list[str]:
+    return [] if way is None else [f"Only recipes that can be served as {way} are ranked."]
 
 
 def _command(asked: RecommendArguments, file: Path | None) -> str:

@@ -25,7 +25,13 @@ _TRIED = 8  # recipes, from the best one, until enough can be said in the space
 
 
 def portfolio_points(
-    bound: BoundSpace, budget: Budget, rows: int, trials: int, *, leave_out: Collection[str]
+    bound: BoundSpace,
+    budget: Budget,
+    rows: int,
+    trials: int,
+    *,
+    leave_out: Collection[str],
+    serve: str | None = None,
 ) -> tuple[list[dict[str, Any]], str | None]:
     """The portfolio's best recipes as points of a space, best first, and a line that says which.
 
@@ -38,9 +44,10 @@ def portfolio_points(
         rows: of train.
         trials: of the search.
         leave_out: clusters whose trainings are no evidence.
+        serve: how recipes have to be servable.
     """
     wanted = min(MOST, trials * MOST // 12)
-    ranking = rank(shipped_evidence(), bound.spec, budget, rows, leave_out=leave_out)
+    ranking = rank(shipped_evidence(), bound.spec, budget, rows, leave_out=leave_out, serve=serve)
     points: dict[str, dict[str, Any]] = {}
     for choice in _by_template(ranking)[:_TRIED]:
         if len(points) >= wanted:

@@ -23,6 +23,8 @@ from autopeft.search.selection.verdicts import Judge, Verdict, best_baseline, ch
 
 __all__ = ["Confirmation", "retried", "weights_job"]
 
+_WEIGHTS = "weights-"
+
 
 class Confirmation:
     """The jobs after the search, in the order in which they become possible.
@@ -132,7 +134,9 @@ class Confirmation:
         if job.kind == "test" and self.winner is not None:
             run = self.winner.runs[job.id.removeprefix("test-")]
             run.test, run.error = result.scores.get("test"), result.error or run.error
-            run.pseudo_values = result.pseudo_values
+            run.pseudo_values, run.samples = result.pseudo_values, result.samples
+        elif self.winner is not None and job.id in map(weights_job, self.winner.runs):
+            self.winner.runs[job.id.removeprefix(_WEIGHTS)].samples = result.samples
         self.advance()
 
     def advance(self) -> None:
@@ -186,8 +190,9 @@ class Confirmation:
                 seed=run.seed,
                 splits=("test",),
                 number=winner.number,
+                samples=i == 0,  # of the run whose weights are kept
             )
-            for run in winner.good
+            for i, run in enumerate(winner.good)
         ]
 
     def _weights(self, winner: RepeatedRuns) -> list[Job]:
@@ -205,6 +210,7 @@ class Confirmation:
                 seed=best.seed,
                 steps=self.effort.steps,
                 keep_above=-math.inf,
+                samples=True,
             )
         ]
 
@@ -238,6 +244,7 @@ class Confirmation:
             merits={} if result.merit is None else {str(job.steps): result.merit},
             metric=result.metric,
             measured=dict(result.measured) or None,
+            samples=list(result.samples) or None,
         )
 
 
@@ -249,7 +256,7 @@ def _state_of(result: JobResult) -> RecordState:
 
 def weights_job(run: str) -> str:
     """The job that trains a baseline's run again for its weights."""
-    return f"weights-{run}"
+    return f"{_WEIGHTS}{run}"
 
 
 def retried(job: Job) -> Job:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from autopeft.runs.records import CountTable, TrialRecord
+from autopeft.runs.records import CountTable, Sample, TrialRecord
 from autopeft.search.core.jobs import LOSS, Job, JobResult, TrainJob
 
 __all__ = [
@@ -65,6 +65,7 @@ class FreshRun:
     merit: float | None = None
     metric: str | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
 
     @property
     def rank(self) -> float:
@@ -152,6 +153,7 @@ class RepeatedRuns:
                 splits=splits,
                 keep_above=-math.inf if keep else None,
                 number=self.number,
+                samples=keep and splits[-1] == "test",
             )
             self.runs[job.id] = FreshRun(job.id, seed)
             jobs.append(job)
@@ -165,6 +167,7 @@ class RepeatedRuns:
             run.counts = result.counts or run.counts
             run.pseudo_values, run.select_values = result.pseudo_values, result.select_values
             run.measured, run.merit, run.metric = result.measured, result.merit, result.metric
+            run.samples = result.samples
         # Those of the best run, whose weights are the ones to keep.
         left = next((r.counts for r in self.good if r.counts), None)
         if self.recipe and left is not None:
@@ -194,6 +197,11 @@ class RepeatedRuns:
         """Runs with a finite score on select, best first."""
         scored = [r for r in self.runs.values() if r.select is not None and math.isfinite(r.select)]
         return sorted(scored, key=lambda r: -r.rank)
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """Answers that its best run wrote, or the next that has kept some."""
+        return next((run.samples for run in self.good if run.samples), ())
 
     def contender(self) -> Contender:
         runs = list(self.runs.values())

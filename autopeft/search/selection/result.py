@@ -11,7 +11,7 @@ from autopeft.display import box, folded, number, percent, short, size, table
 from autopeft.display import mean_sd as mean_sd_text
 from autopeft.recipe import Recipe
 from autopeft.resources import Limits
-from autopeft.runs.records import CountTable, TrialRecord
+from autopeft.runs.records import CountTable, Sample, TrialRecord
 from autopeft.search.core.goals import Goal
 from autopeft.search.optimization.pareto import FrontPoint
 from autopeft.search.selection.answers import Answer
@@ -39,6 +39,8 @@ class SearchResult:
             that could tell.
         select, test: its scores with fresh seeds; empty where they were not measured.
         search_score: what it scored in the search itself, with the search's seed; NaN of a baseline.
+        samples: of the answers that the winner wrote, to rows of *test*, or of *select* where it is a
+            baseline that an earlier search had tested; none where its kind of task writes nothing.
         trial_metric: of `search_score`, of the trials and of the front, where it is another than `metric`.
         confirmed: whether it was retrained with fresh seeds.
         baselines: at the same budget, trained the same way, with fresh seeds.
@@ -86,6 +88,7 @@ class SearchResult:
     finding: str | None = None
     answers: Mapping[Goal, Answer | None] = field(default_factory=dict, repr=False)
     trial_metric: str | None = None
+    samples: tuple[Sample, ...] = field(default=(), repr=False)
 
     @property
     def unconfirmed(self) -> tuple[float, ...]:
@@ -165,7 +168,7 @@ class SearchResult:
         """The outcome in numbers, JSON-able; trials and front are in files of their own."""
         skipped = {
             *("winner", "baselines", "front", "trials", "comparisons", "bias", "constant"),
-            *("taken", "within", "answers"),
+            *("taken", "within", "answers", "samples"),
         }
         data: dict[str, Any] = {k: v for k, v in vars(self).items() if k not in skipped}
         data["run"] = str(self.run)
@@ -183,6 +186,7 @@ class SearchResult:
             resources=[one.to_dict(self.within) for one in self.taken],
             resource_limits=self.within.to_dict(),
             constant=None if self.constant is None else self.constant.to_dict(),
+            samples=[asdict(sample) for sample in self.samples],
             trials={
                 state: sum(t.state == state for t in self.trials)
                 for state in ("complete", "stopped", "paused", "failed", "interrupted", "duplicate")

@@ -24,6 +24,7 @@ from autopeft.tasks.kinds.registry import (
     register_kind,
     register_metric,
     use_metric,
+    writing_kind,
 )
 
 __all__ = [
@@ -52,4 +53,5 @@ __all__ = [
     "register_metric",
     "shrunk",
     "use_metric",
+    "writing_kind",
 ]

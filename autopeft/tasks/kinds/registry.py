@@ -29,6 +29,7 @@ __all__ = [
     "register_kind",
     "register_metric",
     "use_metric",
+    "writing_kind",
 ]
 
 KINDS: Registry[TaskKind] = Registry(
@@ -182,6 +183,18 @@ def kind_of_model(config: Any) -> tuple[TaskKind, tuple[str, ...]]:
         f"No kind of task is known for a model with problem_type={config.problem_type!r}; kinds are "
         f"{', '.join(kind_names())}."
     )
+
+
+def writing_kind(architecture: str) -> TaskKind | None:
+    """The kind of task whose models write and are of this class of transformers, with the head that the
+    backbone brings: a configuration does not tell it. `None` where there is none."""
+    for name in kind_names():
+        kind = get_kind(name)
+        known = getattr(getattr(kind.auto_class, "_model_mapping", None), "_model_mapping", {})
+        classes = {c for value in known.values() for c in ([value] if isinstance(value, str) else value)}
+        if kind.writes and not kind.new_head and architecture in classes:
+            return kind
+    return None
 
 
 def get_metric(name: str) -> Metric:

@@ -74,7 +74,9 @@ class Writer:
 
     def _text(self, tokens: Sequence[int]) -> str:
         text = str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
-        return (text if self.end.text is None else text.partition(self.end.text)[0]).strip()
+        text = text if self.end.text is None else text.partition(self.end.text)[0]
+        # A tokenizer that decodes letters by itself may leave halves of surrogate pairs.
+        return text.encode("utf-8", "replace").decode("utf-8").strip()
 
 
 def _own_ends(model: nn.Module) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
-from autopeft.method import Objective, ParameterCount, register
+from autopeft.method import Need, Objective, ParameterCount, register
 from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import (
     KroneckerCurvature,
@@ -129,7 +129,9 @@ class LaplaceLoRA(LowRankMethod):
     any prediction before training has ended, is the mean's. `sub: last_layer` has a posterior for the last
     layer alone that the entry sits in (the authors': for LoRA on the language-model head). Nothing is fitted
     for a regression, whose mean is the mean's prediction in any case, nor with `samples: 0`, which predicts
-    with the mean and is mergeable. Behind a gate the gate takes the place of s, held at its value.
+    with the mean and is mergeable. Language models are trained with `samples: 0` alone: theirs are
+    distributions over the vocabulary for each token, for which J would be as large. Behind a gate the gate
+    takes the place of s, held at its value.
 
     A is Kaiming-uniform (a = √5), B zero: the identity at init. r·(in + out) parameters for each site; beside
     them a posterior is stored: in·n + out·m + 2·(r² + r) + n + m numbers, n = min(n_kfac, in) and m =
@@ -147,7 +149,8 @@ class LaplaceLoRA(LowRankMethod):
     def __init__(self, config: Config) -> None:
         self.config = config
         if config.samples:
-            self.traits = replace(self.traits, mergeable=False)
+            needs: frozenset[Need] = self.traits.needs | {"row_logits"}
+            self.traits = replace(self.traits, mergeable=False, needs=needs)
 
     def _uncertain(self, sites: Sequence[Site]) -> list[Site]:
         """The sites that get a posterior."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar, Literal
 
@@ -127,11 +128,13 @@ class FishMask:
     """θ = θ₀ + scatter(idx, v), idx the k entries of largest F = Σₙ (∂loss(xₙ, yₙ)/∂θ)², v (k) zero at init.
 
     Sung et al. 2021, arXiv:2111.09839. F is measured at θ₀ with the fresh head on `samples` training
-    examples, one gradient for each; `mode: expect` takes the expectation over the model's own labels,
-    `grad_type: absolute` sums absolute values. The k largest are taken over all tensors of the base model at
-    once, embeddings included. `keep` is k, or a share of the base model. The head is trained whole and
-    counted apart; the authors' code takes its size off the budget, this does not. Mergeable. k parameters
-    (and k indices, which are storage).
+    examples, one gradient for each; the loss of an example is that of a batch of it alone, so that of a
+    language model it is the mean over its learnt tokens. `mode: expect` takes the expectation over the
+    model's own labels, which are classes: over a vocabulary it would take a gradient for each word at each
+    token. `grad_type: absolute` sums absolute values. The k largest are taken over all tensors of the base
+    model at once, embeddings included. `keep` is k, or a share of the base model. The head is trained whole
+    and counted apart; the authors' code takes its size off the budget, this does not. Mergeable. k
+    parameters (and k indices, which are storage).
     """
 
     traits = Traits(
@@ -146,6 +149,8 @@ class FishMask:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        if config.mode == "expect":
+            self.traits = replace(self.traits, needs=self.traits.needs | {"row_logits"})
 
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         k = self.config.count("fish_mask", spec.tensors, spec)

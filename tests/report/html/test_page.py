@@ -225,3 +225,33 @@ def test_where_it_is_written(make_run: Make, tmp_path: Path) -> None:
 def test_plotly_is_there_once(make_run: Make) -> None:
     text = render_report(make_run(trials=12))
     assert len(re.findall(r"plotly\.js v\d", text)) == 1
+
+
+def sample(**changes: Any) -> dict[str, Any]:
+    plain = {"split": "test", "row": 4, "prompt": "what is 2 + 3?", "expected": "5", "written": "6"}
+    return {**plain, "right": False, "value": 0.0, **changes}
+
+
+def test_samples_of_answers_are_shown(make_run: Make) -> None:
+    made = [sample(), sample(row=7, written=" 5\n", right=True, value=1.0), sample(row=9, written="")]
+    page = Page(render_report(make_run(trials=1, result={"samples": made, "metric": "exact_match"})))
+    assert ("section", {"id": "answers"}) in [(tag, a) for tag, a in page.elements]
+    assert "#answers" in [a.get("href") for tag, a in page.elements if tag == "a"]
+    for text in ("test 5", "what is 2 + 3?", "another answer, exact_match 0", "right, exact_match 1"):
+        assert text in page.text
+    assert "(nothing)" in page.text
+    assert "the three that exact_match values most" in page.text
+
+
+def test_samples_of_strangers_make_no_element(make_run: Make) -> None:
+    keys = ("split", "prompt", "expected", "written")
+    shapes = []
+    for words in ("calm", f"{EVIL} \x1b[31m \u202e \ud83d \x00"):
+        made = sample(**dict.fromkeys(keys, words))
+        page = Page(render_report(make_run(trials=1, result={"samples": [made], "metric": "rouge_l"})))
+        shapes.append([(tag, tuple(sorted(a))) for tag, a in page.elements])
+    assert shapes[0] == shapes[1]
+    assert EVIL[:60] in page.text
+    assert not set("\x1b\u202e\x00") & set(page.text)
+    long = make_run(trials=1, result={"samples": [sample(written="x" * 10**5)] * 50})
+    assert render_report(long).count("x" * 1000) < 100

@@ -6,6 +6,7 @@ import pytest
 from support.evidence import evidence, minilm_spec
 
 from autopeft.counting import Budget
+from autopeft.graph import build_graph, unservable
 from autopeft.search.portfolio.choices import rank
 from autopeft.search.portfolio.evidence import Key, Setting
 
@@ -49,6 +50,26 @@ def test_without_near_evidence_plain_lora_is_all_there_is() -> None:
         assert "no evidence from two clusters" in (found.reason or "")
     rest = rank(known, minilm_spec(), HALF, 500, leave_out=["trec", "rotten-tomatoes"])
     assert "no evidence from two clusters" in (rest.reason or "")
+
+
+def test_only_what_can_be_served_is_ranked() -> None:
+    spec, known = minilm_spec(), evidence(lambda key, s: {"krona": 5.0, "dora": 2.0}.get(key.template, -1.0))
+    assert rank(known, spec, HALF, 500).choices[0].key.template == "krona"
+    for way in ("peft", "merged"):
+        found = rank(known, spec, HALF, 500, serve=way)
+        graphs = [build_graph(c.fitted.recipe, spec) for c in found.choices]
+        assert {unservable(graph, way, head=True) for graph in graphs} == {None}
+        assert len(graphs) > 1
+    assert rank(known, spec, HALF, 500, serve="peft").choices[0].key.template == "dora"
+    assert rank(known, spec, HALF, 500, serve="merged").choices[0].key.template == "krona"
+
+
+def test_where_nothing_can_be_served_the_reason_is_told() -> None:
+    found = rank(evidence(dora_is_better), minilm_spec(), HALF, 500, serve="vllm")
+    assert (found.choices, found.reference) == ((), None)
+    assert "no recipe of the portfolio can be served as vllm: vLLM's LoRAs hold no trained head" in str(
+        found.reason
+    )
 
 
 def test_a_budget_that_is_too_small_is_told() -> None:

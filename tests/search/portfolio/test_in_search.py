@@ -23,11 +23,16 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     }  # fmt: skip
 
 
+served: list[str | None] = []
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     calls: list[tuple[Any, ...]] = []
+    served.clear()
 
-    def points(bound: Any, budget: Any, rows: int, trials: int, *, leave_out: Any) -> Any:
+    def points(bound: Any, budget: Any, rows: int, trials: int, *, leave_out: Any, serve: Any) -> Any:
+        served.append(serve)
         calls.append((str(budget), rows, trials, tuple(leave_out)))
         return [{"rank": 3}], "The search begins with the portfolio: it."
 
@@ -48,6 +53,11 @@ def test_the_portfolio_comes_first(place: dict[str, Any], asked: list[Any]) -> N
     assert said == ["The search begins with the portfolio: it."]
     assert asked == [("5%", len(ready.task.splits["train"]), 12, ())]
     assert ready.manifest()["arguments"]["portfolio"] is True
+
+
+def test_it_is_told_how_what_is_found_is_to_be_served(place: dict[str, Any], asked: list[Any]) -> None:
+    first(prepare(SearchArguments(**place, serve="merged")))
+    assert (len(asked), served) == (1, ["merged"])
 
 
 def test_it_can_be_left_away(place: dict[str, Any], asked: list[Any]) -> None:

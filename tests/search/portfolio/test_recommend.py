@@ -9,6 +9,7 @@ from typing import Any
 import pandas
 import pytest
 from support.evidence import evidence
+from support.language import save_decoder
 from support.saved_model import save_backbone, write_reviews
 
 import autopeft
@@ -80,6 +81,24 @@ def test_rows_that_share_texts_with_the_task_are_no_evidence(place: dict[str, An
     assert "trec" not in found.why[0]
     also = autopeft.recommend(**place, rows=500, leave_out=["trec"])
     assert next(c for c in also.choices if c.key.template == "krona").estimate.observed < 0  # type: ignore[union-attr]
+
+
+@pytest.mark.usefixtures("near")
+def test_what_has_to_be_served_is_ranked_and_searched_on_so(place: dict[str, Any]) -> None:
+    found = autopeft.recommend(**place, rows=500, serve="peft")
+    assert all(c.fitted.recipe.methods != ("krona",) for c in found.choices)
+    assert "Only recipes that can be served as peft are ranked." in found.why
+    words = shlex.split(found.command)
+    assert words[words.index("--serve") + 1] == "peft"
+    with pytest.raises(UsageError, match=r"nothing to recommend: .* served as vllm: vLLM's LoRAs hold no"):
+        autopeft.recommend(**place, rows=500, serve="vllm")
+
+
+def test_a_decoder_without_a_task_has_no_head(place: dict[str, Any], tmp_path: Path) -> None:
+
+    model = str(save_decoder(tmp_path / "llama", vocabulary=2000))
+    found = autopeft.recommend(model=model, budget="5%", serve="vllm")
+    assert found.recipe.methods == ("lora",)
 
 
 def test_a_misspelt_cluster_is_refused(place: dict[str, Any]) -> None:

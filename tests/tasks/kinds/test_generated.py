@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from autopeft.errors import TaskError
 from autopeft.tasks.kinds import get_kind, get_metric, jackknife_variance
-from autopeft.tasks.kinds.generated import EXACT_MATCH, ROUGE_L
+from autopeft.tasks.kinds.generated import EXACT_MATCH, ROUGE_L, common_subsequence
 from autopeft.tasks.kinds.metric import pseudo_values
 
 KIND = get_kind("causal_lm")
@@ -39,6 +39,35 @@ def test_rouge_is_the_f_measure_of_the_longest_common_subsequence() -> None:
     assert ROUGE_L.score(texts("the gunman kill police"), wanted) == pytest.approx(0.5)
     assert ROUGE_L.score(texts("Police"), wanted) == pytest.approx(2 * 1 * 0.25 / 1.25)
     assert ROUGE_L.score(texts("", "?!"), texts("police", "police")) == 0.0
+
+
+def test_rouge_is_that_of_rouge_score() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    rng = np.random.default_rng(0)
+    reference = RougeScorer(["rougeL"], use_stemmer=False)
+    for _ in range(200):
+        said, wanted = (
+            "".join(rng.choice([*"abcA1é", " ", " ", ", ", "\n"], int(rng.integers(0, 120))))
+            for _ in range(2)
+        )
+        expected = reference.score(wanted, said)["rougeL"].fmeasure
+        assert ROUGE_L.score(texts(said), texts(wanted)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_longest_common_subsequence_of_long_texts() -> None:
+    """Of a sequence and itself backwards, where all are different, it is one; of a doubled one the whole."""
+    words = [str(i) for i in range(5000)]
+    assert common_subsequence(words, words[::-1]) == 1
+    assert common_subsequence(words, [w for w in words for _ in range(2)]) == 5000
+    assert common_subsequence([], words) == common_subsequence(words, []) == 0
+
+
+def test_the_words_of_an_answer_are_bounded() -> None:
+    """Half a million words on each side, which the whole table would need terabytes for."""
+    long = "a b " * 250_000
+    assert ROUGE_L.score(texts(long), texts(long)) == 1.0
+    assert ROUGE_L.score(texts("\ud800 a"), texts("a")) == 1.0
 
 
 @pytest.mark.parametrize("metric", [EXACT_MATCH, ROUGE_L], ids=lambda m: m.name)

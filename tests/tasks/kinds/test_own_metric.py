@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 from support.language import save_decoder, write_chats
-from support.saved_model import save_backbone, write_reviews
+from support.saved_model import save_backbone, small_search, write_reviews
 
 import autopeft
 from autopeft.cli import main
 from autopeft.errors import AutoPEFTError, TaskError, UsageError
 from autopeft.recipe import Recipe
 from autopeft.runs.folder import RunFolder
+from autopeft.search.core.jobs import Job, TrainJob
+from autopeft.search.execution.logged_jobs import LoggedJobs
 from autopeft.search.planning.arguments import SearchArguments
-from autopeft.search.planning.resume import prepare_here, resume_command
+from autopeft.search.planning.prepare import prepare
+from autopeft.search.planning.resume import SPACE, prepare_here, resume_command
 from autopeft.tasks import load_task
 from autopeft.tasks.kinds import function_of, get_metric, metric_name, own_metric, use_metric
 
@@ -29,6 +32,9 @@ MODULE = '''\
 def letters(predictions, references):
     """Share of answers of the right length."""
     return sum(len(p) == len(r) for p, r in zip(predictions, references)) / len(references)
+
+def equal(predictions, references):
+    return sum(p == r for p, r in zip(predictions, references)) / len(references)
 
 def fails(predictions, references):
     raise ZeroDivisionError("nothing there")
@@ -85,6 +91,37 @@ def test_no_file_imports_it(place: Path) -> None:
     (folder.path / "manifest.json").write_text(json.dumps({"arguments": said}))
     with pytest.raises(UsageError, match=r"does not decide what is imported: give it again, with --metric"):
         prepare_here(folder)
+
+
+def test_a_job_is_debugged_with_it(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A search that was scored by it names it in its folder, which imports nothing."""
+    given = small_search(place, trials=1, steps=2, metric=function_of("my_own_metrics:equal"))
+    ready = prepare(SearchArguments(**{**given, "out": None}))
+    folder = RunFolder(place / "run")
+    folder.path.mkdir()
+    folder.write_json("manifest.json", ready.manifest())
+    folder.write_text(SPACE, ready.space.text)
+    recipe = RECIPE.to_dict()
+    job = TrainJob("confirm-0-s1000", "confirm", "finalist 0", recipe, seed=1000, steps=2, splits=("select",))
+    LoggedJobs(_Source(job), folder).next()
+    assert main(["debug", "run", job.id]) == 2
+    assert "give it again, with --metric" in capsys.readouterr().err
+    assert main(["debug", "run", job.id, "--metric", "accuracy"]) == 2
+    assert "only a function of your own is given again" in capsys.readouterr().err
+    assert main(["debug", "run", job.id, "--metric", "my_own_metrics:fails"]) == 2
+    assert "keeps its metric" in capsys.readouterr().err
+    assert main(["debug", "run", job.id, "--metric", "my_own_metrics:equal"]) == 0
+    assert "confirm-0-s1000 is complete: select " in capsys.readouterr().out
+
+
+class _Source:
+    """Hands out one job."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def next(self) -> Job:
+        return self._job
 
 
 def test_the_command_that_goes_on_names_it() -> None:
