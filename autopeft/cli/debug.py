@@ -58,13 +58,17 @@ def debug(
     Exit codes: 0 the job went well, 1 it failed as shown, 2 bad usage.
     """
     from autopeft.assets import quiet_libraries
+
+    quiet_libraries()
+    _run_again(run, job, pdb, attempt, None if metric is None else _function(metric))
+
+
+def _run_again(run: str, job: str, pdb: bool, attempt: int | None, metric: Callable[..., Any] | None) -> None:
     from autopeft.runs.folder import load_run
     from autopeft.search.controller.rerun import prepare_rerun
 
-    quiet_libraries()
-    own = None if metric is None else _function(metric)
     folder = load_run(run)
-    found = prepare_rerun(folder, job, attempt=attempt, notify=notify, metric=own)
+    found = prepare_rerun(folder, job, attempt=attempt, notify=notify, metric=metric)
     again = found.job
     until = getattr(again, "until", None) or again.steps
     work = f"{until} steps" if until else "no training"
