@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from autopeft.cli.console import notify, say
 from autopeft.errors import UsageError
+
+if TYPE_CHECKING:
+    from autopeft.search.controller.rerun import Rerun
 
 __all__ = ["debug"]
 
@@ -65,10 +68,19 @@ def debug(
     own = None if metric is None else _function(metric)
     folder = load_run(run)
     found = prepare_rerun(folder, job, attempt=attempt, notify=notify, metric=own)
+    _run(found, folder.name, pdb=pdb)
+
+
+def _run(found: Rerun, name: str, *, pdb: bool) -> None:
+    """Run the job and say how it ended.
+
+    Raises:
+        typer.Exit: it failed.
+    """
     again = found.job
     until = getattr(again, "until", None) or again.steps
     work = f"{until} steps" if until else "no training"
-    say(f"{again.id} of {folder.name}: {again.label}, seed {again.seed}, {work}")
+    say(f"{again.id} of {name}: {again.label}, seed {again.seed}, {work}")
     for line in found.notices:
         notify(line)
     if found.log.exists():
