@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from autopeft.cli.console import notify, say
 from autopeft.errors import UsageError
+
+if TYPE_CHECKING:
+    from autopeft.search.controller.rerun import Rerun
 
 __all__ = ["debug"]
 
@@ -58,21 +61,26 @@ def debug(
     Exit codes: 0 the job went well, 1 it failed as shown, 2 bad usage.
     """
     from autopeft.assets import quiet_libraries
-
-    quiet_libraries()
-    _run_again(run, job, pdb, attempt, None if metric is None else _function(metric))
-
-
-def _run_again(run: str, job: str, pdb: bool, attempt: int | None, metric: Callable[..., Any] | None) -> None:
     from autopeft.runs.folder import load_run
     from autopeft.search.controller.rerun import prepare_rerun
 
+    quiet_libraries()
+    own = None if metric is None else _function(metric)
     folder = load_run(run)
-    found = prepare_rerun(folder, job, attempt=attempt, notify=notify, metric=metric)
+    found = prepare_rerun(folder, job, attempt=attempt, notify=notify, metric=own)
+    _run(found, folder.name, pdb=pdb)
+
+
+def _run(found: Rerun, name: str, *, pdb: bool) -> None:
+    """Run the job and say how it ended.
+
+    Raises:
+        typer.Exit: it failed.
+    """
     again = found.job
     until = getattr(again, "until", None) or again.steps
     work = f"{until} steps" if until else "no training"
-    say(f"{again.id} of {folder.name}: {again.label}, seed {again.seed}, {work}")
+    say(f"{again.id} of {name}: {again.label}, seed {again.seed}, {work}")
     for line in found.notices:
         notify(line)
     if found.log.exists():

@@ -12,7 +12,16 @@ from autopeft.display import box
 from autopeft.graph.tree import Entry, Leaf, Tree
 from autopeft.spec import BackboneSpec, Site
 
-__all__ = ["Block", "Drawable", "blocks", "draw_box", "draw_mermaid", "draw_svg", "draw_text"]
+__all__ = [
+    "Block",
+    "Drawable",
+    "blocks",
+    "draw_box",
+    "draw_mermaid",
+    "draw_svg",
+    "draw_text",
+    "without_sites",
+]
 
 _NOTHING = "(no modules: the head alone trains)"
 
@@ -68,7 +77,8 @@ def _rows(graph: Drawable, sites: Sequence[Site]) -> tuple[tuple[str, str], ...]
 
 
 def blocks(graph: Drawable) -> list[Block]:
-    """What is drawn, from the input upwards; methods on tensors of no single site come last."""
+    """What is drawn, from the input upwards; methods on tensors of no single site come last, then those on
+    logits."""
     found: list[Block] = []
     sites = graph.sites()
     for stack in graph.spec.stacks:
@@ -88,10 +98,23 @@ def blocks(graph: Drawable) -> list[Block]:
                 found[-1] = Block(stack.name, (*last.layers, layer), rows)
             elif rows:
                 found.append(Block(stack.name, (layer,), rows))
-    tensors = [t for t in graph.trees if not any(e.sites for e in graph.leaves(t))]
-    if tensors:
-        found.append(Block("backbone tensors", (), tuple(("weights", _label(graph, t)) for t in tensors)))
+    for title, name, trees in (
+        ("backbone tensors", "weights", without_sites(graph, on_logits=False)),
+        ("head", "logits", without_sites(graph, on_logits=True)),
+    ):
+        if trees:
+            found.append(Block(title, (), tuple((name, _label(graph, t)) for t in trees)))
     return found
+
+
+def without_sites(graph: Drawable, *, on_logits: bool) -> list[Tree]:
+    """The trees that touch no site: those on logits, or those on tensors."""
+    return [
+        tree
+        for tree in graph.trees
+        if not any(e.sites for e in graph.leaves(tree))
+        and any("logits" in e.ways for e in graph.leaves(tree)) == on_logits
+    ]
 
 
 def draw_text(graph: Drawable) -> str:

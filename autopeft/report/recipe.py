@@ -25,7 +25,8 @@ def ranges(layers: Iterable[int]) -> str:
 
 
 def _names(entry: Entry) -> str:
-    return ", ".join(dict.fromkeys(site.name for site in entry.sites)) or "tensors"
+    elsewhere = "logits" if "logits" in entry.ways else "tensors"
+    return ", ".join(dict.fromkeys(site.name for site in entry.sites)) or elsewhere
 
 
 def _layers(entry: Entry) -> str:

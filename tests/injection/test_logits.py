@@ -22,10 +22,13 @@ import autopeft
 from autopeft.backbones import projection_of, spec_of_model
 from autopeft.counting import count
 from autopeft.errors import AutoPEFTError, CompositionError, MethodError, UsageError
-from autopeft.graph import build_graph, first_layer, unservable
+from autopeft.graph import build_graph, draw_text, first_layer, unservable
 from autopeft.hybrid import attach, attach_many, load
 from autopeft.method import Traits
 from autopeft.recipe import Recipe
+from autopeft.report.html.drawing import draw_graph
+from autopeft.report.html.heat import heat_of
+from autopeft.report.recipe import entries_sheet
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.prepare import prepare
 from autopeft.search.space.space import Space
@@ -123,6 +126,20 @@ def test_another_dtype_of_the_backbone(decoder: Any) -> None:
 def test_it_leaves_the_layers_to_the_trunk() -> None:
     spec, _ = spec_of_model(tiny_model("llama"))
     assert first_layer(build_graph(BOTH, spec)) == 3
+
+
+def test_it_is_drawn_where_it_acts() -> None:
+    graph = build_graph(BOTH, spec_of_model(tiny_model("llama"))[0])
+    text = draw_text(graph)
+    assert "logits ← logit_map" in text
+    assert "weights" not in text
+    picture = draw_graph(graph)
+    assert "logits" in picture
+    assert "backbone weights" not in picture
+    assert all("logits" in row for row in entries_sheet(graph).rows)
+    heat = heat_of(graph)
+    assert heat is not None
+    assert [row[0] for row in heat.rows] == ["logits"]
 
 
 # Refused

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from autopeft.composition import get_composition
 from autopeft.graph import CompositionGraph, Entry, Leaf, Tree
+from autopeft.graph.drawing import without_sites
 from autopeft.report.html.values import shown
 from autopeft.spec import Site
 
@@ -137,9 +138,10 @@ class _Artist:
             for i in range(stack.layers):
                 here = [s for s in used if s.stack == stack.name and s.layer == i]
                 rows.append(_Row(f"{prefix}{i}", self._cells(here), stack.name, i))
-        loose = [t for t in graph.trees if not any(e.sites for e in graph.leaves(t))]
-        if loose:
-            rows.append(_Row("tensors", {"backbone weights": [self._box(t) for t in loose]}, "", None))
+        for name, column, on_logits in (("tensors", "backbone weights", False), ("head", "logits", True)):
+            loose = without_sites(graph, on_logits=on_logits)
+            if loose:
+                rows.append(_Row(name, {column: [self._box(t) for t in loose]}, "", None))
         return rows
 
     def draw(self) -> str:

@@ -86,6 +86,9 @@ def _split(found: Sequence[_Piece], total: int) -> Iterator[_Piece]:
 
 
 def _of_entry(entry: Entry, spec: BackboneSpec) -> Iterator[_Piece]:
+    if not entry.sites and "logits" in entry.ways:
+        yield "logits", (None, None), entry.count.deployed
+        return
     found = _by_site(entry, spec) if entry.sites else _by_tensor(entry, spec)
     yield from _split(found, entry.count.deployed)
 
