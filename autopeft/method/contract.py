@@ -15,7 +15,7 @@ from autopeft.spec import SITE_NAMES, BackboneSpec, Site
 __all__ = ["Call", "Context", "Injection", "Method", "MethodConfig", "Need", "ParameterCount", "Traits"]
 
 Injection = Literal["hook", "weight", "kv", "training"]
-Need = Literal["calibration", "decoder", "seq2seq", "several_tasks", "artefacts", "text"]
+Need = Literal["calibration", "decoder", "encoder_decoder", "several_tasks", "artefacts", "text"]
 
 
 class MethodConfig(BaseModel):
