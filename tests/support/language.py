@@ -111,9 +111,13 @@ def encoder_decoder(name: str, *, seed: int = 0, vocabulary: int | None = None) 
                      for what, n in (("layers", 3), ("attention_heads", 4), ("ffn_dim", 64))}  # fmt: skip
             sizes |= {"max_position_embeddings": 64, "decoder_start_token_id": 3, "bos_token_id": 2}
             model = BartForConditionalGeneration(BartConfig(**common, **sizes, forced_eos_token_id=None))
-        for parameter in model.parameters():
-            if parameter.ndim >= 2:
-                torch.nn.init.normal_(parameter, std=0.2)
+        for key, parameter in model.named_parameters():
+            if parameter.ndim >= 2:  # T5 does not divide its scores by the root of the head's width
+                torch.nn.init.normal_(
+                    parameter, std=0.05 if name == "t5" and key.endswith("q.weight") else 0.2
+                )
+        if name == "t5":  # its head divides by the root of the width
+            torch.nn.init.normal_(model.get_input_embeddings().weight, std=1.0)
         model.tie_weights()
     return model.eval()
 

@@ -136,18 +136,15 @@ def _beginning(model: Any) -> dict[str, Any]:
     Raises:
         UsageError: the model does not know it.
     """
-    names = ("decoder_start_token_id", "forced_bos_token_id")
-    said = [model.generation_config, model.config]
-    found = {
-        name: next((v for v in (getattr(own, name, None) for own in said) if v is not None), None)
-        for name in names
-    }
-    if found["decoder_start_token_id"] is None:
+    said = [getattr(own, "decoder_start_token_id", None) for own in (model.generation_config, model.config)]
+    start = next((token for token in said if token is not None), None)
+    if start is None:
         raise UsageError(
             f"{type(model).__name__} does not know what its decoder begins with; set decoder_start_token_id "
             "in its config.json."
         )
-    return {name: value for name, value in found.items() if value is not None}
+    forced = getattr(model.generation_config, "forced_bos_token_id", None)
+    return {"decoder_start_token_id": start, **({} if forced is None else {"forced_bos_token_id": forced})}
 
 
 def _apart(prompts: Sequence[Sequence[int]], new: int, room: int | None) -> tuple[list[list[int]], int]:
