@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from autopeft.arguments import Arguments
+from autopeft.errors import UsageError
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import Rows, Task, load_task
 
@@ -30,7 +31,18 @@ def asked_task(
 
     Raises:
         TaskError: see `load_task`.
+        UsageError: the backbone cannot be trained on the task's kind.
     """
     told = {name: getattr(given, name) for name in _OPTIONS if name in type(given).model_fields}
     task: Any = given.task  # type: ignore[attr-defined]
-    return load_task(task, notify=notify, made=made, backbone=backbone, **told)
+    found = load_task(task, notify=notify, made=made, backbone=backbone, **told)
+    refused = None if backbone is None else found.task_kind.refused(backbone, _named(given))
+    if refused is not None:
+        raise UsageError(refused)
+    return found
+
+
+def _named(given: Arguments) -> str:
+    """The backbone as the user named it, or what a live one is."""
+    model: Any = given.model  # type: ignore[attr-defined]
+    return type(model[0]).__name__ if isinstance(model, tuple) else str(model)

@@ -11,8 +11,8 @@ from support.cases import CASES, recipe_of
 from support.tiny import (
     ARCHITECTURES,
     DECODERS,
-    ENCODER_DECODERS,
     EAGER,
+    ENCODER_DECODERS,
     LogitsObjective,
     logits,
     randomise,

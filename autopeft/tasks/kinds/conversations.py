@@ -192,8 +192,8 @@ def sureness(tables: Mapping[str, Table], named: ColumnNames, *, plain: bool = T
     """How surely tables are conversations, from 0 to 1; see `autopeft.tasks.TaskKind.claim`.
 
     Lists of messages are nothing else. Prompts with answers are claimed where no other column has the name of
-    classes, or where the answers that were named are as many texts as no classes are. Texts alone are claimed
-    where there is no other column, if they are wanted.
+    classes, or where the answers that were named are as many texts as no classes are, or a translation. Texts
+    alone are claimed where there is no other column, if they are wanted.
 
     Args:
         plain: whether texts alone are.
@@ -209,6 +209,8 @@ def sureness(tables: Mapping[str, Table], named: ColumnNames, *, plain: bool = T
         alone = plain and list(train.columns) == [chosen.text] and named.text is None
         return 0.5 if alone else 0.0
     if named.label is None and not any(n.lower() in _CLASSES for n in train.columns if n != chosen.label):
+        return 0.9
+    if chosen.label in language_columns(train):
         return 0.9
     return 0.9 if named.label is not None and _free_text(train.columns[chosen.label]) else 0.0
 
