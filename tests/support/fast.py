@@ -71,6 +71,7 @@ PROCESSES = (
     "tests/training/trunk/test_store.py::test_a_killed_writer_leaves_nothing_wrong",
 )
 LONG = (
+    "tests/export/test_encoder_decoder.py",
     "tests/tasks/kinds/test_generation_of_targets.py::test_a_batch_gives_what_each_row_alone_gives",
     "tests/tasks/kinds/test_seq2seq.py::test_a_recipe_is_trained_and_used",
     "tests/tasks/kinds/test_seq2seq.py::test_classification_on_an_encoder_decoder",
