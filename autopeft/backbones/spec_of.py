@@ -133,7 +133,7 @@ def _has_pooler(base: PreTrainedModel, layout: Layout) -> bool:
 
 
 def _max_positions(config: PreTrainedConfig, layout: Layout) -> int | None:
-    if layout.family.modality == "vision" or config.model_type in {"t5"}:
+    if layout.family.modality == "vision" or config.model_type in {"t5", "mt5"}:
         return None
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None:

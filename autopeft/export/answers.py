@@ -15,6 +15,7 @@ from autopeft.tasks.files import SUFFIXES, read_file, read_lines
 from autopeft.tasks.memory import tables_in
 from autopeft.tasks.split import Split
 from autopeft.tasks.table import ColumnNames, Table
+from autopeft.tasks.translations import with_languages
 from autopeft.training.options import is_rows
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _of_table(known: TrainedHybrid, data: Any, given: PredictArguments) -> tuple
         )
     if known.pairs is False and given.text_pair_column is not None:
         raise UsageError("This hybrid was trained on single texts; leave out text_pair_column.")
-    table = _read(data)
+    table = with_languages(_read(data))
     # A column that the hybrid was trained on need not be named again.
     text, pair, label = (
         name if name in table.columns else None

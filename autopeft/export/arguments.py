@@ -32,7 +32,7 @@ _TOKENIZER = Option(
 )
 _LENGTH = Option(help="Longest text in tokens, for a live `Hybrid`; default: 128.", cli=False, least=4)
 WRITING = "Answers of language models"
-WRITES = ("max_new_tokens", "temperature", "top_p", "seed")
+WRITES = ("max_new_tokens", "temperature", "top_p", "seed", "beams")
 """Options of how answers are written (see `autopeft.tasks.kinds.Generation`)."""
 Told = Callable[[str], None] | None
 _BATCH = Option(help="Rows at once.", cli=False, least=1)
@@ -116,6 +116,18 @@ DrawSeed = Annotated[
 ]
 
 
+Beams = Annotated[
+    int | None,
+    Option(
+        help="Follow so many texts side by side and take the most probable; default: 1, token by token.",
+        doc="for language models: texts that are followed side by side, of which the most probable is taken; "
+        "default: 1, which takes the most probable token each time",
+        least=1,
+        panel=WRITING,
+    ),
+]
+
+
 class EvaluateArguments(Arguments):
     """What a trained hybrid is scored on."""
 
@@ -174,6 +186,7 @@ class PredictArguments(Arguments):
     temperature: Temperature = None
     top_p: TopP = None
     seed: DrawSeed = None
+    beams: Beams = None
     told: Annotated[
         Told,
         Option(
@@ -200,6 +213,7 @@ class ChatArguments(Arguments):
     temperature: Temperature = None
     top_p: TopP = None
     seed: DrawSeed = None
+    beams: Beams = None
     max_length: Annotated[
         int | None,
         Option(

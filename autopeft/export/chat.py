@@ -135,6 +135,14 @@ def chat(run: Trained, given: ChatArguments) -> Chat:
     known = trained(run, tokenizer=given.tokenizer)
     known.kind.asked_row([{"role": "user", "content": "Hello"}])  # whether anybody can talk with it
     how = known.kind.generation(known.use, **{name: getattr(given, name) for name in WRITES})
+    if not known.kind.turns:
+        if given.system is not None:
+            raise UsageError(
+                f"Models for {known.kind.name} read one text at a time and nothing before it; leave out "
+                "system (--system)."
+            )
+        if given.notify is not None:
+            given.notify("Each message is answered by itself: the model reads one text at a time.")
     hybrid, tokenizer = known.load(given.model, given.notify)
     longest = given.max_length or known.longest(tokenizer)
     if longest > tokenizer.model_max_length:

@@ -377,7 +377,7 @@ def check_needs(name: str, traits: Traits, spec: BackboneSpec) -> None:
         raise CompositionError(
             f"{name} needs a decoder, but {spec.family!r} is an encoder; use a decoder such as smollm2-135m."
         )
-    if "seq2seq" in traits.needs and not spec.encoder_decoder:
+    if "encoder_decoder" in traits.needs and not spec.encoder_decoder:
         raise CompositionError(
             f"{name} needs an encoder and a decoder, but {spec.family!r} has one stack; use a T5-like model."
         )

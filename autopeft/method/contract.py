@@ -15,7 +15,9 @@ from autopeft.spec import SITE_NAMES, BackboneSpec, Site
 __all__ = ["Call", "Context", "Injection", "Method", "MethodConfig", "Need", "ParameterCount", "Traits"]
 
 Injection = Literal["hook", "weight", "kv", "logits", "training"]
-Need = Literal["calibration", "decoder", "seq2seq", "several_tasks", "artefacts", "text", "row_logits"]
+Need = Literal[
+    "calibration", "decoder", "encoder_decoder", "several_tasks", "artefacts", "text", "row_logits"
+]
 
 
 class MethodConfig(BaseModel):

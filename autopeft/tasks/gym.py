@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.errors import DataError, TaskError, near
+from autopeft.spec import BackboneSpec
 from autopeft.tasks import gym_rows
-from autopeft.tasks.kinds import TaskKind
+from autopeft.tasks.kinds import TaskKind, kind_on
 from autopeft.tasks.split import Rows
 from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table
 
-__all__ = ["GYM", "GymTask", "is_gym", "parse_gym", "read_gym"]
+__all__ = ["GYM", "GymTask", "gym_kind", "is_gym", "parse_gym", "read_gym"]
 
 GYM = "gym:"
 _ROWS = {"train": 8_000, "select": 1_000, "test": 1_000}
@@ -132,9 +133,18 @@ def read_gym(task: GymTask, kind: TaskKind, seed: int, made: Rows | None) -> tup
     return {given: _raw(task, found[name], kind) for name, given in names.items()}, version
 
 
-def _raw(task: GymTask, rows: list[list[Any]], kind: TaskKind) -> RawRows:
+def gym_kind(task: GymTask, kind: TaskKind, backbone: BackboneSpec | None) -> TaskKind:
+    """The kind that takes prompts and answers, or the one that learns the same on this backbone."""
+    return kind_on(backbone, kind, {"train": _table(task, [[0, 0, "?", "!"]])}, ColumnNames())
+
+
+def _table(task: GymTask, rows: list[list[Any]]) -> Table:
     columns = {"prompt": [row[2] for row in rows], "completion": [row[3] for row in rows]}
-    table = Table(task.name, columns, {})
+    return Table(task.name, columns, {})
+
+
+def _raw(task: GymTask, rows: list[list[Any]], kind: TaskKind) -> RawRows:
+    table = _table(task, rows)
     chosen: Columns = kind.columns(table, ColumnNames())
     raw = kind.read(table, chosen)
     fields = {**raw.fields, "generator": [[row[0], row[1]] for row in rows]}

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from autopeft.assets import Notify, hub_answers
 from autopeft.errors import TaskError, near
 from autopeft.foreign import local_path
+from autopeft.spec import BackboneSpec
 from autopeft.tasks.files import SUFFIXES, read_file
 from autopeft.tasks.folders import read_folder
 from autopeft.tasks.glue import GLUE, GlueTask, canonical, glue_available, read_glue, read_hub
-from autopeft.tasks.gym import GYM, is_gym, parse_gym, read_gym
+from autopeft.tasks.gym import GYM, gym_kind, is_gym, parse_gym, read_gym
 from autopeft.tasks.kinds import (
     ClassWeights,
     TaskKind,
     choose_kind,
     get_kind,
+    kind_on,
     metrics_of,
     own_metric,
     use_metric,
@@ -32,6 +34,7 @@ from autopeft.tasks.packaged import PACKAGED, Packaged, read_splits
 from autopeft.tasks.splits import SELECT_LIMIT, cut
 from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table, empty_rows
 from autopeft.tasks.task import Reading, Rows, Source, Split, SplitName, Task, rows_sha256
+from autopeft.tasks.translations import with_languages
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -73,6 +76,7 @@ class _Asked:
     drop_empty: bool
     scored_by: tuple[str, ...] | None = None
     made: Rows | None = None
+    backbone: BackboneSpec | None = None
 
 
 def load_task(
@@ -90,16 +94,16 @@ def load_task(
     scored_by: Sequence[str] | None = None,
     made: Rows | None = None,
     stand_in: bool = True,
+    backbone: BackboneSpec | None = None,
     notify: Notify | None = None,
 ) -> Task:
     """Load a task and split it into train, select and test, nested and stratified.
 
     Args:
         task: a GLUE task (from the hub where it answers), a packaged task, a procedural one
-            (`gym:chain_sum?max_terms=3`), a file (CSV, TSV, JSON, JSON
-            lines, Parquet), a folder in the hub's layout, or `owner/name[:config]` on the hub; or the rows
-            themselves, as a `datasets.Dataset`, a `DatasetDict` or a pandas `DataFrame`. Such a task is named
-            "memory", and only who has the rows can load it again.
+            (`gym:chain_sum?max_terms=3`), a file (CSV, TSV, JSON, JSON lines, Parquet), a folder in the hub's
+            layout, or `owner/name[:config]` on the hub; or rows in memory, as a `datasets.Dataset`, a
+            `DatasetDict` or a pandas `DataFrame`. Only who has these can load the task again.
         text, text_pair, label: columns of a user's data, where their names are not obvious.
         kind: of task, a name of `autopeft.tasks.kind_names()`; default: the kind that the metric is for, or
             what the labels look like (see `TaskKind.claim`).
@@ -112,12 +116,13 @@ def load_task(
             *test* (as in GLUE) and *select* is cut from train (a tenth, 2,000 rows at most). One split
             alone is cut 80/10/10.
         rows: at most so many rows of each split.
-        scored_by: class names of the head that the rows are to be scored with, where nothing is to be trained
-            on them: one split alone is then *test* as a whole, however small, and some classes may be absent.
+        scored_by: class names of the head that scores the rows, where nothing is trained on them: one split
+            alone is then *test* as a whole, however small, and some classes may be absent.
         made: how many rows of each split a task makes that makes its rows (`gym:…`; default: 8,000, 1,000 and
             1,000); other tasks have the rows that they have.
-        stand_in: whether a packaged task may stand in for a hub task that cannot be had; the task's source
-            records it.
+        stand_in: whether a packaged task may stand in for a hub task that cannot be had.
+        backbone: that will be trained, where it is known: it decides between kinds that learn the same rows
+            (`causal_lm` by decoders, `seq2seq` by encoder-decoders), unless one is named.
         notify: gets one line when something is downloaded or stands in (default: the `autopeft` logger).
 
     Raises:
@@ -127,9 +132,8 @@ def load_task(
     """
     known = None if scored_by is None else tuple(scored_by)
     own = metric if callable(metric) else None
-    asked = _Asked(
-        kind, None if callable(metric) else metric, own, class_weights, seed, rows, drop_empty, known, made
-    )
+    name = None if callable(metric) else metric
+    asked = _Asked(kind, name, own, class_weights, seed, rows, drop_empty, known, made, backbone)
     named = ColumnNames(text, text_pair, label)
     if not isinstance(task, (str, Path)):
         return _from_tables(tables_in(task), _MEMORY, named, asked, origin="memory", where=describe(task))
@@ -191,8 +195,10 @@ def cluster_of(name: str) -> str | None:
 
 
 def _packaged(task: Packaged, asked: _Asked, tell: Notify, source: Source | None = None) -> Task:
-    kind = get_kind(asked.kind or task.kind)
-    raws = {name: _raw(task, part, kind) for name, part in read_splits(task, tell).items()}
+    tables = {name: _table(task, part) for name, part in read_splits(task, tell).items()}
+    named = ColumnNames()
+    kind = get_kind(asked.kind) if asked.kind else kind_on(asked.backbone, get_kind(task.kind), tables, named)
+    raws = {name: kind.read(table, kind.columns(table, named)) for name, table in tables.items()}
     classes, encoded = kind.encode_labels(list(raws.values()), task.labels)
     origin = Source("package", task.name, _digest(raws), task.licence)
     if source is not None:
@@ -201,15 +207,15 @@ def _packaged(task: Packaged, asked: _Asked, tell: Notify, source: Source | None
     return _finished(task.name, kind, classes, splits, task.metric, origin, asked)
 
 
-def _raw(task: Packaged, rows: tuple[list[str], list[str]], kind: TaskKind) -> RawRows:
-    """Rows of a packaged task as its kind reads them."""
-    texts, labels = rows
-    table = Table(task.name, {"text": texts, **({"label": labels} if labels else {})}, {})
-    return kind.read(table, kind.columns(table, ColumnNames()))
+def _table(task: Packaged, rows: tuple[list[str], list[str]]) -> Table:
+    """Rows of a packaged task as kinds read them."""
+    (text, label), (texts, labels) = task.columns, rows
+    return Table(task.name, {text: texts, **({label: labels} if labels else {})}, {})
 
 
 def _gym(name: str, asked: _Asked) -> Task:
-    task, kind = parse_gym(name), get_kind(asked.kind or _PROMPTS)
+    task = parse_gym(name)
+    kind = get_kind(asked.kind) if asked.kind else gym_kind(task, get_kind(_PROMPTS), asked.backbone)
     raws, version = read_gym(task, kind, asked.seed, asked.made)
     classes, encoded = kind.encode_labels(list(raws.values()))
     source = Source("package", task.name, _digest(raws), f"reasoning-gym {version}, Apache-2.0")
@@ -258,6 +264,7 @@ def _from_tables(
     where: str | None = None,
     metric: str | None = None,
 ) -> Task:
+    tables = {split: with_languages(table) for split, table in tables.items()}
     kind, chosen = _kind_of(tables, named, asked, metric)
     dropped: dict[str, int] = {}
     if asked.drop_empty:
@@ -284,7 +291,7 @@ def _from_tables(
 def _kind_of(
     tables: dict[str, Table], named: ColumnNames, asked: _Asked, metric: str | None
 ) -> tuple[TaskKind, Columns]:
-    kind = choose_kind(tables, named, kind=asked.kind, metric=asked.metric or metric)
+    kind = choose_kind(tables, named, kind=asked.kind, metric=asked.metric or metric, backbone=asked.backbone)
     return kind, kind.columns(tables["train"], named)
 
 
@@ -320,11 +327,12 @@ def _arrange(
     if "validation" in given and "test" in given:
         return {"train": train, "select": given["validation"], "test": given["test"]}
     rows = (train.texts, train.pairs, kind.strata(train.labels))
+    alike = kind.alike(train)
     held_out = given.get("test", given.get("validation"))
     if held_out is not None:
-        select, rest = cut(*rows, [min(tenth, SELECT_LIMIT)], seed)
+        select, rest = cut(*rows, [min(tenth, SELECT_LIMIT)], seed, alike)
         return {"train": train.take(rest), "select": train.take(select), "test": held_out}
-    test, select, rest = cut(*rows, [tenth, tenth], seed)
+    test, select, rest = cut(*rows, [tenth, tenth], seed, alike)
     return {"train": train.take(rest), "select": train.take(select), "test": train.take(test)}
 
 

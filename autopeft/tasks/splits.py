@@ -29,16 +29,21 @@ def stratified_order(
     pairs: Sequence[str] | None,
     strata: Sequence[int],
     seed: int,
+    alike: Sequence[str] | None = None,
 ) -> list[int]:
     """Row indices in a seeded order whose every prefix has nearly the shares of the strata of the whole.
 
     `strata` has one for each row (`TaskKind.strata`). The i-th of a stratum's n rows sits at (i + ½)/n, so a
-    prefix of share p holds p·n of it, rounded. Rows with equal text and pair are neighbours, under the
-    stratum of the first.
+    prefix of share p holds p·n of it, rounded. Rows with equal pair and equal text, or equal values of
+    `alike` where that is given (`TaskKind.alike`), are neighbours, under the stratum of the first.
     """
-    groups: dict[bytes, list[int]] = defaultdict(list)
-    for index, text in enumerate(texts):
-        groups[row_digest(text, None if pairs is None else pairs[index], seed)].append(index)
+    together: dict[tuple[str, str | None], list[int]] = defaultdict(list)
+    for index, key in enumerate(_keys(alike or texts, pairs)):
+        together[key].append(index)
+    groups: dict[bytes, list[int]] = {}
+    for rows in together.values():
+        told = {(texts[i], None if pairs is None else pairs[i]) for i in rows}
+        groups[min(row_digest(text, pair, seed) for text, pair in told)] = rows
     members: dict[int, list[bytes]] = defaultdict(list)
     for digest, rows in groups.items():
         members[strata[rows[0]]].append(digest)
@@ -55,17 +60,19 @@ def cut(
     strata: Sequence[int],
     sizes: Sequence[int],
     seed: int,
+    alike: Sequence[str] | None = None,
 ) -> list[list[int]]:
     """Cut parts of about `sizes` rows off; returns their row indices and, last, those of the rest, ascending.
 
-    Rows with equal text and pair never end up in different parts, so a part may be larger than asked by the
-    last group.
+    Rows that are alike (see `stratified_order`) never end up in different parts, so a part may be larger than
+    asked by the last group.
 
     Raises:
         DataError: nothing would be left.
     """
-    order = stratified_order(texts, pairs, strata, seed)
-    keys = [(texts[i], None if pairs is None else pairs[i]) for i in order]
+    order = stratified_order(texts, pairs, strata, seed, alike)
+    every = _keys(alike or texts, pairs)
+    keys = [every[i] for i in order]
     parts: list[list[int]] = []
     start = 0
     for size in sizes:
@@ -81,3 +88,8 @@ def cut(
             "at least 10 are needed."
         )
     return [*parts, rest]
+
+
+def _keys(texts: Sequence[str], pairs: Sequence[str] | None) -> list[tuple[str, str | None]]:
+    seconds: Sequence[str | None] = pairs or [None] * len(texts)
+    return list(zip(texts, seconds, strict=True))

@@ -94,7 +94,7 @@ def summarise(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -
         (str(name), _rows(kind.describe_rows(task.splits[name].labels, task.labels), len(task.splits[name])))
         for name in SPLIT_NAMES
     ]
-    facts += [*_read(task), *_repeated(task.splits)]
+    facts += [*_read(task), *_repeated(task.splits, several=kind.writes)]
     shares = ", ".join(f"{100 * share:.1f} % of {name}" for name, share in cut.items())
     facts.append(("truncated", f"{shares} to {max_length} tokens"))
     if constant is not None:
@@ -158,8 +158,9 @@ def _keys(split: Split) -> list[tuple[str, str | None]]:
     return list(zip(split.texts, seconds, strict=True))
 
 
-def _repeated(splits: Mapping[Any, Split]) -> Iterator[tuple[str, str]]:
-    """Rows whose texts stand before them in the same split."""
+def _repeated(splits: Mapping[Any, Split], *, several: bool) -> Iterator[tuple[str, str]]:
+    """Rows whose texts stand before them in the same split; a text may have `several` right answers, where
+    models write them."""
     counts: dict[str, int] = {}
     contrary = 0
     for name, split in splits.items():
@@ -171,7 +172,8 @@ def _repeated(splits: Mapping[Any, Split]) -> Iterator[tuple[str, str]]:
         contrary += sum(len(found) > 1 for found in labels.values())
     if counts:
         parts = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
-        more = f"; {contrary:,} texts have labels that contradict each other" if contrary else ""
+        said = "several answers" if several else "labels that contradict each other"
+        more = f"; {contrary:,} texts have {said}" if contrary else ""
         yield "repeated", f"rows whose text stands before them, which are kept: {parts}{more}"
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "fingerprint_of",
     "kept_arrays",
     "longer_than",
+    "places_of",
     "tokens_of",
 ]
 
@@ -59,7 +60,7 @@ class EncodedSplit:
 
     @property
     def lengths(self) -> Indices:
-        """Tokens of each row, special tokens included, shape (N,)."""
+        """Tokens of each row, special tokens included, shape (N,); batches are of rows of like length."""
         return np.diff(self.offsets)
 
     @property
@@ -132,21 +133,27 @@ class EncodedSplit:
         for rows in self.batch_indices(batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last):
             yield self.collate(rows, device=device)
 
-    def layout(self, rows: Indices, device: str | torch.device = "cpu") -> tuple[Indices, NDArray[np.bool_]]:
+    def offsets_of(self, stack: str) -> Indices:
+        """Where the tokens of each row begin that a stack of the model reads, (rows + 1,): those in `ids`,
+        but where rows have a side of their own for the decoder."""
+        return self.offsets
+
+    def layout(
+        self, rows: Indices, device: str | torch.device = "cpu", stack: str = "encoder"
+    ) -> tuple[Indices, NDArray[np.bool_]]:
         """Where the tokens of a batch come from and go to: the tokens' positions in `ids`, one row after the
-        other, and which places of the padded batch (B, L) hold a token."""
-        lengths = self.offsets[rows + 1] - self.offsets[rows]
-        width = int(lengths.max())
+        other, and which places of the padded batch (B, L) hold a token; those of a stack that has others."""
+        offsets = self.offsets_of(stack)
+        lengths = offsets[rows + 1] - offsets[rows]
+        width = max(1, int(lengths.max()))
         if torch.device(device).type != "cpu":
             width = max(width, min(-(-width // 8) * 8, self.max_length))
         inside = np.arange(width)[None, :] < lengths[:, None]
-        return self.places(rows), inside
+        return places_of(offsets, rows), inside
 
     def places(self, rows: Indices) -> Indices:
         """The positions in `ids` of the tokens of rows, one row after the other."""
-        lengths = self.offsets[rows + 1] - self.offsets[rows]
-        starts = np.repeat(self.offsets[rows] - np.cumsum(lengths) + lengths, lengths)
-        return starts + np.arange(len(starts))
+        return places_of(self.offsets, rows)
 
     def collate(
         self, rows: Sequence[int] | Indices, *, device: str | torch.device = "cpu"
@@ -181,10 +188,17 @@ class EncodedSplit:
         return replace(
             self,
             ids=self.ids[places],
-            offsets=np.concatenate([[0], np.cumsum(self.lengths[rows])]),
+            offsets=np.concatenate([[0], np.cumsum(np.diff(self.offsets)[rows])]),
             types=None if self.types is None else self.types[places],
             labels=None if self.labels is None else self.labels[rows],
         )
+
+
+def places_of(offsets: Indices, rows: Indices) -> Indices:
+    """The positions of the tokens of rows, one row after the other; those of row i begin at `offsets[i]`."""
+    lengths = offsets[rows + 1] - offsets[rows]
+    starts = np.repeat(offsets[rows] - np.cumsum(lengths) + lengths, lengths)
+    return starts + np.arange(len(starts))
 
 
 def encode_texts(
@@ -297,9 +311,15 @@ def fingerprint_of(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def tokens_of(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pairs: Sequence[str] | None, **options: Any
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    *,
+    target: bool = False,
+    **options: Any,
 ) -> Any:
-    """What a tokenizer makes of texts.
+    """What a tokenizer makes of texts; `target` for what an encoder-decoder writes, which some tokenizers
+    begin or end with other tokens than what it reads.
 
     The longest is tried alone first: rules that run wild, or make far more of a text than is there, would
     take as much time and memory for every other.
@@ -312,6 +332,8 @@ def tokens_of(
         tokens = len(tokenizer(longest, truncation=False, padding=False, verbose=False)["input_ids"])
         if tokens > _MOST_FOR_A_LETTER * (len(longest) + 1):
             raise ValueError(f"it makes {tokens:,} tokens of {len(longest):,} letters")
+        if target:
+            return tokenizer(text_target=list(texts), **options)
         return tokenizer(list(texts), None if pairs is None else list(pairs), **options)
     except BaseException as error:
         # Where its Rust panics, what comes is no `Exception`, and its class cannot be imported.

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from autopeft.arguments import Arguments
+from autopeft.errors import UsageError
+from autopeft.spec import BackboneSpec
 from autopeft.tasks import Rows, Task, load_task
 
 __all__ = ["asked_task"]
@@ -16,16 +18,31 @@ _OPTIONS = (
 
 
 def asked_task(
-    given: Arguments, notify: Callable[[str], None] | None = None, made: Rows | None = None
+    given: Arguments,
+    notify: Callable[[str], None] | None = None,
+    made: Rows | None = None,
+    backbone: BackboneSpec | None = None,
 ) -> Task:
     """Load the task that `given.task` names, with what else `given` says of it.
 
     Args:
         made: rows of a task that makes them.
+        backbone: that will be trained.
 
     Raises:
         TaskError: see `load_task`.
+        UsageError: the backbone cannot be trained on the task's kind.
     """
     told = {name: getattr(given, name) for name in _OPTIONS if name in type(given).model_fields}
     task: Any = given.task  # type: ignore[attr-defined]
-    return load_task(task, notify=notify, made=made, **told)
+    found = load_task(task, notify=notify, made=made, backbone=backbone, **told)
+    refused = None if backbone is None else found.task_kind.refused(backbone, _named(given))
+    if refused is not None:
+        raise UsageError(refused)
+    return found
+
+
+def _named(given: Arguments) -> str:
+    """The backbone as the user named it, or what a live one is."""
+    model: Any = given.model  # type: ignore[attr-defined]
+    return type(model[0]).__name__ if isinstance(model, tuple) else str(model)

@@ -32,6 +32,7 @@ from autopeft.hybrid import Hybrid, attach
 from autopeft.recipe import Recipe
 from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import Sample
+from autopeft.spec import BackboneSpec
 from autopeft.tasks import EncodedTask, Rows, Task
 from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_metric
@@ -129,10 +130,11 @@ def train(call: TrainCall) -> FixedOutcome:
     recipe = given.recipe if isinstance(given.recipe, Recipe) else Recipe.load(given.recipe)
     name = str(keep_model(*given.model) if isinstance(given.model, tuple) else given.model)
     source = resolve_model(name, notify=call.notify)
-    build_graph(recipe, spec_of(unquantized(load_config(source), name)))
+    spec = spec_of(unquantized(load_config(source), name))
+    build_graph(recipe, spec)
     tokenizer = load_tokenizer(source)
     longest = given.max_length or min(_MAX_LENGTH, tokenizer.model_max_length)
-    task, plan = _task_and_plan(given, longest, call.notify)
+    task, plan = _task_and_plan(given, longest, spec, call.notify)
     summary = summarise(task, tokenizer, longest)
     reporter = call.reporter or SilentTrainReporter()
     if call.reporter is None:  # what limits the scores is said all the same
@@ -172,7 +174,7 @@ def _whole_or_none(folder: RunFolder) -> Iterator[None]:
 
 
 def _task_and_plan(
-    given: TrainArguments, max_length: int, notify: Notify | None
+    given: TrainArguments, max_length: int, spec: BackboneSpec, notify: Notify | None
 ) -> tuple[Task, TrainingPlan]:
     effort = choose_effort(given.effort, steps=given.steps)
     plan = TrainingPlan(
@@ -186,7 +188,7 @@ def _task_and_plan(
         eval_every=given.eval_every,
     )
     rows = Rows(effort.train_rows, effort.select_rows, effort.test_rows)
-    task = asked_task(given, notify, rows)
+    task = asked_task(given, notify, rows, spec)
     return task.subset(rows.train, rows.select, rows.test, seed=given.seed), plan
 
 

@@ -24,14 +24,17 @@ _NO_SUCH_ROW = "index out of range in self"  # what torch says of an embedding o
 
 def logits_of(model: nn.Module, batch: Mapping[str, Any], kind: TaskKind | None = None) -> Tensor:
     """Logits (rows, …) of an unlabelled forward: what the kind of task takes from the model's output, by
-    default its `logits`.
+    default its `logits`. What the model reads beside the batch comes from the kind too (`TaskKind.inputs`).
 
     `task_id` goes to models with modules on them, whose forward takes further keyword arguments.
 
     Raises:
-        UsageError: on the CPU, the model has no embedding of some token, position or token type.
+        UsageError: on the CPU, the model has no embedding of some token, position or token type; or see
+            `TaskKind.inputs`.
     """
     inputs: dict[str, Any] = {k: v for k, v in batch.items() if k not in _NO_INPUTS}
+    if kind is not None:
+        inputs |= kind.inputs(model, batch)
     names = parameters_of(model)
     if "task_id" in batch and None in names and _has_modules(model):
         inputs["task_id"] = batch["task_id"]
@@ -50,7 +53,8 @@ def logits_of(model: nn.Module, batch: Mapping[str, Any], kind: TaskKind | None 
 
 
 def _not_embedded(model: nn.Module, inputs: Mapping[str, Tensor]) -> UsageError:
-    tokens, largest = inputs["input_ids"].shape[-1], int(inputs["input_ids"].max())
+    read = [inputs[name] for name in ("input_ids", "decoder_input_ids") if name in inputs]
+    tokens, largest = max(ids.shape[-1] for ids in read), max(int(ids.max()) for ids in read)
     embeddings: Any = getattr(model, "get_input_embeddings", lambda: None)()
     table = getattr(embeddings, "num_embeddings", None)
     if table is not None and largest >= table:

@@ -43,7 +43,7 @@ _WAYS = {
 _NEEDS = {
     "calibration": "It needs batches of the task before the first step, to measure something on them.",
     "decoder": "It needs a decoder.",
-    "seq2seq": "It needs an encoder and a decoder.",
+    "encoder_decoder": "It needs an encoder and a decoder.",
     "several_tasks": "It needs several tasks at once.",
     "artefacts": "It needs a file that another training has left.",
     "text": "It needs text as input.",

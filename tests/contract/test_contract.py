@@ -15,6 +15,7 @@ from support.tiny import (
     ARCHITECTURES,
     DECODERS,
     EAGER,
+    ENCODER_DECODERS,
     LogitsObjective,
     logits,
     randomise,
@@ -223,7 +224,7 @@ def test_generate_with_and_without_cache(case: str, name: str) -> None:
     model, hybrid = attached(case, name)
     randomise(hybrid.root)
     inputs = {k: v for k, v in tiny_inputs(name, length=5).items() if k != "decoder_input_ids"}
-    if name != "t5":  # left padding, as decoders want it
+    if name not in ENCODER_DECODERS:  # left padding, as decoders want it
         inputs["attention_mask"][0, :2] = 0
         inputs["input_ids"][0, :2] = 0
     kwargs: dict[str, Any] = {
@@ -271,7 +272,7 @@ def assert_checkpointing_changes_nothing(
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "vit"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "bart", "vit"])
 def test_a_gate_at_a_norm_before_the_attention_knows_its_forward_when_it_is_recomputed(
     name: str, reentrant: bool
 ) -> None:

@@ -68,7 +68,7 @@ CASES: dict[str, tuple[str, Any]] = {
     "mov-top": ("layers", {"mov": {"experts": 4, "top_k": 2}}),
     "hiwi": ("layers", {"hiwi": {"rank": 3}}),
     "hiwi-weight": ("layers", {"hiwi": {"rank": 2, "target": "weight", "sites": ["q", "up", "down"]}}),
-    "said": ("model", {"intrinsic_said": {"dimension": 120}}),
+    "said": ("model", {"intrinsic_said": {"dimension": 160}}),
     "said-some": ("model", {"intrinsic_said": {"dimension": 40, "tensors": ["up", "down"]}}),
     "gate": (
         "layers",

@@ -28,6 +28,7 @@ PROCESSES = (
     "tests/cli/test_commands.py::test_data_are_shown_before_training_and_beside_the_scores",
     "tests/cli/test_commands.py::test_help_is_there_before_torch_is",
     "tests/cli/test_debug.py",
+    "tests/cli/test_encoder_decoder.py",
     "tests/cli/test_interrupted.py",
     "tests/cli/test_declared.py::test_declarations_are_read_without_torch",
     "tests/cli/test_recommend.py",
@@ -70,6 +71,11 @@ PROCESSES = (
     "tests/training/trunk/test_store.py::test_a_killed_writer_leaves_nothing_wrong",
 )
 LONG = (
+    "tests/export/test_encoder_decoder.py",
+    "tests/tasks/kinds/test_generation_of_targets.py::test_a_batch_gives_what_each_row_alone_gives",
+    "tests/tasks/kinds/test_seq2seq.py::test_a_recipe_is_trained_and_used",
+    "tests/tasks/kinds/test_seq2seq.py::test_classification_on_an_encoder_decoder",
+    "tests/tasks/kinds/test_seq2seq.py::test_the_cached_trunk_gives_the_same",
     "tests/search/test_untrained.py",
     "tests/tasks/kinds/test_multiple_choice.py::test_a_recipe_is_trained_and_used",
     "tests/tasks/kinds/test_multiple_choice.py::test_a_search",

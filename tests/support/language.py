@@ -1,4 +1,4 @@
-"""Tiny decoders, a word-level tokenizer with a chat template, and conversations that they can learn."""
+"""Tiny language models, a word-level tokenizer with a chat template, and rows that they can learn."""
 
 from __future__ import annotations
 
@@ -7,9 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
-__all__ = ["TEMPLATE", "WORDS", "chats", "save_decoder", "word_tokenizer", "write_chats"]
+__all__ = [
+    "TEMPLATE",
+    "WORDS",
+    "chats",
+    "encoder_decoder",
+    "pairs",
+    "save_decoder",
+    "save_encoder_decoder",
+    "side_tokenizer",
+    "word_tokenizer",
+    "write_chats",
+    "write_pairs",
+]
 
 WORDS = ("what", "follows", "is", "one", "two", "three", "four", "five", "be", "brief", "user", "assistant")
 _SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<|start|>", "<|end|>", "system")
@@ -63,6 +84,68 @@ def save_decoder(
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def side_tokenizer(**changes: Any) -> PreTrainedTokenizerFast:
+    """The same words without a template; as T5's it ends each text with the end token."""
+    from tokenizers import processors
+
+    found = word_tokenizer(None, **changes)
+    inner = found.backend_tokenizer
+    inner.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 3)])
+    return found
+
+
+def encoder_decoder(name: str, *, seed: int = 0, vocabulary: int | None = None) -> PreTrainedModel:
+    """A T5 (its head tied and scaled) or BART of 3 + 3 layers for the tokenizer's words, in eval mode."""
+    common: dict[str, Any] = {"vocab_size": vocabulary or len(side_tokenizer()), "d_model": 32}
+    common |= {"pad_token_id": 0, "eos_token_id": 3, "dropout_rate" if name == "t5" else "dropout": 0.0}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: PreTrainedModel
+        if name == "t5":
+            sizes = {"d_kv": 8, "d_ff": 64, "num_layers": 3, "num_heads": 4, "decoder_start_token_id": 0}
+            model = T5ForConditionalGeneration(T5Config(**common, **sizes, tie_word_embeddings=True))
+        else:
+            sizes = {f"{side}_{what}": n for side in ("encoder", "decoder")
+                     for what, n in (("layers", 3), ("attention_heads", 4), ("ffn_dim", 64))}  # fmt: skip
+            sizes |= {"max_position_embeddings": 64, "decoder_start_token_id": 3, "bos_token_id": 2}
+            model = BartForConditionalGeneration(BartConfig(**common, **sizes, forced_eos_token_id=None))
+        for key, parameter in model.named_parameters():
+            if parameter.ndim >= 2:  # T5 does not divide its scores by the root of the head's width
+                torch.nn.init.normal_(
+                    parameter, std=0.05 if name == "t5" and key.endswith("q.weight") else 0.2
+                )
+        if name == "t5":  # its head divides by the root of the width
+            torch.nn.init.normal_(model.get_input_embeddings().weight, std=1.0)
+        model.tie_weights()
+    return model.eval()
+
+
+def save_encoder_decoder(folder: Path, name: str = "t5", **options: Any) -> Path:
+    """Write such a model with its tokenizer; returns the folder."""
+    encoder_decoder(name, **options).save_pretrained(folder)
+    side_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def pairs(rows: int = 60) -> tuple[list[str], list[str]]:
+    """Sources of many lengths and their targets: the number that follows, and where it is not to be brief the
+    one after it."""
+    numbers = list(_NEXT)
+    sources, targets = [], []
+    for i in range(rows):
+        number, brief = numbers[i % 5], i % 2 == 1
+        sources.append(f"{'be brief ' if brief else ''}what {'is ' * (i // 10 % 16)}follows {number}")
+        targets.append(_NEXT[number] if brief else f"{_NEXT[number]} {_NEXT[_NEXT[number]]}")
+    return sources, targets
+
+
+def write_pairs(path: Path, rows: int = 60, names: tuple[str, str] = ("source", "target")) -> Path:
+    """Write them as JSON lines."""
+    made = zip(*pairs(rows), strict=True)
+    path.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in made))
+    return path
 
 
 def chats(rows: int = 60) -> list[list[dict[str, str]]]:

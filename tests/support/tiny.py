@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForSequenceClassification,
     DistilBertConfig,
@@ -30,10 +32,11 @@ from transformers import (
 )
 
 VOCABULARY = 50
-ARCHITECTURES = ("bert", "roberta", "distilbert", "gpt2", "llama", "t5", "vit", "mpnet")
+ARCHITECTURES = ("bert", "roberta", "distilbert", "gpt2", "llama", "t5", "bart", "vit", "mpnet")
 EAGER = ("mpnet",)  # their attention calls no other function, and a model that wants one is refused
 PADDED_WITH_1 = ("roberta", "mpnet")
-DECODERS = ("gpt2", "llama", "t5")
+ENCODER_DECODERS = ("t5", "bart")
+DECODERS = ("gpt2", "llama", *ENCODER_DECODERS)
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,25 @@ _TINY = {
         ),
         T5ForConditionalGeneration,
     ),
+    "bart": Tiny(
+        lambda: BartConfig(
+            vocab_size=VOCABULARY,
+            d_model=32,
+            encoder_layers=3,
+            decoder_layers=3,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=64,
+            decoder_ffn_dim=64,
+            max_position_embeddings=64,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            decoder_start_token_id=2,
+            forced_eos_token_id=None,
+        ),
+        BartForConditionalGeneration,
+    ),
     "vit": Tiny(
         lambda: ViTConfig(
             hidden_size=32,
@@ -178,7 +200,7 @@ def tiny_inputs(
         ids = torch.cat([ids, ids.new_full((batch, pad), fill)], dim=1)
         mask = torch.cat([mask, mask.new_zeros(batch, pad)], dim=1)
     inputs = {"input_ids": ids, "attention_mask": mask}
-    if name == "t5":
+    if name in ENCODER_DECODERS:
         inputs["decoder_input_ids"] = torch.randint(3, VOCABULARY, (batch, 5), generator=generator)
     return inputs
 

@@ -8,8 +8,10 @@ import re
 from collections import Counter
 
 import pytest
+from support.tiny import tiny_model
 
 from autopeft.assets import fetch_member
+from autopeft.backbones import spec_of_model
 from autopeft.errors import AssetError
 from autopeft.tasks import Task, load_task
 from autopeft.tasks.packaged import PACKAGED, read_packaged
@@ -91,6 +93,38 @@ def test_texts_of_a_packaged_task_can_be_learnt_by_language_models() -> None:
     assert task.splits["test"].labels == task.splits["test"].texts
 
 
+def plain_sources(name: str) -> dict[str, set[str]]:
+    return {split: {_plain(text) for text in rows.texts} for split, rows in load_task(name).splits.items()}
+
+
+@pytest.mark.parametrize(("name", "sources"), [("tatoeba-en-es", 119_339), ("cmudict", 126_052)])
+def test_no_source_is_in_two_splits_whatever_its_capitals(name: str, sources: int) -> None:
+    """A sentence with two translations, and a word that is said in two ways, stay together."""
+    found = plain_sources(name)
+    assert sum(map(len, found.values())) == len(set.union(*found.values())) == sources
+
+
+def test_sentences_and_translations_are_as_they_were() -> None:
+    raw = b"Go.\tVe.\tCC-BY 2.0 (France)\nGo.\tVete.\tCC-BY 2.0 (France)\nHi!\t\xc2\xa1Hola!\tCC\n"
+    assert PACKAGED["tatoeba-en-es"].read(raw) == (["Go.", "Go.", "Hi!"], ["Ve.", "Vete.", "¡Hola!"])
+
+
+def test_words_are_letters_and_phonemes() -> None:
+    raw = b"a AH0\na(2) EY1\naalto AA1 L  T OW2 # name\nit's IH1 T S\na.(1) AH0\n\nit's IH1 T S # or\n"
+    words, phonemes = PACKAGED["cmudict"].read(raw)
+    assert words == ["a", "a", "a a l t o", "i t ' s", "a ."]
+    assert phonemes == ["AH0", "EY1", "AA1 L T OW2", "IH1 T S", "AH0"]
+
+
+@pytest.mark.parametrize("name", ["tatoeba-en-es", "cmudict"])
+def test_a_decoder_learns_them_as_prompts_and_answers(name: str) -> None:
+    llama = spec_of_model(tiny_model("llama"))[0]
+    task, other = load_task(name, backbone=llama), load_task(name)
+    assert (task.kind, other.kind) == ("causal_lm", "seq2seq")
+    assert task.splits["test"].texts == other.splits["test"].texts
+    assert load_task("wikitext-2", backbone=spec_of_model(tiny_model("t5"))[0]).kind == "causal_lm"
+
+
 def test_no_message_is_left_inside_another() -> None:
     texts, _ = read_packaged(PACKAGED["sms-spam"], None)
     assert not [text for text in texts if "\nham\t" in text or "\nspam\t" in text]
@@ -169,6 +203,8 @@ HASHES = {
     "subjectivity": "412fc8754986",
     "trec": "0fd7f54c3f2f",
     "trec-fine": "8d47ff99c6f0",
+    "tatoeba-en-es": "971c27ed5310",
+    "cmudict": "9025f55cdc2f",
     "wikitext-2": "45b61440438c",
     "word-swap": "4a95b3f77d24",
 }

@@ -83,3 +83,19 @@ def test_regression_is_stratified_by_rank() -> None:
 def test_too_few_rows_are_refused() -> None:
     with pytest.raises(DataError, match="1 different rows are too few"):
         cut(["a"] * 20, None, [0, 1] * 10, [2, 2], 0)
+
+
+def test_rows_that_are_alike_never_part_and_others_stay_where_they_were() -> None:
+    texts = [f"text {i % 30}" if i < 60 else f"TEXT {i % 30}" for i in range(90)]
+    alike = [text.casefold() for text in texts]
+    parts = cut(texts, None, [0] * 90, [9, 9], 3, alike)
+    held = [{alike[i] for i in part} for part in parts]
+    assert not held[0] & held[1]
+    assert not held[0] & held[2]
+    assert not held[1] & held[2]
+    assert sorted(i for part in parts for i in part) == list(range(90))
+    plain = [f"text {i}" for i in range(50)]
+    assert cut(plain, None, [0] * 50, [5, 5], 3, plain) == cut(plain, None, [0] * 50, [5, 5], 3)
+    turned = list(range(90))[::-1]
+    again = cut([texts[i] for i in turned], None, [0] * 90, [9, 9], 3, [alike[i] for i in turned])
+    assert [sorted(turned[i] for i in part) for part in again] == parts, "the order of rows says nothing"

@@ -218,7 +218,7 @@ def prepare(
     plan = _plan(a, effort, cheap.gpus)
     limits = parameters.limits(spec)
     check_feasible(space, parameters, spec)
-    task, rows = _task(a, effort, notify)
+    task, rows = _task(a, effort, spec, notify)
     spec = with_head(spec, task)
     bound, within = space.bind(spec), cheap.within
     calibration = None
@@ -347,9 +347,9 @@ def _check_workers(a: SearchArguments) -> None:
 
 
 def _task(
-    a: SearchArguments, effort: Effort, notify: Callable[[str], None] | None
+    a: SearchArguments, effort: Effort, spec: BackboneSpec, notify: Callable[[str], None] | None
 ) -> tuple[Task, dict[str, int]]:
-    task = asked_task(a, notify, Rows(effort.train_rows, effort.select_rows, effort.test_rows))
+    task = asked_task(a, notify, Rows(effort.train_rows, effort.select_rows, effort.test_rows), spec)
     rows = {str(name): len(split) for name, split in task.splits.items()}
     wanted = {"train": effort.train_rows, "select": effort.select_rows, "test": effort.test_rows}
     return task.subset(**wanted, seed=a.seed), rows

@@ -128,7 +128,7 @@ def recommend(call: RecommendCall) -> Recommendation:
     name = str(keep_model(*asked.model) if isinstance(asked.model, tuple) else asked.model)
     source = resolve_model(name, notify=tell)
     spec, budget = spec_of(unquantized(load_config(source), name)), Budget.parse(asked.budget)
-    task = None if asked.task is None else asked_task(asked, tell)
+    task = None if asked.task is None else asked_task(asked, tell, backbone=spec)
     rows = asked.rows or (ROWS if task is None else len(task.splits["train"]))
     evidence = shipped_evidence()
     left_out = tuple(dict.fromkeys((*call.leave_out, *own_clusters(asked.task, task))))

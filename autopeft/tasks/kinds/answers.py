@@ -34,34 +34,30 @@ from autopeft.tasks.tokens import (
     tokens_of,
 )
 
-__all__ = ["IGNORED", "EncodedAnswers", "encode_conversations"]
+__all__ = ["ANSWER_CUT", "IGNORED", "PROMPT_CUT", "EncodedAnswers", "EncodedWriting", "encode_conversations"]
 
 IGNORED = -100
 """Label of a token that is not learnt, as transformers has it."""
 _FORMAT = 1
 _CHUNK = 1_000
-_PROMPT_CUT, _ANSWER_CUT = 1, 2
+PROMPT_CUT, ANSWER_CUT = 1, 2
+"""Of `EncodedWriting.row_cut`."""
 _SOME_ANSWER = "answer"
 
 
 @dataclass(frozen=True, eq=False)
-class EncodedAnswers(EncodedSplit):
-    """Tokens of conversations.
+class EncodedWriting(EncodedSplit):
+    """Tokens of rows to which a model writes answers.
 
     Attributes:
-        learnt: whether each token is, (tokens,).
-        row_cut: of each row 0 where it is whole, 1 where its prompt was cut, 2 where its last answer was.
-        prompts: tokens of each row before its last answer, (rows,); all of them where it has none.
+        row_cut: of each row 0 where it is whole, else the sum of 1 where what is asked was cut, and 2 where
+            the answer was.
         answers: the last answer of each row as a text, (rows,) objects; empty where it has none.
         tokenizer: what the tokens are of.
         longest: tokens of an answer that is written, at most, where nothing else is asked for.
-
-    `labels` are the numbers of learnt tokens, (rows,) int64.
     """
 
-    learnt: NDArray[np.bool_]
     row_cut: NDArray[np.int8]
-    prompts: Indices
     answers: NDArray[np.object_]
     tokenizer: PreTrainedTokenizerBase
     longest: int
@@ -71,15 +67,31 @@ class EncodedAnswers(EncodedSplit):
         """The answers, (rows,) objects."""
         return self.answers
 
+    def prompt(self, row: int) -> list[int]:
+        """The tokens of a row that a model reads before it writes the answer."""
+        start = int(self.offsets[row])
+        return [int(token) for token in self.ids[start : start + int(self.prompt_lengths[row])]]
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedAnswers(EncodedWriting):
+    """Tokens of conversations.
+
+    Attributes:
+        learnt: whether each token is, (tokens,).
+        prompts: tokens of each row before its last answer, (rows,); all of them where it has none.
+
+    `labels` are the numbers of learnt tokens, (rows,) int64. A row whose answer was cut has lost its prompt
+    before, as far as it could, and its `row_cut` is 2.
+    """
+
+    learnt: NDArray[np.bool_]
+    prompts: Indices
+
     @property
     def prompt_lengths(self) -> Indices:
         """See `EncodedSplit.prompt_lengths`."""
         return self.prompts
-
-    def prompt(self, row: int) -> list[int]:
-        """The tokens of a row before its last answer."""
-        start = int(self.offsets[row])
-        return [int(token) for token in self.ids[start : start + int(self.prompts[row])]]
 
     def take(self, rows: Indices) -> EncodedAnswers:
         """See `EncodedSplit.take`."""
@@ -167,7 +179,7 @@ def encode_conversations(
 
 
 def _tell_cut(row_cut: NDArray[np.int8], max_length: int) -> None:
-    if cut := int((row_cut == _ANSWER_CUT).sum()):
+    if cut := int((row_cut == ANSWER_CUT).sum()):
         warn_once(
             f"{cut:,} of {len(row_cut):,} answers do not fit into {max_length} tokens and lose their end; "
             "raise --max-length (max_length=…)."
@@ -351,6 +363,6 @@ def _cut(
         # One token has to stand before the answer, or its first would be predicted by nothing.
         gone = min(over, max(answer - max(kept, 1), 0))
         ids, learnt = ids[:kept] + ids[kept + gone :], learnt[:kept] + learnt[kept + gone :]
-        cut = _ANSWER_CUT if gone < over else _PROMPT_CUT
+        cut = ANSWER_CUT if gone < over else PROMPT_CUT
     ids, learnt = ids[:max_length], learnt[:max_length]
     return ids, [False, *learnt[1:]], cut

@@ -18,12 +18,14 @@ How the package uses a kind, in this order:
 
 1. *Data.* `claim` bids for a user's table; the highest bid wins, unless the kind or the metric was named.
    `columns` and `read` take checked rows from the table, `encode_labels` turns their labels into values,
-   `strata` makes splits stratified, `check` and `class_weights` look at the finished task. `describe_rows`,
-   `constant`, `remarks` and `truncated` say what is known of the rows before training.
-2. *Model.* `load_model` loads the backbone as `auto_class` with the changes of `config`.
+   `strata` makes splits stratified and `alike` keeps rows together, `check` and `class_weights` look at the
+   finished task. `describe_rows`, `constant`, `remarks` and `truncated` say what is known of the rows before
+   training.
+2. *Model.* `refused` says which backbones it is not for. `load_model` loads the backbone as `auto_class` with
+   the changes of `config`.
 3. *Training.* `encode` makes an `EncodedSplit` (a subclass of it may collate in its own way), `encode_splits`
-   those of a whole task, and `loss` says what is minimised. `logits_of` takes the logits from what the model
-   returns.
+   those of a whole task, and `loss` says what is minimised. `inputs` adds to a batch what a model reads
+   beside it, and `logits_of` takes the logits from what the model returns.
 4. *Scores.* `outputs` gives what is kept of each row, `decisions` what metrics compare with labels, and
    `breakdown` what `autopeft evaluate` shows beside the score. Where a metric compares generated texts,
    `generate` writes them and `with_texts` puts them to what is kept; `trial_metric` says what stands for
@@ -41,7 +43,6 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -56,6 +57,7 @@ from autopeft.errors import AutoPEFTError, TaskError
 from autopeft.tasks.kinds.breakdown import Breakdown
 from autopeft.tasks.kinds.loss import Loss
 from autopeft.tasks.kinds.metric import Metric, pseudo_values
+from autopeft.tasks.kinds.on_backbones import OnBackbones
 from autopeft.tasks.kinds.writing import Writing
 from autopeft.tasks.table import (
     ColumnNames,
@@ -82,8 +84,9 @@ _SCORED: tuple[SplitName, ...] = ("select", "test")
 _log = logging.getLogger("autopeft")
 
 
-class TaskKind(Writing, ABC):
-    """A kind of task; see the top of this file, and `Writing` for models that write texts.
+class TaskKind(OnBackbones, Writing, ABC):
+    """A kind of task; see the top of this file, `OnBackbones` for what backbones have to be and to compute,
+    and `Writing` for models that write texts.
 
     Attributes:
         name: under which it is registered; manifests and exports hold it.
@@ -95,8 +98,8 @@ class TaskKind(Writing, ABC):
             (language models), which is then left as it was trained.
         pooled: whether the head reads one position of each row, so that the last layer may be computed for
             that position alone. Which position is found by trying.
-        tokenwise_trunk: whether the states below the head depend on the row's tokens in `EncodedSplit.ids`
-            alone, one for each token, so that they may be kept and used again.
+        tokenwise_trunk: whether the states below the head depend on the row's tokens alone, one for each that
+            a stack reads (see `EncodedSplit.offsets_of`), so that they may be kept and used again.
         causal: whether a batch is rows of tokens and labels (B, L), each of which is predicted from those
             before it, so that what all rows begin with may be computed once.
         peft_task_type: `task_type` in the format of Hugging Face peft; `None`: by the model's class.
@@ -165,6 +168,10 @@ class TaskKind(Writing, ABC):
     @abstractmethod
     def strata(self, labels: Sequence[Any]) -> list[int]:
         """The stratum of each row; splits and subsets have nearly the shares of the whole."""
+
+    def alike(self, rows: Split) -> list[str]:
+        """A text for each row; rows with equal ones never part when splits are cut."""
+        return list(rows.texts)
 
     def check(self, name: str, train: Split, names: Sequence[str]) -> None:
         """Look at the training rows of a finished task.
@@ -329,27 +336,6 @@ class TaskKind(Writing, ABC):
     @abstractmethod
     def loss(self, names: Sequence[str], class_weights: Sequence[float] | None = None) -> Loss:
         """What is minimised."""
-
-    def logits_of(self, output: Any) -> Tensor:
-        """The logits (rows, …) in what a forward without labels returns."""
-        logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
-        return logits
-
-    def reading(self, model: torch.nn.Module, batch: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
-        """What is entered around each forward whose logits go to the loss or to `outputs`; a kind may narrow
-        there what the model computes, such as its head to the positions that carry loss. The logits are then
-        of that form. Nothing is by default; checks of shortcuts compare forwards without it.
-
-        Args:
-            model: that will run.
-            batch: as `EncodedSplit.collate` made it, or some of its rows.
-        """
-        return nullcontext()
-
-    def average(self) -> Callable[[Tensor, int], Tensor] | None:
-        """The mean of logits over a dimension, as logits of the mean prediction: for models that stand for
-        several (ensembles, posteriors). `None`: the log of the mean softmax, of a single column its mean."""
-        return None
 
     # Scores
     # --------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ examples have. A plain text is one message of the assistant's that nobody asked 
 
 Layouts: `messages` (OpenAI; also in TRL), `conversations` (ShareGPT: `from` and `value`), a prompt and a
 completion under their usual names, `instruction`, `input` and `output` (Alpaca, whose `input` may be empty),
-and `text`.
+a source and a target (see `PAIRS`), and `text`.
 """
 
 from __future__ import annotations
@@ -28,16 +28,20 @@ from autopeft.tasks.table import (
     number_of,
     refuse_rows,
 )
+from autopeft.tasks.translations import language_columns
 
 __all__ = [
     "ANSWERS",
     "CHATS",
+    "MESSAGES",
+    "PAIRS",
     "PROMPTS",
     "Conversation",
     "asked_columns",
     "asked_of",
     "conversation_columns",
     "is_chat",
+    "pair_columns",
     "problems_of",
     "read_conversations",
     "sureness",
@@ -52,10 +56,18 @@ PROMPTS = ("prompt", "instruction", "question", "query")
 """Names of columns that hold what is asked."""
 ANSWERS = ("completion", "response", "output", "answer")
 """Names of columns that hold what shall be answered."""
+PAIRS = (
+    ("source", "target"), ("src", "tgt"), ("input", "output"), ("input_text", "target_text"),
+    ("text", "summary"), ("document", "summary"), ("dialogue", "summary"), ("article", "summary"),
+    ("article", "highlights"),
+)  # fmt: skip
+"""Names of columns that hold a source and its target; a column `translation` has a column for each language
+(see `autopeft.tasks.translations`), of which the first is the source."""
 _TEXTS = ("text", "content")
 _CLASSES = ("label", "labels", "target", "class", "category", "sentiment", "score", "rating", "gold_label")
 _INPUT = "input"  # Alpaca's column of what an instruction is about
-_MESSAGES = "messages"
+MESSAGES = "messages"
+"""The field of rows that holds their messages."""
 _SHAREGPT = {"human": "user", "gpt": "assistant"}
 _ROLES = ("system", "user", "assistant")
 _PLENTY = 20  # different values that classes may have in any data
@@ -95,21 +107,51 @@ def conversation_columns(table: Table, named: ColumnNames) -> Columns:
         if whole is not None:
             return Columns(whole, None, None)
     if text is None:
-        text = _first(lower, PROMPTS)
-        label = label or (None if text is None else _first(lower, ANSWERS))
-        if text is None or label is None:
-            text = _first(lower, _TEXTS)
+        text, label = _obvious(table, lower, label)
     elif label is None and not is_chat(table, text):
-        label = _first(lower, ANSWERS)
+        label = _target_of(table, text) or _first(lower, ANSWERS)
     if text is None:
         raise DataError(
             f"{table.where} has no column with an obvious name for conversations ({', '.join(CHATS[:2])}), "
-            f"prompts and answers (prompt, completion) or texts; it has {listed(list(table.columns))}. Name "
-            "that of prompts with --text and that of answers with --label."
+            "prompts and answers (prompt, completion), sources and targets (source, target) or texts; it has "
+            f"{listed(list(table.columns))}. Name that of prompts with --text and that of answers with "
+            "--label."
         )
     if text == label:
         raise DataError(f"One column of {table.where} cannot be prompt and answer at once: {text!r}.")
     return Columns(text, None, label)
+
+
+def _obvious(table: Table, lower: Mapping[str, str], label: str | None) -> tuple[str | None, str | None]:
+    """What is asked and what is answered, by their names; an answer that was named stays."""
+    text = _first(lower, PROMPTS)
+    found = label or (None if text is None else _first(lower, ANSWERS))
+    if text is not None and found is not None:
+        return text, found
+    pair = pair_columns(table, label)
+    return pair or (_first(lower, _TEXTS), label)
+
+
+def pair_columns(table: Table, label: str | None = None) -> tuple[str, str] | None:
+    """The columns of sources and targets, where they have obvious names; `None` where they have not.
+
+    Args:
+        label: the column of targets, where it is known.
+    """
+    lower = {name.lower(): name for name in reversed(list(table.columns))}
+    known = [(lower[a], lower[b]) for a, b in PAIRS if a in lower and b in lower]
+    languages = language_columns(table)
+    known += [(a, b) for a in languages[:1] for b in languages[1:2]]
+    known += [(a, b) for a in languages for b in languages if a != b and b == label]
+    return next((pair for pair in known if label in (None, pair[1])), None)
+
+
+def _target_of(table: Table, text: str) -> str | None:
+    """The column of targets beside one of sources."""
+    lower = {name.lower(): name for name in reversed(list(table.columns))}
+    known = [lower[b] for a, b in PAIRS if a == text.lower() and b in lower]
+    others = [name for name in language_columns(table) if name != text]
+    return next(iter(known), others[0] if text in language_columns(table) and len(others) == 1 else None)
 
 
 def asked_columns(table: Table, named: ColumnNames) -> Columns:
@@ -120,17 +162,21 @@ def asked_columns(table: Table, named: ColumnNames) -> Columns:
     """
     check_named(table, (("--text-column", named.text), ("--label", named.label)))
     lower = {name.lower(): name for name in reversed(list(table.columns))}
-    text = named.text or _first(lower, (*CHATS, *PROMPTS, *_TEXTS))
+    known = (*CHATS, *PROMPTS, *dict.fromkeys(source for source, _ in PAIRS), *_TEXTS)
+    text = named.text or _first(lower, known) or next(iter(language_columns(table)), None)
     if text is None:
         raise DataError(
             f"{table.where} has no column with an obvious name for what is asked ({', '.join(CHATS[:2])}, "
-            f"{', '.join(PROMPTS)}, {_TEXTS[0]}); it has {listed(list(table.columns))}. Name it with "
+            f"{', '.join(PROMPTS)}, source, {_TEXTS[0]}); it has {listed(list(table.columns))}. Name it with "
             "--text-column (text_column=…)."
         )
     if named.label is not None or is_chat(table, text):
         return Columns(text, None, named.label)
+    target = _target_of(table, text)
+    if target is not None or text.lower() in _TEXTS:
+        return Columns(text, None, target)
     answers = _first(lower, ANSWERS)
-    return Columns(text, None, None if answers == text or text.lower() in _TEXTS else answers)
+    return Columns(text, None, None if answers == text else answers)
 
 
 def _first(lower: Mapping[str, str], known: Sequence[str]) -> str | None:
@@ -142,12 +188,15 @@ def is_chat(table: Table, column: str) -> bool:
     return any(_is_list(value) for value in table.columns[column])
 
 
-def sureness(tables: Mapping[str, Table], named: ColumnNames) -> float:
+def sureness(tables: Mapping[str, Table], named: ColumnNames, *, plain: bool = True) -> float:
     """How surely tables are conversations, from 0 to 1; see `autopeft.tasks.TaskKind.claim`.
 
-    Lists of messages are nothing else. Prompts with answers are claimed where no column has the name of
-    classes, or where the answers that were named are as many texts as no classes are. Texts alone are claimed
-    where there is no other column.
+    Lists of messages are nothing else. Prompts with answers are claimed where no other column has the name of
+    classes, or where the answers that were named are as many texts as no classes are, or a translation. Texts
+    alone are claimed where there is no other column, if they are wanted.
+
+    Args:
+        plain: whether texts alone are.
     """
     train = tables["train"]
     try:
@@ -157,8 +206,11 @@ def sureness(tables: Mapping[str, Table], named: ColumnNames) -> float:
     if is_chat(train, chosen.text):
         return 0.9
     if chosen.label is None:
-        return 0.5 if list(train.columns) == [chosen.text] and named.text is None else 0.0
-    if named.label is None and not any(name.lower() in _CLASSES for name in train.columns):
+        alone = plain and list(train.columns) == [chosen.text] and named.text is None
+        return 0.5 if alone else 0.0
+    if named.label is None and not any(n.lower() in _CLASSES for n in train.columns if n != chosen.label):
+        return 0.9
+    if chosen.label in language_columns(train):
         return 0.9
     return 0.9 if named.label is not None and _free_text(train.columns[chosen.label]) else 0.0
 
@@ -196,7 +248,7 @@ def read_conversations(table: Table, columns: Columns, *, asked: bool = False, p
         refuse_rows(table, column, what, [i for i, problem in found.items() if problem == what])
     inputs = _inputs(table, columns, asked=asked)
     messages = [_conversation(value, plain=plain) for value in _rows(table, columns, asked=asked)]
-    fields: dict[str, list[Any]] = {_MESSAGES: messages}
+    fields: dict[str, list[Any]] = {MESSAGES: messages}
     if inputs is not None:
         fields[inputs] = list(table.columns[inputs])
     return RawRows(

@@ -1,125 +1,36 @@
-"""What kinds of tasks have in common whose model is a language model."""
+"""What kinds of tasks have in common whose model is a decoder alone."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM
 
-from autopeft.assets import ModelSource, load_config, resolve_model, unquantized
-from autopeft.backbones import spec_of
-from autopeft.errors import UsageError
-from autopeft.tasks.kinds.contract import TaskKind
-from autopeft.tasks.kinds.likelihoods import AnswerLoss, read_alone
-from autopeft.tasks.kinds.loss import Loss
-from autopeft.tasks.table import RawRows
+from autopeft.tasks.kinds.language_model import LanguageModel
 
 if TYPE_CHECKING:
-    from autopeft.tasks.split import Split
+    from autopeft.spec import BackboneSpec
 
 __all__ = ["Decoder"]
 
 
-class Decoder(TaskKind):
-    """A kind that trains the likelihood of answers, with the head that the backbone brings."""
+class Decoder(LanguageModel):
+    """A kind for decoders, which read prompt and answer as one sequence."""
 
     auto_class = AutoModelForCausalLM
-    new_head = False
-    pooled = False
     peft_task_type = "CAUSAL_LM"
 
-    def encode_labels(
-        self, parts: Sequence[RawRows], order: Sequence[str] = ()
-    ) -> tuple[tuple[str, ...], list[list[Any]]]:
-        """The answers as they are."""
-        return (), [list(part.labels) for part in parts]
-
-    # Model
-    # --------------------------------------------------------------------------------------------------
-
-    def num_labels(self, names: Sequence[str]) -> int:
-        """None: the vocabulary is the backbone's."""
-        return 0
-
-    def config(self, names: Sequence[str]) -> dict[str, Any]:
-        """Nothing is set."""
-        return {}
-
-    def names_in(self, config: Any) -> tuple[str, ...] | None:
-        """`None`: a configuration does not say what is done with a backbone."""
-        return None
-
-    def load_model(
-        self,
-        source: ModelSource | str,
-        names: Sequence[str],
-        *,
-        seed: int = 0,
-        dtype: torch.dtype = torch.float32,
-    ) -> PreTrainedModel:
-        """See `TaskKind.load_model`.
-
-        Raises:
-            UsageError: the backbone reads texts in both directions, so that each token would see itself.
-        """
-        found = resolve_model(source) if isinstance(source, str) else source
-        name = found.alias or found.path
-        if not all(stack.causal for stack in spec_of(unquantized(load_config(found), name)).stacks):
-            raise UsageError(
-                f"{name!r} is no language model: its layers see the tokens that are to be predicted. Take a "
-                "decoder such as smollm2-135m (--model)."
-            )
-        return super().load_model(found, names, seed=seed, dtype=dtype)
-
-    # Training
-    # --------------------------------------------------------------------------------------------------
-
-    def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:
-        return float(np.mean(self.cut_rows(rows, tokenizer, max_length))) if len(rows) else 0.0
-
-    @abstractmethod
-    def cut_rows(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> NDArray[np.bool_]:
-        """Whether `encode` cuts each row, (rows,)."""
-
-    def with_examples(
-        self, rows: Split, examples: Split, tokenizer: PreTrainedTokenizerBase, max_length: int
-    ) -> Split | None:
-        """Examples are earlier turns of the conversation; `None` where a row or an example is a text that
-        nobody asked for."""
-        if not self.asks(rows) or not self.asks(examples):
+    def refused(self, spec: BackboneSpec, model: str) -> str | None:
+        """See `TaskKind.refused`: in layers that see both directions each token would see itself."""
+        if all(stack.causal for stack in spec.stacks):
             return None
-        left, order = np.arange(len(rows)), list[int]()
-        found = rows.take([])
-        for count in range(len(examples), -1, -1):
-            if not len(left):
-                break
-            last = examples.take(range(len(examples) - count, len(examples)))
-            part = self._before(rows.take(left), last)
-            fits = ~self.cut_rows(part, tokenizer, max_length) | (count == 0)
-            taken = part.take(np.flatnonzero(fits))
-            found = found.joined(taken) if order else taken
-            order += left[fits].tolist()
-            left = left[~fits]
-        return found.take(np.argsort(order))
-
-    @abstractmethod
-    def asks(self, rows: Split) -> bool:
-        """Whether each row asks for its answer."""
-
-    @abstractmethod
-    def _before(self, rows: Split, examples: Split) -> Split:
-        """The rows with all of these examples before what is asked."""
-
-    def loss(self, names: Sequence[str], class_weights: Sequence[float] | None = None) -> Loss:
-        return AnswerLoss()
-
-    def reading(self, model: torch.nn.Module, batch: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
-        """Only positions that predict a learnt token go through the vocabulary's projection."""
-        return read_alone(model, batch["labels"]) if "labels" in batch else nullcontext()
+        if spec.encoder_decoder:
+            return (
+                f"{model!r} is an encoder-decoder, and {self.name} is for decoders: sources with targets are "
+                "learnt by it with --kind seq2seq (kind='seq2seq'); or take a decoder such as smollm2-135m "
+                "(--model)."
+            )
+        return (
+            f"{model!r} is no language model: its layers see the tokens that are to be predicted. Take a "
+            "decoder such as smollm2-135m (--model)."
+        )

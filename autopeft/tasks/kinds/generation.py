@@ -1,4 +1,4 @@
-"""Texts that a language model writes: prompts in batches, padded on the left, token after token."""
+"""Texts that a language model writes, token after token: behind prompts, or to what its encoder reads."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from autopeft.hybrid.prediction import predictive, several_models
 
 __all__ = ["Generation", "generate", "room_of"]
 
+_MOST_BEAMS = 100
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -31,6 +33,7 @@ class Generation:
             divided by it.
         top_p: tokens are drawn among the most probable ones that have this probability together.
         seed: of the draws.
+        beams: texts that are followed side by side, of which the most probable is taken; 1 for none.
 
     Raises:
         UsageError: a value is out of range.
@@ -40,6 +43,7 @@ class Generation:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    beams: int = 1
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
@@ -48,6 +52,13 @@ class Generation:
             raise UsageError(f"temperature is a number from 0, but got {self.temperature}.")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p lies above 0, at most 1, but got {self.top_p}.")
+        if not 1 <= self.beams <= _MOST_BEAMS:
+            raise UsageError(f"beams is from 1 to {_MOST_BEAMS}, but got {self.beams}.")
+        if self.beams > 1 and self.temperature:
+            raise UsageError(
+                f"Beams follow the most probable texts and draw nothing, but got beams={self.beams} and "
+                f"temperature={self.temperature}; leave one of them out."
+            )
 
 
 def generate(
@@ -65,10 +76,12 @@ def generate(
 ) -> list[list[int]]:
     """The tokens that a model writes behind each prompt, up to what ends an answer, which is left out.
 
-    Prompts are padded on the left, and their positions count from their own first token. Keys and values of
-    earlier tokens are kept where all that is attached works so. Else each token reads the whole row anew:
-    under a composition that looks at the sequence as a whole, and where a hybrid stands for several models,
-    whose mean distribution is written from (see `autopeft.hybrid.predictive`).
+    Prompts are padded on the left, and their positions count from their own first token. An encoder reads
+    them padded on the right, and its decoder begins as the model's own configuration says
+    (`decoder_start_token_id`, `forced_bos_token_id`). Keys and values of earlier tokens are kept where all
+    that is attached works so. Else each token reads the whole row anew: under a composition that looks at the
+    sequence as a whole, and where a hybrid stands for several models, whose mean distribution is written from
+    (see `autopeft.hybrid.predictive`).
 
     Args:
         model: in eval mode.
@@ -78,7 +91,7 @@ def generate(
         pad: token that the rows are filled with.
         begin: token that stays in front of a prompt that is cut.
         mean: see `predictive`.
-        streamer: is told each token of a single prompt (a `BaseStreamer` of transformers).
+        streamer: is told each token of a single prompt (a `BaseStreamer` of transformers); not of beams.
 
     Raises:
         UsageError: the model cannot generate.
@@ -86,20 +99,63 @@ def generate(
     live: Any = model
     if not getattr(live, "can_generate", lambda: False)():
         raise UsageError(f"{type(model).__name__} cannot generate: it is no language model.")
-    new = how.max_new_tokens or most
-    prompts, new = _within(prompts, new, room_of(model), begin)
+    new, encodes = how.max_new_tokens or most, _encodes(live)
+    room = room_of(model)
+    prompts, new = _apart(prompts, new, room) if encodes else _within(prompts, new, room, begin)
     width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=device)
+    filled = [_padded(list(row), width, pad, right=encodes) for row in prompts]
+    ids = torch.tensor([row for row, _ in filled], device=device)
+    mask = torch.tensor([inside for _, inside in filled], device=device)
     config = GenerationConfig(
         max_new_tokens=new,
-        num_beams=1,
+        num_beams=how.beams,
         pad_token_id=pad,
         eos_token_id=list(ends) or None,
         **_sampling(how),
+        **(_beginning(live) if encodes else {}),
     )
-    written = _run(live, {"input_ids": ids, "attention_mask": mask}, config, mean, streamer)[:, width:]
-    return [_ended(row, ends) for row in written.tolist()]
+    written = _run(live, {"input_ids": ids, "attention_mask": mask}, config, mean, streamer)
+    return [_ended(row, ends) for row in written[:, 1 if encodes else width :].tolist()]
+
+
+def _encodes(model: Any) -> bool:
+    """Whether prompts go to an encoder."""
+    return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def _padded(row: list[int], width: int, pad: int, *, right: bool) -> tuple[list[int], list[int]]:
+    """A row with what it is filled with, and its mask."""
+    more, inside = [pad] * (width - len(row)), [1] * len(row)
+    outside = [0] * len(more)
+    return (row + more, inside + outside) if right else (more + row, outside + inside)
+
+
+def _beginning(model: Any) -> dict[str, Any]:
+    """What a decoder begins with.
+
+    Raises:
+        UsageError: the model does not know it.
+    """
+    said = [getattr(own, "decoder_start_token_id", None) for own in (model.generation_config, model.config)]
+    start = next((token for token in said if token is not None), None)
+    if start is None:
+        raise UsageError(
+            f"{type(model).__name__} does not know what its decoder begins with; set decoder_start_token_id "
+            "in its config.json."
+        )
+    forced = getattr(model.generation_config, "forced_bos_token_id", None)
+    return {"decoder_start_token_id": start, **({} if forced is None else {"forced_bos_token_id": forced})}
+
+
+def _apart(prompts: Sequence[Sequence[int]], new: int, room: int | None) -> tuple[list[list[int]], int]:
+    """Prompts and number of new tokens that fit the positions of an encoder and of a decoder, each by itself.
+    A prompt that is too long keeps its last token, which ends it."""
+    if room is None:
+        return [list(row) for row in prompts], new
+    if cut := sum(len(row) > room for row in prompts):
+        warn_once(f"{cut:,} texts of more than {room} tokens lose their end: the model has {room} positions.")
+    found = [list(row) if len(row) <= room else [*row[: room - 1], row[-1]] for row in prompts]
+    return found, min(new, room - 1)
 
 
 def room_of(model: nn.Module) -> int | None:
@@ -155,7 +211,7 @@ def _run(model: Any, inputs: dict[str, Tensor], config: GenerationConfig, mean: 
             return _call(model, inputs, config, cached=True, streamer=streamer)
         except CompositionError:  # what looks at the whole sequence says so at the second token
             pass
-    with _mean_of_models(model, mean) if several else nullcontext():
+    with _mean_of_models(model, mean, inputs["input_ids"]) if several else nullcontext():
         return _call(model, inputs, config, cached=False, streamer=streamer)
 
 
@@ -182,13 +238,17 @@ def _call(
 
 
 @contextmanager
-def _mean_of_models(model: Any, mean: Any) -> Iterator[None]:
-    """Within, a forward gives the logits of its last position on the mean over what the hybrid stands for."""
+def _mean_of_models(model: Any, mean: Any, read: Tensor) -> Iterator[None]:
+    """Within, a forward gives the logits of its last position on the mean over what the hybrid stands for.
+    Each of the models has an encoder of its own, which reads `read` (B, L) again."""
     plain, own = model.forward, vars(model).get("forward")
 
     @wraps(plain)
     def forward(*args: Any, **kwargs: Any) -> Any:
         outputs: list[Any] = []
+        encoded = kwargs.pop("encoder_outputs", None)
+        if encoded is not None:  # beams of a row are neighbours
+            kwargs["input_ids"] = read.repeat_interleave(len(encoded[0]) // len(read), dim=0)
 
         def run() -> Tensor:
             outputs.append(plain(*args, **kwargs))

@@ -23,47 +23,58 @@ __all__ = ["LIKELIHOOD", "TOKEN_ACCURACY", "AnswerLoss", "read_alone", "row_like
 Numbers = NDArray[Any]
 
 
-def _reading(labels: Tensor) -> Tensor:
-    """The positions (B, L) whose logits predict a learnt token: those before it."""
-    read = torch.zeros_like(labels, dtype=torch.bool)
-    read[:, :-1] = labels[:, 1:] != IGNORED
+def _reading(labels: Tensor, ahead: int) -> Tensor:
+    """The positions (B, L) whose logits predict a learnt token, which stands `ahead` positions after."""
+    read = labels != IGNORED
+    if ahead:
+        read = torch.zeros_like(read)
+        read[:, :-ahead] = labels[:, ahead:] != IGNORED
     return read
 
 
-def _read(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _read(logits: Tensor, labels: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
     """Logits (N, vocabulary) in fp32 of the N learnt tokens, and these (N,)."""
     if logits.ndim == 3:
-        logits = logits[_reading(labels)]
-    wanted = labels[:, 1:]
+        logits = logits[_reading(labels, ahead)]
+    wanted = labels[:, ahead:]
     return logits.float(), wanted[wanted != IGNORED]
 
 
 class AnswerLoss(Loss):
     """Cross-entropy of each learnt token given those before it, divided by their number: the loss of
-    transformers for labels that are -100 elsewhere, exact over micro-batches."""
+    transformers for labels that are -100 elsewhere, exact over micro-batches.
+
+    Args:
+        ahead: 1 where a model reads what it predicts, as decoders do: the logits at a token are of the next
+            one. 0 where a decoder's inputs are the labels moved by one, so that both stand at one place.
+    """
+
+    def __init__(self, ahead: int = 1) -> None:
+        self.ahead = ahead
 
     def total(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Of logits (B, L, vocabulary), or (N, vocabulary) of the positions that predict the N learnt tokens
         of labels (B, L) (see `read_alone`), row after row."""
-        return F.cross_entropy(*_read(logits, labels), reduction="sum")
+        return F.cross_entropy(*_read(logits, labels, self.ahead), reduction="sum")
 
     def each(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Of each row the mean over its learnt tokens; 0 where it has none."""
-        logits, wanted = _read(logits, labels)
-        read = _reading(labels)
+        logits, wanted = _read(logits, labels, self.ahead)
+        read = _reading(labels, self.ahead)
         rows, counts = read.nonzero()[:, 0], read.sum(dim=1).clamp(min=1)
         losses = F.cross_entropy(logits, wanted, reduction="none")
         return losses.new_zeros(len(labels)).index_add(0, rows, losses) / counts
 
     def weight(self, labels: Tensor) -> float:
         """The learnt tokens that something predicts; 1 where there are none, and nothing is lost."""
-        return float(max(1, int((labels[:, 1:] != IGNORED).sum())))
+        return float(max(1, int((labels[:, self.ahead :] != IGNORED).sum())))
 
 
 @contextmanager
-def read_alone(model: nn.Module, labels: Tensor) -> Iterator[None]:
+def read_alone(model: nn.Module, labels: Tensor, ahead: int = 1) -> Iterator[None]:
     """Within, the vocabulary's projection computes the positions alone that predict a learnt token of labels
-    (B, L): logits are (N, vocabulary). At 135M parameters that matrix is the largest part of a step.
+    (B, L): logits are (N, vocabulary). At 135M parameters that matrix is the largest part of a step. `ahead`
+    is as in `AnswerLoss`.
 
     Raises:
         UsageError: the model has no such projection.
@@ -73,7 +84,7 @@ def read_alone(model: nn.Module, labels: Tensor) -> Iterator[None]:
         raise UsageError(
             f"{type(model).__name__} has no projection to a vocabulary: it is no language model."
         )
-    read = _reading(labels)
+    read = _reading(labels, ahead)
 
     def narrowed(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0][read], *args[1:])
@@ -85,13 +96,13 @@ def read_alone(model: nn.Module, labels: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def row_likelihoods(logits: Tensor, labels: Tensor) -> Numbers:
+def row_likelihoods(logits: Tensor, labels: Tensor, ahead: int = 1) -> Numbers:
     """Of each row the sum of the negative log-likelihoods of its learnt tokens, their number, and how many of
     them are the most probable, (rows, 3) in float64; arguments as of `AnswerLoss.total`."""
-    logits, wanted = _read(logits, labels)
+    logits, wanted = _read(logits, labels, ahead)
     losses = F.cross_entropy(logits, wanted, reduction="none").double().cpu().numpy()
     right = (logits.argmax(dim=-1) == wanted).cpu().numpy()
-    rows = _reading(labels).nonzero()[:, 0].cpu().numpy()
+    rows = _reading(labels, ahead).nonzero()[:, 0].cpu().numpy()
     counted = [
         np.bincount(rows, weights=w, minlength=len(labels)) for w in (losses, np.ones(len(rows)), right)
     ]

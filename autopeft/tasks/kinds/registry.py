@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from autopeft.errors import DataError, TaskError
 from autopeft.plugins import Registry, import_modules
+from autopeft.spec import BackboneSpec
 from autopeft.tasks.kinds.contract import TaskKind
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.table import ColumnNames, Table
@@ -24,6 +25,7 @@ __all__ = [
     "get_metric",
     "kind_names",
     "kind_of_model",
+    "kind_on",
     "kinds_of",
     "metrics_of",
     "register_kind",
@@ -232,10 +234,19 @@ def kinds_of(metric: str) -> tuple[str, ...]:
 
 
 def choose_kind(
-    tables: Mapping[str, Table], named: ColumnNames, *, kind: str | None = None, metric: str | None = None
+    tables: Mapping[str, Table],
+    named: ColumnNames,
+    *,
+    kind: str | None = None,
+    metric: str | None = None,
+    backbone: BackboneSpec | None = None,
 ) -> TaskKind:
     """The kind of a user's tables: the one that was named; else, of those that the metric scores, the one
-    that claims the tables most surely.
+    that claims the tables most surely. Where the backbone cannot be trained on it, another one that learns
+    the same rows takes its place (see `kind_on`).
+
+    Args:
+        backbone: that will be trained, where it is known.
 
     Raises:
         TaskError: there is no such kind.
@@ -253,4 +264,19 @@ def choose_kind(
         raise DataError(
             f"{tables['train'].where} could be of the kinds {' and '.join(best)}: say which with --kind."
         )
-    return get_kind(best[0])
+    return kind_on(backbone, get_kind(best[0]), tables, named)
+
+
+def kind_on(
+    backbone: BackboneSpec | None, kind: TaskKind, tables: Mapping[str, Table], named: ColumnNames
+) -> TaskKind:
+    """The kind itself, or where a backbone cannot be trained on it another one that learns the same of rows
+    (`TaskKind.learns`), claims the tables and takes the backbone. Where there is none, loading the backbone
+    says why it cannot be trained."""
+    if backbone is None or kind.learns is None or kind.refused(backbone, "") is None:
+        return kind
+    for name in kind_names():
+        other = get_kind(name)
+        if other.learns == kind.learns and other.refused(backbone, "") is None and other.claim(tables, named):
+            return other
+    return kind

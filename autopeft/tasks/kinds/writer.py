@@ -68,9 +68,12 @@ class Writer:
             begin=self.tokenizer.bos_token_id,
             mean=self._mean,
             device=device,
-            streamer=None if told is None else _Pieces(self.tokenizer, told, self.end),
+            streamer=_Pieces(self.tokenizer, told, self.end) if told is not None and how.beams == 1 else None,
         )
-        return [self._text(tokens) for tokens in found]
+        texts = [self._text(tokens) for tokens in found]
+        if told is not None and how.beams > 1:  # none is the most probable before the end
+            told(texts[0])
+        return texts
 
     def _text(self, tokens: Sequence[int]) -> str:
         text = str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))

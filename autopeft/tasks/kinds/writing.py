@@ -26,12 +26,14 @@ class Writing:
 
     Attributes:
         writes: whether its models answer with texts that they generate.
+        turns: whether they read a conversation of several turns; else each message is answered by itself.
     """
 
     name: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]]
     default_metric: ClassVar[str]
     writes: ClassVar[bool] = False
+    turns: ClassVar[bool] = True
 
     def trial_metric(self, metric: Metric) -> Metric:
         """What trials of a search are scored by, and a training in its course: the metric itself, or where it

@@ -141,17 +141,20 @@ class Trunk:
             _log.info("hidden states are not kept any more: %s", error or "they are beyond fp16")
             self._stores[id(split)] = None
             return None
-        flat, inside = split.layout(rows, device)
-        return {stack: store.gather(flat, inside).to(device, self.dtype) for stack, store in stores.items()}
+        return {
+            stack: store.gather(*split.layout(rows, device, stack)).to(device, self.dtype)
+            for stack, store in stores.items()
+        }
 
     def _fill(self, split: EncodedSplit, rows: NDArray[np.int64], stores: dict[str, StateStore]) -> None:
         """Rows of one length together, without padding: what is stored must not depend on the batch that a
         row was first seen in, or a trial would depend on those before it. Without padding a row's arithmetic
         is the same in any company of its length."""
         wanted = np.unique(np.concatenate([store.missing(rows) for store in stores.values()]))
-        lengths = split.offsets[wanted + 1] - split.offsets[wanted]
-        for length in np.unique(lengths):
-            alike = wanted[lengths == length]
+        # Of a decoder with a side of its own the states depend on the lengths of both.
+        lengths = np.stack([np.diff(split.offsets_of(stack))[wanted] for stack in stores], axis=1)
+        for length in np.unique(lengths, axis=0):
+            alike = wanted[(lengths == length).all(axis=1)]
             batch = split.collate(alike)
             found = self.compute({k: v.to(self.device) for k, v in batch.items()})
             for stack, store in stores.items():
@@ -160,7 +163,7 @@ class Trunk:
 
     def _open(self, split: EncodedSplit) -> dict[str, StateStore] | None:
         if id(split) not in self._stores:
-            opened = {level.stack: _store(split, self._identity(level), level.width) for level in self.levels}
+            opened = {level.stack: _store(split, self._identity(level), level) for level in self.levels}
             whole = {stack: store for stack, store in opened.items() if store is not None}
             self._stores[id(split)] = whole if len(whole) == len(opened) else None
         return self._stores[id(split)]
@@ -240,12 +243,12 @@ def _instead(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]
 _OPEN: OrderedDict[tuple[str, str], StateStore] = OrderedDict()
 
 
-def _store(split: EncodedSplit, identity: dict[str, Any], width: int) -> StateStore | None:
+def _store(split: EncodedSplit, identity: dict[str, Any], level: Level) -> StateStore | None:
     key = (split.fingerprint, json.dumps(identity, sort_keys=True))
     if key in _OPEN and not _OPEN[key].folder.exists():
         del _OPEN[key]  # removed meanwhile to make room: what would be added to it is lost
     if key not in _OPEN:
-        store = open_store(split, identity, width)
+        store = open_store(split, identity, level.width, level.stack)
         if store is None:
             return None
         _OPEN[key] = store

@@ -117,7 +117,9 @@ def _write_at(file: Any, content: bytes, offset: int) -> None:
         content, offset = content[written:], offset + written
 
 
-def open_store(split: EncodedSplit, identity: dict[str, Any], width: int) -> StateStore | None:
+def open_store(
+    split: EncodedSplit, identity: dict[str, Any], width: int, stack: str = "encoder"
+) -> StateStore | None:
     """The store of a split's states, made where there is none; `None` where there is no room for one.
 
     Stores that were not used for longest are removed where the limit asks for it; who has them mapped keeps
@@ -127,26 +129,30 @@ def open_store(split: EncodedSplit, identity: dict[str, Any], width: int) -> Sta
         split: the rows.
         identity: all that the states depend on beside the rows.
         width: values of one state.
+        stack: whose states they are (see `EncodedSplit.offsets_of`).
 
     Raises:
         UsageError: the limit is no size.
     """
     limit = size_limit()
-    size = int(split.offsets[-1]) * width * 2 + len(split) * 4
+    offsets = split.offsets_of(stack)
+    size = sum(_sizes(offsets, width).values())
     if not limit:
         return None
     text = json.dumps([_FORMAT, width, split.fingerprint, identity], sort_keys=True)
     try:
         root = cache_folder("trunk")
         folder = root / hashlib.sha256(text.encode()).hexdigest()
-        if not _sound(folder, split, width) and not make_room(root, size, limit):
+        if not _sound(folder, offsets, width) and not make_room(root, size, limit):
             _log.info("no room for %d MB of hidden states; they are computed anew", size >> 20)
             return None
-        if not _sound(folder, split, width):
-            publish(folder, lambda made: _fill(made, split, width), lambda made: _sound(made, split, width))
+        if not _sound(folder, offsets, width):
+            publish(
+                folder, lambda made: _fill(made, offsets, width), lambda made: _sound(made, offsets, width)
+            )
         if (folder / "refused").exists():
             return None
-        return StateStore(folder, split.offsets, width)
+        return StateStore(folder, offsets, width)
     except (OSError, AssetError) as error:
         # A full disk, a cache that cannot be written, or a store that another process removed in between:
         # training does not need it.
@@ -154,18 +160,18 @@ def open_store(split: EncodedSplit, identity: dict[str, Any], width: int) -> Sta
         return None
 
 
-def _fill(folder: Path, split: EncodedSplit, width: int) -> None:
-    for name, size in _sizes(split, width).items():
+def _fill(folder: Path, offsets: Rows, width: int) -> None:
+    for name, size in _sizes(offsets, width).items():
         with (folder / name).open("wb") as file:
             file.truncate(size)  # sparse: takes room as rows come in
 
 
-def _sound(folder: Path, split: EncodedSplit, width: int) -> bool:
+def _sound(folder: Path, offsets: Rows, width: int) -> bool:
     try:
-        return all((folder / n).stat().st_size == size for n, size in _sizes(split, width).items())
+        return all((folder / n).stat().st_size == size for n, size in _sizes(offsets, width).items())
     except OSError:
         return False
 
 
-def _sizes(split: EncodedSplit, width: int) -> dict[str, int]:
-    return {"states": int(split.offsets[-1]) * width * 2, "sums": len(split) * 4}
+def _sizes(offsets: Rows, width: int) -> dict[str, int]:
+    return {"states": int(offsets[-1]) * width * 2, "sums": (len(offsets) - 1) * 4}

@@ -17,8 +17,15 @@ from autopeft.errors import DataError
 from autopeft.tasks import load_task
 from autopeft.tasks.files import read_file
 from autopeft.tasks.kinds import choose_kind
-from autopeft.tasks.kinds.conversations import conversation_columns, problems_of, read_conversations
-from autopeft.tasks.table import ColumnNames, RawRows, Table
+from autopeft.tasks.kinds.conversations import (
+    PAIRS,
+    asked_columns,
+    conversation_columns,
+    pair_columns,
+    problems_of,
+    read_conversations,
+)
+from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table
 
 USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
 SYSTEM = {"role": "system", "content": "be brief"}
@@ -183,3 +190,28 @@ def test_columns_that_are_used_are_told(tmp_path: Path) -> None:
     reading = load_task(path).reading
     assert reading.columns == {"text": "instruction", "label": "output", "input": "input"}
     assert reading.ignored == ("id",)
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_sources_and_targets_are_found_by_their_usual_names(source: str, target: str) -> None:
+    found = table(**{"id": [1, 2], source: ["a", "b"], target: ["c", "d"]})
+    assert conversation_columns(found, ColumnNames()) == Columns(source, None, target)
+    assert asked_columns(found, ColumnNames()) == Columns(source, None, target)
+    assert asked_columns(table(**{source: ["a"]}), ColumnNames()) == Columns(source, None, None)
+    assert kind_of(found) == "seq2seq"
+    assert read(found).labels == ["c", "d"]
+
+
+def test_either_side_of_a_pair_can_be_named() -> None:
+    found = table(text=["a"], summary=["b"], title=["c"])
+    assert conversation_columns(found, ColumnNames(text="title", label="summary")).text == "title"
+    assert conversation_columns(found, ColumnNames(label="title")) == Columns("text", None, "title")
+    assert conversation_columns(found, ColumnNames(text="text")) == Columns("text", None, "summary")
+    assert pair_columns(found) == ("text", "summary")
+    assert pair_columns(table(text=["a"])) is None
+
+
+def test_a_column_of_classes_beside_a_pair_stays_what_is_predicted() -> None:
+    assert kind_of(table(text=["a", "b"], summary=["c", "d"], label=["x", "y"])) == "classification"
+    assert kind_of(table(source=["a", "b"], target=["x", "y"])) == "seq2seq"
+    assert kind_of(table(prompt=["a", "b"], completion=["x", "y"])) == "causal_lm"

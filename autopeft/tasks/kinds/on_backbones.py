@@ -1,0 +1,66 @@
+"""What a kind of task says of the backbones that it is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from autopeft.spec import BackboneSpec
+
+__all__ = ["OnBackbones"]
+
+
+class OnBackbones:
+    """The part of `TaskKind` that is about backbones and their forwards.
+
+    Attributes:
+        learns: what is learnt of a row, in a word, where kinds for other architectures learn the same: where
+            nobody named one of them, the backbone decides between them. `None` for kinds by themselves.
+    """
+
+    learns: ClassVar[str | None] = None
+
+    def refused(self, spec: BackboneSpec, model: str) -> str | None:
+        """Why a backbone cannot be trained on tasks of this kind, and what can; `None` where it can.
+
+        Args:
+            model: its name.
+        """
+        return None
+
+    def inputs(self, model: torch.nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a forward takes beside the batch's own tensors, such as what a decoder reads.
+
+        Args:
+            model: that will run.
+            batch: as `EncodedSplit.collate` made it, or some of its rows.
+
+        Raises:
+            UsageError: the model cannot make it.
+        """
+        return {}
+
+    def logits_of(self, output: Any) -> Tensor:
+        """The logits (rows, …) in what a forward without labels returns."""
+        logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
+        return logits
+
+    def reading(self, model: torch.nn.Module, batch: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
+        """What is entered around each forward whose logits go to the loss or to `outputs`; a kind may narrow
+        there what the model computes, such as its head to the positions that carry loss. The logits are then
+        of that form. Nothing is by default; checks of shortcuts compare forwards without it.
+
+        Args:
+            model, batch: as in `inputs`.
+        """
+        return nullcontext()
+
+    def average(self) -> Callable[[Tensor, int], Tensor] | None:
+        """The mean of logits over a dimension, as logits of the mean prediction: for models that stand for
+        several (ensembles, posteriors). `None`: the log of the mean softmax, of a single column its mean."""
+        return None

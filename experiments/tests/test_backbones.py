@@ -1,0 +1,101 @@
+"""Span corruption loses nothing, and a pretraining that was stopped goes on as if it had not been."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+FOLDER = "backbones"
+Import = Callable[[str], Any]
+SENTINELS = list(range(90, 100))
+
+
+@pytest.fixture(scope="module")
+def spans(load: Import) -> Any:
+    return load("spans")
+
+
+@pytest.fixture(scope="module")
+def run(load: Import) -> Any:
+    return load("run")
+
+
+@pytest.mark.parametrize("length", [2, 7, 20, 128])
+def test_source_and_target_are_the_block(spans: Any, length: int) -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        block = rng.integers(3, 90, length)
+        source, target = spans.corrupted(block, SENTINELS, 1, rng)
+        assert source[-1] == target[-1] == 1
+        hidden: dict[int, list[int]] = {}
+        for token in target[:-1]:
+            hidden.setdefault(token, []) if token in SENTINELS else hidden[list(hidden)[-1]].append(token)
+        assert list(hidden) == SENTINELS[: len(hidden)]
+        told = [t for token in source[:-1] for t in hidden.get(token, [token])]
+        assert told == block.tolist()
+        assert len(target) - 1 - len(hidden) == max(1, round(0.15 * length))
+
+
+def test_spans_do_not_touch(spans: Any) -> None:
+    for seed in range(50):
+        found = spans.noise_spans(128, np.random.default_rng(seed))
+        assert found[0][0] > 0
+        assert found[-1][1] == 128
+        assert all(stop < start for (_, stop), (start, _) in pairwise(found))
+        assert len(found) == round(0.15 * 128 / 3)
+
+
+def test_blocks_hold_the_texts_one_behind_the_other(spans: Any) -> None:
+    rows = [[3, 4], [5], [6, 7, 8]]
+    blocks = spans.blocks_of(rows, 4, 1, np.random.default_rng(0))
+    assert blocks.shape == (2, 4)
+    stream = blocks.flatten().tolist()
+    assert sorted([*stream, 1])[:3] == [1, 1, 1]
+    assert all(any(stream[i : i + len(row)] == row for i in range(8)) for row in rows)
+
+
+def equal(left: Iterator[dict[str, torch.Tensor]], right: Iterator[dict[str, torch.Tensor]]) -> bool:
+    pairs = list(zip(islice(left, 3), islice(right, 3), strict=True))
+    return all(torch.equal(a[key], b[key]) for a, b in pairs for key in a)
+
+
+def test_a_step_has_the_same_batch_whenever_it_is_asked_for(run: Any) -> None:
+    rows = [[3 + i % 80] * 20 for i in range(60)]
+    whole = islice(run.batches(rows, SENTINELS, 0, 2), 3, None)
+    later = run.batches(rows, SENTINELS, 3, 2)
+    assert equal(whole, later)
+
+
+def test_a_stopped_training_goes_on(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = run.T5Config(
+        vocab_size=100, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, dropout_rate=0.0
+    )
+    small.decoder_start_token_id = small.pad_token_id = 0
+    small.dropout_rate = 0.0
+
+    def model_of(_: int) -> Any:
+        torch.manual_seed(0)
+        return run.T5ForConditionalGeneration(small)
+
+    monkeypatch.setattr(run, "model_of", model_of)
+    rows = [[3 + i % 80] * 20 for i in range(60)]
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    whole = run.Training(tmp_path / "whole", 100)
+    for step, batch in enumerate(islice(run.batches(rows, SENTINELS, 0, 2), 4)):
+        whole.step(batch, run.rate_at(step, 4))
+    for start in (0, 2):
+        part = run.Training(tmp_path / "parts", 100)
+        assert len(part.losses) == start
+        for step, batch in enumerate(islice(run.batches(rows, SENTINELS, start, 2), 2), start):
+            part.step(batch, run.rate_at(step, 4))
+        part.keep(4)
+    assert part.losses == whole.losses
+    for (name, left), right in zip(part.model.named_parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(left, right), name
