@@ -182,6 +182,7 @@ def test_a_search_without_task_or_budget_is_refused() -> None:
 # --- there and back ---
 
 text = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "Zs")), min_size=1, max_size=12)
+paths = text.filter(lambda value: str(Path(value)) == value)  # `a/` and `a` are one folder
 counts = st.integers(1, 10**6)
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "task": text,
@@ -236,8 +237,8 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "test_rows": counts,
     "confirm": counts,
     "confirm_seeds": counts,
-    "out": text,
-    "runs": text,
+    "out": paths,
+    "runs": paths,
 }
 any_arguments = st.fixed_dictionaries({}, optional=VALUES).map(lambda v: SearchArguments(**v))
 
