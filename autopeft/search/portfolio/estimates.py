@@ -7,7 +7,9 @@ budget and rows for less than one. The mean over clusters has the interval of Ha
 Medicine 20, 2001), with Student's t for clusters - 1 degrees of freedom and never narrower than that of the
 model's own variances (Röver, Knapp and Friede, BMC Medical Research Methodology 15, 2015): it keeps its level
 with few clusters, where normal quantiles do not (IntHout, Ioannidis and Borm, ibid. 14, 2014). τ² and σ² are
-medians over all recipes, since one recipe has too few clusters to tell its own.
+medians over all recipes, since one recipe has too few clusters to tell its own. Gains are winsorised (Dixon,
+Annals of Mathematical Statistics 31, 1960): a training that collapsed says that it did, and the thirty points
+that this cost it would else be most of every variance.
 
 Then all means are drawn towards zero (empirical Bayes): the best of many noisy means is too high, and one
 that is drawn by its own uncertainty is not (Efron, Journal of the American Statistical Association 106,
@@ -31,13 +33,17 @@ from scipy import stats
 
 from autopeft.search.portfolio.evidence import Evidence, Key, Observation
 
-__all__ = ["FAR", "Estimate", "Target", "estimates", "nearness"]
+__all__ = ["FAR", "MOST", "Estimate", "Target", "estimates", "nearness"]
 
 _WIDTH = 1.0
 """Of the weights, in natural logarithms of the budget's share and of the rows: what is 2.7 times as large or
 as many counts for 0.6 of a training, 10 times for 0.07. A conjecture."""
 FAR = math.exp(-2.0)
 """Evidence that counts for less than this (7.4 times away) says nothing."""
+
+MOST = 10.0
+"""Points that a gain counts for at most, either way: twice what counts as a collapse. Less would make the
+best of many look better than it is (tried on made evidence, see the tests)."""
 
 _LEVEL, _QUARTER = 0.975, 0.75
 _PRIOR_FREEDOM = 4.0  # what the variance of all recipes counts for beside a recipe's own: a conjecture
@@ -135,12 +141,14 @@ def estimates(
 
 
 def _over(evidence: Evidence, reference: Key | None) -> Iterator[Observation]:
-    """The observations with gains over `reference`, which itself is not among them."""
+    """The observations with gains over `reference`, which itself is not among them; of `MOST` points at
+    most."""
     found = evidence.observations
     base = {(o.setting, o.share): o.gain for o in found if o.key == reference}
     for o in found:
         if o.key != reference:
-            yield replace(o, gain=o.gain - base.get((o.setting, o.share), 0.0))
+            gain = o.gain - base.get((o.setting, o.share), 0.0)
+            yield replace(o, gain=min(MOST, max(-MOST, gain)))
 
 
 def _by_cluster(found: Sequence[tuple[Observation, float]]) -> _Means:
