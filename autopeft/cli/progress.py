@@ -54,6 +54,11 @@ def brief(recipe: Mapping[str, Any]) -> str:
     return " + ".join(found) or "head only"
 
 
+def _trained(run: Any) -> str:
+    """What a job or a record trains, in one line."""
+    return "nothing is trained" if run.steps == 0 else brief(run.recipe)
+
+
 def opening(info: SearchInfo) -> list[str]:
     """What a search is about to do. That data stand in for others was said when they were read."""
     return [
@@ -120,7 +125,7 @@ class PlainReporter:
     def on_trial_end(self, record: TrialRecord, best: float | None, remaining: float | None) -> None:
         """Print the run's outcome, the best so far and the time left."""
         self._say(
-            f"{record.label}: {_outcome(record)}  {_size(record.counts)}  {brief(record.recipe)}  "
+            f"{record.label}: {_outcome(record)}  {_size(record.counts)}  {_trained(record)}  "
             f"{duration(record.seconds)}  best {self._of_trials}{score(best)}  left {duration(remaining)}"
         )
 
@@ -186,7 +191,7 @@ class LiveReporter:
             if job.label == record.label:
                 del self._running[key]
         outcome = short(_outcome(record), _LONGEST)
-        self._done.append((record.label, brief(record.recipe), _size(record.counts), outcome))
+        self._done.append((record.label, _trained(record), _size(record.counts), outcome))
         self._ended += 1
         self._best = best if best is not None else self._best
         self._remaining = remaining if remaining is not None else self._remaining
@@ -216,7 +221,7 @@ class LiveReporter:
             done = f"{step}/{job.steps} steps" if job.steps else "scoring"
             progress = done if loss != loss else f"{done}, loss {loss:.3f}"
             table.add_row(
-                *(Text(c, style="dim") for c in (job.label, brief(job.recipe), _size(counts), progress))
+                *(Text(c, style="dim") for c in (job.label, _trained(job), _size(counts), progress))
             )
         return table
 

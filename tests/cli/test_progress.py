@@ -82,6 +82,7 @@ def test_plain_lines_tell_what_came_of_each_run() -> None:
     )
     watcher.on_trial_end(record(label="trial 2", state="duplicate", duplicate_of=0), 0.75, 9)
     watcher.on_trial_end(record(kind="test", label="test", scores={"test": 0.5}), 0.75, 0)
+    watcher.on_trial_end(record(label="untuned", recipe={"name": "untuned"}, steps=0), 0.75, 0)
     lines = out.getvalue().splitlines()
     assert "113,566" in lines[0]
     assert "2 min 05 s" in lines[1]
@@ -90,7 +91,8 @@ def test_plain_lines_tell_what_came_of_each_run() -> None:
     assert "failed: no memory" in lines[5]
     assert "same as trial 0" in lines[6]
     assert lines[7].startswith("test: 0.5000")
-    assert len(lines) == 8
+    assert "  nothing is trained  " in lines[8]
+    assert len(lines) == 9
 
 
 def test_the_live_table_shows_running_and_finished_rows() -> None:
