@@ -63,7 +63,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             seconds=None,
         )  # fmt: skip
         monkeypatch.setitem(effort.EFFORTS, name, small)
-        monkeypatch.setitem(effort.EFFORTS_OF_LARGE, name, small)
+    for name in effort.QUICK_OF_LARGE:
+        monkeypatch.setitem(effort.QUICK_OF_LARGE, name, effort.EFFORTS["quick"])
     # Small, but with room for a budget of half a per cent.
     sizes = {"vocab_size": 60_000, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6}
     folder = save_backbone(tmp_path / "bert-base-uncased", biases=0.02, max_position_embeddings=256, **sizes)

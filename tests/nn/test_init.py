@@ -89,7 +89,16 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Mapping[str, Law]]] = {
     "KroneckerCurvature": (lambda: bricks.KroneckerCurvature(3, 9, 4), {"*": ZEROS}),
 }
 # These hold what they are given, or start as what they extend.
-WITHOUT = {"Bottlenecks", "PerSite", "Prefixes", "PrunedPair", "PrunedPairs", "ScaledMaps", "ScaledPairs"}
+WITHOUT = {
+    "Bottlenecks",
+    "ChosenEntries",
+    "PerSite",
+    "Prefixes",
+    "PrunedPair",
+    "PrunedPairs",
+    "ScaledMaps",
+    "ScaledPairs",
+}
 
 
 def _reset(pair: bricks.LowRankPair) -> bricks.LowRankPair:

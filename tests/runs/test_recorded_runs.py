@@ -50,6 +50,7 @@ def lines(run: str, name: str = "trials.jsonl") -> list[dict[str, Any]]:
         "measured": None,
         "precision": "fp32",
         "merits": {},
+        "samples": None,
     }
     return [since | json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 

@@ -37,6 +37,7 @@ CASES: dict[str, tuple[str, Any]] = {
     "prompt": ("model", {"prompt_tuning": {"length": 4}}),
     "bitfit": ("model", "bitfit"),
     "bitfit-layers": ("layers", "bitfit"),
+    "pafi": ("model", {"pafi": {"keep": "2%"}}),
     "fish": ("model", {"fish_mask": {"keep": "2%", "samples": 4}}),
     "vera": ("layers", {"vera": {"rank": 6}}),
     "vera-mixed": ("layers", {"vera": {"rank": 5, "sites": ["q", "k", "v", "o", "up", "down"]}}),
