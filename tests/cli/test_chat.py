@@ -61,6 +61,7 @@ def test_lines_of_a_pipe_are_answered(place: Path) -> None:
     assert "There is no /nonsense." in done.stderr
 
 
+@pytest.mark.slow
 def test_old_turns_are_dropped_and_it_says_so(place: Path) -> None:
     done = piped(place, "what follows one\n" * 6, "--system", "be brief", "--max-length", "30")
     assert done.returncode == 0, done.stderr

@@ -66,7 +66,12 @@ def test_a_search_and_what_it_found(place: Path) -> None:
             "seq2seq",
             "'llama' has no encoder with a decoder, which seq2seq needs: learn the same rows with",
         ),
-        ("t5", "causal_lm", "'t5' is an encoder-decoder, and causal_lm is for decoders"),
+        pytest.param(
+            "t5",
+            "causal_lm",
+            "'t5' is an encoder-decoder, and causal_lm is for decoders",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_kind_that_does_not_fit_is_one_sentence(place: Path, model: str, kind: str, said: str) -> None:

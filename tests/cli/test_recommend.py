@@ -50,6 +50,7 @@ def test_as_data(model: str, tmp_path: Path) -> None:
     assert told["choices"]
 
 
+@pytest.mark.slow
 def test_a_budget_for_nothing_is_told_in_a_sentence(model: str, tmp_path: Path) -> None:
     out, err = run("--budget", "3", "--model", model, cwd=tmp_path, code=2)
     assert out == ""

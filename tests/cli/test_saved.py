@@ -112,6 +112,7 @@ def test_they_are_exported_and_asked(
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_they_are_scored_on_a_task_that_is_named(hybrid: Hybrid, place: Path) -> None:
     assert "name one with --task" in run("evaluate", "saved", cwd=place, code=2).stderr
     columns = ["--text", "body", "--label", "verdict", "--split", "train", "--json"]

@@ -155,6 +155,7 @@ def test_in_a_pipe_stdout_has_the_result_alone(place: Path) -> None:
         assert words in done.stdout
 
 
+@pytest.mark.slow
 def test_on_a_terminal_there_is_a_bar(place: Path) -> None:
     (place / "lora.yaml").write_text(RECIPE)
     out, text = beside_terminal(*WORDS, "-o", "shown", "--json", cwd=place)

@@ -89,6 +89,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
     return Shell(folder, target)
 
 
+@pytest.mark.slow
 def test_each_part_is_listed_and_explained(shell: Shell) -> None:
     method = json.loads(shell.said("methods", "toy", "--json"))
     assert method["summary"] == "A method: a trained vector that is added to what a site yields"

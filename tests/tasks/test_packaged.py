@@ -116,7 +116,7 @@ def test_words_are_letters_and_phonemes() -> None:
     assert phonemes == ["AH0", "EY1", "AA1 L T OW2", "IH1 T S", "AH0"]
 
 
-@pytest.mark.parametrize("name", ["tatoeba-en-es", "cmudict"])
+@pytest.mark.parametrize("name", ["tatoeba-en-es", pytest.param("cmudict", marks=pytest.mark.slow)])
 def test_a_decoder_learns_them_as_prompts_and_answers(name: str) -> None:
     llama = spec_of_model(tiny_model("llama"))[0]
     task, other = load_task(name, backbone=llama), load_task(name)

@@ -57,6 +57,7 @@ def test_workers_live_through_jobs_and_a_dead_one_costs_its_job_alone(
     assert (out, err) == ("", ""), "not even the death of a worker may be told on standard output"
 
 
+@pytest.mark.slow
 def test_the_ending_comes_after_the_last_job_and_before_ray_ends(tmp_path: Path) -> None:
     source, seen = Source([job("a")]), list[tuple[bool, int]]()
 
@@ -124,6 +125,7 @@ def test_a_private_ray_that_is_killed_ends_the_run_with_the_way_out(tmp_path: Pa
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_an_error_of_the_source_ends_the_run_and_is_raised(tmp_path: Path) -> None:
     class Full(Source):
         def complete(self, result: JobResult) -> None:
