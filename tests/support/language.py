@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -18,11 +19,16 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from autopeft.hybrid import Hybrid
+from autopeft.tasks import EncodedTask
+from autopeft.training.forward import Forward
+
 __all__ = [
     "TEMPLATE",
     "WORDS",
     "chats",
     "encoder_decoder",
+    "loss_and_gradients",
     "pairs",
     "save_decoder",
     "save_encoder_decoder",
@@ -171,3 +177,15 @@ def write_chats(path: Path, rows: int = 60) -> Path:
     """Write the conversations as JSON lines with the column `messages`."""
     path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in chats(rows)))
     return path
+
+
+def loss_and_gradients(
+    hybrid: Hybrid, forward: Forward, data: EncodedTask
+) -> tuple[float, dict[str, Tensor]]:
+    """The loss of all rows of *select* in one batch, and its gradients by name."""
+    (batch,) = forward.batches(data.select, 99, shuffle=False, device=torch.device("cpu"))
+    loss = data.task.loss().mean(forward(batch), batch["labels"])
+    loss.backward()  # type: ignore[no-untyped-call]
+    found = {n: p.grad.clone() for n, p in hybrid.model.named_parameters() if p.grad is not None}
+    hybrid.model.zero_grad()
+    return float(loss.detach()), found

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.language import chats, save_decoder
+from support.language import chats, loss_and_gradients, save_decoder
 from support.tiny import randomise
 from torch import Tensor
 from transformers import (
@@ -71,17 +71,6 @@ def hybrid_on(backbone: str, made: Recipe) -> Hybrid:
 
 def shortest(hybrid: Hybrid, data: EncodedTask) -> Forward:
     return shortest_forward(hybrid, data, TrainingPlan(steps=1), dropout=False)
-
-
-def loss_and_gradients(
-    hybrid: Hybrid, forward: Forward, data: EncodedTask
-) -> tuple[float, dict[str, Tensor]]:
-    (batch,) = forward.batches(data.select, 99, shuffle=False, device=CPU)
-    loss = data.task.loss().mean(forward(batch), batch["labels"])
-    loss.backward()  # type: ignore[no-untyped-call]
-    found = {n: p.grad.clone() for n, p in hybrid.model.named_parameters() if p.grad is not None}
-    hybrid.model.zero_grad()
-    return float(loss.detach()), found
 
 
 @pytest.fixture

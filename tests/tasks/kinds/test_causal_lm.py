@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.language import save_decoder, write_chats
+from support.language import loss_and_gradients, save_decoder, write_chats
 from support.saved_model import save_backbone
 from support.tiny import randomise
-from torch import Tensor
 from transformers import LlamaForCausalLM
 
 import autopeft
@@ -57,17 +56,6 @@ def hybrid_on(backbone: str, made: Recipe) -> Hybrid:
     hybrid = attach(get_kind("causal_lm").load_model(backbone, ()), made, seed=0)
     randomise(hybrid.root)
     return hybrid
-
-
-def loss_and_gradients(
-    hybrid: Hybrid, forward: Forward, data: EncodedTask
-) -> tuple[float, dict[str, Tensor]]:
-    (batch,) = forward.batches(data.select, 99, shuffle=False, device=CPU)
-    loss = data.task.loss().mean(forward(batch), batch["labels"])
-    loss.backward()  # type: ignore[no-untyped-call]
-    found = {n: p.grad.clone() for n, p in hybrid.model.named_parameters() if p.grad is not None}
-    hybrid.model.zero_grad()
-    return float(loss.detach()), found
 
 
 def test_a_recipe_is_trained_and_used(backbone: str, chats_file: str, tmp_path: Path) -> None:
