@@ -127,6 +127,7 @@ def test_gradients_of_the_backbone_are_those_with_everything_attached() -> None:
         found.update(zip(names, session.gradients(batch, wanted), strict=True))
         assert [p.requires_grad for p in session.backbone.values()] == flags
         assert all(p.grad is None for p in session.backbone.values())
+        assert torch.equal(session.losses(batch), session.losses(batch)), "in eval mode nothing draws"
         again = session.gradients(batch, wanted, training=True)
         assert not torch.equal(again[0], found[names[0]]), "dropout draws"
         found["batch"] = batch["input_ids"]
