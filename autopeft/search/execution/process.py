@@ -134,8 +134,11 @@ class ProcessWatch:
         """How the process ended, in words; it is waited for, 2 s at most. The watch is over then."""
         if not self.here:
             return "not known: the worker ran on another machine"
-        status = self._status()
+        goes_on = self._descriptor is not None and not _ends(self._descriptor)
+        status = None if goes_on else self._status()
         self.close()
+        if goes_on:
+            return f"not known: it had not ended {_END_SECONDS:g} s after it was given up"
         if status is None:
             return (
                 "not known: this system tells the process's parent alone. A signal that it could catch would "
@@ -156,12 +159,9 @@ class ProcessWatch:
             self._descriptor = None
 
     def _status(self) -> int | None:
-        """The wait status, or `None` where it cannot be had."""
+        """The wait status of a process that has ended, or `None` where it cannot be had."""
         if self._descriptor is None:
             return None
-        poll = select.poll()
-        poll.register(self._descriptor, select.POLLIN)
-        poll.poll(int(1000 * _END_SECONDS))
         told = bytearray(struct.pack("=Q", _INFO_EXIT).ljust(_INFO_BYTES, b"\0"))
         try:
             fcntl.ioctl(self._descriptor, _GET_INFO, told)
@@ -169,6 +169,13 @@ class ProcessWatch:
             return None
         (mask,) = struct.unpack_from("=Q", told)
         return struct.unpack_from("=i", told, _EXIT_CODE_AT)[0] if mask & _INFO_EXIT else None
+
+
+def _ends(descriptor: int) -> bool:
+    """Wait for a process, 2 s at most; whether it has ended by then."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(int(1000 * _END_SECONDS)))
 
 
 def is_stopped(pid: int) -> bool:

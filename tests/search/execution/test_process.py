@@ -23,12 +23,13 @@ from autopeft.search.execution.process import (
     stopped_below,
 )
 
-# A process that is nobody's child here: its parent lets the system reap it, as Ray's raylet does.
+# A process that is nobody's child here: its parent lets the system reap it, as Ray's raylet does. It tells
+# its id itself, so that it has started when it is made to end: a busy machine takes seconds over that.
 PARENT = """
 import signal, subprocess, sys
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-child = subprocess.Popen([sys.executable, "-c", "import sys, os; sys.stdin.read(); os._exit(7)"], stdin=0)
-print(child.pid, flush=True)
+CHILD = "import os, sys; print(os.getpid(), flush=True); sys.stdin.read(); os._exit(7)"
+child = subprocess.Popen([sys.executable, "-c", CHILD], stdin=0)
 import time
 time.sleep(60)
 """
@@ -61,6 +62,17 @@ def test_how_the_process_of_another_parent_ended(how: str) -> None:
     finally:
         parent.kill()
         parent.wait()
+
+
+def test_a_process_that_goes_on_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_END_SECONDS", 0.05)
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    try:
+        watch = ProcessWatch(replace(ProcessInfo.own(), pid=other.pid))
+        assert watch.ending() == "not known: it had not ended 0.05 s after it was given up"
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_a_process_of_another_machine_is_not_taken_for_one_of_this() -> None:
