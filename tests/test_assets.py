@@ -159,6 +159,7 @@ def test_a_cache_of_before_there_were_hashes_is_taken_by_its_sizes_once(
         fetch("tiny", notify=lambda _: None)
 
 
+@pytest.mark.slow
 def test_two_processes_download_once(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = make_wheel(shelf, "apeft-tiny", {"a.txt": b"alpha" * 100_000})
     script = f"""

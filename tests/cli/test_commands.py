@@ -92,6 +92,7 @@ def test_training_learns_and_leaves_a_run(place: Path, trained: dict[str, Any]) 
     assert len(described["backbone"]["sha256"]) == 64
 
 
+@pytest.mark.slow
 def test_another_process_scores_and_predicts_the_same(
     place: Path, trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -284,9 +284,9 @@ REPORT = (("report", "trained"), "autopeft.report.html.page", "winner_of")
     ("using", "number"),
     [
         (PREDICT, SIGTERM),
-        (EVALUATE, SIGINT),
-        (EXPORT, SIGTERM),
         (REPORT, SIGINT),
+        pytest.param(EVALUATE, SIGINT, marks=pytest.mark.slow),
+        pytest.param(EXPORT, SIGTERM, marks=pytest.mark.slow),
         pytest.param(PREDICT, SIGINT, marks=pytest.mark.slow),
         pytest.param(EVALUATE, SIGTERM, marks=pytest.mark.slow),
         pytest.param(EXPORT, SIGINT, marks=pytest.mark.slow),
@@ -317,7 +317,7 @@ def test_while_the_commands_are_imported(start: Start, number: Signals) -> None:
     ("words", "said"),
     [
         (("--from", "nosuch"), "nosuch"),
-        (("--workers", "1", "--address", "127.0.0.1:9"), "127.0.0.1:9"),
+        pytest.param(("--workers", "1", "--address", "127.0.0.1:9"), "127.0.0.1:9", marks=pytest.mark.slow),
     ],
 )
 def test_an_error_before_anything_was_searched_leaves_no_run(

@@ -149,6 +149,7 @@ def test_signals_to_workers_and_to_the_group_lose_nothing(make: Make) -> None:
     survive(make(trials=4), faults, random.Random(3))
 
 
+@pytest.mark.slow
 def test_a_killed_driver_and_a_full_disk_lose_nothing(make: Make) -> None:
     search = make(trials=4, steps=45, workers=0)
     if not search.mounted:

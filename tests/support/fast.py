@@ -65,7 +65,6 @@ PROCESSES = (
     "tests/search/tracking/test_ray_callbacks.py",
     "tests/search/tracking/test_reporter.py::test_names_are_read_without_ray",
     "tests/search/tracking/test_reporter.py::test_what_is_not_installed_is_refused_with_what_to_install",
-    "tests/test_assets.py::test_two_processes_download_once",
     "tests/test_display.py::test_a_real_notebook_shows_them",
     "tests/test_entry_points.py",
     "tests/training/trunk/test_store.py::test_a_killed_writer_leaves_nothing_wrong",

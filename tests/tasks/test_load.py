@@ -264,6 +264,7 @@ def test_metric_and_weights_are_checked() -> None:
         load_task("sms-spam", class_weights="even")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_list_of_tasks_is_true_of_the_tasks() -> None:
     listed = {info.name: info for info in list_tasks()}
     assert set(GLUE) < set(listed)

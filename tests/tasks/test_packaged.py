@@ -192,6 +192,7 @@ def _plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
+@pytest.mark.slow
 def test_the_data_hash_is_pinned() -> None:
     assert {name: load_task(name).source.sha256[:12] for name in PACKAGED} == HASHES
 

@@ -101,7 +101,8 @@ def _own_memory() -> int:
     return int(fields["RssAnon"].split()[0]) << 10
 
 
-@pytest.mark.parametrize("part", ["raylet/raylet", pytest.param("gcs/gcs_server", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["raylet/raylet", "gcs/gcs_server"])
 def test_a_private_ray_that_is_killed_ends_the_run_with_the_way_out(tmp_path: Path, part: str) -> None:
     logs = tmp_path / "logs"
     driver = Driver.start(
