@@ -1,4 +1,4 @@
-"""How modules act together: `sum`, `chain`, `gate`, `route`, and what other packages register."""
+"""How modules act together: `sum`, `chain`, `gate`, `route`, the wraps, and what other packages register."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from autopeft.composition.contract import (
     CompositionTraits,
     MergingChild,
     NoOptions,
+    Value,
     Way,
+    nested,
     refuse_logits,
 )
 from autopeft.composition.gate import Gate
@@ -25,6 +27,7 @@ from autopeft.composition.registry import (
 )
 from autopeft.composition.route import Route
 from autopeft.composition.sums import Sum, added, one_after_the_other
+from autopeft.composition.wrap import MaskedCopies, WeightDrop, Wrap
 
 __all__ = [
     "Chain",
@@ -34,16 +37,21 @@ __all__ = [
     "CompositionOptions",
     "CompositionTraits",
     "Gate",
+    "MaskedCopies",
     "MergingChild",
     "NoOptions",
     "Route",
     "Sum",
+    "Value",
     "Way",
+    "WeightDrop",
+    "Wrap",
     "added",
     "composition_names",
     "default_options",
     "get_composition",
     "is_composition",
+    "nested",
     "one_after_the_other",
     "refuse_logits",
     "register",

@@ -7,7 +7,7 @@ module would: a delta, keys and values, or a weight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -26,12 +26,16 @@ __all__ = [
     "CompositionTraits",
     "MergingChild",
     "NoOptions",
+    "Value",
     "Way",
     "alters_weights",
+    "nested",
     "refuse_logits",
 ]
 
 Way = Literal["hook", "weight", "kv", "prompt", "logits"]
+Value = Callable[[str, Tensor], Tensor]
+"""What stands in a parameter's place, from its name in the child and the parameter: of the same shape."""
 
 
 class CompositionOptions(BaseModel):
@@ -76,12 +80,20 @@ class Child(Protocol):
 
     def key_value(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor]: ...
 
+    def under(self, value: Value) -> Child:
+        """The child as it is with other values in its parameters' places."""
+        ...
+
 
 class MergingChild(Protocol):
     """A child at one linear site or norm, while it is folded into the weights (see `Merges`)."""
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
         """What it makes of weight and bias; `None` where it leaves them alone."""
+
+    def under(self, value: Value) -> MergingChild:
+        """See `Child`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,8 @@ class ChildSpec:
         sites: where.
         pretrained: it reads pretrained tensors and nothing else in their place (see `Traits`).
         phased: how many entries in it train in phases of their own.
+        resizes: an entry in it settles how large it is while it trains.
+        directed: an entry in it replaces the direction of a weight (DoRA).
     """
 
     name: str
@@ -103,6 +117,13 @@ class ChildSpec:
     sites: tuple[Site, ...] = field(default=())
     pretrained: bool = False
     phased: int = 0
+    resizes: bool = False
+    directed: bool = False
+
+
+def nested(outer: Value | None, inner: Value) -> Value:
+    """The values of a wrap within another: what the inner one makes of a parameter, the outer one alters."""
+    return inner if outer is None else lambda name, parameter: outer(name, inner(name, parameter))
 
 
 def refuse_logits(kind: str, children: Sequence[ChildSpec]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from autopeft.assets import ASSETS, load_tokenizer
 from autopeft.errors import AutoPEFTError
 from autopeft.export.arguments import EvaluateArguments, ExportArguments
+from autopeft.export.diff_format import DIFF, diff_of, loading_code, write_diff
 from autopeft.export.gguf_format import ADAPTER, check_gguf, write_gguf
 from autopeft.export.lora_factors import NotServable
 from autopeft.export.lora_format import lora_adapter
@@ -99,6 +100,22 @@ def _merged(export: Export) -> Ready:
     return Ready(lambda to: write_merged(model, tokenizer, to), section)
 
 
+def _diff(export: Export) -> Ready:
+    diff, model, card = diff_of(export.hybrid), export.hybrid.model, export.saved.card
+    kind = type(model).__name__ if card.kind is None else card.task_kind.auto_class.__name__
+    line = (
+        f"It changes {diff.changed:,} entries of {len(diff.entries)} of the backbone's tensors: "
+        f"{diff.size / 1e6:.2f} MB."
+    )
+    text = "A diff of the backbone's own tensors, for plain transformers: positions, and what is added there."
+    code = fenced(loading_code(model, kind, export.base, DIFF), "python")
+    readme = f"# A diff\n\n{text} {line}\n\n{code}\n"
+    section = f"`diff/{DIFF}` holds positions in the backbone's own tensors and what is added there. " + (
+        f"{line} Its `README.md` says how it is applied."
+    )
+    return Ready(lambda to: write_diff(diff, to, readme), section, (line,), diff.to_dict())
+
+
 def _lora(export: Export) -> Ready:
     weights = lora_weights(export.hybrid, export.given.rank, lambda: _rows(export))
     adapter = lora_adapter(export.hybrid, weights, export.task_type)
@@ -180,6 +197,7 @@ def _rows(export: Export) -> Rows:
 FORMATS: Mapping[str, Callable[[Export], Ready]] = {
     "peft": _peft,
     "merged": _merged,
+    "diff": _diff,
     "lora": _lora,
     "gguf-lora": _gguf_lora,
 }

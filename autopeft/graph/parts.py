@@ -81,6 +81,7 @@ class Shape(ABC):
         may_clash: whether its own entries might replace one direction twice.
         pretrained: whether one of them reads pretrained tensors alone.
         phased: how many of them train in phases of their own.
+        resizes: whether one of them settles how large it is while it trains.
     """
 
     label: str
@@ -89,6 +90,7 @@ class Shape(ABC):
     may_clash: bool
     pretrained: bool
     phased: int
+    resizes: bool
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -147,7 +149,7 @@ class LeafShape(Shape):
         check_needs(name, self._traits, parts.spec)
         self.ways = ways_of(self._example)
         self.directed, self.pretrained = self._traits.direction, self._traits.pretrained
-        self.phased = int(self._traits.phased)
+        self.phased, self.resizes = int(self._traits.phased), self._traits.data_dependent
         self._names = self._named_sites(name)
         # A fused projection holds the weights of its parts.
         self.may_clash = self.directed and "qkv" in self._names and len(self._names) > 1
@@ -210,6 +212,7 @@ class NodeShape(Shape):
         self.directed = bool(directed)
         self.pretrained = any(c.pretrained for c in children)
         self.phased = sum(c.phased for c in children)
+        self.resizes = any(c.resizes for c in children)
         self.may_clash = len(directed) > 1 or any(c.may_clash for c in directed)
         self._tail = f'],"composition":{json.dumps(kind)},"options":{canonical_json(options)}}}'
 
@@ -222,7 +225,17 @@ class NodeShape(Shape):
     def _count(self, mask: int, name: str) -> ParameterCount:
         counts = [ParameterCount(*c.count(mask)) for c in self._children]
         specs = [
-            ChildSpec(c.label, c.label, c.ways, c.sites(mask), c.pretrained, c.phased) for c in self._children
+            ChildSpec(
+                c.label,
+                c.label,
+                c.ways,
+                c.sites(mask),
+                c.pretrained,
+                c.phased,
+                resizes=c.resizes,
+                directed=c.directed,
+            )
+            for c in self._children
         ]
         refuse_logits(self._kind, specs)
         self._composition.check(specs, self._options)

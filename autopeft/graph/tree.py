@@ -60,8 +60,16 @@ def child_spec(entries: Mapping[str, Entry], tree: Tree) -> ChildSpec:
     children's together."""
     if isinstance(tree, Leaf):
         entry = entries[tree.name]
+        traits = entry.traits
         return ChildSpec(
-            tree.name, entry.name, entry.ways, entry.sites, entry.traits.pretrained, int(entry.traits.phased)
+            tree.name,
+            entry.name,
+            entry.ways,
+            entry.sites,
+            traits.pretrained,
+            int(traits.phased),
+            resizes=traits.data_dependent,
+            directed=traits.direction,
         )
     inner = [child_spec(entries, c) for c in tree.children]
     sites = {s.key: s for c in inner for s in c.sites}
@@ -74,4 +82,6 @@ def child_spec(entries: Mapping[str, Entry], tree: Tree) -> ChildSpec:
         tuple(sites.values()),
         any(c.pretrained for c in inner),
         sum(c.phased for c in inner),
+        resizes=any(c.resizes for c in inner),
+        directed=any(c.directed for c in inner),
     )

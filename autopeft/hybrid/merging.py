@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from autopeft.backbones import Place
-from autopeft.composition import added
+from autopeft.composition import Value, added, nested
 from autopeft.errors import CompositionError
 from autopeft.graph import (
     NORM_READERS,
@@ -24,7 +24,7 @@ from autopeft.graph import (
 )
 from autopeft.hybrid.new_biases import add_biases
 from autopeft.hybrid.prediction import several_models
-from autopeft.injection import Injection, Part
+from autopeft.injection import Injection, Members, Part
 from autopeft.spec import Site
 
 __all__ = ["Rest", "WeightChanges", "fold", "fold_weights", "write"]
@@ -297,13 +297,20 @@ class _Folding:
     tree: Tree
     site: Site
     side: str
+    value: Value | None = None
+
+    def under(self, value: Value) -> _Folding:
+        return replace(self, value=nested(self.value, value))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> _Pair | None:
         module: Any = self.live.modules[self.tree.name]
         if isinstance(self.tree, Leaf):
             entry = self.live.graph.entries[self.tree.name]
             acts = "hook" in entry.ways and module.side(self.site) == self.side
-            return module.merged(self.site, weight, bias) if acts else None
+            if self.value is None or not acts:
+                return module.merged(self.site, weight, bias) if acts else None
+            changed: _Pair = Members(module, self.site).call(self.value, "merged", self.site, weight, bias)
+            return changed
         children = [replace(self, tree=child) for child in self.tree.children]
         merged: _Pair = module.merged(self.site, children, weight, bias)
         return merged

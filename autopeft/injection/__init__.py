@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autopeft.injection.bind import Members
 from autopeft.injection.frames import new_token
 from autopeft.injection.install import Injection
 from autopeft.injection.multi import LaneInjection, MultiInjection
@@ -12,6 +13,7 @@ from autopeft.injection.weights import ParameterPatch, Part
 __all__ = [
     "Injection",
     "LaneInjection",
+    "Members",
     "MultiInjection",
     "ParameterPatch",
     "Part",

@@ -2,41 +2,99 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from autopeft.composition import Child
+from autopeft.composition import Child, Value, nested
 from autopeft.graph import CompositionGraph, Leaf, Tree
 from autopeft.method import Call, WeightTarget
+from autopeft.nn import PerSite
 from autopeft.spec import Site
 
-__all__ = ["BoundComposition", "BoundModule", "BoundTensor", "bind", "bind_tensors", "in_own_dtype"]
+__all__ = [
+    "BoundComposition",
+    "BoundModule",
+    "BoundTensor",
+    "Members",
+    "bind",
+    "bind_tensors",
+    "in_own_dtype",
+]
 
 Role = Literal["input", "output", "kv", "weight", "prompt"]
 
 
-class BoundModule:
-    """An entry's module at one site. Computes in the module's own dtype and hands back the site's."""
+class Members(nn.Module):
+    """An entry's module at one site, whose members are called with other values in its parameters' places."""
 
-    def __init__(self, name: str, module: Any, site: Site) -> None:
-        self.name, self.module, self.site = name, module, site
+    def __init__(self, module: nn.Module, site: Site) -> None:
+        super().__init__()
+        self.module = module
+        # What lies at other sites is not read at this one.
+        elsewhere = [
+            f"{name}.at.{key}".removeprefix(".")
+            for name, part in module.named_modules()
+            if isinstance(part, PerSite)
+            for key in part.at
+            if key != site.key
+        ]
+        self.names = [
+            name
+            for name, _ in module.named_parameters()
+            if not any(name.startswith(f"{other}.") or name == other for other in elsewhere)
+        ]
+
+    def forward(self, member: str, *args: Any) -> Any:
+        return getattr(self.module, member)(*args)
+
+    def call(self, value: Value, member: str, *args: Any) -> Any:
+        """`module.member(*args)` with the values of `value`."""
+        values = {f"module.{name}": value(name, self.module.get_parameter(name)) for name in self.names}
+        return functional_call(self, values, (member, *args))
+
+
+class BoundModule:
+    """An entry's module at one site. Computes in the module's own dtype and hands back the site's.
+
+    Args:
+        value: what its parameters become, where a composition wraps it.
+    """
+
+    def __init__(self, name: str, module: Any, site: Site, value: Value | None = None) -> None:
+        self.name, self.module, self.site, self._value = name, module, site, value
+        self._members: Members | None = None
+
+    def under(self, value: Value) -> BoundModule:
+        """See `autopeft.composition.Child`."""
+        wrapped = copy.copy(self)
+        wrapped._value = nested(self._value, value)
+        if self._members is None:
+            self._members = wrapped._members = Members(self.module, self.site)
+        return wrapped
+
+    def _call(self, member: str, *args: Any) -> Any:
+        if self._value is None:
+            return getattr(self.module, member)(*args)
+        assert self._members is not None
+        return self._members.call(self._value, member, *args)
 
     def delta(self, x: Tensor, y: Tensor, call: Call) -> Tensor:
-        return in_own_dtype(self.module, lambda a, b: self.module.delta(self.site, a, b, call), x, y)
+        return in_own_dtype(self.module, lambda a, b: self._call("delta", self.site, a, b, call), x, y)
 
     def reads(self, x: Tensor, y: Tensor, call: Call) -> Tensor:
-        reads = getattr(self.module, "reads", None)
-        return x if reads is None else reads(self.site, x, y, call)
+        return self._call("reads", self.site, x, y, call) if hasattr(self.module, "reads") else x
 
     def weight(self, target: WeightTarget, original: Tensor, current: Tensor) -> Tensor:
-        weight: Tensor = self.module.weight(target, original, current)
+        weight: Tensor = self._call("weight", target, original, current)
         return weight
 
     def key_value(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-        keys, values = self.module.key_value(self.site, x, call)
+        keys, values = self._call("key_value", self.site, x, call)
         return keys.to(x.dtype), values.to(x.dtype)
 
     def prompt(self, call: Call, dtype: torch.dtype) -> Tensor:
@@ -76,6 +134,11 @@ class BoundComposition:
     def key_value(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         pair: tuple[Tensor, Tensor] = self.module.key_value(self.site, self.children, x, call)
         return pair
+
+    def under(self, value: Value) -> BoundComposition:
+        """Its children with other values; its own parameters stay."""
+        children = [child.under(value) for child in self.children]
+        return BoundComposition(self.name, self.module, self.site, children)
 
 
 def in_own_dtype(

@@ -16,8 +16,10 @@ WIDE = Site("encoder", 0, "ffn", "region", 1000, 1000)
 LAWS: dict[str, Mapping[str, Law]] = {
     "chain": {},
     "gate": {"gates.*.weight": normal(0.02), "gates.*.bias": ZEROS},
+    "masked_copies": {},
     "route": {"routers.*.weight": normal(0.02)},
     "sum": {},
+    "weight_drop": {},
 }
 
 

@@ -181,7 +181,9 @@ def test_copies_and_order_are_as_declared(blend: type[Blend]) -> None:
 
 def test_commands_and_search_spaces_know_it(blend: type[Blend], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == 0
-    assert "blend, chain, gate, route, sum" in " ".join(capsys.readouterr().out.split())
+    assert "blend, chain, gate, masked_copies, route, sum, weight_drop" in " ".join(
+        capsys.readouterr().out.split()
+    )
     assert main(["methods", "blend"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "blend — a composition: the sum of its children, scaled by one trained number" in said

@@ -91,6 +91,11 @@ CASES: dict[str, tuple[str, Any]] = {
             }
         },
     ),
+    "masked-copies": ("layers", {"masked_copies": {"children": [{"lora": {"rank": 3}}], "copies": 3}}),
+    "weight-drop": (
+        "layers",
+        {"weight_drop": {"children": [{"sum": ["ia3", {"prefix_tuning": {"length": 2}}]}], "p": 0.3}},
+    ),
     "chain": (
         "layers",
         {"chain": [{"serial_adapter": {"bottleneck": 12}}, {"parallel_adapter": {"bottleneck": 12}}]},
