@@ -17,6 +17,7 @@ from autopeft.assets import warn_once
 from autopeft.errors import CompositionError, UsageError
 from autopeft.hybrid.modules import ROOT
 from autopeft.hybrid.prediction import predictive, several_models
+from autopeft.tasks.kinds.begun_alike import length_alike, read_once
 
 __all__ = ["Generation", "generate", "room_of"]
 
@@ -76,7 +77,8 @@ def generate(
 ) -> list[list[int]]:
     """The tokens that a model writes behind each prompt, up to what ends an answer, which is left out.
 
-    Prompts are padded on the left, and their positions count from their own first token. An encoder reads
+    Prompts are padded on the left, and their positions count from their own first token. What all of them
+    begin with is read once, where what is attached acts position by position. An encoder reads
     them padded on the right, and its decoder begins as the model's own configuration says
     (`decoder_start_token_id`, `forced_bos_token_id`). Keys and values of earlier tokens are kept where all
     that is attached works so. Else each token reads the whole row anew: under a composition that looks at the
@@ -103,9 +105,14 @@ def generate(
     room = room_of(model)
     prompts, new = _apart(prompts, new, room) if encodes else _within(prompts, new, room, begin)
     width = max(map(len, prompts))
-    filled = [_padded(list(row), width, pad, right=encodes) for row in prompts]
+    several = _several(live)
+    alike = 0 if encodes or several or how.beams > 1 else length_alike(live, prompts)
+    filled = [_padded(list(row), width, pad, len(row) if encodes else alike) for row in prompts]
     ids = torch.tensor([row for row, _ in filled], device=device)
     mask = torch.tensor([inside for _, inside in filled], device=device)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if alike:
+        inputs |= read_once(live, prompts[0][:alike], len(prompts), device)
     config = GenerationConfig(
         max_new_tokens=new,
         num_beams=how.beams,
@@ -114,7 +121,7 @@ def generate(
         **_sampling(how),
         **(_beginning(live) if encodes else {}),
     )
-    written = _run(live, {"input_ids": ids, "attention_mask": mask}, config, mean, streamer)
+    written = _run(live, inputs, config, mean, streamer, several=several)
     return [_ended(row, ends) for row in written[:, 1 if encodes else width :].tolist()]
 
 
@@ -123,11 +130,10 @@ def _encodes(model: Any) -> bool:
     return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
-def _padded(row: list[int], width: int, pad: int, *, right: bool) -> tuple[list[int], list[int]]:
-    """A row with what it is filled with, and its mask."""
-    more, inside = [pad] * (width - len(row)), [1] * len(row)
-    outside = [0] * len(more)
-    return (row + more, inside + outside) if right else (more + row, outside + inside)
+def _padded(row: list[int], width: int, pad: int, at: int) -> tuple[list[int], list[int]]:
+    """A row that is filled behind its first `at` tokens, and its mask."""
+    more = width - len(row)
+    return [*row[:at], *[pad] * more, *row[at:]], [*[1] * at, *[0] * more, *[1] * (len(row) - at)]
 
 
 def _beginning(model: Any) -> dict[str, Any]:
@@ -201,9 +207,15 @@ def _ended(tokens: list[int], ends: Sequence[int]) -> list[int]:
     return tokens[:stop]
 
 
-def _run(model: Any, inputs: dict[str, Tensor], config: GenerationConfig, mean: Any, streamer: Any) -> Tensor:
+def _several(model: Any) -> bool:
+    """Whether what is attached stands for several models."""
     root = getattr(model, ROOT, None)
-    several = root is not None and any(map(several_models, root.modules()))
+    return root is not None and any(map(several_models, root.modules()))
+
+
+def _run(
+    model: Any, inputs: dict[str, Any], config: GenerationConfig, mean: Any, streamer: Any, *, several: bool
+) -> Tensor:
     if not several:
         try:
             if streamer is not None:  # what was told cannot be taken back: the cache is tried before
@@ -217,7 +229,7 @@ def _run(model: Any, inputs: dict[str, Tensor], config: GenerationConfig, mean: 
 
 def _call(
     model: Any,
-    inputs: dict[str, Tensor],
+    inputs: dict[str, Any],
     config: GenerationConfig,
     *,
     cached: bool,

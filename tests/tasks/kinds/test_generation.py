@@ -57,6 +57,35 @@ def test_a_batch_gives_what_each_row_alone_gives(case: str, name: str) -> None:
         assert generate(model, PROMPTS, Generation(), most=6, **OPTIONS) == wanted
 
 
+BEGUN_ALIKE = [[2, 40, 31, 22, 13, 4, 15, 26, 37, *row] for row in PROMPTS]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("case", "once"), [*((c, c != "prompt") for c in CASES), *((c, c == "laplace") for c in WHOLE)]
+)
+def test_what_prompts_begin_with_is_read_once(case: str, once: bool, name: str) -> None:
+    model = with_hybrid(case, name)
+    wanted = [one_by_one(model, prompt, 6) for prompt in BEGUN_ALIKE]
+    read: list[tuple[int, ...]] = []
+    live: Any = model.base_model
+    hook = live.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    with hook, torch.no_grad():
+        assert generate(model, BEGUN_ALIKE, Generation(), most=6, **OPTIONS) == wanted
+    assert (read[:2] == [(1, 9), (4, 7)]) == once
+
+
+def test_what_one_row_begins_with_otherwise_is_read_with_it() -> None:
+    model = with_hybrid("lora", "llama")
+    prompts = [*BEGUN_ALIKE[:2], [3, *BEGUN_ALIKE[2][1:]]]
+    found = generate(model, prompts, Generation(), most=6, **OPTIONS)
+    assert found == [one_by_one(model, prompt, 6) for prompt in prompts]
+    same = generate(model, [BEGUN_ALIKE[0]] * 3, Generation(), most=6, **OPTIONS)
+    assert same == [one_by_one(model, BEGUN_ALIKE[0], 6)] * 3
+
+
 def test_a_model_without_a_hybrid_writes_too() -> None:
     model = tiny_model("llama")
     with torch.no_grad():
