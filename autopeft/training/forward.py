@@ -26,7 +26,7 @@ from autopeft.training.plan import TrainingPlan
 from autopeft.training.shared import SharedPrefix, Unshareable, may_share
 from autopeft.training.trunk import Level, Trunk
 
-__all__ = ["Forward", "shortest_forward"]
+__all__ = ["Forward", "sharing_forward", "shortest_forward"]
 
 _PREFIX = "trunk_"
 # Of the largest logit; the same arithmetic on other shapes rounds differently.
@@ -123,6 +123,16 @@ def shortest_forward(hybrid: Trainable, data: EncodedTask, plan: TrainingPlan, *
     # The draws of calibration and training go on from where they are.
     with torch.random.fork_rng(devices=[]):
         return _Shortcuts(hybrid, data.train, kind).forward()
+
+
+def sharing_forward(hybrid: Hybrid, split: EncodedSplit, kind: TaskKind) -> Forward:
+    """The plain way, but for what the rows of a batch begin with, which is computed once where that gives the
+    plain logits of two rows of the split."""
+    found = Forward(hybrid.model, kind=kind)
+    if kind.causal and len(split):
+        with torch.random.fork_rng(devices=[]):
+            found.shares = _Shortcuts(hybrid, split, kind)._shares(found)
+    return found
 
 
 _READERS: WeakKeyDictionary[nn.Module, Reader | None] = WeakKeyDictionary()

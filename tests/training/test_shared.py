@@ -29,7 +29,7 @@ from autopeft.tasks import EncodedTask, load_task
 from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_kind
 from autopeft.training import TrainingPlan, predict
-from autopeft.training.forward import Forward, shortest_forward
+from autopeft.training.forward import Forward, sharing_forward, shortest_forward
 from autopeft.training.shared import SharedPrefix, Unshareable
 
 CPU = torch.device("cpu")
@@ -115,6 +115,16 @@ def test_loss_and_gradients_are_the_same(
         for name, gradient in gradients.items():
             assert torch.allclose(own[name], gradient, atol=1e-6, rtol=1e-4), name
         near = predict(hybrid.model, data.test, forward=forward)
+        assert np.allclose(near, predict(hybrid.model, data.test), rtol=1e-5)
+
+
+def test_a_backbone_as_it_is_shares_too(backbone: str, data: EncodedTask, tokens: list[int]) -> None:
+    with hybrid_on(backbone, recipe()) as hybrid:
+        forward = sharing_forward(hybrid, data.test, get_kind("causal_lm"))
+        assert forward.trunk is None
+        tokens.clear()
+        near = predict(hybrid.model, data.test, forward=forward)
+        assert tokens[0] == 13, "once for the batch"
         assert np.allclose(near, predict(hybrid.model, data.test), rtol=1e-5)
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from autopeft.errors import DataError, UsageError
-from autopeft.hybrid import Hybrid, deployed_tensors
+from autopeft.hybrid import Hybrid, attach, deployed_tensors
 from autopeft.hybrid import load as load_hybrid
 from autopeft.recipe import Recipe
 from autopeft.resources.files import safetensors_bytes
@@ -45,7 +45,7 @@ from autopeft.search.core.jobs import (
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.task import Task
 from autopeft.training import Checkpoint, TrainingPlan, run_trial
-from autopeft.training.forward import Forward
+from autopeft.training.forward import sharing_forward
 from autopeft.training.precision import probe_precision
 from autopeft.training.samples import Asked, asked_in
 from autopeft.training.scoring import score_by_rows
@@ -246,18 +246,18 @@ def _asked(context: JobContext, job: Job, split: str) -> Asked | None:
 @runs(UntrainedJob)
 def _untrained(context: JobContext, job: UntrainedJob) -> JobResult:
     """Score the backbone as it is, on the rows of all other runs, with examples before them where asked."""
-    model, kind = context.backbone(job.precision), context.task.task_kind
-    found = {}
-    for split in job.splits:
-        rows = _encoded(context, job, split)
-        found[split] = score_by_rows(
-            model,
-            rows,
-            context.task.metric,
-            batch_size=context.plan.eval_batch_size,
-            device=context.plan.torch_device(),
-            forward=Forward(model, kind=kind),
-        )
+    kind, found = context.task.task_kind, {}
+    with attach(context.backbone(job.precision), Recipe.from_dict({"name": "untuned"})) as hybrid:
+        for split in job.splits:
+            rows = _encoded(context, job, split)
+            found[split] = score_by_rows(
+                hybrid.model,
+                rows,
+                context.task.metric,
+                batch_size=context.plan.eval_batch_size,
+                device=context.plan.torch_device(),
+                forward=sharing_forward(hybrid, rows, kind),
+            )
     losses = {split: scored.loss for split, scored in found.items() if scored.loss is not None}
     parts = {split: scored.pseudo_values for split, scored in found.items()}
     return JobResult(

@@ -168,8 +168,8 @@ def estimate(
     tests = effort.seeds
     for b in baselines:
         fresh = b.fresh_runs(effort.seeds)
-        if b.shots is not None:  # nothing is trained, but examples make rows longer
-            tests += fresh * (1 + b.shots) * (1 + round(select_rows / max(test_rows, 1)))
+        if b.shots is not None:  # nothing is trained, and examples before all rows are read once
+            tests += fresh * (1 + round(select_rows / max(test_rows, 1)))
             continue
         runs += (b.sweep_runs + fresh) * (_HEAD if b.kind == "head" else 1.0)
         tests += fresh
