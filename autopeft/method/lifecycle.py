@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -15,16 +15,29 @@ __all__ = ["Calibration", "Concludes", "Ensembles", "Merges", "Objective", "Post
 
 
 class Objective(Protocol):
-    """What calibration may ask of the model: the task's loss and the scores behind it, both differentiable.
+    """What calibration may ask of the model: the task's loss and the scores behind it.
 
     `objective(batch)` is the mean loss over the batch (a scalar), `objective.logits(batch)` the model's
-    output scores (batch, classes), or (batch, 1) for regression. Both run one forward of the attached model
-    on a batch with labels.
+    output scores (batch, classes), or (batch, 1) for regression; both are differentiable.
+    Each runs one forward of the attached model on a batch with labels. `objective.losses(batch)` is the loss
+    of each row alone (batch,), without gradients. `objective.gradients(batch, wanted)` is the gradient of the
+    mean loss for each of the `wanted` parameters, which require grad, in fp32; zeros where it does not depend
+    on one. These two are of the whole batch, however many rows go through the model at once.
+
+    Attributes:
+        model: the whole model, task head included.
     """
+
+    @property
+    def model(self) -> nn.Module: ...
 
     def __call__(self, batch: dict[str, Tensor]) -> Tensor: ...
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor: ...
+
+    def losses(self, batch: dict[str, Tensor]) -> Tensor: ...
+
+    def gradients(self, batch: dict[str, Tensor], wanted: Sequence[nn.Parameter]) -> list[Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -47,9 +60,11 @@ class Calibration:
 class Prepares(Protocol):
     """Needs calibration before training (`needs` holds `calibration`): it measures, then settles.
 
-    `measure` gets the base model (tensor names of the spec are relative to it), an iterator over batches of
-    training examples with labels, and the task's `Objective`. The model is bare and the batches are single
-    examples, where a `calibration` does not say otherwise. It must leave the model as it was: values,
+    `measure` gets the base model (tensor names of the spec are relative to it), batches of training examples
+    with labels, and the task's `Objective`. A pass over the batches has each example once. In the package's
+    own training another pass may follow, in another order; what else calls `prepare` may give one pass. The
+    model is bare and the batches are single examples, where a `calibration` does not say otherwise. It must
+    leave the model as it was: values,
     gradients and what requires grad. What it returns depends on backbone, head, data, `calibration` and
     `measurement` alone, so it is kept and used again by later trials.
 

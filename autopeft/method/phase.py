@@ -55,6 +55,8 @@ class Session(Protocol):
 
     Attributes:
         steps: how many optimizer steps the phase has.
+        taken: how many of them have been taken, those before a pause of the training included.
+        over: whether no step is left, or the training is to end.
         backbone: the backbone's own parameters, named from the base model; they are not trained.
     """
 
@@ -62,11 +64,17 @@ class Session(Protocol):
     def steps(self) -> int: ...
 
     @property
+    def taken(self) -> int: ...
+
+    @property
+    def over(self) -> bool: ...
+
+    @property
     def backbone(self) -> Mapping[str, nn.Parameter]: ...
 
     def step(self) -> bool:
-        """Take the next step as any phase does, events included; `False`, and nothing happens, where none is
-        left or the training is to end."""
+        """Take the next step as any phase does, events included; `False`, and nothing happens, where it is
+        `over`."""
 
     def batches(self, rows: int | None = None) -> Iterator[dict[str, Tensor]]:
         """The rows that the phase trains on, each once, in an order drawn from the plan's seed.
@@ -75,7 +83,7 @@ class Session(Protocol):
             rows: of a batch; by default the plan's.
         """
 
-    def losses(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def losses(self, batch: Mapping[str, Tensor], *, training: bool = False) -> Tensor:
         """The loss of each row of a batch, (rows,), without gradients."""
 
     def gradients(
@@ -83,6 +91,10 @@ class Session(Protocol):
     ) -> list[Tensor]:
         """Gradient of the batch's loss for each of the `wanted` parameters, of the backbone or of a module;
         zeros where the loss does not depend on it. Their `.grad` is empty afterwards."""
+
+    def forget(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Have the optimizer start anew with these parameters: it drops the moments and the count of steps
+        that it keeps for them. Learning rates go on."""
 
 
 @dataclass(frozen=True)

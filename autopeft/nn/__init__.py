@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from autopeft.nn.batch_gradients import GRADIENT_POWERS, batch_gradients, clip_factor, requiring
 from autopeft.nn.bottleneck import ACTIVATIONS, Activation, Bottleneck, Bottlenecks
 from autopeft.nn.chosen_entries import ChosenEntries, KeepConfig
 from autopeft.nn.fastfood import Fastfood
 from autopeft.nn.hadamard import walsh_hadamard
+from autopeft.nn.hardest_rows import hardest_rows
 from autopeft.nn.hypergradient import hypergradient
 from autopeft.nn.kronecker import LowRankKronecker, kronecker_sum, require_blocks
 from autopeft.nn.kronecker_curvature import KroneckerCurvature, fit_precision, log_evidence, softmax_root
 from autopeft.nn.low_rank import LowRankPair, PrunedPair
 from autopeft.nn.masked_copies import MaskedCopies, Masks
+from autopeft.nn.moving_mask import MovingMask
 from autopeft.nn.nested_pair import NestedPair
 from autopeft.nn.per_site import PerSite
 from autopeft.nn.prefixes import PrefixConfig, Prefixes, PrefixMethod
 from autopeft.nn.prompt_encoder import PromptEncoder, PromptRows
+from autopeft.nn.ranked_entries import RankedEntries, ranked, reach_of
 from autopeft.nn.router import Router
 from autopeft.nn.scaled_maps import PrunedPairs, ScaledMaps, ScaledPairs, down_and_up
 from autopeft.nn.seeds import generator_of
@@ -27,6 +31,7 @@ from autopeft.nn.uncertain_pair import UncertainPair, logit_covariance, observe_
 
 __all__ = [
     "ACTIVATIONS",
+    "GRADIENT_POWERS",
     "Activation",
     "Bottleneck",
     "Bottlenecks",
@@ -38,6 +43,7 @@ __all__ = [
     "LowRankPair",
     "MaskedCopies",
     "Masks",
+    "MovingMask",
     "NestedPair",
     "PerSite",
     "PrefixConfig",
@@ -47,6 +53,7 @@ __all__ = [
     "PromptRows",
     "PrunedPair",
     "PrunedPairs",
+    "RankedEntries",
     "Router",
     "ScaledMaps",
     "ScaledPairs",
@@ -56,15 +63,21 @@ __all__ = [
     "TopEntries",
     "Triplets",
     "UncertainPair",
+    "batch_gradients",
+    "clip_factor",
     "down_and_up",
     "fit_precision",
     "generator_of",
+    "hardest_rows",
     "hypergradient",
     "kronecker_sum",
     "log_evidence",
     "logit_covariance",
     "observe_curvature",
+    "ranked",
+    "reach_of",
     "require_blocks",
+    "requiring",
     "softmax_root",
     "top_entries",
     "triplets_at",

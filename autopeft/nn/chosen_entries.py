@@ -24,24 +24,36 @@ class KeepConfig(MethodConfig):
     @field_validator("keep")
     @classmethod
     def _is_quantity(cls, value: int | str) -> int | str:
+        return cls.checked(value)
+
+    @staticmethod
+    def checked(value: int | str) -> int | str:
+        """The value, if it is a quantity.
+
+        Raises:
+            ValueError: it is none.
+        """
         try:
             parse_quantity(value)
         except UsageError as error:
             raise ValueError(str(error)) from error
         return value
 
-    def count(self, name: str, tensors: Sequence[TensorSpec], spec: BackboneSpec) -> int:
-        """k: a share is one of the whole base model.
+    def count(
+        self, name: str, tensors: Sequence[TensorSpec], spec: BackboneSpec, *, whole: int | None = None
+    ) -> int:
+        """k: a share is one of the whole base model, or of `whole`.
 
         Args:
             name: of the method, as messages call it.
             tensors: among whose entries it chooses.
+            whole: what a share is of, where it is not the base model.
 
         Raises:
             MethodError: that is none of the entries, or more than there are.
         """
         entries = sum(t.size for t in tensors)
-        k = parse_quantity(self.keep).of(spec.parameters)
+        k = parse_quantity(self.keep).of(spec.parameters if whole is None else whole)
         if not 1 <= k <= entries:
             raise MethodError(
                 f"{name} with keep={self.keep!r} selects {k:,} entries of {spec.family!r}, which has "

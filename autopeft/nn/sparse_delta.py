@@ -17,8 +17,9 @@ class SparseDelta(nn.Module):
     """θ = θ₀ + scatter(index, values) over several tensors at once.
 
     `values` (k,) starts at zero and is the only parameter; `index` (k,) holds sorted positions in the
-    concatenation of the flattened tensors. Entries outside the index stay untouched exactly. Until `select`
-    is called, or a selection is loaded, nothing is selected (`index` is −1).
+    concatenation of the flattened tensors. Entries outside the index stay untouched exactly. Places that are
+    free have the index −1 and come first: all of them, until `select` or `extend` is called or a selection is
+    loaded.
     """
 
     index: Tensor
@@ -51,6 +52,41 @@ class SparseDelta(nn.Module):
             raise ValueError("select() got the same position twice.")
         self.index.copy_(ordered)
 
+    @property
+    def held(self) -> Tensor:
+        """The positions that are chosen, sorted."""
+        return self.index[self.index >= 0]
+
+    @torch.no_grad()
+    def extend(self, index: Tensor) -> None:
+        """Choose these positions too, in any order. The values of what is chosen stay, new ones are zero.
+
+        Raises:
+            ValueError: there are more positions than places, or some lie outside the tensors.
+        """
+        before = self.held
+        union = torch.cat([before, index.to(before)]).unique()
+        free = len(self.index) - len(union)
+        if free < 0 or (len(union) and not 0 <= int(union[0]) <= int(union[-1]) < self.total):
+            raise ValueError(
+                f"extend() has {len(self.index)} places and positions in [0, {self.total}), but got "
+                f"{len(union)} different ones in all."
+            )
+        values = torch.zeros_like(self.values)
+        values[free + torch.searchsorted(union, before)] = self.values[len(self.index) - len(before) :]
+        self.index.fill_(-1)
+        self.index[free:] = union
+        self.values.copy_(values)
+
+    def hold(self, count: int) -> None:
+        """Have so many places; where there are fewer than before, the last ones stay."""
+        kept = min(count, len(self.index))
+        index = self.index.new_full((count,), -1)
+        values = self.values.detach().new_zeros(count)
+        index[count - kept :] = self.index[len(self.index) - kept :]
+        values[count - kept :] = self.values.detach()[len(self.values) - kept :]
+        self.index, self.values = index, nn.Parameter(values, requires_grad=self.values.requires_grad)
+
     def selected(self) -> list[str]:
         """Names of the tensors in which at least one entry is selected, in order."""
         return [name for name, (lo, hi) in self.spans().items() if lo < hi]
@@ -67,9 +103,9 @@ class SparseDelta(nn.Module):
         version = -1 if index.is_inference() else index._version
         if self._spans is not None and self._spans[0] is index and self._spans[1] == version:
             return self._spans[2]
-        chosen = index if bool((index != -1).any()) else index[:0]
-        inside = (chosen >= 0) & (chosen < self.total)
-        if not bool(inside.all()) or bool((chosen[1:] <= chosen[:-1]).any()):
+        outside = (index < -1) | (index >= self.total)
+        falls = (index[1:] < index[:-1]) | ((index[1:] == index[:-1]) & (index[1:] != -1))
+        if bool(outside.any()) or bool(falls.any()):
             raise DataError(
                 f"The {len(index):,} positions of a sparse delta must rise and lie in [0, {self.total:,}), "
                 "but they do not; the file that they were loaded from is damaged."

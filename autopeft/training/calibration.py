@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,19 +15,30 @@ from autopeft.tasks.kinds import Loss
 from autopeft.training.contracts import Trainable
 from autopeft.training.errors import OutOfMemory, ran_out_of_memory
 from autopeft.training.forward import Forward
-from autopeft.training.losses import logits_of
+from autopeft.training.losses import logits_of, slice_rows
 from autopeft.training.measurements import KeptMeasurements
-from autopeft.training.modes import evaluation_mode, seeded, training_mode
+from autopeft.training.modes import (
+    evaluation_mode,
+    generator_state,
+    restore_generator,
+    seeded,
+    training_mode,
+)
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.rows import rows_of
 
 __all__ = ["TaskObjective", "conclude", "concluding", "prepare", "single_examples"]
 
+Batch = dict[str, Tensor]
+_T = TypeVar("_T")
+
 
 class TaskObjective:
     """The loss and the logits of a batch, as `autopeft.method.Objective` asks for them.
 
-    `forward` is what turns batches into logits, where it is not the model's plain one.
+    `forward` is what turns batches into logits, where it is not the model's plain one. `micro_rows` are the
+    rows at once where losses and gradients are asked for, by default all; they are halved where memory does
+    not suffice.
     """
 
     def __init__(
@@ -34,21 +46,83 @@ class TaskObjective:
         model: nn.Module,
         loss: Loss,
         forward: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
+        micro_rows: int | None = None,
     ) -> None:
         self.model = model
+        self.micro_rows = micro_rows
         self.loss = loss
         self.forward = forward
 
-    def __call__(self, batch: dict[str, Tensor]) -> Tensor:
+    def __call__(self, batch: Batch) -> Tensor:
         """Mean loss of a labelled batch, differentiable."""
         return self.loss.mean(self.logits(batch), batch["labels"])
 
-    def logits(self, batch: dict[str, Tensor]) -> Tensor:
+    def logits(self, batch: Batch) -> Tensor:
         """Logits (rows, …), differentiable."""
         return logits_of(self.model, batch) if self.forward is None else self.forward(batch)
 
+    def losses(self, batch: Batch) -> Tensor:
+        """Loss of each row (rows,), without gradients."""
 
-def single_examples(split: EncodedSplit, seed: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
+        def each(parts: Sequence[Batch]) -> Tensor:
+            return torch.cat([self.loss.each(self.logits(part), part["labels"]) for part in parts])
+
+        with torch.no_grad():
+            return self._in_parts(batch, each)
+
+    def gradients(self, batch: Batch, wanted: Sequence[nn.Parameter]) -> list[Tensor]:
+        """Gradient of the batch's mean loss for each of the `wanted`."""
+        weight = self.loss.weight(batch["labels"])
+
+        def added(parts: Sequence[Batch]) -> list[Tensor]:
+            found = [torch.zeros_like(p, dtype=torch.float32) for p in wanted]
+            for part in parts:
+                loss = self.loss.total(self.logits(part), part["labels"]) / weight
+                for total, gradient in zip(
+                    found, torch.autograd.grad(loss, wanted, allow_unused=True), strict=True
+                ):
+                    if gradient is not None:
+                        total.add_(gradient)
+            return found
+
+        return self._in_parts(batch, added)
+
+    def _in_parts(self, batch: Batch, act: Callable[[Sequence[Batch]], _T]) -> _T:
+        """`act` on a batch in parts that memory suffices for; it starts again with smaller ones, from the
+        same random state, where it does not."""
+        rows, device = len(batch["labels"]), batch["labels"].device
+        state = generator_state(device)
+        while True:
+            size = min(self.micro_rows or rows, rows)
+            try:
+                return act([slice_rows(batch, start, start + size) for start in range(0, rows, size)])
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise OutOfMemory(
+                        "Calibration ran out of memory even with single rows; lower `max_length`, or take a "
+                        "backbone in bf16."
+                    ) from error
+            self.micro_rows = size // 2
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            restore_generator(state, device)
+
+
+class _Passes:
+    """Batches of rows: each pass over them has an order of its own, drawn from `seed`."""
+
+    def __init__(self, one: Callable[[int], Iterator[Batch]], seed: int) -> None:
+        self._one, self._seed, self._begun = one, seed, 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        number, self._begun = self._begun, self._begun + 1
+        entropy = np.random.SeedSequence((self._seed, number))
+        return self._one(int(entropy.generate_state(1)[0]) if number else self._seed)
+
+
+def single_examples(split: EncodedSplit, seed: int, device: torch.device) -> Iterator[Batch]:
     """Every row once as a batch of its own, in an order drawn from `seed`."""
     for row in np.random.default_rng(seed).permutation(len(split)):
         yield split.collate([int(row)], device=device)
@@ -66,15 +140,20 @@ def prepare(hybrid: Trainable, data: EncodedTask, plan: TrainingPlan) -> None:
     device = plan.torch_device()
     hybrid.model.to(device)
     plain = Forward(hybrid.model, kind=data.task.task_kind)
-    objective = TaskObjective(hybrid.model, data.task.loss(), plain)
+    objective = TaskObjective(hybrid.model, data.task.loss(), plain, plan.micro_rows)
     with seeded(plan.seed, device), training_mode(hybrid.model, (), dropout=False):
         kept = KeptMeasurements(hybrid.model, data, plan)
 
-        def batches(rows: int | None) -> Iterator[dict[str, Tensor]]:
+        def batches(rows: int | None) -> Iterable[Batch]:
+            # What one method measures must not depend on what another one has drawn.
+            torch.manual_seed(plan.seed)
             if rows == 1:
-                return single_examples(data.train, plan.seed, device)
+                return _Passes(lambda seed: single_examples(data.train, seed, device), plan.seed)
             size = plan.batch_size if rows is None else rows
-            return plain.batches(data.train, size, shuffle=True, seed=plan.seed, device=device)
+            return _Passes(
+                lambda seed: plain.batches(data.train, size, shuffle=True, seed=seed, device=device),
+                plan.seed,
+            )
 
         hybrid.prepare(batches, objective, kept=kept)
 

@@ -31,7 +31,7 @@ from autopeft.training.phases import FirstValues, Phase, Stage, stages_of
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.rows import Rows, rows_apart, rows_of
 from autopeft.training.scoring import evaluate
-from autopeft.training.session import PhaseSession
+from autopeft.training.session import PhaseSession, Steps
 from autopeft.training.stopping import BestState
 
 __all__ = ["OnPhase", "OnScore", "OnStep", "ShouldStop", "TrainResult", "batch_stream", "train"]
@@ -308,26 +308,25 @@ class _Run:
             batches = self._batches(phase, held_out)
             outer = Outer(phase.outer, self.gradient, modules, optimizer, batches, learners)
         self.result.stopped = "done"
-        steps, acted = iter(zip(range(first, stage.steps), stream, strict=False)), self._targets()
+        acted = self._targets()
 
-        def take() -> bool:
+        def take(local: int) -> None:
             nonlocal acted
             if phase.run is not None:  # which may have moved a mask since
                 acted = self._follow(acted)
-            if self.result.stopped != "done" or (following := next(steps, None)) is None:
-                return False
-            local, batch = following
+            batch = next(stream)
             with timed(self.result.step_seconds, self.device):
                 self.step(batch, local, optimizer, modules, outer)
             self._is_over(best, modules)
-            return True
 
+        steps = Steps(stage.steps, first, take, lambda: self.result.stopped != "done")
         with learning(learners, optimizer.parameters):
             try:
                 if phase.run is not None:
-                    phase.run(self._session(stage, trained_on, take, learners))
+                    phase.run(self._session(stage, trained_on, steps, optimizer, learners))
+                    self._follow([])
                 else:
-                    while take():
+                    while steps.take_next():
                         pass
             finally:
                 optimizer.zero_grad()
@@ -337,7 +336,12 @@ class _Run:
             best.restore()
 
     def _session(
-        self, stage: Stage, among: Rows | None, take: Callable[[], bool], learners: Sequence[nn.Parameter]
+        self,
+        stage: Stage,
+        among: Rows | None,
+        steps: Steps,
+        optimizer: PhaseOptimizer,
+        learners: Sequence[nn.Parameter],
     ) -> PhaseSession:
         """What a phase that drives itself is handed."""
         hybrid, plan, split = self.hybrid, self.plan, self._split(stage.phase)
@@ -351,11 +355,11 @@ class _Run:
 
         dropout = plan.trains_with_dropout(hybrid.recipe.training)
         return PhaseSession(
-            steps=stage.steps,
+            own=steps,
+            optimizer=optimizer,
             backbone=hybrid.backbone_parameters() if isinstance(hybrid, Hybrid) else {},
             forward=plain,
             gradient=self.gradient,
-            take=take,
             rows=rows,
             drawing=lambda: training_mode(hybrid.model, hybrid.modules.values(), dropout=dropout),
             learners=learners,

@@ -43,6 +43,7 @@ class KeptMeasurements:
         self, model: nn.Module, data: EncodedTask, plan: TrainingPlan, *, seeded: bool = True
     ) -> None:
         self.identity: dict[str, Any] | None = None
+        self.batch_size = plan.batch_size
         labels = data.train.labels
         if not isinstance(model, PreTrainedModel) or labels is None or not plan.shortcuts:
             return
@@ -105,7 +106,10 @@ class KeptMeasurements:
     def _file(self, method: str, measurement: Mapping[str, Any]) -> Path | None:
         if self.identity is None:
             return None
-        text = json.dumps([self.identity, method, dict(measurement)], sort_keys=True)
+        what: list[Any] = [self.identity, method, dict(measurement)]
+        if measurement.get("calibration", {}).get("rows", 1) is None:
+            what.append({"rows": self.batch_size})
+        text = json.dumps(what, sort_keys=True)
         try:
             folder = cache_folder("measured")
         except AssetError as error:

@@ -61,6 +61,11 @@ class PhaseOptimizer:
     def zero_grad(self) -> None:
         self.inner.zero_grad(set_to_none=True)
 
+    def forget(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Drop what is kept for these parameters: they go on as if they had not been trained before."""
+        for parameter in parameters:
+            self.inner.state.pop(parameter, None)
+
     def clip(self, step: int) -> None:
         """Scale the gradients down to the recipe's norm, together or each group's; zero leaves them alone.
 

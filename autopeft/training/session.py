@@ -13,10 +13,41 @@ from autopeft.training.forward import Forward
 from autopeft.training.gradient import Gradient
 from autopeft.training.losses import slice_rows
 from autopeft.training.modes import evaluation_mode, learning
+from autopeft.training.optimizer import PhaseOptimizer
 
-__all__ = ["PhaseSession"]
+__all__ = ["PhaseSession", "Steps"]
 
 Batch = dict[str, Tensor]
+
+
+@dataclass
+class Steps:
+    """The steps of a phase, taken one by one.
+
+    Attributes:
+        total: of the phase.
+        taken: how many of them so far, those before a pause included.
+        take: takes the step of this number, from 0.
+        ended: whether the training is to end.
+    """
+
+    total: int
+    taken: int
+    take: Callable[[int], None]
+    ended: Callable[[], bool]
+
+    @property
+    def over(self) -> bool:
+        """Whether there will be no further one."""
+        return self.taken == self.total or self.ended()
+
+    def take_next(self) -> bool:
+        """Take one, or say that none is left."""
+        if self.over:
+            return False
+        self.take(self.taken)
+        self.taken += 1
+        return True
 
 
 @dataclass
@@ -24,34 +55,50 @@ class PhaseSession:
     """See `autopeft.method.Session`.
 
     Attributes:
-        steps: of the phase.
+        own: the phase's steps.
+        optimizer: of the phase.
         backbone: the backbone's own parameters, by name.
         forward: the model's plain forward: states that come from the trunk have no gradient.
         gradient: of the training, whose loss, micro-batches and way out of full memory are shared.
-        take: takes the next step, or says that none is left.
         rows: gives batches of so many rows, by default the plan's.
         drawing: within, modules draw as they do in a step.
         learners: everything that may require gradients in this phase.
     """
 
-    steps: int
+    own: Steps
+    optimizer: PhaseOptimizer
     backbone: Mapping[str, nn.Parameter]
     forward: Forward
     gradient: Gradient
-    take: Callable[[], bool]
     rows: Callable[[int | None], Iterator[Batch]]
     drawing: Callable[[], AbstractContextManager[None]]
     learners: Sequence[nn.Parameter]
 
+    @property
+    def steps(self) -> int:
+        return self.own.total
+
+    @property
+    def taken(self) -> int:
+        return self.own.taken
+
+    @property
+    def over(self) -> bool:
+        return self.own.over
+
     def step(self) -> bool:
-        return self.take()
+        return self.own.take_next()
+
+    def forget(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.optimizer.forget(parameters)
 
     def batches(self, rows: int | None = None) -> Iterator[Batch]:
         return self.rows(rows)
 
-    def losses(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def losses(self, batch: Mapping[str, Tensor], *, training: bool = False) -> Tensor:
         loss, found = self.gradient.loss, []
-        with evaluation_mode(self.forward.model):
+        mode = self.drawing() if training else evaluation_mode(self.forward.model)
+        with mode, torch.no_grad():
             for start in range(0, len(batch["labels"]), self.gradient.micro_rows):
                 part = slice_rows(batch, start, start + self.gradient.micro_rows)
                 found.append(loss.each(self.forward(part), part["labels"]))

@@ -47,6 +47,7 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
     ),
     "autolora": ({}, {**PAIR, "at.*.selection": ONES}),
     "bitfit": ({}, {"biases.*": ZEROS}),
+    "child_tuning_d": ({}, {"entries.values": ZEROS, "rest.*": ZEROS}),
     # Flattened, and without the entries that are in no mask.
     "capaboost": ({}, {"at.*.A.values": uniform(WIDTH**-0.5), "at.*.B.values": ZEROS}),
     "compacter": (
@@ -62,6 +63,7 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
     # The row norms of the weight take the place of the ones when it is attached.
     "dora": ({}, {**PAIR, "at.*.magnitude": ONES, "at.*.pretrained": ONES}),
     "dylora": ({}, {"at.*.A.*": KAIMING, "at.*.B.*": ZEROS}),
+    "fish_dip": ({}, {"entries.values": ZEROS}),
     "fish_mask": ({}, {"entries.values": ZEROS}),
     "hiwi": ({}, {"at.*.down.weight": KAIMING, "at.*.up.weight": ZEROS}),
     "ia3": ({}, {"at.*.factors": ONES}),
@@ -109,6 +111,7 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
     ),
     "prompt_tuning": ({}, {"table": uniform(0.5)}),
     "prompt_tuning-normal": ({"init": "normal"}, {"table": normal(0.02)}),
+    "sam": ({}, {"entries.values": ZEROS}),
     "serial_adapter": ({}, {"at.*.weight": normal(0.02), "at.*.bias": ZEROS}),
     "serial_adapter-houlsby": (
         {"variant": "houlsby"},

@@ -92,10 +92,12 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Mapping[str, Law]]] = {
 WITHOUT = {
     "Bottlenecks",
     "ChosenEntries",
+    "MovingMask",
     "PerSite",
     "Prefixes",
     "PrunedPair",
     "PrunedPairs",
+    "RankedEntries",
     "ScaledMaps",
     "ScaledPairs",
 }

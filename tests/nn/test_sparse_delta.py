@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from autopeft.errors import DataError
 from autopeft.nn import SparseDelta
 from autopeft.spec import TensorSpec
 
@@ -82,3 +83,43 @@ def test_a_selection_that_is_loaded_or_copied_into_place_counts() -> None:
     assert loaded.selected() == copied.selected() == ["a", "b"]
     assert filled.selected() == ["a"]
     assert copied.apply_to("b", torch.zeros(5)).tolist() == [0, 0, 1, 0, 0]
+
+
+@given(st.sets(st.integers(0, TOTAL - 1), max_size=9), st.sets(st.integers(0, TOTAL - 1), max_size=9))
+def test_it_is_extended_and_values_stay_where_they_belong(first: set[int], more: set[int]) -> None:
+    delta = SparseDelta(TENSORS, 18)
+    delta.extend(torch.tensor(sorted(first, reverse=True), dtype=torch.int64))
+    torch.nn.init.normal_(delta.values)
+    before = torch.cat([delta.apply_to(t.name, torch.zeros(t.shape)).flatten() for t in TENSORS])
+    delta.extend(torch.tensor(sorted(more), dtype=torch.int64))
+    after = torch.cat([delta.apply_to(t.name, torch.zeros(t.shape)).flatten() for t in TENSORS])
+    assert torch.equal(before, after)
+    assert delta.held.tolist() == sorted(first | more)
+    delta.hold(len(first | more))
+    kept = torch.cat([delta.apply_to(t.name, torch.zeros(t.shape)).flatten() for t in TENSORS])
+    assert torch.equal(before, kept)
+    assert delta.index.tolist() == sorted(first | more)
+
+
+def test_free_places_get_no_gradient() -> None:
+    delta = SparseDelta(TENSORS, 4)
+    delta.extend(torch.tensor([13]))
+    assert delta.selected() == ["b"]
+    delta.apply_to("b", torch.zeros(5)).sum().backward()
+    assert delta.values.grad is not None
+    assert delta.values.grad.tolist() == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("positions", [[0, 1, 2, 3], [-2], [TOTAL]])
+def test_refuses_to_extend_beyond_its_places_or_the_tensors(positions: list[int]) -> None:
+    delta = SparseDelta(TENSORS, 3)
+    with pytest.raises(ValueError, match="extend"):
+        delta.extend(torch.tensor(positions))
+
+
+@pytest.mark.parametrize("index", [[-2, 0, 1], [0, -1, 1], [0, 0, 1], [2, 1, 3], [0, 1, TOTAL]])
+def test_refuses_a_damaged_index(index: list[int]) -> None:
+    delta = SparseDelta(TENSORS, 3)
+    delta.index.copy_(torch.tensor(index))
+    with pytest.raises(DataError, match="must rise"):
+        delta.spans()

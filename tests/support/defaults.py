@@ -24,6 +24,7 @@ _MEANS: dict[str, Callable[[str, Any], Any]] = {
     "alpha": lambda name, c: _scale(name, c) * getattr(c, "first", c.rank),
     "deployed_rank": lambda name, c: build(name, toy_spec())[0].rank,
     "initial_rank": lambda name, c: c.first,
+    "stored": lambda name, c: f"{_bound_by_keep(name):g} times keep",
     "train_norms": lambda name, c: configured(name).also_weights,
 }
 
@@ -32,6 +33,12 @@ def _scale(name: str, config: Any) -> float:
     """s, which some methods have in their config and others beside it."""
     found: float = (config if hasattr(config, "scale") else get_method(name)(config)).scale
     return found
+
+
+def _bound_by_keep(name: str) -> float:
+    """How many entries are stored at most, for each that a mask keeps."""
+    module = build(name, toy_spec(hidden=40))[0]
+    return float(module.bound / module.k)
 
 
 def _built(name: str, **widths: int) -> Any:

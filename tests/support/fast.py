@@ -102,6 +102,7 @@ LONG = (
     "tests/methods/reparameterized/lora_improvements/test_laplace_lora.py",
     "tests/methods/reparameterized/lora_improvements/test_laplace_training.py",
     "tests/methods/reparameterized/low_rank/test_intrinsic_said.py::test_it_learns",
+    "tests/methods/selective/unstructured/test_fish_dip.py::test_every_step_moves_entries_of_its_mask_alone",
     "tests/methods/test_init.py",
     "tests/nn/test_init.py",
     "tests/report/test_defaults.py",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -239,3 +239,11 @@ class LogitsObjective:
 
     def __call__(self, batch: dict[str, Tensor]) -> Tensor:
         return torch.nn.functional.cross_entropy(self.logits(batch), batch["labels"])
+
+    def losses(self, batch: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            return torch.nn.functional.cross_entropy(self.logits(batch), batch["labels"], reduction="none")
+
+    def gradients(self, batch: dict[str, Tensor], wanted: Sequence[torch.nn.Parameter]) -> list[Tensor]:
+        found = torch.autograd.grad(self(batch), wanted, allow_unused=True, materialize_grads=True)
+        return list(found)

@@ -173,6 +173,93 @@ def test_a_method_says_how_it_wants_to_see_data(monkeypatch: pytest.MonkeyPatch)
     assert not torch.equal(first, again), "the backbone's dropout draws"
 
 
+def test_the_objective_has_the_loss_of_each_row() -> None:
+    bert, data = tiny_bert(), encoded_task()
+    batch = data.train.collate([0, 1, 2])
+    losses = TaskObjective(bert, CrossEntropy()).losses(batch)
+    logits = bert(batch["input_ids"], batch["attention_mask"]).logits
+    assert torch.allclose(losses, F.cross_entropy(logits, batch["labels"], reduction="none"))
+    assert not losses.requires_grad
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_the_objectives_losses_and_gradients_are_of_whole_batches(kind: str) -> None:
+    """However many rows go through the model at once, and where memory is full, fewer do."""
+    bert, data = tiny_bert(num_labels=2 if kind == "classification" else 1), encoded_task(kind=kind)
+    if kind == "regression":
+        bert.config.problem_type = "regression"
+    batch, most = data.train.collate(range(10)), [100]
+    wanted = [p for n, p in bert.named_parameters() if "query" in n or "classifier" in n]
+    apart = nn.Parameter(torch.zeros(3))
+
+    def forward(part: Any) -> torch.Tensor:
+        if len(part["labels"]) > most[0]:
+            raise torch.OutOfMemoryError("full")
+        seen.append(len(part["labels"]))
+        return bert(part["input_ids"], part["attention_mask"]).logits
+
+    seen: list[int] = []
+    loss = data.task.loss()
+    plain = TaskObjective(bert, loss, forward)
+    (expected,), losses = torch.autograd.grad(plain(batch), wanted[:1]), plain.losses(batch)
+    for micro, limit in ((None, 100), (4, 100), (None, 3), (1, 1)):
+        objective = TaskObjective(bert, loss, forward, micro)
+        most[0] = limit
+        seen.clear()
+        gradients = objective.gradients(batch, [*wanted, apart])
+        assert torch.allclose(gradients[0], expected, atol=1e-6)
+        assert not gradients[-1].any()
+        assert torch.allclose(objective.losses(batch), losses, atol=1e-6)
+        assert max(seen) <= limit
+        assert all(p.grad is None for p in wanted)
+    most[0] = 0
+    with pytest.raises(OutOfMemory, match="single rows"):
+        TaskObjective(bert, loss, forward).losses(batch)
+
+
+@pytest.mark.parametrize("rows", [1, 7, None])
+def test_each_pass_over_the_batches_has_an_order_of_its_own(
+    rows: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from autopeft.methods.selective.unstructured.fish_mask import FishMaskModule
+
+    orders: list[list[tuple[int, ...]]] = []
+
+    def measure(module: nn.Module, base: nn.Module, batches: Any, objective: Any) -> dict[str, torch.Tensor]:
+        for _ in range(2):
+            ids = [row for batch in batches for row in batch["input_ids"].tolist()]
+            orders.append([tuple(i for i in row if i) for row in ids])
+        return {"ranking": torch.arange(64)}
+
+    monkeypatch.setattr(FishMaskModule, "calibration", Calibration(rows=rows), raising=False)
+    monkeypatch.setattr(FishMaskModule, "measure", measure)
+    plan = TrainingPlan(steps=1, batch_size=16, seed=5, device="cpu", shortcuts=False)
+    for _ in range(2):
+        with attach(tiny_bert(), mask_recipe(), seed=0) as hybrid:
+            prepare(hybrid, encoded_task(), plan)
+    assert sorted(orders[0]) == sorted(orders[1])
+    assert orders[0] != orders[1]
+    assert orders[:2] == orders[2:], "drawn from the plan's seed"
+
+
+def test_what_one_method_draws_moves_no_others_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    from autopeft.methods.selective.unstructured.fish_mask import FishMaskModule
+
+    drawn: list[float] = []
+
+    def measure(module: nn.Module, base: nn.Module, batches: Any, objective: Any) -> dict[str, torch.Tensor]:
+        drawn.append(float(torch.rand(())))
+        return {"ranking": torch.arange(64)}
+
+    monkeypatch.setattr(FishMaskModule, "measure", measure)
+    masks = [{"fish_mask": {"keep": 8, "samples": n}} for n in (1, 2)]
+    plan = TrainingPlan(steps=1, seed=5, device="cpu", shortcuts=False)
+    with attach(tiny_bert(), Recipe.from_dict({"name": "m", "model": masks}), seed=0) as hybrid:
+        prepare(hybrid, encoded_task(), plan)
+    assert len(drawn) == 2
+    assert drawn[0] == drawn[1]
+
+
 # What comes after training
 
 

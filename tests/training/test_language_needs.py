@@ -41,7 +41,7 @@ def model(folder: Path) -> Any:
 
 
 def recipe(**entry: Any) -> Recipe:
-    level = "model" if "fish_mask" in entry else "layers"
+    level = "layers" if "laplace_lora" in entry else "model"
     attached: list[Any] = [entry] if level == "model" else [{"attach": [entry]}]
     return Recipe.from_dict({"name": "r", level: attached})
 
@@ -66,6 +66,28 @@ def test_fisher_information_of_a_language_model_is_that_of_each_answer_s_loss(
     assert found == set(flat.topk(40).indices.tolist())
 
 
+def test_the_hardest_rows_of_a_language_model_have_the_largest_mean_over_learnt_tokens(
+    folder: Path, data: EncodedTask
+) -> None:
+    hybrid = attach(model(folder), recipe(fish_dip={"keep": 40, "least": 4, "most": 4}))
+    prepare(hybrid, data, PLAN)
+    module: Any = hybrid.modules["fish_dip"]
+    found = set(module.entries.held.tolist())
+    names = [t.name for t in hybrid.spec.tensors]
+    hybrid.detach()
+    plain = model(folder)
+    base = dict(plain.model.named_parameters())
+    rows = [data.train.collate([row]) for row in range(len(data.train))]
+    with torch.no_grad():
+        losses = torch.stack([plain(**row).loss for row in rows])  # transformers' own
+    scores = torch.zeros(sum(base[name].numel() for name in names))
+    for row in losses.argsort(descending=True)[:4].tolist():
+        plain.zero_grad()
+        plain(**rows[row]).loss.backward()
+        scores += torch.cat([base[name].grad.flatten() for name in names]).square()
+    assert found == set(scores.topk(40).indices.tolist())
+
+
 @pytest.mark.parametrize(
     "entry",
     [{"fish_mask": {"keep": 40, "mode": "expect"}}, {"laplace_lora": {"rank": 1}}],
@@ -86,8 +108,15 @@ def test_what_needs_classes_is_refused_before_anything_is_computed(
 
 @pytest.mark.parametrize(
     "entry",
-    [{"fish_mask": {"keep": 40, "samples": 3}}, {"laplace_lora": {"rank": 1, "samples": 0}}],
-    ids=["fish_mask", "laplace_lora"],
+    [
+        {"fish_mask": {"keep": 40, "samples": 3}},
+        {"child_tuning_d": {}},
+        {"sam": {"batches": 3}},
+        {"sam": {"batches": 3, "score": "g2_over_h"}},
+        {"fish_dip": {"keep": 40, "every": 2}},
+        {"laplace_lora": {"rank": 1, "samples": 0}},
+    ],
+    ids=["fish_mask", "child_tuning_d", "sam", "sam-curvature", "fish_dip", "laplace_lora"],
 )
 def test_what_does_without_trains(folder: Path, data: EncodedTask, entry: dict[str, Any]) -> None:
     assert train(attach(model(folder), recipe(**entry)), data, PLAN).steps == 2

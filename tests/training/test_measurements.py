@@ -83,6 +83,26 @@ def test_what_it_depends_on_is_measured_anew() -> None:
         assert passes.count > before
 
 
+def test_a_batch_of_the_plans_size_is_part_of_what_it_depends_on() -> None:
+    """Where a method measures such batches, and nowhere else."""
+    model = classifier("bert")
+    passes = Passes(model)
+    child = Recipe.from_dict({"name": "c", "model": [{"child_tuning_d": {"rest": "frozen"}}]})
+
+    def measured(made: Recipe, batch_size: int) -> int:
+        before, plan = passes.count, TrainingPlan(steps=2, max_length=16, seed=5, batch_size=batch_size)
+        with attach(model, made, seed=0) as hybrid:
+            prepare(hybrid, encoded_rows_task("bert"), plan)
+        return passes.count - before
+
+    first = measured(child, 8)
+    assert first > 0
+    assert measured(child, 8) == 0
+    assert 0 < measured(child, 16) < first
+    assert measured(recipe(), 8) == 6
+    assert measured(recipe(), 16) == 0
+
+
 def test_a_damaged_file_is_measured_anew_and_the_plan_can_turn_it_off(tmp_path: Path) -> None:
     model = classifier("bert")
     passes = Passes(model)

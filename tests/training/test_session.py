@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -84,6 +85,67 @@ def test_it_may_take_fewer_and_is_told_to_end() -> None:
         lambda session: [session.step() for _ in range(5)] and None, should_stop=lambda: next(told)
     )
     assert (found.steps, found.stopped) == (2, "asked")
+
+
+def test_it_knows_how_far_it_is() -> None:
+    def look(session: Session) -> None:
+        while not session.over:
+            seen.append(session.taken)
+            session.step()
+        seen.append(session.taken)
+
+    seen: list[int] = []
+    run(look)
+    assert seen == [0, 1, 2, 3, 4, 5, 6]
+    seen.clear()
+    told = iter([False, True])
+    run(look, should_stop=lambda: next(told))
+    assert seen == [0, 1, 2], "the training was to end"
+
+
+def test_the_optimizer_forgets_what_it_is_told_to() -> None:
+    """The step that follows is that parameter's first: Adam's is then the rate times the gradient's sign."""
+
+    def forget(session: Session, forgotten: tuple[int, ...]) -> None:
+        for step in range(5):
+            if step in forgotten:
+                session.forget([driving.weight])
+            before = driving.weight.detach().clone()
+            session.step()
+            moved.append((driving.weight.detach() - before).abs())
+
+    changes = []
+    for forgotten in ((), (3,)):
+        moved: list[Tensor] = []
+        driving = Driving(partial(forget, forgotten=forgotten))
+        model = DrivenBag(driving)
+        training = {"learning_rate": 0.01, "warmup": 0.0, "schedule": "constant"}
+        fake = FakeHybrid(model, {"driving": driving, "adapter": model.adapter}, training)
+        train(fake, encoded_task(), PLAN)
+        changes.append(moved)
+    assert all(torch.equal(a, b) for a, b in zip(changes[0][:3], changes[1][:3], strict=True))
+    assert torch.allclose(changes[1][3], torch.full((6,), 0.01), rtol=1e-3)
+    assert not torch.allclose(changes[0][3], torch.full((6,), 0.01), rtol=1e-2)
+
+
+def test_losses_draw_where_they_are_asked_to() -> None:
+    made = Recipe.from_dict({"name": "r", "layers": [{"attach": [{"lora": {"rank": 2, "dropout": 0.5}}]}]})
+    found: list[bool] = []
+
+    def look(session: Session) -> None:
+        (batch,) = session.batches(48)
+        with torch.no_grad():
+            found.append(torch.equal(session.losses(batch), session.losses(batch)))
+            drawn = [session.losses(batch, training=True) for _ in range(2)]
+            found.append(torch.equal(*drawn))
+        found.append(drawn[0].requires_grad)
+
+    with attach(tiny_bert(), made, seed=0) as hybrid:
+        randomise(hybrid.root)
+        module = next(iter(hybrid.modules.values()))
+        module.phases = lambda: [Phase("p", run=look)]  # type: ignore[assignment]
+        train(hybrid, encoded_task(), PLAN)
+    assert found == [True, False, False]
 
 
 def test_its_batches_hold_each_row_once() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar, Literal
@@ -11,16 +11,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.errors import AutoPEFTError, MethodError, UsageError
+from autopeft.errors import MethodError, UsageError
 from autopeft.method import Objective, ParameterCount, Traits, register
-from autopeft.nn import ChosenEntries, KeepConfig, top_entries
+from autopeft.nn import GRADIENT_POWERS, KeepConfig, RankedEntries, requiring
 from autopeft.spec import BackboneSpec, Site, TensorSpec
 
 __all__ = ["FishMask", "fisher"]
 
 Example = dict[str, Tensor]
-_RANKED = 1 << 17
-_POWER: dict[str, Callable[[Tensor], Tensor]] = {"square": torch.square, "absolute": torch.abs}
 
 
 def _examples(batches: Iterable[Example]) -> Iterator[Example]:
@@ -64,13 +62,10 @@ def fisher(
         UsageError: there is no example.
         MethodError: mode `expect` on a model that does not classify.
     """
-    power = _POWER[grad_type]
+    power = GRADIENT_POWERS[grad_type]
     scores = {n: torch.zeros(p.shape, dtype=torch.float32, device=p.device) for n, p in parameters.items()}
-    required = {n: p.requires_grad for n, p in parameters.items()}
     seen = 0
-    try:
-        for p in parameters.values():
-            p.requires_grad_(True)
+    with requiring(parameters.values()):
         for example in examples:
             seen += 1
             for loss, share in _terms(objective, example, mode):
@@ -80,47 +75,29 @@ def fisher(
                 for name, grad in zip(parameters, grads, strict=True):
                     if grad is not None:
                         scores[name].add_(power(grad.float()), alpha=share)
-    finally:
-        for name, p in parameters.items():
-            p.requires_grad_(required[name])
     if not seen:
         raise UsageError("fish_mask needs at least one training example to calibrate on, but got none.")
     return scores
 
 
-class FishMaskModule(ChosenEntries):
+class FishMaskModule(RankedEntries):
     """Values at k entries of the backbone, chosen once by calibration."""
 
     def __init__(self, tensors: Sequence[TensorSpec], k: int, config: FishMask.Config) -> None:
-        super().__init__(tensors, k)
+        super().__init__(tensors, k, "fish_mask")
         self.config = config
 
     def measurement(self) -> dict[str, Any]:
-        """The config without `keep`, and how many of the best entries are ranked: far more than are kept, so
-        that masks of many sizes share one ranking."""
-        k = max(len(self.entries.values), _RANKED)
-        reach = min(self.entries.total, 1 << (k - 1).bit_length())
-        return {"reach": reach, **self.config.model_dump(include={"samples", "grad_type", "mode"})}
+        return {"reach": self.reach, **self.config.model_dump(include={"samples", "grad_type", "mode"})}
 
     def measure(self, base: nn.Module, batches: Iterable[Example], objective: Objective) -> dict[str, Tensor]:
-        """Score every entry on up to `samples` examples; `ranking` (reach,) holds the best positions."""
+        """Score every entry on up to `samples` examples."""
         c = self.config
         named = dict(base.named_parameters())
         parameters = {t.name: named[t.name] for t in self.entries.tensors}
         examples = islice(_examples(batches), c.samples)
         scores = fisher(parameters, examples, objective, grad_type=c.grad_type, mode=c.mode)
-        try:
-            return {"ranking": top_entries(scores.values(), self.measurement()["reach"])}
-        except ValueError as error:
-            raise AutoPEFTError(
-                "fish_mask got gradients that are not finite; calibrate in fp32 and check the training data."
-            ) from error
-
-    def settle(self, measured: Mapping[str, Tensor]) -> None:
-        """Select the k best entries; values return to zero."""
-        best = measured["ranking"][: len(self.entries.values)]
-        self.entries.select(best.to(self.entries.index.device))
-        nn.init.zeros_(self.entries.values)
+        return self.ranking(scores.values())
 
 
 @register("fish_mask")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,63 +10,17 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from support.tiny import LogitsObjective, randomise, tiny_inputs, tiny_model
 from support.toy import configured, counted, toy_spec, toy_specs
+from support.two_layers import NetObjective, TwoLayers, net_of_seed, net_rows, net_spec, singles
 from torch import Tensor, nn
 
 from autopeft.errors import AutoPEFTError, MethodError, UsageError
 from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
-from autopeft.spec import BackboneSpec, StackSpec, TensorSpec
-
-
-class TwoLayers(nn.Module):
-    """A two-layer net, its head beside it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.base = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5))
-        self.head = nn.Linear(5, 3)
-
-
-class Objective:
-    def __init__(self, net: TwoLayers, temperature: float = 1.0) -> None:
-        self.net, self.temperature = net, temperature
-
-    def logits(self, batch: dict[str, Tensor]) -> Tensor:
-        out: Tensor = self.net.head(self.net.base(batch["x"])) * self.temperature
-        return out
-
-    def __call__(self, batch: dict[str, Tensor]) -> Tensor:
-        return nn.functional.cross_entropy(self.logits(batch), batch["labels"])
-
-
-def _net() -> TwoLayers:
-    torch.manual_seed(0)
-    net = TwoLayers()
-    net.base.requires_grad_(False)
-    return net
-
-
-def _batches(n: int = 6, size: int = 2) -> list[dict[str, Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    x, labels = torch.randn(n, 4, generator=generator), torch.randint(3, (n,), generator=generator)
-    return [{"x": x[i : i + size], "labels": labels[i : i + size]} for i in range(0, n, size)]
-
-
-def _examples(batches: list[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    for batch in batches:
-        for i in range(len(batch["labels"])):
-            yield {k: v[i : i + 1] for k, v in batch.items()}
-
-
-def _spec(net: TwoLayers) -> BackboneSpec:
-    tensors = tuple(TensorSpec(n, tuple(p.shape), "weight") for n, p in net.base.named_parameters())
-    return BackboneSpec(
-        "toy", (StackSpec("encoder", 1, 4, False),), (), tensors, sum(t.size for t in tensors)
-    )
+from autopeft.spec import BackboneSpec
 
 
 def _module(net: TwoLayers, **config: object) -> FishMaskModule:
-    module = configured("fish_mask", **config).build((), _spec(net))
+    module = configured("fish_mask", **config).build((), net_spec(net))
     assert isinstance(module, FishMaskModule)
     return module
 
@@ -79,7 +32,7 @@ def _squares(net: TwoLayers, batches: list[dict[str, Tensor]]) -> dict[str, Tens
     total = {n: torch.zeros_like(p) for n, p in same.base.named_parameters()}
     for batch in batches:
         same.zero_grad()
-        Objective(same)(batch).backward()
+        NetObjective(same)(batch).backward()
         for name, p in same.base.named_parameters():
             assert p.grad is not None
             total[name] += p.grad**2
@@ -95,10 +48,10 @@ def test_count_is_what_it_holds(spec: BackboneSpec, keep: str | int) -> None:
 
 
 def test_fisher_is_the_sum_of_single_squares_not_the_square_of_the_batch() -> None:
-    net, batches = _net(), _batches()
+    net, batches = net_of_seed(), net_rows()
     parameters = dict(net.base.named_parameters())
-    scores = fisher(parameters, _examples(batches), Objective(net))
-    expected = _squares(net, list(_examples(batches)))
+    scores = fisher(parameters, singles(batches), NetObjective(net))
+    expected = _squares(net, list(singles(batches)))
     batched = _squares(net, batches)
     for name, score in scores.items():
         torch.testing.assert_close(score, expected[name])
@@ -106,9 +59,9 @@ def test_fisher_is_the_sum_of_single_squares_not_the_square_of_the_batch() -> No
 
 
 def test_expect_equals_label_when_the_model_is_certain_of_the_label() -> None:
-    net = _net()
-    objective = Objective(net, temperature=1e3)
-    batch = _batches(1, 1)[0]
+    net = net_of_seed()
+    objective = NetObjective(net, temperature=1e3)
+    batch = net_rows(1, 1)[0]
     batch["labels"] = objective.logits(batch).argmax(-1)
     net.head.bias.data[batch["labels"]] += 100
     parameters = dict(net.base.named_parameters())
@@ -119,8 +72,8 @@ def test_expect_equals_label_when_the_model_is_certain_of_the_label() -> None:
 
 
 def test_expect_is_the_mean_over_the_models_own_labels() -> None:
-    net, batch = _net(), _batches(1, 1)[0]
-    objective = Objective(net)
+    net, batch = net_of_seed(), net_rows(1, 1)[0]
+    objective = NetObjective(net)
     parameters = dict(net.base.named_parameters())
     p = objective.logits(batch).softmax(-1)[0].tolist()
     by_label = [fisher(parameters, [{**batch, "labels": torch.tensor([y])}], objective) for y in range(3)]
@@ -130,23 +83,23 @@ def test_expect_is_the_mean_over_the_models_own_labels() -> None:
 
 
 def test_absolute_sums_absolute_values() -> None:
-    net, batch = _net(), _batches(1, 1)
+    net, batch = net_of_seed(), net_rows(1, 1)
     parameters = dict(net.base.named_parameters())
-    square = fisher(parameters, batch, Objective(net))
-    absolute = fisher(parameters, batch, Objective(net), grad_type="absolute")
+    square = fisher(parameters, batch, NetObjective(net))
+    absolute = fisher(parameters, batch, NetObjective(net), grad_type="absolute")
     for name in square:
         torch.testing.assert_close(absolute[name] ** 2, square[name])
 
 
 def calibrate(module: Any, net: Any, batches: Any) -> None:
-    module.settle(module.measure(net.base, batches, Objective(net)))
+    module.settle(module.measure(net.base, batches, NetObjective(net)))
 
 
 def test_masks_of_all_sizes_share_a_ranking() -> None:
-    net, batches = _net(), _batches()
+    net, batches = net_of_seed(), net_rows()
     small, large = _module(net, keep=3), _module(net, keep=20)
     assert small.measurement() == large.measurement() != _module(net, keep=3, samples=5).measurement()
-    measured = large.measure(net.base, batches, Objective(net))
+    measured = large.measure(net.base, batches, NetObjective(net))
     small.settle(measured)
     large.settle(measured)
     alone = _module(net, keep=3)
@@ -156,24 +109,24 @@ def test_masks_of_all_sizes_share_a_ranking() -> None:
 
 
 def test_calibration_selects_globally_and_leaves_the_model_as_it_was() -> None:
-    net, batches = _net(), _batches()
+    net, batches = net_of_seed(), net_rows()
     before = {n: p.clone() for n, p in net.named_parameters()}
     module = _module(net, keep=20)
     calibrate(module, net, iter(batches))
-    scores = torch.cat([s.flatten() for s in _squares(net, list(_examples(batches))).values()])
+    scores = torch.cat([s.flatten() for s in _squares(net, list(singles(batches))).values()])
     assert set(module.entries.index.tolist()) == set(scores.topk(20).indices.tolist())
     assert {n: p.requires_grad for n, p in net.named_parameters()} == {n: "head" in n for n in before}
     assert all(p.grad is None for p in net.parameters())
     assert all(torch.equal(p, before[n]) for n, p in net.named_parameters())
     assert not module.entries.values.any()
-    names = [t.name for t in _spec(net).tensors]
+    names = [t.name for t in net_spec(net).tensors]
     assert [str(t.tensor) for t in module.weight_targets()] == [
         n for n in names if n in module.entries.selected()
     ]
 
 
-def test_uses_no_more_than_the_given_number_of_examples() -> None:
-    net, batches = _net(), _batches()
+def test_uses_no_more_than_the_given_number_ofsingles() -> None:
+    net, batches = net_of_seed(), net_rows()
     few, many = _module(net, keep=10, samples=2), _module(net, keep=10, samples=6)
     calibrate(few, net, batches)
     calibrate(many, net, batches[:1])
@@ -181,7 +134,7 @@ def test_uses_no_more_than_the_given_number_of_examples() -> None:
 
 
 def test_refusals() -> None:
-    net = _net()
+    net = net_of_seed()
     with pytest.raises(UsageError, match="at least one"):
         calibrate(_module(net, keep=3), net, [])
     with pytest.raises(MethodError, match="which has"):
@@ -192,15 +145,15 @@ def test_refusals() -> None:
         configured("fish_mask", keep="some")
     nn.init.constant_(net.head.weight, float("nan"))
     with pytest.raises(AutoPEFTError, match="finite"):
-        calibrate(_module(net, keep=3), net, _batches())
+        calibrate(_module(net, keep=3), net, net_rows())
 
 
 def test_expect_needs_classes() -> None:
-    net = _net()
+    net = net_of_seed()
     net.head = nn.Linear(5, 1)
     parameters = dict(net.base.named_parameters())
     with pytest.raises(MethodError, match="'label'"):
-        fisher(parameters, _batches(1, 1), Objective(net), mode="expect")
+        fisher(parameters, net_rows(1, 1), NetObjective(net), mode="expect")
 
 
 def test_exactly_k_entries_of_a_model_differ_and_the_mask_stays() -> None:

@@ -1,0 +1,176 @@
+"""FISH-DIP: a sparse mask that moves to where the hardest examples want it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor, nn
+
+from autopeft.errors import MethodError
+from autopeft.method import Calibration, Objective, ParameterCount, Phase, Session, Traits, register
+from autopeft.nn import (
+    GRADIENT_POWERS,
+    KeepConfig,
+    MovingMask,
+    batch_gradients,
+    hardest_rows,
+    ranked,
+    reach_of,
+)
+from autopeft.quantity import parse_quantity
+from autopeft.spec import BackboneSpec, Site, TensorSpec
+
+__all__ = ["FishDip"]
+
+Batch = dict[str, Tensor]
+
+
+class FishDipModule(MovingMask):
+    """A mask that follows the hardest rows."""
+
+    calibration = Calibration(rows=None)
+
+    def __init__(self, tensors: Sequence[TensorSpec], k: int, bound: int, config: FishDip.Config) -> None:
+        super().__init__(tensors, k, bound, "fish_dip")
+        self.config = config
+
+    def measurement(self) -> dict[str, Any]:
+        options = self.config.model_dump(include={"examples", "least", "most", "grad_type"})
+        return {"reach": reach_of(self.k, self.entries.total), **options}
+
+    def measure(self, base: nn.Module, batches: Iterable[Batch], objective: Objective) -> dict[str, Tensor]:
+        """Rank the entries by the rows that are hardest before training."""
+        parameters = [base.get_parameter(t.name) for t in self.entries.tensors]
+        rows = self._hardest(batches, objective.losses)
+        scores = self._scores(batch_gradients(parameters, rows, objective, self.name))
+        return {"ranking": ranked([scores], self.measurement()["reach"], self.name)}
+
+    def settle(self, measured: Mapping[str, Tensor]) -> None:
+        """Make the best k the first mask; nothing else is stored yet."""
+        self.clear()
+        self.move(measured["ranking"][: self.k])
+
+    def phases(self) -> list[Phase]:
+        """One, whose output is how many entries are stored and whether `stored` has bounded a mask."""
+        return [Phase("train", begin=self.begin, run=self.run, output=self.found)]
+
+    def run(self, session: Session) -> None:
+        """Take all steps, with another mask where it is time for one."""
+        every = self.config.every
+        while not session.over:
+            if every is not None and (session.taken + 1) % every == 0:
+                self.look(session)
+            session.step()
+
+    def look(self, session: Session) -> None:
+        """Move the mask to where the rows that are hardest now want it."""
+        wanted = [session.backbone[t.name] for t in self.entries.tensors]
+        rows = self._hardest(session.batches(), lambda batch: session.losses(batch, training=True))
+        scores = self._scores(session.gradients(row, wanted, training=True) for row in rows)
+        self.move(self.best(scores))
+        session.forget([self.entries.values])
+
+    def found(self) -> dict[str, Any]:
+        """The output of the phase."""
+        return {"stored": len(self.entries.held), "bounded": self.bounded}
+
+    def _hardest(self, batches: Iterable[Batch], losses: Callable[[Batch], Tensor]) -> list[Batch]:
+        c = self.config
+        return hardest_rows(batches, losses, share=c.examples, least=c.least, most=c.most)
+
+    def _scores(self, rows: Iterable[Sequence[Tensor]]) -> Tensor:
+        """Sum of the rows' squared (or absolute) gradients, over all entries one after another."""
+        scores = torch.zeros(self.entries.total, device=self.entries.index.device)
+        power, places = GRADIENT_POWERS[self.config.grad_type], self.entries.offsets.values()
+        for gradients in rows:
+            for (start, end), gradient in zip(places, gradients, strict=True):
+                scores[start:end] += power(gradient.flatten().float())
+        return scores
+
+
+@register("fish_dip")
+class FishDip:
+    """θ = θ₀ + scatter(idx, v), trained in a mask of k entries that is chosen anew every `every` steps.
+
+    Das et al. 2023, arXiv:2311.03748. A mask holds the k entries of largest Σₙ (∂loss(xₙ, yₙ)/∂θ)² over the
+    rows that are hardest at the time: those of largest loss among all training rows, `examples` times as many
+    as a pass has batches, from `least` to `most`. The first mask is measured before training on the bare
+    backbone in eval mode, the others with what is attached and the draws of training, before steps 100, 200,
+    …. Gradients outside the present mask are zero and its entries alone move: not even weight decay reaches
+    the others, and the optimizer begins anew with each mask, as its moments are those of other entries. v is
+    zero at init.
+
+    The entries of all masks are stored. A budget counts the most that they may be, `stored`, by default four
+    times `keep`. That bound is ours: where a new mask does not fit, it is the best k of what is stored and of
+    those best new entries that fit, which is said once in the log and in the phase's output. With
+    `every: null` the mask stays: FISH on the hardest rows.
+
+    A row's loss is that of a batch of it alone, so that of a language model it is the mean over its learnt
+    tokens. The authors divide a row's sum by its padded length when they look for the hardest rows, so that
+    long targets rank higher. They train by Adafactor without first moment, at 1e-2 times the RMS of each
+    tensor: `optimizer: {name: adafactor}` here, whose rate is not scaled. They end when 20 losses in a row
+    are below 1e-6. `keep` is k, or a share of the base model, for the first and the later masks. A mask costs
+    a pass over all rows without gradients, and for a moment gradients and scores of the whole backbone.
+    The head is trained whole and counted apart. Mergeable. k to `stored` parameters, as the data have it (and
+    as many indices, which are storage).
+    """
+
+    traits = Traits(
+        injection="weight",
+        level="model",
+        needs=frozenset({"calibration"}),
+        mergeable=True,
+        gateable=False,
+        phased=True,
+        data_dependent=True,
+    )
+    size_field: ClassVar[str] = "keep"
+
+    class Config(KeepConfig):
+        keep: int | str = Field(default="1%", description="a share such as '0.1%' or a count such as '30k'")
+        stored: int | str | None = Field(
+            default=None,
+            description="most entries of all masks together, as `keep`; default: four times that",
+        )
+        every: int | None = Field(default=100, ge=1, description="steps from mask to mask; null: one mask")
+        examples: float = Field(default=0.1, ge=0, le=1000, description="hard rows looked at, for each batch")
+        least: int = Field(default=3, ge=1, le=100_000, description="at least so many of them")
+        most: int = Field(default=25, ge=1, le=100_000, description="at most so many of them")
+        grad_type: Literal["square", "absolute"] = "square"
+
+        @field_validator("stored")
+        @classmethod
+        def _is_quantity_too(cls, value: int | str | None) -> int | str | None:
+            return value if value is None else cls.checked(value)
+
+        @model_validator(mode="after")
+        def _in_order(self) -> FishDip.Config:
+            if self.least > self.most:
+                raise ValueError(f"least={self.least} is above most={self.most}")
+            return self
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def _sizes(self, spec: BackboneSpec) -> tuple[int, int]:
+        """Entries of a mask, and of all of them at most."""
+        k, total = self.config.count("fish_dip", spec.tensors, spec), sum(t.size for t in spec.tensors)
+        if self.config.stored is None:
+            return k, min(4 * k, total)
+        bound = parse_quantity(self.config.stored).of(spec.parameters)
+        if not k <= bound <= total:
+            raise MethodError(
+                f"fish_dip with stored={self.config.stored!r} stores {bound:,} entries of {spec.family!r}; "
+                f"choose from the {k:,} of a mask to the {total:,} that there are."
+            )
+        return k, bound
+
+    def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
+        bound = self._sizes(spec)[1]
+        return ParameterCount(bound, bound)
+
+    def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
+        return FishDipModule(spec.tensors, *self._sizes(spec), self.config)
