@@ -5,6 +5,7 @@ from __future__ import annotations
 from autopeft.nn.bottleneck import ACTIVATIONS, Activation, Bottleneck, Bottlenecks
 from autopeft.nn.chosen_entries import ChosenEntries, KeepConfig
 from autopeft.nn.fastfood import Fastfood
+from autopeft.nn.gated_deltas import DiffPruningConfig, GatedDeltas, GatedEntries, HardConcrete
 from autopeft.nn.hadamard import walsh_hadamard
 from autopeft.nn.hypergradient import hypergradient
 from autopeft.nn.kronecker import LowRankKronecker, kronecker_sum, require_blocks
@@ -17,6 +18,8 @@ from autopeft.nn.prefixes import PrefixConfig, Prefixes, PrefixMethod
 from autopeft.nn.prompt_encoder import PromptEncoder, PromptRows
 from autopeft.nn.router import Router
 from autopeft.nn.scaled_maps import PrunedPairs, ScaledMaps, ScaledPairs, down_and_up
+from autopeft.nn.searched_biases import BiasSearchConfig, SearchedBiases
+from autopeft.nn.searched_entries import SearchConfig, SearchedEntries
 from autopeft.nn.seeds import generator_of
 from autopeft.nn.sensitivity import Sensitivity
 from autopeft.nn.sparse_delta import SparseDelta
@@ -28,10 +31,15 @@ from autopeft.nn.uncertain_pair import UncertainPair, logit_covariance, observe_
 __all__ = [
     "ACTIVATIONS",
     "Activation",
+    "BiasSearchConfig",
     "Bottleneck",
     "Bottlenecks",
     "ChosenEntries",
+    "DiffPruningConfig",
     "Fastfood",
+    "GatedDeltas",
+    "GatedEntries",
+    "HardConcrete",
     "KeepConfig",
     "KroneckerCurvature",
     "LowRankKronecker",
@@ -50,6 +58,9 @@ __all__ = [
     "Router",
     "ScaledMaps",
     "ScaledPairs",
+    "SearchConfig",
+    "SearchedBiases",
+    "SearchedEntries",
     "Sensitivity",
     "SparseDelta",
     "TensorDeltas",

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from autopeft.errors import DataError
 from autopeft.nn import SparseDelta
 from autopeft.spec import TensorSpec
 
@@ -82,3 +83,55 @@ def test_a_selection_that_is_loaded_or_copied_into_place_counts() -> None:
     assert loaded.selected() == copied.selected() == ["a", "b"]
     assert filled.selected() == ["a"]
     assert copied.apply_to("b", torch.zeros(5)).tolist() == [0, 0, 1, 0, 0]
+
+
+@given(st.lists(st.sets(st.integers(0, TOTAL - 1), max_size=7), min_size=1, max_size=4), st.integers(0, 5))
+def test_what_is_added_keeps_the_values_that_were_there(parts: list[set[int]], spare: int) -> None:
+    fresh = [part - set().union(*parts[:i]) for i, part in enumerate(parts)]
+    delta = SparseDelta(TENSORS, sum(map(len, fresh)) + spare)
+    known: dict[int, float] = {}
+    for part in fresh:
+        delta.add(torch.tensor(list(part), dtype=torch.int64))
+        with torch.no_grad():
+            for slot, place in enumerate(delta.index.tolist()):
+                if place in part:
+                    assert float(delta.values[slot].detach()) == 0.0
+                    delta.values[slot] = known[place] = place + 0.5
+        chosen = delta.index[delta.index >= 0].tolist()
+        assert chosen == sorted(known)
+        assert {
+            p: v for p, v in zip(delta.index.tolist(), delta.values.tolist(), strict=True) if p >= 0
+        } == known
+    assert delta.missing == spare
+    changed = torch.cat([delta.apply_to(t.name, torch.zeros(t.shape)).flatten() for t in TENSORS])
+    assert {i: float(v) for i, v in enumerate(changed.detach()) if v} == known
+    values = delta.values.detach()[delta.index >= 0]
+    delta.trim()
+    assert delta.missing == 0
+    assert torch.equal(delta.values, values)
+    assert isinstance(delta.values, torch.nn.Parameter)
+
+
+def test_no_more_is_added_than_there_are_places_and_none_twice() -> None:
+    delta = SparseDelta(TENSORS, 2)
+    delta.add(torch.tensor([4]))
+    for positions in ([4], [5, 6], [TOTAL], [-2]):
+        with pytest.raises(ValueError):
+            delta.add(torch.tensor(positions))
+    assert delta.index.tolist() == [-1, 4]
+
+
+@pytest.mark.parametrize("index", [[3, -1], [-2, 3], [4, 4], [-1, TOTAL]])
+def test_a_damaged_index_is_refused(index: list[int]) -> None:
+    delta = SparseDelta(TENSORS, 2)
+    delta.index.copy_(torch.tensor(index))
+    with pytest.raises(DataError, match="damaged"):
+        delta.selected()
+
+
+def test_it_may_hold_another_number() -> None:
+    delta = _selected([1, 2, 3])
+    delta.hold(2)
+    assert delta.missing == 2 == len(delta.values)
+    delta.select(torch.tensor([20, 0]))
+    assert delta.selected() == ["a", "c"]
