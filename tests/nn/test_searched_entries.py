@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
+from typing import Any
 
 import pytest
 import torch
+from support.entries import recipe_of, trained
 from torch import Tensor
 
 from autopeft.method import WeightTarget
@@ -111,3 +115,27 @@ def test_dense_deltas_have_the_precision_and_the_device_of_the_values() -> None:
     assert {(p.dtype, p.device) for p in module.dense.parameters()} == {(torch.float32, torch.device("cpu"))}
     weight = torch.zeros(5, dtype=torch.bfloat16)
     assert module.weight(TARGETS[1], weight, weight).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("method", ["lt_sft", "u_diff_pruning", "s_diff_pruning", "u_bitfit", "s_bitfit"])
+def test_what_the_search_needs_is_gone_when_the_next_phase_takes_its_first_step(method: str) -> None:
+    """Without a collector of garbage: on a GPU the memory is there at once."""
+    dense: list[weakref.ref[Tensor]] = []
+    left: list[int] = []
+
+    def count(seen: Any) -> bool:
+        if dense:
+            left.append(sum(p() is not None for p in dense))
+        return False
+
+    gc.disable()
+    try:
+        trained(
+            recipe_of(method, keep=60),
+            look=lambda module: dense.extend(weakref.ref(p) for p in module.dense.parameters()),
+            should_stop=count,
+        )
+    finally:
+        gc.enable()
+    assert len(dense) > 10
+    assert left == [0, 0, 0, 0]
