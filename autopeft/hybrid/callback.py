@@ -99,8 +99,8 @@ class HybridCallback(TrainerCallback):
         scheduler = kwargs.get("lr_scheduler")
         found = [f for f in getattr(scheduler, "lr_lambdas", ()) if isinstance(f, RecipeSchedule)]
         if found:
-            found[0].begin(cast(LambdaLR, scheduler), state.global_step, state.max_steps)
-            _warn_of_clipping(training, args)
+            RecipeSchedule.begin(cast(LambdaLR, scheduler), state.global_step, state.max_steps)
+            _warn_of_clipping(training, args, optimizer)
         if optimizer is not None and not any("name" in group for group in optimizer.param_groups):
             self._warn_of_the_optimizer(training, args, optimizer)
 
@@ -161,7 +161,7 @@ class HybridCallback(TrainerCallback):
             finish(self.hybrid.modules.values())
 
 
-def _warn_of_clipping(training: TrainingSection, args: Any) -> None:
+def _warn_of_clipping(training: TrainingSection, args: Any, optimizer: Any) -> None:
     """Say so where the recipe clips gradients otherwise than the Trainer, which does it alone."""
     theirs = float(getattr(args, "max_grad_norm", None) or 0.0)
     if training.max_grad_norm != theirs:
@@ -170,9 +170,10 @@ def _warn_of_clipping(training: TrainingSection, args: Any) -> None:
             f"{theirs:g}; pass max_grad_norm={training.max_grad_norm:g} to TrainingArguments.",
             stacklevel=4,
         )
-    if training.optimizer.clip != "all":
+    apart = [group for group in getattr(optimizer, "param_groups", ()) if group.get("clip") == "group"]
+    if training.optimizer.clip != "all" or apart:
         warnings.warn(
-            "The recipe clips each group's gradients by itself, and the Trainer clips all together; "
+            "The recipe clips gradients of groups by themselves, and the Trainer clips all together; "
             "`autopeft.training.train` does what the recipe says.",
             stacklevel=4,
         )

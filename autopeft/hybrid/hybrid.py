@@ -375,7 +375,7 @@ class Hybrid:
         """
         refuse_in_trainer(self.model)
         callback, optimizer = self.callback(total), self.optimizer()
-        schedule = RecipeSchedule(self.recipe.training).over(optimizer)
+        schedule = RecipeSchedule.over(optimizer, self.recipe.training)
         found: dict[str, Any] = {"callbacks": [callback], "optimizers": (optimizer, schedule)}
         terms = any(hasattr(m, "loss_terms") for m in self.modules.values())
         # TRL's own loss reads the weight of the last map, behind which nothing would act then.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, cast
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -11,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from autopeft.errors import UsageError, near
 from autopeft.recipe import TrainingSection
 
-__all__ = ["SCHEDULES", "RecipeSchedule", "Schedule", "factor", "warmup_steps"]
+__all__ = ["SCHEDULES", "RecipeSchedule", "Schedule", "factor", "group_factor", "warmup_steps"]
 
 Schedule = Literal["linear", "cosine", "constant"]
 SCHEDULES = ("linear", "cosine", "constant")
@@ -44,8 +45,15 @@ def factor(schedule: str, step: int, total: int, warmup: int) -> float:
     return 1.0 - progress if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+def group_factor(group: Mapping[str, Any], training: TrainingSection, step: int, total: int) -> float:
+    """`factor` for an optimizer group: by its own `schedule` and `warmup` where it has them, else the
+    recipe's."""
+    name, share = group.get("schedule", training.schedule), group.get("warmup", training.warmup)
+    return factor(name, step, total, warmup_steps(share, total))
+
+
 class RecipeSchedule:
-    """The schedule of a recipe as what `LambdaLR` multiplies rates by.
+    """The schedule of a recipe as what `LambdaLR` multiplies the rate of a group by.
 
     How many steps there are is known when a training begins (`begin`). Until then there is step 0 alone, at
     the full rate.
@@ -56,14 +64,16 @@ class RecipeSchedule:
         total: steps of the training, once it has begun.
     """
 
-    def __init__(self, training: TrainingSection) -> None:
-        self.name: str = training.schedule
-        self.warmup = training.warmup
+    def __init__(self, training: TrainingSection, group: Mapping[str, Any] | None = None) -> None:
+        own = group or {}
+        self.name: str = own.get("schedule", training.schedule)
+        self.warmup: float = own.get("warmup", training.warmup)
         self.total: int | None = None
 
-    def over(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
-        """The scheduler of all groups of an optimizer."""
-        return LambdaLR(optimizer, self)
+    @classmethod
+    def over(cls, optimizer: torch.optim.Optimizer, training: TrainingSection) -> LambdaLR:
+        """The scheduler of all groups of an optimizer, each with a schedule of its own where it has one."""
+        return LambdaLR(optimizer, [cls(training, group) for group in optimizer.param_groups])
 
     def __call__(self, step: int) -> float:
         if self.total is None:
@@ -76,10 +86,14 @@ class RecipeSchedule:
         # A scheduler looks one step past the end.
         return factor(self.name, min(step, self.total), self.total, warmup_steps(self.warmup, self.total))
 
-    def begin(self, scheduler: LambdaLR, step: int, total: int) -> None:
+    @staticmethod
+    def begin(scheduler: LambdaLR, step: int, total: int) -> None:
         """Set the length of the training and every rate for `step`, where it begins or goes on."""
-        self.total, scheduler.last_epoch = total, step
-        rates = [float(base) * self(step) for base in scheduler.base_lrs]
+        scheduler.last_epoch = step
+        for schedule in scheduler.lr_lambdas:
+            cast(RecipeSchedule, schedule).total = total
+        bases = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        rates = [float(base) * schedule(step) for base, schedule in bases]
         for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         scheduler._last_lr = list(rates)

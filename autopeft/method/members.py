@@ -144,7 +144,9 @@ MEMBERS: tuple[Member, ...] = (
     Member(
         "parameter_groups",
         "module",
-        "when the optimizer is built: `params`, settings, and a `name` that comes behind the entry's",
+        "when the optimizer is built: `params`, a `name` that comes behind the entry's, and what takes the "
+        "place of the recipe's `lr`, `weight_decay`, `schedule` and `warmup`; with `clip: group` it is "
+        "clipped by itself",
         (),
         "list[dict]",
     ),

@@ -116,8 +116,9 @@ class Phase:
         trains: which parameters: the declaring module's `own`, the `others` (all other entries without phases
             of their own, gates included) and the `head`.
         held_out: share of the split's rows, drawn with the plan's seed, that it does not train on.
-        anew: what it trains starts from the values that it had before the entry's first phase, buffers of
-            the modules included. What `begin` makes of them stays.
+        anew: what it trains starts from the values that it had before the entry's first phase, or, where this
+            is the name of an earlier one, before that; buffers of the modules included. What `begin` makes of
+            them stays.
         begin: called before the first step.
         outer: called in each step, between `before_step` and the lower level's own forward, with the step's
             bilevel problem; needs `held_out`.
@@ -132,7 +133,7 @@ class Phase:
     split: str = "train"
     trains: frozenset[PhasePart] = frozenset(("own", "others", "head"))
     held_out: float = 0.0
-    anew: bool = False
+    anew: bool | str = False
     begin: Callable[[], None] | None = None
     outer: Callable[[OuterStep], None] | None = None
     run: Callable[[Session], None] | None = None

@@ -6,6 +6,7 @@ from autopeft.nn.batch_gradients import GRADIENT_POWERS, batch_gradients, clip_f
 from autopeft.nn.bottleneck import ACTIVATIONS, Activation, Bottleneck, Bottlenecks
 from autopeft.nn.chosen_entries import ChosenEntries, KeepConfig
 from autopeft.nn.fastfood import Fastfood
+from autopeft.nn.gated_deltas import DiffPruningConfig, GatedDeltas, GatedEntries, HardConcrete
 from autopeft.nn.hadamard import walsh_hadamard
 from autopeft.nn.hardest_rows import hardest_rows
 from autopeft.nn.hypergradient import hypergradient
@@ -21,6 +22,8 @@ from autopeft.nn.prompt_encoder import PromptEncoder, PromptRows
 from autopeft.nn.ranked_entries import RankedEntries, ranked, reach_of
 from autopeft.nn.router import Router
 from autopeft.nn.scaled_maps import PrunedPairs, ScaledMaps, ScaledPairs, down_and_up
+from autopeft.nn.searched_biases import BiasSearchConfig, SearchedBiases
+from autopeft.nn.searched_entries import SearchConfig, SearchedEntries
 from autopeft.nn.seeds import generator_of
 from autopeft.nn.sensitivity import Sensitivity
 from autopeft.nn.sparse_delta import SparseDelta
@@ -33,10 +36,15 @@ __all__ = [
     "ACTIVATIONS",
     "GRADIENT_POWERS",
     "Activation",
+    "BiasSearchConfig",
     "Bottleneck",
     "Bottlenecks",
     "ChosenEntries",
+    "DiffPruningConfig",
     "Fastfood",
+    "GatedDeltas",
+    "GatedEntries",
+    "HardConcrete",
     "KeepConfig",
     "KroneckerCurvature",
     "LowRankKronecker",
@@ -57,6 +65,9 @@ __all__ = [
     "Router",
     "ScaledMaps",
     "ScaledPairs",
+    "SearchConfig",
+    "SearchedBiases",
+    "SearchedEntries",
     "Sensitivity",
     "SparseDelta",
     "TensorDeltas",

@@ -57,6 +57,15 @@ class SparseDelta(nn.Module):
         """The positions that are chosen, sorted."""
         return self.index[self.index >= 0]
 
+    @property
+    def missing(self) -> int:
+        """Places that are free."""
+        return int((self.index < 0).sum())
+
+    def trim(self) -> None:
+        """Drop the places that are free."""
+        self.hold(len(self.held))
+
     @torch.no_grad()
     def extend(self, index: Tensor) -> None:
         """Choose these positions too, in any order. The values of what is chosen stay, new ones are zero.
@@ -121,9 +130,13 @@ class SparseDelta(nn.Module):
 
         Where nothing of this tensor is selected, `current` itself.
         """
-        lo, hi = self.spans()[name]
-        if lo == hi:
+        here, places = self.within(name)
+        if not len(places):
             return current
-        place = self.index[lo:hi] - self.offsets[name][0]
-        flat = current.reshape(-1).index_add(0, place, self.values[lo:hi].to(current.dtype))
+        flat = current.reshape(-1).index_add(0, places, self.values[here].to(current.dtype))
         return flat.view(current.shape)
+
+    def within(self, name: str) -> tuple[slice, Tensor]:
+        """Which of the values lie in a tensor, and their positions in it, flattened."""
+        lo, hi = self.spans()[name]
+        return slice(lo, hi), self.index[lo:hi] - self.offsets[name][0]

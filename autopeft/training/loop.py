@@ -27,7 +27,7 @@ from autopeft.training.gradient import Gradient
 from autopeft.training.metering import PeakMemory, timed
 from autopeft.training.modes import generator_state, learning, restore_generator, seeded, training_mode
 from autopeft.training.optimizer import PhaseOptimizer
-from autopeft.training.phases import FirstValues, Phase, Stage, stages_of
+from autopeft.training.phases import Phase, Stage, StartingValues, stages_of
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.rows import Rows, rows_apart, rows_of
 from autopeft.training.scoring import evaluate
@@ -230,27 +230,22 @@ class _Run:
         stages = stages_of(modules, self.plan.steps)
         if self.resume is not None and len(stages) > 1:
             raise DataError("A training in several phases cannot go on from a checkpoint.")
-        first = None
+        starts = StartingValues(stages)
         for stage in stages:
-            if stage.first:
-                again = any(s.phase.anew for s in stages if s.owner == stage.owner)
-                first = FirstValues(modules, self.hybrid.parameter_groups()) if again else None
-            self.one_stage(stage, first)
+            if starts.returned_to(stage, modules, self.hybrid.parameter_groups()):
+                self.refresh()
+            self.one_stage(stage)
             if self.result.stopped in ("asked", "paused"):
                 break
         if self.result.stopped != "paused":
             with torch.no_grad():
                 finish(modules.values())
 
-    def one_stage(self, stage: Stage, first: FirstValues | None) -> None:
+    def one_stage(self, stage: Stage) -> None:
         """From where a phase begins to its output."""
-        phase, modules, self.span = stage.phase, self.hybrid.modules, stage.span
+        phase, self.span = stage.phase, stage.span
         if stage.first or phase.anew:
             self.begun = self.result.steps
-        if phase.anew and first is not None:
-            altered = first.restore(stage, modules, self.hybrid.parameter_groups())
-            if altered and isinstance(self.hybrid, Hybrid):
-                self.hybrid.refresh()
         self.told.begins(stage.said(), stage.steps)
         acted = self._targets()
         if phase.begin is not None:
@@ -272,9 +267,14 @@ class _Run:
     def _follow(self, before: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
         """Act on the tensors that modules alter now, where these are others than `before`."""
         now = self._targets()
-        if now != before and isinstance(self.hybrid, Hybrid):
-            self.hybrid.refresh()
+        if now != before:
+            self.refresh()
         return now
+
+    def refresh(self) -> None:
+        """Act on the tensors that modules alter now."""
+        if isinstance(self.hybrid, Hybrid):
+            self.hybrid.refresh()
 
     def conclude(self) -> None:
         """Let methods conclude from the rows what they do, where the training came to its end."""

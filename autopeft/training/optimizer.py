@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from autopeft.hybrid.optimizer import FUSED, build_optimizer
-from autopeft.hybrid.schedule import factor, warmup_steps
+from autopeft.hybrid.schedule import group_factor
 from autopeft.recipe import TrainingSection
 from autopeft.training.errors import NonFiniteLoss
 
@@ -17,6 +17,9 @@ __all__ = ["PhaseOptimizer"]
 
 class PhaseOptimizer:
     """The recipe's optimizer over groups, each at its own rate times the schedule's factor.
+
+    A group may have a `schedule` and a `warmup` in place of the recipe's, and with `clip: group` its gradient
+    is clipped by itself, whatever the recipe does with the others.
 
     Attributes:
         inner: the optimizer itself.
@@ -33,20 +36,19 @@ class PhaseOptimizer:
         groups = [g for g in groups if g["params"]]
         self.training = training
         self.steps = steps
-        self.warmup = warmup_steps(training.warmup, steps)
         options = {"fused": True} if training.optimizer.name in FUSED else {}
         self.inner = build_optimizer(groups, training.optimizer, modules, **options)
         self.base_rates = [float(g["lr"]) for g in self.inner.param_groups]
         self.parameters: list[nn.Parameter] = [p for g in self.inner.param_groups for p in g["params"]]
-        self._clipped = [self.parameters]
-        if training.optimizer.clip == "group":
-            self._clipped = [list(g["params"]) for g in groups]
+        apart = [g for g in groups if "group" in (training.optimizer.clip, g.get("clip"))]
+        alone = {id(p) for g in apart for p in g["params"]}
+        together = [p for p in self.parameters if id(p) not in alone]
+        self._clipped = [part for part in (together, *(list(g["params"]) for g in apart)) if part]
 
     def schedule(self, step: int) -> None:
         """Set every group's learning rate for `step` (0-based in the phase)."""
-        scale = factor(self.training.schedule, step, self.steps, self.warmup)
         for group, rate in zip(self.inner.param_groups, self.base_rates, strict=True):
-            group["lr"] = rate * scale
+            group["lr"] = rate * group_factor(group, self.training, step, self.steps)
 
     @property
     def highest_rate(self) -> float:

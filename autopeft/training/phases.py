@@ -14,7 +14,7 @@ from autopeft.method import Phase, PhasePart
 from autopeft.training.contracts import Modules
 from autopeft.training.errors import PhaseError
 
-__all__ = ["FirstValues", "Phase", "Stage", "span_lengths", "stages_of", "step_counts"]
+__all__ = ["Phase", "Stage", "StartingValues", "span_lengths", "stages_of", "step_counts"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,9 @@ class Stage:
         autolora, from the first values`."""
         if self.owner is None or (self.alone and not self.apart):
             return "training"
-        return f"{self.phase.name} of {self.owner}{', from the first values' if self.phase.anew else ''}"
+        anew = self.phase.anew
+        back = "" if not anew else ", from the first values" if anew is True else f", from before {anew}"
+        return f"{self.phase.name} of {self.owner}{back}"
 
     def groups(self, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The optimizer groups that the phase trains.
@@ -118,7 +120,12 @@ def _check(owner: str, phases: Sequence[Phase]) -> None:
         raise PhaseError(
             f"The phases of {owner!r} must be at least one, with different names, but got {names}."
         )
-    for phase in phases:
+    for i, phase in enumerate(phases):
+        if isinstance(phase.anew, str) and phase.anew not in names[:i]:
+            raise PhaseError(
+                f"`anew` of phase {phase.name!r} names an earlier one, but got {phase.anew!r}; earlier are "
+                f"{names[:i]}."
+            )
         if not phase.share > 0:
             raise PhaseError(f"`share` of phase {phase.name!r} must be positive, but got {phase.share!r}.")
         if not phase.trains or not phase.trains <= {"own", "others", "head"}:
@@ -165,8 +172,31 @@ def span_lengths(phases: Sequence[Phase], steps: Sequence[int]) -> list[int]:
     return spans
 
 
+class StartingValues:
+    """What phases start anew from: copies of what an entry's first phase began with, or another that a later
+    one names. They are held as long as some phase will need them."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._stages = stages
+        self._kept: dict[bool | str, FirstValues] = {}
+
+    def returned_to(self, stage: Stage, modules: Modules, groups: Sequence[dict[str, Any]]) -> bool:
+        """Put what a stage trains back to where it starts from, and keep what later ones start from; whether
+        some buffer had other values. To be called once for each stage, in order."""
+        coming = self._stages[self._stages.index(stage) :]
+        wanted = {s.phase.anew for s in coming if s.owner == stage.owner}
+        self._kept = {} if stage.first else {w: kept for w, kept in self._kept.items() if w in wanted}
+        if stage.first and True in wanted:
+            self._kept[True] = FirstValues(modules, groups)
+        back = self._kept.get(stage.phase.anew)
+        altered = back is not None and back.restore(stage, modules, groups)
+        if stage.phase.name in wanted:
+            self._kept[stage.phase.name] = FirstValues(modules, groups)
+        return altered
+
+
 class FirstValues:
-    """Copies of what a training starts from, for phases that start anew.
+    """Copies of what a phase starts from.
 
     Parameters and buffers of the modules are found again by name; those that have changed shape are left.
     """

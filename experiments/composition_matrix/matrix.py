@@ -34,14 +34,17 @@ from autopeft.training.loop import train
 __all__ = ["BACKBONES", "Outcome", "Pair", "all_pairs", "one_of_each_class", "outcome_of", "sampled"]
 
 BACKBONES = ("bert", "llama")
-# Enough for the stages of the methods that have some, and for factors behind one that starts at zero.
-STEPS, BATCH, VOCABULARY = 8, 4, 40
+# Enough for two steps in each stage of two methods that have some: factors behind one that starts at zero
+# need them.
+STEPS, BATCH, VOCABULARY = 16, 4, 40
 _SIZES: dict[str, Any] = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
     "vocab_size": VOCABULARY, "max_position_embeddings": 96, "pad_token_id": 0,
 }  # fmt: skip
-# What does not fit into a model of this size at its default, or takes many rows to calibrate.
+# What does not fit into a model of this size at its default, takes many rows to calibrate, or would mask the
+# gradient of a single number in all of its few steps.
 _CONFIGS: dict[str, dict[str, Any]] = {
+    "child_tuning_f": {"p": 0.99},
     "fish_mask": {"keep": "2%", "samples": 4},
     "intrinsic_said": {"dimension": 40},
     "adalora": {"rank": 2, "interval": 1},

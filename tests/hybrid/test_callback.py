@@ -298,7 +298,7 @@ def test_what_adds_to_the_loss_reaches_the_trainer_by_itself(tmp_path: Path) -> 
     ("training", "says"),
     [
         ({"max_grad_norm": 0.3}, r"norm 0\.3 and the Trainer to 1; pass max_grad_norm=0\.3"),
-        ({"optimizer": {"clip": "group"}}, "clips each group"),
+        ({"optimizer": {"clip": "group"}}, "clips gradients of groups by themselves"),
         ({}, None),
     ],
 )
@@ -314,3 +314,20 @@ def test_other_clipping_than_the_recipe_s_is_said(
     said = [str(w.message) for w in caught if "clips" in str(w.message)]
     assert len(said) == int(says is not None)
     assert says is None or re.search(says, said[0])
+
+
+def test_a_group_that_is_clipped_by_itself_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from autopeft.nn import ScaledPairs
+
+    def groups(self: Any) -> list[dict[str, Any]]:
+        own = {"schedule": "constant", "warmup": 0.0, "clip": "group"}
+        return [{"params": list(self.parameters()), **own}]
+
+    monkeypatch.setattr(ScaledPairs, "parameter_groups", groups, raising=False)
+    model = tiny_bert()
+    given = attach(model, LORA, seed=0).for_trainer()
+    with pytest.warns(UserWarning, match="clips gradients of groups by themselves"):
+        default_trainer(tmp_path, model, **given).train()
+    rates = {group["name"]: group["lr"] for group in given["optimizers"][0].param_groups}
+    assert rates["lora"] == pytest.approx(1e-3)
+    assert rates["head"] < 0.6e-3

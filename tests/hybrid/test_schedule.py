@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autopeft.errors import UsageError
-from autopeft.hybrid.schedule import SCHEDULES, RecipeSchedule, factor, warmup_steps
+from autopeft.hybrid.schedule import SCHEDULES, RecipeSchedule, factor, group_factor, warmup_steps
 from autopeft.recipe import TrainingSection
 
 
@@ -49,9 +49,8 @@ def test_unknown_schedule() -> None:
 def _rates(training: TrainingSection, steps: int, begin: int = 0) -> list[float]:
     """Rates of a group of 0.5 at every step from `begin` on."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
-    schedule = RecipeSchedule(training)
-    scheduler = schedule.over(optimizer)
-    schedule.begin(scheduler, begin, steps)
+    scheduler = RecipeSchedule.over(optimizer, training)
+    RecipeSchedule.begin(scheduler, begin, steps)
     found = []
     for _ in range(begin, steps):
         found.append(optimizer.param_groups[0]["lr"])
@@ -72,7 +71,28 @@ def test_a_scheduler_has_the_recipe_s_rates_at_every_step(name: str, total: int,
 
 def test_a_schedule_of_unknown_length_is_refused() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
-    scheduler = RecipeSchedule(TrainingSection()).over(optimizer)
+    scheduler = RecipeSchedule.over(optimizer, TrainingSection())
     optimizer.step()
     with pytest.raises(UsageError, match="for_trainer"):
         scheduler.step()
+
+
+def test_a_group_may_have_a_schedule_of_its_own() -> None:
+    groups = [
+        {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.5},
+        {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.1, "schedule": "constant", "warmup": 0.0},
+    ]
+    training = TrainingSection(schedule="linear", warmup=0.25)
+    optimizer = torch.optim.SGD(groups)
+    scheduler = RecipeSchedule.over(optimizer, training)
+    RecipeSchedule.begin(scheduler, 0, 4)
+    seen = []
+    for step in range(4):
+        rates = [group["lr"] for group in optimizer.param_groups]
+        seen.append(rates)
+        factors = [group_factor(group, training, step, 4) for group in optimizer.param_groups]
+        assert rates == pytest.approx([0.5 * factors[0], 0.1 * factors[1]])
+        optimizer.step()
+        scheduler.step()
+    assert [rates[1] for rates in seen] == [0.1] * 4
+    assert [rates[0] for rates in seen] == pytest.approx([0.25, 0.5, 1 / 3, 1 / 6])

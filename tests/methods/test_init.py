@@ -78,6 +78,7 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
     "laplace_lora": ({}, {**PAIR, "at.*.posterior_*": ZEROS, "posterior_precision": ZEROS}),
     "lora": ({}, PAIR),
     "lora_dropout": ({}, PAIR),
+    "lt_sft": ({}, {"entries.values": ZEROS}),
     "moslora": ({"rank": 40}, {**PAIR, "at.*.M": KAIMING}),
     "mov": ({}, {"at.*.factors": ONES, "at.*.router.weight": normal(0.02)}),
     "linear_adapter": ({}, {"at.*.weight": normal(0.02)}),
@@ -112,6 +113,8 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
     "prompt_tuning": ({}, {"table": uniform(0.5)}),
     "prompt_tuning-normal": ({"init": "normal"}, {"table": normal(0.02)}),
     "sam": ({}, {"entries.values": ZEROS}),
+    "s_bitfit": ({}, {"entries.values": ZEROS}),
+    "s_diff_pruning": ({}, {"entries.values": ZEROS}),
     "serial_adapter": ({}, {"at.*.weight": normal(0.02), "at.*.bias": ZEROS}),
     "serial_adapter-houlsby": (
         {"variant": "houlsby"},
@@ -119,6 +122,8 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
     ),
     "sora": ({"rank": 128}, {**PAIR, "at.*.gate": NORMAL}),
     "ssf": ({}, {"at.*.scale": normal(0.02, mean=1.0), "at.*.shift": normal(0.02)}),
+    "u_bitfit": ({}, {"entries.values": ZEROS}),
+    "u_diff_pruning": ({}, {"entries.values": ZEROS}),
     "vera": ({}, {"A": KAIMING_0, "B": KAIMING_0, "at.*.d": constant(0.1), "at.*.b": ZEROS}),
 }
 

@@ -84,6 +84,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Mapping[str, Law]]] = {
         {"values": NORMAL},
     ),
     "TensorDeltas": (lambda: bricks.TensorDeltas(TENSORS), {"values.*": ZEROS}),
+    "GatedDeltas": (
+        lambda: bricks.GatedDeltas(TENSORS, bricks.HardConcrete(), 5.0, grouped=True),
+        {"values.*": ZEROS, "locations.*": constant(5.0), "shared.*": constant(5.0)},
+    ),
     "SparseDelta": (lambda: bricks.SparseDelta(TENSORS, 7), {"values": ZEROS}),
     "Sensitivity": (lambda: bricks.Sensitivity(9, 0.85, 0.85), {"mean": ZEROS, "uncertainty": ZEROS}),
     "KroneckerCurvature": (lambda: bricks.KroneckerCurvature(3, 9, 4), {"*": ZEROS}),
@@ -93,6 +97,7 @@ WITHOUT = {
     "Bottlenecks",
     "ChosenEntries",
     "MovingMask",
+    "GatedEntries",
     "PerSite",
     "Prefixes",
     "PrunedPair",
@@ -100,6 +105,8 @@ WITHOUT = {
     "RankedEntries",
     "ScaledMaps",
     "ScaledPairs",
+    "SearchedBiases",
+    "SearchedEntries",
 }
 
 

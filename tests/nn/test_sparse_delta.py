@@ -117,9 +117,36 @@ def test_refuses_to_extend_beyond_its_places_or_the_tensors(positions: list[int]
         delta.extend(torch.tensor(positions))
 
 
-@pytest.mark.parametrize("index", [[-2, 0, 1], [0, -1, 1], [0, 0, 1], [2, 1, 3], [0, 1, TOTAL]])
+@pytest.mark.parametrize("index", [[-2, 0, 1], [0, -1, 1], [0, 0, 1], [2, 1, 3], [-1, 4, 4], [0, 1, TOTAL]])
 def test_refuses_a_damaged_index(index: list[int]) -> None:
     delta = SparseDelta(TENSORS, 3)
     delta.index.copy_(torch.tensor(index))
     with pytest.raises(DataError, match="must rise"):
         delta.spans()
+
+
+@given(st.lists(st.sets(st.integers(0, TOTAL - 1), max_size=7), min_size=1, max_size=4), st.integers(0, 5))
+def test_what_is_added_keeps_the_values_that_were_there(parts: list[set[int]], spare: int) -> None:
+    fresh = [part - set().union(*parts[:i]) for i, part in enumerate(parts)]
+    delta = SparseDelta(TENSORS, sum(map(len, fresh)) + spare)
+    known: dict[int, float] = {}
+    for part in fresh:
+        delta.extend(torch.tensor(list(part), dtype=torch.int64))
+        with torch.no_grad():
+            for slot, place in enumerate(delta.index.tolist()):
+                if place in part:
+                    assert float(delta.values[slot].detach()) == 0.0
+                    delta.values[slot] = known[place] = place + 0.5
+        chosen = delta.index[delta.index >= 0].tolist()
+        assert chosen == sorted(known)
+        assert {
+            p: v for p, v in zip(delta.index.tolist(), delta.values.tolist(), strict=True) if p >= 0
+        } == known
+    assert delta.missing == spare
+    changed = torch.cat([delta.apply_to(t.name, torch.zeros(t.shape)).flatten() for t in TENSORS])
+    assert {i: float(v) for i, v in enumerate(changed.detach()) if v} == known
+    values = delta.values.detach()[delta.index >= 0]
+    delta.trim()
+    assert delta.missing == 0
+    assert torch.equal(delta.values, values)
+    assert isinstance(delta.values, torch.nn.Parameter)

@@ -66,7 +66,8 @@ def optimized(name: str) -> Recipe:
 
 
 # Trainings in stages can only be started anew.
-STAGED = ("periodic-lora", "autolora")
+SEARCHING = ("lt-sft", "u-diff-pruning", "s-diff-pruning", "u-bitfit", "s-bitfit")
+STAGED = ("periodic-lora", "autolora", *SEARCHING)
 ALL.update({case: recipe_of(case) for case in CASES})
 ALL.update({f"by {name}": optimized(name) for name in OPTIMIZERS})
 

@@ -65,6 +65,23 @@ def test_clipping_by_group_limits_each_for_itself() -> None:
     assert grads == [pytest.approx(g, rel=1e-4) for g in ([0.6, 0.0], [0.0, 0.8], [0.3, 0.4])]
 
 
+def test_a_group_may_have_a_constant_rate_and_be_clipped_by_itself() -> None:
+    parameters = [nn.Parameter(torch.zeros(1)) for _ in range(3)]
+    own = {"schedule": "constant", "warmup": 0.0, "clip": "group"}
+    groups = [{"name": str(i), "params": [p], "lr": 1.0} for i, p in enumerate(parameters)]
+    groups[2] |= own
+    optimizer = PhaseOptimizer(groups, section(max_grad_norm=1.0, warmup=0.5, schedule="linear"), 4)
+    rates = []
+    for step in range(4):
+        optimizer.schedule(step)
+        rates.append([group["lr"] for group in optimizer.inner.param_groups])
+    assert rates == [pytest.approx([f, f, 1.0]) for f in (1 / 3, 2 / 3, 1.0, 0.5)]
+    for parameter, value in zip(parameters, (3.0, 4.0, 7.0), strict=True):
+        parameter.grad = torch.tensor([value])
+    optimizer.clip(0)
+    assert [float(p.grad) for p in parameters if p.grad is not None] == pytest.approx([0.6, 0.8, 1.0])
+
+
 @pytest.mark.parametrize(
     ("options", "kind"),
     [

@@ -313,6 +313,33 @@ def test_spans() -> None:
     assert span_lengths(phases[2:], [3, 4, 5]) == [7, 7, 5]
 
 
+def test_a_phase_may_start_from_before_another_one() -> None:
+    """The third returns to where the second began, which is where the first ended."""
+    phased = Anew()
+    phased.own = (
+        Phase("a"),
+        Phase("b", begin=phased.look),
+        Phase("c", anew="b", begin=phased.look),
+        Phase("d", anew=True, begin=phased.look),
+    )
+    fake = hybrid(phased, learning_rate=0.05)
+    phased.model.append(fake.model)
+    start = {name: t.detach().clone() for name, t in fake.model.state_dict().items()}
+    train(fake, encoded_task(), TrainingPlan(steps=8, batch_size=16, device="cpu"))
+    second, third, fourth = phased.seen
+    assert {k for k in second if not torch.equal(second[k], third[k])} == {"phased.held"}
+    assert not torch.equal(second["head.weight"], start["head.weight"])
+    assert {k for k in start if not torch.equal(start[k], fourth[k])} == {"phased.held"}
+    assert [step for step, _ in phased.log] == [0, 1, 2, 3, 0, 1, 0, 1]
+
+
+def test_it_starts_from_before_no_other_than_an_earlier_one() -> None:
+    for name in ("b", "c", "x"):
+        phased = TwoPhases(Phase("a"), Phase("b", anew=name), Phase("c"))
+        with pytest.raises(PhaseError, match=rf"`anew` of phase 'b' names an earlier one, but got '{name}'"):
+            train(hybrid(phased), encoded_task(), TrainingPlan(steps=6, device="cpu"))
+
+
 def test_what_begin_puts_in_place_is_kept() -> None:
     phased = Anew()
 

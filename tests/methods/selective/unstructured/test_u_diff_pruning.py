@@ -1,0 +1,203 @@
+"""Diff pruning: gates and differences together, one cut to k entries, and a training of these alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from support.entries import PLAN, Seen, differing, flat, recipe_of, trained
+from support.toy import configured, counted, toy_spec, toy_specs
+from support.training import encoded_task, tiny_bert
+from torch import Tensor
+
+from autopeft.errors import MethodError
+from autopeft.hybrid import attach, load
+from autopeft.spec import BackboneSpec
+from autopeft.training.loop import train
+from autopeft.training.plan import TrainingPlan
+
+K = 60
+METHODS = ("u_diff_pruning", "s_diff_pruning")
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def seen(request: Any) -> Seen:
+    """With another method beside it, decay, and gates that close."""
+    config = {"keep": K, "penalty": 1e-3, "location": 1.0}
+    return trained(recipe_of(request.param, {"lora": {"rank": 2}}, training={"weight_decay": 0.1}, **config))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(spec=toy_specs, keep=st.sampled_from(["1%", "50%", "100%", 1, 7]))
+def test_count_is_what_it_holds(method: str, spec: BackboneSpec, keep: str | int) -> None:
+    if keep == "1%" and spec.parameters < 100:
+        return
+    deployed, of_training, held, held_of_training = counted(method, spec, keep=keep)
+    assert deployed == of_training == held == held_of_training
+
+
+def _differences(seen: Seen) -> Tensor:
+    """w of all entries at the end of the search, in order."""
+    start = f"autopeft.{seen.hybrid.recipe.name}.dense.values."
+    names = [t.name.replace(".", "-") for t in seen.module.entries.tensors]
+    return flat({n: seen.before[0][start + n] for n in names})
+
+
+# The three stages
+# ---------------------------------------------------------------------------------------------------
+
+
+def test_the_entries_are_those_whose_gated_difference_is_largest(seen: Seen) -> None:
+    """By the gates of u = ½, not by those of the last draw, and by no entry of the head."""
+    changes = flat(seen.changes[0]).abs().numpy()
+    expected = np.argsort(-changes, kind="stable")[:K]
+    assert sorted(expected.tolist()) == seen.chosen[0].tolist()
+    assert not any("classifier" in t.name for t in seen.module.entries.tensors)
+    ungated = _differences(seen)
+    assert set(ungated.abs().topk(K).indices.tolist()) != set(expected.tolist()), "gates have a say"
+
+
+def test_they_start_from_their_ungated_differences_and_all_else_goes_on(seen: Seen) -> None:
+    name, before, after = seen.hybrid.recipe.name, seen.before[0], seen.after[0]
+    index = after[f"autopeft.{name}.entries.index"]
+    assert torch.equal(after[f"autopeft.{name}.entries.values"], _differences(seen)[index])
+    assert not any(f"{name}.dense" in k for k in after)
+    others = {k for k in after if not k.startswith(f"autopeft.{name}.")}
+    assert {k for k in others if not torch.equal(after[k], before[k])} == set()
+    moved = {k for k in others if not torch.equal(after[k], seen.start[k])}
+    assert {k.split(".")[0] for k in moved} == {"classifier", "autopeft"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_exactly_k_entries_differ_and_the_others_are_bit_identical(method: str) -> None:
+    seen = trained(recipe_of(method, keep=K, training={"weight_decay": 0.1}))
+    wrong = differing(seen)
+    assert set(wrong.tolist()) <= set(seen.module.entries.index.tolist())
+    assert K - 3 <= len(wrong) <= K
+
+
+def test_the_mask_stays_and_nothing_dense_is_left(seen: Seen) -> None:
+    assert torch.equal(seen.module.entries.index, seen.chosen[0])
+    assert [n for n, _ in seen.module.named_parameters()] == ["entries.values"]
+    assert seen.module.loss_terms() is None
+    first, second = seen.chosen[0], seen.module.entries.values.detach()
+    assert len(first) == len(second) == K
+    assert not torch.equal(second, seen.after[0][f"autopeft.{seen.hybrid.recipe.name}.entries.values"])
+
+
+# Gates
+# ---------------------------------------------------------------------------------------------------
+
+
+def _locations(seen: Seen) -> Tensor:
+    return flat({k: v for k, v in seen.before[0].items() if ".dense.locations." in k})
+
+
+def test_locations_train_at_a_constant_rate_of_their_own() -> None:
+    """Adam moves each by the rate in every step, while the recipe's rate falls."""
+    seen = trained(recipe_of("u_diff_pruning", keep=K, penalty=1.0, training={"max_grad_norm": 0.0}))
+    torch.testing.assert_close(
+        _locations(seen), torch.full((seen.module.entries.total,), 4.6), atol=0.01, rtol=0
+    )
+
+
+def test_decay_does_not_reach_them() -> None:
+    moved = [
+        _locations(trained(recipe_of("u_diff_pruning", keep=K, training={"weight_decay": decay})))
+        for decay in (0.0, 0.5)
+    ]
+    torch.testing.assert_close(*moved, atol=0.1, rtol=0)
+
+
+def test_they_are_clipped_by_themselves() -> None:
+    module = configured("s_diff_pruning", keep=3).build((), toy_spec(layers=1))
+    module.begin_search()
+    differences, locations = module.parameter_groups()
+    assert "clip" not in differences
+    assert locations == {
+        "name": "locations", "params": module.dense.all_locations(), "lr": 0.1, "weight_decay": 0.0,
+        "schedule": "constant", "warmup": 0.0, "clip": "group",
+    }  # fmt: skip
+    both = [id(p) for g in (differences, locations) for p in g["params"]]
+    assert sorted(both) == sorted(id(p) for p in module.dense.parameters())
+
+
+def test_a_larger_penalty_leaves_fewer_open() -> None:
+    expected = []
+    for penalty in (0.0, 1e-4, 1e-2):
+        seen = trained(recipe_of("u_diff_pruning", keep=K, penalty=penalty, location=0.0))
+        expected.append(float(torch.sigmoid(_locations(seen)).mean()))
+    assert expected[0] > expected[1] > expected[2]
+
+
+@pytest.mark.parametrize(("method", "gates"), [("u_diff_pruning", 1), ("s_diff_pruning", 2)])
+def test_a_step_draws_once_for_all_of_its_rows(method: str, gates: int) -> None:
+    drawn: list[list[Tensor]] = []
+    losses = []
+    for micro_rows in (8, 3):
+        hybrid = attach(tiny_bert(), recipe_of(method, keep=K, location=0.0), seed=0)
+        module: Any = hybrid.modules[method]
+        noise: list[Tensor] = []
+        act = module.acting
+
+        def acting(name: str, module: Any = module, act: Any = act, noise: list[Tensor] = noise) -> Tensor:
+            if name == module.entries.tensors[-1].name:
+                key = module.dense._key(name)
+                noise.append(torch.cat([module.dense._noise[i, key].flatten() for i in range(gates)]))
+            return act(name)
+
+        module.acting = acting
+        plan = TrainingPlan(
+            steps=8, batch_size=8, micro_batch=micro_rows, seed=3, device="cpu", shortcuts=False
+        )
+        losses.append(train(hybrid, encoded_task(), plan).losses)
+        drawn.append(noise)
+    assert len(drawn[1]) > len(drawn[0]) == 4
+    assert len({tuple(n.tolist()) for n in drawn[0]}) == 4, "each step draws anew"
+    assert {tuple(n.tolist()) for n in drawn[0]} == {tuple(n.tolist()) for n in drawn[1]}
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_evaluation_has_no_draws() -> None:
+    module = configured("u_diff_pruning", keep=3, location=0.0).build((), toy_spec(layers=1))
+    module.begin_search()
+    with torch.no_grad():
+        for w in module.dense.differences():
+            w.fill_(1.0)
+    module.before_step(0, 4)
+    name = module.entries.tensors[0].name
+    module.eval()
+    assert torch.equal(module.acting(name), torch.zeros_like(module.acting(name)))  # s' = 0 at a = 0
+    module.train()
+    assert bool((module.acting(name) > 0).any())
+
+
+# Life
+# ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_stopped_while_it_searches_keeps_what_acts(method: str, tmp_path: Path) -> None:
+    left = iter(range(2))
+    recipe = recipe_of(method, keep=K, location=0.5)
+    seen = trained(recipe, plan=PLAN, should_stop=lambda seen: next(left, None) is None)
+    assert seen.module.dense is None
+    assert bool(seen.module.entries.values.any())
+    seen.hybrid.save(tmp_path / "kept")
+    again = load(tiny_bert(), tmp_path / "kept")
+    batch = encoded_task().train.collate([0, 1])
+    both = [h.model(batch["input_ids"], batch["attention_mask"]).logits for h in (seen.hybrid, again)]
+    assert torch.equal(*both)
+
+
+def test_refusals() -> None:
+    with pytest.raises(MethodError, match="u_diff_pruning with keep=1000000 selects"):
+        configured("u_diff_pruning", keep=10**6).parameter_count((), toy_spec())
+    with pytest.raises(ValidationError, match="less than 0"):
+        configured("u_diff_pruning", low=0.0)
