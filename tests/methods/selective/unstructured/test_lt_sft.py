@@ -159,7 +159,7 @@ def test_iterations_add_entries_and_go_on_from_the_one_before() -> None:
 
 def test_a_second_search_goes_on_from_the_values_of_the_first() -> None:
     module = configured("lt_sft", keep=4, iterations=2).build((), toy_spec(layers=1))
-    module.entries.add(torch.tensor([2, 9]))
+    module.entries.extend(torch.tensor([2, 9]))
     with torch.no_grad():
         module.entries.values.copy_(torch.tensor([0.0, 0.0, 1.5, -2.5]))
     module.begin_search()
