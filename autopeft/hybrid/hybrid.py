@@ -351,8 +351,8 @@ class Hybrid:
             self.model.zero_grad(set_to_none=True)
 
     def refresh(self) -> None:
-        """Install the weight deltas anew, after their targets changed."""
-        self.injection.refresh_weights()
+        """Install anew what acts, after the tensors or the sites of it changed."""
+        self.injection.refresh()
 
     def for_trainer(self, total: Callable[[Tensor, Tensor], Tensor] | None = None) -> dict[str, Any]:
         """What `transformers.Trainer` needs to train this hybrid as its recipe says.
