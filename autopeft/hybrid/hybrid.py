@@ -317,9 +317,12 @@ class Hybrid:
 
     @contextmanager
     def _calibrating(self, calibration: Calibration) -> Iterator[None]:
-        """Within, the model is as a method wants to see it."""
+        """Within, the model is as a method wants to see it. What is drawn meanwhile does not count: settling
+        draws the same where the measurement was kept."""
         flags = [(module, module.training) for module in self.model.modules()]
-        with nullcontext() if calibration.attached else self.bare(), self._unfrozen():
+        device = self.injection.base.device
+        drawn = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        with nullcontext() if calibration.attached else self.bare(), self._unfrozen(), drawn:
             self.model.train(calibration.training)
             try:
                 yield

@@ -188,6 +188,29 @@ def test_budgets_of_all_sizes_share_a_measurement() -> None:
     )
 
 
+def test_modules_start_alike_whether_it_was_measured_or_kept() -> None:
+    """Measuring draws dropout, and what is put in is drawn behind it."""
+    kept: dict[str, Any] = {}
+
+    class Kept:
+        def get(self, method: str, measurement: Any) -> Any:
+            return kept.get(method)
+
+        def put(self, method: str, measurement: Any, measured: Any) -> None:
+            kept[method] = measured
+
+    found = []
+    for _ in range(2):
+        model = tiny_model("bert")
+        with attach(model, recipe(keep="9%"), seed=0) as hybrid, torch.random.fork_rng():
+            torch.manual_seed(5)
+            hybrid.prepare(lambda rows: batches("bert", rows or 1), LogitsObjective(model), kept=Kept())
+            found.append(snapshot(hybrid.root))
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
+    assert any(found[0][n].any() for n in found[0] if n.endswith(".A"))
+
+
 def test_batches_are_seen_in_training_mode_and_as_many_as_asked_for() -> None:
     seen: list[tuple[int, bool]] = []
     model = tiny_model("bert")
