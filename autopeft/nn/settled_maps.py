@@ -38,6 +38,11 @@ class SettledPair(LowRankPair):
         """Whether it is."""
         return len(self.A) > 0
 
+    @property
+    def cost(self) -> int:
+        """Its parameters where it is."""
+        return self.largest * (self.A.shape[1] + len(self.B))
+
     def put_in(self) -> None:
         """Be there, of the whole rank and with LoRA's init."""
         fresh = LowRankPair(self.A.shape[1], len(self.B), self.largest).to(self.A)
@@ -70,6 +75,11 @@ class SettledAdapter(nn.Module):
     def there(self) -> bool:
         """Whether it is."""
         return len(self.inner.down.weight) > 0
+
+    @property
+    def cost(self) -> int:
+        """Its parameters where it is."""
+        return Bottleneck.size(self.width, self.rank)
 
     def put_in(self) -> None:
         """Be there, of the whole rank."""

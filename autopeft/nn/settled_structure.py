@@ -106,10 +106,16 @@ class SettledStructure(PerSite[SettledPair | SettledAdapter]):
         """All that is there acts."""
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self._hold(min(shapes["entries.values"][0], self.entries.total))
-        for key, child in self.at.items():
+        size, children = shapes["entries.values"][0], dict(zip(self.at, self.children_by_site(), strict=True))
+        there = dict[str, bool]()
+        for key, child in children.items():
             factor = "A" if isinstance(child, SettledPair) else "inner.down.weight"
-            self._put(key, there=shapes[f"at.{key}.{factor}"][0] > 0)
+            there[key] = shapes[f"at.{key}.{factor}"][0] > 0
+        if size + sum(child.cost for key, child in children.items() if there[key]) > self.budget:
+            return
+        self._hold(size)
+        for key, is_there in there.items():
+            self._put(key, there=is_there)
 
     def explicit(self, sites: Sequence[Site]) -> Explicit:
         """LoRAs for pairs and BitFit for whole biases; single entries and whole gains of norms have no word,

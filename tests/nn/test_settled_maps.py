@@ -26,6 +26,7 @@ def test_it_is_nothing_or_all_of_it(child: SettledPair | SettledAdapter, size: i
     for there in (True, False, True):
         child.put_in() if there else child.leave_out()
         assert child.there is there
+        assert child.cost == size
         assert sum(p.numel() for p in child.parameters()) == (size if there else 0)
         assert list(child.state_dict()) == keys
         assert all(p.requires_grad for p in child.parameters())
