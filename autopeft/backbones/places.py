@@ -60,6 +60,13 @@ class StackPlaces:
     places: tuple[Place, ...]
     embeddings: str | None = None
 
+    @property
+    def embeds_at_root(self) -> bool:
+        """Whether the table of its embeddings, and so its positions and their norm, lie beside the layers in
+        a root of the stack's own (BART); the norm behind the layers may lie there too."""
+        root, embeddings = self.map.root, self.map.embeddings
+        return bool(root) and embeddings is not None and embeddings.rpartition(".")[0] == root
+
 
 @dataclass(frozen=True)
 class Layout:

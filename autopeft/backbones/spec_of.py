@@ -217,4 +217,8 @@ def _place_of(name: str, layout: Layout) -> tuple[StackName | None, int | None, 
         for i, path in enumerate(stack.layers):
             if name.startswith(f"{path}."):
                 return stack.map.name, i, None
+        if not layout.generic and stack.embeds_at_root and name.startswith(f"{stack.map.root}."):
+            norm = stack.map.norm
+            if norm is None or not name.startswith(f"{norm}."):
+                return stack.map.name, None, "embeddings"
     return None, None, None

@@ -58,6 +58,11 @@ class Wrap(nn.Module):
                 f"{child.label} settles how large it is while it trains, so that a {cls.kind} could not tell "
                 "which of its entries are which; wrap a method of a fixed size (lora, serial_adapter, …)."
             )
+        if child.phased:
+            raise CompositionError(
+                f"{child.label} trains in phases, in which parameters come and go, so that a {cls.kind} would "
+                "miss some; wrap a method without phases (lora, serial_adapter, …)."
+            )
 
     @classmethod
     def parameter_count(cls, children: Sequence[ChildSpec]) -> ParameterCount:

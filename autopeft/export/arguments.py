@@ -68,7 +68,7 @@ AnswersFile = Annotated[
 ]
 
 
-FORMAT_NAMES = ("autopeft", "peft", "merged", "diff", "lora", "gguf-lora")
+FORMAT_NAMES = ("autopeft", "peft", "merged", "diff", "lora", "gguf-lora", "recipe")
 
 
 def _formats() -> tuple[str, ...]:
@@ -236,13 +236,15 @@ class ExportArguments(Arguments):
         Option(
             help="What else is written, in a folder of that name: {choices}. merged is the whole model with "
             "the hybrid in its weights, diff the entries that change, lora a LoRA of it (exact, or near it "
-            "at a cost that is measured), gguf-lora that for llama.cpp, autopeft nothing else. Default: peft "
-            "where it can be said.",
+            "at a cost that is measured), gguf-lora that for llama.cpp, recipe what data have settled, as "
+            "plain methods with which a search can begin, autopeft nothing else. Default: peft where it can "
+            "be said.",
             doc="what is written beside recipe and weights, in a folder of its name: {choices}. `peft` is "
             "the adapter in the words of Hugging Face peft, `merged` the whole model with the hybrid in its "
             "weights, `diff` the entries of the backbone that change, `lora` a LoRA of it, exact or near it "
-            "at a cost that is measured, `gguf-lora` that for llama.cpp, `autopeft` nothing else; default: "
-            "`peft` where it can be said",
+            "at a cost that is measured, `gguf-lora` that for llama.cpp, `recipe` what data have settled, "
+            "ranks and places, as plain methods with which a search can begin, `autopeft` nothing else; "
+            "default: `peft` where it can be said",
             flags=("--as",),
             choices=_formats,
         ),

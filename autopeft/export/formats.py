@@ -20,9 +20,12 @@ from autopeft.export.lora_factors import NotServable
 from autopeft.export.lora_format import lora_adapter
 from autopeft.export.lora_weights import LoRAWeights, Rows, lora_weights
 from autopeft.export.merged_format import merge, write_merged
+from autopeft.export.package import RECIPE
 from autopeft.export.peft_format import PeftAdapter, peft_adapter, write_adapter
 from autopeft.export.trained import Trained, task_of, trained
 from autopeft.export.vllm_rules import VLLMFinding, smallest_rank, vllm_findings
+from autopeft.hybrid import explicit_recipe
+from autopeft.runs.files import write_atomic
 from autopeft.runs.markdown import fenced, plain
 
 if TYPE_CHECKING:
@@ -172,6 +175,23 @@ def _verdict(found: list[VLLMFinding]) -> tuple[str, ...]:
     return (f"vLLM takes it. {' '.join(map(plain, needs))}",)
 
 
+def _recipe(export: Export) -> Ready:
+    found = explicit_recipe(export.hybrid)
+    text = found.recipe.to_yaml()
+    lines = tuple(f"Left out, as no recipe can say it: {one}." for one in found.left)
+    command, said = "autopeft search … --from recipe", " ".join(map(plain, lines))
+    section = (
+        "`recipe/recipe.yaml` says what data have settled, ranks and places, by plain methods. It has none "
+        f"of the values. A search can begin with it:\n\n{fenced(command, 'bash')}\n\n{said}"
+    ).rstrip()
+
+    def write(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / RECIPE, text.encode())
+
+    return Ready(write, section, lines, {"left_out": list(found.left)})
+
+
 def _rows(export: Export) -> Rows:
     """Rows of the hybrid's own task.
 
@@ -200,9 +220,11 @@ FORMATS: Mapping[str, Callable[[Export], Ready]] = {
     "diff": _diff,
     "lora": _lora,
     "gguf-lora": _gguf_lora,
+    "recipe": _recipe,
 }
 """By name what makes a format ready; each is written into a folder of that name.
 
 Raises:
     NotExpressible, NotServable, CompositionError: the hybrid cannot be said in it.
+    UsageError: nothing in the hybrid was settled by data, so that there is no other recipe of it.
 """

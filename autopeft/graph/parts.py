@@ -392,5 +392,6 @@ def check_needs(name: str, traits: Traits, spec: BackboneSpec) -> None:
         )
     if "encoder_decoder" in traits.needs and not spec.encoder_decoder:
         raise CompositionError(
-            f"{name} needs an encoder and a decoder, but {spec.family!r} has one stack; use a T5-like model."
+            f"{name} needs an encoder and a decoder, but {spec.family!r} has one stack and no "
+            "cross-attention; take a backbone such as T5 or BART, or a method of its layers such as lora."
         )

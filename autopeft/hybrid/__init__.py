@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autopeft.hybrid.callback import HybridCallback
+from autopeft.hybrid.explicit import ExplicitRecipe, explicit_recipe
 from autopeft.hybrid.hybrid import Hybrid, attach
 from autopeft.hybrid.loading import load
 from autopeft.hybrid.modules import build_modules, head_of
@@ -11,6 +12,7 @@ from autopeft.hybrid.prediction import predictive
 from autopeft.hybrid.store import deployed_state, deployed_tensors
 
 __all__ = [
+    "ExplicitRecipe",
     "Hybrid",
     "HybridCallback",
     "MultiHybrid",
@@ -19,6 +21,7 @@ __all__ = [
     "build_modules",
     "deployed_state",
     "deployed_tensors",
+    "explicit_recipe",
     "head_of",
     "load",
     "predictive",

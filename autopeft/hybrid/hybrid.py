@@ -317,9 +317,12 @@ class Hybrid:
 
     @contextmanager
     def _calibrating(self, calibration: Calibration) -> Iterator[None]:
-        """Within, the model is as a method wants to see it."""
+        """Within, the model is as a method wants to see it. What is drawn meanwhile does not count: settling
+        draws the same where the measurement was kept."""
         flags = [(module, module.training) for module in self.model.modules()]
-        with nullcontext() if calibration.attached else self.bare(), self._unfrozen():
+        device = self.injection.base.device
+        drawn = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        with nullcontext() if calibration.attached else self.bare(), self._unfrozen(), drawn:
             self.model.train(calibration.training)
             try:
                 yield
@@ -351,8 +354,8 @@ class Hybrid:
             self.model.zero_grad(set_to_none=True)
 
     def refresh(self) -> None:
-        """Install the weight deltas anew, after their targets changed."""
-        self.injection.refresh_weights()
+        """Install anew what acts, after the tensors or the sites of it changed."""
+        self.injection.refresh()
 
     def for_trainer(self, total: Callable[[Tensor, Tensor], Tensor] | None = None) -> dict[str, Any]:
         """What `transformers.Trainer` needs to train this hybrid as its recipe says.

@@ -90,7 +90,7 @@ def fold(
     _check(live)
     with torch.no_grad():
         new = {name: patch.new(live.read(name)) for name, patch in injection.patches().items()}
-        shifts = [(site, _merge_site(live, site, new)) for site in graph.sites()]
+        shifts = [(site, _merge_site(live, site, new)) for site in injection.sites()]
         for site, shift in shifts:
             if shift is not None:
                 _hand_on(live, site, shift, new)
@@ -112,7 +112,7 @@ def fold_weights(
     rest: dict[str, Rest] = {}
     with torch.no_grad():
         new = {name: patch.new(live.read(name)) for name, patch in injection.patches().items()}
-        for site in graph.sites():
+        for site in injection.sites():
             trees = _hooked(live, site)
             if not trees:
                 continue

@@ -138,15 +138,20 @@ def deployed_form(module: nn.Module) -> nn.Module:
 
 
 def counts_of(graph: CompositionGraph, modules: Mapping[str, nn.Module], head: int) -> Counts:
-    """The four figures, in closed form; of a `data_dependent` method what would be saved now. `head` is the
-    number of parameters of the task head."""
+    """The four figures, in closed form; of a `data_dependent` method what would be saved now, and what trains
+    now where calibration settles it. `head` is the number of parameters of the task head."""
     counts = count(graph, graph.spec, head=head)
-    deployed = counts.deployed
+    deployed, trained = counts.deployed, counts.trained
     for name, entry in graph.entries.items():
         if entry.traits.data_dependent:
-            held = deployed_form(modules[name])
-            deployed += sum(p.numel() for p in held.parameters()) - entry.count.deployed
-    return replace(counts, deployed=deployed)
+            deployed += _size(deployed_form(modules[name])) - entry.count.deployed
+            if "calibration" in entry.traits.needs:
+                trained += _size(modules[name]) - entry.count.trained
+    return replace(counts, deployed=deployed, trained=trained)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def head_of(model: PreTrainedModel) -> dict[str, nn.Parameter]:

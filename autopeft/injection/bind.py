@@ -24,6 +24,7 @@ __all__ = [
     "bind",
     "bind_tensors",
     "in_own_dtype",
+    "side_of",
 ]
 
 Role = Literal["input", "output", "kv", "weight", "prompt"]
@@ -156,12 +157,18 @@ def _dtype(module: nn.Module) -> torch.dtype | None:
     return None if first is None else first.dtype
 
 
+def side_of(module: Any, site: Site) -> Literal["input", "output"] | None:
+    """Which end of a site a module that acts on activations alters now, if any."""
+    side: Literal["input", "output"] | None = module.side(site)
+    return side
+
+
 def _plays(graph: CompositionGraph, name: str, module: Any, site: Site, role: Role) -> bool:
     entry = graph.entries[name]
     if all(s.key != site.key for s in entry.sites):
         return False
     if role in ("input", "output"):
-        return "hook" in entry.ways and module.side(site) == role
+        return "hook" in entry.ways and side_of(module, site) == role
     return role in entry.ways and (
         role != "weight"
         or any(t.site is not None and t.site.key == site.key for t in module.weight_targets())

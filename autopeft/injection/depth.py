@@ -17,9 +17,10 @@ def trunk_depths(injection: Injection) -> dict[StackName, int]:
     layers. A decoder that reads an encoder has a depth only if nothing in the encoder is altered.
     """
     depths: dict[StackName, int] = {s.map.name: len(s.layers) for s in injection.layout.stacks}
-    for site in injection.graph.sites():
+    sites = injection.sites()
+    for site in sites:
         depths[site.stack] = min(depths[site.stack], site.layer or 0)
-    untouched = {s.map.name for s in injection.layout.stacks} - {s.stack for s in injection.graph.sites()}
+    untouched = {s.map.name for s in injection.layout.stacks} - {s.stack for s in sites}
     tensors = {t.name: t for t in injection.graph.spec.tensors}
     for name in injection.patches():
         tensor = tensors.get(name)

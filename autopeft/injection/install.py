@@ -12,7 +12,7 @@ from autopeft.backbones import Layout, Place, StackPlaces, projection_of
 from autopeft.errors import CompositionError, SiteError
 from autopeft.graph import CompositionGraph
 from autopeft.injection.attention import DELEGATES, AttentionHooks
-from autopeft.injection.bind import BoundModule, bind, bind_tensors
+from autopeft.injection.bind import BoundModule, bind, bind_tensors, side_of
 from autopeft.injection.dispatch import ModuleHooks, SiteDispatcher
 from autopeft.injection.frames import frames
 from autopeft.injection.lanes import LayerHooks
@@ -22,6 +22,7 @@ from autopeft.injection.threads import Forwards
 from autopeft.injection.undispatched import OwnForward, dispatching
 from autopeft.injection.weights import ParameterPatch, Part, WeightHooks
 from autopeft.method import WeightTarget
+from autopeft.spec import Site
 
 __all__ = ["Injection", "owners_of"]
 
@@ -53,6 +54,7 @@ class Injection:
         self._handles: list[RemovableHandle | OwnForward] = []
         self._weight_handles: list[RemovableHandle] = []
         self._weights: dict[nn.Module, WeightHooks] = {}
+        self._sides: frozenset[tuple[str, str, str]] = frozenset()
         self.forwards = Forwards(f"the hybrid {graph.recipe.name!r}")
         self.revision = 0  # rises whenever other tensors may be altered than before
 
@@ -64,12 +66,41 @@ class Injection:
             CompositionError: the model's attention does not dispatch, so that prefixes would be ignored.
         """
         self.check_places()
+        self._sides = self.sides()
         self.refresh_weights()
         self._install_sites()
         self._install_attention()
         self._install_layers()
         self._install_roots()
         self._install_logits()
+
+    def refresh(self) -> None:
+        """Install anew what may have changed: the weights, and everything where modules act at other sites
+        than before."""
+        if self._sides == self.sides():
+            self.refresh_weights()
+        else:
+            self.remove()
+            self.install()
+
+    def sides(self) -> frozenset[tuple[str, str, str]]:
+        """The entries that act on activations now, each with its sites and the ends of them."""
+        hooked = [(n, e.sites) for n, e in self.graph.entries.items() if "hook" in e.ways]
+        found = (
+            (name, site.key, side_of(self.modules[name], site)) for name, sites in hooked for site in sites
+        )
+        return frozenset((name, key, side) for name, key, side in found if side is not None)
+
+    def sites(self) -> tuple[Site, ...]:
+        """The sites of the graph but those at which all modules say that they do nothing now (`side`)."""
+        acting = {(name, key) for name, key, _ in self.sides()}
+        used = {
+            site.key
+            for name, entry in self.graph.entries.items()
+            for site in entry.sites
+            if "hook" not in entry.ways or (name, site.key) in acting
+        }
+        return tuple(site for site in self.graph.sites() if site.key in used)
 
     def check_places(self) -> None:
         """Raise SiteError if the model lacks a site that the graph uses."""

@@ -31,6 +31,10 @@ class LaneInjection(Injection):
         """Register the weight hooks of all hybrids anew."""
         self.host.refresh_weights()
 
+    def refresh(self) -> None:
+        """Register the hooks of all hybrids anew, also where they act at other sites than before."""
+        self.host.refresh()
+
 
 class MultiInjection:
     """All hooks of several hybrids on one model.
@@ -94,6 +98,11 @@ class MultiInjection:
         if module not in hooks:
             hooks[module] = LaneHooks(self.token, len(self.lanes), rowless=module in self._tables)
         return hooks[module]
+
+    def refresh(self) -> None:
+        """Register the hooks of modules anew, at the sites where something acts now."""
+        self._sites = self._site_hooks()
+        self.refresh_weights()
 
     def refresh_weights(self) -> None:
         """Register the hooks of modules anew: which tensors a mask touches is known only after

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from autopeft.spec import Site
 
-__all__ = ["Calibration", "Concludes", "Ensembles", "Merges", "Objective", "Posterior", "Prepares", "Resizes"]
+__all__ = [
+    "Calibration",
+    "Concludes",
+    "Ensembles",
+    "Explicit",
+    "Merges",
+    "Objective",
+    "Placement",
+    "Posterior",
+    "Prepares",
+    "Resizes",
+    "Settles",
+]
 
 
 class Objective(Protocol):
@@ -94,6 +106,43 @@ class Resizes(Protocol):
     def deploy(self) -> None: ...
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A method at one site, as a recipe may say it.
+
+    Attributes:
+        method: the method's name.
+        stack, layer, site: where; `site` is the site's name.
+        options: of the method, without the names of sites.
+        listed: the option that has these.
+    """
+
+    method: str
+    stack: str
+    layer: int
+    site: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    listed: str = "sites"
+
+
+class Explicit(NamedTuple):
+    """What an entry has settled: as placements, and in words what no recipe can say."""
+
+    placements: tuple[Placement, ...]
+    left: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Settles(Protocol):
+    """Can say what data have settled in it, which ranks or where, as plain entries of a recipe.
+
+    `explicit` gets the sites of the entry. The plain entries start anew: they are of the structure that was
+    found and have none of its values.
+    """
+
+    def explicit(self, sites: Sequence[Site]) -> Explicit: ...
 
 
 @runtime_checkable

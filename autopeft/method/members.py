@@ -59,7 +59,14 @@ _SEEN = ("batches", "objective")
 _GROUPS = ("groups", *_STEP)
 
 MEMBERS: tuple[Member, ...] = (
-    Member("side", "module", "at attach: which end of the site it alters", ("site",), "input|output", "hook"),
+    Member(
+        "side",
+        "module",
+        "at attach, and when it was settled: which end of the site it alters, if any",
+        ("site",),
+        "input|output|None",
+        "hook",
+    ),
     Member("delta", "module", "in each forward: what is added there", _SITE_CALL, "Tensor", "hook"),
     Member("weight_targets", "module", "at attach: the tensors it alters", (), "WeightTargets", "weight"),
     Member(
@@ -179,6 +186,13 @@ MEMBERS: tuple[Member, ...] = (
         "at loading, by methods whose deployed size training settles (`Resizes`)",
         ("shapes",),
         beside=("deploy",),
+    ),
+    Member(
+        "explicit",
+        "module",
+        "by `explicit_recipe`: what data have settled in it, as plain entries (`Settles`)",
+        ("sites",),
+        "Explicit",
     ),
     Member(
         "conclude", "module", "once after training, with the rows that were trained on (`Concludes`)", _SEEN

@@ -31,13 +31,14 @@ class WeightTarget:
 
 
 class HookModule(Protocol):
-    """Acts on activations. `side(site)` says whether it alters the site's input or its output.
+    """Acts on activations. `side(site)` says whether it alters the site's input or its output, or neither:
+    then nothing is installed there until it is asked again, when calibration or loading has settled it.
 
     `delta(site, x, y, call)` returns what is added, in the shape of the altered tensor: of y (batch, …,
     out) on the output side, of x on the input side (where y is x).
     """
 
-    def side(self, site: Site) -> Literal["input", "output"]: ...
+    def side(self, site: Site) -> Literal["input", "output"] | None: ...
 
     def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor: ...
 

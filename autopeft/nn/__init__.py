@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autopeft.nn.allocation import Allocation, Whole, allocate, leading_entries
 from autopeft.nn.batch_gradients import GRADIENT_POWERS, batch_gradients, clip_factor, requiring
 from autopeft.nn.bottleneck import ACTIVATIONS, Activation, Bottleneck, Bottlenecks
 from autopeft.nn.chosen_entries import ChosenEntries, KeepConfig
@@ -21,12 +22,16 @@ from autopeft.nn.prefixes import PrefixConfig, Prefixes, PrefixMethod
 from autopeft.nn.prompt_encoder import PromptEncoder, PromptRows
 from autopeft.nn.ranked_entries import RankedEntries, ranked, reach_of
 from autopeft.nn.router import Router
+from autopeft.nn.row_delta import RowDelta
 from autopeft.nn.scaled_maps import PrunedPairs, ScaledMaps, ScaledPairs, down_and_up
 from autopeft.nn.searched_biases import BiasSearchConfig, SearchedBiases
 from autopeft.nn.searched_entries import SearchConfig, SearchedEntries
 from autopeft.nn.seeds import generator_of
 from autopeft.nn.sensitivity import Sensitivity
+from autopeft.nn.settled_maps import SettledAdapter, SettledPair, drop_path
+from autopeft.nn.settled_structure import SettledStructure
 from autopeft.nn.sparse_delta import SparseDelta
+from autopeft.nn.squared_gradients import squared_gradients
 from autopeft.nn.tensor_deltas import TensorDeltas
 from autopeft.nn.top_entries import TopEntries, top_entries
 from autopeft.nn.triplets import Triplets, triplets_at
@@ -36,6 +41,7 @@ __all__ = [
     "ACTIVATIONS",
     "GRADIENT_POWERS",
     "Activation",
+    "Allocation",
     "BiasSearchConfig",
     "Bottleneck",
     "Bottlenecks",
@@ -63,25 +69,33 @@ __all__ = [
     "PrunedPairs",
     "RankedEntries",
     "Router",
+    "RowDelta",
     "ScaledMaps",
     "ScaledPairs",
     "SearchConfig",
     "SearchedBiases",
     "SearchedEntries",
     "Sensitivity",
+    "SettledAdapter",
+    "SettledPair",
+    "SettledStructure",
     "SparseDelta",
     "TensorDeltas",
     "TopEntries",
     "Triplets",
     "UncertainPair",
+    "Whole",
+    "allocate",
     "batch_gradients",
     "clip_factor",
     "down_and_up",
+    "drop_path",
     "fit_precision",
     "generator_of",
     "hardest_rows",
     "hypergradient",
     "kronecker_sum",
+    "leading_entries",
     "log_evidence",
     "logit_covariance",
     "observe_curvature",
@@ -90,6 +104,7 @@ __all__ = [
     "require_blocks",
     "requiring",
     "softmax_root",
+    "squared_gradients",
     "top_entries",
     "triplets_at",
     "walsh_hadamard",

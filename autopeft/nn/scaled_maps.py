@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from torch import Tensor, nn
 
+from autopeft.method.lifecycle import Explicit, Placement
 from autopeft.nn.low_rank import LowRankPair, PrunedPair
 from autopeft.nn.per_site import PerSite
 from autopeft.spec import Site
@@ -82,6 +83,19 @@ class PrunedPairs(ScaledPairs[_Q]):
         """How many ranks stay at each site (`encoder.0.q`)."""
         pairs = zip(self.at, self.children_by_site(), strict=True)
         return {key.replace("-", "."): pair.rank for key, pair in pairs}
+
+    def explicit(self, sites: Sequence[Site]) -> Explicit:
+        """LoRAs of the ranks that are left."""
+        placed = []
+        for site in sites:
+            pair = self[site]
+            rank = pair.rank
+            if not rank or site.layer is None:
+                continue
+            options: dict[str, Any] = {"rank": rank, "alpha": self.scale_at(site) * rank}
+            options |= {"dropout": pair.dropout} if pair.dropout else {}
+            placed.append(Placement("lora", site.stack, site.layer, site.name, options))
+        return Explicit(tuple(placed))
 
     def deploy(self) -> None:
         """Plain pairs: LoRAs of the ranks that are left."""

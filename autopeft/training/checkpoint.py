@@ -115,7 +115,13 @@ class Checkpoint:
         Raises:
             DataError: names or shapes differ: the checkpoint belongs to another recipe, backbone or head.
         """
-        _copy(self._part("module."), hybrid.root.state_dict(), "modules")
+        modules = self._part("module.")
+        for name, module in hybrid.modules.items():
+            _resize(
+                module,
+                {k.removeprefix(f"{name}."): v for k, v in modules.items() if k.startswith(f"{name}.")},
+            )
+        _copy(modules, hybrid.root.state_dict(), "modules")
         _copy(self._part("head."), hybrid.head(), "head")
         hybrid.refresh()
         hybrid.prepared = True
@@ -145,6 +151,16 @@ class Checkpoint:
 
     def _part(self, prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+
+def _resize(module: nn.Module, kept: Mapping[str, Tensor]) -> None:
+    """Give a module whose size calibration had settled that size again, as far as it can be its own."""
+    resize: Any = getattr(module, "resize", None)
+    held = module.state_dict()
+    if resize is None or any(k not in kept or kept[k].ndim != held[k].ndim for k in held):
+        return
+    if any(kept[k].shape != held[k].shape for k in held):
+        resize({k: tuple(kept[k].shape) for k in held})
 
 
 def _belongs(state: Mapping[str, Tensor], shape: torch.Size) -> bool:

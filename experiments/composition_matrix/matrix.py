@@ -46,6 +46,7 @@ _SIZES: dict[str, Any] = {
 _CONFIGS: dict[str, dict[str, Any]] = {
     "child_tuning_f": {"p": 0.99},
     "fish_mask": {"keep": "2%", "samples": 4},
+    "sensitivity_tuning": {"keep": "20%", "rank": 2, "batches": 2, "batch_size": 4},
     "intrinsic_said": {"dimension": 40},
     "adalora": {"rank": 2, "interval": 1},
     "dylora": {"rank": 2},  # each step trains one rank, drawn at random
@@ -155,6 +156,8 @@ def _watched(hybrid: Hybrid) -> Iterator[tuple[set[str], set[str]]]:
 
     def look(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         for name, parameter in hybrid.root.named_parameters():
+            if not parameter.numel():
+                continue
             held.add(name)
             if parameter.grad is not None and bool(parameter.grad.any()):
                 moved.add(name)

@@ -99,3 +99,42 @@ def test_a_stopped_training_goes_on(run: Any, tmp_path: Path, monkeypatch: pytes
     assert part.losses == whole.losses
     for (name, left), right in zip(part.model.named_parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(left, right), name
+
+
+# Cross-attention
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cross(load: Import) -> Any:
+    return load("cross_attention")
+
+
+def test_all_recipes_of_cross_attention_count_on_the_backbone(cross: Any, run: Any) -> None:
+    """LoRA is about as large as what it stands beside."""
+    from autopeft.backbones import spec_of
+    from autopeft.counting import count
+
+    spec = spec_of(run.model_of(8_100).config)
+    sizes = {
+        name: count(cross.recipe_of(cross.Training(name, 1e-3, 0, 1)), spec).deployed
+        for name in cross.RECIPES
+    }
+    whole = 4 * (4 * 256 * 256 + 256)
+    assert sizes["cross-attention"] == whole
+    assert sizes["cross-attention and embeddings"] == whole + 8_100 * 256
+    for name in ("lora, cross-attention", "lora, all attention", "far"):
+        assert abs(sizes[name] - whole) < 0.01 * whole, (name, sizes[name], whole)
+
+
+def test_what_is_known_is_not_trained_again(cross: Any) -> None:
+    todo = list(cross.missing([], 6))
+    assert len(todo) == len(cross.RECIPES) * len(cross.RATES)
+    assert {t.seed for t in todo} == {0}
+    rows: list[dict[str, Any]] = []
+    while (training := next(cross.missing(rows, 6), None)) is not None:
+        score = 0.5 + (training.rate == 3e-3) * 0.1
+        rows.append({**cross.asdict(training), "score": score, "deployed": 7})
+    assert len(rows) == len(cross.RECIPES) * (len(cross.RATES) + cross.SEEDS - 1)
+    assert {r["rate"] for r in rows if r["seed"]} == {3e-3}
+    assert cross.tables(rows).count("| 3 |") == len(cross.RECIPES)

@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     GPTNeoXConfig,
+    MBartConfig,
     OPTConfig,
     PegasusConfig,
     RobertaConfig,
@@ -65,12 +66,28 @@ def test_tensors_of_the_embeddings_are_told_apart_from_those_behind_the_layers(n
         "gpt2": {"wte.weight"},
         "llama": {"embed_tokens.weight"},
         "t5": set(),  # its table is shared and lies outside of both stacks
+        "bart": {
+            f"{stack}.{part}"
+            for stack in ("encoder", "decoder")
+            for part in ("embed_positions.weight", "layernorm_embedding.weight", "layernorm_embedding.bias")
+        },
     }.get(name, {n for n in outside if n.startswith("embeddings.")})
     assert embedding == expected
     assert all(outside[n].stack is not None for n in embedding)
     behind = {"gpt2": "ln_f", "llama": "norm", "vit": "layernorm"}
     assert not any(n.startswith(behind.get(name, "-")) for n in norms)
-    assert len(norms) == (2 if name in ("bert", "roberta", "distilbert", "mpnet", "electra") else 0)
+    of_one = 2 if name in ("bert", "roberta", "distilbert", "mpnet", "electra") else 0
+    assert len(norms) == (4 if name == "bart" else of_one)
+
+
+def test_the_norm_behind_the_layers_is_none_of_the_embeddings() -> None:
+    """mBART has both beside its layers."""
+    tensors = spec_of(MBartConfig(encoder_layers=2, decoder_layers=2)).tensors
+    found = {t.name: t.site for t in tensors if t.layer is None and t.name.startswith("decoder.")}
+    assert (
+        found["decoder.layernorm_embedding.weight"] == found["decoder.embed_positions.weight"] == "embeddings"
+    )
+    assert found["decoder.layer_norm.weight"] is None
 
 
 def test_a_decoder_around_table_and_layers_is_no_embeddings() -> None:

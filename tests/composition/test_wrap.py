@@ -156,6 +156,7 @@ def test_what_is_saved_acts_the_same_again(tmp_path: Path) -> None:
         (_wrapped("weight_drop", "adalora"), "settles how large it is"),
         (_wrapped("masked_copies", {"sum": ["lora", "sora"]}), "settles how large it is"),
         (_wrapped("masked_copies", "prefix_tuning"), "more prefixes instead of a richer one"),
+        (_wrapped("weight_drop", "periodic_lora"), "parameters come and go"),
         (_wrapped("masked_copies", "dora"), "only one for all copies"),
         ({"weight_drop": ["lora", "ia3"]}, "wraps one child, but has 2"),
     ],

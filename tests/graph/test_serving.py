@@ -123,7 +123,8 @@ def test_what_gives_a_bias_says_so(name: str) -> None:
     method = get_method(name)
     if not method.traits.mergeable or method.traits.injection != "hook":
         return
-    hybrid = live("llama", [{name: {"phm_dim": 4} if name == "kadaptation" else {}}], [])
+    items = [{name: {"phm_dim": 4} if name == "kadaptation" else {}}]
+    hybrid = live("llama", *((items, []) if method.traits.level == "layers" else ([], items)))
     entry = next(iter(hybrid.graph.entries.values()))
     site = next(s for s in entry.sites if s.kind == "linear")
     module: Any = hybrid.modules[entry.name]

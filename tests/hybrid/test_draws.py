@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support.cases import CASES, recipe_of
+from support.cases import ON_ENCODERS, recipe_of
 from support.tiny import tiny_model
 from torch import Tensor, nn
 
@@ -72,7 +72,7 @@ def test_a_generator_of_the_caller_s_is_left_in_charge() -> None:
         assert torch.equal(torch.rand(3, generator=torch.Generator().manual_seed(5)), expected)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ON_ENCODERS)
 def test_what_a_method_is_made_with_is_what_the_global_generator_gives(case: str) -> None:
     """So files and scores of before keep their meaning."""
     recipe = recipe_of(case)

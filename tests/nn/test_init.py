@@ -47,6 +47,12 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Mapping[str, Law]]] = {
         {"down.weight": KAIMING, "up.weight": ZEROS, "*.bias": ZEROS},
     ),
     "LowRankPair": (lambda: bricks.LowRankPair(100, 60, 20), PAIR),
+    "SettledPair": (lambda: _put_in(bricks.SettledPair(100, 60, 20, dropout=0.1, drop_path=0.1)), PAIR),
+    "SettledAdapter": (
+        lambda: _put_in(bricks.SettledAdapter(300, 1500, dropout=0.1, drop_path=0.1)),
+        {"inner.down.weight": KAIMING, "inner.down.bias": linear(300), "inner.up.*": ZEROS},
+    ),
+    "RowDelta": (lambda: bricks.RowDelta(7, 9, 3, bias=True), {"*": ZEROS}),
     "LowRankPair-reset": (lambda: _reset(bricks.LowRankPair(100, 60, 20)), PAIR),
     "NestedPair": (
         lambda: bricks.NestedPair(100, 60, 20, dropout=0.0),
@@ -107,7 +113,14 @@ WITHOUT = {
     "ScaledPairs",
     "SearchedBiases",
     "SearchedEntries",
+    "SettledStructure",
 }
+
+
+def _put_in(child: bricks.SettledPair | bricks.SettledAdapter) -> nn.Module:
+    assert not child.there
+    child.put_in()
+    return child
 
 
 def _reset(pair: bricks.LowRankPair) -> bricks.LowRankPair:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.cases import CASES, recipe_of
+from support.cases import ON_ENCODERS, recipe_of
 from support.tiny import ARCHITECTURES, tiny_model
 from transformers import AutoModelForSequenceClassification
 
@@ -20,7 +20,7 @@ from autopeft.resources import file_bytes, head_on_meta
 MOST = 0.01
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ON_ENCODERS)
 def test_it_is_what_saving_writes(case: str, tmp_path: Path) -> None:
     model = tiny_model("bert")
     head = head_on_meta(model.config, AutoModelForSequenceClassification)

@@ -7,7 +7,7 @@ from typing import Any
 from autopeft.recipe import Recipe
 from support import on_logits
 
-__all__ = ["CASES", "recipe_of"]
+__all__ = ["CASES", "ON_ENCODERS", "recipe_of"]
 
 # name → (level, item); every registered method that places something has at least one row.
 CASES: dict[str, tuple[str, Any]] = {
@@ -38,6 +38,19 @@ CASES: dict[str, tuple[str, Any]] = {
     "bitfit": ("model", "bitfit"),
     "bitfit-layers": ("layers", "bitfit"),
     "pafi": ("model", {"pafi": {"keep": "2%"}}),
+    "xattn": ("model", "xattn_tuning"),
+    "xattn-embeddings": ("model", {"xattn_tuning": {"embeddings": "both"}}),
+    "xattn-layers": ("layers", "xattn_tuning"),
+    "far": ("layers", {"far": {"retention": 0.2}}),
+    "far-rest": ("layers", {"far": {"retention": 0.2, "sites": ["down"], "rest": "trained"}}),
+    "sensitivity": (
+        "model",
+        {"sensitivity_tuning": {"keep": "6%", "batches": 2, "batch_size": 2, "rank": 2}},
+    ),
+    "sensitivity-adapter": (
+        "model",
+        {"sensitivity_tuning": {"keep": "6%", "batches": 2, "batch_size": 2, "rank": 2, "module": "adapter"}},
+    ),
     "fish": ("model", {"fish_mask": {"keep": "2%", "samples": 4}}),
     "fish-dip": ("model", {"fish_dip": {"keep": "2%", "every": 3}}),
     "child-d": ("model", {"child_tuning_d": {"keep": "5%"}}),
@@ -111,6 +124,10 @@ CASES: dict[str, tuple[str, Any]] = {
         {"chain": [{"serial_adapter": {"bottleneck": 12}}, {"parallel_adapter": {"bottleneck": 12}}]},
     ),
 }
+
+
+ON_ENCODERS = tuple(case for case in CASES if not case.startswith("xattn"))
+"""The cases that an encoder by itself can take."""
 
 
 def recipe_of(case: str) -> Recipe:

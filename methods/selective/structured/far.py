@@ -1,0 +1,174 @@
+"""FAR: freeze the nodes of the FFN that fine-tuning hardly moves, and train the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from autopeft.method import Call, MethodConfig, ParameterCount, Phase, Traits, WeightTarget, register
+from autopeft.nn import PerSite, RowDelta, TensorDeltas, top_entries
+from autopeft.spec import BackboneSpec, Site, TensorSpec
+
+__all__ = ["FAR", "learners"]
+
+
+def learners(values: Tensor, k: int) -> Tensor:
+    """Numbers (k,) of the rows of a change (out, in) that have the largest L1 norms, the largest first; of
+    equal ones the first."""
+    return top_entries([values.detach().float().abs().sum(dim=1)], k)
+
+
+class FARModule(PerSite[RowDelta]):
+    """Changes of some rows for each site, of all of them while it is primed, and of what else is trained.
+
+    Attributes:
+        chosen: whether the rows are those that priming chose. The first ones stand for them before, which is
+            what priming without a step would choose.
+    """
+
+    def __init__(self, children: dict[str, RowDelta], rest: Sequence[TensorSpec], config: FAR.Config) -> None:
+        super().__init__(children)
+        self.rest = TensorDeltas(rest)
+        self.config = config
+        self.kept = [len(child.index) for child in self.children_by_site()]
+        self.chosen = self.priming = False
+
+    def side(self, site: Site) -> Literal["input", "output"]:
+        self[site].check()
+        return "output"
+
+    def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
+        found: Tensor = self[site](x)
+        return found
+
+    def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return self[site].added_to(weight, bias)
+
+    def weight_targets(self) -> Sequence[WeightTarget]:
+        return [WeightTarget(tensor=name) for name in self.rest.names]
+
+    def weight(self, target: WeightTarget, original: Tensor, current: Tensor) -> Tensor:
+        return self.rest.apply_to(str(target.tensor), current)
+
+    def phases(self) -> list[Phase]:
+        """`prime` and `train`, whose output is `nodes()`; one plain phase where the rows are chosen."""
+        c = self.config
+        if self.chosen:
+            return [Phase("train")]
+        return [
+            Phase("prime", c.prime, begin=self.widen),
+            Phase(
+                "train",
+                1 - c.prime,
+                anew=c.rewind,
+                begin=partial(self.narrow, keep=not c.rewind),
+                output=self.nodes,
+            ),
+        ]
+
+    def widen(self) -> None:
+        """Train all rows from now on."""
+        for child in self.children_by_site():
+            v = child.values
+            rows = torch.arange(child.out_features, device=v.device)
+            child.hold(rows, v.new_zeros(len(rows), v.shape[1]), v.new_zeros(len(rows)))
+        self.priming = True
+
+    def narrow(self, *, keep: bool) -> None:
+        """Hold the rows that moved furthest, with the values that they have come to, or with zeros."""
+        for child, k in zip(self.children_by_site(), self.kept, strict=True):
+            rows = learners(child.values, k).to(child.values.device)
+            values, bias = child.values[rows], None if child.bias is None else child.bias[rows]
+            if not keep:
+                values, bias = torch.zeros_like(values), None if bias is None else torch.zeros_like(bias)
+            child.hold(rows, values, bias)
+        self.priming, self.chosen = False, True
+
+    def settled(self, step: int, total: int) -> bool:
+        """Once the rows are chosen."""
+        return self.chosen
+
+    def nodes(self) -> dict[str, list[int]]:
+        """The rows that are held at each site (`encoder.0.up`)."""
+        pairs = zip(self.at, self.children_by_site(), strict=True)
+        return {key.replace("-", "."): child.index.tolist() for key, child in pairs}
+
+    def deploy(self) -> None:
+        """Hold the chosen rows alone, also in the midst of priming."""
+        if self.priming:
+            self.narrow(keep=True)
+        self.chosen = True
+
+
+@register("far")
+class FAR:
+    """y_R = (W_R + V)·x + b_R + v for the rows R of each linear map of the FFN; all other rows are frozen.
+
+    Vucetic et al. 2022, arXiv:2205.01541 (Freeze And Reconfigure). A node is a row of a map's weight with its
+    entry of the bias. The share `prime` of the steps trains all nodes of the FFN's maps. Then each map keeps
+    the share `retention` of its nodes, at least one: those whose rows have the largest ‖w − w₀‖₁, of equal
+    ones the first. The other steps train these learners alone, and the other nodes return to W₀. V and v
+    (k × in, k) start at zero and decay towards it. The learners go on from where priming has brought them,
+    as all else that is trained does; with `rewind` everything starts from its first values instead.
+
+    The paper splits a map in two and permutes the outputs back. Here the rows' change is added to the output
+    of the whole frozen map: the same function, and no gradient of a frozen row is computed. Reconfigured are
+    `up` and `down`, and in a gated FFN (Llama, T5 v1.1) `gate_proj` too, or the `sites` named. With `rest:
+    trained` all else in its layers is trained too, attention and norms; embeddings stay frozen. What of the
+    paper we could read tells neither which of both it means, nor whether it rewinds, nor the shares.
+
+    k·(in + 1) parameters for each map with a bias and k·in for others, k the nearest whole number to
+    retention·out, and the sizes of the rest; while it is primed out·(in + 1), which no budget counts. Such a
+    training cannot pause. Mergeable.
+    """
+
+    traits = Traits(
+        injection="hook",
+        sites=("up", "gate_proj", "down"),
+        default_sites=("up", "gate_proj", "down"),
+        mergeable=True,
+        rowwise=True,
+        phased=True,
+    )
+    size_field: ClassVar[str] = "retention"
+
+    class Config(MethodConfig):
+        retention: float = Field(default=0.1, gt=0, le=1, description="share of each map's nodes that learn")
+        prime: float = Field(default=0.05, gt=0, lt=1, description="share of the steps that choose them")
+        rewind: bool = Field(default=False, description="start from the first values once they are chosen")
+        rest: Literal["frozen", "trained"] = Field(
+            default="frozen", description="what is done with all else in its layers"
+        )
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @property
+    def also_weights(self) -> bool:
+        """Whether what is not in the FFN's maps is trained besides."""
+        return self.config.rest == "trained"
+
+    def _kept(self, site: Site) -> int:
+        return max(1, round(self.config.retention * site.out_features))
+
+    def _rest(self, sites: Sequence[Site], spec: BackboneSpec) -> list[TensorSpec]:
+        """All tensors of the layers of `sites` but those of these maps."""
+        if not self.also_weights:
+            return []
+        layers, maps = {(s.stack, s.layer) for s in sites}, {(s.stack, s.layer, s.name) for s in sites}
+        inside = [t for t in spec.tensors if (t.stack, t.layer) in layers]
+        return [t for t in inside if (t.stack, t.layer, t.site) not in maps]
+
+    def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
+        n = sum(self._kept(s) * (s.in_features + s.bias) for s in sites)
+        n += sum(t.size for t in self._rest(sites, spec))
+        return ParameterCount(n, n)
+
+    def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
+        nodes = {s.key: RowDelta(s.in_features, s.out_features, self._kept(s), bias=s.bias) for s in sites}
+        return FARModule(nodes, self._rest(sites, spec), self.config)
