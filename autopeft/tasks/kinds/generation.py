@@ -78,12 +78,11 @@ def generate(
     """The tokens that a model writes behind each prompt, up to what ends an answer, which is left out.
 
     Prompts are padded on the left, and their positions count from their own first token. What all of them
-    begin with is read once, where what is attached acts position by position. An encoder reads
-    them padded on the right, and its decoder begins as the model's own configuration says
-    (`decoder_start_token_id`, `forced_bos_token_id`). Keys and values of earlier tokens are kept where all
-    that is attached works so. Else each token reads the whole row anew: under a composition that looks at the
-    sequence as a whole, and where a hybrid stands for several models, whose mean distribution is written from
-    (see `autopeft.hybrid.predictive`).
+    begin with is read once, where what is attached acts position by position. An encoder reads them padded on
+    the right, and its decoder begins as the model's own configuration says (`decoder_start_token_id`,
+    `forced_bos_token_id`). Keys and values of earlier tokens are kept where all that is attached works so.
+    Else each token reads the whole row anew: under a composition that looks at the sequence as a whole, and
+    where a hybrid stands for several models, from whose mean distribution is written (see `predictive`).
 
     Args:
         model: in eval mode.
@@ -108,11 +107,11 @@ def generate(
     several = _several(live)
     alike = 0 if encodes or several or how.beams > 1 else length_alike(live, prompts)
     filled = [_padded(list(row), width, pad, len(row) if encodes else alike) for row in prompts]
-    ids = torch.tensor([row for row, _ in filled], device=device)
-    mask = torch.tensor([inside for _, inside in filled], device=device)
-    inputs = {"input_ids": ids, "attention_mask": mask}
-    if alike:
-        inputs |= read_once(live, prompts[0][:alike], len(prompts), device)
+    inputs = {
+        "input_ids": torch.tensor([row for row, _ in filled], device=device),
+        "attention_mask": torch.tensor([inside for _, inside in filled], device=device),
+        **(read_once(live, prompts[0][:alike], len(prompts), device) if alike else {}),
+    }
     config = GenerationConfig(
         max_new_tokens=new,
         num_beams=how.beams,
