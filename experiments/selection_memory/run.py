@@ -36,6 +36,12 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "lora": {"layers": [{"attach": [{"lora": {"rank": 12}}]}]},
     "fish_mask": {"model": [{"fish_mask": {"keep": "0.5%", "samples": 16}}]},
     "pafi": {"model": [{"pafi": {"keep": "0.5%"}}]},
+    "sam": {"model": [{"sam": {"batches": 4}}]},
+    "child_tuning_d": {"model": [{"child_tuning_d": {"keep": "0.5%", "rest": "frozen"}}]},
+    "fish_dip": {"model": [{"fish_dip": {"keep": "0.5%", "every": 2}}]},
+    "sensitivity_tuning": {"model": [{"sensitivity_tuning": {"keep": "0.5%"}}]},
+    "lt_sft": {"model": [{"lt_sft": {"keep": "0.5%"}}]},
+    "u_diff_pruning": {"model": ["u_diff_pruning"]},
 }
 
 
