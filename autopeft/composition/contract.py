@@ -58,6 +58,7 @@ class CompositionTraits:
         mergeable: it can be folded into the backbone's weights where its children can; it has `merged`.
         rowwise: what it adds at a position depends on that position alone, where that is so of its children.
         copies: its only child may be written once, with `copies: n` beside it.
+        single: it holds one child.
     """
 
     ordered: bool = False
@@ -65,6 +66,7 @@ class CompositionTraits:
     mergeable: bool = False
     rowwise: bool = False
     copies: bool = False
+    single: bool = False
 
 
 class Child(Protocol):

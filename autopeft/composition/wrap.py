@@ -37,7 +37,7 @@ class Wrap(nn.Module):
     """
 
     kind: ClassVar[str]
-    traits: ClassVar[CompositionTraits] = CompositionTraits(mergeable=True, rowwise=True)
+    traits: ClassVar[CompositionTraits] = CompositionTraits(mergeable=True, rowwise=True, single=True)
 
     @classmethod
     def check(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:

@@ -30,8 +30,8 @@ layers:
     attach:
       - {name}:
           - serial_adapter
-          - parallel_adapter
 """
+_SECOND = "          - parallel_adapter\n"
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 _WAYS = {
     "hook": "It acts on activations: it reads what goes into or comes out of a site and adds to it.",
@@ -244,7 +244,7 @@ def composition_page() -> str:
     ]
     for name in composition_names():
         composition = get_composition(name)
-        text = _COMPOSED.format(name=name)
+        text = _COMPOSED.format(name=name) + ("" if composition.traits.single else _SECOND)
         backbone, graph = on_the_first_that_fits(Recipe.from_yaml(text))
         parts += [
             f"## {name}",
