@@ -60,8 +60,8 @@ class Wrap(nn.Module):
             )
         if child.phased:
             raise CompositionError(
-                f"{child.label} trains in phases, in which parameters come and go, so that a {cls.kind} would "
-                "miss some; wrap a method without phases (lora, serial_adapter, …)."
+                f"{child.label} trains in phases, in which parameters come and go, so that a {cls.kind} "
+                "would miss some; wrap a method without phases (lora, serial_adapter, …)."
             )
 
     @classmethod
