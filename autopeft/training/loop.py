@@ -324,7 +324,6 @@ class _Run:
             try:
                 if phase.run is not None:
                     phase.run(self._session(stage, trained_on, steps, optimizer, learners))
-                    self._follow([])
                 else:
                     while steps.take_next():
                         pass
@@ -334,6 +333,8 @@ class _Run:
             self._keep(optimizer, stage.steps, since)
         if best is not None:
             best.restore()
+        if phase.run is not None:  # a mask may be where it was before the last step
+            self._follow([])
 
     def _session(
         self,

@@ -24,6 +24,9 @@ ITEMS: dict[str, tuple[str, Any]] = {
     "prompt": ("model", {"prompt_tuning": {"length": 2}}),
     "bitfit": ("model", "bitfit"),
     "fish": ("model", {"fish_mask": {"keep": "2%", "samples": 4}}),
+    "fish-dip": ("model", {"fish_dip": {"keep": "2%", "every": 2}}),
+    "child-d": ("model", {"child_tuning_d": {"rest": "frozen"}}),
+    "sam": ("model", {"sam": {"keep": "2%", "batches": 3, "score": "g2_over_h"}}),
 }
 
 

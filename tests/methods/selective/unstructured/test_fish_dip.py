@@ -331,6 +331,30 @@ def test_a_pause_before_or_behind_a_mask_changes_nothing(until: int) -> None:
         assert all(torch.equal(v, wanted[k]) for k, v in snapshot(hybrid.root).items())
 
 
+def test_an_early_best_state_has_its_own_mask(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    """What training leaves acts as what is saved of it, also where masks came after the best score."""
+    data, plan = (
+        encoded_task(),
+        TrainingPlan(
+            steps=10, batch_size=16, seed=5, device="cpu", shortcuts=False, eval_every=2, patience=2
+        ),
+    )
+    scores = iter([0.9, 0.5, 0.4])
+    monkeypatch.setattr("autopeft.training.loop._Run._score", lambda run: next(scores))
+    batch = data.train.collate([0, 1, 2])
+    with attach(tiny_bert(), recipe(), seed=0) as hybrid:
+        found = train(hybrid, data, plan)
+        assert (found.stopped, found.steps) == ("patience", 6)
+        module = module_of(hybrid)
+        assert len(module.entries.held) == KEEP, "the first mask, though two others came"
+        assert mask_of(module) == module.entries.held.tolist()
+        hybrid.model.eval()
+        wanted = hybrid.model(batch["input_ids"], batch["attention_mask"]).logits
+        hybrid.save(tmp_path)
+    again = load(tiny_bert(), tmp_path)
+    assert torch.equal(again.model(batch["input_ids"], batch["attention_mask"]).logits, wanted)
+
+
 @pytest.mark.parametrize("name", ["llama", "t5"])
 def test_it_counts_on_every_backbone(name: str) -> None:
     with attach(tiny_model(name), recipe(keep="1%"), seed=0) as hybrid:
