@@ -18,7 +18,7 @@ from autopeft.nn.prefixes import PrefixConfig, Prefixes, PrefixMethod
 from autopeft.nn.prompt_encoder import PromptEncoder, PromptRows
 from autopeft.nn.router import Router
 from autopeft.nn.row_delta import RowDelta
-from autopeft.nn.scaled_maps import PrunedPairs, ScaledMaps, ScaledPairs, down_and_up
+from autopeft.nn.scaled_maps import PrunedPairs, ScaledMaps, ScaledPairs, down_and_up, plain_loras
 from autopeft.nn.seeds import generator_of
 from autopeft.nn.sensitivity import Sensitivity
 from autopeft.nn.settled_maps import SettledAdapter, SettledPair, drop_path
@@ -78,6 +78,7 @@ __all__ = [
     "log_evidence",
     "logit_covariance",
     "observe_curvature",
+    "plain_loras",
     "require_blocks",
     "softmax_root",
     "squared_gradients",
