@@ -23,7 +23,7 @@ from autopeft.nn.prompt_encoder import PromptEncoder, PromptRows
 from autopeft.nn.ranked_entries import RankedEntries, ranked, reach_of
 from autopeft.nn.router import Router
 from autopeft.nn.row_delta import RowDelta
-from autopeft.nn.scaled_maps import PrunedPairs, ScaledMaps, ScaledPairs, down_and_up
+from autopeft.nn.scaled_maps import PrunedPairs, ScaledMaps, ScaledPairs, down_and_up, plain_loras
 from autopeft.nn.searched_biases import BiasSearchConfig, SearchedBiases
 from autopeft.nn.searched_entries import SearchConfig, SearchedEntries
 from autopeft.nn.seeds import generator_of
@@ -99,6 +99,7 @@ __all__ = [
     "log_evidence",
     "logit_covariance",
     "observe_curvature",
+    "plain_loras",
     "ranked",
     "reach_of",
     "require_blocks",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from autopeft.spec import Site
 if TYPE_CHECKING:
     from autopeft.method import Call
 
-__all__ = ["PrunedPairs", "ScaledMaps", "ScaledPairs", "down_and_up"]
+__all__ = ["PrunedPairs", "ScaledMaps", "ScaledPairs", "down_and_up", "plain_loras"]
 
 _M = TypeVar("_M", bound=nn.Module)
 _P = TypeVar("_P", bound=LowRankPair)
@@ -55,6 +55,18 @@ class ScaledMaps(PerSite[_M]):
         return weight + self.scale_at(site) * child.product(), bias
 
 
+def plain_loras(maps: ScaledMaps[Any], sites: Iterable[Site], rank_of: Callable[[Site], int]) -> Explicit:
+    """LoRAs of these ranks, at the scale that the maps have, in the place of low-rank maps."""
+    placed = []
+    for site in sites:
+        rank, dropout = rank_of(site), maps[site].dropout
+        if rank and site.layer is not None:
+            options = {"rank": rank, "alpha": maps.scale_at(site) * rank}
+            options |= {"dropout": dropout} if dropout else {}
+            placed.append(Placement("lora", site.stack, site.layer, site.name, options))
+    return Explicit(tuple(placed))
+
+
 class ScaledPairs(ScaledMaps[_P]):
     """`ScaledMaps` of low-rank pairs."""
 
@@ -86,16 +98,7 @@ class PrunedPairs(ScaledPairs[_Q]):
 
     def explicit(self, sites: Sequence[Site]) -> Explicit:
         """LoRAs of the ranks that are left."""
-        placed = []
-        for site in sites:
-            pair = self[site]
-            rank = pair.rank
-            if not rank or site.layer is None:
-                continue
-            options: dict[str, Any] = {"rank": rank, "alpha": self.scale_at(site) * rank}
-            options |= {"dropout": pair.dropout} if pair.dropout else {}
-            placed.append(Placement("lora", site.stack, site.layer, site.name, options))
-        return Explicit(tuple(placed))
+        return plain_loras(self, sites, lambda site: self[site].rank)
 
     def deploy(self) -> None:
         """Plain pairs: LoRAs of the ranks that are left."""

@@ -61,7 +61,9 @@ class SettledStructure(PerSite[SettledPair | SettledAdapter]):
         return weight + pair.product(), bias
 
     def weight_targets(self) -> Sequence[WeightTarget]:
-        return [WeightTarget(tensor=name) for name in self.entries.selected()]
+        """The tensors with a chosen entry; all of them while values wait for theirs."""
+        waiting = self.entries.offsets if len(self.entries.values) else ()
+        return [WeightTarget(tensor=name) for name in self.entries.selected() or waiting]
 
     def weight(self, target: WeightTarget, original: Tensor, current: Tensor) -> Tensor:
         return self.entries.apply_to(str(target.tensor), current)

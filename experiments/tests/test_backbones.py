@@ -138,3 +138,38 @@ def test_what_is_known_is_not_trained_again(cross: Any) -> None:
     assert len(rows) == len(cross.RECIPES) * (len(cross.RATES) + cross.SEEDS - 1)
     assert {r["rate"] for r in rows if r["seed"]} == {3e-3}
     assert cross.tables(rows).count("| 3 |") == len(cross.RECIPES)
+
+
+def test_a_dry_run_says_what_would_be_trained(
+    cross: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.model_of(8_100).save_pretrained(tmp_path / "t5")
+    monkeypatch.setattr(cross, "FILE", tmp_path / "none.jsonl")
+    monkeypatch.setattr("sys.argv", ["run", "--model", str(tmp_path / "t5"), "--dry-run", "--steps", "7"])
+    cross.main()
+    told = capsys.readouterr().out
+    assert "cross-attention: 1,049,600 parameters, rate 0.001, seed 0, 7 steps" in told
+    assert "10 trainings, and two further seeds" in told
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_a_training_is_a_row_that_is_found_again(cross: Any, run: Any) -> None:
+    """On a task of a test's own, so that nothing is fetched."""
+    from autopeft.training import trial
+
+    seen: list[Any] = []
+
+    def trained(model: Any, recipe: Any, data: Any, plan: Any, **options: Any) -> Any:
+        seen.append((recipe, plan.steps, plan.seed))
+        counts = trial.Counts(5, 5, 0, 100)
+        return trial.TrialOutcome({"select": 0.5}, counts, 1.0, None, losses={"select": 2.0})  # type: ignore[arg-type]
+
+    before, cross.run_trial = cross.run_trial, trained
+    try:
+        first = next(cross.missing([], 3))
+        row = cross.measure((None, None), first)
+    finally:
+        cross.run_trial = before
+    assert seen[0][1:] == (3, 0)
+    assert list(seen[0][0].training.optimizer.betas) == [0.9, 0.98]
+    assert next(cross.missing([row], 3)) != first

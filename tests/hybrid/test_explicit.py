@@ -94,6 +94,25 @@ def test_ranks_that_training_has_found_become_those_of_lora() -> None:
     assert found.recipe.name == "s-explicit"
 
 
+@pytest.mark.parametrize("deployed", [False, True])
+def test_ranks_of_a_shared_budget(deployed: bool) -> None:
+    item = {"adalora": {"rank": 2, "interval": 1, "dropout": 0.2}}
+    recipe = Recipe.from_dict({"name": "s", "layers": [{"attach": [item]}]})
+    with attach(tiny_bert(), recipe, seed=0) as hybrid:
+        train(hybrid, encoded_task(), TrainingPlan(steps=6, batch_size=16, device="cpu"))
+        module: Any = hybrid.modules["adalora"]
+        kept = dict(zip(module.at, module.kept.sum(1).tolist(), strict=True))
+        if deployed:
+            module.deploy()
+        found = explicit_recipe(hybrid)
+        graph = build_graph(found.recipe, hybrid.spec)
+        configs = {s.key: e.method.config for e in graph.entries.values() for s in e.sites}
+        assert sum(kept.values()) == 2 * len(kept)
+        assert {key: c.rank for key, c in configs.items()} == {k: r for k, r in kept.items() if r}
+        assert {c.dropout for c in configs.values()} == {0.2}
+        assert [c.scale for c in configs.values()] == pytest.approx([module.scale] * len(configs))
+
+
 def test_settings_go_over_to_what_takes_the_place() -> None:
     groups = {
         "sensitivity_tuning": {"learning_rate": 0.004},

@@ -27,6 +27,7 @@ def recipe(*attached: Any, model: tuple[Any, ...] = ()) -> Recipe:
 BESIDE = {
     "lora": recipe({"lora": {"rank": 2}}),
     "adapters": recipe("serial_adapter", {"parallel_adapter": {"bottleneck": 4}}),
+    "far": recipe({"far": {"retention": 0.2}}),
     "gate": recipe({"gate": [{"lora": {"rank": 2}}, {"prefix_tuning": {"length": 2}}, "ia3"]}),
     "biases": recipe(model=("bitfit",)),
     "prompt": recipe({"ssf": {"sites": ["ffn_norm"]}}, model=({"prompt_tuning": {"length": 2}},)),
@@ -35,6 +36,7 @@ ON_PACKED = {
     "dora": recipe({"lora": {"rank": 2}}, {"dora": {"rank": 2}}),
     "intrinsic_said": recipe(model=("intrinsic_said",)),
     "fish_mask": recipe(model=({"fish_mask": {"keep": "1%"}},)),
+    "sensitivity_tuning": recipe(model=({"sensitivity_tuning": {"keep": "6%"}},)),
     "hiwi": recipe({"hiwi": {"target": "weight"}}),
 }
 

@@ -10,8 +10,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from autopeft.method import MethodConfig, ParameterCount, Traits, register
-from autopeft.nn import ScaledMaps, Sensitivity, Triplets, triplets_at
+from autopeft.method import Explicit, MethodConfig, ParameterCount, Traits, register
+from autopeft.nn import ScaledMaps, Sensitivity, Triplets, plain_loras, triplets_at
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
 __all__ = ["AdaLoRA"]
@@ -95,6 +95,14 @@ class AdaLoRAModule(ScaledMaps[Triplets]):
         """Cut to the target, also where training ended before its schedule did."""
         if self.kept is not None:
             self.allocate(self.config.rank * len(self.at))
+
+    def explicit(self, sites: Sequence[Site]) -> Explicit:
+        """LoRAs of as many ranks as triplets are kept."""
+        lengths = (
+            [len(c.E) for c in self.children_by_site()] if self.kept is None else self.kept.sum(1).tolist()
+        )
+        ranks = dict(zip(self.at, lengths, strict=True))
+        return plain_loras(self, sites, lambda site: int(ranks[site.key]))
 
     def deploy(self) -> None:
         """Drop the triplets that are pruned, and what only training needs."""
