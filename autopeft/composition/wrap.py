@@ -181,7 +181,7 @@ class WeightDrop(Wrap):
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        self.p = p
+        self.dropout = p
 
     @classmethod
     def build(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> WeightDrop:
@@ -191,6 +191,6 @@ class WeightDrop(Wrap):
         return [self._value]
 
     def _value(self, name: str, parameter: Tensor) -> Tensor:
-        if not self.training or not self.p or parameter.ndim < 2:
+        if not self.training or not self.dropout or parameter.ndim < 2:
             return parameter
-        return nn.functional.dropout(parameter, self.p)
+        return nn.functional.dropout(parameter, self.dropout)

@@ -31,7 +31,6 @@ from autopeft.nn.sensitivity import Sensitivity
 from autopeft.nn.settled_maps import SettledAdapter, SettledPair, drop_path
 from autopeft.nn.settled_structure import SettledStructure
 from autopeft.nn.sparse_delta import SparseDelta
-from autopeft.nn.squared_gradients import squared_gradients
 from autopeft.nn.tensor_deltas import TensorDeltas
 from autopeft.nn.top_entries import TopEntries, top_entries
 from autopeft.nn.triplets import Triplets, triplets_at
@@ -105,7 +104,6 @@ __all__ = [
     "require_blocks",
     "requiring",
     "softmax_root",
-    "squared_gradients",
     "top_entries",
     "triplets_at",
     "walsh_hadamard",

@@ -115,6 +115,25 @@ def test_weight_drop_leaves_out_its_share_anew_at_each_call_and_keeps_the_mean()
     assert torch.equal(value("b", torch.ones(500)), torch.ones(500)), "vectors are not masked"
 
 
+def test_what_is_recomputed_draws_the_same_again() -> None:
+    hybrid, inputs = _hybrid(_wrapped("weight_drop", {"lora": {"rank": 4}}, p=0.5)), tiny_inputs("bert")
+    found = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            hybrid.model.gradient_checkpointing_enable({"use_reentrant": False})
+            hybrid.model.train()
+            for module in hybrid.model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+        _wrap(hybrid).train()
+        hybrid.root.zero_grad()
+        torch.manual_seed(3)
+        logits(hybrid.model, inputs).square().sum().backward()  # type: ignore[no-untyped-call]
+        found.append({n: p.grad.clone() for n, p in hybrid.root.named_parameters() if p.grad is not None})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-4)
+
+
 def test_prefixes_are_dropped_too() -> None:
     item = {"prefix_tuning": {"length": 3, "reparameterization": None}}
     hybrid, inputs = _hybrid(_wrapped("weight_drop", item, p=0.5)), tiny_inputs("bert")

@@ -297,7 +297,7 @@ def test_a_gate_at_a_norm_before_the_attention_knows_its_forward_when_it_is_reco
 # Rows that are put in front stay there at zero; of a choice that is not renormalised a share is missing.
 WITHOUT_IDENTITY = (
     *("prefix", "prefix-mlp", "p-tuning-v2", "p-tuning-v2-mlp"),
-    *("prompt", "gate", "route-sequence", "mov-top"),
+    *("prompt", "gate", "route-sequence", "mov-top", "weight-drop"),
 )
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -19,8 +20,8 @@ from autopeft.nn import (
     SettledPair,
     SettledStructure,
     Whole,
+    batch_gradients,
     leading_entries,
-    squared_gradients,
 )
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site, TensorSpec
 
@@ -50,12 +51,14 @@ class SensitivityTuningModule(SettledStructure):
     ) -> dict[str, Tensor]:
         """Rank the entries by Σ g², as far as any budget can depend on it."""
         named = dict(base.named_parameters())
-        parameters = {t.name: named[t.name] for t in self.tensors}
-        sums, seen = squared_gradients(parameters, islice(batches, self.config.batches), objective)
-        if not seen:
-            raise UsageError("sensitivity_tuning needs a batch of training examples, but got none.")
+        parameters = [named[t.name] for t in self.tensors]
+        parts = islice(batches, self.config.batches)
+        sums = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+        for gradients in batch_gradients(parameters, parts, objective, "sensitivity_tuning"):
+            for total, gradient in zip(sums, gradients, strict=True):
+                total.add_(gradient.square())
         try:
-            positions, numbers = leading_entries(sums.values(), list(self.tensors.values()))
+            positions, numbers = leading_entries(sums, list(self.tensors.values()))
         except ValueError as error:
             raise AutoPEFTError(
                 "sensitivity_tuning got gradients that are not finite; calibrate in fp32 and check the "
