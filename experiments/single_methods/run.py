@@ -101,8 +101,10 @@ def rate_of(point: int) -> float:
 
 
 def candidates() -> list[str]:
-    """The two ends, every method (of a policy LoRA with it), the variants and the fixed recipes."""
-    return [HEAD, *method_names(), FULL, *VARIANTS, *HYBRIDS]
+    """The two ends, every method that MiniLM can take (of a policy LoRA with it), the variants and the fixed
+    recipes."""
+    methods = [name for name in method_names() if "encoder_decoder" not in get_method(name).traits.needs]
+    return [HEAD, *methods, FULL, *VARIANTS, *HYBRIDS]
 
 
 def centre_of(name: str) -> int:

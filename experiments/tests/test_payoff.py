@@ -51,7 +51,7 @@ def test_clusters_weigh_as_many_cells_as_they_have(payoff: SimpleNamespace) -> N
     assert told.mean == pytest.approx(1.0)
     assert told.half == 0.0
     assert dict(told.clusters) == {"trec": 4.0, "rotten-tomatoes": 0.0, "sms-spam": 0.0}
-    assert (told.cells, told.searches) == (4, 12)
+    assert (told.cells, told.searches) == (4, 8)
 
 
 def test_one_search_a_cell_has_no_interval(payoff: SimpleNamespace) -> None:
@@ -97,7 +97,7 @@ def test_a_claim_needs_its_mean_and_its_interval(payoff: SimpleNamespace, gain: 
             rows.append(row(task, seed, "winner", 0.8 + gain / 100 + noise))
             rows += [row(task, seed, other, 0.8) for other in payoff.CONTENDERS[1:]]
     told = next(line for line in payoff.tables(rows).splitlines() if payoff.CLAIMS[0].sentence in line)
-    assert told.endswith(f"| 4, 12 | {holds} | {holds} |")
+    assert told.endswith(f"| 4, 8 | {holds} | {holds} |")
     mean = float(told.split("|")[2].split()[0])
     assert mean == pytest.approx(gain + statistics.fmean([0.0, 0.1, 0.2]), abs=0.11)
 

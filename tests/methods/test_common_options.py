@@ -16,7 +16,9 @@ def _with(field: str) -> list[str]:
     return [
         name
         for name in method_names()
-        if field in get_method(name).Config.model_fields and get_method(name).traits.injection == "hook"
+        if field in get_method(name).Config.model_fields
+        and get_method(name).traits.injection == "hook"
+        and "calibration" not in get_method(name).traits.needs  # nothing is there before data have settled it
     ]
 
 

@@ -54,12 +54,15 @@ def test_the_norm_of_the_embeddings_is_trained_where_there_is_one(name: str) -> 
     hybrid = attach(model, Recipe.from_dict({"layers": [{"attach": [item]}]}), seed=0)
     module: Any = hybrid.modules["serial_adapter"]
     outside = {n for n in module.norms.names if not re.search(r"\.\d+\.", f".{n}")}
-    has = name in ("bert", "roberta", "distilbert", "mpnet", "electra")
-    assert outside == ({"embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias"} if has else set())
+    norms = {
+        **dict.fromkeys(("bert", "roberta", "distilbert", "mpnet", "electra"), ("embeddings.LayerNorm",)),
+        "bart": ("encoder.layernorm_embedding", "decoder.layernorm_embedding"),
+    }.get(name, ())
+    assert outside == {f"{norm}.{part}" for norm in norms for part in ("weight", "bias")}
     assert all(isinstance(base.get_parameter(n), torch.nn.Parameter) for n in outside)
     before = logits(model, tiny_inputs(name))
-    if has:
-        torch.nn.init.constant_(module.norms["embeddings.LayerNorm.bias"], 0.3)
+    for norm in norms:
+        torch.nn.init.constant_(module.norms[f"{norm}.bias"], 0.3)
         assert not torch.allclose(logits(model, tiny_inputs(name)), before, atol=1e-4)
     hybrid.detach()
 
