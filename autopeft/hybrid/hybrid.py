@@ -227,6 +227,11 @@ class Hybrid:
         """The four figures, in closed form; of a `data_dependent` method what would be saved now."""
         return counts_of(self.graph, self.modules, sum(p.numel() for p in self.head_parameters()))
 
+    def remarks(self) -> tuple[str, ...]:
+        """What its modules say of what a training has left, a sentence each, behind the entry's name."""
+        modules: dict[str, Any] = {n: m for n, m in self.modules.items() if hasattr(m, "remarks")}
+        return tuple(f"{name}: {said}" for name, module in modules.items() for said in module.remarks())
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups: one for each entry and composition with parameters, or those of its module's own
         `parameter_groups()`, parts that the recipe has a group for apart, and the head; dicts with `name`,

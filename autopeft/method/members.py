@@ -147,6 +147,13 @@ MEMBERS: tuple[Member, ...] = (
         "bool",
     ),
     Member("finish", "module", "once at the end of training"),
+    Member(
+        "remarks",
+        "module",
+        "behind a training of one recipe: what is to be said of what it left, in sentences",
+        (),
+        "list[str]",
+    ),
     Member("phases", "module", "before training, by a module that trains in stages", (), "list[Phase]"),
     Member(
         "parameter_groups",

@@ -69,6 +69,12 @@ class ChosenEntries(nn.Module):
         super().__init__()
         self.entries = SparseDelta(tensors, k)
 
+    def remarks(self) -> list[str]:
+        """How many of the chosen entries are where they were."""
+        chosen = self.entries.index >= 0
+        still = int((chosen & (self.entries.values.detach() == 0)).sum())
+        return [f"{still:,} of {int(chosen.sum()):,} chosen entries did not move."] if still else []
+
     def weight_targets(self) -> Sequence[WeightTarget]:
         """The tensors with a chosen entry; all of them before anything is chosen."""
         names = self.entries.selected() or [t.name for t in self.entries.tensors]

@@ -37,6 +37,7 @@ def train_sheet(outcome: Mapping[str, Any], task: Task, summary: DataSummary | N
     unbeaten = unbeaten_text(constant, "The hybrid", outcome["test_mean"])
     notes += [unbeaten] if unbeaten else []
     notes += _course(outcome["history"], outcome["trial_metric"])
+    notes += [told for told in outcome["remarks"] if summary is None or told not in summary.remarks]
     return Sheet(
         headers,
         tuple(rows),

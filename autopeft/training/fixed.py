@@ -101,7 +101,7 @@ class FixedOutcome:
             "history": self.history.to_dict(),
             "samples": [asdict(sample) for sample in self.samples],
             "constant": None if self.summary.constant is None else self.summary.constant.to_dict(),
-            "remarks": list(self.summary.remarks),
+            "remarks": [*self.summary.remarks, *self.hybrid.remarks()],
             "notice": self.task.source.notice,
         }
 

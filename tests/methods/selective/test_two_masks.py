@@ -48,3 +48,15 @@ def test_each_is_counted_and_trains(other: dict[str, Any]) -> None:
     for name in hybrid.graph.entries:
         moved = _mask(hybrid, name).values != 0
         assert float(moved.float().mean()) > 0.5, name
+
+
+def test_entries_that_did_not_move_are_counted_and_said() -> None:
+    hybrid = attach(tiny_bert(), _recipe(FIRST, SECOND), seed=0)
+    assert hybrid.remarks() == (
+        "pafi: 300 of 300 chosen entries did not move.",
+        "second: 200 of 200 chosen entries did not move.",
+    )
+    with torch.no_grad():
+        _mask(hybrid, "pafi").values[:299] = 0.1
+        _mask(hybrid, "second").values.fill_(0.1)
+    assert hybrid.remarks() == ("pafi: 1 of 300 chosen entries did not move.",)
