@@ -9,13 +9,15 @@ from torch import Tensor
 
 __all__ = ["TopEntries", "top_entries"]
 
+_CHUNK = 1 << 22  # scores that are looked at together
+
 
 class TopEntries:
     """Keeps the k largest of the scores that it is shown, tensor by tensor, and where they were.
 
     Of equal scores the first ones are kept, so that the choice does not depend on device or algorithm. It
     sorts when k candidates have come together, so that many tensors cost few sorts. Memory is that of 2k
-    scores and of one tensor.
+    scores and of some millions more.
     """
 
     def __init__(self, k: int) -> None:
@@ -30,16 +32,19 @@ class TopEntries:
         Raises:
             ValueError: a score is not finite.
         """
-        flat = scores.detach().flatten().float()
+        for part in scores.detach().flatten().split(_CHUNK):
+            self._show(part.float())
+
+    def _show(self, flat: Tensor) -> None:
         if not bool(torch.isfinite(flat).all()):
             raise ValueError("Scores must be finite, but some are not.")
-        positions = torch.arange(len(flat), device=flat.device)
+        shown, positions = len(flat), torch.arange(len(flat), device=flat.device)
         if self._k and self._scores is not None and len(self._scores) == self._k:
             # What comes later has to be better than the last one.
             positions = (flat > self._scores[-1]).nonzero()[:, 0]
             flat = flat[positions]
         self._waiting.append((flat, positions + self._start))
-        self._start += scores.numel()
+        self._start += shown
         if sum(len(part) for part, _ in self._waiting) >= self._k:
             self._sort()
 
