@@ -32,7 +32,15 @@ def length_alike(model: nn.Module, prompts: Sequence[Sequence[int]]) -> int:
     return found if found >= LEAST and _may_share(model) else 0
 
 
-def _may_share(model: nn.Module) -> bool:
+def _may_share(model: Any) -> bool:
+    """Prompts are filled up behind what they begin with. So positions must be given, and a window of
+    attention would reach less far back."""
+    config = model.config.get_text_config()
+    windowed = getattr(config, "sliding_window", None) is not None and getattr(
+        config, "use_sliding_window", True
+    )
+    if windowed or "position_ids" not in signature(model.base_model.forward).parameters:
+        return False
     root: Any = getattr(model, ROOT, None)
     if root is None:
         return True

@@ -10,7 +10,7 @@ from support.cases import recipe_of
 from support.language import TEMPLATE, word_tokenizer
 from support.tiny import randomise, tiny_model
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from autopeft.assets import warn_once
 from autopeft.errors import UsageError
@@ -84,6 +84,25 @@ def test_what_one_row_begins_with_otherwise_is_read_with_it() -> None:
     assert found == [one_by_one(model, prompt, 6) for prompt in prompts]
     same = generate(model, [BEGUN_ALIKE[0]] * 3, Generation(), most=6, **OPTIONS)
     assert same == [one_by_one(model, BEGUN_ALIKE[0], 6)] * 3
+
+
+def test_a_window_of_attention_reaches_as_far_back_as_in_one_row() -> None:
+    torch.manual_seed(0)
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
+    config = MistralConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=3,
+        sliding_window=8,
+        max_position_embeddings=64,
+        **sizes,
+    )
+    model = MistralForCausalLM(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.2)
+    found = generate(model, BEGUN_ALIKE, Generation(), most=6, **OPTIONS)
+    assert found == [one_by_one(model, prompt, 6) for prompt in BEGUN_ALIKE]
 
 
 def test_a_model_without_a_hybrid_writes_too() -> None:
