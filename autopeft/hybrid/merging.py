@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,7 +89,7 @@ def fold(
     """
     live = _Live(graph, modules, injection)
     _check(live)
-    with torch.no_grad():
+    with torch.no_grad(), _evaluated(modules):
         new = {name: patch.new(live.read(name)) for name, patch in injection.patches().items()}
         shifts = [(site, _merge_site(live, site, new)) for site in injection.sites()]
         for site, shift in shifts:
@@ -110,7 +111,7 @@ def fold_weights(
     """
     live = _Live(graph, modules, injection, fine=True)
     rest: dict[str, Rest] = {}
-    with torch.no_grad():
+    with torch.no_grad(), _evaluated(modules):
         new = {name: patch.new(live.read(name)) for name, patch in injection.patches().items()}
         for site in injection.sites():
             trees = _hooked(live, site)
@@ -124,6 +125,19 @@ def fold_weights(
                 }
             rest.update(left)
         return WeightChanges({name: value.detach().clone() for name, value in new.items()}, rest)
+
+
+@contextmanager
+def _evaluated(modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Within, modules act as they are evaluated: what they draw while training is not folded in."""
+    flags = [(part, part.training) for module in modules.values() for part in module.modules()]
+    try:
+        for part, _ in flags:
+            part.training = False
+        yield
+    finally:
+        for part, flag in flags:
+            part.training = flag
 
 
 def _hooked(live: _Live, site: Site) -> list[Tree]:

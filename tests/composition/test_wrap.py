@@ -161,6 +161,19 @@ def test_it_merges_where_its_child_does(kind: str, name: str) -> None:
     torch.testing.assert_close(logits(hybrid.merge(), inputs), expected, atol=3e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("child", [{"lora": {"rank": 4}}, {"krona": {}}])
+def test_what_is_dropped_while_training_is_not_merged(child: dict[str, Any]) -> None:
+    hybrid, inputs = _hybrid(_wrapped("weight_drop", child, p=0.5)), tiny_inputs("bert")
+    expected = logits(hybrid.model, inputs)
+    hybrid.root.train()
+    changes = hybrid.weight_changes()
+    assert all(module.training for module in hybrid.root.modules())
+    merged = hybrid.merge()
+    torch.testing.assert_close(logits(merged, inputs), expected, atol=3e-5, rtol=1e-4)
+    own = dict(merged.base_model.named_parameters())
+    assert all(torch.allclose(own[name], value, atol=1e-5) for name, value in changes.tensors.items())
+
+
 def test_what_is_saved_acts_the_same_again(tmp_path: Path) -> None:
     hybrid, inputs = _hybrid(_wrapped("masked_copies", HOSTS["serial"], **HALVES)), tiny_inputs("bert")
     expected = logits(hybrid.model, inputs)
