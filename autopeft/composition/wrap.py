@@ -111,9 +111,10 @@ class MaskedCopies(Wrap):
     Song et al. 2024, arXiv:2407.01320, on hosts beside LoRA (`capaboost` is the same on LoRA, and leaves out
     the entries in no mask). Each mask of a matrix has ⌊ρ·size⌋ ones at random places, one at least; vectors
     (biases, norms) are not masked, and each copy has them. The masks come from `seed`, stay fixed and are not
-    saved. The parameters counted are the child's, though about (1 − ρ)ᴰ of the entries of matrices are in no
-    mask and keep their first values. With D = ρ = 1 it is the child alone. Prefixes are refused: copies of
-    them would be more rows, not more rank. Mergeable where the child is.
+    saved; of several entries in one wrap, parameters of one name and shape have the same. The parameters
+    counted are the child's, though about (1 − ρ)ᴰ of the entries of matrices are in no mask and keep their
+    first values. With D = ρ = 1 it is the child alone. Prefixes are refused: copies of them would be more
+    rows, not more rank. Mergeable where the child is.
     """
 
     summary: ClassVar[str] = "the sum of masked copies of its child, which share its parameters (CapaBoost)"

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from autopeft.backbones import StackPlaces
 from autopeft.graph import CompositionGraph, is_rowwise_in
 from autopeft.tasks.kinds import IGNORED
+from autopeft.tasks.kinds.begun_alike import CACHES, LEAST
 from autopeft.training.losses import parameters_of
 
 __all__ = ["SharedPrefix", "Unshareable", "may_share"]
@@ -29,12 +30,8 @@ class Unshareable(Exception):  # noqa: N818
 Logits = Callable[[Mapping[str, Any], Mapping[str, Tensor]], Tensor]
 """Logits of a batch with the stored states of untouched layers, by stack."""
 
-LEAST = 8
-"""Tokens that a batch has to have in common."""
 SAVED = 0.1
 """Share of its tokens that has to be saved: each batch takes two forwards."""
-
-_PAST = ("cache", "past_key_values")  # later and earlier name of transformers
 
 
 def may_share(graph: CompositionGraph, stack: StackPlaces) -> bool:
@@ -83,7 +80,7 @@ class SharedPrefix:
             Unshareable: nothing is left of the first part.
         """
         names = parameters_of(self._model)
-        past = next((name for name in _PAST if name in names), None)
+        past = next((name for name in CACHES if name in names), None)
         if past is None or not {"position_ids", "use_cache"} <= names:
             raise Unshareable
         rows, width = batch["input_ids"].shape

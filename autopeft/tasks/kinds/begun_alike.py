@@ -13,12 +13,13 @@ from transformers import DynamicCache
 from autopeft.graph import build_graph, is_rowwise_in
 from autopeft.hybrid.modules import ROOT
 
-__all__ = ["LEAST", "length_alike", "read_once"]
+__all__ = ["CACHES", "LEAST", "length_alike", "read_once"]
 
 LEAST = 8
 """Tokens that prompts have to have in common."""
 
-_NAMES = ("cache", "past_key_values")  # later and earlier name of transformers
+CACHES = ("cache", "past_key_values")
+"""What transformers calls keys and values of earlier tokens, later and earlier."""
 
 
 def length_alike(model: nn.Module, prompts: Sequence[Sequence[int]]) -> int:
@@ -59,7 +60,7 @@ def read_once(model: Any, tokens: Sequence[int], rows: int, device: str | torch.
     """The keys and values of these tokens for so many rows, as transformers' `generate` takes them; nothing
     where the model keeps none."""
     base = model.base_model
-    name = next((n for n in _NAMES if n in signature(base.forward).parameters), None)
+    name = next((n for n in CACHES if n in signature(base.forward).parameters), None)
     if name is None:
         return {}
     cache = DynamicCache(config=model.config)
