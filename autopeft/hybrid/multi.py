@@ -113,6 +113,12 @@ def _check_together(graphs: Sequence[CompositionGraph], roots: Sequence[Root]) -
             f"{on_logits[0]} acts on logits, whose rows need not be those of the batch, so that several "
             "hybrids cannot share a model with it; attach them one at a time."
         )
+    around = [e.name for graph in graphs for e in graph.entries.values() if "region" in e.ways]
+    if around:
+        raise CompositionError(
+            f"{around[0]} takes the place of whole layers, which all rows of a batch go through, so that "
+            "several hybrids cannot share a model with it; attach them one at a time."
+        )
     lengths = [_reserved(graph, root) for graph, root in zip(graphs, roots, strict=True)]
     if len(set(lengths)) == 1:
         return

@@ -19,18 +19,32 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from autopeft.method import Context
 
-__all__ = ["CONTEXT", "PREFIX", "Frames", "Kept", "Split", "frames", "new_token"]
+__all__ = [
+    "CONTEXT",
+    "PREFIX",
+    "Frames",
+    "Kept",
+    "RowsKey",
+    "Split",
+    "frames",
+    "further_forward",
+    "new_token",
+]
 
 CONTEXT = "autopeft_context"
 PREFIX = "autopeft_prefix"
 READ = "autopeft_read"
+
+RowsKey = tuple[int, str]
+"""A hybrid, and the site of a region."""
 
 _tokens = itertools.count(1)
 
@@ -76,6 +90,9 @@ class Frames(threading.local):
 
     Of hybrids that share a model, by the token they have in common: how the batch of this forward is split,
     whether the forward of the whole model is open, and which hybrid has whole batches to itself.
+
+    `further` says of the forwards that begin now that they are further ones of a step. `rows` are the
+    positions (batch, k) that a region is computed for at present, with the length of the sequence.
     """
 
     def __init__(self) -> None:
@@ -85,6 +102,8 @@ class Frames(threading.local):
         self.splits: dict[int, Split] = {}
         self.open: set[int] = set()
         self.alone: dict[int, int] = {}
+        self.further = False
+        self.rows: dict[RowsKey, tuple[Tensor, int]] = {}
 
     def context(self, token: int, stack: str) -> Context:
         """The context laid down last, or one that says that it is lost."""
@@ -117,3 +136,13 @@ class Frames(threading.local):
 
 
 frames = Frames()
+
+
+@contextmanager
+def further_forward() -> Iterator[None]:
+    """Within, forwards of this thread are further ones of a step (see `autopeft.method.Context`)."""
+    before, frames.further = frames.further, True
+    try:
+        yield
+    finally:
+        frames.further = before

@@ -91,6 +91,7 @@ class RootHooks:
             reserved=reserved,
             cached=cached,
             hybrid=self.token,
+            further=frames.further,
         )
         frames.contexts[(self.token, self.stack.name)] = context
         if rows and inputs.get("inputs_embeds") is not None:

@@ -3,7 +3,7 @@
 A **method** is a small class: a strict config, its `Traits`, a closed-form `parameter_count` and `build`,
 which is called once per recipe entry and returns one `nn.Module` that owns what the entry trains at all its
 sites. How that module acts is told by the injection way of its traits and the protocol of the same name
-below (`HookModule`, `WeightModule`, `KeyValueModule`, `LogitsModule`,
+below (`HookModule`, `RegionModule`, `WeightModule`, `KeyValueModule`, `LogitsModule`,
 `PromptModule`). Everything else is optional and
 found by its presence; `autopeft.method.members` declares all of it, and a misspelt or misshapen member is
 refused. A configured method may narrow its class's `traits` by some of its own: a variant that has fewer
@@ -41,12 +41,14 @@ from autopeft.method.modules import (
     KeyValueModule,
     LogitsModule,
     PromptModule,
+    RegionModule,
     WeightModule,
     WeightTarget,
 )
 from autopeft.method.optimization import DecayTarget, decay, decay_targets, no_such_part, part_names, parts_of
 from autopeft.method.phase import OuterStep, Phase, PhasePart, Session
 from autopeft.method.registry import get_method, method_names, register, registered_method, reserve
+from autopeft.method.step import LossStep
 
 __all__ = [
     "MEMBERS",
@@ -61,6 +63,7 @@ __all__ = [
     "Injection",
     "KeyValueModule",
     "LogitsModule",
+    "LossStep",
     "Member",
     "Merges",
     "Method",
@@ -75,6 +78,7 @@ __all__ = [
     "Posterior",
     "Prepares",
     "PromptModule",
+    "RegionModule",
     "Resizes",
     "Session",
     "Settles",

@@ -14,7 +14,7 @@ from autopeft.spec import SITE_NAMES, BackboneSpec, Site
 
 __all__ = ["Call", "Context", "Injection", "Method", "MethodConfig", "Need", "ParameterCount", "Traits"]
 
-Injection = Literal["hook", "weight", "kv", "logits", "training"]
+Injection = Literal["hook", "region", "weight", "kv", "logits", "training"]
 Need = Literal[
     "calibration", "decoder", "encoder_decoder", "several_tasks", "artefacts", "text", "row_logits"
 ]
@@ -134,6 +134,8 @@ class Context:
         reserved: rows at the front (or, for vision, at the end) that prompts fill.
         cached: whether keys and values of earlier positions come from a cache (a decoding step).
         hybrid: token of the hybrid that this forward belongs to.
+        further: it is a further forward of a step (`LossStep.again`), of which the modules' own terms of the
+            loss are not made.
         lost: nothing is known of the forward: a layer is recomputed after it, and its family does not hand
             the context on.
     """
@@ -144,6 +146,7 @@ class Context:
     reserved: int = 0
     cached: bool = False
     hybrid: int = 0
+    further: bool = False
     lost: bool = False
 
 
@@ -159,6 +162,10 @@ class Call:
         norm: for regions of post-norm layers, the frozen norm that follows the residual add.
         entered: on the output side, the x that came before the site's input side altered it; `None` where
             nothing did.
+        region: for what takes a region's place, the frozen region with all else that acts inside of it:
+            `region(x)` is what it makes of x (batch, positions, hidden), as often as it is asked;
+            `region(x, rows)` the same at the positions `rows` (batch, k) of each row alone, (batch, k,
+            hidden), which attend to all. Of layers its norm is `norm` where that comes before the attention.
     """
 
     context: Context
@@ -166,6 +173,7 @@ class Call:
     residual: Tensor | None = None
     norm: Callable[[Tensor], Tensor] | None = None
     entered: Tensor | None = None
+    region: Callable[..., Tensor] | None = None
 
 
 class Method(Protocol):

@@ -68,6 +68,14 @@ MEMBERS: tuple[Member, ...] = (
         "hook",
     ),
     Member("delta", "module", "in each forward: what is added there", _SITE_CALL, "Tensor", "hook"),
+    Member(
+        "around",
+        "module",
+        "in each forward: what a region yields, made with `call.region`",
+        ("site", "x", "call"),
+        "Tensor",
+        "region",
+    ),
     Member("weight_targets", "module", "at attach: the tensors it alters", (), "WeightTargets", "weight"),
     Member(
         "weight",
@@ -134,7 +142,13 @@ MEMBERS: tuple[Member, ...] = (
         beside=("measurement", "measure"),
     ),
     Member("before_step", "module", "by the loop, before the forward of each step", _STEP),
-    Member("loss_terms", "module", "in each step; what it gives is added to the loss", (), "Tensor or None"),
+    Member(
+        "loss_terms",
+        "module",
+        "in each step, behind the forward; what it gives is added to the loss (`LossStep`)",
+        ("step",),
+        "Tensor or None",
+    ),
     Member("after_backward", "module", "by the loop, when the gradients are there", _STEP),
     Member("before_update", "module", "by the loop, when they are clipped, before the optimizer", _STEP),
     Member("after_step", "module", "by the loop, behind the optimizer; gradients are still there", _STEP),
@@ -282,6 +296,7 @@ MEMBERS: tuple[Member, ...] = (
         "list[dict]",
     ),
     Member("before_step", "method", "of a policy, behind the modules' own", _GROUPS),
+    Member("loss_terms", "method", "of a policy, behind the modules' own", ("step",), "Tensor or None"),
     Member("after_backward", "method", "of a policy, behind the modules' own", _GROUPS),
     Member("before_update", "method", "of a policy, behind the modules' own", _GROUPS),
     Member("after_step", "method", "of a policy, behind the modules' own", _GROUPS),
@@ -293,7 +308,7 @@ MEMBERS: tuple[Member, ...] = (
         "bool",
     ),
 )
-_OF_POLICIES = ("adjust", "before_step", "after_backward", "before_update", "after_step")
+_OF_POLICIES = ("adjust", "before_step", "loss_terms", "after_backward", "before_update", "after_step")
 
 
 def members_table(owner: Owner) -> str:

@@ -1,4 +1,4 @@
-"""The five ways in: what a method's module must have to act on a backbone."""
+"""The six ways in: what a method's module must have to act on a backbone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from torch import Tensor
 from autopeft.method.contract import Call
 from autopeft.spec import Site
 
-__all__ = ["HookModule", "KeyValueModule", "LogitsModule", "PromptModule", "WeightModule", "WeightTarget"]
+__all__ = [
+    "HookModule",
+    "KeyValueModule",
+    "LogitsModule",
+    "PromptModule",
+    "RegionModule",
+    "WeightModule",
+    "WeightTarget",
+]
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,16 @@ class HookModule(Protocol):
     def side(self, site: Site) -> Literal["input", "output"] | None: ...
 
     def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor: ...
+
+
+class RegionModule(Protocol):
+    """Takes the place of a region (a whole layer), and runs the frozen one on the rows that it chooses.
+
+    `around` returns what the region is to yield for x (batch, positions, hidden), made with `call.region`,
+    which it asks at least once (see `Call`). One such module can be at a site.
+    """
+
+    def around(self, site: Site, x: Tensor, call: Call) -> Tensor: ...
 
 
 class WeightModule(Protocol):

@@ -82,12 +82,22 @@ class Forward:
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits (rows, …) of a batch or of some of its rows, of what its kind of task reads."""
         states = {k.removeprefix(_PREFIX): v for k, v in batch.items() if k.startswith(_PREFIX)}
-        plain = {k: v for k, v in batch.items() if not k.startswith(_PREFIX)} if states else batch
+        plain = self.inputs(batch) if states else batch
         shared = self.shared_prefix() if self.shares else None
         length = shared.length(plain) if shared is not None else 0
         if shared is not None and length:
             return shared(plain, states, length)
         return self.logits(plain, states)
+
+    def whole(self, batch: Mapping[str, Any]) -> Tensor:
+        """Logits of a batch that is not as its split has it, with every layer and position computed: of what
+        its kind of task reads, as ever."""
+        with nullcontext() if self.kind is None else self.kind.reading(self.model, batch):
+            return logits_of(self.model, batch, self.kind)
+
+    def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A batch of `batches` without what is stored of it."""
+        return {k: v for k, v in batch.items() if not k.startswith(_PREFIX)}
 
     def shared_prefix(self) -> SharedPrefix:
         """Runs batches in two parts, the first of them once for all rows."""

@@ -306,7 +306,8 @@ class _Run:
         outer = None
         if phase.outer is not None:
             batches = self._batches(phase, held_out)
-            outer = Outer(phase.outer, self.gradient, modules, optimizer, batches, learners)
+            owners = [*modules, *self.policies.terms]
+            outer = Outer(phase.outer, self.gradient, owners, optimizer, batches, learners)
         self.result.stopped = "done"
         acted = self._targets()
 
@@ -400,7 +401,7 @@ class _Run:
         self._event("before_step", optimizer, modules, step)
         if outer is not None:
             outer(batch, taken)
-        loss = self.gradient.accumulate(batch, modules, optimizer.parameters)
+        loss = self.gradient.accumulate(batch, [*modules, *self.policies.terms], optimizer.parameters)
         if not np.isfinite(loss):
             raise NonFiniteLoss("loss", loss, taken + 1, optimizer.highest_rate)
         self._event("after_backward", optimizer, modules, step)

@@ -48,6 +48,7 @@ def test_every_method_with_a_size_names_a_field_of_its_config() -> None:
         "ssf",
         "lora_plus",
         "lora",
+        "ptp",
         "xattn_tuning",
     }
 
