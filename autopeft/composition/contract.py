@@ -30,10 +30,10 @@ __all__ = [
     "Way",
     "alters_weights",
     "nested",
-    "refuse_logits",
+    "refuse_alone",
 ]
 
-Way = Literal["hook", "weight", "kv", "prompt", "logits"]
+Way = Literal["hook", "region", "weight", "kv", "prompt", "logits"]
 Value = Callable[[str, Tensor], Tensor]
 """What stands in a parameter's place, from its name in the child and the parameter: of the same shape."""
 
@@ -128,12 +128,19 @@ def nested(outer: Value | None, inner: Value) -> Value:
     return inner if outer is None else lambda name, parameter: outer(name, inner(name, parameter))
 
 
-def refuse_logits(kind: str, children: Sequence[ChildSpec]) -> None:
-    """Check that a composition holds nothing on logits: they are no site, where its children would meet.
+def refuse_alone(kind: str, children: Sequence[ChildSpec]) -> None:
+    """Check that a composition holds nothing on logits, which are no site where its children would meet, and
+    nothing that takes a region's place, where nothing else could be.
 
     Raises:
-        CompositionError: a child acts on logits.
+        CompositionError: a child acts so.
     """
+    whole = next((child.label for child in children if "region" in child.ways), None)
+    if whole is not None:
+        raise CompositionError(
+            f"{whole} takes the place of a whole layer, and no {kind} holds such a method: list it by "
+            "itself; what acts inside of the layer stands beside it."
+        )
     wrong = next((child.label for child in children if "logits" in child.ways), None)
     if wrong is not None:
         raise CompositionError(

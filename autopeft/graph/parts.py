@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from autopeft.composition import ChildSpec, Way, get_composition, refuse_logits
+from autopeft.composition import ChildSpec, Way, get_composition, refuse_alone
 from autopeft.errors import CompositionError, RecipeError, SiteError, near
 from autopeft.graph.layer_masks import WHOLE, LayerMasks, key_text
 from autopeft.graph.memo import Memo
@@ -58,7 +58,7 @@ def ways_of(method: Any) -> frozenset[Way]:
     if traits.changes_length:
         return frozenset({"prompt"})
     ways: set[Way] = set()
-    if traits.injection in {"hook", "weight", "kv", "logits"}:
+    if traits.injection in {"hook", "region", "weight", "kv", "logits"}:
         ways.add(traits.injection)  # type: ignore[arg-type]
     if getattr(method, "also_weights", False):
         ways.add("weight")
@@ -237,7 +237,7 @@ class NodeShape(Shape):
             )
             for c in self._children
         ]
-        refuse_logits(self._kind, specs)
+        refuse_alone(self._kind, specs)
         self._composition.check(specs, self._options)
         own: ParameterCount = self._composition.parameter_count(specs)
         return sum(counts, own)

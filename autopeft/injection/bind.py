@@ -27,7 +27,7 @@ __all__ = [
     "side_of",
 ]
 
-Role = Literal["input", "output", "kv", "weight", "prompt"]
+Role = Literal["input", "output", "kv", "weight", "prompt", "region"]
 
 
 class Members(nn.Module):
@@ -97,6 +97,11 @@ class BoundModule:
     def key_value(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         keys, values = self._call("key_value", self.site, x, call)
         return keys.to(x.dtype), values.to(x.dtype)
+
+    def around(self, x: Tensor, call: Call) -> Tensor:
+        """What the module makes of a region; x is in the backbone's dtype, as the region wants it."""
+        y: Tensor = self._call("around", self.site, x, call)
+        return y
 
     def prompt(self, call: Call, dtype: torch.dtype) -> Tensor:
         """(1 or batch, length, hidden) rows for the reserved positions."""

@@ -17,6 +17,7 @@ from autopeft.injection.dispatch import ModuleHooks, SiteDispatcher
 from autopeft.injection.frames import frames
 from autopeft.injection.lanes import LayerHooks
 from autopeft.injection.logits import LogitsHook, logits_modules
+from autopeft.injection.regions import Narrowed, RegionForward, narrowed
 from autopeft.injection.sequence import PoolerHooks, RootHooks
 from autopeft.injection.threads import Forwards
 from autopeft.injection.undispatched import OwnForward, dispatching
@@ -51,7 +52,7 @@ class Injection:
         self.model, self.base, self.layout = model, base, layout
         self.graph, self.modules, self.token = graph, modules, token
         self.places: dict[str, Place] = {p.site.key: p for p in layout.places()}
-        self._handles: list[RemovableHandle | OwnForward] = []
+        self._handles: list[RemovableHandle | OwnForward | Narrowed | RegionForward] = []
         self._weight_handles: list[RemovableHandle] = []
         self._weights: dict[nn.Module, WeightHooks] = {}
         self._sides: frozenset[tuple[str, str, str]] = frozenset()
@@ -69,6 +70,7 @@ class Injection:
         self._sides = self.sides()
         self.refresh_weights()
         self._install_sites()
+        self._install_regions()
         self._install_attention()
         self._install_layers()
         self._install_roots()
@@ -213,6 +215,60 @@ class Injection:
             )
         return tuple(flat)
 
+    # Regions
+    # --------------------------------------------------------------------------------------------------
+
+    def _install_regions(self) -> None:
+        attending: list[Place] = []
+        for place, child in self.regions():
+            inside = self._inside(place)
+            attends = [p for p in inside if p.attends]
+            norm = self.places.get(f"{place.site.stack}-{place.site.layer}-attention_norm")
+            ahead = bool(attends) and attends[0].site.pre_norm and norm is not None
+            forward = RegionForward(
+                self.base.get_submodule(place.entry),
+                place,
+                self.token,
+                child,
+                self.base.get_submodule(norm.entry) if ahead and norm is not None else None,
+                narrows=bool(attends) and any(p.site.name == "ffn" for p in inside),
+            )
+            self._handles += [forward, *narrowed(self.base, inside, forward.key)]
+            attending += attends
+        self._handles += self.dispatch_to_ours(attending)
+
+    def _inside(self, place: Place) -> list[Place]:
+        """The places of the layer that a region is of."""
+        layer = (place.site.stack, place.site.layer)
+        return [p for p in self.places.values() if (p.site.stack, p.site.layer) == layer]
+
+    def regions(self) -> list[tuple[Place, BoundModule]]:
+        """What takes the place of which region.
+
+        Raises:
+            CompositionError: several want the same one, or it is no single module of this model.
+        """
+        found = []
+        for site in self.graph.sites():
+            bound = bind(self.graph, self.modules, site, "region")
+            if not bound:
+                continue
+            place, (child, *others) = self.places[site.key], bound
+            if others:
+                names = ", ".join(b.name for b in bound)
+                raise CompositionError(
+                    f"{names} would each take the place of {site.path}, which only one can; list them for "
+                    "different layers."
+                )
+            if place.entry != place.exit:
+                raise CompositionError(
+                    f"{site.path} is no single module of {type(self.base).__name__}, so that {child.name} "
+                    "cannot take its place; use the site 'layer'."
+                )
+            assert isinstance(child, BoundModule)  # no composition holds such a method
+            found.append((place, child))
+        return found
+
     # Attention
     # ------------------------------------------------------------------------------------------------
 
@@ -267,8 +323,8 @@ class Injection:
                 continue  # installed again after it was taken off for a while
             if now not in DELEGATES:
                 raise CompositionError(
-                    f"Prefixes work with the attention implementations {', '.join(DELEGATES)}, but the "
-                    f"model uses {now!r}; load it with "
+                    "Prefixes, and layers that are computed for some positions, work with the attention "
+                    f"implementations {', '.join(DELEGATES)}, but the model uses {now!r}; load it with "
                     "attn_implementation='sdpa'."
                 )
             config._attn_implementation = {"": DELEGATES[now]}

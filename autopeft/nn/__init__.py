@@ -30,6 +30,7 @@ from autopeft.nn.seeds import generator_of
 from autopeft.nn.sensitivity import Sensitivity
 from autopeft.nn.settled_maps import SettledAdapter, SettledPair, drop_path
 from autopeft.nn.settled_structure import SettledStructure
+from autopeft.nn.soft_top_k import soft_top_k
 from autopeft.nn.sparse_delta import SparseDelta
 from autopeft.nn.tensor_deltas import TensorDeltas
 from autopeft.nn.top_entries import TopEntries, top_entries
@@ -103,6 +104,7 @@ __all__ = [
     "reach_of",
     "require_blocks",
     "requiring",
+    "soft_top_k",
     "softmax_root",
     "top_entries",
     "triplets_at",

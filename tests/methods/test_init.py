@@ -28,13 +28,15 @@ from support.laws import (
 )
 from support.tiny import randomise, tiny_config
 from support.toy import build, toy_spec
+from transformers import BertConfig
 
 from autopeft.backbones import spec_of
 from autopeft.method import get_method, method_names
 
 WIDTH = 400
 SPEC = toy_spec(hidden=WIDTH, ffn=2 * WIDTH, kv=WIDTH)
-SPECS = {"xattn_tuning": spec_of(tiny_config("bart"))}
+WIDE = BertConfig(hidden_size=WIDTH, num_hidden_layers=12, num_attention_heads=4, intermediate_size=2 * WIDTH)
+SPECS = {"xattn_tuning": spec_of(tiny_config("bart")), "coda": spec_of(WIDE)}
 PAIR = {"at.*.A": KAIMING, "at.*.B": ZEROS}
 KRONECKER = {"at.*.A": ZEROS, "at.*.B": KAIMING}
 ADAPTER = {"at.*.down.weight": KAIMING, "at.*.up.weight": ZEROS, "at.*.bias": ZEROS}
@@ -99,6 +101,7 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
         },
     ),
     "pafi": ({}, {"entries.values": ZEROS}),
+    "coda": ({"bottleneck": 100}, {**ADAPTER, "at.*.router": NORMAL}),
     "parallel_adapter": ({}, ADAPTER),
     "parallel_adapter-learned": ({"scale": "learned"}, {**ADAPTER, "at.*.scale": ONES}),
     "periodic_lora": ({}, {**PAIR, "at.*.past_*": ZEROS}),

@@ -32,6 +32,7 @@ CASES: dict[str, tuple[str, Any]] = {
         "layers",
         {"parallel_adapter": {"bottleneck": 4, "sites": ["attention", "ffn"], "input": "residual"}},
     ),
+    "coda": ("layers", {"coda": {"bottleneck": 4, "reduction": 2}}),
     "parallel-normed": ("layers", {"parallel_adapter": {"bottleneck": 4, "input": "normed"}}),
     "prefix-mlp": ("layers", {"prefix_tuning": {"length": 3, "reparameterization": 8}}),
     "prompt": ("model", {"prompt_tuning": {"length": 4}}),
