@@ -98,6 +98,7 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
             "at.*.up.bias": ZEROS,
         },
     ),
+    "idpg": ({}, {"generator.*": normal(0.05), "biases.*": uniform(0.5)}),
     "pafi": ({}, {"entries.values": ZEROS}),
     "parallel_adapter": ({}, ADAPTER),
     "parallel_adapter-learned": ({"scale": "learned"}, {**ADAPTER, "at.*.scale": ONES}),
@@ -114,6 +115,15 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
         },
     ),
     "prompt_tuning": ({}, {"table": uniform(0.5)}),
+    "p_tuning": (
+        {"length": 20},
+        {
+            "embedding": NORMAL,
+            "lstm.*": uniform((WIDTH // 2) ** -0.5),
+            "mlp.*": linear(WIDTH),
+        },
+    ),
+    "p_tuning-mlp": ({"length": 20, "encoder": "mlp"}, {"embedding": NORMAL, "mlp.*": linear(WIDTH)}),
     "prompt_tuning-normal": ({"init": "normal"}, {"table": normal(0.02)}),
     "sam": ({}, {"entries.values": ZEROS}),
     "s_bitfit": ({}, {"entries.values": ZEROS}),
