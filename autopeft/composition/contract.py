@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from autopeft.errors import CompositionError
-from autopeft.method import Call, ParameterCount, WeightTarget
+from autopeft.method import Call, ParameterCount, Way, WeightTarget
 from autopeft.spec import Site
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "refuse_alone",
 ]
 
-Way = Literal["hook", "region", "weight", "kv", "prompt", "logits"]
 Value = Callable[[str, Tensor], Tensor]
 """What stands in a parameter's place, from its name in the child and the parameter: of the same shape."""
 

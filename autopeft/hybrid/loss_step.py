@@ -7,12 +7,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
 from autopeft.backbones import base_model_of, layout_of
 from autopeft.errors import UsageError
-from autopeft.injection.frames import further_forward
+from autopeft.injection.frames import frames, further_forward
 
 __all__ = ["Step"]
 
@@ -95,17 +94,23 @@ def _replaced(table: nn.Module, embeddings: Callable[[Tensor], Tensor], length: 
     """Within, the next forward of the model has other embeddings in place of those of its `length` tokens.
 
     Behind the table and before all that acts there: whatever alters embeddings, and the rows of prompts, come
-    as ever. A model may look up its token types in the same table afterwards.
+    as ever. A model may look up its token types in the same table afterwards. A pre-pass of the bare backbone
+    has them as well.
     """
-    done = False
+    done: set[bool] = set()
 
     def behind(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        nonlocal done
-        if done:
+        bare = bool(frames.bare)
+        if bare in done:
             return None
-        done = True
-        reserved, text = output[:, :-length], output[:, -length:]
-        new = torch.cat([reserved, embeddings(text)], dim=1)
+        done.add(bare)
+        count = output.shape[1] - length
+        if not count:
+            new = embeddings(output)
+        else:
+            laid = next(c.reserved for c in frames.contexts.values() if c.reserved.count == count)
+            rows = output.new_zeros(output.shape[0], count, output.shape[2])  # which prompts fill
+            new = laid.around(embeddings(laid.text(output)), rows)
         # Reentrant checkpointing wants an input that requires a gradient.
         return new if new.requires_grad or not output.requires_grad else new.requires_grad_()
 

@@ -88,6 +88,8 @@ class Frames(threading.local):
     """Contexts by (hybrid, stack), what regions captured on their way in by (hybrid, site, name), and the
     (hybrid, stack) whose reserved rows hold their prompts already.
 
+    `bare` are the hybrids of which nothing acts at the moment, since the bare backbone runs before theirs.
+
     Of hybrids that share a model, by the token they have in common: how the batch of this forward is split,
     whether the forward of the whole model is open, and which hybrid has whole batches to itself.
 
@@ -99,6 +101,7 @@ class Frames(threading.local):
         self.contexts: dict[tuple[int, str], Context] = {}
         self.captured: dict[tuple[int, str, str], Tensor] = {}
         self.filled: set[tuple[int, str]] = set()
+        self.bare: set[int] = set()
         self.splits: dict[int, Split] = {}
         self.open: set[int] = set()
         self.alone: dict[int, int] = {}
@@ -108,6 +111,15 @@ class Frames(threading.local):
     def context(self, token: int, stack: str) -> Context:
         """The context laid down last, or one that says that it is lost."""
         return self.contexts.get((token, stack)) or Context(hybrid=token, lost=True)
+
+    @contextmanager
+    def without(self, token: int) -> Iterator[None]:
+        """Within, nothing of a hybrid acts in this thread."""
+        self.bare.add(token)
+        try:
+            yield
+        finally:
+            self.bare.discard(token)
 
     def forget_captured(self, token: int) -> None:
         """Drop what a recomputation that stopped early left captured (it would keep activations alive)."""
@@ -130,6 +142,7 @@ class Frames(threading.local):
         self.splits.pop(token, None)
         self.open.discard(token)
         self.alone.pop(token, None)
+        self.bare.discard(token)
         self.contexts = {k: v for k, v in self.contexts.items() if k[0] != token}
         self.filled = {k for k in self.filled if k[0] != token}
         self.forget_captured(token)

@@ -12,7 +12,7 @@ from autopeft.backbones import Layout, Place, StackPlaces, projection_of
 from autopeft.errors import CompositionError, SiteError
 from autopeft.graph import CompositionGraph
 from autopeft.injection.attention import DELEGATES, AttentionHooks
-from autopeft.injection.bind import BoundModule, bind, bind_tensors, side_of
+from autopeft.injection.bind import BoundModule, bind, bind_tensors, plays, side_of
 from autopeft.injection.dispatch import ModuleHooks, SiteDispatcher
 from autopeft.injection.frames import frames
 from autopeft.injection.lanes import LayerHooks
@@ -22,7 +22,7 @@ from autopeft.injection.sequence import PoolerHooks, RootHooks
 from autopeft.injection.threads import Forwards
 from autopeft.injection.undispatched import OwnForward, dispatching
 from autopeft.injection.weights import ParameterPatch, Part, WeightHooks
-from autopeft.method import WeightTarget
+from autopeft.method import BARE, WeightTarget
 from autopeft.spec import Site
 
 __all__ = ["Injection", "owners_of"]
@@ -96,6 +96,12 @@ class Injection:
     def sites(self) -> tuple[Site, ...]:
         """The sites of the graph but those at which all modules say that they do nothing now (`side`)."""
         acting = {(name, key) for name, key, _ in self.sides()}
+        acting |= {
+            (name, site.key)
+            for name, entry in self.graph.entries.items()
+            for site in entry.sites
+            if plays(self.graph, name, self.modules[name], site, "prompt", "kv")
+        }
         used = {
             site.key
             for name, entry in self.graph.entries.items()
@@ -146,7 +152,7 @@ class Injection:
         hooks: dict[nn.Module, WeightHooks] = {}
         for name, patch in self.patches().items():
             for module, leaf in owners[id(self.base.get_parameter(name))]:
-                hooks.setdefault(module, WeightHooks()).patches[leaf] = patch
+                hooks.setdefault(module, WeightHooks(self.token)).patches[leaf] = patch
         return hooks
 
     def patches(self) -> dict[str, ParameterPatch]:
@@ -203,8 +209,7 @@ class Injection:
         if not (inputs or outputs or prompts):
             return None
         norm = self.base.get_submodule(place.norm) if place.norm is not None else None
-        right = self.graph.spec.prompt_side == "right"
-        return SiteDispatcher(place, self.token, inputs, outputs, prompts, norm, right)
+        return SiteDispatcher(place, self.token, inputs, outputs, prompts, norm)
 
     def _prompts(self, place: Place) -> tuple[BoundModule, ...]:
         bound = bind(self.graph, self.modules, place.site, "prompt")
@@ -388,6 +393,7 @@ class Injection:
     def _root(
         self, stack: StackPlaces, prompts: tuple[BoundModule, ...], two: bool, source_rows: int
     ) -> RootHooks:
+        entries = [e for e in self.graph.entries.values() if any(s.stack == stack.map.name for s in e.sites)]
         pad_id = self.layout.padding_id(self.base.config)
         first = ((pad_id or 0) + 1) if self.layout.family.position_offset == "padding" else 0
         return RootHooks(
@@ -400,12 +406,14 @@ class Injection:
             dummy_id=1 if pad_id == 0 else 0,
             first_position=first,
             forwards=self.forwards,
+            prepass=any(BARE in e.traits.features for e in entries),
+            sees_text=any(e.traits.sees_text for e in entries),
         )
 
     def _install_pooler(self, stack: StackPlaces, root: RootHooks) -> None:
         pooler = self.pooler()
         if pooler is not None:
-            hook = PoolerHooks(stack.map.name, self.token, root.spec.prompt_side == "right")
+            hook = PoolerHooks(stack.map.name, self.token)
             self._handles.append(pooler.register_forward_pre_hook(hook.before))
 
     def pooler(self) -> nn.Module | None:

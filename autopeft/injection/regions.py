@@ -172,6 +172,8 @@ class RegionForward(_Own):
         self.key: RowsKey = (token, place.site.key)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.token in frames.bare:
+            return self.plain(*args, **kwargs)
         rest: list[Any] = []
 
         def region(x: Tensor, rows: Tensor | None = None) -> Tensor:

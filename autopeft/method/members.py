@@ -93,8 +93,10 @@ MEMBERS: tuple[Member, ...] = (
         "keys, values",
         "kv",
     ),
-    Member("prompt", "module", "in each forward: the reserved rows", ("site", "call"), "Tensor", "prompt"),
-    Member("length", "module", "at attach: how many rows it fills", None, "int", "prompt"),
+    Member("slots", "module", "at attach: the rows that it fills", ("site",), "Slots", "prompt"),
+    Member(
+        "prompt", "module", "in each forward: the reserved rows", ("site", "x", "call"), "Tensor", "prompt"
+    ),
     Member(
         "logits",
         "module",
@@ -263,11 +265,11 @@ MEMBERS: tuple[Member, ...] = (
         "int or None",
     ),
     Member(
-        "also_weights",
+        "among",
         "method",
-        "true where a module that acts on activations alters weights too",
-        None,
-        "bool",
+        "the sites that it takes of those that its names and layers leave, where it takes fewer",
+        ("sites", "spec"),
+        "Sites",
     ),
     Member(
         "part_names",

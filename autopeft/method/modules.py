@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from autopeft.method.contract import Call
+from autopeft.method.reserved import Slot
 from autopeft.spec import Site
 
 __all__ = [
@@ -83,11 +84,17 @@ class KeyValueModule(Protocol):
 
 
 class PromptModule(Protocol):
-    """Fills reserved rows at the embeddings. `prompt` returns (1 or batch, length, hidden)."""
+    """Fills rows that are reserved in the sequence: at the embeddings among the tokens, at a site `layer` in
+    front of what that layer reads.
 
-    length: int
+    `slots(site)` says where and how many; nothing for a site where it fills none. `prompt(site, x, call)`
+    returns the rows, (1 or batch, rows of all slots, hidden). x is the text alone, (batch, tokens, hidden):
+    the token embeddings, or the layer's input without the rows reserved before.
+    """
 
-    def prompt(self, site: Site, call: Call) -> Tensor: ...
+    def slots(self, site: Site) -> Sequence[Slot]: ...
+
+    def prompt(self, site: Site, x: Tensor, call: Call) -> Tensor: ...
 
 
 class LogitsModule(Protocol):

@@ -239,6 +239,8 @@ class _Shortcuts:
         if not last_layer_is_rowwise(graph, stack) or self._checkpointed():
             return None
         reserved = self._reserved(stack)
+        if reserved is None:
+            return None
         if self.model not in _READERS:
             layer = base_model_of(self.model).get_submodule(stack.layers[-1])
             with evaluation_mode(self.model):
@@ -287,15 +289,17 @@ class _Shortcuts:
     def _checkpointed(self) -> list[nn.Module]:
         return [m for m in self.model.modules() if getattr(m, "gradient_checkpointing", False)]
 
-    def _reserved(self, stack: StackPlaces) -> int:
-        """Prompt rows in front of the text in the stack that the head reads."""
-        prompts = [
-            e.name
-            for e in self.hybrid.graph.entries.values()
-            if "prompt" in e.ways and any(s.stack == stack.map.name for s in e.sites)
-        ]
+    def _reserved(self, stack: StackPlaces) -> int | None:
+        """Prompt rows in front of the text in the stack that the head reads; `None` where some lie in it."""
         modules: Any = self.hybrid.modules
-        return sum(int(modules[name].length) for name in prompts)
+        slots = [
+            slot
+            for entry in self.hybrid.graph.entries.values()
+            for site in entry.sites
+            if "prompt" in entry.ways and site.stack == stack.map.name
+            for slot in modules[entry.name].slots(site)
+        ]
+        return sum(slot.length for slot in slots) if all(slot.in_front for slot in slots) else None
 
 
 @contextmanager

@@ -55,7 +55,15 @@ REFUSED = {
     **{("coda", name): "causal" for name in DECODERS},
 }
 PAIRS = [(c, a) for c in CASES for a in ARCHITECTURES if (c, a) not in REFUSED]
-ON_DECODERS = [(c, a) for c, a in PAIRS if a in DECODERS and c not in ("gate", "route-sequence")]
+# What is made of the whole text is refused a cache where a text is written on.
+OF_TEXTS = ("idpg", "idpg-sentence")
+ON_DECODERS = [
+    (c, a)
+    for c, a in PAIRS
+    if a in DECODERS
+    and c not in ("gate", "route-sequence")
+    and not (c in OF_TEXTS and a not in ENCODER_DECODERS)
+]
 COMPOSED = ("gate", "chain", "route", "route-sequence")
 LENGTH = 7
 # Parameters without a gradient where the token that a head reads is not among those that a router chose.
@@ -301,7 +309,8 @@ def test_a_gate_at_a_norm_before_the_attention_knows_its_forward_when_it_is_reco
 # Rows that are put in front stay there at zero; of a choice that is not renormalised a share is missing.
 WITHOUT_IDENTITY = (
     *("prefix", "prefix-mlp", "p-tuning-v2", "p-tuning-v2-mlp"),
-    *("prompt", "gate", "route-sequence", "mov-top", "weight-drop", "coda"),
+    *("prompt", "p-tuning", "p-tuning-slots", "idpg", "idpg-sentence"),
+    *("gate", "route-sequence", "mov-top", "weight-drop", "coda"),
 )
 
 
@@ -410,7 +419,7 @@ def test_refused_with_a_reason(case: str, name: str) -> None:
     assert set(model.state_dict()) == before
 
 
-@pytest.mark.parametrize("case", ["gate", "route-sequence"])
+@pytest.mark.parametrize("case", ["gate", "route-sequence", *OF_TEXTS])
 def test_what_pools_the_sequence_is_refused_in_cached_generation(case: str) -> None:
     model, _ = attached(case, "llama")
     with pytest.raises(UsageError, match="use_cache=False"):

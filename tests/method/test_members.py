@@ -48,7 +48,7 @@ def _with(**body: Any) -> nn.Module:
 
 def _method(**body: Any) -> type[Any]:
     own: dict[str, Any] = {
-        "traits": Traits(injection="hook", sites=("q",), default_sites=("q",)),
+        "traits": Traits(ways=frozenset({"hook"}), sites=("q",), default_sites=("q",)),
         "Config": MethodConfig,
         "__init__": lambda self, config: setattr(self, "config", config),
         "parameter_count": lambda self, sites, spec: ParameterCount(1, 1),
@@ -141,7 +141,7 @@ def test_helpers_are_the_modules_own_affair() -> None:
     [
         ({"sizefield": "rank"}, "'sizefield', which nothing ever calls. Did you mean 'size_field'"),
         ({"default_site": ("q",)}, "'default_sites'"),
-        ({"also_weight": True}, "'also_weights'"),
+        ({"amongst": lambda self, sites, spec: sites}, "'among'"),
         ({"size_field": "rnk"}, "size_field='rnk', which its config lacks: sites"),
         ({"build": lambda self, sites: None}, r"called as `build\(sites, spec\)"),
         ({"default_sites": lambda self: ("q",)}, "read as a value"),

@@ -16,7 +16,7 @@ def _with(field: str) -> list[str]:
     return [
         name
         for name in method_names()
-        if field in get_method(name).Config.model_fields and get_method(name).traits.injection == "hook"
+        if field in get_method(name).Config.model_fields and "hook" in get_method(name).traits.ways
     ]
 
 

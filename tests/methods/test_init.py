@@ -100,6 +100,7 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
             "at.*.up.bias": ZEROS,
         },
     ),
+    "idpg": ({}, {"generator.*": normal(0.05), "biases.*": uniform(0.5)}),
     "pafi": ({}, {"entries.values": ZEROS}),
     "coda": ({"bottleneck": 100}, {**ADAPTER, "at.*.router": NORMAL}),
     "parallel_adapter": ({}, ADAPTER),
@@ -117,6 +118,15 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
         },
     ),
     "prompt_tuning": ({}, {"table": uniform(0.5)}),
+    "p_tuning": (
+        {"length": 20},
+        {
+            "embedding": NORMAL,
+            "lstm.*": uniform((WIDTH // 2) ** -0.5),
+            "mlp.*": linear(WIDTH),
+        },
+    ),
+    "p_tuning-mlp": ({"length": 20, "encoder": "mlp"}, {"embedding": NORMAL, "mlp.*": linear(WIDTH)}),
     "prompt_tuning-normal": ({"init": "normal"}, {"table": normal(0.02)}),
     "sam": ({}, {"entries.values": ZEROS}),
     "s_bitfit": ({}, {"entries.values": ZEROS}),

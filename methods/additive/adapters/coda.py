@@ -89,7 +89,7 @@ class CoDA:
     """
 
     traits = Traits(
-        injection="region",
+        ways=frozenset({"region"}),
         sites=("layer",),
         default_sites=("layer",),
         identity=False,

@@ -35,7 +35,7 @@ class PTP:
     from memory: report them with each result. Evaluation is the host's.
     """
 
-    traits = Traits(injection="training", level="training", stochastic=True)
+    traits = Traits(level="training", stochastic=True)
 
     class Config(MethodConfig):
         perturbation: Perturbation = "noise"

@@ -143,7 +143,7 @@ class SoRA(LowRankMethod):
     """
 
     traits = Traits(
-        injection="hook",
+        ways=frozenset({"hook"}),
         sites=LINEAR_SITES,
         default_sites=tuple(s for s in LINEAR_SITES if s != "qkv"),
         mergeable=True,

@@ -77,7 +77,7 @@ class LTSFT:
     before leaves the largest changes as they are.
     """
 
-    traits = Traits(injection="weight", level="model", mergeable=True, gateable=False, phased=True)
+    traits = Traits(ways=frozenset({"weight"}), level="model", mergeable=True, gateable=False, phased=True)
     size_field: ClassVar[str] = "keep"
 
     class Config(SearchConfig):
