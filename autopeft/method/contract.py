@@ -114,10 +114,11 @@ class Traits:
                 f"default_sites={self.default_sites!r}."
             )
 
-        if "logits" in self.ways and (self.level != "model" or self.sites):
+        elsewhere = self.ways - {"logits"}
+        if "logits" in self.ways and (self.level != "model" or (self.sites and not elsewhere)):
             raise MethodError(
-                "A method on logits has level 'model' and no sites, as a model has one last map, but this "
-                f"one has level={self.level!r}, sites={self.sites!r}."
+                "A method on logits has level 'model' and, where it acts on nothing else, no sites, as a "
+                f"model has one last map, but this one has level={self.level!r}, sites={self.sites!r}."
             )
 
     @property

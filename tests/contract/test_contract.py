@@ -56,7 +56,7 @@ REFUSED = {
 }
 PAIRS = [(c, a) for c in CASES for a in ARCHITECTURES if (c, a) not in REFUSED]
 # What is made of the whole text is refused a cache where a text is written on.
-OF_TEXTS = ("idpg", "idpg-sentence")
+OF_TEXTS = ("idpg", "idpg-sentence", "infoprompt")
 ON_DECODERS = [
     (c, a)
     for c, a in PAIRS
@@ -66,8 +66,12 @@ ON_DECODERS = [
 ]
 COMPOSED = ("gate", "chain", "route", "route-sequence")
 LENGTH = 7
-# Parameters without a gradient where the token that a head reads is not among those that a router chose.
-AT_TIMES = {"coda": ".router"}
+# Parameters without a gradient where the token that a head reads is not among those that a router chose, and
+# those that terms of the loss alone read.
+AT_TIMES: dict[str, tuple[str, ...]] = {
+    "coda": (".router",),
+    "infoprompt": tuple(f"{n}.{p}" for n in ("log_std", "critic") for p in ("weight", "bias")),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -309,7 +313,7 @@ def test_a_gate_at_a_norm_before_the_attention_knows_its_forward_when_it_is_reco
 # Rows that are put in front stay there at zero; of a choice that is not renormalised a share is missing.
 WITHOUT_IDENTITY = (
     *("prefix", "prefix-mlp", "p-tuning-v2", "p-tuning-v2-mlp"),
-    *("prompt", "p-tuning", "p-tuning-slots", "idpg", "idpg-sentence"),
+    *("prompt", "p-tuning", "p-tuning-slots", "idpg", "idpg-sentence", "infoprompt"),
     *("gate", "route-sequence", "mov-top", "weight-drop", "coda"),
 )
 

@@ -7,6 +7,7 @@ tested in `tests/nn/test_init.py`; here it is that each method takes the right o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,11 +33,16 @@ from transformers import BertConfig
 
 from autopeft.backbones import spec_of
 from autopeft.method import get_method, method_names
+from autopeft.spec import LogitsSpec
 
 WIDTH = 400
 SPEC = toy_spec(hidden=WIDTH, ffn=2 * WIDTH, kv=WIDTH)
 WIDE = BertConfig(hidden_size=WIDTH, num_hidden_layers=12, num_attention_heads=4, intermediate_size=2 * WIDTH)
-SPECS = {"xattn_tuning": spec_of(tiny_config("bart")), "coda": spec_of(WIDE)}
+SPECS = {
+    "infoprompt": replace(SPEC, logits=LogitsSpec(WIDTH, WIDTH)),
+    "xattn_tuning": spec_of(tiny_config("bart")),
+    "coda": spec_of(WIDE),
+}
 PAIR = {"at.*.A": KAIMING, "at.*.B": ZEROS}
 KRONECKER = {"at.*.A": ZEROS, "at.*.B": KAIMING}
 ADAPTER = {"at.*.down.weight": KAIMING, "at.*.up.weight": ZEROS, "at.*.bias": ZEROS}
@@ -98,6 +104,13 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
             "encoders.*.down.bias": ZEROS,
             "at.*.up.weight": normal(0.02),
             "at.*.up.bias": ZEROS,
+        },
+    ),
+    "infoprompt": (
+        {"length": 2, "latent": WIDTH},
+        {
+            **{f"{n}.*": linear(WIDTH) for n in ("generator", "mean", "output", "log_std", "critic")},
+            "words": normal(0.02),
         },
     ),
     "idpg": ({}, {"generator.*": normal(0.05), "biases.*": uniform(0.5)}),

@@ -48,6 +48,7 @@ CASES: dict[str, tuple[str, Any]] = {
             }
         },
     ),
+    "infoprompt": ("model", {"infoprompt": {"length": 2, "latent": 6}}),
     "idpg": ("model", {"idpg": {"length": 3, "phm_dim": 4, "dropout": 0.0}}),
     "idpg-sentence": (
         "model",
