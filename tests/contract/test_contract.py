@@ -53,6 +53,7 @@ REFUSED = {
         if case.startswith("xattn") and name not in ENCODER_DECODERS
     },
     **{("coda", name): "causal" for name in DECODERS},
+    ("infoprompt", "vit"): "text input",
 }
 PAIRS = [(c, a) for c in CASES for a in ARCHITECTURES if (c, a) not in REFUSED]
 # What is made of the whole text is refused a cache where a text is written on.
