@@ -44,7 +44,7 @@ class Vectors(nn.Module):
 class BiasVector:
     """y + v."""
 
-    traits = Traits(injection="hook", sites=("q", "v", "ffn"), default_sites=("ffn",))
+    traits = Traits(ways=frozenset({"hook"}), sites=("q", "v", "ffn"), default_sites=("ffn",))
     Config = MethodConfig
 
     def __init__(self, config):

@@ -14,7 +14,7 @@ from autopeft.composition.contract import (
     Value,
     Way,
     nested,
-    refuse_logits,
+    refuse_alone,
 )
 from autopeft.composition.gate import Gate
 from autopeft.composition.registry import (
@@ -53,7 +53,7 @@ __all__ = [
     "is_composition",
     "nested",
     "one_after_the_other",
-    "refuse_logits",
+    "refuse_alone",
     "register",
     "reserved_names",
 ]

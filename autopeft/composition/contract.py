@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from autopeft.errors import CompositionError
-from autopeft.method import Call, ParameterCount, WeightTarget
+from autopeft.method import Call, ParameterCount, Way, WeightTarget
 from autopeft.spec import Site
 
 __all__ = [
@@ -30,10 +30,9 @@ __all__ = [
     "Way",
     "alters_weights",
     "nested",
-    "refuse_logits",
+    "refuse_alone",
 ]
 
-Way = Literal["hook", "weight", "kv", "prompt", "logits"]
 Value = Callable[[str, Tensor], Tensor]
 """What stands in a parameter's place, from its name in the child and the parameter: of the same shape."""
 
@@ -128,12 +127,19 @@ def nested(outer: Value | None, inner: Value) -> Value:
     return inner if outer is None else lambda name, parameter: outer(name, inner(name, parameter))
 
 
-def refuse_logits(kind: str, children: Sequence[ChildSpec]) -> None:
-    """Check that a composition holds nothing on logits: they are no site, where its children would meet.
+def refuse_alone(kind: str, children: Sequence[ChildSpec]) -> None:
+    """Check that a composition holds nothing on logits, which are no site where its children would meet, and
+    nothing that takes a region's place, where nothing else could be.
 
     Raises:
-        CompositionError: a child acts on logits.
+        CompositionError: a child acts so.
     """
+    whole = next((child.label for child in children if "region" in child.ways), None)
+    if whole is not None:
+        raise CompositionError(
+            f"{whole} takes the place of a whole layer, and no {kind} holds such a method: list it by "
+            "itself; what acts inside of the layer stands beside it."
+        )
     wrong = next((child.label for child in children if "logits" in child.ways), None)
     if wrong is not None:
         raise CompositionError(

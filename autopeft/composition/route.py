@@ -19,7 +19,7 @@ from autopeft.composition.contract import (
 from autopeft.composition.pooling import mean_over_positions, real_positions
 from autopeft.composition.registry import register
 from autopeft.errors import CompositionError
-from autopeft.method import Call, ParameterCount, WeightTarget
+from autopeft.method import Call, LossStep, ParameterCount, WeightTarget
 from autopeft.nn import PerSite, Router
 from autopeft.spec import Site
 
@@ -145,7 +145,7 @@ class Route(nn.Module):
                 "The load-balance loss of a route gets no gradient here: under reentrant checkpointing use "
                 "use_reentrant=False, or `balance: 0`; to predict, call model.eval() first."
             )
-        p: Tensor = router(x, mask)
+        p: Tensor = router(x, mask, counted=not call.context.further)
         return p.to(x.dtype)
 
     def delta(self, site: Site, children: Sequence[Child], x: Tensor, y: Tensor, call: Call) -> Tensor:
@@ -175,7 +175,7 @@ class Route(nn.Module):
             values.append(column * v)
         return torch.cat(keys, dim=1), torch.cat(values, dim=1)
 
-    def loss_terms(self) -> Tensor | None:
+    def loss_terms(self, step: LossStep) -> Tensor | None:
         """`balance` times the load-balance losses of the last forward, summed over the sites."""
         losses = [router.take_loss() for router in self.routers.children_by_site()]
         found = [loss for loss in losses if loss is not None]

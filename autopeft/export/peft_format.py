@@ -271,7 +271,7 @@ def _prompt(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dict[
         raise NotExpressible(f"Hugging Face peft holds one prompt, but this hybrid has {len(entries)}.")
     entry = entries[0]
     module = cast(Any, known.live.modules[entry.name])
-    rows = module.prompt(entry.sites[0], Call(Context()))[0]
+    rows = module.prompt(entry.sites[0], torch.empty(0), Call(Context()))[0]
     config = {
         "peft_type": "PROMPT_TUNING",
         "num_virtual_tokens": int(rows.shape[0]),

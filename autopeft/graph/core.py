@@ -16,7 +16,7 @@ from typing import Any
 
 import networkx as nx
 
-from autopeft.composition import ChildSpec, get_composition, refuse_logits
+from autopeft.composition import ChildSpec, get_composition, refuse_alone
 from autopeft.display import percent, short
 from autopeft.errors import CompositionError
 from autopeft.graph.drawing import draw_box
@@ -228,7 +228,7 @@ class _Builder:
         children = tuple(self._tree(child, mask) for child in item.children)
         specs = [child_spec(self.entries, c) for c in children]
         composition = get_composition(item.kind)
-        refuse_logits(item.kind, specs)
+        refuse_alone(item.kind, specs)
         composition.check(specs, dict(item.options))
         return Node(
             self._name(item), item.kind, children, dict(item.options), composition.parameter_count(specs)

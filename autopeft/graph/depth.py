@@ -37,13 +37,14 @@ def first_layer(graph: CompositionGraph) -> int:
 def is_rowwise_in(graph: CompositionGraph, stack: str, layer: int) -> bool:
     """Whether everything that acts in a layer does so position by position.
 
-    Weight methods and prefixes always do; a gate averages over the positions, as a route may.
+    Weight methods and prefixes always do; a gate averages over the positions, as a route may, and what takes
+    the place of a layer may choose among them.
     """
     for site in graph.sites():
         if (site.stack, site.layer) != (stack, layer):
             continue
         for tree in graph.trees_at(site):
-            if any("hook" in e.ways and not e.traits.rowwise for e in graph.leaves(tree)):
+            if any(e.ways & {"hook", "region"} and not e.traits.rowwise for e in graph.leaves(tree)):
                 return False
             if not all(get_composition(node.kind).traits.rowwise for node in _nodes(tree)):
                 return False

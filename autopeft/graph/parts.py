@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from autopeft.composition import ChildSpec, Way, get_composition, refuse_logits
+from autopeft.composition import ChildSpec, Way, get_composition, refuse_alone
 from autopeft.errors import CompositionError, RecipeError, SiteError, near
 from autopeft.graph.layer_masks import WHOLE, LayerMasks, key_text
 from autopeft.graph.memo import Memo
@@ -53,16 +53,9 @@ def canonical_json(value: Any) -> str:
 
 
 def ways_of(method: Any) -> frozenset[Way]:
-    """How a configured method acts; one with a side effect on weights says so by `also_weights`."""
+    """How a configured method acts."""
     traits: Traits = method.traits
-    if traits.changes_length:
-        return frozenset({"prompt"})
-    ways: set[Way] = set()
-    if traits.injection in {"hook", "weight", "kv", "logits"}:
-        ways.add(traits.injection)  # type: ignore[arg-type]
-    if getattr(method, "also_weights", False):
-        ways.add("weight")
-    return frozenset(ways)
+    return traits.ways
 
 
 def weight_places(site: Site) -> tuple[Direction, ...]:
@@ -153,6 +146,8 @@ class LeafShape(Shape):
         self._names = self._named_sites(name)
         # A fused projection holds the weights of its parts.
         self.may_clash = self.directed and "qkv" in self._names and len(self._names) > 1
+        # It may have fewer sites than its names and layers tell.
+        self._fewer = self._traits.changes_length or hasattr(self._example, "among")
         self._spread = parts.masks.spread(frozenset(self._names))
         config = {k: v for k, v in canonical_config(self.label, self.config).items() if k != "sites"}
         self._head = f'{{"config":{canonical_json(config)},"method":{json.dumps(self.label)},"sites":['
@@ -173,8 +168,12 @@ class LeafShape(Shape):
         if not self.placed(mask):
             return ()
         found = self._spread.sites(mask)
-        # Prompts go to the stack that reads the input; a decoder behind an encoder has none.
-        return found[:1] if self._traits.changes_length else found
+        if self._traits.changes_length:
+            # Prompts go to the stack that reads the input; a decoder behind an encoder has none.
+            first = self._parts.spec.stacks[0].name
+            found = tuple(s for s in found if s.name != "embeddings" or s.stack == first)
+        among = getattr(self._example, "among", None)
+        return found if among is None else tuple(among(found, self._parts.spec))
 
     def placed(self, mask: int) -> bool:
         """Whether it has sites there: what may be of the model or of layers has none as the model's."""
@@ -194,7 +193,7 @@ class LeafShape(Shape):
         return count
 
     def _text(self, mask: int) -> str:
-        whole = self.placed(mask) and not self._traits.changes_length
+        whole = self.placed(mask) and not self._fewer
         return f"{self._head}{self._spread.text(mask) if whole else key_text(self.sites(mask))}]}}"
 
 
@@ -237,7 +236,7 @@ class NodeShape(Shape):
             )
             for c in self._children
         ]
-        refuse_logits(self._kind, specs)
+        refuse_alone(self._kind, specs)
         self._composition.check(specs, self._options)
         own: ParameterCount = self._composition.parameter_count(specs)
         return sum(counts, own)
@@ -377,7 +376,7 @@ def check_needs(name: str, traits: Traits, spec: BackboneSpec) -> None:
         CompositionError: it has not.
     """
     causal = any(s.causal for s in spec.stacks)
-    if traits.injection == "logits" and spec.logits is None:
+    if "logits" in traits.ways and spec.logits is None:
         raise CompositionError(
             f"{name} acts on logits, but this model has none: load {spec.family!r} with a head, such as "
             "AutoModelForSequenceClassification or AutoModelForCausalLM."

@@ -30,7 +30,7 @@ class Entry:
 
     @property
     def ways(self) -> frozenset[Way]:
-        """How the entry acts; a method with a side effect on weights says so by `also_weights`."""
+        """How the entry acts."""
         return ways_of(self.method)
 
 

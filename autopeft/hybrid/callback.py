@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
@@ -10,13 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainingArguments
 
 from autopeft.errors import UsageError
 from autopeft.hybrid.events import finish, fire, loss_terms
+from autopeft.hybrid.loss_step import Step
 from autopeft.hybrid.policies import Policies
 from autopeft.hybrid.schedule import RecipeSchedule
-from autopeft.method import decay_targets
+from autopeft.injection.frames import frames
+from autopeft.injection.sequence import named_inputs
+from autopeft.method import LossStep, decay_targets
 from autopeft.recipe import Recipe, TrainingSection
 from autopeft.recipe.optimizer import DEFAULT_OPTIMIZER
 
@@ -25,6 +30,11 @@ __all__ = ["HybridCallback"]
 
 Total = Callable[[Tensor, Tensor], Tensor]
 _IGNORED = -100  # a label that carries no loss, as transformers has it
+_LEFT_OUT = (
+    "A module or a policy of this hybrid adds terms to the loss, which the Trainer leaves out; pass "
+    "`**hybrid.for_trainer()` to it, or `compute_loss_func=callback.loss` with "
+    "`callback = hybrid.callback()`."
+)
 
 
 class _Attached(Protocol):
@@ -36,6 +46,57 @@ class _Attached(Protocol):
 
     @property
     def modules(self) -> Mapping[str, nn.Module]: ...
+
+
+class _LeftOut:
+    """Stands for a step whose terms nobody adds: it refuses whoever asks it for something."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise UsageError(_LEFT_OUT)
+
+
+class _Seen:
+    """The inputs of the latest forward of the Trainer's model, for further ones of the same rows.
+
+    Attributes:
+        model: that is watched; a module of no use before the training.
+        inputs: by name, without labels.
+    """
+
+    def __init__(self) -> None:
+        self.model: nn.Module = nn.Identity()
+        self.inputs: dict[str, Any] = {}
+        self._handle: RemovableHandle | None = None
+
+    def watch(self, model: nn.Module | None) -> None:
+        """Watch this model and no other; `None`: none."""
+        if self._handle is not None:
+            self._handle.remove()
+        self.model, self.inputs, self._handle = model or nn.Identity(), {}, None
+        if model is not None:
+            self._handle = model.register_forward_pre_hook(self._before, with_kwargs=True)
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not frames.further:
+            self.inputs = {**named_inputs(inspect.signature(module.forward), args, kwargs)}
+
+    def forward(self, batch: Mapping[str, Any], altered: bool) -> Tensor:
+        """Logits of a batch.
+
+        Raises:
+            UsageError: no model is watched.
+        """
+        if self._handle is None:
+            raise UsageError(
+                "A term of the loss asks for a further forward of the model, which `callback.loss` knows "
+                "while the Trainer trains alone."
+            )
+        return _logits(self.model(**{k: v for k, v in batch.items() if k != "labels"}))
+
+
+def _logits(outputs: Any) -> Tensor:
+    logits: Tensor = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+    return logits.float()
 
 
 class HybridCallback(TrainerCallback):
@@ -58,14 +119,15 @@ class HybridCallback(TrainerCallback):
 
     Raises:
         UsageError: a module trains in phases of its own, which the Trainer cannot run; or, when training
-            starts, a module wants calibration and had none; or, at the first step, a module has loss terms
-            and `callback.loss` is not used.
+            starts, a module wants calibration and had none; or, at the first step, a module or a policy has
+            loss terms and `callback.loss` is not used.
     """
 
     def __init__(self, hybrid: _Attached, total: Total | None = None) -> None:
         self.hybrid, self._total = hybrid, total or _by_labels
         self._policies = Policies(hybrid.recipe.training)
         self._asked = False
+        self._seen = _Seen()
         phased = [name for name, module in hybrid.modules.items() if hasattr(module, "phases")]
         if phased:
             raise UsageError(
@@ -74,20 +136,35 @@ class HybridCallback(TrainerCallback):
             )
 
     def loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """The task's loss plus the modules' terms, as the Trainer's `compute_loss_func`.
+        """The task's loss plus the terms of modules and policies, as the Trainer's `compute_loss_func`.
 
         The task's loss is the `total` that the callback was made with; else cross-entropy over integer labels
         (rows,) and squared error for real ones. Sums are divided by `num_items_in_batch`, so that gradient
         accumulation equals the large batch; of labels (rows, tokens) the Trainer counts those that are not
-        -100.
+        -100. Terms may ask for further forwards while the Trainer trains (see `autopeft.method.LossStep`).
         """
         self._asked = True
-        logits = (outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]).float()
+        logits = _logits(outputs)
         counted = labels.shape[0] if labels.ndim == 1 else int((labels != _IGNORED).sum())
         items = max(counted, 1) if num_items_in_batch is None else num_items_in_batch
+        step = Step(
+            self._seen.model,
+            {**self._seen.inputs, "labels": labels},
+            logits,
+            forward=self._seen.forward,
+            total=self._total,
+            divisor=max(counted, 1),
+        )
+        terms = loss_terms(self._owners(), step)
         total = self._total(logits, labels)
-        terms = loss_terms(self.hybrid.modules.values())
+        for further in step.further_draws():
+            total = total + self._total(further, labels)
+        total = total / step.draws
         return total / items if terms is None else (total + terms * counted) / items
+
+    def _owners(self) -> list[Any]:
+        """Modules and policies."""
+        return [*self.hybrid.modules.values(), *self._policies.terms]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.hybrid.needs_prepare:
@@ -95,6 +172,7 @@ class HybridCallback(TrainerCallback):
                 "A module of this hybrid is not calibrated yet and would train nothing; call "
                 "`hybrid.prepare(batches, objective)` before the Trainer's train()."
             )
+        self._seen.watch(kwargs.get("model"))
         training, optimizer = self.hybrid.recipe.training, kwargs.get("optimizer")
         scheduler = kwargs.get("lr_scheduler")
         found = [f for f in getattr(scheduler, "lr_lambdas", ()) if isinstance(f, RecipeSchedule)]
@@ -136,12 +214,8 @@ class HybridCallback(TrainerCallback):
         self._event("before_step", state, kwargs)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self._asked and loss_terms(self.hybrid.modules.values()) is not None:
-            raise UsageError(
-                "A module of this hybrid adds terms to the loss, which the Trainer leaves out; pass "
-                "`**hybrid.for_trainer()` to it, or `compute_loss_func=callback.loss` with "
-                "`callback = hybrid.callback()`."
-            )
+        if not self._asked and loss_terms(self._owners(), cast(LossStep, _LeftOut())) is not None:
+            raise UsageError(_LEFT_OUT)
         self._event("after_backward", state, kwargs)
         self._event("before_update", state, kwargs)
 
@@ -157,6 +231,7 @@ class HybridCallback(TrainerCallback):
             self._policies.fire(event, groups, state.global_step, state.max_steps)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._seen.watch(None)
         with torch.no_grad():
             finish(self.hybrid.modules.values())
 

@@ -1,7 +1,7 @@
 """Events of the loop, found on the modules of a hybrid by their presence.
 
 A module takes part in an event by having a method of its name (see `autopeft.method`); the loop knows no
-method by name. Order of one step: `before_step`, forward and backward (with `loss_terms`),
+method by name. Order of one step: `before_step`, forward, `loss_terms`, backward,
 `after_backward`, clipping, `before_update`, the optimizer, `after_step`, in which the gradients are still
 there; `finish` once at the end of training.
 """
@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
+
+from autopeft.method import LossStep
 
 __all__ = ["STEP_EVENTS", "all_settled", "finish", "fire", "loss_terms"]
 
@@ -26,12 +28,12 @@ def fire(event: str, modules: Iterable[nn.Module], step: int, total: int) -> Non
             handler(step, total)
 
 
-def loss_terms(modules: Iterable[nn.Module]) -> Tensor | None:
-    """Sum of the modules' own loss terms, or `None` where there are none."""
+def loss_terms(owners: Iterable[Any], step: LossStep) -> Tensor | None:
+    """Sum of the own loss terms of modules and policies, or `None` where there are none."""
     total: Tensor | None = None
-    for module in modules:
-        handler: Any = getattr(module, "loss_terms", None)
-        term = None if handler is None else handler()
+    for owner in owners:
+        handler: Any = getattr(owner, "loss_terms", None)
+        term = None if handler is None else handler(step)
         if term is not None:
             total = term if total is None else total + term
     return total

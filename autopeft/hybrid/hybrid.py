@@ -367,8 +367,8 @@ class Hybrid:
 
         These are `callbacks` with the events of the methods, `optimizers` with the recipe's groups, rates,
         policies and schedule (in place of `learning_rate`, `weight_decay`, `optim`, `lr_scheduler_type` and
-        `warmup_steps` of `TrainingArguments`), and `compute_loss_func` where a module adds terms to the loss
-        or acts on logits (a language model's then takes `total`).
+        `warmup_steps` of `TrainingArguments`), and `compute_loss_func` where a module or a policy adds terms
+        to the loss or a module acts on logits (a language model's then takes `total`).
         Steps, batches, clipping and whether the backbone's dropout acts (it does) stay the Trainer's.
 
         Args:
@@ -385,7 +385,8 @@ class Hybrid:
         callback, optimizer = self.callback(total), self.optimizer()
         schedule = RecipeSchedule.over(optimizer, self.recipe.training)
         found: dict[str, Any] = {"callbacks": [callback], "optimizers": (optimizer, schedule)}
-        terms = any(hasattr(m, "loss_terms") for m in self.modules.values())
+        owners = [*self.modules.values(), *Policies(self.recipe.training).terms]
+        terms = any(hasattr(owner, "loss_terms") for owner in owners)
         # TRL's own loss reads the weight of the last map, behind which nothing would act then.
         on_logits = any("logits" in entry.ways for entry in self.graph.entries.values())
         if total is not None or terms or on_logits:

@@ -27,6 +27,7 @@ from autopeft.hybrid.modules import (
 from autopeft.hybrid.persistence import Persistence
 from autopeft.injection import LaneInjection, MultiInjection, changing, new_token, split_rows
 from autopeft.injection.frames import frames
+from autopeft.method import reserved_rows
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 
@@ -106,12 +107,25 @@ def _graph(number: int, total: int, recipe: Recipe, spec: BackboneSpec) -> Compo
 
 
 def _check_together(graphs: Sequence[CompositionGraph], roots: Sequence[Root]) -> None:
-    """Raise where prompts of different length would not be exact in one batch, and for methods on logits."""
+    """Raise where prompts of different length would not be exact in one batch, and for methods that cannot
+    share a model."""
     on_logits = [e.name for graph in graphs for e in graph.entries.values() if "logits" in e.ways]
     if on_logits:
         raise CompositionError(
             f"{on_logits[0]} acts on logits, whose rows need not be those of the batch, so that several "
             "hybrids cannot share a model with it; attach them one at a time."
+        )
+    around = [e.name for graph in graphs for e in graph.entries.values() if "region" in e.ways]
+    if around:
+        raise CompositionError(
+            f"{around[0]} takes the place of whole layers, which all rows of a batch go through, so that "
+            "several hybrids cannot share a model with it; attach them one at a time."
+        )
+    before = [e.name for graph in graphs for e in graph.entries.values() if e.traits.features]
+    if before:
+        raise CompositionError(
+            f"{before[0]} reads what the bare backbone makes of its text, which runs first for one hybrid "
+            "only; attach them one at a time."
         )
     lengths = [_reserved(graph, root) for graph, root in zip(graphs, roots, strict=True)]
     if len(set(lengths)) == 1:
@@ -134,7 +148,8 @@ def _check_together(graphs: Sequence[CompositionGraph], roots: Sequence[Root]) -
 
 def _reserved(graph: CompositionGraph, root: Root) -> int:
     modules: Mapping[str, Any] = dict(root.named_children())
-    return sum(int(modules[name].length) for name, entry in graph.entries.items() if "prompt" in entry.ways)
+    prompting = [entry for entry in graph.entries.values() if "prompt" in entry.ways]
+    return sum(reserved_rows(modules[entry.name], entry.sites) for entry in prompting)
 
 
 class HeadCopy(nn.Module):

@@ -21,7 +21,8 @@ class Policies:
     """The policies of a recipe, in its order.
 
     A policy adjusts the optimizer's groups (`adjust`), hears of each step (`before_step`, `after_backward`,
-    `before_update`, `after_step`), or both. In a step modules hear of an event before policies do.
+    `before_update`, `after_step`), adds terms to its loss (`loss_terms`), or several of these. In a step
+    modules hear of an event before policies do.
     """
 
     def __init__(self, training: TrainingSection) -> None:
@@ -33,6 +34,11 @@ class Policies:
             if hasattr(policy, "adjust"):
                 groups = policy.adjust(groups, modules)
         return groups
+
+    @property
+    def terms(self) -> list[Any]:
+        """The policies that add terms to the loss (`loss_terms`)."""
+        return [policy for _, policy in self._own if hasattr(policy, "loss_terms")]
 
     def fire(self, event: str, groups: Groups, step: int, total: int) -> None:
         """Call `event(groups, step, total)` on every policy that has it, with the optimizer's groups."""

@@ -181,7 +181,7 @@ class AttentionHooks:
         stack = self.place.site.stack
         if isinstance(context, Context) and context.hybrid == self.token:
             frames.contexts[(self.token, stack)] = context
-        if not self.prefixes:
+        if not self.prefixes or self.token in frames.bare:
             return args, kwargs
         return args, {**kwargs, PREFIX: Prefix(*self.key_values(first_input(args, kwargs)))}
 

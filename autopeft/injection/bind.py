@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from torch.func import functional_call
 
 from autopeft.composition import Child, Value, nested
 from autopeft.graph import CompositionGraph, Leaf, Tree
-from autopeft.method import Call, WeightTarget
+from autopeft.method import Call, Slot, WeightTarget
 from autopeft.nn import PerSite
 from autopeft.spec import Site
 
@@ -24,10 +25,11 @@ __all__ = [
     "bind",
     "bind_tensors",
     "in_own_dtype",
+    "plays",
     "side_of",
 ]
 
-Role = Literal["input", "output", "kv", "weight", "prompt"]
+Role = Literal["input", "output", "kv", "weight", "prompt", "region"]
 
 
 class Members(nn.Module):
@@ -85,6 +87,8 @@ class BoundModule:
         return self._members.call(self._value, member, *args)
 
     def delta(self, x: Tensor, y: Tensor, call: Call) -> Tensor:
+        if hasattr(self.module, "slots"):
+            call = replace(call, owner=self.name)
         return in_own_dtype(self.module, lambda a, b: self._call("delta", self.site, a, b, call), x, y)
 
     def reads(self, x: Tensor, y: Tensor, call: Call) -> Tensor:
@@ -98,10 +102,21 @@ class BoundModule:
         keys, values = self._call("key_value", self.site, x, call)
         return keys.to(x.dtype), values.to(x.dtype)
 
-    def prompt(self, call: Call, dtype: torch.dtype) -> Tensor:
-        """(1 or batch, length, hidden) rows for the reserved positions."""
-        rows: Tensor = self.module.prompt(self.site, call)
-        return rows.to(dtype)
+    def around(self, x: Tensor, call: Call) -> Tensor:
+        """What the module makes of a region; x is in the backbone's dtype, as the region wants it."""
+        y: Tensor = self._call("around", self.site, x, call)
+        return y
+
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """The rows that it fills here."""
+        slots: Sequence[Slot] = self.module.slots(self.site)
+        return slots
+
+    def prompt(self, x: Tensor, call: Call) -> Tensor:
+        """(batch, rows of its slots, hidden) for the reserved positions; x is the text."""
+        rows = in_own_dtype(self.module, lambda a, _: self._call("prompt", self.site, a, call), x, x)
+        return rows.to(x.dtype).expand(x.shape[0], -1, -1)
 
 
 class BoundTensor(BoundModule):
@@ -163,16 +178,24 @@ def side_of(module: Any, site: Site) -> Literal["input", "output"] | None:
     return side
 
 
+def plays(graph: CompositionGraph, name: str, module: Any, site: Site, *roles: Role) -> bool:
+    """Whether an entry's module plays one of these roles at a site."""
+    return any(_plays(graph, name, module, site, role) for role in roles)
+
+
 def _plays(graph: CompositionGraph, name: str, module: Any, site: Site, role: Role) -> bool:
     entry = graph.entries[name]
     if all(s.key != site.key for s in entry.sites):
         return False
     if role in ("input", "output"):
         return "hook" in entry.ways and side_of(module, site) == role
-    return role in entry.ways and (
-        role != "weight"
-        or any(t.site is not None and t.site.key == site.key for t in module.weight_targets())
-    )
+    if role not in entry.ways:
+        return False
+    if role == "weight":
+        return any(t.site is not None and t.site.key == site.key for t in module.weight_targets())
+    if role == "prompt":
+        return bool(module.slots(site))
+    return role == "region" or site.name in ("attention", "cross_attention")  # else keys and values
 
 
 def bind(

@@ -52,7 +52,6 @@ class SiteDispatcher:
         inputs, outputs: bound trees of each side, in file order.
         prompts: what fills the reserved rows (embeddings only).
         norm: the region's norm module, where there is one.
-        right: reserved rows lie at the end (vision).
     """
 
     place: Place
@@ -61,7 +60,6 @@ class SiteDispatcher:
     outputs: Sequence[Child] = ()
     prompts: Sequence[BoundModule] = ()
     norm: nn.Module | None = None
-    right: bool = False
 
     def __post_init__(self) -> None:
         if self.inputs and self.place.out_slice is not None:
@@ -88,10 +86,14 @@ class SiteDispatcher:
 
     def capture_residual(self, x: Tensor) -> None:
         """Keep the residual stream that a pre-norm region starts from."""
+        if self.token in frames.bare:
+            return
         frames.captured[(self.token, self.place.site.key, "residual")] = x
 
     def enter(self, x: Tensor) -> Tensor:
         """The site's input with its input side applied; kept for the exit where that is another module."""
+        if self.token in frames.bare:
+            return x
         if self.inputs:
             call = self._call(x)
             delta = self.inputs[0].delta(x, x, call)
@@ -106,6 +108,8 @@ class SiteDispatcher:
 
     def leave(self, x: Tensor | None, y: Tensor) -> Tensor:
         """The site's output with its output side (and, at the embeddings, the prompts) applied."""
+        if self.token in frames.bare:
+            return y
         site = self.place.site
         if self.outputs:
             if self.spans:
@@ -136,14 +140,14 @@ class SiteDispatcher:
     def _fill(self, y: Tensor) -> Tensor:
         stack = (self.token, self.place.site.stack)
         context = frames.context(*stack)
+        reserved = context.reserved
         # Once in a forward: GPT-2 looks its token types up in the same table.
-        if context.reserved == 0 or stack in frames.filled:
+        if reserved.count == 0 or stack in frames.filled:
             return y
         frames.filled.add(stack)
-        call = Call(context)
-        rows = [p.prompt(call, y.dtype).expand(y.shape[0], -1, -1) for p in self.prompts]
-        pieces = [y, *rows] if self.right else [*rows, y[:, context.reserved :]]
-        return torch.cat(pieces, dim=1)
+        x = y if reserved.right else reserved.text(y)  # an image was not made longer before
+        rows = torch.cat([prompt.prompt(x, Call(context)) for prompt in self.prompts], dim=1)
+        return torch.cat([y, rows], dim=1) if reserved.right else reserved.filled(y, rows)
 
 
 @dataclass

@@ -19,18 +19,32 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from autopeft.method import Context
 
-__all__ = ["CONTEXT", "PREFIX", "Frames", "Kept", "Split", "frames", "new_token"]
+__all__ = [
+    "CONTEXT",
+    "PREFIX",
+    "Frames",
+    "Kept",
+    "RowsKey",
+    "Split",
+    "frames",
+    "further_forward",
+    "new_token",
+]
 
 CONTEXT = "autopeft_context"
 PREFIX = "autopeft_prefix"
 READ = "autopeft_read"
+
+RowsKey = tuple[int, str]
+"""A hybrid, and the site of a region."""
 
 _tokens = itertools.count(1)
 
@@ -74,21 +88,38 @@ class Frames(threading.local):
     """Contexts by (hybrid, stack), what regions captured on their way in by (hybrid, site, name), and the
     (hybrid, stack) whose reserved rows hold their prompts already.
 
+    `bare` are the hybrids of which nothing acts at the moment, since the bare backbone runs before theirs.
+
     Of hybrids that share a model, by the token they have in common: how the batch of this forward is split,
     whether the forward of the whole model is open, and which hybrid has whole batches to itself.
+
+    `further` says of the forwards that begin now that they are further ones of a step. `rows` are the
+    positions (batch, k) that a region is computed for at present, with the length of the sequence.
     """
 
     def __init__(self) -> None:
         self.contexts: dict[tuple[int, str], Context] = {}
         self.captured: dict[tuple[int, str, str], Tensor] = {}
         self.filled: set[tuple[int, str]] = set()
+        self.bare: set[int] = set()
         self.splits: dict[int, Split] = {}
         self.open: set[int] = set()
         self.alone: dict[int, int] = {}
+        self.further = False
+        self.rows: dict[RowsKey, tuple[Tensor, int]] = {}
 
     def context(self, token: int, stack: str) -> Context:
         """The context laid down last, or one that says that it is lost."""
         return self.contexts.get((token, stack)) or Context(hybrid=token, lost=True)
+
+    @contextmanager
+    def without(self, token: int) -> Iterator[None]:
+        """Within, nothing of a hybrid acts in this thread."""
+        self.bare.add(token)
+        try:
+            yield
+        finally:
+            self.bare.discard(token)
 
     def forget_captured(self, token: int) -> None:
         """Drop what a recomputation that stopped early left captured (it would keep activations alive)."""
@@ -111,9 +142,20 @@ class Frames(threading.local):
         self.splits.pop(token, None)
         self.open.discard(token)
         self.alone.pop(token, None)
+        self.bare.discard(token)
         self.contexts = {k: v for k, v in self.contexts.items() if k[0] != token}
         self.filled = {k for k in self.filled if k[0] != token}
         self.forget_captured(token)
 
 
 frames = Frames()
+
+
+@contextmanager
+def further_forward() -> Iterator[None]:
+    """Within, forwards of this thread are further ones of a step (see `autopeft.method.Context`)."""
+    before, frames.further = frames.further, True
+    try:
+        yield
+    finally:
+        frames.further = before

@@ -12,16 +12,17 @@ from autopeft.backbones import Layout, Place, StackPlaces, projection_of
 from autopeft.errors import CompositionError, SiteError
 from autopeft.graph import CompositionGraph
 from autopeft.injection.attention import DELEGATES, AttentionHooks
-from autopeft.injection.bind import BoundModule, bind, bind_tensors, side_of
+from autopeft.injection.bind import BoundModule, bind, bind_tensors, plays, side_of
 from autopeft.injection.dispatch import ModuleHooks, SiteDispatcher
 from autopeft.injection.frames import frames
 from autopeft.injection.lanes import LayerHooks
 from autopeft.injection.logits import LogitsHook, logits_modules
+from autopeft.injection.regions import Narrowed, RegionForward, narrowed
 from autopeft.injection.sequence import PoolerHooks, RootHooks
 from autopeft.injection.threads import Forwards
 from autopeft.injection.undispatched import OwnForward, dispatching
 from autopeft.injection.weights import ParameterPatch, Part, WeightHooks
-from autopeft.method import WeightTarget
+from autopeft.method import BARE, WeightTarget
 from autopeft.spec import Site
 
 __all__ = ["Injection", "owners_of"]
@@ -51,7 +52,7 @@ class Injection:
         self.model, self.base, self.layout = model, base, layout
         self.graph, self.modules, self.token = graph, modules, token
         self.places: dict[str, Place] = {p.site.key: p for p in layout.places()}
-        self._handles: list[RemovableHandle | OwnForward] = []
+        self._handles: list[RemovableHandle | OwnForward | Narrowed | RegionForward] = []
         self._weight_handles: list[RemovableHandle] = []
         self._weights: dict[nn.Module, WeightHooks] = {}
         self._sides: frozenset[tuple[str, str, str]] = frozenset()
@@ -69,6 +70,7 @@ class Injection:
         self._sides = self.sides()
         self.refresh_weights()
         self._install_sites()
+        self._install_regions()
         self._install_attention()
         self._install_layers()
         self._install_roots()
@@ -94,6 +96,12 @@ class Injection:
     def sites(self) -> tuple[Site, ...]:
         """The sites of the graph but those at which all modules say that they do nothing now (`side`)."""
         acting = {(name, key) for name, key, _ in self.sides()}
+        acting |= {
+            (name, site.key)
+            for name, entry in self.graph.entries.items()
+            for site in entry.sites
+            if plays(self.graph, name, self.modules[name], site, "prompt", "kv")
+        }
         used = {
             site.key
             for name, entry in self.graph.entries.items()
@@ -144,7 +152,7 @@ class Injection:
         hooks: dict[nn.Module, WeightHooks] = {}
         for name, patch in self.patches().items():
             for module, leaf in owners[id(self.base.get_parameter(name))]:
-                hooks.setdefault(module, WeightHooks()).patches[leaf] = patch
+                hooks.setdefault(module, WeightHooks(self.token)).patches[leaf] = patch
         return hooks
 
     def patches(self) -> dict[str, ParameterPatch]:
@@ -201,8 +209,7 @@ class Injection:
         if not (inputs or outputs or prompts):
             return None
         norm = self.base.get_submodule(place.norm) if place.norm is not None else None
-        right = self.graph.spec.prompt_side == "right"
-        return SiteDispatcher(place, self.token, inputs, outputs, prompts, norm, right)
+        return SiteDispatcher(place, self.token, inputs, outputs, prompts, norm)
 
     def _prompts(self, place: Place) -> tuple[BoundModule, ...]:
         bound = bind(self.graph, self.modules, place.site, "prompt")
@@ -212,6 +219,60 @@ class Injection:
                 "Prompts stand side by side and cannot be composed; list each under `model:` by itself."
             )
         return tuple(flat)
+
+    # Regions
+    # --------------------------------------------------------------------------------------------------
+
+    def _install_regions(self) -> None:
+        attending: list[Place] = []
+        for place, child in self.regions():
+            inside = self._inside(place)
+            attends = [p for p in inside if p.attends]
+            norm = self.places.get(f"{place.site.stack}-{place.site.layer}-attention_norm")
+            ahead = bool(attends) and attends[0].site.pre_norm and norm is not None
+            forward = RegionForward(
+                self.base.get_submodule(place.entry),
+                place,
+                self.token,
+                child,
+                self.base.get_submodule(norm.entry) if ahead and norm is not None else None,
+                narrows=bool(attends) and any(p.site.name == "ffn" for p in inside),
+            )
+            self._handles += [forward, *narrowed(self.base, inside, forward.key)]
+            attending += attends
+        self._handles += self.dispatch_to_ours(attending)
+
+    def _inside(self, place: Place) -> list[Place]:
+        """The places of the layer that a region is of."""
+        layer = (place.site.stack, place.site.layer)
+        return [p for p in self.places.values() if (p.site.stack, p.site.layer) == layer]
+
+    def regions(self) -> list[tuple[Place, BoundModule]]:
+        """What takes the place of which region.
+
+        Raises:
+            CompositionError: several want the same one, or it is no single module of this model.
+        """
+        found = []
+        for site in self.graph.sites():
+            bound = bind(self.graph, self.modules, site, "region")
+            if not bound:
+                continue
+            place, (child, *others) = self.places[site.key], bound
+            if others:
+                names = ", ".join(b.name for b in bound)
+                raise CompositionError(
+                    f"{names} would each take the place of {site.path}, which only one can; list them for "
+                    "different layers."
+                )
+            if place.entry != place.exit:
+                raise CompositionError(
+                    f"{site.path} is no single module of {type(self.base).__name__}, so that {child.name} "
+                    "cannot take its place; use the site 'layer'."
+                )
+            assert isinstance(child, BoundModule)  # no composition holds such a method
+            found.append((place, child))
+        return found
 
     # Attention
     # ------------------------------------------------------------------------------------------------
@@ -267,8 +328,8 @@ class Injection:
                 continue  # installed again after it was taken off for a while
             if now not in DELEGATES:
                 raise CompositionError(
-                    f"Prefixes work with the attention implementations {', '.join(DELEGATES)}, but the "
-                    f"model uses {now!r}; load it with "
+                    "Prefixes, and layers that are computed for some positions, work with the attention "
+                    f"implementations {', '.join(DELEGATES)}, but the model uses {now!r}; load it with "
                     "attn_implementation='sdpa'."
                 )
             config._attn_implementation = {"": DELEGATES[now]}
@@ -332,6 +393,7 @@ class Injection:
     def _root(
         self, stack: StackPlaces, prompts: tuple[BoundModule, ...], two: bool, source_rows: int
     ) -> RootHooks:
+        entries = [e for e in self.graph.entries.values() if any(s.stack == stack.map.name for s in e.sites)]
         pad_id = self.layout.padding_id(self.base.config)
         first = ((pad_id or 0) + 1) if self.layout.family.position_offset == "padding" else 0
         return RootHooks(
@@ -344,12 +406,14 @@ class Injection:
             dummy_id=1 if pad_id == 0 else 0,
             first_position=first,
             forwards=self.forwards,
+            prepass=any(BARE in e.traits.features for e in entries),
+            sees_text=any(e.traits.sees_text for e in entries),
         )
 
     def _install_pooler(self, stack: StackPlaces, root: RootHooks) -> None:
         pooler = self.pooler()
         if pooler is not None:
-            hook = PoolerHooks(stack.map.name, self.token, root.spec.prompt_side == "right")
+            hook = PoolerHooks(stack.map.name, self.token)
             self._handles.append(pooler.register_forward_pre_hook(hook.before))
 
     def pooler(self) -> nn.Module | None:

@@ -16,9 +16,9 @@ from torch.nn.functional import pad
 
 from autopeft.errors import CompositionError, UsageError
 from autopeft.injection.frames import Split, frames
-from autopeft.injection.sequence import RootHooks, cut_output, cut_rows, is_cached, named_inputs
+from autopeft.injection.sequence import RootHooks, cut_output, is_cached, named_inputs
 from autopeft.injection.threads import Forwards
-from autopeft.method import Context
+from autopeft.method import Context, Reserved
 
 __all__ = ["ModelHooks", "MultiRootHooks", "split_rows"]
 
@@ -214,20 +214,15 @@ class MultiRootHooks:
         """Drops the reserved rows before a pooler reads the first one."""
         return (self._cut(args[0]), *args[1:]) if self._reserved() else None
 
-    def _reserved(self) -> dict[int, int]:
-        """How many rows each active hybrid has reserved in this forward; nothing where none has."""
+    def _reserved(self) -> dict[int, Reserved]:
+        """The rows that each active hybrid has reserved in this forward; nothing where none has."""
         active = frames.splits[self.token].active()
         rows = {i: frames.context(self.lanes[i].token, self.stack).reserved for i in active}
-        return rows if any(rows.values()) else {}
+        return rows if any(reserved.count for reserved in rows.values()) else {}
 
     def _cut(self, states: Tensor) -> Tensor:
-        reserved = self._reserved()
-        widest = max(reserved.values())
-        if len(set(reserved.values())) == 1:
-            return cut_rows(states, widest, self.lanes[0].spec.prompt_side == "right")
-        length = states.shape[1] - widest
         pieces = states.split(frames.splits[self.token].sizes)
-        return torch.cat([pieces[i][:, rows : rows + length] for i, rows in reserved.items()])
+        return torch.cat([reserved.text(pieces[i]) for i, reserved in self._reserved().items()])
 
     def cleanup(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forget contexts, and the split where this root was called by itself; also after an exception."""

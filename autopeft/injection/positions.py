@@ -1,4 +1,4 @@
-"""One position of each row of a batch: taken out, and spread out again."""
+"""Some positions of each row of a batch: taken out, and spread out again."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 __all__ = ["Position", "spread", "take"]
 
-Position = int | Tensor  # the same for all rows, or one for each, (batch,)
+Position = int | Tensor  # one, the same for all rows; one for each, (batch,); or several, (batch, k)
 
 
 def take(x: Tensor, position: Position, dim: int) -> Tensor:
-    """x (1 or batch, …) at one position of dimension `dim`, which becomes 1 long."""
+    """x (1 or batch, …) at the positions of dimension `dim`, which becomes 1 or k long."""
     if isinstance(position, int):
         return x.narrow(dim, position, 1).contiguous()  # a strided one makes slow products
     x = x.expand(len(position), *x.shape[1:])
@@ -28,6 +28,7 @@ def spread(y: Tensor, position: Position, length: int, dim: int) -> Tensor:
 
 
 def _index(position: Tensor, like: Tensor, dim: int) -> Tensor:
-    shape = [*like.shape]
-    shape[dim] = 1
-    return position.view(-1, *[1] * (like.ndim - 1)).expand(shape)
+    shape, view = [*like.shape], [1] * like.ndim
+    view[0], view[dim] = len(position), position.shape[1] if position.ndim == 2 else 1
+    shape[dim] = view[dim]
+    return position.view(view).expand(shape)

@@ -16,19 +16,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from autopeft.backbones import Place, StackPlaces
+from autopeft.backbones import StackPlaces
 from autopeft.graph import CompositionGraph, is_rowwise_in
 from autopeft.injection.attention import DELEGATES, attention_behind
 from autopeft.injection.dispatch import first_input, with_input
 from autopeft.injection.frames import READ
 from autopeft.injection.install import configs_of
 from autopeft.injection.positions import Position, spread, take
+from autopeft.injection.regions import serves_itself
 from autopeft.injection.undispatched import dispatching
 
 __all__ = ["ReadRows", "Reader", "last_layer_is_rowwise", "reader_of"]
 
 Reader = Literal["first", "last"]
-_LINEARS = ("q", "o", "cross_q", "cross_o")
 
 
 def last_layer_is_rowwise(graph: CompositionGraph, stack: StackPlaces) -> bool:
@@ -52,7 +52,7 @@ class ReadRows:
         self._attentions: list[nn.Module] = []
         last = len(stack.layers) - 1
         for place in stack.places:
-            if place.site.layer == last and _serves_itself(place):
+            if place.site.layer == last and serves_itself(place):
                 pair = base.get_submodule(place.entry), base.get_submodule(place.exit)
                 self._narrowed.append((*pair, _Narrow()))
             if place.site.layer == last and place.attends:
@@ -108,12 +108,6 @@ def _our_attention(configs: Sequence[Any], attentions: Sequence[nn.Module]) -> I
             forward.remove()
         for config, name in zip(configs, before, strict=True):
             config._attn_implementation = {"": name}
-
-
-def _serves_itself(place: Place) -> bool:
-    """Whether a place's output at a position depends on its input at that position alone, and can be had
-    apart from what shares its module (a fused projection also makes keys and values)."""
-    return place.site.name == "ffn" or (place.site.name in _LINEARS and place.out_slice is None)
 
 
 class _Narrow:

@@ -9,8 +9,8 @@ have no ids: their rows are appended to the embeddings' output, on the right.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,10 +21,13 @@ from autopeft.errors import CompositionError, UsageError
 from autopeft.injection.bind import BoundModule
 from autopeft.injection.frames import CONTEXT, frames
 from autopeft.injection.threads import Forwards
-from autopeft.method import Call, Context
+from autopeft.method import BARE, Call, Context, Reserved, Slot
+from autopeft.method.reserved import reserve
 from autopeft.spec import BackboneSpec
 
-__all__ = ["PoolerHooks", "RootHooks", "cut_output", "cut_rows", "is_cached", "named_inputs"]
+__all__ = ["PoolerHooks", "RootHooks", "cut_output", "is_cached", "named_inputs"]
+
+_CACHES = ("cache", "past_key_values")  # later and earlier name of transformers
 
 
 @dataclass
@@ -41,6 +44,8 @@ class RootHooks:
         dummy_id: an id that is not padding.
         first_position: the first explicit position id.
         forwards: counts the threads that are inside.
+        prepass: whether the bare backbone runs first, for what its last hidden states tell.
+        sees_text: whether a prompt depends on the text.
     """
 
     stack: StackMap
@@ -52,52 +57,107 @@ class RootHooks:
     dummy_id: int = 0
     first_position: int = 0
     forwards: Forwards = field(default_factory=lambda: Forwards("a hybrid"))
+    prepass: bool = False
+    sees_text: bool = False
 
     @property
     def rows(self) -> int:
         """How many rows are reserved."""
-        return sum(int(p.module.length) for p in self.prompts)
+        return sum(slot.length for prompt in self.prompts for slot in prompt.slots)
+
+    @property
+    def owners(self) -> tuple[tuple[str, int], ...]:
+        """Whose rows they are, and how many."""
+        return tuple((prompt.name, sum(slot.length for slot in prompt.slots)) for prompt in self.prompts)
 
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if self.token in frames.bare:
+            return args, kwargs
         self.forwards.enter()
         signature = inspect.signature(module.forward)
         inputs = named_inputs(signature, args, kwargs)
-        context = self.enter(inputs)
+        context = self.enter(inputs, self._features(module, inputs, signature.parameters))
         if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
             inputs[CONTEXT] = context
         return (), inputs
 
-    def enter(self, inputs: dict[str, Any]) -> Context:
+    def _features(
+        self, module: nn.Module, inputs: dict[str, Any], known: Collection[str]
+    ) -> dict[str, Tensor]:
+        """What the bare backbone makes of the inputs, without a graph; nothing in a step from a cache."""
+        if not self.prepass or is_cached(inputs):
+            return {}
+        plain = {name: value for name, value in inputs.items() if name not in ("task_id", *_CACHES)}
+        if "use_cache" in known:
+            plain["use_cache"] = False
+        with torch.no_grad(), frames.without(self.token):
+            output = module(**plain)
+        return {BARE: output[0] if isinstance(output, tuple) else output.last_hidden_state}
+
+    def enter(self, inputs: dict[str, Any], features: dict[str, Tensor] | None = None) -> Context:
         """Extend a forward's named inputs in place, and lay down its context."""
         frames.forget_captured(self.token)
         task_id = inputs.pop("task_id", None)
         cached = is_cached(inputs)
-        rows = self.rows
         if self.source_rows:
             self._pad_source(inputs)
-        if rows and self.spec.modality == "text":
-            self._extend(inputs, rows, cached)
-        mask = inputs.get("attention_mask")
-        reserved = 0 if cached else rows
-        if self.spec.modality == "vision":
-            mask = None
-        source = inputs.get("encoder_attention_mask")
+        given = _mask(inputs, "attention_mask") if self.spec.modality == "text" else None
+        reserved = self._reserve(inputs, cached)
+        if reserved.count and self.spec.modality == "text":
+            self._extend(inputs, reserved, cached)
         context = Context(
-            mask=mask if isinstance(mask, Tensor) and mask.ndim == 2 else None,
-            source_mask=source if isinstance(source, Tensor) and source.ndim == 2 else None,
+            mask=None if given is None else _mask(inputs, "attention_mask"),
+            source_mask=_mask(inputs, "encoder_attention_mask"),
+            text_mask=given,
             task_id=task_id,
-            reserved=reserved,
+            reserved=Reserved() if cached else reserved,
+            features=features or {},
             cached=cached,
             hybrid=self.token,
+            further=frames.further,
         )
+        if reserved.count and self.spec.modality == "text" and not cached:
+            self._extend_tokens(inputs, context)
         frames.contexts[(self.token, self.stack.name)] = context
-        if rows and inputs.get("inputs_embeds") is not None:
+        if reserved.count and inputs.get("inputs_embeds") is not None:
             frames.filled.add((self.token, self.stack.name))
         else:
             frames.filled.discard((self.token, self.stack.name))
         return context
+
+    def _reserve(self, inputs: dict[str, Any], cached: bool) -> Reserved:
+        """Where the rows come to lie among the positions of the mask, or of the text where there is none."""
+        if self.spec.modality != "text":
+            return Reserved(self.rows, right=self.spec.prompt_side == "right", owners=self.owners)
+        shaped = [inputs.get(name) for name in ("input_ids", "inputs_embeds")]
+        tokens = next((int(value.shape[1]) for value in shaped if value is not None), None)
+        if not self.rows:
+            return Reserved(0, tokens)
+        if tokens is None:
+            raise CompositionError("Prompts need input_ids or inputs_embeds, but the forward got neither.")
+        slots = [slot for prompt in self.prompts for slot in prompt.slots]
+        if cached and self.stack.causal:
+            self._refuse_cached(slots)
+        mask = inputs.get("attention_mask")
+        if mask is not None and mask.ndim != 2:
+            raise CompositionError(
+                f"Prompts lengthen the sequence and need a mask of shape (batch, positions), but got "
+                f"{tuple(mask.shape)}; pass the 2-D mask."
+            )
+        reserved = reserve(slots, mask, tokens if mask is None else int(mask.shape[1]))
+        return replace(reserved, owners=self.owners)
+
+    def _refuse_cached(self, slots: Sequence[Slot]) -> None:
+        moving = "depends on the text" if self.sees_text else ""
+        if any(slot.anchor == "end" for slot in slots):
+            moving = "stands at the end of the text"
+        if moving:
+            raise CompositionError(
+                f"A prompt {moving}, which has grown since the keys and values in the cache were made; "
+                "generate with use_cache=False."
+            )
 
     def _pad_source(self, inputs: dict[str, Any]) -> None:
         states, mask = inputs.get("encoder_hidden_states"), inputs.get("encoder_attention_mask")
@@ -106,47 +166,39 @@ class RootHooks:
                 [mask.new_ones(mask.shape[0], self.source_rows), mask], dim=1
             )
 
-    def _extend(self, inputs: dict[str, Any], rows: int, cached: bool) -> None:
+    def _extend(self, inputs: dict[str, Any], reserved: Reserved, cached: bool) -> None:
         mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
         if mask is not None:
-            if mask.ndim != 2:
-                raise CompositionError(
-                    f"Prompts lengthen the sequence and need a mask of shape (batch, positions), but got "
-                    f"{tuple(mask.shape)}; pass the 2-D mask."
-                )
-            inputs["attention_mask"] = torch.cat([mask.new_ones(mask.shape[0], rows), mask], dim=1)
-        if positions is not None:
-            moved = positions + rows
-            if not cached:
-                front = (
-                    torch.arange(rows, device=positions.device, dtype=positions.dtype) + self.first_position
-                )
-                moved = torch.cat([front.expand(positions.shape[0], -1), moved], dim=1)
-            inputs["position_ids"] = moved
-        if cached:
+            inputs["attention_mask"] = reserved.around(mask, mask.new_ones(mask.shape[0], reserved.count))
+        if positions is None:
             return
-        self._extend_tokens(inputs, rows)
-
-    def _extend_tokens(self, inputs: dict[str, Any], rows: int) -> None:
-        ids, embeds, types = (inputs.get(k) for k in ("input_ids", "inputs_embeds", "token_type_ids"))
-        if ids is not None:
-            inputs["input_ids"] = torch.cat([ids.new_full((ids.shape[0], rows), self.dummy_id), ids], dim=1)
-            length = int(ids.shape[1])
-        elif embeds is not None:
-            call = Call(Context(reserved=rows, hybrid=self.token))
-            made = [p.prompt(call, embeds.dtype).expand(embeds.shape[0], -1, -1) for p in self.prompts]
-            inputs["inputs_embeds"] = torch.cat([*made, embeds], dim=1)
-            length = int(embeds.shape[1])
+        if cached or reserved.ordinals is None or reserved.kept is None:
+            moved, own = positions + reserved.count, torch.arange(reserved.count)[None]
         else:
-            raise CompositionError("Prompts need input_ids or inputs_embeds, but the forward got neither.")
+            before = reserved.kept - torch.arange(reserved.kept.shape[1], device=reserved.kept.device)
+            moved, own = positions + before.to(positions.device), reserved.ordinals
+        if not cached:
+            own = own.to(positions.device, positions.dtype) + self.first_position
+            moved = reserved.around(moved, own.expand(moved.shape[0], -1))
+        inputs["position_ids"] = moved
+
+    def _extend_tokens(self, inputs: dict[str, Any], context: Context) -> None:
+        ids, embeds, types = (inputs.get(k) for k in ("input_ids", "inputs_embeds", "token_type_ids"))
+        reserved, length = context.reserved, int(context.reserved.tokens or 0)
+        if ids is not None:
+            inputs["input_ids"] = reserved.around(
+                ids, ids.new_full((ids.shape[0], reserved.count), self.dummy_id)
+            )
+        elif embeds is not None:
+            rows = torch.cat([prompt.prompt(embeds, Call(context)) for prompt in self.prompts], dim=1)
+            inputs["inputs_embeds"] = reserved.around(embeds, rows)
         if types is not None:
-            inputs["token_type_ids"] = torch.cat([types.new_zeros(types.shape[0], rows), types], dim=1)
+            inputs["token_type_ids"] = reserved.around(types, types.new_zeros(types.shape[0], reserved.count))
         limit = self.spec.max_positions
-        if limit is not None and length + rows > limit:
+        if limit is not None and length + reserved.count > limit:
             raise UsageError(
-                f"{length} tokens and {rows} prompt rows exceed the {limit} positions of this backbone; "
-                f"shorten the text to {limit - rows} "
-                "tokens (max length) or the prompt."
+                f"{length} tokens and {reserved.count} prompt rows exceed the {limit} positions of this "
+                f"backbone; shorten the text to {limit - reserved.count} tokens (max length) or the prompt."
             )
 
     def reached(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -155,7 +207,7 @@ class RootHooks:
         Raises:
             CompositionError: it did not, so that the prompts are not in the sequence.
         """
-        if frames.context(self.token, self.stack.name).lost:
+        if self.token not in frames.bare and frames.context(self.token, self.stack.name).lost:
             raise CompositionError(
                 f"This model calls the layers of its {self.stack.name} past "
                 f"{self.stack.root or 'the base model'!r}, where prompts enter, so that they would be "
@@ -164,13 +216,14 @@ class RootHooks:
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         reserved = frames.context(self.token, self.stack.name).reserved
-        if not reserved or self.keep:
+        if not reserved.count or self.keep or self.token in frames.bare:
             return output
-        right = self.spec.prompt_side == "right"
-        return cut_output(output, lambda states: cut_rows(states, reserved, right))
+        return cut_output(output, reserved.text)
 
     def cleanup(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forget the context, also after an exception."""
+        if self.token in frames.bare:
+            return
         self.forwards.leave()
         frames.contexts.pop((self.token, self.stack.name), None)
 
@@ -181,13 +234,12 @@ class PoolerHooks:
 
     stack: str
     token: int
-    right: bool
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         reserved = frames.context(self.token, self.stack).reserved
-        if not reserved:
+        if not reserved.count or self.token in frames.bare:
             return None
-        return (cut_rows(args[0], reserved, self.right), *args[1:])
+        return (reserved.text(args[0]), *args[1:])
 
 
 def named_inputs(
@@ -202,15 +254,14 @@ def named_inputs(
 
 def is_cached(inputs: dict[str, Any]) -> bool:
     """Whether keys and values of earlier positions come from a cache."""
-    cache = inputs.get("cache")
-    if cache is None:
-        cache = inputs.get("past_key_values")
+    cache = next((inputs[name] for name in _CACHES if inputs.get(name) is not None), None)
     return cache is not None and int(cache.get_seq_length()) > 0
 
 
-def cut_rows(states: Tensor, reserved: int, right: bool) -> Tensor:
-    """Hidden states (batch, positions, hidden) without their reserved rows."""
-    return states[:, :-reserved] if right else states[:, reserved:]
+def _mask(inputs: dict[str, Any], name: str) -> Tensor | None:
+    """The mask (batch, positions) of this name, where one was given in this form."""
+    mask = inputs.get(name)
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def cut_output(output: Any, cut: Callable[[Tensor], Tensor]) -> Any:

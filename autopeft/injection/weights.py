@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from autopeft.composition import Child
 from autopeft.errors import UsageError
+from autopeft.injection.frames import frames
 from autopeft.method import WeightTarget
 
 __all__ = ["ParameterPatch", "Part", "Replacement", "WeightHooks"]
@@ -91,21 +92,27 @@ class WeightHooks:
     """Swaps the patched parameters of one module around its forward.
 
     A module has one set of parameters for all threads, so that they take turns at it.
+
+    Args:
+        token: the hybrid's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, token: int = 0) -> None:
+        self.token = token
         self.patches: dict[str, Patch] = {}
         self._kept: list[dict[str, nn.Parameter | None]] = []
         self._turn, self._owner = threading.RLock(), 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"patches": self.patches}
+        return {"patches": self.patches, "token": self.token}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        WeightHooks.__init__(self)
+        WeightHooks.__init__(self, state["token"])
         self.patches = state["patches"]
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.token in frames.bare:
+            return
         if not self._turn.acquire(timeout=_PATIENCE):
             raise UsageError(
                 f"Another thread has been in a {type(module).__name__} of this model, whose weights a hybrid "
@@ -125,7 +132,7 @@ class WeightHooks:
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # Called also where `before` was refused, while another thread has its turn.
-        if self._kept and self._owner == threading.get_ident():
+        if self.token not in frames.bare and self._kept and self._owner == threading.get_ident():
             module._parameters.update(self._kept.pop())
             if not self._kept:
                 self._owner = 0

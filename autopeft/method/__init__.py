@@ -2,25 +2,25 @@
 
 A **method** is a small class: a strict config, its `Traits`, a closed-form `parameter_count` and `build`,
 which is called once per recipe entry and returns one `nn.Module` that owns what the entry trains at all its
-sites. How that module acts is told by the injection way of its traits and the protocol of the same name
-below (`HookModule`, `WeightModule`, `KeyValueModule`, `LogitsModule`,
-`PromptModule`). Everything else is optional and
-found by its presence; `autopeft.method.members` declares all of it, and a misspelt or misshapen member is
-refused. A configured method may narrow its class's `traits` by some of its own: a variant that has fewer
-sites, or cannot be merged.
+sites. How that module acts is told by the ways of its traits and, for each of them, the protocol of that name
+below (`HookModule`, `RegionModule`, `WeightModule`, `KeyValueModule`, `PromptModule`, `LogitsModule`).
+Everything else is optional and found by its presence; `autopeft.method.members` declares all of it, and a
+misspelt or misshapen member is refused. A configured method may narrow its class's `traits` by some of its
+own: a variant that acts in fewer ways, has fewer sites, or cannot be merged.
 """
 
 from __future__ import annotations
 
 from autopeft.method.contract import (
+    BARE,
     Call,
     Context,
-    Injection,
     Method,
     MethodConfig,
     Need,
     ParameterCount,
     Traits,
+    Way,
 )
 from autopeft.method.lifecycle import (
     Calibration,
@@ -41,14 +41,18 @@ from autopeft.method.modules import (
     KeyValueModule,
     LogitsModule,
     PromptModule,
+    RegionModule,
     WeightModule,
     WeightTarget,
 )
 from autopeft.method.optimization import DecayTarget, decay, decay_targets, no_such_part, part_names, parts_of
 from autopeft.method.phase import OuterStep, Phase, PhasePart, Session
 from autopeft.method.registry import get_method, method_names, register, registered_method, reserve
+from autopeft.method.reserved import Reserved, Slot, reserved_rows
+from autopeft.method.step import LossStep
 
 __all__ = [
+    "BARE",
     "MEMBERS",
     "Calibration",
     "Call",
@@ -58,9 +62,9 @@ __all__ = [
     "Ensembles",
     "Explicit",
     "HookModule",
-    "Injection",
     "KeyValueModule",
     "LogitsModule",
+    "LossStep",
     "Member",
     "Merges",
     "Method",
@@ -75,10 +79,14 @@ __all__ = [
     "Posterior",
     "Prepares",
     "PromptModule",
+    "RegionModule",
+    "Reserved",
     "Resizes",
     "Session",
     "Settles",
+    "Slot",
     "Traits",
+    "Way",
     "WeightModule",
     "WeightTarget",
     "check_members",
@@ -94,6 +102,7 @@ __all__ = [
     "register",
     "registered_method",
     "reserve",
+    "reserved_rows",
 ]
 
 __doc__ = f"""{__doc__}

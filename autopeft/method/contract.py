@@ -10,11 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
+from autopeft.method.reserved import Reserved
 from autopeft.spec import SITE_NAMES, BackboneSpec, Site
 
-__all__ = ["Call", "Context", "Injection", "Method", "MethodConfig", "Need", "ParameterCount", "Traits"]
+__all__ = ["BARE", "Call", "Context", "Method", "MethodConfig", "Need", "ParameterCount", "Traits", "Way"]
 
-Injection = Literal["hook", "weight", "kv", "logits", "training"]
+Way = Literal["hook", "region", "weight", "kv", "prompt", "logits"]
+BARE = "bare"
+"""The feature that a pre-pass of the bare backbone fills: its last hidden states, (batch, tokens, hidden)."""
 Need = Literal[
     "calibration", "decoder", "encoder_decoder", "several_tasks", "artefacts", "text", "row_logits"
 ]
@@ -55,7 +58,7 @@ class Traits:
     """What a method declares of itself; the graph checks it before anything is built.
 
     Attributes:
-        injection: the way in (`training` for policies that place nothing).
+        ways: how it acts, in one way or in several (see `autopeft.method.modules`); none for policies.
         sites: site names it may take.
         default_sites: where it sits when the recipe names none; those that a backbone lacks are left out.
         level: `layers` (listed under `layers:`), `model` (under `model:`) or `training` (under `policies:`).
@@ -65,7 +68,9 @@ class Traits:
             input, or logits of each row (`row_logits`) where a language model has them of each token.
         mergeable: can be folded into the backbone's weights exactly.
         shifts: merging it gives a bias to a linear map that has none.
-        changes_length: lengthens the sequence.
+        sees_text: its prompts depend on the text. On a causal stack a position may then depend on later ones,
+            so that it takes no step of generation from a cache.
+        features: what it reads of `Context.features`. For `BARE` the bare backbone runs first.
         stochastic: draws random numbers while training.
         identity: leaves the backbone's function exactly as it is before training.
         direction: replaces the direction of a weight (DoRA): at most one for each weight.
@@ -79,7 +84,7 @@ class Traits:
             That figure is what a budget counts; the module `Resizes`.
     """
 
-    injection: Injection
+    ways: frozenset[Way] = frozenset()
     sites: tuple[str, ...] = ()
     default_sites: tuple[str, ...] = ()
     level: Literal["layers", "model", "training"] = "layers"
@@ -87,7 +92,8 @@ class Traits:
     needs: frozenset[Need] = field(default_factory=frozenset)
     mergeable: bool = False
     shifts: bool = False
-    changes_length: bool = False
+    sees_text: bool = False
+    features: frozenset[str] = frozenset()
     stochastic: bool = False
     identity: bool = True
     direction: bool = False
@@ -108,11 +114,17 @@ class Traits:
                 f"default_sites={self.default_sites!r}."
             )
 
-        if self.injection == "logits" and (self.level != "model" or self.sites):
+        elsewhere = self.ways - {"logits"}
+        if "logits" in self.ways and (self.level != "model" or (self.sites and not elsewhere)):
             raise MethodError(
-                "A method on logits has level 'model' and no sites, as a model has one last map, but this "
-                f"one has level={self.level!r}, sites={self.sites!r}."
+                "A method on logits has level 'model' and, where it acts on nothing else, no sites, as a "
+                f"model has one last map, but this one has level={self.level!r}, sites={self.sites!r}."
             )
+
+    @property
+    def changes_length(self) -> bool:
+        """Whether it lengthens the sequence."""
+        return "prompt" in self.ways
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -130,20 +142,28 @@ class Context:
         mask: (batch, positions), 1 for real positions and 0 for padding, reserved rows included; `None`
             where no mask was given.
         source_mask: of a decoder behind an encoder, the same for what cross-attention reads.
+        text_mask: (batch, tokens), the mask as it came, without reserved rows.
         task_id: (batch,) or `None`.
-        reserved: rows at the front (or, for vision, at the end) that prompts fill.
+        reserved: the rows that prompts fill, up to the site that reads it.
+        features: what is known of the batch, by name: of the pre-pass (`BARE`), or of a site before this one.
+            A module puts in what others read: they name it in their traits.
         cached: whether keys and values of earlier positions come from a cache (a decoding step).
         hybrid: token of the hybrid that this forward belongs to.
+        further: it is a further forward of a step (`LossStep.again`), of which the modules' own terms of the
+            loss are not made.
         lost: nothing is known of the forward: a layer is recomputed after it, and its family does not hand
             the context on.
     """
 
     mask: Tensor | None = None
     source_mask: Tensor | None = None
+    text_mask: Tensor | None = None
     task_id: Tensor | None = None
-    reserved: int = 0
+    reserved: Reserved = Reserved()  # noqa: RUF009 (frozen)
+    features: dict[str, Tensor] = field(default_factory=dict, compare=False)
     cached: bool = False
     hybrid: int = 0
+    further: bool = False
     lost: bool = False
 
 
@@ -159,6 +179,11 @@ class Call:
         norm: for regions of post-norm layers, the frozen norm that follows the residual add.
         entered: on the output side, the x that came before the site's input side altered it; `None` where
             nothing did.
+        region: for what takes a region's place, the frozen region with all else that acts inside of it:
+            `region(x)` is what it makes of x (batch, positions, hidden), as often as it is asked;
+            `region(x, rows)` the same at the positions `rows` (batch, k) of each row alone, (batch, k,
+            hidden), which attend to all. Of layers its norm is `norm` where that comes before the attention.
+        owner: the entry that is called, where it has rows among the reserved ones.
     """
 
     context: Context
@@ -166,6 +191,13 @@ class Call:
     residual: Tensor | None = None
     norm: Callable[[Tensor], Tensor] | None = None
     entered: Tensor | None = None
+    region: Callable[..., Tensor] | None = None
+    owner: str | None = None
+
+    @property
+    def rows(self) -> Reserved:
+        """Where the reserved rows lie among the positions of x and y."""
+        return self.context.reserved
 
 
 class Method(Protocol):

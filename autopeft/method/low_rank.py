@@ -29,7 +29,7 @@ class LowRankMethod:
     """Base of methods of rank r beside linear maps; r·(in + out) parameters where they say nothing else."""
 
     traits = Traits(
-        injection="hook",
+        ways=frozenset({"hook"}),
         sites=LINEAR_SITES,
         default_sites=("q", "v"),
         mergeable=True,

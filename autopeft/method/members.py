@@ -68,6 +68,14 @@ MEMBERS: tuple[Member, ...] = (
         "hook",
     ),
     Member("delta", "module", "in each forward: what is added there", _SITE_CALL, "Tensor", "hook"),
+    Member(
+        "around",
+        "module",
+        "in each forward: what a region yields, made with `call.region`",
+        ("site", "x", "call"),
+        "Tensor",
+        "region",
+    ),
     Member("weight_targets", "module", "at attach: the tensors it alters", (), "WeightTargets", "weight"),
     Member(
         "weight",
@@ -85,8 +93,10 @@ MEMBERS: tuple[Member, ...] = (
         "keys, values",
         "kv",
     ),
-    Member("prompt", "module", "in each forward: the reserved rows", ("site", "call"), "Tensor", "prompt"),
-    Member("length", "module", "at attach: how many rows it fills", None, "int", "prompt"),
+    Member("slots", "module", "at attach: the rows that it fills", ("site",), "Slots", "prompt"),
+    Member(
+        "prompt", "module", "in each forward: the reserved rows", ("site", "x", "call"), "Tensor", "prompt"
+    ),
     Member(
         "logits",
         "module",
@@ -134,7 +144,13 @@ MEMBERS: tuple[Member, ...] = (
         beside=("measurement", "measure"),
     ),
     Member("before_step", "module", "by the loop, before the forward of each step", _STEP),
-    Member("loss_terms", "module", "in each step; what it gives is added to the loss", (), "Tensor or None"),
+    Member(
+        "loss_terms",
+        "module",
+        "in each step, behind the forward; what it gives is added to the loss (`LossStep`)",
+        ("step",),
+        "Tensor or None",
+    ),
     Member("after_backward", "module", "by the loop, when the gradients are there", _STEP),
     Member("before_update", "module", "by the loop, when they are clipped, before the optimizer", _STEP),
     Member("after_step", "module", "by the loop, behind the optimizer; gradients are still there", _STEP),
@@ -256,11 +272,11 @@ MEMBERS: tuple[Member, ...] = (
         "int or None",
     ),
     Member(
-        "also_weights",
+        "among",
         "method",
-        "true where a module that acts on activations alters weights too",
-        None,
-        "bool",
+        "the sites that it takes of those that its names and layers leave, where it takes fewer",
+        ("sites", "spec"),
+        "Sites",
     ),
     Member(
         "part_names",
@@ -289,6 +305,7 @@ MEMBERS: tuple[Member, ...] = (
         "list[dict]",
     ),
     Member("before_step", "method", "of a policy, behind the modules' own", _GROUPS),
+    Member("loss_terms", "method", "of a policy, behind the modules' own", ("step",), "Tensor or None"),
     Member("after_backward", "method", "of a policy, behind the modules' own", _GROUPS),
     Member("before_update", "method", "of a policy, behind the modules' own", _GROUPS),
     Member("after_step", "method", "of a policy, behind the modules' own", _GROUPS),
@@ -300,7 +317,7 @@ MEMBERS: tuple[Member, ...] = (
         "bool",
     ),
 )
-_OF_POLICIES = ("adjust", "before_step", "after_backward", "before_update", "after_step")
+_OF_POLICIES = ("adjust", "before_step", "loss_terms", "after_backward", "before_update", "after_step")
 
 
 def members_table(owner: Owner) -> str:

@@ -1,4 +1,4 @@
-"""The five ways in: what a method's module must have to act on a backbone."""
+"""The six ways in: what a method's module must have to act on a backbone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,18 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from autopeft.method.contract import Call
+from autopeft.method.reserved import Slot
 from autopeft.spec import Site
 
-__all__ = ["HookModule", "KeyValueModule", "LogitsModule", "PromptModule", "WeightModule", "WeightTarget"]
+__all__ = [
+    "HookModule",
+    "KeyValueModule",
+    "LogitsModule",
+    "PromptModule",
+    "RegionModule",
+    "WeightModule",
+    "WeightTarget",
+]
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,16 @@ class HookModule(Protocol):
     def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor: ...
 
 
+class RegionModule(Protocol):
+    """Takes the place of a region (a whole layer), and runs the frozen one on the rows that it chooses.
+
+    `around` returns what the region is to yield for x (batch, positions, hidden), made with `call.region`,
+    which it asks at least once (see `Call`). One such module can be at a site.
+    """
+
+    def around(self, site: Site, x: Tensor, call: Call) -> Tensor: ...
+
+
 class WeightModule(Protocol):
     """Alters backbone tensors. `weight` returns the new tensor.
 
@@ -65,11 +84,17 @@ class KeyValueModule(Protocol):
 
 
 class PromptModule(Protocol):
-    """Fills reserved rows at the embeddings. `prompt` returns (1 or batch, length, hidden)."""
+    """Fills rows that are reserved in the sequence: at the embeddings among the tokens, at a site `layer` in
+    front of what that layer reads.
 
-    length: int
+    `slots(site)` says where and how many; nothing for a site where it fills none. `prompt(site, x, call)`
+    returns the rows, (1 or batch, rows of all slots, hidden). x is the text alone, (batch, tokens, hidden):
+    the token embeddings, or the layer's input without the rows reserved before.
+    """
 
-    def prompt(self, site: Site, call: Call) -> Tensor: ...
+    def slots(self, site: Site) -> Sequence[Slot]: ...
+
+    def prompt(self, site: Site, x: Tensor, call: Call) -> Tensor: ...
 
 
 class LogitsModule(Protocol):

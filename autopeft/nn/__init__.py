@@ -30,7 +30,10 @@ from autopeft.nn.seeds import generator_of
 from autopeft.nn.sensitivity import Sensitivity
 from autopeft.nn.settled_maps import SettledAdapter, SettledPair, drop_path
 from autopeft.nn.settled_structure import SettledStructure
+from autopeft.nn.slots import SlotConfig
+from autopeft.nn.soft_top_k import soft_top_k
 from autopeft.nn.sparse_delta import SparseDelta
+from autopeft.nn.summary import Summary, summarised
 from autopeft.nn.tensor_deltas import TensorDeltas
 from autopeft.nn.top_entries import TopEntries, top_entries
 from autopeft.nn.triplets import Triplets, triplets_at
@@ -78,7 +81,9 @@ __all__ = [
     "SettledAdapter",
     "SettledPair",
     "SettledStructure",
+    "SlotConfig",
     "SparseDelta",
+    "Summary",
     "TensorDeltas",
     "TopEntries",
     "Triplets",
@@ -103,7 +108,9 @@ __all__ = [
     "reach_of",
     "require_blocks",
     "requiring",
+    "soft_top_k",
     "softmax_root",
+    "summarised",
     "top_entries",
     "triplets_at",
     "walsh_hadamard",

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from autopeft.method import LossStep
 from autopeft.nn.searched_entries import SearchConfig, SearchedEntries
 from autopeft.nn.tensor_deltas import TensorDeltas
 from autopeft.spec import TensorSpec
@@ -161,7 +162,7 @@ class GatedEntries(SearchedEntries):
         if self.gated is not None:
             self.gated.draw()
 
-    def loss_terms(self) -> Tensor | None:
+    def loss_terms(self, step: LossStep) -> Tensor | None:
         """λ times the expected number of open gates."""
         gated, penalty = self.gated, self.config.penalty
         return penalty * gated.expected(self._joint) if gated is not None and penalty else None

@@ -91,7 +91,7 @@ class PrefixMethod:
 
     name: ClassVar[str]
     traits = Traits(
-        injection="kv",
+        ways=frozenset({"kv"}),
         sites=("attention", "cross_attention"),
         default_sites=("attention", "cross_attention"),
         stochastic=True,

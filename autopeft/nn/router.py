@@ -41,14 +41,15 @@ class Router(nn.Module):
         """Parameters: E·width."""
         return experts * width
 
-    def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Weights (…, experts) in fp32 of u (…, width); `mask` (…) is 0 for rows that the loss leaves out."""
+    def forward(self, u: Tensor, mask: Tensor | None = None, *, counted: bool = True) -> Tensor:
+        """Weights (…, experts) in fp32 of u (…, width); `mask` (…) is 0 for rows that the loss leaves out.
+        Of a forward that is not `counted` there is no loss."""
         with torch.autocast(u.device.type, enabled=False):
             p = torch.softmax(nn.functional.linear(u.float(), self.weight.float()), dim=-1)
         if self.top_k is None:
             return p
         chosen = torch.zeros_like(p).scatter(-1, p.topk(self.top_k, dim=-1).indices, 1.0)
-        if self.balanced and self.training:
+        if self.balanced and self.training and counted:
             loss = _imbalance(p, chosen, mask)
             # A layer that is recomputed for its gradient comes by once more, in the middle of backward.
             if torch._C._current_graph_task_id() == -1:

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from autopeft.composition import composition_names, get_composition
-from autopeft.method import get_method, method_names
+from autopeft.method import Traits, get_method, method_names
 from autopeft.report.defaults import published_defaults
 from autopeft.report.sheet import Sheet
 
@@ -29,6 +29,10 @@ def summary(method: type[Any]) -> str:
     return doc.split("\n\n")[0].replace("\n", " ").rstrip(".")
 
 
+def _ways(traits: Traits) -> str:
+    return " and ".join(sorted(traits.ways)) or "training"
+
+
 def methods_sheet() -> Sheet:
     """All registered methods: name, what it is, the way in, default sites, and what it needs."""
     rows = []
@@ -40,7 +44,7 @@ def methods_sheet() -> Sheet:
                 name,
                 summary(method),
                 taxonomy(method),
-                traits.injection,
+                _ways(traits),
                 ", ".join(traits.default_sites) or "–",
                 "yes" if traits.mergeable else "no",
                 ", ".join(sorted(traits.needs)) or "–",
@@ -111,7 +115,7 @@ def explain(name: str) -> str:
     traits = method.traits
     facts = [
         ("kind", taxonomy(method)),
-        ("way in", traits.injection),
+        ("way in", _ways(traits)),
         ("sites", ", ".join(traits.sites) or "–"),
         ("default sites", ", ".join(traits.default_sites) or "–"),
         ("listed under", " or ".join(_PLACES[level] for level in traits.levels)),
@@ -164,7 +168,7 @@ def describe(name: str) -> dict[str, Any]:
         "name": name,
         "summary": summary(method),
         "kind": taxonomy(method),
-        "injection": traits.injection,
+        "ways": sorted(traits.ways),
         "level": traits.level,
         "levels": list(traits.levels),
         "sites": list(traits.sites),

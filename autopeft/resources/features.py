@@ -105,7 +105,7 @@ def _add_entry(found: defaultdict[str, float], entry: Entry, spec: BackboneSpec,
 
 def _way(entry: Entry) -> str:
     """The costliest of the ways in which an entry acts."""
-    return next((way for way in ("weight", "kv", "hook", "logits") if way in entry.ways), "prompt")
+    return next((way for way in ("weight", "kv", "hook", "region", "logits") if way in entry.ways), "prompt")
 
 
 def _places(entry: Entry, spec: BackboneSpec) -> list[tuple[int, int]]:

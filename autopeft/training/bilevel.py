@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ class Outer:
     Attributes:
         act: the phase's `outer`.
         gradient: of the loop; the passes share its micro-batches and its way out of full memory.
-        modules: whose terms belong to the lower level's loss.
+        owners: modules and policies, whose terms belong to the lower level's loss.
         optimizer: the lower level's.
         held_out: batches of held-out rows, without end.
         learners: everything that may require gradients.
@@ -36,7 +37,7 @@ class Outer:
 
     act: Callable[[OuterStep], None]
     gradient: Gradient
-    modules: Sequence[nn.Module]
+    owners: Sequence[Any]
     optimizer: PhaseOptimizer
     held_out: Iterator[Batch]
     learners: Sequence[nn.Parameter]
@@ -68,7 +69,7 @@ class _Step:
         return self.outer.optimizer.rates
 
     def lower(self, wanted: Sequence[nn.Parameter]) -> list[Tensor]:
-        return self._same_draws("lower", self.batch, self.outer.modules, wanted)
+        return self._same_draws("lower", self.batch, self.outer.owners, wanted)
 
     def upper(self, wanted: Sequence[nn.Parameter]) -> list[Tensor]:
         if self._held_out is None:
@@ -76,7 +77,7 @@ class _Step:
         return self._same_draws("upper", self._held_out, (), wanted)
 
     def _same_draws(
-        self, level: str, batch: Batch, modules: Sequence[nn.Module], wanted: Sequence[nn.Parameter]
+        self, level: str, batch: Batch, owners: Sequence[Any], wanted: Sequence[nn.Parameter]
     ) -> list[Tensor]:
         """The first pass of a level goes on from the present state of the generators, further ones repeat
         it, and afterwards the generators are where all first passes have left them."""
@@ -84,20 +85,18 @@ class _Step:
         now = generator_state(device)
         again = level in self._draws
         restore_generator(self._draws.setdefault(level, now), device)
-        found = self._gradients(batch, modules, wanted)
+        found = self._gradients(batch, owners, wanted)
         if again:
             restore_generator(now, device)
         return found
 
-    def _gradients(
-        self, batch: Batch, modules: Sequence[nn.Module], wanted: Sequence[nn.Parameter]
-    ) -> list[Tensor]:
+    def _gradients(self, batch: Batch, owners: Sequence[Any], wanted: Sequence[nn.Parameter]) -> list[Tensor]:
         outer = self.outer
         for parameter in wanted:
             parameter.grad = None
         with torch.enable_grad(), learning(outer.learners, wanted):
             try:
-                loss = outer.gradient.accumulate(batch, modules, wanted)
+                loss = outer.gradient.accumulate(batch, owners, wanted)
                 if not np.isfinite(loss):
                     raise NonFiniteLoss("loss", loss, self.step + 1, outer.optimizer.highest_rate)
                 return [torch.zeros_like(p) if p.grad is None else p.grad for p in wanted]

@@ -82,12 +82,22 @@ class Forward:
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits (rows, …) of a batch or of some of its rows, of what its kind of task reads."""
         states = {k.removeprefix(_PREFIX): v for k, v in batch.items() if k.startswith(_PREFIX)}
-        plain = {k: v for k, v in batch.items() if not k.startswith(_PREFIX)} if states else batch
+        plain = self.inputs(batch) if states else batch
         shared = self.shared_prefix() if self.shares else None
         length = shared.length(plain) if shared is not None else 0
         if shared is not None and length:
             return shared(plain, states, length)
         return self.logits(plain, states)
+
+    def whole(self, batch: Mapping[str, Any]) -> Tensor:
+        """Logits of a batch that is not as its split has it, with every layer and position computed: of what
+        its kind of task reads, as ever."""
+        with nullcontext() if self.kind is None else self.kind.reading(self.model, batch):
+            return logits_of(self.model, batch, self.kind)
+
+    def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A batch of `batches` without what is stored of it."""
+        return {k: v for k, v in batch.items() if not k.startswith(_PREFIX)}
 
     def shared_prefix(self) -> SharedPrefix:
         """Runs batches in two parts, the first of them once for all rows."""
@@ -229,6 +239,8 @@ class _Shortcuts:
         if not last_layer_is_rowwise(graph, stack) or self._checkpointed():
             return None
         reserved = self._reserved(stack)
+        if reserved is None:
+            return None
         if self.model not in _READERS:
             layer = base_model_of(self.model).get_submodule(stack.layers[-1])
             with evaluation_mode(self.model):
@@ -277,15 +289,17 @@ class _Shortcuts:
     def _checkpointed(self) -> list[nn.Module]:
         return [m for m in self.model.modules() if getattr(m, "gradient_checkpointing", False)]
 
-    def _reserved(self, stack: StackPlaces) -> int:
-        """Prompt rows in front of the text in the stack that the head reads."""
-        prompts = [
-            e.name
-            for e in self.hybrid.graph.entries.values()
-            if "prompt" in e.ways and any(s.stack == stack.map.name for s in e.sites)
-        ]
+    def _reserved(self, stack: StackPlaces) -> int | None:
+        """Prompt rows in front of the text in the stack that the head reads; `None` where some lie in it."""
         modules: Any = self.hybrid.modules
-        return sum(int(modules[name].length) for name in prompts)
+        slots = [
+            slot
+            for entry in self.hybrid.graph.entries.values()
+            for site in entry.sites
+            if "prompt" in entry.ways and site.stack == stack.map.name
+            for slot in modules[entry.name].slots(site)
+        ]
+        return sum(slot.length for slot in slots) if all(slot.in_front for slot in slots) else None
 
 
 @contextmanager

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autopeft.hybrid.events import loss_terms
+from autopeft.hybrid.loss_step import Step
 from autopeft.tasks.kinds import Loss
 from autopeft.training.errors import OutOfMemory, ran_out_of_memory
 from autopeft.training.forward import Forward
@@ -35,10 +38,11 @@ class Gradient:
     def accumulate(
         self,
         batch: Mapping[str, Tensor],
-        modules: Sequence[nn.Module],
+        owners: Sequence[Any],
         parameters: Sequence[nn.Parameter],
     ) -> float:
-        """Add the batch's gradient to the parameters' (which hold none before); returns the loss.
+        """Add the batch's gradient to the parameters' (which hold none before); returns the loss, the terms
+        of the `owners` (modules and policies) included.
 
         When memory runs out, the step starts again from the same random state with half as many rows at
         once, up to three times.
@@ -49,7 +53,7 @@ class Gradient:
         state = generator_state(self.device)
         for attempt in range(RETRIES + 1):
             try:
-                return self._pass(batch, modules)
+                return self._pass(batch, owners)
             except (RuntimeError, MemoryError) as error:
                 if not ran_out_of_memory(error):
                     raise
@@ -67,21 +71,38 @@ class Gradient:
             restore_generator(state, self.device)
         raise AssertionError("unreachable")
 
-    def _pass(self, batch: Mapping[str, Tensor], modules: Sequence[nn.Module]) -> float:
+    def _pass(self, batch: Mapping[str, Tensor], owners: Sequence[Any]) -> float:
         rows = _rows(batch)
         weight = self.loss.weight(batch["labels"])
         total = torch.zeros((), device=self.device)
         for start in range(0, rows, self.micro_rows):
             part = slice_rows(batch, start, start + self.micro_rows)
-            logits = self.forward(part)
-            loss = self.loss.total(logits, part["labels"]) / weight
+            share = _rows(part) / rows
+            step = Step(
+                self.forward.model,
+                self.forward.inputs(part),
+                self.forward(part),
+                forward=partial(self._further, part),
+                total=self.loss.total,
+                divisor=weight * share,
+            )
+            terms = loss_terms(owners, step)
+            loss = self.loss.total(step.logits, step.labels) / weight / step.draws
             # A term of the parameters alone counts once in all, one of the activations as the mean over rows.
-            terms = loss_terms(modules)
             if terms is not None:
-                loss = loss + terms * (_rows(part) / rows)
+                loss = loss + terms * share
             loss.backward()
             total += loss.detach()
+            # Each has its own backward, so that the graph of one of them is kept at a time.
+            for logits in step.further_draws():
+                loss = self.loss.total(logits, step.labels) / weight / step.draws
+                loss.backward()
+                total += loss.detach()
         return float(total)
+
+    def _further(self, part: Mapping[str, Tensor], batch: Mapping[str, Any], altered: bool) -> Tensor:
+        """Logits of another batch than the part, or of the part with what is stored of it."""
+        return self.forward.whole(batch) if altered else self.forward(part)
 
 
 def _rows(batch: Mapping[str, Tensor]) -> int:

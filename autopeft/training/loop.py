@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autopeft.errors import CompositionError, DataError, UsageError
+from autopeft.errors import DataError, UsageError
 from autopeft.hybrid import Hybrid
 from autopeft.hybrid.events import all_settled, finish, fire
 from autopeft.hybrid.policies import Policies
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
-from autopeft.tasks.kinds import TaskKind, get_metric
+from autopeft.tasks.kinds import get_metric
 from autopeft.training.bilevel import Outer
 from autopeft.training.calibration import conclude, concluding, prepare
 from autopeft.training.checkpoint import Checkpoint
+from autopeft.training.checks import check_recipe
 from autopeft.training.contracts import Trainable
 from autopeft.training.errors import NonFiniteLoss, PhaseError
 from autopeft.training.forward import Forward, shortest_forward
@@ -149,7 +150,7 @@ def train(
     """
     started, told = time.perf_counter(), _Told(on_step, on_score, on_phase, should_stop)
     _check_pause(hybrid, plan, until, resume)
-    _check_recipe(hybrid, data.task.task_kind)
+    check_recipe(hybrid, data.task.task_kind)
     device = plan.torch_device()
     hybrid.model.to(device)
     peak = PeakMemory(device)
@@ -170,20 +171,6 @@ def train(
     run.result.memory = peak.bytes()
     run.result.seconds = time.perf_counter() - started
     return run.result
-
-
-def _check_recipe(hybrid: Trainable, kind: TaskKind) -> None:
-    """Refuse what has nothing to act on, or cannot work with models of the kind."""
-    Policies(hybrid.recipe.training).refuse_idle(hybrid.parameter_groups(), hybrid.modules)
-    entries = hybrid.graph.entries if isinstance(hybrid, Hybrid) else {}
-    wanting = [n for n, entry in entries.items() if "row_logits" in entry.method.traits.needs]
-    if wanting and not kind.pooled:
-        name = entries[wanting[0]].method.name
-        raise CompositionError(
-            f"{wanting[0]} needs a distribution over classes for each row, but models for {kind.name} have "
-            f"one over the vocabulary for each token. `autopeft methods {name}` says which option does "
-            "without."
-        )
 
 
 def _check_pause(hybrid: Trainable, plan: TrainingPlan, until: int | None, resume: Checkpoint | None) -> None:
@@ -306,7 +293,8 @@ class _Run:
         outer = None
         if phase.outer is not None:
             batches = self._batches(phase, held_out)
-            outer = Outer(phase.outer, self.gradient, modules, optimizer, batches, learners)
+            owners = [*modules, *self.policies.terms]
+            outer = Outer(phase.outer, self.gradient, owners, optimizer, batches, learners)
         self.result.stopped = "done"
         acted = self._targets()
 
@@ -400,7 +388,7 @@ class _Run:
         self._event("before_step", optimizer, modules, step)
         if outer is not None:
             outer(batch, taken)
-        loss = self.gradient.accumulate(batch, modules, optimizer.parameters)
+        loss = self.gradient.accumulate(batch, [*modules, *self.policies.terms], optimizer.parameters)
         if not np.isfinite(loss):
             raise NonFiniteLoss("loss", loss, taken + 1, optimizer.highest_rate)
         self._event("after_backward", optimizer, modules, step)

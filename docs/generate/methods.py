@@ -36,6 +36,7 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64)
 _WAYS = {
     "hook": "It acts on activations: it reads what goes into or comes out of a site and adds to it.",
     "weight": "It acts on weights: it changes a frozen weight by a learnt amount.",
+    "region": "It takes the place of a region and runs the frozen one on the rows that it chooses.",
     "kv": "It acts on keys and values: it adds positions that attention reads.",
     "logits": "It acts on logits: it adds to what the last map of the model yields, position by position.",
     "training": "It places nothing in the backbone: it is a rule of training.",

@@ -249,7 +249,7 @@ def test_names_that_cannot_be_taken(name: str) -> None:
 
 def test_names_are_taken_once_and_kept_from_methods(blend: type[Blend]) -> None:
     body = {
-        "traits": Traits(injection="hook"),
+        "traits": Traits(ways=frozenset({"hook"})),
         "Config": MethodConfig,
         "parameter_count": lambda self, sites, spec: None,
         "build": lambda self, sites, spec: None,

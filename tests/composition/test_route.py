@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.steps import NO_STEP
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from torch import Tensor
 
@@ -191,7 +192,7 @@ def test_the_balance_reaches_the_loss_and_moves_the_router() -> None:
     model, hybrid = hybrid_of(BALANCED)
     hybrid.root.train()
     logits(model, tiny_inputs("bert", pad=2))
-    term = loss_terms(hybrid.modules.values())
+    term = loss_terms(hybrid.modules.values(), NO_STEP)
     assert term is not None
     node: Any = hybrid.modules["route"]
     routers = node.routers.children_by_site()
@@ -208,7 +209,7 @@ def test_padding_does_not_change_the_balance() -> None:
     for pad in (0, 5):
         hybrid.root.train()
         model(**tiny_inputs("bert", pad=pad))
-        term = loss_terms(hybrid.modules.values())
+        term = loss_terms(hybrid.modules.values(), NO_STEP)
         assert term is not None
         found.append(term.detach())
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
@@ -225,10 +226,10 @@ def test_the_balance_under_checkpointing() -> None:
         if kind is not None:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": kind})
         out = model(**tiny_inputs("bert", pad=2)).logits.square().mean()
-        term = loss_terms(hybrid.modules.values())
+        term = loss_terms(hybrid.modules.values(), NO_STEP)
         assert term is not None
         (out + term).backward()
-        assert loss_terms(hybrid.modules.values()) is None
+        assert loss_terms(hybrid.modules.values(), NO_STEP) is None
         found.append({n: p.grad for n, p in hybrid.root.named_parameters() if p.grad is not None})
     assert found[0].keys() == found[1].keys()
     for key, value in found[0].items():

@@ -121,7 +121,7 @@ def test_how_much_stands_in_the_way() -> None:
 def test_what_gives_a_bias_says_so(name: str) -> None:
     """`Traits.shifts` is what merging does to a linear map without a bias."""
     method = get_method(name)
-    if not method.traits.mergeable or method.traits.injection != "hook":
+    if not method.traits.mergeable or "hook" not in method.traits.ways:
         return
     items = [{name: {"phm_dim": 4} if name == "kadaptation" else {}}]
     hybrid = live("llama", *((items, []) if method.traits.level == "layers" else ([], items)))

@@ -46,7 +46,7 @@ class _Penalty(_Spy):
         super().__init__()
         self.weight = weight
 
-    def loss_terms(self) -> Tensor:
+    def loss_terms(self, step: Any) -> Tensor:
         return self.weight.square().sum()
 
 

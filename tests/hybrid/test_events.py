@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from support.steps import NO_STEP
 from torch import Tensor, nn
 
 from autopeft.hybrid.events import finish, fire, loss_terms
@@ -23,7 +26,7 @@ class _Term(nn.Module):
         super().__init__()
         self.term = term
 
-    def loss_terms(self) -> Tensor | None:
+    def loss_terms(self, step: Any) -> Tensor | None:
         return self.term
 
 
@@ -37,7 +40,7 @@ def test_events_reach_the_modules_that_have_them() -> None:
 
 
 def test_terms_add_up_and_none_is_no_term() -> None:
-    assert loss_terms([nn.Linear(1, 1), _Term(None)]) is None
-    total = loss_terms([_Term(torch.tensor(2.0)), _Term(None), _Term(torch.tensor(0.5))])
+    assert loss_terms([nn.Linear(1, 1), _Term(None)], NO_STEP) is None
+    total = loss_terms([_Term(torch.tensor(2.0)), _Term(None), _Term(torch.tensor(0.5))], NO_STEP)
     assert total is not None
     assert float(total) == 2.5

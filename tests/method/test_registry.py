@@ -11,7 +11,7 @@ from autopeft.method import MethodConfig, Traits, get_method, method_names, regi
 
 def _class(level: str, *members: str) -> type[Any]:
     body: dict[str, Any] = {m: lambda self: None for m in members}
-    traits = Traits(injection="training" if level == "training" else "hook", level=level)  # type: ignore[arg-type]
+    traits = Traits(ways=frozenset() if level == "training" else frozenset({"hook"}), level=level)  # type: ignore[arg-type]
     return type("Made", (), {"traits": traits, "Config": MethodConfig, **body})
 
 
@@ -48,17 +48,22 @@ def test_every_method_with_a_size_names_a_field_of_its_config() -> None:
         "ssf",
         "lora_plus",
         "lora",
+        "ptp",
         "xattn_tuning",
     }
 
 
 def test_what_may_be_listed_for_layers_too_has_sites_that_tell_them() -> None:
     both = Traits(
-        injection="weight", sites=("layer",), default_sites=("layer",), level="model", also_in_layers=True
+        ways=frozenset({"weight"}),
+        sites=("layer",),
+        default_sites=("layer",),
+        level="model",
+        also_in_layers=True,
     )
     assert both.levels == ("model", "layers")
-    assert Traits(injection="hook", level="model").levels == ("model",)
+    assert Traits(ways=frozenset({"hook"}), level="model").levels == ("model",)
     with pytest.raises(MethodError, match="default sites that tell its layers"):
-        Traits(injection="weight", level="model", also_in_layers=True)
+        Traits(ways=frozenset({"weight"}), level="model", also_in_layers=True)
     with pytest.raises(MethodError, match="has level 'model'"):
-        Traits(injection="weight", sites=("layer",), default_sites=("layer",), also_in_layers=True)
+        Traits(ways=frozenset({"weight"}), sites=("layer",), default_sites=("layer",), also_in_layers=True)

@@ -17,7 +17,7 @@ def _with(field: str) -> list[str]:
         name
         for name in method_names()
         if field in get_method(name).Config.model_fields
-        and get_method(name).traits.injection == "hook"
+        and "hook" in get_method(name).traits.ways
         and "calibration" not in get_method(name).traits.needs  # nothing is there before data have settled it
     ]
 

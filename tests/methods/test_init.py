@@ -7,6 +7,7 @@ tested in `tests/nn/test_init.py`; here it is that each method takes the right o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,13 +29,20 @@ from support.laws import (
 )
 from support.tiny import randomise, tiny_config
 from support.toy import build, toy_spec
+from transformers import BertConfig
 
 from autopeft.backbones import spec_of
 from autopeft.method import get_method, method_names
+from autopeft.spec import LogitsSpec
 
 WIDTH = 400
 SPEC = toy_spec(hidden=WIDTH, ffn=2 * WIDTH, kv=WIDTH)
-SPECS = {"xattn_tuning": spec_of(tiny_config("bart"))}
+WIDE = BertConfig(hidden_size=WIDTH, num_hidden_layers=12, num_attention_heads=4, intermediate_size=2 * WIDTH)
+SPECS = {
+    "infoprompt": replace(SPEC, logits=LogitsSpec(WIDTH, WIDTH)),
+    "xattn_tuning": spec_of(tiny_config("bart")),
+    "coda": spec_of(WIDE),
+}
 PAIR = {"at.*.A": KAIMING, "at.*.B": ZEROS}
 KRONECKER = {"at.*.A": ZEROS, "at.*.B": KAIMING}
 ADAPTER = {"at.*.down.weight": KAIMING, "at.*.up.weight": ZEROS, "at.*.bias": ZEROS}
@@ -98,7 +106,16 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
             "at.*.up.bias": ZEROS,
         },
     ),
+    "infoprompt": (
+        {"length": 2, "latent": WIDTH},
+        {
+            **{f"{n}.*": linear(WIDTH) for n in ("generator", "mean", "output", "log_std", "critic")},
+            "words": normal(0.02),
+        },
+    ),
+    "idpg": ({}, {"generator.*": normal(0.05), "biases.*": uniform(0.5)}),
     "pafi": ({}, {"entries.values": ZEROS}),
+    "coda": ({"bottleneck": 100}, {**ADAPTER, "at.*.router": NORMAL}),
     "parallel_adapter": ({}, ADAPTER),
     "parallel_adapter-learned": ({"scale": "learned"}, {**ADAPTER, "at.*.scale": ONES}),
     "periodic_lora": ({}, {**PAIR, "at.*.past_*": ZEROS}),
@@ -114,6 +131,15 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
         },
     ),
     "prompt_tuning": ({}, {"table": uniform(0.5)}),
+    "p_tuning": (
+        {"length": 20},
+        {
+            "embedding": NORMAL,
+            "lstm.*": uniform((WIDTH // 2) ** -0.5),
+            "mlp.*": linear(WIDTH),
+        },
+    ),
+    "p_tuning-mlp": ({"length": 20, "encoder": "mlp"}, {"embedding": NORMAL, "mlp.*": linear(WIDTH)}),
     "prompt_tuning-normal": ({"init": "normal"}, {"table": normal(0.02)}),
     "sam": ({}, {"entries.values": ZEROS}),
     "s_bitfit": ({}, {"entries.values": ZEROS}),

@@ -32,9 +32,28 @@ CASES: dict[str, tuple[str, Any]] = {
         "layers",
         {"parallel_adapter": {"bottleneck": 4, "sites": ["attention", "ffn"], "input": "residual"}},
     ),
+    "coda": ("layers", {"coda": {"bottleneck": 4, "reduction": 2}}),
     "parallel-normed": ("layers", {"parallel_adapter": {"bottleneck": 4, "input": "normed"}}),
     "prefix-mlp": ("layers", {"prefix_tuning": {"length": 3, "reparameterization": 8}}),
     "prompt": ("model", {"prompt_tuning": {"length": 4}}),
+    "p-tuning": ("model", {"p_tuning": {"length": 4}}),
+    "p-tuning-slots": (
+        "model",
+        {
+            "p_tuning": {
+                "length": 4,
+                "slots": [{"length": 2, "offset": 1}, {"length": 1}, {"length": 1, "offset": 3}],
+                "encoder": "mlp",
+                "hidden": 8,
+            }
+        },
+    ),
+    "infoprompt": ("model", {"infoprompt": {"length": 2, "latent": 6}}),
+    "idpg": ("model", {"idpg": {"length": 3, "phm_dim": 4, "dropout": 0.0}}),
+    "idpg-sentence": (
+        "model",
+        {"idpg": {"length": 2, "phm_dim": 2, "bottleneck": 6, "dropout": 0.0, "deeper": "sentence"}},
+    ),
     "bitfit": ("model", "bitfit"),
     "bitfit-layers": ("layers", "bitfit"),
     "pafi": ("model", {"pafi": {"keep": "2%"}}),

@@ -25,7 +25,7 @@ _MEANS: dict[str, Callable[[str, Any], Any]] = {
     "deployed_rank": lambda name, c: build(name, toy_spec())[0].rank,
     "initial_rank": lambda name, c: c.first,
     "stored": lambda name, c: f"{_bound_by_keep(name):g} times keep",
-    "train_norms": lambda name, c: configured(name).also_weights,
+    "train_norms": lambda name, c: "weight" in configured(name).traits.ways,
 }
 
 

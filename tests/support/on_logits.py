@@ -32,7 +32,7 @@ class Bias(nn.Module):
 class LogitBias:
     """z + b, with b zero at init."""
 
-    traits = Traits(injection="logits", level="model", rowwise=True)
+    traits = Traits(ways=frozenset({"logits"}), level="model", rowwise=True)
     Config = MethodConfig
 
     def __init__(self, config: MethodConfig) -> None:
@@ -60,7 +60,7 @@ class Map(nn.Module):
 class LogitMap:
     """z + B·A·h of the hidden states h, with B zero at init."""
 
-    traits = Traits(injection="logits", level="model", rowwise=True)
+    traits = Traits(ways=frozenset({"logits"}), level="model", rowwise=True)
 
     class Config(MethodConfig):
         rank: int = 4

@@ -59,7 +59,9 @@ def _entry(
     of_model = method.traits.also_in_layers and candidates is spec.sites
     sites = [s for s in candidates if s.name in names and not of_model] if method.traits.sites else []
     if method.traits.changes_length:
-        sites = sites[:1]
+        sites = [s for s in sites if s.name != "embeddings" or s.stack == spec.stacks[0].name]
+    if hasattr(method, "among"):
+        sites = list(method.among(sites, spec))
     config = canonical_config(item.method, method.config)
     del config["sites"]
     tree = {"method": item.method, "config": config, "sites": sorted(s.key for s in sites)}

@@ -74,7 +74,8 @@ toy_specs = st.builds(
 def sites_of(method: Any, spec: BackboneSpec) -> tuple[Site, ...]:
     """The sites that a method takes on a spec, as the graph chooses them."""
     names = method.config.sites or getattr(method, "default_sites", method.traits.default_sites)
-    return tuple(s for s in spec.sites if s.name in names)
+    found = tuple(s for s in spec.sites if s.name in names)
+    return tuple(method.among(found, spec)) if hasattr(method, "among") else found
 
 
 def build(name: str, spec: BackboneSpec, **config: Any) -> tuple[Any, Sequence[Site]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.steps import NO_STEP
 from support.training import Bag, FakeHybrid, encoded_task, tiny_bert
 from torch import Tensor, nn
 
@@ -44,7 +45,7 @@ class Choosing(nn.Module):
         self.log.append("outer")
         self.act(self, step)
 
-    def loss_terms(self) -> Tensor:
+    def loss_terms(self, step: Any) -> Tensor:
         return (self.weight * self.choice).square().sum()
 
     def before_step(self, step: int, total: int) -> None:
@@ -138,7 +139,7 @@ def test_gradients_are_those_of_the_losses(micro_batch: int | None) -> None:
                 logits = torch.cat([model(ids, mask)[0] for ids, mask in seen[level]])
                 loss = CrossEntropy(None).mean(logits, torch.tensor(labels))
                 if level == "lower":
-                    loss = loss + module.loss_terms()
+                    loss = loss + module.loss_terms(NO_STEP)
                 expected = torch.autograd.grad(loss, wanted, allow_unused=True)
             torch.testing.assert_close(got[0], expected[0], atol=1e-6, rtol=1e-5)
             torch.testing.assert_close(got[1], expected[1], atol=1e-6, rtol=1e-5)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from support.training import Bag, FakeHybrid, encoded_task
@@ -22,7 +24,7 @@ class _Penalty(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor([1.0, -2.0]))
 
-    def loss_terms(self) -> Tensor:
+    def loss_terms(self, step: Any) -> Tensor:
         return self.weight.square().sum()
 
 

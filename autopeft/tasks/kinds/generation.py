@@ -17,6 +17,7 @@ from autopeft.assets import warn_once
 from autopeft.errors import CompositionError, UsageError
 from autopeft.hybrid.modules import ROOT
 from autopeft.hybrid.prediction import predictive, several_models
+from autopeft.method import reserved_rows
 from autopeft.tasks.kinds.begun_alike import length_alike, read_once
 
 __all__ = ["Generation", "generate", "room_of"]
@@ -168,8 +169,13 @@ def room_of(model: nn.Module) -> int | None:
     limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if not isinstance(limit, int):
         return None
-    attached: list[Any] = list(getattr(model, ROOT, nn.Module()).children())
-    return max(2, limit - sum(int(part.length) for part in attached if hasattr(part, "prompt")))
+    root: Any = getattr(model, ROOT, None)
+    spec = getattr(root, "spec", None)
+    if spec is None:
+        return max(2, limit)
+    at_embeddings = [s for s in spec.sites if s.name == "embeddings" and s.stack == spec.stacks[0].name]
+    prompts = [part for part in root.children() if hasattr(part, "prompt")]
+    return max(2, limit - sum(reserved_rows(part, at_embeddings) for part in prompts))
 
 
 def _within(

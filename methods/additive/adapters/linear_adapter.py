@@ -60,7 +60,7 @@ class LinearAdapter:
     """
 
     traits = Traits(
-        injection="hook",
+        ways=frozenset({"hook"}),
         sites=LINEAR_SITES,
         default_sites=("down",),
         stochastic=True,

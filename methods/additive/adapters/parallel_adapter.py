@@ -92,7 +92,7 @@ class ParallelAdapter:
     """
 
     traits = Traits(
-        injection="hook",
+        ways=frozenset({"hook"}),
         sites=("ffn", "attention", "cross_attention"),
         default_sites=("ffn",),
         stochastic=True,

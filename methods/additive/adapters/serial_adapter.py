@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -78,7 +79,7 @@ class SerialAdapter:
     """
 
     traits = Traits(
-        injection="hook",
+        ways=frozenset({"hook", "weight"}),
         sites=("attention", "cross_attention", "ffn"),
         default_sites=("ffn",),
         stochastic=True,
@@ -113,8 +114,9 @@ class SerialAdapter:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        if not self.also_weights:
+        if not self._trains_norms:
             self.part_names = ("down", "up")
+            self.traits = replace(self.traits, ways=frozenset({"hook"}))
 
     @property
     def default_sites(self) -> tuple[str, ...]:
@@ -122,13 +124,13 @@ class SerialAdapter:
         return self.traits.sites if self.config.variant == "houlsby" else self.traits.default_sites
 
     @property
-    def also_weights(self) -> bool:
+    def _trains_norms(self) -> bool:
         """Whether the norms of its layers are trained besides."""
         c = self.config
         return c.variant == "houlsby" if c.train_norms is None else c.train_norms
 
     def _norms(self, sites: Sequence[Site], spec: BackboneSpec) -> list[TensorSpec]:
-        if not self.also_weights:
+        if not self._trains_norms:
             return []
         layers = {(s.stack, s.layer) for s in sites}
         norms = [t for t in spec.tensors if t.role in {"norm_weight", "norm_bias"}]

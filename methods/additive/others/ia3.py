@@ -62,7 +62,7 @@ class IA3:
     """
 
     traits = Traits(
-        injection="hook",
+        ways=frozenset({"hook"}),
         sites=LINEAR_SITES,
         default_sites=("k", "v", "cross_k", "cross_v", "down"),
         mergeable=True,

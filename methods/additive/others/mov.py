@@ -89,7 +89,7 @@ class MoV:
     """
 
     traits = Traits(
-        injection="hook", sites=(*_PER_HEAD, "down"), default_sites=(*_PER_HEAD, "down"), rowwise=True
+        ways=frozenset({"hook"}), sites=(*_PER_HEAD, "down"), default_sites=(*_PER_HEAD, "down"), rowwise=True
     )
     size_field: ClassVar[str] = "experts"
     part_names: tuple[str, ...] = ("vectors", "router")

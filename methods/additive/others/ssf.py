@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, cast
 
 import torch
@@ -105,7 +106,7 @@ class SSF:
     """
 
     traits = Traits(
-        injection="hook",
+        ways=frozenset({"hook", "weight"}),
         sites=(*LINEAR_SITES, *NORM_SITES),
         default_sites=(*_PARTS, *NORM_SITES),
         mergeable=True,
@@ -123,11 +124,8 @@ class SSF:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-
-    @property
-    def also_weights(self) -> bool:
-        """Whether tensors outside the layers may be altered besides."""
-        return self.config.outer
+        if not config.outer:
+            self.traits = replace(self.traits, ways=frozenset({"hook"}))
 
     def _outer(self, sites: Sequence[Site], spec: BackboneSpec) -> list[TensorSpec]:
         """Weights and biases of the norms and of the patch embedding outside the layers."""

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
-from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
+from autopeft.method import Call, MethodConfig, ParameterCount, Slot, Traits, register
 from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["PromptTuning"]
@@ -24,7 +24,6 @@ class PromptTuningModule(nn.Module):
 
     def __init__(self, length: int, width: int, init: Init) -> None:
         super().__init__()
-        self.length = length
         self.init = init
         self.table = nn.Parameter(torch.empty(length, width))
         # Drawn here, so that the seed of the modules' init settles which rows are copied later.
@@ -40,11 +39,14 @@ class PromptTuningModule(nn.Module):
             return
         known = min(FREQUENT, embedding.shape[0])
         draw = torch.Generator().manual_seed(self._seed)
-        rows = torch.cat([torch.randperm(known, generator=draw) for _ in range(-(-self.length // known))])
+        rows = torch.cat([torch.randperm(known, generator=draw) for _ in range(-(-len(self.table) // known))])
         with torch.no_grad():
-            self.table.copy_(embedding[rows[: self.length].to(embedding.device)])
+            self.table.copy_(embedding[rows[: len(self.table)].to(embedding.device)])
 
-    def prompt(self, site: Site, call: Call) -> Tensor:
+    def slots(self, site: Site) -> Sequence[Slot]:
+        return (Slot(len(self.table)),)
+
+    def prompt(self, site: Site, x: Tensor, call: Call) -> Tensor:
         return self.table[None]
 
 
@@ -60,11 +62,10 @@ class PromptTuning:
     """
 
     traits = Traits(
-        injection="hook",
+        ways=frozenset({"prompt"}),
         sites=("embeddings",),
         default_sites=("embeddings",),
         level="model",
-        changes_length=True,
         identity=False,
         gateable=False,
     )

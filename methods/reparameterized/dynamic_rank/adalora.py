@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from autopeft.method import Explicit, MethodConfig, ParameterCount, Traits, register
+from autopeft.method import Explicit, LossStep, MethodConfig, ParameterCount, Traits, register
 from autopeft.nn import ScaledMaps, Sensitivity, Triplets, plain_loras, triplets_at
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
 
@@ -33,7 +33,7 @@ class AdaLoRAModule(ScaledMaps[Triplets]):
         self.sensitivity = Sensitivity(entries, config.beta1, config.beta2)
         self.register_buffer("kept", torch.ones(len(children), config.first, dtype=torch.bool))
 
-    def loss_terms(self) -> Tensor | None:
+    def loss_terms(self, step: LossStep) -> Tensor | None:
         """γ times the mean over all P and Q of ‖PᵀP − I‖_F and ‖QQᵀ − I‖_F."""
         if self.kept is None or not self.config.orthogonality:
             return None
@@ -141,7 +141,7 @@ class AdaLoRA:
     """
 
     traits = Traits(
-        injection="hook",
+        ways=frozenset({"hook"}),
         sites=LINEAR_SITES,
         default_sites=tuple(s for s in LINEAR_SITES if s != "qkv"),
         mergeable=True,

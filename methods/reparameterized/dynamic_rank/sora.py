@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from autopeft.method import ParameterCount, Phase, Traits, register
+from autopeft.method import LossStep, ParameterCount, Phase, Traits, register
 from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import PrunedPair, PrunedPairs
 from autopeft.spec import LINEAR_SITES, BackboneSpec, Site
@@ -80,7 +80,7 @@ class SoRAModule(PrunedPairs[GatedPair]):
         """The gates of all sites; none once deployed."""
         return [pair.gate for pair in self.children_by_site() if pair.gate is not None]
 
-    def loss_terms(self) -> Tensor | None:
+    def loss_terms(self, step: LossStep) -> Tensor | None:
         """λ times the mean of |g| over all gates."""
         gates: list[Tensor] = [*self.gates()]
         return self.config.penalty * torch.cat(gates).abs().mean() if gates and self.config.penalty else None
@@ -143,7 +143,7 @@ class SoRA(LowRankMethod):
     """
 
     traits = Traits(
-        injection="hook",
+        ways=frozenset({"hook"}),
         sites=LINEAR_SITES,
         default_sites=tuple(s for s in LINEAR_SITES if s != "qkv"),
         mergeable=True,

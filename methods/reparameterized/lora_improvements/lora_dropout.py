@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.method import Call, register
+from autopeft.method import Call, LossStep, register
 from autopeft.method.low_rank import LowRankConfig, LowRankMethod
 from autopeft.nn import LowRankPair, ScaledPairs, generator_of
 from autopeft.spec import BackboneSpec, Site
@@ -69,6 +69,20 @@ class LoRADropoutModule(ScaledPairs[LowRankPair]):
         return weight + self.scale * self._full() * self[site].product(), bias
 
 
+class SeveralDraws(LoRADropoutModule):
+    """Its step has `draws` forwards, each with masks of its own."""
+
+    def __init__(self, children: dict[str, LowRankPair], scale: float, config: LoRADropout.Config) -> None:
+        super().__init__(children, scale, config)
+        self.draws = config.draws
+
+    def loss_terms(self, step: LossStep) -> Tensor | None:
+        """Nothing of its own: the task's loss becomes the mean over the draws."""
+        if self.training:
+            step.average(self.draws)
+        return None
+
+
 @register("lora_dropout")
 class LoRADropout(LowRankMethod):
     """y = W₀x + b₀ + s·diag(m_B)·B·A·diag(m_A)·x, s = α/r; each entry of m_A (in) and m_B (out) is 0 with
@@ -78,8 +92,9 @@ class LoRADropout(LowRankMethod):
     all its tokens and rows, so that a (1 − p)² share of the entries of ΔW acts. The rank is never dropped,
     and nothing is rescaled by 1/(1 − p) (the paper's formula, as far as known: there is no official code). A
     is Kaiming-uniform (a = √5), B zero: the identity at init. The paper averages the loss of several draws in
-    a step; here each forward is one draw, and micro-batches have draws of their own. AdaLoRA as a host is not
-    built.
+    a step, as `draws` does; how many is not known, and each takes a forward and a backward. Micro-batches
+    have draws of their own, and several entries share the forwards of the largest `draws`. AdaLoRA as a host
+    is not built.
 
     Predictions and scores are the paper's: the mean of the output distributions of `ensemble` masked models
     (N = 4, as far as known), whose masks come from `seed`, so that they are the same each time. That takes N
@@ -95,6 +110,9 @@ class LoRADropout(LowRankMethod):
         expected: bool = Field(
             default=True, description="without masks, evaluate and merge with (1 − p)²·ΔW, else with ΔW"
         )
+        draws: int = Field(
+            default=1, ge=1, le=64, description="masked forwards of a step, whose losses are averaged"
+        )
         ensemble: int = Field(default=4, ge=0, le=64, description="N masked models at test time; 0: none")
         seed: int = Field(default=0, ge=0, lt=2**32, description="where the ensemble's masks are drawn from")
 
@@ -106,4 +124,5 @@ class LoRADropout(LowRankMethod):
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         c = self.config
         pairs = {s.key: LowRankPair(s.in_features, s.out_features, c.rank) for s in sites}
-        return LoRADropoutModule(pairs, c.scale, c)
+        several = c.dropout > 0 and c.draws > 1  # without masks all draws are alike
+        return (SeveralDraws if several else LoRADropoutModule)(pairs, c.scale, c)

@@ -24,7 +24,7 @@ class LoRAPlus:
     alike, so the ratio holds at every step.
     """
 
-    traits = Traits(injection="training", level="training")
+    traits = Traits(level="training")
 
     class Config(MethodConfig):
         ratio: float = Field(default=16.0, ge=1, le=1024, description="η_B / η_A")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -88,7 +89,7 @@ class Compacter:
     """
 
     traits = Traits(
-        injection="hook",
+        ways=frozenset({"hook", "weight"}),
         sites=("attention", "cross_attention", "ffn"),
         default_sites=("attention", "ffn"),
         rowwise=True,
@@ -121,16 +122,13 @@ class Compacter:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        if not config.train_norms:
+            self.traits = replace(self.traits, ways=frozenset({"hook"}))
 
     @property
     def default_sites(self) -> tuple[str, ...]:
         """Where this variant sits when the recipe names no sites."""
         return ("ffn",) if self.config.variant == "compacter_plus_plus" else self.traits.default_sites
-
-    @property
-    def also_weights(self) -> bool:
-        """Whether norms are trained besides."""
-        return self.config.train_norms
 
     def _norms(self, sites: Sequence[Site], spec: BackboneSpec) -> list[TensorSpec]:
         if not self.config.train_norms:

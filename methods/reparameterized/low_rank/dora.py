@@ -97,7 +97,7 @@ class DoRA:
     """
 
     traits = Traits(
-        injection="weight",
+        ways=frozenset({"weight"}),
         sites=LINEAR_SITES,
         default_sites=("q", "v"),
         mergeable=True,

@@ -124,7 +124,7 @@ class HiWi:
     """
 
     traits = Traits(
-        injection="weight",
+        ways=frozenset({"weight"}),
         sites=LINEAR_SITES,
         default_sites=("up", "gate_proj", "down"),
         mergeable=True,

@@ -64,7 +64,7 @@ class IntrinsicSAID:
     Mergeable. `dimension` parameters in all: a λ for each of T tensors, and dimension − T entries of z.
     """
 
-    traits = Traits(injection="weight", level="model", mergeable=True, gateable=False)
+    traits = Traits(ways=frozenset({"weight"}), level="model", mergeable=True, gateable=False)
     size_field: ClassVar[str] = "dimension"
     part_names = ("z", "scales")
 

@@ -89,7 +89,7 @@ class KronA:
     """
 
     traits = Traits(
-        injection="hook",
+        ways=frozenset({"hook"}),
         sites=(*LINEAR_SITES, *PARALLEL_SITES),
         default_sites=("q", "v"),
         mergeable=True,

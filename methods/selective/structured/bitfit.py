@@ -44,7 +44,7 @@ class BitFit:
     """
 
     traits = Traits(
-        injection="weight",
+        ways=frozenset({"weight"}),
         sites=("layer",),
         default_sites=("layer",),
         level="model",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -128,7 +129,7 @@ class FAR:
     """
 
     traits = Traits(
-        injection="hook",
+        ways=frozenset({"hook", "weight"}),
         sites=("up", "gate_proj", "down"),
         default_sites=("up", "gate_proj", "down"),
         mergeable=True,
@@ -147,18 +148,15 @@ class FAR:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-
-    @property
-    def also_weights(self) -> bool:
-        """Whether what is not in the FFN's maps is trained besides."""
-        return self.config.rest == "trained"
+        if config.rest == "frozen":
+            self.traits = replace(self.traits, ways=frozenset({"hook"}))
 
     def _kept(self, site: Site) -> int:
         return max(1, round(self.config.retention * site.out_features))
 
     def _rest(self, sites: Sequence[Site], spec: BackboneSpec) -> list[TensorSpec]:
         """All tensors of the layers of `sites` but those of these maps."""
-        if not self.also_weights:
+        if self.config.rest == "frozen":
             return []
         layers, maps = {(s.stack, s.layer) for s in sites}, {(s.stack, s.layer, s.name) for s in sites}
         inside = [t for t in spec.tensors if (t.stack, t.layer) in layers]

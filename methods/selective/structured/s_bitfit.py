@@ -65,7 +65,12 @@ class SBitFit:
     """
 
     traits = Traits(
-        injection="weight", level="model", mergeable=True, gateable=False, phased=True, data_dependent=True
+        ways=frozenset({"weight"}),
+        level="model",
+        mergeable=True,
+        gateable=False,
+        phased=True,
+        data_dependent=True,
     )
     size_field: ClassVar[str] = "keep"
 

@@ -32,7 +32,12 @@ class SDiffPruning:
     """
 
     traits = Traits(
-        injection="weight", level="model", mergeable=True, stochastic=True, gateable=False, phased=True
+        ways=frozenset({"weight"}),
+        level="model",
+        mergeable=True,
+        stochastic=True,
+        gateable=False,
+        phased=True,
     )
     size_field: ClassVar[str] = "keep"
 

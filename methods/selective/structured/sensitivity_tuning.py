@@ -103,13 +103,12 @@ class SensitivityTuning:
     """
 
     traits = Traits(
-        injection="hook", sites=LINEAR_SITES, default_sites=LINEAR_SITES, level="model",
+        ways=frozenset({"hook", "weight"}), sites=LINEAR_SITES, default_sites=LINEAR_SITES, level="model",
         needs=frozenset({"calibration"}), mergeable=True, stochastic=True, gateable=False, rowwise=True,
         data_dependent=True,
     )  # fmt: skip
     size_field: ClassVar[str] = "keep"
     part_names: ClassVar[tuple[str, ...]] = ("down", "up", "entries")
-    also_weights: ClassVar[bool] = True
 
     class Config(KeepConfig):
         module: Literal["lora", "adapter"] = Field(default="lora", description="what stands for many entries")

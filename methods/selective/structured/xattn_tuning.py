@@ -57,7 +57,7 @@ class XattnTuning:
     """
 
     traits = Traits(
-        injection="weight",
+        ways=frozenset({"weight"}),
         sites=("cross_attention",),
         default_sites=("cross_attention",),
         level="model",

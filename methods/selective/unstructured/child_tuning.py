@@ -26,7 +26,7 @@ class ChildTuningF:
     as ever. The authors use p from 0.2 to 0.4.
     """
 
-    traits = Traits(injection="training", level="training")
+    traits = Traits(level="training")
 
     class Config(MethodConfig):
         p: float = Field(default=0.3, gt=0, lt=1, description="share of the entries that keep their gradient")

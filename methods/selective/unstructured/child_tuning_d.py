@@ -76,7 +76,11 @@ class ChildTuningD:
     """
 
     traits = Traits(
-        injection="weight", level="model", needs=frozenset({"calibration"}), mergeable=True, gateable=False
+        ways=frozenset({"weight"}),
+        level="model",
+        needs=frozenset({"calibration"}),
+        mergeable=True,
+        gateable=False,
     )
     size_field: ClassVar[str] = "keep"
 

@@ -119,7 +119,7 @@ class FishDip:
     """
 
     traits = Traits(
-        injection="weight",
+        ways=frozenset({"weight"}),
         level="model",
         needs=frozenset({"calibration"}),
         mergeable=True,

@@ -115,7 +115,11 @@ class FishMask:
     """
 
     traits = Traits(
-        injection="weight", level="model", needs=frozenset({"calibration"}), mergeable=True, gateable=False
+        ways=frozenset({"weight"}),
+        level="model",
+        needs=frozenset({"calibration"}),
+        mergeable=True,
+        gateable=False,
     )
     size_field: ClassVar[str] = "keep"
 

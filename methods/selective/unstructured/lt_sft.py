@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
-from autopeft.method import ParameterCount, Phase, Traits, register
+from autopeft.method import LossStep, ParameterCount, Phase, Traits, register
 from autopeft.nn import SearchConfig, SearchedEntries
 from autopeft.spec import BackboneSpec, Site, TensorSpec
 
@@ -45,7 +45,7 @@ class LTSFTModule(SearchedEntries):
             ]
         return phases
 
-    def loss_terms(self) -> Tensor | None:
+    def loss_terms(self, step: LossStep) -> Tensor | None:
         """λ/N·Σ|θ − θ₀|, with λ of the phase and N the entries of the whole base model."""
         if self.dense is None:
             weight, moved = self.config.l1_sparse, [self.entries.values.abs().sum()]
@@ -77,7 +77,7 @@ class LTSFT:
     before leaves the largest changes as they are.
     """
 
-    traits = Traits(injection="weight", level="model", mergeable=True, gateable=False, phased=True)
+    traits = Traits(ways=frozenset({"weight"}), level="model", mergeable=True, gateable=False, phased=True)
     size_field: ClassVar[str] = "keep"
 
     class Config(SearchConfig):

@@ -52,7 +52,7 @@ class PaFi:
     ones are taken. Mergeable. k parameters (and k indices, which are storage).
     """
 
-    traits = Traits(injection="weight", level="model", mergeable=True, gateable=False)
+    traits = Traits(ways=frozenset({"weight"}), level="model", mergeable=True, gateable=False)
     size_field: ClassVar[str] = "keep"
 
     class Config(KeepConfig):

@@ -138,7 +138,11 @@ class SAM:
     """
 
     traits = Traits(
-        injection="weight", level="model", needs=frozenset({"calibration"}), mergeable=True, gateable=False
+        ways=frozenset({"weight"}),
+        level="model",
+        needs=frozenset({"calibration"}),
+        mergeable=True,
+        gateable=False,
     )
     size_field: ClassVar[str] = "keep"
 

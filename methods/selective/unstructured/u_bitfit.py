@@ -36,7 +36,7 @@ class UBitFit:
     One that is stopped before leaves what had the best scores so far.
     """
 
-    traits = Traits(injection="weight", level="model", mergeable=True, gateable=False, phased=True)
+    traits = Traits(ways=frozenset({"weight"}), level="model", mergeable=True, gateable=False, phased=True)
     size_field: ClassVar[str] = "keep"
     Config = BiasSearchConfig
 

@@ -38,7 +38,12 @@ class UDiffPruning:
     """
 
     traits = Traits(
-        injection="weight", level="model", mergeable=True, stochastic=True, gateable=False, phased=True
+        ways=frozenset({"weight"}),
+        level="model",
+        mergeable=True,
+        stochastic=True,
+        gateable=False,
+        phased=True,
     )
     size_field: ClassVar[str] = "keep"
     Config = DiffPruningConfig

@@ -157,6 +157,6 @@ def test_what_each_variant_has_by_default(
     variant: str, sites: tuple[str, ...], activation: Activation, trains_norms: bool
 ) -> None:
     method = configured("serial_adapter", variant=variant)
-    assert (method.default_sites, method.also_weights) == (sites, trains_norms)
+    assert (method.default_sites, "weight" in method.traits.ways) == (sites, trains_norms)
     module, _ = build("serial_adapter", toy_spec(), variant=variant)
     assert {child.activation for child in module.children_by_site()} == {ACTIVATIONS[activation]}

@@ -23,7 +23,7 @@ def test_count_is_what_it_holds(spec: BackboneSpec, length: int) -> None:
 
 def test_a_prompt_that_is_drawn_is_left_as_it_is() -> None:
     uniform, sites = build("prompt_tuning", toy_spec(hidden=64), length=50)
-    assert uniform.prompt(sites[0], CALL).shape == (1, 50, 64)
+    assert uniform.prompt(sites[0], torch.randn(2, 5, 64), CALL).shape == (1, 50, 64)
     before = uniform.table.detach().clone()
     uniform.initialise_prompt(torch.ones(11, 64))
     assert torch.equal(uniform.table, before)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from support.steps import NO_STEP
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from support.toy import CALL, GATED, build, configured, counted, sites_of, toy_spec, toy_specs
 from support.training import encoded_task, tiny_bert
@@ -225,7 +226,7 @@ def test_a_loaded_module_trains_on_without_pruning(tmp_path: Path) -> None:
     before = again.counts()
     train(again, encoded_task(), PLAN)
     assert again.counts() == before
-    assert module_of(again).loss_terms() is None
+    assert module_of(again).loss_terms(NO_STEP) is None
 
 
 def test_a_training_that_is_stopped_is_cut_to_the_target() -> None:
@@ -306,18 +307,18 @@ def test_the_orthogonality_loss_is_the_mean_norm_and_falls() -> None:
         for c in module.children_by_site()
         for g in (c.P.T @ c.P, c.Q @ c.Q.T)
     ]
-    term = module.loss_terms()
+    term = module.loss_terms(NO_STEP)
     assert term is not None
     torch.testing.assert_close(term, 0.5 * torch.stack(norms).mean())
     optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
     for _ in range(150):
         optimizer.zero_grad()
-        loss = module.loss_terms()
+        loss = module.loss_terms(NO_STEP)
         assert loss is not None
         loss.backward()
         optimizer.step()
     assert float(loss.detach()) < 0.1 * float(term.detach())
-    assert trained(toy_spec(), rank=3, orthogonality=0.0).loss_terms() is None
+    assert trained(toy_spec(), rank=3, orthogonality=0.0).loss_terms(NO_STEP) is None
 
 
 def test_inside_the_trainer_it_sees_the_gradients_of_each_step(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from support.steps import NO_STEP
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from support.toy import CALL, GATED, build, configured, counted, toy_spec, toy_specs
 from support.training import encoded_task, tiny_bert
@@ -126,7 +127,7 @@ def test_the_pruned_and_folded_form_equals_the_gated_one() -> None:
     assert module.ranks() == {s.path: r for s, r in ranks.items()}
     module.deploy()
     assert module.gates() == []
-    assert module.loss_terms() is None
+    assert module.loss_terms(NO_STEP) is None
     for site in sites:
         torch.testing.assert_close(
             module.delta(site, xs[site], ys[site], CALL), expected[site], atol=1e-6, rtol=1e-5
@@ -166,12 +167,12 @@ def test_what_is_saved_is_what_acts(tmp_path: Path) -> None:
 def test_the_term_is_the_mean_absolute_gate() -> None:
     module, _ = build("sora", toy_spec(), rank=3, penalty=0.5)
     gates = torch.cat([g.detach() for g in module.gates()])
-    term = module.loss_terms()
+    term = module.loss_terms(NO_STEP)
     torch.testing.assert_close(term.detach(), 0.5 * gates.abs().mean())
     term.backward()
     for gate in module.gates():
         torch.testing.assert_close(gate.grad, 0.5 * gate.detach().sign() / len(gates))
-    assert build("sora", toy_spec(), penalty=0.0)[0].loss_terms() is None
+    assert build("sora", toy_spec(), penalty=0.0)[0].loss_terms(NO_STEP) is None
 
 
 def test_gates_have_a_group_of_their_own_without_decay() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from autopeft.errors import UsageError
 from autopeft.hybrid import Hybrid, attach, load, predictive
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
+from autopeft.tasks.kinds.classification import CrossEntropy
 from autopeft.training import TrainingPlan, evaluate, predict, run_trial
+from autopeft.training.forward import Forward
+from autopeft.training.gradient import Gradient
 from autopeft.training.modes import training_mode
 
 
@@ -306,3 +310,48 @@ def test_an_ensemble_cannot_be_merged() -> None:
         hybrid.merge()
     assert not configured("lora_dropout").traits.mergeable
     assert configured("lora_dropout", ensemble=0).traits.mergeable
+
+
+# Several draws of a step
+
+
+def _step(hybrid: Hybrid, owners: list[Any], state: Tensor) -> tuple[float, list[Tensor]]:
+    """Loss and gradients of one step whose draws begin at a state of the generator."""
+    batch = encoded_task().train.collate(range(6))
+    batch.pop("task_id", None)
+    gradient = Gradient(Forward(hybrid.model), CrossEntropy(None), micro_rows=6, device=torch.device("cpu"))
+    hybrid.root.zero_grad()
+    torch.set_rng_state(state)
+    with training_mode(hybrid.model, hybrid.modules.values(), dropout=False):
+        loss = gradient.accumulate(batch, owners, [])
+    return loss, [p.grad.clone() for p in hybrid.root.parameters() if p.grad is not None]
+
+
+def test_the_loss_of_a_step_is_the_mean_over_its_draws() -> None:
+    """Also where two entries have some: the forwards are those of the larger number."""
+    each = (("q", 2), ("down", 3))
+    items = [{"lora_dropout": {"rank": 3, "sites": [site], "draws": n}} for site, n in each]
+    hybrid = attach(tiny_bert(), Recipe.from_dict({"layers": [{"attach": items}]}), seed=0)
+    randomise(hybrid.root, std=0.3)
+    torch.manual_seed(5)
+    start, single = torch.get_rng_state(), list[tuple[float, list[Tensor]]]()
+    for _ in range(3):  # each draw goes on where the one before ended
+        single.append(_step(hybrid, [], torch.get_rng_state()))
+    loss, found = _step(hybrid, list(hybrid.modules.values()), start)
+    assert len({round(one, 6) for one, _ in single}) == 3
+    assert loss == pytest.approx(sum(one for one, _ in single) / 3, rel=1e-5)
+    for i, gradient in enumerate(found):
+        mean = torch.stack([gradients[i] for _, gradients in single]).mean(0)
+        torch.testing.assert_close(gradient, mean, atol=1e-6, rtol=1e-4)
+
+
+def test_without_masks_or_with_one_draw_there_is_one_forward() -> None:
+    for config in ({}, {"draws": 4, "dropout": 0.0}):
+        module, _ = build("lora_dropout", toy_spec(), **config)
+        assert not hasattr(module, "loss_terms")
+    module, _ = build("lora_dropout", toy_spec(), draws=4)
+    asked: list[int] = []
+    step: Any = SimpleNamespace(average=asked.append)
+    assert module.train().loss_terms(step) is None
+    module.eval().loss_terms(step)
+    assert asked == [4]

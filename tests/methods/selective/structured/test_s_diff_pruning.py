@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.entries import recipe_of, trained
+from support.steps import NO_STEP
 from support.toy import configured, toy_spec
 from torch import Tensor
 
@@ -76,7 +77,7 @@ def test_the_penalty(joint: str) -> None:
     tensors = [torch.sigmoid(a).sum() for a in module.dense.shared.values()]
     pairs = zip(entries, tensors, strict=True)
     expected = sum(e * t for e, t in pairs) if joint == "product" else sum(entries) + sum(tensors)
-    torch.testing.assert_close(module.loss_terms(), 0.01 * expected)
+    torch.testing.assert_close(module.loss_terms(NO_STEP), 0.01 * expected)
 
 
 # A planted structure
@@ -106,7 +107,7 @@ def _left_alone(method: str, seed: int, **config: Any) -> int:
         pairs = zip(changes, goals, noise, strict=True)
         loss = sum(0.05 * (c - g - n).square().sum() for c, g, n in pairs)
         optimizer.zero_grad()
-        (loss + module.loss_terms()).backward()
+        (loss + module.loss_terms(NO_STEP)).backward()
         optimizer.step()
     module.end_search()
     return len(TENSORS) - len(module.entries.selected())

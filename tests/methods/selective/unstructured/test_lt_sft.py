@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.entries import PLAN, Seen, choose_by_lot, differing, flat, recipe_of, trained
+from support.steps import NO_STEP
 from support.tiny import randomise, tiny_model
 from support.toy import configured, counted, toy_spec, toy_specs
 from support.training import encoded_task, snapshot, tiny_bert
@@ -182,12 +183,16 @@ def test_the_penalty_is_the_mean_distance_in_either_phase() -> None:
     module.begin_search()
     randomise(module.dense)
     total = sum(float(p.detach().abs().sum()) for p in module.dense.parameters())
-    assert float(module.loss_terms().detach()) == pytest.approx(0.3 * total / spec.parameters, rel=1e-5)
+    assert float(module.loss_terms(NO_STEP).detach()) == pytest.approx(
+        0.3 * total / spec.parameters, rel=1e-5
+    )
     module.end_search()
     randomise(module)
     total = float(module.entries.values.detach().abs().sum())
-    assert float(module.loss_terms().detach()) == pytest.approx(0.7 * total / spec.parameters, rel=1e-5)
-    assert configured("lt_sft", keep=5).build((), spec).loss_terms() is None
+    assert float(module.loss_terms(NO_STEP).detach()) == pytest.approx(
+        0.7 * total / spec.parameters, rel=1e-5
+    )
+    assert configured("lt_sft", keep=5).build((), spec).loss_terms(NO_STEP) is None
 
 
 def test_the_penalty_holds_changes_back() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from support.entries import PLAN, Seen, differing, flat, recipe_of, trained
+from support.steps import NO_STEP
 from support.toy import configured, counted, toy_spec, toy_specs
 from support.training import encoded_task, tiny_bert
 from torch import Tensor
@@ -98,7 +99,7 @@ def test_exactly_k_entries_differ_and_the_others_are_bit_identical(method: str) 
 def test_the_mask_stays_and_nothing_dense_is_left(seen: Seen) -> None:
     assert torch.equal(seen.module.entries.index, seen.chosen[0])
     assert [n for n, _ in seen.module.named_parameters()] == ["entries.values"]
-    assert seen.module.loss_terms() is None
+    assert seen.module.loss_terms(NO_STEP) is None
     first, second = seen.chosen[0], seen.module.entries.values.detach()
     assert len(first) == len(second) == K
     assert not torch.equal(second, seen.after[0][f"autopeft.{seen.hybrid.recipe.name}.entries.values"])

@@ -38,7 +38,7 @@ class ToyConfig(MethodConfig):
 class Toy:
     """y + scale · v."""
 
-    traits = Traits(injection="hook", sites=("q", "k", "v", "o", "up", "down"), default_sites=("up",))
+    traits = Traits(ways=frozenset({"hook"}), sites=("q", "k", "v", "o", "up", "down"), default_sites=("up",))
     Config = ToyConfig
 
     def __init__(self, config: ToyConfig) -> None:

@@ -1,0 +1,121 @@
+"""One step of training, or a part of its rows, as terms of the loss see it (`autopeft.method.LossStep`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from autopeft.backbones import base_model_of, layout_of
+from autopeft.errors import UsageError
+from autopeft.injection.frames import frames, further_forward
+
+__all__ = ["Step"]
+
+Total = Callable[[Tensor, Tensor], Tensor]
+_EMBEDDINGS = "embeddings"
+_TABLES: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
+
+
+class Step:
+    """See `autopeft.method.LossStep`.
+
+    Args:
+        model: that is trained.
+        batch: rows of it that went through the model, with `labels`.
+        logits: of these rows.
+        forward: logits of a batch; told whether it is another one than `batch`, or other embeddings are in
+            place.
+        total: the task's loss, summed over what counts in some rows, of logits and labels.
+        divisor: what that sum is divided by to be a term.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Tensor],
+        logits: Tensor,
+        *,
+        forward: Callable[[Mapping[str, Any], bool], Tensor],
+        total: Total,
+        divisor: float,
+    ) -> None:
+        self.batch, self.labels, self.logits = batch, batch["labels"], logits
+        self.draws = 1
+        self._model, self._forward, self._total, self._divisor = model, forward, total, divisor
+
+    def again(self, **overrides: Any) -> Tensor:
+        embeddings = overrides.pop(_EMBEDDINGS, None)
+        batch = {k: v for k, v in {**self.batch, **overrides}.items() if v is not None}
+        altered = bool(overrides) or embeddings is not None
+        replaced: AbstractContextManager[None] = nullcontext()
+        if embeddings is not None:
+            replaced = _replaced(table_of(self._model), embeddings, batch["input_ids"].shape[1])
+        with further_forward(), replaced:
+            return self._forward(batch if altered else self.batch, altered)
+
+    def loss(self, logits: Tensor) -> Tensor:
+        return self._total(logits, self.labels) / self._divisor
+
+    def average(self, draws: int) -> None:
+        self.draws = max(self.draws, draws)
+
+    def further_draws(self) -> Iterator[Tensor]:
+        """Logits of the forwards that were asked for beside the first, one after the other."""
+        for _ in range(1, self.draws):
+            yield self.again()
+
+
+def table_of(model: nn.Module) -> nn.Module:
+    """The table of the first stack's text embeddings.
+
+    Raises:
+        UsageError: there is none.
+    """
+    base = base_model_of(cast(Any, model))
+    if model not in _TABLES:
+        layout = layout_of(base)
+        places = layout.stacks[0].places if layout.family.modality == "text" else ()
+        _TABLES[model] = next((p.entry for p in places if p.site.name == _EMBEDDINGS), None)
+    path = _TABLES[model]
+    if path is None:
+        raise UsageError(
+            f"{type(model).__name__} has no table of text embeddings that is known here, so that nothing can "
+            "stand in their place; take what needs it out of the recipe."
+        )
+    return base.get_submodule(path)
+
+
+@contextmanager
+def _replaced(table: nn.Module, embeddings: Callable[[Tensor], Tensor], length: int) -> Iterator[None]:
+    """Within, the next forward of the model has other embeddings in place of those of its `length` tokens.
+
+    Behind the table and before all that acts there: whatever alters embeddings, and the rows of prompts, come
+    as ever. A model may look up its token types in the same table afterwards. A pre-pass of the bare backbone
+    has them as well.
+    """
+    done: set[bool] = set()
+
+    def behind(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        bare = bool(frames.bare)
+        if bare in done:
+            return None
+        done.add(bare)
+        count = output.shape[1] - length
+        if not count:
+            new = embeddings(output)
+        else:
+            laid = next(c.reserved for c in frames.contexts.values() if c.reserved.count == count)
+            rows = output.new_zeros(output.shape[0], count, output.shape[2])  # which prompts fill
+            new = laid.around(embeddings(laid.text(output)), rows)
+        # Reentrant checkpointing wants an input that requires a gradient.
+        return new if new.requires_grad or not output.requires_grad else new.requires_grad_()
+
+    handle = table.register_forward_hook(behind, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,135 @@
+"""Rows that prompts reserve in a sequence: where they are to lie, and where they came to lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from autopeft.spec import Site
+
+__all__ = ["Reserved", "Slot", "reserve", "reserved_rows"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Consecutive rows that a prompt fills.
+
+    Attributes:
+        length: how many rows.
+        offset: how many real tokens of each text lie between the `anchor` and the rows; all of them where a
+            text has fewer. Rows at the front (offset 0) lie before padding on the left too.
+        anchor: the `front` or the `end` of each text. At the end the place moves while text is written, so
+            that no step of generation can go on from a cache.
+    """
+
+    length: int
+    offset: int = 0
+    anchor: Literal["front", "end"] = "front"
+
+    @property
+    def in_front(self) -> bool:
+        """Whether it lies before everything else."""
+        return self.anchor == "front" and self.offset == 0
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """Where reserved rows lie among the positions of a batch.
+
+    Attributes:
+        count: how many rows, the same for each example.
+        tokens: how many positions the text has, padding included; `None` where that is not known (images).
+        right: they lie at the end (images, whose rows have no order).
+        owners: the entries whose rows these are, each with how many, in the order of the slots.
+        columns: (1 or batch, count), the position of each row, in the order of the slots; `None` where they
+            lie in front, or at the end, in this order.
+        kept: (1 or batch, tokens), the position of each token; `None` as `columns`.
+        ordinals: (1 or batch, count), how many real tokens and rows come before each row; `None` as
+            `columns`.
+    """
+
+    count: int = 0
+    tokens: int | None = None
+    right: bool = False
+    columns: Tensor | None = None
+    kept: Tensor | None = None
+    ordinals: Tensor | None = None
+    owners: tuple[tuple[str, int], ...] = ()
+
+    def text(self, states: Tensor) -> Tensor:
+        """The positions (batch, tokens, …) of the text among all positions (batch, count + tokens, …)."""
+        if self.kept is not None:
+            return states.gather(1, _index(self.kept, states, self.kept.shape[1]))
+        if self.right:
+            return states[:, : states.shape[1] - self.count]
+        end = states.shape[1] if self.tokens is None else self.count + self.tokens
+        return states[:, self.count : end]
+
+    def filled(self, states: Tensor, rows: Tensor) -> Tensor:
+        """All positions (batch, positions, …), with `rows` (batch, count, …) at the reserved ones."""
+        if self.columns is not None:
+            return states.scatter(1, _index(self.columns, states, self.count), rows.to(states.dtype))
+        if self.right:
+            return torch.cat([states[:, : states.shape[1] - self.count], rows], dim=1)
+        return torch.cat([rows, states[:, self.count :]], dim=1)
+
+    def around(self, text: Tensor, rows: Tensor) -> Tensor:
+        """The text (batch, tokens, …) with `rows` (batch, count, …) put where they are reserved."""
+        if self.columns is None or self.kept is None:
+            return torch.cat([text, rows] if self.right else [rows, text], dim=1)
+        longer = text.new_zeros(text.shape[0], self.count + text.shape[1], *text.shape[2:])
+        longer = longer.scatter(1, _index(self.kept, longer, text.shape[1]), text)
+        return longer.scatter(1, _index(self.columns, longer, self.count), rows)
+
+    def spread(self, rows: Tensor, like: Tensor, owner: str | None) -> Tensor:
+        """`rows` (1 or batch, its rows, width) of an entry at its positions, and zeros elsewhere, in the
+        shape of `like` (batch, positions, width)."""
+        names = [name for name, _ in self.owners]
+        start = sum(n for _, n in self.owners[: names.index(str(owner))])
+        whole = pad(rows, (0, 0, start, self.count - start - rows.shape[1]))
+        return self.filled(torch.zeros_like(like), whole.expand(like.shape[0], -1, -1))
+
+
+def reserve(slots: Sequence[Slot], mask: Tensor | None, tokens: int) -> Reserved:
+    """Lay rows into a batch of texts.
+
+    Args:
+        slots: in the order in which the rows come.
+        mask: (batch, tokens), 1 at real tokens; `None` where all are.
+        tokens: positions of the texts, padding included.
+    """
+    count = sum(slot.length for slot in slots)
+    if all(slot.in_front for slot in slots):
+        return Reserved(count, tokens)
+    seen = torch.ones(1, tokens, dtype=torch.long) if mask is None else mask.long()
+    real = seen.cumsum(1)
+    before = torch.cat([_before(slot, real[:, -1:]) for slot in slots], dim=1)
+    # The column of text that follows each row: the first one, or that behind the last token before it.
+    follows = (real[:, None] < before[:, :, None]).sum(-1) + 1
+    follows = follows.masked_fill(before == 0, 0)
+    rank = follows.argsort(dim=1, stable=True).argsort(dim=1)
+    columns = torch.arange(tokens, device=real.device)
+    kept = columns + (follows[:, :, None] <= columns).sum(1)
+    return Reserved(count, tokens, False, follows + rank, kept, before + rank)
+
+
+def _before(slot: Slot, total: Tensor) -> Tensor:
+    """How many real tokens come before each row of a slot, (batch, length), of `total` (batch, 1)."""
+    offset = torch.full_like(total, slot.offset).minimum(total)
+    return (offset if slot.anchor == "front" else total - offset).expand(-1, slot.length)
+
+
+def reserved_rows(module: Any, sites: Iterable[Site]) -> int:
+    """How many rows a module reserves at all of these sites together."""
+    return sum(slot.length for site in sites for slot in module.slots(site))
+
+
+def _index(columns: Tensor, like: Tensor, length: int) -> Tensor:
+    """(1 or batch, length) as an index into dimension 1 of `like`."""
+    flat = columns.to(like.device).expand(like.shape[0], length)
+    return flat.view(*flat.shape, *[1] * (like.ndim - 2)).expand(*flat.shape, *like.shape[2:])

@@ -1,0 +1,35 @@
+"""What is refused before a training begins."""
+
+from __future__ import annotations
+
+from autopeft.errors import CompositionError
+from autopeft.hybrid import Hybrid
+from autopeft.hybrid.policies import Policies
+from autopeft.tasks.kinds import TaskKind
+from autopeft.training.contracts import Trainable
+
+__all__ = ["check_recipe"]
+
+
+def check_recipe(hybrid: Trainable, kind: TaskKind) -> None:
+    """Refuse what has nothing to act on, or cannot work with models of the kind."""
+    Policies(hybrid.recipe.training).refuse_idle(hybrid.parameter_groups(), hybrid.modules)
+    if not isinstance(hybrid, Hybrid) or kind.pooled:
+        return
+    entries, spec = hybrid.graph.entries, hybrid.spec
+    wanting = [n for n, entry in entries.items() if "row_logits" in entry.method.traits.needs]
+    if wanting:
+        name = entries[wanting[0]].method.name
+        raise CompositionError(
+            f"{wanting[0]} needs a distribution over classes for each row, but models for {kind.name} have "
+            f"one over the vocabulary for each token. `autopeft methods {name}` says which option does "
+            "without."
+        )
+    seeing = [n for n, e in entries.items() if e.traits.sees_text]
+    ahead = [n for n in seeing if any(spec.stack(site.stack).causal for site in entries[n].sites)]
+    if ahead:
+        raise CompositionError(
+            f"{ahead[0]} makes its prompt of the whole text, in which models for {kind.name} predict each "
+            "token from those before it, so that they would see what they are to predict; use a prompt that "
+            "does not depend on the text (prompt_tuning, p_tuning), or an encoder-decoder."
+        )

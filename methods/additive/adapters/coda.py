@@ -1,0 +1,126 @@
+"""CoDA: every token goes through a light adapter, and the chosen ones through the frozen layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from autopeft.errors import CompositionError
+from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
+from autopeft.nn import Activation, Bottleneck, Bottlenecks, soft_top_k
+from autopeft.spec import BackboneSpec, Site
+
+__all__ = ["CoDA"]
+
+
+class ConditionalAdapter(Bottleneck):
+    """The adapter of a layer, and the vector w that scores its tokens."""
+
+    def __init__(self, width: int, config: CoDA.Config) -> None:
+        super().__init__(width, config.bottleneck, activation=config.activation, init="lora")
+        self.router = nn.Parameter(torch.randn(width))
+
+
+class CoDAModule(Bottlenecks[ConditionalAdapter]):
+    """An adapter and a router for each layer."""
+
+    def __init__(self, children: dict[str, ConditionalAdapter], config: CoDA.Config) -> None:
+        super().__init__(children)
+        self.config = config
+
+    def routed(self, site: Site, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Which positions go through the layer, (batch, k) for the k of the longest row, and their λ, zero
+        for those that a shorter row has no use for; from xₙ (batch, positions, hidden)."""
+        c, (batch, n) = self.config, x.shape[:2]
+        lengths = torch.full((batch,), n, device=x.device) if mask is None else mask.long().sum(1)
+        k = ((lengths + c.reduction - 1) // c.reduction).clamp(min=1)
+        unit = nn.functional.normalize
+        scores = unit(x.float(), dim=-1) @ unit(self[site].router.float(), dim=0)
+        weights = soft_top_k(
+            scores,
+            k,
+            temperature=c.temperature,
+            iterations=c.iterations,
+            start=c.start,
+            decay=c.decay,
+            mask=mask,
+        )
+        # λ rises with the score, and is 1 for several.
+        there = scores if mask is None else scores.masked_fill(~mask.bool(), -torch.inf)
+        rows, most = there.topk(int(k.max()), dim=-1).indices, torch.arange(int(k.max()), device=x.device)
+        return rows, weights.gather(1, rows) * (most < k[:, None])
+
+    def around(self, site: Site, x: Tensor, call: Call) -> Tensor:
+        if call.region is None:
+            raise CompositionError(f"coda takes the place of {site.path}, and was called outside of it.")
+        normed = x if call.norm is None else call.norm(x)
+        rows, weights = self.routed(site, normed, call.context.mask)
+        index = rows[..., None].expand(-1, -1, x.shape[-1])
+        change = weights.to(x.dtype)[..., None] * (call.region(x, rows) - x.gather(1, index))
+        adapter = self[site]
+        light = adapter(normed.to(adapter.router.dtype)).to(x.dtype)
+        return torch.scatter_add(x + light, 1, index, change)
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        return {**super().parts(), "router": [own.router for own in self.children_by_site()]}
+
+
+@register("coda")
+class CoDA:
+    """Y = X + ReLU(Xₙ·W_dn + b_dn)·W_up + b_up + λ·(layer(X) − X), λ zero but at ⌈n/reduction⌉ chosen tokens.
+
+    Lei et al. 2023, arXiv:2304.04947 (conditional adapters). The frozen layer runs for the chosen tokens
+    alone, whose queries attend to all (k-to-all); all others pass by. Xₙ is X behind the layer's first norm,
+    or X itself where norms come after. The k tokens of the largest scores are chosen, λ their soft weights
+    (`soft_top_k`), by which the router learns; scores are cosines of Xₙ and w. T, ε, its start and decay are
+    those of a published reimplementation of the router (lucidrains/CoLT5-attention). Training and evaluation
+    choose alike; padding is not chosen and does not count in n. What else acts in the layer has an effect on
+    chosen tokens alone. `reduction: 1` is the dense layer with a parallel adapter.
+
+    For encoders: the choice looks at the whole sequence, so that a causal stack would see the future. On an
+    encoder-decoder it is listed for the encoder (the decoder stays dense, as in the paper). The authors'
+    pretraining of the routed model on the backbone's own objective is not part of the method here. There is
+    no code of theirs. W_up and biases start at zero, w from N(0, 1). Not the identity at init; not mergeable.
+    2dm + m + d + d parameters for each layer.
+    """
+
+    traits = Traits(
+        ways=frozenset({"region"}),
+        sites=("layer",),
+        default_sites=("layer",),
+        identity=False,
+        gateable=False,
+    )
+    size_field: ClassVar[str] = "bottleneck"
+    part_names: tuple[str, ...] = ("down", "up", "router")
+
+    class Config(MethodConfig):
+        bottleneck: int = Field(default=64, ge=1, le=8192, description="m")
+        reduction: int = Field(default=3, ge=1, le=64, description="n/k")
+        activation: Activation = "relu"
+        iterations: int = Field(default=20, ge=1, le=1000, description="T of the router")
+        temperature: float = Field(default=0.03, gt=0, le=10, description="ε of the router")
+        start: float = Field(default=4.0, gt=0, le=100, description="ε of the first iteration")
+        decay: float = Field(default=0.7, gt=0, le=1, description="of ε in each iteration")
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
+        causal = next((s for s in sites if spec.stack(s.stack).causal), None)
+        if causal is not None:
+            way_out = "list it with `stack: encoder`" if spec.encoder_decoder else "take an encoder"
+            raise CompositionError(
+                f"coda chooses tokens by the whole sequence, so that at {causal.path}, in a causal stack, "
+                f"each would see those behind it; {way_out}, or use parallel_adapter."
+            )
+        n = sum(Bottleneck.size(s.in_features, self.config.bottleneck) + s.in_features for s in sites)
+        return ParameterCount(n, n)
+
+    def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
+        self.parameter_count(sites, spec)
+        return CoDAModule({s.key: ConditionalAdapter(s.in_features, self.config) for s in sites}, self.config)

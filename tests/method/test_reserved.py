@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from autopeft.method import Reserved, Slot
+from autopeft.method.reserved import reserve
+
+SLOTS = st.lists(
+    st.builds(Slot, st.integers(1, 3), st.integers(0, 7), st.sampled_from(("front", "end"))),
+    min_size=1,
+    max_size=4,
+)
+
+
+def _mask(lengths: list[int], *, left: bool) -> Tensor:
+    mask = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
+    for row, length in zip(mask, lengths, strict=True):
+        row[len(row) - length :] = 1 if left else row[len(row) - length :]
+        row[:length] = row[:length] if left else 1
+    return mask
+
+
+def _by_hand(slots: list[Slot], mask: Tensor) -> list[list[int]]:
+    """Each text as numbers: tokens by their column, rows from 100 on in the order of their slots."""
+    found = []
+    for row in mask.tolist():
+        real = [column for column, one in enumerate(row) if one]
+        behind: dict[int, list[int]] = {}
+        number = 100
+        for slot in slots:
+            before = min(slot.offset, len(real))
+            before = before if slot.anchor == "front" else len(real) - before
+            column = real[before - 1] if before else -1
+            behind.setdefault(column, []).extend(range(number, number + slot.length))
+            number += slot.length
+        text = list(behind.get(-1, []))
+        for column in range(len(row)):
+            text += [column, *behind.get(column, [])]
+        found.append(text)
+    return found
+
+
+@given(SLOTS, st.lists(st.integers(1, 5), min_size=1, max_size=3), st.booleans())
+def test_rows_lie_where_their_slots_say(slots: list[Slot], lengths: list[int], left: bool) -> None:
+    mask = _mask(lengths, left=left)
+    reserved = reserve(slots, mask, mask.shape[1])
+    count = sum(slot.length for slot in slots)
+    text = torch.arange(mask.shape[1]).expand(len(mask), -1)
+    rows = torch.arange(100, 100 + count).expand(len(mask), -1)
+    longer = reserved.around(text, rows)
+    assert longer.tolist() == _by_hand(slots, mask)
+    assert torch.equal(reserved.text(longer), text)
+    assert torch.equal(reserved.filled(torch.where(longer < 100, longer, 0), rows), longer)
+    wide = longer[..., None].expand(-1, -1, 2)
+    assert torch.equal(reserved.text(wide), text[..., None].expand(-1, -1, 2))
+
+
+def test_rows_in_front_need_no_index_and_lie_before_padding() -> None:
+    reserved = reserve([Slot(2), Slot(1)], _mask([1, 3], left=True), 3)
+    assert reserved == Reserved(3, 3)
+    assert reserved.around(torch.zeros(2, 3), torch.ones(2, 3)).tolist() == [[1, 1, 1, 0, 0, 0]] * 2
+
+
+def test_ordinals_count_real_tokens_and_rows() -> None:
+    reserved = reserve([Slot(1), Slot(2, offset=1)], _mask([2, 4], left=True), 4)
+    assert reserved.ordinals is not None
+    assert reserved.ordinals.tolist() == [[0, 2, 3], [0, 2, 3]]
+
+
+def test_what_belongs_to_one_entry_is_spread_over_its_rows_alone() -> None:
+    owners = (("a", 1), ("b", 2))
+    reserved = Reserved(3, 2, owners=owners)
+    like = torch.zeros(2, 5, 1)
+    assert reserved.spread(torch.ones(1, 2, 1), like, "b")[..., 0].tolist() == [[0, 1, 1, 0, 0]] * 2
+    images = Reserved(3, right=True, owners=owners)
+    assert images.spread(torch.ones(1, 1, 1), like, "a")[..., 0].tolist() == [[0, 0, 1, 0, 0]] * 2
+
+
+@pytest.mark.parametrize("right", [False, True])
+def test_texts_that_are_padded_further_keep_their_length(right: bool) -> None:
+    """Where several hybrids share a batch, shorter ones are filled up behind the text."""
+    states = torch.arange(6.0)[None, :, None]
+    reserved = Reserved(2, None if right else 3, right=right)
+    assert reserved.text(states)[0, :, 0].tolist() == ([0, 1, 2, 3] if right else [2, 3, 4])

@@ -1,0 +1,226 @@
+"""CoDA: the frozen layer for the tokens that are chosen, a light adapter for all."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from support.tiny import logits, randomise, tiny_inputs, tiny_model
+from support.training import encoded_task, tiny_bert
+from torch import Tensor, nn
+
+from autopeft.errors import CompositionError, UsageError
+from autopeft.hybrid import Hybrid, attach, attach_many
+from autopeft.recipe import Recipe
+from autopeft.training import TrainingPlan, train
+
+ENCODERS = ["bert", "roberta", "distilbert", "mpnet", "vit", "t5", "bart"]
+
+
+def recipe(*more: Any, at: str = "all", stack: str = "encoder", **config: Any) -> Recipe:
+    items = [{"coda": {"bottleneck": 4, **config}}, *more]
+    return Recipe.from_dict({"name": "c", "layers": [{"at": at, "stack": stack, "attach": items}]})
+
+
+def inputs_of(name: str) -> dict[str, Tensor]:
+    return tiny_inputs(name) if name == "vit" else tiny_inputs(name, pad=2)
+
+
+def layers_of(hybrid: Hybrid) -> list[nn.Module]:
+    stack = hybrid.injection.layout.stacks[0]
+    return [hybrid.injection.base.get_submodule(path) for path in stack.layers]
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("reduction", [2, 3])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_layer_is_the_formula_over_the_dense_layer(name: str, reduction: int, attention: str) -> None:
+    """Against the backbone's own layer, run whole: Y = X + f(Xₙ) + λ·(layer(X) − X)."""
+    if name == "mpnet" and attention == "sdpa":
+        attention = "eager"
+    model, inputs = tiny_model(name, attention=attention), inputs_of(name)
+    bare = copy.deepcopy(model)
+    hybrid = attach(model, recipe(reduction=reduction, at="first 1"), seed=0)
+    randomise(hybrid.root, std=0.5)
+    seen: dict[str, Any] = {}
+    (layer, dense) = (
+        m.get_submodule(hybrid.injection.layout.stacks[0].layers[0]) for m in bases(model, bare)
+    )
+
+    def mine(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        seen["x"] = args[0] if args else kwargs["hidden_states"]
+        seen["y"] = output[0] if isinstance(output, tuple) else output
+
+    def theirs(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        seen["dense"] = output[0] if isinstance(output, tuple) else output
+
+    layer.register_forward_hook(mine, with_kwargs=True)
+    dense.register_forward_hook(theirs, with_kwargs=True)
+    module: Any = hybrid.modules["coda"]
+    routed = module.routed
+
+    def watched(*args: Any) -> Any:
+        seen["routed"] = routed(*args)
+        seen["normed"] = args[1]
+        return seen["routed"]
+
+    module.routed = watched
+    logits(model, inputs)
+    logits(bare, inputs)
+    x, (rows, weights) = seen["x"], seen["routed"]
+    real = inputs["attention_mask"].sum(1) if "attention_mask" in inputs else torch.full((2,), x.shape[1])
+    assert torch.equal((weights > 0).sum(1), -(-real // reduction)), "k of each row"
+    mask = torch.zeros(x.shape[:2]).scatter(1, rows, weights)[..., None]
+    site = hybrid.graph.entries["coda"].sites[0]
+    expected = x + module[site](seen["normed"]) + mask * (seen["dense"] - x)
+    torch.testing.assert_close(seen["y"], expected, atol=1e-5, rtol=1e-4)
+    pre_norm = name in ("vit", "t5")
+    assert torch.equal(seen["normed"], x) != pre_norm
+    hybrid.detach()
+    assert "forward" not in layer.__dict__
+    assert all("forward" not in m.__dict__ for m in model.modules())
+
+
+def bases(*models: Any) -> Any:
+    return (model.base_model for model in models)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_with_all_tokens_and_a_fresh_adapter_it_is_the_dense_model(name: str) -> None:
+    model, inputs = tiny_model(name), inputs_of(name)
+    before = logits(model, inputs)
+    with attach(model, recipe(reduction=1), seed=0):
+        torch.testing.assert_close(logits(model, inputs), before, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["bert", "t5", "vit", "distilbert"])
+def test_k_tokens_of_each_row_reach_the_frozen_maps(name: str) -> None:
+    model, inputs = tiny_model(name), inputs_of(name)
+    hybrid = attach(model, recipe(reduction=3), seed=0)
+    counted: dict[str, list[int]] = {"q": [], "up": [], "k": []}
+    linear = nn.functional.linear
+    widths = {
+        id(hybrid.injection.base.get_submodule(place.entry).weight): place.site.name  # type: ignore[arg-type]
+        for place in hybrid.injection.layout.stacks[0].places
+        if place.site.name in counted
+    }
+
+    def watched(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+        if id(weight) in widths:
+            counted[widths[id(weight)]].append(x.shape[1])
+        return linear(x, weight, *rest)
+
+    nn.functional.linear, kept = watched, linear
+    try:
+        logits(model, inputs)
+    finally:
+        nn.functional.linear = kept
+    length = max(counted["k"])
+    real = int(inputs["attention_mask"].sum(1).max()) if "attention_mask" in inputs else length
+    assert set(counted["q"]) == set(counted["up"]) == {-(-real // 3)}
+    assert set(counted["k"]) == {length}, "all of them are attended to"
+
+
+@pytest.mark.parametrize("name", ["bert", "vit", "t5"])
+def test_each_router_gets_a_gradient_from_what_its_layer_makes(name: str) -> None:
+    model, inputs = tiny_model(name), inputs_of(name)
+    hybrid = attach(model, recipe(reduction=3), seed=0)
+    stack: Any = hybrid.injection.base.get_submodule(hybrid.injection.layout.stacks[0].map.root)
+    given = {k: v for k, v in inputs.items() if k != "decoder_input_ids"}
+    stack(**given).last_hidden_state.pow(3).sum().backward()
+    for own in hybrid.modules["coda"].children_by_site():  # type: ignore[operator]
+        assert float(own.router.grad.norm()) > 0
+
+
+def test_the_router_and_the_adapter_learn() -> None:
+    bert = tiny_bert()
+    hybrid = attach(bert, recipe(reduction=2, stack="all"), seed=0)
+    before = {n: p.clone() for n, p in hybrid.root.named_parameters()}
+    backbone = {n: p.clone() for n, p in hybrid.backbone_parameters().items()}
+    train(hybrid, encoded_task(), TrainingPlan(steps=4, batch_size=8, device="cpu", micro_batch=3))
+    still = [n for n, p in hybrid.root.named_parameters() if torch.equal(p, before[n])]
+    assert still == []
+    assert all(torch.equal(p, backbone[n]) for n, p in hybrid.backbone_parameters().items())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputation_runs_the_tokens_of_its_own_forward(reentrant: bool) -> None:
+    """Two forwards are open at once, with other tokens chosen in each; LoRA acts inside."""
+    model = tiny_model("bert")
+    hybrid = attach(model, recipe("lora", reduction=3), seed=0)
+    randomise(hybrid.root, std=0.3)
+    inputs, other = tiny_inputs("bert", pad=2), tiny_inputs("bert", pad=1, seed=5)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    model.config.attention_probs_dropout_prob = 0.0
+    model.train()
+
+    def gradients() -> list[Tensor]:
+        hybrid.root.zero_grad()
+        first, second = model(**inputs).logits, model(**other).logits
+        (first.pow(2).mean() + 0.5 * second.sin().mean()).backward()
+        return [p.grad.clone() for p in hybrid.root.parameters() if p.grad is not None]
+
+    plain = gradients()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    if reentrant:
+        model.enable_input_require_grads()
+    for a, b in zip(gradients(), plain, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_what_acts_inside_acts_on_chosen_tokens_alone() -> None:
+    model, inputs = tiny_model("bert"), tiny_inputs("bert", pad=2)
+    inside = [
+        "serial_adapter",
+        {"ia3": {}},
+        {"p_tuning_v2": {"length": 2}},
+        {"lora": {"sites": ["q", "o", "up"]}},
+    ]
+    hybrid = attach(model, recipe(*inside, reduction=1), seed=0)
+    randomise(hybrid.root, std=0.3)
+    with torch.no_grad():
+        for own in hybrid.modules["coda"].children_by_site():  # type: ignore[operator]
+            own.up.weight.zero_()
+            own.up.bias.zero_()
+    dense = logits(model, inputs)
+    others = {k: v for k, v in hybrid.root.state_dict().items() if not k.startswith("coda.")}
+    hybrid.detach()
+    plain = Recipe.from_dict({"name": "p", "layers": [{"attach": inside}]})
+    again = attach(model, plain, seed=0)
+    again.root.load_state_dict(others)
+    torch.testing.assert_close(logits(model, inputs), dense, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "match"), [("llama", "take an encoder"), ("gpt2", "causal"), ("t5", "`stack: encoder`")]
+)
+def test_causal_stacks_are_refused_with_the_way_out(name: str, match: str) -> None:
+    with pytest.raises(CompositionError, match=match):
+        attach(tiny_model(name), recipe(stack="all"), seed=0)
+
+
+def test_two_in_one_layer_in_a_composition_and_beside_another_hybrid_are_refused() -> None:
+    model = tiny_model("bert")
+    with pytest.raises(UsageError, match="only one can"):
+        attach(model, recipe({"coda": {"bottleneck": 2}}), seed=0)
+    body = {"layers": [{"attach": [{"sum": ["coda", "lora"]}]}]}
+    with pytest.raises(CompositionError, match="list it by itself"):
+        attach(model, Recipe.from_dict({"name": "s", **body}), seed=0)
+    lora = Recipe.from_dict({"name": "l", "layers": [{"attach": ["lora"]}]})
+    with pytest.raises(CompositionError, match="attach them one at a time"):
+        attach_many(model, [recipe(), lora])
+    assert all("forward" not in m.__dict__ for m in model.modules())
+
+
+@pytest.mark.parametrize("at", ["last 1", "first 1"])
+def test_untouched_layers_below_are_stored_and_the_losses_are_those_of_plain_training(at: str) -> None:
+    losses = []
+    for shortcuts in (True, False):
+        hybrid = attach(tiny_bert(), recipe(reduction=2, at=at, stack="all"), seed=0)
+        plan = TrainingPlan(steps=4, batch_size=8, device="cpu", shortcuts=shortcuts)
+        losses.append(train(hybrid, encoded_task(), plan).losses)
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
