@@ -37,7 +37,7 @@ class RootHooks:
         token: the hybrid's.
         prompts: what fills the reserved rows, in order.
         keep: rows stay in the output (a decoder attends to them).
-        source_rows: for a decoder, rows that the encoder's prompts added to what it attends to.
+        source: for a decoder, the encoder's hooks, whose prompts add rows to what it attends to.
         dummy_id: an id that is not padding.
         first_position: the first explicit position id.
         forwards: counts the threads that are inside.
@@ -48,15 +48,20 @@ class RootHooks:
     token: int
     prompts: tuple[BoundModule, ...] = ()
     keep: bool = False
-    source_rows: int = 0
+    source: RootHooks | None = None
     dummy_id: int = 0
     first_position: int = 0
     forwards: Forwards = field(default_factory=lambda: Forwards("a hybrid"))
 
     @property
     def rows(self) -> int:
-        """How many rows are reserved."""
+        """How many rows are reserved now: a training may take some away."""
         return sum(int(p.module.length) for p in self.prompts)
+
+    @property
+    def source_rows(self) -> int:
+        """How many rows the encoder's prompts add to what a decoder attends to."""
+        return 0 if self.source is None else self.source.rows
 
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
