@@ -5,6 +5,7 @@ from __future__ import annotations
 from autopeft.hybrid.callback import HybridCallback
 from autopeft.hybrid.explicit import ExplicitRecipe, explicit_recipe
 from autopeft.hybrid.hybrid import Hybrid, attach
+from autopeft.hybrid.inputs import open_inputs, pinned
 from autopeft.hybrid.loading import load
 from autopeft.hybrid.modules import build_modules, head_of
 from autopeft.hybrid.multi import MultiHybrid, attach_many
@@ -24,5 +25,7 @@ __all__ = [
     "explicit_recipe",
     "head_of",
     "load",
+    "open_inputs",
+    "pinned",
     "predictive",
 ]

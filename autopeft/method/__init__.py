@@ -47,6 +47,7 @@ from autopeft.method.modules import (
 from autopeft.method.optimization import DecayTarget, decay, decay_targets, no_such_part, part_names, parts_of
 from autopeft.method.phase import OuterStep, Phase, PhasePart, Session
 from autopeft.method.registry import get_method, method_names, register, registered_method, reserve
+from autopeft.method.stored import StartsFrom, Stored
 
 __all__ = [
     "MEMBERS",
@@ -78,6 +79,8 @@ __all__ = [
     "Resizes",
     "Session",
     "Settles",
+    "StartsFrom",
+    "Stored",
     "Traits",
     "WeightModule",
     "WeightTarget",

@@ -20,6 +20,7 @@ from autopeft.nn.nested_pair import NestedPair
 from autopeft.nn.per_site import PerSite
 from autopeft.nn.prefixes import PrefixConfig, Prefixes, PrefixMethod
 from autopeft.nn.prompt_encoder import PromptEncoder, PromptRows
+from autopeft.nn.prompt_table import PromptInit, PromptTable, prompt_width
 from autopeft.nn.ranked_entries import RankedEntries, ranked, reach_of
 from autopeft.nn.router import Router
 from autopeft.nn.row_delta import RowDelta
@@ -31,6 +32,13 @@ from autopeft.nn.sensitivity import Sensitivity
 from autopeft.nn.settled_maps import SettledAdapter, SettledPair, drop_path
 from autopeft.nn.settled_structure import SettledStructure
 from autopeft.nn.sparse_delta import SparseDelta
+from autopeft.nn.stored_prompts import (
+    Similarity,
+    mixture,
+    only_prompt,
+    prompt_similarity,
+    stored_prompt,
+)
 from autopeft.nn.tensor_deltas import TensorDeltas
 from autopeft.nn.top_entries import TopEntries, top_entries
 from autopeft.nn.triplets import Triplets, triplets_at
@@ -63,7 +71,9 @@ __all__ = [
     "PrefixMethod",
     "Prefixes",
     "PromptEncoder",
+    "PromptInit",
     "PromptRows",
+    "PromptTable",
     "PrunedPair",
     "PrunedPairs",
     "RankedEntries",
@@ -78,6 +88,7 @@ __all__ = [
     "SettledAdapter",
     "SettledPair",
     "SettledStructure",
+    "Similarity",
     "SparseDelta",
     "TensorDeltas",
     "TopEntries",
@@ -97,13 +108,18 @@ __all__ = [
     "leading_entries",
     "log_evidence",
     "logit_covariance",
+    "mixture",
     "observe_curvature",
+    "only_prompt",
     "plain_loras",
+    "prompt_similarity",
+    "prompt_width",
     "ranked",
     "reach_of",
     "require_blocks",
     "requiring",
     "softmax_root",
+    "stored_prompt",
     "top_entries",
     "triplets_at",
     "walsh_hadamard",

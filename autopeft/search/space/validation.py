@@ -103,6 +103,11 @@ class _Reader:
             return
         item = read_item(tree, (), level, self._problems.inside(tree, path))
         if item is not None:
+            if any(entry.start for _, entry in entry_items((item,))):
+                self._problems.add(
+                    path,
+                    "a search space has no inputs to start 'from'; train such a recipe by `autopeft train`.",
+                )
             self.named += [(entry.alias or entry.method, entry) for _, entry in entry_items((item,))]
 
     def choices(self, node: Node, path: Path) -> Iterator[Values]:
