@@ -19,7 +19,7 @@ from autopeft.hybrid import attach, pinned
 from autopeft.recipe import Recipe
 
 from .. import mutate
-from ..folders import Edit, Files, Move, cut, edit, linked, put, read, replace, write
+from ..folders import Edit, Files, Move, cut, edit, json_bytes, linked, put, read, replace, write
 from ..products import command
 from ..surface import Call, First
 
@@ -85,7 +85,7 @@ def hostile(random: Random, folder: Path) -> Call:
 
 def _write(folder: Path, files: Files, recipe: Any) -> None:
     write(folder / _FOLDER, files)
-    (folder / "recipe.yaml").write_bytes(mutate.bytes_of(json.dumps(recipe)))
+    (folder / "recipe.yaml").write_bytes(json_bytes(recipe))
 
 
 def _with(change: Edit | None = None, *, also: Move | None = None, **said: Any) -> First:
