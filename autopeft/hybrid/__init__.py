@@ -11,12 +11,14 @@ from autopeft.hybrid.modules import build_modules, head_of
 from autopeft.hybrid.multi import MultiHybrid, attach_many
 from autopeft.hybrid.prediction import predictive
 from autopeft.hybrid.store import deployed_state, deployed_tensors
+from autopeft.hybrid.transferability import activated_neurons, neuron_overlap
 
 __all__ = [
     "ExplicitRecipe",
     "Hybrid",
     "HybridCallback",
     "MultiHybrid",
+    "activated_neurons",
     "attach",
     "attach_many",
     "build_modules",
@@ -25,6 +27,7 @@ __all__ = [
     "explicit_recipe",
     "head_of",
     "load",
+    "neuron_overlap",
     "open_inputs",
     "pinned",
     "predictive",

@@ -97,8 +97,7 @@ def _folder_of(name: str, item: InputItem, runs: Path) -> Path:
     if named is None or not in_folder(named, root):
         raise DataError(
             f"The input {name!r} leads out of {str(root.absolute())!r}: {named!r} does, or is a link "
-            f"that does. "
-            "Copy what it means into a folder there."
+            "that does. Copy what it means into a folder there."
         )
     folder = root / named
     for found in (folder, folder / _WINNER):

@@ -13,6 +13,8 @@ from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from autopeft.errors import DataError, MethodError, UsageError
 from autopeft.hybrid import Hybrid, attach, attach_many, load, pinned
 from autopeft.recipe import Recipe
+from autopeft.search.space.projection import values_of
+from autopeft.search.space.space import Space
 
 LORA = {"lora": {"rank": 2}}
 
@@ -180,11 +182,18 @@ def test_links_that_lead_out_are_not_followed(what: str, here: Path) -> None:
             pinned(recipe)
 
 
-def test_a_search_refuses_what_it_cannot_say() -> None:
-    from autopeft.search.space.space import Space
-
+@pytest.mark.parametrize("item", ["layers: [{attach: [{lora: {rank: 2}, from: a}]}]", "model: [tpt]"])
+def test_a_space_refuses_what_it_cannot_say(item: str) -> None:
     with pytest.raises(UsageError, match="no inputs"):
-        Space.from_yaml("autopeft: 2\nname: s\nlayers: [{attach: [{lora: {rank: 2}, from: a}]}]")
+        Space.from_yaml(f"autopeft: 2\nname: s\n{item}")
+
+
+def test_a_search_refuses_to_begin_with_a_recipe_that_has_inputs() -> None:
+    space = Space.from_yaml("autopeft: 2\nname: s\nlayers: [{attach: [{lora: {rank: {choice: [2, 4]}}}]}]")
+    left("source", LORA)
+    recipe = starting({**LORA, "from": "source"}, source="source")
+    with pytest.raises(UsageError, match="no space can say"):
+        values_of(recipe, space.bind(attach(tiny_model("bert"), recipe).spec))
 
 
 def test_the_first_forward_is_that_of_the_source() -> None:

@@ -70,8 +70,7 @@ def values_of(recipe: Recipe, bound: BoundSpace) -> Match:
     if recipe.inputs:
         raise RecipeError(
             f"Recipe {recipe.name!r} starts from {', '.join(recipe.inputs)}, which no space can say; "
-            f"leave its "
-            "'inputs:' and each 'from:' out, or train it as it is by `autopeft train`."
+            "leave its 'inputs:' and each 'from:' out, or train it as it is by `autopeft train`."
         )
     members = encoder_of(bound)
     wanted, lost = members.read(recipe)

@@ -55,17 +55,25 @@ class TPTModule(nn.Module):
         self.register_buffer("source", torch.zeros(config.length, config.source_width), persistent=False)
         self.projector = Projector(config.source_width, width, config)
         self.table = None
+        self._given = False
 
     @torch.no_grad()
     def start_from(self, stored: tuple[Stored, ...]) -> None:
         """Keep the source prompt (length, d_s)."""
+        self._given = True
         self.source.copy_(only_prompt(stored, self.length, self.config.source_width))
 
     def phases(self) -> list[Phase]:
-        """`project` trains the projector, `tune` the prompt that it has made."""
+        """`project` trains the projector, `tune` the prompt that it has made.
+
+        Raises:
+            MethodError: there is no source prompt to project.
+        """
         share = self.config.projection
         if self.projector is None:
             return [Phase("tune")]
+        if not self._given:
+            raise MethodError("tpt projects the prompt of another model; name it by 'from:' in the recipe.")
         project = Phase("project", share, output=lambda: cast(Projector, self.projector)(self.source))
         return [project] if share == 1 else [project, Phase("tune", 1 - share, begin=self.deploy)]
 

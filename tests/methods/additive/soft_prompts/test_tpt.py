@@ -125,3 +125,11 @@ def test_another_width_than_the_recipe_says_is_refused() -> None:
 def test_a_projector_beyond_all_others_is_refused() -> None:
     with pytest.raises(MethodError, match="smaller `length` or `hidden`"):
         attached(length=4096, source_width=65_536, hidden=16_384)
+
+
+def test_without_a_source_there_is_nothing_to_train() -> None:
+    item = {"tpt": OWN, "from": "source"}
+    recipe = Recipe.from_dict({"inputs": {"source": "source"}, "model": [item]})
+    hybrid = attach(tiny_bert(), recipe, runs=None)
+    with pytest.raises(MethodError, match="'from:'"):
+        train(hybrid, encoded_task(), PLAN)
