@@ -52,7 +52,7 @@ def show(
     from autopeft.counting import count
     from autopeft.graph import build_graph, draw_mermaid, draw_svg, draw_text
     from autopeft.recipe import Recipe
-    from autopeft.report.recipe import counts_sheet, describe_graph, entries_sheet, layers_sheet
+    from autopeft.report.recipe import counts_sheet, describe_graph, entries_sheet, inputs_sheet, layers_sheet
 
     parsed = Recipe.load(recipe)
     config = config_of(model)
@@ -67,7 +67,8 @@ def show(
         return
     reference = f" ({parsed.reference})" if parsed.reference else ""
     say(f"{parsed.name}{reference} on {model} ({graph.spec.family})")
-    for sheet in (entries_sheet(graph), layers_sheet(graph), counts_sheet(counts)):
+    inputs = (inputs_sheet(parsed),) if parsed.inputs else ()
+    for sheet in (*inputs, entries_sheet(graph), layers_sheet(graph), counts_sheet(counts)):
         say()
         say_sheet(sheet)
     say()

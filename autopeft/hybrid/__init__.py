@@ -5,17 +5,20 @@ from __future__ import annotations
 from autopeft.hybrid.callback import HybridCallback
 from autopeft.hybrid.explicit import ExplicitRecipe, explicit_recipe
 from autopeft.hybrid.hybrid import Hybrid, attach
+from autopeft.hybrid.inputs import open_inputs, pinned
 from autopeft.hybrid.loading import load
 from autopeft.hybrid.modules import build_modules, head_of
 from autopeft.hybrid.multi import MultiHybrid, attach_many
 from autopeft.hybrid.prediction import predictive
 from autopeft.hybrid.store import deployed_state, deployed_tensors
+from autopeft.hybrid.transferability import activated_neurons, neuron_overlap
 
 __all__ = [
     "ExplicitRecipe",
     "Hybrid",
     "HybridCallback",
     "MultiHybrid",
+    "activated_neurons",
     "attach",
     "attach_many",
     "build_modules",
@@ -24,5 +27,8 @@ __all__ = [
     "explicit_recipe",
     "head_of",
     "load",
+    "neuron_overlap",
+    "open_inputs",
+    "pinned",
     "predictive",
 ]

@@ -22,6 +22,7 @@ from autopeft.graph import CompositionGraph, build_graph, draw_box
 from autopeft.hybrid.callback import HybridCallback
 from autopeft.hybrid.draws import seeded
 from autopeft.hybrid.groups import groups_of
+from autopeft.hybrid.inputs import RUNS, Artefact, start_entries, with_inputs
 from autopeft.hybrid.labels import Labels
 from autopeft.hybrid.merging import WeightChanges, fold, fold_weights, write
 from autopeft.hybrid.modules import (
@@ -59,7 +60,9 @@ class Measurements(Protocol):
     def put(self, method: str, measurement: Mapping[str, Any], measured: Mapping[str, Tensor]) -> None: ...
 
 
-def attach(model: PreTrainedModel, recipe: Recipe, *, seed: int | None = None) -> Hybrid:
+def attach(
+    model: PreTrainedModel, recipe: Recipe, *, seed: int | None = None, runs: str | Path | None = RUNS
+) -> Hybrid:
     """Put a recipe's modules on a model and freeze its backbone; the task head and the modules train.
 
     Args:
@@ -67,16 +70,21 @@ def attach(model: PreTrainedModel, recipe: Recipe, *, seed: int | None = None) -
         recipe: the hybrid.
         seed: where the modules' random init starts, whatever other threads draw; the global generator is left
             alone then. Without it, the global generator is used.
+        runs: the folder of the runs that the recipe's inputs name; with `None` no entry starts from its
+            input, as where saved values follow.
 
     Raises:
-        UsageError: the recipe does not fit the model, a hybrid is attached already, or another thread is
-        attaching one. The model is then unchanged.
+        UsageError: the recipe does not fit the model, an input is missing or altered, a hybrid is attached
+            already, or another thread is attaching one. The model is then unchanged.
     """
     with changing(model, f"attach {recipe.name!r}"):
-        return _attached(model, recipe, seed)
+        recipe, inputs = (recipe, {}) if runs is None else with_inputs(recipe, runs)
+        return _attached(model, recipe, seed, inputs)
 
 
-def _attached(model: PreTrainedModel, recipe: Recipe, seed: int | None) -> Hybrid:
+def _attached(
+    model: PreTrainedModel, recipe: Recipe, seed: int | None, inputs: Mapping[str, Artefact]
+) -> Hybrid:
     refuse_attached(model)
     spec, layout = spec_of_model(model)
     graph = build_graph(recipe, spec)
@@ -88,7 +96,7 @@ def _attached(model: PreTrainedModel, recipe: Recipe, seed: int | None) -> Hybri
     hybrid.injection = Injection(model, base, layout, graph, modules, new_token())
     try:
         with seeded(seed):
-            hybrid._enter()
+            hybrid._enter(inputs)
     except BaseException:
         hybrid.detach()
         raise
@@ -125,7 +133,7 @@ class Hybrid:
     # Life
     # -----------------------------------------------------------------------------------------------------
 
-    def _enter(self) -> None:
+    def _enter(self, inputs: Mapping[str, Artefact]) -> None:
         self._attached = True  # from here on detach() has something to undo
         base = base_model_of(self.model)
         head = {id(p) for p in self.head_parameters()}
@@ -136,6 +144,8 @@ class Hybrid:
         self.model.add_module(ROOT, self._root)
         self._persistence.install()
         self.initialise(base)
+        if inputs:  # else values follow, as where a saved hybrid is loaded
+            start_entries(self.recipe, self.modules, inputs, self.spec)
         self.injection.install()
 
     def initialise(self, base: PreTrainedModel) -> None:

@@ -50,7 +50,7 @@ def load(model: PreTrainedModel, folder: str | Path) -> Hybrid:
     labels = Labels.saved(path) if head_of(model) else None
     if labels is not None:
         labels.check(model.config, path)
-    hybrid = attach(model, recipe, seed=0)
+    hybrid = attach(model, recipe, seed=0, runs=None)
     before = [(p, p.detach().clone()) for p in hybrid.head_parameters()]
     try:
         _fill(hybrid, path / WEIGHTS, stored)

@@ -15,6 +15,7 @@ from autopeft.errors import CompositionError, UsageError
 from autopeft.graph import CompositionGraph, build_graph
 from autopeft.hybrid.draws import seeded
 from autopeft.hybrid.hybrid import Hybrid
+from autopeft.hybrid.inputs import Artefact, start_entries, with_inputs
 from autopeft.hybrid.modules import (
     ROOT,
     Root,
@@ -68,7 +69,8 @@ def _attached(
     model: PreTrainedModel, recipes: Sequence[Recipe], seeds: Sequence[int | None] | None
 ) -> MultiHybrid:
     refuse_attached(model)
-    recipes = list(recipes)
+    found = [with_inputs(recipe) for recipe in recipes]
+    recipes, inputs = [recipe for recipe, _ in found], [opened for _, opened in found]
     starts = [None] * len(recipes) if seeds is None else list(seeds)
     if not recipes or len(starts) != len(recipes):
         raise UsageError(
@@ -92,7 +94,7 @@ def _attached(
         hybrid.injection = hybrid.lane
         together.hybrids += (hybrid,)
     try:
-        together._enter(starts)
+        together._enter(starts, inputs)
     except BaseException:
         together.detach()
         raise
@@ -181,7 +183,7 @@ class MultiHybrid:
         self.untouched = Untouched(model)
         self._persistence = Persistence(model, self)
 
-    def _enter(self, seeds: Sequence[int | None]) -> None:
+    def _enter(self, seeds: Sequence[int | None], inputs: Sequence[Mapping[str, Artefact]]) -> None:
         self._attached = True  # from here on detach() has something to undo
         base, head = base_model_of(self.model), head_of(self.model)
         children: dict[str, nn.Module] = {f"h{i}": hybrid.root for i, hybrid in enumerate(self.hybrids)}
@@ -192,10 +194,11 @@ class MultiHybrid:
         root = Root(children).to(next(base.parameters()).device).train(self.model.training)
         self.model.add_module(ROOT, root)
         self._persistence.install()
-        for hybrid, seed in zip(self.hybrids, seeds, strict=True):
+        for hybrid, seed, found in zip(self.hybrids, seeds, inputs, strict=True):
             hybrid._attached = True
             with seeded(seed):
                 hybrid.initialise(base)
+            start_entries(hybrid.recipe, hybrid.modules, found, hybrid.spec)
         self._injection = MultiInjection(
             [hybrid.lane for hybrid in self.hybrids], [hybrid.head() for hybrid in self.hybrids], self._token
         )

@@ -32,6 +32,7 @@ from autopeft.spec import BackboneSpec
 __all__ = [
     "MANIFEST",
     "RECIPE",
+    "SCAFFOLDING",
     "WEIGHTS",
     "backbone_of",
     "check_size",
@@ -43,7 +44,7 @@ __all__ = [
 
 RECIPE, WEIGHTS, MANIFEST = "recipe.yaml", "weights.safetensors", "hybrid.json"
 _FORMAT = 1
-_SCAFFOLDING = 50_000_000  # parameters of reparameterisations that loading may allocate for a moment
+SCAFFOLDING = 50_000_000  # parameters of reparameterisations that loading may allocate for a moment
 _SITE = re.compile(r"^(?P<name>[^.]+)\.(?P<front>(?:.*\.)?)at\.(?P<site>[^.]+)\.(?P<rest>.+)$")
 
 
@@ -139,7 +140,7 @@ def check_size(recipe: Recipe, spec: BackboneSpec, stored: Mapping[str, StoredTe
     pruned = sum(e.count.deployed for e in graph.entries.values() if e.traits.data_dependent)
     deployed = counted.deployed - pruned
     thrown_away = counted.trained - deployed
-    if thrown_away > max(spec.parameters, _SCAFFOLDING):
+    if thrown_away > max(spec.parameters, SCAFFOLDING):
         raise DataError(
             f"{path / RECIPE} asks for {thrown_away:,} parameters that only training needs, more than the "
             f"backbone has; set a "

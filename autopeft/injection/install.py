@@ -386,12 +386,12 @@ class Injection:
         for stack in self.layout.stacks:
             place = self.places.get(f"{stack.map.name}-embeddings")
             prompts = () if place is None else self._prompts(place)
-            source_rows = next((r.rows for r in hooks if r.keep), 0)
-            hooks.append(self._root(stack, prompts, two, source_rows))
+            source = next((r for r in hooks if r.keep), None)
+            hooks.append(self._root(stack, prompts, two, source))
         return hooks
 
     def _root(
-        self, stack: StackPlaces, prompts: tuple[BoundModule, ...], two: bool, source_rows: int
+        self, stack: StackPlaces, prompts: tuple[BoundModule, ...], two: bool, source: RootHooks | None
     ) -> RootHooks:
         entries = [e for e in self.graph.entries.values() if any(s.stack == stack.map.name for s in e.sites)]
         pad_id = self.layout.padding_id(self.base.config)
@@ -402,7 +402,7 @@ class Injection:
             self.token,
             prompts,
             keep=two and stack.map.name == "encoder",
-            source_rows=source_rows if stack.map.name == "decoder" else 0,
+            source=source if stack.map.name == "decoder" else None,
             dummy_id=1 if pad_id == 0 else 0,
             first_position=first,
             forwards=self.forwards,

@@ -110,7 +110,7 @@ class MultiRootHooks:
     def __init__(self, token: int, lanes: Sequence[RootHooks]) -> None:
         self.token = token
         self.source_rows = tuple(lane.source_rows for lane in lanes)
-        self.lanes = tuple(replace(lane, source_rows=0) for lane in lanes)
+        self.lanes = tuple(replace(lane, source=None) for lane in lanes)
         self.stack, self.keep = lanes[0].stack.name, lanes[0].keep
         self.text = lanes[0].spec.modality == "text"
 

@@ -40,7 +40,7 @@ class RootHooks:
         token: the hybrid's.
         prompts: what fills the reserved rows, in order.
         keep: rows stay in the output (a decoder attends to them).
-        source_rows: for a decoder, rows that the encoder's prompts added to what it attends to.
+        source: for a decoder, the encoder's hooks, whose prompts add rows to what it attends to.
         dummy_id: an id that is not padding.
         first_position: the first explicit position id.
         forwards: counts the threads that are inside.
@@ -53,7 +53,7 @@ class RootHooks:
     token: int
     prompts: tuple[BoundModule, ...] = ()
     keep: bool = False
-    source_rows: int = 0
+    source: RootHooks | None = None
     dummy_id: int = 0
     first_position: int = 0
     forwards: Forwards = field(default_factory=lambda: Forwards("a hybrid"))
@@ -62,13 +62,18 @@ class RootHooks:
 
     @property
     def rows(self) -> int:
-        """How many rows are reserved."""
+        """How many rows are reserved now: a training may take some away."""
         return sum(slot.length for prompt in self.prompts for slot in prompt.slots)
 
     @property
     def owners(self) -> tuple[tuple[str, int], ...]:
         """Whose rows they are, and how many."""
         return tuple((prompt.name, sum(slot.length for slot in prompt.slots)) for prompt in self.prompts)
+
+    @property
+    def source_rows(self) -> int:
+        """How many rows the encoder's prompts add to what a decoder attends to."""
+        return 0 if self.source is None else self.source.rows
 
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

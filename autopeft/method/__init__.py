@@ -50,6 +50,7 @@ from autopeft.method.phase import OuterStep, Phase, PhasePart, Session
 from autopeft.method.registry import get_method, method_names, register, registered_method, reserve
 from autopeft.method.reserved import Reserved, Slot, reserved_rows
 from autopeft.method.step import LossStep
+from autopeft.method.stored import StartsFrom, Stored
 
 __all__ = [
     "BARE",
@@ -85,6 +86,8 @@ __all__ = [
     "Session",
     "Settles",
     "Slot",
+    "StartsFrom",
+    "Stored",
     "Traits",
     "Way",
     "WeightModule",

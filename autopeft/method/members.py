@@ -113,6 +113,12 @@ MEMBERS: tuple[Member, ...] = (
     ),
     Member("initialise_prompt", "module", "at attach, with the text embedding", ("embedding",)),
     Member(
+        "start_from",
+        "module",
+        "at attach, behind these, with what the entry's `from:` names (`StartsFrom`)",
+        ("stored",),
+    ),
+    Member(
         "measurement",
         "module",
         "before `measure`: what else it depends on (`Prepares`)",

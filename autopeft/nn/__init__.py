@@ -20,6 +20,7 @@ from autopeft.nn.nested_pair import NestedPair
 from autopeft.nn.per_site import PerSite
 from autopeft.nn.prefixes import PrefixConfig, Prefixes, PrefixMethod
 from autopeft.nn.prompt_encoder import PromptEncoder, PromptRows
+from autopeft.nn.prompt_table import PromptInit, PromptTable, prompt_width
 from autopeft.nn.ranked_entries import RankedEntries, ranked, reach_of
 from autopeft.nn.router import Router
 from autopeft.nn.row_delta import RowDelta
@@ -34,6 +35,13 @@ from autopeft.nn.slots import SlotConfig
 from autopeft.nn.soft_top_k import soft_top_k
 from autopeft.nn.sparse_delta import SparseDelta
 from autopeft.nn.summary import Summary, summarised
+from autopeft.nn.stored_prompts import (
+    Similarity,
+    mixture,
+    only_prompt,
+    prompt_similarity,
+    stored_prompt,
+)
 from autopeft.nn.tensor_deltas import TensorDeltas
 from autopeft.nn.top_entries import TopEntries, top_entries
 from autopeft.nn.triplets import Triplets, triplets_at
@@ -66,7 +74,9 @@ __all__ = [
     "PrefixMethod",
     "Prefixes",
     "PromptEncoder",
+    "PromptInit",
     "PromptRows",
+    "PromptTable",
     "PrunedPair",
     "PrunedPairs",
     "RankedEntries",
@@ -82,6 +92,7 @@ __all__ = [
     "SettledPair",
     "SettledStructure",
     "SlotConfig",
+    "Similarity",
     "SparseDelta",
     "Summary",
     "TensorDeltas",
@@ -102,8 +113,12 @@ __all__ = [
     "leading_entries",
     "log_evidence",
     "logit_covariance",
+    "mixture",
     "observe_curvature",
+    "only_prompt",
     "plain_loras",
+    "prompt_similarity",
+    "prompt_width",
     "ranked",
     "reach_of",
     "require_blocks",
@@ -111,6 +126,7 @@ __all__ = [
     "soft_top_k",
     "softmax_root",
     "summarised",
+    "stored_prompt",
     "top_entries",
     "triplets_at",
     "walsh_hadamard",

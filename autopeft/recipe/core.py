@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from autopeft.display import box, folded, short, table
 from autopeft.errors import RecipeError
 from autopeft.recipe.contents import methods_of, placed_items
 from autopeft.recipe.format_1 import canonical_config
+from autopeft.recipe.inputs import InputItem, address_of
 from autopeft.recipe.models import (
     CompositionItem,
     EntryItem,
@@ -75,6 +77,7 @@ class Recipe(BaseModel):
     autopeft: int = SCHEMA_VERSION
     name: str = "hybrid"
     reference: str | None = None
+    inputs: dict[str, InputItem] = Field(default_factory=dict)
     layers: tuple[LayerBlock, ...] = ()
     model: tuple[Item, ...] = ()
     training: TrainingSection = Field(default_factory=TrainingSection)
@@ -138,6 +141,8 @@ class Recipe(BaseModel):
         data: dict[str, Any] = {"autopeft": self.autopeft, "name": self.name}
         if self.reference is not None:
             data["reference"] = self.reference
+        if self.inputs:
+            data["inputs"] = {name: item.to_data() for name, item in self.inputs.items()}
         if self.layers:
             data["layers"] = [block.to_data() for block in self.layers]
         if self.model:
@@ -183,8 +188,31 @@ class Recipe(BaseModel):
         """
         return _digest(self._structure())
 
+    def pinned(self, hashes: Mapping[str, str]) -> Recipe:
+        """The recipe with the hashes of its inputs' contents, by the inputs' names."""
+        if not hashes:
+            return self
+        inputs = {k: i.model_copy(update={"sha256": hashes.get(k, i.sha256)}) for k, i in self.inputs.items()}
+        return self.model_copy(update={"inputs": inputs})
+
+    def _starts(self) -> list[list[tuple[str, str | None]]]:
+        """What each entry's values start from: hashes of contents, and entries therein."""
+        loose = [name for name, item in self.inputs.items() if item.sha256 is None]
+        if loose:
+            raise RecipeError(
+                f"The recipe {self.name!r} takes its inputs {', '.join(loose)} as they are, so that "
+                f"its hash is "
+                "not settled; autopeft.hybrid.pinned(recipe) writes their hashes into it."
+            )
+        told = [[address_of(start) for start in ref.item.start] for ref in self._entries]
+        return [[(str(self.inputs[name].sha256), entry) for name, entry in each] for each in told]
+
     def hash(self) -> str:
-        """Hash of the structure and of how it trains."""
+        """Hash of the structure and of how it trains; inputs count by their content, not by where they lie.
+
+        Raises:
+            RecipeError: the hash of an input's content is not known.
+        """
         section = self.training
         training = section.canonical()
         training["entries"] = [_dumped(section.group(e.name, e.method)) for e in self._entries]
@@ -201,6 +229,8 @@ class Recipe(BaseModel):
         training["policies"] = [
             [p.method, canonical_config(p.method, p.method_config())] for p in self.training.policies
         ]
+        if self.inputs:
+            training["starts"] = self._starts()
         return _digest([self._structure(), training])
 
     def __repr__(self) -> str:

@@ -44,11 +44,13 @@ def validate_config(method: str, config: dict[str, Any]) -> MethodConfig:
 
 
 class EntryItem(Part):
-    """A method at its sites. `config` holds what the recipe says, defaults left out; `alias` is its `as:`."""
+    """A method at its sites. `config` holds what the recipe says, defaults left out; `alias` is its `as:`,
+    and `start` its `from:`: inputs, or entries of them, that its values start from."""
 
     method: str
     config: dict[str, Any] = Field(default_factory=dict)
     alias: str | None = None
+    start: tuple[str, ...] = ()
 
     def method_config(self) -> MethodConfig:
         """The validated config, defaults filled in."""
@@ -56,9 +58,12 @@ class EntryItem(Part):
 
     def to_data(self) -> Any:
         """The item as it is written in a file."""
-        if self.alias is None:
-            return {self.method: dict(self.config)} if self.config else self.method
-        return {self.method: dict(self.config), "as": self.alias}
+        data: dict[str, Any] = {self.method: dict(self.config)}
+        if self.alias is not None:
+            data["as"] = self.alias
+        if self.start:
+            data["from"] = self.start[0] if len(self.start) == 1 else list(self.start)
+        return data if len(data) > 1 or self.config else self.method
 
 
 class CompositionItem(Part):

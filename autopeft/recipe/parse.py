@@ -18,6 +18,7 @@ from autopeft.composition import (
 from autopeft.errors import AutoPEFTError, RecipeError, near
 from autopeft.method import get_method, method_names
 from autopeft.recipe.format_1 import upgraded
+from autopeft.recipe.inputs import check_starts, read_inputs, read_start
 from autopeft.recipe.layers import normalise_at
 from autopeft.recipe.models import (
     CompositionItem,
@@ -26,7 +27,7 @@ from autopeft.recipe.models import (
     LayerBlock,
     validate_config,
 )
-from autopeft.recipe.names import check_groups, check_names
+from autopeft.recipe.names import check_groups, check_names, named_entries
 from autopeft.recipe.optimizer import DEFAULT_OPTIMIZER, OPTIMIZERS, Optimizer
 from autopeft.recipe.problems import Path, Problems
 from autopeft.recipe.size import MOST_COPIES, check_size
@@ -49,7 +50,8 @@ SCHEMA_VERSION = 2
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: upgraded}
 """`MIGRATIONS[n]` turns a tree of schema n into one of schema n + 1."""
 
-_TOP_KEYS = ("autopeft", "name", "reference", "layers", "model", "training")
+_TOP_KEYS = ("autopeft", "name", "reference", "inputs", "layers", "model", "training")
+_BESIDE = ("as", "from")  # what may stand beside the name of an item
 _BLOCK_KEYS = ("at", "stack", "attach")
 STACKS = ("all", "encoder", "decoder")
 _READ_APART = ("policies", "optimizer")
@@ -101,6 +103,7 @@ def read_fields(tree: Any, problems: Problems) -> dict[str, Any]:
     if name is not None:
         fields["name"] = name
     fields["reference"] = _text(tree, "reference", problems)
+    fields["inputs"] = read_inputs(tree.get("inputs"), problems)
     blocks = [_block(b, ("layers", i), problems) for i, b in enumerate(_list(tree, "layers", (), problems))]
     fields["layers"] = tuple(b for b in blocks if b is not None)
     places: list[Path] = [("layers", i, "attach") for i, b in enumerate(blocks) if b is not None]
@@ -109,6 +112,7 @@ def read_fields(tree: Any, problems: Problems) -> dict[str, Any]:
     fields["training"] = read_training(tree, problems)
     if not problems.found:
         check_groups(fields, problems)
+        check_starts(named_entries(fields["layers"], fields["model"]), fields["inputs"], problems)
     return fields
 
 
@@ -200,13 +204,14 @@ def _items(tree: Mapping[str, Any], key: str, path: Path, level: str, problems: 
 
 
 def _split(tree: Any, path: Path, what: str, problems: Problems) -> tuple[str, Any, str | None] | None:
-    """The name, body and alias of an item `name`, `{name: body}` or `{name: body, as: alias}`."""
+    """The name, body and alias of an item `name`, `{name: body}` or `{name: body, as: alias}`; its `from:` is
+    read by `read_item`."""
     if isinstance(tree, str):
         return tree, None, None
     if not isinstance(tree, dict):
         problems.add(path, f"{what} is a name or {{name: {{options}}}}, but this is {kind_of(tree)}.")
         return None
-    names = [k for k in tree if k != "as"]
+    names = [k for k in tree if k not in _BESIDE]
     if len(names) != 1:
         some = f"{len(names)} keys ({', '.join(map(repr, names))})" if names else "no name"
         problems.add(
@@ -233,10 +238,17 @@ def read_item(tree: Any, path: Path, level: str, problems: Problems) -> Item | N
         known = " or ".join(", ".join(composition_names()).rsplit(", ", 1))
         problems.add((*path, name), f"{name!r} is not available yet in this version; use {known}.")
         return None
+    start = read_start(tree.get("from"), path, problems) if isinstance(tree, dict) else ()
     if is_composition(name):
+        _refuse_start(start, f"a {name}", "give its children", path, problems)
         return _composition(name, body, alias, (*path, name), level, problems)
     config = _config(name, body, (*path, name), level, problems)
-    return None if config is None else EntryItem(method=name, config=config, alias=alias)
+    return None if config is None else EntryItem(method=name, config=config, alias=alias, start=start)
+
+
+def _refuse_start(start: tuple[str, ...], what: str, way_out: str, path: Path, problems: Problems) -> None:
+    if start:
+        problems.add((*path, "from"), f"{what} has no values of its own to start; {way_out} a 'from:'.")
 
 
 def _composition(
@@ -427,5 +439,7 @@ def _policy(tree: Any, path: Path, problems: Problems) -> PolicyItem | None:
     name, body, alias = parts
     if alias is not None:
         problems.add((*path, "as"), "a policy takes no name; leave 'as:' out.")
+    if isinstance(tree, dict) and "from" in tree:
+        problems.add((*path, "from"), "a policy has no values to start; give an entry the 'from:'.")
     config = _config(name, body, (*path, name), "training", problems)
     return None if config is None else PolicyItem(method=name, config=config)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from autopeft.counting import Counts
+from autopeft.errors import UsageError
 from autopeft.graph import CompositionGraph, Entry, Leaf, Tree
+from autopeft.hybrid import open_inputs
+from autopeft.recipe import Recipe
 from autopeft.report.sheet import Sheet
 from autopeft.report.text import number, percent
 
-__all__ = ["counts_sheet", "describe_graph", "entries_sheet", "layers_sheet", "ranges"]
+__all__ = ["counts_sheet", "describe_graph", "entries_sheet", "inputs_sheet", "layers_sheet", "ranges"]
 
 
 def ranges(layers: Iterable[int]) -> str:
@@ -38,16 +42,36 @@ def _layers(entry: Entry) -> str:
     return "; ".join(parts) or "model"
 
 
-def _config(entry: Entry) -> str:
+def _config(entry: Entry, start: tuple[str, ...]) -> str:
     given: dict[str, Any] = entry.method.config.model_dump(
         mode="json", exclude={"sites"}, exclude_defaults=True
     )
-    return ", ".join(f"{k}={v}" for k, v in given.items()) or "defaults"
+    parts = [f"{k}={v}" for k, v in given.items()] or ["defaults"]
+    return ", ".join([*parts, *([f"from {' and '.join(start)}"] if start else [])])
+
+
+def _starts(graph: CompositionGraph) -> dict[str, tuple[str, ...]]:
+    return {ref.name: ref.item.start for ref in graph.recipe.entries()}
+
+
+def inputs_sheet(recipe: Recipe, runs: str | Path = "runs") -> Sheet:
+    """Every input with where it lies, the hash of what is there, and whether the recipe allows that."""
+    rows = []
+    for name, item in recipe.inputs.items():
+        try:
+            found = open_inputs(recipe.model_copy(update={"inputs": {name: item}}), runs)[name]
+            state, sha256 = ("there" if item.sha256 is None else "as the recipe says"), found.sha256
+        except UsageError as error:
+            state, sha256 = str(error).partition("\n")[0], item.sha256 or "–"
+        rows.append((name, str(item), state, sha256))
+    return Sheet(
+        ("input", "what", "state", "sha256"), tuple(rows), fold=frozenset({"what", "state", "sha256"})
+    )
 
 
 def entries_sheet(graph: CompositionGraph) -> Sheet:
     """Every entry with method, sites, layers, settings and size; compositions that have parameters too."""
-    rows = []
+    rows, starts = [], _starts(graph)
     for name, entry in graph.entries.items():
         count = entry.count
         rows.append(
@@ -56,7 +80,7 @@ def entries_sheet(graph: CompositionGraph) -> Sheet:
                 entry.method.name,
                 _names(entry),
                 _layers(entry),
-                _config(entry),
+                _config(entry, starts[name]),
                 number(count.deployed),
                 number(count.trained),
             )
@@ -157,6 +181,7 @@ def describe_graph(graph: CompositionGraph, counts: Counts) -> dict[str, Any]:
                 "method": entry.method.name,
                 "sites": [site.path for site in entry.sites],
                 "config": entry.method.config.model_dump(mode="json"),
+                "from": list(_starts(graph)[name]),
                 "deployed": entry.count.deployed,
                 "trained": entry.count.trained,
             }

@@ -28,7 +28,7 @@ from autopeft.backbones import spec_of
 from autopeft.effort import choose_effort
 from autopeft.errors import AutoPEFTError
 from autopeft.graph import build_graph
-from autopeft.hybrid import Hybrid, attach
+from autopeft.hybrid import Hybrid, attach, pinned
 from autopeft.recipe import Recipe
 from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import Sample
@@ -128,6 +128,7 @@ def train(call: TrainCall) -> FixedOutcome:
     given = call.base(TrainArguments)
     dtype = dtype_of(given.precision)
     recipe = given.recipe if isinstance(given.recipe, Recipe) else Recipe.load(given.recipe)
+    recipe = pinned(recipe, given.runs)
     name = str(keep_model(*given.model) if isinstance(given.model, tuple) else given.model)
     source = resolve_model(name, notify=call.notify)
     spec = spec_of(unquantized(load_config(source), name))
@@ -142,7 +143,9 @@ def train(call: TrainCall) -> FixedOutcome:
             (call.notify or _log.warning)(remark)
     folder = RunFolder.create(task.name, recipe.hash(), root=given.runs, out=given.out)
     with folder.locked(), _whole_or_none(folder):
-        folder.write_json("manifest.json", _manifest(given.changed(model=name), source, task, plan, summary))
+        folder.write_json(
+            "manifest.json", _manifest(given.changed(model=name), recipe, source, task, plan, summary)
+        )
         shown = type(given.model[0]).__name__ if isinstance(given.model, tuple) else name
         info = TrainInfo(recipe.name, task.name, shown, task.metric, plan.steps, str(folder.path), summary)
         reporter.on_start(info)
@@ -150,7 +153,7 @@ def train(call: TrainCall) -> FixedOutcome:
         model = task.task_kind.load_model(source, task.labels, seed=given.seed, dtype=dtype)
         if plan.head_start == "probe":
             start_head(model, data, plan, alone=not recipe.entries())
-        hybrid = attach(model, recipe, seed=given.seed)
+        hybrid = attach(model, recipe, seed=given.seed, runs=given.runs)
         seconds, scores, history, samples = _train(hybrid, data, plan, reporter)
         hybrid.model.eval()
         counts = hybrid.counts().to_dict()
@@ -193,7 +196,12 @@ def _task_and_plan(
 
 
 def _manifest(
-    given: TrainArguments, source: ModelSource, task: Task, plan: TrainingPlan, summary: DataSummary
+    given: TrainArguments,
+    recipe: Recipe,
+    source: ModelSource,
+    task: Task,
+    plan: TrainingPlan,
+    summary: DataSummary,
 ) -> dict[str, Any]:
     return {
         "kind": "train",
@@ -202,6 +210,7 @@ def _manifest(
         "model": given.model,
         "budget": None,
         "space": None,
+        "inputs": {name: item.to_data() for name, item in recipe.inputs.items()},
         "arguments": given.record(),
         "seed": given.seed,
         "training": asdict(plan),

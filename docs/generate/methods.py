@@ -59,6 +59,8 @@ def minimal_recipe(name: str) -> str:
     default = method.Config.model_fields[size].get_default(call_default_factory=True) if size else None
     entry = name if default is None else f"{name}: {{{size}: {_written(default)}}}"
     head = f"autopeft: 2\nname: only-{name.replace('_', '-')}\n"
+    if "artefacts" in method.traits.needs:
+        head, entry = f"{head}inputs:\n  source: source\n", f"{entry}\n    from: source"
     if method.traits.level == "training":
         return (
             f"{head}layers:\n  - at: all\n    attach:\n      - lora\ntraining:\n  policies:\n    - {name}\n"
@@ -165,7 +167,8 @@ def _by_size(name: str) -> Iterator[tuple[int, int]]:
     for value in sorted({*_SIZES, default}):
         recipe = Recipe.from_yaml(minimal_recipe(name)).to_dict()
         place = recipe["layers"][0]["attach"] if "layers" in recipe else recipe["model"]
-        place[0] = {name: {size: value}}
+        beside = {k: v for k, v in place[0].items() if k == "from"} if isinstance(place[0], dict) else {}
+        place[0] = {name: {size: value}, **beside}
         try:
             method.Config(**{size: value})
             backbone, graph = on_the_first_that_fits(Recipe.from_dict(recipe))
@@ -229,9 +232,14 @@ def method_page(name: str) -> str:
 
 
 def _used(name: str, backbone: Named) -> str:
+    typed = f"Then train it, or show it:\n\n{shown_and_trained('recipe.yaml', backbone)}"
+    if "artefacts" in get_method(name).traits.needs:
+        typed = (
+            "The folder `source` is what another training has left; "
+            "[Start from another training](../how-to/inputs.md) has the commands."
+        )
     return (
-        f"Save it as `recipe.yaml`. Then train it, or show it:\n\n"
-        f"{shown_and_trained('recipe.yaml', backbone)}\n\n"
+        f"Save it as `recipe.yaml`. {typed}\n\n"
         f"`autopeft methods {name}` prints this page's facts in a terminal. "
         "What each method does alone stands under [Results](../results/each-method-alone.md)."
     )

@@ -185,8 +185,9 @@ def test_save_and_load_round_trip(case: str, name: str, tmp_path: Any) -> None:
 
 
 def _is_storage(key: str) -> bool:
-    """What is saved beside parameters: which entries a mask chose, and how uncertain parameters are."""
-    return key.endswith("index") or ".posterior_" in key
+    """What is saved beside parameters: which entries a mask chose, how uncertain parameters are, and by what
+    a task is told from others."""
+    return key.endswith(("index", ".task_prompt")) or ".posterior_" in key
 
 
 def _data_dependent(case: str) -> bool:
@@ -314,7 +315,7 @@ def test_a_gate_at_a_norm_before_the_attention_knows_its_forward_when_it_is_reco
 # Rows that are put in front stay there at zero; of a choice that is not renormalised a share is missing.
 WITHOUT_IDENTITY = (
     *("prefix", "prefix-mlp", "p-tuning-v2", "p-tuning-v2-mlp"),
-    *("prompt", "p-tuning", "p-tuning-slots", "idpg", "idpg-sentence", "infoprompt"),
+    *("prompt", "p-tuning", "p-tuning-slots", "idpg", "idpg-sentence", "infoprompt", "spot", "tpt", "xprompt"),
     *("gate", "route-sequence", "mov-top", "weight-drop", "coda"),
 )
 

@@ -140,6 +140,18 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
         },
     ),
     "p_tuning-mlp": ({"length": 20, "encoder": "mlp"}, {"embedding": NORMAL, "mlp.*": linear(WIDTH)}),
+    "xprompt": ({"length": 50, "init": "uniform"}, {"values": uniform(0.5)}),
+    "spot": ({}, {"table": uniform(0.5), "task_prompt": ZEROS}),
+    "tpt": (
+        {"length": 4, "source_width": 50, "hidden": 100},
+        {
+            "projector.down.*": linear(200),
+            "projector.up.*": linear(100),
+            "projector.norm.weight": ONES,
+            "projector.norm.bias": ZEROS,
+            "source": ZEROS,
+        },
+    ),
     "prompt_tuning-normal": ({"init": "normal"}, {"table": normal(0.02)}),
     "sam": ({}, {"entries.values": ZEROS}),
     "s_bitfit": ({}, {"entries.values": ZEROS}),

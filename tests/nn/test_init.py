@@ -84,6 +84,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Mapping[str, Law]]] = {
         lambda: bricks.PromptRows(20, 1500, mid=80),
         {"up.weight": linear(80), "up.bias": linear(80)},
     ),
+    "PromptTable": (lambda: bricks.PromptTable(200, 100, "uniform"), {"table": uniform(0.5)}),
+    "PromptTable-normal": (lambda: bricks.PromptTable(200, 100, "normal"), {"table": normal(0.02)}),
     "Router": (lambda: bricks.Router(400, 8), {"weight": normal(0.02)}),
     "MaskedCopies": (
         lambda: bricks.MaskedCopies(MASKS, torch.randn(20, 200)),

@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tiny import tiny_config
+from support.tiny import tiny_config, tiny_model
 
 from autopeft.backbones import spec_of
 from autopeft.counting import count
 from autopeft.graph import CompositionGraph, build_graph
+from autopeft.hybrid import attach, pinned
 from autopeft.recipe import Recipe
-from autopeft.report.recipe import counts_sheet, describe_graph, entries_sheet, layers_sheet, ranges
+from autopeft.report.recipe import (
+    counts_sheet,
+    describe_graph,
+    entries_sheet,
+    inputs_sheet,
+    layers_sheet,
+    ranges,
+)
 
 
 def graph_of(name: str, **sections: Any) -> CompositionGraph:
@@ -21,6 +30,25 @@ def graph_of(name: str, **sections: Any) -> CompositionGraph:
 )
 def test_ranges(layers: list[int], text: str) -> None:
     assert ranges(layers) == text
+
+
+def test_inputs_are_listed_with_their_state_and_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    attach(tiny_model("bert"), Recipe.from_dict({"layers": [{"attach": ["lora"]}]})).save("left")
+    inputs = {"a": "left", "b": {"folder": "left", "sha256": "0" * 64}, "c": {"run": "gone"}}
+    items = [{"lora": {}, "from": name} for name in inputs]
+    graph = graph_of("bert", inputs=inputs, layers=[{"at": [i], "attach": [x]} for i, x in enumerate(items)])
+    first, altered, missing = inputs_sheet(graph.recipe).rows
+    sha256 = pinned(
+        Recipe.from_dict({"inputs": {"a": "left"}, "model": [], "layers": [{"attach": items[:1]}]})
+    )
+    assert first == ("a", "'left'", "there", sha256.inputs["a"].sha256)
+    assert altered[1:2] + altered[3:] == ("'left'", "0" * 64)
+    assert "altered" in altered[2]
+    assert missing[1] == "the run 'gone'"
+    assert "missing" in missing[2]
+    assert entries_sheet(graph).rows[0][4] == "defaults, from a"
+    assert describe_graph(graph, count(graph, graph.spec, head=0))["entries"][2]["from"] == ["c"]
 
 
 def test_equal_neighbours_share_a_row_and_others_do_not() -> None:

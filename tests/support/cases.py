@@ -54,6 +54,9 @@ CASES: dict[str, tuple[str, Any]] = {
         "model",
         {"idpg": {"length": 2, "phm_dim": 2, "bottleneck": 6, "dropout": 0.0, "deeper": "sentence"}},
     ),
+    "xprompt": ("model", {"xprompt": {"length": 4, "pieces": 4, "init": "uniform"}}),
+    "spot": ("model", {"spot": {"length": 4}}),
+    "tpt": ("model", {"tpt": {"length": 4, "source_width": 16, "hidden": 6}, "from": "source"}),
     "bitfit": ("model", "bitfit"),
     "bitfit-layers": ("layers", "bitfit"),
     "pafi": ("model", {"pafi": {"keep": "2%"}}),
@@ -149,8 +152,15 @@ ON_ENCODERS = tuple(case for case in CASES if not case.startswith("xattn"))
 """The cases that an encoder by itself can take."""
 
 
+INPUTS = {"source": "tests/fixtures/prompt"}
+"""What another training has left: a prompt of 4 rows of width 16."""
+
+
 def recipe_of(case: str) -> Recipe:
     level, item = {**CASES, **on_logits.CASES}[case]
     body: dict[str, Any] = {"autopeft": 2, "name": case}
+    start = item.get("from") if isinstance(item, dict) else None
+    if start is not None:
+        body["inputs"] = {start: INPUTS[start]}
     body[level] = [{"at": "all", "attach": [item]}] if level == "layers" else [item]
     return Recipe.from_dict(body)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.cases import ON_ENCODERS, recipe_of
+from support.cases import INPUTS, ON_ENCODERS, recipe_of
 from support.training import assert_same_state, encoded_task, snapshot, tiny_bert
 
 from autopeft.errors import DataError, UsageError
@@ -67,8 +67,10 @@ def optimized(name: str) -> Recipe:
 
 # Trainings in stages can only be started anew.
 SEARCHING = ("lt-sft", "u-diff-pruning", "s-diff-pruning", "u-bitfit", "s-bitfit")
-STAGED = ("periodic-lora", "autolora", "far", "far-rest", *SEARCHING)
+STAGED = ("periodic-lora", "autolora", "far", "far-rest", "tpt", "xprompt", *SEARCHING)
 ALL.update({case: recipe_of(case) for case in ON_ENCODERS})
+PROMPT = {"spot": {"length": 4}, "from": "source"}
+ALL["from another"] = Recipe.from_dict({"inputs": INPUTS, "model": [PROMPT]})
 ALL.update({f"by {name}": optimized(name) for name in OPTIMIZERS})
 
 

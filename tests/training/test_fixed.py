@@ -166,3 +166,31 @@ def test_a_language_model_s_answers_are_kept_and_listed(
     assert "Samples of answers" in shown
     assert f"test {kept[0]['row'] + 1} " in shown
     assert " ".join(kept[0]["prompt"].split())[:30] in shown
+
+
+def test_a_training_that_starts_from_another_writes_down_what_it_was(given: dict[str, Any]) -> None:
+    source = autopeft.train(**given, out="source")
+    values = source.hybrid.root.state_dict()
+    item = {"lora": {"rank": 4, "sites": ["q", "v"]}, "from": "earlier"}
+    tree = {**RECIPE, "inputs": {"earlier": "source"}, "layers": [{"attach": [item]}]}
+    recipe = Recipe.from_dict({**tree, "training": {"learning_rate": 1e-12}})
+    target = autopeft.train(**{**given, "recipe": recipe})
+    for name, value in target.hybrid.root.state_dict().items():
+        torch.testing.assert_close(value, values[name], atol=1e-6, rtol=1e-6)
+    manifest = RunFolder(target.folder).manifest()
+    sha256 = manifest["inputs"]["earlier"]["sha256"]
+    assert manifest["inputs"] == {"earlier": {"folder": "source", "sha256": sha256}}
+    for kept in ("recipe.yaml", "winner/recipe.yaml"):
+        assert Recipe.from_file(target.folder / kept) == recipe.pinned({"earlier": sha256})
+    assert target.folder.name.endswith(target.recipe.hash()[:6])
+
+
+def test_an_input_by_the_name_of_its_run_is_found_where_the_runs_are(given: dict[str, Any]) -> None:
+    source = autopeft.train(**given, runs="elsewhere")
+    item = {"lora": {"rank": 4, "sites": ["q", "v"]}, "from": "earlier"}
+    tree = {**RECIPE, "inputs": {"earlier": {"run": source.folder.name}}, "layers": [{"attach": [item]}]}
+    again = {**given, "recipe": Recipe.from_dict(tree)}
+    assert autopeft.train(**again, runs="elsewhere").recipe.inputs["earlier"].sha256
+    with pytest.raises(UsageError, match=r"missing.*Train it first"):
+        autopeft.train(**again)
+    assert not list(Path("runs").glob("*")), "nothing is left of a training that could not begin"

@@ -63,9 +63,15 @@ def values_of(recipe: Recipe, bound: BoundSpace) -> Match:
     stacks, methods that do not fit. The work is bounded, and the same input always gives the same output.
 
     Raises:
-        RecipeError: nothing of the recipe fits the backbone, or it has too many entries.
+        RecipeError: nothing of the recipe fits the backbone, it has too many entries, or some start from
+            inputs, which no space can say.
         EmptyRecipe: this backbone can take nothing that the space offers.
     """
+    if recipe.inputs:
+        raise RecipeError(
+            f"Recipe {recipe.name!r} starts from {', '.join(recipe.inputs)}, which no space can say; "
+            "leave its 'inputs:' and each 'from:' out, or train it as it is by `autopeft train`."
+        )
     members = encoder_of(bound)
     wanted, lost = members.read(recipe)
     if not wanted.size:

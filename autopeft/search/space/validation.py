@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from autopeft.composition import is_composition
+from autopeft.method import get_method
 from autopeft.recipe import EntryItem, Item, LayerBlock
 from autopeft.recipe.models import entry_items
 from autopeft.recipe.names import check_group_names, check_names
@@ -103,7 +104,14 @@ class _Reader:
             return
         item = read_item(tree, (), level, self._problems.inside(tree, path))
         if item is not None:
-            self.named += [(entry.alias or entry.method, entry) for _, entry in entry_items((item,))]
+            entries = [entry for _, entry in entry_items((item,))]
+            if any(e.start or "artefacts" in get_method(e.method).traits.needs for e in entries):
+                self._problems.add(
+                    path,
+                    "a search space has no inputs for entries to start from; train such a recipe by "
+                    "`autopeft train`.",
+                )
+            self.named += [(entry.alias or entry.method, entry) for entry in entries]
 
     def choices(self, node: Node, path: Path) -> Iterator[Values]:
         """Values that together take every option of every slot wherever it is used, one at a time.

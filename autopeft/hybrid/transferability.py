@@ -1,0 +1,100 @@
+"""How alike two prompts act in a frozen model: the overlap of the neurons that they activate.
+
+Su et al. 2022, arXiv:2111.06719 §6, find it the best predictor of how well a prompt transfers.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from autopeft.backbones import Place, base_model_of, layout_of
+from autopeft.errors import UsageError
+from autopeft.hybrid.hybrid import attach
+from autopeft.recipe import Recipe
+
+__all__ = ["activated_neurons", "neuron_overlap"]
+
+_FIRST = ("bos_token_id", "decoder_start_token_id", "eos_token_id")
+
+
+def neuron_overlap(model: PreTrainedModel, one: Tensor, other: Tensor, *, token: int | None = None) -> float:
+    """The cosine of the neurons that two prompts activate, from 0 to 1; symmetric, and 1 of a prompt with
+    itself.
+
+    Args:
+        model: the frozen model, with nothing attached.
+        one, other: the prompts, (length, d) each.
+        token: see `activated_neurons`.
+    """
+    found = [activated_neurons(model, prompt, token=token).flatten().double() for prompt in (one, other)]
+    return min(1.0, float(F.cosine_similarity(found[0], found[1], dim=0)))
+
+
+@torch.no_grad()
+def activated_neurons(model: PreTrainedModel, prompt: Tensor, *, token: int | None = None) -> Tensor:
+    """Which neurons of the FFNs [prompt; <s>] activates: where what goes into their activation is above 0.
+
+    They are those of the decoder where there is one, else of the encoder. They are read at the first
+    position, in a decoder at the last one, which is the only one that has read the whole prompt.
+
+    Args:
+        model: the frozen model, with nothing attached.
+        prompt: (length, d).
+        token: the id of <s>; by default the first of the ids of beginning and end that the configuration has.
+
+    Returns:
+        (layers, neurons), bool.
+
+    Raises:
+        UsageError: the prompt does not fit the model, something is attached already, no id is known, or it is
+            not known where the FFNs are.
+    """
+    ids = [token, *(getattr(model.config, name, None) for name in _FIRST)]
+    first = next((int(i) for i in ids if i is not None), None)
+    if first is None:
+        raise UsageError(f"The configuration of {type(model).__name__} names no first token; give token=ID.")
+    item = {"prompt_tuning": {"length": len(prompt)}}
+    found: list[Tensor] = []
+    base, modes = base_model_of(model), [(module, module.training) for module in model.modules()]
+    with attach(model, Recipe.from_dict({"name": "probe", "model": [item]}), seed=0) as hybrid:
+        table = hybrid.root.get_parameter("prompt_tuning.table")
+        if table.shape != prompt.shape:
+            raise UsageError(f"A prompt of shape {tuple(prompt.shape)} is not of width {table.shape[1]}.")
+        table.copy_(prompt)
+        handles = [
+            base.get_submodule(place.exit).register_forward_hook(partial(_read, place, found))
+            for place in _neurons(model)
+        ]
+        try:
+            base.eval()
+            text = {"input_ids": torch.tensor([[first]], device=base.device)}
+            base(**text, **({"decoder_input_ids": text["input_ids"]} if hybrid.spec.encoder_decoder else {}))
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module, mode in modes:
+                module.training = mode
+    return torch.stack(found)
+
+
+def _neurons(model: PreTrainedModel) -> list[Place]:
+    """What feeds the activations of the last stack's FFNs: the gate where there is one."""
+    places = layout_of(base_model_of(model)).stacks[-1].places
+    for name in ("gate_proj", "up"):
+        found = [place for place in places if place.site.name == name]
+        if found:
+            return found
+    raise UsageError(f"It is not known where the FFNs of {type(model).__name__} are.")
+
+
+def _read(place: Place, found: list[Tensor], module: nn.Module, args: Any, output: Tensor) -> None:
+    rows = output if output.ndim == 3 else output[None]
+    start, stop = place.out_slice or (0, rows.shape[-1])
+    position = -1 if place.site.stack == "decoder" else 0
+    found.append(rows[0, position, start:stop] > 0)

@@ -1,0 +1,77 @@
+"""A prompt as a table of rows, which methods train in front of the input embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from autopeft.errors import MethodError
+from autopeft.method import Call, Slot, Stored
+from autopeft.nn.stored_prompts import only_prompt
+from autopeft.spec import BackboneSpec, Site
+
+__all__ = ["PromptInit", "PromptTable", "prompt_width"]
+
+PromptInit = Literal["uniform", "normal", "vocabulary"]
+_FREQUENT = 5000
+
+
+class PromptTable(nn.Module):
+    """A prompt (length, d) in front of the embeddings, the parameter `table`.
+
+    From `uniform` [−0.5, 0.5], `normal` N(0, 0.02), or `vocabulary`, rows of the token embedding.
+    """
+
+    def __init__(self, length: int, width: int, init: PromptInit) -> None:
+        super().__init__()
+        self.init = init
+        self.table = nn.Parameter(torch.empty(length, width))
+        # Drawn here, so that the seed of the modules' init settles which rows are copied later.
+        self._seed = int(torch.randint(2**62, ()))
+        if init == "normal":
+            nn.init.normal_(self.table, std=0.02)
+        else:
+            nn.init.uniform_(self.table, -0.5, 0.5)
+
+    def initialise_prompt(self, embedding: Tensor) -> None:
+        """With init `vocabulary`, copy random rows of the 5,000 first token embeddings; takes (V, d)."""
+        if self.init != "vocabulary":
+            return
+        known = min(_FREQUENT, embedding.shape[0])
+        draw = torch.Generator().manual_seed(self._seed)
+        rows = torch.cat([torch.randperm(known, generator=draw) for _ in range(-(-len(self.table) // known))])
+        with torch.no_grad():
+            self.table.copy_(embedding[rows[: len(self.table)].to(embedding.device)])
+
+    @torch.no_grad()
+    def start_from(self, stored: tuple[Stored, ...]) -> None:
+        """Begin with a stored prompt (length, d)."""
+        self.table.copy_(only_prompt(stored, *self.table.shape))
+
+    def slots(self, site: Site) -> Sequence[Slot]:
+        return (Slot(len(self.table)),)
+
+    def prompt(self, site: Site, x: Tensor, call: Call) -> Tensor:
+        return self.table[None]
+
+
+def prompt_width(name: str, sites: Sequence[Site], spec: BackboneSpec, init: str) -> int:
+    """d of the embeddings that a prompt of the method `name` goes in front of.
+
+    Raises:
+        MethodError: there is not one such place, or it has no vocabulary to copy from.
+    """
+    if init == "vocabulary" and spec.modality != "text":
+        raise MethodError(
+            f"{name} with init 'vocabulary' copies token embeddings, which the "
+            f"{spec.modality} backbone {spec.family!r} does not have; use init 'uniform' or 'normal'."
+        )
+    if len(sites) != 1:
+        raise MethodError(
+            f"{name} sits on the input embeddings of one stack, but got "
+            f"{[s.path for s in sites]}; leave `sites` out."
+        )
+    return sites[0].out_features

@@ -1,0 +1,69 @@
+"""Prompts that other trainings have left: read, compared and averaged (SPoT, TPT).
+
+Vu et al. 2022, arXiv:2110.07904 §3: a task is told by its prompt P (l, d) after few steps, and two tasks by
+the cosine of the means of their rows, or by the mean of the cosines of all pairs of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from autopeft.errors import MethodError
+from autopeft.method import Stored
+
+__all__ = ["Similarity", "mixture", "only_prompt", "prompt_similarity", "stored_prompt"]
+
+Similarity = Literal["mean", "pairs"]
+_PROMPT = "table"  # as `PromptTable` calls it
+
+
+def stored_prompt(stored: Stored, length: int, width: int, name: str = _PROMPT) -> Tensor:
+    """The prompt (length, width) of an entry.
+
+    Raises:
+        MethodError: it has none, or one of another shape.
+    """
+    way_out = f"start from a prompt of length {length} on a backbone of width {width}, or set its `length`"
+    return stored.tensor(name, (length, width), way_out)
+
+
+def only_prompt(stored: Sequence[Stored], length: int, width: int) -> Tensor:
+    """The prompt of the only entry that is named.
+
+    Raises:
+        MethodError: there are several, or as `stored_prompt`.
+    """
+    if len(stored) != 1:
+        got = ", ".join(s.label for s in stored)
+        raise MethodError(
+            f"One prompt is to start from, but 'from' names {got}; `spot` chooses among several."
+        )
+    return stored_prompt(stored[0], length, width)
+
+
+def prompt_similarity(one: Tensor, other: Tensor, kind: Similarity = "mean") -> Tensor:
+    """How alike two prompts (l, d) and (m, d) are, a scalar from −1 to 1.
+
+    `mean` is the cosine of the means of their rows, `pairs` the mean of the cosines of all pairs of rows.
+    """
+    if kind == "mean":
+        return F.cosine_similarity(one.mean(0), other.mean(0), dim=0)
+    return (F.normalize(one, dim=1) @ F.normalize(other, dim=1).T).mean()
+
+
+def mixture(similarities: Tensor, top: int) -> Tensor:
+    """Weights (n,) that add up to 1: of the `top` most similar, in proportion to their similarities.
+
+    Similarities below 0 count as 0; where none of the chosen is above 0, each has the same weight.
+    """
+    chosen = similarities.topk(min(top, len(similarities))).indices
+    weights = torch.zeros_like(similarities)
+    weights[chosen] = similarities[chosen].clamp(min=0)
+    if not weights.sum() > 0:
+        weights[chosen] = 1.0
+    return weights / weights.sum()

@@ -1,0 +1,154 @@
+"""`inputs:` of a recipe, and an entry's `from:`: what other trainings have left, by name.
+
+An input is a saved hybrid or a run, whose winner it is. `folder` lies below the folder that one works in,
+`run` names a run. `sha256` is the hash of what is in it (see `autopeft.hybrid.inputs`): a run writes it down,
+and a recipe that has it refuses another content.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from autopeft.errors import near
+from autopeft.method import get_method
+from autopeft.recipe.models import EntryItem, Part
+from autopeft.recipe.problems import Path, Problems
+
+__all__ = ["MOST_INPUTS", "InputItem", "address_of", "check_starts", "read_inputs", "read_start"]
+
+MOST_INPUTS = 64
+_KEYS = ("folder", "run", "sha256")
+_HASH = re.compile(r"[0-9a-f]{64}")
+_LONGEST = 1000
+
+
+class InputItem(Part):
+    """One input: a folder, or the run of that name.
+
+    Attributes:
+        folder: relative, and without `..`.
+        run: a name under the folder of runs.
+        sha256: of its content, 64 hex digits; `None` where the recipe takes whatever is there.
+    """
+
+    folder: str | None = None
+    run: str | None = None
+    sha256: str | None = None
+
+    def to_data(self) -> Any:
+        """The input as it is written in a file."""
+        return self.folder if self.run is self.sha256 is None else self.model_dump(exclude_none=True)
+
+    def __str__(self) -> str:
+        return f"the run {self.run!r}" if self.folder is None else repr(self.folder)
+
+
+def address_of(start: str) -> tuple[str, str | None]:
+    """The input and the entry of it that a `from:` names; `None` where it names no entry."""
+    name, dot, entry = start.partition(".")
+    return name, entry if dot else None
+
+
+def read_inputs(tree: Any, problems: Problems) -> dict[str, InputItem]:
+    """The `inputs:` of a recipe's tree; what is wrong goes to `problems`."""
+    path: Path = ("inputs",)
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        problems.add(path, "'inputs' is a mapping; write {name: folder} or {name: {run: …, sha256: …}}.")
+        return {}
+    if len(tree) > MOST_INPUTS:
+        problems.add(path, f"a recipe has at most {MOST_INPUTS} inputs, but this has {len(tree)}.")
+        return {}
+    found = {name: _input(name, body, (*path, name), problems) for name, body in tree.items()}
+    return {name: item for name, item in found.items() if item is not None}
+
+
+def _input(name: str, body: Any, path: Path, problems: Problems) -> InputItem | None:
+    before = len(problems.found)
+    if not isinstance(name, str) or not name.isidentifier() or len(name) > 64:
+        problems.add(path, f"{name!r:.80} is no name; write letters, digits and '_', no digit in front.")
+    told = {"folder": body} if isinstance(body, str) else body
+    if not isinstance(told, dict) or not all(isinstance(value, str) for value in told.values()):
+        problems.add(path, "an input is a folder, or a mapping of folder or run and sha256, all text.")
+        return None
+    for key in told:
+        if key not in _KEYS:
+            known = ", ".join(_KEYS)
+            problems.add((*path, key), f"unknown key {key!r:.80}.{near(key, _KEYS)} an input takes: {known}.")
+    if ("folder" in told) == ("run" in told):
+        problems.add(path, "an input is either a folder or a run; write one of 'folder: …' and 'run: …'.")
+    for key in ("folder", "run"):
+        wrong = _outside(told[key], key) if key in told else None
+        if wrong is not None:
+            problems.add((*path, key) if isinstance(body, dict) else path, wrong)
+    sha256 = told.get("sha256")
+    if sha256 is not None and not _HASH.fullmatch(sha256):
+        problems.add(
+            (*path, "sha256"),
+            f"a hash is 64 digits from 0 to f, but got {sha256!r:.80}; `autopeft show` on the recipe without "
+            "it says the one of what is there.",
+        )
+    return InputItem(**told) if len(problems.found) == before else None
+
+
+def _outside(text: str, key: str) -> str | None:
+    """What is wrong with a path that may not lead out of the folder that it is read in."""
+    parts = PurePosixPath(text).parts
+    if not text.strip() or not text.isprintable() or len(text) > _LONGEST:
+        return f"{key!r} is one line of text, at most {_LONGEST} characters, but got {text!r:.80}."
+    if text.startswith(("/", "~")) or ".." in parts or "\\" in text:
+        return (
+            f"{text!r:.80} leads elsewhere; an input lies below the folder that you work in. Name it "
+            "relative to that, or copy it there."
+        )
+    if key == "run" and len(parts) != 1:
+        return (
+            f"{text!r:.80} is no name of a run, as `autopeft runs` lists them; write 'folder: …' for a path."
+        )
+    return None
+
+
+def read_start(value: Any, path: Path, problems: Problems) -> tuple[str, ...]:
+    """An item's `from:`: what its values start from."""
+    if value is None:
+        return ()
+    found = list(value) if isinstance(value, (list, tuple)) else [value]
+    fine = all(isinstance(v, str) and all(part.isidentifier() for part in v.split(".", 1)) for v in found)
+    if not fine or not found or len(found) > MOST_INPUTS or len(set(found)) < len(found):
+        problems.add(
+            (*path, "from"),
+            f"'from' is the name of an input, input.entry, or a list of different ones, but got "
+            f"{value!r:.80}.",
+        )
+        return ()
+    return tuple(found)
+
+
+def check_starts(
+    entries: Iterable[tuple[str, EntryItem]], inputs: Mapping[str, InputItem], problems: Problems
+) -> None:
+    """Report a `from:` that names no input, an input that nothing starts from, and an entry that needs one
+    and has none."""
+    named = set[str]()
+    for name, item in entries:
+        for start in item.start:
+            source, _ = address_of(start)
+            named.add(source)
+            if source not in inputs:
+                there = f"There are: {', '.join(inputs)}." if inputs else "List it under 'inputs:'."
+                problems.add(("inputs",), f"{name!r} starts from {source!r}.{near(source, inputs)} {there}")
+        if not item.start and "artefacts" in get_method(item.method).traits.needs:
+            problems.add(
+                ("inputs",),
+                f"{name!r} needs what another training has left; name it under 'inputs:' and write "
+                f"{{{item.method}: {{…}}, from: NAME}}.",
+            )
+    for name in inputs:
+        if name not in named:
+            problems.add(
+                ("inputs", name), f"no entry starts from {name!r}; write 'from: {name}' or leave it out."
+            )

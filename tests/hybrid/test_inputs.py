@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.fingerprint import changed, fingerprint
+from support.tiny import logits, randomise, tiny_inputs, tiny_model
+
+from autopeft.errors import DataError, MethodError, UsageError
+from autopeft.hybrid import Hybrid, attach, attach_many, load, pinned
+from autopeft.recipe import Recipe
+from autopeft.search.space.projection import values_of
+from autopeft.search.space.space import Space
+
+LORA = {"lora": {"rank": 2}}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def left(folder: str, *items: Any, seed: int = 1, level: str = "layers") -> Hybrid:
+    """What some training has left in a folder."""
+    body = {"layers": [{"attach": list(items)}]} if level == "layers" else {"model": list(items)}
+    with attach(tiny_model("bert"), Recipe.from_dict({"name": "source", **body}), seed=seed) as hybrid:
+        randomise(hybrid.root, seed=seed)
+        hybrid.save(folder)
+    return hybrid
+
+
+def starting(*items: Any, level: str = "layers", **inputs: Any) -> Recipe:
+    body = {"layers": [{"attach": list(items)}]} if level == "layers" else {"model": list(items)}
+    return Recipe.from_dict({"inputs": inputs, **body})
+
+
+def same(one: Any, other: Any) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize(
+    "item", [LORA, {"parallel_adapter": {"bottleneck": 3}}, "ia3", {"p_tuning_v2": {"length": 2}}]
+)
+def test_an_entry_starts_with_the_values_of_its_input(item: Any) -> None:
+    source = left("source", item)
+    named = item if isinstance(item, dict) else {item: {}}
+    hybrid = attach(tiny_model("bert"), starting({**named, "from": "source"}, source="source"), seed=5)
+    assert same(hybrid.root, source.root)
+    assert all(p.requires_grad for p in hybrid.root.parameters())
+
+
+def test_an_entry_of_several_is_named_or_found_by_its_method() -> None:
+    source = left("source", {**LORA, "as": "small"}, {"lora": {"rank": 3}, "as": "large"}, "ia3")
+    start = {"lora": {"rank": 3}, "from": "source.large"}
+    hybrid = attach(tiny_model("bert"), starting(start, {"ia3": {}, "from": "source"}, source="source"))
+    assert same(hybrid.modules["lora"], source.modules["large"])
+    assert same(hybrid.modules["ia3"], source.modules["ia3"])
+    for wrong in ("source", "source.lrge"):
+        with pytest.raises(DataError, match=r"small, large, ia3; write 'from: source.ENTRY'"):
+            attach(tiny_model("bert"), starting({**LORA, "from": wrong}, source="source"))
+
+
+def test_what_was_attached_is_recorded_with_the_hash_of_its_content(here: Path) -> None:
+    left("source", LORA)
+    recipe = starting({**LORA, "from": "source"}, source="source")
+    hybrid = attach(tiny_model("bert"), recipe)
+    (sha256,) = (item.sha256 for item in hybrid.recipe.inputs.values())
+    assert hybrid.recipe == pinned(recipe) == recipe.pinned({"source": str(sha256)})
+    hybrid.save("target")
+    assert Recipe.from_file("target/recipe.yaml") == hybrid.recipe
+    shutil.copytree("source", "runs/night/winner")
+    again = starting({**LORA, "from": "source"}, source={"run": "night", "sha256": sha256})
+    assert same(attach(tiny_model("bert"), again).root, hybrid.root)
+    elsewhere = here / "elsewhere"
+    shutil.move("runs", elsewhere)
+    assert pinned(again, elsewhere) == again
+    with pytest.raises(DataError, match="missing"):
+        pinned(again)
+
+
+def test_a_saved_hybrid_needs_its_inputs_no_more() -> None:
+    left("source", LORA)
+    hybrid = attach(tiny_model("bert"), starting({**LORA, "from": "source"}, source="source"))
+    randomise(hybrid.root)
+    hybrid.save("target")
+    shutil.rmtree("source")
+    loaded = load(tiny_model("bert"), "target")
+    assert same(loaded.root, hybrid.root)
+    assert loaded.recipe == hybrid.recipe
+
+
+def test_several_hybrids_start_each_from_its_own() -> None:
+    sources = [left(f"source{i}", LORA, seed=i) for i in range(2)]
+    recipes = [starting({**LORA, "from": "a"}, a=f"source{i}") for i in range(2)]
+    together = attach_many(tiny_model("bert"), recipes)
+    assert [same(h.root, s.root) for h, s in zip(together.hybrids, sources, strict=True)] == [True, True]
+
+
+def test_another_content_than_the_recipe_allows_is_refused() -> None:
+    left("source", LORA)
+    recipe = pinned(starting({**LORA, "from": "source"}, source="source"))
+    tensors = load_file("source/weights.safetensors")
+    tensors["encoder.0.q.lora.A"][0, 0] += 1
+    save_file(tensors, "source/weights.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DataError, match=rf"altered.*{recipe.inputs['source'].sha256}.*write the new hash"):
+        attach(tiny_model("bert"), recipe)
+
+
+def test_the_recipe_of_an_input_counts_for_its_hash() -> None:
+    left("source", LORA)
+    recipe = pinned(starting({**LORA, "from": "source"}, source="source"))
+    Path("source/recipe.yaml").write_text(Path("source/recipe.yaml").read_text() + "# read\n")
+    with pytest.raises(DataError, match="altered"):
+        pinned(recipe)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "words"),
+    [
+        (LORA, {"lora": {"rank": 3}}, r"shape \(3, 32\).*\(2, 32\).*size and the sites"),
+        (LORA, {"lora": {"rank": 2, "sites": ["q"]}}, "only one of them has"),
+        ("ia3", LORA, "its own method, lora.*ia3"),
+        ({"prefix_tuning": {"length": 2, "reparameterization": 4}},) * 2 + ("reparameterization",),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_and_leaves_the_model(source: Any, target: Any, words: str) -> None:
+    left("source", source)
+    model = tiny_model("bert")
+    before = fingerprint(model)
+    with pytest.raises(MethodError, match=words):
+        attach(model, starting({**target, "from": "source"}, source="source"))
+    assert not changed(before, fingerprint(model))
+
+
+def test_numbers_that_are_not_finite_are_refused() -> None:
+    left("source", LORA)
+    tensors = load_file("source/weights.safetensors")
+    tensors["encoder.0.q.lora.A"][0, 0] = float("nan")
+    save_file(tensors, "source/weights.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MethodError, match="not finite"):
+        attach(tiny_model("bert"), starting({**LORA, "from": "source"}, source="source"))
+
+
+def test_more_numbers_than_the_backbone_has_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    left("source", LORA)
+    monkeypatch.setattr("autopeft.hybrid.inputs.SCAFFOLDING", 10)
+    spec = attach(tiny_model("bert"), Recipe.from_dict({})).spec
+    size = spec.parameters // 100 * 100 + 100
+    tensors = load_file("source/weights.safetensors")
+    tensors["encoder.0.q.lora.more"] = torch.zeros(size)
+    save_file(tensors, "source/weights.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr("autopeft.hybrid.inputs.safe_open", None)  # nothing is read
+    with pytest.raises(DataError, match="at most"):
+        attach(tiny_model("bert"), starting({**LORA, "from": "source"}, source="source"))
+
+
+@pytest.mark.parametrize("what", ["folder", "weights", "recipe", "winner"])
+def test_links_that_lead_out_are_not_followed(what: str, here: Path) -> None:
+    left("inside/source", LORA)
+    left("outside", LORA)
+    inside = here / "inside"
+    links = {
+        "folder": (inside / "link", here / "outside"),
+        "weights": (inside / "source/weights.safetensors", here / "outside/weights.safetensors"),
+        "recipe": (inside / "source/recipe.yaml", here / "outside/recipe.yaml"),
+        "winner": (inside / "run/winner", here / "outside"),
+    }
+    link, to = links[what]
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(to)
+    recipe = starting({**LORA, "from": "a"}, a={"folder": "link", "winner": "run"}.get(what, "source"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(inside)
+        with pytest.raises(UsageError, match=r"link|leads out|missing"):
+            pinned(recipe)
+
+
+@pytest.mark.parametrize("item", ["layers: [{attach: [{lora: {rank: 2}, from: a}]}]", "model: [tpt]"])
+def test_a_space_refuses_what_it_cannot_say(item: str) -> None:
+    with pytest.raises(UsageError, match="no inputs"):
+        Space.from_yaml(f"autopeft: 2\nname: s\n{item}")
+
+
+def test_a_search_refuses_to_begin_with_a_recipe_that_has_inputs() -> None:
+    space = Space.from_yaml("autopeft: 2\nname: s\nlayers: [{attach: [{lora: {rank: {choice: [2, 4]}}}]}]")
+    left("source", LORA)
+    recipe = starting({**LORA, "from": "source"}, source="source")
+    with pytest.raises(UsageError, match="no space can say"):
+        values_of(recipe, space.bind(attach(tiny_model("bert"), recipe).spec))
+
+
+def test_the_first_forward_is_that_of_the_source() -> None:
+    source = left("source", {"prompt_tuning": {"length": 3}}, level="model")
+    start = starting({"prompt_tuning": {"length": 3}, "from": "source"}, level="model", source="source")
+    hybrid = attach(tiny_model("bert"), start)
+    again = attach(tiny_model("bert"), source.recipe)
+    again.root.load_state_dict(source.root.state_dict())
+    inputs = tiny_inputs("bert")
+    assert torch.equal(logits(hybrid.model, inputs), logits(again.model, inputs))
