@@ -40,7 +40,8 @@ class RootHooks:
         token: the hybrid's.
         prompts: what fills the reserved rows, in order.
         keep: rows stay in the output (a decoder attends to them).
-        source_rows: for a decoder, rows that the encoder's prompts added to what it attends to.
+        source: for a decoder, the rows that the encoder's prompts added to what it attends to.
+        late: rows that prompts put in front of layers of this stack.
         dummy_id: an id that is not padding.
         first_position: the first explicit position id.
         forwards: counts the threads that are inside.
@@ -53,7 +54,8 @@ class RootHooks:
     token: int
     prompts: tuple[BoundModule, ...] = ()
     keep: bool = False
-    source_rows: int = 0
+    source: tuple[Slot, ...] = ()
+    late: int = 0
     dummy_id: int = 0
     first_position: int = 0
     forwards: Forwards = field(default_factory=lambda: Forwards("a hybrid"))
@@ -64,6 +66,12 @@ class RootHooks:
     def rows(self) -> int:
         """How many rows are reserved."""
         return sum(slot.length for prompt in self.prompts for slot in prompt.slots)
+
+    @property
+    def reserving(self) -> tuple[Slot, ...]:
+        """All rows that its output has, those of its layers in front."""
+        late = (Slot(self.late),) if self.late else ()
+        return (*late, *(slot for prompt in self.prompts for slot in prompt.slots))
 
     @property
     def owners(self) -> tuple[tuple[str, int], ...]:
@@ -101,7 +109,7 @@ class RootHooks:
         frames.forget_captured(self.token)
         task_id = inputs.pop("task_id", None)
         cached = is_cached(inputs)
-        if self.source_rows:
+        if self.source:
             self._pad_source(inputs)
         given = _mask(inputs, "attention_mask") if self.spec.modality == "text" else None
         reserved = self._reserve(inputs, cached)
@@ -132,13 +140,13 @@ class RootHooks:
             return Reserved(self.rows, right=self.spec.prompt_side == "right", owners=self.owners)
         shaped = [inputs.get(name) for name in ("input_ids", "inputs_embeds")]
         tokens = next((int(value.shape[1]) for value in shaped if value is not None), None)
-        if not self.rows:
-            return Reserved(0, tokens)
-        if tokens is None:
-            raise CompositionError("Prompts need input_ids or inputs_embeds, but the forward got neither.")
         slots = [slot for prompt in self.prompts for slot in prompt.slots]
         if cached and self.stack.causal:
             self._refuse_cached(slots)
+        if not slots:
+            return Reserved(0, tokens)
+        if tokens is None:
+            raise CompositionError("Prompts need input_ids or inputs_embeds, but the forward got neither.")
         mask = inputs.get("attention_mask")
         if mask is not None and mask.ndim != 2:
             raise CompositionError(
@@ -160,10 +168,14 @@ class RootHooks:
 
     def _pad_source(self, inputs: dict[str, Any]) -> None:
         states, mask = inputs.get("encoder_hidden_states"), inputs.get("encoder_attention_mask")
-        if states is not None and mask is not None and mask.shape[1] + self.source_rows == states.shape[1]:
-            inputs["encoder_attention_mask"] = torch.cat(
-                [mask.new_ones(mask.shape[0], self.source_rows), mask], dim=1
-            )
+        rows = sum(slot.length for slot in self.source)
+        if states is not None and mask is not None and mask.shape[1] + rows == states.shape[1]:
+            inputs["encoder_attention_mask"] = self.source_mask(mask)
+
+    def source_mask(self, mask: Tensor) -> Tensor:
+        """A source's mask (batch, tokens) with its reserved rows."""
+        reserved = reserve(self.source, mask, mask.shape[1])
+        return reserved.around(mask, mask.new_ones(mask.shape[0], reserved.count))
 
     def _extend(self, inputs: dict[str, Any], reserved: Reserved, cached: bool) -> None:
         mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")

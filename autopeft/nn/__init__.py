@@ -32,7 +32,7 @@ from autopeft.nn.settled_maps import SettledAdapter, SettledPair, drop_path
 from autopeft.nn.settled_structure import SettledStructure
 from autopeft.nn.slots import SlotConfig
 from autopeft.nn.sparse_delta import SparseDelta
-from autopeft.nn.summary import Summary, summarised
+from autopeft.nn.summary import Summary, summarised, summary_of
 from autopeft.nn.tensor_deltas import TensorDeltas
 from autopeft.nn.top_entries import TopEntries, top_entries
 from autopeft.nn.triplets import Triplets, triplets_at
@@ -109,6 +109,7 @@ __all__ = [
     "requiring",
     "softmax_root",
     "summarised",
+    "summary_of",
     "top_entries",
     "triplets_at",
     "walsh_hadamard",

@@ -54,7 +54,7 @@ REFUSED = {
 }
 PAIRS = [(c, a) for c in CASES for a in ARCHITECTURES if (c, a) not in REFUSED]
 # What is made of the whole text is refused a cache where a text is written on.
-OF_TEXTS = ("idpg", "idpg-sentence")
+OF_TEXTS = ("idpg", "idpg-sentence", "lpt", "lpt-appg")
 ON_DECODERS = [
     (c, a)
     for c, a in PAIRS
@@ -305,7 +305,7 @@ def test_a_gate_at_a_norm_before_the_attention_knows_its_forward_when_it_is_reco
 # Rows that are put in front stay there at zero; of a choice that is not renormalised a share is missing.
 WITHOUT_IDENTITY = (
     *("prefix", "prefix-mlp", "p-tuning-v2", "p-tuning-v2-mlp"),
-    *("prompt", "p-tuning", "p-tuning-slots", "idpg", "idpg-sentence"),
+    *("prompt", "p-tuning", "p-tuning-slots", "idpg", "idpg-sentence", "lpt", "lpt-appg", "lpt-table"),
     *("gate", "route-sequence", "mov-top", "weight-drop"),
 )
 

@@ -99,6 +99,8 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
         },
     ),
     "idpg": ({}, {"generator.*": normal(0.05), "biases.*": uniform(0.5)}),
+    "lpt": ({}, {"down.*": linear(WIDTH), "up.*": linear(128)}),
+    "lpt-table": ({"generator": "none"}, {"table": NORMAL}),
     "pafi": ({}, {"entries.values": ZEROS}),
     "parallel_adapter": ({}, ADAPTER),
     "parallel_adapter-learned": ({"scale": "learned"}, {**ADAPTER, "at.*.scale": ONES}),
