@@ -66,12 +66,12 @@ class LPT:
     Liu et al. 2022, arXiv:2210.11292. G is `npg`, ReLU(h·W₁ + b₁)·W₂ + b₂ for [CLS] h with W₁ (d × m) and W₂
     (m × l·d); or `appg` and `mppg`, where W₁ maps all tokens, l equal pieces of which are averaged or have
     their largest values taken, padding left out, before ReLU and W₂ (m × d); or `none`, a trained table.
-    Dropout acts on the rows. Defaults are those of the authors' code (xyltt/LPT,
-    encoder-only/run_roberta.sh): npg, l = 5, m = 128, p half of the layers, dropout as in the backbone. Maps start
-    as torch starts them, the table from N(0, 1). Decoders make the rows of the last token, which has read all of a text, as their
-    decoder-only/run_gpt2.sh does; encoders behind which a decoder reads, of the mean. No gradient is needed
-    below p, and what is computed there can be kept. A decoder's rows that are made of the text see all of it,
-    which a language model must not. Not the identity at init; not mergeable.
+    Dropout acts on the rows. Defaults are those of the authors' code (xyltt/LPT, encoder-
+    only/run_roberta.sh): npg, l = 5, m = 128, p half of the layers, dropout as in the backbone. Maps start as
+    torch starts them, the table from N(0, 1). Decoders make the rows of the last token, which has read all of
+    a text, as their decoder-only/run_gpt2.sh does; encoders behind which a decoder reads, of the mean. No
+    gradient is needed below p, and what is computed there can be kept. A decoder's rows that are made of the
+    text see all of it, which a language model must not. Not the identity at init; not mergeable.
 
     npg: d·m + m + m·l·d + l·d; appg, mppg: 2·d·m + m + d; none: l·d.
     """
