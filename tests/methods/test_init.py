@@ -28,13 +28,20 @@ from support.laws import (
 )
 from support.tiny import randomise, tiny_config
 from support.toy import build, toy_spec
+from transformers import BertConfig
 
 from autopeft.backbones import spec_of
 from autopeft.method import get_method, method_names
 
 WIDTH = 400
 SPEC = toy_spec(hidden=WIDTH, ffn=2 * WIDTH, kv=WIDTH)
-SPECS = {"xattn_tuning": spec_of(tiny_config("bart"))}
+# The toy has no layers as places of their own.
+LAYERED = spec_of(BertConfig(hidden_size=WIDTH, num_hidden_layers=4, num_attention_heads=4))
+SPECS = {
+    "xattn_tuning": spec_of(tiny_config("bart")),
+    "lpt": LAYERED,
+    "prefix_propagation": LAYERED,
+}
 PAIR = {"at.*.A": KAIMING, "at.*.B": ZEROS}
 KRONECKER = {"at.*.A": ZEROS, "at.*.B": KAIMING}
 ADAPTER = {"at.*.down.weight": KAIMING, "at.*.up.weight": ZEROS, "at.*.bias": ZEROS}
@@ -116,6 +123,7 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
             "at.*.up.bias": linear(1500),
         },
     ),
+    "prefix_propagation": ({}, {"rows.*": normal(0.02)}),
     "prompt_tuning": ({}, {"table": uniform(0.5)}),
     "p_tuning": (
         {"length": 20},

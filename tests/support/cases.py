@@ -55,6 +55,7 @@ CASES: dict[str, tuple[str, Any]] = {
     "lpt": ("model", {"lpt": {"length": 3, "bottleneck": 4, "dropout": 0.0}}),
     "lpt-appg": ("model", {"lpt": {"length": 3, "bottleneck": 4, "dropout": 0.0, "generator": "appg"}}),
     "lpt-table": ("model", {"lpt": {"length": 3, "dropout": 0.0, "generator": "none"}}),
+    "prefix-propagation": ("model", {"prefix_propagation": {"length": 3, "dropout": 0.0}}),
     "bitfit": ("model", "bitfit"),
     "bitfit-layers": ("layers", "bitfit"),
     "pafi": ("model", {"pafi": {"keep": "2%"}}),
