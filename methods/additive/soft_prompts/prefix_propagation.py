@@ -51,7 +51,7 @@ class PrefixPropagation:
     Li et al. 2023, arXiv:2305.12086. The rows stand in front of the text with word embeddings of zero, to
     which the backbone adds positions and types and which its norm takes as any others. Each layer adds its
     own E (l × d), and changes the rows as it changes the text: they attend to it, which the keys of prefix-
-    tuning do not. Defaults are those of the authors' code (MonliH/prefix-propagation, run_script): l = 8,
+    tuning do not. Defaults are those of the authors' code (MonliH/prefix-propagation, run_script/): l = 8,
     dropout 0.1 on E, drawn for each row of the batch, no MLP. E is N(0, 0.02), as the backbone starts what it
     has no weights for. Text models of one direction are refused: rows in front would never see the text. The
     head reads the text, as with the authors' `--use_offset_pool_tok`; without it theirs reads the first row.
