@@ -271,7 +271,10 @@ def _prompt(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dict[
         raise NotExpressible(f"Hugging Face peft holds one prompt, but this hybrid has {len(entries)}.")
     entry = entries[0]
     module = cast(Any, known.live.modules[entry.name])
+    was = module.training
+    module.eval()
     rows = module.prompt(entry.sites[0], torch.empty(0), Call(Context()))[0]
+    module.train(was)
     config = {
         "peft_type": "PROMPT_TUNING",
         "num_virtual_tokens": int(rows.shape[0]),

@@ -41,6 +41,7 @@ PEFT_METHODS: Mapping[str, Literal["lora", "ia3", "prompt", "prefix"]] = {
     ),
     "ia3": "ia3",
     "prompt_tuning": "prompt",
+    "p_tuning": "prompt",
     "prefix_tuning": "prefix",
     "p_tuning_v2": "prefix",
 }  # fmt: skip
@@ -156,6 +157,8 @@ def _peft_rows(graph: CompositionGraph, entries: list[Entry], kind: str, head: b
             "hybrid does not; it can be said for causal language models only"
         )
     if kind == "prompt":
+        if any(getattr(entry.method.config, "slots", None) for entry in entries):
+            return "peft's prompt stands in front of the text, and this one lies in it (`slots`)"
         return None if len(entries) == 1 else f"peft holds one prompt, but this hybrid has {len(entries)}"
     if spec.family not in _PREFIXES:
         return (

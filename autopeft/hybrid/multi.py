@@ -129,6 +129,12 @@ def _check_together(graphs: Sequence[CompositionGraph], roots: Sequence[Root]) -
             f"{before[0]} reads what the bare backbone makes of its text, which runs first for one hybrid "
             "only; attach them one at a time."
         )
+    late = [name for graph, root in zip(graphs, roots, strict=True) for name in _late(graph, root)]
+    if late:
+        raise CompositionError(
+            f"{late[0]} makes the sequence longer from a layer on, which it can for one hybrid only; attach "
+            "them one at a time."
+        )
     lengths = [_reserved(graph, root) for graph, root in zip(graphs, roots, strict=True)]
     if len(set(lengths)) == 1:
         return
@@ -146,6 +152,17 @@ def _check_together(graphs: Sequence[CompositionGraph], roots: Sequence[Root]) -
             f"{what}: {counting} counts the padding that evens them out; use one that leaves padding out, "
             f"{way_out}"
         )
+
+
+def _late(graph: CompositionGraph, root: Root) -> list[str]:
+    """The entries that put rows in front of layers."""
+    modules: Mapping[str, Any] = dict(root.named_children())
+    prompting = [entry for entry in graph.entries.values() if "prompt" in entry.ways]
+    return [
+        e.name
+        for e in prompting
+        if reserved_rows(modules[e.name], [s for s in e.sites if s.layer is not None])
+    ]
 
 
 def _reserved(graph: CompositionGraph, root: Root) -> int:

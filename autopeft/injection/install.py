@@ -16,13 +16,14 @@ from autopeft.injection.bind import BoundModule, bind, bind_tensors, plays, side
 from autopeft.injection.dispatch import ModuleHooks, SiteDispatcher
 from autopeft.injection.frames import frames
 from autopeft.injection.lanes import LayerHooks
+from autopeft.injection.late import LateHooks, require_front
 from autopeft.injection.logits import LogitsHook, logits_modules
 from autopeft.injection.regions import Narrowed, RegionForward, narrowed
 from autopeft.injection.sequence import PoolerHooks, RootHooks
 from autopeft.injection.threads import Forwards
 from autopeft.injection.undispatched import OwnForward, dispatching
 from autopeft.injection.weights import ParameterPatch, Part, WeightHooks
-from autopeft.method import BARE, WeightTarget
+from autopeft.method import BARE, Slot, WeightTarget
 from autopeft.spec import Site
 
 __all__ = ["Injection", "owners_of"]
@@ -73,6 +74,7 @@ class Injection:
         self._install_regions()
         self._install_attention()
         self._install_layers()
+        self._install_late()
         self._install_roots()
         self._install_logits()
 
@@ -347,6 +349,40 @@ class Injection:
                 module.register_forward_hook(hook.after, always_call=True),
             ]
 
+    def _install_late(self) -> None:
+        """In front of each layer from the first one on that a prompt puts rows in front of."""
+        for stack in self.layout.stacks:
+            rows = 0
+            for index, path in enumerate(stack.layers):
+                prompts = self._late(stack, index)
+                rows += sum(slot.length for prompt in prompts for slot in prompt.slots)
+                if rows:
+                    kept = len(self.layout.stacks) > 1 and stack.map.name == "encoder"
+                    last = index == len(stack.layers) - 1 and not kept
+                    hook = LateHooks(stack.map.name, self.token, stack.map.causal, prompts, rows, last)
+                    module = self.base.get_submodule(path)
+                    self._handles.append(
+                        module.register_forward_pre_hook(hook.before, with_kwargs=True, prepend=True)
+                    )
+                    if last:
+                        self._handles.append(module.register_forward_hook(hook.after))
+
+    def _late(self, stack: StackPlaces, index: int) -> tuple[BoundModule, ...]:
+        """The prompts in front of a layer.
+
+        Raises:
+            CompositionError: it is not known what the family hands its layers.
+        """
+        place = self.places.get(f"{stack.map.name}-{index}-layer")
+        prompts = () if place is None else self._prompts(place)
+        require_front(prompts)
+        if prompts and self.graph.spec.generic:
+            raise CompositionError(
+                f"{prompts[0].name} puts rows in front of a layer, and it is not known what masks and "
+                f"positions {self.graph.spec.family!r} hands its layers; use prompt_tuning or p_tuning."
+            )
+        return prompts
+
     # Logits
     # ----------------------------------------------------------------------------------------------------
 
@@ -363,7 +399,7 @@ class Injection:
         used = {s.stack for s in self.graph.sites()}
         counted = False
         for stack, root in zip(self.layout.stacks, self.root_hooks(), strict=True):
-            if stack.map.name not in used and not root.source_rows:
+            if stack.map.name not in used and not root.source_slots:
                 continue
             counted = True
             module = self.base.get_submodule(stack.map.root)
@@ -371,7 +407,7 @@ class Injection:
             if root.rows and stack.layers:
                 first = self.base.get_submodule(stack.layers[0])
                 self._handles.append(first.register_forward_pre_hook(root.reached))
-            if root.rows and not root.keep:
+            if (root.rows or root.late) and not root.keep:
                 self._handles.append(module.register_forward_hook(root.after, with_kwargs=True))
                 self._install_pooler(stack, root)
             self._handles.append(module.register_forward_hook(root.cleanup, always_call=True))
@@ -403,6 +439,12 @@ class Injection:
             prompts,
             keep=two and stack.map.name == "encoder",
             source=source if stack.map.name == "decoder" else None,
+            late=sum(
+                slot.length
+                for index in range(len(stack.layers))
+                for prompt in self._late(stack, index)
+                for slot in prompt.slots
+            ),
             dummy_id=1 if pad_id == 0 else 0,
             first_position=first,
             forwards=self.forwards,

@@ -109,7 +109,7 @@ class MultiRootHooks:
 
     def __init__(self, token: int, lanes: Sequence[RootHooks]) -> None:
         self.token = token
-        self.source_rows = tuple(lane.source_rows for lane in lanes)
+        self.sources = tuple(lanes)
         self.lanes = tuple(replace(lane, source=None) for lane in lanes)
         self.stack, self.keep = lanes[0].stack.name, lanes[0].keep
         self.text = lanes[0].spec.modality == "text"
@@ -168,7 +168,7 @@ class MultiRootHooks:
 
     def _pad_sources(self, inputs: dict[str, Any], parts: dict[int, dict[str, Any]]) -> None:
         """Let a decoder's rows see what the encoder's prompts of their hybrid added, not its padding."""
-        rows = {i: self.source_rows[i] for i in parts}
+        rows = {i: sum(slot.length for slot in self.sources[i].source_slots) for i in parts}
         widest, states = max(rows.values()), inputs.get("encoder_hidden_states")
         mask = inputs.get("encoder_attention_mask")
         if not widest or states is None or (mask is None and len(set(rows.values())) == 1):
@@ -180,7 +180,7 @@ class MultiRootHooks:
             seen = part.get("encoder_attention_mask")
             if seen is None:
                 seen = torch.ones(part["encoder_hidden_states"].shape[0], length, device=states.device).long()
-            part["encoder_attention_mask"] = pad(pad(seen, (rows[i], 0), value=1), (0, widest - rows[i]))
+            part["encoder_attention_mask"] = pad(self.sources[i].source_mask(seen), (0, widest - rows[i]))
         inputs["encoder_attention_mask"] = _joined_parts(parts, "encoder_attention_mask")
 
     def _lay(self, index: int, context: Context, missing: int) -> None:

@@ -41,6 +41,7 @@ class RootHooks:
         prompts: what fills the reserved rows, in order.
         keep: rows stay in the output (a decoder attends to them).
         source: for a decoder, the encoder's hooks, whose prompts add rows to what it attends to.
+        late: rows that prompts put in front of layers of this stack.
         dummy_id: an id that is not padding.
         first_position: the first explicit position id.
         forwards: counts the threads that are inside.
@@ -54,6 +55,7 @@ class RootHooks:
     prompts: tuple[BoundModule, ...] = ()
     keep: bool = False
     source: RootHooks | None = None
+    late: int = 0
     dummy_id: int = 0
     first_position: int = 0
     forwards: Forwards = field(default_factory=lambda: Forwards("a hybrid"))
@@ -66,14 +68,20 @@ class RootHooks:
         return sum(slot.length for prompt in self.prompts for slot in prompt.slots)
 
     @property
+    def reserving(self) -> tuple[Slot, ...]:
+        """All rows that its output has, those of its layers in front."""
+        late = (Slot(self.late),) if self.late else ()
+        return (*late, *(slot for prompt in self.prompts for slot in prompt.slots))
+
+    @property
     def owners(self) -> tuple[tuple[str, int], ...]:
         """Whose rows they are, and how many."""
         return tuple((prompt.name, sum(slot.length for slot in prompt.slots)) for prompt in self.prompts)
 
     @property
-    def source_rows(self) -> int:
-        """How many rows the encoder's prompts add to what a decoder attends to."""
-        return 0 if self.source is None else self.source.rows
+    def source_slots(self) -> tuple[Slot, ...]:
+        """The rows that the encoder's prompts add to what a decoder attends to."""
+        return () if self.source is None else self.source.reserving
 
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -106,7 +114,7 @@ class RootHooks:
         frames.forget_captured(self.token)
         task_id = inputs.pop("task_id", None)
         cached = is_cached(inputs)
-        if self.source_rows:
+        if self.source_slots:
             self._pad_source(inputs)
         given = _mask(inputs, "attention_mask") if self.spec.modality == "text" else None
         reserved = self._reserve(inputs, cached)
@@ -138,13 +146,13 @@ class RootHooks:
             return Reserved(self.rows, right=self.spec.prompt_side == "right", owners=self.owners)
         shaped = [inputs.get(name) for name in ("input_ids", "inputs_embeds")]
         tokens = next((int(value.shape[1]) for value in shaped if value is not None), None)
-        if not self.rows:
-            return Reserved(0, tokens)
-        if tokens is None:
-            raise CompositionError("Prompts need input_ids or inputs_embeds, but the forward got neither.")
         slots = [slot for prompt in self.prompts for slot in prompt.slots]
         if cached and self.stack.causal:
             self._refuse_cached(slots)
+        if not slots:
+            return Reserved(0, tokens)
+        if tokens is None:
+            raise CompositionError("Prompts need input_ids or inputs_embeds, but the forward got neither.")
         mask = inputs.get("attention_mask")
         if mask is not None and mask.ndim != 2:
             raise CompositionError(
@@ -166,10 +174,14 @@ class RootHooks:
 
     def _pad_source(self, inputs: dict[str, Any]) -> None:
         states, mask = inputs.get("encoder_hidden_states"), inputs.get("encoder_attention_mask")
-        if states is not None and mask is not None and mask.shape[1] + self.source_rows == states.shape[1]:
-            inputs["encoder_attention_mask"] = torch.cat(
-                [mask.new_ones(mask.shape[0], self.source_rows), mask], dim=1
-            )
+        rows = sum(slot.length for slot in self.source_slots)
+        if states is not None and mask is not None and mask.shape[1] + rows == states.shape[1]:
+            inputs["encoder_attention_mask"] = self.source_mask(mask)
+
+    def source_mask(self, mask: Tensor) -> Tensor:
+        """A source's mask (batch, tokens) with its reserved rows."""
+        reserved = reserve(self.source_slots, mask, mask.shape[1])
+        return reserved.around(mask, mask.new_ones(mask.shape[0], reserved.count))
 
     def _extend(self, inputs: dict[str, Any], reserved: Reserved, cached: bool) -> None:
         mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")

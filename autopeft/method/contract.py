@@ -70,7 +70,8 @@ class Traits:
         shifts: merging it gives a bias to a linear map that has none.
         sees_text: its prompts depend on the text. On a causal stack a position may then depend on later ones,
             so that it takes no step of generation from a cache.
-        features: what it reads of `Context.features`. For `BARE` the bare backbone runs first.
+        features: what must be in `Context.features` before its first site: `BARE`, for which the bare
+            backbone runs first.
         stochastic: draws random numbers while training.
         identity: leaves the backbone's function exactly as it is before training.
         direction: replaces the direction of a weight (DoRA): at most one for each weight.
@@ -113,7 +114,11 @@ class Traits:
                 f"default sites that tell its layers, but this one has level={self.level!r}, "
                 f"default_sites={self.default_sites!r}."
             )
-
+        if self.features - {BARE}:
+            raise MethodError(
+                f"Nothing fills the features {sorted(self.features - {BARE})} before the first site; ask for "
+                f"{BARE!r} alone."
+            )
         elsewhere = self.ways - {"logits"}
         if "logits" in self.ways and (self.level != "model" or (self.sites and not elsewhere)):
             raise MethodError(
@@ -145,8 +150,8 @@ class Context:
         text_mask: (batch, tokens), the mask as it came, without reserved rows.
         task_id: (batch,) or `None`.
         reserved: the rows that prompts fill, up to the site that reads it.
-        features: what is known of the batch, by name: of the pre-pass (`BARE`), or of a site before this one.
-            A module puts in what others read: they name it in their traits.
+        features: what is known of the batch, by name: of the pre-pass (`BARE`), or what a module has put in
+            at a site before this one, under a name that begins with its method's.
         cached: whether keys and values of earlier positions come from a cache (a decoding step).
         hybrid: token of the hybrid that this forward belongs to.
         further: it is a further forward of a step (`LossStep.again`), of which the modules' own terms of the

@@ -45,6 +45,7 @@ class Reserved:
         count: how many rows, the same for each example.
         tokens: how many positions the text has, padding included; `None` where that is not known (images).
         right: they lie at the end (images, whose rows have no order).
+        inner: the rows that there were before a layer put others in front; `None` where none did.
         owners: the entries whose rows these are, each with how many, in the order of the slots.
         columns: (1 or batch, count), the position of each row, in the order of the slots; `None` where they
             lie in front, or at the end, in this order.
@@ -60,9 +61,13 @@ class Reserved:
     kept: Tensor | None = None
     ordinals: Tensor | None = None
     owners: tuple[tuple[str, int], ...] = ()
+    inner: Reserved | None = None
 
     def text(self, states: Tensor) -> Tensor:
-        """The positions (batch, tokens, …) of the text among all positions (batch, count + tokens, …)."""
+        """The positions (batch, tokens, …) of the text among all positions (batch, count + tokens, …), or
+        among those that there were in a layer below."""
+        if self.inner is not None and states.shape[1] < self.count + int(self.tokens or 0):
+            return self.inner.text(states)
         if self.kept is not None:
             return states.gather(1, _index(self.kept, states, self.kept.shape[1]))
         if self.right:
@@ -85,6 +90,20 @@ class Reserved:
         longer = text.new_zeros(text.shape[0], self.count + text.shape[1], *text.shape[2:])
         longer = longer.scatter(1, _index(self.kept, longer, text.shape[1]), text)
         return longer.scatter(1, _index(self.columns, longer, self.count), rows)
+
+    def led_by(self, owners: tuple[tuple[str, int], ...], tokens: int) -> Reserved:
+        """These rows behind those of `owners`, which a layer puts in front of all positions (of images: at
+        the end)."""
+        count = sum(n for _, n in owners)
+        if self.right:
+            return Reserved(self.count + count, tokens, True, owners=self.owners + owners, inner=self)
+        columns = kept = None
+        if self.columns is not None and self.kept is not None:
+            first = torch.arange(count, device=self.columns.device).expand(len(self.columns), -1)
+            columns, kept = torch.cat([first, self.columns + count], dim=1), self.kept + count
+        return Reserved(
+            self.count + count, tokens, False, columns, kept, owners=owners + self.owners, inner=self
+        )
 
     def spread(self, rows: Tensor, like: Tensor, owner: str | None) -> Tensor:
         """`rows` (1 or batch, its rows, width) of an entry at its positions, and zeros elsewhere, in the

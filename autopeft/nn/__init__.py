@@ -34,7 +34,6 @@ from autopeft.nn.settled_structure import SettledStructure
 from autopeft.nn.slots import SlotConfig
 from autopeft.nn.soft_top_k import soft_top_k
 from autopeft.nn.sparse_delta import SparseDelta
-from autopeft.nn.summary import Summary, summarised
 from autopeft.nn.stored_prompts import (
     Similarity,
     mixture,
@@ -42,6 +41,7 @@ from autopeft.nn.stored_prompts import (
     prompt_similarity,
     stored_prompt,
 )
+from autopeft.nn.summary import Summary, summarised, summary_of
 from autopeft.nn.tensor_deltas import TensorDeltas
 from autopeft.nn.top_entries import TopEntries, top_entries
 from autopeft.nn.triplets import Triplets, triplets_at
@@ -127,6 +127,7 @@ __all__ = [
     "softmax_root",
     "summarised",
     "stored_prompt",
+    "summary_of",
     "top_entries",
     "triplets_at",
     "walsh_hadamard",

@@ -7,9 +7,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Summary", "summarised"]
+from autopeft.spec import BackboneSpec
+
+__all__ = ["Summary", "summarised", "summary_of"]
 
 Summary = Literal["first", "last", "mean"]
+
+
+def summary_of(spec: BackboneSpec) -> Summary:
+    """What stands for a text where a backbone reads it: [CLS] in encoders; the last token in decoders, which
+    have read all of it there; the mean in encoders behind which a decoder reads, as these have no [CLS]."""
+    if spec.encoder_decoder:
+        return "mean"
+    return "last" if spec.stacks[0].causal else "first"
 
 
 def summarised(states: Tensor, mask: Tensor | None, summary: Summary) -> Tensor:

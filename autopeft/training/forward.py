@@ -17,6 +17,7 @@ from autopeft.backbones import StackPlaces, base_model_of
 from autopeft.hybrid import Hybrid
 from autopeft.injection.depth import trunk_depths
 from autopeft.injection.rows import Reader, ReadRows, last_layer_is_rowwise, reader_of
+from autopeft.method import Slot
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.kinds import TaskKind
 from autopeft.training.contracts import Trainable
@@ -238,17 +239,20 @@ class _Shortcuts:
         # Recomputation runs the layer again when the batch's positions are no longer at hand.
         if not last_layer_is_rowwise(graph, stack) or self._checkpointed():
             return None
-        reserved = self._reserved(stack)
-        if reserved is None:
+        slots = self._slots(stack, layers=True)
+        # Rows among the tokens move each token by another number.
+        if not all(slot.in_front for slot in slots):
             return None
+        entered = sum(slot.length for slot in self._slots(stack, layers=False))
         if self.model not in _READERS:
             layer = base_model_of(self.model).get_submodule(stack.layers[-1])
             with evaluation_mode(self.model):
                 mask = self.batch["attention_mask"]
-                _READERS[self.model] = reader_of(layer, self._logits, mask, reserved)
+                _READERS[self.model] = reader_of(layer, self._logits, mask, entered)
         reader = _READERS[self.model]
         if reader is None:
             return None
+        reserved = sum(slot.length for slot in slots)
         rows = ReadRows(base_model_of(self.model), stack, reader, reserved)
         kinds = sorted({e.method.name for e in graph.entries.values()})
         sound, _ = self._remembered(("rows", reserved > 0, *kinds), lambda: (self._try_rows(rows), {}))
@@ -289,17 +293,17 @@ class _Shortcuts:
     def _checkpointed(self) -> list[nn.Module]:
         return [m for m in self.model.modules() if getattr(m, "gradient_checkpointing", False)]
 
-    def _reserved(self, stack: StackPlaces) -> int | None:
-        """Prompt rows in front of the text in the stack that the head reads; `None` where some lie in it."""
+    def _slots(self, stack: StackPlaces, *, layers: bool) -> list[Slot]:
+        """The rows that prompts have in the last layer of a stack, or, without those that enter at `layers`,
+        behind it."""
         modules: Any = self.hybrid.modules
-        slots = [
+        return [
             slot
             for entry in self.hybrid.graph.entries.values()
             for site in entry.sites
-            if "prompt" in entry.ways and site.stack == stack.map.name
+            if "prompt" in entry.ways and site.stack == stack.map.name and (layers or site.layer is None)
             for slot in modules[entry.name].slots(site)
         ]
-        return sum(slot.length for slot in slots) if all(slot.in_front for slot in slots) else None
 
 
 @contextmanager

@@ -38,9 +38,10 @@ _WAYS = {
     "weight": "It acts on weights: it changes a frozen weight by a learnt amount.",
     "region": "It takes the place of a region and runs the frozen one on the rows that it chooses.",
     "kv": "It acts on keys and values: it adds positions that attention reads.",
+    "prompt": "It acts as a prompt: it puts rows into the sequence and fills them.",
     "logits": "It acts on logits: it adds to what the last map of the model yields, position by position.",
-    "training": "It places nothing in the backbone: it is a rule of training.",
 }
+_RULE = "It places nothing in the backbone: it is a rule of training."
 _NEEDS = {
     "calibration": "It needs batches of the task before the first step, to measure something on them.",
     "decoder": "It needs a decoder.",
@@ -77,7 +78,7 @@ def _written(value: object) -> str:
 def traits_in_words(name: str) -> list[str]:
     """What a method declares of itself, a sentence each."""
     t = get_method(name).traits
-    said = [_WAYS[t.injection]]
+    said = [words for way, words in _WAYS.items() if way in t.ways] or [_RULE]
     if t.sites:
         said.append(f"It may sit at {_listed(t.sites)}.")
     if t.default_sites:
@@ -103,6 +104,8 @@ def traits_in_words(name: str) -> list[str]:
             "It changes the model's outputs before training begins.",
         ),
         (t.changes_length, "It lengthens the sequence.", ""),
+        (t.sees_text, "Its prompt depends on the text, so no language model can take it in its decoder.", ""),
+        (bool(t.features), "The bare backbone runs once more before each forward.", ""),
         (t.stochastic, "It draws random numbers while it trains.", ""),
         (t.direction, "It replaces the direction of a weight, so a weight takes only one such method.", ""),
         (t.pretrained, "It reads the pretrained values, so nothing before it in a chain may alter them.", ""),

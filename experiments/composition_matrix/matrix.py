@@ -103,7 +103,7 @@ def all_pairs(backbones: Sequence[str] = BACKBONES) -> list[Pair]:
 
 def class_of(pair: Pair) -> tuple[Any, ...]:
     """How the two act, and at what kinds of site they meet; `None` where the pair is refused."""
-    ways = sorted(get_method(name).traits.injection for name in (pair.first, pair.second))
+    ways = sorted("+".join(sorted(get_method(name).traits.ways)) for name in (pair.first, pair.second))
     try:
         graph = build_graph(pair.recipe(), spec_of(_config(pair.backbone)))
     except AutoPEFTError:

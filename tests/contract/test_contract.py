@@ -32,7 +32,17 @@ from autopeft.counting import count
 from autopeft.errors import UsageError
 from autopeft.hybrid import Hybrid, attach, load
 from autopeft.hybrid.events import finish, fire, loss_terms
-from autopeft.method import Call, Context, decay_targets, get_method, method_names, part_names, parts_of
+from autopeft.method import (
+    Call,
+    Context,
+    Reserved,
+    decay_targets,
+    get_method,
+    method_names,
+    part_names,
+    parts_of,
+    reserved_rows,
+)
 from autopeft.recipe import Recipe
 
 # The package has no method on logits; two of a test's own stand for the way.
@@ -44,6 +54,7 @@ REFUSED = {
     ("bitfit-layers", "llama"): "bias",
     ("bitfit-layers", "t5"): "bias",
     **{(case, name): "bias" for case in ("u-bitfit", "s-bitfit") for name in ("llama", "t5")},
+    **{("prefix-propagation", name): "prefix_tuning" for name in ("gpt2", "llama")},
     ("hiwi", "llama"): "bias",
     ("hiwi", "t5"): "bias",
     **{
@@ -57,7 +68,7 @@ REFUSED = {
 }
 PAIRS = [(c, a) for c in CASES for a in ARCHITECTURES if (c, a) not in REFUSED]
 # What is made of the whole text is refused a cache where a text is written on.
-OF_TEXTS = ("idpg", "idpg-sentence", "infoprompt")
+OF_TEXTS = ("idpg", "idpg-sentence", "infoprompt", "lpt", "lpt-appg")
 ON_DECODERS = [
     (c, a)
     for c, a in PAIRS
@@ -316,6 +327,7 @@ def test_a_gate_at_a_norm_before_the_attention_knows_its_forward_when_it_is_reco
 WITHOUT_IDENTITY = (
     *("prefix", "prefix-mlp", "p-tuning-v2", "p-tuning-v2-mlp"),
     *("prompt", "p-tuning", "p-tuning-slots", "idpg", "idpg-sentence", "infoprompt", "spot", "tpt", "xprompt"),
+    *("lpt", "lpt-appg", "lpt-table", "prefix-propagation"),
     *("gate", "route-sequence", "mov-top", "weight-drop", "coda"),
 )
 
@@ -443,16 +455,19 @@ def test_what_says_that_it_acts_position_by_position_does(case: str, name: str) 
         if not (entry.traits.rowwise and "hook" in entry.ways):
             continue
         module: Any = hybrid.modules[entry.name]
+        rows = reserved_rows(module, entry.sites) if "prompt" in entry.ways else 0
+        reserved = Reserved(rows, 5 - rows, owners=((entry.name, rows),))
+        context = Context(mask=torch.ones(2, 5), reserved=reserved)
         for site in [s for s in entry.sites if module.side(s) is not None][:4]:
             output = module.side(site) == "output"
             x = torch.randn(2, 5, site.in_features, generator=generator)
             y = torch.randn(2, 5, site.out_features, generator=generator) if output else x
-            call = Call(Context(mask=torch.ones(2, 5)), residual=x, norm=torch.nn.Identity())
+            call = Call(context, residual=x, norm=torch.nn.Identity(), owner=entry.name)
             before = module.delta(site, x, y, call)
             x, y = x.clone(), y.clone()
             x[:, 3] += 1.0
             y[:, 3] += 1.0
-            call = Call(Context(mask=torch.ones(2, 5)), residual=x, norm=torch.nn.Identity())
+            call = Call(context, residual=x, norm=torch.nn.Identity(), owner=entry.name)
             after = module.delta(site, x, y if output else x, call)
             others = [0, 1, 2, 4]
             torch.testing.assert_close(after[:, others], before[:, others], atol=1e-6, rtol=1e-5)

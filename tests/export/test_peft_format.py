@@ -132,6 +132,11 @@ CASES = {
     "gpt2-ia3-fused": (GPT2LMHeadModel, GPT2, layers({"ia3": {"sites": ["qkv", "down"]}})),
     "llama-lora": (LlamaForCausalLM, LLAMA, layers({"lora": {"sites": ["q", "v", "gate_proj"]}})),
     "llama-prompt": (LlamaForCausalLM, LLAMA, {"name": "p", "model": [{"prompt_tuning": {"length": 4}}]}),
+    "gpt2-p-tuning": (
+        GPT2LMHeadModel,
+        GPT2,
+        {"name": "p", "model": [{"p_tuning": {"length": 4, "dropout": 0.5}}]},
+    ),
     "gpt2-prompt": (GPT2LMHeadModel, GPT2, {"name": "p", "model": [{"prompt_tuning": {"length": 4}}]}),
     "llama-prefix": (LlamaForCausalLM, LLAMA, layers({"prefix_tuning": {"length": 5}})),
     "llama-p-tuning-v2": (LlamaForCausalLM, LLAMA, layers({"p_tuning_v2": {"length": 5}})),

@@ -42,6 +42,7 @@ CASES: dict[str, tuple[str, list[Any], list[Any]]] = {
     "gpt2-prefix": ("gpt2", [{"p_tuning_v2": {"length": 3}}], []),
     "t5-ssf": ("t5", [{"ssf": {"sites": ["q"]}}], []),
     "bert-lora": ("bert", [LORA], []),
+    "slots": ("llama", [], [{"p_tuning": {"length": 3, "slots": [{"length": 3, "offset": 1}]}}]),
     "bert-prompt": ("bert", [], [{"prompt_tuning": {"length": 3}}]),
     "bert-bitfit": ("bert", [LORA], ["bitfit"]),
 }

@@ -38,10 +38,14 @@ from autopeft.spec import LogitsSpec
 WIDTH = 400
 SPEC = toy_spec(hidden=WIDTH, ffn=2 * WIDTH, kv=WIDTH)
 WIDE = BertConfig(hidden_size=WIDTH, num_hidden_layers=12, num_attention_heads=4, intermediate_size=2 * WIDTH)
+# The toy has no layers as places of their own.
+LAYERED = spec_of(BertConfig(hidden_size=WIDTH, num_hidden_layers=4, num_attention_heads=4))
 SPECS = {
     "infoprompt": replace(SPEC, logits=LogitsSpec(WIDTH, WIDTH)),
     "xattn_tuning": spec_of(tiny_config("bart")),
     "coda": spec_of(WIDE),
+    "lpt": LAYERED,
+    "prefix_propagation": LAYERED,
 }
 PAIR = {"at.*.A": KAIMING, "at.*.B": ZEROS}
 KRONECKER = {"at.*.A": ZEROS, "at.*.B": KAIMING}
@@ -114,6 +118,8 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
         },
     ),
     "idpg": ({}, {"generator.*": normal(0.05), "biases.*": uniform(0.5)}),
+    "lpt": ({}, {"down.*": linear(WIDTH), "up.*": linear(128)}),
+    "lpt-table": ({"generator": "none"}, {"table": NORMAL}),
     "pafi": ({}, {"entries.values": ZEROS}),
     "coda": ({"bottleneck": 100}, {**ADAPTER, "at.*.router": NORMAL}),
     "parallel_adapter": ({}, ADAPTER),
@@ -130,6 +136,7 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
             "at.*.up.bias": linear(1500),
         },
     ),
+    "prefix_propagation": ({}, {"rows.*": normal(0.02)}),
     "prompt_tuning": ({}, {"table": uniform(0.5)}),
     "p_tuning": (
         {"length": 20},

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from autopeft.errors import MethodError
 from autopeft.method import BARE, Call, MethodConfig, ParameterCount, Slot, Traits, register
-from autopeft.nn import Summary, kronecker_sum, summarised
+from autopeft.nn import Summary, kronecker_sum, summarised, summary_of
 from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["IDPG"]
@@ -147,9 +147,7 @@ class IDPG:
         return ParameterCount(count, count)
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
-        d, c, stack = self._width(sites, spec), self.config, spec.stacks[0]
-        pooled = not stack.causal and not spec.encoder_decoder
-        feature: Summary = "first" if pooled else "last" if stack.causal else "mean"
-        slot = Slot(c.length, offset=1 if pooled else 0)
+        d, c, natural = self._width(sites, spec), self.config, summary_of(spec)
+        slot = Slot(c.length, offset=1 if natural == "first" else 0)
         generator = Generator(d, c.bottleneck, c.length, c.phm_dim, c.dropout)
-        return IDPGModule(generator, sites, slot, c.feature or feature, c.deeper)
+        return IDPGModule(generator, sites, slot, c.feature or natural, c.deeper)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autopeft.errors import MethodError
 from autopeft.method import BARE, Call, LossStep, MethodConfig, ParameterCount, Slot, Traits, register
-from autopeft.nn import Summary, summarised
+from autopeft.nn import Summary, summarised, summary_of
 from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["InfoPrompt"]
@@ -219,7 +219,4 @@ class InfoPrompt:
         return ParameterCount(deployed, deployed + (hidden + 1) * m + (d + 1) * d)
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
-        stack = spec.stacks[0]
-        pooled = not stack.causal and not spec.encoder_decoder
-        feature: Summary = "first" if pooled else "last" if stack.causal else "mean"
-        return InfoPromptModule(*self._sizes(sites, spec), feature, self.config)
+        return InfoPromptModule(*self._sizes(sites, spec), summary_of(spec), self.config)

@@ -83,6 +83,8 @@ def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], relative: f
         (recipe("ia3", at=[2]), 2),
         (recipe(LORA, at=[2], model=[{"prompt_tuning": {"length": 2}}]), 0),
         (recipe(LORA, at=[2], model=["bitfit"]), 0),
+        (recipe(LORA, at=[2], model=[{"lpt": {"layer": 1}}]), 1),
+        (recipe(LORA, at=[1], model=[{"lpt": {"layer": 2}}]), 1),
         (recipe({"serial_adapter": {"bottleneck": 2, "variant": "houlsby"}}, at="1-2"), 1),
         (recipe({"serial_adapter": {"bottleneck": 2, "variant": "houlsby"}}, at=[0]), 0),
         (
@@ -310,3 +312,40 @@ def test_the_trunk_stops_the_forward_once_the_states_are_there() -> None:
     assert reached == []
     assert list(states) == ["encoder"]
     assert not any("forward" in m.__dict__ for m in hybrid.model.modules())
+
+
+# Prompts
+# ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("generator", ["npg", "appg", "none"])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "gemma2"])
+def test_a_late_prompt_leaves_the_layers_below_to_the_store(name: str, generator: str) -> None:
+    """Rows that enter at layer 2 change nothing below, and the last layer is narrowed as without them."""
+    made = recipe(model=[{"lpt": {"layer": 2, "length": 3, "generator": generator, "dropout": 0.0}}])
+    split, hybrid = encoded_rows(name), hybrid_on(name, made)
+    hybrid.model.train()
+    forward = shortest_forward(hybrid, task_of(split, name), PLAN, dropout=False)
+    assert forward.trunk is not None
+    first = hybrid.spec.stacks[0].name
+    assert forward.trunk.depths[first] == 2
+    assert forward.rows is not None
+    hybrid.model.eval()
+    logits, ours = gradients(hybrid, forward, split)
+    plain, theirs = gradients(hybrid, Forward(hybrid.model), split)
+    torch.testing.assert_close(logits, plain, atol=2e-3, rtol=2e-3)
+    assert_close(ours, theirs, 5e-3)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_rows_among_the_tokens_keep_the_last_layer_whole(name: str) -> None:
+    slots = [{"length": 1, "offset": 1}, {"length": 2, "anchor": "end"}]
+    split = encoded_rows(name)
+    hybrid = hybrid_on(name, recipe(model=[{"p_tuning": {"length": 3, "slots": slots}}]))
+    forward = shortest_forward(hybrid, task_of(split, name), PLAN, dropout=False)
+    assert (forward.trunk, forward.rows) == (None, None)
+    hybrid.model.eval()
+    logits, ours = gradients(hybrid, forward, split)
+    plain, theirs = gradients(hybrid, Forward(hybrid.model), split)
+    torch.testing.assert_close(logits, plain)
+    assert_close(ours, theirs, 1e-6)

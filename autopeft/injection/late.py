@@ -1,0 +1,142 @@
+"""Longer sequences from a layer on: rows that are put in front of what a layer reads.
+
+The stack hands each layer masks and positions of the sequence as it entered. Hooks in front of the layers
+from the first late prompt on lengthen them by the rows that were put in since. They run outside of what is
+checkpointed, so a layer that is recomputed has its own rows, masks and context again. Rows have no position:
+learnt positions were added before, relative ones count no distance to them, and rotary ones turn them by
+nothing. Past keys hold them, in front of the text's, in the layers that read them. Behind the last layer the
+sequence is as long again as the stack takes it to be, but where a decoder attends to what an encoder yields.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from autopeft.errors import CompositionError, MethodError
+from autopeft.injection.bind import BoundModule
+from autopeft.injection.dispatch import first_input, with_input
+from autopeft.injection.frames import CONTEXT, frames
+from autopeft.method import Call, Context
+
+__all__ = ["LateHooks", "require_front"]
+
+
+def require_front(prompts: Sequence[BoundModule]) -> None:
+    """Check that late prompts ask for no other place than the front.
+
+    Raises:
+        MethodError: one does.
+    """
+    for prompt in prompts:
+        if not all(slot.in_front for slot in prompt.slots):
+            raise MethodError(
+                f"{prompt.name} asks for a place among the tokens at {prompt.site.path}, but what a layer "
+                "reads has no positions any more; let its slots there have offset 0 at the front."
+            )
+
+
+@dataclass
+class LateHooks:
+    """The hook in front of one layer.
+
+    Attributes:
+        stack: the stack's name.
+        token: the hybrid's.
+        causal: whether its positions see none behind them.
+        prompts: what puts rows in front of this layer.
+        rows: how many have been put in when this layer runs, its own included.
+        drops: whether it is the last layer, behind which they are dropped.
+    """
+
+    stack: str
+    token: int
+    causal: bool
+    prompts: tuple[BoundModule, ...]
+    rows: int
+    drops: bool = False
+
+    def before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if self.token in frames.bare:
+            return args, kwargs
+        context, x = frames.context(self.token, self.stack), first_input(args, kwargs)
+        if context.lost:
+            raise CompositionError(
+                f"This model calls the layers of its {self.stack} past the module that takes its inputs, so "
+                "that prompts in front of a layer cannot be placed; use lora or adapters on this family."
+            )
+        if self.prompts and not context.cached:
+            x, context = self._longer(x, context)
+            frames.contexts[(self.token, self.stack)] = context
+        names = [
+            n for n, p in inspect.signature(module.forward).parameters.items() if p.kind < p.VAR_POSITIONAL
+        ]
+        length = x.shape[1]
+        args = tuple(self._argument(n, v, length, context) for n, v in zip(names, args, strict=False))
+        kwargs = {n: self._argument(n, v, length, context) for n, v in kwargs.items()}
+        if CONTEXT in kwargs:
+            kwargs[CONTEXT] = context
+        return with_input(args, kwargs, x)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """The layer's output without the rows of late prompts."""
+        context = frames.context(self.token, self.stack)
+        if self.token in frames.bare or context.cached:
+            return output
+        y: Tensor = output[0] if isinstance(output, tuple) else output
+        y = y[:, : y.shape[1] - self.rows] if context.reserved.right else y[:, self.rows :]
+        return (y, *output[1:]) if isinstance(output, tuple) else y
+
+    def _longer(self, x: Tensor, context: Context) -> tuple[Tensor, Context]:
+        """What the layer reads with the rows of its prompts, and the context that knows of them."""
+        text = context.reserved.text(x)
+        made = [prompt.prompt(text, Call(context)) for prompt in self.prompts]
+        owners = tuple((p.name, rows.shape[1]) for p, rows in zip(self.prompts, made, strict=True))
+        reserved = context.reserved.led_by(owners, text.shape[1])
+        count = reserved.count - context.reserved.count
+        mask = None if context.mask is None else pad(context.mask, (count, 0), value=1)
+        x = torch.cat([x, *made] if reserved.right else [*made, x], dim=1)
+        return x, replace(context, reserved=reserved, mask=mask)
+
+    def _argument(self, name: str, value: Any, length: int, context: Context) -> Any:
+        """An argument of the layer for its `length` positions."""
+        if name == "attention_mask" and value is not None:
+            return self._mask(value, context.cached)
+        if name == "position_bias" and value is not None:
+            missing = length - value.shape[-1]  # what a layer above the prompt has made is long enough
+            return pad(value, (missing, 0, missing, 0)) if missing else value
+        if context.cached or context.reserved.right:
+            return value
+        if name == "position_embeddings" and value is not None:
+            cos, sin = value
+            return pad(cos, (0, 0, self.rows, 0), value=1.0), pad(sin, (0, 0, self.rows, 0))
+        return pad(value, (self.rows, 0)) if name == "position_ids" and value is not None else value
+
+    def _mask(self, mask: Any, cached: bool) -> Tensor:
+        """A mask (batch, heads, queries, keys) or (batch, keys) with the rows' columns, which all see, and,
+        where the rows are queries, with what they see."""
+        if not isinstance(mask, Tensor):
+            raise CompositionError(
+                f"Prompts in front of a layer need a mask that is a tensor, but this attention has a "
+                f"{type(mask).__name__}; load the model with attn_implementation='sdpa'."
+            )
+        seen, hidden = (True, False) if mask.dtype == torch.bool else (0, torch.finfo(mask.dtype).min)
+        if mask.ndim == 2:
+            return pad(mask, (self.rows, 0), value=1)
+        wide = pad(mask, (self.rows, 0), value=seen)
+        if cached or (mask.shape[2] == 1 and not self.causal):
+            return wide
+        own = wide[:, :, :1].expand(-1, -1, self.rows, -1)
+        if self.causal:
+            own = torch.full_like(own, hidden)
+            earlier = torch.ones(self.rows, self.rows, dtype=torch.bool, device=mask.device).tril()
+            own[..., : self.rows] = own[..., : self.rows].masked_fill(earlier, seen)
+        return torch.cat([own, wide], dim=2)
