@@ -23,7 +23,7 @@ from autopeft.injection.sequence import PoolerHooks, RootHooks
 from autopeft.injection.threads import Forwards
 from autopeft.injection.undispatched import OwnForward, dispatching
 from autopeft.injection.weights import ParameterPatch, Part, WeightHooks
-from autopeft.method import BARE, Slot, WeightTarget
+from autopeft.method import BARE, WeightTarget
 from autopeft.spec import Site
 
 __all__ = ["Injection", "owners_of"]
