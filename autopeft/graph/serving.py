@@ -105,7 +105,7 @@ def _merged(graph: CompositionGraph, head: bool) -> str | None:
 def _peft(graph: CompositionGraph, head: bool) -> str | None:
     entries = list(graph.entries.values())
     if not entries:
-        return "this recipe has no entries: it trains the head alone"
+        return "this recipe has no entries"
     methods = sorted({entry.method.name for entry in entries})
     if len(methods) > 1:
         return f"Hugging Face peft holds one method, but this hybrid has {', '.join(methods)}"

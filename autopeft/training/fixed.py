@@ -40,6 +40,7 @@ from autopeft.tasks.summary import DataSummary, summarise
 from autopeft.training.arguments import TrainArguments, TrainCall
 from autopeft.training.asked import asked_task
 from autopeft.training.events import SilentTrainReporter, TrainInfo, TrainReporter, Watch
+from autopeft.training.forward import sharing_forward
 from autopeft.training.head_start import start_head
 from autopeft.training.history import History
 from autopeft.training.loop import train as train_hybrid
@@ -232,6 +233,7 @@ def _train(
             data.splits[name],
             data.task.metric,
             parts=False,
+            forward=sharing_forward(hybrid, data.splits[name], data.task.task_kind),
             asked=asked_in(data.task, name) if name == "test" else None,
             batch_size=plan.eval_batch_size,
         )

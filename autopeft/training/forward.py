@@ -136,11 +136,11 @@ def shortest_forward(hybrid: Trainable, data: EncodedTask, plan: TrainingPlan, *
         return _Shortcuts(hybrid, data.train, kind).forward()
 
 
-def sharing_forward(hybrid: Hybrid, split: EncodedSplit, kind: TaskKind) -> Forward:
+def sharing_forward(hybrid: Trainable, split: EncodedSplit, kind: TaskKind) -> Forward:
     """The plain way, but for what the rows of a batch begin with, which is computed once where that gives the
     plain logits of two rows of the split."""
     found = Forward(hybrid.model, kind=kind)
-    if kind.causal and len(split):
+    if isinstance(hybrid, Hybrid) and kind.causal and len(split):
         with torch.random.fork_rng(devices=[]):
             found.shares = _Shortcuts(hybrid, split, kind)._shares(found)
     return found
@@ -212,7 +212,10 @@ class _Shortcuts:
         key = ("trunk", tuple(sorted(trunk.depths.items())))
         sound, tuples = self._remembered(key, lambda: self._try_trunk(trunk))
         trunk.tuples.update(tuples)
-        return trunk if sound else None
+        if not sound:
+            return None
+        trunk.shares, _ = self._remembered(("front", *key), lambda: (self._try_front(trunk), {}))
+        return trunk
 
     def _try_trunk(self, trunk: Trunk) -> tuple[bool, dict[str, int]]:
         with evaluation_mode(self.model):
@@ -221,6 +224,21 @@ class _Shortcuts:
                 return False, {}
             with trunk.laid(states):
                 return self._equal(self._logits(), plain), dict(trunk.tuples)
+
+    def _try_front(self, trunk: Trunk) -> bool:
+        """Whether what the two rows begin with can be computed once below the hybrid."""
+        if not self.kind.causal or len(self.layout.stacks) > 1 or self._checkpointed():
+            return False
+        length = SharedPrefix.common(self.batch)
+        if not length:
+            return False
+        with evaluation_mode(self.model):
+            plain = trunk.compute(self.batch)
+            try:
+                found = trunk.front(self.batch, length).with_rest(self.batch)
+            except Unshareable:
+                return False
+            return all(self._equal(found[stack], states) for stack, states in plain.items())
 
     def _remembered(
         self, key: Any, attempt: Callable[[], tuple[bool, dict[str, int]]]

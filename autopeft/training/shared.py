@@ -59,7 +59,8 @@ class SharedPrefix:
         rows, width = batch["input_ids"].shape
         return found if found * (rows - 1) >= SAVED * rows * width else 0
 
-    def common(self, batch: Mapping[str, Tensor]) -> int:
+    @staticmethod
+    def common(batch: Mapping[str, Tensor]) -> int:
         """How many tokens all rows begin with, and something follows; 0 where they are few. None of them
         predicts a learnt token, so that all logits are of the second part."""
         ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -79,21 +80,43 @@ class SharedPrefix:
         Raises:
             Unshareable: nothing is left of the first part.
         """
+        return self.follow(batch, states, length, self.begin(batch, states, length))
+
+    def begin(self, batch: Mapping[str, Tensor], states: Mapping[str, Tensor], length: int) -> DynamicCache:
+        """Run the first `length` tokens of the first row; its keys and values.
+
+        Raises:
+            Unshareable: the model takes none.
+        """
+        cache, along = DynamicCache(), _along(batch)
+        first = {k: v[:1, :length] if k in along else v[:1] for k, v in batch.items()}
+        kept = {self._past(): cache, "use_cache": True}
+        self._logits(first | kept, {stack: state[:1, :length] for stack, state in states.items()})
+        return cache
+
+    def follow(
+        self, batch: Mapping[str, Tensor], states: Mapping[str, Tensor], length: int, cache: DynamicCache
+    ) -> Tensor:
+        """Logits of the positions behind the first `length` tokens, of which `cache` has the keys and values.
+
+        Raises:
+            Unshareable: it has not.
+        """
+        (rows, width), along = batch["input_ids"].shape, _along(batch)
+        rest = {k: v[:, length:] if k in along else v for k, v in batch.items()}
+        rest["attention_mask"] = batch["attention_mask"]
+        rest["position_ids"] = torch.arange(length, width, device=batch["input_ids"].device)[None]
+        past = self._for_all(cache, rows, length, self._skipped if states else 0)
+        kept = {self._past(): past, "use_cache": True}
+        return self._logits(rest | kept, {stack: state[:, length:] for stack, state in states.items()})
+
+    def _past(self) -> str:
+        """What the model calls keys and values of earlier tokens."""
         names = parameters_of(self._model)
         past = next((name for name in CACHES if name in names), None)
         if past is None or not {"position_ids", "use_cache"} <= names:
             raise Unshareable
-        rows, width = batch["input_ids"].shape
-        along = {k for k, v in batch.items() if v.shape == (rows, width)}
-        cache = DynamicCache()
-        first = {k: v[:1, :length] if k in along else v[:1] for k, v in batch.items()}
-        kept = {past: cache, "use_cache": True}
-        self._logits(first | kept, {stack: state[:1, :length] for stack, state in states.items()})
-        rest = {k: v[:, length:] if k in along else v for k, v in batch.items()}
-        rest["attention_mask"] = batch["attention_mask"]
-        rest["position_ids"] = torch.arange(length, width, device=batch["input_ids"].device)[None]
-        kept[past] = self._for_all(cache, rows, length, self._skipped if states else 0)
-        return self._logits(rest | kept, {stack: state[:, length:] for stack, state in states.items()})
+        return past
 
     def _for_all(self, cache: DynamicCache, rows: int, length: int, skipped: int) -> DynamicCache:
         """The keys and values of one row for all rows. A skipped layer has made none; as many zeros stand
@@ -106,6 +129,11 @@ class SharedPrefix:
             keys, values = pair if index >= skipped else [torch.zeros_like(t) for t in made[-1]]
             found.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
         return found
+
+
+def _along(batch: Mapping[str, Tensor]) -> set[str]:
+    """What has an entry for each token."""
+    return {k for k, v in batch.items() if v.shape == batch["input_ids"].shape}
 
 
 def _kept(layer: Any) -> list[Tensor]:

@@ -18,7 +18,7 @@ from autopeft.runs.records import Sample
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.contracts import Trainable
-from autopeft.training.forward import Forward, shortest_forward
+from autopeft.training.forward import Forward, sharing_forward, shortest_forward
 from autopeft.training.full import FullFineTuning
 from autopeft.training.head_start import start_head
 from autopeft.training.loop import OnScore, OnStep, ShouldStop, TrainResult, train
@@ -172,13 +172,12 @@ def _trial(
             result = train(hybrid, data, plan, **options)
             dropout = plan.trains_with_dropout(hybrid.recipe.training)
             forward = shortest_forward(hybrid, data, plan, dropout=dropout)
-            plain = Forward(model, kind=data.task.task_kind)
             measure, last = metric or data.task.metric, list(wanted)[-1]
             asked = asked_in(data.task, last) if samples else None
             found = {
                 # The test rows are scored once, by the model as it will be used.
                 name: _score(
-                    plain if name == "test" else forward,
+                    sharing_forward(hybrid, split, data.task.task_kind) if name == "test" else forward,
                     split,
                     measure,
                     plan,

@@ -140,6 +140,25 @@ def test_above_the_cached_trunk(backbone: str, data: EncodedTask) -> None:
             assert torch.allclose(own[name], gradient, atol=2e-3 * float(gradient.abs().max())), name
 
 
+def test_the_trunk_reads_once_what_all_rows_of_a_split_begin_with(
+    backbone: str, data: EncodedTask, tokens: list[int]
+) -> None:
+    rows = np.arange(len(data.train))
+    with hybrid_on(backbone, recipe({"gate": [LORA, "serial_adapter"]}, at=[2])) as hybrid:
+        forward = shortest(hybrid, data)
+        trunk = forward.trunk
+        assert trunk is not None
+        assert trunk.shares
+        assert not forward.shares, "though what lies above reads each row whole"
+        tokens.clear()
+        found = trunk.states(data.train, rows, CPU)
+        assert sum(tokens) == 13 + int(data.train.lengths.sum()) - 13 * len(rows)
+        plain = trunk.compute(data.train.collate(rows))
+    assert found is not None
+    there = torch.arange(found["decoder"].shape[1]) < torch.tensor(data.train.lengths)[:, None]
+    assert torch.allclose(found["decoder"][there], plain["decoder"][there], atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     "made",
     [

@@ -213,17 +213,21 @@ def _score(context: JobContext, job: ScoreJob) -> JobResult:
     with tempfile.TemporaryDirectory(prefix="autopeft-") as folder:
         for name, data in job.files.items():
             (Path(folder) / Path(name).name).write_bytes(data)
+        kind = context.task.task_kind
+        # A job names splits that tasks have.
+        splits = {name: context.data.splits[name] for name in job.splits}  # type: ignore[index]
         with load_hybrid(context.backbone("fp32"), folder) as hybrid:
             found = {
                 split: score_by_rows(
                     hybrid.model,
-                    context.data.splits[split],  # type: ignore[index]  # a job names splits that tasks have
+                    rows,
                     job.metric or context.task.metric,
                     batch_size=context.plan.eval_batch_size,
                     device=context.plan.torch_device(),
+                    forward=sharing_forward(hybrid, rows, kind),
                     asked=_asked(context, job, split),
                 )
-                for split in job.splits
+                for split, rows in splits.items()
             }
             scores = {split: scored.score for split, scored in found.items()}
             parts = found["test"].pseudo_values if "test" in found else ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from autopeft.errors import AutoPEFTError
@@ -53,7 +53,8 @@ class Taken:
 
     def _over(self, limits: Limits) -> str:
         known = self.predicted.to_dict() | self.measured.to_dict()
-        broken = limits.broken(Resources(**known))
+        # Whether it can be served is said by then.
+        broken = replace(limits, serve=None).broken(Resources(**known))
         return f" It is over the limit: {'; '.join(broken)}." if broken else ""
 
     def to_dict(self, limits: Limits) -> dict[str, Any]:

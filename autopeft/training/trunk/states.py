@@ -29,9 +29,11 @@ from autopeft.assets import backbone_fingerprint
 from autopeft.backbones import StackPlaces, base_model_of
 from autopeft.injection.attention import attention_behind
 from autopeft.tasks.encode import EncodedSplit
+from autopeft.tasks.kinds.begun_alike import LEAST
+from autopeft.training.shared import SharedPrefix
 from autopeft.training.trunk.store import StateStore, Unstorable, open_store
 
-__all__ = ["Level", "Trunk"]
+__all__ = ["Front", "Level", "Trunk"]
 
 States = Mapping[str, Tensor]
 _KEPT_OPEN = 16
@@ -79,6 +81,9 @@ class Trunk:
         model: the model, with whatever is attached to it above the levels.
         levels: in the order in which the model runs them, none of them empty.
         forward: logits of a plain batch; it is left once the states are there.
+
+    Attributes:
+        shares: whether what all rows of a split begin with is computed once, as causal stacks allow.
     """
 
     def __init__(
@@ -91,7 +96,9 @@ class Trunk:
         first = next(base_model_of(model).parameters())
         self.device, self.dtype = first.device, first.dtype
         self.tuples: dict[str, int] = {}  # how many elements a layer's output has; 0 where it is no tuple
+        self.shares = False
         self._stores: dict[int, dict[str, StateStore] | None] = {}
+        self._fronts: dict[int, Front | None] = {}
 
     @property
     def depths(self) -> dict[str, int]:
@@ -149,17 +156,32 @@ class Trunk:
     def _fill(self, split: EncodedSplit, rows: NDArray[np.int64], stores: dict[str, StateStore]) -> None:
         """Rows of one length together, without padding: what is stored must not depend on the batch that a
         row was first seen in, or a trial would depend on those before it. Without padding a row's arithmetic
-        is the same in any company of its length."""
+        is the same in any company of its length. What all rows of the split begin with is computed once."""
         wanted = np.unique(np.concatenate([store.missing(rows) for store in stores.values()]))
         # Of a decoder with a side of its own the states depend on the lengths of both.
         lengths = np.stack([np.diff(split.offsets_of(stack))[wanted] for stack in stores], axis=1)
         for length in np.unique(lengths, axis=0):
             alike = wanted[(lengths == length).all(axis=1)]
             batch = split.collate(alike)
-            found = self.compute({k: v.to(self.device) for k, v in batch.items()})
+            found = self._behind_front(split, {k: v.to(self.device) for k, v in batch.items()})
             for stack, store in stores.items():
                 for row, states in zip(alike, found[stack], strict=True):
                     store.put(int(row), states)
+
+    def _behind_front(self, split: EncodedSplit, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if id(split) not in self._fronts:
+            length = _common(split) if self.shares else 0
+            self._fronts[id(split)] = self.front(batch, length) if length >= LEAST else None
+        front = self._fronts[id(split)]
+        return self.compute(batch) if front is None else front.with_rest(batch)
+
+    def front(self, batch: Mapping[str, Tensor], length: int) -> Front:
+        """The states of the first `length` tokens of a batch's first row, for rows that begin alike.
+
+        Raises:
+            Unshareable: the model keeps no keys and values that could be shared.
+        """
+        return Front(self, batch, length)
 
     def _open(self, split: EncodedSplit) -> dict[str, StateStore] | None:
         if id(split) not in self._stores:
@@ -192,6 +214,37 @@ class Trunk:
                     swaps[layer] = _answer(layer, answer, self.tuples[level.stack])
         with _instead(swaps):
             yield
+
+
+class Front:
+    """The states of the tokens that rows begin with, in the only stack of a language model."""
+
+    def __init__(self, trunk: Trunk, batch: Mapping[str, Tensor], length: int) -> None:
+        self._trunk, self.length = trunk, length
+        (self._stack,) = trunk.depths
+        self._shared = SharedPrefix(trunk.model, self._compute, 0)
+        self._made: list[Tensor] = []
+        with torch.no_grad():
+            self._cache = self._shared.begin(batch, {}, length)
+        self._front = self._made.pop()
+
+    def _compute(self, batch: Mapping[str, Any], _: States) -> Tensor:
+        self._made = [self._trunk.compute(batch)[self._stack]]
+        return self._made[0]
+
+    def with_rest(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The states (B, L, width) of rows of one length that begin so, by stack."""
+        rest = self._shared.follow(batch, {}, self.length, self._cache)
+        return {self._stack: torch.cat([self._front.expand(len(rest), -1, -1), rest], dim=1)}
+
+
+def _common(split: EncodedSplit) -> int:
+    """How many tokens all rows of a split begin with, and something follows in each."""
+    most = int(split.lengths.min()) - 1
+    if most < 1 or len(split) < 2:
+        return 0
+    rows = split.ids[split.offsets[:-1, None] + np.arange(most)]
+    return int((rows == rows[:1]).all(axis=0).cumprod().sum())
 
 
 def _constant(states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

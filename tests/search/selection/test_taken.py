@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from support.tiny import tiny_model
 
 from autopeft.backbones import spec_of
@@ -29,6 +31,7 @@ def test_scores_of_an_earlier_search_were_not_measured_here() -> None:
     one = Taken("LoRA", Resources(memory=1e9, unservable="lora cannot"), Resources())
     assert "1GB predicted, not measured" in one.sentence(LIMITS)
     assert "cannot be served as merged: lora cannot" in one.sentence(LIMITS)
+    assert one.sentence(replace(LIMITS, serve="merged")).count("lora cannot") == 1
     assert one.to_dict(LIMITS)["predicted"] == {"memory": 1e9, "unservable": "lora cannot"}
     assert one.to_dict(Limits())["text"] is None
 
