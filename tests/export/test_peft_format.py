@@ -209,7 +209,7 @@ REFUSED: dict[str, tuple[type[PreTrainedModel], Any, dict[str, Any], str]] = {
         "several models .an ensemble, a posterior.",
     ),
     "gate": (BertForSequenceClassification, BERT, layers({"gate": ["lora"]}), "no composition like 'gate'"),
-    "nothing": (BertForSequenceClassification, BERT, {"name": "none"}, "head alone"),
+    "nothing": (BertForSequenceClassification, BERT, {"name": "none"}, "no entries"),
     "same site twice": (
         BertForSequenceClassification,
         BERT,
