@@ -144,7 +144,7 @@ class InfoPromptModule(nn.Module):
         assert self.critic is not None
         context = self.critic(rows.detach()).mean(1)
         draws = torch.cat([after.draw(1), before.draw(self.config.negatives)], dim=1)
-        scores = (self.output(draws) @ context[..., None])[..., 0] / math.sqrt(context.shape[-1])
+        scores: Tensor = (self.output(draws) @ context[..., None])[..., 0] / math.sqrt(context.shape[-1])
         return -scores.log_softmax(-1)[:, 0].mean()
 
     def deploy(self) -> None:
@@ -219,4 +219,5 @@ class InfoPrompt:
         return ParameterCount(deployed, deployed + (hidden + 1) * m + (d + 1) * d)
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
-        return InfoPromptModule(*self._sizes(sites, spec), summary_of(spec), self.config)
+        feature: Summary = summary_of(spec)
+        return InfoPromptModule(*self._sizes(sites, spec), feature, self.config)
