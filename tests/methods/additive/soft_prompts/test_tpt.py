@@ -71,7 +71,7 @@ def test_the_prompt_is_the_projected_source(source: Tensor, activation: str, nor
     rows = (hidden @ p["up.weight"].T + p["up.bias"]).reshape(LENGTH, -1)
     if norm:
         rows = (rows - rows.mean(1, keepdim=True)) / (rows.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
-    found = module.prompt(None, None)
+    found = module.prompt(None, None, None)
     assert found.shape == (1, LENGTH, tiny_bert().config.hidden_size)
     torch.testing.assert_close(found[0], rows, atol=1e-5, rtol=1e-5)
 
@@ -101,7 +101,7 @@ def test_the_projector_may_be_trained_alone(tmp_path: Path) -> None:
     hybrid, module = attached(projection=1)
     train(hybrid, encoded_task(), PLAN)
     assert module.table is None
-    expected = module.prompt(None, None)[0].detach()
+    expected = module.prompt(None, None, None)[0].detach()
     hybrid.save(tmp_path / "projected")
     again: Any = load(tiny_bert(), tmp_path / "projected").modules["tpt"]
     assert torch.equal(again.table, expected)

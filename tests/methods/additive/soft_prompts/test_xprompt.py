@@ -38,7 +38,7 @@ def by_autograd(hybrid: Hybrid, module: Any, session: Any) -> Tensor:
     table, rows = module.values.detach().view(LENGTH, PIECES, -1), module.token_index.clone()
     training = hybrid.model.training
     hybrid.model.eval()
-    module.prompt = lambda site, call: (mask * table).view(LENGTH, -1)[rows][None]
+    module.prompt = lambda site, x, call: (mask * table).view(LENGTH, -1)[rows][None]
     found = []
     with torch.enable_grad():
         for batch in session.batches(1):
@@ -61,7 +61,7 @@ class Watched:
 
         def measured(session: Any, rows: int) -> Any:
             self.expected.append(by_autograd(self.hybrid, self.module, session))
-            self.lengths.append(self.module.length)
+            self.lengths.append(len(self.module.token_index))
             return gains(session, rows)
 
         def pruned() -> None:
@@ -72,7 +72,7 @@ class Watched:
         self.module._gains, self.module.deploy = measured, pruned
         self.result = train(self.hybrid, encoded_task(), PLAN)
         del self.module._gains, self.module.deploy
-        self.rows = self.module.prompt(None, None)[0].detach()
+        self.rows = self.module.prompt(None, None, None)[0].detach()
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +95,14 @@ def test_pieces_that_do_not_divide_a_row_are_refused() -> None:
 def test_before_it_is_pruned_it_is_prompt_tuning() -> None:
     _, module = attached()
     plain = attach(tiny_bert(), Recipe.from_dict({"model": [{"prompt_tuning": {"length": LENGTH}}]}), seed=5)
-    assert torch.equal(module.prompt(None, None), plain.root.get_parameter("prompt_tuning.table")[None])
+    assert torch.equal(module.prompt(None, None, None), plain.root.get_parameter("prompt_tuning.table")[None])
 
 
 def test_it_begins_with_words_of_the_vocabulary() -> None:
     model = tiny_bert()
     _, module = attached(model, init="vocabulary")
     embedding = model.get_input_embeddings().weight
-    rows = module.prompt(None, None)[0]
+    rows = module.prompt(None, None, None)[0]
     assert all(any(torch.equal(row, word) for word in embedding) for row in rows)
 
 
@@ -115,7 +115,7 @@ def test_as_many_are_pruned_as_the_rates_say(
 ) -> None:
     """⌊0.4·6⌋ = 2 rows, then ⌊0.3·16⌋ = 4 pieces of the 4 rows that stay; one of each stays at least."""
     watched = Watched(token_rate=token_rate, piece_rate=piece_rate)
-    assert watched.rows.shape[0] == watched.module.length == rows
+    assert watched.rows.shape[0] == len(watched.module.token_index) == rows
     assert watched.module.values.numel() == pieces * 16 // PIECES
     zero = watched.rows.view(rows, PIECES, -1).eq(0).all(-1)
     assert int(zero.sum()) == rows * PIECES - pieces
@@ -189,7 +189,7 @@ def test_a_pruned_prompt_acts_the_same_once_it_is_loaded(name: str, tmp_path: Pa
     hybrid.save(tmp_path)
     fresh = tiny_model(name)
     again: Any = load(fresh, tmp_path).modules["xprompt"]
-    assert again.length == 2
+    assert len(again.token_index) == 2
     assert again.values.shape[0] == 3
     torch.testing.assert_close(logits(fresh, inputs), expected, atol=1e-6, rtol=1e-6)
 
@@ -199,10 +199,10 @@ def test_a_pruned_prompt_acts_the_same_once_it_is_loaded(name: str, tmp_path: Pa
 def test_damaged_places_are_refused(name: str, value: int) -> None:
     """0 is there twice then."""
     _, module = attached()
-    module.prompt(None, CALL)
+    module.prompt(None, None, CALL)
     getattr(module, name)[1] = value
     with pytest.raises(DataError, match="damaged"):
-        module.prompt(None, CALL)
+        module.prompt(None, None, CALL)
 
 
 def test_it_starts_from_a_stored_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +212,7 @@ def test_it_starts_from_a_stored_prompt(tmp_path: Path, monkeypatch: pytest.Monk
     item = {"xprompt": {"length": LENGTH, "pieces": PIECES, "init": "uniform"}, "from": "source"}
     hybrid = attach(tiny_bert(), Recipe.from_dict({"inputs": {"source": "source"}, "model": [item]}))
     module: Any = hybrid.modules["xprompt"]
-    assert torch.equal(module.prompt(None, CALL)[0], plain.root.get_parameter("prompt_tuning.table"))
+    assert torch.equal(module.prompt(None, None, CALL)[0], plain.root.get_parameter("prompt_tuning.table"))
 
 
 def test_fewer_examples_are_measured_where_so_many_are_asked_for() -> None:
