@@ -105,7 +105,7 @@ class Runs:
     @cached_property
     def _records(self) -> tuple[list[TrialRecord], list[TrialRecord]]:
         """Trials and final runs of the search, which is run, or gone on with, where that is needed."""
-        if not (self._folder / "result.json").exists():
+        if not (self._folder / "result.json").exists() or load_run(self._folder).result()["interrupted"]:
             if (self._folder / "manifest.json").exists():
                 search(resume=self._folder, workers=0)
             else:
