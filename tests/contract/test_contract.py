@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from zlib import crc32
 from typing import Any
 
 import pytest
@@ -76,6 +77,22 @@ ON_DECODERS = [
     and c not in ("gate", "route-sequence")
     and not (c in OF_TEXTS and a not in ENCODER_DECODERS)
 ]
+ALWAYS = ("bert", "llama", "t5")
+SOME = tuple(name for name in ARCHITECTURES if name not in ALWAYS)
+
+
+def is_spared(case: str, name: str) -> bool:
+    """Whether only the slow tests have it: each case is tried on `ALWAYS` and on two of the others, of which
+    all have their turn among so many cases."""
+    order = sorted(SOME, key=lambda other: crc32(f"{case} {other}".encode()))
+    return name in order[2:]
+
+
+def drawn(cases: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Parameters that begin with a case and an architecture."""
+    return [pytest.param(*c, marks=pytest.mark.slow if is_spared(c[0], c[1]) else ()) for c in cases]
+
+
 COMPOSED = ("gate", "chain", "route", "route-sequence")
 LENGTH = 7
 # Parameters without a gradient where the token that a head reads is not among those that a router chose, and
@@ -121,7 +138,7 @@ def _names(item: Any) -> set[str]:
     return set(item) | {n for v in bodies if isinstance(v, list) for c in v for n in _names(c)}
 
 
-@pytest.mark.parametrize(("case", "name"), PAIRS)
+@pytest.mark.parametrize(("case", "name"), drawn(PAIRS))
 def test_identity_at_init(case: str, name: str) -> None:
     model = tiny_model(name)
     inputs = tiny_inputs(name, pad=2)
@@ -138,7 +155,7 @@ def _claims_identity(method: Any) -> bool:
     return bool(getattr(method, "identity", True))
 
 
-@pytest.mark.parametrize(("case", "name"), PAIRS)
+@pytest.mark.parametrize(("case", "name"), drawn(PAIRS))
 def test_every_parameter_gets_a_gradient_and_the_count_is_real(case: str, name: str) -> None:
     model, hybrid = attached(case, name)
     randomise(hybrid.root)
@@ -152,7 +169,7 @@ def test_every_parameter_gets_a_gradient_and_the_count_is_real(case: str, name: 
     assert all(p.grad is None for p in model.parameters() if id(p) in base)
 
 
-@pytest.mark.parametrize(("case", "name"), PAIRS)
+@pytest.mark.parametrize(("case", "name"), drawn(PAIRS))
 def test_backbone_is_bit_identical_after_training(case: str, name: str) -> None:
     reference = tiny_model(name)
     inputs = tiny_inputs(name, pad=2)
@@ -177,7 +194,7 @@ def test_backbone_is_bit_identical_after_training(case: str, name: str) -> None:
     assert torch.equal(logits(model, inputs), expected)
 
 
-@pytest.mark.parametrize(("case", "name"), PAIRS)
+@pytest.mark.parametrize(("case", "name"), drawn(PAIRS))
 def test_save_and_load_round_trip(case: str, name: str, tmp_path: Any) -> None:
     model, hybrid = attached(case, name)
     randomise(hybrid.root)
@@ -244,12 +261,12 @@ def _saved(folder: Any) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     ("case", "name", "attention"),
-    [
+    drawn(
         (c, a, attention)
         for c, a in PAIRS
         for attention in ("sdpa", "eager")
         if a != "vit" and not (a in EAGER and attention != "eager")
-    ],
+    ),
 )
 def test_padding_does_not_change_results(case: str, name: str, attention: str) -> None:
     model, hybrid = attached(case, name, attention=attention)
@@ -259,7 +276,7 @@ def test_padding_does_not_change_results(case: str, name: str, attention: str) -
     torch.testing.assert_close(padded, bare, atol=5e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("case", "name"), ON_DECODERS)
+@pytest.mark.parametrize(("case", "name"), drawn(ON_DECODERS))
 def test_generate_with_and_without_cache(case: str, name: str) -> None:
     model, hybrid = attached(case, name)
     randomise(hybrid.root)
@@ -284,7 +301,9 @@ def test_generate_with_and_without_cache(case: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("case", "name", "reentrant"),
     [
-        pytest.param(c, a, reentrant, marks=pytest.mark.slow if reentrant and a not in ("bert", "t5") else ())
+        pytest.param(
+            c, a, reentrant, marks=pytest.mark.slow if is_spared(c, a) or (reentrant and a in SOME) else ()
+        )
         for c, a in PAIRS
         for reentrant in (False, True)
         if a != "mpnet"
@@ -413,7 +432,7 @@ def test_deepcopy_is_independent(case: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "name"), [p for p in PAIRS if p[0] not in ("gate", "chain", "route", "route-sequence")]
+    ("case", "name"), drawn(p for p in PAIRS if p[0] not in ("gate", "chain", "route", "route-sequence"))
 )
 def test_merge_equals_unmerged(case: str, name: str) -> None:
     model, hybrid = attached(case, name)
@@ -446,7 +465,7 @@ def test_what_pools_the_sequence_is_refused_in_cached_generation(case: str) -> N
         model.generate(**tiny_inputs("llama"), max_new_tokens=3, use_cache=True)
 
 
-@pytest.mark.parametrize(("case", "name"), PAIRS)
+@pytest.mark.parametrize(("case", "name"), drawn(PAIRS))
 def test_what_says_that_it_acts_position_by_position_does(case: str, name: str) -> None:
     """The last layer is computed for one position alone where everything in it is `rowwise`."""
     _, hybrid = attached(case, name)
