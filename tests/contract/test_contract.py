@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from zlib import crc32
 from typing import Any
+from zlib import crc32
 
 import pytest
 import torch
