@@ -25,6 +25,7 @@ __all__ = [
     "bind",
     "bind_tensors",
     "in_own_dtype",
+    "made_by",
     "plays",
     "side_of",
 ]
@@ -117,6 +118,11 @@ class BoundModule:
         """(batch, rows of its slots, hidden) for the reserved positions; x is the text."""
         rows = in_own_dtype(self.module, lambda a, _: self._call("prompt", self.site, a, call), x, x)
         return rows.to(x.dtype).expand(x.shape[0], -1, -1)
+
+
+def made_by(prompts: Iterable[BoundModule], x: Tensor, call: Call) -> list[Tensor]:
+    """The rows of all prompts that have some at the moment, (batch, rows, hidden) each."""
+    return [prompt.prompt(x, call) for prompt in prompts if prompt.slots]
 
 
 class BoundTensor(BoundModule):

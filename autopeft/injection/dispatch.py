@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from autopeft.backbones import Place
 from autopeft.composition import Child
 from autopeft.errors import CompositionError
-from autopeft.injection.bind import BoundModule
+from autopeft.injection.bind import BoundModule, made_by
 from autopeft.injection.frames import frames
 from autopeft.method import Call
 
@@ -146,7 +146,7 @@ class SiteDispatcher:
             return y
         frames.filled.add(stack)
         x = y if reserved.right else reserved.text(y)  # an image was not made longer before
-        rows = torch.cat([prompt.prompt(x, Call(context)) for prompt in self.prompts], dim=1)
+        rows = torch.cat(made_by(self.prompts, x, Call(context)), dim=1)
         return torch.cat([y, rows], dim=1) if reserved.right else reserved.filled(y, rows)
 
 

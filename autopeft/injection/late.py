@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from autopeft.errors import CompositionError, MethodError
-from autopeft.injection.bind import BoundModule
+from autopeft.injection.bind import BoundModule, made_by
 from autopeft.injection.dispatch import first_input, with_input
 from autopeft.injection.frames import CONTEXT, frames
 from autopeft.method import Call, Context
@@ -98,8 +98,9 @@ class LateHooks:
     def _longer(self, x: Tensor, context: Context) -> tuple[Tensor, Context]:
         """What the layer reads with the rows of its prompts, and the context that knows of them."""
         text = context.reserved.text(x)
-        made = [prompt.prompt(text, Call(context)) for prompt in self.prompts]
-        owners = tuple((p.name, rows.shape[1]) for p, rows in zip(self.prompts, made, strict=True))
+        there = [prompt for prompt in self.prompts if prompt.slots]
+        made = made_by(there, text, Call(context))
+        owners = tuple((p.name, rows.shape[1]) for p, rows in zip(there, made, strict=True))
         reserved = context.reserved.led_by(owners, text.shape[1])
         count = reserved.count - context.reserved.count
         mask = None if context.mask is None else pad(context.mask, (count, 0), value=1)

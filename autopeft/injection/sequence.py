@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from autopeft.backbones import StackMap
 from autopeft.errors import CompositionError, UsageError
-from autopeft.injection.bind import BoundModule
+from autopeft.injection.bind import BoundModule, made_by
 from autopeft.injection.frames import CONTEXT, frames
 from autopeft.injection.threads import Forwards
 from autopeft.method import BARE, Call, Context, Reserved, Slot
@@ -207,7 +207,7 @@ class RootHooks:
                 ids, ids.new_full((ids.shape[0], reserved.count), self.dummy_id)
             )
         elif embeds is not None:
-            rows = torch.cat([prompt.prompt(embeds, Call(context)) for prompt in self.prompts], dim=1)
+            rows = torch.cat(made_by(self.prompts, embeds, Call(context)), dim=1)
             inputs["inputs_embeds"] = reserved.around(embeds, rows)
         if types is not None:
             inputs["token_type_ids"] = reserved.around(types, types.new_zeros(types.shape[0], reserved.count))

@@ -192,14 +192,14 @@ def test_saved_sizes_that_cannot_be_are_refused(pruned: Path, key: str, shape: t
 
 
 def test_a_small_file_cannot_ask_for_large_ranks(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autopeft.hybrid.store._SCAFFOLDING", 1000)
+    monkeypatch.setattr("autopeft.hybrid.store.SCAFFOLDING", 1000)
     _broken(pruned, "rank: 4→rank: 1000")
     with pytest.raises(DataError, match="smaller `reparameterization` or rank"):
         load(tiny_model("bert"), pruned)
 
 
 def test_a_small_file_cannot_ask_for_a_large_scaffold(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autopeft.hybrid.store._SCAFFOLDING", 1000)
+    monkeypatch.setattr("autopeft.hybrid.store.SCAFFOLDING", 1000)
     _broken(saved, "reparameterization: 6→reparameterization: 8192")
     with pytest.raises(DataError, match="that only training needs"):
         load(tiny_model("bert"), saved)
