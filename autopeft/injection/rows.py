@@ -20,7 +20,7 @@ from autopeft.backbones import StackPlaces
 from autopeft.graph import CompositionGraph, is_rowwise_in
 from autopeft.injection.attention import DELEGATES, attention_behind
 from autopeft.injection.dispatch import first_input, with_input
-from autopeft.injection.frames import READ
+from autopeft.injection.frames import READ, frames
 from autopeft.injection.install import configs_of
 from autopeft.injection.positions import Position, spread, take
 from autopeft.injection.regions import serves_itself
@@ -88,7 +88,7 @@ class ReadRows:
 def _ask(
     position: Position, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return args, {**kwargs, READ: position}
+    return (args, kwargs) if frames.bare else (args, {**kwargs, READ: position})
 
 
 @contextmanager
@@ -111,7 +111,8 @@ def _our_attention(configs: Sequence[Any], attentions: Sequence[nn.Module]) -> I
 
 
 class _Narrow:
-    """From all positions to the read one at the entry, back again at the exit."""
+    """From all positions to the read one at the entry, back again at the exit; not while the bare backbone
+    runs before a hybrid, which reads all that comes of it."""
 
     def __init__(self) -> None:
         self.position: Position = 0
@@ -120,11 +121,15 @@ class _Narrow:
     def enter(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if frames.bare:
+            return args, kwargs
         x = first_input(args, kwargs)
         self._length = x.shape[1]
         return with_input(args, kwargs, take(x, self.position, 1))
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if frames.bare:
+            return output
         y: Tensor = output[0] if isinstance(output, tuple) else output
         full = spread(y, self.position, self._length, 1)
         return (full, *output[1:]) if isinstance(output, tuple) else full

@@ -21,15 +21,19 @@ _RANGE = (-2.0, 10.0)  # of ln σ
 
 
 class Posterior(NamedTuple):
-    """N(μ, σ²) of the latent z (rows, latent)."""
+    """N(μ, σ²) of the latent z (rows, latent), or of each position's, (rows, positions, latent)."""
 
     mean: Tensor
     log_std: Tensor
 
-    def draw(self, count: int) -> Tensor:
+    def draw(self) -> Tensor:
+        """One z, in the shape of μ."""
+        return self.mean + torch.randn_like(self.mean) * self.log_std.exp()
+
+    def draws(self, count: int) -> Tensor:
         """(rows, count, latent)."""
-        noise = torch.randn(len(self.mean), count, self.mean.shape[-1], device=self.mean.device)
-        return self.mean[:, None] + noise.to(self.mean) * self.log_std.exp()[:, None]
+        shape = (len(self.mean), count, self.mean.shape[-1])
+        return Posterior(self.mean[:, None].expand(shape), self.log_std[:, None].expand(shape)).draw()
 
     def divergence(self) -> Tensor:
         """Mean over rows and latent of KL(N(μ, σ²) ‖ N(0, 1))."""
@@ -57,11 +61,12 @@ class InfoPromptModule(nn.Module):
         self.feature = feature
         self._prompted, self._counted, self._progress = True, True, 0.0
         self._prompt: tuple[Tensor, Tensor, Tensor | None] | None = None
+        self._mask: Tensor | None = None
         self._posterior: Posterior | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # What belongs to a graph can be neither copied nor pickled.
-        return {**self.__dict__, "_prompt": None, "_posterior": None}
+        return {**self.__dict__, "_prompt": None, "_posterior": None, "_mask": None}
 
     def initialise_prompt(self, embedding: Tensor) -> None:
         """Begin with the embeddings of the label words, of a table (V, d)."""
@@ -84,7 +89,7 @@ class InfoPromptModule(nn.Module):
         states = call.context.features[BARE].to(x.dtype)
         made = self.generator(summarised(states, call.context.text_mask, self.feature))
         rows: Tensor = made.view(len(x), self.config.length, -1)
-        self._counted = not call.context.further
+        self._counted, self._mask = not call.context.further, call.context.text_mask
         if self.training and self._counted and torch.is_grad_enabled():
             self._prompt = rows, x, call.context.text_mask
         return rows
@@ -92,13 +97,19 @@ class InfoPromptModule(nn.Module):
     def logits(self, hidden: Tensor, logits: Tensor) -> Tensor:
         """(W_o·z + b_o)·Uᵀ in place of the head's own logits; z is drawn while training, else its mean."""
         z = self.mean(hidden)
-        if self.training and self.log_std is not None and z.ndim == 2:
+        if self.training and self.log_std is not None:
             posterior = Posterior(z, self.log_std(hidden).clamp(*_RANGE))
             if self._counted or not self._prompted:
-                self._posterior = posterior
-            z = posterior.draw(1)[:, 0]
+                self._posterior = self._read(posterior)
+            z = posterior.draw()
         own: Tensor = self.output(z) @ self.words.T
         return own - logits
+
+    def _read(self, posterior: Posterior) -> Posterior:
+        """Of what the model reads: a decoder's head maps every position, and takes the last token's."""
+        if posterior.mean.ndim == 2:
+            return posterior
+        return Posterior(*(summarised(part, self._mask, "last") for part in posterior))
 
     def before_step(self, step: int, total: int) -> None:
         self._progress = step / total
@@ -143,7 +154,7 @@ class InfoPromptModule(nn.Module):
         """InfoNCE of the prompt and z with it, against draws of z without it."""
         assert self.critic is not None
         context = self.critic(rows.detach()).mean(1)
-        draws = torch.cat([after.draw(1), before.draw(self.config.negatives)], dim=1)
+        draws = torch.cat([after.draws(1), before.draws(self.config.negatives)], dim=1)
         scores: Tensor = (self.output(draws) @ context[..., None])[..., 0] / math.sqrt(context.shape[-1])
         return -scores.log_softmax(-1)[:, 0].mean()
 
