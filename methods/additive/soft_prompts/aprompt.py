@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
-from autopeft.method import Call, MethodConfig, ParameterCount, Slot, Traits, register
+from autopeft.method import Call, MethodConfig, ParameterCount, Slot, Traits, Way, register
 from autopeft.nn import PerSite, PromptInit, PromptRows, PromptTable, prompt_width
 from autopeft.spec import BackboneSpec, Site
 
@@ -66,7 +66,8 @@ class AttentionPrompts(nn.Module):
         return (Slot(self.length),) if site.layer is None else ()
 
     def prompt(self, site: Site, x: Tensor, call: Call) -> Tensor:
-        return self.first[site].prompt(site, x, call)
+        rows: Tensor = self.first[site].prompt(site, x, call)
+        return rows
 
     def refill(self, site: Site, x: Tensor, call: Call) -> Tensor:
         return self.inputs[site.key][None]
@@ -136,7 +137,7 @@ class APrompt:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        groups = (
+        groups: tuple[tuple[Way, str, int], ...] = (
             ("prompt", "input", config.length),
             ("kv", "key_value", config.kv_length),
             ("scores", "query_key", config.qk_width),

@@ -96,7 +96,7 @@ class APT(PrefixMethod):
     """
 
     traits = replace(PrefixMethod.traits, sees_text=True)
-    part_names = ("rows", "mlp", "gates")
+    part_names: tuple[str, ...] = ("rows", "mlp", "gates")
 
     class Config(PrefixConfig):
         length: int = Field(default=4, ge=1, le=4096, description="l")
