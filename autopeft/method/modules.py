@@ -91,7 +91,8 @@ class ScoresModule(Protocol):
     batch, keys, features), which all heads share. They are as if appended to queries and keys: (Q·Kᵀ +
     F_q·F_kᵀ) before the attention scales (1/√d_h in most families, 1 in T5), caps and masks it. Keys are
     those of the sequence, prefixes have none. Keys from a cache are among them, so that features may depend
-    on the places (`call.places`) and, of queries alone, on x (batch, queries, hidden).
+    on the places (`call.places`) and, of queries alone, on x (batch, queries, hidden), which has the
+    backbone's dtype.
     """
 
     def query_key(self, site: Site, x: Tensor, call: Call) -> tuple[Tensor, Tensor]: ...

@@ -312,3 +312,12 @@ def test_detaching_leaves_nothing() -> None:
     assert not torch.allclose(logits(model, inputs), before, atol=1e-3)
     hybrid.detach()
     assert torch.equal(logits(model, inputs), before)
+
+
+def test_terms_of_full_precision_on_a_backbone_of_half() -> None:
+    model = tiny_model("bert").to(torch.bfloat16)
+    hybrid = attach(model, recipe("score_slope", PLACES), seed=0)
+    hybrid.root.float()
+    randomise(hybrid.root, std=0.3)
+    logits(model, tiny_inputs("bert")).float().pow(2).sum().backward()
+    assert {p.grad.dtype for p in hybrid.root.parameters() if p.grad is not None} == {torch.float32}

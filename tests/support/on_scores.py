@@ -65,7 +65,7 @@ class Places(PerSite[Sought]):
     def query_key(self, site: Site, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         assert call.places is not None
         own, places = self[site], call.places.keys
-        return x @ own.A, own.B[places.clamp(0, len(own.B) - 1)] * (places >= 0)[..., None]
+        return x.to(own.A.dtype) @ own.A, own.B[places.clamp(0, len(own.B) - 1)] * (places >= 0)[..., None]
 
 
 class ScorePlaces:

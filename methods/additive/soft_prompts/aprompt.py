@@ -125,8 +125,8 @@ class APrompt:
     class Config(MethodConfig):
         length: int = Field(default=10, ge=0, le=4096, description="l, of input prompts")
         kv_length: int = Field(default=10, ge=0, le=4096, description="l_kv, of key-value prompts")
-        qk_width: int = Field(default=5, ge=0, le=1024, description="l_qk, of query-key prompts")
-        positions: int = Field(default=512, ge=1, le=1 << 20, description="n, tokens with query-key prompts")
+        qk_width: int = Field(default=5, ge=0, le=256, description="l_qk, of query-key prompts")
+        positions: int = Field(default=512, ge=1, le=1 << 16, description="n, tokens with query-key prompts")
         init: PromptInit = Field(default="uniform", description="of the first input prompt")
 
         @model_validator(mode="after")

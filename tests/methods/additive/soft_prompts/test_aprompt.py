@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from support.classifiers import classifier as with_rows
+from support.classifiers import encoded_rows
 from support.multi import assert_equals_alone, classifier
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from support.toy import configured, sites_of
@@ -14,7 +16,9 @@ from transformers import BertConfig, PreTrainedModel, T5Config
 from autopeft.backbones import base_model_of, spec_of
 from autopeft.errors import MethodError
 from autopeft.hybrid import Hybrid, attach
+from autopeft.injection.rows import ReadRows
 from autopeft.recipe import Recipe
+from autopeft.training.losses import logits_of
 
 SMALL = {"length": 2, "kv_length": 3, "qk_width": 4, "positions": 24}
 
@@ -252,3 +256,30 @@ def test_what_cannot_be_is_refused() -> None:
         attach(tiny_model("bert"), recipe(sites=["layer", "attention"]))
     with pytest.raises(MethodError, match="does not have"):
         attach(tiny_model("vit"), recipe(init="vocabulary"))
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_the_last_layer_for_the_read_position_alone(name: str) -> None:
+    hybrid = attach(with_rows(name), recipe(), seed=0)
+    randomise(hybrid.root, std=0.5)
+    batch = encoded_rows(name).collate(list(range(6)))
+    stack = hybrid.injection.layout.stacks[-1]
+    rows = ReadRows(hybrid.injection.base, stack, "first" if name == "bert" else "last", 2)
+    expected = logits_of(hybrid.model, batch)
+    with rows.of(batch["attention_mask"]):
+        torch.testing.assert_close(logits_of(hybrid.model, batch), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_prompts_of_full_precision_on_a_backbone_of_half() -> None:
+    """Whatever the layer below has made of its prompt, small rows are not lost in what is large."""
+    model = tiny_model("bert").to(torch.bfloat16)
+    module: Any = attach(model, recipe(), seed=0).modules["aprompt"].float()
+    base, seen = base_model_of(model), []
+    for layer in base.encoder.layer:
+        layer.register_forward_hook(lambda _, __, out: out * 1000.0)
+        layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    logits(model, tiny_inputs("bert")).float().pow(2).sum().backward()
+    for i, states in enumerate(seen[1:], start=1):
+        rows = module.inputs[f"encoder-{i}-layer"].to(torch.bfloat16)
+        assert torch.equal(states[:, :2], rows.expand(2, -1, -1))
+    assert {p.grad.dtype for p in module.parameters()} == {torch.float32}

@@ -7,6 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from support.classifiers import classifier, encoded_rows
+from support.multi import assert_equals_alone
+from support.multi import classifier as with_head
 from support.tiny import ARCHITECTURES, logits, randomise, tiny_inputs, tiny_model
 from support.toy import configured, counted, sites_of, toy_specs
 from torch import Tensor
@@ -15,11 +18,13 @@ from transformers import PreTrainedModel, RobertaConfig
 from autopeft.backbones import base_model_of, spec_of
 from autopeft.errors import CompositionError, UsageError
 from autopeft.hybrid import Hybrid, attach
+from autopeft.injection.rows import ReadRows
 from autopeft.method import decay_targets
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 from autopeft.tasks.kinds import get_kind
 from autopeft.training.checks import check_recipe
+from autopeft.training.losses import logits_of
 
 SMALL = {"length": 3, "dropout": 0.0}
 
@@ -218,3 +223,28 @@ def test_layer_gates_decay_towards_one() -> None:
     for own in module.children_by_site():
         assert targets[id(own.scale)] == 1.0
         assert id(own.gate) not in targets
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "t5"])
+def test_hybrids_of_one_model_read_their_own_texts(name: str) -> None:
+    prompted = recipe("apt", {"prompt_tuning": {"length": 2}})
+    assert_equals_alone(with_head(name).double(), name, [recipe(), prompted, recipe("p_tuning_v2")])
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_the_last_layer_for_the_read_position_alone_has_the_same_gates(name: str) -> None:
+    hybrid = attach(classifier(name), recipe(), seed=0)
+    randomise(hybrid.root, std=0.5)
+    batch = encoded_rows(name).collate(list(range(6)))
+    stack = hybrid.injection.layout.stacks[-1]
+    rows = ReadRows(hybrid.injection.base, stack, "first" if name == "bert" else "last", 0)
+    expected = logits_of(hybrid.model, batch)
+    with rows.of(batch["attention_mask"]):
+        torch.testing.assert_close(logits_of(hybrid.model, batch), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_gates_of_full_precision_on_a_backbone_of_half() -> None:
+    model = tiny_model("bert").to(torch.bfloat16)
+    module: Any = attach(model, recipe(), seed=0).modules["apt"].float()
+    logits(model, tiny_inputs("bert")).float().pow(2).sum().backward()
+    assert {p.grad.dtype for p in module.parameters()} == {torch.float32}
