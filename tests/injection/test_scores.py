@@ -15,14 +15,16 @@ from support.multi import classifier as with_head
 from support.on_scores import registered
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from autopeft.backbones import base_model_of
 from autopeft.errors import CompositionError, MethodError
 from autopeft.graph import first_layer
 from autopeft.hybrid import Hybrid, attach
+from autopeft.injection.attention import attending
 from autopeft.injection.depth import trunk_depths
 from autopeft.injection.rows import ReadRows
+from autopeft.injection.scores import Scores
 from autopeft.method import Call, Places, Traits
 from autopeft.recipe import Recipe
 from autopeft.training.losses import logits_of
@@ -225,6 +227,21 @@ def test_a_cache_of_fixed_size_ends_in_nothing(cache: str) -> None:
     assert torch.equal(found, plain)
 
 
+def test_a_window_keeps_the_last_keys() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MistralConfig(**sizes, vocab_size=50, num_key_value_heads=2, sliding_window=4, pad_token_id=0)
+    torch.manual_seed(0)
+    model = MistralForCausalLM(config).eval()
+    randomise(model, std=0.15)
+    sloped(model)
+    ids = tiny_inputs("llama", length=9)["input_ids"]
+    whole = model(ids).logits
+    cache = DynamicCache(config=config)
+    parts = [model(part, past_key_values=cache, use_cache=True).logits for part in ids.split([6, 1, 1, 1], 1)]
+    assert cache.layers[0].keys.shape[2] < 9
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["bert", "llama", "t5"])
 def test_the_last_layer_is_computed_for_the_read_position_alone(name: str) -> None:
     hybrid = attach(classifier(name), recipe("score_slope", PLACES), seed=0)
@@ -290,6 +307,27 @@ def test_an_attention_that_does_not_dispatch_is_told_of() -> None:
     model.config._attn_implementation = "flex_attention"
     with pytest.raises(CompositionError, match="attn_implementation='sdpa'"):
         attach(model, recipe("score_slope"), seed=0)
+
+
+@pytest.mark.parametrize("given", [{}, {"scaling": None}, {"scaling": 0.25}])
+def test_the_scale_is_that_of_the_models_own_heads(given: dict[str, Any]) -> None:
+    """Where the model names none, a function would take it from queries that are wider now."""
+    queries, keys, values = torch.randn(3, 2, 4, 5, 6)
+    features = torch.randn(2, 1, 5, 3)
+    seen: dict[str, Any] = {}
+
+    def delegate(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+        seen.update(kwargs, widths=(query.shape[-1], key.shape[-1], value.shape[-1]))
+        return (query @ key.mT * kwargs["scaling"]).softmax(-1) @ value, None
+
+    handed = {"autopeft_scores": Scores(lambda q, k: (features[0], features[1])), **given}
+    module = torch.nn.Identity()
+    module.is_causal = False  # type: ignore[assignment]
+    output, _ = attending(delegate, fused=True)(module, queries, keys, values, None, **handed)
+    assert seen["widths"] == (16, 16, 16), "wide enough, and a multiple of eight"
+    scores = queries @ keys.mT + features[0] @ features[1].mT
+    expected = (scores * (given.get("scaling") or 6**-0.5)).softmax(-1) @ values
+    torch.testing.assert_close(output, expected)
 
 
 def test_features_of_another_shape_are_refused() -> None:
