@@ -70,7 +70,8 @@ class AttentionPrompts(nn.Module):
         return rows
 
     def refill(self, site: Site, x: Tensor, call: Call) -> Tensor:
-        return self.inputs[site.key][None]
+        rows: Tensor = self.inputs[site.key][None]
+        return rows
 
     def key_value(self, site: Site, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
         keys, values = self.prefixes[site]()[None].chunk(2, dim=-1)
