@@ -128,8 +128,9 @@ def nested(outer: Value | None, inner: Value) -> Value:
 
 
 def refuse_alone(kind: str, children: Sequence[ChildSpec]) -> None:
-    """Check that a composition holds nothing on logits, which are no site where its children would meet, and
-    nothing that takes a region's place, where nothing else could be.
+    """Check that a composition holds nothing on logits, which are no site where its children would meet,
+    nothing on scores, for which it has no fold, and nothing that takes a region's place, where nothing else
+    could be.
 
     Raises:
         CompositionError: a child acts so.
@@ -139,6 +140,12 @@ def refuse_alone(kind: str, children: Sequence[ChildSpec]) -> None:
         raise CompositionError(
             f"{whole} takes the place of a whole layer, and no {kind} holds such a method: list it by "
             "itself; what acts inside of the layer stands beside it."
+        )
+    scoring = next((child.label for child in children if "scores" in child.ways), None)
+    if scoring is not None:
+        raise CompositionError(
+            f"{scoring} acts on the scores of an attention, and no {kind} holds such a method: list it by "
+            "itself, where what several of them add is summed."
         )
     wrong = next((child.label for child in children if "logits" in child.ways), None)
     if wrong is not None:

@@ -168,7 +168,7 @@ class LeafShape(Shape):
         if not self.placed(mask):
             return ()
         found = self._spread.sites(mask)
-        if self._traits.changes_length:
+        if self._traits.changes_length and not self._traits.every_stack:
             # Prompts go to the stack that reads the input; a decoder behind an encoder has none.
             first = self._parts.spec.stacks[0].name
             found = tuple(s for s in found if s.name != "embeddings" or s.stack == first)

@@ -1,11 +1,12 @@
-"""kv(attention): keys and values prepended inside the attention function.
+"""kv(attention): keys and values prepended inside the attention function, and terms added to its scores.
 
 Our functions are registered with transformers' `AttentionInterface` and, under the same names, with its
 `AttentionMaskInterface` (a name that is not there gets no mask at all: padding would be attended to). They
 take the prefix of this call as a keyword argument, pad what has a column for each key (mask, T5's position
 bias), and hand on to the function that the model would have used. Past keys are never touched, so a prefix is
-in no cache and works in training and generation alike. Where a call says that one position of each row is
-all that will be read, they ask for that one alone.
+in no cache and works in training and generation alike. Terms on scores come to it in the same way (see
+`autopeft.injection.scores`). Where a call says that one position of each row is all that will be read, they
+ask for that one alone.
 
 Prefix keys are used as they are: under rotary positions they are not rotated.
 """
@@ -27,9 +28,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from autopeft.backbones import Place
 from autopeft.composition import Child, one_after_the_other
 from autopeft.errors import CompositionError
+from autopeft.injection.bind import BoundModule
 from autopeft.injection.dispatch import first_input
-from autopeft.injection.frames import CONTEXT, PREFIX, READ, frames
+from autopeft.injection.frames import CONTEXT, PREFIX, READ, SCORES, frames
 from autopeft.injection.positions import Position, spread, take
+from autopeft.injection.scores import Scores, ScoreTerms
 from autopeft.method import Call, Context
 
 __all__ = ["DELEGATES", "AttentionHooks", "Prefix", "attending", "attention_behind"]
@@ -93,13 +96,14 @@ def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return zeros.masked_fill(~visible, torch.finfo(dtype).min)
 
 
-def attending(delegate: Callable[..., Any], fused: bool) -> Callable[..., Any]:
-    """An attention function that takes the prefix of its call and hands on to `delegate`.
+def attending(delegate: Callable[..., Any], fused: bool, *, scales: bool = True) -> Callable[..., Any]:
+    """An attention function that takes the prefix and the terms of its call and hands on to `delegate`.
 
     Args:
         delegate: of the form that `transformers` registers: (module, query, key, value, mask, …).
         fused: whether it takes masks of booleans and makes a causal one itself; one that adds its mask to the
             scores is not.
+        scales: whether it takes the scale of the scores as `scaling`.
     """
 
     def attend(
@@ -111,11 +115,12 @@ def attending(delegate: Callable[..., Any], fused: bool) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         prefix = cast("Prefix | None", kwargs.pop(PREFIX, None))
+        scores = cast("Scores | None", kwargs.pop(SCORES, None))
         read = cast("Position | None", kwargs.pop(READ, None))
         kwargs.pop(CONTEXT, None)
         given = kwargs.get("is_causal")
         causal = fused and bool(getattr(module, "is_causal", True) if given is None else given)
-        mask = attention_mask
+        mask, width = attention_mask, value.shape[-1]
         if prefix is not None:
             prefix.used = True
             mask = _padded_mask(mask, prefix, query, key.shape[2], causal=causal, fused=fused)
@@ -123,8 +128,13 @@ def attending(delegate: Callable[..., Any], fused: bool) -> Callable[..., Any]:
             value = torch.cat([_heads(prefix.values, value), value], dim=2)
             if kwargs.get("position_bias") is not None:
                 kwargs["position_bias"] = pad(kwargs["position_bias"], (prefix.keys.shape[1], 0))
+        if scores is not None:
+            length = 0 if prefix is None else prefix.keys.shape[1]
+            query, key, value = scores.append(
+                query, key, value, kwargs, prefix=length, fused=fused, scales=scales
+            )
         if read is None:
-            return delegate(module, query, key, value, mask, **kwargs)
+            return _cut(delegate(module, query, key, value, mask, **kwargs), width)
         queries = query.shape[2]
         if mask is None and causal:
             mask = torch.ones(1, 1, queries, key.shape[2], dtype=torch.bool, device=query.device).tril()
@@ -132,9 +142,15 @@ def attending(delegate: Callable[..., Any], fused: bool) -> Callable[..., Any]:
         output, weights = delegate(
             module, take(query, read, 2), key, value, _row(mask, read), **_given(kwargs, "position_bias")
         )
-        return spread(output, read, queries, 1), weights
+        return _cut((spread(output, read, queries, 1), weights), width)
 
     return attend
+
+
+def _cut(attended: tuple[Tensor, Any], width: int) -> tuple[Tensor, Any]:
+    """What an attention yields, (batch, queries, heads, …), as wide as the model's values."""
+    output, weights = attended
+    return (output if output.shape[-1] == width else output[..., :width]), weights
 
 
 def _row(columns: Tensor | None, read: Position) -> Tensor | None:
@@ -169,10 +185,19 @@ _register()
 
 
 class AttentionHooks:
-    """Lays down the context at an attention module, and hands its prefix to the attention function."""
+    """Lays down the context at an attention module, and hands its prefix and what is added to its scores to
+    the attention function."""
 
-    def __init__(self, place: Place, token: int, prefixes: Sequence[Child]) -> None:
+    def __init__(
+        self, place: Place, token: int, prefixes: Sequence[Child], terms: Sequence[BoundModule] = ()
+    ) -> None:
         self.place, self.token, self.prefixes = place, token, tuple(prefixes)
+        self.terms = ScoreTerms(token, place.site.stack, terms) if terms else None
+
+    @property
+    def acts(self) -> bool:
+        """Whether it hands the function anything."""
+        return bool(self.prefixes or self.terms)
 
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -181,9 +206,14 @@ class AttentionHooks:
         stack = self.place.site.stack
         if isinstance(context, Context) and context.hybrid == self.token:
             frames.contexts[(self.token, stack)] = context
-        if not self.prefixes or self.token in frames.bare:
+        if not self.acts or self.token in frames.bare:
             return args, kwargs
-        return args, {**kwargs, PREFIX: Prefix(*self.key_values(first_input(args, kwargs)))}
+        x, handed = first_input(args, kwargs), dict(kwargs)
+        if self.prefixes:
+            handed[PREFIX] = Prefix(*self.key_values(x))
+        if self.terms is not None:
+            handed[SCORES] = self.terms.of(x)
+        return args, handed
 
     def key_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all prefixes here, (1 or batch, length, width), for the attention's input x."""
@@ -191,11 +221,11 @@ class AttentionHooks:
         return one_after_the_other([child.key_value(x, call) for child in self.prefixes])
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        prefix = kwargs.get(PREFIX)
-        if isinstance(prefix, Prefix) and not prefix.used:
+        handed = {"prefix": kwargs.get(PREFIX), "term on the scores": kwargs.get(SCORES)}
+        unused = next((what for what, given in handed.items() if given is not None and not given.used), None)
+        if unused is not None:
             raise CompositionError(
                 f"{type(module).__name__} did not call the attention function that prefixes are handed to, "
-                f"so the prefix at "
-                f"{self.place.site.path} would be ignored in silence; use lora, adapters or prompt_tuning "
-                f"on this family."
+                f"so the {unused} at {self.place.site.path} would be ignored in silence; use lora, adapters "
+                "or prompt_tuning on this family."
             )

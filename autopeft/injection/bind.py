@@ -22,6 +22,7 @@ __all__ = [
     "BoundModule",
     "BoundTensor",
     "Members",
+    "Role",
     "bind",
     "bind_tensors",
     "in_own_dtype",
@@ -30,7 +31,7 @@ __all__ = [
     "side_of",
 ]
 
-Role = Literal["input", "output", "kv", "weight", "prompt", "region"]
+Role = Literal["input", "output", "kv", "scores", "weight", "prompt", "refill", "region"]
 
 
 class Members(nn.Module):
@@ -103,6 +104,11 @@ class BoundModule:
         keys, values = self._call("key_value", self.site, x, call)
         return keys.to(x.dtype), values.to(x.dtype)
 
+    def query_key(self, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        """Features (1 or batch, queries or keys, features) of the places in `call`."""
+        queries, keys = self._call("query_key", self.site, x, call)
+        return queries.to(x.dtype), keys.to(x.dtype)
+
     def around(self, x: Tensor, call: Call) -> Tensor:
         """What the module makes of a region; x is in the backbone's dtype, as the region wants it."""
         y: Tensor = self._call("around", self.site, x, call)
@@ -116,7 +122,14 @@ class BoundModule:
 
     def prompt(self, x: Tensor, call: Call) -> Tensor:
         """(batch, rows of its slots, hidden) for the reserved positions; x is the text."""
-        rows = in_own_dtype(self.module, lambda a, _: self._call("prompt", self.site, a, call), x, x)
+        return self._rows("prompt", x, call)
+
+    def refill(self, x: Tensor, call: Call) -> Tensor:
+        """The same in front of a layer, in place of what its rows hold there."""
+        return self._rows("refill", x, call)
+
+    def _rows(self, member: str, x: Tensor, call: Call) -> Tensor:
+        rows = in_own_dtype(self.module, lambda a, _: self._call(member, self.site, a, call), x, x)
         return rows.to(x.dtype).expand(x.shape[0], -1, -1)
 
 
@@ -195,13 +208,15 @@ def _plays(graph: CompositionGraph, name: str, module: Any, site: Site, role: Ro
         return False
     if role in ("input", "output"):
         return "hook" in entry.ways and side_of(module, site) == role
+    if role == "refill":
+        return "prompt" in entry.ways and site.name == "layer" and hasattr(module, "refill")
     if role not in entry.ways:
         return False
     if role == "weight":
         return any(t.site is not None and t.site.key == site.key for t in module.weight_targets())
     if role == "prompt":
         return bool(module.slots(site))
-    return role == "region" or site.name in ("attention", "cross_attention")  # else keys and values
+    return role == "region" or site.name == "attention" or (role == "kv" and site.name == "cross_attention")
 
 
 def bind(

@@ -30,6 +30,7 @@ from autopeft.method import Context
 __all__ = [
     "CONTEXT",
     "PREFIX",
+    "SCORES",
     "Frames",
     "Kept",
     "RowsKey",
@@ -42,6 +43,7 @@ __all__ = [
 CONTEXT = "autopeft_context"
 PREFIX = "autopeft_prefix"
 READ = "autopeft_read"
+SCORES = "autopeft_scores"
 
 RowsKey = tuple[int, str]
 """A hybrid, and the site of a region."""

@@ -12,7 +12,7 @@ from autopeft.backbones import Layout, Place, StackPlaces, projection_of
 from autopeft.errors import CompositionError, SiteError
 from autopeft.graph import CompositionGraph
 from autopeft.injection.attention import DELEGATES, AttentionHooks
-from autopeft.injection.bind import BoundModule, bind, bind_tensors, plays, side_of
+from autopeft.injection.bind import BoundModule, Role, bind, bind_tensors, plays, side_of
 from autopeft.injection.dispatch import ModuleHooks, SiteDispatcher
 from autopeft.injection.frames import frames
 from autopeft.injection.lanes import LayerHooks
@@ -102,7 +102,7 @@ class Injection:
             (name, site.key)
             for name, entry in self.graph.entries.items()
             for site in entry.sites
-            if plays(self.graph, name, self.modules[name], site, "prompt", "kv")
+            if plays(self.graph, name, self.modules[name], site, "prompt", "kv", "scores")
         }
         used = {
             site.key
@@ -208,13 +208,18 @@ class Injection:
         inputs = bind(self.graph, self.modules, place.site, "input")
         outputs = bind(self.graph, self.modules, place.site, "output")
         prompts = self._prompts(place) if place.site.name == "embeddings" else ()
-        if not (inputs or outputs or prompts):
+        refills = self._flat(place.site, "refill")
+        if not (inputs or outputs or prompts or refills):
             return None
         norm = self.base.get_submodule(place.norm) if place.norm is not None else None
-        return SiteDispatcher(place, self.token, inputs, outputs, prompts, norm)
+        return SiteDispatcher(place, self.token, inputs, outputs, prompts, refills, norm)
 
     def _prompts(self, place: Place) -> tuple[BoundModule, ...]:
-        bound = bind(self.graph, self.modules, place.site, "prompt")
+        return self._flat(place.site, "prompt")
+
+    def _flat(self, site: Site, role: Role) -> tuple[BoundModule, ...]:
+        """What plays a role that no composition takes part in."""
+        bound = bind(self.graph, self.modules, site, role)
         flat = [b for b in bound if isinstance(b, BoundModule)]
         if len(flat) < len(bound):
             raise CompositionError(
@@ -287,29 +292,37 @@ class Injection:
             self._handles.append(
                 module.register_forward_pre_hook(hook.before, with_kwargs=True, prepend=True)
             )
-            if hook.prefixes:
+            if hook.acts:
                 self._handles.append(module.register_forward_hook(hook.after, with_kwargs=True))
-        self._handles += self.dispatch_to_ours([h.place for h in hooks if h.prefixes])
+        self._handles += self.dispatch_to_ours([h.place for h in hooks if h.acts])
 
     def attention_hooks(self) -> list[AttentionHooks]:
-        """One for each attention that dispatches, with the prefixes there.
+        """One for each attention that dispatches, with the prefixes and the terms on scores there.
 
         Raises:
-            CompositionError: there is a prefix at an attention that does not dispatch.
+            CompositionError: there is one at an attention that does not dispatch.
         """
         lost = [
-            s.path
-            for s in self.graph.sites()
-            if bind(self.graph, self.modules, s, "kv") and not self.places[s.key].attends
+            (name, site.path)
+            for name, entry in self.graph.entries.items()
+            for site in entry.sites
+            if plays(self.graph, name, self.modules[name], site, "kv", "scores")
+            and not self.places[site.key].attends
         ]
         if lost:
+            name, path = lost[0]
             raise CompositionError(
                 f"The attention of {type(self.base).__name__} does not dispatch to a replaceable function, "
-                f"so a prefix at {lost[0]} would be "
-                "ignored; use lora, adapters or prompt_tuning on this family."
+                f"so a prefix, or a term on scores, of {name} at {path} would be ignored; use lora, adapters "
+                "or prompt_tuning on this family."
             )
         return [
-            AttentionHooks(place, self.token, bind(self.graph, self.modules, place.site, "kv"))
+            AttentionHooks(
+                place,
+                self.token,
+                bind(self.graph, self.modules, place.site, "kv"),
+                self._flat(place.site, "scores"),
+            )
             for place in self.places.values()
             if place.attends
         ]
@@ -330,9 +343,9 @@ class Injection:
                 continue  # installed again after it was taken off for a while
             if now not in DELEGATES:
                 raise CompositionError(
-                    "Prefixes, and layers that are computed for some positions, work with the attention "
-                    f"implementations {', '.join(DELEGATES)}, but the model uses {now!r}; load it with "
-                    "attn_implementation='sdpa'."
+                    "Prefixes, terms on scores and layers that are computed for some positions work with the "
+                    f"attention implementations {', '.join(DELEGATES)}, but the model uses {now!r}; load it "
+                    "with attn_implementation='sdpa'."
                 )
             config._attn_implementation = {"": DELEGATES[now]}
         return dispatching(self.base.get_submodule(p.entry) for p in prefixed)

@@ -10,7 +10,7 @@ Which rows are whose is a `Split`, made anew for every forward and laid down bes
 
 Tensors that a weight method alters cannot be swapped in for the whole batch: the module's forward runs once
 with the backbone's own, and for the slice of each such hybrid again with its tensors. Prefixes of different
-length are filled up on the left with columns that the mask hides.
+length are filled up on the left with columns that the mask hides, features on scores with zeros.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from torch.nn.functional import pad
 from autopeft.errors import CompositionError
 from autopeft.injection.attention import AttentionHooks, Prefix
 from autopeft.injection.dispatch import ModuleHooks, first_input, with_input
-from autopeft.injection.frames import PREFIX, Kept, Split, frames
+from autopeft.injection.frames import PREFIX, SCORES, Kept, Split, frames
+from autopeft.injection.scores import Features, Scores
 from autopeft.injection.weights import WeightHooks
 
 __all__ = ["BiasHooks", "Lane", "LaneAttentionHooks", "LaneHooks", "LayerHooks", "StackBias"]
@@ -199,7 +200,8 @@ def _slices(
 
 
 class LaneAttentionHooks:
-    """Hands an attention the prefixes of all hybrids of a model, filled up to the longest."""
+    """Hands an attention the prefixes of all hybrids of a model, filled up to the longest, and what they add
+    to its scores, filled up to the widest."""
 
     def __init__(self, token: int, lanes: Sequence[AttentionHooks]) -> None:
         self.token, self.lanes = token, tuple(lanes)
@@ -211,14 +213,38 @@ class LaneAttentionHooks:
         split = _split_of(self.token, module, x)
         pieces = x.split(split.sizes)
         pairs: dict[int, tuple[Tensor, Tensor]] = {}
+        scores: dict[int, Scores] = {}
         for i in split.active():
-            if self.lanes[i].prefixes:
+            lane = self.lanes[i]
+            if lane.prefixes:
                 with _inside(self.token, split, i):
-                    pairs[i] = self.lanes[i].key_values(pieces[i])
-        return (args, {**kwargs, PREFIX: _side_by_side(pairs, split)}) if pairs else (args, kwargs)
+                    pairs[i] = lane.key_values(pieces[i])
+            if lane.terms is not None:
+                scores[i] = lane.terms.of(pieces[i])
+        handed = dict(kwargs)
+        if pairs:
+            handed[PREFIX] = _side_by_side(pairs, split)
+        if scores:
+            handed[SCORES] = Scores(partial(self._features, scores, split))
+        return args, handed
+
+    def _features(self, scores: dict[int, Scores], split: Split, queries: int, keys: int) -> Features:
+        """Features of the whole batch: (rows, queries or keys, widest) with zeros where a hybrid has none."""
+        made: dict[int, Features] = {}
+        for i, own in scores.items():
+            with _inside(self.token, split, i):
+                made[i] = own.make(queries, keys)
+        widest = max(of_keys.shape[2] for _, of_keys in made.values())
+        like = next(iter(made.values()))[0]
+        of_queries, of_keys = [], []
+        for i in split.active():
+            q, k = made.get(i, (like.new_zeros(1, queries, 0), like.new_zeros(1, keys, 0)))
+            of_queries.append(pad(q, (0, widest - q.shape[2])).expand(split.sizes[i], -1, -1))
+            of_keys.append(pad(k, (0, widest - k.shape[2])).expand(split.sizes[i], -1, -1))
+        return _joined(of_queries), _joined(of_keys)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        next(lane for lane in self.lanes if lane.prefixes).after(module, args, kwargs, output)
+        next(lane for lane in self.lanes if lane.acts).after(module, args, kwargs, output)
 
 
 def _side_by_side(pairs: dict[int, tuple[Tensor, Tensor]], split: Split) -> Prefix:

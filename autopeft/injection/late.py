@@ -73,8 +73,8 @@ class LateHooks:
                 f"This model calls the layers of its {self.stack} past the module that takes its inputs, so "
                 "that prompts in front of a layer cannot be placed; use lora or adapters on this family."
             )
-        if self.prompts and not context.cached:
-            x, context = self._longer(x, context)
+        if self.prompts:
+            x, context = (x, self._further(context)) if context.cached else self._longer(x, context)
             frames.contexts[(self.token, self.stack)] = context
         names = [
             n for n, p in inspect.signature(module.forward).parameters.items() if p.kind < p.VAR_POSITIONAL
@@ -106,6 +106,11 @@ class LateHooks:
         mask = None if context.mask is None else pad(context.mask, (count, 0), value=1)
         x = torch.cat([x, *made] if reserved.right else [*made, x], dim=1)
         return x, replace(context, reserved=reserved, mask=mask)
+
+    def _further(self, context: Context) -> Context:
+        """The context of a step from a cache, whose past keys hold the rows of the prompts here."""
+        owners = tuple((p.name, sum(slot.length for slot in p.slots)) for p in self.prompts)
+        return replace(context, earlier=context.earlier.led_by(owners, int(context.earlier.tokens or 0)))
 
     def _argument(self, name: str, value: Any, length: int, context: Context) -> Any:
         """An argument of the layer for its `length` positions."""

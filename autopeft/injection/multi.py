@@ -178,7 +178,7 @@ class MultiInjection:
         prefixed: list[Place] = []
         for hooks in zip(*(lane.attention_hooks() for lane in self.lanes), strict=True):
             place = hooks[0].place
-            if not any(hook.prefixes for hook in hooks):
+            if not any(hook.acts for hook in hooks):
                 continue
             prefixed.append(place)
             module, together = self.base.get_submodule(place.entry), LaneAttentionHooks(self.token, hooks)

@@ -126,6 +126,7 @@ class RootHooks:
             text_mask=given,
             task_id=task_id,
             reserved=Reserved() if cached else reserved,
+            earlier=replace(reserved, tokens=_tokens(inputs, given, reserved)) if cached else Reserved(),
             features=features or {},
             cached=cached,
             hybrid=self.token,
@@ -144,8 +145,7 @@ class RootHooks:
         """Where the rows come to lie among the positions of the mask, or of the text where there is none."""
         if self.spec.modality != "text":
             return Reserved(self.rows, right=self.spec.prompt_side == "right", owners=self.owners)
-        shaped = [inputs.get(name) for name in ("input_ids", "inputs_embeds")]
-        tokens = next((int(value.shape[1]) for value in shaped if value is not None), None)
+        tokens = _given_tokens(inputs)
         slots = [slot for prompt in self.prompts for slot in prompt.slots]
         if cached and self.stack.causal:
             self._refuse_cached(slots)
@@ -271,8 +271,26 @@ def named_inputs(
 
 def is_cached(inputs: dict[str, Any]) -> bool:
     """Whether keys and values of earlier positions come from a cache."""
+    return _past(inputs) > 0
+
+
+def _past(inputs: dict[str, Any]) -> int:
+    """How many earlier positions have keys and values in a cache."""
     cache = next((inputs[name] for name in _CACHES if inputs.get(name) is not None), None)
-    return cache is not None and int(cache.get_seq_length()) > 0
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def _given_tokens(inputs: dict[str, Any]) -> int | None:
+    """How many tokens the inputs hold, or `None` where they hold none."""
+    shaped = (inputs.get(name) for name in ("input_ids", "inputs_embeds"))
+    return next((int(value.shape[1]) for value in shaped if value is not None), None)
+
+
+def _tokens(inputs: dict[str, Any], mask: Tensor | None, reserved: Reserved) -> int:
+    """How many tokens the text has so far, in a step from a cache; `mask` (batch, tokens) as it came."""
+    if mask is not None:
+        return int(mask.shape[1])
+    return _past(inputs) + (_given_tokens(inputs) or 0) - reserved.count
 
 
 def _mask(inputs: dict[str, Any], name: str) -> Tensor | None:

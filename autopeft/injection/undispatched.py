@@ -39,7 +39,7 @@ def _mpnet_scores(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
-_attend_mpnet = attending(_mpnet_scores, fused=False)
+_attend_mpnet = attending(_mpnet_scores, fused=False, scales=False)
 
 
 def _mpnet(

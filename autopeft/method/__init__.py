@@ -3,7 +3,8 @@
 A **method** is a small class: a strict config, its `Traits`, a closed-form `parameter_count` and `build`,
 which is called once per recipe entry and returns one `nn.Module` that owns what the entry trains at all its
 sites. How that module acts is told by the ways of its traits and, for each of them, the protocol of that name
-below (`HookModule`, `RegionModule`, `WeightModule`, `KeyValueModule`, `PromptModule`, `LogitsModule`).
+below (`HookModule`, `RegionModule`, `WeightModule`, `KeyValueModule`, `ScoresModule`, `PromptModule`,
+`LogitsModule`).
 Everything else is optional and found by its presence; `autopeft.method.members` declares all of it, and a
 misspelt or misshapen member is refused. A configured method may narrow its class's `traits` by some of its
 own: a variant that acts in fewer ways, has fewer sites, or cannot be merged.
@@ -19,6 +20,7 @@ from autopeft.method.contract import (
     MethodConfig,
     Need,
     ParameterCount,
+    Places,
     Traits,
     Way,
 )
@@ -42,6 +44,7 @@ from autopeft.method.modules import (
     LogitsModule,
     PromptModule,
     RegionModule,
+    ScoresModule,
     WeightModule,
     WeightTarget,
 )
@@ -77,12 +80,14 @@ __all__ = [
     "Phase",
     "PhasePart",
     "Placement",
+    "Places",
     "Posterior",
     "Prepares",
     "PromptModule",
     "RegionModule",
     "Reserved",
     "Resizes",
+    "ScoresModule",
     "Session",
     "Settles",
     "Slot",

@@ -13,9 +13,20 @@ from autopeft.errors import MethodError
 from autopeft.method.reserved import Reserved
 from autopeft.spec import SITE_NAMES, BackboneSpec, Site
 
-__all__ = ["BARE", "Call", "Context", "Method", "MethodConfig", "Need", "ParameterCount", "Traits", "Way"]
+__all__ = [
+    "BARE",
+    "Call",
+    "Context",
+    "Method",
+    "MethodConfig",
+    "Need",
+    "ParameterCount",
+    "Places",
+    "Traits",
+    "Way",
+]
 
-Way = Literal["hook", "region", "weight", "kv", "prompt", "logits"]
+Way = Literal["hook", "region", "weight", "kv", "scores", "prompt", "logits"]
 BARE = "bare"
 """The feature that a pre-pass of the bare backbone fills: its last hidden states, (batch, tokens, hidden)."""
 Need = Literal[
@@ -80,6 +91,7 @@ class Traits:
         phased: trains in phases of its own.
         gateable: a gate may stand in front of it.
         rowwise: what it adds at a position depends on that position's x and y alone (hook methods).
+        every_stack: its prompts stand in each stack; those of others in the one that reads the input alone.
         data_dependent: its deployed size is settled at the end of training: by the data, for which
             `parameter_count` gives an upper bound, or by a choice afterwards, for which it gives the default.
             That figure is what a budget counts; the module `Resizes`.
@@ -102,6 +114,7 @@ class Traits:
     phased: bool = False
     gateable: bool = True
     rowwise: bool = False
+    every_stack: bool = False
     data_dependent: bool = False
 
     def __post_init__(self) -> None:
@@ -118,6 +131,11 @@ class Traits:
             raise MethodError(
                 f"Nothing fills the features {sorted(self.features - {BARE})} before the first site; ask for "
                 f"{BARE!r} alone."
+            )
+        if "scores" in self.ways and "attention" not in self.sites:
+            raise MethodError(
+                "A method on scores acts at self-attentions and has 'attention' among its sites, but this "
+                f"one has sites={self.sites!r}."
             )
         elsewhere = self.ways - {"logits"}
         if "logits" in self.ways and (self.level != "model" or (self.sites and not elsewhere)):
@@ -150,6 +168,8 @@ class Context:
         text_mask: (batch, tokens), the mask as it came, without reserved rows.
         task_id: (batch,) or `None`.
         reserved: the rows that prompts fill, up to the site that reads it.
+        earlier: in a step from a cache, the rows that prompts have filled among the positions of all tokens
+            so far, up to the site that reads it; its `tokens` are these.
         features: what is known of the batch, by name: of the pre-pass (`BARE`), or what a module has put in
             at a site before this one, under a name that begins with its method's.
         cached: whether keys and values of earlier positions come from a cache (a decoding step).
@@ -165,11 +185,26 @@ class Context:
     text_mask: Tensor | None = None
     task_id: Tensor | None = None
     reserved: Reserved = Reserved()  # noqa: RUF009 (frozen)
+    earlier: Reserved = Reserved()  # noqa: RUF009 (frozen)
     features: dict[str, Tensor] = field(default_factory=dict, compare=False)
     cached: bool = False
     hybrid: int = 0
     further: bool = False
     lost: bool = False
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which token of its text each query and each key of an attention is.
+
+    Attributes:
+        queries: (1 or batch, queries), how many real tokens of the text come before it; −1 at reserved rows
+            and at padding.
+        keys: (1 or batch, keys), the same for the keys, those from a cache included.
+    """
+
+    queries: Tensor
+    keys: Tensor
 
 
 @dataclass(frozen=True)
@@ -189,6 +224,7 @@ class Call:
             `region(x, rows)` the same at the positions `rows` (batch, k) of each row alone, (batch, k,
             hidden), which attend to all. Of layers its norm is `norm` where that comes before the attention.
         owner: the entry that is called, where it has rows among the reserved ones.
+        places: for what acts on the scores of an attention, where its queries and keys stand.
     """
 
     context: Context
@@ -198,6 +234,7 @@ class Call:
     entered: Tensor | None = None
     region: Callable[..., Tensor] | None = None
     owner: str | None = None
+    places: Places | None = None
 
     @property
     def rows(self) -> Reserved:

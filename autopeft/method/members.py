@@ -93,9 +93,24 @@ MEMBERS: tuple[Member, ...] = (
         "keys, values",
         "kv",
     ),
+    Member(
+        "query_key",
+        "module",
+        "in each forward of an attention: features of queries and keys, whose product comes to the scores",
+        ("site", "x", "call"),
+        "queries, keys",
+        "scores",
+    ),
     Member("slots", "module", "at attach: the rows that it fills", ("site",), "Slots", "prompt"),
     Member(
         "prompt", "module", "in each forward: the reserved rows", ("site", "x", "call"), "Tensor", "prompt"
+    ),
+    Member(
+        "refill",
+        "module",
+        "in each forward, in front of a layer: what its reserved rows hold from there on",
+        ("site", "x", "call"),
+        "Tensor",
     ),
     Member(
         "logits",

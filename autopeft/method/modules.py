@@ -1,4 +1,4 @@
-"""The six ways in: what a method's module must have to act on a backbone."""
+"""The seven ways in: what a method's module must have to act on a backbone."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ __all__ = [
     "LogitsModule",
     "PromptModule",
     "RegionModule",
+    "ScoresModule",
     "WeightModule",
     "WeightTarget",
 ]
@@ -83,6 +84,20 @@ class KeyValueModule(Protocol):
     def key_value(self, site: Site, x: Tensor, call: Call) -> tuple[Tensor, Tensor]: ...
 
 
+class ScoresModule(Protocol):
+    """Adds a term to the scores of a self-attention, of a product of what it says of queries and of keys.
+
+    `query_key` returns features of the queries, (1 or batch, queries, features), and of the keys, (1 or
+    batch, keys, features), which all heads share. They are as if appended to queries and keys: (Q·Kᵀ +
+    F_q·F_kᵀ) before the attention scales (1/√d_h in most families, 1 in T5), caps and masks it. Keys are
+    those of the sequence, prefixes have none. Keys from a cache are among them, so that features may depend
+    on the places (`call.places`) and, of queries alone, on x (batch, queries, hidden), which has the
+    backbone's dtype.
+    """
+
+    def query_key(self, site: Site, x: Tensor, call: Call) -> tuple[Tensor, Tensor]: ...
+
+
 class PromptModule(Protocol):
     """Fills rows that are reserved in the sequence: at the embeddings among the tokens, at a site `layer` in
     front of what that layer reads.
@@ -90,6 +105,9 @@ class PromptModule(Protocol):
     `slots(site)` says where and how many; nothing for a site where it fills none. `prompt(site, x, call)`
     returns the rows, (1 or batch, rows of all slots, hidden). x is the text alone, (batch, tokens, hidden):
     the token embeddings, or the layer's input without the rows reserved before.
+
+    A module with `refill(site, x, call)` fills its rows anew in front of the layers at whose sites it is, in
+    place of what the layer below has made of them: it returns them as `prompt` does, for the same x.
     """
 
     def slots(self, site: Site) -> Sequence[Slot]: ...

@@ -108,10 +108,26 @@ class Reserved:
     def spread(self, rows: Tensor, like: Tensor, owner: str | None) -> Tensor:
         """`rows` (1 or batch, its rows, width) of an entry at its positions, and zeros elsewhere, in the
         shape of `like` (batch, positions, width)."""
-        names = [name for name, _ in self.owners]
-        start = sum(n for _, n in self.owners[: names.index(str(owner))])
+        start, _ = self._span(owner)
         whole = pad(rows, (0, 0, start, self.count - start - rows.shape[1]))
         return self.filled(torch.zeros_like(like), whole.expand(like.shape[0], -1, -1))
+
+    def refilled(self, states: Tensor, rows: Tensor, owner: str | None) -> Tensor:
+        """All positions (batch, positions, width), with `rows` (batch, its rows, width) of an entry in place
+        of what they hold."""
+        first, count = self._span(owner)
+        if self.columns is not None:
+            index = _index(self.columns[:, first : first + count], states, count)
+            return states.scatter(1, index, rows.to(states.dtype))
+        if self.right:
+            first += states.shape[1] - self.count
+        return torch.cat([states[:, :first], rows.to(states.dtype), states[:, first + count :]], dim=1)
+
+    def _span(self, owner: str | None) -> tuple[int, int]:
+        """The first row of an entry among all, and how many it has."""
+        names = [name for name, _ in self.owners]
+        index = names.index(str(owner))
+        return sum(n for _, n in self.owners[:index]), self.owners[index][1]
 
 
 def reserve(slots: Sequence[Slot], mask: Tensor | None, tokens: int) -> Reserved:

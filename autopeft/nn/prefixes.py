@@ -129,10 +129,19 @@ class PrefixMethod:
         trained += sum(PromptEncoder.size(c.length, h, mid) for h in self._hidden(sites, spec).values())
         return ParameterCount(deployed, trained)
 
+    def _rows(self, site: Site) -> PromptRows:
+        """The rows of an attention."""
+        c = self.config
+        return PromptRows(c.length, 2 * site.kv_features, mid=c.reparameterization, std=self._std())
+
+    def _encoders(self, sites: Sequence[Site], spec: BackboneSpec) -> dict[str, PromptEncoder]:
+        """The MLP of each type of attention."""
+        c = self.config
+        if c.reparameterization is None:
+            return {}
+        widths = self._hidden(sites, spec).items()
+        return {key: PromptEncoder(c.length, h, c.reparameterization, std=self._std()) for key, h in widths}
+
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
-        c, std = self.config, self._std()
-        mid = c.reparameterization
-        hidden = self._hidden(sites, spec) if mid is not None else {}
-        rows = {s.key: PromptRows(c.length, 2 * s.kv_features, mid=mid, std=std) for s in sites}
-        encoders = {key: PromptEncoder(c.length, h, cast(int, mid), std=std) for key, h in hidden.items()}
-        return Prefixes(rows, sites, encoders, c.dropout)
+        rows = {site.key: self._rows(site) for site in sites}
+        return Prefixes(rows, sites, self._encoders(sites, spec), self.config.dropout)

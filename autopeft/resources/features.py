@@ -23,6 +23,7 @@ Features = Mapping[str, float]
 What an entry does is named `way/method:what`: what has to be done is the same for all methods that act in one
 way, and how well a method does it is its own."""
 
+_WAYS = ("weight", "kv", "scores", "hook", "region", "logits")
 _STATE = 4  # copies of a trained parameter while it trains: itself, its gradient and two moments
 _BYTES = 4
 
@@ -105,7 +106,7 @@ def _add_entry(found: defaultdict[str, float], entry: Entry, spec: BackboneSpec,
 
 def _way(entry: Entry) -> str:
     """The costliest of the ways in which an entry acts."""
-    return next((way for way in ("weight", "kv", "hook", "region", "logits") if way in entry.ways), "prompt")
+    return next((way for way in _WAYS if way in entry.ways), "prompt")
 
 
 def _places(entry: Entry, spec: BackboneSpec) -> list[tuple[int, int]]:

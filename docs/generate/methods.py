@@ -38,6 +38,7 @@ _WAYS = {
     "weight": "It acts on weights: it changes a frozen weight by a learnt amount.",
     "region": "It takes the place of a region and runs the frozen one on the rows that it chooses.",
     "kv": "It acts on keys and values: it adds positions that attention reads.",
+    "scores": "It acts on the scores of attention: it adds a learnt term to them.",
     "prompt": "It acts as a prompt: it puts rows into the sequence and fills them.",
     "logits": "It acts on logits: it adds to what the last map of the model yields, position by position.",
 }
@@ -105,6 +106,7 @@ def traits_in_words(name: str) -> list[str]:
         ),
         (t.changes_length, "It lengthens the sequence.", ""),
         (t.sees_text, "Its prompt depends on the text, so no language model can take it in its decoder.", ""),
+        (t.every_stack, "Its prompts stand in each stack, in a decoder behind an encoder too.", ""),
         (bool(t.features), "The bare backbone runs once more before each forward.", ""),
         (t.stochastic, "It draws random numbers while it trains.", ""),
         (t.direction, "It replaces the direction of a weight, so a weight takes only one such method.", ""),

@@ -9,7 +9,7 @@ from zlib import crc32
 
 import pytest
 import torch
-from support import on_logits
+from support import on_logits, on_scores
 from support.cases import CASES as REGISTERED
 from support.cases import recipe_of
 from support.entries import choose_by_lot
@@ -46,8 +46,8 @@ from autopeft.method import (
 )
 from autopeft.recipe import Recipe
 
-# The package has no method on logits; two of a test's own stand for the way.
-CASES = {**REGISTERED, **on_logits.CASES}
+# The package has no method on logits, and none on scores alone; two of a test's own stand for either way.
+CASES = {**REGISTERED, **on_logits.CASES, **on_scores.CASES}
 # (case, architecture) → a word of the refusal: the catalogue says that it cannot apply.
 REFUSED = {
     ("bitfit", "llama"): "bias",
@@ -69,7 +69,7 @@ REFUSED = {
 }
 PAIRS = [(c, a) for c in CASES for a in ARCHITECTURES if (c, a) not in REFUSED]
 # What is made of the whole text is refused a cache where a text is written on.
-OF_TEXTS = ("idpg", "idpg-sentence", "infoprompt", "lpt", "lpt-appg")
+OF_TEXTS = ("apt", "idpg", "idpg-sentence", "infoprompt", "lpt", "lpt-appg")
 ON_DECODERS = [
     (c, a)
     for c, a in PAIRS
@@ -104,8 +104,8 @@ AT_TIMES: dict[str, tuple[str, ...]] = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _methods_on_logits() -> Iterator[None]:
-    with on_logits.registered():
+def _methods_of_tests() -> Iterator[None]:
+    with on_logits.registered(), on_scores.registered():
         yield
 
 
@@ -344,7 +344,7 @@ def test_a_gate_at_a_norm_before_the_attention_knows_its_forward_when_it_is_reco
 
 # Rows that are put in front stay there at zero; of a choice that is not renormalised a share is missing.
 WITHOUT_IDENTITY = (
-    *("prefix", "prefix-mlp", "p-tuning-v2", "p-tuning-v2-mlp"),
+    *("prefix", "prefix-mlp", "p-tuning-v2", "p-tuning-v2-mlp", "apt", "apt-layer", "aprompt"),
     *("prompt", "p-tuning", "p-tuning-slots", "idpg", "idpg-sentence", "infoprompt"),
     *("spot", "tpt", "xprompt"),
     *("lpt", "lpt-appg", "lpt-table", "prefix-propagation"),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -78,6 +80,19 @@ def test_what_belongs_to_one_entry_is_spread_over_its_rows_alone() -> None:
     assert reserved.spread(torch.ones(1, 2, 1), like, "b")[..., 0].tolist() == [[0, 1, 1, 0, 0]] * 2
     images = Reserved(3, right=True, owners=owners)
     assert images.spread(torch.ones(1, 1, 1), like, "a")[..., 0].tolist() == [[0, 0, 1, 0, 0]] * 2
+
+
+def test_the_rows_of_one_entry_are_filled_anew_and_no_others() -> None:
+    owners = (("a", 1), ("b", 2))
+    states, rows = torch.arange(5.0).expand(2, 5)[..., None], torch.tensor([[[7.0], [8.0]]]).expand(2, -1, -1)
+    front = Reserved(3, 2, owners=owners)
+    assert front.refilled(states, rows, "b")[..., 0].tolist() == [[0, 7, 8, 3, 4]] * 2
+    images = Reserved(3, right=True, owners=owners)
+    assert images.refilled(states, rows, "b")[..., 0].tolist() == [[0, 1, 2, 7, 8]] * 2
+    # reserved: a in front, b behind the first token
+    among = replace(reserve([Slot(1), Slot(2, offset=1)], _mask([1, 2], left=False), 2), owners=owners)
+    assert among.refilled(states, rows, "b")[..., 0].tolist() == [[0, 1, 7, 8, 4]] * 2
+    assert among.refilled(states, rows[:, :1], "a")[..., 0].tolist() == [[7, 1, 2, 3, 4]] * 2
 
 
 @pytest.mark.parametrize("right", [False, True])

@@ -44,6 +44,7 @@ SPECS = {
     "infoprompt": replace(SPEC, logits=LogitsSpec(WIDTH, WIDTH)),
     "xattn_tuning": spec_of(tiny_config("bart")),
     "coda": spec_of(WIDE),
+    "aprompt": LAYERED,
     "lpt": LAYERED,
     "prefix_propagation": LAYERED,
 }
@@ -98,6 +99,21 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
     "mov": ({}, {"at.*.factors": ONES, "at.*.router.weight": normal(0.02)}),
     "linear_adapter": ({}, {"at.*.weight": normal(0.02)}),
     "linear_adapter-bias": ({"bias": True}, {"at.*.weight": normal(0.02), "at.*.bias": ZEROS}),
+    "apt": ({}, {"at.*.rows": normal(0.02), "at.*.gate": normal(0.02), "at.*.scale": ONES}),
+    "apt-std": (
+        {"std": 1.0, "length": 20},
+        {"at.*.rows": NORMAL, "at.*.gate": normal(0.02), "at.*.scale": ONES},
+    ),
+    "aprompt": (
+        {"kv_length": 10, "qk_width": 8},
+        {
+            "first.at.*.table": uniform(0.5),
+            "inputs.*": normal(0.02),
+            "prefixes.at.*.rows": normal(0.02),
+            "terms.at.*.queries": normal(0.02),
+            "terms.at.*.keys": ZEROS,
+        },
+    ),
     "p_tuning_v2": ({}, {"at.*.rows": normal(0.02)}),
     "p_tuning_v2-std": ({"std": 1.0}, {"at.*.rows": NORMAL}),
     "p_tuning_v2-mlp": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from autopeft.recipe import Recipe
-from support import on_logits
+from support import on_logits, on_scores
 
 __all__ = ["CASES", "ON_ENCODERS", "recipe_of"]
 
@@ -34,6 +34,8 @@ CASES: dict[str, tuple[str, Any]] = {
     ),
     "coda": ("layers", {"coda": {"bottleneck": 4, "reduction": 2}}),
     "parallel-normed": ("layers", {"parallel_adapter": {"bottleneck": 4, "input": "normed"}}),
+    "apt": ("layers", {"apt": {"length": 3, "dropout": 0.0}}),
+    "apt-layer": ("layers", {"apt": {"length": 3, "dropout": 0.0, "token_gate": False}}),
     "prefix-mlp": ("layers", {"prefix_tuning": {"length": 3, "reparameterization": 8}}),
     "prompt": ("model", {"prompt_tuning": {"length": 4}}),
     "p-tuning": ("model", {"p_tuning": {"length": 4}}),
@@ -60,6 +62,8 @@ CASES: dict[str, tuple[str, Any]] = {
     "lpt": ("model", {"lpt": {"length": 3, "bottleneck": 4, "dropout": 0.0}}),
     "lpt-appg": ("model", {"lpt": {"length": 3, "bottleneck": 4, "dropout": 0.0, "generator": "appg"}}),
     "lpt-table": ("model", {"lpt": {"length": 3, "dropout": 0.0, "generator": "none"}}),
+    "aprompt": ("model", {"aprompt": {"length": 2, "kv_length": 3, "qk_width": 4, "positions": 24}}),
+    "aprompt-scores": ("model", {"aprompt": {"length": 0, "kv_length": 0, "qk_width": 2}}),
     "prefix-propagation": ("model", {"prefix_propagation": {"length": 3, "dropout": 0.0}}),
     "bitfit": ("model", "bitfit"),
     "bitfit-layers": ("layers", "bitfit"),
@@ -161,7 +165,7 @@ INPUTS = {"source": "tests/fixtures/prompt"}
 
 
 def recipe_of(case: str) -> Recipe:
-    level, item = {**CASES, **on_logits.CASES}[case]
+    level, item = {**CASES, **on_logits.CASES, **on_scores.CASES}[case]
     body: dict[str, Any] = {"autopeft": 2, "name": case}
     start = item.get("from") if isinstance(item, dict) else None
     if start is not None:

@@ -95,8 +95,9 @@ def tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         recipe({"krona": {"sites": ["up", "down"]}}, at="1-2", model=["fish_mask"]),
         recipe("dora"),
         recipe({"p_tuning_v2": {"length": 3, "dropout": 0.0}}),
+        recipe(model=[{"aprompt": {"length": 0, "kv_length": 2, "qk_width": 3}}]),
     ],
-    ids=["lora", "adapter and ia3", "krona and mask", "dora", "prefix"],
+    ids=["lora", "adapter and ia3", "krona and mask", "dora", "prefix", "scores"],
 )
 def test_loss_and_gradients_are_the_same(
     made: Recipe, backbone: str, data: EncodedTask, tokens: list[int]

@@ -337,6 +337,21 @@ def test_a_late_prompt_leaves_the_layers_below_to_the_store(name: str, generator
     assert_close(ours, theirs, 5e-3)
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5"])
+def test_gates_of_prefixes_read_the_text_where_layers_below_come_from_the_store(name: str) -> None:
+    made = recipe({"apt": {"length": 3, "dropout": 0.0}}, at=[2])
+    split, hybrid = encoded_rows(name), hybrid_on(name, made)
+    hybrid.model.train()
+    forward = shortest_forward(hybrid, task_of(split, name), PLAN, dropout=False)
+    assert forward.trunk is not None
+    assert forward.trunk.depths[hybrid.spec.stacks[0].name] == 2
+    hybrid.model.eval()
+    logits, ours = gradients(hybrid, forward, split)
+    plain, theirs = gradients(hybrid, Forward(hybrid.model), split)
+    torch.testing.assert_close(logits, plain, atol=2e-3, rtol=2e-3)
+    assert_close(ours, theirs, 5e-3)
+
+
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_rows_among_the_tokens_keep_the_last_layer_whole(name: str) -> None:
     slots = [{"length": 1, "offset": 1}, {"length": 2, "anchor": "end"}]
