@@ -189,6 +189,8 @@ class Call:
             `region(x, rows)` the same at the positions `rows` (batch, k) of each row alone, (batch, k,
             hidden), which attend to all. Of layers its norm is `norm` where that comes before the attention.
         owner: the entry that is called, where it has rows among the reserved ones.
+        carried: of a prompt that makes its rows anew in front of a layer (`Slot.renews`), what the layers
+            below have made of them, (batch, rows, hidden).
     """
 
     context: Context
@@ -198,6 +200,7 @@ class Call:
     entered: Tensor | None = None
     region: Callable[..., Tensor] | None = None
     owner: str | None = None
+    carried: Tensor | None = None
 
     @property
     def rows(self) -> Reserved:

@@ -60,6 +60,27 @@ CASES: dict[str, tuple[str, Any]] = {
     "lpt": ("model", {"lpt": {"length": 3, "bottleneck": 4, "dropout": 0.0}}),
     "lpt-appg": ("model", {"lpt": {"length": 3, "bottleneck": 4, "dropout": 0.0, "generator": "appg"}}),
     "lpt-table": ("model", {"lpt": {"length": 3, "dropout": 0.0, "generator": "none"}}),
+    "selective-prompt": (
+        "model",
+        {"selective_prompt": {"length": 3, "keep": 1, "bottleneck": 4, "dropout": 0.0}},
+    ),
+    "selective-prompt-shared": (
+        "model",
+        {
+            "selective_prompt": {
+                "length": 2,
+                "keep": 2,
+                "bottleneck": 4,
+                "phm_dim": 2,
+                "shared": True,
+                "dropout": 0.0,
+            }
+        },
+    ),
+    "selective-prompt-all": (
+        "model",
+        {"selective_prompt": {"length": 2, "bottleneck": 4, "dropout": 0.0}},
+    ),
     "prefix-propagation": ("model", {"prefix_propagation": {"length": 3, "dropout": 0.0}}),
     "bitfit": ("model", "bitfit"),
     "bitfit-layers": ("layers", "bitfit"),
