@@ -61,6 +61,9 @@ class RenewedMethod:
     def __init__(self, config: MethodConfig) -> None:
         self.config = config
 
+    def among(self, sites: Sequence[Site], spec: BackboneSpec) -> tuple[Site, ...]:
+        return tuple(site for site in sites if site.stack == spec.stacks[0].name)
+
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         n = sum(ROWS * site.in_features for site in sites if site.layer is not None)
         return ParameterCount(n, n)
