@@ -126,11 +126,11 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
         {"down.*": linear(WIDTH), "up.*": linear(128), "gates": ZEROS},
     ),
     "selective_prompt-phm": (
-        {"keep": 1, "phm_dim": 8},
+        {"keep": 1, "bottleneck": 800, "phm_dim": 8},
         {
             **{f"{maps}.{factor}": normal(0.05) for maps in ("down", "up") for factor in ("rules", "weight")},
             "down.bias": linear(WIDTH),
-            "up.bias": linear(128),
+            "up.bias": linear(800),
             "gates": ZEROS,
         },
     ),

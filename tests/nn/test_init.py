@@ -54,7 +54,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Mapping[str, Law]]] = {
     ),
     "StackedMaps": (lambda: bricks.StackedMaps(4, 100, 60, None, shared=False), {"*": linear(100)}),
     "StackedMaps-phm": (
-        lambda: bricks.StackedMaps(30, 100, 60, 20, shared=True),
+        lambda: bricks.StackedMaps(8, 100, 200, 20, shared=False),
         {"rules": normal(0.05), "weight": normal(0.05), "bias": linear(100)},
     ),
     "RowDelta": (lambda: bricks.RowDelta(7, 9, 3, bias=True), {"*": ZEROS}),
