@@ -186,8 +186,9 @@ class SelectivePrompt:
     there can be kept. With `phm_dim` each W is a sum of n Kronecker products. With `shared` one W₁ and one W₂
     serve all layers, each with biases of its own. Dropout acts on what is made.
 
-    There is no code, and of the paper the abstract alone could be read; the mixing is a survey's account.
-    SPT-DARTS, the paper's own search, corrects DARTS in a way that no public text tells, and is not built.
+    No code was found, and of the paper the abstract alone could be read. A survey tells that a gate chooses
+    between rows handed on and new ones; the formula of the mixing is this project's reading of it. SPT-DARTS,
+    the paper's own search, corrects DARTS in a way that no text we found tells, and is not built.
     What is not of the gates has the defaults of `lpt`, and h is what it is there. Maps start as torch starts
     them, factors of Kronecker products from N(0, 0.05) (`idpg`), α at 0.
 
