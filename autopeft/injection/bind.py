@@ -31,7 +31,7 @@ __all__ = [
     "side_of",
 ]
 
-Role = Literal["input", "output", "kv", "scores", "weight", "prompt", "refill", "region"]
+Role = Literal["input", "output", "kv", "scores", "weight", "prompt", "region"]
 
 
 class Members(nn.Module):
@@ -122,14 +122,7 @@ class BoundModule:
 
     def prompt(self, x: Tensor, call: Call) -> Tensor:
         """(batch, rows of its slots, hidden) for the reserved positions; x is the text."""
-        return self._rows("prompt", x, call)
-
-    def refill(self, x: Tensor, call: Call) -> Tensor:
-        """The same in front of a layer, in place of what its rows hold there."""
-        return self._rows("refill", x, call)
-
-    def _rows(self, member: str, x: Tensor, call: Call) -> Tensor:
-        rows = in_own_dtype(self.module, lambda a, _: self._call(member, self.site, a, call), x, x)
+        rows = in_own_dtype(self.module, lambda a, _: self._call("prompt", self.site, a, call), x, x)
         return rows.to(x.dtype).expand(x.shape[0], -1, -1)
 
 
@@ -208,8 +201,6 @@ def _plays(graph: CompositionGraph, name: str, module: Any, site: Site, role: Ro
         return False
     if role in ("input", "output"):
         return "hook" in entry.ways and side_of(module, site) == role
-    if role == "refill":
-        return "prompt" in entry.ways and site.name == "layer" and hasattr(module, "refill")
     if role not in entry.ways:
         return False
     if role == "weight":

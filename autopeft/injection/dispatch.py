@@ -51,7 +51,6 @@ class SiteDispatcher:
         token: the hybrid's.
         inputs, outputs: bound trees of each side, in file order.
         prompts: what fills the reserved rows (embeddings only).
-        refills: what fills its reserved rows anew (layers only).
         norm: the region's norm module, where there is one.
     """
 
@@ -60,7 +59,6 @@ class SiteDispatcher:
     inputs: Sequence[Child] = ()
     outputs: Sequence[Child] = ()
     prompts: Sequence[BoundModule] = ()
-    refills: Sequence[BoundModule] = ()
     norm: nn.Module | None = None
 
     def __post_init__(self) -> None:
@@ -96,8 +94,6 @@ class SiteDispatcher:
         """The site's input with its input side applied; kept for the exit where that is another module."""
         if self.token in frames.bare:
             return x
-        if self.refills:
-            x = self._refill(x)
         if self.inputs:
             call = self._call(x)
             delta = self.inputs[0].delta(x, x, call)
@@ -108,16 +104,6 @@ class SiteDispatcher:
             x = x + delta
         if self.spans and self.outputs:
             frames.captured[(self.token, self.place.site.key, "x")] = x
-        return x
-
-    def _refill(self, x: Tensor) -> Tensor:
-        """The layer's input with rows that are filled anew; in a step from a cache they lie there."""
-        context = frames.context(self.token, self.place.site.stack)
-        if context.cached:
-            return x
-        text = context.reserved.text(x)
-        for prompt in self.refills:
-            x = context.reserved.refilled(x, prompt.refill(text, Call(context)), prompt.name)
         return x
 
     def leave(self, x: Tensor | None, y: Tensor) -> Tensor:

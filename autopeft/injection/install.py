@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -23,7 +24,7 @@ from autopeft.injection.sequence import PoolerHooks, RootHooks
 from autopeft.injection.threads import Forwards
 from autopeft.injection.undispatched import OwnForward, dispatching
 from autopeft.injection.weights import ParameterPatch, Part, WeightHooks
-from autopeft.method import BARE, WeightTarget
+from autopeft.method import BARE, Slot, WeightTarget
 from autopeft.spec import Site
 
 __all__ = ["Injection", "owners_of"]
@@ -56,7 +57,7 @@ class Injection:
         self._handles: list[RemovableHandle | OwnForward | Narrowed | RegionForward] = []
         self._weight_handles: list[RemovableHandle] = []
         self._weights: dict[nn.Module, WeightHooks] = {}
-        self._sides: frozenset[tuple[str, str, str]] = frozenset()
+        self._acting: frozenset[tuple[object, ...]] = frozenset()
         self.forwards = Forwards(f"the hybrid {graph.recipe.name!r}")
         self.revision = 0  # rises whenever other tensors may be altered than before
 
@@ -68,7 +69,7 @@ class Injection:
             CompositionError: the model's attention does not dispatch, so that prefixes would be ignored.
         """
         self.check_places()
-        self._sides = self.sides()
+        self._acting = self.acting()
         self.refresh_weights()
         self._install_sites()
         self._install_regions()
@@ -80,8 +81,8 @@ class Injection:
 
     def refresh(self) -> None:
         """Install anew what may have changed: the weights, and everything where modules act at other sites
-        than before."""
-        if self._sides == self.sides():
+        than before, or fill other rows."""
+        if self._acting == self.acting():
             self.refresh_weights()
         else:
             self.remove()
@@ -95,20 +96,34 @@ class Injection:
         )
         return frozenset((name, key, side) for name, key, side in found if side is not None)
 
+    def filled(self) -> frozenset[tuple[str, str, tuple[Slot, ...]]]:
+        """The entries that fill or make anew reserved rows now, each with the sites and the rows."""
+        modules: Mapping[str, Any] = self.modules
+        filling = [(n, e.sites) for n, e in self.graph.entries.items() if "prompt" in e.ways]
+        found = (
+            (name, site.key, tuple(modules[name].slots(site))) for name, sites in filling for site in sites
+        )
+        return frozenset((name, key, slots) for name, key, slots in found if slots)
+
+    def acting(self) -> frozenset[tuple[object, ...]]:
+        """What acts where on activations and reserved rows now, which a phase of the training may settle."""
+        return frozenset((*self.sides(), *self.filled()))
+
     def sites(self) -> tuple[Site, ...]:
-        """The sites of the graph but those at which all modules say that they do nothing now (`side`)."""
-        acting = {(name, key) for name, key, _ in self.sides()}
+        """The sites of the graph but those at which all modules say that they do nothing now (`side`,
+        `slots`)."""
+        acting = {(name, key) for name, key, _ in (*self.sides(), *self.filled())}
         acting |= {
             (name, site.key)
             for name, entry in self.graph.entries.items()
             for site in entry.sites
-            if plays(self.graph, name, self.modules[name], site, "prompt", "kv", "scores")
+            if plays(self.graph, name, self.modules[name], site, "kv", "scores")
         }
         used = {
             site.key
             for name, entry in self.graph.entries.items()
             for site in entry.sites
-            if "hook" not in entry.ways or (name, site.key) in acting
+            if not entry.ways & {"hook", "prompt"} or (name, site.key) in acting
         }
         return tuple(site for site in self.graph.sites() if site.key in used)
 
@@ -208,11 +223,10 @@ class Injection:
         inputs = bind(self.graph, self.modules, place.site, "input")
         outputs = bind(self.graph, self.modules, place.site, "output")
         prompts = self._prompts(place) if place.site.name == "embeddings" else ()
-        refills = self._flat(place.site, "refill")
-        if not (inputs or outputs or prompts or refills):
+        if not (inputs or outputs or prompts):
             return None
         norm = self.base.get_submodule(place.norm) if place.norm is not None else None
-        return SiteDispatcher(place, self.token, inputs, outputs, prompts, refills, norm)
+        return SiteDispatcher(place, self.token, inputs, outputs, prompts, norm)
 
     def _prompts(self, place: Place) -> tuple[BoundModule, ...]:
         return self._flat(place.site, "prompt")
@@ -365,20 +379,19 @@ class Injection:
     def _install_late(self) -> None:
         """In front of each layer from the first one on that a prompt puts rows in front of."""
         for stack in self.layout.stacks:
-            rows = 0
+            below: tuple[BoundModule, ...] = ()
             for index, path in enumerate(stack.layers):
                 prompts = self._late(stack, index)
-                rows += sum(slot.length for prompt in prompts for slot in prompt.slots)
-                if rows:
-                    kept = len(self.layout.stacks) > 1 and stack.map.name == "encoder"
-                    last = index == len(stack.layers) - 1 and not kept
-                    hook = LateHooks(stack.map.name, self.token, stack.map.causal, prompts, rows, last)
+                if below or prompts:
+                    hook = LateHooks(stack.map.name, self.token, stack.map.causal, prompts, below)
                     module = self.base.get_submodule(path)
                     self._handles.append(
                         module.register_forward_pre_hook(hook.before, with_kwargs=True, prepend=True)
                     )
-                    if last:
+                    kept = len(self.layout.stacks) > 1 and stack.map.name == "encoder"
+                    if index == len(stack.layers) - 1 and not kept:
                         self._handles.append(module.register_forward_hook(hook.after))
+                below += prompts
 
     def _late(self, stack: StackPlaces, index: int) -> tuple[BoundModule, ...]:
         """The prompts in front of a layer.
@@ -452,12 +465,7 @@ class Injection:
             prompts,
             keep=two and stack.map.name == "encoder",
             source=source if stack.map.name == "decoder" else None,
-            late=sum(
-                slot.length
-                for index in range(len(stack.layers))
-                for prompt in self._late(stack, index)
-                for slot in prompt.slots
-            ),
+            late=tuple(p for index in range(len(stack.layers)) for p in self._late(stack, index)),
             dummy_id=1 if pad_id == 0 else 0,
             first_position=first,
             forwards=self.forwards,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,10 +30,10 @@ __all__ = ["LateHooks", "require_front"]
 
 
 def require_front(prompts: Sequence[BoundModule]) -> None:
-    """Check that late prompts ask for no other place than the front.
+    """Check that late prompts ask for no other place than the front, or for that of rows that there are.
 
     Raises:
-        MethodError: one does.
+        MethodError: one does, or asks for both.
     """
     for prompt in prompts:
         if not all(slot.in_front for slot in prompt.slots):
@@ -40,27 +41,31 @@ def require_front(prompts: Sequence[BoundModule]) -> None:
                 f"{prompt.name} asks for a place among the tokens at {prompt.site.path}, but what a layer "
                 "reads has no positions any more; let its slots there have offset 0 at the front."
             )
+        if len({slot.renews for slot in prompt.slots}) > 1:
+            raise MethodError(
+                f"{prompt.name} both puts rows in and makes its own anew at {prompt.site.path}; let all of "
+                "its slots there do the same."
+            )
 
 
 @dataclass
 class LateHooks:
-    """The hook in front of one layer.
+    """The hook in front of one layer. Which rows are put in or made anew is asked in each forward, as a phase
+    of the training may settle it.
 
     Attributes:
         stack: the stack's name.
         token: the hybrid's.
         causal: whether its positions see none behind them.
-        prompts: what puts rows in front of this layer.
-        rows: how many have been put in when this layer runs, its own included.
-        drops: whether it is the last layer, behind which they are dropped.
+        prompts: what may act in front of this layer.
+        below: what may act in front of the layers below.
     """
 
     stack: str
     token: int
     causal: bool
     prompts: tuple[BoundModule, ...]
-    rows: int
-    drops: bool = False
+    below: tuple[BoundModule, ...]
 
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -73,34 +78,64 @@ class LateHooks:
                 f"This model calls the layers of its {self.stack} past the module that takes its inputs, so "
                 "that prompts in front of a layer cannot be placed; use lora or adapters on this family."
             )
+        if context.cached:
+            context = self._further(context)
+        else:
+            x, context = self._longer(self._renewed(x, context), context)
         if self.prompts:
-            x, context = (x, self._further(context)) if context.cached else self._longer(x, context)
             frames.contexts[(self.token, self.stack)] = context
+        rows = self._rows(context)
+        if not rows:
+            return with_input(args, kwargs, x)
         names = [
             n for n, p in inspect.signature(module.forward).parameters.items() if p.kind < p.VAR_POSITIONAL
         ]
-        length = x.shape[1]
-        args = tuple(self._argument(n, v, length, context) for n, v in zip(names, args, strict=False))
-        kwargs = {n: self._argument(n, v, length, context) for n, v in kwargs.items()}
+        change = partial(self._argument, rows=rows, length=x.shape[1], context=context)
+        args = tuple(change(n, v) for n, v in zip(names, args, strict=False))
+        kwargs = {n: change(n, v) for n, v in kwargs.items()}
         if CONTEXT in kwargs:
             kwargs[CONTEXT] = context
         return with_input(args, kwargs, x)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """The layer's output without the rows of late prompts."""
+        """The last layer's output without the rows of late prompts."""
         context = frames.context(self.token, self.stack)
-        if self.token in frames.bare or context.cached:
+        rows = context.reserved.late
+        if self.token in frames.bare or context.cached or not rows:
             return output
         y: Tensor = output[0] if isinstance(output, tuple) else output
-        y = y[:, : y.shape[1] - self.rows] if context.reserved.right else y[:, self.rows :]
+        y = y[:, : y.shape[1] - rows] if context.reserved.right else y[:, rows:]
         return (y, *output[1:]) if isinstance(output, tuple) else y
 
+    def _rows(self, context: Context) -> int:
+        """How many rows have been put in when this layer runs, its own included."""
+        if not context.cached:
+            return context.reserved.late
+        return sum(slot.adds for prompt in (*self.below, *self.prompts) for slot in prompt.slots)
+
+    def _renewed(self, x: Tensor, context: Context) -> Tensor:
+        """What the layer reads with the rows made anew that its prompts have had since a layer below."""
+        for prompt in self.prompts:
+            if not any(slot.renews for slot in prompt.slots):
+                continue
+            if all(name != prompt.name for name, _ in context.reserved.owners):
+                raise MethodError(
+                    f"{prompt.name} makes rows anew at {prompt.site.path}, but has none there; let a slot of "
+                    "a layer below, or of the embeddings, put them in."
+                )
+            call = Call(context, carried=context.reserved.own(x, prompt.name))
+            rows = prompt.prompt(context.reserved.text(x), call)
+            x = context.reserved.renewed(x, rows, prompt.name)
+        return x
+
     def _longer(self, x: Tensor, context: Context) -> tuple[Tensor, Context]:
-        """What the layer reads with the rows of its prompts, and the context that knows of them."""
+        """What the layer reads with the rows that its prompts put in, and the context that knows of them."""
+        prompts = [prompt for prompt in self.prompts if any(slot.adds for slot in prompt.slots)]
+        if not prompts:
+            return x, context
         text = context.reserved.text(x)
-        there = [prompt for prompt in self.prompts if prompt.slots]
-        made = made_by(there, text, Call(context))
-        owners = tuple((p.name, rows.shape[1]) for p, rows in zip(there, made, strict=True))
+        made = made_by(prompts, text, Call(context))
+        owners = tuple((p.name, rows.shape[1]) for p, rows in zip(prompts, made, strict=True))
         reserved = context.reserved.led_by(owners, text.shape[1])
         count = reserved.count - context.reserved.count
         mask = None if context.mask is None else pad(context.mask, (count, 0), value=1)
@@ -109,13 +144,16 @@ class LateHooks:
 
     def _further(self, context: Context) -> Context:
         """The context of a step from a cache, whose past keys hold the rows of the prompts here."""
-        owners = tuple((p.name, sum(slot.length for slot in p.slots)) for p in self.prompts)
+        added = [(p.name, sum(slot.adds for slot in p.slots)) for p in self.prompts]
+        owners = tuple((name, rows) for name, rows in added if rows)
+        if not owners:
+            return context
         return replace(context, earlier=context.earlier.led_by(owners, int(context.earlier.tokens or 0)))
 
-    def _argument(self, name: str, value: Any, length: int, context: Context) -> Any:
-        """An argument of the layer for its `length` positions."""
+    def _argument(self, name: str, value: Any, *, rows: int, length: int, context: Context) -> Any:
+        """An argument of the layer for its `length` positions, `rows` of which were put in."""
         if name == "attention_mask" and value is not None:
-            return self._mask(value, context.cached)
+            return self._mask(value, rows, context.cached)
         if name == "position_bias" and value is not None:
             missing = length - value.shape[-1]  # what a layer above the prompt has made is long enough
             return pad(value, (missing, 0, missing, 0)) if missing else value
@@ -123,10 +161,10 @@ class LateHooks:
             return value
         if name == "position_embeddings" and value is not None:
             cos, sin = value
-            return pad(cos, (0, 0, self.rows, 0), value=1.0), pad(sin, (0, 0, self.rows, 0))
-        return pad(value, (self.rows, 0)) if name == "position_ids" and value is not None else value
+            return pad(cos, (0, 0, rows, 0), value=1.0), pad(sin, (0, 0, rows, 0))
+        return pad(value, (rows, 0)) if name == "position_ids" and value is not None else value
 
-    def _mask(self, mask: Any, cached: bool) -> Tensor:
+    def _mask(self, mask: Any, rows: int, cached: bool) -> Tensor:
         """A mask (batch, heads, queries, keys) or (batch, keys) with the rows' columns, which all see, and,
         where the rows are queries, with what they see."""
         if not isinstance(mask, Tensor):
@@ -136,13 +174,13 @@ class LateHooks:
             )
         seen, hidden = (True, False) if mask.dtype == torch.bool else (0, torch.finfo(mask.dtype).min)
         if mask.ndim == 2:
-            return pad(mask, (self.rows, 0), value=1)
-        wide = pad(mask, (self.rows, 0), value=seen)
+            return pad(mask, (rows, 0), value=1)
+        wide = pad(mask, (rows, 0), value=seen)
         if cached or (mask.shape[2] == 1 and not self.causal):
             return wide
-        own = wide[:, :, :1].expand(-1, -1, self.rows, -1)
+        own = wide[:, :, :1].expand(-1, -1, rows, -1)
         if self.causal:
             own = torch.full_like(own, hidden)
-            earlier = torch.ones(self.rows, self.rows, dtype=torch.bool, device=mask.device).tril()
-            own[..., : self.rows] = own[..., : self.rows].masked_fill(earlier, seen)
+            earlier = torch.ones(rows, rows, dtype=torch.bool, device=mask.device).tril()
+            own[..., :rows] = own[..., :rows].masked_fill(earlier, seen)
         return torch.cat([own, wide], dim=2)

@@ -41,7 +41,7 @@ class RootHooks:
         prompts: what fills the reserved rows, in order.
         keep: rows stay in the output (a decoder attends to them).
         source: for a decoder, the encoder's hooks, whose prompts add rows to what it attends to.
-        late: rows that prompts put in front of layers of this stack.
+        late: what may put rows in front of layers of this stack.
         dummy_id: an id that is not padding.
         first_position: the first explicit position id.
         forwards: counts the threads that are inside.
@@ -55,7 +55,7 @@ class RootHooks:
     prompts: tuple[BoundModule, ...] = ()
     keep: bool = False
     source: RootHooks | None = None
-    late: int = 0
+    late: tuple[BoundModule, ...] = ()
     dummy_id: int = 0
     first_position: int = 0
     forwards: Forwards = field(default_factory=lambda: Forwards("a hybrid"))
@@ -70,8 +70,9 @@ class RootHooks:
     @property
     def reserving(self) -> tuple[Slot, ...]:
         """All rows that its output has, those of its layers in front."""
-        late = (Slot(self.late),) if self.late else ()
-        return (*late, *(slot for prompt in self.prompts for slot in prompt.slots))
+        late = sum(slot.adds for prompt in self.late for slot in prompt.slots)
+        first = (Slot(late),) if late else ()
+        return (*first, *(slot for prompt in self.prompts for slot in prompt.slots))
 
     @property
     def owners(self) -> tuple[tuple[str, int], ...]:

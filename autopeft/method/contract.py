@@ -225,6 +225,8 @@ class Call:
             hidden), which attend to all. Of layers its norm is `norm` where that comes before the attention.
         owner: the entry that is called, where it has rows among the reserved ones.
         places: for what acts on the scores of an attention, where its queries and keys stand.
+        carried: of a prompt that makes its rows anew in front of a layer (`Slot.renews`), what the layers
+            below have made of them, (batch, rows, hidden).
     """
 
     context: Context
@@ -235,6 +237,7 @@ class Call:
     region: Callable[..., Tensor] | None = None
     owner: str | None = None
     places: Places | None = None
+    carried: Tensor | None = None
 
     @property
     def rows(self) -> Reserved:

@@ -106,13 +106,6 @@ MEMBERS: tuple[Member, ...] = (
         "prompt", "module", "in each forward: the reserved rows", ("site", "x", "call"), "Tensor", "prompt"
     ),
     Member(
-        "refill",
-        "module",
-        "in each forward, in front of a layer: what its reserved rows hold from there on",
-        ("site", "x", "call"),
-        "Tensor",
-    ),
-    Member(
         "logits",
         "module",
         "in each forward, behind the last map: what is added to the logits",

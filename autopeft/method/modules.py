@@ -100,14 +100,12 @@ class ScoresModule(Protocol):
 
 class PromptModule(Protocol):
     """Fills rows that are reserved in the sequence: at the embeddings among the tokens, at a site `layer` in
-    front of what that layer reads.
+    front of what that layer reads, or there in the place of the rows that it has already (`Slot.renews`).
 
-    `slots(site)` says where and how many; nothing for a site where it fills none. `prompt(site, x, call)`
-    returns the rows, (1 or batch, rows of all slots, hidden). x is the text alone, (batch, tokens, hidden):
-    the token embeddings, or the layer's input without the rows reserved before.
-
-    A module with `refill(site, x, call)` fills its rows anew in front of the layers at whose sites it is, in
-    place of what the layer below has made of them: it returns them as `prompt` does, for the same x.
+    `slots(site)` says where and how many; nothing for a site where it fills none now, which a phase of the
+    training may settle. `prompt(site, x, call)` returns the rows, (1 or batch, rows of all slots, hidden). x
+    is the text alone, (batch, tokens, hidden): the token embeddings, or the layer's input without the rows
+    reserved before.
     """
 
     def slots(self, site: Site) -> Sequence[Slot]: ...

@@ -25,11 +25,18 @@ class Slot:
             text has fewer. Rows at the front (offset 0) lie before padding on the left too.
         anchor: the `front` or the `end` of each text. At the end the place moves while text is written, so
             that no step of generation can go on from a cache.
+        renews: in front of a layer, they are no further rows: those that the entry has already are made anew.
     """
 
     length: int
     offset: int = 0
     anchor: Literal["front", "end"] = "front"
+    renews: bool = False
+
+    @property
+    def adds(self) -> int:
+        """How many rows it makes the sequence longer by."""
+        return 0 if self.renews else self.length
 
     @property
     def in_front(self) -> bool:
@@ -62,6 +69,11 @@ class Reserved:
     ordinals: Tensor | None = None
     owners: tuple[tuple[str, int], ...] = ()
     inner: Reserved | None = None
+
+    @property
+    def late(self) -> int:
+        """How many of the rows layers have put in front."""
+        return 0 if self.inner is None else self.count - self.inner.count + self.inner.late
 
     def text(self, states: Tensor) -> Tensor:
         """The positions (batch, tokens, …) of the text among all positions (batch, count + tokens, …), or
@@ -108,26 +120,32 @@ class Reserved:
     def spread(self, rows: Tensor, like: Tensor, owner: str | None) -> Tensor:
         """`rows` (1 or batch, its rows, width) of an entry at its positions, and zeros elsewhere, in the
         shape of `like` (batch, positions, width)."""
-        start, _ = self._span(owner)
+        start, _ = self._of(owner)
         whole = pad(rows, (0, 0, start, self.count - start - rows.shape[1]))
         return self.filled(torch.zeros_like(like), whole.expand(like.shape[0], -1, -1))
 
-    def refilled(self, states: Tensor, rows: Tensor, owner: str | None) -> Tensor:
-        """All positions (batch, positions, width), with `rows` (batch, its rows, width) of an entry in place
-        of what they hold."""
-        first, count = self._span(owner)
-        if self.columns is not None:
-            index = _index(self.columns[:, first : first + count], states, count)
-            return states.scatter(1, index, rows.to(states.dtype))
-        if self.right:
-            first += states.shape[1] - self.count
-        return torch.cat([states[:, :first], rows.to(states.dtype), states[:, first + count :]], dim=1)
+    def own(self, states: Tensor, owner: str | None) -> Tensor:
+        """What lies at an entry's positions, (batch, its rows, …), of all positions (batch, positions, …)."""
+        start, count = self._of(owner)
+        return self._rows(states)[:, start : start + count]
 
-    def _span(self, owner: str | None) -> tuple[int, int]:
-        """The first row of an entry among all, and how many it has."""
+    def renewed(self, states: Tensor, rows: Tensor, owner: str | None) -> Tensor:
+        """All positions (batch, positions, …), with `rows` (batch, its rows, …) at an entry's."""
+        start, count = self._of(owner)
+        whole = self._rows(states)
+        return self.filled(states, torch.cat([whole[:, :start], rows, whole[:, start + count :]], dim=1))
+
+    def _of(self, owner: str | None) -> tuple[int, int]:
+        """Where an entry's rows begin among the reserved ones, and how many they are."""
         names = [name for name, _ in self.owners]
-        index = names.index(str(owner))
-        return sum(n for _, n in self.owners[:index]), self.owners[index][1]
+        place = names.index(str(owner))
+        return sum(n for _, n in self.owners[:place]), self.owners[place][1]
+
+    def _rows(self, states: Tensor) -> Tensor:
+        """The reserved positions (batch, count, …) among all, in the order of the slots."""
+        if self.columns is not None:
+            return states.gather(1, _index(self.columns, states, self.count))
+        return states[:, states.shape[1] - self.count :] if self.right else states[:, : self.count]
 
 
 def reserve(slots: Sequence[Slot], mask: Tensor | None, tokens: int) -> Reserved:
@@ -161,7 +179,7 @@ def _before(slot: Slot, total: Tensor) -> Tensor:
 
 def reserved_rows(module: Any, sites: Iterable[Site]) -> int:
     """How many rows a module reserves at all of these sites together."""
-    return sum(slot.length for site in sites for slot in module.slots(site))
+    return sum(slot.adds for site in sites for slot in module.slots(site))
 
 
 def _index(columns: Tensor, like: Tensor, length: int) -> Tensor:

@@ -34,6 +34,7 @@ from autopeft.nn.settled_structure import SettledStructure
 from autopeft.nn.slots import SlotConfig
 from autopeft.nn.soft_top_k import soft_top_k
 from autopeft.nn.sparse_delta import SparseDelta
+from autopeft.nn.stacked_maps import StackedMaps
 from autopeft.nn.stored_prompts import (
     Similarity,
     mixture,
@@ -94,6 +95,7 @@ __all__ = [
     "Similarity",
     "SlotConfig",
     "SparseDelta",
+    "StackedMaps",
     "Summary",
     "TensorDeltas",
     "TopEntries",

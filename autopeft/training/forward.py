@@ -261,7 +261,7 @@ class _Shortcuts:
         # Rows among the tokens move each token by another number.
         if not all(slot.in_front for slot in slots):
             return None
-        entered = sum(slot.length for slot in self._slots(stack, layers=False))
+        entered = sum(slot.adds for slot in self._slots(stack, layers=False))
         if self.model not in _READERS:
             layer = base_model_of(self.model).get_submodule(stack.layers[-1])
             with evaluation_mode(self.model):
@@ -270,7 +270,7 @@ class _Shortcuts:
         reader = _READERS[self.model]
         if reader is None:
             return None
-        reserved = sum(slot.length for slot in slots)
+        reserved = sum(slot.adds for slot in slots)
         rows = ReadRows(base_model_of(self.model), stack, reader, reserved)
         kinds = sorted({e.method.name for e in graph.entries.values()})
         sound, _ = self._remembered(("rows", reserved > 0, *kinds), lambda: (self._try_rows(rows), {}))

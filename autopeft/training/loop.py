@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -205,6 +205,8 @@ class _Run:
         self.hybrid, self.data, self.plan, self.device, self.told = hybrid, data, plan, device, told
         self.result = TrainResult()
         self.forward = forward
+        self.revision = hybrid.injection.revision if isinstance(hybrid, Hybrid) else 0
+        self.dropout = plan.trains_with_dropout(hybrid.recipe.training)
         self.gradient = Gradient(
             forward,
             data.task.loss(),
@@ -225,8 +227,10 @@ class _Run:
             if self.result.stopped in ("asked", "paused"):
                 break
         if self.result.stopped != "paused":
+            acted = self._acting()
             with torch.no_grad():
                 finish(modules.values())
+            self._follow(acted)
 
     def one_stage(self, stage: Stage) -> None:
         """From where a phase begins to its output."""
@@ -234,34 +238,44 @@ class _Run:
         if stage.first or phase.anew:
             self.begun = self.result.steps
         self.told.begins(stage.said(), stage.steps)
-        acted = self._targets()
+        acted = self._acting()
         if phase.begin is not None:
             phase.begin()
         acted = self._follow(acted)
+        self._shorten()
         self.phase(stage)
         if phase.output is not None:
             with torch.no_grad():
                 self.result.outputs[stage.key] = phase.output()
         self._follow(acted)
 
-    def _targets(self) -> list[tuple[str, ...]]:
-        """The backbone's tensors that each module alters."""
+    def _acting(self) -> list[Collection[object]]:
+        """The backbone's tensors that each module alters, and what acts where on activations and rows."""
         if not isinstance(self.hybrid, Hybrid):
             return []
         found = (getattr(module, "weight_targets", tuple) for module in self.hybrid.modules.values())
-        return [tuple(target.key for target in targets()) for targets in found]
+        return [*(tuple(t.key for t in targets()) for targets in found), self.hybrid.injection.acting()]
 
-    def _follow(self, before: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-        """Act on the tensors that modules alter now, where these are others than `before`."""
-        now = self._targets()
+    def _follow(self, before: list[Collection[object]]) -> list[Collection[object]]:
+        """Act where modules act now, where this is elsewhere than `before`."""
+        now = self._acting()
         if now != before:
             self.refresh()
         return now
 
     def refresh(self) -> None:
-        """Act on the tensors that modules alter now."""
+        """Act where modules act now."""
         if isinstance(self.hybrid, Hybrid):
             self.hybrid.refresh()
+
+    def _shorten(self) -> None:
+        """Find the shortest forward anew, where modules act elsewhere than when it was found."""
+        if not isinstance(self.hybrid, Hybrid) or self.hybrid.injection.revision == self.revision:
+            return
+        state = generator_state(self.device)
+        self.forward = shortest_forward(self.hybrid, self.data, self.plan, dropout=self.dropout)
+        restore_generator(state, self.device)
+        self.gradient.forward, self.revision = self.forward, self.hybrid.injection.revision
 
     def conclude(self) -> None:
         """Let methods conclude from the rows what they do, where the training came to its end."""
@@ -296,7 +310,7 @@ class _Run:
             owners = [*modules, *self.policies.terms]
             outer = Outer(phase.outer, self.gradient, owners, optimizer, batches, learners)
         self.result.stopped = "done"
-        acted = self._targets()
+        acted = self._acting()
 
         def take(local: int) -> None:
             nonlocal acted
@@ -342,7 +356,6 @@ class _Run:
             size = plan.batch_size if count is None else count
             return plain.batches(split, size, shuffle=True, seed=plan.seed, device=self.device, among=among)
 
-        dropout = plan.trains_with_dropout(hybrid.recipe.training)
         return PhaseSession(
             own=steps,
             optimizer=optimizer,
@@ -350,7 +363,7 @@ class _Run:
             forward=plain,
             gradient=self.gradient,
             rows=rows,
-            drawing=lambda: training_mode(hybrid.model, hybrid.modules.values(), dropout=dropout),
+            drawing=lambda: training_mode(hybrid.model, hybrid.modules.values(), dropout=self.dropout),
             learners=learners,
         )
 

@@ -82,17 +82,36 @@ def test_what_belongs_to_one_entry_is_spread_over_its_rows_alone() -> None:
     assert images.spread(torch.ones(1, 1, 1), like, "a")[..., 0].tolist() == [[0, 0, 1, 0, 0]] * 2
 
 
-def test_the_rows_of_one_entry_are_filled_anew_and_no_others() -> None:
-    owners = (("a", 1), ("b", 2))
-    states, rows = torch.arange(5.0).expand(2, 5)[..., None], torch.tensor([[[7.0], [8.0]]]).expand(2, -1, -1)
-    front = Reserved(3, 2, owners=owners)
-    assert front.refilled(states, rows, "b")[..., 0].tolist() == [[0, 7, 8, 3, 4]] * 2
-    images = Reserved(3, right=True, owners=owners)
-    assert images.refilled(states, rows, "b")[..., 0].tolist() == [[0, 1, 2, 7, 8]] * 2
-    # reserved: a in front, b behind the first token
-    among = replace(reserve([Slot(1), Slot(2, offset=1)], _mask([1, 2], left=False), 2), owners=owners)
-    assert among.refilled(states, rows, "b")[..., 0].tolist() == [[0, 1, 7, 8, 4]] * 2
-    assert among.refilled(states, rows[:, :1], "a")[..., 0].tolist() == [[7, 1, 2, 3, 4]] * 2
+@given(SLOTS, st.lists(st.integers(1, 5), min_size=1, max_size=3), st.booleans(), st.booleans())
+def test_what_belongs_to_one_entry_is_found_and_put_anew(
+    slots: list[Slot], lengths: list[int], left: bool, right: bool
+) -> None:
+    mask = _mask(lengths, left=left)
+    owners = tuple((str(i), slot.length) for i, slot in enumerate(slots))
+    count = sum(slot.length for slot in slots)
+    found = Reserved(count, right=True) if right else reserve(slots, mask, mask.shape[1])
+    reserved = replace(found, owners=owners)
+    text = torch.arange(mask.shape[1]).expand(len(mask), -1)
+    rows = torch.arange(100, 100 + count).expand(len(mask), -1)
+    states = reserved.around(text, rows)
+    for owner, part in zip((name for name, _ in owners), rows.split([n for _, n in owners], 1), strict=True):
+        assert torch.equal(reserved.own(states, owner), part)
+        other = reserved.renewed(states, part + 1000, owner)
+        assert torch.equal(reserved.own(other, owner), part + 1000)
+        assert torch.equal(reserved.renewed(other, part, owner), states)
+        assert int((other != states).sum()) == part.numel()
+
+
+def test_rows_that_layers_put_in_are_told_from_those_of_the_embeddings() -> None:
+    reserved = Reserved(3, 2, owners=(("a", 3),))
+    assert reserved.late == 0
+    longer = reserved.led_by((("b", 2),), 2)
+    assert (longer.count, longer.late) == (5, 2)
+    assert longer.led_by((("c", 1),), 2).late == 3
+
+
+def test_rows_that_are_made_anew_add_none() -> None:
+    assert (Slot(3).adds, Slot(3, renews=True).adds) == (3, 0)
 
 
 @pytest.mark.parametrize("right", [False, True])

@@ -47,6 +47,7 @@ SPECS = {
     "aprompt": LAYERED,
     "lpt": LAYERED,
     "prefix_propagation": LAYERED,
+    "selective_prompt": LAYERED,
 }
 PAIR = {"at.*.A": KAIMING, "at.*.B": ZEROS}
 KRONECKER = {"at.*.A": ZEROS, "at.*.B": KAIMING}
@@ -136,6 +137,19 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
     "idpg": ({}, {"generator.*": normal(0.05), "biases.*": uniform(0.5)}),
     "lpt": ({}, {"down.*": linear(WIDTH), "up.*": linear(128)}),
     "lpt-table": ({"generator": "none"}, {"table": NORMAL}),
+    "selective_prompt": (
+        {"keep": 1},
+        {"down.*": linear(WIDTH), "up.*": linear(128), "gates": ZEROS},
+    ),
+    "selective_prompt-phm": (
+        {"keep": 1, "bottleneck": 800, "phm_dim": 8},
+        {
+            **{f"{maps}.{factor}": normal(0.05) for maps in ("down", "up") for factor in ("rules", "weight")},
+            "down.bias": linear(WIDTH),
+            "up.bias": linear(800),
+            "gates": ZEROS,
+        },
+    ),
     "pafi": ({}, {"entries.values": ZEROS}),
     "coda": ({"bottleneck": 100}, {**ADAPTER, "at.*.router": NORMAL}),
     "parallel_adapter": ({}, ADAPTER),

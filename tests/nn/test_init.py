@@ -52,6 +52,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Mapping[str, Law]]] = {
         lambda: _put_in(bricks.SettledAdapter(300, 1500, dropout=0.1, drop_path=0.1)),
         {"inner.down.weight": KAIMING, "inner.down.bias": linear(300), "inner.up.*": ZEROS},
     ),
+    "StackedMaps": (lambda: bricks.StackedMaps(4, 100, 60, None, shared=False), {"*": linear(100)}),
+    "StackedMaps-phm": (
+        lambda: bricks.StackedMaps(8, 100, 200, 20, shared=False),
+        {"rules": normal(0.05), "weight": normal(0.05), "bias": linear(100)},
+    ),
     "RowDelta": (lambda: bricks.RowDelta(7, 9, 3, bias=True), {"*": ZEROS}),
     "LowRankPair-reset": (lambda: _reset(bricks.LowRankPair(100, 60, 20)), PAIR),
     "NestedPair": (

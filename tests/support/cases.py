@@ -64,6 +64,27 @@ CASES: dict[str, tuple[str, Any]] = {
     "lpt-table": ("model", {"lpt": {"length": 3, "dropout": 0.0, "generator": "none"}}),
     "aprompt": ("model", {"aprompt": {"length": 2, "kv_length": 3, "qk_width": 4, "positions": 24}}),
     "aprompt-scores": ("model", {"aprompt": {"length": 0, "kv_length": 0, "qk_width": 2}}),
+    "selective-prompt": (
+        "model",
+        {"selective_prompt": {"length": 3, "keep": 1, "bottleneck": 4, "dropout": 0.0}},
+    ),
+    "selective-prompt-shared": (
+        "model",
+        {
+            "selective_prompt": {
+                "length": 2,
+                "keep": 2,
+                "bottleneck": 4,
+                "phm_dim": 2,
+                "shared": True,
+                "dropout": 0.0,
+            }
+        },
+    ),
+    "selective-prompt-all": (
+        "model",
+        {"selective_prompt": {"length": 2, "bottleneck": 4, "dropout": 0.0}},
+    ),
     "prefix-propagation": ("model", {"prefix_propagation": {"length": 3, "dropout": 0.0}}),
     "bitfit": ("model", "bitfit"),
     "bitfit-layers": ("layers", "bitfit"),

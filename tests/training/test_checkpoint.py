@@ -67,7 +67,7 @@ def optimized(name: str) -> Recipe:
 
 # Trainings in stages can only be started anew.
 SEARCHING = ("lt-sft", "u-diff-pruning", "s-diff-pruning", "u-bitfit", "s-bitfit")
-STAGED = ("periodic-lora", "autolora", "far", "far-rest", "tpt", "xprompt", *SEARCHING)
+STAGED = ("periodic-lora", "autolora", "far", "far-rest", "tpt", "xprompt", "selective-prompt", *SEARCHING)
 ALL.update({case: recipe_of(case) for case in ON_ENCODERS})
 PROMPT = {"spot": {"length": 4}, "from": "source"}
 ALL["from another"] = Recipe.from_dict({"inputs": INPUTS, "model": [PROMPT]})

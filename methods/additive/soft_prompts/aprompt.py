@@ -63,14 +63,14 @@ class AttentionPrompts(nn.Module):
             table.initialise_prompt(embedding)
 
     def slots(self, site: Site) -> Sequence[Slot]:
-        return (Slot(self.length),) if site.layer is None else ()
+        if site.layer is None:
+            return (Slot(self.length),)
+        return (Slot(self.length, renews=True),) if site.key in self.inputs else ()
 
     def prompt(self, site: Site, x: Tensor, call: Call) -> Tensor:
-        rows: Tensor = self.first[site].prompt(site, x, call)
-        return rows
-
-    def refill(self, site: Site, x: Tensor, call: Call) -> Tensor:
-        rows: Tensor = self.inputs[site.key][None]
+        rows: Tensor = (
+            self.first[site].prompt(site, x, call) if site.layer is None else self.inputs[site.key][None]
+        )
         return rows
 
     def key_value(self, site: Site, x: Tensor, call: Call) -> tuple[Tensor, Tensor]:

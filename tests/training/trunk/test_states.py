@@ -19,6 +19,7 @@ from autopeft.recipe import Recipe
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.training import TrainingPlan, run_trial
 from autopeft.training.forward import Forward, shortest_forward
+from autopeft.training.loop import train
 from autopeft.training.trunk import Trunk, store
 from autopeft.training.trunk import states as trunk_states
 
@@ -364,3 +365,39 @@ def test_rows_among_the_tokens_keep_the_last_layer_whole(name: str) -> None:
     plain, theirs = gradients(hybrid, Forward(hybrid.model), split)
     torch.testing.assert_close(logits, plain)
     assert_close(ours, theirs, 1e-6)
+
+
+# Phases
+# ----------------------------------------------------------------------------------------------------
+
+
+def test_a_phase_has_the_layers_that_it_leaves_alone_from_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search acts in front of every layer, what it has found in front of the last one alone."""
+    depths: list[dict[str, int]] = []
+
+    def found(*args: Any, **kwargs: Any) -> Forward:
+        forward = shortest_forward(*args, **kwargs)
+        depths.append(dict(forward.trunk.depths) if forward.trunk is not None else {})
+        return forward
+
+    monkeypatch.setattr("autopeft.training.loop.shortest_forward", found)
+    made = recipe(model=[{"selective_prompt": {"keep": 1, "length": 3, "dropout": 0.0}}])
+    losses = []
+    for shortcuts in (True, False):
+        hybrid = hybrid_on("bert", made)
+        module: Any = hybrid.modules["selective_prompt"]
+        module._best = lambda: torch.tensor([LAYERS - 1])
+        plan = TrainingPlan(steps=8, batch_size=8, max_length=16, shortcuts=shortcuts)
+        losses.append(train(hybrid, encoded_rows_task("bert"), plan).losses)
+    assert depths == [{}, {"encoder": LAYERS - 1}, {}, {}]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_a_prompt_that_gets_shorter_moves_what_the_head_reads() -> None:
+    item = {"xprompt": {"length": 6, "pieces": 4, "init": "uniform", "token_rate": 0.5}}
+    losses = []
+    for shortcuts in (True, False):
+        hybrid = attach(classifier("bert"), recipe(model=[item]), seed=0)
+        plan = TrainingPlan(steps=8, batch_size=8, max_length=16, shortcuts=shortcuts)
+        losses.append(train(hybrid, encoded_rows_task("bert"), plan).losses)
+    np.testing.assert_allclose(*losses, rtol=1e-4)
