@@ -132,8 +132,8 @@ def _check_together(graphs: Sequence[CompositionGraph], roots: Sequence[Root]) -
     late = [name for graph, root in zip(graphs, roots, strict=True) for name in _late(graph, root)]
     if late:
         raise CompositionError(
-            f"{late[0]} makes the sequence longer from a layer on, which it can for one hybrid only; attach "
-            "them one at a time."
+            f"{late[0]} puts rows in front of layers, which it can for one hybrid only; attach them one at a "
+            "time."
         )
     lengths = [_reserved(graph, root) for graph, root in zip(graphs, roots, strict=True)]
     if len(set(lengths)) == 1:
@@ -155,13 +155,11 @@ def _check_together(graphs: Sequence[CompositionGraph], roots: Sequence[Root]) -
 
 
 def _late(graph: CompositionGraph, root: Root) -> list[str]:
-    """The entries that put rows in front of layers."""
+    """The entries that put rows in front of layers, or make them anew there."""
     modules: Mapping[str, Any] = dict(root.named_children())
     prompting = [entry for entry in graph.entries.values() if "prompt" in entry.ways]
     return [
-        e.name
-        for e in prompting
-        if reserved_rows(modules[e.name], [s for s in e.sites if s.layer is not None])
+        e.name for e in prompting if any(modules[e.name].slots(s) for s in e.sites if s.layer is not None)
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from autopeft.backbones import Layout, Place, StackPlaces, projection_of
 from autopeft.errors import CompositionError, SiteError
@@ -19,6 +19,7 @@ from autopeft.injection.frames import frames
 from autopeft.injection.lanes import LayerHooks
 from autopeft.injection.late import LateHooks, require_front
 from autopeft.injection.logits import LogitsHook, logits_modules
+from autopeft.injection.owners import configs_of, owners_of
 from autopeft.injection.regions import Narrowed, RegionForward, narrowed
 from autopeft.injection.sequence import PoolerHooks, RootHooks
 from autopeft.injection.threads import Forwards
@@ -27,7 +28,7 @@ from autopeft.injection.weights import ParameterPatch, Part, WeightHooks
 from autopeft.method import BARE, Slot, WeightTarget
 from autopeft.spec import Site
 
-__all__ = ["Injection", "owners_of"]
+__all__ = ["Injection"]
 
 
 class Injection:
@@ -483,25 +484,3 @@ class Injection:
         """The module that reads the first row, where this base model has one."""
         pooler = getattr(self.base, self.layout.family.pooler or "", None)
         return pooler if isinstance(pooler, nn.Module) else None
-
-
-def owners_of(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
-    """By a parameter's id, the modules that hold it and the name that it has there."""
-    owners: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in model.modules():
-        for leaf, parameter in module._parameters.items():
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append((module, leaf))
-    return owners
-
-
-def configs_of(base: nn.Module, stacks: list[StackPlaces]) -> list[PreTrainedConfig]:
-    """Every config object that the attention modules and the roots of these stacks read, once each."""
-    modules = [base.get_submodule(s.map.root) for s in stacks]
-    modules += [base.get_submodule(p.entry) for s in stacks for p in s.places if p.attends]
-    found: dict[int, PreTrainedConfig] = {}
-    for module in modules:
-        config = getattr(module, "config", None)
-        if isinstance(config, PreTrainedConfig):
-            found[id(config)] = config
-    return list(found.values())

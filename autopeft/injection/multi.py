@@ -10,9 +10,10 @@ from torch.utils.hooks import RemovableHandle
 
 from autopeft.backbones import Place
 from autopeft.injection.frames import frames
-from autopeft.injection.install import Injection, owners_of
+from autopeft.injection.install import Injection
 from autopeft.injection.lanes import BiasHooks, LaneAttentionHooks, LaneHooks, LayerHooks, StackBias
 from autopeft.injection.multi_roots import ModelHooks, MultiRootHooks
+from autopeft.injection.owners import owners_of
 from autopeft.injection.threads import Forwards
 from autopeft.injection.undispatched import OwnForward
 from autopeft.injection.weights import Replacement, WeightHooks

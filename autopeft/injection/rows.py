@@ -21,7 +21,7 @@ from autopeft.graph import CompositionGraph, is_rowwise_in
 from autopeft.injection.attention import DELEGATES, attention_behind
 from autopeft.injection.dispatch import first_input, with_input
 from autopeft.injection.frames import READ, frames
-from autopeft.injection.install import configs_of
+from autopeft.injection.owners import configs_of
 from autopeft.injection.positions import Position, spread, take
 from autopeft.injection.regions import serves_itself
 from autopeft.injection.undispatched import dispatching

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import BertConfig, PreTrainedModel, T5Config
 
 from autopeft.backbones import base_model_of, spec_of
-from autopeft.errors import MethodError
-from autopeft.hybrid import Hybrid, attach
+from autopeft.errors import CompositionError, MethodError
+from autopeft.hybrid import Hybrid, attach, attach_many
 from autopeft.injection.rows import ReadRows
 from autopeft.recipe import Recipe
 from autopeft.training.losses import logits_of
@@ -206,8 +206,14 @@ def test_tokens_behind_the_last_position_have_no_query_key_prompts() -> None:
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])
 def test_hybrids_of_one_model(name: str) -> None:
     lora = {"lora": {"rank": 2}}
-    recipes = [recipe(), recipe(lora, length=2, kv_length=1, qk_width=2), recipe(length=2, qk_width=0)]
+    recipes = [
+        recipe(length=0),
+        recipe(lora, length=0, kv_length=1, qk_width=2),
+        recipe(length=0, qk_width=0),
+    ]
     assert_equals_alone(classifier(name).double(), name, recipes)
+    with pytest.raises(CompositionError, match="in front of layers"):
+        attach_many(classifier(name), [recipe(), recipe()])
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
