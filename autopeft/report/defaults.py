@@ -15,7 +15,8 @@ from autopeft.report.sheet import Sheet
 __all__ = ["Default", "Published", "Training", "published_defaults", "read_defaults", "sources_sheet"]
 
 OWN = "own"
-_CITED = re.compile(r"(arXiv:\d{4}\.\d{4,5}( §[\d.]+)?|[\w.-]+/[\w.-]+( [\w./+-]+\.\w+)+)( \(from memory\))?")
+_PAPER = r"(arXiv:\d{4}\.\d{4,5}|ACL:\d{4}\.[\w-]+\.\d+)"
+_CITED = re.compile(rf"({_PAPER}( §[\d.]+)?|[\w.-]+/[\w.-]+( [\w./+-]+\.\w+)+)( \(from memory\))?")
 
 Text = str | bool | int | float
 """A cell: words, or a bare value."""
@@ -32,8 +33,8 @@ class Default(_Strict):
         default: what the config has; of `sites`, the sites of a recipe that names none.
         means: where the default is null, what it comes to beside the other defaults.
         published: what the source has, where this project has something else.
-        source: papers (`arXiv:ID §place`) and files (`owner/repository file …`), separated by semicolons, or
-            `own`: nobody has published a default.
+        source: papers (`arXiv:ID §place`, or `ACL:ID` of the ACL Anthology) and files (`owner/repository
+            file …`), separated by semicolons, or `own`: nobody has published a default.
         why: why the default is not what was published, or why it was chosen.
     """
 
@@ -47,8 +48,8 @@ class Default(_Strict):
     def _says_where_from(self) -> Default:
         if self.source != OWN and not all(_CITED.fullmatch(s) for s in self.source.split("; ")):
             raise ValueError(
-                f"source {self.source!r} must be 'own', 'arXiv:ID' with an optional §, or 'owner/repository "
-                "file …'; separate several by '; '"
+                f"source {self.source!r} must be 'own', 'arXiv:ID' or 'ACL:ID' with an optional §, or "
+                "'owner/repository file …'; separate several by '; '"
             )
         if self.source == OWN and self.published is not None:
             raise ValueError("what was published has a source other than 'own'")
@@ -78,7 +79,7 @@ class Training(_Strict):
 class Published(_Strict):
     """The defaults of one method or composition, by option, and the authors' training."""
 
-    paper: str = Field(pattern=r"^arXiv:\d{4}\.\d{4,5}(; arXiv:\d{4}\.\d{4,5})*$")
+    paper: str = Field(pattern=rf"^{_PAPER}(; {_PAPER})*$")
     options: dict[str, Default]
     training: Training
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 __all__ = ["cell", "drawing", "prose", "sheet_table", "table", "yaml_block"]
 
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+_ACL = re.compile(r"ACL:(\d{4}\.[\w-]+\.\d+)")
 _MARKS = re.compile(r"([\\*_\[\]<>|#])")
 
 
@@ -19,7 +20,8 @@ def escaped(text: str) -> str:
 
 
 def linked(text: str) -> str:
-    """arXiv numbers as links."""
+    """Numbers of arXiv and of the ACL Anthology as links."""
+    text = _ACL.sub(r"[ACL:\1](https://aclanthology.org/\1)", text)
     return _ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 
 

@@ -64,11 +64,11 @@ REFUSED = {
         if case.startswith("xattn") and name not in ENCODER_DECODERS
     },
     **{("coda", name): "causal" for name in DECODERS},
-    ("infoprompt", "vit"): "text input",
+    **{(case, "vit"): "text input" for case in ("infoprompt", "dept")},
 }
 PAIRS = [(c, a) for c in CASES for a in ARCHITECTURES if (c, a) not in REFUSED]
 # What is made of the whole text is refused a cache where a text is written on.
-OF_TEXTS = ("idpg", "idpg-sentence", "infoprompt", "lpt", "lpt-appg")
+OF_TEXTS = ("idpg", "idpg-sentence", "infoprompt", "lpt", "lpt-appg", "smop", "smop-two")
 ON_DECODERS = [
     (c, a)
     for c, a in PAIRS
@@ -328,7 +328,7 @@ WITHOUT_IDENTITY = (
     *("prefix", "prefix-mlp", "p-tuning-v2", "p-tuning-v2-mlp"),
     *("prompt", "p-tuning", "p-tuning-slots", "idpg", "idpg-sentence", "infoprompt"),
     *("spot", "tpt", "xprompt"),
-    *("lpt", "lpt-appg", "lpt-table", "prefix-propagation"),
+    *("lpt", "lpt-appg", "lpt-table", "prefix-propagation", "smop", "smop-two", "dept"),
     *("gate", "route-sequence", "mov-top", "weight-drop", "coda"),
 )
 
