@@ -42,10 +42,11 @@ class PromptTable(nn.Module):
         ones of the first 5,000."""
         length, known = len(self.table), min(_FREQUENT, len(embedding))
         if self.words is not None:
-            if max(self.words) >= len(embedding):
+            wrong = next((word for word in self.words if not 0 <= word < len(embedding)), None)
+            if wrong is not None:
                 raise MethodError(
-                    f"A prompt is to begin as the token {max(self.words)}, but this vocabulary has "
-                    f"{len(embedding):,}; give ids of this model's tokenizer."
+                    f"A prompt is to begin as the token {wrong}, but this vocabulary has those from 0 to "
+                    f"{len(embedding) - 1:,}; give ids of this model's tokenizer."
                 )
             rows = torch.tensor(self.words).repeat(-(-length // len(self.words)))
         elif self.init == "vocabulary":

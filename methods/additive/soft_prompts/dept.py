@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, NonNegativeInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
@@ -96,7 +96,7 @@ class DePT:
         alpha: float = Field(default=8.0, gt=0, le=1024, description="α")
         max_length: int = Field(default=256, ge=1, le=1 << 20, description="s, in tokens")
         init: PromptInit = Field(default="vocabulary", description="what the prompt begins as")
-        words: tuple[NonNegativeInt, ...] | None = Field(
+        words: tuple[int, ...] | None = Field(
             default=None, min_length=1, description="ids of the tokens that the prompt begins as"
         )
 

@@ -233,8 +233,9 @@ def test_the_prompt_begins_as_the_words_of_a_text() -> None:
         with attach(model, recipe(words=words)) as hybrid:
             module: Any = hybrid.modules["dept"]
             assert torch.equal(module.table, table[torch.tensor(ids)])
-    with pytest.raises(MethodError, match="ids of this model's tokenizer"):
-        attach(model, recipe(words=[50]))
+    for wrong in (50, -1):
+        with pytest.raises(MethodError, match=f"the token {wrong}, .*ids of this model's tokenizer"):
+            attach(model, recipe(words=[4, wrong]))
 
 
 def test_it_starts_from_a_prompt_or_from_one_with_its_update() -> None:
