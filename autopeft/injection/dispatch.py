@@ -111,6 +111,8 @@ class SiteDispatcher:
         if self.token in frames.bare:
             return y
         site = self.place.site
+        if site.kind == "embeddings":
+            return self._embedded(x, y)
         if self.outputs:
             if self.spans:
                 x = frames.captured.pop((self.token, site.key, "x"))
@@ -120,6 +122,17 @@ class SiteDispatcher:
                 )
             y = self._fold(x, y)
             frames.captured.pop((self.token, site.key, "residual"), None)
+        return y
+
+    def _embedded(self, x: Tensor | None, y: Tensor) -> Tensor:
+        """What a table of embeddings yields, altered once in a forward of its stack: GPT-2 looks its token
+        types up in the same table, and others may call it too. Embeddings that were given do not come by."""
+        stack = (self.token, self.place.site.stack)
+        if stack in frames.embedded or frames.context(*stack).lost:
+            return y
+        frames.embedded.add(stack)
+        if self.outputs and x is not None:
+            y = self._fold(x, y)
         return self._fill(y) if self.prompts else y
 
     def _fold(self, x: Tensor, y: Tensor) -> Tensor:
@@ -138,13 +151,10 @@ class SiteDispatcher:
         return y + nn.functional.pad(delta, (part[0], width - part[1]))
 
     def _fill(self, y: Tensor) -> Tensor:
-        stack = (self.token, self.place.site.stack)
-        context = frames.context(*stack)
+        context = frames.context(self.token, self.place.site.stack)
         reserved = context.reserved
-        # Once in a forward: GPT-2 looks its token types up in the same table.
-        if reserved.count == 0 or stack in frames.filled:
+        if reserved.count == 0:
             return y
-        frames.filled.add(stack)
         x = y if reserved.right else reserved.text(y)  # an image was not made longer before
         rows = torch.cat(made_by(self.prompts, x, Call(context)), dim=1)
         return torch.cat([y, rows], dim=1) if reserved.right else reserved.filled(y, rows)

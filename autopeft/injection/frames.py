@@ -88,7 +88,7 @@ class Kept:
 
 class Frames(threading.local):
     """Contexts by (hybrid, stack), what regions captured on their way in by (hybrid, site, name), and the
-    (hybrid, stack) whose reserved rows hold their prompts already.
+    (hybrid, stack) whose embeddings are as the hybrid has them already, reserved rows filled.
 
     `bare` are the hybrids of which nothing acts at the moment, since the bare backbone runs before theirs.
 
@@ -102,7 +102,7 @@ class Frames(threading.local):
     def __init__(self) -> None:
         self.contexts: dict[tuple[int, str], Context] = {}
         self.captured: dict[tuple[int, str, str], Tensor] = {}
-        self.filled: set[tuple[int, str]] = set()
+        self.embedded: set[tuple[int, str]] = set()
         self.bare: set[int] = set()
         self.splits: dict[int, Split] = {}
         self.open: set[int] = set()
@@ -146,7 +146,7 @@ class Frames(threading.local):
         self.alone.pop(token, None)
         self.bare.discard(token)
         self.contexts = {k: v for k, v in self.contexts.items() if k[0] != token}
-        self.filled = {k for k in self.filled if k[0] != token}
+        self.embedded = {k for k in self.embedded if k[0] != token}
         self.forget_captured(token)
 
 

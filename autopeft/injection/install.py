@@ -447,15 +447,12 @@ class Injection:
         two = len(self.layout.stacks) > 1
         hooks: list[RootHooks] = []
         for stack in self.layout.stacks:
-            place = self.places.get(f"{stack.map.name}-embeddings")
-            prompts = () if place is None else self._prompts(place)
             source = next((r for r in hooks if r.keep), None)
-            hooks.append(self._root(stack, prompts, two, source))
+            hooks.append(self._root(stack, two, source))
         return hooks
 
-    def _root(
-        self, stack: StackPlaces, prompts: tuple[BoundModule, ...], two: bool, source: RootHooks | None
-    ) -> RootHooks:
+    def _root(self, stack: StackPlaces, two: bool, source: RootHooks | None) -> RootHooks:
+        place = self.places.get(f"{stack.map.name}-embeddings")
         entries = [e for e in self.graph.entries.values() if any(s.stack == stack.map.name for s in e.sites)]
         pad_id = self.layout.padding_id(self.base.config)
         first = ((pad_id or 0) + 1) if self.layout.family.position_offset == "padding" else 0
@@ -463,7 +460,8 @@ class Injection:
             stack.map,
             self.graph.spec,
             self.token,
-            prompts,
+            () if place is None else self._prompts(place),
+            () if place is None else tuple(bind(self.graph, self.modules, place.site, "output")),
             keep=two and stack.map.name == "encoder",
             source=source if stack.map.name == "decoder" else None,
             late=tuple(p for index in range(len(stack.layers)) for p in self._late(stack, index)),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from autopeft.backbones import StackMap
+from autopeft.composition import Child
 from autopeft.errors import CompositionError, UsageError
 from autopeft.injection.bind import BoundModule, made_by
 from autopeft.injection.frames import CONTEXT, frames
@@ -39,6 +40,7 @@ class RootHooks:
         spec: the backbone.
         token: the hybrid's.
         prompts: what fills the reserved rows, in order.
+        hooks: what acts on the embeddings, which a forward that is given them does not look up.
         keep: rows stay in the output (a decoder attends to them).
         source: for a decoder, the encoder's hooks, whose prompts add rows to what it attends to.
         late: what may put rows in front of layers of this stack.
@@ -53,6 +55,7 @@ class RootHooks:
     spec: BackboneSpec
     token: int
     prompts: tuple[BoundModule, ...] = ()
+    hooks: tuple[Child, ...] = ()
     keep: bool = False
     source: RootHooks | None = None
     late: tuple[BoundModule, ...] = ()
@@ -130,17 +133,32 @@ class RootHooks:
             earlier=replace(reserved, tokens=_tokens(inputs, given, reserved)) if cached else Reserved(),
             features=features or {},
             cached=cached,
+            past=max(_past(inputs) - self.rows, 0),
             hybrid=self.token,
             further=frames.further,
         )
         if reserved.count and self.spec.modality == "text" and not cached:
             self._extend_tokens(inputs, context)
         frames.contexts[(self.token, self.stack.name)] = context
-        if reserved.count and inputs.get("inputs_embeds") is not None:
-            frames.filled.add((self.token, self.stack.name))
-        else:
-            frames.filled.discard((self.token, self.stack.name))
+        frames.embedded.discard((self.token, self.stack.name))
+        if inputs.get("inputs_embeds") is not None:
+            inputs["inputs_embeds"] = self._embedded(inputs["inputs_embeds"], context)
+            frames.embedded.add((self.token, self.stack.name))
         return context
+
+    def _embedded(self, embeds: Tensor, context: Context) -> Tensor:
+        """Embeddings that the forward was given (batch, tokens, width), as they would be had it looked them
+        up."""
+        reserved, call = context.reserved, Call(context)
+        if reserved.count:
+            embeds = reserved.around(embeds, embeds.new_zeros(len(embeds), reserved.count, embeds.shape[2]))
+        found = embeds
+        for child in self.hooks:
+            found = found + child.delta(embeds, embeds, call)
+        if not reserved.count:
+            return found
+        text = reserved.text(found)
+        return reserved.filled(found, torch.cat(made_by(self.prompts, text, call), dim=1))
 
     def _reserve(self, inputs: dict[str, Any], cached: bool) -> Reserved:
         """Where the rows come to lie among the positions of the mask, or of the text where there is none."""
@@ -201,15 +219,12 @@ class RootHooks:
         inputs["position_ids"] = moved
 
     def _extend_tokens(self, inputs: dict[str, Any], context: Context) -> None:
-        ids, embeds, types = (inputs.get(k) for k in ("input_ids", "inputs_embeds", "token_type_ids"))
+        ids, types = inputs.get("input_ids"), inputs.get("token_type_ids")
         reserved, length = context.reserved, int(context.reserved.tokens or 0)
         if ids is not None:
             inputs["input_ids"] = reserved.around(
                 ids, ids.new_full((ids.shape[0], reserved.count), self.dummy_id)
             )
-        elif embeds is not None:
-            rows = torch.cat(made_by(self.prompts, embeds, Call(context)), dim=1)
-            inputs["inputs_embeds"] = reserved.around(embeds, rows)
         if types is not None:
             inputs["token_type_ids"] = reserved.around(types, types.new_zeros(types.shape[0], reserved.count))
         limit = self.spec.max_positions

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -173,6 +174,7 @@ class Context:
         features: what is known of the batch, by name: of the pre-pass (`BARE`), or what a module has put in
             at a site before this one, under a name that begins with its method's.
         cached: whether keys and values of earlier positions come from a cache (a decoding step).
+        past: how many positions of the text these are, reserved rows left out.
         hybrid: token of the hybrid that this forward belongs to.
         further: it is a further forward of a step (`LossStep.again`), of which the modules' own terms of the
             loss are not made.
@@ -188,9 +190,19 @@ class Context:
     earlier: Reserved = Reserved()  # noqa: RUF009 (frozen)
     features: dict[str, Tensor] = field(default_factory=dict, compare=False)
     cached: bool = False
+    past: int = 0
     hybrid: int = 0
     further: bool = False
     lost: bool = False
+
+    def numbers(self, tokens: int) -> Tensor:
+        """Which real token of its text each of the `tokens` positions of text in this forward is, from 0 on,
+        (1 or batch, tokens): on whichever side padding is, and behind those that a cache holds. Padding has
+        the number of the token before it, or 0."""
+        end = self.past + tokens
+        if self.text_mask is None:
+            return torch.arange(self.past, end)[None]
+        return (self.text_mask.long().cumsum(1) - 1).clamp(min=0)[:, self.past : end]
 
 
 @dataclass(frozen=True)

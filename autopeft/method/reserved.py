@@ -103,6 +103,16 @@ class Reserved:
         longer = longer.scatter(1, _index(self.kept, longer, text.shape[1]), text)
         return longer.scatter(1, _index(self.columns, longer, self.count), rows)
 
+    def placed(self, text: Tensor, like: Tensor) -> Tensor:
+        """`text` (1 or batch, tokens, width) at the positions of the text, and zeros elsewhere, in the shape
+        of `like` (batch, positions, width)."""
+        whole = text.expand(like.shape[0], -1, -1)
+        if self.kept is not None:
+            zeros = torch.zeros_like(like, dtype=text.dtype)
+            return zeros.scatter(1, _index(self.kept, zeros, text.shape[1]), whole)
+        ahead = 0 if self.right else self.count
+        return pad(whole, (0, 0, ahead, like.shape[1] - ahead - text.shape[1]))
+
     def led_by(self, owners: tuple[tuple[str, int], ...], tokens: int) -> Reserved:
         """These rows behind those of `owners`, which a layer puts in front of all positions (of images: at
         the end)."""

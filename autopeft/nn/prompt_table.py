@@ -22,12 +22,13 @@ _FREQUENT = 5000
 class PromptTable(nn.Module):
     """A prompt (length, d) in front of the embeddings, the parameter `table`.
 
-    From `uniform` [−0.5, 0.5], `normal` N(0, 0.02), or `vocabulary`, rows of the token embedding.
+    From `uniform` [−0.5, 0.5], `normal` N(0, 0.02), or `vocabulary`, rows of the token embedding. With
+    `words`, ids of tokens, it begins as their embeddings, repeated or cut to the length.
     """
 
-    def __init__(self, length: int, width: int, init: PromptInit) -> None:
+    def __init__(self, length: int, width: int, init: PromptInit, words: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.init = init
+        self.init, self.words = init, words
         self.table = nn.Parameter(torch.empty(length, width))
         # Drawn here, so that the seed of the modules' init settles which rows are copied later.
         self._seed = int(torch.randint(2**62, ()))
@@ -37,14 +38,24 @@ class PromptTable(nn.Module):
             nn.init.uniform_(self.table, -0.5, 0.5)
 
     def initialise_prompt(self, embedding: Tensor) -> None:
-        """With init `vocabulary`, copy random rows of the 5,000 first token embeddings; takes (V, d)."""
-        if self.init != "vocabulary":
+        """Copy rows of the token embeddings (V, d): those of the `words`, or with init `vocabulary` random
+        ones of the first 5,000."""
+        length, known = len(self.table), min(_FREQUENT, len(embedding))
+        if self.words is not None:
+            wrong = next((word for word in self.words if not 0 <= word < len(embedding)), None)
+            if wrong is not None:
+                raise MethodError(
+                    f"A prompt is to begin as the token {wrong}, but this vocabulary has those from 0 to "
+                    f"{len(embedding) - 1:,}; give ids of this model's tokenizer."
+                )
+            rows = torch.tensor(self.words).repeat(-(-length // len(self.words)))
+        elif self.init == "vocabulary":
+            draw = torch.Generator().manual_seed(self._seed)
+            rows = torch.cat([torch.randperm(known, generator=draw) for _ in range(-(-length // known))])
+        else:
             return
-        known = min(_FREQUENT, embedding.shape[0])
-        draw = torch.Generator().manual_seed(self._seed)
-        rows = torch.cat([torch.randperm(known, generator=draw) for _ in range(-(-len(self.table) // known))])
         with torch.no_grad():
-            self.table.copy_(embedding[rows[: len(self.table)].to(embedding.device)])
+            self.table.copy_(embedding[rows[:length].to(embedding.device)])
 
     @torch.no_grad()
     def start_from(self, stored: tuple[Stored, ...]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ class Router(nn.Module):
 
     With `top_k` all but the k largest weights of a row become exactly 0, and with `renormalize` those left
     sum to 1. Soft weights and top-k without renormalisation: Zadouri et al. 2024, arXiv:2309.05444;
-    renormalised top-k and the loss: Li et al. 2024, arXiv:2404.15159.
+    renormalised top-k and the loss: Li et al. 2024, arXiv:2404.15159. W may be orthogonal (`init`), and while
+    it trains `noise` = σ multiplies each logit by 1 + σ·ε, ε ~ N(0, 1), through which no gradient goes, and
+    `dropout` sets logits to 0: Choi et al. 2023, ACL:2023.emnlp-main.884 §2.3.
 
     The load-balance loss of a forward is E·Σₑ fₑ·Pₑ, with fₑ the share of rows that keep expert e and Pₑ its
     mean weight before the choice: k where both are uniform. Padding counts in neither.
@@ -29,11 +31,18 @@ class Router(nn.Module):
         top_k: int | None = None,
         renormalize: bool = True,
         balanced: bool = False,
+        init: Literal["normal", "orthogonal"] = "normal",
+        noise: float = 0.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(experts, width))
-        nn.init.normal_(self.weight, std=0.02)
+        if init == "orthogonal":
+            nn.init.orthogonal_(self.weight)
+        else:
+            nn.init.normal_(self.weight, std=0.02)
         self.top_k, self.renormalize, self.balanced = top_k, renormalize, balanced
+        self.noise, self.dropout = noise, dropout
         self._loss: Tensor | None = None
 
     @staticmethod
@@ -45,7 +54,7 @@ class Router(nn.Module):
         """Weights (…, experts) in fp32 of u (…, width); `mask` (…) is 0 for rows that the loss leaves out.
         Of a forward that is not `counted` there is no loss."""
         with torch.autocast(u.device.type, enabled=False):
-            p = torch.softmax(nn.functional.linear(u.float(), self.weight.float()), dim=-1)
+            p = torch.softmax(self._perturbed(nn.functional.linear(u.float(), self.weight.float())), dim=-1)
         if self.top_k is None:
             return p
         chosen = torch.zeros_like(p).scatter(-1, p.topk(self.top_k, dim=-1).indices, 1.0)
@@ -56,6 +65,11 @@ class Router(nn.Module):
                 self._loss = loss
         kept = p * chosen
         return kept / kept.sum(dim=-1, keepdim=True) if self.renormalize else kept
+
+    def _perturbed(self, logits: Tensor) -> Tensor:
+        if self.noise and self.training:
+            logits = logits + self.noise * torch.randn_like(logits) * logits.detach()
+        return nn.functional.dropout(logits, self.dropout, self.training) if self.dropout else logits
 
     def take_loss(self) -> Tensor | None:
         """The load-balance loss of the last forward in training mode, once."""

@@ -65,12 +65,12 @@ REFUSED = {
         if case.startswith("xattn") and name not in ENCODER_DECODERS
     },
     **{("coda", name): "causal" for name in DECODERS},
-    ("infoprompt", "vit"): "text input",
+    **{(case, "vit"): "text input" for case in ("infoprompt", "dept")},
 }
 PAIRS = [(c, a) for c in CASES for a in ARCHITECTURES if (c, a) not in REFUSED]
 # What is made of the whole text is refused a cache where a text is written on.
 SELECTIVE = ("selective-prompt", "selective-prompt-shared", "selective-prompt-all")
-OF_TEXTS = ("apt", "idpg", "idpg-sentence", "infoprompt", "lpt", "lpt-appg", *SELECTIVE)
+OF_TEXTS = ("apt", "idpg", "idpg-sentence", "infoprompt", "lpt", "lpt-appg", "smop", "smop-two", *SELECTIVE)
 ON_DECODERS = [
     (c, a)
     for c, a in PAIRS
@@ -348,7 +348,7 @@ WITHOUT_IDENTITY = (
     *("prefix", "prefix-mlp", "p-tuning-v2", "p-tuning-v2-mlp", "apt", "apt-layer", "aprompt"),
     *("prompt", "p-tuning", "p-tuning-slots", "idpg", "idpg-sentence", "infoprompt"),
     *("spot", "tpt", "xprompt"),
-    *("lpt", "lpt-appg", "lpt-table", *SELECTIVE, "prefix-propagation"),
+    *("lpt", "lpt-appg", "lpt-table", *SELECTIVE, "prefix-propagation", "smop", "smop-two", "dept"),
     *("gate", "route-sequence", "mov-top", "weight-drop", "coda"),
 )
 

@@ -151,6 +151,9 @@ def test_text_of_docstrings_is_no_markup() -> None:
     assert prose("a*b*c <tag> `x*y` [k] arXiv:2106.09685") == (
         "a\\*b\\*c &lt;tag\\> `x*y` \\[k\\] [arXiv:2106.09685](https://arxiv.org/abs/2106.09685)"
     )
+    assert prose("See ACL:2023.emnlp-main.884.") == (
+        "See [ACL:2023.emnlp-main.884](https://aclanthology.org/2023.emnlp-main.884)."
+    )
 
 
 def test_the_readme_is_short_and_begins_with_its_two_commands() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from autopeft.method import Reserved, Slot
+from autopeft.method import Context, Reserved, Slot
 from autopeft.method.reserved import reserve
 
 SLOTS = st.lists(
@@ -57,6 +57,9 @@ def test_rows_lie_where_their_slots_say(slots: list[Slot], lengths: list[int], l
     assert longer.tolist() == _by_hand(slots, mask)
     assert torch.equal(reserved.text(longer), text)
     assert torch.equal(reserved.filled(torch.where(longer < 100, longer, 0), rows), longer)
+    alone = torch.where(longer < 100, longer, 0)[..., None].expand(-1, -1, 2)
+    placed = reserved.placed(text[:1, :, None].expand(-1, -1, 2), torch.zeros(*longer.shape, 2))
+    assert torch.equal(placed, alone.float() if placed.is_floating_point() else alone)
     wide = longer[..., None].expand(-1, -1, 2)
     assert torch.equal(reserved.text(wide), text[..., None].expand(-1, -1, 2))
 
@@ -120,3 +123,22 @@ def test_texts_that_are_padded_further_keep_their_length(right: bool) -> None:
     states = torch.arange(6.0)[None, :, None]
     reserved = Reserved(2, None if right else 3, right=right)
     assert reserved.text(states)[0, :, 0].tolist() == ([0, 1, 2, 3] if right else [2, 3, 4])
+
+
+def test_text_is_placed_in_front_of_what_shorter_rows_leave_to_padding() -> None:
+    text = torch.ones(1, 2, 1)
+    front, images = Reserved(1, 2), Reserved(1, right=True)
+    assert front.placed(text, torch.zeros(2, 5, 1))[..., 0].tolist() == [[0, 1, 1, 0, 0]] * 2
+    assert images.placed(text, torch.zeros(1, 3, 1))[..., 0].tolist() == [[1, 1, 0]]
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=3), st.booleans(), st.integers(0, 4))
+def test_tokens_are_numbered_wherever_padding_is(lengths: list[int], left: bool, past: int) -> None:
+    mask = _mask(lengths, left=left)
+    tokens = mask.shape[1]
+    past = min(past, tokens - 1)
+    numbers = Context(text_mask=mask, past=past).numbers(tokens - past)
+    for row, real in zip(numbers.tolist(), mask.tolist(), strict=True):
+        expected = [max(0, sum(real[: i + 1]) - 1) for i in range(tokens)]
+        assert row == expected[past:]
+    assert Context(past=past).numbers(3).tolist() == [[past, past + 1, past + 2]]

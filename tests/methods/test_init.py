@@ -168,6 +168,10 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
     ),
     "prefix_propagation": ({}, {"rows.*": normal(0.02)}),
     "prompt_tuning": ({}, {"table": uniform(0.5)}),
+    # Rows of an orthogonal matrix that is much wider than high.
+    "smop": ({}, {"prompts": NORMAL, "router.weight": normal(WIDTH**-0.5)}),
+    # Embeddings take the place of the prompt when it is attached.
+    "dept": ({}, {"table": uniform(0.5), "A": KAIMING, "B": ZEROS}),
     "p_tuning": (
         {"length": 20},
         {

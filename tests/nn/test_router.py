@@ -119,3 +119,37 @@ def test_autocast_leaves_the_weights_in_fp32() -> None:
         p = made(U)
     assert p.dtype == torch.float32
     torch.testing.assert_close(p, made(U), atol=0, rtol=0)
+
+
+def test_an_orthogonal_router_has_orthonormal_rows() -> None:
+    weight = Router(60, 4, init="orthogonal").weight
+    torch.testing.assert_close(weight @ weight.T, torch.eye(4), atol=1e-5, rtol=0)
+
+
+def test_noise_multiplies_the_logits_and_no_gradient_goes_through_it() -> None:
+    made = router(noise=0.5)
+    plain = U @ made.weight.T
+    torch.manual_seed(3)
+    p = made(U)
+    torch.manual_seed(3)
+    noise = 0.5 * torch.randn_like(plain)
+    expected = torch.softmax(plain * (1 + noise), -1)
+    torch.testing.assert_close(p, expected)
+    (p[..., 0].sum()).backward()
+    leaf = (plain.detach() * (1 + noise)).requires_grad_()
+    torch.softmax(leaf, -1)[..., 0].sum().backward()
+    assert leaf.grad is not None
+    torch.testing.assert_close(made.weight.grad, torch.einsum("abe,abw->ew", leaf.grad, U))
+    made.eval()
+    torch.testing.assert_close(made(U), torch.softmax(plain, -1))
+
+
+def test_dropout_leaves_logits_out() -> None:
+    made = router(dropout=0.5)
+    plain = U @ made.weight.T
+    torch.manual_seed(3)
+    p = made(U)
+    torch.manual_seed(3)
+    torch.testing.assert_close(p, torch.softmax(torch.nn.functional.dropout(plain, 0.5), -1))
+    made.eval()
+    torch.testing.assert_close(made(U), torch.softmax(plain, -1))

@@ -93,6 +93,7 @@ ROW = {"default": 1, "source": "arXiv:2106.09685 §4.1"}
         ({"default": 1, "source": ""}, "must be 'own'"),
         ({"default": 1, "source": "the paper"}, "must be 'own'"),
         ({"default": 1, "source": "arXiv:2106.09685; somewhere"}, "must be 'own'"),
+        ({"default": 1, "source": "ACL:emnlp-main.884"}, "must be 'own'"),
         ({"default": 1, "source": "microsoft/LoRA"}, "must be 'own'"),
         ({"default": 1, "source": "own"}, "needs a 'why'"),
         ({**ROW, "published": 2}, "needs a 'why'"),
@@ -107,6 +108,15 @@ def test_a_row_without_its_source_is_refused(row: dict[str, Any], message: str) 
     assert Published.model_validate({**entry, "options": {"rank": ROW}}).options["rank"].default == 1
     with pytest.raises(ValidationError, match=message):
         Published.model_validate({**entry, "options": {"rank": row}})
+
+
+def test_papers_that_arxiv_has_not_are_named_by_the_acl_anthology() -> None:
+    paper = "ACL:2023.emnlp-main.884"
+    row = {"default": 1, "source": f"{paper} §2.3"}
+    entry = {"paper": paper, "training": {"source": "x"}, "options": {"rank": row}}
+    assert Published.model_validate(entry).paper == paper
+    with pytest.raises(ValidationError, match="paper"):
+        Published.model_validate({**entry, "paper": "ACL:884"})
 
 
 def test_sources_are_shown_with_the_methods() -> None:
