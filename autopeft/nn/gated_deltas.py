@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from autopeft.method import LossStep
 from autopeft.nn.searched_entries import SearchConfig, SearchedEntries
@@ -19,6 +20,8 @@ from autopeft.spec import TensorSpec
 __all__ = ["DiffPruningConfig", "GatedDeltas", "GatedEntries", "HardConcrete"]
 
 _EDGE = 1e-4  # from which u stays away at either end, as in the authors' code
+_PIECE = 1 << 20  # entries whose gates are there together
+_SEEDS = 1 << 62  # from which the seed of a draw is taken
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,9 @@ class HardConcrete:
     low: float = -1.5
     high: float = 1.5
 
-    def noise(self, like: Tensor) -> Tensor:
+    def noise(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """log u − log(1 − u) of fresh u, of a tensor's shape."""
-        return torch.empty_like(like).uniform_().clamp_(_EDGE, 1 - _EDGE).logit()
+        return torch.empty_like(like).uniform_(generator=generator).clamp_(_EDGE, 1 - _EDGE).logit_()
 
     def __call__(self, location: Tensor, noise: Tensor | None = None) -> Tensor:
         """z; without noise that of u = ½."""
@@ -50,12 +53,104 @@ class HardConcrete:
         return torch.sigmoid(location - math.log(-self.low / self.high))
 
 
+@dataclass(frozen=True)
+class _Gates:
+    """The gates of one tensor's entries, made from seeds as often as they are needed.
+
+    Attributes:
+        seeds: of the noise of the entries' gates, and of that of the tensor's gate where it has one; none
+            where gates are those of u = ½.
+    """
+
+    gate: HardConcrete
+    seeds: tuple[int, ...]
+
+    def noise(self, locations: Sequence[Tensor]) -> Iterator[tuple[slice, list[Tensor | None]]]:
+        """Pieces of the flattened entries, each with the noise of its gates and that of the tensor's."""
+        entries, *tensor = locations
+        flat = entries.detach().view(-1)
+        sources = [torch.Generator(flat.device).manual_seed(seed) for seed in self.seeds]
+        beside: list[Tensor | None] = [None for _ in tensor]
+        if sources:
+            beside = [
+                self.gate.noise(a.detach(), source) for a, source in zip(tensor, sources[1:], strict=True)
+            ]
+        for start in range(0, len(flat), _PIECE):
+            part = slice(start, start + _PIECE)
+            yield part, [self.gate.noise(flat[part], sources[0]) if sources else None, *beside]
+
+    def opened(self, locations: Sequence[Tensor], noise: Sequence[Tensor | None]) -> Tensor:
+        """z, or z·z_g, of locations with their noise."""
+        first, *others = (self.gate(a, n) for a, n in zip(locations, noise, strict=True))
+        return first * others[0] if others else first
+
+
+class _Added(torch.autograd.Function):
+    """θ + z·w, or θ + z·z_g·w, of which nothing is kept but what is there anyway: gates are made in the
+    forward and again in the backward, some entries at a time.
+
+    Autograd would keep noise, s, s', z and the change, each of the tensor's size, and
+    `torch.utils.checkpoint` would have all of them at once of the largest tensor.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, current: Tensor, gates: _Gates, w: Tensor, *locations: Tensor) -> Tensor:
+        ctx.gates = gates
+        ctx.save_for_backward(w, *locations)
+        flat, differences, (entries, *tensor) = current.reshape(-1), w.view(-1), locations
+        found = torch.empty_like(flat)
+        for part, noise in gates.noise(locations):
+            z = gates.opened([entries.view(-1)[part], *tensor], noise)
+            torch.add(flat[part], (z * differences[part]).to(flat.dtype), out=found[part])
+        return found.view(current.shape)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        own = gradient if ctx.needs_input_grad[0] else None
+        if not any(ctx.needs_input_grad[2:]):
+            return (own, *(None for _ in ctx.needs_input_grad[1:]))
+        w, *locations = ctx.saved_tensors
+        flat, found = gradient.reshape(-1), [torch.zeros_like(p) for p in (w, *locations)]
+        for part, noise in ctx.gates.noise(locations):
+            cut = [p.detach().view(-1)[part] if i < 2 else p.detach() for i, p in enumerate((w, *locations))]
+            leaves = [p.requires_grad_() for p in cut]
+            with torch.enable_grad():
+                change = ctx.gates.opened(leaves[1:], noise) * leaves[0]
+            for i, g in enumerate(torch.autograd.grad(change, leaves, flat[part].to(change.dtype))):
+                (found[i].view(-1)[part] if i < 2 else found[i]).add_(g)
+        return (own, None, *found)
+
+
+class _Expected(torch.autograd.Function):
+    """Σ P(z > 0) over a tensor's entries, of which nothing is kept but the locations."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: HardConcrete, location: Tensor) -> Tensor:
+        ctx.gate = gate
+        ctx.save_for_backward(location)
+        return torch.stack([gate.open(part).sum() for part in location.view(-1).split(_PIECE)]).sum()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        (location,) = ctx.saved_tensors
+        found = torch.empty_like(location)
+        for part, into in zip(location.view(-1).split(_PIECE), found.view(-1).split(_PIECE), strict=True):
+            leaf = part.detach().requires_grad_()
+            with torch.enable_grad():
+                opened = ctx.gate.open(leaf).sum()
+            into.copy_(torch.autograd.grad(opened, leaf, gradient)[0])
+        return None, found
+
+
 class GatedDeltas(TensorDeltas):
     """θ = θ₀ + z·w for each of several tensors, z the gates of a location a for each entry; with `grouped`
     θ₀ + z·z_g·w, z_g the gate of a location for each tensor.
 
     w starts at zero and all locations at `location`. Noise is drawn by `draw` alone and acts until the next
-    one; without noise gates are those of u = ½.
+    one; without noise gates are those of u = ½. A draw is kept as seeds: while it acts, the noise of each
+    piece of a tensor is made anew whenever it is needed.
     """
 
     def __init__(
@@ -67,18 +162,17 @@ class GatedDeltas(TensorDeltas):
         self.locations = nn.ParameterDict({self._key(t.name): torch.full(t.shape, location) for t in tensors})
         shared = tensors if grouped else ()
         self.shared = nn.ParameterDict({self._key(t.name): torch.full((1,), location) for t in shared})
-        self._noise: dict[tuple[int, str], Tensor] = {}
+        self._seeds: dict[str, tuple[int, ...]] = {}
 
     @property
     def _held(self) -> tuple[nn.ParameterDict, ...]:
         return self.locations, self.shared
 
-    @torch.no_grad()
     def draw(self) -> None:
         """Draw every gate anew."""
-        self._noise = {
-            (i, k): self.gate.noise(a) for i, held in enumerate(self._held) for k, a in held.items()
-        }
+        each = 1 + bool(len(self.shared))
+        seeds = iter(torch.randint(_SEEDS, (each * len(self.locations),), device="cpu").tolist())
+        self._seeds = {key: tuple(next(seeds) for _ in range(each)) for key in self.locations}
 
     def all_locations(self) -> list[nn.Parameter]:
         """a of every entry, then of every tensor where those have some."""
@@ -88,25 +182,33 @@ class GatedDeltas(TensorDeltas):
         """w of every tensor."""
         return list(self.values.parameters())
 
-    def gates(self, name: str, *, drawn: bool) -> Tensor:
-        """z, or z·z_g, of a tensor's entries."""
+    def _of(self, name: str, *, drawn: bool) -> tuple[_Gates, list[Tensor]]:
+        """A tensor's gates, and the locations of its entries and of itself."""
         key = self._key(name)
-        noise = self._noise if drawn else {}
-        each = [self.gate(held[key], noise.get((i, key))) for i, held in enumerate(self._held) if key in held]
-        return each[0] if len(each) == 1 else each[0] * each[1]
+        seeds = self._seeds.get(key, ()) if drawn else ()
+        return _Gates(self.gate, seeds), [held[key] for held in self._held if key in held]
 
-    def change(self, name: str, *, drawn: bool = False) -> Tensor:
-        """z·w of a tensor; `drawn` for the gates of the latest draw."""
-        return self.gates(name, drawn=drawn) * self[name]
+    def added_to(self, name: str, current: Tensor, *, drawn: bool = False) -> Tensor:
+        """`current` with z·w of a tensor added, in its dtype; `drawn` for the gates of the latest draw."""
+        gates, locations = self._of(name, drawn=drawn)
+        return cast(Tensor, _Added.apply(current, gates, self[name], *locations))  # type: ignore[no-untyped-call]
+
+    def change(self, name: str) -> Tensor:
+        """z·w of a tensor at u = ½, without gradients."""
+        with torch.no_grad():
+            return self.added_to(name, torch.zeros_like(self[name]))
 
     def expected(self, joint: Literal["sum", "product"] = "sum") -> Tensor:
         """Σ P(z > 0) over entries and tensors; or, with `product`, Σ P(z > 0)·P(z_g > 0) over entries, which
         is how many are expected to differ."""
-        entries = {key: self.gate.open(a).sum() for key, a in self.locations.items()}
-        tensors = {key: self.gate.open(a).sum() for key, a in self.shared.items()}
+        entries = {key: self._sum(a) for key, a in self.locations.items()}
+        tensors = {key: self._sum(a) for key, a in self.shared.items()}
         if joint == "product" and tensors:
             return torch.stack([entries[key] * tensors[key] for key in entries]).sum()
         return torch.stack([*entries.values(), *tensors.values()]).sum()
+
+    def _sum(self, location: Tensor) -> Tensor:
+        return cast(Tensor, _Expected.apply(self.gate, location))  # type: ignore[no-untyped-call]
 
 
 class DiffPruningConfig(SearchConfig):
@@ -148,9 +250,9 @@ class GatedEntries(SearchedEntries):
         assert self.gated is not None
         return self.gated.change(name)
 
-    def acting(self, name: str) -> Tensor:
+    def applied(self, name: str, current: Tensor) -> Tensor:
         assert self.gated is not None
-        return self.gated.change(name, drawn=self.training)
+        return self.gated.added_to(name, current, drawn=self.training)
 
     def start(self, name: str) -> Tensor:
         """w without its gates."""

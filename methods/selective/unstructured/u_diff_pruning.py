@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from autopeft.method import ParameterCount, Traits, register
+from autopeft.method import Interim, ParameterCount, Traits, register
 from autopeft.nn import DiffPruningConfig, GatedEntries
 from autopeft.spec import BackboneSpec, Site
 
@@ -54,6 +54,10 @@ class UDiffPruning:
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         k = self.config.count("u_diff_pruning", spec.tensors, spec)
         return ParameterCount(k, k)
+
+    def interim(self, sites: Sequence[Site], spec: BackboneSpec) -> Interim:
+        """The search trains w and a of every entry."""
+        return Interim(trained=2 * sum(t.size for t in spec.tensors))
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         k = self.config.count("u_diff_pruning", spec.tensors, spec)
