@@ -19,6 +19,7 @@ from autopeft.spec import TensorSpec
 
 __all__ = ["DiffPruningConfig", "GatedDeltas", "GatedEntries", "HardConcrete"]
 
+Joint = Literal["sum", "product"]
 _EDGE = 1e-4  # from which u stays away at either end, as in the authors' code
 _PIECE = 1 << 20  # entries whose gates are there together
 _SEEDS = 1 << 62  # from which the seed of a draw is taken
@@ -86,62 +87,22 @@ class _Gates:
 
 
 class _Added(torch.autograd.Function):
-    """θ + z·w, or θ + z·z_g·w, of which nothing is kept but what is there anyway: gates are made in the
-    forward and again in the backward, some entries at a time.
-
-    Autograd would keep noise, s, s', z and the change, each of the tensor's size, and
-    `torch.utils.checkpoint` would have all of them at once of the largest tensor.
-    """
+    """θ + z·w, or θ + z·z_g·w, whose backward gives ∂L/∂θ to w as it is (see `GatedDeltas`)."""
 
     @staticmethod
     def forward(ctx: Any, current: Tensor, gates: _Gates, w: Tensor, *locations: Tensor) -> Tensor:
-        ctx.gates = gates
-        ctx.save_for_backward(w, *locations)
         flat, differences, (entries, *tensor) = current.reshape(-1), w.view(-1), locations
         found = torch.empty_like(flat)
         for part, noise in gates.noise(locations):
             z = gates.opened([entries.view(-1)[part], *tensor], noise)
             torch.add(flat[part], (z * differences[part]).to(flat.dtype), out=found[part])
+        ctx.dtype, ctx.others = w.dtype, len(locations)
         return found.view(current.shape)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        own = gradient if ctx.needs_input_grad[0] else None
-        if not any(ctx.needs_input_grad[2:]):
-            return (own, *(None for _ in ctx.needs_input_grad[1:]))
-        w, *locations = ctx.saved_tensors
-        flat, found = gradient.reshape(-1), [torch.zeros_like(p) for p in (w, *locations)]
-        for part, noise in ctx.gates.noise(locations):
-            cut = [p.detach().view(-1)[part] if i < 2 else p.detach() for i, p in enumerate((w, *locations))]
-            leaves = [p.requires_grad_() for p in cut]
-            with torch.enable_grad():
-                change = ctx.gates.opened(leaves[1:], noise) * leaves[0]
-            for i, g in enumerate(torch.autograd.grad(change, leaves, flat[part].to(change.dtype))):
-                (found[i].view(-1)[part] if i < 2 else found[i]).add_(g)
-        return (own, None, *found)
-
-
-class _Expected(torch.autograd.Function):
-    """Σ P(z > 0) over a tensor's entries, of which nothing is kept but the locations."""
-
-    @staticmethod
-    def forward(ctx: Any, gate: HardConcrete, location: Tensor) -> Tensor:
-        ctx.gate = gate
-        ctx.save_for_backward(location)
-        return torch.stack([gate.open(part).sum() for part in location.view(-1).split(_PIECE)]).sum()
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
-        (location,) = ctx.saved_tensors
-        found = torch.empty_like(location)
-        for part, into in zip(location.view(-1).split(_PIECE), found.view(-1).split(_PIECE), strict=True):
-            leaf = part.detach().requires_grad_()
-            with torch.enable_grad():
-                opened = ctx.gate.open(leaf).sum()
-            into.copy_(torch.autograd.grad(opened, leaf, gradient)[0])
-        return None, found
+        return (gradient, None, gradient.to(ctx.dtype), *(None for _ in range(ctx.others)))
 
 
 class GatedDeltas(TensorDeltas):
@@ -149,8 +110,13 @@ class GatedDeltas(TensorDeltas):
     θ₀ + z·z_g·w, z_g the gate of a location for each tensor.
 
     w starts at zero and all locations at `location`. Noise is drawn by `draw` alone and acts until the next
-    one; without noise gates are those of u = ½. A draw is kept as seeds: while it acts, the noise of each
-    piece of a tensor is made anew whenever it is needed.
+    one; without noise gates are those of u = ½.
+
+    Of a step on a whole backbone nothing is kept that can be made again: a draw is seeds, and the gates of
+    some entries at a time are made of them in the forward, and once more for the gradients. These are all
+    functions of ∂L/∂θ, which a backward leaves in the place of the gradient of w; `complete_gradients` makes
+    those of w and of the locations of it. (By autograd alone noise, s, s', z, the change and P(z > 0) would
+    be kept, each of the size of the backbone, and two gradients in place of one while there are activations.)
     """
 
     def __init__(
@@ -198,9 +164,18 @@ class GatedDeltas(TensorDeltas):
         with torch.no_grad():
             return self.added_to(name, torch.zeros_like(self[name]))
 
-    def expected(self, joint: Literal["sum", "product"] = "sum") -> Tensor:
+    def complete_gradients(self, penalty: float = 0.0, joint: Joint = "sum") -> None:
+        """After a backward in the gates of the latest draw: give w and the locations their gradients, those
+        of `penalty` times the `expected` number of open gates added."""
+        for name in self.names:
+            gates, locations = self._of(name, drawn=True)
+            if self[name].grad is not None or penalty:
+                _complete(gates, [self[name], *locations], penalty, joint)
+
+    @torch.no_grad()
+    def expected(self, joint: Joint = "sum") -> Tensor:
         """Σ P(z > 0) over entries and tensors; or, with `product`, Σ P(z > 0)·P(z_g > 0) over entries, which
-        is how many are expected to differ."""
+        is how many are expected to differ. Without a gradient: `complete_gradients` adds it."""
         entries = {key: self._sum(a) for key, a in self.locations.items()}
         tensors = {key: self._sum(a) for key, a in self.shared.items()}
         if joint == "product" and tensors:
@@ -208,7 +183,43 @@ class GatedDeltas(TensorDeltas):
         return torch.stack([*entries.values(), *tensors.values()]).sum()
 
     def _sum(self, location: Tensor) -> Tensor:
-        return cast(Tensor, _Expected.apply(self.gate, location))  # type: ignore[no-untyped-call]
+        return torch.stack([self.gate.open(part).sum() for part in location.view(-1).split(_PIECE)]).sum()
+
+
+def _complete(gates: _Gates, held: Sequence[Tensor], penalty: float, joint: Joint) -> None:
+    """The gradients of one tensor's w, a and, where it has one, a_g: of ∂L/∂θ in the place of that of w, or
+    of the penalty alone."""
+    (w, *locations), upstream = held, held[0].grad
+    found = [upstream, *(torch.zeros_like(a) for a in locations)]
+    for part, noise in gates.noise(locations):
+        # Entries one after the other; a_g is one for all of them.
+        leaves = [p.detach().view(-1)[part] if i < 2 else p.detach() for i, p in enumerate(held)]
+        own = [leaf.requires_grad_() for leaf in leaves]
+        sums = []
+        with torch.enable_grad():
+            if upstream is not None:
+                sums.append((gates.opened(own[1:], noise) * own[0] * upstream.view(-1)[part]).sum())
+            if penalty:
+                sums.append(penalty * _expected(gates.gate, own[1:], joint, share=len(own[0]) / w.numel()))
+            total = torch.stack(sums).sum()
+        for i, g in enumerate(torch.autograd.grad(total, own, allow_unused=True)):
+            into = found[i]
+            if into is None or g is None:
+                continue
+            if i == 0:
+                into.view(-1)[part] = g
+            else:
+                (into.view(-1)[part] if i == 1 else into).add_(g)
+    for location, gradient in zip(locations, found[1:], strict=True):
+        location.grad = gradient
+
+
+def _expected(gate: HardConcrete, locations: Sequence[Tensor], joint: Joint, share: float) -> Tensor:
+    """The expected number of open gates of some of a tensor's entries, `share` of all, and of its own."""
+    entries, *tensor = (gate.open(a).sum() for a in locations)
+    if not tensor:
+        return entries
+    return entries * tensor[0] if joint == "product" else entries + share * tensor[0]
 
 
 class DiffPruningConfig(SearchConfig):
@@ -231,7 +242,7 @@ class GatedEntries(SearchedEntries):
         config: DiffPruningConfig,
         *,
         grouped: bool = False,
-        joint: Literal["sum", "product"] = "sum",
+        joint: Joint = "sum",
     ) -> None:
         super().__init__(tensors, k, config.search, rewinds=False)
         self.config, self._grouped, self._joint = config, grouped, joint
@@ -265,9 +276,14 @@ class GatedEntries(SearchedEntries):
             self.gated.draw()
 
     def loss_terms(self, step: LossStep) -> Tensor | None:
-        """λ times the expected number of open gates."""
+        """λ times the expected number of open gates, whose gradient comes after the backward."""
         gated, penalty = self.gated, self.config.penalty
         return penalty * gated.expected(self._joint) if gated is not None and penalty else None
+
+    def after_backward(self, step: int, total: int) -> None:
+        """Make the gradients of w and a of what the backward has left."""
+        if self.gated is not None:
+            self.gated.complete_gradients(self.config.penalty, self._joint)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """w, and the locations at a constant rate of their own, without decay and clipped by themselves."""

@@ -108,6 +108,7 @@ def _left_alone(method: str, seed: int, **config: Any) -> int:
         loss = sum(0.05 * (c - g - n).square().sum() for c, g, n in pairs)
         optimizer.zero_grad()
         (loss + module.loss_terms(NO_STEP)).backward()
+        module.after_backward(step, 300)
         optimizer.step()
     module.end_search()
     return len(TENSORS) - len(module.entries.selected())

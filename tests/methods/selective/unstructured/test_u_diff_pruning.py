@@ -207,7 +207,8 @@ def test_a_search_is_that_of_autograd(method: str, piece: int, monkeypatch: pyte
         with monkeypatch.context() as patched:
             if kept:
                 patched.setattr(gated_deltas.GatedDeltas, "added_to", _with_autograd)
-                patched.setattr(gated_deltas.GatedDeltas, "_sum", lambda self, a: self.gate.open(a).sum())
+                patched.setattr(gated_deltas.GatedDeltas, "expected", _expected_with_autograd)
+                patched.setattr(gated_deltas.GatedDeltas, "complete_gradients", lambda *given: None)
             seen = trained(recipe)
         assert seen.result is not None
         found.append((seen.result.losses, seen.before[0]))
@@ -222,6 +223,11 @@ def _with_autograd(deltas: Any, name: str, current: Tensor, *, drawn: bool = Fal
     parts = [noise for _, noise in gates.noise(locations)]
     noise = [torch.cat([n[0] for n in parts]).view(current.shape) if gates.seeds else None, *parts[0][1:]]
     return current + gates.opened(locations, noise) * deltas[name]
+
+
+def _expected_with_autograd(deltas: Any, joint: str) -> Tensor:
+    held = [a for each in (deltas.locations, deltas.shared) for a in each.values()]
+    return torch.stack([deltas.gate.open(a).sum() for a in held]).sum()
 
 
 # Life
