@@ -21,7 +21,7 @@ __all__ = ["DiffPruningConfig", "GatedDeltas", "GatedEntries", "HardConcrete"]
 
 Joint = Literal["sum", "product"]
 _EDGE = 1e-4  # from which u stays away at either end, as in the authors' code
-_PIECE = 1 << 20  # entries whose gates are there together
+_PIECE = 1 << 18  # entries whose gates are there together
 _SEEDS = 1 << 62  # from which the seed of a draw is taken
 
 
