@@ -27,8 +27,8 @@ class SDiffPruning:
     kept is single entries all the same. All else is as `u_diff_pruning` says.
 
     Mergeable. k parameters (and k indices, which are storage). What the search needs is not counted: w and a
-    in fp32 for each entry of the base model, a for each tensor, their gradients and optimizer state, and the
-    draws, all of which are freed when the entries are chosen. Such a training cannot pause.
+    in fp32 for each entry of the base model, a for each tensor, their gradients and optimizer state, all of
+    which are freed when the entries are chosen. Such a training cannot pause.
     """
 
     traits = Traits(
