@@ -90,8 +90,12 @@ def test_what_a_method_has_for_a_while_is_forecast(tmp_path: Path, monkeypatch: 
     head = sum(p.numel() for p in head_of(model).values())
     forecast = calibrate(bench, spec, probes, head=head, backbone="x")
     wanted = [recipe({"lora": {"rank": 16}}), recipe({"far": {"retention": 0.02}})]
-    for name in ("u_diff_pruning", "s_diff_pruning", "lt_sft", "fish_mask", "child_tuning_d", "sam"):
-        more = {"child_tuning_d": {"rest": "frozen"}, "sam": {"batches": 2}}.get(name, {})
+    for name, more in (
+        ("u_diff_pruning", {}),
+        ("lt_sft", {}),
+        ("fish_mask", {"samples": 16}),
+        ("child_tuning_d", {"rest": "frozen"}),
+    ):
         wanted.append(Recipe.from_dict({"name": name, "model": [{name: {"keep": "0.5%", **more}}]}))
     said, was = [], []
     for one in wanted:
