@@ -38,7 +38,7 @@ Notify = Callable[[str], None]
 _FORMAT = 2
 _MOST_BYTES = 1 << 14
 _FOLDER = "resources"
-_LEAST = 0.05  # share of a measurement that is not taken to be counted
+_LEAST = 0.05  # share of a measurement that is more than what is counted
 _log = logging.getLogger("autopeft")
 
 
@@ -115,9 +115,12 @@ def fitted(
 
 
 def _above(measured: float, graph: CompositionGraph, head: int) -> float:
-    """Bytes that were measured beyond what is counted. That is a bound: a ranking that is kept from before is
-    not measured again, and some optimizers have fewer moments."""
-    return max(1.0, _LEAST * measured, measured - training_state(graph, head))
+    """Bytes that were measured beyond what is counted. A calibration is not counted where the measurement has
+    no room for it: what is kept from before is not measured again."""
+    above = measured - training_state(graph, head)
+    if above < _LEAST * measured:
+        above = measured - training_state(graph, head, interim=False)
+    return max(1.0, above)
 
 
 def calibrate(

@@ -74,11 +74,12 @@ def features_of(
     return dict(found)
 
 
-def training_state(graph: CompositionGraph, head: int) -> int:
+def training_state(graph: CompositionGraph, head: int, *, interim: bool = True) -> int:
     """Bytes of what trains, with its gradients and the optimizer's moments, where they are most: at the end,
-    or while one of the entries searches or calibrates (see `Interim`), which they do in turn."""
+    or while one of the entries searches or calibrates (see `Interim`), which they do in turn. Without
+    `interim` those at the end."""
     numbers = _STATE * (graph.parameter_count().trained + head)
-    more = [_more_meanwhile(entry, graph.spec) for entry in graph.entries.values()]
+    more = [_more_meanwhile(entry, graph.spec) for entry in graph.entries.values() if interim]
     return _BYTES * (numbers + max((0, *more)))
 
 

@@ -46,7 +46,7 @@ def test_a_search_is_there_in_the_place_of_what_it_finds(spec: BackboneSpec, kee
 def test_a_calibration_is_over_before_what_it_finds_trains(spec: BackboneSpec) -> None:
     entries = spec.parameters
     assert state(spec, {"fish_mask": {"keep": 60}}) == 4 * 2 * entries
-    assert state(spec, {"sam": {"keep": 0.01 * entries, "score": "g2_over_h"}}) == 4 * 5 * entries
+    assert state(spec, {"sam": {"keep": 60, "score": "g2_over_h"}}) == 4 * 5 * entries
     most = entries - 1
     assert state(spec, {"fish_mask": {"keep": most}}) == BYTES * most, "then training is the larger part"
 
