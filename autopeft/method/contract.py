@@ -18,6 +18,7 @@ __all__ = [
     "BARE",
     "Call",
     "Context",
+    "Interim",
     "Method",
     "MethodConfig",
     "Need",
@@ -63,6 +64,22 @@ class ParameterCount:
         return ParameterCount(
             self.deployed + other.deployed, self.trained + other.trained, self.state + other.state
         )
+
+
+@dataclass(frozen=True)
+class Interim:
+    """Numbers that an entry has for a part of its training only, while it looks for what it keeps.
+
+    No budget counts them, but a forecast of memory does.
+
+    Attributes:
+        trained: parameters that a phase trains in the place of those of `ParameterCount.trained`, each with a
+            gradient and the optimizer's state.
+        held: numbers without those that are there at once: gradients and scores of a calibration.
+    """
+
+    trained: int = 0
+    held: int = 0
 
 
 @dataclass(frozen=True)

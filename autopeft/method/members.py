@@ -312,6 +312,13 @@ MEMBERS: tuple[Member, ...] = (
     ),
     Member("build", "method", "at attach: its module", ("sites", "spec"), "Module", "entry"),
     Member(
+        "interim",
+        "method",
+        "by forecasts of memory: what a search or a calibration of its own has meanwhile",
+        ("sites", "spec"),
+        "Interim",
+    ),
+    Member(
         "adjust",
         "method",
         "of a policy, when the optimizer is built: the groups as it has them",

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from autopeft.errors import MethodError
-from autopeft.method import Phase, Session
+from autopeft.method import Interim, Phase, Session
 from autopeft.nn.searched_entries import SearchConfig, SearchedEntries
 from autopeft.quantity import parse_quantity
 from autopeft.spec import BackboneSpec, TensorSpec
@@ -56,6 +56,11 @@ class BiasSearchConfig(SearchConfig):
                 f"{entries:,}; choose from 1 to that many."
             )
         return k
+
+    def interim(self, name: str, spec: BackboneSpec) -> Interim:
+        """The search trains all biases, and has a score of each."""
+        entries = sum(t.size for t in self.biases(name, spec))
+        return Interim(trained=entries, held=entries)
 
 
 class SearchedBiases(SearchedEntries):

@@ -59,9 +59,10 @@ class SearchedEntries(ChosenEntries):
         assert self.dense is not None
         return self.dense[name]
 
-    def acting(self, name: str) -> Tensor:
-        """The change in the forward of the search."""
-        return self.change(name)
+    def applied(self, name: str, current: Tensor) -> Tensor:
+        """`current` with a tensor's change added, in the forward of the search."""
+        assert self.dense is not None
+        return self.dense.apply_to(name, current)
 
     def scores(self, name: str) -> Tensor:
         """What entries of a tensor are ranked by; the largest are chosen."""
@@ -141,7 +142,7 @@ class SearchedEntries(ChosenEntries):
     def weight(self, target: WeightTarget, original: Tensor, current: Tensor) -> Tensor:
         if self.dense is None:
             return super().weight(target, original, current)
-        return current + self.acting(str(target.tensor)).to(current.dtype)
+        return self.applied(str(target.tensor), current)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The dense deltas while they are there, else the values."""

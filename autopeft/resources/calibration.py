@@ -35,9 +35,10 @@ from autopeft.spec import BackboneSpec
 __all__ = ["Calibration", "calibrate", "fitted"]
 
 Notify = Callable[[str], None]
-_FORMAT = 1
+_FORMAT = 2
 _MOST_BYTES = 1 << 14
 _FOLDER = "resources"
+_LEAST = 0.05  # share of a measurement that is more than what is counted
 _log = logging.getLogger("autopeft")
 
 
@@ -86,12 +87,9 @@ def _at_inference(graph: CompositionGraph, shape: Shape, step: CostModel) -> tup
 
 
 def _in_memory(graph: CompositionGraph, shape: Shape, *, trunk: bool) -> dict[str, float]:
-    """The features of what lies in memory together: the rows of a micro-batch, and before training the
-    gradients of the whole backbone where a method looks at them."""
+    """The features of what lies in memory together beside `training_state`: the rows of a micro-batch."""
     found = dict(features_of(graph, Shape(shape.at_once, shape.tokens, shape.at_once), trunk=trunk))
     del found["trained"]  # counted exactly by `training_state`
-    if any("calibration" in entry.traits.needs for entry in graph.entries.values()):
-        found["calibration"] = float(graph.spec.parameters)
     return found
 
 
@@ -111,12 +109,18 @@ def fitted(
     memory = None
     if all(m.memory is not None for m in measured):
         rows = [_in_memory(g, shape, trunk=trunk) for g in graphs]
-        above = [
-            max(1.0, float(m.memory or 0) - training_state(g, head))
-            for g, m in zip(graphs, measured, strict=True)
-        ]
+        above = [_above(float(m.memory or 0), g, head) for g, m in zip(graphs, measured, strict=True)]
         memory = fit(rows, above)
     return Calibration(shape, trunk, head, base, steps, latencies, memory)
+
+
+def _above(measured: float, graph: CompositionGraph, head: int) -> float:
+    """Bytes that were measured beyond what is counted. A calibration is not counted where the measurement has
+    no room for it: what is kept from before is not measured again."""
+    above = measured - training_state(graph, head)
+    if above < _LEAST * measured:
+        above = measured - training_state(graph, head, interim=False)
+    return max(1.0, above)
 
 
 def calibrate(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autopeft.graph import CompositionGraph, Entry, Node, first_layer, is_rowwise_in
+from autopeft.method import Interim
 from autopeft.spec import BackboneSpec, Site
 
 __all__ = ["Features", "Shape", "features_of", "training_state"]
@@ -74,9 +75,22 @@ def features_of(
     return dict(found)
 
 
-def training_state(graph: CompositionGraph, head: int) -> int:
-    """Bytes of what trains, with its gradients and the optimizer's moments."""
-    return _STATE * _BYTES * (graph.parameter_count().trained + head)
+def training_state(graph: CompositionGraph, head: int, *, interim: bool = True) -> int:
+    """Bytes of what trains, with its gradients and the optimizer's moments, where they are most: at the end,
+    or while one of the entries searches or calibrates (see `Interim`), which they do in turn. Without
+    `interim` those at the end."""
+    numbers = _STATE * (graph.parameter_count().trained + head)
+    more = [_more_meanwhile(entry, graph.spec) for entry in graph.entries.values() if interim]
+    return _BYTES * (numbers + max((0, *more)))
+
+
+def _more_meanwhile(entry: Entry, spec: BackboneSpec) -> int:
+    """By how many numbers an entry has more for a while than at the end."""
+    interim: Any = getattr(entry.method, "interim", None)
+    if interim is None:
+        return 0
+    found: Interim = interim(entry.sites, spec)
+    return _STATE * (found.trained - entry.count.trained) + found.held
 
 
 def _prompt_rows(graph: CompositionGraph) -> float:

@@ -75,14 +75,15 @@ class TaskObjective:
         weight = self.loss.weight(batch["labels"])
 
         def added(parts: Sequence[Batch]) -> list[Tensor]:
-            found = [torch.zeros_like(p, dtype=torch.float32) for p in wanted]
+            found: list[Tensor] = []
             for part in parts:
                 loss = self.loss.total(self.logits(part), part["labels"]) / weight
-                for total, gradient in zip(
-                    found, torch.autograd.grad(loss, wanted, allow_unused=True), strict=True
-                ):
-                    if gradient is not None:
-                        total.add_(gradient)
+                gradients = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+                if not found:  # which are not added to zeros: these would be another copy
+                    found = [gradient.float() for gradient in gradients]
+                    continue
+                for total, gradient in zip(found, gradients, strict=True):
+                    total.add_(gradient)
             return found
 
         return self._in_parts(batch, added)

@@ -34,6 +34,7 @@ _PREFIX = "trunk_"
 _TOLERANCE = 1e-5
 _ROUGH_TOLERANCE = 5e-2  # of backbones in 16 bits
 _STEP = 0.02
+_DENSE = 0.5  # of the backbone's parameters
 
 
 class Forward:
@@ -45,6 +46,8 @@ class Forward:
         shares: computes once what the rows of a batch begin with; without it each row has its own.
         kind: of task, which takes the logits from the model's output; `None` for its `logits`.
         untouched: whether the trunk's layers still are; asked before each batch.
+        dense: whether about as much trains as the backbone has; asked before each batch. Its weights are then
+            made anew in each forward and kept for the backward, and two forwards would keep them twice.
     """
 
     def __init__(
@@ -56,9 +59,10 @@ class Forward:
         untouched: Callable[[], bool] = lambda: True,
         kind: TaskKind | None = None,
         shares: bool = False,
+        dense: Callable[[], bool] = lambda: False,
     ) -> None:
         self.model, self.trunk, self.rows, self.untouched = model, trunk, rows, untouched
-        self.kind, self.shares = kind, shares
+        self.kind, self.shares, self.dense = kind, shares, dense
 
     def batches(
         self,
@@ -84,7 +88,8 @@ class Forward:
         """Logits (rows, …) of a batch or of some of its rows, of what its kind of task reads."""
         states = {k.removeprefix(_PREFIX): v for k, v in batch.items() if k.startswith(_PREFIX)}
         plain = self.inputs(batch) if states else batch
-        shared = self.shared_prefix() if self.shares else None
+        apart = not self.shares or (torch.is_grad_enabled() and self.dense())
+        shared = None if apart else self.shared_prefix()
         length = shared.length(plain) if shared is not None else 0
         if shared is not None and length:
             return shared(plain, states, length)
@@ -176,7 +181,12 @@ class _Shortcuts:
         untouched = lambda: injection.revision == revision  # noqa: E731
         found = Forward(self.model, trunk=trunk, rows=rows, untouched=untouched, kind=self.kind)
         found.shares = self.kind.causal and self._shares(found)
+        found.dense = self._dense
         return found
+
+    def _dense(self) -> bool:
+        trained = sum(p.numel() for p in self.hybrid.root.parameters() if p.requires_grad)
+        return trained > _DENSE * self.hybrid.graph.spec.parameters
 
     def _logits(self) -> Tensor:
         return logits_of(self.model, self.batch, self.kind).float()

@@ -4,9 +4,10 @@
     python experiments/selection_memory/run.py --only fish_mask,lora
     python experiments/selection_memory/run.py --tables
 
-Each method alone, at 0.5 % of the backbone where it keeps entries, is trained for four steps by the command
-`autopeft train` in a process of its own: selection, phases and saving included. The figure is the largest
-resident set of that process. LoRA, which selects nothing, stands beside it.
+Each selective method alone, at 0.5 % of the backbone where it keeps entries, is trained for four steps by the
+command `autopeft train` in a process of its own: selection, phases and saving included. The figure is the
+largest resident set of that process. LoRA, which selects nothing, stands beside it, as do the methods that
+the backbone cannot take.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,11 +24,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers import PretrainedConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
 from lib.measuring import note, one_thread, read_json, show, write_json
 
+from autopeft import Recipe
+from autopeft.assets import load_config, resolve_model
+from autopeft.backbones import spec_of
+from autopeft.errors import UsageError
+from autopeft.graph import build_graph
+from autopeft.method import get_method, method_names
 from autopeft.tasks import load_task
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
@@ -37,19 +46,45 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "fish_mask": {"model": [{"fish_mask": {"keep": "0.5%", "samples": 16}}]},
     "pafi": {"model": [{"pafi": {"keep": "0.5%"}}]},
     "sam": {"model": [{"sam": {"batches": 4}}]},
+    "sam g2_over_h": {"model": [{"sam": {"batches": 4, "score": "g2_over_h"}}]},
     "child_tuning_d": {"model": [{"child_tuning_d": {"keep": "0.5%", "rest": "frozen"}}]},
     "fish_dip": {"model": [{"fish_dip": {"keep": "0.5%", "every": 2}}]},
     "sensitivity_tuning": {"model": [{"sensitivity_tuning": {"keep": "0.5%"}}]},
     "lt_sft": {"model": [{"lt_sft": {"keep": "0.5%"}}]},
     "u_diff_pruning": {"model": ["u_diff_pruning"]},
+    "s_diff_pruning": {"model": ["s_diff_pruning"]},
+    "far": {"layers": [{"attach": ["far"]}]},
+    "child_tuning_f": {
+        "layers": [{"attach": [{"lora": {"rank": 12}}]}],
+        "training": {"policies": ["child_tuning_f"]},
+    },
 }
+
+
+def selective() -> list[str]:
+    """The methods of `methods/selective`."""
+    return [name for name in method_names() if ".selective." in get_method(name).__module__]
+
+
+def refused(config: PretrainedConfig) -> dict[str, str]:
+    """The selective methods that a model cannot take, with the reason."""
+    spec, found = spec_of(config), dict[str, str]()
+    for name in selective():
+        if get_method(name).traits.level != "model":
+            continue
+        try:
+            build_graph(Recipe.from_dict({"model": [name]}), spec)
+        except UsageError as error:
+            found[name] = str(error)
+    return found
 
 
 def measure(name: str) -> dict[str, Any]:
     """Peak memory, in GB, and CPU seconds of one training."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.yaml"
-        recipe.write_text(yaml.safe_dump({"autopeft": 2, "name": name.replace("_", "-"), **RECIPES[name]}))
+        slug = "-".join(re.findall(r"[a-z0-9]+", name))
+        recipe.write_text(yaml.safe_dump({"autopeft": 2, "name": slug, **RECIPES[name]}))
         words = [sys.executable, "-m", "autopeft", "train", "--recipe", str(recipe), "--model", MODEL]
         words += ["--task", str(_rows(Path(folder))), "--steps", str(STEPS), "--batch-size", str(ROWS)]
         words += ["--out", f"{folder}/run"]
@@ -77,8 +112,8 @@ def _rows(folder: Path) -> Path:
     return path
 
 
-def tables(found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print what there is."""
+def tables(found: Mapping[str, Mapping[str, Any]], left_out: Mapping[str, str]) -> None:
+    """Print what there is, and why others were left out."""
     rows = [
         (
             name,
@@ -89,6 +124,8 @@ def tables(found: Mapping[str, Mapping[str, Any]]) -> None:
         for name, one in sorted(found.items(), key=lambda pair: pair[1]["peak_gb"])
     ]
     show(f"{MODEL}, {TASK}", ("method", "peak memory, GB", "CPU seconds", f"within {LIMIT:g} GB"), rows)
+    for name, reason in left_out.items():
+        note(f"not measured, {name}: {reason}")
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -108,7 +145,7 @@ def main(words: Sequence[str] | None = None) -> None:
         found[name] = measure(name)
         note(f"{name}: {found[name]}")
         write_json(RESULTS, {"methods": found})
-    tables(found)
+    tables(found, refused(load_config(resolve_model(MODEL))))
 
 
 if __name__ == "__main__":

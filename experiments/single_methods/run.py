@@ -92,6 +92,7 @@ VARIANTS = {
     "prefix_tuning, head alike": Variant("prefix_tuning", head=None),
     "lora, head at 1e-2": Variant("lora", head=1e-2),
     "lora_dropout, all of ΔW": Variant("lora_dropout", {"ensemble": 0, "expected": False}),
+    "lt_sft at 0.5 %": Variant("lt_sft", {"keep": "0.5%"}),
 }
 
 

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 from support.training import assert_same_state, encoded_task, snapshot, tiny_bert
+from transformers import BertConfig, BertForSequenceClassification
 
 from autopeft.backbones import spec_of_model
 from autopeft.graph import build_graph, first_layer
+from autopeft.hybrid import head_of
 from autopeft.recipe import Recipe
 from autopeft.resources import Limits, Predictor
 from autopeft.resources.calibration import calibrate, fitted
-from autopeft.resources.features import Shape, features_of
+from autopeft.resources.features import Shape, features_of, training_state
 from autopeft.resources.measuring import Bench, Measured, typical_rows
 from autopeft.resources.probes import Offer, base_probes, method_probes
 from autopeft.training import TrainingPlan
@@ -61,6 +63,48 @@ def test_memory_is_what_trains_what_is_held_and_what_is_predicted() -> None:
     deep = found.predict_memory(graphs[-1])
     assert deep is not None
     assert deep == pytest.approx(10**8 + 10**6, rel=0.01)
+
+
+def test_what_is_counted_and_was_not_measured_leaves_the_others_alone() -> None:
+    """A ranking that was kept from before takes no memory, and its recipe must not count as one of none."""
+    spec, _ = spec_of_model(tiny_bert())
+    probes = base_probes(spec)
+    mask = Recipe.from_dict({"model": [{"fish_mask": {"keep": 9}}]})
+    graphs = [build_graph(probe, spec) for probe in (*probes, mask)]
+    counted = training_state(graphs[-1], 0)
+    took = counted // 2
+    measured = [Measured(1.0, 1.0, took)] * len(graphs)
+    found = fitted(graphs, measured, SHAPE, trunk=True, head=0, base=0)
+    assert found.predict_memory(graphs[0]) == pytest.approx(took, rel=0.25)
+    assert found.predict_memory(graphs[-1]) == pytest.approx(took + counted, rel=0.25), "another has to rank"
+
+
+@pytest.mark.slow
+def test_what_a_method_has_for_a_while_is_forecast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a model of MiniLM's size, from probes that none of these methods is among."""
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path))
+    sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+    model = BertForSequenceClassification(BertConfig(**sizes, num_labels=2)).eval()
+    spec, _ = spec_of_model(model)
+    bench = Bench(model, encoded_task(64, 8), TrainingPlan(steps=4, batch_size=16, device="cpu"))
+    offers = Offer.of(Recipe.from_dict({"model": [{"pafi": {"keep": "0.5%"}}]}))
+    probes = [*base_probes(spec), *method_probes(offers, spec)]
+    head = sum(p.numel() for p in head_of(model).values())
+    forecast = calibrate(bench, spec, probes, head=head, backbone="x")
+    wanted = [recipe({"lora": {"rank": 16}}), recipe({"far": {"retention": 0.02}})]
+    for name, more in (
+        ("u_diff_pruning", {}),
+        ("lt_sft", {}),
+        ("fish_mask", {"samples": 16}),
+        ("child_tuning_d", {"rest": "frozen"}),
+    ):
+        wanted.append(Recipe.from_dict({"name": name, "model": [{name: {"keep": "0.5%", **more}}]}))
+    said, was = [], []
+    for one in wanted:
+        said.append(forecast.predict_memory(build_graph(one, spec)))
+        was.append(forecast.base + (bench(one).memory or 0))
+    assert said == pytest.approx(was, rel=0.2)
+    assert max(was) > 1.5 * was[0]
 
 
 def test_features_tell_what_runs() -> None:

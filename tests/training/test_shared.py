@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -85,6 +85,29 @@ def tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(torch.nn.Embedding, "forward", counted)
     return found
+
+
+def test_while_all_of_the_backbone_is_searched_nothing_is_shared(
+    backbone: str, data: EncodedTask, tokens: list[int]
+) -> None:
+    """Its weights are made anew in each forward, and would be kept twice."""
+    with hybrid_on(backbone, recipe(model=[{"lt_sft": {"keep": 50}}])) as hybrid:
+        forward, module = shortest(hybrid, data), cast(Any, hybrid.modules["lt_sft"])
+        batch = data.train.collate(range(4), device=CPU)
+        assert forward.shares
+
+        def forwards() -> int:
+            tokens.clear()
+            forward(batch)
+            return len(tokens)
+
+        assert forwards() == 2
+        module.begin_search()
+        assert forwards() == 1
+        with torch.no_grad():
+            assert forwards() == 2, "nothing is kept then"
+        module.end_search()
+        assert forwards() == 2
 
 
 @pytest.mark.parametrize(

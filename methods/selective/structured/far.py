@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from autopeft.method import Call, MethodConfig, ParameterCount, Phase, Traits, WeightTarget, register
+from autopeft.method import Call, Interim, MethodConfig, ParameterCount, Phase, Traits, WeightTarget, register
 from autopeft.nn import PerSite, RowDelta, TensorDeltas, top_entries
 from autopeft.spec import BackboneSpec, Site, TensorSpec
 
@@ -166,6 +166,11 @@ class FAR:
         n = sum(self._kept(s) * (s.in_features + s.bias) for s in sites)
         n += sum(t.size for t in self._rest(sites, spec))
         return ParameterCount(n, n)
+
+    def interim(self, sites: Sequence[Site], spec: BackboneSpec) -> Interim:
+        """Priming trains all nodes."""
+        nodes = sum(s.out_features * (s.in_features + s.bias) for s in sites)
+        return Interim(trained=nodes + sum(t.size for t in self._rest(sites, spec)))
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         nodes = {s.key: RowDelta(s.in_features, s.out_features, self._kept(s), bias=s.bias) for s in sites}

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
-from autopeft.method import ParameterCount, Traits, register
+from autopeft.method import Interim, ParameterCount, Traits, register
 from autopeft.nn import BiasSearchConfig, SearchedBiases
 from autopeft.spec import BackboneSpec, Site, TensorSpec
 
@@ -97,6 +97,9 @@ class SBitFit:
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         k = self._budget(spec)
         return ParameterCount(k, k)
+
+    def interim(self, sites: Sequence[Site], spec: BackboneSpec) -> Interim:
+        return self.config.interim("s_bitfit", spec)
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         return SBitFitModule(self._biases(spec), self._budget(spec), self.config)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from autopeft.method import ParameterCount, Traits, register
+from autopeft.method import Interim, ParameterCount, Traits, register
 from autopeft.nn import DiffPruningConfig, GatedEntries
 from autopeft.spec import BackboneSpec, Site
 
@@ -27,8 +27,8 @@ class SDiffPruning:
     kept is single entries all the same. All else is as `u_diff_pruning` says.
 
     Mergeable. k parameters (and k indices, which are storage). What the search needs is not counted: w and a
-    in fp32 for each entry of the base model, a for each tensor, their gradients and optimizer state, and the
-    draws, all of which are freed when the entries are chosen. Such a training cannot pause.
+    in fp32 for each entry of the base model, a for each tensor, their gradients and optimizer state, all of
+    which are freed when the entries are chosen. Such a training cannot pause.
     """
 
     traits = Traits(
@@ -52,6 +52,10 @@ class SDiffPruning:
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         k = self.config.count("s_diff_pruning", spec.tensors, spec)
         return ParameterCount(k, k)
+
+    def interim(self, sites: Sequence[Site], spec: BackboneSpec) -> Interim:
+        """The search trains w and a of every entry, and a of every tensor."""
+        return Interim(trained=2 * sum(t.size for t in spec.tensors) + len(spec.tensors))
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         k = self.config.count("s_diff_pruning", spec.tensors, spec)

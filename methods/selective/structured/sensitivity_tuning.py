@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autopeft.errors import AutoPEFTError, MethodError, UsageError
-from autopeft.method import Calibration, Explicit, Objective, ParameterCount, Traits, register
+from autopeft.method import Calibration, Explicit, Interim, Objective, ParameterCount, Traits, register
 from autopeft.nn import (
     Bottleneck,
     KeepConfig,
@@ -57,6 +57,7 @@ class SensitivityTuningModule(SettledStructure):
         for gradients in batch_gradients(parameters, parts, objective, "sensitivity_tuning"):
             for total, gradient in zip(sums, gradients, strict=True):
                 total.add_(gradient.square())
+            del gradient, gradients  # before the next ones are made
         try:
             positions, numbers = leading_entries(sums, list(self.tensors.values()))
         except ValueError as error:
@@ -178,6 +179,10 @@ class SensitivityTuning:
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         k = self._budget(sites, spec)
         return ParameterCount(k, k)
+
+    def interim(self, sites: Sequence[Site], spec: BackboneSpec) -> Interim:
+        """Scores of the ranked entries and the gradient of a batch."""
+        return Interim(held=2 * sum(t.size for t in self._tensors(sites, spec)))
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         children = {s.key: self._module(s) for s in self._matrices(sites, spec).values()}

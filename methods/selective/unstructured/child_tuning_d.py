@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
-from autopeft.method import Calibration, Objective, ParameterCount, Traits, WeightTarget, register
+from autopeft.method import Calibration, Interim, Objective, ParameterCount, Traits, WeightTarget, register
 from autopeft.nn import KeepConfig, RankedEntries, TensorDeltas, batch_gradients, clip_factor
 from autopeft.spec import BackboneSpec, Site, TensorSpec
 
@@ -49,6 +49,7 @@ class ChildModule(RankedEntries):
             for score, gradient in zip(scores, gradients, strict=True):
                 clipped = gradient * clip_factor([gradient], self.config.clip)
                 score.addcmul_(clipped, clipped)
+            del gradient, clipped, gradients  # before the next ones are made
         return self.ranking(scores)
 
     def settle(self, measured: Mapping[str, Tensor]) -> None:
@@ -114,6 +115,10 @@ class ChildTuningD:
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         n = self._k(spec) + sum(t.size for t in self._rest(spec))
         return ParameterCount(n, n)
+
+    def interim(self, sites: Sequence[Site], spec: BackboneSpec) -> Interim:
+        """Scores of the layers' entries and the gradient of a batch."""
+        return Interim(held=2 * sum(t.size for t in self._inside(spec)))
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         return ChildModule(self._inside(spec), self._k(spec), self._rest(spec), self.config)

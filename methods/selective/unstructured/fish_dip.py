@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
-from autopeft.method import Calibration, Objective, ParameterCount, Phase, Session, Traits, register
+from autopeft.method import Calibration, Interim, Objective, ParameterCount, Phase, Session, Traits, register
 from autopeft.nn import (
     GRADIENT_POWERS,
     KeepConfig,
@@ -88,6 +88,7 @@ class FishDipModule(MovingMask):
         for gradients in rows:
             for (start, end), gradient in zip(places, gradients, strict=True):
                 scores[start:end] += power(gradient.flatten().float())
+            del gradient, gradients  # before the next ones are made
         return scores
 
 
@@ -171,6 +172,10 @@ class FishDip:
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         bound = self._sizes(spec)[1]
         return ParameterCount(bound, bound)
+
+    def interim(self, sites: Sequence[Site], spec: BackboneSpec) -> Interim:
+        """Scores of all entries and the gradient of a row."""
+        return Interim(held=2 * sum(t.size for t in spec.tensors))
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         return FishDipModule(spec.tensors, *self._sizes(spec), self.config)

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError, UsageError
-from autopeft.method import Objective, ParameterCount, Traits, register
+from autopeft.method import Interim, Objective, ParameterCount, Traits, register
 from autopeft.nn import GRADIENT_POWERS, KeepConfig, RankedEntries, requiring
 from autopeft.spec import BackboneSpec, Site, TensorSpec
 
@@ -75,6 +75,7 @@ def fisher(
                 for name, grad in zip(parameters, grads, strict=True):
                     if grad is not None:
                         scores[name].add_(power(grad.float()), alpha=share)
+                del grad, grads  # before the next ones are made
     if not seen:
         raise UsageError("fish_mask needs at least one training example to calibrate on, but got none.")
     return scores
@@ -136,6 +137,10 @@ class FishMask:
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         k = self.config.count("fish_mask", spec.tensors, spec)
         return ParameterCount(k, k)
+
+    def interim(self, sites: Sequence[Site], spec: BackboneSpec) -> Interim:
+        """Scores of all entries and the gradient of an example."""
+        return Interim(held=2 * sum(t.size for t in spec.tensors))
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         return FishMaskModule(spec.tensors, self.config.count("fish_mask", spec.tensors, spec), self.config)

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autopeft.errors import MethodError
-from autopeft.method import LossStep, ParameterCount, Phase, Traits, register
+from autopeft.method import Interim, LossStep, ParameterCount, Phase, Traits, register
 from autopeft.nn import SearchConfig, SearchedEntries
 from autopeft.spec import BackboneSpec, Site, TensorSpec
 
@@ -108,6 +108,10 @@ class LTSFT:
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         k = self._k(spec)
         return ParameterCount(k, k)
+
+    def interim(self, sites: Sequence[Site], spec: BackboneSpec) -> Interim:
+        """Full fine-tuning trains every entry that there is to choose from."""
+        return Interim(trained=sum(t.size for t in self._tensors(spec)))
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         return LTSFTModule(self._tensors(spec), self._k(spec), self.config, spec.parameters)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from autopeft.errors import MethodError, UsageError
-from autopeft.method import Calibration, Objective, ParameterCount, Traits, register
+from autopeft.method import Calibration, Interim, Objective, ParameterCount, Traits, register
 from autopeft.nn import KeepConfig, RankedEntries, clip_factor, requiring
 from autopeft.quantity import parse_quantity
 from autopeft.spec import BackboneSpec, Site, TensorSpec
@@ -174,6 +174,11 @@ class SAM:
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         k = sum(self._sizes(spec))
         return ParameterCount(k, k)
+
+    def interim(self, sites: Sequence[Site], spec: BackboneSpec) -> Interim:
+        """Sums of gradients and the gradient of a batch; with h also its sum, random signs and products."""
+        copies = 2 if self.config.score == "absgrad" else 5
+        return Interim(held=copies * sum(t.size for t in spec.tensors))
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         return SAMModule(spec.tensors, self._sizes(spec), self.config)

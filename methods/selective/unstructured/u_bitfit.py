@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from autopeft.method import ParameterCount, Traits, register
+from autopeft.method import Interim, ParameterCount, Traits, register
 from autopeft.nn import BiasSearchConfig, SearchedBiases
 from autopeft.spec import BackboneSpec, Site
 
@@ -46,6 +46,9 @@ class UBitFit:
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         k = self.config.budget("u_bitfit", spec)
         return ParameterCount(k, k)
+
+    def interim(self, sites: Sequence[Site], spec: BackboneSpec) -> Interim:
+        return self.config.interim("u_bitfit", spec)
 
     def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
         c = self.config

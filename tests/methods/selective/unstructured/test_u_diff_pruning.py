@@ -19,6 +19,7 @@ from torch import Tensor
 
 from autopeft.errors import MethodError
 from autopeft.hybrid import attach, load
+from autopeft.nn import gated_deltas
 from autopeft.spec import BackboneSpec
 from autopeft.training.loop import train
 from autopeft.training.plan import TrainingPlan
@@ -150,31 +151,33 @@ def test_a_larger_penalty_leaves_fewer_open() -> None:
     assert expected[0] > expected[1] > expected[2]
 
 
-@pytest.mark.parametrize(("method", "gates"), [("u_diff_pruning", 1), ("s_diff_pruning", 2)])
-def test_a_step_draws_once_for_all_of_its_rows(method: str, gates: int) -> None:
-    drawn: list[list[Tensor]] = []
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_draws_once_for_all_of_its_rows(method: str) -> None:
+    drawn: list[list[dict[str, Any]]] = []
     losses = []
     for micro_rows in (8, 3):
         hybrid = attach(tiny_bert(), recipe_of(method, keep=K, location=0.0), seed=0)
         module: Any = hybrid.modules[method]
-        noise: list[Tensor] = []
-        act = module.acting
+        seeds: list[dict[str, Any]] = []
+        act = module.applied
 
-        def acting(name: str, module: Any = module, act: Any = act, noise: list[Tensor] = noise) -> Tensor:
+        def applied(
+            name: str, current: Tensor, module: Any = module, act: Any = act, seeds: Any = seeds
+        ) -> Tensor:
             if name == module.entries.tensors[-1].name:
-                key = module.dense._key(name)
-                noise.append(torch.cat([module.dense._noise[i, key].flatten() for i in range(gates)]))
-            return act(name)
+                seeds.append(dict(module.dense._seeds))
+            return act(name, current)
 
-        module.acting = acting
+        module.applied = applied
         plan = TrainingPlan(
             steps=8, batch_size=8, micro_batch=micro_rows, seed=3, device="cpu", shortcuts=False
         )
         losses.append(train(hybrid, encoded_task(), plan).losses)
-        drawn.append(noise)
+        drawn.append(seeds)
     assert len(drawn[1]) > len(drawn[0]) == 4
-    assert len({tuple(n.tolist()) for n in drawn[0]}) == 4, "each step draws anew"
-    assert {tuple(n.tolist()) for n in drawn[0]} == {tuple(n.tolist()) for n in drawn[1]}
+    first, second = ({tuple(seeds.items()) for seeds in found} for found in drawn)
+    assert len(first) == 4, "each step draws anew"
+    assert first == second
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
@@ -185,11 +188,46 @@ def test_evaluation_has_no_draws() -> None:
         for w in module.dense.differences():
             w.fill_(1.0)
     module.before_step(0, 4)
-    name = module.entries.tensors[0].name
+    tensor = module.entries.tensors[0]
+    zeros = torch.zeros(tensor.shape)
     module.eval()
-    assert torch.equal(module.acting(name), torch.zeros_like(module.acting(name)))  # s' = 0 at a = 0
+    assert torch.equal(module.applied(tensor.name, zeros), zeros)  # s' = 0 at a = 0
     module.train()
-    assert bool((module.acting(name) > 0).any())
+    assert bool((module.applied(tensor.name, zeros) > 0).any())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("piece", [64, 1 << 20])
+def test_a_search_is_that_of_autograd(method: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gates that are made in pieces, and made again for the gradients, train as those that are kept: bit for
+    bit, but that the sum over a tensor of many pieces rounds in another order."""
+    monkeypatch.setattr(gated_deltas, "_PIECE", piece)
+    recipe, found = recipe_of(method, keep=K, penalty=1e-3, location=0.5), []
+    for kept in (False, True):
+        with monkeypatch.context() as patched:
+            if kept:
+                patched.setattr(gated_deltas.GatedDeltas, "added_to", _with_autograd)
+                patched.setattr(gated_deltas.GatedDeltas, "expected", _expected_with_autograd)
+                patched.setattr(gated_deltas.GatedDeltas, "complete_gradients", lambda *given: None)
+            seen = trained(recipe)
+        assert seen.result is not None
+        found.append((seen.result.losses, seen.before[0]))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    exact = method == "u_diff_pruning" or piece > 64
+    for name, value in found[0][1].items():
+        torch.testing.assert_close(value, found[1][1][name], rtol=0, atol=0 if exact else 1e-6)
+
+
+def _with_autograd(deltas: Any, name: str, current: Tensor, *, drawn: bool = False) -> Tensor:
+    gates, locations = deltas._of(name, drawn=drawn)
+    parts = [noise for _, noise in gates.noise(locations)]
+    noise = [torch.cat([n[0] for n in parts]).view(current.shape) if gates.seeds else None, *parts[0][1:]]
+    return current + gates.opened(locations, noise) * deltas[name]
+
+
+def _expected_with_autograd(deltas: Any, joint: str) -> Tensor:
+    held = [a for each in (deltas.locations, deltas.shared) for a in each.values()]
+    return torch.stack([deltas.gate.open(a).sum() for a in held]).sum()
 
 
 # Life
