@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from autopeft.backbones import StackMap
 from autopeft.errors import CompositionError, UsageError
 from autopeft.injection.bind import BoundModule
-from autopeft.injection.frames import CONTEXT, frames
+from autopeft.injection.frames import CONTEXT, FEATURES, frames
 from autopeft.injection.threads import Forwards
 from autopeft.method import BARE, Call, Context, Reserved, Slot
 from autopeft.method.reserved import reserve
@@ -47,6 +47,7 @@ class RootHooks:
         forwards: counts the threads that are inside.
         prepass: whether the bare backbone runs first, for what its last hidden states tell.
         sees_text: whether a prompt depends on the text.
+        tells: whether something acts on the logits behind this stack, and is told of the forward.
     """
 
     stack: StackMap
@@ -61,6 +62,7 @@ class RootHooks:
     forwards: Forwards = field(default_factory=lambda: Forwards("a hybrid"))
     prepass: bool = False
     sees_text: bool = False
+    tells: bool = False
 
     @property
     def rows(self) -> int:
@@ -102,7 +104,7 @@ class RootHooks:
         """What the bare backbone makes of the inputs, without a graph; nothing in a step from a cache."""
         if not self.prepass or is_cached(inputs):
             return {}
-        plain = {name: value for name, value in inputs.items() if name not in ("task_id", *_CACHES)}
+        plain = {name: value for name, value in inputs.items() if name not in ("task_id", FEATURES, *_CACHES)}
         if "use_cache" in known:
             plain["use_cache"] = False
         with torch.no_grad(), frames.without(self.token):
@@ -112,11 +114,12 @@ class RootHooks:
     def enter(self, inputs: dict[str, Any], features: dict[str, Tensor] | None = None) -> Context:
         """Extend a forward's named inputs in place, and lay down its context."""
         frames.forget_captured(self.token)
-        task_id = inputs.pop("task_id", None)
+        task_id, said = inputs.pop("task_id", None), inputs.pop(FEATURES, None)
         cached = is_cached(inputs)
         if self.source_slots:
             self._pad_source(inputs)
         given = _mask(inputs, "attention_mask") if self.spec.modality == "text" else None
+        tokens = _known_tokens(inputs, given) if self.tells else None
         reserved = self._reserve(inputs, cached)
         if reserved.count and self.spec.modality == "text":
             self._extend(inputs, reserved, cached)
@@ -126,7 +129,9 @@ class RootHooks:
             text_mask=given,
             task_id=task_id,
             reserved=Reserved() if cached else reserved,
-            features=features or {},
+            features={**(features or {}), **(said or {})},
+            tokens=tokens,
+            cache=_cache(inputs) if self.tells else None,
             cached=cached,
             hybrid=self.token,
             further=frames.further,
@@ -242,7 +247,9 @@ class RootHooks:
         if self.token in frames.bare:
             return
         self.forwards.leave()
-        frames.contexts.pop((self.token, self.stack.name), None)
+        context = frames.contexts.pop((self.token, self.stack.name), None)
+        if self.tells and context is not None:
+            frames.behind[self.token] = context
 
 
 @dataclass
@@ -271,8 +278,23 @@ def named_inputs(
 
 def is_cached(inputs: dict[str, Any]) -> bool:
     """Whether keys and values of earlier positions come from a cache."""
-    cache = next((inputs[name] for name in _CACHES if inputs.get(name) is not None), None)
+    cache = _cache(inputs)
     return cache is not None and int(cache.get_seq_length()) > 0
+
+
+def _cache(inputs: dict[str, Any]) -> Any:
+    """Where keys and values are kept; `None` where they are not, or where the stack makes a place itself."""
+    return next((inputs[name] for name in _CACHES if inputs.get(name) is not None), None)
+
+
+def _known_tokens(inputs: dict[str, Any], mask: Tensor | None) -> Tensor | None:
+    """The ids (batch, tokens), where each row is one text whose tokens the mask (batch, positions) tells."""
+    ids, places = inputs.get("input_ids"), inputs.get("position_ids")
+    if ids is None or (mask is None and inputs.get("attention_mask") is not None):
+        return None
+    if mask is None and places is not None and bool((places.diff(dim=-1) != 1).any()):
+        return None  # positions that begin again are transformers' word for several texts in a row
+    return ids
 
 
 def _mask(inputs: dict[str, Any], name: str) -> Tensor | None:

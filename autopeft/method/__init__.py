@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from autopeft.method.contract import (
     BARE,
+    FEATURE,
     Call,
     Context,
     Method,
@@ -46,7 +47,7 @@ from autopeft.method.modules import (
     WeightTarget,
 )
 from autopeft.method.optimization import DecayTarget, decay, decay_targets, no_such_part, part_names, parts_of
-from autopeft.method.phase import OuterStep, Phase, PhasePart, Session
+from autopeft.method.phase import OuterStep, Phase, PhasePart, Sample, Session
 from autopeft.method.registry import get_method, method_names, register, registered_method, reserve
 from autopeft.method.reserved import Reserved, Slot, reserved_rows
 from autopeft.method.step import LossStep
@@ -54,6 +55,7 @@ from autopeft.method.stored import StartsFrom, Stored
 
 __all__ = [
     "BARE",
+    "FEATURE",
     "MEMBERS",
     "Calibration",
     "Call",
@@ -83,6 +85,7 @@ __all__ = [
     "RegionModule",
     "Reserved",
     "Resizes",
+    "Sample",
     "Session",
     "Settles",
     "Slot",

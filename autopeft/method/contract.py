@@ -13,13 +13,34 @@ from autopeft.errors import MethodError
 from autopeft.method.reserved import Reserved
 from autopeft.spec import SITE_NAMES, BackboneSpec, Site
 
-__all__ = ["BARE", "Call", "Context", "Method", "MethodConfig", "Need", "ParameterCount", "Traits", "Way"]
+__all__ = [
+    "BARE",
+    "FEATURE",
+    "Call",
+    "Context",
+    "Method",
+    "MethodConfig",
+    "Need",
+    "ParameterCount",
+    "Traits",
+    "Way",
+]
 
 Way = Literal["hook", "region", "weight", "kv", "prompt", "logits"]
 BARE = "bare"
 """The feature that a pre-pass of the bare backbone fills: its last hidden states, (batch, tokens, hidden)."""
+FEATURE = "feature_"
+"""What the name of a tensor in a batch begins with that says something of its rows, (rows, …), for modules
+alone: the rest of it is the name in `Context.features`."""
 Need = Literal[
-    "calibration", "decoder", "encoder_decoder", "several_tasks", "artefacts", "text", "row_logits"
+    "calibration",
+    "decoder",
+    "encoder_decoder",
+    "several_tasks",
+    "artefacts",
+    "text",
+    "row_logits",
+    "token_logits",
 ]
 
 
@@ -65,7 +86,8 @@ class Traits:
         also_in_layers: of a method of the model, that it may be listed under `layers:` as well. There it gets
             its default sites in those layers; under `model:` it gets none.
         needs: what must be there: calibration batches, a decoder, two stacks, several tasks, artefacts, text
-            input, or logits of each row (`row_logits`) where a language model has them of each token.
+            input, logits of each row (`row_logits`) where a language model has them of each token, or the
+            other way round those of each token by a decoder alone (`token_logits`).
         mergeable: can be folded into the backbone's weights exactly.
         shifts: merging it gives a bias to a linear map that has none.
         sees_text: its prompts depend on the text. On a causal stack a position may then depend on later ones,
@@ -79,7 +101,8 @@ class Traits:
             other may have altered the tensor before.
         phased: trains in phases of its own.
         gateable: a gate may stand in front of it.
-        rowwise: what it adds at a position depends on that position's x and y alone (hook methods).
+        rowwise: what it adds at a position depends on that position's x and y alone (methods on activations
+            and on logits).
         data_dependent: its deployed size is settled at the end of training: by the data, for which
             `parameter_count` gives an upper bound, or by a choice afterwards, for which it gives the default.
             That figure is what a budget counts; the module `Resizes`.
@@ -150,8 +173,15 @@ class Context:
         text_mask: (batch, tokens), the mask as it came, without reserved rows.
         task_id: (batch,) or `None`.
         reserved: the rows that prompts fill, up to the site that reads it.
-        features: what is known of the batch, by name: of the pre-pass (`BARE`), or what a module has put in
-            at a site before this one, under a name that begins with its method's.
+        features: what is known of the batch, by name: of the pre-pass (`BARE`), what a module has put in
+            at a site before this one, under a name that begins with its method's, or what the batch says of
+            its rows (`FEATURE`).
+        tokens: (batch, tokens), the ids of the text as they came, in a decoding step those of its new tokens;
+            `None` where embeddings came, or where it is not known of each token which text it belongs to (a
+            mask of another form than (batch, positions), several texts in a row). What acts on logits is told
+            of them.
+        cache: where keys and values of this forward are kept, as transformers has it; `None` where they are
+            not. What keeps some of its own there goes with them: into other orders of rows, too.
         cached: whether keys and values of earlier positions come from a cache (a decoding step).
         hybrid: token of the hybrid that this forward belongs to.
         further: it is a further forward of a step (`LossStep.again`), of which the modules' own terms of the
@@ -166,6 +196,8 @@ class Context:
     task_id: Tensor | None = None
     reserved: Reserved = Reserved()  # noqa: RUF009 (frozen)
     features: dict[str, Tensor] = field(default_factory=dict, compare=False)
+    tokens: Tensor | None = None
+    cache: Any = field(default=None, compare=False)
     cached: bool = False
     hybrid: int = 0
     further: bool = False
@@ -189,6 +221,8 @@ class Call:
             `region(x, rows)` the same at the positions `rows` (batch, k) of each row alone, (batch, k,
             hidden), which attend to all. Of layers its norm is `norm` where that comes before the attention.
         owner: the entry that is called, where it has rows among the reserved ones.
+        read: on logits, `read(states)` is what the last map reads of states (batch, tokens, …) of the text:
+            those of some positions or of all, in the order of its input.
     """
 
     context: Context
@@ -198,6 +232,7 @@ class Call:
     entered: Tensor | None = None
     region: Callable[..., Tensor] | None = None
     owner: str | None = None
+    read: Callable[[Tensor], Tensor] | None = None
 
     @property
     def rows(self) -> Reserved:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ from autopeft.training.rows import Rows, rows_apart, rows_of
 from autopeft.training.scoring import evaluate
 from autopeft.training.session import PhaseSession, Steps
 from autopeft.training.stopping import BestState
+from autopeft.training.written import Samples
 
 __all__ = ["OnPhase", "OnScore", "OnStep", "ShouldStop", "TrainResult", "batch_stream", "train"]
 
@@ -298,11 +299,11 @@ class _Run:
         self.result.stopped = "done"
         acted = self._targets()
 
-        def take(local: int) -> None:
+        def take(local: int, given: Mapping[str, Tensor] | None) -> None:
             nonlocal acted
             if phase.run is not None:  # which may have moved a mask since
                 acted = self._follow(acted)
-            batch = next(stream)
+            batch = next(stream) if given is None else dict(given)
             with timed(self.result.step_seconds, self.device):
                 self.step(batch, local, optimizer, modules, outer)
             self._is_over(best, modules)
@@ -349,9 +350,10 @@ class _Run:
             backbone=hybrid.backbone_parameters() if isinstance(hybrid, Hybrid) else {},
             forward=plain,
             gradient=self.gradient,
-            rows=rows,
+            batches_of=rows,
             drawing=lambda: training_mode(hybrid.model, hybrid.modules.values(), dropout=dropout),
             learners=learners,
+            writing=Samples(hybrid.model, self.data.task, split, among, plan, self.device),
         )
 
     def _keep(self, optimizer: PhaseOptimizer, steps: int, since: int) -> None:

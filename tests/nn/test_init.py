@@ -113,6 +113,7 @@ WITHOUT = {
     "RankedEntries",
     "ScaledMaps",
     "ScaledPairs",
+    "SmallDecoder",
     "SearchedBiases",
     "SearchedEntries",
     "SettledStructure",

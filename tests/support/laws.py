@@ -126,10 +126,12 @@ def _against(law: Law, values: Tensor) -> Iterable[str]:
 def starts(module: nn.Module, laws: Mapping[str, Law]) -> list[str]:
     """What of a module's start is not as `laws` (by pattern of names) have it.
 
-    Each parameter, and each buffer of floating point, must have exactly one law, and each law something.
+    Each parameter, and each buffer of floating point that is saved, must have exactly one law, and each law
+    something.
     """
     named = dict(module.named_parameters())
-    named |= {name: b for name, b in module.named_buffers() if b.is_floating_point()}
+    saved = module.state_dict()
+    named |= {n: b for n, b in module.named_buffers() if b.is_floating_point() and n in saved}
     found = [
         f"{name}: {len(fits)} laws fit"
         for name in named

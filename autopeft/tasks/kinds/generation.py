@@ -75,6 +75,7 @@ def generate(
     mean: Callable[[Tensor, int], Tensor] | None = None,
     device: str | torch.device = "cpu",
     streamer: Any = None,
+    ended: bool = False,
 ) -> list[list[int]]:
     """The tokens that a model writes behind each prompt, up to what ends an answer, which is left out.
 
@@ -94,6 +95,7 @@ def generate(
         begin: token that stays in front of a prompt that is cut.
         mean: see `predictive`.
         streamer: is told each token of a single prompt (a `BaseStreamer` of transformers); not of beams.
+        ended: whether what ends an answer comes as well.
 
     Raises:
         UsageError: the model cannot generate.
@@ -122,7 +124,7 @@ def generate(
         **(_beginning(live) if encodes else {}),
     )
     written = _run(live, inputs, config, mean, streamer, several=several)
-    return [_ended(row, ends) for row in written[:, 1 if encodes else width :].tolist()]
+    return [_ended(row, ends, kept=ended) for row in written[:, 1 if encodes else width :].tolist()]
 
 
 def _encodes(model: Any) -> bool:
@@ -206,10 +208,10 @@ def _sampling(how: Generation) -> dict[str, Any]:
     return {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
 
 
-def _ended(tokens: list[int], ends: Sequence[int]) -> list[int]:
-    """Tokens up to the first that ends an answer."""
+def _ended(tokens: list[int], ends: Sequence[int], *, kept: bool) -> list[int]:
+    """Tokens up to the first that ends an answer, with it where it is `kept`."""
     stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
-    return tokens[:stop]
+    return tokens[: stop + kept]
 
 
 def _several(model: Any) -> bool:
