@@ -320,40 +320,35 @@ def test_without_coefficients_nothing_is_kept(decoder: Any, data: EncodedTask) -
 # ------------------------------------------------------------------------------------------------------------
 
 
-def says_three(said: list[str], wanted: list[str]) -> float:
-    """Share of words that are `three`."""
-    return float(np.mean([text.split().count("three") / max(1, len(text.split())) for text in said]))
+NUMBERS = ("one", "two", "three", "four", "five", "is", "what")
+
+
+def says_numbers(said: list[str], wanted: list[str]) -> float:
+    """Share of six words that are among these."""
+    return float(np.mean([sum(word in NUMBERS for word in text.split()) / 6 for text in said]))
 
 
 def test_the_reward_of_what_it_writes_rises(decoder: Any, tmp_path: Path) -> None:
-    """A metric of the user's own is the reward."""
-    task = load_task(str(write_chats(tmp_path / "chats.jsonl")), metric=says_three)
+    """A metric of the user's own is the reward, and the best control asks for it, the worst one does not."""
+    task = load_task(str(write_chats(tmp_path / "chats.jsonl")), metric=says_numbers)
     data = encode(task, word_tokenizer(), 48)
-    own = recipe(interval=10, top_p=1.0, longest=4, samples=30, rate=0.01)
-    hybrid = attach(decoder, own, seed=0)
+    hybrid = attach(decoder, recipe(bins=2, interval=8, top_p=1.0, longest=6), seed=0)
     before = {n: p.clone() for n, p in decoder.named_parameters() if "autopeft" not in n}
-    result = train(hybrid, data, TrainingPlan(steps=60, batch_size=16, device="cpu", seed=0))
+    plan = TrainingPlan(steps=32, batch_size=16, eval_batch_size=48, device="cpu", seed=0)
+    result, module = train(hybrid, data, plan), hybrid.modules["ipa"]
     rewards = result.outputs["quark"]["rewards"]
-    assert len(rewards) == 6
-    assert len(result.losses) == 60
-    assert rewards[-1] > rewards[0] + 0.15
+    assert len(rewards) == 4
+    assert len(result.losses) == 32
+    assert rewards[-1] > rewards[0] + 0.1
     assert all(torch.equal(p, before[n]) for n, p in decoder.named_parameters() if n in before)
-    assert hybrid.modules["ipa"].remarks() == []  # type: ignore[operator]
-
-
-def test_the_best_control_is_rewarded_more_than_the_worst(decoder: Any, tmp_path: Path) -> None:
-    task = load_task(str(write_chats(tmp_path / "chats.jsonl")), metric=says_three)
-    data = encode(task, word_tokenizer(), 48)
-    hybrid = attach(decoder, recipe(interval=10, top_p=1.0, longest=4, rate=0.01), seed=0)
-    train(hybrid, data, TrainingPlan(steps=60, batch_size=16, device="cpu", seed=0))
-    module: Any = hybrid.modules["ipa"]
-    ids = data.train.collate(range(20))["input_ids"]
-    three, means = word_tokenizer().convert_tokens_to_ids("three"), []
+    assert module.remarks() == []  # type: ignore[operator]
+    batch, means = data.train.collate(range(20)), []
+    words = word_tokenizer().convert_tokens_to_ids(list(NUMBERS))
     with torch.no_grad():
-        for bins in (0, 4):
-            given = added(module, ids, bins=torch.full((20,), bins))
-            means.append(float(given.log_softmax(-1)[..., three].mean()))
-    assert means[0] > means[1] + 0.1
+        for bins in (0, 1):
+            given = added(module, batch["input_ids"], bins=torch.full((20,), bins))
+            means.append(float(given.softmax(-1)[..., words].sum(-1).mean()))
+    assert means[0] > means[1] + 0.02
 
 
 class FakeSession:
@@ -522,7 +517,7 @@ def test_a_head_has_no_words(name: str, tmp_path: Path) -> None:
     else:
         model = GPT2ForSequenceClassification(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2))
     with pytest.raises(
-        CompositionError, match=r"ipa adds to the logits of each token, .* AutoModelForCausalLM"
+        CompositionError, match=r"ipa adds to the logits of each token, .* \(AutoModelForCausalLM"
     ):
         attach(model, recipe())
 
