@@ -289,8 +289,8 @@ def _cache(inputs: dict[str, Any]) -> Any:
 
 def _known_tokens(inputs: dict[str, Any], mask: Tensor | None) -> Tensor | None:
     """The ids (batch, tokens), where each row is one text whose tokens the mask (batch, positions) tells."""
-    ids, places = inputs.get("input_ids"), inputs.get("position_ids")
-    if ids is None or (mask is None and inputs.get("attention_mask") is not None):
+    places, ids = inputs.get("position_ids"), inputs.get("input_ids")
+    if not isinstance(ids, Tensor) or (mask is None and inputs.get("attention_mask") is not None):
         return None
     if mask is None and places is not None and bool((places.diff(dim=-1) != 1).any()):
         return None  # positions that begin again are transformers' word for several texts in a row

@@ -106,7 +106,7 @@ class SmallDecoder(nn.Module):
             MethodError: it has other tensors.
         """
         project = getattr(model, "get_output_embeddings", lambda: None)()
-        base = getattr(model, "base_model", model)
+        base: Any = getattr(model, "base_model", model)
         found, own = base.state_dict(), self.decoder.state_dict()
         shapes = [{name: tensor.shape for name, tensor in state.items()} for state in (found, own)]
         wrong = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})

@@ -127,11 +127,14 @@ def starts(module: nn.Module, laws: Mapping[str, Law]) -> list[str]:
     """What of a module's start is not as `laws` (by pattern of names) have it.
 
     Each parameter, and each buffer of floating point that is saved, must have exactly one law, and each law
-    something.
+    something. What is not saved may have one.
     """
     named = dict(module.named_parameters())
-    saved = module.state_dict()
-    named |= {n: b for n, b in module.named_buffers() if b.is_floating_point() and n in saved}
+    known = {
+        *module.state_dict(),
+        *(n for n, _ in module.named_buffers() if any(fnmatchcase(n, p) for p in laws)),
+    }
+    named |= {n: b for n, b in module.named_buffers() if b.is_floating_point() and n in known}
     found = [
         f"{name}: {len(fits)} laws fit"
         for name in named

@@ -109,12 +109,7 @@ def generate(
     width = max(map(len, prompts))
     several = _several(live)
     alike = 0 if encodes or several or how.beams > 1 else length_alike(live, prompts)
-    filled = [_padded(list(row), width, pad, len(row) if encodes else alike) for row in prompts]
-    inputs = {
-        "input_ids": torch.tensor([row for row, _ in filled], device=device),
-        "attention_mask": torch.tensor([inside for _, inside in filled], device=device),
-        **(read_once(live, prompts[0][:alike], len(prompts), device) if alike else {}),
-    }
+    inputs = _inputs(live, prompts, pad, None if encodes else alike, device)
     config = GenerationConfig(
         max_new_tokens=new,
         num_beams=how.beams,
@@ -130,6 +125,20 @@ def generate(
 def _encodes(model: Any) -> bool:
     """Whether prompts go to an encoder."""
     return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def _inputs(
+    model: Any, prompts: Sequence[Sequence[int]], pad: int, alike: int | None, device: str | torch.device
+) -> dict[str, Any]:
+    """What transformers' `generate` takes of prompts, filled behind the first tokens that are `alike`, or on
+    the right where that is `None`."""
+    width = max(map(len, prompts))
+    filled = [_padded(list(row), width, pad, len(row) if alike is None else alike) for row in prompts]
+    return {
+        "input_ids": torch.tensor([row for row, _ in filled], device=device),
+        "attention_mask": torch.tensor([inside for _, inside in filled], device=device),
+        **(read_once(model, prompts[0][:alike], len(prompts), device) if alike else {}),
+    }
 
 
 def _padded(row: list[int], width: int, pad: int, at: int) -> tuple[list[int], list[int]]:
