@@ -153,7 +153,7 @@ CASES: dict[str, tuple[str, Any]] = {
 }
 
 
-ON_ENCODERS = tuple(case for case in CASES if not case.startswith("xattn"))
+ON_ENCODERS = tuple(case for case in CASES if not case.startswith("xattn") and case != "ipa")
 """The cases that an encoder by itself can take."""
 
 
