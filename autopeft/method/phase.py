@@ -175,6 +175,8 @@ class Phase:
             bilevel problem; needs `held_out`.
         run: takes the place of the loop: it is handed the phase as a `Session` and takes its steps itself, up
             to all of them.
+        resumes: whether a training that was paused in it can go on: all that it has to know is in parameters
+            and buffers, and in how many steps were taken. Else a pause leaves no checkpoint.
         output: called without gradients after the last step; what it returns is the phase's output (a mask,
             a prompt).
     """
@@ -188,4 +190,5 @@ class Phase:
     begin: Callable[[], None] | None = None
     outer: Callable[[OuterStep], None] | None = None
     run: Callable[[Session], None] | None = None
+    resumes: bool = True
     output: Callable[[], Any] | None = None

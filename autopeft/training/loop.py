@@ -318,7 +318,7 @@ class _Run:
                         pass
             finally:
                 optimizer.zero_grad()
-        if outer is None:  # what the upper level remembers is not kept
+        if outer is None and phase.resumes:  # what the upper level remembers is not kept
             self._keep(optimizer, stage.steps, since)
         if best is not None:
             best.restore()

@@ -103,7 +103,8 @@ def rate_of(point: int) -> float:
 def candidates() -> list[str]:
     """The two ends, every method that MiniLM can take (of a policy LoRA with it), the variants and the fixed
     recipes."""
-    methods = [name for name in method_names() if "encoder_decoder" not in get_method(name).traits.needs]
+    beyond = {"encoder_decoder", "token_logits"}
+    methods = [name for name in method_names() if not beyond & get_method(name).traits.needs]
     return [HEAD, *methods, FULL, *VARIANTS, *HYBRIDS]
 
 

@@ -89,7 +89,8 @@ class QuarkAdapter(PolicyAdapter):
     def phases(self) -> list[Phase]:
         """One, whose output is the mean reward of what each round wrote."""
         self.rewards = []
-        return [Phase("quark", run=self.run, output=lambda: {"rewards": self.rewards})]
+        own = Phase("quark", run=self.run, resumes=False, output=lambda: {"rewards": self.rewards})
+        return [own]  # the pool is in no checkpoint
 
     def run(self, session: Session) -> None:
         """Take all steps on what was written so far, and write more where it is time."""
@@ -137,8 +138,8 @@ class IPA:
     samples so far are sorted into `bins` quantiles, whose controls they get. A step minimises the NLL of some
     of them + `kl_coef`·KL(p ‖ p_base) − `entropy_coef`·H(p), the mean over the written tokens. At test the
     best control stands in front. `training: supervised` is ours: the NLL of the rows' own answers behind the
-    best control, to start φ where there is no pretrained one. A paused training begins its pool anew. Not
-    built are adaptive coefficients, hard constraints on decoding and a training on another base.
+    best control, to start φ where there is no pretrained one. Quark's pool is in no checkpoint, so that a
+    paused training begins anew. Not built: adaptive coefficients, hard constraints, another base in training.
 
     φ's keys and values are kept in the base's cache, so that texts are written from it, with beams and
     padding too. Others' prompts it does not see. For decoders as language models alone, not mergeable, and no

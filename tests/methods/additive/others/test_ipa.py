@@ -29,8 +29,10 @@ from transformers import (
 from autopeft.counting import count
 from autopeft.errors import CompositionError, MethodError
 from autopeft.hybrid import attach, load
+from autopeft.hybrid.store import WEIGHTS
 from autopeft.method import FEATURE
 from autopeft.recipe import Recipe
+from autopeft.resources import file_bytes
 from autopeft.tasks.kinds import Generation, get_kind
 from autopeft.tasks.kinds.generation import generate
 from autopeft.training.forward import Forward
@@ -217,6 +219,29 @@ def test_it_is_saved_and_comes_back(tmp_path: Path) -> None:
         fresh: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "llama")
         load(fresh, tmp_path / "saved")
         torch.testing.assert_close(fresh(ids).logits, expected)
+
+
+def test_a_seed_draws_it_and_moves_nothing() -> None:
+    def values(seed: int | None) -> list[Tensor]:
+        return [
+            p.detach() for p in attach(tiny_model("llama"), recipe(), seed=seed).modules["ipa"].parameters()
+        ]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        expected = values(None)
+        before = torch.get_rng_state()
+        found = values(3)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_the_size_of_its_file_is_known_before(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    with attach(model, recipe(), seed=0) as hybrid:
+        predicted = file_bytes(hybrid.graph, hybrid.head())
+        hybrid.save(tmp_path)
+    assert predicted == pytest.approx((tmp_path / WEIGHTS).stat().st_size, rel=0.02)
 
 
 def small(**changes: Any) -> LlamaForCausalLM:
