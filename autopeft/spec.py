@@ -120,10 +120,13 @@ class StackSpec:
 @dataclass(frozen=True)
 class LogitsSpec:
     """The linear map that yields a model's logits: `hidden` numbers in for each row or token, and `width`
-    out, the classes of a head or the words of a language model."""
+    out, the classes of a head or the words of a language model, which has them of all `tokens`. `behind` is
+    the option of its config by which it alters them afterwards (a cap, a scale), empty where it has none."""
 
     hidden: int
     width: int
+    tokens: bool = False
+    behind: str = ""
 
 
 @dataclass(frozen=True)

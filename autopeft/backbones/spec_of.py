@@ -20,6 +20,8 @@ from autopeft.spec import BackboneSpec, LogitsSpec, Site, StackName, StackSpec, 
 
 __all__ = ["on_meta", "projection_of", "spec_of", "spec_of_model"]
 
+_BEHIND = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
 
 def spec_of(config: PreTrainedConfig, auto_class: Any = None) -> BackboneSpec:
     """Everything that checking and counting need, from a config: the base model is laid out on the meta
@@ -93,7 +95,11 @@ def spec_of_model(model: PreTrainedModel) -> tuple[BackboneSpec, Layout]:
         ) from error
     spec = _cut(spec_of(model.config), base, layout)
     project = projection_of(model)
-    return replace(spec, logits=None if project is None else _logits(project)), layout
+    if project is None:
+        return replace(spec, logits=None), layout
+    words = model.get_output_embeddings() is not None
+    logits = replace(_logits(project), tokens=words, behind=_behind(model.config) if words else "")
+    return replace(spec, logits=logits), layout
 
 
 def projection_of(model: PreTrainedModel) -> nn.Module | None:
@@ -162,7 +168,12 @@ def _spec(base: PreTrainedModel, layout: Layout) -> BackboneSpec:
         prompt_side="right" if vision else "left",
         pooler=_has_pooler(base, layout),
         generic=layout.generic,
-        logits=LogitsSpec(stacks[-1].hidden, _width(config, causal=stacks[-1].causal)),
+        logits=LogitsSpec(
+            stacks[-1].hidden,
+            _width(config, causal=stacks[-1].causal),
+            tokens=stacks[-1].causal,
+            behind=_behind(config) if stacks[-1].causal else "",
+        ),
     )
 
 
@@ -170,6 +181,13 @@ def _width(config: PreTrainedConfig, *, causal: bool) -> int:
     """Words of a language model, or labels of a head, as a config says."""
     words = getattr(config.get_text_config(), "vocab_size", None) if causal else None
     return int(words or config.num_labels or 0)
+
+
+def _behind(config: PreTrainedConfig) -> str:
+    """The option by which a language model caps or scales what its projection yields, where it does."""
+    text = config.get_text_config()
+    found = (name for name in _BEHIND if getattr(text, name, None) not in (None, 0, 1))
+    return next(found, "")
 
 
 def _head_dim(base: PreTrainedModel, stack: StackPlaces) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autopeft.graph.core import CompositionGraph, build_graph
-from autopeft.graph.depth import first_layer, is_rowwise_in
+from autopeft.graph.depth import first_layer, is_rowwise_in, is_rowwise_on_logits
 from autopeft.graph.drawing import draw_box, draw_mermaid, draw_svg, draw_text
 from autopeft.graph.layer_masks import WHOLE
 from autopeft.graph.memo import Memo
@@ -49,6 +49,7 @@ __all__ = [
     "first_unmergeable",
     "hash_of",
     "is_rowwise_in",
+    "is_rowwise_on_logits",
     "parts_of",
     "total_of",
     "unmergeable",

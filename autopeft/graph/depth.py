@@ -8,7 +8,7 @@ from autopeft.composition import get_composition
 from autopeft.graph.core import CompositionGraph
 from autopeft.graph.tree import Node, Tree
 
-__all__ = ["first_layer", "is_rowwise_in"]
+__all__ = ["first_layer", "is_rowwise_in", "is_rowwise_on_logits"]
 
 
 def first_layer(graph: CompositionGraph) -> int:
@@ -49,6 +49,11 @@ def is_rowwise_in(graph: CompositionGraph, stack: str, layer: int) -> bool:
             if not all(get_composition(node.kind).traits.rowwise for node in _nodes(tree)):
                 return False
     return True
+
+
+def is_rowwise_on_logits(graph: CompositionGraph) -> bool:
+    """Whether what is added to the logits of a position depends on what their map reads there alone."""
+    return all(e.traits.rowwise for e in graph.entries.values() if "logits" in e.ways)
 
 
 def _nodes(tree: Tree) -> Iterator[Node]:

@@ -381,6 +381,22 @@ def check_needs(name: str, traits: Traits, spec: BackboneSpec) -> None:
             f"{name} acts on logits, but this model has none: load {spec.family!r} with a head, such as "
             "AutoModelForSequenceClassification or AutoModelForCausalLM."
         )
+    if "token_logits" in traits.needs and not (causal and spec.logits is not None and spec.logits.tokens):
+        raise CompositionError(
+            f"{name} adds to the logits of each token, and this model has none of tokens: take a decoder as "
+            "a language model (AutoModelForCausalLM), or for a task with a head a method of the layers such "
+            "as lora."
+        )
+    if "token_logits" in traits.needs and spec.logits is not None and spec.logits.behind:
+        raise CompositionError(
+            f"{name} adds to the logits of which a distribution is made, but {spec.family!r} alters what its "
+            f"projection yields ({spec.logits.behind}); take a decoder that does not, such as smollm2-135m."
+        )
+    if "token_logits" in traits.needs and spec.encoder_decoder:
+        raise CompositionError(
+            f"{name} reads the text that a decoder reads alone, but {spec.family!r} has an encoder that "
+            "reads another; take a decoder such as smollm2-135m, or prompt_tuning or lora."
+        )
     if "text" in traits.needs and spec.modality != "text":
         raise CompositionError(
             f"{name} needs text input, but {spec.family!r} reads images; use a method of layers instead."

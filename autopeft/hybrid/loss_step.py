@@ -60,6 +60,9 @@ class Step:
     def loss(self, logits: Tensor) -> Tensor:
         return self._total(logits, self.labels) / self._divisor
 
+    def mean(self, values: Tensor) -> Tensor:
+        return values.sum() / self._divisor
+
     def average(self, draws: int) -> None:
         self.draws = max(self.draws, draws)
 

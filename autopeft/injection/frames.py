@@ -29,6 +29,7 @@ from autopeft.method import Context
 
 __all__ = [
     "CONTEXT",
+    "FEATURES",
     "PREFIX",
     "SCORES",
     "Frames",
@@ -38,12 +39,14 @@ __all__ = [
     "frames",
     "further_forward",
     "new_token",
+    "reading",
 ]
 
 CONTEXT = "autopeft_context"
 PREFIX = "autopeft_prefix"
 READ = "autopeft_read"
 SCORES = "autopeft_scores"
+FEATURES = "autopeft_features"
 
 RowsKey = tuple[int, str]
 """A hybrid, and the site of a region."""
@@ -97,6 +100,10 @@ class Frames(threading.local):
 
     `further` says of the forwards that begin now that they are further ones of a step. `rows` are the
     positions (batch, k) that a region is computed for at present, with the length of the sequence.
+
+    `behind` is, for each hybrid that acts on logits, the context of a stack that is done, until they are
+    made. `read` are the positions (batch, tokens) that alone go through the map that makes them, where these
+    are chosen row by row (see `reading`), and `picks` is whether who calls the model picks them by number.
     """
 
     def __init__(self) -> None:
@@ -109,6 +116,9 @@ class Frames(threading.local):
         self.alone: dict[int, int] = {}
         self.further = False
         self.rows: dict[RowsKey, tuple[Tensor, int]] = {}
+        self.behind: dict[int, Context] = {}
+        self.read: Tensor | None = None
+        self.picks = False
 
     def context(self, token: int, stack: str) -> Context:
         """The context laid down last, or one that says that it is lost."""
@@ -145,6 +155,7 @@ class Frames(threading.local):
         self.open.discard(token)
         self.alone.pop(token, None)
         self.bare.discard(token)
+        self.behind.pop(token, None)
         self.contexts = {k: v for k, v in self.contexts.items() if k[0] != token}
         self.embedded = {k for k in self.embedded if k[0] != token}
         self.forget_captured(token)
@@ -161,3 +172,13 @@ def further_forward() -> Iterator[None]:
         yield
     finally:
         frames.further = before
+
+
+@contextmanager
+def reading(positions: Tensor) -> Iterator[None]:
+    """Within, forwards of this thread make logits of these positions (batch, tokens) alone, as (N, width)."""
+    before, frames.read = frames.read, positions
+    try:
+        yield
+    finally:
+        frames.read = before

@@ -416,7 +416,8 @@ class Injection:
     def _install_logits(self) -> None:
         found, project = logits_modules(self.graph, self.modules), projection_of(self.model)
         if found and project is not None:
-            hook = LogitsHook(found)
+            hook = LogitsHook(found, self.token)
+            self._handles.append(self.model.register_forward_pre_hook(hook.before, with_kwargs=True))
             self._handles.append(project.register_forward_hook(hook.after, with_kwargs=True))
 
     # Roots
@@ -426,7 +427,7 @@ class Injection:
         used = {s.stack for s in self.graph.sites()}
         counted = False
         for stack, root in zip(self.layout.stacks, self.root_hooks(), strict=True):
-            if stack.map.name not in used and not root.source_slots:
+            if stack.map.name not in used and not root.source_slots and not root.tells:
                 continue
             counted = True
             module = self.base.get_submodule(stack.map.root)
@@ -470,6 +471,8 @@ class Injection:
             forwards=self.forwards,
             prepass=any(BARE in e.traits.features for e in entries),
             sees_text=any(e.traits.sees_text for e in entries),
+            tells=stack is self.layout.stacks[-1]
+            and any("logits" in e.ways for e in self.graph.entries.values()),
         )
 
     def _install_pooler(self, stack: StackPlaces, root: RootHooks) -> None:

@@ -20,7 +20,7 @@ from autopeft.backbones import StackMap
 from autopeft.composition import Child
 from autopeft.errors import CompositionError, UsageError
 from autopeft.injection.bind import BoundModule, made_by
-from autopeft.injection.frames import CONTEXT, frames
+from autopeft.injection.frames import CONTEXT, FEATURES, frames
 from autopeft.injection.threads import Forwards
 from autopeft.method import BARE, Call, Context, Reserved, Slot
 from autopeft.method.reserved import reserve
@@ -49,6 +49,7 @@ class RootHooks:
         forwards: counts the threads that are inside.
         prepass: whether the bare backbone runs first, for what its last hidden states tell.
         sees_text: whether a prompt depends on the text.
+        tells: whether something acts on the logits behind this stack, and is told of the forward.
     """
 
     stack: StackMap
@@ -64,6 +65,7 @@ class RootHooks:
     forwards: Forwards = field(default_factory=lambda: Forwards("a hybrid"))
     prepass: bool = False
     sees_text: bool = False
+    tells: bool = False
 
     @property
     def rows(self) -> int:
@@ -106,7 +108,7 @@ class RootHooks:
         """What the bare backbone makes of the inputs, without a graph; nothing in a step from a cache."""
         if not self.prepass or is_cached(inputs):
             return {}
-        plain = {name: value for name, value in inputs.items() if name not in ("task_id", *_CACHES)}
+        plain = {name: value for name, value in inputs.items() if name not in ("task_id", FEATURES, *_CACHES)}
         if "use_cache" in known:
             plain["use_cache"] = False
         with torch.no_grad(), frames.without(self.token):
@@ -116,11 +118,12 @@ class RootHooks:
     def enter(self, inputs: dict[str, Any], features: dict[str, Tensor] | None = None) -> Context:
         """Extend a forward's named inputs in place, and lay down its context."""
         frames.forget_captured(self.token)
-        task_id = inputs.pop("task_id", None)
+        task_id, said = inputs.pop("task_id", None), inputs.pop(FEATURES, None)
         cached = is_cached(inputs)
         if self.source_slots:
             self._pad_source(inputs)
         given = _mask(inputs, "attention_mask") if self.spec.modality == "text" else None
+        tokens = _known_tokens(inputs, given) if self.tells else None
         reserved = self._reserve(inputs, cached)
         if reserved.count and self.spec.modality == "text":
             self._extend(inputs, reserved, cached)
@@ -131,7 +134,9 @@ class RootHooks:
             task_id=task_id,
             reserved=Reserved() if cached else reserved,
             earlier=replace(reserved, tokens=_tokens(inputs, given, reserved)) if cached else Reserved(),
-            features=features or {},
+            features={**(features or {}), **(said or {})},
+            tokens=tokens,
+            cache=_cache(inputs) if self.tells else None,
             cached=cached,
             past=max(_past(inputs) - self.rows, 0),
             hybrid=self.token,
@@ -258,7 +263,9 @@ class RootHooks:
         if self.token in frames.bare:
             return
         self.forwards.leave()
-        frames.contexts.pop((self.token, self.stack.name), None)
+        context = frames.contexts.pop((self.token, self.stack.name), None)
+        if self.tells and context is not None:
+            frames.behind[self.token] = context
 
 
 @dataclass
@@ -292,7 +299,7 @@ def is_cached(inputs: dict[str, Any]) -> bool:
 
 def _past(inputs: dict[str, Any]) -> int:
     """How many earlier positions have keys and values in a cache."""
-    cache = next((inputs[name] for name in _CACHES if inputs.get(name) is not None), None)
+    cache = _cache(inputs)
     return 0 if cache is None else int(cache.get_seq_length())
 
 
@@ -307,6 +314,21 @@ def _tokens(inputs: dict[str, Any], mask: Tensor | None, reserved: Reserved) -> 
     if mask is not None:
         return int(mask.shape[1])
     return _past(inputs) + (_given_tokens(inputs) or 0) - reserved.count
+
+
+def _cache(inputs: dict[str, Any]) -> Any:
+    """Where keys and values are kept; `None` where they are not, or where the stack makes a place itself."""
+    return next((inputs[name] for name in _CACHES if inputs.get(name) is not None), None)
+
+
+def _known_tokens(inputs: dict[str, Any], mask: Tensor | None) -> Tensor | None:
+    """The ids (batch, tokens), where each row is one text whose tokens the mask (batch, positions) tells."""
+    places, ids = inputs.get("position_ids"), inputs.get("input_ids")
+    if not isinstance(ids, Tensor) or (mask is None and inputs.get("attention_mask") is not None):
+        return None
+    if mask is None and places is not None and bool((places.diff(dim=-1) != 1).any()):
+        return None  # positions that begin again are transformers' word for several texts in a row
+    return ids
 
 
 def _mask(inputs: dict[str, Any], name: str) -> Tensor | None:

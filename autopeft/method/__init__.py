@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from autopeft.method.contract import (
     BARE,
+    FEATURE,
     Call,
     Context,
     Interim,
@@ -50,7 +51,7 @@ from autopeft.method.modules import (
     WeightTarget,
 )
 from autopeft.method.optimization import DecayTarget, decay, decay_targets, no_such_part, part_names, parts_of
-from autopeft.method.phase import OuterStep, Phase, PhasePart, Session
+from autopeft.method.phase import OuterStep, Phase, PhasePart, Sample, Session
 from autopeft.method.registry import get_method, method_names, register, registered_method, reserve
 from autopeft.method.reserved import Reserved, Slot, reserved_rows
 from autopeft.method.step import LossStep
@@ -58,6 +59,7 @@ from autopeft.method.stored import StartsFrom, Stored
 
 __all__ = [
     "BARE",
+    "FEATURE",
     "MEMBERS",
     "Calibration",
     "Call",
@@ -89,6 +91,7 @@ __all__ = [
     "RegionModule",
     "Reserved",
     "Resizes",
+    "Sample",
     "ScoresModule",
     "Session",
     "Settles",

@@ -16,6 +16,7 @@ from autopeft.spec import SITE_NAMES, BackboneSpec, Site
 
 __all__ = [
     "BARE",
+    "FEATURE",
     "Call",
     "Context",
     "Interim",
@@ -31,8 +32,18 @@ __all__ = [
 Way = Literal["hook", "region", "weight", "kv", "scores", "prompt", "logits"]
 BARE = "bare"
 """The feature that a pre-pass of the bare backbone fills: its last hidden states, (batch, tokens, hidden)."""
+FEATURE = "feature_"
+"""What the name of a tensor in a batch begins with that says something of its rows, (rows, …), for modules
+alone: the rest of it is the name in `Context.features`."""
 Need = Literal[
-    "calibration", "decoder", "encoder_decoder", "several_tasks", "artefacts", "text", "row_logits"
+    "calibration",
+    "decoder",
+    "encoder_decoder",
+    "several_tasks",
+    "artefacts",
+    "text",
+    "row_logits",
+    "token_logits",
 ]
 
 
@@ -94,7 +105,8 @@ class Traits:
         also_in_layers: of a method of the model, that it may be listed under `layers:` as well. There it gets
             its default sites in those layers; under `model:` it gets none.
         needs: what must be there: calibration batches, a decoder, two stacks, several tasks, artefacts, text
-            input, or logits of each row (`row_logits`) where a language model has them of each token.
+            input, logits of each row (`row_logits`) where a language model has them of each token, or the
+            other way round those of each token by a decoder alone (`token_logits`).
         mergeable: can be folded into the backbone's weights exactly.
         shifts: merging it gives a bias to a linear map that has none.
         sees_text: its prompts depend on the text. On a causal stack a position may then depend on later ones,
@@ -108,7 +120,8 @@ class Traits:
             other may have altered the tensor before.
         phased: trains in phases of its own.
         gateable: a gate may stand in front of it.
-        rowwise: what it adds at a position depends on that position's x and y alone (hook methods).
+        rowwise: what it adds at a position depends on that position's x and y alone (methods on activations
+            and on logits).
         every_stack: its prompts stand in each stack; those of others in the one that reads the input alone.
         data_dependent: its deployed size is settled at the end of training: by the data, for which
             `parameter_count` gives an upper bound, or by a choice afterwards, for which it gives the default.
@@ -188,8 +201,15 @@ class Context:
         reserved: the rows that prompts fill, up to the site that reads it.
         earlier: in a step from a cache, the rows that prompts have filled among the positions of all tokens
             so far, up to the site that reads it; its `tokens` are these.
-        features: what is known of the batch, by name: of the pre-pass (`BARE`), or what a module has put in
-            at a site before this one, under a name that begins with its method's.
+        features: what is known of the batch, by name: of the pre-pass (`BARE`), what a module has put in
+            at a site before this one, under a name that begins with its method's, or what the batch says of
+            its rows (`FEATURE`).
+        tokens: (batch, tokens), the ids of the text as they came, in a decoding step those of its new tokens;
+            `None` where embeddings came, or where it is not known of each token which text it belongs to (a
+            mask of another form than (batch, positions), several texts in a row). What acts on logits is told
+            of them.
+        cache: where keys and values of this forward are kept, as transformers has it; `None` where they are
+            not. What keeps some of its own there goes with them: into other orders of rows, too.
         cached: whether keys and values of earlier positions come from a cache (a decoding step).
         past: how many positions of the text these are, reserved rows left out.
         hybrid: token of the hybrid that this forward belongs to.
@@ -206,6 +226,8 @@ class Context:
     reserved: Reserved = Reserved()  # noqa: RUF009 (frozen)
     earlier: Reserved = Reserved()  # noqa: RUF009 (frozen)
     features: dict[str, Tensor] = field(default_factory=dict, compare=False)
+    tokens: Tensor | None = None
+    cache: Any = field(default=None, compare=False)
     cached: bool = False
     past: int = 0
     hybrid: int = 0
@@ -256,6 +278,8 @@ class Call:
         places: for what acts on the scores of an attention, where its queries and keys stand.
         carried: of a prompt that makes its rows anew in front of a layer (`Slot.renews`), what the layers
             below have made of them, (batch, rows, hidden).
+        read: on logits, `read(states)` is what the last map reads of states (batch, tokens, …) of the text:
+            those of some positions or of all, in the order of its input.
     """
 
     context: Context
@@ -267,6 +291,7 @@ class Call:
     owner: str | None = None
     places: Places | None = None
     carried: Tensor | None = None
+    read: Callable[[Tensor], Tensor] | None = None
 
     @property
     def rows(self) -> Reserved:

@@ -109,7 +109,7 @@ MEMBERS: tuple[Member, ...] = (
         "logits",
         "module",
         "in each forward, behind the last map: what is added to the logits",
-        ("hidden", "logits"),
+        ("hidden", "logits", "call"),
         "Tensor",
         "logits",
     ),

@@ -114,11 +114,12 @@ class PromptModule(Protocol):
 
 
 class LogitsModule(Protocol):
-    """Acts on logits. `logits(hidden, logits)` returns what is added to them, in their shape.
+    """Acts on logits. `logits(hidden, logits, call)` returns what is added to them, in their shape.
 
     Args of it are what the last map reads, (…, hidden), and what it yields, (…, width), for rows, for all
     tokens or for some of them: a language model's loss reads those alone that predict something, and a step
-    of generation the last one. So each position is for itself.
+    of generation the last one. So each position is for itself. What is made of the text as a whole takes
+    `call.context.tokens`, and `call.read` leaves of it what belongs to the logits at hand.
     """
 
-    def logits(self, hidden: Tensor, logits: Tensor) -> Tensor: ...
+    def logits(self, hidden: Tensor, logits: Tensor, call: Call) -> Tensor: ...

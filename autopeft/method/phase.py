@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-__all__ = ["OuterStep", "Phase", "PhasePart", "Session"]
+__all__ = ["OuterStep", "Phase", "PhasePart", "Sample", "Session"]
 
 PhasePart = Literal["own", "others", "head"]
 
@@ -46,6 +46,23 @@ class OuterStep(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Sample:
+    """What a model has written for a row of a phase.
+
+    Attributes:
+        row: its number in the split.
+        tokens: of what was written, the one that ends it included where it came to an end.
+        text: the same as text.
+        reward: of the text, higher is better (see `Session.write`).
+    """
+
+    row: int
+    tokens: tuple[int, ...]
+    text: str
+    reward: float
+
+
 class Session(Protocol):
     """A phase as its `run` sees it, with everything attached as it is at the moment.
 
@@ -57,6 +74,7 @@ class Session(Protocol):
         steps: how many optimizer steps the phase has.
         taken: how many of them have been taken, those before a pause of the training included.
         over: whether no step is left, or the training is to end.
+        rows: of a batch, as the plan has it.
         backbone: the backbone's own parameters, named from the base model; they are not trained.
     """
 
@@ -70,11 +88,44 @@ class Session(Protocol):
     def over(self) -> bool: ...
 
     @property
+    def rows(self) -> int: ...
+
+    @property
     def backbone(self) -> Mapping[str, nn.Parameter]: ...
 
-    def step(self) -> bool:
+    def step(self, batch: Mapping[str, Tensor] | None = None) -> bool:
         """Take the next step as any phase does, events included; `False`, and nothing happens, where it is
-        `over`."""
+        `over`.
+
+        Args:
+            batch: what it trains on in place of the next rows.
+        """
+
+    def write(
+        self,
+        rows: int | None = None,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        most: int | None = None,
+    ) -> list[Sample]:
+        """What the model writes now to the rows that the phase trains on, one text each, drawn with torch's
+        generators in eval mode. The reward of a text is the task's metric of it beside the row's label, so
+        that a metric of one's own is a reward of one's own.
+
+        Args:
+            rows: so many of them by lot, none of them twice; by default all.
+            temperature: logits are divided by it; 0 takes the most probable token.
+            top_p: draws among the most probable tokens that have this probability together.
+            most: tokens of a text; by default those of the longest label.
+
+        Raises:
+            TaskError: models for the task write no texts, or its metric does not compare texts.
+        """
+
+    def batch(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """The rows of samples as a batch in which what was written stands in the label's place, to learn
+        from. Names that begin with `FEATURE` may be added to tell modules something of the rows."""
 
     def batches(self, rows: int | None = None) -> Iterator[dict[str, Tensor]]:
         """The rows that the phase trains on, each once, in an order drawn from the plan's seed.
@@ -124,6 +175,8 @@ class Phase:
             bilevel problem; needs `held_out`.
         run: takes the place of the loop: it is handed the phase as a `Session` and takes its steps itself, up
             to all of them.
+        resumes: whether a training that was paused in it can go on: all that it has to know is in parameters
+            and buffers, and in how many steps were taken. Else a pause leaves no checkpoint.
         output: called without gradients after the last step; what it returns is the phase's output (a mask,
             a prompt).
     """
@@ -137,4 +190,5 @@ class Phase:
     begin: Callable[[], None] | None = None
     outer: Callable[[OuterStep], None] | None = None
     run: Callable[[Session], None] | None = None
+    resumes: bool = True
     output: Callable[[], Any] | None = None

@@ -52,6 +52,10 @@ class LossStep(Protocol):
         """The task's loss of logits of these rows, a scalar that as a term is exact over the parts of a
         batch, with class weights and numbers of tokens too."""
 
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of something over all that the task's loss counts: rows, or the tokens that are learnt.
+        `values` are those of this part of a batch, and the scalar as a term is exact over its parts."""
+
     def average(self, draws: int) -> None:
         """Let the task's loss be its mean over `draws` forwards, `logits` of the first among them.
 

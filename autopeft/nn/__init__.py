@@ -21,6 +21,7 @@ from autopeft.nn.per_site import PerSite
 from autopeft.nn.prefixes import PrefixConfig, Prefixes, PrefixMethod
 from autopeft.nn.prompt_encoder import PromptEncoder, PromptRows
 from autopeft.nn.prompt_table import PromptInit, PromptTable, prompt_width
+from autopeft.nn.quantile_pool import QuantilePool
 from autopeft.nn.ranked_entries import RankedEntries, ranked, reach_of
 from autopeft.nn.router import Router
 from autopeft.nn.row_delta import RowDelta
@@ -32,6 +33,7 @@ from autopeft.nn.sensitivity import Sensitivity
 from autopeft.nn.settled_maps import SettledAdapter, SettledPair, drop_path
 from autopeft.nn.settled_structure import SettledStructure
 from autopeft.nn.slots import SlotConfig
+from autopeft.nn.small_decoder import DecoderShape, SmallDecoder
 from autopeft.nn.soft_top_k import soft_top_k
 from autopeft.nn.sparse_delta import SparseDelta
 from autopeft.nn.stacked_maps import StackedMaps
@@ -57,6 +59,7 @@ __all__ = [
     "Bottleneck",
     "Bottlenecks",
     "ChosenEntries",
+    "DecoderShape",
     "DiffPruningConfig",
     "Fastfood",
     "GatedDeltas",
@@ -80,6 +83,7 @@ __all__ = [
     "PromptTable",
     "PrunedPair",
     "PrunedPairs",
+    "QuantilePool",
     "RankedEntries",
     "Router",
     "RowDelta",
@@ -94,6 +98,7 @@ __all__ = [
     "SettledStructure",
     "Similarity",
     "SlotConfig",
+    "SmallDecoder",
     "SparseDelta",
     "StackedMaps",
     "Summary",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from autopeft.errors import CompositionError
+from autopeft.errors import CompositionError, UsageError
 from autopeft.hybrid import Hybrid
 from autopeft.hybrid.policies import Policies
 from autopeft.tasks.kinds import TaskKind
+from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.contracts import Trainable
+from autopeft.training.plan import TrainingPlan
 
-__all__ = ["check_recipe"]
+__all__ = ["check_pause", "check_recipe"]
 
 
 def check_recipe(hybrid: Trainable, kind: TaskKind) -> None:
@@ -33,3 +35,16 @@ def check_recipe(hybrid: Trainable, kind: TaskKind) -> None:
             "token from those before it, so that they would see what they are to predict; use a prompt that "
             "does not depend on the text (prompt_tuning, p_tuning), or an encoder-decoder."
         )
+
+
+def check_pause(hybrid: Trainable, plan: TrainingPlan, until: int | None, resume: Checkpoint | None) -> None:
+    """Refuse a pause, or a checkpoint to go on from, that the training does not allow."""
+    start = 0 if resume is None else resume.step
+    if until is not None and not start < until <= plan.steps:
+        raise UsageError(f"A training of {plan.steps} steps at step {start} cannot pause at {until=}.")
+    if resume is not None and not start < plan.steps:
+        raise UsageError(f"This checkpoint is at step {start} of {plan.steps}: nothing is left to train.")
+    if resume is not None and not isinstance(hybrid, Hybrid):
+        raise UsageError(f"Only an attached recipe goes on from a checkpoint, not {type(hybrid).__name__}.")
+    if plan.patience is not None and (until is not None or resume is not None):
+        raise UsageError("A training with `patience` does not pause: what it waits for is not kept.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from autopeft.tasks.kinds import get_metric
 from autopeft.training.bilevel import Outer
 from autopeft.training.calibration import conclude, concluding, prepare
 from autopeft.training.checkpoint import Checkpoint
-from autopeft.training.checks import check_recipe
+from autopeft.training.checks import check_pause, check_recipe
 from autopeft.training.contracts import Trainable
 from autopeft.training.errors import NonFiniteLoss, PhaseError
 from autopeft.training.forward import Forward, shortest_forward
@@ -34,6 +34,7 @@ from autopeft.training.rows import Rows, rows_apart, rows_of
 from autopeft.training.scoring import evaluate
 from autopeft.training.session import PhaseSession, Steps
 from autopeft.training.stopping import BestState
+from autopeft.training.written import Samples
 
 __all__ = ["OnPhase", "OnScore", "OnStep", "ShouldStop", "TrainResult", "batch_stream", "train"]
 
@@ -149,7 +150,7 @@ def train(
         PhaseError: the phases of the modules cannot be run.
     """
     started, told = time.perf_counter(), _Told(on_step, on_score, on_phase, should_stop)
-    _check_pause(hybrid, plan, until, resume)
+    check_pause(hybrid, plan, until, resume)
     check_recipe(hybrid, data.task.task_kind)
     device = plan.torch_device()
     hybrid.model.to(device)
@@ -171,18 +172,6 @@ def train(
     run.result.memory = peak.bytes()
     run.result.seconds = time.perf_counter() - started
     return run.result
-
-
-def _check_pause(hybrid: Trainable, plan: TrainingPlan, until: int | None, resume: Checkpoint | None) -> None:
-    start = 0 if resume is None else resume.step
-    if until is not None and not start < until <= plan.steps:
-        raise UsageError(f"A training of {plan.steps} steps at step {start} cannot pause at {until=}.")
-    if resume is not None and not start < plan.steps:
-        raise UsageError(f"This checkpoint is at step {start} of {plan.steps}: nothing is left to train.")
-    if resume is not None and not isinstance(hybrid, Hybrid):
-        raise UsageError(f"Only an attached recipe goes on from a checkpoint, not {type(hybrid).__name__}.")
-    if plan.patience is not None and (until is not None or resume is not None):
-        raise UsageError("A training with `patience` does not pause: what it waits for is not kept.")
 
 
 class _Run:
@@ -312,11 +301,11 @@ class _Run:
         self.result.stopped = "done"
         acted = self._acting()
 
-        def take(local: int) -> None:
+        def take(local: int, given: Mapping[str, Tensor] | None) -> None:
             nonlocal acted
             if phase.run is not None:  # which may have moved a mask since
                 acted = self._follow(acted)
-            batch = next(stream)
+            batch = next(stream) if given is None else dict(given)
             with timed(self.result.step_seconds, self.device):
                 self.step(batch, local, optimizer, modules, outer)
             self._is_over(best, modules)
@@ -331,7 +320,7 @@ class _Run:
                         pass
             finally:
                 optimizer.zero_grad()
-        if outer is None:  # what the upper level remembers is not kept
+        if outer is None and phase.resumes:  # what the upper level remembers is not kept
             self._keep(optimizer, stage.steps, since)
         if best is not None:
             best.restore()
@@ -362,9 +351,10 @@ class _Run:
             backbone=hybrid.backbone_parameters() if isinstance(hybrid, Hybrid) else {},
             forward=plain,
             gradient=self.gradient,
-            rows=rows,
+            batches_of=rows,
             drawing=lambda: training_mode(hybrid.model, hybrid.modules.values(), dropout=self.dropout),
             learners=learners,
+            writing=Samples(hybrid.model, self.data.task, split, among, plan, self.device),
         )
 
     def _keep(self, optimizer: PhaseOptimizer, steps: int, since: int) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from autopeft.errors import UsageError
+from autopeft.injection.frames import FEATURES
+from autopeft.method import FEATURE
 from autopeft.tasks.kinds import TaskKind
 
 __all__ = ["logits_of", "parameters_of", "slice_rows"]
@@ -26,18 +28,31 @@ def logits_of(model: nn.Module, batch: Mapping[str, Any], kind: TaskKind | None 
     """Logits (rows, …) of an unlabelled forward: what the kind of task takes from the model's output, by
     default its `logits`. What the model reads beside the batch comes from the kind too (`TaskKind.inputs`).
 
-    `task_id` goes to models with modules on them, whose forward takes further keyword arguments.
+    `task_id`, and what the batch says of its rows to modules (`FEATURE`), go to models with modules on them,
+    whose forward takes further keyword arguments.
 
     Raises:
-        UsageError: on the CPU, the model has no embedding of some token, position or token type; or see
+        UsageError: the batch says something to modules, and the model's forward does not hand it on; on the
+            CPU, the model has no embedding of some token, position or token type; or see
             `TaskKind.inputs`.
     """
-    inputs: dict[str, Any] = {k: v for k, v in batch.items() if k not in _NO_INPUTS}
+    said = {k.removeprefix(FEATURE): v for k, v in batch.items() if k.startswith(FEATURE)}
+    inputs: dict[str, Any] = {
+        k: v for k, v in batch.items() if k not in _NO_INPUTS and not k.startswith(FEATURE)
+    }
     if kind is not None:
         inputs |= kind.inputs(model, batch)
     names = parameters_of(model)
-    if "task_id" in batch and None in names and _has_modules(model):
+    hands_on = None in names and _has_modules(model)
+    if "task_id" in batch and hands_on:
         inputs["task_id"] = batch["task_id"]
+    if said and not hands_on:
+        raise UsageError(
+            f"{type(model).__name__} takes no further keyword arguments, by which modules would learn "
+            f"{', '.join(sorted(said))} of the rows; take another model."
+        )
+    if said:
+        inputs[FEATURES] = said
     if "use_cache" in names and "use_cache" not in inputs:
         inputs["use_cache"] = False  # nobody generates: keys and values would be kept for nothing
     try:

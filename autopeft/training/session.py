@@ -9,11 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from autopeft.method import Sample
+from autopeft.tasks.kinds import Generation
 from autopeft.training.forward import Forward
 from autopeft.training.gradient import Gradient
 from autopeft.training.losses import slice_rows
 from autopeft.training.modes import evaluation_mode, learning
 from autopeft.training.optimizer import PhaseOptimizer
+from autopeft.training.written import Samples
 
 __all__ = ["PhaseSession", "Steps"]
 
@@ -27,13 +30,13 @@ class Steps:
     Attributes:
         total: of the phase.
         taken: how many of them so far, those before a pause included.
-        take: takes the step of this number, from 0.
+        take: takes the step of this number, from 0, on a batch or on the next rows.
         ended: whether the training is to end.
     """
 
     total: int
     taken: int
-    take: Callable[[int], None]
+    take: Callable[[int, Mapping[str, Tensor] | None], None]
     ended: Callable[[], bool]
 
     @property
@@ -41,11 +44,11 @@ class Steps:
         """Whether there will be no further one."""
         return self.taken == self.total or self.ended()
 
-    def take_next(self) -> bool:
+    def take_next(self, batch: Mapping[str, Tensor] | None = None) -> bool:
         """Take one, or say that none is left."""
         if self.over:
             return False
-        self.take(self.taken)
+        self.take(self.taken, batch)
         self.taken += 1
         return True
 
@@ -60,9 +63,10 @@ class PhaseSession:
         backbone: the backbone's own parameters, by name.
         forward: the model's plain forward: states that come from the trunk have no gradient.
         gradient: of the training, whose loss, micro-batches and way out of full memory are shared.
-        rows: gives batches of so many rows, by default the plan's.
+        batches_of: gives batches of so many rows, by default the plan's.
         drawing: within, modules draw as they do in a step.
         learners: everything that may require gradients in this phase.
+        writing: what the model writes to the phase's rows.
     """
 
     own: Steps
@@ -70,9 +74,10 @@ class PhaseSession:
     backbone: Mapping[str, nn.Parameter]
     forward: Forward
     gradient: Gradient
-    rows: Callable[[int | None], Iterator[Batch]]
+    batches_of: Callable[[int | None], Iterator[Batch]]
     drawing: Callable[[], AbstractContextManager[None]]
     learners: Sequence[nn.Parameter]
+    writing: Samples
 
     @property
     def steps(self) -> int:
@@ -86,14 +91,31 @@ class PhaseSession:
     def over(self) -> bool:
         return self.own.over
 
-    def step(self) -> bool:
-        return self.own.take_next()
+    @property
+    def rows(self) -> int:
+        return self.writing.plan.batch_size
+
+    def step(self, batch: Mapping[str, Tensor] | None = None) -> bool:
+        return self.own.take_next(batch)
+
+    def write(
+        self,
+        rows: int | None = None,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        most: int | None = None,
+    ) -> list[Sample]:
+        return self.writing.write(rows, Generation(most, temperature, top_p))
+
+    def batch(self, samples: Sequence[Sample]) -> Batch:
+        return self.writing.batch(samples)
 
     def forget(self, parameters: Sequence[nn.Parameter]) -> None:
         self.optimizer.forget(parameters)
 
     def batches(self, rows: int | None = None) -> Iterator[Batch]:
-        return self.rows(rows)
+        return self.batches_of(rows)
 
     def losses(self, batch: Mapping[str, Tensor], *, training: bool = False) -> Tensor:
         loss, found = self.gradient.loss, []

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from autopeft.backbones import StackPlaces
-from autopeft.graph import CompositionGraph, is_rowwise_in
+from autopeft.graph import CompositionGraph, is_rowwise_in, is_rowwise_on_logits
 from autopeft.tasks.kinds import IGNORED
 from autopeft.tasks.kinds.begun_alike import CACHES, LEAST
 from autopeft.training.losses import parameters_of
@@ -36,8 +36,10 @@ SAVED = 0.1
 
 def may_share(graph: CompositionGraph, stack: StackPlaces) -> bool:
     """Whether all that acts in a stack does so position by position, and no prompts stand in front."""
-    return not any(e.traits.changes_length for e in graph.entries.values()) and all(
-        is_rowwise_in(graph, stack.map.name, layer) for layer in range(len(stack.layers))
+    return (
+        not any(e.traits.changes_length for e in graph.entries.values())
+        and is_rowwise_on_logits(graph)
+        and all(is_rowwise_in(graph, stack.map.name, layer) for layer in range(len(stack.layers)))
     )
 
 

@@ -51,6 +51,7 @@ _NEEDS = {
     "artefacts": "It needs a file that another training has left.",
     "text": "It needs text as input.",
     "row_logits": "It needs logits of each row, which language models do not have.",
+    "token_logits": "It needs logits of each token, which decoders have as language models.",
 }
 
 

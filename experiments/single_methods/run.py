@@ -104,7 +104,7 @@ def rate_of(point: int) -> float:
 def candidates() -> list[str]:
     """The two ends, every method that MiniLM can take (of a policy LoRA with it), the variants and the fixed
     recipes."""
-    lacking = {"encoder_decoder", "artefacts"}
+    lacking = {"encoder_decoder", "artefacts", "token_logits"}
     methods = [name for name in method_names() if not lacking & get_method(name).traits.needs]
     return [HEAD, *methods, FULL, *VARIANTS, *HYBRIDS]
 

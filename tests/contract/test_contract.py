@@ -66,6 +66,8 @@ REFUSED = {
     },
     **{("coda", name): "causal" for name in DECODERS},
     **{(case, "vit"): "text input" for case in ("infoprompt", "dept")},
+    **{("ipa", name): "language model" for name in ARCHITECTURES if name not in DECODERS},
+    **{("ipa", name): "encoder" for name in ENCODER_DECODERS},
 }
 PAIRS = [(c, a) for c in CASES for a in ARCHITECTURES if (c, a) not in REFUSED]
 # What is made of the whole text is refused a cache where a text is written on.

@@ -45,6 +45,7 @@ def test_every_method_with_a_size_names_a_field_of_its_config() -> None:
         "bitfit",
         "child_tuning_f",
         "ia3",
+        "ipa",
         "krona",
         "ssf",
         "lora_plus",

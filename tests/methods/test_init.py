@@ -42,6 +42,7 @@ WIDE = BertConfig(hidden_size=WIDTH, num_hidden_layers=12, num_attention_heads=4
 LAYERED = spec_of(BertConfig(hidden_size=WIDTH, num_hidden_layers=4, num_attention_heads=4))
 SPECS = {
     "infoprompt": replace(SPEC, logits=LogitsSpec(WIDTH, WIDTH)),
+    "ipa": replace(SPEC, logits=LogitsSpec(WIDTH, 10 * WIDTH, tokens=True)),
     "xattn_tuning": spec_of(tiny_config("bart")),
     "coda": spec_of(WIDE),
     "aprompt": LAYERED,
@@ -132,6 +133,15 @@ CASES: dict[str, tuple[dict[str, Any], Mapping[str, Law]]] = {
         {
             **{f"{n}.*": linear(WIDTH) for n in ("generator", "mean", "output", "log_std", "critic")},
             "words": normal(0.02),
+        },
+    ),
+    "ipa": (
+        {"bins": 40},
+        {
+            "policy.decoder.*proj.weight": normal(0.02),
+            "policy.decoder.embed_tokens.weight": normal(0.02),
+            "policy.decoder.*norm.weight": ONES,
+            "policy.controls": normal(0.02),
         },
     ),
     "idpg": ({}, {"generator.*": normal(0.05), "biases.*": uniform(0.5)}),

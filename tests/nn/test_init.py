@@ -118,6 +118,7 @@ WITHOUT = {
     "RankedEntries",
     "ScaledMaps",
     "ScaledPairs",
+    "SmallDecoder",
     "SearchedBiases",
     "SearchedEntries",
     "SettledStructure",

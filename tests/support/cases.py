@@ -142,6 +142,7 @@ CASES: dict[str, tuple[str, Any]] = {
     "adalora": ("layers", {"adalora": {"rank": 2, "interval": 1}}),
     "sora": ("layers", {"sora": {"rank": 3, "threshold": 0.01}}),
     "autolora": ("layers", {"autolora": {"rank": 3, "selection_learning_rate": 0.1}}),
+    "ipa": ("model", {"ipa": {"layers": 2, "width": 16, "heads": 2, "kv_heads": 1}}),
     "mov": ("layers", {"mov": {"experts": 3}}),
     "mov-top": ("layers", {"mov": {"experts": 4, "top_k": 2}}),
     "hiwi": ("layers", {"hiwi": {"rank": 3}}),
@@ -180,7 +181,7 @@ CASES: dict[str, tuple[str, Any]] = {
 }
 
 
-ON_ENCODERS = tuple(case for case in CASES if not case.startswith("xattn"))
+ON_ENCODERS = tuple(case for case in CASES if not case.startswith("xattn") and case != "ipa")
 """The cases that an encoder by itself can take."""
 
 

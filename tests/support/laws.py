@@ -126,10 +126,15 @@ def _against(law: Law, values: Tensor) -> Iterable[str]:
 def starts(module: nn.Module, laws: Mapping[str, Law]) -> list[str]:
     """What of a module's start is not as `laws` (by pattern of names) have it.
 
-    Each parameter, and each buffer of floating point, must have exactly one law, and each law something.
+    Each parameter, and each buffer of floating point that is saved, must have exactly one law, and each law
+    something. What is not saved may have one.
     """
     named = dict(module.named_parameters())
-    named |= {name: b for name, b in module.named_buffers() if b.is_floating_point()}
+    known = {
+        *module.state_dict(),
+        *(n for n, _ in module.named_buffers() if any(fnmatchcase(n, p) for p in laws)),
+    }
+    named |= {n: b for n, b in module.named_buffers() if b.is_floating_point() and n in known}
     found = [
         f"{name}: {len(fits)} laws fit"
         for name in named

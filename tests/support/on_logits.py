@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autopeft.method import MethodConfig, ParameterCount, Traits, register
+from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
 from autopeft.method.registry import REGISTRY
 from autopeft.spec import BackboneSpec, Site
 from support.registries import keep
@@ -25,7 +25,7 @@ class Bias(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(width))
 
-    def logits(self, hidden: Tensor, logits: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, logits: Tensor, call: Call) -> Tensor:
         return self.bias.expand_as(logits)
 
 
@@ -53,7 +53,7 @@ class Map(nn.Module):
         self.A = nn.Parameter(torch.randn(rank, hidden) / hidden**0.5)
         self.B = nn.Parameter(torch.zeros(width, rank))
 
-    def logits(self, hidden: Tensor, logits: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, logits: Tensor, call: Call) -> Tensor:
         return hidden @ self.A.T @ self.B.T
 
 

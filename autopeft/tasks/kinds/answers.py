@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -114,6 +114,34 @@ class EncodedAnswers(EncodedWriting):
         labels = np.full(inside.shape, IGNORED, dtype=np.int64)
         labels[inside] = np.where(self.learnt[flat], self.ids[flat], IGNORED)
         return {**batch, "labels": torch.from_numpy(labels).to(device, non_blocking=True)}
+
+    def with_answers(
+        self, rows: Sequence[int], answers: Sequence[Sequence[int]], room: int | None
+    ) -> EncodedAnswers:
+        """Rows, one or several times, with these tokens in the place of their last answers. They alone are
+        learnt, and the texts of the answers stay those of the rows. A row of more than `room` tokens loses
+        the beginning of what is asked, but for one token."""
+        prompts = [self.prompt(int(row)) for row in rows]
+        if room is not None:
+            both = zip(prompts, answers, strict=True)
+            prompts = [prompt[-max(1, room - len(answer)) :] for prompt, answer in both]
+        pairs = list(zip(prompts, answers, strict=True))
+        lengths = [len(prompt) + len(answer) for prompt, answer in pairs]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        chosen = np.asarray(rows, dtype=np.int64)
+        return replace(
+            self,
+            ids=np.asarray([t for prompt, answer in pairs for t in (*prompt, *answer)], dtype=np.int32),
+            offsets=offsets,
+            labels=np.asarray([len(answer) for answer in answers], dtype=np.int64),
+            max_length=max(self.max_length, *lengths),
+            learnt=np.asarray(
+                [k >= len(p) for p, a in pairs for k in range(len(p) + len(a))], dtype=np.bool_
+            ),
+            row_cut=self.row_cut[chosen],
+            prompts=np.asarray([len(prompt) for prompt in prompts], dtype=np.int64),
+            answers=self.answers[chosen],
+        )
 
 
 def encode_conversations(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from autopeft.graph import build_graph, is_rowwise_in
+from autopeft.graph import build_graph, is_rowwise_in, is_rowwise_on_logits
 from autopeft.hybrid.modules import ROOT
 
 __all__ = ["CACHES", "LEAST", "length_alike", "read_once"]
@@ -50,7 +50,7 @@ def _may_share(model: Any) -> bool:
     graph = build_graph(root.recipe, root.spec)
     if any(entry.traits.changes_length for entry in graph.entries.values()):
         return False
-    return all(
+    return is_rowwise_on_logits(graph) and all(
         is_rowwise_in(graph, stack.name, layer) for stack in root.spec.stacks for layer in range(stack.layers)
     )
 

@@ -17,6 +17,7 @@ from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.kinds.registry import register_kind
 from autopeft.tasks.kinds.written import UNKNOWN, WrittenAnswers
 from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table
+from autopeft.tasks.tokens import EncodedSplit
 
 if TYPE_CHECKING:
     from autopeft.tasks.split import Split
@@ -83,6 +84,20 @@ class CausalLM(WrittenAnswers, Decoder):
         turns = examples.fields["messages"]
         messages = [with_turns(own, turns) for own in rows.fields["messages"]]
         return replace(rows, fields={**rows.fields, "messages": messages})
+
+    def with_written(
+        self,
+        split: EncodedSplit,
+        rows: Sequence[int],
+        written: Sequence[Sequence[int]],
+        *,
+        room: int | None = None,
+    ) -> EncodedSplit:
+        """See `Writing.with_written`: the last answer of each row is what was written, and that alone is
+        learnt."""
+        if not isinstance(split, EncodedAnswers):
+            raise TaskError(f"Answers are written to rows of {self.name}, but got {type(split).__name__}.")
+        return split.with_answers(rows, written, room)
 
     # Use
     # --------------------------------------------------------------------------------------------------

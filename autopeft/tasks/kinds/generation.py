@@ -75,6 +75,7 @@ def generate(
     mean: Callable[[Tensor, int], Tensor] | None = None,
     device: str | torch.device = "cpu",
     streamer: Any = None,
+    ended: bool = False,
 ) -> list[list[int]]:
     """The tokens that a model writes behind each prompt, up to what ends an answer, which is left out.
 
@@ -94,6 +95,7 @@ def generate(
         begin: token that stays in front of a prompt that is cut.
         mean: see `predictive`.
         streamer: is told each token of a single prompt (a `BaseStreamer` of transformers); not of beams.
+        ended: whether what ends an answer comes as well.
 
     Raises:
         UsageError: the model cannot generate.
@@ -107,12 +109,7 @@ def generate(
     width = max(map(len, prompts))
     several = _several(live)
     alike = 0 if encodes or several or how.beams > 1 else length_alike(live, prompts)
-    filled = [_padded(list(row), width, pad, len(row) if encodes else alike) for row in prompts]
-    inputs = {
-        "input_ids": torch.tensor([row for row, _ in filled], device=device),
-        "attention_mask": torch.tensor([inside for _, inside in filled], device=device),
-        **(read_once(live, prompts[0][:alike], len(prompts), device) if alike else {}),
-    }
+    inputs = _inputs(live, prompts, pad, None if encodes else alike, device)
     config = GenerationConfig(
         max_new_tokens=new,
         num_beams=how.beams,
@@ -122,12 +119,26 @@ def generate(
         **(_beginning(live) if encodes else {}),
     )
     written = _run(live, inputs, config, mean, streamer, several=several)
-    return [_ended(row, ends) for row in written[:, 1 if encodes else width :].tolist()]
+    return [_ended(row, ends, kept=ended) for row in written[:, 1 if encodes else width :].tolist()]
 
 
 def _encodes(model: Any) -> bool:
     """Whether prompts go to an encoder."""
     return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def _inputs(
+    model: Any, prompts: Sequence[Sequence[int]], pad: int, alike: int | None, device: str | torch.device
+) -> dict[str, Any]:
+    """What transformers' `generate` takes of prompts, filled behind the first tokens that are `alike`, or on
+    the right where that is `None`."""
+    width = max(map(len, prompts))
+    filled = [_padded(list(row), width, pad, len(row) if alike is None else alike) for row in prompts]
+    return {
+        "input_ids": torch.tensor([row for row, _ in filled], device=device),
+        "attention_mask": torch.tensor([inside for _, inside in filled], device=device),
+        **(read_once(model, prompts[0][:alike], len(prompts), device) if alike else {}),
+    }
 
 
 def _padded(row: list[int], width: int, pad: int, at: int) -> tuple[list[int], list[int]]:
@@ -206,10 +217,10 @@ def _sampling(how: Generation) -> dict[str, Any]:
     return {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
 
 
-def _ended(tokens: list[int], ends: Sequence[int]) -> list[int]:
-    """Tokens up to the first that ends an answer."""
+def _ended(tokens: list[int], ends: Sequence[int], *, kept: bool) -> list[int]:
+    """Tokens up to the first that ends an answer, with it where it is `kept`."""
     stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
-    return tokens[:stop]
+    return tokens[: stop + kept]
 
 
 def _several(model: Any) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autopeft.errors import UsageError
+from autopeft.injection.frames import reading
 from autopeft.tasks.kinds.answers import IGNORED
 from autopeft.tasks.kinds.loss import Loss
 from autopeft.tasks.kinds.metric import Metric
@@ -91,7 +92,8 @@ def read_alone(model: nn.Module, labels: Tensor, ahead: int = 1) -> Iterator[Non
 
     handle = project.register_forward_pre_hook(narrowed)
     try:
-        yield
+        with reading(read):
+            yield
     finally:
         handle.remove()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,14 @@ from autopeft.errors import UsageError
 from autopeft.tasks.kinds.chat_templates import TurnEnd, turn_end
 from autopeft.tasks.kinds.generation import Generation, generate
 
-__all__ = ["Writer"]
+__all__ = ["Writer", "Written"]
+
+
+class Written(NamedTuple):
+    """An answer: its tokens, with the one that ends it where it came to its end, and its text."""
+
+    tokens: tuple[int, ...]
+    text: str
 
 
 class Writer:
@@ -74,6 +82,31 @@ class Writer:
         if told is not None and how.beams > 1:  # none is the most probable before the end
             told(texts[0])
         return texts
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], how: Generation, *, device: str | torch.device = "cpu"
+    ) -> list[Written]:
+        """The answer to each prompt as `write` gives it, with its tokens.
+
+        Raises:
+            UsageError: the model cannot generate.
+        """
+        found = generate(
+            self.model,
+            prompts,
+            how,
+            most=self.most,
+            ends=self.end.tokens,
+            pad=int(self.tokenizer.pad_token_id),
+            begin=self.tokenizer.bos_token_id,
+            mean=self._mean,
+            device=device,
+            ended=True,
+        )
+        ends = set(self.end.tokens)
+        return [
+            Written(tuple(row), self._text([token for token in row if token not in ends])) for row in found
+        ]
 
     def _text(self, tokens: Sequence[int]) -> str:
         text = str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))

@@ -16,9 +16,12 @@ from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.tokens import EncodedSplit
 
 if TYPE_CHECKING:
+    from autopeft.tasks.kinds.writer import Written
     from autopeft.tasks.split import Split
 
 __all__ = ["Writing"]
+
+_INSTEAD = "take a decoder as a language model (--kind causal_lm), or a method that learns from labels"
 
 
 class Writing:
@@ -61,6 +64,61 @@ class Writing:
             TaskError: models of this kind write nothing.
         """
         raise TaskError(f"Models for {self.name} write no texts.")
+
+    def sample(
+        self,
+        model: torch.nn.Module,
+        split: EncodedSplit,
+        rows: Sequence[int] | NDArray[np.int64],
+        how: Generation,
+        *,
+        device: str | torch.device = "cpu",
+    ) -> list[Written]:
+        """What the model writes for some rows of a split, with its tokens.
+
+        Raises:
+            TaskError: nothing is learnt from what models of this kind write.
+        """
+        raise TaskError(f"Nothing is learnt from texts that models for {self.name} write; {_INSTEAD}.")
+
+    def with_written(
+        self,
+        split: EncodedSplit,
+        rows: Sequence[int],
+        written: Sequence[Sequence[int]],
+        *,
+        room: int | None = None,
+    ) -> EncodedSplit:
+        """Some rows of a split, one or several times, with these tokens as their answers.
+
+        Args:
+            room: tokens of a row at most, of which what is asked loses its beginning; `None` without limit.
+
+        Raises:
+            TaskError: nothing is learnt from what models of this kind write.
+        """
+        raise TaskError(f"Nothing is learnt from texts that models for {self.name} write; {_INSTEAD}.")
+
+    def rewards(self, metric: Metric, texts: Sequence[str], labels: NDArray[Any]) -> NDArray[np.float64]:
+        """The metric of each text beside the label of its row, (texts,).
+
+        Raises:
+            TaskError: the metric does not compare texts.
+        """
+        if not metric.generated:
+            known = ", ".join(own.name for own in self.metrics if own.generated)
+            raise TaskError(
+                f"The reward of a text is the task's metric of it, but {metric.name} compares no texts: take "
+                f"{f'{known}, or ' if known else ''}a metric of generated answers of your own (--metric)."
+            )
+        found = np.empty(len(texts), dtype=object)
+        found[:] = list(texts)
+        if metric.by_row is not None:
+            return np.asarray(metric.by_row(found, labels), dtype=np.float64)
+        alone = range(len(found))
+        return np.asarray(
+            [metric.score(found[i : i + 1], labels[i : i + 1]) for i in alone], dtype=np.float64
+        )
 
     def with_texts(self, outputs: NDArray[Any], texts: Sequence[str]) -> NDArray[Any]:
         """What `outputs` keeps of rows, with what the model wrote for each.

@@ -23,7 +23,7 @@ from autopeft.tasks.kinds.generation import Generation
 from autopeft.tasks.kinds.language_model import LanguageModel
 from autopeft.tasks.kinds.likelihoods import LIKELIHOOD, TOKEN_ACCURACY, row_likelihoods, token_loss
 from autopeft.tasks.kinds.metric import Metric
-from autopeft.tasks.kinds.writer import Writer
+from autopeft.tasks.kinds.writer import Writer, Written
 from autopeft.tasks.table import ColumnNames, Columns, Table
 from autopeft.tasks.tokens import EncodedSplit
 
@@ -134,6 +134,21 @@ class WrittenAnswers(LanguageModel):
         writer = Writer(model, split.tokenizer, most=split.longest, mean=self.average())
         prompts = [split.prompt(int(row)) for row in rows]
         return writer.write(prompts, how, device=device, told=told)
+
+    def sample(
+        self,
+        model: torch.nn.Module,
+        split: EncodedSplit,
+        rows: Sequence[int] | NDArray[np.int64],
+        how: Generation,
+        *,
+        device: str | torch.device = "cpu",
+    ) -> list[Written]:
+        """The last answer of each row as the model writes it."""
+        if not isinstance(split, EncodedWriting):
+            raise TaskError(f"Answers are written to rows of {self.name}, but got {type(split).__name__}.")
+        writer = Writer(model, split.tokenizer, most=split.longest, mean=self.average())
+        return writer.sample([split.prompt(int(row)) for row in rows], how, device=device)
 
     def with_texts(self, outputs: NDArray[Any], texts: Sequence[str]) -> NDArray[Any]:
         """See `TaskKind.with_texts`: (rows,) of `likelihoods` and `answer`."""

@@ -94,7 +94,7 @@ class InfoPromptModule(nn.Module):
             self._prompt = rows, x, call.context.text_mask
         return rows
 
-    def logits(self, hidden: Tensor, logits: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, logits: Tensor, call: Call) -> Tensor:
         """(W_o·z + b_o)·Uᵀ in place of the head's own logits; z is drawn while training, else its mean."""
         z = self.mean(hidden)
         if self.training and self.log_std is not None:

@@ -1,0 +1,69 @@
+"""What a model writes in the course of its training, with rewards, and batches of it to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autopeft.method import Sample
+from autopeft.tasks import Task
+from autopeft.tasks.kinds import Generation, get_metric
+from autopeft.tasks.kinds.generation import room_of
+from autopeft.tasks.tokens import EncodedSplit
+from autopeft.training.modes import evaluation_mode
+from autopeft.training.plan import TrainingPlan
+from autopeft.training.rows import Rows
+
+__all__ = ["Samples"]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Texts of one model to rows of a split.
+
+    Attributes:
+        model: with everything attached.
+        task: says how texts are written, and what a text is worth: its metric.
+        split: which the rows are of.
+        among: the rows that are trained on; `None` for all.
+        plan: how many rows are at once.
+        device: of the model.
+    """
+
+    model: nn.Module
+    task: Task
+    split: EncodedSplit
+    among: Rows | None
+    plan: TrainingPlan
+    device: torch.device
+
+    def write(self, count: int | None, how: Generation) -> list[Sample]:
+        """See `autopeft.method.Session.write`; rows of like length are written to together."""
+        among = np.arange(len(self.split)) if self.among is None else np.asarray(self.among)
+        if count is not None and count < len(among):
+            among = np.sort(among[torch.randperm(len(among))[:count].numpy()])
+        kind, metric = self.task.task_kind, get_metric(self.task.metric)
+        labels = self.split.truth
+        assert labels is not None  # of rows that are trained on
+        kind.rewards(metric, [], labels[:0])  # refused before anything is written
+        order = among[np.argsort(self.split.prompt_lengths[among], kind="stable")]
+        size, found = self.plan.eval_batch_size, list[Sample]()
+        with evaluation_mode(self.model):
+            for start in range(0, len(order), size):
+                rows = order[start : start + size]
+                written = kind.sample(self.model, self.split, rows, how, device=self.device)
+                rewards = kind.rewards(metric, [text for _, text in written], labels[rows])
+                made = zip(rows, written, rewards, strict=True)
+                found += [Sample(int(row), *own, float(reward)) for row, own, reward in made]
+        return found
+
+    def batch(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """See `autopeft.method.Session.batch`."""
+        rows, tokens = [sample.row for sample in samples], [sample.tokens for sample in samples]
+        room = room_of(self.model)
+        split = self.task.task_kind.with_written(self.split, rows, tokens, room=room)
+        return split.collate(range(len(samples)), device=self.device)
