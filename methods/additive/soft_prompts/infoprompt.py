@@ -109,7 +109,10 @@ class InfoPromptModule(nn.Module):
         """Of what the model reads: a decoder's head maps every position, and takes the last token's."""
         if posterior.mean.ndim == 2:
             return posterior
-        return Posterior(*(summarised(part, self._mask, "last") for part in posterior))
+        mask = self._mask
+        if mask is not None and mask.shape[1] != posterior.mean.shape[1]:  # a decoder's behind an encoder
+            mask = None
+        return Posterior(*(summarised(part, mask, "last") for part in posterior))
 
     def before_step(self, step: int, total: int) -> None:
         self._progress = step / total
