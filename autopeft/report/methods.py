@@ -30,7 +30,7 @@ def summary(method: type[Any]) -> str:
 
 
 def _ways(traits: Traits) -> str:
-    return " and ".join(sorted(traits.ways)) or "training"
+    return ", ".join(sorted(traits.ways)) or "training"
 
 
 def methods_sheet() -> Sheet:
@@ -57,7 +57,7 @@ def methods_sheet() -> Sheet:
             f"Compositions, which let several act together: {', '.join(composition_names())}.",
             "`autopeft methods NAME` explains one.",
         ),
-        fold=frozenset({"what it is", "kind", "default sites", "needs"}),
+        fold=frozenset({"what it is", "kind", "way in", "default sites", "needs"}),
         drop=("kind", "merges", "needs"),
     )
 
