@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -66,18 +66,8 @@ class Writer:
         Raises:
             UsageError: the model cannot generate.
         """
-        found = generate(
-            self.model,
-            prompts,
-            how,
-            most=self.most,
-            ends=self.end.tokens,
-            pad=int(self.tokenizer.pad_token_id),
-            begin=self.tokenizer.bos_token_id,
-            mean=self._mean,
-            device=device,
-            streamer=_Pieces(self.tokenizer, told, self.end) if told is not None and how.beams == 1 else None,
-        )
+        pieces = _Pieces(self.tokenizer, told, self.end) if told is not None and how.beams == 1 else None
+        found = self._generate(prompts, how, device, streamer=pieces)
         texts = [self._text(tokens) for tokens in found]
         if told is not None and how.beams > 1:  # none is the most probable before the end
             told(texts[0])
@@ -91,7 +81,16 @@ class Writer:
         Raises:
             UsageError: the model cannot generate.
         """
-        found = generate(
+        found = self._generate(prompts, how, device, ended=True)
+        ends = set(self.end.tokens)
+        return [
+            Written(tuple(row), self._text([token for token in row if token not in ends])) for row in found
+        ]
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], how: Generation, device: str | torch.device, **told: Any
+    ) -> list[list[int]]:
+        return generate(
             self.model,
             prompts,
             how,
@@ -101,12 +100,8 @@ class Writer:
             begin=self.tokenizer.bos_token_id,
             mean=self._mean,
             device=device,
-            ended=True,
+            **told,
         )
-        ends = set(self.end.tokens)
-        return [
-            Written(tuple(row), self._text([token for token in row if token not in ends])) for row in found
-        ]
 
     def _text(self, tokens: Sequence[int]) -> str:
         text = str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
