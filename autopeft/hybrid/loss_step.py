@@ -111,7 +111,7 @@ def _replaced(table: nn.Module, embeddings: Callable[[Tensor], Tensor], length: 
         if not count:
             new = embeddings(output)
         else:
-            laid = next(c.reserved for c in frames.contexts.values() if c.reserved.count == count)
+            laid = frames.context(*frames.entered).reserved
             rows = output.new_zeros(output.shape[0], count, output.shape[2])  # which prompts fill
             new = laid.around(embeddings(laid.text(output)), rows)
         # Reentrant checkpointing wants an input that requires a gradient.

@@ -101,6 +101,9 @@ class Frames(threading.local):
     `further` says of the forwards that begin now that they are further ones of a step. `rows` are the
     positions (batch, k) that a region is computed for at present, with the length of the sequence.
 
+    `entered` is the (hybrid, stack) whose forward began last. Contexts alone do not tell: a recomputation
+    lays down that of an earlier forward and leaves it.
+
     `behind` is, for each hybrid that acts on logits, the context of a stack that is done, until they are
     made. `read` are the positions (batch, tokens) that alone go through the map that makes them, where these
     are chosen row by row (see `reading`), and `picks` is whether who calls the model picks them by number.
@@ -116,6 +119,7 @@ class Frames(threading.local):
         self.alone: dict[int, int] = {}
         self.further = False
         self.rows: dict[RowsKey, tuple[Tensor, int]] = {}
+        self.entered: tuple[int, str] = (0, "")
         self.behind: dict[int, Context] = {}
         self.read: Tensor | None = None
         self.picks = False

@@ -144,11 +144,12 @@ class RootHooks:
         )
         if reserved.count and self.spec.modality == "text" and not cached:
             self._extend_tokens(inputs, context)
-        frames.contexts[(self.token, self.stack.name)] = context
-        frames.embedded.discard((self.token, self.stack.name))
+        frames.entered = (self.token, self.stack.name)
+        frames.contexts[frames.entered] = context
+        frames.embedded.discard(frames.entered)
         if inputs.get("inputs_embeds") is not None:
             inputs["inputs_embeds"] = self._embedded(inputs["inputs_embeds"], context)
-            frames.embedded.add((self.token, self.stack.name))
+            frames.embedded.add(frames.entered)
         return context
 
     def _embedded(self, embeds: Tensor, context: Context) -> Tensor:

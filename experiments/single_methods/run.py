@@ -7,8 +7,9 @@
 
 1,600 rows of `trec` and `movie-sentences`, 150 steps of 32, each method at its defaults. The learning rate of
 its parameters is swept on *select* with seed 0: three rates, half a decade apart, and further ones (up to six
-in all) while the best lies at an end; the head keeps 1e-3. At the best rate three fresh seeds are trained and
-scored on *test*, once. Trainings are kept by recipe hash in `results/trials.jsonl`.
+in all) while the best lies at an end; the head keeps 1e-3, or has the rate of a prompt (`HEAD_ALIKE`). At the
+best rate three fresh seeds are trained and scored on *test*, once. Trainings are kept by recipe hash in
+`results/trials.jsonl`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ from autopeft.training.trial import full_fine_tuning
 
 __all__ = [
     "CENTRES",
+    "HEAD_ALIKE",
+    "HOSTS",
     "HYBRIDS",
     "VARIANTS",
     "Bench",
@@ -66,6 +69,12 @@ ALL = Rows(train=ROWS)
 # Where the sweep starts, in half decades: 0 is 1e-3. Few steps ask for more than papers take; prompts most.
 # Those with an MLP before the prefix train millions of parameters, nearly as full fine-tuning does.
 CENTRES = {FULL: -3, HEAD: 0, "p_tuning_v2": 2, "prefix_tuning": -1, "prompt_tuning": 3}
+# Prompts that joined after it was found what the head's rate does to them: the head has their own rate.
+HEAD_ALIKE = frozenset({
+    "aprompt", "apt", "dept", "idpg", "infoprompt", "lpt", "p_tuning", "prefix_propagation", "ptp",
+    "selective_prompt", "smop", "spot", "xprompt",
+})  # fmt: skip
+HOSTS = {"ptp": "p_tuning_v2"}  # what a policy is tried on: LoRA, unless it is one of prompts
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ def rate_of(point: int) -> float:
 
 
 def candidates() -> list[str]:
-    """The two ends, every method that MiniLM can take (of a policy LoRA with it), the variants and the fixed
+    """The two ends, every method that MiniLM can take (a policy with its host), the variants and the fixed
     recipes."""
     lacking = {"encoder_decoder", "artefacts", "token_logits"}
     methods = [name for name in method_names() if not lacking & get_method(name).traits.needs]
@@ -113,7 +122,7 @@ def centre_of(name: str) -> int:
     """The point where the sweep starts."""
     if name in HYBRIDS:
         return CENTRES["prefix_tuning"]  # they have its MLP
-    return CENTRES.get(VARIANTS[name].method if name in VARIANTS else name, 1)
+    return CENTRES.get(VARIANTS[name].method if name in VARIANTS else name, 2 if name in HEAD_ALIKE else 1)
 
 
 def recipe_of(name: str, rate: float) -> Recipe:
@@ -122,7 +131,7 @@ def recipe_of(name: str, rate: float) -> Recipe:
         fixed = Recipe.load(HYBRIDS[name]).to_dict()
         fixed["training"] |= {"learning_rate": rate, "groups": {"head": {"learning_rate": 1e-3}}}
         return Recipe.from_dict(fixed)
-    variant = VARIANTS.get(name, Variant(name))
+    variant = VARIANTS.get(name) or Variant(name, head=None if name in HEAD_ALIKE else 1e-3)
     head = rate if variant.head is None else variant.head
     training: dict[str, Any] = {"learning_rate": rate, "groups": {"head": {"learning_rate": head}}}
     slug = "-".join(re.findall(r"\w+", name))
@@ -133,7 +142,7 @@ def recipe_of(name: str, rate: float) -> Recipe:
     level = get_method(variant.method).traits.level
     if level == "training":
         training["policies"] = [variant.method]
-        return Recipe.from_dict(body | {"layers": [{"attach": ["lora"]}]})
+        return Recipe.from_dict(body | {"layers": [{"attach": [HOSTS.get(name, "lora")]}]})
     entry = [{variant.method: dict(variant.options)}]
     return Recipe.from_dict(
         body | ({"model": entry} if level == "model" else {"layers": [{"attach": entry}]})

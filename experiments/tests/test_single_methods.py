@@ -40,14 +40,17 @@ def run(load: Import) -> Any:
 def test_every_method_is_a_candidate_at_its_defaults(run: Any) -> None:
     methods = [name for name in method_names() if name not in ("ipa", "tpt", "xattn_tuning")]
     assert run.candidates() == [run.HEAD, *methods, run.FULL, *run.VARIANTS, *run.HYBRIDS]
-    assert set(run.CENTRES) <= set(run.candidates())
+    assert set(run.CENTRES) | run.HEAD_ALIKE <= set(run.candidates())
     spec = minilm()
     for name in methods:
-        recipe = run.recipe_of(name, 1e-3)
+        recipe = run.recipe_of(name, 3e-2)
         graph = build_graph(recipe, spec)
         if get_method(name).traits.level == "training":
             assert [p.method for p in recipe.training.policies] == [name]
+            assert [e.method.name for e in graph.entries.values()] == [run.HOSTS.get(name, "lora")]
             continue
+        head = recipe.training.groups["head"].learning_rate
+        assert head == (3e-2 if name in run.HEAD_ALIKE else 1e-3)
         (entry,) = graph.entries.values()
         assert entry.method.config == get_method(name).Config()
 

@@ -15,6 +15,9 @@ from transformers import Trainer, TrainingArguments
 from autopeft.errors import UsageError
 from autopeft.hybrid import Hybrid, attach
 from autopeft.hybrid.loss_step import Step
+from autopeft.injection.frames import frames
+from autopeft.method import Context
+from autopeft.method.reserved import Slot, reserve
 from autopeft.recipe import Recipe
 from autopeft.tasks.kinds.classification import CrossEntropy
 from autopeft.training.forward import Forward, shortest_forward
@@ -66,6 +69,21 @@ def test_other_embeddings_stand_in_place_of_the_tokens(name: str, prompt: bool) 
     assert not torch.allclose(replaced, plain, atol=1e-4)
     torch.testing.assert_close(replaced, step.again(input_ids=other), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(step.again(), plain)
+
+
+def test_rows_lie_where_this_forward_laid_them_and_not_where_another_did() -> None:
+    """A recomputation lays down the context of an earlier forward, of any hybrid, and leaves it."""
+    step = step_on("bert")
+    attach(step._model, recipe({"prompt_tuning": {"length": 3}}, level="model"), seed=0)  # type: ignore[arg-type]
+    plain = step.again()
+    slots = [Slot(3, offset=1)]
+    left = Context(hybrid=-1, reserved=reserve(slots, torch.ones(2, 9), 9))
+    before = frames.contexts
+    try:
+        frames.contexts = {(-1, "encoder"): left, **before}
+        torch.testing.assert_close(step.again(embeddings=lambda e: e), plain)
+    finally:
+        frames.contexts = before
 
 
 def test_a_model_without_text_has_no_embeddings_to_replace() -> None:
