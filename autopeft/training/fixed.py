@@ -233,6 +233,7 @@ def _train(
             data.splits[name],
             data.task.metric,
             parts=False,
+            loss=False,
             forward=sharing_forward(hybrid, data.splits[name], data.task.task_kind),
             asked=asked_in(data.task, name) if name == "test" else None,
             batch_size=plan.eval_batch_size,

@@ -34,12 +34,14 @@ def predict(
     device: str | torch.device | None = None,
     forward: Forward | None = None,
     generation: Generation | None = None,
+    texts_alone: bool = False,
     told: Callable[[str], None] | None = None,
 ) -> NDArray[Any]:
     """What the split's kind of task keeps of each row (`TaskKind.outputs`), in the split's own order: logits
     (rows, classes); those of an ensemble, or under a posterior, are of the mean distribution (see
     `autopeft.hybrid.predictive`). With `generation` the model also writes an answer to each row, which is
-    kept beside them (`TaskKind.with_texts`); that to a single row is `told` piece by piece.
+    kept beside them (`TaskKind.with_texts`), or returned by itself (rows,) where `texts_alone` are wanted;
+    that to a single row is `told` piece by piece.
 
     Runs in eval mode and leaves no gradients; every `training` flag is as before afterwards. `device`
     defaults to the model's; a model that lies elsewhere is moved there. `forward` defaults to the model's
@@ -57,6 +59,8 @@ def predict(
     kind = get_kind(split.kind)
     way = Forward(model, kind=kind) if forward is None else forward
     with evaluation_mode(model):
+        if texts_alone and generation is not None:
+            return _written(model, split, generation, batch_size, place, told)
         for batch in way.batches(split, batch_size, shuffle=False, device=place):
             with _within_memory(batch_size):
                 run = partial(predictive, model, partial(way, batch), mean=kind.average())
@@ -66,9 +70,8 @@ def predict(
         restored[split.order()] = outputs
         if generation is None:
             return restored
-        with seeded(generation.seed, place):
-            texts = _written(model, split, generation, batch_size, place, told)
-            return kind.with_texts(restored, texts)
+        texts = _written(model, split, generation, batch_size, place, told)
+        return kind.with_texts(restored, texts.tolist())
 
 
 @contextmanager
@@ -91,17 +94,16 @@ def _written(
     batch_size: int,
     place: torch.device,
     told: Callable[[str], None] | None,
-) -> list[str]:
-    """What the model writes for each row, in batches of prompts of like length, longest first."""
+) -> NDArray[Any]:
+    """What the model writes for each row, (rows,), in batches of prompts of like length, longest first."""
     kind, order = get_kind(split.kind), np.argsort(-split.prompt_lengths, kind="stable")
-    texts = [""] * len(split)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        with _within_memory(batch_size):
-            one = told if len(split) == 1 else None
-            found = kind.generate(model, split, rows, how, device=place, told=one)
-        for row, text in zip(rows, found, strict=True):
-            texts[row] = text
+    texts = np.empty(len(split), dtype=object)
+    with seeded(how.seed, place):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            with _within_memory(batch_size):
+                one = told if len(split) == 1 else None
+                texts[rows] = kind.generate(model, split, rows, how, device=place, told=one)
     return texts
 
 
@@ -136,7 +138,7 @@ def evaluate(
     Raises:
         UsageError, TaskError, OutOfMemory: see `scores` and `predict`.
     """
-    return scores(model, split, [metric], **options)[metric]
+    return score_by_rows(model, split, metric, parts=False, loss=False, **options).score
 
 
 @dataclass(frozen=True)
@@ -156,12 +158,14 @@ def score_by_rows(
     metric: str,
     *,
     parts: bool = True,
+    loss: bool = True,
     asked: Asked | None = None,
     **options: Any,
 ) -> Scored:
     """As `evaluate`, with the loss, and with the contributions of groups of rows where `parts` are wanted.
 
     Args:
+        loss: without it the rows are read once where the metric compares texts: to be answered.
         asked: what each row asks, where samples of the answers are wanted (see `samples_of` and `sampled`).
 
     Raises:
@@ -170,7 +174,9 @@ def score_by_rows(
     if split.truth is None:
         raise UsageError("Nothing to score against: the split has no labels.")
     known, kind = get_metric(metric), get_kind(split.kind)
-    outputs = predict(model, split, generation=_generation([known]), **options)
+    how = _generation([known])
+    alone = how is not None and not loss
+    outputs = predict(model, split, generation=how, texts_alone=alone, **options)
     found = kind.pseudo_values(known, outputs, split.truth) if parts else ()
     samples: tuple[Sample, ...] = ()
     if asked is not None and known.generated:
@@ -180,6 +186,6 @@ def score_by_rows(
     return Scored(
         kind.score(known, outputs, split.truth),
         tuple(round(float(v), 6) for v in found),
-        kind.row_loss(outputs, split.truth),
+        None if alone else kind.row_loss(outputs, split.truth),
         samples,
     )

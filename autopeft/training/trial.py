@@ -24,7 +24,7 @@ from autopeft.training.head_start import start_head
 from autopeft.training.loop import OnScore, OnStep, ShouldStop, TrainResult, train
 from autopeft.training.modes import head_kept
 from autopeft.training.plan import TrainingPlan
-from autopeft.training.samples import Asked, asked_in
+from autopeft.training.samples import asked_in
 from autopeft.training.scoring import Scored, score_by_rows
 
 __all__ = ["TrialOutcome", "full_fine_tuning", "head_only", "run_trial"]
@@ -40,7 +40,8 @@ class TrialOutcome:
         seconds: wall time of the whole trial: attaching, calibration, training, scoring.
         train: the training's result.
         parts: what groups of rows of each split contribute to the score there.
-        losses: mean loss over the rows of each split, where the kind of task has one.
+        losses: mean loss over the rows of each split, where the kind of task has one; not of *test* where it
+            is scored by what the model writes.
         samples: of the answers that the hybrid wrote to rows of the last split, where they were asked for.
     """
 
@@ -181,6 +182,7 @@ def _trial(
                     split,
                     measure,
                     plan,
+                    loss=name != "test",
                     asked=asked if name == last else None,
                 )
                 for name, split in wanted.items()
@@ -211,8 +213,7 @@ def _score(
     split: EncodedSplit,
     metric: str,
     plan: TrainingPlan,
-    *,
-    asked: Asked | None = None,
+    **wanted: Any,
 ) -> Scored:
     options: dict[str, Any] = {"batch_size": plan.eval_batch_size, "device": plan.torch_device()}
-    return score_by_rows(forward.model, split, metric, forward=forward, asked=asked, **options)
+    return score_by_rows(forward.model, split, metric, forward=forward, **options, **wanted)

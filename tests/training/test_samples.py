@@ -13,7 +13,7 @@ from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_kind, get_metric
 from autopeft.tasks.kinds.own_metric import own_metric
 from autopeft.training.samples import HANDFUL, MOST_TOKENS, Asked, asked_in, samples_of
-from autopeft.training.scoring import score_by_rows
+from autopeft.training.scoring import evaluate, score_by_rows
 
 ROWS = 40
 ASKED = Asked("test", [f"question {i}" for i in range(ROWS)])
@@ -93,6 +93,19 @@ def test_answers_are_those_that_were_scored(chats: tuple[Any, Any]) -> None:
         assert sample.expected == data.test.truth[sample.row]
         assert sample.written == texts[sample.row]
     assert not score_by_rows(model, data.test, "exact_match").samples
+
+
+def test_without_the_loss_rows_are_read_to_be_answered_alone(
+    chats: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = chats
+    asked = asked_in(data.task, "test")
+    whole = score_by_rows(model, data.test, "rouge_l", asked=asked)
+    assert whole.loss is not None
+    monkeypatch.setattr(type(get_kind("causal_lm")), "outputs", None)
+    found = score_by_rows(model, data.test, "rouge_l", asked=asked, loss=False)
+    assert found == replace(whole, loss=None)
+    assert evaluate(model, data.test, "rouge_l") == whole.score
 
 
 def test_a_few_are_written_where_the_metric_needs_none(

@@ -225,6 +225,7 @@ def _score(context: JobContext, job: ScoreJob) -> JobResult:
                     batch_size=context.plan.eval_batch_size,
                     device=context.plan.torch_device(),
                     forward=sharing_forward(hybrid, rows, kind),
+                    loss=False,
                     asked=_asked(context, job, split),
                 )
                 for split, rows in splits.items()
@@ -261,6 +262,7 @@ def _untrained(context: JobContext, job: UntrainedJob) -> JobResult:
                 batch_size=context.plan.eval_batch_size,
                 device=context.plan.torch_device(),
                 forward=sharing_forward(hybrid, rows, kind),
+                loss=split == "select",  # nothing is ranked by others
             )
     losses = {split: scored.loss for split, scored in found.items() if scored.loss is not None}
     parts = {split: scored.pseudo_values for split, scored in found.items()}

@@ -56,6 +56,8 @@ class Confirmation:
         self.winner: RepeatedRuns | None = None
         self._trials: Sequence[TrialRecord] = ()
         self._queue: deque[Job] = deque()
+        # What nothing waits for: it fills what a phase leaves idle at its end.
+        self._at_leisure: deque[Job] = deque()
         self._sweeping = self._open = self._testing = False
 
     def sweep(self) -> None:
@@ -72,7 +74,7 @@ class Confirmation:
         """Retrain the best of the search; nothing follows where there are none."""
         self._open, self.effort, self._trials = True, effort, best
         if not best:
-            self._queue.clear()
+            self.clear()
             for race in self.races:
                 race.started = True
             return
@@ -110,8 +112,9 @@ class Confirmation:
         return [replace(r, step_cost=self.judge.cost_of_step(r.recipe)) for r in found]
 
     def next(self) -> Job | None:
-        """The next job that can run now."""
-        return self._queue.popleft() if self._queue else None
+        """The next job that can run now; what decides nothing comes when there is nothing else."""
+        queue = self._queue or self._at_leisure
+        return queue.popleft() if queue else None
 
     def again(self, job: Job) -> None:
         """Give a job out once more, before the others."""
@@ -120,6 +123,7 @@ class Confirmation:
     def clear(self) -> None:
         """Forget what was not begun."""
         self._queue.clear()
+        self._at_leisure.clear()
 
     def take(self, job: Job, result: JobResult) -> None:
         """Store what came of a job."""
@@ -151,12 +155,15 @@ class Confirmation:
         seeds = fresh_seeds(self._seed, self.effort.seeds)
         for race in self.races:
             if race.swept and not race.started:
-                self._queue.extend(race.jobs(seeds, self.effort.steps))
-        if not self._testing and self.finalists and all(f.complete for f in self.finalists):
-            # The others are waited for where they decide as well.
-            awaited = [r for r in self.races if r.prior or (self.judge.cost is not None and r.single)]
-            if all(race.ended for race in awaited):
-                self._test()
+                queue = self._queue if self._awaited(race) else self._at_leisure
+                queue.extend(race.jobs(seeds, self.effort.steps))
+        known = bool(self.finalists) and all(f.complete for f in self.finalists)
+        if known and not self._testing and all(r.ended for r in self.races if self._awaited(r)):
+            self._test()
+
+    def _awaited(self, race: BaselineRuns) -> bool:
+        """Whether the winner is chosen when a baseline has ended, as it decides as well."""
+        return race.prior or (self.judge.cost is not None and race.single)
 
     def verdicts(self) -> list[Verdict]:
         """What is known of all that may win, what promises most first."""

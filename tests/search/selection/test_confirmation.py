@@ -106,6 +106,18 @@ def test_weights_that_an_earlier_search_did_not_keep_are_trained_again(
     assert (run.winner / WEIGHTS).read_bytes() == b"weights-baseline-0-s1001"
 
 
+@pytest.mark.parametrize(
+    ("workers", "order"), [(1, "LoRA LoRA test test single single"), (2, "LoRA LoRA single test test single")]
+)
+def test_baselines_that_decide_nothing_fill_what_is_idle(make_stage: Make, workers: int, order: str) -> None:
+    """The winner is chosen between finalists and LoRA, so that other baselines come when nothing else can."""
+    stage = make_stage(ranks=(40, 50), baselines=[baseline(99, kind="single"), baseline(30)])
+    stage.play(honest, workers=workers)
+    names = {"baseline-0": "single", "baseline-1": "LoRA"}
+    found = [names.get(job.id.rpartition("-")[0], job.kind) for job in stage.jobs]
+    assert [name for name in found if name not in ("trial", "confirm")] == order.split()
+
+
 def test_the_cheapest_within_the_margin_wins(make_stage: Make, tmp_path: Path) -> None:
     """Of the ranks 41 to 50, those from 43 on are within seven thousandths of LoRA of rank 50."""
     stage = cheap(make_stage, baseline(50, 49), margin=0.0065)
