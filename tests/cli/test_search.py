@@ -72,6 +72,36 @@ def test_it_finds_compares_and_says_what_to_type_next(place: Path) -> None:
         assert step.returncode == 0, step.stderr
 
 
+def test_prompts_are_searched_beside_lora_and_adapters_under_a_tenth_of_a_percent(tmp_path: Path) -> None:
+    """The space `prompts` on a real backbone and task: what is tried, what is returned, and its report."""
+    argv = ["search", "--model", "minilm", "--task", "trec", "--space", "prompts", "--budget", "0.1%"]
+    argv += ["--trials", "6", "--steps", "40", "--workers", "1", "-o", "run"]
+    for words in (argv, ["report", "run", "-o", "report.html"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "autopeft", *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=1800,
+        )
+        assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    trials = [json.loads(line) for line in (run / "trials.jsonl").read_text().splitlines()]
+    trained = [t for t in trials if t["state"] == "complete"]
+    assert len(trained) >= 6
+    assert max(t["counts"]["share"] for t in trained) <= 0.001
+    tried = {name for t in trained for name in ("lora", "parallel_adapter", "prompt_tuning", "smop", "lpt",
+             "prefix_propagation", "p_tuning_v2") if f'"{name}"' in json.dumps(t["recipe"])}  # fmt: skip
+    assert {"lora", "parallel_adapter"} < tried, "and prompts"
+    result = json.loads((run / "result.json").read_text())
+    assert result["counts"]["share"] <= 0.001
+    assert all(0.5 < score < 1 for score in result["test"]), (
+        "of six classes, the largest of which has a fifth"
+    )
+    page = (tmp_path / "report.html").read_text()
+    assert all(name in page for name in tried)
+
+
 def test_ctrl_c_keeps_and_prints_the_best_so_far(place: Path) -> None:
     process = subprocess.Popen(
         [*SEARCH, "--trials", "500", "--steps", "10"],
