@@ -202,7 +202,7 @@ class TokenClassification(TaskKind):
         if not spec.encoder_decoder:
             return None
         return (
-            f"{model!r} is an encoder-decoder, and {self.name} gives a tag to each word that one stack reads: "
+            f"{model!r} is an encoder-decoder, and {self.name} gives a tag to each word that it reads: "
             "take an encoder such as BERT or RoBERTa, or a decoder (--model)."
         )
 
