@@ -256,6 +256,17 @@ class MultiLabel(TaskKind):
         """1 where a logit is above 0, else 0, (rows, labels) in float32."""
         return (np.asarray(outputs) > 0).astype(np.float32)
 
+    def _scored(
+        self, metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        found, truth = super()._scored(metric, outputs, labels)
+        if truth.ndim != 2 or found.shape != truth.shape:
+            raise TaskError(
+                f"Cannot score predictions of shape {found.shape} against labels {truth.shape}: a row "
+                "has one for each label."
+            )
+        return found, truth
+
     def row_loss(self, outputs: NDArray[Any], labels: NDArray[Any]) -> float | None:
         """Binary cross-entropy of logits, all rows and labels alike."""
         logits, truth = np.asarray(outputs, dtype=np.float64), np.asarray(labels, dtype=np.float64)

@@ -238,9 +238,9 @@ def metrics_of(kind: str) -> tuple[str, ...]:
 
 
 def kinds_of(metric: str) -> tuple[str, ...]:
-    """Names of the kinds that a metric scores; none for an unknown metric."""
+    """Names of the kinds that a metric scores, sorted; none for an unknown metric."""
     KINDS.load()
-    return tuple(kind for kind, names in _BY_KIND.items() if metric in names)
+    return tuple(sorted(kind for kind, names in _BY_KIND.items() if metric in names))
 
 
 def choose_kind(

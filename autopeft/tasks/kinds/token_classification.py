@@ -270,6 +270,10 @@ class TokenClassification(TaskKind):
         """The words that the model saw. A function of the user's takes their tags by name."""
         if len(outputs) != len(labels) or not len(labels):
             raise TaskError(f"Cannot score the tags of {len(outputs)} rows against those of {len(labels)}.")
+        if not all(isinstance(tags, Tags) for tags in labels):
+            raise TaskError(
+                f"{metric.name} scores the tags of words, but got labels such as {labels[0]!r:.80}."
+            )
         found, truth = [], []
         for row, tags in zip(outputs, labels, strict=True):
             own = np.full(len(tags), row) if np.ndim(row) == 0 else _decided(np.asarray(row))
