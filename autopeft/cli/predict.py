@@ -76,7 +76,12 @@ def predict(
     else:
         for item in found:
             answer = f"no answer: {item['problem']}" if "problem" in item else saved.card.task_kind.line(item)
-            say("\t".join([answer, *(one_line(item[k]) for k in ("text", "text_pair") if k in item)]))
+            say("\t".join([answer, *(_text(item[k]) for k in ("text", "text_pair") if k in item)]))
+
+
+def _text(value: Any) -> str:
+    """A text, or the words of one, on one line."""
+    return one_line(" ".join(map(str, value)) if isinstance(value, list) else value)
 
 
 def _unanswered(missing: Sequence[int], found: Sequence[Mapping[str, Any]]) -> str:

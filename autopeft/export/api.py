@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
@@ -20,12 +20,14 @@ from autopeft.runs.files import empty_folder, plain
 from autopeft.tasks import Split, SplitName, Task, get_metric
 from autopeft.tasks.kinds import Breakdown
 from autopeft.training import predict as predict_outputs
+from autopeft.training.samples import shortened
 
 if TYPE_CHECKING:
     from autopeft.export.formats import Ready
 
 __all__ = ["Evaluation", "Exported", "evaluate", "export", "predict"]
 
+_MISTAKES = 5  # rows that are shown
 OWN = "autopeft"  # the format that is recipe and weights alone
 _OTHERWISE = (
     "Without --as (format=None) recipe and weights are exported: `autopeft predict` and `autopeft.load` read "
@@ -128,7 +130,18 @@ def evaluate(run: Trained, given: EvaluateArguments) -> Evaluation:
     value = kind.score(metric, outputs, labels)
     before = recorded(known, task, split, len(rows), value, seed=given.seed, model=hybrid.model)
     found = Evaluation(str(known.where), task, split, len(rows), value, recorded=before)
-    return replace(found, breakdown=kind.breakdown(outputs, labels, task.labels))
+    tables = kind.breakdown(outputs, labels, task.labels)
+    if kind.tells:
+        tables = (*tables, *_mistakes(kind.tell(rows, outputs, task.labels)))
+    return replace(found, breakdown=tables)
+
+
+def _mistakes(told: Sequence[tuple[str, str]]) -> tuple[Breakdown, ...]:
+    """A table of the first rows whose prediction is not right."""
+    wrong = [(f"row {i}", *map(shortened, row)) for i, row in enumerate(told, start=1) if row[0] != row[1]]
+    title = f"The first of {len(wrong):,} rows with a mistake"
+    headers = ("row", "expected", "predicted")
+    return (Breakdown("mistakes", title, headers, tuple(wrong[:_MISTAKES])),) if wrong else ()
 
 
 def _rows_of(task: Task, name: SplitName | Literal["all"]) -> Split:

@@ -70,12 +70,12 @@ def _kind(architecture: str, config: Any) -> tuple[Mapping[str, Any], tuple[str,
     if (writes := writing_kind(architecture)) is not None:
         return {"kind": writes.name, "metric": writes.default_metric}, ()
     try:
-        kind, labels = kind_of_model(config)
+        kind, labels = kind_of_model(config, architecture)
     except TaskError:
         return none
     if not architecture.endswith(kind.auto_class.__name__.removeprefix("AutoModel")):
         return none
-    return {"kind": kind.name, "metric": kind.default_metric}, labels
+    return {"kind": kind.name, "metric": kind.metric_for(labels)}, labels
 
 
 def longest_of(kind: TaskKind | None) -> int:

@@ -38,8 +38,9 @@ def check_out(value: str | Path) -> None:
 def write_answers(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write answers as CSV or as JSON lines, numbered from 1 in the column `row`.
 
-    In a CSV a nested value has a column of its own (`probabilities.yes`); figures that are not finite are
-    empty there, and null in JSON.
+    In a CSV a nested value has a column of its own (`probabilities.yes`), and a list of texts is one cell,
+    with spaces between words and commas between longer texts, `?` for one that is not there; figures that are
+    not finite are empty there, and null in JSON.
 
     Texts come from strangers and from models. JSON lines hold them unchanged, with what a terminal acts on or
     hides by its number. A CSV cannot say such letters: controls become `�`, and a text that a spreadsheet
@@ -87,6 +88,9 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, part in value.items():
             yield from _flat(part, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list) and any(isinstance(part, str) for part in value):
+        texts = ["?" if part is None else str(part) for part in value]
+        yield name, (" " if all(len(text.split()) == 1 for text in texts) else ", ").join(texts)
     elif isinstance(value, list):
         for i, part in enumerate(value):
             yield from _flat(part, f"{name}.{i}")

@@ -161,7 +161,7 @@ def _of_hybrid(
 
     config = hybrid.model.config
     writes = writing_kind(type(hybrid.model).__name__)
-    kind, labels = kind_of_model(config) if writes is None else (writes, ())
+    kind, labels = kind_of_model(config, type(hybrid.model).__name__) if writes is None else (writes, ())
     path = getattr(config, "_name_or_path", "")
     if tokenizer is None and not path:
         raise UsageError("This hybrid's model was not loaded by name; hand over its tokenizer=… as well.")

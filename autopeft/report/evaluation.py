@@ -61,7 +61,11 @@ def _breakdown_sheet(table: Breakdown) -> Sheet:
     rows = tuple(tuple(map(_entry, row)) for row in table.rows)
     # Names of classes may repeat a header, so that columns are set flush by their place alone.
     first, *others = table.headers
-    return Sheet(table.headers, rows, title=table.title, right=frozenset(others), fold=frozenset({first}))
+    texts = {
+        h for i, h in enumerate(table.headers) if rows and all(isinstance(r[i], str) for r in table.rows)
+    }
+    right = frozenset(others) - texts
+    return Sheet(table.headers, rows, title=table.title, right=right, fold=frozenset({first, *texts}))
 
 
 def _entry(value: str | int | float) -> str:

@@ -1,4 +1,5 @@
-"""A user's own data in a file: CSV, TSV, JSON, JSON lines or Parquet; `folders.py` reads folders of them."""
+"""A user's own data in a file: CSV, TSV, JSON, JSON lines, Parquet or CoNLL; `folders.py` reads folders of
+them."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 from autopeft.errors import DataError
 from autopeft.foreign import read_plain
+from autopeft.tasks.conll import CONLL_SUFFIXES, read_sentences
 from autopeft.tasks.parquet import read_parquet
 from autopeft.tasks.table import Table, is_unicode
 
@@ -50,7 +52,7 @@ def read_file(path: Path) -> Table:
 
 
 def read_part(path: Path) -> Table:
-    """Read one file of a folder: as `read_file`, with the names of classes that a Parquet file notes."""
+    """Read one file of a task: as `read_file`, with the names of classes that a Parquet file notes."""
     if path.suffix.lower() != ".parquet":
         return read_file(path)
     columns, classes = read_parquet(path, MOST_BYTES)
@@ -93,11 +95,9 @@ def tables_of(loaded: Mapping[str, Any], where: str) -> dict[str, Table]:
         if str(name) not in _SPLIT_OF:
             continue
         columns = {column: split[column][:] for column in split.column_names}
-        names = {
-            column: tuple(feature.names)
-            for column, feature in split.features.items()
-            if hasattr(feature, "names")
-        }
+        # Of a list of classes `feature` says what is in it.
+        kinds = {column: getattr(kind, "feature", kind) for column, kind in split.features.items()}
+        names = {column: tuple(kind.names) for column, kind in kinds.items() if hasattr(kind, "names")}
         found[str(name)] = Table(f"{where} ({name})", columns, names)
     return splits_of(found, where, list(map(str, loaded)))
 
@@ -204,6 +204,10 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
     return _of_records(path, found if isinstance(found, list) else [found])
 
 
+def _read_conll(path: Path) -> dict[str, list[Any]]:
+    return {name: list(rows) for name, rows in read_sentences(_text(path).split("\n"), str(path)).items()}
+
+
 def _read_parquet(path: Path) -> dict[str, list[Any]]:
     return read_parquet(path, MOST_BYTES)[0]
 
@@ -215,6 +219,7 @@ _READERS: dict[str, Callable[[Path], dict[str, list[Any]]]] = {
     ".ndjson": _read_jsonl,
     ".json": _read_json,
     ".parquet": _read_parquet,
+    **dict.fromkeys(CONLL_SUFFIXES, _read_conll),
 }
 SUFFIXES: tuple[str, ...] = tuple(_READERS)
 

@@ -174,6 +174,10 @@ def _as_numbers(values: list[Any]) -> list[Any]:
 
 
 def _as_indices(values: Sequence[Any], names: Sequence[str]) -> list[Any]:
-    """Classes as their places in `names`, where a file has the names themselves."""
+    """Classes as their places in `names`, where a file has the names themselves; those of lists too."""
     places = {name: i for i, name in enumerate(names)}
-    return [places.get(value, value) if isinstance(value, str) else value for value in values]
+
+    def index(value: Any) -> Any:
+        return places.get(value, value) if isinstance(value, str) else value
+
+    return [[index(v) for v in value] if isinstance(value, list) else index(value) for value in values]

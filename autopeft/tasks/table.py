@@ -10,6 +10,7 @@ from typing import Any
 from autopeft.errors import DataError, near
 
 __all__ = [
+    "NO_TEXT",
     "ColumnNames",
     "Columns",
     "RawRows",
@@ -40,7 +41,7 @@ _TEXTS = (
 _LABELS = (
     "label", "labels", "target", "class", "category", "sentiment", "score", "rating", "gold_label", "y",
 )  # fmt: skip
-_NO_TEXT, _NO_LABEL = "no text", "no label"
+NO_TEXT, _NO_LABEL = "no text", "no label"
 _NOT_TEXT, _NOT_UNICODE = "something that is not text", "text that is not Unicode"
 
 
@@ -168,10 +169,12 @@ def _distinct(table: Table, chosen: Columns) -> Columns:
 
 
 def empty_rows(table: Table, columns: Columns) -> list[int]:
-    """Rows of which a chosen column holds nothing: no text, no second text or no label."""
+    """Rows of which a chosen column holds nothing: no text, no words, no second text or no label."""
     names = (columns.text, columns.text_pair, columns.label)
     used = [table.columns[name] for name in names if name is not None and name in table.columns]
-    return [i for i in range(len(table)) if any(_missing(values[i]) for values in used)]
+    words = table.columns.get(columns.text, ())
+    without = {i for i, value in enumerate(words) if isinstance(value, list | tuple) and not value}
+    return [i for i in range(len(table)) if i in without or any(_missing(values[i]) for values in used)]
 
 
 def unanswerable(table: Table, columns: Columns) -> dict[int, str]:
@@ -278,7 +281,7 @@ def _missing(value: Any) -> bool:
 def _texts(table: Table, name: str) -> list[str]:
     values = list(table.columns[name])
     problems = [_problem(value) for value in values]
-    for what in (_NO_TEXT, _NOT_TEXT, _NOT_UNICODE):
+    for what in (NO_TEXT, _NOT_TEXT, _NOT_UNICODE):
         refuse_rows(table, name, what, [i for i, problem in enumerate(problems) if problem == what])
     return values
 
@@ -286,7 +289,7 @@ def _texts(table: Table, name: str) -> list[str]:
 def _problem(value: Any) -> str | None:
     """Why a value cannot be taken as a text."""
     if _missing(value):
-        return _NO_TEXT
+        return NO_TEXT
     if not isinstance(value, str):
         return _NOT_TEXT
     return None if is_unicode(value) else _NOT_UNICODE
@@ -308,7 +311,7 @@ def refuse_rows(table: Table, column: str, what: str, rows: Sequence[int]) -> No
         DataError: there are some; the message gives the numbers of the first five and how many more.
     """
     if rows:
-        out = " with --drop-empty (drop_empty=True)" if what in (_NO_TEXT, _NO_LABEL) else ""
+        out = " with --drop-empty (drop_empty=True)" if what in (NO_TEXT, _NO_LABEL) else ""
         way = f"Mend them, or leave them out{out}."
         raise DataError(f"{table.where}: column {column!r} has {what} in {_rows(rows)}. {way}")
 

@@ -83,6 +83,17 @@ class EncodedSplit:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
+    @property
+    def label_counts(self) -> Indices:
+        """How many labels each row has, (N,): one, or as many as it has tokens that are learnt."""
+        return np.ones(len(self), dtype=np.int64)
+
+    @property
+    def labels_fingerprint(self) -> str:
+        """SHA-256 of what is learnt of the rows beside their tokens; of nothing without labels."""
+        labels = np.empty(0) if self.labels is None else self.labels
+        return hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest()
+
     def batch_indices(
         self,
         batch_size: int,

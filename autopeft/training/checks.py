@@ -16,17 +16,18 @@ __all__ = ["check_pause", "check_recipe"]
 def check_recipe(hybrid: Trainable, kind: TaskKind) -> None:
     """Refuse what has nothing to act on, or cannot work with models of the kind."""
     Policies(hybrid.recipe.training).refuse_idle(hybrid.parameter_groups(), hybrid.modules)
-    if not isinstance(hybrid, Hybrid) or kind.pooled:
+    if not isinstance(hybrid, Hybrid):
         return
     entries, spec = hybrid.graph.entries, hybrid.spec
     wanting = [n for n, entry in entries.items() if "row_logits" in entry.method.traits.needs]
-    if wanting:
+    if wanting and not kind.row_distribution:
         name = entries[wanting[0]].method.name
         raise CompositionError(
-            f"{wanting[0]} needs a distribution over classes for each row, but models for {kind.name} have "
-            f"one over the vocabulary for each token. `autopeft methods {name}` says which option does "
-            "without."
+            f"{wanting[0]} needs one distribution over classes for each row, which models for {kind.name} do "
+            f"not have. `autopeft methods {name}` says which option does without."
         )
+    if kind.new_head:  # it sees the text, and predicts no part of it
+        return
     seeing = [n for n, e in entries.items() if e.traits.sees_text]
     ahead = [n for n in seeing if any(spec.stack(site.stack).causal for site in entries[n].sites)]
     if ahead:

@@ -18,11 +18,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -31,7 +30,7 @@ from autopeft.assets.heads import head_names, initial_spread
 from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
 from autopeft.tasks.encode import EncodedTask
-from autopeft.tasks.kinds import Loss
+from autopeft.tasks.kinds import IGNORED, Loss
 from autopeft.training.forward import shortest_forward
 from autopeft.training.measurements import KeptMeasurements
 from autopeft.training.modes import evaluation_mode
@@ -85,9 +84,9 @@ def start_head(
 
     The backbone is bare and in eval mode. Layers of the head below the last keep the values that they have.
     It is fitted once for a backbone, a head's lower layers, rows, labels and loss, and kept on disk. The
-    test and select rows are not looked at, nor are more than 8,000 of the training rows. Without effect on
-    kinds whose head the backbone brings, on heads that do not end in a linear map, and where there are fewer
-    than four rows.
+    test and select rows are not looked at, nor are more of the training rows than have 8,000 labels together.
+    Without effect on kinds whose head the backbone brings, on heads that do not end in a linear map, and
+    where there are fewer than four rows.
 
     Args:
         alone: nothing but the head will train, so that the weights keep their length.
@@ -108,7 +107,7 @@ def start_head(
     with torch.no_grad():
         for parameter in last.parameters():  # the fit does not depend on them, nor does what it is kept under
             parameter.zero_()
-    found = _kept_probe(model, name, data, plan, labels)
+    found = _kept_probe(model, name, data, plan)
     if found is not None and not alone:
         std = initial_spread(model) or _SPREAD
         found = found.shortened(_LONGEST * std * float(last.in_features) ** 0.5)
@@ -122,28 +121,21 @@ def start_head(
     return found
 
 
-def _kept_probe(
-    model: PreTrainedModel, name: str, data: EncodedTask, plan: TrainingPlan, labels: NDArray[Any]
-) -> Probe | None:
+def _kept_probe(model: PreTrainedModel, name: str, data: EncodedTask, plan: TrainingPlan) -> Probe | None:
     """The probe of a model whose last linear map is zero, from disk where it was fitted before."""
     kept, settings = KeptMeasurements(model, data, plan, seeded=False), {"format": _FORMAT}
     known = kept.get("head_start", settings)
     if known is None:
-        rows = np.sort(np.random.default_rng(_SEED).permutation(len(labels))[:_MOST_ROWS])
-        few = (
-            data
-            if len(rows) == len(labels)
-            else replace(data, splits={**data.splits, "train": data.train.take(rows)})
-        )
-        features, last = _features(model, name, few, plan), cast(nn.Linear, model.get_submodule(name))
+        features, last = _features(model, name, _few(data), plan), cast(nn.Linear, model.get_submodule(name))
         if features is None:
             return None
         probe = fit_probe(
-            features,
-            torch.as_tensor(labels[rows]),
+            features.inputs,
+            features.labels,
             data.task.loss(),
             outputs=last.out_features,
             bias=last.bias is not None,
+            rows=features.rows,
         )
         known = {"strength": torch.tensor(0.0 if probe is None else probe.strength)}
         if probe is not None:
@@ -167,8 +159,33 @@ def last_linear(model: PreTrainedModel) -> str | None:
     return found[-1] if found else None
 
 
-def _features(model: PreTrainedModel, name: str, data: EncodedTask, plan: TrainingPlan) -> Tensor | None:
-    """What the layer `name` reads of each training row in the bare model, (rows, features) in fp32.
+def _few(data: EncodedTask) -> EncodedTask:
+    """The task with as many of its training rows, drawn, as have 8,000 labels together."""
+    train = data.train
+    drawn = np.random.default_rng(_SEED).permutation(len(train))
+    rows = drawn[: 1 + int(np.searchsorted(np.cumsum(train.label_counts[drawn]), _MOST_ROWS))]
+    if len(rows) >= len(train):
+        return data
+    return replace(data, splits={**data.splits, "train": train.take(np.sort(rows))})
+
+
+class _Features(NamedTuple):
+    """What a head's last layer reads, and what it shall answer.
+
+    Attributes:
+        inputs: (labels, features) in fp32.
+        labels: as the loss takes them, (labels, …).
+        rows: the row that each is of, where rows have several; else `None`.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    rows: Tensor | None
+
+
+def _features(model: PreTrainedModel, name: str, data: EncodedTask, plan: TrainingPlan) -> _Features | None:
+    """What the layer `name` reads of each training row in the bare model, or of each of its tokens that have
+    a label.
 
     With the identity in the layer's place the model's logits are just that, whatever position of the row the
     model takes them from. `None` where they are not.
@@ -177,13 +194,26 @@ def _features(model: PreTrainedModel, name: str, data: EncodedTask, plan: Traini
     with _replaced(model, name, nn.Identity()), attach(model, Recipe(name="bare"), seed=plan.seed) as hybrid:
         forward = shortest_forward(hybrid, data, plan, dropout=False)
         with evaluation_mode(model):
-            batches = forward.batches(data.train, plan.eval_batch_size, shuffle=False, device=device)
-            parts = [forward(batch).float().cpu() for batch in batches]
-    if any(part.ndim != 2 or part.shape[1] != width for part in parts):
+            parts = [
+                (forward(batch).float().cpu(), batch["labels"].cpu())
+                for batch in forward.batches(data.train, plan.eval_batch_size, shuffle=False, device=device)
+            ]
+    if any(read.shape[-1] != width or read.ndim not in (2, 3) for read, _ in parts):
         return None
-    found: Tensor = torch.empty(len(data.train), width)
-    found[torch.from_numpy(data.train.order())] = torch.cat(parts)
-    return found
+    order = torch.from_numpy(data.train.order())
+    if parts[0][0].ndim == 2:
+        read, labels = (torch.cat(both) for both in zip(*parts, strict=True))
+        back = torch.argsort(order)
+        return _Features(read[back], labels[back], None)
+    if any(labels.shape != read.shape[:2] for read, labels in parts):
+        return None
+    there = [labels != IGNORED for _, labels in parts]
+    counts = torch.cat([mask.sum(dim=1) for mask in there])
+    return _Features(
+        torch.cat([read[mask] for (read, _), mask in zip(parts, there, strict=True)]),
+        torch.cat([labels[mask] for (_, labels), mask in zip(parts, there, strict=True)]),
+        order.repeat_interleave(counts),
+    )
 
 
 @contextmanager
@@ -197,7 +227,13 @@ def _replaced(model: nn.Module, name: str, other: nn.Module) -> Iterator[None]:
 
 
 def fit_probe(
-    features: Tensor, labels: Tensor, loss: Loss, *, outputs: int, bias: bool = True
+    features: Tensor,
+    labels: Tensor,
+    loss: Loss,
+    *,
+    outputs: int,
+    bias: bool = True,
+    rows: Tensor | None = None,
 ) -> Probe | None:
     """Minimise loss + λ/2·‖W‖² over a linear map, with λ by cross-validation.
 
@@ -205,6 +241,8 @@ def fit_probe(
         features: (rows, features) in fp32, at least four rows.
         labels: (rows, …), as `loss` takes them.
         loss: of logits (rows, outputs); its mean over the rows counts.
+        rows: of tokens, the row that each is of, (rows,): those of a row are held out together, and the loss
+            takes each as a row of one token. `None` where each stands for itself.
 
     Returns:
         The map; `None` where held-out rows do not show that it knows enough: it has to save a tenth of the
@@ -215,10 +253,11 @@ def fit_probe(
     if not bias:
         centre = torch.zeros_like(centre)
     inputs = (features - centre) / spread
-    folds = _folds(labels, min(_FOLDS, len(labels) // 2))
+    folds = _folds(labels, min(_FOLDS, len(labels) // 2)) if rows is None else _folds_of(rows)
     everyone = torch.ones(len(labels), dtype=torch.bool)
     # Only the last one, on all rows, is used; the others say what each strength is worth.
-    fits = _Fits(inputs, labels, loss, [*(folds != fold for fold in folds.unique()), everyone], outputs, bias)
+    masks = [*(folds != fold for fold in folds.unique()), everyone]
+    fits = _Fits(inputs, labels, loss, masks, outputs, bias=bias, of_tokens=rows is not None)
     fits.begin_constant()
     constant = fits.held_out()
     weights, held_out = list[tuple[Tensor, Tensor | None]](), list[Tensor]()
@@ -259,6 +298,14 @@ def _folds(labels: Tensor, count: int) -> Tensor:
     return folds
 
 
+def _folds_of(rows: Tensor) -> Tensor:
+    """The fold of each by the row that it belongs to, shuffled."""
+    _, index = rows.unique(return_inverse=True)
+    count = int(index.max()) + 1
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(_SEED))
+    return (order % min(_FOLDS, max(2, count // 2)))[index]
+
+
 class _Fits:
     """The same linear map fitted to several subsets of the rows, side by side.
 
@@ -270,9 +317,17 @@ class _Fits:
     """
 
     def __init__(
-        self, inputs: Tensor, labels: Tensor, loss: Loss, masks: Sequence[Tensor], outputs: int, bias: bool
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        loss: Loss,
+        masks: Sequence[Tensor],
+        outputs: int,
+        *,
+        bias: bool,
+        of_tokens: bool = False,
     ) -> None:
-        self._loss, self.unit = loss, 1.0
+        self._loss, self.unit, self._of_tokens = loss, 1.0, of_tokens
         self._used = [(inputs[mask], labels[mask]) for mask in masks]
         self._kept = [(inputs[~mask], labels[~mask]) for mask in masks[:-1]]
         self._weights = [torch.zeros(outputs, inputs.shape[1], requires_grad=True) for _ in masks]
@@ -294,6 +349,8 @@ class _Fits:
     def _mean(self, index: int, inputs: Tensor, labels: Tensor) -> Tensor:
         """Mean loss of a fit on some rows."""
         logits = (inputs @ self._weights[index].T + self._biases[index]) * self.unit
+        if self._of_tokens:  # each is a row of one token
+            return self._loss.mean(logits[:, None], labels[:, None])
         return self._loss.mean(logits, labels)
 
     def _descend(self, parameters: Sequence[Tensor], strength: float) -> None:

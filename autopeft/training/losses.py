@@ -19,8 +19,9 @@ from autopeft.tasks.kinds import TaskKind
 
 __all__ = ["logits_of", "parameters_of", "slice_rows"]
 
-# What a batch has beside what goes to the model; `choices` is of rows with several sequences.
-_NO_INPUTS = ("labels", "task_id", "choices")
+# What a batch has beside what goes to the model; `choices` is of rows with several sequences, `word_…` of
+# words with tags.
+_NO_INPUTS = ("labels", "task_id", "choices", "word_places", "word_counts")
 _NO_SUCH_ROW = "index out of range in self"  # what torch says of an embedding on the CPU
 
 

@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
@@ -44,8 +43,7 @@ class KeptMeasurements:
     ) -> None:
         self.identity: dict[str, Any] | None = None
         self.batch_size = plan.batch_size
-        labels = data.train.labels
-        if not isinstance(model, PreTrainedModel) or labels is None or not plan.shortcuts:
+        if not isinstance(model, PreTrainedModel) or data.train.labels is None or not plan.shortcuts:
             return
         # The loss of a kind from another package may change unseen.
         if not data.task.task_kind.built_in:
@@ -55,7 +53,7 @@ class KeptMeasurements:
             "backbone": backbone_fingerprint(model),
             "head": _digest({n: t for h in head_names(model) for n, t in _named(model, h).items()}),
             "rows": data.train.fingerprint,
-            "labels": hashlib.sha256(np.ascontiguousarray(labels).tobytes()).hexdigest(),
+            "labels": data.train.labels_fingerprint,
             "loss": [data.task.kind, data.task.class_weights],
             "seed": plan.seed if seeded else None,
             "device": plan.torch_device().type,

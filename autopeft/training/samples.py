@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from autopeft.runs.records import Sample
-from autopeft.tasks.kinds import Generation, Metric, get_kind
+from autopeft.tasks.kinds import Generation, Metric, TaskKind, get_kind
+from autopeft.tasks.split import Split
 from autopeft.tasks.task import Task
 from autopeft.tasks.tokens import EncodedSplit
 from autopeft.training.modes import evaluation_mode
 
-__all__ = ["HANDFUL", "MOST_TOKENS", "Asked", "asked_in", "sampled", "samples_of"]
+__all__ = ["HANDFUL", "MOST_TOKENS", "Asked", "asked_in", "sampled", "samples_of", "shortened", "told_of"]
 
 HANDFUL = 6
 """Samples of a split."""
@@ -30,10 +31,17 @@ _log = logging.getLogger("autopeft")
 
 @dataclass(frozen=True)
 class Asked:
-    """What each row of a split asks."""
+    """What each row of a split asks.
+
+    Attributes:
+        rows: the rows themselves, where predictions are told beside them (see `TaskKind.tell`).
+        names: of the task's classes.
+    """
 
     split: str
     texts: Sequence[str]
+    rows: Split | None = None
+    names: tuple[str, ...] = ()
 
 
 def samples_of(
@@ -83,9 +91,30 @@ def sampled(
     return tuple(_sample(asked, row, truth[row], text) for row, text in zip(rows, texts, strict=True))
 
 
+def told_of(kind: TaskKind, asked: Asked, outputs: NDArray[Any]) -> tuple[Sample, ...]:
+    """Predictions of three rows that are right and of three that are not, drawn, the same each time, in the
+    order of the rows. Rows of which there is nothing to tell come last.
+
+    Args:
+        asked: with `rows`.
+        outputs: of these rows.
+    """
+    assert asked.rows is not None
+    told, half = kind.tell(asked.rows, outputs, asked.names), HANDFUL // 2
+    empty = [expected == said == text for (expected, said), text in zip(told, asked.texts, strict=True)]
+    drawn = sorted(_drawn(len(told)).tolist(), key=lambda row: empty[row])
+    right = [row for row in drawn if told[row][0] == told[row][1]]
+    wrong = [row for row in drawn if told[row][0] != told[row][1]]
+    rows = [*right[: max(half, HANDFUL - len(wrong))], *wrong[: max(half, HANDFUL - len(right))]]
+    return tuple(_sample(asked, row, *told[row]) for row in sorted(rows))
+
+
 def asked_in(task: Task, split: str) -> Asked | None:
-    """What each row of a split asks, where models for the task write answers to it; else `None`."""
+    """What each row of a split asks, where models for the task write answers to it, or predict what can be
+    told beside it; else `None`."""
     kind, rows = task.task_kind, task.splits[split]  # type: ignore[index]  # callers name splits of the task
+    if kind.tells and len(rows):
+        return Asked(split, rows.texts, rows, task.labels)
     return Asked(split, rows.texts) if kind.writes and len(rows) and kind.asks(rows) else None
 
 
@@ -113,15 +142,15 @@ def _sample(asked: Asked, row: int, wanted: Any, written: Any, value: float | No
     return Sample(
         asked.split,
         row,
-        prompt=_short(asked.texts[row]),
-        expected=_short(wanted),
-        written=_short(written),
+        prompt=shortened(asked.texts[row]),
+        expected=shortened(wanted),
+        written=shortened(written),
         right=_same(written, wanted),
         value=None if value is None else round(value, 6),
     )
 
 
-def _short(text: Any) -> str:
+def shortened(text: Any) -> str:
     """A text of bounded length; what is asked often stands at its end."""
     whole, (start, end) = str(text), _KEPT
     return whole if len(whole) <= start + end else f"{whole[:start]} … {whole[-end:]}"

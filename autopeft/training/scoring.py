@@ -21,7 +21,7 @@ from autopeft.tasks.kinds import Generation, Metric, get_kind, get_metric
 from autopeft.training.errors import OutOfMemory, ran_out_of_memory
 from autopeft.training.forward import Forward
 from autopeft.training.modes import evaluation_mode, seeded
-from autopeft.training.samples import Asked, sampled, samples_of
+from autopeft.training.samples import Asked, sampled, samples_of, told_of
 
 __all__ = ["Scored", "evaluate", "predict", "score_by_rows", "scores"]
 
@@ -181,6 +181,8 @@ def score_by_rows(
     samples: tuple[Sample, ...] = ()
     if asked is not None and known.generated:
         samples = samples_of(known, asked, kind.decisions(outputs).tolist(), split.truth.tolist())
+    elif asked is not None and asked.rows is not None:
+        samples = told_of(kind, asked, outputs)
     elif asked is not None:
         samples = sampled(model, split, asked, device=options.get("device"))
     return Scored(

@@ -22,6 +22,21 @@ def test_nested_and_unfinite_values(tmp_path: Path) -> None:
     assert '"yes": null' in (tmp_path / "a.jsonl").read_text().splitlines()[0]
 
 
+def test_lists_of_words_are_one_cell(tmp_path: Path) -> None:
+    row = {
+        "text": ["=a", "b"],
+        "tags": ["O", None],
+        "labels": ["two words"],
+        "shares": [0.5, None],
+        "none": [],
+    }
+    write_answers(tmp_path / "a.csv", [row])
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    assert lines == ["row,text,tags,labels,shares.0,shares.1", "1,'=a b,O ?,two words,0.5,"]
+    write_answers(tmp_path / "a.jsonl", [row])
+    assert json.loads((tmp_path / "a.jsonl").read_text()) == {"row": 1, **row}
+
+
 @pytest.mark.parametrize(
     ("out", "says"),
     [("a.txt", r"\.csv or \.jsonl"), ("there.csv", "is there already"), ("no/a.csv", "no folder")],

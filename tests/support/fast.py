@@ -38,6 +38,7 @@ PROCESSES = (
     "tests/cli/test_tables.py::test_one_run_with_its_trials_and_its_front",
     "tests/cli/test_train_progress.py::test_in_a_pipe_stdout_has_the_result_alone",
     "tests/cli/test_train_progress.py::test_on_a_terminal_there_is_a_bar",
+    "tests/cli/test_words_and_labels.py",
     "tests/docs/test_site.py",
     "tests/plugins/test_task_kind.py",
     "tests/plugins/test_toys.py",
@@ -78,6 +79,11 @@ LONG = (
     "tests/search/test_untrained.py",
     "tests/tasks/kinds/test_multiple_choice.py::test_a_recipe_is_trained_and_used",
     "tests/tasks/kinds/test_multiple_choice.py::test_a_search",
+    *(
+        f"tests/tasks/kinds/test_{kind}.py::test_{what}"
+        for kind in ("token_classification", "multi_label")
+        for what in ("a_recipe_is_trained_and_used", "a_search", "the_trainer_trains_a_hybrid")
+    ),
     "experiments/tests/lib/test_surrogate.py",
     "experiments/tests/test_composition_matrix.py",
     "experiments/tests/test_width.py",

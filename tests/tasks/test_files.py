@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from autopeft.errors import DataError
+from autopeft.tasks.conll import CONLL_SUFFIXES
 from autopeft.tasks.files import SUFFIXES, read_file
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=20)
@@ -34,7 +35,7 @@ def write(path: Path, rows: list[tuple[str, str]]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if suffix not in CONLL_SUFFIXES])
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, suffix: str) -> None:
     folder = tmp_path_factory.mktemp("files")
 

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autopeft.errors import AutoPEFTError, TaskError
+from autopeft.tasks.kinds import kinds_of
+from autopeft.tasks.kinds.tags import Tags, ragged
 from autopeft.tasks.metrics import METRICS, check_metric, compute
 
 Y = np.array([1, 1, 1, 0, 0, 0, 0, 0])
@@ -59,6 +61,11 @@ def test_scores_stay_in_their_range(metric: str, rows: list[tuple[int, int]]) ->
     predictions, labels = np.array(rows).T
     if METRICS[metric].generated:  # of texts
         predictions, labels = predictions.astype(str).astype(object), labels.astype(str).astype(object)
+    kinds = kinds_of(metric)
+    if "token_classification" in kinds:
+        predictions, labels = ragged(predictions[:, None]), ragged([Tags([i], ("O", "B-a")) for i in labels])
+    elif kinds == ("multi_label",):
+        predictions, labels = predictions[:, None], labels[:, None]
     value = compute(metric, predictions, labels)
     assert METRICS[metric].low - 1e-9 <= value <= METRICS[metric].high + 1e-9
 
@@ -68,6 +75,10 @@ def test_wrong_input_is_refused() -> None:
         compute("acuracy", P, Y)
     with pytest.raises(TaskError, match="shape"):
         compute("accuracy", P[:3], Y)
+    with pytest.raises(TaskError, match="scores the tags of words, but got labels such as"):
+        compute("entity_f1", P, Y)
+    with pytest.raises(TaskError, match="one for each label"):
+        compute("micro_f1", P, Y)
     with pytest.raises(TaskError, match="shape"):
         compute("accuracy", P[:0], Y[:0])
     with pytest.raises(AutoPEFTError, match="not finite"):

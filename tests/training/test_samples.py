@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.language import save_decoder, word_tokenizer, write_chats
 from transformers import AutoModelForCausalLM
@@ -12,7 +13,8 @@ from autopeft.tasks import load_task
 from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_kind, get_metric
 from autopeft.tasks.kinds.own_metric import own_metric
-from autopeft.training.samples import HANDFUL, MOST_TOKENS, Asked, asked_in, samples_of
+from autopeft.tasks.split import Split
+from autopeft.training.samples import HANDFUL, MOST_TOKENS, Asked, asked_in, samples_of, told_of
 from autopeft.training.scoring import evaluate, score_by_rows
 
 ROWS = 40
@@ -39,6 +41,25 @@ def test_they_are_not_the_first_rows_alone() -> None:
     found = samples_of(EXACT, ASKED, written(range(ROWS)), WANTED)
     assert len(found) == HANDFUL
     assert max(s.row for s in found) > ROWS // 2
+
+
+def test_predictions_are_told_right_ones_beside_wrong_ones() -> None:
+    """Of rows with several labels; those of which there is nothing to tell come last."""
+    kind = get_kind("multi_label")
+    labels = [(int(i % 2), int(i % 5 == 0)) for i in range(ROWS)]
+    rows = Split([f"text {i}" for i in range(ROWS)], None, labels)
+    outputs = np.asarray(labels, dtype=np.float32) - 0.5
+    outputs[:10] *= -1
+    asked = Asked("test", rows.texts, rows, ("odd", "fifth"))
+    found = told_of(kind, asked, outputs)
+    assert [s.right for s in found].count(True) == 3
+    assert [s.row for s in found] == sorted(s.row for s in found)
+    assert all(s.right == (s.row >= 10) for s in found)
+    assert {s.expected for s in found} <= {"odd", "fifth", "odd, fifth", "(none)"}
+    assert found == told_of(kind, asked, outputs)
+    assert [s.right for s in told_of(kind, asked, -outputs)].count(True) == 3
+    right = np.asarray(labels, dtype=np.float32) - 0.5
+    assert [s.right for s in told_of(kind, asked, right)] == [True] * HANDFUL
 
 
 def test_all_of_few_rows_are_shown_once() -> None:

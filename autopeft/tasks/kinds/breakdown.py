@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
-__all__ = ["Breakdown", "class_breakdowns"]
+__all__ = ["Breakdown", "class_breakdowns", "shares_in_words"]
+
+_SHOWN = 6  # classes
 
 Entry: TypeAlias = str | int | float
 
@@ -68,3 +70,18 @@ def class_breakdowns(
             confusion,
         ),
     )
+
+
+def shares_in_words(counts: Sequence[int], names: Sequence[str], whole: int) -> str:
+    """The largest counts with their names and shares of the whole, and the smallest one."""
+    ranked = sorted(zip(counts, names, strict=False), key=lambda pair: -pair[0])
+    shown = [_share(count, name, whole) for count, name in ranked[:_SHOWN]]
+    rest = ranked[_SHOWN:]
+    if rest:
+        shown.append(f"{len(rest)} more down to {_share(*rest[-1], whole)}")
+    return ", ".join(shown)
+
+
+def _share(count: int, name: str, rows: int) -> str:
+    # Names come from users' files: what cannot be printed is escaped.
+    return f"{name if name.isprintable() else repr(name)} {count:,} ({100 * count / max(rows, 1):.1f} %)"

@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 
 from autopeft.tasks.kinds.metric import Metric, ScoredRows, shrunk
 
-__all__ = ["ACCURACY", "F1", "MACRO_F1", "MATTHEWS"]
+__all__ = ["ACCURACY", "F1", "MACRO_F1", "MATTHEWS", "variance_of_f1", "variance_of_share"]
 
 Numbers = NDArray[Any]
 
@@ -22,12 +22,17 @@ def _matthews(predictions: Numbers, labels: Numbers) -> float:
     return float(sk.matthews_corrcoef(labels, predictions))
 
 
+def variance_of_share(share: float, count: int) -> float:
+    """Of a share of so many that are independent of one another."""
+    p = shrunk(share, count)
+    return p * (1 - p) / max(count, 1)
+
+
 def _accuracy_variance(score: float, rows: ScoredRows) -> float:
-    p = shrunk(score, rows.rows)
-    return p * (1 - p) / max(rows.rows, 1)
+    return variance_of_share(score, rows.rows)
 
 
-def _f1_of(score: float, positives: int) -> float:
+def variance_of_f1(score: float, positives: int) -> float:
     """F1 = 2J / (1 + J), where J is the share of hits among the rows that are positive or called so; by the
     delta method F(1 − F)(2 − F)² / 2m. These rows m are at least the positive ones."""
     f = shrunk(score, positives)
@@ -35,13 +40,13 @@ def _f1_of(score: float, positives: int) -> float:
 
 
 def _f1_variance(score: float, rows: ScoredRows) -> float:
-    return _f1_of(score, rows.classes[1] if len(rows.classes) > 1 else rows.rows)
+    return variance_of_f1(score, rows.classes[1] if len(rows.classes) > 1 else rows.rows)
 
 
 def _macro_f1_variance(score: float, rows: ScoredRows) -> float:
     """Of the mean of F1s, if all had this score and erred together: an upper bound for equal classes."""
     classes = rows.classes or (rows.rows,)
-    return (math.fsum(math.sqrt(_f1_of(score, n)) for n in classes) / len(classes)) ** 2
+    return (math.fsum(math.sqrt(variance_of_f1(score, n)) for n in classes) / len(classes)) ** 2
 
 
 def _matthews_variance(score: float, rows: ScoredRows) -> float:

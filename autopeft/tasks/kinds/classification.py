@@ -26,7 +26,7 @@ from autopeft.tasks.table import ColumnNames, RawRows, Table, listed, numbers_of
 if TYPE_CHECKING:
     from autopeft.tasks.split import Split, SplitName
 
-__all__ = ["Classification", "CrossEntropy"]
+__all__ = ["Classification", "CrossEntropy", "weights_of_classes"]
 
 _CLAIM = 0.1  # what no other kind claims is classes
 _PLENTY = 20  # classes that any data may have
@@ -113,16 +113,7 @@ class Classification(TaskKind):
     def class_weights(
         self, asked: ClassWeights, labels: Sequence[Any], names: Sequence[str]
     ) -> list[float] | None:
-        if asked is None:
-            return None
-        if isinstance(asked, str):
-            return _balanced(asked, labels, names)
-        weights = [float(weight) for weight in asked]
-        if len(weights) != len(names) or not all(math.isfinite(w) and w > 0 for w in weights):
-            raise TaskError(
-                f"{len(names)} positive class weights are needed ({', '.join(names)}), but got {weights}."
-            )
-        return weights
+        return weights_of_classes(asked, labels, names)
 
     def class_counts(self, labels: Sequence[Any], names: Sequence[str]) -> tuple[int, ...]:
         counts = Counter(int(label) for label in labels)
@@ -196,6 +187,27 @@ class Classification(TaskKind):
 
     def line(self, prediction: Mapping[str, Any]) -> str:
         return f"{prediction['label']}  {prediction['probability']:.4f}"
+
+
+def weights_of_classes(
+    asked: ClassWeights, labels: Sequence[int], names: Sequence[str]
+) -> list[float] | None:
+    """One positive factor per class (see `TaskKind.class_weights`); balanced ones have the mean 1 over these
+    labels.
+
+    Raises:
+        TaskError: they do not fit.
+    """
+    if asked is None:
+        return None
+    if isinstance(asked, str):
+        return _balanced(asked, labels, names)
+    weights = [float(weight) for weight in asked]
+    if len(weights) != len(names) or not all(math.isfinite(w) and w > 0 for w in weights):
+        raise TaskError(
+            f"{len(names)} positive class weights are needed ({', '.join(names)}), but got {weights}."
+        )
+    return weights
 
 
 def _check_classes(parts: Sequence[RawRows], present: set[str], rows: int) -> None:

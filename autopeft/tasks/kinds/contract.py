@@ -19,17 +19,17 @@ How the package uses a kind, in this order:
 1. *Data.* `claim` bids for a user's table; the highest bid wins, unless the kind or the metric was named.
    `columns` and `read` take checked rows from the table, `encode_labels` turns their labels into values,
    `strata` makes splits stratified and `alike` keeps rows together, `check` and `class_weights` look at the
-   finished task. `describe_rows`, `constant`, `remarks` and `truncated` say what is known of the rows before
-   training.
+   finished task, and `metric_for` chooses its metric. `describe_rows`, `constant`, `remarks` and `truncated`
+   say what is known of the rows before training.
 2. *Model.* `refused` says which backbones it is not for. `load_model` loads the backbone as `auto_class` with
    the changes of `config`.
 3. *Training.* `encode` makes an `EncodedSplit` (a subclass of it may collate in its own way), `encode_splits`
    those of a whole task, and `loss` says what is minimised. `inputs` adds to a batch what a model reads
    beside it, and `logits_of` takes the logits from what the model returns.
 4. *Scores.* `outputs` gives what is kept of each row, `decisions` what metrics compare with labels, and
-   `breakdown` what `autopeft evaluate` shows beside the score. Where a metric compares generated texts,
-   `generate` writes them and `with_texts` puts them to what is kept; `trial_metric` says what stands for
-   such a metric where writing would take too long.
+   `breakdown` what `autopeft evaluate` shows beside the score, and `tell` single rows. Where a metric
+   compares generated texts, `generate` writes them and `with_texts` puts them to what is kept; `trial_metric`
+   says what stands for such a metric where writing would take too long.
 5. *Use.* `text_columns` finds texts without labels, `unanswerable` rows without one, and `read_texts` reads
    them; `present` and `line` are what `autopeft predict` prints. `use` says what a saved hybrid has to know
    for that; `peft_task_type` and `hub_pipeline` stand in exports.
@@ -54,7 +54,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from autopeft.assets import ModelSource, load_model
 from autopeft.errors import AutoPEFTError, TaskError
-from autopeft.tasks.kinds.breakdown import Breakdown
+from autopeft.tasks.kinds.breakdown import Breakdown, shares_in_words
 from autopeft.tasks.kinds.loss import Loss
 from autopeft.tasks.kinds.metric import Metric, pseudo_values
 from autopeft.tasks.kinds.on_backbones import OnBackbones
@@ -77,7 +77,6 @@ if TYPE_CHECKING:
 __all__ = ["ClassWeights", "TaskKind"]
 
 ClassWeights = Literal["balanced"] | Sequence[float] | None
-_CLASSES_SHOWN = 6
 _FEW_ROWS = 30
 _SCORED: tuple[SplitName, ...] = ("select", "test")
 
@@ -102,6 +101,9 @@ class TaskKind(OnBackbones, Writing, ABC):
             a stack reads (see `EncodedSplit.offsets_of`), so that they may be kept and used again.
         causal: whether a batch is rows of tokens and labels (B, L), each of which is predicted from those
             before it, so that what all rows begin with may be computed once.
+        row_distribution: whether the logits of a row are those of one distribution over classes, or one
+        number.
+        tells: whether predictions can be told beside their rows, as texts (see `tell`).
         peft_task_type: `task_type` in the format of Hugging Face peft; `None`: by the model's class.
         hub_pipeline: `pipeline_tag` of a model card on the Hugging Face hub; `None`: the hub has none for it.
     """
@@ -115,6 +117,8 @@ class TaskKind(OnBackbones, Writing, ABC):
     pooled: ClassVar[bool] = True
     tokenwise_trunk: ClassVar[bool] = True
     causal: ClassVar[bool] = False
+    row_distribution: ClassVar[bool] = True
+    tells: ClassVar[bool] = False
     peft_task_type: ClassVar[str | None] = "SEQ_CLS"
     hub_pipeline: ClassVar[str | None] = "text-classification"
 
@@ -181,6 +185,10 @@ class TaskKind(OnBackbones, Writing, ABC):
         """
         return
 
+    def metric_for(self, names: Sequence[str]) -> str:
+        """Name of the metric that counts for a task with these classes, where none was chosen."""
+        return self.default_metric
+
     def check_metric(self, metric: Metric, names: Sequence[str], rows: Split | None = None) -> None:
         """Refuse a metric of this kind that does not fit a task with these classes.
 
@@ -210,13 +218,7 @@ class TaskKind(OnBackbones, Writing, ABC):
 
     def describe_rows(self, labels: Sequence[Any], names: Sequence[str]) -> str:
         """How the labels of some rows are spread, in a few words; empty where there is nothing to say."""
-        counts = self.class_counts(labels, names)
-        ranked = sorted(zip(counts, names, strict=False), key=lambda pair: -pair[0])
-        shown = [_share(count, name, len(labels)) for count, name in ranked[:_CLASSES_SHOWN]]
-        rest = ranked[_CLASSES_SHOWN:]
-        if rest:
-            shown.append(f"{len(rest)} more down to {_share(*rest[-1], len(labels))}")
-        return ", ".join(shown)
+        return shares_in_words(self.class_counts(labels, names), names, len(labels))
 
     def constant(self, labels: Sequence[Any], names: Sequence[str]) -> tuple[str, Any] | None:
         """The best answer that looks at no text: in words (`always 'no'`) and as a label, from the labels of
@@ -390,7 +392,12 @@ class TaskKind(OnBackbones, Writing, ABC):
                 parts = pseudo_values(metric.score, found, truth)
             else:
                 rows = np.asarray(metric.by_row(found, truth), dtype=np.float64)
-                parts = pseudo_values(lambda values, _: float(values.mean()), rows, truth)
+                whole = metric.of_sums
+                parts = pseudo_values(
+                    lambda values, _: float(values.mean() if whole is None else whole(values.sum(axis=0))),
+                    rows,
+                    truth,
+                )
         # Code of any package, at the end of a search whose training must not be lost.
         except Exception:
             _log.warning("what rows contribute to %s cannot be computed", metric.name, exc_info=True)
@@ -419,6 +426,16 @@ class TaskKind(OnBackbones, Writing, ABC):
         """Tables of where the outputs are right and wrong, beside a score; `class_breakdowns` helps kinds
         whose decisions are class indices."""
         return ()
+
+    def tell(self, rows: Split, outputs: NDArray[Any], names: Sequence[str]) -> list[tuple[str, str]]:
+        """Of each row, for a reader, what is right and what was predicted; equal texts where the prediction
+        is right. For kinds that `tells`.
+
+        Args:
+            rows: with labels.
+            outputs: of these rows.
+        """
+        return []
 
     # Use
     # --------------------------------------------------------------------------------------------------
@@ -454,7 +471,8 @@ class TaskKind(OnBackbones, Writing, ABC):
 
     @abstractmethod
     def line(self, prediction: Mapping[str, Any]) -> str:
-        """A prediction of `present` in a few words, without tabs."""
+        """A prediction of `present` in a few words, without tabs. It may hold the row's `text` too, as it
+        came."""
 
     def describe_labels(self, names: Sequence[str]) -> str:
         """What a model of this kind predicts, for a model card."""
@@ -464,8 +482,3 @@ class TaskKind(OnBackbones, Writing, ABC):
     def built_in(self) -> bool:
         """Whether the kind comes with this package; the code of others may change unseen."""
         return type(self).__module__.startswith("autopeft.")
-
-
-def _share(count: int, name: str, rows: int) -> str:
-    # Names come from users' files: what cannot be printed is escaped.
-    return f"{name if name.isprintable() else repr(name)} {count:,} ({100 * count / max(rows, 1):.1f} %)"

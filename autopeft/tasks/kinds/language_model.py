@@ -36,6 +36,7 @@ class LanguageModel(TaskKind):
 
     new_head = False
     pooled = False
+    row_distribution = False
     ahead: ClassVar[int] = 1
 
     def encode_labels(

@@ -60,6 +60,8 @@ class Metric:
         raw: whether `score` takes the kind's outputs (class scores, …) in place of its decisions.
         by_row: the score of each row, (rows,), where `score` is their mean; what rows contribute to a score
             is then known without scoring them again and again.
+        of_sums: where `by_row` gives what is counted of each row, (rows, counts), instead: the score, of the
+            sums over the rows (counts,).
         generated: whether predictions are texts that the model has to write first (see `TaskKind.generate`).
         own: whether it is a function of the user's, which no registry holds (see `own_metric`).
     """
@@ -74,6 +76,7 @@ class Metric:
     by_row: Callable[[Numbers, Numbers], Numbers] | None = None
     generated: bool = False
     own: bool = False
+    of_sums: Callable[[Numbers], float] | None = None
 
     @property
     def built_in(self) -> bool:

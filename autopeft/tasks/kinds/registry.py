@@ -170,14 +170,19 @@ def kind_names() -> tuple[str, ...]:
     return KINDS.names()
 
 
-def kind_of_model(config: Any) -> tuple[TaskKind, tuple[str, ...]]:
+def kind_of_model(config: Any, architecture: str | None = None) -> tuple[TaskKind, tuple[str, ...]]:
     """The kind of task that a model's configuration was made for, and the names of its labels.
+
+    Args:
+        architecture: the model's class, by which kinds with other heads are told apart; a class of another
+            name counts as one that classifies texts.
 
     Raises:
         TaskError: no kind knows it.
     """
-    for name in kind_names():
-        kind = get_kind(name)
+    kinds = [get_kind(name) for name in kind_names()]
+    own = [kind for kind in kinds if architecture and architecture.endswith(_head_of(kind.auto_class))]
+    for kind in own or [kind for kind in kinds if kind.auto_class is TaskKind.auto_class]:
         labels = kind.names_in(config)
         if labels is not None:
             return kind, labels
@@ -185,6 +190,11 @@ def kind_of_model(config: Any) -> tuple[TaskKind, tuple[str, ...]]:
         f"No kind of task is known for a model with problem_type={config.problem_type!r}; kinds are "
         f"{', '.join(kind_names())}."
     )
+
+
+def _head_of(auto_class: type[Any]) -> str:
+    """How the classes are called that an auto class loads: `ForTokenClassification`."""
+    return auto_class.__name__.removeprefix("AutoModel")
 
 
 def writing_kind(architecture: str) -> TaskKind | None:
@@ -228,9 +238,9 @@ def metrics_of(kind: str) -> tuple[str, ...]:
 
 
 def kinds_of(metric: str) -> tuple[str, ...]:
-    """Names of the kinds that a metric scores; none for an unknown metric."""
+    """Names of the kinds that a metric scores, sorted; none for an unknown metric."""
     KINDS.load()
-    return tuple(kind for kind, names in _BY_KIND.items() if metric in names)
+    return tuple(sorted(kind for kind, names in _BY_KIND.items() if metric in names))
 
 
 def choose_kind(

@@ -26,7 +26,7 @@ from autopeft.tasks.summary import summarise
 from .. import mutate
 from ..surface import Call, First
 
-_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
+_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".conll")
 _LABELS: tuple[Any, ...] = (0, 1, "yes", "no", 0.5, 1.5, "a", "b", "c", 3, 4.25, True)
 _WORDS = ("good", "bad", "film", "the", "a", "story", "was")
 
@@ -43,8 +43,9 @@ def tokenizer() -> Any:
 def rows(random: Random, number: int | None = None) -> list[dict[str, Any]]:
     """Rows that can be learned: a text, sometimes a second one, and a label of one of some kinds."""
     kind = random.choice((("yes", "no"), (0, 1), ("a", "b", "c"), "real"))
-    if random.random() < 0.15:
-        return questions(random, number or random.choice((20, 40, 60)))
+    for make in (questions, tagged, several_labels):
+        if random.random() < 0.15:
+            return make(random, number or random.choice((20, 40, 60)))
     pair = random.random() < 0.3
     found: list[dict[str, Any]] = []
     for i in range(number or random.choice((20, 40, 60))):
@@ -72,6 +73,29 @@ def questions(random: Random, number: int) -> list[dict[str, Any]]:
     return found
 
 
+def tagged(random: Random, number: int) -> list[dict[str, Any]]:
+    """Rows of words with tags, in one of the layouts."""
+    layout, found = random.randrange(3), list[dict[str, Any]]()
+    for i in range(number):
+        words = [random.choice(_WORDS) for _ in range(1 + i % 5)]
+        tags: list[Any] = [random.choice(("O", "B-x", "I-x")) for _ in words]
+        if layout == 0:
+            found.append({"tokens": words, "ner_tags": tags})
+        elif layout == 1:
+            found.append({"words": words, "labels": [len(tag) % 3 for tag in tags]})
+        else:
+            found.append({"tokens": " ".join(words), "tags": " ".join(tags)})
+    return found
+
+
+def several_labels(random: Random, number: int) -> list[dict[str, Any]]:
+    """Texts with lists of labels."""
+    known = random.choice((("a", "b", "c"), (0, 1, 2)))
+    return [
+        {"text": f"{random.choice(_WORDS)} {i}", "labels": random.sample(known, i % 3)} for i in range(number)
+    ]
+
+
 def use(task: Task) -> None:
     """What a training does with a task before the first step."""
     json.dumps(task.describe())
@@ -91,6 +115,8 @@ def written(table: list[Any], suffix: str) -> bytes:
         return mutate.bytes_of("\n".join(map(_json, table)))
     records = [row for row in table if isinstance(row, dict)]
     names = list(dict.fromkeys(name for row in records for name in row))
+    if suffix == ".conll":
+        return mutate.bytes_of(_sentences(records))
     if suffix == ".parquet":
         return _parquet({name: [row.get(name) for row in records] for name in names})
     out = io.StringIO(newline="")
@@ -98,6 +124,15 @@ def written(table: list[Any], suffix: str) -> bytes:
     writer.writerow(names)
     writer.writerows([_cell(row.get(name)) for name in names] for row in records)
     return mutate.bytes_of(out.getvalue())
+
+
+def _sentences(records: list[dict[str, Any]]) -> str:
+    """Rows with a word and what else stands at its place on each line."""
+    lines = []
+    for row in records:
+        columns = [list(v) if isinstance(v, list) else _cell(v).split() for v in row.values()]
+        lines += [" ".join(map(_cell, fields)) for fields in zip(*columns, strict=False)] + [""]
+    return "\n".join(lines)
 
 
 def _cell(value: Any) -> str:
@@ -245,6 +280,30 @@ FIRST: dict[str, First] = {
     "labels that are HTML": _of("a.jsonl", _labelled("<script>alert(1)</script>")),
     "a column that is half a letter": _of("a.jsonl", '{"text": "a", "label": 1, "\\ud800": 2}\n' * 40),
     "texts that are half a letter": _of("a.jsonl", '{"text": "\\ud800", "label": 1}\n' * 40),
+    "tags nested deeply": _of("a.jsonl", '{"tokens": ["a"], "tags": ' + "[" * 500 + "]" * 500 + "}\n"),
+    "a row of a million words": _of(
+        "a.jsonl", json.dumps({"tokens": ["a"] * 10**6, "tags": ["O"] * 10**6}) + "\n"
+    ),
+    "a tag of its own for each word": _of(
+        "a.jsonl", "".join(json.dumps({"tokens": ["a"], "tags": [f"B-{i}"]}) + "\n" for i in range(20000))
+    ),
+    "numbers of tags beyond all others": _of(
+        "a.jsonl", '{"tokens": ["a"], "tags": [' + "9" * 4000 + "]}\n", kind="token_classification"
+    ),
+    "words with a terminal's commands": _of(
+        "a.jsonl",
+        "".join(
+            json.dumps({"tokens": [f"\x1b[31m{i}", "a"], "tags": ["\x1b]0;x\x07", "O"]}) + "\n"
+            for i in range(40)
+        ),
+    ),
+    "a line of a million fields": _of("a.conll", "a " * 10**6 + "\n"),
+    "lists of labels that are no labels": _of(
+        "a.jsonl", "".join(json.dumps({"text": f"a {i}", "labels": [{"b": i}]}) + "\n" for i in range(40))
+    ),
+    "a label of its own for each row": _of(
+        "a.jsonl", "".join(json.dumps({"text": f"a {i}", "labels": [f"l{i}"]}) + "\n" for i in range(9000))
+    ),
     "deep JSON": _of("a.json", "[" * 100000),
     "deep JSON that ends": _of("a.json", "[" * 100000 + "]" * 100000),
     "deep JSON in a row": _of("a.jsonl", '{"text": "a", "label": ' + "[" * 100000 + "]" * 100000 + "}\n"),

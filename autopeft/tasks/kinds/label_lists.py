@@ -1,0 +1,165 @@
+"""Rows with several labels: lists of them in one column, or one column of 0 and 1 for each.
+
+A list holds texts or whole numbers, and may be empty. Several columns are named in one: `--label
+"toxic,insult"`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from autopeft.errors import DataError
+from autopeft.tasks.table import (
+    ColumnNames,
+    Columns,
+    RawRows,
+    Table,
+    check_named,
+    choose_columns,
+    choose_texts,
+    is_unicode,
+    listed,
+    number_of,
+    read_rows,
+    refuse_rows,
+)
+
+__all__ = ["is_label_lists", "label_columns", "read_label_lists"]
+
+_LABELS = ("labels", "label", "tags", "categories", "genres", "topics", "emotions", "classes", "targets")
+_APART = ","  # between the names of label columns
+_LOOKED_AT = 100  # rows
+_MOST = 10_000  # labels of a row
+
+_NO_LIST = "something that is no list of labels"
+_LONG = f"more than {_MOST:,} labels"
+_NO_LABEL = "a label that is neither text nor a whole number"
+_NOT_UNICODE = "a label that is not Unicode"
+_NO_MARK = "something other than 0 and 1"
+
+
+def several(table: Table, label: str | None) -> list[str]:
+    """The columns that a label names where it names several; none where it is one column."""
+    if label is None or label in table.columns or _APART not in label:
+        return []
+    return [name.strip() for name in label.split(_APART)]
+
+
+def label_columns(table: Table, named: ColumnNames) -> Columns:
+    """The columns of texts, and that of lists of labels, or the names of several columns with commas between
+    them.
+
+    Raises:
+        DataError: a named column does not exist or is named twice, or no column has an obvious name.
+    """
+    marks = several(table, named.label)
+    if not marks:
+        lower = {name.lower(): name for name in reversed(list(table.columns))}
+        known = next((lower[name] for name in _LABELS if name in lower), None)
+        return choose_columns(table, named.text, named.text_pair, named.label or known)
+    check_named(table, (("--text", named.text), ("--text-pair", named.text_pair)))
+    check_named(table, [("--label", name) for name in marks])
+    if len(set(marks)) < max(2, len(marks)):
+        raise DataError(f"{table.where}: --label names a column twice, or one alone: {named.label!r}.")
+    rest = {name: values for name, values in table.columns.items() if name not in marks}
+    texts = choose_texts(replace(table, columns=rest), named.text, named.text_pair, pair=None)
+    return replace(texts, label=named.label)
+
+
+def is_label_lists(table: Table, named: ColumnNames) -> bool:
+    """Whether most of the first rows have a text and a list of labels, or several label columns are named."""
+    try:
+        chosen = label_columns(table, named)
+    except DataError:
+        return False
+    if several(table, chosen.label):
+        return True
+    texts = table.columns[chosen.text][:_LOOKED_AT]
+    labels = table.columns[str(chosen.label)][:_LOOKED_AT]
+    pairs = zip(texts, labels, strict=True)
+    return 2 * sum(isinstance(t, str) and _problem(v, None) is None for t, v in pairs) > len(texts)
+
+
+def read_label_lists(table: Table, columns: Columns) -> RawRows:
+    """The rows of a table, with lists of the names of their labels (`None` without a column of them); columns
+    of 0 and 1 are fields too.
+
+    Raises:
+        DataError: there are no rows, or some have no text, or no labels; the message gives their numbers.
+    """
+    raw = read_rows(table, replace(columns, label=None))
+    if columns.label is None:
+        return raw
+    marks = several(table, columns.label)
+    if marks:
+        missing = [name for name in marks if name not in table.columns]
+        if missing:
+            raise DataError(
+                f"{table.where} has no column {missing[0]!r}; it has {listed(list(table.columns))}."
+            )
+        values = {name: _marks(table, name) for name in marks}
+        rows = [[name for name in marks if values[name][i]] for i in range(len(table))]
+        return replace(raw, labels=rows, fields=values)
+    if columns.label not in table.columns:
+        raise DataError(
+            f"{table.where} has no column {columns.label!r}; it has {listed(list(table.columns))}."
+        )
+    return replace(raw, labels=_lists(table, columns.label))
+
+
+def _marks(table: Table, column: str) -> list[int]:
+    numbers = [
+        int(v) if isinstance(v, bool) else None if v is None else _number(v) for v in table.columns[column]
+    ]
+    refuse_rows(table, column, _NO_MARK, [i for i, number in enumerate(numbers) if number not in (0, 1)])
+    return [int(number or 0) for number in numbers]
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return number_of(value)
+    except TypeError:  # a list, a mapping
+        return None
+
+
+def _lists(table: Table, column: str) -> list[list[str]]:
+    names = table.label_names.get(column)
+    found = [_problem(value, names) for value in table.columns[column]]
+    for what in dict.fromkeys(problem for problem in found if problem is not None):
+        refuse_rows(table, column, what, [i for i, problem in enumerate(found) if problem == what])
+    return [[_named(v, names) for v in value] for value in table.columns[column]]
+
+
+def _problem(value: Any, names: Sequence[str] | None) -> str | None:
+    if not isinstance(value, list | tuple | np.ndarray):
+        return _NO_LIST
+    if len(value) > _MOST:
+        return _LONG
+    numbers = [_whole(v) for v in value]
+    if not all(
+        n is not None or (isinstance(v, str) and v.strip()) for n, v in zip(numbers, value, strict=True)
+    ):
+        return _NO_LABEL
+    if not all(is_unicode(v) for v in value if isinstance(v, str)):
+        return _NOT_UNICODE
+    if names is None:
+        return None
+    known = all(v in names if n is None else 0 <= n < len(names) for n, v in zip(numbers, value, strict=True))
+    return None if known else f"a label that is none of its {len(names)} labels"
+
+
+def _whole(value: Any) -> int | None:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        return None
+    return int(value) if abs(int(value)) < 10**18 else None
+
+
+def _named(value: Any, names: Sequence[str] | None) -> str:
+    number = _whole(value)
+    if number is None:
+        return str(value).strip()
+    return str(number) if names is None else names[number]

@@ -1,0 +1,300 @@
+"""Rows of words with tags, in the layouts of the hub.
+
+A row has a list of words (`tokens`, `words`) and a list of as many tags (`ner_tags`, `tags`, `labels`, …),
+texts or whole numbers; a CSV, whose cells are texts, has both with white space between them. The names of
+numbered tags are those that the format notes (features of `datasets`, a README's `class_label`), else the
+numbers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from autopeft.errors import DataError
+from autopeft.tasks.kinds.tags import OUTSIDE, Tags
+from autopeft.tasks.table import (
+    NO_TEXT,
+    ColumnNames,
+    Columns,
+    RawRows,
+    Table,
+    check_named,
+    is_unicode,
+    listed,
+    refuse_rows,
+)
+
+__all__ = [
+    "MOST_WORDS",
+    "WORDS",
+    "encode_tags",
+    "is_tagged_table",
+    "parted",
+    "problems_of_words",
+    "read_tagged",
+    "tag_columns",
+    "tagged",
+    "word_column",
+]
+
+WORDS = "words"
+"""The field of a split that holds the words of each row."""
+MOST_WORDS = 100_000
+"""Of a row: a thousand times what models read."""
+
+_WORDS = ("tokens", "words")
+_TAGS = (
+    "ner_tags",
+    "tags",
+    "ner",
+    "labels",
+    "pos_tags",
+    "upos",
+    "xpos",
+    "pos",
+    "chunk_tags",
+    "chunks",
+    "label",
+)
+_TEXTS = ("text", "sentence", "content")  # of rows that are asked about, parted at white space
+_LOOKED_AT = 100  # rows
+_LARGEST = 10**18  # number of a tag
+_PLENTY = 50  # tags that any data may have
+
+_NO_LIST = "something that is no list of words"
+_NO_WORD = "an empty word, or one that is not text"
+_LONG = f"more than {MOST_WORDS:,} words"
+_NOT_UNICODE = "text that is not Unicode"
+_NO_TAGS = "something that is no list of tags"
+_OTHER_LENGTH = "another number of tags than there are words"
+_NO_TAG = "a tag that is neither text nor a whole number"
+
+
+# Columns
+# ------------------------------------------------------------------------------------------------------
+
+
+def tag_columns(table: Table, named: ColumnNames) -> Columns:
+    """The column of words as `text` and that of tags as `label`.
+
+    Raises:
+        DataError: a named column does not exist, there are second texts, or no column has an obvious name.
+    """
+    check_named(table, (("--text", named.text), ("--label", named.label)))
+    if named.text_pair is not None:
+        raise DataError(f"Words with tags have no second text, but --text-pair names {named.text_pair!r}.")
+    words = named.text or _first(table, _WORDS)
+    tags = named.label or _first(table, _TAGS)
+    for what, name, option in (("words", words, "--text"), ("tags", tags, "--label")):
+        if name is None:
+            raise _nameless(table, what, option)
+    if words == tags:
+        raise DataError(f"One column of {table.where} cannot be words and tags at once: {words!r}.")
+    return Columns(str(words), None, tags)
+
+
+def word_column(table: Table, named: ColumnNames) -> Columns:
+    """The column of words, or of texts that are parted at white space, of rows that are to be tagged.
+
+    Raises:
+        DataError: the named column does not exist, there are second texts, or no column has an obvious name.
+    """
+    check_named(table, (("--text-column", named.text),))
+    if named.text_pair is not None:
+        raise DataError("Words to be tagged have no second text; leave out text_pair_column.")
+    words = named.text or _first(table, (*_WORDS, *_TEXTS))
+    if words is None:
+        raise _nameless(table, "words", "--text-column")
+    return Columns(words, None, None)
+
+
+def _nameless(table: Table, what: str, option: str) -> DataError:
+    return DataError(
+        f"{table.where} has no column with an obvious name for the {what}; it has "
+        f"{listed(list(table.columns))}. Name it with {option}."
+    )
+
+
+def _first(table: Table, known: Sequence[str]) -> str | None:
+    lower = {name.lower(): name for name in reversed(list(table.columns))}
+    return next((lower[name] for name in known if name in lower), None)
+
+
+def is_tagged_table(table: Table, named: ColumnNames) -> bool:
+    """Whether a table has words and as many tags in most of its first rows. Texts count as words where their
+    column is called so."""
+    try:
+        chosen = tag_columns(table, named)
+    except DataError:
+        return False
+    words, tags = (table.columns[str(name)][:_LOOKED_AT] for name in (chosen.text, chosen.label))
+    called = chosen.text.lower() in _WORDS
+    fits = [
+        (called or not isinstance(w, str)) and bool(parted(w)) and len(parted(w)) == len(parted(t))
+        for w, t in zip(words, tags, strict=True)
+    ]
+    return 2 * sum(fits) > len(fits)
+
+
+# Rows
+# ------------------------------------------------------------------------------------------------------
+
+
+def parted(value: Any) -> list[Any]:
+    """A list of words or tags; none where it is no list."""
+    if isinstance(value, str):
+        return value.split()
+    if isinstance(value, np.ndarray):
+        return list(value) if value.ndim else []
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def problems_of_words(table: Table, columns: Columns) -> dict[int, str]:
+    """Of the rows that have no words what is wrong with them; tags are not looked at."""
+    found = ((i, _problem(value)) for i, value in enumerate(table.columns[columns.text]))
+    return {i: problem for i, problem in found if problem is not None}
+
+
+def _problem(value: Any) -> str | None:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return NO_TEXT
+    if not isinstance(value, str | list | tuple | np.ndarray):
+        return _NO_LIST
+    words = parted(value)
+    if not words:
+        return NO_TEXT
+    if len(words) > MOST_WORDS:
+        return _LONG
+    if not all(isinstance(word, str) and word.strip() for word in words):
+        return _NO_WORD
+    return None if all(map(is_unicode, words)) else _NOT_UNICODE
+
+
+def read_tagged(table: Table, columns: Columns) -> RawRows:
+    """The rows of a table: their words, joined by spaces, as texts, lists of the tags' names as labels
+    (`None` without a column of them), and the field `words`.
+
+    Raises:
+        DataError: there are no rows, or some have no words, or tags that do not fit; the message gives their
+            numbers.
+    """
+    if not len(table):
+        raise DataError(f"{table.where} has no rows.")
+    _refuse(table, columns.text, problems_of_words(table, columns))
+    words = [parted(value) for value in table.columns[columns.text]]
+    labels: list[Any] = [None] * len(table)
+    if columns.label is not None:
+        if columns.label not in table.columns:
+            raise DataError(
+                f"{table.where} has no column {columns.label!r}; it has {listed(list(table.columns))}."
+            )
+        labels = _read_tags(table, columns.label, words)
+    return RawRows(table.where, [" ".join(row) for row in words], None, labels, {WORDS: words})
+
+
+def _refuse(table: Table, column: str, problems: Mapping[int, str]) -> None:
+    for what in dict.fromkeys(problems.values()):
+        refuse_rows(table, column, what, [i for i, problem in problems.items() if problem == what])
+
+
+def _read_tags(table: Table, column: str, words: Sequence[Sequence[str]]) -> list[list[str]]:
+    names = table.label_names.get(column)
+    rows = list(zip(table.columns[column], words, strict=True))
+    found = ((i, _tag_problem(value, len(own), names)) for i, (value, own) in enumerate(rows))
+    _refuse(table, column, {i: problem for i, problem in found if problem is not None})
+    return [[_named(tag, names) for tag in parted(value)] for value, _ in rows]
+
+
+def _tag_problem(value: Any, words: int, names: Sequence[str] | None) -> str | None:
+    if not isinstance(value, str | list | tuple | np.ndarray):
+        return _NO_TAGS
+    tags = parted(value)
+    if len(tags) != words:
+        return _OTHER_LENGTH
+    numbers = [_whole(tag) for tag in tags]
+    if not all(
+        n is not None or (isinstance(t, str) and t.strip()) for n, t in zip(numbers, tags, strict=True)
+    ):
+        return _NO_TAG
+    if not all(is_unicode(tag) for tag in tags if isinstance(tag, str)):
+        return _NOT_UNICODE
+    if names is None:
+        return None
+    known = all(
+        tag in names if number is None else 0 <= number < len(names)
+        for number, tag in zip(numbers, tags, strict=True)
+    )
+    return None if known else f"a tag that is none of its {len(names)} tags"
+
+
+def _whole(tag: Any) -> int | None:
+    """A tag as a whole number; `None` where it is none."""
+    if isinstance(tag, bool | np.bool_):
+        return None
+    if isinstance(tag, float | np.floating) and float(tag).is_integer():
+        tag = int(tag)
+    return int(tag) if isinstance(tag, int | np.integer) and abs(int(tag)) < _LARGEST else None
+
+
+def _named(tag: Any, names: Sequence[str] | None) -> str:
+    number = _whole(tag)
+    if number is None:
+        return str(tag).strip()
+    return str(number) if names is None else names[number]
+
+
+def tagged(words: Sequence[str], tags: Sequence[str], outside: str) -> str:
+    """Words with their tags, for a reader: `Anna/B-PER lives in Oslo/B-LOC`."""
+    plain = (" ".join(word.split()) for word in words)
+    return " ".join(w if t == outside else f"{w}/{t}" for w, t in zip(plain, tags, strict=True))
+
+
+def encode_tags(parts: Sequence[RawRows], order: Sequence[str]) -> tuple[tuple[str, ...], list[list[Tags]]]:
+    """The names of the tags, and the rows of each part as `Tags`.
+
+    The first is the one that counts as outside: `O`, or else the one that most words of the first part have.
+    The others are in the given `order`, else sorted, by number where all are whole numbers.
+
+    Raises:
+        DataError: there is one tag alone, nearly every word has a tag of its own, or a part has a tag that
+        the
+            first one lacks.
+    """
+    present = {tag for part in parts for row in part.labels for tag in row}
+    counts = Counter(chain.from_iterable(parts[0].labels))
+    if order and present <= set(order):
+        names = list(order)
+    else:
+        names = sorted(present, key=(lambda n: (int(n), n)) if all(map(_is_number, present)) else None)
+        _check_tags(parts, present)
+    for part in parts[1:]:
+        if unknown := sorted({tag for row in part.labels for tag in row} - set(names if order else counts)):
+            raise DataError(
+                f"{part.where} has tags that {parts[0].where} lacks, so no model can learn them: "
+                f"{listed(unknown)}."
+            )
+    first = OUTSIDE if OUTSIDE in names else max(names, key=lambda name: counts[name])
+    classes = (first, *(name for name in names if name != first))
+    index = {name: i for i, name in enumerate(classes)}
+    return classes, [[Tags([index[tag] for tag in row], classes) for row in part.labels] for part in parts]
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.removeprefix("-").isdigit() and len(name) < 20
+
+
+def _check_tags(parts: Sequence[RawRows], present: set[str]) -> None:
+    where = parts[0].where
+    if len(present) < 2:
+        raise DataError(f"{where}: all words have the tag {next(iter(present))!r}; two tags are needed.")
+    words = sum(len(row) for part in parts for row in part.labels)
+    if len(present) > max(_PLENTY, words // 2):
+        raise DataError(
+            f"{where}: {len(present):,} different tags of {words:,} words are no tags. Name their column "
+            "with --label."
+        )

@@ -1,0 +1,74 @@
+"""Tags of words, and several labels, on the command line: searched, resumed, scored and asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.saved_model import save_backbone
+from support.several_labels import write_labelled
+from support.words import write_tagged
+
+SMALL = (
+    "--budget", "20%", "--effort", "quick", "--trials", "2", "--steps", "12", "--batch-size", "8",
+    "--max-length", "24", "--workers", "0", "--baselines", "head",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    save_backbone(folder / "bert", biases=0.02)
+    write_tagged(folder / "words.conll")
+    write_labelled(folder / "labels.csv")
+    return folder
+
+
+def run(place: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "autopeft", *command], cwd=place, capture_output=True, text=True, timeout=500,
+        env={**os.environ, "AUTOPEFT_CACHE": str(place / "cache")}, check=False,
+    )  # fmt: skip
+
+
+def test_words(place: Path) -> None:
+    done = run(place, "search", "--task", "words.conll", "--model", "bert", *SMALL, "--out", "tags")
+    assert done.returncode == 0, done.stderr
+    assert "entity_f1" in done.stdout
+    manifest = json.loads((place / "tags" / "manifest.json").read_text())
+    assert manifest["data"]["kind"] == "token_classification"
+    again = run(place, "search", "--resume", "tags", "--trials", "3")
+    assert again.returncode == 0, again.stderr
+    scored = run(place, "evaluate", "tags", "--split", "select")
+    assert scored.returncode == 0, scored.stderr
+    assert "Entities of each type" in scored.stdout
+    asked = run(place, "predict", "tags", "--text", "a good great film")
+    assert asked.returncode == 0, asked.stderr
+    tagged, text = asked.stdout.rstrip("\n").split("\t")
+    assert text == "a good great film"
+    assert [part.partition("/")[0] for part in tagged.split()] == text.split()
+    shown = run(place, "report", "tags")
+    assert shown.returncode == 0, shown.stderr
+
+
+def test_a_row_whose_tags_do_not_fit_is_one_sentence(place: Path) -> None:
+    good, bad = '{"tokens": ["a", "b"], "tags": ["O", "O"]}\n', '{"tokens": ["a"], "tags": []}\n'
+    (place / "bad.jsonl").write_text((good * 2 + bad) * 9)
+    done = run(place, "search", "--task", "bad.jsonl", "--model", "bert", *SMALL)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert "another number of tags than there are words in rows 3, 6, 9, 12, 15 and 4 more" in line
+
+
+def test_several_labels(place: Path) -> None:
+    label = ("--label", "praise,blame,film")
+    done = run(place, "search", "--task", "labels.csv", *label, "--model", "bert", *SMALL, "--out", "several")
+    assert done.returncode == 0, done.stderr
+    assert "micro_f1" in done.stdout
+    asked = run(place, "predict", "several", "--text", "a great film", "--json")
+    assert asked.returncode == 0, asked.stderr
+    assert set(json.loads(asked.stdout)[0]) == {"text", "labels", "probabilities", "logits"}

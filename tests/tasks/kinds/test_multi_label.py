@@ -1,0 +1,245 @@
+"""Several labels for each text: the loss of transformers, scores as scikit-learn has them, from end to
+end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as sk
+from support.saved_model import save_backbone
+from support.several_labels import write_labelled
+from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
+
+import autopeft
+from autopeft.assets import load_tokenizer
+from autopeft.errors import CompositionError, DataError, TaskError
+from autopeft.recipe import Recipe
+from autopeft.report.html import write_report
+from autopeft.runs.folder import load_run
+from autopeft.tasks import load_task
+from autopeft.tasks.encode import encode
+from autopeft.tasks.kinds import get_kind, get_metric, kind_of_model
+from autopeft.tasks.kinds.multi_label import LabelwiseLoss
+from autopeft.tasks.summary import summarise
+from autopeft.tasks.table import RawRows
+from autopeft.training import TrainingPlan, run_trial
+from autopeft.training.forward import Forward
+from autopeft.training.gradient import Gradient
+from autopeft.training.head_start import start_head
+from autopeft.training.losses import logits_of
+
+KIND = get_kind("multi_label")
+NAMES = ("a", "b", "c")
+RECIPE = Recipe.from_dict(
+    {
+        "layers": [{"at": "all", "attach": [{"lora": {"rank": 4, "sites": ["q", "v", "up", "down"]}}]}],
+        "training": {"learning_rate": 0.02},
+        "name": "r",
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    save_backbone(folder / "bert", biases=0.02)
+    write_labelled(folder / "data.jsonl")
+    write_labelled(folder / "data.csv")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
+
+
+def part(*rows: list[str], where: str = "x") -> RawRows:
+    return RawRows(where, ["t"] * len(rows), None, list(rows))
+
+
+def draws() -> tuple[Any, Any]:
+    draw = np.random.default_rng(0)
+    labels = (draw.random((60, 3)) < [0.6, 0.3, 0.1]).astype(np.float32)
+    return draw.normal(2 * labels - 1, 1.5).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("micro_rows", [None, 1, 5])
+def test_loss_and_gradients_are_those_of_transformers(place: Path, micro_rows: int | None) -> None:
+    task = load_task(str(place / "data.jsonl"))
+    model = KIND.load_model(str(place / "bert"), task.labels)
+    assert model.config.problem_type == "multi_label_classification"
+    batch = encode(task, load_tokenizer(str(place / "bert")), 32).train.collate(range(12))
+    assert batch["labels"].dtype == torch.float32
+    known = ("input_ids", "attention_mask", "token_type_ids", "labels")
+    loss = model(**{k: batch[k] for k in known}).loss
+    loss.backward()
+    wanted = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    gradient = Gradient(
+        Forward(model, kind=KIND), KIND.loss(()), micro_rows=micro_rows or 12, device=torch.device("cpu")
+    )
+    found = gradient.accumulate(batch, [], list(model.parameters()))
+    assert found == pytest.approx(float(loss.detach()), abs=1e-5)
+    for name, parameter in model.named_parameters():
+        if name in wanted:
+            assert parameter.grad is not None
+            assert torch.allclose(parameter.grad, wanted[name], atol=1e-5), name
+
+
+def test_weighted_labels_are_those_of_torch() -> None:
+    logits, labels = (torch.from_numpy(a) for a in draws())
+    weights = torch.tensor([0.5, 2.0, 9.0])
+    wanted = F.binary_cross_entropy_with_logits(logits, labels, pos_weight=weights)
+    assert float(LabelwiseLoss([0.5, 2.0, 9.0]).mean(logits, labels)) == pytest.approx(float(wanted))
+    balanced = KIND.class_weights("balanced", [(1, 0), (1, 0), (1, 1), (0, 0)], ("a", "b"))
+    assert balanced == [pytest.approx(1 / 3), 3.0]
+    assert KIND.class_weights([1, 2], [(1, 0)], ("a", "b")) == [1.0, 2.0]
+    for wrong in ([1.0], [1.0, -1.0], "even"):
+        with pytest.raises(TaskError):
+            KIND.class_weights(wrong, [(1, 0)], ("a", "b"))
+
+
+def test_scores_are_those_of_scikit_learn() -> None:
+    outputs, labels = draws()
+    said = outputs > 0
+    wanted = {
+        "micro_f1": sk.f1_score(labels, said, average="micro"),
+        "macro_f1": sk.f1_score(labels, said, average="macro"),
+        "subset_accuracy": sk.accuracy_score(labels, said),
+        "lrap": sk.label_ranking_average_precision_score(labels, outputs),
+    }
+    for name, score in wanted.items():
+        metric = get_metric(name)
+        assert KIND.score(metric, outputs, labels) == pytest.approx(score), name
+        parts = KIND.pseudo_values(metric, outputs, labels)
+        assert parts.shape == (60,)
+        assert parts.mean() == pytest.approx(score, abs=0.05)
+
+        class Rows:
+            rows, classes = 60, KIND.class_counts(labels.tolist(), NAMES)
+
+        rows: Any = Rows()
+        rows.labels = labels
+        assert 0 < metric.sampling_variance(score, rows) < 0.02
+    assert KIND.row_loss(outputs, labels) == pytest.approx(
+        float(F.binary_cross_entropy_with_logits(torch.from_numpy(outputs), torch.from_numpy(labels)))
+    )
+    decided = KIND.decisions(outputs)
+    assert np.array_equal(KIND.decisions(decided), decided)
+    (table,) = KIND.breakdown(outputs, labels, NAMES)
+    scores = sk.precision_recall_fscore_support(labels, said)
+    assert table.rows[1] == pytest.approx(("b", *(float(s[1]) for s in scores)))
+
+
+def test_the_mean_of_several_models_is_that_of_probabilities() -> None:
+    logits = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0))
+    mean = KIND.average()
+    assert mean is not None
+    assert torch.allclose(mean(logits, 0).sigmoid(), logits.sigmoid().mean(0), atol=1e-6)
+
+
+def test_labels_as_marks() -> None:
+    names, (rows,) = KIND.encode_labels([part(["b"], ["c", "a", "a"], [])])
+    assert names == NAMES
+    assert rows == [(0, 1, 0), (1, 0, 1), (0, 0, 0)]
+    assert KIND.encode_labels([part(["10", "9"])])[0] == ("9", "10")
+    assert KIND.encode_labels([part(["b"])], ("b", "z", "a")) == (("b", "z", "a"), [[(1, 0, 0)]])
+    assert KIND.relabel([(1, 0)], ("a", "b"), ("b", "c", "a")) == [(0, 0, 1)]
+    assert KIND.strata([(1, 0), (1, 1), (0, 0)]) == [0, 1, 2]
+    with pytest.raises(DataError, match="y has labels that x lacks"):
+        KIND.encode_labels([part(["a", "b"]), part(["d"], where="y")])
+    with pytest.raises(DataError, match="1 different labels; two are needed"):
+        KIND.encode_labels([part(["a"], [])])
+    with pytest.raises(DataError, match="60 different labels in 60 rows are too many"):
+        KIND.encode_labels([part(*([str(i)] for i in range(60)))])
+
+
+def test_the_same_labels_for_all_rows(place: Path) -> None:
+    labels = [(1, 0, 0)] * 6 + [(1, 1, 0)] * 3 + [(0, 0, 1)]
+    name, answer = KIND.constant(labels, NAMES) or ("", None)
+    assert name == "always a"
+    assert answer.tolist() == [1, 0, 0]
+    assert KIND.describe_rows(labels, NAMES).startswith("1.30 labels a row: a 9 (90.0 %)")
+    task = load_task(str(place / "data.jsonl"))
+    summary = summarise(task, load_tokenizer(str(place / "bert")), 32)
+    assert summary.constant is not None
+    assert 0.3 < summary.constant.scores["test"] < 0.9
+
+
+def test_the_head_starts_where_frozen_features_put_it(place: Path) -> None:
+    task = load_task(str(place / "data.jsonl"))
+    model = KIND.load_model(str(place / "bert"), task.labels)
+    data = encode(task, load_tokenizer(str(place / "bert")), 32)
+    plan = TrainingPlan(steps=1, max_length=32, device="cpu", head_start="probe")
+    start_head(model, data, plan, alone=True)  # whether it helps depends on what the backbone tells
+    entry = {"layers": [{"at": "all", "attach": [{"laplace_lora": {"rank": 2}}]}], "name": "x"}
+    with pytest.raises(CompositionError, match="one distribution over classes for each row"):
+        run_trial(model, Recipe.from_dict(entry), data, plan, splits=("select",))
+    assert kind_of_model(model.config, type(model).__name__) == (KIND, task.labels)
+
+
+def test_a_recipe_is_trained_and_used(place: Path, tmp_path: Path) -> None:
+    found = autopeft.train(
+        recipe=RECIPE, task=str(place / "data.csv"), label="praise,blame,film", model=str(place / "bert"),
+        steps=150, max_length=24, out=str(tmp_path / "run"),
+    )  # fmt: skip
+    assert found.scores["test"] > 0.85
+    assert found.samples
+    evaluated = autopeft.evaluate(found.folder)
+    assert evaluated.score == pytest.approx(found.scores["test"])
+    other = autopeft.evaluate(found.folder, task=str(place / "data.jsonl"), label="labels", split="all")
+    assert other.score > 0.85
+    (said,) = autopeft.predict(found.folder, "a great film")
+    assert said["labels"] == ["film", "praise"]
+    assert set(said["probabilities"]) == {"blame", "film", "praise"}
+    assert KIND.line(said).startswith("film 0.")
+    assert KIND.line({**said, "labels": []}) == "(none)"
+    autopeft.export(found.folder, out=tmp_path / "winner")
+    assert autopeft.predict(tmp_path / "winner", "a great film")[0]["labels"] == ["film", "praise"]
+
+
+def test_a_search(place: Path, tmp_path: Path) -> None:
+    found = autopeft.search(
+        budget="20%", task=str(place / "data.jsonl"), model=str(place / "bert"), max_length=32, trials=2,
+        steps=6, confirm_seeds=2, workers=0, out=str(tmp_path / "run"), baselines="lora,head",
+        class_weights="balanced",
+    )  # fmt: skip
+    assert found.test_mean is not None
+    assert "micro_f1" in write_report(load_run(tmp_path / "run")).read_text()
+
+
+def test_the_trainer_trains_a_hybrid(place: Path, tmp_path: Path) -> None:
+    data = encode(load_task(str(place / "data.jsonl")), load_tokenizer(str(place / "bert")), 32)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        place / "bert", num_labels=3, problem_type="multi_label_classification", ignore_mismatched_sizes=True
+    )
+    hybrid = autopeft.attach(model, RECIPE)
+    rows = []
+    for i in range(len(data.train)):
+        batch = data.train.collate([i])
+        rows.append({k: batch[k][0].tolist() for k in ("input_ids", "attention_mask")})
+        rows[-1]["labels"] = batch["labels"][0].tolist()
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=12, per_device_train_batch_size=8, report_to=[], use_cpu=True,
+        save_strategy="no", logging_steps=1,
+    )  # fmt: skip
+    tokenizer = load_tokenizer(str(place / "bert"))
+    trainer = Trainer(
+        model, arguments, train_dataset=rows, processing_class=tokenizer, **hybrid.for_trainer()
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0]
+    model.save_pretrained(tmp_path / "mine")
+    other = AutoModelForSequenceClassification.from_pretrained(
+        place / "bert", num_labels=3, ignore_mismatched_sizes=True
+    )
+    autopeft.load(other, tmp_path / "mine")
+    batch = data.select.collate(range(4))
+    with torch.no_grad():
+        assert torch.equal(logits_of(model.eval(), batch, KIND), logits_of(other.eval(), batch, KIND))

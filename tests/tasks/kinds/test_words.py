@@ -1,0 +1,156 @@
+"""A word's tag stands at its first token, whatever the tokenizer makes of the words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from autopeft.errors import UsageError
+from autopeft.tasks.kinds.tags import Tags
+from autopeft.tasks.kinds.words import encode_words
+
+WORDS = [
+    ["unhappy", "Ann", "can't", "stay"],
+    ["stay"],
+    ["happy", "unhappy", "\u200b", "!", "stay", "Ann", "Ann"],
+]
+NAMES = ("O", "B", "I")
+TAGS = [Tags([1, 0, 2, 0], NAMES), Tags([0], NAMES), Tags([0, 1, 1, 0, 0, 2, 1], NAMES)]
+
+
+def fast(inner: Tokenizer, **options: Any) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=64, **options)
+
+
+def word_pieces() -> PreTrainedTokenizerFast:
+    """As BERT's: lower case, pieces, special tokens at both ends."""
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "un",
+        "##happy",
+        "happy",
+        "ann",
+        "can",
+        "'",
+        "t",
+        "stay",
+        "!",
+    ]
+    inner = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer(lowercase=True)
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return fast(inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]")
+
+
+def bytes_with_spaces(*, prefix: bool = False) -> PreTrainedTokenizerFast:
+    """As GPT-2's and RoBERTa's: bytes, and a word's first token holds the space before it."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("u", "n"), ("h", "a"), ("Ġ", "s"), ("Ġ", "A"), ("Ġs", "t"), ("Ġ", "un")]
+    pieces = ["<pad>", *letters, *("".join(pair) for pair in merges)]
+    inner = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, merges))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    inner.decoder = decoders.ByteLevel()
+    return fast(inner, pad_token="<pad>")
+
+
+def sentence_pieces() -> PreTrainedTokenizerFast:
+    """As T5's: a mark for each space, also before the first word, and an end token."""
+    pieces = ["<pad>", "</s>", "<unk>", "▁", "▁stay", "▁un", "happy", "▁Ann", "▁can", "'", "t", "!", "▁happy"]
+    inner = Tokenizer(models.Unigram([(p, -1.0 - i / 10) for i, p in enumerate(pieces)], unk_id=2))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    return fast(inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def first_by_word_ids(tokenizer: PreTrainedTokenizerFast, words: list[str]) -> list[int]:
+    """What the ways of transformers give: -1 but at each word's first token."""
+    ids = tokenizer(words, is_split_into_words=True).word_ids()
+    return [-1 if w is None or w in ids[:i] else w for i, w in enumerate(ids)]
+
+
+def test_as_word_ids_for_word_pieces() -> None:
+    tokenizer = word_pieces()
+    data = encode_words(WORDS, TAGS, tokenizer, 32, kind="token_classification", cached=False)
+    for i, words in enumerate(WORDS):
+        row = slice(data.offsets[i], data.offsets[i + 1])
+        assert data.ids[row].tolist() == tokenizer(words, is_split_into_words=True)["input_ids"]
+        assert data.word_places[row].tolist() == first_by_word_ids(tokenizer, words)
+
+
+def test_as_word_ids_for_bytes_with_a_space_before_each_word() -> None:
+    data = encode_words(WORDS, TAGS, bytes_with_spaces(prefix=True), 64, kind="x", cached=False)
+    tokenizer = bytes_with_spaces(prefix=True)
+    for i, words in enumerate(WORDS):
+        row = slice(data.offsets[i], data.offsets[i + 1])
+        assert data.ids[row].tolist() == tokenizer(words, is_split_into_words=True)["input_ids"]
+        assert data.word_places[row].tolist() == first_by_word_ids(tokenizer, words)
+
+
+@pytest.mark.parametrize("make", [bytes_with_spaces, sentence_pieces])
+def test_words_have_the_tokens_that_they_have_in_a_text(make: Any) -> None:
+    tokenizer = make()
+    data = encode_words(WORDS, TAGS, tokenizer, 64, kind="x", cached=False)
+    for i, words in enumerate(WORDS):
+        row = slice(data.offsets[i], data.offsets[i + 1])
+        assert data.ids[row].tolist() == tokenizer(" ".join(words))["input_ids"]
+        places = data.word_places[row]
+        assert sorted(places[places >= 0]) == list(range(len(words)))
+        for at, word in zip(np.flatnonzero(places >= 0), places[places >= 0], strict=True):
+            text = tokenizer.convert_ids_to_tokens(int(data.ids[row][at])).lstrip("Ġ▁")
+            assert words[word].startswith(text) or text == "<unk>" or not words[word].isascii()
+
+
+def test_batches_have_a_label_for_each_word_and_none_elsewhere() -> None:
+    data = encode_words(WORDS, TAGS, word_pieces(), 32, kind="x", cached=False)
+    batch = data.collate([2, 0])
+    labels, places = batch["labels"], batch["word_places"]
+    # BERT's tokenizer makes nothing of the third word of the last row.
+    assert labels[0][labels[0] != -100].tolist() == [0, 1, 0, 0, 2, 1]
+    assert places[0][places[0] != -1].tolist() == [0, 1, 3, 4, 5, 6]
+    assert labels[1][labels[1] != -100].tolist() == [1, 0, 2, 0]
+    assert torch.equal(labels != -100, places != -1)
+    assert batch["word_counts"].tolist() == [7, 4]
+    assert bool((batch["attention_mask"][labels != -100] == 1).all())
+    taken = data.take(np.array([2, 0])).collate([0, 1])
+    assert all(torch.equal(taken[key], batch[key]) for key in batch)
+    plain = encode_words(WORDS, None, word_pieces(), 32, kind="x", cached=False)
+    assert plain.truth is None
+    assert "labels" not in plain.collate([0])
+
+
+def test_words_beyond_the_length_are_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    data = encode_words(WORDS, TAGS, word_pieces(), 6, kind="x", cached=False)
+    assert data.label_counts.tolist() == [3, 1, 3]
+    assert "5 of 12 words have no token within 6 tokens" in caplog.text
+
+
+def test_the_fingerprint_of_labels_knows_the_place_of_each() -> None:
+    first = encode_words(WORDS, TAGS, word_pieces(), 32, kind="x", cached=False)
+    moved = [Tags([0, 1, 2, 0], NAMES), *TAGS[1:]]
+    second = encode_words(WORDS, moved, word_pieces(), 32, kind="x", cached=False)
+    assert first.fingerprint == second.fingerprint
+    assert first.labels_fingerprint != second.labels_fingerprint
+
+
+def test_tokens_are_kept(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path))
+    first, again = (encode_words(WORDS, TAGS, word_pieces(), 32, kind="x") for _ in range(2))
+    assert (first.word_places == again.word_places).all()
+    assert (first.ids == again.ids).all()
+
+
+def test_a_tokenizer_without_places_is_refused() -> None:
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(UsageError, match="need a tokenizer with"):
+        encode_words(WORDS, TAGS, Slow(), 32, kind="x", cached=False)  # type: ignore[arg-type]
