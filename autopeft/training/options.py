@@ -142,6 +142,8 @@ def _check_template(text: str) -> object:
 
 def words_text(value: Any) -> Any:
     """Label words as text."""
+    if value is None:
+        return None
     from autopeft.tasks.kinds.verbaliser import words_text
 
     return words_text(value)
