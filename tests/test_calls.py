@@ -92,8 +92,8 @@ CALLBACKS = (
     Callback(
         "autopeft.arguments",
         "autopeft.training.options",
-        ("metric_text",),
-        "A metric that is a function is written down by its name.",
+        ("metric_text", "words_text"),
+        "A metric that is a function is written down by its name, and label words as text.",
     ),
     Callback(
         "autopeft.arguments",

@@ -17,6 +17,7 @@ from autopeft.assets.hub import hub_answers
 from autopeft.assets.live import keep_model
 from autopeft.assets.models import (
     ModelSource,
+    check_weights,
     load_config,
     load_model,
     load_tokenizer,
@@ -48,6 +49,7 @@ __all__ = [
     "backbone_fingerprint",
     "cache_dir",
     "cache_folder",
+    "check_weights",
     "dtype_of",
     "extract_members",
     "fetch",

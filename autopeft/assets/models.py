@@ -37,7 +37,15 @@ from autopeft.assets.wheels import Notify, alias_of, fetch, wheel_sha256
 from autopeft.errors import AutoPEFTError, UsageError, near
 from autopeft.foreign import local_path
 
-__all__ = ["ModelSource", "load_config", "load_model", "load_tokenizer", "model_name", "resolve_model"]
+__all__ = [
+    "ModelSource",
+    "check_weights",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "model_name",
+    "resolve_model",
+]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SNAPSHOT = re.compile(r"/models--([^/]+)/snapshots/[^/]+$")
@@ -175,12 +183,42 @@ def load_model(
         setattr(changed, name, value)
     if changed.get_text_config().pad_token_id is None:
         changed.get_text_config().pad_token_id = load_tokenizer(found).pad_token_id
+    model = _complete(found, changed, auto_class, dtype, seed)
+    if new_head:
+        if dtype != torch.float32:
+            keep_head_exact(model)
+        reset_head(model, seed)
+    return model
+
+
+def check_weights(source: ModelSource | str, auto_class: type[Any]) -> None:
+    """Compare the names and shapes of a backbone's weights with those that a model of `auto_class` has, head
+    included; the weights themselves are not kept.
+
+    Raises:
+        UsageError: see `load_model`; or weights of the head are missing.
+    """
+    found = _as_source(source)
+    config = unquantized(load_config(found), found.alias or found.path)
+    _check_room(found, config, auto_class)
+    _complete(found, config, auto_class, torch.float32, 0, device_map={"": "meta"})
+
+
+def _complete(
+    source: ModelSource,
+    config: PretrainedConfig,
+    auto_class: type[Any],
+    dtype: torch.dtype,
+    seed: int,
+    **options: Any,
+) -> PreTrainedModel:
+    """The model with its weights, of which none of the backbone is missing."""
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
         model, info = _loaded(
             lambda: auto_class.from_pretrained(
-                found.path,
-                config=changed,
+                source.path,
+                config=config,
                 dtype=dtype,
                 attn_implementation=attention_for(dtype),
                 trust_remote_code=False,
@@ -188,18 +226,15 @@ def load_model(
                 # A head of another size is drawn anew in any case.
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                **options,
             ),
-            found,
+            source,
             f"model for {_purpose(auto_class)}",
         )
     assert isinstance(model, PreTrainedModel)
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise with_adapter(found.path)
-    _check_complete(model, info, found)
-    if new_head:
-        if dtype != torch.float32:
-            keep_head_exact(model)
-        reset_head(model, seed)
+        raise with_adapter(source.path)
+    _check_complete(model, info, source)
     return model
 
 
@@ -274,12 +309,20 @@ def _check_complete(model: PreTrainedModel, info: dict[str, Any], source: ModelS
         key if isinstance(key, str) else key[0] for key in (*info["missing_keys"], *info["mismatched_keys"])
     }
     lacking = {key for key in lacking if not key.startswith(allowed) and "pooler" not in key}
-    if lacking:
-        shown = ", ".join(sorted(lacking)[:3])
+    if not lacking:
+        return
+    shown, heads = ", ".join(sorted(lacking)[:3]), tuple(f"{name}." for name in head_names(model))
+    if all(key.startswith(heads) for key in lacking):
         raise UsageError(
-            f"The weights of {source.alias or source.path!r} do not fit its configuration: {len(lacking)} "
-            f"tensors are missing or of another shape ({shown}, …)."
+            f"The weights of {source.alias or source.path!r} have no head that predicts tokens: "
+            f"{len(lacking)} tensors are missing or of another shape ({shown}, …), and would be random. Take "
+            f"a checkpoint that was saved as a {type(model).__name__}, or a task with a head of its own (for "
+            "label words: leave out --label-words)."
         )
+    raise UsageError(
+        f"The weights of {source.alias or source.path!r} do not fit its configuration: {len(lacking)} "
+        f"tensors are missing or of another shape ({shown}, …)."
+    )
 
 
 def _loaded(load: Callable[[], T], source: ModelSource, what: str) -> T:

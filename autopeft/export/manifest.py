@@ -13,6 +13,7 @@ from autopeft.foreign import file_in, read_table_in
 from autopeft.runs.folder import RunFolder
 from autopeft.tasks.glue import GLUE
 from autopeft.tasks.kinds import get_kind, kind_names
+from autopeft.tasks.kinds.kind_options import plain_name
 from autopeft.tasks.packaged import PACKAGED
 
 if TYPE_CHECKING:
@@ -81,12 +82,14 @@ class Card:
             ) from error
         if name is None and card.architecture is not None:
             return card
-        if name not in kind_names():
-            hint = near(str(name), kind_names())
+        plain = plain_name(str(name))
+        if plain not in kind_names():
+            hint = near(plain, kind_names())
             raise UsageError(
-                f"{folder / MANIFEST} names the unknown kind of task {name!r}.{hint} "
+                f"{folder / MANIFEST} names the unknown kind of task {plain!r}.{hint} "
                 f"Kinds: {', '.join(kind_names())}; is the package with this one installed?"
             )
+        get_kind(str(name))  # what it was told is read before anything else is
         return card
 
     @property

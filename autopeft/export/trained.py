@@ -21,6 +21,7 @@ from autopeft.runs.folder import as_typed
 from autopeft.search.selection.result import SearchResult
 from autopeft.tasks import SPLIT_NAMES, Rows, Split, Task, TaskKind, load_task
 from autopeft.tasks.kinds import kind_of_model, own_metric, use_metric, writing_kind
+from autopeft.tasks.kinds.kind_options import plain_name
 from autopeft.tasks.metrics import check_metric
 from autopeft.tasks.table import ColumnNames
 from autopeft.training.arguments import TrainArguments
@@ -204,7 +205,7 @@ def task_of(known: TrainedHybrid, given: EvaluateArguments) -> Task:
         text=column("text"),
         text_pair=column("text_pair"),
         label=column("label"),
-        kind=known.kind.name,
+        kind=plain_name(known.kind.name),
         metric=given.metric or known.metric,
         drop_empty=given.drop_empty or before.get("drop_empty") is True,
         seed=given.seed if given.seed is not None else _seed(known),
@@ -223,7 +224,10 @@ def task_of(known: TrainedHybrid, given: EvaluateArguments) -> Task:
         if given.split is None and _trained_on(known, task):
             task = load()
     without = nameless(known.labels) and len(task.labels) == len(known.labels)
-    return task if without or task.labels == known.labels else _relabelled(task, known, given)
+    found = task if without or task.labels == known.labels else _relabelled(task, known, given)
+    # What its kind was told is for its own labels, which the data may have in part.
+    pairs = found.splits["test"].pairs is not None
+    return replace(found, kind=known.kind.settled(found.labels, pairs=pairs, backbone=None).name)
 
 
 def _seed(known: TrainedHybrid) -> int:

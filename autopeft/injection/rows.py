@@ -1,9 +1,9 @@
 """The last layer for the rows that the head reads, where nothing else needs the others.
 
-A classification head reads one position of each row of the batch (the first, or the last token). Behind the
-last layer's keys and values the other positions serve nobody: the query, the output projection and the FFN
-are computed for the read position alone and spread out again with zeros elsewhere, which is exact for what
-the head sees, and for its gradient.
+A classification head reads one position of each row of the batch: the first or the last token, or one that
+the batch names, such as a mask. Behind the last layer's keys and values the other positions serve nobody: the
+query, the output projection and the FFN are computed for the read position alone and spread out again with
+zeros elsewhere, which is exact for what the head sees, and for its gradient.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from autopeft.injection.undispatched import dispatching
 
 __all__ = ["ReadRows", "Reader", "last_layer_is_rowwise", "reader_of"]
 
-Reader = Literal["first", "last"]
+Reader = Literal["first", "last", "told"]
 
 
 def last_layer_is_rowwise(graph: CompositionGraph, stack: StackPlaces) -> bool:
@@ -42,7 +42,7 @@ class ReadRows:
     Args:
         base: the base model.
         stack: the stack that the head reads.
-        reader: which position: the `first` or the `last` token.
+        reader: which position: the `first` or the `last` token, or the one that is `told` of each row.
         reserved: prompt rows in front of the text.
     """
 
@@ -60,8 +60,9 @@ class ReadRows:
         self._configs = configs_of(base, [stack])
 
     @contextmanager
-    def of(self, mask: Tensor) -> Iterator[None]:
-        """Within, forwards of a batch with this mask (B, L) are narrowed.
+    def of(self, mask: Tensor, told: Tensor | None = None) -> Iterator[None]:
+        """Within, forwards of a batch with this mask (B, L) are narrowed, to the positions (B,) that are
+        `told` where the reader is of these.
 
         Inside the sites' own hooks: what acts on a site sees full tensors, as ever.
         """
@@ -69,6 +70,9 @@ class ReadRows:
         if self.reader == "last":
             positions = torch.arange(mask.shape[1], device=mask.device)
             position = (mask * positions).argmax(dim=1) + self.reserved
+        elif self.reader == "told":
+            assert told is not None
+            position = told + self.reserved
         handles = []
         for entry, exit_, narrow in self._narrowed:
             narrow.position = position
@@ -135,7 +139,9 @@ class _Narrow:
         return (full, *output[1:]) if isinstance(output, tuple) else full
 
 
-def reader_of(layer: nn.Module, logits: Any, mask: Tensor, reserved: int) -> Reader | None:
+def reader_of(
+    layer: nn.Module, logits: Any, mask: Tensor, reserved: int, told: Tensor | None = None
+) -> Reader | None:
     """Which position of a layer's output the head reads, found from the gradient of the logits.
 
     Args:
@@ -143,6 +149,7 @@ def reader_of(layer: nn.Module, logits: Any, mask: Tensor, reserved: int) -> Rea
         logits: computes the logits of a batch with `mask`; called once.
         mask: (B, L), rows of different lengths, padded on the right.
         reserved: prompt rows in front of the text.
+        told: positions (B,) of the batch that its rows are said to be read at, if any are.
     """
     seen: list[Tensor] = []
 
@@ -162,13 +169,15 @@ def reader_of(layer: nn.Module, logits: Any, mask: Tensor, reserved: int) -> Rea
     if gradient is None:
         return None
     read = gradient.abs().sum(-1) != 0
-    return _matches(read, mask, reserved)
+    return _matches(read, mask, reserved, told)
 
 
-def _matches(read: Tensor, mask: Tensor, reserved: int) -> Reader | None:
+def _matches(read: Tensor, mask: Tensor, reserved: int, told: Tensor | None) -> Reader | None:
     rows = torch.arange(len(mask), device=mask.device)
     lengths = mask.sum(1)
+    # What is told comes first: the two rows alone may be read at the same end by chance.
     candidates: Sequence[tuple[Reader, Tensor]] = (
+        *(() if told is None else (("told", told),)),
         ("first", torch.zeros_like(lengths)),
         ("last", lengths - 1),
     )

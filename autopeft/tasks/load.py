@@ -28,6 +28,7 @@ from autopeft.tasks.kinds import (
     use_metric,
 )
 from autopeft.tasks.kinds.generated import EXACT_MATCH
+from autopeft.tasks.kinds.verbaliser import WordsData, kind_with_words
 from autopeft.tasks.memory import describe, tables_in
 from autopeft.tasks.metrics import check_metric
 from autopeft.tasks.packaged import PACKAGED, Packaged, read_splits
@@ -86,6 +87,8 @@ def load_task(
     text_pair: str | None = None,
     label: str | None = None,
     kind: str | None = None,
+    label_words: WordsData | None = None,
+    template: str | None = None,
     metric: str | OwnMetric | None = None,
     class_weights: ClassWeights = None,
     drop_empty: bool = False,
@@ -107,22 +110,21 @@ def load_task(
         text, text_pair, label: columns of a user's data, where their names are not obvious.
         kind: of task, a name of `autopeft.tasks.kind_names()`; default: the kind that the metric is for, or
             what the labels look like (see `TaskKind.claim`).
+        label_words, template: a word for each class, which a language model predicts in the place of a head
+            (see `LabelWords`), and the text around (see `Template`; default: the `backbone`'s).
         metric: a name of `METRICS` instead of the task's own; or a function of predictions and references,
             two lists, whose value is higher the better.
         class_weights: "balanced", or one positive number per class.
-        drop_empty: whether rows of a user's data without a text or a label are left out; else such data are
-            refused.
-        seed: of the splits. Where validation and test are given, they are used: validation alone becomes
-            *test* (as in GLUE) and *select* is cut from train (a tenth, 2,000 rows at most). One split
-            alone is cut 80/10/10.
+        drop_empty: whether rows of a user's data without a text or a label are left out, not refused.
+        seed: of the splits. Those that are given are used: validation alone becomes *test* (as in GLUE), and
+            *select* is cut from train (a tenth, 2,000 rows at most). One split alone is cut 80/10/10.
         rows: at most so many rows of each split.
         scored_by: class names of the head that scores the rows, where nothing is trained on them: one split
             alone is then *test* as a whole, however small, and some classes may be absent.
         made: how many rows of each split a task makes that makes its rows (`gym:…`; default: 8,000, 1,000 and
             1,000); other tasks have the rows that they have.
-        stand_in: whether a packaged task may stand in for a hub task that cannot be had.
-        backbone: that will be trained, where it is known: it decides between kinds that learn the same rows
-            (`causal_lm` by decoders, `seq2seq` by encoder-decoders), unless one is named.
+        stand_in: whether a packaged task may stand in for one of the hub.
+        backbone: that will be trained, where it is known; it decides between kinds that learn the same rows.
         notify: gets one line when something is downloaded or stands in (default: the `autopeft` logger).
 
     Raises:
@@ -131,8 +133,8 @@ def load_task(
         AssetError: packaged data could not be fetched.
     """
     known = None if scored_by is None else tuple(scored_by)
-    own = metric if callable(metric) else None
-    name = None if callable(metric) else metric
+    own, name = (metric, None) if callable(metric) else (None, metric)
+    kind = kind_with_words(kind, label_words, template)
     asked = _Asked(kind, name, own, class_weights, seed, rows, drop_empty, known, made, backbone)
     named = ColumnNames(text, text_pair, label)
     if not isinstance(task, (str, Path)):
@@ -348,6 +350,7 @@ def _finished(
     own = None
     if asked.own_metric is not None:
         own = use_metric(own_metric(asked.own_metric, generated=kind.writes))
+    kind = kind.settled(classes, pairs=splits["test"].pairs is not None, backbone=asked.backbone)
     chosen = own.name if own is not None else asked.metric or _metric_of(kind, metric, classes)
     check_metric(chosen, kind.name, classes, splits["test"])
     if asked.scored_by is None:

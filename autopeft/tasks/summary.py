@@ -94,7 +94,7 @@ def summarise(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -
         (str(name), _rows(kind.describe_rows(task.splits[name].labels, task.labels), len(task.splits[name])))
         for name in SPLIT_NAMES
     ]
-    facts += [*_read(task), *_repeated(task.splits, several=kind.writes)]
+    facts += [*_read(task), *kind.facts(task.labels), *_repeated(task.splits, several=kind.writes)]
     shares = ", ".join(f"{100 * share:.1f} % of {name}" for name, share in cut.items())
     facts.append(("truncated", f"{shares} to {max_length} tokens"))
     if constant is not None:

@@ -27,6 +27,7 @@ __all__ = [
     "fingerprint_of",
     "kept_arrays",
     "longer_than",
+    "no_use",
     "places_of",
     "tokens_of",
 ]
@@ -351,10 +352,11 @@ def tokens_of(
         panic = type(error).__name__ == "PanicException"
         if isinstance(error, MemoryError) or not (panic or isinstance(error, Exception)):
             raise
-        raise _no_use(tokenizer, str(error).strip().split("\n")[0] or type(error).__name__) from error
+        raise no_use(tokenizer, str(error).strip().split("\n")[0] or type(error).__name__) from error
 
 
-def _no_use(tokenizer: PreTrainedTokenizerBase, why: str) -> UsageError:
+def no_use(tokenizer: PreTrainedTokenizerBase, why: str) -> UsageError:
+    """The error for a tokenizer that does not do its work."""
     return UsageError(
         f"The tokenizer of {tokenizer.name_or_path!r:.300} cannot encode the texts: {why}. Is its "
         "tokenizer.json damaged?"
@@ -384,7 +386,7 @@ def _tokenise(
             if with_types:
                 types += [np.asarray(row, dtype=np.int8) for row in encoded["token_type_ids"]]
         except OverflowError as error:
-            raise _no_use(tokenizer, f"a token or token type is too large ({error})") from error
+            raise no_use(tokenizer, f"a token or token type is too large ({error})") from error
     # A tokenizer without special tokens may give nothing for a text; one padding token keeps the row.
     ids = [row if len(row) else np.asarray([tokenizer.pad_token_id], dtype=np.int32) for row in ids]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64)

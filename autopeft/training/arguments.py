@@ -86,6 +86,8 @@ class TrainArguments(Arguments):
     text_pair: shared.TextPair = None
     label: shared.Label = None
     kind: shared.Kind = None
+    label_words: shared.LabelWords = None
+    template: shared.Template = None
     metric: shared.Metric = None
     class_weights: shared.ClassWeights = None
     drop_empty: shared.DropEmpty = False

@@ -13,7 +13,8 @@ from autopeft.tasks import Rows, Task, load_task
 __all__ = ["asked_task"]
 
 _OPTIONS = (
-    "text", "text_pair", "label", "kind", "metric", "class_weights", "drop_empty", "seed", "stand_in",
+    "text", "text_pair", "label", "kind", "label_words", "template", "metric", "class_weights", "drop_empty",
+    "seed", "stand_in",
 )  # fmt: skip
 
 

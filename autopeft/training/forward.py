@@ -117,7 +117,8 @@ class Forward:
             trunk = self.trunk.laid(states)
         rows: AbstractContextManager[Any] = nullcontext()
         if self.rows is not None:
-            rows = self.rows.of(batch["attention_mask"])
+            told = None if self.kind is None else self.kind.read_at(batch)
+            rows = self.rows.of(batch["attention_mask"], told)
         read: AbstractContextManager[Any] = nullcontext()
         if self.kind is not None:
             read = self.kind.reading(self.model, batch)
@@ -275,8 +276,8 @@ class _Shortcuts:
         if self.model not in _READERS:
             layer = base_model_of(self.model).get_submodule(stack.layers[-1])
             with evaluation_mode(self.model):
-                mask = self.batch["attention_mask"]
-                _READERS[self.model] = reader_of(layer, self._logits, mask, entered)
+                mask, told = self.batch["attention_mask"], self.kind.read_at(self.batch)
+                _READERS[self.model] = reader_of(layer, self._logits, mask, entered, told)
         reader = _READERS[self.model]
         if reader is None:
             return None
@@ -288,7 +289,8 @@ class _Shortcuts:
 
     def _try_rows(self, rows: ReadRows) -> bool:
         plain = self.plain()
-        with evaluation_mode(self.model), rows.of(self.batch["attention_mask"]):
+        told = self.kind.read_at(self.batch)
+        with evaluation_mode(self.model), rows.of(self.batch["attention_mask"], told):
             return self._equal(self._logits(), plain)
 
     # What rows begin with

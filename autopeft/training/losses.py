@@ -16,12 +16,13 @@ from autopeft.errors import UsageError
 from autopeft.injection.frames import FEATURES
 from autopeft.method import FEATURE
 from autopeft.tasks.kinds import TaskKind
+from autopeft.tasks.kinds.label_logits import LABEL_WORDS, READ_AT
 
 __all__ = ["logits_of", "parameters_of", "slice_rows"]
 
-# What a batch has beside what goes to the model; `choices` is of rows with several sequences, `word_…` of
-# words with tags.
-_NO_INPUTS = ("labels", "task_id", "choices", "word_places", "word_counts")
+# What a batch has beside what goes to the model: `choices` is of rows with several sequences, `word_…` of
+# words with tags, and the last two are of rows in which a label word is predicted.
+_NO_INPUTS = ("labels", "task_id", "choices", "word_places", "word_counts", READ_AT, LABEL_WORDS)
 _NO_SUCH_ROW = "index out of range in self"  # what torch says of an embedding on the CPU
 
 
@@ -63,7 +64,7 @@ def logits_of(model: nn.Module, batch: Mapping[str, Any], kind: TaskKind | None 
             raise
         raise _not_embedded(model, inputs) from error
     if kind is not None:
-        return kind.logits_of(output)
+        return kind.logits_of(output, batch)
     logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
     return logits
 

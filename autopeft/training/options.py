@@ -5,7 +5,7 @@ Each is a type with its `Option`; the function's own `Arguments` give it a name 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -29,6 +29,7 @@ __all__ = [
     "HeadStart",
     "Kind",
     "Label",
+    "LabelWords",
     "MaxLength",
     "MaxTokens",
     "Metric",
@@ -46,6 +47,7 @@ __all__ = [
     "Steps",
     "TaskData",
     "TaskOption",
+    "Template",
     "Text",
     "TextPair",
     "check_effort",
@@ -124,6 +126,27 @@ def _check_kind(name: str) -> object:
     from autopeft.tasks.kinds import get_kind
 
     return get_kind(name)
+
+
+def _check_words(value: Any) -> object:
+    from autopeft.tasks.kinds.verbaliser import LabelWords
+
+    return LabelWords.of(value)
+
+
+def _check_template(text: str) -> object:
+    from autopeft.tasks.kinds.verbaliser import Template
+
+    return Template.parse(text)
+
+
+def words_text(value: Any) -> Any:
+    """Label words as text."""
+    if value is None:
+        return None
+    from autopeft.tasks.kinds.verbaliser import words_text
+
+    return words_text(value)
 
 
 def is_rows(value: Any) -> bool:
@@ -224,6 +247,38 @@ Kind = Annotated[
         help="Kind of task (see `autopeft tasks`); default: the metric's, or what the labels look like.",
         panel=DATA,
         check=_check_kind,
+    ),
+]
+LabelWords = Annotated[
+    str | Sequence[str] | Mapping[str, str] | None,
+    Option(
+        help="Classify by a language model's own words, without a head: one word for each class, in the "
+        "order of the class names or by name, as in bad,great or negative=bad,positive=great. Each is one "
+        "token. A masked language model or a decoder predicts them in the --template.",
+        doc="one word for each class, which a masked language model or a decoder predicts in the `template` "
+        "in the place of a head's classes: `bad,great` or a list in the order of the class names, "
+        "`negative=bad,positive=great` or a mapping from names. Each is one token",
+        panel=DATA,
+        metavar="WORD,WORD",
+        takes="a text, a list of words or a mapping from class names to words",
+        cli_type=str,
+        check=_check_words,
+        spell=words_text,
+        record=words_text,
+    ),
+]
+Template = Annotated[
+    str | None,
+    Option(
+        help="What texts are put in for --label-words: '{text} It was {mask} .' for a masked language model "
+        "({mask} is where the word comes), '{text} It was' for a decoder, which predicts what comes next. "
+        "Pairs have {text} and {text_pair}. Default: these, and for pairs '{text} ? {mask} , {text_pair}' "
+        "and '{text} {text_pair} Answer:'.",
+        doc="what texts are put in for `label_words`: `{text} It was {mask} .` for a masked language model, "
+        "whose mask is where the word comes, and for a decoder a text that ends there; pairs of texts have "
+        "`{text}` and `{text_pair}`. Default: one for the backbone, which the run shows",
+        panel=DATA,
+        check=_check_template,
     ),
 ]
 Metric = Annotated[

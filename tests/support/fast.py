@@ -29,6 +29,7 @@ PROCESSES = (
     "tests/cli/test_commands.py::test_help_is_there_before_torch_is",
     "tests/cli/test_debug.py",
     "tests/cli/test_encoder_decoder.py",
+    "tests/cli/test_label_words.py",
     "tests/cli/test_interrupted.py",
     "tests/cli/test_declared.py::test_declarations_are_read_without_torch",
     "tests/cli/test_recommend.py",
@@ -71,6 +72,9 @@ PROCESSES = (
     "tests/training/trunk/test_store.py::test_a_killed_writer_leaves_nothing_wrong",
 )
 LONG = (
+    "tests/contract/test_verbalised.py",
+    "tests/tasks/kinds/test_verbalised.py::test_a_recipe_is_trained_saved_and_asked",
+    "tests/tasks/kinds/test_verbalised.py::test_a_search_goes_on_and_compares_with_the_backbone_as_it_is",
     "tests/export/test_encoder_decoder.py",
     "tests/tasks/kinds/test_generation_of_targets.py::test_a_batch_gives_what_each_row_alone_gives",
     "tests/tasks/kinds/test_seq2seq.py::test_a_recipe_is_trained_and_used",

@@ -17,6 +17,7 @@ from autopeft.assets import (
     map_weights,
     unquantized,
 )
+from autopeft.backbones import on_meta, spec_of_model
 from autopeft.counting import Budget
 from autopeft.errors import AutoPEFTError
 from autopeft.hybrid import head_of
@@ -57,10 +58,17 @@ def limits_of(a: SearchArguments) -> Limits:
     )
 
 
-def with_head(spec: BackboneSpec, task: Task) -> BackboneSpec:
-    """The spec with the logits of the head that the task puts on the backbone, where it does."""
-    width = task.task_kind.num_labels(task.labels) if task.task_kind.new_head else 0
-    return replace(spec, logits=LogitsSpec(spec.stacks[-1].hidden, width)) if width else spec
+def with_head(spec: BackboneSpec, task: Task, source: ModelSource) -> BackboneSpec:
+    """The spec with the logits of the head that the task puts on the backbone, or of the one that it brings
+    for the task."""
+    kind = task.task_kind
+    if kind.new_head:
+        width = kind.num_labels(task.labels)
+        return replace(spec, logits=LogitsSpec(spec.stacks[-1].hidden, width)) if width else spec
+    if spec.logits is not None and spec.logits.tokens:
+        return spec
+    config = unquantized(load_config(source), source.alias or source.path)
+    return replace(spec, logits=spec_of_model(on_meta(config, kind.auto_class))[0].logits)
 
 
 def task_head(source: ModelSource, task: Task) -> Head:

@@ -219,7 +219,8 @@ def prepare(
     limits = parameters.limits(spec)
     check_feasible(space, parameters, spec)
     task, rows = _task(a, effort, spec, notify)
-    spec = with_head(spec, task)
+    task.task_kind.check_weights(source)
+    spec = with_head(spec, task, source)
     bound, within = space.bind(spec), cheap.within
     calibration = None
     if within.calibrated or OBJECTIVES[cheap.objective] == "step_cost":

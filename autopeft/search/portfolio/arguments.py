@@ -68,6 +68,8 @@ class RecommendArguments(Arguments):
     text_pair: shared.TextPair = None
     label: shared.Label = None
     kind: shared.Kind = None
+    label_words: shared.LabelWords = None
+    template: shared.Template = None
     drop_empty: shared.DropEmpty = False
     stand_in: shared.StandIn = True
     max_length: shared.MaxTokens = 128

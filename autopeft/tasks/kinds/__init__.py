@@ -24,6 +24,7 @@ from autopeft.tasks.kinds.registry import (
     metrics_of,
     register_kind,
     register_metric,
+    register_options,
     use_metric,
     writing_kind,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "own_metric",
     "register_kind",
     "register_metric",
+    "register_options",
     "shrunk",
     "use_metric",
     "writing_kind",

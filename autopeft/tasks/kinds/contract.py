@@ -18,11 +18,12 @@ How the package uses a kind, in this order:
 
 1. *Data.* `claim` bids for a user's table; the highest bid wins, unless the kind or the metric was named.
    `columns` and `read` take checked rows from the table, `encode_labels` turns their labels into values,
-   `strata` makes splits stratified and `alike` keeps rows together, `check` and `class_weights` look at the
-   finished task, and `metric_for` chooses its metric. `describe_rows`, `constant`, `remarks` and `truncated`
-   say what is known of the rows before training.
-2. *Model.* `refused` says which backbones it is not for. `load_model` loads the backbone as `auto_class` with
-   the changes of `config`.
+   `strata` makes splits stratified and `alike` keeps rows together, `settled` fits the kind's options to the
+   classes, `check` and `class_weights` look at the finished task, and `metric_for` chooses its metric.
+   `describe_rows`, `constant`, `remarks`, `facts` and `truncated` say what is known of the rows before
+   training.
+2. *Model.* `refused` says which backbones it is not for, and `check_weights` which weights. `load_model`
+   loads the backbone as `auto_class` with the changes of `config`.
 3. *Training.* `encode` makes an `EncodedSplit` (a subclass of it may collate in its own way), `encode_splits`
    those of a whole task, and `loss` says what is minimised. `inputs` adds to a batch what a model reads
    beside it, and `logits_of` takes the logits from what the model returns.
@@ -72,6 +73,7 @@ from autopeft.tasks.table import (
 from autopeft.tasks.tokens import EncodedSplit, encode_texts, longer_than
 
 if TYPE_CHECKING:
+    from autopeft.spec import BackboneSpec
     from autopeft.tasks.split import Split, SplitName
 
 __all__ = ["ClassWeights", "TaskKind"]
@@ -88,7 +90,8 @@ class TaskKind(OnBackbones, Writing, ABC):
     and `Writing` for models that write texts.
 
     Attributes:
-        name: under which it is registered; manifests and exports hold it.
+        name: under which it is registered, with its options where it was told some; manifests and exports
+            hold it.
         summary: what it is, one line.
         metrics: its own; `register_metric` adds further ones.
         default_metric: name of the one that counts where none was chosen.
@@ -108,19 +111,19 @@ class TaskKind(OnBackbones, Writing, ABC):
         hub_pipeline: `pipeline_tag` of a model card on the Hugging Face hub; `None`: the hub has none for it.
     """
 
-    name: ClassVar[str] = ""
+    name: str = ""
     summary: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]]
     default_metric: ClassVar[str]
-    auto_class: ClassVar[type[Any]] = AutoModelForSequenceClassification
+    auto_class: type[Any] = AutoModelForSequenceClassification
     new_head: ClassVar[bool] = True
     pooled: ClassVar[bool] = True
     tokenwise_trunk: ClassVar[bool] = True
     causal: ClassVar[bool] = False
     row_distribution: ClassVar[bool] = True
     tells: ClassVar[bool] = False
-    peft_task_type: ClassVar[str | None] = "SEQ_CLS"
-    hub_pipeline: ClassVar[str | None] = "text-classification"
+    peft_task_type: str | None = "SEQ_CLS"
+    hub_pipeline: str | None = "text-classification"
 
     # Data
     # --------------------------------------------------------------------------------------------------
@@ -176,6 +179,22 @@ class TaskKind(OnBackbones, Writing, ABC):
     def alike(self, rows: Split) -> list[str]:
         """A text for each row; rows with equal ones never part when splits are cut."""
         return list(rows.texts)
+
+    def settled(self, names: Sequence[str], *, pairs: bool, backbone: BackboneSpec | None) -> TaskKind:
+        """The kind for a task with these classes, with what its options left open (see `register_options`).
+
+        Args:
+            pairs: whether the task's rows are pairs of texts.
+            backbone: that will be trained, where it is known.
+
+        Raises:
+            TaskError: an option does not fit the task.
+        """
+        return self
+
+    def facts(self, names: Sequence[str]) -> list[tuple[str, str]]:
+        """What is said of how rows are read, beside what all kinds say: name and text."""
+        return []
 
     def check(self, name: str, train: Split, names: Sequence[str]) -> None:
         """Look at the training rows of a finished task.

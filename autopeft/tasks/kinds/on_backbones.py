@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from autopeft.assets import ModelSource
     from autopeft.spec import BackboneSpec
 
 __all__ = ["OnBackbones"]
@@ -45,8 +46,16 @@ class OnBackbones:
         """
         return {}
 
-    def logits_of(self, output: Any) -> Tensor:
-        """The logits (rows, …) in what a forward without labels returns."""
+    def check_weights(self, source: ModelSource) -> None:
+        """Look at a backbone's weights before any process loads them.
+
+        Raises:
+            UsageError: they lack what the kind takes from them.
+        """
+        return
+
+    def logits_of(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """The logits (rows, …) in what a forward of a batch without labels returns."""
         logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
         return logits
 
@@ -59,6 +68,11 @@ class OnBackbones:
             model, batch: as in `inputs`.
         """
         return nullcontext()
+
+    def read_at(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """The one position (rows,) of each row that goes into its logits, where a batch says it; `None` where
+        the head finds it."""
+        return None
 
     def average(self) -> Callable[[Tensor, int], Tensor] | None:
         """The mean of logits over a dimension, as logits of the mean prediction: for models that stand for

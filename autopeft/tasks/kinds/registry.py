@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import lru_cache
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from autopeft.errors import DataError, TaskError
 from autopeft.plugins import Registry, import_modules
 from autopeft.spec import BackboneSpec
 from autopeft.tasks.kinds.contract import TaskKind
+from autopeft.tasks.kinds.kind_options import options_in, plain_name
 from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.table import ColumnNames, Table
 
@@ -30,6 +32,7 @@ __all__ = [
     "metrics_of",
     "register_kind",
     "register_metric",
+    "register_options",
     "use_metric",
     "writing_kind",
 ]
@@ -58,6 +61,10 @@ METRICS: Registry[Metric] = Registry(
 _BY_KIND: dict[str, list[str]] = {}
 _OWN: dict[str, Metric] = {}  # functions of the user's, by name; a later one of the same name takes its place
 K = TypeVar("K", bound=type[TaskKind])
+Maker: TypeAlias = Callable[[Mapping[str, str]], TaskKind]
+_OPTIONS: dict[
+    str, tuple[tuple[str, ...], Maker]
+] = {}  # by kind: their names, and what makes the kind of them
 
 
 # Registering
@@ -102,6 +109,27 @@ def register_metric(metric: Metric, *, kind: str) -> Metric:
     _check(metric)
     _enter(metric, kind)
     return metric
+
+
+def register_options(kind: str, *names: str) -> Callable[[Maker], Maker]:
+    """Let a kind of task be told more, behind a question mark in its name (see `kind_options`), as a
+    decorator of the function that makes the kind of these options; its `name` has them too.
+
+    Args:
+        kind: under which the plain one is registered.
+        names: of the options; the function gets those that were told, as texts.
+
+    Raises:
+        TaskError: the kind can be told something already.
+    """
+
+    def enter(make: Maker) -> Maker:
+        if kind in _OPTIONS:
+            raise TaskError(f"The kind {kind!r} can be told {', '.join(_OPTIONS[kind][0])} already.")
+        _OPTIONS[kind] = names, make
+        return make
+
+    return enter
 
 
 def _check(metric: Metric) -> None:
@@ -157,12 +185,21 @@ def _enter(metric: Metric, kind: str) -> None:
 
 
 def get_kind(name: str) -> TaskKind:
-    """The kind of task registered under `name`.
+    """The kind of task registered under `name`, told the options behind a question mark where there are some
+    (see `register_options`).
 
     Raises:
-        TaskError: there is none; the message names near matches.
+        TaskError: there is none, and the message names near matches; or an option is refused.
     """
-    return KINDS.find(name)
+    return _told(name) if "?" in name else KINDS.find(name)
+
+
+@lru_cache(maxsize=64)
+def _told(name: str) -> TaskKind:
+    kind = KINDS.find(plain_name(name))
+    names, make = _OPTIONS.get(kind.name, ((), None))
+    told = options_in(name, names)
+    return kind if make is None else make(told)
 
 
 def kind_names() -> tuple[str, ...]:
@@ -234,7 +271,7 @@ def use_metric(metric: Metric) -> Metric:
 def metrics_of(kind: str) -> tuple[str, ...]:
     """Names of the metrics of a kind of task."""
     get_kind(kind)
-    return tuple(_BY_KIND.get(kind, ()))
+    return tuple(_BY_KIND.get(plain_name(kind), ()))
 
 
 def kinds_of(metric: str) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ class Writing:
         turns: whether they read a conversation of several turns; else each message is answered by itself.
     """
 
-    name: ClassVar[str]
+    name: str
     metrics: ClassVar[tuple[Metric, ...]]
     default_metric: ClassVar[str]
     writes: ClassVar[bool] = False

@@ -14,6 +14,7 @@ from autopeft.recipe.layers import normalise_at, resolve_layers
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.tasks.gym import parse_gym
 from autopeft.tasks.kinds import get_kind, get_metric
+from autopeft.tasks.kinds.verbaliser import LabelWords, Template
 from autopeft.training.arguments import TrainArguments
 
 from .. import mutate
@@ -31,6 +32,12 @@ def _layers(text: Any) -> object:
     return resolve_layers(normalise_at(text), 12)
 
 
+def _template(text: str) -> object:
+    found = Template.parse(text)
+    return found.render(text=text, text_pair=text, mask="[MASK]"), Template.parse(str(found))
+
+
+_NAMED = "classification?label_words=bad,great&template=%7Btext%7D It was %7Bmask%7D ."
 _ANY = (parse_quantity, _layers)  # take more than texts
 _READERS: tuple[tuple[Any, tuple[Any, ...]], ...] = (
     (_budget, ("0.5%", "300k", "1.2M", "0.1%..1%", "1000..2000", "5e3")),
@@ -40,14 +47,17 @@ _READERS: tuple[tuple[Any, tuple[Any, ...]], ...] = (
     (get_method, ("lora", "ia3")),
     (get_composition, ("gate", "route")),
     (get_metric, ("accuracy", "pearson")),
-    (get_kind, ("classification",)),
+    (get_kind, ("classification", _NAMED)),
+    (LabelWords.parse, ("bad,great", "negative=bad,positive=great", "%25,%2C,%3D")),
+    (_template, ("{text} It was {mask} .", "{sentence1} ? {mask} , {sentence2}", "{{ {text} }}:")),
     (parse_gym, ("gym:chain_sum", "gym:chain_sum?min_terms=2&max_terms=3")),
 )
 _SEARCH: dict[str, Any] = {
     "task": "sms-spam", "model": "minilm", "space": "lora", "budget": "1%", "effort": "quick", "trials": 3,
     "sampler": "tpe", "strategy": "trials", "objective": "score", "time": "10m", "workers": 0,
     "precision": "fp32", "baselines": "head", "fidelity": "steps", "metric": "accuracy",
-    "class_weights": [1, 2], "kind": "classification",
+    "class_weights": [1, 2], "kind": "classification", "label_words": {"no": "bad", "yes": "great"},
+    "template": "{text} It was {mask} .",
 }  # fmt: skip
 _TRAIN = {"task": "sms-spam", "recipe": "mam", "seed": 1, "steps": 3, "max_length": 8, "batch_size": 2}
 
@@ -77,5 +87,9 @@ FIRST: dict[str, First] = {
     "a method that is code": lambda folder: lambda: get_method("fuzz_canary:run"),
     "a layer of 5,000 digits": lambda folder: lambda: _layers(10**5000),
     "layers of 3 million letters": lambda folder: lambda: _layers('{"a":' * 600_000),
+    "a million label words": lambda folder: lambda: LabelWords.parse("a," * 1_000_000),
+    "a template of a million braces": lambda folder: lambda: _template("{text}" + "{" * 1_000_000),
+    "a template that reaches for attributes": lambda folder: lambda: _template("{text.__class__} {mask}"),
+    "a kind with a million options": lambda folder: lambda: get_kind("classification?" + "a=b&" * 1_000_000),
     "other digits": lambda folder: lambda: _budget("١٢%"),
 }

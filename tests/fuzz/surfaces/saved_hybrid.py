@@ -297,6 +297,13 @@ _WRONG_EXPORT: dict[str, Edit] = {
     "a manifest that is null": put("manifest.json", b"null"),
     "labels that are commands and HTML": _labels("manifest.json"),
     "a kind that is code": _data(kind="fuzz_canary:run"),
+    "a kind with one label word": _data(kind="classification?label_words=a"),
+    "a kind with label words, of a model with a head": _data(
+        kind="classification?label_words=good,bad&template=%7Btext%7D%7Bmask%7D"
+    ),
+    "a kind whose options are commands and HTML": _data(
+        kind="classification?label_words=%1b[31m,<script>alert(1)</script>&template=%7Btext%7D"
+    ),
 }
 _WRONG_BACKBONE: dict[str, Edit] = {
     "cut": cut("model.safetensors", 20_000),

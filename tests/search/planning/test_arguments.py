@@ -213,6 +213,8 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "text_pair": text,
     "label": text,
     "kind": st.sampled_from(["classification", "regression"]),
+    "label_words": st.sampled_from(["bad,great", "negative=bad,positive=great", "%25,%2C,%3D"]),
+    "template": st.sampled_from(["{text} It was {mask} .", "{{ {text} }}\nMood:", "{text_pair} ' {text}"]),
     "metric": st.sampled_from(["accuracy", "f1", "pearson"]),
     "class_weights": st.just("balanced") | st.lists(st.floats(0.01, 1e6), min_size=1, max_size=4).map(tuple),
     "drop_empty": st.booleans(),

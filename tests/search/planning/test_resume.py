@@ -312,6 +312,8 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
         "goal",
         *(
             "kind",
+            "label_words",
+            "template",
             "strategy",
             "drop_empty",
             "final_precision",
@@ -332,7 +334,8 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
     begun.write_json("manifest.json", {**manifest, "arguments": old})
     again = prepare_again(begun, {})
     assert again.arguments.record() == {
-        **old, "kind": None, "strategy": "trials", "drop_empty": False, "warm_start": (), "listen": None,
+        **old, "kind": None, "label_words": None, "template": None, "strategy": "trials",
+        "drop_empty": False, "warm_start": (), "listen": None,
         "grace": 0.0, "margin": 1.0, "head_start": "random", "max_memory": None, "max_step_time": None,
         "max_latency": None, "max_file": None, "serve": None, "rank_by": "score",
         "goal": "best", "final_precision": "fp32",

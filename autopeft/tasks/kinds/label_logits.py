@@ -1,0 +1,89 @@
+"""Logits of the label words at one position of each row, of all that a language model predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autopeft.errors import UsageError
+from autopeft.injection.frames import reading
+
+__all__ = ["LABEL_WORDS", "READ_AT", "label_logits", "position_in", "read_words"]
+
+READ_AT, LABEL_WORDS = "read_at", "label_words"
+"""What a batch has of these: (B,), the place of a row's token among the row's own, and (B, classes)."""
+
+
+def position_in(batch: Mapping[str, Tensor]) -> Tensor:
+    """The place in the batch (B,) of the token of each row that is read, padding before rows counted."""
+    return batch["attention_mask"].argmax(dim=1) + batch[READ_AT]
+
+
+def label_logits(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Logits (B, classes) of the label words, of those (B, L, vocabulary) of all positions; what `read_words`
+    has picked already stays."""
+    if logits.ndim < 3:
+        return logits
+    rows = torch.arange(len(logits), device=logits.device)[:, None]
+    return logits[rows, position_in(batch)[:, None], batch[LABEL_WORDS]]
+
+
+@contextmanager
+def read_words(model: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within, the vocabulary's projection computes the read position of each row and the label words alone:
+    logits are (B, classes). Where something acts on its logits, it computes the whole vocabulary there, and
+    the label words are picked afterwards.
+
+    Raises:
+        UsageError: the model has no such projection.
+    """
+    project = getattr(model, "get_output_embeddings", lambda: None)()
+    if project is None:
+        raise UsageError(
+            f"{type(model).__name__} has no projection to a vocabulary: it is no language model."
+        )
+    position, words = position_in(batch), batch[LABEL_WORDS][0]
+    positions = torch.zeros_like(batch["attention_mask"], dtype=torch.bool)
+    positions[torch.arange(len(position), device=position.device), position] = True
+
+    def narrowed(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0][positions], *args[1:])
+
+    def picked(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output[:, words]
+
+    with reading(positions), _only(project, words) as few:
+        handles = [project.register_forward_pre_hook(narrowed)]
+        if not few:
+            handles.append(project.register_forward_hook(picked))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@contextmanager
+def _only(project: nn.Module, words: Tensor) -> Iterator[bool]:
+    """Within, the projection computes these words alone, where it is a plain linear map and nobody waits for
+    its logits; whether it does."""
+    plain = type(project) is nn.Linear and "forward" not in vars(project) and not project._forward_hooks
+    if not plain:
+        yield False
+        return
+
+    def forward(hidden: Tensor) -> Tensor:
+        weight: Any = project.weight
+        bias: Any = project.bias
+        return F.linear(hidden, weight[words], None if bias is None else bias[words])
+
+    project.forward = forward
+    try:
+        yield True
+    finally:
+        del project.forward
