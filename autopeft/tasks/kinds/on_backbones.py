@@ -60,6 +60,15 @@ class OnBackbones:
         """
         return nullcontext()
 
+    def reads(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """The positions (B, L) of what the model's last stack reads whose logits go to the loss or to
+        `outputs`; nothing else needs those of the others. `None`: all of them, or it is not known.
+
+        Args:
+            batch: as in `inputs`.
+        """
+        return None
+
     def average(self) -> Callable[[Tensor, int], Tensor] | None:
         """The mean of logits over a dimension, as logits of the mean prediction: for models that stand for
         several (ensembles, posteriors). `None`: the log of the mean softmax, of a single column its mean."""
