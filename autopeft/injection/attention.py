@@ -5,8 +5,8 @@ Our functions are registered with transformers' `AttentionInterface` and, under 
 take the prefix of this call as a keyword argument, pad what has a column for each key (mask, T5's position
 bias), and hand on to the function that the model would have used. Past keys are never touched, so a prefix is
 in no cache and works in training and generation alike. Terms on scores come to it in the same way (see
-`autopeft.injection.scores`). Where a call says that one position of each row is all that will be read, they
-ask for that one alone.
+`autopeft.injection.scores`). Where a call says which positions of each row are all that will be read, they
+ask for these alone.
 
 Prefix keys are used as they are: under rotary positions they are not rotated.
 """
@@ -135,9 +135,9 @@ def attending(delegate: Callable[..., Any], fused: bool, *, scales: bool = True)
             )
         if read is None:
             return _cut(delegate(module, query, key, value, mask, **kwargs), width)
-        queries = query.shape[2]
-        if mask is None and causal:
-            mask = torch.ones(1, 1, queries, key.shape[2], dtype=torch.bool, device=query.device).tril()
+        queries, keys = query.shape[2], key.shape[2]
+        if mask is None and causal:  # earlier keys, of a cache or a prefix, are seen by every query
+            mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
         kwargs["position_bias"] = _row(kwargs.get("position_bias"), read)
         output, weights = delegate(
             module, take(query, read, 2), key, value, _row(mask, read), **_given(kwargs, "position_bias")

@@ -30,7 +30,7 @@ from autopeft.injection.frames import READ, RowsKey, frames
 from autopeft.injection.positions import spread, take
 from autopeft.method import Call
 
-__all__ = ["Narrowed", "RegionForward", "narrowed", "serves_itself"]
+__all__ = ["Narrowed", "RegionForward", "Replacing", "narrowed", "serves_itself"]
 
 _LINEARS = ("q", "o", "cross_q", "cross_o")
 _FUNCTION = "_gradient_checkpointing_func"  # where transformers keeps what it checkpoints a layer with
@@ -42,7 +42,7 @@ def serves_itself(place: Place) -> bool:
     return place.site.name == "ffn" or (place.site.name in _LINEARS and place.out_slice is None)
 
 
-class _Own:
+class Replacing:
     """A forward on one module, in place of the one that it had."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -63,7 +63,7 @@ class _Own:
             self.module.__dict__["forward"] = self._before
 
 
-class Narrowed(_Own):
+class Narrowed(Replacing):
     """Computes a module for the positions that its layer is asked for.
 
     Args:
@@ -145,7 +145,7 @@ class _Checkpointed:
             return layer(*args, **kwargs)
 
 
-class RegionForward(_Own):
+class RegionForward(Replacing):
     """Asks a module of the hybrid what a region makes of x.
 
     Args:

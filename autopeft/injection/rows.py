@@ -1,15 +1,17 @@
 """The last layer for the rows that the head reads, where nothing else needs the others.
 
-A classification head reads one position of each row of the batch: the first or the last token, or one that
-the batch names, such as a mask. Behind the last layer's keys and values the other positions serve nobody: the
-query, the output projection and the FFN are computed for the read position alone and spread out again with
-zeros elsewhere, which is exact for what the head sees, and for its gradient.
+A classification head reads one position of each row of the batch (the first, or the last token), and the loss
+of a language model reads the positions that predict a learnt token. Behind the last layer's keys and values
+the other positions serve nobody: the query, the output projection and the FFN are computed for the read
+positions alone and spread out again with zeros elsewhere, which is exact for what the head sees, and for its
+gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -23,12 +25,14 @@ from autopeft.injection.dispatch import first_input, with_input
 from autopeft.injection.frames import READ, frames
 from autopeft.injection.owners import configs_of
 from autopeft.injection.positions import Position, spread, take
-from autopeft.injection.regions import serves_itself
+from autopeft.injection.regions import Replacing, serves_itself
 from autopeft.injection.undispatched import dispatching
 
-__all__ = ["ReadRows", "Reader", "last_layer_is_rowwise", "reader_of"]
+__all__ = ["ReadRows", "Reader", "last_layer_is_rowwise", "reader_of", "some_of"]
 
-Reader = Literal["first", "last", "told"]
+Reader = Literal["first", "last"]
+_MOST = 0.75
+"""Share of a row's positions beyond which taking them out saves too little."""
 
 
 def last_layer_is_rowwise(graph: CompositionGraph, stack: StackPlaces) -> bool:
@@ -37,47 +41,47 @@ def last_layer_is_rowwise(graph: CompositionGraph, stack: StackPlaces) -> bool:
 
 
 class ReadRows:
-    """Narrows the last layer of a stack to one position of each row.
+    """Narrows the last layer of a stack to the positions of each row that are read.
 
     Args:
         base: the base model.
         stack: the stack that the head reads.
-        reader: which position: the `first` or the `last` token, or the one that is `told` of each row.
+        reader: which position: the `first` or the `last` token; `None` where each batch names its own.
         reserved: prompt rows in front of the text.
     """
 
-    def __init__(self, base: nn.Module, stack: StackPlaces, reader: Reader, reserved: int) -> None:
+    def __init__(self, base: nn.Module, stack: StackPlaces, reader: Reader | None, reserved: int) -> None:
         self.reader, self.reserved = reader, reserved
-        self._narrowed: list[tuple[nn.Module, nn.Module, _Narrow]] = []
+        self._narrowed: list[tuple[nn.Module, nn.Module]] = []
         self._attentions: list[nn.Module] = []
         last = len(stack.layers) - 1
         for place in stack.places:
             if place.site.layer == last and serves_itself(place):
-                pair = base.get_submodule(place.entry), base.get_submodule(place.exit)
-                self._narrowed.append((*pair, _Narrow()))
+                self._narrowed.append((base.get_submodule(place.entry), base.get_submodule(place.exit)))
             if place.site.layer == last and place.attends:
                 self._attentions.append(base.get_submodule(place.entry))
         self._configs = configs_of(base, [stack])
 
     @contextmanager
-    def of(self, mask: Tensor, told: Tensor | None = None) -> Iterator[None]:
-        """Within, forwards of a batch with this mask (B, L) are narrowed, to the positions (B,) that are
-        `told` where the reader is of these.
+    def of(self, mask: Tensor, read: Tensor | None = None) -> Iterator[None]:
+        """Within, forwards of a batch with this mask (B, L) are narrowed.
 
         Inside the sites' own hooks: what acts on a site sees full tensors, as ever.
+
+        Args:
+            read: the positions (B, L) that are read, where there is no reader; where these are nearly all,
+                or are not given, nothing is narrowed.
         """
-        position: Position = self.reserved
-        if self.reader == "last":
-            positions = torch.arange(mask.shape[1], device=mask.device)
-            position = (mask * positions).argmax(dim=1) + self.reserved
-        elif self.reader == "told":
-            assert told is not None
-            position = told + self.reserved
-        handles = []
-        for entry, exit_, narrow in self._narrowed:
-            narrow.position = position
-            handles.append(entry.register_forward_pre_hook(narrow.enter, with_kwargs=True))
-            handles.append(exit_.register_forward_hook(narrow.leave, prepend=True))
+        position = self._position(mask, read)
+        if position is None:
+            yield
+            return
+        position = position + self.reserved
+        handles: list[Any] = []
+        for entry, exit_ in self._narrowed:
+            span = _Span(position)
+            for module in dict.fromkeys((entry, exit_)):
+                handles.append(_Narrow(module, span, enters=module is entry, leaves=module is exit_))
         with _our_attention(self._configs, self._attentions) as ours:
             for attention in self._attentions if ours else ():
                 ask = partial(_ask, position)
@@ -85,8 +89,26 @@ class ReadRows:
             try:
                 yield
             finally:
-                for handle in handles:
+                for handle in reversed(handles):
                     handle.remove()
+
+    def _position(self, mask: Tensor, read: Tensor | None) -> Position | None:
+        """Which positions of the text are read."""
+        if self.reader == "first":
+            return 0
+        if self.reader == "last":
+            positions = torch.arange(mask.shape[1], device=mask.device)
+            return (mask * positions).argmax(dim=1)
+        return None if read is None else some_of(read)
+
+
+def some_of(read: Tensor) -> Tensor | None:
+    """The read positions of each row, (B, k); as many in each. Rows that have fewer get others beside them:
+    all differ, or the gradient of one would count twice. `None` where they are nearly all."""
+    count = max(1, int(read.sum(dim=1).max()))
+    if count > _MOST * read.shape[1]:
+        return None
+    return (~read).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
 
 
 def _ask(
@@ -114,28 +136,35 @@ def _our_attention(configs: Sequence[Any], attentions: Sequence[nn.Module]) -> I
             config._attn_implementation = {"": name}
 
 
-class _Narrow:
-    """From all positions to the read one at the entry, back again at the exit; not while the bare backbone
+@dataclass
+class _Span:
+    """What begins at one module and ends at another, or at the same: the positions that it is computed for,
+    and of how many."""
+
+    position: Position
+    length: int = 0
+
+
+class _Narrow(Replacing):
+    """From all positions to the read ones at the entry, back again at the exit; not while the bare backbone
     runs before a hybrid, which reads all that comes of it."""
 
-    def __init__(self) -> None:
-        self.position: Position = 0
-        self._length = 0
+    def __init__(self, module: nn.Module, span: _Span, *, enters: bool, leaves: bool) -> None:
+        super().__init__(module)
+        self.span, self.enters, self.leaves = span, enters, leaves
 
-    def enter(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if frames.bare:
-            return args, kwargs
-        x = first_input(args, kwargs)
-        self._length = x.shape[1]
-        return with_input(args, kwargs, take(x, self.position, 1))
-
-    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if frames.bare:
+            return self.plain(*args, **kwargs)
+        if self.enters:
+            x = first_input(args, kwargs)
+            self.span.length = x.shape[1]
+            args, kwargs = with_input(args, kwargs, take(x, self.span.position, 1))
+        output = self.plain(*args, **kwargs)
+        if not self.leaves:
             return output
         y: Tensor = output[0] if isinstance(output, tuple) else output
-        full = spread(y, self.position, self._length, 1)
+        full = spread(y, self.span.position, self.span.length, 1)
         return (full, *output[1:]) if isinstance(output, tuple) else full
 
 

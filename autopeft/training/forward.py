@@ -1,9 +1,9 @@
-"""Logits by the shortest way: untouched layers from the store, the last layer for what the head reads."""
+"""Logits by the shortest way: untouched layers from the store, the last layer for what is read of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from autopeft.backbones import StackPlaces, base_model_of
 from autopeft.hybrid import Hybrid
 from autopeft.injection.depth import trunk_depths
-from autopeft.injection.rows import Reader, ReadRows, last_layer_is_rowwise, reader_of
+from autopeft.injection.rows import Reader, ReadRows, last_layer_is_rowwise, reader_of, some_of
 from autopeft.method import Slot
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.kinds import TaskKind
@@ -24,7 +24,7 @@ from autopeft.training.contracts import Trainable
 from autopeft.training.losses import logits_of
 from autopeft.training.modes import evaluation_mode, training_mode
 from autopeft.training.plan import TrainingPlan
-from autopeft.training.shared import SharedPrefix, Unshareable, may_share
+from autopeft.training.shared import SharedPrefix, Unshareable, is_by_position, may_share
 from autopeft.training.trunk import Level, Trunk
 
 __all__ = ["Forward", "sharing_forward", "shortest_forward"]
@@ -42,7 +42,9 @@ class Forward:
 
     Attributes:
         trunk: answers untouched layers; `None` computes them.
-        rows: narrows the last layer to the positions that the head reads; `None` computes all of them.
+        rows: narrows the last layer to the positions that the head reads, or the loss of a language model;
+            `None` computes all of them.
+        ends: leaves out the tokens behind the last one that is read; without it all are computed.
         shares: computes once what the rows of a batch begin with; without it each row has its own.
         kind: of task, which takes the logits from the model's output; `None` for its `logits`.
         untouched: whether the trunk's layers still are; asked before each batch.
@@ -63,6 +65,7 @@ class Forward:
     ) -> None:
         self.model, self.trunk, self.rows, self.untouched = model, trunk, rows, untouched
         self.kind, self.shares, self.dense = kind, shares, dense
+        self.ends = False
 
     def batches(
         self,
@@ -112,18 +115,36 @@ class Forward:
 
     def logits(self, batch: Mapping[str, Any], states: Mapping[str, Tensor]) -> Tensor:
         """Logits of a batch, given states of untouched layers (B, L, width) by stack."""
+        found = None if self.kind is None else self.kind.reads(batch)
+        if self.ends and found is not None:
+            batch, states, found = _ended(batch, states, found)
         trunk: AbstractContextManager[Any] = nullcontext()
         if states and self.trunk is not None:
             trunk = self.trunk.laid(states)
         rows: AbstractContextManager[Any] = nullcontext()
         if self.rows is not None:
-            told = None if self.kind is None else self.kind.read_at(batch)
-            rows = self.rows.of(batch["attention_mask"], told)
+            rows = self.rows.of(batch["attention_mask"], found)
         read: AbstractContextManager[Any] = nullcontext()
         if self.kind is not None:
             read = self.kind.reading(self.model, batch)
         with trunk, rows, read:
             return logits_of(self.model, batch, self.kind)
+
+
+_TOKENS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+
+
+def _ended(
+    batch: Mapping[str, Any], states: Mapping[str, Tensor], read: Tensor
+) -> tuple[Mapping[str, Any], Mapping[str, Tensor], Tensor]:
+    """A batch, states and read positions (B, L) without the tokens behind the last that is read, on which
+    nothing depends where each token sees those before it alone. Labels stay whole."""
+    columns = read.any(dim=0).nonzero()
+    spare = read.shape[1] - 1 - int(columns[-1]) if len(columns) else 0
+    if not spare:  # or nothing is read, and keys and values are what is wanted
+        return batch, states, read
+    kept = {k: v[:, :-spare] if k in _TOKENS else v for k, v in batch.items()}
+    return kept, {stack: state[:, :-spare] for stack, state in states.items()}, read[:, :-spare]
 
 
 def shortest_forward(hybrid: Trainable, data: EncodedTask, plan: TrainingPlan, *, dropout: bool) -> Forward:
@@ -148,7 +169,7 @@ def sharing_forward(hybrid: Trainable, split: EncodedSplit, kind: TaskKind) -> F
     found = Forward(hybrid.model, kind=kind)
     if isinstance(hybrid, Hybrid) and kind.causal and len(split):
         with torch.random.fork_rng(devices=[]):
-            found.shares = _Shortcuts(hybrid, split, kind)._shares(found)
+            _Shortcuts(hybrid, split, kind).shorten(found, ends=False, shares=True)
     return found
 
 
@@ -167,6 +188,8 @@ class _Shortcuts:
         lengths = split.lengths
         pair = [int(lengths.argmin()), int(lengths.argmax())]
         self.batch = split.collate(pair, device=self.device)
+        read = kind.reads(self.batch)
+        self.read = read if read is not None and bool(read.any()) else None
         self._plain: Tensor | None = None
 
     def forward(self) -> Forward:
@@ -176,12 +199,13 @@ class _Shortcuts:
             for level in trunk.levels
             if level.stack == self.layout.stacks[-1].map.name
         )
-        rows = None if whole or not self.kind.pooled else self._rows()
+        rows = None if whole else self._rows()
         injection, revision = self.hybrid.injection, self.hybrid.injection.revision
         # A method that moves its mask while it trains may reach further down than it did.
         untouched = lambda: injection.revision == revision  # noqa: E731
         found = Forward(self.model, trunk=trunk, rows=rows, untouched=untouched, kind=self.kind)
-        found.shares = self.kind.causal and self._shares(found)
+        if self.kind.causal:
+            self.shorten(found, ends=self._may_end(), shares=True)
         found.dense = self._dense
         return found
 
@@ -200,6 +224,8 @@ class _Shortcuts:
         return self._plain
 
     def _equal(self, logits: Tensor, plain: Tensor) -> bool:
+        if not plain.numel():
+            return False
         first = next(base_model_of(self.model).parameters())
         tolerance = _TOLERANCE if first.dtype.itemsize >= 4 else _ROUGH_TOLERANCE
         limit = tolerance * max(1.0, float(plain.abs().max()))
@@ -272,53 +298,80 @@ class _Shortcuts:
         # Rows among the tokens move each token by another number.
         if not all(slot.in_front for slot in slots):
             return None
-        entered = sum(slot.adds for slot in self._slots(stack, layers=False))
-        if self.model not in _READERS:
-            layer = base_model_of(self.model).get_submodule(stack.layers[-1])
-            with evaluation_mode(self.model):
-                mask, told = self.batch["attention_mask"], self.kind.read_at(self.batch)
-                _READERS[self.model] = reader_of(layer, self._logits, mask, entered, told)
-        reader = _READERS[self.model]
-        if reader is None:
+        reader = self._reader(stack) if self.kind.pooled else None
+        if reader is None and (self.read is None or some_of(self.read) is None):
             return None
         reserved = sum(slot.adds for slot in slots)
         rows = ReadRows(base_model_of(self.model), stack, reader, reserved)
         kinds = sorted({e.method.name for e in graph.entries.values()})
-        sound, _ = self._remembered(("rows", reserved > 0, *kinds), lambda: (self._try_rows(rows), {}))
+        key = ("rows", reader, reserved > 0, *kinds)
+        sound, _ = self._remembered(key, lambda: (self._try_rows(rows), {}))
         return rows if sound else None
 
-    def _try_rows(self, rows: ReadRows) -> bool:
-        plain = self.plain()
-        told = self.kind.read_at(self.batch)
-        with evaluation_mode(self.model), rows.of(self.batch["attention_mask"], told):
-            return self._equal(self._logits(), plain)
+    def _reader(self, stack: StackPlaces) -> Reader | None:
+        """Which position of each row the head reads."""
+        entered = sum(slot.adds for slot in self._slots(stack, layers=False))
+        if self.model not in _READERS:
+            layer = base_model_of(self.model).get_submodule(stack.layers[-1])
+            with evaluation_mode(self.model):
+                mask = self.batch["attention_mask"]
+                _READERS[self.model] = reader_of(layer, self._logits, mask, entered)
+        return _READERS[self.model]
 
-    # What rows begin with
+    def _try_rows(self, rows: ReadRows) -> bool:
+        plain, read = self.plain(), self.read
+        with evaluation_mode(self.model), rows.of(self.batch["attention_mask"], read):
+            found = self._logits()
+        if read is None or plain.ndim < 3:  # the kind has taken what is read already
+            return self._equal(found, plain)
+        return self._equal(found[read], plain[read])
+
+    # What rows begin and end with
     # ------------------------------------------------------------------------------------------------
 
-    def _shares(self, forward: Forward) -> bool:
-        """Whether what the two rows begin with can be computed once.
+    def shorten(self, forward: Forward, *, ends: bool, shares: bool) -> None:
+        """Let a forward leave out what rows end with, and compute once what they begin with, as far as that
+        is asked for and gives the logits of the two rows.
 
         Tried with the modules in training, so that draws of their own (dropout) show, and away from their
         start, where many change nothing.
         """
-        stack = self.layout.stacks[-1]
-        if len(self.layout.stacks) > 1 or self._checkpointed() or not may_share(self.hybrid.graph, stack):
-            return False
-        shared = forward.shared_prefix()
-        length = shared.common(self.batch)
-        if not length:
-            return False
+        length = self._begins_alike(forward) if shares else 0
+        tried = dict.fromkeys(((ends, bool(length)), (ends, False), (False, bool(length))))
+        tried.pop((False, False), None)
+        if not tried:
+            return
         with torch.no_grad(), training_mode(self.model, self.hybrid.modules.values(), dropout=False):
             states = {} if forward.trunk is None else forward.trunk.compute(self.batch)
             with _moved(self.hybrid):
-                torch.manual_seed(0)
-                plain = forward.logits(self.batch, states).float()
-                torch.manual_seed(0)
-                try:
-                    return self._equal(shared(self.batch, states, length).float(), plain)
-                except Unshareable:
-                    return False
+                plain = _drawn(lambda: forward.logits(self.batch, states))
+                for forward.ends, forward.shares in tried:
+                    with suppress(Unshareable):
+                        if self._equal(_drawn(lambda: self._shorter(forward, states, length)), plain):
+                            return
+        forward.ends = forward.shares = False
+
+    def _shorter(self, forward: Forward, states: Mapping[str, Tensor], length: int) -> Tensor:
+        if forward.shares:
+            return forward.shared_prefix()(self.batch, states, length)
+        return forward.logits(self.batch, states)
+
+    def _begins_alike(self, forward: Forward) -> int:
+        """How many tokens the two rows begin with that may be computed once."""
+        stack = self.layout.stacks[-1]
+        if len(self.layout.stacks) > 1 or self._checkpointed() or not may_share(self.hybrid.graph, stack):
+            return 0
+        return forward.shared_prefix().common(self.batch)
+
+    def _may_end(self) -> bool:
+        """Whether the tokens behind the last one that is read might be left out."""
+        stack = self.layout.stacks[-1]
+        if len(self.layout.stacks) > 1 or self.read is None or self._checkpointed():
+            return False
+        if not is_by_position(self.hybrid.graph, stack):
+            return False
+        # Rows that stand before the end of each text would move.
+        return all(slot.in_front for slot in self._slots(stack, layers=True))
 
     def _checkpointed(self) -> list[nn.Module]:
         return [m for m in self.model.modules() if getattr(m, "gradient_checkpointing", False)]
@@ -334,6 +387,12 @@ class _Shortcuts:
             if "prompt" in entry.ways and site.stack == stack.map.name and (layers or site.layer is None)
             for slot in modules[entry.name].slots(site)
         ]
+
+
+def _drawn(logits: Callable[[], Tensor]) -> Tensor:
+    """Logits in fp32, with draws from one seed."""
+    torch.manual_seed(0)
+    return logits().float()
 
 
 @contextmanager

@@ -372,7 +372,7 @@ Shortcuts = Annotated[
     bool,
     Option(
         help="Leave out what need not be computed: layers below everything that a recipe alters are answered "
-        "from stored states (fp16), the last layer serves only the position that the head reads.",
+        "from stored states (fp16), the last layer serves only the positions that are read.",
         panel=TRAINING,
         flags=("--shortcuts/--no-shortcuts",),
     ),

@@ -34,7 +34,7 @@ class TrainingPlan:
         device: `auto` takes CUDA where there is one.
         dropout: the backbone's own dropout; `None` leaves it to the recipe (off by default).
         shortcuts: leave out what need not be computed: untouched layers come from stored states (fp16), the
-            last layer serves only the positions that the head reads. No effect with the backbone's dropout.
+            last layer serves only the positions that are read. No effect with the backbone's dropout.
         eval_every: score every so many steps while training.
         patience: stop after so many scores in a row without a new best one, and return to the best state.
             While a module is not `settled` (AdaLoRA still cuts ranks) its states do not count.

@@ -20,7 +20,7 @@ from autopeft.tasks.kinds import IGNORED
 from autopeft.tasks.kinds.begun_alike import CACHES, LEAST
 from autopeft.training.losses import parameters_of
 
-__all__ = ["SharedPrefix", "Unshareable", "may_share"]
+__all__ = ["SharedPrefix", "Unshareable", "is_by_position", "may_share"]
 
 
 class Unshareable(Exception):  # noqa: N818
@@ -36,10 +36,14 @@ SAVED = 0.1
 
 def may_share(graph: CompositionGraph, stack: StackPlaces) -> bool:
     """Whether all that acts in a stack does so position by position, and no prompts stand in front."""
-    return (
-        not any(e.traits.changes_length for e in graph.entries.values())
-        and is_rowwise_on_logits(graph)
-        and all(is_rowwise_in(graph, stack.map.name, layer) for layer in range(len(stack.layers)))
+    lengthened = any(e.traits.changes_length for e in graph.entries.values())
+    return not lengthened and is_by_position(graph, stack)
+
+
+def is_by_position(graph: CompositionGraph, stack: StackPlaces) -> bool:
+    """Whether all that acts in a stack, and on logits, does so position by position."""
+    return is_rowwise_on_logits(graph) and all(
+        is_rowwise_in(graph, stack.map.name, layer) for layer in range(len(stack.layers))
     )
 
 

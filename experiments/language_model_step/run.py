@@ -2,6 +2,7 @@
 
     python experiments/language_model_step/run.py                 # LoRA rank 8 on q and v, k = 0, 20
     python experiments/language_model_step/run.py --ks 20 --steps 10 --repeats 5
+    python experiments/language_model_step/run.py --ks 20 --profile
     python experiments/language_model_step/run.py --tables
 
 k is the first trained layer: both sides train LoRA on the layers k to the last. Rows are prompts with
@@ -12,7 +13,7 @@ maximum over the repeats, in which the sides take turns.
 
 Ours starts from an empty cache. What it computes once and keeps for all later trials (hidden states below k)
 falls into a first run that is not counted; what that run cost more than the others stands in the last column.
-`plain` is ours without shortcuts.
+`plain` is ours without shortcuts. `--profile` also profiles steps of ours (`lib/step_profile.py`).
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from lib.measuring import (
     write_json,
 )
 from lib.obvious import StepClock, quiet
+from lib.step_profile import Profile, Windows, show_profile
 
 from autopeft import Recipe, load_task
 from autopeft.assets import load_tokenizer, resolve_model
@@ -88,6 +90,18 @@ class Bench:
     def steps(self) -> int:
         return int(self.options.steps + self.options.drop)
 
+    def plan(self, steps: int, *, shortcuts: bool = True) -> TrainingPlan:
+        """How ours is trained."""
+        o = self.options
+        return TrainingPlan(
+            steps=steps,
+            batch_size=o.batch_size,
+            max_length=o.max_length,
+            seed=o.seed,
+            device="cpu",
+            shortcuts=shortcuts,
+        )
+
 
 def make_bench(options: argparse.Namespace) -> Bench:
     """Load model and data for both sides."""
@@ -122,26 +136,33 @@ def _rows(data: EncodedTask) -> Any:
 
 def ours(bench: Bench, k: int, *, shortcuts: bool = True) -> Run:
     """A trial of ours on the model that stays loaded."""
-    o = bench.options
-    recipe = Recipe.from_dict(
-        {
-            "name": "lora",
-            "layers": [
-                {"at": f"{k}-{bench.layers - 1}", "attach": [{"lora": {"rank": o.rank, "sites": ["q", "v"]}}]}
-            ],
-            "training": {"learning_rate": 1e-3},
-        }
-    )
-    plan = TrainingPlan(
-        steps=bench.steps, batch_size=o.batch_size, max_length=o.max_length, seed=o.seed, device="cpu",
-        shortcuts=shortcuts,
-    )  # fmt: skip
-    ticks: list[float] = []
+    plan, ticks = bench.plan(bench.steps, shortcuts=shortcuts), list[float]()
     start = time.process_time()
     done = run_trial(
-        bench.model, recipe, bench.data, plan, on_step=lambda step, loss: ticks.append(time.process_time())
+        bench.model,
+        recipe_at(bench, k),
+        bench.data,
+        plan,
+        on_step=lambda step, loss: ticks.append(time.process_time()),
     )
-    return Run.of(start, ticks, o.drop, statistics.fmean(done.train.losses))
+    return Run.of(start, ticks, bench.options.drop, statistics.fmean(done.train.losses))
+
+
+def recipe_at(bench: Bench, k: int) -> Recipe:
+    """LoRA on q and v of the layers k to the last."""
+    item = {"lora": {"rank": bench.options.rank, "sites": ["q", "v"]}}
+    layers = [{"at": f"{k}-{bench.layers - 1}", "attach": [item]}]
+    return Recipe.from_dict({"name": "lora", "layers": layers, "training": {"learning_rate": 1e-3}})
+
+
+def profile_of(bench: Bench, k: int) -> Profile:
+    """Profile steps of ours, in one trial that finds everything that is kept between trials."""
+    windows = Windows(warm=bench.options.drop, steps=bench.options.steps)
+    run_trial(bench.model, recipe_at(bench, k), bench.data, bench.plan(windows.total))
+    run_trial(
+        bench.model, recipe_at(bench, k), bench.data, bench.plan(windows.total), on_step=windows.on_step
+    )
+    return windows.profile()
 
 
 def trainer(bench: Bench, k: int) -> Run:
@@ -260,17 +281,26 @@ def main() -> None:
     parser.add_argument("--drop", type=int, default=2, help="first steps that are left out")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--out", type=Path, default=FILE)
     parser.add_argument("--tables", action="store_true", help="the last recorded run")
     options = parser.parse_args()
     if options.tables:
-        show_all(read_json(FILE))
+        show_all(read_json(options.out))
         return
     one_thread()
+    profiles = []
     with tempfile.TemporaryDirectory(prefix="cache-") as folder:
         bench = make_bench(options)
         with cache_at(Path(folder)):
-            found = {"shape": shape(bench), "measured": [measure(bench, k) for k in options.ks]}
-    write_json(FILE, found)
+            found: dict[str, Any] = {"batch": options.batch_size, "shape": shape(bench), "measured": []}
+            for k in options.ks:
+                found["measured"].append(measure(bench, k))
+                if options.profile:
+                    profile = profile_of(bench, k)
+                    show_profile(profile, f"k = {k}")
+                    profiles.append({"k": k, **profile.to_dict()})
+    write_json(options.out, {**found, "profiles": profiles})
     show_all(found)
 
 

@@ -12,18 +12,20 @@ from autopeft.recipe import Recipe
 from autopeft.search.space.repair import Repaired, repair
 from autopeft.search.space.space import Space
 from autopeft.spec import BackboneSpec
-from lib.obvious import BERT_MODULES
+from lib.obvious import MODULES
 
-__all__ = ["draw", "lowest_layer", "peft_words", "rate_of"]
+__all__ = ["SPACE", "draw", "lowest_layer", "peft_words", "rate_of"]
 
 # What `default.yaml` was when these were first measured; it grows, and peft has no words for what it gained.
 SPACE = Path(__file__).parents[1] / "samplers" / "space.yaml"
 
 
-def draw(count: int, budget: str, spec: BackboneSpec, *, seed: int = 0) -> list[Repaired]:
+def draw(
+    count: int, budget: str, spec: BackboneSpec, *, seed: int = 0, space: Path = SPACE
+) -> list[Repaired]:
     """The first `count` different recipes that a random walk through the space gives inside the budget."""
     rng = random.Random(seed)
-    members, limits = Space.from_file(SPACE), Budget.parse(budget)
+    members, limits = Space.from_file(space), Budget.parse(budget)
     found: dict[str, Repaired] = {}
     while len(found) < count:
         drawn = repair(members, members.sample(rng, spec), limits, spec)
@@ -50,15 +52,16 @@ def rate_of(recipe: Recipe, *names: str) -> float:
 def peft_words(recipe: Recipe, spec: BackboneSpec) -> dict[str, Any] | None:
     """A recipe as arguments of peft's configs, or `None` where peft has no words for it."""
     refs = recipe.entries()
-    if spec.family != "bert" or len(refs) != 1 or len(refs[0].path) > 1 or recipe.training.policies:
+    if spec.family not in MODULES or len(refs) != 1 or len(refs[0].path) > 1 or recipe.training.policies:
         return None
     (entry,) = build_graph(recipe, spec).entries.values()
     name, config = entry.method.name, entry.method.config
+    layer, modules = MODULES[spec.family]
     if name == "prompt_tuning":
         return {"kind": name, "num_virtual_tokens": config.length}
-    if name not in ("lora", "dora", "ia3") or any(site.name not in BERT_MODULES for site in entry.sites):
+    if name not in ("lora", "dora", "ia3") or any(site.name not in modules for site in entry.sites):
         return None
-    targets = {site: f"bert.encoder.layer.{site.layer}.{BERT_MODULES[site.name]}" for site in entry.sites}
+    targets = {site: f"{layer}.{site.layer}.{modules[site.name]}" for site in entry.sites}
     if name == "ia3":
         inputs = [path for site, path in targets.items() if site.name == "down"]
         return {"kind": name, "target_modules": list(targets.values()), "feedforward_modules": inputs}

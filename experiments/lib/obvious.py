@@ -47,7 +47,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 __all__ = [
-    "BERT_MODULES",
+    "MODULES",
     "InjectedOutput",
     "StepClock",
     "Training",
@@ -59,17 +59,32 @@ __all__ = [
     "make_trainer",
     "quiet",
     "run",
+    "say_in_peft",
     "tokenised",
 ]
 
-# Sites in the words of BERT's module tree, below `bert.encoder.layer.<i>.`.
-BERT_MODULES = {
-    "q": "attention.self.query",
-    "k": "attention.self.key",
-    "v": "attention.self.value",
-    "o": "attention.output.dense",
-    "up": "intermediate.dense",
-    "down": "output.dense",
+# By family: where its layers are, and sites in the words of a layer's module tree.
+MODULES = {
+    "bert": (
+        "bert.encoder.layer",
+        {
+            "q": "attention.self.query",
+            "k": "attention.self.key",
+            "v": "attention.self.value",
+            "o": "attention.output.dense",
+            "up": "intermediate.dense",
+            "down": "output.dense",
+        },
+    ),
+    "llama": (
+        "model.layers",
+        {
+            **{site: f"self_attn.{site}_proj" for site in ("q", "k", "v", "o")},
+            "gate_proj": "mlp.gate_proj",
+            "up": "mlp.up_proj",
+            "down": "mlp.down_proj",
+        },
+    ),
 }
 
 
@@ -116,10 +131,11 @@ def lora(
     layers: Sequence[int] | None = None,
     dropout: float = 0.0,
     dora: bool = False,
+    task: TaskType = TaskType.SEQ_CLS,
 ) -> Any:
     """peft's LoRA or DoRA on the modules whose names end in one of `targets`, in `layers` or in all."""
     config = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
+        task_type=task,
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
@@ -130,14 +146,14 @@ def lora(
     return get_peft_model(model, config)
 
 
-def _say_in_peft(model: Any, words: Mapping[str, Any]) -> Any:
+def say_in_peft(model: Any, words: Mapping[str, Any], task: TaskType = TaskType.SEQ_CLS) -> Any:
     """A peft model from the `kind` and the figures that `draws.peft_words` found."""
     rest = {key: value for key, value in words.items() if key != "kind"}
     if words["kind"] == "lora":
-        return lora(model, **rest)
+        return lora(model, task=task, **rest)
     if words["kind"] == "ia3":
-        return get_peft_model(model, IA3Config(task_type=TaskType.SEQ_CLS, **rest))
-    return get_peft_model(model, PromptTuningConfig(task_type=TaskType.SEQ_CLS, **rest))
+        return get_peft_model(model, IA3Config(task_type=task, **rest))
+    return get_peft_model(model, PromptTuningConfig(task_type=task, **rest))
 
 
 class InjectedOutput(nn.Module):
@@ -218,33 +234,41 @@ def make_trainer(
     *,
     optimizer: torch.optim.Optimizer | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    collator: Any = None,
+    **options: Any,
 ) -> Trainer:
-    """A Trainer on the CPU that saves and reports nothing; `optimizer` replaces the Trainer's own AdamW."""
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=training.steps,
-        per_device_train_batch_size=training.batch_size,
-        per_device_eval_batch_size=64,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type=training.schedule,
-        warmup_steps=training.warmup,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        train_sampling_strategy=training.sampling,
-        seed=training.seed,
-        report_to=[],
-        save_strategy="no",
-        logging_steps=50,
-        disable_tqdm=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-    )
+    """A Trainer on the CPU that saves and reports nothing.
+
+    Args:
+        optimizer: in place of the Trainer's own AdamW.
+        collator: makes batches; by default a classifier's, whose accuracy is measured.
+        options: of `TrainingArguments`, in place of what stands here.
+    """
+    given: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": training.steps,
+        "per_device_train_batch_size": training.batch_size,
+        "per_device_eval_batch_size": 64,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": training.schedule,
+        "warmup_steps": training.warmup,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "train_sampling_strategy": training.sampling,
+        "seed": training.seed,
+        "report_to": [],
+        "save_strategy": "no",
+        "logging_steps": 50,
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+    }
     trainer = Trainer(
         model=model,
-        args=arguments,
+        args=TrainingArguments(**{**given, **options}),
         train_dataset=rows,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=_accuracy,
+        data_collator=collator or DataCollatorWithPadding(tokenizer),
+        compute_metrics=_accuracy if collator is None else None,
         callbacks=list(callbacks),
         optimizers=(optimizer, None),
     )
@@ -382,7 +406,7 @@ def run(trial: Trial) -> dict[str, Any]:
 
 def _with_peft(model: Any, trial: Trial) -> Built:
     assert trial.peft is not None
-    wrapped = _say_in_peft(model, trial.peft)
+    wrapped = say_in_peft(model, trial.peft)
     named = [(name, p) for name, p in wrapped.named_parameters() if p.requires_grad]
     head = [p for name, p in named if "modules_to_save" in name]
     modules = [p for name, p in named if "modules_to_save" not in name]

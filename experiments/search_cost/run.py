@@ -3,6 +3,7 @@
     python experiments/search_cost/run.py --fresh
     python experiments/search_cost/run.py --fresh --recipes 3 --steps 10 --pad-recipes 1   # a quick look
     python experiments/search_cost/run.py --again ours    # measure one side anew, keep the others
+    python experiments/search_cost/run.py --language-model --fresh    # LoRA on a language model
     python experiments/search_cost/run.py --tables
 
 A fixed draw of recipes (`lib.draws`, seed 0), repaired into the budget. Ours: each is a job of
@@ -44,7 +45,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
-from lib.draws import draw, lowest_layer, peft_words, rate_of
+from lib.draws import SPACE, draw, lowest_layer, peft_words, rate_of
 from lib.measuring import cache_at, note, one_thread, read_json, rotated, write_json
 from lib.obvious import Training, Trial
 from lib.storage import Balance
@@ -59,11 +60,24 @@ from autopeft.search.execution.local_executor import LocalExecutor
 from autopeft.search.execution.worker import WorkerSetup, execute
 from autopeft.search.space.repair import Repaired
 from autopeft.spec import BackboneSpec
-from autopeft.tasks import Task, load_task
+from autopeft.tasks import Rows, Task, load_task
+from autopeft.tasks.kinds import get_metric
+from autopeft.tasks.split import Split
 from autopeft.training import TrainingPlan
 
-OBVIOUS = Path(__file__).parents[1] / "lib" / "obvious.py"
+LIB = Path(__file__).parents[1] / "lib"
+# By kind of task: the obvious implementation, and the measure that both sides report.
+OBVIOUS = {
+    "classification": (LIB / "obvious.py", "accuracy"),
+    "causal_lm": (LIB / "obvious_language.py", "likelihood"),
+}
 RESULTS = Path(__file__).parent / "results"
+LANGUAGE_MODEL: dict[str, Any] = {
+    "model": "smollm2-135m", "task": "gym:chain_sum", "space": Path(__file__).parent / "lora.yaml",
+    "recipes": 10, "steps": 10, "batch_size": 8, "rows": 200, "select": 32,
+    "out": RESULTS / "language_model.json",
+}  # fmt: skip
+"""What `--language-model` has in place of the other defaults."""
 
 
 # Our side: one process for all trials
@@ -110,7 +124,7 @@ class Jobs(JobList):
 
     def run(self, setup: WorkerSetup, job: Job, *told: Any) -> JobResult:
         """What runs a job: the worker, watched."""
-        with clocked("autopeft.training.trial", "train", "evaluate") as self._spent:
+        with clocked("autopeft.training.trial", "train", "score_by_rows") as self._spent:
             start = time.process_time()
             result = execute(setup, job, *told)
             self._spent["cpu"] = time.process_time() - start
@@ -159,7 +173,7 @@ class OurWorker:
             "score": result.score,
             "train_loss": result.train_loss,
             "error": result.error,
-            "outside": spent["cpu"] - spent["train"] - spent["evaluate"],
+            "outside": spent["cpu"] - spent["train"] - spent["score_by_rows"],
             **spent,
         }
 
@@ -173,8 +187,8 @@ class OurWorker:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def in_fresh_process(trial: Trial, folder: Path) -> dict[str, Any]:
-    """Run a trial of the obvious implementation; its score and CPU seconds.
+def in_fresh_process(script: Path, trial: Trial, folder: Path) -> dict[str, Any]:
+    """Run a trial of an obvious implementation; its score and CPU seconds.
 
     Raises:
         SystemExit: the process failed; with the end of what it wrote.
@@ -182,7 +196,7 @@ def in_fresh_process(trial: Trial, folder: Path) -> dict[str, Any]:
     source, target, log = (folder / name for name in ("trial.json", "result.json", "log.txt"))
     source.write_text(json.dumps(asdict(trial)), encoding="utf-8")
     with log.open("w") as file:
-        command = [sys.executable, str(OBVIOUS), str(source), str(target)]
+        command = [sys.executable, str(script), str(source), str(target)]
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -261,15 +275,20 @@ def make_bench(options: argparse.Namespace) -> Bench:
     """Fetch model and data, draw the recipes."""
     source = resolve_model(options.model, notify=note)
     spec = spec_of(load_config(source))
-    task = load_task(options.task, notify=note).subset(train=options.rows, select=options.select, test=32)
-    if task.metric != "accuracy":
-        raise SystemExit(f"The obvious side measures accuracy, and {task.name} is scored by {task.metric}.")
+    kind, made = "causal_lm" if options.language_model else None, Rows(options.rows, options.select, 32)
+    task = load_task(options.task, kind=kind, made=made, notify=note)
+    task = task.subset(train=options.rows, select=options.select, test=32)
+    _, measured = OBVIOUS.get(task.kind, (None, "nothing"))
+    metric = task.task_kind.trial_metric(get_metric(task.metric)).name
+    if metric != measured:
+        raise SystemExit(f"The obvious side measures {measured}, and {task.name} is scored by {metric}.")
     shared = ("model", "task", "rows", "select", "batch_size", "max_length", "seed")
     text = json.dumps({name: getattr(options, name) for name in shared}, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     where = hashlib.sha256(str(options.out.resolve()).encode()).hexdigest()[:12]
     work = Path(tempfile.gettempdir()) / f"autopeft-benchmark-{digest}-{where}"
-    return Bench(options, source, spec, task, draw(options.recipes, options.budget, spec), digest, work)
+    recipes = draw(options.recipes, options.budget, spec, space=options.space)
+    return Bench(options, source, spec, task, recipes, digest, work)
 
 
 def open_balance(bench: Bench) -> Balance:
@@ -286,14 +305,20 @@ def open_balance(bench: Bench) -> Balance:
         shutil.rmtree(bench.work / "datasets", ignore_errors=True)
     bench.work.mkdir(parents=True, exist_ok=True)
     for name in ("train", "select"):
-        split = bench.task.splits[name]  # type: ignore[index]  # both names are splits
-        rows = [{"text": t, "label": y} for t, y in zip(split.texts, split.labels, strict=True)]
+        rows = rows_of(bench.task.splits[name])  # type: ignore[index]  # both names are splits
         text = "".join(json.dumps(row) + "\n" for row in rows)
         path = bench.work / f"{name}.jsonl"
         # The cache of `datasets` knows a file by its time of change.
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
     return balance
+
+
+def rows_of(split: Split) -> list[dict[str, Any]]:
+    """Rows as the obvious side reads them."""
+    if "messages" in split.fields:
+        return [{"messages": messages} for messages in split.fields["messages"]]
+    return [{"text": t, "label": y} for t, y in zip(split.texts, split.labels, strict=True)]
 
 
 def measure(bench: Bench, balance: Balance) -> None:
@@ -318,7 +343,8 @@ def _run(bench: Bench, worker: OurWorker, drawn: Repaired, side: str) -> dict[st
     if side == "ours":
         recipe = drawn.recipe.to_dict()
         return worker.run(TrainJob("benchmark", "trial", "benchmark", recipe, seed=o.seed, steps=o.steps))
-    return in_fresh_process(bench.trial(drawn.recipe, o.pad if side == "pad" else None), bench.work)
+    trial = bench.trial(drawn.recipe, o.pad if side == "pad" else None)
+    return in_fresh_process(OBVIOUS[bench.task.kind][0], trial, bench.work)
 
 
 def collect(bench: Bench, balance: Balance) -> list[dict[str, Any]]:
@@ -344,6 +370,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument(
+        "--language-model", action="store_true", help="defaults for LoRA on a language model (README)"
+    )
+    parser.add_argument("--space", type=Path, default=SPACE, help="what recipes are drawn from")
     parser.add_argument("--recipes", type=int, default=20)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--budget", default="0.5%")
@@ -360,6 +390,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS / "search.json")
     parser.add_argument("--tables", action="store_true", help="print the tables of --out, measure nothing")
+    if parser.parse_args(arguments).language_model:
+        parser.set_defaults(**LANGUAGE_MODEL)
     options = parser.parse_args(arguments)
     if min(options.recipes, options.steps) < 1:
         parser.error("--recipes and --steps must be at least 1")

@@ -10,6 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.language import save_decoder, write_chats
+from support.tiny import tiny_config
+
+from autopeft import spec_of
 
 FOLDER = "search_cost"
 Import = Callable[[str], Any]
@@ -53,6 +57,45 @@ def test_the_clock_counts_calls_and_lets_go(load: Import, monkeypatch: pytest.Mo
     assert home.work is before
     with pytest.raises(AttributeError), load("run").clocked("some_home", "renamed"):
         pass
+
+
+def test_the_clock_finds_what_it_counts(load: Import) -> None:
+    run = load("run")
+    with run.clocked("autopeft.training.trial", "train", "score_by_rows") as spent:
+        pass
+    assert spent == {"train": 0.0, "score_by_rows": 0.0}
+
+
+def test_a_language_model_has_defaults_of_its_own(load: Import) -> None:
+    run = load("run")
+    plain, own = run.parse([]), run.parse(["--language-model", "--steps", "3"])
+    assert (plain.model, plain.recipes, plain.out.name) == ("minilm", 20, "search.json")
+    assert (own.model, own.recipes, own.out.name) == ("smollm2-135m", 10, "language_model.json")
+    assert own.steps == 3
+    spec = spec_of(tiny_config("llama"))
+    drawn = run.draw(10, "100%", spec, space=own.space)
+    assert all(run.peft_words(d.recipe, spec) is not None for d in drawn)
+    assert len({run.lowest_layer(d.recipe, spec) for d in drawn}) > 1
+
+
+@pytest.mark.slow
+def test_a_search_on_a_language_model(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    out = tmp_path / "search.json"
+    model, rows = save_decoder(tmp_path / "llama"), write_chats(tmp_path / "chats.jsonl", 80)
+    script(
+        "--language-model", "--model", str(model), "--task", str(rows), "--recipes", "2", "--budget", "100%",
+        "--steps", "2", "--batch-size", "4", "--rows", "40", "--select", "8", "--max-length", "48",
+        "--out", str(out),
+    )  # fmt: skip
+    found = json.loads(out.read_text())
+    assert found["summary"]["dynamic"]["total"]["recipes"] == 2
+    for row in found["recipes"]:
+        ours, theirs = row["sides"]["ours"], row["sides"]["dynamic"]
+        assert ours["score"] == pytest.approx(theirs["score"], rel=0.2)
 
 
 @pytest.mark.slow

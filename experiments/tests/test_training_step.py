@@ -1,16 +1,13 @@
-"""The cost of a training step: its arithmetic, its profile, and a whole run on a tiny model."""
+"""The cost of a training step: its arithmetic, and a whole run on a tiny model."""
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 FOLDER = "training_step"
 Import = Callable[[str], Any]
@@ -22,33 +19,6 @@ def test_the_first_steps_are_left_out(load: Import) -> None:
     assert run.ms == [250.0, 125.0]
     assert run.mean == 187.5
     assert run.seconds == 1.875
-
-
-def test_profiles_credit_the_callers(load: Import) -> None:
-    profile = load("step_profile")
-    ours = str(Path(importlib.import_module("autopeft.hybrid").__file__ or ""))
-    bert = str(Path(importlib.import_module("transformers").__file__ or ""))
-    a, b = (ours, 5, "forward"), (bert, 9, "forward")
-    table = {
-        a: (4, 4, 0.2, 1.0, {}),
-        b: (2, 2, 0.1, 0.5, {}),
-        ("~", 0, "<built-in method torch._C._nn.linear>"): (
-            6,
-            6,
-            0.5,
-            0.5,
-            {a: (4, 4, 0.4, 0.4), b: (2, 2, 0.1, 0.1)},
-        ),
-        ("~", 0, "<built-in method builtins.len>"): (4, 4, 0.1, 0.1, {a: (4, 4, 0.1, 0.1)}),
-    }
-    rows, called = profile.python_rows(SimpleNamespace(stats=table), 1.0, 2)
-    assert [(r.group, round(r.share, 3), r.calls) for r in rows] == [
-        ("autopeft", 0.3, 2),
-        ("transformers", 0.1, 1),
-    ]
-    assert called == pytest.approx({"autopeft": 0.4, "transformers": 0.1})
-    assert profile.group_of(torch.nn.__file__) == "torch"
-    assert profile.group_of(json.__file__) == "other"
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@
 
 k is the first trained layer: every side trains the layers k to the last, and the head. A figure is the mean
 of one run's steps in CPU milliseconds, the first steps left out; the table shows median, minimum and maximum
-over the repeats, in which the sides take turns. `--profile` also profiles steps of ours (`step_profile.py`).
+over the repeats, in which the sides take turns. `--profile` also profiles steps of ours
+(`lib/step_profile.py`).
 
 Ours starts from an empty cache. What it computes once and keeps for all later trials (hidden states below k)
 falls into a first run that is not counted; what that run cost more than the others stands in the last column.
@@ -55,7 +56,7 @@ from lib.obvious import (
     quiet,
     tokenised,
 )
-from step_profile import Profile, Windows, show_profile
+from lib.step_profile import Profile, Windows, show_profile
 from transformers import set_seed
 
 from autopeft import Recipe, load_task

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from autopeft.tasks.kinds.language_model import LanguageModel
@@ -19,6 +21,12 @@ class Decoder(LanguageModel):
 
     auto_class = AutoModelForCausalLM
     peft_task_type = "CAUSAL_LM"
+
+    def reads(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """See `LanguageModel.reads`. Labels may go on behind the tokens that are read: what stands there is
+        predicted, and predicts nothing."""
+        read = super().reads(batch)
+        return None if read is None else read[:, : batch["input_ids"].shape[1]]
 
     def refused(self, spec: BackboneSpec, model: str) -> str | None:
         """See `TaskKind.refused`: in layers that see both directions each token would see itself."""

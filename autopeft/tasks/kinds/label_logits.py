@@ -13,15 +13,17 @@ from torch.nn import functional as F
 from autopeft.errors import UsageError
 from autopeft.injection.frames import reading
 
-__all__ = ["LABEL_WORDS", "READ_AT", "label_logits", "position_in", "read_words"]
+__all__ = ["LABEL_WORDS", "READ_AT", "label_logits", "read_in", "read_words"]
 
 READ_AT, LABEL_WORDS = "read_at", "label_words"
 """What a batch has of these: (B,), the place of a row's token among the row's own, and (B, classes)."""
 
 
-def position_in(batch: Mapping[str, Tensor]) -> Tensor:
-    """The place in the batch (B,) of the token of each row that is read, padding before rows counted."""
-    return batch["attention_mask"].argmax(dim=1) + batch[READ_AT]
+def read_in(batch: Mapping[str, Tensor]) -> Tensor:
+    """Where the token of each row is that is read, (B, L), padding before rows counted."""
+    mask = batch["attention_mask"]
+    position = mask.argmax(dim=1) + batch[READ_AT]
+    return torch.arange(mask.shape[1], device=mask.device) == position[:, None]
 
 
 def label_logits(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
@@ -29,8 +31,7 @@ def label_logits(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     has picked already stays."""
     if logits.ndim < 3:
         return logits
-    rows = torch.arange(len(logits), device=logits.device)[:, None]
-    return logits[rows, position_in(batch)[:, None], batch[LABEL_WORDS]]
+    return logits[read_in(batch)].gather(1, batch[LABEL_WORDS])
 
 
 @contextmanager
@@ -47,9 +48,7 @@ def read_words(model: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[None]:
         raise UsageError(
             f"{type(model).__name__} has no projection to a vocabulary: it is no language model."
         )
-    position, words = position_in(batch), batch[LABEL_WORDS][0]
-    positions = torch.zeros_like(batch["attention_mask"], dtype=torch.bool)
-    positions[torch.arange(len(position), device=position.device), position] = True
+    positions, words = read_in(batch), batch[LABEL_WORDS][0]
 
     def narrowed(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0][positions], *args[1:])

@@ -17,7 +17,7 @@ from autopeft.assets import ModelSource, load_config, resolve_model, unquantized
 from autopeft.backbones import spec_of
 from autopeft.errors import UsageError
 from autopeft.tasks.kinds.contract import TaskKind
-from autopeft.tasks.kinds.likelihoods import AnswerLoss, read_alone
+from autopeft.tasks.kinds.likelihoods import AnswerLoss, predicting, read_alone
 from autopeft.tasks.kinds.loss import Loss
 from autopeft.tasks.table import RawRows
 
@@ -122,6 +122,11 @@ class LanguageModel(TaskKind):
     def loss(self, names: Sequence[str], class_weights: Sequence[float] | None = None) -> Loss:
         return AnswerLoss(self.ahead)
 
+    def reads(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """The positions that predict a learnt token."""
+        return predicting(batch["labels"], self.ahead) if "labels" in batch else None
+
     def reading(self, model: torch.nn.Module, batch: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
         """Only positions that predict a learnt token go through the vocabulary's projection."""
-        return read_alone(model, batch["labels"], self.ahead) if "labels" in batch else nullcontext()
+        read = self.reads(batch)
+        return nullcontext() if read is None else read_alone(model, read)

@@ -19,12 +19,20 @@ from autopeft.tasks.kinds.answers import IGNORED
 from autopeft.tasks.kinds.loss import Loss
 from autopeft.tasks.kinds.metric import Metric
 
-__all__ = ["LIKELIHOOD", "TOKEN_ACCURACY", "AnswerLoss", "read_alone", "row_likelihoods", "token_loss"]
+__all__ = [
+    "LIKELIHOOD",
+    "TOKEN_ACCURACY",
+    "AnswerLoss",
+    "predicting",
+    "read_alone",
+    "row_likelihoods",
+    "token_loss",
+]
 
 Numbers = NDArray[Any]
 
 
-def _reading(labels: Tensor, ahead: int) -> Tensor:
+def predicting(labels: Tensor, ahead: int) -> Tensor:
     """The positions (B, L) whose logits predict a learnt token, which stands `ahead` positions after."""
     read = labels != IGNORED
     if ahead:
@@ -36,7 +44,7 @@ def _reading(labels: Tensor, ahead: int) -> Tensor:
 def _read(logits: Tensor, labels: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
     """Logits (N, vocabulary) in fp32 of the N learnt tokens, and these (N,)."""
     if logits.ndim == 3:
-        logits = logits[_reading(labels, ahead)]
+        logits = logits[predicting(labels, ahead)]
     wanted = labels[:, ahead:]
     return logits.float(), wanted[wanted != IGNORED]
 
@@ -61,7 +69,7 @@ class AnswerLoss(Loss):
     def each(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Of each row the mean over its learnt tokens; 0 where it has none."""
         logits, wanted = _read(logits, labels, self.ahead)
-        read = _reading(labels, self.ahead)
+        read = predicting(labels, self.ahead)
         rows, counts = read.nonzero()[:, 0], read.sum(dim=1).clamp(min=1)
         losses = F.cross_entropy(logits, wanted, reduction="none")
         return losses.new_zeros(len(labels)).index_add(0, rows, losses) / counts
@@ -72,10 +80,9 @@ class AnswerLoss(Loss):
 
 
 @contextmanager
-def read_alone(model: nn.Module, labels: Tensor, ahead: int = 1) -> Iterator[None]:
-    """Within, the vocabulary's projection computes the positions alone that predict a learnt token of labels
-    (B, L): logits are (N, vocabulary). At 135M parameters that matrix is the largest part of a step. `ahead`
-    is as in `AnswerLoss`.
+def read_alone(model: nn.Module, read: Tensor) -> Iterator[None]:
+    """Within, the vocabulary's projection computes these positions (B, L) alone: logits are (N, vocabulary).
+    At 135M parameters that matrix is the largest part of a step.
 
     Raises:
         UsageError: the model has no such projection.
@@ -85,7 +92,6 @@ def read_alone(model: nn.Module, labels: Tensor, ahead: int = 1) -> Iterator[Non
         raise UsageError(
             f"{type(model).__name__} has no projection to a vocabulary: it is no language model."
         )
-    read = _reading(labels, ahead)
 
     def narrowed(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0][read], *args[1:])
@@ -104,7 +110,7 @@ def row_likelihoods(logits: Tensor, labels: Tensor, ahead: int = 1) -> Numbers:
     logits, wanted = _read(logits, labels, ahead)
     losses = F.cross_entropy(logits, wanted, reduction="none").double().cpu().numpy()
     right = (logits.argmax(dim=-1) == wanted).cpu().numpy()
-    rows = _reading(labels, ahead).nonzero()[:, 0].cpu().numpy()
+    rows = predicting(labels, ahead).nonzero()[:, 0].cpu().numpy()
     counted = [
         np.bincount(rows, weights=w, minlength=len(labels)) for w in (losses, np.ones(len(rows)), right)
     ]

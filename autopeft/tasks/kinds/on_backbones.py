@@ -69,9 +69,13 @@ class OnBackbones:
         """
         return nullcontext()
 
-    def read_at(self, batch: Mapping[str, Tensor]) -> Tensor | None:
-        """The one position (rows,) of each row that goes into its logits, where a batch says it; `None` where
-        the head finds it."""
+    def reads(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """The positions (B, L) of what the model's last stack reads whose logits go to the loss or to
+        `outputs`; nothing else needs those of the others. `None`: all of them, or it is not known.
+
+        Args:
+            batch: as in `inputs`.
+        """
         return None
 
     def average(self) -> Callable[[Tensor, int], Tensor] | None:

@@ -18,7 +18,7 @@ from autopeft.errors import TaskError, UsageError
 from autopeft.tasks.kinds.classification import Classification
 from autopeft.tasks.kinds.cloze import EncodedCloze, cut_rows, encode_cloze, word_tokens
 from autopeft.tasks.kinds.kind_options import told_name
-from autopeft.tasks.kinds.label_logits import label_logits, position_in, read_words
+from autopeft.tasks.kinds.label_logits import label_logits, read_in, read_words
 from autopeft.tasks.kinds.registry import register_options
 from autopeft.tasks.kinds.verbaliser import EXAMPLES, LabelWords, Template
 
@@ -42,6 +42,7 @@ class Verbalised(Classification):
     """
 
     new_head = False
+    pooled = False  # the batch says which position is read
 
     def __init__(self, words: LabelWords, template: Template | None) -> None:
         self._words, self._template = words, template
@@ -203,9 +204,9 @@ class Verbalised(Classification):
         """The logits (rows, classes) of the label words where the word is predicted."""
         return label_logits(super().logits_of(output, batch), batch)
 
-    def read_at(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+    def reads(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         """The mask, or the last token, of each row."""
-        return position_in(batch)
+        return read_in(batch)
 
     def reading(self, model: torch.nn.Module, batch: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
         """One position of each row goes through the vocabulary's projection, for the label words alone."""

@@ -39,7 +39,7 @@ def test_peft_trains_as_many_parameters_as_we_do(recipe: Recipe) -> None:
     model = tiny_bert()
     spec = spec_of(model.config)
     words = peft_words(recipe, spec)
-    wrapped = obvious._say_in_peft(model, words)
+    wrapped = obvious.say_in_peft(model, words)
     modules = [n for n, p in wrapped.named_parameters() if p.requires_grad and "modules_to_save" not in n]
     trained = sum(p.numel() for n, p in wrapped.named_parameters() if n in modules)
     assert trained == count(recipe, spec).deployed

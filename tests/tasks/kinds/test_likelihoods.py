@@ -20,6 +20,7 @@ from autopeft.tasks.kinds.likelihoods import (
     LIKELIHOOD,
     TOKEN_ACCURACY,
     AnswerLoss,
+    predicting,
     read_alone,
     row_likelihoods,
     token_loss,
@@ -90,7 +91,7 @@ def test_micro_batches_add_up(name: str, micro_rows: int) -> None:
 def test_the_narrowed_projection_gives_the_same_logits(name: str) -> None:
     model, batch = tiny_model(name), batch_of()
     whole = logits_of(model, batch)
-    with read_alone(model, batch["labels"]):
+    with read_alone(model, predicting(batch["labels"], 1)):
         alone = logits_of(model, batch)
     read = torch.nn.functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1))
     assert alone.shape == (int(read.sum()), whole.shape[-1])
@@ -101,7 +102,7 @@ def test_the_narrowed_projection_gives_the_same_logits(name: str) -> None:
 def test_what_has_no_vocabulary_is_refused() -> None:
     with (
         pytest.raises(UsageError, match="no projection to a vocabulary"),
-        read_alone(tiny_model("bert"), batch_of()["labels"]),
+        read_alone(tiny_model("bert"), predicting(batch_of()["labels"], 1)),
     ):
         pass
 

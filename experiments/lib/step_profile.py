@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lib.measuring import show
 
 import autopeft
+from lib.measuring import show
 
 __all__ = ["THRESHOLD", "Profile", "Row", "Windows", "group_of", "python_rows", "show_profile"]
 
