@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -66,8 +65,6 @@ class ReadRows:
     def of(self, mask: Tensor, read: Tensor | None = None) -> Iterator[None]:
         """Within, forwards of a batch with this mask (B, L) are narrowed.
 
-        Inside the sites' own hooks: what acts on a site sees full tensors, as ever.
-
         Args:
             read: the positions (B, L) that are read, where there is no reader; where these are nearly all,
                 or are not given, nothing is narrowed.
@@ -77,11 +74,7 @@ class ReadRows:
             yield
             return
         position = position + self.reserved
-        handles: list[Any] = []
-        for entry, exit_ in self._narrowed:
-            span = _Span(position)
-            for module in dict.fromkeys((entry, exit_)):
-                handles.append(_Narrow(module, span, enters=module is entry, leaves=module is exit_))
+        handles: list[Any] = self._at_one(position) if self.reader else self._at_several(position)
         with _our_attention(self._configs, self._attentions) as ours:
             for attention in self._attentions if ours else ():
                 ask = partial(_ask, position)
@@ -91,6 +84,20 @@ class ReadRows:
             finally:
                 for handle in reversed(handles):
                     handle.remove()
+
+    def _at_one(self, position: Position) -> list[Any]:
+        """Inside the sites' own hooks, one narrow row meets what they see whole: it stands for each."""
+        handles: list[Any] = []
+        for entry, exit_ in self._narrowed:
+            narrow = _Narrow(position)
+            handles.append(entry.register_forward_pre_hook(narrow.enter, with_kwargs=True))
+            handles.append(exit_.register_forward_hook(narrow.leave, prepend=True))
+        return handles
+
+    def _at_several(self, position: Position) -> list[Any]:
+        """Inside the modules themselves, so that all hooks see whole rows."""
+        modules = dict.fromkeys(module for pair in self._narrowed for module in pair)
+        return [_Several(module, position) for module in modules]
 
     def _position(self, mask: Tensor, read: Tensor | None) -> Position | None:
         """Which positions of the text are read."""
@@ -136,36 +143,49 @@ def _our_attention(configs: Sequence[Any], attentions: Sequence[nn.Module]) -> I
             config._attn_implementation = {"": name}
 
 
-@dataclass
-class _Span:
-    """What begins at one module and ends at another, or at the same: the positions that it is computed for,
-    and of how many."""
-
-    position: Position
-    length: int = 0
-
-
-class _Narrow(Replacing):
-    """From all positions to the read ones at the entry, back again at the exit; not while the bare backbone
+class _Narrow:
+    """From all positions to the read one at the entry, back again at the exit; not while the bare backbone
     runs before a hybrid, which reads all that comes of it."""
 
-    def __init__(self, module: nn.Module, span: _Span, *, enters: bool, leaves: bool) -> None:
+    def __init__(self, position: Position) -> None:
+        self.position = position
+        self._length = 0
+
+    def enter(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if frames.bare:
+            return args, kwargs
+        x = first_input(args, kwargs)
+        self._length = x.shape[1]
+        return with_input(args, kwargs, take(x, self.position, 1))
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if frames.bare:
+            return output
+        return _spread_first(output, self.position, self._length)
+
+
+class _Several(Replacing):
+    """A module that is computed for several positions of each row; not while the bare backbone runs."""
+
+    def __init__(self, module: nn.Module, position: Position) -> None:
         super().__init__(module)
-        self.span, self.enters, self.leaves = span, enters, leaves
+        self.position = position
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if frames.bare:
             return self.plain(*args, **kwargs)
-        if self.enters:
-            x = first_input(args, kwargs)
-            self.span.length = x.shape[1]
-            args, kwargs = with_input(args, kwargs, take(x, self.span.position, 1))
-        output = self.plain(*args, **kwargs)
-        if not self.leaves:
-            return output
-        y: Tensor = output[0] if isinstance(output, tuple) else output
-        full = spread(y, self.span.position, self.span.length, 1)
-        return (full, *output[1:]) if isinstance(output, tuple) else full
+        x = first_input(args, kwargs)
+        args, kwargs = with_input(args, kwargs, take(x, self.position, 1))
+        return _spread_first(self.plain(*args, **kwargs), self.position, x.shape[1])
+
+
+def _spread_first(output: Any, position: Position, length: int) -> Any:
+    """What a module returns, its states (the first of several things) spread out again."""
+    y: Tensor = output[0] if isinstance(output, tuple) else output
+    full = spread(y, position, length, 1)
+    return (full, *output[1:]) if isinstance(output, tuple) else full
 
 
 def reader_of(

@@ -9,7 +9,7 @@ from support.tiny import randomise
 from torch import Tensor, nn
 
 from autopeft.hybrid import Hybrid, attach
-from autopeft.injection.rows import ReadRows, last_layer_is_rowwise, reader_of
+from autopeft.injection.rows import ReadRows, last_layer_is_rowwise, reader_of, some_of
 from autopeft.recipe import Recipe
 from autopeft.training.losses import logits_of
 
@@ -68,6 +68,34 @@ def test_what_the_head_sees_is_exact(name: str, case: str) -> None:
     for parameter, gradient in expected.items():
         torch.testing.assert_close(got[parameter], gradient, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(logits_of(hybrid.model, batch), logits, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("case", ["lora", "adapters", "houlsby", "prefix-ia3"])
+def test_several_positions_are_exact_too(name: str, case: str) -> None:
+    """Rows of which fewer are read than of others as well; what acts inside of an FFN sees whole rows."""
+    if name == "gemma2" and case == "adapters":
+        case = "houlsby"
+    hybrid = attached(name, recipe(CASES[case]))
+    batch = encoded_rows(name).collate(list(range(12)))
+    mask = batch["attention_mask"]
+    read = torch.zeros_like(mask, dtype=torch.bool)
+    read[:, 0] = read[::2, 1] = True
+    read[torch.arange(len(mask)), mask.sum(1) - 1] = True
+    logits, expected = gradients(hybrid, batch)
+    with ReadRows(hybrid.injection.base, hybrid.injection.layout.stacks[-1], None, 0).of(mask, read):
+        narrow, got = gradients(hybrid, batch)
+    torch.testing.assert_close(narrow, logits, atol=1e-6, rtol=1e-5)
+    for parameter, gradient in expected.items():
+        torch.testing.assert_close(got[parameter], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_where_nearly_all_are_read_nothing_is_narrowed() -> None:
+    read = torch.tensor([[True, False, True, True], [False, False, True, False]])
+    assert some_of(read[:, 2:]) is None
+    found = some_of(torch.cat([read, torch.zeros_like(read)], dim=1))
+    assert found is not None
+    assert found.tolist() == [[0, 2, 3], [2, 0, 1]], "all differ"
 
 
 @pytest.mark.parametrize("name", FAMILIES)

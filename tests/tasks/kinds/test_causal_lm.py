@@ -129,7 +129,7 @@ def test_the_cached_trunk_gives_the_same(backbone: str, data: EncodedTask) -> No
         forward = shortest_forward(hybrid, data, TrainingPlan(steps=1), dropout=False)
         assert forward.trunk is not None
         assert forward.trunk.depths == {"decoder": 2}
-        assert forward.rows is None
+        assert forward.rows is not None, "a few tokens are learnt"
         wanted, gradients = loss_and_gradients(hybrid, Forward(hybrid.model), data)
         found, own = loss_and_gradients(hybrid, forward, data)
         assert found == pytest.approx(wanted, rel=1e-3), "states are kept in fp16"
