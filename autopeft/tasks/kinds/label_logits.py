@@ -28,9 +28,18 @@ def read_in(batch: Mapping[str, Tensor]) -> Tensor:
 
 def label_logits(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     """Logits (B, classes) of the label words, of those (B, L, vocabulary) of all positions; what `read_words`
-    has picked already stays."""
-    if logits.ndim < 3:
+    has picked already stays.
+
+    Raises:
+        UsageError: they are of neither form.
+    """
+    if logits.shape == batch[LABEL_WORDS].shape:
         return logits
+    if logits.shape[:2] != batch["attention_mask"].shape or logits.ndim != 3:
+        raise UsageError(
+            f"A language model has logits of its whole vocabulary at each position, but got the shape "
+            f"{tuple(logits.shape)} for {tuple(batch['attention_mask'].shape)} tokens; take another model."
+        )
     return logits[read_in(batch)].gather(1, batch[LABEL_WORDS])
 
 
@@ -38,7 +47,8 @@ def label_logits(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
 def read_words(model: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[None]:
     """Within, the vocabulary's projection computes the read position of each row and the label words alone:
     logits are (B, classes). Where something acts on its logits, it computes the whole vocabulary there, and
-    the label words are picked afterwards.
+    the label words are picked afterwards. Of a model that predicts by no such map of its own (DeBERTa's
+    multiplies by the embeddings) all logits are computed, for `label_logits` to pick from.
 
     Raises:
         UsageError: the model has no such projection.
@@ -48,6 +58,9 @@ def read_words(model: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[None]:
         raise UsageError(
             f"{type(model).__name__} has no projection to a vocabulary: it is no language model."
         )
+    if project.weight.shape[0] < model.config.get_text_config().vocab_size:  # type: ignore[union-attr]
+        yield
+        return
     positions, words = read_in(batch), batch[LABEL_WORDS][0]
 
     def narrowed(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
