@@ -1,4 +1,4 @@
-"""Tags of words, and several labels, on the command line: searched, resumed, scored and asked."""
+"""Tags of words, and several labels, on the command line: searched or trained, scored and asked."""
 
 from __future__ import annotations
 
@@ -13,8 +13,16 @@ from support.saved_model import save_backbone
 from support.several_labels import write_labelled
 from support.words import write_tagged
 
+LORA = """\
+autopeft: 2
+name: lora
+layers:
+  - at: all
+    attach:
+      - lora: {rank: 2}
+"""
 SMALL = (
-    "--budget", "20%", "--effort", "quick", "--trials", "2", "--steps", "12", "--batch-size", "8",
+    "--budget", "20%", "--effort", "quick", "--trials", "1", "--steps", "6", "--batch-size", "8",
     "--max-length", "24", "--workers", "0", "--baselines", "head",
 )  # fmt: skip
 
@@ -41,8 +49,6 @@ def test_words(place: Path) -> None:
     assert "entity_f1" in done.stdout
     manifest = json.loads((place / "tags" / "manifest.json").read_text())
     assert manifest["data"]["kind"] == "token_classification"
-    again = run(place, "search", "--resume", "tags", "--trials", "3")
-    assert again.returncode == 0, again.stderr
     scored = run(place, "evaluate", "tags", "--split", "select")
     assert scored.returncode == 0, scored.stderr
     assert "Entities of each type" in scored.stdout
@@ -51,8 +57,6 @@ def test_words(place: Path) -> None:
     tagged, text = asked.stdout.rstrip("\n").split("\t")
     assert text == "a good great film"
     assert [part.partition("/")[0] for part in tagged.split()] == text.split()
-    shown = run(place, "report", "tags")
-    assert shown.returncode == 0, shown.stderr
 
 
 def test_a_row_whose_tags_do_not_fit_is_one_sentence(place: Path) -> None:
@@ -65,8 +69,9 @@ def test_a_row_whose_tags_do_not_fit_is_one_sentence(place: Path) -> None:
 
 
 def test_several_labels(place: Path) -> None:
-    label = ("--label", "praise,blame,film")
-    done = run(place, "search", "--task", "labels.csv", *label, "--model", "bert", *SMALL, "--out", "several")
+    (place / "lora.yaml").write_text(LORA)
+    data = ("--task", "labels.csv", "--label", "praise,blame,film", "--model", "bert", "--max-length", "24")
+    done = run(place, "train", "--recipe", "lora.yaml", *data, "--steps", "12", "--out", "several")
     assert done.returncode == 0, done.stderr
     assert "micro_f1" in done.stdout
     asked = run(place, "predict", "several", "--text", "a great film", "--json")

@@ -83,11 +83,12 @@ LONG = (
     "tests/search/test_untrained.py",
     "tests/tasks/kinds/test_multiple_choice.py::test_a_recipe_is_trained_and_used",
     "tests/tasks/kinds/test_multiple_choice.py::test_a_search",
-    *(
-        f"tests/tasks/kinds/test_{kind}.py::test_{what}"
-        for kind in ("token_classification", "multi_label")
-        for what in ("a_recipe_is_trained_and_used", "a_search", "the_trainer_trains_a_hybrid")
-    ),
+    "tests/tasks/kinds/test_multi_label.py::test_a_recipe_is_trained_and_used",
+    "tests/tasks/kinds/test_multi_label.py::test_a_search",
+    "tests/tasks/kinds/test_multi_label.py::test_the_trainer_trains_a_hybrid",
+    "tests/tasks/kinds/test_token_classification.py::test_a_recipe_is_trained_and_used",
+    "tests/tasks/kinds/test_token_classification.py::test_a_search_that_was_killed_goes_on",
+    "tests/tasks/kinds/test_token_classification.py::test_the_trainer_trains_a_hybrid",
     "experiments/tests/lib/test_surrogate.py",
     "experiments/tests/test_composition_matrix.py",
     "experiments/tests/test_width.py",

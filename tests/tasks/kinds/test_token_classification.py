@@ -22,6 +22,9 @@ from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
 from autopeft.report.html import write_report
 from autopeft.runs.folder import load_run
+from autopeft.runs.records import TrialRecord
+from autopeft.search.api import search
+from autopeft.search.core.events import SilentReporter
 from autopeft.tasks import EncodedTask, Task, load_task
 from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_kind, get_metric, kind_of_model
@@ -314,13 +317,23 @@ def test_a_long_row_has_no_tags_at_its_end(place: Path, tmp_path: Path) -> None:
     assert KIND.line(said).endswith("good/? good/? good/?")
 
 
-def test_a_search(place: Path, tmp_path: Path) -> None:
+class Dies(SilentReporter):
+    """Ends the search, as far as it can tell like a killed process, when a trial has ended."""
+
+    def on_trial_end(self, record: TrialRecord, best: float | None, remaining: float | None) -> None:
+        raise RuntimeError("killed")
+
+
+def test_a_search_that_was_killed_goes_on(place: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "budget": "20%", "task": str(place / "data.jsonl"), "model": str(place / "bert"), "max_length": 32,
         "trials": 2, "steps": 6, "confirm_seeds": 2, "workers": 0, "out": str(tmp_path / "run"),
         "baselines": "lora,head",
     }  # fmt: skip
-    found = autopeft.search(**options)
+    with pytest.raises(RuntimeError, match="killed"):
+        search(**options, reporter=Dies())
+    found = search(resume=options["out"], workers=0)
+    assert len(found.trials) == 2
     assert found.test_mean is not None
     assert {b.name for b in found.baselines} >= {"head only"}
     assert found.samples
