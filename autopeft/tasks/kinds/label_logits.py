@@ -58,7 +58,8 @@ def read_words(model: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[None]:
         raise UsageError(
             f"{type(model).__name__} has no projection to a vocabulary: it is no language model."
         )
-    if project.weight.shape[0] < model.config.get_text_config().vocab_size:  # type: ignore[union-attr]
+    config: Any = model.config
+    if project.weight.shape[0] < config.get_text_config().vocab_size:
         yield
         return
     positions, words = read_in(batch), batch[LABEL_WORDS][0]

@@ -297,10 +297,16 @@ def test_a_recipe_is_trained_saved_and_asked(name: str, tmp_path: Path) -> None:
 
 
 def test_rows_with_some_of_the_classes_are_scored(tmp_path: Path) -> None:
+    three = Path("data.csv").read_text() + "".join(f"the story {'a ' * i},so\n" for i in range(40))
+    (tmp_path / "three.csv").write_text(three)
     found = autopeft.train(
-        recipe=recipe(LORA), task="data.csv", text="body", label="verdict", model="bert", steps=2,
-        label_words=WORDS, out=tmp_path / "run",
+        recipe=recipe(LORA), task=tmp_path / "three.csv", text="body", label="verdict", model="bert", steps=2,
+        label_words={"no": "bad", "so": "dull", "yes": "good"}, out=tmp_path / "run",
     )  # fmt: skip
+    for seed in (None, 0):  # as a whole, and cut as for training
+        scored = autopeft.evaluate(found, task="data.csv", text="body", label="verdict", seed=seed)
+        assert scored.task.labels == ("no", "so", "yes")
+        assert scored.task.kind == found.task.kind
     (tmp_path / "some.csv").write_text("body,verdict\n" + "the good film,yes\nthe film,yes\n" * 6)
     scored = autopeft.evaluate(found, task=tmp_path / "some.csv", text="body", label="verdict")
     assert scored.rows == 12
