@@ -35,9 +35,10 @@ SAVED = 0.1
 
 
 def may_share(graph: CompositionGraph, stack: StackPlaces) -> bool:
-    """Whether all that acts in a stack does so position by position, and no prompts stand in front."""
+    """Whether all that acts in a stack does so position by position, no prompts stand in front, and no prefix
+    is made of the text."""
     return (
-        not any(e.traits.changes_length for e in graph.entries.values())
+        not any(e.traits.changes_length or e.traits.sees_text for e in graph.entries.values())
         and is_rowwise_on_logits(graph)
         and all(is_rowwise_in(graph, stack.map.name, layer) for layer in range(len(stack.layers)))
     )
