@@ -8,7 +8,7 @@ the head sees, and for its gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -25,8 +25,10 @@ from autopeft.injection.owners import configs_of
 from autopeft.injection.positions import Position, spread, take
 from autopeft.injection.regions import serves_itself
 from autopeft.injection.undispatched import dispatching
+from autopeft.method import Slot
+from autopeft.method.reserved import reserve
 
-__all__ = ["ReadRows", "Reader", "last_layer_is_rowwise", "reader_of"]
+__all__ = ["ReadRows", "Reader", "last_layer_is_rowwise", "read_position", "reader_of"]
 
 Reader = Literal["first", "last"]
 
@@ -43,11 +45,14 @@ class ReadRows:
         base: the base model.
         stack: the stack that the head reads.
         reader: which position: the `first` or the `last` token.
-        reserved: prompt rows in front of the text.
+        slots: gives the rows that prompts have in the sequence; asked in each forward, as a further one of a
+            step may be without some.
     """
 
-    def __init__(self, base: nn.Module, stack: StackPlaces, reader: Reader, reserved: int) -> None:
-        self.reader, self.reserved = reader, reserved
+    def __init__(
+        self, base: nn.Module, stack: StackPlaces, reader: Reader, slots: Callable[[], Sequence[Slot]]
+    ) -> None:
+        self.reader, self.slots = reader, slots
         self._narrowed: list[tuple[nn.Module, nn.Module, _Narrow]] = []
         self._attentions: list[nn.Module] = []
         last = len(stack.layers) - 1
@@ -65,10 +70,7 @@ class ReadRows:
 
         Inside the sites' own hooks: what acts on a site sees full tensors, as ever.
         """
-        position: Position = self.reserved
-        if self.reader == "last":
-            positions = torch.arange(mask.shape[1], device=mask.device)
-            position = (mask * positions).argmax(dim=1) + self.reserved
+        position = read_position(self.reader, self.slots(), mask)
         handles = []
         for entry, exit_, narrow in self._narrowed:
             narrow.position = position
@@ -83,6 +85,25 @@ class ReadRows:
             finally:
                 for handle in handles:
                     handle.remove()
+
+
+def read_position(reader: Reader, slots: Sequence[Slot], mask: Tensor) -> Position:
+    """Where the token that a head reads lies among all positions, those of prompts included.
+
+    Args:
+        reader: which token of each text.
+        slots: the rows of prompts.
+        mask: (B, L), 1 at real tokens.
+    """
+    if reader == "first" and all(slot.anchor == "front" for slot in slots):
+        return sum(slot.length for slot in slots if slot.in_front)
+    token = torch.zeros(len(mask), dtype=torch.long, device=mask.device)
+    if reader == "last":
+        token = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
+    reserved = reserve(slots, mask, mask.shape[1])
+    if reserved.kept is None:
+        return token + reserved.count
+    return reserved.kept.expand(len(mask), -1).gather(1, token[:, None])[:, 0]
 
 
 def _ask(
@@ -135,14 +156,14 @@ class _Narrow:
         return (full, *output[1:]) if isinstance(output, tuple) else full
 
 
-def reader_of(layer: nn.Module, logits: Any, mask: Tensor, reserved: int) -> Reader | None:
+def reader_of(layer: nn.Module, logits: Any, mask: Tensor, slots: Sequence[Slot]) -> Reader | None:
     """Which position of a layer's output the head reads, found from the gradient of the logits.
 
     Args:
         layer: the last layer of the stack that the head reads.
         logits: computes the logits of a batch with `mask`; called once.
         mask: (B, L), rows of different lengths, padded on the right.
-        reserved: prompt rows in front of the text.
+        slots: the rows that prompts have in that output.
     """
     seen: list[Tensor] = []
 
@@ -162,19 +183,15 @@ def reader_of(layer: nn.Module, logits: Any, mask: Tensor, reserved: int) -> Rea
     if gradient is None:
         return None
     read = gradient.abs().sum(-1) != 0
-    return _matches(read, mask, reserved)
+    return _matches(read, mask, slots)
 
 
-def _matches(read: Tensor, mask: Tensor, reserved: int) -> Reader | None:
+def _matches(read: Tensor, mask: Tensor, slots: Sequence[Slot]) -> Reader | None:
     rows = torch.arange(len(mask), device=mask.device)
-    lengths = mask.sum(1)
-    candidates: Sequence[tuple[Reader, Tensor]] = (
-        ("first", torch.zeros_like(lengths)),
-        ("last", lengths - 1),
-    )
-    for name, position in candidates:
+    readers: Sequence[Reader] = ("first", "last")
+    for reader in readers:
         only = torch.zeros_like(read)
-        only[rows, position + reserved] = True
+        only[rows, read_position(reader, slots, mask)] = True
         if torch.equal(read, only):
-            return name
+            return reader
     return None
