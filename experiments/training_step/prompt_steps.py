@@ -3,12 +3,13 @@
 Both sides train by `autopeft.training.train` on batches of the same texts, from layer 0; nothing is kept of
 layers that are untouched. The texts of LoRA's side have as many tokens more as the method has rows in front
 of them (or keys and values, where it is a prefix), their own ones again, right behind the first token. A
-method with phases has a row for each. The search of one that holds rows out takes batches of its own.
+method with phases has a row for each. Where a phase holds rows out, LoRA trains on the others alone as well.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -21,16 +22,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from lib.measuring import interleave, note, ratios, show, summarise
+from lib.measuring import note, ratios, rotated, show, summarise
 from step_profile import Profile, Windows
 
 from autopeft import Recipe
 from autopeft.hybrid import attach
-from autopeft.method import Call, Context, get_method, method_names, reserved_rows
+from autopeft.method import Call, Context, Phase, get_method, method_names, reserved_rows
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.training import train
 from autopeft.training.modes import head_kept
 from autopeft.training.phases import stages_of
+from autopeft.training.rows import rows_apart
 
 __all__ = [
     "Part",
@@ -43,17 +45,28 @@ __all__ = [
 ]
 
 LIMIT = 1.5
-# What lies between the phases of XPrompt is no step: few rows will do for it.
-SETTINGS: Mapping[str, dict[str, Any]] = {"xprompt": {"examples": 4}}
+# What lies between the phases of XPrompt is no step: few rows will do for it. Beside 100 rows, the default of
+# SPoT and TPT, nothing else of a step could be seen.
+SETTINGS: Mapping[str, dict[str, Any]] = {
+    "spot": {"length": 20},
+    "tpt": {"length": 20},
+    "xprompt": {"examples": 4},
+}
 Runs = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
 class Part:
-    """A phase of a method's training: its name, and the method's rows in it."""
+    """A phase of a method's training: its name, the method's rows in it, and the share that it holds out."""
 
     phase: str
     rows: int
+    held_out: float = 0.0
+
+    @property
+    def beside(self) -> str:
+        """The LoRA that it is held against."""
+        return f"lora on {self.rows} tokens more" + (" of what a search learns from" if self.held_out else "")
 
 
 # What is trained
@@ -61,7 +74,8 @@ class Part:
 
 
 def soft_prompts(source: Path, width: int) -> dict[str, Recipe]:
-    """Every registered method that puts rows, or keys and values, in front of a text, with its defaults.
+    """Every registered method that puts rows, or keys and values, in front of a text, with its defaults but
+    for `SETTINGS`.
 
     Args:
         source: where a prompt lies for a method that starts from that of another training.
@@ -86,12 +100,18 @@ def soft_prompts(source: Path, width: int) -> dict[str, Recipe]:
 
 @contextmanager
 def stored_prompt(model: Any, length: int) -> Iterator[Path]:
-    """Within, a folder with a prompt of the model's own that nobody has trained."""
+    """Within, a folder with a prompt of the model's own that nobody has trained. A recipe's inputs lie below
+    the folder that one works in, which meanwhile is another."""
     recipe = Recipe.from_dict({"name": "source", "model": [{"prompt_tuning": {"length": length}}]})
+    before = Path.cwd()
     with tempfile.TemporaryDirectory(prefix="step-prompt-") as folder:
-        with attach(model, recipe, seed=0) as hybrid:
-            hybrid.save(Path(folder) / "source")
-        yield Path(folder) / "source"
+        os.chdir(folder)
+        try:
+            with attach(model, recipe, seed=0) as hybrid:
+                hybrid.save("source")
+            yield Path("source")
+        finally:
+            os.chdir(before)
 
 
 def rows_of(hybrid: Any) -> int:
@@ -153,7 +173,8 @@ def steps_of(
         def on_step(step: int, loss: float) -> None:
             ticks.append(time.process_time())
             if len(parts) < len(begun):
-                parts.append(Part(begun[-1][0], rows_of(hybrid)))
+                held_out = stages[len(parts)].phase.held_out
+                parts.append(Part(begun[-1][0], rows_of(hybrid), held_out))
             if told is not None:
                 told(step, loss)
 
@@ -170,20 +191,27 @@ def steps_of(
     return found, parts
 
 
-def lora(bench: Any, rows: int) -> Runs:
-    """Steps of LoRA of rank 8 on q and v, on texts that are longer by so many tokens."""
+def lora(bench: Any, part: Part) -> Runs:
+    """Steps of LoRA on q and v, on the rows of a part, whose texts are longer by its tokens."""
+    data, phase = lengthened(bench.data, part.rows), Phase(part.phase, held_out=part.held_out)
+    among, _ = rows_apart(data.train, bench.plan(1), phase)
+    if among is not None:
+        data = replace(data, splits={**data.splits, "train": data.train.take(among)})
+    return steps_of(bench, _lora_recipe(bench), data, bench.options.steps)[0]
+
+
+def _lora_recipe(bench: Any) -> Recipe:
     item = {"lora": {"sites": ["q", "v"], "rank": bench.options.rank}}
-    recipe = Recipe.from_dict({"name": "lora", "layers": [{"at": "all", "attach": [item]}]})
-    return steps_of(bench, recipe, lengthened(bench.data, rows), bench.options.steps)[0]
+    return Recipe.from_dict({"name": "lora", "layers": [{"at": "all", "attach": [item]}]})
 
 
 # The benchmark
 # ---------------------------------------------------------------------------------------------------------
 
 
-def measure_prompts(bench: Any, names: list[str]) -> list[dict[str, Any]]:
-    """A JSON-able row for each phase of each method; `names` are all where it is empty."""
-    options, width = bench.options, bench.model.config.hidden_size
+def measure_prompts(bench: Any, names: list[str]) -> Iterator[list[dict[str, Any]]]:
+    """After each repeat a JSON-able row for each phase of each method; `names` are all where it is empty."""
+    width = bench.model.config.hidden_size
     with stored_prompt(bench.model, _source_length()) as source:
         recipes = soft_prompts(source, width)
         if unknown := set(names) - set(recipes):
@@ -194,24 +222,25 @@ def measure_prompts(bench: Any, names: list[str]) -> list[dict[str, Any]]:
         variants: dict[str, Any] = {}
         for name in sorted(chosen, key=lambda name: most[name]):  # beside the LoRA that it is held against
             for part in outlines[name]:
-                variants.setdefault(_lora(part.rows), partial(lora, bench, part.rows))
+                variants.setdefault(part.beside, partial(lora, bench, part))
             variants[name] = partial(_alone, bench, chosen[name])
-        runs = interleave(variants, options.repeats, _tell)
-    return [_row(name, part, runs) for name in chosen for part in outlines[name]]
+        runs: dict[str, list[Runs]] = {name: [] for name in variants}
+        for repeat in range(bench.options.repeats):
+            for name in rotated(list(variants), repeat):
+                runs[name].append(variants[name]())
+                _tell(name, repeat, runs[name][-1])
+            yield [_row(name, part, runs) for name in chosen for part in outlines[name]]
 
 
 def _source_length() -> int:
     """Of the prompt that is stored: as long as what starts from it wants."""
-    wanting = [get_method(n) for n in method_names() if "artefacts" in get_method(n).traits.needs]
-    return max((int(method.Config().length) for method in wanting), default=1)
+    wanting = [name for name in method_names() if "artefacts" in get_method(name).traits.needs]
+    configs: list[Any] = [get_method(name).Config(**SETTINGS.get(name, {})) for name in wanting]
+    return max((int(config.length) for config in configs), default=1)
 
 
 def _alone(bench: Any, recipe: Recipe) -> Runs:
     return steps_of(bench, recipe, bench.data, bench.options.steps)[0]
-
-
-def _lora(rows: int) -> str:
-    return f"lora on {rows} tokens more"
 
 
 def _tell(name: str, repeat: int, found: Runs) -> None:
@@ -221,7 +250,7 @@ def _tell(name: str, repeat: int, found: Runs) -> None:
 
 def _row(name: str, part: Part, runs: Mapping[str, list[Runs]]) -> dict[str, Any]:
     own = [sum(run[part.phase]) / len(run[part.phase]) for run in runs[name]]
-    beside = [sum(ms) / len(ms) for run in runs[_lora(part.rows)] for ms in run.values()]
+    beside = [sum(ms) / len(ms) for run in runs[part.beside] for ms in run.values()]
     return {
         "method": name,
         "phase": part.phase,
@@ -241,7 +270,7 @@ def show_prompts(found: list[dict[str, Any]]) -> None:
         ratio = row["times_lora"]
         rows.append(
             (
-                f"{row['method']}, {row['phase']}" if several else row["method"],
+                f"{row['method']}, {row['phase'].split()[0]}" if several else row["method"],
                 row["rows"],
                 f"{row['ms_per_step']['median']:.0f}",
                 f"{row['lora_ms_per_step']['median']:.0f}",
@@ -258,8 +287,7 @@ def profile_prompt(bench: Any, name: str) -> Profile:
     windows = Windows(warm=bench.options.drop, steps=bench.options.profile_steps)
     recipe, data = None, bench.data
     if name.startswith("lora+"):
-        item = {"lora": {"sites": ["q", "v"], "rank": bench.options.rank}}
-        recipe = Recipe.from_dict({"name": "lora", "layers": [{"at": "all", "attach": [item]}]})
+        recipe = _lora_recipe(bench)
         data = lengthened(data, int(name.removeprefix("lora+")))
     with stored_prompt(bench.model, _source_length()) as source:
         recipe = recipe or soft_prompts(source, bench.model.config.hidden_size)[name]

@@ -24,7 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -379,8 +379,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def prompts_of(bench: Bench) -> dict[str, Any]:
-    """Prompts and prefixes beside LoRA, and with `--profile` the profiles of those that were named."""
+def prompts_of(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Prompts and prefixes beside LoRA, after each repeat; with `--profile` profiles of those named."""
     names, profiles = [name for name in bench.options.methods.split(",") if name], []
     os.environ[LIMIT_VARIABLE] = "0"  # nothing of the layers below a late prompt is kept
     with tempfile.TemporaryDirectory(prefix="step-cache-") as cache, cache_at(Path(cache)):
@@ -388,9 +388,8 @@ def prompts_of(bench: Bench) -> dict[str, Any]:
             profile = profile_prompt(bench, name)
             show_profile(profile, name)
             profiles.append({"method": name, **profile.to_dict()})
-        found = measure_prompts(bench, [name for name in names if not name.startswith("lora+")])
-    show_prompts(found)
-    return {"prompts": found, "profiles": profiles}
+        for found in measure_prompts(bench, [name for name in names if not name.startswith("lora+")]):
+            yield {"prompts": found, "profiles": profiles}
 
 
 def main() -> None:
@@ -407,7 +406,9 @@ def main() -> None:
     bench = make_bench(options)
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     if options.prompts:
-        write_json(options.out, {"settings": settings, **prompts_of(bench)})
+        for found in prompts_of(bench):
+            write_json(options.out, {"settings": settings, **found})
+        show_prompts(found["prompts"])
         return
     if too_high := [k for k in options.ks if k is not None and not 0 <= k < bench.layers]:
         raise SystemExit(f"k lies between 0 and {bench.layers - 1}, but got {too_high}.")

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 TEXTS = ("The film was", "What is the capital of France?", "Once upon a time there was a small")
 NEW = 12
+STD = {"aprompt-scores": 1.0}  # a product of two of its numbers is what acts
 Packaged = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
@@ -88,17 +89,18 @@ def test_the_same_is_written_with_a_cache_and_beside_other_rows(
             attach(model, recipe_of(case))
         return
     with attach(model, recipe_of(case), seed=0) as hybrid:
-        randomise(hybrid.root, std=0.1)
+        randomise(hybrid.root, std=STD.get(case, 0.1))
         model.eval()
         assert not torch.allclose(last_logits(model, prompts[0]), bare, atol=1e-2), "it acts"
-        alone = [written(model, [row], cached=False)[0] for row in prompts]
+        kept = not any(entry.traits.sees_text for entry in hybrid.graph.entries.values())
+        alone = [written(model, [row], cached=kept)[0] for row in prompts]
         assert len({tuple(row) for row in alone}) > 1
         assert written(model, prompts, cached=False) == alone
-        if any(entry.traits.sees_text for entry in hybrid.graph.entries.values()):
+        if kept:
+            assert written(model, prompts, cached=True) == alone
+        else:
             with pytest.raises(CompositionError, match=r"depends on the text, .* with use_cache=False"):
                 written(model, prompts, cached=True)
-        else:
-            assert written(model, prompts, cached=True) == alone
         writer = Writer(model, tokenizer, most=NEW)
         with torch.no_grad():
             answers = writer.sample(prompts, Generation())
