@@ -17,6 +17,7 @@ from autopeft.composition.contract import (
     refuse_alone,
 )
 from autopeft.composition.gate import Gate
+from autopeft.composition.pooling import is_of_the_source
 from autopeft.composition.registry import (
     composition_names,
     default_options,
@@ -51,6 +52,7 @@ __all__ = [
     "default_options",
     "get_composition",
     "is_composition",
+    "is_of_the_source",
     "nested",
     "one_after_the_other",
     "refuse_alone",

@@ -63,6 +63,9 @@ class Gate(nn.Module):
     def counts_padding(self) -> str:
         return "" if self.masked else "a gate with `masked: false`"
 
+    def pools(self, site: Site) -> bool:
+        return True
+
     @staticmethod
     def _linear(site: Site) -> nn.Linear:
         linear = nn.Linear(site.in_features, 1)

@@ -8,14 +8,19 @@ from autopeft.errors import CompositionError
 from autopeft.method import Call
 from autopeft.spec import Site
 
-__all__ = ["mean_over_positions", "real_positions"]
+__all__ = ["is_of_the_source", "mean_over_positions", "real_positions"]
 
-_OF_THE_SOURCE = ("cross_k", "cross_v")  # their input is what the encoder yields
+_OF_THE_SOURCE = ("cross_k", "cross_v")
+
+
+def is_of_the_source(site: Site) -> bool:
+    """Whether a site of a decoder reads what its encoder yields."""
+    return site.name in _OF_THE_SOURCE
 
 
 def real_positions(site: Site, call: Call) -> Tensor | None:
     """The mask (batch, positions) of what a site reads, 0 for padding; `None` where there is none."""
-    return call.context.source_mask if site.name in _OF_THE_SOURCE else call.context.mask
+    return call.context.source_mask if is_of_the_source(site) else call.context.mask
 
 
 def mean_over_positions(values: Tensor, site: Site, call: Call, what: str, *, masked: bool = True) -> Tensor:

@@ -125,6 +125,9 @@ class Route(nn.Module):
     def build(cls, children: Sequence[ChildSpec], options: dict[str, Any]) -> Route:
         return cls(children, options)
 
+    def pools(self, site: Site) -> bool:
+        return self.level == "sequence" and len(self.experts[site.key]) > 1
+
     def weights(self, site: Site, x: Tensor, call: Call) -> Tensor:
         """p of every expert: (batch, positions or 1, experts) from x (batch, positions, width), or (1,) where
         there is only one, which needs no router.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autopeft.injection.bind import Members
+from autopeft.injection.caching import allows_cache
 from autopeft.injection.frames import new_token
 from autopeft.injection.install import Injection
 from autopeft.injection.multi import LaneInjection, MultiInjection
@@ -17,6 +18,7 @@ __all__ = [
     "MultiInjection",
     "ParameterPatch",
     "Part",
+    "allows_cache",
     "changing",
     "new_token",
     "split_rows",

@@ -456,12 +456,15 @@ class Injection:
         place = self.places.get(f"{stack.map.name}-embeddings")
         entries = [e for e in self.graph.entries.values() if any(s.stack == stack.map.name for s in e.sites)]
         pad_id = self.layout.padding_id(self.base.config)
+        prompts = () if place is None else self._prompts(place)
+        wanting = {e.name for e in entries if BARE in e.traits.features}
+        asking = tuple(prompt for prompt in prompts if prompt.name in wanting)
         first = ((pad_id or 0) + 1) if self.layout.family.position_offset == "padding" else 0
         return RootHooks(
             stack.map,
             self.graph.spec,
             self.token,
-            () if place is None else self._prompts(place),
+            prompts,
             () if place is None else tuple(bind(self.graph, self.modules, place.site, "output")),
             keep=two and stack.map.name == "encoder",
             source=source if stack.map.name == "decoder" else None,
@@ -469,7 +472,8 @@ class Injection:
             dummy_id=1 if pad_id == 0 else 0,
             first_position=first,
             forwards=self.forwards,
-            prepass=any(BARE in e.traits.features for e in entries),
+            prepass=bool(wanting - {prompt.name for prompt in asking}),
+            asking=asking,
             sees_text=any(e.traits.sees_text for e in entries),
             tells=stack is self.layout.stacks[-1]
             and any("logits" in e.ways for e in self.graph.entries.values()),

@@ -9,7 +9,7 @@ gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -26,8 +26,10 @@ from autopeft.injection.owners import configs_of
 from autopeft.injection.positions import Position, spread, take
 from autopeft.injection.regions import Replacing, serves_itself
 from autopeft.injection.undispatched import dispatching
+from autopeft.method import Slot
+from autopeft.method.reserved import reserve
 
-__all__ = ["ReadRows", "Reader", "last_layer_is_rowwise", "reader_of", "some_of"]
+__all__ = ["ReadRows", "Reader", "last_layer_is_rowwise", "read_position", "reader_of", "some_of"]
 
 Reader = Literal["first", "last"]
 _MOST = 0.75
@@ -46,11 +48,14 @@ class ReadRows:
         base: the base model.
         stack: the stack that the head reads.
         reader: which position: the `first` or the `last` token; `None` where each batch names its own.
-        reserved: prompt rows in front of the text.
+        slots: gives the rows that prompts have in the sequence; asked in each forward, as a further one of a
+            step may be without some.
     """
 
-    def __init__(self, base: nn.Module, stack: StackPlaces, reader: Reader | None, reserved: int) -> None:
-        self.reader, self.reserved = reader, reserved
+    def __init__(
+        self, base: nn.Module, stack: StackPlaces, reader: Reader | None, slots: Callable[[], Sequence[Slot]]
+    ) -> None:
+        self.reader, self.slots = reader, slots
         self._narrowed: list[tuple[nn.Module, nn.Module]] = []
         self._attentions: list[nn.Module] = []
         last = len(stack.layers) - 1
@@ -73,7 +78,6 @@ class ReadRows:
         if position is None:
             yield
             return
-        position = position + self.reserved
         handles: list[Any] = self._at_one(position) if self.reader else self._at_several(position)
         with _our_attention(self._configs, self._attentions) as ours:
             for attention in self._attentions if ours else ():
@@ -100,13 +104,11 @@ class ReadRows:
         return [_Several(module, position) for module in modules]
 
     def _position(self, mask: Tensor, read: Tensor | None) -> Position | None:
-        """Which positions of the text are read."""
-        if self.reader == "first":
-            return 0
-        if self.reader == "last":
-            positions = torch.arange(mask.shape[1], device=mask.device)
-            return (mask * positions).argmax(dim=1)
-        return None if read is None else some_of(read)
+        """Which positions are read, of all that there are."""
+        if self.reader is not None:
+            return read_position(self.reader, self.slots(), mask)
+        tokens = None if read is None else some_of(read)
+        return None if tokens is None else _moved(tokens, self.slots(), mask)
 
 
 def some_of(read: Tensor) -> Tensor | None:
@@ -116,6 +118,30 @@ def some_of(read: Tensor) -> Tensor | None:
     if count > _MOST * read.shape[1]:
         return None
     return (~read).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
+
+
+def read_position(reader: Reader, slots: Sequence[Slot], mask: Tensor) -> Position:
+    """Where the token that a head reads lies among all positions, those of prompts included.
+
+    Args:
+        reader: which token of each text.
+        slots: the rows of prompts.
+        mask: (B, L), 1 at real tokens.
+    """
+    if reader == "first" and all(slot.anchor == "front" for slot in slots):
+        return sum(slot.length for slot in slots if slot.in_front)
+    token = torch.zeros(len(mask), dtype=torch.long, device=mask.device)
+    if reader == "last":
+        token = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
+    return _moved(token[:, None], slots, mask)[:, 0]
+
+
+def _moved(tokens: Tensor, slots: Sequence[Slot], mask: Tensor) -> Tensor:
+    """Where tokens (B, k) of the texts lie among all positions."""
+    reserved = reserve(slots, mask, mask.shape[1])
+    if reserved.kept is None:
+        return tokens + reserved.count
+    return reserved.kept.expand(len(mask), -1).gather(1, tokens)
 
 
 def _ask(
@@ -188,17 +214,14 @@ def _spread_first(output: Any, position: Position, length: int) -> Any:
     return (full, *output[1:]) if isinstance(output, tuple) else full
 
 
-def reader_of(
-    layer: nn.Module, logits: Any, mask: Tensor, reserved: int, told: Tensor | None = None
-) -> Reader | None:
+def reader_of(layer: nn.Module, logits: Any, mask: Tensor, slots: Sequence[Slot]) -> Reader | None:
     """Which position of a layer's output the head reads, found from the gradient of the logits.
 
     Args:
         layer: the last layer of the stack that the head reads.
         logits: computes the logits of a batch with `mask`; called once.
         mask: (B, L), rows of different lengths, padded on the right.
-        reserved: prompt rows in front of the text.
-        told: positions (B,) of the batch that its rows are said to be read at, if any are.
+        slots: the rows that prompts have in that output.
     """
     seen: list[Tensor] = []
 
@@ -218,21 +241,15 @@ def reader_of(
     if gradient is None:
         return None
     read = gradient.abs().sum(-1) != 0
-    return _matches(read, mask, reserved, told)
+    return _matches(read, mask, slots)
 
 
-def _matches(read: Tensor, mask: Tensor, reserved: int, told: Tensor | None) -> Reader | None:
+def _matches(read: Tensor, mask: Tensor, slots: Sequence[Slot]) -> Reader | None:
     rows = torch.arange(len(mask), device=mask.device)
-    lengths = mask.sum(1)
-    # What is told comes first: the two rows alone may be read at the same end by chance.
-    candidates: Sequence[tuple[Reader, Tensor]] = (
-        *(() if told is None else (("told", told),)),
-        ("first", torch.zeros_like(lengths)),
-        ("last", lengths - 1),
-    )
-    for name, position in candidates:
+    readers: Sequence[Reader] = ("first", "last")
+    for reader in readers:
         only = torch.zeros_like(read)
-        only[rows, position + reserved] = True
+        only[rows, read_position(reader, slots, mask)] = True
         if torch.equal(read, only):
-            return name
+            return reader
     return None

@@ -20,6 +20,7 @@ from autopeft.backbones import StackMap
 from autopeft.composition import Child
 from autopeft.errors import CompositionError, UsageError
 from autopeft.injection.bind import BoundModule, made_by
+from autopeft.injection.caching import moving
 from autopeft.injection.frames import CONTEXT, FEATURES, frames
 from autopeft.injection.threads import Forwards
 from autopeft.method import BARE, Call, Context, Reserved, Slot
@@ -47,7 +48,8 @@ class RootHooks:
         dummy_id: an id that is not padding.
         first_position: the first explicit position id.
         forwards: counts the threads that are inside.
-        prepass: whether the bare backbone runs first, for what its last hidden states tell.
+        prepass: whether the bare backbone always runs first, for what its last hidden states tell.
+        asking: prompts that are made of these; it runs first where one has rows.
         sees_text: whether a prompt depends on the text.
         tells: whether something acts on the logits behind this stack, and is told of the forward.
     """
@@ -64,6 +66,7 @@ class RootHooks:
     first_position: int = 0
     forwards: Forwards = field(default_factory=lambda: Forwards("a hybrid"))
     prepass: bool = False
+    asking: tuple[BoundModule, ...] = ()
     sees_text: bool = False
     tells: bool = False
 
@@ -105,8 +108,10 @@ class RootHooks:
     def _features(
         self, module: nn.Module, inputs: dict[str, Any], known: Collection[str]
     ) -> dict[str, Tensor]:
-        """What the bare backbone makes of the inputs, without a graph; nothing in a step from a cache."""
-        if not self.prepass or is_cached(inputs):
+        """What the bare backbone makes of the inputs, without a graph; nothing in a step from a cache, or
+        where no prompt asks for it that has rows at present."""
+        asked = self.prepass or any(prompt.slots for prompt in self.asking)
+        if not asked or is_cached(inputs):
             return {}
         plain = {name: value for name, value in inputs.items() if name not in ("task_id", FEATURES, *_CACHES)}
         if "use_cache" in known:
@@ -173,7 +178,7 @@ class RootHooks:
         tokens = _given_tokens(inputs)
         slots = [slot for prompt in self.prompts for slot in prompt.slots]
         if cached and self.stack.causal:
-            self._refuse_cached(slots)
+            self._refuse_cached(slots, inputs)
         if not slots:
             return Reserved(0, tokens)
         if tokens is None:
@@ -187,13 +192,13 @@ class RootHooks:
         reserved = reserve(slots, mask, tokens if mask is None else int(mask.shape[1]))
         return replace(reserved, owners=self.owners)
 
-    def _refuse_cached(self, slots: Sequence[Slot]) -> None:
-        moving = "depends on the text" if self.sees_text else ""
-        if any(slot.anchor == "end" for slot in slots):
-            moving = "stands at the end of the text"
-        if moving:
+    def _refuse_cached(self, slots: Sequence[Slot], inputs: dict[str, Any]) -> None:
+        # Without rows behind tokens nothing is asked of the mask, which may lie on another device.
+        tokens = _shortest(inputs, self.rows) if any(slot.offset for slot in slots) else 0
+        why = moving(slots, sees_text=self.sees_text, tokens=tokens)
+        if why:
             raise CompositionError(
-                f"A prompt {moving}, which has grown since the keys and values in the cache were made; "
+                f"A prompt {why}, which has grown since the keys and values in the cache were made; "
                 "generate with use_cache=False."
             )
 
@@ -308,6 +313,13 @@ def _given_tokens(inputs: dict[str, Any]) -> int | None:
     """How many tokens the inputs hold, or `None` where they hold none."""
     shaped = (inputs.get(name) for name in ("input_ids", "inputs_embeds"))
     return next((int(value.shape[1]) for value in shaped if value is not None), None)
+
+
+def _shortest(inputs: dict[str, Any], rows: int) -> int:
+    """How many tokens the shortest text had before this step from a cache, which holds so many reserved
+    rows."""
+    mask, new = _mask(inputs, "attention_mask"), _given_tokens(inputs) or 0
+    return _past(inputs) - rows if mask is None else int(mask[:, : mask.shape[1] - new].sum(1).min())
 
 
 def _tokens(inputs: dict[str, Any], mask: Tensor | None, reserved: Reserved) -> int:

@@ -22,7 +22,8 @@ class Slot:
     Attributes:
         length: how many rows.
         offset: how many real tokens of each text lie between the `anchor` and the rows; all of them where a
-            text has fewer. Rows at the front (offset 0) lie before padding on the left too.
+            text has fewer, so that they move while it grows. Rows at the front (offset 0) lie before padding
+            on the left too.
         anchor: the `front` or the `end` of each text. At the end the place moves while text is written, so
             that no step of generation can go on from a cache.
         renews: in front of a layer, they are no further rows: those that the entry has already are made anew.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -294,28 +295,23 @@ class _Shortcuts:
         # Recomputation runs the layer again when the batch's positions are no longer at hand.
         if not last_layer_is_rowwise(graph, stack) or self._checkpointed():
             return None
-        slots = self._slots(stack, layers=True)
-        # Rows among the tokens move each token by another number.
-        if not all(slot.in_front for slot in slots):
-            return None
         reader = self._reader(stack) if self.kind.pooled else None
         if reader is None and (self.read is None or some_of(self.read) is None):
             return None
-        reserved = sum(slot.adds for slot in slots)
-        rows = ReadRows(base_model_of(self.model), stack, reader, reserved)
+        slots = self._slots(stack, layers=True)
+        rows = ReadRows(base_model_of(self.model), stack, reader, partial(self._slots, stack, layers=True))
         kinds = sorted({e.method.name for e in graph.entries.values()})
-        key = ("rows", reader, reserved > 0, *kinds)
+        key = ("rows", reader, bool(slots), all(slot.in_front for slot in slots), *kinds)
         sound, _ = self._remembered(key, lambda: (self._try_rows(rows), {}))
         return rows if sound else None
 
     def _reader(self, stack: StackPlaces) -> Reader | None:
         """Which position of each row the head reads."""
-        entered = sum(slot.adds for slot in self._slots(stack, layers=False))
         if self.model not in _READERS:
             layer = base_model_of(self.model).get_submodule(stack.layers[-1])
             with evaluation_mode(self.model):
                 mask = self.batch["attention_mask"]
-                _READERS[self.model] = reader_of(layer, self._logits, mask, entered)
+                _READERS[self.model] = reader_of(layer, self._logits, mask, self._slots(stack, layers=False))
         return _READERS[self.model]
 
     def _try_rows(self, rows: ReadRows) -> bool:
@@ -386,6 +382,7 @@ class _Shortcuts:
             for site in entry.sites
             if "prompt" in entry.ways and site.stack == stack.map.name and (layers or site.layer is None)
             for slot in modules[entry.name].slots(site)
+            if not slot.renews
         ]
 
 

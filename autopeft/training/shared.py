@@ -35,9 +35,10 @@ SAVED = 0.1
 
 
 def may_share(graph: CompositionGraph, stack: StackPlaces) -> bool:
-    """Whether all that acts in a stack does so position by position, and no prompts stand in front."""
-    lengthened = any(e.traits.changes_length for e in graph.entries.values())
-    return not lengthened and is_by_position(graph, stack)
+    """Whether all that acts in a stack does so position by position, no prompts stand in front, and no prefix
+    is made of the text."""
+    whole = any(e.traits.changes_length or e.traits.sees_text for e in graph.entries.values())
+    return not whole and is_by_position(graph, stack)
 
 
 def is_by_position(graph: CompositionGraph, stack: StackPlaces) -> bool:

@@ -4,6 +4,7 @@
     python experiments/training_step/run.py --recipe serial_adapter --ks 0,3
     python experiments/training_step/run.py --recipe path/to/recipe.yaml  # at the layers that it names
     python experiments/training_step/run.py --profile --ks 0
+    python experiments/training_step/run.py --prompts --steps 10 --repeats 5   # `prompt_steps.py`
     python experiments/training_step/run.py --tables
 
 k is the first trained layer: every side trains the layers k to the last, and the head. A figure is the mean
@@ -19,11 +20,12 @@ The sides `plain` (no shortcuts) and `bf16` (a backbone in bf16; first run not c
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -57,6 +59,7 @@ from lib.obvious import (
     tokenised,
 )
 from lib.step_profile import Profile, Windows, show_profile
+from prompt_steps import measure_prompts, profile_prompt, show_prompts
 from transformers import set_seed
 
 from autopeft import Recipe, load_task
@@ -65,6 +68,7 @@ from autopeft.hybrid import attach
 from autopeft.tasks import Task
 from autopeft.tasks.encode import EncodedTask, encode
 from autopeft.training import TrainingPlan, run_trial
+from autopeft.training.trunk.store import LIMIT_VARIABLE
 
 RESULTS = Path(__file__).parent / "results"
 SIDES = ("ours", "plain", "bf16", "dynamic", "pad", "bare", "grouped")
@@ -360,7 +364,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULTS / "step.json")
+    parser.add_argument("--prompts", action="store_true", help="prompts and prefixes beside LoRA")
+    parser.add_argument("--methods", default="", help="of `--prompts`, with commas; default: all")
+    parser.add_argument("--out", type=Path, help="default: results/step.json, or results/prompts.json")
     parser.add_argument("--tables", action="store_true", help="print the tables of --out, measure nothing")
     options = parser.parse_args(arguments)
     options.sides = options.sides.split(",")
@@ -368,20 +374,43 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"sides are {', '.join(SIDES)}, but got {', '.join(unknown)}")
     if options.drop < 1 or min(options.steps, options.pad_steps, options.repeats) < 1:
         parser.error("--drop, --steps, --pad-steps and --repeats must be at least 1")
+    options.out = options.out or RESULTS / ("prompts.json" if options.prompts else "step.json")
     given = options.recipe not in ("lora", "serial_adapter")
     options.ks = [None] if given else [int(k) for k in options.ks.split(",")]
     return options
 
 
+def prompts_of(bench: Bench) -> Iterator[dict[str, Any]]:
+    """Prompts and prefixes beside LoRA, after each repeat; with `--profile` profiles of those named."""
+    names, profiles = [name for name in bench.options.methods.split(",") if name], []
+    os.environ[LIMIT_VARIABLE] = "0"  # nothing of the layers below a late prompt is kept
+    with tempfile.TemporaryDirectory(prefix="step-cache-") as cache, cache_at(Path(cache)):
+        for name in names if bench.options.profile else ():
+            profile = profile_prompt(bench, name)
+            show_profile(profile, name)
+            profiles.append({"method": name, **profile.to_dict()})
+        for found in measure_prompts(bench, [name for name in names if not name.startswith("lora+")]):
+            yield {"prompts": found, "profiles": profiles}
+
+
 def main() -> None:
     options = parse()
     if options.tables:
-        for one in read_json(options.out)["steps"]:
+        kept = read_json(options.out)
+        if options.prompts:
+            show_prompts(kept["prompts"])
+        for one in kept.get("steps", []):
             show_measured(one)
         return
     one_thread()
     torch.set_num_threads(1)
     bench = make_bench(options)
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+    if options.prompts:
+        for found in prompts_of(bench):
+            write_json(options.out, {"settings": settings, **found})
+        show_prompts(found["prompts"])
+        return
     if too_high := [k for k in options.ks if k is not None and not 0 <= k < bench.layers]:
         raise SystemExit(f"k lies between 0 and {bench.layers - 1}, but got {too_high}.")
     found, profiles = [], []
@@ -393,7 +422,6 @@ def main() -> None:
                 profile = profile_of(bench, k)
                 show_profile(profile, "the recipe" if k is None else f"k = {k}")
                 profiles.append({"k": k, **profile.to_dict()})
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     write_json(options.out, {"settings": settings, "steps": found, "profiles": profiles})
 
 

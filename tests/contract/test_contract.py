@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 from autopeft.counting import count
 from autopeft.errors import UsageError
 from autopeft.hybrid import Hybrid, attach, load
+from autopeft.hybrid.caching import generates_from_cache
 from autopeft.hybrid.events import finish, fire, loss_terms
 from autopeft.method import (
     Call,
@@ -293,6 +294,7 @@ def test_generate_with_and_without_cache(case: str, name: str) -> None:
         "eos_token_id": None,
         "pad_token_id": 0,
     }
+    assert generates_from_cache(model, 3)
     cached = model.generate(**inputs, use_cache=True, **kwargs)
     plain = model.generate(**inputs, use_cache=False, **kwargs)
     assert torch.equal(cached, plain)
@@ -461,11 +463,16 @@ def test_refused_with_a_reason(case: str, name: str) -> None:
     assert set(model.state_dict()) == before
 
 
-@pytest.mark.parametrize("case", ["gate", "route-sequence", *OF_TEXTS])
-def test_what_pools_the_sequence_is_refused_in_cached_generation(case: str) -> None:
-    model, _ = attached(case, "llama")
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [(c, a) for c in ("gate", "route-sequence") for a in DECODERS] + [(c, "llama") for c in OF_TEXTS],
+)
+def test_what_pools_the_sequence_is_refused_in_cached_generation(case: str, name: str) -> None:
+    model, _ = attached(case, name)
+    assert not generates_from_cache(model, 3)
+    inputs = {k: v for k, v in tiny_inputs(name).items() if k != "decoder_input_ids"}
     with pytest.raises(UsageError, match="use_cache=False"):
-        model.generate(**tiny_inputs("llama"), max_new_tokens=3, use_cache=True)
+        model.generate(**inputs, max_new_tokens=3, use_cache=True)
 
 
 @pytest.mark.parametrize(("case", "name"), drawn(PAIRS))

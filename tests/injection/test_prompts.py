@@ -94,6 +94,25 @@ def test_generation_goes_on_from_a_cache_where_rows_lie_behind_the_first_tokens(
     assert torch.equal(cached, model.generate(**inputs, use_cache=False, **settings))
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_rows_behind_more_tokens_than_a_text_has_move_while_it_grows(masked: bool) -> None:
+    model = tiny_model("llama")
+    randomise(attach(model, recipe({"length": 1}, {"length": 2, "offset": 4}), seed=0).root, std=0.5)
+    settings: dict[str, Any] = {"max_new_tokens": 4, "eos_token_id": None, "pad_token_id": 0}
+    for tokens, fits in ((4, True), (3, False)):
+        inputs = tiny_inputs("llama", length=tokens + 2 * masked)
+        if masked:
+            inputs["attention_mask"][0, :2] = 0
+        else:
+            del inputs["attention_mask"]
+        plain = model.generate(**inputs, use_cache=False, **settings)
+        if fits:
+            assert torch.equal(model.generate(**inputs, use_cache=True, **settings), plain)
+            continue
+        with pytest.raises(CompositionError, match=r"first 4 tokens of a text that had 3, .*use_cache=False"):
+            model.generate(**inputs, use_cache=True, **settings)
+
+
 def test_a_prompt_at_the_end_of_a_text_that_grows_is_refused_a_cache() -> None:
     model = tiny_model("llama")
     attach(model, recipe({"length": 3, "anchor": "end"}), seed=0)

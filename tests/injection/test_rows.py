@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -9,7 +9,8 @@ from support.tiny import randomise
 from torch import Tensor, nn
 
 from autopeft.hybrid import Hybrid, attach
-from autopeft.injection.rows import ReadRows, last_layer_is_rowwise, reader_of, some_of
+from autopeft.injection.rows import ReadRows, last_layer_is_rowwise, read_position, reader_of, some_of
+from autopeft.method import Slot
 from autopeft.recipe import Recipe
 from autopeft.training.losses import logits_of
 
@@ -59,7 +60,8 @@ def test_what_the_head_sees_is_exact(name: str, case: str) -> None:
     batch = encoded_rows(name).collate(list(range(12)))
     stack = hybrid.injection.layout.stacks[-1]
     assert last_layer_is_rowwise(hybrid.graph, stack)
-    rows = ReadRows(hybrid.injection.base, stack, reader(name), 3 if prompts else 0)  # type: ignore[arg-type]
+    slots = [Slot(3)] if prompts else []
+    rows = ReadRows(hybrid.injection.base, stack, reader(name), lambda: slots)  # type: ignore[arg-type]
     logits, expected = gradients(hybrid, batch)
     with rows.of(batch["attention_mask"]):
         narrow, got = gradients(hybrid, batch)
@@ -68,6 +70,43 @@ def test_what_the_head_sees_is_exact(name: str, case: str) -> None:
     for parameter, gradient in expected.items():
         torch.testing.assert_close(got[parameter], gradient, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(logits_of(hybrid.model, batch), logits, atol=0, rtol=0)
+
+
+PLACES = {
+    "behind the first token": [{"length": 3, "offset": 1}],
+    "in several places": [{"length": 1}, {"length": 1, "offset": 2}, {"length": 1, "offset": 20}],
+    "at the end": [{"length": 1, "offset": 1}, {"length": 2, "anchor": "end", "offset": 1}],
+}
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "t5"])
+@pytest.mark.parametrize("where", PLACES)
+def test_prompts_among_the_tokens_move_the_one_that_is_read(name: str, where: str) -> None:
+    prompt = {"p_tuning": {"length": 3, "slots": PLACES[where], "encoder": "mlp"}}
+    hybrid = attached(name, recipe([ALL_LINEARS], [prompt]))
+    batch = encoded_rows(name).collate(list(range(12)))
+    stack, module = hybrid.injection.layout.stacks[-1], cast(Any, hybrid.modules["p_tuning"])
+    slots = module.slots(hybrid.graph.entries["p_tuning"].sites[0])
+    layer = hybrid.injection.base.get_submodule(stack.layers[-1])
+    mask = batch["attention_mask"]
+    assert reader_of(layer, lambda: logits_of(hybrid.model, batch), mask, slots) == reader(name)
+    rows = ReadRows(hybrid.injection.base, stack, reader(name), lambda: slots)  # type: ignore[arg-type]
+    logits, expected = gradients(hybrid, batch)
+    with rows.of(mask):
+        narrow, got = gradients(hybrid, batch)
+    torch.testing.assert_close(narrow, logits, atol=1e-6, rtol=1e-5)
+    for parameter, gradient in expected.items():
+        torch.testing.assert_close(got[parameter], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_where_the_read_token_lies() -> None:
+    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
+    among = [Slot(2), Slot(3, offset=1), Slot(1, anchor="end")]
+    assert read_position("first", [], mask) == 0
+    assert read_position("first", among[:2], mask) == 2
+    assert read_position("first", among, mask).tolist() == [2, 2]  # type: ignore[union-attr]
+    assert read_position("last", among[:1], mask).tolist() == [4, 2]  # type: ignore[union-attr]
+    assert read_position("last", among, mask).tolist() == [7, 2]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -83,7 +122,7 @@ def test_several_positions_are_exact_too(name: str, case: str) -> None:
     read[:, 0] = read[::2, 1] = True
     read[torch.arange(len(mask)), mask.sum(1) - 1] = True
     logits, expected = gradients(hybrid, batch)
-    with ReadRows(hybrid.injection.base, hybrid.injection.layout.stacks[-1], None, 0).of(mask, read):
+    with ReadRows(hybrid.injection.base, hybrid.injection.layout.stacks[-1], None, list).of(mask, read):
         narrow, got = gradients(hybrid, batch)
     torch.testing.assert_close(narrow, logits, atol=1e-6, rtol=1e-5)
     for parameter, gradient in expected.items():
@@ -108,7 +147,7 @@ def test_less_is_computed(name: str) -> None:
     down.register_forward_hook(lambda module, args, output: seen.append(output.numel() // output.shape[-1]))
     batch = encoded_rows(name).collate(list(range(12)))
     logits_of(hybrid.model, batch)
-    with ReadRows(hybrid.injection.base, stack, reader(name), 0).of(batch["attention_mask"]):  # type: ignore[arg-type]
+    with ReadRows(hybrid.injection.base, stack, reader(name), list).of(batch["attention_mask"]):  # type: ignore[arg-type]
         logits_of(hybrid.model, batch)
     assert seen == [batch["input_ids"].numel(), 12]
 
@@ -118,8 +157,8 @@ def test_the_reader_is_found_from_the_gradient(name: str) -> None:
     hybrid = attached(name, recipe([], [] if name == "t5" else [{"prompt_tuning": {"length": 2}}]))
     batch = encoded_rows(name).collate(list(range(12)))
     layer = hybrid.injection.base.get_submodule(hybrid.injection.layout.stacks[-1].layers[-1])
-    reserved = 0 if name == "t5" else 2
-    found = reader_of(layer, lambda: logits_of(hybrid.model, batch), batch["attention_mask"], reserved)
+    slots = [] if name == "t5" else [Slot(2)]
+    found = reader_of(layer, lambda: logits_of(hybrid.model, batch), batch["attention_mask"], slots)
     assert found == reader(name)
 
 
@@ -135,7 +174,7 @@ def test_a_head_that_averages_reads_no_single_position() -> None:
 
     model, x = Mean(), torch.randn(2, 5, 4)
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    assert reader_of(model.layer, lambda: model(x), mask, 0) is None
+    assert reader_of(model.layer, lambda: model(x), mask, []) is None
 
 
 @pytest.mark.parametrize("at", ["all", "first 2"])

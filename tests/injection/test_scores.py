@@ -248,7 +248,7 @@ def test_the_last_layer_is_computed_for_the_read_position_alone(name: str) -> No
     randomise(hybrid.root, std=0.3)
     batch = encoded_rows(name).collate(list(range(6)))
     stack = hybrid.injection.layout.stacks[-1]
-    rows = ReadRows(hybrid.injection.base, stack, "first" if name == "bert" else "last", 0)
+    rows = ReadRows(hybrid.injection.base, stack, "first" if name == "bert" else "last", list)
     expected = logits_of(hybrid.model, batch)
     with rows.of(batch["attention_mask"]):
         torch.testing.assert_close(logits_of(hybrid.model, batch), expected, atol=1e-5, rtol=1e-5)

@@ -151,7 +151,7 @@ def test_where_one_position_is_read_the_last_attention_asks_for_it_alone(items: 
     seen: list[int] = []
     attentions(hybrid.model)[-1].dropout.register_forward_hook(lambda m, args, out: seen.append(out.shape[2]))
     batch = encoded_rows("mpnet").collate(list(range(4)))
-    rows = ReadRows(hybrid.injection.base, hybrid.injection.layout.stacks[-1], "first", 0)
+    rows = ReadRows(hybrid.injection.base, hybrid.injection.layout.stacks[-1], "first", list)
     before = ["forward" in a.__dict__ for a in attentions(hybrid.model)]
     with rows.of(batch["attention_mask"]):
         logits_of(hybrid.model, batch)

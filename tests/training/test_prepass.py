@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 from support.tiny import randomise, tiny_model
 from support.training import encoded_task
@@ -31,6 +34,23 @@ def test_the_pre_pass_is_not_narrowed_to_what_the_head_reads() -> None:
         assert forward.rows is not None, "the last layer is narrowed"
         plain = predict(model, data.test, forward=Forward(model, kind=data.task.task_kind))
         assert np.allclose(predict(model, data.test, forward=forward), plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "item", [{**IDPG, "idpg": {**IDPG["idpg"], "sites": None}}, {"infoprompt": {"length": 2, "latent": 4}}]
+)
+def test_the_head_s_position_is_found_where_the_rows_stand_behind_the_first_token(
+    item: dict[str, Any],
+) -> None:
+    """In further forwards without the rows too."""
+    data, losses = encoded_task(), []
+    for shortcuts in (True, False):
+        plan = TrainingPlan(steps=4, batch_size=8, device="cpu", shortcuts=shortcuts)
+        with attach(tiny_model("bert"), Recipe.from_dict({"name": "r", "model": [item]}), seed=0) as hybrid:
+            randomise(hybrid.root)
+            assert (shortest_forward(hybrid, data, plan, dropout=False).rows is not None) == shortcuts
+            losses.append(train(hybrid, data, plan).losses)
+    assert np.allclose(*losses, rtol=1e-5)
 
 
 def test_a_prompt_without_rows_stands_aside_in_a_forward_of_others() -> None:

@@ -189,8 +189,9 @@ def test_the_trunk_reads_once_what_all_rows_of_a_split_begin_with(
         recipe({"lora": {"rank": 4, "dropout": 0.5}}),
         recipe({"gate": [LORA, "serial_adapter"]}),
         recipe(model=[{"prompt_tuning": {"length": 4}}]),
+        recipe({"apt": {"length": 3, "dropout": 0.0}}),
     ],
-    ids=["dropout", "gate", "prompts"],
+    ids=["dropout", "gate", "prompts", "of texts"],
 )
 def test_what_would_differ_is_not_shared(made: Recipe, backbone: str, data: EncodedTask) -> None:
     with hybrid_on(backbone, made) as hybrid:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from autopeft.assets import warn_once
-from autopeft.errors import CompositionError, UsageError
+from autopeft.errors import UsageError
+from autopeft.hybrid.caching import generates_from_cache
 from autopeft.hybrid.modules import ROOT
 from autopeft.hybrid.prediction import predictive, several_models
 from autopeft.method import reserved_rows
@@ -83,8 +84,9 @@ def generate(
     begin with is read once, where what is attached acts position by position. An encoder reads them padded on
     the right, and its decoder begins as the model's own configuration says (`decoder_start_token_id`,
     `forced_bos_token_id`). Keys and values of earlier tokens are kept where all that is attached works so.
-    Else each token reads the whole row anew: under a composition that looks at the sequence as a whole, and
-    where a hybrid stands for several models, from whose mean distribution is written (see `predictive`).
+    Else each token reads the whole row anew: under a composition that looks at the sequence as a whole, under
+    a prompt that depends on the text or moves with its end (see `generates_from_cache`), and where a hybrid
+    stands for several models, from whose mean distribution is written (see `predictive`).
 
     Args:
         model: in eval mode.
@@ -108,7 +110,8 @@ def generate(
     prompts, new = _apart(prompts, new, room) if encodes else _within(prompts, new, room, begin)
     width = max(map(len, prompts))
     several = _several(live)
-    alike = 0 if encodes or several or how.beams > 1 else length_alike(live, prompts)
+    cached = not several and generates_from_cache(live, 1 if encodes else min(map(len, prompts)))
+    alike = length_alike(live, prompts) if cached and not encodes and how.beams == 1 else 0
     inputs = _inputs(live, prompts, pad, None if encodes else alike, device)
     config = GenerationConfig(
         max_new_tokens=new,
@@ -118,7 +121,7 @@ def generate(
         **_sampling(how),
         **(_beginning(live) if encodes else {}),
     )
-    written = _run(live, inputs, config, mean, streamer, several=several)
+    written = _run(live, inputs, config, mean, streamer, several=several, cached=cached)
     return [_ended(row, ends, kept=ended) for row in written[:, 1 if encodes else width :].tolist()]
 
 
@@ -230,17 +233,17 @@ def _several(model: Any) -> bool:
 
 
 def _run(
-    model: Any, inputs: dict[str, Any], config: GenerationConfig, mean: Any, streamer: Any, *, several: bool
+    model: Any,
+    inputs: dict[str, Any],
+    config: GenerationConfig,
+    mean: Any,
+    streamer: Any,
+    *,
+    several: bool,
+    cached: bool,
 ) -> Tensor:
-    if not several:
-        try:
-            if streamer is not None:  # what was told cannot be taken back: the cache is tried before
-                _call(model, inputs, config, cached=True, new=2)
-            return _call(model, inputs, config, cached=True, streamer=streamer)
-        except CompositionError:  # what looks at the whole sequence says so at the second token
-            pass
     with _mean_of_models(model, mean, inputs["input_ids"]) if several else nullcontext():
-        return _call(model, inputs, config, cached=False, streamer=streamer)
+        return _call(model, inputs, config, cached=cached, streamer=streamer)
 
 
 def _call(
@@ -249,14 +252,11 @@ def _call(
     config: GenerationConfig,
     *,
     cached: bool,
-    new: int | None = None,
     streamer: Any = None,
 ) -> Tensor:
     """One call of transformers' `generate`. What the model's own configuration says of it (penalties, beams,
     …) is left out: it would fill in what is not said here."""
     own, said = model.generation_config, GenerationConfig(**{**config.to_diff_dict(), "use_cache": cached})
-    if new is not None:
-        said.max_new_tokens = new
     model.generation_config = said
     try:
         found: Tensor = model.generate(**inputs, streamer=streamer)

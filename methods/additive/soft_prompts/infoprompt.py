@@ -136,8 +136,7 @@ class InfoPromptModule(nn.Module):
         """What the model makes of the rows by itself."""
         self._prompted = False
         try:
-            # By name, so that nothing is narrowed to where the prompt has moved the text.
-            step.again(input_ids=step.batch["input_ids"])
+            step.again()
         finally:
             self._prompted = True
         before, self._posterior = self._posterior, None

@@ -13,10 +13,12 @@ from torch import nn
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from autopeft.assets import warn_once
-from autopeft.errors import UsageError
+from autopeft.errors import CompositionError, UsageError
 from autopeft.hybrid import attach
 from autopeft.hybrid.prediction import predictive
+from autopeft.recipe import Recipe
 from autopeft.tasks.kinds import Generation
+from autopeft.tasks.kinds import generation as generating
 from autopeft.tasks.kinds.chat_templates import turn_end
 from autopeft.tasks.kinds.generation import generate, room_of
 from autopeft.tasks.kinds.writer import Writer
@@ -24,6 +26,7 @@ from autopeft.tasks.kinds.writer import Writer
 PROMPTS = [[5, 9, 11], [7, 8, 12, 30, 22, 41, 3], [44], [6, 6, 17, 23, 24]]
 CASES = ("lora", "prefix", "serial-pfeiffer", "parallel", "prompt", "ia3")
 WHOLE = ("gate", "route-sequence", "lora-dropout", "laplace")  # no key is kept under these
+OF_TEXTS = ("apt", "idpg", "smop", "lpt", "selective-prompt")  # nor under prompts that depend on the text
 OPTIONS: dict[str, Any] = {"ends": (), "pad": 0}
 
 
@@ -47,7 +50,7 @@ def one_by_one(model: nn.Module, prompt: list[int], new: int) -> list[int]:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-@pytest.mark.parametrize("case", [*CASES, *WHOLE])
+@pytest.mark.parametrize("case", [*CASES, *WHOLE, *OF_TEXTS])
 def test_a_batch_gives_what_each_row_alone_gives(case: str, name: str) -> None:
     model = with_hybrid(case, name)
     wanted = [one_by_one(model, prompt, 6) for prompt in PROMPTS]
@@ -62,7 +65,12 @@ BEGUN_ALIKE = [[2, 40, 31, 22, 13, 4, 15, 26, 37, *row] for row in PROMPTS]
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize(
-    ("case", "once"), [*((c, c != "prompt") for c in CASES), *((c, c == "laplace") for c in WHOLE)]
+    ("case", "once"),
+    [
+        *((c, c != "prompt") for c in CASES),
+        *((c, c == "laplace") for c in WHOLE),
+        *((c, False) for c in OF_TEXTS),
+    ],
 )
 def test_what_prompts_begin_with_is_read_once(case: str, once: bool, name: str) -> None:
     model = with_hybrid(case, name)
@@ -75,6 +83,60 @@ def test_what_prompts_begin_with_is_read_once(case: str, once: bool, name: str) 
     with hook, torch.no_grad():
         assert generate(model, BEGUN_ALIKE, Generation(), most=6, **OPTIONS) == wanted
     assert (read[:2] == [(1, 9), (4, 7)]) == once
+
+
+def asked_for_a_cache(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch, prompts: list[list[int]] = PROMPTS
+) -> list[bool]:
+    """Whether each call of transformers' `generate` was one with a cache, while a text is written."""
+    inner, asked = generating._call, []
+
+    def told(*args: Any, cached: bool, **kwargs: Any) -> Any:
+        asked.append(cached)
+        return inner(*args, cached=cached, **kwargs)
+
+    monkeypatch.setattr(generating, "_call", told)
+    generate(model, prompts, Generation(), most=3, **OPTIONS)
+    return asked
+
+
+@pytest.mark.parametrize("case", [*CASES, *WHOLE, *OF_TEXTS])
+def test_whether_a_cache_serves_is_known_beforehand(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    serves = case in CASES or case == "laplace"
+    assert asked_for_a_cache(with_hybrid(case, "llama"), monkeypatch) == [serves]
+
+
+def test_no_cache_serves_a_prompt_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    item = {"p_tuning": {"length": 2, "encoder": "mlp", "slots": [{"length": 2, "anchor": "end"}]}}
+    randomise(attach(model, Recipe.from_dict({"name": "end", "model": [item]}), seed=0).root)
+    model.eval()
+    wanted = [one_by_one(model, prompt, 3) for prompt in PROMPTS]
+    assert asked_for_a_cache(model, monkeypatch) == [False]
+    assert generate(model, PROMPTS, Generation(), most=3, **OPTIONS) == wanted
+
+
+def test_no_cache_serves_rows_behind_more_tokens_than_a_prompt_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = with_hybrid("p-tuning-slots", "llama")  # one row is behind three tokens
+    long = [prompt for prompt in PROMPTS if len(prompt) > 2]
+    wanted = [one_by_one(model, prompt, 3) for prompt in PROMPTS]
+    assert generate(model, PROMPTS, Generation(), most=3, **OPTIONS) == wanted
+    assert asked_for_a_cache(model, monkeypatch) == [False]
+    assert asked_for_a_cache(model, monkeypatch, long) == [True]
+
+
+def test_what_goes_wrong_with_a_cache_is_not_tried_without() -> None:
+    model = with_hybrid("lora", "llama")
+
+    failed: list[str] = []
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        if not failed:
+            failed.append("once")
+            raise CompositionError("something else")
+
+    with model.base_model.register_forward_pre_hook(fails), pytest.raises(CompositionError, match="else"):
+        generate(model, PROMPTS, Generation(), most=3, **OPTIONS)
 
 
 def test_what_one_row_begins_with_otherwise_is_read_with_it() -> None:

@@ -17,6 +17,7 @@ from autopeft.backbones import base_model_of, spec_of
 from autopeft.errors import CompositionError, MethodError
 from autopeft.hybrid import Hybrid, attach, attach_many
 from autopeft.injection.rows import ReadRows
+from autopeft.method import Slot
 from autopeft.recipe import Recipe
 from autopeft.training.losses import logits_of
 
@@ -270,7 +271,7 @@ def test_the_last_layer_for_the_read_position_alone(name: str) -> None:
     randomise(hybrid.root, std=0.5)
     batch = encoded_rows(name).collate(list(range(6)))
     stack = hybrid.injection.layout.stacks[-1]
-    rows = ReadRows(hybrid.injection.base, stack, "first" if name == "bert" else "last", 2)
+    rows = ReadRows(hybrid.injection.base, stack, "first" if name == "bert" else "last", lambda: [Slot(2)])
     expected = logits_of(hybrid.model, batch)
     with rows.of(batch["attention_mask"]):
         torch.testing.assert_close(logits_of(hybrid.model, batch), expected, atol=1e-5, rtol=1e-5)

@@ -135,11 +135,14 @@ def test_each_term_reaches_the_generator(term: str) -> None:
     plain = [p.grad.clone() for p in module.generator.parameters()]
     hybrid, module = attached(**{**off, term: 1.0})
     forwards: list[int] = []
+    backbones: list[int] = []
     hybrid.model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    hybrid.model.base_model.encoder.register_forward_pre_hook(lambda *_: backbones.append(1))
     accumulated(hybrid, [module])
     found = [p.grad for p in module.generator.parameters()]
     assert any(not torch.allclose(a, b, atol=1e-6) for a, b in zip(plain, found, strict=True))
     assert len(forwards) == (1 if term == "gamma" else 2), "once more, without the prompt"
+    assert len(backbones) == len(forwards) + 1, "and the bare one before the first"
 
 
 def test_the_terms_fall_to_nothing_where_they_decay() -> None:

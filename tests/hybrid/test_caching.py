@@ -1,0 +1,47 @@
+"""Whether a model with what is attached to it generates from a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from support.tiny import tiny_model
+
+from autopeft.hybrid import attach, attach_many
+from autopeft.hybrid.caching import generates_from_cache
+from autopeft.recipe import Recipe
+
+
+def recipe(*items: Any) -> Recipe:
+    return Recipe.from_dict({"name": "r", "model": list(items)})
+
+
+def prompt(length: int) -> Recipe:
+    return recipe({"prompt_tuning": {"length": length}})
+
+
+def test_one_hybrid_or_none() -> None:
+    model = tiny_model("llama")
+    assert generates_from_cache(model, 3)
+    with attach(model, recipe()):
+        assert generates_from_cache(model, 3)
+    with attach(model, prompt(3)):
+        assert generates_from_cache(model, 3)
+    with attach(model, recipe({"smop": {"length": 2}})):
+        assert not generates_from_cache(model, 3)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("llama", False), ("t5", True)])
+def test_prompts_of_several_hybrids_that_differ_in_length(name: str, expected: bool) -> None:
+    """Padding is left among the tokens of what writes; in an encoder it stands in no way."""
+    model = tiny_model(name)
+    with attach_many(model, [prompt(2), prompt(2)]):
+        assert generates_from_cache(model, 3)
+    with attach_many(model, [prompt(2), prompt(3)]):
+        assert generates_from_cache(model, 3) == expected
+
+
+def test_each_of_several_hybrids_has_to_allow_it() -> None:
+    model = tiny_model("llama")
+    with attach_many(model, [prompt(2), recipe({"smop": {"length": 2}})]):
+        assert not generates_from_cache(model, 3)
