@@ -1,6 +1,7 @@
-"""Every pair of methods on a tiny BERT and a tiny Llama: works, or is refused with a sentence.
+"""Every pair of methods on tiny models: works, or is refused with a sentence.
 
-    python experiments/composition_matrix/run.py     # minutes on one core; writes results/
+    python experiments/composition_matrix/run.py            # goes on where it stopped; writes results/
+    python experiments/composition_matrix/run.py --fresh    # leaves aside what an interrupted run has done
     python experiments/composition_matrix/run.py --tables
 
 It ends with 1 where a pair neither works nor is refused.
@@ -16,37 +17,76 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from matrix import BACKBONES, Outcome, all_pairs, outcome_of
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
+
+from lib.storage import Balance, write_whole
+from matrix import Outcome, Pair, everything, outcome_of
 from rich.progress import track
+from tiny import MODELS
 
 from autopeft.method import method_names
 
 __all__ = ["main", "table"]
 
 RESULTS = Path(__file__).parent / "results"
+Reasons = dict[str, int]
+
+
+# Tables
+# ---------------------------------------------------------------------------------------------------------
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Markdown: a matrix for each backbone, and the sentences that its numbers stand for."""
-    reasons: dict[str, int] = {}
+    """Markdown: a table for each model, and the sentences that its numbers stand for."""
+    reasons: Reasons = {}
     lines: list[str] = []
-    for backbone in BACKBONES:
-        own = {(o.first, o.second): o for o in outcomes if o.backbone == backbone}
-        works = sum(o.outcome == "works" for o in own.values())
-        refused = sum(o.outcome == "refused" for o in own.values())
-        lines += [f"## {backbone}", "", f"{len(own)} pairs: {works} work (·), {refused} are refused.", ""]
-        names = [n for n in method_names() if any(n in pair for pair in own)]
-        lines += ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-        for first in names:
-            cells = [_cell(own.get((first, second)) or own.get((second, first)), reasons) for second in names]
-            lines.append(f"| {first} | " + " | ".join(cells) + " |")
-        lines.append("")
+    for model, tiny in MODELS.items():
+        own = {(o.first, o.second): o for o in outcomes if o.model == model}
+        if not own:
+            continue
+        lines += [f"## {model}", "", *_counted(list(own.values())), ""]
+        make = _matrix if tiny.every_pair else _list
+        lines += [*make(own, reasons), ""]
     lines += ["## Why", ""]
     lines += [f"{number}. {reason}" for reason, number in reasons.items()]
     return "\n".join(lines) + "\n"
 
 
-def _cell(outcome: Outcome | None, reasons: dict[str, int]) -> str:
+def _counted(outcomes: Sequence[Outcome]) -> list[str]:
+    found = []
+    for what, paired in (("methods alone", False), ("pairs", True)):
+        counts = Counter(o.outcome for o in outcomes if (o.second is not None) == paired)
+        told = f"{counts.total():,} {what}: {counts['works']:,} work (·), {counts['refused']:,} are refused"
+        found.append(told + (f", **{counts['broken']:,} are broken**." if counts["broken"] else "."))
+    return ["  \n".join(found)]
+
+
+Own = dict[tuple[str, str | None], Outcome]
+
+
+def _matrix(own: Own, reasons: Reasons) -> list[str]:
+    """Each method with each, and alone."""
+    names = [n for n in method_names() if any(n in pair for pair in own)]
+    lines = ["| | alone | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    for first in names:
+        pairs = [own.get((first, second)) or own.get((second, first)) for second in names]
+        cells = [_cell(found, reasons) for found in (own.get((first, None)), *pairs)]
+        lines.append(f"| {first} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _list(own: Own, reasons: Reasons) -> list[str]:
+    """Each method alone, and the partners that it was tried with."""
+    lines = ["| | alone | with |", "|---|---|---|"]
+    for name in (n for n in method_names() if any(n in pair for pair in own)):
+        partners = [(second, o) for (first, second), o in own.items() if first == name and second is not None]
+        tried = ", ".join(f"{second} {_cell(o, reasons)}" for second, o in partners)
+        lines.append(f"| {name} | {_cell(own.get((name, None)), reasons)} | {tried} |")
+    return lines
+
+
+def _cell(outcome: Outcome | None, reasons: Reasons) -> str:
     if outcome is None:
         return ""
     if outcome.outcome == "works":
@@ -55,10 +95,34 @@ def _cell(outcome: Outcome | None, reasons: dict[str, int]) -> str:
     return str(number) if outcome.outcome == "refused" else f"**broken {number}**"
 
 
+# Running
+# ---------------------------------------------------------------------------------------------------------
+
+
 def recorded() -> list[Outcome]:
-    """The outcomes of the last run."""
+    """The outcomes of the last run that came to its end."""
     found = json.loads((RESULTS / "outcomes.json").read_text(encoding="utf-8"))
     return [Outcome(**outcome) for outcome in found]
+
+
+def run(pairs: Sequence[Pair], *, fresh: bool = False) -> list[Outcome]:
+    """The outcome of each pair. What an interrupted run has found is taken from its file, which is gone once
+    all are there."""
+    balance = Balance(RESULTS / "unfinished.jsonl", fresh=fresh)
+    for pair in track(pairs, "pairs"):
+        if (key := _key(pair)) not in balance:
+            balance.add(key, outcome_of(pair).to_dict())
+    rows = [balance[_key(pair)] for pair in pairs]
+    found = [Outcome(**{k: v for k, v in row.items() if k != "key"}) for row in rows]
+    text = json.dumps([o.to_dict() for o in found], indent=1)
+    write_whole(RESULTS / "outcomes.json", text + "\n")
+    write_whole(RESULTS / "table.md", table(found))
+    balance.path.unlink(missing_ok=True)
+    return found
+
+
+def _key(pair: Pair) -> str:
+    return "/".join((pair.model, *pair.methods))
 
 
 def main() -> None:
@@ -66,19 +130,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tables", action="store_true", help="print what was recorded, train nothing")
-    if parser.parse_args().tables:
+    parser.add_argument(
+        "--fresh", action="store_true", help="begin anew, not where an interrupted run stopped"
+    )
+    options = parser.parse_args()
+    if options.tables:
         print(table(recorded()), end="")
         return
     torch.set_num_threads(1)
-    outcomes = [outcome_of(pair) for pair in track(all_pairs(), "pairs")]
-    text = json.dumps([o.to_dict() for o in outcomes], indent=1)
-    (RESULTS / "outcomes.json").write_text(text + "\n", encoding="utf-8")
-    (RESULTS / "table.md").write_text(table(outcomes), encoding="utf-8")
+    outcomes = run(everything(), fresh=options.fresh)
     broken = [o for o in outcomes if o.outcome == "broken"]
     for o in broken:
-        print(f"{o.backbone}: {o.first} with {o.second}: {o.reason}")
+        print(f"{o.model}: {' with '.join(o.pair.methods)}: {o.reason}")
     counts = ", ".join(f"{n} {kind}" for kind, n in Counter(o.outcome for o in outcomes).items())
-    print(f"{len(outcomes)} pairs: {counts}")
+    print(f"{len(outcomes)} outcomes: {counts}")
     sys.exit(bool(broken))
 
 
