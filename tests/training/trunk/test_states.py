@@ -354,17 +354,18 @@ def test_gates_of_prefixes_read_the_text_where_layers_below_come_from_the_store(
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
-def test_rows_among_the_tokens_keep_the_last_layer_whole(name: str) -> None:
+def test_rows_among_the_tokens_move_where_the_last_layer_is_computed(name: str) -> None:
     slots = [{"length": 1, "offset": 1}, {"length": 2, "anchor": "end"}]
     split = encoded_rows(name)
     hybrid = hybrid_on(name, recipe(model=[{"p_tuning": {"length": 3, "slots": slots}}]))
     forward = shortest_forward(hybrid, task_of(split, name), PLAN, dropout=False)
-    assert (forward.trunk, forward.rows) == (None, None)
+    assert forward.trunk is None
+    assert forward.rows is not None
     hybrid.model.eval()
     logits, ours = gradients(hybrid, forward, split)
     plain, theirs = gradients(hybrid, Forward(hybrid.model), split)
-    torch.testing.assert_close(logits, plain)
-    assert_close(ours, theirs, 1e-6)
+    torch.testing.assert_close(logits, plain, atol=1e-6, rtol=1e-5)
+    assert_close(ours, theirs, 1e-5)
 
 
 # Phases
