@@ -42,24 +42,23 @@ classes), so that a kind needs no state.
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from autopeft.assets import ModelSource, load_model
-from autopeft.errors import AutoPEFTError, TaskError
-from autopeft.tasks.kinds.breakdown import Breakdown, shares_in_words
+from autopeft.errors import TaskError
+from autopeft.tasks.kinds.breakdown import shares_in_words
 from autopeft.tasks.kinds.loss import Loss
-from autopeft.tasks.kinds.metric import Metric, pseudo_values
+from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.kinds.on_backbones import OnBackbones
+from autopeft.tasks.kinds.scores import Scores
 from autopeft.tasks.kinds.writing import Writing
 from autopeft.tasks.table import (
     ColumnNames,
@@ -83,10 +82,8 @@ ClassWeights = Literal["balanced"] | Sequence[float] | None
 _FEW_ROWS = 30
 _SCORED: tuple[SplitName, ...] = ("select", "test")
 
-_log = logging.getLogger("autopeft")
 
-
-class TaskKind(OnBackbones, Writing, ABC):
+class TaskKind(OnBackbones, Scores, Writing, ABC):
     """A kind of task; see the top of this file, `OnBackbones` for what backbones have to be and to compute,
     and `Writing` for models that write texts.
 
@@ -359,7 +356,7 @@ class TaskKind(OnBackbones, Writing, ABC):
     def loss(self, names: Sequence[str], class_weights: Sequence[float] | None = None) -> Loss:
         """What is minimised."""
 
-    # Scores
+    # Predictions
     # --------------------------------------------------------------------------------------------------
 
     def outputs(
@@ -374,88 +371,6 @@ class TaskKind(OnBackbones, Writing, ABC):
         """
         found: NDArray[Any] = run().float().cpu().numpy()
         return found
-
-    @abstractmethod
-    def decisions(self, outputs: NDArray[Any]) -> NDArray[Any]:
-        """Predictions as metrics compare them with labels: (rows, …) of the shape of `label_array`.
-
-        Decisions that are handed over come back unchanged.
-        """
-
-    def score(self, metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]) -> float:
-        """Score outputs, or decisions that were already taken.
-
-        Raises:
-            TaskError: the shapes do not fit.
-            AutoPEFTError: a prediction is not finite.
-        """
-        return float(metric.score(*self._scored(metric, outputs, labels)))
-
-    def row_loss(self, outputs: NDArray[Any], labels: NDArray[Any]) -> float | None:
-        """Mean loss over rows of what `outputs` keeps, lower is better: finer than a score that counts rows.
-        `None` where the kind has none; recipes are then ranked by their score."""
-        return None
-
-    def pseudo_values(self, metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
-        """What each group of rows contributes to the score, (groups,); see
-        `autopeft.tasks.kinds.metric.pseudo_values`. Empty where there is one row, and where the metric cannot
-        score the rest of the rows.
-
-        Raises:
-            TaskError, AutoPEFTError: see `score`.
-        """
-        found, truth = self._scored(metric, outputs, labels)
-        if len(truth) < 2:
-            return np.empty(0)
-        try:
-            if metric.by_row is None:
-                parts = pseudo_values(metric.score, found, truth)
-            else:
-                rows = np.asarray(metric.by_row(found, truth), dtype=np.float64)
-                whole = metric.of_sums
-                parts = pseudo_values(
-                    lambda values, _: float(values.mean() if whole is None else whole(values.sum(axis=0))),
-                    rows,
-                    truth,
-                )
-        # Code of any package, at the end of a search whose training must not be lost.
-        except Exception:
-            _log.warning("what rows contribute to %s cannot be computed", metric.name, exc_info=True)
-            return np.empty(0)
-        return parts if bool(np.all(np.isfinite(parts))) else np.empty(0)
-
-    def _scored(
-        self, metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Predictions and labels as the metric takes them."""
-        found, truth = np.asarray(outputs), np.asarray(labels)
-        if np.issubdtype(found.dtype, np.number) and not np.all(np.isfinite(found)):
-            raise AutoPEFTError("The predictions hold values that are not finite; they cannot be scored.")
-        if not metric.raw:
-            found = self.decisions(found)
-        fits = len(found) == len(truth) if metric.raw else found.shape == truth.shape
-        if not fits or len(truth) == 0:
-            raise TaskError(
-                f"Cannot score predictions of shape {found.shape} against labels of shape {truth.shape}."
-            )
-        return found, truth
-
-    def breakdown(
-        self, outputs: NDArray[Any], labels: NDArray[Any], names: Sequence[str]
-    ) -> tuple[Breakdown, ...]:
-        """Tables of where the outputs are right and wrong, beside a score; `class_breakdowns` helps kinds
-        whose decisions are class indices."""
-        return ()
-
-    def tell(self, rows: Split, outputs: NDArray[Any], names: Sequence[str]) -> list[tuple[str, str]]:
-        """Of each row, for a reader, what is right and what was predicted; equal texts where the prediction
-        is right. For kinds that `tells`.
-
-        Args:
-            rows: with labels.
-            outputs: of these rows.
-        """
-        return []
 
     # Use
     # --------------------------------------------------------------------------------------------------
