@@ -85,7 +85,7 @@ _SCORED: tuple[SplitName, ...] = ("select", "test")
 
 class TaskKind(OnBackbones, Scores, Writing, ABC):
     """A kind of task; see the top of this file, `OnBackbones` for what backbones have to be and to compute,
-    and `Writing` for models that write texts.
+    `Scores` for predictions, and `Writing` for models that write texts.
 
     Attributes:
         name: under which it is registered, with its options where it was told some; manifests and exports
@@ -103,7 +103,7 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
         causal: whether a batch is rows of tokens and labels (B, L), each of which is predicted from those
             before it, so that what all rows begin with may be computed once.
         row_distribution: whether the logits of a row are those of one distribution over classes, or one
-        number.
+            number.
         tells: whether predictions can be told beside their rows, as texts (see `tell`).
         peft_task_type: `task_type` in the format of Hugging Face peft; `None`: by the model's class.
         hub_pipeline: `pipeline_tag` of a model card on the Hugging Face hub; `None`: the hub has none for it.
