@@ -68,6 +68,7 @@ def test_a_row_whose_tags_do_not_fit_is_one_sentence(place: Path) -> None:
     assert "another number of tags than there are words in rows 3, 6, 9, 12, 15 and 4 more" in line
 
 
+@pytest.mark.slow  # in one process: tests/tasks/kinds/test_multi_label.py
 def test_several_labels(place: Path) -> None:
     (place / "lora.yaml").write_text(LORA)
     data = ("--task", "labels.csv", "--label", "praise,blame,film", "--model", "bert", "--max-length", "24")

@@ -129,7 +129,8 @@ def test_what_a_batch_says_of_its_rows_reaches_modules_alone(hybrid: Hybrid, dat
     plain = module.delta
 
     def delta(site: Any, x: Tensor, y: Tensor, call: Any) -> Tensor:
-        found.append(call.context.features["bin"])
+        # Short cuts are tried on a batch that says nothing.
+        found.extend(v for k, v in call.context.features.items() if k == "bin")
         out: Tensor = plain(site, x, y, call)
         return out
 
