@@ -262,8 +262,7 @@ def encode_tags(parts: Sequence[RawRows], order: Sequence[str]) -> tuple[tuple[s
 
     Raises:
         DataError: there is one tag alone, nearly every word has a tag of its own, or a part has a tag that
-        the
-            first one lacks.
+            the first one lacks.
     """
     present = {tag for part in parts for row in part.labels for tag in row}
     counts = Counter(chain.from_iterable(parts[0].labels))
