@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from autopeft.errors import DataError
+from autopeft.tasks.kinds.listed_names import name_of, problem_of_names
 from autopeft.tasks.table import (
     ColumnNames,
     Columns,
@@ -21,7 +22,6 @@ from autopeft.tasks.table import (
     check_named,
     choose_columns,
     choose_texts,
-    is_unicode,
     listed,
     number_of,
     read_rows,
@@ -37,8 +37,6 @@ _MOST = 10_000  # labels of a row
 
 _NO_LIST = "something that is no list of labels"
 _LONG = f"more than {_MOST:,} labels"
-_NO_LABEL = "a label that is neither text nor a whole number"
-_NOT_UNICODE = "a label that is not Unicode"
 _NO_MARK = "something other than 0 and 1"
 
 
@@ -131,7 +129,7 @@ def _lists(table: Table, column: str) -> list[list[str]]:
     found = [_problem(value, names) for value in table.columns[column]]
     for what in dict.fromkeys(problem for problem in found if problem is not None):
         refuse_rows(table, column, what, [i for i, problem in enumerate(found) if problem == what])
-    return [[_named(v, names) for v in value] for value in table.columns[column]]
+    return [[name_of(v, names) for v in value] for value in table.columns[column]]
 
 
 def _problem(value: Any, names: Sequence[str] | None) -> str | None:
@@ -139,27 +137,4 @@ def _problem(value: Any, names: Sequence[str] | None) -> str | None:
         return _NO_LIST
     if len(value) > _MOST:
         return _LONG
-    numbers = [_whole(v) for v in value]
-    if not all(
-        n is not None or (isinstance(v, str) and v.strip()) for n, v in zip(numbers, value, strict=True)
-    ):
-        return _NO_LABEL
-    if not all(is_unicode(v) for v in value if isinstance(v, str)):
-        return _NOT_UNICODE
-    if names is None:
-        return None
-    known = all(v in names if n is None else 0 <= n < len(names) for n, v in zip(numbers, value, strict=True))
-    return None if known else f"a label that is none of its {len(names)} labels"
-
-
-def _whole(value: Any) -> int | None:
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
-        return None
-    return int(value) if abs(int(value)) < 10**18 else None
-
-
-def _named(value: Any, names: Sequence[str] | None) -> str:
-    number = _whole(value)
-    if number is None:
-        return str(value).strip()
-    return str(number) if names is None else names[number]
+    return problem_of_names(list(value), names, "label")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from autopeft.errors import DataError
+from autopeft.tasks.kinds.listed_names import name_of, problem_of_names
 from autopeft.tasks.kinds.tags import OUTSIDE, Tags
 from autopeft.tasks.table import (
     NO_TEXT,
@@ -63,7 +64,6 @@ _TAGS = (
 )
 _TEXTS = ("text", "sentence", "content")  # of rows that are asked about, parted at white space
 _LOOKED_AT = 100  # rows
-_LARGEST = 10**18  # number of a tag
 _PLENTY = 50  # tags that any data may have
 
 _NO_LIST = "something that is no list of words"
@@ -72,7 +72,6 @@ _LONG = f"more than {MOST_WORDS:,} words"
 _NOT_UNICODE = "text that is not Unicode"
 _NO_TAGS = "something that is no list of tags"
 _OTHER_LENGTH = "another number of tags than there are words"
-_NO_TAG = "a tag that is neither text nor a whole number"
 
 
 # Columns
@@ -207,45 +206,22 @@ def _read_tags(table: Table, column: str, words: Sequence[Sequence[str]]) -> lis
     rows = list(zip(table.columns[column], words, strict=True))
     found = ((i, _tag_problem(value, len(own), names)) for i, (value, own) in enumerate(rows))
     _refuse(table, column, {i: problem for i, problem in found if problem is not None})
-    return [[_named(tag, names) for tag in parted(value)] for value, _ in rows]
+    return [[name_of(tag, names) for tag in _tags(value)] for value, _ in rows]
 
 
 def _tag_problem(value: Any, words: int, names: Sequence[str] | None) -> str | None:
     if not isinstance(value, str | list | tuple | np.ndarray):
         return _NO_TAGS
-    tags = parted(value)
-    if len(tags) != words:
-        return _OTHER_LENGTH
-    numbers = [_whole(tag) for tag in tags]
-    if not all(
-        n is not None or (isinstance(t, str) and t.strip()) for n, t in zip(numbers, tags, strict=True)
-    ):
-        return _NO_TAG
-    if not all(is_unicode(tag) for tag in tags if isinstance(tag, str)):
-        return _NOT_UNICODE
-    if names is None:
-        return None
-    known = all(
-        tag in names if number is None else 0 <= number < len(names)
-        for number, tag in zip(numbers, tags, strict=True)
-    )
-    return None if known else f"a tag that is none of its {len(names)} tags"
+    tags = _tags(value)
+    return problem_of_names(tags, names, "tag") if len(tags) == words else _OTHER_LENGTH
 
 
-def _whole(tag: Any) -> int | None:
-    """A tag as a whole number; `None` where it is none."""
-    if isinstance(tag, bool | np.bool_):
-        return None
-    if isinstance(tag, float | np.floating) and float(tag).is_integer():
-        tag = int(tag)
-    return int(tag) if isinstance(tag, int | np.integer) and abs(int(tag)) < _LARGEST else None
-
-
-def _named(tag: Any, names: Sequence[str] | None) -> str:
-    number = _whole(tag)
-    if number is None:
-        return str(tag).strip()
-    return str(number) if names is None else names[number]
+def _tags(value: Any) -> list[Any]:
+    """A list of tags; numbers that are whole are so, which a table with gaps makes floats of."""
+    return [
+        int(tag) if isinstance(tag, float | np.floating) and float(tag).is_integer() else tag
+        for tag in parted(value)
+    ]
 
 
 def tagged(words: Sequence[str], tags: Sequence[str], outside: str) -> str:
