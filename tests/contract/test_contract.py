@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
-from zlib import crc32
 
 import pytest
 import torch
-from support import on_logits, on_scores
-from support.cases import CASES as REGISTERED
+from contract.pairs import ALWAYS, CASES, OF_TEXTS, ON_DECODERS, PAIRS, REFUSED, SELECTIVE, drawn, is_spared
+from support import families, on_logits, on_scores
 from support.cases import recipe_of
 from support.entries import choose_by_lot
+from support.families import FAMILIES
 from support.steps import NO_STEP
 from support.tiny import (
-    ARCHITECTURES,
-    DECODERS,
-    EAGER,
-    ENCODER_DECODERS,
     LogitsObjective,
     logits,
     randomise,
@@ -46,56 +42,6 @@ from autopeft.method import (
     reserved_rows,
 )
 from autopeft.recipe import Recipe
-
-# The package has no method on logits, and none on scores alone; two of a test's own stand for either way.
-CASES = {**REGISTERED, **on_logits.CASES, **on_scores.CASES}
-# (case, architecture) → a word of the refusal: the catalogue says that it cannot apply.
-REFUSED = {
-    ("bitfit", "llama"): "bias",
-    ("bitfit", "t5"): "bias",
-    ("bitfit-layers", "llama"): "bias",
-    ("bitfit-layers", "t5"): "bias",
-    **{(case, name): "bias" for case in ("u-bitfit", "s-bitfit") for name in ("llama", "t5")},
-    **{("prefix-propagation", name): "prefix_tuning" for name in ("gpt2", "llama")},
-    ("hiwi", "llama"): "bias",
-    ("hiwi", "t5"): "bias",
-    **{
-        (case, name): "cross-attention"
-        for case in CASES
-        for name in ARCHITECTURES
-        if case.startswith("xattn") and name not in ENCODER_DECODERS
-    },
-    **{("coda", name): "causal" for name in DECODERS},
-    **{(case, "vit"): "text input" for case in ("infoprompt", "dept")},
-    **{("ipa", name): "language model" for name in ARCHITECTURES if name not in DECODERS},
-    **{("ipa", name): "encoder" for name in ENCODER_DECODERS},
-}
-PAIRS = [(c, a) for c in CASES for a in ARCHITECTURES if (c, a) not in REFUSED]
-# What is made of the whole text is refused a cache where a text is written on.
-SELECTIVE = ("selective-prompt", "selective-prompt-shared", "selective-prompt-all")
-OF_TEXTS = ("apt", "idpg", "idpg-sentence", "infoprompt", "lpt", "lpt-appg", "smop", "smop-two", *SELECTIVE)
-ON_DECODERS = [
-    (c, a)
-    for c, a in PAIRS
-    if a in DECODERS
-    and c not in ("gate", "route-sequence")
-    and not (c in OF_TEXTS and a not in ENCODER_DECODERS)
-]
-ALWAYS = ("bert", "llama", "t5")
-SOME = tuple(name for name in ARCHITECTURES if name not in ALWAYS)
-
-
-def is_spared(case: str, name: str) -> bool:
-    """Whether only the slow tests have it: each case is tried on `ALWAYS` and on two of the others, of which
-    all have their turn among so many cases."""
-    order = sorted(SOME, key=lambda other: crc32(f"{case} {other}".encode()))
-    return name in order[2:]
-
-
-def drawn(cases: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """Parameters that begin with a case and an architecture."""
-    return [pytest.param(*c, marks=pytest.mark.slow if is_spared(c[0], c[1]) else ()) for c in cases]
-
 
 COMPOSED = ("gate", "chain", "route", "route-sequence")
 LENGTH = 7
@@ -269,7 +215,7 @@ def _saved(folder: Any) -> dict[str, Tensor]:
         (c, a, attention)
         for c, a in PAIRS
         for attention in ("sdpa", "eager")
-        if a != "vit" and not (a in EAGER and attention != "eager")
+        if FAMILIES[a].modality == "text" and attention in FAMILIES[a].attentions
     ),
 )
 def test_padding_does_not_change_results(case: str, name: str, attention: str) -> None:
@@ -285,7 +231,7 @@ def test_generate_with_and_without_cache(case: str, name: str) -> None:
     model, hybrid = attached(case, name)
     randomise(hybrid.root)
     inputs = {k: v for k, v in tiny_inputs(name, length=5).items() if k != "decoder_input_ids"}
-    if name not in ENCODER_DECODERS:  # left padding, as decoders want it
+    if name not in families.ENCODER_DECODERS:  # left padding, as decoders want it
         inputs["attention_mask"][0, :2] = 0
         inputs["input_ids"][0, :2] = 0
     kwargs: dict[str, Any] = {
@@ -302,16 +248,15 @@ def test_generate_with_and_without_cache(case: str, name: str) -> None:
     assert torch.equal(beams, model.generate(**inputs, use_cache=False, num_beams=2, **kwargs))
 
 
-# transformers checkpoints no layers of MPNet's, and says so.
 @pytest.mark.parametrize(
     ("case", "name", "reentrant"),
     [
         pytest.param(
-            c, a, reentrant, marks=pytest.mark.slow if is_spared(c, a) or (reentrant and a in SOME) else ()
+            c, a, again, marks=pytest.mark.slow if is_spared(c, a) or (again and a not in ALWAYS) else ()
         )
         for c, a in PAIRS
-        for reentrant in (False, True)
-        if a != "mpnet"
+        for again in (False, True)
+        if FAMILIES[a].checkpoints
     ],
 )
 def test_gradient_checkpointing_gives_the_same_gradients(case: str, name: str, reentrant: bool) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from contract.test_contract import AT_TIMES, PAIRS, is_spared
+from contract.pairs import PAIRS, is_spared
+from contract.test_contract import AT_TIMES
 from support import on_logits, on_scores
 from support.cases import recipe_of
 from support.entries import choose_by_lot

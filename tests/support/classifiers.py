@@ -15,7 +15,9 @@ from transformers import (
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.task import Source, Split, Task
 
-from .tiny import EAGER, PADDED_WITH_1, VOCABULARY, tiny_config
+from . import families
+from .families import VOCABULARY
+from .tiny import EAGER, tiny_config
 
 __all__ = ["FAMILIES", "LAYERS", "classifier", "encoded_rows", "encoded_rows_task"]
 
@@ -88,7 +90,7 @@ def encoded_rows(name: str, rows: int = 12, seed: int = 0) -> EncodedSplit:
         types=None,
         labels=labels.astype(np.int64),
         kind="classification",
-        pad_id=1 if name in PADDED_WITH_1 else 0,
+        pad_id=families.FAMILIES[name].padding if name in families.FAMILIES else 0,
         pad_type=0,
         max_length=16,
     )

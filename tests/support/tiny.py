@@ -1,169 +1,28 @@
-"""Tiny randomly initialised models of every architecture with a site map, and inputs for them."""
+"""Tiny randomly initialised models of every family with a site map, and inputs for them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    BertConfig,
-    BertForSequenceClassification,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MPNetConfig,
-    MPNetForSequenceClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-    T5Config,
-    T5ForConditionalGeneration,
-    ViTConfig,
-    ViTForImageClassification,
-)
+from transformers import PreTrainedConfig, PreTrainedModel
 
-VOCABULARY = 50
+from . import families
+from .families import FAMILIES, VOCABULARY
+
+# What holds for every method is tried on these; on the other families some ways of composing are.
 ARCHITECTURES = ("bert", "roberta", "distilbert", "gpt2", "llama", "t5", "bart", "vit", "mpnet")
-EAGER = ("mpnet",)  # their attention calls no other function, and a model that wants one is refused
-PADDED_WITH_1 = ("roberta", "mpnet")
-ENCODER_DECODERS = ("t5", "bart")
-DECODERS = ("gpt2", "llama", *ENCODER_DECODERS)
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """A tiny model's config and class."""
-
-    config: Callable[[], PreTrainedConfig]
-    model: type[PreTrainedModel]
-
-
-_TINY = {
-    "bert": Tiny(
-        lambda: BertConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            intermediate_size=64,
-            max_position_embeddings=64,
-        ),
-        BertForSequenceClassification,
-    ),
-    "roberta": Tiny(
-        lambda: RobertaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            intermediate_size=64,
-            max_position_embeddings=66,
-            type_vocab_size=1,
-        ),
-        RobertaForSequenceClassification,
-    ),
-    "distilbert": Tiny(
-        lambda: DistilBertConfig(
-            vocab_size=VOCABULARY, dim=32, n_layers=3, n_heads=4, hidden_dim=64, max_position_embeddings=64
-        ),
-        DistilBertForSequenceClassification,
-    ),
-    "mpnet": Tiny(
-        lambda: MPNetConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            intermediate_size=64,
-            max_position_embeddings=66,
-        ),
-        MPNetForSequenceClassification,
-    ),
-    "gpt2": Tiny(
-        lambda: GPT2Config(
-            vocab_size=VOCABULARY,
-            n_embd=32,
-            n_layer=3,
-            n_head=4,
-            n_positions=64,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-        ),
-        GPT2LMHeadModel,
-    ),
-    "llama": Tiny(
-        lambda: LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            pad_token_id=0,
-        ),
-        LlamaForCausalLM,
-    ),
-    "t5": Tiny(
-        lambda: T5Config(
-            vocab_size=VOCABULARY,
-            d_model=32,
-            d_kv=8,
-            d_ff=64,
-            num_layers=3,
-            num_heads=4,
-            decoder_start_token_id=0,
-            pad_token_id=0,
-        ),
-        T5ForConditionalGeneration,
-    ),
-    "bart": Tiny(
-        lambda: BartConfig(
-            vocab_size=VOCABULARY,
-            d_model=32,
-            encoder_layers=3,
-            decoder_layers=3,
-            encoder_attention_heads=4,
-            decoder_attention_heads=4,
-            encoder_ffn_dim=64,
-            decoder_ffn_dim=64,
-            max_position_embeddings=64,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-            decoder_start_token_id=2,
-            forced_eos_token_id=None,
-        ),
-        BartForConditionalGeneration,
-    ),
-    "vit": Tiny(
-        lambda: ViTConfig(
-            hidden_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            intermediate_size=64,
-            image_size=8,
-            patch_size=4,
-            num_labels=3,
-        ),
-        ViTForImageClassification,
-    ),
-}
+OTHERS = tuple(name for name in FAMILIES if name not in ARCHITECTURES)
+EAGER = tuple(name for name, tiny in FAMILIES.items() if "sdpa" not in tiny.attentions)
+ENCODER_DECODERS = tuple(name for name in ARCHITECTURES if name in families.ENCODER_DECODERS)
+DECODERS = (*(name for name in ARCHITECTURES if name in families.DECODERS), *ENCODER_DECODERS)
 
 
 def tiny_config(name: str) -> PreTrainedConfig:
     """The tiny config of an architecture."""
-    return _TINY[name].config()
+    return FAMILIES[name].config()
 
 
 def tiny_model(name: str, *, seed: int = 0, attention: str = "sdpa", **kwargs: Any) -> PreTrainedModel:
@@ -175,7 +34,7 @@ def tiny_model(name: str, *, seed: int = 0, attention: str = "sdpa", **kwargs: A
         setattr(config, key, value)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = _TINY[name].model(config)
+        model = FAMILIES[name].model(config)
         for key, parameter in model.named_parameters():
             if parameter.ndim >= 2:
                 torch.nn.init.normal_(parameter, std=0.15)
@@ -191,16 +50,15 @@ def tiny_inputs(
 ) -> dict[str, Tensor]:
     """Inputs for a tiny model; `pad` columns of padding on the right (text)."""
     generator = torch.Generator().manual_seed(seed)
-    if name == "vit":
+    if FAMILIES[name].modality == "vision":
         return {"pixel_values": torch.randn(batch, 3, 8, 8, generator=generator)}
     ids = torch.randint(3, VOCABULARY, (batch, length), generator=generator)
     mask = torch.ones_like(ids)
     if pad:
-        fill = 1 if name in PADDED_WITH_1 else 0
-        ids = torch.cat([ids, ids.new_full((batch, pad), fill)], dim=1)
+        ids = torch.cat([ids, ids.new_full((batch, pad), FAMILIES[name].padding)], dim=1)
         mask = torch.cat([mask, mask.new_zeros(batch, pad)], dim=1)
     inputs = {"input_ids": ids, "attention_mask": mask}
-    if name in ENCODER_DECODERS:
+    if name in families.ENCODER_DECODERS:
         inputs["decoder_input_ids"] = torch.randint(3, VOCABULARY, (batch, 5), generator=generator)
     return inputs
 

@@ -1,0 +1,69 @@
+"""Which case of `support.cases` is tried on which family, and which of them are refused there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+from zlib import crc32
+
+import pytest
+from support import families, on_logits, on_scores
+from support.cases import CASES as REGISTERED
+from support.families import FAMILIES
+from support.tiny import ARCHITECTURES, DECODERS, ENCODER_DECODERS, OTHERS
+
+# The package has no method on logits, and none on scores alone; two of a test's own stand for either way.
+CASES = {**REGISTERED, **on_logits.CASES, **on_scores.CASES}
+# (case, architecture) → a word of the refusal: the catalogue says that it cannot apply.
+REFUSED = {
+    ("bitfit", "llama"): "bias",
+    ("bitfit", "t5"): "bias",
+    ("bitfit-layers", "llama"): "bias",
+    ("bitfit-layers", "t5"): "bias",
+    **{(case, name): "bias" for case in ("u-bitfit", "s-bitfit") for name in ("llama", "t5")},
+    **{("prefix-propagation", name): "prefix_tuning" for name in ("gpt2", "llama")},
+    ("hiwi", "llama"): "bias",
+    ("hiwi", "t5"): "bias",
+    **{
+        (case, name): "cross-attention"
+        for case in CASES
+        for name in ARCHITECTURES
+        if case.startswith("xattn") and name not in ENCODER_DECODERS
+    },
+    **{("coda", name): "causal" for name in DECODERS},
+    **{(case, "vit"): "text input" for case in ("infoprompt", "dept")},
+    **{("ipa", name): "language model" for name in ARCHITECTURES if name not in DECODERS},
+    **{("ipa", name): "encoder" for name in ENCODER_DECODERS},
+    **{(case, name): word for name in OTHERS for case, word in FAMILIES[name].refuses.items()},
+}
+# On families that are not among the architectures, a case of each way of composing stands for the others.
+WAYS = ("lora-all", "serial-houlsby", "parallel-residual", "ia3", "bitfit", "prefix", "prompt", "lpt", "pafi")
+PAIRS = [
+    *((c, a) for c in CASES for a in ARCHITECTURES if (c, a) not in REFUSED),
+    *((c, a) for a in OTHERS for c in WAYS if (c, a) not in REFUSED),
+]
+# What is made of the whole text is refused a cache where a text is written on.
+SELECTIVE = ("selective-prompt", "selective-prompt-shared", "selective-prompt-all")
+OF_TEXTS = ("apt", "idpg", "idpg-sentence", "infoprompt", "lpt", "lpt-appg", "smop", "smop-two", *SELECTIVE)
+ON_DECODERS = [
+    (c, a)
+    for c, a in PAIRS
+    if FAMILIES[a].writes
+    and c not in ("gate", "route-sequence")
+    and not (c in OF_TEXTS and a not in families.ENCODER_DECODERS)
+]
+ALWAYS = ("bert", "llama", "t5")
+SOME = tuple(name for name in ARCHITECTURES if name not in ALWAYS)
+
+
+def is_spared(case: str, name: str) -> bool:
+    """Whether only the slow tests have it: each case is tried on `ALWAYS` and on two of the other
+    architectures, of which all have their turn among so many cases; on another family two cases are."""
+    if name in ARCHITECTURES:
+        return name in sorted(SOME, key=lambda other: crc32(f"{case} {other}".encode()))[2:]
+    return case in sorted(WAYS, key=lambda other: crc32(f"{other} {name}".encode()))[2:]
+
+
+def drawn(cases: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Parameters that begin with a case and an architecture."""
+    return [pytest.param(*c, marks=pytest.mark.slow if is_spared(c[0], c[1]) else ()) for c in cases]
