@@ -23,10 +23,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +34,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
-from lib.measuring import (
-    cache_at,
-    interleave,
-    note,
-    one_thread,
-    ratios,
-    read_json,
-    show,
-    summarise,
-    write_json,
-)
+from lib.measuring import cache_at, note, one_thread, read_json, show, write_json
 from lib.obvious import StepClock, quiet
 from lib.step_profile import Profile, Windows, show_profile
+from lib.steps import StepRun, compare, told
 
 from autopeft import Recipe, load_task
 from autopeft.assets import load_tokenizer, resolve_model
@@ -58,20 +48,6 @@ from autopeft.training import TrainingPlan, run_trial
 FILE = Path(__file__).parent / "results" / "step.json"
 SIDES = ("ours", "plain", "trainer")
 WORDS = {"ours": "ours", "plain": "ours, without shortcuts", "trainer": "Trainer + peft, dynamic padding"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """CPU milliseconds of each counted step, mean loss of all steps, CPU seconds of the whole run."""
-
-    ms: list[float]
-    loss: float
-    seconds: float
-
-    @classmethod
-    def of(cls, start: float, ticks: Sequence[float], drop: int, loss: float) -> Run:
-        """From the clock at the start and at the end of each step; the first `drop` steps are left out."""
-        return cls([1e3 * (b - a) for a, b in pairwise(ticks[drop - 1 :])], loss, ticks[-1] - start)
 
 
 @dataclass(frozen=True)
@@ -134,7 +110,7 @@ def _rows(data: EncodedTask) -> Any:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def ours(bench: Bench, k: int, *, shortcuts: bool = True) -> Run:
+def ours(bench: Bench, k: int, *, shortcuts: bool = True) -> StepRun:
     """A trial of ours on the model that stays loaded."""
     plan, ticks = bench.plan(bench.steps, shortcuts=shortcuts), list[float]()
     start = time.process_time()
@@ -145,7 +121,7 @@ def ours(bench: Bench, k: int, *, shortcuts: bool = True) -> Run:
         plan,
         on_step=lambda step, loss: ticks.append(time.process_time()),
     )
-    return Run.of(start, ticks, bench.options.drop, statistics.fmean(done.train.losses))
+    return StepRun.of(start, ticks, bench.options.drop, statistics.fmean(done.train.losses))
 
 
 def recipe_at(bench: Bench, k: int) -> Recipe:
@@ -165,7 +141,7 @@ def profile_of(bench: Bench, k: int) -> Profile:
     return windows.profile()
 
 
-def trainer(bench: Bench, k: int) -> Run:
+def trainer(bench: Bench, k: int) -> StepRun:
     """The Trainer with peft's LoRA on a fresh model."""
     from peft import LoraConfig, get_peft_model
     from transformers import (
@@ -200,7 +176,7 @@ def trainer(bench: Bench, k: int) -> Run:
         )
         found.pop_callback(PrinterCallback)
         told = found.train()
-    return Run.of(start, clock.ticks, o.drop, told.training_loss)
+    return StepRun.of(start, clock.ticks, o.drop, told.training_loss)
 
 
 # The benchmark
@@ -210,29 +186,16 @@ def trainer(bench: Bench, k: int) -> Run:
 def measure(bench: Bench, k: int) -> dict[str, Any]:
     """Every side at one k, as a JSON-able row."""
     o = bench.options
-    known: dict[str, Callable[[], Run]] = {
+    known: dict[str, Callable[[], StepRun]] = {
         "ours": partial(ours, bench, k),
         "plain": partial(ours, bench, k, shortcuts=False),
         "trainer": partial(trainer, bench, k),
     }
     variants = {name: known[name] for name in SIDES if name in o.sides}
     first = ours(bench, k)
-    runs = interleave(
-        variants,
-        o.repeats,
-        lambda name, repeat, run: note(f"k={k} repeat {repeat} {name}: {statistics.fmean(run.ms):.0f} ms"),
-    )
-    found: dict[str, Any] = {"k": k, "sides": {}}
-    for name, several in runs.items():
-        means = [statistics.fmean(run.ms) for run in several]
-        side: dict[str, Any] = {
-            "ms_per_step": summarise(means).to_dict(),
-            "runs": [asdict(r) for r in several],
-        }
-        side["times_ours"] = ratios(means, [statistics.fmean(r.ms) for r in runs["ours"]]).to_dict()
-        if name == "ours":
-            side["first_run"] = first.seconds - statistics.median(run.seconds for run in several)
-        found["sides"][name] = side
+    found: dict[str, Any] = {"k": k, "sides": compare(variants, o.repeats, f"k={k}")}
+    if own := found["sides"].get("ours"):
+        own["first_run"] = first.seconds - statistics.median(run["seconds"] for run in own["runs"])
     return found
 
 
@@ -244,23 +207,15 @@ def shape(bench: Bench) -> dict[str, float]:
 
 def show_all(found: dict[str, Any]) -> None:
     """Print the tables."""
-    told = found["shape"]
+    rows = found["shape"]
     for row in found["measured"]:
         lines = []
         for name, side in row["sides"].items():
-            ratio, first = side["times_ours"], side.get("first_run")
-            lines.append(
-                (
-                    WORDS[name],
-                    summarise([statistics.fmean(r["ms"]) for r in side["runs"]]).text(),
-                    f"{ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})",
-                    f"{statistics.fmean(r['loss'] for r in side['runs']):.3f}",
-                    "" if first is None else f"+{first:.1f} s",
-                )
-            )
+            first = side.get("first_run")
+            lines.append((WORDS[name], *told(side), "" if first is None else f"+{first:.1f} s"))
         columns = ("side", "CPU ms/step (min–max)", "times ours (min–max)", "mean loss", "first run")
         title = (
-            f"Layers {row['k']} to the last, rows of {told['tokens']:.0f} tokens, {told['learnt']:.1f} learnt"
+            f"Layers {row['k']} to the last, rows of {rows['tokens']:.0f} tokens, {rows['learnt']:.1f} learnt"
         )
         show(title, columns, lines)
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from lib import trying
+from lib.tiny_rows import tiny_rows
 
 from autopeft.method import method_names
 
@@ -48,7 +50,7 @@ def test_each_kind_trains_its_own_rows(matrix: Any) -> None:
     kinds = {name: tiny.kind for name, tiny in matrix.MODELS.items()}
     assert set(kinds.values()) == {"classification", "causal_lm", "seq2seq", "multiple_choice"}
     for name, tiny in matrix.MODELS.items():
-        data = matrix.data_of(tiny.kind)
+        data = tiny_rows(tiny.kind)
         assert data.task.kind == tiny.kind
         batch = data.train.collate([0, 1])
         assert batch["labels"].ndim == (1 if tiny.kind == "classification" else 2), name
@@ -110,7 +112,7 @@ def test_a_crash_is_no_refusal(matrix: Any, monkeypatch: pytest.MonkeyPatch) -> 
     def fall(*args: Any, **kwargs: Any) -> None:
         raise ZeroDivisionError("gone")
 
-    monkeypatch.setattr(matrix, "train", fall)
+    monkeypatch.setattr(trying, "train", fall)
     outcome = matrix.outcome_of(matrix.Pair("t5 seq2seq", "ia3", "lora"))
     assert (outcome.outcome, outcome.reason) == ("broken", "ZeroDivisionError: gone")
 

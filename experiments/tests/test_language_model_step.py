@@ -15,12 +15,6 @@ Import = Callable[[str], Any]
 Script = Callable[..., str]
 
 
-def test_the_first_steps_are_left_out(load: Import) -> None:
-    run = load("run").Run.of(10.0, [11.0, 11.5, 11.75, 11.875], 2, 0.7)
-    assert run.ms == [250.0, 125.0]
-    assert run.seconds == 1.875
-
-
 @pytest.mark.slow
 def test_steps_of_every_side(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))

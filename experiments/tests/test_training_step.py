@@ -20,13 +20,6 @@ Import = Callable[[str], Any]
 Script = Callable[..., str]
 
 
-def test_the_first_steps_are_left_out(load: Import) -> None:
-    run = load("run").Run.of(10.0, [11.0, 11.5, 11.75, 11.875], 2, 0.7)
-    assert run.ms == [250.0, 125.0]
-    assert run.mean == 187.5
-    assert run.seconds == 1.875
-
-
 def test_texts_are_longer_by_their_own_tokens_and_go_in_the_same_batches(load: Import) -> None:
     data = encoded_task(train=40)
     longer = load("prompt_steps").lengthened(data, 7)

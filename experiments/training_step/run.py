@@ -28,7 +28,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +35,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
-from lib.measuring import (
-    cache_at,
-    interleave,
-    note,
-    one_thread,
-    ratios,
-    read_json,
-    show,
-    summarise,
-    write_json,
-)
+from lib.measuring import cache_at, note, one_thread, read_json, show, write_json
 from lib.obvious import (
     StepClock,
     Training,
@@ -59,6 +48,7 @@ from lib.obvious import (
     tokenised,
 )
 from lib.step_profile import Profile, Windows, show_profile
+from lib.steps import StepRun, compare, told
 from prompt_steps import measure_prompts, profile_prompt, show_prompts
 from transformers import set_seed
 
@@ -72,33 +62,6 @@ from autopeft.training.trunk.store import LIMIT_VARIABLE
 
 RESULTS = Path(__file__).parent / "results"
 SIDES = ("ours", "plain", "bf16", "dynamic", "pad", "bare", "grouped")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of a side.
-
-    Attributes:
-        ms: CPU milliseconds of each counted step.
-        loss: mean training loss of all steps, to see that the sides train alike.
-        seconds: CPU seconds from the start of the run to the end of its last step.
-    """
-
-    ms: list[float]
-    loss: float
-    seconds: float
-
-    @property
-    def mean(self) -> float:
-        """Milliseconds of a step. Steps differ in length, so their mean is what a training costs."""
-        return statistics.fmean(self.ms)
-
-    @classmethod
-    def of(cls, start: float, ticks: Sequence[float], drop: int, loss: float) -> Run:
-        """From the clock at the start and at the end of each step; the first `drop` steps are left out."""
-        used = ticks[drop - 1 :]
-        ms = [1e3 * (b - a) for a, b in pairwise(used)]
-        return cls(ms, loss, ticks[-1] - start)
 
 
 @dataclass(frozen=True)
@@ -182,7 +145,7 @@ def recipe_at(bench: Bench, k: int | None) -> Recipe:
     return Recipe.from_dict({"name": o.recipe, "layers": [{"at": at, "attach": [items[o.recipe]]}]})
 
 
-def ours(bench: Bench, k: int | None, *, half: bool = False, shortcuts: bool = True) -> Run:
+def ours(bench: Bench, k: int | None, *, half: bool = False, shortcuts: bool = True) -> StepRun:
     """A trial of ours on the model that stays loaded, or on its half-precision twin."""
     training = bench.training
     ticks: list[float] = []
@@ -194,7 +157,7 @@ def ours(bench: Bench, k: int | None, *, half: bool = False, shortcuts: bool = T
         bench.plan(training.steps, shortcuts=shortcuts),
         on_step=lambda step, loss: ticks.append(time.process_time()),
     )
-    return Run.of(start, ticks, bench.options.drop, statistics.fmean(outcome.train.losses))
+    return StepRun.of(start, ticks, bench.options.drop, statistics.fmean(outcome.train.losses))
 
 
 def _attached(bench: Bench, k: int | None) -> tuple[Any, Any]:
@@ -216,7 +179,7 @@ def _attached(bench: Bench, k: int | None) -> tuple[Any, Any]:
 
 def trainer(
     bench: Bench, k: int | None, *, padding: int | None = None, sampling: str = "random", steps: int = 0
-) -> Run:
+) -> StepRun:
     """The Trainer on rows padded to `padding`, or batch by batch."""
     model, hybrid = _attached(bench, k)
     training = Training(
@@ -236,10 +199,10 @@ def trainer(
             optimizer=None if hybrid is None else hybrid.optimizer(fused=True),
             callbacks=[clock] if hybrid is None else [hybrid.callback(), clock],
         ).train()
-    return Run.of(start, clock.ticks, bench.options.drop, found.training_loss)
+    return StepRun.of(start, clock.ticks, bench.options.drop, found.training_loss)
 
 
-def bare(bench: Bench, k: int | None) -> Run:
+def bare(bench: Bench, k: int | None) -> StepRun:
     """A loop of one's own around the same model and batches."""
     model, _ = _attached(bench, k)
     ticks: list[float] = []
@@ -251,13 +214,13 @@ def bare(bench: Bench, k: int | None) -> Run:
 
     start = time.process_time()
     bare_loop(model, bench.rows[None], bench.tokenizer, bench.training, on_step)
-    return Run.of(start, ticks, bench.options.drop, statistics.fmean(losses))
+    return StepRun.of(start, ticks, bench.options.drop, statistics.fmean(losses))
 
 
-def sides_of(bench: Bench, k: int | None) -> dict[str, Callable[[], Run]]:
+def sides_of(bench: Bench, k: int | None) -> dict[str, Callable[[], StepRun]]:
     """The sides that were asked for."""
     o = bench.options
-    known: dict[str, Callable[[], Run]] = {
+    known: dict[str, Callable[[], StepRun]] = {
         "ours": partial(ours, bench, k),
         "plain": partial(ours, bench, k, shortcuts=False),
         "bf16": partial(ours, bench, k, half=True),
@@ -295,19 +258,13 @@ def measure(bench: Bench, k: int | None) -> dict[str, Any]:
     first = ours(bench, k) if "ours" in variants else None
     if "bf16" in variants:
         ours(bench, k, half=True)
-    tell = lambda name, repeat, run: note(f"{where} repeat {repeat} {name}: {run.mean:.1f} ms/step")  # noqa: E731
-    runs = interleave(variants, options.repeats, tell)
-    found: dict[str, Any] = {"k": k, "sides": {}}
-    for name, several in runs.items():
-        means = [run.mean for run in several]
-        side: dict[str, Any] = {"what": label(name, options), "ms_per_step": summarise(means).to_dict()}
-        side["runs"] = [asdict(run) for run in several]
-        if "ours" in runs:
-            side["times_ours"] = ratios(means, [run.mean for run in runs["ours"]]).to_dict()
-        if name == "ours" and first is not None:
-            usual = statistics.median(run.seconds for run in several)
-            side["first_run"] = {"cpu_seconds": first.seconds, "more_than_others": first.seconds - usual}
-        found["sides"][name] = side
+    found: dict[str, Any] = {"k": k, "sides": compare(variants, options.repeats, where)}
+    for name, side in found["sides"].items():
+        side["what"] = label(name, options)
+    if first is not None:
+        own = found["sides"]["ours"]
+        usual = statistics.median(run["seconds"] for run in own["runs"])
+        own["first_run"] = {"cpu_seconds": first.seconds, "more_than_others": first.seconds - usual}
     return found
 
 
@@ -315,16 +272,9 @@ def show_measured(found: dict[str, Any]) -> None:
     """Print the table of one k."""
     rows = []
     for side in found["sides"].values():
-        ms, ratio = summarise([statistics.fmean(r["ms"]) for r in side["runs"]]), side.get("times_ours")
         first = side.get("first_run")
         rows.append(
-            (
-                side["what"],
-                ms.text(),
-                "" if ratio is None else f"{ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})",
-                f"{statistics.fmean(r['loss'] for r in side['runs']):.3f}",
-                "" if first is None else f"+{first['more_than_others']:.1f} s",
-            )
+            (side["what"], *told(side), "" if first is None else f"+{first['more_than_others']:.1f} s")
         )
     where = "the recipe's own layers" if found["k"] is None else f"layers {found['k']} to the last"
     columns = (f"{where}", "CPU ms/step (min–max)", "times ours (min–max)", "mean loss", "first run")

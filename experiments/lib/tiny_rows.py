@@ -1,0 +1,123 @@
+"""A few rows of each kind of task, for tiny models: random words, in the batches that the kind has in use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from autopeft.tasks import Task
+from autopeft.tasks.encode import EncodedTask, encode
+from autopeft.tasks.kinds import get_kind
+from autopeft.tasks.kinds.tags import Tags
+from autopeft.tasks.task import Source, Split, SplitName
+
+__all__ = ["END", "WORDS", "tiny_rows"]
+
+WORDS, _LONGEST = 40, 16
+"""Size of the vocabulary, with its special tokens in front."""
+_SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
+END = _SPECIAL.index("</s>")
+_TOLD = "w7"
+"""The word that a class tells of."""
+_ROWS: dict[SplitName, int] = {"train": 24, "select": 8, "test": 8}
+
+
+@cache
+def tiny_rows(kind: str) -> EncodedTask:
+    """Rows of random words with answers of a kind, for models that know `WORDS` tokens or more."""
+    splits = {name: _MADE[kind](*_words(rows, seed)) for seed, (name, rows) in enumerate(_ROWS.items())}
+    labels = _NAMES.get(kind, ())
+    # A metric of what is written is a reward too, for methods that learn from some.
+    metric = next((m for m in get_kind(kind).metrics if m.generated), None)
+    measured = get_kind(kind).default_metric if metric is None else metric.name
+    task = Task("random", kind, labels, splits, measured, None, Source("memory", "random", "0" * 64))
+    return encode(task, _tokenizer(ends=get_kind(kind).new_head), _LONGEST)
+
+
+def _words(rows: int, seed: int) -> tuple[list[str], list[str], list[int]]:
+    """Texts, an answer to each, and whether the text has a certain word."""
+    rng = np.random.default_rng(seed)
+
+    def some(least: int, most: int) -> list[list[str]]:
+        return [
+            [f"w{word}" for word in rng.integers(8, WORDS, size=count)]
+            for count in rng.integers(least, most, size=rows)
+        ]
+
+    texts, answers = some(3, 11), some(1, 4)
+    told = rng.integers(0, 2, size=rows).tolist()
+    for text, label in zip(texts, told, strict=True):
+        if label:
+            text[rng.integers(0, len(text))] = _TOLD
+    return [" ".join(text) for text in texts], [" ".join(answer) for answer in answers], told
+
+
+def _classes(texts: list[str], answers: list[str], told: list[int]) -> Split:
+    return Split(texts, None, told)
+
+
+def _numbers(texts: list[str], answers: list[str], told: list[int]) -> Split:
+    return Split(texts, None, [label + len(text) / 100 for text, label in zip(texts, told, strict=True)])
+
+
+def _marks(texts: list[str], answers: list[str], told: list[int]) -> Split:
+    return Split(
+        texts, None, [np.array([label, len(text) % 2]) for text, label in zip(texts, told, strict=True)]
+    )
+
+
+def _tags(texts: list[str], answers: list[str], told: list[int]) -> Split:
+    words = [text.split() for text in texts]
+    tags = [Tags([int(word == _TOLD) for word in row], _NAMES["token_classification"]) for row in words]
+    return Split(texts, None, tags, {"words": words})
+
+
+def _conversations(texts: list[str], answers: list[str], told: list[int]) -> Split:
+    turns = [
+        [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+        for text, answer in zip(texts, answers, strict=True)
+    ]
+    return Split(texts, None, answers, {"messages": turns})
+
+
+def _targets(texts: list[str], answers: list[str], told: list[int]) -> Split:
+    return Split(texts, None, answers)
+
+
+def _choices(texts: list[str], answers: list[str], told: list[int]) -> Split:
+    others = [*answers[1:], answers[0]]
+    pairs = [[own, other] for own, other in zip(answers, others, strict=True)]
+    return Split(texts, None, told, {"choices": pairs})
+
+
+_NAMES: dict[str, tuple[str, ...]] = {
+    "classification": ("no", "yes"),
+    "multi_label": ("told", "odd"),
+    "token_classification": ("O", "told"),
+}
+_MADE: dict[str, Callable[[list[str], list[str], list[int]], Split]] = {
+    "classification": _classes,
+    "regression": _numbers,
+    "multi_label": _marks,
+    "token_classification": _tags,
+    "causal_lm": _conversations,
+    "seq2seq": _targets,
+    "multiple_choice": _choices,
+}
+
+
+def _tokenizer(*, ends: bool) -> PreTrainedTokenizerFast:
+    """A tokenizer of words, which `ends` each text by a token for it, where encoder-decoders look for one."""
+    words = [*_SPECIAL, *(f"w{number}" for number in range(len(_SPECIAL), WORDS))]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if ends:
+        inner.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", END)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", eos_token="</s>",
+        model_max_length=96, model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip

@@ -1,0 +1,93 @@
+"""For each kind of task: rows, a backbone, and how the Trainer pads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    DataCollatorForSeq2Seq,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+    T5Config,
+)
+
+from autopeft import load_task
+from autopeft.assets import load_tokenizer, resolve_model
+from autopeft.tasks import Rows, Task
+
+__all__ = ["SETTINGS", "Setting", "random_t5"]
+
+ENCODER = "minilm"
+_SHORT = 8  # words
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a kind of task is measured on.
+
+    Attributes:
+        task: makes the rows, given how many are to be had for training.
+        model: the name of a backbone, or what makes one in a folder.
+        collator: pads rows as transformers documents it, given the tokenizer.
+    """
+
+    task: Callable[[int], Task]
+    model: str | Callable[[Path], Path]
+    collator: Callable[[Any], Any] = DataCollatorWithPadding
+
+
+def random_t5(folder: Path) -> Path:
+    """A T5 of 4 + 4 layers of 256 with the default encoder's tokenizer. Its weights are random: a step costs
+    what it costs with learnt ones."""
+    tokenizer = load_tokenizer(resolve_model(ENCODER))
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=256, d_kv=32, d_ff=1024, num_layers=4, num_heads=8,
+        pad_token_id=tokenizer.pad_token_id, decoder_start_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.sep_token_id,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
+    tokenizer.eos_token = tokenizer.sep_token
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _packaged(name: str, rows: int) -> Task:
+    return load_task(name).subset(train=rows, select=32, test=32)
+
+
+def _questions(kind: str, label: Callable[[str, str], Any], rows: int) -> Task:
+    """The questions of `trec`, labelled anew from their class and their text."""
+    import pandas
+
+    source = _packaged("trec", rows + 200)
+    split = source.splits["train"]
+    labels = [label(source.labels[own], text) for own, text in zip(split.labels, split.texts, strict=True)]
+    frame = pandas.DataFrame({"text": split.texts, "label": labels})
+    return load_task(frame, kind=kind, rows=Rows(rows, 32, 32))
+
+
+def _class_and_length(name: str, text: str) -> list[str]:
+    return [name, "short"] if len(text.split()) < _SHORT else [name]
+
+
+def _length(name: str, text: str) -> float:
+    return len(text) / 10
+
+
+SETTINGS: Mapping[str, Setting] = {
+    "classification": Setting(partial(_packaged, "trec"), ENCODER),
+    "regression": Setting(partial(_questions, "regression", _length), ENCODER),
+    "multi_label": Setting(partial(_questions, "multi_label", _class_and_length), ENCODER),
+    "token_classification": Setting(
+        partial(_packaged, "swapped-words"), ENCODER, DataCollatorForTokenClassification
+    ),
+    "seq2seq": Setting(partial(_packaged, "tatoeba-en-es"), random_t5, DataCollatorForSeq2Seq),
+}
