@@ -140,10 +140,12 @@ def _part(spec: BackboneSpec, entries: Iterable[Entry]) -> str | None:
     """Whether a site is a part of a fused projection."""
     for entry in entries:
         for site in entry.sites:
-            if site.name in ("q", "k", "v") and spec.find(site.stack, site.layer, "qkv") is not None:
+            if site.fused:
+                other = spec.find(site.stack, site.layer, "qkv") if site.name in ("q", "k", "v") else None
+                instead = "leave it out" if other is None else "put the method on 'qkv' instead"
                 return (
                     f"{site.path} is a part of a fused projection, and Hugging Face peft adapts whole "
-                    "modules; put the method on 'qkv' instead"
+                    f"modules; {instead}"
                 )
     return None
 

@@ -384,7 +384,9 @@ class Injection:
             for index, path in enumerate(stack.layers):
                 prompts = self._late(stack, index)
                 if below or prompts:
-                    hook = LateHooks(stack.map.name, self.token, stack.map.causal, prompts, below)
+                    hook = LateHooks(
+                        stack.map.name, self.token, stack.map.causal, prompts, below, stack.map.sine_first
+                    )
                     module = self.base.get_submodule(path)
                     self._handles.append(
                         module.register_forward_pre_hook(hook.before, with_kwargs=True, prepend=True)
@@ -398,11 +400,17 @@ class Injection:
         """The prompts in front of a layer.
 
         Raises:
-            CompositionError: it is not known what the family hands its layers.
+            CompositionError: it is not known what the family hands its layers, or its positions would not
+                fit the rows.
         """
         place = self.places.get(f"{stack.map.name}-{index}-layer")
         prompts = () if place is None else self._prompts(place)
         require_front(prompts)
+        if prompts and stack.map.unplaced:
+            raise CompositionError(
+                f"{prompts[0].name} puts rows in front of a layer, but {self.graph.spec.family!r} "
+                f"{stack.map.unplaced}; use prompt_tuning or p_tuning."
+            )
         if prompts and self.graph.spec.generic:
             raise CompositionError(
                 f"{prompts[0].name} puts rows in front of a layer, and it is not known what masks and "
