@@ -23,7 +23,7 @@ from autopeft.injection.owners import configs_of, owners_of
 from autopeft.injection.regions import Narrowed, RegionForward, narrowed
 from autopeft.injection.sequence import PoolerHooks, RootHooks
 from autopeft.injection.threads import Forwards
-from autopeft.injection.undispatched import OwnForward, dispatching
+from autopeft.injection.undispatched import OwnForward, dispatching, is_undispatched
 from autopeft.injection.weights import ParameterPatch, Part, WeightHooks
 from autopeft.method import BARE, Slot, WeightTarget
 from autopeft.spec import Site
@@ -351,7 +351,8 @@ class Injection:
         Raises:
             CompositionError: the model uses an attention implementation that has none of ours.
         """
-        stacks = {p.site.stack for p in prefixed}
+        asking = [p for p in prefixed if not is_undispatched(self.base.get_submodule(p.entry))]
+        stacks = {p.site.stack for p in asking}
         for config in configs_of(self.base, [s for s in self.layout.stacks if s.map.name in stacks]):
             now = config._attn_implementation or "eager"
             if now in DELEGATES.values():

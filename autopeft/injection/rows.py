@@ -25,7 +25,7 @@ from autopeft.injection.frames import READ, frames
 from autopeft.injection.owners import configs_of
 from autopeft.injection.positions import Position, spread_first, take
 from autopeft.injection.regions import Replacing, serves_itself
-from autopeft.injection.undispatched import dispatching
+from autopeft.injection.undispatched import dispatching, is_undispatched
 from autopeft.method import Slot
 from autopeft.method.reserved import reserve
 
@@ -157,6 +157,7 @@ def _our_attention(configs: Sequence[Any], attentions: Sequence[nn.Module]) -> I
     if not attentions:  # its own code asks what the implementation is called
         yield False
         return
+    configs = () if all(map(is_undispatched, attentions)) else configs
     before = [config._attn_implementation for config in configs]
     ours = [DELEGATES.get(attention_behind(name)) for name in before]
     own = dispatching(attentions) if None not in ours else []

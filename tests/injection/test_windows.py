@@ -9,14 +9,12 @@ import torch
 from support.cases import recipe_of
 from support.families.decoders import DECODERS
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from autopeft.backbones import embedded_words, spec_of
 from autopeft.errors import UsageError
 from autopeft.hybrid import Hybrid, attach
 from autopeft.hybrid.caching import generates_from_cache
-from autopeft.method import Call, Context
 from autopeft.recipe import Recipe
 
 WINDOW, LENGTH, ROWS = 4, 12, 3
@@ -34,45 +32,6 @@ def attached(name: str, *items: Any, level: str = "model", **options: Any) -> tu
 
 def test_families_with_windows_are_tried() -> None:
     assert {"mistral", "qwen2", "gemma2", "gemma3_text", "phi3", "starcoder2"} <= set(SLIDING)
-
-
-def masks(name: str, length: int, front: int, fused: bool) -> Any:
-    """Masks (1, 1, length, front + length) in which all see the front, and of the text what they would."""
-    at = torch.arange(length)
-    causal = at[None] <= at[:, None]
-    near = causal & (at[None] > at[:, None] - WINDOW)
-
-    def whole(seen: Tensor) -> Tensor:
-        seen = torch.nn.functional.pad(seen, (front, 0), value=True)[None, None]
-        return seen if fused else torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
-
-    if getattr(DECODERS[name].config(), "layer_types", None) is None:
-        return whole(near)
-    return {"full_attention": whole(causal), "sliding_attention": whole(near)}
-
-
-@pytest.mark.parametrize(("name", "attention"), ATTENTIONS)
-def test_a_prefix_is_seen_from_everywhere_and_the_window_is_the_texts(name: str, attention: str) -> None:
-    """As the model's own code has it, with the prefix in a cache that slides nowhere and masks by hand."""
-    prefix = {"prefix_tuning": {"length": ROWS, "reparameterization": None}}
-    model, hybrid = attached(name, prefix, level="layers", attention=attention)
-    inputs = {"input_ids": tiny_inputs(name, length=LENGTH)["input_ids"]}
-    got = logits(model, inputs)
-    module, config = cast(Any, hybrid.modules["prefix_tuning"]), model.config
-    heads = config.num_key_value_heads
-    cache = DynamicCache()
-    for index, site in enumerate(hybrid.graph.entries["prefix_tuning"].sites):
-        pair = module.key_value(site, torch.zeros(2, 1, 32), Call(Context()))
-        shaped = [t.detach().view(1, ROWS, heads, -1).transpose(1, 2).expand(2, -1, -1, -1) for t in pair]
-        cache.update(*shaped, index)
-    own = {
-        "attention_mask": masks(name, LENGTH, ROWS, attention == "sdpa"),
-        "position_ids": torch.arange(LENGTH)[None],
-        "cache": cache,
-    }
-    expected = tiny_model(name, attention=attention)(**inputs, **own).logits
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(got, logits(tiny_model(name, attention=attention), inputs), atol=1e-2)
 
 
 @pytest.mark.parametrize(("name", "attention"), ATTENTIONS)

@@ -230,8 +230,8 @@ def _opt(config: PreTrainedConfig) -> FamilyMap:
 
 
 def _falcon(config: PreTrainedConfig) -> FamilyMap:
-    """Three ways to divide the fused projection, and as many to place the norms. Its attention calls no
-    function that could be replaced."""
+    """Three ways to divide the fused projection, and as many to place the norms. With alibi, its attention is
+    of no form that prefixes could join."""
     heads, _, width = _heads(config)
     modern = bool(config.new_decoder_architecture)
     if modern:
@@ -244,7 +244,7 @@ def _falcon(config: PreTrainedConfig) -> FamilyMap:
         norms = ("ln_attn", "ln_mlp")
     return _decoder(
         _layer(
-            Region("self_attention", "self_attention.dense", norms[0], "pre"),
+            Region("self_attention", "self_attention.dense", norms[0], "pre", attends=not config.alibi),
             _fused("self_attention.query_key_value", "self_attention.dense", features),
             Region("mlp", "mlp", norms[-1], "pre"),
             _ffn("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
@@ -271,7 +271,7 @@ def _bloom(config: PreTrainedConfig) -> FamilyMap:
     first, second = _TWO
     return _decoder(
         _layer(
-            Region("self_attention", "self_attention.dense", first, order),
+            Region("self_attention", "self_attention.dense", first, order, attends=True),
             _fused("self_attention.query_key_value", "self_attention.dense", _by_group(heads, width, width)),
             Region("mlp", "mlp.dense_4h_to_h", second, order),
             _ffn("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),

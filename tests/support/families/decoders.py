@@ -58,7 +58,6 @@ def _tiny(
 
 
 _EXPERTS = {"lora-all": "experts"}
-_UNDISPATCHED = {"prefix": "does not dispatch"}
 _ALIBI = {"lpt": "alibi"}
 _DROPPED = ("intermediate_size",)
 
@@ -88,7 +87,7 @@ DECODERS = {
     "phi3": _tiny("Phi3", **_SLIDING),
     "gpt_neox": _tiny("GPTNeoX", refuses={}),
     "opt": _tiny("OPT", ffn_dim=64, word_embed_proj_dim=16, without=_DROPPED, refuses={}),
-    "falcon": _tiny("Falcon", refuses={**_NO_BIAS, **_UNDISPATCHED}, without=_DROPPED),
+    "falcon": _tiny("Falcon", refuses={}, without=_DROPPED),
     "mixtral": _tiny("Mixtral", **_SLIDING, num_local_experts=3, refuses={**_NO_BIAS, **_EXPERTS}),
     "qwen3_moe": _tiny(
         "Qwen3Moe",
@@ -102,7 +101,7 @@ DECODERS = {
     "olmo2": _tiny("Olmo2", **_GROUPED),
     "granite": _tiny("Granite", **_GROUPED, residual_multiplier=0.4, embedding_multiplier=3.0),
     "starcoder2": _tiny("Starcoder2", **_SLIDING, refuses={}),
-    "bloom": _tiny("Bloom", refuses={**_UNDISPATCHED, **_ALIBI}, attentions=("eager",)),
+    "bloom": _tiny("Bloom", refuses=_ALIBI, attentions=("eager",)),
     "gptj": _tiny("GPTJ", rotary_dim=4, refuses={}),
     "stablelm": _tiny("StableLm", **_GROUPED, use_qkv_bias=True, refuses={}),
     "cohere": _tiny("Cohere", **_GROUPED, use_qk_norm=True),
