@@ -31,6 +31,7 @@ class Place:
         norm: path of the region's norm.
         attends: `entry` dispatches to an attention function.
         flat: x and y are (batch · positions, width).
+        offset: what a norm adds to its weight before it scales by it.
     """
 
     site: Site
@@ -41,6 +42,7 @@ class Place:
     norm: str | None = None
     attends: bool = False
     flat: bool = False
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def _norm_place(
     width = int(weight.numel())
     site = Site(stack.name, index, name, "norm", width, width, bias=getattr(module, "bias", None) is not None)
     full = f"{path}.{entry.path}"
-    return Place(site, full, full)
+    return Place(site, full, full, offset=entry.offset)
 
 
 def _region_place(

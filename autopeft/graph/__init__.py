@@ -15,6 +15,7 @@ from autopeft.graph.serving import (
     SERVED,
     VLLM_RANKS,
     WITHOUT_VLLM_LORA,
+    taken_for_experts,
     unservable,
     unservable_entries,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "is_rowwise_on_logits",
     "parts_of",
     "readers_of",
+    "taken_for_experts",
     "total_of",
     "unmergeable",
     "unservable",

@@ -237,9 +237,12 @@ def _merged(live: _Live, site: Site, trees: Sequence[Tree], new: Mapping[str, Te
     place = live.injection.places[site.key]
     stored, bias, names = _tensors(live, place, new)
     part, bias_part = Part(place.transposed, place.out_slice), Part(out_slice=place.out_slice)
-    pair: _Pair = (part.of(stored), None if bias is None else bias_part.of(bias))
+    own = part.of(stored)
+    own = own + place.offset if place.offset else own
+    pair: _Pair = (own, None if bias is None else bias_part.of(bias))
     for side in ("output", "input"):
         pair = added([_Folding(live, tree, site, side) for tree in trees], *pair)
+    pair = (pair[0] - place.offset, pair[1]) if place.offset else pair
     return _Merged(stored, bias, names, part, bias_part, pair)
 
 

@@ -39,9 +39,9 @@ _FUNCTION = "_gradient_checkpointing_func"  # where transformers keeps what it c
 def serves_itself(place: Place) -> bool:
     """Whether a place's output at a position depends on its input at that position alone, its states have
     positions, and it can be had apart from what shares its module (a fused projection also makes keys and
-    values)."""
+    values, and BLOOM's FFN adds the residual)."""
     if place.site.name == "ffn":
-        return not place.flat
+        return not place.flat and not place.exit.startswith(f"{place.entry}.")
     return place.site.name in _LINEARS and place.out_slice is None
 
 

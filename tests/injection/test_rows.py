@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from support.classifiers import DECODERS, FAMILIES, LAYERS, classifier, encoded_rows
+from support.classifiers import DECODERS, FAMILIES, LAYERS, WITH_DECODERS, classifier, encoded_rows
 from support.tiny import randomise
 from torch import Tensor, nn
 
@@ -16,7 +16,6 @@ from autopeft.recipe import Recipe
 from autopeft.training.losses import logits_of
 
 ALL_LINEARS = {"lora": {"rank": 2, "sites": ["q", "k", "v", "o", "up", "down"]}}
-WITH_DECODERS = [*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in DECODERS)]
 CASES: dict[str, list[Any]] = {
     "lora": [ALL_LINEARS],
     "dora": [{"dora": {"rank": 2, "sites": ["q", "o", "up", "down"]}}],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
@@ -18,13 +19,22 @@ from . import families
 from .families import VOCABULARY
 from .tiny import EAGER, tiny_config
 
-__all__ = ["DECODERS", "FAMILIES", "LAYERS", "classifier", "encoded_rows", "encoded_rows_task"]
+__all__ = [
+    "DECODERS",
+    "FAMILIES",
+    "LAYERS",
+    "WITH_DECODERS",
+    "classifier",
+    "encoded_rows",
+    "encoded_rows_task",
+]
 
 LAYERS = 3
 # ELECTRA projects its embeddings to another width.
 FAMILIES = ("bert", "roberta", "distilbert", "mpnet", "electra", "gpt2", "llama", "gemma2", "t5")
 # Fused maps, sub-layers side by side, norms behind them, states without a batch, experts, other attention.
 DECODERS = ("phi", "phi3", "gpt_neox", "opt", "falcon", "bloom", "olmo2", "mixtral", "gpt_oss")
+WITH_DECODERS = [*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in DECODERS)]
 END = 2
 
 

@@ -48,10 +48,18 @@ def _decoder(
     return FamilyMap((stack,), lacks=lacks or {})
 
 
-def _layer(attention: Region, maps: Sites, ffn: Region, ffn_maps: Sites, norms: Sequence[str]) -> Sites:
+def _layer(
+    attention: Region,
+    maps: Sites,
+    ffn: Region,
+    ffn_maps: Sites,
+    norms: Sequence[str],
+    offset: float = 0.0,
+) -> Sites:
     """The sites of a layer; with one norm, both sub-layers read what it yields and stand side by side."""
-    sites = {"layer": Region("", ""), "attention": attention, **maps, "attention_norm": Norm(norms[0])}
-    return {**sites, "ffn": ffn, **ffn_maps, **({"ffn_norm": Norm(norms[1])} if norms[1:] else {})}
+    first, *second = (Norm(norm, offset) for norm in norms)
+    sites = {"layer": Region("", ""), "attention": attention, **maps, "attention_norm": first}
+    return {**sites, "ffn": ffn, **ffn_maps, **({"ffn_norm": second[0]} if second else {})}
 
 
 def _separate(inside: str, o: str) -> Sites:
@@ -87,6 +95,7 @@ def _ffn(up: str, down: str, gate: str | None = None) -> Sites:
 
 
 _GATED = _ffn("mlp.up_proj", "mlp.down_proj", "mlp.gate_proj")
+_ONE_MORE = 1.0  # Gemma's norms scale by 1 + w
 _TWO = ("input_layernorm", "post_attention_layernorm")
 
 _GPT2 = _decoder(
@@ -107,7 +116,7 @@ _GPT2 = _decoder(
 )
 
 
-def _llama(ffn: Sites = _GATED, multiplier: float = 1.0, **options: Any) -> FamilyMap:
+def _llama(ffn: Sites = _GATED, multiplier: float = 1.0, offset: float = 0.0, **options: Any) -> FamilyMap:
     first, second = _TWO
     return _decoder(
         _layer(
@@ -116,6 +125,7 @@ def _llama(ffn: Sites = _GATED, multiplier: float = 1.0, **options: Any) -> Fami
             Region("mlp", "mlp", second, "pre", multiplier=multiplier),
             ffn,
             _TWO,
+            offset,
         ),
         **options,
     )
@@ -129,6 +139,7 @@ _GEMMA2 = _decoder(
         Region("mlp", "post_feedforward_layernorm", "pre_feedforward_layernorm", "pre"),
         _GATED,
         ("input_layernorm", "pre_feedforward_layernorm"),
+        _ONE_MORE,
     )
 )
 
@@ -294,7 +305,8 @@ def _granite(config: PreTrainedConfig) -> FamilyMap:
 
 DECODERS: Mapping[str, FamilyMap | MapOf] = {
     "gpt2": _GPT2,
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "smollm3"), _llama()),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3"), _llama()),
+    "gemma": _llama(offset=_ONE_MORE),
     **dict.fromkeys(("mixtral", "qwen3_moe", "gpt_oss"), _llama(lacks=_LACKS)),
     **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA2),
     "starcoder2": _llama(_ffn("mlp.c_fc", "mlp.c_proj")),

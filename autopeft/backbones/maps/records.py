@@ -78,9 +78,10 @@ class Linear:
 
 @dataclass(frozen=True)
 class Norm:
-    """A normalisation layer at `path`."""
+    """A normalisation layer at `path`; it scales by its weight and `offset` (Gemma's by 1 + w)."""
 
     path: str
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)
