@@ -283,9 +283,9 @@ def _hand_on(live: _Live, norm: Site, shift: Tensor, new: dict[str, Tensor]) -> 
     Raises:
         CompositionError: it is not known that these maps alone read the norm.
     """
-    found = (live.injection.places[site.key] for site in readers_of(live.graph.spec, norm))
-    places = {place.exit: place for place in found}
-    if not places:
+    known, readers = live.injection.places, readers_of(live.graph.spec, norm)
+    places = {known[site.key].exit: known[site.key] for site in readers if site.key in known}
+    if not places or any(site.key not in known for site in readers):
         raise CompositionError(
             f"{norm.path} has no bias, and what is added behind it cannot go into the maps that read it, "
             "which are not known on this family; keep the hybrid attached."
