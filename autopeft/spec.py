@@ -6,7 +6,7 @@ injection room (methods, graph, counting) knows a backbone only through it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -55,6 +55,8 @@ class Site:
         kv_features: for attention regions the width of keys and values (all KV heads together), else 0.
         pre_norm: for regions, whether the norm comes before the sub-layer (GPT-2, Llama, T5, ViT) or after
             the residual is added (BERT); `None` where it is not known.
+        fused: whether a linear site is a part of a map that yields other sites too.
+        multiplier: for regions, what y is multiplied by before it is added to the residual (Granite).
     """
 
     stack: StackName
@@ -66,6 +68,8 @@ class Site:
     bias: bool = False
     kv_features: int = 0
     pre_norm: bool | None = None
+    fused: bool = False
+    multiplier: float = 1.0
 
     @property
     def key(self) -> str:
@@ -108,13 +112,15 @@ class TensorSpec:
 @dataclass(frozen=True)
 class StackSpec:
     """A list of layers of the same shape: `name`, number of `layers`, width `hidden`, whether it is `causal`,
-    and `head_dim`, the width of one attention head (`None` where it is not known)."""
+    `head_dim`, the width of one attention head (`None` where it is not known), and `window`, how many
+    positions a query sees in layers with a sliding window (`None` where it sees all)."""
 
     name: StackName
     layers: int
     hidden: int
     causal: bool
     head_dim: int | None = None
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,7 @@ class BackboneSpec:
         generic: whether the generic resolver found the sites (no map of this family).
         logits: the last map of the model that is used; of a config alone that of a language model where the
             last stack is causal, else that of a head with the config's labels. `None` where a model has none.
+        lacks: site → why the family has none.
     """
 
     family: str
@@ -160,6 +167,7 @@ class BackboneSpec:
     pooler: bool = False
     generic: bool = False
     logits: LogitsSpec | None = field(default=None, compare=False)
+    lacks: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def _by_key(self) -> dict[str, Site]:
@@ -206,6 +214,6 @@ class BackboneSpec:
         """
         have = self.site_names()
         if name not in have:
-            raise SiteError(
-                f"{self.family!r} has no site {name!r}.{near(name, have)} It has: {', '.join(have)}."
-            )
+            why = self.lacks.get(name)
+            hint = near(name, have) if why is None else f" {why}"
+            raise SiteError(f"{self.family!r} has no site {name!r}.{hint} It has: {', '.join(have)}.")

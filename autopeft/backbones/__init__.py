@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from autopeft.backbones.maps import FAMILIES, FamilyMap, StackMap
-from autopeft.backbones.places import Layout, Place, StackPlaces, base_model_of, layout_of
+from autopeft.backbones.maps import FAMILIES, FamilyMap, Slice, StackMap
+from autopeft.backbones.places import Layout, Place, StackPlaces, base_model_of, embedded_words, layout_of
 from autopeft.backbones.spec_of import on_meta, projection_of, spec_of, spec_of_model
 
 __all__ = [
@@ -11,9 +11,11 @@ __all__ = [
     "FamilyMap",
     "Layout",
     "Place",
+    "Slice",
     "StackMap",
     "StackPlaces",
     "base_model_of",
+    "embedded_words",
     "layout_of",
     "on_meta",
     "projection_of",

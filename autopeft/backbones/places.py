@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from autopeft.backbones.generic import generic_map
-from autopeft.backbones.maps import FAMILIES, FamilyMap, Linear, Norm, Region, StackMap
+from autopeft.backbones.maps import FAMILIES, FamilyMap, Linear, Norm, Region, Slice, StackMap, map_of
 from autopeft.errors import SiteError
 from autopeft.spec import Site
 
-__all__ = ["Layout", "Place", "StackPlaces", "base_model_of", "layout_of"]
+__all__ = ["Layout", "Place", "StackPlaces", "base_model_of", "embedded_words", "layout_of"]
 
 
 @dataclass(frozen=True)
@@ -26,19 +26,23 @@ class Place:
         site: the site.
         entry: path of the module whose input is x.
         exit: path of the module whose output is y.
-        out_slice: for a part of a fused projection, (start, stop) of its output features.
+        out_slice: for a part of a fused projection, which of its output features.
         transposed: the weight is stored (in, out), as Conv1D does.
         norm: path of the region's norm.
         attends: `entry` dispatches to an attention function.
+        flat: x and y are (batch · positions, width).
+        offset: what a norm adds to its weight before it scales by it.
     """
 
     site: Site
     entry: str
     exit: str
-    out_slice: tuple[int, int] | None = None
+    out_slice: Slice | None = None
     transposed: bool = False
     norm: str | None = None
     attends: bool = False
+    flat: bool = False
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,14 @@ def base_model_of(model: PreTrainedModel) -> PreTrainedModel:
     return cast(PreTrainedModel, model.base_model)
 
 
+def embedded_words(base: PreTrainedModel) -> Tensor:
+    """What the table of embeddings yields for each word, (words, width): Gemma's and BART's scale it."""
+    table = base.get_input_embeddings()
+    weight = cast(Tensor, table.weight).detach()
+    scale = getattr(table, "embed_scale", 1.0)
+    return weight if isinstance(scale, float) and scale == 1 else weight * scale
+
+
 def _get(module: nn.Module, path: str) -> nn.Module | None:
     for part in path.split(".") if path else []:
         child = module._modules.get(part)
@@ -125,10 +137,12 @@ def _linear_place(
         return None
     module = cast(nn.Module, _get(layer, where))
     n_in, n_out, transposed = _linear_shape(module)
-    width = n_out // entry.parts
-    part = (entry.part * width, (entry.part + 1) * width) if entry.parts > 1 else None
+    width, part = n_out // entry.parts, entry.features
+    if part is None and entry.parts > 1:
+        part = Slice(entry.part * width, width)
+    width = width if part is None else part.size
     bias = getattr(module, "bias", None) is not None
-    site = Site(stack.name, index, name, "linear", n_in, width, bias=bias)
+    site = Site(stack.name, index, name, "linear", n_in, width, bias=bias, fused=part is not None)
     full = f"{path}.{where}"
     return Place(site, full, full, out_slice=part, transposed=transposed)
 
@@ -143,7 +157,7 @@ def _norm_place(
     width = int(weight.numel())
     site = Site(stack.name, index, name, "norm", width, width, bias=getattr(module, "bias", None) is not None)
     full = f"{path}.{entry.path}"
-    return Place(site, full, full)
+    return Place(site, full, full, offset=entry.offset)
 
 
 def _region_place(
@@ -152,13 +166,25 @@ def _region_place(
     if _get(layer, region.entry) is None or _get(layer, region.exit) is None:
         return None
     pre = None if region.order is None else region.order == "pre"
-    site = Site(stack.name, index, name, "region", hidden, hidden, kv_features=kv, pre_norm=pre)
+    site = Site(
+        stack.name,
+        index,
+        name,
+        "region",
+        hidden,
+        hidden,
+        kv_features=kv,
+        pre_norm=pre,
+        multiplier=region.multiplier,
+    )
 
     def full(inner: str) -> str:
         return f"{path}.{inner}" if inner else path
 
     norm = full(region.norm) if region.norm is not None and _get(layer, region.norm) is not None else None
-    return Place(site, full(region.entry), full(region.exit), norm=norm, attends=region.attends)
+    return Place(
+        site, full(region.entry), full(region.exit), norm=norm, attends=region.attends, flat=region.flat
+    )
 
 
 def _layer_places(stack: StackMap, index: int, layer: nn.Module, path: str, hidden: int) -> list[Place]:
@@ -223,7 +249,7 @@ def layout_of(base: PreTrainedModel) -> Layout:
         SiteError: neither finds a list of layers with the places it needs; the message names what was looked
         for.
     """
-    family = FAMILIES.get(base.config.model_type)
+    family = map_of(base.config)
     generic = family is None
     if family is None:
         family = generic_map(base)

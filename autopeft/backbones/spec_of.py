@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, cast
@@ -152,7 +153,7 @@ def _max_positions(config: PreTrainedConfig, layout: Layout) -> int | None:
 def _spec(base: PreTrainedModel, layout: Layout) -> BackboneSpec:
     config = base.config
     stacks = tuple(
-        StackSpec(s.map.name, len(s.layers), s.hidden, s.map.causal, _head_dim(base, s))
+        StackSpec(s.map.name, len(s.layers), s.hidden, s.map.causal, _head_dim(base, s), _window(config))
         for s in layout.stacks
     )
     vision = layout.family.modality == "vision"
@@ -169,11 +170,12 @@ def _spec(base: PreTrainedModel, layout: Layout) -> BackboneSpec:
         pooler=_has_pooler(base, layout),
         generic=layout.generic,
         logits=LogitsSpec(
-            stacks[-1].hidden,
+            getattr(config, "word_embed_proj_dim", None) or stacks[-1].hidden,  # OPT projects its last states
             _width(config, causal=stacks[-1].causal),
             tokens=stacks[-1].causal,
             behind=_behind(config) if stacks[-1].causal else "",
         ),
+        lacks=layout.family.lacks,
     )
 
 
@@ -190,11 +192,20 @@ def _behind(config: PreTrainedConfig) -> str:
     return next(found, "")
 
 
+def _window(config: PreTrainedConfig) -> int | None:
+    """The sliding window of some layers, as a config says, and as the library's caches read it."""
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    slides = kinds is None or "sliding_attention" in kinds
+    window = getattr(text, "sliding_window", None) if slides else None
+    return None if window is None or getattr(text, "use_sliding_window", True) is False else int(window)
+
+
 def _head_dim(base: PreTrainedModel, stack: StackPlaces) -> int | None:
     """Width of a head, as the attention of the first layer has it under one of the library's names."""
     widths = {p.site.out_features for p in stack.places if p.site.name in ("k", "v")}
     for module in base.get_submodule(stack.layers[0]).modules() if stack.layers else ():
-        for name in ("head_dim", "attention_head_size", "key_value_proj_dim"):
+        for name in ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim"):
             width = getattr(module, name, None)
             if isinstance(width, int) and width > 0 and widths and all(w % width == 0 for w in widths):
                 return width
@@ -227,6 +238,10 @@ def _tensors(base: PreTrainedModel, layout: Layout) -> tuple[TensorSpec, ...]:
     return tuple(found)
 
 
+def _inside(name: str, modules: Iterable[str | None]) -> bool:
+    return any(name.startswith(f"{module}.") for module in modules)
+
+
 def _place_of(name: str, layout: Layout) -> tuple[StackName | None, int | None, str | None]:
     """Stack, layer and site of a tensor that no linear map and no norm of a layer owns."""
     for stack in layout.stacks:
@@ -235,8 +250,7 @@ def _place_of(name: str, layout: Layout) -> tuple[StackName | None, int | None, 
         for i, path in enumerate(stack.layers):
             if name.startswith(f"{path}."):
                 return stack.map.name, i, None
+        behind = (stack.map.norm, *stack.map.behind)
         if not layout.generic and stack.embeds_at_root and name.startswith(f"{stack.map.root}."):
-            norm = stack.map.norm
-            if norm is None or not name.startswith(f"{norm}."):
-                return stack.map.name, None, "embeddings"
+            return (None, None, None) if _inside(name, behind) else (stack.map.name, None, "embeddings")
     return None, None, None

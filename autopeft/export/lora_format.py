@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from autopeft.export.lora_factors import NotServable
 from autopeft.export.lora_weights import LoRAWeights
 from autopeft.export.peft_format import (
     PEFT_PREFIX,
@@ -16,6 +17,7 @@ from autopeft.export.peft_format import (
     with_head,
     write_adapter,
 )
+from autopeft.graph import taken_for_experts
 
 if TYPE_CHECKING:
     from autopeft.hybrid import Hybrid
@@ -34,6 +36,7 @@ def to_lora(
     """Write a hybrid's LoRA to `folder`; the arguments are those of `to_peft`. Returns what was written.
 
     Raises:
+        NotServable: peft would take a map for another one.
         AutoPEFTError: the folder cannot be written.
     """
     adapter = lora_adapter(hybrid, weights, task_type)
@@ -45,7 +48,14 @@ def lora_adapter(hybrid: Hybrid, weights: LoRAWeights, task_type: str | None = N
     """Config and tensors of a hybrid's LoRA in peft's words, head included.
 
     Where biases change, `bias` is `all` and the adapter holds those that do: peft loads what is there.
+
+    Raises:
+        NotServable: peft would take a map for another one.
     """
+    changed = (p.site for p in hybrid.injection.places.values() if p.exit in weights.factors)
+    why = taken_for_experts(hybrid.spec, changed)
+    if why is not None:
+        raise NotServable(f"{why}, or export it with --as merged.")
     prefix = base_prefix(hybrid.model)
     tensors: dict[str, Tensor] = {}
     ranks = {f"{prefix}{path}": factors.rank for path, factors in weights.factors.items()}

@@ -173,7 +173,7 @@ def _linear_places(known: _Hybrid, entries: list[Entry]) -> list[Place]:
         if place.out_slice is not None:
             raise NotExpressible(
                 f"{place.site.path} is a part of the fused projection {place.exit}, and Hugging Face peft "
-                "adapts whole modules; put the method on 'qkv' instead."
+                "adapts whole modules; put the method on a whole one ('qkv') instead."
             )
     if len({place.transposed for place in places}) > 1:
         raise NotExpressible("The sites mix both weight layouts, which one peft config cannot say.")

@@ -7,7 +7,7 @@ from autopeft.graph.depth import first_layer, is_rowwise_in, is_rowwise_on_logit
 from autopeft.graph.drawing import draw_box, draw_mermaid, draw_svg, draw_text
 from autopeft.graph.layer_masks import WHOLE
 from autopeft.graph.memo import Memo
-from autopeft.graph.merging import NORM_READERS, REGION_ENDS, first_unmergeable, unmergeable
+from autopeft.graph.merging import REGION_ENDS, first_unmergeable, readers_of, unmergeable
 from autopeft.graph.parts import Part, Parts, Shape, clash, hash_of, parts_of, total_of
 from autopeft.graph.serving import (
     ONE_MODEL,
@@ -15,13 +15,13 @@ from autopeft.graph.serving import (
     SERVED,
     VLLM_RANKS,
     WITHOUT_VLLM_LORA,
+    taken_for_experts,
     unservable,
     unservable_entries,
 )
 from autopeft.graph.tree import Entry, Leaf, Node, Tree, child_spec
 
 __all__ = [
-    "NORM_READERS",
     "ONE_MODEL",
     "PEFT_METHODS",
     "REGION_ENDS",
@@ -51,6 +51,8 @@ __all__ = [
     "is_rowwise_in",
     "is_rowwise_on_logits",
     "parts_of",
+    "readers_of",
+    "taken_for_experts",
     "total_of",
     "unmergeable",
     "unservable",

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from autopeft.composition import get_composition
 from autopeft.graph.core import CompositionGraph
 from autopeft.graph.tree import Leaf, Tree
-from autopeft.spec import Site
+from autopeft.spec import BackboneSpec, Site
 
-__all__ = ["NORM_READERS", "REGION_ENDS", "first_unmergeable", "norms_without_readers", "unmergeable"]
+__all__ = ["REGION_ENDS", "first_unmergeable", "norms_without_readers", "readers_of", "unmergeable"]
 
-NORM_READERS = {
+_READERS = {
     "attention": ("q", "k", "v", "qkv"),
     "cross_attention": ("cross_q",),
     "ffn": ("up", "gate_proj"),
 }
-"""The linear maps that read the norm in front of a region, where it comes before the sub-layer."""
+"""The linear maps that read what a region reads."""
 
 
 REGION_ENDS = {"attention": "o", "cross_attention": "cross_o", "ffn": "down"}
@@ -48,15 +48,27 @@ def norms_without_readers(graph: CompositionGraph) -> tuple[Site, ...]:
     return tuple(
         site
         for site in graph.sites()
-        if site.key in acted_on and not site.bias and not _has_readers(graph, site)
+        if site.key in acted_on and not site.bias and not readers_of(graph.spec, site)
     )
 
 
-def _has_readers(graph: CompositionGraph, norm: Site) -> bool:
-    region = norm.name.removesuffix("_norm")
-    own = graph.spec.find(norm.stack, norm.layer, region)
-    readers = (graph.spec.find(norm.stack, norm.layer, name) for name in NORM_READERS[region])
-    return own is not None and bool(own.pre_norm) and any(site is not None for site in readers)
+def readers_of(spec: BackboneSpec, norm: Site) -> tuple[Site, ...]:
+    """The linear maps that read a norm in front of a sub-layer, all that do; none where that is not known.
+
+    An FFN without a norm of its own reads that of the attention (Phi).
+    """
+    where = (norm.stack, norm.layer)
+    regions = [norm.name.removesuffix("_norm")]
+    if regions == ["attention"] and spec.find(*where, "ffn_norm") is None:
+        regions += ["ffn"] if spec.find(*where, "ffn") is not None else []
+    found: list[Site] = []
+    for name in regions:
+        region = spec.find(*where, name)
+        maps = [site for m in _READERS[name] if (site := spec.find(*where, m)) is not None]
+        if region is None or not region.pre_norm or not maps:
+            return ()
+        found += maps
+    return tuple(found)
 
 
 def unmergeable(graph: CompositionGraph) -> str | None:

@@ -25,6 +25,7 @@ __all__ = [
     "SERVED",
     "VLLM_RANKS",
     "WITHOUT_VLLM_LORA",
+    "taken_for_experts",
     "unservable",
     "unservable_entries",
 ]
@@ -136,14 +137,31 @@ def _several(entries: Iterable[Entry]) -> str | None:
     )
 
 
+def taken_for_experts(spec: BackboneSpec, sites: Iterable[Site]) -> str | None:
+    """Why a LoRA of these sites would not be read as it is meant: in a family of experts, Hugging Face peft
+    takes the names of the maps of a layer without experts for theirs (Qwen3-MoE has such layers)."""
+    found = next((site for site in sites if site.kind == "linear" and site.name in spec.lacks), None)
+    if found is None:
+        return None
+    return (
+        f"Hugging Face peft takes the name of {found.path} for the experts of other layers of "
+        f"{spec.family!r}; leave it out"
+    )
+
+
 def _part(spec: BackboneSpec, entries: Iterable[Entry]) -> str | None:
-    """Whether a site is a part of a fused projection."""
+    """Whether a site is a part of a fused projection, or would be taken for another."""
     for entry in entries:
+        why = taken_for_experts(spec, entry.sites)
+        if why is not None:
+            return why
         for site in entry.sites:
-            if site.name in ("q", "k", "v") and spec.find(site.stack, site.layer, "qkv") is not None:
+            if site.fused:
+                other = spec.find(site.stack, site.layer, "qkv") if site.name in ("q", "k", "v") else None
+                instead = "leave it out" if other is None else "put the method on 'qkv' instead"
                 return (
                     f"{site.path} is a part of a fused projection, and Hugging Face peft adapts whole "
-                    "modules; put the method on 'qkv' instead"
+                    f"modules; {instead}"
                 )
     return None
 
@@ -187,6 +205,9 @@ def _vllm(graph: CompositionGraph, head: bool) -> str | None:
     composed = _not_additive(graph.trees)
     if composed is not None:
         return f"a LoRA knows no composition like {composed!r}"
+    why = taken_for_experts(spec, graph.sites())
+    if why is not None:
+        return why
     ranks: Counter[Site] = Counter()
     for entry in entries:
         ranks.update({site: change_rank(entry) or 0 for site in entry.sites})

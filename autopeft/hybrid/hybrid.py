@@ -7,14 +7,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from autopeft.assets import quantization_of
-from autopeft.backbones import base_model_of, spec_of_model
+from autopeft.backbones import base_model_of, embedded_words, spec_of_model
 from autopeft.counting import Counts
 from autopeft.display import percent, short, table
 from autopeft.errors import UsageError
@@ -153,7 +153,7 @@ class Hybrid:
         for name, entry in self.graph.entries.items():
             module: Any = self._root.get_submodule(name)
             if hasattr(module, "initialise_prompt") and self.spec.modality == "text":
-                module.initialise_prompt(cast(Tensor, base.get_input_embeddings().weight).detach())
+                module.initialise_prompt(embedded_words(base))
             if hasattr(module, "initialise") and "weight" in entry.ways:
                 for target, weight in self._weights_of(module):
                     module.initialise(target, weight.detach())

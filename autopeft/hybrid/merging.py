@@ -15,13 +15,13 @@ from autopeft.backbones import Place
 from autopeft.composition import Value, added, nested
 from autopeft.errors import CompositionError
 from autopeft.graph import (
-    NORM_READERS,
     ONE_MODEL,
     REGION_ENDS,
     CompositionGraph,
     Leaf,
     Tree,
     first_unmergeable,
+    readers_of,
 )
 from autopeft.hybrid.new_biases import add_biases
 from autopeft.hybrid.prediction import several_models
@@ -176,12 +176,9 @@ def _ends(live: _Live, site: Site) -> list[tuple[str, str]]:
         last = spec.find(site.stack, site.layer, REGION_ENDS[site.name])
         if last is not None:
             return [(places[last.key].exit, own.exit)]
-    if site.kind == "norm":
-        region = site.name.removesuffix("_norm")
-        around = spec.find(site.stack, site.layer, region)
-        readers = (spec.find(site.stack, site.layer, name) for name in NORM_READERS[region])
-        if around is not None and around.pre_norm:
-            return [(places[s.key].exit, places[s.key].exit) for s in readers if s is not None]
+    readers = readers_of(spec, site) if site.kind == "norm" else ()
+    if readers:
+        return [(places[s.key].exit, places[s.key].exit) for s in readers]
     raise CompositionError(
         f"{_hooked(live, site)[0].name} acts at {site.path}, and no linear map is known that could take it."
     )
@@ -240,9 +237,12 @@ def _merged(live: _Live, site: Site, trees: Sequence[Tree], new: Mapping[str, Te
     place = live.injection.places[site.key]
     stored, bias, names = _tensors(live, place, new)
     part, bias_part = Part(place.transposed, place.out_slice), Part(out_slice=place.out_slice)
-    pair: _Pair = (part.of(stored), None if bias is None else bias_part.of(bias))
+    own = part.of(stored)
+    own = own + place.offset if place.offset else own
+    pair: _Pair = (own, None if bias is None else bias_part.of(bias))
     for side in ("output", "input"):
         pair = added([_Folding(live, tree, site, side) for tree in trees], *pair)
+    pair = (pair[0] - place.offset, pair[1]) if place.offset else pair
     return _Merged(stored, bias, names, part, bias_part, pair)
 
 
@@ -283,15 +283,9 @@ def _hand_on(live: _Live, norm: Site, shift: Tensor, new: dict[str, Tensor]) -> 
     Raises:
         CompositionError: it is not known that these maps alone read the norm.
     """
-    region = norm.name.removesuffix("_norm")
-    own = live.graph.spec.find(norm.stack, norm.layer, region)
-    places = {
-        place.exit: place
-        for place in live.injection.places.values()
-        if (place.site.stack, place.site.layer) == (norm.stack, norm.layer)
-        and place.site.name in NORM_READERS[region]
-    }
-    if own is None or not own.pre_norm or not places:
+    known, readers = live.injection.places, readers_of(live.graph.spec, norm)
+    places = {known[site.key].exit: known[site.key] for site in readers if site.key in known}
+    if not places or any(site.key not in known for site in readers):
         raise CompositionError(
             f"{norm.path} has no bias, and what is added behind it cannot go into the maps that read it, "
             "which are not known on this family; keep the hybrid attached."

@@ -95,6 +95,6 @@ def _neurons(model: PreTrainedModel) -> list[Place]:
 
 def _read(place: Place, found: list[Tensor], module: nn.Module, args: Any, output: Tensor) -> None:
     rows = output if output.ndim == 3 else output[None]
-    start, stop = place.out_slice or (0, rows.shape[-1])
+    neurons = rows if place.out_slice is None else place.out_slice.of(rows)
     position = -1 if place.site.stack == "decoder" else 0
-    found.append(rows[0, position, start:stop] > 0)
+    found.append(neurons[0, position] > 0)

@@ -58,9 +58,12 @@ class Prefix:
 
 
 def _heads(rows: Tensor, like: Tensor) -> Tensor:
-    """(1 or batch, length, width) → (batch, heads, length, head width), shaped like the model's own keys."""
+    """(1 or batch, length, width) → (batch, heads, length, head width), shaped like the model's own keys,
+    which may have been repeated already for each head of queries."""
     batch, heads, _, width = like.shape
-    split = rows.view(rows.shape[0], rows.shape[1], heads, width).transpose(1, 2)
+    split = rows.view(rows.shape[0], rows.shape[1], -1, width).transpose(1, 2)
+    if split.shape[1] < heads:
+        split = split.repeat_interleave(heads // split.shape[1], dim=1)
     return split.expand(batch, -1, -1, -1)
 
 

@@ -11,9 +11,15 @@ from typing import Any
 from autopeft.composition import is_of_the_source
 from autopeft.graph import CompositionGraph
 from autopeft.method import Slot
-from autopeft.spec import Site
+from autopeft.spec import Site, StackSpec
 
-__all__ = ["allows_cache", "moving"]
+__all__ = ["allows_cache", "moving", "slides_past"]
+
+
+def slides_past(stack: StackSpec, late: Iterable[Slot]) -> bool:
+    """Whether rows in front of layers are lost from a cache: every position sees them, but where a window
+    slides its layer keeps the last keys alone."""
+    return stack.window is not None and any(slot.adds for slot in late)
 
 
 def moving(slots: Iterable[Slot], *, sees_text: bool, tokens: int) -> str:
@@ -52,6 +58,9 @@ def _moves(graph: CompositionGraph, modules: Mapping[str, Any], tokens: int) -> 
         prompting = sites if "prompt" in entry.ways else []
         slots = [slot for site in prompting for slot in modules[name].slots(site)]
         if sites and moving(slots, sees_text=entry.traits.sees_text, tokens=tokens):
+            return True
+        late = [site for site in prompting if site.layer is not None]
+        if any(slides_past(graph.spec.stack(s.stack), modules[name].slots(s)) for s in late):
             return True
     return False
 

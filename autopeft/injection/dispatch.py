@@ -66,7 +66,7 @@ class SiteDispatcher:
             raise CompositionError(
                 f"{self.place.site.path} is a part of a fused projection and shares its input with the "
                 f"other parts, so nothing can "
-                "scale the input of it alone; use the site 'qkv'."
+                "scale the input of it alone; use a site whose map is a whole one."
             )
 
     @property
@@ -137,7 +137,7 @@ class SiteDispatcher:
 
     def _fold(self, x: Tensor, y: Tensor) -> Tensor:
         part = self.place.out_slice
-        inner = y if part is None else y[..., part[0] : part[1]]
+        inner = y if part is None else part.of(y)
         call = self._call(x)
         entered = frames.captured.pop((self.token, self.place.site.key, "entered"), None)
         if entered is not None:
@@ -145,10 +145,7 @@ class SiteDispatcher:
         delta = self.outputs[0].delta(x, inner, call)
         for child in self.outputs[1:]:
             delta = delta + child.delta(x, inner, call)
-        if part is None:
-            return y + delta
-        width = y.shape[-1]
-        return y + nn.functional.pad(delta, (part[0], width - part[1]))
+        return y + (delta if part is None else part.spread(delta, y.shape[-1]))
 
     def _fill(self, y: Tensor) -> Tensor:
         context = frames.context(self.token, self.place.site.stack)

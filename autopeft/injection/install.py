@@ -23,7 +23,7 @@ from autopeft.injection.owners import configs_of, owners_of
 from autopeft.injection.regions import Narrowed, RegionForward, narrowed
 from autopeft.injection.sequence import PoolerHooks, RootHooks
 from autopeft.injection.threads import Forwards
-from autopeft.injection.undispatched import OwnForward, dispatching
+from autopeft.injection.undispatched import OwnForward, dispatching, is_undispatched
 from autopeft.injection.weights import ParameterPatch, Part, WeightHooks
 from autopeft.method import BARE, Slot, WeightTarget
 from autopeft.spec import Site
@@ -351,7 +351,8 @@ class Injection:
         Raises:
             CompositionError: the model uses an attention implementation that has none of ours.
         """
-        stacks = {p.site.stack for p in prefixed}
+        asking = [p for p in prefixed if not is_undispatched(self.base.get_submodule(p.entry))]
+        stacks = {p.site.stack for p in asking}
         for config in configs_of(self.base, [s for s in self.layout.stacks if s.map.name in stacks]):
             now = config._attn_implementation or "eager"
             if now in DELEGATES.values():
@@ -384,7 +385,9 @@ class Injection:
             for index, path in enumerate(stack.layers):
                 prompts = self._late(stack, index)
                 if below or prompts:
-                    hook = LateHooks(stack.map.name, self.token, stack.map.causal, prompts, below)
+                    hook = LateHooks(
+                        stack.map.name, self.token, stack.map.causal, prompts, below, stack.map.sine_first
+                    )
                     module = self.base.get_submodule(path)
                     self._handles.append(
                         module.register_forward_pre_hook(hook.before, with_kwargs=True, prepend=True)
@@ -398,11 +401,17 @@ class Injection:
         """The prompts in front of a layer.
 
         Raises:
-            CompositionError: it is not known what the family hands its layers.
+            CompositionError: it is not known what the family hands its layers, or its positions would not
+                fit the rows.
         """
         place = self.places.get(f"{stack.map.name}-{index}-layer")
         prompts = () if place is None else self._prompts(place)
         require_front(prompts)
+        if prompts and stack.map.unplaced:
+            raise CompositionError(
+                f"{prompts[0].name} puts rows in front of a layer, but {self.graph.spec.family!r} "
+                f"{stack.map.unplaced}; use prompt_tuning or p_tuning."
+            )
         if prompts and self.graph.spec.generic:
             raise CompositionError(
                 f"{prompts[0].name} puts rows in front of a layer, and it is not known what masks and "

@@ -59,6 +59,7 @@ class LateHooks:
         causal: whether its positions see none behind them.
         prompts: what may act in front of this layer.
         below: what may act in front of the layers below.
+        sine_first: whether rotary tables come as (sine, cosine).
     """
 
     stack: str
@@ -66,6 +67,7 @@ class LateHooks:
     causal: bool
     prompts: tuple[BoundModule, ...]
     below: tuple[BoundModule, ...]
+    sine_first: bool = False
 
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -160,8 +162,8 @@ class LateHooks:
         if context.cached or context.reserved.right:
             return value
         if name == "position_embeddings" and value is not None:
-            cos, sin = value
-            return pad(cos, (0, 0, rows, 0), value=1.0), pad(sin, (0, 0, rows, 0))
+            nothing = (0.0, 1.0) if self.sine_first else (1.0, 0.0)
+            return tuple(pad(t, (0, 0, rows, 0), value=v) for t, v in zip(value, nothing, strict=True))
         return pad(value, (rows, 0)) if name == "position_ids" and value is not None else value
 
     def _mask(self, mask: Any, rows: int, cached: bool) -> Tensor:

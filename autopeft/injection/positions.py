@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["Position", "spread", "take"]
+__all__ = ["Position", "spread", "spread_first", "take"]
 
 Position = int | Tensor  # one, the same for all rows; one for each, (batch,); or several, (batch, k)
 
@@ -25,6 +27,13 @@ def spread(y: Tensor, position: Position, length: int, dim: int) -> Tensor:
         return torch.nn.functional.pad(y, [*behind, position, length - position - 1])
     full = y.new_zeros(*y.shape[:dim], length, *y.shape[dim + 1 :])
     return full.scatter(dim, _index(position, y, dim), y)
+
+
+def spread_first(output: Any, position: Position, length: int) -> Any:
+    """What a module returns, its states (the first of several things) spread out again."""
+    y: Tensor = output[0] if isinstance(output, tuple) else output
+    full = spread(y, position, length, 1)
+    return (full, *output[1:]) if isinstance(output, tuple) else full
 
 
 def _index(position: Tensor, like: Tensor, dim: int) -> Tensor:

@@ -27,7 +27,7 @@ from autopeft.errors import CompositionError
 from autopeft.injection.bind import BoundModule
 from autopeft.injection.dispatch import first_input, with_input
 from autopeft.injection.frames import READ, RowsKey, frames
-from autopeft.injection.positions import spread, take
+from autopeft.injection.positions import spread_first, take
 from autopeft.method import Call
 
 __all__ = ["Narrowed", "RegionForward", "Replacing", "narrowed", "serves_itself"]
@@ -37,9 +37,12 @@ _FUNCTION = "_gradient_checkpointing_func"  # where transformers keeps what it c
 
 
 def serves_itself(place: Place) -> bool:
-    """Whether a place's output at a position depends on its input at that position alone, and can be had
-    apart from what shares its module (a fused projection also makes keys and values)."""
-    return place.site.name == "ffn" or (place.site.name in _LINEARS and place.out_slice is None)
+    """Whether a place's output at a position depends on its input at that position alone, its states have
+    positions, and it can be had apart from what shares its module (a fused projection also makes keys and
+    values, and BLOOM's FFN adds the residual)."""
+    if place.site.name == "ffn":
+        return not place.flat and not place.exit.startswith(f"{place.entry}.")
+    return place.site.name in _LINEARS and place.out_slice is None
 
 
 class Replacing:
@@ -83,8 +86,8 @@ class Narrowed(Replacing):
         positions, length = asked
         if self.enters:
             args, kwargs = with_input(args, kwargs, take(first_input(args, kwargs), positions, 1))
-        output: Tensor = self.plain(*args, **kwargs)
-        return spread(output, positions, length, 1) if self.leaves else output
+        output = self.plain(*args, **kwargs)
+        return spread_first(output, positions, length) if self.leaves else output
 
 
 def _ask_for_rows(

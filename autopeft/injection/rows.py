@@ -23,9 +23,9 @@ from autopeft.injection.attention import DELEGATES, attention_behind
 from autopeft.injection.dispatch import first_input, with_input
 from autopeft.injection.frames import READ, frames
 from autopeft.injection.owners import configs_of
-from autopeft.injection.positions import Position, spread, take
+from autopeft.injection.positions import Position, spread_first, take
 from autopeft.injection.regions import Replacing, serves_itself
-from autopeft.injection.undispatched import dispatching
+from autopeft.injection.undispatched import dispatching, is_undispatched
 from autopeft.method import Slot
 from autopeft.method.reserved import reserve
 
@@ -154,6 +154,10 @@ def _ask(
 def _our_attention(configs: Sequence[Any], attentions: Sequence[nn.Module]) -> Iterator[bool]:
     """Within, the stack's attention goes through our functions, and those of its modules that dispatch to
     none do; whether it does."""
+    if not attentions:  # its own code asks what the implementation is called
+        yield False
+        return
+    configs = () if all(map(is_undispatched, attentions)) else configs
     before = [config._attn_implementation for config in configs]
     ours = [DELEGATES.get(attention_behind(name)) for name in before]
     own = dispatching(attentions) if None not in ours else []
@@ -189,7 +193,7 @@ class _Narrow:
     def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if frames.bare:
             return output
-        return _spread_first(output, self.position, self._length)
+        return spread_first(output, self.position, self._length)
 
 
 class _Several(Replacing):
@@ -204,14 +208,7 @@ class _Several(Replacing):
             return self.plain(*args, **kwargs)
         x = first_input(args, kwargs)
         args, kwargs = with_input(args, kwargs, take(x, self.position, 1))
-        return _spread_first(self.plain(*args, **kwargs), self.position, x.shape[1])
-
-
-def _spread_first(output: Any, position: Position, length: int) -> Any:
-    """What a module returns, its states (the first of several things) spread out again."""
-    y: Tensor = output[0] if isinstance(output, tuple) else output
-    full = spread(y, position, length, 1)
-    return (full, *output[1:]) if isinstance(output, tuple) else full
+        return spread_first(self.plain(*args, **kwargs), self.position, x.shape[1])
 
 
 def reader_of(layer: nn.Module, logits: Any, mask: Tensor, slots: Sequence[Slot]) -> Reader | None:

@@ -20,7 +20,7 @@ from autopeft.backbones import StackMap
 from autopeft.composition import Child
 from autopeft.errors import CompositionError, UsageError
 from autopeft.injection.bind import BoundModule, made_by
-from autopeft.injection.caching import moving
+from autopeft.injection.caching import moving, slides_past
 from autopeft.injection.frames import CONTEXT, FEATURES, frames
 from autopeft.injection.threads import Forwards
 from autopeft.method import BARE, Call, Context, Reserved, Slot
@@ -179,6 +179,11 @@ class RootHooks:
         slots = [slot for prompt in self.prompts for slot in prompt.slots]
         if cached and self.stack.causal:
             self._refuse_cached(slots, inputs)
+            if slides_past(self.spec.stack(self.stack.name), (s for p in self.late for s in p.slots)):
+                raise CompositionError(
+                    "Rows in front of a layer slide out of the window of keys and values that its cache "
+                    "keeps; generate with use_cache=False."
+                )
         if not slots:
             return Reserved(0, tokens)
         if tokens is None:
@@ -189,7 +194,8 @@ class RootHooks:
                 f"Prompts lengthen the sequence and need a mask of shape (batch, positions), but got "
                 f"{tuple(mask.shape)}; pass the 2-D mask."
             )
-        reserved = reserve(slots, mask, tokens if mask is None else int(mask.shape[1]))
+        slides = self.spec.stack(self.stack.name).window is not None
+        reserved = reserve(slots, mask, tokens if mask is None else int(mask.shape[1]), beside=slides)
         return replace(reserved, owners=self.owners)
 
     def _refuse_cached(self, slots: Sequence[Slot], inputs: dict[str, Any]) -> None:

@@ -3,12 +3,14 @@
 The forward computes what the class's own does, in the same order, with the products between queries, keys and
 values in a function of the form that `transformers` hands its attention on to. So whatever `attention` adds
 there reaches these families too: prefixes, their masks and biases, and the one position that is read. It is
-on the module only while it is needed; without a prefix it gives the class's own numbers bit for bit.
+on the module only while it is needed; without a prefix it gives the class's own numbers bit for bit. What the
+configuration calls the implementation stays as it is, since such classes ask for it by name.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from autopeft.injection.attention import attending
+from autopeft.injection.frames import PREFIX
 
-__all__ = ["OwnForward", "dispatching"]
+__all__ = ["OwnForward", "dispatching", "is_undispatched"]
 
 
 def _mpnet_scores(
@@ -61,10 +64,127 @@ def _mpnet(
     return (output, weights) if output_attentions else (output,)
 
 
+def _falcon_fused(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+) -> tuple[Tensor, None]:
+    causal = bool(module.is_causal and attention_mask is None and query.shape[2] > 1)
+    attended = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, is_causal=causal, scale=scaling
+    )
+    return attended.transpose(1, 2), None
+
+
+def _falcon_scores(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    scores = query @ key.transpose(-1, -2)
+    scores /= math.sqrt(module.head_dim)
+    seen = scores if attention_mask is None else scores + attention_mask
+    weights = nn.functional.softmax(seen, dim=-1, dtype=value.dtype)
+    return (weights @ value).transpose(1, 2), scores
+
+
+_attend_falcon = {
+    True: attending(_falcon_fused, fused=True),
+    False: attending(_falcon_scores, fused=False, scales=False),
+}
+
+
+def _falcon(
+    module: Any,
+    hidden_states: Tensor,
+    alibi: Tensor | None,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None = None,
+    layer_past: Any = None,
+    use_cache: bool = False,
+    output_attentions: bool = False,
+    position_embeddings: tuple[Tensor, Tensor] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Falcon's attention with rotary positions; one head of keys and values may serve all queries."""
+    assert alibi is None
+    assert position_embeddings is not None
+    split = module._split_heads(module.query_key_value(hidden_states))
+    query, key, value = (heads.transpose(1, 2) for heads in split)
+    rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb
+    query, key = rotate(query, key, *position_embeddings)
+    if layer_past is not None:
+        key, value = layer_past.update(key, value, module.layer_idx)
+    fused = module.config._attn_implementation == "sdpa" and not output_attentions
+    attended, scores = _attend_falcon[fused](module, query, key, value, attention_mask, **kwargs)
+    return module.dense(attended.flatten(2)), scores
+
+
+def _bloom_scores(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    position_bias: Tensor,
+) -> tuple[Tensor, Tensor]:
+    by_head = [t.flatten(0, 1) for t in (query, key, value)]
+    scores = position_bias.flatten(0, 1).baddbmm(
+        by_head[0], by_head[1].transpose(1, 2), beta=module.beta, alpha=module.inv_norm_factor
+    )
+    seen = scores.view(*query.shape[:3], -1)
+    seen = seen if attention_mask is None else seen + attention_mask
+    weights = module.attention_dropout(
+        nn.functional.softmax(seen, dim=-1, dtype=torch.float32).to(query.dtype)
+    )
+    attended = torch.bmm(weights.flatten(0, 1), by_head[2]).view(*query.shape[:3], -1)
+    return attended.transpose(1, 2), weights
+
+
+_attend_bloom = attending(_bloom_scores, fused=False, scales=False)
+
+
+def _bloom(
+    module: Any,
+    hidden_states: Tensor,
+    residual: Tensor,
+    alibi: Tensor,
+    attention_mask: Tensor | None,
+    layer_past: Any = None,
+    use_cache: bool = False,
+    output_attentions: bool = False,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """BLOOM's attention. Its `alibi` (batch · heads, 1, keys) grows with the place of the key; beside a
+    prefix the distance from the query to the key is taken, which to the prefix is none."""
+    query, key, value = module._reshape(module.query_key_value(hidden_states))
+    if layer_past is not None:
+        key, value = layer_past.update(key, value, module.layer_idx)
+    bias = alibi.view(*key.shape[:2], 1, -1)
+    if PREFIX in kwargs:
+        bias = bias - bias[..., -query.shape[2] :].transpose(2, 3)
+    attended, weights = _attend_bloom(module, query, key, value, attention_mask, position_bias=bias, **kwargs)
+    output = module.dense(attended.flatten(2))
+    output = nn.functional.dropout(output, p=module.hidden_dropout, training=module.training)
+    return residual + output, weights
+
+
 # By the class's name, so that no file of a model is imported for it.
 _FORWARDS: Mapping[str, Callable[..., Any]] = {
     "transformers.models.mpnet.modeling_mpnet.MPNetSelfAttention": _mpnet,
+    "transformers.models.falcon.modeling_falcon.FalconAttention": _falcon,
+    "transformers.models.bloom.modeling_bloom.BloomAttention": _bloom,
 }
+
+
+def _known(module: nn.Module) -> Callable[..., Any] | None:
+    return _FORWARDS.get(f"{type(module).__module__}.{type(module).__qualname__}")
+
+
+def is_undispatched(module: nn.Module) -> bool:
+    """Whether an attention dispatches by a forward of ours alone."""
+    return _known(module) is not None
 
 
 @dataclass(frozen=True)
@@ -88,7 +208,7 @@ def dispatching(modules: Iterable[nn.Module]) -> list[OwnForward]:
     """
     found = []
     for module in modules:
-        forward = _FORWARDS.get(f"{type(module).__module__}.{type(module).__qualname__}")
+        forward = _known(module)
         if forward is not None and "forward" not in module.__dict__:
             module.__dict__["forward"] = partial(forward, module)
             found.append(OwnForward(module))

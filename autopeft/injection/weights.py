@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
+from autopeft.backbones import Slice
 from autopeft.composition import Child
 from autopeft.errors import UsageError
 from autopeft.injection.frames import frames
@@ -34,19 +34,18 @@ class Part:
     outputs."""
 
     transposed: bool = False
-    out_slice: tuple[int, int] | None = None
+    out_slice: Slice | None = None
 
     def of(self, stored: Tensor) -> Tensor:
-        """The site's weight, (out, in), as a view."""
+        """The site's weight, (out, in)."""
         weight = stored.t() if self.transposed else stored
-        return weight if self.out_slice is None else weight[self.out_slice[0] : self.out_slice[1]]
+        return weight if self.out_slice is None else self.out_slice.of(weight, 0)
 
     def put(self, stored: Tensor, weight: Tensor) -> Tensor:
         """`stored` with the site's part replaced by `weight` (a new tensor)."""
         if self.out_slice is not None:
             whole = stored.t() if self.transposed else stored
-            start, stop = self.out_slice
-            weight = torch.cat([whole[:start], weight, whole[stop:]], dim=0)
+            weight = self.out_slice.put(whole, weight, 0)
         return weight.t() if self.transposed else weight
 
 

@@ -23,7 +23,7 @@ class Slot:
         length: how many rows.
         offset: how many real tokens of each text lie between the `anchor` and the rows; all of them where a
             text has fewer, so that they move while it grows. Rows at the front (offset 0) lie before padding
-            on the left too.
+            on the left too, but where windows slide.
         anchor: the `front` or the `end` of each text. At the end the place moves while text is written, so
             that no step of generation can go on from a cache.
         renews: in front of a layer, they are no further rows: those that the entry has already are made anew.
@@ -159,23 +159,27 @@ class Reserved:
         return states[:, states.shape[1] - self.count :] if self.right else states[:, : self.count]
 
 
-def reserve(slots: Sequence[Slot], mask: Tensor | None, tokens: int) -> Reserved:
+def reserve(slots: Sequence[Slot], mask: Tensor | None, tokens: int, *, beside: bool = False) -> Reserved:
     """Lay rows into a batch of texts.
 
     Args:
         slots: in the order in which the rows come.
         mask: (batch, tokens), 1 at real tokens; `None` where all are.
         tokens: positions of the texts, padding included.
+        beside: rows at the front are to lie behind padding on the left, beside the text: windows count
+            positions, whatever lies there.
     """
     count = sum(slot.length for slot in slots)
-    if all(slot.in_front for slot in slots):
+    padded = beside and mask is not None and not bool(mask[:, :1].all())
+    if all(slot.in_front for slot in slots) and not padded:
         return Reserved(count, tokens)
     seen = torch.ones(1, tokens, dtype=torch.long) if mask is None else mask.long()
     real = seen.cumsum(1)
     before = torch.cat([_before(slot, real[:, -1:]) for slot in slots], dim=1)
     # The column of text that follows each row: the first one, or that behind the last token before it.
     follows = (real[:, None] < before[:, :, None]).sum(-1) + 1
-    follows = follows.masked_fill(before == 0, 0)
+    ahead = (real == 0).sum(1, keepdim=True) if padded else torch.zeros_like(real[:, :1])
+    follows = torch.where(before == 0, ahead, follows)
     rank = follows.argsort(dim=1, stable=True).argsort(dim=1)
     columns = torch.arange(tokens, device=real.device)
     kept = columns + (follows[:, :, None] <= columns).sum(1)

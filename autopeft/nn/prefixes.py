@@ -120,7 +120,8 @@ class PrefixMethod:
         if unknown is not None:
             raise MethodError(
                 f"{self.name} needs the width of keys and values at {unknown}, and {spec.family!r} has no "
-                "site map that tells its k and v apart; use lora on 'qkv', adapters or prompt_tuning."
+                "site map that tells its k and v apart, or an attention that takes no more of them; use "
+                "lora, adapters or prompt_tuning."
             )
         deployed = sum(PromptRows.size(c.length, 2 * s.kv_features) for s in sites)
         if mid is None:

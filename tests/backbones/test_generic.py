@@ -13,8 +13,8 @@ from transformers import (
     CLIPConfig,
     DeiTConfig,
     DeiTModel,
-    GPTNeoXConfig,
     MobileBertConfig,
+    PersimmonConfig,
     PreTrainedConfig,
     Qwen2MoeConfig,
     SwinConfig,
@@ -86,7 +86,7 @@ def test_what_is_not_one_stack_of_layers_is_refused(config: PreTrainedConfig) ->
 
 
 def test_a_prefix_wants_to_know_keys_from_values() -> None:
-    spec = spec_of(GPTNeoXConfig(**SIZES))
+    spec = spec_of(PersimmonConfig(**SIZES))
     with pytest.raises(UsageError, match="width of keys and values"):
         build_graph(layers({"prefix_tuning": {"length": 2}}), spec)
 

@@ -9,16 +9,17 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     BertConfig,
-    GPTNeoXConfig,
     MBartConfig,
+    OlmoConfig,
     OPTConfig,
     PegasusConfig,
+    PersimmonConfig,
     RobertaConfig,
     T5Config,
     T5EncoderModel,
 )
 
-from autopeft.backbones import layout_of, spec_of, spec_of_model
+from autopeft.backbones import Slice, layout_of, spec_of, spec_of_model
 from autopeft.errors import SiteError
 
 
@@ -90,10 +91,11 @@ def test_the_norm_behind_the_layers_is_none_of_the_embeddings() -> None:
     assert found["decoder.layer_norm.weight"] is None
 
 
-def test_a_decoder_around_table_and_layers_is_no_embeddings() -> None:
-    """OPT has both in a module that is not the root: its final norm is none of the embeddings."""
-    tensors = spec_of(OPTConfig(num_hidden_layers=2)).tensors
-    assert {t.name for t in tensors if t.site == "embeddings"} == {"decoder.embed_tokens.weight"}
+def test_what_lies_behind_the_layers_is_none_of_the_embeddings_of_a_decoder_around_both() -> None:
+    """OPT has table, positions, layers, norm and projections in one module."""
+    tensors = spec_of(OPTConfig(num_hidden_layers=2, word_embed_proj_dim=16)).tensors
+    names = ("embed_tokens", "embed_positions", "project_in")
+    assert {t.name for t in tensors if t.site == "embeddings"} == {f"decoder.{n}.weight" for n in names}
 
 
 def test_known_sizes() -> None:
@@ -112,7 +114,9 @@ def test_grouped_query_attention_has_narrow_keys() -> None:
 def test_fused_projection_has_parts_and_a_whole() -> None:
     layout = layout_of(tiny_model("gpt2").base_model)
     places = {p.site.name: p for p in layout.stacks[0].places if p.site.layer == 0}
-    assert [places[n].out_slice for n in ("q", "k", "v", "qkv")] == [(0, 32), (32, 64), (64, 96), None]
+    parts = [Slice(start, 32) for start in (0, 32, 64)]
+    assert [places[n].out_slice for n in ("q", "k", "v", "qkv")] == [*parts, None]
+    assert [places[n].site.fused for n in ("q", "k", "v", "qkv")] == [True, True, True, False]
     assert all(places[n].transposed for n in ("q", "o", "up", "down"))
     assert places["qkv"].site.out_features == 96
 
@@ -145,8 +149,8 @@ def test_encoder_without_its_decoder() -> None:
 @pytest.mark.parametrize(
     ("config", "sites"),
     [
-        (OPTConfig(num_hidden_layers=2), {"q", "k", "v", "o", "up", "down", "attention", "ffn"}),
-        (GPTNeoXConfig(num_hidden_layers=2), {"qkv", "o", "up", "down", "attention", "ffn"}),
+        (OlmoConfig(num_hidden_layers=2), {"q", "k", "v", "o", "up", "down", "attention", "ffn"}),
+        (PersimmonConfig(num_hidden_layers=2), {"qkv", "o", "up", "down", "attention", "ffn"}),
         (AlbertConfig(hidden_size=64, num_attention_heads=4, intermediate_size=96), {"q", "v", "up", "down"}),
     ],
 )

@@ -3,7 +3,7 @@ it breaks."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,15 +17,16 @@ from transformers import (
     DynamicCache,
     Gemma2Config,
     Gemma2Model,
+    OlmoConfig,
+    OlmoModel,
     OPTConfig,
     OPTForCausalLM,
-    OPTModel,
     PreTrainedModel,
     T5ForConditionalGeneration,
 )
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from autopeft.backbones import base_model_of
+from autopeft.backbones import FAMILIES, base_model_of
 from autopeft.errors import CompositionError, UsageError
 from autopeft.hybrid import Hybrid, attach
 from autopeft.injection.attention import DELEGATES
@@ -161,18 +162,12 @@ def test_an_unknown_attention_implementation_is_refused() -> None:
 
 
 def test_a_family_without_map_is_not_given_a_residual_stream_that_was_guessed() -> None:
-    config = OPTConfig(
-        vocab_size=50,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        ffn_dim=64,
-        word_embed_proj_dim=32,
-    )
+    sizes = {"vocab_size": 50, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    config = OlmoConfig(**sizes, num_hidden_layers=2, pad_token_id=0)
     item = {"serial_adapter": {"bottleneck": 4}}
     recipe = Recipe.from_dict({"autopeft": 2, "name": "x", "layers": [{"at": "all", "attach": [item]}]})
     with pytest.raises(CompositionError, match="no site map that says where its norms are"):
-        attach(OPTModel(config), recipe)
+        attach(OlmoModel(config), recipe)
 
 
 # Reserved rows
@@ -458,10 +453,14 @@ def test_hidden_states_of_a_tuple_lose_the_reserved_rows_too() -> None:
     assert {a.shape for a in out[3]} == {(2, 4, 10, 10)}
 
 
-def test_a_model_that_goes_past_the_root_is_not_given_prompts_that_it_would_ignore() -> None:
+def test_a_model_that_goes_past_the_root_is_not_given_prompts_that_it_would_ignore(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The resolver cannot know that OPT's language model calls the decoder inside of the base model."""
+    monkeypatch.delitem(cast(dict[str, Any], FAMILIES), "opt")
     config = OPTConfig(
         vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=64,
-        max_position_embeddings=64, word_embed_proj_dim=32,
+        max_position_embeddings=60, word_embed_proj_dim=32,
     )  # fmt: skip
     model, inputs = OPTForCausalLM(config).eval(), tiny_inputs("gpt2")
     with attach(model, prompt_recipe(), seed=0), pytest.raises(CompositionError, match="ignored in silence"):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
     ElectraConfig,
-    Gemma2Config,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -19,11 +19,22 @@ from . import families
 from .families import VOCABULARY
 from .tiny import EAGER, tiny_config
 
-__all__ = ["FAMILIES", "LAYERS", "classifier", "encoded_rows", "encoded_rows_task"]
+__all__ = [
+    "DECODERS",
+    "FAMILIES",
+    "LAYERS",
+    "WITH_DECODERS",
+    "classifier",
+    "encoded_rows",
+    "encoded_rows_task",
+]
 
 LAYERS = 3
-# ELECTRA projects its embeddings to another width; Gemma2 has no map of its own, and odd attention.
+# ELECTRA projects its embeddings to another width.
 FAMILIES = ("bert", "roberta", "distilbert", "mpnet", "electra", "gpt2", "llama", "gemma2", "t5")
+# Fused maps, sub-layers side by side, norms behind them, states without a batch, experts, other attention.
+DECODERS = ("phi", "phi3", "gpt_neox", "opt", "falcon", "bloom", "olmo2", "mixtral", "gpt_oss")
+WITH_DECODERS = [*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in DECODERS)]
 END = 2
 
 
@@ -38,19 +49,6 @@ def _config(name: str) -> PreTrainedConfig:
             intermediate_size=64,
             max_position_embeddings=64,
         )
-    if name == "gemma2":
-        return Gemma2Config(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            max_position_embeddings=64,
-            pad_token_id=0,
-            sliding_window=4,
-        )
     config = tiny_config(name)
     config.eos_token_id = END
     return config
@@ -60,7 +58,7 @@ def classifier(name: str, *, seed: int = 0, attention: str = "sdpa") -> PreTrain
     """A tiny classifier over two classes, in eval mode, its weights large enough that layers matter."""
     config = _config(name)
     config.num_labels = 2
-    config._attn_implementation = "eager" if name in ("gemma2", *EAGER) else attention
+    config._attn_implementation = "eager" if name in EAGER else attention
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_config(config)

@@ -2,18 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import PreTrainedConfig
 
 from autopeft.spec import StackName
 
-__all__ = ["FamilyMap", "Linear", "Norm", "Region", "Sites", "StackMap"]
+__all__ = ["FamilyMap", "Linear", "MapOf", "Norm", "Region", "Sites", "Slice", "StackMap"]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some features of a fused projection's output: it is `groups` groups of the same width side by side, and
+    `width` features from `start` on of each belong to it.
+
+    One group is a plain slice. GPT-NeoX has a group for each head, with its query, key and value.
+    """
+
+    start: int
+    width: int
+    groups: int = 1
+
+    @property
+    def size(self) -> int:
+        """How many features."""
+        return self.width * self.groups
+
+    def of(self, whole: Tensor, dim: int = -1) -> Tensor:
+        """Its features of all those in a dimension; of one group a view."""
+        if self.groups == 1:
+            return whole.narrow(dim, self.start, self.width)
+        grouped, at = self._grouped(whole, dim)
+        return grouped.narrow(at + 1, self.start, self.width).flatten(at, at + 1)
+
+    def put(self, whole: Tensor, part: Tensor, dim: int = -1) -> Tensor:
+        """A new tensor: `whole` with `part` at its features."""
+        grouped, at = self._grouped(whole, dim)
+        inner = part.unflatten(at, (self.groups, self.width))
+        behind = self.start + self.width
+        before = grouped.narrow(at + 1, 0, self.start)
+        after = grouped.narrow(at + 1, behind, grouped.shape[at + 1] - behind)
+        return torch.cat([before, inner, after], dim=at + 1).flatten(at, at + 1)
+
+    def spread(self, part: Tensor, total: int) -> Tensor:
+        """(…, size) → (…, total), with zeros at all other features."""
+        behind = total // self.groups - self.start - self.width
+        if self.groups == 1:
+            return pad(part, (self.start, behind))
+        return pad(part.unflatten(-1, (self.groups, self.width)), (self.start, behind)).flatten(-2)
+
+    def _grouped(self, whole: Tensor, dim: int) -> tuple[Tensor, int]:
+        at = dim % whole.ndim
+        return whole.unflatten(at, (self.groups, -1)), at
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear map at `path`; of a fused projection, `part` of `parts` equal slices of its output.
+    """A linear map at `path`; of a fused projection, `part` of `parts` equal slices of its output, or the
+    features that `features` says.
 
     `instead` is where kin of the family have it (T5 v1.1's gated FFN has `wi_1` for `wi`).
     """
@@ -22,13 +73,15 @@ class Linear:
     part: int = 0
     parts: int = 1
     instead: str | None = None
+    features: Slice | None = None
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A normalisation layer at `path`."""
+    """A normalisation layer at `path`; it scales by its weight and `offset` (Gemma's by 1 + w)."""
 
     path: str
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -36,8 +89,13 @@ class Region:
     """A sub-layer from the input of `entry` to the output of `exit`.
 
     `norm` is the norm before it (`pre`: its input is the residual stream) or after the residual add (`post`).
+    Where the norm after it lies in front of the add (OLMo 2), it is a part of the region, which is `post`
+    without a norm: its input is the residual stream. Where the FFN reads the same normed states as the
+    attention (Phi), both have the same norm.
     `attends` marks attention that prefixes reach: `entry` is then the module that dispatches to an attention
     function, or one that `autopeft.injection.undispatched` has a forward for that does.
+    `flat` marks states that are (batch · positions, width) (OPT's FFN), and `multiplier` is what the family
+    multiplies the region's output by before it adds the residual.
     """
 
     entry: str
@@ -45,6 +103,8 @@ class Region:
     norm: str | None = None
     order: Literal["pre", "post"] | None = None
     attends: bool = False
+    flat: bool = False
+    multiplier: float = 1.0
 
 
 Sites = Mapping[str, Linear | Norm | Region]
@@ -57,6 +117,8 @@ class StackMap:
 
     `embeddings` is `None` where the resolver does not know what a prompt could be put beside, `norm` is the
     norm behind the last layer, where the family has one and it is known.
+    `behind` are its root's other modules behind the layers, `unplaced` says why no rows can be put in front
+    of its layers, and `sine_first` that its rotary tables come as (sine, cosine).
     """
 
     name: StackName
@@ -66,6 +128,9 @@ class StackMap:
     embeddings: str | None
     causal: bool = False
     norm: str | None = None
+    behind: tuple[str, ...] = ()
+    unplaced: str = ""
+    sine_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +141,7 @@ class FamilyMap:
         position_offset: first explicit position id (RoBERTa counts from `padding_idx + 1`).
         pooler: module that reads the first row, where the family has one.
         padding_id: the id of padding, where the family's code has one of its own in place of the config's.
+        lacks: site → why the family has none.
     """
 
     stacks: tuple[StackMap, ...]
@@ -83,3 +149,8 @@ class FamilyMap:
     position_offset: Literal["zero", "padding"] = "zero"
     pooler: str | None = None
     padding_id: int | None = None
+    lacks: Mapping[str, str] = field(default_factory=dict)
+
+
+MapOf = Callable[[PreTrainedConfig], FamilyMap]
+"""Makes the map of a family whose configuration says what its layers are like."""

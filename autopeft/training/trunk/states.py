@@ -268,15 +268,17 @@ def _answer(layer: nn.Module, states: Tensor | None, elements: int) -> Callable[
                 layer,
                 hidden[:1],
                 *(_first(a, rows) for a in args),
-                **{name: _first(value, rows) for name, value in kwargs.items()},
+                **{name: _first(value, rows, name) for name, value in kwargs.items()},
             )
         return (answer, *output[1:])
 
     return forward
 
 
-def _first(value: Any, rows: int) -> Any:
-    """The first row of what has one for each row of the batch."""
+def _first(value: Any, rows: int, name: str = "") -> Any:
+    """The first row of what has one for each row of the batch; BLOOM's `alibi` is (batch · heads, …)."""
+    if name == "alibi" and isinstance(value, Tensor):
+        return value[: len(value) // rows]
     return value[:1] if isinstance(value, Tensor) and value.ndim and len(value) == rows else value
 
 

@@ -34,7 +34,8 @@ class SerialAdapterModule(Bottlenecks[Bottleneck]):
         return "output"
 
     def reads(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
-        """What the adapter is fed: y (Houlsby) or u = norm(y + residual) (Pfeiffer; pre-norm: no norm)."""
+        """What the adapter is fed: y (Houlsby) or u = norm(y + residual) (Pfeiffer; pre-norm: no norm), with
+        y as the layer adds it."""
         if self.variant == "houlsby":
             return y
         if call.residual is None:
@@ -42,7 +43,8 @@ class SerialAdapterModule(Bottlenecks[Bottleneck]):
                 f"serial_adapter (variant pfeiffer) reads the residual stream around {site}, which this "
                 "backbone does not offer; variant houlsby reads the sub-layer's output alone."
             )
-        u = y.to(call.residual.dtype) + call.residual
+        added = y if site.multiplier == 1 else y * site.multiplier
+        u = added.to(call.residual.dtype) + call.residual
         return (u if call.norm is None else call.norm(u)).to(y.dtype)
 
     def delta(self, site: Site, x: Tensor, y: Tensor, call: Call) -> Tensor:
