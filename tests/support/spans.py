@@ -11,8 +11,8 @@ from support.saved_model import BAD, GOOD, NEUTRAL
 
 
 def question_rows(rows: int = 120, *, empty: int = 0) -> list[dict[str, Any]]:
-    """Which word is good: one good word, with or without `the` before it, among neutral ones. Every `empty`-th
-    text has a bad one instead, and no answer."""
+    """Which word is good: one good word among neutral ones. Every `empty`-th text has a bad one instead, and
+    no answer."""
     draw = Random(0)
     found = []
     for i in range(rows):

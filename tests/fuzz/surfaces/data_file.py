@@ -43,7 +43,7 @@ def tokenizer() -> Any:
 def rows(random: Random, number: int | None = None) -> list[dict[str, Any]]:
     """Rows that can be learned: a text, sometimes a second one, and a label of one of some kinds."""
     kind = random.choice((("yes", "no"), (0, 1), ("a", "b", "c"), "real"))
-    for make in (questions, tagged, several_labels):
+    for make in (questions, tagged, several_labels, answered):
         if random.random() < 0.15:
             return make(random, number or random.choice((20, 40, 60)))
     pair = random.random() < 0.3
@@ -70,6 +70,21 @@ def questions(random: Random, number: int) -> list[dict[str, Any]]:
             found.append({"ctx": f"a {i}", "endings": texts, "label": str(i % len(texts))})
         else:
             found.append({"goal": f"do {i}", "sol1": texts[0], "sol2": texts[1], "label": i % 2})
+    return found
+
+
+def answered(random: Random, number: int) -> list[dict[str, Any]]:
+    """Questions on texts with their answers, in one of the layouts."""
+    layout, found = random.randrange(3), list[dict[str, Any]]()
+    for i in range(number):
+        words = [random.choice(_WORDS) for _ in range(1 + i % 40)]
+        at = random.randrange(len(words))
+        start = len(" ".join(words[:at])) + (at > 0)
+        spans = [] if i % 7 == 6 else [(words[at], start)] * (1 + i % 2)
+        answers: Any = {"text": [text for text, _ in spans], "answer_start": [place for _, place in spans]}
+        if layout == 0:
+            answers = [{"text": text, "answer_start": place} for text, place in spans]
+        found.append({"question": f"which {i}", "context": " ".join(words), "answers": answers})
     return found
 
 
