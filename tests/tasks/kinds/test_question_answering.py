@@ -379,8 +379,8 @@ class Dies(SilentReporter):
 def test_a_search_that_was_killed_goes_on(place: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "budget": "20%", "task": str(place / "data.jsonl"), "model": str(place / "bert"),
-        "max_length": LENGTH, "trials": 2, "steps": 6, "confirm_seeds": 2, "workers": 0, "out": str(tmp_path / "run"),
-        "baselines": "lora,head",
+        "max_length": LENGTH, "trials": 2, "steps": 6, "confirm_seeds": 2, "workers": 0,
+        "out": str(tmp_path / "run"), "baselines": "lora,head",
     }  # fmt: skip
     with pytest.raises(RuntimeError, match="killed"):
         search(**options, reporter=Dies())
