@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.saved_model import save_backbone
 from support.spans import write_questions
-from support.tiny import tiny_config
+from support.tiny import tiny_config, tiny_model
 from torch import Tensor
 from transformers import (
     AutoModelForQuestionAnswering,
@@ -135,6 +135,18 @@ def test_the_loss_on_other_architectures(name: str) -> None:
         ).loss  # fmt: skip
         found = KIND.loss(()).mean(logits_of(model, batch, KIND), batch["labels"])
     assert float(found) == pytest.approx(float(wanted), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_the_backbone_keeps_its_weights(name: str, tmp_path: Path) -> None:
+    """transformers calls Llama's otherwise in its class for question answering, and would leave it random."""
+    saved = tiny_model(name)
+    saved.save_pretrained(tmp_path)
+    model = KIND.load_model(str(tmp_path), ())
+    wanted, found = (dict(m.base_model.named_parameters()) for m in (saved, model))
+    shared = [key for key in found if key in wanted]
+    assert len(shared) > 25
+    assert all(torch.equal(found[key], wanted[key]) for key in shared)
 
 
 def test_the_loss_of_each_window() -> None:
