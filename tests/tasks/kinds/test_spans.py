@@ -165,8 +165,8 @@ def test_an_answer_never_ends_before_it_begins_nor_is_the_question() -> None:
 
 def test_equal_spans_are_told_apart_by_their_place() -> None:
     """The first window, then the first beginning, then the shortest."""
-    flat = window([0.0] * 5, [0.0] * 5)
-    found = RowWindows(TEXT, (flat, flat), null=False).answer
+    flat, later = window([0.0] * 5, [0.0] * 5), window([0.0] * 5, [0.0] * 5, begin=6)
+    found = RowWindows(TEXT, (flat, later), null=False).answer
     assert (found.start, found.stop) == (0, 2)
     assert found.probability == pytest.approx(1 / 25)
 
