@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -226,6 +227,7 @@ def _complete(
                 # A head of another size is drawn anew in any case.
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                **_renamed(auto_class, config),
                 **options,
             ),
             source,
@@ -236,6 +238,17 @@ def _complete(
         raise with_adapter(source.path)
     _check_complete(model, info, source)
     return model
+
+
+def _renamed(auto_class: type[Any], config: PretrainedConfig) -> dict[str, Any]:
+    """How weights of a backbone are called in a class that calls it otherwise, such as Llama's for question
+    answering (`transformer.` for `model.`), which would leave them at random."""
+    kind = type(config)
+    known = [getattr(c, "_model_mapping", None) for c in (AutoModel, auto_class)]
+    if not all(mapping is not None and kind in mapping for mapping in known):
+        return {}
+    plain, own = (getattr(mapping[kind], "base_model_prefix", "") for mapping in known if mapping is not None)
+    return {} if plain == own or not plain else {"key_mapping": {f"^{re.escape(plain)}\\.": f"{own}."}}
 
 
 def _purpose(auto_class: type[Any]) -> str:

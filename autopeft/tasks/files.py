@@ -15,6 +15,7 @@ from autopeft.errors import DataError
 from autopeft.foreign import read_plain
 from autopeft.tasks.conll import CONLL_SUFFIXES, read_sentences
 from autopeft.tasks.parquet import read_parquet
+from autopeft.tasks.squad import is_squad, squad_columns
 from autopeft.tasks.table import Table, is_unicode
 
 __all__ = [
@@ -187,7 +188,7 @@ def _read_jsonl(path: Path) -> dict[str, list[Any]]:
 
 
 def _read_json(path: Path) -> dict[str, list[Any]]:
-    """A list of objects, an object of lists, or JSON lines under the wrong suffix."""
+    """A list of objects, an object of lists, SQuAD's layout, or JSON lines under the wrong suffix."""
     content = _text(path)
     try:
         found = json.loads(content)
@@ -197,6 +198,8 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
         if len(content.strip().split("\n")) > 1 and content.lstrip().startswith("{"):
             return _read_jsonl(path)
         raise DataError(f"{path} is not JSON: {error}.") from error
+    if is_squad(found):
+        return squad_columns(found, str(path), len(content))
     if isinstance(found, dict) and found and all(isinstance(v, list) for v in found.values()):
         if len({len(values) for values in found.values()}) > 1:
             raise DataError(f"{path}: its columns have different numbers of rows.")

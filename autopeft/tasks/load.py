@@ -209,10 +209,11 @@ def _packaged(task: Packaged, asked: _Asked, tell: Notify, source: Source | None
     return _finished(task.name, kind, classes, splits, task.metric, origin, asked)
 
 
-def _table(task: Packaged, rows: tuple[list[str], list[str]]) -> Table:
+def _table(task: Packaged, rows: tuple[list[str], list[Any]]) -> Table:
     """Rows of a packaged task as kinds read them."""
     (text, label), (texts, labels) = task.columns, rows
-    return Table(task.name, {text: texts, **({label: labels} if labels else {})}, {})
+    same = {name: [value] * len(texts) for name, value in task.same.items()}
+    return Table(task.name, {**same, text: texts, **({label: labels} if labels else {})}, {})
 
 
 def _gym(name: str, asked: _Asked) -> Task:

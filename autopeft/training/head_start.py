@@ -85,8 +85,8 @@ def start_head(
     The backbone is bare and in eval mode. Layers of the head below the last keep the values that they have.
     It is fitted once for a backbone, a head's lower layers, rows, labels and loss, and kept on disk. The
     test and select rows are not looked at, nor are more of the training rows than have 8,000 labels together.
-    Without effect on kinds whose head the backbone brings, on heads that do not end in a linear map, and
-    where there are fewer than four rows.
+    Without effect on kinds whose head the backbone brings or whose labels are of whole rows of tokens
+    (`TaskKind.probed`), on heads that do not end in a linear map, and where there are fewer than four rows.
 
     Args:
         alone: nothing but the head will train, so that the weights keep their length.
@@ -95,8 +95,8 @@ def start_head(
         What the layer was set to, or `None` where the head stays as it was drawn: it is of another form, or
         held-out rows do not show that the fit knows enough (see `fit_probe`).
     """
-    labels = data.train.labels
-    if not data.task.task_kind.new_head or labels is None or len(data.train) < 4:
+    labels, kind = data.train.labels, data.task.task_kind
+    if not kind.new_head or not kind.probed or labels is None or len(data.train) < 4:
         return None
     model.to(plan.torch_device())  # type: ignore[arg-type]
     name = last_linear(model)

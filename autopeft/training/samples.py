@@ -114,7 +114,11 @@ def asked_in(task: Task, split: str) -> Asked | None:
     told beside it; else `None`."""
     kind, rows = task.task_kind, task.splits[split]  # type: ignore[index]  # callers name splits of the task
     if kind.tells and len(rows):
-        return Asked(split, rows.texts, rows, task.labels)
+        pairs = rows.pairs or []
+        both = (
+            [f"{text}\n{pair}" for text, pair in zip(rows.texts, pairs, strict=True)] if pairs else rows.texts
+        )
+        return Asked(split, both, rows, task.labels)
     return Asked(split, rows.texts) if kind.writes and len(rows) and kind.asks(rows) else None
 
 

@@ -68,6 +68,7 @@ def predict(
         outputs = np.concatenate(parts)
         restored = np.empty_like(outputs)
         restored[split.order()] = outputs
+        restored = split.of_rows(restored)
         if generation is None:
             return restored
         texts = _written(model, split, generation, batch_size, place, told)

@@ -49,7 +49,7 @@ def test_trec_and_its_fine_labels_are_the_same_questions() -> None:
 @pytest.mark.parametrize("name", sorted(PACKAGED))
 def test_texts_are_clean_and_splits_share_none(name: str) -> None:
     task = load_task(name)
-    sides = [set(task.splits[split].texts) for split in SPLIT_NAMES]
+    sides = [set(task.splits[split].pairs or task.splits[split].texts) for split in SPLIT_NAMES]
     assert not sides[0] & sides[1]
     assert not sides[0] & sides[2]
     assert not sides[1] & sides[2]
@@ -209,6 +209,8 @@ HASHES = {
     "wikitext-2": "45b61440438c",
     "word-swap": "4a95b3f77d24",
     "swapped-words": "e3b72521909a",
+    "swapped-span": "a46bc13d6d71",
+    "inserted-words": "b0c995aba3ef",
 }
 
 
@@ -238,6 +240,44 @@ def test_swapped_words_are_those_of_word_swap() -> None:
             assert " ".join(back) in originals
             swapped += 1
     assert swapped == 4_827
+
+
+def test_a_swapped_span_turned_round_gives_the_sentence() -> None:
+    task = load_task("swapped-span")
+    assert (task.kind, task.metric, task.labels) == ("question_answering", "squad_f1", ())
+    originals = {" ".join(text.split()) for text, _ in packaged._movie_lines(_movies())}
+    rows = 0
+    for split in task.splits.values():
+        for context, ((start, answer),) in zip(split.pairs or (), split.labels, strict=True):
+            first, second = answer.split()
+            assert 0 < start < len(context) - len(answer), "neither the first nor the last word"
+            back = f"{context[:start]}{second} {first}{context[start + len(answer) :]}"
+            assert back in originals
+            assert 6 <= len(context.split()) <= 16
+            rows += 1
+    assert rows == 3_877
+
+
+def test_inserted_words_are_those_of_a_question() -> None:
+    """Without its answer each text is a sentence as it was, and the answer stands in a question of trec."""
+    task = load_task("inserted-words")
+    assert (task.kind, task.metric, task.labels) == ("question_answering", "squad_f1", ())
+    originals = {" ".join(text.split()) for text, _ in packaged._movie_lines(_movies())}
+    questions = {text for split in load_task("trec").splits.values() for text in split.texts}
+    found = []
+    for split in task.splits.values():
+        assert set(split.texts) == {"Which words are from another text?"}
+        for context, ((start, answer),) in zip(split.pairs or (), split.labels, strict=True):
+            before, after = context[:start].split(), context[start + len(answer) :].split()
+            assert before
+            assert after
+            assert " ".join([*before, *after]) in originals
+            assert len(answer.split()) == 4
+            found.append(answer)
+    assert len(found) == 9_654
+    assert len(set(found)) > 3_000, "of many questions"
+    joined = "\n".join(" ".join(text.split()) for text in questions)
+    assert all(answer in joined for answer in set(found))
 
 
 def _movies() -> bytes:

@@ -166,7 +166,8 @@ def test_rewards_are_a_metric_of_texts() -> None:
     exact, likelihood = kind.metrics[2], kind.metrics[0]
     assert kind.rewards(exact, ["a  b", "d"], wanted).tolist() == [1.0, 0.0]
     with pytest.raises(
-        TaskError, match="likelihood compares no texts: take exact_match, rouge_l, or a metric"
+        TaskError,
+        match="likelihood compares no texts: take exact_match, rouge_1, rouge_2, rouge_l, chrf, or a metric",
     ):
         kind.rewards(likelihood, ["a"], wanted[:1])
 

@@ -104,10 +104,11 @@ def _batches(split: EncodedSplit, seed: int, device: torch.device) -> list[dict[
 
 
 def _saved(model: PreTrainedModel, data: EncodedTask, device: torch.device) -> float:
-    """Share of the constant answer's loss on *select* that the model saves."""
+    """Share of the constant answer's loss on *select* that the model saves; 0 where rows have no single
+    distribution over classes."""
     split, loss, kind = data.select, data.task.loss(), data.task.task_kind
     train = data.train.labels
-    if train is None or not len(split):
+    if train is None or not len(split) or not kind.row_distribution:
         return 0.0
     counts = np.bincount(train.astype(np.int64), minlength=data.task.num_labels) + 1.0
     constant = torch.from_numpy(np.log(counts / counts.sum())).float().to(device)

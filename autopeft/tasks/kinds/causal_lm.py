@@ -48,8 +48,10 @@ class CausalLM(WrittenAnswers, Decoder):
         """See `TaskKind.check_metric`.
 
         Raises:
-            TaskError: the metric compares generated answers, and the rows are plain texts that ask nothing.
+            TaskError: the metric compares generated answers, and the rows are plain texts that ask nothing;
+                or see `check_installed`.
         """
+        super().check_metric(metric, names, rows)
         if metric.generated and rows is not None and len(rows) and _plain(rows):
             raise TaskError(
                 f"{metric.name} compares generated answers, but these rows are plain texts that ask nothing: "

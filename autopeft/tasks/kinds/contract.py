@@ -104,6 +104,8 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
             before it, so that what all rows begin with may be computed once.
         row_distribution: whether the logits of a row are those of one distribution over classes, or one
             number.
+        probed: whether the head can start as a linear probe of the frozen features of rows, or of tokens that
+            have a label.
         tells: whether predictions can be told beside their rows, as texts (see `tell`).
         peft_task_type: `task_type` in the format of Hugging Face peft; `None`: by the model's class.
         hub_pipeline: `pipeline_tag` of a model card on the Hugging Face hub; `None`: the hub has none for it.
@@ -119,6 +121,7 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
     tokenwise_trunk: ClassVar[bool] = True
     causal: ClassVar[bool] = False
     row_distribution: ClassVar[bool] = True
+    probed: ClassVar[bool] = True
     tells: ClassVar[bool] = False
     peft_task_type: str | None = "SEQ_CLS"
     hub_pipeline: str | None = "text-classification"

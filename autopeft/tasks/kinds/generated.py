@@ -1,19 +1,36 @@
-"""Metrics of generated answers: what the model writes, compared with the expected texts."""
+"""Metrics of generated answers: what the model writes, compared with the expected texts.
+
+ROUGE-1 and ROUGE-2 are rouge-score's (Lin 2004), and ROUGE-L has its figures by a faster algorithm: the
+library fills a table of all pairs of words, which takes minutes for an answer of 20,000. chrF is sacrebleu's
+(Popović 2015; Post 2018) with its defaults: of the whole split, not the mean over rows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autopeft.errors import TaskError
 from autopeft.tasks.kinds.metric import Metric, ScoredRows, shrunk
 
-__all__ = ["EXACT_MATCH", "ROUGE_L", "common_subsequence", "mean_variance"]
+__all__ = [
+    "CHRF",
+    "EXACT_MATCH",
+    "ROUGE_1",
+    "ROUGE_2",
+    "ROUGE_L",
+    "check_installed",
+    "common_subsequence",
+    "mean_variance",
+]
 
 Texts = NDArray[Any]
-_MOST_WORDS = 20_000
+_MOST_WORDS, _MOST_LETTERS = 20_000, 100_000
 
 
 def mean_variance(score: float, rows: ScoredRows) -> float:
@@ -64,6 +81,62 @@ def common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
     return len(first) - row.bit_count()
 
 
+class _Words:
+    """The words of texts, for rouge-score."""
+
+    tokenize = staticmethod(_words)
+
+
+@cache
+def _rouge(name: str) -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer([name], tokenizer=_Words())
+
+
+def _rouge_1(predictions: Texts, labels: Texts) -> NDArray[Any]:
+    return _rouge_n("rouge1", predictions, labels)
+
+
+def _rouge_2(predictions: Texts, labels: Texts) -> NDArray[Any]:
+    return _rouge_n("rouge2", predictions, labels)
+
+
+def _rouge_n(name: str, predictions: Texts, labels: Texts) -> NDArray[Any]:
+    pairs = zip(predictions, labels, strict=True)
+    found = [_rouge(name).score(str(wanted), str(said))[name].fmeasure for said, wanted in pairs]
+    return np.asarray(found, dtype=np.float64)
+
+
+def check_installed(metric: Metric) -> None:
+    """Look for what a metric needs beside this package.
+
+    Raises:
+        TaskError: it is not installed.
+    """
+    if metric.name == "chrf" and find_spec("sacrebleu") is None:
+        raise TaskError("metric='chrf' is sacrebleu's, which is not installed: pip install 'autopeft[chrf]'.")
+
+
+@cache
+def _chrf() -> Any:
+    check_installed(CHRF)
+    from sacrebleu.metrics import CHRF as Scorer  # noqa: N811
+
+    return Scorer()
+
+
+def _chrf_counts(predictions: Texts, labels: Texts) -> NDArray[Any]:
+    """What chrF counts of each row: n-grams of letters said, wanted and common, up to six, (rows, 18)."""
+    said, wanted = ([str(text)[:_MOST_LETTERS] for text in texts] for texts in (predictions, labels))
+    # The statistics of single sentences have no public name; they are what its significance tests use.
+    return np.asarray(_chrf()._extract_corpus_statistics(said, [wanted]), dtype=np.float64)
+
+
+def _chrf_of(counts: NDArray[Any]) -> float:
+    return float(_chrf()._compute_score_from_stats(counts.tolist()).score) / 100
+
+
 EXACT_MATCH = Metric(
     "exact_match", 0, 1,
     "share of generated answers that are the expected one; white space is one space, and none at the ends",
@@ -76,4 +149,23 @@ ROUGE_L = Metric(
     "up to 20,000 of each",
     lambda found, wanted: float(_rouge_l(found, wanted).mean()), mean_variance,
     by_row=_rouge_l, generated=True,
+)  # fmt: skip
+ROUGE_1 = Metric(
+    "rouge_1", 0, 1,
+    "ROUGE-1 of generated answers: F-measure of common words (a to z, 0 to 9), up to 20,000 of each",
+    lambda found, wanted: float(_rouge_1(found, wanted).mean()), mean_variance,
+    by_row=_rouge_1, generated=True,
+)  # fmt: skip
+ROUGE_2 = Metric(
+    "rouge_2", 0, 1,
+    "ROUGE-2 of generated answers: F-measure of common pairs of neighbouring words, as rouge_1",
+    lambda found, wanted: float(_rouge_2(found, wanted).mean()), mean_variance,
+    by_row=_rouge_2, generated=True,
+)  # fmt: skip
+CHRF = Metric(
+    "chrf", 0, 1,
+    "chrF2 of generated answers, of all rows together, over 100: F-measure of n-grams of up to six letters, "
+    "up to 100,000 of each text",
+    lambda found, wanted: _chrf_of(_chrf_counts(found, wanted).sum(axis=0)), mean_variance,
+    by_row=_chrf_counts, of_sums=_chrf_of, generated=True,
 )  # fmt: skip

@@ -113,7 +113,7 @@ class Writing:
             )
         found = np.empty(len(texts), dtype=object)
         found[:] = list(texts)
-        if metric.by_row is not None:
+        if metric.by_row is not None and metric.of_sums is None:
             return np.asarray(metric.by_row(found, labels), dtype=np.float64)
         alone = range(len(found))
         return np.asarray(

@@ -18,7 +18,14 @@ from autopeft.errors import TaskError
 from autopeft.tasks.kinds.answers import IGNORED, EncodedWriting
 from autopeft.tasks.kinds.breakdown import Breakdown
 from autopeft.tasks.kinds.conversations import asked_columns, conversation_columns, problems_of
-from autopeft.tasks.kinds.generated import EXACT_MATCH, ROUGE_L
+from autopeft.tasks.kinds.generated import (
+    CHRF,
+    EXACT_MATCH,
+    ROUGE_1,
+    ROUGE_2,
+    ROUGE_L,
+    check_installed,
+)
 from autopeft.tasks.kinds.generation import Generation
 from autopeft.tasks.kinds.language_model import LanguageModel
 from autopeft.tasks.kinds.likelihoods import LIKELIHOOD, TOKEN_ACCURACY, row_likelihoods, token_loss
@@ -44,7 +51,7 @@ class WrittenAnswers(LanguageModel):
     tokens, their number, and how many of them are the most probable. Where the model wrote answers, they are
     (rows,) of `likelihoods` and `answer`. Decisions are what it wrote."""
 
-    metrics = (LIKELIHOOD, TOKEN_ACCURACY, EXACT_MATCH, ROUGE_L)
+    metrics = (LIKELIHOOD, TOKEN_ACCURACY, EXACT_MATCH, ROUGE_1, ROUGE_2, ROUGE_L, CHRF)
     default_metric = LIKELIHOOD.name
     learns = "answers"
     writes = True
@@ -66,6 +73,11 @@ class WrittenAnswers(LanguageModel):
             return ""
         letters = [len(answer) for answer in labels]
         return f"answers of {min(letters):,} to {max(letters):,} letters, mean {np.mean(letters):,.0f}"
+
+    def check_metric(self, metric: Metric, names: Sequence[str], rows: Split | None = None) -> None:
+        """See `TaskKind.check_metric`, and `check_installed`."""
+        super().check_metric(metric, names, rows)
+        check_installed(metric)
 
     def alike(self, rows: Split) -> list[str]:
         """What is asked, whatever its capitals and white space."""

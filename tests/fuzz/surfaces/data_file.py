@@ -43,7 +43,7 @@ def tokenizer() -> Any:
 def rows(random: Random, number: int | None = None) -> list[dict[str, Any]]:
     """Rows that can be learned: a text, sometimes a second one, and a label of one of some kinds."""
     kind = random.choice((("yes", "no"), (0, 1), ("a", "b", "c"), "real"))
-    for make in (questions, tagged, several_labels):
+    for make in (questions, tagged, several_labels, answered):
         if random.random() < 0.15:
             return make(random, number or random.choice((20, 40, 60)))
     pair = random.random() < 0.3
@@ -70,6 +70,21 @@ def questions(random: Random, number: int) -> list[dict[str, Any]]:
             found.append({"ctx": f"a {i}", "endings": texts, "label": str(i % len(texts))})
         else:
             found.append({"goal": f"do {i}", "sol1": texts[0], "sol2": texts[1], "label": i % 2})
+    return found
+
+
+def answered(random: Random, number: int) -> list[dict[str, Any]]:
+    """Questions on texts with their answers, in one of the layouts."""
+    layout, found = random.randrange(3), list[dict[str, Any]]()
+    for i in range(number):
+        words = [random.choice(_WORDS) for _ in range(1 + i % 40)]
+        at = random.randrange(len(words))
+        start = len(" ".join(words[:at])) + (at > 0)
+        spans = [] if i % 7 == 6 else [(words[at], start)] * (1 + i % 2)
+        answers: Any = {"text": [text for text, _ in spans], "answer_start": [place for _, place in spans]}
+        if layout == 0:
+            answers = [{"text": text, "answer_start": place} for text, place in spans]
+        found.append({"question": f"which {i}", "context": " ".join(words), "answers": answers})
     return found
 
 
@@ -168,6 +183,13 @@ def _parquet(columns: dict[str, list[Any]]) -> bytes:
     return sink.getvalue()
 
 
+def _nested(random: Random, table: list[dict[str, Any]]) -> Any:
+    """Questions in SQuAD's own layout, some of its parts mutated."""
+    paragraphs = [{"context": row.pop("context"), "qas": [row]} for row in table]
+    whole: Any = {"version": "2", "data": [{"title": "a", "paragraphs": paragraphs}]}
+    return mutate.tree(random, whole) if random.random() < 0.7 else whole
+
+
 def hostile_file(random: Random, path: Path) -> None:
     """Write a hostile file of data."""
     suffix = path.suffix
@@ -176,7 +198,9 @@ def hostile_file(random: Random, path: Path) -> None:
         table = mutate.tree(random, table)
     if not isinstance(table, list):
         table = [table]
-    content = written(table, suffix)
+    if suffix == ".json" and all(isinstance(row, dict) and "context" in row for row in table):
+        table = _nested(random, table)
+    content = mutate.bytes_of(_json(table)) if isinstance(table, dict) else written(table, suffix)
     kind = random.randrange(3)
     if kind == 0 and suffix != ".parquet":
         content = mutate.text(
@@ -216,6 +240,15 @@ def _labelled(label: Any) -> str:
     return "".join(
         json.dumps({"text": f"text {i}", "label": label if i % 2 else 0}) + "\n" for i in range(40)
     )
+
+
+def _asked(context: Any, answers: Any, question: Any = "which") -> str:
+    row = {"question": question, "context": context, "answers": answers}
+    return "".join(json.dumps({**row, "id": i}) + "\n" for i in range(40))
+
+
+def _squad(context: Any, *questions: Any) -> str:
+    return json.dumps({"data": [{"paragraphs": [{"context": context, "qas": list(questions)}]}]})
 
 
 def _bad_utf8() -> bytes:
@@ -304,6 +337,36 @@ FIRST: dict[str, First] = {
     "a label of its own for each row": _of(
         "a.jsonl", "".join(json.dumps({"text": f"a {i}", "labels": [f"l{i}"]}) + "\n" for i in range(9000))
     ),
+    "answers that begin before the text": _of(
+        "a.jsonl", _asked("a film", {"text": ["film"], "answer_start": [-4]})
+    ),
+    "answers that begin nowhere": _of(
+        "a.jsonl", _asked("a film", {"text": ["film"], "answer_start": [1e308]})
+    ),
+    "answers of other types": _of("a.jsonl", _asked("a film", {"text": {"film": 2}, "answer_start": "2"})),
+    "an answer of each letter": _of(
+        "a.jsonl", _asked("a" * 2000, {"text": ["a"] * 2000, "answer_start": list(range(2000))})
+    ),
+    "a context of a million letters": _of(
+        "a.jsonl",
+        json.dumps({"question": "a", "context": "a film " * 150_000, "answers": []})
+        + "\n"
+        + _asked("a film", {"text": ["film"], "answer_start": [2]}),
+    ),
+    "a question of a million letters": _of(
+        "a.jsonl",
+        json.dumps({"question": "a film " * 150_000, "context": "a", "answers": []})
+        + "\n"
+        + _asked("a film", {"text": ["film"], "answer_start": [2]}),
+    ),
+    "answers with a terminal's commands": _of(
+        "a.jsonl", _asked("\x1b[31m a", {"text": ["\x1b]0;x\x07"], "answer_start": [0]})
+    ),
+    "a text before 100,000 questions": _of(
+        "a.json", _squad("a film " * 1000, *[{"question": "a", "answers": []}] * 10**5)
+    ),
+    "paragraphs nested deeply": _of("a.json", _squad("a", {"question": [[[[["a"]]]]], "answers": {"a": {}}})),
+    "paragraphs that are none": _of("a.json", '{"data": [{"paragraphs": [' + "[" * 900 + "]" * 900 + "]}]}"),
     "deep JSON": _of("a.json", "[" * 100000),
     "deep JSON that ends": _of("a.json", "[" * 100000 + "]" * 100000),
     "deep JSON in a row": _of("a.jsonl", '{"text": "a", "label": ' + "[" * 100000 + "]" * 100000 + "}\n"),

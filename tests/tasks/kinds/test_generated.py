@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from autopeft.errors import TaskError
-from autopeft.tasks.kinds import get_kind, get_metric, jackknife_variance
-from autopeft.tasks.kinds.generated import EXACT_MATCH, ROUGE_L, common_subsequence
+from autopeft.tasks.kinds import generated, get_kind, get_metric, jackknife_variance
+from autopeft.tasks.kinds.generated import CHRF, EXACT_MATCH, ROUGE_1, ROUGE_2, ROUGE_L, common_subsequence
 from autopeft.tasks.kinds.metric import pseudo_values
 
 KIND = get_kind("causal_lm")
@@ -63,15 +63,65 @@ def test_the_longest_common_subsequence_of_long_texts() -> None:
     assert common_subsequence([], words) == common_subsequence(words, []) == 0
 
 
+def test_rouge_1_and_2_count_words_and_pairs_of_them() -> None:
+    """Of the same texts: police, the, gunman in any order; and of three pairs `the gunman`."""
+    wanted = texts("police killed the gunman")
+    assert ROUGE_1.score(texts("police kill the gunman"), wanted) == pytest.approx(3 / 4)
+    assert ROUGE_1.score(texts("the gunman kill police"), wanted) == pytest.approx(3 / 4)
+    assert ROUGE_2.score(texts("police kill the gunman"), wanted) == pytest.approx(1 / 3)
+    # Precision 1 of 4 pairs, recall 1 of 3.
+    assert ROUGE_2.score(texts("The gunman, police kill!!"), wanted) == pytest.approx(1 / 3)
+    assert ROUGE_1.score(texts("the the the the"), wanted) == pytest.approx(1 / 4), "once, as it stands once"
+    for metric in (ROUGE_1, ROUGE_2):
+        assert metric.score(texts("", "?!", "a"), texts("police", "police", "")) == 0.0
+
+
+def test_chrf_counts_letters_of_all_rows_together() -> None:
+    """`abc` for `abd`: 2 of 3 letters, 1 of 2 pairs, 0 of 1 triple; precision and recall are the same. With
+    `ab` for `ab` 4 of 5, 2 of 3 and 0 of 1."""
+    pytest.importorskip("sacrebleu")
+    assert CHRF.score(texts("abc"), texts("abd")) == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+    together = CHRF.score(texts("abc", "ab"), texts("abd", "a b"))
+    assert together == pytest.approx((4 / 5 + 2 / 3 + 0) / 3)
+    # Recall counts twice as much: 2 of 2 and 1 of 1 said, 2 of 4 and 1 of 3 wanted.
+    precision, recall = 1.0, (2 / 4 + 1 / 3) / 2
+    assert CHRF.score(texts("ab"), texts("abcd")) == pytest.approx(
+        5 * precision * recall / (4 * precision + recall)
+    )
+    assert CHRF.score(texts(""), texts("ab")) == 0.0
+
+
+def test_chrf_is_that_of_sacrebleu() -> None:
+    reference = pytest.importorskip("sacrebleu.metrics").CHRF()
+    rng = np.random.default_rng(0)
+    said, wanted = (
+        ["".join(rng.choice([*"abcé ", ".", "\n"], int(rng.integers(0, 60)))) for _ in range(50)]
+        for _ in range(2)
+    )
+    expected = reference.corpus_score(said, [wanted]).score / 100
+    assert CHRF.score(texts(*said), texts(*wanted)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_chrf_without_its_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generated, "find_spec", lambda name: None)
+    for kind in ("causal_lm", "seq2seq"):
+        with pytest.raises(TaskError, match=r"which is not installed: pip install 'autopeft\[chrf\]'"):
+            get_kind(kind).check_metric(CHRF, ())
+        get_kind(kind).check_metric(ROUGE_2, ())
+
+
 def test_the_words_of_an_answer_are_bounded() -> None:
     """Half a million words on each side, which the whole table would need terabytes for."""
     long = "a b " * 250_000
-    assert ROUGE_L.score(texts(long), texts(long)) == 1.0
-    assert ROUGE_L.score(texts("\ud800 a"), texts("a")) == 1.0
+    for metric in (ROUGE_1, ROUGE_2, ROUGE_L):
+        assert metric.score(texts(long), texts(long)) == 1.0
+        assert metric.score(texts("\ud800 a b"), texts("a b")) == 1.0
 
 
-@pytest.mark.parametrize("metric", [EXACT_MATCH, ROUGE_L], ids=lambda m: m.name)
+@pytest.mark.parametrize("metric", [EXACT_MATCH, ROUGE_1, ROUGE_2, ROUGE_L, CHRF], ids=lambda m: m.name)
 def test_what_rows_contribute_is_that_of_the_score(metric: Any) -> None:
+    if metric is CHRF:
+        pytest.importorskip("sacrebleu")
     rng = np.random.default_rng(1)
     said = texts(*[" ".join(rng.choice(["a", "b", "c"], 3)) for _ in range(230)])
     wanted = texts(*[" ".join(rng.choice(["a", "b", "c"], 3)) for _ in range(230)])
@@ -126,3 +176,10 @@ def test_a_prediction_says_what_is_known() -> None:
     nothing = KIND.with_texts(np.zeros((1, 3)), ["a"])[0]
     assert KIND.present(nothing, ()) == {"answer": "a"}
     assert KIND.line(KIND.present(np.array([1.0, 2.0, 1.0]), ())) == "loss 0.5000  perplexity 1.649"
+
+
+def test_the_reward_of_a_text_is_the_metric_of_it_alone() -> None:
+    pytest.importorskip("sacrebleu")
+    wanted = texts("abd", "ab")
+    found = KIND.rewards(CHRF, ["abc", "ab"], wanted)
+    assert found.tolist() == pytest.approx([(2 / 3 + 1 / 2) / 3, 1.0])

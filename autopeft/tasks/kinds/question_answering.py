@@ -1,0 +1,336 @@
+"""Extractive question answering: which part of a text answers a question, as in SQuAD."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
+
+from autopeft.errors import DataError, TaskError
+from autopeft.tasks.kinds.breakdown import Breakdown
+from autopeft.tasks.kinds.contract import TaskKind
+from autopeft.tasks.kinds.loss import Loss
+from autopeft.tasks.kinds.metric import Metric
+from autopeft.tasks.kinds.questions import (
+    NULL,
+    encode_answers,
+    is_question_table,
+    question_columns,
+    read_questions,
+)
+from autopeft.tasks.kinds.registry import register_kind
+from autopeft.tasks.kinds.spans import (
+    SQUAD_EXACT_MATCH,
+    SQUAD_F1,
+    WHOLE,
+    Answers,
+    RowWindows,
+    Whole,
+    squad_plain,
+)
+from autopeft.tasks.kinds.tags import ragged
+from autopeft.tasks.kinds.windows import CONTEXT_PLACES, EncodedWindows, cut_questions, encode_windows
+from autopeft.tasks.table import ColumnNames, Columns, RawRows, Table
+
+if TYPE_CHECKING:
+    from autopeft.spec import BackboneSpec
+    from autopeft.tasks.split import Split
+
+__all__ = ["QuestionAnswering", "SpanLoss"]
+
+_CLAIM = 0.98
+_NONE = "(no answer)"
+_ENDS = 2  # of an answer: where it begins and where it ends
+
+
+class SpanLoss(Loss):
+    """The mean of the cross-entropies of an answer's first and last token over all positions of the batch,
+    padding included; the divisor is the windows. It is the loss of transformers for labels inside the batch,
+    as `EncodedWindows` has them; of others the share that transformers leaves out is 0 here."""
+
+    def total(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of logits (B, L, 2) and labels (B, 2)."""
+        return self.each(logits, labels).sum()
+
+    def weight(self, labels: Tensor) -> float:
+        """The windows."""
+        return float(len(labels))
+
+    def each(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of each window, (B,)."""
+        length = logits.shape[1]
+        found = F.cross_entropy(
+            logits.float(), labels.clamp(0, length), ignore_index=length, reduction="none"
+        )
+        return found.mean(dim=1)
+
+
+@register_kind("question_answering")
+class QuestionAnswering(TaskKind):
+    """Labels are `Answers`; outputs are objects (rows,), each the `RowWindows` of a row. Decisions are
+    objects (rows,), the texts of the answers, empty where none is given.
+
+    What is trained on and predicted are windows (see `EncodedWindows`); `outputs` keeps of each an array
+    (tokens, 4), and `EncodedSplit.of_rows` puts those of a row together.
+    """
+
+    summary = "which part of a text answers a question, as in SQuAD"
+    metrics = (SQUAD_F1, SQUAD_EXACT_MATCH)
+    default_metric = SQUAD_F1.name
+    auto_class = AutoModelForQuestionAnswering
+    pooled = False
+    row_distribution = False
+    probed = False
+    peft_task_type = "QUESTION_ANS"
+    hub_pipeline = "question-answering"
+    tells = True
+
+    # Data
+    # --------------------------------------------------------------------------------------------------
+
+    def claim(self, tables: Mapping[str, Table], named: ColumnNames) -> float:
+        """Claims tables of questions, contexts and answers with the letters at which they begin."""
+        return _CLAIM if is_question_table(tables["train"], named) else 0.0
+
+    def columns(self, table: Table, named: ColumnNames) -> Columns:
+        """See `question_columns`."""
+        return question_columns(table, named)
+
+    def read(self, table: Table, columns: Columns) -> RawRows:
+        """See `read_questions`."""
+        return read_questions(table, columns)
+
+    def encode_labels(
+        self, parts: Sequence[RawRows], order: Sequence[str] = ()
+    ) -> tuple[tuple[str, ...], list[list[Any]]]:
+        """See `encode_answers`; there are no classes."""
+        return (), [list(part) for part in encode_answers(parts)]
+
+    def strata(self, labels: Sequence[Any]) -> list[int]:
+        """Whether the row has an answer."""
+        return [int(bool(answers)) for answers in labels]
+
+    def alike(self, rows: Split) -> list[str]:
+        """The contexts: questions on one text stay together."""
+        return list(rows.pairs or rows.texts)
+
+    def check(self, name: str, train: Split, names: Sequence[str]) -> None:
+        """Raises `DataError` where no row with an answer is left to train on."""
+        if not any(train.labels):
+            raise DataError(f"{name}: no row of train has an answer after splitting; more rows are needed.")
+
+    def describe_rows(self, labels: Sequence[Any], names: Sequence[str]) -> str:
+        """Shortest, longest and mean answer in words, and how many rows have none."""
+        words = [len(answers[0][1].split()) for answers in labels if answers]
+        if not words:
+            return ""
+        told = f"answers of {min(words):,} to {max(words):,} words, mean {np.mean(words):,.1f}"
+        without = len(labels) - len(words)
+        return told + (f"; {without:,} ({100 * without / len(labels):.1f} %) have none" if without else "")
+
+    def constant(self, labels: Sequence[Any], names: Sequence[str]) -> tuple[str, Any] | None:
+        """The whole text of each row, or no answer where that scores more on these rows."""
+        truth = ragged(list(labels))
+        whole = self.score(SQUAD_F1, ragged([WHOLE] * len(truth)), truth)
+        if np.mean([not answers for answers in labels]) > whole:
+            return "always no answer", ""
+        return "always the whole text", WHOLE
+
+    # Model
+    # --------------------------------------------------------------------------------------------------
+
+    def refused(self, spec: BackboneSpec, model: str) -> str | None:
+        """See `TaskKind.refused`."""
+        if not spec.encoder_decoder:
+            return None
+        return (
+            f"{model!r} is an encoder-decoder, and {self.name} finds an answer in the text that it reads: "
+            "take an encoder such as BERT or RoBERTa, or a decoder (--model)."
+        )
+
+    def num_labels(self, names: Sequence[str]) -> int:
+        """A score of the beginning and one of the end for each token."""
+        return _ENDS
+
+    def config(self, names: Sequence[str]) -> dict[str, Any]:
+        """transformers has no type of problem for it."""
+        return {"num_labels": _ENDS, "problem_type": None}
+
+    def names_in(self, config: Any) -> tuple[str, ...] | None:
+        """See `TaskKind`; the class of the model alone tells this kind."""
+        return ()
+
+    # Training
+    # --------------------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        rows: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        *,
+        labelled: bool = True,
+        cached: bool = True,
+    ) -> EncodedWindows:
+        """See `TaskKind.encode` and `encode_windows`; a sequence for each window."""
+        answers = list(rows.labels) if labelled else None
+        told = rows.fields.get(NULL)
+        null = bool(told[0]) if told else any(isinstance(a, Answers) and a.null for a in rows.labels)
+        return encode_windows(
+            rows.texts,
+            rows.pairs or [],
+            answers,
+            tokenizer,
+            max_length,
+            null=null,
+            kind=self.name,
+            cached=cached,
+        )
+
+    def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:
+        """Share of rows whose question is cut; contexts are read in windows and never are."""
+        if not len(rows):
+            return 0.0
+        return float(cut_questions(rows.texts, tokenizer, max_length)[1].mean())
+
+    def label_array(self, labels: Sequence[Any]) -> NDArray[Any]:
+        """The rows' `Answers`, (rows,) objects."""
+        return ragged(labels)
+
+    def loss(self, names: Sequence[str], class_weights: Sequence[float] | None = None) -> Loss:
+        return SpanLoss()
+
+    def logits_of(self, output: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits of beginning and end at each position, (B, L, 2)."""
+        if hasattr(output, "start_logits"):
+            return torch.stack([output.start_logits, output.end_logits], dim=-1)
+        return torch.stack(list(output[:_ENDS]), dim=-1)
+
+    def reads(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """All positions: an answer is found among those of the context, the first one stands for none, and
+        the loss compares the right one with every other, of the question and of padding too."""
+        return torch.ones_like(batch["attention_mask"], dtype=torch.bool)
+
+    def average(self) -> Callable[[Tensor, int], Tensor] | None:
+        """The log of the mean softmax over positions."""
+        return _log_mean
+
+    # Scores
+    # --------------------------------------------------------------------------------------------------
+
+    def outputs(
+        self, model: torch.nn.Module, batch: Mapping[str, Tensor], run: Callable[[], Tensor]
+    ) -> NDArray[Any]:
+        """Of each window (tokens, 4) in float64: the logits of beginning and end, and the letters of the
+        context that a token stands for."""
+        logits = run().double().cpu().numpy()
+        places = batch[CONTEXT_PLACES].cpu().numpy()
+        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        both = np.concatenate([logits, places], axis=-1)
+        return ragged([own[:length] for own, length in zip(both, lengths, strict=True)])
+
+    def decisions(self, outputs: NDArray[Any]) -> NDArray[Any]:
+        """The text of the best span of each row."""
+        return ragged([row.answer.text if isinstance(row, RowWindows) else row for row in outputs])
+
+    def _scored(
+        self, metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Texts and `Answers`; a function of the user's takes lists of acceptable texts."""
+        if len(outputs) != len(labels) or not len(labels):
+            raise TaskError(
+                f"Cannot score the answers of {len(outputs)} rows against those of {len(labels)}."
+            )
+        if not all(isinstance(answers, Answers) for answers in labels):
+            raise TaskError(
+                f"{metric.name} scores answers in a text, but got labels such as {labels[0]!r:.80}."
+            )
+        pairs = zip(self.decisions(outputs), labels, strict=True)
+        found = ragged([a.context if isinstance(said, Whole) else str(said) for said, a in pairs])
+        return found, ragged([answers.texts for answers in labels]) if metric.own else ragged(list(labels))
+
+    def row_loss(self, outputs: NDArray[Any], labels: NDArray[Any]) -> float | None:
+        """Mean over all windows, each over its own tokens."""
+        if not all(isinstance(row, RowWindows) for row in outputs):
+            return None
+        told = [loss for row, own in zip(outputs, labels, strict=True) for loss in row.losses(own)]
+        return float(np.mean(told)) if told else None
+
+    def breakdown(
+        self, outputs: NDArray[Any], labels: NDArray[Any], names: Sequence[str]
+    ) -> tuple[Breakdown, ...]:
+        """Both metrics, and how often no answer is given, of all rows and of those with and without one."""
+        found, truth = self._scored(SQUAD_F1, outputs, labels)
+        there = np.asarray([bool(answers) for answers in truth])
+        groups = [("all rows", np.ones(len(truth), dtype=bool))]
+        if not there.all():
+            groups += [("with an answer", there), ("without an answer", ~there)]
+        table = tuple(
+            (
+                name,
+                int(mask.sum()),
+                SQUAD_F1.score(found[mask], truth[mask]),
+                SQUAD_EXACT_MATCH.score(found[mask], truth[mask]),
+                int(sum(not text for text in found[mask])),
+            )
+            for name, mask in groups
+            if mask.any()
+        )
+        headers = ("rows", "number", SQUAD_F1.name, SQUAD_EXACT_MATCH.name, "no answer given")
+        return (Breakdown("answers", "Answers", headers, table),)
+
+    def tell(self, rows: Split, outputs: NDArray[Any], names: Sequence[str]) -> list[tuple[str, str]]:
+        """Of each row the acceptable answer that was found, or the first, and what was found."""
+        told = []
+        for answers, said in zip(rows.labels, self.decisions(outputs), strict=True):
+            right = next((t for t in answers.texts if squad_plain(t) == squad_plain(said)), None)
+            expected = _line(answers.texts[0] if right is None else right)
+            told.append((expected, _line(said) if right is None else expected))
+        return told
+
+    # Use
+    # --------------------------------------------------------------------------------------------------
+
+    def text_columns(self, table: Table, named: ColumnNames, *, pair: bool | None = None) -> Columns:
+        """The columns of questions and contexts."""
+        return question_columns(table, named, labelled=False)
+
+    def read_texts(self, table: Table, columns: Columns, use: Mapping[str, Any]) -> RawRows:
+        """See `TaskKind.read_texts`: whether no answer may be given is as it was in training."""
+        raw = self.read(table, columns)
+        null = [use.get(NULL) is True] * len(raw.texts)
+        return RawRows(raw.where, raw.texts, raw.pairs, raw.labels, {NULL: null})
+
+    def use(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
+        """`null`, where no answer may be given."""
+        return {NULL: True} if any(answers.null for answers in rows.labels) else {}
+
+    def present(self, output: Any, names: Sequence[str]) -> dict[str, Any]:
+        """The `answer`, the letters `start` to `end` of the context where it stands, and its `probability`;
+        an empty answer without letters where none is given."""
+        found = output.answer
+        start, end = (None, None) if found.start < 0 else (found.start, found.stop)
+        return {"answer": found.text, "start": start, "end": end, "probability": found.probability}
+
+    def line(self, prediction: Mapping[str, Any]) -> str:
+        """The answer on one line."""
+        return f"{_line(prediction['answer'])}  {prediction['probability']:.4f}"
+
+    def describe_labels(self, names: Sequence[str]) -> str:
+        return "a part of a text"
+
+
+def _line(text: Any) -> str:
+    return " ".join(str(text).split()) or _NONE
+
+
+def _log_mean(logits: Tensor, dim: int) -> Tensor:
+    """Of logits (…, L, 2) over the dimension `dim`."""
+    return torch.logsumexp(F.log_softmax(logits, dim=-2), dim=dim) - math.log(logits.shape[dim])

@@ -1,0 +1,210 @@
+"""Questions whose answers are spans of a text, in SQuAD's layouts.
+
+A row has a `question`, a `context` and `answers`: `{"text": […], "answer_start": […]}`, as the hub has them,
+or a list of `{"text": …, "answer_start": …}`. Several answers are each acceptable, and without any the
+context does not answer the question (SQuAD 2). An answer begins at a letter of the context, counted from 0.
+The original nested JSON becomes such rows when it is read (see `autopeft.tasks.squad`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from autopeft.errors import DataError
+from autopeft.tasks.kinds.spans import Answers
+from autopeft.tasks.table import (
+    ColumnNames,
+    Columns,
+    RawRows,
+    Table,
+    check_named,
+    is_unicode,
+    listed,
+    read_rows,
+    refuse_rows,
+)
+
+__all__ = ["NULL", "encode_answers", "is_question_table", "question_columns", "read_questions"]
+
+NULL = "null"
+"""The field of rows that are asked about: whether no answer may be given."""
+_QUESTIONS, _CONTEXTS, _ANSWERS = ("question", "query"), ("context", "passage"), ("answers", "answer")
+_TEXT, _START = "text", "answer_start"
+_LOOKED_AT = 100  # rows
+_SHOWN = 60  # letters
+
+_NO_LABEL = "no label"
+_NO_ANSWERS = "something that is no answers ({'text': […], 'answer_start': […]})"
+_NO_TEXT = "an answer that is empty or not text"
+_NOT_UNICODE = "text that is not Unicode"
+_NO_START = "an answer_start that is no whole number from 0"
+
+
+class _Listed(NamedTuple):
+    """What a row has as answers: texts and the letters at which they begin."""
+
+    texts: list[Any]
+    starts: list[Any]
+
+
+# Columns
+# ------------------------------------------------------------------------------------------------------
+
+
+def question_columns(table: Table, named: ColumnNames, *, labelled: bool = True) -> Columns:
+    """The column of questions as `text`, that of contexts as `text_pair` and that of answers as `label`.
+
+    Args:
+        labelled: whether the answers are needed.
+
+    Raises:
+        DataError: a named column does not exist, or no column has an obvious name.
+    """
+    options = ("--text", "--text-pair", "--label")
+    if not labelled:
+        options = ("--text-column", "--text-pair-column", "--label")
+    wanted = (
+        ("question", named.text, _QUESTIONS),
+        ("context", named.text_pair, _CONTEXTS),
+        ("answers", named.label if labelled else None, _ANSWERS if labelled else ()),
+    )
+    asked = [(option, name) for option, (_, name, _) in zip(options, wanted, strict=True)]
+    check_named(table, asked)
+    lower = {name.lower(): name for name in reversed(list(table.columns))}
+    found = [name or next((lower[n] for n in known if n in lower), None) for _, name, known in wanted]
+    for option, (what, *_), name in zip(options, wanted, found, strict=True):
+        if name is None and (labelled or what != "answers"):
+            raise DataError(
+                f"{table.where} has no column with an obvious name for the {what}; it has "
+                f"{listed(list(table.columns))}. Name it with {option}."
+            )
+    used = [name for name in found if name is not None]
+    if len(set(used)) < len(used):
+        raise DataError(f"One column of {table.where} cannot be two things at once: {', '.join(used)}.")
+    return Columns(str(found[0]), found[1], found[2])
+
+
+def is_question_table(table: Table, named: ColumnNames) -> bool:
+    """Whether a table has questions, contexts and, in most of its first rows, lists of answers with the
+    letters at which they begin."""
+    try:
+        chosen = question_columns(table, named)
+    except DataError:
+        return False
+    first = [_listed(value) for value in table.columns[str(chosen.label)][:_LOOKED_AT]]
+    return 2 * sum(found is not None for found in first) > len(first)
+
+
+# Rows
+# ------------------------------------------------------------------------------------------------------
+
+
+def _listed(value: Any) -> _Listed | None:
+    """Answers in either layout; `None` where it is none."""
+    if isinstance(value, Mapping):
+        texts, starts = value.get(_TEXT), value.get(_START)
+        if not isinstance(texts, list | tuple | np.ndarray) or not isinstance(
+            starts, list | tuple | np.ndarray
+        ):
+            return None
+        return _Listed(list(texts), list(starts)) if len(texts) == len(starts) else None
+    if not isinstance(value, list | tuple | np.ndarray) or not all(isinstance(v, Mapping) for v in value):
+        return None
+    if not all({_TEXT, _START} <= v.keys() for v in value):
+        return None
+    return _Listed([v[_TEXT] for v in value], [v[_START] for v in value])
+
+
+def _start(value: Any) -> int | None:
+    """A whole number from 0; tables with gaps have such as floats."""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+        return None
+    return int(value)
+
+
+def _problem(value: Any) -> str | None:
+    """What is wrong with the answers of a row, but for where they begin."""
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return _NO_LABEL
+    found = _listed(value)
+    if found is None:
+        return _NO_ANSWERS
+    if not all(isinstance(text, str) and text.strip() for text in found.texts):
+        return _NO_TEXT
+    if not all(map(is_unicode, found.texts)):
+        return _NOT_UNICODE
+    return None if all(_start(value) is not None for value in found.starts) else _NO_START
+
+
+def read_questions(table: Table, columns: Columns) -> RawRows:
+    """The rows of a table: questions as texts, contexts as pairs, and as labels lists of `[start, text]`,
+    each once (`None` without a column of them), without white space at the answers' ends.
+
+    Raises:
+        DataError: there are no rows, some have no question, context or answers, or an answer is not what
+            stands in the context where it is said to begin; the message names the row.
+    """
+    plain = read_rows(table, Columns(columns.text, columns.text_pair, None))
+    if columns.label is None:
+        return plain
+    if columns.label not in table.columns:
+        raise DataError(
+            f"{table.where} has no column {columns.label!r}; it has {listed(list(table.columns))}."
+        )
+    values = table.columns[columns.label]
+    problems = [_problem(value) for value in values]
+    for what in dict.fromkeys(problem for problem in problems if problem is not None):
+        refuse_rows(table, columns.label, what, [i for i, p in enumerate(problems) if p == what])
+    assert plain.pairs is not None
+    labels = [
+        _spans(table.where, i, value, context)
+        for i, (value, context) in enumerate(zip(values, plain.pairs, strict=True), start=1)
+    ]
+    return RawRows(plain.where, plain.texts, plain.pairs, labels)
+
+
+def _spans(where: str, row: int, value: Any, context: str) -> list[list[Any]]:
+    found = _listed(value)
+    assert found is not None
+    spans: dict[tuple[int, str], None] = {}
+    for text, said in zip(found.texts, found.starts, strict=True):
+        start = _start(said)
+        assert start is not None
+        there = context[start : start + len(text)]
+        if there != text:
+            stands = f"where {_short(there)} stands" if there else f"which has {len(context):,} letters"
+            raise DataError(
+                f"{where}: row {row} says that the answer {_short(text)} begins at letter {start:,} of its "
+                f"context, {stands}; answer_start counts letters from 0."
+            )
+        bare = text.strip()
+        spans[start + len(text) - len(text.lstrip()), bare] = None
+    return [[start, text] for start, text in spans]
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
+
+
+def encode_answers(parts: Sequence[RawRows]) -> list[list[Answers]]:
+    """The rows of each part as `Answers`. None may be given where a row of the first part has none.
+
+    Raises:
+        DataError: no row of the first part has an answer.
+    """
+    first = parts[0].labels
+    if not any(first):
+        raise DataError(f"{parts[0].where}: no row has an answer, so there is nothing to learn.")
+    null = not all(first)
+    return [
+        [
+            Answers([(start, text) for start, text in label], context, null=null)
+            for label, context in zip(part.labels, part.pairs or (), strict=True)
+        ]
+        for part in parts
+    ]
