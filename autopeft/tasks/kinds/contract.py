@@ -80,6 +80,7 @@ __all__ = ["ClassWeights", "TaskKind"]
 
 ClassWeights = Literal["balanced"] | Sequence[float] | None
 _FEW_ROWS = 30
+_GLANCE = 200  # rows
 _SCORED: tuple[SplitName, ...] = ("select", "test")
 
 
@@ -104,6 +105,7 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
             before it, so that what all rows begin with may be computed once.
         row_distribution: whether the logits of a row are those of one distribution over classes, or one
             number.
+        row_name: what a row consists of, in a word.
         tells: whether predictions can be told beside their rows, as texts (see `tell`).
         peft_task_type: `task_type` in the format of Hugging Face peft; `None`: by the model's class.
         hub_pipeline: `pipeline_tag` of a model card on the Hugging Face hub; `None`: the hub has none for it.
@@ -119,6 +121,7 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
     tokenwise_trunk: ClassVar[bool] = True
     causal: ClassVar[bool] = False
     row_distribution: ClassVar[bool] = True
+    row_name: ClassVar[str] = "text"
     tells: ClassVar[bool] = False
     peft_task_type: str | None = "SEQ_CLS"
     hub_pipeline: str | None = "text-classification"
@@ -333,9 +336,16 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
         scored."""
         return {name: self.encode(split, tokenizer, max_length) for name, split in splits.items()}
 
-    def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:
-        """Share of rows that `encode` cuts to `max_length` tokens."""
+    def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float | None:
+        """Share of rows that `encode` cuts to `max_length` tokens; `None` where it never cuts any."""
         return longer_than(rows.texts, rows.pairs, tokenizer, max_length)
+
+    def positions(self, rows: Split, source: ModelSource, max_length: int) -> float:
+        """About how many tokens a row has, before any is tokenised; of other rows how many positions their
+        hidden states have."""
+        some = [*rows.texts[:_GLANCE], *(rows.pairs or [])[:_GLANCE]]
+        words = sum(len(text.split()) for text in some) / max(1, len(rows.texts[:_GLANCE]))
+        return min(float(max_length), 2.0 + 1.35 * words)
 
     def asks(self, rows: Split) -> bool:
         """Whether each row asks something, so that examples can stand before it (see `with_examples`)."""
@@ -375,6 +385,17 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
     # Use
     # --------------------------------------------------------------------------------------------------
 
+    def asked_table(self, data: Any) -> Table | None:
+        """A table of what a model is asked, where that is no text, no file of texts and no table.
+
+        Args:
+            data: what a user handed over.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return None
+
     def text_columns(self, table: Table, named: ColumnNames, *, pair: bool | None = None) -> Columns:
         """The columns of a table whose rows are to be predicted: those of `columns` without a label.
 
@@ -399,6 +420,14 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
             use: what `use` said when the model was trained; empty where that is not known.
         """
         return self.read(table, columns)
+
+    def shown(self, value: Any, row: int) -> Any:
+        """What stands for a row that was asked beside its answer: the text itself.
+
+        Args:
+            row: its number, from 0.
+        """
+        return value
 
     @abstractmethod
     def present(self, output: NDArray[Any], names: Sequence[str]) -> dict[str, Any]:
