@@ -48,11 +48,11 @@ class ImageProcessor:
         inner: of transformers.
         shape: channels, height and width of what it makes, whatever the image.
         positions: of the hidden states that the backbone makes of an image: its patches, and what it adds.
-        scale, offset: (channels,), which turn bytes into what the model takes; `None` where the processor does
-            more than that, and what it makes is kept in fp32.
+        scale, offset: (channels,), which turn bytes into what the model takes; `None` where the processor
+            does more than that, and what it makes is kept in fp32.
     """
 
-    inner: BaseImageProcessor
+    inner: Any
     shape: tuple[int, int, int]
     positions: int
     scale: NDArray[np.float32] | None = None
@@ -93,7 +93,9 @@ class ImageProcessor:
 def needs_pillow() -> None:
     """Raises `UsageError` where Pillow is not installed."""
     if importlib.util.find_spec("PIL") is None:
-        raise UsageError("Images are decoded with Pillow, which is not installed: pip install 'autopeft[images]'.")
+        raise UsageError(
+            "Images are decoded with Pillow, which is not installed: pip install 'autopeft[images]'."
+        )
 
 
 def load_image_processor(source: ModelSource | str) -> ImageProcessor:
@@ -135,8 +137,9 @@ def image_processor_of(inner: BaseImageProcessor, config: PretrainedConfig, wher
     _check_settings(inner.to_dict(), where)
     try:
         tries = [_try_image(*size) for size in ((48, 48), (64, 40))]
-        made = [_made(inner, image) for image in tries]
-        scale, offset = _affine(inner, tries, made)
+        with np.errstate(all="ignore"):  # what is not finite is refused below
+            made = [_made(inner, image) for image in tries]
+            scale, offset = _affine(inner, tries, made)
     # What a stranger's settings say surfaces as whatever the processor's arithmetic stumbles over.
     except Exception as error:
         first = str(error).strip().split("\n")[0] or type(error).__name__
@@ -144,8 +147,9 @@ def image_processor_of(inner: BaseImageProcessor, config: PretrainedConfig, wher
     shapes = {image.shape for image in made}
     if len(shapes) > 1 or made[0].ndim != 3 or not all(bool(np.isfinite(image).all()) for image in made):
         raise UsageError(
-            f"The image processor of {where!r} makes images of several sizes, or of no size, or of values that "
-            f"are not finite ({', '.join(map(str, sorted(shapes)))}); a task needs one size. Mend its {_FILE}."
+            f"The image processor of {where!r} makes images of several sizes, or of no size, or of values "
+            f"that are not finite ({', '.join(map(str, sorted(shapes)))}); a task needs one size. Mend its "
+            f"{_FILE}."
         )
     shape = (int(made[0].shape[0]), int(made[0].shape[1]), int(made[0].shape[2]))
     return ImageProcessor(inner, shape, _positions(config, shape, where), scale, offset)
@@ -164,7 +168,7 @@ def _try_image(width: int, height: int) -> Any:
 
 
 def _affine(
-    inner: BaseImageProcessor, images: list[Any], made: list[NDArray[Any]]
+    inner: Any, images: list[Any], made: list[NDArray[Any]]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | tuple[None, None]:
     """Scale and offset by channel that make of a processor's bytes what it makes itself, if they do."""
     raw = [_made(inner, image, **_RAW) for image in images]
@@ -185,7 +189,7 @@ def _check_settings(settings: Any, where: str) -> None:
     """Refuse numbers beyond those of any model's images, before anything is made of them."""
     for name, value in _numbers(settings, ""):
         if not abs(value) <= LARGEST_SIDE:
-            shown = f"{value:,}" if abs(value) < 1e18 else "a number beyond 10^18"
+            shown = "a number beyond 10^18" if abs(value) >= 1e18 else f"{value:,}"
             raise UsageError(
                 f"The image processor of {where!r} has {name}={shown}, but at most {LARGEST_SIDE:,} pixels a "
                 f"side are made; is its {_FILE} damaged?"

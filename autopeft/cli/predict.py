@@ -31,8 +31,8 @@ def predict(
         Path | None,
         typer.Option(
             "--file",
-            help="A table (CSV, JSONL, Parquet), or a file with one text a line; '-' reads lines from stdin. Of "
-            "images: a folder, an image, or a Parquet file.",
+            help="A table (CSV, JSONL, Parquet), or a file with one text a line; '-' reads lines from stdin. "
+            "Of images: a folder, an image, or a Parquet file.",
             show_default=False,
         ),
     ] = None,

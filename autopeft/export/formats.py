@@ -57,7 +57,9 @@ class Export:
     def processor(self) -> Any:
         """What makes of rows what the backbone takes (see `TaskKind.load_processor`)."""
         card = self.saved.card
-        return load_tokenizer(self.source) if card.kind is None else card.task_kind.load_processor(self.source)
+        return (
+            load_tokenizer(self.source) if card.kind is None else card.task_kind.load_processor(self.source)
+        )
 
     @property
     def base(self) -> str:

@@ -37,7 +37,9 @@ def merge(hybrid: Hybrid) -> PreTrainedModel:
     return model
 
 
-def write_merged(model: PreTrainedModel, processor: PreTrainedTokenizerBase | ImageProcessor, folder: Path) -> None:
+def write_merged(
+    model: PreTrainedModel, processor: PreTrainedTokenizerBase | ImageProcessor, folder: Path
+) -> None:
     """Write model and tokenizer or image processor, for `from_pretrained`; weights are safetensors.
 
     Raises:

@@ -62,7 +62,9 @@ def _data_files(folder: Path) -> list[str]:
     """The data files and images of a folder by their paths from there, sorted; what is hidden is left out."""
     found = listed_files(folder, _is_data)
     if not found:
-        raise DataError(f"The folder {folder} has no data files; they can be {', '.join(SUFFIXES)}, or images.")
+        raise DataError(
+            f"The folder {folder} has no data files; they can be {', '.join(SUFFIXES)}, or images."
+        )
     return found
 
 
@@ -70,9 +72,7 @@ def _is_data(name: str) -> bool:
     return (Path(name).suffix.lower() in SUFFIXES and name not in _NO_DATA) or is_image_file(name)
 
 
-def _of_images(
-    folder: Path, images: Sequence[str], files: Sequence[str], card: DataCard
-) -> dict[str, Table]:
+def _of_images(folder: Path, images: Sequence[str], files: Sequence[str], card: DataCard) -> dict[str, Table]:
     """The tables of a folder of images, labelled by metadata where there are some, else by folders."""
     parts = _named(folder, images, card.files) if card.files else None
     metadata = [file for file in files if is_metadata(file)]

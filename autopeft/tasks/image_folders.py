@@ -123,7 +123,9 @@ def by_metadata(
         _check_columns(table, first)
         for i, name in enumerate(_names(folder, path, table)):
             if name not in known:
-                raise DataError(f"{table.where}: row {i + 1} names {name!r:.200}, which is no image of {folder}.")
+                raise DataError(
+                    f"{table.where}: row {i + 1} names {name!r:.200}, which is no image of {folder}."
+                )
             said = next(filter(None, map(split_said, PurePosixPath(name).parts[:-1])), "train")
             rows.setdefault(splits.get(name, said), []).append((name, table, i))
     found = {}

@@ -122,7 +122,7 @@ class ImageFile:
 
 
 def is_image(value: Any) -> bool:
-    """Whether a value of a table is an image: a file, bytes, the structure of `datasets`, or one of Pillow's."""
+    """Whether a value of a table is an image: a file, bytes, what `datasets` stores, or one of Pillow's."""
     if isinstance(value, ImageFile | bytes):
         return True
     if isinstance(value, Mapping):
@@ -215,13 +215,13 @@ def _check_header(image: Image.Image, name: str) -> None:
         raise DataError(f"{name}: {width:,} × {height:,} pixels, and at most {MOST_PIXELS:,} are decoded.")
     if max(width, height) > _MOST_NARROW * min(width, height):
         raise DataError(
-            f"{name}: {width:,} × {height:,} pixels are too narrow; an image is at most {_MOST_NARROW} times as "
-            "long as wide."
+            f"{name}: {width:,} × {height:,} pixels are too narrow; an image is at most {_MOST_NARROW} times "
+            "as long as wide."
         )
     if getattr(image, "is_animated", False):
         raise DataError(f"{name}: is animated; save the frame that counts as an image of its own.")
     if image.mode not in _EIGHT_BITS:
         raise DataError(
-            f"{name}: its pixels are {image.mode!r}, with more than 8 bits a channel; scale them to 8 bits, in "
-            "the same way for all images."
+            f"{name}: its pixels are {image.mode!r}, with more than 8 bits a channel; scale them to 8 bits, "
+            "in the same way for all images."
         )

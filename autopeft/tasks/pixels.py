@@ -29,7 +29,7 @@ _NO_TOKENS = np.empty(0, dtype=np.int32)
 
 @dataclass(frozen=True, eq=False)
 class EncodedImages(EncodedSplit):
-    """Images of one split: `pixels` (rows, channels, height, width), bytes, or fp32 where there is no `scale`.
+    """Images of one split: `pixels` (rows, channels, height, width), bytes, or fp32 without a `scale`.
 
     There are no tokens: `ids` is empty, and `offsets` count the positions of the hidden states that the
     backbone makes, as many of each image.
@@ -157,4 +157,6 @@ def _fill(found: NDArray[Any], images: Sequence[ImageFile], processor: ImageProc
         # The processor's own arithmetic, on an image of any form.
         except Exception as error:
             first = str(error).strip().split("\n")[0] or type(error).__name__
-            raise DataError(f"{image.name}: the model's image processor makes nothing of it ({first}).") from error
+            raise DataError(
+                f"{image.name}: the model's image processor makes nothing of it ({first})."
+            ) from error

@@ -190,7 +190,10 @@ def _check_model(value: Any) -> None:
         and isinstance(value[1], PreTrainedTokenizerBase | BaseImageProcessor)
     ):
         what = f"a lone {type(value).__name__}" if isinstance(value, PreTrainedModel) else repr(value)
-        raise UsageError(f"A model is a name, a folder, or a pair (model, tokenizer) or (model, image processor), but got {what[:80]}.")
+        raise UsageError(
+            "A model is a name, a folder, or a pair (model, tokenizer), of images (model, image processor), "
+            f"but got {what[:80]}."
+        )
 
 
 def _weights_of(text: str) -> Literal["balanced"] | list[float]:

@@ -442,6 +442,10 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
         """What a model of this kind predicts, for a model card."""
         return ", ".join(names)
 
+    def describe_reading(self, max_length: int) -> str:
+        """How a model of this kind reads rows, for a model card: a sentence."""
+        return f"Texts are cut at {max_length} tokens."
+
     @property
     def built_in(self) -> bool:
         """Whether the kind comes with this package; the code of others may change unseen."""

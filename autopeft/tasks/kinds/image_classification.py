@@ -104,7 +104,8 @@ class ImageClassification(Classification):
             return given
         if not isinstance(given, BaseImageProcessor):
             raise UsageError(
-                f"Images are made ready by an image processor of transformers, but got a {type(given).__name__}."
+                "Images are made ready by an image processor of transformers, but got a "
+                f"{type(given).__name__}."
             )
         return image_processor_of(given, config, type(given).__name__)
 
@@ -147,7 +148,8 @@ class ImageClassification(Classification):
         if not isinstance(data, Sequence):
             return None
         values = [
-            ImageFile.of_file(local_path(one, DataError)) if isinstance(one, str | Path) else one for one in data
+            ImageFile.of_file(local_path(one, DataError)) if isinstance(one, str | Path) else one
+            for one in data
         ]
         return Table("The list of images", {IMAGE: values}, {})
 
@@ -163,6 +165,9 @@ class ImageClassification(Classification):
             for i, value in enumerate(values)
         }
         return {i: problem for i, problem in problems.items() if problem is not None}
+
+    def describe_reading(self, max_length: int) -> str:
+        return "Images become red, green and blue, and go through the backbone's own image processor."
 
     def shown(self, value: Any, row: int) -> str:
         """The name of an image, or its path in the data set that it is from."""
@@ -195,8 +200,8 @@ def _image_column(table: Table, named: str | None, option: str) -> str:
     if named is None and len(found) != 1 and IMAGE not in found:
         raise DataError(
             f"{table.where} has {len(found) or 'no'} columns of images ({listed(found)}); it has "
-            f"{listed(list(table.columns))}. Images are files in folders, or bytes in a column, as `datasets` "
-            f"writes them to Parquet{f'; name the column with {option}' if found else ''}."
+            f"{listed(list(table.columns))}. Images are files in folders, or bytes in a column, as "
+            f"`datasets` writes them to Parquet{f'; name the column with {option}' if found else ''}."
         )
     return named or (IMAGE if IMAGE in found else found[0])
 
