@@ -27,8 +27,8 @@ __all__ = ["IMAGE_SUFFIXES", "MOST_BYTES", "MOST_PIXELS", "ImageFile", "image_of
 MOST_BYTES = 64 << 20
 """Of one image as it is stored."""
 
-MOST_PIXELS = 40_000_000
-"""Of one image: 120 MB as red, green and blue."""
+MOST_PIXELS = 32_000_000
+"""Of one image: 128 MB as Pillow holds red, green and blue."""
 
 _MOST_NARROW = 100  # how many times as long as wide: some processors fit the shorter side
 _FORMATS: Mapping[str, tuple[str, ...]] = {
@@ -118,7 +118,9 @@ class ImageFile:
 
         with _told(self.name), _opened(self) as image:
             image.load()
-            return ImageOps.exif_transpose(image).convert("RGB")
+            ImageOps.exif_transpose(image, in_place=True)
+            # Without a copy where none is needed: the memory of a large image counts. Its file is closed.
+            return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def is_image(value: Any) -> bool:
@@ -156,7 +158,9 @@ def image_of(value: Any, name: str) -> ImageFile:
 def problem_of(value: Any, name: str) -> str | None:
     """Why a value cannot be read as an image, decoded as a whole; `None` where it can."""
     try:
-        image_of(value, name).pixels()
+        found = image_of(value, name)
+        name = found.name
+        found.pixels()
     except DataError as error:
         return str(error).removeprefix(f"{name}: ").rstrip(".")
     return None
@@ -212,7 +216,9 @@ def _opened(file: ImageFile) -> Iterator[Image.Image]:
 def _check_header(image: Image.Image, name: str) -> None:
     width, height = image.size
     if width * height > MOST_PIXELS:
-        raise DataError(f"{name}: {width:,} × {height:,} pixels, and at most {MOST_PIXELS:,} are decoded.")
+        raise DataError(
+            f"{name}: {width:,} × {height:,} pixels, and at most {MOST_PIXELS:,} are decoded; scale it down."
+        )
     if max(width, height) > _MOST_NARROW * min(width, height):
         raise DataError(
             f"{name}: {width:,} × {height:,} pixels are too narrow; an image is at most {_MOST_NARROW} times "
