@@ -183,7 +183,9 @@ def test_a_tweet_with_both_labels_is_left_out() -> None:
 
 
 def test_tweets_are_in_no_other_task() -> None:
-    texts = {name: {_plain(str(text)) for text in read_packaged(PACKAGED[name], None)[0]} for name in PACKAGED}
+    texts = {
+        name: {_plain(str(text)) for text in read_packaged(PACKAGED[name], None)[0]} for name in PACKAGED
+    }
     tweets = texts.pop("disaster-tweets")
     assert {name: tweets & other for name, other in texts.items() if tweets & other} == {}
 

@@ -22,8 +22,9 @@ How the package uses a kind, in this order:
    classes, `check` and `class_weights` look at the finished task, and `metric_for` chooses its metric.
    `describe_rows`, `constant`, `remarks`, `facts` and `truncated` say what is known of the rows before
    training.
-2. *Model.* `refused` says which backbones it is not for, and `check_weights` which weights. `load_model`
-   loads the backbone as `auto_class` with the changes of `config`.
+2. *Model.* `modality` says what its backbones read, `refused` which backbones it is not for, and
+   `check_weights` which weights. `load_model` loads the backbone as `auto_class` with the changes of
+   `config`, and `load_processor` what makes of rows what that takes: a tokenizer, an image processor.
 3. *Training.* `encode` makes an `EncodedSplit` (a subclass of it may collate in its own way), `encode_splits`
    those of a whole task, and `loss` says what is minimised. `inputs` adds to a batch what a model reads
    beside it, and `logits_of` takes the logits from what the model returns. `reads` says of which positions
@@ -32,9 +33,10 @@ How the package uses a kind, in this order:
    `breakdown` what `autopeft evaluate` shows beside the score, and `tell` single rows. Where a metric
    compares generated texts, `generate` writes them and `with_texts` puts them to what is kept; `trial_metric`
    says what stands for such a metric where writing would take too long.
-5. *Use.* `text_columns` finds texts without labels, `unanswerable` rows without one, and `read_texts` reads
-   them; `present` and `line` are what `autopeft predict` prints. `use` says what a saved hybrid has to know
-   for that; `peft_task_type` and `hub_pipeline` stand in exports.
+5. *Use.* `asked_table` reads what is neither text nor table, `text_columns` finds texts without labels,
+   `unanswerable` rows without one, and `read_texts` reads them; `shown`, `present` and `line` are what
+   `autopeft predict` prints. `use` says what a saved hybrid has to know for that; `peft_task_type` and
+   `hub_pipeline` stand in exports.
 
 Everything is called with the task's class names where it needs them (`names`, empty for kinds without
 classes), so that a kind needs no state.

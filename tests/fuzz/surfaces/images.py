@@ -77,9 +77,9 @@ def use() -> None:
 
 def hostile(random: Random, folder: Path) -> Call:
     model, images = dict(_model()), dict(_valid())
-    if random.random() < 0.5:
+    if random.random() < 0.3:
         edit(random, model, random.choice((_SETTINGS, _SETTINGS, "config.json")))
-    for name in random.sample(sorted(images), random.randint(1, 4)):
+    for name in random.sample(sorted(images), random.choice((0, 0, 1, 1, 2))):
         images[name] = _damaged(random, images[name])
     if random.random() < 0.3:
         images = {f"{random.choice(('train', 'test'))}/{name}": data for name, data in images.items()}
@@ -88,7 +88,7 @@ def hostile(random: Random, folder: Path) -> Call:
     if random.random() < 0.2:
         write(folder, {"data.parquet": _table(random, images)})
     _write(folder, images, model)
-    if random.random() < 0.2:
+    if random.random() < 0.1:
         _move(random, folder / _DATA, sorted(images))
     return use
 
