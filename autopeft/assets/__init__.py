@@ -14,6 +14,7 @@ from autopeft.assets.cache import (
 )
 from autopeft.assets.heads import head_names, reset_head
 from autopeft.assets.hub import hub_answers
+from autopeft.assets.images import ImageProcessor, image_processor_of, load_image_processor
 from autopeft.assets.live import keep_model
 from autopeft.assets.models import (
     ModelSource,
@@ -41,6 +42,7 @@ __all__ = [
     "ASSETS",
     "DEFAULT_MODEL",
     "Asset",
+    "ImageProcessor",
     "ModelSource",
     "Notify",
     "StoredTensor",
@@ -56,10 +58,12 @@ __all__ = [
     "fetch_member",
     "head_names",
     "hub_answers",
+    "image_processor_of",
     "intact",
     "is_packed",
     "keep_model",
     "load_config",
+    "load_image_processor",
     "load_model",
     "load_tokenizer",
     "make_room",

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.image_processing_utils import BaseImageProcessor
 
 from autopeft.assets.cache import cache_dir, intact, make_room, publish, sha256_of, writable_folder
 from autopeft.assets.quantized import quantization_of
@@ -24,8 +25,9 @@ _LIMIT = 64 << 30
 _ATTACHED = "autopeft."  # names of what a hybrid puts on a model
 
 
-def keep_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
-    """The folder of the cache that holds this model as safetensors, its configuration and its tokenizer.
+def keep_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | BaseImageProcessor) -> Path:
+    """The folder of the cache that holds this model as safetensors, its configuration and its tokenizer or
+    image processor.
 
     It is named after the SHA-256 of them and written once; where the cache cannot be written, it is kept
     until this process ends. The model and its configuration stay as they are.

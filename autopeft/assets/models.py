@@ -44,6 +44,7 @@ __all__ = [
     "load_config",
     "load_model",
     "load_tokenizer",
+    "loaded",
     "model_name",
     "resolve_model",
 ]
@@ -121,7 +122,7 @@ def load_config(source: ModelSource | str) -> PretrainedConfig:
     """
     found = _as_source(source)
     check_config(Path(found.path))
-    config = _loaded(
+    config = loaded(
         lambda: AutoConfig.from_pretrained(found.path, trust_remote_code=False), found, "configuration"
     )
     assert isinstance(config, PretrainedConfig)
@@ -136,7 +137,7 @@ def load_tokenizer(source: ModelSource | str) -> PreTrainedTokenizerBase:
         UsageError: there is no usable tokenizer.
     """
     found = _as_source(source)
-    tokenizer: PreTrainedTokenizerBase = _loaded(
+    tokenizer: PreTrainedTokenizerBase = loaded(
         lambda: AutoTokenizer.from_pretrained(found.path, trust_remote_code=False), found, "tokenizer"
     )
     longest = tokenizer.model_max_length
@@ -182,8 +183,9 @@ def load_model(
     _check_room(found, changed, auto_class)
     for name, value in (config or {}).items():
         setattr(changed, name, value)
-    if changed.get_text_config().pad_token_id is None:
-        changed.get_text_config().pad_token_id = load_tokenizer(found).pad_token_id
+    words = changed.get_text_config()
+    if getattr(words, "vocab_size", None) is not None and words.pad_token_id is None:
+        words.pad_token_id = load_tokenizer(found).pad_token_id
     model = _complete(found, changed, auto_class, dtype, seed)
     if new_head:
         if dtype != torch.float32:
@@ -216,7 +218,7 @@ def _complete(
     """The model with its weights, of which none of the backbone is missing."""
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
-        model, info = _loaded(
+        model, info = loaded(
             lambda: auto_class.from_pretrained(
                 source.path,
                 config=config,
@@ -295,7 +297,7 @@ def _check_room(source: ModelSource, config: PretrainedConfig, auto_class: type[
             model = make(copy.deepcopy(config))
         return sum(parameter.numel() for parameter in model.base_model.parameters())
 
-    wanted = _loaded(described, source, f"model for {_purpose(auto_class)}")
+    wanted = loaded(described, source, f"model for {_purpose(auto_class)}")
     if wanted > 2 * held + _NEW:
         raise UsageError(
             f"The weights of {source.path!r} do not fit its configuration: it describes {wanted:,} numbers, "
@@ -338,7 +340,12 @@ def _check_complete(model: PreTrainedModel, info: dict[str, Any], source: ModelS
     )
 
 
-def _loaded(load: Callable[[], T], source: ModelSource, what: str) -> T:
+def loaded(load: Callable[[], T], source: ModelSource, what: str) -> T:
+    """What transformers reads of a model.
+
+    Raises:
+        UsageError: it cannot, for whatever reason.
+    """
     try:
         return load()
     except AutoPEFTError:

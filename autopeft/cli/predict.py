@@ -31,7 +31,8 @@ def predict(
         Path | None,
         typer.Option(
             "--file",
-            help="A table (CSV, JSONL, Parquet), or a file with one text a line; '-' reads lines from stdin.",
+            help="A table (CSV, JSONL, Parquet), or a file with one text a line; '-' reads lines from stdin. "
+            "Of images: a folder, an image, or a Parquet file.",
             show_default=False,
         ),
     ] = None,
@@ -44,6 +45,7 @@ def predict(
     \b
       autopeft predict latest --text "a warm, funny film"
       autopeft predict winner --file reviews.csv --text-column body --out answers.csv
+      autopeft predict digits --file photos/
       autopeft predict pairs --text "How old is he?" --text-pair "He is nine."
     """
     texts = _texts(text, file)
@@ -76,7 +78,8 @@ def predict(
     else:
         for item in found:
             answer = f"no answer: {item['problem']}" if "problem" in item else saved.card.task_kind.line(item)
-            say("\t".join([answer, *(_text(item[k]) for k in ("text", "text_pair") if k in item)]))
+            shown = [_text(item[k]) for k in (saved.card.task_kind.row_name, "text_pair") if k in item]
+            say("\t".join([answer, *shown]))
 
 
 def _text(value: Any) -> str:

@@ -124,5 +124,5 @@ def _print_result(result: SearchResult) -> None:
     say()
     say_sheet(outcome_sheet(result, data, manifest["budget"]))
     say()
-    pairs = bool(data.get("pairs"))
-    say(next_steps(as_typed(result.run), task=data["name"], model=manifest["model"], pairs=pairs))
+    told = {"task": data["name"], "model": manifest["model"], "kind": data.get("kind")}
+    say(next_steps(as_typed(result.run), pairs=bool(data.get("pairs")), **told))

@@ -40,4 +40,5 @@ def train(given: Given, as_json: Json = False) -> None:
     say()
     pairs = outcome.task.splits["train"].pairs is not None
     model = str(RunFolder(outcome.folder).manifest()["model"])
-    say(next_steps(as_typed(outcome.folder), task=outcome.task.name, model=model, pairs=pairs))
+    told = {"task": outcome.task.name, "model": model, "kind": outcome.task.kind}
+    say(next_steps(as_typed(outcome.folder), pairs=pairs, **told))

@@ -40,7 +40,7 @@ class Asked:
     """Rows that are to be answered.
 
     Attributes:
-        texts, pairs: of all rows, as they came.
+        texts, pairs: of all rows, as they came; of images their names.
         problems: of the rows that cannot be answered why.
         rows: those that can, in their order; `None` where there are none.
     """
@@ -52,14 +52,18 @@ class Asked:
 
 
 def asked(known: TrainedHybrid, texts: Texts, given: PredictArguments) -> Asked:
-    """Read what a hybrid is asked: texts, a file of lines or of a table, or a table in memory.
+    """Read what a hybrid is asked: texts, a file of lines or of a table, or a table in memory; images where
+    its kind of task takes them.
 
     Raises:
         UsageError: there are second texts for a hybrid of single texts or none for one of pairs, or there are
             not as many of them as of texts.
         DataError: the data cannot be read, have no rows, or have no column of texts.
     """
-    if _is_table(texts):
+    own = known.kind.asked_table(texts)
+    if own is not None:
+        table, named = own, ColumnNames()
+    elif _is_table(texts):
         table, named = _of_table(known, texts, given)
     else:
         table, named = _of_texts(known, texts, given)
@@ -73,7 +77,8 @@ def asked(known: TrainedHybrid, texts: Texts, given: PredictArguments) -> Asked:
         raw = known.kind.read_texts(table.take(good), columns, known.use)
         rows = Split(raw.texts, raw.pairs, raw.labels, raw.fields)
     pairs = None if columns.text_pair is None else list(table.columns[columns.text_pair])
-    return Asked(list(table.columns[columns.text]), pairs, problems, rows)
+    shown = [known.kind.shown(value, i) for i, value in enumerate(table.columns[columns.text])]
+    return Asked(shown, pairs, problems, rows)
 
 
 def _is_table(texts: Any) -> bool:
@@ -145,7 +150,7 @@ def answers(known: TrainedHybrid, question: Asked, outputs: NDArray[Any] | None)
     found = iter(() if outputs is None else outputs)
     listed = []
     for i, text in enumerate(question.texts):
-        row: dict[str, Any] = {_TEXT: text}
+        row: dict[str, Any] = {known.kind.row_name: text}
         if question.pairs is not None:
             row[_PAIR] = question.pairs[i]
         problem = question.problems.get(i)

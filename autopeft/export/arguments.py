@@ -26,8 +26,9 @@ __all__ = [
 ]
 
 _TOKENIZER = Option(
-    help="Of a live `Hybrid`; default: that of the folder or hub name that its model was loaded from.",
-    typed="PreTrainedTokenizerBase | None",
+    help="Of a live `Hybrid`; default: that of the folder or hub name that its model was loaded from. Of one "
+    "that classifies images its image processor.",
+    typed="PreTrainedTokenizerBase | BaseImageProcessor | None",
     cli=False,
 )
 _LENGTH = Option(help="Longest text in tokens, for a live `Hybrid`; default: 128.", cli=False, least=4)

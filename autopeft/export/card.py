@@ -53,7 +53,7 @@ def model_card(card: Card, recipe: Recipe, more: Sequence[str] = ()) -> str:
     """
     result = read_result(card.result)
     name, model = plain(recipe.name or "A hybrid"), _elsewhere(card) or card.model
-    again = train_command("recipe.yaml", task=card.data.get("name"), model=model)
+    again = train_command("recipe.yaml", task=card.data.get("name"), model=model, kind=card.kind)
     parts = [
         f"# {name} for {plain(card.data.get('name') or card.architecture)}",
         f"A parameter-efficient hybrid on the frozen backbone {plain(card.model)}, made with AutoPEFT.",
@@ -154,12 +154,13 @@ def _use(card: Card) -> str:
         return f"## Use\n\n{words} On a {plain(card.architecture)}:\n\n{fenced(code, 'python')}"
     words += " In it:"
     pairs, folder = card.pairs is True, _elsewhere(card)
-    command = fenced(predict_command(".", pairs=pairs, model=folder), "bash")
+    command = fenced(predict_command(".", pairs=pairs, model=folder, kind=card.kind), "bash")
     asked = '["…"], text_pair=["…"]' if pairs else '"…"'
+    asked = asked if card.task_kind.modality == "text" else '"path/to/images"'
     asked += f", model={folder!r}" if folder else ""
     code = f'import autopeft\n\nprint(autopeft.predict(".", {asked}))'
     labels = plain(card.task_kind.describe_labels(card.labels))
-    ends = f"It predicts {labels}. Texts are cut at {card.max_length} tokens."
+    ends = f"It predicts {labels}. {card.task_kind.describe_reading(card.max_length)}"
     ends += f" `{folder}` stands for the folder that holds the backbone." if folder else ""
     return f"## Use\n\n{words}\n\n{command}\n\n{fenced(code, 'python')}\n\n{ends}"
 
@@ -252,7 +253,7 @@ def _training(card: Card) -> str:
     facts = {
         "steps": training.get("steps"),
         "batch size": training.get("batch_size"),
-        "longest text in tokens": training.get("max_length"),
+        **_longest(card, training),
         "seed": card.made.get("seed"),
         "date": card.made.get("created"),
     }
@@ -260,6 +261,12 @@ def _training(card: Card) -> str:
     named = [f"{k} {plain(versions[k])}" for k in ("autopeft", "torch", "transformers") if versions.get(k)]
     lines += [f"- versions: {', '.join(named)}"] if named else []
     return "\n\n".join(part for part in ("## Training", _found(card), "\n".join(lines)) if part)
+
+
+def _longest(card: Card, training: Mapping[str, Any]) -> dict[str, Any]:
+    """What texts were cut to; images are not cut."""
+    cut = card.kind is None or card.task_kind.modality == "text"
+    return {"longest text in tokens": training.get("max_length")} if cut else {}
 
 
 def _licences(card: Card) -> str:

@@ -101,7 +101,7 @@ class Chat:
 
         def too_long() -> bool:
             rows = self._kind.asked_row(self.messages)
-            return self._kind.truncated(rows, self._tokenizer, self._max_length) > 0
+            return (self._kind.truncated(rows, self._tokenizer, self._max_length) or 0) > 0
 
         gone = 0
         while too_long():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autopeft.assets import ASSETS, load_tokenizer
+from autopeft.assets import ASSETS, ImageProcessor, load_tokenizer
 from autopeft.errors import AutoPEFTError
 from autopeft.export.arguments import EvaluateArguments, ExportArguments
 from autopeft.export.diff_format import DIFF, diff_of, loading_code, write_diff
@@ -54,6 +54,14 @@ class Export:
         return None if self.saved.card.kind is None else self.saved.card.task_kind.peft_task_type
 
     @property
+    def processor(self) -> Any:
+        """What makes of rows what the backbone takes (see `TaskKind.load_processor`)."""
+        card = self.saved.card
+        return (
+            load_tokenizer(self.source) if card.kind is None else card.task_kind.load_processor(self.source)
+        )
+
+    @property
     def base(self) -> str:
         """The backbone as commands name it."""
         asset = ASSETS.get(str(self.source.alias))
@@ -87,12 +95,13 @@ def _peft(export: Export) -> Ready:
 
 
 def _merged(export: Export) -> Ready:
-    model, tokenizer = merge(export.hybrid), load_tokenizer(export.source)
-    card = export.saved.card
+    model, processor, card = merge(export.hybrid), export.processor, export.saved.card
     kind = type(model).__name__ if card.kind is None else card.task_kind.auto_class.__name__
+    images = isinstance(processor, ImageProcessor)
+    reader, name = ("AutoImageProcessor", "processor") if images else ("AutoTokenizer", "tokenizer")
     code = (
-        f"from transformers import AutoTokenizer, {kind}\n\n"
-        f'model = {kind}.from_pretrained("merged")\ntokenizer = AutoTokenizer.from_pretrained("merged")'
+        f"from transformers import {', '.join(sorted((reader, kind)))}\n\n"
+        f'model = {kind}.from_pretrained("merged")\n{name} = {reader}.from_pretrained("merged")'
     )
     section = (
         "`merged/` holds the whole model with the hybrid in its weights, in fp32. It needs neither AutoPEFT "
@@ -100,7 +109,7 @@ def _merged(export: Export) -> Ready:
     )
     if model.get_output_embeddings() is not None:
         section += f"\n\nvLLM serves it as well:\n\n{fenced('vllm serve merged', 'bash')}"
-    return Ready(lambda to: write_merged(model, tokenizer, to), section)
+    return Ready(lambda to: write_merged(model, processor, to), section)
 
 
 def _diff(export: Export) -> Ready:
@@ -207,9 +216,9 @@ def _rows(export: Export) -> Rows:
             f"{error}"
         ) from error
     some = task.subset(train=_FIT, select=_MEASURE)
-    tokenizer, kind = load_tokenizer(export.source), task.task_kind
+    processor, kind = export.processor, task.task_kind
     fit, measure = (
-        kind.encode(some.splits[name], tokenizer, known.longest(tokenizer)) for name in ("train", "select")
+        kind.encode(some.splits[name], processor, known.longest(processor)) for name in ("train", "select")
     )
     return Rows(fit, measure, task.metric)
 

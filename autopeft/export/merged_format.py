@@ -12,6 +12,7 @@ from autopeft.hybrid.new_biases import config_describes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from autopeft.assets import ImageProcessor
     from autopeft.hybrid import Hybrid
 
 __all__ = ["merge", "write_merged"]
@@ -36,14 +37,16 @@ def merge(hybrid: Hybrid) -> PreTrainedModel:
     return model
 
 
-def write_merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write model and tokenizer, for `from_pretrained`; weights are safetensors.
+def write_merged(
+    model: PreTrainedModel, processor: PreTrainedTokenizerBase | ImageProcessor, folder: Path
+) -> None:
+    """Write model and tokenizer or image processor, for `from_pretrained`; weights are safetensors.
 
     Raises:
         AutoPEFTError: the folder cannot be written.
     """
     try:
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        processor.save_pretrained(folder)
     except OSError as error:
         raise AutoPEFTError(f"Cannot write {str(folder)!r}: {error.strerror or error}.") from error

@@ -73,16 +73,15 @@ def find_saved(ref: str | Path, *, runs: str | Path = "runs") -> Saved:
 def load_saved(
     saved: Saved, *, model: str | None = None, notify: Callable[[str], None] | None = None
 ) -> tuple[Hybrid, PreTrainedTokenizerBase]:
-    """The hybrid on its backbone, ready to predict, and the tokenizer. `model` is where the backbone is now.
+    """The hybrid on its backbone, ready to predict, and the tokenizer, or what its kind of task has in its
+    place. `model` is where the backbone is now.
 
     Raises:
         UsageError: the backbone is not the one that the hybrid was trained on, or the weights do not fit.
     """
-    from autopeft.assets import load_tokenizer
-
-    saved.card.task_kind  # noqa: B018  (says so where nothing can be asked)
+    kind = saved.card.task_kind  # says so where nothing can be asked
     hybrid, source = load_hybrid(saved, model=model, notify=notify)
-    return hybrid, load_tokenizer(source)
+    return hybrid, kind.load_processor(source)
 
 
 def load_hybrid(

@@ -21,6 +21,7 @@ _AUTO = {
     "SEQ_2_SEQ_LM": "Seq2SeqLM",
     "CAUSAL_LM": "CausalLM",
 }
+_WITH_HEADS = "ForImageClassification"  # of which checkpoints often come with a head of other classes
 _OF_TOKENS = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "QUESTION_ANS")  # heads whose outputs are no labels
 
 
@@ -36,6 +37,8 @@ def how_to_load(model: PreTrainedModel, task_type: str, base: str | None, named:
     purpose = _AUTO.get(task_type)
     classified = bool(head_names(model)) and task_type not in _OF_TOKENS
     options = f", num_labels={model.config.num_labels}" if classified else ""
+    if options and type(model).__name__.endswith(_WITH_HEADS):
+        options += ", ignore_mismatched_sizes=True"
     kind = type(model).__name__ if purpose is None else f"AutoModelFor{purpose}"
     there = f"base = {kind}.from_pretrained({json.dumps(base or named or 'path/of/the/base')}{options})"
     lines = ["# An adapter in the format of Hugging Face peft", ""]

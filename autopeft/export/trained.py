@@ -158,15 +158,13 @@ def _of_outcome(outcome: FixedOutcome) -> TrainedHybrid:
 def _of_hybrid(
     hybrid: Hybrid, tokenizer: PreTrainedTokenizerBase | None, max_length: int | None
 ) -> TrainedHybrid:
-    from autopeft.assets import load_tokenizer
-
     config = hybrid.model.config
     writes = writing_kind(type(hybrid.model).__name__)
     kind, labels = kind_of_model(config, type(hybrid.model).__name__) if writes is None else (writes, ())
     path = getattr(config, "_name_or_path", "")
     if tokenizer is None and not path:
         raise UsageError("This hybrid's model was not loaded by name; hand over its tokenizer=… as well.")
-    words = tokenizer or load_tokenizer(path)
+    words = kind.load_processor(path) if tokenizer is None else kind.processor(tokenizer, config)
     return TrainedHybrid(
         where=Path(hybrid.recipe.name),
         kind=kind,

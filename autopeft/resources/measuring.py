@@ -15,6 +15,7 @@ from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
 from autopeft.resources.features import Shape
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
+from autopeft.tasks.tokens import mask_of
 from autopeft.training import TrainingPlan, train
 from autopeft.training.forward import Forward
 from autopeft.training.metering import resident, timed
@@ -59,7 +60,7 @@ class Bench:
         batch = data.train.take(rows)
         self.data = EncodedTask(data.task, dict.fromkeys(data.splits, batch), data.max_length)
         self.plan = replace(plan, steps=steps, eval_every=None, patience=None, train_share=1.0)
-        tokens = batch.collate(np.arange(len(batch)), device=self.device)["attention_mask"].shape[1]
+        tokens = mask_of(batch.collate(np.arange(len(batch)), device=self.device)).shape[1]
         self.shape = Shape(len(batch), int(tokens), min(plan.micro_rows, len(batch)))
 
     def base(self) -> int:

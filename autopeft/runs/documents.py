@@ -214,6 +214,7 @@ class Data(_Document):
     """The task."""
 
     name: Known[str] = None
+    kind: Known[str] = None
     metric: Known[str] = None
     rows: Known[dict[str, Whole]] = None
     pairs: Flag = False

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from autopeft.errors import DataError
 from autopeft.foreign import read_plain
 from autopeft.tasks.conll import CONLL_SUFFIXES, read_sentences
+from autopeft.tasks.images import ImageFile
 from autopeft.tasks.parquet import read_parquet
 from autopeft.tasks.squad import is_squad, squad_columns
 from autopeft.tasks.table import Table, is_unicode
@@ -95,12 +96,31 @@ def tables_of(loaded: Mapping[str, Any], where: str) -> dict[str, Table]:
     for name, split in loaded.items():
         if str(name) not in _SPLIT_OF:
             continue
-        columns = {column: split[column][:] for column in split.column_names}
+        columns = _columns_of(split)
         # Of a list of classes `feature` says what is in it.
         kinds = {column: getattr(kind, "feature", kind) for column, kind in split.features.items()}
         names = {column: tuple(kind.names) for column, kind in kinds.items() if hasattr(kind, "names")}
         found[str(name)] = Table(f"{where} ({name})", columns, names)
     return splits_of(found, where, list(map(str, loaded)))
+
+
+def _columns_of(split: Any) -> dict[str, list[Any]]:
+    """The columns of a `datasets.Dataset`, its images as they are stored, which nobody has decoded yet.
+
+    The files that these name are read: whoever made the data set in this process had them.
+    """
+    import datasets
+
+    images = [name for name, feature in split.features.items() if isinstance(feature, datasets.Image)]
+    for name in images:
+        split = split.cast_column(name, datasets.Image(decode=False))
+    columns = {column: split[column][:] for column in split.column_names}
+    return columns | {name: [_stored(value) for value in columns[name]] for name in images}
+
+
+def _stored(value: Any) -> Any:
+    named = value is not None and value["bytes"] is None and value["path"] is not None
+    return ImageFile.of_file(Path(value["path"])) if named else value
 
 
 def splits_of(tables: Mapping[str, Table], where: str, names: list[str] | None = None) -> dict[str, Table]:

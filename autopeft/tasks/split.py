@@ -64,12 +64,13 @@ def rows_sha256(
 ) -> str:
     """Hex sha256 over rows as JSON lines `[text, pair, label]`, UTF-8; the same on every platform.
 
-    With `fields`, each line ends with a list of them, sorted by name.
+    With `fields`, each line ends with a list of them, sorted by name; images stand there by their digests.
     """
     digest = hashlib.sha256()
     seconds: Iterable[str | None] = [None] * len(texts) if pairs is None else pairs
     named = sorted((fields or {}).items())
     for index, row in enumerate(zip(texts, seconds, labels, strict=True)):
         line: list[Any] = [*row, *([[[name, column[index]] for name, column in named]] if named else [])]
-        digest.update(json.dumps(line, ensure_ascii=True, separators=(",", ":")).encode() + b"\n")
+        text = json.dumps(line, ensure_ascii=True, separators=(",", ":"), default=str)
+        digest.update(text.encode() + b"\n")
     return digest.hexdigest()

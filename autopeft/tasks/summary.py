@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from autopeft.display import number, score
-from autopeft.tasks.kinds import get_metric
+from autopeft.tasks.kinds import TaskKind, get_metric
 from autopeft.tasks.split import SPLIT_NAMES, Split
 from autopeft.tasks.table import listed
 from autopeft.tasks.task import Task
@@ -94,9 +94,10 @@ def summarise(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -
         (str(name), _rows(kind.describe_rows(task.splits[name].labels, task.labels), len(task.splits[name])))
         for name in SPLIT_NAMES
     ]
-    facts += [*_read(task), *kind.facts(task.labels), *_repeated(task.splits, several=kind.writes)]
-    shares = ", ".join(f"{100 * share:.1f} % of {name}" for name, share in cut.items())
-    facts.append(("truncated", f"{shares} to {max_length} tokens"))
+    facts += [*_read(task), *kind.facts(task.labels), *_repeated(task.splits, kind)]
+    shares = ", ".join(f"{100 * share:.1f} % of {name}" for name, share in cut.items() if share is not None)
+    if shares:
+        facts.append(("truncated", f"{shares} to {max_length} tokens"))
     if constant is not None:
         scores = ", ".join(f"{score:.4f} on {split}" for split, score in constant.scores.items())
         facts.append((constant.name, f"{task.metric} {scores}"))
@@ -124,14 +125,14 @@ def _constant(task: Task) -> Constant | None:
     return Constant(name, scores)
 
 
-def _cut(task: Task, name: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:
+def _cut(task: Task, name: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float | None:
     split = task.splits[name]
     sample = split.take(range(0, len(split), -(-len(split) // _SAMPLE)))
     return task.task_kind.truncated(sample, tokenizer, max_length)
 
 
-def _long(share: float, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[str]:
-    if share > _MANY_CUT:
+def _long(share: float | None, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[str]:
+    if share is not None and share > _MANY_CUT:
         most = tokenizer.model_max_length
         way = f" --max-length can be up to {most:,} here." if max_length < most < 1e9 else ""
         long = f"{100 * share:.0f} % of the texts of train are longer than {max_length} tokens"
@@ -142,7 +143,8 @@ def _read(task: Task) -> Iterator[tuple[str, str]]:
     """The columns that are used and those that are not, and the rows that were left out."""
     reading = task.reading
     if reading.columns:
-        used = ", ".join(f"{_HEADINGS.get(what, what)} {name!r}" for what, name in reading.columns.items())
+        headings = _HEADINGS | {"text": task.task_kind.row_name}
+        used = ", ".join(f"{headings.get(what, what)} {name!r}" for what, name in reading.columns.items())
         yield "columns", used + (f"; not used: {listed(reading.ignored)}" if reading.ignored else "")
     if reading.dropped:
         parts = ", ".join(f"{count:,} of {name}" for name, count in reading.dropped.items())
@@ -158,8 +160,8 @@ def _keys(split: Split) -> list[tuple[str, str | None]]:
     return list(zip(split.texts, seconds, strict=True))
 
 
-def _repeated(splits: Mapping[Any, Split], *, several: bool) -> Iterator[tuple[str, str]]:
-    """Rows whose texts stand before them in the same split; a text may have `several` right answers, where
+def _repeated(splits: Mapping[Any, Split], kind: TaskKind) -> Iterator[tuple[str, str]]:
+    """Rows whose texts stand before them in the same split; a text may have several right answers, where
     models write them."""
     counts: dict[str, int] = {}
     contrary = 0
@@ -172,9 +174,9 @@ def _repeated(splits: Mapping[Any, Split], *, several: bool) -> Iterator[tuple[s
         contrary += sum(len(found) > 1 for found in labels.values())
     if counts:
         parts = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
-        said = "several answers" if several else "labels that contradict each other"
-        more = f"; {contrary:,} texts have {said}" if contrary else ""
-        yield "repeated", f"rows whose text stands before them, which are kept: {parts}{more}"
+        said = "several answers" if kind.writes else "labels that contradict each other"
+        more = f"; {contrary:,} {kind.row_name}s have {said}" if contrary else ""
+        yield "repeated", f"rows whose {kind.row_name} stands before them, which are kept: {parts}{more}"
 
 
 def _seen_before(splits: Mapping[Any, Split]) -> Iterator[str]:

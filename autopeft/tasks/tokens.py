@@ -20,6 +20,7 @@ from autopeft.assets import cache_dir, cache_folder, intact, publish, warn_once
 from autopeft.errors import AssetError, UsageError
 
 __all__ = [
+    "POSITION_MASK",
     "WINDOW_BATCHES",
     "EncodedSplit",
     "check_length",
@@ -27,12 +28,15 @@ __all__ = [
     "fingerprint_of",
     "kept_arrays",
     "longer_than",
+    "mask_of",
     "no_use",
     "places_of",
     "tokens_of",
 ]
 
 WINDOW_BATCHES = 50
+POSITION_MASK = "position_mask"
+"""In batches without `attention_mask`: ones (B, L) at the positions of hidden states; no model takes it."""
 _CHUNK = 1_000
 _FORMAT = 1
 _MOST_FOR_A_LETTER = 100  # tokens; a letter has up to 4 bytes, and a text some special tokens
@@ -209,6 +213,11 @@ class EncodedSplit:
             types=None if self.types is None else self.types[places],
             labels=None if self.labels is None else self.labels[rows],
         )
+
+
+def mask_of(batch: Mapping[str, Tensor]) -> Tensor:
+    """Which positions of a batch's hidden states stand for something, (B, L)."""
+    return batch["attention_mask"] if "attention_mask" in batch else batch[POSITION_MASK]
 
 
 def places_of(offsets: Indices, rows: Indices) -> Indices:

@@ -8,7 +8,7 @@ from typing import Any
 from autopeft.arguments import Arguments
 from autopeft.errors import UsageError
 from autopeft.spec import BackboneSpec
-from autopeft.tasks import Rows, Task, load_task
+from autopeft.tasks import Rows, Task, TaskKind, load_task
 
 __all__ = ["asked_task"]
 
@@ -16,6 +16,11 @@ _OPTIONS = (
     "text", "text_pair", "label", "kind", "label_words", "template", "metric", "class_weights", "drop_empty",
     "seed", "stand_in",
 )  # fmt: skip
+
+_READS = {  # by modality what backbones read, an example of a task and one of a backbone
+    "text": ("texts", "texts with labels", "such as 'minilm'"),
+    "vision": ("images", "a folder of images", "such as a ViT"),
+}
 
 
 def asked_task(
@@ -37,10 +42,21 @@ def asked_task(
     told = {name: getattr(given, name) for name in _OPTIONS if name in type(given).model_fields}
     task: Any = given.task  # type: ignore[attr-defined]
     found = load_task(task, notify=notify, made=made, backbone=backbone, **told)
-    refused = None if backbone is None else found.task_kind.refused(backbone, _named(given))
+    refused = None if backbone is None else _refused(found.task_kind, backbone, _named(given))
     if refused is not None:
         raise UsageError(refused)
     return found
+
+
+def _refused(kind: TaskKind, backbone: BackboneSpec, name: str) -> str | None:
+    """Why a backbone cannot be trained on a kind of task; `None` where it can."""
+    if kind.modality == backbone.modality:
+        return kind.refused(backbone, name)
+    reads, wanted = _READS[backbone.modality], _READS[kind.modality]
+    return (
+        f"{name!r} is a backbone that reads {reads[0]}, and {kind.name} is of {wanted[0]}: take a task of "
+        f"{reads[0]} ({reads[1]}), or a backbone of {wanted[0]} ({wanted[2]}; --model)."
+    )
 
 
 def _named(given: Arguments) -> str:

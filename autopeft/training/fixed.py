@@ -20,12 +20,11 @@ from autopeft.assets import (
     dtype_of,
     keep_model,
     load_config,
-    load_tokenizer,
     resolve_model,
     unquantized,
 )
 from autopeft.backbones import spec_of
-from autopeft.effort import choose_effort
+from autopeft.effort import Effort, choose_effort
 from autopeft.errors import AutoPEFTError
 from autopeft.graph import build_graph
 from autopeft.hybrid import Hybrid, attach, pinned
@@ -64,7 +63,7 @@ class FixedOutcome:
         seconds: of training alone.
         folder: the run folder.
         hybrid: the trained hybrid on its model, in eval mode; `autopeft.predict` takes this outcome.
-        tokenizer, max_length: what texts are encoded with.
+        tokenizer, max_length: what rows are encoded with (see `TaskKind.load_processor`).
         summary: what the rows were like before training.
         history: losses, and scores on *select*, of the course of the training.
         samples: of the answers that the hybrid writes to rows of *test*; none where its kind of task writes
@@ -134,9 +133,10 @@ def train(call: TrainCall) -> FixedOutcome:
     source = resolve_model(name, notify=call.notify)
     spec = spec_of(unquantized(load_config(source), name))
     build_graph(recipe, spec)
-    tokenizer = load_tokenizer(source)
+    task, effort = _task(given, spec, call.notify)
+    tokenizer = task.task_kind.load_processor(source)
     longest = given.max_length or min(_MAX_LENGTH, tokenizer.model_max_length)
-    task, plan = _task_and_plan(given, longest, spec, call.notify)
+    plan = _plan(given, effort.steps, longest)
     summary = summarise(task, tokenizer, longest)
     reporter = call.reporter or SilentTrainReporter()
     if call.reporter is None:  # what limits the scores is said all the same
@@ -177,12 +177,16 @@ def _whole_or_none(folder: RunFolder) -> Iterator[None]:
         raise
 
 
-def _task_and_plan(
-    given: TrainArguments, max_length: int, spec: BackboneSpec, notify: Notify | None
-) -> tuple[Task, TrainingPlan]:
+def _task(given: TrainArguments, spec: BackboneSpec, notify: Notify | None) -> tuple[Task, Effort]:
     effort = choose_effort(given.effort, steps=given.steps)
-    plan = TrainingPlan(
-        steps=effort.steps,
+    rows = Rows(effort.train_rows, effort.select_rows, effort.test_rows)
+    task = asked_task(given, notify, rows, spec)
+    return task.subset(rows.train, rows.select, rows.test, seed=given.seed), effort
+
+
+def _plan(given: TrainArguments, steps: int, max_length: int) -> TrainingPlan:
+    return TrainingPlan(
+        steps=steps,
         batch_size=given.batch_size,
         micro_batch=given.micro_batch,
         shortcuts=given.shortcuts,
@@ -191,9 +195,6 @@ def _task_and_plan(
         seed=given.seed,
         eval_every=given.eval_every,
     )
-    rows = Rows(effort.train_rows, effort.select_rows, effort.test_rows)
-    task = asked_task(given, notify, rows, spec)
-    return task.subset(rows.train, rows.select, rows.test, seed=given.seed), plan
 
 
 def _manifest(

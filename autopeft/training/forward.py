@@ -21,6 +21,7 @@ from autopeft.injection.rows import Reader, ReadRows, last_layer_is_rowwise, rea
 from autopeft.method import Slot
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.kinds import TaskKind
+from autopeft.tasks.tokens import mask_of
 from autopeft.training.contracts import Trainable
 from autopeft.training.losses import logits_of
 from autopeft.training.modes import evaluation_mode, training_mode
@@ -124,7 +125,7 @@ class Forward:
             trunk = self.trunk.laid(states)
         rows: AbstractContextManager[Any] = nullcontext()
         if self.rows is not None:
-            rows = self.rows.of(batch["attention_mask"], found)
+            rows = self.rows.of(mask_of(batch), found)
         read: AbstractContextManager[Any] = nullcontext()
         if self.kind is not None:
             read = self.kind.reading(self.model, batch)
@@ -187,8 +188,10 @@ class _Shortcuts:
         self.layout = hybrid.injection.layout
         self.device = next(self.model.parameters()).device
         lengths = split.lengths
-        pair = [int(lengths.argmin()), int(lengths.argmax())]
+        # Of rows that are all as long, two that differ.
+        pair = np.array([int(lengths.argmin()), len(lengths) - 1 - int(lengths[::-1].argmax())])
         self.batch = split.collate(pair, device=self.device)
+        self._positions = lambda stack: int(split.layout(pair, self.device, stack)[1].shape[1])
         read = kind.reads(self.batch)
         self.read = read if read is not None and bool(read.any()) else None
         self._plain: Tensor | None = None
@@ -260,6 +263,9 @@ class _Shortcuts:
             plain, states = self.plain(), trunk.compute(self.batch)
             if len(states) < len(trunk.levels):
                 return False, {}
+            # States are stored by the positions that the rows say.
+            if any(found.shape[1] != self._positions(stack) for stack, found in states.items()):
+                return False, {}
             with trunk.laid(states):
                 return self._equal(self._logits(), plain), dict(trunk.tuples)
 
@@ -310,13 +316,13 @@ class _Shortcuts:
         if self.model not in _READERS:
             layer = base_model_of(self.model).get_submodule(stack.layers[-1])
             with evaluation_mode(self.model):
-                mask = self.batch["attention_mask"]
+                mask = mask_of(self.batch)
                 _READERS[self.model] = reader_of(layer, self._logits, mask, self._slots(stack, layers=False))
         return _READERS[self.model]
 
     def _try_rows(self, rows: ReadRows) -> bool:
         plain, read = self.plain(), self.read
-        with evaluation_mode(self.model), rows.of(self.batch["attention_mask"], read):
+        with evaluation_mode(self.model), rows.of(mask_of(self.batch), read):
             found = self._logits()
         if read is None or plain.ndim < 3:  # the kind has taken what is read already
             return self._equal(found, plain)

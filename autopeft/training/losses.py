@@ -17,15 +17,17 @@ from autopeft.injection.frames import FEATURES
 from autopeft.method import FEATURE
 from autopeft.tasks.kinds import TaskKind
 from autopeft.tasks.kinds.label_logits import LABEL_WORDS, READ_AT
+from autopeft.tasks.tokens import POSITION_MASK
 
 __all__ = ["logits_of", "parameters_of", "slice_rows"]
 
 # What a batch has beside what goes to the model: `choices` is of rows with several sequences, `word_…` of
-# words with tags, `context_places` of contexts with answers, and the last two are of rows in which a label
-# word is predicted.
+# words with tags, `context_places` of contexts with answers, then two are of rows in which a label word is
+# predicted, and the last is of images.
 _NO_INPUTS = (
-    "labels", "task_id", "choices", "word_places", "word_counts", "context_places", READ_AT, LABEL_WORDS,
-)  # fmt: skip
+    *("labels", "task_id", "choices", "word_places", "word_counts", "context_places"),
+    *(READ_AT, LABEL_WORDS, POSITION_MASK),
+)
 _NO_SUCH_ROW = "index out of range in self"  # what torch says of an embedding on the CPU
 
 

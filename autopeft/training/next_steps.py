@@ -7,40 +7,53 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from autopeft.errors import TaskError
+from autopeft.tasks.kinds import get_kind
 from autopeft.training.arguments import TrainArguments
 
 __all__ = ["next_steps", "other_task", "predict_command", "train_command"]
 
-_OTHERS = ("trec", "movie-sentences")
+_OTHERS = {"text": ("trec", "movie-sentences"), "vision": ("mnist-5-to-9", "path/to/images")}
 
 
-def other_task(task: object) -> str:
-    """A task with a name that is not `task`."""
-    return next(name for name in _OTHERS if name != task)
+def other_task(task: object, kind: object = None) -> str:
+    """A task with a name that is not `task`, for backbones of a kind of task that reads the same."""
+    return next(name for name in _OTHERS[_modality(kind)] if name != task)
 
 
-def train_command(recipe: str | Path, *, task: object, model: str) -> str:
+def _modality(kind: object) -> str:
+    """What the backbones of a kind of task read, by its name; texts where it is not known here."""
+    try:
+        return get_kind(str(kind)).modality
+    except TaskError:
+        return "text"
+
+
+def train_command(recipe: str | Path, *, task: object, model: str, kind: object = None) -> str:
     """Trains the recipe of a hybrid on another task than `task`, on its own backbone, since another one may
     lack its layers and sites."""
-    words = ["autopeft", "train", "--recipe", str(recipe), "--task", other_task(task)]
+    words = ["autopeft", "train", "--recipe", str(recipe), "--task", other_task(task, kind)]
     if model and model != TrainArguments.model_fields["model"].default:
         words += ["--model", model]
     return shlex.join(words)
 
 
-def predict_command(hybrid: str | Path, *, pairs: bool, model: str | None = None) -> str:
-    """Asks a hybrid of single texts or of pairs; `model` is where its backbone is now, if it moved."""
-    second = ' --text-pair "…"' if pairs else ""
+def predict_command(hybrid: str | Path, *, pairs: bool, model: str | None = None, kind: object = None) -> str:
+    """Asks a hybrid of single texts, of pairs or of images; `model` is where its backbone is now, if it
+    moved."""
     moved = f" --model {shlex.quote(model)}" if model else ""
-    return f'autopeft predict {shlex.quote(str(hybrid))} --text "…"{second}{moved}'
+    asked = '--text "…" --text-pair "…"' if pairs else '--text "…"'
+    if _modality(kind) == "vision":
+        asked = "--file path/to/images"
+    return f"autopeft predict {shlex.quote(str(hybrid))} {asked}{moved}"
 
 
-def next_steps(run: str, *, task: object, model: str, pairs: bool) -> str:
+def next_steps(run: str, *, task: object, model: str, pairs: bool, kind: object = None) -> str:
     """What to type once something has been trained.
 
     Args:
         run: the run folder as one would type it.
-        task, model, pairs: what it was trained on.
+        task, model, pairs, kind: what it was trained on; the kind of task by its name.
     """
     out = next(name for name in _free_names("winner") if not Path(name).exists())
     return "\n".join(
@@ -49,9 +62,9 @@ def next_steps(run: str, *, task: object, model: str, pairs: bool) -> str:
             "  # recipe, weights, and peft's format where it can be said:",
             f"  autopeft export {shlex.quote(run)} -o {out}",
             "  # the same recipe on another task:",
-            f"  {train_command(f'{out}/recipe.yaml', task=task, model=model)}",
+            f"  {train_command(f'{out}/recipe.yaml', task=task, model=model, kind=kind)}",
             "  # use it:",
-            f"  {predict_command(run, pairs=pairs)}",
+            f"  {predict_command(run, pairs=pairs, kind=kind)}",
         )
     )
 

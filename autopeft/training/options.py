@@ -179,6 +179,7 @@ def check_task(value: Any) -> None:
 
 def _check_model(value: Any) -> None:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.image_processing_utils import BaseImageProcessor
 
     if isinstance(value, str):
         return
@@ -186,10 +187,13 @@ def _check_model(value: Any) -> None:
         isinstance(value, tuple)
         and len(value) == 2
         and isinstance(value[0], PreTrainedModel)
-        and isinstance(value[1], PreTrainedTokenizerBase)
+        and isinstance(value[1], PreTrainedTokenizerBase | BaseImageProcessor)
     ):
         what = f"a lone {type(value).__name__}" if isinstance(value, PreTrainedModel) else repr(value)
-        raise UsageError(f"A model is a name, a folder, or a pair (model, tokenizer), but got {what[:80]}.")
+        raise UsageError(
+            "A model is a name, a folder, or a pair (model, tokenizer), of images (model, image processor), "
+            f"but got {what[:80]}."
+        )
 
 
 def _weights_of(text: str) -> Literal["balanced"] | list[float]:

@@ -13,9 +13,7 @@ lies outside of the repository. A run that was stopped goes on where it was, by 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,17 +26,17 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
 from lib.measuring import environment, note, read_json, show, write_json
+from resumable import KEEP_EVERY, Batch, Training
 from spans import Rows, Tokens, blocks_of, corrupted
 
 from autopeft.tasks import SplitName, load_task
 
 FILE = Path(__file__).parent / "results" / "pretraining.json"
 STEPS, BATCH, LENGTH = 1_400, 64, 128
-RATE, WARM_UP, DECAY = 3e-3, 0.1, 0.01
+RATE, DECAY = 3e-3, 0.01
 PIECES, SENTINELS = 8_000, 100
-KEEP_EVERY, HELD_OUT = 50, 256
+HELD_OUT = 256
 PAD, END, UNKNOWN = 0, 1, 2
-Batch = dict[str, torch.Tensor]
 CARD = """# A T5 of {millions:.1f} million parameters, for experiments
 
 Made by `experiments/backbones` of AutoPEFT: trained from nothing by span corruption for {steps:,} steps of
@@ -113,18 +111,6 @@ def batches(rows: Rows, sentinels: list[int], start: int, size: int) -> Iterator
             raise SystemExit(f"{len(blocks)} blocks are fewer than a batch of {size}.")
 
 
-def rate_at(step: int, steps: int) -> float:
-    """Warm-up, then a cosine to nothing, as a share of the largest rate."""
-    warm = max(1, round(WARM_UP * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-def optimizer_of(model: T5ForConditionalGeneration) -> torch.optim.AdamW:
-    return torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY, betas=(0.9, 0.98))
-
-
 @torch.no_grad()
 def held_out_loss(model: T5ForConditionalGeneration, rows: Rows, sentinels: list[int]) -> float:
     """Mean loss of a target token on blocks of other sentences."""
@@ -137,45 +123,6 @@ def held_out_loss(model: T5ForConditionalGeneration, rows: Rows, sentinels: list
         total += float(model(**batch).loss) * count
         tokens += count
     return total / max(1, tokens)
-
-
-class Training:
-    """A training in a folder, which goes on from what is kept there."""
-
-    def __init__(self, out: Path, vocabulary: int) -> None:
-        self.state, self.model = out / "state.pt", model_of(vocabulary).train()
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=RATE, weight_decay=DECAY, betas=(0.9, 0.98)
-        )
-        self.seconds, self.losses = 0.0, list[float]()
-        if self.state.exists():
-            kept = torch.load(self.state, weights_only=True)
-            self.model.load_state_dict(kept["model"])
-            self.optimizer.load_state_dict(kept["optimizer"])
-            self.seconds, self.losses = kept["seconds"], kept["losses"]
-            note(f"going on at step {len(self.losses):,}")
-
-    def step(self, batch: Batch, rate: float) -> None:
-        begun = time.perf_counter()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss = self.model(**batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.losses.append(round(float(loss.detach()), 4))
-        self.seconds += time.perf_counter() - begun
-
-    def keep(self, steps: int) -> None:
-        """Write all that going on takes, and say how far it is."""
-        scratch = self.state.with_suffix(".new")
-        kept = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save({**kept, "seconds": self.seconds, "losses": self.losses}, scratch)
-        scratch.replace(self.state)
-        done, mean = len(self.losses), np.mean(self.losses[-KEEP_EVERY:])
-        left = self.seconds / done * (steps - done) / 60
-        note(f"step {done:,} of {steps:,}: loss {mean:.3f}, about {left:.0f} minutes left")
 
 
 def tokens_in(out: Path, most: int | None) -> tuple[PreTrainedTokenizerFast, Rows, Rows]:
@@ -193,12 +140,10 @@ def pretrain(out: Path, steps: int, size: int, most: int | None) -> dict[str, An
     """Train, or go on; the folder holds the whole model at the end."""
     tokenizer, rows, others = tokens_in(out, most)
     sentinels = [int(tokenizer.convert_tokens_to_ids(f"<extra_id_{i}>")) for i in range(SENTINELS)]
-    training = Training(out, len(tokenizer))
+    training = Training(out, model_of(len(tokenizer)), RATE, DECAY)
     coming = batches(rows, sentinels, len(training.losses), size)
-    for step in range(len(training.losses), steps):
-        training.step(next(coming), RATE * rate_at(step, steps))
-        if (step + 1) % KEEP_EVERY == 0 or step + 1 == steps:
-            training.keep(steps)
+    while len(training.losses) < steps:
+        training.step(next(coming), steps)
     model, losses = training.model, training.losses
     loss = held_out_loss(model, others, sentinels)
     model.save_pretrained(out)

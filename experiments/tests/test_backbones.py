@@ -72,33 +72,55 @@ def test_a_step_has_the_same_batch_whenever_it_is_asked_for(run: Any) -> None:
     assert equal(whole, later)
 
 
-def test_a_stopped_training_goes_on(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_training_goes_on(run: Any, tmp_path: Path) -> None:
     small = run.T5Config(
         vocab_size=100, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, dropout_rate=0.0
     )
     small.decoder_start_token_id = small.pad_token_id = 0
     small.dropout_rate = 0.0
 
-    def model_of(_: int) -> Any:
+    def begun(folder: Path) -> Any:
         torch.manual_seed(0)
-        return run.T5ForConditionalGeneration(small)
+        return run.Training(folder, run.T5ForConditionalGeneration(small), run.RATE, run.DECAY)
 
-    monkeypatch.setattr(run, "model_of", model_of)
     rows = [[3 + i % 80] * 20 for i in range(60)]
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
-    whole = run.Training(tmp_path / "whole", 100)
-    for step, batch in enumerate(islice(run.batches(rows, SENTINELS, 0, 2), 4)):
-        whole.step(batch, run.rate_at(step, 4))
+    whole = begun(tmp_path / "whole")
+    for batch in islice(run.batches(rows, SENTINELS, 0, 2), 4):
+        whole.step(batch, 4)
     for start in (0, 2):
-        part = run.Training(tmp_path / "parts", 100)
+        part = begun(tmp_path / "parts")
         assert len(part.losses) == start
-        for step, batch in enumerate(islice(run.batches(rows, SENTINELS, start, 2), 2), start):
-            part.step(batch, run.rate_at(step, 4))
+        for batch in islice(run.batches(rows, SENTINELS, start, 2), 2):
+            part.step(batch, 4)
         part.keep(4)
     assert part.losses == whole.losses
     for (name, left), right in zip(part.model.named_parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(left, right), name
+
+
+# Images
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vit(load: Import) -> Any:
+    return load("vit")
+
+
+def test_each_image_is_seen_once_in_an_epoch_and_stays_near_what_it_is(vit: Any) -> None:
+    values = torch.arange(6).view(6, 1, 1, 1).expand(6, 3, 28, 28) / 3.0 - 1.0
+    labels = torch.arange(6)
+    seen = [vit.batch_at(step, values, labels, 4) for step in range(3)]
+    told = torch.cat([batch["labels"] for batch in seen])
+    assert sorted(told[:6].tolist()) == sorted(told[6:].tolist()) == list(range(6))
+    again = vit.batch_at(1, values, labels, 4)
+    assert all(torch.equal(again[key], seen[1][key]) for key in again)
+    # The middle of a flat image is what it was, however it is turned, moved and scaled.
+    for batch in seen:
+        middle = batch["pixel_values"][:, 0, 14, 14]
+        torch.testing.assert_close(middle, values[batch["labels"], 0, 0, 0])
 
 
 # Cross-attention

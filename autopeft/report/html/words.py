@@ -260,7 +260,7 @@ def reproduction(run: Run) -> list[tuple[str, str]]:
             blocks.append(("Go on with it", _resumed(run)))
         blocks += _again("Search again", run, SearchArguments)
     if run.result:
-        asked = predict_command(_path(run), pairs=run.about.data.pairs)
+        asked = predict_command(_path(run), pairs=run.about.data.pairs, kind=run.about.data.kind)
         blocks.append(("Use what it found", f"autopeft export {where} -o winner\n{asked}"))
     if not run.fixed and run.folder.journal.exists():
         text = (

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from autopeft.assets import ModelSource, dtype_of, load_tokenizer, map_weights, resolve_model
+from autopeft.assets import ModelSource, dtype_of, map_weights, resolve_model
 from autopeft.errors import AutoPEFTError
 from autopeft.search.core.jobs import FailureKind, Job, JobResult, Progress, ScoreJob, UntrainedJob
 from autopeft.search.execution.model_transfer import local_source
@@ -83,7 +83,7 @@ def loaded(setup: WorkerSetup) -> Loaded:
         source = local_source(setup.source)
         if source.origin != "hub" and not Path(source.path).exists():
             source = resolve_model(setup.model)
-        tokenizer = load_tokenizer(source)
+        tokenizer = setup.task.task_kind.load_processor(source)
         data = encode(setup.task, tokenizer, setup.plan.max_length)
         _LOADED[setup.key] = Loaded({}, source, data, tokenizer)
     return _LOADED[setup.key]

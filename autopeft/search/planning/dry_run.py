@@ -106,10 +106,8 @@ def _first(ready: Prepared, notify: Callable[[str], None] | None) -> tuple[Sampl
 
 def estimate_of(ready: Prepared, baselines: Sequence[Baseline]) -> Estimate:
     """Time and memory of a search with these baselines."""
-    texts = ready.task.splits["train"].texts[:_PROBE]
-    pairs = (ready.task.splits["train"].pairs or [])[:_PROBE]
-    words = sum(len(t.split()) for t in (*texts, *pairs)) / max(1, len(texts))
-    tokens = min(float(ready.plan.max_length), 2.0 + 1.35 * words)
+    kind = ready.task.task_kind
+    tokens = kind.positions(ready.task.splits["train"], ready.source, ready.plan.max_length)
     found = estimate(
         Work.of(ready.spec, tokens),
         ready.effort,

@@ -13,7 +13,6 @@ from autopeft.assets import (
     backbone_fingerprint,
     dtype_of,
     load_config,
-    load_tokenizer,
     map_weights,
     unquantized,
 )
@@ -100,7 +99,7 @@ def calibration_for(
         dtype = dtype_of("fp32" if a.final_precision == "auto" else a.final_precision)
         model = task.task_kind.load_model(source, task.labels, seed=plan.seed, dtype=dtype)
         map_weights(model)
-        data = encode(task, load_tokenizer(source), plan.max_length)
+        data = encode(task, task.task_kind.load_processor(source), plan.max_length)
         head = sum(p.numel() for p in head_of(model).values())
         return calibrate(
             Bench(model, data, plan),

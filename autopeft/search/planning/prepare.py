@@ -21,7 +21,6 @@ from autopeft.assets import (
     ModelSource,
     keep_model,
     load_config,
-    load_tokenizer,
     resolve_model,
     unquantized,
 )
@@ -131,7 +130,8 @@ class Prepared:
     @cached_property
     def summary(self) -> DataSummary:
         """What the rows are like, as the backbone will see them."""
-        return summarise(self.task, load_tokenizer(self.source), self.plan.max_length)
+        processor = self.task.task_kind.load_processor(self.source)
+        return summarise(self.task, processor, self.plan.max_length)
 
     def baselines(self) -> list[Baseline]:
         """What the winner is compared with."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from autopeft.assets import ModelSource, load_tokenizer
+from autopeft.assets import ModelSource
 from autopeft.counting import Budget
 from autopeft.search.portfolio.arguments import RecommendArguments
 from autopeft.search.portfolio.choices import members
@@ -104,7 +104,7 @@ def _measured(
 ) -> TaskProbe:
     tell(f"Loading the backbone and up to {_TRAIN_ROWS:,} rows")
     few = task.subset(_TRAIN_ROWS, _SELECT_ROWS, 1, seed=asked.seed)
-    data = encode(few, load_tokenizer(source), asked.max_length)
+    data = encode(few, few.task_kind.load_processor(source), asked.max_length)
     model = task.task_kind.load_model(source, task.labels, dtype=torch.float32)
     plan = TrainingPlan(steps=1, seed=asked.seed, max_length=asked.max_length, head_start="probe")
     recipes = members(spec, budget) if gradients else []

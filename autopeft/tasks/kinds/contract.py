@@ -22,8 +22,9 @@ How the package uses a kind, in this order:
    classes, `check` and `class_weights` look at the finished task, and `metric_for` chooses its metric.
    `describe_rows`, `constant`, `remarks`, `facts` and `truncated` say what is known of the rows before
    training.
-2. *Model.* `refused` says which backbones it is not for, and `check_weights` which weights. `load_model`
-   loads the backbone as `auto_class` with the changes of `config`.
+2. *Model.* `modality` says what its backbones read, `refused` which backbones it is not for, and
+   `check_weights` which weights. `load_model` loads the backbone as `auto_class` with the changes of
+   `config`, and `load_processor` what makes of rows what that takes: a tokenizer, an image processor.
 3. *Training.* `encode` makes an `EncodedSplit` (a subclass of it may collate in its own way), `encode_splits`
    those of a whole task, and `loss` says what is minimised. `inputs` adds to a batch what a model reads
    beside it, and `logits_of` takes the logits from what the model returns. `reads` says of which positions
@@ -32,9 +33,10 @@ How the package uses a kind, in this order:
    `breakdown` what `autopeft evaluate` shows beside the score, and `tell` single rows. Where a metric
    compares generated texts, `generate` writes them and `with_texts` puts them to what is kept; `trial_metric`
    says what stands for such a metric where writing would take too long.
-5. *Use.* `text_columns` finds texts without labels, `unanswerable` rows without one, and `read_texts` reads
-   them; `present` and `line` are what `autopeft predict` prints. `use` says what a saved hybrid has to know
-   for that; `peft_task_type` and `hub_pipeline` stand in exports.
+5. *Use.* `asked_table` reads what is neither text nor table, `text_columns` finds texts without labels,
+   `unanswerable` rows without one, and `read_texts` reads them; `shown`, `present` and `line` are what
+   `autopeft predict` prints. `use` says what a saved hybrid has to know for that; `peft_task_type` and
+   `hub_pipeline` stand in exports.
 
 Everything is called with the task's class names where it needs them (`names`, empty for kinds without
 classes), so that a kind needs no state.
@@ -80,6 +82,7 @@ __all__ = ["ClassWeights", "TaskKind"]
 
 ClassWeights = Literal["balanced"] | Sequence[float] | None
 _FEW_ROWS = 30
+_GLANCE = 200  # rows
 _SCORED: tuple[SplitName, ...] = ("select", "test")
 
 
@@ -106,6 +109,7 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
             number.
         probed: whether the head can start as a linear probe of the frozen features of rows, or of tokens that
             have a label.
+        row_name: what a row consists of, in a word.
         tells: whether predictions can be told beside their rows, as texts (see `tell`).
         peft_task_type: `task_type` in the format of Hugging Face peft; `None`: by the model's class.
         hub_pipeline: `pipeline_tag` of a model card on the Hugging Face hub; `None`: the hub has none for it.
@@ -122,6 +126,7 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
     causal: ClassVar[bool] = False
     row_distribution: ClassVar[bool] = True
     probed: ClassVar[bool] = True
+    row_name: ClassVar[str] = "text"
     tells: ClassVar[bool] = False
     peft_task_type: str | None = "SEQ_CLS"
     hub_pipeline: str | None = "text-classification"
@@ -336,9 +341,16 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
         scored."""
         return {name: self.encode(split, tokenizer, max_length) for name, split in splits.items()}
 
-    def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float:
-        """Share of rows that `encode` cuts to `max_length` tokens."""
+    def truncated(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float | None:
+        """Share of rows that `encode` cuts to `max_length` tokens; `None` where it never cuts any."""
         return longer_than(rows.texts, rows.pairs, tokenizer, max_length)
+
+    def positions(self, rows: Split, source: ModelSource, max_length: int) -> float:
+        """About how many tokens a row has, before any is tokenised; of other rows how many positions their
+        hidden states have."""
+        some = [*rows.texts[:_GLANCE], *(rows.pairs or [])[:_GLANCE]]
+        words = sum(len(text.split()) for text in some) / max(1, len(rows.texts[:_GLANCE]))
+        return min(float(max_length), 2.0 + 1.35 * words)
 
     def asks(self, rows: Split) -> bool:
         """Whether each row asks something, so that examples can stand before it (see `with_examples`)."""
@@ -378,6 +390,17 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
     # Use
     # --------------------------------------------------------------------------------------------------
 
+    def asked_table(self, data: Any) -> Table | None:
+        """A table of what a model is asked, where that is no text, no file of texts and no table.
+
+        Args:
+            data: what a user handed over.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return None
+
     def text_columns(self, table: Table, named: ColumnNames, *, pair: bool | None = None) -> Columns:
         """The columns of a table whose rows are to be predicted: those of `columns` without a label.
 
@@ -403,6 +426,14 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
         """
         return self.read(table, columns)
 
+    def shown(self, value: Any, row: int) -> Any:
+        """What stands for a row that was asked beside its answer: the text itself.
+
+        Args:
+            row: its number, from 0.
+        """
+        return value
+
     @abstractmethod
     def present(self, output: NDArray[Any], names: Sequence[str]) -> dict[str, Any]:
         """The prediction for one row as JSON-able values; `output` is the row's of `outputs`."""
@@ -415,6 +446,10 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
     def describe_labels(self, names: Sequence[str]) -> str:
         """What a model of this kind predicts, for a model card."""
         return ", ".join(names)
+
+    def describe_reading(self, max_length: int) -> str:
+        """How a model of this kind reads rows, for a model card: a sentence."""
+        return f"Texts are cut at {max_length} tokens."
 
     @property
     def built_in(self) -> bool:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
+
+from autopeft.assets import load_tokenizer
 
 if TYPE_CHECKING:
     from autopeft.assets import ModelSource
@@ -22,9 +25,30 @@ class OnBackbones:
     Attributes:
         learns: what is learnt of a row, in a word, where kinds for other architectures learn the same: where
             nobody named one of them, the backbone decides between them. `None` for kinds by themselves.
+        modality: what the backbones read: `text` or `vision` (see `BackboneSpec.modality`).
     """
 
     learns: ClassVar[str | None] = None
+    modality: ClassVar[Literal["text", "vision"]] = "text"
+
+    def load_processor(self, source: ModelSource | str) -> Any:
+        """What makes of rows what the backbone takes: its tokenizer, or what `encode` takes in its place.
+
+        Raises:
+            UsageError: the backbone has no usable one.
+        """
+        return load_tokenizer(source)
+
+    def processor(self, given: Any, config: PretrainedConfig) -> Any:
+        """What `encode` takes, of what a user handed over beside a live model.
+
+        Args:
+            config: of that model.
+
+        Raises:
+            UsageError: it is of another type.
+        """
+        return given
 
     def refused(self, spec: BackboneSpec, model: str) -> str | None:
         """Why a backbone cannot be trained on tasks of this kind, and what can; `None` where it can.
