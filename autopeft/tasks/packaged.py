@@ -41,10 +41,10 @@ class Packaged:
 
     `read` turns the file, and those `beside` it, into texts or images and label names, or other labels as the
     kind reads them, without any for texts that have no labels; `labels` gives the class order (empty:
-    sorted), `kind` is the kind of task, `columns` are the names under which it takes texts and labels, and `same` are
-    columns with one value in all rows. Where the data came in splits, `file` is that of train, and `held_out`
-    names those of validation and test. Tasks that share texts have the same `cluster`: what is learnt from
-    one of them is no evidence for another. It is the task's own name where it shares none.
+    sorted), `kind` is the kind of task, `columns` are the names under which it takes texts and labels, and
+    `same` are columns with one value in all rows. Where the data came in splits, `file` is that of train, and
+    `held_out` names those of validation and test. Tasks that share texts have the same `cluster`: what is
+    learnt from one of them is no evidence for another. It is the task's own name where it shares none.
     """
 
     name: str
