@@ -21,7 +21,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from transformers.image_processing_utils import BaseImageProcessor
 
 from autopeft.assets.bounds import bounded_model
-from autopeft.assets.models import ModelSource, load_config, loaded, resolve_model
+from autopeft.assets.models import PROCESSOR, ModelSource, load_config, loaded, resolve_model
 from autopeft.assets.quiet import quiet_transformers
 from autopeft.errors import UsageError
 from autopeft.foreign import file_in, read_table_in
@@ -34,7 +34,6 @@ __all__ = ["ImageProcessor", "image_processor_of", "load_image_processor", "need
 LARGEST_SIDE = 1024
 """Pixels, of what a model takes; also the largest number in an image processor's settings."""
 
-_FILE = "preprocessor_config.json"
 _NEAR = 1e-5
 _NO_LIMIT = int(1e30)  # as transformers has it for tokenizers
 _RAW = {"do_rescale": False, "do_normalize": False}
@@ -109,12 +108,12 @@ def load_image_processor(source: ModelSource | str) -> ImageProcessor:
     found = source if isinstance(source, ModelSource) else resolve_model(source)
     folder, where = Path(found.path), found.alias or found.path
     if folder.is_dir():
-        if file_in(folder, _FILE) is None:
+        if file_in(folder, PROCESSOR) is None:
             raise UsageError(
-                f"The folder {where} has no {_FILE}, which says how images are made ready: save the model's "
-                "image processor there with `save_pretrained`."
+                f"The folder {where} has no {PROCESSOR}, which says how images are made ready: save the "
+                "model's image processor there with `save_pretrained`."
             )
-        _check_settings(read_table_in(folder, _FILE), where)
+        _check_settings(read_table_in(folder, PROCESSOR), where)
     config = load_config(found)
     with quiet_transformers():
         inner = loaded(
@@ -149,7 +148,7 @@ def image_processor_of(inner: BaseImageProcessor, config: PretrainedConfig, wher
         raise UsageError(
             f"The image processor of {where!r} makes images of several sizes, or of no size, or of values "
             f"that are not finite ({', '.join(map(str, sorted(shapes)))}); a task needs one size. Mend its "
-            f"{_FILE}."
+            f"{PROCESSOR}."
         )
     shape = (int(made[0].shape[0]), int(made[0].shape[1]), int(made[0].shape[2]))
     return ImageProcessor(inner, shape, _positions(config, shape, where), scale, offset)
@@ -192,7 +191,7 @@ def _check_settings(settings: Any, where: str) -> None:
             shown = "a number beyond 10^18" if abs(value) >= 1e18 else f"{value:,}"
             raise UsageError(
                 f"The image processor of {where!r} has {name}={shown}, but at most {LARGEST_SIDE:,} pixels a "
-                f"side are made; is its {_FILE} damaged?"
+                f"side are made; is its {PROCESSOR} damaged?"
             )
 
 
@@ -220,6 +219,6 @@ def _positions(config: PretrainedConfig, shape: tuple[int, int, int], where: str
             first = str(error).strip().split("\n")[0] or type(error).__name__
             size = " × ".join(map(str, shape))
             raise UsageError(
-                f"{where!r} does not take the images that its {_FILE} makes ({size}): {first}"
+                f"{where!r} does not take the images that its {PROCESSOR} makes ({size}): {first}"
             ) from error
     return int(states.shape[1] if states.ndim == 3 else states[0, 0].numel())

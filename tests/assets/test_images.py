@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support.pictures import picture, save_vit
 
-from autopeft.assets import images, load_image_processor
+from autopeft.assets import images, load_image_processor, resolve_model
 from autopeft.errors import UsageError
 
 _FILE = "preprocessor_config.json"
@@ -40,9 +40,10 @@ def test_what_is_known(vit: Path) -> None:
     assert np.allclose(made, plain, atol=1e-5)
 
 
-def test_settings_decide_the_fingerprint(vit: Path, tmp_path: Path) -> None:
+def test_settings_decide_the_fingerprint_and_which_model_it_is(vit: Path, tmp_path: Path) -> None:
     other = load_image_processor(str(changed(vit, tmp_path, image_mean=[0.1, 0.2, 0.3])))
     assert other.fingerprint != load_image_processor(str(vit)).fingerprint
+    assert resolve_model(str(tmp_path)).sha256 != resolve_model(str(vit)).sha256
 
 
 @pytest.mark.parametrize(
