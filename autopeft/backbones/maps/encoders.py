@@ -53,6 +53,22 @@ _MPNET_SITES: Sites = {
     "ffn_norm": Norm("output.LayerNorm"),
 }
 
+_MODERNBERT_SITES: Sites = {
+    "layer": Region("", ""),
+    "attention": Region("attn", "attn.out_drop", "attn_norm", "pre", attends=True),
+    "q": Linear("attn.Wqkv", 0, 3),
+    "k": Linear("attn.Wqkv", 1, 3),
+    "v": Linear("attn.Wqkv", 2, 3),
+    "qkv": Linear("attn.Wqkv"),
+    "o": Linear("attn.Wo"),
+    "attention_norm": Norm("attn_norm"),  # none in the first layer: the embeddings end in a norm
+    "ffn": Region("mlp", "mlp", "mlp_norm", "pre"),
+    "gate_proj": Linear("mlp.Wi", 0, 2),  # the half that goes through the activation
+    "up": Linear("mlp.Wi", 1, 2),
+    "down": Linear("mlp.Wo"),
+    "ffn_norm": Norm("mlp_norm"),
+}
+
 _BERT = FamilyMap((_BERT_STACK,), pooler="pooler")
 _ROBERTA = FamilyMap((_BERT_STACK,), position_offset="padding", pooler="pooler")
 
@@ -64,6 +80,13 @@ ENCODERS: Mapping[str, FamilyMap] = {
     "camembert": _ROBERTA,
     "distilbert": FamilyMap(
         (StackMap("encoder", "", "transformer.layer", _DISTILBERT_SITES, "embeddings.word_embeddings"),)
+    ),
+    "modernbert": FamilyMap(
+        (
+            StackMap(
+                "encoder", "", "layers", _MODERNBERT_SITES, "embeddings.tok_embeddings", norm="final_norm"
+            ),
+        )
     ),
     "mpnet": FamilyMap(
         (StackMap("encoder", "", "encoder.layer", _MPNET_SITES, "embeddings.word_embeddings"),),

@@ -5,12 +5,20 @@ from __future__ import annotations
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    CamembertConfig,
+    CamembertForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
     MPNetConfig,
     MPNetForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
 )
 
 from .record import VOCABULARY, Tiny
@@ -59,5 +67,64 @@ ENCODERS = {
         attentions=("eager",),
         padding=1,
         checkpoints=False,
+    ),
+    "xlm-roberta": Tiny(
+        lambda: XLMRobertaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=66,
+            type_vocab_size=1,
+        ),
+        XLMRobertaForSequenceClassification,
+        padding=1,
+    ),
+    "camembert": Tiny(
+        lambda: CamembertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=66,
+            type_vocab_size=1,
+        ),
+        CamembertForSequenceClassification,
+        padding=1,
+    ),
+    # Its tokens are narrower than its layers, as in ELECTRA-small.
+    "electra": Tiny(
+        lambda: ElectraConfig(
+            vocab_size=VOCABULARY,
+            embedding_size=16,
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=64,
+        ),
+        ElectraForSequenceClassification,
+    ),
+    # The second layer sees two tokens to either side, the others see all.
+    "modernbert": Tiny(
+        lambda: ModernBertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            local_attention=4,
+            global_attn_every_n_layers=2,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            cls_token_id=1,
+            sep_token_id=2,
+        ),
+        ModernBertForSequenceClassification,
+        refuses={"bitfit": "bias"},
     ),
 }
