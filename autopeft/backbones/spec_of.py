@@ -139,7 +139,7 @@ def _has_pooler(base: PreTrainedModel, layout: Layout) -> bool:
 
 
 def _max_positions(config: PreTrainedConfig, layout: Layout) -> int | None:
-    if layout.family.modality == "vision" or config.model_type in {"t5", "mt5"}:
+    if layout.family.modality == "vision" or layout.family.endless:
         return None
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None:
@@ -162,7 +162,7 @@ def _spec(base: PreTrainedModel, layout: Layout) -> BackboneSpec:
         stacks=stacks,
         sites=tuple(p.site for p in layout.places()),
         tensors=tensors,
-        parameters=sum(t.size for t in tensors),
+        parameters=sum(p.numel() for p in base.parameters()),
         modality=layout.family.modality,
         max_positions=_max_positions(config, layout),
         prompt_side="right" if vision else "left",
@@ -218,6 +218,8 @@ def _tensors(base: PreTrainedModel, layout: Layout) -> tuple[TensorSpec, ...]:
             owners.setdefault(place.exit, place)
     found = []
     for name, parameter in base.named_parameters(remove_duplicate=True):
+        if not parameter.requires_grad:  # what the family's code freezes is none to be altered: sinusoids
+            continue
         path, _, leaf = name.rpartition(".")
         owner = owners.get(path)
         site: Site | None = owner.site if owner is not None else None

@@ -39,7 +39,8 @@ _FUNCTION = "_gradient_checkpointing_func"  # where transformers keeps what it c
 def serves_itself(place: Place) -> bool:
     """Whether a place's output at a position depends on its input at that position alone, and can be had
     apart from what shares its module (a fused projection also makes keys and values)."""
-    return place.site.name == "ffn" or (place.site.name in _LINEARS and place.out_slice is None)
+    alone = place.positions and place.out_slice is None
+    return place.site.name == "ffn" or (place.site.name in _LINEARS and alone)
 
 
 class Replacing:

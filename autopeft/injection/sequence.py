@@ -37,7 +37,7 @@ class RootHooks:
     """Hooks on a stack's root.
 
     Attributes:
-        stack: the stack's map.
+        stack: the stack's map; where that says where its states leave, `after` serves that module as well.
         spec: the backbone.
         token: the hybrid's.
         prompts: what fills the reserved rows, in order.
@@ -100,10 +100,20 @@ class RootHooks:
         self.forwards.enter()
         signature = inspect.signature(module.forward)
         inputs = named_inputs(signature, args, kwargs)
+        self._require_ids(module, inputs)
         context = self.enter(inputs, self._features(module, inputs, signature.parameters))
         if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
             inputs[CONTEXT] = context
         return (), inputs
+
+    def _require_ids(self, module: nn.Module, inputs: dict[str, Any]) -> None:
+        scale = getattr(module, "embed_scale", 1.0) if self.stack.scales else 1.0
+        if inputs.get("inputs_embeds") is not None and scale != 1.0 and (self.rows or self.hooks):
+            raise CompositionError(
+                f"{type(module).__name__} multiplies the embeddings that it looks up by {scale:.4g}, but not "
+                "those that it is given, so that prompts and what else acts on embeddings would be another "
+                "thing there; pass input_ids."
+            )
 
     def _features(
         self, module: nn.Module, inputs: dict[str, Any], known: Collection[str]
@@ -262,7 +272,14 @@ class RootHooks:
         reserved = frames.context(self.token, self.stack.name).reserved
         if not reserved.count or self.keep or self.token in frames.bare:
             return output
-        return cut_output(output, reserved.text)
+        if self.stack.leaves is None:
+            return cut_output(output, reserved.text)
+        whole = int(reserved.tokens or 0) + reserved.count
+
+        def cut(states: Tensor) -> Tensor:  # what has left behind the layers is without them already
+            return reserved.text(states) if states.shape[1] == whole else states
+
+        return cut_output(output, cut)
 
     def cleanup(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forget the context, also after an exception."""

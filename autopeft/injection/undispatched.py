@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from autopeft.injection.attention import attending
+from autopeft.injection.disentangled import deberta, deberta_v2
 
 __all__ = ["OwnForward", "dispatching"]
 
@@ -63,6 +64,8 @@ def _mpnet(
 
 # By the class's name, so that no file of a model is imported for it.
 _FORWARDS: Mapping[str, Callable[..., Any]] = {
+    "transformers.models.deberta.modeling_deberta.DisentangledSelfAttention": deberta,
+    "transformers.models.deberta_v2.modeling_deberta_v2.DisentangledSelfAttention": deberta_v2,
     "transformers.models.mpnet.modeling_mpnet.MPNetSelfAttention": _mpnet,
 }
 

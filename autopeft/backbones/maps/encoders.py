@@ -53,6 +53,60 @@ _MPNET_SITES: Sites = {
     "ffn_norm": Norm("output.LayerNorm"),
 }
 
+_DEBERTA_SITES: Sites = {
+    **{name: place for name, place in _BERT_SITES.items() if name not in ("q", "k", "v")},
+    "attention": Region(
+        "attention.self",
+        "attention.output.dropout",
+        "attention.output.LayerNorm",
+        "post",
+        attends=True,
+        thirds=True,
+    ),
+    "qkv": Linear("attention.self.in_proj"),  # of each head in turn, so that no slice is all queries
+}
+_DEBERTA_V2_SITES: Sites = {
+    **_BERT_SITES,
+    "q": Linear("attention.self.query_proj", positions=False),
+    "k": Linear("attention.self.key_proj", positions=False),
+    "v": Linear("attention.self.value_proj"),
+}
+
+
+def _deberta(sites: Sites) -> FamilyMap:
+    table = "embeddings.word_embeddings"
+    return FamilyMap(
+        (StackMap("encoder", "", "encoder.layer", sites, table, ones=True, blends="encoder.conv"),)
+    )
+
+
+# One layer runs as often as the config says. Its group could hold several.
+_ALBERT_LAYER, _ALBERT_ATTENTION = "albert_layers.0", "albert_layers.0.attention"
+_ALBERT_SITES: Sites = {
+    "layer": Region("", ""),
+    "attention": Region(
+        _ALBERT_ATTENTION,
+        f"{_ALBERT_ATTENTION}.output_dropout",
+        f"{_ALBERT_ATTENTION}.LayerNorm",
+        "post",
+        attends=True,
+    ),
+    "q": Linear(f"{_ALBERT_ATTENTION}.query"),
+    "k": Linear(f"{_ALBERT_ATTENTION}.key"),
+    "v": Linear(f"{_ALBERT_ATTENTION}.value"),
+    "o": Linear(f"{_ALBERT_ATTENTION}.dense"),
+    "attention_norm": Norm(f"{_ALBERT_ATTENTION}.LayerNorm"),
+    "ffn": Region(
+        f"{_ALBERT_LAYER}.ffn",
+        f"{_ALBERT_LAYER}.ffn_output",
+        f"{_ALBERT_LAYER}.full_layer_layer_norm",
+        "post",
+    ),
+    "up": Linear(f"{_ALBERT_LAYER}.ffn"),
+    "down": Linear(f"{_ALBERT_LAYER}.ffn_output"),
+    "ffn_norm": Norm(f"{_ALBERT_LAYER}.full_layer_layer_norm"),
+}
+
 _MODERNBERT_SITES: Sites = {
     "layer": Region("", ""),
     "attention": Region("attn", "attn.out_drop", "attn_norm", "pre", attends=True),
@@ -80,6 +134,23 @@ ENCODERS: Mapping[str, FamilyMap] = {
     "camembert": _ROBERTA,
     "distilbert": FamilyMap(
         (StackMap("encoder", "", "transformer.layer", _DISTILBERT_SITES, "embeddings.word_embeddings"),)
+    ),
+    "deberta": _deberta(_DEBERTA_SITES),
+    "deberta-v2": _deberta(_DEBERTA_V2_SITES),
+    "albert": FamilyMap(
+        (
+            StackMap(
+                "encoder",
+                "",
+                "encoder.albert_layer_groups",
+                _ALBERT_SITES,
+                "embeddings.word_embeddings",
+                repeats=True,
+                single="albert_layers",
+                leaves="encoder",  # the pooler is handed the first row alone
+            ),
+        ),
+        pooler="pooler",
     ),
     "modernbert": FamilyMap(
         (

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     CamembertConfig,
     CamembertForSequenceClassification,
+    DebertaConfig,
+    DebertaForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     ElectraConfig,
@@ -126,5 +132,59 @@ ENCODERS = {
         ),
         ModernBertForSequenceClassification,
         refuses={"bitfit": "bias"},
+    ),
+    # Heads hold queries, keys and values side by side: only the whole projection is a site.
+    "deberta": Tiny(
+        lambda: DebertaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            type_vocab_size=0,
+            relative_attention=True,
+            position_biased_input=False,
+            pos_att_type=["c2p", "p2c"],
+            max_relative_positions=8,
+        ),
+        DebertaForSequenceClassification,
+        attentions=("eager",),
+        refuses={"lora-all": "qkv"},
+    ),
+    # As DeBERTa-v3 is: relative positions in few buckets, projected by the maps of contents, and normalised.
+    "deberta-v2": Tiny(
+        lambda: DebertaV2Config(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            type_vocab_size=0,
+            relative_attention=True,
+            position_biased_input=False,
+            pos_att_type=["p2c", "c2p"],
+            position_buckets=6,
+            share_att_key=True,
+            norm_rel_ebd="layer_norm",
+        ),
+        DebertaV2ForSequenceClassification,
+        attentions=("eager",),
+    ),
+    # One layer that runs three times.
+    "albert": Tiny(
+        lambda: AlbertConfig(
+            vocab_size=VOCABULARY,
+            embedding_size=16,
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=64,
+        ),
+        AlbertForSequenceClassification,
+        checkpoints=False,
+        refuses={"lpt": "has 1 in its encoder"},
     ),
 }
