@@ -141,7 +141,7 @@ def _has_pooler(base: PreTrainedModel, layout: Layout) -> bool:
 def _max_positions(config: PreTrainedConfig, layout: Layout) -> int | None:
     if layout.family.modality == "vision" or layout.family.endless:
         return None
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = getattr(config, layout.family.limit, None)
     if limit is None:
         return None
     if layout.family.position_offset == "padding":
@@ -152,10 +152,11 @@ def _max_positions(config: PreTrainedConfig, layout: Layout) -> int | None:
 def _spec(base: PreTrainedModel, layout: Layout) -> BackboneSpec:
     config = base.config
     stacks = tuple(
-        StackSpec(s.map.name, len(s.layers), s.hidden, s.map.causal, _head_dim(base, s))
+        StackSpec(s.map.name, len(s.layers), s.hidden, s.map.causal, _head_dim(base, s), s.runs)
         for s in layout.stacks
     )
     vision = layout.family.modality == "vision"
+    writes = stacks[-1].causal and stacks[-1].name == "decoder"
     tensors = _tensors(base, layout)
     return BackboneSpec(
         family=config.model_type,
@@ -170,9 +171,9 @@ def _spec(base: PreTrainedModel, layout: Layout) -> BackboneSpec:
         generic=layout.generic,
         logits=LogitsSpec(
             stacks[-1].hidden,
-            _width(config, causal=stacks[-1].causal),
-            tokens=stacks[-1].causal,
-            behind=_behind(config) if stacks[-1].causal else "",
+            _width(config, causal=writes),
+            tokens=writes,
+            behind=_behind(config) if writes else "",
         ),
     )
 
@@ -211,16 +212,23 @@ def _role(owner: nn.Module, name: str) -> TensorRole:
     return "weight" if name == "weight" else "other"
 
 
+def _read_past(base: nn.Module, path: str) -> bool:
+    """Whether a module's parameters are read past it, where nothing can put others in their place."""
+    around = base.get_submodule(path.rpartition(".")[0])
+    return isinstance(around, nn.MultiheadAttention)
+
+
 def _tensors(base: PreTrainedModel, layout: Layout) -> tuple[TensorSpec, ...]:
+    """Those that can be altered. What the family's code freezes (sinusoids) is not there to be."""
     owners: dict[str, Place] = {}
     for place in layout.places():
         if place.site.kind in {"linear", "norm"} and place.out_slice is None:
             owners.setdefault(place.exit, place)
     found = []
     for name, parameter in base.named_parameters(remove_duplicate=True):
-        if not parameter.requires_grad:  # what the family's code freezes is none to be altered: sinusoids
-            continue
         path, _, leaf = name.rpartition(".")
+        if not parameter.requires_grad or _read_past(base, path):
+            continue
         owner = owners.get(path)
         site: Site | None = owner.site if owner is not None else None
         where = (site.stack, site.layer, site.name) if site is not None else _place_of(name, layout)

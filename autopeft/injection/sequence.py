@@ -71,6 +71,11 @@ class RootHooks:
     tells: bool = False
 
     @property
+    def reads_text(self) -> bool:
+        """Whether this stack reads tokens, as every decoder does."""
+        return self.spec.modality == "text" or self.stack.name == "decoder"
+
+    @property
     def rows(self) -> int:
         """How many rows are reserved now: a training may take some away."""
         return sum(slot.length for prompt in self.prompts for slot in prompt.slots)
@@ -137,10 +142,10 @@ class RootHooks:
         cached = is_cached(inputs)
         if self.source_slots:
             self._pad_source(inputs)
-        given = _mask(inputs, "attention_mask") if self.spec.modality == "text" else None
+        given = _mask(inputs, "attention_mask") if self.reads_text else None
         tokens = _known_tokens(inputs, given) if self.tells else None
         reserved = self._reserve(inputs, cached)
-        if reserved.count and self.spec.modality == "text":
+        if reserved.count and self.reads_text:
             self._extend(inputs, reserved, cached)
         context = Context(
             mask=None if given is None else _mask(inputs, "attention_mask"),
@@ -157,7 +162,7 @@ class RootHooks:
             hybrid=self.token,
             further=frames.further,
         )
-        if reserved.count and self.spec.modality == "text" and not cached:
+        if reserved.count and self.reads_text and not cached:
             self._extend_tokens(inputs, context)
         frames.entered = (self.token, self.stack.name)
         frames.contexts[frames.entered] = context
@@ -183,7 +188,7 @@ class RootHooks:
 
     def _reserve(self, inputs: dict[str, Any], cached: bool) -> Reserved:
         """Where the rows come to lie among the positions of the mask, or of the text where there is none."""
-        if self.spec.modality != "text":
+        if not self.reads_text:
             return Reserved(self.rows, right=self.spec.prompt_side == "right", owners=self.owners)
         tokens = _given_tokens(inputs)
         slots = [slot for prompt in self.prompts for slot in prompt.slots]

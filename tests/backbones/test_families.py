@@ -210,3 +210,14 @@ def test_a_config_tells_what_the_model_has(name: str) -> None:
         foreseen = count(build_graph(recipe, spec), spec)
         with attach(tiny_model(name), recipe, seed=0) as hybrid:
             assert hybrid.counts().deployed == foreseen.deployed
+
+
+@pytest.mark.parametrize("name", DISPATCHING)
+def test_prefixes_are_the_same_in_either_attention(name: str) -> None:
+    found = []
+    for attention in ("sdpa", "eager"):
+        model = tiny_model(name, attention=attention)
+        item = {"prefix_tuning": {"length": 3, "reparameterization": None}}
+        randomise(attach(model, Recipe.from_dict({"layers": [{"attach": [item]}]}), seed=0).root)
+        found.append(logits(model, tiny_inputs(name, pad=2), length=7))
+    torch.testing.assert_close(found[0], found[1], atol=2e-5, rtol=1e-4)

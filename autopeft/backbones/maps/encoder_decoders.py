@@ -1,8 +1,9 @@
-"""Site maps of encoder-decoders of text."""
+"""Site maps of encoder-decoders of text, and of speech."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 from autopeft.backbones.maps.records import FamilyMap, Linear, Norm, Region, Sites, StackMap
@@ -106,6 +107,13 @@ def _bart(
     )
 
 
+def _whisper() -> FamilyMap:
+    """BART's layers behind convolutions of a spectrogram: no module yields what a prompt could stand in."""
+    encoder, decoder = _bart("pre", "layer_norm").stacks
+    heard = replace(encoder, embeddings=None)
+    return FamilyMap((heard, decoder), modality="audio", limit="max_target_positions")
+
+
 ENCODER_DECODERS: Mapping[str, FamilyMap] = {
     "t5": _T5,
     "mt5": _T5,
@@ -116,4 +124,5 @@ ENCODER_DECODERS: Mapping[str, FamilyMap] = {
     "marian": _bart("post", scaled=("encoder",)),
     "m2m_100": _bart("pre", "layer_norm", endless=True),
     "blenderbot": _bart("pre", "layer_norm"),
+    "whisper": _whisper(),
 }

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from autopeft.spec import StackName
+from autopeft.spec import Modality, StackName
 
 __all__ = ["FamilyMap", "Linear", "Norm", "Region", "Sites", "StackMap"]
 
@@ -94,15 +94,18 @@ class FamilyMap:
     """All stacks of a family, and what its inputs look like.
 
     Attributes:
+        modality: what its first stack reads; a decoder behind it reads text.
         position_offset: first explicit position id (RoBERTa counts from `padding_idx + 1`).
         pooler: module that reads the first row, where the family has one.
         padding_id: the id of padding, where the family's code has one of its own in place of the config's.
+        limit: the option of its config that says how many positions its tokens have.
         endless: its positions have no end, whatever the config says.
     """
 
     stacks: tuple[StackMap, ...]
-    modality: Literal["text", "vision"] = "text"
+    modality: Modality = "text"
     position_offset: Literal["zero", "padding"] = "zero"
     pooler: str | None = None
     padding_id: int | None = None
+    limit: str = "max_position_embeddings"
     endless: bool = False

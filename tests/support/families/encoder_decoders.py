@@ -25,6 +25,8 @@ from transformers import (
     T5ForConditionalGeneration,
     UMT5Config,
     UMT5ForConditionalGeneration,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 from .record import VOCABULARY, Tiny
@@ -78,6 +80,20 @@ ENCODER_DECODERS = {
     "mbart": _like_bart(MBartConfig, MBartForConditionalGeneration, scale_embedding=True),
     "pegasus": _like_bart(PegasusConfig, PegasusForConditionalGeneration, scale_embedding=True),
     "marian": _like_bart(MarianConfig, MarianMTModel, scale_embedding=True),
-    "m2m_100": _like_bart(M2M100Config, M2M100ForConditionalGeneration),
-    "blenderbot": _like_bart(BlenderbotConfig, BlenderbotForConditionalGeneration),
+    "m2m_100": _like_bart(M2M100Config, M2M100ForConditionalGeneration, scale_embedding=True),
+    "blenderbot": _like_bart(BlenderbotConfig, BlenderbotForConditionalGeneration, scale_embedding=True),
+    "whisper": Tiny(
+        lambda: WhisperConfig(
+            **{k: v for k, v in SIZES.items() if k != "max_position_embeddings"},
+            num_mel_bins=8,
+            max_source_positions=6,
+            max_target_positions=64,
+            suppress_tokens=None,
+            begin_suppress_tokens=None,
+        ),
+        WhisperForConditionalGeneration,
+        writes=True,
+        modality="audio",
+        refuses={"prompt": "reads sound"},
+    ),
 }
