@@ -128,6 +128,6 @@ def _resolved(at: At, stack: StackSpec) -> tuple[int, ...]:
         if stack.runs == 1:
             raise
         raise RecipeError(
-            f"{error} Each layer with weights of its own runs {stack.runs} times here, and what is attached to "
-            "it acts in every run; write at: all."
+            f"{error} Each layer with weights of its own runs {stack.runs} times here, and what is attached "
+            "to it acts in every run; write at: all."
         ) from error

@@ -123,6 +123,23 @@ _MODERNBERT_SITES: Sites = {
     "ffn_norm": Norm("mlp_norm"),
 }
 
+_NOMIC_SITES: Sites = {
+    "layer": Region("", ""),
+    "attention": Region(
+        "self_attn", "post_attention_dropout", "post_attention_layernorm", "post", attends=True
+    ),
+    "q": Linear("self_attn.q_proj"),
+    "k": Linear("self_attn.k_proj"),
+    "v": Linear("self_attn.v_proj"),
+    "o": Linear("self_attn.o_proj"),
+    "attention_norm": Norm("post_attention_layernorm"),
+    "ffn": Region("mlp", "post_mlp_dropout", "post_mlp_layernorm", "post"),
+    "up": Linear("mlp.up_proj"),
+    "gate_proj": Linear("mlp.gate_proj"),
+    "down": Linear("mlp.down_proj"),
+    "ffn_norm": Norm("post_mlp_layernorm"),
+}
+
 _BERT = FamilyMap((_BERT_STACK,), pooler="pooler")
 _ROBERTA = FamilyMap((_BERT_STACK,), position_offset="padding", pooler="pooler")
 
@@ -158,6 +175,9 @@ ENCODERS: Mapping[str, FamilyMap] = {
                 "encoder", "", "layers", _MODERNBERT_SITES, "embeddings.tok_embeddings", norm="final_norm"
             ),
         )
+    ),
+    "nomic_bert": FamilyMap(
+        (StackMap("encoder", "", "layers", _NOMIC_SITES, "embeddings.word_embeddings"),), pooler="pooler"
     ),
     "mpnet": FamilyMap(
         (StackMap("encoder", "", "encoder.layer", _MPNET_SITES, "embeddings.word_embeddings"),),

@@ -21,6 +21,8 @@ from transformers import (
     ModernBertForSequenceClassification,
     MPNetConfig,
     MPNetForSequenceClassification,
+    NomicBertConfig,
+    NomicBertForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
     XLMRobertaConfig,
@@ -186,5 +188,16 @@ ENCODERS = {
         AlbertForSequenceClassification,
         checkpoints=False,
         refuses={"lpt": "has 1 in its encoder"},
+    ),
+    "nomic_bert": Tiny(
+        lambda: NomicBertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=64,
+        ),
+        NomicBertForSequenceClassification,
     ),
 }
