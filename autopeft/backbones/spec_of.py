@@ -212,14 +212,15 @@ def _role(owner: nn.Module, name: str) -> TensorRole:
     return "weight" if name == "weight" else "other"
 
 
-def _read_past(base: nn.Module, path: str) -> bool:
-    """Whether a module's parameters are read past it, where nothing can put others in their place."""
+def _in_multihead(base: nn.Module, path: str) -> bool:
+    """Whether a module is part of PyTorch's attention, which reads its parameters past it."""
     around = base.get_submodule(path.rpartition(".")[0])
     return isinstance(around, nn.MultiheadAttention)
 
 
 def _tensors(base: PreTrainedModel, layout: Layout) -> tuple[TensorSpec, ...]:
-    """Those that can be altered. What the family's code freezes (sinusoids) is not there to be."""
+    """Those that can be altered: not what the family's code freezes (sinusoids), nor what is read past the
+    module that owns it."""
     owners: dict[str, Place] = {}
     for place in layout.places():
         if place.site.kind in {"linear", "norm"} and place.out_slice is None:
@@ -227,7 +228,8 @@ def _tensors(base: PreTrainedModel, layout: Layout) -> tuple[TensorSpec, ...]:
     found = []
     for name, parameter in base.named_parameters(remove_duplicate=True):
         path, _, leaf = name.rpartition(".")
-        if not parameter.requires_grad or _read_past(base, path):
+        past = name in layout.family.past or _in_multihead(base, path)
+        if past or not parameter.requires_grad:
             continue
         owner = owners.get(path)
         site: Site | None = owner.site if owner is not None else None

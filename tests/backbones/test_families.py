@@ -20,6 +20,7 @@ from autopeft.backbones import Place, StackPlaces, base_model_of, layout_of, spe
 from autopeft.counting import count
 from autopeft.graph import build_graph
 from autopeft.hybrid import attach
+from autopeft.injection.owners import owners_of
 from autopeft.recipe import Recipe
 from autopeft.spec import LINEAR_SITES
 
@@ -210,6 +211,20 @@ def test_a_config_tells_what_the_model_has(name: str) -> None:
         foreseen = count(build_graph(recipe, spec), spec)
         with attach(tiny_model(name), recipe, seed=0) as hybrid:
             assert hybrid.counts().deployed == foreseen.deployed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_may_be_altered_lies_in_modules_that_run(name: str) -> None:
+    """Weights are put in their place when a module runs: what is read past it would be altered in vain."""
+    model = tiny_model(name)
+    base, (spec, _) = base_model_of(model), spec_of_model(model)
+    ran: set[nn.Module] = set()
+    for module in model.modules():
+        module.register_forward_hook(lambda m, args, output: ran.add(m))
+    model(**tiny_inputs(name))
+    owners = owners_of(model)
+    found = {t.name: owners[id(base.get_parameter(t.name))] for t in spec.tensors}
+    assert [name for name, held in found.items() if not any(module in ran for module, _ in held)] == []
 
 
 @pytest.mark.parametrize("name", DISPATCHING)

@@ -75,9 +75,8 @@ _DEBERTA_V2_SITES: Sites = {
 
 def _deberta(sites: Sites) -> FamilyMap:
     table = "embeddings.word_embeddings"
-    return FamilyMap(
-        (StackMap("encoder", "", "encoder.layer", sites, table, ones=True, blends="encoder.conv"),)
-    )
+    stack = StackMap("encoder", "", "encoder.layer", sites, table, ones=True, blends="encoder.conv")
+    return FamilyMap((stack,), past=("encoder.rel_embeddings.weight",))
 
 
 # One layer runs as often as the config says. Its group could hold several.

@@ -98,6 +98,8 @@ class FamilyMap:
         position_offset: first explicit position id (RoBERTa counts from `padding_idx + 1`).
         pooler: module that reads the first row, where the family has one.
         padding_id: the id of padding, where the family's code has one of its own in place of the config's.
+        past: parameters that its code reads past the modules that own them, so that nothing can put others in
+            their place.
         limit: the option of its config that says how many positions its tokens have.
         endless: its positions have no end, whatever the config says.
     """
@@ -107,5 +109,6 @@ class FamilyMap:
     position_offset: Literal["zero", "padding"] = "zero"
     pooler: str | None = None
     padding_id: int | None = None
+    past: tuple[str, ...] = ()
     limit: str = "max_position_embeddings"
     endless: bool = False

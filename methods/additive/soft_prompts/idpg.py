@@ -137,8 +137,8 @@ class IDPG:
         if widths or width % c.phm_dim or c.bottleneck % c.phm_dim:
             raise MethodError(
                 f"idpg with phm_dim={c.phm_dim} cuts the bottleneck, {c.bottleneck}, and the width of its "
-                f"places and states, {sorted({width, *widths})}, into as many blocks; choose one that divides "
-                "both, on a backbone whose embeddings are as wide as its layers."
+                f"places and states, {sorted({width, *widths})}, into as many blocks; choose one that "
+                "divides both, on a backbone whose embeddings are as wide as its layers."
             )
         return width
 
