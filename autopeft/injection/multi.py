@@ -219,8 +219,8 @@ class MultiInjection:
         ):
             if stack.map.leaves is not None and any(lane.rows for lane in lanes):
                 raise CompositionError(
-                    f"{type(self.base).__name__} reads a row of its last states itself, which would be one of "
-                    "a prompt in a batch of several hybrids; attach those with prompts one at a time."
+                    f"{type(self.base).__name__} reads a row of its last states itself, which would be one "
+                    "of a prompt in a batch of several hybrids; attach those with prompts one at a time."
                 )
             root = MultiRootHooks(self.token, lanes)
             module = self.base.get_submodule(stack.map.root)
