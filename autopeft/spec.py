@@ -20,6 +20,7 @@ __all__ = [
     "SITE_NAMES",
     "BackboneSpec",
     "LogitsSpec",
+    "Modality",
     "Site",
     "SiteKind",
     "StackName",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 StackName = Literal["encoder", "decoder"]
+Modality = Literal["text", "vision", "audio"]
 SiteKind = Literal["linear", "norm", "region", "embeddings"]
 TensorRole = Literal["weight", "bias", "norm_weight", "norm_bias", "embedding", "other"]
 
@@ -111,9 +113,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class StackSpec:
-    """A list of layers of the same shape: `name`, number of `layers`, width `hidden`, whether it is `causal`,
-    `head_dim`, the width of one attention head (`None` where it is not known), and `window`, how many
-    positions a query sees in layers with a sliding window (`None` where it sees all)."""
+    """A list of layers of the same shape: `name`, number of `layers` with weights of their own, width
+    `hidden`, whether it is `causal`, `head_dim`, the width of one attention head (`None` where it is not
+    known), `window`, how many positions a query sees in layers with a sliding window (`None` where it sees
+    all), and how often each layer `runs` in a forward, one run after the other (ALBERT's, twelve times)."""
 
     name: StackName
     layers: int
@@ -121,6 +124,7 @@ class StackSpec:
     causal: bool
     head_dim: int | None = None
     window: int | None = None
+    runs: int = 1
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ class BackboneSpec:
         tensors: every parameter tensor of the base model that is there to be altered, once per storage.
         parameters: unique parameters of the family's whole base model, embeddings and pooler included, head
             left out: what a share is of, also where a task's model leaves the pooler away.
-        modality: `text` or `vision`.
+        modality: what its first stack reads, `text`, `vision` or `audio`.
         max_positions: longest sequence that the position embeddings allow, or `None` where there is no limit.
         prompt_side: where reserved rows go: `left` for text, `right` for vision.
         pooler: whether the base model has a pooler.
@@ -161,7 +165,7 @@ class BackboneSpec:
     sites: tuple[Site, ...]
     tensors: tuple[TensorSpec, ...] = field(repr=False)
     parameters: int
-    modality: Literal["text", "vision"] = "text"
+    modality: Modality = "text"
     max_positions: int | None = None
     prompt_side: Literal["left", "right"] = "left"
     pooler: bool = False

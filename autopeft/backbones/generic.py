@@ -59,6 +59,11 @@ def generic_map(base: PreTrainedModel) -> FamilyMap:
         )
     path, layers = min(lists, key=lambda item: item[0].count("."))
     hidden = getattr(base.config, "hidden_size", None)
+    if getattr(base.config, "text_config", None) and getattr(base.config, "vision_config", None):
+        raise SiteError(
+            f"{type(base).__name__} is not one stack of layers but has a tower for texts and one for images; "
+            f"load one of them by itself (of CLIP, CLIPVisionModel). Families with a map: {known}."
+        )
     if hidden is None or _count(layers[0], "q", "qkv") > 1:
         raise SiteError(
             f"There is no site map for {family!r}, and {type(base).__name__} is not one stack of layers with "

@@ -32,6 +32,7 @@ class Place:
         attends: `entry` dispatches to an attention function.
         flat: x and y are (batch · positions, width).
         offset: what a norm adds to its weight before it scales by it.
+        positions: it is called for the positions of the sequence alone.
     """
 
     site: Site
@@ -43,6 +44,7 @@ class Place:
     attends: bool = False
     flat: bool = False
     offset: float = 0.0
+    positions: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class StackPlaces:
         places: every place, in order of depth.
         embeddings: path of the module around the table of its embeddings that adds positions and normalises,
             or of the table where that lies at the root by itself; `None` where no embeddings are known.
+        runs: how often each layer runs in a forward, one run after the other.
+        blends: what its first layer read is blended with what that yields.
     """
 
     map: StackMap
@@ -63,6 +67,8 @@ class StackPlaces:
     hidden: int
     places: tuple[Place, ...]
     embeddings: str | None = None
+    runs: int = 1
+    blends: bool = False
 
     @property
     def embeds_at_root(self) -> bool:
@@ -144,7 +150,7 @@ def _linear_place(
     bias = getattr(module, "bias", None) is not None
     site = Site(stack.name, index, name, "linear", n_in, width, bias=bias, fused=part is not None)
     full = f"{path}.{where}"
-    return Place(site, full, full, out_slice=part, transposed=transposed)
+    return Place(site, full, full, out_slice=part, transposed=transposed, positions=entry.positions)
 
 
 def _norm_place(
@@ -201,12 +207,19 @@ def _layer_places(stack: StackMap, index: int, layer: nn.Module, path: str, hidd
         elif isinstance(entry, Norm):
             place = _norm_place(stack, index, name, entry, layer, path)
         else:
-            key = "cross_k" if name == "cross_attention" else "k"
-            kv = linears[key].site.out_features if entry.attends and key in linears else 0
+            kv = _key_width(name, entry, linears) if entry.attends else 0
             place = _region_place(stack, index, name, entry, layer, path, hidden, kv)
         if place is not None:
             found.append(place)
     return found
+
+
+def _key_width(name: str, region: Region, linears: dict[str, Place]) -> int:
+    """Width of the keys of all heads together, 0 where no site tells it."""
+    if region.thirds and "qkv" in linears:
+        return linears["qkv"].site.out_features // 3
+    key = "cross_k" if name == "cross_attention" else "k"
+    return linears[key].site.out_features if key in linears else 0
 
 
 def _embedding_width(module: nn.Module, hidden: int) -> int:
@@ -214,7 +227,7 @@ def _embedding_width(module: nn.Module, hidden: int) -> int:
     return int(weight.shape[1]) if weight is not None and weight.ndim == 2 else hidden
 
 
-def _stack_places(base: nn.Module, stack: StackMap, hidden: int) -> StackPlaces | None:
+def _stack_places(base: PreTrainedModel, stack: StackMap, hidden: int) -> StackPlaces | None:
     layers = _get(base, stack.layers)
     if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
         return None
@@ -228,8 +241,20 @@ def _stack_places(base: nn.Module, stack: StackMap, hidden: int) -> StackPlaces 
         places.append(Place(site, stack.embeddings, stack.embeddings))
     paths = tuple(f"{stack.layers}.{i}" for i in range(len(layers)))
     for i, path in enumerate(paths):
+        _require_single(base, stack, layers[i])
         places += _layer_places(stack, i, layers[i], path, hidden)
-    return StackPlaces(stack, paths, hidden, tuple(places), _embeddings_module(stack))
+    runs = int(base.config.num_hidden_layers) // len(layers) if stack.repeats else 1
+    blends = stack.blends is not None and _get(base, stack.blends) is not None
+    return StackPlaces(stack, paths, hidden, tuple(places), _embeddings_module(stack), runs, blends)
+
+
+def _require_single(base: PreTrainedModel, stack: StackMap, layer: nn.Module) -> None:
+    inside = None if stack.single is None else _get(layer, stack.single)
+    if isinstance(inside, nn.ModuleList) and len(inside) > 1:
+        raise SiteError(
+            f"A layer of this {base.config.model_type!r} holds {len(inside)} layers that run in turn, over "
+            "and over, so that none of them has a place of its own; take a model whose layers hold one."
+        )
 
 
 def _embeddings_module(stack: StackMap) -> str | None:

@@ -140,9 +140,9 @@ def _has_pooler(base: PreTrainedModel, layout: Layout) -> bool:
 
 
 def _max_positions(config: PreTrainedConfig, layout: Layout) -> int | None:
-    if layout.family.modality == "vision" or config.model_type in {"t5", "mt5"}:
+    if layout.family.modality == "vision" or layout.family.endless:
         return None
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = getattr(config, layout.family.limit, None)
     if limit is None:
         return None
     if layout.family.position_offset == "padding":
@@ -153,17 +153,20 @@ def _max_positions(config: PreTrainedConfig, layout: Layout) -> int | None:
 def _spec(base: PreTrainedModel, layout: Layout) -> BackboneSpec:
     config = base.config
     stacks = tuple(
-        StackSpec(s.map.name, len(s.layers), s.hidden, s.map.causal, _head_dim(base, s), _window(config))
+        StackSpec(
+            s.map.name, len(s.layers), s.hidden, s.map.causal, _head_dim(base, s), _window(config), s.runs
+        )
         for s in layout.stacks
     )
     vision = layout.family.modality == "vision"
+    writes = stacks[-1].causal and stacks[-1].name == "decoder"
     tensors = _tensors(base, layout)
     return BackboneSpec(
         family=config.model_type,
         stacks=stacks,
         sites=tuple(p.site for p in layout.places()),
         tensors=tensors,
-        parameters=sum(t.size for t in tensors),
+        parameters=sum(p.numel() for p in base.parameters()),
         modality=layout.family.modality,
         max_positions=_max_positions(config, layout),
         prompt_side="right" if vision else "left",
@@ -171,9 +174,9 @@ def _spec(base: PreTrainedModel, layout: Layout) -> BackboneSpec:
         generic=layout.generic,
         logits=LogitsSpec(
             getattr(config, "word_embed_proj_dim", None) or stacks[-1].hidden,  # OPT projects its last states
-            _width(config, causal=stacks[-1].causal),
-            tokens=stacks[-1].causal,
-            behind=_behind(config) if stacks[-1].causal else "",
+            _width(config, causal=writes),
+            tokens=writes,
+            behind=_behind(config) if writes else "",
         ),
         lacks=layout.family.lacks,
     )
@@ -222,7 +225,15 @@ def _role(owner: nn.Module, name: str) -> TensorRole:
     return "weight" if name == "weight" else "other"
 
 
+def _in_multihead(base: nn.Module, path: str) -> bool:
+    """Whether a module is part of PyTorch's attention, which reads its parameters past it."""
+    around = base.get_submodule(path.rpartition(".")[0])
+    return isinstance(around, nn.MultiheadAttention)
+
+
 def _tensors(base: PreTrainedModel, layout: Layout) -> tuple[TensorSpec, ...]:
+    """Those that can be altered: not what the family's code freezes (sinusoids), nor what is read past the
+    module that owns it."""
     owners: dict[str, Place] = {}
     for place in layout.places():
         if place.site.kind in {"linear", "norm"} and place.out_slice is None:
@@ -230,6 +241,9 @@ def _tensors(base: PreTrainedModel, layout: Layout) -> tuple[TensorSpec, ...]:
     found = []
     for name, parameter in base.named_parameters(remove_duplicate=True):
         path, _, leaf = name.rpartition(".")
+        past = name in layout.family.past or _in_multihead(base, path)
+        if past or not parameter.requires_grad:
+            continue
         owner = owners.get(path)
         site: Site | None = owner.site if owner is not None else None
         where = (site.stack, site.layer, site.name) if site is not None else _place_of(name, layout)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
+from autopeft.errors import RecipeError
 from autopeft.graph.memo import Memo
 from autopeft.recipe.layers import At, resolve_layers
 from autopeft.spec import BackboneSpec, Site, StackSpec
@@ -101,7 +102,7 @@ class LayerMasks:
         return self._masks.keep((at, stack), self._resolved(at, stack)) if found is None else found
 
     def _resolved(self, at: At, stack: str) -> int:
-        return sum(self.bits[s.name, i] for s in self._covered(stack) for i in resolve_layers(at, s.layers))
+        return sum(self.bits[s.name, i] for s in self._covered(stack) for i in _resolved(at, s))
 
     def spread(self, names: frozenset[str]) -> Spread:
         """The sites of these names."""
@@ -113,3 +114,20 @@ class LayerMasks:
             everywhere = tuple(s for s in self.spec.sites if s.name in names)
             found = self._spreads.keep(names, Spread(everywhere, [(b, s) for b, s in layers if s]))
         return found
+
+
+def _resolved(at: At, stack: StackSpec) -> tuple[int, ...]:
+    """The layers of a stack that `at` means.
+
+    Raises:
+        RecipeError: it names one that the stack does not have; where layers run several times it says so.
+    """
+    try:
+        return resolve_layers(at, stack.layers)
+    except RecipeError as error:
+        if stack.runs == 1:
+            raise
+        raise RecipeError(
+            f"{error} Each layer with weights of its own runs {stack.runs} times here, and what is attached "
+            "to it acts in every run; write at: all."
+        ) from error

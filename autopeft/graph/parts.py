@@ -41,6 +41,7 @@ __all__ = [
 _SHAPES = 1 << 12
 _RESULTS = 1 << 16
 _SPECS = 8
+_READS = {"text": "text", "vision": "images", "audio": "sound"}
 
 V = TypeVar("V")
 Direction = tuple[str, int | None, str]
@@ -185,6 +186,11 @@ class LeafShape(Shape):
     def _count(self, mask: int, name: str) -> ParameterCount:
         spec, sites = self._parts.spec, self.sites(mask)
         if self.placed(mask) and not sites:
+            if self._traits.changes_length and spec.modality == "audio":
+                raise SiteError(
+                    f"{name} stands beside the embeddings of text, but the encoder of {spec.family!r} reads "
+                    "sound, whose embeddings no module yields; use prefix_tuning or a method of layers."
+                )
             raise SiteError(
                 f"{name} finds none of its sites ({', '.join(self._names)}) on {spec.family!r} in the layers "
                 f"it is attached to; there are: {', '.join(spec.site_names())}."
@@ -399,7 +405,8 @@ def check_needs(name: str, traits: Traits, spec: BackboneSpec) -> None:
         )
     if "text" in traits.needs and spec.modality != "text":
         raise CompositionError(
-            f"{name} needs text input, but {spec.family!r} reads images; use a method of layers instead."
+            f"{name} needs text input, but {spec.family!r} reads {_READS[spec.modality]}; use a method of "
+            "layers instead."
         )
     if "decoder" in traits.needs and not causal:
         raise CompositionError(

@@ -16,7 +16,10 @@ def trunk_depths(injection: Injection) -> dict[StackName, int]:
     unknown place make the depth 0; a prefix at layer l makes it l; poolers and final norms come after all
     layers. A decoder that reads an encoder has a depth only if nothing in the encoder is altered.
     """
-    depths: dict[StackName, int] = {s.map.name: len(s.layers) for s in injection.layout.stacks}
+    # The states behind one run of a layer that runs again are not those behind its last.
+    depths: dict[StackName, int] = {
+        s.map.name: len(s.layers) if s.runs == 1 else 0 for s in injection.layout.stacks
+    }
     sites = injection.sites()
     for site in sites:
         depths[site.stack] = min(depths[site.stack], site.layer or 0)

@@ -24,6 +24,10 @@ from autopeft.method import Call
 
 __all__ = ["ModuleHooks", "SiteDispatcher", "first_input", "with_input"]
 
+_INSTEAD = {
+    **dict.fromkeys(("q", "k", "v"), "the site 'qkv'"),
+    **dict.fromkeys(("up", "gate_proj"), "the site 'down', or act on outputs"),
+}
 _DEPTH = {"linear": 0, "norm": 1, "embeddings": 1, "region": 2}
 
 
@@ -64,9 +68,8 @@ class SiteDispatcher:
     def __post_init__(self) -> None:
         if self.inputs and self.place.out_slice is not None:
             raise CompositionError(
-                f"{self.place.site.path} is a part of a fused projection and shares its input with the "
-                f"other parts, so nothing can "
-                "scale the input of it alone; use a site whose map is a whole one."
+                f"{self.place.site.path} is a part of a fused projection and shares its input with the other "
+                f"parts, so nothing can scale the input of it alone; use {_INSTEAD[self.place.site.name]}."
             )
 
     @property

@@ -17,7 +17,7 @@ from autopeft.injection.bind import BoundModule, Role, bind, bind_tensors, plays
 from autopeft.injection.dispatch import ModuleHooks, SiteDispatcher
 from autopeft.injection.frames import frames
 from autopeft.injection.lanes import LayerHooks
-from autopeft.injection.late import LateHooks, require_front
+from autopeft.injection.late import LateHooks, require_room
 from autopeft.injection.logits import LogitsHook, logits_modules
 from autopeft.injection.owners import configs_of, owners_of
 from autopeft.injection.regions import Narrowed, RegionForward, narrowed
@@ -385,38 +385,31 @@ class Injection:
             for index, path in enumerate(stack.layers):
                 prompts = self._late(stack, index)
                 if below or prompts:
-                    hook = LateHooks(
-                        stack.map.name, self.token, stack.map.causal, prompts, below, stack.map.sine_first
-                    )
+                    of = stack.map
+                    hook = LateHooks(of.name, self.token, of.causal, of.ones, prompts, below, of.sine_first)
                     module = self.base.get_submodule(path)
                     self._handles.append(
                         module.register_forward_pre_hook(hook.before, with_kwargs=True, prepend=True)
                     )
+                    self._handles += dispatching(self._attentions(stack, index))  # they know of rows
                     kept = len(self.layout.stacks) > 1 and stack.map.name == "encoder"
                     if index == len(stack.layers) - 1 and not kept:
                         self._handles.append(module.register_forward_hook(hook.after))
                 below += prompts
 
+    def _attentions(self, stack: StackPlaces, index: int) -> list[nn.Module]:
+        """Those of a layer that dispatch."""
+        return [self.base.get_submodule(p.entry) for p in stack.places if p.attends and p.site.layer == index]
+
     def _late(self, stack: StackPlaces, index: int) -> tuple[BoundModule, ...]:
         """The prompts in front of a layer.
 
         Raises:
-            CompositionError: it is not known what the family hands its layers, or its positions would not
-                fit the rows.
+            CompositionError: the stack's layers do not take rows.
         """
         place = self.places.get(f"{stack.map.name}-{index}-layer")
         prompts = () if place is None else self._prompts(place)
-        require_front(prompts)
-        if prompts and stack.map.unplaced:
-            raise CompositionError(
-                f"{prompts[0].name} puts rows in front of a layer, but {self.graph.spec.family!r} "
-                f"{stack.map.unplaced}; use prompt_tuning or p_tuning."
-            )
-        if prompts and self.graph.spec.generic:
-            raise CompositionError(
-                f"{prompts[0].name} puts rows in front of a layer, and it is not known what masks and "
-                f"positions {self.graph.spec.family!r} hands its layers; use prompt_tuning or p_tuning."
-            )
+        require_room(prompts, stack, index, self.graph.spec)
         return prompts
 
     # Logits
@@ -445,7 +438,10 @@ class Injection:
                 first = self.base.get_submodule(stack.layers[0])
                 self._handles.append(first.register_forward_pre_hook(root.reached))
             if (root.rows or root.late) and not root.keep:
-                self._handles.append(module.register_forward_hook(root.after, with_kwargs=True))
+                for leaving in (stack.map.leaves, stack.map.root):
+                    if leaving is not None:
+                        behind = self.base.get_submodule(leaving)
+                        self._handles.append(behind.register_forward_hook(root.after, with_kwargs=True))
                 self._install_pooler(stack, root)
             self._handles.append(module.register_forward_hook(root.cleanup, always_call=True))
         if self._weights and not counted:  # what acts on weights alone needs no root
@@ -490,7 +486,7 @@ class Injection:
 
     def _install_pooler(self, stack: StackPlaces, root: RootHooks) -> None:
         pooler = self.pooler()
-        if pooler is not None:
+        if pooler is not None and stack.map.leaves is None:
             hook = PoolerHooks(stack.map.name, self.token)
             self._handles.append(pooler.register_forward_pre_hook(hook.before))
 

@@ -20,21 +20,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from autopeft.backbones import StackPlaces
 from autopeft.errors import CompositionError, MethodError
 from autopeft.injection.bind import BoundModule, made_by
 from autopeft.injection.dispatch import first_input, with_input
 from autopeft.injection.frames import CONTEXT, frames
 from autopeft.method import Call, Context
+from autopeft.spec import BackboneSpec
 
-__all__ = ["LateHooks", "require_front"]
+__all__ = ["LateHooks", "require_room"]
 
 
-def require_front(prompts: Sequence[BoundModule]) -> None:
-    """Check that late prompts ask for no other place than the front, or for that of rows that there are.
+def require_room(prompts: Sequence[BoundModule], stack: StackPlaces, index: int, spec: BackboneSpec) -> None:
+    """Check that prompts can put rows in front of this layer of a stack, and ask for no other place.
 
     Raises:
-        MethodError: one does, or asks for both.
+        CompositionError: it is not known what the family hands its layers, or its layers do not take rows.
+        MethodError: a prompt asks for another place than the front, or for that of rows and for new ones.
     """
+    if prompts:
+        _require_layers(prompts[0].name, stack, index, spec)
     for prompt in prompts:
         if not all(slot.in_front for slot in prompt.slots):
             raise MethodError(
@@ -48,6 +53,29 @@ def require_front(prompts: Sequence[BoundModule]) -> None:
             )
 
 
+def _require_layers(name: str, stack: StackPlaces, index: int, spec: BackboneSpec) -> None:
+    puts = f"{name} puts rows in front of a layer"
+    if spec.generic:
+        raise CompositionError(
+            f"{puts}, and it is not known what masks and positions {spec.family!r} hands its layers; use "
+            "prompt_tuning or p_tuning."
+        )
+    if stack.map.unplaced:
+        raise CompositionError(
+            f"{puts}, but {spec.family!r} {stack.map.unplaced}; use prompt_tuning or p_tuning."
+        )
+    if stack.runs > 1:
+        raise CompositionError(
+            f"{puts}, but a layer of {spec.family!r} runs {stack.runs} times, so that they would be put in "
+            "each time; use prompt_tuning or p_tuning."
+        )
+    if index == 0 and stack.blends:
+        raise CompositionError(
+            f"{puts}, but {spec.family!r} blends what its first layer read with what it yields; put them in "
+            "front of a later layer, or use prompt_tuning or p_tuning."
+        )
+
+
 @dataclass
 class LateHooks:
     """The hook in front of one layer. Which rows are put in or made anew is asked in each forward, as a phase
@@ -57,6 +85,7 @@ class LateHooks:
         stack: the stack's name.
         token: the hybrid's.
         causal: whether its positions see none behind them.
+        ones: whether its layers are handed masks of ones where a position is seen.
         prompts: what may act in front of this layer.
         below: what may act in front of the layers below.
         sine_first: whether rotary tables come as (sine, cosine).
@@ -65,6 +94,7 @@ class LateHooks:
     stack: str
     token: int
     causal: bool
+    ones: bool
     prompts: tuple[BoundModule, ...]
     below: tuple[BoundModule, ...]
     sine_first: bool = False
@@ -174,13 +204,17 @@ class LateHooks:
                 f"Prompts in front of a layer need a mask that is a tensor, but this attention has a "
                 f"{type(mask).__name__}; load the model with attn_implementation='sdpa'."
             )
+        mask = mask.bool() if self.ones else mask
         seen, hidden = (True, False) if mask.dtype == torch.bool else (0, torch.finfo(mask.dtype).min)
         if mask.ndim == 2:
             return pad(mask, (rows, 0), value=1)
         wide = pad(mask, (rows, 0), value=seen)
         if cached or (mask.shape[2] == 1 and not self.causal):
             return wide
-        own = wide[:, :, :1].expand(-1, -1, rows, -1)
+        # Windows differ from position to position: rows see what any of them does.
+        own = (wide.any(2, keepdim=True) if mask.dtype == torch.bool else wide.amax(2, keepdim=True)).expand(
+            -1, -1, rows, -1
+        )
         if self.causal:
             own = torch.full_like(own, hidden)
             earlier = torch.ones(rows, rows, dtype=torch.bool, device=mask.device).tril()

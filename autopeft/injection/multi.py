@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from autopeft.backbones import Place
+from autopeft.errors import CompositionError
 from autopeft.injection.frames import frames
 from autopeft.injection.install import Injection
 from autopeft.injection.lanes import BiasHooks, LaneAttentionHooks, LaneHooks, LayerHooks, StackBias
@@ -66,6 +67,7 @@ class MultiInjection:
         """Register every hook; raises what `Injection.install` raises."""
         for lane in self.lanes:
             lane.check_places()
+            self._require_rows(lane)
         alone = any(lane.patches() for lane in self.lanes)
         model = ModelHooks(self.token, len(self.lanes), self.forwards, alone)
         self._handles.append(self.model.register_forward_pre_hook(model.before, with_kwargs=True))
@@ -76,6 +78,19 @@ class MultiInjection:
         self._handles.append(self.model.register_forward_hook(model.after, always_call=True))
         self._sites = self._site_hooks()
         self.refresh_weights()
+
+    def _require_rows(self, lane: LaneInjection) -> None:
+        """Raise CompositionError where a hybrid alters a map that is called for more than rows of the
+        batch."""
+        acting, patched = {site.key for site in lane.graph.sites()}, tuple(lane.patches())
+        for place in lane.places.values():
+            altered = any(name.startswith(f"{place.exit}.") for name in patched)
+            if not place.positions and (altered or place.site.key in acting):
+                raise CompositionError(
+                    f"{place.site.path} of {lane.graph.spec.family!r} projects relative positions too, which "
+                    "belong to no row of the batch, so that several hybrids cannot each alter it; attach "
+                    "them one at a time, or leave the sites q and k out."
+                )
 
     def remove(self) -> None:
         """Take every hook off."""
@@ -202,6 +217,11 @@ class MultiInjection:
         for stack, lanes in zip(
             self.layout.stacks, zip(*(lane.root_hooks() for lane in self.lanes), strict=True), strict=True
         ):
+            if stack.map.leaves is not None and any(lane.rows for lane in lanes):
+                raise CompositionError(
+                    f"{type(self.base).__name__} reads a row of its last states itself, which would be one "
+                    "of a prompt in a batch of several hybrids; attach those with prompts one at a time."
+                )
             root = MultiRootHooks(self.token, lanes)
             module = self.base.get_submodule(stack.map.root)
             self._handles += [

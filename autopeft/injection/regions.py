@@ -42,7 +42,7 @@ def serves_itself(place: Place) -> bool:
     values, and BLOOM's FFN adds the residual)."""
     if place.site.name == "ffn":
         return not place.flat and not place.exit.startswith(f"{place.entry}.")
-    return place.site.name in _LINEARS and place.out_slice is None
+    return place.site.name in _LINEARS and place.positions and place.out_slice is None
 
 
 class Replacing:

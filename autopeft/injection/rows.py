@@ -37,8 +37,9 @@ _MOST = 0.75
 
 
 def last_layer_is_rowwise(graph: CompositionGraph, stack: StackPlaces) -> bool:
-    """Whether everything that acts in the last layer does so position by position."""
-    return is_rowwise_in(graph, stack.map.name, len(stack.layers) - 1)
+    """Whether everything that acts in the last layer does so position by position, and the layer runs once:
+    its next run would read all positions."""
+    return stack.runs == 1 and is_rowwise_in(graph, stack.map.name, len(stack.layers) - 1)
 
 
 class ReadRows:

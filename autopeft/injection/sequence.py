@@ -37,7 +37,7 @@ class RootHooks:
     """Hooks on a stack's root.
 
     Attributes:
-        stack: the stack's map.
+        stack: the stack's map; where that says where its states leave, `after` serves that module as well.
         spec: the backbone.
         token: the hybrid's.
         prompts: what fills the reserved rows, in order.
@@ -71,6 +71,11 @@ class RootHooks:
     tells: bool = False
 
     @property
+    def reads_text(self) -> bool:
+        """Whether this stack reads tokens, as every decoder does."""
+        return self.spec.modality == "text" or self.stack.name == "decoder"
+
+    @property
     def rows(self) -> int:
         """How many rows are reserved now: a training may take some away."""
         return sum(slot.length for prompt in self.prompts for slot in prompt.slots)
@@ -100,10 +105,20 @@ class RootHooks:
         self.forwards.enter()
         signature = inspect.signature(module.forward)
         inputs = named_inputs(signature, args, kwargs)
+        self._require_ids(module, inputs)
         context = self.enter(inputs, self._features(module, inputs, signature.parameters))
         if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
             inputs[CONTEXT] = context
         return (), inputs
+
+    def _require_ids(self, module: nn.Module, inputs: dict[str, Any]) -> None:
+        scale = getattr(module, "embed_scale", 1.0) if self.stack.scales else 1.0
+        if inputs.get("inputs_embeds") is not None and scale != 1.0 and (self.rows or self.hooks):
+            raise CompositionError(
+                f"{type(module).__name__} multiplies the embeddings that it looks up by {scale:.4g}, but not "
+                "those that it is given, so that prompts and what else acts on embeddings would be another "
+                "thing there; pass input_ids."
+            )
 
     def _features(
         self, module: nn.Module, inputs: dict[str, Any], known: Collection[str]
@@ -127,10 +142,10 @@ class RootHooks:
         cached = is_cached(inputs)
         if self.source_slots:
             self._pad_source(inputs)
-        given = _mask(inputs, "attention_mask") if self.spec.modality == "text" else None
+        given = _mask(inputs, "attention_mask") if self.reads_text else None
         tokens = _known_tokens(inputs, given) if self.tells else None
         reserved = self._reserve(inputs, cached)
-        if reserved.count and self.spec.modality == "text":
+        if reserved.count and self.reads_text:
             self._extend(inputs, reserved, cached)
         context = Context(
             mask=None if given is None else _mask(inputs, "attention_mask"),
@@ -147,7 +162,7 @@ class RootHooks:
             hybrid=self.token,
             further=frames.further,
         )
-        if reserved.count and self.spec.modality == "text" and not cached:
+        if reserved.count and self.reads_text and not cached:
             self._extend_tokens(inputs, context)
         frames.entered = (self.token, self.stack.name)
         frames.contexts[frames.entered] = context
@@ -173,7 +188,7 @@ class RootHooks:
 
     def _reserve(self, inputs: dict[str, Any], cached: bool) -> Reserved:
         """Where the rows come to lie among the positions of the mask, or of the text where there is none."""
-        if self.spec.modality != "text":
+        if not self.reads_text:
             return Reserved(self.rows, right=self.spec.prompt_side == "right", owners=self.owners)
         tokens = _given_tokens(inputs)
         slots = [slot for prompt in self.prompts for slot in prompt.slots]
@@ -268,7 +283,14 @@ class RootHooks:
         reserved = frames.context(self.token, self.stack.name).reserved
         if not reserved.count or self.keep or self.token in frames.bare:
             return output
-        return cut_output(output, reserved.text)
+        if self.stack.leaves is None:
+            return cut_output(output, reserved.text)
+        whole = int(reserved.tokens or 0) + reserved.count
+
+        def cut(states: Tensor) -> Tensor:  # what has left behind the layers is without them already
+            return reserved.text(states) if states.shape[1] == whole else states
+
+        return cut_output(output, cut)
 
     def cleanup(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forget the context, also after an exception."""

@@ -1,4 +1,5 @@
-"""kv(attention) where a family's attention calls no function to be replaced: a forward that calls one.
+"""kv(attention) where a family's attention calls no function to be replaced, or hands nothing on to it: a
+forward that calls one.
 
 The forward computes what the class's own does, in the same order, with the products between queries, keys and
 values in a function of the form that `transformers` hands its attention on to. So whatever `attention` adds
@@ -18,9 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from autopeft.injection.attention import attending
-from autopeft.injection.frames import PREFIX
+from autopeft.injection.disentangled import deberta, deberta_v2
+from autopeft.injection.frames import PREFIX, READ, SCORES
 
 __all__ = ["OwnForward", "dispatching", "is_undispatched"]
 
@@ -170,11 +173,39 @@ def _bloom(
     return residual + output, weights
 
 
+def _siglip(
+    module: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """SigLIP's self-attention, which calls the function that its config names, but hands nothing on to it."""
+    heads = (*hidden_states.shape[:-1], -1, module.head_dim)
+    query, key, value = (
+        project(hidden_states).view(heads).transpose(1, 2)
+        for project in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager)
+    attended, weights = attend(
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        is_causal=module.is_causal,
+        scaling=module.scale,
+        dropout=module.dropout if module.training else 0.0,
+        **{name: kwargs[name] for name in (PREFIX, READ, SCORES) if name in kwargs},
+    )
+    return module.out_proj(attended.flatten(2).contiguous()), weights
+
+
 # By the class's name, so that no file of a model is imported for it.
 _FORWARDS: Mapping[str, Callable[..., Any]] = {
+    "transformers.models.deberta.modeling_deberta.DisentangledSelfAttention": deberta,
+    "transformers.models.deberta_v2.modeling_deberta_v2.DisentangledSelfAttention": deberta_v2,
     "transformers.models.mpnet.modeling_mpnet.MPNetSelfAttention": _mpnet,
     "transformers.models.falcon.modeling_falcon.FalconAttention": _falcon,
     "transformers.models.bloom.modeling_bloom.BloomAttention": _bloom,
+    "transformers.models.siglip.modeling_siglip.SiglipAttention": _siglip,
 }
 
 

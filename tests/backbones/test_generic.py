@@ -11,13 +11,13 @@ from transformers import (
     AlbertConfig,
     AlbertModel,
     CLIPConfig,
-    DeiTConfig,
-    DeiTModel,
     MobileBertConfig,
     PersimmonConfig,
     PreTrainedConfig,
     Qwen2MoeConfig,
     SwinConfig,
+    ViTMSNConfig,
+    ViTMSNModel,
 )
 
 from autopeft.backbones import spec_of
@@ -92,7 +92,7 @@ def test_a_prefix_wants_to_know_keys_from_values() -> None:
 
 
 def test_images_take_modules_of_layers_but_no_prompt() -> None:
-    model = DeiTModel(DeiTConfig(**VISION)).eval()
+    model = ViTMSNModel(ViTMSNConfig(**VISION)).eval()
     pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     bare = model(pixel_values=pixels).last_hidden_state
     with attach(model, layers("lora", {"prefix_tuning": {"length": 2}}), seed=0) as hybrid:

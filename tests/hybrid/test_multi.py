@@ -13,6 +13,7 @@ from support.multi import (
     LORA,
     MULTIS,
     NAMES,
+    PFEIFFER,
     PREFIX,
     PROMPTS,
     WITH_BIASES,
@@ -32,6 +33,7 @@ from support.multi import (
 )
 from support.tiny import tiny_inputs, tiny_model
 
+from autopeft.errors import CompositionError
 from autopeft.hybrid import attach, attach_many
 
 
@@ -204,3 +206,22 @@ def test_generation_equals_alone(name: str, which: str, cache: bool, beams: int)
         with attach(model, item, seed=i) as hybrid:
             ready(hybrid, name, i)
             assert torch.equal(got[rows], model.generate(**cut(inputs, rows), **options))
+
+
+def test_what_serves_no_row_of_the_batch_is_refused() -> None:
+    """DeBERTa-v3 projects relative positions by the maps of contents; ALBERT hands its pooler one row."""
+    for item in ({"lora": {"sites": ["q"]}}, {"ssf": {"sites": ["k"]}}):
+        with pytest.raises(CompositionError, match="projects relative positions too"):
+            attach_many(tiny_model("deberta-v2"), [recipe(item), recipe(PREFIX)])
+    with pytest.raises(CompositionError, match="projects relative positions too"):
+        attach_many(tiny_model("deberta-v2"), [recipe(model=["bitfit"]), recipe(PREFIX)])
+    with pytest.raises(CompositionError, match="reads a row of its last states itself"):
+        attach_many(tiny_model("albert"), [recipe(model=[{"prompt_tuning": {"length": 2}}])] * 2)
+
+
+@pytest.mark.parametrize("name", ["deberta", "deberta-v2", "modernbert", "albert", "siglip_vision_model"])
+def test_many_equal_alone_where_attention_is_special(name: str) -> None:
+    gate = {"gate": [{"lora": {"rank": 2, "sites": ["o"]}}, PREFIX, PFEIFFER]}
+    lora = {"lora": {"rank": 2, "sites": ["down", "o"]}}
+    recipes = [recipe(HOULSBY, PREFIX), recipe(lora), recipe(gate)]
+    assert_equals_alone(classifier(name).double(), name, recipes, logits=1e-10, grads=1e-8)

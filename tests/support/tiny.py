@@ -52,6 +52,12 @@ def tiny_inputs(
     generator = torch.Generator().manual_seed(seed)
     if FAMILIES[name].modality == "vision":
         return {"pixel_values": torch.randn(batch, 3, 8, 8, generator=generator)}
+    if FAMILIES[name].modality == "audio":
+        written = torch.randint(3, VOCABULARY, (batch, 5), generator=generator)
+        return {
+            "input_features": torch.randn(batch, 8, 12, generator=generator),
+            "decoder_input_ids": written,
+        }
     ids = torch.randint(3, VOCABULARY, (batch, length), generator=generator)
     mask = torch.ones_like(ids)
     if pad:

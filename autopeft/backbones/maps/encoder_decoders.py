@@ -1,8 +1,9 @@
-"""Site maps of encoder-decoders of text."""
+"""Site maps of encoder-decoders of text, and of speech."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 from autopeft.backbones.maps.records import FamilyMap, Linear, Norm, Region, Sites, StackMap
@@ -60,12 +61,20 @@ _T5 = FamilyMap(
             causal=True,
             norm="decoder.final_layer_norm",
         ),
-    )
+    ),
+    endless=True,
 )
 
 
-def _bart(order: Literal["pre", "post"], norm: str | None = None) -> FamilyMap:
-    """Encoder and decoder of BART and its kin; `norm` is the one behind the layers of either stack."""
+def _bart(
+    order: Literal["pre", "post"],
+    norm: str | None = None,
+    *,
+    endless: bool = False,
+    scaled: tuple[StackName, ...] = (),
+) -> FamilyMap:
+    """Encoder and decoder of BART and its kin; `norm` is the one behind the layers of either stack, `scaled`
+    are those that multiply what they look up themselves."""
 
     def attention(module: str, norm: str, names: tuple[str, str]) -> dict[str, Linear | Norm | Region]:
         region, dash = names
@@ -89,16 +98,31 @@ def _bart(order: Literal["pre", "post"], norm: str | None = None) -> FamilyMap:
     def stack(name: StackName, sites: Sites) -> StackMap:
         last = None if norm is None else f"{name}.{norm}"
         layers, embeddings = f"{name}.layers", f"{name}.embed_tokens"
-        return StackMap(name, name, layers, sites, embeddings, causal=name == "decoder", norm=last)
+        causal, scales = name == "decoder", name in scaled
+        return StackMap(name, name, layers, sites, embeddings, causal=causal, norm=last, scales=scales)
 
     return FamilyMap(
-        (stack("encoder", {**whole, **own, **ffn}), stack("decoder", {**whole, **own, **other, **ffn}))
+        (stack("encoder", {**whole, **own, **ffn}), stack("decoder", {**whole, **own, **other, **ffn})),
+        endless=endless,
     )
+
+
+def _whisper() -> FamilyMap:
+    """BART's layers behind convolutions of a spectrogram: no module yields what a prompt could stand in."""
+    encoder, decoder = _bart("pre", "layer_norm").stacks
+    heard = replace(encoder, embeddings=None)
+    return FamilyMap((heard, decoder), modality="audio", limit="max_target_positions")
 
 
 ENCODER_DECODERS: Mapping[str, FamilyMap] = {
     "t5": _T5,
     "mt5": _T5,
+    "umt5": _T5,
     "bart": _bart("post"),
     "mbart": _bart("pre", "layer_norm"),
+    "pegasus": _bart("pre", "layer_norm", scaled=("encoder", "decoder")),
+    "marian": _bart("post", scaled=("encoder",)),
+    "m2m_100": _bart("pre", "layer_norm", endless=True),
+    "blenderbot": _bart("pre", "layer_norm"),
+    "whisper": _whisper(),
 }

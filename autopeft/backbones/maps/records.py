@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedConfig
 
-from autopeft.spec import StackName
+from autopeft.spec import Modality, StackName
 
 __all__ = ["FamilyMap", "Linear", "MapOf", "Norm", "Region", "Sites", "Slice", "StackMap"]
 
@@ -66,7 +66,9 @@ class Linear:
     """A linear map at `path`; of a fused projection, `part` of `parts` equal slices of its output, or the
     features that `features` says.
 
-    `instead` is where kin of the family have it (T5 v1.1's gated FFN has `wi_1` for `wi`).
+    `instead` is where kin of the family have it (T5 v1.1's gated FFN has `wi_1` for `wi`). `positions` says
+    that its layer calls it for the positions of the sequence alone (DeBERTa-v2 projects relative positions by
+    the same maps as contents).
     """
 
     path: str
@@ -74,6 +76,7 @@ class Linear:
     parts: int = 1
     instead: str | None = None
     features: Slice | None = None
+    positions: bool = True
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ class Region:
     without a norm: its input is the residual stream. Where the FFN reads the same normed states as the
     attention (Phi), both have the same norm.
     `attends` marks attention that prefixes reach: `entry` is then the module that dispatches to an attention
-    function, or one that `autopeft.injection.undispatched` has a forward for that does.
+    function, or one that `autopeft.injection.undispatched` has a forward for that does. `thirds` says that
+    keys are a third of the site `qkv`, where no site has them alone.
     `flat` marks states that are (batch · positions, width) (OPT's FFN), and `multiplier` is what the family
     multiplies the region's output by before it adds the residual.
     """
@@ -105,6 +109,7 @@ class Region:
     attends: bool = False
     flat: bool = False
     multiplier: float = 1.0
+    thirds: bool = False
 
 
 Sites = Mapping[str, Linear | Norm | Region]
@@ -117,8 +122,19 @@ class StackMap:
 
     `embeddings` is `None` where the resolver does not know what a prompt could be put beside, `norm` is the
     norm behind the last layer, where the family has one and it is known.
-    `behind` are its root's other modules behind the layers, `unplaced` says why no rows can be put in front
-    of its layers, and `sine_first` that its rotary tables come as (sine, cosine).
+
+    Attributes:
+        ones: its layers are handed masks of ones where a position is seen, not masks to be added.
+        blends: module that blends what the first layer read with what it yields, where there is one.
+        repeats: each of its layers runs as often as the config has more of them, one run after the other.
+        single: list inside of each layer that holds one module alone, where the family's code allows for
+            several.
+        scales: its root multiplies the embeddings that it looks up, and not those that it is given.
+        leaves: module behind the layers whose output is the last states, where the root reads some of these
+            itself before it yields them; default: the root.
+        behind: its root's other modules behind the layers.
+        unplaced: why no rows can be put in front of its layers.
+        sine_first: its rotary tables come as (sine, cosine).
     """
 
     name: StackName
@@ -131,6 +147,12 @@ class StackMap:
     behind: tuple[str, ...] = ()
     unplaced: str = ""
     sine_first: bool = False
+    ones: bool = False
+    blends: str | None = None
+    repeats: bool = False
+    single: str | None = None
+    scales: bool = False
+    leaves: str | None = None
 
 
 @dataclass(frozen=True)
@@ -138,18 +160,26 @@ class FamilyMap:
     """All stacks of a family, and what its inputs look like.
 
     Attributes:
+        modality: what its first stack reads; a decoder behind it reads text.
         position_offset: first explicit position id (RoBERTa counts from `padding_idx + 1`).
         pooler: module that reads the first row, where the family has one.
         padding_id: the id of padding, where the family's code has one of its own in place of the config's.
+        past: parameters that its code reads past the modules that own them, so that nothing can put others in
+            their place.
+        limit: the option of its config that says how many positions its tokens have.
+        endless: its positions have no end, whatever the config says.
         lacks: site → why the family has none.
     """
 
     stacks: tuple[StackMap, ...]
-    modality: Literal["text", "vision"] = "text"
+    modality: Modality = "text"
     position_offset: Literal["zero", "padding"] = "zero"
     pooler: str | None = None
     padding_id: int | None = None
     lacks: Mapping[str, str] = field(default_factory=dict)
+    past: tuple[str, ...] = ()
+    limit: str = "max_position_embeddings"
+    endless: bool = False
 
 
 MapOf = Callable[[PreTrainedConfig], FamilyMap]

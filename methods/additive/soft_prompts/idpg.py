@@ -131,12 +131,14 @@ class IDPG:
     def _width(self, sites: Sequence[Site], spec: BackboneSpec) -> int:
         if not any(site.name == "embeddings" for site in sites):
             raise MethodError("idpg puts its rows in at the embeddings; name 'embeddings' among its `sites`.")
-        c, widths = self.config, {site.out_features for site in sites}
+        # It reads the last states, which are wider than embeddings where a projection lies in between.
+        c, widths = self.config, {spec.stacks[0].hidden, *(site.out_features for site in sites)}
         width = widths.pop()
         if widths or width % c.phm_dim or c.bottleneck % c.phm_dim:
             raise MethodError(
                 f"idpg with phm_dim={c.phm_dim} cuts the bottleneck, {c.bottleneck}, and the width of its "
-                f"places, {sorted({width, *widths})}, into as many blocks; choose one that divides both."
+                f"places and states, {sorted({width, *widths})}, into as many blocks; choose one that "
+                "divides both, on a backbone whose embeddings are as wide as its layers."
             )
         return width
 

@@ -21,7 +21,7 @@ class Tiny:
         checkpoints: whether transformers recomputes its layers (of MPNet's none, and it says so).
         writes: whether its class writes texts.
         refuses: case of `contract.pairs` → a word of the reason why this family cannot take it.
-        modality: `text`, or `vision` for images of 3 x 8 x 8.
+        modality: `text`, `vision` for images of 3 x 8 x 8, or `audio` for spectra of 8 bands at 12 times.
     """
 
     config: Callable[[], PreTrainedConfig]
@@ -31,4 +31,4 @@ class Tiny:
     checkpoints: bool = True
     writes: bool = False
     refuses: Mapping[str, str] = field(default_factory=dict)
-    modality: Literal["text", "vision"] = "text"
+    modality: Literal["text", "vision", "audio"] = "text"
