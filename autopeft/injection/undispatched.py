@@ -214,8 +214,8 @@ def _known(module: nn.Module) -> Callable[..., Any] | None:
 
 
 def is_undispatched(module: nn.Module) -> bool:
-    """Whether an attention dispatches by a forward of ours alone."""
-    return _known(module) is not None
+    """Whether an attention dispatches by a forward of ours alone, whatever function its config names."""
+    return _known(module) not in (None, _siglip)
 
 
 @dataclass(frozen=True)

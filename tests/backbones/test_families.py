@@ -136,8 +136,8 @@ def test_what_is_called_queries_keys_and_values_are_these(name: str) -> None:
 def _altered(base: nn.Module, place: Place) -> Iterator[None]:
     """Within, the weights of a linear site are others."""
     weight: Any = base.get_submodule(place.exit).weight
-    kept, rows = weight.detach().clone(), slice(*(place.out_slice or (None,)))
-    part = weight.t()[rows] if place.transposed else weight[rows]
+    kept, rows = weight.detach().clone(), weight.t() if place.transposed else weight
+    part = rows if place.out_slice is None else place.out_slice.of(rows, 0)
     with torch.no_grad():
         part.add_(0.3)
     yield
@@ -189,8 +189,8 @@ def test_lora_adds_the_product_of_its_factors_to_the_weights(name: str) -> None:
             place = places[key]
             weight: Any = base_model_of(by_hand).get_submodule(place.exit).weight
             whole = weight.t() if place.transposed else weight
-            start, stop = place.out_slice or (0, len(whole))
-            whole[start:stop] += 6 / 2 * b @ a
+            change = 6 / 2 * b @ a
+            whole += change if place.out_slice is None else place.out_slice.spread(change.t(), len(whole)).t()
     torch.testing.assert_close(logits(by_hand, inputs), expected, atol=1e-5, rtol=1e-4)
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
-    ElectraConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -39,16 +38,6 @@ END = 2
 
 
 def _config(name: str) -> PreTrainedConfig:
-    if name == "electra":
-        return ElectraConfig(
-            vocab_size=VOCABULARY,
-            embedding_size=16,
-            hidden_size=32,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=4,
-            intermediate_size=64,
-            max_position_embeddings=64,
-        )
     config = tiny_config(name)
     config.eos_token_id = END
     return config
