@@ -37,6 +37,9 @@ class Taken:
             said.append(
                 f"can be served as {way}" if reason is None else f"cannot be served as {way}: {reason}"
             )
+        if limits.quantize:
+            reason, how = self.predicted.on_packed, limits.quantize
+            said.append(f"leaves weights in {how} alone" if reason is None else f"not for {how}: {reason}")
         return f"{self.name}: {'; '.join(part for part in said if part)}.{self._over(limits)}"
 
     def _figure(self, name: str) -> str:
@@ -54,7 +57,7 @@ class Taken:
     def _over(self, limits: Limits) -> str:
         known = self.predicted.to_dict() | self.measured.to_dict()
         # Whether it can be served is said by then.
-        broken = replace(limits, serve=None).broken(Resources(**known))
+        broken = replace(limits, serve=None, quantize=None).broken(Resources(**known))
         return f" It is over the limit: {'; '.join(broken)}." if broken else ""
 
     def to_dict(self, limits: Limits) -> dict[str, Any]:
