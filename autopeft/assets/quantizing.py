@@ -21,10 +21,11 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from autopeft.assets.bounds import bounded_model
+from autopeft.assets.quantized import is_packed
 from autopeft.assets.quiet import quiet_transformers
 from autopeft.errors import UsageError, near
 
-__all__ = ["QUANTIZED", "check_quantize", "quantization_options", "require_library"]
+__all__ = ["QUANTIZED", "check_quantize", "let_go_of_file", "quantization_options", "require_library"]
 
 QUANTIZED = ("int8", "int4")
 """How a backbone can be quantised while it is loaded."""
@@ -74,6 +75,17 @@ def quantization_options(
     require_library(name)
     kept = _outside_layers(config, auto_class, model)
     return {"quantization_config": _config_of(name, kept, dtype)}
+
+
+def let_go_of_file(model: nn.Module) -> None:
+    """Copy what was not quantised into memory of its own.
+
+    It lies in the mapped file of the checkpoint, all pages of which were read for quantised weights and would
+    stay with the process.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and not is_packed(tensor):
+            tensor.data = tensor.data.clone()
 
 
 def _config_of(name: str, kept: list[str], dtype: torch.dtype) -> Any:

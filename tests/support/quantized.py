@@ -76,7 +76,7 @@ def dequantised(model: PreTrainedModel, into: PreTrainedModel) -> PreTrainedMode
 
 
 def unpacked(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of what torchao or bitsandbytes quantised, with the weights that it computes with in plain maps."""
+    """A copy of what a library quantised, with the weights that it computes with in plain maps."""
     copied = copy.deepcopy(model)
     for name, module in list(copied.named_modules()):
         weight = getattr(module, "weight", None)
