@@ -30,7 +30,7 @@ from autopeft.assets.hub import PROBE_SECONDS, hub_answers
 from autopeft.assets.model_folder import check_config, check_folder, with_adapter
 from autopeft.assets.precision import attention_for, keep_head_exact
 from autopeft.assets.quantized import unquantized
-from autopeft.assets.quantizing import let_go_of_file, quantization_options, require_library
+from autopeft.assets.quantizing import quantization_options, require_library, settle_quantized
 from autopeft.assets.quiet import quiet_transformers
 from autopeft.assets.safetensors_header import read_header
 from autopeft.assets.table import model_aliases
@@ -199,7 +199,7 @@ def load_model(
         options = quantization_options(found.quantize, changed, auto_class, dtype, name)
     model = _complete(found, changed, auto_class, dtype, seed, **options)
     if options:
-        let_go_of_file(model)
+        settle_quantized(model)
     if new_head:
         if dtype != torch.float32:
             keep_head_exact(model)

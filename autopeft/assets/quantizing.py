@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from autopeft.assets.bounds import bounded_model
@@ -25,7 +25,7 @@ from autopeft.assets.quantized import is_packed
 from autopeft.assets.quiet import quiet_transformers
 from autopeft.errors import UsageError, near
 
-__all__ = ["QUANTIZED", "check_quantize", "let_go_of_file", "quantization_options", "require_library"]
+__all__ = ["QUANTIZED", "check_quantize", "quantization_options", "require_library", "settle_quantized"]
 
 QUANTIZED = ("int8", "int4")
 """How a backbone can be quantised while it is loaded."""
@@ -77,7 +77,37 @@ def quantization_options(
     return {"quantization_config": _config_of(name, kept, dtype)}
 
 
-def let_go_of_file(model: nn.Module) -> None:
+def settle_quantized(model: nn.Module) -> None:
+    """Let a model that was just quantised hold no more than it has to, while it lies there and in a step."""
+    for module in model.modules():
+        if type(module) is nn.Linear and is_packed(module.weight) and module.weight.is_floating_point():
+            module.__class__ = _PackedLinear
+    _let_go_of_file(model)
+
+
+class _PackedLinear(nn.Linear):
+    """A linear map of torchao's, which keeps the packed weight for the backward: torchao's own product keeps
+    the weight in full, so that in a step all of them would lie in memory at once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map's output, (…, out)."""
+        product: Tensor = _Product.apply(x, self.weight)
+        return product if self.bias is None else product + self.bias
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Any) -> Tensor:
+        ctx.weight = weight
+        return nn.functional.linear(x, weight.dequantize().to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        return gradient @ ctx.weight.dequantize().to(gradient.dtype), None
+
+
+def _let_go_of_file(model: nn.Module) -> None:
     """Copy what was not quantised into memory of its own.
 
     It lies in the mapped file of the checkpoint, all pages of which were read for quantised weights and would

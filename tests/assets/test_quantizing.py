@@ -94,6 +94,26 @@ def test_outputs_and_gradients_are_those_of_the_weights_that_it_computes_with(
     assert float((ours - exact).abs().max()) > 0, "something was rounded"
 
 
+def test_a_step_keeps_no_weight_in_full_for_its_backward(backbone: str) -> None:
+    model = loaded(backbone, "int8")
+    maps = [m for m in model.bert.encoder.modules() if isinstance(m, nn.Linear)]
+    full = {(m.out_features, m.in_features) for m in maps}
+    full |= {shape[::-1] for shape in full}
+    own = {p.data_ptr() for p in model.parameters()}
+    kept: list[tuple[int, ...]] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in own:
+            kept.append(tuple(tensor.shape))
+        return tensor
+
+    attach(model, Recipe.from_dict({"name": "r", "layers": [{"attach": [{"lora": {"rank": 3}}]}]}), seed=0)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(input_ids=IDS).logits.sum()
+    assert kept
+    assert not full & set(kept)
+
+
 @pytest.mark.parametrize("quantize", BOTH)
 def test_it_has_a_fingerprint_and_is_shared_between_processes(backbone: str, quantize: str) -> None:
     model = loaded(backbone, quantize)
