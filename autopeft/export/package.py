@@ -71,24 +71,33 @@ def find_saved(ref: str | Path, *, runs: str | Path = "runs") -> Saved:
 
 
 def load_saved(
-    saved: Saved, *, model: str | None = None, notify: Callable[[str], None] | None = None
+    saved: Saved,
+    *,
+    model: str | None = None,
+    notify: Callable[[str], None] | None = None,
+    quantize: str | None = None,
 ) -> tuple[Hybrid, PreTrainedTokenizerBase]:
     """The hybrid on its backbone, ready to predict, and the tokenizer, or what its kind of task has in its
-    place. `model` is where the backbone is now.
+    place. `model` is where the backbone is now, `quantize` how it is quantised: `none`, or one of
+    `autopeft.assets.QUANTIZED`; default: as it was trained.
 
     Raises:
         UsageError: the backbone is not the one that the hybrid was trained on, or the weights do not fit.
     """
     kind = saved.card.task_kind  # says so where nothing can be asked
-    hybrid, source = load_hybrid(saved, model=model, notify=notify)
+    hybrid, source = load_hybrid(saved, model=model, notify=notify, quantize=quantize)
     return hybrid, kind.load_processor(source)
 
 
 def load_hybrid(
-    saved: Saved, *, model: str | None = None, notify: Callable[[str], None] | None = None
+    saved: Saved,
+    *,
+    model: str | None = None,
+    notify: Callable[[str], None] | None = None,
+    quantize: str | None = None,
 ) -> tuple[Hybrid, ModelSource]:
     """The hybrid on its backbone, in eval mode, and where that came from; else as `load_saved`."""
-    from autopeft.assets import load_model, resolve_model
+    from autopeft.assets import check_quantize, load_model, resolve_model
     from autopeft.hybrid import load
 
     card = saved.card
@@ -97,7 +106,9 @@ def load_hybrid(
             f"{saved.folder} names no backbone, as its model was made from a configuration; say where it is "
             "with --model."
         )
-    source = resolve_model(model or card.model, notify=notify)
+    wanted = quantize or card.backbone.get("quantize")
+    how = None if wanted in (None, "none") else check_quantize(str(wanted))
+    source = resolve_model(model or card.model, notify=notify, quantize=how)
     trained_on = card.backbone.get("sha256")
     if trained_on and source.sha256 and trained_on != source.sha256:
         raise UsageError(

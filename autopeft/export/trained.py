@@ -48,7 +48,8 @@ class TrainedHybrid:
         where: its folder, or the name of a live hybrid's recipe.
         labels: class names in the order that its head learnt; `LABEL_0` and so on where they have no names.
         metric: of its own task, where that is known.
-        load: the hybrid and its tokenizer; takes where the backbone is now.
+        load: the hybrid and its tokenizer; takes where the backbone is now, and how it is quantised (see
+            `autopeft.export.package.load_saved`), which a live hybrid's stays as it is.
         manifest: of its folder, where it has one.
         result: the figures of its run, where they are known.
         pairs: whether it was trained on pairs of texts; `None` where that is not known.
@@ -60,7 +61,7 @@ class TrainedHybrid:
     labels: tuple[str, ...]
     metric: str | None
     max_length: int
-    load: Callable[[str | None, Notify], Live]
+    load: Callable[[str | None, Notify, str | None], Live]
     manifest: Mapping[str, Any] = field(default_factory=dict)
     result: Mapping[str, Any] = field(default_factory=dict)
     pairs: bool | None = None
@@ -132,7 +133,7 @@ def trained(
         labels=card.labels,
         metric=card.metric,
         max_length=card.max_length,
-        load=lambda model, notify: load_saved(saved, model=model, notify=notify),
+        load=lambda model, notify, quantize: load_saved(saved, model=model, notify=notify, quantize=quantize),
         manifest=manifest,
         result=card.result,
         pairs=card.pairs,
@@ -147,7 +148,7 @@ def _of_outcome(outcome: FixedOutcome) -> TrainedHybrid:
         labels=task.labels,
         metric=task.metric,
         max_length=outcome.max_length,
-        load=lambda model, notify: (outcome.hybrid, outcome.tokenizer),
+        load=lambda model, notify, quantize: (outcome.hybrid, outcome.tokenizer),
         manifest=read_table_in(outcome.folder, MANIFEST),
         result=outcome.to_dict(),
         pairs=task.splits["train"].pairs is not None,
@@ -171,7 +172,7 @@ def _of_hybrid(
         labels=labels,
         metric=None,
         max_length=max_length or min(longest_of(kind), words.model_max_length),
-        load=lambda model, notify: (hybrid, words),
+        load=lambda model, notify, quantize: (hybrid, words),
     )
 
 

@@ -8,6 +8,7 @@ from autopeft.graph.drawing import draw_box, draw_mermaid, draw_svg, draw_text
 from autopeft.graph.layer_masks import WHOLE
 from autopeft.graph.memo import Memo
 from autopeft.graph.merging import REGION_ENDS, first_unmergeable, readers_of, unmergeable
+from autopeft.graph.packed import on_packed, on_packed_entries
 from autopeft.graph.parts import Part, Parts, Shape, clash, hash_of, parts_of, total_of
 from autopeft.graph.serving import (
     ONE_MODEL,
@@ -50,6 +51,8 @@ __all__ = [
     "hash_of",
     "is_rowwise_in",
     "is_rowwise_on_logits",
+    "on_packed",
+    "on_packed_entries",
     "parts_of",
     "readers_of",
     "taken_for_experts",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from autopeft.assets import quantization_of
+from autopeft.assets import is_packed, quantization_of
 from autopeft.backbones import base_model_of, embedded_words, spec_of_model
 from autopeft.counting import Counts
 from autopeft.display import percent, short, table
@@ -357,7 +357,9 @@ class Hybrid:
 
     @contextmanager
     def _unfrozen(self) -> Iterator[None]:
-        frozen = [p for p in self.injection.base.parameters() if not p.requires_grad]
+        # Nothing reads gradients of packed weights, and integers have none.
+        own = self.injection.base.parameters()
+        frozen = [p for p in own if not p.requires_grad and not is_packed(p)]
         try:
             for parameter in frozen:
                 parameter.requires_grad_(True)

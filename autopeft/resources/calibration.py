@@ -200,6 +200,7 @@ def _identity(bench: Bench, backbone: str) -> str:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "versions": [torch.__version__, transformers.__version__],
     }
+    told |= {"memory_saving": True} if plan.memory_saving else {}
     return json.dumps(told, sort_keys=True)
 
 

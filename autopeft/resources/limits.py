@@ -97,6 +97,7 @@ class Resources:
         file: bytes of the saved weights, head included.
         unmergeable: why it does not merge into the backbone; empty where it does.
         unservable: why it cannot be served in the way that is asked for; empty where it can.
+        on_packed: why it cannot act on a quantised backbone; empty where it can.
     """
 
     memory: float | None = None
@@ -105,6 +106,7 @@ class Resources:
     file: float | None = None
     unmergeable: str | None = None
     unservable: str | None = None
+    on_packed: str | None = None
 
     def figures(self) -> Iterator[tuple[Figure, float]]:
         """The figures that are known, in the order of `FIGURES`."""
@@ -125,7 +127,7 @@ class Resources:
             value = told.get(figure.name)
             if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf:
                 found[figure.name] = value
-        for name in ("unmergeable", "unservable"):
+        for name in ("unmergeable", "unservable", "on_packed"):
             reason = told.get(name)
             found[name] = reason if isinstance(reason, str) else None
         return cls(**found)
@@ -135,7 +137,9 @@ class Resources:
 class Limits:
     """Upper limits on what a recipe takes; `None` for no limit. The fields are those of `Resources`.
 
-    `serve` admits only recipes that can be served so (see `autopeft.graph.serving`).
+    `serve` admits only recipes that can be served so (see `autopeft.graph.serving`). `quantize` says how the
+    backbone is quantised, and admits only recipes that leave its packed weights alone (see
+    `autopeft.graph.packed`).
     """
 
     memory: float | None = None
@@ -143,9 +147,10 @@ class Limits:
     latency: float | None = None
     file: float | None = None
     serve: str | None = None
+    quantize: str | None = None
 
     def __bool__(self) -> bool:
-        return self.serve is not None or any(True for _ in self.set())
+        return bool(self.serve or self.quantize) or any(True for _ in self.set())
 
     def set(self) -> Iterator[tuple[Figure, float]]:
         """The figures that are limited, with their limits."""
@@ -161,7 +166,7 @@ class Limits:
 
     def excess(self, found: Resources) -> float:
         """How far a recipe is over the limits: each overshoot as a share of its limit, summed; 0 inside."""
-        over = 1.0 if self.serve and found.unservable else 0.0
+        over = float(bool(self.serve and found.unservable) + bool(self.quantize and found.on_packed))
         for figure, limit in self.set():
             value = getattr(found, figure.name)
             if value is not None:
@@ -177,13 +182,18 @@ class Limits:
         ]
         if self.serve and found.unservable:
             said.append(f"not to be served as {self.serve}: {found.unservable}")
+        if self.quantize and found.on_packed:
+            said.append(f"not for a backbone in {self.quantize}: {found.on_packed}")
         return said
 
     def __str__(self) -> str:
         said = [f"{figure.title} at most {figure.text(limit)}" for figure, limit in self.set()]
-        return ", ".join([*said, *([f"to be served as {self.serve}"] if self.serve else [])])
+        said += [f"to be served as {self.serve}"] if self.serve else []
+        said += [f"methods that leave weights in {self.quantize} alone"] if self.quantize else []
+        return ", ".join(said)
 
     def to_dict(self) -> dict[str, Any]:
         """The limits that are set, JSON-able."""
         found: dict[str, Any] = {figure.name: limit for figure, limit in self.set()}
-        return {**found, **({"serve": self.serve} if self.serve else {})}
+        found |= {"serve": self.serve} if self.serve else {}
+        return found | ({"quantize": self.quantize} if self.quantize else {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from autopeft.graph import CompositionGraph, Entry, Memo, build_graph, unmergeable, unservable
+from autopeft.graph import CompositionGraph, Entry, Memo, build_graph, on_packed, unmergeable, unservable
 from autopeft.recipe import Recipe
 from autopeft.resources.calibration import Calibration
 from autopeft.resources.files import Head, entry_bytes, file_bytes
@@ -46,7 +46,12 @@ class Predictor:
     def _predict(self, graph: CompositionGraph, file: int | None) -> Resources:
         way, here = self.limits.serve, self.calibration
         why = None if way is None else unservable(graph, way, head=bool(self._head))
-        known = Resources(file=file, unmergeable=unmergeable(graph), unservable=why)
+        known = Resources(
+            file=file,
+            unmergeable=unmergeable(graph),
+            unservable=why,
+            on_packed=on_packed(graph) if self.limits.quantize else None,
+        )
         if here is None:
             return known
         return replace(

@@ -80,6 +80,8 @@ class TrainArguments(Arguments):
     batch_size: shared.BatchSize = 32
     micro_batch: shared.MicroBatch = None
     precision: shared.Precision = "fp32"
+    quantize: shared.Quantize = None
+    memory_saving: shared.MemorySaving = False
     shortcuts: shared.Shortcuts = True
     head_start: shared.HeadStart = "probe"
     text: shared.Text = None

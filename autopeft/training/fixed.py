@@ -23,10 +23,10 @@ from autopeft.assets import (
     resolve_model,
     unquantized,
 )
-from autopeft.backbones import spec_of
+from autopeft.backbones import on_meta, spec_of
 from autopeft.effort import Effort, choose_effort
-from autopeft.errors import AutoPEFTError
-from autopeft.graph import build_graph
+from autopeft.errors import AutoPEFTError, UsageError
+from autopeft.graph import build_graph, on_packed
 from autopeft.hybrid import Hybrid, attach, pinned
 from autopeft.recipe import Recipe
 from autopeft.runs.folder import RunFolder
@@ -43,6 +43,7 @@ from autopeft.training.forward import sharing_forward
 from autopeft.training.head_start import start_head
 from autopeft.training.history import History
 from autopeft.training.loop import train as train_hybrid
+from autopeft.training.modes import check_checkpointing
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.samples import asked_in
 from autopeft.training.scoring import score_by_rows
@@ -130,13 +131,15 @@ def train(call: TrainCall) -> FixedOutcome:
     recipe = given.recipe if isinstance(given.recipe, Recipe) else Recipe.load(given.recipe)
     recipe = pinned(recipe, given.runs)
     name = str(keep_model(*given.model) if isinstance(given.model, tuple) else given.model)
-    source = resolve_model(name, notify=call.notify)
+    source = resolve_model(name, notify=call.notify, quantize=given.quantize)
     spec = spec_of(unquantized(load_config(source), name))
-    build_graph(recipe, spec)
+    _check_graph(recipe, spec, source)
     task, effort = _task(given, spec, call.notify)
     tokenizer = task.task_kind.load_processor(source)
     longest = given.max_length or min(_MAX_LENGTH, tokenizer.model_max_length)
     plan = _plan(given, effort.steps, longest)
+    if plan.memory_saving:
+        check_checkpointing(on_meta(load_config(source), task.task_kind.auto_class))
     summary = summarise(task, tokenizer, longest)
     reporter = call.reporter or SilentTrainReporter()
     if call.reporter is None:  # what limits the scores is said all the same
@@ -166,6 +169,17 @@ def train(call: TrainCall) -> FixedOutcome:
     return outcome
 
 
+def _check_graph(recipe: Recipe, spec: BackboneSpec, source: ModelSource) -> None:
+    """Refuse what cannot be attached, before data and weights are read."""
+    graph = build_graph(recipe, spec)
+    reason = on_packed(graph) if source.quantize else None
+    if reason is not None:
+        raise UsageError(
+            f"The backbone is quantized ({source.quantize}), and {reason}; take methods that act on "
+            "activations alone, such as lora or serial_adapter, or leave --quantize out."
+        )
+
+
 @contextmanager
 def _whole_or_none(folder: RunFolder) -> Iterator[None]:
     """Leave no run behind that has nothing to show: one training cannot go on where it ended."""
@@ -190,6 +204,7 @@ def _plan(given: TrainArguments, steps: int, max_length: int) -> TrainingPlan:
         batch_size=given.batch_size,
         micro_batch=given.micro_batch,
         shortcuts=given.shortcuts,
+        memory_saving=given.memory_saving,
         head_start=given.head_start,
         max_length=max_length,
         seed=given.seed,

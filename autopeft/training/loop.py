@@ -26,7 +26,14 @@ from autopeft.training.errors import NonFiniteLoss, PhaseError
 from autopeft.training.forward import Forward, shortest_forward
 from autopeft.training.gradient import Gradient
 from autopeft.training.metering import PeakMemory, timed
-from autopeft.training.modes import generator_state, learning, restore_generator, seeded, training_mode
+from autopeft.training.modes import (
+    checkpointing,
+    generator_state,
+    learning,
+    restore_generator,
+    seeded,
+    training_mode,
+)
 from autopeft.training.optimizer import PhaseOptimizer
 from autopeft.training.phases import Phase, Stage, StartingValues, stages_of
 from autopeft.training.plan import TrainingPlan
@@ -141,8 +148,8 @@ def train(
     (with 0 steps also the calibration and the conclusion), `should_stop()` after each step.
 
     Raises:
-        UsageError: `until` lies outside the training, the plan stops early by itself, or a policy of the
-            recipe finds nothing to act on.
+        UsageError: `until` lies outside the training, the plan stops early by itself, a policy of the recipe
+            finds nothing to act on, or the backbone has no gradient checkpointing and memory is to be saved.
         CompositionError: a method needs logits of each row, and the task's models have them of each token.
         DataError: the checkpoint belongs to another hybrid.
         NonFiniteLoss: the loss or its gradient is NaN or infinite.
@@ -162,12 +169,12 @@ def train(
         if hybrid.needs_prepare:
             told.begins("calibration")
         prepare(hybrid, data, plan)
-    forward = shortest_forward(hybrid, data, plan, dropout=dropout)
-    run = _Run(hybrid, data, plan, forward, device, told)
-    run.until, run.resume = until, resume
-    with seeded(plan.seed, device), training_mode(hybrid.model, hybrid.modules.values(), dropout=dropout):
-        run.all_phases()
-    run.result.micro_rows = run.gradient.micro_rows
+    with checkpointing(hybrid.model, plan.memory_saving):
+        forward = shortest_forward(hybrid, data, plan, dropout=dropout)
+        run = _Run(hybrid, data, plan, forward, device, told)
+        run.until, run.resume = until, resume
+        with seeded(plan.seed, device), training_mode(hybrid.model, hybrid.modules.values(), dropout=dropout):
+            run.all_phases()
     run.conclude()
     run.result.memory = peak.bytes()
     run.result.seconds = time.perf_counter() - started
@@ -268,6 +275,7 @@ class _Run:
 
     def conclude(self) -> None:
         """Let methods conclude from the rows what they do, where the training came to its end."""
+        self.result.micro_rows = self.gradient.micro_rows
         if self.result.stopped not in ("done", "patience"):
             return
         if concluding(self.hybrid):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from autopeft.assets.heads import head_names
+from autopeft.errors import UsageError
 
 __all__ = [
+    "check_checkpointing",
+    "checkpointing",
     "evaluation_mode",
     "generator_state",
     "head_kept",
@@ -71,6 +75,34 @@ def _enable_checkpointing(model: nn.Module) -> list[tuple[nn.Module, str, float]
                 rates.append((module, name, value))
                 setattr(module, name, 0.0)
     return rates
+
+
+def check_checkpointing(model: Any) -> None:
+    """Raise UsageError if transformers has no gradient checkpointing for a model's family."""
+    if not model.supports_gradient_checkpointing:
+        raise UsageError(
+            f"transformers has no gradient checkpointing for {type(model).__name__}, which --memory-saving "
+            "(memory_saving=True) needs; leave it out, or set --micro-batch."
+        )
+
+
+@contextmanager
+def checkpointing(model: Any, wanted: bool) -> Iterator[None]:
+    """Within, where it is wanted, layers keep no activations for the backward: they are computed again there.
+    Gradients are the same. A model that checkpoints already stays as it is.
+
+    Raises:
+        UsageError: the family cannot.
+    """
+    if not wanted or model.is_gradient_checkpointing:
+        yield
+        return
+    check_checkpointing(model)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    try:
+        yield
+    finally:
+        model.gradient_checkpointing_disable()
 
 
 @contextmanager

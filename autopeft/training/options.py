@@ -32,14 +32,17 @@ __all__ = [
     "LabelWords",
     "MaxLength",
     "MaxTokens",
+    "MemorySaving",
     "Metric",
     "MicroBatch",
     "Model",
     "ModelData",
     "Notify",
     "OtherModel",
+    "OtherQuantize",
     "Out",
     "Precision",
+    "Quantize",
     "Runs",
     "Seed",
     "Shortcuts",
@@ -93,6 +96,26 @@ def _check_precision(name: str) -> object:
     from autopeft.assets.precision import dtype_of
 
     return dtype_of(name)
+
+
+def _quantized() -> Iterable[str]:
+    from autopeft.assets.quantizing import QUANTIZED
+
+    return QUANTIZED
+
+
+def _check_quantize(name: str) -> object:
+    from autopeft.assets.quantizing import check_quantize
+
+    return check_quantize(name)
+
+
+def _other_quantized() -> Iterable[str]:
+    return ("none", *_quantized())
+
+
+def _check_other_quantize(name: str) -> object:
+    return name if name == "none" else _check_quantize(name)
 
 
 def _check_head_start(name: str) -> object:
@@ -370,6 +393,38 @@ Precision = Annotated[
         panel=TRAINING,
         choices=_precisions,
         check=_check_precision,
+    ),
+]
+Quantize = Annotated[
+    str | None,
+    Option(
+        help="Hold the linear maps of the backbone's layers in 8 bits (int8, torchao) or 4 (int4, "
+        "bitsandbytes): less memory, and only methods that leave their weights alone.",
+        doc="hold the linear maps of the backbone's layers in 8 bits (`int8`, by torchao) or 4 (`int4`, by "
+        "bitsandbytes): less memory, and only methods that leave their weights alone, such as LoRA and "
+        "adapters; default: as they are",
+        panel=TRAINING,
+        choices=_quantized,
+        check=_check_quantize,
+    ),
+]
+OtherQuantize = Annotated[
+    str | None,
+    Option(
+        help="Hold the backbone's linear maps in 8 or 4 bits: {choices}; default: as in its training.",
+        choices=_other_quantized,
+        check=_check_other_quantize,
+    ),
+]
+MemorySaving = Annotated[
+    bool,
+    Option(
+        help="Compute the layers' activations again in the backward instead of keeping them (gradient "
+        "checkpointing): less memory, more time, the same gradients.",
+        doc="whether layers compute their activations again in the backward instead of keeping them "
+        "(gradient checkpointing): less memory, more time, the same gradients",
+        panel=TRAINING,
+        flags=("--memory-saving",),
     ),
 ]
 Shortcuts = Annotated[

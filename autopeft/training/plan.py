@@ -35,6 +35,8 @@ class TrainingPlan:
         dropout: the backbone's own dropout; `None` leaves it to the recipe (off by default).
         shortcuts: leave out what need not be computed: untouched layers come from stored states (fp16), the
             last layer serves only the positions that are read. No effect with the backbone's dropout.
+        memory_saving: layers keep no activations for the backward but compute them again (gradient
+            checkpointing): the same gradients, less memory, more time.
         eval_every: score every so many steps while training.
         patience: stop after so many scores in a row without a new best one, and return to the best state.
             While a module is not `settled` (AdaLoRA still cuts ranks) its states do not count.
@@ -55,6 +57,7 @@ class TrainingPlan:
     device: str = "auto"
     dropout: bool | None = None
     shortcuts: bool = True
+    memory_saving: bool = False
     eval_every: int | None = None
     patience: int | None = None
     train_share: float = 1.0

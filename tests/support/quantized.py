@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-__all__ = ["FOUR_BITS", "Hidden", "Packed", "dequantised", "quantised"]
+__all__ = ["FOUR_BITS", "Hidden", "Packed", "dequantised", "quantised", "unpacked"]
 
 FOUR_BITS = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 
@@ -72,3 +73,29 @@ def dequantised(model: PreTrainedModel, into: PreTrainedModel) -> PreTrainedMode
         state[name] = value
     into.load_state_dict(state)
     return into
+
+
+def unpacked(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of what a library quantised, with the weights that it computes with in plain maps."""
+    copied = copy.deepcopy(model)
+    for name, module in list(copied.named_modules()):
+        weight = getattr(module, "weight", None)
+        if not isinstance(module, nn.Linear) or type(weight) is nn.Parameter:
+            continue
+        plain = nn.Linear(module.in_features, module.out_features, module.bias is not None)
+        plain.weight = nn.Parameter(_full(weight).float(), requires_grad=False)
+        plain.bias = module.bias
+        owner, _, leaf = name.rpartition(".")
+        setattr(copied.get_submodule(owner), leaf, plain.eval())
+    copied.hf_quantizer = None  # type: ignore[assignment]
+    return copied
+
+
+def _full(weight: Any) -> Tensor:
+    if hasattr(weight, "quant_state"):
+        import bitsandbytes.functional
+
+        found: Tensor = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+        return found
+    found = weight.dequantize()
+    return found

@@ -82,7 +82,7 @@ def loaded(setup: WorkerSetup) -> Loaded:
         _LOADED.clear()
         source = local_source(setup.source)
         if source.origin != "hub" and not Path(source.path).exists():
-            source = resolve_model(setup.model)
+            source = resolve_model(setup.model, quantize=setup.source.quantize)
         tokenizer = setup.task.task_kind.load_processor(source)
         data = encode(setup.task, tokenizer, setup.plan.max_length)
         _LOADED[setup.key] = Loaded({}, source, data, tokenizer)

@@ -305,6 +305,8 @@ class SearchArguments(Arguments):
             check=checks.check_precision,
         ),
     ] = "auto"
+    quantize: shared.Quantize = None
+    memory_saving: shared.MemorySaving = False
     shortcuts: shared.Shortcuts = True
     head_start: shared.HeadStart = "probe"
     text: shared.Text = None

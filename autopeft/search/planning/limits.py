@@ -54,6 +54,7 @@ def limits_of(a: SearchArguments) -> Limits:
         latency=None if a.max_latency is None else read_span("max_latency", a.max_latency),
         file=None if a.max_file is None else read_size("max_file", a.max_file),
         serve=a.serve,
+        quantize=a.quantize,
     )
 
 

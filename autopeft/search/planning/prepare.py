@@ -24,7 +24,7 @@ from autopeft.assets import (
     resolve_model,
     unquantized,
 )
-from autopeft.backbones import spec_of
+from autopeft.backbones import on_meta, spec_of
 from autopeft.counting import Budget
 from autopeft.effort import Effort, choose_effort, parse_duration
 from autopeft.errors import UsageError
@@ -43,6 +43,7 @@ from autopeft.tasks import Rows, Task, get_metric
 from autopeft.tasks.summary import DataSummary, summarise
 from autopeft.training import TrainingPlan
 from autopeft.training.asked import asked_task
+from autopeft.training.modes import check_checkpointing
 
 __all__ = ["Prepared", "available_cpus", "prepare", "versions"]
 
@@ -212,7 +213,7 @@ def prepare(
     if effort is None:
         _effort(a, gpu=gpu)  # its numbers are looked at before anything is fetched
     space = a.space if isinstance(a.space, Space) else Space.load(a.space)
-    source = resolve_model(model, notify=notify)
+    source = resolve_model(model, notify=notify, quantize=a.quantize)
     spec = spec_of(unquantized(load_config(source), model))
     effort = effort or _effort(a, gpu=gpu, spec=spec)
     plan = _plan(a, effort, cheap.gpus)
@@ -220,11 +221,15 @@ def prepare(
     check_feasible(space, parameters, spec)
     task, rows = _task(a, effort, spec, notify)
     task.task_kind.check_weights(source)
+    if plan.memory_saving:
+        check_checkpointing(on_meta(load_config(source), task.task_kind.auto_class))
     spec = with_head(spec, task, source)
     bound, within = space.bind(spec), cheap.within
     calibration = None
     if within.calibrated or OBJECTIVES[cheap.objective] == "step_cost":
         calibration = calibration_for(source, spec, task, bound, parameters, plan, a, notify)
+    if a.quantize is not None and notify is not None:
+        notify(f"The backbone is held in {a.quantize}: only {within} are tried.")
     predictor = Predictor(within, task_head(source, task), calibration)
     budget = ResourceBudget.of(parameters, within, predictor) if within else parameters
     check_within(bound, budget)
@@ -278,6 +283,7 @@ def _plan(a: SearchArguments, effort: Effort, gpus: float) -> TrainingPlan:
         batch_size=a.batch_size or effort.batch_size,
         micro_batch=a.micro_batch,
         shortcuts=a.shortcuts,
+        memory_saving=a.memory_saving,
         head_start=a.head_start,
         max_length=a.max_length,
         seed=a.seed,

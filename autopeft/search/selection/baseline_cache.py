@@ -318,10 +318,11 @@ def _data_hash(task: Task) -> str:
 
 
 def _backbone_id(source: ModelSource) -> str | None:
+    how = f" in {source.quantize}" if source.quantize else ""
     if source.sha256 is not None:
-        return f"{source.alias or 'folder'} {source.sha256}"
+        return f"{source.alias or 'folder'} {source.sha256}{how}"
     snapshot = _SNAPSHOT.search(Path(source.path).as_posix())
-    return None if snapshot is None else f"hub {snapshot[1]}"
+    return None if snapshot is None else f"hub {snapshot[1]}{how}"
 
 
 def _is_own(recipe: Recipe) -> bool:

@@ -127,7 +127,7 @@ class SearchResult:
 
     def resource_sentences(self) -> list[str]:
         """What was predicted and measured of what is limited, for the winner and each baseline."""
-        return [one.sentence(self.within) for one in self.taken] if self.within else []
+        return [said for one in self.taken if (said := one.sentence(self.within))]
 
     def rows(self) -> list[tuple[str, ...]]:
         """The winner, the baselines and the same answer for every row as texts: name, deployed parameters,

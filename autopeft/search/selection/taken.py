@@ -30,14 +30,18 @@ class Taken:
     measured: Resources
 
     def sentence(self, limits: Limits) -> str:
-        """What was predicted and measured of each figure that is limited, and which limits it is over."""
+        """What was predicted and measured of each figure that is limited, and which limits it is over; empty
+        where nothing can be said."""
         said = [self._figure(f.name) for f, _ in limits.set()]
         if limits.serve:
             reason, way = self.predicted.unservable, limits.serve
             said.append(
                 f"can be served as {way}" if reason is None else f"cannot be served as {way}: {reason}"
             )
-        return f"{self.name}: {'; '.join(part for part in said if part)}.{self._over(limits)}"
+        if limits.quantize and self.predicted.on_packed:
+            said.append(f"not for a backbone in {limits.quantize}: {self.predicted.on_packed}")
+        told = "; ".join(part for part in said if part)
+        return f"{self.name}: {told}.{self._over(limits)}" if told else ""
 
     def _figure(self, name: str) -> str:
         figure = next(f for f in FIGURES if f.name == name)
@@ -54,7 +58,7 @@ class Taken:
     def _over(self, limits: Limits) -> str:
         known = self.predicted.to_dict() | self.measured.to_dict()
         # Whether it can be served is said by then.
-        broken = replace(limits, serve=None).broken(Resources(**known))
+        broken = replace(limits, serve=None, quantize=None).broken(Resources(**known))
         return f" It is over the limit: {'; '.join(broken)}." if broken else ""
 
     def to_dict(self, limits: Limits) -> dict[str, Any]:
@@ -64,7 +68,7 @@ class Taken:
             "predicted": self.predicted.to_dict(),
             "measured": self.measured.to_dict(),
         }
-        return {**found, "text": self.sentence(limits) if limits else None}
+        return {**found, "text": self.sentence(limits) or None}
 
 
 def taken(

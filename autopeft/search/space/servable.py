@@ -1,4 +1,5 @@
-"""Points of a space with other methods in place of those that cannot be served as is asked for."""
+"""Points of a space with other methods in place of those that cannot be served as is asked for, or cannot act
+on a quantised backbone."""
 
 from __future__ import annotations
 
@@ -7,16 +8,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from autopeft.composition import get_composition
-from autopeft.graph import PEFT_METHODS
+from autopeft.errors import AutoPEFTError
+from autopeft.graph import PEFT_METHODS, build_graph, on_packed
 from autopeft.method import get_method
-from autopeft.recipe import EntryItem, Item
+from autopeft.recipe import EntryItem, Item, Recipe
 from autopeft.recipe.models import validate_config
 from autopeft.search.space.bound import BoundSpace
 
 if TYPE_CHECKING:
     from autopeft.search.space.repair import Balance
 
-__all__ = ["servable"]
+__all__ = ["beside_packed", "servable"]
 
 
 def servable(space: BoundSpace, balance: Balance, values: dict[str, Any], way: str) -> dict[str, Any]:
@@ -25,7 +27,27 @@ def servable(space: BoundSpace, balance: Balance, values: dict[str, Any], way: s
 
     It goes as far as single methods tell; what a whole graph tells is up to repair.
     """
-    fits = _rule(space, values, way)
+    return _replaced(space, balance, values, _rule(space, values, way))
+
+
+def beside_packed(space: BoundSpace, balance: Balance, values: dict[str, Any]) -> dict[str, Any]:
+    """The point with others in place of what would work on packed weights (see `autopeft.graph.packed`)."""
+
+    def fits(item: Item) -> bool:
+        told = [item.to_data()]
+        for recipe in ({"layers": [{"attach": told}]}, {"model": told}):
+            try:
+                return on_packed(build_graph(Recipe.from_dict({"name": "one", **recipe}), space.spec)) is None
+            except AutoPEFTError:  # not in layers, or not for the whole model
+                continue
+        return True
+
+    return _replaced(space, balance, values, fits)
+
+
+def _replaced(
+    space: BoundSpace, balance: Balance, values: dict[str, Any], fits: Callable[[Item], bool]
+) -> dict[str, Any]:
     for unit in space.units:
         item = space.item(unit, values)
         if item is None or fits(item):

@@ -15,7 +15,7 @@ from typing import Any
 
 from autopeft.counting import Budget
 from autopeft.errors import AutoPEFTError
-from autopeft.graph import CompositionGraph, Memo, build_graph, unservable_entries
+from autopeft.graph import CompositionGraph, Memo, build_graph, on_packed_entries, unservable_entries
 from autopeft.resources import Limits, Resources
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.initial_points import starting_points
@@ -26,7 +26,7 @@ from autopeft.search.space.repair import (
     feasible_share,
     repair,
 )
-from autopeft.search.space.servable import servable
+from autopeft.search.space.servable import beside_packed, servable
 
 __all__ = ["ResourceBudget", "check_within", "repair_within", "share_within"]
 
@@ -111,6 +111,8 @@ class _Walk:
         way = self.budget.within.serve
         if over and way is not None and found.unservable:
             over += unservable_entries(graph, way)
+        if over and found.on_packed:
+            over += on_packed_entries(graph)
         if self._nearest is None or over < self._nearest[0]:
             self._nearest = over, found
         return over
@@ -119,6 +121,8 @@ class _Walk:
         """The point, or one near it, inside all limits; `None` where single moves do not lead there."""
         way = self.budget.within.serve
         wanted = wanted if way is None else servable(self.space, self.balance, dict(wanted), way)
+        if self.budget.within.quantize is not None:
+            wanted = beside_packed(self.space, self.balance, dict(wanted))
         start = repair(self.space, wanted, self.budget)
         values = dict(start.values)
         over = self.excess(values)

@@ -208,6 +208,8 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "micro_batch": counts,
     "precision": st.sampled_from(["auto", "fp32", "bf16"]),
     "final_precision": st.sampled_from(["auto", "fp32", "bf16"]),
+    "quantize": st.sampled_from(["int8", "int4"]),
+    "memory_saving": st.booleans(),
     "shortcuts": st.booleans(),
     "text": text,
     "text_pair": text,
