@@ -6,12 +6,16 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
+from autopeft.assets.images import image_processor_of
 from autopeft.tasks import Task
 from autopeft.tasks.encode import EncodedTask, encode
+from autopeft.tasks.images import image_of
 from autopeft.tasks.kinds import get_kind
+from autopeft.tasks.kinds.spans import Answers
 from autopeft.tasks.kinds.tags import Tags
 from autopeft.tasks.task import Source, Split, SplitName
 
@@ -21,21 +25,54 @@ WORDS, _LONGEST = 40, 16
 """Size of the vocabulary, with its special tokens in front."""
 _SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
 END = _SPECIAL.index("</s>")
+_IMAGES = "image_classification"
 _TOLD = "w7"
 """The word that a class tells of."""
 _ROWS: dict[SplitName, int] = {"train": 24, "select": 8, "test": 8}
 
 
+def tiny_rows(kind: str, config: PretrainedConfig) -> EncodedTask:
+    """Rows of random words, or noise, with answers of a kind.
+
+    Args:
+        config: of a model that knows `WORDS` tokens or more, or takes images of its own `image_size`.
+    """
+    return _images(config) if get_kind(kind).modality == "vision" else _texts(kind)
+
+
 @cache
-def tiny_rows(kind: str) -> EncodedTask:
-    """Rows of random words with answers of a kind, for models that know `WORDS` tokens or more."""
+def _texts(kind: str) -> EncodedTask:
     splits = {name: _MADE[kind](*_words(rows, seed)) for seed, (name, rows) in enumerate(_ROWS.items())}
-    labels = _NAMES.get(kind, ())
+    return encode(_task(kind, splits), _tokenizer(ends=get_kind(kind).new_head), _LONGEST)
+
+
+def _images(config: PretrainedConfig) -> EncodedTask:
+    from transformers import ViTImageProcessorPil
+
+    side = int(config.image_size)
+    inner = ViTImageProcessorPil(size={"height": side, "width": side})
+    splits = {name: _pictures(rows, seed, side) for seed, (name, rows) in enumerate(_ROWS.items())}
+    return encode(_task(_IMAGES, splits), image_processor_of(inner, config, "a tiny model"), _LONGEST)
+
+
+def _task(kind: str, splits: dict[SplitName, Split]) -> Task:
     # A metric of what is written is a reward too, for methods that learn from some.
     metric = next((m for m in get_kind(kind).metrics if m.generated), None)
     measured = get_kind(kind).default_metric if metric is None else metric.name
-    task = Task("random", kind, labels, splits, measured, None, Source("memory", "random", "0" * 64))
-    return encode(task, _tokenizer(ends=get_kind(kind).new_head), _LONGEST)
+    return Task(
+        "random", kind, _NAMES.get(kind, ()), splits, measured, None, Source("memory", "random", "0" * 64)
+    )
+
+
+def _pictures(rows: int, seed: int, side: int) -> Split:
+    """Noise that is dark or light."""
+    rng = np.random.default_rng(seed)
+    told = rng.integers(0, 2, size=rows)
+    found = []
+    for i, label in enumerate(told):
+        values = rng.integers(0, 128, size=(side, side, 3)) + 127 * label
+        found.append(image_of(Image.fromarray(values.astype(np.uint8)), f"image {i}"))
+    return Split([image.digest for image in found], None, told.tolist(), {"image": found})
 
 
 def _words(rows: int, seed: int) -> tuple[list[str], list[str], list[int]]:
@@ -88,6 +125,14 @@ def _targets(texts: list[str], answers: list[str], told: list[int]) -> Split:
     return Split(texts, None, answers)
 
 
+def _spans(texts: list[str], answers: list[str], told: list[int]) -> Split:
+    found = []
+    for text in texts:
+        word = text.split()[-1]
+        found.append(Answers([(len(text) - len(word), word)], text, null=False))
+    return Split(answers, texts, found)
+
+
 def _choices(texts: list[str], answers: list[str], told: list[int]) -> Split:
     others = [*answers[1:], answers[0]]
     pairs = [[own, other] for own, other in zip(answers, others, strict=True)]
@@ -98,12 +143,14 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "classification": ("no", "yes"),
     "multi_label": ("told", "odd"),
     "token_classification": ("O", "told"),
+    _IMAGES: ("dark", "light"),
 }
 _MADE: dict[str, Callable[[list[str], list[str], list[int]], Split]] = {
     "classification": _classes,
     "regression": _numbers,
     "multi_label": _marks,
     "token_classification": _tags,
+    "question_answering": _spans,
     "causal_lm": _conversations,
     "seq2seq": _targets,
     "multiple_choice": _choices,
@@ -116,7 +163,9 @@ def _tokenizer(*, ends: bool) -> PreTrainedTokenizerFast:
     inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if ends:
-        inner.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", END)])
+        inner.post_processor = processors.TemplateProcessing(
+            single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", END)]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", eos_token="</s>",
         model_max_length=96, model_input_names=["input_ids", "attention_mask"],

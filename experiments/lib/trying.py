@@ -130,7 +130,7 @@ def _idle(hybrid: Hybrid, kind: str, seed: int) -> set[str]:
     """The parameters that had no gradient at any step of a training."""
     plan = TrainingPlan(steps=STEPS, batch_size=BATCH, seed=seed + 1, device="cpu")
     with _watched(hybrid) as (held, moved):
-        train(hybrid, tiny_rows(kind), plan)
+        train(hybrid, tiny_rows(kind, hybrid.model.config), plan)
     return held - moved
 
 

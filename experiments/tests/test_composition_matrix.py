@@ -50,7 +50,7 @@ def test_each_kind_trains_its_own_rows(matrix: Any) -> None:
     kinds = {name: tiny.kind for name, tiny in matrix.MODELS.items()}
     assert set(kinds.values()) == {"classification", "causal_lm", "seq2seq", "multiple_choice"}
     for name, tiny in matrix.MODELS.items():
-        data = tiny_rows(tiny.kind)
+        data = tiny_rows(tiny.kind, tiny.model().config)
         assert data.task.kind == tiny.kind
         batch = data.train.collate([0, 1])
         assert batch["labels"].ndim == (1 if tiny.kind == "classification" else 2), name
