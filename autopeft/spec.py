@@ -116,7 +116,8 @@ class StackSpec:
     """A list of layers of the same shape: `name`, number of `layers` with weights of their own, width
     `hidden`, whether it is `causal`, `head_dim`, the width of one attention head (`None` where it is not
     known), `window`, how many positions a query sees in layers with a sliding window (`None` where it sees
-    all), and how often each layer `runs` in a forward, one run after the other (ALBERT's, twelve times)."""
+    all), how often each layer `runs` in a forward, one run after the other (ALBERT's, twelve times), and
+    `projected`, the width to which its last states are projected behind the layers (OPT), where they are."""
 
     name: StackName
     layers: int
@@ -125,6 +126,12 @@ class StackSpec:
     head_dim: int | None = None
     window: int | None = None
     runs: int = 1
+    projected: int | None = None
+
+    @property
+    def states(self) -> int:
+        """Width of the last states, as the stack yields them."""
+        return self.projected or self.hidden
 
 
 @dataclass(frozen=True)

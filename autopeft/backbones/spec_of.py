@@ -154,7 +154,14 @@ def _spec(base: PreTrainedModel, layout: Layout) -> BackboneSpec:
     config = base.config
     stacks = tuple(
         StackSpec(
-            s.map.name, len(s.layers), s.hidden, s.map.causal, _head_dim(base, s), _window(config), s.runs
+            s.map.name,
+            len(s.layers),
+            s.hidden,
+            s.map.causal,
+            _head_dim(base, s),
+            _window(config),
+            s.runs,
+            getattr(config, "word_embed_proj_dim", None),
         )
         for s in layout.stacks
     )
@@ -173,7 +180,7 @@ def _spec(base: PreTrainedModel, layout: Layout) -> BackboneSpec:
         pooler=_has_pooler(base, layout),
         generic=layout.generic,
         logits=LogitsSpec(
-            getattr(config, "word_embed_proj_dim", None) or stacks[-1].hidden,  # OPT projects its last states
+            stacks[-1].states,
             _width(config, causal=writes),
             tokens=writes,
             behind=_behind(config) if writes else "",

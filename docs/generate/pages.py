@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from generate import commands, documents, methods, recipes
+from generate import commands, documents, methods, recipes, support
 
 __all__ = ["pages"]
 
@@ -12,4 +12,4 @@ __all__ = ["pages"]
 @cache
 def pages() -> dict[str, str]:
     """Every generated page: its path in the site, and its Markdown."""
-    return methods.pages() | recipes.pages() | commands.pages() | documents.pages()
+    return methods.pages() | recipes.pages() | commands.pages() | documents.pages() | support.pages()

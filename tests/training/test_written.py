@@ -21,7 +21,7 @@ from autopeft.method import FEATURE, Phase, Sample, Session
 from autopeft.recipe import Recipe
 from autopeft.tasks import load_task
 from autopeft.tasks.encode import EncodedTask, encode
-from autopeft.tasks.kinds import Metric, get_kind
+from autopeft.tasks.kinds import Metric, get_kind, get_metric
 from autopeft.tasks.kinds.answers import IGNORED
 from autopeft.training import TrainingPlan, train
 
@@ -60,7 +60,7 @@ def test_it_writes_to_each_row_once_with_the_tasks_metric(hybrid: Hybrid, data: 
     driven(hybrid, act, data)
     train_rows: Any = data.train
     assert sorted(sample.row for sample in found) == list(range(len(train_rows)))
-    metric = get_kind("causal_lm").metrics[-1]
+    metric = get_metric(data.task.metric)
     assert metric.name == "rouge_l"
     for sample in found[:6]:
         said, wanted = (

@@ -165,7 +165,7 @@ class FamilyMap:
         pooler: module that reads the first row, where the family has one.
         padding_id: the id of padding, where the family's code has one of its own in place of the config's.
         past: parameters that its code reads past the modules that own them, so that nothing can put others in
-            their place.
+            their place, or reads in pretraining alone.
         limit: the option of its config that says how many positions its tokens have.
         endless: its positions have no end, whatever the config says.
         lacks: site → why the family has none.

@@ -55,7 +55,7 @@ _CLIP_SITES: Sites = {
 
 def _vision(layers: str, sites: Sites, norm: str, pooler: str | None = None) -> FamilyMap:
     stack = StackMap("encoder", "", layers, sites, "embeddings", norm=norm)
-    return FamilyMap((stack,), modality="vision", pooler=pooler)
+    return FamilyMap((stack,), modality="vision", pooler=pooler, past=("embeddings.mask_token",))
 
 
 VISION: Mapping[str, FamilyMap] = {

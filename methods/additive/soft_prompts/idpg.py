@@ -132,7 +132,7 @@ class IDPG:
         if not any(site.name == "embeddings" for site in sites):
             raise MethodError("idpg puts its rows in at the embeddings; name 'embeddings' among its `sites`.")
         # It reads the last states, which are wider than embeddings where a projection lies in between.
-        c, widths = self.config, {spec.stacks[0].hidden, *(site.out_features for site in sites)}
+        c, widths = self.config, {spec.stacks[0].states, *(site.out_features for site in sites)}
         width = widths.pop()
         if widths or width % c.phm_dim or c.bottleneck % c.phm_dim:
             raise MethodError(

@@ -223,7 +223,7 @@ class InfoPrompt:
                 "infoprompt sits on the input embeddings of one stack of a model with a head, but got "
                 f"{[s.path for s in sites]}; leave `sites` out, and load the backbone with its head."
             )
-        return spec.stacks[0].hidden, sites[0].out_features, spec.logits.hidden, spec.logits.width
+        return spec.stacks[0].states, sites[0].out_features, spec.logits.hidden, spec.logits.width
 
     def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
         (states, d, hidden, classes), c = self._sizes(sites, spec), self.config

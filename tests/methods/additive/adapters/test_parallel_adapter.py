@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from support.tiny import logits, randomise, tiny_config, tiny_inputs, tiny_model
 from support.toy import CALL, GATED, build, configured, counted, toy_spec, toy_specs
 from torch import Tensor
-from transformers import OPTConfig, OPTForSequenceClassification
+from transformers import PersimmonConfig, PersimmonForSequenceClassification
 
 from autopeft.backbones import layout_of, spec_of
 from autopeft.errors import CompositionError
@@ -144,17 +144,17 @@ def test_a_gate_in_front_reads_what_the_adapter_reads() -> None:
 
 
 def test_without_a_site_map_the_stream_is_refused_and_the_default_reads_x() -> None:
-    config = OPTConfig(
-        hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64,
-        word_embed_proj_dim=32,
+    config = PersimmonConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64,
+        pad_token_id=0,
     )  # fmt: skip
     spec = spec_of(config)
-    with pytest.raises(CompositionError, match=r"residual stream.*'opt'.*input: normed"):
+    with pytest.raises(CompositionError, match=r"residual stream.*'persimmon'.*input: normed"):
         build_graph(_recipe(input="residual"), spec)
     found = []
     for options in ({}, {"input": "normed"}):
         torch.manual_seed(0)
-        model = OPTForSequenceClassification(config).eval()
+        model = PersimmonForSequenceClassification(config).eval()
         randomise(attach(model, _recipe(**options), seed=0).root)
         found.append(model(input_ids=torch.tensor([[4, 5, 6]])).logits)
     assert torch.equal(found[0], found[1])

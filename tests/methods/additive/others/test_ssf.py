@@ -9,7 +9,7 @@ from support.laws import normal, starts
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from support.toy import CALL, build, counted, toy_spec, toy_specs
 from torch import Tensor, nn
-from transformers import BertConfig, GPTNeoXConfig, LlamaConfig, PreTrainedConfig, T5Config, ViTConfig
+from transformers import BertConfig, LlamaConfig, PersimmonConfig, PreTrainedConfig, T5Config, ViTConfig
 
 from autopeft.backbones import spec_of
 from autopeft.errors import CompositionError
@@ -52,7 +52,7 @@ def test_counts_of_the_paper() -> None:
         (BertConfig(num_hidden_layers=1), {"embeddings.LayerNorm"}),
         (LlamaConfig(num_hidden_layers=1, vocab_size=9), {"norm"}),
         (T5Config(num_layers=1), {"encoder.final_layer_norm", "decoder.final_layer_norm"}),
-        (GPTNeoXConfig(num_hidden_layers=1, vocab_size=9), set()),  # no site map: its norms are not known
+        (PersimmonConfig(num_hidden_layers=1, vocab_size=9), set()),  # no site map: its norms are not known
     ],
 )
 def test_the_whole_method_takes_in_what_lies_outside_of_the_layers(
