@@ -90,7 +90,7 @@ def test_pdb_opens_at_the_failing_line(arguments: dict[str, Any], monkeypatch: p
     assert main(["debug", str(run.path), "0"]) == 1
     assert opened == []
     assert main(["debug", str(run.path), "0", "--pdb"]) == 1
-    assert opened == ["_loaded"], "not where the error was raised"
+    assert opened == ["loaded"], "not where the error was raised"
 
 
 class Killed(Exception):  # noqa: N818

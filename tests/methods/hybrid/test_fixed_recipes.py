@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from support.tiny import logits, randomise, tiny_config, tiny_inputs, tiny_model
-from transformers import BertConfig, BloomConfig, LlamaConfig, PreTrainedModel, RobertaConfig, T5Config
+from transformers import BertConfig, LlamaConfig, PersimmonConfig, PreTrainedModel, RobertaConfig, T5Config
 
 from autopeft.backbones import spec_of
 from autopeft.errors import UsageError
@@ -270,7 +270,7 @@ def test_s4_gives_every_layer_the_same_allowance() -> None:
         ("s4", T5Config(num_layers=6), "bitfit trains biases, and 't5' has none"),
         (
             "llm-adapters-prefix",
-            BloomConfig(hidden_size=32, n_layer=6, n_head=4),
+            PersimmonConfig(hidden_size=32, num_hidden_layers=6, num_attention_heads=4),
             "p_tuning_v2 needs the width of keys and values",
         ),
     ],
