@@ -9,6 +9,7 @@ runs what its input names, starts a process, asks another host, or opens what li
 from __future__ import annotations
 
 import gc
+import importlib
 import io
 import os
 import resource
@@ -121,6 +122,8 @@ class Bench:
 @contextmanager
 def bench() -> Iterator[Bench]:
     """A folder to try cases in, with canaries, a cache of its own, and no hub."""
+    # Optuna's figures load matplotlib where it is installed, which lists the machine's fonts by a process.
+    importlib.import_module("optuna.visualization")
     root = Path(tempfile.mkdtemp(prefix="autopeft-fuzz-"))
     plant(root)
     (root / "home").mkdir()
