@@ -171,7 +171,7 @@ def test_what_transformers_does_not_read_may_be_anything(tmp_path: Path) -> None
     (tmp_path / "data.csv").touch()
     (tmp_path / "model" / "train.csv").symlink_to(tmp_path / "data.csv")
     (tmp_path / "model" / "more.json").mkdir()
-    resolve_model(str(tmp_path / "model"))
+    assert resolve_model(str(tmp_path / "model")).path == str(tmp_path / "model")
 
 
 def test_a_small_file_cannot_ask_for_a_large_model(tmp_path: Path) -> None:

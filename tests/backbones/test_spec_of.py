@@ -8,6 +8,7 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     BertConfig,
+    Dinov2Config,
     LEDConfig,
     MBartConfig,
     OlmoConfig,
@@ -174,3 +175,19 @@ def test_misspelt_site_names_near_matches() -> None:
 def test_heads_without_width_are_no_heads() -> None:
     config = T5Config(d_model=8, d_kv=0, d_ff=16, num_layers=1, num_heads=2, vocab_size=20)
     assert [stack.head_dim for stack in spec_of(config).stacks] == [None, None]
+
+
+def test_last_states_are_as_wide_as_they_leave_the_stack() -> None:
+    small = OPTConfig(hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64)
+    projected = OPTConfig(**{**small.to_diff_dict(), "word_embed_proj_dim": 16})
+    spec = spec_of(projected)
+    assert (spec.stacks[0].hidden, spec.stacks[0].states) == (32, 16)
+    assert spec.logits is not None
+    assert spec.logits.hidden == 16
+    assert spec_of(BertConfig(num_hidden_layers=1)).stacks[0].states == 768
+
+
+def test_what_is_read_in_pretraining_alone_is_not_altered() -> None:
+    spec = spec_of(Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=4))
+    assert not any("mask_token" in tensor.name for tensor in spec.tensors)
+    assert any("cls_token" in tensor.name for tensor in spec.tensors)
