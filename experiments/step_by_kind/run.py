@@ -36,7 +36,7 @@ from lib.steps import StepRun, compare, told
 from settings import SETTINGS, Setting
 
 from autopeft import Recipe
-from autopeft.assets import ModelSource, head_names, load_tokenizer, resolve_model
+from autopeft.assets import ModelSource, head_names, resolve_model
 from autopeft.backbones import spec_of_model
 from autopeft.tasks.encode import EncodedTask, encode
 from autopeft.training import TrainingPlan, run_trial
@@ -53,7 +53,7 @@ class Bench:
     options: argparse.Namespace
     setting: Setting
     source: ModelSource
-    tokenizer: Any
+    processor: Any  # a tokenizer, or of images
     model: Any = field(repr=False)
     data: EncodedTask = field(repr=False)
     rows: Any = field(repr=False)
@@ -70,20 +70,24 @@ def make_bench(options: argparse.Namespace, kind: str, folder: Path) -> Bench:
     setting = SETTINGS[kind]
     named = setting.model if isinstance(setting.model, str) else str(setting.model(folder))
     source = resolve_model(named, notify=note)
-    task, tokenizer = setting.task(options.rows), load_tokenizer(source)
+    task = setting.task(options.rows)
+    processor = task.task_kind.load_processor(source)
     model = task.task_kind.load_model(source, task.labels, seed=options.seed)
-    data = encode(task, tokenizer, options.max_length)
-    return Bench(options, setting, source, tokenizer, model, data, _rows(data, model))
+    data = encode(task, processor, options.max_length)
+    return Bench(options, setting, source, processor, model, data, _rows(data, model, setting.labels))
 
 
-def _rows(data: EncodedTask, model: Any) -> Any:
+def _rows(data: EncodedTask, model: Any, labels: tuple[str, ...]) -> Any:
     """Our rows as the Trainer takes them: of each batch of one row what the model's forward knows."""
     from datasets import Dataset
 
     takes, split = inspect.signature(model.forward).parameters, data.splits["train"]
     found: dict[str, list[Any]] = {}
     for row in range(len(split)):
-        for name, value in split.collate([row]).items():
+        batch = split.collate([row])
+        if len(labels) > 1:
+            batch |= dict(zip(labels, batch.pop("labels").unbind(dim=1), strict=True))
+        for name, value in batch.items():
             if name in takes:
                 found.setdefault(name, []).append(value[0].tolist())
     return Dataset.from_dict(found)
@@ -139,13 +143,13 @@ def trainer(bench: Bench, k: int) -> StepRun:
             output_dir=folder, max_steps=o.steps + o.drop, per_device_train_batch_size=o.batch_size,
             learning_rate=RATE, warmup_steps=0.06, report_to=[], save_strategy="no", logging_steps=50,
             disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False, seed=o.seed,
-            label_names=["labels"],
+            label_names=list(bench.setting.labels),
         )  # fmt: skip
         found = Trainer(
             model=model,
             args=arguments,
             train_dataset=bench.rows,
-            data_collator=bench.setting.collator(bench.tokenizer),
+            data_collator=bench.setting.collator(bench.processor),
             callbacks=[clock],
         )
         found.pop_callback(PrinterCallback)

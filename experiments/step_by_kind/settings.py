@@ -15,13 +15,17 @@ from transformers import (
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     T5Config,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+    default_data_collator,
 )
 
 from autopeft import load_task
 from autopeft.assets import load_tokenizer, resolve_model
 from autopeft.tasks import Rows, Task
 
-__all__ = ["SETTINGS", "Setting", "random_t5"]
+__all__ = ["SETTINGS", "Setting", "random_t5", "random_vit"]
 
 ENCODER = "minilm"
 _SHORT = 8  # words
@@ -34,12 +38,15 @@ class Setting:
     Attributes:
         task: makes the rows, given how many are to be had for training.
         model: the name of a backbone, or what makes one in a folder.
-        collator: pads rows as transformers documents it, given the tokenizer.
+        collator: pads rows as transformers documents it, given the tokenizer or the image processor.
+        labels: the arguments of the model's forward that are labels; ours are the columns of `labels` where
+            there are several.
     """
 
     task: Callable[[int], Task]
     model: str | Callable[[Path], Path]
     collator: Callable[[Any], Any] = DataCollatorWithPadding
+    labels: tuple[str, ...] = ("labels",)
 
 
 def random_t5(folder: Path) -> Path:
@@ -57,6 +64,24 @@ def random_t5(folder: Path) -> Path:
     tokenizer.eos_token = tokenizer.sep_token
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def random_vit(folder: Path) -> Path:
+    """A ViT of 6 layers of 128 for images of 28 × 28 in patches of 4 × 4; its weights are random."""
+    config = ViTConfig(
+        hidden_size=128, num_hidden_layers=6, num_attention_heads=4, intermediate_size=512, image_size=28,
+        patch_size=4,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 28, "width": 28}).save_pretrained(folder)
+    return folder
+
+
+def _as_they_are(processor: Any) -> Callable[[Any], Any]:
+    """Images have one size and need no padding."""
+    return default_data_collator
 
 
 def _packaged(name: str, rows: int) -> Task:
@@ -89,5 +114,9 @@ SETTINGS: Mapping[str, Setting] = {
     "token_classification": Setting(
         partial(_packaged, "swapped-words"), ENCODER, DataCollatorForTokenClassification
     ),
+    "question_answering": Setting(
+        partial(_packaged, "inserted-words"), ENCODER, labels=("start_positions", "end_positions")
+    ),
+    "image_classification": Setting(partial(_packaged, "mnist-5-to-9"), random_vit, _as_they_are),
     "seq2seq": Setting(partial(_packaged, "tatoeba-en-es"), random_t5, DataCollatorForSeq2Seq),
 }

@@ -31,6 +31,25 @@ def test_both_sides_train_the_same_maps_and_start_from_the_same_loss(load: Impor
     assert len(ours.ms) == len(theirs.ms) == 2
 
 
+@pytest.mark.parametrize(
+    ("kind", "columns", "head"),
+    [
+        ("question_answering", {"start_positions", "end_positions"}, "qa_outputs"),
+        ("image_classification", {"labels"}, "classifier"),
+    ],
+)
+def test_labels_of_other_kinds_reach_the_trainer(
+    load: Import, tmp_path: Path, kind: str, columns: set[str], head: str
+) -> None:
+    run = load("run")
+    bench = run.make_bench(argparse.Namespace(**OPTIONS), kind, tmp_path / "model")
+    assert columns == set(bench.rows.column_names) & {"labels", "start_positions", "end_positions"}
+    trained = [n for n, p in run._with_peft(bench, 3).named_parameters() if p.requires_grad]
+    assert any(head in name for name in trained)
+    ours, theirs = run.ours(bench, 3), run.trainer(bench, 3)
+    assert ours.loss == pytest.approx(theirs.loss, rel=0.05)
+
+
 @pytest.mark.slow
 def test_steps_of_every_kind(script: Script, tmp_path: Path) -> None:
     out = tmp_path / "step.json"
