@@ -68,7 +68,7 @@ def _stand_in(metric: str, trial_metric: str | None) -> list[str]:
 
 def _compared(result: SearchResult) -> list[str]:
     """Each comparison in a sentence, what the intervals do not say, and the selection bias."""
-    said = [c.sentence() for c in result.comparisons]
+    said = [c.sentence() for c in (*result.comparisons, result.over_constant) if c is not None]
     warning = uncorrected(result.comparisons)
     return [*said, *([warning] if warning else []), *([result.bias.sentence()] if result.bias else [])]
 

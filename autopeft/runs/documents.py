@@ -148,6 +148,7 @@ class Result(Measured):
         finding: what was found of the search's goal, in a sentence.
         search_score: of the winner in the search itself, by `trial_metric` where that is not the metric.
         constant: what the same answer for every row scores.
+        over_constant: the winner against that.
         selection_bias: select minus test.
         samples: of the answers that the winner wrote.
     """
@@ -166,6 +167,7 @@ class Result(Measured):
     comparisons: Several[Compared] = ()
     resources: Several[Taken] = ()
     constant: Known[Measured] = None
+    over_constant: Known[Compared] = None
     hypervolume: Several[CoursePoint] = ()
     selection_bias: Annotated[Known[float], BeforeValidator(_bias)] = None
     interrupted: Flag = False

@@ -30,10 +30,13 @@ class Constant:
     Attributes:
         name: the answer in words.
         scores: by split, on *select* and *test*, with the task's metric.
+        parts: what each group of rows of *test* contributes to the score there (see
+            `TaskKind.pseudo_values`).
     """
 
     name: str
     scores: Mapping[str, float]
+    parts: tuple[float, ...] = field(default=(), repr=False)
 
     def unbeaten(self, score: float | None, split: str, what: str) -> str | None:
         """A sentence where a score is no better; `None` where it is, or where there is none."""
@@ -118,11 +121,14 @@ def _constant(task: Task) -> Constant | None:
     if found is None or metric.raw:  # a raw metric takes outputs, and this is a decision
         return None
     name, answer = found
-    scores = {}
+    scores, parts = {}, ()
     for split in ("select", "test"):
         labels = kind.label_array(task.splits[split].labels)  # type: ignore[index]
-        scores[split] = kind.score(metric, np.full_like(labels, answer), labels)
-    return Constant(name, scores)
+        answers = np.full_like(labels, answer)
+        scores[split] = kind.score(metric, answers, labels)
+        if split == "test":
+            parts = tuple(kind.pseudo_values(metric, answers, labels).tolist())
+    return Constant(name, scores, parts)
 
 
 def _cut(task: Task, name: Any, tokenizer: PreTrainedTokenizerBase, max_length: int) -> float | None:

@@ -13,7 +13,12 @@ from autopeft.report.search import ending, outcome_sheet, winner_text
 from autopeft.runs.records import FrontPoint, TrialRecord
 from autopeft.search.api import SearchResult
 from autopeft.search.selection.contender import Contender
-from autopeft.search.selection.significance import ScoredSplit, compare, selection_bias
+from autopeft.search.selection.significance import (
+    ScoredSplit,
+    compare,
+    compare_with_constant,
+    selection_bias,
+)
 from autopeft.tasks.summary import Constant
 
 RECIPE = Recipe.from_dict({"name": "w", "layers": [{"attach": ["lora", "ia3"]}]})
@@ -63,6 +68,10 @@ def test_the_majority_stands_beside_the_winner() -> None:
     assert sheet.rows[-1] == ("always 'ham'", "0", "–", "0.6000", "0.7000")
     assert "The winner is no better on test than always 'ham' (0.7000)" in sheet.plain()
     assert "test has 1 row." in sheet.notes
+    split = ScoredSplit("accuracy", 1000, (500, 500))
+    over = compare_with_constant({1: 0.7, 2: 0.71}, split, name="always 'ham'", score=0.5, parts=({}, ()))
+    told = outcome_sheet(result(constant=majority, over_constant=over), DATA, "0.5%").plain()
+    assert "The winner is 20.5 points above always 'ham' (95 % interval" in told
     worse = Constant("always 'ham'", {"select": 0.6, "test": 0.69})
     assert "no better" not in outcome_sheet(result(constant=worse), DATA, "0.5%").plain()
     untested = result(constant=worse, test=(), select=(), search_score=0.5)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import accuracy_score, f1_score
@@ -73,6 +74,7 @@ def test_the_majority_scores_what_scikit_learn_says(tmp_path: Path, tokenizer: A
             "macro_f1": f1_score(split.labels, predicted, average="macro"),
         }
         assert constant.scores[name] == pytest.approx(expected[metric])
+    assert np.mean(constant.parts) == pytest.approx(constant.scores["test"], abs=0.02)
 
 
 def test_numbers_have_a_mean(tmp_path: Path, tokenizer: Any) -> None:

@@ -117,7 +117,9 @@ def resources(run: Run) -> list[str]:
 def comparisons(run: Run) -> list[tuple[str, str]]:
     """(baseline, what the comparison on *test* says); the search's own sentences name the baseline, so that
     the first is then empty."""
-    found = run.result.comparisons if run.result else ()
+    if run.result is None:
+        return []
+    found = [c for c in (*run.result.comparisons, run.result.over_constant) if c is not None]
     return [("" if c.text else shown(c.baseline, 120), _comparison(c)) for c in found]
 
 

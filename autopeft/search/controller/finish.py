@@ -26,6 +26,7 @@ from autopeft.search.selection.significance import (
     ScoredSplit,
     SelectionBias,
     compare,
+    compare_with_constant,
     selection_bias,
 )
 from autopeft.search.selection.taken import Taken, taken
@@ -81,6 +82,7 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         comparisons=comparisons,
         bias=_bias(ready, final),
         constant=ready.summary.constant,
+        over_constant=_over_constant(ready, final),
         remarks=ready.summary.remarks,
         taken=_taken(ready, recipe, trial, final, baselines),
         within=ready.within,
@@ -193,6 +195,19 @@ def _comparisons(
         )
         for baseline in baselines
         if baseline.recipe != winner.recipe
+    )
+
+
+def _over_constant(ready: Prepared, winner: Contender | None) -> Comparison | None:
+    constant = ready.summary.constant
+    if winner is None or constant is None:
+        return None
+    return compare_with_constant(
+        winner.by_seed,
+        ScoredSplit.of(ready.task),
+        name=constant.name,
+        score=constant.scores["test"],
+        parts=(winner.parts, constant.parts),
     )
 
 

@@ -51,6 +51,7 @@ class SearchResult:
         comparisons: the winner against each baseline on *test*, with intervals.
         bias: how much better the winner looks on *select*, which chose it, than on *test*.
         constant: what the same answer for every row scores (the majority baseline, or the mean).
+        over_constant: the winner against that answer on *test*, with an interval.
         remarks: what limits what the scores can say, a sentence each.
         taken: what the winner and each baseline take of the machine, predicted and measured.
         within: the limits that the search had beside its budget.
@@ -80,6 +81,7 @@ class SearchResult:
     comparisons: tuple[Comparison, ...] = ()
     bias: SelectionBias | None = None
     constant: Constant | None = None
+    over_constant: Comparison | None = None
     remarks: tuple[str, ...] = ()
     taken: tuple[Taken, ...] = ()
     within: Limits = Limits()  # noqa: RUF009 (frozen)
@@ -154,7 +156,8 @@ class SearchResult:
     def _repr_html_(self) -> str:
         """A small box for notebooks: the winner beside what it is compared with, and its recipe."""
         headers = ("", "deployed", "share", "select", "test")
-        sentences = (*self.found(), *(c.sentence() for c in self.comparisons), *self.remarks)
+        compared = [c.sentence() for c in (*self.comparisons, self.over_constant) if c is not None]
+        sentences = (*self.found(), *compared, *self.remarks)
         said = [(sentence,) for sentence in sentences]
         return box(
             self.winner.name,
@@ -167,7 +170,7 @@ class SearchResult:
     def to_dict(self) -> dict[str, Any]:
         """The outcome in numbers, JSON-able; trials and front are in files of their own."""
         skipped = {
-            *("winner", "baselines", "front", "trials", "comparisons", "bias", "constant"),
+            *("winner", "baselines", "front", "trials", "comparisons", "bias", "constant", "over_constant"),
             *("taken", "within", "answers", "samples"),
         }
         data: dict[str, Any] = {k: v for k, v in vars(self).items() if k not in skipped}
@@ -179,7 +182,8 @@ class SearchResult:
             test_mean=self.test_mean,
             test_sd=self.test_sd,
             answers={goal: None if a is None else a.to_dict() for goal, a in self.answers.items()},
-            comparisons=[{**asdict(c), "text": c.sentence()} for c in self.comparisons],
+            comparisons=[_comparison_dict(c) for c in self.comparisons],
+            over_constant=None if self.over_constant is None else _comparison_dict(self.over_constant),
             selection_bias=None if self.bias is None else self.bias.value,
             selection_bias_text=None if self.bias is None else self.bias.sentence(),
             baselines=[_contender_dict(c) for c in self.baselines],
@@ -193,6 +197,10 @@ class SearchResult:
             },
         )
         return data
+
+
+def _comparison_dict(c: Comparison) -> dict[str, Any]:
+    return {**asdict(c), "text": c.sentence()}
 
 
 def _contender_dict(c: Contender) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,7 @@ __all__ = [
     "ScoredSplit",
     "SelectionBias",
     "compare",
+    "compare_with_constant",
     "matched_groups",
     "points",
     "rows_variance",
@@ -77,7 +78,7 @@ class Comparison:
     Attributes:
         difference: mean of the winner minus mean of the baseline; `None` where one has no score.
         low, high: 95 % interval of it; `None` with fewer than two seeds on a side.
-        seeds: of the winner and of the baseline that gave a score.
+        seeds: of the winner and of the baseline that gave a score; none of a baseline that is not trained.
         paired: whether the differences of equal seeds count, as both have the same.
         rows: of *test*.
         within_noise: whether the interval holds 0; with one seed true where the rows alone could make the
@@ -111,6 +112,8 @@ class Comparison:
             start = f"{winner} scores as {self.baseline} does"
         mine, other = self.seeds
         count = f"{mine} seeds each" if mine == other else f"{mine} and {other} seeds"
+        if not other:
+            count = f"{mine} seeds"
         if self.low is None or self.high is None:
             count = count.replace("1 seeds", "one seed")
             if self.within_noise:
@@ -170,6 +173,28 @@ def compare(
         name, difference, low, high, seeds, paired, split.rows, low <= 0 <= high,
         margin, low > -margin, groups is not None,
     )  # fmt: skip
+
+
+def compare_with_constant(
+    winner: Scores, split: ScoredSplit, *, name: str, score: float, parts: tuple[Parts, Sequence[float]]
+) -> Comparison:
+    """Compare scores on *test* with that of the same answer for every row, which no seed changes.
+
+    Args:
+        winner, split: see `compare`.
+        name, score: of the answer.
+        parts: contributions of groups of rows to the scores of the winner, by seed, and to the answer's.
+    """
+    own, answer = parts
+    seeds = _finite(winner)
+    found = compare(
+        winner,
+        dict.fromkeys(seeds, score),
+        split,
+        name=name,
+        parts=(own, dict.fromkeys(seeds, answer)),
+    )
+    return replace(found, seeds=(len(seeds), 0), paired=False)
 
 
 def matched_groups(

@@ -186,5 +186,7 @@ def test_the_data_are_among_the_facts_and_the_majority_among_the_scores(make_run
     assert any("The winner is no better on test than always 'ham' (0.9756)" in line for line in said)
     page = render_report(folder)
     assert "always &#39;ham&#39;" in page
-    beaten = make_run(trials=1, result={"constant": {**constant, "test_mean": 0.1}})
+    over = {"baseline": "always 'ham'", "text": "The winner is 20.5 points above always 'ham'."}
+    beaten = make_run(trials=1, result={"constant": {**constant, "test_mean": 0.1}, "over_constant": over})
+    assert "The winner is 20.5 points above always &#39;ham&#39;." in render_report(beaten)
     assert not any("no better" in line for line in remarks(read_run(beaten)))

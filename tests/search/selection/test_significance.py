@@ -13,6 +13,8 @@ from autopeft.search.selection.significance import (
     Comparison,
     ScoredSplit,
     compare,
+    compare_with_constant,
+    rows_variance,
     selection_bias,
     uncorrected,
 )
@@ -179,6 +181,29 @@ def test_parts_that_are_missing_or_do_not_match_are_not_used() -> None:
         found = compare(scores, scores, split, name="x", parts=(mine, parts))
         assert not found.by_rows
         assert found.paired
+
+
+def test_an_answer_that_no_seed_changes_leaves_the_noise_of_the_winner_and_of_the_rows() -> None:
+    rng = np.random.default_rng(0)
+    a, never = answers(rng, 3, 800, 0.0, 0.02), np.zeros((1, 800))
+    mine, parts = side(a)
+    _, constant = side(never)
+    own = next(iter(constant.values()))
+    split = ScoredSplit("accuracy", 800)
+    found = compare_with_constant(mine, split, name="always 'no'", score=0.0, parts=(parts, own))
+    assert found.by_rows
+    assert found.seeds == (3, 0)
+    seeds = stats.t.ppf(0.975, 2) * np.std(list(mine.values()), ddof=1) / math.sqrt(3)
+    assert found.low is not None
+    assert found.high is not None
+    rows = stats.norm.ppf(0.975) * math.sqrt(
+        rows_variance(np.array(list(parts.values())), np.zeros((3, 100)))
+    )
+    assert found.high - found.low == pytest.approx(2 * math.hypot(seeds, rows))
+    assert "points above always 'no' (95 % interval" in found.sentence()
+    assert ", 3 seeds): more than noise explains" in found.sentence()
+    once = compare_with_constant({1: 0.5}, split, name="always 'no'", score=0.4, parts=({}, ()))
+    assert "(one seed)" in once.sentence()
 
 
 def test_one_seed_by_rows() -> None:
