@@ -60,13 +60,13 @@ SOME = tuple(name for name in ARCHITECTURES if name not in (*ALWAYS, *ENCODER_DE
 
 
 def is_spared(case: str, name: str) -> bool:
-    """Whether only the slow tests have it. Each case is tried on `ALWAYS`, on an encoder-decoder and on one
-    of the other architectures, of which all have their turn among so many cases; on another family two cases
-    are."""
+    """Whether only the slow tests have it. Each case is tried on `ALWAYS`, and on an encoder-decoder or on
+    one of the other architectures, of which all have their turn among so many cases; on another family two
+    cases are."""
     if name in ALWAYS:
         return False
     if name in ARCHITECTURES:
-        among = ENCODER_DECODERS if name in ENCODER_DECODERS else SOME
+        among = ENCODER_DECODERS if crc32(case.encode()) % 2 else SOME
         return name != min(among, key=lambda other: crc32(f"{case} {other}".encode()))
     return case in sorted(WAYS, key=lambda other: crc32(f"{other} {name}".encode()))[2:]
 
