@@ -20,6 +20,7 @@ from autopeft.assets import cache_dir, cache_folder, intact, publish, warn_once
 from autopeft.errors import AssetError, UsageError
 
 __all__ = [
+    "BESIDE",
     "POSITION_MASK",
     "WINDOW_BATCHES",
     "EncodedSplit",
@@ -35,8 +36,10 @@ __all__ = [
 ]
 
 WINDOW_BATCHES = 50
-POSITION_MASK = "position_mask"
-"""In batches without `attention_mask`: ones (B, L) at the positions of hidden states; no model takes it."""
+BESIDE = "beside_"
+"""What the name of a tensor in a batch begins with that a kind of task reads and no model takes."""
+POSITION_MASK = f"{BESIDE}position_mask"
+"""In batches without `attention_mask`: ones (B, L) at the positions of hidden states."""
 _CHUNK = 1_000
 _FORMAT = 1
 _MOST_FOR_A_LETTER = 100  # tokens; a letter has up to 4 bytes, and a text some special tokens

@@ -16,18 +16,11 @@ from autopeft.errors import UsageError
 from autopeft.injection.frames import FEATURES
 from autopeft.method import FEATURE
 from autopeft.tasks.kinds import TaskKind
-from autopeft.tasks.kinds.label_logits import LABEL_WORDS, READ_AT
-from autopeft.tasks.tokens import POSITION_MASK
+from autopeft.tasks.tokens import BESIDE
 
 __all__ = ["logits_of", "parameters_of", "slice_rows"]
 
-# What a batch has beside what goes to the model: `choices` is of rows with several sequences, `word_…` of
-# words with tags, `context_places` of contexts with answers, then two are of rows in which a label word is
-# predicted, and the last is of images.
-_NO_INPUTS = (
-    *("labels", "task_id", "choices", "word_places", "word_counts", "context_places"),
-    *(READ_AT, LABEL_WORDS, POSITION_MASK),
-)
+_NO_INPUTS = ("labels", "task_id")
 _NO_SUCH_ROW = "index out of range in self"  # what torch says of an embedding on the CPU
 
 
@@ -45,7 +38,7 @@ def logits_of(model: nn.Module, batch: Mapping[str, Any], kind: TaskKind | None 
     """
     said = {k.removeprefix(FEATURE): v for k, v in batch.items() if k.startswith(FEATURE)}
     inputs: dict[str, Any] = {
-        k: v for k, v in batch.items() if k not in _NO_INPUTS and not k.startswith(FEATURE)
+        k: v for k, v in batch.items() if k not in _NO_INPUTS and not k.startswith((FEATURE, BESIDE))
     }
     if kind is not None:
         inputs |= kind.inputs(model, batch)

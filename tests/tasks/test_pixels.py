@@ -53,7 +53,7 @@ def test_batches_are_what_the_processor_makes(
     assert split.pixels.dtype == np.uint8
     batch = split.collate([2, 0])
     torch.testing.assert_close(batch["pixel_values"], wanted[[2, 0]], rtol=1e-5, atol=1e-5)
-    assert batch["position_mask"].tolist() == [[1] * 5] * 2  # four patches and the class token
+    assert batch["beside_position_mask"].tolist() == [[1] * 5] * 2  # four patches and the class token
     assert "labels" not in batch
     assert split.lengths.tolist() == [5] * 4
     assert (cache / "encoded").exists() == cached

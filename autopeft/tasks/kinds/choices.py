@@ -31,10 +31,11 @@ from autopeft.tasks.table import (
     listed,
     refuse_rows,
 )
-from autopeft.tasks.tokens import EncodedSplit, Indices
+from autopeft.tasks.tokens import BESIDE, EncodedSplit, Indices
 
 __all__ = [
     "CHOICES",
+    "CHOICE_OF",
     "LETTERS",
     "EncodedChoices",
     "choice_columns",
@@ -45,8 +46,9 @@ __all__ = [
 ]
 
 CHOICES = "choices"
-"""The field of a split that holds the texts of each row's choices, and the key of a batch (see
-`EncodedChoices.collate`)."""
+"""The field of a split that holds the texts of each row's choices."""
+CHOICE_OF = f"{BESIDE}choice_of"
+"""Key of a batch (see `EncodedChoices.collate`)."""
 LETTERS = ascii_uppercase
 """What choices are called; a row has as many as there are letters at most."""
 
@@ -322,14 +324,14 @@ class EncodedChoices(EncodedSplit):
     def collate(
         self, rows: Sequence[int] | Indices, *, device: str | torch.device = "cpu"
     ) -> dict[str, Tensor]:
-        """The choices of the given rows, row after row, as `EncodedAnswers.collate` has sequences; `choices`
-        (sequences, 2) int64 are the place of its row in the batch and its bytes."""
+        """The choices of the given rows, row after row, as `EncodedAnswers.collate` has sequences;
+        `CHOICE_OF` (sequences, 2) int64 are the place of its row in the batch and its bytes."""
         chosen = np.asarray(rows, dtype=np.int64)
         flat = self._of(chosen)
         place = np.repeat(np.arange(len(chosen)), np.diff(self.starts)[chosen])
         batch = self.sequences.collate(flat, device=device)
         told = torch.from_numpy(np.stack([place, self.sizes[flat]], axis=1))
-        return {**batch, CHOICES: told.to(device, non_blocking=True)}
+        return {**batch, CHOICE_OF: told.to(device, non_blocking=True)}
 
     def take(self, rows: Indices) -> EncodedChoices:
         """See `EncodedSplit.take`."""

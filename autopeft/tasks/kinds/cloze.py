@@ -54,7 +54,7 @@ class EncodedCloze(EncodedSplit):
     def collate(
         self, rows: Sequence[int] | Indices, *, device: str | torch.device = "cpu"
     ) -> dict[str, Tensor]:
-        """See `EncodedSplit.collate`; beside it `read_at` (B,) and `label_words` (B, classes), int64."""
+        """See `EncodedSplit.collate`; beside it `READ_AT` (B,) and `LABEL_WORDS` (B, classes), int64."""
         batch = super().collate(rows, device=device)
         chosen = np.asarray(rows, dtype=np.int64)
         words = np.broadcast_to(self.words, (len(chosen), len(self.words))).copy()

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from autopeft.errors import UsageError
 from autopeft.injection.frames import reading
+from autopeft.tasks.tokens import BESIDE
 
 __all__ = ["LABEL_WORDS", "READ_AT", "label_logits", "read_in", "read_words"]
 
-READ_AT, LABEL_WORDS = "read_at", "label_words"
+READ_AT, LABEL_WORDS = f"{BESIDE}read_at", f"{BESIDE}label_words"
 """What a batch has of these: (B,), the place of a row's token among the row's own, and (B, classes)."""
 
 

@@ -18,6 +18,7 @@ from autopeft.errors import AutoPEFTError, TaskError, UsageError
 from autopeft.tasks.kinds.answers import EncodedAnswers, encode_conversations
 from autopeft.tasks.kinds.breakdown import Breakdown
 from autopeft.tasks.kinds.choices import (
+    CHOICE_OF,
     CHOICES,
     LETTERS,
     EncodedChoices,
@@ -182,13 +183,13 @@ class MultipleChoice(Decoder):
         Raises:
             UsageError: the rows were encoded to train on them, with their right choices alone.
         """
-        if CHOICES not in batch:
+        if CHOICE_OF not in batch:
             raise UsageError(
                 "Rows that were encoded to be trained on hold their right choices alone and cannot be "
                 "scored; encode them with `TaskKind.encode`."
             )
         losses = row_likelihoods(run(), batch["labels"])[:, 0]
-        place, sizes = batch[CHOICES].cpu().numpy().T
+        place, sizes = batch[CHOICE_OF].cpu().numpy().T
         both = np.stack([-losses, sizes.astype(np.float64)], axis=1)
         parts = np.split(both, np.flatnonzero(np.diff(place)) + 1)
         found = np.empty(len(parts), dtype=object)

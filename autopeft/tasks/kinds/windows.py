@@ -25,6 +25,7 @@ from autopeft.errors import UsageError
 from autopeft.tasks.kinds.spans import Answers, RowWindows, places_of_answer
 from autopeft.tasks.kinds.tags import ragged
 from autopeft.tasks.tokens import (
+    BESIDE,
     EncodedSplit,
     Indices,
     check_length,
@@ -36,7 +37,7 @@ from autopeft.tasks.tokens import (
 
 __all__ = ["CONTEXT_PLACES", "EncodedWindows", "cut_questions", "encode_windows"]
 
-CONTEXT_PLACES = "context_places"
+CONTEXT_PLACES = f"{BESIDE}context_places"
 """Key of a batch (see `EncodedWindows.collate`)."""
 _FORMAT = 1
 _CHUNK = 500
@@ -98,7 +99,7 @@ class EncodedWindows(EncodedSplit):
         self, rows: Sequence[int] | Indices, *, device: str | torch.device = "cpu"
     ) -> dict[str, Tensor]:
         """As `EncodedSplit.collate`, of windows; `labels` (B, 2) int64 are the first and the last token of
-        the answer. `context_places` (B, L, 2) int64 are the letters of the context that a token stands for,
+        the answer. `CONTEXT_PLACES` (B, L, 2) int64 are the letters of the context that a token stands for,
         and -1 at tokens of anything else."""
         batch = super().collate(rows, device=device)
         flat, inside = self.layout(np.asarray(rows, dtype=np.int64), device)

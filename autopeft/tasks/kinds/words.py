@@ -26,6 +26,7 @@ from autopeft.errors import UsageError
 from autopeft.tasks.kinds.answers import IGNORED
 from autopeft.tasks.kinds.tags import Tags, ragged
 from autopeft.tasks.tokens import (
+    BESIDE,
     EncodedSplit,
     Indices,
     encode_texts,
@@ -36,7 +37,7 @@ from autopeft.tasks.tokens import (
 
 __all__ = ["COUNTS", "PLACES", "EncodedWords", "encode_words"]
 
-PLACES, COUNTS = "word_places", "word_counts"
+PLACES, COUNTS = f"{BESIDE}word_places", f"{BESIDE}word_counts"
 """Keys of a batch (see `EncodedWords.collate`)."""
 _FORMAT = 1
 _CHUNK = 1_000
@@ -92,8 +93,8 @@ class EncodedWords(EncodedSplit):
         self, rows: Sequence[int] | Indices, *, device: str | torch.device = "cpu"
     ) -> dict[str, Tensor]:
         """As `EncodedSplit.collate`. `labels` (B, L) int64, where there are tags, are those of words at their
-        first tokens, and -100 elsewhere. `word_places` (B, L) int64 are the words whose first tokens stand
-        there, and -1 elsewhere; `word_counts` (B,) int64 are the words of the rows."""
+        first tokens, and -100 elsewhere. `PLACES` (B, L) int64 are the words whose first tokens stand
+        there, and -1 elsewhere; `COUNTS` (B,) int64 are the words of the rows."""
         batch = super().collate(rows, device=device)
         chosen = np.asarray(rows, dtype=np.int64)
         flat, inside = self.layout(chosen, device)

@@ -163,7 +163,7 @@ def encoded() -> EncodedChoices:
 def test_a_batch_has_the_choices_of_its_rows_one_after_the_other() -> None:
     tokenizer, found = word_tokenizer(None), encoded()
     batch = found.collate([2, 0])
-    assert batch["choices"].tolist() == [[0, 3], [0, 3], [0, 4], [1, 3], [1, 3]]
+    assert batch["beside_choice_of"].tolist() == [[0, 3], [0, 3], [0, 4], [1, 3], [1, 3]]
     texts = [
         tokenizer.decode(row[mask.bool()])
         for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)

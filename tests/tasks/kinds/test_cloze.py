@@ -68,8 +68,8 @@ def test_a_row_has_the_tokens_of_its_whole_text() -> None:
     assert found.types is not None
     assert not found.types.any()
     batch = found.collate([1, 0])
-    assert batch["read_at"].tolist() == [5, 7]
-    assert batch["label_words"].tolist() == [tokenizer.convert_tokens_to_ids(["bad", "good"])] * 2
+    assert batch["beside_read_at"].tolist() == [5, 7]
+    assert batch["beside_label_words"].tolist() == [tokenizer.convert_tokens_to_ids(["bad", "good"])] * 2
 
 
 def test_a_decoders_row_ends_where_the_word_comes() -> None:
@@ -121,7 +121,7 @@ def test_rows_that_are_taken_keep_their_places() -> None:
     found = encoded(TEMPLATES["bert"], cloze_tokenizer())
     some = found.take(np.asarray([2, 1]))
     assert some.at.tolist() == found.at[[2, 1]].tolist()
-    assert some.collate([0])["read_at"].tolist() == found.collate([2])["read_at"].tolist()
+    assert some.collate([0])["beside_read_at"].tolist() == found.collate([2])["beside_read_at"].tolist()
 
 
 @pytest.mark.parametrize("template", ["{text} It was {mask} .", "{text} It was", "{mask} {text}"])

@@ -97,7 +97,7 @@ def test_questions_with_choices_have_answered_ones_before_them() -> None:
     found = CHOICE.with_examples(rows, examples, tokenizer, 60)
     assert found is not None
     batch = CHOICE.encode(found, tokenizer, 60, cached=False).collate([0, 1])
-    assert batch["choices"][:, 0].tolist() == [0, 0, 1, 1, 1]
+    assert batch["beside_choice_of"][:, 0].tolist() == [0, 0, 1, 1, 1]
     first = tokenizer.decode(batch["input_ids"][0][batch["attention_mask"][0].bool()])
     assert first == "what follows four five what follows one one"
     assert torch.equal((batch["labels"] >= 0).sum(1), torch.ones(5, dtype=torch.int64))

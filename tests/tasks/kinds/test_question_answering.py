@@ -125,7 +125,7 @@ def test_the_loss_on_other_architectures(name: str) -> None:
         "input_ids": torch.randint(3, 40, (3, 9)),
         "attention_mask": torch.tensor([[1] * 9, [1] * 6 + [0] * 3, [1] * 9]),
         "labels": torch.tensor([[2, 4], [0, 0], [8, 8]]),
-        "context_places": torch.zeros(3, 9, 2, dtype=torch.int64),
+        "beside_context_places": torch.zeros(3, 9, 2, dtype=torch.int64),
     }
     start, end = batch["labels"].T
     with torch.no_grad():

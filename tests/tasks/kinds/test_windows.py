@@ -91,7 +91,7 @@ def test_pairs_that_fit_are_encoded_as_the_tokenizer_encodes_pairs() -> None:
 def test_batches_say_where_the_context_stands() -> None:
     data = encoded()
     batch = data.collate([len(data) - 1, 0])
-    places = batch["context_places"]
+    places = batch["beside_context_places"]
     assert places.shape == (*batch["input_ids"].shape, 2)
     assert bool((batch["attention_mask"][places[..., 0] >= 0] == 1).all())
     assert batch["labels"].tolist()[0] == [0, 0]

@@ -64,13 +64,13 @@ def test_words_have_the_tokens_that_they_have_in_a_text(make: Any) -> None:
 def test_batches_have_a_label_for_each_word_and_none_elsewhere() -> None:
     data = encode_words(WORDS, TAGS, word_pieces(), 32, kind="x", cached=False)
     batch = data.collate([2, 0])
-    labels, places = batch["labels"], batch["word_places"]
+    labels, places = batch["labels"], batch["beside_word_places"]
     # BERT's tokenizer makes nothing of the third word of the last row.
     assert labels[0][labels[0] != -100].tolist() == [0, 1, 0, 0, 2, 1]
     assert places[0][places[0] != -1].tolist() == [0, 1, 3, 4, 5, 6]
     assert labels[1][labels[1] != -100].tolist() == [1, 0, 2, 0]
     assert torch.equal(labels != -100, places != -1)
-    assert batch["word_counts"].tolist() == [7, 4]
+    assert batch["beside_word_counts"].tolist() == [7, 4]
     assert bool((batch["attention_mask"][labels != -100] == 1).all())
     taken = data.take(np.array([2, 0])).collate([0, 1])
     assert all(torch.equal(taken[key], batch[key]) for key in batch)
