@@ -27,8 +27,9 @@ How the package uses a kind, in this order:
    `config`, and `load_processor` what makes of rows what that takes: a tokenizer, an image processor.
 3. *Training.* `encode` makes an `EncodedSplit` (a subclass of it may collate in its own way; tensors whose
    names begin with `autopeft.tasks.tokens.BESIDE` never reach the model), `encode_splits` those of a whole
-   task, and `loss` says what is minimised. `inputs` adds to a batch what a model reads beside it, and `logits_of` takes the logits from what the model returns. `reads` says of which positions
-   they are wanted alone, and `reading` narrows a forward to them.
+   task, and `loss` says what is minimised. `inputs` adds to a batch what a model reads beside it, and
+   `logits_of` takes the logits from what the model returns. `reads` says of which positions they are wanted
+   alone, and `reading` narrows a forward to them.
 4. *Scores.* `outputs` gives what is kept of each row, `decisions` what metrics compare with labels, and
    `breakdown` what `autopeft evaluate` shows beside the score, and `tell` single rows. Where a metric
    compares generated texts, `generate` writes them and `with_texts` puts them to what is kept; `trial_metric`
