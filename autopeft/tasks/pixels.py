@@ -57,8 +57,8 @@ class EncodedImages(EncodedSplit):
     ) -> dict[str, Tensor]:
         """The given rows as one batch.
 
-        Keys: `pixel_values` (B, channels, height, width) fp32, `position_mask` (B, positions) ones, which is
-            not the model's, `labels` (B,) where there are labels, `task_id` (B,) zeros.
+        Keys: `pixel_values` (B, channels, height, width) fp32, `POSITION_MASK` (B, positions) ones, `labels`
+            (B,) where there are labels, `task_id` (B,) zeros.
         """
         chosen = np.asarray(rows, dtype=np.int64)
         pixels = torch.from_numpy(self.pixels[chosen]).to(device, non_blocking=True).float()
