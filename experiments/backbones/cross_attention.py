@@ -145,7 +145,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", help="folder of the backbone, from run.py")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--dry-run", action="store_true", help="print what would be trained, train nothing")
     parser.add_argument("--tables", action="store_true", help="print what there is, train nothing")
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Span corruption loses nothing, and a pretraining that was stopped goes on as if it had not been."""
+"""What is taken out of a text is learnt, and a pretraining that was stopped goes on as if it had not been."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ def run(load: Import) -> Any:
     return load("run")
 
 
-@pytest.mark.parametrize("length", [2, 7, 20, 128])
-def test_source_and_target_are_the_block(spans: Any, length: int) -> None:
+@pytest.mark.parametrize("length", [4, 7, 20, 48])
+def test_the_source_lacks_spans_of_the_target(spans: Any, length: int) -> None:
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        block = rng.integers(3, 90, length)
-        source, target = spans.corrupted(block, SENTINELS, 1, rng)
-        assert source[-1] == target[-1] == 1
-        hidden: dict[int, list[int]] = {}
-        for token in target[:-1]:
-            hidden.setdefault(token, []) if token in SENTINELS else hidden[list(hidden)[-1]].append(token)
-        assert list(hidden) == SENTINELS[: len(hidden)]
-        told = [t for token in source[:-1] for t in hidden.get(token, [token])]
-        assert told == block.tolist()
-        assert len(target) - 1 - len(hidden) == max(1, round(0.15 * length))
+        text = rng.integers(3, 90, length)
+        source, target = spans.corrupted(text, SENTINELS, 1, rng)
+        assert target == [*text.tolist(), 1]
+        assert source[-1] == 1
+        told = [token for token in source if token in SENTINELS]
+        assert told == SENTINELS[: len(told)]
+        gone = max(1, round(0.15 * length))
+        assert len(source) == length - gone + len(told) + 1
+        # Between the sentinels stands what the text has, in its order.
+        rest = iter(target)
+        assert all(token in rest for token in source if token not in SENTINELS)
 
 
 def test_spans_do_not_touch(spans: Any) -> None:
@@ -51,13 +52,15 @@ def test_spans_do_not_touch(spans: Any) -> None:
         assert len(found) == round(0.15 * 128 / 3)
 
 
-def test_blocks_hold_the_texts_one_behind_the_other(spans: Any) -> None:
-    rows = [[3, 4], [5], [6, 7, 8]]
-    blocks = spans.blocks_of(rows, 4, 1, np.random.default_rng(0))
-    assert blocks.shape == (2, 4)
-    stream = blocks.flatten().tolist()
-    assert sorted([*stream, 1])[:3] == [1, 1, 1]
-    assert all(any(stream[i : i + len(row)] == row for i in range(8)) for row in rows)
+def test_texts_of_a_batch_have_about_one_length(spans: Any) -> None:
+    lengths = np.random.default_rng(0).integers(4, 48, 1_003)
+    found = list(spans.places_of(lengths, 10, np.random.default_rng(1)))
+    assert len(found) == 100
+    assert len(np.unique(np.concatenate(found))) == 1_000
+    assert np.mean([np.ptp(lengths[own]) for own in found]) < 3
+    first = [lengths[own].mean() for own in found[:50]]
+    assert first != sorted(first), "short ones come first"
+    assert not np.array_equal(found, list(spans.places_of(lengths, 10, np.random.default_rng(2))))
 
 
 def equal(left: Iterator[dict[str, torch.Tensor]], right: Iterator[dict[str, torch.Tensor]]) -> bool:

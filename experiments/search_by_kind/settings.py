@@ -1,0 +1,129 @@
+"""For each kind of task: the rows, the backbone and the search that fits into ten minutes of two cores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from autopeft import load_task
+from autopeft.tasks import Task
+
+__all__ = ["SETTINGS", "TIME", "Setting"]
+
+Ask = Callable[[Task, Path], Sequence[str]]
+
+TIME = "9m"
+"""Of a search, as `--time` takes it."""
+
+_ASKED = 3
+_SHORT = 8  # words
+# What the classes of trec are called in answers.
+_WORDS = {"ABBR": "abbreviation", "DESC": "description", "ENTY": "thing", "HUM": "person",
+          "LOC": "place", "NUM": "number"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The search of a kind of task.
+
+    Attributes:
+        task: its name, or what writes a file of rows into a folder and returns its path.
+        search: further words of `autopeft search`.
+        ask: given the task and a folder, the words of `autopeft predict` that ask about some rows.
+        model: a packaged backbone, or `t5` or `vit`: a folder that `run.py` is given.
+        trivial: what the winner has to beat: `constant`, the same answer for every row, or `untuned`.
+    """
+
+    task: str | Callable[[Path], Path]
+    search: tuple[str, ...]
+    ask: Ask
+    model: str = "minilm"
+    trivial: str = "constant"
+
+
+# Rows
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _questions(row: Callable[[str, str], Mapping[str, object]], folder: Path) -> Path:
+    """The questions of `trec`, each as `row` makes it of its class and its text."""
+    task = load_task("trec")
+    own = [
+        row(task.labels[label], text)
+        for split in task.splits.values()
+        for label, text in zip(split.labels, split.texts, strict=True)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in own), encoding="utf-8")
+    return path
+
+
+def with_lengths(folder: Path) -> Path:
+    """A question, and its length in tens of letters."""
+    return _questions(lambda name, text: {"text": text, "label": len(text) / 10}, folder)
+
+
+def with_labels(folder: Path) -> Path:
+    """A question, its class, and whether it is short."""
+    return _questions(
+        lambda name, text: {"text": text, "label": [name, *["short"] * (len(text.split()) < _SHORT)]}, folder
+    )
+
+
+def with_choices(folder: Path) -> Path:
+    """A question, and what it may ask for, in an order that follows from its text."""
+
+    def row(name: str, text: str) -> Mapping[str, object]:
+        first = len(text) % len(_WORDS)
+        words = list(_WORDS.values())
+        choices = words[first:] + words[:first]
+        question = f"What does this question ask for? {text}"
+        return {"question": question, "choices": choices, "answer": choices.index(_WORDS[name])}
+
+    return _questions(row, folder)
+
+
+# Asking
+# ---------------------------------------------------------------------------------------------------------
+
+
+def texts(task: Task, folder: Path) -> list[str]:
+    """Some rows of *test*, each text an argument, with its second text where there is one."""
+    split = task.splits["test"]
+    words = [w for text in split.texts[:_ASKED] for w in ("--text", text)]
+    pairs = [w for text in (split.pairs or ())[:_ASKED] for w in ("--text-pair", text)]
+    return words + pairs
+
+
+def rows(task: Task, folder: Path) -> list[str]:
+    """The first rows of the task's own file."""
+    lines = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()[:_ASKED]
+    path = folder / "asked.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return ["--file", str(path)]
+
+
+def image(task: Task, folder: Path) -> list[str]:
+    """An image of *test* as a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "asked.png"
+    task.splits["test"].fields["image"][0].pixels().save(path)
+    return ["--file", str(path)]
+
+
+_LANGUAGE = ("--budget", "0.3%", "--baselines", "lora,untuned")
+
+SETTINGS: Mapping[str, Setting] = {
+    "classification": Setting("trec", ("--budget", "0.5%"), texts),
+    "regression": Setting(with_lengths, ("--budget", "0.5%"), texts),
+    "multi_label": Setting(with_labels, ("--budget", "0.5%"), texts),
+    "token_classification": Setting("swapped-words", ("--budget", "1%", "--steps", "240"), texts),
+    "question_answering": Setting("inserted-words", ("--budget", "0.5%", "--steps", "120"), texts),
+    "image_classification": Setting("mnist-5-to-9", ("--budget", "1%"), image, "vit"),
+    "seq2seq": Setting("tatoeba-en-es", ("--budget", "1%"), texts, "t5", "untuned"),
+    "causal_lm": Setting("gym:chain_sum", _LANGUAGE, texts, "smollm2-135m", "untuned"),
+    "multiple_choice": Setting(with_choices, _LANGUAGE, rows, "smollm2-135m", "untuned"),
+}
