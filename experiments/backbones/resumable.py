@@ -25,17 +25,15 @@ def rate_at(step: int, steps: int) -> float:
 
 
 class Training:
-    """AdamW on a model, from `state.pt` of a folder on where it is there.
+    """Steps of an optimizer on a model, from `state.pt` of a folder on where it is there.
 
     Attributes:
         seconds, cpu: of all steps so far, by the clock and of all cores together.
     """
 
-    def __init__(self, out: Path, model: PreTrainedModel, rate: float, decay: float) -> None:
-        self.state, self.model, self.rate = out / "state.pt", model.train(), rate
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=rate, weight_decay=decay, betas=(0.9, 0.98)
-        )
+    def __init__(self, out: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
+        self.state, self.model, self.optimizer = out / "state.pt", model.train(), optimizer
+        self.rate: float = optimizer.defaults["lr"]
         self.seconds, self.cpu, self.losses = 0.0, 0.0, list[float]()
         if self.state.exists():
             kept = torch.load(self.state, weights_only=True)

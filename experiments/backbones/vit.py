@@ -99,10 +99,12 @@ def accuracy(model: ViTForImageClassification, values: Tensor, labels: Tensor) -
 def pretrain(out: Path, steps: int, size: int) -> dict[str, Any]:
     """Train, or go on; the folder holds model and image processor at the end."""
     values, labels, others, wanted = images()
-    training = Training(out, model_of(), RATE, DECAY)
+    model = model_of()
+    adamw = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY, betas=(0.9, 0.98))
+    training = Training(out, model, adamw)
     while len(training.losses) < steps:
         training.step(batch_at(len(training.losses), values, labels, size), steps)
-    model, losses = training.model, training.losses
+    losses = training.losses
     right = accuracy(model, others, wanted)
     model.save_pretrained(out)
     half = [0.5, 0.5, 0.5]
@@ -110,13 +112,8 @@ def pretrain(out: Path, steps: int, size: int) -> dict[str, Any]:
         size={"height": 28, "width": 28}, image_mean=half, image_std=half, do_convert_rgb=True
     ).save_pretrained(out)
     count = sum(p.numel() for p in model.parameters())
-    told = {
-        "millions": count / 1e6,
-        "steps": steps,
-        "batch": size,
-        "rows": len(values),
-        "held_out": len(others),
-    }
+    sizes = {"rows": len(values), "held_out": len(others)}
+    told = {"millions": count / 1e6, "steps": steps, "batch": size, **sizes}
     (out / "README.md").write_text(CARD.format(**told, accuracy=right))
     training.state.unlink(missing_ok=True)
     return {

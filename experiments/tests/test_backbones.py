@@ -84,7 +84,7 @@ def test_a_stopped_training_goes_on(run: Any, tmp_path: Path) -> None:
 
     def begun(folder: Path) -> Any:
         torch.manual_seed(0)
-        return run.Training(folder, run.T5ForConditionalGeneration(small), run.RATE, run.DECAY)
+        return run.begun(folder, run.T5ForConditionalGeneration(small))
 
     rows = [[3 + i % 80] * 20 for i in range(60)]
     (tmp_path / "whole").mkdir()
