@@ -326,6 +326,7 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
             "rank_by",
             "quantize",
             "memory_saving",
+            "processes_per_trial",
         ),
         *("max_memory", "max_step_time", "max_latency", "max_file"),
     }

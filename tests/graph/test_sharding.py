@@ -1,0 +1,53 @@
+"""What several processes cannot train is known from the graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from support.tiny import tiny_config
+
+from autopeft.backbones import spec_of
+from autopeft.graph import build_graph, on_sharded, on_sharded_entries
+from autopeft.method import get_method, method_names
+from autopeft.recipe import Recipe
+
+SPEC = spec_of(tiny_config("bert"))
+
+
+def graph(*attached: Any, model: list[Any] | None = None) -> Any:
+    made = {"name": "r", "layers": [{"attach": list(attached)}] if attached else [], "model": model or []}
+    return build_graph(Recipe.from_dict(made), SPEC)
+
+
+def test_what_acts_on_activations_or_alters_weights_as_they_are_can_be_trained() -> None:
+    assert on_sharded(graph("lora", "dora", "serial_adapter", model=["bitfit"])) is None
+    assert on_sharded_entries(graph("lora")) == 0
+
+
+def test_the_reason_names_the_method() -> None:
+    assert on_sharded(graph("lora", model=["fish_mask"])) == (
+        "fish_mask is calibrated on the whole backbone before training"
+    )
+    assert on_sharded(graph(model=["lt_sft"])) == "lt_sft trains in phases of its own"
+
+
+def test_a_term_of_the_batch_counts_where_it_is_asked_for() -> None:
+    experts = ["lora", {"serial_adapter": {"bottleneck": 2}}]
+    plain = graph({"route": experts, "top_k": 1, "renormalize": False})
+    assert on_sharded(plain) is None
+    balanced = graph({"route": experts, "top_k": 1, "balance": 0.1})
+    assert (
+        on_sharded(balanced)
+        == "route has a term of the loss (balance) that is of all rows of a batch together"
+    )
+    assert on_sharded_entries(balanced) == 1
+    made = get_method("infoprompt")
+    assert made(made.Config()).traits.batch_terms
+    assert not made(made.Config(beta=0, gamma=0, kappa=0)).traits.batch_terms
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_only_what_has_terms_of_the_loss_may_have_them_of_the_batch(name: str) -> None:
+    """Who has them is compared with what training in two processes gives in `tests/contract`."""
+    assert get_method(name).traits.batch_terms == (name == "infoprompt")
