@@ -14,6 +14,7 @@ from queue import SimpleQueue
 
 from autopeft.training.errors import ran_out_of_memory
 from autopeft.training.processes import Failed, Settings, joined
+from autopeft.training.together import at_work
 
 __all__ = ["serve"]
 
@@ -29,7 +30,7 @@ def serve(handle: int) -> None:
     work: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_listen, args=(pipe, work, settings), daemon=True).start()
     pipe.send(True)
-    with joined(settings):
+    with joined(settings) as team, at_work(team):
         while True:
             pipe.send(_done(work.get()))
 

@@ -31,13 +31,14 @@ import torch.distributed as dist
 
 from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.training.errors import OutOfMemory
-from autopeft.training.together import join, leave
+from autopeft.training.together import Team, at_work, disband
 
 __all__ = ["Failed", "ProcessLost", "Processes", "Settings", "joined"]
 
 _T = TypeVar("_T")
 _START_SECONDS = 120.0  # for imports, and for each step of the rendezvous
-_GRACE_SECONDS = 2.0  # that the processes may be apart in what they all come to
+_APART_SECONDS = 10.0  # that the processes may be apart in what they all come to
+_GRACE_SECONDS = 2.0  # until the end of another is seen, where it was the reason of an error here
 _LOOK_SECONDS = 0.2
 _TAIL = 2000
 # What a new interpreter runs: it finds the same packages as this one, whatever this one's script is.
@@ -77,7 +78,7 @@ class Failed:
 
 
 @contextlib.contextmanager
-def joined(settings: Settings) -> Iterator[None]:
+def joined(settings: Settings) -> Iterator[Team]:
     """Within, torch's default group holds the processes: by gloo on CPUs, by NCCL on GPUs."""
     cuda = settings.device == "cuda"
     device = torch.device("cuda", settings.rank) if cuda else torch.device("cpu")
@@ -89,12 +90,12 @@ def joined(settings: Settings) -> Iterator[None]:
         dist.init_process_group(
             "nccl" if cuda else "gloo", store=store, rank=settings.rank, world_size=settings.size
         )
-    join(settings.rank, settings.size, device)
     try:
-        yield
+        yield Team(settings.rank, settings.size, device)
     finally:
-        leave()
-        dist.destroy_process_group()
+        disband()
+        if dist.is_initialized():  # it may have been cut
+            dist.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -204,7 +205,7 @@ class Processes:
         for peer in self._peers:
             peer.reply = None
         with self._watched():
-            self._group.enter_context(joined(settings[0]))
+            self._team = self._group.enter_context(joined(settings[0]))
 
     def run(self, function: Callable[..., _T], *args: Any, here: Callable[[], _T] | None = None) -> _T:
         """Call `function(*args)` in all processes; what it returns in this one.
@@ -228,12 +229,13 @@ class Processes:
             with contextlib.suppress(BrokenPipeError, ConnectionError):  # seen when its reply is looked for
                 peer.pipe.send_bytes(message)
         try:
-            with self._watched():
+            with self._watched(), at_work(self._team):
                 found = function(*args) if here is None else here()
         except Exception as error:
-            self._settle(time.monotonic() + _GRACE_SECONDS)
+            own = isinstance(error, AutoPEFTError)
+            self._settle(time.monotonic() + (_APART_SECONDS if own else _GRACE_SECONDS))
             cause = self._cause()
-            if isinstance(error, AutoPEFTError) and self._all_failed(type(error).__name__):
+            if own and self._all_failed(type(error).__name__):
                 raise  # all have come to the same end
             self.close()
             if cause is None:
@@ -302,8 +304,8 @@ class Processes:
         """Within, another process that ends, or fails while this one goes on, ends the wait for it."""
         over = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(over,), daemon=True)
-        watcher.start()
         try:
+            watcher.start()
             yield
         finally:
             over.set()
@@ -319,7 +321,7 @@ class Processes:
             if broken is None and any(p.broken for p in self._peers):
                 broken = time.monotonic()
             gone = any(p.gone for p in self._peers)
-            if broken is not None and (gone or time.monotonic() - broken > _GRACE_SECONDS):
+            if broken is not None and (gone or time.monotonic() - broken > _APART_SECONDS):
                 self._cut()
                 return
 
@@ -329,7 +331,7 @@ class Processes:
             if not peer.gone:
                 peer.cut = True
                 peer.process.kill()
-        if self.device == "cuda":  # gloo notices closed connections, NCCL does not
+        if self.device == "cuda" and dist.is_initialized():  # gloo notices closed connections, NCCL does not
             dist.distributed_c10d._abort_process_group()
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ else, such as scoring, all processes do on all rows. What they hold in parts: `a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from autopeft.errors import AutoPEFTError
 
-__all__ = ["ALONE", "Part", "Team", "dealt", "join", "leave", "present", "team_of"]
+__all__ = ["ALONE", "Part", "Team", "at_work", "dealt", "disband", "present", "team_of"]
 
 _T = TypeVar("_T")
 
@@ -131,25 +132,28 @@ def _bits(tensor: Tensor) -> tuple[tuple[int, ...], int]:
 
 ALONE = Team()
 _TEAMS: WeakKeyDictionary[nn.Module, Team] = WeakKeyDictionary()
-_joined: Team | None = None
+_working: Team | None = None
 
 
-def join(rank: int, size: int, device: torch.device) -> None:
-    """Say which process this is of those whose torch group has begun."""
-    global _joined
-    _joined = Team(rank, size, device)
+@contextmanager
+def at_work(team: Team) -> Iterator[None]:
+    """Within, this process does what the others of the team do."""
+    global _working
+    _working = team
+    try:
+        yield
+    finally:
+        _working = None
 
 
-def leave() -> None:
-    """Forget the processes, whose torch group has ended."""
-    global _joined
-    _joined = None
+def disband() -> None:
+    """Forget which models lie in parts, as the other processes have ended."""
     _TEAMS.clear()
 
 
 def present() -> Team | None:
-    """The processes that this one belongs to; `None` where there are no others."""
-    return _joined
+    """The processes that this one works with at present; `None` where it works alone."""
+    return _working
 
 
 def dealt(model: nn.Module, team: Team) -> None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from support.saved_model import save_backbone, write_reviews
+from support.saved_model import save_backbone, small_search, write_reviews
 
 from autopeft.assets import resolve_model
-from autopeft.runs.folder import load_run
+from autopeft.search.api import search
 from autopeft.search.core.jobs import JobResult, TrainJob
 from autopeft.search.execution import worker
 from autopeft.search.execution.worker import WorkerSetup, execute, release
@@ -25,45 +22,25 @@ from autopeft.training import TrainingPlan
 pytestmark = pytest.mark.slow
 
 LORA = {"name": "x", "layers": [{"attach": [{"lora": {"rank": 2}}]}], "training": {"learning_rate": 0.01}}
-FISH = {"name": "x", "layers": [{"attach": [{"fish_mask": {"keep": 20}}]}]}
+FISH = {"name": "x", "model": [{"fish_mask": {"keep": 20}}]}
 
 
-def searched(folder: Path, *options: str) -> Any:
-    """What the command line finds, in a folder that has backbone and data."""
-    command = [
-        *(sys.executable, "-m", "autopeft", "search", "--task", "reviews.csv", "--text", "body"),
-        *(
-            "--label",
-            "verdict",
-            "--model",
-            "bert",
-            "--space",
-            "lora",
-            "--budget",
-            "20%",
-            "--max-length",
-            "24",
-        ),
-        *("--trials", "2", "--steps", "10", "--baselines", "none", "--no-shortcuts", "--precision", "fp32"),
-        *("--final-precision", "fp32", *options),
-    ]
-    environment = {**os.environ, "AUTOPEFT_CACHE": str(folder / "cache")}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=800)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def test_a_search_on_ray_finds_what_one_without_further_processes_finds(tmp_path: Path) -> None:
-    save_backbone(tmp_path / "bert")
-    write_reviews(tmp_path / "reviews.csv")
-    searched(tmp_path, "--workers", "0", "-o", "one")
-    two = searched(tmp_path, "--workers", "1", "--processes-per-trial", "2", "-o", "two")
-    assert "only methods that 2 processes can train are tried" in two.stderr + two.stdout
-    one, both = ([*load_run(tmp_path / name).trials().records] for name in ("one", "two"))
-    assert [r.state for r in both] == [r.state for r in one]
-    assert [r.recipe for r in both] == [r.recipe for r in one]
-    assert [r.train_loss for r in both] == pytest.approx([r.train_loss for r in one], abs=1e-5)
-    assert [r.score for r in both] == pytest.approx([r.score for r in one])
+def test_a_search_on_ray_finds_what_one_without_further_processes_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with shortcuts, as LoRA is on all layers, so that one process has no states stored."""
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
+    given = {"trials": 1, "steps": 6, "baselines": "none", "head_start": "random", "precision": "fp32"}
+    arguments = small_search(tmp_path, **given)
+    said: list[str] = []
+    one = search(**{**arguments, "workers": 0, "out": tmp_path / "one"})
+    both = search(**{**arguments, "workers": 1, "processes_per_trial": 2}, notify=said.append)
+    assert [r.state for r in both.trials] == ["complete"]
+    assert [r.recipe for r in both.trials] == [r.recipe for r in one.trials]
+    for found, expected in zip(both.trials, one.trials, strict=True):
+        assert found.train_loss == pytest.approx(expected.train_loss, abs=1e-5)
+    assert both.test == pytest.approx(one.test)
+    assert any("only methods that 2 processes can train are tried" in line for line in said)
     left = [p for p in psutil.process_iter(["cmdline"]) if "autopeft.training.peer" in str(p.info["cmdline"])]
     assert left == []
 

@@ -17,10 +17,10 @@ from autopeft.training.sharded import shard
 
 pytestmark = pytest.mark.slow
 
-# An entry beside LoRA that acts on whole weights, and one whose init reads them.
+# DoRA begins with norms of whole weights and alters them, BitFit alters biases.
 WEIGHTS = {
     "name": "weights",
-    "layers": [{"attach": [{"dora": {"rank": 2}}, {"pissa": {"rank": 2, "sites": ["up"]}}]}],
+    "layers": [{"attach": [{"dora": {"rank": 2}}]}],
     "model": ["bitfit"],
     "training": {"learning_rate": 1e-2},
 }
