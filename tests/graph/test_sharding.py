@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from support.tiny import tiny_config
 
 from autopeft.backbones import spec_of
 from autopeft.graph import build_graph, on_sharded, on_sharded_entries
-from autopeft.method import get_method, method_names
+from autopeft.method import get_method
 from autopeft.recipe import Recipe
 
 SPEC = spec_of(tiny_config("bert"))
@@ -45,9 +44,3 @@ def test_a_term_of_the_batch_counts_where_it_is_asked_for() -> None:
     made = get_method("infoprompt")
     assert made(made.Config()).traits.batch_terms
     assert not made(made.Config(beta=0, gamma=0, kappa=0)).traits.batch_terms
-
-
-@pytest.mark.parametrize("name", method_names())
-def test_only_what_has_terms_of_the_loss_may_have_them_of_the_batch(name: str) -> None:
-    """Who has them is compared with what training in two processes gives in `tests/contract`."""
-    assert get_method(name).traits.batch_terms == (name == "infoprompt")

@@ -235,10 +235,7 @@ def prepare(
     calibration = None
     if within.calibrated or OBJECTIVES[cheap.objective] == "step_cost":
         calibration = calibration_for(source, spec, task, bound, parameters, plan, a, notify)
-    if a.quantize is not None and notify is not None:
-        notify(f"The backbone is held in {a.quantize}: only {within} are tried.")
-    if cheap.processes > 1 and notify is not None:
-        notify(f"Each trial has {cheap.processes} processes: only {within} are tried.")
+    _tell(within, notify)
     predictor = Predictor(within, task_head(source, task), calibration)
     budget = ResourceBudget.of(parameters, within, predictor) if within else parameters
     check_within(bound, budget)
@@ -264,6 +261,14 @@ def prepare(
         predictor=predictor,
         step_cost=None if calibration is None else step_cost_of(calibration, bound, parameters),
     )
+
+
+def _tell(within: Limits, notify: Callable[[str], None] | None) -> None:
+    """Say what is not tried, as the backbone is quantised or in parts."""
+    if within.quantize is not None and notify is not None:
+        notify(f"The backbone is held in {within.quantize}: only {within} are tried.")
+    if within.processes > 1 and notify is not None:
+        notify(f"Each trial has {within.processes} processes: only {within} are tried.")
 
 
 def _effort(a: SearchArguments, *, gpu: bool, spec: BackboneSpec | None = None) -> Effort:
