@@ -32,14 +32,11 @@ def test_the_reason_names_the_method() -> None:
 
 
 def test_a_term_of_the_batch_counts_where_it_is_asked_for() -> None:
-    experts = ["lora", {"serial_adapter": {"bottleneck": 2}}]
-    plain = graph({"route": experts, "top_k": 1, "renormalize": False})
-    assert on_sharded(plain) is None
-    balanced = graph({"route": experts, "top_k": 1, "balance": 0.1})
-    assert (
-        on_sharded(balanced)
-        == "route has a term of the loss (balance) that is of all rows of a batch together"
-    )
+    experts = {"children": ["lora"], "copies": 3, "top_k": 2}
+    assert on_sharded(graph({"route": experts})) is None
+    balanced = graph({"route": {**experts, "balance": 0.1}})
+    why = "route has a term of the loss (balance) that is of all rows of a batch together"
+    assert on_sharded(balanced) == why
     assert on_sharded_entries(balanced) == 1
     made = get_method("infoprompt")
     assert made(made.Config()).traits.batch_terms
