@@ -58,6 +58,8 @@ class CompositionTraits:
         rowwise: what it adds at a position depends on that position alone, where that is so of its children.
         copies: its only child may be written once, with `copies: n` beside it.
         single: it holds one child.
+        batch_terms: the option that, where it is not zero, gives a term of the loss that is of the rows of a
+            batch together, and no mean over rows.
     """
 
     ordered: bool = False
@@ -66,6 +68,7 @@ class CompositionTraits:
     rowwise: bool = False
     copies: bool = False
     single: bool = False
+    batch_terms: str = ""
 
 
 class Child(Protocol):

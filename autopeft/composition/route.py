@@ -59,7 +59,7 @@ class Route(nn.Module):
 
     kind: ClassVar[str]
     summary: ClassVar[str] = "children as experts, mixed by weights that depend on the input"
-    traits: ClassVar[CompositionTraits] = CompositionTraits(copies=True)
+    traits: ClassVar[CompositionTraits] = CompositionTraits(copies=True, batch_terms="balance")
     Options = RouteOptions
 
     def __init__(self, children: Sequence[ChildSpec], options: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from autopeft.graph.serving import (
     unservable,
     unservable_entries,
 )
+from autopeft.graph.sharding import on_sharded, on_sharded_entries
 from autopeft.graph.tree import Entry, Leaf, Node, Tree, child_spec
 
 __all__ = [
@@ -53,6 +54,8 @@ __all__ = [
     "is_rowwise_on_logits",
     "on_packed",
     "on_packed_entries",
+    "on_sharded",
+    "on_sharded_entries",
     "parts_of",
     "readers_of",
     "taken_for_experts",

@@ -35,6 +35,7 @@ from autopeft.hybrid.modules import (
     refuse_attached,
     refuse_in_trainer,
     refuse_packed,
+    whole,
 )
 from autopeft.hybrid.optimizer import build_optimizer
 from autopeft.hybrid.persistence import Persistence
@@ -161,11 +162,11 @@ class Hybrid:
     def _weights_of(self, module: Any) -> Iterator[tuple[WeightTarget, Tensor]]:
         for target in module.weight_targets():
             if target.site is None:
-                yield target, self.injection.base.get_parameter(target.tensor)
+                yield target, whole(self.injection.base.get_parameter(target.tensor))
             else:
                 place = self.injection.places[target.site.key]
                 part = Part(place.transposed, place.out_slice)
-                yield target, part.of(self.injection.base.get_parameter(f"{place.exit}.weight"))
+                yield target, part.of(whole(self.injection.base.get_parameter(f"{place.exit}.weight")))
 
     def detach(self) -> None:
         """Take everything off: every parameter, buffer, hook, flag and config value is as it was before

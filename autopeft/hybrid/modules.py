@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from autopeft.assets import is_packed, quantization_of
@@ -32,6 +32,7 @@ __all__ = [
     "refuse_attached",
     "refuse_in_trainer",
     "refuse_packed",
+    "whole",
 ]
 
 ROOT = "autopeft"  # the name under which a model holds what is attached
@@ -97,6 +98,14 @@ def refuse_packed(model: PreTrainedModel, layout: Layout, modules: Mapping[str, 
             f"{what}, and {', '.join(altering)} would work on its packed weights; attach methods that act on "
             "activations alone, such as lora or serial_adapter, or load the backbone in bf16."
         )
+
+
+def whole(parameter: nn.Parameter) -> Tensor:
+    """A parameter in full, also where this process holds a part of it (torch's `DTensor`): then all processes
+    that hold some have to ask."""
+    gathered: Any = getattr(parameter, "full_tensor", None)
+    found: Tensor = parameter if gathered is None else gathered()
+    return found
 
 
 def refuse_in_trainer(model: PreTrainedModel) -> None:

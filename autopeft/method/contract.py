@@ -126,6 +126,8 @@ class Traits:
         data_dependent: its deployed size is settled at the end of training: by the data, for which
             `parameter_count` gives an upper bound, or by a choice afterwards, for which it gives the default.
             That figure is what a budget counts; the module `Resizes`.
+        batch_terms: its terms of the loss are of the rows of a batch together (contrasts), and neither a mean
+            over rows nor of the parameters alone.
     """
 
     ways: frozenset[Way] = frozenset()
@@ -147,6 +149,7 @@ class Traits:
     rowwise: bool = False
     every_stack: bool = False
     data_dependent: bool = False
+    batch_terms: bool = False
 
     def __post_init__(self) -> None:
         unknown = [s for s in (*self.sites, *self.default_sites) if s not in SITE_NAMES]

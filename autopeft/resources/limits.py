@@ -98,6 +98,7 @@ class Resources:
         unmergeable: why it does not merge into the backbone; empty where it does.
         unservable: why it cannot be served in the way that is asked for; empty where it can.
         on_packed: why it cannot act on a quantised backbone; empty where it can.
+        on_sharded: why it cannot be trained over several processes; empty where it can.
     """
 
     memory: float | None = None
@@ -107,6 +108,7 @@ class Resources:
     unmergeable: str | None = None
     unservable: str | None = None
     on_packed: str | None = None
+    on_sharded: str | None = None
 
     def figures(self) -> Iterator[tuple[Figure, float]]:
         """The figures that are known, in the order of `FIGURES`."""
@@ -127,7 +129,7 @@ class Resources:
             value = told.get(figure.name)
             if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf:
                 found[figure.name] = value
-        for name in ("unmergeable", "unservable", "on_packed"):
+        for name in ("unmergeable", "unservable", "on_packed", "on_sharded"):
             reason = told.get(name)
             found[name] = reason if isinstance(reason, str) else None
         return cls(**found)
@@ -139,7 +141,8 @@ class Limits:
 
     `serve` admits only recipes that can be served so (see `autopeft.graph.serving`). `quantize` says how the
     backbone is quantised, and admits only recipes that leave its packed weights alone (see
-    `autopeft.graph.packed`).
+    `autopeft.graph.packed`). `processes` says how many a training has, and admits only recipes that several
+    can train (see `autopeft.graph.sharding`).
     """
 
     memory: float | None = None
@@ -148,9 +151,10 @@ class Limits:
     file: float | None = None
     serve: str | None = None
     quantize: str | None = None
+    processes: int = 1
 
     def __bool__(self) -> bool:
-        return bool(self.serve or self.quantize) or any(True for _ in self.set())
+        return bool(self.serve or self.quantize or self.processes > 1) or any(True for _ in self.set())
 
     def set(self) -> Iterator[tuple[Figure, float]]:
         """The figures that are limited, with their limits."""
@@ -167,6 +171,7 @@ class Limits:
     def excess(self, found: Resources) -> float:
         """How far a recipe is over the limits: each overshoot as a share of its limit, summed; 0 inside."""
         over = float(bool(self.serve and found.unservable) + bool(self.quantize and found.on_packed))
+        over += float(self.processes > 1 and bool(found.on_sharded))
         for figure, limit in self.set():
             value = getattr(found, figure.name)
             if value is not None:
@@ -184,16 +189,20 @@ class Limits:
             said.append(f"not to be served as {self.serve}: {found.unservable}")
         if self.quantize and found.on_packed:
             said.append(f"not for a backbone in {self.quantize}: {found.on_packed}")
+        if self.processes > 1 and found.on_sharded:
+            said.append(f"not for {self.processes} processes: {found.on_sharded}")
         return said
 
     def __str__(self) -> str:
         said = [f"{figure.title} at most {figure.text(limit)}" for figure, limit in self.set()]
         said += [f"to be served as {self.serve}"] if self.serve else []
         said += [f"methods that leave weights in {self.quantize} alone"] if self.quantize else []
+        said += [f"methods that {self.processes} processes can train"] if self.processes > 1 else []
         return ", ".join(said)
 
     def to_dict(self) -> dict[str, Any]:
         """The limits that are set, JSON-able."""
         found: dict[str, Any] = {figure.name: limit for figure, limit in self.set()}
         found |= {"serve": self.serve} if self.serve else {}
-        return found | ({"quantize": self.quantize} if self.quantize else {})
+        found |= {"quantize": self.quantize} if self.quantize else {}
+        return found | ({"processes": self.processes} if self.processes > 1 else {})

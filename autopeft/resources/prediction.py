@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from autopeft.graph import CompositionGraph, Entry, Memo, build_graph, on_packed, unmergeable, unservable
+from autopeft.graph import (
+    CompositionGraph,
+    Entry,
+    Memo,
+    build_graph,
+    on_packed,
+    on_sharded,
+    unmergeable,
+    unservable,
+)
 from autopeft.recipe import Recipe
 from autopeft.resources.calibration import Calibration
 from autopeft.resources.files import Head, entry_bytes, file_bytes
@@ -51,6 +60,7 @@ class Predictor:
             unmergeable=unmergeable(graph),
             unservable=why,
             on_packed=on_packed(graph) if self.limits.quantize else None,
+            on_sharded=on_sharded(graph) if self.limits.processes > 1 else None,
         )
         if here is None:
             return known

@@ -226,7 +226,7 @@ def _executor(ready: Prepared, folder: RunFolder, notify: Notify) -> Executor:
     from autopeft.search.execution.ray_executor import Pool, RayExecutor
 
     return RayExecutor(
-        Pool(ready.workers, a.cpus_per_trial, ready.gpus, a.address, a.listen),
+        Pool(ready.workers, ready.cpus, ready.gpus, a.address, a.listen),
         folder.scratch / "ray",
         model_files=pack(ready.source) if a.address or a.listen else None,
         resume=resume_command(folder.path, vars(a)),

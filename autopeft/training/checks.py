@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from autopeft.errors import CompositionError, UsageError
+from autopeft.graph import on_sharded
 from autopeft.hybrid import Hybrid
 from autopeft.hybrid.policies import Policies
 from autopeft.tasks.kinds import TaskKind
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.contracts import Trainable
 from autopeft.training.plan import TrainingPlan
+from autopeft.training.together import team_of
 
 __all__ = ["check_pause", "check_recipe"]
 
 
 def check_recipe(hybrid: Trainable, kind: TaskKind) -> None:
-    """Refuse what has nothing to act on, or cannot work with models of the kind."""
+    """Refuse what has nothing to act on, or cannot work with models of the kind or in several processes."""
+    _check_together(hybrid)
     Policies(hybrid.recipe.training).refuse_idle(hybrid.parameter_groups(), hybrid.modules)
     if not isinstance(hybrid, Hybrid):
         return
@@ -36,6 +39,23 @@ def check_recipe(hybrid: Trainable, kind: TaskKind) -> None:
             "token from those before it, so that they would see what they are to predict; use a prompt that "
             "does not depend on the text (prompt_tuning, p_tuning), or an encoder-decoder."
         )
+
+
+def _check_together(hybrid: Trainable) -> None:
+    """Refuse what cannot be trained on a backbone that lies in parts in several processes."""
+    count = team_of(hybrid.model).size
+    if count == 1:
+        return
+    why = f"{hybrid.recipe.name} trains the whole backbone"
+    if isinstance(hybrid, Hybrid):
+        found = on_sharded(hybrid.graph)
+        if found is None:
+            return
+        why = found
+    raise UsageError(
+        f"This training has {count} processes, each with a part of the backbone and of the rows, and {why}; "
+        "train it in one process (--processes-per-trial 1), or leave it out."
+    )
 
 
 def check_pause(hybrid: Trainable, plan: TrainingPlan, until: int | None, resume: Checkpoint | None) -> None:

@@ -27,6 +27,7 @@ from autopeft.training.losses import logits_of
 from autopeft.training.modes import evaluation_mode, training_mode
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.shared import SharedPrefix, Unshareable, is_by_position, may_share
+from autopeft.training.together import team_of
 from autopeft.training.trunk import Level, Trunk
 
 __all__ = ["Forward", "sharing_forward", "shortest_forward"]
@@ -197,7 +198,9 @@ class _Shortcuts:
         self._plain: Tensor | None = None
 
     def forward(self) -> Forward:
-        trunk = self._trunk() if self.kind.tokenwise_trunk else None
+        # Of several processes each runs the layers as often, whichever rows are stored or begin alike.
+        alone = team_of(self.model).size == 1
+        trunk = self._trunk() if self.kind.tokenwise_trunk and alone else None
         whole = trunk is not None and any(
             len(level.layers) == len(self.layout.stacks[-1].layers)
             for level in trunk.levels
@@ -209,7 +212,7 @@ class _Shortcuts:
         untouched = lambda: injection.revision == revision  # noqa: E731
         found = Forward(self.model, trunk=trunk, rows=rows, untouched=untouched, kind=self.kind)
         if self.kind.causal:
-            self.shorten(found, ends=self._may_end(), shares=True)
+            self.shorten(found, ends=self._may_end(), shares=alone)
         found.dense = self._dense
         return found
 

@@ -35,7 +35,7 @@ from autopeft.training.modes import (
     training_mode,
 )
 from autopeft.training.optimizer import PhaseOptimizer
-from autopeft.training.phases import Phase, Stage, StartingValues, stages_of
+from autopeft.training.phases import Phase, Stage, StartingValues, stages_of, values_of
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.rows import Rows, rows_apart, rows_of
 from autopeft.training.scoring import evaluate
@@ -213,6 +213,7 @@ class _Run:
     def all_phases(self) -> None:
         modules = self.hybrid.modules
         stages = stages_of(modules, self.plan.steps)
+        self.gradient.team.align(values_of(modules, self.hybrid.parameter_groups()))
         if self.resume is not None and len(stages) > 1:
             raise DataError("A training in several phases cannot go on from a checkpoint.")
         starts = StartingValues(stages)
@@ -227,6 +228,7 @@ class _Run:
             with torch.no_grad():
                 finish(modules.values())
             self._follow(acted)
+        self.gradient.team.check_equal(values_of(modules, self.hybrid.parameter_groups()))
 
     def one_stage(self, stage: Stage) -> None:
         """From where a phase begins to its output."""
@@ -431,7 +433,7 @@ class _Run:
                 self.result.stopped = "patience"
         if done == self.until and done < self.plan.steps:
             self.result.stopped = "paused"
-        if self.told.should_stop is not None and self.told.should_stop():
+        if self.told.should_stop is not None and self.gradient.team.first(self.told.should_stop()):
             self.result.stopped = "asked"
         return self.result.stopped != "done"
 

@@ -23,6 +23,7 @@ from autopeft.assets import backbone_fingerprint, cache_folder, head_names, make
 from autopeft.errors import AssetError
 from autopeft.tasks.encode import EncodedTask
 from autopeft.training.plan import TrainingPlan
+from autopeft.training.together import team_of
 
 __all__ = ["KeptMeasurements"]
 
@@ -42,7 +43,7 @@ class KeptMeasurements:
         self, model: nn.Module, data: EncodedTask, plan: TrainingPlan, *, seeded: bool = True
     ) -> None:
         self.identity: dict[str, Any] | None = None
-        self.batch_size = plan.batch_size
+        self.batch_size, self.team = plan.batch_size, team_of(model)
         if not isinstance(model, PreTrainedModel) or data.train.labels is None or not plan.shortcuts:
             return
         # The loss of a kind from another package may change unseen.
@@ -50,7 +51,7 @@ class KeptMeasurements:
             return
         self.identity = {
             "format": _FORMAT,
-            "backbone": backbone_fingerprint(model),
+            "backbone": self.team.backbone or backbone_fingerprint(model),
             "head": _digest({n: t for h in head_names(model) for n, t in _named(model, h).items()}),
             "rows": data.train.fingerprint,
             "labels": data.train.labels_fingerprint,
@@ -61,7 +62,10 @@ class KeptMeasurements:
         }
 
     def get(self, method: str, measurement: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        """What was measured before, or `None`."""
+        """What was measured before, or `None`; the same in all processes of a training."""
+        return self.team.first(self._read(method, measurement))
+
+    def _read(self, method: str, measurement: Mapping[str, Any]) -> dict[str, Tensor] | None:
         file = self._file(method, measurement)
         if file is None or not file.is_file():
             return None

@@ -14,7 +14,7 @@ from autopeft.method import Phase, PhasePart
 from autopeft.training.contracts import Modules
 from autopeft.training.errors import PhaseError
 
-__all__ = ["Phase", "Stage", "StartingValues", "span_lengths", "stages_of", "step_counts"]
+__all__ = ["Phase", "Stage", "StartingValues", "span_lengths", "stages_of", "step_counts", "values_of"]
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class FirstValues:
     """
 
     def __init__(self, modules: Modules, groups: Sequence[dict[str, Any]]) -> None:
-        self._kept = {key: tensor.detach().clone() for key, tensor in _values(modules, groups)}
+        self._kept = {key: tensor.detach().clone() for key, tensor in values_of(modules, groups)}
 
     @torch.no_grad()
     def restore(self, stage: Stage, modules: Modules, groups: Sequence[dict[str, Any]]) -> bool:
@@ -210,7 +210,7 @@ class FirstValues:
         chosen = {id(p) for g in stage.groups(groups) for p in g["params"]}
         buffers = {id(b) for module in stage.modules(modules) for b in module.buffers()}
         altered = False
-        for key, tensor in _values(modules, groups):
+        for key, tensor in values_of(modules, groups):
             kept = self._kept.get(key)
             if id(tensor) not in chosen | buffers or kept is None or kept.shape != tensor.shape:
                 continue
@@ -219,7 +219,7 @@ class FirstValues:
         return altered
 
 
-def _values(modules: Modules, groups: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[str, str], Tensor]]:
+def values_of(modules: Modules, groups: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[str, str], Tensor]]:
     """Every parameter and buffer of the modules, and the head's parameters, by owner and name."""
     for owner, module in modules.items():
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):

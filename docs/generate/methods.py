@@ -113,6 +113,11 @@ def traits_in_words(name: str) -> list[str]:
         (t.direction, "It replaces the direction of a weight, so a weight takes only one such method.", ""),
         (t.pretrained, "It reads the pretrained values, so nothing before it in a chain may alter them.", ""),
         (t.phased, "It trains in phases of its own; several such entries follow each other.", ""),
+        (
+            t.batch_terms,
+            "Its terms of the loss are of all rows of a batch, so one process trains it.",
+            "",
+        ),
         (not t.gateable, "No gate may stand in front of it.", ""),
         (t.data_dependent, "Its deployed size is settled when training ends; a budget counts the bound.", ""),
     )

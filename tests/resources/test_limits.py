@@ -66,6 +66,18 @@ def test_what_is_over_a_limit_is_said() -> None:
     assert "not to be served as merged: lora" in said
 
 
+def test_several_processes_admit_what_they_can_train() -> None:
+    limits, refused = Limits(processes=2), Resources(on_sharded="fish_mask is calibrated")
+    assert limits
+    assert not Limits(processes=1)
+    assert not limits.calibrated
+    assert (limits.excess(Resources()), limits.excess(refused), Limits().excess(refused)) == (0, 1, 0)
+    assert limits.broken(refused) == ["not for 2 processes: fish_mask is calibrated"]
+    assert str(limits) == "methods that 2 processes can train"
+    assert limits.to_dict() == {"processes": 2}
+    assert Resources.from_dict(refused.to_dict()) == refused
+
+
 def test_resources_to_a_table_and_back() -> None:
     found = Resources(memory=1e9, step_time=0.2, unmergeable="because")
     assert Resources.from_dict(found.to_dict()) == found

@@ -244,6 +244,7 @@ def test_a_dry_run_shows_what_the_search_would_begin_with(arguments: dict[str, A
         ({"precision": "fp8"}, UsageError),
         ({"log": "tensorbord"}, UsageError),
         ({"gpus_per_trial": 1.5}, UsageError),
+        ({"processes_per_trial": 0}, UsageError),
         ({"space": "defualt"}, UsageError),
     ],
 )
@@ -252,6 +253,24 @@ def test_bad_arguments_are_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(error):
         search(**{**arguments, **wrong})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"quantize": "int8"}, "quantize='int8' packs weights"),
+        ({"max_memory": "1GB"}, "peak memory of training at most 1GB is predicted"),
+        ({"goal": "cheapest"}, "objective=.* is predicted from measurements in one process"),
+        ({"gpus_per_trial": 1}, "a GPU of its own, but got processes_per_trial=2 and gpus_per_trial=1"),
+        ({"gpus_per_trial": 0.5}, "give gpus_per_trial=2, or 0 to train on CPUs"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused(
+    arguments: dict[str, Any], tmp_path: Path, wrong: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        search(**{**arguments, **wrong, "workers": 1, "processes_per_trial": 2})
     assert not (tmp_path / "run").exists()
 
 

@@ -25,6 +25,7 @@ from autopeft.tasks.encode import EncodedTask, encode
 from autopeft.tasks.kinds import use_metric
 from autopeft.tasks.task import Task
 from autopeft.training import NonFiniteLoss, TrainingPlan, ran_out_of_memory
+from autopeft.training.processes import Processes, ProcessLost
 
 __all__ = ["Loaded", "WorkerSetup", "execute", "loaded", "release", "run_job"]
 
@@ -40,6 +41,7 @@ class WorkerSetup:
         threads: CPU threads of one job.
         key: names this setup; a worker loads backbone and data once for each key.
         latency: whether runs after the search measure the time of a batch at inference.
+        processes: of one job, among which the backbone's layers and the rows of a step are divided.
     """
 
     model: str
@@ -49,6 +51,7 @@ class WorkerSetup:
     threads: int
     key: str
     latency: bool = False
+    processes: int = 1
 
 
 @dataclass
@@ -67,11 +70,16 @@ class Loaded:
             kind, dtype = setup.task.task_kind, dtype_of(precision)
             model = kind.load_model(self.source, setup.task.labels, seed=setup.plan.seed, dtype=dtype)
             map_weights(model)
+            if setup.processes > 1:
+                from autopeft.training.sharded import shard  # which takes seconds to import
+
+                shard(model)
             self.models[precision] = model
         return self.models[precision]
 
 
 _LOADED: dict[str, Loaded] = {}
+_TOGETHER: dict[tuple[int, str], Processes] = {}  # of the jobs that have several
 
 
 def loaded(setup: WorkerSetup) -> Loaded:
@@ -92,7 +100,24 @@ def loaded(setup: WorkerSetup) -> Loaded:
 def release() -> None:
     """Let go of the backbone and the data that are kept between jobs."""
     _LOADED.clear()
+    _end_processes()
     gc.collect()
+
+
+def _end_processes() -> None:
+    while _TOGETHER:
+        _TOGETHER.popitem()[1].close()
+
+
+def _processes(setup: WorkerSetup) -> Processes:
+    """The processes of this setup's jobs, started when they are first needed, and anew when they have ended:
+    what was sharded over them is then of no use."""
+    key = (setup.processes, setup.plan.torch_device().type)
+    if key not in _TOGETHER or not _TOGETHER[key].alive:
+        _end_processes()
+        loaded(setup).models.clear()
+        _TOGETHER[key] = Processes(setup.processes, device=key[1])
+    return _TOGETHER[key]
 
 
 class _Stopped(Exception):  # noqa: N818
@@ -111,6 +136,10 @@ def execute(setup: WorkerSetup, job: Job, on_step: Progress, should_stop: Callab
         result = run_job(setup, job, on_step, should_stop, notes)
     except _Stopped:
         result = _failed(job, "The search was stopped while this ran.", "stopped")
+    except ProcessLost as error:
+        notes.append(_traceback(error))
+        _LOADED.clear()
+        result = _failed(job, str(error), "lost")
     except NonFiniteLoss as error:
         notes.append(_traceback(error))
         result = _failed(job, str(error), "non_finite")
@@ -144,7 +173,7 @@ def run_job(
         AutoPEFTError: the recipe cannot be trained, or its loss was not finite.
         Exception: any other error of the training.
     """
-    with _threads(setup.threads):
+    with _threads(max(1, setup.threads // setup.processes)):
         return _retried(setup, job, on_step, should_stop, [] if notes is None else notes)
 
 
@@ -210,6 +239,19 @@ def _run(setup: WorkerSetup, job: Job, on_step: Progress, should_stop: Callable[
         if should_stop():
             raise _Stopped
 
+    if setup.processes == 1:
+        return _here(setup, job, step)
+    others = replace(setup, source=loaded(setup).source)  # found, or brought here, by this process
+    return _processes(setup).run(_elsewhere, others, job, here=partial(_here, setup, job, step))
+
+
+def _elsewhere(setup: WorkerSetup, job: Job) -> JobResult:
+    """A job in the processes beside the first, which alone tells of it."""
+    with _threads(max(1, setup.threads // setup.processes)):
+        return _here(setup, job, lambda step, loss: None)
+
+
+def _here(setup: WorkerSetup, job: Job, step: Progress) -> JobResult:
     runner, kept, plan = runner_of(type(job)), loaded(setup), setup.plan
     if job.attempt:
         plan = replace(plan, micro_batch=micro_rows(plan, job.attempt))

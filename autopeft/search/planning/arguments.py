@@ -335,10 +335,20 @@ class SearchArguments(Arguments):
     gpus_per_trial: Annotated[
         float | None,
         Option(
-            help="GPUs of one trial; 0.25 lets four share one.",
+            help="GPUs of one trial; 0.25 lets four share one, and 2 divide the backbone between two.",
             panel=WORKERS,
             least=0.0,
             check=checks.check_gpus,
+            changeable=True,
+        ),
+    ] = None
+    processes_per_trial: Annotated[
+        int | None,
+        Option(
+            help="Processes of one trial, among which the backbone's layers and the rows of a step are "
+            "divided; default: one for each whole GPU of the trial.",
+            panel=WORKERS,
+            least=1,
             changeable=True,
         ),
     ] = None

@@ -61,6 +61,7 @@ class Prepared:
         limits: least and most deployed parameters.
         full_rows: rows of each split before the effort's limits.
         gpus: GPUs of one job, 0 for none.
+        processes: of one job, a GPU for each where there are some.
         seconds: time budget of the whole run.
         budget: of parameters, with the limits of `within` where there are some.
         predictor: says what a recipe takes beside its parameters.
@@ -87,6 +88,7 @@ class Prepared:
     seconds: float | None
     within: Limits
     predictor: Predictor
+    processes: int = 1
     step_cost: StepCost | None = None
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
@@ -94,6 +96,11 @@ class Prepared:
     def goal(self) -> Goal:
         """Which recipe wins."""
         return self.arguments.goal  # type: ignore[return-value]  # its choices are those of the type
+
+    @property
+    def cpus(self) -> int:
+        """CPUs of one job: at least one for each process."""
+        return max(self.arguments.cpus_per_trial, self.processes)
 
     @property
     def cost(self) -> Cost | None:
@@ -228,8 +235,7 @@ def prepare(
     calibration = None
     if within.calibrated or OBJECTIVES[cheap.objective] == "step_cost":
         calibration = calibration_for(source, spec, task, bound, parameters, plan, a, notify)
-    if a.quantize is not None and notify is not None:
-        notify(f"The backbone is held in {a.quantize}: only {within} are tried.")
+    _tell(within, notify)
     predictor = Predictor(within, task_head(source, task), calibration)
     budget = ResourceBudget.of(parameters, within, predictor) if within else parameters
     check_within(bound, budget)
@@ -247,13 +253,22 @@ def prepare(
         sampler=cheap.sampler,
         rungs=Rungs.of(effort.steps, a.fidelity),
         objective=cheap.objective,
-        workers=_workers(a, cheap.gpus),
+        workers=_workers(a, cheap),
         gpus=cheap.gpus,
+        processes=cheap.processes,
         seconds=cheap.seconds or effort.seconds,
         within=within,
         predictor=predictor,
         step_cost=None if calibration is None else step_cost_of(calibration, bound, parameters),
     )
+
+
+def _tell(within: Limits, notify: Callable[[str], None] | None) -> None:
+    """Say what is not tried, as the backbone is quantised or in parts."""
+    if within.quantize is not None and notify is not None:
+        notify(f"The backbone is held in {within.quantize}: only {within} are tried.")
+    if within.processes > 1 and notify is not None:
+        notify(f"Each trial has {within.processes} processes: only {within} are tried.")
 
 
 def _effort(a: SearchArguments, *, gpu: bool, spec: BackboneSpec | None = None) -> Effort:
@@ -297,6 +312,7 @@ class _Cheap:
     objective: str
     sampler: str
     gpus: float
+    processes: int
     seconds: float | None
     within: Limits
 
@@ -309,15 +325,49 @@ def _check(a: SearchArguments) -> _Cheap:
     sampler = a.sampler or default_sampler(1 if OBJECTIVES[objective] is None else 2)
     _check_workers(a)
     gpus = a.gpus_per_trial
-    if gpus is None:
-        gpus = _GPU_SHARE if a.address is None and torch.cuda.is_available() else 0.0
+    if gpus is None and a.address is None and torch.cuda.is_available():
+        gpus = _GPU_SHARE if (a.processes_per_trial or 1) == 1 else float(a.processes_per_trial or 1)
+    gpus = gpus or 0.0
+    within = limits_of(a)
+    processes = _processes(a, gpus, objective, within)
     if gpus and a.address is None and torch.cuda.device_count() < math.ceil(gpus):
         raise UsageError(
             f"gpus_per_trial={gpus:g} asks for {math.ceil(gpus)} GPUs, and this machine has "
             f"{torch.cuda.device_count()}; "
             "leave it out to train on the CPU, or join a cluster with --address."
         )
-    return _Cheap(objective, sampler, gpus, parse_duration(a.time), limits_of(a))
+    within = replace(within, processes=processes)
+    return _Cheap(objective, sampler, gpus, processes, parse_duration(a.time), within)
+
+
+def _processes(a: SearchArguments, gpus: float, objective: str, limits: Limits) -> int:
+    """Processes of one trial: as many as were asked for, else one for each whole GPU.
+
+    Raises:
+        UsageError: they have not a GPU each, or something else that was asked for works in one process alone.
+    """
+    count = a.processes_per_trial or max(1, int(gpus))
+    if (gpus >= 1 and count != int(gpus)) or 0 < gpus < 1 < count:
+        raise UsageError(
+            f"Each process of a trial takes a GPU of its own, but got processes_per_trial={count} and "
+            f"gpus_per_trial={gpus:g}; leave processes_per_trial out, or give gpus_per_trial={count}, or 0 "
+            "to train on CPUs."
+        )
+    if count == 1:
+        return count
+    other = None
+    if a.quantize is not None:
+        other = f"quantize={a.quantize!r} packs weights, which are not divided"
+    elif limits.calibrated:
+        other = f"{limits} is predicted from measurements in one process"
+    elif OBJECTIVES[objective] == "step_cost":
+        other = f"objective={objective!r} is predicted from measurements in one process"
+    if other is not None:
+        raise UsageError(
+            f"A trial of {count} processes divides the backbone among them, but {other}; leave one of the "
+            "two out."
+        )
+    return count
 
 
 def _objective(a: SearchArguments) -> str:
@@ -346,7 +396,7 @@ def _check_workers(a: SearchArguments) -> None:
         raise UsageError(
             f"listen={a.listen!r} is for a private Ray, and {other} starts none; leave one of them out."
         )
-    if a.workers == 0 and a.gpus_per_trial:
+    if a.workers == 0 and a.gpus_per_trial and a.gpus_per_trial < 2:
         raise UsageError(
             "workers=0 runs one trial at a time, with the whole GPU where there is one, but got "
             f"gpus_per_trial={a.gpus_per_trial:g}; leave it out, or give 0 to train on the CPU."
@@ -362,15 +412,15 @@ def _task(
     return task.subset(**wanted, seed=a.seed), rows
 
 
-def _workers(a: SearchArguments, gpus: float) -> int | None:
+def _workers(a: SearchArguments, cheap: _Cheap) -> int | None:
     """Jobs at a time on this machine, 0 for one in this process; `None` on a cluster, whose size decides."""
     if a.workers is not None:
         return a.workers
     if a.address is not None:
         return None
-    by_cpu = max(1, available_cpus() // a.cpus_per_trial)
-    if gpus:
-        return max(1, min(by_cpu, int(torch.cuda.device_count() / gpus)))
+    by_cpu = max(1, available_cpus() // max(a.cpus_per_trial, cheap.processes))
+    if cheap.gpus:
+        return max(1, min(by_cpu, int(torch.cuda.device_count() / cheap.gpus)))
     return by_cpu
 
 

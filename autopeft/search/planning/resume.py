@@ -162,7 +162,7 @@ def _here(said: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     gpus = said.get("gpus_per_trial")
     if gpus is None and said.get("address") is not None and "address" not in given:
         gpus = 0.0  # by default a cluster's workers train on CPUs
-    if gpus and given.get("workers") == 0:
+    if gpus and gpus < 2 and given.get("workers") == 0:
         gpus = None
     return {**said, **dict.fromkeys(_unremembered()), "gpus_per_trial": gpus}
 

@@ -10,13 +10,13 @@ __all__ = ["worker_setup"]
 
 def worker_setup(ready: Prepared) -> WorkerSetup:
     """What all jobs of a search share."""
-    a = ready.arguments
     return WorkerSetup(
         model=ready.model_name,
         source=ready.source,
         task=ready.task,
         plan=ready.plan,
-        threads=a.cpus_per_trial,
+        threads=ready.cpus,
         key=ready.key(),
         latency=ready.within.latency is not None,
+        processes=ready.processes,
     )

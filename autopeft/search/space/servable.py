@@ -1,5 +1,5 @@
 """Points of a space with other methods in place of those that cannot be served as is asked for, or cannot act
-on a quantised backbone."""
+on a quantised backbone, or over several processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autopeft.composition import get_composition
 from autopeft.errors import AutoPEFTError
-from autopeft.graph import PEFT_METHODS, build_graph, on_packed
+from autopeft.graph import PEFT_METHODS, CompositionGraph, build_graph
 from autopeft.method import get_method
 from autopeft.recipe import EntryItem, Item, Recipe
 from autopeft.recipe.models import validate_config
@@ -18,7 +18,7 @@ from autopeft.search.space.bound import BoundSpace
 if TYPE_CHECKING:
     from autopeft.search.space.repair import Balance
 
-__all__ = ["beside_packed", "servable"]
+__all__ = ["servable", "without"]
 
 
 def servable(space: BoundSpace, balance: Balance, values: dict[str, Any], way: str) -> dict[str, Any]:
@@ -30,14 +30,19 @@ def servable(space: BoundSpace, balance: Balance, values: dict[str, Any], way: s
     return _replaced(space, balance, values, _rule(space, values, way))
 
 
-def beside_packed(space: BoundSpace, balance: Balance, values: dict[str, Any]) -> dict[str, Any]:
-    """The point with others in place of what would work on packed weights (see `autopeft.graph.packed`)."""
+def without(
+    space: BoundSpace,
+    balance: Balance,
+    values: dict[str, Any],
+    wrong: Callable[[CompositionGraph], str | None],
+) -> dict[str, Any]:
+    """The point with others in place of what is `wrong` by itself (see `on_packed` and `on_sharded`)."""
 
     def fits(item: Item) -> bool:
         told = [item.to_data()]
         for recipe in ({"layers": [{"attach": told}]}, {"model": told}):
             try:
-                return on_packed(build_graph(Recipe.from_dict({"name": "one", **recipe}), space.spec)) is None
+                return wrong(build_graph(Recipe.from_dict({"name": "one", **recipe}), space.spec)) is None
             except AutoPEFTError:  # not in layers, or not for the whole model
                 continue
         return True

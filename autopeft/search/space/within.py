@@ -15,7 +15,16 @@ from typing import Any
 
 from autopeft.counting import Budget
 from autopeft.errors import AutoPEFTError
-from autopeft.graph import CompositionGraph, Memo, build_graph, on_packed_entries, unservable_entries
+from autopeft.graph import (
+    CompositionGraph,
+    Memo,
+    build_graph,
+    on_packed,
+    on_packed_entries,
+    on_sharded,
+    on_sharded_entries,
+    unservable_entries,
+)
 from autopeft.resources import Limits, Resources
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.initial_points import starting_points
@@ -26,7 +35,7 @@ from autopeft.search.space.repair import (
     feasible_share,
     repair,
 )
-from autopeft.search.space.servable import beside_packed, servable
+from autopeft.search.space.servable import servable, without
 
 __all__ = ["ResourceBudget", "check_within", "repair_within", "share_within"]
 
@@ -113,6 +122,8 @@ class _Walk:
             over += unservable_entries(graph, way)
         if over and found.on_packed:
             over += on_packed_entries(graph)
+        if over and found.on_sharded:
+            over += on_sharded_entries(graph)
         if self._nearest is None or over < self._nearest[0]:
             self._nearest = over, found
         return over
@@ -122,7 +133,9 @@ class _Walk:
         way = self.budget.within.serve
         wanted = wanted if way is None else servable(self.space, self.balance, dict(wanted), way)
         if self.budget.within.quantize is not None:
-            wanted = beside_packed(self.space, self.balance, dict(wanted))
+            wanted = without(self.space, self.balance, dict(wanted), on_packed)
+        if self.budget.within.processes > 1:
+            wanted = without(self.space, self.balance, dict(wanted), on_sharded)
         start = repair(self.space, wanted, self.budget)
         values = dict(start.values)
         over = self.excess(values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -198,6 +199,7 @@ class InfoPrompt:
         stochastic=True,
         identity=False,
         gateable=False,
+        batch_terms=True,
     )
     size_field: ClassVar[str] = "length"
 
@@ -215,6 +217,8 @@ class InfoPrompt:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        if not (config.beta or config.gamma or config.kappa):
+            self.traits = replace(self.traits, batch_terms=False)
 
     def _sizes(self, sites: Sequence[Site], spec: BackboneSpec) -> tuple[int, int, int, int]:
         """Widths of the states, the embeddings and what the last map reads, and the classes."""

@@ -224,6 +224,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "workers": st.integers(1, 64),
     "cpus_per_trial": st.integers(1, 64),
     "gpus_per_trial": st.sampled_from([0.0, 0.25, 0.5, 1.0, 4.0]),
+    "processes_per_trial": st.sampled_from([1, 2, 4]),
     "address": text,
     "grace": st.floats(0.0, 1e6),
     "rank_by": st.sampled_from(["loss", "score"]),

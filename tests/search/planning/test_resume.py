@@ -326,6 +326,7 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
             "rank_by",
             "quantize",
             "memory_saving",
+            "processes_per_trial",
         ),
         *("max_memory", "max_step_time", "max_latency", "max_file"),
     }
@@ -341,6 +342,6 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
         "grace": 0.0, "margin": 1.0, "head_start": "random", "max_memory": None, "max_step_time": None,
         "max_latency": None, "max_file": None, "serve": None, "rank_by": "score",
         "goal": "best", "final_precision": "fp32",
-        "portfolio": False, "quantize": None, "memory_saving": False,
+        "portfolio": False, "quantize": None, "memory_saving": False, "processes_per_trial": None,
     }  # fmt: skip
     assert again.rungs.steps == (43, 130)

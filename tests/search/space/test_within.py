@@ -9,7 +9,7 @@ from support.tiny import tiny_model
 
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
-from autopeft.graph import SERVED, CompositionGraph, build_graph, first_layer, unservable
+from autopeft.graph import SERVED, CompositionGraph, build_graph, first_layer, on_sharded, unservable
 from autopeft.resources import Limits, Resources
 from autopeft.search.space.candidate import candidate
 from autopeft.search.space.repair import Infeasible
@@ -113,6 +113,22 @@ def test_candidates_can_be_served(way: str) -> None:
             predicted(build_graph(candidate(bound, values, BUDGET).recipe, spec)).unservable is not None
         )
     assert without > 3, "some needed it"
+
+
+def test_candidates_can_be_trained_by_several_processes() -> None:
+    """From any point of a space that has a method which is calibrated."""
+    bound = Space.named("default").bind(SPEC)
+    budget = ResourceBudget.of(
+        BUDGET, Limits(processes=2), lambda graph: Resources(on_sharded=on_sharded(graph))
+    )
+    check_within(bound, budget)
+    rng, other = random.Random(0), 0
+    for _ in range(12):
+        values = bound.sample(rng)
+        found = candidate(bound, values, budget)
+        assert on_sharded(build_graph(found.recipe, SPEC)) is None
+        other += on_sharded(build_graph(candidate(bound, values, BUDGET).recipe, SPEC)) is not None
+    assert other > 1, "some needed it"
 
 
 def test_where_nothing_can_be_served_it_is_said() -> None:
