@@ -26,13 +26,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 from lib.measuring import note
 from lib.storage import append_row, read_rows
 
-from autopeft import Recipe, load_task
+from autopeft import Recipe, attach, load_task
 from autopeft.assets import load_config, load_tokenizer, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import count
 from autopeft.tasks import Rows
 from autopeft.tasks.encode import encode
 from autopeft.training import TrainingPlan, run_trial
+from autopeft.training.scoring import score_by_rows
 
 __all__ = ["RECIPES", "Training", "missing", "recipe_of", "tables"]
 
@@ -40,6 +41,7 @@ FILE = Path(__file__).parent / "results" / "cross_attention.jsonl"
 TASK, LENGTH, BATCH, SEEDS = "tatoeba-en-es", 48, 32, 3
 ROWS = Rows(train=4_000, select=500, test=500)
 RATES = (1e-3, 3e-3)
+UNTUNED = "nothing"
 _PUBLISHED = {"betas": [0.9, 0.98], "epsilon": 1e-6}
 
 # name → (level, item); ranks and retention give all but the second about the size of the first.
@@ -106,9 +108,22 @@ def measure(bench: tuple[Any, Any], training: Training) -> dict[str, Any]:
     }
 
 
+def untuned(bench: tuple[Any, Any]) -> dict[str, Any]:
+    """The backbone as it is, as a row."""
+    model, data = bench
+    with attach(model, Recipe.from_dict({"name": "untuned"})) as hybrid:
+        found = score_by_rows(hybrid.model, data.select, "likelihood", parts=False)
+    told = {"recipe": UNTUNED, "rate": 0.0, "seed": 0, "steps": 0, "deployed": 0}
+    return {**told, "score": round(found.score, 6), "loss": round(float(found.loss or 0.0), 6)}
+
+
 def tables(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: the better rate of each recipe and the mean over its seeds on *select*."""
-    lines = ["| trained | deployed | rate | likelihood, mean ± sd | seeds |", "|---|---|---|---|---|"]
+    headers = ("trained", "deployed", "rate", "likelihood, mean ± sd", "loss of a token", "seeds")
+    lines = [f"| {' | '.join(headers)} |", f"|{'---|' * len(headers)}"]
+    for row in rows:
+        if row["recipe"] == UNTUNED:
+            lines.append(f"| {UNTUNED} | 0 |  | {row['score']:.4f} | {row['loss']:.3f} |  |")
     for recipe in RECIPES:
         own = [row for row in rows if row["recipe"] == recipe]
         by_rate = {rate: [r["score"] for r in own if r["rate"] == rate] for rate in RATES}
@@ -117,7 +132,9 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
             rate, scores = max(found, key=lambda f: (len(f[1]), statistics.mean(f[1])))
             sd = statistics.stdev(scores) if len(scores) > 1 else 0.0
             score = f"{statistics.mean(scores):.4f} ± {sd:.4f}"
-            lines.append(f"| {recipe} | {own[0]['deployed']:,} | {rate:g} | {score} | {len(scores)} |")
+            loss = statistics.mean(row["loss"] for row in own if row["rate"] == rate)
+            cells = (recipe, f"{own[0]['deployed']:,}", f"{rate:g}", score, f"{loss:.3f}", str(len(scores)))
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -158,6 +175,8 @@ def main() -> None:
         print(_plan_text(given.model, given.steps))
         return
     bench = _bench(given.model)
+    if all(row["recipe"] != UNTUNED for row in read_rows(FILE)):
+        append_row(FILE, untuned(bench))
     while (training := next(missing(read_rows(FILE), given.steps), None)) is not None:
         row = measure(bench, training)
         append_row(FILE, row)

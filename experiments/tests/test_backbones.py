@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lib.tiny_rows import tiny_rows
+from support.tiny import tiny_config
 
 FOLDER = "backbones"
 Import = Callable[[str], Any]
@@ -159,10 +162,22 @@ def test_what_is_known_is_not_trained_again(cross: Any) -> None:
     rows: list[dict[str, Any]] = []
     while (training := next(cross.missing(rows, 6), None)) is not None:
         score = 0.5 + (training.rate == 3e-3) * 0.1
-        rows.append({**cross.asdict(training), "score": score, "deployed": 7})
+        rows.append({**cross.asdict(training), "score": score, "loss": 0.7, "deployed": 7})
     assert len(rows) == len(cross.RECIPES) * (len(cross.RATES) + cross.SEEDS - 1)
     assert {r["rate"] for r in rows if r["seed"]} == {3e-3}
-    assert cross.tables(rows).count("| 3 |") == len(cross.RECIPES)
+    plain = {"recipe": cross.UNTUNED, "rate": 0.0, "seed": 0, "steps": 0, "score": 0.2, "loss": 1.61}
+    told = cross.tables([*rows, plain])
+    assert told.count("| 3 |") == len(cross.RECIPES)
+    assert "| nothing | 0 |  | 0.2000 | 1.610 |" in told
+
+
+def test_the_backbone_as_it_is_is_scored(cross: Any) -> None:
+    from transformers import T5ForConditionalGeneration
+
+    model = T5ForConditionalGeneration(tiny_config("t5"))
+    found = cross.untuned((model, tiny_rows("seq2seq", model.config)))
+    assert found["recipe"] == cross.UNTUNED
+    assert found["score"] == pytest.approx(math.exp(-found["loss"]), rel=1e-3)
 
 
 def test_a_dry_run_says_what_would_be_trained(
