@@ -21,8 +21,6 @@ from autopeft.training.errors import OutOfMemory
 from autopeft.training.processes import Processes, ProcessLost
 from autopeft.training.together import Team, present
 
-pytestmark = pytest.mark.slow
-
 SOON = 30.0  # seconds, on a machine that is busy; by itself it takes less than three
 
 
@@ -38,6 +36,7 @@ def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_they_do_the_same_and_this_one_tells() -> None:
     with Processes(2) as processes:
         assert processes.run(os.getpid) == os.getpid()
@@ -61,6 +60,7 @@ def test_one_that_is_killed_ends_all_of_them_with_a_clear_error() -> None:
     assert not processes.alive
 
 
+@pytest.mark.slow
 def test_an_error_of_one_is_told_with_its_traceback() -> None:
     processes = Processes(2)
     with pytest.raises(AutoPEFTError, match=r"(?s)Process 2 of the 2 .*ValueError: no such row.*in raised"):
@@ -68,12 +68,14 @@ def test_an_error_of_one_is_told_with_its_traceback() -> None:
     assert not processes.alive
 
 
+@pytest.mark.slow
 def test_memory_that_is_short_in_one_is_an_error_of_memory() -> None:
     processes = Processes(2)
     with pytest.raises(OutOfMemory, match="Process 2 of the 2"):
         processes.run(raised, 1, MemoryError("full"))
 
 
+@pytest.mark.slow
 def test_an_error_of_this_one_alone_ends_the_others() -> None:
     processes = Processes(2)
     with pytest.raises(KeyError):
@@ -81,6 +83,7 @@ def test_an_error_of_this_one_alone_ends_the_others() -> None:
     assert not processes.alive
 
 
+@pytest.mark.slow
 def test_an_error_that_all_come_to_leaves_them_alive() -> None:
     with Processes(2) as processes:
         processes.run(killed, -1)  # all have imported it
@@ -89,6 +92,7 @@ def test_an_error_that_all_come_to_leaves_them_alive() -> None:
         assert processes.run(len, "ab") == 2
 
 
+@pytest.mark.slow
 def test_one_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autopeft.training.processes._BEGIN", "raise SystemExit('no torch here')")
     with pytest.raises(ProcessLost, match=r"(?s)exit code 1, having written:\nno torch here"):
@@ -106,6 +110,7 @@ processes.run(time.sleep, 600)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_the_others_end_with_the_first(tmp_path: Path, number: signal.Signals) -> None:
     environment = {

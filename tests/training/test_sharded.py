@@ -15,8 +15,6 @@ from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.training.processes import Processes
 from autopeft.training.sharded import shard
 
-pytestmark = pytest.mark.slow
-
 # DoRA begins with norms of whole weights and alters them, BitFit alters biases.
 WEIGHTS = {
     "name": "weights",
@@ -51,8 +49,10 @@ def assert_same(one: Seen, both: Seen) -> None:
     ("recipe", "plan"),
     [
         (HYBRID, {}),
-        (HYBRID, {"micro_batch": 3, "memory_saving": True, "eval_every": 3}),
-        (WEIGHTS, {"batch_size": 5}),
+        pytest.param(
+            HYBRID, {"micro_batch": 3, "memory_saving": True, "eval_every": 3}, marks=pytest.mark.slow
+        ),
+        pytest.param(WEIGHTS, {"batch_size": 5}, marks=pytest.mark.slow),
     ],
     ids=["hybrid", "in-parts", "weights"],
 )
@@ -68,6 +68,7 @@ def test_a_language_model_is_trained_as_in_one_process(two: Processes, folder: P
     assert_same(trained(folder), two.run(trained, folder))
 
 
+@pytest.mark.slow
 def test_what_is_written_is_the_same(two: Processes, folder: Path) -> None:
     plan = {"steps": 3}
     metric: tuple[Any, ...] = (folder, HYBRID, plan, ("select",), "exact_match")
