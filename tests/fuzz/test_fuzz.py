@@ -1,4 +1,4 @@
-"""Hostile input for every surface: first cases and some hundred random ones here, many more where `slow`."""
+"""Hostile input for every surface: first cases and dozens of random ones here, many more where `slow`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fuzz.harness import MEGABYTES, Bench, bench
 from fuzz.surface import cases, surfaces
 
 ROOT = Path(__file__).parents[2]
-SHORT, LONG = 100, 20_000
+SHORT, LONG = 60, 20_000
 # A process that lives long may keep what it has read, but not what each case brought.
 GROWTH = MEGABYTES
 
