@@ -203,12 +203,7 @@ class _Run:
         self.forward = forward
         self.revision = hybrid.injection.revision if isinstance(hybrid, Hybrid) else 0
         self.dropout = plan.trains_with_dropout(hybrid.recipe.training)
-        self.gradient = Gradient(
-            forward,
-            data.task.loss(),
-            micro_rows=plan.micro_rows,
-            device=device,
-        )
+        self.gradient = Gradient(forward, data.task.loss(), micro_rows=plan.micro_rows, device=device)
 
     def all_phases(self) -> None:
         modules = self.hybrid.modules

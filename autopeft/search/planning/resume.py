@@ -154,15 +154,22 @@ def prepare_here(
     return ready
 
 
-def _here(said: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def _here(said: Mapping[str, Any], told: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments without what a run folder does not decide, on the same kind of device as before.
 
-    In this process alone there is no share of a GPU, as far as this machine has one.
+    In this process alone there is no share of a GPU, as far as this machine has one. A trial had one process,
+    on one of its GPUs, before manifests said how many.
+
+    Args:
+        said: all of them, those that the manifest has not `told` as they were before it could.
     """
     gpus = said.get("gpus_per_trial")
+    several = isinstance(gpus, (int, float)) and gpus >= 2
+    if several and "processes_per_trial" not in told:
+        gpus, several = 1.0, False
     if gpus is None and said.get("address") is not None and "address" not in given:
         gpus = 0.0  # by default a cluster's workers train on CPUs
-    if gpus and gpus < 2 and given.get("workers") == 0:
+    if gpus and not several and given.get("workers") == 0:
         gpus = None
     return {**said, **dict.fromkeys(_unremembered()), "gpus_per_trial": gpus}
 
@@ -177,7 +184,7 @@ def _read(
     said = manifest.get("arguments")
     if not isinstance(said, dict):
         raise _damaged(folder, f"it has no table 'arguments' but {said!r:.80}")
-    said = SearchArguments.recorded(said)
+    told, said = said, SearchArguments.recorded(said)
     unknown = sorted(set(said) - set(SearchArguments.model_fields))
     if unknown:
         raise UsageError(
@@ -187,7 +194,7 @@ def _read(
     _need_rows(folder, manifest, said, given)
     _need_metric(folder, said, given)
     try:
-        said = _here(said, given)
+        said = _here(said, told, given)
         effort = read_effort(manifest.get("effort"))
         arguments = SearchArguments(**{**said, "space": space, **given})
     except UsageError as error:

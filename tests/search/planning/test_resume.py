@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from autopeft.errors import UsageError
 from autopeft.runs.folder import RunFolder
+from autopeft.search.planning import resume
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.prepare import prepare
 from autopeft.search.planning.resume import SPACE, prepare_again, resume_command
@@ -345,3 +346,13 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
         "portfolio": False, "quantize": None, "memory_saving": False, "processes_per_trial": None,
     }  # fmt: skip
     assert again.rungs.steps == (43, 130)
+
+
+@pytest.mark.parametrize("gpus", ["many", [2], 2, 0.5, None])
+def test_gpus_of_a_trial_had_one_process_before_manifests_told(gpus: Any) -> None:
+    said = {"gpus_per_trial": gpus, "processes_per_trial": None}
+    kept = resume._here(said, {"gpus_per_trial": gpus}, {})["gpus_per_trial"]
+    assert kept == (1.0 if gpus == 2 else gpus)
+    assert resume._here(said, said, {})["gpus_per_trial"] == gpus
+    alone = resume._here(said, said, {"workers": 0})["gpus_per_trial"]
+    assert alone == (2 if gpus == 2 else None)
