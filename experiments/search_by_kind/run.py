@@ -57,16 +57,15 @@ def measure(
     task = setting.task if isinstance(setting.task, str) else str(setting.task(folder))
     run = folder / "run"
     words = ("--task", task, "--kind", kind, "--model", model, *setting.search, "--time", TIME, *more)
-    seconds = {"search": 0.0}
-    if (run / "result.json").exists():
-        seconds["search"] = json.loads((run / "result.json").read_text(encoding="utf-8"))["seconds"]
-    else:
-        seconds["search"] = called("search", *words, "--out", str(run))
+    if not (run / "result.json").exists():
+        begun = (run / "manifest.json").exists()
+        called("search", *(("--resume", str(run)) if begun else (*words, "--out", str(run))))
+    found = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    seconds = {"search": round(found["seconds"], 1)}
     seconds["report"] = called("report", str(run), "--out", str(folder / "report.html"))
     seconds["export"] = called("export", str(run), "--out", str(folder / "winner"))
     asked, answers = setting.ask(load_task(task, kind=kind), folder), folder / "answers.jsonl"
     seconds["predict"] = called("predict", str(folder / "winner"), *asked, "--out", str(answers))
-    found = json.loads((run / "result.json").read_text(encoding="utf-8"))
     return {
         "kind": kind, "task": _named(setting), "model": Path(model).name, "search": list(setting.search),
         "metric": found["metric"], "winner": found["recipe"]["name"], "deployed": found["counts"]["deployed"],
