@@ -112,18 +112,6 @@ def test_ctrl_c_keeps_what_was_found_and_it_goes_on(arguments: dict[str, Any], t
     assert len(run.result()["test"]) == 1
 
 
-def test_a_run_that_was_begun_on_ray_goes_on_in_this_process() -> None:
-    """Also one that had named GPUs of a cluster, which this process does not use."""
-    from autopeft.search.planning.resume import _here
-
-    before = _here({"task": "t", "address": "auto", "gpus_per_trial": 0.5, "workers": 4}, {"workers": 0})
-    assert (before["address"], before["gpus_per_trial"]) == (None, None)
-    on_cpus = _here({"task": "t", "address": "auto"}, {"workers": 0})
-    assert on_cpus["gpus_per_trial"] == 0.0
-    alone = _here({"task": "t", "address": None, "gpus_per_trial": None}, {"workers": 0})
-    assert (alone["address"], alone["gpus_per_trial"]) == (None, None)
-
-
 def test_latest_means_the_run_before_this_one(arguments: dict[str, Any], tmp_path: Path) -> None:
     small = {**arguments, "workers": 0, "trials": 1, "steps": 4, "baselines": "none", "out": None}
     small["runs"] = str(tmp_path / "runs")

@@ -356,3 +356,18 @@ def test_gpus_of_a_trial_had_one_process_before_manifests_told(gpus: Any) -> Non
     assert resume._here(said, said, {})["gpus_per_trial"] == gpus
     alone = resume._here(said, said, {"workers": 0})["gpus_per_trial"]
     assert alone == (2 if gpus == 2 else None)
+
+
+@pytest.mark.parametrize(
+    ("said", "gpus"),
+    [
+        ({"address": "auto", "gpus_per_trial": 0.5, "workers": 4}, None),
+        ({"address": "auto", "gpus_per_trial": 1.0, "processes_per_trial": 1}, None),
+        ({"address": "auto", "gpus_per_trial": None}, 0.0),
+        ({"address": None, "gpus_per_trial": None}, None),
+    ],
+)
+def test_a_run_that_was_begun_on_ray_goes_on_in_this_process(said: dict[str, Any], gpus: float | None) -> None:
+    """Also one that had named GPUs of a cluster, which this process does not use."""
+    here = resume._here(said, said, {"workers": 0})
+    assert (here["address"], here["gpus_per_trial"]) == (None, gpus)
