@@ -105,6 +105,10 @@ class FARModule(PerSite[RowDelta]):
             self.narrow(keep=True)
         self.chosen = True
 
+    def finish(self) -> None:
+        """A training that was stopped while it was primed leaves the rows that moved furthest so far."""
+        self.deploy()
+
 
 @register("far")
 class FAR:
@@ -125,7 +129,7 @@ class FAR:
 
     k·(in + 1) parameters for each map with a bias and k·in for others, k the nearest whole number to
     retention·out, and the sizes of the rest; while it is primed out·(in + 1), which no budget counts. Such a
-    training cannot pause. Mergeable.
+    training cannot pause. One that is stopped before leaves the rows that moved furthest so far. Mergeable.
     """
 
     traits = Traits(
