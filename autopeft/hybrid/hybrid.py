@@ -35,6 +35,7 @@ from autopeft.hybrid.modules import (
     refuse_attached,
     refuse_in_trainer,
     refuse_packed,
+    refuse_unsettled,
     whole,
 )
 from autopeft.hybrid.optimizer import build_optimizer
@@ -274,8 +275,10 @@ class Hybrid:
             options: of the optimizer's class (by default `torch.optim.AdamW`), in place of the recipe's.
 
         Raises:
-            UsageError: a policy finds nothing to act on.
+            UsageError: a policy finds nothing to act on, or calibration has yet to settle what trains.
         """
+        if self.needs_prepare:
+            refuse_unsettled(self.graph)
         training, modules = self.recipe.training, self.modules
         policies = Policies(training)
         policies.refuse_idle(self.parameter_groups(), modules)
@@ -388,8 +391,8 @@ class Hybrid:
             total: the task's loss, summed over rows, of logits and labels (see `HybridCallback`).
 
         Raises:
-            UsageError: a module trains in phases, a policy finds nothing to act on, or the Trainer would
-                refuse the model, as it does where it is quantised.
+            UsageError: a module trains in phases, a policy finds nothing to act on, calibration has yet to
+                settle what trains, or the Trainer would refuse the model, as it does where it is quantised.
 
         Example:
             >>> Trainer(model, args, train_dataset=rows, **hybrid.for_trainer())       # doctest: +SKIP

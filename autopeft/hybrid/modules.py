@@ -108,6 +108,16 @@ def whole(parameter: nn.Parameter) -> Tensor:
     return found
 
 
+def refuse_unsettled(graph: CompositionGraph) -> None:
+    """Raise UsageError if calibration, which is yet to come, gives a method other parameters."""
+    for name, entry in graph.entries.items():
+        if entry.traits.data_dependent and "calibration" in entry.traits.needs:
+            raise UsageError(
+                f"{name} settles by calibration which parameters it has, and an optimizer that is made "
+                "before would train none of them; call `hybrid.prepare(batches, objective)` first."
+            )
+
+
 def refuse_in_trainer(model: PreTrainedModel) -> None:
     """Raise UsageError if `transformers.Trainer` takes the model with peft's adapters alone."""
     quantizer: Any = getattr(model, "hf_quantizer", None)

@@ -280,6 +280,18 @@ def test_what_is_trained_is_what_is_there() -> None:
         assert state == hybrid.counts().trained + hybrid.counts().head
 
 
+def test_an_optimizer_of_what_is_not_settled_yet_is_refused() -> None:
+    """It would hold the parameters that calibration throws away, and nothing of the method would move."""
+    model = tiny_model("bert")
+    with attach(model, recipe(keep="6%"), seed=0) as hybrid:
+        for make in (hybrid.optimizer, hybrid.for_trainer):
+            with pytest.raises(UsageError, match=r"sensitivity_tuning settles by calibration.*prepare\("):
+                make()
+        hybrid.prepare(lambda rows: batches("bert", rows or 1), LogitsObjective(model))
+        held = {id(p) for group in hybrid.optimizer().param_groups for p in group["params"]}
+        assert all(id(p) in held for p in hybrid.root.parameters())
+
+
 def test_the_class_token_is_trained_in_any_case() -> None:
     with prepared("vit", keep="3%") as hybrid:
         module = module_of(hybrid)
