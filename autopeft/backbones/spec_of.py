@@ -227,7 +227,8 @@ def _role(owner: nn.Module, name: str) -> TensorRole:
         return "embedding"
     if "Norm" in type(owner).__name__:
         return "norm_bias" if name == "bias" else "norm_weight"
-    if name == "bias":
+    # DeBERTa's attention adds vectors of its own to queries and values: `q_bias` and `v_bias`.
+    if name == "bias" or (name.endswith("_bias") and owner.get_parameter(name).ndim == 1):
         return "bias"
     return "weight" if name == "weight" else "other"
 

@@ -37,10 +37,12 @@ class BitFit:
     """b = b₀ + v for every bias of the backbone, linear maps and norms alike; v starts at zero, so b at b₀.
 
     Ben Zaken et al. 2022, arXiv:2106.10199. `terms`: `all`; `partial`, the query's and the first FFN map's
-    (§4.3), two vectors in a layer; or a list of sites. `pooler: false` leaves the pooler's bias out. Weight
-    decay pulls b towards b₀. Mergeable. One parameter for each bias entry: L·(7d + d_ff) + d for a BERT-like
-    encoder, and d with its pooler. Listed under `layers:`, it trains the biases inside those layers and no
-    others: 7d + d_ff for each. Backbones without biases (Llama, T5) are refused.
+    (§4.3), two vectors in a layer; or a list of sites. `pooler: false` leaves the pooler's bias out of `all`;
+    other terms have it where they name it. (The authors' code trains it with any terms, so that its partial
+    variant is `[q, up, pooler]`.) Weight decay pulls b towards b₀. Mergeable. One parameter for each bias
+    entry: L·(7d + d_ff) + d for a BERT-like encoder, and d with its pooler. Listed under `layers:`, it trains
+    the biases inside those layers and no others: 7d + d_ff for each. Backbones without biases (Llama, T5) are
+    refused.
     """
 
     traits = Traits(
@@ -57,7 +59,7 @@ class BitFit:
         terms: Literal["all", "partial"] | tuple[str, ...] = Field(
             default="all", description="'all', 'partial' (q and up) or site names"
         )
-        pooler: bool = True
+        pooler: bool = Field(default=True, description="whether 'all' has the pooler's bias")
 
         @field_validator("terms")
         @classmethod

@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from pydantic import ValidationError
-from support.tiny import randomise, tiny_config, tiny_model
+from support.tiny import logits, randomise, tiny_config, tiny_inputs, tiny_model
 from support.toy import build, configured, counted, toy_spec, toy_specs
-from transformers import BertConfig
+from transformers import BertConfig, DebertaConfig
 
 from autopeft.backbones import spec_of
 from autopeft.errors import MethodError
@@ -34,6 +34,27 @@ def test_count_is_what_it_holds(spec: BackboneSpec) -> None:
 def test_counts_on_bert_base(config: dict[str, object], expected: int) -> None:
     spec = spec_of(BertConfig())
     assert configured("bitfit", **config).parameter_count((), spec).deployed == expected
+
+
+@pytest.mark.parametrize("method", ["bitfit", "u_bitfit", "s_bitfit"])
+def test_biases_that_an_attention_adds_itself_are_biases(method: str) -> None:
+    """DeBERTa's, of queries and values: its fused projection has none."""
+    options = {} if method == "bitfit" else {"keep": "100%"}
+    count = configured(method, **options).parameter_count((), spec_of(DebertaConfig()))
+    assert count.deployed == 12 * (6 * 768 + 3072) + 768
+
+
+def test_on_deberta_every_bias_changes_and_acts() -> None:
+    model = tiny_model("deberta")
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    hybrid = attach(model, Recipe.from_dict({"model": ["bitfit"]}))
+    randomise(hybrid.root)
+    expected = logits(model, tiny_inputs("deberta"))
+    merged = hybrid.merge()
+    torch.testing.assert_close(logits(merged, tiny_inputs("deberta")), expected, atol=1e-5, rtol=1e-5)
+    base = dict(merged.base_model.named_parameters(prefix=merged.base_model_prefix))
+    changed = {n for n in base if not torch.equal(base[n], before[n])}
+    assert changed == {n for n in base if n.endswith("bias")}
 
 
 def test_targets_are_the_biases_and_nothing_else() -> None:
