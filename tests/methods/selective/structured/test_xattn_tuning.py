@@ -138,7 +138,18 @@ def test_values_are_fp32_and_decay_towards_the_pretrained_ones() -> None:
     model = tiny_model("t5").to(torch.bfloat16)  # type: ignore[arg-type]
     with attach(model, recipe()) as hybrid:
         assert {p.dtype for p in hybrid.root.parameters()} == {torch.float32}
-        assert not any(p.any() for p in hybrid.root.parameters())
+        parameters = list(hybrid.root.parameters())
+        assert not any(p.any() for p in parameters)
+        optimizer = hybrid.optimizer()
+        for group in optimizer.param_groups:
+            group["weight_decay"], group["lr"] = 0.1, 0.5
+        with torch.no_grad():
+            for p in parameters:
+                p.fill_(1.0)
+                p.grad = torch.zeros_like(p)
+        optimizer.step()
+        for p in parameters:  # v is what decays: θ by as much towards θ₀
+            torch.testing.assert_close(p.detach(), torch.full_like(p, 0.95))
 
 
 @pytest.mark.parametrize("embeddings", ["none", "both"])
