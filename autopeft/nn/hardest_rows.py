@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 from torch import Tensor
+
+from autopeft.errors import AutoPEFTError
 
 __all__ = ["hardest_rows"]
 
@@ -22,11 +25,19 @@ def hardest_rows(
     Args:
         batches: each row once.
         losses: gives the loss of each row of a batch.
+
+    Raises:
+        AutoPEFTError: the loss of a row is not finite.
     """
     kept: list[tuple[float, Batch]] = []
     count = rows = 0
     for batch in batches:
         found = losses(batch).tolist()
+        if not all(map(math.isfinite, found)):
+            raise AutoPEFTError(
+                "The hardest rows cannot be found: the loss of a row is not finite; use fp32 and check the "
+                "training data."
+            )
         count, rows = count + 1, rows + len(found)
         threshold = kept[-1][0] if len(kept) == most else float("-inf")
         new = [(loss, _row(batch, i)) for i, loss in enumerate(found) if loss > threshold]

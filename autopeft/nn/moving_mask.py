@@ -107,3 +107,5 @@ class MovingMask(ChosenEntries):
 
     def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.entries.hold(min(self.bound, shapes["entries.index"][0]))
+        if self.active is None and "active" in shapes:  # a deployed form had trained on
+            self.active = torch.zeros_like(self.entries.index, dtype=torch.bool)

@@ -84,6 +84,8 @@ class SearchedBiases(SearchedEntries):
         """Take the steps of the search; the last ones score."""
         steps = session.steps
         first = min(steps - 1, int(steps * (1 - self.config.scored)))
+        if steps == 1:  # its update comes after its gradient: entries rank by how far they moved
+            first = 1
         for step in range(steps):
             self._scoring = step >= first
             if not session.step():

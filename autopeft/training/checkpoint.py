@@ -159,8 +159,8 @@ def _resize(module: nn.Module, kept: Mapping[str, Tensor]) -> None:
     held = module.state_dict()
     if resize is None or any(k not in kept or kept[k].ndim != held[k].ndim for k in held):
         return
-    if any(kept[k].shape != held[k].shape for k in held):
-        resize({k: tuple(kept[k].shape) for k in held})
+    if kept.keys() != held.keys() or any(kept[k].shape != held[k].shape for k in held):
+        resize({name: tuple(tensor.shape) for name, tensor in kept.items()})
 
 
 def _belongs(state: Mapping[str, Tensor], shape: torch.Size) -> bool:

@@ -218,7 +218,7 @@ class _Run:
             self.one_stage(stage)
             if self.result.stopped in ("asked", "paused"):
                 break
-        if self.result.stopped != "paused":
+        if self.result.checkpoint is None:  # also where a pause has no way back
             acted = self._acting()
             with torch.no_grad():
                 finish(modules.values())

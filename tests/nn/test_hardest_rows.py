@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autopeft.errors import AutoPEFTError
 from autopeft.nn import hardest_rows
 
 
@@ -25,6 +27,13 @@ def test_they_are_a_stable_sort_of_all(
     wanted = min(max(int(share * len(batches)), least), least + more, max(len(losses) - 1, 1))
     order = rows["loss"].argsort(descending=True, stable=True)[:wanted]
     assert [row["number"].tolist() for row in found] == [[i] for i in order.tolist()]
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])
+def test_a_loss_that_is_not_finite_is_an_error(loss: float) -> None:
+    batches = [{"loss": torch.tensor([1.0, 2.0])}, {"loss": torch.tensor([3.0, loss])}]
+    with pytest.raises(AutoPEFTError, match="loss of a row is not finite"):
+        hardest_rows(batches, lambda b: b["loss"], share=0.0, least=1, most=2)
 
 
 def test_a_row_does_not_keep_its_batch() -> None:

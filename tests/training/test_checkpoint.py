@@ -80,6 +80,22 @@ def test_a_training_in_stages_pauses_without_a_checkpoint(name: str) -> None:
     assert (first.train.stopped, first.train.steps, first.train.checkpoint) == ("paused", 4, None)
 
 
+@pytest.mark.parametrize("name", [*SEARCHING, "far"])
+@pytest.mark.parametrize("until", [1, 4])
+def test_where_a_pause_has_no_way_back_what_acts_is_what_is_counted(name: str, until: int) -> None:
+    """A search for entries trains more of them than it leaves; a rung has to score what it leaves."""
+    seen: list[tuple[int, int]] = []
+
+    def keep(hybrid: Any, scores: Any) -> None:
+        (module,) = hybrid.modules.values()
+        parameters = sum(p.numel() for p in module.parameters())
+        seen.append((parameters, hybrid.counts().deployed))
+
+    run_trial(tiny_bert(), ALL[name], encoded_task(), PLAN, until=until, keep=keep)
+    ((parameters, counted),) = seen
+    assert parameters == counted
+
+
 @pytest.mark.parametrize("name", [name for name in ALL if name not in STAGED])
 def test_a_paused_training_goes_on_bitwise_as_if_it_had_not_stopped(name: str) -> None:
     model, data, recipe = biased(), encoded_task(), ALL[name]

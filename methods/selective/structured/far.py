@@ -125,7 +125,8 @@ class FAR:
     of the whole frozen map: the same function, and no gradient of a frozen row is computed. Reconfigured are
     `up` and `down`, and in a gated FFN (Llama, T5 v1.1) `gate_proj` too, or the `sites` named. With `rest:
     trained` all else in its layers is trained too, attention and norms; embeddings stay frozen. What of the
-    paper we could read does not tell whether it trains the rest, whether it rewinds, nor the shares.
+    paper we could read does not tell whether it trains the rest, whether it rewinds, nor the shares, nor
+    whether a share is of each map, as here, or of all together.
 
     k·(in + 1) parameters for each map with a bias and k·in for others, k the nearest whole number to
     retention·out, and the sizes of the rest; while it is primed out·(in + 1), which no budget counts. Such a

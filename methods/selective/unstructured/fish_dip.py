@@ -99,8 +99,8 @@ class FishDip:
     Das et al. 2023, arXiv:2311.03748. A mask holds the k entries of largest Σₙ (∂loss(xₙ, yₙ)/∂θ)² over the
     rows that are hardest at the time: those of largest loss among all training rows, `examples` times as many
     as a pass has batches, from `least` to `most`. The first mask is measured before training on the bare
-    backbone in eval mode, the others with what is attached and the draws of training, before steps 100, 200,
-    …. Gradients outside the present mask are zero and its entries alone move: not even weight decay reaches
+    backbone in eval mode (on all rows, where a share of them trains), the others with what is attached and
+    the draws of training, before steps 100, 200, …. Gradients outside the present mask are zero and its entries alone move: not even weight decay reaches
     the others, and the optimizer begins anew with each mask, as its moments are those of other entries. v is
     zero at init.
 

@@ -168,19 +168,6 @@ def test_entries_outside_are_bit_identical_in_spite_of_weight_decay(rest: str) -
     assert all(changed) if rest == "trained" else not any(changed)
 
 
-def test_what_the_authors_decay_would_do_outside() -> None:
-    """Theirs masks the gradient and then decays all of a tensor: entries outside drift by 1 − lr·λ a step."""
-    torch.manual_seed(0)
-    theta, mask = nn.Parameter(torch.randn(40)), torch.arange(40) < 12
-    start = theta.detach().clone()
-    optimizer = torch.optim.AdamW([theta], lr=0.01, weight_decay=0.1)
-    for _ in range(5):
-        theta.grad = torch.randn(40) * mask
-        optimizer.step()
-    assert not bool((theta[~mask] == start[~mask]).any())
-    torch.testing.assert_close(theta[~mask].detach(), start[~mask] * (1 - 0.01 * 0.1) ** 5)
-
-
 def test_a_saved_one_is_loaded_as_it_was(tmp_path: Any) -> None:
     data = encoded_task()
     batch = data.train.collate([0, 1])

@@ -23,6 +23,7 @@ from autopeft.errors import MethodError, UsageError
 from autopeft.hybrid import Hybrid, attach, load
 from autopeft.method import Session
 from autopeft.recipe import Recipe
+from autopeft.tasks.encode import EncodedTask
 from autopeft.training.calibration import prepare
 from autopeft.training.loop import TrainResult, train
 from autopeft.training.plan import TrainingPlan
@@ -315,6 +316,18 @@ def test_the_union_alone_is_saved_and_loaded(tmp_path: Any) -> None:
     train(again, data, TrainingPlan(steps=4, batch_size=16, seed=5, device="cpu"))
     assert len(mask_of(module_of(again))) == KEEP
     assert set(index) <= set(module_of(again).entries.held.tolist())
+    assert_it_pauses(tmp_path, data)
+
+
+def assert_it_pauses(folder: Any, data: EncodedTask) -> None:
+    """A training that goes on from a saved hybrid can pause, and end as if it had not."""
+    again = load(tiny_bert(), folder)
+    whole = train(again, data, PLAN, calibrate=False)
+    paused = train(load(tiny_bert(), folder), data, PLAN, until=5, calibrate=False)
+    last = load(tiny_bert(), folder)
+    assert train(last, data, PLAN, resume=paused.checkpoint).losses == whole.losses
+    wanted = snapshot(again.root)
+    assert all(torch.equal(v, wanted[k]) for k, v in snapshot(last.root).items())
 
 
 @pytest.mark.parametrize("until", [2, 3, 5])

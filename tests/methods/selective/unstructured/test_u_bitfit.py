@@ -84,6 +84,27 @@ def test_what_has_not_moved_scores_nothing() -> None:
     assert not any(module.scores(t.name).any() for t in module.entries.tensors)
 
 
+def test_a_search_of_one_step_ranks_by_how_far_entries_moved() -> None:
+    """Its gradient comes before its update, so that no score says anything."""
+    model = tiny_bert()
+    recipe = recipe_of("u_bitfit", keep=K, search=0.01, rewind=False, training={"optimizer": {"name": "sgd"}})
+    hybrid = attach(model, recipe, seed=0)
+    module: Any = hybrid.modules["u_bitfit"]
+    change: list[torch.Tensor] = []
+    end = module.end_search
+
+    def seen(n: int | None = None) -> None:
+        change.append(torch.cat([d.detach().flatten() for d in deltas(module)]))
+        end(n)
+
+    module.end_search = seen
+    train(hybrid, encoded_task(), TrainingPlan(steps=4, batch_size=8, seed=3, device="cpu"))
+    moved = change[0].abs()
+    assert int((moved > 0).sum()) > K
+    expected = moved.argsort(descending=True, stable=True)[:K]
+    assert set(module.entries.index.tolist()) == set(expected.tolist())
+
+
 def test_small_updates_rank_as_the_loss_does_without_them() -> None:
     """L(v) = ½·Σ h·v² + c·v: what the loss gains by each entry's update, and its first-order estimate."""
     module = module_of(keep=3)
