@@ -85,8 +85,8 @@ class SensitivityTuning:
     """s = Σ g² over batches at θ₀ ranks all entries; of the first τ a matrix with c gets a LoRA or c values.
 
     He et al. 2023, arXiv:2303.08566 (SPT). g is the gradient of a batch's mean loss in training mode, the
-    backbone's dropout included, with the fresh head; there are `batches` of `batch_size`, or those of one pass
-    where it has fewer. Ranked are the weights of linear maps in layers, their biases, and the gains and
+    backbone's dropout included, with the fresh head; there are `batches` of `batch_size`, or one pass where it
+    has fewer. Ranked are the weights of linear maps in layers, their biases, and the gains and
     biases of norms, but for the norm of embeddings. Let c entries of a tensor be among the first τ. A matrix
     that has c ≥ P/α of them gets a module of P parameters and rank r instead: `module: lora`, B·A·x beside
     the map without a scale, P = r·(in + out); or `adapter`, behind it and fed by its output, with GELU and

@@ -100,9 +100,9 @@ class FishDip:
     rows that are hardest at the time: those of largest loss among all training rows, `examples` times as many
     as a pass has batches, from `least` to `most`. The first mask is measured before training on the bare
     backbone in eval mode (on all rows, where a share of them trains), the others with what is attached and
-    the draws of training, before steps 100, 200, …. Gradients outside the present mask are zero and its entries alone move: not even weight decay reaches
-    the others, and the optimizer begins anew with each mask, as its moments are those of other entries. v is
-    zero at init.
+    the draws of training, before steps 100, 200, …. Gradients outside the present mask are zero and its
+    entries alone move: not even weight decay reaches the others, and the optimizer begins anew with each
+    mask, as its moments are those of other entries. v is zero at init.
 
     The entries of all masks are stored. A budget counts the most that they may be, `stored`, by default four
     times `keep`. That bound is ours: where a new mask does not fit, it is the best k of what is stored and of

@@ -367,7 +367,9 @@ def test_gpus_of_a_trial_had_one_process_before_manifests_told(gpus: Any) -> Non
         ({"address": None, "gpus_per_trial": None}, None),
     ],
 )
-def test_a_run_that_was_begun_on_ray_goes_on_in_this_process(said: dict[str, Any], gpus: float | None) -> None:
+def test_a_run_that_was_begun_on_ray_goes_on_in_this_process(
+    said: dict[str, Any], gpus: float | None
+) -> None:
     """Also one that had named GPUs of a cluster, which this process does not use."""
     here = resume._here(said, said, {"workers": 0})
     assert (here["address"], here["gpus_per_trial"]) == (None, gpus)
