@@ -144,6 +144,8 @@ class RootHooks:
             self._pad_source(inputs)
         given = _mask(inputs, "attention_mask") if self.reads_text else None
         tokens = _known_tokens(inputs, given) if self.tells else None
+        if not cached and self.stack.causal and (self.rows or self.sees_text):
+            _refuse_several(inputs, given)
         reserved = self._reserve(inputs, cached)
         if reserved.count and self.reads_text:
             self._extend(inputs, reserved, cached)
@@ -364,12 +366,25 @@ def _cache(inputs: dict[str, Any]) -> Any:
 
 def _known_tokens(inputs: dict[str, Any], mask: Tensor | None) -> Tensor | None:
     """The ids (batch, tokens), where each row is one text whose tokens the mask (batch, positions) tells."""
-    places, ids = inputs.get("position_ids"), inputs.get("input_ids")
+    ids = inputs.get("input_ids")
     if not isinstance(ids, Tensor) or (mask is None and inputs.get("attention_mask") is not None):
         return None
-    if mask is None and places is not None and bool((places.diff(dim=-1) != 1).any()):
-        return None  # positions that begin again are transformers' word for several texts in a row
-    return ids
+    return None if _several_texts(inputs, mask) else ids
+
+
+def _several_texts(inputs: dict[str, Any], mask: Tensor | None) -> bool:
+    """Whether positions begin again within a row, which is transformers' word for several texts in it."""
+    places = inputs.get("position_ids")
+    return mask is None and places is not None and bool((places.diff(dim=-1) != 1).any())
+
+
+def _refuse_several(inputs: dict[str, Any], mask: Tensor | None) -> None:
+    if inputs.get("attention_mask") is None and _several_texts(inputs, mask):
+        raise CompositionError(
+            "Positions begin again within a row, so that it holds several texts, and a prompt would stand in "
+            "front of the first alone, or be made of all of them; give each text a row of its own, without "
+            "packing, or use prefix_tuning or lora."
+        )
 
 
 def _mask(inputs: dict[str, Any], name: str) -> Tensor | None:

@@ -29,7 +29,15 @@ def check_recipe(hybrid: Trainable, kind: TaskKind) -> None:
             f"{wanting[0]} needs one distribution over classes for each row, which models for {kind.name} do "
             f"not have. `autopeft methods {name}` says which option does without."
         )
-    if kind.new_head:  # it sees the text, and predicts no part of it
+    heads = [n for n in wanting if "logits" in entries[n].ways]
+    if heads and spec.logits is not None and spec.logits.tokens:
+        raise CompositionError(
+            f"{heads[0]} puts a head of its own in the place of the model's, which for {kind.name} is one "
+            f"of {spec.logits.width:,} words: as many would begin at random. Leave out the label words "
+            "(--label-words) for a head of the task's own, or use prompt_tuning or idpg."
+        )
+    # Where it predicts one thing of each row, it sees the text, and predicts no part of it.
+    if kind.new_head or kind.row_distribution:
         return
     seeing = [n for n, e in entries.items() if e.traits.sees_text]
     ahead = [n for n in seeing if any(spec.stack(site.stack).causal for site in entries[n].sites)]

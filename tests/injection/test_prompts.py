@@ -120,3 +120,42 @@ def test_a_prompt_at_the_end_of_a_text_that_grows_is_refused_a_cache() -> None:
     with pytest.raises(CompositionError, match="use_cache=False"):
         model.generate(**inputs, max_new_tokens=3, use_cache=True)
     assert model.generate(**inputs, max_new_tokens=3, use_cache=False, eos_token_id=None).shape == (2, 10)
+
+
+_PACKED = {
+    "prompt_tuning": {"prompt_tuning": {"length": 2}},
+    "rows among the tokens": {
+        "p_tuning": {"length": 2, "encoder": "mlp", "slots": [{"length": 2, "offset": 1}]}
+    },
+    "dept": {"dept": {"length": 2, "rank": 2}},
+    "aprompt": {"aprompt": {"length": 2}},
+    "smop": {"smop": {"length": 2}},
+    "lpt": {"lpt": {"length": 2, "layer": 1}},
+}
+
+
+@pytest.mark.parametrize("item", _PACKED.values(), ids=_PACKED)
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_several_texts_in_a_row_are_refused(name: str, item: dict[str, Any]) -> None:
+    """transformers keeps them apart where positions begin again: all but the first would be without."""
+    model, ids = tiny_model(name), tiny_inputs(name)["input_ids"]
+    attach(model, Recipe.from_dict({"name": "p", "model": [item]}), seed=0)
+    again = torch.tensor([[0, 1, 2, 0, 1, 2, 3]] * 2)
+    with pytest.raises(CompositionError, match="give each text a row of its own"):
+        model(input_ids=ids, position_ids=again, use_cache=False)
+    plain = model(input_ids=ids, use_cache=False).logits
+    on = torch.arange(7).expand(2, -1)
+    assert torch.equal(model(input_ids=ids, position_ids=on, use_cache=False).logits, plain)
+
+
+def test_prefixes_and_late_tables_stand_before_each_of_several_texts() -> None:
+    prefix = {"layers": [{"attach": [{"prefix_tuning": {"length": 2}}]}]}
+    table = {"model": [{"lpt": {"length": 2, "layer": 1, "generator": "none", "dropout": 0.0}}]}
+    for body in (prefix, table):
+        model, ids = tiny_model("llama"), tiny_inputs("llama")["input_ids"][:1]
+        hybrid = attach(model, Recipe.from_dict({"name": "p", **body}), seed=0)
+        randomise(hybrid.root, std=0.3)
+        again = torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
+        packed = model(input_ids=ids, position_ids=again, use_cache=False).logits
+        apart = [model(input_ids=part, use_cache=False).logits for part in (ids[:, :3], ids[:, 3:])]
+        torch.testing.assert_close(packed, torch.cat(apart, dim=1), atol=1e-5, rtol=1e-4)

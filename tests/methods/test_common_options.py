@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from support.tiny import randomise
+from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from support.toy import CALL, build, toy_spec
 
+from autopeft.hybrid import Hybrid, attach
 from autopeft.method import get_method, method_names
+from autopeft.recipe import Recipe
 
 
 def _with(field: str) -> list[str]:
@@ -52,6 +54,37 @@ def test_dropout_acts_while_training_and_only_then(name: str) -> None:
     torch.testing.assert_close(deltas[False, "dropped"], deltas[False, "plain"])
     torch.testing.assert_close(deltas[True, "plain"], deltas[False, "plain"])
     assert not torch.allclose(deltas[True, "dropped"], deltas[False, "dropped"], atol=1e-2)
+
+
+ROWS = [
+    name
+    for name in method_names()
+    if "dropout" in get_method(name).Config.model_fields and get_method(name).traits.ways & {"prompt", "kv"}
+]
+
+
+def _on_bert(name: str, **config: Any) -> Hybrid:
+    own: dict[str, Any] = {"idpg": {"phm_dim": 4}, "smop": {"noise": 0.0}}.get(name, {})
+    item = {name: {**own, **config}}
+    body = {"model": [item]} if get_method(name).traits.level == "model" else {"layers": [{"attach": [item]}]}
+    return attach(tiny_model("bert"), Recipe.from_dict({"name": "r", **body}), seed=0)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_dropout_of_rows_acts_while_training_and_only_then(name: str) -> None:
+    """On prompts and prefixes. The backbone has none, and everything else that the methods draw is off."""
+    dropped, plain = _on_bert(name, dropout=0.5), _on_bert(name, dropout=0.0)
+    randomise(dropped.root, std=0.5)
+    plain.root.load_state_dict(dropped.root.state_dict())
+    found = {}
+    for training in (True, False):
+        for hybrid, which in ((dropped, "dropped"), (plain, "plain")):
+            hybrid.root.train(training)
+            torch.manual_seed(0)
+            found[training, which] = logits(hybrid.model, tiny_inputs("bert", pad=2)).detach()
+    assert torch.equal(found[False, "dropped"], found[False, "plain"])
+    assert torch.equal(found[True, "plain"], found[False, "plain"])
+    assert not torch.allclose(found[True, "dropped"], found[False, "dropped"], atol=1e-3)
 
 
 @pytest.mark.parametrize("name", _with("alpha"))

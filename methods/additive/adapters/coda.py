@@ -39,7 +39,8 @@ class CoDAModule(Bottlenecks[ConditionalAdapter]):
         lengths = torch.full((batch,), n, device=x.device) if mask is None else mask.long().sum(1)
         k = ((lengths + c.reduction - 1) // c.reduction).clamp(min=1)
         unit = nn.functional.normalize
-        scores = unit(x.float(), dim=-1) @ unit(self[site].router.float(), dim=0)
+        # No product of matrices, whose rounding may depend on the place of a row, or be of 16 bits.
+        scores = (unit(x.float(), dim=-1) * unit(self[site].router.float(), dim=0)).sum(-1)
         weights = soft_top_k(
             scores,
             k,
@@ -49,9 +50,11 @@ class CoDAModule(Bottlenecks[ConditionalAdapter]):
             decay=c.decay,
             mask=mask,
         )
-        # λ rises with the score, and is 1 for several.
+        # λ rises with the score, and is 1 for several. Equal tokens have equal scores where positions come
+        # later: of these the first, whatever else is in the batch.
         there = scores if mask is None else scores.masked_fill(~mask.bool(), -torch.inf)
-        rows, most = there.topk(int(k.max()), dim=-1).indices, torch.arange(int(k.max()), device=x.device)
+        most = torch.arange(int(k.max()), device=x.device)
+        rows = there.argsort(dim=-1, descending=True, stable=True)[:, : len(most)]
         return rows, weights.gather(1, rows) * (most < k[:, None])
 
     def around(self, site: Site, x: Tensor, call: Call) -> Tensor:

@@ -164,6 +164,9 @@ class APrompt:
         c, names = self.config, {site.name for site in sites}
         wanted = ("embeddings", "layer") if c.sites is None and spec.stacks[0].layers > 1 else ("embeddings",)
         missing = [f"the site {name!r}" for name in wanted if c.length and name not in names]
+        entered = {site.stack for site in sites if site.name == "embeddings"}
+        later = {site.stack for site in sites if site.name == "layer"} - entered
+        missing += [f"the site 'embeddings' of its {stack}" for stack in sorted(later) if c.length]
         blind = [s for s in _attentions(sites) if c.kv_length and not s.kv_features]
         missing += [f"the width of keys and values at {s}" for s in blind]
         if missing:

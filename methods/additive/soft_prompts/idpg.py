@@ -88,13 +88,13 @@ class IDPG:
     Wu et al. 2022, arXiv:2204.04497 (M-IDPG-PHM). G(f) = GELU(f·W₁ + b₁)·W₂ with W₁ (d × m), W₂ (m × l·d),
     each a sum of `phm_dim` = n Kronecker products of S (n × n) and R; with n = 1 S is a scale. f(x) is what
     the frozen backbone, run once more without the prompt, makes of [CLS], fᵢ what layer i makes of it
-    (`deeper: sentence` takes f(x) there too); the last layer has none, as nothing reads its rows. B, Bᵢ
+    (`deeper: sentence` takes f(x) there too); the last layer has none, whose rows no head reads. B, Bᵢ
     (l × d) belong to the place, G to all. Defaults are those of the authors' code (CSerxy/IDPG, IDPG-PHM.sh):
-    l = 5, m = n = 16, dropout 0.1 in front of either map, rows right behind [CLS]. R, S, b₁ are N(0, 0.05), B
-    uniform in ±0.5. `sites: [embeddings]` is the variant of one layer. `feature` is `first` on encoders; on
-    decoders, which read their text at its end, the `last` token, and where a decoder reads the encoder, so
-    that it has no [CLS], the `mean`. There the rows stand in front. A decoder's prompt sees all of its text,
-    which a language model must not. Not the identity at init; not mergeable.
+    l = 5, m = n = 16, dropout 0.1 on f(x) and in front of W₂, not on fᵢ, rows right behind [CLS]. R, S, b₁
+    are N(0, 0.05), B uniform in ±0.5. `sites: [embeddings]` is the variant of one layer. `feature` is `first`
+    on encoders; on decoders, which read their text at its end, the `last` token, and where a decoder reads
+    the encoder, so that it has no [CLS], the `mean`. There the rows stand in front. A decoder's prompt sees
+    all of its text, which a language model must not. Not the identity at init; not mergeable.
 
     d·m/n + n³ + m + m·l·d/n + n³ + l·d for each place. Each forward takes two.
     """
@@ -116,7 +116,7 @@ class IDPG:
         length: int = Field(default=5, ge=1, le=512, description="l")
         bottleneck: int = Field(default=16, ge=1, le=4096, description="m")
         phm_dim: int = Field(default=16, ge=1, le=128, description="n")
-        dropout: float = Field(default=0.1, ge=0, lt=1, description="in front of either map")
+        dropout: float = Field(default=0.1, ge=0, lt=1, description="on f(x), and in front of W₂")
         feature: Summary | None = Field(default=None, description="what stands for a text")
         deeper: Deeper = Field(default="previous", description="what the prompts behind layers are made of")
 

@@ -93,7 +93,7 @@ class XPromptModule(nn.Module):
         """All steps; then rows are measured and pruned, and the pieces of those that stay."""
         while session.step():
             pass
-        if session.taken < session.steps:  # the training was stopped
+        if session.taken < session.steps:  # the training was asked to stop
             return
         c = self.config
         per_piece = torch.stack(list(self._gains(session, 1)))
@@ -106,6 +106,14 @@ class XPromptModule(nn.Module):
         left = _kept(self.importance["pieces"].flatten(), c.piece_rate)
         places = torch.arange(self.whole[0], device=left.device).view(c.length, c.pieces)[self.token_index]
         self._left = places.flatten()[left]
+
+    def settled(self, step: int, total: int) -> bool:
+        """Once rows and pieces were measured: a stop before that would leave out the pruning."""
+        return bool(self.importance) or len(self.phases()) == 1
+
+    def finish(self) -> None:
+        """A training that was asked to stop between the phases has pruned what it has measured."""
+        self.deploy()
 
     def _gains(self, session: Session, rows: int) -> Iterator[Tensor]:
         """dL/dζ of every piece at ζ = 1, (pieces,), of one example after the other: ⟨dL/dP, P⟩ there."""

@@ -34,7 +34,7 @@ from autopeft.tasks import EncodedTask, Task, load_task
 from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds.label_logits import label_logits, read_words
 from autopeft.tasks.kinds.verbalised import Verbalised
-from autopeft.training import TrainingPlan, evaluate, predict
+from autopeft.training import TrainingPlan, evaluate, predict, train
 from autopeft.training.forward import Forward, shortest_forward
 from autopeft.training.losses import logits_of
 
@@ -253,6 +253,15 @@ def test_shortcuts_give_the_same(name: str, made: Recipe, trunk: bool, rows: boo
             assert torch.allclose(own[key], gradient, atol=scale), key
         near = predict(hybrid.model, data.test, forward=forward)
         assert np.allclose(near, predict(hybrid.model, data.test), atol=2e-2 if trunk else 1e-4)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_late_prompt_that_is_made_of_the_text_learns(name: str) -> None:
+    """On a decoder too: one word is predicted, behind all that it is made of."""
+    data = data_for(name)
+    with hybrid_on(name, recipe(model=[{"lpt": {"length": 3, "bottleneck": 8}}])) as hybrid:
+        found = train(hybrid, data, TrainingPlan(steps=40, batch_size=16, device="cpu"))
+    assert found.final_loss < 0.8 * found.first_loss
 
 
 # From end to end

@@ -95,6 +95,26 @@ def test_with_all_tokens_and_a_fresh_adapter_it_is_the_dense_model(name: str) ->
         torch.testing.assert_close(logits(model, inputs), before, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["t5", "modernbert", "nomic_bert", "deberta-v2"])
+def test_of_equal_tokens_the_first_are_chosen_whatever_else_is_in_the_batch(name: str) -> None:
+    """Here positions come later than the embeddings, so that equal tokens have equal scores in layer 0."""
+    model, whole = tiny_model(name), tiny_inputs(name, batch=3, length=11)
+    whole["input_ids"][:, :] = torch.tensor([7, 9, 7, 7, 12, 9, 7, 9, 12, 7, 9])
+    hybrid = attach(model, recipe(reduction=2), seed=0)
+    randomise(hybrid.root, std=0.5)
+    together = logits(model, whole)
+    alone = {k: v[:1] for k, v in whole.items()}
+    torch.testing.assert_close(logits(model, alone), together[:1], atol=1e-5, rtol=1e-4)
+    fill = {"input_ids": 0, "attention_mask": 0}
+    padded = {k: nn.functional.pad(v, (0, 6), value=fill[k]) if k in fill else v for k, v in whole.items()}
+    torch.testing.assert_close(logits(model, padded), together, atol=1e-5, rtol=1e-4)
+    module: Any = hybrid.modules["coda"]
+    site = hybrid.graph.entries["coda"].sites[0]
+    rows, weights = module.routed(site, torch.ones(2, 40, site.in_features), None)
+    assert rows.tolist() == [list(range(20))] * 2
+    assert bool((weights == weights[0, 0]).all())
+
+
 @pytest.mark.parametrize("name", ["bert", "t5", "vit", "distilbert"])
 def test_k_tokens_of_each_row_reach_the_frozen_maps(name: str) -> None:
     model, inputs = tiny_model(name), inputs_of(name)

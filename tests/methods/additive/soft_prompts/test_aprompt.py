@@ -263,6 +263,10 @@ def test_what_cannot_be_is_refused() -> None:
         attach(tiny_model("bert"), recipe(sites=["layer", "attention"]))
     with pytest.raises(MethodError, match="does not have"):
         attach(tiny_model("vit"), recipe(init="vocabulary"))
+    with pytest.raises(MethodError, match="site 'embeddings' of its encoder"):
+        attach(tiny_model("whisper"), recipe())  # which reads sound: no rows enter there
+    with attach(tiny_model("whisper"), recipe(length=0)):
+        pass
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])

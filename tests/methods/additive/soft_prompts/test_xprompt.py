@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +223,36 @@ def test_fewer_examples_are_measured_where_so_many_are_asked_for() -> None:
     module._gains = lambda session, rows: asked.append(found := list(gains(session, rows))) or found
     train(hybrid, encoded_task(), PLAN)
     assert [len(found) for found in asked] == [5, 5]
+
+
+def test_early_stopping_waits_until_it_is_pruned() -> None:
+    hybrid, module = attached()
+    plan = replace(PLAN, steps=24, eval_every=1, patience=1)
+    result = train(hybrid, encoded_task(), plan)
+    assert result.stopped == "patience"
+    assert 12 < result.steps < 24, "scores count from the second phase on"
+    assert (len(module.token_index), len(module.values)) == (3, 6)
+
+
+@pytest.mark.parametrize(("step", "rows", "pieces"), [(3, 6, 24), (4, 3, 6)])
+def test_a_training_that_is_asked_to_stop_leaves_what_it_acted_with(
+    step: int, rows: int, pieces: int, tmp_path: Path
+) -> None:
+    """Before the pruning all of it; behind it, and before the second phase, what stays."""
+    hybrid, module = attached()
+    taken: list[int] = []
+    result = train(
+        hybrid,
+        encoded_task(),
+        PLAN,
+        on_step=lambda number, loss: taken.append(number),
+        should_stop=lambda: len(taken) == step,
+    )
+    assert (result.stopped, result.steps) == ("asked", step)
+    assert (len(module.token_index), len(module.values)) == (rows, pieces)
+    text = {"input_ids": torch.tensor([[5, 9, 17]])}
+    expected = hybrid.model.eval()(**text).logits
+    hybrid.save(tmp_path)
+    fresh = tiny_bert()
+    load(fresh, tmp_path)
+    torch.testing.assert_close(fresh(**text).logits, expected, atol=1e-6, rtol=1e-6)
