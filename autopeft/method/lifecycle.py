@@ -16,6 +16,7 @@ __all__ = [
     "Concludes",
     "Ensembles",
     "Explicit",
+    "LimitsTexts",
     "Merges",
     "Objective",
     "Placement",
@@ -154,6 +155,13 @@ class Merges(Protocol):
     """
 
     def merged(self, site: Site, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]: ...
+
+
+@runtime_checkable
+class LimitsTexts(Protocol):
+    """Takes texts of `longest_text` tokens at most, with what is written behind them."""
+
+    longest_text: int
 
 
 @runtime_checkable

@@ -234,6 +234,9 @@ MEMBERS: tuple[Member, ...] = (
     Member(
         "conclude", "module", "once after training, with the rows that were trained on (`Concludes`)", _SEEN
     ),
+    Member(
+        "longest_text", "module", "by training and writing: tokens of a text (`LimitsTexts`)", None, "int"
+    ),
     Member("members", "module", "by predictions: how many models it stands for (`Ensembles`)", None, "int"),
     Member(
         "choose",

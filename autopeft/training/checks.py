@@ -6,13 +6,25 @@ from autopeft.errors import CompositionError, UsageError
 from autopeft.graph import on_sharded
 from autopeft.hybrid import Hybrid
 from autopeft.hybrid.policies import Policies
+from autopeft.method import LimitsTexts
+from autopeft.tasks import EncodedTask
 from autopeft.tasks.kinds import TaskKind
+from autopeft.tasks.kinds.generation import room_of
 from autopeft.training.checkpoint import Checkpoint
 from autopeft.training.contracts import Trainable
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.together import team_of
 
-__all__ = ["check_pause", "check_recipe"]
+__all__ = ["check", "check_recipe"]
+
+
+def check(
+    hybrid: Trainable, data: EncodedTask, plan: TrainingPlan, until: int | None, resume: Checkpoint | None
+) -> None:
+    """Refuse all that `train` refuses before it begins."""
+    _check_pause(hybrid, plan, until, resume)
+    check_recipe(hybrid, data.task.task_kind)
+    _check_lengths(hybrid, data)
 
 
 def check_recipe(hybrid: Trainable, kind: TaskKind) -> None:
@@ -49,6 +61,26 @@ def check_recipe(hybrid: Trainable, kind: TaskKind) -> None:
         )
 
 
+def _check_lengths(hybrid: Trainable, data: EncodedTask) -> None:
+    """Refuse rows, of any split, that are longer than what is attached leaves room for."""
+    if not isinstance(hybrid, Hybrid):
+        return
+    spec, modules = hybrid.spec, hybrid.modules.values()
+    prompts = spec.max_positions is not None and any(hasattr(module, "prompt") for module in modules)
+    room = room_of(hybrid.model)
+    if room is None or not (prompts or any(isinstance(module, LimitsTexts) for module in modules)):
+        return
+    for name, split in data.splits.items():
+        lengths = split.lengths if len(spec.stacks) == 1 else split.prompt_lengths
+        longest = int(lengths.max()) if len(lengths) else 0
+        if longest > room:
+            raise UsageError(
+                f"A row of {name} has {longest:,} tokens, and {hybrid.recipe.name} has room for {room:,}, "
+                f"the rows of its prompts left out; shorten the texts to {room:,} (max length), or its "
+                "prompts, or let its methods take longer texts."
+            )
+
+
 def _check_together(hybrid: Trainable) -> None:
     """Refuse what cannot be trained on a backbone that lies in parts in several processes."""
     count = team_of(hybrid.model).size
@@ -66,7 +98,7 @@ def _check_together(hybrid: Trainable) -> None:
     )
 
 
-def check_pause(hybrid: Trainable, plan: TrainingPlan, until: int | None, resume: Checkpoint | None) -> None:
+def _check_pause(hybrid: Trainable, plan: TrainingPlan, until: int | None, resume: Checkpoint | None) -> None:
     """Refuse a pause, or a checkpoint to go on from, that the training does not allow."""
     start = 0 if resume is None else resume.step
     if until is not None and not start < until <= plan.steps:

@@ -20,7 +20,7 @@ from autopeft.tasks.kinds import get_metric
 from autopeft.training.bilevel import Outer
 from autopeft.training.calibration import conclude, concluding, prepare
 from autopeft.training.checkpoint import Checkpoint
-from autopeft.training.checks import check_pause, check_recipe
+from autopeft.training.checks import check
 from autopeft.training.contracts import Trainable
 from autopeft.training.errors import NonFiniteLoss, PhaseError
 from autopeft.training.forward import Forward, shortest_forward
@@ -149,7 +149,8 @@ def train(
 
     Raises:
         UsageError: `until` lies outside the training, the plan stops early by itself, a policy of the recipe
-            finds nothing to act on, or the backbone has no gradient checkpointing and memory is to be saved.
+            finds nothing to act on, the backbone has no gradient checkpointing and memory is to be saved, or
+            a row is longer than prompts leave positions for.
         CompositionError: a method needs logits of each row, and the task's models have them of each token.
         DataError: the checkpoint belongs to another hybrid.
         NonFiniteLoss: the loss or its gradient is NaN or infinite.
@@ -157,8 +158,7 @@ def train(
         PhaseError: the phases of the modules cannot be run.
     """
     started, told = time.perf_counter(), _Told(on_step, on_score, on_phase, should_stop)
-    check_pause(hybrid, plan, until, resume)
-    check_recipe(hybrid, data.task.task_kind)
+    check(hybrid, data, plan, until, resume)
     device = plan.torch_device()
     hybrid.model.to(device)
     peak = PeakMemory(device)

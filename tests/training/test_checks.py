@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from support.tiny import tiny_config, tiny_model
+from support.training import encoded_task
 from transformers import BertForMaskedLM, PreTrainedModel
 
-from autopeft.errors import CompositionError
+from autopeft.errors import CompositionError, UsageError
 from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
 from autopeft.tasks.kinds import get_kind
 from autopeft.tasks.kinds.verbalised import Verbalised
 from autopeft.tasks.kinds.verbaliser import LabelWords, Template
 from autopeft.training.checks import check_recipe
+from autopeft.training.loop import train
+from autopeft.training.plan import TrainingPlan
 
 WORDS = LabelWords(("bad", "great"))
 MASKED = Verbalised(WORDS, Template.parse("{text} {mask}"))
@@ -52,3 +57,30 @@ def test_a_head_of_its_own_takes_no_vocabulary_s_place(masked: bool) -> None:
     with pytest.raises(CompositionError, match="one of 50 words: as many would begin at random"):
         checked(model, MASKED if masked else NEXT, "model", "infoprompt")
     checked(tiny_model("bert"), get_kind("classification"), "model", "infoprompt")
+
+
+def dept(longest: int) -> dict[str, Any]:
+    return {"dept": {"length": 3, "rank": 2, "max_length": longest}}
+
+
+def prompt(longest: int) -> dict[str, Any]:
+    return {"prompt_tuning": {"length": 64 - longest}}
+
+
+@pytest.mark.parametrize("made", [prompt, dept])
+@pytest.mark.parametrize("split", ["train", "select", "test"])
+def test_a_row_without_room_is_refused_before_the_first_step(split: str, made: Any) -> None:
+    data = encoded_task()
+    short = {name: part.take(np.flatnonzero(part.lengths < 9)) for name, part in data.splits.items()}
+    longest = int(data.splits[split].lengths.max())  # type: ignore[index]
+    data = replace(data, splits={**short, split: data.splits[split]})  # type: ignore[dict-item,index]
+    plan = TrainingPlan(steps=2, batch_size=4, device="cpu")
+    with attach(
+        tiny_model("bert"), Recipe.from_dict({"name": "c", "model": [made(longest)]}), seed=0
+    ) as fits:
+        assert train(fits, data, plan).steps == 2
+    told: list[int] = []
+    tight = attach(tiny_model("bert"), Recipe.from_dict({"name": "c", "model": [made(longest - 1)]}), seed=0)
+    with pytest.raises(UsageError, match=f"row of {split} has {longest} tokens, .* room for {longest - 1},"):
+        train(tight, data, plan, on_step=lambda step, loss: told.append(step))
+    assert not told

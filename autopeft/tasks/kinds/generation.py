@@ -18,7 +18,7 @@ from autopeft.errors import UsageError
 from autopeft.hybrid.caching import generates_from_cache
 from autopeft.hybrid.modules import ROOT
 from autopeft.hybrid.prediction import predictive, several_models
-from autopeft.method import reserved_rows
+from autopeft.method import LimitsTexts, reserved_rows
 from autopeft.tasks.kinds.begun_alike import length_alike, read_once
 
 __all__ = ["Generation", "generate", "room_of"]
@@ -179,17 +179,20 @@ def _apart(prompts: Sequence[Sequence[int]], new: int, room: int | None) -> tupl
 
 
 def room_of(model: nn.Module) -> int | None:
-    """Tokens that a model has positions for, those of attached prompts left out; `None` without a limit."""
+    """Tokens that a model has positions for, those of attached prompts left out, and that what is attached
+    takes; `None` without a limit."""
     limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if not isinstance(limit, int):
-        return None
+    limits = [limit] if isinstance(limit, int) else []
     root: Any = getattr(model, ROOT, None)
     spec = getattr(root, "spec", None)
-    if spec is None:
-        return max(2, limit)
-    at_embeddings = [s for s in spec.sites if s.name == "embeddings" and s.stack == spec.stacks[0].name]
-    prompts = [part for part in root.children() if hasattr(part, "prompt")]
-    return max(2, limit - sum(reserved_rows(part, at_embeddings) for part in prompts))
+    if spec is not None:
+        limits = limits if spec.max_positions is None else [spec.max_positions]
+        at_embeddings = [s for s in spec.sites if s.name == "embeddings" and s.stack == spec.stacks[0].name]
+        prompts = [part for part in root.children() if hasattr(part, "prompt")]
+        rows = sum(reserved_rows(part, at_embeddings) for part in prompts)
+        limits = [limit - rows for limit in limits]
+        limits += [part.longest_text for part in root.children() if isinstance(part, LimitsTexts)]
+    return max(2, min(limits)) if limits else None
 
 
 def _within(

@@ -26,7 +26,7 @@ class DecomposedPrompt(PromptTable):
         self.A = nn.Parameter(torch.empty(config.max_length, config.rank))
         self.B = nn.Parameter(torch.zeros(config.rank, width))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        self.scale = config.alpha / math.sqrt(config.rank)
+        self.scale, self.longest_text = config.alpha / math.sqrt(config.rank), config.max_length
 
     def side(self, site: Site) -> Literal["output"]:
         return "output"

@@ -54,6 +54,11 @@ class PTP:
                 raise ValueError(
                     "masking needs `mask_id`, the id of the tokenizer's mask token (tokenizer.mask_token_id)"
                 )
+            if self.perturbation == "masking" and self.spared is None:
+                raise ValueError(
+                    "masking needs `spared`, the ids that stay: those of special tokens "
+                    "(tokenizer.all_special_ids), or [] for none"
+                )
             return self
 
     def __init__(self, config: Config) -> None:

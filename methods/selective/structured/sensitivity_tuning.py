@@ -85,13 +85,13 @@ class SensitivityTuning:
     """s = Σ g² over batches at θ₀ ranks all entries; of the first τ a matrix with c gets a LoRA or c values.
 
     He et al. 2023, arXiv:2303.08566 (SPT). g is the gradient of a batch's mean loss in training mode, the
-    backbone's dropout included, with the fresh head; there are `batches` of `batch_size`, or one pass where it
-    has fewer. Ranked are the weights of linear maps in layers, their biases, and the gains and
-    biases of norms, but for the norm of embeddings. Let c entries of a tensor be among the first τ. A matrix
-    that has c ≥ P/α of them gets a module of P parameters and rank r instead: `module: lora`, B·A·x beside
-    the map without a scale, P = r·(in + out); or `adapter`, behind it and fed by its output, with GELU and
-    biases, P = 2·r·out + r + out. A vector with c ≥ dim/β is trained whole. Otherwise the c entries are:
-    θ₀ + v. Class tokens (ViT) are trained in any case.
+    backbone's dropout included, with the fresh head; there are `batches` of `batch_size`, or those of one
+    pass. Ranked are the weights of linear maps in layers, their biases, and the gains and biases of norms,
+    but for the norm of embeddings. Let c entries of a tensor be among the first τ. A matrix that has c ≥ P/α
+    of them gets a module of P parameters and rank r instead: `module: lora`, B·A·x beside the map without a
+    scale, P = r·(in + out); or `adapter`, behind it and fed by its output, with GELU and biases, P = 2·r·out
+    + r + out. A vector with c ≥ dim/β is trained whole. Otherwise the c entries are: θ₀ + v. Class tokens
+    (ViT) are trained in any case.
 
     A larger τ never costs less, so that the largest one is taken whose sum the budget `keep` suffices for.
     The authors try steps of 20,000 and take the nearest, which may be above it. Their budgets for ViT-B are

@@ -222,6 +222,16 @@ def test_prompts_beyond_the_positions_lose_their_beginning(
     assert len(row) == 30, "half of the positions"
 
 
+def test_what_is_written_beside_dept_ends_where_its_updates_do() -> None:
+    model = tiny_model("llama")
+    body = {"name": "d", "model": [{"dept": {"length": 4, "rank": 2, "max_length": 9}}]}
+    attach(model, Recipe.from_dict(body), seed=0)
+    assert room_of(model) == 9
+    long = [2, *range(5, 15)]
+    first, second = generate(model, [long, PROMPTS[0]], Generation(), most=6, begin=2, **OPTIONS)
+    assert (len(first), len(second)) == (4, 4)
+
+
 @pytest.mark.parametrize("case", ["lora", "gate"])
 def test_pieces_are_the_whole(case: str) -> None:
     model, tokenizer = with_hybrid(case, "llama"), word_tokenizer(None, eos_token="<|end|>")

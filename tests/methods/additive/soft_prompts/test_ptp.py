@@ -77,7 +77,7 @@ def policy_of(hybrid: Hybrid) -> Any:
     [
         {"sigma": 0.0},
         {"perturbation": "adversarial", "epsilon": 0.0, "steps": 2},
-        {"perturbation": "masking", "share": 0.0, "mask_id": 3},
+        {"perturbation": "masking", "share": 0.0, "mask_id": 3, "spared": []},
     ],
 )
 @pytest.mark.parametrize("micro_rows", [6, 4])
@@ -166,9 +166,11 @@ def test_masking_leaves_special_tokens_and_padding() -> None:
     assert set(found[:, 1:30][masked].tolist()) == {3}
 
 
-def test_masking_needs_a_token() -> None:
+def test_masking_needs_a_token_and_those_that_stay() -> None:
     with pytest.raises(UsageError, match="mask_id"):
         recipe(perturbation="masking")
+    with pytest.raises(UsageError, match=r"needs `spared`.*all_special_ids"):
+        recipe(perturbation="masking", mask_id=3)
 
 
 @pytest.mark.parametrize("perturbation", ["noise", "adversarial"])
