@@ -201,8 +201,9 @@ def read_choices(table: Table, columns: Columns) -> RawRows:
     """The rows of a table: questions as texts, indices of the right choices as labels (`None` without a
     column of them), and the field `choices`.
 
-    A label is what the row's own choices are called where they have names. Else it is an index from 0, a
-    letter, or, where that is so in all rows, the text of the choice.
+    A label is what the row's own choices are called where they have names, of which numbers may come as text
+    or as numbers. Else it is an index from 0, a letter, or, where that is so in all rows, the text of the
+    choice.
 
     Raises:
         DataError: there are no rows, or some are no questions with choices; the message gives their numbers.
@@ -253,7 +254,9 @@ def _index(answer: Any, choices: list[str], names: list[str] | None, *, texts: b
     if isinstance(answer, float | np.floating) and float(answer).is_integer():
         answer = int(answer)
     if isinstance(answer, int | np.integer) and not isinstance(answer, bool):
-        return int(answer) if 0 <= answer < len(choices) else None
+        if names is None or not all(name.isdecimal() for name in names):
+            return int(answer) if 0 <= answer < len(choices) else None
+        answer = str(int(answer))  # a number that choices are called by is no place
     if not isinstance(answer, str):
         return None
     word = answer.strip()

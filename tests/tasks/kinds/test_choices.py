@@ -96,6 +96,16 @@ def test_layouts(columns: dict[str, list[Any]], texts: list[str], choices: Any, 
     assert choose_kind({"train": table(**columns)}, NONE) == KIND
 
 
+@pytest.mark.parametrize("names", [[1, 2, 3], ["1", "2", "3"], [10, 20, 30], ["A", "B", "C"]])
+def test_numbers_that_name_choices_are_no_places(names: list[Any]) -> None:
+    choices = [{"text": ["x", "y", "z"], "label": names}] * 3
+    answers = names if isinstance(names[0], int) else [1, 2, 3] if names[0] == "1" else [0, 1, 2]
+    assert read(table(question=["a?"] * 3, choices=choices, answerKey=answers)).labels == [0, 1, 2]
+    if names[0] != "A":
+        with pytest.raises(DataError, match="in row 1"):
+            read(table(question=["a?"] * 3, choices=choices, answerKey=[0, *answers[1:]]))
+
+
 def test_arrays_and_lists_of_records_are_choices_too() -> None:
     records = [{"text": "x", "label": "A"}, {"text": "y", "label": "B"}]
     found = read(table(question=["a?", "b?"], choices=[np.array(["x", "y"]), records], answer=["B", "A"]))
