@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from autopeft.errors import DataError
-from autopeft.tasks.kinds.listed_names import name_of, problem_of_names
+from autopeft.tasks.kinds.listed_names import PRINTED, is_printed, name_of, problem_of_names
 from autopeft.tasks.kinds.tags import OUTSIDE, Tags
 from autopeft.tasks.table import (
     NO_TEXT,
@@ -72,7 +72,6 @@ _LONG = f"more than {MOST_WORDS:,} words"
 _NOT_UNICODE = "text that is not Unicode"
 _NO_TAGS = "something that is no list of tags"
 _OTHER_LENGTH = "another number of tags than there are words"
-_PRINTED = "a list that was printed as text (save lists as JSON lines or Parquet)"
 
 
 # Columns
@@ -213,9 +212,8 @@ def _read_tags(table: Table, column: str, words: Sequence[Sequence[str]]) -> lis
 def _tag_problem(value: Any, words: int, names: Sequence[str] | None) -> str | None:
     if not isinstance(value, str | list | tuple | np.ndarray):
         return _NO_TAGS
-    # As pandas writes lists to a CSV: white space would part it into tags such as `['O',`.
-    if isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]"):
-        return _PRINTED
+    if is_printed(value):  # white space would part it into tags such as `['O',`
+        return PRINTED
     tags = _tags(value)
     return problem_of_names(tags, names, "tag") if len(tags) == words else _OTHER_LENGTH
 
