@@ -9,7 +9,6 @@ the hybrid and the head are whole everywhere.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
 
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -57,7 +56,7 @@ def shard(model: PreTrainedModel) -> None:
     # its own: texts are written by calling an encoder alone, and torch wants the outer of nested roots first.
     held = {p for layer in layers for p in layer.parameters()}
     for root in dict.fromkeys(base.get_submodule(stack.map.root) for stack in stacks):
-        fully_shard(cast(nn.Module, root), mesh=mesh, ignored_params=set(root.parameters()) - held)
+        fully_shard(root, mesh=mesh, ignored_params=set(root.parameters()) - held)
     dealt(model, replace(team, backbone=fingerprint))
 
 
