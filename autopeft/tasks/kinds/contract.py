@@ -165,6 +165,11 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
         """
         return read_rows(table, columns)
 
+    def further_columns(self, table: Table, columns: Columns) -> Sequence[str]:
+        """Columns that `read` takes values from beside the chosen ones and those that its fields are called
+        by."""
+        return ()
+
     @abstractmethod
     def encode_labels(
         self, parts: Sequence[RawRows], order: Sequence[str] = ()

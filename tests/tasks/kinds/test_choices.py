@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from support.language import word_tokenizer
 
 from autopeft.errors import DataError
+from autopeft.tasks import load_task
 from autopeft.tasks.kinds import choose_kind, get_kind
 from autopeft.tasks.kinds.choices import EncodedChoices, is_choice_table
 from autopeft.tasks.split import Split
@@ -111,6 +113,26 @@ def test_arrays_and_lists_of_records_are_choices_too() -> None:
     found = read(table(question=["a?", "b?"], choices=[np.array(["x", "y"]), records], answer=["B", "A"]))
     assert found.labels == [1, 0]
     assert found.fields["choices"] == [["x", "y"], ["x", "y"]]
+
+
+def test_questions_on_one_text_stay_together_and_its_column_is_used() -> None:
+    rows = [
+        {
+            "article": f"text {i // 5}" if i < 45 else "",
+            "question": f"q{i}",
+            "options": ["x", "y"],
+            "answer": i % 2,
+        }
+        for i in range(50)
+    ]
+    task = load_task(pd.DataFrame([{**row, "id": 1} for row in rows]), kind=KIND.name)
+    parts = [set(KIND.alike(split)) for split in task.splits.values()]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 9 + 5, (
+        "those without a text stand for themselves"
+    )
+    assert task.splits["test"].texts[0].startswith("text ")
+    assert {"article", "options"} <= set(task.reading.columns.values())
+    assert task.reading.ignored == ("id",)
 
 
 @pytest.mark.parametrize(
