@@ -122,7 +122,7 @@ def evaluate(run: Trained, given: EvaluateArguments) -> Evaluation:
     split = given.split or ("test" if len(task.splits["train"]) else "all")
     hybrid, tokenizer = known.load(given.model, given.notify, given.quantize)
     kind, rows = task.task_kind, _rows_of(task, split)
-    encoded = kind.encode(rows, tokenizer, known.longest(tokenizer))
+    encoded = kind.encode(known.to_score(rows), tokenizer, known.longest(tokenizer))
     metric = get_metric(task.metric)
     how = kind.generation(known.use) if metric.generated else None
     outputs = predict_outputs(hybrid.model, encoded, batch_size=given.batch_size, generation=how)

@@ -143,11 +143,13 @@ class Card:
         return self.task_kind.num_labels(self.labels)
 
     def to_dict(self) -> dict[str, Any]:
-        """The manifest of an exported folder."""
+        """The manifest of an exported folder. Where a backbone that is found by its name lay on the machine
+        of the training is left out."""
+        found = self.backbone.get("alias") or self.backbone.get("origin") == "hub"
         return {
             "task": self.data.get("name"),
             "model": self.model,
-            "backbone": dict(self.backbone),
+            "backbone": {key: value for key, value in self.backbone.items() if key != "path" or not found},
             "data": dict(self.data),
             "training": dict(self.training),
             "arguments": dict(self.arguments),

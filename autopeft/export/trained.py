@@ -83,6 +83,11 @@ class TrainedHybrid:
         """What its kind of task noted of its training rows, to be asked (see `TaskKind.use`)."""
         return table_of(table_of(table_of(self.manifest.get("data")).get("summary")).get("use"))
 
+    def to_score(self, rows: Split) -> Split:
+        """Rows as it reads them where it is asked; as they are where its training rows are not known."""
+        known = "summary" in table_of(self.manifest.get("data"))
+        return self.kind.as_trained(rows, self.use) if known else rows
+
     def longest(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Longest text in tokens; where that was not recorded, as from Python, the tokenizer bounds it."""
         unknown = self.manifest.get("architecture") is not None

@@ -129,6 +129,7 @@ class MultiRootHooks:
         self._pad_sources(inputs, parts)
         before = {i: dict(part) for i, part in parts.items()}
         for i, part in parts.items():
+            self.lanes[i].require_ids(module, part)
             context = self.lanes[i].enter(part)
             self._lay(i, context, widest - rows[i])
         return (), {name: self._merged(name, inputs, before, parts) for name in parts[active[0]]}

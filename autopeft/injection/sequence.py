@@ -105,13 +105,18 @@ class RootHooks:
         self.forwards.enter()
         signature = inspect.signature(module.forward)
         inputs = named_inputs(signature, args, kwargs)
-        self._require_ids(module, inputs)
+        self.require_ids(module, inputs)
         context = self.enter(inputs, self._features(module, inputs, signature.parameters))
         if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values()):
             inputs[CONTEXT] = context
         return (), inputs
 
-    def _require_ids(self, module: nn.Module, inputs: dict[str, Any]) -> None:
+    def require_ids(self, module: nn.Module, inputs: dict[str, Any]) -> None:
+        """See whether what acts on embeddings would act on those that a forward of the root was given.
+
+        Raises:
+            CompositionError: the root scales those that it looks up, and not these.
+        """
         scale = getattr(module, "embed_scale", 1.0) if self.stack.scales else 1.0
         if inputs.get("inputs_embeds") is not None and scale != 1.0 and (self.rows or self.hooks):
             raise CompositionError(

@@ -167,9 +167,13 @@ def problem_of(value: Any, name: str) -> str | None:
 
 
 def _as_png(image: Any) -> bytes:
-    """One of Pillow's images without loss; its pixels are as they are, whatever its file said of them."""
-    made = io.BytesIO()
-    image.save(made, "PNG")
+    """One of Pillow's images without loss, turned as the EXIF orientation says that it still has: it is then
+    what its file would have been."""
+    from PIL import ImageOps
+
+    made, turned = io.BytesIO(), ImageOps.exif_transpose(image)
+    # PNG has no such colours.
+    (turned.convert("RGB") if turned.mode in ("CMYK", "YCbCr") else turned).save(made, "PNG")
     return made.getvalue()
 
 
@@ -224,7 +228,8 @@ def _check_header(image: Image.Image, name: str) -> None:
             f"{name}: {width:,} × {height:,} pixels are too narrow; an image is at most {_MOST_NARROW} times "
             "as long as wide."
         )
-    if getattr(image, "is_animated", False):
+    # A camera's JPEG may have further pictures behind its own: of another eye, or of how bright it was.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
         raise DataError(f"{name}: is animated; save the frame that counts as an image of its own.")
     if image.mode not in _EIGHT_BITS:
         raise DataError(

@@ -273,7 +273,7 @@ def _from_tables(
     if asked.drop_empty:
         tables, dropped = _without_empty(tables, chosen)
         kind, chosen = _kind_of(tables, named, asked, metric)  # empty labels hid what the others are
-    raws = {split: kind.read(table, chosen) for split, table in tables.items()}
+    raws = _with_same_fields({split: kind.read(table, chosen) for split, table in tables.items()})
     order = asked.scored_by or ()
     if not order and chosen.label is not None:
         order = tables["train"].label_names.get(chosen.label, ())
@@ -283,12 +283,22 @@ def _from_tables(
     whole = asked.scored_by is not None and len(raws) == 1
     splits = _arrange(raws, encoded, kind, asked.seed, whole=whole)
     used = {what: column for what, column in vars(chosen).items() if column is not None}
-    further = {name for name in fields if name in tables["train"].columns and name not in used.values()}
-    used |= {name: name for name in fields if name in further}
+    further = [name for name in fields if name in tables["train"].columns]
+    further += kind.further_columns(tables["train"], chosen)
+    used |= {name: name for name in further if name not in used.values()}
     ignored = tuple(column for column in tables["train"].columns if column not in used.values())
     source = Source(origin, where or name, digest)
     task = _finished(name, kind, classes, splits, metric, source, asked)
     return replace(task, reading=Reading(used, ignored, dropped))
+
+
+def _with_same_fields(raws: Mapping[str, RawRows]) -> dict[str, RawRows]:
+    """The rows of all parts, with `None` in the fields of columns that a part lacks."""
+    names = dict.fromkeys(name for raw in raws.values() for name in raw.fields)
+    return {
+        split: replace(raw, fields={n: raw.fields.get(n, [None] * len(raw.texts)) for n in names})
+        for split, raw in raws.items()
+    }
 
 
 def _kind_of(

@@ -9,7 +9,6 @@ the hybrid and the head are whole everywhere.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
 
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -47,14 +46,17 @@ def shard(model: PreTrainedModel) -> None:
         raise UsageError(f"{type(model).__name__} has a hybrid attached already; shard it before.")
     fingerprint = backbone_fingerprint(model)
     base = base_model_of(model)
-    layers = {base.get_submodule(path): None for stack in layout_of(base).stacks for path in stack.layers}
+    stacks = layout_of(base).stacks
+    layers = {base.get_submodule(path): None for stack in stacks for path in stack.layers}
     mesh = init_device_mesh(team.device.type, (team.size,))
     for layer in layers:
         layer.requires_grad_(False)
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
-    # The root holds nothing itself: it lets a layer be fetched while the one before computes.
+    # A root holds nothing itself: it lets a layer be fetched while the one before computes. Each stack has
+    # its own: texts are written by calling an encoder alone, and torch wants the outer of nested roots first.
     held = {p for layer in layers for p in layer.parameters()}
-    fully_shard(cast(nn.Module, base), mesh=mesh, ignored_params=set(base.parameters()) - held)
+    for root in dict.fromkeys(base.get_submodule(stack.map.root) for stack in stacks):
+        fully_shard(root, mesh=mesh, ignored_params=set(root.parameters()) - held)
     dealt(model, replace(team, backbone=fingerprint))
 
 

@@ -213,6 +213,16 @@ def test_a_config_tells_what_the_model_has(name: str) -> None:
             assert hybrid.counts().deployed == foreseen.deployed
 
 
+@pytest.mark.parametrize("name", [name for name in ENCODER_DECODERS if name != "whisper"])
+def test_a_root_scales_the_embeddings_that_it_looks_up_alone(name: str) -> None:
+    base, ids = base_model_of(tiny_model(name)), torch.arange(3, 17).view(2, 7)
+    for stack in layout_of(base).stacks:
+        root, table = (base.get_submodule(str(p)) for p in (stack.map.root, stack.map.embeddings))
+        by_ids, given = root(input_ids=ids), root(inputs_embeds=table(ids))
+        same = torch.allclose(by_ids.last_hidden_state, given.last_hidden_state, atol=1e-6)
+        assert same is not stack.map.scales, stack.map.name
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_may_be_altered_lies_in_modules_that_run(name: str) -> None:
     """Weights are put in their place when a module runs: what is read past it would be altered in vain."""

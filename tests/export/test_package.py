@@ -95,6 +95,16 @@ def test_the_card_survives_the_export(run: Path, tmp_path: Path) -> None:
     assert "reviews.csv" in card
 
 
+@pytest.mark.parametrize("told", [{"alias": "minilm", "origin": "package"}, {"origin": "hub"}])
+def test_where_a_backbone_with_a_name_lay_stays_here(run: Path, tmp_path: Path, told: dict[str, str]) -> None:
+    whole = json.loads((run / "manifest.json").read_text())
+    there = {**whole["backbone"], **told, "path": "/home/somebody/.cache/it"}
+    (run / "manifest.json").write_text(json.dumps({**whole, "backbone": there}))
+    exported = write_package(find_saved(run), tmp_path / "out")
+    assert all("somebody" not in path.read_text(errors="replace") for path in exported.iterdir())
+    assert Card.read(exported).backbone == {k: v for k, v in there.items() if k != "path"}
+
+
 def test_another_backbone_is_refused(run: Path, tmp_path: Path) -> None:
     other = save_backbone(tmp_path / "other", seed=1)
     with pytest.raises(UsageError, match="not the one that this hybrid was trained on"):

@@ -109,6 +109,21 @@ def test_prompts_of_three_lengths_stand_before_embeddings_too() -> None:
         assert_equals_alone(model, name, PROMPTS["prompts of three lengths"], inputs)
 
 
+@pytest.mark.parametrize("name", ["pegasus", "marian"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_embeddings_that_are_given_are_refused_where_the_model_scales_those_it_looks_up(
+    name: str, count: int
+) -> None:
+    model, inputs = tiny_model(name), tiny_inputs(name)
+    given = {"inputs_embeds": model.get_input_embeddings()(inputs.pop("input_ids"))}
+    prompt = [recipe(model=[{"prompt_tuning": {"length": 3}}])] * count
+    attached = attach_many(model, prompt) if count > 1 else attach(model, prompt[0])
+    with attached, pytest.raises(CompositionError, match="multiplies the embeddings that it looks up"):
+        model(**inputs, **given)
+    with attach_many(model, [recipe(LORA)] * 2):
+        model(**inputs, **given)
+
+
 # Gradient checkpointing
 
 

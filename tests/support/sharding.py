@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from autopeft.backbones import base_model_of, layout_of, spec_of_model
-from autopeft.hybrid import Hybrid
+from autopeft.hybrid import Hybrid, attach
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import EncodedTask, load_task
@@ -24,6 +24,7 @@ from autopeft.training import TrainingPlan, full_fine_tuning, run_trial
 from autopeft.training.sharded import held_bytes, shard
 from autopeft.training.together import present
 
+from .families import FAMILIES
 from .language import save_decoder, write_chats
 from .training import encoded_task, tiny_bert
 
@@ -106,6 +107,19 @@ def trained(
     return Seen(
         outcome.train.losses, outcome.scores, kept, held_bytes(model), size, 1 if team is None else team.size
     )
+
+
+def written(family: str) -> tuple[list[list[int]], list[Tensor]]:
+    """What a tiny model writes before its first forward as a whole, and a LoRA's gradients behind that."""
+    torch.manual_seed(0)
+    model, ids = FAMILIES[family].model(FAMILIES[family].config()).eval(), torch.arange(3, 17).view(2, 7)
+    if present() is not None:
+        shard(model)
+    texts = model.generate(ids, max_new_tokens=3, do_sample=False)
+    recipe = Recipe.from_dict({"name": "lora", "layers": [{"attach": [{"lora": {"rank": 2}}]}]})
+    with attach(model, recipe, seed=0) as hybrid:
+        model(input_ids=ids, decoder_input_ids=ids).logits.square().mean().backward()
+        return texts.tolist(), [p.grad for p in hybrid.root.parameters() if p.grad is not None]
 
 
 def full() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -66,6 +67,24 @@ def test_exif_turns_the_image() -> None:
     found = file(content(image, "PNG", exif=exif)).pixels()
     assert found.size == (10, 20)
     assert np.array_equal(np.asarray(found), np.rot90(np.asarray(image), -1))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_an_image_of_pillow_is_what_its_file_is(mode: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    stored = content(picture("light", 3, mode=mode), "JPEG", exif=exif)
+    opened = image_of(Image.open(io.BytesIO(stored)), "it.png")
+    assert opened.pixels().size == (18, 20)
+    assert np.array_equal(np.asarray(opened.pixels()), np.asarray(file(stored).pixels()))
+
+
+def test_the_first_picture_of_a_camera_counts() -> None:
+    both = [picture("light", seed) for seed in (4, 5)]
+    stored = content(both[0], "MPO", save_all=True, append_images=both[1:])
+    assert Image.open(io.BytesIO(stored)).n_frames == 2
+    alone = content(both[0], "JPEG")
+    assert np.array_equal(np.asarray(file(stored).pixels()), np.asarray(file(alone).pixels()))
 
 
 def test_pixels_are_counted_before_any_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

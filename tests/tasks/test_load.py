@@ -173,6 +173,20 @@ def test_splits_that_come_with_the_data_stay_theirs(tmp_path: Path) -> None:
     assert len(task.splits["train"]) > 0
 
 
+@pytest.mark.parametrize("without", ["train", "test"])
+def test_one_split_may_lack_a_column_that_rows_need_not_have(without: str, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        given = {} if split == without else {"input": "x"}
+        rows = [{"instruction": f"{split} {i}", **given, "output": f"o{i}"} for i in range(20)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = load_task(tmp_path)
+    assert {name: set(split.fields["input"]) for name, split in task.splits.items() if name != "select"} == {
+        name: {None} if name == without else {"x"} for name in ("train", "test")
+    }
+    whole = task.splits["train"].joined(task.splits["test"])
+    assert len(whole.fields["input"]) == len(whole)
+
+
 def test_changed_data_change_the_hash(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "data.csv")
     first = load_task(str(path)).source.sha256

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.sharding import HYBRID, Seen, full, save_language, trained, wandering
+from support.sharding import HYBRID, Seen, full, save_language, trained, wandering, written
 from support.training import tiny_bert
 
 from autopeft.errors import AutoPEFTError, UsageError
@@ -73,6 +73,14 @@ def test_what_is_written_is_the_same(two: Processes, folder: Path) -> None:
     plan = {"steps": 3}
     metric: tuple[Any, ...] = (folder, HYBRID, plan, ("select",), "exact_match")
     assert two.run(trained, *metric).scores == trained(*metric).scores
+
+
+def test_an_encoder_is_called_alone_before_the_whole_model(two: Processes) -> None:
+    """As the untuned backbone and a saved hybrid are, where the metric compares texts."""
+    (texts, one), (same, both) = written("t5"), two.run(written, "t5")
+    assert same == texts
+    assert any(bool(gradient.any()) for gradient in one)
+    torch.testing.assert_close(both, one, atol=1e-4, rtol=1e-4)
 
 
 def test_each_process_holds_about_half_of_the_layers(two: Processes, folder: Path) -> None:

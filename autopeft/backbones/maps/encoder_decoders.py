@@ -120,7 +120,7 @@ ENCODER_DECODERS: Mapping[str, FamilyMap] = {
     "umt5": _T5,
     "bart": _bart("post"),
     "mbart": _bart("pre", "layer_norm"),
-    "pegasus": _bart("pre", "layer_norm", scaled=("encoder", "decoder")),
+    "pegasus": _bart("pre", "layer_norm", scaled=("encoder",)),
     "marian": _bart("post", scaled=("encoder",)),
     "m2m_100": _bart("pre", "layer_norm", endless=True),
     "blenderbot": _bart("pre", "layer_norm"),

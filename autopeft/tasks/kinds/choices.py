@@ -37,9 +37,11 @@ __all__ = [
     "CHOICES",
     "CHOICE_OF",
     "LETTERS",
+    "PASSAGES",
     "EncodedChoices",
     "choice_columns",
     "choices_of",
+    "further_choice_columns",
     "is_choice_table",
     "problems_of_choices",
     "read_choices",
@@ -47,6 +49,8 @@ __all__ = [
 
 CHOICES = "choices"
 """The field of a split that holds the texts of each row's choices."""
+PASSAGES = "passages"
+"""The field that holds what stands before each question, where rows have such a column."""
 CHOICE_OF = f"{BESIDE}choice_of"
 """Key of a batch (see `EncodedChoices.collate`)."""
 LETTERS = ascii_uppercase
@@ -199,10 +203,11 @@ def _are_names(names: Any, count: int) -> bool:
 
 def read_choices(table: Table, columns: Columns) -> RawRows:
     """The rows of a table: questions as texts, indices of the right choices as labels (`None` without a
-    column of them), and the field `choices`.
+    column of them), and the fields `choices` and, with a column of them, `passages`.
 
-    A label is what the row's own choices are called where they have names. Else it is an index from 0, a
-    letter, or, where that is so in all rows, the text of the choice.
+    A label is what the row's own choices are called where they have names, of which numbers may come as text
+    or as numbers. Else it is an index from 0, a letter, or, where that is so in all rows, the text of the
+    choice.
 
     Raises:
         DataError: there are no rows, or some are no questions with choices; the message gives their numbers.
@@ -220,24 +225,43 @@ def read_choices(table: Table, columns: Columns) -> RawRows:
         labels = _right(table.columns[columns.label], choices, [_parted(value)[1] for value in values])
         wrong = [i for i, label in enumerate(labels) if label is None]
         refuse_rows(table, columns.label, _NO_ANSWER, wrong)
-    return RawRows(table.where, _questions(table, columns), None, labels, {CHOICES: choices})
+    passages = _passages(table, columns)
+    fields: dict[str, list[Any]] = {CHOICES: choices, **({} if passages is None else {PASSAGES: passages})}
+    return RawRows(table.where, _questions(table, columns, passages), None, labels, fields)
 
 
-def _questions(table: Table, columns: Columns) -> list[str]:
+def further_choice_columns(table: Table, columns: Columns) -> list[str]:
+    """The columns of choices, and that of what stands before the questions or begins the choices."""
+    beside = _second(table, columns) or _context(table, columns)
+    return [*_choice_names(table), *([] if beside is None else [beside])]
+
+
+def _second(table: Table, columns: Columns) -> str | None:
+    return _first(table, _SECOND[1:]) if columns.text.lower() == _SECOND[0] else None
+
+
+def _context(table: Table, columns: Columns) -> str | None:
+    found = None if _second(table, columns) is not None else _first(table, _CONTEXTS)
+    return None if found == columns.text else found
+
+
+def _passages(table: Table, columns: Columns) -> list[str] | None:
+    """What stands before each question, empty where nothing does; `None` without a column of it."""
+    context = _context(table, columns)
+    if context is None:
+        return None
+    return [c.strip() if isinstance(c, str) and is_unicode(c) else "" for c in table.columns[context]]
+
+
+def _questions(table: Table, columns: Columns, passages: Sequence[str] | None) -> list[str]:
     """The questions with what stands before them, and what all choices of SWAG begin with."""
     questions = [text.strip() for text in table.columns[columns.text]]
-    second = _first(table, _SECOND[1:]) if columns.text.lower() == _SECOND[0] else None
+    second = _second(table, columns)
     if second is not None:
         begun = [b if isinstance(b, str) and is_unicode(b) else "" for b in table.columns[second]]
         return [f"{q} {b}".strip() for q, b in zip(questions, begun, strict=True)]
-    context = _first(table, _CONTEXTS)
-    if context is None or context == columns.text:
-        return questions
-    before = table.columns[context]
-    return [
-        f"{c.strip()}\n{q}" if isinstance(c, str) and c.strip() and is_unicode(c) else q
-        for q, c in zip(questions, before, strict=True)
-    ]
+    before = passages or [""] * len(questions)
+    return [f"{c}\n{q}" if c else q for q, c in zip(questions, before, strict=True)]
 
 
 def _right(answers: Sequence[Any], choices: Sequence[list[str]], named: Sequence[Any]) -> list[int | None]:
@@ -253,7 +277,9 @@ def _index(answer: Any, choices: list[str], names: list[str] | None, *, texts: b
     if isinstance(answer, float | np.floating) and float(answer).is_integer():
         answer = int(answer)
     if isinstance(answer, int | np.integer) and not isinstance(answer, bool):
-        return int(answer) if 0 <= answer < len(choices) else None
+        if names is None or not all(name.isdecimal() for name in names):
+            return int(answer) if 0 <= answer < len(choices) else None
+        answer = str(int(answer))  # a number that choices are called by is no place
     if not isinstance(answer, str):
         return None
     word = answer.strip()

@@ -36,8 +36,8 @@ How the package uses a kind, in this order:
    says what stands for such a metric where writing would take too long.
 5. *Use.* `asked_table` reads what is neither text nor table, `text_columns` finds texts without labels,
    `unanswerable` rows without one, and `read_texts` reads them; `shown`, `present` and `line` are what
-   `autopeft predict` prints. `use` says what a saved hybrid has to know for that; `peft_task_type` and
-   `hub_pipeline` stand in exports.
+   `autopeft predict` prints. `as_trained` is for rows that `autopeft evaluate` scores. `use` says what a
+   saved hybrid has to know for that; `peft_task_type` and `hub_pipeline` stand in exports.
 
 Everything is called with the task's class names where it needs them (`names`, empty for kinds without
 classes), so that a kind needs no state.
@@ -164,6 +164,11 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
             DataError: a value is missing or is not what the kind needs.
         """
         return read_rows(table, columns)
+
+    def further_columns(self, table: Table, columns: Columns) -> Sequence[str]:
+        """Columns that `read` takes values from beside the chosen ones and those that its fields are called
+        by."""
+        return ()
 
     @abstractmethod
     def encode_labels(
@@ -426,6 +431,14 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
             use: what `use` said when the model was trained; empty where that is not known.
         """
         return self.read(table, columns)
+
+    def as_trained(self, rows: Split, use: Mapping[str, Any]) -> Split:
+        """Labelled rows that a trained model is scored on, read as `read_texts` reads those that it is asked.
+
+        Args:
+            use: what `use` said when the model was trained.
+        """
+        return rows
 
     def shown(self, value: Any, row: int) -> Any:
         """What stands for a row that was asked beside its answer: the text itself.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from autopeft.errors import DataError
-from autopeft.tasks.kinds.listed_names import name_of, problem_of_names
+from autopeft.tasks.kinds.listed_names import PRINTED, is_printed, name_of, problem_of_names
 from autopeft.tasks.table import (
     ColumnNames,
     Columns,
@@ -69,7 +69,8 @@ def label_columns(table: Table, named: ColumnNames) -> Columns:
 
 
 def is_label_lists(table: Table, named: ColumnNames) -> bool:
-    """Whether most of the first rows have a text and a list of labels, or several label columns are named."""
+    """Whether most of the first rows have a text and a list of labels, be it printed as text, or several
+    label columns are named."""
     try:
         chosen = label_columns(table, named)
     except DataError:
@@ -79,7 +80,8 @@ def is_label_lists(table: Table, named: ColumnNames) -> bool:
     texts = table.columns[chosen.text][:_LOOKED_AT]
     labels = table.columns[str(chosen.label)][:_LOOKED_AT]
     pairs = zip(texts, labels, strict=True)
-    return 2 * sum(isinstance(t, str) and _problem(v, None) is None for t, v in pairs) > len(texts)
+    fits = (isinstance(t, str) and _problem(v, None) in (None, PRINTED) for t, v in pairs)
+    return 2 * sum(fits) > len(texts)
 
 
 def read_label_lists(table: Table, columns: Columns) -> RawRows:
@@ -134,7 +136,7 @@ def _lists(table: Table, column: str) -> list[list[str]]:
 
 def _problem(value: Any, names: Sequence[str] | None) -> str | None:
     if not isinstance(value, list | tuple | np.ndarray):
-        return _NO_LIST
+        return PRINTED if is_printed(value) else _NO_LIST
     if len(value) > _MOST:
         return _LONG
     return problem_of_names(list(value), names, "label")

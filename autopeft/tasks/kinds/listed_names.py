@@ -9,8 +9,11 @@ import numpy as np
 
 from autopeft.tasks.table import is_unicode
 
-__all__ = ["name_of", "problem_of_names"]
+__all__ = ["PRINTED", "is_printed", "name_of", "problem_of_names"]
 
+PRINTED = "a list that was printed as text (save lists as JSON lines or Parquet)"
+"""What is wrong with a text that `is_printed`."""
+_QUOTES, _NUMBERS = "'\"", set("-0123456789, \n")
 _LARGEST = 10**18
 
 
@@ -30,6 +33,17 @@ def problem_of_names(values: Sequence[Any], names: Sequence[str] | None, one: st
     if names is None or all(v in names if n is None else 0 <= n < len(names) for n, v in pairs):
         return None
     return f"a {one} that is none of its {len(names)} {one}s"
+
+
+def is_printed(value: Any) -> bool:
+    """Whether a value is a text as lists of texts or whole numbers are printed (`['a', 'b']`). Pandas writes
+    them so to a CSV."""
+    text = value.strip() if isinstance(value, str) else ""
+    if not (text.startswith("[") and text.endswith("]")):
+        return False
+    inside = text[1:-1].strip()
+    quoted = len(inside) > 1 and inside[0] in _QUOTES and inside[-1] in _QUOTES
+    return quoted or _NUMBERS.issuperset(inside)
 
 
 def name_of(value: Any, names: Sequence[str] | None) -> str:

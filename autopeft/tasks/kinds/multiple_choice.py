@@ -21,9 +21,11 @@ from autopeft.tasks.kinds.choices import (
     CHOICE_OF,
     CHOICES,
     LETTERS,
+    PASSAGES,
     EncodedChoices,
     choice_columns,
     choices_of,
+    further_choice_columns,
     is_choice_table,
     problems_of_choices,
     read_choices,
@@ -94,9 +96,18 @@ class MultipleChoice(Decoder):
         """See `read_choices`."""
         return read_choices(table, columns)
 
+    def further_columns(self, table: Table, columns: Columns) -> Sequence[str]:
+        """See `further_choice_columns`."""
+        return further_choice_columns(table, columns)
+
     def strata(self, labels: Sequence[Any]) -> list[int]:
         """The place of the right choice."""
         return [int(label) for label in labels]
+
+    def alike(self, rows: Split) -> list[str]:
+        """What stands before the questions, where something does: those on one text stay together."""
+        passages = rows.fields.get(PASSAGES, [""] * len(rows))
+        return [passage or text for passage, text in zip(passages, rows.texts, strict=True)]
 
     def describe_rows(self, labels: Sequence[Any], names: Sequence[str]) -> str:
         """How often each place is the right one."""

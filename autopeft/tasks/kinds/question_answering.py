@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -305,8 +306,11 @@ class QuestionAnswering(TaskKind):
     def read_texts(self, table: Table, columns: Columns, use: Mapping[str, Any]) -> RawRows:
         """See `TaskKind.read_texts`: whether no answer may be given is as it was in training."""
         raw = self.read(table, columns)
-        null = [use.get(NULL) is True] * len(raw.texts)
-        return RawRows(raw.where, raw.texts, raw.pairs, raw.labels, {NULL: null})
+        return replace(raw, fields=_null(use, len(raw.texts)))
+
+    def as_trained(self, rows: Split, use: Mapping[str, Any]) -> Split:
+        """See `TaskKind.as_trained`: the same, whatever these rows have."""
+        return replace(rows, fields={**rows.fields, **_null(use, len(rows))})
 
     def use(self, rows: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
         """`null`, where no answer may be given."""
@@ -325,6 +329,10 @@ class QuestionAnswering(TaskKind):
 
     def describe_labels(self, names: Sequence[str]) -> str:
         return "a part of a text"
+
+
+def _null(use: Mapping[str, Any], rows: int) -> dict[str, list[bool]]:
+    return {NULL: [use.get(NULL) is True] * rows}
 
 
 def _line(text: Any) -> str:

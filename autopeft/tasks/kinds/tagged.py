@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from autopeft.errors import DataError
-from autopeft.tasks.kinds.listed_names import name_of, problem_of_names
+from autopeft.tasks.kinds.listed_names import PRINTED, is_printed, name_of, problem_of_names
 from autopeft.tasks.kinds.tags import OUTSIDE, Tags
 from autopeft.tasks.table import (
     NO_TEXT,
@@ -212,6 +212,8 @@ def _read_tags(table: Table, column: str, words: Sequence[Sequence[str]]) -> lis
 def _tag_problem(value: Any, words: int, names: Sequence[str] | None) -> str | None:
     if not isinstance(value, str | list | tuple | np.ndarray):
         return _NO_TAGS
+    if is_printed(value):  # white space would part it into tags such as `['O',`
+        return PRINTED
     tags = _tags(value)
     return problem_of_names(tags, names, "tag") if len(tags) == words else _OTHER_LENGTH
 

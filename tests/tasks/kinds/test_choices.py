@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from support.language import word_tokenizer
 
 from autopeft.errors import DataError
+from autopeft.tasks import load_task
 from autopeft.tasks.kinds import choose_kind, get_kind
 from autopeft.tasks.kinds.choices import EncodedChoices, is_choice_table
 from autopeft.tasks.split import Split
@@ -96,11 +98,41 @@ def test_layouts(columns: dict[str, list[Any]], texts: list[str], choices: Any, 
     assert choose_kind({"train": table(**columns)}, NONE) == KIND
 
 
+@pytest.mark.parametrize("names", [[1, 2, 3], ["1", "2", "3"], [10, 20, 30], ["A", "B", "C"]])
+def test_numbers_that_name_choices_are_no_places(names: list[Any]) -> None:
+    choices = [{"text": ["x", "y", "z"], "label": names}] * 3
+    answers = names if isinstance(names[0], int) else [1, 2, 3] if names[0] == "1" else [0, 1, 2]
+    assert read(table(question=["a?"] * 3, choices=choices, answerKey=answers)).labels == [0, 1, 2]
+    if names[0] != "A":
+        with pytest.raises(DataError, match="in row 1"):
+            read(table(question=["a?"] * 3, choices=choices, answerKey=[0, *answers[1:]]))
+
+
 def test_arrays_and_lists_of_records_are_choices_too() -> None:
     records = [{"text": "x", "label": "A"}, {"text": "y", "label": "B"}]
     found = read(table(question=["a?", "b?"], choices=[np.array(["x", "y"]), records], answer=["B", "A"]))
     assert found.labels == [1, 0]
     assert found.fields["choices"] == [["x", "y"], ["x", "y"]]
+
+
+def test_questions_on_one_text_stay_together_and_its_column_is_used() -> None:
+    rows = [
+        {
+            "article": f"text {i // 5}" if i < 45 else "",
+            "question": f"q{i}",
+            "options": ["x", "y"],
+            "answer": i % 2,
+        }
+        for i in range(50)
+    ]
+    task = load_task(pd.DataFrame([{**row, "id": 1} for row in rows]), kind=KIND.name)
+    parts = [set(KIND.alike(split)) for split in task.splits.values()]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 9 + 5, (
+        "those without a text stand for themselves"
+    )
+    assert task.splits["test"].texts[0].startswith("text ")
+    assert {"article", "options"} <= set(task.reading.columns.values())
+    assert task.reading.ignored == ("id",)
 
 
 @pytest.mark.parametrize(

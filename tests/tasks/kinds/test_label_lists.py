@@ -25,6 +25,9 @@ MARKED = {"text": ["x", "y"], "a": [0, 1], "b": ["1", "0"]}
         (MARKED, ColumnNames(None, None, "a,b"), True),
         (MARKED, ColumnNames(None, None, "a, nope"), False),
         ({"text": ["x"], "label": ["a"]}, NONE, False),
+        ({"text": ["x", "y", "z"], "labels": ["['a', 'b']", '["a"]', "c"]}, NONE, True),
+        ({"text": ["x", "y", "z"], "labels": ["[1 0]", " [3, -4]", "[]"]}, NONE, True),
+        ({"text": ["x", "y", "z"], "labels": ["[a]", "['a'", "[1.5]"]}, NONE, False),
         ({"text": ["x"], "labels": [[{"a": 1}]]}, NONE, False),
         ({"text": [["x"]], "labels": [["a"]]}, NONE, False),
         ({"text": ["x"], "labels": [[0.5, 1.0]]}, NONE, False),
@@ -56,6 +59,7 @@ def test_columns_of_marks() -> None:
     [
         ([["a"], "b"], "something that is no list of labels in row 2"),
         ([["a"], None], "something that is no list of labels in row 2"),
+        ([["a"], "['b']"], "a list that was printed as text (save lists as JSON lines or Parquet) in row 2"),
         ([["a"], [["b"]]], "a label that is neither text nor a whole number in row 2"),
         ([[True], ["a"]], "a label that is neither text nor a whole number in row 1"),
         ([[10**20], ["a"]], "a label that is neither text nor a whole number in row 1"),

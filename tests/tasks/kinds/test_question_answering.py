@@ -346,6 +346,13 @@ def test_a_recipe_is_trained_and_used(place: Path, tmp_path: Path) -> None:
     assert (said[0]["start"], said[0]["end"], said[1]["start"]) == (14, 19, None)
     assert KIND.line(said[0]).startswith("great  0.")
     assert KIND.line(said[1]).startswith("(no answer)  ")
+    other, answered = tmp_path / "other.jsonl", [(texts[1], 4, "story"), (texts[0], 14, "great")]
+    spans = [(context, [{"text": said, "answer_start": at}]) for context, at, said in answered]
+    rows = [{"question": QUESTION, "context": context, "answers": answers} for context, answers in spans]
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scored = autopeft.evaluate(found.folder, task=str(other))
+    assert scored.score == 0.5, "as it answers, though each of these rows has an answer"
+    assert scored.breakdown[0].rows == (("all rows", 2, 0.5, 0.5, 1),)
     long = " ".join(["the story was a film"] * 20 + ["fine"])
     assert autopeft.predict(found.folder, QUESTION, text_pair=[long])[0]["answer"] == "fine"
     asked = tmp_path / "asked.jsonl"
@@ -369,6 +376,9 @@ def test_a_model_of_questions_that_all_have_answers_always_gives_one(place: Path
     texts = ["a film", "the story was", "bad"]
     said = autopeft.predict(found.folder, [QUESTION] * 3, text_pair=texts)
     assert all(row["answer"] and row["answer"] in text for row, text in zip(said, texts, strict=True))
+    other = write_questions(tmp_path / "other.jsonl", 40, empty=4)
+    ((*_, none), *_) = autopeft.evaluate(found.folder, task=str(other)).breakdown[0].rows
+    assert none == 0
 
 
 def test_single_texts_are_refused(place: Path, tmp_path: Path) -> None:

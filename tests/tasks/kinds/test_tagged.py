@@ -80,6 +80,7 @@ def test_columns_that_cannot_be_found() -> None:
         ([["a"] * 100_001], [["O"] * 100_001], "more than 100,000 words in row 1"),
         ([["a"], ["b", "c"]], [["O"], ["O"]], "another number of tags than there are words in row 2"),
         ([["a"], ["b"]], [["O"], 3], "something that is no list of tags in row 2"),
+        (["a b", "['a', 'b']"], ["O O", "['O', 'O']"], "a list that was printed as text (save lists as JSON"),
         ([["a"], ["b"]], [["O"], [["O"]]], "a tag that is neither text nor a whole number in row 2"),
         ([["a"], ["b"]], [[True], ["O"]], "neither text nor a whole number in row 1"),
         ([["a"], ["b"]], [[0.5], ["O"]], "neither text nor a whole number in row 1"),
