@@ -82,7 +82,9 @@ def _of_images(folder: Path, images: Sequence[str], files: Sequence[str], card: 
     for name in metadata:
         file_in(folder, name, DataError)
         tables[name] = read_part(folder / name)
-    return by_metadata(folder, images, tables, parts)
+    found = by_metadata(folder, images, tables, parts)
+    written = Path(metadata[0]).suffix.lower() == ".csv"
+    return {split: _classed(table, card, written=written) for split, table in found.items()}
 
 
 def _by_name(files: Sequence[str]) -> dict[str, list[str]]:
@@ -157,11 +159,25 @@ def _joined(folder: Path, split: str, files: Sequence[str], card: DataCard) -> T
     if other is not None:
         raise DataError(f"{other.where} has other columns than {tables[0].where}.")
     columns = {name: [value for table in tables for value in table.columns[name]] for name in names}
-    if Path(files[0]).suffix.lower() in (".csv", ".tsv"):
-        columns = {name: _as_numbers(values) for name, values in columns.items()}
-    classes = {**{k: v for table in tables for k, v in table.label_names.items()}, **card.classes}
-    known = {name: classes[name] for name in names if name in classes}
-    return Table(where, {n: _as_indices(v, known[n]) if n in known else v for n, v in columns.items()}, known)
+    classes = {k: v for table in tables for k, v in table.label_names.items()}
+    written = Path(files[0]).suffix.lower() in (".csv", ".tsv")
+    return _classed(Table(where, columns, classes), card, written=written)
+
+
+def _classed(table: Table, card: DataCard, *, written: bool) -> Table:
+    """A table with the classes that the README names, as their places.
+
+    Args:
+        written: whether its numbers are text, as in a CSV.
+    """
+    columns = {
+        n: _as_numbers(v) if written and all(isinstance(x, str) for x in v) else v
+        for n, v in table.columns.items()
+    }
+    classes = {**table.label_names, **card.classes}
+    known = {name: classes[name] for name in columns if name in classes}
+    found = {n: _as_indices(v, known[n]) if n in known else v for n, v in columns.items()}
+    return Table(table.where, found, known)
 
 
 def _as_numbers(values: list[Any]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -172,11 +172,11 @@ def _repeated(splits: Mapping[Any, Split], kind: TaskKind) -> Iterator[tuple[str
     counts: dict[str, int] = {}
     contrary = 0
     for name, split in splits.items():
-        labels: dict[tuple[str, str | None], set[str]] = {}
-        for key, label in zip(_keys(split), split.labels, strict=True):
-            labels.setdefault(key, set()).add(repr(label))
-        if len(labels) < len(split):
-            counts[name] = len(split) - len(labels)
+        if again := len(split) - len(set(_keys(split))):
+            counts[name] = again
+        labels: dict[Hashable, set[str]] = {}
+        for key, label in kind.judged(split):
+            labels.setdefault(key, set()).add(label)
         contrary += sum(len(found) > 1 for found in labels.values())
     if counts:
         parts = ", ".join(f"{count:,} of {name}" for name, count in counts.items())

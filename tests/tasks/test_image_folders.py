@@ -103,6 +103,22 @@ def test_one_table_at_the_top_names_all(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_readme_names_the_classes_of_metadata(suffix: str, tmp_path: Path) -> None:
+    folder = write(tmp_path, ("1.png", "2.png", "3.png"))
+    (folder / "README.md").write_text(
+        "---\ndataset_info: {features: [{name: image, dtype: image}, "
+        "{name: label, dtype: {class_label: {names: {'0': cat, '1': dog}}}}]}\n---\n"
+    )
+    rows = [(f"{i + 1}.png", label) for i, label in enumerate((1, 0, 1))]
+    lines = [json.dumps({"file_name": name, "label": label}) for name, label in rows]
+    if suffix == ".csv":
+        lines = ["file_name,label", *(f"{name},{label}" for name, label in rows)]
+    (folder / f"metadata{suffix}").write_text("\n".join(lines) + "\n")
+    table = read_folder(folder)["train"]
+    assert (table.columns["label"], table.label_names["label"]) == ([1, 0, 1], ("cat", "dog"))
+
+
 BAD_ROWS = {
     "../outside.png": "a path that leaves the folder",
     "/etc/passwd": "a path that leaves the folder",

@@ -46,7 +46,7 @@ classes), so that a kind needs no state.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -191,6 +191,12 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
     def alike(self, rows: Split) -> list[str]:
         """A text for each row; rows with equal ones never part when splits are cut."""
         return list(rows.texts)
+
+    def judged(self, rows: Split) -> list[tuple[Hashable, str]]:
+        """What each row asks, and its answer: where one is asked twice, answers that differ contradict."""
+        pairs = rows.pairs or [None] * len(rows)
+        asked = zip(rows.texts, pairs, strict=True)
+        return [(key, repr(label)) for key, label in zip(asked, rows.labels, strict=True)]
 
     def settled(self, names: Sequence[str], *, pairs: bool, backbone: BackboneSpec | None) -> TaskKind:
         """The kind for a task with these classes, with what its options left open (see `register_options`).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +108,11 @@ class MultipleChoice(Decoder):
         """What stands before the questions, where something does: those on one text stay together."""
         passages = rows.fields.get(PASSAGES, [""] * len(rows))
         return [passage or text for passage, text in zip(passages, rows.texts, strict=True)]
+
+    def judged(self, rows: Split) -> list[tuple[Hashable, str]]:
+        """Questions with their choices in any order, and the text of the right one."""
+        found = zip(rows.texts, rows.fields[CHOICES], rows.labels, strict=True)
+        return [((text, frozenset(own)), own[int(label)]) for text, own, label in found]
 
     def describe_rows(self, labels: Sequence[Any], names: Sequence[str]) -> str:
         """How often each place is the right one."""

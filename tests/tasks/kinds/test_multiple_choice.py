@@ -22,6 +22,7 @@ from autopeft.tasks import load_task
 from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_kind, get_metric
 from autopeft.tasks.split import Split
+from autopeft.tasks.summary import summarise
 from autopeft.training import predict
 
 KIND = get_kind("multiple_choice")
@@ -142,6 +143,22 @@ def test_what_is_known_of_rows() -> None:
     assert sum(said["probabilities"].values()) == pytest.approx(1)
     assert said["probability"] == pytest.approx(1 / (1 + np.exp(-1)))
     assert KIND.line(said) == "A  0.7311"
+
+
+@pytest.mark.parametrize(
+    ("choices", "label", "contrary"),
+    [(["no", "yes"], 0, 1), (["no", "yes"], 1, 0), (["maybe", "yes"], 0, 0), (["yes", "no"], 0, 0)],
+)
+def test_one_question_with_other_choices_contradicts_nothing(
+    choices: list[str], label: int, contrary: int, tmp_path: Path
+) -> None:
+    rows = [{"question": f"which {i}", "choices": ["a", "b"], "label": i % 2} for i in range(60)]
+    asked = {"question": "is it", "choices": ["no", "yes"], "label": 1}
+    again = {"question": "is it", "choices": choices, "label": label}
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, asked, again]))
+    repeated = dict(summarise(load_task(str(path)), word_tokenizer(), 32).facts)["repeated"]
+    assert ("contradict" in repeated) == bool(contrary)
 
 
 def test_rows_to_be_trained_on_are_not_scored(backbone: str, file: str) -> None:
