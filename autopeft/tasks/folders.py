@@ -180,7 +180,7 @@ def _classed(table: Table, card: DataCard, *, written: bool) -> Table:
     return Table(table.where, found, known)
 
 
-def _as_numbers(values: list[Any]) -> list[Any]:
+def _as_numbers(values: Sequence[Any]) -> Sequence[Any]:
     """A column of text as numbers where all of it is; empty places are missing values then."""
     filled = [value for value in values if value]
     if not filled:
@@ -191,7 +191,7 @@ def _as_numbers(values: list[Any]) -> list[Any]:
         numbers = [float(value) if value and "_" not in value else None for value in values]
     except ValueError:
         return values
-    return values if any("_" in value for value in filled) else list(numbers)
+    return values if any("_" in value for value in filled) else numbers
 
 
 def _as_indices(values: Sequence[Any], names: Sequence[str]) -> list[Any]:

@@ -194,7 +194,7 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
 
     def judged(self, rows: Split) -> list[tuple[Hashable, str]]:
         """What each row asks, and its answer: where one is asked twice, answers that differ contradict."""
-        pairs = rows.pairs or [None] * len(rows)
+        pairs: Sequence[str | None] = rows.pairs or [None] * len(rows)
         asked = zip(rows.texts, pairs, strict=True)
         return [(key, repr(label)) for key, label in zip(asked, rows.labels, strict=True)]
 
