@@ -27,6 +27,7 @@ _MOST_PARTS = 1_000
 _SPLITS = ("train", "validation", "test")
 _NO_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
 _FAVOURED = (".parquet", ".jsonl", ".json", ".csv")
+_CODE = re.compile(r"[-+]?0\d+")
 _WHOLE = re.compile(r"[-+]?\d{1,18}")
 
 
@@ -181,9 +182,10 @@ def _classed(table: Table, card: DataCard, *, written: bool) -> Table:
 
 
 def _as_numbers(values: Sequence[Any]) -> Sequence[Any]:
-    """A column of text as numbers where all of it is; empty places are missing values then."""
+    """A column of text as numbers where all of it is, and no code such as `007`; empty places are missing
+    values then."""
     filled = [value for value in values if value]
-    if not filled:
+    if not filled or any(_CODE.fullmatch(value) for value in filled):
         return values
     if all(_WHOLE.fullmatch(value) for value in filled):
         return [int(value) if value else None for value in values]

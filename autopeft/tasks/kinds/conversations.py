@@ -11,6 +11,7 @@ a source and a target (see `PAIRS`), and `text`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -304,9 +305,21 @@ def _rows(table: Table, columns: Columns, *, asked: bool = False) -> list[Any]:
     rows = []
     for text, more, answer in zip(texts, about, table.columns[columns.label], strict=True):
         prompt = {"role": "user", "content": _with_input(text, more)}
-        without = asked and (answer is None or (isinstance(answer, str) and not answer.strip()))
-        rows.append([prompt] if without else [prompt, {"role": "assistant", "content": answer}])
+        without = asked and _is_missing(answer)
+        rows.append([prompt] if without else [prompt, {"role": "assistant", "content": _as_text(answer)}])
     return rows
+
+
+def _is_missing(answer: Any) -> bool:
+    """Whether a cell is empty, as CSV, JSON and pandas have them."""
+    if isinstance(answer, float):
+        return math.isnan(answer)
+    return answer is None or (isinstance(answer, str) and not answer.strip())
+
+
+def _as_text(answer: Any) -> Any:
+    """An answer that is a whole number as text: JSON, Parquet and folders of CSV files have them so."""
+    return str(answer) if isinstance(answer, int | np.integer) and not isinstance(answer, bool) else answer
 
 
 def _inputs(table: Table, columns: Columns, *, asked: bool = False) -> str | None:

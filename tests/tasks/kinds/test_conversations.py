@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 import pyarrow
 import pytest
@@ -86,6 +87,33 @@ def test_an_input_of_alpaca_may_be_empty() -> None:
     raw = read(table(instruction=["add", "greet"], input=["1 2", ""], output=["3", "hello"]))
     assert raw.texts == ["add\n\n1 2", "greet"]
     assert raw.fields["input"] == ["1 2", ""]
+
+
+def test_whole_numbers_are_answers() -> None:
+    raw = read(table(prompt=["1 + 3", "2 - 9", "6 * 7"], completion=[4, np.int64(-7), "42"]))
+    assert raw.labels == ["4", "-7", "42"]
+    for wrong in (True, 4.5, float("nan")):
+        with pytest.raises(DataError, match="a message that is not text"):
+            read(table(prompt=["x"], completion=[wrong]))
+
+
+def test_numbers_of_a_folder_are_answers_as_they_stand_there(tmp_path: Path) -> None:
+    for name, answers in (("whole", ["4", "-7"]), ("code", ["007", "12"])):
+        (tmp_path / name).mkdir()
+        rows = [f"q{i} {answers[i % 2]},{answers[i % 2]}" for i in range(40)]
+        (tmp_path / name / "train.csv").write_text("\n".join(["prompt,completion", *rows]))
+        task = load_task(tmp_path / name, kind="causal_lm")
+        assert {label for split in task.splits.values() for label in split.labels} == set(answers)
+
+
+@pytest.mark.parametrize("missing", [None, "", " ", float("nan")])
+def test_a_row_that_is_asked_may_lack_its_answer(missing: Any) -> None:
+    found = table(prompt=["hi", "bye"], completion=["hello", missing])
+    columns = asked_columns(found, ColumnNames())
+    assert problems_of(found, columns, asked=True) == {}
+    assert read_conversations(found, columns, asked=True).fields["messages"][1] == [
+        {"role": "user", "content": "bye"}
+    ]
 
 
 def test_a_plain_text_is_learnt_as_a_whole() -> None:
