@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import random
+import re
+from importlib.resources import files
 from itertools import product
 from typing import Any
 
@@ -12,6 +14,7 @@ from autopeft.backbones import spec_of
 from autopeft.counting import count
 from autopeft.errors import RecipeError
 from autopeft.graph import build_graph
+from autopeft.method.registry import method_names
 from autopeft.recipe import CompositionItem, EmptyRecipe, EntryItem, Recipe
 from autopeft.search.space.space import BoundSpace, Space, space_names
 from autopeft.spec import BackboneSpec
@@ -57,6 +60,11 @@ vars: {r: {float: [0.1, 0.9]}, k: {choice: [0, 1, 2, 8, 32]}, t: {scaled: %s}}
 layers: [{attach: [{lora: {rank: $k}}, ia3]}]
 training: {groups: {lora: {learning_rate: $t}}}
 """
+
+
+def test_the_default_space_offers_each_method_or_says_why_not() -> None:
+    said = files("autopeft.search_spaces").joinpath("default.yaml").read_text(encoding="utf-8")
+    assert [name for name in method_names() if not re.search(rf"\b{name}\b", said)] == []
 
 
 def test_autopeft_space_has_the_size_of_the_paper() -> None:

@@ -123,7 +123,7 @@ def test_candidates_can_be_trained_by_several_processes() -> None:
     )
     check_within(bound, budget)
     rng, other = random.Random(0), 0
-    for _ in range(12):
+    for _ in range(24):
         values = bound.sample(rng)
         found = candidate(bound, values, budget)
         assert on_sharded(build_graph(found.recipe, SPEC)) is None
