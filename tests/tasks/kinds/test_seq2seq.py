@@ -404,7 +404,7 @@ GOOD = [{"source": f"what {'is ' * i}one", "target": "two"} for i in range(12)]
         ({"source": "what", "target": " "}, r"column 'target' has an empty answer in row 13"),
         ({"source": "what"}, r"column 'target' has an empty answer in row 13"),
         ({"source": "", "target": "two"}, r"column 'source' has an empty prompt in row 13"),
-        ({"source": "what", "target": 3}, r"has a message that is not text in row 13"),
+        ({"source": "what", "target": 3.5}, r"has a message that is not text in row 13"),
         ({"source": "what", "target": "\ud800"}, r"has text that is not Unicode in row 13"),
     ],
 )

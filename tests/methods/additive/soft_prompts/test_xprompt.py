@@ -66,9 +66,11 @@ class Watched:
             return gains(session, rows)
 
         def pruned() -> None:
-            self.tuned = self.module.values.detach().clone()
+            again = self.module._left is None  # at the end, where it does nothing more
+            before = self.module.values.detach().clone()
             deploy()
-            self.rewound = self.module.values.detach().clone()
+            if not again:
+                self.tuned, self.rewound = before, self.module.values.detach().clone()
 
         self.module._gains, self.module.deploy = measured, pruned
         self.result = train(self.hybrid, encoded_task(), PLAN)
