@@ -49,6 +49,7 @@ def asked(place: Path, hybrid: str, *more: str) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_what_a_run_says_of_images(place: Path) -> None:
     manifest = json.loads((place / "found" / "manifest.json").read_text())
     assert manifest["data"]["kind"] == "image_classification"
@@ -85,6 +86,7 @@ def pixels(place: Path, folder: Path) -> torch.Tensor:
         return torch.as_tensor(processor(image.convert("RGB"), return_tensors="pt")["pixel_values"])
 
 
+@pytest.mark.slow
 def test_a_merged_model_is_plain_transformers(place: Path) -> None:
     done = run(place, "export", "found", "-o", "merged-out", "--as", "merged")
     assert done.returncode == 0, done.stderr
@@ -103,6 +105,7 @@ def test_a_merged_model_is_plain_transformers(place: Path) -> None:
     assert again["logits"] == own["logits"]
 
 
+@pytest.mark.slow
 def test_an_adapter_is_plain_peft(place: Path) -> None:
     from peft import PeftModel
 

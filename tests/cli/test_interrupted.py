@@ -283,8 +283,8 @@ REPORT = (("report", "trained"), "autopeft.report.html.page", "winner_of")
 @pytest.mark.parametrize(
     ("using", "number"),
     [
-        (PREDICT, SIGTERM),
         (REPORT, SIGINT),
+        pytest.param(PREDICT, SIGTERM, marks=pytest.mark.slow),
         pytest.param(EVALUATE, SIGINT, marks=pytest.mark.slow),
         pytest.param(EXPORT, SIGTERM, marks=pytest.mark.slow),
         pytest.param(PREDICT, SIGINT, marks=pytest.mark.slow),

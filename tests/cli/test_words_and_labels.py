@@ -43,6 +43,7 @@ def run(place: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow  # in one process: tests/tasks/kinds/test_token_classification.py
 def test_words(place: Path) -> None:
     done = run(place, "search", "--task", "words.conll", "--model", "bert", *SMALL, "--out", "tags")
     assert done.returncode == 0, done.stderr
