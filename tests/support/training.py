@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -37,6 +38,12 @@ def encoded_split(rows: int, seed: int, kind: str = "classification") -> Encoded
         pad_type=0,
         max_length=16,
     )
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    """For `should_stop`, which is asked after each step: whether so many are taken."""
+    taken = itertools.count(1)
+    return lambda: next(taken) >= steps
 
 
 def encoded_task(

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.tiny import logits, tiny_inputs, tiny_model
 from support.toy import CALL, build, counted, toy_spec, toy_specs
-from support.training import encoded_task, tiny_bert
+from support.training import encoded_task, stop_after, tiny_bert
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -242,14 +242,7 @@ def test_a_training_that_is_asked_to_stop_leaves_what_it_acted_with(
 ) -> None:
     """Before the pruning all of it; behind it, and before the second phase, what stays."""
     hybrid, module = attached()
-    taken: list[int] = []
-    result = train(
-        hybrid,
-        encoded_task(),
-        PLAN,
-        on_step=lambda number, loss: taken.append(number),
-        should_stop=lambda: len(taken) == step,
-    )
+    result = train(hybrid, encoded_task(), PLAN, should_stop=stop_after(step))
     assert (result.stopped, result.steps) == ("asked", step)
     assert (len(module.token_index), len(module.values)) == (rows, pieces)
     text = {"input_ids": torch.tensor([[5, 9, 17]])}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from support.steps import NO_STEP
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from support.toy import CALL, GATED, build, configured, counted, sites_of, toy_spec, toy_specs
-from support.training import encoded_task, tiny_bert
+from support.training import encoded_task, stop_after, tiny_bert
 from transformers import Trainer, TrainingArguments
 
 from autopeft.counting import count
@@ -231,14 +231,7 @@ def test_a_loaded_module_trains_on_without_pruning(tmp_path: Path) -> None:
 
 def test_a_training_that_is_stopped_is_cut_to_the_target() -> None:
     hybrid = attach(tiny_bert(), recipe(), seed=0)
-    seen: list[int] = []
-    result = train(
-        hybrid,
-        encoded_task(),
-        PLAN,
-        on_step=lambda step, loss: seen.append(step),
-        should_stop=lambda: len(seen) == 7,
-    )
+    result = train(hybrid, encoded_task(), PLAN, should_stop=stop_after(7))
     assert (result.stopped, result.steps) == ("asked", 7)
     assert sum(map(len, alive(module_of(hybrid)))) == 2 * SITES
     assert hybrid.counts().deployed <= count(hybrid.recipe, hybrid.spec).deployed

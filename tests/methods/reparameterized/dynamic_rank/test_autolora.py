@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from support.tiny import logits, randomise, tiny_inputs, tiny_model
 from support.toy import CALL, GATED, build, counted, toy_spec, toy_specs
-from support.training import encoded_task, tiny_bert
+from support.training import encoded_task, stop_after, tiny_bert
 from torch import Tensor
 
 from autopeft.counting import count
@@ -312,14 +312,7 @@ def test_a_backbone_in_16_bits() -> None:
 
 def test_a_search_that_is_stopped_leaves_the_weighted_sum(tmp_path: Path) -> None:
     hybrid = attach(model := tiny_bert(), recipe(), seed=0)
-    steps: list[int] = []
-    result = train(
-        hybrid,
-        encoded_task(),
-        PLAN,
-        on_step=lambda s, _: steps.append(s),
-        should_stop=lambda: len(steps) == 3,
-    )
+    result = train(hybrid, encoded_task(), PLAN, should_stop=stop_after(3))
     assert (result.steps, result.stopped) == (3, "asked")
     module = module_of(hybrid)
     assert len(module.selections()) == 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from support.tiny import logits, randomise, tiny_config, tiny_inputs, tiny_model
 from support.toy import configured, counted, toy_spec, toy_specs
-from support.training import encoded_task, snapshot, tiny_bert
+from support.training import encoded_task, snapshot, stop_after, tiny_bert
 from torch import Tensor, nn
 from transformers import BertConfig, T5Config
 
@@ -248,18 +247,13 @@ def test_retention_of_all_trains_all() -> None:
     assert {len(rows) for rows in nodes.values()} == {WIDTH, INNER}
 
 
-def _stop_after(steps: int) -> Callable[[], bool]:
-    taken = iter(range(1, 100))
-    return lambda: next(taken) >= steps
-
-
 @pytest.mark.parametrize("after", [1, 10])
 def test_a_saved_one_is_loaded_as_it_was(after: int, tmp_path: Any) -> None:
     """Also one that was stopped while it was primed: the rows are chosen where it ends."""
     batch = encoded_task().train.collate([0, 1])
     given_inputs = {n: batch[n] for n in ("input_ids", "attention_mask")}
     with attach(tiny_bert(), recipe(retention=0.25, prime=0.3), seed=0) as hybrid:
-        trained(hybrid, should_stop=_stop_after(after))
+        trained(hybrid, should_stop=stop_after(after))
         hybrid.save(tmp_path)
         kept, wanted = hybrid.counts().deployed, hybrid.model(**given_inputs).logits
         assert sum(p.numel() for p in module_of(hybrid).parameters()) == kept, "what acts is what is counted"
