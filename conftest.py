@@ -16,8 +16,9 @@ import pytest
 from hypothesis import settings
 from support.fast import is_fast
 
-# A slow machine is no error.
-settings.register_profile("autopeft", deadline=None)
+# A slow machine is no error. Properties that say how many examples they need keep their own number.
+settings.register_profile("autopeft", deadline=None, max_examples=40)
+settings.register_profile("thorough", deadline=None, max_examples=400)  # --hypothesis-profile thorough
 settings.load_profile("autopeft")
 
 
