@@ -90,9 +90,7 @@ def trivial(setting: Setting, found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _named(setting: Setting) -> str:
     """A packaged task's name, or what was made of the questions of `trec`."""
-    return (
-        setting.task if isinstance(setting.task, str) else f"trec, {setting.task.__name__.replace('_', ' ')}"
-    )
+    return setting.task if isinstance(setting.task, str) else "made of trec"
 
 
 def _lora(found: Mapping[str, Any]) -> list[float]:

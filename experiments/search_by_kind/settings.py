@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from lib.trec_rows import made_of
 
 from autopeft import load_task
 from autopeft.tasks import Task
@@ -18,10 +21,6 @@ TIME = "9m"
 """Of a search, as `--time` takes it."""
 
 _ASKED = 3
-_SHORT = 8  # words
-# What the classes of trec are called in answers.
-_WORDS = {"ABBR": "abbreviation", "DESC": "description", "ENTY": "thing", "HUM": "person",
-          "LOC": "place", "NUM": "number"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,43 +46,13 @@ class Setting:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _questions(row: Callable[[str, str], Mapping[str, object]], folder: Path) -> Path:
-    """The questions of `trec`, each as `row` makes it of its class and its text."""
-    task = load_task("trec")
-    own = [
-        row(task.labels[label], text)
-        for split in task.splits.values()
-        for label, text in zip(split.labels, split.texts, strict=True)
-    ]
+def made(kind: str, folder: Path) -> Path:
+    """A file of rows of this kind, made of the questions of `trec`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "rows.jsonl"
-    path.write_text("".join(json.dumps(r) + "\n" for r in own), encoding="utf-8")
+    lines = (json.dumps(row) + "\n" for row in made_of(load_task("trec"), kind))
+    path.write_text("".join(lines), encoding="utf-8")
     return path
-
-
-def with_lengths(folder: Path) -> Path:
-    """A question, and its length in tens of letters."""
-    return _questions(lambda name, text: {"text": text, "label": len(text) / 10}, folder)
-
-
-def with_labels(folder: Path) -> Path:
-    """A question, its class, and whether it is short."""
-    return _questions(
-        lambda name, text: {"text": text, "label": [name, *["short"] * (len(text.split()) < _SHORT)]}, folder
-    )
-
-
-def with_choices(folder: Path) -> Path:
-    """A question, and what it may ask for, in an order that follows from its text."""
-
-    def row(name: str, text: str) -> Mapping[str, object]:
-        first = len(text) % len(_WORDS)
-        words = list(_WORDS.values())
-        choices = words[first:] + words[:first]
-        question = f"What does this question ask for? {text}"
-        return {"question": question, "choices": choices, "answer": choices.index(_WORDS[name])}
-
-    return _questions(row, folder)
 
 
 # Asking
@@ -118,12 +87,12 @@ _LANGUAGE = ("--budget", "0.3%", "--baselines", "lora,untuned")
 
 SETTINGS: Mapping[str, Setting] = {
     "classification": Setting("trec", ("--budget", "0.5%"), texts),
-    "regression": Setting(with_lengths, ("--budget", "0.5%"), texts),
-    "multi_label": Setting(with_labels, ("--budget", "0.5%"), texts),
+    "regression": Setting(partial(made, "regression"), ("--budget", "0.5%"), texts),
+    "multi_label": Setting(partial(made, "multi_label"), ("--budget", "0.5%"), texts),
     "token_classification": Setting("swapped-words", ("--budget", "1%", "--steps", "240"), texts),
     "question_answering": Setting("inserted-words", ("--budget", "0.5%", "--steps", "120"), texts),
     "image_classification": Setting("mnist-5-to-9", ("--budget", "1%"), image, "vit"),
     "seq2seq": Setting("tatoeba-en-es", ("--budget", "1%"), texts, "t5", "untuned"),
     "causal_lm": Setting("gym:chain_sum", _LANGUAGE, texts, "smollm2-135m", "untuned"),
-    "multiple_choice": Setting(with_choices, _LANGUAGE, rows, "smollm2-135m", "untuned"),
+    "multiple_choice": Setting(partial(made, "multiple_choice"), _LANGUAGE, rows, "smollm2-135m", "untuned"),
 }

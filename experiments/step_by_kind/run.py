@@ -4,6 +4,8 @@
     python experiments/step_by_kind/run.py --kinds token_classification --steps 20 --repeats 5
     python experiments/step_by_kind/run.py --tables
 
+Of kinds that are not named the figures of the last run stay.
+
 Layers are trained from the first on (k = 0), and from the middle on. Both sides read the same tokens and
 learn the same labels, by the model's own labelled forward on the Trainer's side. A figure is the mean of one
 run's steps in CPU milliseconds, the first steps left out; the table shows median, minimum and maximum over
@@ -11,7 +13,7 @@ the repeats, in which the sides take turns. What ours computes once and keeps fo
 states below k) falls into a first run that is not counted.
 
 Classification has an experiment of its own (`training_step`), and so have language models
-(`language_model_step`); classification stands here again as what the others are held against.
+(`language_model_step`); both stand here again as what the others are held against.
 """
 
 from __future__ import annotations
@@ -204,6 +206,11 @@ def show_all(rows: list[dict[str, Any]]) -> None:
     show("One training step of each kind of task", columns, lines)
 
 
+def _recorded(path: Path) -> list[dict[str, Any]]:
+    """What an earlier run has measured."""
+    return list(read_json(path)["measured"]) if path.exists() else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -221,7 +228,7 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="the last recorded run")
     options = parser.parse_args()
     if options.tables:
-        show_all(read_json(options.out)["measured"])
+        show_all(_recorded(options.out))
         return
     one_thread()
     rows = []
@@ -231,6 +238,8 @@ def main() -> None:
             depth = min(len(own) for own in layers_of(bench, 0).values())
             with cache_at(Path(folder) / "cache"):
                 rows += [measure(bench, kind, k) for k in (0, depth // 2)]
+    rows += [row for row in _recorded(options.out) if row["kind"] not in options.kinds]
+    rows.sort(key=lambda row: (list(SETTINGS).index(row["kind"]), row["k"]))
     write_json(options.out, {"measured": rows})
     show_all(rows)
 

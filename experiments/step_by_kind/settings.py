@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lib.trec_rows import made_of
 from transformers import (
     AutoModelForSeq2SeqLM,
     DataCollatorForSeq2Seq,
@@ -27,8 +28,7 @@ from autopeft.tasks import Rows, Task
 
 __all__ = ["SETTINGS", "Setting", "random_t5", "random_vit"]
 
-ENCODER = "minilm"
-_SHORT = 8  # words
+ENCODER, DECODER = "minilm", "smollm2-135m"
 
 
 @dataclass(frozen=True)
@@ -88,29 +88,18 @@ def _packaged(name: str, rows: int) -> Task:
     return load_task(name).subset(train=rows, select=32, test=32)
 
 
-def _questions(kind: str, label: Callable[[str, str], Any], rows: int) -> Task:
-    """The questions of `trec`, labelled anew from their class and their text."""
+def _made(kind: str, rows: int) -> Task:
+    """Rows of this kind, made of the questions of `trec`."""
     import pandas
 
-    source = _packaged("trec", rows + 200)
-    split = source.splits["train"]
-    labels = [label(source.labels[own], text) for own, text in zip(split.labels, split.texts, strict=True)]
-    frame = pandas.DataFrame({"text": split.texts, "label": labels})
+    frame = pandas.DataFrame(made_of(_packaged("trec", rows + 200), kind))
     return load_task(frame, kind=kind, rows=Rows(rows, 32, 32))
-
-
-def _class_and_length(name: str, text: str) -> list[str]:
-    return [name, "short"] if len(text.split()) < _SHORT else [name]
-
-
-def _length(name: str, text: str) -> float:
-    return len(text) / 10
 
 
 SETTINGS: Mapping[str, Setting] = {
     "classification": Setting(partial(_packaged, "trec"), ENCODER),
-    "regression": Setting(partial(_questions, "regression", _length), ENCODER),
-    "multi_label": Setting(partial(_questions, "multi_label", _class_and_length), ENCODER),
+    "regression": Setting(partial(_made, "regression"), ENCODER),
+    "multi_label": Setting(partial(_made, "multi_label"), ENCODER),
     "token_classification": Setting(
         partial(_packaged, "swapped-words"), ENCODER, DataCollatorForTokenClassification
     ),
@@ -119,4 +108,6 @@ SETTINGS: Mapping[str, Setting] = {
     ),
     "image_classification": Setting(partial(_packaged, "mnist-5-to-9"), random_vit, _as_they_are),
     "seq2seq": Setting(partial(_packaged, "tatoeba-en-es"), random_t5, DataCollatorForSeq2Seq),
+    "causal_lm": Setting(partial(_packaged, "gym:chain_sum"), DECODER, DataCollatorForSeq2Seq),
+    "multiple_choice": Setting(partial(_made, "multiple_choice"), DECODER, DataCollatorForSeq2Seq),
 }

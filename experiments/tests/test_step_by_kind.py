@@ -32,17 +32,18 @@ def test_both_sides_train_the_same_maps_and_start_from_the_same_loss(load: Impor
 
 
 @pytest.mark.parametrize(
-    ("kind", "columns", "head"),
+    ("kind", "length", "columns", "head"),
     [
-        ("question_answering", {"start_positions", "end_positions"}, "qa_outputs"),
-        ("image_classification", {"labels"}, "classifier"),
+        ("question_answering", 24, {"start_positions", "end_positions"}, "qa_outputs"),
+        ("image_classification", 24, {"labels"}, "classifier"),
+        pytest.param("multiple_choice", 64, {"labels"}, "", marks=pytest.mark.slow),  # SmolLM2
     ],
 )
 def test_labels_of_other_kinds_reach_the_trainer(
-    load: Import, tmp_path: Path, kind: str, columns: set[str], head: str
+    load: Import, tmp_path: Path, kind: str, length: int, columns: set[str], head: str
 ) -> None:
-    run = load("run")
-    bench = run.make_bench(argparse.Namespace(**OPTIONS), kind, tmp_path / "model")
+    run, options = load("run"), {**OPTIONS, "max_length": length}
+    bench = run.make_bench(argparse.Namespace(**options), kind, tmp_path / "model")
     assert columns == set(bench.rows.column_names) & {"labels", "start_positions", "end_positions"}
     trained = [n for n, p in run._with_peft(bench, 3).named_parameters() if p.requires_grad]
     assert any(head in name for name in trained)
@@ -59,6 +60,10 @@ def test_steps_of_every_kind(script: Script, tmp_path: Path) -> None:
     assert [row["kind"] for row in rows[::2]] == list(_kinds())
     assert all(list(row["sides"]) == ["ours", "trainer"] for row in rows)
     script("--tables", "--out", str(out))
+    script(*words, "--repeats", "1", "--kinds", "regression", "--out", str(out))
+    again = json.loads(out.read_text())["measured"]
+    assert [row["kind"] for row in again] == [row["kind"] for row in rows]
+    assert [row["kind"] for row, new in zip(rows, again, strict=True) if row != new] == ["regression"] * 2
 
 
 def _kinds() -> list[str]:
