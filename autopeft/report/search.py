@@ -24,18 +24,10 @@ def outcome_sheet(result: SearchResult, data: Mapping[str, Any], budget: str) ->
     `data` is the run's description of its task (`Task.describe()`): the table says which data it shows.
     """
     headers = ("hybrid", "deployed", "share", "select", "test")
-    seeds = len(result.test)
     source = data.get("source") or {}
     asked = source.get("stand_in_for")
     instead = f", the stand-in for {asked}" if asked else ""
-    notes = [
-        f"Budget {budget}; higher is better; {seeds} fresh seeds, all trained alike; test touched once."
-        if seeds
-        else "Not retrained with fresh seeds: the score is the search's own, on select; test not touched.",
-        *_stand_in(result.metric, result.trial_metric),
-    ]
-    if not seeds and result.trial_metric is not None:
-        notes[0] = f"Not retrained with fresh seeds: {result.headline}, the search's own score."
+    notes = [_measured(result, budget), *_stand_in(result.metric, result.trial_metric)]
     notes += [*result.found(), *_compared(result)]
     if result.within:
         notes += [f"Limits: {result.within}.", *result.resource_sentences()]
@@ -54,6 +46,21 @@ def outcome_sheet(result: SearchResult, data: Mapping[str, Any], budget: str) ->
         fold=frozenset({"hybrid"}),
         drop=("share",),
     )
+
+
+def _measured(result: SearchResult, budget: str) -> str:
+    """What the winner's scores were measured with."""
+    seeds = len(result.test)
+    if seeds:
+        return (
+            f"Budget {budget}; higher is better; {seeds} fresh seeds, all trained alike; test touched once."
+        )
+    if result.select:
+        fresh = "one fresh seed" if len(result.select) == 1 else f"{len(result.select)} fresh seeds"
+        return f"Retrained with {fresh}, and scored on select; the winner has no score on test."
+    if result.trial_metric is not None:
+        return f"Not retrained with fresh seeds: {result.headline}, the search's own score."
+    return "Not retrained with fresh seeds: the score is the search's own, on select; test not touched."
 
 
 def _stand_in(metric: str, trial_metric: str | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,3 +41,11 @@ class ScoredSplit:
     def variance(self, score: float) -> float:
         """Sampling variance of a score: how much it would vary over other rows, the model unchanged."""
         return get_metric(self.metric).sampling_variance(score, self)
+
+    @property
+    def least_variance(self) -> float:
+        """Sampling variance of a perfect score, in which one row that errs has its part: accuracy's is near
+        1/rows². 0 where the metric has no highest score."""
+        highest = get_metric(self.metric).high
+        found = self.variance(highest) if math.isfinite(highest) else math.inf
+        return found if math.isfinite(found) else 0.0

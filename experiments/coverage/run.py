@@ -8,6 +8,9 @@ anew: a row has a difficulty that both share, a seed shifts its model, and what 
 search's own `compare` gives the interval, by rows and as of before (rows of the two sides independent). A
 claim is wrong where *better* is said at a true difference of 0, and where *as good within a point* is said at
 a true difference of minus one point.
+
+Where nothing is left to chance, seeds of a recipe answer alike, and so do both recipes on all rows but those
+that make the difference: the fewest rows from which an interval can tell how far others would move it.
 """
 
 from __future__ import annotations
@@ -40,13 +43,14 @@ Numbers = NDArray[Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """What is true: rows of *test*, seeds of each side, points by which a seed shifts a model (sd), and the
-    difference in points."""
+    """What is true: rows of *test*, seeds of each side, points by which a seed shifts a model (sd), the
+    difference in points, and whether what is left is chance."""
 
     rows: int
     seeds: int
     spread: float
     difference: float
+    chance: bool = True
 
 
 def grid() -> Iterator[Setting]:
@@ -56,6 +60,8 @@ def grid() -> Iterator[Setting]:
             for spread in (0.0, 1.0, 3.0):
                 for difference in (0.0, -1.0):
                     yield Setting(rows, seeds, spread, difference)
+    for rows in (50, 100, 200, 300, 400, 1000):
+        yield Setting(rows, 3, 0.0, -1.0, chance=False)
 
 
 def _accuracy(predictions: Numbers, labels: Numbers) -> float:
@@ -63,6 +69,7 @@ def _accuracy(predictions: Numbers, labels: Numbers) -> float:
 
 
 _EASE, _HARD = 1.6, 1.5  # 81 % are right; two seeds of a recipe differ on 15 % of the rows
+_RIGHT = 0.81
 _SLOPE = float(stats.norm.pdf(_EASE / np.hypot(1, _HARD)) / np.hypot(1, _HARD))  # accuracy by the shift
 
 
@@ -71,11 +78,19 @@ def _side(
 ) -> tuple[dict[int, float], dict[int, Sequence[float]]]:
     scores, parts = {}, {}
     for seed in range(setting.seeds):
+        if not setting.chance:
+            right = (stats.norm.cdf(hard) < _RIGHT + points / 100).astype(float)
+            scores[seed], parts[seed] = _scored(right)
+            continue
         shift = (points + setting.spread * rng.normal()) / 100 / _SLOPE
         right = (rng.random(len(hard)) < stats.norm.cdf(_EASE + shift - _HARD * hard)).astype(float)
-        scores[seed] = float(right.mean())
-        parts[seed] = pseudo_values(_accuracy, right, np.ones(len(hard)))
+        scores[seed], parts[seed] = _scored(right)
     return scores, parts
+
+
+def _scored(right: Numbers) -> tuple[float, Numbers]:
+    """Accuracy, and what groups of rows contribute to it."""
+    return float(right.mean()), pseudo_values(_accuracy, right, np.ones(len(right)))
 
 
 def measure(setting: Setting, times: int = TIMES) -> dict[str, float]:
@@ -108,7 +123,8 @@ def tables(rows: Sequence[dict[str, float]]) -> str:
     lines = [f"| {' | '.join((*heads, 'says better', 'says as good', 'of before'))} |", "|---" * 9 + "|"]
     for r in rows:
         shown = (
-            *(f"{r['rows']:,}", f"{r['seeds']}", f"{r['spread']:g}", f"{r['difference']:g}"),
+            *(f"{r['rows']:,}", f"{r['seeds']}", f"{r['spread']:g}" if r["chance"] else "alike"),
+            f"{r['difference']:g}",
             *(f"{100 * r['held']:.1f} %", f"{r['half']:.1f}"),
             *(f"{100 * r['better']:.1f} %", f"{100 * r['as_good']:.1f} %"),
             f"{100 * r['held_apart']:.1f} %, ± {r['half_apart']:.1f}",

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.tiny import tiny_config
 
 from autopeft.backbones import spec_of
@@ -107,6 +108,14 @@ def test_an_unconfirmed_winner_claims_nothing_of_the_test_split() -> None:
     sheet = outcome_sheet(result(select=(), test=(), baselines=(), confirmed=False), DATA, "0.5%")
     assert sheet.rows[0][3:] == ("0.8100 (one seed)", "–")
     assert "test not touched" in sheet.notes[1]
+
+
+@pytest.mark.parametrize(("select", "seeds"), [((0.7, 0.8), "2 fresh seeds"), ((0.7,), "one fresh seed")])
+def test_a_confirmed_winner_without_a_score_on_test_is_said_to_be_retrained(
+    select: tuple[float, ...], seeds: str
+) -> None:
+    notes = outcome_sheet(result(select=select, test=(), interrupted=True), DATA, "0.5%").notes
+    assert notes[1] == f"Retrained with {seeds}, and scored on select; the winner has no score on test."
 
 
 def test_why_it_ended() -> None:

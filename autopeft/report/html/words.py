@@ -69,6 +69,8 @@ def _scored(run: Run, what: str) -> str:
         seeds = f"over {len(winner.test)} seeds" if len(winner.test) > 1 else "with one seed"
         spread = mean_sd(winner.test).removesuffix(" (one seed)")
         return f"{what} scored {run.metric} {spread} on test, {seeds}."
+    if winner.select:
+        return f"{what} scored {run.metric} {mean_sd(winner.select)} on select; it has no score on test."
     return (
         f"{what} scored {run.trial_metric} {score(result.search_score)} on select in the search itself. It "
         "was not retrained with fresh seeds, and test has not been touched."
@@ -136,9 +138,10 @@ def _comparison(c: Compared) -> str:
 
 
 def _against(run: Run) -> list[str]:
-    """The best baseline on *test*, and whether the difference is more than noise."""
+    """The best baseline on *test* that is not the winner, and whether the difference is more than noise."""
     winner = run.winner
-    measured = [b for b in run.baselines if b.test]
+    returned = shown(run.result.origin, 120) if run.result else ""
+    measured = [b for b in run.baselines if b.test and b.name != returned]
     if winner is None or not winner.test or not measured:
         return []
     best = max(measured, key=lambda b: moments(b.test)[0] or 0.0)

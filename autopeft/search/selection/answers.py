@@ -11,7 +11,7 @@ from autopeft.recipe import Recipe
 from autopeft.runs.records import CountTable
 from autopeft.search.core.goals import GOALS, Goal
 from autopeft.search.selection.contender import Contender
-from autopeft.search.selection.significance import MARGIN, Comparison, points
+from autopeft.search.selection.significance import MARGIN, Comparison, points, within
 from autopeft.search.selection.verdicts import Verdict, chosen
 
 __all__ = ["Answer", "answers", "finding", "origin"]
@@ -148,24 +148,24 @@ def finding(
             is the winner.
         returned: name of the baseline that is the winner.
     """
-    within = f"within {points(margin).removesuffix('.0')} point{'' if margin == MARGIN else 's'}"
+    near = within(margin)
     if goal == "best":
         return None if returned is None else f"Nothing found beats {returned}: it is returned."
     takes = _TAKES[goal]
     if comparison is None and returned is not None:
-        return f"Nothing found is as good as {returned} ({within}) with less {takes}: it is returned."
+        return f"Nothing found is as good as {returned} ({near}) with less {takes}: it is returned."
     if comparison is None:
-        return f"The least {takes} {within} of the best that was found, as far as select tells."
+        return f"The least {takes} {near} of the best that was found, as far as select tells."
     if comparison.difference is None:
         return comparison.sentence()
     if answer is None:
         return (
-            f"Nothing found is as good as {comparison.baseline} ({within}), as far as select tells: what "
+            f"Nothing found is as good as {comparison.baseline} ({near}), as far as select tells: what "
             f"promises most is returned. {comparison.sentence()}"
         )
     share, how = answer.share()
     beside = "" if share is None else f" at {share_text(share)} of its {takes}{how}"
     if comparison.as_good:
-        return f"As good as {comparison.baseline} ({within}, 95 %){beside}."
-    asked = f"That the winner is as good as {comparison.baseline} ({within}){beside} is not shown."
+        return f"As good as {comparison.baseline} ({near}, 95 %){beside}."
+    asked = f"That the winner is as good as {comparison.baseline} ({near}){beside} is not shown."
     return f"{asked} {comparison.sentence()}"

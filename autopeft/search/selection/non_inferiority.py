@@ -95,7 +95,7 @@ def _rows(
     means: Sequence[float],
 ) -> float:
     groups = matched_groups((parts[0], parts[1]), scores[0], scores[1])
-    return math.fsum(map(split.variance, means)) if groups is None else rows_variance(*groups)
+    return math.fsum(map(split.variance, means)) if groups is None else rows_variance(*groups, split)
 
 
 def _above(mean: float, spread: float, degrees: int) -> float:

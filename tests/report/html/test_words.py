@@ -84,6 +84,19 @@ def test_a_winner_that_was_not_retrained_says_so(make_run: Make) -> None:
     assert any("interrupted" in r for r in remarks(run))
 
 
+def test_a_winner_that_was_retrained_and_not_tested_has_its_scores_on_select(make_run: Make) -> None:
+    run = read_run(make_run(trials=1, result={"test": [], "select": [0.90, 0.92], "interrupted": True}))
+    (text,) = headline(run)
+    assert text.endswith("scored accuracy 0.9100 ± 0.0141 on select; it has no score on test.")
+
+
+def test_a_baseline_that_is_returned_is_not_held_against_itself(make_run: Make) -> None:
+    result = {"origin": "LoRA rank 4", "finding": "Nothing found beats LoRA rank 4: it is returned."}
+    found = headline(read_run(make_run(trials=1, result=result)))
+    assert found[0] == result["finding"]
+    assert not any("best baseline, LoRA" in text for text in found)
+
+
 def test_what_a_reader_must_know(make_run: Make) -> None:
     run = read_run(make_run(trials=1, words="SST-2", result={"exhausted": True}))
     text = " ".join(remarks(run))
