@@ -163,7 +163,7 @@ def _run(
     def keep(record: TrialRecord) -> None:
         if record.kind == "trial":
             folder.append_line("trials.jsonl", record)
-        elif record.job not in past:
+        elif not past.holds(record):
             folder.append_line("finals.jsonl", record)
             kept.remember(record)
         spent.write(clock.monotonic() - start)

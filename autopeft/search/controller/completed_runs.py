@@ -15,32 +15,41 @@ class CompletedRuns:
     """Final runs of an earlier process, by job, from `finals.jsonl`.
 
     A finalist's run counts as done while its weights are there: they may have to be tested.
+
+    Attributes:
+        records: those that were complete, the last of each job.
     """
 
     def __init__(self, folder: RunFolder, checkpoints: FolderCheckpoints) -> None:
         self._checkpoints = checkpoints
-        self._done: dict[str, JobResult] = {}
+        self._done: dict[str, TrialRecord] = {}
         found = folder.finals()
         for record in found.records:
             if record.state == "complete" and record.job and record.scores:
-                self._done[record.job] = _as_result(record)
+                self._done[record.job] = record
         if found.records or found.damaged:
             # Without a torn last line, and without what will be run again.
-            kept = [record for record in found.records if record.job in self._done]
-            folder.write_lines("finals.jsonl", kept)
+            folder.write_lines("finals.jsonl", self.records)
+
+    @property
+    def records(self) -> list[TrialRecord]:
+        return list(self._done.values())
 
     def get(self, job: Job) -> JobResult | None:
-        """What came of the job, if that is known."""
+        """What came of the job, if that is known. A run of another recipe under the same name is not it: what
+        a baseline offers may differ where another version of the package goes on."""
         found = self._done.get(job.id)
         if found is None or any(split not in found.scores for split in job.splits):
             return None
-        if job.kind == "confirm":
-            files = self._checkpoints.get(job.id)
-            return None if files is None else found
-        return found
+        if (found.recipe, found.seed, found.steps) != (job.recipe, job.seed, job.steps):
+            return None
+        if job.kind == "confirm" and self._checkpoints.get(job.id) is None:
+            return None
+        return _as_result(found)
 
-    def __contains__(self, job: str) -> bool:
-        return job in self._done
+    def holds(self, record: TrialRecord) -> bool:
+        """Whether a record repeats what stands in `finals.jsonl`."""
+        return record.kept and record.job in self._done
 
 
 class KnownRuns:

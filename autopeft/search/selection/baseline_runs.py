@@ -91,7 +91,7 @@ class BaselineRuns(RepeatedRuns):
         ranks = [self.sweep[job] or 0.0 for job in jobs]
         scores = [self._scores.get(job) or 0.0 for job in jobs]
         measure, metric = self._measures.get(jobs[0], (None, None))
-        name = f"baseline-{self._index}-{index}"
+        name = self._run_of(index)
         return TrialRecord(
             kind="baseline",
             label=self._baseline.title(index),
@@ -174,17 +174,17 @@ class BaselineRuns(RepeatedRuns):
     def jobs(self, seeds: Sequence[int], steps: int) -> list[Job]:
         """Runs with fresh seeds of the chosen candidate, or of each; none where the whole sweep failed."""
         self.started = True
-        prefix, splits = f"baseline-{self._index}", ("select", "test")
+        splits = ("select", "test")
         if self._baseline.each:
             fresh = fresh_seeds(seeds[0] - SEED_STRIDE, len(self._baseline.candidates))
             jobs: list[Job] = []
             for i, recipe in enumerate(self._baseline.candidates):
                 self.recipe = recipe
-                jobs += self.final_jobs(f"{prefix}-{i}", fresh[i : i + 1], steps, splits, keep=False)
+                jobs += self.final_jobs(self._run_of(i), fresh[i : i + 1], steps, splits, keep=False)
             self.recipe = {}  # there is not one; the counts stay those of the baseline, their mean
             return jobs
         if self._baseline.shots is not None:
-            return self._untrained_jobs(prefix, seeds, splits, self._baseline.shots)
+            return self._untrained_jobs(self._run_of(0), seeds, splits, self._baseline.shots)
         ranked = self._ranked()
         if self.sweep and not ranked:
             return []
@@ -196,4 +196,9 @@ class BaselineRuns(RepeatedRuns):
             for job, rank in self.sweep.items()
             if self._candidate[job] == chosen and rank is not None
         ]
-        return self.final_jobs(prefix, seeds, steps, splits, keep=self.prior)
+        return self.final_jobs(self._run_of(chosen), seeds, steps, splits, keep=self.prior)
+
+    def _run_of(self, index: int) -> str:
+        """What the runs of a candidate are called. A process that goes on may choose another one, whose runs
+        and weights are not those of the first."""
+        return f"baseline-{self._index}-{index}"

@@ -48,6 +48,33 @@ def test_only_finished_runs_of_an_earlier_process_count(tmp_path: Path) -> None:
     assert kept == ["good", "confirm-1-s1000", "confirm-2-s1000"]
 
 
+def test_a_run_of_another_recipe_or_seed_or_length_is_not_the_jobs(tmp_path: Path) -> None:
+    """A baseline's candidates may be others where another version goes on."""
+    folder = RunFolder(tmp_path)
+    folder.append_line("finals.jsonl", record("baseline-0-0-s3"))
+    past = CompletedRuns(folder, FolderCheckpoints(tmp_path / "files"))
+    asked = job("baseline-0-0-s3")
+    assert past.get(replace(asked, recipe={"name": "baseline-0-0-s3"})) is not None
+    for other in ({"recipe": {"name": "another"}}, {"seed": 4}, {"steps": 6}):
+        assert past.get(replace(asked, **other)) is None
+
+
+def test_what_is_run_again_is_recorded_again_and_the_last_one_counts(tmp_path: Path) -> None:
+    """A finalist whose weights are gone is trained again: its scores are then those of the new weights."""
+    folder, checkpoints = RunFolder(tmp_path), FolderCheckpoints(tmp_path / "files")
+    folder.append_line("finals.jsonl", record("confirm-1-s3", kind="confirm"))
+    past = CompletedRuns(folder, checkpoints)
+    again = record("confirm-1-s3", kind="confirm", scores={"select": 0.7})
+    assert past.holds(replace(again, kept=True))
+    assert not past.holds(again)
+    folder.append_line("finals.jsonl", again)
+    checkpoints.put("confirm-1-s3", {"weights": b"1"})
+    found = CompletedRuns(folder, checkpoints).get(job("confirm-1-s3", kind="confirm"))
+    assert found is not None
+    assert found.scores == {"select": 0.7}
+    assert len(folder.finals().records) == 1
+
+
 class Keys:
     def of(
         self, recipe: Any, seed: int, steps: int, precision: str, rank_by: str, *, metric: str | None

@@ -294,10 +294,10 @@ def test_what_an_earlier_process_finished_after_the_search_is_not_run_again(make
     first = make_stage()
     first.play(honest)
     kept = {j.id: honest(j) for j in first.jobs if j.kind != "trial"}
-    del kept["baseline-0-s1001"]
+    del kept["baseline-0-0-s1001"]
     again = make_stage(recall=lambda job: kept.get(job.id))
     again.play(honest)
-    assert [j.id for j in again.jobs] == ["baseline-0-s1001"]
+    assert [j.id for j in again.jobs] == ["baseline-0-0-s1001"]
     before, after = first.controller.confirmation, again.controller.confirmation
     assert before.winner is not None
     assert after.winner is not None

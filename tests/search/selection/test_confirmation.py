@@ -73,7 +73,7 @@ def test_lora_is_returned_where_nothing_beats_it(make_stage: Make, tmp_path: Pat
     assert result.finding == "Nothing found beats LoRA of rank 100: it is returned."
     assert result.winner.to_dict() == lora(100).to_dict()
     assert result.test == pytest.approx((0.101, 0.101001))
-    assert (run.winner / WEIGHTS).read_bytes() == b"baseline-0-s1001"
+    assert (run.winner / WEIGHTS).read_bytes() == b"baseline-0-0-s1001"
     assert result.comparisons == (), "it is not compared with itself"
     assert [b.name for b in result.baselines] == ["LoRA of rank 100"]
 
@@ -99,11 +99,35 @@ def test_weights_that_an_earlier_search_did_not_keep_are_trained_again(
     stage.play(honest)
     (again,) = [job for job in stage.jobs if job.id.startswith("weights-")]
     assert (again.id, again.kind, again.seed, again.splits) == (
-        "weights-baseline-0-s1001", "confirm", 1001, ("select",)
+        "weights-baseline-0-0-s1001", "confirm", 1001, ("select",)
     )  # fmt: skip
     result, run = finished(stage, tmp_path)
     assert result.origin == "LoRA of rank 100"
-    assert (run.winner / WEIGHTS).read_bytes() == b"weights-baseline-0-s1001"
+    assert (run.winner / WEIGHTS).read_bytes() == b"weights-baseline-0-0-s1001"
+
+
+def test_a_candidate_has_no_part_in_what_another_one_left(make_stage: Make, tmp_path: Path) -> None:
+    """Process 1 loses a run of the sweep and chooses what is left; the next one does not lose it, and chooses
+    the other candidate, whose scores it knows from an earlier search."""
+    stage = make_stage(baselines=[baseline(90, 100)])
+    stage.play(
+        lambda job: JobResult(job.id, error="boom", failure="failed") if "-sweep1" in job.id else honest(job)
+    )
+    left = {job.id: honest(job) for job in stage.jobs if job.kind == "baseline" and "test" in job.splits}
+    assert stage.controller.confirmation.winner.recipe == lora(90).to_dict()
+
+    def recall(job: Job) -> JobResult | None:
+        """By id, as `finals.jsonl` has them, or else as the cache has them: without weights."""
+        known = replace(honest(job), files={}) if job.recipe == lora(100).to_dict() else None
+        return (left.get(job.id) or known) if "test" in job.splits and job.kind == "baseline" else None
+
+    again = make_stage(baselines=[baseline(90, 100)], checkpoints=stage.checkpoints, recall=recall)
+    again.play(honest)
+    winner = again.controller.confirmation.winner
+    assert (winner.recipe, winner.name) == (lora(100).to_dict(), "LoRA of rank 100")
+    assert winner.contender().test == pytest.approx((0.101, 0.101001))
+    _, run = finished(again, tmp_path)
+    assert (run.winner / WEIGHTS).read_bytes() == b"weights-baseline-0-1-s1001"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +137,7 @@ def test_baselines_that_decide_nothing_fill_what_is_idle(make_stage: Make, worke
     """The winner is chosen between finalists and LoRA, so that other baselines come when nothing else can."""
     stage = make_stage(ranks=(40, 50), baselines=[baseline(99, kind="single"), baseline(30)])
     stage.play(honest, workers=workers)
-    names = {"baseline-0": "single", "baseline-1": "LoRA"}
+    names = {"baseline-0-0": "single", "baseline-1-0": "LoRA"}
     found = [names.get(job.id.rpartition("-")[0], job.kind) for job in stage.jobs]
     assert [name for name in found if name not in ("trial", "confirm")] == order.split()
 
