@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import AutoPEFTError, StoppedError
 from autopeft.hybrid.store import WEIGHTS
 from autopeft.recipe import Recipe
 from autopeft.runs.folder import RunFolder
-from autopeft.runs.records import Sample, TrialRecord
+from autopeft.runs.records import CountTable, Sample, TrialRecord
 from autopeft.search.controller.controller import Controller
+from autopeft.search.core.checkpoints import CheckpointStore
 from autopeft.search.core.goals import Goal
 from autopeft.search.optimization.hypervolume import hypervolume_course
 from autopeft.search.optimization.pareto import front_csv, front_json, pareto_front
 from autopeft.search.planning.resume import resume_command
 from autopeft.search.selection.answers import Answer, answers, finding, origin
 from autopeft.search.selection.confirmation import weights_job
-from autopeft.search.selection.contender import Contender
+from autopeft.search.selection.contender import Contender, FreshRun, RepeatedRuns
 from autopeft.search.selection.result import SearchResult
 from autopeft.search.selection.significance import (
     Comparison,
@@ -42,8 +43,8 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
 
     Raises:
         StoppedError: the search was interrupted before a trial was trained to the end.
-        AutoPEFTError: every trial failed (the message gives the first failure), or the winner's weights are
-            gone.
+        AutoPEFTError: every trial failed (the message gives the first failure), or the weights of all that
+            could be returned are gone.
     """
     records = controller.strategy.records()
     by_number = {record.number: record for record in records}
@@ -51,7 +52,7 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
     if not best:
         raise _nothing(ready, controller, records, folder)
     won = _won(controller, by_number, best[0])
-    if won.files is None or not won.files.get(WEIGHTS):
+    if won.files is None:
         raise _no_weights(ready, folder)
     final, trial = won.final, won.trial
     recipe, baselines = Recipe.from_dict(dict(won.recipe)), controller.confirmation.baselines()
@@ -59,8 +60,7 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
     found = _answers(controller, final)
     result = SearchResult(
         winner=recipe,
-        # Of the weights that are kept: a data-dependent method leaves other sizes with each seed.
-        counts=(trial.counts or {} if trial else {}) if final is None else dict(final.counts),
+        counts=won.counts,
         number=None if trial is None else trial.number,
         metric=ready.task.metric,
         trial_metric=ready.trial_metric,
@@ -99,28 +99,71 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
 
 @dataclass(frozen=True)
 class _Won:
-    """The winner: a trial, confirmed or not, or a candidate of a baseline, which is no trial."""
+    """The winner: a trial, confirmed or not, or a candidate of a baseline, which is no trial.
+
+    `counts` are those of the weights that are kept: a data-dependent method leaves other sizes with each
+    seed. `instead` says why what reached the goal is not returned.
+    """
 
     recipe: Mapping[str, Any]
     origin: str
+    counts: CountTable
     trial: TrialRecord | None
     final: Contender | None
     files: Mapping[str, bytes] | None
     samples: tuple[Sample, ...] = ()
+    instead: str | None = None
 
 
 def _won(controller: Controller, by_number: Mapping[int | None, TrialRecord], best: TrialRecord) -> _Won:
-    winner, kept = controller.confirmation.winner, controller.checkpoints
-    if winner is not None and winner.good:
-        final, job = winner.contender(), winner.good[0].job
-        files = kept.get(job) or kept.get(weights_job(job))
-        trial = None if winner.number is None else by_number[winner.number]
-        return _Won(final.recipe, origin(final), trial, final, files, winner.samples)
-    # Of equal trials the one whose weights are kept, so that recipe and weights are of one hybrid.
-    files = controller.best.files()
-    if files is not None and controller.best.number is not None:
-        best = by_number[controller.best.number]
-    return _Won(best.recipe, f"trial {best.number}", best, None, files)
+    """What is returned: the winner where its weights are there, else the next best whose weights are."""
+    confirmation, store = controller.confirmation, controller.checkpoints
+    first = confirmation.winner
+    if first is not None and _kept_run(first, store) is None:
+        first = confirmation.choose(lambda side: _kept_run(side, store) is not None)
+    found = None if first is None else _kept_run(first, store)
+    if first is not None and found is not None:
+        (run, files), final = found, first.contender()
+        trial = None if first.number is None else by_number[first.number]
+        won = _Won(
+            final.recipe, origin(final), run.counts or final.counts, trial, final, files, first.samples
+        )
+    else:
+        # Of equal trials the one whose weights are kept, so that recipe and weights are of one hybrid.
+        kept = controller.best.files()
+        if kept is not None and controller.best.number is not None:
+            best = by_number[controller.best.number]
+        whole = kept if kept and kept.get(WEIGHTS) else None
+        won = _Won(best.recipe, f"trial {best.number}", best.counts or {}, best, None, whole)
+    return replace(won, instead=_instead(controller, first, won.origin))
+
+
+def _kept_run(side: RepeatedRuns, store: CheckpointStore) -> tuple[FreshRun, Mapping[str, bytes]] | None:
+    """The best run of a recipe whose weights are there, and these."""
+    for run in side.good:
+        for key in (run.job, weights_job(run.job)):
+            files = store.get(key)
+            if files and files.get(WEIGHTS):
+                return run, files
+    return None
+
+
+def _instead(controller: Controller, returned: RepeatedRuns | None, name: str) -> str | None:
+    """Why what reached the goal is not returned; `None` where it is."""
+    confirmation = controller.confirmation
+    why = [
+        f"{origin(side.contender())} won, but the training of its weights failed ({error.rstrip('.')})"
+        for side, error in confirmation.passed_over
+    ]
+    winner = confirmation.winner
+    if winner is not None and winner is not returned:
+        gone = (
+            "the search was interrupted before its weights were trained"
+            if controller.interrupted
+            else ("its weights are no longer there")
+        )
+        why.append(f"{origin(winner.contender())} won, but {gone}")
+    return f"{'. '.join(why)}: {name} is returned instead." if why else None
 
 
 def _answers(controller: Controller, final: Contender | None) -> Mapping[Goal, Answer | None]:
@@ -136,7 +179,9 @@ def _finding(
     comparisons: Sequence[Comparison],
     found: Mapping[Goal, Answer | None],
 ) -> str | None:
-    """What was found of the goal (see `finding`)."""
+    """What was found of the goal (see `finding`), or why what reached it is not returned."""
+    if won.instead is not None:
+        return won.instead
     if won.final is None:
         if ready.goal == "best":
             return None

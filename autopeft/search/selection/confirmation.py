@@ -37,6 +37,8 @@ class Confirmation:
 
     Attributes:
         winner: the finalist, or the LoRA baseline, that reaches the goal on *select*, once all have ended.
+        passed_over: what would have won and cannot be returned, as the training of its weights failed; and
+            the error.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Confirmation:
         self.races = [BaselineRuns(i, b) for i, b in enumerate(baselines)]
         self.finalists: list[Finalist] = []
         self.winner: RepeatedRuns | None = None
+        self.passed_over: list[tuple[RepeatedRuns, str]] = []
         self._trials: Sequence[TrialRecord] = ()
         self._queue: deque[Job] = deque()
         # What nothing waits for: it fills what a phase leaves idle at its end.
@@ -141,6 +144,9 @@ class Confirmation:
             run.pseudo_values, run.samples = result.pseudo_values, result.samples
         elif self.winner is not None and job.id in map(weights_job, self.winner.runs):
             self.winner.runs[job.id.removeprefix(_WEIGHTS)].samples = result.samples
+            if result.error is not None:
+                self.passed_over.append((self.winner, result.error))
+                self._test()
         self.advance()
 
     def advance(self) -> None:
@@ -175,13 +181,18 @@ class Confirmation:
         found = best_baseline(self.races)
         return None if found is None else found.contender()
 
+    def choose(self, among: Callable[[RepeatedRuns], bool]) -> RepeatedRuns | None:
+        """What reaches the goal of some of those that may win, else what promises most of them."""
+        found = [verdict for verdict in self.verdicts() if among(verdict.runs)]
+        verdict = chosen(self.judge.goal, found) or next(iter(found), None)
+        return None if verdict is None else verdict.runs
+
     def _test(self) -> None:
         self._testing = True
-        found = self.verdicts()
-        verdict = chosen(self.judge.goal, found) or next(iter(found), None)
-        if verdict is None:
+        failed = [side for side, _ in self.passed_over]
+        self.winner = winner = self.choose(lambda side: side not in failed)
+        if winner is None:
             return
-        self.winner = winner = verdict.runs
         jobs = self._tests(winner) if isinstance(winner, Finalist) else self._weights(winner)
         if jobs:
             self._on_phase("test", len(jobs))

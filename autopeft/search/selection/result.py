@@ -33,8 +33,8 @@ class SearchResult:
         number: its trial; `None` where it is a candidate of a baseline.
         origin: what it is: a trial, or the baseline's name.
         goal: which recipe was to win.
-        finding: what was found of the goal, in a sentence; `None` where the goal is the best hybrid and one
-            was found.
+        finding: what was found of the goal, in a sentence, or why what reached it is not returned; `None`
+            where the goal is the best hybrid and one was found.
         answers: the best, the smallest and the cheapest of what was confirmed, `None` where nothing is known
             that could tell.
         select, test: its scores with fresh seeds; empty where they were not measured.

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from support.searching import EFFORT, Stage, honest, lora, ready_to_finish
 
+from autopeft.errors import AutoPEFTError
 from autopeft.hybrid.store import WEIGHTS
 from autopeft.runs.folder import RunFolder
 from autopeft.search.controller.finish import finish
@@ -92,10 +93,7 @@ def test_weights_that_an_earlier_search_did_not_keep_are_trained_again(
 ) -> None:
     """One run, with the seed that scored best on select, and *test* is not touched again."""
 
-    def known(job: Job) -> JobResult | None:
-        return replace(honest(job), files={}) if job.kind == "baseline" else None
-
-    stage = make_stage(baselines=[baseline(100)], recall=known)
+    stage = make_stage(baselines=[baseline(100)], recall=without_weights)
     stage.play(honest)
     (again,) = [job for job in stage.jobs if job.id.startswith("weights-")]
     assert (again.id, again.kind, again.seed, again.splits) == (
@@ -104,6 +102,82 @@ def test_weights_that_an_earlier_search_did_not_keep_are_trained_again(
     result, run = finished(stage, tmp_path)
     assert result.origin == "LoRA of rank 100"
     assert (run.winner / WEIGHTS).read_bytes() == b"weights-baseline-0-0-s1001"
+
+
+def without_weights(job: Job) -> JobResult | None:
+    """Baselines as an earlier search knows them."""
+    return replace(honest(job), files={}) if job.kind == "baseline" else None
+
+
+def test_where_its_weights_cannot_be_trained_the_next_best_is_tested_and_returned(
+    make_stage: Make, tmp_path: Path
+) -> None:
+    stage = make_stage(ranks=(40, 50), baselines=[baseline(100)], recall=without_weights)
+
+    def outcome(job: Job) -> JobResult:
+        if job.id.startswith("weights-"):
+            return JobResult(job.id, error="There is no memory left.", failure="memory")
+        return honest(job)
+
+    stage.play(outcome)
+    result, run = finished(stage, tmp_path)
+    assert result.winner.to_dict() == lora(50).to_dict()
+    assert len(result.test) == 2
+    assert result.finding == (
+        "LoRA of rank 100 won, but the training of its weights failed (There is no memory left): "
+        f"{result.origin} is returned instead."
+    )
+    assert (run.winner / WEIGHTS).read_bytes() == f"confirm-{result.number}-s1001".encode()
+    assert [c.baseline for c in result.comparisons] == ["LoRA of rank 100"]
+
+
+def test_an_interruption_before_its_weights_are_trained_returns_the_next_best(
+    make_stage: Make, tmp_path: Path
+) -> None:
+    stage = make_stage(ranks=(40, 50), baselines=[baseline(100)], recall=without_weights)
+
+    def outcome(job: Job) -> JobResult:
+        if job.id.startswith("weights-"):
+            stage.controller.interrupt()
+            return JobResult(job.id, error="stopped", failure="stopped")
+        return honest(job)
+
+    stage.play(outcome)
+    result, run = finished(stage, tmp_path)
+    assert result.winner.to_dict() == lora(50).to_dict()
+    assert (result.confirmed, result.interrupted, result.test) == (True, True, ())
+    assert result.finding == (
+        "LoRA of rank 100 won, but the search was interrupted before its weights were trained: "
+        f"{result.origin} is returned instead."
+    )
+    assert (run.winner / WEIGHTS).read_bytes() == f"confirm-{result.number}-s1001".encode()
+
+
+def test_weights_of_another_seed_are_better_than_another_recipe(make_stage: Make, tmp_path: Path) -> None:
+    stage = make_stage(baselines=[baseline(100)])
+    stage.play(honest)
+    stage.checkpoints.drop("baseline-0-0-s1001")
+    result, run = finished(stage, tmp_path)
+    assert (result.origin, result.finding) == (
+        "LoRA of rank 100", "Nothing found beats LoRA of rank 100: it is returned."
+    )  # fmt: skip
+    assert (run.winner / WEIGHTS).read_bytes() == b"baseline-0-0-s1000"
+
+
+def test_where_no_confirmed_weights_are_left_the_best_trial_is_returned(
+    make_stage: Make, tmp_path: Path
+) -> None:
+    stage = make_stage(ranks=(40, 50))
+    stage.play(honest)
+    for key in stage.checkpoints.keys():  # noqa: SIM118 - a store is no mapping
+        if not key.startswith("best-"):
+            stage.checkpoints.drop(key)
+    result, _ = finished(stage, tmp_path)
+    assert (result.winner.to_dict(), result.confirmed) == (lora(50).to_dict(), False)
+    assert f"{result.origin} won, but its weights are no longer there" in result.finding
+    stage.checkpoints.held.clear()
+    with pytest.raises(AutoPEFTError, match="The weights of the best trial are no longer in"):
+        finished(stage, tmp_path / "again")
 
 
 def test_a_candidate_has_no_part_in_what_another_one_left(make_stage: Make, tmp_path: Path) -> None:
