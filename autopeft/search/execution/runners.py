@@ -216,7 +216,7 @@ def _score(context: JobContext, job: ScoreJob) -> JobResult:
         kind = context.task.task_kind
         # A job names splits that tasks have.
         splits = {name: context.data.splits[name] for name in job.splits}  # type: ignore[index]
-        with load_hybrid(context.backbone("fp32"), folder) as hybrid:
+        with load_hybrid(context.backbone(job.precision), folder) as hybrid:
             found = {
                 split: score_by_rows(
                     hybrid.model,

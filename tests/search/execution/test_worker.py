@@ -230,3 +230,13 @@ def test_a_job_has_the_backbone_in_its_own_precision(setup: WorkerSetup) -> None
     assert trial.train_loss == pytest.approx(plain.train_loss, abs=0.02)
     again = run(half, kind="test", steps=0, splits=("select",), files=trial.files)
     assert again.error is None
+
+
+def test_saved_weights_are_scored_in_the_precision_of_their_job(setup: WorkerSetup) -> None:
+    half = replace(setup, key=f"{setup.key}-scored")
+    told: dict[str, Any] = {"precision": "bf16", "splits": ("select",)}
+    trained = run(half, keep_above=-math.inf, **told)
+    scored = run(half, kind="test", steps=0, files=trained.files, **told)
+    assert scored.error is None
+    assert scored.scores == pytest.approx(trained.scores)
+    assert set(worker._LOADED[half.key].models) == {"bf16"}, "a second backbone takes memory for nothing"
