@@ -216,12 +216,18 @@ class SearchStudy:
     # ----------------------------------------------------------------------------------------------------
 
     def propose(self) -> Proposal | None:
-        """The next recipe to train, or `None` when the space holds nothing new (within `patience` tries)."""
+        """The next recipe to train, or `None` when the space holds nothing new (within `patience` tries).
+
+        Raises:
+            AutoPEFTError: no recipe at all was found, as none could be repaired into the budget.
+        """
+        refused: AutoPEFTError | None = None
         for attempt in range(self._patience):
             values, marks = self._suggest(at_random=attempt >= min(_MODELLED, self._patience // 2))
             try:
                 repaired = self._repair(values)
             except AutoPEFTError as error:
+                refused = error
                 marks["outcome"] = {"error": str(error), "failure": "infeasible"}
                 self._create(values, marks, TrialState.FAIL)
                 continue
@@ -241,6 +247,8 @@ class SearchStudy:
             number = self._create(values, marks, TrialState.RUNNING)
             self._known[repaired.hash] = number
             return Proposal(number, recipe, repaired.hash, counts)
+        if refused is not None and not (self._records or self._open):
+            raise refused
         return None
 
     def _suggest(self, *, at_random: bool) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -22,6 +22,7 @@ from autopeft.recipe import EmptyRecipe, Recipe
 from autopeft.search.space.bound import BoundSpace, Unit
 from autopeft.search.space.counting import counter_of
 from autopeft.search.space.expressions import size_of
+from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.parameters import Parameter
 from autopeft.search.space.space import Space
 from autopeft.spec import BackboneSpec
@@ -30,6 +31,7 @@ __all__ = ["Infeasible", "Repaired", "balance_of", "check_feasible", "feasible_s
 
 _BRUTE_FORCE = 4096
 _FLOAT_STEPS = 32
+_DRAWN = 12  # random points from which a budget's lower limit is tried
 # Of parameters × their values × values in the recipe, over all items: some five seconds for a point. Built-in
 # spaces have a hundredth of that at most.
 _MOST_EFFORT = 500_000
@@ -61,7 +63,16 @@ def repair(
     balance = balance_of(space, spec)
     bound = balance.bound
     bound.check(values)
-    least, most = budget.limits(bound.spec)
+    point = _reached(balance, values, budget)
+    recipe, counts = bound.materialize(point.values), balance.counter.count(point.values)
+    if _misses(balance, budget, counts.deployed):
+        raise _missed(balance, budget, counts.deployed)
+    return Repaired(point.values, recipe, counts, changed=point.values != dict(values))
+
+
+def _reached(balance: Balance, values: Mapping[str, Any], budget: Budget) -> _Point:
+    """Where repair comes to from a point: inside the budget, or as near as it gets to a lower limit."""
+    least, most = budget.limits(balance.bound.spec)
     point = balance.at(values)
     if not point.present:
         point = balance.revive(point)
@@ -70,15 +81,21 @@ def repair(
     if point.total > most:
         _check_smallest(balance, budget)
         point = balance.moved(point, balance.structural(balance.smallest[0]))
-    if point.total < least:
-        point = balance.grow(point, least, most)
-    recipe, counts = bound.materialize(point.values), balance.counter.count(point.values)
-    if not least <= counts.deployed <= most:
-        raise Infeasible(
-            f"Repair found no member of space {bound.name!r} with {least:,} to {most:,} parameters "
-            f"(budget {budget}): it came to {counts.deployed:,}. Widen the budget, or offer finer sizes."
-        )
-    return Repaired(point.values, recipe, counts, changed=point.values != dict(values))
+    return balance.grow(point, least, most) if point.total < least else point
+
+
+def _misses(balance: Balance, budget: Budget, deployed: int) -> int:
+    """By how many parameters a count lies outside the budget."""
+    least, most = budget.limits(balance.bound.spec)
+    return max(0, least - deployed, deployed - most)
+
+
+def _missed(balance: Balance, budget: Budget, deployed: int) -> Infeasible:
+    least, most = budget.limits(balance.bound.spec)
+    return Infeasible(
+        f"Repair found no member of space {balance.bound.name!r} with {least:,} to {most:,} parameters "
+        f"(budget {budget}): it came to {deployed:,}. Widen the budget, or offer finer sizes."
+    )
 
 
 def smallest(space: Space | BoundSpace, spec: BackboneSpec | None = None) -> Repaired:
@@ -96,13 +113,32 @@ def smallest(space: Space | BoundSpace, spec: BackboneSpec | None = None) -> Rep
 
 
 def check_feasible(space: Space | BoundSpace, budget: Budget, spec: BackboneSpec | None = None) -> None:
-    """Check that the smallest member of the space fits the budget.
+    """Check that repair finds a member of the space inside the budget: that the smallest one fits, and where
+    there is a lower limit, that it is reached from where a search starts or from one of a few random points.
 
     Raises:
-        Infeasible: it does not; the message says how small the space gets.
+        Infeasible: it finds none; the message says how small the space gets, or how near it came.
         EmptyRecipe: this backbone can take nothing that the space offers.
     """
-    _check_smallest(balance_of(space, spec), budget)
+    balance = balance_of(space, spec)
+    _check_smallest(balance, budget)
+    nearest = balance.smallest[1]
+    for start in _starts(balance):
+        if not _misses(balance, budget, nearest):
+            return
+        total = _reached(balance, start, budget).total
+        nearest = min(nearest, total, key=lambda count: _misses(balance, budget, count))
+    if _misses(balance, budget, nearest):
+        raise _missed(balance, budget, nearest)
+
+
+def _starts(balance: Balance) -> Iterator[dict[str, Any]]:
+    """The smallest member, points where a search starts, and a few random ones, always the same."""
+    bound, rng = balance.bound, random.Random(0)
+    yield dict(balance.smallest[0])
+    yield from starting_points(bound, len(bound.units) + 1)
+    for _ in range(_DRAWN):
+        yield bound.sample(rng)
 
 
 def _check_smallest(balance: Balance, budget: Budget) -> None:

@@ -132,7 +132,8 @@ def test_what_cannot_be_repaired_shows_what_was_proposed(tmp_path: Path) -> None
     rungs = Rungs.of(10, "none")
     journal = tmp_path / "journal.log"
     study = SearchStudy(journal, space, refuse, sampler="random", seed=0, trials=1, rungs=rungs, patience=1)
-    assert study.propose() is None
+    with pytest.raises(BudgetError, match="nothing fits"):
+        study.propose()
     (trial,) = plain(journal).trials
     assert trial.state == TrialState.FAIL
     assert trial.params["rank"] in (4, 8)

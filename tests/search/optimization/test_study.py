@@ -173,9 +173,24 @@ def test_infeasible_suggestions_are_failed_and_bounded(tmp_path: Path) -> None:
         raise BudgetError("nothing fits")
 
     study = open_study(tmp_path, repair=refuse, patience=4)
-    assert study.propose() is None
+    with pytest.raises(BudgetError, match="nothing fits"):
+        study.propose()
     assert [t.state for t in study.study.trials] == [TrialState.FAIL] * 4
     assert study.records() == []
+
+
+def test_where_something_was_found_before_infeasible_suggestions_end_the_search(tmp_path: Path) -> None:
+    tried: list[Any] = []
+
+    def refuse(values: dict[str, Any]) -> Candidate:
+        tried.append(values)
+        if len(tried) > 1:
+            raise BudgetError("nothing fits")
+        return repair(values)
+
+    study = open_study(tmp_path, repair=refuse, patience=4)
+    assert study.propose() is not None
+    assert study.propose() is None
 
 
 def test_first_points_come_first(tmp_path: Path) -> None:

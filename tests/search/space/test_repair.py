@@ -133,6 +133,27 @@ def test_budgets_that_nothing_fits_name_the_smallest() -> None:
         repair(bound, bound.middle(), Budget.parse(f"{least + 1}..{least + 2}"))
 
 
+def test_a_range_that_nothing_reaches_is_refused_with_what_comes_nearest() -> None:
+    bound = Space.named("lora").bind(TINY)
+    largest = 172_032  # rank 64 on every linear map
+    for budget in ("389120..583680", f"{largest + 1}..{largest + 9}"):
+        with pytest.raises(Infeasible, match=rf"it came to {largest:,}\. Widen the budget, or offer finer"):
+            check_feasible(bound, Budget.parse(budget))
+    check_feasible(bound, Budget.parse(f"{largest - 1}..{largest}"))
+
+
+def test_a_range_is_open_exactly_where_a_member_lies_in_it() -> None:
+    bound = space("layers: [{at: {from: {int: [0, 2]}}, attach: [{lora: {rank: {choice: [3, 5]}}}]}]")
+    unit = smallest(bound).counts.deployed // 3
+    members = {layers * rank * unit for layers in (1, 2, 3) for rank in (3, 5)}
+    for total in range(unit, 17 * unit, unit):
+        if total in members:
+            check_feasible(bound, Budget.parse(f"{total}..{total + 1}"))
+        else:
+            with pytest.raises(Infeasible, match=f"with {total:,} to {total + 1:,} parameters|its smallest"):
+                check_feasible(bound, Budget.parse(f"{total}..{total + 1}"))
+
+
 def test_an_item_of_fifty_sizes_of_its_own_is_refused_before_anything_is_repaired() -> None:
     adapter = "{serial_adapter: {bottleneck: {int: [1, hidden/2]}}}"
     wide = space(f"layers: [{{attach: [{{gate: [{', '.join([adapter] * 50)}]}}]}}]", MINILM)
