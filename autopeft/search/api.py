@@ -40,6 +40,7 @@ from autopeft.search.selection.result import SearchResult
 from autopeft.search.selection.verdicts import Judge
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.initial_points import starting_points, upper_points
+from autopeft.search.space.within import keeps_within
 from autopeft.search.strategies.contract import Strategy, StrategyContext
 from autopeft.search.strategies.registry import get_strategy
 from autopeft.search.tracking.reporter import Tracking, parse_trackers, track
@@ -211,6 +212,7 @@ def _judge(ready: Prepared) -> Judge:
         ready.arguments.margin / 100,
         ScoredSplit.of(ready.task, "select"),
         None if predicted is None else (lambda recipe: predicted(Recipe.from_dict(dict(recipe)))),
+        lambda recipe: keeps_within(Recipe.from_dict(dict(recipe)), ready.budget, ready.spec),
     )
 
 

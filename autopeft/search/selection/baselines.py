@@ -13,15 +13,17 @@ get.
 
 LoRA's places are q and v of all layers and of the last half of them; larger efforts try all of attention and
 every linear map too. The head is for tasks that start with a new one, the last two are for those that do not:
-a new head answers at random. All but these three lie inside the budget. With a range, those that reach its
-lower limit go before others.
+a new head answers at random. All but these three lie inside the budget. LoRA is as large as the limits of the
+search beside the budget allow, too. What keeps these, then what reaches the lower limit of a range, goes
+before others; where no LoRA does, it is there to be compared with alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from autopeft.counting import Budget, Counts, count
@@ -31,7 +33,7 @@ from autopeft.recipe import Recipe
 from autopeft.runs.records import CountTable
 from autopeft.search.selection.baseline_recipes import BaselineRecipe, middle, random_hybrids, single_methods
 from autopeft.search.space.space import Space
-from autopeft.search.space.within import ResourceBudget
+from autopeft.search.space.within import ResourceBudget, keeps_within
 from autopeft.spec import LINEAR_SITES
 
 if TYPE_CHECKING:
@@ -200,8 +202,7 @@ def baselines(
     found: list[Baseline | None] = []
     for kind in wanted:
         if kind == "lora":
-            limits, places = budget.limits(spec), _PLACES.get(effort, 3)
-            found.append(lora_baseline(spec, limits, rates, places=places, most_rank=_most_rank(budget)))
+            found.append(_lora_within(budget, spec, rates, _PLACES.get(effort, 3)))
         elif kind == "single":
             members = single_methods(bound, budget, min(rates, _SINGLE_RATES.get(effort, rates)))
             found.append(_from_space("best single method", kind, members))
@@ -222,6 +223,17 @@ def _most_rank(budget: Budget) -> int:
     return VLLM_RANKS[-1] if vllm else _MAX_RANK
 
 
+def _lora_within(budget: Budget, spec: BackboneSpec, rates: int, places: int) -> Baseline | None:
+    """The LoRA baseline of a budget, inside the limits that it has beside the parameters."""
+
+    def admits(recipe: Mapping[str, Any]) -> bool:
+        return keeps_within(Recipe.from_dict(dict(recipe)), budget, spec)
+
+    return lora_baseline(
+        spec, budget.limits(spec), rates, places=places, most_rank=_most_rank(budget), admits=admits
+    )
+
+
 def lora_baseline(
     spec: BackboneSpec,
     limits: tuple[int, int],
@@ -229,6 +241,7 @@ def lora_baseline(
     *,
     places: int = 1,
     most_rank: int = _MAX_RANK,
+    admits: Callable[[Mapping[str, Any]], bool] = lambda recipe: True,
 ) -> Baseline | None:
     """LoRA of the largest rank that fits the budget, at the first `places` of: q and v, the whole attention,
     every linear map; and on q and v of the last half of the layers.
@@ -237,15 +250,20 @@ def lora_baseline(
     reaches a lower limit that all layers miss.
 
     `None` where even one layer at rank 1 is over the budget, or the backbone has no attention to put LoRA on.
+
+    Args:
+        admits: whether a recipe keeps the limits beside the budget; on the same layers a smaller rank does
+            where a larger one does. Where no LoRA keeps them, it is as large as the budget allows.
     """
     fitting: list[_Fitting] = []
     for place, sites in _lora_places(spec, places):
         for layers in (_depths(spec), _last_half(spec)) if not fitting else (_depths(spec),):
-            found = _largest_lora(spec, limits, sites, layers, most_rank)
+            found = _largest_lora(spec, limits, sites, layers, most_rank, admits)
             if found is not None and found not in [(f.rank, f.at) for f in fitting if f.place == place]:
                 base = _lora(found[0], sites, found[1])
                 fitting.append(_Fitting(place, *found, base, count(Recipe.from_dict(base), spec)))
-    inside = [f for f in fitting if f.counts.deployed >= limits[0]] or fitting
+    reaching = [f for f in fitting if f.counts.deployed >= limits[0]]
+    inside = [f for f in reaching if admits(f.recipe)] or reaching or fitting
     members = [
         BaselineRecipe(f.title, recipe, f.counts)
         for f in inside
@@ -326,10 +344,12 @@ def _largest_lora(
     sites: list[str] | None,
     layers: Sequence[str],
     most_rank: int,
+    admits: Callable[[Mapping[str, Any]], bool],
 ) -> tuple[int, str] | None:
-    """Rank and layers of the largest LoRA, of these layers on the first that rank 1 and the lower limit
-    allow."""
+    """Rank and layers of the largest LoRA, of these layers on the first that all limits allow; else on the
+    first that rank 1 and the lower limit allow."""
     least, most = limits
+    reaching: tuple[int, str] | None = None
     fallback: tuple[int, str] | None = None
     for at in layers:
         try:
@@ -338,10 +358,26 @@ def _largest_lora(
             return None
         rank = min(most // unit, most_rank, min(s.hidden for s in spec.stacks)) if unit else 0
         if rank and rank * unit >= least:
-            return rank, at
-        if rank and fallback is None:
-            fallback = rank, at
-    return fallback
+            kept = _largest_rank(rank, partial(_lora, sites=sites, at=at), admits)
+            if kept and kept * unit >= least:
+                return kept, at
+            reaching = reaching or (rank, at)
+        if rank:
+            fallback = fallback or (rank, at)
+    return reaching or fallback
+
+
+def _largest_rank(
+    most: int, made: Callable[[int], Mapping[str, Any]], admits: Callable[[Mapping[str, Any]], bool]
+) -> int:
+    """The largest rank up to `most` whose recipe is admitted, as those of smaller ones are; 0 for none."""
+    if admits(made(most)):
+        return most
+    kept, over = 0, most
+    while over - kept > 1:
+        middle = (kept + over) // 2
+        kept, over = (middle, over) if admits(made(middle)) else (kept, middle)
+    return kept
 
 
 def _lora(rank: int, sites: list[str] | None, at: str) -> dict[str, Any]:

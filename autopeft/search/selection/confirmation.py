@@ -111,6 +111,7 @@ class Confirmation:
             for race in self.races
             if race.prior
             for record in race.swept_candidates(self.effort.steps)[1:]
+            if self.judge.inside(record.recipe)
         ]
         return [replace(r, step_cost=self.judge.cost_of_step(r.recipe)) for r in found]
 

@@ -1,6 +1,7 @@
 """Who wins: of what was trained with fresh seeds, the best, the smallest or the cheapest.
 
-*Select* alone decides. The LoRA baseline takes part, so that a search returns it where nothing is better.
+*Select* alone decides. The LoRA baseline takes part, so that a search returns it where nothing is better. A
+baseline outside the budget or the limits of the search is compared with, and never returned.
 
 - `best` is what promises most (see `promise`); of equals LoRA, then the smaller one.
 - `smallest` and `cheapest` are what costs least of the recipes that are within the margin of the best
@@ -45,12 +46,15 @@ class Judge:
         select: the rows that decide.
         step_cost: what a training step of a recipe takes, where LoRA on all layers takes 1; `None` where
             nothing is predicted.
+        inside: whether a recipe lies inside the budget and the limits of the search, so that it may be
+            returned. Trials do; baselines need not.
     """
 
     goal: Goal = "best"
     margin: float = MARGIN
     select: ScoredSplit = field(default_factory=lambda: ScoredSplit("accuracy", 1))
     step_cost: Callable[[Mapping[str, Any]], float] | None = None
+    inside: Callable[[Mapping[str, Any]], bool] = lambda recipe: True
 
     @property
     def cost(self) -> Cost | None:
@@ -104,12 +108,11 @@ def verdicts(finalists: Sequence[Finalist], races: Sequence[BaselineRuns], judge
     """What is known of the finalists and of the LoRA baseline, what promises most first.
 
     Where the goal is not the best, the best baseline takes part, if it was trained: the others are measured
-    by it in any case. Where there is no baseline, the one that promises most stands for it.
+    by it in any case. Neither takes part outside budget and limits. Where there is no baseline, the one that
+    promises most stands for it.
     """
     leader = best_baseline(races)
-    taking_part = [
-        r for r in races if r.recipe and (r.prior or (judge.cost is not None and r is leader and r.trained))
-    ]
+    taking_part = [race for race in races if _may_win(race, judge, leader)]
     runs: list[RepeatedRuns] = [side for side in (*taking_part, *finalists) if side.good]
     if not runs:
         return []
@@ -135,6 +138,11 @@ def verdicts(finalists: Sequence[Finalist], races: Sequence[BaselineRuns], judge
             )
         )
     return sorted(found, key=lambda verdict: verdict.place)
+
+
+def _may_win(race: BaselineRuns, judge: Judge, leader: BaselineRuns | None) -> bool:
+    named = race.prior or (judge.cost is not None and race is leader and race.trained)
+    return bool(race.recipe) and named and judge.inside(race.recipe)
 
 
 def chosen(goal: Goal, found: Sequence[Verdict]) -> Verdict | None:

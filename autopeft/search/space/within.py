@@ -25,6 +25,7 @@ from autopeft.graph import (
     on_sharded_entries,
     unservable_entries,
 )
+from autopeft.recipe import Recipe
 from autopeft.resources import Limits, Resources
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.initial_points import starting_points
@@ -36,8 +37,9 @@ from autopeft.search.space.repair import (
     repair,
 )
 from autopeft.search.space.servable import servable, without
+from autopeft.spec import BackboneSpec
 
-__all__ = ["ResourceBudget", "check_within", "repair_within", "share_within"]
+__all__ = ["ResourceBudget", "check_within", "keeps_within", "repair_within", "share_within"]
 
 _KEPT = 1 << 12
 _MOVES = 24
@@ -248,6 +250,18 @@ def check_within(space: BoundSpace, budget: Budget) -> None:
         walk = _walk_of(space, budget)
         if walk.fallback() is None:
             raise walk.infeasible()
+
+
+def keeps_within(recipe: Recipe, budget: Budget, spec: BackboneSpec) -> bool:
+    """Whether a recipe, of a space or not, lies inside budget and limits, as far as its graph tells."""
+    try:
+        graph = build_graph(recipe, spec)
+    except AutoPEFTError:
+        return False
+    least, most = budget.limits(spec)
+    if not least <= graph.parameter_count().deployed <= most:
+        return False
+    return not isinstance(budget, ResourceBudget) or budget.within.excess(budget.predict(graph)) == 0
 
 
 def share_within(space: BoundSpace, budget: Budget, *, n: int, seed: int) -> float:

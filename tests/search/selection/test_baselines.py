@@ -11,8 +11,9 @@ from transformers import BertConfig, GPT2Config, T5Config
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget, count
 from autopeft.errors import AutoPEFTError, UsageError
-from autopeft.graph import build_graph
+from autopeft.graph import CompositionGraph, build_graph, first_layer
 from autopeft.recipe import Recipe
+from autopeft.resources import Limits, Resources
 from autopeft.search.selection.baseline_recipes import single_methods
 from autopeft.search.selection.baselines import (
     BASELINE_KINDS,
@@ -26,6 +27,7 @@ from autopeft.search.selection.baselines import (
 from autopeft.search.space.candidate import candidate
 from autopeft.search.space.initial_points import starting_points
 from autopeft.search.space.space import Space
+from autopeft.search.space.within import ResourceBudget, keeps_within
 from autopeft.spec import BackboneSpec
 
 BERT = spec_of(
@@ -229,6 +231,47 @@ def test_lora_that_misses_the_range_gives_way_to_one_that_reaches_it() -> None:
     assert narrow is not None
     assert [table["deployed"] for table in narrow.tables] == [6_144, 6_144]
     assert narrow.title(0) == "LoRA rank 1 on q, v of the last 4 layers"
+
+
+def limited(budget: str, predict: Any, **limits: Any) -> list[Baseline]:
+    within = ResourceBudget.of(Budget.parse(budget), Limits(**limits), predict)
+    return baselines(SPACES["lora"], MINILM, within, rates=1, seed=0, kinds=["lora"])
+
+
+def file_of(graph: CompositionGraph) -> Resources:
+    return Resources(file=4 * graph.parameter_count().deployed)
+
+
+def test_lora_is_the_largest_that_keeps_the_limits() -> None:
+    (baseline,) = limited("0.5%", file_of, file=300_000)
+    assert [baseline.title(i) for i in range(3)] == [
+        "LoRA rank 8 on q, v of all layers",
+        "LoRA rank 16 on q, v of the last 3 layers",
+        "LoRA rank 4 on q, k, v, o of all layers",
+    ]
+    assert all(4 * table["deployed"] <= 300_000 for table in baseline.tables)
+
+
+def test_where_all_layers_take_too_much_lora_sits_on_fewer() -> None:
+    def step_of(graph: CompositionGraph) -> Resources:
+        return Resources(step_time=float(6 - first_layer(graph)))
+
+    (baseline,) = limited("0.5%", step_of, step_time=2.0)
+    assert baseline.title(0) == "LoRA rank 36 on q, v of the last 2 layers"
+    assert all(title.endswith("of the last 2 layers") for title in baseline.titles)
+
+
+def test_where_no_lora_keeps_the_limits_it_is_as_large_as_the_budget_allows() -> None:
+    (baseline,) = limited("100000..0.5%", file_of, file=300_000)
+    (free,) = found(MINILM, "100000..0.5%", "lora", rates=1, kinds=["lora"])
+    assert baseline == free
+    recipe = Recipe.from_dict(dict(baseline.candidates[0]))
+    plain = Budget.parse("100000..0.5%")
+    assert keeps_within(recipe, plain, MINILM)
+    assert not keeps_within(recipe, ResourceBudget.of(plain, Limits(file=300_000), file_of), MINILM)
+    assert not keeps_within(recipe, Budget.parse("112000..0.5%"), MINILM)
+    assert not keeps_within(recipe, Budget.parse("0.4%"), MINILM)
+    assert not keeps_within(Recipe.from_dict({"layers": [{"at": [9], "attach": ["lora"]}]}), plain, MINILM)
 
 
 def test_every_method_of_the_space_stands_alone() -> None:

@@ -253,6 +253,18 @@ def test_a_cheaper_candidate_of_the_lora_sweep_may_win(make_stage: Make, tmp_pat
     assert tested == ["test-confirm-baseline-0-1-s1001", "test-confirm-baseline-0-1-s1000"]
 
 
+def test_candidates_of_lora_outside_the_limits_are_no_finalists(make_stage: Make, tmp_path: Path) -> None:
+    within = replace(judge("cheapest", 0.06), inside=lambda recipe: cost(recipe) >= 0.41)
+    stage = make_stage(
+        EFFORT_OF_TEN, tuple(range(41, 51)), baselines=[baseline(50, 12)], judge=within,
+        objectives=2, cost="step_cost",
+    )  # fmt: skip
+    stage.play(honest)
+    result, _ = finished(stage, tmp_path, "cheapest")
+    assert 41 <= rank_of_recipe(result) <= 50
+    assert not any(job.id.startswith("confirm-baseline") for job in stage.jobs)
+
+
 def test_where_nothing_cheaper_is_as_good_the_baseline_is_returned(make_stage: Make, tmp_path: Path) -> None:
     stage = cheap(make_stage, baseline(90, 89), margin=0.001)
     stage.play(honest)

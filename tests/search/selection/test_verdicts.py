@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from autopeft.runs.records import TrialRecord
+from autopeft.search.core.goals import Goal
 from autopeft.search.core.jobs import JobResult
 from autopeft.search.selection.baseline_runs import BaselineRuns
 from autopeft.search.selection.baselines import Baseline, BaselineKind
@@ -106,6 +108,21 @@ def test_lora_wins_where_nothing_promises_more() -> None:
 def test_no_other_baseline_wins() -> None:
     found = confirmed(0, WORSE, 1.0)
     assert winner([found], [baseline(BETTER, "single"), baseline(BETTER, "head")]) is found
+
+
+@pytest.mark.parametrize("goal", ["best", "smallest", "cheapest"])
+@pytest.mark.parametrize("kind", ["lora", "single"])
+def test_a_baseline_outside_the_limits_is_measured_by_and_never_returned(
+    goal: Goal, kind: BaselineKind
+) -> None:
+    race, found = baseline(BETTER, kind, cost=0.2, deployed=1), confirmed(0, LEVEL, 1.0)
+    judge = replace(JUDGE, goal=goal)
+    inside = verdicts([found], [race], judge)
+    assert (race in [verdict.runs for verdict in inside]) == (kind == "lora" or goal != "best")
+    outside = verdicts([found], [race], replace(judge, inside=lambda recipe: recipe["cost"] >= 1))
+    assert [verdict.runs for verdict in outside] == [found]
+    assert outside[0].beside is not None
+    assert outside[0].beside.difference == pytest.approx(-0.05)
 
 
 @pytest.mark.parametrize(("goal", "number"), [("best", 0), ("smallest", 1), ("cheapest", 2)])
