@@ -147,9 +147,6 @@ def lora_weights(
         NotServable: the hybrid changes what no linear map could take, or rows are needed and there are none.
         CompositionError: something acts where no linear map could take it.
     """
-    on_logits = [name for name, entry in hybrid.graph.entries.items() if "logits" in entry.ways]
-    if on_logits:
-        raise NotServable(f"{on_logits[0]} acts on logits, which no LoRA of a layer comes near.")
     changes = map_changes(hybrid)
     if changes.biases and not biases:
         changes = _without_biases(changes)

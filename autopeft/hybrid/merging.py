@@ -107,8 +107,14 @@ def fold_weights(
     What acts on a region is left for the map that ends it, and what acts on a norm for the maps that read it.
 
     Raises:
-        CompositionError: something acts where no linear map could take it.
+        CompositionError: something acts where no linear map could take it, on logits for example.
     """
+    on_logits = [name for name, entry in graph.entries.items() if "logits" in entry.ways]
+    if on_logits:
+        raise CompositionError(
+            f"{on_logits[0]} acts on logits, and no tensor of the backbone could take that; keep the hybrid "
+            "attached."
+        )
     live = _Live(graph, modules, injection, fine=True)
     rest: dict[str, Rest] = {}
     with torch.no_grad(), _evaluated(modules):

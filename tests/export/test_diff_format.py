@@ -14,6 +14,7 @@ from support.tiny import LogitsObjective, logits, randomise, tiny_inputs, tiny_m
 from transformers import AutoTokenizer
 
 import autopeft
+from autopeft.errors import CompositionError
 from autopeft.export.diff_format import diff_of
 from autopeft.export.lora_factors import NotServable
 from autopeft.export.package import find_saved, load_hybrid
@@ -74,6 +75,12 @@ def test_values_are_fp32_whatever_the_backbone_has() -> None:
 def test_what_is_no_change_of_tensors_is_refused() -> None:
     with pytest.raises(NotServable, match=r"serial_adapter .*is no change of the backbone's own tensors"):
         diff_of(_attached("bert", MASKS, [{"serial_adapter": {"bottleneck": 2}}]))
+
+
+def test_what_acts_on_logits_is_refused() -> None:
+    aligner = {"ipa": {"layers": 2, "width": 16, "heads": 2, "kv_heads": 1}}
+    with pytest.raises(CompositionError, match="^ipa acts on logits, and no tensor of the backbone"):
+        diff_of(_attached("llama", [{"pafi": {"keep": 40}}, aligner]))
 
 
 def test_what_is_larger_than_the_model_is_refused() -> None:

@@ -27,6 +27,7 @@ IA3 = {"ia3": {"sites": ["k", "down"]}}
 DORA = {"dora": {"rank": 2, "sites": ["o"]}}
 KRONA = {"krona": {"sites": ["v"]}}
 SERIAL = {"serial_adapter": {"bottleneck": 4}}
+ALIGNER = {"ipa": {"layers": 2, "width": 16, "heads": 2, "kv_heads": 1}}
 EXACT: dict[str, tuple[str, list[Any], list[Any]]] = {
     "bert-lora": ("bert", [LORA], []),
     "bert-side-by-side": ("bert", [LORA, {"lora": {"rank": 3, "sites": ["q", "up"]}}], []),
@@ -231,6 +232,7 @@ def test_a_full_rank_change_is_cut_where_a_rank_is_given(decoder: tuple[Path, Ro
     ("name", "layers", "whole", "error", "says"),
     [
         ("llama", [], [{"prompt_tuning": {"length": 4}}], CompositionError, "prompt_tuning acts at decoder"),
+        ("llama", [LORA], [ALIGNER], CompositionError, "ipa acts on logits, and no tensor of the backbone"),
         ("llama", [SERIAL], [], NotServable, r"Serial_adapter at decoder\.0\.ffn is no change of a weight"),
         ("llama", [{"lora_dropout": {"rank": 2}}], [], NotServable, "predicts with several models"),
         ("bert", ["ssf"], [], CompositionError, r"acts at encoder\.0\.attention_norm"),
