@@ -217,7 +217,7 @@ def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
     empty_folder(local_path(out), "-o")
     ready: Ready | None = None
     if wanted != OWN:
-        from autopeft.export.formats import FORMATS, Export
+        from autopeft.export.formats import Export, make_ready
         from autopeft.export.peft_format import NotExpressible
 
         # Nothing folds into packed weights: what is written is of the checkpoint that they were made from.
@@ -229,7 +229,7 @@ def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
                 "differ a little, as the weights in between were rounded."
             )
         try:
-            ready = FORMATS[wanted or "peft"](Export(run, given, saved, hybrid, source))
+            ready = make_ready(wanted or "peft", Export(run, given, saved, hybrid, source))
         except NotExpressible as error:
             if wanted is not None:
                 raise NotExpressible(f"{error} {_OTHERWISE}") from error

@@ -7,12 +7,14 @@ into a folder of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autopeft.assets import ASSETS, ImageProcessor, load_tokenizer
 from autopeft.errors import AutoPEFTError
+from autopeft.export.answer_end import AnswerEnd, Program, answer_end
 from autopeft.export.arguments import EvaluateArguments, ExportArguments
 from autopeft.export.diff_format import DIFF, diff_of, loading_code, write_diff
 from autopeft.export.gguf_format import ADAPTER, check_gguf, write_gguf
@@ -33,9 +35,16 @@ if TYPE_CHECKING:
     from autopeft.export.package import Saved
     from autopeft.hybrid import Hybrid
 
-__all__ = ["FORMATS", "Export", "Ready"]
+__all__ = ["FORMATS", "Export", "Ready", "make_ready"]
 
 _FIT, _MEASURE = 256, 512  # rows of train that a LoRA is fitted on, of select that its cost is measured on
+_LOADED_BY: Mapping[str, tuple[Program, ...]] = {
+    "peft": ("transformers",),
+    "merged": ("transformers", "vLLM"),
+    "diff": ("transformers",),
+    "lora": ("transformers", "vLLM"),
+    "gguf-lora": ("llama.cpp",),
+}
 
 
 @dataclass(frozen=True)
@@ -53,13 +62,20 @@ class Export:
         """peft's word for the kind of task."""
         return None if self.saved.card.kind is None else self.saved.card.task_kind.peft_task_type
 
-    @property
+    @cached_property
     def processor(self) -> Any:
         """What makes of rows what the backbone takes (see `TaskKind.load_processor`)."""
         card = self.saved.card
         return (
             load_tokenizer(self.source) if card.kind is None else card.task_kind.load_processor(self.source)
         )
+
+    @cached_property
+    def end(self) -> AnswerEnd | None:
+        """What ends its answers; `None` where it writes none."""
+        kind = self.saved.card.kind
+        writes = kind is not None and self.saved.card.task_kind.writes
+        return answer_end(self.hybrid.model, self.processor) if writes else None
 
     @property
     def base(self) -> str:
@@ -109,7 +125,9 @@ def _merged(export: Export) -> Ready:
     )
     if model.get_output_embeddings() is not None:
         section += f"\n\nvLLM serves it as well:\n\n{fenced('vllm serve merged', 'bash')}"
-    return Ready(lambda to: write_merged(model, processor, to), section)
+    end = export.end
+    ends = end.whole.tokens if end is not None and end.unsaid else ()
+    return Ready(lambda to: write_merged(model, processor, to, ends=ends), section)
 
 
 def _diff(export: Export) -> Ready:
@@ -221,6 +239,15 @@ def _rows(export: Export) -> Rows:
         kind.encode(some.splits[name], processor, known.longest(processor)) for name in ("train", "select")
     )
     return Rows(fit, measure, task.metric)
+
+
+def make_ready(name: str, export: Export) -> Ready:
+    """A format by its name, with what whoever loads it has to know of this hybrid; see `FORMATS`."""
+    ready, end = FORMATS[name](export), export.end
+    programs = _LOADED_BY.get(name, ())
+    notes = () if end is None or not programs else tuple(end.notes(programs, named=name == "merged"))
+    section = "\n\n".join((ready.section, *map(plain, notes)))
+    return replace(ready, section=section, lines=(*ready.lines, *notes))
 
 
 FORMATS: Mapping[str, Callable[[Export], Ready]] = {

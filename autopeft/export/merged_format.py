@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,13 +39,23 @@ def merge(hybrid: Hybrid) -> PreTrainedModel:
 
 
 def write_merged(
-    model: PreTrainedModel, processor: PreTrainedTokenizerBase | ImageProcessor, folder: Path
+    model: PreTrainedModel,
+    processor: PreTrainedTokenizerBase | ImageProcessor,
+    folder: Path,
+    *,
+    ends: Sequence[int] = (),
 ) -> None:
     """Write model and tokenizer or image processor, for `from_pretrained`; weights are safetensors.
+
+    Args:
+        ends: tokens that end an answer; the generation configuration, which `generate` and servers read,
+            then names them. Default: those that it names.
 
     Raises:
         AutoPEFTError: the folder cannot be written.
     """
+    if ends:
+        model.generation_config.eos_token_id = list(ends)
     try:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -79,7 +79,7 @@ def test_what_is_no_change_of_tensors_is_refused() -> None:
 
 def test_what_acts_on_logits_is_refused() -> None:
     aligner = {"ipa": {"layers": 2, "width": 16, "heads": 2, "kv_heads": 1}}
-    with pytest.raises(CompositionError, match="^ipa acts on logits, and no tensor of the backbone"):
+    with pytest.raises(CompositionError, match=r"^ipa acts on logits, and no tensor of the backbone"):
         diff_of(_attached("llama", [{"pafi": {"keep": 40}}, aligner]))
 
 

@@ -37,6 +37,7 @@ from autopeft.export.lora_weights import lora_weights
 from autopeft.export.merged_format import merge
 from autopeft.export.package import find_saved, load_hybrid
 from autopeft.recipe import Recipe
+from autopeft.runs.markdown import plain
 
 EXACT = [{"lora": {"rank": 3, "sites": ["q", "k", "up"]}}, {"ia3": {"sites": ["v", "down"]}}]
 ADAPTER = [{"lora": {"rank": 2}}, {"serial_adapter": {"bottleneck": 4}}]
@@ -104,6 +105,35 @@ def test_a_merged_language_model_needs_nothing_of_ours(tmp_path: Path) -> None:
     card = (tmp_path / "out/README.md").read_text()
     assert 'AutoModelForCausalLM.from_pretrained("merged")' in card
     assert "vllm serve merged" in card
+
+
+def test_a_merged_language_model_ends_its_answers_where_it_was_trained_to(tmp_path: Path) -> None:
+    found = autopeft.export("exact", tmp_path / "out", format="merged")
+    assert not found.lines, "its generation configuration says it"
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out/merged")
+    assert model.generation_config.eos_token_id == [3, 5], "</s>, and <|end|>, which the template writes"
+    inputs = batch()
+    with torch.no_grad():  # a head that writes <|end|>
+        last = model.model(**inputs).last_hidden_state[0, -1]
+        model.lm_head.weight.zero_()[5] = last
+    written = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert written.tolist() == [5]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("lora", ("eos_token_id=[3, 5]", '"stop_token_ids": [5]')),
+        ("gguf-lora", ("eot_token_id=int:5",)),
+    ],
+)
+def test_beside_the_backbone_its_answers_end_is_told(
+    name: str, told: tuple[str, ...], tmp_path: Path
+) -> None:
+    found = autopeft.export("exact", tmp_path / "out", format=name)
+    assert "token 5 (<|end|>)" in found.lines[-1]
+    assert all(word in found.lines[-1] for word in told)
+    assert plain(found.lines[-1]) in (tmp_path / "out/README.md").read_text()
 
 
 def test_a_merged_classifier_has_its_head_and_its_labels(tmp_path: Path) -> None:

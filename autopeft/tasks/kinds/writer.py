@@ -14,7 +14,7 @@ from autopeft.errors import UsageError
 from autopeft.tasks.kinds.chat_templates import TurnEnd, turn_end
 from autopeft.tasks.kinds.generation import Generation, generate
 
-__all__ = ["Writer", "Written"]
+__all__ = ["Writer", "Written", "own_ends"]
 
 
 class Written(NamedTuple):
@@ -47,7 +47,7 @@ class Writer:
         if tokenizer.pad_token_id is None:
             raise UsageError("The tokenizer has no padding token: set `tokenizer.pad_token`.")
         self.model, self.tokenizer, self.most, self._mean = model, tokenizer, most, mean
-        self.end = turn_end(tokenizer, _own_ends(model))
+        self.end = turn_end(tokenizer, own_ends(model))
 
     def write(
         self,
@@ -110,7 +110,7 @@ class Writer:
         return text.encode("utf-8", "replace").decode("utf-8").strip()
 
 
-def _own_ends(model: nn.Module) -> tuple[int, ...]:
+def own_ends(model: nn.Module) -> tuple[int, ...]:
     """The end tokens that a model's own generation configuration names."""
     found = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     several = found if isinstance(found, (list, tuple)) else [found]
