@@ -23,7 +23,7 @@ from autopeft.export.lora_format import lora_adapter
 from autopeft.export.lora_weights import LoRAWeights, Rows, lora_weights
 from autopeft.export.merged_format import merge, write_merged
 from autopeft.export.package import RECIPE
-from autopeft.export.peft_format import PeftAdapter, peft_adapter, write_adapter
+from autopeft.export.peft_format import PeftAdapter, peft_adapter, task_type_of, write_adapter
 from autopeft.export.trained import Trained, task_of, trained
 from autopeft.export.vllm_rules import VLLMFinding, smallest_rank, vllm_findings
 from autopeft.hybrid import explicit_recipe
@@ -78,12 +78,32 @@ class Export:
         return answer_end(self.hybrid.model, self.processor) if writes else None
 
     @property
+    def is_decoder(self) -> bool:
+        """Whether its model is a decoder, such as vLLM serves: encoders with the head of a masked language
+        model and encoder-decoders have output embeddings as well."""
+        return (self.task_type or task_type_of(self.hybrid.model)) == "CAUSAL_LM"
+
+    @property
     def base(self) -> str:
-        """The backbone as commands name it."""
+        """The backbone as commands name it: by its name on the hub where its weights are those."""
         asset = ASSETS.get(str(self.source.alias))
+        if asset is not None and asset.gguf is not None:
+            return f"path/to/{asset.key}"
         if asset is not None and asset.hub is not None:
             return asset.hub
         return self.source.path if self.source.origin == "hub" else "path/to/the/backbone"
+
+    @property
+    def base_notes(self) -> tuple[str, ...]:
+        """What is to be said of a backbone whose weights are not those of the hub's model."""
+        asset = ASSETS.get(str(self.source.alias))
+        if asset is None or asset.gguf is None:
+            return ()
+        return (
+            f"Its backbone is AutoPEFT's {asset.key}, whose weights were decoded from a quantised file and "
+            f"are not those of {asset.hub}: load it from autopeft.assets.resolve_model({asset.key!r}).path, "
+            "or export it with --as merged, which needs no backbone.",
+        )
 
 
 @dataclass(frozen=True)
@@ -123,7 +143,7 @@ def _merged(export: Export) -> Ready:
         "`merged/` holds the whole model with the hybrid in its weights, in fp32. It needs neither AutoPEFT "
         f"nor peft:\n\n{fenced(code, 'python')}"
     )
-    if model.get_output_embeddings() is not None:
+    if export.is_decoder:
         section += f"\n\nvLLM serves it as well:\n\n{fenced('vllm serve merged', 'bash')}"
     end = export.end
     ends = end.whole.tokens if end is not None and end.unsaid else ()
@@ -245,7 +265,9 @@ def make_ready(name: str, export: Export) -> Ready:
     """A format by its name, with what whoever loads it has to know of this hybrid; see `FORMATS`."""
     ready, end = FORMATS[name](export), export.end
     programs = _LOADED_BY.get(name, ())
-    notes = () if end is None or not programs else tuple(end.notes(programs, named=name == "merged"))
+    notes = export.base_notes if programs and name != "merged" else ()
+    if end is not None and programs:
+        notes += tuple(end.notes(programs, named=name == "merged"))
     section = "\n\n".join((ready.section, *map(plain, notes)))
     return replace(ready, section=section, lines=(*ready.lines, *notes))
 

@@ -39,6 +39,7 @@ __all__ = [
     "base_prefix",
     "lora_config",
     "peft_adapter",
+    "task_type_of",
     "to_peft",
     "with_head",
     "write_adapter",
@@ -138,7 +139,7 @@ def with_head(
     """An adapter with the trained head of the model, and what all configs say."""
     heads = _head_tensors(model)
     common = {
-        "task_type": task_type or _task_type(model),
+        "task_type": task_type or task_type_of(model),
         "inference_mode": True,
         "modules_to_save": list(head_names(model)) if heads else None,
     }
@@ -151,7 +152,8 @@ def base_prefix(model: PreTrainedModel) -> str:
     return "" if base_model_of(model) is model else f"{model.base_model_prefix}."
 
 
-def _task_type(model: PreTrainedModel) -> str:
+def task_type_of(model: PreTrainedModel) -> str:
+    """peft's word for the kind of task that a model of this class is for."""
     name = type(model).__name__
     return next((kind for end, kind in _TASKS if name.endswith(end)), "FEATURE_EXTRACTION")
 
@@ -256,7 +258,7 @@ def _ia3(known: _Hybrid, entries: list[Entry]) -> tuple[dict[str, Any], dict[str
 
 def _language_model(known: _Hybrid, method: str) -> PreTrainedModel:
     model = known.live.model
-    if _task_type(model) != "CAUSAL_LM":
+    if task_type_of(model) != "CAUSAL_LM":
         raise NotExpressible(
             f"Hugging Face peft's {method} counts its rows as text where {type(model).__name__} reads its "
             f"head, which this hybrid does not; it can be said for causal language models only."

@@ -37,6 +37,7 @@ def test_every_format_gives_the_hybrid_s_logits(
     assert not torch.allclose(plain(input_ids=ids, decoder_input_ids=ids).logits, wanted, atol=1e-3)
     for form in ("merged", "peft", "lora"):
         folder = Path(autopeft.export(found, out=str(tmp_path / form), format=form).folder) / form
+        assert "vllm serve" not in (folder.parent / "README.md").read_text(), "it is named for decoders alone"
         if form == "merged":
             model = AutoModelForSeq2SeqLM.from_pretrained(folder)
         elif form == "peft":

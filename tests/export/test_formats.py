@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertForMaskedLM,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedModel,
@@ -29,8 +31,8 @@ from transformers import (
 import autopeft
 from autopeft.cli import main
 from autopeft.errors import CompositionError, UsageError
-from autopeft.export.arguments import FORMAT_NAMES
-from autopeft.export.formats import FORMATS
+from autopeft.export.arguments import FORMAT_NAMES, ExportArguments
+from autopeft.export.formats import FORMATS, Export, make_ready
 from autopeft.export.gguf_format import write_gguf
 from autopeft.export.lora_factors import NotServable
 from autopeft.export.lora_weights import lora_weights
@@ -69,6 +71,12 @@ def train(name: str, layers: list[Any], **more: Any) -> None:
 def _here(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOPEFT_CACHE", str(home / "cache"))
     monkeypatch.chdir(home)
+
+
+def as_export(run: str) -> Export:
+    saved = find_saved(run)
+    hybrid, source = load_hybrid(saved)
+    return Export(saved.folder, ExportArguments(), saved, hybrid, source)
 
 
 def batch(words: str = "user what is follows three") -> dict[str, Tensor]:
@@ -145,6 +153,34 @@ def test_a_merged_classifier_has_its_head_and_its_labels(tmp_path: Path) -> None
     torch.testing.assert_close(
         logits_of(model, inputs), hybrid_logits("classes", inputs), atol=1e-5, rtol=1e-5
     )
+
+
+def test_vllm_is_named_for_decoders_alone(tmp_path: Path) -> None:
+    """Encoders with the head of a masked language model have output embeddings too."""
+    masked = BertForMaskedLM(tiny_config("bert"))
+    masked.save_pretrained(tmp_path / "masked")
+    hybrid = autopeft.attach(
+        BertForMaskedLM.from_pretrained(tmp_path / "masked"),
+        Recipe.from_dict({"name": "s", "layers": [{"attach": ["lora"]}]}),
+    )
+    saved = find_saved(hybrid.save(tmp_path / "hybrid"))
+    live, source = load_hybrid(saved, model=str(tmp_path / "masked"))
+    assert not Export(saved.folder, ExportArguments(), saved, live, source).is_decoder
+    assert as_export("exact").is_decoder
+    assert not as_export("classes").is_decoder
+
+
+@pytest.mark.parametrize("name", ["lora", "gguf-lora"])
+def test_a_backbone_that_was_decoded_is_not_called_by_the_hub_s_name(name: str) -> None:
+    own = as_export("exact")
+    decoded = replace(own, source=replace(own.source, alias="smollm2-135m"))
+    assert decoded.base == "path/to/smollm2-135m"
+    ready = make_ready(name, decoded)
+    (note,) = [line for line in ready.lines if "smollm2-135m" in line]
+    assert "not those of HuggingFaceTB/SmolLM2-135M-Instruct" in note
+    assert plain(note) in ready.section
+    assert not any("smollm2" in line for line in make_ready(name, own).lines)
+    assert not any("smollm2" in line for line in make_ready("merged", decoded).lines)
 
 
 def test_what_does_not_merge_is_refused_before_anything_is_written(tmp_path: Path) -> None:
