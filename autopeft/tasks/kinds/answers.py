@@ -283,22 +283,24 @@ def _bare(part: _Part, answer: str) -> _Part:
 
 
 def _joined(messages: Conversation, *, ended: bool) -> list[_Part]:
-    """The messages one after the other, a learnt answer with the end token. A line break parts them where
-    neither has white space there, and no end token stands between them; it belongs to the prompt."""
+    """The messages one after the other, an answer with the end token unless it is an example's. A line break
+    parts them where neither has white space there, and no end token stands between them; it belongs to the
+    prompt."""
     parts: list[_Part] = []
     for message in messages:
-        text, learnt = message["content"], message["role"] == "assistant" and _is_learnt(message)
+        text, answer = message["content"], message["role"] == "assistant"
+        learnt = answer and _is_learnt(message)
         if parts and not parts[-1].ended and not parts[-1].text[-1].isspace() and not text[0].isspace():
             if parts[-1].learnt:
                 text = "\n" + text
             else:
                 parts[-1] = _Part(parts[-1].text + "\n")
-        parts.append(_Part(text, learnt, learnt and ended))
+        parts.append(_Part(text, learnt, ended and answer and not message.get("example")))
     return parts
 
 
 def _is_learnt(message: dict[str, Any]) -> bool:
-    """Whether an answer is; those of examples are not."""
+    """Whether an answer is; those of weight 0, as examples have, are not."""
     return bool(message.get("weight", 1))
 
 

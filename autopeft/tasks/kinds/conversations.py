@@ -1,8 +1,8 @@
 """Rows of conversations: what a language model is asked and what it shall answer, in the field's layouts.
 
 A row becomes a list of messages `{"role": …, "content": …}` with the roles `system`, `user` and `assistant`;
-what the assistant says is learnt, unless the message has the `weight` 0 (OpenAI's name for it), as those of
-examples have. A plain text is one message of the assistant's that nobody asked for.
+what the assistant says is learnt, unless the message has the `weight` 0 (OpenAI's name for it), which all but
+the last answer may have. A plain text is one message of the assistant's that nobody asked for.
 
 Layouts: `messages` (OpenAI; also in TRL), `conversations` (ShareGPT: `from` and `value`), a prompt and a
 completion under their usual names, `instruction`, `input` and `output` (Alpaca, whose `input` may be empty),
@@ -81,6 +81,8 @@ _ROLE = "a role other than system, user and assistant"
 _ORDER = "roles out of order (system may come first, then user and assistant take turns)"
 _LAST = "a last message that is not the assistant's"
 _NOT_UNICODE = "text that is not Unicode"
+_WEIGHT = "an answer whose weight is neither 0 nor 1"
+_UNLEARNT = "a last answer of weight 0, which is not learnt (end each conversation with one that is)"
 _EMPTY_TEXT, _NOT_TEXT = "no text", "something that is not text"
 
 
@@ -262,13 +264,14 @@ def read_conversations(table: Table, columns: Columns, *, asked: bool = False, p
 
 
 def with_turns(messages: Conversation, examples: Sequence[Conversation]) -> Conversation:
-    """A conversation with others before it as earlier turns, whose answers are neither learnt nor scored.
+    """A conversation with others before it as earlier turns, whose answers are neither learnt nor scored:
+    they have the `weight` 0 and are an `example`.
 
     What its system says stays first, and that of the others is left out.
     """
     system = [message for message in messages[:1] if message["role"] == "system"]
     earlier = [
-        {**message, "weight": 0} if message["role"] == "assistant" else message
+        {**message, "weight": 0, "example": True} if message["role"] == "assistant" else message
         for example in examples
         for message in example
         if message["role"] != "system"
@@ -362,7 +365,9 @@ def _problem(value: Any, *, asked: bool = False) -> str | None:
     turns = roles[1:] if roles[0] == "system" else roles
     if not turns or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(turns)):
         return _ORDER
-    return _LAST if turns[-1] != "assistant" and not asked else _problem_of_content(said)
+    if turns[-1] != "assistant" and not asked:
+        return _LAST
+    return _problem_of_content(said) or _problem_of_weights(value, roles)
 
 
 def _problem_of_content(said: Sequence[tuple[str, Any]]) -> str | None:
@@ -377,8 +382,26 @@ def _problem_of_content(said: Sequence[tuple[str, Any]]) -> str | None:
     return None
 
 
+def _weight(message: Mapping[Any, Any]) -> Any:
+    """The weight of an answer; 1 where it has none, as Parquet and pandas have that."""
+    weight = message.get("weight")
+    return 1 if weight is None or (isinstance(weight, float) and math.isnan(weight)) else weight
+
+
+def _problem_of_weights(value: Any, roles: Sequence[str]) -> str | None:
+    weights = [_weight(message) for message, role in zip(value, roles, strict=True) if role == "assistant"]
+    if any(not isinstance(w, int | float | np.number) or w not in (0, 1) for w in weights):
+        return _WEIGHT
+    return _UNLEARNT if roles[-1] == "assistant" and not weights[-1] else None
+
+
 def _conversation(value: Any, *, plain: bool = True) -> Conversation:
     if isinstance(value, str):
         return [{"role": "assistant" if plain else "user", "content": value}]
-    said = [(str(role), content) for role, content in map(_said, value)]
-    return [{"role": role, "content": content} for role, content in said if content and content.strip()]
+    found = []
+    for message in value:
+        role, content = _said(message)
+        if content and content.strip():
+            unlearnt = role == "assistant" and not _weight(message)
+            found.append({"role": str(role), "content": content, **({"weight": 0} if unlearnt else {})})
+    return found

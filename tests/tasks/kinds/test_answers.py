@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from autopeft.errors import DataError, UsageError
 from autopeft.tasks.kinds.answers import IGNORED, EncodedAnswers, encode_conversations
-from autopeft.tasks.kinds.conversations import Conversation
+from autopeft.tasks.kinds.conversations import Conversation, conversation_columns, read_conversations
+from autopeft.tasks.table import ColumnNames, Table
 
 ONE = [{"role": "user", "content": "what is one"}, {"role": "assistant", "content": "two three"}]
 TWO = [*ONE, {"role": "user", "content": "what follows"}, {"role": "assistant", "content": "four"}]
@@ -54,6 +55,21 @@ def test_without_a_template_an_end_token_ends_each_answer() -> None:
     )
     endless = word_tokenizer(None, eos_token=None)
     assert " ".join(words(encoded(ONE, tokenizer=endless))) == "what is one [two] [three]"
+
+
+def test_an_answer_of_weight_0_is_read_as_the_others_and_not_learnt() -> None:
+    table = Table("data.jsonl", {"messages": [[TWO[0], {**TWO[1], "weight": 0}, *TWO[2:]]]}, {})
+    [row] = read_conversations(table, conversation_columns(table, ColumnNames())).fields["messages"]
+    assert " ".join(words(encoded(row))) == (
+        "<|start|> user what is one <|end|> <|start|> assistant two three <|end|> "
+        "<|start|> user what follows <|end|> <|start|> assistant [four] [<|end|>]"
+    )
+    plain = word_tokenizer(None)
+    assert " ".join(words(encoded(row, tokenizer=plain))) == (
+        "what is one two three </s> what follows [four] [</s>]"
+    )
+    for tokenizer in (plain, word_tokenizer()):
+        assert np.array_equal(encoded(row, tokenizer=tokenizer).ids, encoded(TWO, tokenizer=tokenizer).ids)
 
 
 def test_a_line_break_parts_prompt_and_answer_where_nothing_else_does(

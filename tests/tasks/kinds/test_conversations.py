@@ -62,6 +62,35 @@ def test_messages_and_sharegpt_are_the_same_conversation() -> None:
     assert openai.labels == ["hello"]
 
 
+def test_answers_of_weight_0_keep_it_in_either_layout() -> None:
+    def row(weight: Any) -> list[dict[str, Any]]:
+        return [USER, {**ASSISTANT, "weight": weight}, USER, {**ASSISTANT, "weight": None}]
+
+    unlearnt = [USER, {**ASSISTANT, "weight": 0}, USER, ASSISTANT]
+    for weight, wanted in ((0, unlearnt), (0.0, unlearnt), (1, [USER, ASSISTANT] * 2)):
+        names = {"user": "human", "assistant": "gpt"}
+        sharegpt = [
+            {"from": names[m["role"]], "value": m["content"], "weight": m.get("weight")} for m in row(weight)
+        ]
+        assert read(table(messages=[row(weight)])).fields["messages"] == [wanted]
+        assert read(table(conversations=[sharegpt])).fields["messages"] == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("weights", "why"),
+    [
+        ((0.5, 1), "neither 0 nor 1"),
+        (("0", 1), "neither 0 nor 1"),
+        (([], 1), "neither 0 nor 1"),
+        ((1, 0), "a last answer of weight 0"),
+    ],
+)
+def test_weights_that_nothing_can_be_made_of_are_refused(weights: tuple[Any, Any], why: str) -> None:
+    first, last = ({**ASSISTANT, "weight": weight} for weight in weights)
+    with pytest.raises(DataError, match=why):
+        read(table(messages=[[USER, first, USER, last]]))
+
+
 @pytest.mark.parametrize(
     ("prompt", "answer"),
     [("prompt", "completion"), ("Question", "Answer"), ("instruction", "response"), ("query", "output")],
