@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from autopeft.hybrid.prediction import predictive, several_models
 from autopeft.method import LimitsTexts, reserved_rows
 from autopeft.tasks.kinds.begun_alike import length_alike, read_once
 
-__all__ = ["Generation", "generate", "room_of"]
+__all__ = ["Generation", "generate", "longest_prompt", "room_of"]
 
 _MOST_BEAMS = 100
 
@@ -105,29 +105,45 @@ def generate(
     live: Any = model
     if not getattr(live, "can_generate", lambda: False)():
         raise UsageError(f"{type(model).__name__} cannot generate: it is no language model.")
-    new, encodes = how.max_new_tokens or most, _encodes(live)
-    room = room_of(model)
-    prompts, new = _apart(prompts, new, room) if encodes else _within(prompts, new, room, begin)
-    width = max(map(len, prompts))
-    several = _several(live)
-    cached = not several and generates_from_cache(live, 1 if encodes else min(map(len, prompts)))
-    alike = length_alike(live, prompts) if cached and not encodes and how.beams == 1 else 0
-    inputs = _inputs(live, prompts, pad, None if encodes else alike, device)
-    config = GenerationConfig(
-        max_new_tokens=new,
-        num_beams=how.beams,
-        pad_token_id=pad,
-        eos_token_id=list(ends) or None,
-        **_sampling(how),
-        **(_beginning(live) if encodes else {}),
-    )
-    written = _run(live, inputs, config, mean, streamer, several=several, cached=cached)
-    return [_ended(row, ends, kept=ended) for row in written[:, 1 if encodes else width :].tolist()]
+    new, room = how.max_new_tokens or most, room_of(model)
+    fitted = _apart(prompts, new, room) if _encodes(live) else _within(prompts, new, room, begin)
+    found: dict[int, list[int]] = {}
+    for limit in sorted({own for _, own in fitted}):  # what a row gets does not depend on the others
+        rows = [i for i, (_, own) in enumerate(fitted) if own == limit]
+        config = GenerationConfig(
+            max_new_tokens=limit,
+            num_beams=how.beams,
+            pad_token_id=pad,
+            eos_token_id=list(ends) or None,
+            **_sampling(how),
+            **(_beginning(live) if _encodes(live) else {}),
+        )
+        written = _behind(live, [fitted[i][0] for i in rows], config, mean, streamer, device)
+        found |= zip(rows, (_ended(row, ends, kept=ended) for row in written), strict=True)
+    return [found[i] for i in range(len(fitted))]
 
 
 def _encodes(model: Any) -> bool:
     """Whether prompts go to an encoder."""
     return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def _behind(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    mean: Any,
+    streamer: Any,
+    device: str | torch.device,
+) -> list[list[int]]:
+    """What the model writes behind each prompt, filled up where a row has ended."""
+    encodes, several = _encodes(model), _several(model)
+    cached = not several and generates_from_cache(model, 1 if encodes else min(map(len, prompts)))
+    alike = length_alike(model, prompts) if cached and not encodes and config.num_beams == 1 else 0
+    inputs = _inputs(model, prompts, config.pad_token_id, None if encodes else alike, device)
+    written = _run(model, inputs, config, mean, streamer, several=several, cached=cached)
+    found: list[list[int]] = written[:, 1 if encodes else max(map(len, prompts)) :].tolist()
+    return found
 
 
 def _inputs(
@@ -167,15 +183,26 @@ def _beginning(model: Any) -> dict[str, Any]:
     return {"decoder_start_token_id": start, **({} if forced is None else {"forced_bos_token_id": forced})}
 
 
-def _apart(prompts: Sequence[Sequence[int]], new: int, room: int | None) -> tuple[list[list[int]], int]:
-    """Prompts and number of new tokens that fit the positions of an encoder and of a decoder, each by itself.
-    A prompt that is too long keeps its last token, which ends it."""
+_Fitted: TypeAlias = list[tuple[list[int], int]]
+"""Prompts, each with the number of tokens that are written behind it at most."""
+
+
+def _apart(prompts: Sequence[Sequence[int]], new: int, room: int | None) -> _Fitted:
+    """Prompts and numbers of new tokens that fit the positions of an encoder and of a decoder, each by
+    itself. A prompt that is too long keeps its last token, which ends it."""
     if room is None:
-        return [list(row) for row in prompts], new
+        return [(list(row), new) for row in prompts]
     if cut := sum(len(row) > room for row in prompts):
         warn_once(f"{cut:,} texts of more than {room} tokens lose their end: the model has {room} positions.")
     found = [list(row) if len(row) <= room else [*row[: room - 1], row[-1]] for row in prompts]
-    return found, min(new, room - 1)
+    return _told([(row, min(new, room - 1)) for row in found], new, room)
+
+
+def _told(fitted: _Fitted, new: int, room: int) -> _Fitted:
+    """The same, and a warning where fewer new tokens fit than were asked for."""
+    if min((own for _, own in fitted), default=new) < new:
+        warn_once(f"Some answers get fewer than {new} tokens: the model has {room} positions.")
+    return fitted
 
 
 def room_of(model: nn.Module) -> int | None:
@@ -195,26 +222,35 @@ def room_of(model: nn.Module) -> int | None:
     return max(2, min(limits)) if limits else None
 
 
-def _within(
-    prompts: Sequence[Sequence[int]], new: int, room: int | None, begin: int | None
-) -> tuple[list[list[int]], int]:
-    """Prompts and number of new tokens that fit the model's positions together. New tokens take half of them
-    at most, and a prompt that is too long beside them loses its beginning."""
+def longest_prompt(model: nn.Module, new: int) -> int | None:
+    """Tokens of a prompt that a model reads whole before it writes up to `new` more; `None` without a limit.
+    Of a decoder's positions new tokens take half at most where a prompt wants the rest."""
+    room = room_of(model)
+    if room is None or _encodes(model):
+        return room
+    return room - min(new, max(1, room // 2))
+
+
+def _within(prompts: Sequence[Sequence[int]], new: int, room: int | None, begin: int | None) -> _Fitted:
+    """Prompts and numbers of new tokens that fit the model's positions together. A prompt that is too long
+    beside its new tokens leaves them half of the positions, and loses its beginning where it has more than
+    the other half."""
     if room is None:
-        return [list(row) for row in prompts], new
-    new = min(new, max(1, room // 2))
-    longest, found, cut = room - new, [], 0
+        return [(list(row), new) for row in prompts]
+    least = min(new, max(1, room // 2))
+    longest, found, cut = room - least, [], 0
     for row in prompts:
         kept = [*row[:1]] if begin is not None and row[0] == begin and longest > 1 else []
         whole = len(row) <= longest
         cut += not whole
-        found.append(list(row) if whole else [*kept, *row[len(row) - longest + len(kept) :]])
+        fitting = list(row) if whole else [*kept, *row[len(row) - longest + len(kept) :]]
+        found.append((fitting, min(new, room - len(fitting))))
     if cut:
         warn_once(
             f"Prompts of more than {longest} tokens lose their beginning: the model has {room} positions, of "
-            f"which answers take up to {new}."
+            f"which answers take up to {least}."
         )
-    return found, new
+    return _told(found, new, room)
 
 
 def _sampling(how: Generation) -> dict[str, Any]:

@@ -218,8 +218,24 @@ def test_prompts_beyond_the_positions_lose_their_beginning(
     assert found[0] == one_by_one(model, [2, *long[-53:]], 6)
     assert found[1] == one_by_one(model, PROMPTS[0], 6)
     assert "more than 54 tokens lose their beginning" in caplog.text
-    [row] = generate(model, [PROMPTS[0]], Generation(max_new_tokens=500), most=6, **OPTIONS)
-    assert len(row) == 30, "half of the positions"
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_an_answer_takes_the_positions_that_its_own_prompt_leaves(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_once.cache_clear()
+    model = with_hybrid("lora", name)
+    assert room_of(model) == 64
+    prompts = [[(7 * i) % 40 + 3 for i in range(length)] for length in (20, 3, 40, 3)]
+    how = Generation(max_new_tokens=50)
+    with torch.no_grad():
+        found = generate(model, prompts, how, most=6, **OPTIONS)
+        assert [len(row) for row in found] == [44, 50, 32, 50], "the rest, what was asked for, half"
+        assert "Some answers get fewer than 50 tokens: the model has 64 positions." in caplog.text
+        assert found[2] == one_by_one(model, prompts[2][-32:], 32)
+        for prompt, row in zip(prompts, found, strict=True):
+            assert generate(model, [prompt], how, most=6, **OPTIONS) == [row]
 
 
 def test_what_is_written_beside_dept_ends_where_its_updates_do() -> None:
@@ -229,7 +245,7 @@ def test_what_is_written_beside_dept_ends_where_its_updates_do() -> None:
     assert room_of(model) == 9
     long = [2, *range(5, 15)]
     first, second = generate(model, [long, PROMPTS[0]], Generation(), most=6, begin=2, **OPTIONS)
-    assert (len(first), len(second)) == (4, 4)
+    assert (len(first), len(second)) == (4, 6)
 
 
 @pytest.mark.parametrize("case", ["lora", "gate"])
