@@ -9,6 +9,8 @@ from autopeft.arguments import takes
 from autopeft.errors import UsageError
 from autopeft.export.arguments import WRITES, ChatArguments
 from autopeft.export.trained import Trained, trained
+from autopeft.tasks.kinds.generation import longest_prompt
+from autopeft.tasks.kinds.written import UNKNOWN
 from autopeft.training import predict
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Chat", "chat"]
 
 Message = dict[str, str]
+_FEWEST = 4  # tokens that rows can be cut to
 
 
 class Chat:
@@ -43,7 +46,10 @@ class Chat:
         notify: Callable[[str], None] | None = None,
     ) -> None:
         self._kind, self._hybrid, self._tokenizer, self._how = kind, hybrid, tokenizer, how
-        self._max_length, self._notify = max_length, notify or (lambda line: None)
+        self._notify = notify or (lambda line: None)
+        # What the model reads beside its answer: what is longer would be cut without regard to turns.
+        most = longest_prompt(hybrid.model, how.max_new_tokens or UNKNOWN)
+        self._max_length = max_length if most is None else min(max_length, max(most, _FEWEST))
         self._begin: list[Message] = [] if not system else [{"role": "system", "content": system}]
         self.messages: list[Message] = []
         self.dropped = 0
@@ -56,8 +62,8 @@ class Chat:
     def say(self, text: str, told: Callable[[str], None] | None = None) -> str:
         """The model's answer to a text, given what was said before.
 
-        The oldest turns are dropped where the conversation is longer than the model reads. An answer that is
-        cut off by Ctrl-C stays as far as it was written.
+        The oldest turns are dropped where the conversation is longer than the model reads beside its answer.
+        An answer that is cut off by Ctrl-C stays as far as it was written.
 
         Args:
             told: is given the answer piece by piece, as it is written.
@@ -106,14 +112,18 @@ class Chat:
         gone = 0
         while too_long():
             if len(self.messages) - first < 3:
-                self._notify(f"The message is cut: the model reads {self._max_length} tokens.")
+                self._notify(
+                    f"The message is cut: the model reads {self._max_length} tokens beside its answer."
+                )
                 break
             del self.messages[first : first + 2]
             gone += 1
         if gone:
             self.dropped += gone
             turns = "turn was" if gone == 1 else f"{gone} turns were"
-            self._notify(f"The oldest {turns} dropped: the model reads {self._max_length} tokens.")
+            self._notify(
+                f"The oldest {turns} dropped: the model reads {self._max_length} tokens beside its answer."
+            )
 
 
 @takes(ChatArguments)

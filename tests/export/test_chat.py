@@ -10,6 +10,7 @@ import pytest
 from support.language import save_decoder, write_chats
 
 import autopeft
+from autopeft.assets import warn_once
 from autopeft.errors import UsageError
 from autopeft.recipe import Recipe
 from autopeft.tasks.kinds import get_kind
@@ -67,9 +68,26 @@ def test_the_oldest_turns_go_and_the_system_stays(run: Any, says: Callable[..., 
     assert talk.messages[-2]["content"] == "what follows four"
     assert talk.dropped > 0
     assert len(talk.messages) + 2 * talk.dropped == 9
-    assert "The oldest turn was dropped: the model reads 24 tokens." in told
+    assert "The oldest turn was dropped: the model reads 24 tokens beside its answer." in told
     talk.say("what " * 40)
-    assert any("The message is cut: the model reads 24 tokens." in line for line in told)
+    assert any("The message is cut: the model reads 24 tokens beside its answer." in line for line in told)
+
+
+def test_a_conversation_leaves_the_positions_that_its_answer_takes(
+    run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_once.cache_clear()
+    told: list[str] = []
+    talk = autopeft.chat(run, system="be brief", max_length=64, max_new_tokens=32, notify=told.append)
+    for _ in range(4):
+        talk.say(f"what {'is ' * 6}follows one")
+    assert "lose their beginning" not in caplog.text
+    assert talk.dropped == 3
+    assert told == ["The oldest turn was dropped: the model reads 32 tokens beside its answer."] * 3
+    longer = autopeft.chat(run, max_length=64, max_new_tokens=4, notify=told.append)
+    longer.say("what " * 50)
+    assert longer.dropped == 0
+    assert len(told) == 3, "60 of 64 positions are the prompt's"
 
 
 def test_an_answer_that_is_stopped_stays_as_far_as_it_came(run: Any, says: Callable[..., None]) -> None:
