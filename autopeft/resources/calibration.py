@@ -23,7 +23,7 @@ import transformers
 
 from autopeft.assets import cache_folder, warn_once
 from autopeft.counting import Counter
-from autopeft.errors import AssetError, AutoPEFTError
+from autopeft.errors import AssetError, AutoPEFTError, UsageError
 from autopeft.graph import CompositionGraph, build_graph
 from autopeft.recipe import Recipe
 from autopeft.resources.features import Shape, features_of, training_state
@@ -38,6 +38,11 @@ Notify = Callable[[str], None]
 _FORMAT = 2
 _MOST_BYTES = 1 << 14
 _FOLDER = "resources"
+_NO_MEMORY = (
+    "max_memory is predicted from measurements, and this system does not tell how much memory a training on "
+    "the {device} takes: Linux does where /proc/self/clear_refs can be written, and CUDA does. Leave "
+    "max_memory out, or search where it can be measured."
+)
 _LEAST = 0.05  # share of a measurement that is more than what is counted
 _log = logging.getLogger("autopeft")
 
@@ -130,22 +135,27 @@ def calibrate(
     *,
     head: int,
     backbone: str,
+    memory: bool = False,
     notify: Notify | None = None,
 ) -> Calibration:
     """Measure what was not measured before, and fit.
 
     Args:
         backbone: hash that tells backbones apart.
+        memory: whether predictions of memory are needed.
         notify: told before measurements that take time, and how far they are.
 
     Raises:
+        UsageError: memory is needed and can be measured neither now nor before.
         AutoPEFTError: not even the head alone could be measured.
     """
     counter = Counter(spec)
     wanted = {f"{counter.hash(r)} {r.training.dropout}": r for r in probes}
     identity = _identity(bench, backbone)
     kept = {key: _read(identity, key) for key in wanted}
-    new = [key for key, found in kept.items() if found is None]
+    new = [key for key, found in kept.items() if found is None or (memory and found.memory is None)]
+    if new and memory and not bench.measures_memory:
+        raise UsageError(_NO_MEMORY.format(device=bench.device.type.upper()))
     base = _read_base(identity)
     if base is None or new:
         base = _measure_base(bench, identity)

@@ -18,7 +18,7 @@ from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.tokens import mask_of
 from autopeft.training import TrainingPlan, train
 from autopeft.training.forward import Forward
-from autopeft.training.metering import resident, timed
+from autopeft.training.metering import PeakMemory, resident, timed
 from autopeft.training.modes import evaluation_mode, head_kept
 
 __all__ = ["Bench", "Measured", "latency_of", "typical_rows"]
@@ -62,6 +62,11 @@ class Bench:
         self.plan = replace(plan, steps=steps, eval_every=None, patience=None, train_share=1.0)
         tokens = mask_of(batch.collate(np.arange(len(batch)), device=self.device)).shape[1]
         self.shape = Shape(len(batch), int(tokens), min(plan.micro_rows, len(batch)))
+
+    @property
+    def measures_memory(self) -> bool:
+        """Whether this machine tells how much memory a training takes at its peak."""
+        return PeakMemory(self.device).bytes() is not None
 
     def base(self) -> int:
         """Bytes that the process holds with the backbone in use and nothing attached."""

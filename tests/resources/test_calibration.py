@@ -9,15 +9,16 @@ from support.training import assert_same_state, encoded_task, snapshot, tiny_ber
 from transformers import BertConfig, BertForSequenceClassification
 
 from autopeft.backbones import spec_of_model
+from autopeft.errors import UsageError
 from autopeft.graph import build_graph, first_layer
 from autopeft.hybrid import head_of
 from autopeft.recipe import Recipe
 from autopeft.resources import Limits, Predictor
-from autopeft.resources.calibration import calibrate, fitted
+from autopeft.resources.calibration import Calibration, calibrate, fitted
 from autopeft.resources.features import Shape, features_of, training_state
 from autopeft.resources.measuring import Bench, Measured, typical_rows
 from autopeft.resources.probes import Offer, base_probes, method_probes
-from autopeft.training import TrainingPlan
+from autopeft.training import TrainingPlan, metering
 
 SHAPE = Shape(8, 10, 8)
 
@@ -153,6 +154,32 @@ def test_probes_are_measured_once_and_the_model_is_left_as_it_was(
     assert found.step_time is not None
     assert found.step_time > 0
     assert found.latency is not None
+
+
+def test_memory_that_is_limited_has_to_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path))
+    model = tiny_bert()
+    spec, _ = spec_of_model(model)
+    bench = Bench(model, encoded_task(24, 8), TrainingPlan(steps=5, batch_size=4, device="cpu"), steps=2)
+    probes = base_probes(spec)[:2]
+    told: list[str] = []
+
+    def measured(*, memory: bool) -> Calibration:
+        return calibrate(bench, spec, probes, head=10, backbone="x", memory=memory, notify=told.append)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metering, "_CLEAR", tmp_path / "missing" / "clear_refs")
+        with pytest.raises(UsageError, match=r"a training on the CPU takes: .*Leave max_memory"):
+            measured(memory=True)
+        assert told == [], "it is refused before anything is measured"
+        assert measured(memory=False).memory is None
+        with pytest.raises(UsageError, match="max_memory"):
+            measured(memory=True)
+    if bench.measures_memory:
+        assert measured(memory=True).memory is not None, "what was kept without its memory is measured again"
+        before = len(told)
+        assert measured(memory=True).memory is not None
+        assert len(told) == before
 
 
 def test_the_typical_batch_has_the_median_length() -> None:

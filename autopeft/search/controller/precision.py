@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from autopeft.effort import LARGE
 from autopeft.foreign import file_in, parse_json
 from autopeft.runs.files import write_atomic
 from autopeft.search.core.jobs import JobResult, PrecisionJob
+from autopeft.search.planning.precision import final_precision
 from autopeft.training.precision import PrecisionProbe
 
 __all__ = ["ChosenPrecision", "kept_precision"]
@@ -32,8 +32,7 @@ class ChosenPrecision:
         folder: of the run, where the finding is kept, so that a search that goes on keeps to it; `None` to
             keep nothing.
         notify: is told what was found.
-        final: of all that is scored on *test*: `fp32`, `bf16`, or `auto`: `fp32`, for a large backbone that
-            of the trials.
+        final: of all that is scored on *test* (see `final_precision`).
 
     Attributes:
         value: `fp32` or `bf16`; `None` until the probe has ended.
@@ -49,7 +48,7 @@ class ChosenPrecision:
         final: str = "fp32",
     ) -> None:
         self._folder, self._notify = folder, notify
-        self._final = "fp32" if final == "auto" and parameters < LARGE else final
+        self._final, self._parameters = final, parameters
         self.value: str | None = asked if asked != "auto" else None
         if self.value is None and parameters < _LEAST:
             self.value = "fp32"
@@ -59,7 +58,7 @@ class ChosenPrecision:
     @property
     def final(self) -> str:
         """`fp32` or `bf16`, of all that is scored on *test*."""
-        return self._final if self._final != "auto" else self.value or "fp32"
+        return final_precision(self._final, self.value, self._parameters)
 
     def job(self, seed: int) -> PrecisionJob:
         """The probe."""

@@ -28,6 +28,7 @@ from autopeft.resources.limits import read_size, read_span
 from autopeft.resources.measuring import Bench
 from autopeft.resources.probes import Offer, base_probes, dropout_probes, method_probes
 from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.planning.precision import final_precision
 from autopeft.search.selection.baseline_recipes import middle
 from autopeft.search.selection.baselines import lora_baseline
 from autopeft.search.space.bound import BoundSpace
@@ -92,12 +93,15 @@ def calibration_for(
     """The model of what recipes of this space take on this machine; what is not kept yet is measured.
 
     Everything is drawn from a fixed seed, so that searches that share space and budget share measurements.
+
+    Raises:
+        UsageError: memory is limited, and cannot be measured here.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(a.cpus_per_trial)
     try:
         # As finalists are trained, as far as that is known yet.
-        dtype = dtype_of("fp32" if a.final_precision == "auto" else a.final_precision)
+        dtype = dtype_of(final_precision(a.final_precision, a.precision, spec.parameters))
         model = task.task_kind.load_model(source, task.labels, seed=plan.seed, dtype=dtype)
         map_weights(model)
         data = encode(task, task.task_kind.load_processor(source), plan.max_length)
@@ -108,6 +112,7 @@ def calibration_for(
             [*base_probes(spec), *method_probes(_offers(bound, budget), spec), *dropout_probes(spec)],
             head=head,
             backbone=backbone_fingerprint(model),
+            memory=a.max_memory is not None,
             notify=notify,
         )
     finally:

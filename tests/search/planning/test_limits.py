@@ -1,0 +1,61 @@
+"""What predictions for a search's limits are measured on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.saved_model import small_search
+
+from autopeft.errors import UsageError
+from autopeft.resources.measuring import Bench
+from autopeft.search.planning import limits, precision
+from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.planning.prepare import prepare
+from autopeft.training import metering
+
+
+class Stop(Exception):  # noqa: N818
+    pass
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
+    return small_search(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "large", "found"),
+    [
+        ({"precision": "bf16"}, True, torch.bfloat16),
+        ({"precision": "bf16"}, False, torch.float32),
+        ({"precision": "bf16", "final_precision": "fp32"}, True, torch.float32),
+        ({"final_precision": "bf16"}, False, torch.bfloat16),
+        ({}, True, torch.float32),
+    ],
+)
+def test_measurements_are_in_the_precision_of_finalists(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch, asked: Any, large: bool, found: torch.dtype
+) -> None:
+    on: list[torch.dtype] = []
+
+    def calibrate(bench: Bench, *args: Any, **more: Any) -> None:
+        on.append(next(bench.model.base_model.parameters()).dtype)
+        raise Stop
+
+    monkeypatch.setattr(limits, "calibrate", calibrate)
+    monkeypatch.setattr(precision, "LARGE", 1 if large else 10**9)
+    with pytest.raises(Stop):
+        prepare(SearchArguments(**arguments, **asked, max_step_time="1s"))
+    assert on == [found]
+
+
+def test_a_limit_on_memory_is_refused_where_it_cannot_be_measured(
+    arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metering, "_CLEAR", tmp_path / "missing" / "clear_refs")
+    with pytest.raises(UsageError, match="Leave max_memory out, or search where it can be measured"):
+        prepare(SearchArguments(**arguments, max_memory="1GB"))
