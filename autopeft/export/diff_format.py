@@ -121,7 +121,8 @@ def loading_code(model: PreTrainedModel, kind: str, base: str, file: str) -> str
         "import torch\n"
         "from safetensors.torch import load_file\n"
         f"from transformers import {kind}\n\n"
-        f"model = {kind}.from_pretrained({base!r}{labels})\n"
+        # In the dtype of the checkpoint, bf16 for example, small changes would be rounded away.
+        f"model = {kind}.from_pretrained({base!r}{labels}, dtype=torch.float32)\n"
         f"diff, parameters = load_file({file!r}), dict(model.named_parameters())\n"
         "with torch.no_grad():\n"
         "    for key, value in diff.items():\n"

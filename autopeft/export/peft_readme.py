@@ -39,6 +39,8 @@ def how_to_load(model: PreTrainedModel, task_type: str, base: str | None, named:
     options = f", num_labels={model.config.num_labels}" if classified else ""
     if options and type(model).__name__.endswith(_WITH_HEADS):
         options += ", ignore_mismatched_sizes=True"
+    # In the dtype of the checkpoint, bf16 for example, the logits would be others than those of the training.
+    options += ", dtype=torch.float32"
     kind = type(model).__name__ if purpose is None else f"AutoModelFor{purpose}"
     there = f"base = {kind}.from_pretrained({json.dumps(base or named or 'path/of/the/base')}{options})"
     lines = ["# An adapter in the format of Hugging Face peft", ""]
@@ -47,6 +49,7 @@ def how_to_load(model: PreTrainedModel, task_type: str, base: str | None, named:
             f"`adapter_config.json` names the base, {plain(base)}, so one call loads both:",
             "",
             "```python",
+            "import torch",
             f"from peft import AutoPeftModelFor{purpose}",
             "",
             f'model = AutoPeftModelFor{purpose}.from_pretrained("."{options})',
@@ -59,6 +62,7 @@ def how_to_load(model: PreTrainedModel, task_type: str, base: str | None, named:
         lines += ["Load the base first, then the adapter:", ""]
     lines += [
         "```python",
+        "import torch",
         "from peft import PeftModel",
         f"from transformers import {kind}",
         "",

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from support.saved_model import save_backbone, write_reviews
 from support.tiny import LogitsObjective, logits, randomise, tiny_inputs, tiny_model
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import autopeft
 from autopeft.errors import CompositionError
@@ -90,9 +90,11 @@ def test_what_is_larger_than_the_model_is_refused() -> None:
 
 
 def test_the_readme_applies_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a checkpoint in bf16 too, whose rounding would swallow changes as small as these."""
     monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    save_backbone(tmp_path / "bert")
+    kind = AutoModelForSequenceClassification
+    kind.from_pretrained(save_backbone(tmp_path / "bert"), dtype=torch.bfloat16).save_pretrained("bert")
     write_reviews(tmp_path / "reviews.csv")
     body = {"name": "m", "model": [*MASKS, "bitfit"], "training": {"learning_rate": 2e-2}}
     autopeft.train(
