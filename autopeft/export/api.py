@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from autopeft.arguments import takes
+from autopeft.errors import UsageError
 from autopeft.export.answers import Texts, answers, asked
-from autopeft.export.arguments import WRITES, EvaluateArguments, ExportArguments, PredictArguments
+from autopeft.export.arguments import RANKED, WRITES, EvaluateArguments, ExportArguments, PredictArguments
 from autopeft.export.out_file import write_answers
 from autopeft.export.package import load_hybrid, write_package
 from autopeft.export.recorded import Recorded, recorded
@@ -205,7 +206,8 @@ def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
         {arguments}
 
     Raises:
-        UsageError: there is no such run, the folder is not empty, or the backbone is another.
+        UsageError: there is no such run, the folder is not empty, the backbone is another, or `rank` is given
+            without a format that has one.
         NotExpressible: the recipe cannot be said in peft's format, and that was asked for.
         NotServable, CompositionError: it cannot be said in another format that was asked for.
 
@@ -213,7 +215,13 @@ def export(run: Trained, out: str | Path, given: ExportArguments) -> Exported:
         >>> autopeft.export("latest", "winner").files                      # doctest: +SKIP
         >>> autopeft.export("latest", "served", format="merged")           # doctest: +SKIP
     """
-    saved, wanted, reason = saved_of(run), given.format, None
+    wanted, reason = given.format, None
+    if given.rank is not None and wanted not in RANKED:
+        raise UsageError(
+            "--rank (rank=…) is the largest rank of the LoRA that is written with --as "
+            f"{' or '.join(RANKED)} (format=…); name one of these, or leave it out."
+        )
+    saved = saved_of(run)
     empty_folder(local_path(out), "-o")
     ready: Ready | None = None
     if wanted != OWN:

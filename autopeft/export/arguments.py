@@ -18,6 +18,7 @@ else:  # it takes seconds to import
 
 __all__ = [
     "FORMAT_NAMES",
+    "RANKED",
     "WRITES",
     "ChatArguments",
     "EvaluateArguments",
@@ -70,6 +71,8 @@ AnswersFile = Annotated[
 
 
 FORMAT_NAMES = ("autopeft", "peft", "merged", "diff", "lora", "gguf-lora", "recipe")
+RANKED = ("lora", "gguf-lora")
+"""The formats that `rank` is for."""
 
 
 def _formats() -> tuple[str, ...]:
@@ -255,10 +258,10 @@ class ExportArguments(Arguments):
     rank: Annotated[
         int | None,
         Option(
-            help="Largest rank of a LoRA. Default: what it takes to be exact, else the smallest that costs "
-            "little.",
-            doc="largest rank of a LoRA; default: what it takes to be exact, else the smallest that costs "
-            "less than 1 % of the loss",
+            help="Largest rank of the LoRA of --as lora or gguf-lora. Default: what it takes to be exact, "
+            "else the smallest that costs little.",
+            doc="largest rank of the LoRA of `lora` or `gguf-lora`; default: what it takes to be exact, else "
+            "the smallest that costs less than 1 % of the loss",
             least=1,
         ),
     ] = None

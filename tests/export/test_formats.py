@@ -307,6 +307,13 @@ def test_what_gguf_cannot_hold_is_refused(tmp_path: Path) -> None:
         write_gguf(model, lora_weights(hybrid), tmp_path)
 
 
+@pytest.mark.parametrize("name", [None, *(n for n in FORMAT_NAMES if n not in ("lora", "gguf-lora"))])
+def test_a_rank_is_refused_where_no_lora_is_written(name: str | None, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="written with --as lora or gguf-lora"):
+        autopeft.export("exact", tmp_path / "out", format=name, rank=4)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Did you mean 'merged'"):
         autopeft.export("exact", tmp_path / "out", format="mergd")
