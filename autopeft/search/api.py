@@ -128,7 +128,9 @@ def _go(
     make_folder(folder.state)
     spent = Clock(folder.state / "clock.json")
     if ready.seconds is not None:
-        ready = replace(ready, seconds=max(1.0, ready.seconds - spent.before))
+        # What was prepared until now took its time too.
+        gone = spent.before + clock.monotonic() - start
+        ready = replace(ready, seconds=max(1.0, ready.seconds - gone))
     if reporter is None:  # what limits the scores is said all the same
         for remark in ready.summary.remarks:
             (notify or _log.warning)(remark)
@@ -183,6 +185,7 @@ def _run(
         trial_metric=ready.trial_metric,
         judge=_judge(ready),
         recall=kept.recall,
+        past=past.records,
         seconds=ready.seconds,
         grace=a.grace,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -23,6 +23,7 @@ from autopeft.search.core.events import Reporter
 from autopeft.search.core.jobs import DONE, Done, Job, JobResult, TrainJob
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.confirmation import Confirmation, retried
+from autopeft.search.selection.finals import Finals, FinalWork
 from autopeft.search.selection.verdicts import Judge
 from autopeft.search.strategies.contract import Strategy
 
@@ -54,6 +55,7 @@ class Controller:
             earlier process is known again.
         on_record: stores a record; called once for each finished trial and final run.
         recall: the result of a final run that need not be repeated.
+        past: the final runs of an earlier process.
         seconds: time budget of the whole run, or `None`.
         workers: jobs that run at a time, for the time budget.
         precision: of trials and of the baselines' sweeps, and of all else.
@@ -80,6 +82,7 @@ class Controller:
         trial_metric: str | None = None,
         judge: Judge | None = None,
         recall: Callable[[Job], JobResult | None] = _unknown,
+        past: Sequence[TrialRecord] = (),
         seconds: float | None = None,
         grace: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
@@ -89,8 +92,11 @@ class Controller:
         self._precision, self._seed = precision or ChosenPrecision(), seed
         self._rank_by, self._trial_metric = rank_by, trial_metric
         self.time_budget = TimeBudget(
-            effort, baselines, workers, seconds, expected_steps=strategy.expected_steps, clock=clock
+            effort, workers, seconds, expected_steps=strategy.expected_steps, clock=clock
         )
+        self.time_budget.learn([*strategy.records(), *past])
+        self._baselines, self._came = baselines, dict[str, JobResult]()
+        self._past = Counter(str(record.kind) for record in past)
         self.confirmation = Confirmation(
             baselines,
             effort,
@@ -119,12 +125,10 @@ class Controller:
             if job is None and self._searching:
                 job = self._next_of_strategy()
             if job is None:
-                job = self.confirmation.next()
+                job = self.confirmation.next(self._fits)
             if job is None:
                 return None if self._running or self._searching else DONE
-            job = replace(job, rank_by=self._rank_by, precision=self._precision.final)
-            if _only_chooses(job):
-                job = replace(job, precision=self._precision.value, metric=self._trial_metric)
+            job = self._measured_by(job)
             if job.kind == "test":
                 job = replace(job, files=self.checkpoints.get(job.id.removeprefix("test-")))
             known = None if job.kind == "trial" else self._recall(job)
@@ -135,6 +139,13 @@ class Controller:
             self._reporter.on_trial_start(job, job.counts)
             return job
         return DONE
+
+    def _measured_by(self, job: Job) -> Job:
+        """The job with its precision and with what it is ranked by."""
+        job = replace(job, rank_by=self._rank_by, precision=self._precision.final)
+        if _only_chooses(job):
+            return replace(job, precision=self._precision.value or job.precision, metric=self._trial_metric)
+        return job
 
     def _probe(self) -> Job | None:
         """What the precision is chosen by; nothing else runs meanwhile."""
@@ -149,6 +160,9 @@ class Controller:
         if not self._announced:
             self._announced = True
             self._reporter.on_phase("search", self.effort.trials)
+            work = self._final_work()
+            *_, least = work.forms(self.effort)
+            self.time_budget.expect(work.left(Finals(self.effort)), work.left(least))
         room = self.time_budget.allows(self.strategy.launched, len(self._running))
         job = self.strategy.next(room=room)
         self._take_updates()
@@ -164,9 +178,22 @@ class Controller:
         self._searching = False
         if self.strategy.candidates(1):
             self.confirmation.sweep()
-        self.effort = self.time_budget.shrink(self.effort, self.confirmation.sweeps_left)
+        work = self._final_work()
+        finals = self.time_budget.shorten(work.forms(self.effort), work.left)
+        self.effort = finals.effort
         # Those that cost least may be far from the best.
-        self.confirmation.open(self.strategy.candidates(self.strategy.launched), self.effort)
+        self.confirmation.open(self.strategy.candidates(self.strategy.launched), finals)
+
+    def _final_work(self) -> FinalWork:
+        return FinalWork(self._baselines, self._seed, self._known, self._past)
+
+    def _known(self, job: Job) -> JobResult | None:
+        """What came of a baseline's run, in this process or before."""
+        return self._came.get(job.id) or self._recall(self._measured_by(job))
+
+    def _fits(self, job: Job) -> bool:
+        """Whether there is time for a job that decides nothing: always for what is known."""
+        return self.time_budget.fits(job) or self._known(job) is not None
 
     # Taking back
     # ------------------------------------------------------------------------------------------------------
@@ -219,6 +246,8 @@ class Controller:
             self.checkpoints.put(job.id, result.files)
         if result.failure != "stopped":  # what was cut off has not ended: it decides nothing
             self.confirmation.take(job, result)
+            if job.kind == "baseline":
+                self._came[job.id] = replace(result, files={})
         self._announce(self.confirmation.record(job, result, kept=kept))
 
     def _announce(self, record: TrialRecord) -> None:

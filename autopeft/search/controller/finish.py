@@ -83,7 +83,7 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         bias=_bias(ready, final),
         constant=ready.summary.constant,
         over_constant=_over_constant(ready, final),
-        remarks=ready.summary.remarks,
+        remarks=(*ready.summary.remarks, *_left_out(controller)),
         taken=_taken(ready, recipe, trial, final, baselines),
         within=ready.within,
         origin=won.origin,
@@ -195,6 +195,11 @@ def _finding(
         returned=won.origin if _is_baseline(won.final, controller.confirmation.baselines()) else None,
         margin=ready.arguments.margin / 100,
     )
+
+
+def _left_out(controller: Controller) -> list[str]:
+    names = controller.confirmation.left_out
+    return [f"There was no time for these baselines: {', '.join(names)}."] if names else []
 
 
 def _is_baseline(winner: Contender, baselines: Iterable[Contender]) -> bool:

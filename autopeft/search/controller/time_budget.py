@@ -3,54 +3,52 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from autopeft.effort import Effort
+from autopeft.runs.records import TrialRecord
 from autopeft.search.core.jobs import Job, TrainJob
-from autopeft.search.selection.baselines import Baseline
+from autopeft.search.selection.finals import Finals, trainings
 
 __all__ = ["TimeBudget"]
 
 _SEARCH_SHARE = 0.5
-_RELATIVE = {"trial": 1.0, "confirm": 1.0, "baseline": 0.5, "test": 0.2}
+Left = Mapping[str, float]
 
 
 class TimeBudget:
     """Time left and whether another trial still fits into the time budget, from the seconds of finished jobs.
 
-    Seconds of a trial are those of its steps, as many as a candidate of the strategy takes on average.
+    Work is counted in full trainings (see `trainings`), by kind of job. Where no job of a kind has finished,
+    its trainings take as long as those of trials, of which a candidate of the strategy takes
+    `expected_steps` on average.
 
     Half of the time budget is the search's; from then on a trial is refused when finalists and baselines
-    would no longer fit. At least two trials are always allowed. Where even that leaves too little for the
-    finals, `shrink` takes finalists and seeds away, down to one finalist with two seeds.
+    would no longer fit. At least two trials are always allowed, and more only where the shortest finals would
+    still fit. Where even that leaves too little for the finals, `shorten` shortens them.
     """
 
     def __init__(
         self,
         effort: Effort,
-        baselines: Sequence[Baseline],
         workers: int,
         seconds: float | None = None,
         *,
         expected_steps: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._effort, self.workers, self._budget, self._clock = effort, max(workers, 1), seconds, clock
-        self._baselines = baselines
+        self.workers, self._budget, self._clock = max(workers, 1), seconds, clock
+        self._full = effort.steps
         self._expected = float(effort.steps if expected_steps is None else expected_steps)
         self._start = clock()
         self._steps: dict[str, int] = {}
-        self._sums: dict[str, tuple[float, int]] = {}
-        self._left = self._finals(effort, sum(b.sweep_runs for b in baselines))
+        self._sums: dict[str, tuple[float, float]] = {}
+        self._left: dict[str, float] = {}
+        self._least: Left = {}
 
-    def _finals(self, effort: Effort, sweeps: int) -> dict[str, int]:
-        """Jobs after the search, of which `sweeps` belong to sweeps of the baselines."""
-        return {
-            "confirm": effort.top * effort.seeds,
-            "baseline": sweeps + sum(b.fresh_runs(effort.seeds) for b in self._baselines),
-            "test": effort.seeds,
-        }
+    def expect(self, left: Left, least: Left) -> None:
+        """Say what follows the search: trainings by kind of job, planned and at least."""
+        self._left, self._least = dict(left), least
 
     def progress(self, job: str, step: int) -> None:
         """Note how far a running job is."""
@@ -58,86 +56,116 @@ class TimeBudget:
 
     def finished(self, job: Job, seconds: float) -> None:
         """Note how long a job took."""
-        total, count = self._sums.get(job.kind, (0.0, 0))
-        steps = _part(job)[1] if job.kind == "trial" else 1
-        self._sums[job.kind] = (total + seconds, count + steps)
+        work = self._work_of(job)
+        self._time(job.kind, work, seconds)
         self._steps.pop(job.id, None)
         if job.kind in self._left:
-            self._left[job.kind] = max(0, self._left[job.kind] - 1)
+            self._left[job.kind] = max(0.0, self._left[job.kind] - work)
 
-    def mean(self, kind: str) -> float | None:
-        """Mean seconds of a kind of job, of a trial over all its parts; where none has finished, a share of a
-        full trial's."""
-        if kind != "trial" and kind in self._sums:
-            total, count = self._sums[kind]
-            return total / count
-        if "trial" in self._sums:
-            total, count = self._sums["trial"]
-            each = total / count
-            return each * (self._expected if kind == "trial" else _RELATIVE[kind] * self._effort.steps)
-        return None
+    def learn(self, records: Iterable[TrialRecord]) -> None:
+        """Take the timings of an earlier process of this run."""
+        for r in records:
+            steps = max(map(int, r.rungs), default=0)
+            work = steps / self._full if r.kind == "trial" else trainings(r.recipe, r.steps or 0)
+            if r.seconds and work and r.state not in ("failed", "interrupted"):
+                self._time(r.kind, work, r.seconds)
 
-    def _work(self, jobs: dict[str, int]) -> float | None:
-        """Seconds of work in so many jobs of each kind, or `None` before the first trial has finished."""
-        means = {kind: self.mean(kind) for kind in jobs}
-        if any(m is None for m in means.values()):
+    def _time(self, kind: str, work: float, seconds: float) -> None:
+        before, count = self._sums.get(kind, (0.0, 0.0))
+        self._sums[kind] = before + seconds, count + work
+
+    def _work_of(self, job: Job) -> float:
+        """Trainings of a job; of a part of a trial its share of the steps."""
+        if job.kind == "trial":
+            return _part(job)[1] / self._full
+        return trainings(job.recipe, job.steps)
+
+    @property
+    def _elapsed(self) -> float:
+        return self._clock() - self._start
+
+    def _training(self, kind: str) -> float | None:
+        """Mean seconds of a training; `None` before the first job that could tell."""
+        seconds, count = self._sums.get(kind) or self._sums.get("trial") or (0.0, 0.0)
+        return seconds / count if count else None
+
+    @property
+    def _trial(self) -> float | None:
+        """Mean seconds of a trial over all its parts."""
+        training = self._training("trial")
+        return None if training is None else training * self._expected / self._full
+
+    def _seconds(self, left: Left) -> float | None:
+        """Seconds of work in so many trainings of each kind, or `None` before the first trial has
+        finished."""
+        each = {kind: self._training(kind) for kind in left}
+        if any(seconds is None for seconds in each.values()):
             return None
-        return sum((means[kind] or 0.0) * n for kind, n in jobs.items())
+        return sum((each[kind] or 0.0) * count for kind, count in left.items())
 
     def allows(self, launched: int, running: int) -> bool:
         """Whether the time budget has room for another trial and all that follows."""
         if self._budget is None or launched < 2:
             return True
-        elapsed = self._clock() - self._start
-        trial, after = self.mean("trial"), self._work(self._left)
-        if trial is None or after is None:
+        elapsed = self._elapsed
+        trial, after, least = self._trial, self._seconds(self._left), self._seconds(self._least)
+        if trial is None or after is None or least is None:
             return elapsed < self._budget / 4
+        trials = (running + 1) * trial
         if elapsed + trial / 2 <= _SEARCH_SHARE * self._budget:
-            return True
-        work = (running + 1) * trial + after
-        return elapsed + work / self.workers <= self._budget
+            return elapsed + (trials + least) / self.workers <= self._budget
+        return elapsed + (trials + after) / self.workers <= self._budget
 
-    def shrink(self, effort: Effort, sweeps: int) -> Effort:
-        """The effort with as many finalists and seeds as the time left allows; `sweeps` jobs are still to
-        end."""
-        if self._budget is None:
-            return effort
-        left = (self._budget - (self._clock() - self._start)) * self.workers
-        fewer = [replace(effort, top=top) for top in range(effort.top, 0, -1)]
-        fewer += [replace(effort, top=1, seeds=seeds) for seeds in range(effort.seeds - 1, 1, -1)]
-        for smaller in fewer:
-            self._effort, self._left = smaller, self._finals(smaller, sweeps)
-            if (self._work(self._left) or 0.0) <= left:
+    def fits(self, job: Job) -> bool:
+        """Whether a job that nothing depends on would end in time."""
+        each = self._training(job.kind) or 0.0
+        return self._budget is None or self._elapsed + each * self._work_of(job) <= self._budget
+
+    def shorten(self, forms: Iterable[Finals], left: Callable[[Finals], Left]) -> Finals:
+        """The first of the finals that the time left allows, else the last: without a time budget the first.
+
+        Args:
+            forms: shorter and shorter ones.
+            left: what is left of some, trainings by kind of job.
+        """
+        chosen = None
+        for chosen in forms:
+            self._left = dict(left(chosen))
+            work = self._seconds(self._left)
+            if self._budget is None or work is None:
                 break
-        return self._effort
+            if self._elapsed + work / self.workers <= self._budget:
+                break
+        assert chosen is not None  # there is one that is not shortened
+        return chosen
 
     def remaining(self, steps_left: float | None, running: Sequence[Job]) -> float | None:
         """Seconds left, or `None` before the first trial has finished.
 
-        With a time budget it is never more than what is left of it.
+        While the search goes on, a time budget bounds them by what is left of it, or by the shortest finals
+        where these take longer.
 
         Args:
             steps_left: the strategy's, `None` once the search itself has ended.
         """
-        trial, after = self.mean("trial"), self._work(self._left)
-        if trial is None or after is None:
+        trial, after, least = self._trial, self._seconds(self._left), self._seconds(self._least)
+        if trial is None or after is None or least is None:
             return None
         work = after
         if steps_left is not None:
             work += steps_left / self._expected * trial
         for job in running:
-            mean = self.mean(job.kind) or 0.0
+            seconds = (self._training(job.kind) or 0.0) * self._work_of(job)
             start, steps = _part(job)
             done = min(1.0, (self._steps.get(job.id, start) - start) / steps) if steps else 0.0
             if job.kind == "trial":
                 # What goes on is in the expected steps already, what begins is not.
-                mean *= steps / self._expected
-                work += mean * (1.0 - done) - (mean if steps_left is not None and start > 0 else 0.0)
+                work += seconds * (1.0 - done) - (seconds if steps_left is not None and start > 0 else 0.0)
             else:
-                work -= mean * done
+                work -= seconds * done
         left = max(0.0, work) / self.workers
-        if self._budget is not None:
-            left = min(left, max(0.0, self._budget - (self._clock() - self._start)))
+        if self._budget is not None and steps_left is not None:
+            left = min(left, max(self._budget - self._elapsed, least / self.workers))
         return left
 
 

@@ -30,7 +30,7 @@ class BaselineRuns(RepeatedRuns):
     def __init__(self, index: int, baseline: Baseline) -> None:
         super().__init__(baseline.name, "baseline")
         self.counts = baseline.counts
-        self._index, self._baseline = index, baseline
+        self.index, self._baseline = index, baseline
         self.sweep: dict[str, float | None] = {}
         self._scores: dict[str, float | None] = {}
         self._measures: dict[str, tuple[str | None, str | None]] = {}
@@ -52,7 +52,7 @@ class BaselineRuns(RepeatedRuns):
         return [self._sweep_job(i, seed + _SECOND_SEED, steps, again=True) for i in best]
 
     def _sweep_job(self, index: int, seed: int, steps: int, *, again: bool = False) -> Job:
-        id = f"baseline-{self._index}-sweep{index}{'-again' if again else ''}"
+        id = f"baseline-{self.index}-sweep{index}{'-again' if again else ''}"
         self.sweep[id] = None
         self._candidate[id] = index
         self._open.add(id)
@@ -74,6 +74,23 @@ class BaselineRuns(RepeatedRuns):
                 scores.setdefault(self._candidate[job], []).append(score)
         means = {i: math.fsum(found) / len(found) for i, found in scores.items()}
         return sorted(means, key=lambda i: (-len(scores[i]), order(means[i], number=i)))
+
+    def skip_second_seed(self) -> None:
+        """Choose by the first seed alone, unless a second one has begun."""
+        self._second = 0
+
+    def leave_out(self) -> None:
+        """Train no more of it, and show nothing of what was tried."""
+        self.started = self._begun = True
+        self._second = 0
+        self._open.clear()
+        self.sweep.clear()
+        self.runs.clear()
+
+    def drop(self, job: str) -> None:
+        """Do without a run with a fresh seed that was never begun; it may stand for those of all seeds."""
+        for name in list(self.runs) if self._baseline.shots == 0 else [job]:
+            del self.runs[name]
 
     def take_sweep(self, result: JobResult) -> None:
         """Store one run of the sweep."""
@@ -201,4 +218,4 @@ class BaselineRuns(RepeatedRuns):
     def _run_of(self, index: int) -> str:
         """What the runs of a candidate are called. A process that goes on may choose another one, whose runs
         and weights are not those of the first."""
-        return f"baseline-{self._index}-{index}"
+        return f"baseline-{self.index}-{index}"

@@ -1,7 +1,8 @@
 """What follows the search: finalists and baselines with fresh seeds, then the test of the winner.
 
 Baseline sweeps may run while the last trials end; finalists are chosen when none is left. Small or cheap ones
-wait for the sweeps too, which tell what has to be reached.
+wait for the sweeps too, which tell what has to be reached. What decides nothing comes last, as far as
+there is time.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from autopeft.search.selection.baseline_runs import BaselineRuns
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.contender import Contender, RepeatedRuns, fresh_seeds
 from autopeft.search.selection.finalists import Finalist, choose_finalists, choose_frugal
+from autopeft.search.selection.finals import Finals
 from autopeft.search.selection.verdicts import Judge, Verdict, best_baseline, chosen, verdicts
 
 __all__ = ["Confirmation", "retried", "weights_job"]
@@ -39,6 +41,7 @@ class Confirmation:
         winner: the finalist, or the LoRA baseline, that reaches the goal on *select*, once all have ended.
         passed_over: what would have won and cannot be returned, as the training of its weights failed; and
             the error.
+        left_out: names of baselines for which there was no time.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Confirmation:
         self.finalists: list[Finalist] = []
         self.winner: RepeatedRuns | None = None
         self.passed_over: list[tuple[RepeatedRuns, str]] = []
+        self.left_out: list[str] = []
         self._trials: Sequence[TrialRecord] = ()
         self._queue: deque[Job] = deque()
         # What nothing waits for: it fills what a phase leaves idle at its end.
@@ -68,23 +72,31 @@ class Confirmation:
         self._sweeping = True
         self.advance()
 
-    @property
-    def sweeps_left(self) -> int:
-        """Sweep runs that have not ended."""
-        return sum(race.sweep_left for race in self.races)
-
-    def open(self, best: Sequence[TrialRecord], effort: Effort) -> None:
+    def open(self, best: Sequence[TrialRecord], finals: Finals) -> None:
         """Retrain the best of the search; nothing follows where there are none."""
+        effort = finals.effort
         self._open, self.effort, self._trials = True, effort, best
+        for race in self.races:
+            if race.index in finals.left_out:
+                self._leave_out(race)
+            elif not finals.second:
+                race.skip_second_seed()
         if not best:
             self.clear()
             for race in self.races:
                 race.started = True
             return
-        later = sum(race.later(effort.seeds) for race in self.races)
-        expected = min(effort.top, len(best)) * effort.seeds
-        self._on_phase("confirm", expected + self.sweeps_left + later)
+        later = sum(race.sweep_left + race.later(effort.seeds) for race in self.races)
+        self._on_phase("confirm", min(effort.top, len(best)) * effort.seeds + later)
         self.advance()
+
+    def _leave_out(self, race: BaselineRuns) -> None:
+        self.left_out.append(race.name)
+        for queue in (self._queue, self._at_leisure):
+            kept = [job for job in queue if job.id not in race.sweep and job.id not in race.runs]
+            queue.clear()
+            queue.extend(kept)
+        race.leave_out()
 
     def _choose_finalists(self) -> None:
         """Choose what is trained again, once all is known that decides it."""
@@ -115,14 +127,28 @@ class Confirmation:
         ]
         return [replace(r, step_cost=self.judge.cost_of_step(r.recipe)) for r in found]
 
-    def next(self) -> Job | None:
-        """The next job that can run now; what decides nothing comes when there is nothing else."""
-        queue = self._queue or self._at_leisure
-        return queue.popleft() if queue else None
+    def next(self, fits: Callable[[Job], bool] = lambda job: True) -> Job | None:
+        """The next job that can run now; what decides nothing comes when there is nothing else, and only
+        where it `fits` into the time that is left."""
+        if self._queue:
+            return self._queue.popleft()
+        while self._at_leisure:
+            job = self._at_leisure.popleft()
+            if fits(job):
+                return job
+            self._do_without(job)
+        return None
 
-    def again(self, job: Job) -> None:
-        """Give a job out once more, before the others."""
-        self._queue.appendleft(job)
+    def _do_without(self, job: Job) -> None:
+        """Drop a run of a baseline that decides nothing; without one of its sweep, or without any, it is left
+        out."""
+        for race in self.races:
+            if job.id in race.runs:
+                race.drop(job.id)
+            elif job.id not in race.sweep:
+                continue
+            if not race.runs:
+                self._leave_out(race)
 
     def clear(self) -> None:
         """Forget what was not begun."""
@@ -154,7 +180,7 @@ class Confirmation:
         """Open what has become possible."""
         for race in self.races:
             if self._sweeping and not race.swept:
-                self._queue.extend(race.sweep_jobs(self._seed, self.effort.steps))
+                self._queue_of(race).extend(race.sweep_jobs(self._seed, self.effort.steps))
         if not self._open or not self._trials:
             return
         if not self.finalists:
@@ -162,11 +188,13 @@ class Confirmation:
         seeds = fresh_seeds(self._seed, self.effort.seeds)
         for race in self.races:
             if race.swept and not race.started:
-                queue = self._queue if self._awaited(race) else self._at_leisure
-                queue.extend(race.jobs(seeds, self.effort.steps))
+                self._queue_of(race).extend(race.jobs(seeds, self.effort.steps))
         known = bool(self.finalists) and all(f.complete for f in self.finalists)
         if known and not self._testing and all(r.ended for r in self.races if self._awaited(r)):
             self._test()
+
+    def _queue_of(self, race: BaselineRuns) -> deque[Job]:
+        return self._queue if self._awaited(race) else self._at_leisure
 
     def _awaited(self, race: BaselineRuns) -> bool:
         """Whether the winner is chosen when a baseline has ended, as it decides as well."""

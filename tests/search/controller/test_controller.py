@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from support.searching import EFFORT, Stage, honest, rank_of
+from support.searching import EFFORT, Stage, honest, lora, rank_of
 
 from autopeft.hybrid.store import WEIGHTS
 from autopeft.search.core.jobs import DONE, Job, JobResult
+from autopeft.search.selection.baselines import Baseline
 
 Make = Callable[..., Stage]
 
@@ -239,7 +240,7 @@ def test_results_that_came_already_change_nothing(make_stage: Make) -> None:
     assert stage.controller.strategy.study.best()[0].score == honest(job).score
 
 
-@pytest.mark.parametrize(("seconds", "trials"), [(1e6, 5), (30.0, 4), (1.0, 2)])
+@pytest.mark.parametrize(("seconds", "trials"), [(1e6, 5), (30.0, 3), (1.0, 2)])
 def test_the_time_budget_leaves_room_for_the_finals(make_stage: Make, seconds: float, trials: int) -> None:
     now = [0.0]
     stage = make_stage(seconds=seconds, clock=lambda: now[0])
@@ -319,3 +320,101 @@ def test_a_finalist_that_was_cut_off_decides_nothing(make_stage: Make) -> None:
     stage.play(until_confirmed, workers=1)
     assert [r.state for r in stage.records if r.kind == "confirm"] == ["complete", "interrupted"]
     assert stage.controller.confirmation.winner is None
+
+
+NORMAL = replace(EFFORT, trials=40, steps=200, top=3, seeds=3)
+LORA, SINGLE, RANDOM = "LoRA", "best single method", "random hybrids"
+
+
+def candidates(first: int, count: int) -> tuple[Any, ...]:
+    return tuple(lora(rank).to_dict() for rank in range(first, first + count))
+
+
+def normal_baselines() -> list[Baseline]:
+    return [
+        Baseline(LORA, candidates(100, 12), {}),
+        Baseline(SINGLE, candidates(200, 22), {}, kind="single"),
+        Baseline(RANDOM, candidates(300, 3), {}, kind="random", each=True),
+    ]
+
+
+class Timed:
+    """Plays a search whose full trainings take 20 seconds each, one after the other."""
+
+    def __init__(self, make_stage: Make, effort: Any = NORMAL, **more: Any) -> None:
+        self.clock = more.setdefault("clock", Clock())
+        self.stage = make_stage(effort, baselines=normal_baselines(), **more)
+        self.stage.controller.scale(1)
+
+    def outcome(self, job: Job) -> JobResult:
+        seconds = 4.0 if job.kind == "test" else 20.0
+        self.clock.now += seconds
+        score = rank_of(job) % 100 / 1000 + job.seed / 1e6
+        return replace(honest(job), scores=dict.fromkeys(job.splits, score), seconds=seconds)
+
+    def play(self) -> Counter[str]:
+        self.stage.play(self.outcome, workers=1)
+        return Counter(job.kind for job in self.stage.jobs)
+
+
+@pytest.mark.parametrize("minutes", [8, 10, 20, 30])
+def test_baselines_keep_to_the_time_budget_too(make_stage: Make, minutes: int) -> None:
+    timed = Timed(make_stage, seconds=60.0 * minutes)
+    kinds = timed.play()
+    assert 0.75 * minutes <= timed.clock.now / 60 <= minutes
+    assert kinds["trial"] >= 4
+    confirmation = timed.stage.controller.confirmation
+    shown = {LORA, SINGLE, RANDOM}.difference(confirmation.left_out)
+    assert {contender.name for contender in confirmation.baselines()} == shown
+    assert LORA in shown
+    assert all(c.test and None not in c.by_seed.values() for c in confirmation.baselines())
+
+
+def test_with_enough_time_nothing_is_left_out(make_stage: Make) -> None:
+    kinds = Timed(make_stage, seconds=1e6).play()
+    assert kinds == {"trial": 40, "confirm": 9, "baseline": 12 + 6 + 3 + 22 + 6 + 3 + 3, "test": 3}
+
+
+def test_what_decides_comes_before_what_is_shown_beside_it(make_stage: Make) -> None:
+    """So that it is what remains where jobs take longer than was foreseen."""
+    timed = Timed(make_stage)
+    timed.play()
+    order = [job.kind for job in timed.stage.jobs if rank_of(job) < 200]
+    assert [job.kind for job in timed.stage.jobs[: len(order)]] == order
+
+
+def test_a_process_that_goes_on_knows_how_long_jobs_take(make_stage: Make) -> None:
+    """All trials had ended: none is timed again, and the finals are shortened all the same."""
+    first = Timed(make_stage)
+    first.stage.play(first.outcome, workers=1)
+    trials = first.stage.controller.strategy.records()
+    assert sum(record.state == "complete" for record in trials) == 40
+    again = Timed(make_stage, seconds=600.0)
+    again.play()
+    assert again.clock.now <= 600.0
+    past = [r for r in first.stage.records if r.kind in ("confirm", "test")]
+    known = {r.job: r for r in past}
+
+    def recall(job: Job) -> JobResult | None:
+        return honest(job) if job.id in known else None
+
+    more = Timed(make_stage, seconds=600.0, recall=recall, past=past)
+    more.play()
+    effort = more.stage.controller.effort
+    assert (effort.top, effort.seeds) == (3, 3), "what is done already costs nothing"
+
+
+def test_known_baselines_are_no_work_to_come(make_stage: Make) -> None:
+    """A second search on a task has the whole time for its trials and finalists."""
+
+    def recall(job: Job) -> JobResult | None:
+        score = rank_of(job) % 100 / 1000
+        return JobResult(job.id, dict.fromkeys(job.splits, score)) if job.kind == "baseline" else None
+
+    timed = Timed(make_stage, seconds=800.0, recall=recall)
+    kinds = timed.play()
+    effort = timed.stage.controller.effort
+    assert (effort.top, effort.seeds) == (3, 3)
+    assert 28 <= kinds["trial"] < 32, "40 would leave 0 of 800 s for 9 finalists' runs and the test"
+    assert timed.stage.controller.confirmation.left_out == []
+    assert 700 < timed.clock.now <= 800.0

@@ -1,35 +1,45 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from support.searching import EFFORT
 
+from autopeft.runs.records import TrialRecord
 from autopeft.search.controller.time_budget import TimeBudget
 from autopeft.search.core.jobs import Job, TrainJob
-from autopeft.search.selection.baselines import Baseline
+from autopeft.search.selection.finals import Finals
 
-BASELINES = [Baseline("baseline", ({}, {}), {})]
+LEFT = {"confirm": 4.0, "baseline": 6.0, "test": 0.4}
+LEAST = {"confirm": 2.0, "baseline": 3.0, "test": 0.4}
 
 
 def job(kind: str = "trial", name: str = "a", steps: int = 10) -> Job:
-    return TrainJob(name, kind, "x", {}, steps=steps)  # type: ignore[arg-type]
+    recipe = {"layers": [{"attach": ["lora"]}]}
+    return TrainJob(name, kind, "x", recipe, steps=0 if kind == "test" else steps)  # type: ignore[arg-type]
+
+
+def budget_of(workers: int = 1, seconds: float | None = None, **more: Any) -> TimeBudget:
+    found = TimeBudget(EFFORT, workers, seconds, **more)
+    found.expect(LEFT, LEAST)
+    return found
 
 
 def test_nothing_is_foretold_before_the_first_trial() -> None:
-    assert TimeBudget(EFFORT, BASELINES, 2).remaining(40.0, [job()]) is None
+    assert budget_of(2).remaining(40.0, [job()]) is None
 
 
 def test_time_left_is_the_work_left_over_the_workers() -> None:
     for workers in (1, 2):
-        time_budget = TimeBudget(EFFORT, BASELINES, workers)
+        time_budget = budget_of(workers)
         time_budget.finished(job(), 10.0)
-        # 4 trials, 4 finalists' runs, 6 baseline runs at 0.5, 2 tests at 0.2
-        assert time_budget.remaining(40.0, []) == pytest.approx((40 + 40 + 30 + 4) / workers)
+        # 4 trials, 4 finalists' runs, 6 baseline runs, 2 tests at 0.2
+        assert time_budget.remaining(40.0, []) == pytest.approx((40 + 40 + 60 + 4) / workers)
 
 
 def test_a_running_job_counts_for_what_is_left_of_it() -> None:
-    time_budget = TimeBudget(EFFORT, BASELINES, 1)
+    time_budget = budget_of()
     time_budget.finished(job(), 10.0)
     whole = time_budget.remaining(30.0, [job(name="b")])
     time_budget.progress("b", 5)
@@ -40,41 +50,87 @@ def test_a_running_job_counts_for_what_is_left_of_it() -> None:
 
 
 def test_all_done_is_zero() -> None:
-    time_budget = TimeBudget(EFFORT, BASELINES, 1)
+    time_budget = budget_of()
     time_budget.finished(job(), 10.0)
     for kind, count in (("confirm", 4), ("baseline", 6), ("test", 2)):
         for _ in range(count):
             time_budget.finished(job(kind), 1.0)
-    assert time_budget.remaining(None, []) == 0.0
+    assert time_budget.remaining(None, []) == pytest.approx(0.0)
 
 
-def test_a_time_budget_bounds_the_estimate() -> None:
+def test_a_time_budget_bounds_the_estimate_but_for_what_is_done_in_any_case() -> None:
     now = [0.0]
-    time_budget = TimeBudget(EFFORT, BASELINES, 1, seconds=30.0, clock=lambda: now[0])
+    time_budget = budget_of(seconds=100.0, clock=lambda: now[0])
     time_budget.finished(job(), 10.0)
     now[0] = 20.0
-    assert time_budget.remaining(40.0, []) == pytest.approx(10.0)
-    now[0] = 50.0
-    assert time_budget.remaining(40.0, []) == 0.0
+    assert time_budget.remaining(40.0, []) == pytest.approx(80.0)
+    now[0] = 90.0
+    assert time_budget.remaining(40.0, []) == pytest.approx(20 + 30 + 4), "the shortest finals"
+    assert time_budget.remaining(None, []) == pytest.approx(40 + 60 + 4), "these were chosen"
 
 
-def test_finals_shrink_to_what_the_time_allows() -> None:
+def left(finals: Finals) -> dict[str, float]:
+    effort = finals.effort
+    baseline = (2 if finals.second else 0) + sum(2 + effort.seeds for i in (0, 1) if i not in finals.left_out)
+    return {"confirm": effort.top * effort.seeds, "baseline": baseline, "test": 0.2 * effort.seeds}
+
+
+def test_finals_are_shortened_to_what_the_time_allows() -> None:
     effort = replace(EFFORT, top=3, seeds=4)
+    forms = [
+        *(Finals(replace(effort, top=top)) for top in (3, 2, 1)),
+        Finals(replace(effort, top=1, seeds=2)),
+        Finals(effort, frozenset({1})),
+        Finals(replace(effort, top=1, seeds=2), frozenset({1}), second=False),
+    ]
     found = []
-    for seconds in (1e6, 260.0, 130.0, 1.0):
-        time_budget = TimeBudget(effort, BASELINES, 1, seconds=seconds, clock=lambda: 0.0)
+    for seconds in (1e6, 260.0, 200.0, 125.0, 1.0):
+        time_budget = TimeBudget(effort, 1, seconds=seconds, clock=lambda: 0.0)
         time_budget.finished(job(), 10.0)
-        smaller = time_budget.shrink(effort, sweeps=2)
-        found.append((smaller.top, smaller.seeds))
-    # 10 for each finalist's run, 5 for each of the baseline's (2 sweeps), 2 for each test
-    assert found == [(3, 4), (3, 4), (2, 4), (1, 2)]
-    assert TimeBudget(effort, BASELINES, 1).shrink(effort, 2) == effort
+        found.append(forms.index(time_budget.shorten(forms, left)))
+        assert time_budget.remaining(None, []) == pytest.approx(10 * sum(left(forms[found[-1]]).values()))
+    assert found == [0, 1, 2, 3, 5]
+    assert TimeBudget(effort, 1).shorten(forms, left) == forms[0]
 
 
-def test_half_of_the_time_is_the_searchs_even_where_finals_do_not_fit() -> None:
+def test_half_of_the_time_is_the_searchs_even_where_finals_in_full_do_not_fit() -> None:
     now = [0.0]
-    time_budget = TimeBudget(EFFORT, BASELINES, 1, seconds=100.0, clock=lambda: now[0])
+    time_budget = budget_of(seconds=120.0, clock=lambda: now[0])
     time_budget.finished(job(), 10.0)
+    assert time_budget.allows(2, 0)
+    now[0] = 55.0
     assert time_budget.allows(2, 0)
     now[0] = 60.0
     assert not time_budget.allows(2, 0)
+
+
+def test_the_shortest_finals_come_before_a_third_trial() -> None:
+    time_budget = budget_of(seconds=60.0, clock=lambda: 0.0)
+    time_budget.finished(job(), 10.0)
+    assert time_budget.allows(1, 0)
+    assert not time_budget.allows(2, 0)
+
+
+def test_timings_of_an_earlier_process_count() -> None:
+    recipe = {"layers": [{"attach": ["lora"]}]}
+    time_budget = budget_of()
+    time_budget.learn(
+        [
+            TrialRecord("trial", "half", "stopped", recipe, seconds=5.0, rungs={"5": 0.5}),
+            TrialRecord("trial", "reused", "duplicate", recipe),
+            TrialRecord("trial", "broken", "failed", recipe, seconds=99.0, rungs={"5": 0.5}),
+            TrialRecord("confirm", "c", "complete", recipe, steps=10, seconds=30.0),
+        ]
+    )
+    assert time_budget.remaining(None, []) == pytest.approx(4 * 30 + 6 * 10 + 0.4 * 10)
+
+
+def test_a_job_that_would_end_too_late_does_not_fit() -> None:
+    now = [0.0]
+    time_budget = budget_of(seconds=30.0, clock=lambda: now[0])
+    time_budget.finished(job(), 10.0)
+    assert time_budget.fits(job("baseline"))
+    now[0] = 25.0
+    assert not time_budget.fits(job("baseline"))
+    assert time_budget.fits(job("test"))
+    assert budget_of().fits(job("baseline"))

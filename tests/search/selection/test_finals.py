@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from support.searching import EFFORT, lora
+
+from autopeft.search.core.jobs import Job, JobResult
+from autopeft.search.selection.baselines import Baseline
+from autopeft.search.selection.finals import Finals, FinalWork, trainings
+
+NORMAL = replace(EFFORT, top=2, seeds=3)
+HEAD: Any = {"name": "head-only"}
+BASELINES = [
+    Baseline("LoRA", tuple(lora(rank).to_dict() for rank in (1, 2, 3)), {}),
+    Baseline("single", tuple(lora(rank).to_dict() for rank in range(10, 20)), {}, kind="single"),
+    Baseline("head", (HEAD, HEAD), {}, kind="head"),
+    Baseline("untuned", (HEAD,), {}, kind="untuned", shots=0),
+]
+
+
+def work(known: Any = lambda job: None, **past: int) -> FinalWork:
+    return FinalWork(BASELINES, 0, known, past)
+
+
+def test_the_head_alone_and_scoring_cost_less_than_a_training() -> None:
+    assert trainings(lora(1).to_dict(), 10) == 1.0
+    assert trainings({"model": ["bitfit"]}, 10) == 1.0
+    assert 0 < trainings(HEAD, 10) < trainings(HEAD, 0) < 1
+
+
+def test_all_runs_are_left_where_nothing_is_known() -> None:
+    # LoRA 3 + 2 + 3, single 10 + 5 + 3, the head 2 + 2 + 3 at a tenth, the backbone's scores once
+    assert work().left(Finals(NORMAL)) == pytest.approx(
+        {"confirm": 6.0, "baseline": 8 + 18 + 0.7 + 0.2, "test": 0.6}
+    )
+    short = Finals(replace(NORMAL, top=1, seeds=2), frozenset({1, 2, 3}), second=False)
+    assert work().left(short) == pytest.approx({"confirm": 2.0, "baseline": 5.0, "test": 0.4})
+    assert work(confirm=4, test=9).left(Finals(NORMAL))["confirm"] == 2.0
+    assert work(confirm=4, test=9).left(Finals(NORMAL))["test"] == 0.0
+
+
+def test_what_is_known_is_not_left_as_far_as_it_tells_what_comes_next() -> None:
+    def known(job: Job) -> JobResult | None:
+        """LoRA wholly but for one seed; of the single methods all but one run of the sweep."""
+        single = job.id.startswith("baseline-1")
+        if job.id in ("baseline-1-sweep3", "baseline-0-2-s1001") or not (single or "ne-0" in job.id):
+            return None
+        rank = job.recipe["layers"][0]["attach"][0]["lora"]["rank"]
+        return JobResult(job.id, dict.fromkeys(job.splits, rank / 100))
+
+    found = work(known)
+    assert found.left(Finals(NORMAL, frozenset({1, 2, 3})))["baseline"] == 1.0
+    assert found.left(Finals(NORMAL, frozenset({0, 2, 3})))["baseline"] == 1 + 5 + 3
+
+
+def test_finals_are_shortened_step_by_step() -> None:
+    forms = list(work().forms(NORMAL))
+    seen = [(f.effort.top, f.effort.seeds, sorted(f.left_out), f.second) for f in forms]
+    efforts = [(2, 3), (1, 3), (1, 2)]
+    assert seen == [
+        *((*effort, out, True) for out in ([], [1], [1, 2], [1, 2, 3]) for effort in efforts),
+        (1, 2, [1, 2, 3], False),
+    ]
+
+
+def test_a_baseline_that_is_known_is_not_left_out() -> None:
+    forms = work(lambda job: JobResult(job.id, dict.fromkeys(job.splits, 0.5))).forms(NORMAL)
+    assert all(not finals.left_out for finals in forms)
