@@ -24,6 +24,7 @@ from autopeft.runs.folder import load_run
 from autopeft.runs.records import TrialRecord
 from autopeft.search.api import plan, search
 from autopeft.search.core.events import SearchInfo
+from autopeft.search.planning import cost
 
 SPACE = """
 autopeft: 2
@@ -206,6 +207,18 @@ def test_a_dry_run_starts_and_writes_nothing(arguments: dict[str, Any], tmp_path
     assert 0 < found.feasible <= 1
     assert found.estimate.seconds > 0
     assert found.estimate.memory > 0
+
+
+def test_a_time_budget_bounds_the_foretold_time_but_for_what_is_trained_in_any_case(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "gemm_speed", lambda: 1e7)
+    effort = {**arguments, "trials": 1000, "workers": 1, "baselines": "lora"}
+    whole = plan(**effort).estimate
+    each = whole.trial_seconds
+    assert plan(**effort, time=whole.seconds / 2).estimate.seconds == pytest.approx(whole.seconds / 2)
+    least = plan(**effort, time=each).estimate.seconds
+    assert 4 * each < least < whole.seconds / 2, "two trials, a finalist with two seeds, and LoRA"
 
 
 def test_a_dry_run_shows_what_the_search_would_begin_with(arguments: dict[str, Any], tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autopeft.arguments import takes
 from autopeft.counting import Counts
@@ -15,6 +16,7 @@ from autopeft.search.planning.arguments import PlanCall, SearchArguments
 from autopeft.search.planning.cost import Estimate, Work, Writing, estimate
 from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.selection.baselines import Baseline
+from autopeft.search.selection.finals import FinalWork
 from autopeft.search.space.candidate import candidate
 from autopeft.search.space.within import share_within
 from autopeft.search.strategies.registry import get_strategy
@@ -105,7 +107,8 @@ def _first(ready: Prepared, notify: Callable[[str], None] | None) -> tuple[Sampl
 
 
 def estimate_of(ready: Prepared, baselines: Sequence[Baseline]) -> Estimate:
-    """Time and memory of a search with these baselines."""
+    """Time and memory of a search with these baselines. A time budget bounds the time, but for what is
+    trained in any case."""
     kind = ready.task.task_kind
     tokens = kind.positions(ready.task.splits["train"], ready.source, ready.plan.max_length)
     found = estimate(
@@ -120,9 +123,17 @@ def estimate_of(ready: Prepared, baselines: Sequence[Baseline]) -> Estimate:
         gpu=ready.gpus > 0,
         writing=_writing(ready),
     )
-    if ready.seconds is not None and ready.seconds < found.seconds:
-        return Estimate(ready.seconds, found.trial_seconds, found.memory)
-    return found
+    if ready.seconds is None:
+        return found
+    most = max(ready.seconds, _shortest(ready, baselines, found.trial_seconds))
+    return replace(found, seconds=min(found.seconds, most))
+
+
+def _shortest(ready: Prepared, baselines: Sequence[Baseline], trial: float) -> float:
+    """Seconds that a search takes whatever its time budget: two trials and the shortest finals."""
+    work = FinalWork(baselines, ready.arguments.seed, lambda _: None, {})
+    *_, shortest = work.forms(ready.effort)
+    return trial * (2 + math.fsum(work.left(shortest).values())) / (ready.workers or 1)
 
 
 def _writing(ready: Prepared) -> Writing | None:
