@@ -14,6 +14,7 @@ from autopeft.export.package import find_saved, write_package
 from autopeft.report.html import render_report
 from autopeft.runs.folder import load_run
 from autopeft.runs.records import TrialRecord
+from autopeft.search import api
 from autopeft.search.api import plan, search
 from autopeft.search.core.events import SilentReporter
 
@@ -115,6 +116,16 @@ def test_a_search_that_was_killed_goes_on_to_the_same_end(
     assert (again.winner, again.select, again.test) == (whole.winner, whole.select, whole.test)
     assert (again.goal, again.origin) == ("cheapest", whole.origin)
     assert (load_run(arguments["out"]).winner / "weights.safetensors").is_file()
+
+
+def test_what_is_returned_keeps_budget_and_limits(arguments: dict[str, Any]) -> None:
+    free = plan(**arguments, samples=0).prepared
+    ready = plan(**arguments, max_file="3kB", samples=0).prepared
+    largest, smaller, head = (b.candidates[0] for b in (free.baselines()[0], *ready.baselines()))
+    assert [api._judge(free).inside(recipe) for recipe in (largest, smaller, head)] == [True, True, True]
+    assert [api._judge(ready).inside(recipe) for recipe in (largest, smaller, head)] == [False, True, True]
+    ranged = plan(**{**arguments, "budget": "1%..20%"}, samples=0).prepared
+    assert [api._judge(ranged).inside(recipe) for recipe in (largest, head)] == [True, False]
 
 
 def test_a_goal_and_an_objective_that_lead_apart_are_refused(arguments: dict[str, Any]) -> None:
