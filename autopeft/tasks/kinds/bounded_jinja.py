@@ -132,7 +132,8 @@ class _Meter:
     def made(self, value: Any, paid: int) -> Any:
         """What an operation made, charged as far as it is larger than what was `paid` for."""
         value = self.listed(value)
-        more = _size(value) - paid
+        # A range by itself is three numbers; what goes through it is counted as it does.
+        more = 0 if isinstance(value, range) else _size(value) - paid
         if more > 0:
             self.step(more)
         return value
