@@ -127,6 +127,12 @@ CALLBACKS = (
         "The controller hands each finished record to whoever keeps the run folder.",
     ),
     Callback(
+        "autopeft.search.selection",
+        "autopeft.search.controller.controller",
+        ("_fits", "_known"),
+        "What follows a search asks for what there is time, and what of it is known.",
+    ),
+    Callback(
         "autopeft.search.strategies",
         "autopeft.search.controller.checkpoints",
         ("put", "get", "drop", "size"),
