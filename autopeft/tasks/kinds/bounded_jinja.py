@@ -184,6 +184,8 @@ def _alone(item: Any) -> int:
 
 
 def _held(item: Any) -> list[Any]:
+    if item is None or isinstance(item, (str, int, float)):  # most are; the rest takes longer to tell
+        return []
     if isinstance(item, Namespace):
         item = object.__getattribute__(item, "_Namespace__attrs")
     if isinstance(item, Mapping):
