@@ -207,6 +207,8 @@ def test_commands_and_options_in_messages_exist() -> None:
         "--storage-class",
         "--lora",
         "--enable-lora",
+        "--override-kv",
+        "--reverse-prompt",
         "--lora-modules",
         "--max-lora-rank",
     }
