@@ -143,6 +143,9 @@ def served(site: Path) -> Iterator[str]:
     server.server_close()
 
 
+_PATIENCE = 180_000  # milliseconds; a slow machine is no error
+
+
 @dataclass
 class Opened:
     """A page, and everything that it said or asked for."""
@@ -152,8 +155,8 @@ class Opened:
     requests: list[str] = field(default_factory=list)
 
     def go(self, address: str) -> None:
-        self.page.goto(address)
-        self.page.wait_for_load_state("networkidle")
+        self.page.goto(address, timeout=_PATIENCE)
+        self.page.wait_for_load_state("networkidle", timeout=_PATIENCE)
 
 
 @pytest.fixture
