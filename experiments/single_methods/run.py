@@ -72,8 +72,9 @@ CENTRES = {FULL: -3, HEAD: 0, "p_tuning_v2": 2, "prefix_tuning": -1, "prompt_tun
 # Prompts that joined after it was found what the head's rate does to them: the head has their own rate.
 HEAD_ALIKE = frozenset({
     "aprompt", "apt", "dept", "idpg", "infoprompt", "lpt", "p_tuning", "prefix_propagation", "ptp",
-    "selective_prompt", "smop", "spot", "xprompt",
+    "selective_prompt", "smop", "xprompt",
 })  # fmt: skip
+STARTS = frozenset({"spot"})  # without what other trainings have left they are another method
 HOSTS = {"ptp": "p_tuning_v2"}  # what a policy is tried on: LoRA, unless it is one of prompts
 
 
@@ -111,10 +112,11 @@ def rate_of(point: int) -> float:
 
 
 def candidates() -> list[str]:
-    """The two ends, every method that MiniLM can take (a policy with its host), the variants and the fixed
-    recipes."""
+    """The two ends, every method that MiniLM can take alone (a policy with its host), the variants and the
+    fixed recipes."""
     lacking = {"encoder_decoder", "artefacts", "token_logits"}
-    methods = [name for name in method_names() if not lacking & get_method(name).traits.needs]
+    alone = [name for name in method_names() if name not in STARTS]
+    methods = [name for name in alone if not lacking & get_method(name).traits.needs]
     return [HEAD, *methods, FULL, *VARIANTS, *HYBRIDS]
 
 
