@@ -1,12 +1,14 @@
 """Backbones in 8 and 4 bits, and gradient checkpointing: where trainings end, and what they take.
 
-    python experiments/quantized/run.py               # an hour of one core; goes on where it stopped
-    python experiments/quantized/run.py --only memory # minutes: only what memory and steps take
+    python experiments/quantized/run.py                 # an hour of two cores; goes on where it stopped
+    python experiments/quantized/run.py --only memory   # minutes: only what memory and steps take
+    python experiments/quantized/run.py --only searches # twenty minutes of two cores
     python experiments/quantized/run.py --tables
 
 *scores*: pairs of trainings on `trec` that differ in nothing but how MiniLM's linear maps are held: LoRA, a
 serial adapter and a hybrid, three seeds each. *memory*: four steps of LoRA on MiniLM and on SmolLM2-135M,
-with activations kept or computed again. Each training has a process and one thread of its own.
+with activations kept or computed again. Each training has a process and one thread of its own. *searches*:
+two whole searches by the command line, in nine minutes each, that differ in nothing but `--quantize int8`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,11 @@ from lib.intervals import interval
 from lib.measuring import note, one_thread, show
 from lib.storage import append_row, read_rows
 
-__all__ = ["RECIPES", "Setting", "differences", "memory_settings", "needed", "score_settings"]
+__all__ = ["RECIPES", "Setting", "differences", "memory_settings", "needed", "score_settings", "searched"]
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS, RUNS = Path(__file__).parent / "results", Path(__file__).parent / "runs"
+SEARCH = ("--model", "smollm2-135m", "--task", "gym:chain_sum", "--budget", "0.3%", "--time", "9m")
+SEARCH += ("--baselines", "lora,untuned")
 HELD = (None, "int8", "int4")
 RECIPES: dict[str, dict[str, Any]] = {
     "lora": {"attach": [{"lora": {"rank": 12}}]},
@@ -141,6 +145,33 @@ def one(setting: Setting) -> dict[str, Any]:
     }
 
 
+def search(quantize: str | None) -> dict[str, Any]:
+    """A whole search by the command line, and what it found."""
+    run = RUNS / (quantize or "fp32")
+    if not (run / "result.json").exists():
+        begun = (run / "manifest.json").exists()
+        held = ("--quantize", quantize) if quantize else ()
+        words = ("--resume", str(run)) if begun else (*SEARCH, *held, "--out", str(run))
+        done = subprocess.run([sys.executable, "-m", "autopeft", "search", *words], check=False)
+        if done.returncode:
+            raise SystemExit(f"the search in {run} ended with {done.returncode}")
+    return searched(quantize, json.loads((run / "result.json").read_text(encoding="utf-8")))
+
+
+def searched(quantize: str | None, found: Mapping[str, Any]) -> dict[str, Any]:
+    """A search as a row: of the winner and each baseline the scores on *test* and the peak of memory, in
+    bytes."""
+    memory = {one["name"]: one["measured"].get("memory") for one in found["resources"]}
+    contenders = [{"name": "winner", "test": found["test"]}, *found["baselines"]]
+    return {
+        "quantize": quantize, "search": list(SEARCH), "metric": found["metric"], "recipe": found["recipe"],
+        "trials": found["trials"]["complete"], "seconds": round(found["seconds"], 1),
+        "contenders": [
+            {"name": c["name"], "test": c["test"], "memory": memory.get(c["name"])} for c in contenders
+        ],
+    }  # fmt: skip
+
+
 def differences(
     rows: Sequence[dict[str, Any]], quantize: str
 ) -> Iterator[tuple[str, str, list[float], list[float]]]:
@@ -157,8 +188,11 @@ def differences(
             yield recipe, split, plain, [100 * (b[split] - a[split]) for a, b in pairs]
 
 
-def tables(scores: Sequence[dict[str, Any]], memory: Sequence[dict[str, Any]]) -> None:
+def tables(
+    scores: Sequence[dict[str, Any]], memory: Sequence[dict[str, Any]], searches: Sequence[dict[str, Any]]
+) -> None:
     """Print what there is."""
+    show_searches(searches)
     lines = []
     for quantize in HELD[1:]:
         for recipe, split, plain, added in differences(scores, str(quantize)):
@@ -194,11 +228,28 @@ def tables(scores: Sequence[dict[str, Any]], memory: Sequence[dict[str, Any]]) -
     )
 
 
+def show_searches(rows: Sequence[dict[str, Any]]) -> None:
+    """Print what whole searches found."""
+    lines = [
+        (
+            row["quantize"] or "fp32",
+            one["name"] if one["name"] != "winner" else row["recipe"]["name"],
+            " ".join(f"{100 * score:.1f}" for score in one["test"]),
+            f"{one['memory'] / 1e6:.0f}" if one["memory"] else "",
+            f"{row['trials']} in {row['seconds'] / 60:.1f} min",
+        )
+        for row in rows
+        for one in row["contenders"]
+    ]
+    columns = ("weights", "recipe", "test, each seed", "peak of memory, MB", "trials")
+    show("searches on gym:chain_sum", columns, lines)
+
+
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=("scores", "memory"), help="one of the two parts")
+    parser.add_argument("--only", choices=("scores", "memory", "searches"), help="one of the parts")
     parser.add_argument("--model", help="of the memory's models, this one")
     parser.add_argument("--tables", action="store_true", help="print what there is, train nothing")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -208,7 +259,7 @@ def main(words: Sequence[str] | None = None) -> None:
         print(json.dumps(one(Setting(**json.loads(given.one)))))
         return
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    files = {name: RESULTS / f"{name}.jsonl" for name in ("memory", "scores")}
+    files = {name: RESULTS / f"{name}.jsonl" for name in ("memory", "scores", "searches")}
     for name, settings in (("memory", memory_settings()), ("scores", score_settings())):
         if given.tables or given.only not in (None, name):
             continue
@@ -217,7 +268,11 @@ def main(words: Sequence[str] | None = None) -> None:
                 row = measure(setting)
                 append_row(files[name], row)
                 note(f"{name}: {row}")
-    tables(read_rows(files["scores"]), read_rows(files["memory"]))
+    known = {row["quantize"] for row in read_rows(files["searches"])}
+    if not given.tables and given.only in (None, "searches"):
+        for quantize in (held for held in (None, "int8") if held not in known):
+            append_row(files["searches"], search(quantize))
+    tables(*(read_rows(files[name]) for name in ("scores", "memory", "searches")))
 
 
 if __name__ == "__main__":

@@ -49,3 +49,26 @@ def test_a_training_is_measured(load: Import) -> None:
     assert found["peak"] > found["before"] > 0
     assert found["step"] > 0
     assert found["scores"] == {}
+
+
+def test_a_search_is_a_row(load: Import, capsys: pytest.CaptureFixture[str]) -> None:
+    run = load("run")
+    found = {
+        "metric": "exact_match",
+        "recipe": {"name": "found"},
+        "test": [0.5, 0.6],
+        "baselines": [{"name": "LoRA rank 2", "test": [0.4]}, {"name": "untuned backbone", "test": [0.0]}],
+        "resources": [
+            {"name": "winner", "measured": {"memory": 2e9}},
+            {"name": "LoRA rank 2", "measured": {}},
+        ],
+        "trials": {"complete": 9, "failed": 1},
+        "seconds": 540.04,
+    }
+    row = run.searched("int8", found)
+    assert [c["memory"] for c in row["contenders"]] == [2e9, None, None]
+    assert (row["trials"], row["seconds"]) == (9, 540.0)
+    run.show_searches([row])
+    told = capsys.readouterr().out
+    assert "50.0 60.0" in told
+    assert "2000" in told

@@ -54,3 +54,13 @@ def sentence_pieces() -> PreTrainedTokenizerFast:
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     inner.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
     return fast(inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def letters_with_marks(template: str) -> PreTrainedTokenizerFast:
+    """As Llama 2's: letters, a mark for each space and one before each text; a mark and a y are one token."""
+    pieces = ["<unk>", "</s>", "\n", "▁", *"<|>abcdefghijklmnopqrstuvwxyz", "▁y"]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    inner = Tokenizer(models.BPE(vocabulary, [("▁", "y")], unk_token="<unk>"))
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    options = {"pad_token": "</s>", "eos_token": "</s>", "unk_token": "<unk>", "chat_template": template}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=256, **options)

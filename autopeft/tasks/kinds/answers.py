@@ -3,8 +3,10 @@
 A tokenizer with a chat template renders a conversation by it (see `chat_templates`). Without one the messages
 follow one another, a line apart, each answer with the end token behind it.
 
-A conversation is cut into what is asked and what is answered, and each part is tokenised by itself: a model
-that answers has the tokens of the question before it, whatever the answer begins with.
+A conversation is cut into what is asked and what is answered, and no token stands in two parts: a model that
+answers has the tokens of the question before it, whatever the answer begins with. A part of what a template
+renders has the tokens that it has behind the part before it, so that a conversation has the tokens that a
+server gives a model; tokenizers of Llama 2's kind mark the beginning of a text that is read by itself.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,7 +41,7 @@ __all__ = ["ANSWER_CUT", "IGNORED", "PROMPT_CUT", "EncodedAnswers", "EncodedWrit
 
 IGNORED = -100
 """Label of a token that is not learnt, as transformers has it."""
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK = 1_000
 PROMPT_CUT, ANSWER_CUT = 1, 2
 """Of `EncodedWriting.row_cut`."""
@@ -345,11 +348,10 @@ def _tokenise(
     for start in range(0, len(conversations), _CHUNK):
         chunk = conversations[start : start + _CHUNK]
         parts = [_parts(messages, tokenizer, template, ended=ended) for messages in chunk]
-        flat = [part.text for row in parts for part in row]
-        tokens = iter(tokens_of(tokenizer, flat, None, add_special_tokens=False, verbose=False)["input_ids"])
-        for messages, row in zip(chunk, parts, strict=True):
-            rendered = template is not None and messages[0]["role"] != "assistant"
-            rows.append(_cut(*_row(row, tokens, tokenizer, [] if rendered else begin), tokenizer, max_length))
+        rendered = [template is not None and messages[0]["role"] != "assistant" for messages in chunk]
+        tokens = _tokens_of_parts(parts, rendered, tokenizer)
+        for row, whole in zip(parts, rendered, strict=True):
+            rows.append(_cut(*_row(row, tokens, tokenizer, [] if whole else begin), tokenizer, max_length))
     lengths = [len(ids) for ids, _, _ in rows]
     return {
         "ids": np.concatenate([np.asarray(ids, dtype=np.int32) for ids, _, _ in rows]),
@@ -357,6 +359,25 @@ def _tokenise(
         "learnt": np.concatenate([np.asarray(learnt, dtype=np.bool_) for _, learnt, _ in rows]),
         "row_cut": np.asarray([cut for _, _, cut in rows], dtype=np.int8),
     }
+
+
+def _tokens_of_parts(
+    rows: Sequence[Sequence[_Part]], rendered: Sequence[bool], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[list[int]]:
+    """Tokens of each part, row by row. A part of a rendered row has those that it has behind the part before
+    it, unless a token would stand in both: then its own."""
+    flat = [part.text for row in rows for part in row]
+    joined = (row for row, whole in zip(rows, rendered, strict=True) if whole)
+    pairs = [before.text + part.text for row in joined for before, part in pairwise(row)]
+    found = tokens_of(tokenizer, flat + pairs, None, add_special_tokens=False, verbose=False)["input_ids"]
+    alone, behind = iter(found[: len(flat)]), iter(found[len(flat) :])
+    for row, whole in zip(rows, rendered, strict=True):
+        before: list[int] = []
+        for place in range(len(row)):
+            own = list(next(alone))
+            both = list(next(behind)) if whole and place else before + own
+            yield both[len(before) :] if both[: len(before)] == before else own
+            before = own
 
 
 def _beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:

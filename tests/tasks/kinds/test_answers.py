@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.language import TEMPLATE, chats, word_tokenizer
+from support.small_tokenizers import letters_with_marks
 from transformers import PreTrainedTokenizerBase
 
 from autopeft.errors import DataError, UsageError
@@ -46,6 +47,34 @@ def test_the_tokens_are_those_of_the_template() -> None:
     for row in chats(12):
         whole = tokenizer.apply_chat_template(row, tokenize=False)
         assert encoded(row).ids.tolist() == tokenizer(whole, add_special_tokens=False)["input_ids"]
+
+
+ASKED = [{"role": "user", "content": "is it"}, {"role": "assistant", "content": "yes"}] * 2
+TURNS = (
+    "{% for m in messages %}<|{{ m.role }}|>SPACE{{ m.content }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>SPACE{% endif %}"
+)
+
+
+def test_no_space_is_read_before_an_answer_where_the_template_writes_none() -> None:
+    tokenizer = letters_with_marks(TURNS.replace("SPACE", "\n"))
+    whole = tokenizer.apply_chat_template(ASKED, tokenize=False).rstrip()
+    found = encoded(ASKED, tokenizer=tokenizer, length=200)
+    assert found.ids.tolist() == tokenizer(whole, add_special_tokens=False)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(found.ids[found.learnt].tolist()) == ["y", "e", "s", "</s>"] * 2
+
+
+@pytest.mark.parametrize("space", ["\n", " ", ""])
+def test_what_is_asked_begins_what_was_learnt(space: str) -> None:
+    """Also where a token of the whole text stands in the question and in the answer."""
+    tokenizer = letters_with_marks(TURNS.replace("SPACE", space))
+    found = encoded(ASKED, tokenizer=tokenizer, length=200)
+    learnt = tokenizer.convert_ids_to_tokens(found.ids[found.learnt].tolist())
+    assert "".join(learnt).replace("▁", "") == 2 * "yes</s>"
+    for answers in (1, 2):
+        asked = encoded(ASKED[: 2 * answers - 1], tokenizer=tokenizer, length=200, asked=True).ids.tolist()
+        assert asked == found.ids[: len(asked)].tolist()
+        assert found.learnt[len(asked) - 1 :][:2].tolist() == [False, True]
 
 
 def test_without_a_template_an_end_token_ends_each_answer() -> None:
