@@ -33,7 +33,7 @@ __all__ = ["RECIPES", "Setting", "differences", "memory_settings", "needed", "sc
 
 RESULTS, RUNS = Path(__file__).parent / "results", Path(__file__).parent / "runs"
 SEARCH = ("--model", "smollm2-135m", "--task", "gym:chain_sum", "--budget", "0.3%", "--time", "9m")
-SEARCH += ("--baselines", "lora,untuned")
+SEARCH += ("--baselines", "lora", "--metric", "likelihood", "--steps", "20")
 HELD = (None, "int8", "int4")
 RECIPES: dict[str, dict[str, Any]] = {
     "lora": {"attach": [{"lora": {"rank": 12}}]},

@@ -129,17 +129,24 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="print what there is, run nothing")
     given = parser.parse_args()
     folders = {"t5": given.t5, "vit": given.vit}
-    known = {row["kind"] for row in read_rows(RESULTS)}
+    known, failed = {row["kind"] for row in read_rows(RESULTS)}, list[str]()
     for kind in given.kinds if not given.tables else ():
         setting = SETTINGS[kind]
         model = folders.get(setting.model, setting.model)
         if kind in known or model is None:
             note(f"{kind}: {'recorded' if kind in known else f'left out, without --{setting.model}'}")
             continue
-        row = measure(kind, setting, model, RUNS / kind)
+        try:
+            row = measure(kind, setting, model, RUNS / kind)
+        except SystemExit as reason:
+            note(f"{kind}: {reason}")
+            failed.append(kind)
+            continue
         append_row(RESULTS, row)
         note(f"{kind}: {100 * row['trivial']['difference']:+.1f} in {row['seconds']['search']:.0f} s")
     print(tables(read_rows(RESULTS)))
+    if failed:
+        raise SystemExit(f"Without a row: {', '.join(failed)}; see above.")
 
 
 if __name__ == "__main__":

@@ -21,10 +21,17 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("place")
     save_vit(folder / "vit")
     write_pictures(folder / "pictures", 60)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(bare: Path) -> Path:
+    """The same with what a search found, and new images."""
+    folder = bare
     (folder / "new").mkdir()
     for i, label in enumerate(("dark", "light")):
         (folder / "new" / f"{label}.png").write_bytes(content(picture(label, 100 + i)))
@@ -64,6 +71,7 @@ def test_what_a_run_says_of_images(place: Path) -> None:
     assert "--file path/to/images" in (place / "page.html").read_text()
 
 
+@pytest.mark.slow
 def test_folders_and_single_images_are_asked(place: Path) -> None:
     answers = asked(place, "found", "--file", "new")
     assert [row["image"] for row in answers] == ["cut.png", "dark.png", "light.png"]
@@ -119,7 +127,7 @@ def test_an_adapter_is_plain_peft(place: Path) -> None:
     torch.testing.assert_close(logits, torch.tensor(own["logits"]), rtol=1e-4, atol=1e-4)
 
 
-def test_images_are_no_texts(place: Path) -> None:
-    done = run(place, "train", "--task", "pictures", "--model", "minilm", "--recipe", "mam", "--steps", "1")
+def test_images_are_no_texts(bare: Path) -> None:
+    done = run(bare, "train", "--task", "pictures", "--model", "minilm", "--recipe", "mam", "--steps", "1")
     assert done.returncode != 0
     assert "is a backbone that reads texts, and image_classification is of images" in done.stderr

@@ -122,10 +122,11 @@ def test_while_data_are_loading_nothing_is_left(start: Start, number: Signals) -
 @pytest.mark.parametrize(
     ("job", "trials", "said"),
     [
-        (
+        pytest.param(
             "trial-0",
             3,
             "Interrupted before any trial was trained to the end. Go on with: autopeft search --resume",
+            marks=pytest.mark.slow,
         ),
         *(
             pytest.param(job, trials, "Interrupted. Go on with: autopeft search --resume", marks=marks)
@@ -283,7 +284,7 @@ REPORT = (("report", "trained"), "autopeft.report.html.page", "winner_of")
 @pytest.mark.parametrize(
     ("using", "number"),
     [
-        (REPORT, SIGINT),
+        pytest.param(REPORT, SIGINT, marks=pytest.mark.slow),
         pytest.param(PREDICT, SIGTERM, marks=pytest.mark.slow),
         pytest.param(EVALUATE, SIGINT, marks=pytest.mark.slow),
         pytest.param(EXPORT, SIGTERM, marks=pytest.mark.slow),

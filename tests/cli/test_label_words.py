@@ -36,6 +36,7 @@ def run(place: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_search_and_what_it_found(place: Path) -> None:
     template = ("--template", "{text} . It was {mask} .")
     done = run(place, "search", *TASK, *template, "--model", "bert", *SMALL, "--out", "run")
@@ -69,7 +70,7 @@ def test_a_decoder_is_trained(place: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--model", "headless"), "have no head that predicts tokens"),
+        pytest.param(("--model", "headless"), "have no head that predicts tokens", marks=pytest.mark.slow),
         (("--model", "bert", "--template", "{text} {masc}"), "unknown field {masc}"),
     ],
 )

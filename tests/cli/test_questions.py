@@ -33,6 +33,7 @@ def run(place: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_questions(place: Path) -> None:
     done = run(place, "search", "--task", "dev-v2.0.json", "--model", "bert", *SMALL, "--out", "spans")
     assert done.returncode == 0, done.stderr

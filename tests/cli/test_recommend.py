@@ -43,6 +43,7 @@ def test_it_prints_a_table_and_ends_with_a_command(model: str, tmp_path: Path) -
     assert Recipe.load(tmp_path / "first.yaml").entries()
 
 
+@pytest.mark.slow
 def test_as_data(model: str, tmp_path: Path) -> None:
     told = json.loads(run("--budget", "5%", "--model", model, "--json", cwd=tmp_path)[0])
     assert Recipe.from_dict(told["recipe"]).entries()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 from zlib import crc32
 
@@ -55,22 +55,35 @@ ON_DECODERS = [
 # All layers are handed the relative positions as a keyword, behind a norm whose bias is trained: the backward
 # of a reentrant checkpoint goes through that norm once for each layer, which torch refuses.
 NOT_REENTRANT = (("bitfit", "deberta-v2"),)
-ALWAYS = ("bert", "llama")
-SOME = tuple(name for name in ARCHITECTURES if name not in (*ALWAYS, *ENCODER_DECODERS))
+USUAL = ("bert", "llama")
+SOME = tuple(name for name in ARCHITECTURES if name not in (*USUAL, *ENCODER_DECODERS))
 
 
-def is_spared(case: str, name: str) -> bool:
-    """Whether only the slow tests have it. Each case is tried on `ALWAYS`, and on an encoder-decoder or on
-    one of the other architectures, of which all have their turn among so many cases; on another family two
-    cases are."""
-    if name in ALWAYS:
-        return False
-    if name in ARCHITECTURES:
-        among = ENCODER_DECODERS if crc32(case.encode()) % 2 else SOME
-        return name != min(among, key=lambda other: crc32(f"{case} {other}".encode()))
-    return case in sorted(WAYS, key=lambda other: crc32(f"{other} {name}".encode()))[2:]
+def is_spared(case: str, name: str, taken: Collection[str] = ARCHITECTURES) -> bool:
+    """Whether only the slow tests have it. Each case is tried on one of `USUAL`, and on an encoder-decoder
+    or on one of the other architectures, of which all have their turn among so many cases; on another family
+    two cases are.
+
+    Args:
+        taken: the architectures that a test tries the case on.
+    """
+    if name not in ARCHITECTURES:
+        return case in sorted(WAYS, key=lambda other: crc32(f"{other} {name}".encode()))[2:]
+    able = [a for a in taken if (case, a) not in REFUSED]
+    turn = [a for a in able if a in (ENCODER_DECODERS if crc32(case.encode()) % 2 else SOME)]
+    rest = turn or [a for a in able if a not in USUAL]
+    group = [a for a in able if a in USUAL] if name in USUAL else rest
+    return name != min(group, key=lambda a: crc32(f"{case} {a}".encode()), default=None)
 
 
 def drawn(cases: Iterable[tuple[Any, ...]]) -> list[Any]:
     """Parameters that begin with a case and an architecture."""
-    return [pytest.param(*c, marks=pytest.mark.slow if is_spared(c[0], c[1]) else ()) for c in cases]
+    found = list(cases)
+    taken: dict[str, list[str]] = {}
+    for case, name, *_ in found:
+        if name in ARCHITECTURES:
+            taken.setdefault(case, []).append(name)
+    return [
+        pytest.param(*c, marks=pytest.mark.slow if is_spared(c[0], c[1], taken.get(c[0], ())) else ())
+        for c in found
+    ]

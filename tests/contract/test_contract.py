@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from contract.pairs import (
-    ALWAYS,
     CASES,
     NOT_REENTRANT,
     OF_TEXTS,
@@ -17,6 +16,7 @@ from contract.pairs import (
     PAIRS,
     REFUSED,
     SELECTIVE,
+    USUAL,
     drawn,
     is_spared,
 )
@@ -224,7 +224,7 @@ def _saved(folder: Any) -> dict[str, Tensor]:
     ("case", "name", "attention"),
     [
         pytest.param(
-            c, a, attention, marks=pytest.mark.slow if is_spared(c, a) or (i and a not in ALWAYS) else ()
+            c, a, attention, marks=pytest.mark.slow if is_spared(c, a) or (i and a not in USUAL) else ()
         )
         for c, a in PAIRS
         for i, attention in enumerate(FAMILIES[a].attentions)
@@ -265,7 +265,7 @@ def test_generate_with_and_without_cache(case: str, name: str) -> None:
     ("case", "name", "reentrant"),
     [
         pytest.param(
-            c, a, again, marks=pytest.mark.slow if is_spared(c, a) or (again and a not in ALWAYS) else ()
+            c, a, again, marks=pytest.mark.slow if is_spared(c, a) or (again and a not in USUAL) else ()
         )
         for c, a in PAIRS
         for again in (False, True)

@@ -10,8 +10,13 @@ from autopeft.errors import CompositionError, UsageError
 from autopeft.graph import unmergeable
 from autopeft.hybrid import attach
 
+USUAL = ("bert", "gpt2", "t5")
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in ARCHITECTURES],
+)
 def test_the_graph_knows_what_merges(architecture: str) -> None:
     seen: dict[bool, int] = {True: 0, False: 0}
     for case in CASES:

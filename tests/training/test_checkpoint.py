@@ -96,7 +96,14 @@ def test_where_a_pause_has_no_way_back_what_acts_is_what_is_counted(name: str, u
     assert parameters == counted
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in STAGED])
+# Every other method by default; the rest are slow.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if i % 2 else ())
+        for i, name in enumerate(name for name in ALL if name not in STAGED)
+    ],
+)
 def test_a_paused_training_goes_on_bitwise_as_if_it_had_not_stopped(name: str) -> None:
     model, data, recipe = biased(), encoded_task(), ALL[name]
     saved: list[dict[str, torch.Tensor]] = []

@@ -36,7 +36,7 @@ from autopeft.search.space.space import space_names
 
 @pytest.mark.parametrize("name", space_names())
 @pytest.mark.parametrize("spec", SPECS)
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_the_inverse_of_materialize_in_built_in_spaces(name: str, spec: str, data: st.DataObject) -> None:
     bound = bound_to(name, SPECS[spec])
@@ -280,7 +280,7 @@ training:
 
 
 @given(st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_optimizers_and_parts_come_back(data: st.DataObject) -> None:
     bound = space(TUNED)
     values = data.draw(points(bound))

@@ -114,6 +114,7 @@ def _left_alone(method: str, seed: int, **config: Any) -> int:
     return len(TENSORS) - len(module.entries.selected())
 
 
+@pytest.mark.slow
 def test_more_tensors_are_left_alone_than_without_groups() -> None:
     grouped = [_left_alone("s_diff_pruning", seed, joint="product") for seed in range(3)]
     alone = [_left_alone("u_diff_pruning", seed) for seed in range(3)]
