@@ -26,6 +26,7 @@ __all__ = ["backbone_fingerprint", "bytes_of", "map_weights"]
 _log = logging.getLogger("autopeft")
 _ALIGNMENT = 64
 _LARGEST = 4 << 30
+_SAMPLE = 64  # values of a tensor
 _FINGERPRINTS: WeakKeyDictionary[nn.Module, tuple[Any, str]] = WeakKeyDictionary()
 _NOT_STRUCTURE = {"id2label", "label2id", "num_labels", "problem_type", "architectures", "use_cache"}
 
@@ -55,7 +56,8 @@ def _plain(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]
 
 def backbone_fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 of the base model: its class, configuration and every weight. Remembered until one changes."""
-    now = [(t.data_ptr(), t._version, t.dtype) for _, t in _held(model)]
+    held = [t for _, t in _held(model)]
+    now = [(t.data_ptr(), t._version, t.dtype) for t in held], _sampled(held)
     kept = _FINGERPRINTS.get(model)
     if kept is not None and kept[0] == now:
         return kept[1]
@@ -69,6 +71,16 @@ def backbone_fingerprint(model: PreTrainedModel) -> str:
         digest.update(bytes_of(tensor).data)
     _FINGERPRINTS[model] = (now, digest.hexdigest())
     return _FINGERPRINTS[model][1]
+
+
+def _sampled(tensors: Iterable[Tensor]) -> bytes:
+    """Some values of each tensor: fused optimizers, and what writes to `.data`, do not raise its version."""
+    parts: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        flat = tensor.detach().reshape(-1)
+        some = flat[:: max(1, len(flat) // _SAMPLE)].contiguous().view(torch.uint8)
+        parts.setdefault(tensor.device, []).append(some)
+    return b"".join(bytes_of(torch.cat(found)).tobytes() for found in parts.values())
 
 
 def bytes_of(tensor: Tensor) -> NDArray[np.uint8]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,18 @@ def test_the_fingerprint_is_the_backbones_alone() -> None:
     assert len({backbone_fingerprint(classifier("bert", seed=s)) for s in (0, 1)} | {mark}) == 2
     half = classifier("bert")
     assert backbone_fingerprint(half.to(torch.bfloat16)) != mark  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("how", ["a fused optimizer", "data"])
+def test_the_fingerprint_sees_what_raises_no_version(how: str) -> None:
+    model = classifier("bert")
+    mark = backbone_fingerprint(model)
+    if how == "data":
+        model.base_model.get_parameter("pooler.dense.bias").data.add_(1.0)
+    else:
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        torch.optim.AdamW(model.parameters(), fused=True).step()
+    found = backbone_fingerprint(model)
+    assert found != mark
+    assert found == backbone_fingerprint(copy.deepcopy(model))
