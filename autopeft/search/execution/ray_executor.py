@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,7 @@ class _Worker(tune.Trainable):
             return {"handle": handle, "about": self._about, "node": self._node, **self._state()}
         if self._future is None:
             time.sleep(_IDLE_SECONDS)
-            return {}
+            return {"idle": True}
         wait([self._future], timeout=_REPORT_SECONDS)
         if not self._future.done():
             return {"news": self._news, "peak": peak_memory()}
@@ -309,8 +310,12 @@ def run_jobs(
         DriverThread() as driver,
         cluster(pool, resume, driver, logs, notify, lambda: watched.came) as there,
     ):
-        with heeded(watched.interrupt, lambda: source.stopped):
-            scheduler = _scheduler(source, Capacity(pool, nodes, resume=resume), driver, there)
+        with (
+            heeded(watched.interrupt, lambda: source.stopped),
+            contextlib.closing(
+                _scheduler(source, Capacity(pool, nodes, resume=resume), driver, there)
+            ) as scheduler,
+        ):
             stored = None if model_files is None else _StoredFiles.of(model_files)
             tuner = _tuner(scheduler, {"runner": runner, "setup": setup, "stored": stored}, pool, scratch)
             _fit(tuner, scheduler, driver, there.health, watched)
@@ -389,8 +394,17 @@ def _fit(
             raise AutoPEFTError(f"Ray ended the search: {first or type(error).__name__}") from error
 
 
-def _give(handle: Any, job: Job) -> None:
-    handle.give.remote(job)
+def _give(handle: Any, job: Job) -> Callable[[], str]:
+    return partial(_refusal, handle.give.remote(job))
+
+
+def _refusal(given: Any) -> str:
+    """Why a job did not arrive, as where the worker lacks the package that its type is from."""
+    try:
+        ray.get(given, timeout=_REPORT_SECONDS)
+    except Exception as error:  # whatever reading the job there has raised
+        return str(error).strip().rpartition("\n")[2] or type(error).__name__
+    return "no reason is known."
 
 
 def _look_there(node: str, pid: int) -> None:

@@ -28,12 +28,14 @@ _LOST = "The worker process ended before the job did: killed, out of memory, or 
 @dataclass
 class _WorkerState:
     """A worker as the driver sees it: when it was last heard of, its handle, once it is up, its machine, the
-    id of the job that it runs, and what will be known of it if it is lost."""
+    id of the job that it runs, what tells why it did not take that job, and what will be known of it if it is
+    lost."""
 
     heard: float
     handle: Any = None
     node: str = ""
     job: str | None = None
+    refusal: Callable[[], str] = str
     trace: WorkerTrace = field(default_factory=WorkerTrace)
 
 
@@ -49,7 +51,7 @@ class Scheduler:
     alone.
 
     Args:
-        give: sends a job to the worker of a handle.
+        give: sends a job to the worker of a handle; what it returns tells why it did not arrive.
         look_there: is told of a silent worker of another machine, now and then, by its machine and process
             id, to do there what is done here.
         look_at_starting: is told now and then that a worker takes long to come up.
@@ -61,7 +63,7 @@ class Scheduler:
         capacity: Capacity,
         driver: DriverThread,
         health: HealthCheck,
-        give: Callable[[Any, Job], None],
+        give: Callable[[Any, Job], Callable[[], str]],
         *,
         look_there: Callable[[str, int], None] = lambda node, pid: None,
         look_at_starting: Callable[[], None] = lambda: None,
@@ -100,6 +102,7 @@ class Scheduler:
                 worker.trace.introduce(result.pop("about"))
         worker.trace.ends = result.pop("ends", worker.trace.ends)
         worker.trace.peak = result.pop("peak", worker.trace.peak)
+        idle = result.pop("idle", False)
         with self._guard():
             if "outcome" in result:
                 worker.job = None
@@ -107,12 +110,17 @@ class Scheduler:
             elif "news" in result:
                 worker.trace.step, worker.trace.loss = news = result.pop("news")
                 self._driver.call(self._source.progress, worker.job, *news)
+            elif idle and worker.job is not None:  # it would wait for ever
+                error = f"The worker could not take the job: {worker.refusal()}"
+                refused = JobResult(worker.job, error=error, failure="lost")
+                worker.job = None
+                self._driver.call(self._source.complete, refused)
             if worker.job is None and not self.stop():
                 job = self._held.popleft() if self._held else self._ask()
                 if job is not None:
                     worker.job = job.id
                     worker.trace.begin()
-                    self._give(worker.handle, job)
+                    worker.refusal = self._give(worker.handle, job)
 
     def worker_lost(self, name: str, reason: str, told: str = "") -> None:
         """Take note that a worker is no more.
@@ -130,6 +138,11 @@ class Scheduler:
             elif worker.handle is None and self._clock() >= self._start_from:
                 self._start_failed(reason)
         worker.trace.close()
+
+    def close(self) -> None:
+        """Let go of the processes of workers that are still there when the run has ended."""
+        for worker in self._workers.values():
+            worker.trace.close()
 
     def stop(self) -> bool:
         """Whether the run ends now. Called all the time, so that the capacity's size is kept up here."""

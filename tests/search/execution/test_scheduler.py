@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -92,11 +93,15 @@ class Stage:
             capacity,
             Direct(),  # type: ignore[arg-type]
             self.health,  # type: ignore[arg-type]
-            lambda handle, job: self.given.append((handle, job.id)),
+            self.give,
             look_there=lambda node, pid: self.looked.append((node, pid)),
             look_at_starting=lambda: self.looked.append("starting"),
             clock=self.clock,
         )
+
+    def give(self, handle: str, job: Job) -> Callable[[], str]:
+        self.given.append((handle, job.id))
+        return lambda: "No module named 'plugin'"
 
     def up(self, *names: str) -> None:
         """Hire workers and let them come up."""
@@ -220,6 +225,34 @@ def test_what_one_job_reported_is_not_told_of_the_next() -> None:
     stage.finish("one", "a")
     stage.scheduler.worker_lost("one", "killed")
     assert "last step reported: none" in stage.source.results[-1].log
+
+
+def test_a_job_that_a_worker_cannot_read_is_lost_and_the_next_one_runs() -> None:
+    stage = Stage(Source("a", "b"), [1])
+    stage.up("one")
+    news = {"idle": True}
+    stage.scheduler.receive("one", news)
+    (lost,) = stage.source.results
+    assert (lost.job, lost.failure) == ("a", "lost")
+    assert lost.error == "The worker could not take the job: No module named 'plugin'"
+    assert news == {}, "nothing is left with Tune"
+    assert stage.given[-1] == ("one", "b")
+    stage.finish("one", "b")
+    stage.scheduler.receive("one", {"idle": True})
+    assert len(stage.source.results) == 2, "one without a job has nothing to lose"
+
+
+def test_in_the_end_nothing_is_held_of_workers() -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    stage, before = Stage(Source("a", "b"), [2]), descriptors()
+    stage.up("one", "two")
+    for name in ("one", "two"):
+        stage.scheduler.receive(name, {"about": ProcessInfo.own(), "handle": name})
+    assert descriptors() == before + 2 * hasattr(os, "pidfd_open")
+    stage.scheduler.close()
+    assert descriptors() == before
 
 
 def test_a_worker_that_fails_says_why() -> None:
