@@ -97,7 +97,8 @@ class Persistence:
             self.model.__dict__["save_pretrained"] = self._before
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "owner": None, "_handles": []}
+        # The handles go along: a copy of the whole hybrid is taken off its model like any other.
+        return {**self.__dict__, "owner": None}
 
     # Saving
     # -------------------------------------------------------------------------------------------------

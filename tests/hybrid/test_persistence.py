@@ -295,6 +295,22 @@ def test_a_copy_of_the_model_saves_itself(how: str, tmp_path: Path) -> None:
     assert hybrid.attached
 
 
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_a_copy_of_a_hybrid_comes_off_its_model_as_any_other(how: str, tmp_path: Path) -> None:
+    model, inputs = tiny_model("bert"), tiny_inputs("bert")
+    hybrid = attach(model, recipe("lora"), seed=0)
+    randomise(hybrid.root)
+    expected = logits(model, inputs)
+    copied = copy.deepcopy(hybrid) if how == "deepcopy" else pickle.loads(pickle.dumps(hybrid))
+    merged = copied.merge()
+    merged.save_pretrained(tmp_path / "merged")
+    reloaded = type(model).from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(reloaded, inputs), expected)
+    assert merged.load_state_dict(model.state_dict(), strict=False).missing_keys == []
+    model.save_pretrained(tmp_path / "first")
+    assert (tmp_path / "first" / "hybrid.json").is_file(), "the first one is as it was"
+
+
 def test_several_hybrids_go_into_a_folder_each(tmp_path: Path) -> None:
     recipes = [recipe("lora"), recipe({"prefix_tuning": {"length": 2}})]
     model, inputs = tiny_model("bert"), tiny_inputs("bert", batch=4)
