@@ -147,6 +147,9 @@ class Checkpoint:
         ):
             raise DataError("This checkpoint's optimizer has seen other parameters than there are here.")
         optimizer.inner.load_state_dict({"state": state, "param_groups": now["param_groups"]})
+        for i, kept in state.items():  # torch gives it the type of its parameter: Adafactor's is finer
+            held = optimizer.inner.state[optimizer.parameters[i]]
+            held.update({k: v.to(held[k].device) for k, v in kept.items() if v.dtype != held[k].dtype})
         restore_generator((self.tensors["generator.cpu"], self.tensors.get("generator.cuda")), device)
 
     def _part(self, prefix: str) -> dict[str, Tensor]:
