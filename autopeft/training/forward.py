@@ -24,7 +24,7 @@ from autopeft.tasks.kinds import TaskKind
 from autopeft.tasks.tokens import mask_of
 from autopeft.training.contracts import Trainable
 from autopeft.training.losses import logits_of
-from autopeft.training.modes import evaluation_mode, training_mode
+from autopeft.training.modes import evaluation_mode, generators_kept, training_mode
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.shared import SharedPrefix, Unshareable, is_by_position, may_share
 from autopeft.training.together import team_of
@@ -162,8 +162,12 @@ def shortest_forward(hybrid: Trainable, data: EncodedTask, plan: TrainingPlan, *
     if dropout or not plan.shortcuts or not isinstance(hybrid, Hybrid) or not len(data.train):
         return plain
     # The draws of calibration and training go on from where they are.
-    with torch.random.fork_rng(devices=[]):
+    with generators_kept(_device_of(hybrid)):
         return _Shortcuts(hybrid, data.train, kind).forward()
+
+
+def _device_of(hybrid: Trainable) -> torch.device:
+    return next(hybrid.model.parameters()).device
 
 
 def sharing_forward(hybrid: Trainable, split: EncodedSplit, kind: TaskKind) -> Forward:
@@ -171,7 +175,7 @@ def sharing_forward(hybrid: Trainable, split: EncodedSplit, kind: TaskKind) -> F
     plain logits of two rows of the split."""
     found = Forward(hybrid.model, kind=kind)
     if isinstance(hybrid, Hybrid) and kind.causal and len(split):
-        with torch.random.fork_rng(devices=[]):
+        with generators_kept(_device_of(hybrid)):
             _Shortcuts(hybrid, split, kind).shorten(found, ends=False, shares=True)
     return found
 
@@ -187,7 +191,7 @@ class _Shortcuts:
         self.hybrid, self.kind = hybrid, kind
         self.model: PreTrainedModel = hybrid.model
         self.layout = hybrid.injection.layout
-        self.device = next(self.model.parameters()).device
+        self.device = _device_of(hybrid)
         lengths = split.lengths
         # Of rows that are all as long, two that differ.
         pair = np.array([int(lengths.argmin()), len(lengths) - 1 - int(lengths[::-1].argmax())])
@@ -315,7 +319,9 @@ class _Shortcuts:
         return rows if sound else None
 
     def _reader(self, stack: StackPlaces) -> Reader | None:
-        """Which position of each row the head reads."""
+        """Which position of each row the head reads; `None` where rows of one token do not tell."""
+        if int(mask_of(self.batch).sum(dim=1).max()) < 2:
+            return None
         if self.model not in _READERS:
             layer = base_model_of(self.model).get_submodule(stack.layers[-1])
             with evaluation_mode(self.model):

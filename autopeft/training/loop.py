@@ -265,9 +265,7 @@ class _Run:
         """Find the shortest forward anew, where modules act elsewhere than when it was found."""
         if not isinstance(self.hybrid, Hybrid) or self.hybrid.injection.revision == self.revision:
             return
-        state = generator_state(self.device)
         self.forward = shortest_forward(self.hybrid, self.data, self.plan, dropout=self.dropout)
-        restore_generator(state, self.device)
         self.gradient.forward, self.revision = self.forward, self.hybrid.injection.revision
 
     def conclude(self) -> None:

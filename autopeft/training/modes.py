@@ -18,6 +18,7 @@ __all__ = [
     "checkpointing",
     "evaluation_mode",
     "generator_state",
+    "generators_kept",
     "head_kept",
     "learning",
     "restore_generator",
@@ -152,6 +153,16 @@ def restore_generator(state: tuple[torch.Tensor, torch.Tensor | None], device: t
     torch.set_rng_state(cpu)
     if cuda is not None:
         torch.cuda.set_rng_state(cuda, device)
+
+
+@contextmanager
+def generators_kept(device: torch.device) -> Iterator[None]:
+    """What is drawn within does not count: the global generators (CPU and the device's) are put back."""
+    state = generator_state(device)
+    try:
+        yield
+    finally:
+        restore_generator(state, device)
 
 
 @contextmanager

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.language import chats, loss_and_gradients, save_decoder
 from support.tiny import randomise
+from support.training import VOCABULARY, encoded_split, encoded_task
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
 
 from autopeft.assets import load_tokenizer
 from autopeft.hybrid import Hybrid, attach
@@ -22,7 +32,7 @@ from autopeft.tasks import EncodedTask, load_task
 from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_kind
 from autopeft.training import TrainingPlan, predict
-from autopeft.training.forward import Forward, shortest_forward
+from autopeft.training.forward import Forward, sharing_forward, shortest_forward
 
 CPU = torch.device("cpu")
 LORA = {"lora": {"rank": 4, "sites": ["q", "k", "v", "o", "up", "down"]}}
@@ -222,3 +232,31 @@ def test_other_families(model: PreTrainedModel, attention: str, backbone: str, t
         assert forward.rows is not None
         assert forward.ends
         assert_equal(hybrid, forward, data)
+
+
+def test_rows_of_one_token_do_not_tell_which_one_the_head_reads() -> None:
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=32, num_labels=2, pad_token_id=0
+    )
+    data, rows = encoded_task(), encoded_split(20, 0)
+    short = replace(rows, ids=rows.ids[rows.offsets[:-1]], offsets=np.arange(21))
+    data = replace(data, splits={**data.splits, "train": short})
+    with attach(GPT2ForSequenceClassification(config).eval(), recipe(LORA), seed=0) as hybrid:
+        randomise(hybrid.model)
+        found = shortest_forward(hybrid, data, TrainingPlan(steps=1, device="cpu"), dropout=False)
+        expected = predict(hybrid.model, data.select)
+        np.testing.assert_allclose(predict(hybrid.model, data.select, forward=found), expected, atol=1e-3)
+
+
+def test_trying_leaves_the_generators_of_the_models_device_alone(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[torch.device] = []
+    monkeypatch.setattr(
+        "autopeft.training.forward.generators_kept", lambda device: nullcontext(kept.append(device))
+    )
+    with hybrid_on(backbone, recipe(LORA)) as hybrid:
+        data = data_of(backbone, tmp_path)
+        shortest(hybrid, data)
+        sharing_forward(hybrid, data.train, data.task.task_kind)
+    assert kept == [CPU, CPU]

@@ -6,7 +6,7 @@ from support.training import tiny_bert
 from torch import nn
 from transformers import BartConfig, BartForSequenceClassification
 
-from autopeft.training.modes import evaluation_mode, learning, seeded, training_mode
+from autopeft.training.modes import evaluation_mode, generators_kept, learning, seeded, training_mode
 
 
 def mixed_flags(model: nn.Module) -> dict[str, bool]:
@@ -85,6 +85,19 @@ def test_seeded_repeats_and_leaves_the_generator_alone() -> None:
         second = torch.rand(3)
     assert torch.equal(first, second)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_kept_generators_are_put_back_those_of_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_gpu = [torch.tensor([7])]
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: of_gpu[0])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: of_gpu.append(state))
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    with generators_kept(torch.device("cuda")):
+        torch.manual_seed(0)
+    assert torch.equal(torch.rand(3), expected)
+    assert of_gpu[1:] == of_gpu[:1]
 
 
 def test_only_what_is_wanted_learns_until_the_end() -> None:
