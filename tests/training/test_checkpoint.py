@@ -127,13 +127,15 @@ def test_a_paused_training_goes_on_bitwise_as_if_it_had_not_stopped(name: str) -
     assert all(torch.equal(saved[0][k], saved[1][k]) for k in saved[0])
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "momentum", "adafactor"])
-def test_on_a_backbone_in_bf16_too(optimizer: str) -> None:
-    model, data, recipe = tiny_bert().to(torch.bfloat16), encoded_task(), optimized(optimizer)
-    whole = run_trial(model, recipe, data, PLAN)
+def test_on_a_backbone_in_bf16_what_an_optimizer_keeps_is_as_fine_as_before() -> None:
+    model, data, recipe = tiny_bert(), encoded_task(), optimized("adafactor")
+    model.to(torch.bfloat16)  # type: ignore[arg-type]
+    straight = run_trial(model, recipe, data, PLAN, until=6).train.checkpoint
     paused = run_trial(model, recipe, data, PLAN, until=4).train.checkpoint
-    assert paused is not None
-    assert run_trial(model, recipe, data, PLAN, resume=paused).train.losses == whole.train.losses
+    again = run_trial(model, recipe, data, PLAN, until=6, resume=paused).train.checkpoint
+    assert straight is not None
+    assert again is not None
+    assert again.to_bytes() == straight.to_bytes()
 
 
 def test_equal_states_give_equal_bytes() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -252,9 +252,12 @@ def test_trying_leaves_the_generators_of_the_models_device_alone(
     backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[torch.device] = []
-    monkeypatch.setattr(
-        "autopeft.training.forward.generators_kept", lambda device: nullcontext(kept.append(device))
-    )
+
+    def keep(device: torch.device) -> AbstractContextManager[None]:
+        kept.append(device)
+        return nullcontext()
+
+    monkeypatch.setattr("autopeft.training.forward.generators_kept", keep)
     with hybrid_on(backbone, recipe(LORA)) as hybrid:
         data = data_of(backbone, tmp_path)
         shortest(hybrid, data)
