@@ -328,6 +328,8 @@ def test_a_folder_with_another_head_loads_with_a_new_one(tmp_path: Path) -> None
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     model = save_bert(tmp_path)
     (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"has no \*\.safetensors weights; save the model with"):
+        resolve_model(str(tmp_path))
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(UsageError, match="Pickled weights can run code"):
         resolve_model(str(tmp_path))
@@ -453,6 +455,15 @@ def test_a_tokenizer_whose_longest_text_is_no_number(said: Any, tmp_path: Path) 
         return
     with pytest.raises(UsageError, match=r"model_max_length .* no number of tokens"):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("config", [BertConfig, GPT2Config, T5Config])
+def test_a_folder_without_a_tokenizer_is_refused(config: type[Any], tmp_path: Path) -> None:
+    """`transformers` makes one without words of it, to which all texts are alike."""
+    config().save_pretrained(tmp_path)
+    source = models.ModelSource(str(tmp_path), None, "folder", None)
+    with pytest.raises(UsageError, match=r"has no tokenizer.*AutoTokenizer"):
+        load_tokenizer(source)
 
 
 def test_reset_head_depends_on_the_seed_alone() -> None:

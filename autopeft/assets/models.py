@@ -55,6 +55,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SNAPSHOT = re.compile(r"/models--([^/]+)/snapshots/[^/]+$")
 _HASH_LIMIT = 2 << 30
 PROCESSOR = "preprocessor_config.json"
+_FEWEST_WORDS = 2  # T5's tokenizer without a vocabulary still has the sign of a space
 _NEW = 10_000_000  # parameters that weights may lack: a pooler
 T = TypeVar("T")
 
@@ -145,12 +146,18 @@ def load_tokenizer(source: ModelSource | str) -> PreTrainedTokenizerBase:
     """The backbone's tokenizer; where it has no padding token (decoders), that is the end token.
 
     Raises:
-        UsageError: there is no usable tokenizer.
+        UsageError: there is no usable tokenizer, or it has no words.
     """
     found = _as_source(source)
     tokenizer: PreTrainedTokenizerBase = loaded(
         lambda: AutoTokenizer.from_pretrained(found.path, trust_remote_code=False), found, "tokenizer"
     )
+    # Of a folder that has none `transformers` makes a tokenizer without words, to which all texts are alike.
+    if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < _FEWEST_WORDS:
+        raise UsageError(
+            f"{found.path} has no tokenizer, or one without words; write the model's own beside the weights "
+            f"with `AutoTokenizer.from_pretrained(…).save_pretrained({found.path!r})`."
+        )
     longest = tokenizer.model_max_length
     if isinstance(longest, bool) or not isinstance(longest, (int, float)) or not longest >= 1:
         raise UsageError(
@@ -287,9 +294,9 @@ def _from_folder(folder: Path) -> ModelSource:
     if not weights:
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
         raise UsageError(
-            f"The folder {folder} has no *.safetensors weights."
-            + (" Pickled weights can run code when they are read, and are refused:" if pickled else "")
-            + " save the model with `save_pretrained`, which writes safetensors."
+            f"The folder {folder} has no *.safetensors weights"
+            + (". Pickled weights can run code when they are read, and are refused: " if pickled else "; ")
+            + "save the model with `save_pretrained`, which writes safetensors."
         )
     check_folder(folder, weights)
     size = sum(path.stat().st_size for path in weights)
