@@ -6,7 +6,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,8 @@ MOST_BYTES = 2 << 30
 """Of a file of data or texts, which is read whole."""
 _FEW_PLACES, _SPARSE = 1_000_000, 20
 """Rows times columns of JSON records, where few are filled, and how many for each that is filled."""
+
+_NOT_CLOSED = "unexpected end of data"  # what `csv` says of a file that ends within quotation marks
 
 _SPLIT_OF = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation"}
 _SPLIT_OF |= {"dev": "validation", "validation_matched": "validation", "test": "test"}
@@ -170,9 +173,23 @@ def _read_tsv(path: Path) -> dict[str, list[Any]]:
 
 def _parsed(path: Path, content: str, delimiter: str, quoting: Literal[0, 3]) -> dict[str, list[Any]]:
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    ended = 0  # the last line of the record before
+
+    def read() -> Iterator[list[str]]:
+        nonlocal ended
+        for record in reader:
+            ended = reader.line_num
+            yield record
+
     try:
-        records = _records(reader)
+        with _long_fields():
+            records = _records(read())
     except csv.Error as error:
+        if str(error) == _NOT_CLOSED:
+            raise DataError(
+                f"{path}: the quotation mark that opens in the row at line {ended + 1} is never closed. "
+                "Close it, or write one that belongs to the text twice, in a quoted field."
+            ) from error
         raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
     if not records:
         raise DataError(f"{path} is empty.")
@@ -186,6 +203,16 @@ def _parsed(path: Path, content: str, delimiter: str, quoting: Literal[0, 3]) ->
             f"{odd[0]}. Is a quotation mark missing?"
         )
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Let `csv` read texts of any length: a book may be one field. The limit is the whole process's."""
+    before = csv.field_size_limit(MOST_BYTES)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _records(reader: Iterable[list[str]]) -> list[list[str]]:
@@ -215,7 +242,7 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
     except RecursionError as error:
         raise DataError(f"{path} is nested too deeply to be a table.") from error
     except ValueError as error:
-        if len(content.strip().split("\n")) > 1 and content.lstrip().startswith("{"):
+        if _is_object(content.lstrip().split("\n", 1)[0]):
             return _read_jsonl(path)
         raise DataError(f"{path} is not JSON: {error}.") from error
     if is_squad(found):
@@ -262,11 +289,20 @@ def _of_records(path: Path, records: Iterable[Any]) -> dict[str, list[Any]]:
     return {name: [record.get(name) for record in listed] for name in names}
 
 
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _json(line: str, where: str) -> Any:
     try:
         return json.loads(line)
     except RecursionError as error:
         raise DataError(f"{where} is nested too deeply to be a row.") from error
+    except json.JSONDecodeError as error:  # its own words count a line of one
+        raise DataError(f"{where} is not JSON: {error.msg}, at its character {error.pos + 1}.") from error
     except ValueError as error:
         raise DataError(f"{where} is not JSON: {error}.") from error
 

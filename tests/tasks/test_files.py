@@ -73,6 +73,12 @@ def test_an_object_of_lists_is_json_too(tmp_path: Path) -> None:
     assert read_file(tmp_path / "b.json").columns == {"text": ["a", "b"], "label": [0, 1]}
 
 
+def test_a_text_may_be_as_long_as_a_book(tmp_path: Path) -> None:
+    book, before = "a line\n" * 50_000, csv.field_size_limit()
+    assert read_file(write(tmp_path / "a.csv", [(book, "long")])).columns["text"] == [book]
+    assert csv.field_size_limit() == before
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -80,14 +86,24 @@ def test_an_object_of_lists_is_json_too(tmp_path: Path) -> None:
         ("a.csv", b"\n\n", "is empty"),
         ("a.xlsx", b"x", r"suffix '\.xlsx'"),
         ("a.csv", b"text,label\na,1\nb\n", r"1 rows do not have the header's 2 fields; the first is row 2"),
-        ("a.csv", b'text,label\n"a,1\nb,0\n', "line 3"),
+        (
+            "a.csv",
+            b'text,label\n"a\nb",1\n"c,1\nd,0\n',
+            "quotation mark that opens in the row at line 4 is never closed",
+        ),
         ("a.csv", b'text,label\n"a"b,1\n', "line 2"),
         ("a.csv", b"text,text\na,1\n", "names a column twice"),
         ("a.csv", b"text,label\n\xff\xfe,1\n", r"not UTF-8 \(byte 11\)"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"text": \n',
+            "line 2 is not JSON: Expecting value, at its char",
+        ),
         ("a.jsonl", b'{"text": "a"}\n[1]\n', "row 2 is not an object"),
         ("a.jsonl", b"\n", "no rows"),
         ("a.json", b"[1, 2", "not JSON"),
+        ("a.json", b'{\n "text": ["a"],\n "label": [1],\n}\n', r"a\.json is not JSON: .*line 4"),
+        ("a.json", b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
         ("a.json", b'{"a": [1], "b": [1, 2]}', "different numbers of rows"),
         ("a.parquet", b"PAR1 damaged PAR1", "not a readable Parquet file"),
     ],
