@@ -378,8 +378,16 @@ def _add_validation(
         got = detail.get("input")
         message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input ")
         message = message.replace("a valid boolean", "true or false")
-        shown = "" if isinstance(got, (dict, list)) else f", but got {got!r:.80}"
+        shown = f", but got {got!r:.80}"
+        if isinstance(got, (dict, list)):  # what is wrong inside of one stands in the message
+            wrong_kind = detail["type"].endswith("_type")
+            shown = f", but got {kind_of(got)}{_keys_of(got)}" if wrong_kind else ""
         problems.add(where, f"{message.rstrip('.')}{shown}.")
+
+
+def _keys_of(tree: Any) -> str:
+    keys = [repr(str(key))[:40] for key in tree][:3] if isinstance(tree, dict) else []
+    return f" with the key{'s' if len(keys) > 1 else ''} {', '.join(keys)}" if keys else ""
 
 
 def _known_keys(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[str, ...]:

@@ -73,6 +73,10 @@ def test_two_equal_aliases_are_refused() -> None:
         ({"layers": [{"attach": [{"lora": {"rnk": 2}}]}]}, "Did you mean 'rank'"),
         ({"layers": [{"attach": [{"lora": {"rank": "8"}}]}]}, "layers[0].attach[0].lora.rank"),
         ({"layers": [{"attach": [{"lora": {"rank": 8.5}}]}]}, "lora.rank"),
+        (
+            {"layers": [{"attach": [{"lora": {"rank": {"choose": [4, 8]}}}]}]},
+            "lora.rank: should be a valid integer, but got a mapping with the key 'choose'.",
+        ),
         ({"layers": [{"attach": [{"lora": {"rank": True}}]}]}, "lora.rank"),
         ({"layers": [{"attach": [{"lora": {"rank": 0}}]}]}, "greater than or equal to 1"),
         ({"layers": [{"attach": [{"lora": {"sites": ["atention"]}}]}]}, "no site 'atention'"),

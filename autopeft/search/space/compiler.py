@@ -347,9 +347,8 @@ class _Compiler:
 
     def choices(self, tree: Any, path: Path, name: str, item: bool, per_layer: bool) -> Slot | None:
         if not isinstance(tree, list) or not 1 <= len(tree) <= _MAX_OPTIONS:
-            self.problems.add(
-                path, f"'choice' is a list of 1 to {_MAX_OPTIONS} options, but got {kind_of(tree)}."
-            )
+            got = f"a list of {len(tree):,}" if isinstance(tree, list) else kind_of(tree)
+            self.problems.add(path, f"'choice' is a list of 1 to {_MAX_OPTIONS} options, but got {got}.")
             return None
         slot = self.add(Slot(self.unique(name or "choice"), "categorical", per_layer))
         for i, option in enumerate(tree):

@@ -454,6 +454,11 @@ def test_log_sampling_is_even_over_decades() -> None:
     assert 0.45 < sum(d < 1e-3 for d in drawn) / 2000 < 0.55
 
 
+def test_an_empty_choice_is_told_as_one() -> None:
+    told = message("model: [{prompt_tuning: {length: {choice: []}}}]")
+    assert "a list of 1 to 1000 options, but got a list of 0." in told
+
+
 def test_unknown_spaces_name_near_matches(tmp_path: Any) -> None:
     with pytest.raises(RecipeError, match="Did you mean 'default'"):
         Space.load("defalt")
