@@ -469,7 +469,8 @@ def load_run(ref: str | Path, *, root: Path | str = "runs") -> RunFolder:
         raise UsageError(
             f"{text!r} matches several runs: {', '.join(r.name for r in named[:5])}; write more of the name."
         )
-    hint = near(text, [r.name for r in runs]) or (f" Newest: {runs[0].name}." if runs else "")
+    known = ["latest", *(r.name for r in runs)] if runs else []
+    hint = near(text, known) or (f" Newest: {runs[0].name}." if runs else "")
     raise UsageError(f"There is no run {text!r} (neither a run folder nor a name under {str(root)!r}).{hint}")
 
 

@@ -272,6 +272,8 @@ def test_runs_are_found_by_path_name_part_and_latest(tmp_path: Path) -> None:
         load_run("2026", root=tmp_path)
     with pytest.raises(UsageError, match="Did you mean '2026-01-02-trec-bb'"):
         load_run("2026-01-02-trek-bb", root=tmp_path)
+    with pytest.raises(UsageError, match="Did you mean 'latest'"):
+        load_run("lates", root=tmp_path)
     with pytest.raises(UsageError, match="no run under"):
         load_run("latest", root=tmp_path / "none")
 
