@@ -178,7 +178,7 @@ def _lora(export: Export) -> Ready:
         serve = f" vLLM serves it beside the backbone:\n\n{fenced(words, 'bash')}\n\n"
     section = (
         "`lora/` holds a LoRA in peft's format. Its `README.md` says how it is loaded."
-        f"{serve or ' '}{' '.join(lines)}"
+        f"{serve or ' '}{' '.join(map(plain, lines))}"
     )
     return Ready(
         lambda to: write_adapter(export.hybrid, adapter, to), section, lines, {**weights.to_dict(), **found}
@@ -193,7 +193,7 @@ def _gguf_lora(export: Export) -> Ready:
     words = f"llama-cli -m backbone.gguf --lora gguf-lora/{ADAPTER}"
     section = (
         f"`gguf-lora/{ADAPTER}` is a LoRA for llama.cpp, on the backbone as its `convert_hf_to_gguf.py` "
-        f"writes it:\n\n{fenced(words, 'bash')}\n\n{' '.join(lines)}"
+        f"writes it:\n\n{fenced(words, 'bash')}\n\n{' '.join(map(plain, lines))}"
     )
     return Ready(lambda to: write_gguf(model, weights, to, name=name), section, lines, weights.to_dict())
 
@@ -204,8 +204,8 @@ def _nearness(weights: LoRAWeights) -> tuple[str, ...]:
         return (f"It gives the hybrid's own logits, up to rounding; its rank is {weights.rank}.",)
     what = list(dict.fromkeys(weights.fitted.values()))
     more = f" and {len(what) - 1} more" if len(what) > 1 else ""
-    why = f"{plain(what[0])}{more} is no change of a weight" if what else "changes of weights are cut"
-    return (f"It comes near the hybrid ({why}); its rank is {weights.rank}.", plain(weights.cost.text))
+    why = f"{what[0]}{more} is no change of a weight" if what else "changes of weights are cut"
+    return (f"It comes near the hybrid ({why}); its rank is {weights.rank}.", weights.cost.text)
 
 
 def _vllm(export: Export, adapter: PeftAdapter) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -217,9 +217,9 @@ def _vllm(export: Export, adapter: PeftAdapter) -> tuple[tuple[str, ...], dict[s
 def _verdict(found: list[VLLMFinding]) -> tuple[str, ...]:
     against = [one.text for one in found if one.state != "kept"]
     if against:
-        return tuple(f"For vLLM: {plain(text)}" for text in against)
+        return tuple(f"For vLLM: {text}" for text in against)
     needs = [one.text for one in found if one.rule == "rank"]
-    return (f"vLLM takes it. {' '.join(map(plain, needs))}",)
+    return (f"vLLM takes it. {' '.join(needs)}",)
 
 
 def _recipe(export: Export) -> Ready:

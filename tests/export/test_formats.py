@@ -225,7 +225,9 @@ def test_a_classifier_s_lora_holds_its_head(tmp_path: Path) -> None:
     torch.testing.assert_close(
         logits_of(loaded, inputs), hybrid_logits("classes", inputs), atol=1e-5, rtol=1e-5
     )
-    assert "For vLLM: The adapter holds classifier" in " ".join(found.lines)
+    told = "For vLLM: The adapter holds classifier, and vLLM takes no modules_to_save"
+    assert told in " ".join(found.lines)
+    assert "modules\\_to\\_save" in (tmp_path / "out/README.md").read_text()
 
 
 def test_what_an_approximation_costs_is_told_and_written(
