@@ -63,7 +63,8 @@ def parse_quantity(value: str | int | float) -> Quantity:
             f"A share is at most 100%, but got {text!r}; write a count such as '300k' for absolute sizes."
         )
     if not share and exact != exact.to_integral_value():
-        raise UsageError(f"{text!r} is not a whole number of parameters; for a share write '{number}%'.")
+        instead = f"for a share write '{number}%'" if number <= 100 else f"write '{round(exact)}'"
+        raise UsageError(f"{text!r} is not a whole number of parameters; {instead}.")
     return Quantity(exact, share, text.strip())
 
 

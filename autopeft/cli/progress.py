@@ -68,7 +68,7 @@ def opening(info: SearchInfo) -> list[str]:
         *info.data.remarks,
         *([] if info.trial_metric is None else [f"trials are scored by {info.trial_metric}"]),
         f"{info.trials} trials of {info.steps} steps, {info.jobs} training runs in all, "
-        f"{info.workers} workers, about {duration(info.estimated_seconds)}",
+        f"{info.workers} worker{'s' if info.workers != 1 else ''}, about {duration(info.estimated_seconds)}",
         f"run folder {info.run}",
     ]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autopeft.assets import ASSETS, ImageProcessor, load_tokenizer
-from autopeft.errors import AutoPEFTError
+from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.export.answer_end import AnswerEnd, Program, answer_end
 from autopeft.export.arguments import EvaluateArguments, ExportArguments
 from autopeft.export.diff_format import DIFF, diff_of, loading_code, write_diff
@@ -72,10 +72,14 @@ class Export:
 
     @cached_property
     def end(self) -> AnswerEnd | None:
-        """What ends its answers; `None` where it writes none."""
-        kind = self.saved.card.kind
-        writes = kind is not None and self.saved.card.task_kind.writes
-        return answer_end(self.hybrid.model, self.processor) if writes else None
+        """What ends its answers; `None` where it writes none, or has no tokenizer beside its weights."""
+        if self.saved.card.kind is None or not self.saved.card.task_kind.writes:
+            return None
+        try:
+            processor = self.processor
+        except UsageError:  # nothing is known of ends; weights alone are exported all the same
+            return None
+        return answer_end(self.hybrid.model, processor)
 
     @property
     def is_decoder(self) -> bool:

@@ -187,6 +187,7 @@ def _run(
         recall=kept.recall,
         past=past.records,
         seconds=ready.seconds,
+        test_share=len(ready.task.splits["test"]) / max(1, len(ready.task.splits["select"])),
         grace=a.grace,
     )
 

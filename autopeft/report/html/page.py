@@ -63,12 +63,16 @@ def write_report(
         notify: takes one line where a packaged backbone is fetched for its configuration.
 
     Raises:
-        UsageError: it is no run, or `out` is a folder.
+        UsageError: it is no run, or `out` is a folder or in none that is there.
         AutoPEFTError: the file cannot be written.
     """
     target = out if out is not None else folder.path / "report.html"
     if is_there(target) and target.is_dir():
         raise UsageError(f"{str(target)!r} is a folder; name a file with --out, such as report.html.")
+    if not is_there(target.parent):
+        raise UsageError(
+            f"There is no folder {str(target.parent)!r} to write the report into; make it first."
+        )
     # Text of strangers may hold halves of surrogate pairs, which no file can.
     write_atomic(target, render_report(folder, model=model, notify=notify).encode("utf-8", "replace"))
     return target

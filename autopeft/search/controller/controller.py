@@ -62,6 +62,7 @@ class Controller:
         rank_by: see `Job`.
         trial_metric: that scores trials and sweeps, where it is another than the task's.
         judge: which of what is confirmed wins; by default the best.
+        test_share: rows of *test* for each of *select*, for the time budget.
         grace: seconds that jobs may go on after an interruption.
         clock: monotonic seconds.
     """
@@ -84,6 +85,7 @@ class Controller:
         recall: Callable[[Job], JobResult | None] = _unknown,
         past: Sequence[TrialRecord] = (),
         seconds: float | None = None,
+        test_share: float = 1.0,
         grace: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -92,7 +94,12 @@ class Controller:
         self._precision, self._seed = precision or ChosenPrecision(), seed
         self._rank_by, self._trial_metric = rank_by, trial_metric
         self.time_budget = TimeBudget(
-            effort, workers, seconds, expected_steps=strategy.expected_steps, clock=clock
+            effort,
+            workers,
+            seconds,
+            expected_steps=strategy.expected_steps,
+            test_share=test_share,
+            clock=clock,
         )
         self.time_budget.learn([*strategy.records(), *past])
         self._baselines, self._came = baselines, dict[str, JobResult]()
@@ -220,7 +227,7 @@ class Controller:
                 self._precision.take(result)
             return
         if result.error is None:
-            self.time_budget.finished(job, result.seconds)
+            self.time_budget.finished(job, result.seconds, result.measured.get("step_time"))
         if result.failure == "lost" and job.attempt + 1 < _ATTEMPTS:
             self._again.append(retried(job))
         elif job.kind == "trial":

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from autopeft.effort import Effort
 from autopeft.runs.records import TrialRecord
 from autopeft.search.core.jobs import Job, TrainJob
-from autopeft.search.selection.finals import Finals, trainings
+from autopeft.search.selection.finals import SCORED, SCORING, Finals, trainings, work_kind
 
 __all__ = ["TimeBudget"]
 
@@ -19,9 +19,9 @@ Left = Mapping[str, float]
 class TimeBudget:
     """Time left and whether another trial still fits into the time budget, from the seconds of finished jobs.
 
-    Work is counted in full trainings (see `trainings`), by kind of job. Where no job of a kind has finished,
+    Work is counted in full trainings (see `trainings`), by kind of work. Where no job of a kind has finished,
     its trainings take as long as those of trials, of which a candidate of the strategy takes
-    `expected_steps` on average.
+    `expected_steps` on average. What only scores takes what jobs that train took beside their steps.
 
     Half of the time budget is the search's; from then on a trial is refused when finalists and baselines
     would no longer fit. At least two trials are always allowed, and more only where the shortest finals would
@@ -35,6 +35,7 @@ class TimeBudget:
         seconds: float | None = None,
         *,
         expected_steps: float | None = None,
+        test_share: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.workers, self._budget, self._clock = max(workers, 1), seconds, clock
@@ -42,43 +43,53 @@ class TimeBudget:
         self._expected = float(effort.steps if expected_steps is None else expected_steps)
         self._start = clock()
         self._steps: dict[str, int] = {}
+        self._test_share = test_share
         self._sums: dict[str, tuple[float, float]] = {}
+        self._beside: dict[str, tuple[float, int]] = {}
         self._left: dict[str, float] = {}
         self._least: Left = {}
 
     def expect(self, left: Left, least: Left) -> None:
-        """Say what follows the search: trainings by kind of job, planned and at least."""
+        """Say what follows the search: trainings by kind of work, planned and at least."""
         self._left, self._least = dict(left), least
 
     def progress(self, job: str, step: int) -> None:
         """Note how far a running job is."""
         self._steps[job] = step
 
-    def finished(self, job: Job, seconds: float) -> None:
-        """Note how long a job took."""
-        work = self._work_of(job)
-        self._time(job.kind, work, seconds)
+    def finished(self, job: Job, seconds: float, step_time: float | None = None) -> None:
+        """Note how long a job took, and each of its steps."""
+        work, kind = self._work_of(job), work_kind(job)
+        self._time(kind, work, seconds)
+        if step_time and kind != SCORED:
+            self._note_beside(kind, seconds - step_time * _part(job)[1])
         self._steps.pop(job.id, None)
-        if job.kind in self._left:
-            self._left[job.kind] = max(0.0, self._left[job.kind] - work)
+        if kind in self._left:
+            self._left[kind] = max(0.0, self._left[kind] - work)
 
     def learn(self, records: Iterable[TrialRecord]) -> None:
         """Take the timings of an earlier process of this run."""
         for r in records:
-            steps = max(map(int, r.rungs), default=0)
-            work = steps / self._full if r.kind == "trial" else trainings(r.recipe, r.steps or 0)
+            steps = max(map(int, r.rungs), default=0) if r.kind == "trial" else r.steps or 0
+            work = steps / self._full if r.kind == "trial" else trainings(r.recipe, steps, len(r.scores))
             if r.seconds and work and r.state not in ("failed", "interrupted"):
-                self._time(r.kind, work, r.seconds)
+                self._time(r.kind if steps else SCORED, work, r.seconds)
+                if steps and (step_time := (r.measured or {}).get("step_time")):
+                    self._note_beside(r.kind, r.seconds - step_time * steps)
 
     def _time(self, kind: str, work: float, seconds: float) -> None:
         before, count = self._sums.get(kind, (0.0, 0.0))
         self._sums[kind] = before + seconds, count + work
 
+    def _note_beside(self, kind: str, seconds: float) -> None:
+        before, count = self._beside.get(kind, (0.0, 0))
+        self._beside[kind] = before + max(0.0, seconds), count + 1
+
     def _work_of(self, job: Job) -> float:
         """Trainings of a job; of a part of a trial its share of the steps."""
         if job.kind == "trial":
             return _part(job)[1] / self._full
-        return trainings(job.recipe, job.steps)
+        return trainings(job.recipe, job.steps, len(job.splits))
 
     @property
     def _elapsed(self) -> float:
@@ -86,6 +97,10 @@ class TimeBudget:
 
     def _training(self, kind: str) -> float | None:
         """Mean seconds of a training; `None` before the first job that could tell."""
+        # Finalists write their answers, where the trials of some kinds of task do not.
+        beside = self._beside.get("confirm") or self._beside.get("trial")
+        if kind == SCORED and kind not in self._sums and beside:
+            return beside[0] / beside[1] * self._test_share / SCORING
         seconds, count = self._sums.get(kind) or self._sums.get("trial") or (0.0, 0.0)
         return seconds / count if count else None
 
@@ -118,7 +133,7 @@ class TimeBudget:
 
     def fits(self, job: Job) -> bool:
         """Whether a job that nothing depends on would end in time."""
-        each = self._training(job.kind) or 0.0
+        each = self._training(work_kind(job)) or 0.0
         return self._budget is None or self._elapsed + each * self._work_of(job) <= self._budget
 
     def shorten(self, forms: Iterable[Finals], left: Callable[[Finals], Left]) -> Finals:
@@ -126,7 +141,7 @@ class TimeBudget:
 
         Args:
             forms: shorter and shorter ones.
-            left: what is left of some, trainings by kind of job.
+            left: what is left of some, trainings by kind of work.
         """
         chosen = None
         for chosen in forms:
@@ -155,7 +170,7 @@ class TimeBudget:
         if steps_left is not None:
             work += steps_left / self._expected * trial
         for job in running:
-            seconds = (self._training(job.kind) or 0.0) * self._work_of(job)
+            seconds = (self._training(work_kind(job)) or 0.0) * self._work_of(job)
             start, steps = _part(job)
             done = min(1.0, (self._steps.get(job.id, start) - start) / steps) if steps else 0.0
             if job.kind == "trial":

@@ -13,9 +13,13 @@ from autopeft.search.selection.baseline_runs import BaselineRuns
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.contender import fresh_seeds
 
-__all__ = ["FinalWork", "Finals", "trainings"]
+__all__ = ["SCORED", "SCORING", "FinalWork", "Finals", "trainings", "work_kind"]
 
-_HEAD, _SCORING = 0.1, 0.2
+_HEAD = 0.1
+SCORING = 0.2
+"""What scoring a split costs before anything is known of it (see `trainings`)."""
+SCORED = "scored"
+"""The kind of work of jobs that score and train nothing."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,17 @@ class Finals:
     second: bool = True
 
 
-def trainings(recipe: Mapping[str, Any], steps: int) -> float:
+def trainings(recipe: Mapping[str, Any], steps: int, splits: int = 1) -> float:
     """What a run costs, where a full training of a hybrid costs 1: one of the head alone, or one that scores
-    alone, costs less."""
+    so many splits alone, costs less."""
     if not steps:
-        return _SCORING
+        return SCORING * splits
     return 1.0 if recipe.get("layers") or recipe.get("model") else _HEAD
+
+
+def work_kind(job: Job) -> str:
+    """The kind of a job's work: how long it takes follows from others of its kind."""
+    return job.kind if job.steps else SCORED
 
 
 class FinalWork:
@@ -75,12 +84,15 @@ class FinalWork:
         yield Finals(efforts[-1], frozenset(dear), second=False)
 
     def left(self, finals: Finals) -> dict[str, float]:
-        """What is left of some finals: trainings by kind of job (see `trainings`)."""
-        effort, kept = finals.effort, set(range(len(self._baselines))) - finals.left_out
+        """What is left of some finals: trainings by kind of work (see `trainings`)."""
+        effort = finals.effort
+        kept = [i for i in range(len(self._baselines)) if i not in finals.left_out]
+        scored = [i for i in kept if self._baselines[i].shots is not None]
+        tests = SCORING * max(0, effort.seeds - self._past.get("test", 0))
         return {
             "confirm": float(max(0, effort.top * effort.seeds - self._past.get("confirm", 0))),
-            "baseline": math.fsum(self._of_baseline(i, finals) for i in kept),
-            "test": _SCORING * max(0, effort.seeds - self._past.get("test", 0)),
+            "baseline": math.fsum(self._of_baseline(i, finals) for i in kept if i not in scored),
+            SCORED: math.fsum([tests, *(self._of_baseline(i, finals) for i in scored)]),
         }
 
     def _of_baseline(self, index: int, finals: Finals) -> float:
@@ -93,7 +105,7 @@ class FinalWork:
         """The work that is left of a baseline: it is played through with what is known."""
         baseline, effort = self._baselines[index], finals.effort
         race, seeds = BaselineRuns(index, baseline), fresh_seeds(self._seed, effort.seeds)
-        each = trainings(baseline.candidates[0], 0 if baseline.shots is not None else effort.steps)
+        each = trainings(baseline.candidates[0], 0 if baseline.shots is not None else effort.steps, splits=2)
         if not finals.second:
             race.skip_second_seed()
         while jobs := race.sweep_jobs(self._seed, effort.steps):

@@ -11,8 +11,8 @@ from autopeft.search.controller.time_budget import TimeBudget
 from autopeft.search.core.jobs import Job, TrainJob
 from autopeft.search.selection.finals import Finals
 
-LEFT = {"confirm": 4.0, "baseline": 6.0, "test": 0.4}
-LEAST = {"confirm": 2.0, "baseline": 3.0, "test": 0.4}
+LEFT = {"confirm": 4.0, "baseline": 6.0, "scored": 0.4}
+LEAST = {"confirm": 2.0, "baseline": 3.0, "scored": 0.4}
 
 
 def job(kind: str = "trial", name: str = "a", steps: int = 10) -> Job:
@@ -72,7 +72,7 @@ def test_a_time_budget_bounds_the_estimate_but_for_what_is_done_in_any_case() ->
 def left(finals: Finals) -> dict[str, float]:
     effort = finals.effort
     baseline = (2 if finals.second else 0) + sum(2 + effort.seeds for i in (0, 1) if i not in finals.left_out)
-    return {"confirm": effort.top * effort.seeds, "baseline": baseline, "test": 0.2 * effort.seeds}
+    return {"confirm": effort.top * effort.seeds, "baseline": baseline, "scored": 0.2 * effort.seeds}
 
 
 def test_finals_are_shortened_to_what_the_time_allows() -> None:
@@ -123,6 +123,22 @@ def test_timings_of_an_earlier_process_count() -> None:
         ]
     )
     assert time_budget.remaining(None, []) == pytest.approx(4 * 30 + 6 * 10 + 0.4 * 10)
+
+
+def test_what_only_scores_takes_what_trainings_took_beside_their_steps() -> None:
+    """Of a language model that writes, scoring may take longer than a short training."""
+    recipe = {"layers": [{"attach": ["lora"]}]}
+    time_budget = budget_of(test_share=3.0)
+    time_budget.finished(job(), 10.0, 0.4)
+    assert time_budget.remaining(None, []) == pytest.approx(4 * 10 + 6 * 10 + 2 * (10 - 4) * 3)
+    time_budget.finished(job("confirm"), 10.0, 0.2)
+    assert time_budget.remaining(None, []) == pytest.approx(3 * 10 + 6 * 10 + 2 * (10 - 2) * 3)
+    time_budget.finished(job("test"), 5.0)
+    assert time_budget.remaining(None, []) == pytest.approx(3 * 10 + 6 * 10 + 5)
+    resumed = budget_of(test_share=3.0)
+    done = {"steps": 10, "seconds": 10.0, "measured": {"step_time": 0.4}}
+    resumed.learn([TrialRecord("trial", "a", "complete", recipe, rungs={"10": 0.5}, **done)])
+    assert resumed.remaining(None, []) == pytest.approx(4 * 10 + 6 * 10 + 2 * (10 - 4) * 3)
 
 
 def test_a_job_that_would_end_too_late_does_not_fit() -> None:
