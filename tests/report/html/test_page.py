@@ -218,8 +218,10 @@ def test_where_it_is_written(make_run: Make, tmp_path: Path) -> None:
     assert (folder.path / "report.html").stat().st_size > 4_000_000  # plotly.js is inside
     with pytest.raises(UsageError, match="is a folder; name a file"):
         write_report(folder, tmp_path)
-    with pytest.raises(AutoPEFTError, match="Cannot write"):
+    with pytest.raises(UsageError, match="There is no folder"):
         write_report(folder, tmp_path / "no" / "such" / "folder.html")
+    with pytest.raises(AutoPEFTError, match="Cannot write"):
+        write_report(folder, folder.path / "report.html" / "page.html")
 
 
 def test_plotly_is_there_once(make_run: Make) -> None:
