@@ -71,9 +71,14 @@ def measure(
         "metric": found["metric"], "winner": found["recipe"]["name"], "deployed": found["counts"]["deployed"],
         "test": found["test"], "trivial": trivial(setting, found), "lora": _lora(found),
         "trials": found["trials"]["complete"], "recipe": found["recipe"], "seconds": seconds,
-        "answers": [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()],
+        "answers": [json.loads(line) for line in _without(folder, answers.read_text(encoding="utf-8"))],
         "cores": os.cpu_count(), "load": round(os.getloadavg()[2], 1),
     }  # fmt: skip
+
+
+def _without(folder: Path, text: str) -> list[str]:
+    """The lines, with files named as they are within the folder."""
+    return text.replace(f"{folder}{os.sep}", "").splitlines()
 
 
 def trivial(setting: Setting, found: Mapping[str, Any]) -> dict[str, Any]:
