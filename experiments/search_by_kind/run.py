@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -63,6 +64,7 @@ def measure(
     found = json.loads((run / "result.json").read_text(encoding="utf-8"))
     seconds = {"search": round(found["seconds"], 1)}
     seconds["report"] = called("report", str(run), "--out", str(folder / "report.html"))
+    shutil.rmtree(folder / "winner", ignore_errors=True)  # of a run that was stopped behind it
     seconds["export"] = called("export", str(run), "--out", str(folder / "winner"))
     asked, answers = setting.ask(load_task(task, kind=kind), folder), folder / "answers.jsonl"
     seconds["predict"] = called("predict", str(folder / "winner"), *asked, "--out", str(answers))
