@@ -57,6 +57,27 @@ def test_workers_live_through_jobs_and_a_dead_one_costs_its_job_alone(
     assert (out, err) == ("", ""), "not even the death of a worker may be told on standard output"
 
 
+class Unreadable:
+    """What a worker cannot read, as where a package is missing there."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("no number",)
+
+
+@pytest.mark.slow
+def test_a_job_that_a_worker_cannot_read_is_lost_and_the_others_run(tmp_path: Path) -> None:
+    broken: Any = {"w": Unreadable()}
+    source = Source([job("a"), job("broken", files=broken), job("b")])
+    run_jobs(source, make_runner(), {"score": 0.25}, Pool(1), tmp_path / "ray")
+    assert set(source.results) == {"a", "broken", "b"}
+    lost = source.results["broken"]
+    assert lost.failure == "lost"
+    assert lost.error is not None
+    assert "could not take the job" in lost.error
+    assert "no number" in lost.error
+    assert source.results["b"].score == 0.25
+
+
 @pytest.mark.slow
 def test_the_ending_comes_after_the_last_job_and_before_ray_ends(tmp_path: Path) -> None:
     source, seen = Source([job("a")]), list[tuple[bool, int]]()
