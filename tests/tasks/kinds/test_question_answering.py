@@ -213,13 +213,13 @@ def test_a_prompt_in_front_leaves_tokens_at_their_places(model: PreTrainedModel,
 
 def test_the_head_stays_as_it_was_drawn(model: PreTrainedModel, data: EncodedTask) -> None:
     before = model.get_submodule("qa_outputs").weight.detach().clone()
-    plan = TrainingPlan(steps=300, max_length=LENGTH, device="cpu", head_start="probe")
+    plan = TrainingPlan(steps=1, max_length=LENGTH, device="cpu", head_start="probe")
     assert start_head(model, data, plan) is None
     assert torch.equal(model.get_submodule("qa_outputs").weight, before)
 
 
 def test_what_needs_one_distribution_for_a_row_is_refused(model: PreTrainedModel, data: EncodedTask) -> None:
-    plan = TrainingPlan(steps=300, max_length=LENGTH, device="cpu")
+    plan = TrainingPlan(steps=1, max_length=LENGTH, device="cpu")
     with pytest.raises(CompositionError, match="one distribution over classes for each row"):
         run_trial(model, recipe({"infoprompt": {}}), data, plan, splits=("select",))
 
@@ -370,7 +370,7 @@ def test_a_recipe_is_trained_and_used(place: Path, tmp_path: Path) -> None:
 def test_a_model_of_questions_that_all_have_answers_always_gives_one(place: Path, tmp_path: Path) -> None:
     path = write_questions(tmp_path / "data.jsonl", 40)
     found = autopeft.train(
-        recipe=recipe(), task=str(path), model=str(place / "bert"), steps=300, max_length=LENGTH,
+        recipe=recipe(), task=str(path), model=str(place / "bert"), steps=2, max_length=LENGTH,
         out=str(tmp_path / "run"),
     )  # fmt: skip
     texts = ["a film", "the story was", "bad"]
@@ -384,7 +384,7 @@ def test_a_model_of_questions_that_all_have_answers_always_gives_one(place: Path
 def test_single_texts_are_refused(place: Path, tmp_path: Path) -> None:
     path = write_questions(tmp_path / "data.jsonl", 40)
     found = autopeft.train(
-        recipe=recipe(), task=str(path), model=str(place / "bert"), steps=300, max_length=LENGTH,
+        recipe=recipe(), task=str(path), model=str(place / "bert"), steps=1, max_length=LENGTH,
         out=str(tmp_path / "run"),
     )  # fmt: skip
     with pytest.raises(UsageError, match="--text-pair"):
