@@ -103,6 +103,15 @@ def test_what_a_call_may_not_do(name: str, place: Bench, monkeypatch: pytest.Mon
     assert place.attempt(of(lambda: None)) is None, "the next case is not blamed"
 
 
+def test_a_slow_processor_has_more_time(place: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "SECONDS", 0.1)
+    waits = of(lambda: time.sleep(0.3))
+    monkeypatch.setattr(harness, "_REFERENCE", 1e3)
+    assert place.attempt(waits) is not None, "a fast processor has no less than the seconds that are told"
+    monkeypatch.setattr(harness, "_REFERENCE", 1e-6)
+    assert place.attempt(waits) is None
+
+
 def test_an_alarm_that_was_set_before_still_comes(place: Bench) -> None:
     came = []
     before = signal.signal(signal.SIGALRM, lambda number, frame: came.append(number))
