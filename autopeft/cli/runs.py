@@ -19,7 +19,7 @@ def runs(
         str | None,
         typer.Argument(metavar="[RUN]", help="Show this run's trials; left out, all runs are listed."),
     ] = None,
-    root: Annotated[Path, typer.Option("--root", help="Folder that holds the runs.")] = Path("runs"),
+    root: Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")] = Path("runs"),
     as_json: Json = False,
 ) -> None:
     """List the runs, newest first, or show one: every trial, the finals, the front, and a few answers that

@@ -155,7 +155,7 @@ def _is_hidden(table: Table) -> bool:
 def _read_csv(path: Path) -> dict[str, list[Any]]:
     content = _text(path)
     header = content.split("\n", 1)[0]
-    delimiter = max(",;\t", key=header.count)
+    delimiter = max(",;\t|", key=header.count)
     return _parsed(path, content, delimiter, csv.QUOTE_MINIMAL)
 
 

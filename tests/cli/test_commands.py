@@ -270,11 +270,11 @@ def test_lists_are_data_too(
 def test_runs_lists_what_was_trained(
     place: Path, trained: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["runs", "--root", str(place), "--json"]) == 0
+    assert main(["runs", "--runs", str(place), "--json"]) == 0
     rows = {row["run"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["run"]["state"] == "finished"
     assert rows["run"]["test_mean"] == trained["test_mean"]
-    assert main(["runs", "--root", str(place / "empty")]) == 0
+    assert main(["runs", "--runs", str(place / "empty")]) == 0
     assert "no run under" in capsys.readouterr().out
 
 

@@ -147,7 +147,7 @@ def test_where_nothing_is_yet(place: Path, say: Say) -> None:
         (words,) = hints(text)
         parse(words)
         assert "--out" not in words
-    (words,) = hints(say("runs", "--root", "my runs"))
+    (words,) = hints(say("runs", "--runs", "my runs"))
     # What the hint makes is listed where it was looked for.
     assert words[words.index("--out") + 1] == "my runs/first"
     parse(words)

@@ -149,7 +149,7 @@ def test_in_each_phase_of_a_search(
     (run,) = runs_of(command)
     assert run.summary()["state"] == "running"
     root = str(run.path.parent)
-    assert main(["runs", "--root", root]) == 0
+    assert main(["runs", "--runs", root]) == 0
     assert " running " in capsys.readouterr().out
     assert main(["report", "latest", "--runs", root, "--out", str(run.path.parent / "r.html")]) == 0
     page = (run.path.parent / "r.html").read_text(encoding="utf-8")
@@ -162,7 +162,7 @@ def test_in_each_phase_of_a_search(
     cut = [r for r in records if r.failure == "stopped"]
     assert [r.state for r in cut] == ["interrupted"]
     capsys.readouterr()
-    assert main(["runs", "latest", "--root", root]) == 0
+    assert main(["runs", "latest", "--runs", root]) == 0
     table = capsys.readouterr().out
     assert " failed" not in table
     assert " interrupted " in table

@@ -56,7 +56,7 @@ def lines(run: str, name: str = "trials.jsonl") -> list[dict[str, Any]]:
 
 
 def test_they_are_listed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["runs", "--root", ".", "--json"]) == 0
+    assert main(["runs", "--runs", ".", "--json"]) == 0
     found = {row["run"]: row for row in json.loads(capsys.readouterr().out)}
     assert {name: row["state"] for name, row in found.items()} == {
         "finished": "finished",
@@ -71,12 +71,12 @@ def test_they_are_listed(place: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_they_are_shown_as_they_were_written(
     place: Path, run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["runs", run, "--root", ".", "--json"]) == 0
+    assert main(["runs", run, "--runs", ".", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["trials"] == lines(run)
     assert shown["finals"] == lines(run, "finals.jsonl")
     assert shown["manifest"] == json.loads((RECORDED / run / "manifest.json").read_text())
-    assert main(["runs", run, "--root", "."]) == 0
+    assert main(["runs", run, "--runs", "."]) == 0
     out = capsys.readouterr().out
     for line in (*lines(run), *lines(run, "finals.jsonl")):
         assert f"\n{line['label']} " in out

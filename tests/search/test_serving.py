@@ -91,7 +91,7 @@ def test_a_run_that_was_begun_with_what_was_called_mergeable_goes_on(
     told["mergeable"] = True
     folder.write_json("manifest.json", manifest)
     folder.write_text(SPACE, ready.space.text)
-    assert main(["runs", "old", "--root", str(tmp_path)]) == 0
+    assert main(["runs", "old", "--runs", str(tmp_path)]) == 0
     assert "unfinished" in capsys.readouterr().out
     assert main(["report", "old", "--runs", str(tmp_path), "-o", str(tmp_path / "report.html")]) == 0
     page = (tmp_path / "report.html").read_text()

@@ -53,8 +53,10 @@ def test_values_that_look_missing_stay_text(tmp_path: Path) -> None:
     assert table.columns == {"text": ["None", "null"], "label": ["NA", "nan"]}
 
 
-def test_semicolons_byte_order_marks_and_line_ends(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_bytes(b'\xef\xbb\xbftext;label\r\n"one, two";1\r\n\r\n"three\r\nfour";0\r\n')
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_other_separators_byte_order_marks_and_line_ends(tmp_path: Path, mark: str) -> None:
+    rows = ("text;label", '"one, two";1', "", '"three\r\nfour";0', "")
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).replace(";", mark).encode())
     assert read_file(tmp_path / "a.csv").columns == {"text": ["one, two", "three\nfour"], "label": ["1", "0"]}
 
 

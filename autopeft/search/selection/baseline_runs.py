@@ -88,9 +88,8 @@ class BaselineRuns(RepeatedRuns):
         self.runs.clear()
 
     def drop(self, job: str) -> None:
-        """Do without a run with a fresh seed that was never begun; it may stand for those of all seeds."""
-        for name in list(self.runs) if self._baseline.shots == 0 else [job]:
-            del self.runs[name]
+        """Do without a run with a fresh seed that was never begun."""
+        del self.runs[job]
 
     def take_sweep(self, result: JobResult) -> None:
         """Store one run of the sweep."""
@@ -150,7 +149,7 @@ class BaselineRuns(RepeatedRuns):
 
     def take(self, result: JobResult) -> None:
         """See `RepeatedRuns.take`; a score that no seed changes is that of all of them."""
-        alike = list(self.runs) if self._baseline.shots == 0 else [result.job]
+        alike = list(self.runs) if self.untuned else [result.job]
         for job in alike:
             super().take(replace(result, job=job))
 
@@ -158,6 +157,11 @@ class BaselineRuns(RepeatedRuns):
     def trained(self) -> bool:
         """Whether something is trained, so that there are weights to return."""
         return self._baseline.shots is None
+
+    @property
+    def untuned(self) -> bool:
+        """Whether it is the model as it is, which is scored once, with nothing before the prompts."""
+        return self._baseline.shots == 0
 
     @property
     def prior(self) -> bool:

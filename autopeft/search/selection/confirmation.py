@@ -194,7 +194,7 @@ class Confirmation:
             self._test()
 
     def _queue_of(self, race: BaselineRuns) -> deque[Job]:
-        return self._queue if self._awaited(race) else self._at_leisure
+        return self._queue if self._awaited(race) or race.untuned else self._at_leisure
 
     def _awaited(self, race: BaselineRuns) -> bool:
         """Whether the winner is chosen when a baseline has ended, as it decides as well."""

@@ -71,13 +71,15 @@ class FinalWork:
 
     def forms(self, effort: Effort) -> Iterator[Finals]:
         """The finals in full and then shorter and shorter: fewer finalists, down to one; fewer seeds, down to
-        two; then the same without the baselines that cost most, down to LoRA alone, which every winner has to
-        beat; at last no second seed in its sweep. What is known already is never left out.
+        two; then the same without the baselines that cost most, down to LoRA, which every winner has to beat,
+        and the untuned model, which is scored once; at last no second seed in LoRA's sweep. What is known
+        already is never left out.
         """
         efforts = [replace(effort, top=top) for top in range(effort.top, 0, -1)]
         efforts += [replace(effort, top=1, seeds=seeds) for seeds in range(effort.seeds - 1, 1, -1)]
         whole = Finals(effort)
-        left = {i: self._of_baseline(i, whole) for i, b in enumerate(self._baselines) if b.kind != "lora"}
+        kept = [b.kind == "lora" or b.shots == 0 for b in self._baselines]
+        left = {i: self._of_baseline(i, whole) for i, always in enumerate(kept) if not always}
         dear = sorted((i for i in left if left[i]), key=lambda i: -left[i])
         for n in range(len(dear) + 1):
             yield from (Finals(smaller, frozenset(dear[:n])) for smaller in efforts)

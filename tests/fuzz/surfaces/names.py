@@ -37,7 +37,7 @@ _COMMANDS: tuple[tuple[str, ...], ...] = (
     ("methods", "NAME"),
     ("spaces", "NAME", *_MODEL),
     ("runs", "NAME"),
-    ("runs", "--root", "NAME"),
+    ("runs", "--runs", "NAME"),
     ("report", "NAME"),
     ("evaluate", "NAME"),
     ("predict", "NAME", "--text", "a"),

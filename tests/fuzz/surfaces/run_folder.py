@@ -108,10 +108,10 @@ def use(step: str) -> None:
 
 
 def _listed() -> None:
-    command("runs", "--root", ".")
-    command("runs", "--root", ".", "--json")
-    command("runs", _FOLDER, "--root", ".")
-    json.loads(command("runs", _FOLDER, "--root", ".", "--json"))
+    command("runs", "--runs", ".")
+    command("runs", "--runs", ".", "--json")
+    command("runs", _FOLDER, "--runs", ".")
+    json.loads(command("runs", _FOLDER, "--runs", ".", "--json"))
 
 
 def _reported() -> None:

@@ -216,6 +216,19 @@ def test_baselines_that_decide_nothing_fill_what_is_idle(make_stage: Make, worke
     assert [name for name in found if name not in ("trial", "confirm")] == order.split()
 
 
+def test_the_untuned_model_is_scored_whatever_the_time(
+    make_stage: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It costs least of all, and says whether tuning was of any use."""
+    untuned = Baseline("untuned", (lora(20).to_dict(),), {}, kind="untuned", shots=0)
+    stage = make_stage(ranks=(40, 50), baselines=[baseline(99, kind="single"), untuned, baseline(30)])
+    monkeypatch.setattr(stage.controller.time_budget, "fits", lambda job: False)
+    stage.play(honest, workers=1)
+    confirmation = stage.controller.confirmation
+    assert [b.name for b in confirmation.baselines()] == ["untuned", "LoRA of rank 30"]
+    assert confirmation.left_out == ["LoRA of rank 99"]
+
+
 def test_the_cheapest_within_the_margin_wins(make_stage: Make, tmp_path: Path) -> None:
     """Of the ranks 41 to 50, those from 43 on are within seven thousandths of LoRA of rank 50."""
     stage = cheap(make_stage, baseline(50, 49), margin=0.0065)
