@@ -26,7 +26,13 @@ from autopeft.assets.models import (
     resolve_model,
 )
 from autopeft.assets.precision import dtype_of
-from autopeft.assets.quantized import is_packed, quantization_in, quantization_of, unquantized
+from autopeft.assets.quantized import (
+    is_packed,
+    keep_differentiable,
+    quantization_in,
+    quantization_of,
+    unquantized,
+)
 from autopeft.assets.quantizing import QUANTIZED, check_quantize
 from autopeft.assets.quiet import quiet_libraries
 from autopeft.assets.safetensors_header import StoredTensor, read_header
@@ -64,6 +70,7 @@ __all__ = [
     "image_processor_of",
     "intact",
     "is_packed",
+    "keep_differentiable",
     "keep_model",
     "load_config",
     "load_image_processor",

@@ -9,14 +9,15 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from autopeft.errors import UsageError
 
-__all__ = ["is_packed", "quantization_in", "quantization_of", "unquantized"]
+__all__ = ["is_packed", "keep_differentiable", "quantization_in", "quantization_of", "unquantized"]
 
 C = TypeVar("C")
+_PACKS_AGAIN = "support_avx512bf16_for_cpu"  # of bitsandbytes' linear maps
 _BITS = ("bits", "nbits", "w_bit", "weight_bits")
 _PACKAGES = ("torchao", "bitsandbytes", "hqq", "optimum", "gptqmodel", "awq")
 
@@ -46,6 +47,26 @@ def quantization_of(model: PreTrainedModel) -> str | None:
 def is_packed(tensor: Tensor) -> bool:
     """Whether a tensor holds something else than numbers of at least 16 bits to compute with."""
     return bool(_package(tensor)) or not tensor.is_floating_point() or tensor.element_size() < 2
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Keep bitsandbytes from packing its weights anew. On processors with AVX-512 BF16 it does so in a map's
+    first forward without gradients, for a product that rounds to 16 bits and lets no gradient through, then
+    or later.
+
+    Raises:
+        UsageError: it has packed some.
+    """
+    for name, module in model.named_modules():
+        if not hasattr(module, _PACKS_AGAIN):
+            continue
+        setattr(module, _PACKS_AGAIN, False)
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if getattr(state, "packing_format_for_cpu", False):
+            raise UsageError(
+                f"bitsandbytes has packed the weights of {name!r} for forwards without gradients, and none "
+                "would pass through them; load the model anew, and attach before it computes anything."
+            )
 
 
 def _package(tensor: Tensor) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from autopeft.assets.bounds import bounded_model
-from autopeft.assets.quantized import is_packed
+from autopeft.assets.quantized import is_packed, keep_differentiable
 from autopeft.assets.quiet import quiet_transformers
 from autopeft.errors import UsageError, near
 
@@ -78,7 +78,9 @@ def quantization_options(
 
 
 def settle_quantized(model: nn.Module) -> None:
-    """Let a model that was just quantised hold no more than it has to, while it lies there and in a step."""
+    """Let a model that was just quantised hold no more than it has to, while it lies there and in a step, and
+    compute with the same weights whether gradients are asked for or not."""
+    keep_differentiable(model)
     for module in model.modules():
         if type(module) is nn.Linear and is_packed(module.weight) and module.weight.is_floating_point():
             module.__class__ = _PackedLinear

@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from autopeft.assets import is_packed, quantization_of
+from autopeft.assets import is_packed, keep_differentiable, quantization_of
 from autopeft.backbones import Layout, base_model_of
 from autopeft.composition import get_composition
 from autopeft.counting import Counts, count
@@ -70,10 +70,12 @@ def refuse_attached(model: PreTrainedModel) -> None:
 
 def refuse_packed(model: PreTrainedModel, layout: Layout, modules: Mapping[str, nn.Module]) -> None:
     """Raise UsageError if the model is quantised and something would train or alter a tensor that is
-    packed: the task head, or a module that acts on weights."""
+    packed: the task head, or a module that acts on weights; or if no gradient would pass (see
+    `keep_differentiable`)."""
     found = quantization_of(model)
     if found is None:
         return
+    keep_differentiable(model)
     what = f"{type(model).__name__} is quantized ({found})"
     head = [name for name, parameter in head_of(model).items() if is_packed(parameter)]
     if head:

@@ -94,6 +94,24 @@ def test_outputs_and_gradients_are_those_of_the_weights_that_it_computes_with(
     assert float((ours - exact).abs().max()) > 0, "something was rounded"
 
 
+@pytest.mark.parametrize("quantize", BOTH)
+def test_scoring_changes_no_gradient(backbone: str, quantize: str) -> None:
+    """Weights that were packed anew for forwards without gradients would let none through afterwards."""
+    model = loaded(backbone, quantize).eval()
+    hybrid = attach(model, RECIPE, seed=0)
+    randomise(hybrid.root)
+
+    def gradients() -> list[torch.Tensor]:
+        found = model(input_ids=IDS).logits.square().sum()
+        return list(torch.autograd.grad(found, list(hybrid.trainable_parameters())))
+
+    before = gradients()
+    with torch.no_grad():
+        model(input_ids=IDS)
+    for again, gradient in zip(gradients(), before, strict=True):
+        assert torch.equal(again, gradient)
+
+
 def test_a_step_keeps_no_weight_in_full_for_its_backward(backbone: str) -> None:
     model = loaded(backbone, "int8")
     maps = [m for m in model.bert.encoder.modules() if isinstance(m, nn.Linear)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,6 +120,19 @@ def test_a_packed_head_is_refused_with_how_to_leave_it_out() -> None:
     with pytest.raises(UsageError, match="its task head 'classifier' too, which has to train; leave"):
         attach(packed, BESIDE["lora"])
     assert changed(before, fingerprint(packed)) == []
+
+
+def test_packing_for_scores_alone_is_turned_off_or_refused() -> None:
+    """bitsandbytes packs weights anew where its flag is set, and no gradient passes through these."""
+    model = quantised(tiny_model("bert"))
+    packed: list[Any] = [m for m in model.modules() if isinstance(m, Packed)]
+    for module in packed:
+        module.support_avx512bf16_for_cpu = True
+    attach(model, recipe("lora"), seed=0).detach()
+    assert not any(module.support_avx512bf16_for_cpu for module in packed)
+    packed[-1].weight.quant_state = SimpleNamespace(packing_format_for_cpu=True)
+    with pytest.raises(UsageError, match=r"has packed the weights of '.*dense' .* load the model anew"):
+        attach(model, recipe("lora"), seed=0)
 
 
 def test_the_trainer_is_refused_and_the_loop_trains() -> None:
