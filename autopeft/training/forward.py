@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -26,7 +26,7 @@ from autopeft.training.contracts import Trainable
 from autopeft.training.losses import logits_of
 from autopeft.training.modes import evaluation_mode, generators_kept, training_mode
 from autopeft.training.plan import TrainingPlan
-from autopeft.training.shared import SharedPrefix, Unshareable, is_by_position, may_share
+from autopeft.training.shared import SharedInGroups, SharedPrefix, Unshareable, is_by_position, may_share
 from autopeft.training.together import team_of
 from autopeft.training.trunk import Level, Trunk
 
@@ -49,6 +49,8 @@ class Forward:
             `None` computes all of them.
         ends: leaves out the tokens behind the last one that is read; without it all are computed.
         shares: computes once what the rows of a batch begin with; without it each row has its own.
+        groups: computes once what the rows of a group begin with that the kind says (`TaskKind.begin_alike`),
+            where no gradient is asked for; given up where the first such batch has other logits by it.
         kind: of task, which takes the logits from the model's output; `None` for its `logits`.
         untouched: whether the trunk's layers still are; asked before each batch.
         dense: whether about as much trains as the backbone has; asked before each batch. Its weights are then
@@ -68,7 +70,8 @@ class Forward:
     ) -> None:
         self.model, self.trunk, self.rows, self.untouched = model, trunk, rows, untouched
         self.kind, self.shares, self.dense = kind, shares, dense
-        self.ends = False
+        self.ends = self.groups = False
+        self._groups_hold: bool | None = None
 
     def batches(
         self,
@@ -94,12 +97,37 @@ class Forward:
         """Logits (rows, …) of a batch or of some of its rows, of what its kind of task reads."""
         states = {k.removeprefix(_PREFIX): v for k, v in batch.items() if k.startswith(_PREFIX)}
         plain = self.inputs(batch) if states else batch
+        together = None if torch.is_grad_enabled() or states else self._by_groups(plain)
+        if together is not None:
+            return together
         apart = not self.shares or (torch.is_grad_enabled() and self.dense())
         shared = None if apart else self.shared_prefix()
         length = shared.length(plain) if shared is not None else 0
         if shared is not None and length:
             return shared(plain, states, length)
         return self.logits(plain, states)
+
+    def _by_groups(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """Logits of a batch whose rows begin alike in groups; `None` where they do not, or it saves too
+        little."""
+        groups = self.kind.begin_alike(batch) if self.groups and self.kind is not None else None
+        if groups is None or self._groups_hold is False:
+            return None
+        shared = SharedInGroups(self.model, self.logits, 0)
+        lengths = shared.lengths(batch, groups)
+        if lengths is None:
+            return None
+        try:
+            found = shared.run(batch, groups, lengths)
+        except Unshareable:
+            self._groups_hold = False
+            return None
+        if self._groups_hold is None:
+            plain = self.logits(batch, {})
+            alike = found.shape == plain.shape and _alike(found, plain, cast(PreTrainedModel, self.model))
+            self._groups_hold = alike
+            return plain
+        return found
 
     def whole(self, batch: Mapping[str, Any]) -> Tensor:
         """Logits of a batch that is not as its split has it, with every layer and position computed: of what
@@ -176,7 +204,9 @@ def sharing_forward(hybrid: Trainable, split: EncodedSplit, kind: TaskKind) -> F
     found = Forward(hybrid.model, kind=kind)
     if isinstance(hybrid, Hybrid) and kind.causal and len(split):
         with generators_kept(_device_of(hybrid)):
-            _Shortcuts(hybrid, split, kind).shorten(found, ends=False, shares=True)
+            shortcuts = _Shortcuts(hybrid, split, kind)
+            shortcuts.shorten(found, ends=False, shares=True)
+            found.groups = shortcuts.may_share()
     return found
 
 
@@ -217,6 +247,7 @@ class _Shortcuts:
         found = Forward(self.model, trunk=trunk, rows=rows, untouched=untouched, kind=self.kind)
         if self.kind.causal:
             self.shorten(found, ends=self._may_end(), shares=alone)
+            found.groups = alone and self.may_share()
         found.dense = self._dense
         return found
 
@@ -235,12 +266,7 @@ class _Shortcuts:
         return self._plain
 
     def _equal(self, logits: Tensor, plain: Tensor) -> bool:
-        if not plain.numel():
-            return False
-        first = next(base_model_of(self.model).parameters())
-        tolerance = _TOLERANCE if first.dtype.itemsize >= 4 else _ROUGH_TOLERANCE
-        limit = tolerance * max(1.0, float(plain.abs().max()))
-        return bool((logits - plain).abs().max() <= limit)
+        return _alike(logits, plain, self.model)
 
     # The trunk
     # ------------------------------------------------------------------------------------------------
@@ -369,10 +395,13 @@ class _Shortcuts:
 
     def _begins_alike(self, forward: Forward) -> int:
         """How many tokens the two rows begin with that may be computed once."""
+        return forward.shared_prefix().common(self.batch) if self.may_share() else 0
+
+    def may_share(self) -> bool:
+        """Whether what rows begin with may be computed once."""
         stack = self.layout.stacks[-1]
-        if len(self.layout.stacks) > 1 or self._checkpointed() or not may_share(self.hybrid.graph, stack):
-            return 0
-        return forward.shared_prefix().common(self.batch)
+        single = len(self.layout.stacks) == 1 and not self._checkpointed()
+        return single and may_share(self.hybrid.graph, stack)
 
     def _may_end(self) -> bool:
         """Whether the tokens behind the last one that is read might be left out."""
@@ -399,6 +428,15 @@ class _Shortcuts:
             for slot in modules[entry.name].slots(site)
             if not slot.renews
         ]
+
+
+def _alike(logits: Tensor, plain: Tensor, model: PreTrainedModel) -> bool:
+    if not plain.numel():
+        return False
+    first = next(base_model_of(model).parameters())
+    tolerance = _TOLERANCE if first.dtype.itemsize >= 4 else _ROUGH_TOLERANCE
+    limit = tolerance * max(1.0, float(plain.abs().max()))
+    return bool((logits - plain).abs().max() <= limit)
 
 
 def _drawn(logits: Callable[[], Tensor]) -> Tensor:

@@ -2,7 +2,8 @@
 
 Prompts to a language model often begin alike: with the template's system message, or with one instruction for
 all rows. A causal stack makes the same of such tokens in every row, so one row stands for all: its keys and
-values go to each of them, and its gradient is the sum of theirs.
+values go to each of them, and its gradient is the sum of theirs. Rows may also begin alike in groups, as the
+choices of one question do.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from autopeft.tasks.kinds import IGNORED
 from autopeft.tasks.kinds.begun_alike import CACHES, LEAST
 from autopeft.training.losses import parameters_of
 
-__all__ = ["SharedPrefix", "Unshareable", "is_by_position", "may_share"]
+__all__ = ["SharedInGroups", "SharedPrefix", "Unshareable", "is_by_position", "may_share"]
 
 
 class Unshareable(Exception):  # noqa: N818
@@ -136,6 +137,70 @@ class SharedPrefix:
             keys, values = pair if index >= skipped else [torch.zeros_like(t) for t in made[-1]]
             found.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
         return found
+
+
+class SharedInGroups(SharedPrefix):
+    """Runs batches of token rows in two parts: what the rows of each group begin with, and what follows."""
+
+    def lengths(self, batch: Mapping[str, Tensor], groups: Tensor) -> Tensor | None:
+        """How many tokens the rows of each group (B,) begin with, (groups,), of which none predicts a learnt
+        one; `None` where sharing them saves too little."""
+        ids, mask = batch["input_ids"], batch["attention_mask"].bool()
+        first, ends = _first(groups), mask.sum(dim=1)
+        alike = (ids == ids[first][groups]) & mask & mask[first][groups]
+        alike[:, :-1] &= batch["labels"][:, 1:] == IGNORED
+        alike &= torch.arange(ids.shape[1], device=ids.device) < (ends - 1)[:, None]
+        rows = alike.long().cumprod(dim=1).sum(dim=1)
+        found = rows.new_zeros(len(first)).scatter_reduce(0, groups, rows, "amin", include_self=False)
+        rest = int((ends - found[groups]).max())
+        computed = len(first) * int(found.max()) + len(ids) * rest
+        return found if found.any() and computed <= (1 - SAVED) * ids.numel() else None
+
+    def run(self, batch: Mapping[str, Tensor], groups: Tensor, lengths: Tensor) -> Tensor:
+        """Logits of the positions behind the first `lengths` tokens of each group that the kind reads.
+
+        Raises:
+            Unshareable: the model takes no keys and values.
+        """
+        along, longest = _along(batch), int(lengths.max())
+        kept = torch.arange(longest, device=lengths.device) < lengths[:, None]
+        places = torch.arange(longest, device=lengths.device)[None]
+        begun = {k: v[_first(groups)] for k, v in batch.items()}
+        begun |= {k: v[:, :longest] for k, v in begun.items() if k in along}
+        begun |= {"attention_mask": kept.long(), "labels": torch.full_like(begun["labels"], IGNORED)}
+        cache = DynamicCache()
+        self._logits(begun | {self._past(): cache, "use_cache": True, "position_ids": places}, {})
+        past = self._by_row(cache, groups, longest)
+        rest = _behind(batch, along, kept[groups], lengths[groups])
+        return self._logits(rest | {self._past(): past, "use_cache": True}, {})
+
+    def _by_row(self, cache: DynamicCache, groups: Tensor, length: int) -> DynamicCache:
+        found = DynamicCache()
+        for index, layer in enumerate(cache.layers):
+            pair = _kept(layer)
+            if not pair or pair[0].shape[-2] != length:
+                raise Unshareable
+            keys, values = pair
+            found.update(keys[groups], values[groups], index)
+        return found
+
+
+def _first(groups: Tensor) -> Tensor:
+    """The first row of each group; the groups of rows are 0, 1, … in order."""
+    return torch.searchsorted(groups.contiguous(), torch.arange(int(groups[-1]) + 1, device=groups.device))
+
+
+def _behind(batch: Mapping[str, Tensor], along: set[str], kept: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+    """What follows the first `lengths` tokens of each row, moved to the left; in the mask it stands behind
+    those that are `kept`, (B, …)."""
+    ends = batch["attention_mask"].sum(dim=1)
+    places = lengths[:, None] + torch.arange(int((ends - lengths).max()), device=lengths.device)
+    inside = places < ends[:, None]
+    places = places.clamp(max=batch["input_ids"].shape[1] - 1)
+    rest = {k: v.gather(1, places) if k in along else v for k, v in batch.items()}
+    mask = torch.cat([kept, inside], dim=1).long()
+    labels = rest["labels"].masked_fill(~inside, IGNORED)
+    return rest | {"attention_mask": mask, "labels": labels, "position_ids": places}
 
 
 def _along(batch: Mapping[str, Tensor]) -> set[str]:

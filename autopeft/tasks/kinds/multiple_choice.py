@@ -79,6 +79,7 @@ class MultipleChoice(Decoder):
     summary = "the right one of several answers, by their likelihoods under a language model"
     metrics = (ACCURACY, ACCURACY_NORM)
     default_metric = ACCURACY.name
+    causal = True
     tokenwise_trunk = False  # rows that are scored have several sequences
 
     # Data
@@ -211,6 +212,10 @@ class MultipleChoice(Decoder):
         found = np.empty(len(parts), dtype=object)
         found[:] = parts
         return found
+
+    def begin_alike(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """The sequences of a row's choices begin with its question."""
+        return batch[CHOICE_OF][:, 0] if CHOICE_OF in batch else None
 
     def decisions(self, outputs: NDArray[Any]) -> NDArray[Any]:
         """The choice of the highest log-likelihood, of equal ones the first."""

@@ -102,6 +102,15 @@ class OnBackbones:
         """
         return None
 
+    def begin_alike(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """The group of each row (B,) int64 of those whose rows begin with the same tokens, numbered from 0 in
+        the order of the rows. `None`: it is not known of any.
+
+        Args:
+            batch: as in `inputs`.
+        """
+        return None
+
     def average(self) -> Callable[[Tensor, int], Tensor] | None:
         """The mean of logits over a dimension, as logits of the mean prediction: for models that stand for
         several (ensembles, posteriors). `None`: the log of the mean softmax, of a single column its mean."""
