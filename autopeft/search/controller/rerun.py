@@ -13,7 +13,7 @@ from autopeft.errors import UsageError, near
 from autopeft.foreign import check_inside, table_of
 from autopeft.runs.folder import RunFolder
 from autopeft.search.controller.checkpoints import FolderCheckpoints
-from autopeft.search.core.jobs import DONE, Done, Job, JobResult, Progress
+from autopeft.search.core.jobs import DONE, Done, Job, JobResult, Progress, TrainJob
 from autopeft.search.execution.local_executor import LocalExecutor
 from autopeft.search.execution.logged_jobs import HandedOut, digests, handed_out, log_file
 from autopeft.search.execution.worker import WorkerSetup, release, run_job
@@ -80,6 +80,8 @@ def prepare_rerun(
     ready = prepare_here(folder, notify, metric=metric)
     notices += _differences(folder, ready)
     job = replace(found.job, files=files)
+    if isinstance(job, TrainJob):
+        job = replace(job, within=None)  # that was the search's time
     if job.kind == "trial" and ready.arguments.precision == "bf16":
         job = replace(job, precision="bf16")  # before jobs said so themselves
     return Rerun(job, worker_setup(ready), tuple(notices), log_file(folder, job.id))

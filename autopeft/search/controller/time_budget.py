@@ -13,6 +13,7 @@ from autopeft.search.selection.finals import SCORED, SCORING, Finals, trainings,
 __all__ = ["TimeBudget"]
 
 _SEARCH_SHARE = 0.5
+_AT_LEAST = 2  # trials
 Left = Mapping[str, float]
 
 
@@ -25,7 +26,8 @@ class TimeBudget:
 
     Half of the time budget is the search's; from then on a trial is refused when finalists and baselines
     would no longer fit. At least two trials are always allowed, and more only where the shortest finals would
-    still fit. Where even that leaves too little for the finals, `shorten` shortens them.
+    still fit. A trial that takes much longer than others is given up (`within`). Where even that leaves too
+    little for the finals, `shorten` shortens them.
     """
 
     def __init__(
@@ -120,7 +122,7 @@ class TimeBudget:
 
     def allows(self, launched: int, running: int) -> bool:
         """Whether the time budget has room for another trial and all that follows."""
-        if self._budget is None or launched < 2:
+        if self._budget is None or launched < _AT_LEAST:
             return True
         elapsed = self._elapsed
         trial, after, least = self._trial, self._seconds(self._left), self._seconds(self._least)
@@ -130,6 +132,18 @@ class TimeBudget:
         if elapsed + trial / 2 <= _SEARCH_SHARE * self._budget:
             return elapsed + (trials + least) / self.workers <= self._budget
         return elapsed + (trials + after) / self.workers <= self._budget
+
+    def within(self, launched: int) -> float | None:
+        """Seconds after which a trial is given up, as the shortest finals would not fit; at least as many as
+        two trials take. `None` for the first two, of which one has to end, and where nothing is known.
+
+        Args:
+            launched: trials so far, this one included.
+        """
+        trial, least = self._trial, self._seconds(self._least)
+        if self._budget is None or launched <= _AT_LEAST or trial is None or least is None:
+            return None
+        return max(2 * trial, self._budget - self._elapsed - least / self.workers)
 
     def fits(self, job: Job) -> bool:
         """Whether a job that nothing depends on would end in time."""

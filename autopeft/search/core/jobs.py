@@ -83,12 +83,14 @@ class TrainJob(Job):
         start: the step that an earlier part of this training ended at; 0 from the start.
         until: pause at this step and return a checkpoint; `None` to train to the end.
         share: of the training rows, to draw from.
+        within: seconds in which it has to end, or it is given up and counts as failed; `None` for no limit.
     """
 
     keep_above: float | None = None
     start: int = 0
     until: int | None = None
     share: float = 1.0
+    within: float | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import torch
 from autopeft.assets import ModelSource, dtype_of, map_weights, resolve_model
 from autopeft.errors import AutoPEFTError
 from autopeft.search.core.jobs import FailureKind, Job, JobResult, Progress, ScoreJob, UntrainedJob
+from autopeft.search.execution.deadline import within
 from autopeft.search.execution.model_transfer import local_source
 from autopeft.search.execution.process import memory_text
 from autopeft.search.execution.runners import JobContext, runner_of
@@ -255,6 +256,8 @@ def _here(setup: WorkerSetup, job: Job, step: Progress) -> JobResult:
     runner, kept, plan = runner_of(type(job)), loaded(setup), setup.plan
     if job.attempt:
         plan = replace(plan, micro_batch=micro_rows(plan, job.attempt))
-    backbone = partial(kept.backbone, setup)
-    context = JobContext(setup.task, kept.data, plan, backbone, step, setup.latency, kept.tokenizer)
-    return runner(context, job)
+    # One of several processes that gave up by a clock of its own would leave the others waiting.
+    seconds = getattr(job, "within", None) if setup.processes == 1 else None
+    with within(seconds, partial(kept.backbone, setup)) as backbone:
+        context = JobContext(setup.task, kept.data, plan, backbone, step, setup.latency, kept.tokenizer)
+        return runner(context, job)

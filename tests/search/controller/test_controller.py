@@ -9,7 +9,7 @@ import pytest
 from support.searching import EFFORT, Stage, honest, lora, rank_of
 
 from autopeft.hybrid.store import WEIGHTS
-from autopeft.search.core.jobs import DONE, Job, JobResult
+from autopeft.search.core.jobs import DONE, Job, JobResult, TrainJob
 from autopeft.search.selection.baselines import Baseline
 
 Make = Callable[..., Stage]
@@ -368,6 +368,17 @@ def test_baselines_keep_to_the_time_budget_too(make_stage: Make, minutes: int) -
     assert {contender.name for contender in confirmation.baselines()} == shown
     assert LORA in shown
     assert all(c.test and None not in c.by_seed.values() for c in confirmation.baselines())
+
+
+def test_trials_but_the_first_two_have_to_end_in_time(make_stage: Make) -> None:
+    timed = Timed(make_stage, seconds=1200.0)
+    timed.play()
+    limits = [job.within for job in timed.stage.jobs if isinstance(job, TrainJob) and job.kind == "trial"]
+    assert limits[:2] == [None, None]
+    assert len(limits) > 4
+    assert all(limit is not None and 40.0 <= limit < 1200.0 for limit in limits[2:])
+    others = [job for job in timed.stage.jobs if isinstance(job, TrainJob) and job.kind != "trial"]
+    assert all(job.within is None for job in others)
 
 
 def test_with_enough_time_nothing_is_left_out(make_stage: Make) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from support.saved_model import save_backbone, write_reviews
 
 from autopeft.assets import resolve_model
 from autopeft.search.core.jobs import JobResult, ScoreJob, TrainJob
-from autopeft.search.execution import runners, worker
+from autopeft.search.execution import deadline, runners, worker
 from autopeft.search.execution.worker import WorkerSetup, execute
 from autopeft.tasks import load_task
 from autopeft.training import TrainingPlan
@@ -191,6 +192,36 @@ def test_stopping_ends_a_job_at_the_next_step(setup: WorkerSetup) -> None:
     result = execute(setup, job, lambda step, loss: seen.append(step), lambda: len(seen) >= 3)
     assert (result.failure, seen) == ("stopped", [1, 2, 3])
     assert run(setup).error is None
+
+
+def test_a_job_that_takes_too_long_is_given_up(setup: WorkerSetup) -> None:
+    seen: list[int] = []
+    whole = run(setup)
+    before = backbone(setup)
+    long = TrainJob("j", "trial", "x", LORA, steps=10**6, within=0.5)
+    result = execute(setup, long, lambda step, loss: seen.append(step), lambda: False)
+    assert seen, "it had begun"
+    assert result.failure == "failed"
+    assert result.error is not None
+    assert result.error.startswith("It was given up after 0 s; the time of the search (--time) left no more")
+    after = backbone(setup)
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert run(setup, within=600.0).scores == whole.scores, "the clock of a job is not that of the next"
+
+
+def test_scoring_takes_too_long_too(setup: WorkerSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training has ended by then; ensembles take several forwards for each batch that is scored."""
+    now = [0.0]
+    monkeypatch.setattr(deadline, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def on_step(step: int, loss: float) -> None:
+        now[0] += 10.0
+
+    late = TrainJob("j", "trial", "x", LORA, steps=3, within=25.0)
+    result = execute(setup, late, on_step, lambda: False)
+    assert result.error is not None
+    assert "given up after 25 s" in result.error
+    assert now == [30.0], "all steps were taken"
 
 
 def test_non_finite_scores_are_failures(setup: WorkerSetup, monkeypatch: pytest.MonkeyPatch) -> None:
