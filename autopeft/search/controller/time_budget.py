@@ -134,16 +134,17 @@ class TimeBudget:
         return elapsed + (trials + after) / self.workers <= self._budget
 
     def within(self, launched: int) -> float | None:
-        """Seconds after which a trial is given up, as the shortest finals would not fit; at least as many as
-        two trials take. `None` for the first two, of which one has to end, and where nothing is known.
+        """Seconds after which a trial is given up, as what is planned after the search would not fit; at least
+        as many as two trials take. `None` for the first two, of which one has to end, and where nothing is
+        known.
 
         Args:
             launched: trials so far, this one included.
         """
-        trial, least = self._trial, self._seconds(self._least)
-        if self._budget is None or launched <= _AT_LEAST or trial is None or least is None:
+        trial, after = self._trial, self._seconds(self._left)
+        if self._budget is None or launched <= _AT_LEAST or trial is None or after is None:
             return None
-        return max(2 * trial, self._budget - self._elapsed - least / self.workers)
+        return max(2 * trial, self._budget - self._elapsed - after / self.workers)
 
     def fits(self, job: Job) -> bool:
         """Whether a job that nothing depends on would end in time."""

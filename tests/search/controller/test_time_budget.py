@@ -49,15 +49,15 @@ def test_a_running_job_counts_for_what_is_left_of_it() -> None:
     assert whole - half == pytest.approx(5.0)
 
 
-def test_a_trial_has_the_time_that_the_shortest_finals_leave() -> None:
+def test_a_trial_has_the_time_that_the_finals_leave() -> None:
     now = [0.0]
     time_budget = budget_of(2, 200.0, clock=lambda: now[0])
     assert time_budget.within(3) is None, "nothing is known"
     time_budget.finished(job(), 10.0)
     assert time_budget.within(2) is None, "one of the first two has to end"
     now[0] = 60.0
-    # 2 finalists' runs, 3 baseline runs, 2 tests at 0.2 after them
-    assert time_budget.within(3) == pytest.approx(200 - 60 - (20 + 30 + 4) / 2)
+    # 4 finalists' runs, 6 baseline runs, 2 tests at 0.2
+    assert time_budget.within(3) == pytest.approx(200 - 60 - (40 + 60 + 4) / 2)
     now[0] = 190.0
     assert time_budget.within(3) == 20.0, "as long as two trials in any case"
     assert budget_of(2).within(3) is None
