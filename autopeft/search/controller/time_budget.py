@@ -134,9 +134,8 @@ class TimeBudget:
         return elapsed + (trials + after) / self.workers <= self._budget
 
     def within(self, launched: int) -> float | None:
-        """Seconds after which a trial is given up, as what is planned after the search would not fit; at least
-        as many as two trials take. `None` for the first two, of which one has to end, and where nothing is
-        known.
+        """Seconds after which a trial is given up, so that what is planned after the search fits; no fewer
+        than two trials take. `None` for the first two, of which one has to end, and where nothing is known.
 
         Args:
             launched: trials so far, this one included.
