@@ -16,6 +16,7 @@ from autopeft.search.selection.contender import fresh_seeds
 __all__ = ["SCORED", "SCORING", "FinalWork", "Finals", "trainings", "work_kind"]
 
 _HEAD = 0.1
+_FEW = 2  # seeds
 SCORING = 0.2
 """What scoring a split costs before anything is known of it (see `trainings`)."""
 SCORED = "scored"
@@ -71,19 +72,22 @@ class FinalWork:
 
     def forms(self, effort: Effort) -> Iterator[Finals]:
         """The finals in full and then shorter and shorter: fewer finalists, down to one; fewer seeds, down to
-        two; then the same without the baselines that cost most, down to LoRA, which every winner has to beat,
-        and the untuned model, which is scored once; at last no second seed in LoRA's sweep. What is known
-        already is never left out.
+        three; then the same without the baselines that cost most, down to LoRA, which every winner has to
+        beat, and the untuned model, which is scored once; then two seeds, of which no interval can be short;
+        at last no second seed in LoRA's sweep. What is known already is never left out.
         """
         efforts = [replace(effort, top=top) for top in range(effort.top, 0, -1)]
-        efforts += [replace(effort, top=1, seeds=seeds) for seeds in range(effort.seeds - 1, 1, -1)]
+        efforts += [replace(effort, top=1, seeds=seeds) for seeds in range(effort.seeds - 1, _FEW, -1)]
         whole = Finals(effort)
         kept = [b.kind == "lora" or b.shots == 0 for b in self._baselines]
         left = {i: self._of_baseline(i, whole) for i, always in enumerate(kept) if not always}
         dear = sorted((i for i in left if left[i]), key=lambda i: -left[i])
         for n in range(len(dear) + 1):
             yield from (Finals(smaller, frozenset(dear[:n])) for smaller in efforts)
-        yield Finals(efforts[-1], frozenset(dear), second=False)
+        shortest = replace(efforts[-1], seeds=min(effort.seeds, _FEW))
+        if shortest != efforts[-1]:
+            yield Finals(shortest, frozenset(dear))
+        yield Finals(shortest, frozenset(dear), second=False)
 
     def left(self, finals: Finals) -> dict[str, float]:
         """What is left of some finals: trainings by kind of work (see `trainings`)."""

@@ -58,11 +58,21 @@ def test_what_is_known_is_not_left_as_far_as_it_tells_what_comes_next() -> None:
 def test_finals_are_shortened_step_by_step() -> None:
     forms = list(work().forms(NORMAL))
     seen = [(f.effort.top, f.effort.seeds, sorted(f.left_out), f.second) for f in forms]
-    efforts = [(2, 3), (1, 3), (1, 2)]
+    efforts = [(2, 3), (1, 3)]
     assert seen == [
         *((*effort, out, True) for out in ([], [1], [1, 2]) for effort in efforts),
+        (1, 2, [1, 2], True),
         (1, 2, [1, 2], False),
     ]
+
+
+@pytest.mark.parametrize(("seeds", "tried"), [(5, [5, 5, 4, 3]), (2, [2, 2]), (1, [1, 1])])
+def test_two_seeds_are_the_last_resort(seeds: int, tried: list[int]) -> None:
+    *forms, last = work().forms(replace(NORMAL, seeds=seeds))
+    assert [form.effort.seeds for form in forms[: len(tried)]] == tried
+    assert last.effort.seeds == min(seeds, 2)
+    fewer = [form for form in forms if form.effort.seeds < tried[-1]]
+    assert fewer == [replace(last, second=True)] * (seeds > 2)
 
 
 def test_a_baseline_that_is_known_is_not_left_out() -> None:
