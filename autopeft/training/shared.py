@@ -144,7 +144,7 @@ class SharedInGroups(SharedPrefix):
 
     def lengths(self, batch: Mapping[str, Tensor], groups: Tensor) -> Tensor | None:
         """How many tokens the rows of each group (B,) begin with, (groups,), of which none predicts a learnt
-        one; `None` where sharing them saves too little."""
+        one; `None` where sharing them saves too little, or a group has none."""
         ids, mask = batch["input_ids"], batch["attention_mask"].bool()
         first, ends = _first(groups), mask.sum(dim=1)
         alike = (ids == ids[first][groups]) & mask & mask[first][groups]
@@ -154,7 +154,7 @@ class SharedInGroups(SharedPrefix):
         found = rows.new_zeros(len(first)).scatter_reduce(0, groups, rows, "amin", include_self=False)
         rest = int((ends - found[groups]).max())
         computed = len(first) * int(found.max()) + len(ids) * rest
-        return found if found.any() and computed <= (1 - SAVED) * ids.numel() else None
+        return found if found.all() and computed <= (1 - SAVED) * ids.numel() else None
 
     def run(self, batch: Mapping[str, Tensor], groups: Tensor, lengths: Tensor) -> Tensor:
         """Logits of the positions behind the first `lengths` tokens of each group that the kind reads.

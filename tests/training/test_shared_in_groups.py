@@ -181,3 +181,5 @@ def test_how_much_a_group_begins_with() -> None:
     assert shared.lengths(batch, torch.arange(5)) is None, "alone no row saves anything"
     labels[1], labels[3] = labels[0], labels[4]
     assert shared.lengths(batch, groups).tolist() == [3, 3]  # type: ignore[union-attr]
+    ids[4, 0] = 9
+    assert shared.lengths(batch, groups) is None, "a row of the cache without a token has no attention"
