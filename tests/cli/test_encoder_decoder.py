@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.commands import run, run_here
 from support.language import save_decoder, save_encoder_decoder, write_pairs
 
 SMALL = (
@@ -24,13 +22,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_encoder_decoder(folder / "t5")
     save_decoder(folder / "llama")
     return folder
-
-
-def run(place: Path, *command: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "autopeft", *command], cwd=place, input=text, capture_output=True, text=True,
-        timeout=500, env={**os.environ, "AUTOPEFT_CACHE": str(place / "cache")}, check=False,
-    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -75,7 +66,7 @@ def test_a_search_and_what_it_found(place: Path) -> None:
     ],
 )
 def test_a_kind_that_does_not_fit_is_one_sentence(place: Path, model: str, kind: str, said: str) -> None:
-    done = run(place, "search", "--task", "pairs.jsonl", "--model", model, "--kind", kind, *SMALL)
+    done = run_here(place, "search", "--task", "pairs.jsonl", "--model", model, "--kind", kind, *SMALL)
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith(f"error: {said}")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.commands import run, run_here
 from support.pictures import content, picture, save_vit, write_pictures
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
@@ -40,13 +38,6 @@ def place(bare: Path) -> Path:
     assert done.returncode == 0, done.stderr
     assert "predict found --file path/to/images" in done.stdout
     return folder
-
-
-def run(place: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "autopeft", *command], cwd=place, capture_output=True, text=True, timeout=500,
-        env={**os.environ, "AUTOPEFT_CACHE": str(place / "cache")}, check=False,
-    )  # fmt: skip
 
 
 def asked(place: Path, hybrid: str, *more: str) -> list[dict[str, Any]]:
@@ -128,6 +119,8 @@ def test_an_adapter_is_plain_peft(place: Path) -> None:
 
 
 def test_images_are_no_texts(bare: Path) -> None:
-    done = run(bare, "train", "--task", "pictures", "--model", "minilm", "--recipe", "mam", "--steps", "1")
+    done = run_here(
+        bare, "train", "--task", "pictures", "--model", "minilm", "--recipe", "mam", "--steps", "1"
+    )
     assert done.returncode != 0
     assert "is a backbone that reads texts, and image_classification is of images" in done.stderr

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from support.cloze import save_causal, save_masked
+from support.commands import run, run_here
 from support.saved_model import save_backbone, write_reviews
 
 TASK = ("--task", "data.csv", "--text", "body", "--label", "verdict", "--label-words", "no=bad,yes=good")
@@ -27,13 +25,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_causal(folder / "llama")
     save_backbone(folder / "headless")
     return folder
-
-
-def run(place: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "autopeft", *command], cwd=place, capture_output=True, text=True, timeout=500,
-        env={**os.environ, "AUTOPEFT_CACHE": str(place / "cache"), "COLUMNS": "200"}, check=False,
-    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -75,7 +66,7 @@ def test_a_decoder_is_trained(place: Path) -> None:
     ],
 )
 def test_a_refusal_is_one_sentence(place: Path, options: tuple[str, ...], said: str) -> None:
-    done = run(place, "search", *TASK, *options, *SMALL)
+    done = run_here(place, "search", *TASK, *options, *SMALL)
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert said in line

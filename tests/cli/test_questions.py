@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.commands import run, run_here
 from support.saved_model import save_backbone
 from support.spans import write_questions
 
@@ -24,13 +22,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_backbone(folder / "bert", biases=0.02)
     write_questions(folder / "dev-v2.0.json", 120, empty=8)
     return folder
-
-
-def run(place: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "autopeft", *command], cwd=place, capture_output=True, text=True, timeout=500,
-        env={**os.environ, "AUTOPEFT_CACHE": str(place / "cache")}, check=False,
-    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -58,7 +49,7 @@ def test_an_answer_that_stands_elsewhere_is_one_sentence(place: Path) -> None:
     good = {"question": "who", "context": "Ann Bo", "answers": {"text": ["Bo"], "answer_start": [4]}}
     bad = {**good, "answers": {"text": ["Bo"], "answer_start": [3]}}
     (place / "bad.jsonl").write_text("\n".join(json.dumps(row) for row in [good, good, bad, good]) + "\n")
-    done = run(place, "search", "--task", "bad.jsonl", "--model", "bert", *SMALL)
+    done = run_here(place, "search", "--task", "bad.jsonl", "--model", "bert", *SMALL)
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert "row 3 says that the answer 'Bo' begins at letter 3 of its context, where ' B' stands" in line

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.commands import run, run_here
 from support.saved_model import save_backbone
 from support.several_labels import write_labelled
 from support.words import write_tagged
@@ -36,13 +34,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(place: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "autopeft", *command], cwd=place, capture_output=True, text=True, timeout=500,
-        env={**os.environ, "AUTOPEFT_CACHE": str(place / "cache")}, check=False,
-    )  # fmt: skip
-
-
 @pytest.mark.slow  # in one process: tests/tasks/kinds/test_token_classification.py
 def test_words(place: Path) -> None:
     done = run(place, "search", "--task", "words.conll", "--model", "bert", *SMALL, "--out", "tags")
@@ -63,7 +54,7 @@ def test_words(place: Path) -> None:
 def test_a_row_whose_tags_do_not_fit_is_one_sentence(place: Path) -> None:
     good, bad = '{"tokens": ["a", "b"], "tags": ["O", "O"]}\n', '{"tokens": ["a"], "tags": []}\n'
     (place / "bad.jsonl").write_text((good * 2 + bad) * 9)
-    done = run(place, "search", "--task", "bad.jsonl", "--model", "bert", *SMALL)
+    done = run_here(place, "search", "--task", "bad.jsonl", "--model", "bert", *SMALL)
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert "another number of tags than there are words in rows 3, 6, 9, 12, 15 and 4 more" in line

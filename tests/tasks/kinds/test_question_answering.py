@@ -398,6 +398,7 @@ class Dies(SilentReporter):
         raise RuntimeError("killed")
 
 
+@pytest.mark.slow  # of classes by default: tests/search/test_goals.py
 def test_a_search_that_was_killed_goes_on(place: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "budget": "20%", "task": str(place / "data.jsonl"), "model": str(place / "bert"),
