@@ -206,7 +206,7 @@ def sharing_forward(hybrid: Trainable, split: EncodedSplit, kind: TaskKind) -> F
         with generators_kept(_device_of(hybrid)):
             shortcuts = _Shortcuts(hybrid, split, kind)
             shortcuts.shorten(found, ends=False, shares=True)
-            found.groups = shortcuts.may_share()
+            found.groups = shortcuts.may_share_in_groups()
     return found
 
 
@@ -247,7 +247,7 @@ class _Shortcuts:
         found = Forward(self.model, trunk=trunk, rows=rows, untouched=untouched, kind=self.kind)
         if self.kind.causal:
             self.shorten(found, ends=self._may_end(), shares=alone)
-            found.groups = alone and self.may_share()
+            found.groups = alone and self.may_share_in_groups()
         found.dense = self._dense
         return found
 
@@ -396,6 +396,12 @@ class _Shortcuts:
     def _begins_alike(self, forward: Forward) -> int:
         """How many tokens the two rows begin with that may be computed once."""
         return forward.shared_prefix().common(self.batch) if self.may_share() else 0
+
+    def may_share_in_groups(self) -> bool:
+        """Whether what the rows of groups begin with may be: not where a window counts places in the cache,
+        some of which would hold no token."""
+        stack = self.hybrid.graph.spec.stack(self.layout.stacks[-1].map.name)
+        return self.may_share() and stack.window is None
 
     def may_share(self) -> bool:
         """Whether what rows begin with may be computed once."""

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import (
@@ -27,6 +28,7 @@ __all__ = [
     "TEMPLATE",
     "WORDS",
     "chats",
+    "count_tokens",
     "encoder_decoder",
     "loss_and_gradients",
     "pairs",
@@ -45,6 +47,19 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|start|> assistant {% endif %}"
 )
 _NEXT = dict(zip(WORDS[3:8], (*WORDS[4:8], WORDS[3]), strict=True))
+
+
+def count_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by how many tokens each lookup of embeddings gets."""
+    found: list[int] = []
+    plain = torch.nn.Embedding.forward
+
+    def counted(module: torch.nn.Embedding, ids: Tensor) -> Tensor:
+        found.append(ids.numel())
+        return plain(module, ids)
+
+    monkeypatch.setattr(torch.nn.Embedding, "forward", counted)
+    return found
 
 
 def word_tokenizer(template: str | None = TEMPLATE, **changes: Any) -> PreTrainedTokenizerFast:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from support.language import chats, loss_and_gradients, save_decoder
+from support.language import chats, count_tokens, loss_and_gradients, save_decoder
 from support.tiny import randomise
 from torch import Tensor
 from transformers import (
@@ -76,15 +76,7 @@ def shortest(hybrid: Hybrid, data: EncodedTask) -> Forward:
 @pytest.fixture
 def tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens each forward of a Llama's embeddings gets."""
-    found: list[int] = []
-    plain = torch.nn.Embedding.forward
-
-    def counted(module: torch.nn.Embedding, ids: Tensor) -> Tensor:
-        found.append(ids.numel())
-        return plain(module, ids)
-
-    monkeypatch.setattr(torch.nn.Embedding, "forward", counted)
-    return found
+    return count_tokens(monkeypatch)
 
 
 def test_while_all_of_the_backbone_is_searched_nothing_is_shared(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.language import save_decoder
+from support.language import count_tokens, save_decoder
 from support.tiny import randomise
 from torch import Tensor
 from transformers import (
@@ -42,15 +42,7 @@ SMALL = {**SIZES, "vocab_size": 100, "max_position_embeddings": 64}
 @pytest.fixture
 def tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens each forward gets."""
-    found: list[int] = []
-    plain = torch.nn.Embedding.forward
-
-    def counted(module: torch.nn.Embedding, ids: Tensor) -> Tensor:
-        found.append(ids.numel())
-        return plain(module, ids)
-
-    monkeypatch.setattr(torch.nn.Embedding, "forward", counted)
-    return found
+    return count_tokens(monkeypatch)
 
 
 @pytest.fixture
