@@ -55,7 +55,7 @@ LARGE = 60_000_000
 """Parameters of a backbone whose steps take seconds on a CPU: a quick search then spends otherwise."""
 QUICK_OF_LARGE = {
     "encoder": Effort("quick", 8, 60, 2000, 400, 1000, top=2, seeds=3, seconds=1_740.0, batch_size=16),
-    "decoder": Effort("quick", 8, 40, 2000, 200, 300, top=2, seeds=3, seconds=1_740.0, batch_size=8),
+    "decoder": Effort("quick", 8, 50, 2000, 128, 450, top=2, seeds=3, seconds=1_740.0, batch_size=8),
 }
 """That of backbones that read texts, and of language models, which each row teaches many tokens."""
 _MOST = 2**53

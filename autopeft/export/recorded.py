@@ -61,10 +61,11 @@ def recorded(
 
 
 def _figure(result: Result, split: str) -> float | None:
-    means = {"select": result.select_mean, "test": result.test_mean}
-    found = means.get(split)
-    alike = result.trial_metric in (None, result.metric)
-    return result.search_score if found is None and split == "select" and alike else found
+    if split != "select":
+        return result.test_mean if split == "test" else None
+    if result.select_mean is not None:
+        return result.select_mean if result.select_metric in (None, result.metric) else None
+    return result.search_score if result.trial_metric in (None, result.metric) else None
 
 
 def _of_rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ def outcome_sheet(result: SearchResult, data: Mapping[str, Any], budget: str) ->
 
     `data` is the run's description of its task (`Task.describe()`): the table says which data it shows.
     """
-    headers = ("hybrid", "deployed", "share", "select", "test")
+    headers = result.headers
     source = data.get("source") or {}
     asked = source.get("stand_in_for")
     instead = f", the stand-in for {asked}" if asked else ""
@@ -31,8 +32,7 @@ def outcome_sheet(result: SearchResult, data: Mapping[str, Any], budget: str) ->
     notes += [*result.found(), *_compared(result)]
     if result.within:
         notes += [f"Limits: {result.within}.", *result.resource_sentences()]
-    select = result.select or result.unconfirmed
-    on_select = sum(select) / len(select) if select else None
+    on_select = statistics.fmean(result.on_select)
     unbeaten = unbeaten_text(result.constant, "The winner", result.test_mean, select=on_select)
     notes += [*([unbeaten] if unbeaten else []), *result.remarks]
     if asked:
@@ -58,18 +58,16 @@ def _measured(result: SearchResult, budget: str) -> str:
     if result.select:
         fresh = "one fresh seed" if len(result.select) == 1 else f"{len(result.select)} fresh seeds"
         return f"Retrained with {fresh}, and scored on select; the winner has no score on test."
-    if result.trial_metric is not None:
-        return f"Not retrained with fresh seeds: {result.headline}, the search's own score."
     return "Not retrained with fresh seeds: the score is the search's own, on select; test not touched."
 
 
 def _stand_in(metric: str, trial_metric: str | None) -> list[str]:
-    """What scores what, where trials are scored by another metric than the rest."""
+    """What scores what, where *select* is scored by another metric than *test*."""
     if trial_metric is None:
         return []
     return [
-        f"Trials, and what baselines choose among, are scored by {trial_metric}: {metric} takes answers that "
-        "are written, which finalists, baselines and the test are scored by. The two are never compared."
+        f"On select, which chooses, everything is scored by {trial_metric}, on test by {metric}, which takes "
+        "answers that are written. The two are never compared."
     ]
 
 

@@ -147,6 +147,8 @@ class Result(Measured):
         origin: what the winner is: a trial, or a baseline's name.
         finding: what was found of the search's goal, in a sentence.
         search_score: of the winner in the search itself, by `trial_metric` where that is not the metric.
+        select_metric: of what was scored on *select* with fresh seeds, where that is not the metric; runs of
+            earlier versions had none.
         constant: what the same answer for every row scores.
         over_constant: the winner against that.
         selection_bias: select minus test.
@@ -161,6 +163,7 @@ class Result(Measured):
     answers: Table[Answers] = Answers()
     metric: Known[str] = None
     trial_metric: Known[str] = None
+    select_metric: Known[str] = None
     test_sd: Known[float] = None
     search_score: Known[float] = None
     baselines: Several[Measured] = ()

@@ -214,7 +214,7 @@ def _judge(ready: Prepared) -> Judge:
     return Judge(
         ready.goal,
         ready.arguments.margin / 100,
-        ScoredSplit.of(ready.task, "select"),
+        ScoredSplit.of(ready.task, "select", ready.trial_metric),
         None if predicted is None else (lambda recipe: predicted(Recipe.from_dict(dict(recipe)))),
         lambda recipe: keeps_within(Recipe.from_dict(dict(recipe)), ready.budget, ready.spec),
     )

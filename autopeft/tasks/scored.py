@@ -32,11 +32,11 @@ class ScoredSplit:
     labels: NDArray[Any] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def of(cls, task: Task, name: SplitName = "test") -> ScoredSplit:
-        """A split of a task."""
+    def of(cls, task: Task, name: SplitName = "test", metric: str | None = None) -> ScoredSplit:
+        """A split of a task, scored by its own metric or by another one."""
         labels, kind = task.splits[name].labels, task.task_kind
         counts = kind.class_counts(labels, task.labels)
-        return cls(task.metric, len(labels), counts, kind.label_array(labels))
+        return cls(metric or task.metric, len(labels), counts, kind.label_array(labels))
 
     def variance(self, score: float) -> float:
         """Sampling variance of a score: how much it would vary over other rows, the model unchanged."""

@@ -93,7 +93,7 @@ def run_trial(
 
     Args:
         splits: splits to score, at least one.
-        metric: that scores them; default: the task's.
+        metric: that scores all but *test*, which the task's own always scores; default: the task's.
         keep: called with the trained hybrid, while it is still attached, and its scores; it may save the
             hybrid.
         samples: whether a handful of what the hybrid writes is kept, where the kind of task writes.
@@ -173,14 +173,14 @@ def _trial(
             result = train(hybrid, data, plan, **options)
             dropout = plan.trains_with_dropout(hybrid.recipe.training)
             forward = shortest_forward(hybrid, data, plan, dropout=dropout)
-            measure, last = metric or data.task.metric, list(wanted)[-1]
+            last = list(wanted)[-1]
             asked = asked_in(data.task, last) if samples else None
             found = {
                 # The test rows are scored once, by the model as it will be used.
                 name: _score(
                     sharing_forward(hybrid, split, data.task.task_kind) if name == "test" else forward,
                     split,
-                    measure,
+                    data.task.metric if name == "test" else metric or data.task.metric,
                     plan,
                     loss=name != "test",
                     asked=asked if name == last else None,

@@ -66,6 +66,11 @@ class Run:
         return shown(self.about.trial_metric or self.metric, 60)
 
     @property
+    def select_metric(self) -> str:
+        """What runs with fresh seeds are scored by on *select*."""
+        return shown((self.result.select_metric if self.result else None) or self.metric, 60)
+
+    @property
     def strategy(self) -> str:
         """What turned the space into candidates; runs from before there were several had the default."""
         return shown(mapping(self.manifest.get("arguments")).get("strategy") or DEFAULT, 60)

@@ -15,6 +15,8 @@ from autopeft.search.selection.contender import mean_sd
 __all__ = ["baseline_figure", "difference_figure", "front_figure", "hypervolume_figure"]
 
 _SYMBOLS = ("square", "triangle-up", "hexagon", "cross", "pentagon")
+# Color, symbol and place of the scores on each split.
+_SPLITS = (("test", BLUE, "circle", 0.14), ("select", GREY, "diamond", -0.14))
 
 
 def _hover(r: TrialRecord) -> str:
@@ -47,7 +49,7 @@ def front_figure(run: Run) -> Figure | Missing:
         marker={"symbol": "diamond", "color": BLUE, "size": 10},
         hovertemplate="on the front: %{x:,} parameters<br>%{y:.4f}<extra></extra>",
     )
-    compared = run.trial_metric == run.metric
+    compared = run.trial_metric == run.select_metric
     if compared and run.winner and run.winner.select:
         _scored_point(drawn, run.winner, "winner, fresh seeds", "star", ORANGE, size=15)
     for i, baseline in enumerate(run.baselines if compared else ()):
@@ -109,13 +111,15 @@ def _wrapped(name: str, width: int = 24) -> str:
 
 
 def baseline_figure(run: Run) -> Figure | Missing:
-    """Winner and baselines: mean ± sd on *test* and *select*, and every seed."""
-    baselines = [b for b in run.baselines if b.test or b.select]
+    """Winner and baselines: mean ± sd on *test*, on *select* where the same metric scores it, and every
+    seed."""
+    splits = _SPLITS if run.select_metric == run.metric else _SPLITS[:1]
+    baselines = [b for b in run.baselines if any(getattr(b, split) for split, *_ in splits)]
     rows = [r for r in ([run.winner] if run.winner else []) if r.test or r.select] + baselines
     if not baselines:
         return Missing("No baseline has been measured in this run.")
     drawn = go.Figure()
-    for split, color, symbol, shift in (("test", BLUE, "circle", 0.14), ("select", GREY, "diamond", -0.14)):
+    for split, color, symbol, shift in splits:
         scored = [(i, scores) for i, r in enumerate(reversed(rows)) if (scores := getattr(r, split))]
         summary = [mean_sd(scores) for _, scores in scored]
         if not scored:

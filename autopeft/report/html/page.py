@@ -110,6 +110,7 @@ def render_report(
             hypervolume=own_figures.hypervolume_figure(run),
             baselines=own_figures.baseline_figure(run),
             differences=own_figures.difference_figure(run),
+            on_select="select" if run.select_metric == run.metric else f"{run.select_metric} on select",
             scored=[s for s in (run.winner, *run.baselines, run.constant) if s is not None],
             studied=studied,
             trials=trials_table(run.trials, studied.unfinished),

@@ -70,7 +70,9 @@ def _scored(run: Run, what: str) -> str:
         spread = mean_sd(winner.test).removesuffix(" (one seed)")
         return f"{what} scored {run.metric} {spread} on test, {seeds}."
     if winner.select:
-        return f"{what} scored {run.metric} {mean_sd(winner.select)} on select; it has no score on test."
+        return (
+            f"{what} scored {run.select_metric} {mean_sd(winner.select)} on select; it has no score on test."
+        )
     return (
         f"{what} scored {run.trial_metric} {score(result.search_score)} on select in the search itself. It "
         "was not retrained with fresh seeds, and test has not been touched."
@@ -78,8 +80,11 @@ def _scored(run: Run, what: str) -> str:
 
 
 def _of_trials(run: Run) -> str:
-    same = run.trial_metric == run.metric
-    return "" if same else f"; trials and sweeps of baselines are scored by {run.trial_metric}"
+    if run.trial_metric == run.metric:
+        return ""
+    everything = run.select_metric == run.trial_metric
+    what = "on select everything is" if everything else "trials and sweeps of baselines are"
+    return f"; {what} scored by {run.trial_metric}"
 
 
 def answers(run: Run) -> list[str]:

@@ -60,7 +60,7 @@ class Controller:
         workers: jobs that run at a time, for the time budget.
         precision: of trials and of the baselines' sweeps, and of all else.
         rank_by: see `Job`.
-        trial_metric: that scores trials and sweeps, where it is another than the task's.
+        trial_metric: that scores *select*, where it is another than the task's.
         judge: which of what is confirmed wins; by default the best.
         test_share: rows of *test* for each of *select*, for the time budget.
         grace: seconds that jobs may go on after an interruption.
@@ -92,7 +92,7 @@ class Controller:
         self.strategy, self.effort, self.checkpoints = strategy, effort, checkpoints
         self._reporter, self._on_record, self._recall = reporter, on_record, recall
         self._precision, self._seed = precision or ChosenPrecision(), seed
-        self._rank_by, self._trial_metric = rank_by, trial_metric
+        self._rank_by, self.trial_metric = rank_by, trial_metric
         self.time_budget = TimeBudget(
             effort,
             workers,
@@ -149,10 +149,9 @@ class Controller:
 
     def _measured_by(self, job: Job) -> Job:
         """The job with its precision and with what it is ranked by."""
-        job = replace(job, rank_by=self._rank_by, precision=self._precision.final)
-        if _only_chooses(job):
-            return replace(job, precision=self._precision.value or job.precision, metric=self._trial_metric)
-        return job
+        metric = self.trial_metric if "select" in job.splits else None
+        job = replace(job, rank_by=self._rank_by, precision=self._precision.final, metric=metric)
+        return replace(job, precision=self._precision.value or job.precision) if _only_chooses(job) else job
 
     def _probe(self) -> Job | None:
         """What the precision is chosen by; nothing else runs meanwhile."""
@@ -170,6 +169,9 @@ class Controller:
             work = self._final_work()
             *_, least = work.forms(self.effort)
             self.time_budget.expect(work.left(Finals(self.effort)), work.left(least))
+            first = self.confirmation.score_untuned()
+            if first is not None:
+                return first
         room = self.time_budget.allows(self.strategy.launched, len(self._running))
         job = self.strategy.next(room=room)
         self._take_updates()

@@ -31,6 +31,7 @@ from autopeft.search.selection.significance import (
     selection_bias,
 )
 from autopeft.search.selection.taken import Taken, taken
+from autopeft.tasks.summary import Constant
 
 if TYPE_CHECKING:
     from autopeft.search.planning.prepare import Prepared
@@ -81,7 +82,7 @@ def finish(ready: Prepared, folder: RunFolder, controller: Controller, seconds: 
         hypervolume=tuple(course(records, ready.limits[1])),
         comparisons=comparisons,
         bias=_bias(ready, final),
-        constant=ready.summary.constant,
+        constant=_constant(ready),
         over_constant=_over_constant(ready, final),
         remarks=(*ready.summary.remarks, *_left_out(controller)),
         taken=_taken(ready, recipe, trial, final, baselines),
@@ -169,7 +170,9 @@ def _instead(controller: Controller, returned: RepeatedRuns | None, name: str) -
 def _answers(controller: Controller, final: Contender | None) -> Mapping[Goal, Answer | None]:
     """The answer to each goal, where something was confirmed."""
     confirmation = controller.confirmation
-    return {} if final is None else answers(confirmation.verdicts(), confirmation.best_baseline)
+    if final is None:
+        return {}
+    return answers(confirmation.verdicts(), confirmation.best_baseline, controller.trial_metric)
 
 
 def _finding(
@@ -198,8 +201,12 @@ def _finding(
 
 
 def _left_out(controller: Controller) -> list[str]:
-    names = controller.confirmation.left_out
-    return [f"There was no time for these baselines: {', '.join(names)}."] if names else []
+    out, once = controller.confirmation.left_out, controller.confirmation.swept_once
+    told = [f"There was no time for these baselines: {', '.join(out)}."] if out else []
+    chosen = (
+        f"There was no time to try {', '.join(once)} with a second seed: one seed chose the learning rate."
+    )
+    return [*told, *([chosen] if once else [])]
 
 
 def _is_baseline(winner: Contender, baselines: Iterable[Contender]) -> bool:
@@ -261,8 +268,16 @@ def _over_constant(ready: Prepared, winner: Contender | None) -> Comparison | No
     )
 
 
+def _constant(ready: Prepared) -> Constant | None:
+    """The same answer for every row, with scores that stand beside others of the same metric."""
+    found = ready.summary.constant
+    if found is None or ready.trial_metric is None:
+        return found
+    return replace(found, scores={name: score for name, score in found.scores.items() if name != "select"})
+
+
 def _bias(ready: Prepared, winner: Contender | None) -> SelectionBias | None:
-    if winner is None:
+    if winner is None or ready.trial_metric is not None:
         return None
     select, test = ScoredSplit.of(ready.task, "select"), ScoredSplit.of(ready.task)
     return selection_bias(winner.select_mean, winner.test_mean, select, test)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from autopeft.effort import Effort
 from autopeft.runs.records import TrialRecord
 from autopeft.search.core.jobs import Job, TrainJob
-from autopeft.search.selection.finals import SCORED, SCORING, Finals, trainings, work_kind
+from autopeft.search.selection.finals import SCORED, SCORING, Finals, work_kind, work_of
 
 __all__ = ["TimeBudget"]
 
@@ -20,9 +21,9 @@ Left = Mapping[str, float]
 class TimeBudget:
     """Time left and whether another trial still fits into the time budget, from the seconds of finished jobs.
 
-    Work is counted in full trainings (see `trainings`), by kind of work. Where no job of a kind has finished,
+    Work is counted in full trainings (see `work_of`), by kind of work. Where no job of a kind has finished,
     its trainings take as long as those of trials, of which a candidate of the strategy takes
-    `expected_steps` on average. What only scores takes what jobs that train took beside their steps.
+    `expected_steps` on average. What only scores takes what trials took beside their steps.
 
     Half of the time budget is the search's; from then on a trial is refused when finalists and baselines
     would no longer fit. At least two trials are always allowed, and more only where the shortest finals would
@@ -47,7 +48,7 @@ class TimeBudget:
         self._steps: dict[str, int] = {}
         self._test_share = test_share
         self._sums: dict[str, tuple[float, float]] = {}
-        self._beside: dict[str, tuple[float, int]] = {}
+        self._beside = 0.0, 0
         self._left: dict[str, float] = {}
         self._least: Left = {}
 
@@ -61,37 +62,41 @@ class TimeBudget:
 
     def finished(self, job: Job, seconds: float, step_time: float | None = None) -> None:
         """Note how long a job took, and each of its steps."""
-        work, kind = self._work_of(job), work_kind(job)
-        self._time(kind, work, seconds)
-        if step_time and kind != SCORED:
-            self._note_beside(kind, seconds - step_time * _part(job)[1])
+        work = self._work_of(job)
+        self._time(work_kind(job), work, seconds)
+        if step_time and job.kind == "trial":
+            self._note_beside(seconds - step_time * _part(job)[1])
         self._steps.pop(job.id, None)
-        if kind in self._left:
-            self._left[kind] = max(0.0, self._left[kind] - work)
+        for kind in work.keys() & self._left.keys():
+            self._left[kind] = max(0.0, self._left[kind] - work[kind])
 
     def learn(self, records: Iterable[TrialRecord]) -> None:
         """Take the timings of an earlier process of this run."""
         for r in records:
             steps = max(map(int, r.rungs), default=0) if r.kind == "trial" else r.steps or 0
-            work = steps / self._full if r.kind == "trial" else trainings(r.recipe, steps, len(r.scores))
-            if r.seconds and work and r.state not in ("failed", "interrupted"):
+            work: Left = {"trial": steps / self._full}
+            if r.kind != "trial":
+                work = work_of(r.kind, r.recipe, steps, r.scores)
+            if r.seconds and any(work.values()) and r.state not in ("failed", "interrupted"):
                 self._time(r.kind if steps else SCORED, work, r.seconds)
-                if steps and (step_time := (r.measured or {}).get("step_time")):
-                    self._note_beside(r.kind, r.seconds - step_time * steps)
+                if r.kind == "trial" and (step_time := (r.measured or {}).get("step_time")):
+                    self._note_beside(r.seconds - step_time * steps)
 
-    def _time(self, kind: str, work: float, seconds: float) -> None:
+    def _time(self, kind: str, work: Left, seconds: float) -> None:
+        """Note what work of a kind took; what came along with it of other kinds takes what is known."""
+        along = self._seconds({other: count for other, count in work.items() if other != kind}) or 0.0
         before, count = self._sums.get(kind, (0.0, 0.0))
-        self._sums[kind] = before + seconds, count + work
+        self._sums[kind] = before + max(0.0, seconds - along), count + work[kind]
 
-    def _note_beside(self, kind: str, seconds: float) -> None:
-        before, count = self._beside.get(kind, (0.0, 0))
-        self._beside[kind] = before + max(0.0, seconds), count + 1
+    def _note_beside(self, seconds: float) -> None:
+        before, count = self._beside
+        self._beside = before + max(0.0, seconds), count + 1
 
-    def _work_of(self, job: Job) -> float:
-        """Trainings of a job; of a part of a trial its share of the steps."""
+    def _work_of(self, job: Job) -> dict[str, float]:
+        """Trainings of a job by kind of work; of a part of a trial its share of the steps."""
         if job.kind == "trial":
-            return _part(job)[1] / self._full
-        return trainings(job.recipe, job.steps, len(job.splits))
+            return {"trial": _part(job)[1] / self._full}
+        return work_of(job.kind, job.recipe, job.steps, job.splits)
 
     @property
     def _elapsed(self) -> float:
@@ -99,10 +104,9 @@ class TimeBudget:
 
     def _training(self, kind: str) -> float | None:
         """Mean seconds of a training; `None` before the first job that could tell."""
-        # Finalists write their answers, where the trials of some kinds of task do not.
-        beside = self._beside.get("confirm") or self._beside.get("trial")
-        if kind == SCORED and kind not in self._sums and beside:
-            return beside[0] / beside[1] * self._test_share / SCORING
+        beside, trials = self._beside
+        if kind == SCORED and kind not in self._sums and trials:
+            return beside / trials * self._test_share / SCORING
         seconds, count = self._sums.get(kind) or self._sums.get("trial") or (0.0, 0.0)
         return seconds / count if count else None
 
@@ -147,8 +151,11 @@ class TimeBudget:
 
     def fits(self, job: Job) -> bool:
         """Whether a job that nothing depends on would end in time."""
-        each = self._training(work_kind(job)) or 0.0
-        return self._budget is None or self._elapsed + each * self._work_of(job) <= self._budget
+        return self._budget is None or self._elapsed + self._seconds_of(job) <= self._budget
+
+    def _seconds_of(self, job: Job) -> float:
+        """What a job takes, as far as that is known."""
+        return math.fsum((self._training(kind) or 0.0) * count for kind, count in self._work_of(job).items())
 
     def shorten(self, forms: Iterable[Finals], left: Callable[[Finals], Left]) -> Finals:
         """The first of the finals that the time left allows, else the last: without a time budget the first.
@@ -184,7 +191,7 @@ class TimeBudget:
         if steps_left is not None:
             work += steps_left / self._expected * trial
         for job in running:
-            seconds = (self._training(work_kind(job)) or 0.0) * self._work_of(job)
+            seconds = self._seconds_of(job)
             start, steps = _part(job)
             done = min(1.0, (self._steps.get(job.id, start) - start) / steps) if steps else 0.0
             if job.kind == "trial":

@@ -50,7 +50,8 @@ class Job:
         attempt: how often the job was lost with its worker before; it then takes fewer rows at once.
         precision: of the backbone's weights.
         rank_by: what decides which recipe is better: `score`, or `loss`, the mean loss over *select* rows.
-        metric: that scores it, where it is another than the task's (see `TaskKind.trial_metric`).
+        metric: that scores *select*, where it is another than the task's (see `TaskKind.trial_metric`).
+            *Test* is always scored by the task's.
         samples: whether a handful of what the model writes is kept, of the last split.
     """
 
@@ -126,7 +127,7 @@ class JobResult:
         pseudo_values: what groups of *test* rows contribute to the score there, where *test* was scored.
         select_values: the same of *select* rows.
         merit: what the recipe is ranked by, higher is better, where that is not its score on *select*.
-        metric: of the scores, where it is another than the task's.
+        metric: of the score on *select*, where it is another than the task's.
         measured: numbers that a job measured, by name: what it took beside its parameters, as
             `Resources.to_dict()` has it (of a training `step_time` and `memory`, of a run after the search
             `file` and, where it is limited, `latency`), or what a probe found.

@@ -221,7 +221,7 @@ def _score(context: JobContext, job: ScoreJob) -> JobResult:
                 split: score_by_rows(
                     hybrid.model,
                     rows,
-                    job.metric or context.task.metric,
+                    _metric_of(context, job, split),
                     batch_size=context.plan.eval_batch_size,
                     device=context.plan.torch_device(),
                     forward=sharing_forward(hybrid, rows, kind),
@@ -258,7 +258,7 @@ def _untrained(context: JobContext, job: UntrainedJob) -> JobResult:
             found[split] = score_by_rows(
                 hybrid.model,
                 rows,
-                context.task.metric,
+                _metric_of(context, job, split),
                 batch_size=context.plan.eval_batch_size,
                 device=context.plan.torch_device(),
                 forward=sharing_forward(hybrid, rows, kind),
@@ -273,7 +273,13 @@ def _untrained(context: JobContext, job: UntrainedJob) -> JobResult:
         pseudo_values=parts.get("test", ()),
         select_values=parts.get("select", ()),
         merit=_merit(job, losses),
+        metric=job.metric,
     )
+
+
+def _metric_of(context: JobContext, job: Job, split: str) -> str:
+    """What scores a split of a job (see `Job.metric`)."""
+    return context.task.metric if split == "test" else job.metric or context.task.metric
 
 
 def _encoded(context: JobContext, job: UntrainedJob, name: str) -> EncodedSplit:

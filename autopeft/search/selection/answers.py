@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autopeft.display import mean_sd, number
@@ -27,7 +27,7 @@ class Answer:
         goal: which one.
         name: the trial, or the baseline.
         number: the trial's; `None` of a baseline.
-        select: scores of each fresh seed.
+        select: scores of each fresh seed, by `metric` where that is not the task's.
         baseline: name of the best baseline; `None` where there is none, or this is it.
         difference: of the mean scores on *select*, to that baseline.
         within: probability that it is within the margin of it.
@@ -48,13 +48,15 @@ class Answer:
     size_share: float | None = None
     cost_share: float | None = None
     measured: bool = False
+    metric: str | None = None
 
     def sentence(self) -> str:
         """The answer in one sentence."""
         brief = Recipe.from_dict(dict(self.recipe)).brief
         size = number(self.counts.get("deployed"))
         what = f"{self.goal.capitalize()}: {self.name} ({brief}), {size} parameters"
-        said = [what, f"{mean_sd(self.select)} on select"]
+        by = "" if self.metric is None else f"{self.metric} "
+        said = [what, f"{by}{mean_sd(self.select)} on select"]
         if self.baseline is None:
             return f"{', '.join(said)}."
         if self.cost_share is not None:
@@ -91,25 +93,28 @@ def origin(side: Contender) -> str:
     return side.name if side.number is None else f"trial {side.number}"
 
 
-def answers(found: Sequence[Verdict], baseline: Contender | None) -> dict[Goal, Answer | None]:
+def answers(
+    found: Sequence[Verdict], baseline: Contender | None, metric: str | None = None
+) -> dict[Goal, Answer | None]:
     """The answer to each goal, `None` where nothing is known that could tell.
 
     Args:
         found: verdicts in their order.
         baseline: the best one.
+        metric: that scores *select*, where it is another than the task's.
     """
     verdicts = {goal: chosen(goal, found) for goal in GOALS}
-    return {goal: None if v is None else _answer(goal, v, baseline) for goal, v in verdicts.items()}
+    return {goal: None if v is None else _answer(goal, v, baseline, metric) for goal, v in verdicts.items()}
 
 
-def _answer(goal: Goal, verdict: Verdict, baseline: Contender | None) -> Answer:
+def _answer(goal: Goal, verdict: Verdict, baseline: Contender | None, metric: str | None) -> Answer:
     mine = verdict.runs.contender()
-    told = Answer(goal, origin(mine), mine.number, mine.recipe, mine.counts, mine.select)
+    told = Answer(goal, origin(mine), mine.number, mine.recipe, mine.counts, mine.select, metric=metric)
     if baseline is None or verdict.beside is None:
         return told
     cost, measured = _cost_share(mine, verdict, baseline)
-    return Answer(
-        **{name: getattr(told, name) for name in ("goal", "name", "number", "recipe", "counts", "select")},
+    return replace(
+        told,
         baseline=baseline.name,
         difference=verdict.beside.difference,
         within=verdict.beside.within,

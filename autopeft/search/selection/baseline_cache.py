@@ -62,7 +62,8 @@ class RunKey:
 
     Attributes:
         data: hash of the rows of every split and of how they are scored.
-        metric: the score's name.
+        metric: that scores *test*.
+        select_metric: that scores *select*.
         backbone: hash of its weights.
         recipe: trial hash of the recipe.
         seed, steps: of the run.
@@ -74,6 +75,7 @@ class RunKey:
 
     data: str
     metric: str
+    select_metric: str
     backbone: str
     recipe: str
     seed: int
@@ -128,8 +130,8 @@ class RunKeys:
         *,
         metric: str | None = None,
     ) -> RunKey | None:
-        """The key of a run, or `None` where its scores cannot be kept. `metric` scores it, where that is not
-        the task's.
+        """The key of a run, or `None` where its scores cannot be kept. `metric` scores *select*,
+        where that is not the task's.
 
         That is so for a backbone without a known hash (reached on the hub, or a folder above 2 GiB) and for
         methods, compositions, kinds of tasks and metrics of other packages, whose code may change unseen.
@@ -140,6 +142,7 @@ class RunKeys:
         trial = build_graph(parsed, self._spec).trial_hash()
         return RunKey(
             self._data,
+            self._metric,
             metric or self._metric,
             self._backbone,
             trial,
@@ -210,7 +213,7 @@ class BaselineCache:
 
         Scores that are not finite, or not possible for the metric, are not kept.
         """
-        if key is None or not run.scores or not _sound(run.scores, key.metric):
+        if key is None or not run.scores or not _sound(run.scores, key):
             return
         known = self.get(key) or KeptScores({})
         content = {
@@ -267,7 +270,7 @@ def _read(path: Path, key: RunKey) -> KeptScores | None:
     if content is None or content.get("key") != asdict(key):
         return None
     scores = content.get("scores")
-    if not isinstance(scores, dict) or not scores or not _sound(scores, key.metric):
+    if not isinstance(scores, dict) or not scores or not _sound(scores, key):
         return None
     parts = [content.get(name, []) for name in ("pseudo_values", "select_values")]
     if not all(map(_are_parts, parts)):
@@ -297,15 +300,15 @@ def _is_outdated(content: Mapping[str, Any] | None, key: RunKey) -> bool:
     return same and found["versions"] != key.versions
 
 
-def _sound(scores: Mapping[Any, Any], metric: str) -> bool:
-    """Whether every score is a finite number that the metric can give, of a split that exists."""
-    bounds = METRICS[metric]
+def _sound(scores: Mapping[Any, Any], key: RunKey) -> bool:
+    """Whether every score is a finite number that its metric can give, of a split that exists."""
+
+    def possible(split: str, score: float) -> bool:
+        bounds = METRICS[key.select_metric if split == "select" else key.metric]
+        return bounds.low <= score <= bounds.high
+
     return all(
-        split in SPLIT_NAMES
-        and isinstance(score, (int, float))
-        and not isinstance(score, bool)
-        and bounds.low <= score <= bounds.high
-        and math.isfinite(score)
+        split in SPLIT_NAMES and _is_finite(score) and possible(split, score)
         for split, score in scores.items()
     )
 

@@ -75,9 +75,10 @@ class BaselineRuns(RepeatedRuns):
         means = {i: math.fsum(found) / len(found) for i, found in scores.items()}
         return sorted(means, key=lambda i: (-len(scores[i]), order(means[i], number=i)))
 
-    def skip_second_seed(self) -> None:
-        """Choose by the first seed alone, unless a second one has begun."""
-        self._second = 0
+    def skip_second_seed(self) -> bool:
+        """Choose by the first seed alone, unless a second one has begun; whether that changes anything."""
+        skipped, self._second = self._second, 0
+        return bool(skipped)
 
     def leave_out(self) -> None:
         """Train no more of it, and show nothing of what was tried."""
@@ -86,6 +87,11 @@ class BaselineRuns(RepeatedRuns):
         self._open.clear()
         self.sweep.clear()
         self.runs.clear()
+
+    def keep_seeds(self, seeds: Sequence[int]) -> None:
+        """Show a score that no seed changes for these seeds alone."""
+        if self.untuned:
+            self.runs = {job: run for job, run in self.runs.items() if run.seed in seeds}
 
     def drop(self, job: str) -> None:
         """Do without a run with a fresh seed that was never begun."""

@@ -42,6 +42,7 @@ class Confirmation:
         passed_over: what would have won and cannot be returned, as the training of its weights failed; and
             the error.
         left_out: names of baselines for which there was no time.
+        swept_once: names of those that one seed alone chose among.
     """
 
     def __init__(
@@ -61,11 +62,18 @@ class Confirmation:
         self.winner: RepeatedRuns | None = None
         self.passed_over: list[tuple[RepeatedRuns, str]] = []
         self.left_out: list[str] = []
+        self.swept_once: list[str] = []
         self._trials: Sequence[TrialRecord] = ()
         self._queue: deque[Job] = deque()
         # What nothing waits for: it fills what a phase leaves idle at its end.
         self._at_leisure: deque[Job] = deque()
         self._sweeping = self._open = self._testing = False
+
+    def score_untuned(self) -> Job | None:
+        """The run of the model as it is, which needs nothing of a search: it tells how good that is, and how
+        long answers to *test* take. `None` where there is no such baseline, or more than the first time."""
+        race = next((race for race in self.races if race.untuned and not race.started), None)
+        return None if race is None else race.jobs(fresh_seeds(self._seed, self.effort.seeds), 0)[0]
 
     def sweep(self) -> None:
         """Let the baselines' learning rates be tried; a second call changes nothing."""
@@ -79,8 +87,9 @@ class Confirmation:
         for race in self.races:
             if race.index in finals.left_out:
                 self._leave_out(race)
-            elif not finals.second:
-                race.skip_second_seed()
+            elif not finals.second and race.skip_second_seed():
+                self.swept_once.append(race.name)
+            race.keep_seeds(fresh_seeds(self._seed, effort.seeds))
         if not best:
             self.clear()
             for race in self.races:

@@ -48,8 +48,8 @@ def ranked_by(record: TrialRecord) -> str | None:
 class FreshRun:
     """One training run with a fresh seed; scores are `None` until known, `error` tells why they never are.
     `pseudo_values` and `select_values` are the contributions of groups of *test* and of *select* rows,
-    `merit` is what the run is ranked by where that is not its score on *select*, and `metric` is that of the
-    scores where it is not the task's.
+    `merit` is what the run is ranked by where that is not its score on *select*, and `metric` is that of
+    the score on *select* where it is not the task's.
 
     `counts` is what the run left: data-dependent methods leave something else with each seed.
     """

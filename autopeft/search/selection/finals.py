@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,12 +14,12 @@ from autopeft.search.selection.baseline_runs import BaselineRuns
 from autopeft.search.selection.baselines import Baseline
 from autopeft.search.selection.contender import fresh_seeds
 
-__all__ = ["SCORED", "SCORING", "FinalWork", "Finals", "trainings", "work_kind"]
+__all__ = ["SCORED", "SCORING", "FinalWork", "Finals", "work_kind", "work_of"]
 
 _HEAD = 0.1
 _FEW = 2  # seeds
 SCORING = 0.2
-"""What scoring a split costs before anything is known of it (see `trainings`)."""
+"""What scoring a split costs before anything is known of it (see `work_of`)."""
 SCORED = "scored"
 """The kind of work of jobs that score and train nothing."""
 
@@ -38,12 +39,14 @@ class Finals:
     second: bool = True
 
 
-def trainings(recipe: Mapping[str, Any], steps: int, splits: int = 1) -> float:
-    """What a run costs, where a full training of a hybrid costs 1: one of the head alone, or one that scores
-    so many splits alone, costs less."""
+def work_of(kind: str, recipe: Mapping[str, Any], steps: int, splits: Collection[str]) -> dict[str, float]:
+    """What a run costs, by kind of work. A full training of a hybrid costs 1 with its score on *select*; that
+    of the head alone costs less, and so does scoring a split alone. *Test* is work of its own kind, as some
+    kinds of task have answers written there."""
     if not steps:
-        return SCORING * splits
-    return 1.0 if recipe.get("layers") or recipe.get("model") else _HEAD
+        return {SCORED: SCORING * len(splits)}
+    training = {kind: 1.0 if recipe.get("layers") or recipe.get("model") else _HEAD}
+    return {**training, SCORED: SCORING} if "test" in splits else training
 
 
 def work_kind(job: Job) -> str:
@@ -68,50 +71,58 @@ class FinalWork:
         past: Mapping[str, int],
     ) -> None:
         self._baselines, self._seed, self._known, self._past = baselines, seed, known, past
-        self._found: dict[tuple[int, int, bool], float] = {}
+        self._found: dict[tuple[int, int, bool], dict[str, float]] = {}
 
     def forms(self, effort: Effort) -> Iterator[Finals]:
         """The finals in full and then shorter and shorter: fewer finalists, down to one; fewer seeds, down to
-        three; then the same without the baselines that cost most, down to LoRA, which every winner has to
-        beat, and the untuned model, which is scored once; then two seeds, of which no interval can be short;
-        at last no second seed in LoRA's sweep. What is known already is never left out.
+        three; then the same without the trained baselines that cost most, down to LoRA, which every winner
+        has to beat; then no second seed in LoRA's sweep; then no examples before prompts; at last two seeds,
+        of which no interval can be short. The untuned model is scored once in any case. What is known already
+        is never left out.
         """
         efforts = [replace(effort, top=top) for top in range(effort.top, 0, -1)]
         efforts += [replace(effort, top=1, seeds=seeds) for seeds in range(effort.seeds - 1, _FEW, -1)]
         whole = Finals(effort)
-        kept = [b.kind == "lora" or b.shots == 0 for b in self._baselines]
-        left = {i: self._of_baseline(i, whole) for i, always in enumerate(kept) if not always}
-        dear = sorted((i for i in left if left[i]), key=lambda i: -left[i])
+        left = {i: math.fsum(self._of_baseline(i, whole).values()) for i in range(len(self._baselines))}
+        others = [i for i, b in enumerate(self._baselines) if b.kind != "lora" and b.shots != 0 and left[i]]
+        dear = sorted((i for i in others if self._baselines[i].shots is None), key=lambda i: -left[i])
         for n in range(len(dear) + 1):
             yield from (Finals(smaller, frozenset(dear[:n])) for smaller in efforts)
+        yield Finals(efforts[-1], frozenset(dear), second=False)
+        if len(others) > len(dear):
+            yield Finals(efforts[-1], frozenset(others), second=False)
         shortest = replace(efforts[-1], seeds=min(effort.seeds, _FEW))
         if shortest != efforts[-1]:
-            yield Finals(shortest, frozenset(dear))
-        yield Finals(shortest, frozenset(dear), second=False)
+            yield Finals(shortest, frozenset(others), second=False)
 
     def left(self, finals: Finals) -> dict[str, float]:
-        """What is left of some finals: trainings by kind of work (see `trainings`)."""
+        """What is left of some finals: trainings by kind of work (see `work_of`)."""
         effort = finals.effort
-        kept = [i for i in range(len(self._baselines)) if i not in finals.left_out]
-        scored = [i for i in kept if self._baselines[i].shots is not None]
-        tests = SCORING * max(0, effort.seeds - self._past.get("test", 0))
-        return {
-            "confirm": float(max(0, effort.top * effort.seeds - self._past.get("confirm", 0))),
-            "baseline": math.fsum(self._of_baseline(i, finals) for i in kept if i not in scored),
-            SCORED: math.fsum([tests, *(self._of_baseline(i, finals) for i in scored)]),
-        }
+        found = Counter[str](
+            {
+                "confirm": float(max(0, effort.top * effort.seeds - self._past.get("confirm", 0))),
+                "baseline": 0.0,
+                SCORED: SCORING * max(0, effort.seeds - self._past.get("test", 0)),
+            }
+        )
+        for i in range(len(self._baselines)):
+            if i not in finals.left_out:
+                found.update(self._of_baseline(i, finals))
+        return dict(found)
 
-    def _of_baseline(self, index: int, finals: Finals) -> float:
+    def _of_baseline(self, index: int, finals: Finals) -> dict[str, float]:
         key = index, finals.effort.seeds, finals.second
         if key not in self._found:
             self._found[key] = self._play(index, finals)
         return self._found[key]
 
-    def _play(self, index: int, finals: Finals) -> float:
+    def _play(self, index: int, finals: Finals) -> dict[str, float]:
         """The work that is left of a baseline: it is played through with what is known."""
         baseline, effort = self._baselines[index], finals.effort
         race, seeds = BaselineRuns(index, baseline), fresh_seeds(self._seed, effort.seeds)
-        each = trainings(baseline.candidates[0], 0 if baseline.shots is not None else effort.steps, splits=2)
+        steps = 0 if baseline.shots is not None else effort.steps
+        swept = work_of("baseline", baseline.candidates[0], steps, ("select",))
+        fresh = work_of("baseline", baseline.candidates[0], steps, ("select", "test"))
         if not finals.second:
             race.skip_second_seed()
         while jobs := race.sweep_jobs(self._seed, effort.steps):
@@ -119,5 +130,7 @@ class FinalWork:
                 if result is not None:
                     race.take_sweep(result)
         if not race.swept:
-            return each * (race.sweep_left + baseline.fresh_runs(effort.seeds))
-        return each * sum(self._known(job) is None for job in race.jobs(seeds, effort.steps))
+            runs = race.sweep_left, baseline.fresh_runs(effort.seeds)
+        else:
+            runs = 0, sum(self._known(job) is None for job in race.jobs(seeds, effort.steps))
+        return {kind: swept.get(kind, 0.0) * runs[0] + each * runs[1] for kind, each in fresh.items()}

@@ -41,7 +41,8 @@ class SearchResult:
         search_score: what it scored in the search itself, with the search's seed; NaN of a baseline.
         samples: of the answers that the winner wrote, to rows of *test*, or of *select* where it is a
             baseline that an earlier search had tested; none where its kind of task writes nothing.
-        trial_metric: of `search_score`, of the trials and of the front, where it is another than `metric`.
+        trial_metric: of all scores on *select*, where it is another than `metric`: of `search_score`, of the
+            trials, of the front, and of `select`.
         confirmed: whether it was retrained with fresh seeds.
         baselines: at the same budget, trained the same way, with fresh seeds.
         front: deployed parameters against the score on *select*.
@@ -93,12 +94,6 @@ class SearchResult:
     samples: tuple[Sample, ...] = field(default=(), repr=False)
 
     @property
-    def unconfirmed(self) -> tuple[float, ...]:
-        """The search's own score where it stands for those of fresh seeds: none where it is of another
-        metric."""
-        return (self.search_score,) if self.trial_metric is None else ()
-
-    @property
     def select_mean(self) -> float | None:
         return mean_sd(self.select)[0]
 
@@ -117,10 +112,20 @@ class SearchResult:
     @property
     def headline(self) -> str:
         """The metric and the winner's score: on *test*, or on *select* where *test* was not touched."""
-        scores, split = (self.test, "test") if self.test else (self.select, "select")
-        if not scores:
-            return f"{self.trial_metric or self.metric} {mean_sd_text((self.search_score,))} on select"
-        return f"{self.metric} {mean_sd_text(scores)} on {split}"
+        if self.test:
+            return f"{self.metric} {mean_sd_text(self.test)} on test"
+        return f"{self.trial_metric or self.metric} {mean_sd_text(self.on_select)} on select"
+
+    @property
+    def on_select(self) -> tuple[float, ...]:
+        """Its scores on *select*: with fresh seeds, else that of the search."""
+        return self.select or (self.search_score,)
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """Of `rows`. Where *select* is scored by a metric of its own, that stands there."""
+        select = "select" if self.trial_metric is None else f"{self.trial_metric} on select"
+        return ("hybrid", "deployed", "share", select, "test")
 
     def found(self) -> list[str]:
         """What was found of the goal, then the answer to each goal, a sentence each."""
@@ -134,7 +139,7 @@ class SearchResult:
     def rows(self) -> list[tuple[str, ...]]:
         """The winner, the baselines and the same answer for every row as texts: name, deployed parameters,
         their share, and mean ± sd over fresh seeds on *select* and *test*."""
-        own = ("winner", self.counts, self.select or self.unconfirmed, self.test)
+        own = ("winner", self.counts, self.on_select, self.test)
         measured = [own, *((b.name, b.counts, b.select, b.test) for b in self.baselines)]
         rows: list[tuple[str, ...]] = [
             (
@@ -155,7 +160,7 @@ class SearchResult:
 
     def _repr_html_(self) -> str:
         """A small box for notebooks: the winner beside what it is compared with, and its recipe."""
-        headers = ("", "deployed", "share", "select", "test")
+        headers = ("", *self.headers[1:])
         compared = [c.sentence() for c in (*self.comparisons, self.over_constant) if c is not None]
         sentences = (*self.found(), *compared, *self.remarks)
         said = [(sentence,) for sentence in sentences]
@@ -176,6 +181,7 @@ class SearchResult:
         data: dict[str, Any] = {k: v for k, v in vars(self).items() if k not in skipped}
         data["run"] = str(self.run)
         data.update(
+            select_metric=self.trial_metric,
             recipe=self.winner.to_dict(),
             select_mean=self.select_mean,
             select_sd=self.select_sd,

@@ -99,7 +99,7 @@ def metrics_of(record: TrialRecord) -> dict[str, float]:
     named: dict[str, Any] = {
         f"{before}rung_score": record.rungs.get(str(record.steps)),
         f"{before}score": record.score,
-        **{f"{before}{split}_score": score for split, score in record.scores.items() if split != "select"},
+        **{f"{split}_score": score for split, score in record.scores.items() if split != "select"},
         "deployed": counts.get("deployed"),
         "share": counts.get("share"),
         "seconds": record.seconds,

@@ -63,6 +63,19 @@ def test_a_trial_has_the_time_that_the_finals_leave() -> None:
     assert budget_of(2).within(3) is None
 
 
+def test_a_run_that_scores_test_too_takes_longer() -> None:
+    time_budget = budget_of()
+    time_budget.expect({"baseline": 2.0, "scored": 0.6}, LEAST)
+    time_budget.finished(job(), 10.0)
+    untuned = replace(job("baseline", "untuned", steps=0), splits=("select", "test"))
+    time_budget.finished(untuned, 30.0)
+    assert time_budget.remaining(None, []) == pytest.approx(2 * 10 + 15), "a split takes 15 seconds"
+    tested = replace(job("baseline", "fresh"), splits=("select", "test"))
+    time_budget.finished(tested, 27.0)
+    assert time_budget.remaining(None, []) == pytest.approx(12.0), "of 27 seconds 15 were the test's"
+    assert time_budget.remaining(None, [tested]) == pytest.approx(12.0)
+
+
 def test_all_done_is_zero() -> None:
     time_budget = budget_of()
     time_budget.finished(job(), 10.0)
@@ -146,7 +159,7 @@ def test_what_only_scores_takes_what_trainings_took_beside_their_steps() -> None
     time_budget.finished(job(), 10.0, 0.4)
     assert time_budget.remaining(None, []) == pytest.approx(4 * 10 + 6 * 10 + 2 * (10 - 4) * 3)
     time_budget.finished(job("confirm"), 10.0, 0.2)
-    assert time_budget.remaining(None, []) == pytest.approx(3 * 10 + 6 * 10 + 2 * (10 - 2) * 3)
+    assert time_budget.remaining(None, []) == pytest.approx(3 * 10 + 6 * 10 + 2 * (10 - 4) * 3)
     time_budget.finished(job("test"), 5.0)
     assert time_budget.remaining(None, []) == pytest.approx(3 * 10 + 6 * 10 + 5)
     resumed = budget_of(test_share=3.0)

@@ -30,7 +30,7 @@ SPEC = spec_of(
 )
 MODEL = ModelSource("/models/x", None, "folder", "a" * 64)
 PLAN = TrainingPlan(steps=60, batch_size=8, max_length=32, device="cpu")
-KEY = RunKey("d", "accuracy", "b", "r", 1000, 60, "{}", "fp32", "score", "{}")
+KEY = RunKey("d", "accuracy", "accuracy", "b", "r", 1000, 60, "{}", "fp32", "score", "{}")
 SCORES = {"select": 0.75, "test": 0.625}
 
 
@@ -114,9 +114,13 @@ def test_impossible_scores_are_not_kept(
 
 
 def test_negative_correlations_are(store: BaselineCache) -> None:
-    key = replace(KEY, metric="matthews")
+    key = replace(KEY, metric="matthews", select_metric="matthews")
     store.put(key, KeptScores({"select": -0.25}), 1.0)
     assert store.get(key) == KeptScores({"select": -0.25})
+    store.put(replace(KEY, select_metric="matthews"), KeptScores({"select": -0.25, "test": 0.5}), 1.0)
+    assert store.get(replace(KEY, select_metric="matthews")) is not None
+    store.put(replace(KEY, metric="matthews"), KeptScores({"select": -0.25, "test": 0.5}), 1.0)
+    assert store.get(replace(KEY, metric="matthews")) is None, "no accuracy on select"
 
 
 @settings(max_examples=150, deadline=None)

@@ -228,6 +228,8 @@ def test_the_untuned_model_is_scored_whatever_the_time(
     assert [b.name for b in confirmation.baselines()] == ["untuned", "LoRA of rank 30"]
     assert confirmation.left_out == ["LoRA of rank 99"]
     assert [job.id for job in stage.jobs if job.id.startswith("baseline-1")] == ["baseline-1-0-s1000"]
+    assert stage.jobs[0].id == "baseline-1-0-s1000", "it needs nothing, and tells how long answers take"
+    assert confirmation.baselines()[0].by_seed.keys() == confirmation.baselines()[1].by_seed.keys()
 
 
 def test_the_cheapest_within_the_margin_wins(make_stage: Make, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from support.searching import EFFORT, lora
 
 from autopeft.search.core.jobs import Job, JobResult
 from autopeft.search.selection.baselines import Baseline
-from autopeft.search.selection.finals import Finals, FinalWork, trainings
+from autopeft.search.selection.finals import Finals, FinalWork, work_of
 
 NORMAL = replace(EFFORT, top=2, seeds=3)
 HEAD: Any = {"name": "head-only"}
@@ -25,20 +25,24 @@ def work(known: Any = lambda job: None, **past: int) -> FinalWork:
 
 
 def test_the_head_alone_and_scoring_cost_less_than_a_training() -> None:
-    assert trainings(lora(1).to_dict(), 10) == 1.0
-    assert trainings({"model": ["bitfit"]}, 10) == 1.0
-    assert 0 < trainings(HEAD, 10) < trainings(HEAD, 0) < 1
+    assert work_of("confirm", lora(1).to_dict(), 10, ("select",)) == {"confirm": 1.0}
+    assert work_of("baseline", {"model": ["bitfit"]}, 10, ("select",)) == {"baseline": 1.0}
+    head = work_of("baseline", HEAD, 10, ("select", "test"))
+    scored = work_of("baseline", HEAD, 0, ("select", "test"))
+    assert 0 < head["baseline"] < head["scored"] < 1
+    assert scored == {"scored": 2 * head["scored"]}
 
 
 def test_all_runs_are_left_where_nothing_is_known() -> None:
-    # LoRA 3 + 2 + 3, single 10 + 5 + 3, the head 2 + 2 + 3 at a tenth, the backbone two splits
+    # LoRA 3 + 2 + 3, single 10 + 5 + 3, the head 2 + 2 + 3 at a tenth; scored are three tests of the winner
+    # and of each baseline, and two splits by the backbone
     assert work().left(Finals(NORMAL)) == pytest.approx(
-        {"confirm": 6.0, "baseline": 8 + 18 + 0.7, "scored": 0.6 + 0.4}
+        {"confirm": 6.0, "baseline": 8 + 18 + 0.7, "scored": 0.2 * (3 + 3 * 3 + 2)}
     )
     short = Finals(replace(NORMAL, top=1, seeds=2), frozenset({1, 2, 3}), second=False)
-    assert work().left(short) == pytest.approx({"confirm": 2.0, "baseline": 5.0, "scored": 0.4})
+    assert work().left(short) == pytest.approx({"confirm": 2.0, "baseline": 5.0, "scored": 0.4 + 0.4})
     assert work(confirm=4, test=9).left(Finals(NORMAL))["confirm"] == 2.0
-    assert work(confirm=4, test=9).left(Finals(NORMAL))["scored"] == 0.4
+    assert work(confirm=4, test=9).left(Finals(NORMAL))["scored"] == pytest.approx(0.2 * (3 * 3 + 2))
 
 
 def test_what_is_known_is_not_left_as_far_as_it_tells_what_comes_next() -> None:
@@ -61,9 +65,16 @@ def test_finals_are_shortened_step_by_step() -> None:
     efforts = [(2, 3), (1, 3)]
     assert seen == [
         *((*effort, out, True) for out in ([], [1], [1, 2]) for effort in efforts),
-        (1, 2, [1, 2], True),
+        (1, 3, [1, 2], False),
         (1, 2, [1, 2], False),
     ]
+
+
+def test_examples_before_prompts_are_left_out_after_what_is_trained() -> None:
+    shown = [*BASELINES, Baseline("few-shot", (HEAD,), {}, kind="few-shot", shots=4)]
+    forms = FinalWork(shown, 0, lambda job: None, {}).forms(NORMAL)
+    left_out = list(dict.fromkeys((tuple(sorted(f.left_out)), f.second) for f in forms))
+    assert left_out == [((), True), ((1,), True), ((1, 2), True), ((1, 2), False), ((1, 2, 4), False)]
 
 
 @pytest.mark.parametrize(("seeds", "tried"), [(5, [5, 5, 4, 3]), (2, [2, 2]), (1, [1, 1])])
@@ -71,8 +82,8 @@ def test_two_seeds_are_the_last_resort(seeds: int, tried: list[int]) -> None:
     *forms, last = work().forms(replace(NORMAL, seeds=seeds))
     assert [form.effort.seeds for form in forms[: len(tried)]] == tried
     assert last.effort.seeds == min(seeds, 2)
-    fewer = [form for form in forms if form.effort.seeds < tried[-1]]
-    assert fewer == [replace(last, second=True)] * (seeds > 2)
+    assert not [form for form in forms if form.effort.seeds < tried[-1]]
+    assert not last.second
 
 
 def test_a_baseline_that_is_known_is_not_left_out() -> None:
