@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from autopeft.hybrid.callback import HybridCallback
+from typing import TYPE_CHECKING, Any
+
 from autopeft.hybrid.explicit import ExplicitRecipe, explicit_recipe
 from autopeft.hybrid.hybrid import Hybrid, attach
 from autopeft.hybrid.inputs import open_inputs, pinned
@@ -12,6 +13,9 @@ from autopeft.hybrid.multi import MultiHybrid, attach_many
 from autopeft.hybrid.prediction import predictive
 from autopeft.hybrid.store import deployed_state, deployed_tensors
 from autopeft.hybrid.transferability import activated_neurons, neuron_overlap
+
+if TYPE_CHECKING:
+    from autopeft.hybrid.callback import HybridCallback
 
 __all__ = [
     "ExplicitRecipe",
@@ -32,3 +36,12 @@ __all__ = [
     "pinned",
     "predictive",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`HybridCallback` on first use: what the Trainer needs takes a third of a second to import."""
+    if name != "HybridCallback":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from autopeft.hybrid.callback import HybridCallback
+
+    return HybridCallback

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ from autopeft.counting import Counts
 from autopeft.display import percent, short, table
 from autopeft.errors import UsageError
 from autopeft.graph import CompositionGraph, build_graph, draw_box
-from autopeft.hybrid.callback import HybridCallback
 from autopeft.hybrid.draws import seeded
 from autopeft.hybrid.groups import groups_of
 from autopeft.hybrid.inputs import RUNS, Artefact, start_entries, with_inputs
@@ -48,6 +47,9 @@ from autopeft.injection import Injection, Part, changing, new_token
 from autopeft.method import Calibration, Objective, WeightTarget
 from autopeft.recipe import Recipe
 from autopeft.spec import BackboneSpec
+
+if TYPE_CHECKING:
+    from autopeft.hybrid.callback import HybridCallback
 
 __all__ = ["Hybrid", "Measurements", "attach"]
 
@@ -415,6 +417,8 @@ class Hybrid:
 
         The Trainer's own optimizer knows no rate of the recipe: `for_trainer` gives both.
         """
+        from autopeft.hybrid.callback import HybridCallback  # see `autopeft.hybrid.__getattr__`
+
         return HybridCallback(self, total)
 
     # Keeping

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.optimization import Adafactor
 
 from autopeft.method import DecayTarget, decay, decay_targets
 from autopeft.recipe import optimizer as sections
@@ -80,8 +79,11 @@ def _class_of(section: sections.Optimizer) -> Any:
         sections.AdamW: torch.optim.AdamW,
         sections.Adam: torch.optim.Adam,
         sections.SGD: torch.optim.SGD,
-        sections.Adafactor: Adafactor,
     }
+    if isinstance(section, sections.Adafactor):
+        from transformers.optimization import Adafactor  # imports the Trainer's helpers
+
+        return Adafactor
     return classes[type(section)]
 
 

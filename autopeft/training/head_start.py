@@ -22,7 +22,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -269,7 +269,7 @@ def fit_probe(
             break
     chosen = _weakest_needed(held_out)
     saved = constant - held_out[chosen]
-    chance = float(stats.t.ppf(_SURE, len(saved) - 1)) * float(saved.std()) / len(saved) ** 0.5
+    chance = float(stdtrit(len(saved) - 1, _SURE)) * float(saved.std()) / len(saved) ** 0.5
     if not float(saved.mean()) > max(chance, _SAVED * float(constant.mean())):
         return None
     weight, offset = weights[chosen]

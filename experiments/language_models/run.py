@@ -34,7 +34,7 @@ SETTING: dict[str, Any] = {"model": MODEL, "serve": "peft"}
 KINDS = {"LoRA": "tuned LoRA", "untuned": "untuned", "few-shot": "four examples before the prompt"}
 MINUTES = 29
 _KEPT = ("metric", "recipe", "counts", "select", "test", "comparisons", "finding", "baselines", "trials")
-_KEPT += ("seconds", "remarks")
+_KEPT += ("seconds", "remarks", "trial_metric")
 
 
 def missing(rows: list[dict[str, Any]]) -> list[tuple[str, str, int]]:

@@ -34,6 +34,7 @@ def result(difference: float) -> dict[str, Any]:
         "trials": {"complete": 8, "failed": 1},
         "seconds": 1_500.0,
         "remarks": [],
+        "trial_metric": "likelihood",
         "front": [],
     }
 

@@ -66,6 +66,14 @@ def test_a_manifest_of_another_form_gives_no_reasons(task: Task, other: Any) -> 
         assert recorded(hybrid, task, "test", 10, 0.8, seed=1, model=nn.Linear(1, 1)) is None
 
 
+def test_a_score_on_select_by_another_metric_is_no_record(task: Task) -> None:
+    result = {"select_mean": 0.7, "select": [0.7], "trial_metric": "likelihood", "search_score": 0.6}
+    older = found(task, split="select", rows=8, result=result)
+    assert older.score == 0.7
+    hybrid = known(task, result={**result, "select_metric": "likelihood"})
+    assert recorded(hybrid, task, "select", 8, 0.8, seed=None, model=nn.Linear(1, 1)) is None
+
+
 def test_what_cannot_be_compared_is_not(task: Task) -> None:
     model = nn.Linear(1, 1)
 

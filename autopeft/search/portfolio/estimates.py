@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 from autopeft.search.portfolio.evidence import Evidence, Key, Observation
 
@@ -205,8 +205,8 @@ def _prior(pooled: Sequence[_Pooled], sign: int) -> float:
 
 def _estimate(p: _Pooled, prior: float, found: Sequence[tuple[Observation, float]]) -> Estimate:
     kept = prior / (prior + p.moderated**2)
-    gain, half = kept * p.mean, float(stats.t.ppf(_LEVEL, p.freedom)) * p.error
-    quarter = float(stats.t.ppf(_QUARTER, p.moderated_freedom)) * math.sqrt(kept) * p.moderated
+    gain, half = kept * p.mean, float(stdtrit(p.freedom, _LEVEL)) * p.error
+    quarter = float(stdtrit(p.moderated_freedom, _QUARTER)) * math.sqrt(kept) * p.moderated
     return Estimate(
         gain=gain,
         low=gain - half,

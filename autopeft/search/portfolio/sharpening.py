@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from autopeft.search.portfolio.estimates import Target, estimates
 from autopeft.search.portfolio.evidence import Evidence, Features, Key
@@ -47,7 +47,7 @@ class Finding:
         if len(found) < _FEWEST:
             return False
         error = statistics.stdev(found) / math.sqrt(len(found))
-        return self.mean > float(stats.t.ppf(_SURE, len(found) - 1)) * error
+        return self.mean > float(stdtrit(len(found) - 1, _SURE)) * error
 
 
 # Features

@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy import stats
+from scipy.special import ndtr, stdtr
 
 from autopeft.search.selection.contender import RepeatedRuns
 from autopeft.search.selection.significance import matched_groups, rows_variance
@@ -102,4 +102,4 @@ def _above(mean: float, spread: float, degrees: int) -> float:
     """Probability that what has this mean and spread is above 0."""
     if spread == 0:
         return float(mean >= 0)
-    return float(stats.t.cdf(mean / spread, degrees) if degrees else stats.norm.cdf(mean / spread))
+    return float(stdtr(degrees, mean / spread) if degrees else ndtr(mean / spread))

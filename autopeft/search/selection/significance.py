@@ -47,7 +47,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 from autopeft.tasks.scored import ScoredSplit
 
@@ -71,7 +71,7 @@ MARGIN = 0.01
 
 _LEVEL = 0.95
 _FEWEST_GROUPS = 10
-_Z = float(stats.norm.ppf((1 + _LEVEL) / 2))
+_Z = float(ndtri((1 + _LEVEL) / 2))
 _DIGITS = 12  # equal scores of different order differ by rounding alone
 _ROUNDING = 1e-9  # so do contributions, which are differences of scores times 100
 Scores = Mapping[int, float | None]
@@ -265,7 +265,7 @@ def _seeds_half(mine: Mapping[int, float], other: Mapping[int, float], *, paired
         return 0.0
     # Welch and Satterthwaite's formula; of a single part its own degrees of freedom. Shares avoid underflow.
     freedom = 1 / math.fsum((variance / total) ** 2 / degrees for variance, degrees in parts)
-    return float(stats.t.ppf((1 + _LEVEL) / 2, freedom)) * math.sqrt(total)
+    return float(stdtrit(freedom, (1 + _LEVEL) / 2)) * math.sqrt(total)
 
 
 def _variance_of_mean(values: Sequence[float]) -> tuple[float, int]:

@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn import metrics as sk
+
+from autopeft.tasks.kinds.class_metrics import sklearn_metrics
 
 __all__ = ["Breakdown", "class_breakdowns", "shares_in_words"]
 
@@ -51,7 +52,7 @@ def class_breakdowns(
         predictions, labels: class indices, shape (rows,).
         names: of the classes in index order.
     """
-    indices = list(range(len(names)))
+    indices, sk = list(range(len(names))), sklearn_metrics()
     scores = sk.precision_recall_fscore_support(labels, predictions, labels=indices, zero_division=np.nan)
     classes = tuple(
         (name, float(precision), float(recall), float(f1), int(support))

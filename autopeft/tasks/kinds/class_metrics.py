@@ -7,19 +7,33 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn import metrics as sk
 
 from autopeft.tasks.kinds.metric import Metric, ScoredRows, shrunk
 
-__all__ = ["ACCURACY", "F1", "MACRO_F1", "MATTHEWS", "variance_of_f1", "variance_of_share"]
+__all__ = [
+    "ACCURACY",
+    "F1",
+    "MACRO_F1",
+    "MATTHEWS",
+    "sklearn_metrics",
+    "variance_of_f1",
+    "variance_of_share",
+]
 
 Numbers = NDArray[Any]
+
+
+def sklearn_metrics() -> Any:
+    """`sklearn.metrics`, which takes a second to import: commands that score nothing do without."""
+    from sklearn import metrics
+
+    return metrics
 
 
 def _matthews(predictions: Numbers, labels: Numbers) -> float:
     if len(np.unique(predictions)) < 2 or len(np.unique(labels)) < 2:
         return 0.0
-    return float(sk.matthews_corrcoef(labels, predictions))
+    return float(sklearn_metrics().matthews_corrcoef(labels, predictions))
 
 
 def variance_of_share(share: float, count: int) -> float:
@@ -61,15 +75,16 @@ def _matthews_variance(score: float, rows: ScoredRows) -> float:
 
 
 ACCURACY = Metric(
-    "accuracy", 0, 1, "share of rows that are right", lambda p, y: sk.accuracy_score(y, p), _accuracy_variance
-)
+    "accuracy", 0, 1, "share of rows that are right", lambda p, y: sklearn_metrics().accuracy_score(y, p),
+    _accuracy_variance,
+)  # fmt: skip
 F1 = Metric(
-    "f1", 0, 1, "F1 of the second of two classes", lambda p, y: sk.f1_score(y, p, zero_division=0.0),
-    _f1_variance,
+    "f1", 0, 1, "F1 of the second of two classes",
+    lambda p, y: sklearn_metrics().f1_score(y, p, zero_division=0.0), _f1_variance,
 )  # fmt: skip
 MACRO_F1 = Metric(
     "macro_f1", 0, 1, "mean F1 of the classes, each counted the same",
-    lambda p, y: sk.f1_score(y, p, average="macro", zero_division=0.0), _macro_f1_variance,
+    lambda p, y: sklearn_metrics().f1_score(y, p, average="macro", zero_division=0.0), _macro_f1_variance,
 )  # fmt: skip
 MATTHEWS = Metric(
     "matthews", -1, 1, "Matthews correlation; 0 for constant predictions", _matthews, _matthews_variance

@@ -9,13 +9,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import expit
-from sklearn import metrics as sk
 from torch import Tensor
 from torch.nn import functional as F
 
 from autopeft.errors import DataError, TaskError
 from autopeft.tasks.kinds.breakdown import Breakdown, shares_in_words
-from autopeft.tasks.kinds.class_metrics import MACRO_F1, variance_of_f1, variance_of_share
+from autopeft.tasks.kinds.class_metrics import (
+    MACRO_F1,
+    sklearn_metrics,
+    variance_of_f1,
+    variance_of_share,
+)
 from autopeft.tasks.kinds.contract import ClassWeights, TaskKind
 from autopeft.tasks.kinds.label_lists import is_label_lists, label_columns, read_label_lists
 from autopeft.tasks.kinds.loss import Loss
@@ -67,7 +71,7 @@ SUBSET_ACCURACY = Metric(
 )  # fmt: skip
 LRAP = Metric(
     "lrap", 0, 1, "label ranking average precision: how far above the others a row's labels are",
-    lambda found, truth: float(sk.label_ranking_average_precision_score(truth > 0, found)),
+    lambda found, truth: float(sklearn_metrics().label_ranking_average_precision_score(truth > 0, found)),
     lambda score, rows: variance_of_share(score, rows.rows), raw=True,
 )  # fmt: skip
 """As scikit-learn computes it (Schapire and Singer 2000, the mean over rows). Its variance is the largest
@@ -278,7 +282,7 @@ class MultiLabel(TaskKind):
         self, outputs: NDArray[Any], labels: NDArray[Any], names: Sequence[str]
     ) -> tuple[Breakdown, ...]:
         """Precision, recall, F1 and support of each label."""
-        scores = sk.precision_recall_fscore_support(
+        scores = sklearn_metrics().precision_recall_fscore_support(
             labels > 0, self.decisions(outputs) > 0, average=None, zero_division=np.nan
         )
         rows = tuple(

@@ -53,6 +53,13 @@ def test_baselines_have_deviations_and_every_seed(run: Run) -> None:
     assert len(found["select: each seed"]["x"]) == 9
 
 
+def test_scores_of_two_metrics_do_not_share_an_axis(make_run: Make) -> None:
+    run = read_run(make_run(result={"trial_metric": "likelihood", "select_metric": "likelihood"}))
+    assert not [name for name in traces(own_figures.baseline_figure(run)) if name.startswith("select")]
+    older = read_run(make_run(result={"trial_metric": "likelihood"}))
+    assert len(traces(own_figures.baseline_figure(older))["select: each seed"]["x"]) == 9
+
+
 def test_differences_have_their_intervals(run: Run) -> None:
     found = traces(own_figures.difference_figure(run))["difference"]
     assert found["x"] == [0.16, 0.0133]
