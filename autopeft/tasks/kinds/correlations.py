@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from autopeft.tasks.kinds.metric import Metric, ScoredRows, shrunk
 
@@ -17,14 +18,10 @@ Numbers = NDArray[Any]
 
 
 def _pearson(predictions: Numbers, labels: Numbers) -> float:
-    from scipy import stats  # takes half a second
-
     return _correlation(stats.pearsonr, predictions, labels)
 
 
 def _spearman(predictions: Numbers, labels: Numbers) -> float:
-    from scipy import stats
-
     return _correlation(stats.spearmanr, predictions, labels)
 
 

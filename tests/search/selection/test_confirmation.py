@@ -18,6 +18,7 @@ from autopeft.runs.folder import RunFolder
 from autopeft.search.controller.finish import finish
 from autopeft.search.core.jobs import Job, JobResult
 from autopeft.search.selection.baselines import Baseline
+from autopeft.search.selection.finals import Finals
 from autopeft.search.selection.verdicts import Judge
 from autopeft.tasks.scored import ScoredSplit
 
@@ -229,7 +230,24 @@ def test_the_untuned_model_is_scored_whatever_the_time(
     assert confirmation.left_out == ["LoRA of rank 99"]
     assert [job.id for job in stage.jobs if job.id.startswith("baseline-1")] == ["baseline-1-0-s1000"]
     assert stage.jobs[0].id == "baseline-1-0-s1000", "it needs nothing, and tells how long answers take"
-    assert confirmation.baselines()[0].by_seed.keys() == confirmation.baselines()[1].by_seed.keys()
+
+
+def test_where_the_time_is_short_the_result_says_what_was_left(
+    make_stage: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The untuned model was scored before it was known how many seeds there is time for."""
+    untuned = Baseline("untuned", (lora(20).to_dict(),), {}, kind="untuned", shots=0)
+    stage = make_stage(ranks=(40, 50), baselines=[baseline(60, 70, 80), untuned, baseline(5, kind="single")])
+    short = Finals(replace(EFFORT, top=1, seeds=1), frozenset({2}), second=False)
+    monkeypatch.setattr(stage.controller.time_budget, "shorten", lambda forms, left: short)
+    stage.play(honest)
+    result, _ = finished(stage, tmp_path)
+    assert [list(side.by_seed) for side in result.baselines] == [[1000], [1000]]
+    assert result.remarks[-2:] == (
+        "There was no time for these baselines: LoRA of rank 5.",
+        "There was no time to try LoRA of rank 60 with a second seed: one seed chose the learning rate.",
+    )
+    assert not [job for job in stage.jobs if job.id.endswith("-again")]
 
 
 def test_the_cheapest_within_the_margin_wins(make_stage: Make, tmp_path: Path) -> None:
