@@ -208,7 +208,8 @@ class LiveReporter:
 
         left = duration(self._remaining)
         best = f"best {self._of_trials}{score(self._best)}"
-        title = f"{self._phase}  {self._ended}/{self._jobs}   {best}   left {left}"
+        planned = max(self._jobs, self._ended + len(self._running))  # a sweep may go on
+        title = f"{self._phase}  {self._ended}/{planned}   {best}   left {left}"
         table = Table(
             box=SIMPLE_HEAD, title=Text(title if self._phase else "starting …"), title_justify="left"
         )

@@ -1,4 +1,5 @@
-"""The runs of a baseline: a sweep of its candidates with up to two seeds, then fresh seeds of the best."""
+"""The runs of a baseline: a sweep of its candidates with up to two seeds, and of rates beyond where that of
+the best is the first or the last; then fresh seeds of the best."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _SECOND_SEED = SEED_STRIDE // 2
 class BaselineRuns(RepeatedRuns):
     """A baseline: a sweep of its candidates on *select* with the search's own seed, a second seed for the
     better half, then fresh seeds of the best; where each candidate is a run of its own, one fresh seed for
-    each. Where nothing is trained, the runs score alone.
+    each. Where nothing is trained, the runs score alone. While the best has the first or the last rate, the
+    sweep goes on with the next one beyond.
 
     Attributes:
         sweep: what each run of the sweep so far is ranked by, by job; `None` where it has not ended or
@@ -38,18 +40,35 @@ class BaselineRuns(RepeatedRuns):
         self._open: set[str] = set()
         self._begun = False
         self._second = baseline.second_runs
+        self._further = bool(baseline.beyond)
         self.started = False
 
     def sweep_jobs(self, seed: int, steps: int) -> list[Job]:
-        """The runs of the sweep that can begin: those of every candidate, and once these have ended, those of
-        the better half with a second seed; none where there is nothing to choose, or while runs are open."""
+        """The runs of the sweep that can begin: those of every candidate; once these have ended, one with the
+        rate beyond the best one, if that is the first or the last; then those of the better half with a
+        second seed. None where there is nothing to choose, or while runs are open."""
         if self._open or self.started:
             return []
         if not self._begun:
             self._begun = True
             return [self._sweep_job(i, seed, steps) for i in range(self._baseline.first_runs)]
-        best, self._second = self._ranked()[: self._second], 0
-        return [self._sweep_job(i, seed + _SECOND_SEED, steps, again=True) for i in best]
+        beyond, second = self._beyond, self._second
+        if beyond is not None and second:
+            return [self._sweep_job(beyond, seed, steps)]
+        self._second = 0
+        if beyond is not None:  # the best have two seeds by now
+            return [self._sweep_job(beyond, seed, steps), self._second_job(beyond, seed, steps)]
+        return [self._second_job(i, seed, steps) for i in self._ranked()[:second]]
+
+    @property
+    def _beyond(self) -> int | None:
+        """The candidate with the rate beyond that of the best one, where it is not tried yet."""
+        ranked = self._ranked()
+        found = self._baseline.beyond.get(ranked[0]) if self._further and ranked else None
+        return None if found in self._candidate.values() else found
+
+    def _second_job(self, index: int, seed: int, steps: int) -> Job:
+        return self._sweep_job(index, seed + _SECOND_SEED, steps, again=True)
 
     def _sweep_job(self, index: int, seed: int, steps: int, *, again: bool = False) -> Job:
         id = f"baseline-{self.index}-sweep{index}{'-again' if again else ''}"
@@ -75,15 +94,16 @@ class BaselineRuns(RepeatedRuns):
         means = {i: math.fsum(found) / len(found) for i, found in scores.items()}
         return sorted(means, key=lambda i: (-len(scores[i]), order(means[i], number=i)))
 
-    def skip_second_seed(self) -> bool:
-        """Choose by the first seed alone, unless a second one has begun; whether that changes anything."""
-        skipped, self._second = self._second, 0
+    def shorten(self) -> bool:
+        """Choose by the first seed alone, unless a second one has begun, and go on to no further rate;
+        whether a second seed is given up."""
+        skipped, self._second, self._further = self._second, 0, False
         return bool(skipped)
 
     def leave_out(self) -> None:
         """Train no more of it, and show nothing of what was tried."""
         self.started = self._begun = True
-        self._second = 0
+        self._second, self._further = 0, False
         self._open.clear()
         self.sweep.clear()
         self.runs.clear()
@@ -186,13 +206,17 @@ class BaselineRuns(RepeatedRuns):
 
     @property
     def sweep_left(self) -> int:
-        """Runs of the sweep that have not ended, as far as it is begun."""
-        return len(self._open) + (self._second if self._begun else 0)
+        """Runs of the sweep that have not ended, as far as it is begun; with one of a rate beyond, while
+        there may be one."""
+        if not self._begun:
+            return 0
+        may_go_on = self._further and not self.started and bool(self._open or self._beyond is not None)
+        return len(self._open) + self._second + may_go_on
 
     @property
     def swept(self) -> bool:
         """Whether the whole sweep has been given out and has ended; a baseline without a choice has none."""
-        return self._baseline.sweep_runs == 0 or (self._begun and not self._open and self._second == 0)
+        return self._baseline.sweep_runs == 0 or (self._begun and self.sweep_left == 0)
 
     def later(self, seeds: int) -> int:
         """Runs with fresh seeds that are still to come."""

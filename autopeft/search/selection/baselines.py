@@ -15,14 +15,15 @@ LoRA's places are q and v of all layers and of the last half of them; larger eff
 every linear map too. The head is for tasks that start with a new one, the last two are for those that do not:
 a new head answers at random. All but these three lie inside the budget. LoRA is as large as the limits of the
 search beside the budget allow, too. What keeps these, then what reaches the lower limit of a range, goes
-before others; where no LoRA does, it is there to be compared with alone.
+before others; where no LoRA does, it is there to be compared with alone. Where the best rate of LoRA or of
+the head is the first or the last of those tried, the sweep goes on beyond it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -31,6 +32,7 @@ from autopeft.errors import AutoPEFTError, SiteError, UsageError, near
 from autopeft.graph import VLLM_RANKS
 from autopeft.recipe import Recipe
 from autopeft.runs.records import CountTable
+from autopeft.search.selection.baseline_rates import Sweep, rounded, spread, with_rates
 from autopeft.search.selection.baseline_recipes import BaselineRecipe, middle, random_hybrids, single_methods
 from autopeft.search.space.space import Space
 from autopeft.search.space.within import ResourceBudget, keeps_within
@@ -69,7 +71,7 @@ _LORA_RATES = (5e-4, 1.5e-3, 4.5e-3)
 _LORA_RANK, _LORA_POWER, _LORA_FASTEST = 12, 0.75, 3e-2
 # Of a sweep, so many at most are trained with a second seed; one seed's luck shall not choose.
 _SECOND = 6
-_HEAD_RATES = (1e-3, 5e-3, 2e-2)
+_HEAD_RATES, _HEAD_FASTEST = (1e-3, 5e-3, 2e-2), 1e-1
 _MAX_RANK = 1024
 # LoRA's head learns at the middle of the rates that the default space offers, so that what differs is the
 # modules. `experiments/single_methods` found LoRA better with it than with 1e-3.
@@ -88,6 +90,8 @@ class Baseline:
             mean: there is no sweep and nothing to choose.
         titles, tables: name and counts of each candidate, where they differ.
         shots: rows of train before each prompt where nothing is trained; `None` where something is.
+        beyond: by candidate, the one with the next rate beyond, where it has the first or the last rate. That
+            one is tried only where this one is best.
     """
 
     name: str
@@ -98,20 +102,22 @@ class Baseline:
     titles: tuple[str, ...] = field(default=(), repr=False)
     tables: tuple[CountTable, ...] = field(default=(), repr=False)
     shots: int | None = None
+    beyond: Mapping[int, int] = field(default_factory=dict, repr=False)
 
     @property
     def first_runs(self) -> int:
-        """Candidates that the sweep trains with its first seed: none where there is no choice."""
-        return 0 if self.each or len(self.candidates) == 1 else len(self.candidates)
+        """Candidates that the sweep trains with its first seed in any case, which come before those that it
+        may go on to: none where there is no choice."""
+        return 0 if self.each or len(self.candidates) == 1 else len(self.candidates) - len(self.beyond)
 
     @property
     def second_runs(self) -> int:
-        """Candidates that it trains with a second seed: the better half."""
+        """Candidates that it trains with a second seed: the better half of these."""
         return min(self.first_runs, _SECOND, max(2, math.ceil(self.first_runs / 2)))
 
     @property
     def sweep_runs(self) -> int:
-        """Training runs that it takes to choose."""
+        """Training runs that it takes to choose, but for those of rates beyond the first and the last."""
         return self.first_runs + self.second_runs
 
     def fresh_runs(self, seeds: int) -> int:
@@ -264,12 +270,8 @@ def lora_baseline(
                 fitting.append(_Fitting(place, *found, base, count(Recipe.from_dict(base), spec)))
     reaching = [f for f in fitting if f.counts.deployed >= limits[0]]
     inside = [f for f in reaching if admits(f.recipe)] or reaching or fitting
-    members = [
-        BaselineRecipe(f.title, recipe, f.counts)
-        for f in inside
-        for recipe in _with_rates(f.recipe, lora_rates(f.rank, rates))
-    ]
-    return _assemble("LoRA rank sweep" if len(inside) > 1 else None, "lora", members)
+    sweeps = [Sweep(f.title, f.recipe, f.counts, lora_rates(f.rank, rates), _LORA_FASTEST) for f in inside]
+    return _swept("LoRA rank sweep" if len(inside) > 1 else None, "lora", sweeps)
 
 
 class _Fitting(NamedTuple):
@@ -291,15 +293,15 @@ def lora_rates(rank: int, count: int) -> list[float]:
     """`count` learning rates for LoRA of a rank, larger ones for smaller ranks, up to 3e-2."""
     factor = max(1.0, (_LORA_RANK / rank) ** _LORA_POWER)
     scaled = [min(rate * factor, _LORA_FASTEST) for rate in _LORA_RATES]
-    return [float(f"{rate:.3g}") for rate in _spread(scaled, count)]
+    return rounded(spread(scaled, count))
 
 
 def head_only(spec: BackboneSpec, rates: int) -> Baseline:
     """The task head on the frozen backbone."""
     base: dict[str, Any] = {"autopeft": 2, "name": "head-only"}
     counts = count(Recipe.from_dict(base), spec)
-    members = [BaselineRecipe("head only", r, counts) for r in _with_rates(base, _spread(_HEAD_RATES, rates))]
-    found = _assemble(None, "head", members)
+    sweep = Sweep("head only", base, counts, spread(_HEAD_RATES, rates), _HEAD_FASTEST)
+    found = _swept(None, "head", [sweep])
     assert found is not None
     return found
 
@@ -390,17 +392,11 @@ def _lora(rank: int, sites: list[str] | None, at: str) -> dict[str, Any]:
     }
 
 
-def _spread(rates: Sequence[float], count: int) -> list[float]:
-    """`count` learning rates spread geometrically over the range of `rates`; one alone is the middle."""
-    if count == 1:
-        return [rates[len(rates) // 2]]
-    low, high = rates[0], rates[-1]
-    return [float(f"{low * (high / low) ** (i / (count - 1)):.3g}") for i in range(count)]
-
-
-def _with_rates(base: Mapping[str, Any], rates: Sequence[float]) -> list[Recipe]:
-    training = base.get("training", {})
-    return [Recipe.from_dict({**base, "training": {**training, "learning_rate": lr}}) for lr in rates]
+def _swept(name: str | None, kind: BaselineKind, sweeps: Sequence[Sweep]) -> Baseline | None:
+    """A baseline of these recipes with their rates."""
+    members, beyond = with_rates(sweeps)
+    found = _assemble(name, kind, members)
+    return None if found is None else replace(found, beyond=beyond)
 
 
 def _assemble(name: str | None, kind: BaselineKind, members: Sequence[BaselineRecipe]) -> Baseline | None:

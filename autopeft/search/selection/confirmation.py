@@ -87,7 +87,7 @@ class Confirmation:
         for race in self.races:
             if race.index in finals.left_out:
                 self._leave_out(race)
-            elif not finals.second and race.skip_second_seed():
+            elif not finals.second and race.shorten():
                 self.swept_once.append(race.name)
             race.keep_seeds(fresh_seeds(self._seed, effort.seeds))
         if not best:

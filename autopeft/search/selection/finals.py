@@ -31,7 +31,7 @@ class Finals:
     Attributes:
         effort: with the numbers of finalists and of seeds.
         left_out: indices of the baselines that are left out.
-        second: whether sweeps train their better half with a second seed.
+        second: whether sweeps train their better half with a second seed, and go on beyond their rates.
     """
 
     effort: Effort
@@ -76,9 +76,9 @@ class FinalWork:
     def forms(self, effort: Effort) -> Iterator[Finals]:
         """The finals in full and then shorter and shorter: fewer finalists, down to one; fewer seeds, down to
         three; then the same without the trained baselines that cost most, down to LoRA, which every winner
-        has to beat; then no second seed in LoRA's sweep; then no examples before prompts; at last two seeds,
-        of which no interval can be short. The untuned model is scored once in any case. What is known already
-        is never left out.
+        has to beat; then no second seed in LoRA's sweep, and no rate beyond; then no examples before prompts;
+        at last two seeds, of which no interval can be short. The untuned model is scored once in any case.
+        What is known already is never left out.
         """
         efforts = [replace(effort, top=top) for top in range(effort.top, 0, -1)]
         efforts += [replace(effort, top=1, seeds=seeds) for seeds in range(effort.seeds - 1, _FEW, -1)]
@@ -124,7 +124,7 @@ class FinalWork:
         swept = work_of("baseline", baseline.candidates[0], steps, ("select",))
         fresh = work_of("baseline", baseline.candidates[0], steps, ("select", "test"))
         if not finals.second:
-            race.skip_second_seed()
+            race.shorten()
         while jobs := race.sweep_jobs(self._seed, effort.steps):
             for result in map(self._known, jobs):
                 if result is not None:

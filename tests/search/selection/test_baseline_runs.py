@@ -157,3 +157,69 @@ def test_each_seed_draws_examples_of_its_own() -> None:
     for i, job in enumerate(jobs):
         race.take(JobResult(job.id, {"select": 0.4, "test": i / 10}))
     assert race.contender().test == (0.0, 0.1, 0.2)
+
+
+def going_on() -> BaselineRuns:
+    """Three rates, a to c; then those beyond: d and e below a, f above c."""
+    recipes = tuple(Recipe.from_dict({"name": f"r{i}"}).to_dict() for i in range(6))
+    beyond = {0: 3, 3: 4, 2: 5}
+    return BaselineRuns(0, Baseline("b", recipes, {"deployed": 1}, titles=tuple("abcdef"), beyond=beyond))
+
+
+def chosen(race: BaselineRuns) -> str:
+    assert race.swept
+    assert race.sweep_jobs(0, 10) == []
+    race.jobs(fresh_seeds(0, 1), 10)
+    return race.name
+
+
+def test_while_the_best_has_the_first_or_last_rate_the_next_one_beyond_is_tried() -> None:
+    inside = going_on()
+    assert sweep(inside, (0.5, 0.9, 0.6), (0.9, 0.6)) == [["r0", "r1", "r2"], ["r1", "r2"]]
+    assert chosen(inside) == "b"
+    above = going_on()
+    rounds = sweep(above, (0.5, 0.6, 0.7), [0.8], (0.8, 0.7))
+    assert rounds == [["r0", "r1", "r2"], ["r5"], ["r5", "r2"]]
+    assert chosen(above) == "f"
+    below = going_on()
+    rounds = sweep(below, (0.7, 0.6, 0.5), [0.8], [0.7], (0.8, 0.7))
+    assert rounds == [["r0", "r1", "r2"], ["r3"], ["r4"], ["r3", "r0"]]
+    assert chosen(below) == "d"
+    failed = going_on()
+    assert sweep(failed, (0.5, 0.6, 0.7), [None], (0.7, 0.6))[1:] == [["r5"], ["r2", "r1"]]
+    assert chosen(failed) == "c"
+
+
+def test_where_the_second_seed_brings_an_end_to_the_top_what_lies_beyond_has_both() -> None:
+    race = going_on()
+    rounds = sweep(race, (0.5, 0.8, 0.7), (0.1, 0.8))
+    assert rounds == [["r0", "r1", "r2"], ["r1", "r2"]]
+    assert (race.swept, race.sweep_left) == (False, 1)
+    jobs = race.sweep_jobs(0, 10)
+    assert [(job.recipe["name"], job.seed) for job in jobs] == [("r5", 0), ("r5", 500)]
+    for job in jobs:
+        race.take_sweep(JobResult(job.id, {"select": 0.9}))
+    assert chosen(race) == "f"
+
+
+def test_what_is_left_of_a_sweep_that_may_go_on_holds_one_run_more() -> None:
+    race = going_on()
+    assert race.sweep_left == 0, "it has not begun"
+    jobs = race.sweep_jobs(0, 10)
+    assert race.sweep_left == 3 + 2 + 1
+    for job, score in zip(jobs, (0.5, 0.8, 0.7), strict=True):
+        race.take_sweep(JobResult(job.id, {"select": score}))
+    assert race.sweep_left == 2, "the best is inside"
+
+
+def test_a_shortened_sweep_goes_on_to_nothing() -> None:
+    race = going_on()
+    for job in race.sweep_jobs(0, 10):
+        race.take_sweep(JobResult(job.id, {"select": int(job.recipe["name"][1]) / 10}))
+    assert race.shorten(), "a second seed is given up"
+    assert race.sweep_left == 0
+    assert chosen(race) == "c"
+    done = going_on()
+    sweep(done, (0.5, 0.8, 0.7), (0.1, 0.8))
+    assert not done.shorten(), "it had its second seed"
+    assert chosen(done) == "c"

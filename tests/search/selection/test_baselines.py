@@ -120,6 +120,21 @@ def test_small_ranks_take_large_rates() -> None:
     assert small.candidates[2]["training"]["learning_rate"] == lora_rates(1, 3)[2] > 2.5e-2
 
 
+def test_lora_and_the_head_go_on_beyond_their_rates() -> None:
+    (lora, head) = found(MINILM, "0.5%", kinds=["lora", "head"], rates=3, effort="quick")
+    assert (lora.first_runs, len(lora.candidates)) == (6, 14)
+    assert [lora.label(i).split("rate ")[1] for i in range(3)] == ["0.0005", "0.0015", "0.0045"]
+    assert lora.beyond == {0: 6, 6: 7, 2: 8, 8: 9, 3: 10, 10: 11, 5: 12, 12: 13}
+    assert [lora.label(i) for i in (7, 9, 13)] == [
+        "LoRA rank 12 on q, v of all layers, learning rate 5.56e-05",
+        "LoRA rank 12 on q, v of all layers, learning rate 0.03",
+        "LoRA rank 24 on q, v of the last 3 layers, learning rate 0.03",
+    ]
+    assert [head.label(i).split("rate ")[1] for i in range(3, 7)] == ["0.000333", "0.000111", "0.06", "0.1"]
+    (middle,) = found(MINILM, "0.5%", kinds=["middle"], rates=3)
+    assert not middle.beyond, "the space says how far its rates reach"
+
+
 def test_the_last_half_of_one_layer_is_nothing() -> None:
     single = replace(BERT, stacks=tuple(replace(s, layers=1) for s in BERT.stacks))
     baseline = lora_baseline(

@@ -45,6 +45,13 @@ def test_all_runs_are_left_where_nothing_is_known() -> None:
     assert work(confirm=4, test=9).left(Finals(NORMAL))["scored"] == pytest.approx(0.2 * (3 * 3 + 2))
 
 
+def test_a_sweep_that_may_go_on_has_one_run_more_unless_it_is_cut_short() -> None:
+    lora_rates = replace(BASELINES[0], beyond={2: 1})  # two rates, and one above
+    found = FinalWork([lora_rates], 0, lambda job: None, {})
+    assert found.left(Finals(NORMAL))["baseline"] == 2 + 2 + 1 + 3
+    assert found.left(Finals(NORMAL, second=False))["baseline"] == 2 + 3
+
+
 def test_what_is_known_is_not_left_as_far_as_it_tells_what_comes_next() -> None:
     def known(job: Job) -> JobResult | None:
         """LoRA wholly but for one seed; of the single methods all but one run of the sweep."""
