@@ -262,7 +262,7 @@ def _rows(export: Export) -> Rows:
     fit, measure = (
         kind.encode(some.splits[name], processor, known.longest(processor)) for name in ("train", "select")
     )
-    return Rows(fit, measure, task.metric)
+    return Rows(fit, measure, task.metric, export.given.notify or (lambda text: None))
 
 
 def make_ready(name: str, export: Export) -> Ready:

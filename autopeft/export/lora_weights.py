@@ -42,11 +42,13 @@ class Rows:
         fit: what an approximation is fitted on.
         measure: what its cost is measured on.
         metric: the name of the score.
+        told: is told how far it is, in sentences: on a large model each takes minutes.
     """
 
     fit: EncodedSplit
     measure: EncodedSplit
     metric: str
+    told: Callable[[str], None] = lambda text: None
 
 
 @dataclass(frozen=True)
@@ -212,18 +214,25 @@ class _Approximation:
 
     def found(self, rank: int | None) -> LoRAWeights:
         """The LoRA of this rank, or of the smallest one that costs little."""
+        rows, told = self.rows, self.rows.told
+        told(
+            f"A LoRA is fitted on {len(rows.fit):,} rows of train; what it costs is measured on "
+            f"{len(rows.measure):,} rows of select."
+        )
         with evaluation_mode(self.hybrid.model):
             before = self._score()
+            told(f"The hybrid: {self._said(before)}.")
             near = self._near(rank)
             ranks = [rank] if rank is not None else self._ranks(near)
             tried: dict[int, Scored] = {}
             for one in [ranks[-1], *ranks[:-1]]:  # the largest first, which the others are held against
                 tried[one] = self._score_of(self._cut(near, one))
+                told(f"A LoRA of rank {one}: {self._said(tried[one])}.")
                 if one != ranks[-1] and self._as_good(tried[one], tried[ranks[-1]]):
                     break
             best = min((r for r in tried if self._as_good(tried[r], tried[ranks[-1]])), default=ranks[-1])
         losses = {r: found.loss for r, found in sorted(tried.items()) if found.loss is not None}
-        cost = Cost(len(self.rows.measure), self.rows.metric, before, tried[best], losses)
+        cost = Cost(len(rows.measure), rows.metric, before, tried[best], losses)
         what = {path: rest.what for path, rest in self.changes.rest.items()}
         factors = self._cut(near, best)
         # In the model's order.
@@ -284,6 +293,11 @@ class _Approximation:
         return score_by_rows(
             self.hybrid.model, self.rows.measure, self.rows.metric, parts=False, batch_size=_BATCH
         )
+
+    def _said(self, found: Scored) -> str:
+        """A score, and the loss where there is one."""
+        loss = "" if found.loss is None else f", loss {found.loss:.4f}"
+        return f"{self.rows.metric} {found.score:.4f}{loss}"
 
     @staticmethod
     def _as_good(one: Scored, largest: Scored) -> bool:

@@ -398,6 +398,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def _plain(value: Any) -> Any:
+    """An option as it is recorded: a path from the experiments' folder on, where it lies in it."""
+    if not isinstance(value, Path):
+        return value
+    home = LIB.parent.resolve()
+    return str(value.resolve().relative_to(home) if value.resolve().is_relative_to(home) else value)
+
+
 def main() -> None:
     options = parse()
     if options.tables:
@@ -413,7 +421,7 @@ def main() -> None:
     starts = [row["cpu"] for row in balance.rows.values() if row["side"] == "start"]
     summary = summarise_all(rows, starts)
     show_tables(rows, summary, options.pad)
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+    settings = {k: _plain(v) for k, v in vars(options).items()}
     recipes = [{**row, "recipe": d.recipe.to_dict()} for row, d in zip(rows, bench.recipes, strict=True)]
     write_json(options.out, {"settings": settings, "summary": summary, "recipes": recipes})
 

@@ -93,6 +93,7 @@ def test_a_search_on_a_language_model(
     )  # fmt: skip
     found = json.loads(out.read_text())
     assert found["summary"]["dynamic"]["total"]["recipes"] == 2
+    assert found["settings"]["space"] == "search_cost/lora.yaml", "no path of this machine"
     for row in found["recipes"]:
         ours, theirs = row["sides"]["ours"], row["sides"]["dynamic"]
         assert ours["score"] == pytest.approx(theirs["score"], rel=0.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,8 +206,20 @@ def test_what_is_exact_stays_exact_beside_what_is_fitted(decoder: tuple[Path, Ro
 
 def test_the_smallest_rank_that_costs_little_is_taken(decoder: tuple[Path, Rows]) -> None:
     folder, rows = decoder
-    found = lora_weights(on_decoder(folder, [SERIAL]), rows=lambda: rows)
+    told: list[str] = []
+    found = lora_weights(on_decoder(folder, [SERIAL]), rows=lambda: replace(rows, told=told.append))
     assert found.cost is not None
+    # On a large model each of these sentences is minutes after the one before.
+    first, hybrid, *ranks = told
+    assert f"fitted on {len(rows.fit)} rows of train" in first
+    assert f"measured on {len(rows.measure)} rows of select" in first
+    assert (
+        hybrid == f"The hybrid: likelihood {found.cost.before.score:.4f}, loss {found.cost.before.loss:.4f}."
+    )
+    assert len(ranks) == len(found.cost.losses)
+    for line, rank in zip(ranks, (32, *sorted(r for r in found.cost.losses if r != 32)), strict=True):
+        assert line.startswith(f"A LoRA of rank {rank}: likelihood ")
+        assert line.endswith(f", loss {found.cost.losses[rank]:.4f}.")
     least = min(
         (r for r, loss in found.cost.losses.items() if loss <= 1.01 * found.cost.losses[32]), default=None
     )

@@ -104,7 +104,11 @@ def test_a_search_end_to_end(arguments: dict[str, Any], capfd: pytest.CaptureFix
     assert manifest["backbone"]["sha256"]
     assert manifest["versions"]["ray"]
     assert len(run.lines("trials.jsonl")) == len(result.trials)
-    assert len(run.lines("finals.jsonl")) == 4 + (6 + 3 + 2) + (3 + 2 + 2) + 2
+    swept = [job for r in run.lines("finals.jsonl") if "-sweep" in (job := r["job"])]
+    assert len(run.lines("finals.jsonl")) - len(swept) == 4 + 2 + 2 + 2
+    first = {f"baseline-{b}-sweep{i}" for b, n in enumerate((6, 3)) for i in range(n)}
+    assert first <= set(swept)
+    assert sum(job.endswith("-again") for job in swept if job.startswith("baseline-0")) >= 3
     assert run.result()["test_mean"] == pytest.approx(result.test_mean)
     assert run.summary()["state"] == "finished"
 

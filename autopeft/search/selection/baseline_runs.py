@@ -103,7 +103,7 @@ class BaselineRuns(RepeatedRuns):
     def leave_out(self) -> None:
         """Train no more of it, and show nothing of what was tried."""
         self.started = self._begun = True
-        self._second, self._further = 0, False
+        self._second = 0
         self._open.clear()
         self.sweep.clear()
         self.runs.clear()
