@@ -195,9 +195,13 @@ def _replace(wanted: Tensor | None, found: Moments | None, batch: Batch) -> Call
 
 
 def _weights(y: Tensor) -> Tensor:
-    """What positions count, (n,), by what they yield (n, out): 1, and less where that is larger than the median."""
+    """What positions count, (n,), by what they yield (n, out): 1, and less where that is longer than the
+    median."""
     size = y.pow(2).sum(1)
-    return torch.where(size > (middle := size.median()), middle / size, 1.0) if len(size) else size
+    if not len(size):
+        return size
+    middle = size.median()
+    return torch.where(size > middle, middle / size, 1.0)
 
 
 def _real(batch: Batch, positions: int) -> Tensor | slice:

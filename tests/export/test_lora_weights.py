@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from autopeft.assets import load_model, resolve_model
 from autopeft.errors import CompositionError
 from autopeft.export.lora_factors import NotServable, factors_of, map_changes, weighted_factors
-from autopeft.export.lora_fit import Moments, exchanged, fitted
+from autopeft.export.lora_fit import Moments, _replace, _weights, exchanged, fitted
 from autopeft.export.lora_format import to_lora
 from autopeft.export.lora_weights import LoRAWeights, Rows, lora_weights
 from autopeft.hybrid import Hybrid, attach
@@ -113,9 +113,32 @@ def test_least_squares_find_a_linear_change() -> None:
     x, delta = torch.randn(400, 6, generator=generator), torch.randn(5, 6, generator=generator)
     found = Moments.of(6, 5)
     for part in x.split(100):
-        found.add(part, part @ delta.t())
-    assert found.positions == 400
+        found.add(part, part @ delta.t(), torch.ones(100))
+    assert found.weight == 400
     torch.testing.assert_close(fitted(found), delta, atol=1e-2, rtol=1e-2)
+
+
+def test_one_enormous_position_does_not_decide_the_fit() -> None:
+    """Decoders make the first token of a text hundreds of times as large, and it changes in another way."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 50, 6, generator=generator)
+    usual, there = torch.randn(5, 6, generator=generator), torch.randn(5, 6, generator=generator)
+    base = torch.nn.Linear(6, 5, bias=False)
+    with torch.no_grad():
+        base.weight.zero_()
+        wanted = x @ usual.t()
+        wanted[:, 0] = 300 * x[:, 0] @ there.t()
+    found = Moments.of(6, 5)
+    base.register_forward_hook(_replace(wanted, found, {"attention_mask": torch.ones(4, 50)}))
+    assert torch.equal(base(x), wanted)
+    assert found.weight < 200
+    torch.testing.assert_close(fitted(found), usual, atol=0.15, rtol=0.0)
+
+
+def test_a_position_counts_by_the_square_of_its_share() -> None:
+    y = torch.tensor([[1.0, 0.0], [0.0, 2.0], [4.0, 0.0], [0.0, 0.0], [2.0, 0.0]])
+    assert _weights(y).tolist() == [1.0, 1.0, 0.25, 1.0, 1.0]
+    assert len(_weights(y[:0])) == 0
 
 
 @pytest.fixture(scope="module")
