@@ -5,6 +5,10 @@ something is to be fitted for, and without it, with the changes of weights that 
 every such map hands on y* in place of its own y, so that all maps are fed what the hybrid feeds them, and the
 errors of one do not reach the next. ΔW·x ≈ y* − y is then solved for each map by itself.
 
+That LoRA feeds its maps something else than the hybrid does, as its errors add up from layer to layer. So the
+rows run through it once more, and each map is fitted anew to yield y* both from what the hybrid feeds it and
+from what the first LoRA does.
+
 Positions are weighted: what follows is normed, so that an error counts by its share of what a map yields.
 Decoders make the first token of a text hundreds of times as large as the others (Sun et al. 2024,
 arXiv:2402.17762); unweighted, its error would be all that is made small.
@@ -25,7 +29,7 @@ from autopeft.export.lora_factors import MapChanges, NotServable
 if TYPE_CHECKING:
     from autopeft.hybrid import Hybrid
 
-__all__ = ["Moments", "exchanged", "fitted", "moments"]
+__all__ = ["Moments", "add_moments", "exchanged", "fitted", "in_parts", "moments"]
 
 _BYTES = 2 << 30  # of the moments that are gathered in one pass
 _RIDGE = 1e-3  # of the inputs' mean square
@@ -99,7 +103,8 @@ def moments(
     batches: Iterable[Batch],
     run: Callable[[Batch], object],
 ) -> dict[str, Moments]:
-    """The moments of the maps `paths`, which are those with something left and others whose inputs matter.
+    """The moments of the maps `paths` (with something left, or others whose inputs matter), where they are
+    fed what the hybrid feeds them.
 
     Args:
         weights: the base model's tensors with the exact changes in them, by name.
@@ -109,14 +114,46 @@ def moments(
     Raises:
         NotServable: what ends a region is not what the region yields.
     """
-    found = {}
-    rows = list(batches)
-    for part in _parts(hybrid, changes, paths):
-        gathered = {path: Moments.of(*_shape(hybrid, changes, path)) for path in part}
-        for batch in rows:
-            _one_batch(hybrid, changes, weights, gathered, batch, run)
-        found.update(gathered)
+    found = {path: Moments.of(*_shape(hybrid, changes, path)) for path in paths}
+    for batch in batches:
+        _one_batch(hybrid, changes, weights, found, batch, run, None)
     return found
+
+
+def add_moments(
+    hybrid: Hybrid,
+    changes: MapChanges,
+    weights: Mapping[str, Tensor],
+    found: Mapping[str, Moments],
+    first: Mapping[str, Tensor],
+    batches: Iterable[Batch],
+    run: Callable[[Batch], object],
+) -> None:
+    """Add what the maps see where they are fed what a first fit feeds them.
+
+    Args:
+        weights: the base model's tensors with the exact changes and the first fit in them, by name.
+        found: the moments that are added to, by path.
+        first: ΔW (out, in) of the first fit, by path.
+    """
+    for batch in batches:
+        _one_batch(hybrid, changes, weights, found, batch, run, first)
+
+
+def in_parts(hybrid: Hybrid, changes: MapChanges, paths: Sequence[str]) -> Iterator[list[str]]:
+    """Maps in parts whose moments fit into memory."""
+    part: list[str] = []
+    size = 0
+    for path in paths:
+        n_in, n_out = _shape(hybrid, changes, path)
+        more = 8 * n_in * (n_in + n_out)
+        if part and size + more > _BYTES:
+            yield part
+            part, size = [], 0
+        part.append(path)
+        size += more
+    if part:
+        yield part
 
 
 def _shape(hybrid: Hybrid, changes: MapChanges, path: str) -> tuple[int, int]:
@@ -124,21 +161,6 @@ def _shape(hybrid: Hybrid, changes: MapChanges, path: str) -> tuple[int, int]:
     weight = hybrid.injection.base.get_parameter(f"{path}.weight")
     n_out, n_in = weight.shape[::-1] if changes.places[path].transposed else weight.shape
     return int(n_in), int(n_out)
-
-
-def _parts(hybrid: Hybrid, changes: MapChanges, paths: Sequence[str]) -> Iterator[list[str]]:
-    """The maps in parts whose moments fit into memory."""
-    part: list[str] = []
-    size = 0
-    for path in paths:
-        n_in, n_out = _shape(hybrid, changes, path)
-        size += 8 * n_in * (n_in + n_out)
-        if part and size > _BYTES:
-            yield part
-            part, size = [], 8 * n_in * (n_in + n_out)
-        part.append(path)
-    if part:
-        yield part
 
 
 @torch.no_grad()
@@ -149,7 +171,9 @@ def _one_batch(
     gathered: Mapping[str, Moments],
     batch: Batch,
     run: Callable[[Batch], object],
+    first: Mapping[str, Tensor] | None,
 ) -> None:
+    """Take in one batch; without a `first` fit every map hands on what it yields with the hybrid."""
     base: nn.Module = hybrid.injection.base
     wanted: dict[str, Tensor] = {}
     with ExitStack() as hooks:
@@ -157,11 +181,13 @@ def _one_batch(
             hooks.callback(base.get_submodule(rest.seen).register_forward_hook(_keep(wanted, path)).remove)
         run(batch)
     with hybrid.bare(), exchanged(base, weights), ExitStack() as hooks:
-        for path in {*changes.rest, *gathered}:
-            hook = _replace(wanted.get(path), gathered.get(path), batch)
+        for path in {*changes.rest, *gathered} if first is None else gathered:
+            hook = _take(
+                wanted.get(path), gathered.get(path), batch, None if first is None else first.get(path)
+            )
             hooks.callback(base.get_submodule(path).register_forward_hook(hook).remove)
         for path, rest in changes.rest.items():
-            if rest.seen != path:
+            if rest.seen != path and first is None:
                 check = _same(wanted[path], rest.what)
                 hooks.callback(base.get_submodule(rest.seen).register_forward_hook(check).remove)
         run(batch)
@@ -179,17 +205,21 @@ def _keep(kept: dict[str, Tensor], path: str) -> Callable[..., None]:
     return hook
 
 
-def _replace(wanted: Tensor | None, found: Moments | None, batch: Batch) -> Callable[..., Tensor]:
-    """Take in what a map sees, and hand on what it yields with the hybrid."""
+def _take(
+    wanted: Tensor | None, found: Moments | None, batch: Batch, first: Tensor | None
+) -> Callable[..., Tensor]:
+    """Take in what a map sees. Without a `first` fit ΔW it hands on what it yields with the hybrid."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        handed = output if wanted is None else wanted
+        better = output if wanted is None else wanted
         if found is not None:
-            x, y, before = (t.reshape(-1, t.shape[-1]) for t in (args[0], handed, output))
+            x, y, before = (t.reshape(-1, t.shape[-1]) for t in (args[0], better, output))
             real = _real(batch, len(x))
             x, y, before = (t[real].float() for t in (x, y, before))
+            if first is not None:
+                before = before - x @ first.to(x).t()
             found.add(x, y - before, _weights(y))
-        return handed
+        return output if first is not None else better
 
     return hook
 

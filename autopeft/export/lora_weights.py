@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from autopeft.export.lora_factors import (
@@ -16,7 +17,7 @@ from autopeft.export.lora_factors import (
     map_changes,
     weighted_factors,
 )
-from autopeft.export.lora_fit import exchanged, fitted, moments
+from autopeft.export.lora_fit import Moments, add_moments, exchanged, fitted, in_parts, moments
 from autopeft.graph import VLLM_RANKS as RANKS
 from autopeft.hybrid.merging import Rest
 from autopeft.tasks.encode import EncodedSplit
@@ -242,23 +243,44 @@ class _Approximation:
     def _near(self, rank: int | None) -> dict[str, Factors]:
         """Of each map factors whose first r ranks are the nearest of that rank; exact ones where they are
         small enough for every rank."""
-        changes = self.changes
+        hybrid, changes = self.hybrid, self.changes
         smallest, largest = (RANKS[1], RANKS[-1]) if rank is None else (rank, rank)
         wide = [path for path, found in self.exact.items() if found.rank > smallest]
         paths = [path for path in changes.paths() if path in changes.rest or path in wide]
-        way = Forward(self.hybrid.model, kind=self.kind)
-        device = next(self.hybrid.model.parameters()).device
-        batches = way.batches(self.rows.fit, _BATCH, shuffle=False, device=device)
-        found = moments(self.hybrid, changes, self._tensors(changes.deltas), paths, batches, way)
+        way = Forward(hybrid.model, kind=self.kind)
+        device = next(hybrid.model.parameters()).device
+        batches = list(way.batches(self.rows.fit, _BATCH, shuffle=False, device=device))
+        plain = self._tensors(changes.deltas)
         near = {path: factors for path, factors in self.exact.items() if path not in paths}
-        for path in paths:
-            delta = changes.deltas.get(path)
-            if path in changes.rest:
-                more = fitted(found[path])
-                delta = more if delta is None else delta.cpu() + more
-            assert delta is not None
-            near[path] = weighted_factors(delta.cpu().float(), found[path].covariance(), largest)
+        parts = list(in_parts(hybrid, changes, paths))
+        for part in parts:
+            found = moments(hybrid, changes, plain, part, batches, way)
+            near.update(self._fit(found, largest))
+        if not changes.rest:
+            return near
+        self.rows.told("A first fit is there; its own errors are taken into account.")
+        deltas = {path: near[path].product() for path in paths}
+        tensors = self._tensors({**changes.deltas, **deltas})
+        first = {path: deltas[path] - self._exactly(path, deltas[path]) for path in changes.rest}
+        for part in parts:
+            if len(parts) > 1:
+                found = moments(hybrid, changes, plain, part, batches, way)
+            add_moments(hybrid, changes, tensors, found, first, batches, way)
+            near.update(self._fit(found, largest))
         return near
+
+    def _fit(self, found: Mapping[str, Moments], largest: int) -> dict[str, Factors]:
+        """The factors of maps by their moments."""
+        near = {}
+        for path, one in found.items():
+            delta = fitted(one) if path in self.changes.rest else 0.0
+            near[path] = weighted_factors(delta + self._exactly(path, one.cross), one.covariance(), largest)
+        return near
+
+    def _exactly(self, path: str, like: Tensor) -> Tensor:
+        """The exact change of a map (out, in), in fp32; zeros where it has none."""
+        delta = self.changes.deltas.get(path)
+        return torch.zeros(like.shape) if delta is None else delta.cpu().float()
 
     def _ranks(self, near: Mapping[str, Factors]) -> list[int]:
         """The ranks that are tried: vLLM's, up to the first that leaves nothing out."""

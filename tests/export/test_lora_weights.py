@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from autopeft.assets import load_model, resolve_model
 from autopeft.errors import CompositionError
 from autopeft.export.lora_factors import NotServable, factors_of, map_changes, weighted_factors
-from autopeft.export.lora_fit import Moments, _replace, _weights, exchanged, fitted
+from autopeft.export.lora_fit import Moments, _take, _weights, exchanged, fitted
 from autopeft.export.lora_format import to_lora
 from autopeft.export.lora_weights import LoRAWeights, Rows, lora_weights
 from autopeft.hybrid import Hybrid, attach
@@ -129,7 +129,7 @@ def test_one_enormous_position_does_not_decide_the_fit() -> None:
         wanted = x @ usual.t()
         wanted[:, 0] = 300 * x[:, 0] @ there.t()
     found = Moments.of(6, 5)
-    base.register_forward_hook(_replace(wanted, found, {"attention_mask": torch.ones(4, 50)}))
+    base.register_forward_hook(_take(wanted, found, {"attention_mask": torch.ones(4, 50)}, None))
     assert torch.equal(base(x), wanted)
     assert found.weight < 200
     torch.testing.assert_close(fitted(found), usual, atol=0.15, rtol=0.0)
@@ -200,6 +200,24 @@ def test_what_is_no_change_of_a_weight_is_fitted(decoder: tuple[Path, Rows], lay
     assert (lora_s - hybrid_s).pow(2).mean() < 0.6 * (bare_s - hybrid_s).pow(2).mean()
 
 
+@pytest.mark.parametrize("layers", [[SERIAL], [{"gate": [LORA, SERIAL]}]], ids=["serial", "gate"])
+def test_a_second_fit_to_what_the_first_feeds_its_maps_comes_nearer(
+    decoder: tuple[Path, Rows], layers: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rows = decoder
+    hybrid = on_decoder(folder, layers)
+
+    def error() -> float:
+        hybrid_s, lora_s, _ = of_rows(hybrid, lora_weights(hybrid, 32, lambda: rows), rows)
+        return float((lora_s - hybrid_s).pow(2).mean())
+
+    both = error()
+    monkeypatch.setattr("autopeft.export.lora_fit._BYTES", 1)
+    assert error() == pytest.approx(both, rel=1e-3), "the same, map by map"
+    monkeypatch.setattr("autopeft.export.lora_weights.add_moments", lambda *ignored: None)
+    assert both < error()
+
+
 def test_the_loss_told_is_that_of_the_file(decoder: tuple[Path, Rows], tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -233,7 +251,8 @@ def test_the_smallest_rank_that_costs_little_is_taken(decoder: tuple[Path, Rows]
     found = lora_weights(on_decoder(folder, [SERIAL]), rows=lambda: replace(rows, told=told.append))
     assert found.cost is not None
     # On a large model each of these sentences is minutes after the one before.
-    first, hybrid, *ranks = told
+    first, hybrid, fit, *ranks = told
+    assert fit.startswith("A first fit is there")
     assert f"fitted on {len(rows.fit)} rows of train" in first
     assert f"measured on {len(rows.measure)} rows of select" in first
     assert (
