@@ -104,16 +104,24 @@ def test_the_live_table_shows_running_and_finished_rows() -> None:
         watcher.on_phase("search", 3)
         watcher.on_trial_start(job, COUNTS)
         watcher.on_step(job, 20, 0.5, 100)
-        running = io.StringIO()
-        Console(file=running, width=110).print(watcher._draw())
+        running = _shown(watcher)
         watcher.on_trial_end(record(error="[/] is no markup", state="failed"), 0.75, 60)
-    assert "20/60 steps, loss 0.500" in running.getvalue()
-    assert "left 1 min 40 s" in running.getvalue()
-    final = io.StringIO()
-    Console(file=final, width=110).print(watcher._draw())
-    assert "20/60" not in final.getvalue()
-    assert "failed: [/] is no markup" in final.getvalue()
-    assert "1/3" in final.getvalue()
+    assert "20/60 steps, loss 0.500" in running
+    assert "left 1 min 40 s" in running
+    final = _shown(watcher)
+    assert "20/60" not in final
+    assert "failed: [/] is no markup" in final
+    assert "1/3" in final
+    watcher.on_phase("confirm", 1)
+    for _ in range(2):  # a sweep went on
+        watcher.on_trial_end(record(), 0.75, 60)
+    assert "2/2" in _shown(watcher)
+
+
+def _shown(watcher: LiveReporter) -> str:
+    out = io.StringIO()
+    Console(file=out, width=110).print(watcher._draw())
+    return out.getvalue()
 
 
 def test_the_data_come_before_the_first_trial() -> None:

@@ -235,8 +235,11 @@ def test_what_an_approximation_costs_is_told_and_written(
 ) -> None:
     out = str(tmp_path / "out")
     assert main(["export", "adapter", "-o", out, "--as", "lora", "--rank", "4", "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)["facts"]
+    written, told = capsys.readouterr()
+    facts = json.loads(written)["facts"]
     assert facts["cut_to"] == 4
+    assert "A LoRA is fitted on " in told
+    assert f"A LoRA of rank 4: likelihood {facts['cost']['after']['score']:.4f}" in told
     assert set(facts["fitted"].values()) == {f"serial_adapter at decoder.{i}.ffn" for i in range(3)}
     before, after = facts["cost"]["before"], facts["cost"]["after"]
     assert before["loss"] != after["loss"]

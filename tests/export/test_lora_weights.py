@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from autopeft.assets import load_model, resolve_model
 from autopeft.errors import CompositionError
 from autopeft.export.lora_factors import NotServable, factors_of, map_changes, weighted_factors
-from autopeft.export.lora_fit import Moments, _take, _weights, exchanged, fitted
+from autopeft.export.lora_fit import Moments, _take, _weights, exchanged, fitted, in_parts
 from autopeft.export.lora_format import to_lora
 from autopeft.export.lora_weights import LoRAWeights, Rows, lora_weights
 from autopeft.hybrid import Hybrid, attach
@@ -200,7 +200,11 @@ def test_what_is_no_change_of_a_weight_is_fitted(decoder: tuple[Path, Rows], lay
     assert (lora_s - hybrid_s).pow(2).mean() < 0.6 * (bare_s - hybrid_s).pow(2).mean()
 
 
-@pytest.mark.parametrize("layers", [[SERIAL], [{"gate": [LORA, SERIAL]}]], ids=["serial", "gate"])
+@pytest.mark.parametrize(
+    "layers",
+    [[SERIAL], [{"gate": [LORA, SERIAL]}], [{"lora": {"rank": 4, "sites": ["down"]}}, SERIAL]],
+    ids=["serial", "gate", "lora-on-the-same-map"],
+)
 def test_a_second_fit_to_what_the_first_feeds_its_maps_comes_nearer(
     decoder: tuple[Path, Rows], layers: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +217,8 @@ def test_a_second_fit_to_what_the_first_feeds_its_maps_comes_nearer(
 
     both = error()
     monkeypatch.setattr("autopeft.export.lora_fit._BYTES", 1)
+    changes = map_changes(hybrid)
+    assert list(in_parts(hybrid, changes, changes.paths())) == [[path] for path in changes.paths()]
     assert error() == pytest.approx(both, rel=1e-3), "the same, map by map"
     monkeypatch.setattr("autopeft.export.lora_weights.add_moments", lambda *ignored: None)
     assert both < error()
