@@ -228,9 +228,10 @@ def _weights(y: Tensor) -> Tensor:
     """What positions count, (n,), by what they yield (n, out): 1, and less where that is longer than the
     median."""
     size = y.pow(2).sum(1)
-    if not len(size):
-        return size
-    middle = size.median()
+    some = size[size > 0]
+    if not len(some):
+        return torch.ones_like(size)
+    middle = some.median()
     return torch.where(size > middle, middle / size, 1.0)
 
 

@@ -138,7 +138,9 @@ def test_one_enormous_position_does_not_decide_the_fit() -> None:
 def test_a_position_counts_by_the_square_of_its_share() -> None:
     y = torch.tensor([[1.0, 0.0], [0.0, 2.0], [4.0, 0.0], [0.0, 0.0], [2.0, 0.0]])
     assert _weights(y).tolist() == [1.0, 1.0, 0.25, 1.0, 1.0]
-    assert len(_weights(y[:0])) == 0
+    nothing = torch.zeros(9, 2)
+    assert _weights(torch.cat([nothing, y])).tolist() == [1.0] * 9 + [1.0, 1.0, 0.25, 1.0, 1.0]
+    assert _weights(nothing).tolist() == [1.0] * 9
 
 
 @pytest.fixture(scope="module")
