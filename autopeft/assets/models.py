@@ -99,6 +99,11 @@ def _resolved(name: str, notify: Notify | None) -> ModelSource:
     folder = local_path(name)
     if folder.is_dir():
         return _from_folder(folder)
+    if folder.is_file():
+        raise UsageError(
+            f"{name!r} is a file, and a model is a folder with its configuration, tokenizer and weights "
+            "(safetensors). GGUF files are not read: take the folder that they were made from."
+        )
     aliases = ", ".join(model_aliases())
     hint = f"The packaged models are {aliases}.{near(name, model_aliases())}"
     if _HUB_NAME.fullmatch(name) is None:

@@ -204,6 +204,7 @@ def _plan(given: TrainArguments, steps: int, max_length: int) -> TrainingPlan:
         batch_size=given.batch_size,
         micro_batch=given.micro_batch,
         shortcuts=given.shortcuts,
+        packing=given.packing,
         memory_saving=given.memory_saving,
         head_start=given.head_start,
         max_length=max_length,

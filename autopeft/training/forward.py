@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from autopeft.backbones import StackPlaces, base_model_of
+from autopeft.errors import UsageError
 from autopeft.hybrid import Hybrid
 from autopeft.injection.depth import trunk_depths
 from autopeft.injection.rows import Reader, ReadRows, last_layer_is_rowwise, reader_of, some_of
@@ -22,21 +23,19 @@ from autopeft.method import Slot
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.tasks.kinds import TaskKind
 from autopeft.tasks.tokens import mask_of
+from autopeft.training.comparing import alike, drawn, moved
 from autopeft.training.contracts import Trainable
 from autopeft.training.losses import logits_of
 from autopeft.training.modes import evaluation_mode, generators_kept, training_mode
+from autopeft.training.packing import Packing, check_packing
 from autopeft.training.plan import TrainingPlan
 from autopeft.training.shared import SharedInGroups, SharedPrefix, Unshareable, is_by_position, may_share
 from autopeft.training.together import team_of
 from autopeft.training.trunk import Level, Trunk
 
-__all__ = ["Forward", "sharing_forward", "shortest_forward"]
+__all__ = ["Forward", "packed_forward", "sharing_forward", "shortest_forward"]
 
 _PREFIX = "trunk_"
-# Of the largest logit; the same arithmetic on other shapes rounds differently.
-_TOLERANCE = 1e-5
-_ROUGH_TOLERANCE = 5e-2  # of backbones in 16 bits
-_STEP = 0.02
 _DENSE = 0.5  # of the backbone's parameters
 
 
@@ -51,6 +50,7 @@ class Forward:
         shares: computes once what the rows of a batch begin with; without it each row has its own.
         groups: computes once what the rows of a group begin with that the kind says (`TaskKind.begin_alike`),
             where no gradient is asked for; given up where the first such batch has other logits by it.
+        packs: lays several texts in one row; everything else is then computed.
         kind: of task, which takes the logits from the model's output; `None` for its `logits`.
         untouched: whether the trunk's layers still are; asked before each batch.
         dense: whether about as much trains as the backbone has; asked before each batch. Its weights are then
@@ -71,6 +71,7 @@ class Forward:
         self.model, self.trunk, self.rows, self.untouched = model, trunk, rows, untouched
         self.kind, self.shares, self.dense = kind, shares, dense
         self.ends = self.groups = False
+        self.packs: Packing | None = None
         self._groups_hold: bool | None = None
 
     def batches(
@@ -95,6 +96,8 @@ class Forward:
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits (rows, …) of a batch or of some of its rows, of what its kind of task reads."""
+        if self.packs is not None:
+            return self.logits(self.packs(batch), {})
         states = {k.removeprefix(_PREFIX): v for k, v in batch.items() if k.startswith(_PREFIX)}
         plain = self.inputs(batch) if states else batch
         together = None if torch.is_grad_enabled() or states else self._by_groups(plain)
@@ -124,8 +127,8 @@ class Forward:
             return None
         if self._groups_hold is None:
             plain = self.logits(batch, {})
-            alike = found.shape == plain.shape and _alike(found, plain, cast(PreTrainedModel, self.model))
-            self._groups_hold = alike
+            same = found.shape == plain.shape and alike(found, plain, cast(PreTrainedModel, self.model))
+            self._groups_hold = same
             return plain
         return found
 
@@ -186,12 +189,39 @@ def shortest_forward(hybrid: Trainable, data: EncodedTask, plan: TrainingPlan, *
     the plain logits of two rows is not used.
     """
     kind = data.task.task_kind
+    if plan.packing:
+        return packed_forward(hybrid, data.train, kind)
     plain = Forward(hybrid.model, kind=kind)
     if dropout or not plan.shortcuts or not isinstance(hybrid, Hybrid) or not len(data.train):
         return plain
     # The draws of calibration and training go on from where they are.
     with generators_kept(_device_of(hybrid)):
         return _Shortcuts(hybrid, data.train, kind).forward()
+
+
+def packed_forward(hybrid: Trainable, split: EncodedSplit, kind: TaskKind) -> Forward:
+    """The plain way, with several texts in one row.
+
+    Raises:
+        UsageError: something has to tell texts apart by rows (see `check_packing`), or the model gives two of
+            the split's texts other logits where they share a row.
+    """
+    model = hybrid.model
+    check_packing(hybrid, model, kind)
+    found, plain = Forward(model, kind=kind), Forward(model, kind=kind)
+    order = np.argsort(split.lengths, kind="stable")
+    batch = split.collate(np.array([order[0], order[-1]] * 2), device=_device_of(hybrid))
+    # Two rows of two texts: what is right in one alone may be wrong in several.
+    found.packs = Packing(int(split.lengths[order[0]] + split.lengths[order[-1]]))
+    away = moved(hybrid) if isinstance(hybrid, Hybrid) else nullcontext()
+    with generators_kept(_device_of(hybrid)), torch.no_grad(), evaluation_mode(model), away:
+        if not alike(found(batch).float(), plain(batch).float(), cast(PreTrainedModel, model)):
+            raise UsageError(
+                f"{type(model).__name__} gives texts that share a row other logits than texts with a row of "
+                "their own; train it without packing."
+            )
+    found.packs = Packing(split.max_length)
+    return found
 
 
 def _device_of(hybrid: Trainable) -> torch.device:
@@ -266,7 +296,7 @@ class _Shortcuts:
         return self._plain
 
     def _equal(self, logits: Tensor, plain: Tensor) -> bool:
-        return _alike(logits, plain, self.model)
+        return alike(logits, plain, self.model)
 
     # The trunk
     # ------------------------------------------------------------------------------------------------
@@ -380,11 +410,11 @@ class _Shortcuts:
             return
         with torch.no_grad(), training_mode(self.model, self.hybrid.modules.values(), dropout=False):
             states = {} if forward.trunk is None else forward.trunk.compute(self.batch)
-            with _moved(self.hybrid):
-                plain = _drawn(lambda: forward.logits(self.batch, states))
+            with moved(self.hybrid):
+                plain = drawn(lambda: forward.logits(self.batch, states))
                 for forward.ends, forward.shares in tried:
                     with suppress(Unshareable):
-                        if self._equal(_drawn(lambda: self._shorter(forward, states, length)), plain):
+                        if self._equal(drawn(lambda: self._shorter(forward, states, length)), plain):
                             return
         forward.ends = forward.shares = False
 
@@ -434,37 +464,6 @@ class _Shortcuts:
             for slot in modules[entry.name].slots(site)
             if not slot.renews
         ]
-
-
-def _alike(logits: Tensor, plain: Tensor, model: PreTrainedModel) -> bool:
-    if not plain.numel():
-        return False
-    first = next(base_model_of(model).parameters())
-    tolerance = _TOLERANCE if first.dtype.itemsize >= 4 else _ROUGH_TOLERANCE
-    limit = tolerance * max(1.0, float(plain.abs().max()))
-    return bool((logits - plain).abs().max() <= limit)
-
-
-def _drawn(logits: Callable[[], Tensor]) -> Tensor:
-    """Logits in fp32, with draws from one seed."""
-    torch.manual_seed(0)
-    return logits().float()
-
-
-@contextmanager
-def _moved(hybrid: Hybrid) -> Iterator[None]:
-    """Within, the hybrid's parameters are a small step from where they were; its buffers are kept too."""
-    parameters = list(hybrid.root.parameters())
-    before = [(t, t.detach().clone()) for t in (*parameters, *hybrid.root.buffers())]
-    try:
-        with torch.no_grad():
-            for parameter in parameters:
-                parameter.add_(torch.randn_like(parameter), alpha=_STEP)
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in before:
-                tensor.copy_(value)
 
 
 def _reentrant(module: nn.Module) -> bool:

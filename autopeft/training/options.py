@@ -436,6 +436,16 @@ Shortcuts = Annotated[
         flags=("--shortcuts/--no-shortcuts",),
     ),
 ]
+Packing = Annotated[
+    bool,
+    Option(
+        help="For language models: short texts share a row of at most --max-length tokens, and none sees "
+        "another. Losses are the same; beside the positions that are read, shortcuts are not taken.",
+        doc="for language models: short texts share a row of at most `max_length` tokens, and none sees "
+        "another: the same losses in fewer rows, without most of the shortcuts",
+        panel=TRAINING,
+    ),
+]
 HeadStart = Annotated[
     str,
     Option(

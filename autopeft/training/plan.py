@@ -35,6 +35,8 @@ class TrainingPlan:
         dropout: the backbone's own dropout; `None` leaves it to the recipe (off by default).
         shortcuts: leave out what need not be computed: untouched layers come from stored states (fp16), the
             last layer serves only the positions that are read. No effect with the backbone's dropout.
+        packing: lay several texts of a language model in one row of at most `max_length` tokens, none of
+            which sees another: the same losses and gradients, in fewer rows. No shortcuts are taken then.
         memory_saving: layers keep no activations for the backward but compute them again (gradient
             checkpointing): the same gradients, less memory, more time.
         eval_every: score every so many steps while training.
@@ -57,6 +59,7 @@ class TrainingPlan:
     device: str = "auto"
     dropout: bool | None = None
     shortcuts: bool = True
+    packing: bool = False
     memory_saving: bool = False
     eval_every: int | None = None
     patience: int | None = None

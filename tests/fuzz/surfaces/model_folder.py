@@ -11,8 +11,10 @@ from random import Random
 from typing import Any
 
 import torch
+from support.gguf_models import as_gguf
+from support.language import save_decoder
 from support.saved_model import save_backbone, write_reviews
-from transformers import GPT2Config, GPT2ForSequenceClassification
+from transformers import GPT2Config, GPT2ForSequenceClassification, LlamaForCausalLM
 
 from .. import mutate
 from ..canary import MODULE, PICKLE
@@ -63,6 +65,20 @@ def _reviews() -> bytes:
         return write_reviews(Path(place, "reviews.csv"), rows=40).read_bytes()
 
 
+@cache
+def _gguf() -> bytes:
+    """A decoder as llama.cpp has it."""
+    with tempfile.TemporaryDirectory() as place, torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM.from_pretrained(save_decoder(Path(place, "decoder")))
+        as_gguf(model, Path(place, "model.gguf"))
+        return Path(place, "model.gguf").read_bytes()
+
+
+def _asked(name: str) -> Call:
+    return lambda: command("show", "lora.yaml", "--model", name)
+
+
 def use() -> None:
     """What is done with a model that somebody sent."""
     command("show", "lora.yaml", "--model", _FOLDER)
@@ -71,6 +87,10 @@ def use() -> None:
 
 def hostile(random: Random, folder: Path) -> Call:
     files = dict(random.choice(_valid()))
+    if random.random() < 0.1:
+        files["model.gguf"] = mutate.data(random, _gguf())
+        for name in random.sample(["config.json", "tokenizer.json"], random.randrange(2)):
+            del files[name]
     if random.random() < 0.2:
         name = random.choice(sorted(_MORE))
         files[name] = mutate.bytes_of(json.dumps(_MORE[name]))
@@ -245,7 +265,23 @@ _MOVED: dict[str, Move] = {
     "a tokenizer's configuration that is a device": linked("tokenizer_config.json", "/dev/zero"),
     "a link that stays inside": _one_by_one,
 }
+
+
+def _gguf_alone(files: Files) -> None:
+    files.clear()
+    files["model.gguf"] = _gguf()
+
+
+def _ggufs(folder: Path) -> Call:
+    """A GGUF file by its name, where a folder is asked for."""
+    write(folder, {"lora.yaml": _RECIPE, "model.gguf": _gguf()})
+    return _asked("model.gguf")
+
+
 FIRST: dict[str, First] = {
+    "a GGUF file": _ggufs,
+    "a GGUF file for the weights": _with(lambda files: files.update({"model.safetensors": _gguf()})),
+    "a GGUF file in a folder": _with(_gguf_alone),
     **{f"valid {i}": _with(number=i) for i in range(3)},
     **{name: _with(change) for name, change in _WRONG.items()},
     **{name: _with(also=move) for name, move in _MOVED.items()},
