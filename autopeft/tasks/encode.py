@@ -37,10 +37,19 @@ class EncodedTask:
         return self.splits["test"]
 
 
-def encode(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int = 128) -> EncodedTask:
+def encode(
+    task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int = 128, *, learn_all: bool = False
+) -> EncodedTask:
     """Tokenise a task's splits, or read them from the cache (`cache_dir()/encoded/…`, named by content).
 
+    Args:
+        learn_all: of *train* every token is learnt, and not the answers alone.
+
     Raises:
-        UsageError: `max_length` is below 4 or beyond what the tokenizer's model takes.
+        UsageError: `max_length` is below 4 or beyond what the tokenizer's model takes; or `learn_all` is for
+            another kind of task.
     """
-    return EncodedTask(task, task.task_kind.encode_splits(task.splits, tokenizer, max_length), max_length)
+    splits = task.task_kind.encode_splits(task.splits, tokenizer, max_length)
+    if learn_all:
+        splits = {**splits, "train": splits["train"].all_learnt()}
+    return EncodedTask(task, splits, max_length)

@@ -206,6 +206,16 @@ class EncodedSplit:
         batch["task_id"] = torch.zeros(len(chosen), dtype=torch.int64)
         return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
 
+    def all_learnt(self) -> EncodedSplit:
+        """The rows with every token learnt.
+
+        Raises:
+            UsageError: they are of another kind than language models learn.
+        """
+        raise UsageError(
+            f"Of {self.kind} no tokens are learnt: --learn-all (learn_all=True) is for causal_lm."
+        )
+
     def take(self, rows: Indices) -> EncodedSplit:
         """The given rows as a split of their own, in that order; one that has more to a row overrides it."""
         places = self.places(rows)

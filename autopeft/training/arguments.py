@@ -83,6 +83,7 @@ class TrainArguments(Arguments):
     quantize: shared.Quantize = None
     memory_saving: shared.MemorySaving = False
     shortcuts: shared.Shortcuts = True
+    learn_all: shared.LearnAll = False
     packing: shared.Packing = False
     head_start: shared.HeadStart = "probe"
     text: shared.Text = None

@@ -153,7 +153,7 @@ def train(call: TrainCall) -> FixedOutcome:
         shown = type(given.model[0]).__name__ if isinstance(given.model, tuple) else name
         info = TrainInfo(recipe.name, task.name, shown, task.metric, plan.steps, str(folder.path), summary)
         reporter.on_start(info)
-        data = encode(task, tokenizer, plan.max_length)
+        data = encode(task, tokenizer, plan.max_length, learn_all=plan.learn_all)
         model = task.task_kind.load_model(source, task.labels, seed=given.seed, dtype=dtype)
         if plan.head_start == "probe":
             start_head(model, data, plan, alone=not recipe.entries())
@@ -205,6 +205,7 @@ def _plan(given: TrainArguments, steps: int, max_length: int) -> TrainingPlan:
         micro_batch=given.micro_batch,
         shortcuts=given.shortcuts,
         packing=given.packing,
+        learn_all=given.learn_all,
         memory_saving=given.memory_saving,
         head_start=given.head_start,
         max_length=max_length,

@@ -436,6 +436,16 @@ Shortcuts = Annotated[
         flags=("--shortcuts/--no-shortcuts",),
     ),
 ]
+LearnAll = Annotated[
+    bool,
+    Option(
+        help="For language models: learn every token of the training rows, prompts too, and not the answers "
+        "alone. Scores are those of answers all the same.",
+        doc="for language models: every token of the training rows is learnt, prompts too, and not the "
+        "answers alone; scores are those of answers all the same",
+        panel=TRAINING,
+    ),
+]
 Packing = Annotated[
     bool,
     Option(

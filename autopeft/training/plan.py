@@ -35,6 +35,7 @@ class TrainingPlan:
         dropout: the backbone's own dropout; `None` leaves it to the recipe (off by default).
         shortcuts: leave out what need not be computed: untouched layers come from stored states (fp16), the
             last layer serves only the positions that are read. No effect with the backbone's dropout.
+        learn_all: of a language model's training rows every token is learnt, and not the answers alone.
         packing: lay several texts of a language model in one row of at most `max_length` tokens, none of
             which sees another: the same losses and gradients, in fewer rows. No shortcuts are taken then.
         memory_saving: layers keep no activations for the backward but compute them again (gradient
@@ -59,6 +60,7 @@ class TrainingPlan:
     device: str = "auto"
     dropout: bool | None = None
     shortcuts: bool = True
+    learn_all: bool = False
     packing: bool = False
     memory_saving: bool = False
     eval_every: int | None = None

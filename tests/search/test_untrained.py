@@ -10,12 +10,14 @@ import pytest
 from support.language import chats, save_decoder
 
 import autopeft
-from autopeft.assets import load_tokenizer
+from autopeft.assets import load_tokenizer, resolve_model
 from autopeft.report.html import write_report
 from autopeft.runs.folder import load_run
+from autopeft.search.execution.worker import WorkerSetup, loaded, release
 from autopeft.tasks import load_task
+from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_kind
-from autopeft.training import evaluate
+from autopeft.training import TrainingPlan, evaluate
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +66,22 @@ def test_winner_and_what_trains_nothing(
     page = write_report(load_run(tmp_path / "run")).read_text()
     assert "untuned backbone" in page
     assert "few-shot, 4 examples" in page
+
+
+def test_a_worker_learns_every_token_where_that_is_asked_for(backbone: str, tmp_path: Path) -> None:
+    task = load_task(write_turns(tmp_path / "chats.jsonl"), seed=3)
+    plain = encode(task, load_tokenizer(backbone), 48)
+
+    def learnt(learn_all: bool) -> int:
+        plan = TrainingPlan(steps=1, max_length=48, device="cpu", learn_all=learn_all)
+        setup = WorkerSetup(backbone, resolve_model(backbone), task, plan, threads=1, key=f"all {learn_all}")
+        data = loaded(setup).data
+        assert plain.select.labels is not None
+        assert data.train.labels is not None
+        assert np.array_equal(data.select.labels, plain.select.labels)
+        return int(data.train.labels.sum())
+
+    try:
+        assert learnt(True) > 1.5 * learnt(False)
+    finally:
+        release()

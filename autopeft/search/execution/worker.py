@@ -93,7 +93,7 @@ def loaded(setup: WorkerSetup) -> Loaded:
         if source.origin != "hub" and not Path(source.path).exists():
             source = resolve_model(setup.model, quantize=setup.source.quantize)
         tokenizer = setup.task.task_kind.load_processor(source)
-        data = encode(setup.task, tokenizer, setup.plan.max_length)
+        data = encode(setup.task, tokenizer, setup.plan.max_length, learn_all=setup.plan.learn_all)
         _LOADED[setup.key] = Loaded({}, source, data, tokenizer)
     return _LOADED[setup.key]
 

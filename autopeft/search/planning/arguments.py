@@ -308,6 +308,7 @@ class SearchArguments(Arguments):
     quantize: shared.Quantize = None
     memory_saving: shared.MemorySaving = False
     shortcuts: shared.Shortcuts = True
+    learn_all: shared.LearnAll = False
     head_start: shared.HeadStart = "probe"
     text: shared.Text = None
     text_pair: shared.TextPair = None

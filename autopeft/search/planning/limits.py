@@ -104,7 +104,8 @@ def calibration_for(
         dtype = dtype_of(final_precision(a.final_precision, a.precision, spec.parameters))
         model = task.task_kind.load_model(source, task.labels, seed=plan.seed, dtype=dtype)
         map_weights(model)
-        data = encode(task, task.task_kind.load_processor(source), plan.max_length)
+        processor = task.task_kind.load_processor(source)
+        data = encode(task, processor, plan.max_length, learn_all=plan.learn_all)
         head = sum(p.numel() for p in head_of(model).values())
         return calibrate(
             Bench(model, data, plan),

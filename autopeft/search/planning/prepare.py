@@ -298,6 +298,7 @@ def _plan(a: SearchArguments, effort: Effort, gpus: float) -> TrainingPlan:
         batch_size=a.batch_size or effort.batch_size,
         micro_batch=a.micro_batch,
         shortcuts=a.shortcuts,
+        learn_all=a.learn_all,
         memory_saving=a.memory_saving,
         head_start=a.head_start,
         max_length=a.max_length,

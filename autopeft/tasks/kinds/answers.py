@@ -107,6 +107,14 @@ class EncodedAnswers(EncodedWriting):
         }
         return EncodedAnswers(**{**vars(plain), **own})
 
+    def all_learnt(self) -> EncodedAnswers:
+        """See `EncodedSplit.all_learnt`; nothing predicts the first token of a row."""
+        if self.kind != "causal_lm":
+            super().all_learnt()
+        learnt = np.ones(len(self.ids), dtype=np.bool_)
+        learnt[self.offsets[:-1]] = False
+        return replace(self, learnt=learnt, labels=np.diff(self.offsets) - 1)
+
     def collate(
         self, rows: Sequence[int] | Indices, *, device: str | torch.device = "cpu"
     ) -> dict[str, Tensor]:

@@ -71,6 +71,44 @@ def test_a_recipe_is_trained_and_used(backbone: str, chats_file: str, tmp_path: 
     assert autopeft.evaluate(found, metric="token_accuracy").score > 0.6
 
 
+def test_every_token_can_be_learnt_and_answers_are_scored(backbone: str, data: EncodedTask) -> None:
+    model = LlamaForCausalLM.from_pretrained(backbone).eval()
+    found = encode(data.task, load_tokenizer(backbone), 48, learn_all=True)
+    assert found.train.truth is not None
+    assert found.train.truth.tolist() == data.train.truth.tolist(), "the texts of the answers"
+    batch = found.train.collate(range(5), device=CPU)
+    labels = torch.where(batch["attention_mask"] == 1, batch["input_ids"], -100)
+    with torch.no_grad():
+        wanted = model(batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+        got = data.task.loss().mean(Forward(model, kind=get_kind("causal_lm"))(batch), batch["labels"])
+    assert float(got) == pytest.approx(float(wanted), rel=1e-5)
+    for name in ("select", "test"):
+        theirs = data.splits[name].collate(range(3), device=CPU)
+        assert torch.equal(found.splits[name].collate(range(3), device=CPU)["labels"], theirs["labels"])
+
+
+def test_what_is_learnt_is_said_to_a_training(backbone: str, chats_file: str, tmp_path: Path) -> None:
+    common: dict[str, Any] = {
+        "recipe": RECIPE, "task": chats_file, "model": backbone, "steps": 1, "max_length": 48,
+        "batch_size": 60,
+    }  # fmt: skip
+    answers = autopeft.train(**common, out=tmp_path / "answers")
+    whole = autopeft.train(**common, learn_all=True, out=tmp_path / "whole")
+    assert dict(whole.history.losses)[1] != pytest.approx(dict(answers.history.losses)[1], rel=1e-3)
+    found = encode(load_task(chats_file), load_tokenizer(backbone), 48, learn_all=True)
+    assert whole.task.metric == answers.task.metric
+    assert int(found.train.labels.sum()) == len(found.train.ids) - len(found.train)
+
+
+def test_other_kinds_have_no_tokens_to_learn(tmp_path: Path) -> None:
+    from support.saved_model import write_reviews
+
+    task = load_task(str(write_reviews(tmp_path / "reviews.csv", rows=40)), text="body", label="verdict")
+    tokenizer = load_tokenizer(str(save_backbone(tmp_path / "bert")))
+    with pytest.raises(UsageError, match=r"Of classification no tokens are learnt: --learn-all"):
+        encode(task, tokenizer, 16, learn_all=True)
+
+
 def test_answers_are_asked_row_for_row(backbone: str, chats_file: str, tmp_path: Path) -> None:
     found = autopeft.train(
         recipe=RECIPE, task=chats_file, model=backbone, steps=1, max_length=48, out=str(tmp_path / "run")
