@@ -7,6 +7,8 @@ library fills a table of all pairs of words, which takes minutes for an answer o
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -21,6 +23,7 @@ from autopeft.tasks.kinds.metric import Metric, ScoredRows, shrunk
 __all__ = [
     "CHRF",
     "EXACT_MATCH",
+    "LAST_NUMBER",
     "ROUGE_1",
     "ROUGE_2",
     "ROUGE_L",
@@ -31,6 +34,8 @@ __all__ = [
 
 Texts = NDArray[Any]
 _MOST_WORDS, _MOST_LETTERS = 20_000, 100_000
+# As LLM-Adapters scores arithmetic (Hu et al. 2023; AGI-Edgerunners/LLM-Adapters, evaluate.py).
+_NUMBER, _NEAR = re.compile(r"-?[0-9]+(?:\.[0-9]*)?"), 1e-3
 
 
 def mean_variance(score: float, rows: ScoredRows) -> float:
@@ -47,6 +52,18 @@ def _plain(text: Any) -> str:
 def _matches(predictions: Texts, labels: Texts) -> NDArray[Any]:
     pairs = zip(predictions, labels, strict=True)
     return np.asarray([_plain(found) == _plain(wanted) for found, wanted in pairs], dtype=np.float64)
+
+
+def _last_number(text: Any) -> float:
+    """The last number of a text, whose commas part thousands; not a number where it has none."""
+    found = _NUMBER.findall(str(text)[-_MOST_LETTERS:].replace(",", ""))
+    return float(found[-1]) if found else math.nan
+
+
+def _same_numbers(predictions: Texts, labels: Texts) -> NDArray[Any]:
+    pairs = zip(predictions, labels, strict=True)
+    near = [abs(_last_number(found) - _last_number(wanted)) <= _NEAR for found, wanted in pairs]
+    return np.asarray(near, dtype=np.float64)
 
 
 def _rouge_l(predictions: Texts, labels: Texts) -> NDArray[Any]:
@@ -142,6 +159,12 @@ EXACT_MATCH = Metric(
     "share of generated answers that are the expected one; white space is one space, and none at the ends",
     lambda found, wanted: float(_matches(found, wanted).mean()), mean_variance,
     by_row=_matches, generated=True,
+)  # fmt: skip
+LAST_NUMBER = Metric(
+    "last_number", 0, 1,
+    "share of generated answers whose last number is that of the expected one, within 0.001",
+    lambda found, wanted: float(_same_numbers(found, wanted).mean()), mean_variance,
+    by_row=_same_numbers, generated=True,
 )  # fmt: skip
 ROUGE_L = Metric(
     "rouge_l", 0, 1,

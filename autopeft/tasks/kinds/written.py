@@ -21,6 +21,7 @@ from autopeft.tasks.kinds.conversations import asked_columns, conversation_colum
 from autopeft.tasks.kinds.generated import (
     CHRF,
     EXACT_MATCH,
+    LAST_NUMBER,
     ROUGE_1,
     ROUGE_2,
     ROUGE_L,
@@ -51,7 +52,7 @@ class WrittenAnswers(LanguageModel):
     tokens, their number, and how many of them are the most probable. Where the model wrote answers, they are
     (rows,) of `likelihoods` and `answer`. Decisions are what it wrote."""
 
-    metrics = (LIKELIHOOD, TOKEN_ACCURACY, EXACT_MATCH, ROUGE_1, ROUGE_2, ROUGE_L, CHRF)
+    metrics = (LIKELIHOOD, TOKEN_ACCURACY, EXACT_MATCH, LAST_NUMBER, ROUGE_1, ROUGE_2, ROUGE_L, CHRF)
     default_metric = LIKELIHOOD.name
     learns = "answers"
     writes = True

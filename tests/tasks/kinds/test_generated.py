@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 
 from autopeft.errors import TaskError
 from autopeft.tasks.kinds import generated, get_kind, get_metric, jackknife_variance
-from autopeft.tasks.kinds.generated import CHRF, EXACT_MATCH, ROUGE_1, ROUGE_2, ROUGE_L, common_subsequence
+from autopeft.tasks.kinds.generated import (
+    CHRF,
+    EXACT_MATCH,
+    LAST_NUMBER,
+    ROUGE_1,
+    ROUGE_2,
+    ROUGE_L,
+    common_subsequence,
+)
 from autopeft.tasks.kinds.metric import pseudo_values
 
 KIND = get_kind("causal_lm")
@@ -30,6 +38,15 @@ def outputs(*rows: str) -> NDArray[Any]:
 def test_an_exact_match_looks_at_no_white_space_but_between_words() -> None:
     found = texts(" a  b\n", "a b", "A b", "ab", "")
     assert EXACT_MATCH.score(found, texts("a b", "a\tb", "a b", "a b", " ")) == pytest.approx(3 / 5)
+
+
+def test_the_last_number_is_compared_whatever_stands_around_it() -> None:
+    """As LLM-Adapters scores arithmetic: no commas, the last number, within 0.001; none is wrong."""
+    said = texts("3 + 4 = 7. So it is 1,234.", "-0.5 °C", "2.9995", "2.998", "none", "12", "-3")
+    wanted = texts("1234", "it is -.5, or -0.5", "3", "3", "none", "no number", "3")
+    assert [LAST_NUMBER.score(said[i : i + 1], wanted[i : i + 1]) for i in range(7)] == [1, 1, 1, 0, 0, 0, 0]
+    assert LAST_NUMBER.score(said, wanted) == pytest.approx(3 / 7)
+    assert LAST_NUMBER.score(texts("9" * 500), texts("9" * 500)) == 0.0, "beyond what a number can be"
 
 
 def test_rouge_is_the_f_measure_of_the_longest_common_subsequence() -> None:
@@ -118,13 +135,15 @@ def test_the_words_of_an_answer_are_bounded() -> None:
         assert metric.score(texts("\ud800 a b"), texts("a b")) == 1.0
 
 
-@pytest.mark.parametrize("metric", [EXACT_MATCH, ROUGE_1, ROUGE_2, ROUGE_L, CHRF], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "metric", [EXACT_MATCH, LAST_NUMBER, ROUGE_1, ROUGE_2, ROUGE_L, CHRF], ids=lambda m: m.name
+)
 def test_what_rows_contribute_is_that_of_the_score(metric: Any) -> None:
     if metric is CHRF:
         pytest.importorskip("sacrebleu")
     rng = np.random.default_rng(1)
-    said = texts(*[" ".join(rng.choice(["a", "b", "c"], 3)) for _ in range(230)])
-    wanted = texts(*[" ".join(rng.choice(["a", "b", "c"], 3)) for _ in range(230)])
+    said = texts(*[" ".join(rng.choice(["a1", "b2", "c3"], 3)) for _ in range(230)])
+    wanted = texts(*[" ".join(rng.choice(["a1", "b2", "c3"], 3)) for _ in range(230)])
     found = KIND.pseudo_values(metric, outputs(*said), wanted)
     assert len(found) == 100
     assert found == pytest.approx(pseudo_values(metric.score, said, wanted))
