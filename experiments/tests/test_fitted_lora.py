@@ -48,4 +48,7 @@ def test_a_row_of_the_table(load: Import) -> None:
     cells = [cell.strip() for cell in lines[-1].strip("|").split("|")]
     told = ["0.500", "80.0", "0.625, 75.0", "exact, rank 12", "0.625, 75.0 (rank 16)"]
     assert cells == ["minilm, `trec`", "serial adapter", *told]
+    alone = [{"asked": None, "rank": 16, "cost": {**cost, "losses": {"8": 0.75, "16": 0.625}}}]
+    last = run.tables([{"setting": asdict(run.settings()[-1]), "fits": alone}]).splitlines()[-1]
+    assert last.endswith("| 0.500 | 80.0 | 0.750 |  | 0.625, 75.0 (rank 16) |")
     assert lines[0].count("|") == lines[-1].count("|")
