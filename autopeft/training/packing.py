@@ -59,12 +59,11 @@ class Packing:
             filled[place] = values
             return filled.view(len(ends), width)
 
-        # What is behind the last text of a row is one more text.
-        behind = torch.arange(width, device=device) - torch.tensor(ends, device=device)[:, None]
+        # What is behind the last text of a row stands at position 0, and so each of it apart.
         blank = torch.zeros(len(ends) * width, dtype=torch.long, device=device)
         found = {
             "input_ids": laid(batch["input_ids"][mask], blank.clone()),
-            "position_ids": laid(inside, behind.flatten()),
+            "position_ids": laid(inside, blank.clone()),
         }
         if "labels" in batch:
             # Nothing predicts the first token of a text.

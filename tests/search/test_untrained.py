@@ -14,6 +14,8 @@ from autopeft.assets import load_tokenizer, resolve_model
 from autopeft.report.html import write_report
 from autopeft.runs.folder import load_run
 from autopeft.search.execution.worker import WorkerSetup, loaded, release
+from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.planning.prepare import prepare
 from autopeft.tasks import load_task
 from autopeft.tasks.encode import encode
 from autopeft.tasks.kinds import get_kind
@@ -85,3 +87,13 @@ def test_a_worker_learns_every_token_where_that_is_asked_for(backbone: str, tmp_
         assert learnt(True) > 1.5 * learnt(False)
     finally:
         release()
+
+
+def test_a_search_says_so_to_its_workers(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "cache"))
+    file = write_turns(tmp_path / "chats.jsonl")
+    for asked in (True, False):
+        given = SearchArguments(budget="5%", task=file, model=backbone, max_length=48, learn_all=asked)
+        assert prepare(given).plan.learn_all == asked

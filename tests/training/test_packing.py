@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,7 @@ def test_a_training_ends_where_it_ends_with_a_row_each(folder: Path, tmp_path: P
     }  # fmt: skip
     apart = autopeft.train(**common, out=tmp_path / "apart")
     packed = autopeft.train(**common, packing=True, out=tmp_path / "packed")
+    assert json.loads((tmp_path / "packed/manifest.json").read_text())["training"]["packing"]
     assert dict(packed.history.losses) == pytest.approx(dict(apart.history.losses), rel=1e-5)
     assert packed.scores == pytest.approx(apart.scores, rel=1e-4)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,8 @@ def test_every_token_can_be_learnt_and_answers_are_scored(backbone: str, data: E
     assert found.train.truth.tolist() == data.train.truth.tolist(), "the texts of the answers"
     batch = found.train.collate(range(5), device=CPU)
     labels = torch.where(batch["attention_mask"] == 1, batch["input_ids"], -100)
+    labels[:, 0] = -100  # nothing predicts it
+    assert torch.equal(batch["labels"], labels)
     with torch.no_grad():
         wanted = model(batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
         got = data.task.loss().mean(Forward(model, kind=get_kind("causal_lm"))(batch), batch["labels"])
@@ -100,13 +103,15 @@ def test_what_is_learnt_is_said_to_a_training(backbone: str, chats_file: str, tm
     assert int(found.train.labels.sum()) == len(found.train.ids) - len(found.train)
 
 
-def test_other_kinds_have_no_tokens_to_learn(tmp_path: Path) -> None:
+def test_other_kinds_have_no_tokens_to_learn(data: EncodedTask, tmp_path: Path) -> None:
     from support.saved_model import write_reviews
 
     task = load_task(str(write_reviews(tmp_path / "reviews.csv", rows=40)), text="body", label="verdict")
     tokenizer = load_tokenizer(str(save_backbone(tmp_path / "bert")))
     with pytest.raises(UsageError, match=r"Of classification no tokens are learnt: --learn-all"):
         encode(task, tokenizer, 16, learn_all=True)
+    with pytest.raises(UsageError, match=r"Of multiple_choice no tokens are learnt"):
+        replace(data.train, kind="multiple_choice").all_learnt()
 
 
 def test_answers_are_asked_row_for_row(backbone: str, chats_file: str, tmp_path: Path) -> None:
