@@ -31,6 +31,7 @@ class CausalLM(WrittenAnswers, Decoder):
 
     summary = "an answer to a prompt, or a text, by a language model"
     causal = True
+    packs = True
     hub_pipeline = "text-generation"
 
     # Data

@@ -106,6 +106,7 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
             a stack reads (see `EncodedSplit.offsets_of`), so that they may be kept and used again.
         causal: whether a batch is rows of tokens and labels (B, L), each of which is predicted from those
             before it, so that what all rows begin with may be computed once.
+        packs: whether several rows of a batch may share one; it says no more of them than tokens and labels.
         row_distribution: whether the logits of a row are those of one distribution over classes, or one
             number.
         probed: whether the head can start as a linear probe of the frozen features of rows, or of tokens that
@@ -125,6 +126,7 @@ class TaskKind(OnBackbones, Scores, Writing, ABC):
     pooled: ClassVar[bool] = True
     tokenwise_trunk: ClassVar[bool] = True
     causal: ClassVar[bool] = False
+    packs: ClassVar[bool] = False
     row_distribution: ClassVar[bool] = True
     probed: ClassVar[bool] = True
     row_name: ClassVar[str] = "text"

@@ -210,6 +210,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "final_precision": st.sampled_from(["auto", "fp32", "bf16"]),
     "quantize": st.sampled_from(["int8", "int4"]),
     "memory_saving": st.booleans(),
+    "learn_all": st.booleans(),
     "shortcuts": st.booleans(),
     "text": text,
     "text_pair": text,

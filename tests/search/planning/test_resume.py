@@ -327,6 +327,7 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
             "rank_by",
             "quantize",
             "memory_saving",
+            "learn_all",
             "processes_per_trial",
         ),
         *("max_memory", "max_step_time", "max_latency", "max_file"),
@@ -344,6 +345,7 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
         "max_latency": None, "max_file": None, "serve": None, "rank_by": "score",
         "goal": "best", "final_precision": "fp32",
         "portfolio": False, "quantize": None, "memory_saving": False, "processes_per_trial": None,
+        "learn_all": False,
     }  # fmt: skip
     assert again.rungs.steps == (43, 130)
 
