@@ -167,7 +167,7 @@ def test_rewards_are_a_metric_of_texts() -> None:
     assert kind.rewards(exact, ["a  b", "d"], wanted).tolist() == [1.0, 0.0]
     with pytest.raises(
         TaskError,
-        match="compares no texts: take exact_match, last_number, rouge_1, rouge_2, rouge_l, chrf, or a metric",
+        match="compares no texts: take exact_match, last_number, rouge_1, rouge_2, rouge_l, chrf, or a",
     ):
         kind.rewards(likelihood, ["a"], wanted[:1])
 
