@@ -175,7 +175,7 @@ def pairs_file(folder: Path) -> str:
 def test_a_recipe_is_trained_and_used(name: str, folder: Path, pairs_file: str) -> None:
     backbone = str(save_encoder_decoder(folder / name, name))
     options: dict[str, Any] = {
-        "steps": 120 if name == "t5" else 200,
+        "steps": 120 if name == "t5" else 100,
         "max_length": 32,
         "batch_size": 16,
         "out": str(folder / "run"),
