@@ -361,6 +361,14 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_hub")
+def test_a_file_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(
+        UsageError, match=r"model\.gguf' is a file, and a model is a folder .* GGUF files are not read"
+    ):
+        resolve_model(str(tmp_path / "model.gguf"))
+
+
 def test_model_names_without_a_hub(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match=r"packaged models are minilm, smollm2-135m, mpnet-base. Did you mean 'minilm'"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -154,37 +154,40 @@ def _chrf_of(counts: NDArray[Any]) -> float:
     return float(_chrf()._compute_score_from_stats(counts.tolist()).score) / 100
 
 
-EXACT_MATCH = Metric(
-    "exact_match", 0, 1,
+def _mean_of(name: str, summary: str, by_row: Callable[[Texts, Texts], NDArray[Any]]) -> Metric:
+    """A metric that is the mean of a value for each row."""
+    return Metric(
+        name, 0, 1, summary, lambda found, wanted: float(by_row(found, wanted).mean()), mean_variance,
+        by_row=by_row, generated=True,
+    )  # fmt: skip
+
+
+EXACT_MATCH = _mean_of(
+    "exact_match",
     "share of generated answers that are the expected one; white space is one space, and none at the ends",
-    lambda found, wanted: float(_matches(found, wanted).mean()), mean_variance,
-    by_row=_matches, generated=True,
-)  # fmt: skip
-LAST_NUMBER = Metric(
-    "last_number", 0, 1,
+    _matches,
+)
+LAST_NUMBER = _mean_of(
+    "last_number",
     "share of generated answers whose last number is that of the expected one, within 0.001",
-    lambda found, wanted: float(_same_numbers(found, wanted).mean()), mean_variance,
-    by_row=_same_numbers, generated=True,
-)  # fmt: skip
-ROUGE_L = Metric(
-    "rouge_l", 0, 1,
+    _same_numbers,
+)
+ROUGE_L = _mean_of(
+    "rouge_l",
     "ROUGE-L of generated answers: F-measure of the longest common subsequence of words (a to z, 0 to 9), "
     "up to 20,000 of each",
-    lambda found, wanted: float(_rouge_l(found, wanted).mean()), mean_variance,
-    by_row=_rouge_l, generated=True,
-)  # fmt: skip
-ROUGE_1 = Metric(
-    "rouge_1", 0, 1,
+    _rouge_l,
+)
+ROUGE_1 = _mean_of(
+    "rouge_1",
     "ROUGE-1 of generated answers: F-measure of common words (a to z, 0 to 9), up to 20,000 of each",
-    lambda found, wanted: float(_rouge_1(found, wanted).mean()), mean_variance,
-    by_row=_rouge_1, generated=True,
-)  # fmt: skip
-ROUGE_2 = Metric(
-    "rouge_2", 0, 1,
+    _rouge_1,
+)
+ROUGE_2 = _mean_of(
+    "rouge_2",
     "ROUGE-2 of generated answers: F-measure of common pairs of neighbouring words, as rouge_1",
-    lambda found, wanted: float(_rouge_2(found, wanted).mean()), mean_variance,
-    by_row=_rouge_2, generated=True,
-)  # fmt: skip
+    _rouge_2,
+)
 CHRF = Metric(
     "chrf", 0, 1,
     "chrF2 of generated answers, of all rows together, over 100: F-measure of n-grams of up to six letters, "
