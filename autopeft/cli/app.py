@@ -37,6 +37,8 @@ from autopeft.interruption import exit_code, sentence
 __all__ = ["app", "main"]
 
 DONE, FAILED, BAD_USAGE = 0, 1, 2
+# Options that people ask for under a name of their own.
+_WRITTEN_AS = {"--mergeable": "--serve merged", "--merged": "--serve merged"}
 _CTRL_C = 130  # what typer makes of an interruption, of either kind
 
 # Typer carries its own copy of click from some version on: its bases are found through the public names.
@@ -123,6 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except _COMMAND_LINE_ERROR as error:
         message = error.format_message()
+        other = _WRITTEN_AS.get(getattr(error, "option_name", None) or "")
+        if other is not None:
+            message = f"{message.rstrip('.')}. Write {other}."
         bad = isinstance(error, _BAD_COMMAND_LINE)
         if not message:
             return BAD_USAGE if bad else DONE

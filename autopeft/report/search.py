@@ -151,7 +151,7 @@ def dry_run_sheets(found: DryRun, size: str) -> list[Sheet]:
 
 
 def _accuracy(calibration: Calibration | None) -> list[tuple[str, str]]:
-    """How far the predictions of what was measured on this machine were off."""
+    """What is predicted, and how far the predictions of what was measured on this machine were off."""
     if calibration is None:
         return []
     memory = calibration.memory
@@ -165,7 +165,8 @@ def _accuracy(calibration: Calibration | None) -> list[tuple[str, str]]:
         for name, error in errors.items()
         if error is not None
     ]
-    return [("predictions are off by, in the median", ", ".join(said))] if said else []
+    off = [("predictions are off by, in the median", ", ".join(said))] if said else []
+    return [("predictions are for", f"trainings in {calibration.precision} on this machine"), *off]
 
 
 def _samples(samples: Sequence[Sample], title: str) -> Sheet:

@@ -13,7 +13,7 @@ import logging
 import math
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -58,6 +58,7 @@ class Calibration:
         base: bytes of the process with nothing attached.
         step_time, latency, memory: models of seconds, seconds, and bytes above `base`; `memory` is `None`
             where it cannot be measured.
+        precision: of the backbone's weights, `fp32` or `bf16`.
     """
 
     shape: Shape
@@ -67,6 +68,7 @@ class Calibration:
     step_time: CostModel
     latency: LatencyModel
     memory: CostModel | None
+    precision: str = "fp32"
 
     def predict_step(self, graph: CompositionGraph) -> float:
         """Seconds of a training step."""
@@ -161,8 +163,8 @@ def calibrate(
         base = _measure_base(bench, identity)
     if new and notify is not None:
         notify(
-            f"Measuring {len(new)} small recipes on this machine, to predict time and memory of others; they "
-            "are kept for later searches."
+            f"Measuring {len(new)} small recipes in {bench.precision} on this machine, to predict time and "
+            "memory of others; they are kept for later searches."
         )
     for done, key in enumerate(new, 1):
         kept[key] = _measure(bench, wanted[key], identity, key)
@@ -173,7 +175,8 @@ def calibrate(
         raise AutoPEFTError("Nothing could be measured on this machine, so nothing can be predicted.")
     graphs = [build_graph(wanted[key], spec) for key in there]
     shortcuts = bench.plan.shortcuts and bench.data.task.task_kind.tokenwise_trunk
-    return fitted(graphs, list(there.values()), bench.shape, trunk=shortcuts, head=head, base=base)
+    found = fitted(graphs, list(there.values()), bench.shape, trunk=shortcuts, head=head, base=base)
+    return replace(found, precision=bench.precision)
 
 
 def _measure(bench: Bench, recipe: Recipe, identity: str, key: str) -> Measured | None:

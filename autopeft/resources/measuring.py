@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
+from autopeft.assets.precision import PRECISIONS
 from autopeft.hybrid import attach
 from autopeft.recipe import Recipe
 from autopeft.resources.features import Shape
@@ -62,6 +63,12 @@ class Bench:
         self.plan = replace(plan, steps=steps, eval_every=None, patience=None, train_share=1.0)
         tokens = mask_of(batch.collate(np.arange(len(batch)), device=self.device)).shape[1]
         self.shape = Shape(len(batch), int(tokens), min(plan.micro_rows, len(batch)))
+
+    @property
+    def precision(self) -> str:
+        """`fp32` or `bf16`, of the backbone's weights."""
+        dtype = next(self.model.parameters()).dtype
+        return next((name for name, one in PRECISIONS.items() if one == dtype), str(dtype))
 
     @property
     def measures_memory(self) -> bool:

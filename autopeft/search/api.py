@@ -157,8 +157,7 @@ def _run(
         if problem is not None and notify is not None:
             notify(problem)
     past = CompletedRuns(folder, checkpoints)
-    keys = RunKeys(ready.task, ready.source, ready.spec, ready.plan)
-    kept = KnownRuns(past, keys, BaselineCache(reuse=not a.fresh_baselines, notify=notify))
+    kept = _known_runs(ready, past, notify)
     strategy = _open_strategy(ready, folder, checkpoints, notify)
     finished = [record for record in strategy.records() if record.state != "paused"]
     folder.write_lines("trials.jsonl", finished)
@@ -241,6 +240,12 @@ def _executor(ready: Prepared, folder: RunFolder, notify: Notify) -> Executor:
     )
 
 
+def _known_runs(ready: Prepared, past: CompletedRuns, notify: Notify) -> KnownRuns:
+    keys = RunKeys(ready.task, ready.source, ready.spec, ready.plan)
+    cache = BaselineCache(reuse=not ready.arguments.fresh_baselines, notify=notify)
+    return KnownRuns(past, keys, cache, ready.rank_by, ready.place)
+
+
 def _precision(ready: Prepared, folder: RunFolder, notify: Notify) -> ChosenPrecision:
     """What the search's trainings compute in."""
     return ChosenPrecision(
@@ -249,6 +254,7 @@ def _precision(ready: Prepared, folder: RunFolder, notify: Notify) -> ChosenPrec
         folder=folder.path,
         notify=notify,
         final=ready.arguments.final_precision,
+        found=ready.precision,
     )
 
 

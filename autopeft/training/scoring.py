@@ -145,11 +145,13 @@ def evaluate(
 @dataclass(frozen=True)
 class Scored:
     """A score, what each group of rows contributes to it (see `TaskKind.pseudo_values`), the mean loss over
-    rows where the kind of task has one (see `TaskKind.row_loss`), and samples of what was written."""
+    rows where the kind of task has one (see `TaskKind.row_loss`), that loss at the temperature which suits
+    the rows best (see `TaskKind.calibrated_loss`), and samples of what was written."""
 
     score: float
     pseudo_values: tuple[float, ...] = ()
     loss: float | None = None
+    calibrated_loss: float | None = None
     samples: tuple[Sample, ...] = ()
 
 
@@ -190,5 +192,6 @@ def score_by_rows(
         kind.score(known, outputs, split.truth),
         tuple(round(float(v), 6) for v in found),
         None if alone else kind.row_loss(outputs, split.truth),
+        kind.calibrated_loss(outputs, split.truth) if loss and not alone else None,
         samples,
     )

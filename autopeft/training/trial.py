@@ -42,6 +42,7 @@ class TrialOutcome:
         parts: what groups of rows of each split contribute to the score there.
         losses: mean loss over the rows of each split, where the kind of task has one; not of *test* where it
             is scored by what the model writes.
+        calibrated_losses: the same at the temperature that suits the rows best, but for *test*.
         samples: of the answers that the hybrid wrote to rows of the last split, where they were asked for.
     """
 
@@ -51,6 +52,7 @@ class TrialOutcome:
     train: TrainResult = field(repr=False)
     parts: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
     losses: Mapping[str, float] = field(default_factory=dict)
+    calibrated_losses: Mapping[str, float] = field(default_factory=dict)
     samples: tuple[Sample, ...] = field(default=(), repr=False)
 
     @property
@@ -193,9 +195,10 @@ def _trial(
         finally:
             hybrid.detach()
     parts = {name: scored.pseudo_values for name, scored in found.items()}
-    losses = {name: scored.loss for name, scored in found.items() if scored.loss is not None}
+    losses = {name: s.loss for name, s in found.items() if s.loss is not None}
+    calibrated = {name: s.calibrated_loss for name, s in found.items() if s.calibrated_loss is not None}
     seconds = time.perf_counter() - started
-    return TrialOutcome(scores, counts, seconds, result, parts, losses, found[last].samples)
+    return TrialOutcome(scores, counts, seconds, result, parts, losses, calibrated, found[last].samples)
 
 
 def _wanted(data: EncodedTask, splits: Sequence[str]) -> dict[str, EncodedSplit]:

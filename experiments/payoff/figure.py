@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from analysis import Estimate, differences, estimate
-from cells import CONTENDERS
+from cells import SEEDS, TOLD
 from tables import VIEWS
 
 __all__ = ["figure"]
@@ -21,10 +21,11 @@ _STYLE = "text{font:13px sans-serif;fill:#222}.axis{stroke:#999}.zero{stroke:#22
 def figure(rows: Sequence[Mapping[str, Any]]) -> str:
     """An SVG: for each contender a line for each of the first views, at the mean of winner less contender in
     points. Contenders with one search a cell have no interval and are left out."""
+    rows = [row for row in rows if row["seed"] in SEEDS]
     shown = list(VIEWS.items())[: len(_COLOURS)]
     found = {
         other: [(i, told) for i, (_, view) in enumerate(shown) if (told := _estimate(rows, other, view))]
-        for other in CONTENDERS[1:]
+        for other in TOLD[1:]
     }
     found = {other: lines for other, lines in found.items() if lines}
     ends = [x for lines in found.values() for _, e in lines for x in (e.mean - e.half, e.mean + e.half)]

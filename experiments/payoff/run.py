@@ -5,9 +5,10 @@
     python experiments/payoff/run.py --tables         # what there is, with results/payoff.svg
 
 Cells, seeds and contenders stand in `cells.py`, how each contender is chosen in `contenders.py`, the model
-behind the intervals in `analysis.py`. One search and all that is compared with it take ten minutes of one
-core, the first search of a cell twenty. Searches go on where they were cut off (`runs/`, which is not kept),
-and a contender that stands in `results/runs.jsonl` is not trained again.
+behind the intervals in `analysis.py`. One search and all that is compared with it take some ten minutes of
+one core. Searches go on where they were cut off (`runs/`, which is not kept), and a contender that stands in
+`results/runs.jsonl` is not trained again. The runs are those of the confirmation; what the first round came
+to stands in the same file.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
-from cells import FIRST_ONLY, Cell, cells, wanted
+from cells import Cell, cells, wanted
 from figure import figure
 from lib.measuring import note
 from lib.recording import part_of
@@ -33,8 +34,7 @@ from tables import tables
 
 HERE = Path(__file__).parent
 RESULTS, FOLDERS = HERE / "results" / "runs.jsonl", HERE / "runs"
-# Of one core, for each contender; one of `FIRST_ONLY` takes three times as long.
-_MINUTES = {"minilm": 10 / 6, "mpnet-base": 8.0}
+_MINUTES = {"minilm": 2.0, "mpnet-base": 8.0}  # of one core, for each contender
 
 
 def missing(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Cell, int, list[str]]]:
@@ -42,7 +42,7 @@ def missing(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Cell, int, list[str
     known = {(r["model"], r["task"], r["rows"], r["budget"], r["seed"], r["contender"]) for r in rows}
     found = []
     for cell, seed in cells():
-        left = [c for c in wanted(cell, seed) if (*asdict(cell).values(), seed, c) not in known]
+        left = [c for c in wanted() if (*asdict(cell).values(), seed, c) not in known]
         if left:
             found.append((cell, seed, left))
     return found
@@ -77,10 +77,7 @@ def main() -> None:
     torch.set_num_threads(1)
     left = missing(read_rows(RESULTS))
     part, parts = part_of(given.part)
-    hours = (
-        sum(_MINUTES[cell.model] * (3 if c in FIRST_ONLY else 1) for cell, _, found in left for c in found)
-        / 60
-    )
+    hours = sum(_MINUTES[cell.model] * len(found) for cell, _, found in left) / 60
     note(f"{len(left)} searches are left, some {hours:.1f} hours of one core")
     if not (given.dry_run or given.tables):
         run(left[part::parts])

@@ -1,4 +1,5 @@
-"""What the searches came to, as Markdown: the claims, then every contender against the winner."""
+"""What the searches came to, as Markdown: the claims, then every contender against the winner, of the
+confirmation and of the first round."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis import Estimate, differences, estimate
-from cells import CONTENDERS
+from cells import ALPHA, CONTENDERS, FIRST_SEEDS, SEEDS, TOLD
 
 __all__ = ["CLAIMS", "VIEWS", "Claim", "tables"]
 
@@ -75,29 +76,31 @@ VIEWS: Mapping[str, Callable[[Row], bool]] = {
 
 def tables(rows: Sequence[Row]) -> str:
     """Markdown of what there is."""
+    first, rows = ([row for row in rows if row["seed"] in seeds] for seeds in (FIRST_SEEDS, SEEDS))
     lines = [
         "| claim | mean over cells, points (clusters) | cells, searches | it holds | for all at once |",
         "|---|---|---|---|---|",
     ]
     for claim in CLAIMS:
         found = differences(rows, "winner", claim.other, claim.where)
-        each, all_of_them = estimate(found), estimate(found, 1 - 0.05 / len(CLAIMS))
+        each, all_of_them = estimate(found, 1 - ALPHA), estimate(found, 1 - ALPHA / len(CLAIMS))
         if each is None or all_of_them is None:
             lines.append(f"| {claim.sentence} | not yet known | | | |")
         else:
             verdicts = " | ".join("yes" if claim.holds(e) else "no" for e in (each, all_of_them))
             lines.append(f"| {claim.sentence} | {_told(each)} | {verdicts} |")
-    lines += [
-        "",
-        f"| winner less … | {' | '.join(VIEWS)} | mpnet-base |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for other in CONTENDERS[1:]:
+    lines += ["", *_against(rows, TOLD[1:], "winner less …")]
+    return "\n".join([*lines, "", *_against(first, CONTENDERS[1:], "first round, stopped: winner less …")])
+
+
+def _against(rows: Sequence[Row], others: Sequence[str], title: str) -> list[str]:
+    lines = [f"| {title} | {' | '.join(VIEWS)} | mpnet-base |", "|---|---|---|---|---|---|---|"]
+    for other in others:
         cells = [_cell(differences(rows, "winner", other, view)) for view in VIEWS.values()]
         larger = differences(rows, "winner", other, lambda row: row["model"] == "mpnet-base")
         cells.append(", ".join(f"{value:+.1f}" for value in larger.values()) or "–")
         lines.append(f"| {other} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return lines
 
 
 def _told(found: Estimate) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,35 @@ def test_the_interval_holds_the_true_mean_as_often_as_it_says(payoff: SimpleName
     assert 0.93 <= covered / rounds <= 0.985
 
 
+def test_both_rounds_are_told_apart(payoff: SimpleNamespace) -> None:
+    first = [row(task, 200, "winner", 0.9) for task in TASKS] + [
+        row(task, 200, "tuned LoRA", 0.8) for task in TASKS
+    ]
+    told = payoff.tables(first)
+    assert told.count("not yet known") == len(payoff.CLAIMS)
+    assert "| tuned LoRA | – | – | – | – | – | – |" in told
+    assert "| tuned LoRA | +10.0 | – | +10.0 | – | – | – |" in told.partition("first round")[2]
+    assert not set(payoff.FIRST_SEEDS) & set(payoff.SEEDS)
+
+
+def test_the_confirmation_tests_on_rows_of_its_own() -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'experiments')\n"
+        "from lib.packaged_without import tested_rows, without_rows\n"
+        "from autopeft import load_task\n"
+        "before = load_task('trec', seed=400)\n"
+        "gone = tested_rows('trec', (200,))\n"
+        "without_rows('trec', (200,))\n"
+        "after = load_task('trec', seed=400)\n"
+        "assert gone & set(before.splits['test'].texts)\n"
+        "assert not any(gone & set(split.texts) for split in after.splits.values())\n"
+        "rows = [sum(map(len, task.splits.values())) for task in (before, after)]\n"
+        "assert rows[0] - rows[1] >= len(gone)\n"
+        "assert len(load_task('movie-sentences', seed=0).splits['train']) == 8056\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
 def test_every_cell_has_two_searches_of_seeds_of_its_own(payoff: SimpleNamespace) -> None:
     found = list(payoff.cells())
     small = [cell for cell, _ in found if cell.model == "minilm"]
@@ -95,7 +125,7 @@ def test_a_claim_needs_its_mean_and_its_interval(payoff: SimpleNamespace, gain: 
         for task in TASKS:
             noise = 0.001 * ((seed + len(task)) % 3)
             rows.append(row(task, seed, "winner", 0.8 + gain / 100 + noise))
-            rows += [row(task, seed, other, 0.8) for other in payoff.CONTENDERS[1:]]
+            rows += [row(task, seed, other, 0.8) for other in payoff.TOLD[1:]]
     told = next(line for line in payoff.tables(rows).splitlines() if payoff.CLAIMS[0].sentence in line)
     assert told.endswith(f"| 4, 8 | {holds} | {holds} |")
     mean = float(told.split("|")[2].split()[0])
@@ -116,13 +146,13 @@ def test_the_figure_shows_each_mean_with_its_interval(
         for seed in payoff.SEEDS
         for contender, base in (("winner", 0.9), ("tuned LoRA", 0.85), ("head alone", 0.7))
     ]
-    rows.append(row("trec", 200, "full fine-tuning", 0.9))
+    rows.append(row("trec", payoff.SEEDS[0], "portfolio's first", 0.9))
     drawn = load("figure").figure(rows)
     tree = ElementTree.fromstring(drawn)
     texts = [found.text for found in tree.iter("{http://www.w3.org/2000/svg}text")]
     assert "tuned LoRA" in texts
     assert "head alone" in texts
-    assert "full fine-tuning" not in texts  # of one search
+    assert "portfolio's first" not in texts  # of one search
     marks = list(tree.iter("{http://www.w3.org/2000/svg}circle"))
     assert len(marks) == 4  # two contenders, at 0.5 % and with 100 rows
     assert len({round(float(c.get("cx", 0))) for c in marks}) == 2

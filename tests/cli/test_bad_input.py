@@ -74,6 +74,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("size of the saved hybrid at most 1kB", "The nearest is not"),
     ),
     "no such space": ((*SEARCH, "--budget", "1%", "--space", "lorra"), ("'lorra'", "Did you mean 'lora'")),
+    "option under another name": ((*SEARCH, "--budget", "1%", "--mergeable"), ("Write --serve merged.",)),
     "no such sampler": ((*SEARCH, "--budget", "1%", "--sampler", "gpp"), ("'gpp'", "Did you mean 'gp'")),
     "no such effort": ((*SEARCH, "--budget", "1%", "--effort", "quik"), ("'quik'", "Did you mean 'quick'")),
     "no such task": ((*TRAIN, "--task", "sst3"), ("'sst3'", "Did you mean 'sst2'")),

@@ -11,7 +11,7 @@ from support.saved_model import save_backbone, write_reviews
 
 from autopeft.runs import folder as run_folder
 from autopeft.search.api import search
-from autopeft.search.controller import precision
+from autopeft.search.planning import precision
 
 PAGE = "docs/run-folder.md"
 RECORDED = ROOT / "tests/fixtures/runs"

@@ -8,6 +8,7 @@ import pytest
 from support.training import assert_same_state, encoded_task, snapshot, tiny_bert
 from transformers import BertConfig, BertForSequenceClassification
 
+from autopeft.assets.precision import PRECISIONS, keep_head_exact
 from autopeft.backbones import spec_of_model
 from autopeft.errors import UsageError
 from autopeft.graph import build_graph, first_layer
@@ -143,6 +144,7 @@ def test_probes_are_measured_once_and_the_model_is_left_as_it_was(
     again = calibrate(bench, spec, probes, head=10, backbone="x", notify=said.append)
     assert len([line for line in said if line.startswith("Measuring")]) == 1
     assert again.step_time == first.step_time
+    assert "in fp32 on this machine" in said[0]
     other = calibrate(bench, spec, probes[:2], head=10, backbone="y", notify=said.append)
     assert len([line for line in said if line.startswith("Measuring")]) == 2
     assert other.base
@@ -180,6 +182,18 @@ def test_memory_that_is_limited_has_to_be_measured(tmp_path: Path, monkeypatch: 
         before = len(told)
         assert measured(memory=True).memory is not None
         assert len(told) == before
+
+
+def test_it_says_which_precision_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path))
+    plan = TrainingPlan(steps=5, batch_size=4, device="cpu")
+    for name, dtype in PRECISIONS.items():
+        model = tiny_bert()
+        model.base_model.to(dtype)
+        keep_head_exact(model)
+        bench, (spec, _) = Bench(model, encoded_task(24, 8), plan, steps=2), spec_of_model(model)
+        found = calibrate(bench, spec, base_probes(spec)[:2], head=10, backbone="x")
+        assert (bench.precision, found.precision) == (name, name)
 
 
 def test_the_typical_batch_has_the_median_length() -> None:

@@ -10,6 +10,8 @@ from autopeft.search.selection.baseline_cache import BaselineCache, KeptScores, 
 
 __all__ = ["CompletedRuns", "KnownRuns"]
 
+_TIMES = ("step_time", "latency")
+
 
 class CompletedRuns:
     """Final runs of an earlier process, by job, from `finals.jsonl`.
@@ -55,10 +57,19 @@ class CompletedRuns:
 
 
 class KnownRuns:
-    """What need not be run again: final runs of an earlier process, and baselines of earlier searches."""
+    """What need not be run again: final runs of an earlier process, and baselines of earlier searches.
 
-    def __init__(self, past: CompletedRuns, keys: RunKeys, cache: BaselineCache) -> None:
+    Args:
+        rank_by: what this search's recipes are ranked by (see `Job`).
+        place: the machine and how many of its processors a job has; what was measured elsewhere is no measure
+            of time here.
+    """
+
+    def __init__(
+        self, past: CompletedRuns, keys: RunKeys, cache: BaselineCache, rank_by: str, place: str = ""
+    ) -> None:
         self._past, self._keys, self._cache = past, keys, cache
+        self._rank_by, self._place = rank_by, place
 
     def recall(self, job: Job) -> JobResult | None:
         """What came of a job, if that is known."""
@@ -71,6 +82,7 @@ class KnownRuns:
             return None
         parts = kept.pseudo_values if "test" in job.splits else ()
         scores = {split: kept.scores[split] for split in job.splits}
+        here = kept.place == self._place
         return JobResult(
             job.id,
             scores,
@@ -78,24 +90,24 @@ class KnownRuns:
             select_values=kept.select_values,
             merit=kept.merit,
             metric=job.metric,
+            measured={k: v for k, v in kept.measured.items() if here or k not in _TIMES},
         )
 
     def remember(self, record: TrialRecord) -> None:
         """Keep the scores of a baseline's run for other searches."""
         # What was not trained is scored anew: examples are no part of a key.
         if record.kind == "baseline" and record.state == "complete" and not record.kept and record.steps:
-            merit = record.merits.get(str(record.steps))
-            rank_by = "score" if merit is None else "loss"
             key = self._keys.of(
                 record.recipe,
                 record.seed or 0,
                 record.steps or 0,
                 record.precision,
-                rank_by,
+                self._rank_by,
                 metric=record.metric,
             )
             parts = tuple(record.pseudo_values or ()), tuple(record.select_values or ())
-            kept = KeptScores(record.scores, *parts, merit=merit)
+            merit, took = record.merits.get(str(record.steps)), record.measured or {}
+            kept = KeptScores(record.scores, *parts, merit=merit, measured=took, place=self._place)
             self._cache.put(key, kept, record.seconds)
 
 

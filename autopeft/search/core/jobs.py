@@ -49,7 +49,8 @@ class Job:
         counts: the recipe's parameters, where they are known before it is built.
         attempt: how often the job was lost with its worker before; it then takes fewer rows at once.
         precision: of the backbone's weights.
-        rank_by: what decides which recipe is better: `score`, or `loss`, the mean loss over *select* rows.
+        rank_by: what decides which recipe is better: `score`; `loss`, the mean loss over *select* rows; or
+            `calibrated-loss` (see `TaskKind.calibrated_loss`).
         metric: that scores *select*, where it is another than the task's (see `TaskKind.trial_metric`).
             *Test* is always scored by the task's.
         samples: whether a handful of what the model writes is kept, of the last split.

@@ -153,7 +153,7 @@ def _train(context: JobContext, job: TrainJob) -> JobResult:
     if bad:
         error = f"The score is not finite: {', '.join(bad)}."
         return JobResult(job.id, error=error, failure="non_finite")
-    merit = _merit(job, outcome.losses)
+    merit = _merit(job, outcome.losses.get("select"), outcome.calibrated_losses.get("select"))
     if job.keep_above is not None and not _ranks(merit, scores) > job.keep_above:
         files = {}
     if outcome.train.checkpoint is not None:
@@ -174,10 +174,10 @@ def _train(context: JobContext, job: TrainJob) -> JobResult:
     )
 
 
-def _merit(job: Job, losses: Mapping[str, float]) -> float | None:
-    """What a job's recipe is ranked by where that is its loss on *select*."""
-    loss = losses.get("select")
-    return -loss if job.rank_by == "loss" and loss is not None and math.isfinite(loss) else None
+def _merit(job: Job, loss: float | None, calibrated: float | None) -> float | None:
+    """What a job's recipe is ranked by where that is one of its losses on *select*."""
+    told = {"loss": loss, "calibrated-loss": calibrated}.get(job.rank_by)
+    return -told if told is not None and math.isfinite(told) else None
 
 
 def _ranks(merit: float | None, scores: Mapping[str, float]) -> float:
@@ -264,7 +264,7 @@ def _untrained(context: JobContext, job: UntrainedJob) -> JobResult:
                 forward=sharing_forward(hybrid, rows, kind),
                 loss=split == "select",  # nothing is ranked by others
             )
-    losses = {split: scored.loss for split, scored in found.items() if scored.loss is not None}
+    select = found.get("select")
     parts = {split: scored.pseudo_values for split, scored in found.items()}
     return JobResult(
         job.id,
@@ -272,7 +272,7 @@ def _untrained(context: JobContext, job: UntrainedJob) -> JobResult:
         counts=job.counts,
         pseudo_values=parts.get("test", ()),
         select_values=parts.get("select", ()),
-        merit=_merit(job, losses),
+        merit=None if select is None else _merit(job, select.loss, select.calibrated_loss),
         metric=job.metric,
     )
 

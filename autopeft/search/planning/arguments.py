@@ -123,8 +123,10 @@ class SearchArguments(Arguments):
     sampler: Annotated[
         str | None,
         Option(
-            help="What proposes recipes: {choices}. Default: tpe, or linear with two objectives.",
-            doc="what proposes recipes: {choices}; default: tpe, or linear with two objectives",
+            help="What proposes recipes: {choices}. Default: evolution for twelve trials or fewer, else tpe; "
+            "linear with two objectives.",
+            doc="what proposes recipes: {choices}; default: evolution for twelve trials or fewer, else tpe; "
+            "linear with two objectives",
             panel=SEARCH,
             choices=checks.samplers,
             check=checks.check_sampler,
@@ -168,8 +170,9 @@ class SearchArguments(Arguments):
     rank_by: Annotated[
         str | None,
         Option(
-            help="What decides which recipe is better: {choices} on select. Default: loss where the metric "
-            "is accuracy, which moves a whole row at a time.",
+            help="What decides which recipe is better on select: {choices}. Default: calibrated-loss (the "
+            "loss at the temperature that suits it best) where the metric is accuracy, which moves a whole "
+            "row at a time.",
             panel=SEARCH,
             choices=checks.ranks,
             check=checks.check_rank,

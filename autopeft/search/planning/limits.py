@@ -28,7 +28,6 @@ from autopeft.resources.limits import read_size, read_span
 from autopeft.resources.measuring import Bench
 from autopeft.resources.probes import Offer, base_probes, dropout_probes, method_probes
 from autopeft.search.planning.arguments import SearchArguments
-from autopeft.search.planning.precision import final_precision
 from autopeft.search.selection.baseline_recipes import middle
 from autopeft.search.selection.baselines import lora_baseline
 from autopeft.search.space.bound import BoundSpace
@@ -88,11 +87,15 @@ def calibration_for(
     budget: Budget,
     plan: TrainingPlan,
     a: SearchArguments,
+    precision: str,
     notify: Callable[[str], None] | None,
 ) -> Calibration:
     """The model of what recipes of this space take on this machine; what is not kept yet is measured.
 
     Everything is drawn from a fixed seed, so that searches that share space and budget share measurements.
+
+    Args:
+        precision: of the backbone's weights, that in which finalists are trained.
 
     Raises:
         UsageError: memory is limited, and cannot be measured here.
@@ -100,8 +103,7 @@ def calibration_for(
     threads = torch.get_num_threads()
     torch.set_num_threads(a.cpus_per_trial)
     try:
-        # As finalists are trained, as far as that is known yet.
-        dtype = dtype_of(final_precision(a.final_precision, a.precision, spec.parameters))
+        dtype = dtype_of(precision)
         model = task.task_kind.load_model(source, task.labels, seed=plan.seed, dtype=dtype)
         map_weights(model)
         processor = task.task_kind.load_processor(source)

@@ -44,7 +44,7 @@ __all__ = [
     "trackers",
 ]
 
-RANKS = ("loss", "score")
+RANKS = ("calibrated-loss", "loss", "score")
 
 
 def ranks() -> Iterable[str]:

@@ -34,6 +34,7 @@ from autopeft.search.optimization.samplers import default_sampler
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.limits import calibration_for, limits_of, step_cost_of, task_head, with_head
+from autopeft.search.planning.precision import PrecisionFinding, precision_of_finals
 from autopeft.search.selection.baselines import Baseline, baselines, parse_kinds
 from autopeft.search.space.repair import check_feasible
 from autopeft.search.space.space import Space
@@ -47,6 +48,7 @@ from autopeft.training.modes import check_checkpointing
 
 __all__ = ["Prepared", "available_cpus", "prepare", "versions"]
 
+Notify = Callable[[str], None] | None
 _PACKAGES = ("autopeft", "torch", "transformers", "datasets", "optuna", "ray", "numpy", "scipy")
 _GPU_SHARE = 0.25
 # Finalists more where the goal is not the best: small or cheap ones take less to train.
@@ -68,6 +70,8 @@ class Prepared:
         objective: what the trials are spent on; `cost` is what it makes small beside a large score.
         step_cost: what a training step of a recipe takes, where LoRA at the budget takes 1; `None` where
             nothing was measured of this machine.
+        precision: what the probe found, where limits are predicted for the precision that follows from it;
+            `None` where nothing was predicted, or the probe was not needed for that.
     """
 
     arguments: SearchArguments
@@ -90,6 +94,7 @@ class Prepared:
     predictor: Predictor
     processes: int = 1
     step_cost: StepCost | None = None
+    precision: PrecisionFinding | None = None
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     @property
@@ -101,6 +106,13 @@ class Prepared:
     def cpus(self) -> int:
         """CPUs of one job: at least one for each process."""
         return max(self.arguments.cpus_per_trial, self.processes)
+
+    @property
+    def place(self) -> str:
+        """Where jobs run, as far as their times depend on it."""
+        gpu = _gpu_name() if self.plan.torch_device().type == "cuda" else None
+        at_once = f"{self.cpus} CPUs each, {self.workers} at once"
+        return f"{platform.node()}, {gpu or self.plan.torch_device()}, {at_once}"
 
     @property
     def cost(self) -> Cost | None:
@@ -119,9 +131,9 @@ class Prepared:
 
     @property
     def rank_by(self) -> str:
-        """What decides which recipe is better: as asked for, else the loss where the score counts rows."""
+        """What decides which recipe is better: as asked for, else a loss where the score counts rows."""
         asked = self.arguments.rank_by
-        return asked or ("loss" if self.task.metric == "accuracy" else "score")
+        return asked or ("calibrated-loss" if self.task.metric == "accuracy" else "score")
 
     @property
     def trial_metric(self) -> str | None:
@@ -204,9 +216,10 @@ class Prepared:
 
 
 def prepare(
-    arguments: SearchArguments, notify: Callable[[str], None] | None = None, effort: Effort | None = None
+    arguments: SearchArguments, notify: Notify = None, effort: Effort | None = None, kept: str | None = None
 ) -> Prepared:
-    """Read, check and count everything a search needs; `effort` is that of a run that goes on.
+    """Read, check and count everything a search needs; `effort` and the precision that a probe found (`kept`)
+    are those of a run that goes on.
 
     Raises:
         UsageError: an argument is wrong, or nothing in the space fits the budget.
@@ -223,18 +236,18 @@ def prepare(
     source = resolve_model(model, notify=notify, quantize=a.quantize)
     spec = spec_of(unquantized(load_config(source), model))
     effort = effort or _effort(a, gpu=gpu, spec=spec)
+    space = space.for_steps(effort.steps)
     plan = _plan(a, effort, cheap.gpus)
     limits = parameters.limits(spec)
     check_feasible(space, parameters, spec)
     task, rows = _task(a, effort, spec, notify)
-    task.task_kind.check_weights(source)
-    if plan.memory_saving:
-        check_checkpointing(on_meta(load_config(source), task.task_kind.auto_class))
+    _check_model(source, task, plan)
     spec = with_head(spec, task, source)
     bound, within = space.bind(spec), cheap.within
-    calibration = None
+    calibration, found = None, None
     if within.calibrated or OBJECTIVES[cheap.objective] == "step_cost":
-        calibration = calibration_for(source, spec, task, bound, parameters, plan, a, notify)
+        final, found = precision_of_finals(a, source, task, plan, spec.parameters, kept, notify)
+        calibration = calibration_for(source, spec, task, bound, parameters, plan, a, final, notify)
     _tell(within, notify)
     predictor = Predictor(within, task_head(source, task), calibration)
     budget = ResourceBudget.of(parameters, within, predictor) if within else parameters
@@ -250,7 +263,7 @@ def prepare(
         full_rows=rows,
         effort=effort,
         plan=plan,
-        sampler=cheap.sampler,
+        sampler=a.sampler or default_sampler(1 if OBJECTIVES[cheap.objective] is None else 2, effort.trials),
         rungs=Rungs.of(effort.steps, a.fidelity),
         objective=cheap.objective,
         workers=_workers(a, cheap),
@@ -260,15 +273,23 @@ def prepare(
         within=within,
         predictor=predictor,
         step_cost=None if calibration is None else step_cost_of(calibration, bound, parameters),
+        precision=found,
     )
 
 
-def _tell(within: Limits, notify: Callable[[str], None] | None) -> None:
+def _tell(within: Limits, notify: Notify) -> None:
     """Say what is not tried, as the backbone is quantised or in parts."""
     if within.quantize is not None and notify is not None:
         notify(f"The backbone is held in {within.quantize}: only {within} are tried.")
     if within.processes > 1 and notify is not None:
         notify(f"Each trial has {within.processes} processes: only {within} are tried.")
+
+
+def _check_model(source: ModelSource, task: Task, plan: TrainingPlan) -> None:
+    """Refuse a backbone that lacks what the task or the plan needs."""
+    task.task_kind.check_weights(source)
+    if plan.memory_saving:
+        check_checkpointing(on_meta(load_config(source), task.task_kind.auto_class))
 
 
 def _effort(a: SearchArguments, *, gpu: bool, spec: BackboneSpec | None = None) -> Effort:
@@ -311,7 +332,6 @@ def _plan(a: SearchArguments, effort: Effort, gpus: float) -> TrainingPlan:
 @dataclass(frozen=True)
 class _Cheap:
     objective: str
-    sampler: str
     gpus: float
     processes: int
     seconds: float | None
@@ -323,7 +343,6 @@ def _check(a: SearchArguments) -> _Cheap:
     if a.missing():
         raise UsageError(f"A search needs {' and '.join(a.missing())}.")
     objective = _objective(a)
-    sampler = a.sampler or default_sampler(1 if OBJECTIVES[objective] is None else 2)
     _check_workers(a)
     gpus = a.gpus_per_trial
     if gpus is None and a.address is None and torch.cuda.is_available():
@@ -338,7 +357,7 @@ def _check(a: SearchArguments) -> _Cheap:
             "leave it out to train on the CPU, or join a cluster with --address."
         )
     within = replace(within, processes=processes)
-    return _Cheap(objective, sampler, gpus, processes, parse_duration(a.time), within)
+    return _Cheap(objective, gpus, processes, parse_duration(a.time), within)
 
 
 def _processes(a: SearchArguments, gpus: float, objective: str, limits: Limits) -> int:
@@ -405,7 +424,7 @@ def _check_workers(a: SearchArguments) -> None:
 
 
 def _task(
-    a: SearchArguments, effort: Effort, spec: BackboneSpec, notify: Callable[[str], None] | None
+    a: SearchArguments, effort: Effort, spec: BackboneSpec, notify: Notify
 ) -> tuple[Task, dict[str, int]]:
     task = asked_task(a, notify, Rows(effort.train_rows, effort.select_rows, effort.test_rows), spec)
     rows = {str(name): len(split) for name, split in task.splits.items()}

@@ -15,6 +15,8 @@ from autopeft.foreign import file_in
 from autopeft.runs.documents import read_result
 from autopeft.runs.folder import RunFolder, as_typed, go_on
 from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.planning.option_checks import RANKS, samplers
+from autopeft.search.planning.precision import kept_precision
 from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.space.space import Space
 from autopeft.training.options import is_live, is_rows, metric_text
@@ -68,7 +70,7 @@ def prepare_again(
         )
     arguments, effort = _read(folder, manifest, given)
     _tell_forgotten(folder, manifest["arguments"], given, notify or _log.warning)
-    ready = prepare(arguments, notify, effort)
+    ready = prepare(arguments, notify, effort, kept_precision(folder.path))
     _check(folder, manifest, ready)
     return ready
 
@@ -149,7 +151,7 @@ def prepare_here(
     manifest = folder.manifest()
     given = {"workers": 0, "log": None, **({} if metric is None else {"metric": metric})}
     arguments, effort = _read(folder, manifest, given)
-    ready = prepare(arguments, notify, effort)
+    ready = prepare(arguments, notify, effort, kept_precision(folder.path))
     _check(folder, manifest, ready)
     return ready
 
@@ -185,6 +187,10 @@ def _read(
     if not isinstance(said, dict):
         raise _damaged(folder, f"it has no table 'arguments' but {said!r:.80}")
     told, said = said, SearchArguments.recorded(said)
+    # As the trials that there are were proposed and ranked: defaults may be others by now.
+    for name, known in (("sampler", tuple(samplers())), ("rank_by", RANKS)):
+        if said.get(name) is None and manifest.get(name) in known:
+            said[name] = manifest[name]
     unknown = sorted(set(said) - set(SearchArguments.model_fields))
     if unknown:
         raise UsageError(

@@ -105,8 +105,9 @@ def rank(
         if (key := Key(m.template, m.rate)) in known or key == first
     ]
     choices.sort(key=lambda c: (-c.merit, c.key != first))
+    choices = [replace(c, cost=1.0) if c.key == first else c for c in choices]
     reference = next(c for c in choices if c.key == first)
-    return Ranking(tuple(choices), replace(reference, cost=1.0), _reason(choices, first, known, target))
+    return Ranking(tuple(choices), reference, _reason(choices, first, known, target))
 
 
 def _costs(evidence: Evidence, share: float) -> Mapping[Key, float]:

@@ -43,7 +43,7 @@ def packed(
             if row["model"] == model and row["hash"] in places:
                 setting = Setting(model, row["task"], row["rows"], row["seed"])
                 settings[setting][places[row["hash"]]] = row
-        costs = _costs(list(settings.values()), len(places))
+        costs = _costs(list(settings.values()), list(unique.values()))
         models[model] = {
             "budgets": [[share, [places[m.hash] for m in found]] for share, found in budgets.items()],
             "recipes": [
@@ -70,11 +70,16 @@ def _text(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def _costs(settings: Sequence[Mapping[int, Mapping[str, Any]]], count: int) -> list[float | None]:
-    """The time of a step of each recipe over that of the first one: medians over the settings of both."""
-    ratios: list[list[float]] = [[] for _ in range(count)]
+def _costs(
+    settings: Sequence[Mapping[int, Mapping[str, Any]]], members: Sequence[FittedRecipe]
+) -> list[float | None]:
+    """The time of a step of each recipe over that of the first one, at whichever of its rates that was
+    trained: medians over the settings of both."""
+    plain = (members[0].template, members[0].size)
+    alike = [i for i, m in enumerate(members) if (m.template, m.size) == plain]
+    ratios: list[list[float]] = [[] for _ in members]
     for found in settings:
-        base = found.get(0, {}).get("step_time")
+        base = next((found[i]["step_time"] for i in alike if found.get(i, {}).get("step_time")), None)
         for i, row in found.items():
             if base and row.get("step_time"):
                 ratios[i].append(row["step_time"] / base)

@@ -22,7 +22,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -93,12 +93,15 @@ class RunKey:
 @dataclass(frozen=True)
 class KeptScores:
     """Scores of a run by split, what groups of *test* rows and of *select* rows contribute to the score there
-    (see `TaskKind.pseudo_values`), and what it is ranked by where that is not its score."""
+    (see `TaskKind.pseudo_values`), what it is ranked by where that is not its score, and what it took (see
+    `JobResult.measured`) in which place: times of another machine, or beside other work, are others."""
 
     scores: Mapping[str, float]
     pseudo_values: tuple[float, ...] = ()
     select_values: tuple[float, ...] = ()
     merit: float | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
+    place: str = ""
 
 
 class RunKeys:
@@ -223,6 +226,8 @@ class BaselineCache:
             "pseudo_values": list(run.pseudo_values or known.pseudo_values),
             "select_values": list(run.select_values or known.select_values),
             "merit": known.merit if run.merit is None else run.merit,
+            "measured": dict(run.measured or known.measured),
+            "place": run.place if run.measured else known.place,
             "seconds": round(seconds, 3),
         }
         content["sha256"] = _sum(content)
@@ -278,9 +283,12 @@ def _read(path: Path, key: RunKey) -> KeptScores | None:
     merit = content.get("merit")
     if merit is not None and not _is_finite(merit):
         return None
-    found = {str(k): float(v) for k, v in scores.items()}
+    measured, place = content.get("measured", {}), content.get("place", "")
+    if not isinstance(measured, dict) or not all(map(_is_finite, measured.values())):
+        return None
+    found, took = ({str(k): float(v) for k, v in numbers.items()} for numbers in (scores, measured))
     test, select = (tuple(map(float, values)) for values in parts)
-    return KeptScores(found, test, select, None if merit is None else float(merit))
+    return KeptScores(found, test, select, None if merit is None else float(merit), took, str(place))
 
 
 def _are_parts(values: Any) -> bool:

@@ -22,7 +22,7 @@ class Taken:
     Attributes:
         name: of the winner or the baseline.
         predicted: from its graph.
-        measured: in its runs; empty where their scores come from an earlier search.
+        measured: in its runs; without times where their scores come from an earlier search elsewhere.
     """
 
     name: str

@@ -51,6 +51,10 @@ class Unit:
 class BoundSpace:
     """A space on a backbone.
 
+    Args:
+        steps: of each training, which raise the lower ends of learning rates; `None` for the ends as they
+            stand in the file.
+
     Raises:
         RecipeError: the space is too large for a backbone of so many layers, or a range is empty on it.
 
@@ -61,9 +65,10 @@ class BoundSpace:
         kept: what others remember of the space, for as long as it lives.
     """
 
-    def __init__(self, templates: Templates, spec: BackboneSpec) -> None:
+    def __init__(self, templates: Templates, spec: BackboneSpec, steps: int | None = None) -> None:
         self.templates = templates
         self.spec = spec
+        self._steps = steps
         self._hidden = spec.stacks[0].hidden
         self._layers = max(stack.layers for stack in spec.stacks)
         self._places = {block: BlockPlaces(block, spec, self.context) for block in templates.blocks}
@@ -245,11 +250,11 @@ class BoundSpace:
         context = self.context({}, None)
         for slot in self.templates.slots:
             if not slot.per_layer:
-                yield _parameter(slot, context, None)
+                yield _parameter(slot, context, None, self._steps)
         for layer in range(self._layers):
             for slot in self.templates.slots:
                 if slot.per_layer and layer in self._repeated.get(slot, ()):
-                    yield _parameter(slot, context, layer)
+                    yield _parameter(slot, context, layer, self._steps)
 
     def _layers_of_slots(self) -> dict[Slot, set[int]]:
         """The layers for which each slot that is drawn per layer is needed."""
@@ -299,7 +304,13 @@ def _item_key(node: Node, layer: int | None, others: Sequence[str]) -> Callable[
     return lambda values: keys[values[choice]](values)
 
 
-def _parameter(slot: Slot, context: Context, layer: int | None) -> Parameter:
+def _raised(low: float, high: float, factor: float) -> float:
+    """The lower end of a rate's range for a training that is shorter by `factor`: so much larger, up to the
+    middle of the range. An optimizer such as Adam moves a weight by at most its rate a step."""
+    return low if factor <= 1 else float(f"{min(low * factor, math.sqrt(low * high)):.3g}")
+
+
+def _parameter(slot: Slot, context: Context, layer: int | None, steps: int | None) -> Parameter:
     """A slot's parameter in one layer, or shared."""
     name = slot.parameter(layer)
     if slot.kind == "categorical":
@@ -308,4 +319,6 @@ def _parameter(slot: Slot, context: Context, layer: int | None) -> Parameter:
     low, high = slot.low.fill(context), slot.high.fill(context)
     if low > high:
         raise RecipeError(f"The range of {name!r} is empty on this backbone: {low} to {high}; widen it.")
+    if slot.steps is not None and steps is not None:
+        low = _raised(low, high, slot.steps / steps)
     return Parameter(name, slot.kind, low=low, high=high, log=slot.log)

@@ -328,7 +328,7 @@ class _Compiler:
         check_keys(
             tree,
             path,
-            (key, "log") if key in ("int", "float") else (key,),
+            {"int": (key, "log"), "float": (key, "log", "steps")}.get(key, (key,)),
             f"a choice by {key!r}",
             self.problems,
         )
@@ -365,10 +365,15 @@ class _Compiler:
         return slot
 
     def range(self, tree: Any, key: str, path: Path, name: str, per_layer: bool) -> Slot | None:
-        bounds, log = tree[key], tree.get("log", False)
+        bounds, log, steps = tree[key], tree.get("log", False), tree.get("steps")
         kind: ParameterKind = "int" if key == "int" else "float"
         if not isinstance(log, bool):
             self.problems.add((*path[:-1], "log"), f"'log' is true or false, but got {log!r}.")
+        if "steps" in tree and not (log is True and _is_integer(steps) and steps > 0):
+            self.problems.add(
+                (*path[:-1], "steps"),
+                f"'steps' is a whole number above 0, of a logarithmic range, but got {steps!r:.80}.",
+            )
         if not isinstance(bounds, list) or len(bounds) != 2:
             self.problems.add(path, f"{key!r} takes [low, high], but got {bounds!r:.80}.")
             return None
@@ -386,7 +391,8 @@ class _Compiler:
             self.problems.add(path, f"{list(bounds)!r} runs backwards; write [{high.value}, {low.value}].")
         elif log is True and values[0] <= 0:
             self.problems.add(path, f"a logarithmic range starts above 0, but got {list(bounds)!r}.")
-        return self.add(Slot(self.unique(name or key), kind, per_layer, low=low, high=high, log=log is True))
+        named = self.unique(name or key)
+        return self.add(Slot(named, kind, per_layer, low=low, high=high, log=log is True, steps=steps))
 
     def add(self, slot: Slot) -> Slot:
         self.out.slots.append(slot)

@@ -195,6 +195,8 @@ class Slot:
         options: for a categorical slot what each value stands for, in file order.
         low, high: bounds of a number, as nodes (`hidden/8`, `last`).
         log: drawn on a logarithmic scale.
+        steps: of the trainings that the lower end is meant for, where shorter ones want more; `None` where it
+            holds for any.
         numeric: whether all options are numbers or shares of the width.
     """
 
@@ -205,6 +207,7 @@ class Slot:
     low: Node = Const(0)
     high: Node = Const(0)
     log: bool = False
+    steps: int | None = None
     numeric: bool = False
 
     def parameter(self, layer: int | None) -> str:

@@ -3,8 +3,9 @@
 A space file is a recipe file in which
 
 - `{choice: [a, b]}` takes one of the options, `{int: [low, high]}` and `{float: [low, high]}` a number
-  in between (both ends included; `log: true` draws it on a logarithmic scale), and `{optional: item}`
-  is there or not;
+  in between (both ends included; `log: true` draws it on a logarithmic scale, and with `steps: 300` the
+  lower end is meant for trainings of 300 steps: shorter ones begin higher), and `{optional: item}` is
+  there or not;
 - `vars:` declares a choice once, and `$name` uses it in several places;
 - a choice under `attach:` is shared by the layers of its block; a block with `each_layer:` in its place
   draws every choice for each layer, as does `vars: {name: {each_layer: {choice: […]}}}` under one name;
@@ -55,9 +56,9 @@ def space_names() -> tuple[str, ...]:
 class Space:
     """A search space as it stands in its file. `bind` it to a backbone for its parameters."""
 
-    def __init__(self, templates: Templates, text: str) -> None:
+    def __init__(self, templates: Templates, text: str, steps: int | None = None) -> None:
         self.text = text
-        self._templates = templates
+        self._templates, self._steps = templates, steps
         self._bound: BoundSpace | None = None
 
     @property
@@ -125,6 +126,11 @@ class Space:
             return cls.named(text)
         raise RecipeError(f"There is no search space file {text!r}. Built in: {', '.join(names)}.")
 
+    def for_steps(self, steps: int) -> Space:
+        """The space for trainings of so many steps: where a range names its `steps`, shorter trainings begin
+        at larger rates."""
+        return Space(self._templates, self.text, steps)
+
     def bind(self, spec: BackboneSpec) -> BoundSpace:
         """The space on a backbone.
 
@@ -132,7 +138,7 @@ class Space:
             RecipeError: see `BoundSpace`.
         """
         if self._bound is None or self._bound.spec is not spec:
-            self._bound = BoundSpace(self._templates, spec)
+            self._bound = BoundSpace(self._templates, spec, self._steps)
         return self._bound
 
     def cardinality(self, spec: BackboneSpec) -> int:

@@ -61,6 +61,7 @@ class Classification(TaskKind):
     summary = "one of two or more classes"
     metrics = (ACCURACY, F1, MACRO_F1, MATTHEWS)
     default_metric = ACCURACY.name
+    tempered = True
 
     def claim(self, tables: Mapping[str, Table], named: ColumnNames) -> float:
         return _CLAIM

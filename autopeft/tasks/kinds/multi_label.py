@@ -111,6 +111,7 @@ class MultiLabel(TaskKind):
     summary = "any number of labels for a text"
     metrics = (MICRO_F1, MACRO_F1, SUBSET_ACCURACY, LRAP)
     default_metric = MICRO_F1.name
+    tempered = True
     row_distribution = False
     tells = True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Scores"]
 
+# Of temperatures, as natural logarithms: what asks for more of them says nothing of its labels.
+_COLDEST, _HOTTEST = -3.0, 7.0
 _log = logging.getLogger("autopeft")
 
 
 class Scores(ABC):
-    """The part of `TaskKind` that is about predictions and their scores; `outputs` is what it starts from."""
+    """The part of `TaskKind` that is about predictions and their scores; `outputs` is what it starts from.
+
+    Attributes:
+        tempered: whether outputs are logits, which a temperature may divide.
+    """
+
+    tempered: ClassVar[bool] = False
 
     @abstractmethod
     def decisions(self, outputs: NDArray[Any]) -> NDArray[Any]:
@@ -45,6 +53,26 @@ class Scores(ABC):
         """Mean loss over rows of what `outputs` keeps, lower is better: finer than a score that counts rows.
         `None` where the kind has none; recipes are then ranked by their score."""
         return None
+
+    def calibrated_loss(self, outputs: NDArray[Any], labels: NDArray[Any]) -> float | None:
+        """`row_loss` at the temperature that makes it least on these rows (temperature scaling, Guo et al.
+        2017), where outputs are logits; else `row_loss` itself.
+
+        It says how well outputs tell labels apart, whatever their confidence: few training rows make models
+        too sure, and by the plain loss a model that has hardly learnt is then better than one that is right
+        more often.
+        """
+        plain = self.row_loss(outputs, labels)
+        if plain is None or not self.tempered:
+            return plain
+        from scipy.optimize import minimize_scalar
+
+        def at(log_temperature: float) -> float:
+            loss = self.row_loss(np.asarray(outputs) / np.exp(log_temperature), labels)
+            return np.inf if loss is None else loss
+
+        found = minimize_scalar(at, bounds=(_COLDEST, _HOTTEST), method="bounded")
+        return min(plain, float(found.fun))
 
     def pseudo_values(self, metric: Metric, outputs: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
         """What each group of rows contributes to the score, (groups,); see

@@ -109,6 +109,7 @@ class TokenClassification(TaskKind):
     summary = "a tag for each word: entities, parts of speech"
     metrics = (ENTITY_F1, TAG_F1, TAG_ACCURACY)
     default_metric = TAG_F1.name
+    tempered = True
     auto_class = AutoModelForTokenClassification
     pooled = False
     row_distribution = False

@@ -105,9 +105,14 @@ class Cache:
         self.held[key] = run
 
 
+def known(folder: Path, cache: Any, rank_by: str, place: str = "") -> KnownRuns:
+    past = CompletedRuns(RunFolder(folder), FolderCheckpoints(folder))
+    return KnownRuns(past, Keys(), cache, rank_by, place)  # type: ignore[arg-type]
+
+
 def test_baselines_alone_are_shared_between_searches(tmp_path: Path) -> None:
     cache: Any = Cache()
-    kept = KnownRuns(CompletedRuns(RunFolder(tmp_path), FolderCheckpoints(tmp_path)), Keys(), cache)  # type: ignore[arg-type]
+    kept = known(tmp_path, cache, "score")
     kept.remember(record("lora", scores={"select": 0.6, "test": 0.7}, pseudo_values=[0.6, 0.8]))
     kept.remember(record("confirm-1", kind="confirm"))
     assert kept.recall(replace(job("lora"), precision="bf16")) is None, "scores in bf16 are others"
@@ -125,12 +130,25 @@ def test_baselines_alone_are_shared_between_searches(tmp_path: Path) -> None:
     assert kept.recall(job("lora", splits=("select", "test"))) is None
 
 
+def test_what_a_baseline_took_is_known_and_its_times_in_the_same_place_alone(tmp_path: Path) -> None:
+    cache: Any = Cache()
+    took = {"step_time": 0.5, "latency": 0.1, "memory": 7e6, "file": 900}
+    known(tmp_path, cache, "score", "one CPU").remember(record("lora", measured=took))
+    here = known(tmp_path, cache, "score", "one CPU").recall(job("lora"))
+    elsewhere = known(tmp_path, cache, "score", "two CPUs").recall(job("lora"))
+    assert here is not None
+    assert here.measured == took
+    assert elsewhere is not None
+    assert elsewhere.measured == {"memory": 7e6, "file": 900}
+
+
 def test_what_a_baseline_is_ranked_by_is_shared_too(tmp_path: Path) -> None:
     cache: Any = Cache()
-    kept = KnownRuns(CompletedRuns(RunFolder(tmp_path), FolderCheckpoints(tmp_path)), Keys(), cache)  # type: ignore[arg-type]
-    kept.remember(record("lora", merits={"5": -0.4}))
-    assert list(cache.held) == [("lora", 3, 5, "fp32", "loss", None)]
-    assert kept.recall(job("lora")) is None, "it was not ranked by its score"
-    found = kept.recall(replace(job("lora"), rank_by="loss"))
-    assert found is not None
-    assert found.rank == -0.4
+    for rank_by in ("loss", "calibrated-loss"):
+        kept = known(tmp_path, cache, rank_by)
+        kept.remember(record("lora", merits={"5": -0.4}))
+        assert list(cache.held)[-1] == ("lora", 3, 5, "fp32", rank_by, None)
+        assert kept.recall(job("lora")) is None, "it was not ranked by its score"
+        found = kept.recall(replace(job("lora"), rank_by=rank_by))
+        assert found is not None
+        assert found.rank == -0.4

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from support.searching import Stage, honest
 
-from autopeft.errors import UsageError
-from autopeft.search.controller.precision import ChosenPrecision, kept_precision
+from autopeft.search.controller.precision import ChosenPrecision
 from autopeft.search.core.jobs import Job, JobResult, PrecisionJob
+from autopeft.search.planning.precision import PrecisionFinding, kept_precision
 
 LARGE = 10_000_000
 Make = Callable[..., Stage]
 
 
-def chosen(folder: Path, told: list[str] | None = None, **options: str) -> ChosenPrecision:
+def chosen(folder: Path, told: list[str] | None = None, **options: Any) -> ChosenPrecision:
     return ChosenPrecision(
         "auto", parameters=LARGE, folder=folder, notify=None if told is None else told.append, **options
     )
@@ -130,18 +130,24 @@ def test_a_small_backbone_is_not_measured(tmp_path: Path) -> None:
     assert chosen(tmp_path).value is None
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{", '{"precision": "fp8"}', '{"precision": []}', "[" * 9000, "\xff"]
-)
-def test_a_damaged_finding_is_measured_again(tmp_path: Path, text: str) -> None:
-    (tmp_path / "precision.json").write_bytes(text.encode("latin-1"))
-    assert kept_precision(tmp_path) is None
+def test_what_was_found_before_the_first_job_is_kept_and_neither_measured_nor_told_again(
+    make_stage: Make, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    found = PrecisionFinding.of(JobResult("precision", measured=FASTER))
+    stage = make_stage(precision=chosen(tmp_path, told, final="bf16", found=found))
+    assert kept_precision(tmp_path) == "bf16"
+    kept = json.loads((tmp_path / "precision.json").read_text())
+    assert kept == {"precision": "bf16", "why": found.why, **FASTER}
+    stage.play(honest)
+    assert {job.precision for job in stage.jobs} == {"bf16"}
+    assert not [job for job in stage.jobs if job.kind == "probe"]
+    assert told == []
 
 
-def test_a_finding_is_not_read_from_outside_the_folder(tmp_path: Path) -> None:
-    (tmp_path / "other.json").write_text('{"precision": "bf16"}')
-    run: Any = tmp_path / "run"
-    run.mkdir()
-    (run / "precision.json").symlink_to(tmp_path / "other.json")
-    with pytest.raises(UsageError, match="leads out of its folder"):
-        kept_precision(run)
+def test_a_finding_of_an_earlier_process_comes_first(tmp_path: Path) -> None:
+    chosen(tmp_path).take(JobResult("precision", measured=FASTER))
+    slower = PrecisionFinding.of(JobResult("precision", measured={**FASTER, "bf16": 3.0}))
+    assert slower.precision == "fp32"
+    assert chosen(tmp_path, found=slower).value == "bf16"
+    assert kept_precision(tmp_path) == "bf16"

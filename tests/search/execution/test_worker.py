@@ -244,6 +244,9 @@ def test_a_job_that_is_ranked_by_loss_keeps_its_weights_by_it(setup: WorkerSetup
     assert "weights.safetensors" in by_loss.files
     assert run(setup, rank_by="loss", keep_above=by_loss.merit - 1e-6).files.keys() == by_loss.files.keys()
     assert run(setup, rank_by="loss", keep_above=by_loss.merit).files == {}
+    calibrated = run(setup, rank_by="calibrated-loss")
+    assert calibrated.merit is not None
+    assert by_loss.merit < calibrated.merit < 0, "no temperature was better than the one at hand"
 
 
 def test_a_job_has_the_backbone_in_its_own_precision(setup: WorkerSetup) -> None:

@@ -57,6 +57,17 @@ def test_it_goes_on_as_it_was_begun(begun: RunFolder) -> None:
     assert again.rungs.steps == (43, 130)
 
 
+@pytest.mark.parametrize("rank_by", ["loss", "calibrated-loss"])
+def test_it_ranks_and_proposes_as_its_trials_were(begun: RunFolder, rank_by: str) -> None:
+    """A default may be another one in the version that goes on."""
+    manifest = begun.manifest()
+    assert manifest["arguments"]["rank_by"] is None
+    assert manifest["rank_by"] == "calibrated-loss"
+    begun.write_json("manifest.json", {**manifest, "rank_by": rank_by, "sampler": "nsga2"})
+    again = prepare_again(begun, {})
+    assert (again.rank_by, again.sampler) == (rank_by, "nsga2")
+
+
 def test_limits_beside_the_budget_stay(begun: RunFolder) -> None:
     manifest = begun.manifest()
     told = {**manifest["arguments"], "max_file": "40kB", "serve": "merged"}

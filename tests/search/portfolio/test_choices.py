@@ -30,6 +30,8 @@ def test_what_gains_most_is_first_and_plain_lora_stands_among_them() -> None:
     assert [c.merit for c in found.choices] == sorted((c.merit for c in found.choices), reverse=True)
     assert found.reference is not None
     assert found.reference.key == Key("lora", 1)
+    assert found.reference in found.choices
+    assert found.reference.cost == 1.0
     assert found.reference.estimate is None
     better = [c.key for c in found.choices if c.merit > 0.5]
     assert set(better) == {Key("dora", 0), Key("dora", 1), Key("lora", 0)}

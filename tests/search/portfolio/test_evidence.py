@@ -45,6 +45,14 @@ def test_the_shipped_evidence_is_of_the_templates_and_of_tasks_in_one_cluster() 
     assert all(abs(o.gain) <= 100 for o in found.observations)
 
 
+def test_every_recipe_of_the_shipped_evidence_has_a_cost() -> None:
+    found = shipped_evidence()
+    seen = {(o.share, o.key) for o in found.observations}
+    assert seen <= set(found.costs)
+    assert all(0.2 < cost < 5 for cost in found.costs.values())
+    assert {found.costs[share, found.references[share]] for share, _ in seen} == {1.0}
+
+
 def test_the_shipped_file_is_small_and_of_budgets_that_its_recipes_fit() -> None:
     text = files("autopeft.search.portfolio").joinpath(FILE).read_text(encoding="utf-8")
     assert len(text) < 1_000_000
@@ -99,6 +107,14 @@ def test_costs_are_over_the_reference_of_the_same_budget() -> None:
     large, small = max(found.references), min(found.references)
     assert found.costs[large, Key("dora", 0)] == pytest.approx(0.5)
     assert found.costs[large, LORA] == found.costs[small, Key("lora, upper half", 1)] == pytest.approx(1.0)
+
+
+def test_costs_need_no_training_at_the_lower_rate() -> None:
+    rows = [row for row in recorded(bert_points) if row["rate"] or row["template"] != "lora"]
+    found = read_evidence(text_of(rows))
+    whole = evidence(bert_points).costs
+    assert found.costs == {place: cost for place, cost in whole.items() if place[1] != Key("lora", 0)}
+    assert found.costs[max(found.references), Key("dora", 0)] == pytest.approx(0.5)
 
 
 def test_a_recipe_that_two_budgets_lead_to_counts_under_both() -> None:

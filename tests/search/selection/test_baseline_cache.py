@@ -77,6 +77,10 @@ def test_what_was_put_comes_back(store: BaselineCache, tmp_path: Path) -> None:
     store.put(KEY, KeptScores({"test": 0.625}, (0.5, 0.75)), 1.0)
     store.put(KEY, KeptScores({"select": 0.75}), 1.0)
     assert store.get(KEY) == KeptScores(SCORES, (0.5, 0.75))
+    took = KeptScores({"select": 0.75}, measured={"step_time": 0.25, "file": 900.0}, place="here")
+    store.put(KEY, took, 1.0)
+    store.put(KEY, KeptScores({"select": 0.75}, place="elsewhere"), 1.0)
+    assert store.get(KEY) == replace(took, scores=SCORES, pseudo_values=(0.5, 0.75))
     assert [p.name for p in tmp_path.iterdir()] == [file_of(tmp_path).name], "nothing else is left behind"
 
 
@@ -189,6 +193,9 @@ def test_a_damaged_entry_gives_sound_scores_or_none(
         {"pseudo_values": 7},
         {"pseudo_values": [0.5, "0.5"]},
         {"pseudo_values": [0.5] * 1001},
+        {"measured": [0.5]},
+        {"measured": {"step_time": "1"}},
+        {"measured": {"step_time": 10**400}},
         {"padding": "x" * baseline_cache._MAX_FILE},
     ],
     ids=lambda change: "-".join(change),

@@ -113,7 +113,7 @@ def test_empty_points_come_to_life() -> None:
 
 def test_lower_limit_grows() -> None:
     bound = Space.named("lora").bind(MINILM)
-    values = {"lora.rank": 1, "lora.sites": "q+v", "learning_rate": 1e-3}
+    values = {"rank": 1, "lora.sites": "q+v", "learning_rate": 1e-3}
     done = repair(bound, values, Budget.parse("90k..120k"))
     assert done.counts.deployed >= 90_000
     assert done.values["learning_rate"] == 1e-3

@@ -222,7 +222,7 @@ def test_nothing_to_repair_to_ends(name: str) -> None:
 def test_without_repair_and_parameters_optunas_own_count(name: str) -> None:
     def best(sampler: str) -> float:
         found = []
-        for seed in range(2):
+        for seed in range(4):
             study = optuna.create_study(
                 direction="maximize", sampler=make_sampler(sampler, seed=seed, trials=9)
             )
@@ -282,7 +282,12 @@ def test_what_is_no_sampler_is_refused() -> None:
 
 def test_the_default_is_one_of_them() -> None:
     assert (default_sampler(), default_sampler(2)) == ("tpe", "linear")
-    assert {default_sampler(n) for n in (1, 2)} <= set(SAMPLERS)
+    assert (default_sampler(1, 12), default_sampler(1, 13), default_sampler(2, 12)) == (
+        "evolution",
+        "tpe",
+        "linear",
+    )
+    assert {default_sampler(n, trials) for n in (1, 2) for trials in (12, 40)} <= set(SAMPLERS)
     assert isinstance(make_sampler("tpe", seed=0, trials=9), TPESampler)
 
 

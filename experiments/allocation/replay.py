@@ -1,0 +1,207 @@
+"""Searches replayed on recorded trainings, and what a score on the way says of the end."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from lib.intervals import interval
+from scipy.stats import spearmanr
+
+from autopeft.search.selection.finalists import promise
+
+__all__ = ["ALLOCATIONS", "CRITERIA", "Allocation", "Recorded", "correlations", "replay", "tables"]
+
+CRITERIA = ("score", "loss", "calibrated")
+LORA, FROM_PORTFOLIO, REPLAYS = "lora", 5, 400
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How a search spends its steps.
+
+    Attributes:
+        trials: recipes that are tried; the first of them are the portfolio's.
+        steps: of each training.
+        top, seeds: finalists, and the fresh seeds of each; the LoRA of the portfolio has as many.
+        rung: at which the better third of the trials goes on; `None` for none.
+    """
+
+    trials: int
+    steps: int
+    top: int
+    seeds: int
+    rung: int | None = None
+
+    @property
+    def cost(self) -> int:
+        """Training steps of trials and finalists."""
+        tried = self.trials * self.steps
+        if self.rung is not None:
+            tried = self.trials * self.rung + -(-self.trials // 3) * (self.steps - self.rung)
+        return tried + self.top * self.seeds * self.steps
+
+
+ALLOCATIONS = (
+    Allocation(12, 60, 2, 3),
+    Allocation(18, 60, 0, 0),
+    Allocation(15, 60, 3, 1),
+    Allocation(9, 60, 3, 3),
+    Allocation(6, 60, 4, 3),
+    Allocation(20, 60, 2, 3, rung=20),
+    Allocation(16, 60, 2, 3, rung=40),
+    Allocation(20, 30, 4, 3),
+    Allocation(6, 120, 1, 3),
+    Allocation(5, 120, 2, 2),
+    Allocation(12, 120, 1, 3, rung=40),
+)
+"""About as many steps as a quick search has, 1,080."""
+
+
+class Recorded:
+    """Trainings of one task and one length, by recipe and seed."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows: dict[str, dict[int, Row]] = defaultdict(dict)
+        for row in rows:
+            self.rows[row["hash"]][row["seed"]] = row
+        self.seeds = sorted({row["seed"] for row in rows})
+        self.rows = {key: own for key, own in self.rows.items() if len(own) == len(self.seeds)}
+
+    def origin(self, key: str) -> str:
+        """Where a recipe comes from: a template's name, or `drawn`."""
+        return str(next(iter(self.rows[key].values()))["origin"])
+
+    def merit(self, key: str, seed: int, step: int, criterion: str) -> float:
+        """What a training is ranked by at a step, higher is better."""
+        told = self.rows[key][seed]["select"][str(step)][criterion]
+        return float(told if criterion == "score" else -told)
+
+    def further(self, key: str) -> float:
+        """Mean score on further rows, in points."""
+        return 100 * statistics.fmean(row["further"] for row in self.rows[key].values())
+
+    @property
+    def lora(self) -> str | None:
+        """Plain LoRA of the portfolio."""
+        return next((key for key in self.rows if self.origin(key) == LORA), None)
+
+
+def replay(known: Recorded, how: Allocation, criterion: str, rng: random.Random) -> str:
+    """The recipe that a search returns.
+
+    All trials have one seed, finalists and LoRA the next ones; what promises most wins, as in a search.
+    """
+    lora = known.lora
+    portfolio = [k for k in known.rows if known.origin(k) not in (LORA, "drawn")]
+    drawn = [k for k in known.rows if known.origin(k) == "drawn"]
+    first = rng.sample(portfolio, min(FROM_PORTFOLIO, how.trials, len(portfolio)))
+    tried = first + rng.sample(drawn, min(how.trials - len(first), len(drawn)))
+    seed, *fresh = rng.sample(known.seeds, min(1 + how.seeds, len(known.seeds)))
+    if how.rung is not None:
+        at = how.rung
+        tried.sort(key=lambda k: -known.merit(k, seed, at, criterion))
+        tried = tried[: -(-len(tried) // 3)]
+    tried.sort(key=lambda k: -known.merit(k, seed, how.steps, criterion))
+    finalists = tried[: how.top] if fresh else tried[:1]
+    sides = [*([lora] if lora is not None else []), *finalists]
+    scores = [[known.merit(k, s, how.steps, criterion) for s in (seed, *fresh)] for k in sides]
+    expected = promise(scores)
+    return sides[max(range(len(sides)), key=expected.__getitem__)]
+
+
+def _by_group(rows: Sequence[Row]) -> dict[tuple[str, int], list[Row]]:
+    found: dict[tuple[str, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        found[row["task"], row["steps"]].append(row)
+    return dict(found)
+
+
+def correlations(known: Recorded, step: int, criterion: str) -> tuple[float, float]:
+    """Rank correlation of what a training has at a step with the further score of its recipe: of all recipes,
+    and of the better half. Means over the seeds."""
+    end = {key: known.further(key) for key in known.rows}
+    half = sorted(end, key=lambda k: -end[k])[: max(2, len(end) // 2)]
+
+    def mean(keys: Sequence[str]) -> float:
+        told = []
+        for seed in known.seeds:
+            merits = [known.merit(k, seed, step, criterion) for k in keys]
+            alike = len(set(merits)) == 1  # they say nothing
+            told.append(0.0 if alike else float(spearmanr(merits, [end[k] for k in keys]).statistic))
+        return statistics.fmean(told)
+
+    return mean(list(end)), mean(half)
+
+
+def _steps_of(known: Recorded) -> list[int]:
+    row = next(iter(next(iter(known.rows.values())).values()))
+    return [int(step) for step in row["select"]]
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """What there is, as Markdown."""
+    told = {key: Recorded(own) for key, own in _by_group(rows).items()}
+    groups = {key: known for key, known in told.items() if len(known.rows) > 3 and known.lora}
+    return "\n".join([*_draws(rows), "", *_ranks(groups), "", *_searches(groups)])
+
+
+def _draws(rows: Sequence[Row]) -> Iterator[str]:
+    """How draws of the space compare with LoRA in the same trainings."""
+    yield "| task | steps | where from | recipes | median, points below LoRA | less than a point below |"
+    yield "|---|---|---|---|---|---|"
+    for (task, steps), own in sorted(_by_group(rows).items()):
+        lora = [row["further"] for row in own if row["origin"] == LORA and row["seed"] == 0]
+        for origin in ("drawn, any rate", "drawn"):
+            found = [row["further"] for row in own if row["origin"] == origin and row["seed"] == 0]
+            if lora and found:
+                below = [100 * (lora[0] - value) for value in found]
+                level = sum(value < 1 for value in below)
+                middle = statistics.median(below)
+                yield f"| {task} | {steps} | {origin} | {len(found)} | {middle:.1f} | {level} |"
+
+
+def _ranks(groups: Mapping[tuple[str, int], Recorded]) -> Iterator[str]:
+    yield "| task | steps | at step | " + " | ".join(f"{c}, all | {c}, better half" for c in CRITERIA) + " |"
+    yield "|---|---|---|" + "---|---|" * len(CRITERIA)
+    for (task, steps), known in sorted(groups.items()):
+        for step in _steps_of(known):
+            told = [f"{v:.2f}" for c in CRITERIA for v in correlations(known, step, c)]
+            yield f"| {task} | {steps} | {step} | {' | '.join(told)} |"
+
+
+def _searches(groups: Mapping[tuple[str, int], Recorded]) -> Iterator[str]:
+    """Gains over LoRA of the same length, and further scores; means over tasks and replays."""
+    yield (
+        "| recipes | steps | rung | finalists × seeds | cost, steps | "
+        + " | ".join(f"gain by {c} | further by {c}" for c in CRITERIA)
+        + " |"
+    )
+    yield "|---|---|---|---|---|" + "---|---|" * len(CRITERIA)
+    tasks = {task for task, _ in groups}
+    for how in ALLOCATIONS:
+        if any((task, how.steps) not in groups for task in tasks):
+            continue
+        told = []
+        for criterion in CRITERIA:
+            gains, further = list[float](), list[float]()
+            for task, index in product(sorted(tasks), range(REPLAYS)):
+                known = groups[task, how.steps]
+                assert known.lora is not None
+                won = known.further(replay(known, how, criterion, random.Random(index)))
+                gains.append(won - known.further(known.lora))
+                further.append(won)
+            mean, half = interval(gains)
+            told.append(f"{mean:+.2f} ± {half:.2f} | {statistics.fmean(further):.2f}")
+        rung = how.rung if how.rung is not None else "none"
+        yield (
+            f"| {how.trials} | {how.steps} | {rung} | {how.top} × {how.seeds} | {how.cost:,} | "
+            f"{' | '.join(told)} |"
+        )

@@ -1,0 +1,48 @@
+"""A task whose place of *test* is taken by further rows of its training pool, for what is explored.
+
+What is explored on *test* cannot be confirmed on it. These rows are none of any *test* split of
+`experiments/payoff`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+from autopeft import load_task
+from autopeft.assets import load_tokenizer, resolve_model
+from autopeft.tasks import Task
+from autopeft.tasks.encode import EncodedTask, encode
+from autopeft.tasks.splits import stratified_order
+
+__all__ = ["PAYOFF_SEEDS", "encoded_with_further_rows", "with_further_rows"]
+
+PAYOFF_SEEDS = (200, 201, 202)
+_MOST = 2_000  # training rows of any cell: the further ones lie behind them in the pool
+_LENGTH = 64
+
+
+@lru_cache(maxsize=1)
+def with_further_rows(name: str, rows: int, *, seed: int, select: int = 400, further: int = 1_000) -> Task:
+    """A packaged task with `rows` to train on, `select` to choose on, and `further` in the place of *test*.
+
+    Args:
+        rows: at most 2,000; fewer rows lie inside more of the same seed.
+        seed: of the split.
+    """
+    whole = load_task(name, seed=seed)
+    kept: set[str] = set()
+    for other in PAYOFF_SEEDS:
+        kept |= set(load_task(name, seed=other).splits["test"].texts)
+    pool = whole.splits["train"]
+    order = stratified_order(pool.texts, pool.pairs, whole.task_kind.strata(pool.labels), seed)
+    behind = [i for i in order[_MOST:] if pool.texts[i] not in kept][:further]
+    splits = {**whole.splits, "train": pool.take(order[:rows]), "test": pool.take(behind)}
+    return replace(whole, splits=splits).subset(select=select, seed=seed)
+
+
+@lru_cache(maxsize=1)
+def encoded_with_further_rows(name: str, rows: int, *, seed: int, model: str = "minilm") -> EncodedTask:
+    """The same as a backbone reads it."""
+    task = with_further_rows(name, rows, seed=seed)
+    return encode(task, load_tokenizer(resolve_model(model)), _LENGTH)
