@@ -41,7 +41,8 @@ def _values(parameter: Parameter) -> str:
     if parameter.kind == "categorical":
         return ", ".join("none" if c is None else str(c) for c in parameter.choices)
     scale = ", logarithmic" if parameter.log else ""
-    return f"{parameter.low:g} to {parameter.high:g}{scale}"
+    meant = f", from {parameter.steps:,} steps on" if parameter.steps is not None else ""
+    return f"{parameter.low:g} to {parameter.high:g}{scale}{meant}"
 
 
 def parameters_sheet(space: Space, spec: BackboneSpec, model: str) -> Sheet:

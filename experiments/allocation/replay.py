@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from lib.intervals import interval
 from scipy.stats import spearmanr
 
 from autopeft.search.selection.finalists import promise
@@ -100,7 +99,8 @@ def replay(known: Recorded, how: Allocation, criterion: str, rng: random.Random)
     All trials have one seed, finalists and LoRA the next ones; what promises most wins, as in a search.
     """
     lora = known.lora
-    portfolio = [k for k in known.rows if known.origin(k) not in (LORA, "drawn")]
+    others = [k for k in known.rows if known.origin(k) != LORA]
+    portfolio = [k for k in others if not known.origin(k).startswith("drawn")]
     drawn = [k for k in known.rows if known.origin(k) == "drawn"]
     first = rng.sample(portfolio, min(FROM_PORTFOLIO, how.trials, len(portfolio)))
     tried = first + rng.sample(drawn, min(how.trials - len(first), len(drawn)))
@@ -198,8 +198,8 @@ def _searches(groups: Mapping[tuple[str, int], Recorded]) -> Iterator[str]:
                 won = known.further(replay(known, how, criterion, random.Random(index)))
                 gains.append(won - known.further(known.lora))
                 further.append(won)
-            mean, half = interval(gains)
-            told.append(f"{mean:+.2f} ± {half:.2f} | {statistics.fmean(further):.2f}")
+            # Replays share their trainings, so that an interval over them would tell of the draws alone.
+            told.append(f"{statistics.fmean(gains):+.2f} | {statistics.fmean(further):.2f}")
         rung = how.rung if how.rung is not None else "none"
         yield (
             f"| {how.trials} | {how.steps} | {rung} | {how.top} × {how.seeds} | {how.cost:,} | "

@@ -1,6 +1,6 @@
 """How should a search spend its steps: on recipes, on their length, on seeds, on rungs?
 
-    python experiments/allocation/run.py --part 0/2   # an hour and a half of one core; beside it --part 1/2
+    python experiments/allocation/run.py --part 0/2   # two hours of one core; beside it --part 1/2
     python experiments/allocation/run.py --tables     # searches replayed on what there is
 
 Recipes as a quick search tries them are trained with several seeds for 30, 60 and 120 steps, from probed

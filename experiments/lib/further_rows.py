@@ -1,7 +1,8 @@
 """A task whose place of *test* is taken by further rows of its training pool, for what is explored.
 
-What is explored on *test* cannot be confirmed on it. These rows are none of any *test* split of
-`experiments/payoff`.
+What is explored on *test* cannot be confirmed on it. The further rows are none of the *test* splits that the
+first round of `experiments/payoff` has. Rows to train and to choose on may be, and later rounds draw from
+all of them.
 """
 
 from __future__ import annotations

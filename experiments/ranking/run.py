@@ -1,13 +1,13 @@
 """By what should recipes be ranked on few rows of *select*?
 
-    python experiments/ranking/run.py --part 0/2      # an hour of one core; beside it --part 1/2
+    python experiments/ranking/run.py --part 0/2      # 90 minutes of one core; beside it --part 1/2
     python experiments/ranking/run.py --tables        # what there is
 
 Recipes are trained with two seeds each and scored on 400 rows of *select* and on further rows of the
 training pool. By each criterion the best recipe is chosen with one seed, and its accuracy with the other seed
-on the further rows is told, as that of a search's winner would be. None of these rows is a *test* row of
-`experiments/payoff`, whose seeds are left out. Logits stay in `runs/`, which is not kept; what a training
-came to stands in `results/trainings.jsonl` and is not trained again.
+on the further rows is told, as that of a search's winner would be. None of the further rows was in *test* in
+the first round of `experiments/payoff`. Logits stay in `runs/`, which is not kept; what a training came to
+stands in `results/trainings.jsonl` and is not trained again.
 """
 
 from __future__ import annotations

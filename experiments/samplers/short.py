@@ -34,8 +34,8 @@ __all__ = ["searches", "tables"]
 HERE = Path(__file__).parent
 RESULTS, FOLDERS = HERE / "results" / "short.jsonl", HERE / "runs"
 TASKS, SEEDS, SAMPLERS = ("trec", "movie-sentences"), (7, 8), ("evolution", "tpe")
-FIRST = 6
-"""Trials that every sampler has in common."""
+TRIALS, FIRST = 12, 6
+"""Trials of a search, and those that every sampler has in common."""
 
 
 def searches() -> Iterator[tuple[str, int, str]]:
@@ -45,18 +45,26 @@ def searches() -> Iterator[tuple[str, int, str]]:
             yield task, seed, sampler
 
 
+def _whole(folder: Path) -> bool:
+    """Whether a search has come to its end."""
+    return (folder / "result.json").exists() and not load_run(folder).result()["interrupted"]
+
+
 def run(task: str, seed: int, sampler: str) -> dict[str, Any]:
     """One search, or what is left of it."""
     folder = FOLDERS / f"short-{task}-{seed}-{sampler}"
-    if not (folder / "result.json").exists():
+    if not _whole(folder):
         if (folder / "manifest.json").exists():
             search(resume=folder, workers=0)
         else:
             search(
                 task=task, budget="0.5%", model="minilm", sampler=sampler, seed=seed, baselines="none",
-                trials=12, steps=60, confirm_seeds=1, precision="bf16", final_precision="bf16", max_length=64,
-                train_rows=2_000, select_rows=400, test_rows=50, stand_in=False, workers=0, out=folder,
+                trials=TRIALS, steps=60, confirm_seeds=1, precision="bf16", final_precision="bf16",
+                max_length=64, train_rows=2_000, select_rows=400, test_rows=50, stand_in=False, workers=0,
+                out=folder,
             )  # fmt: skip
+    if not _whole(folder):
+        raise SystemExit(f"{folder.name} was interrupted: run this again to go on with it.")
     trials = sorted(load_run(folder).trials().records, key=lambda r: r.number or 0)
     told = [[r.recipe["name"], round(-r.rank, 4), r.scores["select"]] for r in trials if r.rank is not None]
     return {"task": task, "seed": seed, "sampler": sampler, "trials": told}

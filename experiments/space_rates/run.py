@@ -66,7 +66,8 @@ METHODS: Mapping[str, tuple[float, dict[str, Any]]] = {
     "pafi": (1e-2, {"keep": "0.3%"}),
     HEAD: (1e-1, {}),
 }
-"""The space's highest rate of each method where its size takes none larger, and its options."""
+"""The space's highest rate of each method where its size takes none larger, as it was when this was first
+measured, and its options."""
 _OF_THE_MODEL = ("prompt_tuning", "bitfit", "fish_mask", "pafi")
 
 

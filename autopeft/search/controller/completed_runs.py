@@ -62,7 +62,7 @@ class KnownRuns:
     Args:
         rank_by: what this search's recipes are ranked by (see `Job`).
         place: the machine and how many of its processors a job has; what was measured elsewhere is no measure
-            of time here.
+            of time here. Empty where jobs run on several machines.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class KnownRuns:
             return None
         parts = kept.pseudo_values if "test" in job.splits else ()
         scores = {split: kept.scores[split] for split in job.splits}
-        here = kept.place == self._place
+        here = bool(self._place) and kept.place == self._place
         return JobResult(
             job.id,
             scores,

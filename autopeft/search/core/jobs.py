@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 LOSS = "loss"
-"""The measure of what is ranked by its mean loss on *select*."""
+"""The measure of what is ranked by one of its losses on *select* (see `Job.rank_by`)."""
 FailureKind = Literal["non_finite", "memory", "failed", "lost", "stopped"]
 Progress = Callable[[int, float], None]
 

@@ -109,7 +109,9 @@ class Prepared:
 
     @property
     def place(self) -> str:
-        """Where jobs run, as far as their times depend on it."""
+        """Where jobs run, as far as their times depend on it; empty where that is on other machines too."""
+        if self.arguments.address is not None or self.arguments.listen is not None:
+            return ""
         gpu = _gpu_name() if self.plan.torch_device().type == "cuda" else None
         at_once = f"{self.cpus} CPUs each, {self.workers} at once"
         return f"{platform.node()}, {gpu or self.plan.torch_device()}, {at_once}"

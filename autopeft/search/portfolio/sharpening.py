@@ -23,6 +23,10 @@ __all__ = ["Finding", "likeness", "shifts", "slope_of_first_steps", "worth_of_li
 
 _SURE = 0.975
 _FEWEST = 3  # clusters: of two, nothing is learnt about a third
+# Of the logarithms of classes and tokens, and of the head's share: where recorded tasks hardly differ,
+# another one is not infinitely far from all of them.
+_LEAST_SPREAD = np.array([0.5, 0.25, 0.1])
+_LEAST = 1e-3  # of a likeness: what is far counts for little, and not for nothing
 
 
 @dataclass(frozen=True)
@@ -56,15 +60,15 @@ class Finding:
 
 def likeness(evidence: Evidence, features: Features) -> dict[str, float]:
     """What trainings on each recorded task count for, given the features of another one: exp(-d²/2), with d²
-    the mean square of the differences in standard deviations of the recorded tasks."""
+    the mean square of the differences in standard deviations of the recorded tasks, and at least 0.001."""
     known = _of_tasks(evidence)
     places = {task: _place(f) for task, f in known.items()}
     if len(places) < 2:
         return {}
-    spread = np.std(np.array(list(places.values())), axis=0) + 1e-9
+    spread = np.maximum(np.std(np.array(list(places.values())), axis=0), _LEAST_SPREAD)
     own = _place(features)
-    dims = len(own)
-    return {t: math.exp(-float((((p - own) / spread) ** 2).sum()) / (2 * dims)) for t, p in places.items()}
+    far = {task: float((((place - own) / spread) ** 2).mean()) for task, place in places.items()}
+    return {task: max(_LEAST, math.exp(-square / 2)) for task, square in far.items()}
 
 
 def _of_tasks(evidence: Evidence) -> dict[str, Features]:

@@ -226,7 +226,7 @@ class BaselineCache:
             "pseudo_values": list(run.pseudo_values or known.pseudo_values),
             "select_values": list(run.select_values or known.select_values),
             "merit": known.merit if run.merit is None else run.merit,
-            "measured": dict(run.measured or known.measured),
+            "measured": {k: v for k, v in (run.measured or known.measured).items() if _is_finite(v)},
             "place": run.place if run.measured else known.place,
             "seconds": round(seconds, 3),
         }

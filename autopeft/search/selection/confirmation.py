@@ -253,7 +253,7 @@ class Confirmation:
 
     def _weights(self, winner: RepeatedRuns) -> list[Job]:
         """A baseline was tested with its runs. That of its weights is trained again where it is known from an
-        earlier search, which kept scores alone."""
+        earlier search, which kept no weights."""
         best = winner.good[0]
         if self._has_weights(best.job):
             return []

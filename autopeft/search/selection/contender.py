@@ -175,7 +175,7 @@ class RepeatedRuns:
 
     @property
     def step_time(self) -> float | None:
-        """Median seconds of a training step over its runs; `None` where these come from an earlier search."""
+        """Median seconds of a training step over its runs; `None` where it was not measured here."""
         return _medians([run.measured for run in self.runs.values()]).get("step_time")
 
     @property

@@ -307,7 +307,10 @@ def _item_key(node: Node, layer: int | None, others: Sequence[str]) -> Callable[
 def _raised(low: float, high: float, factor: float) -> float:
     """The lower end of a rate's range for a training that is shorter by `factor`: so much larger, up to the
     middle of the range. An optimizer such as Adam moves a weight by at most its rate a step."""
-    return low if factor <= 1 else float(f"{min(low * factor, math.sqrt(low * high)):.3g}")
+    if factor <= 1:
+        return low
+    raised = float(f"{min(low * factor, math.sqrt(low * high)):.3g}")
+    return min(max(raised, low), high)
 
 
 def _parameter(slot: Slot, context: Context, layer: int | None, steps: int | None) -> Parameter:
@@ -321,4 +324,4 @@ def _parameter(slot: Slot, context: Context, layer: int | None, steps: int | Non
         raise RecipeError(f"The range of {name!r} is empty on this backbone: {low} to {high}; widen it.")
     if slot.steps is not None and steps is not None:
         low = _raised(low, high, slot.steps / steps)
-    return Parameter(name, slot.kind, low=low, high=high, log=slot.log)
+    return Parameter(name, slot.kind, low=low, high=high, log=slot.log, steps=slot.steps)

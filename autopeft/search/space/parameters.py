@@ -23,6 +23,8 @@ class Parameter:
         kind: `categorical` (one of `choices`), `int` or `float` (from `low` to `high`, both included).
         choices: values in file order: `None`, bool, int, float or str.
         log: drawn on a logarithmic scale.
+        steps: of the trainings that `low` is meant for in the file: shorter ones begin higher. `None` where
+            it holds for any.
         sizes: for choices that are all numbers or shares of the width, what each of them amounts to here.
     """
 
@@ -32,6 +34,7 @@ class Parameter:
     low: float = 0
     high: float = 0
     log: bool = False
+    steps: int | None = None
     sizes: tuple[float, ...] = ()
 
     @property

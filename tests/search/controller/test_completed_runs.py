@@ -140,6 +140,10 @@ def test_what_a_baseline_took_is_known_and_its_times_in_the_same_place_alone(tmp
     assert here.measured == took
     assert elsewhere is not None
     assert elsewhere.measured == {"memory": 7e6, "file": 900}
+    known(tmp_path, cache, "score").remember(record("lora", measured=took))
+    anywhere = known(tmp_path, cache, "score").recall(job("lora"))
+    assert anywhere is not None
+    assert anywhere.measured == {"memory": 7e6, "file": 900}, "a cluster's machines are not told apart"
 
 
 def test_what_a_baseline_is_ranked_by_is_shared_too(tmp_path: Path) -> None:

@@ -90,6 +90,19 @@ def test_likeness_is_largest_for_the_same_features() -> None:
     assert likeness(replace(known, features={}), Features(2, 10.0, 0.0)) == {}
 
 
+def test_a_task_unlike_all_others_is_far_and_not_infinitely_far() -> None:
+    """Recorded tasks of two classes say nothing of how far six are."""
+    known = made(0.0)
+    alike = {setting: Features(2, 10.0, 0.1) for setting in known.features}
+    far = likeness(replace(known, features=alike), Features(50, 400.0, 0.9))
+    assert set(far.values()) == {1e-3}
+    near = likeness(replace(known, features=alike), Features(3, 12.0, 0.15))
+    assert all(0.7 < value < 1 for value in near.values())
+    apart = [Features(2 + i, 10.0, 0.1) for i in range(len(known.features))]
+    strange = replace(known, features=dict(zip(known.features, apart, strict=True)))
+    assert worth_of_likeness(strange, HERE).by_cluster, "estimates are made of far tasks too"
+
+
 def test_likeness_that_says_nothing_is_not_used() -> None:
     assert not worth_of_likeness(made(0.0, noise=1.0), HERE).helps
     assert not worth_of_likeness(replace(made(0.0), features={}), HERE).helps

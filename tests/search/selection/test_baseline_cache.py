@@ -81,6 +81,10 @@ def test_what_was_put_comes_back(store: BaselineCache, tmp_path: Path) -> None:
     store.put(KEY, took, 1.0)
     store.put(KEY, KeptScores({"select": 0.75}, place="elsewhere"), 1.0)
     assert store.get(KEY) == replace(took, scores=SCORES, pseudo_values=(0.5, 0.75))
+    store.put(KEY, replace(took, measured={"step_time": math.nan, "file": 900.0}), 1.0)
+    found = store.get(KEY)
+    assert found is not None
+    assert found.measured == {"file": 900.0}
     assert [p.name for p in tmp_path.iterdir()] == [file_of(tmp_path).name], "nothing else is left behind"
 
 

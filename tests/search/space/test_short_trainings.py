@@ -41,6 +41,13 @@ def test_the_lower_end_rises_as_trainings_get_shorter(steps: int, low: float) ->
     assert rate.low <= min(drawn) < 1.2 * rate.low
 
 
+@pytest.mark.parametrize(("low", "high"), [("1.2361e-3", "1.2362e-3"), ("1.2345e-3", "1.2345e-3")])
+def test_the_lower_end_stays_in_its_range(low: str, high: str) -> None:
+    text = SPACE.replace("[3.0e-4, 1.0e-2]", f"[{low}, {high}]")
+    rate = Space.from_yaml(text).for_steps(60).bind(toy_spec()).parameter("learning_rate")
+    assert float(low) <= rate.low <= rate.high == float(high)
+
+
 def test_without_steps_the_ends_are_those_of_the_file_and_the_text_stays() -> None:
     space = Space.from_yaml(SPACE)
     assert space.bind(toy_spec()).parameter("learning_rate").low == 3e-4
