@@ -80,7 +80,9 @@ def test_a_search_end_to_end(arguments: dict[str, Any], capfd: pytest.CaptureFix
     assert result.test_sd is not None
     assert [b.name.split()[0] for b in result.baselines] == ["LoRA", "head"]
     assert all(len(b.test) == 2 for b in result.baselines)
-    assert [e[1] for e in events.seen if e[0] == "phase"] == ["search", "confirm", "test"]
+    # Which recipe wins in five steps depends on which worker was first. LoRA has been tested by then.
+    tested = 0 if result.number is None else 2
+    assert [e[1] for e in events.seen if e[0] == "phase"] == ["search", "confirm", "test"][: 2 + tested // 2]
 
     # The run folder
     run = load_run(arguments["out"])
@@ -105,7 +107,7 @@ def test_a_search_end_to_end(arguments: dict[str, Any], capfd: pytest.CaptureFix
     assert manifest["versions"]["ray"]
     assert len(run.lines("trials.jsonl")) == len(result.trials)
     swept = [job for r in run.lines("finals.jsonl") if "-sweep" in (job := r["job"])]
-    assert len(run.lines("finals.jsonl")) - len(swept) == 4 + 2 + 2 + 2
+    assert len(run.lines("finals.jsonl")) - len(swept) == 4 + 2 + 2 + tested
     first = {f"baseline-{b}-sweep{i}" for b, n in enumerate((6, 3)) for i in range(n)}
     assert first <= set(swept)
     assert sum(job.endswith("-again") for job in swept if job.startswith("baseline-0")) >= 3

@@ -49,7 +49,7 @@ def lora(rank: int) -> Recipe:
 
 
 def ranks(found: list[dict[str, Any]]) -> list[int]:
-    return [values["lora.rank"] for values in found]
+    return [values["rank"] for values in found]
 
 
 def test_a_run_gives_its_winner_then_the_best_and_the_front_by_turns(tmp_path: Path, make_run: Make) -> None:

@@ -18,6 +18,7 @@ K = 60
 
 
 def searching(method: str, **config: Any) -> Any:
+    torch.manual_seed(0)  # gates are drawn from a seed of the process
     module = configured(method, keep=5, **config).build((), toy_spec(layers=1))
     module.begin_search()
     with torch.no_grad():
