@@ -54,6 +54,9 @@ def test_it_goes_on_as_it_was_begun(begun: RunFolder) -> None:
     assert again.workers == 3
     assert again.arguments.log == "none"
     assert again.space.text == Space.named("lora").text
+    # A range that is meant for 300 steps, in trainings of 130.
+    rate = again.space.bind(again.spec).parameter("learning_rate")
+    assert (rate.low, rate.high) == (pytest.approx(1e-4 * 300 / 130, rel=0.01), 1e-2)
     assert again.rungs.steps == (43, 130)
 
 
@@ -66,6 +69,17 @@ def test_it_ranks_and_proposes_as_its_trials_were(begun: RunFolder, rank_by: str
     begun.write_json("manifest.json", {**manifest, "rank_by": rank_by, "sampler": "nsga2"})
     again = prepare_again(begun, {})
     assert (again.rank_by, again.sampler) == (rank_by, "nsga2")
+
+
+@pytest.mark.parametrize(("trials", "sampler"), [(12, "evolution"), (13, "tpe")])
+def test_a_short_search_has_another_sampler(prepared: Path, trials: int, sampler: str) -> None:
+    ready = prepare(
+        SearchArguments(
+            task=str(prepared / "data.csv"), text="body", label="verdict", budget="5%",
+            model=str(prepared / "model"), trials=trials, steps=9, space="lora",
+        )
+    )  # fmt: skip
+    assert ready.sampler == sampler
 
 
 def test_limits_beside_the_budget_stay(begun: RunFolder) -> None:
