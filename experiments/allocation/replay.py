@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -17,7 +17,7 @@ from autopeft.search.selection.finalists import promise
 __all__ = ["ALLOCATIONS", "CRITERIA", "Allocation", "Recorded", "correlations", "replay", "tables"]
 
 CRITERIA = ("score", "loss", "calibrated")
-LORA, FROM_PORTFOLIO, REPLAYS = "lora", 5, 400
+LORA, FROM_PORTFOLIO, REPLAYS, _NEARLY = "lora", 5, 400, 0.9
 
 Row = Mapping[str, Any]
 
@@ -71,8 +71,11 @@ class Recorded:
         self.rows: dict[str, dict[int, Row]] = defaultdict(dict)
         for row in rows:
             self.rows[row["hash"]][row["seed"]] = row
-        self.seeds = sorted({row["seed"] for row in rows})
-        self.rows = {key: own for key, own in self.rows.items() if len(own) == len(self.seeds)}
+        counts = Counter(row["seed"] for row in rows)
+        # A seed that is being recorded would leave few recipes.
+        self.seeds = sorted(s for s, many in counts.items() if many >= _NEARLY * max(counts.values()))
+        whole = {key: {s: own[s] for s in self.seeds if s in own} for key, own in self.rows.items()}
+        self.rows = {key: own for key, own in whole.items() if len(own) == len(self.seeds)}
 
     def origin(self, key: str) -> str:
         """Where a recipe comes from: a template's name, or `drawn`."""

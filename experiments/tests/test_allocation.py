@@ -84,6 +84,13 @@ def test_correlations_are_with_the_end(replay: Any) -> None:
     assert "| 12 | 60 | none | 2 × 3 | 1,080 | " in told
 
 
+def test_a_seed_that_is_being_recorded_takes_no_part(replay: Any) -> None:
+    begun = [row for row in rows() if row["seed"] < 3 or row["hash"] == "lora"]
+    known = replay.Recorded(begun)
+    assert known.seeds == [0, 1, 2]
+    assert len(known.rows) == 16
+
+
 def test_a_recipe_without_all_seeds_takes_no_part(replay: Any) -> None:
     known = replay.Recorded(rows()[:-1])
     assert "d9" not in known.rows

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from support.evidence import evidence, minilm_spec
 
@@ -35,6 +37,11 @@ def test_what_gains_most_is_first_and_plain_lora_stands_among_them() -> None:
     assert found.reference.estimate is None
     better = [c.key for c in found.choices if c.merit > 0.5]
     assert set(better) == {Key("dora", 0), Key("dora", 1), Key("lora", 0)}
+
+
+def test_the_reference_costs_what_it_costs_where_no_time_was_recorded() -> None:
+    found = rank(replace(evidence(dora_is_better), costs={}), minilm_spec(), HALF, 500)
+    assert {c.key: c.cost for c in found.choices if c.cost is not None} == {Key("lora", 1): 1.0}
 
 
 def test_where_nothing_is_better_lora_is_first_at_its_better_rate() -> None:
