@@ -25,13 +25,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
-from lib.further_rows import encoded_with_further_rows
+from lib.further_rows import backbone_in_bf16, encoded_with_further_rows, quick_plan
 from lib.measuring import note
 from lib.recording import part_of
 from lib.storage import append_row, read_rows
 from replay import tables
 
-from autopeft import Recipe, load_task
+from autopeft import Recipe
 from autopeft.assets import load_config, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
@@ -39,12 +39,12 @@ from autopeft.graph import build_graph
 from autopeft.search.portfolio.templates import fitted, templates
 from autopeft.search.space.repair import repair
 from autopeft.search.space.space import Space
-from autopeft.training import TrainingPlan, run_trial
+from autopeft.training import run_trial
 
 __all__ = ["Training", "needed", "recipes"]
 
 RESULTS = Path(__file__).parent / "results" / "trainings.jsonl"
-MODEL, BUDGET, ROWS, BATCH, LENGTH = "minilm", "0.5%", 2_000, 32, 64
+MODEL, BUDGET, ROWS = "minilm", "0.5%", 2_000
 TASKS, SPLIT, SEEDS = ("trec", "movie-sentences"), 710, (0, 1, 2, 3)
 HORIZONS = {60: (10, 20, 40), 30: (), 120: (20, 40)}
 """Steps of a training, and those at which it pauses to be scored."""
@@ -94,25 +94,17 @@ def needed() -> Iterator[Training]:
                     yield Training(task, key, steps, seed)
 
 
-@lru_cache(maxsize=1)
-def _model(name: str) -> Any:
-    task = load_task(name)
-    return task.task_kind.load_model(resolve_model(MODEL), task.labels, dtype=torch.bfloat16)
-
-
 def measure(training: Training) -> dict[str, Any]:
     """Score and losses on *select* by step, the score on further rows at the end, and what it took."""
     t = training
     data = encoded_with_further_rows(t.task, ROWS, seed=SPLIT)
-    plan = TrainingPlan(
-        steps=t.steps, batch_size=BATCH, max_length=LENGTH, seed=t.seed, device="cpu", head_start="probe"
-    )
+    plan = quick_plan(t.steps, t.seed)
     recipe, checkpoint, select = recipes()[t.hash][1], None, dict[str, Any]()
     begun = time.process_time()
     for until in (*HORIZONS[t.steps], t.steps):
         last = until == t.steps
         done = run_trial(
-            _model(t.task), recipe, data, plan, splits=("select", "test") if last else ("select",),
+            backbone_in_bf16(t.task), recipe, data, plan, splits=("select", "test") if last else ("select",),
             until=None if last else until, resume=checkpoint,
         )  # fmt: skip
         checkpoint = done.train.checkpoint

@@ -9,14 +9,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
+
+import torch
 
 from autopeft import load_task
 from autopeft.assets import load_tokenizer, resolve_model
 from autopeft.tasks import Task
 from autopeft.tasks.encode import EncodedTask, encode
 from autopeft.tasks.splits import stratified_order
+from autopeft.training import TrainingPlan
 
-__all__ = ["PAYOFF_SEEDS", "encoded_with_further_rows", "with_further_rows"]
+__all__ = [
+    "PAYOFF_SEEDS",
+    "backbone_in_bf16",
+    "encoded_with_further_rows",
+    "quick_plan",
+    "with_further_rows",
+]
 
 PAYOFF_SEEDS = (200, 201, 202)
 _MOST = 2_000  # training rows of any cell: the further ones lie behind them in the pool
@@ -47,3 +57,17 @@ def encoded_with_further_rows(name: str, rows: int, *, seed: int, model: str = "
     """The same as a backbone reads it."""
     task = with_further_rows(name, rows, seed=seed)
     return encode(task, load_tokenizer(resolve_model(model)), _LENGTH)
+
+
+@lru_cache(maxsize=1)
+def backbone_in_bf16(name: str, model: str = "minilm") -> Any:
+    """A backbone with the head of a packaged task, as a quick search holds it."""
+    task = load_task(name)
+    return task.task_kind.load_model(resolve_model(model), task.labels, dtype=torch.bfloat16)
+
+
+def quick_plan(steps: int, seed: int) -> TrainingPlan:
+    """A training as a quick search has it: 32 rows a step, the head from its probe."""
+    return TrainingPlan(
+        steps=steps, batch_size=32, max_length=_LENGTH, seed=seed, device="cpu", head_start="probe"
+    )

@@ -25,13 +25,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
-from lib.further_rows import encoded_with_further_rows
+from lib.further_rows import backbone_in_bf16, encoded_with_further_rows, quick_plan
 from lib.measuring import note
 from lib.recording import part_of
 from lib.storage import append_row, read_rows
 from tables import criteria, tables
 
-from autopeft import Recipe, load_task
+from autopeft import Recipe
 from autopeft.assets import load_config, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
@@ -39,13 +39,13 @@ from autopeft.graph import build_graph
 from autopeft.hybrid import Hybrid
 from autopeft.search.portfolio.templates import fitted, templates
 from autopeft.search.selection.baselines import lora_baseline
-from autopeft.training import TrainingPlan, predict, run_trial
+from autopeft.training import predict, run_trial
 
 __all__ = ["Cell", "Training", "cells", "needed", "recipes"]
 
 HERE = Path(__file__).parent
 RESULTS, LOGITS = HERE / "results" / "trainings.jsonl", HERE / "runs"
-MODEL, LENGTH, BATCH, STEPS = "minilm", 64, 32, 60
+MODEL, STEPS = "minilm", 60
 TASKS = ("trec", "movie-sentences", "subjectivity", "sms-spam", "disaster-tweets")
 SPLIT, SEEDS = 700, (0, 1)
 SINGLES = ("dora", "krona", "ia3", "bitfit", "serial adapter", "parallel adapter")
@@ -104,25 +104,17 @@ def needed() -> Iterator[Training]:
                 yield Training(cell.task, cell.rows, cell.budget, key, seed)
 
 
-@lru_cache(maxsize=1)
-def _model(name: str) -> Any:
-    task = load_task(name)
-    return task.task_kind.load_model(resolve_model(MODEL), task.labels, dtype=torch.bfloat16)
-
-
 def measure(training: Training) -> dict[str, Any]:
     """What each criterion makes of one training."""
     t = training
     data, told = encoded_with_further_rows(t.task, t.rows, seed=SPLIT), dict[str, Any]()
-    plan = TrainingPlan(
-        steps=STEPS, batch_size=BATCH, max_length=LENGTH, seed=t.seed, device="cpu", head_start="probe"
-    )
+    plan = quick_plan(STEPS, t.seed)
 
     def keep(hybrid: Hybrid, _: Mapping[str, float]) -> None:
         for name in ("select", "test"):
             told[name] = predict(hybrid.model, data.splits[name])
 
-    done = run_trial(_model(t.task), recipes(t.budget)[t.hash], data, plan, keep=keep)
+    done = run_trial(backbone_in_bf16(t.task), recipes(t.budget)[t.hash], data, plan, keep=keep)
     labels = {name: np.asarray(data.splits[name].truth) for name in told}
     LOGITS.mkdir(exist_ok=True)
     np.savez(

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 from lib.measuring import note
 from lib.storage import append_row, read_rows
 
+from autopeft.runs.documents import read_result
 from autopeft.runs.folder import load_run
 from autopeft.search.api import search
 
@@ -47,7 +48,7 @@ def searches() -> Iterator[tuple[str, int, str]]:
 
 def _whole(folder: Path) -> bool:
     """Whether a search has come to its end."""
-    return (folder / "result.json").exists() and not load_run(folder).result()["interrupted"]
+    return (folder / "result.json").exists() and not read_result(load_run(folder).result()).interrupted
 
 
 def run(task: str, seed: int, sampler: str) -> dict[str, Any]:

@@ -16,7 +16,6 @@ import argparse
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +23,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
-from lib.further_rows import encoded_with_further_rows
+from lib.further_rows import backbone_in_bf16, encoded_with_further_rows, quick_plan
 from lib.measuring import note
 from lib.recording import part_of
 from lib.storage import append_row, read_rows
 
-from autopeft import Recipe, load_task
-from autopeft.assets import resolve_model
+from autopeft import Recipe
 from autopeft.errors import AutoPEFTError
-from autopeft.training import TrainingPlan, run_trial
+from autopeft.training import run_trial
 
 __all__ = ["METHODS", "lost", "recipe", "stable_rate"]
 
 RESULTS = Path(__file__).parent / "results" / "trainings.jsonl"
-MODEL, ROWS, BATCH, STEPS, LENGTH = "minilm", 2_000, 32, 60, 64
+ROWS, STEPS = 2_000, 60
 TASKS, SPLIT, SEEDS, RATES, LOST = ("trec", "movie-sentences"), 720, (0, 1, 2), 4, 0.05
 HEAD = "head alone"
 
@@ -90,20 +88,12 @@ def rates_of(name: str) -> list[float]:
     return [float(f"{METHODS[name][0] / 3**i:.3g}") for i in range(RATES)]
 
 
-@lru_cache(maxsize=1)
-def _model(name: str) -> Any:
-    task = load_task(name)
-    return task.task_kind.load_model(resolve_model(MODEL), task.labels, dtype=torch.bfloat16)
-
-
 def measure(task: str, name: str, rate: float, seed: int) -> float:
     """Score on *select*; that of a training which ends with an error is 0."""
     data = encoded_with_further_rows(task, ROWS, seed=SPLIT)
-    plan = TrainingPlan(
-        steps=STEPS, batch_size=BATCH, max_length=LENGTH, seed=seed, device="cpu", head_start="probe"
-    )
+    plan = quick_plan(STEPS, seed)
     try:
-        return run_trial(_model(task), recipe(name, rate), data, plan).scores["select"]
+        return run_trial(backbone_in_bf16(task), recipe(name, rate), data, plan).scores["select"]
     except AutoPEFTError as error:
         note(f"{task} {name} {rate:g} {seed}: {error}")
         return 0.0
