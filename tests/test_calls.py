@@ -73,6 +73,7 @@ CALLBACKS = (
             "fidelities",
             "goals",
             "objectives",
+            "poolings",
             "precisions",
             "ranks",
             "samplers",
@@ -143,6 +144,12 @@ CALLBACKS = (
         "autopeft.search.strategies.trials",
         ("repaired",),
         "The study has proposals repaired into the budget by a function that it is given.",
+    ),
+    Callback(
+        "autopeft.methods",
+        "autopeft.injection.regions",
+        ("region",),
+        "A module that takes a region's place asks for the frozen region.",
     ),
     Callback(
         "autopeft.composition",

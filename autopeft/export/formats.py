@@ -23,10 +23,18 @@ from autopeft.export.lora_format import lora_adapter
 from autopeft.export.lora_weights import LoRAWeights, Rows, lora_weights
 from autopeft.export.merged_format import merge, write_merged
 from autopeft.export.package import RECIPE
-from autopeft.export.peft_format import PeftAdapter, peft_adapter, task_type_of, write_adapter
+from autopeft.export.peft_format import (
+    NotExpressible,
+    PeftAdapter,
+    peft_adapter,
+    task_type_of,
+    write_adapter,
+)
 from autopeft.export.trained import Trained, task_of, trained
 from autopeft.export.vllm_rules import VLLMFinding, smallest_rank, vllm_findings
 from autopeft.hybrid import explicit_recipe
+from autopeft.recipe import Recipe
+from autopeft.recipe.pooling import pooling_of
 from autopeft.runs.files import write_atomic
 from autopeft.runs.markdown import fenced, plain
 
@@ -267,13 +275,26 @@ def _rows(export: Export) -> Rows:
 
 def make_ready(name: str, export: Export) -> Ready:
     """A format by its name, with what whoever loads it has to know of this hybrid; see `FORMATS`."""
-    ready, end = FORMATS[name](export), export.end
     programs = _LOADED_BY.get(name, ())
+    if programs:
+        _check_pooling(name, export.hybrid.recipe)
+    ready, end = FORMATS[name](export), export.end
     notes = export.base_notes if programs and name != "merged" else ()
     if end is not None and programs:
         notes += tuple(end.notes(programs, named=name == "merged"))
     section = "\n\n".join((ready.section, *map(plain, notes)))
     return replace(ready, section=section, lines=(*ready.lines, *notes))
+
+
+def _check_pooling(name: str, recipe: Recipe) -> None:
+    """Refuse a hybrid whose head reads what plain transformers do not give it."""
+    found = pooling_of(recipe).methods
+    if found:
+        refusal = NotExpressible if name == "peft" else NotServable
+        raise refusal(
+            f"{found[0]} settles what the head reads, which --as {name} cannot say; search with --pooling "
+            f"own, or train the recipe without {found[0]}, for a model to be loaded so."
+        )
 
 
 FORMATS: Mapping[str, Callable[[Export], Ready]] = {

@@ -145,12 +145,14 @@ class CompositionGraph:
             entry = self.entries[tree.name]
             config = canonical_config(entry.method.name, entry.method.config)
             del config["sites"]
-            data = {
+            data: dict[str, Any] = {
                 "method": entry.method.name,
                 "config": config,
                 "sites": sorted(s.key for s in entry.sites),
             }
-            return {**data, "training": self._settings(tree.name, entry.method.name)} if training else data
+            if training and not entry.traits.pools:  # which has nothing to train
+                data["training"] = self._settings(tree.name, entry.method.name)
+            return data
         children = [self._canonical(c, training=training) for c in tree.children]
         if not get_composition(tree.kind).traits.ordered:
             children.sort(key=canonical_json)

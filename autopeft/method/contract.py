@@ -109,8 +109,8 @@ class Traits:
             other way round those of each token by a decoder alone (`token_logits`).
         mergeable: can be folded into the backbone's weights exactly.
         shifts: merging it gives a bias to a linear map that has none.
-        sees_text: its prompts depend on the text. On a causal stack a position may then depend on later ones,
-            so that it takes no step of generation from a cache.
+        sees_text: its prompts, or what it gives the head, depend on the text. On a causal stack a position
+            may then depend on later ones, so that it takes no step of generation from a cache.
         features: what must be in `Context.features` before its first site: `BARE`, for which the bare
             backbone runs first.
         stochastic: draws random numbers while training.
@@ -128,6 +128,7 @@ class Traits:
             That figure is what a budget counts; the module `Resizes`.
         batch_terms: its terms of the loss are of the rows of a batch together (contrasts), and neither a mean
             over rows nor of the parameters alone.
+        pools: it has no parameters and settles what the head reads, so that a head's start is fitted to that.
     """
 
     ways: frozenset[Way] = frozenset()
@@ -150,6 +151,7 @@ class Traits:
     every_stack: bool = False
     data_dependent: bool = False
     batch_terms: bool = False
+    pools: bool = False
 
     def __post_init__(self) -> None:
         unknown = [s for s in (*self.sites, *self.default_sites) if s not in SITE_NAMES]

@@ -41,6 +41,12 @@ def check_recipe(hybrid: Trainable, kind: TaskKind) -> None:
             f"{wanting[0]} needs one distribution over classes for each row, which models for {kind.name} do "
             f"not have. `autopeft methods {name}` says which option does without."
         )
+    pooling = [n for n, entry in entries.items() if entry.method.traits.pools]
+    if pooling and not (kind.pooled and kind.new_head):
+        raise CompositionError(
+            f"{pooling[0]} gives every position the same state, and models for {kind.name} read several of "
+            "a row, or one that has a meaning of its own; leave it out."
+        )
     heads = [n for n in wanting if "logits" in entries[n].ways]
     if heads and spec.logits is not None and spec.logits.tokens:
         raise CompositionError(

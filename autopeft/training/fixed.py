@@ -29,6 +29,7 @@ from autopeft.errors import AutoPEFTError, UsageError
 from autopeft.graph import build_graph, on_packed
 from autopeft.hybrid import Hybrid, attach, pinned
 from autopeft.recipe import Recipe
+from autopeft.recipe.pooling import pooling_of, trained_entries
 from autopeft.runs.folder import RunFolder
 from autopeft.runs.records import Sample
 from autopeft.spec import BackboneSpec
@@ -156,7 +157,8 @@ def train(call: TrainCall) -> FixedOutcome:
         data = encode(task, tokenizer, plan.max_length, learn_all=plan.learn_all)
         model = task.task_kind.load_model(source, task.labels, seed=given.seed, dtype=dtype)
         if plan.head_start == "probe":
-            start_head(model, data, plan, alone=not recipe.entries())
+            alone = not trained_entries(recipe)
+            start_head(model, data, plan, alone=alone, pooling=pooling_of(recipe))
         hybrid = attach(model, recipe, seed=given.seed, runs=given.runs)
         seconds, scores, history, samples = _train(hybrid, data, plan, reporter)
         hybrid.model.eval()

@@ -15,10 +15,10 @@ length of drawn ones; their directions, and the logits of the mean row, stay.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from autopeft.training.measurements import KeptMeasurements
 from autopeft.training.modes import evaluation_mode
 from autopeft.training.plan import TrainingPlan
 
-__all__ = ["Probe", "fit_probe", "last_linear", "start_head"]
+__all__ = ["HeadFit", "Probe", "fit_head", "fitted_head", "last_linear", "start_head"]
 
 STRENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """λ, from strong to weak, with the mean loss over rows."""
@@ -46,7 +46,7 @@ _SURE, _SAVED = 0.975, 0.1
 _SPREAD = 0.02  # of drawn weights, where the configuration draws zeros
 _LONGEST = 3.0  # times the length of drawn weights, and the probe's unit: measured with classes alone
 _MOST_ROWS = 8_000  # a few hundred coefficients are not told better by more
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,27 @@ class Probe:
         return replace(self, weight=factor * self.weight, bias=bias)
 
 
+class HeadFit(NamedTuple):
+    """What a linear map makes of a head's features.
+
+    Attributes:
+        probe: the map; `None` where held-out rows do not show that it knows enough.
+        loss: least mean held-out loss of all that was tried, the best constant answer among it.
+        of_rows: whether each row has one place in the features.
+    """
+
+    probe: Probe | None
+    loss: float
+    of_rows: bool = True
+
+
 def start_head(
-    model: PreTrainedModel, data: EncodedTask, plan: TrainingPlan, *, alone: bool = False
+    model: PreTrainedModel,
+    data: EncodedTask,
+    plan: TrainingPlan,
+    *,
+    alone: bool = False,
+    pooling: Recipe | None = None,
 ) -> Probe | None:
     """Fit the head's last linear map to the features of the frozen backbone, in place.
 
@@ -90,10 +109,32 @@ def start_head(
 
     Args:
         alone: nothing but the head will train, so that the weights keep their length.
+        pooling: what settles what the head reads (see `autopeft.recipe.pooling`); `None`: the model itself.
 
     Returns:
         What the layer was set to, or `None` where the head stays as it was drawn: it is of another form, or
-        held-out rows do not show that the fit knows enough (see `fit_probe`).
+        held-out rows do not show that the fit knows enough (see `fit_head`).
+    """
+    fit = fitted_head(model, data, plan, pooling)
+    if fit is None or fit.probe is None:
+        return None
+    last, found = cast(nn.Linear, model.get_submodule(str(last_linear(model)))), fit.probe
+    if not alone:
+        std = initial_spread(model) or _SPREAD
+        found = found.shortened(_LONGEST * std * float(last.in_features) ** 0.5)
+    with torch.no_grad():
+        last.weight.copy_(found.weight)
+        if found.bias is not None:
+            last.bias.copy_(found.bias)
+    return found
+
+
+def fitted_head(
+    model: PreTrainedModel, data: EncodedTask, plan: TrainingPlan, pooling: Recipe | None = None
+) -> HeadFit | None:
+    """What the head's last linear map can make of the frozen backbone; the model is afterwards as it was.
+
+    From disk where it was fitted before. `None` where there is nothing to fit (see `start_head`).
     """
     labels, kind = data.train.labels, data.task.task_kind
     if not kind.new_head or not kind.probed or labels is None or len(data.train) < 4:
@@ -107,29 +148,28 @@ def start_head(
     with torch.no_grad():
         for parameter in last.parameters():  # the fit does not depend on them, nor does what it is kept under
             parameter.zero_()
-    found = _kept_probe(model, name, data, plan)
-    if found is not None and not alone:
-        std = initial_spread(model) or _SPREAD
-        found = found.shortened(_LONGEST * std * float(last.in_features) ** 0.5)
-    with torch.no_grad():
-        if found is None:
+    try:
+        return _kept_fit(model, name, data, plan, pooling)
+    finally:
+        with torch.no_grad():
             last.load_state_dict(drawn)
-        else:
-            last.weight.copy_(found.weight)
-            if found.bias is not None:
-                last.bias.copy_(found.bias)
-    return found
 
 
-def _kept_probe(model: PreTrainedModel, name: str, data: EncodedTask, plan: TrainingPlan) -> Probe | None:
-    """The probe of a model whose last linear map is zero, from disk where it was fitted before."""
-    kept, settings = KeptMeasurements(model, data, plan, seeded=False), {"format": _FORMAT}
+def _kept_fit(
+    model: PreTrainedModel, name: str, data: EncodedTask, plan: TrainingPlan, pooling: Recipe | None
+) -> HeadFit | None:
+    """The fit of a model whose last linear map is zero, from disk where it was made before."""
+    kept = KeptMeasurements(model, data, plan, seeded=False)
+    settings: dict[str, Any] = {"format": _FORMAT}
+    if pooling is not None and pooling.entries():
+        settings |= {"pooling": pooling.structure_hash()}
     known = kept.get("head_start", settings)
     if known is None:
-        features, last = _features(model, name, _few(data), plan), cast(nn.Linear, model.get_submodule(name))
+        features = _features(model, name, _few(data), plan, pooling)
         if features is None:
             return None
-        probe = fit_probe(
+        last = cast(nn.Linear, model.get_submodule(name))
+        fit = fit_head(
             features.inputs,
             features.labels,
             data.task.loss(),
@@ -137,15 +177,26 @@ def _kept_probe(model: PreTrainedModel, name: str, data: EncodedTask, plan: Trai
             bias=last.bias is not None,
             rows=features.rows,
         )
-        known = {"strength": torch.tensor(0.0 if probe is None else probe.strength)}
-        if probe is not None:
-            known |= {"weight": probe.weight, "mean": probe.mean, "unit": torch.tensor(probe.unit)}
-            known |= {} if probe.bias is None else {"bias": probe.bias}
+        known = _to_keep(fit)
         kept.put("head_start", settings, known)
+    return _from_kept(known)
+
+
+def _to_keep(fit: HeadFit) -> dict[str, Tensor]:
+    known = {"loss": torch.tensor(fit.loss), "of_rows": torch.tensor(fit.of_rows)}
+    if (probe := fit.probe) is not None:
+        known |= {"weight": probe.weight, "mean": probe.mean, "unit": torch.tensor(probe.unit)}
+        known |= {"strength": torch.tensor(probe.strength)}
+        known |= {} if probe.bias is None else {"bias": probe.bias}
+    return known
+
+
+def _from_kept(known: Mapping[str, Tensor]) -> HeadFit:
+    loss, of_rows = float(known["loss"]), bool(known["of_rows"])
     if "weight" not in known:
-        return None
+        return HeadFit(None, loss, of_rows)
     strength, unit = (float(known[name]) for name in ("strength", "unit"))
-    return Probe(known["weight"], known.get("bias"), strength, known["mean"], unit)
+    return HeadFit(Probe(known["weight"], known.get("bias"), strength, known["mean"], unit), loss, of_rows)
 
 
 def last_linear(model: PreTrainedModel) -> str | None:
@@ -183,7 +234,9 @@ class _Features(NamedTuple):
     rows: Tensor | None
 
 
-def _features(model: PreTrainedModel, name: str, data: EncodedTask, plan: TrainingPlan) -> _Features | None:
+def _features(
+    model: PreTrainedModel, name: str, data: EncodedTask, plan: TrainingPlan, pooling: Recipe | None = None
+) -> _Features | None:
     """What the layer `name` reads of each training row in the bare model, or of each of its tokens that have
     a label.
 
@@ -191,7 +244,10 @@ def _features(model: PreTrainedModel, name: str, data: EncodedTask, plan: Traini
     model takes them from. `None` where they are not.
     """
     device, width = plan.torch_device(), int(cast(nn.Linear, model.get_submodule(name)).in_features)
-    with _replaced(model, name, nn.Identity()), attach(model, Recipe(name="bare"), seed=plan.seed) as hybrid:
+    with (
+        _replaced(model, name, nn.Identity()),
+        attach(model, pooling or Recipe(name="bare"), seed=plan.seed) as hybrid,
+    ):
         forward = shortest_forward(hybrid, data, plan, dropout=False)
         with evaluation_mode(model):
             parts = [
@@ -226,7 +282,7 @@ def _replaced(model: nn.Module, name: str, other: nn.Module) -> Iterator[None]:
         model.set_submodule(name, own)
 
 
-def fit_probe(
+def fit_head(
     features: Tensor,
     labels: Tensor,
     loss: Loss,
@@ -234,7 +290,7 @@ def fit_probe(
     outputs: int,
     bias: bool = True,
     rows: Tensor | None = None,
-) -> Probe | None:
+) -> HeadFit:
     """Minimise loss + λ/2·‖W‖² over a linear map, with λ by cross-validation.
 
     Args:
@@ -245,9 +301,8 @@ def fit_probe(
             takes each as a row of one token. `None` where each stands for itself.
 
     Returns:
-        The map; `None` where held-out rows do not show that it knows enough: it has to save a tenth of the
-        loss of the best constant answer there, and a t-test over the folds (one-sided, 2.5 %) has to find
-        that it saves any. That tenth is a conjecture.
+        The fit. Its map has to save a tenth of the loss of the best constant answer on held-out rows, and a
+        t-test over the folds (one-sided, 2.5 %) has to find that it saves any. That tenth is a conjecture.
     """
     centre, spread = features.mean(0), features.std(0).clamp_min(1e-6)
     if not bias:
@@ -270,14 +325,16 @@ def fit_probe(
     chosen = _weakest_needed(held_out)
     saved = constant - held_out[chosen]
     chance = float(stdtrit(len(saved) - 1, _SURE)) * float(saved.std()) / len(saved) ** 0.5
+    losses = tuple(float(h.mean()) for h in held_out)
+    least = min(float(constant.mean()), *losses)
     if not float(saved.mean()) > max(chance, _SAVED * float(constant.mean())):
-        return None
+        return HeadFit(None, least, rows is None)
     weight, offset = weights[chosen]
     weight = weight / spread
     mean = torch.zeros(outputs) if offset is None else offset
     offset = None if offset is None else offset - weight @ centre
-    losses = tuple(float(h.mean()) for h in held_out)
-    return Probe(weight, offset, STRENGTHS[chosen], mean, fits.unit, losses)
+    probe = Probe(weight, offset, STRENGTHS[chosen], mean, fits.unit, losses)
+    return HeadFit(probe, least, rows is None)
 
 
 def _weakest_needed(held_out: Sequence[Tensor]) -> int:

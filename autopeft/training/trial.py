@@ -14,6 +14,7 @@ from autopeft.counting import Counts
 from autopeft.errors import UsageError, near
 from autopeft.hybrid import Hybrid, attach
 from autopeft.recipe import Recipe, TrainingSection
+from autopeft.recipe.pooling import pooling_of, trained_entries
 from autopeft.runs.records import Sample
 from autopeft.tasks.encode import EncodedSplit, EncodedTask
 from autopeft.training.checkpoint import Checkpoint
@@ -112,7 +113,8 @@ def run_trial(
 
     make = lambda: attach(model, recipe, seed=plan.seed)  # noqa: E731
     options: dict[str, Any] = {"on_step": on_step, "on_score": on_score, "should_stop": should_stop}
-    options |= {"until": until, "resume": resume, "alone": not recipe.entries(), "metric": metric}
+    options |= {"until": until, "resume": resume, "pooling": pooling_of(recipe), "metric": metric}
+    options["alone"] = not trained_entries(recipe)
     options["samples"] = samples
     return _trial(model, make, data, plan, splits, finished, **options)
 
@@ -157,6 +159,7 @@ def _trial(
     finished: Callable[[Trainable, Mapping[str, float]], None],
     *,
     alone: bool = False,
+    pooling: Recipe | None = None,
     metric: str | None = None,
     samples: bool = False,
     **options: Any,
@@ -169,7 +172,7 @@ def _trial(
         if data.task.task_kind.new_head:
             reset_head(model, plan.seed)
             if plan.head_start == "probe":
-                start_head(model, data, plan, alone=alone)
+                start_head(model, data, plan, alone=alone, pooling=pooling)
         hybrid = make()
         try:
             result = train(hybrid, data, plan, **options)

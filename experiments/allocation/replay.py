@@ -5,19 +5,22 @@ from __future__ import annotations
 import random
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from scipy.stats import spearmanr
 
+from autopeft.recipe.pooling import POOLINGS
 from autopeft.search.selection.finalists import promise
 
-__all__ = ["ALLOCATIONS", "CRITERIA", "Allocation", "Recorded", "correlations", "replay", "tables"]
+__all__ = ["ALLOCATIONS", "CRITERIA", "Allocation", "Outcome", "Recorded", "correlations", "replay", "tables"]
 
 CRITERIA = ("score", "loss", "calibrated")
 LORA, FROM_PORTFOLIO, REPLAYS, _NEARLY = "lora", 5, 400, 0.9
+LORAS = (LORA, "lora, slower", "lora, upper half", "lora, upper half, slower")
+"""Among which a LoRA is tuned, as far as they were trained."""
 
 Row = Mapping[str, Any]
 
@@ -86,23 +89,35 @@ class Recorded:
         told = self.rows[key][seed]["select"][str(step)][criterion]
         return float(told if criterion == "score" else -told)
 
-    def further(self, key: str) -> float:
-        """Mean score on further rows, in points."""
-        return 100 * statistics.fmean(row["further"] for row in self.rows[key].values())
+    def further(self, key: str, seeds: Collection[int] = ()) -> float:
+        """Mean score on further rows, in points, of trainings with these seeds; with all where none is
+        named."""
+        own = self.rows[key]
+        return 100 * statistics.fmean(own[seed]["further"] for seed in seeds or own)
 
     @property
-    def lora(self) -> str | None:
-        """Plain LoRA of the portfolio."""
-        return next((key for key in self.rows if self.origin(key) == LORA), None)
+    def loras(self) -> list[str]:
+        """LoRA at the places and rates among which it is tuned."""
+        return [key for key in self.rows if self.origin(key) in LORAS]
 
 
-def replay(known: Recorded, how: Allocation, criterion: str, rng: random.Random) -> str:
-    """The recipe that a search returns.
+@dataclass(frozen=True)
+class Outcome:
+    """What a replayed search returns, and the LoRA that it was compared with.
 
-    All trials have one seed, finalists and LoRA the next ones; what promises most wins, as in a search.
+    Attributes:
+        seeds: that had no part in either choice, by which both are told; empty where all had.
     """
-    lora = known.lora
-    others = [k for k in known.rows if known.origin(k) != LORA]
+
+    winner: str
+    lora: str
+    seeds: tuple[int, ...]
+
+
+def replay(known: Recorded, how: Allocation, criterion: str, rng: random.Random) -> Outcome:
+    """One search: all trials have one seed, finalists and LoRA the next ones; what promises most wins. LoRA
+    is tuned with the seed of the trials."""
+    others = [k for k in known.rows if known.origin(k) not in (LORA, *LORAS[1::2])]
     portfolio = [k for k in others if not known.origin(k).startswith("drawn")]
     drawn = [k for k in known.rows if known.origin(k) == "drawn"]
     first = rng.sample(portfolio, min(FROM_PORTFOLIO, how.trials, len(portfolio)))
@@ -114,10 +129,12 @@ def replay(known: Recorded, how: Allocation, criterion: str, rng: random.Random)
         tried = tried[: -(-len(tried) // 3)]
     tried.sort(key=lambda k: -known.merit(k, seed, how.steps, criterion))
     finalists = tried[: how.top] if fresh else tried[:1]
-    sides = [*([lora] if lora is not None else []), *finalists]
+    lora = max(known.loras, key=lambda k: known.merit(k, seed, how.steps, criterion))
+    sides = [lora, *finalists]
     scores = [[known.merit(k, s, how.steps, criterion) for s in (seed, *fresh)] for k in sides]
     expected = promise(scores)
-    return sides[max(range(len(sides)), key=expected.__getitem__)]
+    winner = sides[max(range(len(sides)), key=expected.__getitem__)]
+    return Outcome(winner, lora, tuple(s for s in known.seeds if s not in (seed, *fresh)))
 
 
 def _by_group(rows: Sequence[Row]) -> dict[tuple[str, int], list[Row]]:
@@ -150,9 +167,17 @@ def _steps_of(known: Recorded) -> list[int]:
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """What there is, as Markdown."""
+    """What there is, as Markdown, for each reading of the heads."""
+    found = list[str]()
+    for pooling in POOLINGS:
+        own = [row for row in rows if row.get("pooling", "own") == pooling]
+        found += [f"Heads read: {pooling}", "", _tables(own), ""] if own else []
+    return "\n".join(found)
+
+
+def _tables(rows: Sequence[Row]) -> str:
     told = {key: Recorded(own) for key, own in _by_group(rows).items()}
-    groups = {key: known for key, known in told.items() if len(known.rows) > 3 and known.lora}
+    groups = {key: known for key, known in told.items() if len(known.rows) > 3 and known.loras}
     return "\n".join([*_draws(rows), "", *_ranks(groups), "", *_searches(groups)])
 
 
@@ -181,7 +206,8 @@ def _ranks(groups: Mapping[tuple[str, int], Recorded]) -> Iterator[str]:
 
 
 def _searches(groups: Mapping[tuple[str, int], Recorded]) -> Iterator[str]:
-    """Gains over LoRA of the same length, and further scores; means over tasks and replays."""
+    """Gains over the LoRA that was tuned in trainings of the same length, and further scores; means over
+    tasks and replays."""
     yield (
         "| recipes | steps | rung | finalists × seeds | cost, steps | "
         + " | ".join(f"gain by {c} | further by {c}" for c in CRITERIA)
@@ -197,9 +223,9 @@ def _searches(groups: Mapping[tuple[str, int], Recorded]) -> Iterator[str]:
             gains, further = list[float](), list[float]()
             for task, index in product(sorted(tasks), range(REPLAYS)):
                 known = groups[task, how.steps]
-                assert known.lora is not None
-                won = known.further(replay(known, how, criterion, random.Random(index)))
-                gains.append(won - known.further(known.lora))
+                out = replay(known, how, criterion, random.Random(index))
+                won = known.further(out.winner, out.seeds)
+                gains.append(won - known.further(out.lora, out.seeds))
                 further.append(won)
             # Replays share their trainings, so that an interval over them would tell of the draws alone.
             told.append(f"{statistics.fmean(gains):+.2f} | {statistics.fmean(further):.2f}")

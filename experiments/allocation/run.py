@@ -36,6 +36,7 @@ from autopeft.assets import load_config, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.graph import build_graph
+from autopeft.recipe.pooling import pooled
 from autopeft.search.portfolio.templates import fitted, templates
 from autopeft.search.space.repair import repair
 from autopeft.search.space.space import Space
@@ -45,9 +46,15 @@ __all__ = ["Training", "needed", "recipes"]
 
 RESULTS = Path(__file__).parent / "results" / "trainings.jsonl"
 MODEL, BUDGET, ROWS = "minilm", "0.5%", 2_000
-TASKS, SPLIT, SEEDS = ("trec", "movie-sentences"), 710, (0, 1, 2, 3)
-HORIZONS = {60: (10, 20, 40), 30: (), 120: (20, 40)}
+TASKS, SPLIT, SEEDS = ("trec", "movie-sentences"), 710, (0, 1, 2)
+HORIZONS = {60: (10, 20, 40), 120: (20, 40), 30: ()}
 """Steps of a training, and those at which it pauses to be scored."""
+
+LORAS = ("lora", "lora, upper half")
+"""Those at their lower rate too: among them a LoRA is tuned."""
+
+READINGS = ("mean",)
+"""What heads read: as the probe of a search finds it on both tasks. What was recorded before is of `own`."""
 
 PORTFOLIO = (
     "lora", "lora, upper half", "lora, upper third", "lora on every map, upper half", "dora",
@@ -59,8 +66,9 @@ DRAWN = 16
 
 @dataclass(frozen=True)
 class Training:
-    """All that decides one training; `hash` is the recipe's."""
+    """All that decides one training; `hash` is that of the recipe without what settles its head's reading."""
 
+    pooling: str
     task: str
     hash: str
     steps: int
@@ -79,7 +87,10 @@ def recipes() -> dict[str, tuple[str, Recipe]]:
     for name in PORTFOLIO:
         recipe = next(fitted(t, spec, limit)[-1].recipe for t in templates() if t.name == name)
         found[build_graph(recipe, spec).trial_hash()] = (name, recipe)
-    while len(found) < len(PORTFOLIO) + DRAWN:
+    for name in LORAS:
+        recipe = next(fitted(t, spec, limit)[0].recipe for t in templates() if t.name == name)
+        found[build_graph(recipe, spec).trial_hash()] = (f"{name}, slower", recipe)
+    while len(found) < len(PORTFOLIO) + len(LORAS) + DRAWN:
         recipe = repair(space, space.sample(rng, spec), limit, spec).recipe
         found.setdefault(build_graph(recipe, spec).trial_hash(), ("drawn", recipe))
     return found
@@ -87,11 +98,12 @@ def recipes() -> dict[str, tuple[str, Recipe]]:
 
 def needed() -> Iterator[Training]:
     """Every training: the length of today's quick search first, and all recipes of a seed before the next."""
-    for steps in HORIZONS:
-        for seed in SEEDS:
-            for task in TASKS:
-                for key in recipes():
-                    yield Training(task, key, steps, seed)
+    for pooling in READINGS:
+        for steps in HORIZONS:
+            for seed in SEEDS:
+                for task in TASKS:
+                    for key in recipes():
+                        yield Training(pooling, task, key, steps, seed)
 
 
 def measure(training: Training) -> dict[str, Any]:
@@ -99,7 +111,7 @@ def measure(training: Training) -> dict[str, Any]:
     t = training
     data = encoded_with_further_rows(t.task, ROWS, seed=SPLIT)
     plan = quick_plan(t.steps, t.seed)
-    recipe, checkpoint, select = recipes()[t.hash][1], None, dict[str, Any]()
+    recipe, checkpoint, select = pooled(recipes()[t.hash][1], t.pooling), None, dict[str, Any]()  # type: ignore[arg-type]
     begun = time.process_time()
     for until in (*HORIZONS[t.steps], t.steps):
         last = until == t.steps
@@ -123,7 +135,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     names = [f.name for f in fields(Training)]
-    known = {Training(*(row[name] for name in names)) for row in read_rows(RESULTS)}
+    known = {Training(*({"pooling": "own", **row}[name] for name in names)) for row in read_rows(RESULTS)}
     part, parts = part_of(given.part)
     mine = set(list(recipes())[part::parts])
     for training in needed():

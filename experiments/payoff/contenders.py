@@ -23,6 +23,7 @@ from autopeft import Recipe, recommend
 from autopeft.counting import Budget, count
 from autopeft.graph import build_graph
 from autopeft.recipe import TrainingSection
+from autopeft.recipe.pooling import pooled
 from autopeft.runs.folder import load_run
 from autopeft.runs.records import TrialRecord
 from autopeft.search.api import search
@@ -93,6 +94,7 @@ class Runs:
             "tuned LoRA": lambda: self._baseline("tuned LoRA", "lora"),
             "LoRA, equal CPU": self._equal,
             "LoRA as users take it": self._plain,
+            "the same, read alike": self._plain_alike,
             "portfolio's first": self._recommended,
             "best single method": self._single,
             "head alone": lambda: self._baseline("head alone", "head"),
@@ -176,6 +178,13 @@ class Runs:
         """The largest LoRA on all layers that fits, at its highest usual rate, which was best so far."""
         member = self._member("lora", -1)
         return None if member is None else self._final("LoRA as users take it", member.recipe)
+
+    def _plain_alike(self) -> Run | None:
+        """That LoRA, whose head reads what those of the search do."""
+        member = self._member("lora", -1)
+        if member is None:
+            return None
+        return self._final("the same, read alike", pooled(member.recipe, self.ready.space.pooling))
 
     def _recommended(self) -> Run:
         """What `autopeft recommend` says without a look at the task, and without evidence of its cluster."""

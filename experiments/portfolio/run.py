@@ -41,6 +41,7 @@ from autopeft import load_task
 from autopeft.assets import load_config, load_tokenizer, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
+from autopeft.search.planning.pooling import find_pooling
 from autopeft.search.portfolio import evidence
 from autopeft.search.portfolio.evidence import Key, reference_of
 from autopeft.search.portfolio.packing import packed
@@ -55,6 +56,7 @@ __all__ = ["Cell", "cells", "needed"]
 
 TRAININGS = Path(__file__).parent / "results" / "trainings.jsonl"
 PROBES = TRAININGS.with_name("probes.jsonl")
+READINGS = TRAININGS.with_name("readings.jsonl")
 LENGTH, BATCH, STEPS, SELECT = 64, 32, 60, 400
 TASKS = ("trec", "movie-sentences", "sms-spam", "trec-fine", "subjectivity", "disaster-tweets")
 ROWS = (2_000, 100, 500)
@@ -163,7 +165,8 @@ def ship(rows: Sequence[dict[str, Any]]) -> str:
         spec = _spec(model)
         shares = {b: round(Budget.parse(b).limits(spec)[1] / spec.parameters, 6) for b in BUDGETS}
         members[model] = {shares[b]: recipes(model, b) for b in BUDGETS}
-    return packed(rows, members, read_rows(PROBES), steps=STEPS, batch_size=BATCH)
+    looks = (read_rows(PROBES), read_rows(READINGS))
+    return packed(rows, members, *looks, steps=STEPS, batch_size=BATCH)
 
 
 def probe(cell: Cell) -> dict[str, Any]:
@@ -189,6 +192,21 @@ def probe_all(rows: Sequence[dict[str, Any]]) -> None:
             row = probe(Cell(*key))
             append_row(PROBES, row)
             note(f"{row['task']:16} {row['rows']:5} {row['seed']} {row['features']} {row['cpu_seconds']} s")
+
+
+def read_all(rows: Sequence[dict[str, Any]]) -> None:
+    """What a head should read in each cell that was trained on, as a search's own probe finds it."""
+    names = Cell.__dataclass_fields__
+    known = {tuple(row[name] for name in names) for row in read_rows(READINGS)}
+    for key in dict.fromkeys(tuple(row[name] for name in names) for row in rows):
+        cell = Cell(*key)
+        if key in known:
+            continue
+        plan = TrainingPlan(steps=1, max_length=LENGTH, seed=cell.seed, device="cpu")
+        found = find_pooling(resolve_model(cell.model), _data(cell).task, plan, _spec(cell.model))
+        assert found is not None
+        append_row(READINGS, {**asdict(cell), "own": round(found.own, 6), "mean": round(found.mean, 6)})
+        note(f"{cell.task:16} {cell.rows:5} {cell.seed} {found.own:.3f} {found.mean:.3f}")
 
 
 def _known(rows: Sequence[dict[str, Any]]) -> set[tuple[Any, ...]]:
@@ -234,6 +252,7 @@ def main() -> None:
     rows = read_rows(TRAININGS)
     if given.probe:
         probe_all(rows)
+        read_all(rows)
         return
     if given.ship:
         target = Path(evidence.__file__).with_name(evidence.FILE)

@@ -116,7 +116,9 @@ def candidates() -> list[str]:
     fixed recipes."""
     lacking = {"encoder_decoder", "artefacts", "token_logits"}
     alone = [name for name in method_names() if name not in STARTS]
-    methods = [name for name in alone if not lacking & get_method(name).traits.needs]
+    traits = {name: get_method(name).traits for name in alone}
+    # What settles what the head reads trains nothing (`experiments/pooling`).
+    methods = [name for name, own in traits.items() if not lacking & own.needs and not own.pools]
     return [HEAD, *methods, FULL, *VARIANTS, *HYBRIDS]
 
 

@@ -3,6 +3,7 @@
     python experiments/support_matrix/run.py                     # goes on where it stopped; writes results/
     python experiments/support_matrix/run.py --fresh             # leaves aside what was found before
     python experiments/support_matrix/run.py --families qwen3    # these families anew, the others as they are
+    python experiments/support_matrix/run.py --methods lora      # the same of methods
     python experiments/support_matrix/run.py --part 0/2          # every second cell; a run without it ends
     python experiments/support_matrix/run.py --tables            # counts of what was recorded
 
@@ -27,6 +28,8 @@ from lib.recording import part_of
 from lib.storage import Balance, write_whole
 from rich.progress import track
 
+from autopeft.method import method_names
+
 __all__ = ["main", "matrix", "recorded", "run", "told"]
 
 RESULTS = Path(__file__).parent / "results"
@@ -43,18 +46,22 @@ def recorded() -> Matrix:
 
 
 def run(
-    *, fresh: bool = False, families: tuple[str, ...] = (), part: tuple[int, int] = (0, 1)
+    *,
+    fresh: bool = False,
+    families: tuple[str, ...] = (),
+    methods: tuple[str, ...] = (),
+    part: tuple[int, int] = (0, 1),
 ) -> Matrix | None:
     """Try every cell, from where an interrupted run stopped, and write the matrix.
 
     Args:
         fresh: leave aside what an interrupted run has found.
-        families: try those of these families, and take the others as they were recorded.
+        families, methods: try those of these families and methods, and take the others as they were recorded.
         part: (k, n): every n-th cell alone, from the k-th on, beside other processes. Without the others'
             cells there is no matrix, and `None` is returned.
     """
     balance = Balance(RESULTS / "unfinished.jsonl", fresh=fresh)
-    wanted, known = cells(), _recorded_of_others(families) if families else {}
+    wanted, known = cells(), _recorded_of_others(families, methods) if families or methods else {}
     for cell in track(wanted[part[0] :: part[1]], "cells"):
         if (key := _key(cell)) not in balance and key not in known:
             outcome, reason = verdict(cell)
@@ -67,12 +74,13 @@ def run(
     return found
 
 
-def _recorded_of_others(families: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Verdicts of the recorded matrix by key, but those of these families."""
+def _recorded_of_others(families: tuple[str, ...], methods: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Verdicts of the recorded matrix by key, but those of these families and methods."""
     found, known = recorded(), {}
-    for place, methods in found["cells"].items():
-        for method, number in methods.items():
-            if place.split()[0] not in families and method not in found["broken"].get(place, {}):
+    for place, tried in found["cells"].items():
+        for method, number in tried.items():
+            anew = place.split()[0] in families or method in methods
+            if not anew and method not in found["broken"].get(place, {}):
                 told = ("works", "") if number is None else ("refused", found["reasons"][number])
                 known[f"{place} {method}"] = dict(zip(("outcome", "reason"), told, strict=True))
     return known
@@ -118,12 +126,18 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="try all anew")
     parser.add_argument("--part", default="0/1", help="K/N: the K-th of N processes that share the work")
     parser.add_argument("--families", nargs="+", choices=sorted(FAMILIES), default=(), help="try these anew")
+    parser.add_argument("--methods", nargs="+", choices=method_names(), default=(), help="try these anew")
     options = parser.parse_args()
     if options.tables:
         print(told(recorded()), end="")
         return
     torch.set_num_threads(1)
-    found = run(fresh=options.fresh, families=tuple(options.families), part=part_of(options.part))
+    found = run(
+        fresh=options.fresh,
+        families=tuple(options.families),
+        methods=tuple(options.methods),
+        part=part_of(options.part),
+    )
     if found is None:
         return
     print(told(found), end="")

@@ -48,10 +48,11 @@ def rows(steps: int = 60, noise: float = 0.0) -> list[dict[str, Any]]:
 def test_the_population_is_the_portfolio_and_draws_of_the_space(run: Any) -> None:
     found = run.recipes()
     origins = [origin for origin, _ in found.values()]
-    assert origins == [*run.PORTFOLIO, *["drawn"] * run.DRAWN]
+    slower = [f"{name}, slower" for name in run.LORAS]
+    assert origins == [*run.PORTFOLIO, *slower, *["drawn"] * run.DRAWN]
     first = next(run.needed())
     assert (first.steps, first.seed) == (60, 0)
-    assert len(list(run.needed())) == 3 * 4 * 2 * len(found)
+    assert len(list(run.needed())) == 3 * 3 * 2 * len(found)
 
 
 def test_what_an_allocation_costs(replay: Any) -> None:
@@ -64,15 +65,15 @@ def test_without_noise_a_search_finds_the_best_that_it_tried(replay: Any) -> Non
     known = replay.Recorded(rows())
     for criterion in replay.CRITERIA:
         whole = replay.Allocation(15, 60, 2, 3)
-        assert replay.replay(known, whole, criterion, random.Random(0)) == "d9"
+        assert replay.replay(known, whole, criterion, random.Random(0)).winner == "d9"
     # Of the portfolio alone none is better than LoRA.
-    assert replay.replay(known, replay.Allocation(5, 60, 2, 3), "score", random.Random(1)) == "lora"
+    assert replay.replay(known, replay.Allocation(5, 60, 2, 3), "score", random.Random(1)).winner == "lora"
 
 
 def test_a_rung_that_says_nothing_costs_recipes(replay: Any) -> None:
     known = replay.Recorded(rows())
     blind = replay.Allocation(15, 60, 2, 3, rung=20)
-    found = {replay.replay(known, blind, "score", random.Random(i)) for i in range(20)}
+    found = {replay.replay(known, blind, "score", random.Random(i)).winner for i in range(20)}
     assert found != {"d9"}
 
 
@@ -94,4 +95,27 @@ def test_a_seed_that_is_being_recorded_takes_no_part(replay: Any) -> None:
 def test_a_recipe_without_all_seeds_takes_no_part(replay: Any) -> None:
     known = replay.Recorded(rows()[:-1])
     assert "d9" not in known.rows
-    assert known.lora == "lora"
+    assert known.loras == ["lora"]
+
+
+def test_what_is_told_is_of_seeds_that_chose_nothing(replay: Any) -> None:
+    known = replay.Recorded(rows())
+    out = replay.replay(known, replay.Allocation(12, 60, 2, 2), "loss", random.Random(0))
+    assert len(out.seeds) == 1
+    told = {seed: {**row, "further": 0.1 * seed} for seed, row in known.rows[out.winner].items()}
+    known.rows[out.winner] = told
+    assert known.further(out.winner, out.seeds) == pytest.approx(10 * out.seeds[0])
+    assert known.further(out.winner) == pytest.approx(15.0)
+
+
+def test_a_lora_is_tuned_by_the_criterion(replay: Any) -> None:
+    found = rows()
+    better = []
+    for row in found:
+        if row["hash"] == "lora":
+            select = {step: {**told, "loss": told["loss"] - 1} for step, told in row["select"].items()}
+            better.append({**row, "hash": "slow", "origin": "lora, slower", "select": select})
+    known = replay.Recorded([*found, *better])
+    how = replay.Allocation(5, 60, 2, 3)
+    assert replay.replay(known, how, "loss", random.Random(1)).lora == "slow"
+    assert replay.replay(known, how, "score", random.Random(1)).lora == "lora"

@@ -99,6 +99,9 @@ def test_a_run_goes_on_where_it_stopped(
     tried[:] = [""] * 6
     assert run.run(families=("vit",)) == found, "bert's are taken from the record"
     assert tried == [""] * 6
+    tried.clear()
+    assert run.run(methods=("lora",)) == found
+    assert tried == ["lora"]
     assert f"| classification | 1 | {len(method_names())} | {len(method_names()) - 1} | 1 |" in run.told(
         found
     )

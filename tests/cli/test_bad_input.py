@@ -70,7 +70,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("no unit", "'200ms'"),
     ),
     "limit that nothing meets": (
-        (*SEARCH, "--budget", "20%", "--max-file", "1kB", "--label", "verdict"),
+        (*SEARCH, "--budget", "20%", "--max-file", "1kB", "--label", "verdict", "--pooling", "own"),
         ("size of the saved hybrid at most 1kB", "The nearest is not"),
     ),
     "no such space": ((*SEARCH, "--budget", "1%", "--space", "lorra"), ("'lorra'", "Did you mean 'lora'")),

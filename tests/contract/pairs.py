@@ -42,6 +42,9 @@ PAIRS = [
     *((c, a) for c in CASES for a in ARCHITECTURES if (c, a) not in REFUSED),
     *((c, a) for a in OTHERS for c in WAYS if (c, a) not in REFUSED),
 ]
+# What has nothing to train: a head reads other states by it, and no text is written with one.
+PARAMETERLESS = ("mean-pooling",)
+TRAINED = [(c, a) for c, a in PAIRS if c not in PARAMETERLESS]
 # What is made of the whole text is refused a cache where a text is written on.
 SELECTIVE = ("selective-prompt", "selective-prompt-shared", "selective-prompt-all")
 OF_TEXTS = ("apt", "idpg", "idpg-sentence", "infoprompt", "lpt", "lpt-appg", "smop", "smop-two", *SELECTIVE)
@@ -49,7 +52,7 @@ ON_DECODERS = [
     (c, a)
     for c, a in PAIRS
     if FAMILIES[a].writes
-    and c not in ("gate", "route-sequence")
+    and c not in ("gate", "route-sequence", *PARAMETERLESS)
     and not (c in OF_TEXTS and a not in families.ENCODER_DECODERS)
 ]
 # All layers are handed the relative positions as a keyword, behind a norm whose bias is trained: the backward

@@ -14,8 +14,10 @@ from contract.pairs import (
     OF_TEXTS,
     ON_DECODERS,
     PAIRS,
+    PARAMETERLESS,
     REFUSED,
     SELECTIVE,
+    TRAINED,
     USUAL,
     drawn,
     is_spared,
@@ -130,7 +132,7 @@ def test_every_parameter_gets_a_gradient_and_the_count_is_real(case: str, name: 
     assert all(p.grad is None for p in model.parameters() if id(p) in base)
 
 
-@pytest.mark.parametrize(("case", "name"), drawn(PAIRS))
+@pytest.mark.parametrize(("case", "name"), drawn(TRAINED))
 def test_backbone_is_bit_identical_after_training(case: str, name: str) -> None:
     reference = tiny_model(name)
     inputs = tiny_inputs(name, pad=2)
@@ -311,7 +313,7 @@ WITHOUT_IDENTITY = (
     *("prompt", "p-tuning", "p-tuning-slots", "idpg", "idpg-sentence", "infoprompt"),
     *("spot", "tpt", "xprompt"),
     *("lpt", "lpt-appg", "lpt-table", *SELECTIVE, "prefix-propagation", "smop", "smop-two", "dept"),
-    *("gate", "route-sequence", "mov-top", "weight-drop", "coda"),
+    *("gate", "route-sequence", "mov-top", "weight-drop", "coda", *PARAMETERLESS),
 )
 
 
@@ -381,7 +383,7 @@ def _gradients(model: PreTrainedModel, hybrid: Hybrid, inputs: dict[str, Tensor]
     return {n: p.grad.clone() for n, p in hybrid.root.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(("case", "name"), drawn(p for p in PAIRS if p[1] in USUAL))
+@pytest.mark.parametrize(("case", "name"), drawn(p for p in TRAINED if p[1] in USUAL))
 def test_deepcopy_is_independent(case: str, name: str) -> None:
     model, hybrid = attached(case, name)
     randomise(hybrid.root)

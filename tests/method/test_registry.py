@@ -47,6 +47,7 @@ def test_every_method_with_a_size_names_a_field_of_its_config() -> None:
         "ia3",
         "ipa",
         "krona",
+        "mean_pooling",
         "ssf",
         "lora_plus",
         "lora",

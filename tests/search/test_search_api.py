@@ -59,6 +59,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
         "workers": 2,
         "max_length": 16,
         "batch_size": 8,
+        "pooling": "own",
         "out": str(tmp_path / "run"),
     }
 

@@ -82,6 +82,7 @@ def small_search(folder: Path, **more: Any) -> dict[str, Any]:
         "confirm_seeds": 1,
         "max_length": 16,
         "batch_size": 8,
+        "pooling": "own",
         "out": str(folder / "run"),
         **more,
     }

@@ -20,7 +20,7 @@ from autopeft.recipe import Recipe
 from autopeft.tasks.encode import EncodedTask
 from autopeft.tasks.kinds import get_kind
 from autopeft.training import TrainingPlan, head_start, run_trial
-from autopeft.training.head_start import fit_probe, last_linear, start_head
+from autopeft.training.head_start import fit_head, last_linear, start_head
 
 PLAN = TrainingPlan(steps=2, max_length=16, seed=5, device="cpu", head_start="probe")
 CROSS_ENTROPY = get_kind("classification").loss(())
@@ -52,7 +52,7 @@ def right(probe: Any, features: Tensor, labels: Tensor) -> float:
 
 def test_it_is_the_penalised_logistic_regression() -> None:
     features, labels = rows(300, 2.0)
-    probe = fit_probe(features, labels, CROSS_ENTROPY, outputs=3)
+    probe = fit_head(features, labels, CROSS_ENTROPY, outputs=3).probe
     assert probe is not None
     inputs = (features - features.mean(0)) / features.std(0)
     other = LogisticRegression(C=1 / (probe.strength * len(labels)), tol=1e-8, max_iter=5000)
@@ -63,9 +63,9 @@ def test_it_is_the_penalised_logistic_regression() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_more_noise_and_fewer_rows_want_more_penalty(seed: int) -> None:
-    clear = fit_probe(*rows(1000, 0.1, seed), CROSS_ENTROPY, outputs=3)
-    noisy = fit_probe(*rows(1000, 4.0, seed), CROSS_ENTROPY, outputs=3)
-    few = fit_probe(*rows(60, 1.0, seed), CROSS_ENTROPY, outputs=3)
+    clear = fit_head(*rows(1000, 0.1, seed), CROSS_ENTROPY, outputs=3).probe
+    noisy = fit_head(*rows(1000, 4.0, seed), CROSS_ENTROPY, outputs=3).probe
+    few = fit_head(*rows(60, 1.0, seed), CROSS_ENTROPY, outputs=3).probe
     assert clear is not None
     assert noisy is not None
     assert few is not None
@@ -80,13 +80,15 @@ def test_rows_that_say_nothing_leave_the_head_alone() -> None:
     for seed in range(20):
         features, _ = rows(100, 1.0, seed)
         labels = torch.randint(0, 3, (100,), generator=torch.Generator().manual_seed(1000 + seed))
-        found.append(fit_probe(features, labels, CROSS_ENTROPY, outputs=3))
+        found.append(fit_head(features, labels, CROSS_ENTROPY, outputs=3).probe)
     assert found == [None] * 20
 
 
 def test_the_scale_of_features_is_nothing() -> None:
     features, labels = rows(300, 1.0)
-    one, other = (fit_probe(f, labels, CROSS_ENTROPY, outputs=3) for f in (features, features * 1000 - 7))
+    one, other = (
+        fit_head(f, labels, CROSS_ENTROPY, outputs=3).probe for f in (features, features * 1000 - 7)
+    )
     assert one is not None
     assert other is not None
     assert one.strength == other.strength
@@ -98,8 +100,8 @@ def test_weights_of_classes_count() -> None:
     features, labels = rows(600, 3.0, classes=2)
     keep = (labels == 0) | (torch.arange(600) % 10 == 0)  # one class is rare
     features, labels = features[keep], labels[keep]
-    plain = fit_probe(features, labels, CROSS_ENTROPY, outputs=2)
-    even = fit_probe(features, labels, get_kind("classification").loss((), [1.0, 10.0]), outputs=2)
+    plain = fit_head(features, labels, CROSS_ENTROPY, outputs=2).probe
+    even = fit_head(features, labels, get_kind("classification").loss((), [1.0, 10.0]), outputs=2).probe
     assert plain is not None
     assert even is not None
     rare = labels == 1
@@ -112,7 +114,7 @@ def test_a_regression_in_any_unit(scale: float) -> None:
     features = torch.randn(200, 5, generator=random)
     true = torch.tensor([1.0, -2.0, 0.0, 0.5, 3.0])
     labels = scale * (features @ true + 4 + 0.1 * torch.randn(200, generator=random))
-    probe = fit_probe(features, labels, SQUARES, outputs=1)
+    probe = fit_head(features, labels, SQUARES, outputs=1).probe
     assert probe is not None
     torch.testing.assert_close(probe.weight[0] / scale, true, rtol=0.05, atol=0.05)
     assert float(probe.bias / scale) == pytest.approx(4, abs=0.1)  # type: ignore[operator]
@@ -124,7 +126,7 @@ def test_a_regression_in_any_unit(scale: float) -> None:
 
 def test_without_a_bias() -> None:
     features, labels = rows(300, 0.5, classes=2)
-    probe = fit_probe(features - features.mean(0), labels, CROSS_ENTROPY, outputs=2, bias=False)
+    probe = fit_head(features - features.mean(0), labels, CROSS_ENTROPY, outputs=2, bias=False).probe
     assert probe is not None
     assert probe.bias is None
     assert right(probe, features - features.mean(0), labels) > 0.85
@@ -133,7 +135,7 @@ def test_without_a_bias() -> None:
 def test_a_column_that_never_varies_has_no_part() -> None:
     features, labels = rows(300, 0.5)
     features[:, 3] = 7.0
-    probe = fit_probe(features, labels, CROSS_ENTROPY, outputs=3)
+    probe = fit_head(features, labels, CROSS_ENTROPY, outputs=3).probe
     assert probe is not None
     assert bool(torch.isfinite(probe.weight).all())
     assert right(probe, features, labels) > 0.7
@@ -249,8 +251,8 @@ def test_of_many_rows_some_are_enough(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path))
     monkeypatch.setattr(head_start, "_MOST_ROWS", 200)
     seen: list[int] = []
-    fit = head_start.fit_probe
-    monkeypatch.setattr(head_start, "fit_probe", lambda f, *a, **k: seen.append(len(f)) or fit(f, *a, **k))
+    fit = head_start.fit_head
+    monkeypatch.setattr(head_start, "fit_head", lambda f, *a, **k: seen.append(len(f)) or fit(f, *a, **k))
     model = classifier("bert")
     assert start_head(model, known_task(model, count=300), PLAN, alone=True) is not None
     assert seen == [200]

@@ -61,6 +61,7 @@ class SearchArguments(Arguments):
         "rank_by": "score",
         "portfolio": False,
         "head_start": "random",
+        "pooling": "own",
         "final_precision": "fp32",
     }
 
@@ -313,6 +314,18 @@ class SearchArguments(Arguments):
     shortcuts: shared.Shortcuts = True
     learn_all: shared.LearnAll = False
     head_start: shared.HeadStart = "probe"
+    pooling: Annotated[
+        str,
+        Option(
+            help="What heads read, of the winner and of every baseline alike: own, what the model gives them "
+            "(the first token, the last one); mean, the mean of all tokens; auto, what lets a linear probe "
+            "predict held-out training rows better. Models with mean have no form in plain transformers, so "
+            "that auto is own with --serve.",
+            panel=shared.TRAINING,
+            choices=checks.poolings,
+            check=checks.check_pooling,
+        ),
+    ] = "auto"
     text: shared.Text = None
     text_pair: shared.TextPair = None
     label: shared.Label = None

@@ -127,7 +127,8 @@ def step_cost_of(calibration: Calibration, bound: BoundSpace, budget: Budget) ->
     of the space where the backbone has no place for LoRA."""
     lora = lora_baseline(bound.spec, budget.limits(bound.spec), 1)
     if lora is not None:
-        return StepCost(calibration, bound.spec, Recipe.from_dict(dict(lora.candidates[0])), lora.title(0))
+        recipe = Recipe.from_dict(dict(lora.pooled(bound.pooling).candidates[0]))
+        return StepCost(calibration, bound.spec, recipe, lora.title(0))
     member = middle(bound, budget, 1)[0]
     return StepCost(calibration, bound.spec, member.recipe, member.title)
 
@@ -141,4 +142,6 @@ def _offers(bound: BoundSpace, budget: Budget) -> list[Offer]:
         except AutoPEFTError:  # nothing near this point fits
             continue
     lora = lora_baseline(bound.spec, budget.limits(bound.spec), 1)
-    return found if lora is None else found + Offer.of(Recipe.from_dict(dict(lora.candidates[0])))
+    if lora is None:
+        return found
+    return found + Offer.of(Recipe.from_dict(dict(lora.pooled(bound.pooling).candidates[0])))

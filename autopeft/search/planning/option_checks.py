@@ -14,6 +14,7 @@ from autopeft.errors import RecipeError, UsageError, near
 from autopeft.search.core.goals import GOALS, OBJECTIVES
 
 __all__ = [
+    "AUTO",
     "RANKS",
     "baselines",
     "check_baselines",
@@ -22,6 +23,7 @@ __all__ = [
     "check_gpus",
     "check_listen",
     "check_margin",
+    "check_pooling",
     "check_precision",
     "check_rank",
     "check_sampler",
@@ -34,6 +36,7 @@ __all__ = [
     "fidelities",
     "goals",
     "objectives",
+    "poolings",
     "precisions",
     "ranks",
     "samplers",
@@ -45,6 +48,23 @@ __all__ = [
 ]
 
 RANKS = ("calibrated-loss", "loss", "score")
+
+
+AUTO = "auto"
+"""For what a probe finds."""
+
+
+def poolings() -> Iterable[str]:
+    from autopeft.recipe.pooling import POOLINGS
+
+    return (AUTO, *POOLINGS)
+
+
+def check_pooling(name: str) -> object:
+    if name not in poolings():
+        known = tuple(poolings())
+        raise UsageError(f"Heads read one of {', '.join(known)}, but got {name!r}.{near(name, known)}")
+    return name
 
 
 def ranks() -> Iterable[str]:

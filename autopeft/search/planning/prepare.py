@@ -34,6 +34,7 @@ from autopeft.search.optimization.samplers import default_sampler
 from autopeft.search.optimization.successive_halving import Rungs
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.limits import calibration_for, limits_of, step_cost_of, task_head, with_head
+from autopeft.search.planning.pooling import pooling_of_search
 from autopeft.search.planning.precision import PrecisionFinding, precision_of_finals
 from autopeft.search.selection.baselines import Baseline, baselines, parse_kinds
 from autopeft.search.space.repair import check_feasible
@@ -203,6 +204,7 @@ class Prepared:
             "goal": self.goal,
             "objective": self.objective,
             "rank_by": self.rank_by,
+            "pooling": self.space.pooling,
             "trial_metric": self.trial_metric,
             "effort": asdict(self.effort),
             "training": vars(self.plan) | {"steps": self.effort.steps},
@@ -229,23 +231,23 @@ def prepare(
     """
     a = arguments
     cheap = _check(a)
-    model = str(keep_model(*a.model) if isinstance(a.model, tuple) else a.model)
-    a = a.changed(model=model)
+    a = a.changed(model=str(keep_model(*a.model) if isinstance(a.model, tuple) else a.model))
     gpu, parameters = torch.cuda.is_available(), Budget.parse(a.budget)
     if effort is None:
         _effort(a, gpu=gpu)  # its numbers are looked at before anything is fetched
     space = a.space if isinstance(a.space, Space) else Space.load(a.space)
-    source = resolve_model(model, notify=notify, quantize=a.quantize)
-    spec = spec_of(unquantized(load_config(source), model))
+    source = resolve_model(str(a.model), notify=notify, quantize=a.quantize)
+    spec = spec_of(unquantized(load_config(source), str(a.model)))
     effort = effort or _effort(a, gpu=gpu, spec=spec)
-    space = space.for_steps(effort.steps)
     plan = _plan(a, effort, cheap.gpus)
     limits = parameters.limits(spec)
     check_feasible(space, parameters, spec)
     task, rows = _task(a, effort, spec, notify)
     _check_model(source, task, plan)
     spec = with_head(spec, task, source)
-    bound, within = space.bind(spec), cheap.within
+    pooling = pooling_of_search(a, source, task, plan, spec, cheap.processes, notify)
+    space, within = space.for_steps(effort.steps).with_pooling(pooling), cheap.within
+    bound = space.bind(spec)
     calibration, found = None, None
     if within.calibrated or OBJECTIVES[cheap.objective] == "step_cost":
         final, found = precision_of_finals(a, source, task, plan, spec.parameters, kept, notify)

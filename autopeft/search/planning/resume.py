@@ -12,10 +12,11 @@ from autopeft.arguments import command_line
 from autopeft.effort import Effort, read_effort
 from autopeft.errors import UsageError, near
 from autopeft.foreign import file_in
+from autopeft.recipe.pooling import POOLINGS
 from autopeft.runs.documents import read_result
 from autopeft.runs.folder import RunFolder, as_typed, go_on
 from autopeft.search.planning.arguments import SearchArguments
-from autopeft.search.planning.option_checks import RANKS, samplers
+from autopeft.search.planning.option_checks import AUTO, RANKS, samplers
 from autopeft.search.planning.precision import kept_precision
 from autopeft.search.planning.prepare import Prepared, prepare
 from autopeft.search.space.space import Space
@@ -188,8 +189,8 @@ def _read(
         raise _damaged(folder, f"it has no table 'arguments' but {said!r:.80}")
     told, said = said, SearchArguments.recorded(said)
     # As the trials that there are were proposed and ranked: defaults may be others by now.
-    for name, known in (("sampler", tuple(samplers())), ("rank_by", RANKS)):
-        if said.get(name) is None and manifest.get(name) in known:
+    for name, known in (("sampler", tuple(samplers())), ("rank_by", RANKS), ("pooling", POOLINGS)):
+        if said.get(name) in (None, AUTO) and manifest.get(name) in known:
             said[name] = manifest[name]
     unknown = sorted(set(said) - set(SearchArguments.model_fields))
     if unknown:

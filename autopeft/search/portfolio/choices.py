@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from autopeft.counting import Budget
 from autopeft.graph import build_graph, unservable
+from autopeft.recipe.pooling import Pooling, pooled
 from autopeft.search.portfolio.estimates import Estimate, Target, estimates
 from autopeft.search.portfolio.evidence import Evidence, Key, reference_of
 from autopeft.search.portfolio.templates import FittedRecipe, fitted, templates
@@ -54,6 +55,16 @@ class Ranking:
     choices: tuple[Choice, ...]
     reference: Choice | None
     reason: str | None
+
+    def pooled(self, pooling: Pooling) -> Ranking:
+        """The same with heads that read so."""
+
+        def read(choice: Choice) -> Choice:
+            recipe = pooled(choice.fitted.recipe, pooling)
+            return replace(choice, fitted=replace(choice.fitted, recipe=recipe))
+
+        first = None if self.reference is None else read(self.reference)
+        return Ranking(tuple(map(read, self.choices)), first, self.reason)
 
 
 def members(spec: BackboneSpec, budget: Budget) -> list[FittedRecipe]:

@@ -16,6 +16,7 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from autopeft.errors import AutoPEFTError
+from autopeft.recipe.pooling import Pooling
 from autopeft.tasks import cluster_of
 
 __all__ = [
@@ -105,6 +106,8 @@ class Evidence:
         steps, batch_size: of every training.
         trainings: how many there are in each setting.
         features: of the tasks, in the settings in which they were measured.
+        readings: mean loss of held-out training rows where a linear probe reads what the model gives its
+            head, and where it reads the mean of all tokens, in the settings in which they were measured.
     """
 
     observations: tuple[Observation, ...]
@@ -114,6 +117,12 @@ class Evidence:
     batch_size: int
     trainings: Mapping[Setting, int]
     features: Mapping[Setting, Features] = field(default_factory=dict)
+    readings: Mapping[Setting, tuple[float, float]] = field(default_factory=dict)
+
+    def pooling(self, model: str) -> Pooling:
+        """What a head on a backbone should read: the mean where it told a probe more in most settings."""
+        better = [mean < own for s, (own, mean) in self.readings.items() if s.model == model]
+        return "mean" if 2 * sum(better) > len(better) else "own"
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -130,7 +139,8 @@ class Evidence:
         trainings = {s: n for s, n in self.trainings.items() if _cluster(s.task) not in clusters}
         kept = tuple(o for o in self.observations if o.cluster not in clusters)
         features = {s: f for s, f in self.features.items() if _cluster(s.task) not in clusters}
-        return replace(self, observations=kept, trainings=trainings, features=features)
+        readings = {s: r for s, r in self.readings.items() if _cluster(s.task) not in clusters}
+        return replace(self, observations=kept, trainings=trainings, features=features, readings=readings)
 
 
 @lru_cache(maxsize=1)
@@ -145,7 +155,7 @@ def read_evidence(text: str) -> Evidence:
     The file is a table of `models`: their `recipes`, each [template, rate, size, cost], and their `budgets`,
     each a share and the numbers of the recipes that it leads to; and of `settings`, each with the recipes'
     scores in that order, `null` where there is none, and where the task was looked at with its `features` and
-    the `first_steps` of the recipes.
+    the `first_steps` of the recipes, and its `readings`.
 
     Raises:
         AutoPEFTError: it is of another format, or a task is in no cluster.
@@ -172,7 +182,10 @@ def read_evidence(text: str) -> Evidence:
         _setting(line): Features(**line["features"]) for line in told["settings"] if "features" in line
     }
     sizes = (told["steps"], told["batch_size"])
-    return Evidence(tuple(observations), references, costs, *sizes, trainings, features)
+    readings = {
+        _setting(x): (x["readings"][0], x["readings"][1]) for x in told["settings"] if "readings" in x
+    }
+    return Evidence(tuple(observations), references, costs, *sizes, trainings, features, readings)
 
 
 def reference_of(keys: Collection[Key]) -> Key | None:

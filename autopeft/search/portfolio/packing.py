@@ -20,6 +20,7 @@ def packed(
     rows: Sequence[Mapping[str, Any]],
     members: Members,
     probes: Sequence[Mapping[str, Any]] = (),
+    readings: Sequence[Mapping[str, Any]] = (),
     *,
     steps: int,
     batch_size: int,
@@ -31,10 +32,13 @@ def packed(
             longer lead to, and those of other numbers of steps, are left out.
         members: by backbone and budget (a share of its parameters) the recipes that the templates lead to.
         probes: looks at tasks, as recorded there: a setting's fields, `features`, and `first_steps` by hash.
+        readings: what probes of heads found, as recorded there: a setting's fields, and the losses `own` and
+            `mean`.
     """
     kept = [row for row in rows if row["steps"] == steps and row["model"] in members]
     models, lines = dict[str, Any](), list[str]()
     looks = {Setting(*(probe[name] for name in Setting._fields)): probe for probe in probes}
+    read = {Setting(*(row[name] for name in Setting._fields)): row for row in readings}
     for model, budgets in members.items():
         unique = {m.hash: m for found in budgets.values() for m in found}
         places = {key: i for i, key in enumerate(unique)}
@@ -57,6 +61,8 @@ def packed(
             if setting in looks:
                 line["features"] = looks[setting]["features"]
                 line["first_steps"] = [_digits(looks[setting]["first_steps"].get(key)) for key in places]
+            if setting in read:
+                line["readings"] = [_digits(read[setting][name]) for name in ("own", "mean")]
             lines.append(_text(line))
     head = {"format": FORMAT, "steps": steps, "batch_size": batch_size, "models": models}
     return _text(head)[:-1] + ',"settings":[\n' + ",\n".join(lines) + "\n]}\n"

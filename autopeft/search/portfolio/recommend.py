@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from autopeft.arguments import command_line, takes
-from autopeft.assets import keep_model, load_config, resolve_model, unquantized
+from autopeft.assets import ModelSource, keep_model, load_config, resolve_model, unquantized
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
 from autopeft.errors import UsageError
 from autopeft.foreign import local_path
 from autopeft.recipe import Recipe
+from autopeft.recipe.pooling import Pooling
 from autopeft.runs.files import write_atomic
 from autopeft.runs.folder import as_typed
 from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.planning.pooling import find_pooling
 from autopeft.search.portfolio.arguments import RecommendArguments, RecommendCall
 from autopeft.search.portfolio.choices import Choice, Ranking, rank
 from autopeft.search.portfolio.evidence import Evidence, shipped_evidence
 from autopeft.search.portfolio.look import Sharpening, sharpen
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import Task, cluster_of
+from autopeft.training import TrainingPlan
 from autopeft.training.asked import asked_task
 
 __all__ = ["Recommendation", "own_clusters", "recommend"]
@@ -138,18 +141,14 @@ def recommend(call: RecommendCall) -> Recommendation:
     if task is not None and other is None:
         sharper = sharpen(known, spec, budget, task, source, asked, left_out, tell)
     ranking = rank(
-        known,
-        spec,
-        budget,
-        rows,
-        leave_out=left_out,
-        likeness=sharper.likeness,
-        shifts=sharper.shifts,
-        serve=asked.serve,
-        head=_has_head(task, spec),
-    )
+        known, spec, budget, rows, leave_out=left_out, likeness=sharper.likeness, shifts=sharper.shifts,
+        serve=asked.serve, head=_has_head(task, spec),
+    )  # fmt: skip
     if ranking.reference is None:
         raise UsageError(f"There is nothing to recommend: {ranking.reason}.")
+    pooling, read = _pooling(asked, task, source, spec, name, evidence.without(left_out), tell)
+    ranking = ranking.pooled(pooling)
+    assert ranking.reference is not None
     first = ranking.choices[0]
     file = _written(call.out, first.fitted.recipe)
     return Recommendation(
@@ -157,7 +156,7 @@ def recommend(call: RecommendCall) -> Recommendation:
         choices=ranking.choices,
         reference=ranking.reference,
         abstained=f"there is no evidence of tasks of the kind {other}" if other else ranking.reason,
-        why=(*_why(known, ranking, name, left_out), *_served(asked.serve), *sharper.why),
+        why=(*_why(known, ranking, name, left_out), *_served(asked.serve), *sharper.why, *read),
         command=_command(asked, file),
         budget=str(asked.budget),
         model=name,
@@ -198,6 +197,33 @@ def _why(evidence: Evidence, ranking: Ranking, model: str, left_out: Sequence[st
     if best is not None:
         found.append(f"Intervals are over {best.clusters} clusters of tasks: with so few they are wide.")
     return found
+
+
+def _pooling(
+    asked: RecommendArguments,
+    task: Task | None,
+    source: ModelSource,
+    spec: BackboneSpec,
+    model: str,
+    evidence: Evidence,
+    tell: Callable[[str], None],
+) -> tuple[Pooling, list[str]]:
+    """What heads read, and why: of a task as a search finds it, else as the recorded tasks have it."""
+    if asked.serve is not None:
+        return "own", []
+    if task is not None:
+        tell("Fitting a head to what the frozen backbone makes of some rows")
+        plan = TrainingPlan(steps=1, seed=asked.seed, max_length=asked.max_length)
+        found = find_pooling(source, task, plan, spec)
+        return ("own", []) if found is None else (found.pooling, [found.sentence()])
+    pooling = evidence.pooling(model)
+    if pooling == "own":
+        return "own", []
+    known = [mean < own for s, (own, mean) in evidence.readings.items() if s.model == model]
+    return pooling, [
+        f"The head reads the mean of all tokens: that told a linear probe more in {sum(known)} of "
+        f"{len(known)} recorded settings."
+    ]
 
 
 def _written(out: str | Path | None, recipe: Recipe) -> Path | None:

@@ -31,6 +31,7 @@ from autopeft.counting import Budget, Counts, count
 from autopeft.errors import AutoPEFTError, SiteError, UsageError, near
 from autopeft.graph import VLLM_RANKS
 from autopeft.recipe import Recipe
+from autopeft.recipe.pooling import Pooling, pooled
 from autopeft.runs.records import CountTable
 from autopeft.search.selection.baseline_rates import Sweep, rounded, spread, with_rates
 from autopeft.search.selection.baseline_recipes import BaselineRecipe, middle, random_hybrids, single_methods
@@ -127,6 +128,13 @@ class Baseline:
             return 1
         return len(self.candidates) if self.each else seeds
 
+    def pooled(self, pooling: Pooling) -> Baseline:
+        """The same with heads that read so."""
+        if pooling == "own":
+            return self
+        found = (pooled(Recipe.from_dict(dict(recipe)), pooling).to_dict() for recipe in self.candidates)
+        return replace(self, candidates=tuple(found))
+
     def title(self, index: int) -> str:
         """What the baseline is called with that candidate chosen."""
         return self.titles[index] if self.titles else self.name
@@ -220,7 +228,7 @@ def baselines(
             found.append(head_only(spec, rates) if new_head else None)
         elif not new_head and (kind == "untuned" or prompts):
             found.append(untrained(spec, 0 if kind == "untuned" else _SHOTS))
-    return [baseline for baseline in found if baseline is not None]
+    return [baseline.pooled(bound.pooling) for baseline in found if baseline is not None]
 
 
 def _most_rank(budget: Budget) -> int:

@@ -14,6 +14,7 @@ from autopeft.graph import Memo
 from autopeft.recipe import CompositionItem, EmptyRecipe, Item, LayerBlock, Recipe
 from autopeft.recipe.names import check_groups, check_names
 from autopeft.recipe.parse import read_item, read_training
+from autopeft.recipe.pooling import Pooling, pooled
 from autopeft.recipe.problems import Problems
 from autopeft.recipe.size import MOST_VALUES
 from autopeft.search.space.compiler import BlockTemplate, ItemTemplate, Templates
@@ -54,6 +55,7 @@ class BoundSpace:
     Args:
         steps: of each training, which raise the lower ends of learning rates; `None` for the ends as they
             stand in the file.
+        pooling: what the heads of its recipes read, where they do not say so themselves.
 
     Raises:
         RecipeError: the space is too large for a backbone of so many layers, or a range is empty on it.
@@ -65,8 +67,14 @@ class BoundSpace:
         kept: what others remember of the space, for as long as it lives.
     """
 
-    def __init__(self, templates: Templates, spec: BackboneSpec, steps: int | None = None) -> None:
-        self.templates = templates
+    def __init__(
+        self,
+        templates: Templates,
+        spec: BackboneSpec,
+        steps: int | None = None,
+        pooling: Pooling = "own",
+    ) -> None:
+        self.templates, self.pooling = templates, pooling
         self.spec = spec
         self._steps = steps
         self._hidden = spec.stacks[0].hidden
@@ -169,7 +177,7 @@ class BoundSpace:
         if not problems.found:
             check_groups(fields, problems)
         problems.check()
-        return Recipe(reference=self.templates.reference, **fields)
+        return pooled(Recipe(reference=self.templates.reference, **fields), self.pooling)
 
     def _attach(
         self, block: BlockTemplate, layer: int | None, items: tuple[Item, ...], values: Mapping[str, Any]

@@ -13,9 +13,8 @@ from typing import Any
 
 from autopeft.errors import RecipeError, UsageError
 from autopeft.graph import build_graph
-from autopeft.recipe import (
-    Recipe,
-)
+from autopeft.recipe import Recipe
+from autopeft.recipe.pooling import pooled, unpooled
 from autopeft.search.space.bound import BoundSpace, Unit
 from autopeft.search.space.counting import counter_of
 from autopeft.search.space.encoding import Encoder, encoder_of
@@ -73,6 +72,8 @@ def values_of(recipe: Recipe, bound: BoundSpace) -> Match:
             "leave its 'inputs:' and each 'from:' out, or train it as it is by `autopeft train`."
         )
     members = encoder_of(bound)
+    if bound.pooling != "own":  # which all its recipes have
+        recipe = unpooled(recipe)
     wanted, lost = members.read(recipe)
     if not wanted.size:
         why = "; ".join(lost) or "it has no entries"
@@ -80,8 +81,9 @@ def values_of(recipe: Recipe, bound: BoundSpace) -> Match:
             f"Recipe {recipe.name!r} has nothing that this {bound.spec.family} can take: {why}."
         )
     values, distance = _Descent(members, wanted).nearest()
+    whole = pooled(recipe, bound.pooling)
     try:
-        hashes = {build_graph(r, bound.spec).trial_hash() for r in (recipe, bound.materialize(values))}
+        hashes = {build_graph(r, bound.spec).trial_hash() for r in (whole, bound.materialize(values))}
     except UsageError:
         # The recipe as it stands does not fit the backbone; the point's does.
         hashes = set()

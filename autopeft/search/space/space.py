@@ -33,6 +33,7 @@ from typing import Any
 from autopeft.errors import RecipeError, near
 from autopeft.foreign import local_path
 from autopeft.recipe import Recipe
+from autopeft.recipe.pooling import Pooling
 from autopeft.recipe.problems import Problems
 from autopeft.recipe.yaml_text import read_text, read_yaml
 from autopeft.search.space.bound import BoundSpace
@@ -56,8 +57,10 @@ def space_names() -> tuple[str, ...]:
 class Space:
     """A search space as it stands in its file. `bind` it to a backbone for its parameters."""
 
-    def __init__(self, templates: Templates, text: str, steps: int | None = None) -> None:
-        self.text = text
+    def __init__(
+        self, templates: Templates, text: str, steps: int | None = None, pooling: Pooling = "own"
+    ) -> None:
+        self.text, self.pooling = text, pooling
         self._templates, self._steps = templates, steps
         self._bound: BoundSpace | None = None
 
@@ -129,7 +132,11 @@ class Space:
     def for_steps(self, steps: int) -> Space:
         """The space for trainings of so many steps: where a range names its `steps`, shorter trainings begin
         at larger rates."""
-        return Space(self._templates, self.text, steps)
+        return Space(self._templates, self.text, steps, self.pooling)
+
+    def with_pooling(self, pooling: Pooling) -> Space:
+        """The space in whose recipes the head reads so, but where they say so themselves."""
+        return Space(self._templates, self.text, self._steps, pooling)
 
     def bind(self, spec: BackboneSpec) -> BoundSpace:
         """The space on a backbone.
@@ -138,7 +145,7 @@ class Space:
             RecipeError: see `BoundSpace`.
         """
         if self._bound is None or self._bound.spec is not spec:
-            self._bound = BoundSpace(self._templates, spec, self._steps)
+            self._bound = BoundSpace(self._templates, spec, self._steps, self.pooling)
         return self._bound
 
     def cardinality(self, spec: BackboneSpec) -> int:

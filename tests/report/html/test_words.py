@@ -16,7 +16,13 @@ Make = Callable[..., RunFolder]
 Edit = Callable[[Path, Callable[[Any], Any]], None]
 
 # Of a manifest that says these, so that it is not one of before there was an option for them.
-NOW = {"rank_by": None, "portfolio": True, "head_start": "probe", "final_precision": "auto"}
+NOW = {
+    "rank_by": None,
+    "portfolio": True,
+    "head_start": "probe",
+    "final_precision": "auto",
+    "pooling": "auto",
+}
 
 
 def test_the_headline_says_what_won_and_by_how_much(make_run: Make) -> None:
@@ -124,7 +130,7 @@ def test_the_command_is_safe_to_paste(make_run: Make) -> None:
     namespace: dict[str, Any] = {}
     call = blocks["The same in Python"].replace("import autopeft\n\nautopeft.search", "found = dict")
     exec(call, namespace)
-    before = {"final_precision": "fp32"}  # the manifest is of before this option
+    before = {"final_precision": "fp32", "pooling": "own"}  # the manifest is of before these options
     assert namespace["found"] == {"task": f"toy {words}", "budget": "2%", "trials": 1} | before
 
 
@@ -179,7 +185,8 @@ def test_a_run_from_before_an_option_is_repeated_as_it_was(make_run: Make, edit:
     edit(folder.path / "manifest.json", lambda m: m | {"arguments": {"task": "t"}})
     line = dict(reproduction(read_run(folder)))["Search again"]
     assert line == (
-        "autopeft search --task t --rank-by score --no-portfolio --head-start random --final-precision fp32"
+        "autopeft search --task t --rank-by score --no-portfolio --head-start random --pooling own "
+        "--final-precision fp32"
     )
 
 

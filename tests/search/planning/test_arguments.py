@@ -229,6 +229,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "address": text,
     "grace": st.floats(0.0, 1e6),
     "rank_by": st.sampled_from(["calibrated-loss", "loss", "score"]),
+    "pooling": st.sampled_from(["auto", "own", "mean"]),
     "margin": st.floats(0.0, 100.0),
     "max_memory": st.sampled_from(["6GB", "500MB", "4GiB"]),
     "max_step_time": st.sampled_from(["200ms", "1.5s"]),

@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from autopeft.errors import UsageError
 from autopeft.runs.folder import RunFolder
+from autopeft.search.planning import pooling as pooling_module
 from autopeft.search.planning import resume
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.planning.prepare import prepare
@@ -31,6 +32,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = SearchArguments(
         task=str(data), text="body", label="verdict", budget="5%", model=str(model), trials=7, steps=130,
         space="lora", fidelity="data", objective="score,params", sampler="nsga2", seed=4, select_rows=9,
+        pooling="own",
     )  # fmt: skip
     ready = prepare(arguments)
     folder = RunFolder.create("data", ready.key(), out=place / "run")
@@ -69,6 +71,19 @@ def test_it_ranks_and_proposes_as_its_trials_were(begun: RunFolder, rank_by: str
     begun.write_json("manifest.json", {**manifest, "rank_by": rank_by, "sampler": "nsga2"})
     again = prepare_again(begun, {})
     assert (again.rank_by, again.sampler) == (rank_by, "nsga2")
+
+
+@pytest.mark.parametrize("pooling", ["own", "mean"])
+def test_its_heads_read_what_those_of_its_trials_did(begun: RunFolder, pooling: str) -> None:
+    """What a probe found is not probed again."""
+    manifest = begun.manifest()
+    assert manifest["pooling"] == "own"
+    arguments = {**manifest["arguments"], "pooling": "auto"}
+    begun.write_json("manifest.json", {**manifest, "arguments": arguments, "pooling": pooling})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pooling_module, "find_pooling", lambda *_: pytest.fail("it was probed again"))
+        again = prepare_again(begun, {})
+    assert again.space.pooling == pooling
 
 
 @pytest.mark.parametrize(("trials", "sampler"), [(12, "evolution"), (13, "tpe")])
@@ -347,6 +362,7 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
             "grace",
             "margin",
             "head_start",
+            "pooling",
             "serve",
             "portfolio",
             "rank_by",
@@ -366,8 +382,9 @@ def test_a_manifest_from_before_the_declarations_goes_on(begun: RunFolder) -> No
     assert again.arguments.record() == {
         **old, "kind": None, "label_words": None, "template": None, "strategy": "trials",
         "drop_empty": False, "warm_start": (), "listen": None,
-        "grace": 0.0, "margin": 1.0, "head_start": "random", "max_memory": None, "max_step_time": None,
-        "max_latency": None, "max_file": None, "serve": None, "rank_by": "score",
+        "grace": 0.0, "margin": 1.0, "head_start": "random", "pooling": "own",
+        "max_memory": None, "max_step_time": None, "max_latency": None, "max_file": None, "serve": None,
+        "rank_by": "score",
         "goal": "best", "final_precision": "fp32",
         "portfolio": False, "quantize": None, "memory_saving": False, "processes_per_trial": None,
         "learn_all": False,

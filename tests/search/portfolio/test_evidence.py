@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib.resources import files
+from typing import Any
 
 import pytest
 from support.evidence import TASKS, evidence, minilm_spec, recorded, text_of
@@ -157,6 +158,18 @@ def test_looks_at_tasks_travel_along() -> None:
     assert {o.setting.rows for o in known} == {500}
     large = [o for o in known if o.share == max(found.references) and o.key.template == "dora"]
     assert {round(o.first_step or 0.0, 3) for o in large} == {-0.693}
+
+
+def test_readings_travel_along_and_decide_by_backbone() -> None:
+    def reading(task: str, own: float, mean: float) -> dict[str, Any]:
+        return {"model": "minilm", "task": task, "rows": 500, "seed": 0, "own": own, "mean": mean}
+
+    told = [reading("trec", 1.0, 0.5), reading("sms-spam", 0.3, 0.2), reading("subjectivity", 0.3, 0.4)]
+    known = read_evidence(text_of(recorded(bert_points, seeds=1), readings=told))
+    assert known.readings[Setting("minilm", "trec", 500, 0)] == (1.0, 0.5)
+    assert known.pooling("minilm") == "mean"
+    assert known.pooling("mpnet-base") == "own"
+    assert known.without(["trec"]).pooling("minilm") == "own"  # one of two
 
 
 def test_other_formats_and_unknown_tasks_are_refused() -> None:

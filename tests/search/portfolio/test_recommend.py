@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from support.saved_model import save_backbone, write_reviews
 import autopeft
 from autopeft.errors import UsageError
 from autopeft.recipe import Recipe
+from autopeft.recipe.pooling import pooling_of
 from autopeft.search.planning.arguments import SearchArguments
 from autopeft.search.portfolio import recommend as module
 from autopeft.search.portfolio.evidence import Evidence, Key, Setting
 from autopeft.tasks import load_task
+from autopeft.training.pooling import PoolingFinding
 
 
 def gain(key: Key, setting: Setting) -> float:
@@ -161,6 +164,33 @@ def test_rows_in_memory_end_with_a_call(place: dict[str, Any], tmp_path: Path) -
     assert found.command.startswith("autopeft.search(")
     assert "task=rows" in found.command
     compile(found.command, "command", "eval")
+
+
+def test_heads_read_what_the_recorded_tasks_found_better(
+    place: dict[str, Any], known: Evidence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pooling_of(autopeft.recommend(**place).recipe).entries() == []
+    settings = [s._replace(model=place["model"]) for s in known.trainings]
+    better = replace(known, readings=dict.fromkeys(settings[:3], (0.6, 0.5)))
+    monkeypatch.setattr(module, "shipped_evidence", lambda: better)
+    found = autopeft.recommend(**place)
+    for recipe in (found.recipe, found.reference.fitted.recipe, *found.alternatives):
+        assert pooling_of(recipe).methods == ("mean_pooling",)
+    assert any("in 3 of 3 recorded settings" in line for line in found.why)
+    assert pooling_of(autopeft.recommend(**place, serve="peft").recipe).entries() == []
+
+
+def test_of_a_task_a_probe_says_what_heads_read(
+    place: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finding = PoolingFinding("mean", own=0.6, mean=0.5)
+    monkeypatch.setattr(module, "find_pooling", lambda *_: finding)
+    asked = {**place, "task": str(write_reviews(tmp_path / "data.csv")), "text": "body", "label": "verdict"}
+    found = autopeft.recommend(**asked)
+    assert pooling_of(found.recipe).methods == ("mean_pooling",)
+    assert finding.sentence() in found.why
+    monkeypatch.setattr(module, "find_pooling", lambda *_: None)
+    assert pooling_of(autopeft.recommend(**asked).recipe).entries() == []
 
 
 def test_a_file_that_is_there_is_kept(place: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""What the head of a recipe's model reads: one state, as the model has it, or the mean of all."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from autopeft.method import get_method
+from autopeft.recipe.core import EntryRef, Recipe
+
+__all__ = ["MEAN_POOLING", "POOLINGS", "Pooling", "pooled", "pooling_of", "trained_entries", "unpooled"]
+
+Pooling = Literal["own", "mean"]
+POOLINGS: tuple[Pooling, ...] = ("own", "mean")
+"""The position that the model's head reads, or the mean of all tokens."""
+
+MEAN_POOLING = Recipe.from_dict({"name": "pooling", "model": ["mean_pooling"]})
+
+
+def _pools(entry: EntryRef) -> bool:
+    return bool(get_method(entry.method).traits.pools)
+
+
+def pooling_of(recipe: Recipe) -> Recipe:
+    """Of a recipe what settles what the head reads, alone; nothing where the model itself does."""
+    return Recipe(name="pooling", model=tuple(e.item for e in recipe.entries() if _pools(e)))
+
+
+def trained_entries(recipe: Recipe) -> list[EntryRef]:
+    """A recipe's entries but for those that settle what the head reads and have nothing to train."""
+    return [entry for entry in recipe.entries() if not _pools(entry)]
+
+
+def pooled(recipe: Recipe, pooling: Pooling) -> Recipe:
+    """The recipe whose head reads so; as it is, where it says so itself."""
+    if pooling == "own" or pooling_of(recipe).model:
+        return recipe
+    return Recipe(**{**dict(recipe), "model": (*recipe.model, *MEAN_POOLING.model)})
+
+
+def unpooled(recipe: Recipe) -> Recipe:
+    """The recipe without what settles what the head reads."""
+    apart = pooling_of(recipe).model
+    return Recipe(**{**dict(recipe), "model": tuple(i for i in recipe.model if i not in apart)})

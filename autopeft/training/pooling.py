@@ -1,0 +1,67 @@
+"""Which state of a backbone tells a head more: that which the model's head reads, or the mean of all.
+
+That depends on what the backbone learnt. A linear probe of the frozen features says it before anything is
+trained, and with a hundred rows it matters more than which recipe is taken (`experiments/pooling`).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from autopeft.errors import AutoPEFTError
+from autopeft.graph import build_graph
+from autopeft.recipe.pooling import MEAN_POOLING, Pooling
+from autopeft.spec import BackboneSpec
+from autopeft.tasks.encode import EncodedTask
+from autopeft.training.head_start import fitted_head
+from autopeft.training.plan import TrainingPlan
+
+__all__ = ["PoolingFinding", "better_pooling"]
+
+_log = logging.getLogger("autopeft")
+
+
+@dataclass(frozen=True)
+class PoolingFinding:
+    """What the probes found.
+
+    Attributes:
+        pooling: of which held-out training rows are predicted better.
+        own, mean: mean loss of held-out rows with each.
+    """
+
+    pooling: Pooling
+    own: float
+    mean: float
+
+    def sentence(self) -> str:
+        """What follows, and why."""
+        reads = "the mean of all tokens" if self.pooling == "mean" else "what the model gives it"
+        losses = f"{self.mean:.2f} with the mean of all tokens, {self.own:.2f} with what the model gives it"
+        return f"The head reads {reads}: held-out training rows have a loss of {losses}."
+
+
+def better_pooling(
+    model: PreTrainedModel, data: EncodedTask, plan: TrainingPlan, spec: BackboneSpec
+) -> PoolingFinding | None:
+    """What lets a linear map of the frozen features predict held-out training rows better.
+
+    Returns:
+        The finding, or `None` where there is no choice: heads of the kind read several positions of a row,
+        the backbone has no mean to give, or there is nothing to fit (see `start_head`).
+    """
+    if not data.task.task_kind.pooled:
+        return None
+    try:
+        build_graph(MEAN_POOLING, spec)
+    except AutoPEFTError as error:
+        _log.debug("heads read what the model gives them: %s", error)
+        return None
+    found = [fitted_head(model, data, plan, pooling) for pooling in (None, MEAN_POOLING)]
+    own, mean = (None if fit is None or not fit.of_rows else fit.loss for fit in found)
+    if own is None or mean is None:
+        return None
+    return PoolingFinding("mean" if mean < own else "own", own, mean)

@@ -1,0 +1,1 @@
+"""What stands for an input where the head reads it."""

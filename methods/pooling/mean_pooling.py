@@ -1,0 +1,73 @@
+"""Mean pooling: the head reads the mean of all tokens, in the place of one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from autopeft.errors import CompositionError
+from autopeft.method import Call, MethodConfig, ParameterCount, Traits, register
+from autopeft.nn import summarised
+from autopeft.spec import BackboneSpec, Site
+
+__all__ = ["MeanPooling"]
+
+
+class MeanPoolingModule(nn.Module):
+    """No parameters."""
+
+    def around(self, site: Site, x: Tensor, call: Call) -> Tensor:
+        if call.region is None or call.context.lost or call.context.cached:
+            raise CompositionError(
+                f"mean_pooling does not know of which tokens {site.path} is to give the mean; train without "
+                "gradient checkpointing, and generate with use_cache=False, or leave it out."
+            )
+        states = call.region(x)
+        mean = summarised(call.rows.text(states), call.context.text_mask, "mean")
+        return mean[:, None].expand_as(states)
+
+
+@register("mean_pooling")
+class MeanPooling:
+    """hₜ ← Σᵢ hᵢ / n at every position t, over the n tokens of the input, for h the last layer's output.
+
+    Reimers and Gurevych 2019, arXiv:1908.10084 (the pooling of sentence encoders). Whichever position the
+    head reads ([CLS], the last token), and through whatever the model puts between (BERT's pooler, a final
+    norm), it reads the mean. Rows of prompts and padding do not count. Backbones that learnt to embed texts
+    by it tell more to a head that way, before and after fine-tuning, above all where there are few rows. For
+    heads that read one position of each row. Not the identity; not mergeable. No parameters.
+    """
+
+    traits = Traits(
+        ways=frozenset({"region"}),
+        sites=("layer",),
+        default_sites=("layer",),
+        level="model",
+        sees_text=True,
+        identity=False,
+        gateable=False,
+        pools=True,
+    )
+
+    class Config(MethodConfig):
+        pass
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def among(self, sites: Sequence[Site], spec: BackboneSpec) -> tuple[Site, ...]:
+        """The last layer of the stack that the head reads."""
+        stack = spec.stacks[-1]
+        if stack.runs > 1:
+            raise CompositionError(
+                f"mean_pooling takes the mean behind the last layer, and a layer of {spec.family!r} runs "
+                f"{stack.runs} times; leave it out."
+            )
+        return tuple(s for s in sites if (s.stack, s.layer) == (stack.name, stack.layers - 1))
+
+    def parameter_count(self, sites: Sequence[Site], spec: BackboneSpec) -> ParameterCount:
+        return ParameterCount(0, 0)
+
+    def build(self, sites: Sequence[Site], spec: BackboneSpec) -> nn.Module:
+        return MeanPoolingModule()

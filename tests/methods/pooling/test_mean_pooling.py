@@ -1,0 +1,110 @@
+"""Mean pooling: whatever the head reads is the mean of the text's own tokens."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from support.tiny import logits, randomise, tiny_inputs, tiny_model
+from support.training import encoded_task
+from torch import Tensor, nn
+
+from autopeft.errors import CompositionError
+from autopeft.hybrid import Hybrid, attach
+from autopeft.recipe import Recipe
+from autopeft.training import TrainingPlan, train
+
+FAMILIES = ("bert", "roberta", "distilbert", "mpnet", "electra", "gpt2", "llama", "vit")
+PROMPT = {"prompt_tuning": {"length": 3}}
+POOLED = Recipe.from_dict({"name": "mean", "model": ["mean_pooling"]})
+
+
+def recipe(*model: Any, layers: Any = ()) -> Recipe:
+    blocks = [{"attach": list(layers)}] if layers else []
+    return Recipe.from_dict({"name": "m", "layers": blocks, "model": ["mean_pooling", *model]})
+
+
+def inputs_of(name: str) -> dict[str, Tensor]:
+    return tiny_inputs(name) if name == "vit" else tiny_inputs(name, pad=2)
+
+
+def last_layer(hybrid: Hybrid) -> nn.Module:
+    return hybrid.injection.base.get_submodule(hybrid.injection.layout.stacks[-1].layers[-1])
+
+
+def yielded(layer: nn.Module, seen: list[Tensor]) -> Any:
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+
+    return layer.register_forward_hook(keep)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_position_has_the_mean_of_the_bare_models_tokens(name: str) -> None:
+    model, inputs = tiny_model(name), inputs_of(name)
+    bare, seen = copy.deepcopy(model), list[Tensor]()
+    hybrid = attach(model, POOLED, seed=0)
+    path = hybrid.injection.layout.stacks[-1].layers[-1]
+    for base in (hybrid.injection.base, bare.base_model):
+        yielded(base.get_submodule(path), seen)
+    logits(model, inputs)
+    logits(bare, inputs)
+    ours, theirs = seen
+    mask = inputs.get("attention_mask", torch.ones(theirs.shape[:2]))
+    for row, states, real in zip(ours, theirs, mask, strict=True):
+        mean = states[real.bool()].mean(0)
+        torch.testing.assert_close(row, mean.expand_as(row), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "gpt2"])
+def test_rows_of_prompts_are_no_tokens(name: str) -> None:
+    model, inputs, seen = tiny_model(name), inputs_of(name), list[Tensor]()
+    plain = copy.deepcopy(model)
+    ours = attach(model, recipe(PROMPT), seed=0)
+    theirs = attach(plain, Recipe.from_dict({"name": "p", "model": [PROMPT]}), seed=0)
+    for hybrid in (ours, theirs):
+        randomise(hybrid.root, std=0.5)
+        yielded(last_layer(hybrid), seen)
+    logits(model, inputs)
+    logits(plain, inputs)
+    pooled, states = seen
+    for row, all_of_it, real in zip(pooled, states, inputs["attention_mask"], strict=True):
+        torch.testing.assert_close(row[0], all_of_it[3:][real.bool()].mean(0), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_what_a_row_gives_does_not_depend_on_its_padding(name: str) -> None:
+    model, inputs = tiny_model(name), tiny_inputs(name, pad=3)
+    attach(model, POOLED, seed=0)
+    whole = logits(model, inputs)
+    real = inputs["attention_mask"][0].bool()
+    alone = logits(model, {key: value[:1, real] for key, value in inputs.items()})
+    if name == "gpt2":  # whose map reads every position: all have the same
+        whole, alone = whole[:, 0], alone[:, 0]
+    torch.testing.assert_close(whole[:1], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_a_layer_that_runs_several_times_has_no_last_one() -> None:
+    with pytest.raises(CompositionError, match="runs 3 times"):
+        attach(tiny_model("albert"), POOLED)
+
+
+def test_a_text_is_not_written_with_it() -> None:
+    model = tiny_model("gpt2", head="lm")
+    attach(model, POOLED, seed=0)
+    with pytest.raises(CompositionError, match="use_cache=False"):
+        model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=2, do_sample=False)  # type: ignore[operator]
+
+
+def test_shortcuts_and_plain_forwards_train_alike() -> None:
+    """The last layer is no longer computed for one position alone."""
+    found = []
+    for shortcuts in (True, False):
+        model, data = tiny_model("bert"), encoded_task()
+        hybrid = attach(model, recipe(layers=[{"lora": {"rank": 2}}]), seed=0)
+        train(hybrid, data, TrainingPlan(steps=3, batch_size=8, shortcuts=shortcuts, seed=1))
+        found.append({name: value.clone() for name, value in hybrid.root.state_dict().items()})
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], atol=1e-5, rtol=1e-4)
