@@ -196,6 +196,7 @@ def build_graph(recipe: Recipe, spec: BackboneSpec) -> CompositionGraph:
     trees = tuple(builder.trees())
     graph = CompositionGraph(recipe, spec, builder.entries, trees)
     _check_directions(graph)
+    _check_regions(graph)
     return graph
 
 
@@ -250,6 +251,18 @@ class _Builder:
         count = ParameterCount(*shape.count(mask, name))
         self.entries[name] = Entry(name, shape.method(shape.config), shape.sites(mask), count)
         return Leaf(name)
+
+
+def _check_regions(graph: CompositionGraph) -> None:
+    owner: dict[Site, str] = {}
+    for entry in graph.entries.values():
+        for site in entry.sites if "region" in entry.ways else ():
+            if site in owner:
+                raise CompositionError(
+                    f"{owner[site]} and {entry.name} would each take the place of {site.path}, which only "
+                    "one can; list them for different layers, or leave one out."
+                )
+            owner[site] = entry.name
 
 
 def _check_directions(graph: CompositionGraph) -> None:

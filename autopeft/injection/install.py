@@ -273,20 +273,14 @@ class Injection:
         """What takes the place of which region.
 
         Raises:
-            CompositionError: several want the same one, or it is no single module of this model.
+            CompositionError: it is no single module of this model.
         """
         found = []
         for site in self.graph.sites():
             bound = bind(self.graph, self.modules, site, "region")
             if not bound:
                 continue
-            place, (child, *others) = self.places[site.key], bound
-            if others:
-                names = ", ".join(b.name for b in bound)
-                raise CompositionError(
-                    f"{names} would each take the place of {site.path}, which only one can; list them for "
-                    "different layers."
-                )
+            place, (child,) = self.places[site.key], bound  # the graph has refused several
             if place.entry != place.exit:
                 raise CompositionError(
                     f"{site.path} is no single module of {type(self.base).__name__}, so that {child.name} "

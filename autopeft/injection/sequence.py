@@ -225,8 +225,9 @@ class RootHooks:
         tokens = _shortest(inputs, self.rows) if any(slot.offset for slot in slots) else 0
         why = moving(slots, sees_text=self.sees_text, tokens=tokens)
         if why:
+            what = "A prompt" if slots else "What the head reads"
             raise CompositionError(
-                f"A prompt {why}, which has grown since the keys and values in the cache were made; "
+                f"{what} {why}, which has grown since the keys and values in the cache were made; "
                 "generate with use_cache=False."
             )
 

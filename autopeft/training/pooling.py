@@ -40,14 +40,22 @@ class PoolingFinding:
     def sentence(self) -> str:
         """What follows, and why."""
         reads = "the mean of all tokens" if self.pooling == "mean" else "what the model gives it"
-        losses = f"{self.mean:.2f} with the mean of all tokens, {self.own:.2f} with what the model gives it"
-        return f"The head reads {reads}: held-out training rows have a loss of {losses}."
+        losses = f"{self.mean:.3f} with the mean of all tokens, {self.own:.3f} with what the model gives it"
+        return f"The head reads {reads}: held-out training rows have a loss of {losses}.{self._price}"
+
+    @property
+    def _price(self) -> str:
+        if self.pooling == "own":
+            return ""
+        return " AutoPEFT alone loads such a model; --pooling own, or --serve, is for others."
 
 
 def better_pooling(
     model: PreTrainedModel, data: EncodedTask, plan: TrainingPlan, spec: BackboneSpec
 ) -> PoolingFinding | None:
     """What lets a linear map of the frozen features predict held-out training rows better.
+
+    Where they do not show that the mean tells anything (see `fit_head`), it is what the model gives the head.
 
     Returns:
         The finding, or `None` where there is no choice: heads of the kind read several positions of a row,
@@ -61,7 +69,8 @@ def better_pooling(
         _log.debug("heads read what the model gives them: %s", error)
         return None
     found = [fitted_head(model, data, plan, pooling) for pooling in (None, MEAN_POOLING)]
-    own, mean = (None if fit is None or not fit.of_rows else fit.loss for fit in found)
+    own, mean = (fit if fit is not None and fit.of_rows else None for fit in found)
     if own is None or mean is None:
         return None
-    return PoolingFinding("mean" if mean < own else "own", own, mean)
+    better = mean.probe is not None and mean.loss < own.loss
+    return PoolingFinding("mean" if better else "own", own.loss, mean.loss)

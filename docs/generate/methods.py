@@ -106,7 +106,11 @@ def traits_in_words(name: str) -> list[str]:
             "It changes the model's outputs before training begins.",
         ),
         (t.changes_length, "It lengthens the sequence.", ""),
-        (t.sees_text, "Its prompt depends on the text, so no language model can take it in its decoder.", ""),
+        (
+            t.sees_text,
+            "It depends on the text as a whole, so no language model can take it in its decoder.",
+            "",
+        ),
         (t.every_stack, "Its prompts stand in each stack, in a decoder behind an encoder too.", ""),
         (bool(t.features), "The bare backbone runs once more before each forward.", ""),
         (t.stochastic, "It draws random numbers while it trains.", ""),

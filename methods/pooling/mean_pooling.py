@@ -18,13 +18,14 @@ class MeanPoolingModule(nn.Module):
     """No parameters."""
 
     def around(self, site: Site, x: Tensor, call: Call) -> Tensor:
-        if call.region is None or call.context.lost or call.context.cached:
+        if call.region is None or call.context.lost:
             raise CompositionError(
-                f"mean_pooling does not know of which tokens {site.path} is to give the mean; train without "
-                "gradient checkpointing, and generate with use_cache=False, or leave it out."
+                f"mean_pooling does not know of which tokens {site.path} is to give the mean, as this model "
+                "hands nothing on to its layers; leave it out."
             )
         states = call.region(x)
-        mean = summarised(call.rows.text(states), call.context.text_mask, "mean")
+        # The sum over a long text may be beyond what 16 bits hold.
+        mean = summarised(call.rows.text(states).float(), call.context.text_mask, "mean").to(states.dtype)
         return mean[:, None].expand_as(states)
 
 
@@ -36,7 +37,8 @@ class MeanPooling:
     head reads ([CLS], the last token), and through whatever the model puts between (BERT's pooler, a final
     norm), it reads the mean. Rows of prompts and padding do not count. Backbones that learnt to embed texts
     by it tell more to a head that way, before and after fine-tuning, above all where there are few rows. For
-    heads that read one position of each row. Not the identity; not mergeable. No parameters.
+    heads that read one position of each row, of models with one stack. Not the identity; not mergeable. No
+    parameters.
     """
 
     traits = Traits(
@@ -57,8 +59,13 @@ class MeanPooling:
         self.config = config
 
     def among(self, sites: Sequence[Site], spec: BackboneSpec) -> tuple[Site, ...]:
-        """The last layer of the stack that the head reads."""
-        stack = spec.stacks[-1]
+        """The last layer."""
+        if spec.encoder_decoder:
+            raise CompositionError(
+                f"mean_pooling takes the mean of what a head reads, and {spec.family!r} gives it the states "
+                "of a decoder that is not told which of its tokens are padding; leave it out."
+            )
+        stack = spec.stacks[0]
         if stack.runs > 1:
             raise CompositionError(
                 f"mean_pooling takes the mean behind the last layer, and a layer of {spec.family!r} runs "

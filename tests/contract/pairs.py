@@ -34,6 +34,7 @@ REFUSED = {
     **{(case, "vit"): "text input" for case in ("infoprompt", "dept")},
     **{("ipa", name): "language model" for name in ARCHITECTURES if name not in DECODERS},
     **{("ipa", name): "encoder" for name in ENCODER_DECODERS},
+    **{("mean-pooling", name): "not told which" for name in ENCODER_DECODERS},
     **{(case, name): word for name in OTHERS for case, word in FAMILIES[name].refuses.items()},
 }
 # On families that are not among the architectures, a case of each way of composing stands for the others.

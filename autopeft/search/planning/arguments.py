@@ -320,7 +320,7 @@ class SearchArguments(Arguments):
             help="What heads read, of the winner and of every baseline alike: own, what the model gives them "
             "(the first token, the last one); mean, the mean of all tokens; auto, what lets a linear probe "
             "predict held-out training rows better. Models with mean have no form in plain transformers, so "
-            "that auto is own with --serve.",
+            "that auto is own with --serve; nothing is probed with --quantize and several processes.",
             panel=shared.TRAINING,
             choices=checks.poolings,
             check=checks.check_pooling,

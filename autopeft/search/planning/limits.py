@@ -142,6 +142,4 @@ def _offers(bound: BoundSpace, budget: Budget) -> list[Offer]:
         except AutoPEFTError:  # nothing near this point fits
             continue
     lora = lora_baseline(bound.spec, budget.limits(bound.spec), 1)
-    if lora is None:
-        return found
-    return found + Offer.of(Recipe.from_dict(dict(lora.pooled(bound.pooling).candidates[0])))
+    return found if lora is None else found + Offer.of(Recipe.from_dict(dict(lora.candidates[0])))

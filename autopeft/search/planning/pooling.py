@@ -5,13 +5,20 @@ Trials, finalists and baselines have it alike, so that it favours none of them.
 
 from __future__ import annotations
 
+import gc
+import logging
 from collections.abc import Callable
 
-from autopeft.assets import ModelSource
-from autopeft.errors import UsageError
+import torch
+
+from autopeft.assets import ModelSource, dtype_of
+from autopeft.errors import AutoPEFTError, CompositionError, UsageError
 from autopeft.graph import build_graph
+from autopeft.recipe import EmptyRecipe
 from autopeft.recipe.pooling import MEAN_POOLING, Pooling
 from autopeft.search.planning.arguments import SearchArguments
+from autopeft.search.planning.option_checks import AUTO
+from autopeft.search.space.space import Space
 from autopeft.spec import BackboneSpec
 from autopeft.tasks import Task
 from autopeft.tasks.encode import encode
@@ -20,12 +27,18 @@ from autopeft.training.pooling import PoolingFinding, better_pooling
 
 __all__ = ["find_pooling", "pooling_of_search"]
 
+_log = logging.getLogger("autopeft")
+
 _ROWS = 500
 """Training rows that a probe looks at: it has to tell two poolings apart, not to start a head."""
+
+_LARGEST = 1_000_000_000
+"""Parameters of a backbone beyond which none is loaded for a probe, beside those of the workers."""
 
 
 def pooling_of_search(
     a: SearchArguments,
+    space: Space,
     source: ModelSource,
     task: Task,
     plan: TrainingPlan,
@@ -35,8 +48,8 @@ def pooling_of_search(
 ) -> Pooling:
     """What heads read.
 
-    A backbone that is quantised, or in parts, is not probed, and what is to be served has to be a plain
-    model: there they read what the model gives them.
+    A backbone that is quantised, in parts, or of more than a billion parameters is not probed, and what is to
+    be served has to be a plain model: there they read what the model gives them.
 
     Args:
         processes: of one trial.
@@ -48,11 +61,24 @@ def pooling_of_search(
         CompositionError: the mean is asked for, and the backbone has none to give.
     """
     if a.pooling == "mean":
-        _check_mean(a, task, spec)
+        _check_mean(a, task)
+        _check_space(space, spec)
         return "mean"
     if a.pooling == "own" or a.serve is not None or a.quantize is not None or processes > 1:
         return "own"
-    found = find_pooling(source, task, plan, spec)
+    try:
+        _check_space(space, spec)
+        found = find_pooling(source, task, plan, spec, dtype=_dtype(a.precision), notify=notify)
+    except CompositionError as error:
+        _log.debug("heads read what the model gives them: %s", error)
+        return "own"
+    except (AutoPEFTError, ArithmeticError, IndexError, RuntimeError, ValueError) as error:
+        # Whatever it is, trainings will meet it too, and the search tells it with their errors.
+        if notify is not None:
+            notify(
+                f"The head reads what the model gives it: a probe failed ({str(error).rstrip('.')[:200]})."
+            )
+        return "own"
     if found is None:
         return "own"
     if notify is not None:
@@ -60,7 +86,11 @@ def pooling_of_search(
     return found.pooling
 
 
-def _check_mean(a: SearchArguments, task: Task, spec: BackboneSpec) -> None:
+def _dtype(precision: str) -> torch.dtype:
+    return torch.float32 if precision == AUTO else dtype_of(precision)
+
+
+def _check_mean(a: SearchArguments, task: Task) -> None:
     kind = task.task_kind
     if not (kind.pooled and kind.new_head):
         raise UsageError(
@@ -72,19 +102,50 @@ def _check_mean(a: SearchArguments, task: Task, spec: BackboneSpec) -> None:
             f"pooling='mean' has no form in plain transformers, and serve={a.serve!r} asks for one; leave "
             "one of them out."
         )
+
+
+def _check_space(space: Space, spec: BackboneSpec) -> None:
+    """Refuse a backbone that has no mean to give, and a space whose methods have the mean's place."""
     build_graph(MEAN_POOLING, spec)
+    bound = space.with_pooling("mean").bind(spec)
+    try:
+        build_graph(bound.materialize(bound.middle()), spec)
+    except EmptyRecipe:
+        return
 
 
 def find_pooling(
-    source: ModelSource, task: Task, plan: TrainingPlan, spec: BackboneSpec
+    source: ModelSource,
+    task: Task,
+    plan: TrainingPlan,
+    spec: BackboneSpec,
+    *,
+    dtype: torch.dtype = torch.float32,
+    notify: Callable[[str], None] | None = None,
 ) -> PoolingFinding | None:
-    """Load the backbone, and see what lets a linear probe of some training rows predict the others better."""
+    """Load the backbone, and see what lets a linear probe of some training rows predict the others better.
+
+    Args:
+        dtype: of the backbone's weights.
+        notify: is told that it begins.
+
+    Returns:
+        The finding; `None` where there is no choice (see `better_pooling`), or the backbone is too large.
+    """
     kind = task.task_kind
-    if not (kind.pooled and kind.new_head and kind.probed):
+    if not (kind.pooled and kind.new_head and kind.probed) or spec.parameters > _LARGEST:
         return None
+    if notify is not None:
+        notify("Fitting heads to what the frozen backbone makes of some training rows.")
     few, processor = task.subset(_ROWS, 1, 1, seed=plan.seed), kind.load_processor(source)
     # What does not fit the tokenizer is refused where it is trained on.
     longest = min(plan.max_length, getattr(processor, "model_max_length", plan.max_length))
     data = encode(few, processor, longest)
-    model = kind.load_model(source, task.labels, seed=plan.seed)
-    return better_pooling(model, data, plan, spec)
+    model = kind.load_model(source, task.labels, seed=plan.seed, dtype=dtype)
+    try:
+        return better_pooling(model, data, plan, spec)
+    finally:
+        del model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -245,7 +245,7 @@ def prepare(
     task, rows = _task(a, effort, spec, notify)
     _check_model(source, task, plan)
     spec = with_head(spec, task, source)
-    pooling = pooling_of_search(a, source, task, plan, spec, cheap.processes, notify)
+    pooling = pooling_of_search(a, space, source, task, plan, spec, cheap.processes, notify)
     space, within = space.for_steps(effort.steps).with_pooling(pooling), cheap.within
     bound = space.bind(spec)
     calibration, found = None, None

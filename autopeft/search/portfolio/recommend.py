@@ -38,6 +38,8 @@ ROWS = 2_000
 KIND = "classification"
 """The kind of task that all evidence is of."""
 
+_RECORDED = "The recorded trainings, and so the gains, are of heads that read what the model gives them."
+
 _log = logging.getLogger("autopeft")
 
 
@@ -212,17 +214,19 @@ def _pooling(
     if asked.serve is not None:
         return "own", []
     if task is not None:
-        tell("Fitting a head to what the frozen backbone makes of some rows")
         plan = TrainingPlan(steps=1, seed=asked.seed, max_length=asked.max_length)
-        found = find_pooling(source, task, plan, spec)
-        return ("own", []) if found is None else (found.pooling, [found.sentence()])
+        found = find_pooling(source, task, plan, spec, notify=tell)
+        if found is None:
+            return "own", []
+        return found.pooling, [found.sentence(), *([_RECORDED] if found.pooling == "mean" else [])]
     pooling = evidence.pooling(model)
     if pooling == "own":
         return "own", []
     known = [mean < own for s, (own, mean) in evidence.readings.items() if s.model == model]
     return pooling, [
         f"The head reads the mean of all tokens: that told a linear probe more in {sum(known)} of "
-        f"{len(known)} recorded settings."
+        f"{len(known)} recorded settings.",
+        _RECORDED,
     ]
 
 

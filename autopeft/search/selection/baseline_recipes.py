@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from autopeft.counting import Budget, Counts
 from autopeft.recipe import EmptyRecipe, Recipe
 from autopeft.recipe.models import entry_items
+from autopeft.recipe.pooling import trained_entries
 from autopeft.search.space.bound import BoundSpace
 from autopeft.search.space.candidate import candidate
 from autopeft.search.space.counting import counter_of
@@ -118,7 +119,7 @@ def _distinct(members: list[BaselineRecipe]) -> list[BaselineRecipe]:
 
 
 def _methods_of(recipe: Recipe) -> set[str]:
-    return {entry.method for entry in recipe.entries()}
+    return {entry.method for entry in trained_entries(recipe)}
 
 
 def _largest(bound: BoundSpace, budget: Budget) -> dict[str, dict[str, Any]]:

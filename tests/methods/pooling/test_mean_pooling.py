@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from support.tiny import logits, randomise, tiny_inputs, tiny_model
+from support.tiny import logits, randomise, tiny_config, tiny_inputs, tiny_model
 from support.training import encoded_task
 from torch import Tensor, nn
 
+from autopeft.backbones import spec_of
 from autopeft.errors import CompositionError
+from autopeft.graph import build_graph
 from autopeft.hybrid import Hybrid, attach
 from autopeft.recipe import Recipe
 from autopeft.training import TrainingPlan, train
@@ -91,10 +93,22 @@ def test_a_layer_that_runs_several_times_has_no_last_one() -> None:
         attach(tiny_model("albert"), POOLED)
 
 
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_padding_of_a_decoder_is_not_known(name: str) -> None:
+    with pytest.raises(CompositionError, match="not told which of its tokens are padding"):
+        attach(tiny_model(name), POOLED)
+
+
+def test_it_is_alone_in_the_place_of_its_layer() -> None:
+    coda = {"layers": [{"at": "all", "attach": ["coda"]}], "model": ["mean_pooling"]}
+    with pytest.raises(CompositionError, match="coda and mean_pooling would each take the place"):
+        build_graph(Recipe.from_dict(coda), spec_of(tiny_config("bert")))
+
+
 def test_a_text_is_not_written_with_it() -> None:
     model = tiny_model("gpt2", head="lm")
     attach(model, POOLED, seed=0)
-    with pytest.raises(CompositionError, match="use_cache=False"):
+    with pytest.raises(CompositionError, match=r"What the head reads depends on the text.*use_cache=False"):
         model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=2, do_sample=False)  # type: ignore[operator]
 
 

@@ -11,7 +11,7 @@ import pytest
 from support.saved_model import small_search
 
 import autopeft
-from autopeft.errors import UsageError
+from autopeft.errors import CompositionError, UsageError
 from autopeft.graph import build_graph
 from autopeft.recipe import Recipe
 from autopeft.recipe.pooling import pooled, pooling_of, unpooled
@@ -38,13 +38,13 @@ def readings(ready: Prepared) -> set[tuple[str, ...]]:
 
 
 def test_a_probe_decides_for_all_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pooling, "find_pooling", lambda *_: MEAN)
+    monkeypatch.setattr(pooling, "find_pooling", lambda *_, **__: MEAN)
     said: list[str] = []
     ready = prepared(tmp_path, said, pooling="auto")
     assert readings(ready) == {("mean_pooling",)}
     assert MEAN.sentence() in said
     assert ready.manifest()["pooling"] == "mean"
-    monkeypatch.setattr(pooling, "find_pooling", lambda *_: None)
+    monkeypatch.setattr(pooling, "find_pooling", lambda *_, **__: None)
     assert readings(prepared(tmp_path, pooling="auto")) == {()}
 
 
@@ -52,15 +52,58 @@ def test_the_probe_looks_at_the_tasks_rows(tmp_path: Path) -> None:
     ready = prepared(tmp_path, pooling="own")
     found = pooling.find_pooling(ready.source, ready.task, ready.plan, ready.spec)
     assert found is not None
-    assert found.pooling == ("mean" if found.mean < found.own else "own")
+    assert (found.pooling, found.mean < 0.5 * found.own) == (
+        "mean",
+        True,
+    )  # the verdict is what words there are
+
+
+def test_a_probe_that_fails_leaves_it_to_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise RuntimeError("index 40 is out of range.")
+
+    monkeypatch.setattr(pooling, "find_pooling", failing)
+    said: list[str] = []
+    assert readings(prepared(tmp_path, said, pooling="auto")) == {()}
+    assert "The head reads what the model gives it: a probe failed (index 40 is out of range)." in said
+
+
+def test_a_space_that_has_the_place_of_the_mean_goes_without(tmp_path: Path) -> None:
+    space = tmp_path / "coda.yaml"
+    space.write_text("autopeft: 2\nname: c\nlayers:\n  - attach: [{coda: {bottleneck: {choice: [1, 2]}}}]\n")
+    assert readings(prepared(tmp_path, pooling="auto", space=str(space), budget="90%")) == {()}
+    with pytest.raises(CompositionError, match="coda and mean_pooling"):
+        prepared(tmp_path, pooling="mean", space=str(space), budget="90%")
+
+
+def test_both_readings_have_the_same_baselines(tmp_path: Path) -> None:
+    found = [
+        [
+            (b.kind, len(b.candidates))
+            for b in prepared(tmp_path, pooling=one, space="default", baselines="all").baselines()
+        ]
+        for one in ("own", "mean")
+    ]
+    assert found[0] == found[1]
+    assert "single" in {kind for kind, _ in found[0]}
 
 
 @pytest.mark.parametrize("more", [{"serve": "peft", "pooling": "auto"}, {"pooling": "own"}])
 def test_what_is_to_be_a_plain_model_is_not_probed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(pooling, "find_pooling", lambda *_: pytest.fail("it was probed"))
+    monkeypatch.setattr(pooling, "find_pooling", lambda *_, **__: pytest.fail("it was probed"))
     assert readings(prepared(tmp_path, **more)) == {()}
+
+
+@pytest.mark.parametrize(("more", "processes"), [({"quantize": "int8"}, 1), ({}, 2)])
+def test_packed_and_divided_backbones_are_not_probed(more: dict[str, Any], processes: int) -> None:
+    nothing: Any = None  # is looked at
+    asked = SearchArguments(task="trec", budget="1%", **more)
+    assert (
+        pooling.pooling_of_search(asked, nothing, nothing, nothing, nothing, nothing, processes, None)
+        == "own"
+    )
 
 
 def test_the_mean_cannot_be_served_nor_read_by_heads_of_tokens(tmp_path: Path) -> None:
@@ -69,7 +112,7 @@ def test_the_mean_cannot_be_served_nor_read_by_heads_of_tokens(tmp_path: Path) -
     kind = SimpleNamespace(pooled=False, new_head=True, name="token_classification")
     asked = SearchArguments(task="trec", budget="1%", pooling="mean")
     with pytest.raises(UsageError, match="token_classification read several"):
-        pooling._check_mean(asked, SimpleNamespace(task_kind=kind), None)  # type: ignore[arg-type]
+        pooling._check_mean(asked, SimpleNamespace(task_kind=kind))  # type: ignore[arg-type]
 
 
 def test_a_recipe_and_its_point_have_each_other(tmp_path: Path) -> None:
@@ -82,6 +125,12 @@ def test_a_recipe_and_its_point_have_each_other(tmp_path: Path) -> None:
         assert match.exact
         found = (build_graph(r, ready.spec) for r in (bound.materialize(match.values), recipe))
         assert len({graph.trial_hash() for graph in found}) == 1
+    # What all recipes have is no difference, where others are.
+    far = Recipe.from_dict({"layers": [{"attach": ["ia3", {"lora": {"rank": 4}}]}]})
+    apart = [values_of(given, bound) for given in (far, pooled(far, "mean"))]
+    assert apart[0] == apart[1]
+    assert apart[0].missing
+    assert not any("mean_pooling" in words for words in apart[0].missing)
     other = ready.space.with_pooling("own").bind(ready.spec)
     lost = values_of(recipe, other)
     assert not lost.exact

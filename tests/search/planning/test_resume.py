@@ -81,7 +81,7 @@ def test_its_heads_read_what_those_of_its_trials_did(begun: RunFolder, pooling: 
     arguments = {**manifest["arguments"], "pooling": "auto"}
     begun.write_json("manifest.json", {**manifest, "arguments": arguments, "pooling": pooling})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pooling_module, "find_pooling", lambda *_: pytest.fail("it was probed again"))
+        patch.setattr(pooling_module, "find_pooling", lambda *_, **__: pytest.fail("it was probed again"))
         again = prepare_again(begun, {})
     assert again.space.pooling == pooling
 

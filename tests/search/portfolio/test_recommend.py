@@ -184,12 +184,12 @@ def test_of_a_task_a_probe_says_what_heads_read(
     place: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finding = PoolingFinding("mean", own=0.6, mean=0.5)
-    monkeypatch.setattr(module, "find_pooling", lambda *_: finding)
+    monkeypatch.setattr(module, "find_pooling", lambda *_, **__: finding)
     asked = {**place, "task": str(write_reviews(tmp_path / "data.csv")), "text": "body", "label": "verdict"}
     found = autopeft.recommend(**asked)
     assert pooling_of(found.recipe).methods == ("mean_pooling",)
     assert finding.sentence() in found.why
-    monkeypatch.setattr(module, "find_pooling", lambda *_: None)
+    monkeypatch.setattr(module, "find_pooling", lambda *_, **__: None)
     assert pooling_of(autopeft.recommend(**asked).recipe).entries() == []
 
 
