@@ -11,6 +11,7 @@ from autopeft.cli.console import echo
 from autopeft.composition import is_composition
 from autopeft.display import short
 from autopeft.errors import printable
+from autopeft.recipe.contents import in_brief
 from autopeft.report.text import duration, limits_text, number, percent, score
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def brief(recipe: Mapping[str, Any]) -> str:
     for block in recipe.get("layers", ()):
         walk(block["attach"])
     walk(recipe.get("model", ()))
-    return " + ".join(found) or "head only"
+    return in_brief(found)
 
 
 def _trained(run: Any) -> str:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
+from autopeft.method import get_method, method_names
 from autopeft.recipe.models import CompositionItem, EntryItem, Item, LayerBlock, entry_items
 
-__all__ = ["item_text", "methods_of", "name_from", "placed_items"]
+__all__ = ["in_brief", "item_text", "methods_of", "name_from", "placed_items"]
 
 LONGEST = 40
 _DIGITS = 6
 _OTHER = re.compile(r"[^A-Za-z0-9_]+")
+
+
+def in_brief(methods: Collection[str]) -> str:
+    """Methods on one line, `lora + ia3`; where none of them trains anything, `head only` is in front."""
+    trained = [name for name in methods if name not in method_names() or not get_method(name).traits.pools]
+    return ("" if trained else "head only" + ", " * bool(methods)) + " + ".join(methods)
 
 
 def methods_of(blocks: Iterable[LayerBlock], model: Sequence[Item]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from autopeft.display import box, folded, short, table
 from autopeft.errors import RecipeError
-from autopeft.recipe.contents import methods_of, placed_items
+from autopeft.recipe.contents import in_brief, methods_of, placed_items
 from autopeft.recipe.format_1 import canonical_config
 from autopeft.recipe.inputs import InputItem, address_of
 from autopeft.recipe.models import (
@@ -179,7 +179,7 @@ class Recipe(BaseModel):
     @property
     def brief(self) -> str:
         """Its methods on one line: `lora + ia3`, or `head only`."""
-        return " + ".join(self.methods) or "head only"
+        return in_brief(self.methods)
 
     def structure_hash(self) -> str:
         """Hash of what is attached where, 64 hex digits.

@@ -51,6 +51,8 @@ def record(**more: Any) -> TrialRecord:
     [
         (LORA, "lora"),
         ({}, "head only"),
+        ({"model": ["mean_pooling"]}, "head only, mean_pooling"),
+        ({"layers": [{"attach": ["lora"]}], "model": ["mean_pooling"]}, "lora + mean_pooling"),
         (
             {
                 "layers": [

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autopeft.effort import Effort
+from autopeft.recipe.pooling import MEAN_POOLING
 from autopeft.search.core.jobs import Job, JobResult
 from autopeft.search.selection.baseline_runs import BaselineRuns
 from autopeft.search.selection.baselines import Baseline
@@ -17,6 +18,7 @@ from autopeft.search.selection.contender import fresh_seeds
 __all__ = ["SCORED", "SCORING", "FinalWork", "Finals", "work_kind", "work_of"]
 
 _HEAD = 0.1
+_READING = MEAN_POOLING.to_dict()["model"]
 _FEW = 2  # seeds
 SCORING = 0.2
 """What scoring a split costs before anything is known of it (see `work_of`)."""
@@ -45,7 +47,8 @@ def work_of(kind: str, recipe: Mapping[str, Any], steps: int, splits: Collection
     kinds of task have answers written there."""
     if not steps:
         return {SCORED: SCORING * len(splits)}
-    training = {kind: 1.0 if recipe.get("layers") or recipe.get("model") else _HEAD}
+    trained = recipe.get("layers") or [item for item in recipe.get("model") or () if item not in _READING]
+    training = {kind: 1.0 if trained else _HEAD}
     return {**training, SCORED: SCORING} if "test" in splits else training
 
 

@@ -28,6 +28,7 @@ def test_the_head_alone_and_scoring_cost_less_than_a_training() -> None:
     assert work_of("confirm", lora(1).to_dict(), 10, ("select",)) == {"confirm": 1.0}
     assert work_of("baseline", {"model": ["bitfit"]}, 10, ("select",)) == {"baseline": 1.0}
     head = work_of("baseline", HEAD, 10, ("select", "test"))
+    assert work_of("baseline", {**HEAD, "model": ["mean_pooling"]}, 10, ("select", "test")) == head
     scored = work_of("baseline", HEAD, 0, ("select", "test"))
     assert 0 < head["baseline"] < head["scored"] < 1
     assert scored == {"scored": 2 * head["scored"]}
