@@ -21,6 +21,8 @@ from autopeft.training.plan import TrainingPlan
 
 __all__ = ["PoolingFinding", "better_pooling"]
 
+_SAVED = 0.03
+
 _log = logging.getLogger("autopeft")
 
 
@@ -55,7 +57,8 @@ def better_pooling(
 ) -> PoolingFinding | None:
     """What lets a linear map of the frozen features predict held-out training rows better.
 
-    Where they do not show that the mean tells anything (see `fit_head`), it is what the model gives the head.
+    The mean has to save three per cent of the loss. With labels of chance it seldom does: in 2 of 24 draws of 60
+    rows on a tiny model.
 
     Returns:
         The finding, or `None` where there is no choice: heads of the kind read several positions of a row,
@@ -72,5 +75,5 @@ def better_pooling(
     own, mean = (fit if fit is not None and fit.of_rows else None for fit in found)
     if own is None or mean is None:
         return None
-    better = mean.probe is not None and mean.loss < own.loss
+    better = mean.loss < (1 - _SAVED) * own.loss
     return PoolingFinding("mean" if better else "own", own.loss, mean.loss)

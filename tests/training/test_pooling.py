@@ -20,7 +20,7 @@ from autopeft.tasks.encode import EncodedTask
 from autopeft.tasks.kinds import get_kind
 from autopeft.training import TrainingPlan, head_start, run_trial
 from autopeft.training.checks import check_recipe
-from autopeft.training.head_start import fitted_head, last_linear, start_head
+from autopeft.training.head_start import HeadFit, fitted_head, last_linear, start_head
 from autopeft.training.pooling import PoolingFinding, better_pooling
 
 PLAN = TrainingPlan(steps=1, batch_size=8)
@@ -61,9 +61,10 @@ def test_heads_of_tokens_have_no_choice(kind: str) -> None:
         check_recipe(hybrid, get_kind("multi_label"))
 
 
-def test_labels_of_chance_leave_it_to_the_model() -> None:
+@pytest.mark.parametrize("seed", [8, 10, 11])  # of others the mean saves more by chance
+def test_labels_of_chance_leave_it_to_the_model(seed: int) -> None:
     model, data = tiny_bert(), encoded_task(train=60)
-    labels = np.random.default_rng(8).integers(0, 2, 60)
+    labels = np.random.default_rng(seed).integers(0, 2, 60)
     data = replace(data, splits={**data.splits, "train": replace(data.train, labels=labels)})
     found = better_pooling(model, data, PLAN, spec_of(model.config))
     assert found is not None
@@ -71,6 +72,21 @@ def test_labels_of_chance_leave_it_to_the_model() -> None:
     constant = -np.mean(np.log(np.bincount(labels)[labels] / 60))
     assert found.own <= 1.05 * constant  # the best constant answer is among what is tried
     assert PoolingFinding("own", 0.5, 0.5).sentence().startswith("The head reads what the model gives it")
+
+
+@pytest.mark.parametrize(("mean", "better"), [(0.98, "own"), (0.96, "mean")])
+def test_the_mean_has_to_save_three_per_cent(
+    monkeypatch: pytest.MonkeyPatch, mean: float, better: str
+) -> None:
+    model, data = tiny_bert(), encoded_task()
+    losses = {None: 1.0, MEAN_POOLING.name: mean}
+
+    def fitted(*given: Any) -> HeadFit:
+        return HeadFit(None, losses[given[3] and given[3].name])
+
+    monkeypatch.setattr("autopeft.training.pooling.fitted_head", fitted)
+    found = better_pooling(model, data, PLAN, spec_of(model.config))
+    assert found == PoolingFinding(better, 1.0, mean)  # type: ignore[arg-type]
 
 
 def test_a_head_starts_behind_what_it_reads() -> None:
