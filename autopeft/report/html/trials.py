@@ -11,6 +11,7 @@ from typing import Any
 
 from autopeft.errors import UsageError
 from autopeft.recipe import Recipe
+from autopeft.recipe.contents import in_brief
 from autopeft.report.html.values import shown
 from autopeft.report.text import duration, number, percent, score
 from autopeft.runs.records import TrialRecord
@@ -64,8 +65,8 @@ def _read(text: str) -> tuple[str, str]:
     counted: dict[str, int] = {}
     for entry in recipe.entries():
         counted[entry.method] = counted.get(entry.method, 0) + 1
-    names = " + ".join(name if n == 1 else f"{n} × {name}" for name, n in counted.items())
-    return names or "head only", recipe.to_yaml()
+    names = [name if n == 1 else f"{n} × {name}" for name, n in counted.items()]
+    return in_brief(names), recipe.to_yaml()
 
 
 def _recipe(value: Any) -> tuple[str, str]:
