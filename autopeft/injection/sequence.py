@@ -148,6 +148,8 @@ class RootHooks:
         if self.source_slots:
             self._pad_source(inputs)
         given = _mask(inputs, "attention_mask") if self.reads_text else None
+        if self.sees_text:
+            _refuse_other_masks(inputs)
         tokens = _known_tokens(inputs, given) if self.tells else None
         if not cached and self.stack.causal and (self.rows or self.sees_text):
             _refuse_several(inputs, given)
@@ -390,6 +392,15 @@ def _refuse_several(inputs: dict[str, Any], mask: Tensor | None) -> None:
             "Positions begin again within a row, so that it holds several texts, and a prompt would stand in "
             "front of the first alone, or be made of all of them; give each text a row of its own, without "
             "packing, or use prefix_tuning or lora."
+        )
+
+
+def _refuse_other_masks(inputs: dict[str, Any]) -> None:
+    mask = inputs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim != 2:
+        raise CompositionError(
+            "What is made of a text's tokens has to know which of them are padding, by a mask of shape (batch, "
+            f"positions), but got {tuple(mask.shape)}; pass the 2-D mask."
         )
 
 

@@ -32,8 +32,9 @@ from scipy.stats import ttest_ind
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
 from lib.intervals import interval
+from lib.parts import part_of
 from lib.recorded import Recorded
-from lib.recording import Setting, part_of, record
+from lib.recording import Setting, record
 from lib.replay import Ground, Trained, replay
 from lib.settings import RESULTS, SETTINGS
 from lib.storage import Kept

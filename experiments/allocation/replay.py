@@ -53,6 +53,7 @@ class Allocation:
 
 ALLOCATIONS = (
     Allocation(12, 60, 2, 3),
+    Allocation(12, 60, 2, 5),
     Allocation(18, 60, 0, 0),
     Allocation(15, 60, 3, 1),
     Allocation(9, 60, 3, 3),
@@ -63,8 +64,10 @@ ALLOCATIONS = (
     Allocation(6, 120, 1, 3),
     Allocation(5, 120, 2, 2),
     Allocation(12, 120, 1, 3, rung=40),
+    Allocation(9, 120, 2, 3, rung=40),
+    Allocation(12, 120, 2, 3, rung=40),
 )
-"""About as many steps as a quick search has, 1,080."""
+"""About as many steps as a quick search has had, 1,080 and 1,320; the last takes a sixth more."""
 
 
 class Recorded:

@@ -11,7 +11,6 @@ read. What stands in `results/trainings.jsonl` is not trained again.
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
 import time
@@ -21,13 +20,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
 from lib.further_rows import backbone_in_bf16, encoded_with_further_rows, quick_plan
 from lib.measuring import note
-from lib.recording import part_of
+from lib.parts import asked_part
 from lib.storage import append_row, read_rows
 from replay import tables
 
@@ -127,19 +124,12 @@ def measure(training: Training) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--part", default="0/1", metavar="K/N", help="every N-th recipe, from the K-th on")
-    parser.add_argument("--tables", action="store_true", help="print what there is, train nothing")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
+    asked = asked_part(__doc__, "recipe")
     names = [f.name for f in fields(Training)]
     known = {Training(*({"pooling": "own", **row}[name] for name in names)) for row in read_rows(RESULTS)}
-    part, parts = part_of(given.part)
-    mine = set(list(recipes())[part::parts])
+    mine = () if asked is None else set(list(recipes())[asked])
     for training in needed():
-        if given.tables or training in known or training.hash not in mine:
+        if training in known or training.hash not in mine:
             continue
         row = asdict(training) | {"origin": recipes()[training.hash][0]} | measure(training)
         append_row(RESULTS, row)

@@ -30,9 +30,10 @@ from autopeft.spec import BackboneSpec
 from autopeft.tasks import Rows
 from autopeft.tasks.encode import encode
 from autopeft.training import TrainingPlan, run_trial
+from lib.parts import part_of
 from lib.storage import append_row, read_rows
 
-__all__ = ["Recording", "Setting", "Trainer", "at_rate", "front_of", "part_of", "record"]
+__all__ = ["Recording", "Setting", "Trainer", "at_rate", "front_of", "record"]
 
 
 @dataclass(frozen=True)
@@ -208,12 +209,6 @@ def front_of(rows: Sequence[Mapping[str, Any]], step: str) -> list[dict[str, Any
 
 def _finished(row: Mapping[str, Any], setting: Setting) -> bool:
     return str(setting.steps) in row["scores"]
-
-
-def part_of(text: str) -> tuple[int, int]:
-    """`K/N`, which names the K-th of N processes that share a work, as two numbers."""
-    part, parts = map(int, text.split("/"))
-    return part, parts
 
 
 def record(path: Path, setting: Setting, part: str = "0/1") -> None:

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 from cells import Cell, cells, wanted
 from figure import figure
 from lib.measuring import note
-from lib.recording import part_of
+from lib.parts import part_of
 from lib.storage import append_row, read_rows, write_whole
 from tables import tables
 

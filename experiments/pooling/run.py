@@ -11,7 +11,6 @@ never read. What stands in `results/trainings.jsonl` is not trained again.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections import defaultdict
@@ -20,13 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
 from lib.further_rows import backbone_in_bf16, encoded_with_further_rows, quick_plan, with_further_rows
 from lib.measuring import note
-from lib.recording import part_of
+from lib.parts import asked_part
 from lib.storage import append_row, read_rows
 
 from autopeft import Recipe
@@ -157,18 +154,12 @@ def _by_rows(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--part", default="0/1", metavar="K/N", help="every N-th task, from the K-th on")
-    parser.add_argument("--tables", action="store_true", help="print what there is, train nothing")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
+    asked = asked_part(__doc__, "task")
     names = [*Training.__dataclass_fields__]
     known = {Training(*(row[name] for name in names)) for row in read_rows(RESULTS)}
-    part, parts = part_of(given.part)
+    mine = () if asked is None else TASKS[asked]
     for training in cells():
-        if given.tables or training in known or training.task not in TASKS[part::parts]:
+        if training in known or training.task not in mine:
             continue
         row = asdict(training) | measure(training)
         append_row(RESULTS, row)

@@ -12,7 +12,6 @@ stands in `results/trainings.jsonl` and is not trained again.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -21,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
 from lib.further_rows import backbone_in_bf16, encoded_with_further_rows, quick_plan
 from lib.measuring import note
-from lib.recording import part_of
+from lib.parts import asked_part
 from lib.storage import append_row, read_rows
 from tables import criteria, tables
 
@@ -126,16 +124,9 @@ def measure(training: Training) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--part", default="0/1", metavar="K/N", help="every N-th cell, from the K-th on")
-    parser.add_argument("--tables", action="store_true", help="print what there is, train nothing")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
+    asked = asked_part(__doc__, "cell")
     known = {Training(*(row[f.name] for f in fields(Training))) for row in read_rows(RESULTS)}
-    part, parts = part_of(given.part)
-    mine = () if given.tables else list(cells())[part::parts]
+    mine = () if asked is None else list(cells())[asked]
     for training in needed():
         if training in known or Cell(training.task, training.rows, training.budget) not in mine:
             continue

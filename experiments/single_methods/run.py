@@ -28,7 +28,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
-from lib.recording import part_of
+from lib.parts import part_of
 from lib.storage import append_row, read_rows
 from tables import FORMER, FULL, measured, tables
 

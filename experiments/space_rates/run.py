@@ -12,20 +12,17 @@ below the median of the three, and all are where that median is below the head a
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
 from lib.further_rows import backbone_in_bf16, encoded_with_further_rows, quick_plan
 from lib.measuring import note
-from lib.recording import part_of
+from lib.parts import asked_part
 from lib.storage import append_row, read_rows
 
 from autopeft import Recipe
@@ -170,16 +167,9 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--part", default="0/1", metavar="K/N", help="every N-th method, from the K-th on")
-    parser.add_argument("--tables", action="store_true", help="print what there is, train nothing")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    part, parts = part_of(given.part)
-    if not given.tables:
-        run([HEAD, *[name for name in METHODS if name != HEAD][part::parts]])
+    asked = asked_part(__doc__, "method")
+    if asked is not None:
+        run([HEAD, *[name for name in METHODS if name != HEAD][asked]])
     print(tables(read_rows(RESULTS)))
 
 

@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
 from cells import FAMILIES, Cell, cells, places, refusal, stamp, verdict
-from lib.recording import part_of
+from lib.parts import part_of
 from lib.storage import Balance, write_whole
 from rich.progress import track
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from lib import recorded
-from lib.recording import Recording, Setting, part_of
+from lib.parts import part_of
+from lib.recording import Recording, Setting
 from lib.settings import RESULTS, SETTINGS
 from lib.storage import read_rows
 from transformers import BertConfig

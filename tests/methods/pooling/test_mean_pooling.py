@@ -88,6 +88,14 @@ def test_what_a_row_gives_does_not_depend_on_its_padding(name: str) -> None:
     torch.testing.assert_close(whole[:1], alone, atol=1e-5, rtol=1e-4)
 
 
+def test_a_mask_that_does_not_tell_padding_is_refused() -> None:
+    model, inputs = tiny_model("bert"), tiny_inputs("bert", pad=3)
+    attach(model, POOLED, seed=0)
+    mask = inputs["attention_mask"][:, None, None].expand(-1, 1, inputs["input_ids"].shape[1], -1).bool()
+    with pytest.raises(CompositionError, match=r"mask of shape \(batch, positions\), but got \(\d, 1, "):
+        logits(model, {**inputs, "attention_mask": mask})
+
+
 def test_a_layer_that_runs_several_times_has_no_last_one() -> None:
     with pytest.raises(CompositionError, match="runs 3 times"):
         attach(tiny_model("albert"), POOLED)
