@@ -399,8 +399,8 @@ def _refuse_other_masks(inputs: dict[str, Any]) -> None:
     mask = inputs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.ndim != 2:
         raise CompositionError(
-            "What is made of a text's tokens has to know which of them are padding, by a mask of shape (batch, "
-            f"positions), but got {tuple(mask.shape)}; pass the 2-D mask."
+            "What is made of a text's tokens has to know which of them are padding, by a mask of shape "
+            f"(batch, positions), but got {tuple(mask.shape)}; pass the 2-D mask."
         )
 
 
