@@ -46,7 +46,7 @@ class Effort:
 EFFORTS: dict[str, Effort] = {
     e.name: e
     for e in (
-        Effort("quick", 12, 60, 2000, 400, 1000, top=2, seeds=5, seconds=510.0),
+        Effort("quick", 8, 60, 2000, 400, 1000, top=2, seeds=3, seconds=510.0),
         Effort("normal", 40, 200, 8000, 1000, None, top=3, seeds=3),
         Effort("thorough", 150, 500, None, 2000, None, top=5, seeds=5),
     )

@@ -102,7 +102,7 @@ def setting(cell: Cell, seed: int) -> dict[str, Any]:
         "budget": cell.budget,
         "seed": seed,
         "effort": "quick",
-        "trials": 8 if large else 12,
+        "trials": 8,
         "steps": 60,
         "batch_size": 16 if large else 32,
         "confirm_seeds": 3,

@@ -41,7 +41,9 @@ def test_the_best_are_points_of_the_space_each_structure_once(
     alone = [("lora",), ("parallel_adapter",), ("ia3",), ("serial_adapter",)]
     assert [r.methods for r in recipes] == alone
     assert "lora, upper half, parallel adapter, ia3, serial adapter" in (line or "")
-    assert len(starting.portfolio_points(bound, HALF, 500, 8, leave_out=())[0]) == 3
+    counts = {5: 3, 3: 2, 2: 1, 1: 0}
+    for trials, count in counts.items():
+        assert len(starting.portfolio_points(bound, HALF, 500, trials, leave_out=())[0]) == count
 
 
 def test_what_may_be_better_on_a_task_is_tried_though_it_is_not_recommended(
@@ -84,7 +86,7 @@ def test_short_searches_have_fewer_and_none_where_lora_is_best(
     bound: BoundSpace, say: Callable[[dict[str, float]], None]
 ) -> None:
     say({"lora": 0.0, "ia3": 2.0, "serial adapter": 1.0})
-    assert len(starting.portfolio_points(bound, HALF, 500, 4, leave_out=())[0]) == 1
+    assert len(starting.portfolio_points(bound, HALF, 500, 2, leave_out=())[0]) == 1
     assert starting.portfolio_points(bound, HALF, 500, 2, leave_out=())[0] == []
     say({"lora": 0.0})
     assert starting.portfolio_points(bound, HALF, 500, 12, leave_out=()) == ([], None)
