@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from autopeft.assets import backbone_fingerprint
+from autopeft.assets import backbone_fingerprint, cache_dir
 from autopeft.backbones import StackPlaces, base_model_of
 from autopeft.injection.attention import attention_behind
 from autopeft.tasks.encode import EncodedSplit
@@ -295,11 +295,12 @@ def _instead(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]
 
 
 # Stores stay open between trials: each row's checksum is compared once in a process.
-_OPEN: OrderedDict[tuple[str, str], StateStore] = OrderedDict()
+_OPEN: OrderedDict[tuple[str, str, str], StateStore] = OrderedDict()
 
 
 def _store(split: EncodedSplit, identity: dict[str, Any], level: Level) -> StateStore | None:
-    key = (split.fingerprint, json.dumps(identity, sort_keys=True))
+    # A process may be told of another cache meanwhile.
+    key = (str(cache_dir()), split.fingerprint, json.dumps(identity, sort_keys=True))
     if key in _OPEN and not _OPEN[key].folder.exists():
         del _OPEN[key]  # removed meanwhile to make room: what would be added to it is lost
     if key not in _OPEN:
