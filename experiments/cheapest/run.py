@@ -51,7 +51,7 @@ ROUNDS, STEPS = 5, 12
 def setting(task: str, seed: int) -> dict[str, Any]:
     """A search; every number is given, so that a slow machine tries as much as a fast one."""
     return {
-        "task": task, "seed": seed, "budget": "0.5%", "effort": "quick", "goal": "cheapest", "trials": 12,
+        "task": task, "seed": seed, "budget": "0.5%", "effort": "quick", "goal": "cheapest", "trials": 8,
         "confirm_seeds": 3, "steps": 60, "train_rows": 2_000, "select_rows": 400, "test_rows": 1_000,
         "max_length": 64, "baselines": "lora,head", "stand_in": False,
     }  # fmt: skip

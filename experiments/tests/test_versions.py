@@ -51,6 +51,18 @@ def test_pairs_change_sides_and_go_on_where_they_stopped(
     assert "geometric mean 1.500, upper 95 % bound 1.500" in versions.verdict([[2.0, 3.0]] * 3)
 
 
+def test_each_command_in_each_two_versions_has_its_verdict(versions: Any) -> None:
+    def row(command: str, new: str, seconds: list[float]) -> dict[str, Any]:
+        return {"key": {"command": [command], "versions": ["a" * 40, new * 40]}, "seconds": seconds}
+
+    told = versions.tables(
+        [row("search", "b", [2.0, 3.0]), row("search", "c", [2.0, 1.0]), row("search", "b", [4.0, 6.0])]
+    )
+    first, second = told.splitlines()
+    assert first.startswith("- `search`, aaaaaaaa against bbbbbbbb: 2 pairs, new/old: geometric mean 1.500")
+    assert second == "- `search`, aaaaaaaa against cccccccc: 1 pair, new/old: 0.500."
+
+
 def test_the_bound_is_that_of_the_logarithms(versions: Any) -> None:
     mean, bound = versions.upper([1.0, 1.1, 1.21])
     assert mean == pytest.approx(1.1)

@@ -2,7 +2,7 @@
 
     python experiments/versions/run.py OLD NEW                   # the two interpreters, ten pairs
     python experiments/versions/run.py OLD NEW --pairs 20 -- search --task trec --trials 4
-    python experiments/versions/run.py --tables                  # the last recorded pairs
+    python experiments/versions/run.py --tables                  # what is recorded
 
 OLD and NEW are interpreters that have one version each (`.venv/bin/python`). In each pair both run the
 command in an empty folder, with one cache that is filled before; which is first changes from pair to pair.
@@ -22,9 +22,10 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
@@ -129,11 +130,23 @@ def upper(ratios: Sequence[float]) -> tuple[float, float]:
 def verdict(seconds: Sequence[Sequence[float]]) -> str:
     """A sentence of what pairs say."""
     ratios = [new / old for old, new in seconds]
+    if len(ratios) == 1:
+        return f"1 pair, new/old: {ratios[0]:.3f}."
     mean, bound = upper(ratios)
     return (
         f"{len(ratios)} pairs, new/old: geometric mean {mean:.3f}, upper 95 % bound {bound:.3f}, "
         f"{min(ratios):.3f} to {max(ratios):.3f}."
     )
+
+
+def tables(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The verdict on each command in each two versions, as Markdown."""
+    found: dict[str, list[Sequence[float]]] = {}
+    for row in rows:
+        old, new = (version[:8] for version in row["key"]["versions"])
+        name = f"`{' '.join(row['key']['command'])}`, {old} against {new}"
+        found.setdefault(name, []).append(row["seconds"])
+    return "\n".join(f"- {name}: {verdict(seconds)}" for name, seconds in found.items())
 
 
 def main(words: Sequence[str]) -> None:
@@ -142,14 +155,12 @@ def main(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("pythons", nargs="*", metavar="PYTHON", help="of the old and of the new version")
     parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--tables", action="store_true", help="say what the last recorded pairs say")
+    parser.add_argument("--tables", action="store_true", help="say what the recorded pairs say")
     parser.add_argument("--cold", action="store_true", help="do not run the command once to fill its caches")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep what the commands print and write")
     given = parser.parse_args(own)
     if given.tables:
-        recorded = read_rows(RESULTS)
-        last = [row["seconds"] for row in recorded if row["key"] == recorded[-1]["key"]]
-        print(verdict(last))
+        print(tables(read_rows(RESULTS)))
         return
     if len(given.pythons) != 2:
         parser.error("two interpreters are needed, of the old and of the new version")
