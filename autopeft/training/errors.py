@@ -10,6 +10,8 @@ __all__ = ["NonFiniteLoss", "OutOfMemory", "PhaseError", "ran_out_of_memory"]
 
 # On a CPU torch raises a plain RuntimeError, and its libraries let C++'s own error through.
 _CPU_SAYS = ("DefaultCPUAllocator: can't allocate memory", "std::bad_alloc")
+# oneDNN says no more where it has no room for the code of an operation; what it cannot do has other words.
+_ONEDNN_SAYS = "could not create a primitive"
 
 
 class NonFiniteLoss(AutoPEFTError):  # noqa: N818
@@ -39,6 +41,7 @@ class PhaseError(UsageError):
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory did not suffice, an accelerator's or the machine's own."""
-    if isinstance(error, RuntimeError) and any(said in str(error) for said in _CPU_SAYS):
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    if said == _ONEDNN_SAYS or any(words in said for words in _CPU_SAYS):
         return True
     return isinstance(error, (OutOfMemory, torch.OutOfMemoryError, MemoryError))
