@@ -15,7 +15,7 @@ from autopeft.training.errors import OutOfMemory, ran_out_of_memory
         MemoryError(),
         OutOfMemory("Even with single rows."),
         RuntimeError(
-            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
         ),
         RuntimeError("std::bad_alloc"),
         RuntimeError("could not create a primitive"),
