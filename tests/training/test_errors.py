@@ -14,9 +14,7 @@ from autopeft.training.errors import OutOfMemory, ran_out_of_memory
         torch.OutOfMemoryError("CUDA out of memory."),
         MemoryError(),
         OutOfMemory("Even with single rows."),
-        RuntimeError(
-            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
-        ),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
         RuntimeError("std::bad_alloc"),
         RuntimeError("could not create a primitive"),
     ],
