@@ -57,6 +57,9 @@ ALLOCATIONS = (
     Allocation(18, 60, 0, 0),
     Allocation(15, 60, 3, 1),
     Allocation(9, 60, 3, 3),
+    Allocation(8, 60, 2, 3),
+    Allocation(6, 60, 2, 3),
+    Allocation(6, 60, 3, 3),
     Allocation(6, 60, 4, 3),
     Allocation(20, 60, 2, 3, rung=20),
     Allocation(16, 60, 2, 3, rung=40),
@@ -67,7 +70,7 @@ ALLOCATIONS = (
     Allocation(9, 120, 2, 3, rung=40),
     Allocation(12, 120, 2, 3, rung=40),
 )
-"""About as many steps as a quick search has had, 1,080 and 1,320; the last takes a sixth more."""
+"""About as many steps as a quick search has had, 1,080 and 1,320, or fewer; the last takes a sixth more."""
 
 
 class Recorded:
