@@ -84,8 +84,8 @@ def choose_effort(
 
     Args:
         gpu: whether there is one.
-        parameters: of the backbone. On a CPU a quick search of a large one (see `LARGE`) tries fewer recipes
-            on fewer rows and may take longer.
+        parameters: of the backbone. On a CPU a quick search of a large one (see `LARGE`) has fewer
+            rows a step, and may take longer.
         decoder: whether the backbone is a language model.
 
     Raises:

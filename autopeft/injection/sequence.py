@@ -149,7 +149,7 @@ class RootHooks:
             self._pad_source(inputs)
         given = _mask(inputs, "attention_mask") if self.reads_text else None
         if self.sees_text:
-            _refuse_other_masks(inputs)
+            _refuse_other_masks(inputs, "What is made of a text's tokens is told which are padding by")
         tokens = _known_tokens(inputs, given) if self.tells else None
         if not cached and self.stack.causal and (self.rows or self.sees_text):
             _refuse_several(inputs, given)
@@ -212,12 +212,8 @@ class RootHooks:
             return Reserved(0, tokens)
         if tokens is None:
             raise CompositionError("Prompts need input_ids or inputs_embeds, but the forward got neither.")
+        _refuse_other_masks(inputs, "Prompts lengthen the sequence and need")
         mask = inputs.get("attention_mask")
-        if mask is not None and mask.ndim != 2:
-            raise CompositionError(
-                f"Prompts lengthen the sequence and need a mask of shape (batch, positions), but got "
-                f"{tuple(mask.shape)}; pass the 2-D mask."
-            )
         slides = self.spec.stack(self.stack.name).window is not None
         reserved = reserve(slots, mask, tokens if mask is None else int(mask.shape[1]), beside=slides)
         return replace(reserved, owners=self.owners)
@@ -395,12 +391,13 @@ def _refuse_several(inputs: dict[str, Any], mask: Tensor | None) -> None:
         )
 
 
-def _refuse_other_masks(inputs: dict[str, Any]) -> None:
+def _refuse_other_masks(inputs: dict[str, Any], what: str) -> None:
+    """Refuse a mask that does not tell padding: of each pair of positions, or one for each type of layer."""
     mask = inputs.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.ndim != 2:
+    if mask is not None and _mask(inputs, "attention_mask") is None:
+        came = str(tuple(mask.shape)) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
         raise CompositionError(
-            "What is made of a text's tokens has to know which of them are padding, by a mask of shape "
-            f"(batch, positions), but got {tuple(mask.shape)}; pass the 2-D mask."
+            f"{what} a mask of shape (batch, positions), but got {came}; pass the 2-D mask."
         )
 
 

@@ -285,29 +285,30 @@ def _first(ready: Prepared, notify: Notify) -> list[dict[str, Any]]:
     where these are looked for."""
     bound = ready.space.bind(ready.spec)
     found, notices = points_from(ready.arguments.warm_start, bound, runs=ready.arguments.runs)
+    count = max(1, min(6, ready.effort.trials // 3))
+    cheap = upper_points(bound, count) if ready.cost == "step_cost" else []
     known: list[dict[str, Any]] = []
     if ready.arguments.portfolio:
-        known, line = _portfolio(ready, bound)
+        known, line = _portfolio(ready, bound, max(0, ready.effort.trials - len(found) - len(cheap)))
         notices = [*notices, *([] if line is None else [line])]
     for line in notices:
         if notify is not None:
             notify(line)
-    count = max(1, min(6, ready.effort.trials // 3))
-    cheap = upper_points(bound, count) if ready.cost == "step_cost" else []
     if known:  # of the space's own starts the second one, a method alone, where there is one
         return [*found, *known, *cheap, *starting_points(bound, 2)[-1:]]
     return [*found, *cheap, *starting_points(bound, max(1, count // 2) if cheap else count)]
 
 
-def _portfolio(ready: Prepared, bound: BoundSpace) -> tuple[list[dict[str, Any]], str | None]:
-    """The portfolio's best as points; none for a kind of task that it has no evidence of."""
+def _portfolio(ready: Prepared, bound: BoundSpace, trials: int) -> tuple[list[dict[str, Any]], str | None]:
+    """The portfolio's best as points, for so many trials; none for a kind of task that it has no evidence
+    of."""
     if ready.task.kind != KIND:
         return [], None
     return portfolio_points(
         bound,
         Budget.parse(ready.arguments.budget),
         len(ready.task.splits["train"]),
-        ready.effort.trials,
+        trials,
         leave_out=own_clusters(ready.arguments.task, ready.task),
         serve=ready.arguments.serve,
     )

@@ -19,6 +19,9 @@ __all__ = ["ALLOCATIONS", "CRITERIA", "Allocation", "Outcome", "Recorded", "corr
 
 CRITERIA = ("score", "loss", "calibrated")
 LORA, FROM_PORTFOLIO, REPLAYS, _NEARLY = "lora", 5, 400, 0.9
+DRAWN, ANY_RATE = "drawn", "drawn, any rate"
+"""Draws of the space as it was, most of them with one seed: of another search."""
+
 LORAS = (LORA, "lora, slower", "lora, upper half", "lora, upper half, slower")
 """Among which a LoRA is tuned, as far as they were trained."""
 
@@ -52,14 +55,21 @@ class Allocation:
 
 
 ALLOCATIONS = (
+    Allocation(12, 60, 2, 1),
+    Allocation(12, 60, 2, 2),
     Allocation(12, 60, 2, 3),
-    Allocation(12, 60, 2, 5),
     Allocation(18, 60, 0, 0),
     Allocation(15, 60, 3, 1),
     Allocation(9, 60, 3, 3),
+    Allocation(9, 60, 3, 1),
+    Allocation(8, 60, 2, 1),
+    Allocation(8, 60, 2, 2),
     Allocation(8, 60, 2, 3),
-    Allocation(6, 60, 2, 3),
-    Allocation(6, 60, 3, 3),
+    Allocation(6, 60, 2, 1),
+    Allocation(6, 60, 3, 1),
+    Allocation(6, 60, 4, 1),
+    Allocation(6, 60, 2, 2),
+    Allocation(6, 60, 4, 2),
     Allocation(6, 60, 4, 3),
     Allocation(20, 60, 2, 3, rung=20),
     Allocation(16, 60, 2, 3, rung=40),
@@ -80,10 +90,11 @@ class Recorded:
         self.rows: dict[str, dict[int, Row]] = defaultdict(dict)
         for row in rows:
             self.rows[row["hash"]][row["seed"]] = row
-        counts = Counter(row["seed"] for row in rows)
-        # A seed that is being recorded would leave few recipes.
+        # A seed that is being recorded would leave few recipes, and one that has more, few seeds.
+        counts = Counter(row["seed"] for row in rows if row["origin"] != ANY_RATE)
         self.seeds = sorted(s for s, many in counts.items() if many >= _NEARLY * max(counts.values()))
-        whole = {key: {s: own[s] for s in self.seeds if s in own} for key, own in self.rows.items()}
+        told = {key: own for key, own in self.rows.items() if self.origin(key) != ANY_RATE}
+        whole = {key: {s: own[s] for s in self.seeds if s in own} for key, own in told.items()}
         self.rows = {key: own for key, own in whole.items() if len(own) == len(self.seeds)}
 
     def origin(self, key: str) -> str:
@@ -124,8 +135,8 @@ def replay(known: Recorded, how: Allocation, criterion: str, rng: random.Random)
     """One search: all trials have one seed, finalists and LoRA the next ones; what promises most wins. LoRA
     is tuned with the seed of the trials."""
     others = [k for k in known.rows if known.origin(k) not in (LORA, *LORAS[1::2])]
-    portfolio = [k for k in others if not known.origin(k).startswith("drawn")]
-    drawn = [k for k in known.rows if known.origin(k) == "drawn"]
+    portfolio = [k for k in others if known.origin(k) != DRAWN]
+    drawn = [k for k in others if known.origin(k) == DRAWN]
     first = rng.sample(portfolio, min(FROM_PORTFOLIO, how.trials, len(portfolio)))
     tried = first + rng.sample(drawn, min(how.trials - len(first), len(drawn)))
     seed, *fresh = rng.sample(known.seeds, min(1 + how.seeds, len(known.seeds)))
@@ -193,7 +204,7 @@ def _draws(rows: Sequence[Row]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     for (task, steps), own in sorted(_by_group(rows).items()):
         lora = [row["further"] for row in own if row["origin"] == LORA and row["seed"] == 0]
-        for origin in ("drawn, any rate", "drawn"):
+        for origin in (ANY_RATE, DRAWN):
             found = [row["further"] for row in own if row["origin"] == origin and row["seed"] == 0]
             if lora and found:
                 below = [100 * (lora[0] - value) for value in found]
@@ -216,25 +227,30 @@ def _searches(groups: Mapping[tuple[str, int], Recorded]) -> Iterator[str]:
     tasks and replays."""
     yield (
         "| recipes | steps | rung | finalists × seeds | cost, steps | "
-        + " | ".join(f"gain by {c} | further by {c}" for c in CRITERIA)
+        + " | ".join(f"gain by {c} | further by {c} | won by draws" for c in CRITERIA)
         + " |"
     )
-    yield "|---|---|---|---|---|" + "---|---|" * len(CRITERIA)
+    yield "|---|---|---|---|---|" + "---|---|---|" * len(CRITERIA)
     tasks = {task for task, _ in groups}
     for how in ALLOCATIONS:
         if any((task, how.steps) not in groups for task in tasks):
             continue
+        # One seed for the trials, and the fresh ones: more than are recorded are not replayed.
+        if any(how.seeds >= len(groups[task, how.steps].seeds) for task in tasks):
+            continue
         told = []
         for criterion in CRITERIA:
-            gains, further = list[float](), list[float]()
+            gains, further, draws = list[float](), list[float](), 0
             for task, index in product(sorted(tasks), range(REPLAYS)):
                 known = groups[task, how.steps]
                 out = replay(known, how, criterion, random.Random(index))
                 won = known.further(out.winner, out.seeds)
                 gains.append(won - known.further(out.lora, out.seeds))
                 further.append(won)
+                draws += known.origin(out.winner) == DRAWN
             # Replays share their trainings, so that an interval over them would tell of the draws alone.
-            told.append(f"{statistics.fmean(gains):+.2f} | {statistics.fmean(further):.2f}")
+            share = 100 * draws / len(gains)
+            told.append(f"{statistics.fmean(gains):+.2f} | {statistics.fmean(further):.2f} | {share:.0f} %")
         rung = how.rung if how.rung is not None else "none"
         yield (
             f"| {how.trials} | {how.steps} | {rung} | {how.top} × {how.seeds} | {how.cost:,} | "

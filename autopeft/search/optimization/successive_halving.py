@@ -17,7 +17,8 @@ __all__ = ["FIDELITIES", "Rungs", "Standing", "SuccessiveHalving", "ranked"]
 
 # What a trial has less of below the last rung: steps, or steps and training rows alike.
 FIDELITIES = ("steps", "data", "none")
-# Losses before this step say nothing of the end: their rank correlation with it is −0.1 at 10 and 0.6 at 40.
+# Before this step losses hardly tell good recipes apart: from probed heads their rank correlation with the
+# end is 0.3 to 0.7 at step 20, 0.0 to 0.2 within the better half (`experiments/allocation`).
 FIRST = 40
 
 

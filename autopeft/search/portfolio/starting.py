@@ -16,8 +16,8 @@ from autopeft.search.space.projection import values_of
 __all__ = ["MOST", "portfolio_points"]
 
 MOST = 5
-"""Points of a search at most; a short one has two thirds of its trials for them, as what is drawn afterwards
-is seldom better (`experiments/allocation`)."""
+"""Points of a search at most; a short one has two thirds of its trials for them, as more draws gained nothing
+(`experiments/allocation`)."""
 
 NEAR = 0.9
 """Share of a recipe's placements that a point of the space has to have in common with it."""
@@ -43,7 +43,7 @@ def portfolio_points(
 
     Args:
         rows: of train.
-        trials: of the search.
+        trials: of the search that nothing else is tried first in.
         leave_out: clusters whose trainings are no evidence.
         serve: how recipes have to be servable.
     """

@@ -92,8 +92,9 @@ def test_a_mask_that_does_not_tell_padding_is_refused() -> None:
     model, inputs = tiny_model("bert"), tiny_inputs("bert", pad=3)
     attach(model, POOLED, seed=0)
     mask = inputs["attention_mask"][:, None, None].expand(-1, 1, inputs["input_ids"].shape[1], -1).bool()
-    with pytest.raises(CompositionError, match=r"mask of shape \(batch, positions\), but got \(\d, 1, "):
-        logits(model, {**inputs, "attention_mask": mask})
+    for other, came in ((mask, r"\(\d, 1, "), ({"full_attention": mask}, "a dict")):
+        with pytest.raises(CompositionError, match=rf"mask of shape \(batch, positions\), but got {came}"):
+            logits(model, {**inputs, "attention_mask": other})  # type: ignore[dict-item]
 
 
 def test_a_layer_that_runs_several_times_has_no_last_one() -> None:

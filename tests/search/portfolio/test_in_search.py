@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,28 @@ def test_the_portfolio_comes_first(place: dict[str, Any], asked: list[Any]) -> N
 def test_it_is_told_how_what_is_found_is_to_be_served(place: dict[str, Any], asked: list[Any]) -> None:
     first(prepare(SearchArguments(**place, serve="merged")))
     assert (len(asked), served) == (1, ["merged"])
+
+
+def test_what_else_is_tried_first_leaves_it_less(
+    place: dict[str, Any], asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = [{"rank": rank} for rank in range(5)]
+    monkeypatch.setattr(api, "points_from", lambda *_, **__: (earlier, []))
+    points, _ = first(prepare(SearchArguments(**{**place, "trials": 8})))
+    assert points[:6] == [*earlier, {"rank": 3}]
+    assert [trials for _, _, trials, _ in asked] == [3]
+    first(prepare(SearchArguments(**{**place, "trials": 4})))
+    assert [trials for _, _, trials, _ in asked] == [3, 0]
+
+
+def test_a_cheap_search_tries_the_upper_layers_too(
+    place: dict[str, Any], asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "upper_points", lambda _, count: [{"rank": 10 + i} for i in range(count)])
+    ready = replace(prepare(SearchArguments(**{**place, "trials": 8})), objective="score,cost")
+    points, _ = first(ready)
+    assert points[:3] == [{"rank": 3}, {"rank": 10}, {"rank": 11}]
+    assert [trials for _, _, trials, _ in asked] == [6]
 
 
 def test_it_can_be_left_away(place: dict[str, Any], asked: list[Any]) -> None:

@@ -41,7 +41,14 @@ def test_the_best_are_points_of_the_space_each_structure_once(
     alone = [("lora",), ("parallel_adapter",), ("ia3",), ("serial_adapter",)]
     assert [r.methods for r in recipes] == alone
     assert "lora, upper half, parallel adapter, ia3, serial adapter" in (line or "")
-    counts = {5: 3, 3: 2, 2: 1, 1: 0}
+
+
+def test_a_short_search_has_two_thirds_of_its_trials_for_it_and_a_longer_one_five(
+    bound: BoundSpace, say: Callable[[dict[str, float]], None]
+) -> None:
+    names = ("lora, upper half", "parallel adapter", "ia3", "serial adapter", "dora", "krona", "lora + ia3")
+    say({"lora": 0.0, **{name: 9.0 - i for i, name in enumerate(names)}})
+    counts = dict.fromkeys((12, 9, 8), 5) | {7: 4, 6: 4, 5: 3, 3: 2, 2: 1, 1: 0, 0: 0}
     for trials, count in counts.items():
         assert len(starting.portfolio_points(bound, HALF, 500, trials, leave_out=())[0]) == count
 
