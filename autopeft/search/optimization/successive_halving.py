@@ -18,7 +18,7 @@ __all__ = ["FIDELITIES", "Rungs", "Standing", "SuccessiveHalving", "ranked"]
 # What a trial has less of below the last rung: steps, or steps and training rows alike.
 FIDELITIES = ("steps", "data", "none")
 # Before this step losses hardly tell good recipes apart: from probed heads their rank correlation with the
-# end is 0.3 to 0.7 at step 20, 0.0 to 0.2 within the better half (`experiments/allocation`).
+# end is 0.3 to 0.7 at step 20, about zero within the better half (`experiments/allocation`).
 FIRST = 40
 
 
