@@ -8,9 +8,9 @@ their coefficients are those of the machine and not of a recipe.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from autopeft.graph import CompositionGraph, Entry, Node, first_layer, is_rowwise_in
 from autopeft.method import Interim
@@ -25,6 +25,7 @@ What an entry does is named `way/method:what`: what has to be done is the same f
 way, and how well a method does it is its own."""
 
 _WAYS = ("weight", "kv", "scores", "hook", "region", "logits")
+_WHOLE = ("k", "v", "qkv", "cross_k", "cross_v")  # a narrow last layer computes these for every token
 _STATE = 4  # copies of a trained parameter while it trains: itself, its gradient and two moments
 _BYTES = 4
 
@@ -53,23 +54,29 @@ def features_of(
     layers = sum(stack.layers for stack in spec.stacks)
     longer = 1 + _prompt_rows(graph) / shape.tokens
     found: defaultdict[str, float] = defaultdict(float, {"step": 1.0, "trained": 0.0})
-    active = layers - depth
+    active, narrow = layers - depth, False
     dropout = graph.recipe.training.dropout and not inference
     if dropout:  # nothing is left out then, as its draws belong to the training
         trunk, found["dropout"] = False, longer * layers
     if active:
         end = spec.stacks[-1]
-        whole = inference or dropout or not is_rowwise_in(graph, end.name, end.layers - 1)
+        narrow = not (inference or dropout) and is_rowwise_in(graph, end.name, end.layers - 1)
         found["layers"] = longer * (active - 1)
-        found["last"] = longer * (not whole)
-        found["last, all positions"] = longer * whole
+        found["last"] = longer * narrow
+        found["last, all positions"] = longer * (not narrow)
     if depth == 0:
         found["embeddings"] = longer
     if not trunk:
         found["layers below"] = longer * depth
     tokens = shape.rows * shape.tokens * longer
+
+    def tokens_at(site: Site) -> float:
+        """Behind the keys and values of a narrow last layer there is the read position of each row."""
+        last = (site.stack, site.layer) == (spec.stacks[-1].name, spec.stacks[-1].layers - 1)
+        return shape.rows if narrow and last and site.name not in _WHOLE else tokens
+
     for entry in graph.entries.values():
-        _add_entry(found, entry, spec, tokens)
+        _add_entry(found, entry, _places(entry, spec, tokens, tokens_at))
     for node in graph.nodes():
         _add_node(found, graph, node, tokens)
     return dict(found)
@@ -102,20 +109,21 @@ def _prompt_rows(graph: CompositionGraph) -> float:
     )
 
 
-def _add_entry(found: defaultdict[str, float], entry: Entry, spec: BackboneSpec, tokens: float) -> None:
+def _add_entry(found: defaultdict[str, float], entry: Entry, places: Sequence[_Place]) -> None:
     """Calls, numbers read and written at the sites, products with its own parameters, and, where it acts on
     weights, the weights made anew and their gradients."""
     name = f"{_way(entry)}/{entry.method.name}"
-    places = _places(entry, spec)
     found[f"{name}:places"] += len(places) or 1
-    found[f"{name}:values"] += tokens * sum(inside + outside for inside, outside in places)
-    found[f"{name}:products"] += tokens * entry.count.deployed
+    found[f"{name}:values"] += sum(p.tokens * (p.inside + p.outside) for p in places)
+    # Each place as if it had the same share of the parameters. A map of rank r has r numbers for each one
+    # that goes in or out, also where these are drawn and do not train (VeRA).
+    share, rank = entry.count.deployed / max(1, len(places)), getattr(entry.method.config, "rank", 0)
+    found[f"{name}:products"] += sum(p.tokens * max(share, rank * (p.inside + p.outside)) for p in places)
     # What only training has works on its own few rows; what it costs is its gradients and its update.
     found["trained"] += entry.count.trained
     if "weight" in entry.ways:
-        weights = float(sum(inside * outside for inside, outside in places))
-        found[f"{name}:weights"] += weights
-        found[f"{name}:weight products"] += tokens * weights
+        found[f"{name}:weights"] += float(sum(p.inside * p.outside for p in places))
+        found[f"{name}:weight products"] += sum(p.tokens * p.inside * p.outside for p in places)
 
 
 def _way(entry: Entry) -> str:
@@ -123,13 +131,24 @@ def _way(entry: Entry) -> str:
     return next((way for way in _WAYS if way in entry.ways), "prompt")
 
 
-def _places(entry: Entry, spec: BackboneSpec) -> list[tuple[int, int]]:
-    """Widths of what goes in and out where an entry acts; of one on tensors of the model, their shapes."""
+class _Place(NamedTuple):
+    """Where an entry acts: tokens that pass, and widths of what goes in and out."""
+
+    tokens: float
+    inside: int
+    outside: int
+
+
+def _places(
+    entry: Entry, spec: BackboneSpec, tokens: float, tokens_at: Callable[[Site], float]
+) -> list[_Place]:
+    """The places of an entry; of one on tensors of the model, each tensor."""
     if entry.sites:
-        return [_widths(site) for site in entry.sites]
+        return [_Place(tokens_at(site), *_widths(site)) for site in entry.sites]
     if "logits" in entry.ways:
-        return [] if spec.logits is None else [(spec.logits.hidden, spec.logits.width)]
-    return [(t.shape[-1], t.size // t.shape[-1]) for t in spec.tensors if t.role in ("weight", "embedding")]
+        return [] if spec.logits is None else [_Place(tokens, spec.logits.hidden, spec.logits.width)]
+    tensors = [t for t in spec.tensors if t.role in ("weight", "embedding")]
+    return [_Place(tokens, t.shape[-1], t.size // t.shape[-1]) for t in tensors]
 
 
 def _widths(site: Site) -> tuple[int, int]:

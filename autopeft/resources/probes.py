@@ -38,12 +38,14 @@ class Offer:
 
 def base_probes(spec: BackboneSpec) -> list[Recipe]:
     """The head alone, then a small LoRA in the last layer, in the last few, and in the lower half at one or
-    two depths: they tell a layer's cost from that of what is attached."""
+    two depths: they tell a layer's cost from that of what is attached. One more on all maps of the last one:
+    where that is computed for few positions, what a call takes is told from what its numbers take."""
     layers = min(stack.layers for stack in spec.stacks)
     item = {"lora": {"rank": 4}}
-    places: list[Any] = ["last 1"]
-    places += [[first] for first in dict.fromkeys((layers - 3, layers // 2, layers // 4, 0)) if first >= 0]
-    found = [_recipe(at, item) for at in places if at != "last 1" or layers]
+    places = [[first] for first in dict.fromkeys((layers - 3, layers // 2, layers // 4, 0)) if first >= 0]
+    found = [_recipe(at, item) for at in (["last 1"] if layers else []) + places]
+    if layers:
+        found.append(_recipe("last 1", {"lora": {"rank": 4, "sites": ["q", "k", "v", "o", "up", "down"]}}))
     return [Recipe(name="head alone"), *_fitting(found, spec)]
 
 
@@ -59,10 +61,7 @@ def dropout_probes(spec: BackboneSpec) -> list[Recipe]:
 
 
 def method_probes(offers: Iterable[Offer], spec: BackboneSpec) -> list[Recipe]:
-    """The smallest and the largest member of each method, and of each way to compose some, on their own.
-
-    Those of the whole model are measured once, at their largest.
-    """
+    """The smallest and the largest member of each method, and of each way to compose some, on their own."""
     groups: dict[Any, dict[int, Recipe]] = {}
     for offer in offers:
         recipe = _alone(offer, spec)
@@ -72,10 +71,9 @@ def method_probes(offers: Iterable[Offer], spec: BackboneSpec) -> list[Recipe]:
             continue
         groups.setdefault((offer.whole, *_kinds(offer.item)), {}).setdefault(size, recipe)
     found: list[Recipe] = []
-    for (whole, *_), members in sorted(groups.items(), key=lambda item: str(item[0])):
+    for _, members in sorted(groups.items(), key=lambda item: str(item[0])):
         sizes = sorted(members)
-        kept = [sizes[-1]] if whole else dict.fromkeys((sizes[0], sizes[-1]))
-        found += [members[size] for size in kept]
+        found += [members[size] for size in dict.fromkeys((sizes[0], sizes[-1]))]
     return found
 
 

@@ -6,10 +6,10 @@
     nothing
 
 It measures the probes that a search measures (`autopeft.resources.probes`), then recipes of every family that
-were not among them, each with a few steps of the real training on one batch, in a random order. Whatever was
-measured stands in `--out` at once, so that a run that was cut off goes on. Predictions are made from the
-probes alone when the tables are printed. Time is processor time on one thread, memory is the resident set
-above what the process held with the bare backbone.
+were not among them, each with a few steps of the real training on one batch, in a random order and with
+nothing read back that a method measured before. Whatever was measured stands in `--out` at once, so that a
+run that was cut off goes on. Predictions are made from the probes alone when the tables are printed. Time is
+processor time on one thread, memory is the resident set above what the process held with the bare backbone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import argparse
 import random
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `lib`
 
-from lib.measuring import environment, note, one_thread, read_json, show, write_json
+from lib.measuring import cache_at, environment, note, one_thread, read_json, show, write_json
 
 from autopeft import Recipe, load_task
 from autopeft.assets import load_config, load_tokenizer, map_weights, quiet_libraries, resolve_model
@@ -49,6 +50,12 @@ from autopeft.training import TrainingPlan
 
 RESULTS = Path(__file__).parent / "results"
 FIGURES = ("step_time", "latency", "memory")
+TITLES = {
+    "step_time": "step time",
+    "latency": "latency",
+    "memory": "peak memory",
+    "above": "memory above the bare process",
+}
 DRAWN, BUDGET, SPACE = 200, "1%", "default"
 
 # Each method alone, at depths and sizes that no probe has, and compositions of them.
@@ -76,8 +83,10 @@ ALONE: tuple[tuple[str, Any], ...] = (
     ("model", {"fish_mask": {"keep": "0.2%", "samples": 8}}),
     ("last 1", {"lora": {"rank": 8}}),
 )
+_UNSEEN = "unseen "
 NAMED = ("mam", "unipelt", "houlsby", "pfeiffer", "compacter++", "s4")
-RANDOM = 12
+RANDOM, UNSEEN = 12, 30
+"""Random hybrids that the model of costs was made with, and such that nothing was chosen by."""
 
 
 def bodies(layers: int) -> list[tuple[str, dict[str, Any]]]:
@@ -98,11 +107,12 @@ def drawn(spec: BackboneSpec, seed: int, count: int) -> list[Recipe]:
 
 
 def subjects(spec: BackboneSpec) -> list[tuple[str, Recipe]]:
-    """What is predicted: single methods, published hybrids and random hybrids, as far as the backbone takes
-    them."""
+    """What is predicted: single methods, published hybrids, random hybrids and unseen ones, as far as the
+    backbone takes them."""
     layers = min(stack.layers for stack in spec.stacks)
     found = [(title, Recipe.from_dict(body)) for title, body in bodies(layers)]
     found += [(f"random {i}: {r.brief}", r) for i, r in enumerate(drawn(spec, 1, RANDOM), 1)]
+    found += [(f"{_UNSEEN}{i}: {r.brief}", r) for i, r in enumerate(drawn(spec, 2, UNSEEN), 1)]
     kept = []
     for title, recipe in found:
         try:
@@ -154,7 +164,8 @@ def measure(options: argparse.Namespace) -> None:
             ]
             if len(runs) > repeat:
                 continue
-            runs.append(asdict(bench(recipe)))
+            with tempfile.TemporaryDirectory() as empty, cache_at(Path(empty)):
+                runs.append(asdict(bench(recipe)))
             note(f"{title}: {runs[-1]}")
             write_json(options.out, kept)
 
@@ -190,21 +201,23 @@ def tables(path: Path) -> None:
     base = calibration.base
     # A model of no memory is fitted where none was measured: the recorded ones all have it.
     memory: Callable[[Any], float] = lambda graph: calibration.predict_memory(graph) or 0.0  # noqa: E731
-    rows, ratios = [], {name: [] for name in (*FIGURES, "above")}
+    rows = []
+    ratios: dict[bool, dict[str, list[float]]] = {
+        unseen: {name: [] for name in TITLES} for unseen in (False, True)
+    }
     for title, graph, was in found:
         said = (calibration.predict_step(graph), calibration.predict_latency(graph), memory(graph))
-        ratios["step_time"].append(said[0] / was.step_time)
-        ratios["latency"].append(said[1] / was.latency)
-        ratios["memory"].append(said[2] / (base + was.memory))
-        ratios["above"].append((said[2] - base) / max(1, was.memory))
-        rows.append(
-            (
-                title[:70],
-                f"{1e3 * said[0]:.0f} / {1e3 * was.step_time:.0f} ({ratios['step_time'][-1]:.2f})",
-                f"{1e3 * said[1]:.0f} / {1e3 * was.latency:.0f} ({ratios['latency'][-1]:.2f})",
-                f"{said[2] / 1e6:.0f} / {(base + was.memory) / 1e6:.0f} ({ratios['memory'][-1]:.2f})",
-            )
+        pairs = dict(
+            zip(FIGURES, zip(said, (was.step_time, was.latency, base + was.memory), strict=True), strict=True)
         )
+        pairs["above"] = (said[2] - base, max(1, was.memory))
+        for name, (predicted, measured) in pairs.items():
+            ratios[title.startswith(_UNSEEN)][name].append(predicted / measured)
+        told = [
+            f"{scale * p:.0f} / {scale * m:.0f} ({p / m:.2f})"
+            for scale, (p, m) in zip((1e3, 1e3, 1e-6), list(pairs.values())[:3], strict=True)
+        ]
+        rows.append((title[:70], *told))
     shape = kept["shape"]
     columns = ("recipe", "step, ms", "latency, ms", "peak memory, MB")
     show(
@@ -212,18 +225,22 @@ def tables(path: Path) -> None:
         columns,
         rows,
     )
-    titles = {
-        **dict(zip(FIGURES, ("step time", "latency", "peak memory"), strict=True)),
-        "above": "memory above the bare process",
-    }
-    summary = []
+    for unseen, which in ((False, "recipes that the model of costs was made with"), (True, "unseen recipes")):
+        if any(ratios[unseen].values()):
+            columns = ("figure", "median", "worst", f"within {WITHIN:.0%}")
+            show(f"{kept['model']}: deviations, {which}", columns, deviations(ratios[unseen]))
+
+
+def deviations(ratios: Mapping[str, Sequence[float]]) -> list[tuple[str, str, str, str]]:
+    """How far predictions are off, a row for each figure."""
+    found = []
     for name, values in ratios.items():
         off = [abs(v - 1) for v in values]
         inside = sum(d <= WITHIN for d in off)
-        summary.append(
-            (titles[name], f"{statistics.median(off):.1%}", f"{max(off):.0%}", f"{inside} of {len(off)}")
+        found.append(
+            (TITLES[name], f"{statistics.median(off):.1%}", f"{max(off):.0%}", f"{inside} of {len(off)}")
         )
-    show(f"{kept['model']}: deviations", ("figure", "median", "worst", f"within {WITHIN:.0%}"), summary)
+    return found
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -75,7 +75,7 @@ def test_what_is_counted_and_was_not_measured_leaves_the_others_alone() -> None:
     graphs = [build_graph(probe, spec) for probe in (*probes, mask)]
     counted = training_state(graphs[-1], 0)
     took = counted // 2
-    measured = [Measured(1.0, 1.0, took)] * len(graphs)
+    measured = [Measured(1.0, 1.0, took + training_state(g, 0, interim=False)) for g in graphs]
     found = fitted(graphs, measured, SHAPE, trunk=True, head=0, base=0)
     assert found.predict_memory(graphs[0]) == pytest.approx(took, rel=0.25)
     assert found.predict_memory(graphs[-1]) == pytest.approx(took + counted, rel=0.25), "another has to rank"
@@ -125,6 +125,35 @@ def test_features_tell_what_runs() -> None:
     gate = build_graph(recipe({"gate": [{"lora": {"rank": 2}}, "ia3"]}), spec)
     assert features_of(gate, SHAPE)["last, all positions"] == 1
     assert "composition/gate:places" in features_of(gate, SHAPE)
+
+
+def test_entries_of_a_narrow_last_layer_meet_the_read_positions_behind_its_keys_and_values() -> None:
+    spec, _ = spec_of_model(tiny_bert())
+    rows, tokens = SHAPE.rows, SHAPE.rows * SHAPE.tokens
+    width = 2 * next(s.in_features for s in spec.sites if s.name == "q")
+    at_last = lambda *sites: recipe({"lora": {"rank": 1, "sites": list(sites)}}, at="last 1")  # noqa: E731
+    found = features_of(build_graph(at_last("q", "o", "k", "v"), spec), SHAPE)
+    assert found["hook/lora:values"] == width * (2 * rows + 2 * tokens)
+    assert found["hook/lora:products"] == width * (2 * rows + 2 * tokens), "of rank 1"
+    whole = features_of(build_graph(at_last("q", "o"), spec), SHAPE, inference=True)
+    assert whole["hook/lora:values"] == width * 2 * tokens
+    first = recipe({"lora": {"rank": 1, "sites": ["q", "o"]}}, at=[0])
+    assert features_of(build_graph(first, spec), SHAPE)["hook/lora:values"] == width * 2 * tokens
+    gate = recipe({"gate": [{"lora": {"rank": 1, "sites": ["q", "o"]}}, "ia3"]}, at="last 1")
+    assert features_of(build_graph(gate, spec), SHAPE)["hook/lora:values"] == width * 2 * tokens
+
+
+def test_products_count_numbers_that_are_drawn_and_do_not_train() -> None:
+    spec, _ = spec_of_model(tiny_bert())
+    products = [
+        features_of(build_graph(recipe({"vera": {"rank": rank, "sites": ["q"]}}, at=[0]), spec), SHAPE)[
+            "hook/vera:products"
+        ]
+        for rank in (16, 64)
+    ]
+    assert products[1] == 4 * products[0]
+    drawn = 16 * 2 * next(s.in_features for s in spec.sites if s.name == "q")
+    assert products[0] == SHAPE.rows * SHAPE.tokens * drawn
 
 
 def test_probes_are_measured_once_and_the_model_is_left_as_it_was(
