@@ -9,10 +9,11 @@
     python experiments/portfolio/run.py --ship        # write what the package ships: evidence.json
 
 The templates of the package (`autopeft/search/portfolio/templates.yaml`) are fitted to each budget and
-trained as a quick search trains: 60 steps of 32 with the backbone in bf16, the head from its probe. Scores
-and mean losses are those on *select*; *test* is never read. Each seed draws splits, rows, modules and batches
-of its own. A recipe that several budgets come to is trained once. Trainings are kept in
-`results/trainings.jsonl`.
+trained as a quick search trains: 60 steps of 32 with the backbone in bf16, the head from its probe, reading
+what a search's probe finds better (`results/readings.jsonl`). Scores and mean losses are those on *select*;
+*test* is never read. Each seed draws splits, rows, modules and batches of its own. A recipe that several
+budgets come to is trained once. Trainings are kept in `results/trainings.jsonl`, those of another reading
+too, which are not used.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -41,6 +42,7 @@ from autopeft import load_task
 from autopeft.assets import load_config, load_tokenizer, resolve_model
 from autopeft.backbones import spec_of
 from autopeft.counting import Budget
+from autopeft.recipe.pooling import Pooling, pooled
 from autopeft.search.planning.pooling import find_pooling
 from autopeft.search.portfolio import evidence
 from autopeft.search.portfolio.evidence import Key, reference_of
@@ -137,18 +139,45 @@ def _data(cell: Cell) -> EncodedTask:
     return encode(chosen, load_tokenizer(resolve_model(cell.model)), LENGTH)
 
 
+def reading(cell: Cell) -> Pooling:
+    """What heads read in a cell, as a search's own probe finds it; it is recorded."""
+    known = {_cell_of(row): row for row in read_rows(READINGS)}
+    if cell not in known:
+        plan = TrainingPlan(steps=1, max_length=LENGTH, seed=cell.seed, device="cpu")
+        found = find_pooling(resolve_model(cell.model), _data(cell).task, plan, _spec(cell.model))
+        assert found is not None
+        losses = {"own": round(found.own, 6), "mean": round(found.mean, 6)}
+        known[cell] = {**asdict(cell), **losses, "pooling": found.pooling}
+        append_row(READINGS, known[cell])
+        note(f"{cell.task:16} {cell.rows:5} {cell.seed} {found.own:.3f} {found.mean:.3f} {found.pooling}")
+    return cast(Pooling, known[cell]["pooling"])
+
+
+def _cell_of(row: dict[str, Any]) -> Cell:
+    return Cell(*(row[name] for name in Cell.__dataclass_fields__))
+
+
+def current(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Trainings whose heads read what those of a search do, in cells of which that is known."""
+    chosen = {_cell_of(row): row["pooling"] for row in read_rows(READINGS)}
+    return [row for row in rows if row.get("reading", "own") == chosen.get(_cell_of(row))]
+
+
 def measure(cell: Cell, member: FittedRecipe) -> dict[str, Any]:
     """One training as a row."""
+    reads = reading(cell)
     plan = TrainingPlan(
         steps=STEPS, batch_size=BATCH, max_length=LENGTH, seed=cell.seed, device="cpu", head_start="probe"
     )
     before = time.process_time()
-    done = run_trial(_model(cell.model, cell.task), member.recipe, _data(cell), plan, splits=("select",))
+    recipe = pooled(member.recipe, reads)
+    done = run_trial(_model(cell.model, cell.task), recipe, _data(cell), plan, splits=("select",))
     told = asdict(replace(member, recipe=None, counts=None))  # type: ignore[arg-type]
     told = {key: value for key, value in told.items() if value is not None}
     return {
         **asdict(cell),
         **told,
+        "reading": reads,
         "steps": STEPS,
         "score": round(done.scores["select"], 6),
         "loss": round(done.losses["select"], 6),
@@ -185,28 +214,12 @@ def probe(cell: Cell) -> dict[str, Any]:
 
 def probe_all(rows: Sequence[dict[str, Any]]) -> None:
     """Look at each cell that was trained on and not yet looked at."""
-    names = Cell.__dataclass_fields__
-    known = {tuple(row[name] for name in names) for row in read_rows(PROBES)}
-    for key in dict.fromkeys(tuple(row[name] for name in names) for row in rows):
-        if key not in known:
-            row = probe(Cell(*key))
+    known = set(map(_cell_of, read_rows(PROBES)))
+    for cell in dict.fromkeys(map(_cell_of, rows)):
+        if cell not in known:
+            row = probe(cell)
             append_row(PROBES, row)
             note(f"{row['task']:16} {row['rows']:5} {row['seed']} {row['features']} {row['cpu_seconds']} s")
-
-
-def read_all(rows: Sequence[dict[str, Any]]) -> None:
-    """What a head should read in each cell that was trained on, as a search's own probe finds it."""
-    names = Cell.__dataclass_fields__
-    known = {tuple(row[name] for name in names) for row in read_rows(READINGS)}
-    for key in dict.fromkeys(tuple(row[name] for name in names) for row in rows):
-        cell = Cell(*key)
-        if key in known:
-            continue
-        plan = TrainingPlan(steps=1, max_length=LENGTH, seed=cell.seed, device="cpu")
-        found = find_pooling(resolve_model(cell.model), _data(cell).task, plan, _spec(cell.model))
-        assert found is not None
-        append_row(READINGS, {**asdict(cell), "own": round(found.own, 6), "mean": round(found.mean, 6)})
-        note(f"{cell.task:16} {cell.rows:5} {cell.seed} {found.own:.3f} {found.mean:.3f}")
 
 
 def _known(rows: Sequence[dict[str, Any]]) -> set[tuple[Any, ...]]:
@@ -249,10 +262,9 @@ def main() -> None:
     parser.add_argument("--evaluate", action="store_true", help="print what recommendations are worth")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    rows = read_rows(TRAININGS)
+    rows = current(read_rows(TRAININGS))
     if given.probe:
         probe_all(rows)
-        read_all(rows)
         return
     if given.ship:
         target = Path(evidence.__file__).with_name(evidence.FILE)
@@ -277,7 +289,7 @@ def main() -> None:
         note(
             f"{cell.task:16} {cell.rows:5} {cell.seed} {member.template:36} {member.size} {row['score']:.4f}"
         )
-    print(tables(read_rows(TRAININGS)))
+    print(tables(current(read_rows(TRAININGS))))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lib.storage import append_row
 from support.evidence import evidence, minilm_spec
 
+from autopeft.recipe import Recipe
+from autopeft.recipe.pooling import pooling_of
 from autopeft.search.portfolio.evidence import Key, Setting
+from autopeft.training.pooling import PoolingFinding
 
 FOLDER = "portfolio"
 
@@ -36,6 +42,55 @@ def test_each_training_is_needed_once_and_what_is_recorded_is_not(run: Any, monk
     assert len(set(keys)) == len(keys)
     assert {cell.rows for cell, _ in found} == {100, 500, 2_000}
     assert len(list(run.needed("minilm", set(keys[:100])))) == len(keys) - 100
+    run.recipes.cache_clear()
+
+
+def test_trainings_of_another_reading_are_not_used(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "READINGS", tmp_path / "readings.jsonl")
+    cell = {"model": "minilm", "task": "trec", "rows": 100, "seed": 100}
+    rows = [{**cell, "score": 0.5}, {**cell, "score": 0.6, "reading": "mean"}]
+    other = {**cell, "task": "sms-spam", "score": 0.7}
+    assert run.current([*rows, other]) == [], "of no cell it is known what heads read"
+    append_row(run.READINGS, {**cell, "own": 1.0, "mean": 0.5, "pooling": "mean"})
+    assert [row["score"] for row in run.current([*rows, other])] == [0.6]
+    append_row(run.READINGS, {**cell, "task": "sms-spam", "own": 1.0, "mean": 0.99, "pooling": "own"})
+    assert [row["score"] for row in run.current([*rows, other])] == [0.6, 0.7]
+
+
+def test_a_training_reads_what_a_search_would_and_says_so(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "READINGS", tmp_path / "readings.jsonl")
+    monkeypatch.setattr(run, "_model", lambda model, task: None)
+    monkeypatch.setattr(run, "_data", lambda cell: SimpleNamespace(task=None))
+    monkeypatch.setattr(run, "_spec", lambda model: minilm_spec())
+    monkeypatch.setattr(run, "resolve_model", lambda model: model)
+    probes: list[int] = []
+
+    def probed(source: Any, task: Any, plan: Any, spec: Any) -> PoolingFinding:
+        probes.append(plan.seed)
+        return PoolingFinding("mean", 1.0, 0.5)
+
+    trained: list[Recipe] = []
+
+    def trial(model: Any, recipe: Recipe, data: Any, plan: Any, splits: Any) -> Any:
+        trained.append(recipe)
+        counts = SimpleNamespace(deployed=1)
+        return SimpleNamespace(
+            scores={"select": 0.5}, losses={"select": 0.7}, counts=counts, measured={"step_time": 0.1}
+        )
+
+    monkeypatch.setattr(run, "find_pooling", probed)
+    monkeypatch.setattr(run, "run_trial", trial)
+    run.recipes.cache_clear()
+    members = run.recipes("minilm", "0.5%")[:2]
+    rows = [run.measure(run.Cell("minilm", "trec", 100, 7), member) for member in members]
+    assert probes == [7], "once for a cell"
+    assert [row["reading"] for row in rows] == ["mean", "mean"]
+    assert [row["hash"] for row in rows] == [member.hash for member in members]
+    assert all(pooling_of(recipe).model for recipe in trained)
     run.recipes.cache_clear()
 
 
