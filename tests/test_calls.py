@@ -128,6 +128,12 @@ CALLBACKS = (
         "The controller hands each finished record to whoever keeps the run folder.",
     ),
     Callback(
+        "autopeft.search.selection.verdicts",
+        "autopeft.search.api",
+        ("<lambda>",),
+        "Whether a baseline lies inside budget and limits is asked of the search, which knows both.",
+    ),
+    Callback(
         "autopeft.search.selection",
         "autopeft.search.controller.controller",
         ("_fits", "_known"),

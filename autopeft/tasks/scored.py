@@ -45,7 +45,6 @@ class ScoredSplit:
     @property
     def least_variance(self) -> float:
         """Sampling variance of a perfect score, in which one row that errs has its part: accuracy's is near
-        1/rows². 0 where the metric has no highest score."""
+        1/rows². Infinite where the metric has no highest score."""
         highest = get_metric(self.metric).high
-        found = self.variance(highest) if math.isfinite(highest) else math.inf
-        return found if math.isfinite(found) else 0.0
+        return self.variance(highest) if math.isfinite(highest) else math.inf

@@ -60,7 +60,7 @@ def grid() -> Iterator[Setting]:
             for spread in (0.0, 1.0, 3.0):
                 for difference in (0.0, -1.0):
                     yield Setting(rows, seeds, spread, difference)
-    for rows in (50, 100, 200, 300, 400, 1000):
+    for rows in (50, 100, 200, 300, 350, 400, 450, 872, 1000):
         yield Setting(rows, 3, 0.0, -1.0, chance=False)
 
 

@@ -172,7 +172,7 @@ def _answers(controller: Controller, final: Contender | None) -> Mapping[Goal, A
     confirmation = controller.confirmation
     if final is None:
         return {}
-    return answers(confirmation.verdicts(), confirmation.best_baseline, controller.trial_metric)
+    return answers(confirmation.verdicts, confirmation.best_baseline, controller.trial_metric)
 
 
 def _finding(
@@ -196,16 +196,19 @@ def _finding(
         found.get(ready.goal),
         None if beside is None else named.get(beside.name),
         returned=won.origin if _is_baseline(won.final, controller.confirmation.baselines()) else None,
+        unfinished=any(len(f.good) < len(f.runs) for f in controller.confirmation.finalists),
         margin=ready.arguments.margin / 100,
     )
 
 
 def _left_out(controller: Controller) -> list[str]:
     out, once = controller.confirmation.left_out, controller.confirmation.swept_once
+    failed = controller.confirmation.failed
     told = [f"There was no time for these baselines: {', '.join(out)}."] if out else []
     chosen = (
         f"There was no time to try {', '.join(once)} with a second seed: one seed chose the learning rate."
     )
+    told += [f"Nothing is compared with {', '.join(failed)}: all trainings of it failed."] if failed else []
     return [*told, *([chosen] if once else [])]
 
 
@@ -265,6 +268,7 @@ def _over_constant(ready: Prepared, winner: Contender | None) -> Comparison | No
         name=constant.name,
         score=constant.scores["test"],
         parts=(winner.parts, constant.parts),
+        margin=ready.arguments.margin / 100,
     )
 
 

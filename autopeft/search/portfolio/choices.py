@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -109,7 +110,7 @@ def rank(
     target = Target(most / spec.parameters, rows)
     known = estimates(evidence, target, reference=first, leave_out=leave_out, likeness=likeness)
     known = {key: found.shifted((shifts or {}).get(key, 0.0)) for key, found in known.items()}
-    costs = _costs(evidence, target.share)
+    costs = _costs(evidence, target.share, first)
     choices = [
         Choice(m, known.get(key), costs.get(key))
         for m in found
@@ -121,13 +122,14 @@ def rank(
     return Ranking(tuple(choices), reference, _reason(choices, first, known, target))
 
 
-def _costs(evidence: Evidence, share: float) -> Mapping[Key, float]:
-    """Of the recorded budget that is nearest."""
-    shares = {s for s, _ in evidence.costs}
-    if not shares:
-        return {}
-    near = min(shares, key=lambda s: abs(s / share - 1.0))
-    return {key: cost for (s, key), cost in evidence.costs.items() if s == near}
+def _costs(evidence: Evidence, share: float, first: Key) -> Mapping[Key, float]:
+    """What steps take beside those of `first`, each at the recorded budget that is nearest."""
+    found: dict[Key, float] = {}
+    far = lambda known: abs(math.log(known[0][0] / share))  # noqa: E731
+    for (_, key), cost in sorted(evidence.costs.items(), key=far):
+        found.setdefault(key, cost)
+    own = found.get(first)
+    return {} if own is None else {key: cost / own for key, cost in found.items()}
 
 
 def _reason(choices: Sequence[Choice], first: Key, known: Collection[Key], target: Target) -> str | None:
@@ -144,5 +146,5 @@ def _reason(choices: Sequence[Choice], first: Key, known: Collection[Key], targe
 
 def _nothing(found: Sequence[FittedRecipe], budget: Budget, most: int) -> str:
     if found:
-        return f"not even the smallest LoRA fits the budget {budget}, so that gains over it say nothing"
+        return f"no LoRA of the portfolio's sizes fits the budget {budget}, and gains are over LoRA"
     return f"no recipe of the portfolio fits the budget {budget} ({most:,} parameters) on this backbone"

@@ -102,7 +102,7 @@ class Evidence:
         observations: one for each training and budget that it fits; those of the reference itself, which are
             zero, are left out.
         references: by budget's share the key of what gains are over.
-        costs: by budget's share and key the time of a training step over that of the reference.
+        costs: by budget's share and key the time of a training step over that of LoRA on all layers.
         steps, batch_size: of every training.
         trainings: how many there are in each setting.
         features: of the tasks, in the settings in which they were measured.
@@ -173,8 +173,7 @@ def read_evidence(text: str) -> Evidence:
             if first is None:
                 continue
             references[share] = first
-            times = {keys[i]: model["recipes"][i][3] for i in members}
-            costs |= {(share, k): t / times[first] for k, t in times.items() if t and times[first]}
+            costs |= {(share, keys[i]): cost for i in members if (cost := model["recipes"][i][3])}
     for line in told["settings"]:
         observations += _observed(line, told["models"][line["model"]])
     trainings = {_setting(line): sum(s is not None for s in line["scores"]) for line in told["settings"]}

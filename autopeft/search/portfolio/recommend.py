@@ -136,7 +136,8 @@ def recommend(call: RecommendCall) -> Recommendation:
     task = None if asked.task is None else asked_task(asked, tell, backbone=spec)
     rows = asked.rows or (ROWS if task is None else len(task.splits["train"]))
     evidence = shipped_evidence()
-    left_out = tuple(dict.fromkeys((*call.leave_out, *own_clusters(asked.task, task))))
+    own = own_clusters(asked.task, task)
+    left_out = tuple(dict.fromkeys((*call.leave_out, *own)))
     other = None if task is None or task.kind == KIND else task.kind
     known = evidence if other is None else evidence.without(evidence.clusters)
     sharper = Sharpening()
@@ -158,7 +159,7 @@ def recommend(call: RecommendCall) -> Recommendation:
         choices=ranking.choices,
         reference=ranking.reference,
         abstained=f"there is no evidence of tasks of the kind {other}" if other else ranking.reason,
-        why=(*_why(known, ranking, name, left_out), *_served(asked.serve), *sharper.why, *read),
+        why=(*_why(known, ranking, name, left_out, own), *_served(asked.serve), *sharper.why, *read),
         command=_command(asked, file),
         budget=str(asked.budget),
         model=name,
@@ -177,8 +178,10 @@ def own_clusters(asked: Any, task: Task | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(cluster for cluster in found if cluster is not None))
 
 
-def _why(evidence: Evidence, ranking: Ranking, model: str, left_out: Sequence[str]) -> list[str]:
-    """Where a ranking comes from and how far it goes."""
+def _why(
+    evidence: Evidence, ranking: Ranking, model: str, left_out: Sequence[str], own: Sequence[str]
+) -> list[str]:
+    """Where a ranking comes from and how far it goes; `own` are the clusters of the task itself."""
     kept, found = evidence.without(left_out), list[str]()
     if kept.observations:
         rows = sorted({o.setting.rows for o in kept.observations})
@@ -190,9 +193,13 @@ def _why(evidence: Evidence, ranking: Ranking, model: str, left_out: Sequence[st
             f"{', '.join(f'{n:,}' for n in rows)} rows; budgets of "
             f"{', '.join(f'{100 * s:.2g} %' for s in shares)}."
         )
-    absent = sorted(set(left_out) & set(evidence.clusters))
-    if absent:
-        found.append(f"Left out, as they share texts with the task: {', '.join(absent)}.")
+    absent = set(left_out) & set(evidence.clusters)
+    for why, names in (
+        ("Left out, as they share texts with the task", absent & set(own)),
+        ("Left out, as asked for", absent - set(own)),
+    ):
+        if names:
+            found.append(f"{why}: {', '.join(sorted(names))}.")
     if kept.observations and model not in evidence.models:
         found.append(f"No training was on {model}: how far this holds there was not measured.")
     best = ranking.choices[0].estimate

@@ -62,7 +62,9 @@ def portfolio_points(
     if not points:
         return [], None
     names = ", ".join(points)
-    return list(points.values()), f"The search begins with the portfolio: {names} (see autopeft recommend)."
+    return list(
+        points.values()
+    ), f"Among the first trials are the portfolio's: {names} (see autopeft recommend)."
 
 
 def _by_template(ranking: Ranking) -> list[Recipe]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,8 @@ from autopeft.search.selection.verdicts import Verdict, chosen
 __all__ = ["Answer", "answers", "finding", "origin"]
 
 _TAKES: dict[Goal, str] = {"smallest": "size", "cheapest": "training cost"}
+# Predictions of a step's time are not as exact as that (see `chosen`).
+_LESS: dict[Goal, str] = {"smallest": "less size", "cheapest": "a training cost that is 5 % lower or more"}
 
 
 @dataclass(frozen=True)
@@ -94,16 +96,16 @@ def origin(side: Contender) -> str:
 
 
 def answers(
-    found: Sequence[Verdict], baseline: Contender | None, metric: str | None = None
+    found: Callable[[Goal], Sequence[Verdict]], baseline: Contender | None, metric: str | None = None
 ) -> dict[Goal, Answer | None]:
     """The answer to each goal, `None` where nothing is known that could tell.
 
     Args:
-        found: verdicts in their order.
+        found: gives the verdicts of a goal in their order.
         baseline: the best one.
         metric: that scores *select*, where it is another than the task's.
     """
-    verdicts = {goal: chosen(goal, found) for goal in GOALS}
+    verdicts = {goal: chosen(goal, found(goal)) for goal in GOALS}
     return {goal: None if v is None else _answer(goal, v, baseline, metric) for goal, v in verdicts.items()}
 
 
@@ -142,6 +144,7 @@ def finding(
     comparison: Comparison | None,
     *,
     returned: str | None = None,
+    unfinished: bool = False,
     margin: float = MARGIN,
 ) -> str | None:
     """What a search for its goal has found, in one sentence that says no more than *test* shows; `None` where
@@ -152,13 +155,17 @@ def finding(
         comparison: of the winner with the best baseline on *test*; `None` where there is no baseline, or it
             is the winner.
         returned: name of the baseline that is the winner.
+        unfinished: whether a run of a finalist failed, so that it cannot win.
     """
     near = within(margin)
     if goal == "best":
-        return None if returned is None else f"Nothing found beats {returned}: it is returned."
+        nothing = "Nothing that ended all of its runs" if unfinished else "Nothing found"
+        return None if returned is None else f"{nothing} beats {returned}: it is returned."
     takes = _TAKES[goal]
     if comparison is None and returned is not None:
-        return f"Nothing found is as good as {returned} ({near}) with less {takes}: it is returned."
+        return f"Nothing found is as good as {returned} ({near}) with {_LESS[goal]}: it is returned."
+    if comparison is None and answer is None:
+        return f"Nothing is known that tells the {goal}: what promises most is returned."
     if comparison is None:
         return f"The least {takes} {near} of the best that was found, as far as select tells."
     if comparison.difference is None:

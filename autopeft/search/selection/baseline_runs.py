@@ -218,6 +218,11 @@ class BaselineRuns(RepeatedRuns):
         """Whether the whole sweep has been given out and has ended; a baseline without a choice has none."""
         return self._baseline.sweep_runs == 0 or (self._begun and self.sweep_left == 0)
 
+    @property
+    def failed(self) -> bool:
+        """Whether all trainings of its sweep failed, so that nothing is compared with it."""
+        return self.swept and bool(self.sweep) and not self._ranked()
+
     def later(self, seeds: int) -> int:
         """Runs with fresh seeds that are still to come."""
         return 0 if self.started else self._baseline.fresh_runs(seeds)

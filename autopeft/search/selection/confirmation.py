@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from autopeft.effort import Effort
 from autopeft.runs.records import RecordState, TrialRecord
+from autopeft.search.core.goals import Goal
 from autopeft.search.core.jobs import Job, JobResult, ScoreJob, TrainJob
 from autopeft.search.optimization.pareto import best_first
 from autopeft.search.selection.baseline_runs import BaselineRuns
@@ -209,9 +210,16 @@ class Confirmation:
         """Whether the winner is chosen when a baseline has ended, as it decides as well."""
         return race.prior or (self.judge.cost is not None and race.single)
 
-    def verdicts(self) -> list[Verdict]:
-        """What is known of all that may win, what promises most first."""
-        return verdicts(self.finalists, self.races, self.judge)
+    def verdicts(self, goal: Goal | None = None) -> list[Verdict]:
+        """What is known of all that may win, what promises most first; where a goal is named, as if the
+        search had it."""
+        judge = self.judge if goal is None else replace(self.judge, goal=goal)
+        return verdicts(self.finalists, self.races, judge)
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of the baselines of which all trainings failed."""
+        return [race.name for race in self.races if race.failed]
 
     @property
     def best_baseline(self) -> Contender | None:

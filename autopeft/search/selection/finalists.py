@@ -54,7 +54,7 @@ def choose_frugal(
     A score of one seed flatters a recipe that was chosen by it. It is drawn half the way towards the
     baseline's, as if the recipe had scored that once more (see `promise`). Of what is then within the margin,
     recipes come first that no cheaper one beats. They are spread, as the cheapest is the likeliest to fall
-    short once it is trained again.
+    short once it is trained again. Where one alone is trained again, it is the best of them.
 
     Args:
         baseline: the best one; `None` for the best record, whatever it costs.
@@ -71,7 +71,9 @@ def choose_frugal(
         if (r.score - goal) / 2 >= -margin
     ]
     front = nondominated(near, lambda r: order(r.rank or 0.0, _cost(r, cost), r.number))
-    slots, last = max(1, top - 1), len(front) - 1
+    if top == 1:
+        return (near or complete)[:1]
+    slots, last = top - 1, len(front) - 1
     spread = [front[round(i * last / max(slots - 1, 1))] for i in range(slots)] if front else []
     others = sorted(near, key=lambda r: _cost(r, cost))
     ranked = [*spread, complete[0], *front, *others, *complete]

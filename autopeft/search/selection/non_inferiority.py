@@ -65,7 +65,8 @@ def seed_noise(scores: Iterable[Sequence[float]]) -> SeedNoise:
 def non_inferiority(
     mine: RepeatedRuns, other: RepeatedRuns, noise: SeedNoise, split: ScoredSplit, margin: float
 ) -> NonInferiority | None:
-    """What the fresh seeds of both say; `None` where one has no score.
+    """What the fresh seeds of both say; `None` where one has no score, or nothing tells how far other rows
+    would move it.
 
     Args:
         noise: of a seed (see `seed_noise`).
@@ -79,6 +80,8 @@ def non_inferiority(
     difference = means[0] - means[1]
     parts = [{run.seed: run.select_values for run in side.good} for side in (mine, other)]
     rows = _rows(parts, scores, split, means)
+    if not math.isfinite(rows):
+        return None
     seed = noise.variance if noise.degrees else rows / 2
     variance = seed * sum(1 / len(side) for side in scores) + rows
     prior = max(2 * seed, margin**2)

@@ -17,8 +17,12 @@ besides the group's own part, as does the variance over seeds; so it is taken of
 Two sides that answered all rows alike may still differ on further ones. So the rows' part has z² rows more on
 which they differ, half of them either way (z = 1.96; Agresti and Coull 1998 for one share,
 doi:10.1080/00031305.1998.10480550; Agresti and Min 2005 for paired ones, doi:10.1002/sim.1781). Each counts
-what groups that differ do on average, or, where none does, what one row is worth beside a perfect score.
-Where most groups differ this is next to nothing; of 300 rows without a difference it makes ±1.3 points.
+what groups that differ do on average, each group weighted by the square of its difference: groups that a row
+elsewhere moves a little, as all do where they are not equally large or the score is no mean, have no part in
+it. A row that differs in one of three seeds is worth no less than one that differs in all, so where fewer
+groups differ than the rows that are added, seeds count one by one. Where none differs, it is what one row is
+worth beside a perfect score. Where most groups differ all this is next to nothing; of 300 rows without a
+difference it makes ±1.3 points.
 
 Where contributions of rows are not known (runs of before they were kept) the rows of the two sides count as
 independent, and paired t over the differences of equal seeds stands in: wider, as the overlap is unknown.
@@ -193,12 +197,18 @@ def compare(
 
 
 def compare_with_constant(
-    winner: Scores, split: ScoredSplit, *, name: str, score: float, parts: tuple[Parts, Sequence[float]]
+    winner: Scores,
+    split: ScoredSplit,
+    *,
+    name: str,
+    score: float,
+    parts: tuple[Parts, Sequence[float]],
+    margin: float = MARGIN,
 ) -> Comparison:
     """Compare scores on *test* with that of the same answer for every row, which no seed changes.
 
     Args:
-        winner, split: see `compare`.
+        winner, split, margin: see `compare`.
         name, score: of the answer.
         parts: contributions of groups of rows to the scores of the winner, by seed, and to the answer's.
     """
@@ -210,6 +220,7 @@ def compare_with_constant(
         split,
         name=name,
         parts=(own, dict.fromkeys(seeds, answer)),
+        margin=margin,
     )
     return replace(found, seeds=(len(seeds), 0), paired=False)
 
@@ -242,16 +253,29 @@ def rows_variance(mine: Numbers, other: Numbers, split: ScoredSplit) -> float:
         if len(side) > 1:
             rest = side - side.mean(1, keepdims=True)
             found -= float(np.var(rest, axis=0, ddof=1).sum()) / (groups * (groups - 1)) / len(side)
-    return max(found, 0.0) + _Z**2 * _row_apart(apart, split)
+    return max(found, 0.0) + _Z**2 * _row_apart(mine, other, split)
 
 
-def _row_apart(apart: Numbers, split: ScoredSplit) -> float:
-    """The square of what a row on which the sides differ adds to a score; 0 where none does and nothing is
-    known of the metric's range."""
-    differing = apart[np.abs(apart) > _ROUNDING]
-    if differing.size:
-        return float(np.mean(differing**2)) / apart.size**2
-    return split.least_variance
+def _row_apart(mine: Numbers, other: Numbers, split: ScoredSplit) -> float:
+    """The square of what a row on which the sides differ adds to a score; infinite where none does and
+    nothing is known of the metric's range."""
+    worth, _ = _typical(mine.mean(0) - other.mean(0))
+    by_seed, differing = _typical(mine[:, None] - other)
+    if not differing:
+        return split.least_variance
+    if differing / (len(mine) * len(other)) < _Z**2:
+        worth = max(worth, by_seed)
+    return float(worth / mine.shape[1] ** 2)
+
+
+def _typical(apart: Numbers) -> tuple[float, float]:
+    """The square of a typical difference, each weighted by its own square, and how many differ (of equal
+    ones exactly: Kish's effective number)."""
+    squares = apart[np.abs(apart) > _ROUNDING] ** 2
+    if not squares.size:
+        return 0.0, 0.0
+    total, fourth = float(squares.sum()), float((squares**2).sum())
+    return fourth / total, total**2 / fourth
 
 
 def _seeds_half(mine: Mapping[int, float], other: Mapping[int, float], *, paired: bool) -> float:

@@ -74,7 +74,8 @@ class Verdict:
         runs: the recipe, and its runs.
         promise: what it is expected to be ranked by.
         beside: what *select* says of it beside the best baseline, `None` for that one itself.
-        deployed, step_cost: what it costs; `baseline_cost` is a step's of the best baseline.
+        deployed, step_cost: what it costs; `baseline_cost` is a step's of the best baseline, `None` where
+            that is not trained.
         sure: whether it counts as within the margin.
     """
 
@@ -121,7 +122,10 @@ def verdicts(finalists: Sequence[Finalist], races: Sequence[BaselineRuns], judge
     everyone = [*runs, *([] if any(side is reference for side in runs) else [reference])]
     noise = seed_noise([run.select for run in side.good if run.select is not None] for side in everyone)
     # Without predictions, what steps took, as far as all were measured in this search.
-    predicted = judge.step_cost is not None or any(side.step_time is None for side in everyone)
+    trains = {id(side): not isinstance(side, BaselineRuns) or side.trained for side in everyone}
+    unknown = any(side.step_time is None and trains[id(side)] for side in everyone)
+    predicted = judge.step_cost is not None or unknown
+    cost = (lambda side: judge.cost_of_step(side.recipe)) if predicted else (lambda side: side.step_time)
     found = []
     for side in runs:
         same = side is reference
@@ -132,9 +136,9 @@ def verdicts(finalists: Sequence[Finalist], races: Sequence[BaselineRuns], judge
                 expected[id(side)],
                 seen,
                 side.counts.get("deployed"),
-                judge.cost_of_step(side.recipe) if predicted else side.step_time,
+                cost(side),
                 same or (seen is not None and seen.within >= ENOUGH),
-                judge.cost_of_step(reference.recipe) if predicted else reference.step_time,
+                cost(reference) if trains[id(reference)] else None,
             )
         )
     return sorted(found, key=lambda verdict: verdict.place)

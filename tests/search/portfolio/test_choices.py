@@ -44,6 +44,23 @@ def test_the_reference_costs_what_it_costs_where_no_time_was_recorded() -> None:
     assert {c.key: c.cost for c in found.choices if c.cost is not None} == {Key("lora", 1): 1.0}
 
 
+def test_costs_are_over_the_reference_of_the_budget_whatever_budget_they_were_recorded_at() -> None:
+    """A budget between two recorded ones, of which the smaller has LoRA on the upper half as plain."""
+    known = evidence(dora_is_better)
+    large, small = max(known.references), min(known.references)
+    half, serial = Key("lora, upper half", 1), Key("serial adapter", 1)
+    costs = {(large, Key("lora", 1)): 1.0, (small, half): 0.4, (large, serial): 0.9, (small, serial): 0.2}
+    for budget in ("0.5%", "0.15%", "0.1%", "0.06%"):
+        found = rank(replace(known, costs=costs), minilm_spec(), Budget.parse(budget), 500)
+        told = {c.key: c.cost for c in found.choices if c.cost is not None}
+        assert told[Key("lora", 1)] == 1.0
+        assert told.get(half, 0.4) == pytest.approx(0.4), budget
+        assert told[serial] == pytest.approx(0.2 if budget in ("0.1%", "0.06%") else 0.9), budget
+    found = rank(replace(known, costs=costs), minilm_spec(), Budget.parse("0.04%"), 500)
+    told = {c.key: c.cost for c in found.choices}
+    assert (told[half], told[serial]) == (1.0, pytest.approx(0.5))
+
+
 def test_where_nothing_is_better_lora_is_first_at_its_better_rate() -> None:
     found = rank(evidence(nothing_is_better, noise=0.2), minilm_spec(), HALF, 500)
     assert found.choices[0].key == Key("lora", 0)

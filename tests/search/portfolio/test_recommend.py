@@ -83,6 +83,7 @@ def test_rows_that_share_texts_with_the_task_are_no_evidence(place: dict[str, An
     assert "Left out, as they share texts with the task: trec." in found.why
     assert "trec" not in found.why[0]
     also = autopeft.recommend(**place, rows=500, leave_out=["trec"])
+    assert "Left out, as asked for: trec." in also.why
     assert next(c for c in also.choices if c.key.template == "krona").estimate.observed < 0  # type: ignore[union-attr]
 
 

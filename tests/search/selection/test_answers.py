@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 
 from autopeft.runs.records import TrialRecord
+from autopeft.search.core.goals import Goal
 from autopeft.search.core.jobs import JobResult
 from autopeft.search.selection.answers import Answer, answers, finding
 from autopeft.search.selection.baseline_runs import BaselineRuns
-from autopeft.search.selection.baselines import Baseline
+from autopeft.search.selection.baselines import Baseline, BaselineKind
 from autopeft.search.selection.finalists import Finalist
 from autopeft.search.selection.significance import compare
-from autopeft.search.selection.verdicts import Judge, verdicts
+from autopeft.search.selection.verdicts import Judge, best_baseline, verdicts
 from autopeft.tasks.scored import ScoredSplit
 
 SEEDS = (1000, 1001, 1002)
@@ -48,10 +49,18 @@ def trial(number: int, rank: int, scores: Sequence[float], seconds: float | None
     return found
 
 
+def told(finalists: Sequence[Finalist], races: Sequence[BaselineRuns]) -> dict[Goal, Answer | None]:
+    beside = best_baseline(races)
+    return answers(
+        lambda goal: verdicts(finalists, races, replace(JUDGE, goal=goal)),
+        None if beside is None else beside.contender(),
+    )
+
+
 def test_one_run_answers_all_three() -> None:
     finalists = [trial(3, 4, (0.80, 0.80, 0.802)), trial(5, 8, (0.82, 0.82, 0.822))]
     race = lora()
-    found = answers(verdicts(finalists, [race], JUDGE), race.contender())
+    found = told(finalists, [race])
     assert {goal: a and a.name for goal, a in found.items()} == {
         "best": "trial 5", "smallest": "trial 3", "cheapest": "trial 3"
     }  # fmt: skip
@@ -68,25 +77,53 @@ def test_one_run_answers_all_three() -> None:
 
 def test_what_was_measured_in_both_is_told_rather_than_what_was_predicted() -> None:
     race = lora(seconds=2.0)
-    found = answers(verdicts([trial(3, 4, (0.80, 0.80, 0.802), 0.9)], [race], JUDGE), race.contender())
+    found = told([trial(3, 4, (0.80, 0.80, 0.802), 0.9)], [race])
     assert found["cheapest"] is not None
     assert (found["cheapest"].cost_share, found["cheapest"].measured) == (0.45, True)
     kept = lora()  # its runs are those of an earlier search
-    found = answers(verdicts([trial(3, 4, (0.80, 0.80, 0.802), 0.9)], [kept], JUDGE), kept.contender())
+    found = told([trial(3, 4, (0.80, 0.80, 0.802), 0.9)], [kept])
     assert found["cheapest"] is not None
     assert (found["cheapest"].cost_share, found["cheapest"].measured) == (0.5, False)
 
 
 def test_the_best_baseline_is_compared_with_nothing() -> None:
     race = lora()
-    found = answers(verdicts([trial(3, 8, (0.70, 0.70, 0.70))], [race], JUDGE), race.contender())
+    found = told([trial(3, 8, (0.70, 0.70, 0.70))], [race])
     assert found["best"] is not None
     assert (found["best"].name, found["best"].baseline, found["best"].within) == ("LoRA rank 6", None, None)
     assert found["best"].sentence() == "Best: LoRA rank 6 (lora), 200 parameters, 0.8010 ± 0.0010 on select."
 
 
+def other(kind: BaselineKind, score: float, deployed: int = 0) -> BaselineRuns:
+    shots = 0 if kind == "untuned" else None
+    found = BaselineRuns(1, Baseline(kind, (recipe(1),), {"deployed": deployed}, kind=kind, shots=shots))
+    for job, value in zip(found.jobs(SEEDS, 9), (score, score, score + 0.002), strict=shots is None):
+        found.take(JobResult(job.id, {"select": value, "test": value}))
+    return found
+
+
+def test_whatever_the_goal_of_the_search_the_best_baseline_is_among_the_small_and_the_cheap() -> None:
+    finalists = [trial(3, 4, (0.80, 0.80, 0.802))]
+    found = told(finalists, [lora((0.79, 0.79, 0.79)), other("head", 0.80)])
+    assert found["smallest"] is not None
+    assert (found["smallest"].name, found["smallest"].counts["deployed"]) == ("head", 0)
+    best = found["best"]
+    assert best is not None
+    assert best.name == "trial 3", (
+        "the head is compared with, and returned where a goal asks for what is small"
+    )
+
+
+def test_nothing_costs_a_share_of_a_training_that_was_none() -> None:
+    found = told([trial(3, 4, (0.80, 0.80, 0.802))], [other("untuned", 0.79)])
+    cheapest = found["cheapest"]
+    assert cheapest is not None
+    assert (cheapest.name, cheapest.baseline, cheapest.cost_share) == ("trial 3", "untuned", None)
+    assert "training cost" not in cheapest.sentence()
+
+
 def test_nothing_confirmed_answers_nothing() -> None:
-    assert answers([], None) == {"best": None, "smallest": None, "cheapest": None}
+    assert answers(lambda goal: [], None) == {"best": None, "smallest": None, "cheapest": None}
 
 
 ANSWER = Answer("cheapest", "trial 3", 3, recipe(4), {}, (0.8,), "LoRA", -0.001, 0.9, 0.08, 0.52, True)
@@ -131,7 +168,16 @@ def test_a_fallback_is_said_to_be_one() -> None:
 def test_a_baseline_that_is_returned_is_said_to_be_one() -> None:
     assert finding("best", None, None, returned="LoRA") == "Nothing found beats LoRA: it is returned."
     assert finding("cheapest", ANSWER, None, returned="LoRA") == (
-        "Nothing found is as good as LoRA (within 1 point) with less training cost: it is returned."
+        "Nothing found is as good as LoRA (within 1 point) with a training cost that is 5 % lower or more: "
+        "it is returned."
+    )
+    smaller = finding("smallest", ANSWER, None, returned="LoRA")
+    assert smaller == "Nothing found is as good as LoRA (within 1 point) with less size: it is returned."
+    assert finding("best", None, None, returned="LoRA", unfinished=True) == (
+        "Nothing that ended all of its runs beats LoRA: it is returned."
+    )
+    assert finding("cheapest", None, None) == (
+        "Nothing is known that tells the cheapest: what promises most is returned."
     )
     assert finding("best", None, None) is None
 

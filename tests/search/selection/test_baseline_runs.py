@@ -121,7 +121,10 @@ def test_a_sweep_that_failed_throughout_trains_nothing() -> None:
         race.take_sweep(JobResult(job.id, error="boom", failure="failed"))
     assert race.sweep_jobs(0, 10) == []
     assert race.swept
+    assert race.failed
     assert race.jobs(fresh_seeds(0, 2), 10) == []
+    race.leave_out()
+    assert not race.failed, "for want of time is another reason"
 
 
 def untrained_race(shots: int) -> BaselineRuns:

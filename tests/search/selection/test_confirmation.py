@@ -305,7 +305,7 @@ def test_where_nothing_cheaper_is_as_good_the_baseline_is_returned(make_stage: M
     result, _ = finished(stage, tmp_path, "cheapest")
     assert result.origin == "LoRA of rank 90"
     assert result.finding.startswith(
-        "Nothing found is as good as LoRA of rank 90 (within 1 point) with less "
+        "Nothing found is as good as LoRA of rank 90 (within 1 point) with a training cost "
     )
 
 

@@ -48,7 +48,9 @@ def numbers(
 def test_the_cheapest_that_may_be_within_the_margin_come_first_and_then_the_best() -> None:
     records = [trial(0, 0.82, 1.5), trial(1, 0.79, 0.5), trial(2, 0.785, 0.7), trial(3, 0.70, 0.1)]
     assert numbers(records, 2) == [1, 0]
-    assert numbers(records, 1) == [1]
+    assert numbers(records, 1) == [0], "alone it is the best of those that cost less"
+    assert numbers(records, 1, at_most=1.0) == [1]
+    assert numbers(records, 1, at_most=0.1) == [0], "nothing costs less"
     # What a cheaper one beats comes last, what is out of reach only where nothing else is left.
     assert numbers(records, 3) == [1, 0, 2]
     assert numbers(records, 4) == [1, 0, 2, 3]

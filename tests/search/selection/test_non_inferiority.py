@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from autopeft.search.selection.non_inferiority import (
     non_inferiority,
     seed_noise,
 )
+from autopeft.tasks.kinds.metric import Metric
 from autopeft.tasks.scored import ScoredSplit
 
 ROWS = ScoredSplit("accuracy", 400)
@@ -84,6 +86,15 @@ def test_with_one_seed_the_rows_say_how_much_seeds_may_do() -> None:
 
 def test_without_a_score_nothing_is_known() -> None:
     assert non_inferiority(repeated([]), repeated([0.5]), SeedNoise(0.1, 1), ROWS, 0.01) is None
+
+
+def test_where_nothing_tells_how_far_rows_move_a_score_nothing_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    metric = Metric("own", -math.inf, math.inf, "", lambda p, y: 0.0)
+    monkeypatch.setattr("autopeft.tasks.scored.get_metric", lambda name: metric)
+    rows, noise = ScoredSplit("own", 5), SeedNoise(0.1, 4)
+    assert non_inferiority(repeated([0.8] * 3), repeated([0.8] * 3), noise, rows, 0.01) is None
 
 
 def test_it_is_right_as_often_as_it_says() -> None:
